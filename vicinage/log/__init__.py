@@ -1,0 +1,144 @@
+"""The durable, partitioned log: everything downstream of it can be rebuilt from it.
+
+Law 2: `append` returns only when the records survive a kill -9 and a power cut.
+Law 3: a consumer group's position is a hint where to start; whoever reads makes replay harmless.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from vicinage.errors import Refused
+
+TopicPartition = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is appended. `value` None is a deletion of `key`. `event_time_ms` is the writer's own time of the event."""
+
+    value: bytes | None
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    event_time_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A record with its place."""
+
+    topic: str
+    partition: int
+    offset: int
+    record: Record
+
+    def size(self) -> int:
+        """Bytes of key, value and headers."""
+        r = self.record
+        return len(r.value or b"") + len(r.key or b"") + sum(len(k) + len(v) for k, v in r.headers)
+
+
+class Reader(Protocol):
+    """Reads many partitions forward, each from its own offset; keeps its place in memory only. One thread at a time."""
+
+    def add(self, topic: str, partition: int, start: int) -> None:
+        """Read this partition too, from offset `start`."""
+        ...
+
+    def remove(self, topic: str, partition: int) -> None:
+        """Stop reading this partition."""
+        ...
+
+    def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[Stored]:
+        """The next records, in order within each partition; [] when none came within `wait_s`.
+
+        Wakes as soon as a record is durable (no poll interval). Every partition with records waiting gets a fair
+        share of `bytes_max`, and at least one record is returned whatever its size. Raises Unavailable when the log is
+        away, and Refused when a start offset is gone (retention) or beyond the end (topic made anew): never skips.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what it holds. Idempotent."""
+        ...
+
+
+class Log(Protocol):
+    """Topics of ordered partitions. Safe for many threads and many processes."""
+
+    def ensure_topic(self, topic: str, partitions: int = 1, *, retention_ms: int | None = None) -> int:
+        """Make the topic exist; the number of partitions it really has. Idempotent. None: keeps records for ever."""
+        ...
+
+    def topics(self, prefix: str = "") -> dict[str, int]:
+        """Topic name → number of partitions, for names that start with `prefix`."""
+        ...
+
+    def delete_topic(self, topic: str) -> None:
+        """Remove the topic, its records and the groups' positions in it. Idempotent."""
+        ...
+
+    def append(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
+        """Write the records; their offsets, rising in the order given. Durable on return.
+
+        Raises Unavailable (nothing was acknowledged; the caller may retry) and NotFound for an unknown topic.
+        """
+        ...
+
+    def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[Stored]:
+        """Records from offset `start`, at once; [] at the end. Raises as Reader.poll does."""
+        ...
+
+    def begin(self, topic: str, partition: int) -> int:
+        """The lowest offset still kept."""
+        ...
+
+    def end(self, topic: str, partition: int) -> int:
+        """The offset that the next record will get."""
+        ...
+
+    def commit(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
+        """Remember, durably and all together, the next offset that `group` will read of each partition."""
+        ...
+
+    def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """What `commit` stored; a partition without a position is absent."""
+        ...
+
+    def wait_committed(self, group: str, topic: str, partition: int, offset: int, *, wait_s: float) -> bool:
+        """True as soon as `group` has committed beyond `offset` in this partition, False after `wait_s`."""
+        ...
+
+    def trim(self, topic: str, partition: int, before: int) -> None:
+        """Let go of records below offset `before` (they may stay longer)."""
+        ...
+
+    def reader(self, starts: Mapping[TopicPartition, int]) -> Reader:
+        """A Reader over these partitions, each from its offset."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds. Idempotent."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def open_log(url: str) -> Log:
+    """The log at `url`: `sqlite:///relative/log.db`, `sqlite:////absolute/log.db` or `kafka://host:port[,host:port]`."""
+    scheme, _, rest = url.partition("://")
+    match scheme:
+        case "sqlite":
+            from vicinage.log.sqlite import SqliteLog
+
+            return SqliteLog(rest[1:])
+        case "kafka":
+            from vicinage.log.kafka import KafkaLog
+
+            return KafkaLog(rest.rstrip("/"))
+        case _:
+            raise Refused(
+                f"log_url {url!r} has an unknown scheme: use sqlite:///PATH or kafka://HOST:PORT", field="log_url"
+            )

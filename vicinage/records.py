@@ -1,0 +1,172 @@
+"""The nouns that travel between rooms. Frozen values; their bytes are made in `wire.py`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vicinage.errors import Refused
+
+Floats = NDArray[np.float32]
+"""float32; shape [d] or [n, d] as the user says."""
+
+PARTITION_BITS: Final = 10
+"""A version packs (offset, partition) into one int64, so a documents topic has at most 1,024 partitions."""
+
+_TOKEN: Final = re.compile(r"[0-9]{1,4}-[0-9]{1,16}(\.[0-9]{1,4}-[0-9]{1,16}){0,1023}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """One record's place in a topic, as Kafka acknowledges it."""
+
+    partition: int
+    offset: int
+
+    def version(self) -> int:
+        """The int64 that orders all writes of one document; offset first, then partition."""
+        return (self.offset << PARTITION_BITS) | self.partition
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What a write returns and a search can wait for: the last position written, per partition.
+
+    Its text is `partition-offset`, joined by dots, so the (partition, offset) that Kafka acknowledged *is* a token.
+    """
+
+    positions: tuple[Position, ...]
+
+    def __str__(self) -> str:
+        return ".".join(f"{p.partition}-{p.offset}" for p in self.positions)
+
+    @classmethod
+    def parse(cls, text: str) -> "Token":
+        """The token that `str(token)` wrote. Raises Refused(field="wait_for")."""
+        if not isinstance(text, str) or not _TOKEN.fullmatch(text):
+            raise Refused(
+                "wait_for is not a token of ours: send back the token that a write returned", field="wait_for"
+            )
+        pairs = (part.split("-") for part in text.split("."))
+        return cls(tuple(Position(int(p), int(o)) for p, o in pairs))
+
+    @classmethod
+    def covering(cls, positions: Sequence[Position]) -> "Token":
+        """The smallest token that waits for all `positions`."""
+        last: dict[int, int] = {}
+        for p in positions:
+            last[p.partition] = max(last.get(p.partition, -1), p.offset)
+        return cls(tuple(Position(p, o) for p, o in sorted(last.items())))
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A valid document, as its tenant sent it. Exactly one of `text` and `passages` is set, or only `vectors`.
+
+    `vectors` is float32 [n, d] where the tenant computed them: one row per passage.
+    """
+
+    collection: str
+    id: str
+    text: str | None = None
+    passages: tuple[str, ...] | None = None
+    vectors: Floats | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A document to be forgotten."""
+
+    collection: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One record or one document that cannot be taken, with the reason a person can act on."""
+
+    reason: str
+    field: str | None = None
+    id: str | None = None
+    collection: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A part of a document's text: `text == document.text[start:end]` (characters)."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ShardId:
+    """One collection's part, of one generation, in one slot."""
+
+    tenant: str
+    collection: str
+    generation: int
+    slot: int
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.collection}/{self.generation}/{self.slot}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardQuery:
+    """One or more questions to one shard.
+
+    `vectors` float32 [n, d] (L2-normalised under cosine). `filter` is the JSON filter object, already validated, or
+    None. `effort` None means: the shard's own choice for its objective. `exact` True scans everything (ground truth).
+    `include` is a subset of {"text", "metadata", "vector"}.
+    """
+
+    shard: ShardId
+    vectors: Floats
+    k: int
+    filter: Mapping[str, Any] | None = None
+    effort: int | None = None
+    exact: bool = False
+    include: frozenset[str] = frozenset({"text", "metadata"})
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One passage found. `score`: greater is nearer (cosine, dot product, or minus the squared distance)."""
+
+    document_id: str
+    passage: int
+    score: float
+    version: int
+    text: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    vector: Floats | None = None
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """One shard's answer to a ShardQuery: `hits[i]` are the best of question i, best first, at most k.
+
+    `watermark` is the vectors-log offset (exclusive) up to which the shard's snapshot is complete.
+    """
+
+    shard: ShardId
+    hits: tuple[tuple[Hit, ...], ...]
+    watermark: int
+    effort: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """One stored object: where it is and what its bytes must hash to."""
+
+    path: str
+    bytes: int
+    sha256: str

@@ -1,0 +1,81 @@
+"""Metric names as a type, with a line of meaning each; structured events.
+
+Law 5: a metric is only ever set from something that was measured. Label `tenant` is bounded: see `docs/reference/metrics.md`.
+"""
+
+import logging
+import sys
+from typing import Any, Literal, get_args
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+CounterName = Literal[
+    "vicinage_query_searches_total",  # searches answered, by outcome
+    "vicinage_query_errors_total",  # requests refused or failed, by kind
+    "vicinage_ingest_documents_total",  # documents taken from the documents log
+    "vicinage_ingest_passages_total",  # passages written to the vectors log
+    "vicinage_ingest_rejected_total",  # documents sent to dead letters
+    "vicinage_ingest_embed_tokens_total",  # tokens embedded, by lane
+    "vicinage_indexer_seals_total",  # segments sealed
+    "vicinage_indexer_compactions_total",  # compactions finished
+    "vicinage_indexer_swap_conflicts_total",  # manifest swaps refused by compare-and-set or fencing
+    "vicinage_searcher_applied_passages_total",  # passages made searchable
+]
+GaugeName = Literal[
+    "vicinage_query_in_flight",  # requests being served
+    "vicinage_ingest_embed_queue_tokens",  # tokens waiting at the embedder
+    "vicinage_searcher_resident_bytes",  # bytes of vectors and indexes held in memory
+    "vicinage_query_recall",  # recall@k measured on sampled live searches
+    "vicinage_query_freshness_lag_ms",  # age of the oldest accepted record that is not yet searchable
+]
+HistogramName = Literal[
+    "vicinage_query_search_seconds",  # time from request to answer
+    "vicinage_ingest_step_seconds",  # one step of ingest: read to commit
+    "vicinage_ingest_embed_seconds",  # one model call
+    "vicinage_searcher_index_lag_seconds",  # searchable time minus event time, per message
+    "vicinage_indexer_seal_seconds",  # building and publishing one segment
+]
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+REGISTRY = CollectorRegistry()
+
+
+def counter(name: CounterName, meaning: str, labels: tuple[str, ...] = ()) -> Counter:
+    """The counter of that name, made once at import of the room that owns it."""
+    assert name in get_args(CounterName), name
+    return Counter(name.removesuffix("_total"), meaning, labels, registry=REGISTRY)
+
+
+def gauge(name: GaugeName, meaning: str, labels: tuple[str, ...] = ()) -> Gauge:
+    """The gauge of that name, made once at import of the room that owns it."""
+    assert name in get_args(GaugeName), name
+    return Gauge(name, meaning, labels, registry=REGISTRY)
+
+
+def histogram(name: HistogramName, meaning: str, labels: tuple[str, ...] = ()) -> Histogram:
+    """The histogram of that name, in seconds, made once at import of the room that owns it."""
+    assert name in get_args(HistogramName), name
+    return Histogram(name, meaning, labels, buckets=LATENCY_BUCKETS_S, registry=REGISTRY)
+
+
+def configure_events(role: str, *, level: int = logging.INFO) -> None:
+    """Send structured events of this process to stderr, one JSON object a line, each with its role."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(role=role)
+
+
+def events(room: str) -> Any:
+    """The event writer of a room: `events("ingest").info("step", documents=12)`."""
+    return structlog.get_logger().bind(room=room)
