@@ -25,73 +25,87 @@ class GatewaySettings(_Group):
     """query: the HTTP API."""
 
     host: str = "127.0.0.1"
-    port: Port = Field(8080, description="HTTP port of the API")
-    timeout_ms: int = Field(10_000, ge=1, le=600_000, description="deadline of a request that names none")
-    k_max: int = Field(1_000, ge=1, le=16_384, description="largest k a search may ask for")
-    body_bytes_max: int = Field(64 << 20, ge=1 << 10, description="largest request body")
-    in_flight_max: int = Field(256, ge=1, description="requests served at once before 429")
-    recall_sample_share: float = Field(0.01, ge=0, le=1, description="share of live searches checked against exact")
+    port: Port = Field(default=8080, description="HTTP port of the API")
+    timeout_ms: int = Field(default=10_000, ge=1, le=600_000, description="deadline of a request that names none")
+    k_max: int = Field(default=1_000, ge=1, le=16_384, description="largest k a search may ask for")
+    body_bytes_max: int = Field(default=64 << 20, ge=1 << 10, description="largest request body")
+    in_flight_max: int = Field(default=256, ge=1, description="requests served at once before 429")
+    recall_sample_share: float = Field(
+        default=0.01, ge=0, le=1, description="share of live searches checked against exact"
+    )
     recall_samples_min: int = Field(
         400, ge=1, description="samples a collection is brought to before the share applies"
     )
-    drain_s: float = Field(10.0, ge=0, le=300, description="time that in-flight requests get at shutdown")
+    drain_s: float = Field(default=10.0, ge=0, le=300, description="time that in-flight requests get at shutdown")
 
 
 class EmbedderSettings(_Group):
     """ingest/embedding: the embedder role."""
 
-    url: str = Field("", description="base URL of the embedder; empty: the port after the gateway's, on loopback")
-    batch_tokens: int = Field(16_384, ge=256, description="tokens (padded) in one model call")
-    queue_tokens: int = Field(2_000_000, ge=1_024, description="tokens that may wait before 429")
-    threads: int = Field(0, ge=0, le=256, description="torch threads; 0: calibrated at start")
-    precision: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
+    url: str = Field(
+        default="", description="base URL of the embedder; empty: the port after the gateway's, on loopback"
+    )
+    batch_tokens: int = Field(default=16_384, ge=256, description="tokens (padded) in one model call")
+    queue_tokens: int = Field(default=2_000_000, ge=1_024, description="tokens that may wait before 429")
+    threads: int = Field(default=0, ge=0, le=256, description="torch threads; 0: calibrated at start")
+    precision: str = Field(default="auto", pattern="^(auto|float32|bfloat16|float16)$")
     cosine_floor: float = Field(
         0.995, ge=0, le=1, description="least mean cosine to float32 that a precision must keep"
     )
-    device: str = Field("cpu", description="cpu or cuda[:n]")
+    device: str = Field(default="cpu", description="cpu or cuda[:n]")
 
 
 class IngestSettings(_Group):
     """ingest: documents in."""
 
-    text_bytes_max: int = Field(1 << 20, ge=1, description="largest text of one document, bytes of UTF-8")
-    id_bytes_max: int = Field(512, ge=1, le=4_096, description="longest document id, bytes of UTF-8")
-    metadata_bytes_max: int = Field(16 << 10, ge=2, description="largest metadata of one document, bytes of JSON")
-    passages_max: int = Field(10_000, ge=1, description="most passages of one document")
-    passage_tokens: int = Field(200, ge=16, description="tokens a passage aims at (never over the model's window)")
-    passage_overlap_tokens: int = Field(30, ge=0, description="tokens that neighbouring passages share")
-    batch_bytes: int = Field(4 << 20, ge=1 << 10, description="bytes read from the documents log in one step")
-    batch_passages: int = Field(512, ge=1, description="passages embedded in one call")
-    discover_s: float = Field(1.0, gt=0, le=60, description="how often new tenants' topics are looked for")
-    partitions: int = Field(1, ge=1, le=1_024, description="partitions of a new tenant's documents topic")
+    text_bytes_max: int = Field(default=1 << 20, ge=1, description="largest text of one document, bytes of UTF-8")
+    id_bytes_max: int = Field(default=512, ge=1, le=4_096, description="longest document id, bytes of UTF-8")
+    metadata_bytes_max: int = Field(
+        default=16 << 10, ge=2, description="largest metadata of one document, bytes of JSON"
+    )
+    passages_max: int = Field(default=10_000, ge=1, description="most passages of one document")
+    passage_tokens: int = Field(
+        default=200, ge=16, description="tokens a passage aims at (never over the model's window)"
+    )
+    passage_overlap_tokens: int = Field(default=30, ge=0, description="tokens that neighbouring passages share")
+    batch_bytes: int = Field(default=4 << 20, ge=1 << 10, description="bytes read from the documents log in one step")
+    batch_passages: int = Field(default=512, ge=1, description="passages embedded in one call")
+    discover_s: float = Field(default=1.0, gt=0, le=60, description="how often new tenants' topics are looked for")
+    partitions: int = Field(default=1, ge=1, le=1_024, description="partitions of a new tenant's documents topic")
 
 
 class IndexerSettings(_Group):
     """indexer: sealing and compaction."""
 
-    seal_passages: int = Field(10_000, ge=1, description="unsealed passages of a shard that make it seal")
-    seal_bytes: int = Field(64 << 20, ge=1, description="unsealed bytes of a shard that make it seal")
-    seal_age_s: float = Field(300.0, gt=0, description="age of the oldest unsealed record that makes a shard seal")
+    seal_passages: int = Field(default=10_000, ge=1, description="unsealed passages of a shard that make it seal")
+    seal_bytes: int = Field(default=64 << 20, ge=1, description="unsealed bytes of a shard that make it seal")
+    seal_age_s: float = Field(
+        default=300.0, gt=0, description="age of the oldest unsealed record that makes a shard seal"
+    )
     replay_records_max: int = Field(
         50_000, ge=1, description="messages a slot may replay at a restart before its laggards seal"
     )
-    flat_max: int = Field(8_000, ge=1, description="passages up to which `auto` stays exact")
-    segments_max: int = Field(4, ge=1, description="segments of a shard above which it compacts")
+    flat_max: int = Field(default=8_000, ge=1, description="passages up to which `auto` stays exact")
+    segments_max: int = Field(default=4, ge=1, description="segments of a shard above which it compacts")
     dead_share_max: float = Field(
         0.25, gt=0, le=1, description="share of deleted passages above which a shard compacts"
     )
-    lease_s: float = Field(15.0, gt=1, description="how long an indexer's lease on a slot lasts without renewal")
-    orphan_age_s: float = Field(3_600.0, gt=0, description="age after which an object that no manifest names is swept")
-    threads: int = Field(0, ge=0, le=256, description="FAISS threads of a build; 0: all cores")
+    lease_s: float = Field(
+        default=15.0, gt=1, description="how long an indexer's lease on a slot lasts without renewal"
+    )
+    orphan_age_s: float = Field(
+        default=3_600.0, gt=0, description="age after which an object that no manifest names is swept"
+    )
+    threads: int = Field(default=0, ge=0, le=256, description="FAISS threads of a build; 0: all cores")
 
 
 class SearcherSettings(_Group):
     """indexer: the searcher role."""
 
-    threads: int = Field(1, ge=1, le=256, description="threads that search")
-    queue_max: int = Field(1_024, ge=1, description="questions that may wait before 429")
-    batch_max: int = Field(64, ge=1, description="questions gathered into one call")
-    adopt_s: float = Field(0.5, gt=0, le=60, description="how often new manifests are looked for")
+    threads: int = Field(default=1, ge=1, le=256, description="threads that search")
+    queue_max: int = Field(default=1_024, ge=1, description="questions that may wait before 429")
+    batch_max: int = Field(default=64, ge=1, description="questions gathered into one call")
+    adopt_s: float = Field(default=0.5, gt=0, le=60, description="how often new manifests are looked for")
 
 
 class Settings(BaseSettings):
@@ -101,11 +115,15 @@ class Settings(BaseSettings):
         frozen=True, extra="forbid", env_prefix="VICINAGE_", env_nested_delimiter="__", toml_file="vicinage.toml"
     )
 
-    data: Path = Field(Path("data"), description="directory of the embedded platform")
-    log_url: str = Field("", description="sqlite:///PATH or kafka://HOST:PORT; empty: DATA/log.db")
-    catalog_url: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL; empty: SQLite in DATA/catalog.db")
-    store_url: str = Field("", description="directory, file://, s3://, gs:// or abfs:// URL; empty: DATA/store")
-    slots: int = Field(8, ge=1, le=4_096, description="partitions of the vectors log; fixed when the platform is made")
+    data: Path = Field(default=Path("data"), description="directory of the embedded platform")
+    log_url: str = Field(default="", description="sqlite:///PATH or kafka://HOST:PORT; empty: DATA/log.db")
+    catalog_url: SecretStr = Field(
+        default=SecretStr(""), description="SQLAlchemy URL; empty: SQLite in DATA/catalog.db"
+    )
+    store_url: str = Field(default="", description="directory, file://, s3://, gs:// or abfs:// URL; empty: DATA/store")
+    slots: int = Field(
+        default=8, ge=1, le=4_096, description="partitions of the vectors log; fixed when the platform is made"
+    )
     gateway: GatewaySettings = GatewaySettings()
     embedder: EmbedderSettings = EmbedderSettings()
     ingest: IngestSettings = IngestSettings()
@@ -114,10 +132,16 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments first, then the environment, then the file."""
-        return sources["init_settings"], sources["env_settings"], TomlConfigSettingsSource(settings_cls)
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     def resolved(self) -> "Settings":
         """The same, with every empty URL filled in from `data`."""
