@@ -34,7 +34,7 @@ class GatewaySettings(_Group):
         default=0.01, ge=0, le=1, description="share of live searches checked against exact"
     )
     recall_samples_min: int = Field(
-        400, ge=1, description="samples a collection is brought to before the share applies"
+        default=400, ge=1, description="samples a collection is brought to before the share applies"
     )
     drain_s: float = Field(default=10.0, ge=0, le=300, description="time that in-flight requests get at shutdown")
 
@@ -50,7 +50,7 @@ class EmbedderSettings(_Group):
     threads: int = Field(default=0, ge=0, le=256, description="torch threads; 0: calibrated at start")
     precision: str = Field(default="auto", pattern="^(auto|float32|bfloat16|float16)$")
     cosine_floor: float = Field(
-        0.995, ge=0, le=1, description="least mean cosine to float32 that a precision must keep"
+        default=0.995, ge=0, le=1, description="least mean cosine to float32 that a precision must keep"
     )
     device: str = Field(default="cpu", description="cpu or cuda[:n]")
 
@@ -83,12 +83,12 @@ class IndexerSettings(_Group):
         default=300.0, gt=0, description="age of the oldest unsealed record that makes a shard seal"
     )
     replay_records_max: int = Field(
-        50_000, ge=1, description="messages a slot may replay at a restart before its laggards seal"
+        default=50_000, ge=1, description="messages a slot may replay at a restart before its laggards seal"
     )
     flat_max: int = Field(default=8_000, ge=1, description="passages up to which `auto` stays exact")
     segments_max: int = Field(default=4, ge=1, description="segments of a shard above which it compacts")
     dead_share_max: float = Field(
-        0.25, gt=0, le=1, description="share of deleted passages above which a shard compacts"
+        default=0.25, gt=0, le=1, description="share of deleted passages above which a shard compacts"
     )
     lease_s: float = Field(
         default=15.0, gt=1, description="how long an indexer's lease on a slot lasts without renewal"
