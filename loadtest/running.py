@@ -1,0 +1,97 @@
+"""A real platform in a folder of its own, started and stopped through the command line as an operator would."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Where it runs and how to speak to it."""
+
+    data: Path
+    url: str
+    environment: dict[str, str]
+
+    def cli(self, *words: str, timeout_s: float = 180) -> Any:
+        """What `vicinage WORDS --json --data DATA` prints, parsed. Ends the program when the command fails."""
+        done = subprocess.run(
+            [sys.executable, "-m", "cluster.cli", *words, "--json", "--data", str(self.data)],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"vicinage {' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return json.loads(done.stdout) if done.stdout.strip() else None
+
+    def pids(self) -> dict[str, int]:
+        """Role → process id."""
+        roles = json.loads((self.data / "run" / "platform.json").read_text())["roles"]
+        return {name: role["pid"] for name, role in roles.items()}
+
+    def wait_ready(self, part: str | None = None, *, wait_s: float = 180) -> None:
+        """Wait until the platform (or one part of it) says that it is ready."""
+        end = time.monotonic() + wait_s
+        while time.monotonic() < end:
+            try:
+                answer = httpx.get(f"{self.url}/readyz", timeout=5)
+                if part is None and answer.status_code == httpx.codes.OK:
+                    return
+                if part and answer.json()["parts"].get(part, {}).get("ready"):
+                    return
+            except (httpx.HTTPError, ValueError):
+                pass  # not listening yet: that is what is waited for
+            time.sleep(0.1)
+        raise SystemExit(f"{self.url}/readyz: {part or 'the platform'} was not ready within {wait_s} s")
+
+
+def free_port() -> int:
+    """A free port whose successor is free too (the embedder takes that one)."""
+    while True:
+        with closing(socket.socket()) as a:
+            a.bind(("127.0.0.1", 0))
+            port: int = a.getsockname()[1]
+            with closing(socket.socket()) as b:
+                try:
+                    b.bind(("127.0.0.1", port + 1))
+                except (OSError, OverflowError):
+                    continue
+                return port
+
+
+@contextmanager
+def running(data: Path, *, up: tuple[str, ...] = (), wait_s: float = 180, **settings: str) -> Iterator[Platform]:
+    """Start a platform in `data` (settings as VICINAGE_* words), hand it over, and stop it whatever happens."""
+    port = free_port()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **{f"VICINAGE_{k.upper()}": v for k, v in settings.items()}}
+    platform = Platform(data, f"http://127.0.0.1:{port}", environment)
+    data.mkdir(parents=True, exist_ok=True)
+    try:
+        platform.cli("up", "--port", str(port), "--detach", *up, timeout_s=wait_s)
+        platform.wait_ready(wait_s=wait_s)
+        yield platform
+    finally:
+        subprocess.run(
+            [sys.executable, "-m", "cluster.cli", "down", "--data", str(data)],
+            cwd=ROOT,
+            env=environment,
+            timeout=120,
+            check=False,
+            capture_output=True,
+        )
