@@ -1,0 +1,414 @@
+"""`make demo`: the main job on real text, for two tenants, with every promise checked.
+
+Exits 0 only if all of it held: documents come in by two roads while the ingest process is killed, nothing is lost or
+doubled, questions find their known answers, a token is honoured, one tenant cannot reach the other, recall is measured.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+sys.path.insert(0, str(Path(__file__).parent))
+import corpus
+from running import ROOT, Platform, free_port, running
+from vicinage_client import Client, VicinageError
+
+COLLECTION = "docs"
+SEARCHABLE_WITHIN_S = 900
+FRESH_ROUNDS = 60
+QUESTIONS = {
+    "library": {
+        "median of a list of numbers": "statistics.median",
+        "insert an item in a sorted list and keep it sorted": "bisect.insort",
+        "wrap text in a single paragraph so lines fit a width": "textwrap",
+        "count elements and find the most common ones": "collections.Counter",
+        "compare two sequences and produce a unified diff": "difflib",
+        "send an email message through an SMTP server": "smtplib",
+        "parse a URL into its components": "urllib.parse",
+    },
+    "packages": {
+        "compute singular value decomposition": "numpy.linalg",
+        "declare a background task that runs after the response is sent": "fastapi.background",
+        "render a table in the terminal": "rich.table",
+        "write a table to a Parquet file": "pyarrow.parquet",
+        "consume messages from a Kafka topic": "kafka.",
+        "create a new migration revision script": "alembic.",
+    },
+}
+"""Question → how the id of a document among the first five must begin."""
+
+console = Console(highlight=False)
+
+
+@dataclass
+class Checks:
+    """What was promised, and whether it held."""
+
+    failed: list[str] = field(default_factory=list)
+
+    def that(self, held: bool, promise: str, detail: object = "") -> None:
+        """Print one line; remember a broken promise."""
+        console.print(f"  [{'green]✓' if held else 'red]✗'}[/] {promise}  [dim]{detail}[/]")
+        if not held:
+            self.failed.append(promise)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One data team: its name, its key and its documents."""
+
+    name: str
+    client: Client
+    key: str
+    documents: list[dict[str, Any]]
+
+
+def step(title: str) -> None:
+    """A heading with the time."""
+    console.print(f"\n[bold]{title}[/]")
+
+
+@contextmanager
+def servers(args: argparse.Namespace, folder: Path) -> Iterator[tuple[dict[str, str], tuple[str, ...], str | None]]:
+    """Start the real servers that were asked for: settings for the platform, words for `up`, and Kafka's address."""
+    settings: dict[str, str] = {}
+    up: tuple[str, ...] = ()
+    brokers = None
+    with ExitStack() as stack:
+        if args.log == "kafka":
+            brokers = stack.enter_context(kafka(folder / "kafka"))
+            settings["log_url"] = f"kafka://{brokers}"
+        if args.catalog == "postgres":
+            settings["catalog_url"] = stack.enter_context(postgres(folder / "postgres"))
+        if args.nodes > 1:
+            address = stack.enter_context(ray_nodes(args.nodes))
+            up = ("--ray", address, "--searchers", str(args.nodes))
+        yield settings, up, brokers
+
+
+@contextmanager
+def kafka(folder: Path) -> Iterator[str]:
+    """A real Apache Kafka, one node, KRaft."""
+    step("Starting Apache Kafka (KRaft)")
+    script, port = str(ROOT / "deploy" / "kafka" / "kafka.py"), free_port()
+    run([sys.executable, script, "start", "--dir", str(folder), "--port", str(port), "--detach"], 300)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        run([sys.executable, script, "stop", "--dir", str(folder)], 60)
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """A real PostgreSQL."""
+    step("Starting PostgreSQL")
+    script, port = str(ROOT / "deploy" / "postgres" / "postgres.py"), free_port()
+    out = run([sys.executable, script, "start", "--dir", str(folder), "--port", str(port), "--detach"], 120)
+    try:
+        yield out.strip().splitlines()[-1]
+    finally:
+        run([sys.executable, script, "stop", "--dir", str(folder)], 60)
+
+
+@contextmanager
+def ray_nodes(n: int) -> Iterator[str]:
+    """A Ray cluster of `n` raylets on this machine."""
+    step(f"Starting Ray: {n} nodes on this machine")
+    ray, port = str(Path(sys.executable).with_name("ray")), free_port()
+    address = f"127.0.0.1:{port}"
+    small = [
+        "--num-cpus",
+        "4",
+        "--object-store-memory",
+        str(120 << 20),
+        "--disable-usage-stats",
+        "--node-ip-address",
+        "127.0.0.1",
+    ]
+    run([ray, "start", "--head", "--port", str(port), "--include-dashboard", "false", *small], 120)
+    try:
+        for _ in range(n - 1):
+            run([ray, "start", "--address", address, *small], 120)
+        yield address
+    finally:
+        run([ray, "stop", "--grace-period", "5"], 60)
+
+
+def run(words: list[str], timeout_s: float) -> str:
+    """Run a command to its end; its standard output. Ends the demo when it fails."""
+    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=ROOT)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def make_tenants(platform: Platform, nodes: int) -> list[Tenant]:
+    """Two tenants, each with a key of its own and a collection of the same name."""
+    step("Two tenants, each with a collection called docs")
+    texts = {"library": corpus.standard_library(), "packages": corpus.installed_packages()}
+    made = []
+    for name, documents in texts.items():
+        key = platform.cli("tenant", "create", name, "--class", "gold" if name == "library" else "silver")["key"]
+        platform.cli("collection", "create", name, COLLECTION, "--shards", str(nodes))
+        made.append(Tenant(name, Client(platform.url, key, timeout_s=60), key, documents))
+        console.print(f"  {name}: {len(documents)} documents")
+    return made
+
+
+def send_library(tenant: Tenant) -> str:
+    """The first road: the Python client POSTs; returns the token."""
+    written = tenant.client.upsert(COLLECTION, tenant.documents, batch=200)
+    assert not written.rejected, written.rejected[:3]
+    return str(written.token)
+
+
+def start_producer(platform: Platform, tenant: Tenant, brokers: str | None, folder: Path) -> subprocess.Popen[str]:
+    """The second road: a data team's own script, with kafka-python where there is Kafka, else plain HTTP."""
+    file = folder / f"{tenant.name}.jsonl"
+    file.write_text("\n".join(json.dumps({"collection": COLLECTION, **d}) for d in tenant.documents))
+    words = [sys.executable, str(ROOT / "loadtest" / "producer.py"), str(file)]
+    if brokers:
+        words += ["--kafka", brokers, "--topic", f"vicinage.docs.{tenant.name}"]
+    else:
+        words += ["--url", platform.url, "--key", tenant.key, "--collection", COLLECTION]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+
+def stream_in(platform: Platform, tenants: list[Tenant], brokers: str | None, folder: Path, checks: Checks) -> None:
+    """Both roads at once; kill -9 of the ingest process in the middle; wait until everything is searchable."""
+    library, packages = tenants
+    step("Documents stream in by two roads; the ingest process is killed with -9 in the middle")
+    start = time.monotonic()
+    producer = start_producer(platform, packages, brokers, folder)
+    token = send_library(library)
+    out, _ = producer.communicate(timeout=300)
+    last = json.loads(out)["last"]
+    waits = {library.name: token, packages.name: last.get("token", last)}
+    console.print(
+        f"  acknowledged: {len(library.documents) + len(packages.documents)} in {time.monotonic() - start:.1f} s"
+    )
+    total = {t.name: len(t.documents) for t in tenants}
+    killed = False
+    columns = (TextColumn("  {task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bars = {name: progress.add_task(name, total=n) for name, n in total.items()}
+        end = time.monotonic() + SEARCHABLE_WITHIN_S
+        while time.monotonic() < end:
+            counts = {t.name: count(t)["documents"] for t in tenants}
+            for name, n in counts.items():
+                progress.update(bars[name], completed=n)
+            if not killed and sum(counts.values()) > sum(total.values()) // 4:
+                killed = kill_ingest(platform, progress.console)
+            if counts == total:
+                break
+            time.sleep(0.3)
+    for t in tenants:
+        t.client.search(COLLECTION, "ready", k=1, wait_for=waits[t.name], timeout_ms=120_000)
+    seconds = time.monotonic() - start
+    checks.that(killed, "the ingest process was killed while it worked, and came back")
+    checks.that(True, "a search waited for the last acknowledged position", f"{waits[packages.name]}")
+    console.print(
+        f"  searchable: {sum(total.values())} documents in {seconds:.1f} s ({sum(total.values()) / seconds:.0f}/s)"
+    )
+
+
+def kill_ingest(platform: Platform, out: Console) -> bool:
+    """SIGKILL the process that ingests."""
+    pid = platform.pids()["ingest"]
+    os.kill(pid, signal.SIGKILL)
+    out.print(f"  [yellow]kill -9 {pid}[/] (ingest and indexer)")
+    return True
+
+
+def count(tenant: Tenant) -> dict[str, Any]:
+    """What the collection says of itself."""
+    return dict(tenant.client.collection(COLLECTION).counts)
+
+
+def nothing_lost_or_doubled(tenants: list[Tenant], checks: Checks) -> None:
+    """Every document sent is there, with exactly its passages."""
+    step("Nothing lost, nothing doubled")
+    for t in tenants:
+        passages = 0
+        for d in t.documents:
+            passages += len(t.client.get(COLLECTION, d["id"]).passages)
+        found = count(t)
+        checks.that(
+            found["documents"] == len(t.documents), f"{t.name}: {len(t.documents)} documents sent, as many found", found
+        )
+        checks.that(found["passages"] == passages, f"{t.name}: its documents' passages, each once", passages)
+
+
+def ask(tenants: list[Tenant], checks: Checks) -> None:
+    """Questions whose answers are known."""
+    step("Questions with known answers")
+    for t in tenants:
+        for question, begins in QUESTIONS[t.name].items():
+            hits = t.client.search(COLLECTION, question, k=5).hits
+            found = next((h.document_id for h in hits if h.document_id.startswith(begins)), None)
+            checks.that(found is not None, f"{t.name}: {question!r}", f"→ {found or [h.document_id for h in hits]}")
+    filtered = tenants[1].client.search(COLLECTION, "a table", k=5, filter={"package": "rich"}).hits
+    only = {h.metadata["package"] for h in filtered}
+    checks.that(only == {"rich"} and len(filtered) == 5, "a filter is exact", f"package = rich → {only}")
+
+
+def freshness(tenant: Tenant, checks: Checks) -> None:
+    """Read your writes, again and again, and how long that took."""
+    step("A write is searchable through its token")
+    lags = []
+    for i in range(FRESH_ROUNDS):
+        text = f"The number of the day is {i * 7919}, said the lighthouse keeper."
+        start = time.perf_counter()
+        token = tenant.client.upsert(
+            COLLECTION, [{"id": "note/today", "text": text, "metadata": {"package": "note"}}]
+        ).token
+        hits = tenant.client.search(COLLECTION, text, k=1, wait_for=token).hits
+        lags.append((time.perf_counter() - start) * 1e3)
+        if not hits or hits[0].text != text:
+            checks.that(False, "the search that waited for the token saw the write", hits)
+            return
+    tenant.client.search(COLLECTION, "gone", wait_for=tenant.client.delete(COLLECTION, ["note/today"]))
+    p50, p99 = np.percentile(lags, [50, 99])
+    checks.that(
+        True,
+        f"{FRESH_ROUNDS} writes of one document, each found by the next search",
+        f"write + embed + search p50 {p50:.0f} ms, p99 {p99:.0f} ms",
+    )
+
+
+def isolation(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
+    """A key opens its own tenant's collections and nothing else."""
+    step("One tenant cannot reach the other")
+    library, packages = tenants
+    platform.cli("collection", "create", "library", "private", "--dimension", "4")
+    library.client.upsert("private", [{"id": "secret", "vector": [1, 0, 0, 0], "metadata": {}}])
+    for what, call in {
+        "search": lambda: packages.client.search("private", vector=[1, 0, 0, 0]),
+        "read": lambda: packages.client.get("private", "secret"),
+        "list": lambda: packages.client.collection("private"),
+        "write": lambda: packages.client.upsert("private", [{"id": "x", "vector": [1, 0, 0, 0]}]),
+        "delete": lambda: packages.client.delete("private", ["secret"]),
+    }.items():
+        try:
+            call()
+            checks.that(False, f"{what} with the other tenant's key is refused")
+        except VicinageError as refusal:
+            checks.that(
+                refusal.status == 404, f"{what} with the other tenant's key is refused", f"{refusal.status} {refusal}"
+            )
+    hits = [h.document_id for q in QUESTIONS["library"] for h in packages.client.search(COLLECTION, q, k=20).hits]
+    ours = {d["id"] for d in packages.documents}
+    checks.that(
+        set(hits) <= ours, "searching the collection of the same name finds one's own documents only", len(hits)
+    )
+
+
+def measured(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
+    """Recall with its interval, freshness and capacity, as operators read them."""
+    step("What operators see")
+    for t in tenants:
+        for d in t.documents[:: max(1, len(t.documents) // 220)]:
+            t.client.search(COLLECTION, d["text"].split("\n")[0][:200], k=10)
+    time.sleep(3)
+    for row in platform.cli("recall"):
+        low, high = row["interval"]
+        promise = f"recall@{row['k']} of {row['tenant']}/{row['collection']}: {row['recall']:.3f}"
+        checks.that(
+            row["n"] >= 100 and row["recall"] >= 0.95, promise, f"95 % interval {low:.3f} to {high:.3f}, n = {row['n']}"
+        )
+    for row in platform.cli("freshness"):
+        console.print(
+            f"  freshness {row['tenant']}: lag {row['lag_ms']} ms, index lag p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms"
+        )
+    subprocess.run(
+        [sys.executable, "-m", "cluster.cli", "capacity", "--data", str(platform.data)],
+        cwd=ROOT,
+        env=platform.environment,
+        check=False,
+    )
+
+
+def lose_a_node(platform: Platform, tenant: Tenant, checks: Checks) -> None:
+    """Kill one of the searchers: answers say what is missing until it is back."""
+    step("A searcher dies")
+    pid = next(p for name, p in platform.pids().items() if name.startswith("searcher"))
+    os.kill(pid, signal.SIGKILL)
+    console.print(f"  [yellow]kill -9 {pid}[/] (a searcher)")
+    degraded, end = None, time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            answer = tenant.client.search(COLLECTION, "median of a list of numbers", k=5)
+        except VicinageError:
+            continue
+        if answer.degraded:
+            degraded = answer.degraded
+        elif degraded:
+            break
+        time.sleep(0.05)
+    checks.that(degraded is not None, "answers said that a part was missing", degraded)
+    checks.that(
+        not answer.degraded, "and were whole again when it was back", f"after {60 - (end - time.monotonic()):.1f} s"
+    )
+    checks.that(count(tenant)["documents"] == len(tenant.documents), "with every document")
+
+
+def main() -> None:
+    """Run everything; leave nothing running; exit 1 if a promise was broken."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--log", choices=["sqlite", "kafka"], default="sqlite")
+    parser.add_argument("--catalog", choices=["sqlite", "postgres"], default="sqlite")
+    parser.add_argument("--nodes", type=int, default=1)
+    args = parser.parse_args()
+    folder = ROOT / "build" / "demo"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    checks, start = Checks(), time.monotonic()
+    with servers(args, folder) as (settings, up, brokers):
+        step("Starting the platform")
+        with running(folder / "data", up=up, **settings) as platform:
+            console.print(f"  {platform.url}  (log: {args.log}, catalog: {args.catalog}, nodes: {args.nodes})")
+            tenants = make_tenants(platform, args.nodes)
+            stream_in(platform, tenants, brokers, folder, checks)
+            nothing_lost_or_doubled(tenants, checks)
+            ask(tenants, checks)
+            freshness(tenants[0], checks)
+            isolation(platform, tenants, checks)
+            measured(platform, tenants, checks)
+            if args.nodes > 1:
+                lose_a_node(platform, tenants[0], checks)
+    console.print(
+        f"\n[bold]{'All promises held' if not checks.failed else 'Broken promises: ' + '; '.join(checks.failed)}[/], in {time.monotonic() - start:.0f} s."
+    )
+    console.print(NEXT)
+    sys.exit(1 if checks.failed else 0)
+
+
+NEXT = """
+Keep a platform running, and try it by hand:
+
+  uv run vicinage up --data data --detach
+  uv run vicinage tenant create acme --data data            # prints the key, once
+  uv run vicinage collection create acme docs --data data
+  curl -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' http://127.0.0.1:8080/v1/collections/docs/documents \\
+       -d '{"documents":[{"id":"hello","text":"Vicinage finds nearest neighbours for many tenants."}]}'
+  curl -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' http://127.0.0.1:8080/v1/collections/docs/search \\
+       -d '{"text":"who finds neighbours?","k":3}'
+  uv run vicinage down --data data
+"""
+
+if __name__ == "__main__":
+    main()
