@@ -1,0 +1,441 @@
+"""The log in one SQLite file: WAL, full sync, many appenders sharing one fsync.
+
+Law 2: `append` and `commit` return after the transaction that holds them was synced. An I/O error on the way to disk ends
+all writing by this process: a failed fsync may have dropped pages, so it is never retried.
+"""
+
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+import orjson
+
+from vicinage.errors import NotFound, Refused, Unavailable
+from vicinage.log import Record, Stored, TopicPartition
+from vicinage.log.wake import Bell
+
+OFFSET_BITS: Final = 40
+"""A record's row id is partition id << 40 | offset, so that a partition is one contiguous run of the table."""
+QUEUE_MAX: Final = 4_096
+GROUP_MAX: Final = 512
+"""Appends that share one transaction at most."""
+DEADLINE_S: Final = 30.0
+EXPIRE_EVERY_S: Final = 60.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, partitions INTEGER NOT NULL, retention_ms INTEGER);
+CREATE TABLE IF NOT EXISTS partitions (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, number INTEGER NOT NULL,
+  first INTEGER NOT NULL DEFAULT 0, next INTEGER NOT NULL DEFAULT 0, seq INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (topic, number));
+CREATE INDEX IF NOT EXISTS partitions_seq ON partitions (seq);
+CREATE TABLE IF NOT EXISTS records (
+  id INTEGER PRIMARY KEY, key BLOB, value BLOB, headers BLOB, event_time_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS positions (
+  grp TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, next INTEGER NOT NULL,
+  PRIMARY KEY (grp, topic, partition)) WITHOUT ROWID;
+"""
+
+Work = Callable[[sqlite3.Connection], Any]
+
+
+@dataclass(slots=True)
+class _Job:
+    work: Work
+    done: Future[Any] = field(default_factory=Future)
+
+
+class SqliteLog:
+    """A Log in the file at `path` (made if absent). Safe for many threads and processes."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(QUEUE_MAX)
+        self._broken: str | None = None
+        self._closed = False
+        self._expired_at = time.monotonic()
+        connection = self._open()
+        connection.executescript(_SCHEMA)
+        connection.close()
+        self._bell = Bell(self._path)
+        self._writer = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
+        self._writer.start()
+
+    # reading
+
+    def topics(self, prefix: str = "") -> dict[str, int]:
+        """Topic name → number of partitions."""
+        rows = self._read("SELECT name, partitions FROM topics WHERE substr(name, 1, ?) = ?", (len(prefix), prefix))
+        return dict(rows)
+
+    def begin(self, topic: str, partition: int) -> int:
+        """The lowest offset still kept."""
+        return self._partition(topic, partition)[1]
+
+    def end(self, topic: str, partition: int) -> int:
+        """The offset that the next record will get."""
+        return self._partition(topic, partition)[2]
+
+    def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """The group's next offsets."""
+        sql = "SELECT next FROM positions WHERE grp = ? AND topic = ? AND partition = ?"
+        found = {tp: self._read(sql, (group, *tp)) for tp in partitions}
+        return {tp: rows[0][0] for tp, rows in found.items() if rows}
+
+    def wait_committed(self, group: str, topic: str, partition: int, offset: int, *, wait_s: float) -> bool:
+        """True as soon as `group` has committed beyond `offset`."""
+        end = time.monotonic() + wait_s
+        while True:
+            seen = self._bell.count()
+            if self.committed(group, [(topic, partition)]).get((topic, partition), 0) > offset:
+                return True
+            left = end - time.monotonic()
+            if left <= 0 or self._closed:
+                return False
+            self._bell.wait(seen, left)
+
+    def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[Stored]:
+        """Records from `start`, at once."""
+        number, first, end = self._partition(topic, partition)
+        check_start(topic, partition, start, first, end)
+        return read_run(self._connection(), number, (topic, partition), start, bytes_max)
+
+    def reader(self, starts: Mapping[TopicPartition, int]) -> "SqliteReader":
+        """A Reader over these partitions."""
+        return SqliteReader(self._open(), self._bell, starts)
+
+    # writing
+
+    def ensure_topic(self, topic: str, partitions: int = 1, *, retention_ms: int | None = None) -> int:
+        """Make the topic exist; its number of partitions."""
+        found = self._read("SELECT partitions FROM topics WHERE name = ?", (topic,))
+        if found:
+            return int(found[0][0])
+
+        def work(c: sqlite3.Connection) -> int:
+            c.execute("INSERT OR IGNORE INTO topics VALUES (?, ?, ?)", (topic, partitions, retention_ms))
+            n = int(c.execute("SELECT partitions FROM topics WHERE name = ?", (topic,)).fetchone()[0])
+            c.executemany(
+                "INSERT OR IGNORE INTO partitions (topic, number) VALUES (?, ?)", [(topic, i) for i in range(n)]
+            )
+            return n
+
+        return int(self._submit(work))
+
+    def delete_topic(self, topic: str) -> None:
+        """Remove the topic, its records and the groups' positions in it."""
+
+        def work(c: sqlite3.Connection) -> None:
+            for (number,) in c.execute("SELECT id FROM partitions WHERE topic = ?", (topic,)).fetchall():
+                c.execute(
+                    "DELETE FROM records WHERE id >= ? AND id < ?", (number << OFFSET_BITS, (number + 1) << OFFSET_BITS)
+                )
+            c.execute("DELETE FROM partitions WHERE topic = ?", (topic,))
+            c.execute("DELETE FROM positions WHERE topic = ?", (topic,))
+            c.execute("DELETE FROM topics WHERE name = ?", (topic,))
+
+        self._submit(work)
+
+    def append(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
+        """Write the records; durable on return."""
+        if not records:
+            return []
+        now_ms = time.time_ns() // 1_000_000
+        rows = [(r.key, r.value, _pack(r.headers), r.event_time_ms or now_ms) for r in records]
+        return list(self._submit(lambda c: _append(c, topic, partition, rows)))
+
+    def commit(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
+        """Store the group's next offsets, all or none."""
+        rows = [(group, topic, partition, offset) for (topic, partition), offset in positions.items()]
+        self._submit(lambda c: c.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?)", rows))
+
+    def trim(self, topic: str, partition: int, before: int) -> None:
+        """Let go of records below `before`."""
+        self._submit(lambda c: _trim(c, *_find(c, topic, partition), before))
+
+    def close(self) -> None:
+        """Stop the writer and free everything. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._jobs.put(None)
+        self._writer.join(DEADLINE_S)
+        self._bell.close()
+        for connection in self._connections:
+            connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # the writer thread
+
+    def _submit(self, work: Work) -> Any:
+        if self._broken or self._closed:
+            raise Unavailable(f"the log takes no writes: {self._broken or 'closed'}", dependency="log")
+        job = _Job(work)
+        try:
+            self._jobs.put(job, timeout=DEADLINE_S)
+            return job.done.result(DEADLINE_S)
+        except (queue.Full, FutureTimeout):
+            job.done.cancel()
+            raise Unavailable(f"the log took no write within {DEADLINE_S:.0f} s", dependency="log") from None
+
+    def _write_all(self) -> None:
+        connection = self._open()
+        while (job := self._jobs.get()) is not None:
+            group = [job]
+            while len(group) < GROUP_MAX and not self._jobs.empty():
+                following = self._jobs.get()
+                if following is None:
+                    self._jobs.put(None)
+                    break
+                group.append(following)
+            self._write(connection, group)
+        connection.close()
+
+    def _write(self, connection: sqlite3.Connection, group: list[_Job]) -> None:
+        """One transaction for the whole group; a job that fails by itself fails alone."""
+        jobs = [j for j in group if j.done.set_running_or_notify_cancel()]
+        outcomes: list[tuple[_Job, Any, Exception | None]] = []
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            outcomes.extend((job, *_run(connection, job.work)) for job in jobs)
+            self._expire(connection)
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._fail(connection, jobs, error)
+            return
+        for job, result, refusal in outcomes:
+            if refusal is None:
+                job.done.set_result(result)
+            else:
+                job.done.set_exception(refusal)
+        self._bell.ring()
+
+    def _fail(self, connection: sqlite3.Connection, jobs: list[_Job], error: sqlite3.Error) -> None:
+        if connection.in_transaction:
+            connection.rollback()
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+            self._broken = f"{error} (an I/O error is final for this process: restart it once the disk is well)"
+        for job in jobs:
+            job.done.set_exception(Unavailable(f"the log could not write: {error}", dependency="log"))
+
+    def _expire(self, connection: sqlite3.Connection) -> None:
+        if time.monotonic() - self._expired_at < EXPIRE_EVERY_S:
+            return
+        self._expired_at = time.monotonic()
+        rows = connection.execute(
+            "SELECT p.id, p.first, p.next, t.retention_ms FROM partitions p JOIN topics t ON t.name = p.topic"
+            " WHERE t.retention_ms IS NOT NULL"
+        ).fetchall()
+        for number, first, end, retention_ms in rows:
+            cutoff = time.time_ns() // 1_000_000 - retention_ms
+            run = (number << OFFSET_BITS, (number + 1) << OFFSET_BITS, cutoff)
+            kept = connection.execute(
+                "SELECT min(id) FROM records WHERE id >= ? AND id < ? AND event_time_ms >= ?", run
+            ).fetchone()[0]
+            _trim(connection, number, first, end, end if kept is None else kept & ((1 << OFFSET_BITS) - 1))
+
+    # connections
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            connection = sqlite3.connect(self._path, timeout=DEADLINE_S, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+        except sqlite3.Error as error:
+            raise Unavailable(f"the log at {self._path} cannot be opened: {error}", dependency="log") from error
+        return connection
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._open()
+            self._connections.append(connection)
+        return connection
+
+    def _read(self, sql: str, values: tuple[object, ...]) -> list[Any]:
+        with reading():
+            return self._connection().execute(sql, values).fetchall()
+
+    def _partition(self, topic: str, partition: int) -> tuple[int, int, int]:
+        with reading():
+            return _find(self._connection(), topic, partition)
+
+
+class SqliteReader:
+    """Reads many partitions forward; idle ones cost nothing: only partitions that changed are looked at."""
+
+    def __init__(self, connection: sqlite3.Connection, bell: Bell, starts: Mapping[TopicPartition, int]) -> None:
+        self._connection = connection
+        self._bell = bell
+        self._places: dict[TopicPartition, int] = {}
+        self._numbers: dict[TopicPartition, int] = {}
+        self._waiting: dict[TopicPartition, None] = {}
+        self._seq = -1
+        self._new: set[TopicPartition] = set()
+        for (topic, partition), start in starts.items():
+            self.add(topic, partition, start)
+
+    def add(self, topic: str, partition: int, start: int) -> None:
+        """Read this partition too."""
+        self._places[topic, partition] = start
+        self._new.add((topic, partition))
+
+    def remove(self, topic: str, partition: int) -> None:
+        """Stop reading this partition."""
+        for held in (self._places, self._numbers, self._waiting):
+            held.pop((topic, partition), None)
+        self._new.discard((topic, partition))
+
+    def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[Stored]:
+        """The next records; wakes as soon as there are any."""
+        end = time.monotonic() + wait_s
+        while True:
+            seen = self._bell.count()
+            found = self._take(bytes_max)
+            left = end - time.monotonic()
+            if found or left <= 0:
+                return found
+            self._bell.wait(seen, left)
+
+    def close(self) -> None:
+        """Free the connection. Idempotent."""
+        self._connection.close()
+
+    def _take(self, bytes_max: int) -> list[Stored]:
+        with reading():
+            self._look()
+            found: list[Stored] = []
+            share = max(1, bytes_max // max(1, len(self._waiting)))
+            for tp in list(self._waiting):
+                run = read_run(self._connection, self._numbers[tp], tp, self._places[tp], share)
+                del self._waiting[tp]
+                if run:
+                    self._places[tp] = run[-1].offset + 1
+                    self._waiting[tp] = None  # to the end of the line; leaves it when nothing more is found
+                    found.extend(run)
+                if sum(s.size() for s in found) >= bytes_max:
+                    break
+            return found
+
+    def _look(self) -> None:
+        """Note which partitions have moved since the last look."""
+        for tp in list(self._new):
+            self._note(tp, *_find(self._connection, *tp))
+            self._new.discard(tp)
+        rows = self._connection.execute(
+            "SELECT id, topic, number, first, next, seq FROM partitions WHERE seq > ?", (self._seq,)
+        ).fetchall()
+        for number, topic, partition, first, end, seq in rows:
+            self._seq = max(self._seq, seq)
+            if (topic, partition) in self._places:
+                self._note((topic, partition), number, first, end)
+
+    def _note(self, tp: TopicPartition, number: int, first: int, end: int) -> None:
+        check_start(*tp, self._places[tp], first, end)
+        self._numbers[tp] = number
+        if end > self._places[tp]:
+            self._waiting.setdefault(tp)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Say Unavailable where SQLite says that it cannot."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise Unavailable(f"the log cannot be read: {error}", dependency="log") from error
+
+
+def check_start(topic: str, partition: int, start: int, first: int, end: int) -> None:
+    """Refuse to skip: an offset that retention has passed, or one beyond the end of a topic that was made anew."""
+    if start < first:
+        raise Refused(
+            f"{topic}/{partition}: offset {start} is gone, the log begins at {first} (retention)",
+            field="offset",
+            limit=first,
+        )
+    if start > end:
+        raise Refused(
+            f"{topic}/{partition}: offset {start} lies beyond the end {end}: was the topic made anew?",
+            field="offset",
+            limit=end,
+        )
+
+
+def read_run(
+    connection: sqlite3.Connection, number: int, tp: TopicPartition, start: int, bytes_max: int
+) -> list[Stored]:
+    """Records of one partition from `start`: at least one if there is one, then as many as fit into `bytes_max`."""
+    rows = connection.execute(
+        "SELECT id, key, value, headers, event_time_ms FROM records WHERE id >= ? AND id < ? ORDER BY id",
+        ((number << OFFSET_BITS) + start, (number + 1) << OFFSET_BITS),
+    )
+    found: list[Stored] = []
+    taken = 0
+    for row_id, key, value, headers, event_time_ms in rows:
+        record = Record(value, key, _unpack(headers), event_time_ms)
+        found.append(Stored(*tp, row_id & ((1 << OFFSET_BITS) - 1), record))
+        taken += found[-1].size()
+        if taken >= bytes_max:
+            break
+    rows.close()
+    return found
+
+
+def _run(connection: sqlite3.Connection, work: Work) -> tuple[Any, Exception | None]:
+    try:
+        return work(connection), None
+    except (NotFound, Refused) as refusal:
+        return None, refusal
+
+
+def _append(c: sqlite3.Connection, topic: str, partition: int, rows: Sequence[tuple[object, ...]]) -> range:
+    number, _, start = _find(c, topic, partition)
+    base = (number << OFFSET_BITS) + start
+    c.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", ((base + i, *row) for i, row in enumerate(rows)))
+    c.execute(
+        "UPDATE partitions SET next = ?, seq = (SELECT max(seq) + 1 FROM partitions) WHERE id = ?",
+        (start + len(rows), number),
+    )
+    return range(start, start + len(rows))
+
+
+def _find(c: sqlite3.Connection, topic: str, partition: int) -> tuple[int, int, int]:
+    row = c.execute(
+        "SELECT id, first, next FROM partitions WHERE topic = ? AND number = ?", (topic, partition)
+    ).fetchone()
+    if row is None:
+        raise NotFound(f"the log has no partition {partition} of a topic {topic!r}")
+    return int(row[0]), int(row[1]), int(row[2])
+
+
+def _trim(c: sqlite3.Connection, number: int, first: int, end: int, before: int) -> None:
+    before = min(before, end)
+    if before <= first:
+        return
+    c.execute("DELETE FROM records WHERE id >= ? AND id < ?", (number << OFFSET_BITS, (number << OFFSET_BITS) + before))
+    c.execute("UPDATE partitions SET first = ? WHERE id = ?", (before, number))
+
+
+def _pack(headers: tuple[tuple[str, bytes], ...]) -> bytes | None:
+    return orjson.dumps([[k, v.decode("latin-1")] for k, v in headers]) if headers else None
+
+
+def _unpack(headers: bytes | None) -> tuple[tuple[str, bytes], ...]:
+    return tuple((k, v.encode("latin-1")) for k, v in orjson.loads(headers)) if headers else ()

@@ -1,0 +1,101 @@
+"""Wake-ups between the processes that share a log file, without polling.
+
+Every waiting process binds one Unix datagram socket in a folder that the log's path names; whoever commits sends one byte
+to each. A byte lost (a full buffer) is harmless: the receiver was about to wake anyway, and looks again within SAFETY_S.
+"""
+
+import contextlib
+import hashlib
+import os
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from pathlib import Path
+
+SAFETY_S = 0.25
+"""A waiter looks again after this long even when no byte came."""
+
+
+def _folder(path: Path) -> Path:
+    # Not beside the log: a socket's path may have 107 bytes at most, a data folder's often has more.
+    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"vicinage-{os.getuid()}" / name
+
+
+class Bell:
+    """Rings in every process that listens to the same path. Safe for many threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._folder = _folder(path)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._changed = threading.Condition()
+        self._rung = 0
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sender.setblocking(False)
+        self._listener: socket.socket | None = None
+        self._closed = False
+
+    def count(self) -> int:
+        """How often it has rung here; take it *before* looking, hand it to `wait` after."""
+        self._listen()
+        return self._rung
+
+    def ring(self) -> None:
+        """Wake every waiter, in this process and the others."""
+        self._bump()
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self._folder):
+                self._send(entry.path)
+
+    def wait(self, seen: int, seconds: float) -> bool:
+        """True as soon as it has rung since `seen`; False after `seconds`, or SAFETY_S if that is less."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._rung != seen or self._closed, min(seconds, SAFETY_S))
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+        self._closed = True
+        self._bump()
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                Path(self._listener.getsockname()).unlink(missing_ok=True)
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+        self._sender.close()
+
+    def _bump(self) -> None:
+        with self._changed:
+            self._rung += 1
+            self._changed.notify_all()
+
+    def _send(self, path: str) -> None:
+        try:
+            self._sender.sendto(b"!", path)
+        except ConnectionRefusedError:
+            Path(path).unlink(missing_ok=True)  # its process is gone
+        except (BlockingIOError, FileNotFoundError, OSError):
+            return  # full: it will wake anyway; gone: nobody waits
+
+    def _listen(self) -> None:
+        if self._listener is not None or self._closed:
+            return
+        with self._changed:
+            if self._listener is not None:
+                return
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            listener.bind(str(self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"))
+            self._listener = listener
+        threading.Thread(target=self._hear, args=(listener,), name="log-wake", daemon=True).start()
+
+    def _hear(self, listener: socket.socket) -> None:
+        while not self._closed:
+            try:
+                if not listener.recv(1):
+                    time.sleep(0.001)  # shut down: `_closed` follows at once
+                    continue
+            except OSError:
+                return
+            self._bump()
