@@ -1,9 +1,9 @@
 """The nouns of tenancy, frozen: what the catalog holds, as the rest of the house sees it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from vicinage.records import ObjectRef, ShardId
 
@@ -156,6 +156,8 @@ class SegmentRef:
     n_documents: int
     n_deletes: int
     created_ms: int = 0
+    curve: tuple[tuple[int, float], ...] = ()
+    """Recall@10 against effort, measured on this very segment when it was sealed: (effort, recall), rising."""
 
     def bytes(self) -> int:
         """Bytes it takes in the store."""
@@ -184,3 +186,29 @@ class Lease:
     owner: str
     epoch: int
     expires_ms: int
+
+
+JobState = Literal["pending", "waiting", "building", "ready", "done", "cancelled", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A reindex: what was asked (`index`, `model`, `shards`), how far it is, and where it waits (`barrier`).
+
+    `version` rises with each step (compare-and-set), so that two workers cannot both move it.
+    """
+
+    id: str
+    tenant: str
+    collection: str
+    state: JobState
+    index: str
+    model: str | None
+    shards: int
+    generation: int | None = None
+    barrier: Mapping[str, Any] = field(default_factory=dict)
+    done: int = 0
+    total: int = 0
+    error: str | None = None
+    created_ms: int = 0
+    version: int = 0

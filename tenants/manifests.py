@@ -1,0 +1,124 @@
+"""THE transaction: `swap` is the only way an index changes.
+
+Law 8: compare-and-set on the manifest's version, under the epoch of the lease on its slot, in one transaction; of two
+indexers that try, at most one wins, and one whose lease has passed to another never does.
+"""
+
+import json
+from collections.abc import Collection as Container
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Engine, RowMapping, insert, select, update
+
+from tenants import tables
+from tenants.entities import Lease, Manifest, SegmentRef
+from vicinage.catalog import change, look
+from vicinage.clock import Clock
+from vicinage.errors import Conflict
+from vicinage.records import ObjectRef, ShardId
+
+_M = tables.manifests
+
+
+class Manifests:
+    """Which segments make up each shard. Safe for many threads and processes."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def of(self, shard: ShardId, *, start: int) -> Manifest:
+        """The shard's manifest; an empty one at version 0, sealed up to `start`, when it has none yet."""
+        with look(self._engine) as connection:
+            row = connection.execute(select(_M).where(_is(shard))).mappings().first()
+        return _manifest(row) if row else Manifest(shard, 0, 0, start, ())
+
+    def of_generation(self, tenant: str, collection: str, number: int) -> list[Manifest]:
+        """The manifests that a generation has so far."""
+        query = select(_M).where(_M.c.tenant == tenant, _M.c.collection == collection, _M.c.generation == number)
+        with look(self._engine) as connection:
+            return [_manifest(row) for row in connection.execute(query).mappings()]
+
+    def changed_since(self, number: int, slots: Container[int]) -> tuple[int, list[Manifest]]:
+        """The catalog's change number, and the manifests in `slots` changed after `number`, each once."""
+        with look(self._engine) as connection:
+            now: int = connection.execute(select(tables.catalog_version.c.manifests)).scalar_one()
+            if now == number:
+                return now, []
+            query = select(_M).where(_M.c.change > number, _M.c.slot.in_(sorted(slots))).order_by(_M.c.change)
+            return now, [_manifest(row) for row in connection.execute(query).mappings()]
+
+    def swap(self, old: Manifest, *, segments: tuple[SegmentRef, ...], sealed: int, lease: Lease) -> Manifest:
+        """Put the new manifest in the place of `old`. Raises Conflict when `old` is stale or the lease is lost."""
+        new = Manifest(old.shard, old.version + 1, lease.epoch, sealed, segments)
+        version = tables.catalog_version
+        with change(self._engine) as connection:
+            bump = update(version).values(manifests=version.c.manifests + 1)
+            number = connection.execute(bump.returning(version.c.manifests)).scalar_one()
+            held = connection.execute(
+                select(tables.leases.c.epoch).where(tables.leases.c.resource == lease.resource)
+            ).scalar()
+            if held != lease.epoch:
+                raise Conflict(f"the lease on {lease.resource} has passed on", expected=lease.epoch, found=held)
+            row = {
+                "version": new.version,
+                "epoch": new.epoch,
+                "sealed": sealed,
+                "segments": _dump(segments),
+                "change": number,
+            }
+            if old.version == 0:
+                self._first(connection, old, row)
+                return new
+            where = _is(old.shard) & (_M.c.version == old.version)
+            if connection.execute(update(_M).where(where).values(**row)).rowcount != 1:
+                raise Conflict(f"the manifest of {old.shard} was swapped meanwhile", expected=old.version)
+        return new
+
+    def _first(self, connection: Any, old: Manifest, row: Mapping[str, object]) -> None:
+        if connection.execute(select(_M.c.version).where(_is(old.shard))).first():
+            raise Conflict(f"the manifest of {old.shard} was swapped meanwhile", expected=0)
+        s = old.shard
+        where = {"tenant": s.tenant, "collection": s.collection, "generation": s.generation, "slot": s.slot}
+        connection.execute(insert(_M).values(**where, **row))
+
+    def paths(self) -> set[str]:
+        """Every object that a manifest names."""
+        with look(self._engine) as connection:
+            rows = connection.execute(select(_M.c.segments)).scalars().all()
+        return {o.path for row in rows for segment in _parse(row) for o in segment.objects.values()}
+
+    def drop(self, shard: ShardId) -> None:
+        """Forget the shard's manifest; its objects become orphans."""
+        with change(self._engine) as connection:
+            connection.execute(_M.delete().where(_is(shard)))
+
+
+def _is(shard: ShardId) -> Any:
+    return (
+        (_M.c.tenant == shard.tenant)
+        & (_M.c.collection == shard.collection)
+        & (_M.c.generation == shard.generation)
+        & (_M.c.slot == shard.slot)
+    )
+
+
+def _manifest(row: RowMapping) -> Manifest:
+    shard = ShardId(row["tenant"], row["collection"], row["generation"], row["slot"])
+    return Manifest(shard, row["version"], row["epoch"], row["sealed"], _parse(row["segments"]))
+
+
+def _dump(segments: tuple[SegmentRef, ...]) -> str:
+    return json.dumps([asdict(s) for s in segments])
+
+
+def _parse(text: str) -> tuple[SegmentRef, ...]:
+    return tuple(_segment(fields) for fields in json.loads(text))
+
+
+def _segment(fields: dict[str, Any]) -> SegmentRef:
+    objects = {role: ObjectRef(**o) for role, o in fields["objects"].items()}
+    curve = tuple((int(effort), float(recall)) for effort, recall in fields.get("curve", ()))
+    return SegmentRef(**{**fields, "objects": objects, "curve": curve})

@@ -1,0 +1,93 @@
+"""Making tenants and collections whole: their topics in the log first, then their rows in the catalog."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Final
+
+from tenants.entities import Class, Collection, Metric, Objectives, Tenant
+from tenants.registry import Registry
+from vicinage.errors import Refused
+from vicinage.log import Log
+
+VECTORS_TOPIC: Final = "vicinage.vectors"
+Place = Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def ensure_vectors(log: Log, slots: int) -> None:
+    """Make the vectors log exist with `slots` partitions. Raises Refused when it was made with another number."""
+    found = log.ensure_topic(VECTORS_TOPIC, slots)
+    if found != slots:
+        raise Refused(
+            f"this platform was made with {found} slots, not {slots}: set slots = {found}", field="slots", limit=found
+        )
+
+
+def create_tenant(
+    registry: Registry, log: Log, name: str, *, priority: Class = "silver", partitions: int = 1, actor: str
+) -> Tenant:
+    """A new tenant with its documents and dead-letter topics."""
+    tenant = registry.create_tenant(name, priority=priority, actor=actor)
+    ensure_topics(log, tenant, partitions)
+    return tenant
+
+
+def ensure_topics(log: Log, tenant: Tenant, partitions: int = 1) -> None:
+    """Make the tenant's topics exist. Idempotent: whoever needs them calls it, so a crash in between heals itself."""
+    log.ensure_topic(tenant.documents_topic, partitions)
+    log.ensure_topic(tenant.dead_topic, 1)
+
+
+def delete_tenant(registry: Registry, log: Log, name: str, *, actor: str) -> Tenant:
+    """Delete the tenant, its collections and its topics."""
+    tenant = registry.delete_tenant(name, actor=actor)
+    log.delete_topic(tenant.documents_topic)
+    log.delete_topic(tenant.dead_topic)
+    return tenant
+
+
+def create_collection(
+    registry: Registry,
+    log: Log,
+    tenant: str,
+    name: str,
+    *,
+    model: str | None = None,
+    dimension: int | None = None,
+    metric: Metric = "cosine",
+    index: str = "auto",
+    shards: int = 1,
+    objectives: Objectives | None = None,
+    slots_total: int,
+    actor: str,
+) -> Collection:
+    """A new collection, its shards placed on slots."""
+    return registry.create_collection(
+        tenant,
+        name,
+        model=model,
+        dimension=dimension,
+        metric=metric,
+        index=index,
+        place=placer(log, tenant, name, shards, slots_total),
+        objectives=objectives,
+        actor=actor,
+    )
+
+
+def placer(log: Log, tenant: str, collection: str, shards: int, slots_total: int) -> Place:
+    """What the registry asks for a new generation's slots, and for where in them its rows can begin."""
+    if not 1 <= shards <= slots_total:
+        raise Refused(f"shards is 1 to {slots_total}, the number of slots", field="shards", limit=slots_total)
+
+    def chosen(generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        slots = place(tenant, collection, generation, shards, slots_total)
+        return slots, tuple(log.end(VECTORS_TOPIC, slot) for slot in slots)
+
+    return chosen
+
+
+def place(tenant: str, collection: str, generation: int, shards: int, slots_total: int) -> tuple[int, ...]:
+    """The slots of a generation's shards: neighbours on the ring of slots, from one that the name's hash picks."""
+    name = f"{tenant}/{collection}/{generation}".encode()
+    first = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") % slots_total
+    return tuple((first + i) % slots_total for i in range(shards))

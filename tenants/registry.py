@@ -1,0 +1,395 @@
+"""Tenants, collections, generations and models: read from memory, changed in the catalog.
+
+Every change bumps the catalog's version, stamps the rows it touched with it, and writes its audit record, in one
+transaction (law 10). `refresh` is one small SELECT; it loads only rows stamped since.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Table, insert, select, update
+
+from tenants import audit, tables
+from tenants.entities import (
+    DEFAULT_MODEL,
+    Class,
+    Collection,
+    EmbeddingModel,
+    Generation,
+    GenerationState,
+    Metric,
+    Objectives,
+    Tenant,
+    TenantState,
+)
+from vicinage.catalog import change, look
+from vicinage.clock import Clock
+from vicinage.errors import Conflict, NotFound, Refused
+
+TENANT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+COLLECTION_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
+INDEX_SPEC: Final = re.compile(r"auto|flat|hnsw(:M=\d{1,3}(,efc=\d{1,4})?)?")
+DIMENSION_MAX: Final = 4_096
+SERVING: Final = ("building", "ready", "live")
+"""States of a generation that still receives writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """Everything, as of one catalog version."""
+
+    version: int = 0
+    tenants: dict[str, Tenant] = field(default_factory=dict)
+    collections: dict[tuple[str, str], Collection] = field(default_factory=dict)
+    models: dict[str, EmbeddingModel] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An open change: its connection, and the version that its rows are stamped with."""
+
+    connection: Connection
+    version: int
+    now_ms: int
+    actor: str
+
+    def note(self, action: str, subject: str, *, before: audit.Facts = None, after: audit.Facts = None) -> None:
+        """Write the audit record."""
+        audit.record(
+            self.connection,
+            actor=self.actor,
+            action=action,
+            subject=subject,
+            before=before,
+            after=after,
+            now_ms=self.now_ms,
+        )
+
+
+@contextmanager
+def changing(engine: Engine, clock: Clock, actor: str) -> Iterator[Change]:
+    """One change of the catalog; the version row's lock puts all changes in one order."""
+    bump = update(tables.catalog_version).values(version=tables.catalog_version.c.version + 1)
+    with change(engine) as connection:
+        version = connection.execute(bump.returning(tables.catalog_version.c.version)).scalar_one()
+        yield Change(connection, version, clock.now_ms(), actor)
+
+
+class Registry:
+    """The catalog's nouns. Reads do no I/O; safe for many threads."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._view = _View()
+        self.refresh()
+
+    def refresh(self) -> int:
+        """See every change committed before this call; the catalog's version."""
+        with self._lock, look(self._engine) as connection:
+            version: int = connection.execute(select(tables.catalog_version.c.version)).scalar_one()
+            if version != self._view.version:
+                self._view = _load(connection, self._view, version)
+            return version
+
+    # reading
+
+    def tenant(self, name: str) -> Tenant:
+        """The tenant, unless deleted. Raises NotFound."""
+        found = self._view.tenants.get(name)
+        if found is None or found.state == "deleted":
+            raise NotFound(f"there is no tenant {name!r}")
+        return found
+
+    def tenants(self) -> tuple[Tenant, ...]:
+        """All tenants that are not deleted, by name."""
+        return tuple(t for _, t in sorted(self._view.tenants.items()) if t.state != "deleted")
+
+    def collection(self, tenant: str, name: str) -> Collection:
+        """The tenant's collection, unless deleted. Raises NotFound."""
+        found = self._view.collections.get((tenant, name))
+        if found is None or found.state == "deleted":
+            raise NotFound(f"there is no collection {name!r}")
+        return found
+
+    def collections(self, tenant: str | None = None) -> tuple[Collection, ...]:
+        """All collections that are not deleted, of one tenant or of all."""
+        every = sorted(self._view.collections.items())
+        return tuple(c for (t, _), c in every if c.state != "deleted" and tenant in (None, t))
+
+    def model(self, name: str) -> EmbeddingModel:
+        """The model's entry. Raises NotFound."""
+        if name not in self._view.models:
+            raise NotFound(f"there is no model {name!r}")
+        return self._view.models[name]
+
+    def models(self) -> tuple[EmbeddingModel, ...]:
+        """All models, by name."""
+        return tuple(m for _, m in sorted(self._view.models.items()))
+
+    # changing
+
+    def create_tenant(self, name: str, *, priority: Class = "silver", actor: str) -> Tenant:
+        """A new tenant. A name is never given twice, so that nobody inherits what another left behind."""
+        if not TENANT_NAME.fullmatch(name):
+            raise Refused(
+                "a tenant's name is 1 to 63 of a-z, 0-9 and '-', and does not begin with '-'", field="name", limit=63
+            )
+        if priority not in ("gold", "silver", "bronze"):
+            raise Refused("class is one of gold, silver, bronze", field="class")
+        with changing(self._engine, self._clock, actor) as at:
+            taken = at.connection.execute(select(tables.tenants.c.state).where(tables.tenants.c.name == name)).first()
+            if taken:
+                raise Conflict(
+                    f"tenant {name!r} exists already"
+                    if taken.state != "deleted"
+                    else f"{name!r} belonged to a deleted tenant; names are not reused"
+                )
+            made = Tenant(name, priority, "active", at.now_ms)
+            at.connection.execute(insert(tables.tenants).values(**asdict(made), row_version=at.version))
+            at.note("tenant.create", name, after=asdict(made))
+        self.refresh()
+        return made
+
+    def suspend_tenant(self, name: str, *, actor: str) -> Tenant:
+        """Refuse its keys and stop reading its topic, until resumed. Nothing is lost."""
+        return self._set_tenant(name, "suspended", "tenant.suspend", actor)
+
+    def resume_tenant(self, name: str, *, actor: str) -> Tenant:
+        """Undo a suspension."""
+        return self._set_tenant(name, "active", "tenant.resume", actor)
+
+    def delete_tenant(self, name: str, *, actor: str) -> Tenant:
+        """Delete the tenant with its collections. Its name is not given again."""
+        for c in self.collections(name):
+            self.delete_collection(name, c.name, actor=actor)
+        return self._set_tenant(name, "deleted", "tenant.delete", actor)
+
+    def _set_tenant(self, name: str, state: TenantState, action: str, actor: str) -> Tenant:
+        self.refresh()
+        before = self.tenant(name)
+        after = replace(before, state=state)
+        with changing(self._engine, self._clock, actor) as at:
+            at.connection.execute(
+                update(tables.tenants).where(tables.tenants.c.name == name).values(state=state, row_version=at.version)
+            )
+            at.note(action, name, before=asdict(before), after=asdict(after))
+        self.refresh()
+        return after
+
+    def create_collection(
+        self,
+        tenant: str,
+        name: str,
+        *,
+        model: str | None = None,
+        dimension: int | None = None,
+        metric: Metric = "cosine",
+        index: str = "auto",
+        place: Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]],
+        objectives: Objectives | None = None,
+        actor: str,
+    ) -> Collection:
+        """A new collection, its first generation live. `place(generation)` gives that generation's slots and starts."""
+        self.refresh()
+        self.tenant(tenant)
+        if not COLLECTION_NAME.fullmatch(name):
+            raise Refused(
+                "a collection's name is 1 to 63 of a-z, A-Z, 0-9, '.', '_' and '-', and begins with a letter or digit",
+                field="name",
+                limit=63,
+            )
+        model, dimension = self._embedding(model, dimension)
+        _check_build(dimension, metric, index)
+        with changing(self._engine, self._clock, actor) as at:
+            where = (tables.collections.c.tenant == tenant) & (tables.collections.c.name == name)
+            old = at.connection.execute(select(tables.collections).where(where)).first()
+            if old and old.state == "active":
+                raise Conflict(f"collection {name!r} exists already")
+            number = old.next_generation if old else 1  # numbers go on rising: old rows in the log stay strangers
+            slots, starts = place(number)
+            row = {
+                "state": "active",
+                "live": number,
+                "next_generation": number + 1,
+                "objectives": json.dumps(asdict(objectives or Objectives())),
+                "created_ms": at.now_ms,
+                "row_version": at.version,
+            }
+            statement = update(tables.collections).where(where) if old else insert(tables.collections)
+            at.connection.execute(statement.values(tenant=tenant, name=name, **row))
+            made = Generation(tenant, name, number, "live", model, dimension, metric, index, slots, starts, at.now_ms)
+            _insert_generation(at, made)
+            at.note("collection.create", f"{tenant}/{name}", after=asdict(made))
+        self.refresh()
+        return self.collection(tenant, name)
+
+    def delete_collection(self, tenant: str, name: str, *, actor: str) -> None:
+        """Delete the collection; its rows are forgotten, its objects swept."""
+        self.refresh()
+        before = self.collection(tenant, name)
+        c, g = tables.collections, tables.generations
+        with changing(self._engine, self._clock, actor) as at:
+            at.connection.execute(
+                update(c).where(c.c.tenant == tenant, c.c.name == name).values(state="deleted", row_version=at.version)
+            )
+            of_it = (g.c.tenant == tenant, g.c.collection == name, g.c.state.in_(SERVING))
+            at.connection.execute(update(g).where(*of_it).values(state="retired", row_version=at.version))
+            m = tables.manifests
+            at.connection.execute(m.delete().where(m.c.tenant == tenant, m.c.collection == name))
+            at.note("collection.delete", f"{tenant}/{name}", before={"live": before.live})
+        self.refresh()
+
+    def add_generation(
+        self,
+        tenant: str,
+        collection: str,
+        *,
+        index: str,
+        model: str | None,
+        dimension: int,
+        place: Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]],
+        actor: str,
+    ) -> Generation:
+        """The collection's next generation, `building`: from here on it receives every write too."""
+        self.refresh()
+        live = self.collection(tenant, collection).generation()
+        _check_build(dimension, live.metric, index)
+        c = tables.collections
+        with changing(self._engine, self._clock, actor) as at:
+            take = update(c).where(c.c.tenant == tenant, c.c.name == collection, c.c.state == "active")
+            take = take.values(next_generation=c.c.next_generation + 1, row_version=at.version)
+            taken = at.connection.execute(take.returning(c.c.next_generation)).first()
+            if taken is None:
+                raise NotFound(f"there is no collection {collection!r}")
+            number = taken.next_generation - 1
+            slots, starts = place(number)
+            made = Generation(
+                tenant, collection, number, "building", model, dimension, live.metric, index, slots, starts, at.now_ms
+            )
+            _insert_generation(at, made)
+            at.note("generation.add", f"{tenant}/{collection}/{number}", after=asdict(made))
+        self.refresh()
+        return made
+
+    def set_generation_state(
+        self, tenant: str, collection: str, number: int, state: GenerationState, *, actor: str
+    ) -> None:
+        """Move a generation on (building → ready or failed; ready → failed)."""
+        with changing(self._engine, self._clock, actor) as at:
+            before = _set_state(at, (tenant, collection, number), state)
+            at.note(
+                "generation.state", f"{tenant}/{collection}/{number}", before={"state": before}, after={"state": state}
+            )
+        self.refresh()
+
+    def cut_over(self, tenant: str, collection: str, number: int, *, actor: str) -> Collection:
+        """Make a ready generation the live one; the old retires. One transaction. Raises Conflict if it is not ready."""
+        c = tables.collections
+        with changing(self._engine, self._clock, actor) as at:
+            where = (c.c.tenant == tenant) & (c.c.name == collection) & (c.c.state == "active")
+            row = at.connection.execute(select(c.c.live).where(where)).first()
+            if row is None:
+                raise NotFound(f"there is no collection {collection!r}")
+            before = _set_state(at, (tenant, collection, number), "live")
+            if before != "ready":
+                raise Conflict(f"generation {number} is {before}, not ready", expected="ready", found=before)
+            _set_state(at, (tenant, collection, row.live), "retired")
+            at.connection.execute(update(c).where(where).values(live=number, row_version=at.version))
+            at.note("collection.cut_over", f"{tenant}/{collection}", before={"live": row.live}, after={"live": number})
+        self.refresh()
+        return self.collection(tenant, collection)
+
+    def register_model(self, model: EmbeddingModel, *, actor: str) -> EmbeddingModel:
+        """A new entry of the model registry; entries never change."""
+        if not 1 <= model.dimension <= DIMENSION_MAX:
+            raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
+        with changing(self._engine, self._clock, actor) as at:
+            if at.connection.execute(select(tables.models.c.name).where(tables.models.c.name == model.name)).first():
+                raise Conflict(f"model {model.name!r} exists already; entries never change")
+            at.connection.execute(insert(tables.models).values(**asdict(model), row_version=at.version))
+            at.note("model.register", model.name, after=asdict(model))
+        self.refresh()
+        return model
+
+    def _embedding(self, model: str | None, dimension: int | None) -> tuple[str | None, int]:
+        if model is None and dimension is not None:
+            return None, dimension
+        entry = self.model(model or DEFAULT_MODEL.name)
+        if dimension not in (None, entry.dimension):
+            raise Refused(
+                f"model {entry.name} has dimension {entry.dimension}, not {dimension}: name one of the two",
+                field="dimension",
+            )
+        return entry.name, entry.dimension
+
+
+def _check_build(dimension: int, metric: str, index: str) -> None:
+    if not 1 <= dimension <= DIMENSION_MAX:
+        raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
+    if metric not in ("cosine", "dot", "euclidean"):
+        raise Refused("metric is one of cosine, dot, euclidean", field="metric")
+    if not INDEX_SPEC.fullmatch(index):
+        raise Refused("index is auto, flat, or hnsw[:M=32[,efc=80]]", field="index")
+
+
+def _insert_generation(at: Change, made: Generation) -> None:
+    row = {
+        **asdict(made),
+        "slots": json.dumps(made.slots),
+        "starts": json.dumps(made.starts),
+        "row_version": at.version,
+    }
+    at.connection.execute(insert(tables.generations).values(**row))
+
+
+def _set_state(at: Change, which: tuple[str, str, int], state: GenerationState) -> str:
+    g = tables.generations
+    where = (g.c.tenant == which[0]) & (g.c.collection == which[1]) & (g.c.number == which[2])
+    row = at.connection.execute(select(g.c.state).where(where)).first()
+    if row is None:
+        raise NotFound(f"there is no generation {which[2]}")
+    at.connection.execute(update(g).where(where).values(state=state, row_version=at.version))
+    # The collection's row is stamped too: a collection and its generations are read as one thing.
+    c = tables.collections
+    at.connection.execute(update(c).where(c.c.tenant == which[0], c.c.name == which[1]).values(row_version=at.version))
+    return str(row.state)
+
+
+def _load(connection: Connection, view: _View, version: int) -> _View:
+    """The view with every row stamped after `view.version` taken in."""
+
+    def since(table: Table) -> list[dict[str, Any]]:
+        query = select(table).where(table.c.row_version > view.version)
+        rows = [dict(r) for r in connection.execute(query).mappings()]
+        for row in rows:
+            del row["row_version"]
+        return rows
+
+    tenants = view.tenants | {r["name"]: Tenant(**r) for r in since(tables.tenants)}
+    models = view.models | {r["name"]: EmbeddingModel(**r) for r in since(tables.models)}
+    generations: dict[tuple[str, str], dict[int, Generation]] = {}
+    for r in since(tables.generations):
+        made = Generation(**{**r, "slots": tuple(json.loads(r["slots"])), "starts": tuple(json.loads(r["starts"]))})
+        generations.setdefault((made.tenant, made.collection), {})[made.number] = made
+    collections = dict(view.collections)
+    for r in since(tables.collections):
+        at = (r["tenant"], r["name"])
+        known = {g.number: g for g in collections[at].generations} if at in collections else {}
+        every = known | generations.get(at, {})
+        collections[at] = Collection(
+            r["tenant"],
+            r["name"],
+            r["state"],
+            r["live"],
+            tuple(g for _, g in sorted(every.items()) if g.state in SERVING),
+            Objectives(**json.loads(r["objectives"])),
+            r["created_ms"],
+        )
+    return _View(version, tenants, collections, models)

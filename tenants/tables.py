@@ -1,0 +1,162 @@
+"""The catalog's tables, and `migrate`, which brings a database to the newest of them."""
+
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Engine,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    insert,
+    select,
+    text,
+)
+
+from tenants.entities import DEFAULT_MODEL
+from vicinage.catalog import change
+
+metadata = MetaData()
+
+catalog_version = Table(
+    "catalog_version",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("manifests", BigInteger, nullable=False),
+)
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("priority", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("row_version", BigInteger, nullable=False, index=True),
+)
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(64), nullable=True, index=True),
+    Column("scopes", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=True),
+    Column("revoked_ms", BigInteger, nullable=True),
+)
+models = Table(
+    "models",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("location", Text, nullable=False),
+    Column("dimension", Integer, nullable=False),
+    Column("window_tokens", Integer, nullable=False),
+    Column("normalised", Boolean, nullable=False),
+    Column("row_version", BigInteger, nullable=False, index=True),
+)
+collections = Table(
+    "collections",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("live", Integer, nullable=False),
+    Column("next_generation", Integer, nullable=False),
+    Column("objectives", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("row_version", BigInteger, nullable=False, index=True),
+)
+generations = Table(
+    "generations",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("collection", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("model", String(64), nullable=True),
+    Column("dimension", Integer, nullable=False),
+    Column("metric", String(16), nullable=False),
+    Column("index", String(64), nullable=False),
+    Column("slots", Text, nullable=False),
+    Column("starts", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("row_version", BigInteger, nullable=False, index=True),
+)
+manifests = Table(
+    "manifests",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("collection", String(64), primary_key=True),
+    Column("generation", Integer, primary_key=True),
+    Column("slot", Integer, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("sealed", BigInteger, nullable=False),
+    Column("segments", Text, nullable=False),
+    Column("change", BigInteger, nullable=False),
+    Index("manifests_by_change", "change"),
+)
+leases = Table(
+    "leases",
+    metadata,
+    Column("resource", String(128), primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+)
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(64), nullable=False, index=True),
+    Column("collection", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("progress", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+)
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(256), nullable=False),
+    Column("before", Text, nullable=True),
+    Column("after", Text, nullable=True),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+_LOCK: Final = 0x56494349
+"""Advisory lock under which PostgreSQL migrates; SQLite's write transaction is lock enough."""
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the catalog to the newest schema. Idempotent, and safe when several processes call it at once."""
+    from alembic import command
+    from alembic.config import Config
+
+    with change(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        if connection.execute(select(models.c.name).limit(1)).first() is None:
+            connection.execute(insert(models).values(**_model_row(), row_version=1))
+
+
+def _model_row() -> dict[str, object]:
+    return {name: getattr(DEFAULT_MODEL, name) for name in DEFAULT_MODEL.__dataclass_fields__}
