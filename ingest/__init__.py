@@ -1,0 +1,1 @@
+"""Documents in: intake, validate, cut, embed, dead-letter."""

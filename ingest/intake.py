@@ -1,0 +1,90 @@
+"""POSTed batches into the tenant's documents log: the same road that a data team's own producer takes.
+
+Law 2: the token is returned once the log has the records.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ingest.documents import Entry
+from ingest.routing import shard_of
+from tenants.entities import Collection, Tenant
+from vicinage.log import Log, Record
+from vicinage.records import Document, Position, Rejected, Token
+from vicinage.wire import ARROW, encode_documents
+
+RECORD_BYTES: Final = 2 << 20
+"""What one record aims at; a broker takes a little more."""
+HEADERS: Final = (("content-type", ARROW.encode()),)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of a batch. `token` is None when nothing was accepted."""
+
+    accepted: int
+    rejected: tuple[Rejected, ...]
+    token: Token | None
+
+
+def accept(log: Log, tenant: Tenant, collection: Collection, entries: Sequence[Entry], *, now_ms: int) -> Accepted:
+    """Write the batch's documents, in order; durable on return. What was rejected stays out and is reported."""
+    documents = [e for e in entries if isinstance(e, Document)]
+    dimension = collection.generation().dimension
+    positions: list[Position] = []
+    for partition, run in _by_partition(log, tenant, documents):
+        records = [
+            Record(
+                encode_documents(chunk, collection=collection.name, dimension=dimension),
+                headers=HEADERS,
+                event_time_ms=now_ms,
+            )
+            for chunk in _chunks(run)
+        ]
+        positions.extend(Position(partition, o) for o in log.append(tenant.documents_topic, partition, records))
+    rejected = tuple(e for e in entries if isinstance(e, Rejected))
+    return Accepted(len(documents), rejected, Token.covering(positions) if positions else None)
+
+
+def delete(log: Log, tenant: Tenant, collection: str, ids: Sequence[str], *, now_ms: int) -> Token:
+    """Write the deletions; durable on return. Deleting what is not there is no error."""
+    n = log.topics(tenant.documents_topic).get(tenant.documents_topic, 1)
+    positions: list[Position] = []
+    for partition in range(n):
+        of_it = [i for i in ids if shard_of(i, n) == partition]
+        records = [Record(None, key=f"{collection}/{i}".encode(), event_time_ms=now_ms) for i in of_it]
+        positions.extend(
+            Position(partition, o) for o in log.append(tenant.documents_topic, partition, records) if records
+        )
+    return Token.covering(positions)
+
+
+def _by_partition(log: Log, tenant: Tenant, documents: list[Document]) -> Iterator[tuple[int, list[Document]]]:
+    if not documents:
+        return
+    n = log.topics(tenant.documents_topic).get(tenant.documents_topic, 1)
+    if n == 1:
+        yield 0, documents
+        return
+    for partition in range(n):
+        if run := [d for d in documents if shard_of(d.id, n) == partition]:
+            yield partition, run
+
+
+def _chunks(documents: list[Document]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    size = 0
+    for d in documents:
+        chunk.append(d)
+        size += _size(d)
+        if size >= RECORD_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _size(d: Document) -> int:
+    words = len(d.text or "") + sum(len(p) for p in d.passages or ())
+    return 64 + words * 2 + (d.vectors.nbytes if d.vectors is not None else 0)

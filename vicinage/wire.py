@@ -1,0 +1,173 @@
+"""Records to bytes and back: documents as JSON or Arrow, vectors as Arrow. Each format carries its version.
+
+Bytes that come from outside are never trusted: whatever is wrong with them becomes Refused with a reason.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from vicinage.errors import Corrupt, Refused
+from vicinage.records import Document, Floats
+
+ARROW: Final = "application/vnd.apache.arrow.stream"
+FORMAT: Final = b"1"
+DECODED_BYTES_MAX: Final = 1 << 30
+"""An Arrow body may claim no more than this once decompressed."""
+
+VECTOR_COLUMNS: Final = (
+    "document_id",
+    "version",
+    "event_time_ms",
+    "passage",
+    "text",
+    "start",
+    "end",
+    "metadata",
+    "vector",
+)
+DELETED: Final = -1
+"""The passage number of a row that says: this document is deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A vectors message: rows of one generation in one slot."""
+
+    tenant: str
+    collection: str
+    generation: int
+    batch: pa.RecordBatch
+
+
+def vectors_schema(dimension: int) -> pa.Schema:
+    """Columns of a vectors message, and of a segment's passages."""
+    return pa.schema(
+        [
+            pa.field("document_id", pa.utf8(), nullable=False),
+            pa.field("version", pa.int64(), nullable=False),
+            pa.field("event_time_ms", pa.int64(), nullable=False),
+            pa.field("passage", pa.int32(), nullable=False),
+            pa.field("text", pa.utf8()),
+            pa.field("start", pa.int32()),
+            pa.field("end", pa.int32()),
+            pa.field("metadata", pa.utf8()),
+            pa.field("vector", pa.list_(pa.float32(), dimension)),
+        ]
+    )
+
+
+def vectors_of(batch: pa.RecordBatch) -> Floats:
+    """The vector column, float32 [n, d], without a copy. Rows that have no vector (deletions) hold anything."""
+    column = batch.column("vector")
+    d = column.type.list_size
+    flat = column.values.slice(column.offset * d, len(column) * d)
+    array: Floats = flat.to_numpy(zero_copy_only=False).reshape(len(column), d)
+    return array
+
+
+def vector_column(vectors: Floats, missing: Sequence[bool] | None = None) -> pa.FixedSizeListArray:
+    """float32 [n, d] as an Arrow column, without a copy."""
+    d = vectors.shape[1]
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+    mask = pa.array(missing, pa.bool_()) if missing is not None and any(missing) else None
+    return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(pa.float32(), d), mask=mask)
+
+
+def rows_key(tenant: str, collection: str, generation: int) -> bytes:
+    """The key of a vectors message; neither name can hold a slash."""
+    return f"{tenant}/{collection}/{generation}".encode()
+
+
+def parse_rows_key(key: bytes) -> tuple[str, str, int]:
+    """What `rows_key` was made of."""
+    tenant, collection, generation = key.decode().split("/")
+    return tenant, collection, int(generation)
+
+
+def encode_rows(batch: pa.RecordBatch, *, tenant: str, collection: str, generation: int) -> bytes:
+    """A vectors message's value: an Arrow stream of one batch."""
+    names = {"vicinage": FORMAT, "tenant": tenant, "collection": collection, "generation": str(generation)}
+    return _stream(batch.replace_schema_metadata(names))
+
+
+def decode_rows(value: bytes) -> Rows:
+    """The message that `encode_rows` wrote. Raises Corrupt."""
+    try:
+        reader = pa.ipc.open_stream(value)
+        names = reader.schema.metadata or {}
+        batch = reader.read_next_batch()
+    except (pa.ArrowException, StopIteration, OSError) as error:
+        raise Corrupt(f"a vectors message cannot be read: {error}", path="vicinage.vectors") from error
+    if names.get(b"vicinage") != FORMAT or tuple(batch.schema.names) != VECTOR_COLUMNS:
+        raise Corrupt(
+            f"a vectors message has format {names.get(b'vicinage')!r}, not {FORMAT!r}", path="vicinage.vectors"
+        )
+    return Rows(names[b"tenant"].decode(), names[b"collection"].decode(), int(names[b"generation"]), batch)
+
+
+def encode_documents(documents: Sequence[Document], *, collection: str, dimension: int) -> bytes:
+    """Valid documents of one collection as an Arrow stream, as the gateway writes them into the documents log."""
+    counts = [0 if d.vectors is None else len(d.vectors) for d in documents]
+    given = [d.vectors for d in documents if d.vectors is not None]
+    flat = np.concatenate(given) if given else np.zeros((0, dimension), np.float32)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    batch = pa.record_batch(
+        {
+            "id": pa.array([d.id for d in documents], pa.utf8()),
+            "text": pa.array([d.text for d in documents], pa.utf8()),
+            "passages": pa.array([d.passages for d in documents], pa.list_(pa.utf8())),
+            "vectors": pa.ListArray.from_arrays(offsets, vector_column(flat)),
+            "metadata": pa.array([_metadata(d) for d in documents], pa.utf8()),
+        }
+    )
+    return _stream(batch.replace_schema_metadata({"vicinage": FORMAT, "collection": collection}))
+
+
+def decode_documents(value: bytes, *, rows_max: int = 1_000_000) -> tuple[str | None, list[pa.RecordBatch]]:
+    """The collection named in the stream's metadata, if any, and its batches, fully checked. Raises Refused."""
+    batches: list[pa.RecordBatch] = []
+    try:
+        reader = pa.ipc.open_stream(value)
+        names = reader.schema.metadata or {}
+        for batch in reader:
+            batch.validate(full=True)
+            batches.append(batch)
+            if sum(b.nbytes for b in batches) > DECODED_BYTES_MAX or sum(b.num_rows for b in batches) > rows_max:
+                raise Refused("the Arrow stream is too large once decompressed", field="body", limit=DECODED_BYTES_MAX)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise Refused(f"the body is not a whole Arrow IPC stream: {_line(error)}", field="body") from error
+    name = names.get(b"collection")
+    try:
+        return (name.decode() if name else None), batches
+    except UnicodeDecodeError:
+        raise Refused("the stream's collection is not UTF-8", field="collection") from None
+
+
+def load_json(data: bytes, *, field: str = "body") -> Any:
+    """The JSON value in `data`. Raises Refused naming what is wrong and where."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise Refused(f"{field} is not JSON: {_line(error)}", field=field) from None
+
+
+def _metadata(document: Document) -> str | None:
+    return json.dumps(document.metadata, ensure_ascii=False, separators=(",", ":")) if document.metadata else None
+
+
+def _stream(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or ["unreadable"])[0][:200]
