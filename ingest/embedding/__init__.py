@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol
 
+from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
+from vicinage.errors import Refused
 from vicinage.records import Floats
 
 
@@ -52,3 +54,19 @@ class Embedder(Protocol):
     def close(self) -> None:
         """Free what it holds. Idempotent."""
         ...
+
+
+def open_embedder(model: EmbeddingModel, *, url: str, key: str | None = None, timeout_s: float = 60.0) -> Embedder:
+    """The client of a model: the platform's own embedder role at `url` for local models, else the model's own server.
+
+    Raises Refused for a kind that is not supported.
+    """
+    from ingest.embedding.openai import OpenAIEmbedder
+
+    match model.kind:
+        case "local":
+            return OpenAIEmbedder(model, base_url=f"{url}/v1", key=key, timeout_s=timeout_s)
+        case "openai":
+            return OpenAIEmbedder(model, base_url=model.location, key=key, timeout_s=timeout_s)
+        case _:
+            raise Refused(f"model {model.name}: kind {model.kind} is not supported yet", field="model")
