@@ -1,0 +1,117 @@
+"""The delta: passages newer than the segments, in memory, searched exactly.
+
+Append-only under its writer; readers hold a `DeltaView`, whose arrays are never written below its length again. Which rows
+are alive is copied on write. Nothing is ever added to an index under a reader.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import orjson
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from indexer.backends import Mask
+from indexer.filters import Columns
+from vicinage.records import Floats
+from vicinage.wire import vectors_of
+
+ROWS_AT_FIRST: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A document in the delta: rows [first, first + count); count 0 means deleted."""
+
+    first: int
+    count: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One applied vectors message: its rows begin at `first`; it stood at `offset` in the log."""
+
+    batch: pa.RecordBatch
+    offset: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeltaView:
+    """The delta as of one moment."""
+
+    vectors: Floats
+    alive: Mask
+    messages: list[Message]
+    n_messages: int
+    starts: list[int]
+    metadata: list[Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def row(self, row: int) -> tuple[pa.RecordBatch, int]:
+        """The batch that holds `row`, and where in it."""
+        message = self.messages[bisect_right(self.starts, row, hi=self.n_messages) - 1]
+        return message.batch, row - message.first
+
+    def columns(self) -> Columns:
+        """Metadata by row. Each row's JSON is parsed once in the delta's life, by whoever filters first."""
+        while len(self.metadata) < len(self):
+            batch, at = self.row(len(self.metadata))
+            texts = batch.column("metadata").slice(at).to_pylist()
+            self.metadata.extend(orjson.loads(t) if t else {} for t in texts)
+        return Columns(self.metadata[: len(self)])
+
+
+@dataclass(slots=True, eq=False)
+class Delta:
+    """The writer's side. One thread writes; `view()` may be handed to any."""
+
+    dimension: int
+    documents: dict[str, Entry] = field(default_factory=dict)
+    messages: list[Message] = field(default_factory=list)
+    n: int = 0
+    bytes: int = 0
+    _starts: list[int] = field(default_factory=list)
+    _vectors: Floats = field(init=False)
+    _alive: Mask = field(init=False)
+    _metadata: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._vectors = np.empty((ROWS_AT_FIRST, self.dimension), np.float32)
+        self._alive = np.zeros(0, np.bool_)
+
+    def append(self, batch: pa.RecordBatch, offset: int, alive: Mask) -> int:
+        """Add a message's rows, those not `alive` only so that rows and batch agree; the first row's number."""
+        first, self.n = self.n, self.n + batch.num_rows
+        if self.n > len(self._vectors):
+            grown = np.empty((max(self.n, 2 * len(self._vectors)), self.dimension), np.float32)
+            grown[:first] = self._vectors[:first]
+            self._vectors = grown
+        self._vectors[first : self.n] = vectors_of(batch)
+        self._alive = np.concatenate([self._alive, alive])
+        self._starts.append(first)
+        self.messages.append(Message(batch, offset, first))
+        self.bytes += batch.nbytes + 4 * self.dimension * batch.num_rows
+        return first
+
+    def kill(self, entries: list[Entry]) -> None:
+        """Take rows out of every later view; `append` has just made the mask a copy of its own."""
+        for entry in entries:
+            self._alive[entry.first : entry.first + entry.count] = False
+
+    def view(self) -> DeltaView:
+        """What readers may hold."""
+        return DeltaView(
+            self._vectors[: self.n], self._alive, self.messages, len(self.messages), self._starts, self._metadata
+        )
+
+    def live(self, document_id: str) -> NDArray[np.int64]:
+        """Row numbers of a document's passages; none where it is not here."""
+        entry = self.documents.get(document_id)
+        return np.arange(entry.first, entry.first + entry.count) if entry else np.zeros(0, np.int64)

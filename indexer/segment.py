@@ -1,0 +1,275 @@
+"""A segment: an immutable set of passages with its index, written once, verified when it is loaded.
+
+Three objects: `passages` (Arrow file, memory-mapped: rows of whole documents, vectors among them), `documents` (Arrow file: who is in
+it, who is deleted by it, at which version), and `index` (FAISS) where the kind is not flat.
+"""
+
+import hashlib
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import orjson
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from indexer.backends import EFFORTS, Backend, IndexSpec, Mask, Rows, choose
+from indexer.filters import Columns
+from tenants.entities import Metric, SegmentRef
+from vicinage.errors import Corrupt
+from vicinage.faults import crash_point
+from vicinage.records import Floats, ShardId
+from vicinage.store import Store
+from vicinage.wire import DELETED, VECTOR_COLUMNS, vectors_of
+
+CURVE_QUERIES: Final = 100
+CURVE_NOISE: Final = 0.35
+"""Held-out questions are the segment's own vectors moved by noise of this length (relative): near, but none of them."""
+_U64 = np.uint64
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Document ids as 128-bit hashes, in two halves: uint64 [n] each."""
+
+    high: NDArray[np.uint64]
+    low: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, ids: Iterable[str]) -> "Keys":
+        """Hash every id."""
+        digests = b"".join(hashlib.blake2b(i.encode(), digest_size=16).digest() for i in ids)
+        halves = np.frombuffer(digests, "<u8").reshape(-1, 2)
+        return cls(halves[:, 0].copy(), halves[:, 1].copy())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """A loaded segment. Documents are sorted by key; `count` 0 means: deleted at `version`."""
+
+    ref: SegmentRef
+    metric: Metric
+    rows: pa.RecordBatch
+    vectors: Floats
+    index: Any
+    keys: Keys
+    first: NDArray[np.int32]
+    count: NDArray[np.int32]
+    version: NDArray[np.int64]
+    columns: "LazyColumns"
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def find(self, keys: Keys) -> NDArray[np.int64]:
+        """Place of each key among this segment's documents; −1 where it has none."""
+        n = len(self.keys.high)
+        places = np.searchsorted(self.keys.high, keys.high)
+        found = np.full(len(keys.high), -1, np.int64)
+        inside = places < n
+        at = np.where(inside, places, 0)
+        if n:
+            hit = inside & (self.keys.high[at] == keys.high) & (self.keys.low[at] == keys.low)
+            found[hit] = at[hit]
+        return found
+
+    def rows_mask(self, documents: Mask) -> Mask:
+        """Bool [n documents] in key order → bool [n rows]."""
+        live = np.flatnonzero(self.count)
+        order = live[np.argsort(self.first[live], kind="stable")]  # rows lie document after document
+        mask: Mask = np.repeat(documents[order], self.count[order])
+        return mask
+
+    def resident_bytes(self) -> int:
+        """Bytes it takes when every page is touched."""
+        return self.ref.bytes()
+
+
+class LazyColumns:
+    """The segment's metadata as filter columns, by row; parsed at the first filtered search."""
+
+    def __init__(self, rows: pa.RecordBatch) -> None:
+        self._rows = rows
+        self._columns: Columns | None = None
+
+    def columns(self) -> Columns:
+        """One entry per row."""
+        if self._columns is None:
+            texts = self._rows.column("metadata").dictionary_encode()
+            parsed = [orjson.loads(t) if t else {} for t in texts.dictionary.to_pylist()]
+            nothing: dict[str, Any] = {}
+            self._columns = Columns([nothing if i is None else parsed[i] for i in texts.indices.to_pylist()])
+        return self._columns
+
+
+def newest(batches: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Of each document only its highest version: (its rows, passages together; deletions as document_id and version).
+
+    Where one version stands twice (a record was delivered again), the later batch's rows count.
+    """
+    rows = (
+        pa.Table.from_batches([b.replace_schema_metadata(None) for b in batches])
+        .combine_chunks()
+        .to_batches(max_chunksize=None)[0]
+    )
+    ids, versions = rows.column("document_id").to_pylist(), rows.column("version").to_numpy()
+    best: dict[str, tuple[int, int, int]] = {}
+    for start, end in document_runs(ids, versions):
+        held = best.get(ids[start])
+        if held is None or versions[start] >= held[0]:
+            best[ids[start]] = (int(versions[start]), start, end)
+    passages = rows.column("passage").to_numpy()
+    gone = sorted(i for i, (_, start, _) in best.items() if passages[start] == DELETED)
+    live = sorted(i for i, (_, start, _) in best.items() if passages[start] != DELETED)
+    order = np.concatenate([np.arange(best[i][1], best[i][2]) for i in live]) if live else np.zeros(0, np.int64)
+    deletes = pa.record_batch(
+        {"document_id": pa.array(gone, pa.utf8()), "version": pa.array([best[i][0] for i in gone], pa.int64())}
+    )
+    return rows.take(pa.array(order)), deletes
+
+
+def document_runs(ids: Sequence[str], versions: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """[start, end) of each run of rows of one version of one document."""
+    n = len(ids)
+    if n == 0:
+        return []
+    starts = [0] + [i for i in range(1, n) if ids[i] != ids[i - 1] or versions[i] != versions[i - 1]]
+    return list(zip(starts, [*starts[1:], n], strict=True))
+
+
+def write(
+    live: pa.RecordBatch,
+    deletes: pa.RecordBatch,
+    *,
+    shard: ShardId,
+    spec: str,
+    metric: Metric,
+    dimension: int,
+    backend: Backend,
+    store: Store,
+    flat_max: int,
+    threads: int = 0,
+) -> SegmentRef:
+    """Build and store a segment of `live` rows (documents together) and `deletes`; durable on return, visible to nobody yet."""
+    assert tuple(live.schema.names) == VECTOR_COLUMNS, "rows come in the columns of a vectors message"
+    assert live.schema.field("vector").type.list_size == dimension, "and of the generation's dimension"
+    chosen = choose(spec, live.num_rows, flat_max=flat_max)
+    vectors = np.ascontiguousarray(vectors_of(live))
+    index = backend.build(vectors, chosen, metric, threads=threads)
+    documents, n_documents = _documents(live, deletes)
+    identity = uuid.uuid4().hex
+    base = f"segments/{shard}/{identity}"
+    crash_point("seal.before_put")
+    with tempfile.TemporaryDirectory(prefix="vicinage-segment-") as folder:
+        files = {
+            "passages": _arrow_file(live, Path(folder) / "passages.arrow"),
+            "documents": _arrow_file(documents, Path(folder) / "documents.arrow"),
+        }
+        if index is not None:
+            files["index"] = Path(folder) / "index.faiss"
+            backend.save(index, files["index"])
+        objects = {role: store.put(f"{base}/{file.name}", file) for role, file in files.items()}
+    curve = effort_curve(backend, index, vectors, metric) if index is not None else ()
+    return SegmentRef(
+        identity, objects, str(chosen), live.num_rows, n_documents, deletes.num_rows, time.time_ns() // 1_000_000, curve
+    )
+
+
+def load(ref: SegmentRef, store: Store, backend: Backend, metric: Metric) -> Segment:
+    """The segment, every object verified, memory-mapped. Raises Corrupt, NotFound, Unavailable."""
+    rows = _read(store.fetch(ref.objects["passages"]))
+    documents = _read(store.fetch(ref.objects["documents"]))
+    if rows.num_rows != ref.n_passages:
+        raise Corrupt(
+            f"segment {ref.id} has {rows.num_rows} rows, its manifest says {ref.n_passages}",
+            path=ref.objects["passages"].path,
+        )
+    index = backend.load(store.fetch(ref.objects["index"])) if "index" in ref.objects else None
+    column = {name: documents.column(name).to_numpy(zero_copy_only=False) for name in documents.schema.names}
+    return Segment(
+        ref,
+        metric,
+        rows,
+        vectors_of(rows),
+        index,
+        Keys(column["high"], column["low"]),
+        column["first"],
+        column["count"],
+        column["version"],
+        LazyColumns(rows),
+    )
+
+
+def spec_of(segment: Segment) -> IndexSpec:
+    """The index kind it was written with."""
+    return choose(segment.ref.kind, len(segment), flat_max=0)
+
+
+def effort_curve(backend: Backend, index: Any, vectors: Floats, metric: Metric) -> tuple[tuple[int, float], ...]:
+    """Recall@10 at each effort, on questions near the segment's own vectors; ends once it is as good as perfect."""
+    rng = np.random.default_rng(0)
+    k = min(10, len(vectors))
+    chosen = vectors[rng.choice(len(vectors), min(CURVE_QUERIES, len(vectors)), replace=False)]
+    noise = rng.standard_normal(chosen.shape, np.float32)
+    scale = CURVE_NOISE * np.linalg.norm(chosen, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
+    queries = (chosen + noise * scale).astype(np.float32)
+    if metric == "cosine":
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    _, truth = backend.exact(vectors, queries, k, metric=metric, allowed=None)
+    curve: list[tuple[int, float]] = []
+    for effort in EFFORTS:
+        _, rows = backend.search(index, vectors, queries, k, metric=metric, effort=effort, allowed=None)
+        curve.append((effort, round(recall(rows, truth), 4)))
+        if curve[-1][1] >= 0.999:
+            break
+    return tuple(curve)
+
+
+def recall(found: Rows, truth: Rows) -> float:
+    """Share of `truth` [n, k] that is in `found` [n, k], mean over rows."""
+    return float(np.mean([len(np.intersect1d(f, t)) / max(1, len(t)) for f, t in zip(found, truth, strict=True)]))
+
+
+def _documents(live: pa.RecordBatch, deletes: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
+    """The documents object: one row per document, live or deleted, sorted by key."""
+    ids, versions = live.column("document_id").to_pylist(), live.column("version").to_numpy()
+    runs = document_runs(ids, versions)
+    names = [ids[start] for start, _ in runs] + deletes.column("document_id").to_pylist()
+    assert len(set(names)) == len(names), "a document stands once in a segment"
+    keys = Keys.of(names)
+    n_gone = deletes.num_rows
+    first = np.array([s for s, _ in runs] + [0] * n_gone, np.int32)
+    count = np.array([e - s for s, e in runs] + [0] * n_gone, np.int32)
+    version = np.concatenate(
+        [versions[[s for s, _ in runs]] if runs else np.zeros(0, np.int64), deletes.column("version").to_numpy()]
+    )
+    order = np.argsort(keys.high, kind="stable")
+    columns: dict[str, Any] = {
+        "high": keys.high,
+        "low": keys.low,
+        "first": first,
+        "count": count,
+        "version": version.astype(np.int64),
+    }
+    return pa.record_batch({name: pa.array(values[order]) for name, values in columns.items()}), len(runs)
+
+
+def _arrow_file(batch: pa.RecordBatch, path: Path) -> Path:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return path
+
+
+def _read(path: Path) -> pa.RecordBatch:
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        if reader.num_record_batches != 1:
+            raise Corrupt(f"{path.name} has {reader.num_record_batches} batches, not one", path=str(path))
+        return reader.get_batch(0)
+    except (pa.ArrowException, OSError) as error:
+        raise Corrupt(f"{path.name} cannot be read: {error}", path=str(path)) from error

@@ -1,0 +1,371 @@
+"""★ A shard: segments and delta as one searchable whole.
+
+Law 4: every change publishes a new immutable `Snapshot`, and a search takes one. A message's additions and what they
+replace become visible together, so a document is never there twice and never gone in between.
+Law 3: a document's higher version replaces the lower, wherever either lies; anything else is dropped.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import orjson
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from indexer import filters
+from indexer.backends import Backend, Mask, Rows
+from indexer.delta import Delta, DeltaView, Entry
+from indexer.segment import Keys, Segment, document_runs
+from tenants.entities import Manifest, Metric
+from vicinage.records import Floats, Hit, Partial, ShardId, ShardQuery
+from vicinage.wire import DELETED
+
+EFFORT_DEFAULT: Final = 64
+EFFORT_MARGIN: Final = 0.02
+"""What the effort curve must show above the objective: real questions are harder than the curve's."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPassage:
+    """One passage of a stored document."""
+
+    text: str | None
+    start: int | None
+    end: int | None
+    vector: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A document as it is searchable now."""
+
+    id: str
+    version: int
+    passages: tuple[StoredPassage, ...]
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStats:
+    """What a shard holds. `host_bytes` is accounted: delta arrays, and segments as if every page were touched."""
+
+    shard: ShardId
+    documents: int
+    passages: int
+    delta_passages: int
+    segments: int
+    kinds: tuple[str, ...]
+    host_bytes: int
+    store_bytes: int
+    watermark: int
+    manifest_version: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """Everything a search needs, as of one moment. `alive[i]` None: all rows of segment i."""
+
+    segments: tuple[Segment, ...]
+    alive: tuple[Mask | None, ...]
+    delta: DeltaView
+    watermark: int
+    manifest: Manifest
+    documents: int
+
+
+@dataclass(slots=True)
+class _Found:
+    """Candidates of one part, for every question: scores and rows [n, k]."""
+
+    part: int
+    scores: Floats
+    rows: Rows
+
+
+class Shard:
+    """One collection's part in one slot. One thread writes (`apply`, `adopt`); any number search meanwhile."""
+
+    def __init__(
+        self, shard: ShardId, *, dimension: int, metric: Metric, recall: float, backend: Backend, manifest: Manifest
+    ) -> None:
+        self.id = shard
+        self._dimension = dimension
+        self._metric: Metric = metric
+        self._recall = recall
+        self._backend = backend
+        self._delta = Delta(dimension)
+        self._segments: tuple[Segment, ...] = ()
+        self._alive_documents: list[Mask] = []
+        self._alive_rows: list[Mask | None] = []
+        self._manifest = manifest
+        self._watermark = manifest.sealed
+        self._n_documents = 0
+        self._lock = threading.Lock()
+        self.snapshot = self._publish()
+
+    # writing: one thread
+
+    def apply(self, batch: pa.RecordBatch, offset: int) -> int:
+        """Make a message's rows searchable; the new watermark. Rows already sealed, or older than what is here, are dropped."""
+        with self._lock:
+            if offset >= self._manifest.sealed:
+                self._take(batch, offset)
+            self._watermark = max(self._watermark, offset + 1)
+            self.snapshot = self._publish()
+        return self._watermark
+
+    def advance(self, watermark: int) -> None:
+        """Everything below `watermark` was for others: this shard is complete up to there."""
+        with self._lock:
+            if watermark > self._watermark:
+                self._watermark = watermark
+                self.snapshot = self._publish()
+
+    def adopt(self, manifest: Manifest, segments: Sequence[Segment]) -> None:
+        """Put the manifest's segments in the place of the present ones and of the delta's rows that they contain."""
+        with self._lock:
+            self._segments = tuple(segments)
+            self._alive_documents = surviving(self._segments)
+            self._alive_rows = [_rows_alive(s, a) for s, a in zip(self._segments, self._alive_documents, strict=True)]
+            self._n_documents = sum(
+                int(np.count_nonzero(a & (s.count > 0)))
+                for s, a in zip(self._segments, self._alive_documents, strict=True)
+            )
+            self._manifest = manifest
+            kept = [m for m in self._delta.messages if m.offset >= manifest.sealed]
+            self._delta = Delta(self._dimension)
+            for message in kept:
+                self._take(message.batch, message.offset)
+            self._watermark = max(self._watermark, manifest.sealed)
+            self.snapshot = self._publish()
+
+    def _take(self, batch: pa.RecordBatch, offset: int) -> None:
+        """Add what is newer, kill what it replaces."""
+        ids, versions = batch.column("document_id").to_pylist(), batch.column("version").to_numpy()
+        passages = batch.column("passage").to_numpy()
+        runs = document_runs(ids, versions)
+        names = [ids[start] for start, _ in runs]
+        sealed, places = self._sealed_versions(names)
+        alive = np.zeros(batch.num_rows, np.bool_)
+        accepted: list[tuple[int, int, int]] = []
+        replaced: list[Entry] = []
+        for number, (start, end) in enumerate(runs):
+            held = self._delta.documents.get(names[number])
+            if versions[start] <= max(held.version if held else -1, sealed[number]):
+                continue
+            gone = passages[start] == DELETED
+            alive[start:end] = not gone
+            accepted.append((number, start, 0 if gone else end - start))
+            self._count(held, sealed[number], places, number, gone=bool(gone))
+            if held:
+                replaced.append(held)
+            # Noted at once: the same document may stand again further down in this message.
+            self._delta.documents[names[number]] = Entry(
+                self._delta.n + start, 0 if gone else end - start, int(versions[start])
+            )
+        self._delta.append(batch, offset, alive)
+        self._delta.kill(replaced)
+        self._kill_sealed(places, [number for number, _, _ in accepted])
+
+    def _count(
+        self, held: Entry | None, sealed: int, places: list[NDArray[np.int64]], number: int, *, gone: bool
+    ) -> None:
+        was = held.count > 0 if held else sealed >= 0 and self._lives(places, number)
+        self._n_documents += int(not gone) - int(was)
+
+    def _lives(self, places: list[NDArray[np.int64]], number: int) -> bool:
+        return any(
+            p[number] >= 0 and bool(a[p[number]]) and s.count[p[number]] > 0
+            for s, a, p in zip(self._segments, self._alive_documents, places, strict=True)
+        )
+
+    def _sealed_versions(self, names: list[str]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+        """Of each name: the highest version any segment knows (−1: none), and its place in each segment."""
+        best = np.full(len(names), -1, np.int64)
+        if not self._segments:
+            return best, []
+        keys = Keys.of(names)
+        places = [segment.find(keys) for segment in self._segments]
+        for segment, place in zip(self._segments, places, strict=True):
+            here = place >= 0
+            best[here] = np.maximum(best[here], segment.version[place[here]])
+        return best, places
+
+    def _kill_sealed(self, places: list[NDArray[np.int64]], numbers: list[int]) -> None:
+        """Take replaced documents out of the segments, in masks of their own: snapshots keep the old ones."""
+        for i, place in enumerate(places):
+            hit = place[numbers]
+            hit = hit[hit >= 0]
+            hit = hit[self._alive_documents[i][hit]]
+            if len(hit):
+                documents = self._alive_documents[i].copy()
+                documents[hit] = False
+                self._alive_documents[i] = documents
+                self._alive_rows[i] = _rows_alive(self._segments[i], documents)
+
+    def _publish(self) -> Snapshot:
+        return Snapshot(
+            self._segments,
+            tuple(self._alive_rows),
+            self._delta.view(),
+            self._watermark,
+            self._manifest,
+            self._n_documents,
+        )
+
+    # reading: any thread
+
+    def search(self, query: ShardQuery) -> Partial:
+        """The best k of each question, best first, from one snapshot."""
+        return search(self.snapshot, query, self._backend, self._metric, self._recall)
+
+    def document(self, document_id: str) -> StoredDocument | None:
+        """The document as it is searchable now, or None."""
+        with self._lock:
+            entry = self._delta.documents.get(document_id)
+            view, segments = self._delta.view(), self._segments
+            sealed, places = self._sealed_versions([document_id])
+        if entry is not None:
+            rows = range(entry.first, entry.first + entry.count)
+            return _stored(document_id, entry.version, [(*view.row(r), view.vectors[r]) for r in rows])
+        for segment, place in zip(segments, places, strict=True):
+            at = place[0]
+            if at >= 0 and segment.version[at] == sealed[0]:
+                rows = range(segment.first[at], segment.first[at] + segment.count[at])
+                return _stored(document_id, int(sealed[0]), [(segment.rows, r, segment.vectors[r]) for r in rows])
+        return None
+
+    def stats(self) -> ShardStats:
+        """What it holds now."""
+        s = self.snapshot
+        alive = sum(len(g) if a is None else int(np.count_nonzero(a)) for g, a in zip(s.segments, s.alive, strict=True))
+        delta = int(np.count_nonzero(s.delta.alive))
+        return ShardStats(
+            shard=self.id,
+            documents=s.documents,
+            passages=alive + delta,
+            delta_passages=delta,
+            segments=len(s.segments),
+            kinds=tuple(g.ref.kind for g in s.segments),
+            host_bytes=self._delta.bytes + sum(g.resident_bytes() for g in s.segments),
+            store_bytes=sum(g.ref.bytes() for g in s.segments),
+            watermark=s.watermark,
+            manifest_version=s.manifest.version,
+        )
+
+
+def surviving(segments: Sequence[Segment]) -> list[Mask]:
+    """Of each segment, which of its documents (deletions too) no other segment replaces. Pure.
+
+    The higher version stays; of equal ones, that of the later segment.
+    """
+    masks: list[Mask] = []
+    for i, segment in enumerate(segments):
+        alive = np.ones(len(segment.version), np.bool_)
+        for j, other in enumerate(segments):
+            if i != j:
+                place = other.find(segment.keys)
+                here = place >= 0
+                theirs = np.where(here, other.version[np.where(here, place, 0)] if len(other.version) else -1, -1)
+                alive &= ~here | (theirs < segment.version) | ((theirs == segment.version) & (j < i))
+        masks.append(alive)
+    return masks
+
+
+def search(snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metric, recall: float) -> Partial:
+    """Search every part, keep the k best of each question, and only then read texts. Pure but for reading."""
+    tree = filters.parse(query.filter) if query.filter else None
+    queries = np.ascontiguousarray(query.vectors, np.float32)
+    found: list[_Found] = []
+    effort_used = 0
+    for i, segment in enumerate(snapshot.segments):
+        allowed = _allowed(snapshot.alive[i], segment.columns.columns() if tree else None, tree)
+        effort = query.effort or effort_for(segment, recall)
+        effort_used = max(effort_used, effort if segment.index is not None else 0)
+        if query.exact:
+            scores, rows = backend.exact(segment.vectors, queries, query.k, metric=metric, allowed=allowed)
+        else:
+            scores, rows = backend.search(
+                segment.index, segment.vectors, queries, query.k, metric=metric, effort=effort, allowed=allowed
+            )
+        found.append(_Found(i, scores, rows))
+    if len(snapshot.delta):
+        allowed = _allowed(snapshot.delta.alive, snapshot.delta.columns() if tree else None, tree)
+        every = None if allowed is not None and bool(allowed.all()) else allowed
+        scores, rows = backend.exact(snapshot.delta.vectors, queries, query.k, metric=metric, allowed=every)
+        found.append(_Found(-1, scores, rows))
+    hits = tuple(_best(snapshot, found, i, query) for i in range(len(queries)))
+    return Partial(query.shard, hits, snapshot.watermark, effort_used)
+
+
+def effort_for(segment: Segment, recall: float) -> int:
+    """The least effort whose measured recall clears the objective with a margin; the greatest measured if none does."""
+    wanted = min(recall + EFFORT_MARGIN, 0.999)
+    for effort, measured in segment.ref.curve:
+        if measured >= wanted:
+            return effort
+    return segment.ref.curve[-1][0] if segment.ref.curve else EFFORT_DEFAULT
+
+
+def _allowed(alive: Mask | None, columns: filters.Columns | None, tree: filters.Tree | None) -> Mask | None:
+    if tree is None or columns is None:
+        return alive
+    mask = columns.mask(tree)
+    return mask if alive is None else mask & alive
+
+
+def _best(snapshot: Snapshot, found: list[_Found], question: int, query: ShardQuery) -> tuple[Hit, ...]:
+    if not found:
+        return ()
+    scores = np.concatenate([f.scores[question] for f in found])
+    rows = np.concatenate([f.rows[question] for f in found])
+    parts = np.repeat([f.part for f in found], [f.rows.shape[1] for f in found])
+    scores = np.where(rows >= 0, scores, -np.inf)
+    order = np.argsort(-scores, kind="stable")[: query.k]
+    return tuple(
+        _hit(snapshot, int(parts[i]), int(rows[i]), float(scores[i]), query.include) for i in order if rows[i] >= 0
+    )
+
+
+def _hit(snapshot: Snapshot, part: int, row: int, score: float, include: frozenset[str]) -> Hit:
+    if part >= 0:
+        batch, at, vectors = snapshot.segments[part].rows, row, snapshot.segments[part].vectors
+    else:
+        (batch, at), vectors = snapshot.delta.row(row), snapshot.delta.vectors
+    text = metadata = vector = start = end = None
+    if "text" in include:
+        text, start, end = batch.column(4)[at].as_py(), batch.column(5)[at].as_py(), batch.column(6)[at].as_py()
+    if "metadata" in include:
+        written = batch.column(7)[at].as_py()
+        metadata = orjson.loads(written) if written else {}
+    if "vector" in include:
+        vector = vectors[row].copy()
+    return Hit(
+        batch.column(0)[at].as_py(),
+        batch.column(3)[at].as_py(),
+        score,
+        batch.column(1)[at].as_py(),
+        text,
+        metadata,
+        vector,
+        start,
+        end,
+    )
+
+
+def _stored(document_id: str, version: int, rows: list[tuple[pa.RecordBatch, int, Floats]]) -> StoredDocument | None:
+    if not rows:
+        return None
+    passages = [
+        StoredPassage(b.column("text")[i].as_py(), b.column("start")[i].as_py(), b.column("end")[i].as_py(), vector)
+        for b, i, vector in rows
+    ]
+    written = rows[0][0].column("metadata")[rows[0][1]].as_py()
+    return StoredDocument(document_id, version, tuple(passages), orjson.loads(written) if written else {})
+
+
+def _rows_alive(segment: Segment, documents: Mask) -> Mask | None:
+    return None if bool(documents[segment.count > 0].all()) else segment.rows_mask(documents)
