@@ -174,15 +174,14 @@ _VECTORISED: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
 
 def _judge(leaf: Leaf, value: Any) -> bool:
     if leaf.op == "$exists":
-        return (value is not _MISSING) == leaf.operand
+        return bool((value is not _MISSING) == leaf.operand)
     if leaf.op in ("$ne", "$nin"):
         return not _judge(Leaf(leaf.field, "$eq" if leaf.op == "$ne" else "$in", leaf.operand), value)
     if value is _MISSING:
         return False
     operator = _OPERATORS[leaf.op]
-    if isinstance(value, list):
-        return any(bool(operator(element, leaf.operand)) for element in value)
-    return bool(operator(value, leaf.operand))
+    elements = value if isinstance(value, list) else [value]
+    return any(operator(element, leaf.operand) for element in elements)
 
 
 def _same(value: Any, operand: Any) -> bool:

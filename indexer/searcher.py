@@ -1,15 +1,18 @@
 """The searcher role: holds slots, tails their vectors log, answers questions.
 
-One tail thread writes all shards; search threads only read snapshots. While one call is under way the next questions gather;
-those of one shard, k, effort and filter go as one batch.
+The tail thread applies the log; the loader thread brings in shards and adopts manifests, so that neither the log nor the
+other tenants wait for a large segment; search threads only read snapshots. While one call is under way the next questions
+gather; those of one shard, k, effort and filter go as one batch.
 """
 
 import asyncio
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -33,11 +36,13 @@ from vicinage.wire import decode_rows, parse_rows_key
 POLL_S: Final = 0.25
 POLL_BYTES: Final = 16 << 20
 RETRY_S: Final = 0.5
+LAGS_KEPT: Final = 2_000
+"""Recent index lags kept per tenant."""
 
 _event = events("searcher")
 _applied = counter("vicinage_searcher_applied_passages_total", "passages made searchable")
 _resident = gauge("vicinage_searcher_resident_bytes", "bytes of vectors and indexes held in memory")
-_lag = histogram("vicinage_searcher_index_lag_seconds", "searchable time minus event time, per message", ("tenant",))
+_lag = histogram("vicinage_searcher_index_lag_seconds", "searchable time minus event time, per message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,9 @@ class Searcher:
         self._on_failure = on_failure
         self._shards: dict[ShardId, Shard] = {}
         self._failed: dict[ShardId, str] = {}
-        self._wanted: deque[tuple[ShardId, Future[Shard]]] = deque()
+        self._requests: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue(self._settings.queue_max)
+        self._writing = threading.Lock()
+        """Held while shards take in rows, so that one that is being loaded misses none."""
         self._watermarks: dict[int, int] = {}
         self._reached = threading.Condition()
         self._waiters: list[tuple[Mapping[int, int], Future[None]]] = []
@@ -98,7 +105,8 @@ class Searcher:
         self._ready = threading.Event()
         self._targets: dict[int, int] = {}
         self._change = 0
-        self._looked = -1e9
+        self._catalog = 0
+        """The catalog version whose every manifest has been adopted here."""
         self._searches = 0
         self._applied = 0
         self._lags: dict[str, deque[float]] = {}
@@ -106,29 +114,28 @@ class Searcher:
 
     def start(self) -> None:
         """Begin to tail and to answer."""
-        tail = threading.Thread(target=self._guard, args=(self._tail,), name="searcher-tail", daemon=True)
+        loader = threading.Thread(target=self._guard, args=(self._load_all,), name="searcher-loader", daemon=True)
         workers = [
             threading.Thread(target=self._guard, args=(self._answer_all,), name=f"searcher-{i}", daemon=True)
             for i in range(self._settings.threads)
         ]
-        self._threads = [tail, *workers]
+        self._threads = [loader, *workers]
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End both; whoever waits hears Unavailable. Idempotent."""
+        """End all threads; whoever waits hears Unavailable. Idempotent."""
         self._stop.set()
         with self._asking:
             self._asking.notify_all()
         for thread in self._threads:
             thread.join(10)
         gone = Unavailable("the searcher is stopping", dependency="searcher")
-        for asked in list(self._asked):
-            _refuse(asked.answer, gone)
-        for _, future in list(self._waiters):
+        waiting = (
+            [a.answer for a in self._asked] + [w[1] for w in self._waiters] + [r[1] for r in list(self._requests.queue)]
+        )
+        for future in waiting:
             _refuse(future, gone)
-        for _, wanted in list(self._wanted):
-            _refuse(wanted, gone)
 
     def ready(self) -> bool:
         """True once everything that was in the log at the start is searchable."""
@@ -138,7 +145,8 @@ class Searcher:
 
     async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
         """The shard's answer. Raises Overloaded, Unavailable, DeadlineExceeded, Corrupt."""
-        return await _within(self.submit(query, deadline), deadline, "the search")
+        found: Partial = await _within(self.submit(query, deadline), deadline, "the search")
+        return found
 
     def submit(self, query: ShardQuery, deadline: Deadline) -> Future[Partial]:
         """The same, as a future."""
@@ -162,7 +170,7 @@ class Searcher:
 
     async def document(self, shard: ShardId, document_id: str, deadline: Deadline) -> StoredDocument | None:
         """The document as it is searchable now, or None."""
-        held = self._shards.get(shard)
+        held: Shard | None = self._shards.get(shard)
         if held is None:
             held = await _within(self._load_soon(shard), deadline, "loading the shard")
         return await asyncio.get_running_loop().run_in_executor(None, held.document, document_id)
@@ -202,103 +210,79 @@ class Searcher:
         return along
 
     def _answer(self, gathered: list[_Asked]) -> None:
-        live = [a for a in gathered if not a.deadline.passed() and a.answer.set_running_or_notify_cancel()]
+        live = [a for a in gathered if not a.deadline.passed() and not a.answer.cancelled()]
         if not live:
             return
+        shard = self._shards.get(live[0].query.shard)
+        if shard is None or max(a.query.catalog for a in live) > self._catalog:
+            self._answer_later(live)
+            return
+        live = [a for a in live if a.answer.set_running_or_notify_cancel()]
+        self._searches += len(live)
         try:
-            shard = self._shard(live[0].query.shard, live[0].deadline)
-            self._searches += len(live)
-            if len(live) == 1:
-                live[0].answer.set_result(shard.search(live[0].query))
-                return
-            vectors = np.concatenate([a.query.vectors for a in live])
-            together = shard.search(replace(live[0].query, vectors=vectors))
+            _answer_together(shard, live)
         except VicinageError as error:
             for a in live:
                 a.answer.set_exception(error)
-            return
-        at = 0
-        for a in live:
-            n = len(a.query.vectors)
-            a.answer.set_result(replace(together, hits=together.hits[at : at + n]))
-            at += n
 
-    def _shard(self, shard: ShardId, deadline: Deadline) -> Shard:
-        held = self._shards.get(shard)
-        if held is not None:
-            return held
-        future = self._load_soon(shard)
+    def _answer_later(self, gathered: list[_Asked]) -> None:
+        """Have the loader bring the shard in, or up to date, then ask again; other questions go on meanwhile."""
+
+        def loaded(done: Future[Any]) -> None:
+            error = done.exception()
+            with self._asking:
+                if error is None:
+                    self._asked.extendleft(reversed(gathered))
+                    self._asking.notify()
+            for a in gathered if error is not None else ():
+                _refuse(a.answer, error or Unavailable("not loaded", dependency="searcher"))
+
         try:
-            return future.result(deadline.left_s())
-        except TimeoutError:
-            raise DeadlineExceeded("the shard is still being loaded", dependency="searcher") from None
+            self._load_soon(gathered[0].query.shard).add_done_callback(loaded)
+        except VicinageError as error:
+            for a in gathered:
+                _refuse(a.answer, error)
 
     def _load_soon(self, shard: ShardId) -> Future[Shard]:
-        """Ask the tail thread, which alone writes shards, to load one."""
+        """Ask the loader for a shard that is here and has seen the catalog as it is now."""
         if shard.slot not in self.slots:
             raise Unavailable(f"slot {shard.slot} is not held here", dependency="searcher")
         if shard in self._failed:
             raise Corrupt(self._failed[shard], path=str(shard))
         future: Future[Shard] = Future()
-        self._wanted.append((shard, future))
+        try:
+            self._requests.put_nowait((partial(self._bring, shard), future))
+        except queue.Full:
+            raise Overloaded("too many shards wait to be loaded", retry_after_s=1.0) from None
         return future
 
     # the tail thread
 
-    def _tail(self) -> None:
-        self._registry.refresh()
-        self._change, _ = self._manifests.changed_since(0, self.slots)
-        self._preload()
-        self._targets = {slot: self._log.end(VECTORS_TOPIC, slot) for slot in self.slots}
-        starts = {slot: self._replay_start(slot) for slot in self.slots}
-        self._publish(starts)
+    def _tail(self, starts: Mapping[int, int]) -> None:
         reader = self._log.reader({(VECTORS_TOPIC, slot): start for slot, start in starts.items()})
         try:
             while not self._stop.is_set():
-                self._load_wanted()
-                self._look_for_manifests()
                 try:
-                    wait_s = 0.0 if self._wanted else POLL_S
-                    self._apply_all(reader.poll(bytes_max=POLL_BYTES, wait_s=wait_s))
+                    taken = reader.poll(bytes_max=POLL_BYTES, wait_s=POLL_S)
                 except Unavailable as away:
                     _event.warning("the log is away", reason=str(away))
                     self._stop.wait(RETRY_S)
+                    continue
+                if taken or not self._ready.is_set():
+                    self._apply_all(taken)
         finally:
             reader.close()
 
-    def _preload(self) -> None:
-        for shard, generation in self._serving().items():
-            try:
-                self._load(shard, generation)
-            except VicinageError as error:
-                self._fail(shard, error)
-
-    def _serving(self) -> dict[ShardId, Generation]:
-        """Every shard that lies in these slots and may be searched."""
-        return {
-            shard: g
-            for c in self._registry.collections()
-            for g in c.generations
-            for shard in g.shards()
-            if shard.slot in self.slots
-        }
-
-    def _replay_start(self, slot: int) -> int:
-        """The lowest offset that some shard of the slot has not sealed; the end if there is none."""
-        sealed = [s.snapshot.manifest.sealed for s in self._shards.values() if s.id.slot == slot]
-        return min(sealed, default=self._log.end(VECTORS_TOPIC, slot))
-
     def _apply_all(self, taken: list[Stored]) -> None:
-        if not taken and self._ready.is_set():
-            return
         now_ms = self._clock.now_ms()
-        for stored in taken:
-            self._apply(stored, now_ms)
         last = {stored.partition: stored.offset + 1 for stored in taken}
-        for shard in list(self._shards.values()):
-            if shard.id.slot in last:
-                shard.advance(last[shard.id.slot])
-        self._publish(last)
+        with self._writing:
+            for stored in taken:
+                self._apply(stored, now_ms)
+            for shard in self._shards.values():
+                if shard.id.slot in last:
+                    shard.advance(last[shard.id.slot])
+            self._publish(last)
 
     def _apply(self, stored: Stored, now_ms: int) -> None:
         tenant, collection, generation = parse_rows_key(stored.record.key or b"")
@@ -310,8 +294,8 @@ class Searcher:
         self._applied += batch.num_rows
         _applied.inc(batch.num_rows)
         lag_ms = max(0, now_ms - stored.record.event_time_ms)
-        self._lags.setdefault(tenant, deque(maxlen=2_000)).append(float(lag_ms))
-        _lag.labels(tenant).observe(lag_ms / 1000)
+        self._lags.setdefault(tenant, deque(maxlen=LAGS_KEPT)).append(float(lag_ms))
+        _lag.observe(lag_ms / 1000)
 
     def _publish(self, watermarks: Mapping[int, int]) -> None:
         with self._reached:
@@ -328,23 +312,77 @@ class Searcher:
     def _has_reached(self, positions: Mapping[int, int]) -> bool:
         return all(self._watermarks.get(slot, 0) >= offset for slot, offset in positions.items())
 
-    def _load_wanted(self) -> None:
-        while self._wanted:
-            shard, future = self._wanted.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(self._shards.get(shard) or self._load_by_name(shard))
-            except VicinageError as error:
-                self._fail(shard, error)
-                future.set_exception(error)
+    # the loader thread
 
-    def _load_by_name(self, shard: ShardId) -> Shard:
-        self._registry.refresh()
-        generation = self._serving().get(shard)
-        if generation is None:
+    def _load_all(self) -> None:
+        self._look()
+        self._targets = {slot: self._log.end(VECTORS_TOPIC, slot) for slot in self.slots}
+        starts = {slot: self._replay_start(slot) for slot in self.slots}
+        self._publish(starts)
+        tail = threading.Thread(
+            target=self._guard, args=(partial(self._tail, starts),), name="searcher-tail", daemon=True
+        )
+        tail.start()
+        while not self._stop.is_set():
+            try:
+                work, future = self._requests.get(timeout=self._settings.adopt_s)
+            except queue.Empty:
+                self._look_patiently()
+                continue
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except VicinageError as error:
+                    future.set_exception(error)
+        tail.join(10)
+
+    def _look_patiently(self) -> None:
+        try:
+            self._look()
+        except Unavailable as away:
+            _event.warning("the catalog is away", reason=str(away))
+
+    def _look(self) -> None:
+        """See what the catalog has now: load new shards, adopt new manifests, let go of generations that are gone."""
+        catalog = self._registry.refresh()
+        self._change, changed = self._manifests.changed_since(self._change, self.slots)
+        serving = self._serving()
+        with self._writing:
+            for held in (self._shards, self._failed):
+                for shard in [s for s in held if s not in serving]:
+                    del held[shard]
+        for shard in [s for s in serving if s not in self._shards and s not in self._failed]:
+            self._try(shard, partial(self._load, shard, serving[shard]))
+        for manifest in changed:
+            old = self._shards.get(manifest.shard)
+            if old is not None and manifest.version > old.snapshot.manifest.version:
+                self._try(manifest.shard, partial(self._adopt, old, manifest, serving[manifest.shard]))
+        self._catalog = catalog
+
+    def _bring(self, shard: ShardId) -> Shard:
+        self._look()
+        if shard in self._failed:
+            raise Corrupt(self._failed[shard], path=str(shard))
+        if shard not in self._shards and shard in self._serving():
+            raise Unavailable("the shard could not be loaded; it is tried again", dependency="store")
+        if shard not in self._shards:
             raise NotFound(f"there is no generation {shard.generation} of {shard.collection!r}")
-        return self._load(shard, generation)
+        return self._shards[shard]
+
+    def _replay_start(self, slot: int) -> int:
+        """The lowest offset that some shard of the slot has not sealed; the end if there is none."""
+        sealed = [s.snapshot.manifest.sealed for s in self._shards.values() if s.id.slot == slot]
+        return min(sealed, default=self._log.end(VECTORS_TOPIC, slot))
+
+    def _serving(self) -> dict[ShardId, Generation]:
+        """Every shard that lies in these slots and may be searched."""
+        return {
+            shard: g
+            for c in self._registry.collections()
+            for g in c.generations
+            for shard in g.shards()
+            if shard.slot in self.slots
+        }
 
     def _load(self, shard: ShardId, generation: Generation) -> Shard:
         """Segments from the store, then the log from `sealed` up to the slot's watermark."""
@@ -360,8 +398,11 @@ class Searcher:
             manifest=manifest,
         )
         made.adopt(manifest, self._segments(manifest, generation, {}))
-        self._catch_up(made, manifest.sealed)
-        self._shards[shard] = made
+        passed = self._watermarks.get(shard.slot, 0)
+        self._catch_up(made, manifest.sealed, passed)
+        with self._writing:
+            self._catch_up(made, passed, self._watermarks.get(shard.slot, 0))
+            self._shards[shard] = made
         return made
 
     def _segments(self, manifest: Manifest, generation: Generation, held: Mapping[str, Segment]) -> list[Segment]:
@@ -369,9 +410,8 @@ class Searcher:
             held.get(ref.id) or load(ref, self._store, self._backend, generation.metric) for ref in manifest.segments
         ]
 
-    def _catch_up(self, shard: Shard, start: int) -> None:
-        """Apply what the slot's tail has already passed by."""
-        end = self._watermarks.get(shard.id.slot, 0)
+    def _catch_up(self, shard: Shard, start: int, end: int) -> None:
+        """Apply what the slot's tail has already passed by: the log from `start` to `end`."""
         name = (shard.id.tenant, shard.id.collection, shard.id.generation)
         while start < end and (run := self._log.read(VECTORS_TOPIC, shard.id.slot, start, bytes_max=POLL_BYTES)):
             for stored in run:
@@ -379,33 +419,6 @@ class Searcher:
                     shard.apply(decode_rows(stored.record.value or b"").batch, stored.offset)
             start = run[-1].offset + 1
         shard.advance(end)
-
-    def _look_for_manifests(self) -> None:
-        """Adopt what the indexer has published; let go of generations that are gone."""
-        now = self._clock.monotonic()
-        if now - self._looked < self._settings.adopt_s:
-            return
-        self._looked = now
-        try:
-            self._registry.refresh()
-            self._change, changed = self._manifests.changed_since(self._change, self.slots)
-            serving = self._serving()
-        except Unavailable as away:
-            _event.warning("the catalog is away", reason=str(away))
-            return
-        for shard in [s for s in self._shards if s not in serving]:
-            del self._shards[shard]
-        for shard in [s for s in self._failed if s not in serving]:
-            del self._failed[shard]
-        for shard in [s for s in serving if s not in self._shards and s not in self._failed]:
-            self._try(shard, lambda shard=shard: self._load(shard, serving[shard]))
-        for manifest in changed:
-            held = self._shards.get(manifest.shard)
-            if held is not None and manifest.version > held.snapshot.manifest.version:
-                self._try(
-                    manifest.shard,
-                    lambda held=held, manifest=manifest: self._adopt(held, manifest, serving[manifest.shard]),
-                )
 
     def _adopt(self, held: Shard, manifest: Manifest, generation: Generation) -> None:
         have = {s.ref.id: s for s in held.snapshot.segments}
@@ -435,6 +448,19 @@ class Searcher:
             self._on_failure(error)
 
 
+def _answer_together(shard: Shard, asked: list[_Asked]) -> None:
+    if len(asked) == 1:
+        asked[0].answer.set_result(shard.search(asked[0].query))
+        return
+    vectors = np.concatenate([a.query.vectors for a in asked])
+    found = shard.search(replace(asked[0].query, vectors=vectors))
+    at = 0
+    for a in asked:
+        n = len(a.query.vectors)
+        a.answer.set_result(replace(found, hits=found.hits[at : at + n]))
+        at += n
+
+
 def _together(a: ShardQuery, b: ShardQuery) -> bool:
     return (a.shard, a.k, a.effort, a.exact, a.include, a.filter) == (
         b.shard,
@@ -446,7 +472,7 @@ def _together(a: ShardQuery, b: ShardQuery) -> bool:
     )
 
 
-def _refuse(future: Future[Any], error: Exception) -> None:
+def _refuse(future: Future[Any], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)
 

@@ -8,7 +8,7 @@ import hashlib
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -61,6 +61,8 @@ class Segment:
     first: NDArray[np.int32]
     count: NDArray[np.int32]
     version: NDArray[np.int64]
+    deleted: Mapping[int, str]
+    """Id of each deleted document, by its place."""
     columns: "LazyColumns"
 
     def __len__(self) -> int:
@@ -190,7 +192,12 @@ def load(ref: SegmentRef, store: Store, backend: Backend, metric: Metric) -> Seg
             path=ref.objects["passages"].path,
         )
     index = backend.load(store.fetch(ref.objects["index"])) if "index" in ref.objects else None
-    column = {name: documents.column(name).to_numpy(zero_copy_only=False) for name in documents.schema.names}
+    column = {
+        name: documents.column(name).to_numpy(zero_copy_only=False)
+        for name in ("high", "low", "first", "count", "version")
+    }
+    gone = np.flatnonzero(column["count"] == 0)
+    names = documents.column("deleted_id").take(pa.array(gone)).to_pylist()
     return Segment(
         ref,
         metric,
@@ -201,6 +208,7 @@ def load(ref: SegmentRef, store: Store, backend: Backend, metric: Metric) -> Seg
         column["first"],
         column["count"],
         column["version"],
+        dict(zip(gone.tolist(), names, strict=True)),
         LazyColumns(rows),
     )
 
@@ -256,7 +264,9 @@ def _documents(live: pa.RecordBatch, deletes: pa.RecordBatch) -> tuple[pa.Record
         "count": count,
         "version": version.astype(np.int64),
     }
-    return pa.record_batch({name: pa.array(values[order]) for name, values in columns.items()}), len(runs)
+    arrays = {name: pa.array(values[order]) for name, values in columns.items()}
+    arrays["deleted_id"] = pa.array([None] * len(runs) + names[len(runs) :], pa.utf8()).take(pa.array(order))
+    return pa.record_batch(arrays), len(runs)
 
 
 def _arrow_file(batch: pa.RecordBatch, path: Path) -> Path:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from ingest.documents import Entry
-from ingest.routing import shard_of
 from tenants.entities import Collection, Tenant
 from vicinage.log import Log, Record
 from vicinage.records import Document, Position, Rejected, Token
+from vicinage.routing import shard_of
 from vicinage.wire import ARROW, encode_documents
 
 RECORD_BYTES: Final = 2 << 20

@@ -22,7 +22,6 @@ import pyarrow as pa
 from ingest import dead_letters
 from ingest.documents import Entry, Rules, parse_arrow, parse_json
 from ingest.embedding import Embedder, Lane
-from ingest.routing import shard_of
 from tenants.entities import CLASS_WEIGHT, Collection, Generation, Group, Tenant
 from tenants.provisioning import VECTORS_TOPIC, ensure_topics
 from tenants.registry import Registry
@@ -31,6 +30,7 @@ from vicinage.errors import NotFound, Overloaded, Refused, Unavailable
 from vicinage.faults import crash_point
 from vicinage.log import Log, Record, Stored, TopicPartition
 from vicinage.records import Deletion, Document, Floats, Passage, Position, Rejected
+from vicinage.routing import shard_of
 from vicinage.settings import IngestSettings
 from vicinage.telemetry import counter, events, histogram
 from vicinage.wire import (

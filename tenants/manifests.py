@@ -14,6 +14,7 @@ from sqlalchemy import Engine, RowMapping, insert, select, update
 
 from tenants import tables
 from tenants.entities import Lease, Manifest, SegmentRef
+from tenants.registry import SERVING
 from vicinage.catalog import change, look
 from vicinage.clock import Clock
 from vicinage.errors import Conflict
@@ -85,9 +86,12 @@ class Manifests:
         connection.execute(insert(_M).values(**where, **row))
 
     def paths(self) -> set[str]:
-        """Every object that a manifest names."""
+        """Every object that the manifest of a serving generation names."""
+        g = tables.generations
+        same = (g.c.tenant == _M.c.tenant) & (g.c.collection == _M.c.collection) & (g.c.number == _M.c.generation)
+        query = select(_M.c.segments).join(g, same).where(g.c.state.in_(SERVING))
         with look(self._engine) as connection:
-            rows = connection.execute(select(_M.c.segments)).scalars().all()
+            rows = connection.execute(query).scalars().all()
         return {o.path for row in rows for segment in _parse(row) for o in segment.objects.values()}
 
     def drop(self, shard: ShardId) -> None:

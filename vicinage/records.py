@@ -123,7 +123,8 @@ class ShardQuery:
 
     `vectors` float32 [n, d] (L2-normalised under cosine). `filter` is the JSON filter object, already validated, or
     None. `effort` None means: the shard's own choice for its objective. `exact` True scans everything (ground truth).
-    `include` is a subset of {"text", "metadata", "vector"}.
+    `include` is a subset of {"text", "metadata", "vector"}. `catalog` is the catalog version that the plan was made on:
+    the searcher has seen at least that much of the catalog before it answers.
     """
 
     shard: ShardId
@@ -133,6 +134,7 @@ class ShardQuery:
     effort: int | None = None
     exact: bool = False
     include: frozenset[str] = frozenset({"text", "metadata"})
+    catalog: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,107 @@
+"""Compaction: several segments become one with their living rows.
+
+`pick` decides, pure. A deletion is kept until no older version of its document can come back: until every segment takes
+part, and its version lies below what ingest has committed (an older one can then never be replayed).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from indexer.backends import Mask
+from indexer.seal import Builder
+from indexer.segment import Segment, load, newest
+from indexer.shard import surviving
+from tenants.entities import Generation, Lease, Manifest, SegmentRef
+from vicinage.errors import Conflict
+from vicinage.faults import crash_point
+from vicinage.settings import IndexerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What compaction weighs of one segment."""
+
+    id: str
+    rows: int
+    dead: int
+
+
+def pick(segments: Sequence[Weight], settings: IndexerSettings) -> tuple[str, ...]:
+    """Ids of the segments to merge; () when there is nothing to gain. Pure.
+
+    All of them when too much is dead; else, when there are too many, the smallest, as far as each is not much larger than
+    those before it together (size-tiered: a row is rewritten about log₂(n) times).
+    """
+    rows, dead = sum(s.rows for s in segments), sum(s.dead for s in segments)
+    if dead and dead > settings.dead_share_max * rows:
+        return tuple(s.id for s in segments)
+    if len(segments) <= settings.segments_max:
+        return ()
+    ordered = sorted(segments, key=lambda s: s.rows)
+    least = len(segments) - settings.segments_max + 1
+    chosen, total = ordered[:least], sum(s.rows for s in ordered[:least])
+    for segment in ordered[least:]:
+        if segment.rows > 2 * total:
+            break
+        chosen.append(segment)
+        total += segment.rows
+    return tuple(s.id for s in chosen)
+
+
+def weigh(segments: Sequence[Segment]) -> tuple[list[Weight], list[Mask]]:
+    """The weights of loaded segments, and which documents of each survive."""
+    alive = surviving(segments)
+    weights = [
+        Weight(s.ref.id, len(s) + s.ref.n_deletes, int(s.count[~a].sum()) + int(np.count_nonzero(~a & (s.count == 0))))
+        for s, a in zip(segments, alive, strict=True)
+    ]
+    return weights, alive
+
+
+def compact(
+    builder: Builder, manifest: Manifest, generation: Generation, lease: Lease, *, forgettable: Callable[[int], bool]
+) -> Manifest | None:
+    """Merge what `pick` picks and publish it; None when there was nothing to do. Raises Conflict, Corrupt.
+
+    `forgettable(version)`: no record of that version or below can ever be replayed.
+    """
+    segments = [load(ref, builder.store, builder.backend, generation.metric) for ref in manifest.segments]
+    weights, alive = weigh(segments)
+    chosen = set(pick(weights, builder.settings))
+    if not chosen:
+        return None
+    everything = len(chosen) == len(segments) and generation.state == "live"
+    live, deletes = _merged(
+        [(s, a) for s, a in zip(segments, alive, strict=True) if s.ref.id in chosen], everything, forgettable
+    )
+    merged = builder.write(manifest.shard, generation, live, deletes) if live.num_rows or deletes.num_rows else None
+    crash_point("compact.after_put_before_swap")
+    return builder.publish(manifest.shard, generation, lease, lambda current: _exchanged(current, chosen, merged))
+
+
+def _exchanged(current: Manifest, gone: set[str], merged: SegmentRef | None) -> tuple[SegmentRef, ...]:
+    if not gone <= {s.id for s in current.segments}:
+        raise Conflict(f"segments of {current.shard} were merged by another meanwhile", found=current.version)
+    kept = [s for s in current.segments if s.id not in gone]
+    return (*([merged] if merged else []), *kept)
+
+
+def _merged(
+    parts: list[tuple[Segment, Mask]], forgettable: Callable[[int], bool]
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """The living rows and the deletions still needed of these segments."""
+    rows = [s.rows.filter(pa.array(s.rows_mask(a))) for s, a in parts]
+    live, _ = newest(rows)
+    names: list[str] = []
+    versions: list[int] = []
+    for segment, alive in parts:
+        for place in np.flatnonzero(alive & (segment.count == 0)):
+            version = int(segment.version[place])
+            if not forgettable(version):
+                names.append(segment.deleted[int(place)])
+                versions.append(version)
+    deletes = {"document_id": pa.array(names, pa.utf8()), "version": pa.array(versions, pa.int64())}
+    return live, pa.record_batch(deletes)

@@ -1,0 +1,269 @@
+"""Reindex: build a collection's next generation beside the live one while writes go on, then cut over atomically.
+
+A job only moves forward, one stored step at a time, so that a kill anywhere loses at most the step under way:
+
+    pending   make generation N+1; note B, the end of the tenant's documents log
+    waiting   until ingest has committed B: from there on N+1 receives every write itself
+    building  copy what N holds, part by part, into segments of N+1; rows that N+1 got meanwhile have higher versions and win
+    ready     cut over: N+1 is live, N retires
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from indexer.backends import choose
+from indexer.seal import Builder
+from indexer.segment import document_runs, load, newest
+from tenants.entities import Generation, Group, Job, Lease, Manifest, SegmentRef
+from tenants.jobs import Jobs
+from tenants.provisioning import VECTORS_TOPIC, placer
+from tenants.registry import Registry
+from vicinage.errors import Conflict, NotFound, Refused, Unavailable, VicinageError
+from vicinage.faults import crash_point
+from vicinage.log import Log
+from vicinage.records import Floats, ShardId
+from vicinage.routing import shard_of
+from vicinage.telemetry import events
+from vicinage.wire import decode_rows, parse_rows_key, vector_column, vectors_schema
+
+PART_PASSAGES: Final = 20_000
+ACTOR: Final = "indexer"
+_event = events("indexer")
+
+
+class EmbedTexts(Protocol):
+    """How passages are embedded again when the model changes."""
+
+    def __call__(self, model: str, texts: Sequence[str], tenant: str) -> Floats:
+        """float32 [n, d]."""
+        ...
+
+
+class Reindex:
+    """Moves reindex jobs on. `lease(slot)` is the lease under which a slot's manifests are swapped."""
+
+    def __init__(
+        self,
+        log: Log,
+        registry: Registry,
+        jobs: Jobs,
+        builder: Builder,
+        slots_total: int,
+        embed: EmbedTexts | None,
+        lease: Callable[[int], Lease],
+    ) -> None:
+        self._log = log
+        self._registry = registry
+        self._jobs = jobs
+        self._builder = builder
+        self._slots_total = slots_total
+        self._embed = embed
+        self._lease = lease
+
+    def advance(self, job: Job) -> None:
+        """Do the job's next step and store it. What cannot be mended by waiting ends the job as failed, with the reason."""
+        step = {"pending": self._begin, "waiting": self._wait, "building": self._build, "ready": self._cut_over}[
+            job.state
+        ]
+        try:
+            step(job)
+        except (Unavailable, Conflict) as later:
+            _event.warning("reindex waits", job=job.id, reason=str(later))
+        except VicinageError as error:
+            self._fail(job, error)
+
+    def _begin(self, job: Job) -> None:
+        collection = self._registry.collection(job.tenant, job.collection)
+        started = [g for g in collection.generations if g.state == "building" and g.number > collection.live]
+        generation = started[-1] if started else self._add(job)
+        crash_point("reindex.after_generation")
+        topic = self._registry.tenant(job.tenant).documents_topic
+        partitions = self._log.topics(topic).get(topic, 0)
+        # Read after the generation is in the catalog: every record from here on reaches it (docs/architecture.md, Reindex).
+        ends = {str(p): self._log.end(topic, p) for p in range(partitions)}
+        self._jobs.advance(job, state="waiting", generation=generation.number, barrier={"documents": ends})
+
+    def _add(self, job: Job) -> Generation:
+        live = self._registry.collection(job.tenant, job.collection).generation()
+        model = job.model or live.model
+        if model != live.model and live.model is None:
+            raise Refused("this collection's tenant sends vectors: its model cannot be changed here", field="model")
+        dimension = self._registry.model(model).dimension if model else live.dimension
+        return self._registry.add_generation(
+            job.tenant,
+            job.collection,
+            index=job.index or live.index,
+            model=model,
+            dimension=dimension,
+            place=placer(self._log, job.tenant, job.collection, job.shards or len(live.slots), self._slots_total),
+            actor=ACTOR,
+        )
+
+    def _wait(self, job: Job) -> None:
+        topic = self._registry.tenant(job.tenant).documents_topic
+        for partition, end in job.barrier["documents"].items():
+            reached = (
+                self._log.wait_committed(Group.INGEST, topic, int(partition), end - 1, wait_s=0.5) if end else True
+            )
+            if not reached:
+                return
+        live = self._live(job)
+        ends = {str(slot): self._log.end(VECTORS_TOPIC, slot) for slot in live.slots}
+        total = sum(s.n_passages for shard in live.shards() for s in self._builder.current(shard, live).segments)
+        self._jobs.advance(job, state="building", barrier={"vectors": ends, "after": {}}, total=total)
+
+    def _build(self, job: Job) -> None:
+        live, new = self._live(job), self._registry.collection(job.tenant, job.collection).generation(job.generation)
+        for shard in live.shards():
+            after = job.barrier["after"].get(str(shard.slot), "")
+            if after is None:
+                continue
+            rows = self._rows(shard, live, job.barrier["vectors"][str(shard.slot)])
+            todo = rows.filter(
+                pa.array(np.array([i > after for i in rows.column("document_id").to_pylist()], np.bool_))
+            )
+            done_before = job.done
+            for part in _parts(todo):
+                self._write_part(part, live, new, job.tenant)
+                crash_point("reindex.after_part")
+                last = part.column("document_id")[part.num_rows - 1].as_py()
+                job = self._progress(job, shard, last, part.num_rows, done_before + rows.num_rows)
+                if self._jobs.get(job.id).state == "cancelled":
+                    return
+            job = self._progress(job, shard, None, 0, job.done)
+        self._registry.set_generation_state(job.tenant, job.collection, new.number, "ready", actor=ACTOR)
+        crash_point("reindex.after_ready")
+        self._jobs.advance(job, state="ready", total=job.done)
+
+    def _progress(self, job: Job, shard: ShardId, last: str | None, n: int, total: int) -> Job:
+        after = {**job.barrier["after"], str(shard.slot): last}
+        return self._jobs.advance(
+            job, barrier={**job.barrier, "after": after}, done=job.done + n, total=max(job.total, total)
+        )
+
+    def _cut_over(self, job: Job) -> None:
+        assert job.generation is not None
+        if self._registry.collection(job.tenant, job.collection).live != job.generation:
+            self._registry.cut_over(job.tenant, job.collection, job.generation, actor=ACTOR)
+        crash_point("reindex.after_cut_over")
+        self._jobs.advance(job, state="done")
+        _event.info("reindexed", job=job.id, tenant=job.tenant, collection=job.collection, generation=job.generation)
+
+    def _fail(self, job: Job, error: VicinageError) -> None:
+        _event.error("reindex failed", job=job.id, reason=str(error))
+        current = self._jobs.get(job.id)
+        abandon(self._registry, current)
+        self._jobs.advance(current, state="failed", error=str(error))
+
+    def _live(self, job: Job) -> Generation:
+        return self._registry.collection(job.tenant, job.collection).generation()
+
+    def _rows(self, shard: ShardId, generation: Generation, end: int) -> pa.RecordBatch:
+        """Everything the shard holds as of `end`: living rows, by document id."""
+        manifest = self._builder.current(shard, generation)
+        batches = [pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))]
+        for ref in manifest.segments:
+            segment = load(ref, self._builder.store, self._builder.backend, generation.metric)
+            batches.extend([segment.rows, _deletions(segment.deleted, segment.version, generation.dimension)])
+        name, start = (shard.tenant, shard.collection, shard.generation), manifest.sealed
+        while start < end and (run := self._log.read(VECTORS_TOPIC, shard.slot, start)):
+            ours = [s for s in run if s.offset < end and parse_rows_key(s.record.key or b"") == name]
+            batches.extend(decode_rows(s.record.value or b"").batch for s in ours)
+            start = run[-1].offset + 1
+        live, _ = newest(batches)
+        return live
+
+    def _write_part(self, part: pa.RecordBatch, live: Generation, new: Generation, tenant: str) -> None:
+        if new.model != live.model:
+            part = self._embedded_again(part, new, tenant)
+        ids = part.column("document_id").to_pylist()
+        homes = np.array([shard_of(i, len(new.slots)) for i in ids], np.int64)
+        nothing = pa.record_batch({"document_id": pa.array([], pa.utf8()), "version": pa.array([], pa.int64())})
+        for place, shard in enumerate(new.shards()):
+            rows = part.filter(pa.array(homes == place))
+            if rows.num_rows:
+                segment = self._builder.write(shard, new, rows, nothing)
+                self._builder.publish(
+                    shard, new, self._lease(shard.slot), lambda m, segment=segment: (*m.segments, segment)
+                )  # type: ignore[misc]
+
+    def _embedded_again(self, part: pa.RecordBatch, new: Generation, tenant: str) -> pa.RecordBatch:
+        texts = part.column("text").to_pylist()
+        if self._embed is None or new.model is None or any(t is None for t in texts):
+            raise Refused("some passages have no text to embed with the new model", field="model")
+        vectors = self._embed(new.model, texts, tenant)
+        columns = [part.column(name) for name in part.schema.names[:-1]]
+        return pa.RecordBatch.from_arrays([*columns, vector_column(vectors)], schema=vectors_schema(new.dimension))
+
+
+def start(
+    registry: Registry,
+    jobs: Jobs,
+    tenant: str,
+    collection: str,
+    *,
+    index: str,
+    model: str | None,
+    shards: int,
+    actor: str,
+) -> Job:
+    """Ask for a reindex. Raises NotFound, Refused, and Conflict while another is under way."""
+    registry.refresh()
+    live = registry.collection(tenant, collection).generation()
+    choose(index or live.index, 1, flat_max=1)
+    if model is not None:
+        registry.model(model)
+        if live.model is None:
+            raise Refused("this collection's tenant sends vectors: it has no model to change", field="model")
+    return jobs.create(
+        tenant, collection, index=index or live.index, model=model, shards=shards or len(live.slots), actor=actor
+    )
+
+
+def cancel(registry: Registry, jobs: Jobs, job_id: str) -> Job:
+    """End a job that has not cut over; its generation is given up and its objects swept. Raises Conflict when it has ended."""
+    job = jobs.get(job_id)
+    if job.state in ("done", "failed", "cancelled"):
+        raise Conflict(f"reindex {job_id} has ended: {job.state}", found=job.state)
+    ended = jobs.advance(job, state="cancelled")
+    abandon(registry, ended)
+    return ended
+
+
+def abandon(registry: Registry, job: Job) -> None:
+    """Mark the job's generation failed, if it has one that is not live."""
+    registry.refresh()
+    try:
+        collection = registry.collection(job.tenant, job.collection)
+    except NotFound:
+        return
+    if job.generation is not None and job.generation != collection.live:
+        registry.set_generation_state(job.tenant, job.collection, job.generation, "failed", actor=ACTOR)
+
+
+def _with(segment: SegmentRef, manifest: Manifest) -> tuple[SegmentRef, ...]:
+    return (*manifest.segments, segment)
+
+
+def _deletions(deleted: Any, version: Any, dimension: int) -> pa.RecordBatch:
+    """A segment's deletions as rows, so that `newest` weighs them too."""
+    rows = [
+        {"document_id": name, "version": int(version[place]), "event_time_ms": 0, "passage": -1}
+        for place, name in deleted.items()
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=vectors_schema(dimension))
+
+
+def _parts(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Runs of about PART_PASSAGES rows, whole documents each, in order of document id."""
+    runs = document_runs(rows.column("document_id").to_pylist(), rows.column("version").to_numpy())
+    start = 0
+    for _, end in runs:
+        if end - start >= PART_PASSAGES:
+            yield rows.slice(start, end - start)
+            start = end
+    if start < rows.num_rows:
+        yield rows.slice(start)
