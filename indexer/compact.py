@@ -74,9 +74,8 @@ def compact(
     if not chosen:
         return None
     everything = len(chosen) == len(segments) and generation.state == "live"
-    live, deletes = _merged(
-        [(s, a) for s, a in zip(segments, alive, strict=True) if s.ref.id in chosen], everything, forgettable
-    )
+    parts = [(s, a) for s, a in zip(segments, alive, strict=True) if s.ref.id in chosen]
+    live, deletes = _merged(parts, forgettable if everything else lambda _version: False)
     merged = builder.write(manifest.shard, generation, live, deletes) if live.num_rows or deletes.num_rows else None
     crash_point("compact.after_put_before_swap")
     return builder.publish(manifest.shard, generation, lease, lambda current: _exchanged(current, chosen, merged))

@@ -9,6 +9,7 @@ A job only moves forward, one stored step at a time, so that a kill anywhere los
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -186,9 +187,7 @@ class Reindex:
             rows = part.filter(pa.array(homes == place))
             if rows.num_rows:
                 segment = self._builder.write(shard, new, rows, nothing)
-                self._builder.publish(
-                    shard, new, self._lease(shard.slot), lambda m, segment=segment: (*m.segments, segment)
-                )  # type: ignore[misc]
+                self._builder.publish(shard, new, self._lease(shard.slot), partial(_with, segment))
 
     def _embedded_again(self, part: pa.RecordBatch, new: Generation, tenant: str) -> pa.RecordBatch:
         texts = part.column("text").to_pylist()

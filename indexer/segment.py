@@ -28,7 +28,7 @@ from vicinage.store import Store
 from vicinage.wire import DELETED, VECTOR_COLUMNS, vectors_of
 
 CURVE_QUERIES: Final = 100
-CURVE_NOISE: Final = 0.35
+CURVE_NOISE: Final = 0.7
 """Held-out questions are the segment's own vectors moved by noise of this length (relative): near, but none of them."""
 _U64 = np.uint64
 

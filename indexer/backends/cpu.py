@@ -1,5 +1,6 @@
 """FAISS on the CPU."""
 
+import os
 import threading
 from pathlib import Path
 from typing import Any, Final
@@ -36,7 +37,7 @@ class CpuBackend:
         """See Backend."""
         if spec.kind == "flat":
             return None
-        _use_threads(threads or faiss.omp_get_num_procs())
+        _use_threads(threads or os.cpu_count() or 1)
         index = faiss.IndexHNSWFlat(vectors.shape[1], spec.m, _faiss_metric(metric))
         index.hnsw.efConstruction = spec.ef_construction
         index.add(np.ascontiguousarray(vectors))
