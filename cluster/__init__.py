@@ -1,0 +1,1 @@
+"""Where roles run: wiring, local processes or Ray, and the command line."""

@@ -175,10 +175,20 @@ class Searcher:
             held = await _within(self._load_soon(shard), deadline, "loading the shard")
         return await asyncio.get_running_loop().run_in_executor(None, held.document, document_id)
 
-    async def stats(self) -> SearcherStats:
-        """What it holds now."""
-        shards = tuple(s.stats() for s in list(self._shards.values()))
-        _resident.set(sum(s.host_bytes for s in shards))
+    async def matching(
+        self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int
+    ) -> tuple[str, ...]:
+        """Ids of at most `limit` documents of the shard whose metadata passes the filter."""
+        held: Shard | None = self._shards.get(shard)
+        if held is None:
+            held = await _within(self._load_soon(shard), deadline, "loading the shard")
+        return await asyncio.get_running_loop().run_in_executor(None, partial(held.matching, condition, limit=limit))
+
+    async def stats(self, tenant: str | None = None) -> SearcherStats:
+        """What it holds now, of one tenant or of all."""
+        shards = tuple(s.stats() for s in list(self._shards.values()) if tenant in (None, s.id.tenant))
+        if tenant is None:
+            _resident.set(sum(s.host_bytes for s in shards))
         lags = {tenant: tuple(recent) for tenant, recent in list(self._lags.items())}
         return SearcherStats(shards, self.watermarks(), self._searches, self._applied, lags, dict(self._failed))
 

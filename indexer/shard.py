@@ -238,6 +238,21 @@ class Shard:
                 return _stored(document_id, int(sealed[0]), [(segment.rows, r, segment.vectors[r]) for r in rows])
         return None
 
+    def matching(self, condition: Mapping[str, Any], *, limit: int) -> tuple[str, ...]:
+        """Ids of at most `limit` documents whose metadata passes the filter."""
+        tree = filters.parse(condition)
+        s = self.snapshot
+        found: dict[str, None] = {}
+        for segment, alive in zip(s.segments, s.alive, strict=True):
+            allowed = _allowed(alive, segment.columns.columns(), tree)
+            rows = np.flatnonzero(allowed if allowed is not None else np.ones(len(segment), np.bool_))
+            found |= dict.fromkeys(segment.rows.column("document_id").take(pa.array(rows)).to_pylist())
+        allowed = _allowed(s.delta.alive, s.delta.columns(), tree)
+        for row in np.flatnonzero(allowed if allowed is not None else ()):
+            batch, at = s.delta.row(int(row))
+            found[batch.column("document_id")[at].as_py()] = None
+        return tuple(found)[:limit]
+
     def stats(self) -> ShardStats:
         """What it holds now."""
         s = self.snapshot

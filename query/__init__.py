@@ -1,0 +1,1 @@
+"""Questions answered: the gateway, admission, plan, scatter, merge, freshness and the recall monitor."""

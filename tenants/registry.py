@@ -100,6 +100,11 @@ class Registry:
 
     # reading
 
+    @property
+    def version(self) -> int:
+        """The catalog version that reads are of."""
+        return self._view.version
+
     def tenant(self, name: str) -> Tenant:
         """The tenant, unless deleted. Raises NotFound."""
         found = self._view.tenants.get(name)

@@ -36,6 +36,7 @@ class GatewaySettings(_Group):
     recall_samples_min: int = Field(
         default=400, ge=1, description="samples a collection is brought to before the share applies"
     )
+    recall_cpu_share: float = Field(default=0.02, gt=0, le=1, description="share of time the recall monitor may work")
     drain_s: float = Field(default=10.0, ge=0, le=300, description="time that in-flight requests get at shutdown")
 
 

@@ -1,0 +1,34 @@
+"""What is left of the host's memory, in bytes and in passages. Pure over a Snapshot."""
+
+from dataclasses import dataclass
+
+from capacity.accounting import holdings, total
+from capacity.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """`passages_left` is an estimate from `bytes_per_passage`, the mean over `n` passages held now; None without any."""
+
+    resource: str
+    total_bytes: int
+    used_bytes: int
+    left_bytes: int
+    bytes_per_passage: float | None
+    n: int
+    passages_left: int | None
+
+
+def host_memory(snapshot: Snapshot) -> Headroom:
+    """Memory that the operating system says can still be had, beside what our accounted bytes take."""
+    held = total(holdings(snapshot))
+    each = held.host_bytes / held.passages if held.passages else None
+    return Headroom(
+        resource="host_memory",
+        total_bytes=snapshot.host.total,
+        used_bytes=snapshot.host.resident,
+        left_bytes=snapshot.host.available,
+        bytes_per_passage=round(each, 1) if each else None,
+        n=held.passages,
+        passages_left=int(snapshot.host.available / each) if each else None,
+    )

@@ -1,0 +1,88 @@
+"""What the platform holds at one moment, gathered from whoever knows it. The only I/O of this room."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import psutil
+
+from indexer.searcher import SearcherStats
+from indexer.shard import ShardStats
+from tenants.entities import Tenant
+from tenants.registry import Registry
+from vicinage.log import Log
+
+RATE_WINDOW_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Memory of the machine that answers, in bytes: `resident` is what this process holds."""
+
+    total: int
+    available: int
+    resident: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Events a second over the last `window_s` seconds."""
+
+    per_s: float
+    window_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Shards by tenant and collection, log ends, host memory and rates, as of `at_ms`."""
+
+    at_ms: int
+    tenants: tuple[Tenant, ...]
+    collections: tuple[tuple[str, str], ...]
+    shards: tuple[ShardStats, ...]
+    documents_logged: Mapping[str, int]
+    host: Host
+    searches: Rate
+    applied: Rate
+
+
+class Rates:
+    """Turns counters that only rise into rates: remembers them over the last RATE_WINDOW_S."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, int, int]] = []
+
+    def rate(self, searches: int, applied: int) -> tuple[Rate, Rate]:
+        """Rates between the oldest remembered reading and this one."""
+        now = time.monotonic()
+        self._seen = [s for s in self._seen if now - s[0] <= RATE_WINDOW_S and s[1] <= searches and s[2] <= applied]
+        self._seen.append((now, searches, applied))
+        then = self._seen[0]
+        seconds = now - then[0]
+        if seconds <= 0:
+            return Rate(0.0, 0.0), Rate(0.0, 0.0)
+        return Rate((searches - then[1]) / seconds, seconds), Rate((applied - then[2]) / seconds, seconds)
+
+
+def take(registry: Registry, log: Log, stats: Sequence[SearcherStats], rates: Rates, now_ms: int) -> Snapshot:
+    """Gather one. Blocks on the log. Raises Unavailable."""
+    tenants = registry.tenants()
+    logged = {t.name: _records(log, t.documents_topic) for t in tenants}
+    memory = psutil.virtual_memory()
+    searches, applied = rates.rate(sum(s.searches for s in stats), sum(s.applied for s in stats))
+    return Snapshot(
+        at_ms=now_ms,
+        tenants=tenants,
+        collections=tuple((c.tenant, c.name) for c in registry.collections()),
+        shards=tuple(shard for s in stats for shard in s.shards),
+        documents_logged=logged,
+        host=Host(memory.total, memory.available, psutil.Process().memory_info().rss),
+        searches=searches,
+        applied=applied,
+    )
+
+
+def _records(log: Log, topic: str) -> int:
+    partitions = log.topics(topic).get(topic, 0)
+    return sum(log.end(topic, p) - log.begin(topic, p) for p in range(partitions))

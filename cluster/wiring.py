@@ -1,0 +1,229 @@
+"""★ The only file that constructs everything: settings in, roles out. Roles know nothing of who runs them."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tenants.entities import EmbeddingModel
+from vicinage.clock import SystemClock
+from vicinage.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from sqlalchemy import Engine
+    from starlette.applications import Starlette
+
+    from indexer.run import Indexer
+    from indexer.searcher import Searcher
+    from ingest.embedding import Embedder
+    from ingest.passages import Cutter
+    from ingest.run import Ingest
+    from query.scatter import Searchers
+    from tenants.jobs import Jobs
+    from tenants.manifests import Manifests
+    from tenants.registry import Registry
+    from vicinage.log import Log
+    from vicinage.store import Store
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every role stands on."""
+
+    settings: Settings
+    clock: SystemClock
+    log: "Log"
+    engine: "Engine"
+    store: "Store"
+    registry: "Registry"
+    manifests: "Manifests"
+    jobs: "Jobs"
+
+    def close(self) -> None:
+        """Let go of the log and the catalog."""
+        self.log.close()
+        self.engine.dispose()
+
+
+def ground(settings: Settings) -> Ground:
+    """Open log, catalog (brought to the newest schema) and store."""
+    from tenants.jobs import Jobs
+    from tenants.manifests import Manifests
+    from tenants.provisioning import ensure_vectors
+    from tenants.registry import Registry
+    from tenants.tables import migrate
+    from vicinage.catalog import open_catalog
+    from vicinage.log import open_log
+    from vicinage.store import open_store
+
+    s, clock = settings.resolved(), SystemClock()
+    s.data.mkdir(parents=True, exist_ok=True)
+    engine = open_catalog(s.catalog_url.get_secret_value())
+    migrate(engine)
+    log = open_log(s.log_url)
+    ensure_vectors(log, s.slots)
+    store = open_store(s.store_url, cache=s.data / "cache")
+    return Ground(s, clock, log, engine, store, Registry(engine, clock), Manifests(engine, clock), Jobs(engine, clock))
+
+
+def build_searcher(
+    base: Ground, slots: Sequence[int] | None = None, *, on_failure: Callable[[BaseException], None] | None = None
+) -> "Searcher":
+    """A searcher of some slots, or of all."""
+    from indexer.backends import open_backend
+    from indexer.searcher import Searcher
+
+    return Searcher(
+        range(base.settings.slots) if slots is None else slots,
+        log=base.log,
+        registry=base.registry,
+        manifests=base.manifests,
+        store=base.store,
+        backend=open_backend(),
+        settings=base.settings.searcher,
+        clock=base.clock,
+        on_failure=on_failure,
+    )
+
+
+def build_gateway(
+    base: Ground, searchers: Sequence[Any], *, embedder_key: str | None, local_operator: bool = False
+) -> "FastAPI":
+    """The gateway's app over searchers in this process or elsewhere."""
+    from capacity.report import report
+    from capacity.snapshot import Rates, take
+    from ingest.embedding.gather import GatheringEmbedder
+    from ingest.embedding.openai import OpenAIEmbedder
+    from query.gateway import Gateway, create_app
+    from tenants.audit import Audit
+    from tenants.keys import Keys
+
+    rates = Rates()
+    gathering: dict[str, GatheringEmbedder] = {}
+
+    def embedder_for(model: str) -> GatheringEmbedder:
+        if model not in gathering:
+            client = _embedder(base, base.registry.model(model), embedder_key)
+            assert isinstance(client, OpenAIEmbedder), "every kind of embedder is reached over HTTP"
+            gathering[model] = GatheringEmbedder(client)
+        return gathering[model]
+
+    async def embedder_ready() -> bool:
+        import httpx
+
+        try:
+            async with httpx.AsyncClient(timeout=2, trust_env=False) as http:
+                answer = await http.get(f"{base.settings.embedder.url}/readyz")
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == httpx.codes.OK
+
+    async def measure_capacity(asked: "Searchers") -> Any:
+        from starlette.concurrency import run_in_threadpool
+
+        stats = await asked.stats()
+        return report(await run_in_threadpool(take, base.registry, base.log, stats, rates, base.clock.now_ms()))
+
+    return create_app(
+        Gateway(
+            registry=base.registry,
+            keys=Keys(base.engine, base.clock),
+            audit=Audit(base.engine),
+            jobs=base.jobs,
+            log=base.log,
+            all_searchers=tuple(searchers),
+            embedder_for=embedder_for,
+            embedder_ready=embedder_ready,
+            measure_capacity=measure_capacity,
+            settings=base.settings.gateway,
+            limits=base.settings.ingest,
+            slots_total=base.settings.slots,
+            clock=base.clock,
+            local_operator=local_operator,
+        )
+    )
+
+
+def build_ingest(base: Ground, *, embedder_key: str | None) -> "Ingest":
+    """The ingest role, with a registry of its own: what it has seen of the catalog is its barrier (docs/architecture.md)."""
+    from ingest.run import Ingest
+    from tenants.registry import Registry
+
+    registry = Registry(base.engine, base.clock)
+    return Ingest(
+        base.log,
+        registry,
+        _remembered(lambda name: _embedder(base, registry.model(name), embedder_key)),
+        _remembered(lambda name: _cutter(base, registry.model(name))),
+        base.settings.ingest,
+        base.clock,
+    )
+
+
+def build_indexer(base: Ground, *, embedder_key: str | None) -> "Indexer":
+    """The indexer role."""
+    from indexer.backends import open_backend
+    from indexer.run import Indexer
+    from tenants.leases import Leases
+    from tenants.registry import Registry
+
+    embedder_for = _remembered(lambda name: _embedder(base, base.registry.model(name), embedder_key))
+    return Indexer(
+        log=base.log,
+        registry=Registry(base.engine, base.clock),
+        manifests=base.manifests,
+        leases=Leases(base.engine, base.clock),
+        jobs=base.jobs,
+        store=base.store,
+        backend=open_backend(),
+        settings=base.settings.indexer,
+        clock=base.clock,
+        owner=f"{socket.gethostname()}/{os.getpid()}",
+        slots_total=base.settings.slots,
+        embed=partial(_embed_texts, embedder_for),
+    )
+
+
+def build_embedder(settings: Settings, models: Sequence[EmbeddingModel], *, key: str | None) -> "Starlette":
+    """The embedder role's app over the local models; calibrated and warm when this returns."""
+    from ingest.embedding.local import LocalEmbedder
+    from ingest.embedding.server import create_app
+
+    return create_app({m.name: LocalEmbedder(m, settings.embedder) for m in models if m.kind == "local"}, key=key)
+
+
+def _embedder(base: Ground, model: EmbeddingModel, key: str | None) -> "Embedder":
+    from ingest.embedding import open_embedder
+
+    return open_embedder(model, url=base.settings.embedder.url, key=key)
+
+
+def _cutter(base: Ground, model: EmbeddingModel) -> "Cutter":
+    from ingest.passages import open_cutter
+
+    return open_cutter(model, base.settings.ingest)
+
+
+def _embed_texts(embedder_for: Callable[[str], Any], model: str, texts: Sequence[str], tenant: str) -> Any:
+    return embedder_for(model).embed(texts, tenant=tenant)
+
+
+def _remembered(make: Callable[[str], T]) -> Callable[[str], T]:
+    """`make`, called once for each name."""
+    made: dict[str, T] = {}
+    lock = threading.Lock()
+
+    def get(name: str) -> T:
+        with lock:
+            if name not in made:
+                made[name] = make(name)
+            return made[name]
+
+    return get

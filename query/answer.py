@@ -1,0 +1,123 @@
+"""★ One question, top to bottom: admit → embed → wait for what it asked for → plan → scatter → merge → answer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from query.admission import Admission
+from query.freshness import Freshness
+from query.merge import merge
+from query.plan import Plan, Question, make_plan
+from query.recall import RecallMonitor
+from query.scatter import Gathered, Searchers
+from tenants.entities import CLASS_WEIGHT, Collection, Generation, Principal, Tenant
+from tenants.registry import Registry
+from vicinage.clock import Deadline
+from vicinage.errors import NotFound, Refused
+from vicinage.records import Floats, Hit
+
+
+class QueryEmbedder(Protocol):
+    """How a question's text becomes a vector."""
+
+    async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
+        """float32 [d], L2-normalised."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The best passages, and what they are worth: of which moment, of which generation, and what is missing."""
+
+    hits: tuple[Hit, ...]
+    watermark: str
+    """`slot-offset` of every shard that answered, joined by dots."""
+    lag_ms: int
+    generation: int
+    effort: int
+    missing_share: float
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """What it takes to answer."""
+
+    registry: Registry
+    searchers: Searchers
+    embedder_for: Callable[[str], QueryEmbedder]
+    freshness: Freshness
+    recall: RecallMonitor
+    admission: Admission
+
+    async def answer(self, question: Question, principal: Principal) -> Answer:
+        """The answer. Raises what the steps raise; the tenant is the credential's (law 1)."""
+        tenant, collection = self.find(principal, question.collection)
+        deadline = Deadline.after(question.timeout_s)
+        with self.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
+            live = collection.generation()
+            vector = await self._vector(question, tenant, live, deadline)
+            if question.wait_for is not None:
+                await self.freshness.reach(question.wait_for, tenant, live, deadline)
+            plan = make_plan(question, collection, vector, self.registry.version)
+            gathered = await self.searchers.scatter(plan, deadline)
+            hits = merge(gathered.partials, question.k)
+            if gathered.missing_share() == 0:
+                self.recall.offer(plan, hits, gathered.partials)
+            return await self._statement(tenant, plan, gathered, hits)
+
+    def find(self, principal: Principal, name: str) -> tuple[Tenant, Collection]:
+        """The principal's tenant and its collection; looked for once more when not there, it may be new. Raises NotFound."""
+        if principal.tenant is None:
+            raise NotFound("an operator's key has no collections; use a tenant's key")
+        try:
+            return self.registry.tenant(principal.tenant), self.registry.collection(principal.tenant, name)
+        except NotFound:
+            self.registry.refresh()
+            return self.registry.tenant(principal.tenant), self.registry.collection(principal.tenant, name)
+
+    async def _vector(self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline) -> Floats:
+        if question.vector is not None:
+            return checked_vector(question.vector, live)
+        if live.model is None:
+            raise Refused("this collection has no embedding model: ask with a vector", field="text")
+        assert question.text is not None, "a question has a text or a vector"
+        embedder = self.embedder_for(live.model)
+        return await embedder.embed_query(
+            question.text, tenant=tenant.name, weight=CLASS_WEIGHT[tenant.priority], deadline=deadline
+        )
+
+    async def _statement(self, tenant: Tenant, plan: Plan, gathered: Gathered, hits: tuple[Hit, ...]) -> Answer:
+        partials = gathered.partials
+        watermarks = {p.shard.slot: p.watermark for p in partials}
+        return Answer(
+            hits=hits,
+            watermark=".".join(f"{slot}-{offset}" for slot, offset in watermarks.items()),
+            lag_ms=await self.freshness.lag_ms(tenant, plan.generation, watermarks),
+            generation=plan.generation.number,
+            effort=max(p.effort for p in partials),
+            missing_share=gathered.missing_share(),
+            reason=f"{len(gathered.failures)} of {len(plan.queries)} shards did not answer"
+            if gathered.failures
+            else None,
+        )
+
+
+def checked_vector(vector: Floats, live: Generation) -> Floats:
+    """float32 [d] fit to be searched for, of length 1 under cosine. Raises Refused."""
+    if vector.shape != (live.dimension,):
+        raise Refused(
+            f"vector has {vector.size} numbers; the collection's dimension is {live.dimension}",
+            field="vector",
+            limit=live.dimension,
+        )
+    length = float(np.linalg.norm(vector))
+    if not np.isfinite(length):
+        raise Refused("vector holds NaN, infinity, or numbers too large for float32", field="vector")
+    if live.metric != "cosine":
+        return vector
+    if length == 0:
+        raise Refused("vector is zero, and the cosine of zero is not defined", field="vector")
+    return vector / np.float32(length)

@@ -1,0 +1,1 @@
+"""Routes: parse bytes, call one function, return bytes."""

@@ -1,0 +1,130 @@
+"""A tenant's collections: make, list, look at, delete."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from query.api.http import answer, gateway, integer, json_object, principal, typed
+from tenants import provisioning
+from tenants.entities import Collection, Objectives
+from vicinage.errors import NotFound, Refused
+
+router = APIRouter()
+FIELDS: Final = frozenset({"name", "model", "dimension", "metric", "index", "shards", "objectives"})
+
+
+@router.post("/v1/collections", status_code=201, response_model=None)
+async def create(request: Request) -> Response:
+    """Make a collection: with an embedding `model` (the default one unless `dimension` is named), a `metric` and `objectives`."""
+    who = principal(request, "write")
+    if who.tenant is None:
+        raise NotFound("an operator's key has no collections; use /v1/admin")
+    house = gateway(request)
+    made = await run_in_threadpool(create_for, house, who.tenant, await json_object(request, FIELDS), who.key_id)
+    return answer(await facts(house, made), 201)
+
+
+def create_for(house: Any, tenant: str, value: Mapping[str, Any], actor: str) -> Collection:
+    """Make the collection that a request body describes. Raises Refused, Conflict."""
+    return provisioning.create_collection(
+        house.registry,
+        house.log,
+        tenant,
+        typed(value, "name", str, "the collection's name", needed=True),
+        model=typed(value, "model", str, "a model's name"),
+        dimension=typed(value, "dimension", int, "the length of a vector"),
+        metric=typed(value, "metric", str, "cosine, dot or euclidean") or "cosine",
+        index=typed(value, "index", str, "an index spec") or "auto",
+        shards=integer(value, "shards", 1, house.slots_total, 1),
+        objectives=objectives_of(value),
+        slots_total=house.slots_total,
+        actor=actor,
+    )
+
+
+def objectives_of(value: Mapping[str, Any]) -> Objectives:
+    """The objectives named, the defaults for the others. Raises Refused."""
+    given = typed(value, "objectives", dict, "an object") or {}
+    if unknown := set(given) - {"recall", "freshness_ms", "latency_ms"}:
+        raise Refused(
+            f"unknown objective {min(unknown)!r}; there are recall, freshness_ms, latency_ms", field="objectives"
+        )
+    recall = typed(given, "recall", (int, float), "a number from 0.5 to 1")
+    if recall is not None and not 0.5 <= recall <= 1:
+        raise Refused("objectives.recall goes from 0.5 to 1", field="objectives.recall")
+    defaults = Objectives()
+    return Objectives(
+        float(recall if recall is not None else defaults.recall),
+        integer(given, "freshness_ms", 1, 86_400_000, defaults.freshness_ms),
+        integer(given, "latency_ms", 1, 600_000, defaults.latency_ms),
+    )
+
+
+@router.get("/v1/collections", response_model=None)
+async def list_all(request: Request) -> Response:
+    """The tenant's collections, with what each holds."""
+    who = principal(request, "read")
+    house = gateway(request)
+    house.registry.refresh()
+    found = [await facts(house, c) for c in house.registry.collections(who.tenant)] if who.tenant else []
+    return answer({"collections": found})
+
+
+@router.get("/v1/collections/{collection}", response_model=None)
+async def show(collection: str, request: Request) -> Response:
+    """Counts, freshness lag, recall with its interval, generation and index of one collection."""
+    who = principal(request, "read")
+    house = gateway(request)
+    return answer(await facts(house, house.answerer.find(who, collection)[1]))
+
+
+@router.delete("/v1/collections/{collection}", status_code=202, response_model=None)
+async def delete(collection: str, request: Request) -> Response:
+    """Delete a collection with all its documents."""
+    who = principal(request, "write")
+    house = gateway(request)
+    tenant, _ = house.answerer.find(who, collection)
+    await run_in_threadpool(house.registry.delete_collection, tenant.name, collection, actor=who.key_id)
+    return answer({"deleted": collection}, 202)
+
+
+async def facts(house: Any, collection: Collection) -> dict[str, Any]:
+    """What is known of a collection: what was set, and what was measured."""
+    live = collection.generation()
+    stats = await house.searchers.stats(collection.tenant, slots=live.slots)
+    shards = [s for each in stats for s in each.shards if s.shard in live.shards()]
+    watermarks = {s.shard.slot: s.watermark for s in shards}
+    tenant = house.registry.tenant(collection.tenant)
+    lag_ms = await house.freshness.lag_ms(tenant, live, watermarks) if house.searchers.all else None
+    measured = house.recall.report(
+        {(collection.tenant, collection.name): collection.objectives.recall}, collection.tenant, collection.name
+    )
+    return {
+        "tenant": collection.tenant,
+        "name": collection.name,
+        "model": live.model,
+        "dimension": live.dimension,
+        "metric": live.metric,
+        "objectives": {
+            "recall": collection.objectives.recall,
+            "freshness_ms": collection.objectives.freshness_ms,
+            "latency_ms": collection.objectives.latency_ms,
+        },
+        "counts": {"documents": sum(s.documents for s in shards), "passages": sum(s.passages for s in shards)},
+        "shards": {"asked": len(live.slots), "answered": len(shards)},
+        "freshness": {"lag_ms": lag_ms},
+        "recall": next((m for m in reversed(measured) if m["generation"] == live.number), None),
+        "generation": live.number,
+        "building": [g.number for g in collection.generations if g.number != live.number],
+        "index": {
+            "spec": live.index,
+            "kinds": sorted({k for s in shards for k in s.kinds}),
+            "segments": sum(s.segments for s in shards),
+            "delta_passages": sum(s.delta_passages for s in shards),
+            "host_bytes": sum(s.host_bytes for s in shards),
+        },
+    }

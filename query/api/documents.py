@@ -1,0 +1,181 @@
+"""Documents in and out: POST a batch, read one, delete some; and the letters that could not be delivered."""
+
+from typing import Any, Final
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from indexer import filters
+from ingest import dead_letters, intake
+from ingest.documents import Entry, Rules, parse_arrow_body, parse_json, parse_ndjson
+from query.api.http import answer, body, checked_object, content_type, gateway, json_object, principal, typed
+from query.api.search import token_of
+from tenants.entities import CLASS_WEIGHT, Collection, Tenant
+from vicinage.clock import Deadline
+from vicinage.errors import NotFound, Refused
+from vicinage.routing import shard_of
+from vicinage.wire import ARROW, load_json
+
+router = APIRouter()
+NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+DOCUMENTS_MAX: Final = 10_000
+DELETE_MAX: Final = 10_000
+REJECTED_SHOWN: Final = 1_000
+_DOCS: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "example": {
+                    "documents": [
+                        {"id": "hello", "text": "Vicinage finds nearest neighbours.", "metadata": {"lang": "en"}}
+                    ]
+                }
+            },
+            NDJSON[0]: {"schema": {"type": "string"}, "example": '{"id": "hello", "text": "…"}\n'},
+            ARROW: {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
+    "responses": {
+        "202": {
+            "description": "Durable. Wait for `token` to read it.",
+            "content": {"application/json": {"example": {"accepted": 1, "rejected": [], "token": "0-41"}}},
+        }
+    },
+}
+
+
+@router.post("/v1/collections/{collection}/documents", status_code=202, openapi_extra=_DOCS, response_model=None)
+async def write(collection: str, request: Request) -> Response:
+    """Write documents. Each replaces the one of its id as a whole; what is wrong with one is said of that one."""
+    who = principal(request, "write")
+    house = gateway(request)
+    tenant, found = house.answerer.find(who, collection)
+    data = await body(request)
+    kind = content_type(request)
+    with house.answerer.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
+        accepted = await run_in_threadpool(_accept, house, tenant, found, kind, data)
+    rejected = [{"id": r.id, "reason": r.reason, "field": r.field} for r in accepted.rejected[:REJECTED_SHOWN]]
+    token = str(accepted.token) if accepted.token else None
+    return answer({"accepted": accepted.accepted, "rejected": rejected, "token": token}, 202)
+
+
+def _accept(house: Any, tenant: Tenant, collection: Collection, kind: str, data: bytes) -> intake.Accepted:
+    rules = Rules.of(collection, house.limits)
+    entries = _entries(kind, data, rules, tenant)
+    if len(entries) > DOCUMENTS_MAX:
+        raise Refused(
+            f"{len(entries)} documents in one request; at most {DOCUMENTS_MAX}", field="documents", limit=DOCUMENTS_MAX
+        )
+    return intake.accept(house.log, tenant, collection, entries, now_ms=house.clock.now_ms())
+
+
+def _entries(kind: str, data: bytes, rules: Rules, tenant: Tenant) -> list[Entry]:
+    if kind == ARROW:
+        return parse_arrow_body(data, rules)
+    if kind in NDJSON:
+        return parse_ndjson(data, rules, tenant=tenant.name)
+    if kind not in ("", "application/json"):
+        raise Refused(
+            f"content-type {kind!r} is not understood; send application/json, {NDJSON[0]} or {ARROW}",
+            field="content-type",
+        )
+    value = checked_object(load_json(data), frozenset({"documents"}))
+    documents = typed(value, "documents", list, "a list of documents", needed=True)
+    return [parse_json(d, rules, tenant=tenant.name) for d in documents]
+
+
+@router.get("/v1/collections/{collection}/documents/{document_id:path}", response_model=None)
+async def read(collection: str, document_id: str, request: Request) -> Response:
+    """One document as it is searchable now: its passages, metadata and version. `?wait_for=TOKEN` reads one's own write."""
+    who = principal(request, "read")
+    house = gateway(request)
+    tenant, found = house.answerer.find(who, collection)
+    live = found.generation()
+    deadline = Deadline.after(house.settings.timeout_ms / 1000)
+    token = token_of(request.query_params.get("wait_for"))
+    with house.answerer.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
+        if token is not None:
+            await house.freshness.reach(token, tenant, live, deadline)
+        shard = live.shards()[shard_of(document_id, len(live.slots))]
+        stored = await house.searchers.holding(shard.slot).document(shard, document_id, deadline)
+    if stored is None:
+        raise NotFound(f"there is no document of that id in {collection!r}")
+    passages = [{"passage": i, "text": p.text, "start": p.start, "end": p.end} for i, p in enumerate(stored.passages)]
+    return answer({"id": stored.id, "version": stored.version, "metadata": stored.metadata, "passages": passages})
+
+
+@router.delete("/v1/collections/{collection}/documents/{document_id:path}", status_code=202, response_model=None)
+async def delete_one(collection: str, document_id: str, request: Request) -> Response:
+    """Forget one document. No error when it is not there."""
+    who = principal(request, "write")
+    house = gateway(request)
+    tenant, found = house.answerer.find(who, collection)
+    return await _delete(house, tenant, found, [document_id])
+
+
+@router.post("/v1/collections/{collection}/documents:delete", status_code=202, response_model=None)
+async def delete_many(collection: str, request: Request) -> Response:
+    """Forget documents by `ids`, or those that pass a `filter` as of now."""
+    who = principal(request, "write")
+    house = gateway(request)
+    tenant, found = house.answerer.find(who, collection)
+    value = await json_object(request, frozenset({"ids", "filter"}))
+    if (value.get("ids") is None) == (value.get("filter") is None):
+        raise Refused("send ids or a filter", field="ids")
+    ids = typed(value, "ids", list, "a list of document ids")
+    if ids is None:
+        ids = await _matching(house, found, value["filter"])
+    if not all(isinstance(i, str) and i for i in ids) or len(ids) > DELETE_MAX:
+        raise Refused(f"ids is a list of at most {DELETE_MAX} strings", field="ids", limit=DELETE_MAX)
+    return await _delete(house, tenant, found, ids)
+
+
+async def _matching(house: Any, collection: Collection, condition: object) -> list[str]:
+    filters.parse(condition)
+    if not condition:
+        raise Refused("an empty filter would delete everything: delete the collection instead", field="filter")
+    deadline = Deadline.after(house.settings.timeout_ms / 1000)
+    found: list[str] = []
+    for shard in collection.generation().shards():
+        searcher = house.searchers.holding(shard.slot)
+        found.extend(await searcher.matching(shard, condition, deadline, limit=DELETE_MAX + 1))
+    if len(found) > DELETE_MAX:
+        raise Refused(
+            f"the filter matches more than {DELETE_MAX} documents: narrow it", field="filter", limit=DELETE_MAX
+        )
+    return found
+
+
+async def _delete(house: Any, tenant: Tenant, collection: Collection, ids: list[str]) -> Response:
+    if any(len(i.encode(errors="replace")) > house.limits.id_bytes_max or not i.isprintable() for i in ids):
+        raise Refused(
+            f"an id is printable, and at most {house.limits.id_bytes_max} bytes",
+            field="id",
+            limit=house.limits.id_bytes_max,
+        )
+    if not ids:
+        return answer({"accepted": 0, "token": None}, 202)
+    with house.answerer.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
+        token = await run_in_threadpool(
+            intake.delete, house.log, tenant, collection.name, ids, now_ms=house.clock.now_ms()
+        )
+    return answer({"accepted": len(ids), "token": str(token)}, 202)
+
+
+@router.get("/v1/dead-letters", response_model=None)
+async def letters(request: Request) -> Response:
+    """What of this tenant's could not be taken, oldest first; go on with `?after=` the last position."""
+    who = principal(request, "read")
+    house = gateway(request)
+    if who.tenant is None:
+        raise NotFound("an operator's key has no dead letters; use a tenant's key")
+    after = request.query_params.get("after", "-1")
+    limit = request.query_params.get("limit", "100")
+    if not after.lstrip("-").isdigit() or not limit.isdigit() or not 1 <= int(limit) <= 1_000:
+        raise Refused("after is a position, limit 1 to 1000", field="limit", limit=1_000)
+    tenant = house.registry.tenant(who.tenant)
+    found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=int(after), limit=int(limit))
+    return answer({"letters": found, "next": found[-1]["position"] if found else None})

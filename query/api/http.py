@@ -1,0 +1,107 @@
+"""What every route needs of a request: its credential, its body within bounds, its JSON; and how answers are written."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from tenants.entities import Principal, Scope
+from vicinage.errors import Refused, TooLarge
+from vicinage.wire import load_json
+
+if TYPE_CHECKING:
+    from query.gateway import Gateway
+
+JSON_TYPES: Final = ("", "application/json", "text/json")
+
+
+def gateway(request: Request) -> "Gateway":
+    """What the app was made of."""
+    found: Gateway = request.app.state.gateway
+    return found
+
+
+def principal(request: Request, scope: Scope) -> Principal:
+    """Who asks, as the bearer key proves it. Raises Unauthenticated, Forbidden."""
+    house = gateway(request)
+    if house.local_operator and scope == "operate":
+        return Principal("local", None, frozenset({"operate"}))
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return house.keys.authenticate(key.strip() if scheme.lower() == "bearer" else None, scope)
+
+
+async def body(request: Request) -> bytes:
+    """The whole body. Raises TooLarge as soon as it is over the limit, Refused when it was cut off."""
+    limit = gateway(request).settings.body_bytes_max
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > limit:
+        raise TooLarge(f"the body has {announced} bytes; at most {limit}", field="body", limit=limit)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise TooLarge(f"the body is over {limit} bytes", field="body", limit=limit)
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise Refused("the body was cut off", field="body") from None
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def content_type(request: Request) -> str:
+    """The media type, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def json_object(request: Request, known: frozenset[str]) -> dict[str, Any]:
+    """The body as a JSON object whose names are all known. Raises Refused."""
+    if content_type(request) not in JSON_TYPES:
+        raise Refused(
+            f"content-type {content_type(request)!r} is not understood here; send application/json",
+            field="content-type",
+        )
+    return checked_object(load_json(await body(request) or b"{}"), known)
+
+
+def checked_object(value: object, known: frozenset[str]) -> dict[str, Any]:
+    """`value` if it is an object of known names only. Raises Refused."""
+    if not isinstance(value, dict):
+        raise Refused("the body is a JSON object", field="body")
+    if unknown := sorted(set(value) - known):
+        raise Refused(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}", field=unknown[0])
+    return value
+
+
+def typed(
+    value: Mapping[str, Any], name: str, kind: type | tuple[type, ...], what: str, *, needed: bool = False
+) -> Any:
+    """`value[name]` if it is of `kind` (booleans are no integers), None if absent. Raises Refused."""
+    found = value.get(name)
+    if found is None:
+        if needed:
+            raise Refused(f"{name} is missing: {what}", field=name)
+        return None
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
+        raise Refused(f"{name} must be {what}", field=name)
+    return found
+
+
+def integer(value: Mapping[str, Any], name: str, low: int, high: int, otherwise: int) -> int:
+    """An integer within bounds. Raises Refused naming the bound."""
+    found = typed(value, name, int, f"an integer from {low} to {high}")
+    if found is None:
+        return otherwise
+    if not low <= found <= high:
+        raise Refused(
+            f"{name} is {found}; it goes from {low} to {high}", field=name, limit=high if found > high else low
+        )
+    return int(found)
+
+
+def answer(value: object, status: int = 200) -> Response:
+    """JSON."""
+    return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type="application/json")

@@ -1,0 +1,275 @@
+"""POST /v1/collections/{c}/search and search:batch. The body is parsed once, straight into an array."""
+
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from indexer import filters
+from query.answer import Answer
+from query.api.http import answer, body, checked_object, content_type, gateway, integer, json_object, principal, typed
+from query.plan import Question
+from query.problems import problem
+from tenants.entities import Principal
+from vicinage.errors import Refused, VicinageError
+from vicinage.records import Floats, Hit, Position, Token
+from vicinage.settings import GatewaySettings
+from vicinage.telemetry import counter, histogram
+from vicinage.wire import load_json
+
+router = APIRouter()
+TEXT_BYTES_MAX: Final = 32 << 10
+BATCH_MAX: Final = 1_000
+BATCH_AT_ONCE: Final = 16
+FIELDS: Final = frozenset(
+    {"text", "vector", "vector_base64", "k", "filter", "wait_for", "timeout_ms", "include", "exact"}
+)
+INCLUDE: Final = frozenset({"text", "metadata", "vector"})
+BINARY: Final = "application/octet-stream"
+K_DEFAULT: Final = 10
+_searches = counter("vicinage_query_searches_total", "searches answered, by outcome", ("outcome",))
+_whole, _degraded = _searches.labels("whole"), _searches.labels("degraded")
+_seconds = histogram("vicinage_query_search_seconds", "time from request to answer")
+
+_EXAMPLE: Final = {"text": "who finds neighbours?", "k": 3, "filter": {"lang": "en"}, "wait_for": "0-41"}
+_ANSWER: Final = {
+    "hits": [
+        {"document_id": "hello", "passage": 0, "score": 0.61, "text": "Vicinage finds…", "metadata": {"lang": "en"}}
+    ],
+    "freshness": {"watermark": "3-118", "lag_ms": 0},
+    "generation": 1,
+    "effort": 0,
+    "degraded": None,
+}
+_DOCS: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "text": {"type": "string", "description": "the question in words; or send a vector"},
+                        "vector": {"type": "array", "items": {"type": "number"}},
+                        "vector_base64": {"type": "string", "description": "little-endian float32"},
+                        "k": {"type": "integer", "minimum": 1, "default": K_DEFAULT},
+                        "filter": {"type": "object", "description": "conditions on metadata"},
+                        "wait_for": {"description": "a token, or {partition, offset} as Kafka acknowledged it"},
+                        "timeout_ms": {"type": "integer", "minimum": 1},
+                        "include": {"type": "array", "items": {"enum": sorted(INCLUDE)}},
+                        "exact": {"type": "boolean", "default": False},
+                    },
+                    "additionalProperties": False,
+                },
+                "example": _EXAMPLE,
+            },
+            BINARY: {
+                "schema": {
+                    "type": "string",
+                    "format": "binary",
+                    "description": "little-endian float32; the rest as query parameters",
+                }
+            },
+        },
+    },
+    "responses": {"200": {"description": "The best passages.", "content": {"application/json": {"example": _ANSWER}}}},
+}
+
+
+@router.post("/v1/collections/{collection}/search", openapi_extra=_DOCS, response_model=None)
+async def search(collection: str, request: Request) -> Response:
+    """Text (or a vector) in, the best passages out, with a statement of how fresh and how whole the answer is."""
+    start = time.perf_counter()
+    who = principal(request, "read")
+    house = gateway(request)
+    if content_type(request) == BINARY:
+        question = from_binary(collection, await body(request), request.query_params, house.settings)
+    else:
+        question = from_json(collection, await json_object(request, FIELDS), house.settings)
+    found = await house.answerer.answer(question, who)
+    (_degraded if found.reason else _whole).inc()
+    _seconds.observe(time.perf_counter() - start)
+    return answer(to_json(found))
+
+
+@router.post("/v1/collections/{collection}/search:batch", response_model=None)
+async def search_batch(collection: str, request: Request) -> StreamingResponse:
+    """`{"questions": [...]}`; answers stream as NDJSON in the order they are done, each with its question's `index`."""
+    who = principal(request, "read")
+    house = gateway(request)
+    given = typed(
+        await json_object(request, frozenset({"questions"})), "questions", list, "a list of searches", needed=True
+    )
+    if not 1 <= len(given) <= BATCH_MAX:
+        raise Refused(f"{len(given)} questions; 1 to {BATCH_MAX}", field="questions", limit=BATCH_MAX)
+    house.answerer.find(who, collection)
+    return StreamingResponse(_answers(house, who, collection, given), media_type="application/x-ndjson")
+
+
+async def _answers(house: Any, who: Principal, collection: str, given: list[Any]) -> AsyncIterator[bytes]:
+    places = asyncio.Semaphore(BATCH_AT_ONCE)
+
+    async def one(index: int, value: object) -> bytes:
+        async with places:
+            try:
+                question = from_json(collection, checked_object(value, FIELDS), house.settings)
+                line: dict[str, Any] = {"index": index, **to_json(await house.answerer.answer(question, who))}
+            except VicinageError as error:
+                line = {"index": index, "problem": orjson.loads(bytes(problem(error).body))}
+        return orjson.dumps(line) + b"\n"
+
+    tasks = [asyncio.create_task(one(i, value)) for i, value in enumerate(given)]
+    try:
+        for done in asyncio.as_completed(tasks):
+            yield await done
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def from_json(collection: str, value: Mapping[str, Any], settings: GatewaySettings) -> Question:
+    """A checked question. Raises Refused naming the field."""
+    ways = [name for name in ("text", "vector", "vector_base64") if value.get(name) is not None]
+    if len(ways) != 1:
+        raise Refused("ask with exactly one of text, vector and vector_base64", field=ways[1] if ways else "text")
+    text = typed(value, "text", str, "a string")
+    if text is not None:
+        _check_text(text)
+    return Question(
+        collection=collection,
+        k=integer(value, "k", 1, settings.k_max, K_DEFAULT),
+        text=text,
+        vector=_vector(value),
+        filter=_filter(value.get("filter")),
+        include=_include(value.get("include")),
+        exact=bool(typed(value, "exact", bool, "true or false")),
+        wait_for=token_of(value.get("wait_for")),
+        timeout_s=integer(value, "timeout_ms", 1, 600_000, settings.timeout_ms) / 1000,
+    )
+
+
+def from_binary(collection: str, data: bytes, parameters: Mapping[str, str], settings: GatewaySettings) -> Question:
+    """The same from a raw vector and query parameters."""
+    value: dict[str, Any] = dict(parameters)
+    checked_object(value, FIELDS - {"text", "vector", "vector_base64"})
+    for name in ("k", "timeout_ms"):
+        if name in value:
+            value[name] = int(value[name]) if value[name].isdigit() and len(value[name]) < 12 else value[name]
+    if "filter" in value:
+        value["filter"] = load_json(value["filter"].encode(), field="filter")
+    if "include" in value:
+        value["include"] = [part for part in value["include"].split(",") if part]
+    if "exact" in value:
+        value["exact"] = {"true": True, "false": False}.get(value["exact"], value["exact"])
+    return from_json(collection, {**value, "vector": _from_bytes(data, "body")}, settings)
+
+
+def to_json(found: Answer) -> dict[str, Any]:
+    """The answer's JSON."""
+    degraded = {"reason": found.reason, "missing_share": found.missing_share} if found.reason else None
+    return {
+        "hits": [_hit(h) for h in found.hits],
+        "freshness": {"watermark": found.watermark, "lag_ms": found.lag_ms},
+        "generation": found.generation,
+        "effort": found.effort,
+        "degraded": degraded,
+    }
+
+
+def _hit(hit: Hit) -> dict[str, Any]:
+    line: dict[str, Any] = {"document_id": hit.document_id, "passage": hit.passage, "score": hit.score}
+    if hit.text is not None:
+        line |= {"text": hit.text, "start": hit.start, "end": hit.end}
+    if hit.metadata is not None:
+        line["metadata"] = hit.metadata
+    if hit.vector is not None:
+        line["vector"] = hit.vector.tolist()
+    return line
+
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise Refused("text is empty", field="text")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise Refused("text holds half of a surrogate pair", field="text") from None
+    if size > TEXT_BYTES_MAX:
+        raise Refused(f"text has {size} bytes; at most {TEXT_BYTES_MAX}", field="text", limit=TEXT_BYTES_MAX)
+
+
+def _vector(value: Mapping[str, Any]) -> Floats | None:
+    given = value.get("vector")
+    if isinstance(given, np.ndarray):
+        return given
+    if given is not None:
+        return _from_list(given)
+    encoded = typed(value, "vector_base64", str, "base64 of little-endian float32")
+    if encoded is None:
+        return None
+    try:
+        return _from_bytes(base64.b64decode(encoded, validate=True), "vector_base64")
+    except (binascii.Error, ValueError):
+        raise Refused("vector_base64 is not base64", field="vector_base64") from None
+
+
+def _from_list(given: object) -> Floats:
+    try:
+        with np.errstate(over="ignore"):
+            vector = np.array(given, np.float64) if isinstance(given, list) else None
+    except (ValueError, TypeError, OverflowError):
+        vector = None
+    if (
+        vector is None
+        or vector.ndim != 1
+        or not len(vector)
+        or any(type(x) not in (int, float) for x in (given if isinstance(given, list) else []))
+    ):
+        raise Refused("vector must be a list of numbers", field="vector")
+    with np.errstate(over="ignore"):
+        return vector.astype(np.float32)
+
+
+def _from_bytes(data: bytes, field: str) -> Floats:
+    if not data or len(data) % 4:
+        raise Refused(f"{field} has {len(data)} bytes; float32 takes 4 each", field=field)
+    return np.frombuffer(data, "<f4")
+
+
+def _filter(given: object) -> Mapping[str, Any] | None:
+    if given is None:
+        return None
+    filters.parse(given)
+    assert isinstance(given, dict)
+    return given or None
+
+
+def _include(given: object) -> frozenset[str]:
+    if given is None:
+        return frozenset({"text", "metadata"})
+    if not isinstance(given, list) or not all(isinstance(g, str) for g in given) or set(given) - INCLUDE:
+        raise Refused(f"include is a list of {', '.join(sorted(INCLUDE))}", field="include")
+    return frozenset(given)
+
+
+def token_of(given: object) -> Token | None:
+    """A token as text, or as Kafka's {partition, offset}. Raises Refused."""
+    if given is None:
+        return None
+    if isinstance(given, dict):
+        partition = integer(given, "partition", 0, 1_023, -1)
+        offset = integer(given, "offset", 0, 2**53, -1)
+        if partition < 0 or offset < 0 or set(given) - {"partition", "offset"}:
+            raise Refused("wait_for is a token, or {partition, offset}", field="wait_for")
+        return Token((Position(partition, offset),))
+    if not isinstance(given, str):
+        raise Refused("wait_for is a token, or {partition, offset}", field="wait_for")
+    return Token.parse(given)

@@ -1,0 +1,130 @@
+"""How fresh an answer is, and waiting until it is fresh enough.
+
+A token is positions in the tenant's documents log. Once ingest has committed beyond them, their rows are in the vectors log (law
+3); once the searchers' watermarks reach the end that the vectors log has then, they are searchable.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from query.scatter import Searchers
+from tenants.entities import Generation, Group, Tenant
+from tenants.provisioning import VECTORS_TOPIC
+from vicinage.clock import Clock, Deadline
+from vicinage.errors import DeadlineExceeded, NotFound, Overloaded
+from vicinage.log import Log
+from vicinage.records import Token
+from vicinage.telemetry import gauge
+from vicinage.wire import parse_rows_key
+
+LAG_FRESH_S: Final = 0.2
+WAITERS_MAX: Final = 64
+_lag = gauge(
+    "vicinage_query_freshness_lag_ms",
+    "age of the oldest accepted record of the tenants asked lately that is not yet searchable",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    lag_ms: int
+    at: float
+
+
+class Freshness:
+    """Belongs to one event loop; asks the log on threads of its own."""
+
+    def __init__(self, log: Log, searchers: Searchers, clock: Clock) -> None:
+        self._log = log
+        self._searchers = searchers
+        self._clock = clock
+        self._known: dict[tuple[str, str], _Known] = {}
+        self._looking: set[tuple[str, str]] = set()
+        self._tasks: set[asyncio.Task[int]] = set()
+        self._waiters = ThreadPoolExecutor(WAITERS_MAX, thread_name_prefix="wait-for")
+        self._waiting = 0
+        self._lookers = ThreadPoolExecutor(2, thread_name_prefix="freshness")
+
+    async def reach(self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline) -> None:
+        """Return when everything up to `token` is searchable in this generation. Raises DeadlineExceeded, Overloaded."""
+        if self._waiting >= WAITERS_MAX:
+            raise Overloaded("too many searches wait for their writes", retry_after_s=0.5)
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            ends = await loop.run_in_executor(self._waiters, self._ends, token, tenant, generation, deadline)
+        finally:
+            self._waiting -= 1
+        await self._searchers.reach(ends, deadline)
+
+    def _ends(self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline) -> dict[int, int]:
+        topic = tenant.documents_topic
+        for p in token.positions:
+            if not self._log.wait_committed(Group.INGEST, topic, p.partition, p.offset, wait_s=deadline.left_s()):
+                raise DeadlineExceeded(
+                    f"position {p.partition}-{p.offset} was not ingested in time", dependency="ingest"
+                )
+        return {slot: self._log.end(VECTORS_TOPIC, slot) for slot in generation.slots}
+
+    async def lag_ms(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> int:
+        """The tenant's freshness lag in this collection, measured at most LAG_FRESH_S ago."""
+        name = (tenant.name, generation.collection)
+        known = self._known.get(name)
+        if known is None:
+            return await self._look(tenant, generation, watermarks)
+        if time.monotonic() - known.at > LAG_FRESH_S and name not in self._looking:
+            self._looking.add(name)
+            task = asyncio.create_task(self._look(tenant, generation, watermarks))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return known.lag_ms
+
+    async def _look(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> int:
+        name = (tenant.name, generation.collection)
+        try:
+            loop = asyncio.get_running_loop()
+            lag = await loop.run_in_executor(self._lookers, self.measure, tenant, generation, watermarks)
+            self._known[name] = _Known(lag, time.monotonic())
+            _lag.set(max(k.lag_ms for k in self._known.values()))
+            return lag
+        finally:
+            self._looking.discard(name)
+
+    def measure(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> int:
+        """Milliseconds since the oldest record that is accepted but not yet searchable; 0 when none waits. Blocks."""
+        oldest = min(self._waiting_since(tenant, generation, watermarks), default=None)
+        return 0 if oldest is None else max(0, self._clock.now_ms() - oldest)
+
+    def _waiting_since(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> list[int]:
+        topic = tenant.documents_topic
+        times: list[int] = []
+        partitions = self._log.topics(topic).get(topic, 0)
+        committed = self._log.committed(Group.INGEST, [(topic, p) for p in range(partitions)])
+        for p in range(partitions):
+            place = max(committed.get((topic, p), 0), self._log.begin(topic, p))
+            if place < self._log.end(topic, p):
+                times.extend(s.record.event_time_ms for s in self._log.read(topic, p, place, bytes_max=1))
+        for slot, watermark in watermarks.items():
+            times.extend(self._unapplied(slot, watermark, tenant.name, generation.collection))
+        return times
+
+    def _unapplied(self, slot: int, watermark: int, tenant: str, collection: str) -> list[int]:
+        """Event time of this collection's first message at or beyond the watermark, among the next megabyte."""
+        try:
+            if watermark >= self._log.end(VECTORS_TOPIC, slot):
+                return []
+        except NotFound:
+            return []
+        for stored in self._log.read(VECTORS_TOPIC, slot, watermark, bytes_max=1 << 20):
+            if parse_rows_key(stored.record.key or b"")[:2] == (tenant, collection):
+                return [stored.record.event_time_ms]
+        return []
+
+    def close(self) -> None:
+        """End its threads. Idempotent."""
+        self._waiters.shutdown(wait=False, cancel_futures=True)
+        self._lookers.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,186 @@
+"""The gateway: the list of routes, and what runs beside them."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from query.admission import Admission
+from query.answer import Answerer, QueryEmbedder
+from query.api import admin, collections, documents, health, search
+from query.freshness import Freshness
+from query.problems import internal, plain, problem
+from query.recall import RecallMonitor
+from query.scatter import Searcher, Searchers
+from tenants.audit import Audit
+from tenants.jobs import Jobs
+from tenants.keys import Keys
+from tenants.registry import Registry
+from vicinage import __version__
+from vicinage.clock import Clock
+from vicinage.errors import Refused, Unavailable, VicinageError
+from vicinage.log import Log
+from vicinage.settings import GatewaySettings, IngestSettings
+from vicinage.telemetry import counter, events, gauge
+
+REFRESH_S = 0.25
+_event = events("query")
+_errors = counter("vicinage_query_errors_total", "requests refused or failed, by kind", ("kind",))
+_in_flight = gauge("vicinage_query_in_flight", "requests being served")
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Everything the routes need, made by the wiring."""
+
+    registry: Registry
+    keys: Keys
+    audit: Audit
+    jobs: Jobs
+    log: Log
+    all_searchers: tuple[Searcher, ...]
+    embedder_for: Callable[[str], QueryEmbedder]
+    embedder_ready: Callable[[], Awaitable[bool]]
+    measure_capacity: Callable[[Searchers], Awaitable[Any]]
+    settings: GatewaySettings
+    limits: IngestSettings
+    slots_total: int
+    clock: Clock
+    local_operator: bool = False
+    searchers: Searchers = field(init=False)
+    freshness: Freshness = field(init=False)
+    recall: RecallMonitor = field(init=False)
+    answerer: Answerer = field(init=False)
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        made: dict[str, Any] = {"searchers": Searchers(self.all_searchers)}
+        made["freshness"] = Freshness(self.log, made["searchers"], self.clock)
+        made["recall"] = RecallMonitor(
+            made["searchers"],
+            share=s.recall_sample_share,
+            samples_min=s.recall_samples_min,
+            cpu_share=s.recall_cpu_share,
+        )
+        made["answerer"] = Answerer(
+            self.registry,
+            made["searchers"],
+            self.embedder_for,
+            made["freshness"],
+            made["recall"],
+            Admission(in_flight_max=s.in_flight_max),
+        )
+        for name, part in made.items():
+            object.__setattr__(self, name, part)
+
+    async def parts(self) -> dict[str, dict[str, Any]]:
+        """Readiness of each part."""
+        catalog = await _answers(self.registry.refresh)
+        log = await _answers(lambda: self.log.topics("vicinage.vectors"))
+        searchers = all(s.ready() for s in self.all_searchers)
+        return {
+            "catalog": {"ready": catalog},
+            "log": {"ready": log},
+            "searcher": {"ready": searchers, "searchers": len(self.all_searchers)},
+            "embedder": {"ready": await self.embedder_ready()},
+        }
+
+    async def capacity(self) -> Any:
+        """See capacity/."""
+        return await self.measure_capacity(self.searchers)
+
+    async def freshness_report(self, tenant: str | None) -> list[dict[str, Any]]:
+        """Per tenant: lag now, and percentiles of recent index lags."""
+        stats = await self.searchers.stats(tenant)
+        rows = []
+        for t in [t for t in self.registry.tenants() if tenant in (None, t.name)]:
+            recent = [lag for s in stats for lag in s.index_lag_ms.get(t.name, ())]
+            lags = [await self._lag(t.name, c, stats) for c in self.registry.collections(t.name)]
+            p50, p99 = (round(float(np.percentile(recent, q)), 1) for q in (50, 99)) if recent else (None, None)
+            rows.append(
+                {"tenant": t.name, "lag_ms": max(lags, default=0), "p50_ms": p50, "p99_ms": p99, "n": len(recent)}
+            )
+        return rows
+
+    async def _lag(self, tenant: str, collection: Any, stats: list[Any]) -> int:
+        live = collection.generation()
+        watermarks = {slot: at for s in stats for slot, at in s.watermarks.items() if slot in live.slots}
+        return await run_in_threadpool(self.freshness.measure, self.registry.tenant(tenant), live, watermarks)
+
+
+async def _answers(ask: Callable[[], object]) -> bool:
+    try:
+        await run_in_threadpool(ask)
+    except Unavailable:
+        return False
+    return True
+
+
+def create_app(house: Gateway) -> FastAPI:
+    """The application."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        beside = [asyncio.create_task(house.recall.run()), asyncio.create_task(_keep_fresh(house))]
+        try:
+            yield
+        finally:
+            house.answerer.admission.drain()
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+            house.freshness.close()
+
+    app = FastAPI(title="Vicinage", version=__version__, lifespan=lifespan, redoc_url=None)
+    app.state.gateway = house
+    for each in (search, documents, collections, admin, health):
+        app.include_router(each.router)
+    app.add_exception_handler(VicinageError, _said)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _ours)
+    return app
+
+
+async def _keep_fresh(house: Gateway) -> None:
+    """See the catalog's changes within REFRESH_S, whoever made them."""
+    while True:
+        try:
+            await run_in_threadpool(house.registry.refresh)
+        except Unavailable as away:
+            _event.warning("the catalog is away", reason=str(away))
+        _in_flight.set(house.answerer.admission.in_flight)
+        await asyncio.sleep(REFRESH_S)
+
+
+async def _said(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, VicinageError)
+    _errors.labels(error.kind).inc()
+    return problem(error)
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    return problem(Refused(f"the request is not understood: {str(error)[:200]}"))
+
+
+async def _http(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return plain(error.status_code, error.detail, f"{error.detail}; see /openapi.json", error.headers)
+
+
+async def _ours(request: Request, error: Exception) -> Response:
+    """The request boundary: our own mistake, recorded with an id that the caller can name."""
+    request_id = uuid.uuid4().hex
+    _errors.labels("internal").inc()
+    _event.error("request failed", request_id=request_id, path=request.url.path, exc_info=error)
+    return internal(request_id)

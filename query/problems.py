@@ -1,0 +1,52 @@
+"""Errors as RFC 9457 problem documents: the only place that knows HTTP statuses. Never another tenant's names."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+from starlette.responses import Response
+
+from vicinage.errors import Denied, Overloaded, Refused, Unavailable, VicinageError
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+
+def problem(error: VicinageError) -> Response:
+    """The problem document of one of our errors."""
+    body: dict[str, Any] = {"type": f"urn:vicinage:problem:{error.kind}", "title": error.title, "status": error.status}
+    body["detail"] = error.detail
+    headers: dict[str, str] = {}
+    if isinstance(error, Refused):
+        body |= {k: v for k, v in (("field", error.field), ("limit", error.limit)) if v is not None}
+    if isinstance(error, Overloaded | Unavailable):
+        body["retry_after_s"] = error.retry_after_s
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, Unavailable):
+        body["dependency"] = error.dependency
+    if isinstance(error, Denied) and error.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="vicinage"'
+    return _response(body, error.status, headers)
+
+
+def plain(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """A problem that HTTP itself has: no such path, no such method."""
+    kind = {404: "not-found", 405: "method-not-allowed"}.get(status, "http")
+    body = {"type": f"urn:vicinage:problem:{kind}", "title": title, "status": status, "detail": detail}
+    return _response(body, status, headers or {})
+
+
+def internal(request_id: str) -> Response:
+    """Our own mistake: said without details; the events have them under `request_id`."""
+    body = {
+        "type": "urn:vicinage:problem:internal",
+        "title": "Internal error",
+        "status": 500,
+        "detail": "something went wrong here; the operators' events have it under this request id",
+        "request_id": request_id,
+    }
+    return _response(body, 500, {})
+
+
+def _response(body: Mapping[str, Any], status: int, headers: Mapping[str, str]) -> Response:
+    return Response(orjson.dumps(body), status, headers=dict(headers), media_type=MEDIA_TYPE)

@@ -1,0 +1,167 @@
+"""Recall measured on live traffic: sampled searches are done again exactly, and compared.
+
+Off the request's path, in a bounded queue that drops rather than waits, within a stated share of time. Law 5: every figure
+comes with its sample count and a 95 % interval; the unit of the sample is the question, since the hits of one are correlated.
+"""
+
+import asyncio
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from query.merge import merge
+from query.plan import Plan
+from query.scatter import Searchers
+from vicinage.clock import Deadline
+from vicinage.errors import VicinageError
+from vicinage.records import Hit, Partial
+from vicinage.telemetry import gauge
+
+QUEUE_MAX: Final = 256
+WINDOW: Final = 2_000
+"""Samples kept of each collection."""
+DEADLINE_S: Final = 5.0
+ENOUGH: Final = 30
+"""Fewer samples judge nothing."""
+_recall = gauge("vicinage_query_recall", "recall@k measured on sampled live searches, mean over collections")
+
+
+@dataclass(slots=True)
+class Sample:
+    """What is known of one collection's recall at one generation."""
+
+    k: int = 0
+    values: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    discarded: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    plan: Plan
+    hits: tuple[Hit, ...]
+    watermarks: tuple[int, ...]
+
+
+class RecallMonitor:
+    """Belongs to one event loop. `cpu_share` bounds the time spent on exact searches."""
+
+    def __init__(self, searchers: Searchers, *, share: float, samples_min: int, cpu_share: float) -> None:
+        self._searchers = searchers
+        self._share = share
+        self._samples_min = samples_min
+        self._cpu_share = cpu_share
+        self._queue: asyncio.Queue[_Offer] = asyncio.Queue(QUEUE_MAX)
+        self._samples: dict[tuple[str, str, int], Sample] = {}
+        self._random = random.Random()  # noqa: S311  (sampling, not secrets)
+
+    def offer(self, plan: Plan, hits: tuple[Hit, ...], partials: Sequence[Partial]) -> None:
+        """Perhaps take this search as a sample. Never waits."""
+        if plan.queries[0].exact or not hits:
+            return
+        sample = self._sample(plan)
+        if len(sample.values) >= self._samples_min and self._random.random() >= self._share:
+            return
+        try:
+            self._queue.put_nowait(_Offer(plan, hits, tuple(p.watermark for p in partials)))
+        except asyncio.QueueFull:
+            sample.dropped += 1
+
+    async def run(self) -> None:
+        """Work off the samples, resting in proportion, until cancelled."""
+        while True:
+            offer = await self._queue.get()
+            start = time.perf_counter()
+            await self._measure(offer)
+            await asyncio.sleep((time.perf_counter() - start) * (1 / self._cpu_share - 1))
+
+    async def _measure(self, offer: _Offer) -> None:
+        sample = self._sample(offer.plan)
+        deadline = Deadline.after(DEADLINE_S)
+        plan = _without_content(offer.plan)
+        try:
+            exact = await self._searchers.scatter(_exactly(plan), deadline)
+            hits, watermarks = offer.hits, offer.watermarks
+            if (
+                tuple(p.watermark for p in exact.partials) != watermarks
+            ):  # documents came in between: serve it once more
+                again = await self._searchers.scatter(plan, deadline)
+                hits, watermarks = merge(again.partials, plan.queries[0].k), tuple(p.watermark for p in again.partials)
+        except VicinageError:
+            sample.discarded += 1
+            return
+        if tuple(p.watermark for p in exact.partials) != watermarks:
+            sample.discarded += 1
+            return
+        sample.k = plan.queries[0].k
+        sample.values.append(recall_of(hits, merge(exact.partials, sample.k)))
+        measured = [sum(s.values) / len(s.values) for s in self._samples.values() if s.values]
+        _recall.set(sum(measured) / len(measured))
+
+    def _sample(self, plan: Plan) -> Sample:
+        g = plan.generation
+        return self._samples.setdefault((g.tenant, g.collection, g.number), Sample())
+
+    def report(
+        self, targets: dict[tuple[str, str], float], tenant: str | None = None, collection: str | None = None
+    ) -> list[dict[str, Any]]:
+        """One row per collection measured: recall, interval, n, and the verdict against its target."""
+        return [
+            row(name, sample, targets.get(name[:2], 0.95))
+            for name, sample in sorted(self._samples.items())
+            if tenant in (None, name[0]) and collection in (None, name[1]) and sample.values
+        ]
+
+
+def recall_of(served: Sequence[Hit], exact: Sequence[Hit]) -> float:
+    """Share of the exact hits that were served; a served hit as near as the last exact one counts (ties have no order)."""
+    if not exact:
+        return 1.0
+    truth = {(h.document_id, h.passage) for h in exact}
+    worst = min(h.score for h in exact)
+    found = sum((h.document_id, h.passage) in truth or h.score >= worst for h in served)
+    return min(1.0, found / len(exact))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean, by the normal approximation over questions; (0, 1) below two samples."""
+    n = len(values)
+    if n < 2:
+        return 0.0, 1.0
+    mean = sum(values) / n
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    # With every sample perfect the deviation says nothing: the rule of three bounds the share of imperfect ones.
+    half = 1.96 * deviation / math.sqrt(n) if deviation else 3 / n
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def row(name: tuple[str, str, int], sample: Sample, target: float) -> dict[str, Any]:
+    """The report of one collection."""
+    values = list(sample.values)
+    low, high = interval(values)
+    verdict = "not_enough_samples" if len(values) < ENOUGH else "breach" if high < target else "ok"
+    return {
+        "tenant": name[0],
+        "collection": name[1],
+        "generation": name[2],
+        "k": sample.k,
+        "recall": round(sum(values) / len(values), 4),
+        "interval": [round(low, 4), round(high, 4)],
+        "n": len(values),
+        "target": target,
+        "verdict": verdict,
+        "discarded": sample.discarded,
+        "dropped": sample.dropped,
+    }
+
+
+def _exactly(plan: Plan) -> Plan:
+    return replace(plan, queries=tuple(replace(q, exact=True) for q in plan.queries))
+
+
+def _without_content(plan: Plan) -> Plan:
+    return replace(plan, queries=tuple(replace(q, include=frozenset()) for q in plan.queries))

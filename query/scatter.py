@@ -1,0 +1,115 @@
+"""A plan's queries to the searchers that hold its slots, all at once; what comes back in time, and what is missing."""
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from indexer.searcher import SearcherStats
+from indexer.shard import StoredDocument
+from query.plan import Plan
+from vicinage.clock import Deadline
+from vicinage.errors import Corrupt, DeadlineExceeded, Unavailable, VicinageError
+from vicinage.records import Partial, ShardId, ShardQuery
+
+
+class Searcher(Protocol):
+    """A searcher, in this process or on another node: the same methods."""
+
+    slots: frozenset[int]
+
+    def ready(self) -> bool:
+        """True once it has caught up with the log."""
+        ...
+
+    async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
+        """One shard's answer."""
+        ...
+
+    async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
+        """Wait for watermarks."""
+        ...
+
+    async def document(self, shard: ShardId, document_id: str, deadline: Deadline) -> StoredDocument | None:
+        """A document as it is searchable now."""
+        ...
+
+    async def matching(
+        self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int
+    ) -> tuple[str, ...]:
+        """Ids of documents that pass a filter."""
+        ...
+
+    async def stats(self, tenant: str | None = None) -> SearcherStats:
+        """What it holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What the shards answered, and why the others did not."""
+
+    partials: tuple[Partial, ...]
+    failures: tuple[VicinageError, ...]
+
+    def missing_share(self) -> float:
+        """Share of the shards without an answer."""
+        total = len(self.partials) + len(self.failures)
+        return len(self.failures) / total if total else 0.0
+
+
+class Searchers:
+    """All searchers, by the slots they hold."""
+
+    def __init__(self, searchers: Sequence[Searcher]) -> None:
+        self.all = tuple(searchers)
+        self._by_slot = {slot: s for s in searchers for slot in s.slots}
+
+    def holding(self, slot: int) -> Searcher:
+        """The searcher of a slot. Raises Unavailable."""
+        found = self._by_slot.get(slot)
+        if found is None:
+            raise Unavailable(f"nobody holds slot {slot}", dependency="searcher")
+        return found
+
+    async def scatter(self, plan: Plan, deadline: Deadline) -> Gathered:
+        """Ask every shard; a shard that fails or is late is missing, never waited for beyond the deadline.
+
+        Raises the first failure when no shard answered, and at once what would be the same everywhere (Refused, Overloaded).
+        """
+        if len(plan.queries) == 1:
+            outcomes: list[Partial | BaseException] = [await self._ask(plan.queries[0], deadline)]
+        else:
+            asked = (self._ask(query, deadline) for query in plan.queries)
+            outcomes = list(await asyncio.gather(*asked, return_exceptions=True))
+        partials = tuple(o for o in outcomes if isinstance(o, Partial))
+        failures = tuple(o for o in outcomes if isinstance(o, Unavailable | DeadlineExceeded | Corrupt))
+        for other in outcomes:
+            if isinstance(other, BaseException) and other not in failures:
+                raise other
+        if failures and not partials:
+            raise (
+                failures[0]
+                if isinstance(failures[0], Unavailable)
+                else Unavailable(str(failures[0]), dependency="searcher")
+            )
+        return Gathered(partials, failures)
+
+    async def _ask(self, query: ShardQuery, deadline: Deadline) -> Partial:
+        return await self.holding(query.shard.slot).search(query, deadline)
+
+    async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> None:
+        """Wait until every slot is searchable up to its position. Raises DeadlineExceeded."""
+        by_searcher: dict[Searcher, dict[int, int]] = {}
+        for slot, offset in positions.items():
+            by_searcher.setdefault(self.holding(slot), {})[slot] = offset
+        await asyncio.gather(*(s.reach(wanted, deadline) for s, wanted in by_searcher.items()))
+
+    async def stats(self, tenant: str | None = None, *, slots: Collection[int] | None = None) -> list[SearcherStats]:
+        """What the searchers (of these slots) hold; one that is away is left out."""
+        asked = [s for s in self.all if slots is None or s.slots & set(slots)]
+        outcomes = await asyncio.gather(*(s.stats(tenant) for s in asked), return_exceptions=True)
+        for o in outcomes:
+            if isinstance(o, BaseException) and not isinstance(o, VicinageError):
+                raise o
+        return [o for o in outcomes if isinstance(o, SearcherStats)]
