@@ -1,0 +1,605 @@
+"""The command line: `vicinage`. Heavy imports happen inside the commands, so that --help answers at once."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vicinage.errors import Unavailable, VicinageError
+
+if TYPE_CHECKING:
+    from cluster.operator import Operator
+    from vicinage.settings import Settings
+
+EXIT_FAILED, EXIT_AWAY = 1, 3
+EPILOG = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no platform answers."
+
+Command = Callable[..., Any]
+
+
+def common(command: Command) -> Command:
+    """The options that every command takes."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")(command)
+    command = click.option("--key", envvar="VICINAGE_KEY", help="Operator key (default: DATA/run/operator.key).")(
+        command
+    )
+    command = click.option("--url", envvar="VICINAGE_URL", help="A platform elsewhere, by its URL.")(command)
+    data = click.Path(path_type=Path, file_okay=False)
+    return click.option(
+        "--data",
+        type=data,
+        envvar="VICINAGE_DATA",
+        default="data",
+        show_default=True,
+        help="Directory of the local platform.",
+    )(command)
+
+
+class Group(click.Group):
+    """A group whose commands say what went wrong and what to do next, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; turn our errors into one line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except VicinageError as error:
+            click.echo(f"vicinage: {error}", err=True)
+            sys.exit(EXIT_AWAY if isinstance(error, Unavailable) else EXIT_FAILED)
+
+
+@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vicinage")
+def main() -> None:
+    """Vicinage: a managed vector retrieval platform for many tenants."""
+
+
+def operator(data: Path, url: str | None, key: str | None) -> "Operator":
+    """The road to /v1/admin."""
+    from cluster.operator import Operator
+
+    return Operator(data, url, key)
+
+
+def show(value: Any, as_json: bool, columns: Sequence[str] = ()) -> None:
+    """JSON, or a table of rows, or one line a fact."""
+    if as_json:
+        click.echo(json.dumps(value))
+    elif isinstance(value, list):
+        _table(value, columns or (list(value[0]) if value else ()))
+    else:
+        for name, fact in value.items():
+            click.echo(f"{name:<14} {fact if isinstance(fact, str | int | float) else json.dumps(fact)}")
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        click.echo("(none)")
+        return
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in columns))
+    Console(soft_wrap=True).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# The platform itself.
+
+
+def _settings(data: Path, port: int | None = None, host: str | None = None) -> "Settings":
+    from vicinage.settings import Settings
+
+    settings = Settings(data=data.absolute())
+    changes = {k: v for k, v in (("port", port), ("host", host)) if v is not None}
+    if changes:
+        settings = settings.model_copy(update={"gateway": settings.gateway.model_copy(update=changes)})
+    return settings
+
+
+@main.command(epilog=EPILOG)
+@common
+@click.option("--port", type=click.IntRange(0, 65_534), help="Port of the API [default: 8080].")
+@click.option("--host", help="Address to listen on [default: 127.0.0.1].")
+@click.option("--detach", is_flag=True, help="Return when it is ready; stop it with `vicinage down`.")
+@click.option("--ray", "ray_address", help="Place the roles on the Ray cluster at this address.")
+@click.option("--searchers", type=click.IntRange(1, 256), default=1, show_default=True, help="Searchers on Ray.")
+def up(
+    data: Path,
+    port: int | None,
+    host: str | None,
+    *,
+    detach: bool,
+    ray_address: str | None,
+    searchers: int,
+    as_json: bool,
+    **_: Any,
+) -> None:
+    """Start the platform and supervise it: gateway with searcher, ingest with indexer, embedder."""
+    from cluster import local
+    from vicinage.telemetry import configure_events
+
+    settings = _settings(data, port, host)
+    if detach:
+        _up_detached(data, ray_address, searchers, settings, as_json)
+        return
+    configure_events("supervisor")
+    if ray_address:
+        commands = local.role_commands(["gateway"], "--ray", ray_address, "--searchers", str(searchers))
+    else:
+        commands = local.role_commands(["embedder", "ingest", "gateway"])
+    s = settings.resolved()
+    click.echo(
+        f"starting on http://{s.gateway.host}:{s.gateway.port} with data in {s.data} (events in {s.data}/run)", err=True
+    )
+    local.Supervisor(settings, commands).run()
+
+
+def _up_detached(data: Path, ray_address: str | None, searchers: int, settings: "Settings", as_json: bool) -> None:
+    import subprocess
+
+    from cluster import local
+
+    if local.running(data.absolute()) is not None:
+        raise Unavailable(f"a platform runs on {data} already: `vicinage status`", dependency="supervisor")
+    s = settings.resolved()
+    words = [
+        sys.executable,
+        "-m",
+        "cluster.cli",
+        "up",
+        "--data",
+        str(s.data),
+        "--host",
+        s.gateway.host,
+        "--port",
+        str(s.gateway.port),
+    ]
+    if ray_address:
+        words += ["--ray", ray_address, "--searchers", str(searchers)]
+    path = local.run_folder(settings) / "supervisor.log"
+    with path.open("ab") as out:
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+    url = f"http://{'127.0.0.1' if s.gateway.host == '0.0.0.0' else s.gateway.host}:{s.gateway.port}"  # noqa: S104  (compared)
+    _await_ready(url, process, path)
+    show({"url": url, "data": str(s.data), "pid": process.pid}, as_json)
+
+
+def _await_ready(url: str, process: Any, events: Path, wait_s: float = 180.0) -> None:
+    import httpx
+
+    end = time.monotonic() + wait_s
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            tail = events.read_text(errors="replace").strip().splitlines()[-5:]
+            raise Unavailable("it did not start:\n  " + "\n  ".join(tail), dependency="supervisor")
+        try:
+            answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
+            if answer.status_code == httpx.codes.OK and answer.json()["parts"]["embedder"]["ready"]:
+                return
+        except httpx.HTTPError:
+            pass  # not listening yet: that is what is waited for
+        time.sleep(0.1)
+    raise Unavailable(f"{url} was not ready within {wait_s:.0f} s; see {events.parent}", dependency="gateway")
+
+
+@main.command(epilog=EPILOG)
+@common
+def down(data: Path, *, as_json: bool, **_: Any) -> None:
+    """Stop the platform: the gateway finishes what is in flight, then ingest, then the embedder."""
+    from cluster import local
+
+    stopped = local.stop(data.absolute())
+    show({"stopped": stopped, "data": str(data)}, as_json)
+
+
+@main.command(epilog=EPILOG)
+@common
+def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
+    """Which processes run, how often each was restarted, and which parts are ready."""
+    import httpx
+
+    from cluster import local
+
+    state = local.running(data.absolute()) if url is None else {"url": url}
+    if state is None:
+        raise Unavailable(
+            f"no platform runs on {data}: start it with `vicinage up --data {data}`", dependency="supervisor"
+        )
+    try:
+        answer = httpx.get(f"{state['url']}/readyz", timeout=10, trust_env=False).json()
+    except httpx.HTTPError as error:
+        answer = {"ready": False, "parts": {}, "error": str(error)}
+    show({**state, **answer}, as_json)
+
+
+@main.command(hidden=True)
+@click.argument("name", type=click.Choice(["gateway", "ingest", "embedder"]))
+@click.option("--ray", "ray_address")
+@click.option("--searchers", type=int, default=1)
+def role(name: str, ray_address: str | None, searchers: int) -> None:
+    """Run one role in this process (what `up` starts)."""
+    from vicinage.settings import Settings
+
+    if ray_address:
+        from cluster.ray import run_gateway
+
+        run_gateway(Settings(), ray_address, searchers)
+        return
+    from cluster.roles import run_role
+
+    run_role(name, Settings())
+
+
+@main.command(epilog=EPILOG)
+@common
+def doctor(data: Path, *, as_json: bool, **_: Any) -> None:
+    """Check what the platform stands on; each failure says what to do next."""
+    from cluster.doctor import examine
+
+    rows = examine(_settings(data))
+    show(rows, as_json, ("check", "ok", "detail", "next"))
+    if not all(row["ok"] for row in rows):
+        sys.exit(EXIT_FAILED)
+
+
+# Tenants, keys, collections.
+
+
+@main.group(epilog=EPILOG)
+def tenant() -> None:
+    """Tenants: who shares the platform."""
+
+
+@tenant.command("create")
+@click.argument("name")
+@click.option(
+    "--class", "priority", type=click.Choice(["gold", "silver", "bronze"]), default="silver", show_default=True
+)
+@common
+def tenant_create(name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Make a tenant; prints its first key (read and write), which is shown once."""
+    show(operator(data, url, key).call("POST", "/tenants", {"name": name, "class": priority}), as_json)
+
+
+@tenant.command("list")
+@common
+def tenant_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """All tenants."""
+    show(operator(data, url, key).call("GET", "/tenants"), as_json, ("tenant", "class", "state", "collections"))
+
+
+@tenant.command("show")
+@click.argument("name")
+@common
+def tenant_show(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """One tenant."""
+    show(operator(data, url, key).call("GET", f"/tenants/{name}"), as_json)
+
+
+@tenant.command("suspend")
+@click.argument("name")
+@common
+def tenant_suspend(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Refuse a tenant's keys and pause its topic; nothing is lost."""
+    show(operator(data, url, key).call("POST", f"/tenants/{name}/suspend"), as_json)
+
+
+@tenant.command("resume")
+@click.argument("name")
+@common
+def tenant_resume(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Undo a suspension."""
+    show(operator(data, url, key).call("POST", f"/tenants/{name}/resume"), as_json)
+
+
+@tenant.command("delete")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def tenant_delete(name: str, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool) -> None:
+    """Delete a tenant with its collections and topics. Its name is not given again."""
+    if not yes:
+        click.confirm(f"Delete tenant {name} with everything it has?", abort=True)
+    show(operator(data, url, key).call("DELETE", f"/tenants/{name}"), as_json)
+
+
+@main.group("key", epilog=EPILOG)
+def keys() -> None:
+    """API keys: shown once, stored hashed."""
+
+
+@keys.command("create")
+@click.argument("tenant_name", metavar="TENANT", required=False)
+@click.option("--scopes", default="read,write", show_default=True, help="read, write; or operate, without a tenant.")
+@click.option("--expires", help="How long it lives: 90d, 12h, 30m.")
+@common
+def key_create(
+    tenant_name: str | None,
+    scopes: str,
+    expires: str | None,
+    data: Path,
+    url: str | None,
+    key: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Make a key for a tenant; or, with --scopes operate, for an operator."""
+    body = {"tenant": tenant_name, "scopes": scopes.split(","), "expires_s": _seconds(expires)}
+    show(operator(data, url, key).call("POST", "/keys", body), as_json)
+
+
+def _seconds(text: str | None) -> int | None:
+    if text is None:
+        return None
+    unit = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}.get(text[-1:])
+    if unit is None or not text[:-1].isdigit():
+        raise click.BadParameter("write 90d, 12h, 30m or 45s", param_hint="--expires")
+    return int(text[:-1]) * unit
+
+
+@keys.command("list")
+@click.argument("tenant_name", metavar="TENANT", required=False)
+@common
+def key_list(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Keys without their secrets."""
+    path = "/keys" + (f"?tenant={tenant_name}" if tenant_name else "")
+    show(
+        operator(data, url, key).call("GET", path),
+        as_json,
+        ("id", "tenant", "scopes", "created_ms", "expires_ms", "revoked_ms"),
+    )
+
+
+@keys.command("revoke")
+@click.argument("key_id")
+@common
+def key_revoke(key_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """End a key; within a second it works nowhere."""
+    show(operator(data, url, key).call("DELETE", f"/keys/{key_id}"), as_json)
+
+
+@main.group(epilog=EPILOG)
+def collection() -> None:
+    """Collections: a tenant's named sets of documents."""
+
+
+@collection.command("create")
+@click.argument("tenant_name", metavar="TENANT")
+@click.argument("name")
+@click.option("--model", help="Embedding model [default: all-minilm-l6-v2].")
+@click.option("--dimension", type=int, help="The tenant sends vectors of this length.")
+@click.option("--metric", type=click.Choice(["cosine", "dot", "euclidean"]), default="cosine", show_default=True)
+@click.option("--index", default="auto", show_default=True, help="auto, flat, hnsw[:M=32[,efc=80]].")
+@click.option("--shards", type=int, default=1, show_default=True)
+@click.option("--recall", type=float, help="Recall objective [default: 0.95].")
+@common
+def collection_create(
+    tenant_name: str,
+    name: str,
+    data: Path,
+    url: str | None,
+    key: str | None,
+    *,
+    recall: float | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Make a collection."""
+    body = {k: v for k, v in {"name": name, **given}.items() if v is not None}
+    if recall is not None:
+        body["objectives"] = {"recall": recall}
+    show(operator(data, url, key).call("POST", f"/tenants/{tenant_name}/collections", body), as_json)
+
+
+@collection.command("list")
+@click.argument("tenant_name", metavar="TENANT", required=False)
+@common
+def collection_list(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Collections, with what each holds."""
+    path = "/collections" + (f"?tenant={tenant_name}" if tenant_name else "")
+    show(
+        operator(data, url, key).call("GET", path),
+        as_json,
+        ("tenant", "name", "counts", "generation", "model", "dimension"),
+    )
+
+
+@collection.command("show")
+@click.argument("tenant_name", metavar="TENANT")
+@click.argument("name")
+@common
+def collection_show(
+    tenant_name: str, name: str, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
+    """One collection: counts, freshness, recall, index."""
+    show(operator(data, url, key).call("GET", f"/tenants/{tenant_name}/collections/{name}"), as_json)
+
+
+# Reindex, and what is measured.
+
+
+@main.group(epilog=EPILOG)
+def reindex() -> None:
+    """Build a collection's next generation beside the live one, and cut over."""
+
+
+@reindex.command("start")
+@click.argument("where", metavar="TENANT/COLLECTION")
+@click.option("--index", help="Index spec of the next generation [default: as it is].")
+@click.option("--model", help="Embedding model of the next generation [default: as it is].")
+@click.option("--shards", type=int, help="Shards of the next generation [default: as it is].")
+@click.option("--wait", is_flag=True, help="Follow it to its end.")
+@common
+def reindex_start(
+    where: str, data: Path, url: str | None, key: str | None, *, wait: bool, as_json: bool, **given: Any
+) -> None:
+    """Start a reindex. Writes and searches go on meanwhile; interrupting --wait leaves it running."""
+    tenant_name, slash, name = where.partition("/")
+    if not slash:
+        raise click.BadParameter("write TENANT/COLLECTION", param_hint="TENANT/COLLECTION")
+    road = operator(data, url, key)
+    body = {k: v for k, v in {"tenant": tenant_name, "collection": name, **given}.items() if v is not None}
+    job = road.call("POST", "/reindex", body)
+    if wait:
+        job = _follow(road, job["id"], quiet=as_json)
+    show(job, as_json)
+    if job["state"] in ("failed", "cancelled"):
+        sys.exit(EXIT_FAILED)
+
+
+def _follow(road: "Operator", job_id: str, *, quiet: bool) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        bar = progress.add_task("pending", total=None)
+        try:
+            while True:
+                job = road.call("GET", f"/reindex/{job_id}")
+                progress.update(bar, description=job["state"], completed=job["done"], total=job["total"] or None)
+                if job["state"] in ("done", "failed", "cancelled"):
+                    return job
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            click.echo(f"still running: follow it with `vicinage reindex status {job_id}`", err=True)
+            sys.exit(130)
+
+
+@reindex.command("status")
+@click.argument("job_id")
+@common
+def reindex_status(job_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """One job."""
+    show(operator(data, url, key).call("GET", f"/reindex/{job_id}"), as_json)
+
+
+@reindex.command("list")
+@common
+def reindex_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """All jobs, oldest first."""
+    columns = ("id", "tenant", "collection", "state", "index", "shards", "done", "total", "error")
+    show(operator(data, url, key).call("GET", "/reindex"), as_json, columns)
+
+
+@reindex.command("cancel")
+@click.argument("job_id")
+@common
+def reindex_cancel(job_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Give up a job that has not cut over."""
+    show(operator(data, url, key).call("POST", f"/reindex/{job_id}/cancel"), as_json)
+
+
+@main.group(invoke_without_command=True, epilog=EPILOG)
+@common
+@click.pass_context
+def capacity(ctx: click.Context, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """What every tenant and collection holds, the rates, and what is left."""
+    if ctx.invoked_subcommand is None:
+        _capacity(data, url, key, as_json=as_json, parts=("collections", "tenants", "headroom", "rates"))
+
+
+@capacity.command("show")
+@common
+def capacity_show(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Everything."""
+    _capacity(data, url, key, as_json=as_json, parts=("collections", "tenants", "headroom", "rates"))
+
+
+@capacity.command("headroom")
+@common
+def capacity_headroom(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """What is left."""
+    _capacity(data, url, key, as_json=as_json, parts=("headroom",))
+
+
+def _capacity(data: Path, url: str | None, key: str | None, *, as_json: bool, parts: Sequence[str]) -> None:
+    report = _live(data, url, key).call("GET", "/capacity")
+    if as_json:
+        show(report, as_json)
+        return
+    for name in parts:
+        click.echo(click.style(name, bold=True))
+        show(report[name], as_json)
+        click.echo()
+
+
+@main.command(epilog=EPILOG)
+@click.argument("where", metavar="[TENANT[/COLLECTION]]", required=False)
+@common
+def freshness(where: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Per tenant: the freshness lag now, and percentiles of recent index lags."""
+    query = f"?tenant={where.partition('/')[0]}" if where else ""
+    show(_live(data, url, key).call("GET", f"/freshness{query}"), as_json)
+
+
+@main.command(epilog=EPILOG)
+@click.argument("where", metavar="[TENANT[/COLLECTION]]", required=False)
+@common
+def recall(where: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Per collection: recall measured on sampled live searches, with interval, n, target and verdict."""
+    tenant_name, _, name = (where or "").partition("/")
+    query = "&".join(f"{k}={v}" for k, v in (("tenant", tenant_name), ("collection", name)) if v)
+    show(_live(data, url, key).call("GET", f"/recall?{query}"), as_json)
+
+
+def _live(data: Path, url: str | None, key: str | None) -> "Operator":
+    """Figures that only a running platform has."""
+    road = operator(data, url, key)
+    if not road.live:
+        raise Unavailable(
+            f"no platform runs on {data}, and this is measured on a running one: `vicinage up --data {data}`",
+            dependency="gateway",
+        )
+    return road
+
+
+@main.group(epilog=EPILOG)
+def audit() -> None:
+    """The audit chain: who changed what."""
+
+
+@audit.command("list")
+@click.option("--after", type=int, default=0, show_default=True, help="Only records beyond this number.")
+@click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True)
+@common
+def audit_list(after: int, limit: int, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Records, oldest first."""
+    rows = operator(data, url, key).call("GET", f"/audit?after={after}&limit={limit}")
+    show(rows, as_json, ("seq", "at_ms", "actor", "action", "subject", "after"))
+
+
+@audit.command("verify")
+@common
+def audit_verify(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Check that no record was altered or removed."""
+    show(operator(data, url, key).call("POST", "/audit/verify"), as_json)
+
+
+@main.group(epilog=EPILOG)
+def model() -> None:
+    """The registry of embedding models."""
+
+
+@model.command("list")
+@common
+def model_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """All models."""
+    show(operator(data, url, key).call("GET", "/models"), as_json)
+
+
+if __name__ == "__main__":
+    main()

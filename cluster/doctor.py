@@ -1,0 +1,119 @@
+"""`vicinage doctor`: what the platform stands on, checked one thing at a time, each failure with what to do next."""
+
+import platform
+import resource
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, Final
+
+from vicinage.errors import VicinageError
+from vicinage.settings import Settings
+
+DISK_FREE_MIN: Final = 2 << 30
+FILES_MIN: Final = 1_024
+Row = dict[str, Any]
+
+
+def examine(settings: Settings) -> list[Row]:
+    """One row a check: check, ok, detail, next."""
+    s = settings.resolved()
+    checks: list[tuple[str, Callable[[], str], str]] = [
+        ("python", _python, "install Python 3.11 to 3.13"),
+        ("faiss", _faiss, "install the extra cpu: uv sync --extra cpu --extra embed"),
+        ("model", _model, "install the extra embed: uv sync --extra cpu --extra embed"),
+        ("disk", lambda: _disk(s), "free some space, or move --data to a larger disk"),
+        ("files", _files, "raise the limit of open files: ulimit -n 65536"),
+        ("catalog", lambda: _catalog(s), "check catalog_url, and that the database is up"),
+        ("log", lambda: _log(s), "check log_url, and that the broker is up"),
+        ("store", lambda: _store(s), "check store_url, and the right to write there"),
+        ("port", lambda: _port(s), "stop what listens there, or choose another with --port"),
+    ]
+    return [_row(name, check, remedy) for name, check, remedy in checks]
+
+
+def _row(name: str, check: Callable[[], str], remedy: str) -> Row:
+    try:
+        return {"check": name, "ok": True, "detail": check(), "next": ""}
+    except (VicinageError, OSError, ImportError, RuntimeError, AssertionError) as error:
+        return {"check": name, "ok": False, "detail": str(error) or type(error).__name__, "next": remedy}
+
+
+def _python() -> str:
+    assert sys.version_info >= (3, 11), platform.python_version()
+    return platform.python_version()
+
+
+def _faiss() -> str:
+    from importlib.metadata import version
+
+    from indexer.backends import open_backend
+
+    open_backend()
+    return f"faiss-cpu {version('faiss-cpu')}, selectors honoured"
+
+
+def _model() -> str:
+    from ingest.passages import model_folder
+    from tenants.entities import DEFAULT_MODEL
+
+    return f"{DEFAULT_MODEL.name} in {model_folder(DEFAULT_MODEL)}"
+
+
+def _disk(settings: Settings) -> str:
+    settings.data.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(settings.data).free
+    assert free >= DISK_FREE_MIN, f"{free >> 20} MiB free in {settings.data}"
+    return f"{free >> 30} GiB free"
+
+
+def _files() -> str:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft >= FILES_MIN, f"{soft} open files"
+    return f"{soft} open files"
+
+
+def _catalog(settings: Settings) -> str:
+    from tenants.tables import migrate
+    from vicinage.catalog import open_catalog
+
+    engine = open_catalog(settings.catalog_url.get_secret_value())
+    try:
+        migrate(engine)
+        return engine.dialect.name
+    finally:
+        engine.dispose()
+
+
+def _log(settings: Settings) -> str:
+    from vicinage.log import Record, open_log
+
+    with open_log(settings.log_url) as log:
+        log.ensure_topic("vicinage.doctor", retention_ms=3_600_000)
+        offset = log.append("vicinage.doctor", 0, [Record(b"well")])[-1]
+        return f"{settings.log_url.partition(':')[0]}, wrote position 0-{offset}"
+
+
+def _store(settings: Settings) -> str:
+    import uuid
+
+    from vicinage.store import open_store
+
+    store = open_store(settings.store_url, cache=settings.data / "cache")
+    ref = store.put(f"doctor/{uuid.uuid4().hex}", b"well")
+    store.get(ref)
+    store.delete(ref.path)
+    return settings.store_url
+
+
+def _port(settings: Settings) -> str:
+    from cluster import local
+
+    if local.running(settings.data) is not None:
+        return f"{settings.gateway.port}, held by the platform that runs here"
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((settings.gateway.host, settings.gateway.port))
+    return f"{settings.gateway.port} is free"

@@ -1,0 +1,70 @@
+"""The one road of operator commands: HTTP to /v1/admin, of a platform that runs or of the same app in this process."""
+
+import asyncio
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from cluster import local
+from vicinage.errors import Unavailable, VicinageError
+from vicinage.settings import Settings
+
+TIMEOUT_S: Final = 60.0
+
+
+class Answered(VicinageError):
+    """The platform's own refusal, as its problem document says it."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        field = f" (field {body['field']})" if "field" in body else ""
+        super().__init__(f"{body.get('title', 'Refused')}: {body.get('detail', '')}{field}")
+        self.body = body
+
+
+class Operator:
+    """Calls /v1/admin: at `url` with `key`, else of the platform on `data`, else in this process."""
+
+    def __init__(self, data: Path, url: str | None, key: str | None) -> None:
+        self._data = data.absolute()
+        state = None if url else local.running(self._data)
+        self._url = url or (state["url"] if state else None)
+        self._key = key
+        if self._url and not key:
+            path = self._data / "run" / "operator.key"
+            self._key = path.read_text().strip() if path.exists() else None
+
+    @property
+    def live(self) -> bool:
+        """True when a running platform answers."""
+        return self._url is not None
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer's JSON. Raises Answered, or Unavailable when nobody answers."""
+        response = self._remote(method, path, body) if self._url else asyncio.run(self._inside(method, path, body))
+        value = response.json()
+        if response.status_code >= httpx.codes.BAD_REQUEST:
+            raise Answered(value)
+        return value
+
+    def _remote(self, method: str, path: str, body: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        try:
+            return httpx.request(
+                method, f"{self._url}/v1/admin{path}", json=body, headers=headers, timeout=TIMEOUT_S, trust_env=False
+            )
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                f"nobody answers at {self._url}: {error}. Is it up? `vicinage status`", dependency="gateway"
+            ) from error
+
+    async def _inside(self, method: str, path: str, body: Any) -> httpx.Response:
+        from cluster.wiring import build_gateway, ground
+
+        base = ground(Settings(data=self._data))
+        try:
+            app = build_gateway(base, [], embedder_key=None, local_operator=True)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vicinage") as http:
+                return await http.request(method, f"/v1/admin{path}", json=body)
+        finally:
+            base.close()

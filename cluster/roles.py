@@ -1,0 +1,120 @@
+"""One role in this process, until it is told to stop or a part of it dies. The role boundary: whatever dies ends it, loudly."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cluster.wiring import Ground, build_embedder, build_gateway, build_indexer, build_ingest, build_searcher, ground
+from vicinage.settings import Settings
+from vicinage.telemetry import configure_events, events
+
+if TYPE_CHECKING:
+    import uvicorn
+
+ROLES = ("gateway", "ingest", "embedder")
+_event = events("cluster")
+
+
+def run_role(name: str, settings: Settings) -> None:
+    """Run `gateway` (with its searcher), `ingest` (with the indexer) or `embedder`. Returns after an orderly stop."""
+    configure_events(name)
+    end_with_parent()
+    {"gateway": _gateway, "ingest": _ingest, "embedder": _embedder}[name](settings)
+
+
+def internal_key(settings: Settings) -> str | None:
+    """The bearer key between gateway, ingest and embedder, as `up` wrote it; None where there is none."""
+    path = settings.resolved().data / "run" / "internal.key"
+    return path.read_text().strip() if path.exists() else None
+
+
+def serve(app: Any, host: str, port: int, *, drain_s: float) -> "uvicorn.Server":
+    """A uvicorn server, not started yet."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=int(drain_s),
+        server_header=False,
+        date_header=False,
+    )
+    return uvicorn.Server(config)
+
+
+def end_with_parent() -> None:
+    """Stop in order when the supervisor's end of our standard input closes: nobody is left behind when it is killed."""
+    if sys.stdin is None or sys.stdin.isatty() or os.environ.get("VICINAGE_SUPERVISED") != "1":
+        return
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
+
+
+def die(error: BaseException) -> None:
+    """End the process at once: a part of the role has died, and the supervisor starts it anew."""
+    _event.error("role died", error=repr(error))
+    os._exit(70)
+
+
+def _gateway(settings: Settings) -> None:
+    base = ground(settings)
+    searcher = build_searcher(base, on_failure=die)
+    searcher.start()
+    app = build_gateway(base, [searcher], embedder_key=internal_key(settings))
+    s = base.settings.gateway
+    serve(app, s.host, s.port, drain_s=s.drain_s).run()
+    searcher.stop()
+    base.close()
+
+
+def _ingest(settings: Settings) -> None:
+    base, stop = ground(settings), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    work_until(stop, base, internal_key(settings))
+    base.close()
+
+
+def work_until(stop: threading.Event, base: Ground, key: str | None) -> None:
+    """Ingest and index until `stop`; the first of them that dies takes the process with it."""
+    works: list[Callable[[threading.Event], None]] = [
+        build_ingest(base, embedder_key=key).run,
+        build_indexer(base, embedder_key=key).run,
+    ]
+    threads = [threading.Thread(target=_guarded, args=(work, stop), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    stop.wait()
+    for thread in threads:
+        thread.join(30)
+
+
+def _guarded(work: Callable[[threading.Event], None], stop: threading.Event) -> None:
+    try:
+        work(stop)
+    except BaseException as error:  # noqa: BLE001  (the role boundary)
+        if not stop.is_set():
+            _event.exception("a part of the role died")
+            die(error)
+
+
+def _embedder(settings: Settings) -> None:
+    from urllib.parse import urlsplit
+
+    base = ground(settings)
+    models = base.registry.models()
+    url = urlsplit(base.settings.embedder.url)
+    base.close()
+    app = build_embedder(base.settings, models, key=internal_key(settings))
+    serve(app, url.hostname or "127.0.0.1", url.port or 8081, drain_s=5).run()
