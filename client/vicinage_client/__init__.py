@@ -1,0 +1,39 @@
+"""The Python client of Vicinage: text in, the right passages out.
+
+from vicinage_client import Client
+
+client = Client("http://127.0.0.1:8080", key)
+written = client.upsert("docs", [{"id": "hello", "text": "Vicinage finds nearest neighbours."}])
+client.search("docs", "who finds neighbours?", k=3, wait_for=written.token).hits
+"""
+
+from vicinage_client.client import AsyncClient, Client
+from vicinage_client.errors import (
+    Denied,
+    NotFound,
+    Overloaded,
+    Refused,
+    Unavailable,
+    Unreachable,
+    VicinageError,
+)
+from vicinage_client.results import CollectionFacts, Document, Hit, Passage, Rejection, SearchResult, Written
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "CollectionFacts",
+    "Denied",
+    "Document",
+    "Hit",
+    "NotFound",
+    "Overloaded",
+    "Passage",
+    "Refused",
+    "Rejection",
+    "SearchResult",
+    "Unavailable",
+    "Unreachable",
+    "VicinageError",
+    "Written",
+]

@@ -1,0 +1,111 @@
+"""What comes back, as frozen values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One passage found. `score`: greater is nearer."""
+
+    document_id: str
+    passage: int
+    score: float
+    text: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    vector: list[float] | None = None
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Hits, best first; how fresh they are; and, when not None, what is missing (`degraded`)."""
+
+    hits: tuple[Hit, ...]
+    freshness: Mapping[str, Any]
+    generation: int
+    effort: int
+    degraded: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One document that was not taken, and why."""
+
+    id: str | None
+    reason: str
+    field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a write. Hand `token` to a search to have it see the write; None when nothing was accepted."""
+
+    accepted: int
+    rejected: tuple[Rejection, ...]
+    token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One passage of a stored document."""
+
+    passage: int
+    text: str | None
+    start: int | None
+    end: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document as it is searchable now."""
+
+    id: str
+    version: int
+    metadata: Mapping[str, Any]
+    passages: tuple[Passage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionFacts:
+    """What is known of a collection; `raw` is the whole answer."""
+
+    name: str
+    counts: Mapping[str, int]
+    generation: int
+    raw: Mapping[str, Any] = field(repr=False)
+
+
+def search_result(body: Mapping[str, Any]) -> SearchResult:
+    """From the answer's JSON."""
+    hits = tuple(Hit(**hit) for hit in body["hits"])
+    return SearchResult(hits, body["freshness"], body["generation"], body["effort"], body["degraded"])
+
+
+def written(bodies: list[Mapping[str, Any]]) -> Written:
+    """Several batches' answers as one; the token waits for all of them."""
+    rejected = tuple(Rejection(**r) for body in bodies for r in body.get("rejected", ()))
+    return Written(sum(body["accepted"] for body in bodies), rejected, latest(body.get("token") for body in bodies))
+
+
+def latest(tokens: Any) -> str | None:
+    """The token that waits for all of `tokens`: the highest offset of each partition."""
+    last: dict[int, int] = {}
+    for token in tokens:
+        for part in (token or "").split("."):
+            partition, dash, offset = part.partition("-")
+            if dash:
+                last[int(partition)] = max(last.get(int(partition), -1), int(offset))
+    return ".".join(f"{p}-{o}" for p, o in sorted(last.items())) or None
+
+
+def document(body: Mapping[str, Any]) -> Document:
+    """From the answer's JSON."""
+    return Document(body["id"], body["version"], body["metadata"], tuple(Passage(**p) for p in body["passages"]))
+
+
+def collection(body: Mapping[str, Any]) -> CollectionFacts:
+    """From the answer's JSON."""
+    return CollectionFacts(body["name"], body["counts"], body["generation"], body)
