@@ -379,7 +379,7 @@ def main() -> None:
     checks, start = Checks(), time.monotonic()
     with servers(args, folder) as (settings, up, brokers):
         step("Starting the platform")
-        with running(folder / "data", up=up, **settings) as platform:
+        with running(folder / "data", up=up, gateway__recall_cpu_share="0.25", **settings) as platform:
             console.print(f"  {platform.url}  (log: {args.log}, catalog: {args.catalog}, nodes: {args.nodes})")
             tenants = make_tenants(platform, args.nodes)
             stream_in(platform, tenants, brokers, folder, checks)
