@@ -77,7 +77,7 @@ class LocalEmbedder:
         folder = model_folder(entry)
         self._device = settings.device
         self._model: Any = SentenceTransformer(str(folder), device=settings.device).eval()
-        if (found := self._model.get_sentence_embedding_dimension()) != entry.dimension:
+        if (found := self._model.get_embedding_dimension()) != entry.dimension:
             raise Refused(
                 f"model {entry.name} has dimension {found}, the registry says {entry.dimension}", field="model"
             )
