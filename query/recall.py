@@ -8,14 +8,15 @@ import asyncio
 import math
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any, Final
 
 from query.merge import merge
 from query.plan import Plan
-from query.scatter import Searchers
+from query.scatter import Gathered, Searchers
 from vicinage.clock import Deadline
 from vicinage.errors import VicinageError
 from vicinage.records import Hit, Partial
@@ -34,10 +35,17 @@ _recall = gauge("vicinage_query_recall", "recall@k measured on sampled live sear
 class Sample:
     """What is known of one collection's recall at one generation."""
 
-    k: int = 0
-    values: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    measured: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    """(k, recall@k) of each sampled search, oldest first."""
+    mean: float = 1.0
+    """Of those at the usual k."""
     discarded: int = 0
     dropped: int = 0
+
+    def at_usual_k(self) -> tuple[int, list[float]]:
+        """The k asked most often, and recall at it: recall at different k has no mean."""
+        usual = Counter(k for k, _ in self.measured).most_common(1)[0][0]
+        return usual, [value for k, value in self.measured if k == usual]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +69,10 @@ class RecallMonitor:
 
     def offer(self, plan: Plan, hits: tuple[Hit, ...], partials: Sequence[Partial]) -> None:
         """Perhaps take this search as a sample. Never waits."""
-        if plan.queries[0].exact or not hits:
+        if plan.queries[0].exact:
             return
         sample = self._sample(plan)
-        if len(sample.values) >= self._samples_min and self._random.random() >= self._share:
+        if len(sample.measured) >= self._samples_min and self._random.random() >= self._share:
             return
         try:
             self._queue.put_nowait(_Offer(plan, hits, tuple(p.watermark for p in partials)))
@@ -77,7 +85,12 @@ class RecallMonitor:
             offer = await self._queue.get()
             start = time.perf_counter()
             await self._measure(offer)
+            self._queue.task_done()
             await asyncio.sleep((time.perf_counter() - start) * (1 / self._cpu_share - 1))
+
+    async def settled(self) -> None:
+        """Return once every sample offered so far is worked off."""
+        await self._queue.join()
 
     async def _measure(self, offer: _Offer) -> None:
         sample = self._sample(offer.plan)
@@ -86,21 +99,23 @@ class RecallMonitor:
         try:
             exact = await self._searchers.scatter(_exactly(plan), deadline)
             hits, watermarks = offer.hits, offer.watermarks
-            if (
-                tuple(p.watermark for p in exact.partials) != watermarks
-            ):  # documents came in between: serve it once more
+            if _watermarks(exact) != watermarks:  # documents came in between: serve it once more
                 again = await self._searchers.scatter(plan, deadline)
-                hits, watermarks = merge(again.partials, plan.queries[0].k), tuple(p.watermark for p in again.partials)
+                hits, watermarks = merge(again.partials, plan.queries[0].k), _watermarks(again)
         except VicinageError:
             sample.discarded += 1
             return
-        if tuple(p.watermark for p in exact.partials) != watermarks:
+        if _watermarks(exact) != watermarks:
             sample.discarded += 1
             return
-        sample.k = plan.queries[0].k
-        sample.values.append(recall_of(hits, merge(exact.partials, sample.k)))
-        measured = [sum(s.values) / len(s.values) for s in self._samples.values() if s.values]
-        _recall.set(sum(measured) / len(measured))
+        self._note(sample, plan.queries[0].k, hits, merge(exact.partials, plan.queries[0].k))
+
+    def _note(self, sample: Sample, k: int, served: Sequence[Hit], exact: Sequence[Hit]) -> None:
+        if not exact:
+            return  # where there is nothing to find, nothing is said about finding
+        sample.measured.append((k, recall_of(served, exact)))
+        sample.mean = fmean(sample.at_usual_k()[1])
+        _recall.set(fmean(s.mean for s in self._samples.values() if s.measured))
 
     def _sample(self, plan: Plan) -> Sample:
         g = plan.generation
@@ -109,18 +124,16 @@ class RecallMonitor:
     def report(
         self, targets: dict[tuple[str, str], float], tenant: str | None = None, collection: str | None = None
     ) -> list[dict[str, Any]]:
-        """One row per collection measured: recall, interval, n, and the verdict against its target."""
+        """One row per collection of `targets` that was measured: recall, interval, n, and the verdict against its target."""
         return [
-            row(name, sample, targets.get(name[:2], 0.95))
+            row(name, sample, targets[name[:2]])
             for name, sample in sorted(self._samples.items())
-            if tenant in (None, name[0]) and collection in (None, name[1]) and sample.values
+            if name[:2] in targets and tenant in (None, name[0]) and collection in (None, name[1]) and sample.measured
         ]
 
 
 def recall_of(served: Sequence[Hit], exact: Sequence[Hit]) -> float:
-    """Share of the exact hits that were served; a served hit as near as the last exact one counts (ties have no order)."""
-    if not exact:
-        return 1.0
+    """Share of the exact hits (at least one) that were served; one as near as the last exact hit counts: ties have no order."""
     truth = {(h.document_id, h.passage) for h in exact}
     worst = min(h.score for h in exact)
     found = sum((h.document_id, h.passage) in truth or h.score >= worst for h in served)
@@ -141,15 +154,15 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def row(name: tuple[str, str, int], sample: Sample, target: float) -> dict[str, Any]:
     """The report of one collection."""
-    values = list(sample.values)
+    k, values = sample.at_usual_k()
     low, high = interval(values)
     verdict = "not_enough_samples" if len(values) < ENOUGH else "breach" if high < target else "ok"
     return {
         "tenant": name[0],
         "collection": name[1],
         "generation": name[2],
-        "k": sample.k,
-        "recall": round(sum(values) / len(values), 4),
+        "k": k,
+        "recall": round(fmean(values), 4),
         "interval": [round(low, 4), round(high, 4)],
         "n": len(values),
         "target": target,
@@ -157,6 +170,10 @@ def row(name: tuple[str, str, int], sample: Sample, target: float) -> dict[str, 
         "discarded": sample.discarded,
         "dropped": sample.dropped,
     }
+
+
+def _watermarks(gathered: Gathered) -> tuple[int, ...]:
+    return tuple(p.watermark for p in gathered.partials)
 
 
 def _exactly(plan: Plan) -> Plan:

@@ -1,0 +1,173 @@
+"""A gateway over a whole platform in this process, and a caller that speaks ASGI to it, or HTTP over loopback."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio.from_thread
+import httpx
+import orjson
+import uvicorn
+from fastapi import FastAPI
+from house import HashEmbedder, eventually, open_ground, running
+
+from cluster.wiring import Ground
+from query.gateway import Gateway, create_app
+from tenants.audit import Audit
+from tenants.keys import Keys
+from vicinage.settings import GatewaySettings
+
+PROBLEM = "application/problem+json"
+
+
+@dataclass
+class Caller:
+    """Sends requests to the app within this process; sync outside, one event loop inside."""
+
+    app: FastAPI
+    portal: Any
+    http: httpx.AsyncClient
+    house: Gateway
+    base: Ground
+    searcher: Any
+    operator: str
+    made: int = field(default=0)
+
+    def __call__(self, method: str, path: str, key: str | None = None, **given: Any) -> httpx.Response:
+        headers = dict(given.pop("headers", {}))
+        if key is not None:
+            headers["authorization"] = f"Bearer {key}"
+        return self.portal.call(partial(self.http.request, method, path, headers=headers, **given))
+
+    def admin(self, method: str, path: str, body: Any = None, *, status: int = 200) -> Any:
+        """An operator's request that must be answered with `status`."""
+        found = self(method, f"/v1/admin{path}", self.operator, json=body)
+        assert found.status_code == status, found.text
+        return found.json()
+
+    def tenant(self, priority: str = "silver") -> tuple[str, str]:
+        """A new tenant's name and key."""
+        self.made += 1
+        name = f"t{self.made}"
+        return name, self.admin("POST", "/tenants", {"name": name, "class": priority}, status=201)["key"]
+
+    def collection(self, key: str, name: str = "c", **given: Any) -> dict[str, Any]:
+        """A new collection of `key`'s tenant; of 4 dimensions unless said otherwise."""
+        body = {"name": name, **({"dimension": 4} if not given.keys() & {"dimension", "model"} else {}), **given}
+        found = self("POST", "/v1/collections", key, json=body)
+        assert found.status_code == 201, found.text
+        return found.json()
+
+    def write(self, key: str, documents: list[dict[str, Any]], name: str = "c") -> str:
+        """Write the documents, all of them good; the token."""
+        found = self("POST", f"/v1/collections/{name}/documents", key, json={"documents": documents})
+        assert found.status_code == 202, found.text
+        assert found.json()["rejected"] == []
+        return found.json()["token"]
+
+    def search(self, key: str, name: str = "c", *, status: int = 200, **question: Any) -> dict[str, Any]:
+        """A search that must be answered with `status`."""
+        found = self("POST", f"/v1/collections/{name}/search", key, json=question)
+        assert found.status_code == status, found.text
+        return found.json()
+
+
+def build(base: Ground, searchers: list[Any], settings: GatewaySettings | None = None, **given: Any) -> FastAPI:
+    """The app over these searchers, with an embedder that needs no model."""
+
+    async def ready() -> bool:
+        return True
+
+    async def no_capacity(_searchers: Any) -> Any:
+        return {}
+
+    embedder = HashEmbedder()
+    parts: dict[str, Any] = {
+        "embedder_for": lambda _model: embedder,
+        "embedder_ready": ready,
+        "measure_capacity": no_capacity,
+        "local_operator": False,
+        **given,
+    }
+    return create_app(
+        Gateway(
+            registry=base.registry,
+            keys=Keys(base.engine, base.clock),
+            audit=Audit(base.engine),
+            jobs=base.jobs,
+            log=base.log,
+            all_searchers=tuple(searchers),
+            settings=settings or base.settings.gateway,
+            limits=base.settings.ingest,
+            slots_total=base.settings.slots,
+            clock=base.clock,
+            **parts,
+        )
+    )
+
+
+@contextmanager
+def calling(base: Ground, searcher: Any, app: FastAPI) -> Iterator[Caller]:
+    """A caller of `app`, whose lifespan runs meanwhile."""
+    operator = Keys(base.engine, base.clock).create(None, ["operate"], actor="test")[1]
+    with (
+        anyio.from_thread.start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(app.router.lifespan_context(app)),
+        portal.wrap_async_context_manager(
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://gateway", timeout=30
+            )
+        ) as http,
+    ):
+        yield Caller(app, portal, http, app.state.gateway, base, searcher, operator)
+
+
+@contextmanager
+def platform(
+    folder: Path, settings: GatewaySettings | None = None, *, indexing: bool = False, **given: Any
+) -> Iterator[Caller]:
+    """Everything: ingest, searcher, gateway, and a caller."""
+    base = open_ground(folder)
+    try:
+        with (
+            running(base, indexing=indexing) as searcher,
+            calling(base, searcher, build(base, [searcher], settings, **given)) as caller,
+        ):
+            yield caller
+    finally:
+        base.close()
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """The app on a real server on loopback; its URL."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False))
+    thread = threading.Thread(target=partial(asyncio.run, server.serve()), daemon=True)
+    thread.start()
+    try:
+        eventually(lambda: server.started)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def problem(found: httpx.Response, status: int, kind: str | None = None, field: str | None = None) -> dict[str, Any]:
+    """The problem document of a refusal, which must be of this status, kind and field."""
+    assert found.status_code == status, found.text
+    assert found.headers["content-type"] == PROBLEM
+    body = orjson.loads(found.content)
+    assert body["status"] == status
+    assert body["type"].startswith("urn:vicinage:problem:")
+    assert body["title"]
+    assert body["detail"]
+    if kind is not None:
+        assert body["type"] == f"urn:vicinage:problem:{kind}"
+    if field is not None:
+        assert body.get("field") == field, body
+    return body

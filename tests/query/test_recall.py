@@ -1,0 +1,238 @@
+"""Recall as measured on live searches: what counts, what it is worth, and that it never stands in anybody's way."""
+
+import asyncio
+import random
+from collections.abc import Collection as Slots
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from query.plan import Plan, Question, make_plan
+from query.recall import ENOUGH, QUEUE_MAX, RecallMonitor, interval, recall_of
+from query.scatter import Searchers
+from tenants.entities import Collection, Generation, Objectives
+from vicinage.clock import Deadline
+from vicinage.errors import Unavailable
+from vicinage.records import Hit, Partial, ShardId, ShardQuery
+
+TARGETS = {("t", "c"): 0.95}
+
+
+class Drawer:
+    """A searcher of one slot whose index finds what it is told to, and whose documents come and go."""
+
+    slots = frozenset({0})
+
+    def __init__(self) -> None:
+        self.exact = hits("abcdefghij")
+        self.served = self.exact
+        self.watermarks = iter(())
+        self.asked: list[ShardQuery] = []
+        self.away = False
+
+    def ready(self) -> bool:
+        return True
+
+    async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
+        self.asked.append(query)
+        if self.away:
+            raise Unavailable("away", dependency="searcher")
+        found = self.exact if query.exact else self.served
+        return Partial(query.shard, (found[: query.k],), next(self.watermarks, 7), 16)
+
+    async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
+        return dict(positions)
+
+    async def document(self, shard: ShardId, document_id: str, deadline: Deadline) -> None:
+        return None
+
+    async def matching(self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int) -> Any:
+        return ()
+
+    async def stats(self, tenant: str | None = None, *, slots: Slots[int] | None = None) -> Any:
+        raise NotImplementedError
+
+
+def hits(names: str, first: float = 1.0) -> tuple[Hit, ...]:
+    return tuple(Hit(name, 0, first - i / 100, 1) for i, name in enumerate(names))
+
+
+def plan(k: int = 10, generation: int = 1, *, exact: bool = False) -> Plan:
+    made = Generation("t", "c", generation, "live", None, 2, "cosine", "auto", (0,), (0,))
+    collection = Collection("t", "c", "active", generation, (made,), Objectives())
+    return make_plan(Question("c", k, exact=exact), collection, np.array([1, 0], np.float32), 1)
+
+
+def monitor(searcher: Drawer, **given: Any) -> RecallMonitor:
+    return RecallMonitor(Searchers([searcher]), **{"share": 1.0, "samples_min": 1, "cpu_share": 1.0, **given})
+
+
+def measure(searcher: Drawer, offers: list[tuple[Plan, tuple[Hit, ...]]], **given: Any) -> list[dict[str, Any]]:
+    """Offer these served searches, let the monitor work them off, and report."""
+
+    async def work() -> list[dict[str, Any]]:
+        recall = monitor(searcher, **given)
+        for made, served in offers:
+            recall.offer(made, served, [Partial(ShardId("t", "c", 1, 0), (served,), 7, 16)])
+        task = asyncio.create_task(recall.run())
+        await recall.settled()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return recall.report(TARGETS)
+
+    return asyncio.run(work())
+
+
+def test_recall_is_the_share_of_the_exact_hits_that_were_served() -> None:
+    assert recall_of(hits("abcd"), hits("abcd")) == 1
+    assert recall_of(hits("abxy", 0.9), hits("abcd")) == 0.5
+    assert recall_of((), hits("abcd")) == 0
+
+
+def test_a_hit_as_near_as_the_last_exact_one_counts_for_ties_have_no_order() -> None:
+    exact = (Hit("a", 0, 0.9, 1), Hit("b", 0, 0.5, 1))
+    assert recall_of((Hit("a", 0, 0.9, 1), Hit("tie", 0, 0.5, 1)), exact) == 1
+
+
+def test_a_document_found_by_another_of_its_passages_is_not_the_same_hit() -> None:
+    assert recall_of((Hit("a", 1, 0.1, 1),), (Hit("a", 0, 0.9, 1),)) == 0
+
+
+def test_the_report_has_mean_interval_n_target_and_verdict() -> None:
+    searcher = Drawer()
+    (row,) = measure(searcher, [(plan(), searcher.exact)] * ENOUGH)
+    assert (row["recall"], row["n"], row["k"], row["target"], row["verdict"]) == (1.0, ENOUGH, 10, 0.95, "ok")
+    assert row["interval"][0] < 1.0 == row["interval"][1]
+
+
+def test_a_served_search_that_missed_half_is_a_breach() -> None:
+    searcher = Drawer()
+    (row,) = measure(searcher, [(plan(), hits("abcdeVWXYZ", 0.5))] * ENOUGH)
+    assert (row["recall"], row["verdict"]) == (0.5, "breach")
+
+
+def test_few_samples_judge_nothing() -> None:
+    searcher = Drawer()
+    (row,) = measure(searcher, [(plan(), hits("abcdeVWXYZ", 0.5))] * (ENOUGH - 1))
+    assert (row["n"], row["verdict"]) == (ENOUGH - 1, "not_enough_samples")
+
+
+def test_a_search_that_found_nothing_where_there_was_something_counts_as_nothing_found() -> None:
+    (row,) = measure(Drawer(), [(plan(), ())] * ENOUGH)
+    assert (row["recall"], row["verdict"]) == (0.0, "breach")
+
+
+def test_a_search_with_nothing_to_find_says_nothing_about_recall() -> None:
+    searcher = Drawer()
+    searcher.exact = ()
+    assert measure(searcher, [(plan(), ())] * ENOUGH) == []
+
+
+def test_recall_at_different_k_is_never_averaged_together() -> None:
+    searcher = Drawer()
+    few, many = (plan(k=2), hits("aZ", 0.5)), (plan(k=10), searcher.exact)
+    (row,) = measure(searcher, [many] * 40 + [few] * 35)
+    assert (row["k"], row["n"], row["recall"]) == (10, 40, 1.0)
+
+
+def test_when_documents_came_in_between_both_are_searched_again_or_the_sample_is_discarded() -> None:
+    searcher = Drawer()
+    searcher.served = hits("abcdefghiZ", 0.5)
+    searcher.watermarks = iter([8, 8, 9, 10])  # first sample: exact at 8, served again at 8; second: never the same
+    (row,) = measure(searcher, [(plan(), searcher.exact)] * 2)
+    assert (row["n"], row["discarded"], row["recall"]) == (1, 1, 0.9)
+
+
+def test_a_searcher_that_is_away_costs_the_sample_and_not_the_monitor() -> None:
+    searcher = Drawer()
+    searcher.away = True
+    assert measure(searcher, [(plan(), searcher.exact)] * 3) == []
+    assert len(searcher.asked) == 3
+
+
+def test_an_exact_search_is_no_sample() -> None:
+    searcher = Drawer()
+    assert measure(searcher, [(plan(exact=True), searcher.exact)]) == []
+    assert searcher.asked == []
+
+
+def test_the_exact_search_reads_no_texts() -> None:
+    searcher = Drawer()
+    measure(searcher, [(plan(), searcher.exact)])
+    assert [(q.exact, q.include) for q in searcher.asked] == [(True, frozenset())]
+
+
+def test_generations_are_measured_apart() -> None:
+    searcher = Drawer()
+    rows = measure(searcher, [(plan(), searcher.exact), (plan(generation=2), hits("abcdeVWXYZ", 0.5))])
+    assert [(r["generation"], r["recall"]) for r in rows] == [(1, 1.0), (2, 0.5)]
+
+
+def test_beyond_the_minimum_only_the_share_is_sampled() -> None:
+    async def work() -> int:
+        recall = monitor(Drawer(), share=0.0, samples_min=5)
+        task = asyncio.create_task(recall.run())
+        for _ in range(200):
+            recall.offer(plan(), hits("a"), [Partial(ShardId("t", "c", 1, 0), (hits("a"),), 7, 16)])
+            await recall.settled()
+        task.cancel()
+        return int(recall.report(TARGETS)[0]["n"])
+
+    assert 5 <= asyncio.run(work()) <= 8
+
+
+def test_a_full_queue_drops_and_says_so_and_never_waits() -> None:
+    async def work() -> RecallMonitor:
+        recall = monitor(Drawer(), samples_min=10_000)
+        for _ in range(QUEUE_MAX + 5):
+            recall.offer(plan(), hits("a"), [Partial(ShardId("t", "c", 1, 0), (hits("a"),), 7, 16)])
+        task = asyncio.create_task(recall.run())
+        await recall.settled()
+        task.cancel()
+        return recall
+
+    assert asyncio.run(work()).report(TARGETS)[0]["dropped"] == 5
+
+
+def test_a_collection_that_is_gone_is_not_reported() -> None:
+    searcher = Drawer()
+
+    async def work() -> RecallMonitor:
+        recall = monitor(searcher)
+        recall.offer(plan(), searcher.exact, [Partial(ShardId("t", "c", 1, 0), (searcher.exact,), 7, 16)])
+        task = asyncio.create_task(recall.run())
+        await recall.settled()
+        task.cancel()
+        return recall
+
+    recall = asyncio.run(work())
+    assert len(recall.report(TARGETS)) == 1
+    assert recall.report({}) == []
+
+
+def test_the_interval_of_perfect_samples_is_the_rule_of_three() -> None:
+    assert interval([1.0] * 100) == (0.97, 1.0)
+    assert interval([1.0]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("true", [0.8, 0.9, 0.95])
+def test_the_interval_covers_the_true_mean_about_as_often_as_it_says(true: float) -> None:
+    chance = random.Random(7)
+    covered = 0
+    for _ in range(400):
+        values = [sum(chance.random() < true for _ in range(10)) / 10 for _ in range(100)]
+        low, high = interval(values)
+        covered += low <= true <= high
+    assert covered >= 0.9 * 400
+
+
+@given(st.lists(st.floats(0, 1), max_size=50))
+def test_an_interval_lies_within_zero_and_one_and_holds_the_mean(values: list[float]) -> None:
+    low, high = interval(values)
+    assert 0 <= low <= high <= 1
+    if values:
+        assert low - 1e-9 <= sum(values) / len(values) <= high + 1e-9
