@@ -22,7 +22,7 @@ def run_role(name: str, settings: Settings) -> None:
     """Run `gateway` (with its searcher), `ingest` (with the indexer) or `embedder`. Returns after an orderly stop."""
     configure_events(name)
     end_with_parent()
-    {"gateway": _gateway, "ingest": _ingest, "embedder": _embedder}[name](settings)
+    {"gateway": _gateway, "ingest": _ingest, "embedder": serve_embedder}[name](settings)
 
 
 def internal_key(settings: Settings) -> str | None:
@@ -109,7 +109,8 @@ def _guarded(work: Callable[[threading.Event], None], stop: threading.Event) -> 
             die(error)
 
 
-def _embedder(settings: Settings) -> None:
+def serve_embedder(settings: Settings, *, host: str | None = None) -> None:
+    """Load and calibrate the local models, then serve them until told to stop."""
     from urllib.parse import urlsplit
 
     base = ground(settings)
@@ -117,4 +118,7 @@ def _embedder(settings: Settings) -> None:
     url = urlsplit(base.settings.embedder.url)
     base.close()
     app = build_embedder(base.settings, models, key=internal_key(settings))
-    serve(app, url.hostname or "127.0.0.1", url.port or 8081, drain_s=5).run()
+    server = serve(app, host or url.hostname or "127.0.0.1", url.port or 8081, drain_s=5)
+    if threading.current_thread() is not threading.main_thread():
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # signals belong to the main thread
+    server.run()

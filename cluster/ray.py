@@ -1,0 +1,304 @@
+"""The only door to Ray: the same roles as actors, and searchers on other nodes behind the same methods.
+
+Actors are detached and named, so that a gateway that was killed finds them again; Ray starts one anew when it dies (its node
+too), and its slots load from the manifests and the log. Until then answers say what is missing.
+"""
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from indexer.searcher import SearcherStats
+from indexer.shard import StoredDocument
+from vicinage.clock import Deadline
+from vicinage.errors import DeadlineExceeded, Unavailable, VicinageError
+from vicinage.records import Partial, ShardId, ShardQuery
+from vicinage.settings import Settings
+from vicinage.telemetry import configure_events, events
+
+NAMESPACE: Final = "vicinage"
+WATCH_S: Final = 0.5
+PING_S: Final = 5.0
+START_S: Final = 120.0
+SLOTS_CPU: Final = 0.01
+"""What an actor asks of Ray's scheduler: placement is by node, not by processor shares."""
+_event = events("cluster")
+
+
+def run_gateway(settings: Settings, address: str, searchers: int) -> None:
+    """The gateway role over a Ray cluster: place (or find) the actors, then serve. Returns after an orderly stop."""
+    from cluster.roles import end_with_parent, internal_key, serve
+    from cluster.wiring import build_gateway, ground
+
+    configure_events("gateway")
+    end_with_parent()
+    connect(address)
+    base = ground(settings)
+    environment = _environment(base.settings)
+    handles = place(environment, searchers, base.settings.slots)
+    watch = Watch(handles, base.settings.data / "run" / "actors.json")
+    watch.start()
+    app = build_gateway(
+        base, [h for h in handles.values() if isinstance(h, RaySearcher)], embedder_key=internal_key(settings)
+    )
+    s = base.settings.gateway
+    server = serve(app, s.host, s.port, drain_s=s.drain_s)
+    server.run()
+    watch.stop()
+    remove(handles)
+    base.close()
+
+
+def connect(address: str) -> None:
+    """Join the cluster at `address`. Raises Unavailable."""
+    import ray
+
+    try:
+        ray.init(
+            address=address, namespace=NAMESPACE, logging_level="ERROR", log_to_driver=False, configure_logging=False
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise Unavailable(f"no Ray cluster answers at {address}: {error}", dependency="ray") from error
+
+
+def place(environment: dict[str, str], searchers: int, slots: int) -> dict[str, "RaySearcher | RayRole"]:
+    """One embedder, one ingest with indexer, and `searchers` searchers, each on another node as long as there are some."""
+    import ray
+
+    actor = ray.remote(SearcherActor)
+    role = ray.remote(RoleActor)
+    nodes = sorted(n["NodeID"] for n in ray.nodes() if n["Alive"])
+    handles: dict[str, RaySearcher | RayRole] = {}
+    for i in range(searchers):
+        held = [slot for slot in range(slots) if slot % searchers == i]
+        options = _options(f"searcher-{i}", environment, nodes[i % len(nodes)])
+        handles[f"searcher-{i}"] = RaySearcher(f"searcher-{i}", actor.options(**options).remote(held), held)
+    for i, name in enumerate(("embedder", "ingest")):
+        options = _options(name, environment, nodes[i % len(nodes)])
+        handles[name] = RayRole(name, role.options(**options).remote(name))
+    return handles
+
+
+def _options(name: str, environment: dict[str, str], node: str) -> dict[str, Any]:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {
+        "name": f"{environment['VICINAGE_DATA']}/{name}",
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "max_restarts": -1,
+        "max_concurrency": 1_000,
+        "num_cpus": SLOTS_CPU,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True),
+        "runtime_env": {"env_vars": environment},
+    }
+
+
+def remove(handles: Mapping[str, "RaySearcher | RayRole"]) -> None:
+    """End the actors for good: an orderly stop of the platform."""
+    import ray
+
+    for handle in handles.values():
+        ray.kill(handle.actor, no_restart=True)
+    ray.shutdown()
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """What an actor on another node needs to build the same settings: everything that is not a default."""
+    from cluster.local import as_environment
+
+    given = {k: v for k, v in os.environ.items() if k.startswith("VICINAGE_") and k != "VICINAGE_SUPERVISED"}
+    return {
+        **given,
+        **as_environment(settings),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+    }
+
+
+class SearcherActor:
+    """A searcher of some slots, in a process of its own on some node."""
+
+    def __init__(self, slots: list[int]) -> None:
+        from cluster.roles import die
+        from cluster.wiring import build_searcher, ground
+
+        configure_events("searcher")
+        self._searcher = build_searcher(ground(Settings()), slots, on_failure=die)
+        self._searcher.start()
+
+    async def ping(self) -> tuple[int, bool]:
+        """Its process id, and whether it has caught up."""
+        return os.getpid(), self._searcher.ready()
+
+    async def search(self, query: ShardQuery, left_s: float) -> Partial:
+        """See Searcher.search; a deadline crosses machines as the time that is left."""
+        return await self._searcher.search(query, Deadline.after(left_s))
+
+    async def reach(self, positions: dict[int, int], left_s: float) -> dict[int, int]:
+        """See Searcher.reach."""
+        return await self._searcher.reach(positions, Deadline.after(left_s))
+
+    async def document(self, shard: ShardId, document_id: str, left_s: float) -> StoredDocument | None:
+        """See Searcher.document."""
+        return await self._searcher.document(shard, document_id, Deadline.after(left_s))
+
+    async def matching(self, shard: ShardId, condition: dict[str, Any], left_s: float, limit: int) -> tuple[str, ...]:
+        """See Searcher.matching."""
+        return await self._searcher.matching(shard, condition, Deadline.after(left_s), limit=limit)
+
+    async def stats(self, tenant: str | None) -> SearcherStats:
+        """See Searcher.stats."""
+        return await self._searcher.stats(tenant)
+
+
+class RoleActor:
+    """Ingest with the indexer, or the embedder, in a process of its own; if it ends, so does the process."""
+
+    def __init__(self, name: str) -> None:
+        from cluster import roles
+        from cluster.wiring import ground
+
+        configure_events(name)
+        self._stop = threading.Event()
+        settings = Settings()
+        if name == "ingest":
+            base = ground(settings)
+            work: Any = lambda: roles.work_until(self._stop, base, roles.internal_key(settings))  # noqa: E731
+        else:
+            work = lambda: roles.serve_embedder(settings)  # noqa: E731
+        threading.Thread(target=_or_die, args=(work,), daemon=True).start()
+
+    async def ping(self) -> tuple[int, bool]:
+        """Its process id, and that it lives."""
+        return os.getpid(), True
+
+
+def _or_die(work: Any) -> None:
+    from cluster.roles import die
+
+    try:
+        work()
+    except BaseException as error:  # noqa: BLE001  (the role boundary)
+        die(error)
+
+
+class RayRole:
+    """A handle of an actor that only has to live."""
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name = name
+        self.actor = actor
+        self.pid: int | None = None
+        self.alive = False
+
+
+class RaySearcher(RayRole):
+    """A searcher elsewhere, with the methods of one in this process."""
+
+    def __init__(self, name: str, actor: Any, slots: list[int]) -> None:
+        super().__init__(name, actor)
+        self.slots = frozenset(slots)
+
+    def ready(self) -> bool:
+        """What it said when it was last asked."""
+        return self.alive
+
+    async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
+        """See Searcher."""
+        found: Partial = await self._ask(self.actor.search, deadline, query, deadline.left_s())
+        return found
+
+    async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
+        """See Searcher."""
+        reached: dict[int, int] = await self._ask(self.actor.reach, deadline, dict(positions), deadline.left_s())
+        return reached
+
+    async def document(self, shard: ShardId, document_id: str, deadline: Deadline) -> StoredDocument | None:
+        """See Searcher."""
+        found: StoredDocument | None = await self._ask(
+            self.actor.document, deadline, shard, document_id, deadline.left_s()
+        )
+        return found
+
+    async def matching(
+        self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int
+    ) -> tuple[str, ...]:
+        """See Searcher."""
+        found: tuple[str, ...] = await self._ask(
+            self.actor.matching, deadline, shard, dict(condition), deadline.left_s(), limit
+        )
+        return found
+
+    async def stats(self, tenant: str | None = None) -> SearcherStats:
+        """See Searcher."""
+        held: SearcherStats = await self._ask(self.actor.stats, Deadline.after(PING_S), tenant)
+        return held
+
+    async def _ask(self, method: Any, deadline: Deadline, *arguments: Any) -> Any:
+        """Call the actor. Raises Unavailable at once when it is known to be away or dies meanwhile."""
+        import ray
+
+        if not self.alive:
+            raise Unavailable(f"{self.name} is away", dependency="searcher")
+        try:
+            return await asyncio.wait_for(method.remote(*arguments), deadline.left_s())
+        except TimeoutError:
+            raise DeadlineExceeded(f"{self.name} did not answer in time", dependency="searcher") from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, VicinageError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError as error:
+            self.alive = False
+            raise Unavailable(f"{self.name} is away: {type(error).__name__}", dependency="searcher") from error
+
+
+class Watch:
+    """Asks every actor again and again whether it lives, and writes their process ids down for operators."""
+
+    def __init__(self, handles: Mapping[str, RayRole], path: Path) -> None:
+        self._handles = handles
+        self._path = path
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._watch, args=(h,), name=f"watch-{h.name}", daemon=True)
+            for h in handles.values()
+        ]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._stop.set()
+        self._path.unlink(missing_ok=True)
+
+    def _watch(self, handle: RayRole) -> None:
+        import ray
+
+        while not self._stop.is_set():
+            try:
+                pid, ready = ray.get(handle.actor.ping.remote(), timeout=PING_S)
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                if handle.alive:
+                    _event.error("actor away", actor=handle.name, reason=type(error).__name__)
+                handle.alive = False
+            else:
+                handle.alive = ready
+                if pid != handle.pid:
+                    handle.pid = pid
+                    self._write()
+            self._stop.wait(WATCH_S)
+
+    def _write(self) -> None:
+        part = self._path.with_suffix(f".{time.monotonic_ns()}")
+        part.write_text(json.dumps({h.name: {"pid": h.pid} for h in self._handles.values() if h.pid is not None}))
+        part.replace(self._path)

@@ -1,0 +1,251 @@
+"""What every log promises: order, durability on return, replay, wake-ups, refusals. Over SQLite and a real Kafka."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vicinage.errors import NotFound, Refused, Unavailable
+from vicinage.log import Log, Record, open_log
+
+
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.xdist_group("kafka")])])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/log.db"
+    return f"kafka://{request.getfixturevalue('kafka_servers')}"
+
+
+@pytest.fixture
+def log(url: str) -> Iterator[Log]:
+    with open_log(url) as made:
+        yield made
+
+
+@pytest.fixture
+def topic(log: Log) -> str:
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    assert log.ensure_topic(name, 2) == 2
+    return name
+
+
+def values(records: list) -> list[bytes | None]:
+    return [r.record.value for r in records]
+
+
+def drain(reader, n: int, wait_s: float = 20.0) -> list:
+    found, end = [], time.monotonic() + wait_s
+    while len(found) < n and time.monotonic() < end:
+        found.extend(reader.poll(wait_s=0.5))
+    return found
+
+
+def test_records_come_back_in_order_with_their_offsets(log: Log, topic: str) -> None:
+    first = log.append(topic, 0, [Record(b"a"), Record(b"b")])
+    second = log.append(topic, 0, [Record(b"c")])
+    assert [*first, *second] == sorted({*first, *second})
+    read = log.read(topic, 0, first[0])
+    assert values(read) == [b"a", b"b", b"c"]
+    assert [r.offset for r in read] == [*first, *second]
+
+
+def test_a_record_keeps_key_headers_time_and_the_absence_of_a_value(log: Log, topic: str) -> None:
+    sent = Record(None, b"key", (("a", b"\x00\xff"), ("b", b"")), 1_700_000_000_123)
+    log.append(topic, 1, [sent])
+    assert log.read(topic, 1, 0)[0].record == sent
+
+
+def test_begin_and_end_follow_what_is_written(log: Log, topic: str) -> None:
+    assert (log.begin(topic, 0), log.end(topic, 0)) == (0, 0)
+    offsets = log.append(topic, 0, [Record(b"x")] * 5)
+    assert log.end(topic, 0) == offsets[-1] + 1
+    assert log.end(topic, 1) == 0
+
+
+def test_reading_at_the_end_is_empty_and_beyond_it_is_refused(log: Log, topic: str) -> None:
+    log.append(topic, 0, [Record(b"x")])
+    assert log.read(topic, 0, 1) == []
+    with pytest.raises(Refused, match="beyond the end"):
+        log.read(topic, 0, 7)
+
+
+def test_an_unknown_topic_is_not_found(log: Log) -> None:
+    with pytest.raises(NotFound):
+        log.append("nowhere", 0, [Record(b"x")])
+    with pytest.raises(NotFound):
+        log.end("nowhere", 0)
+
+
+def test_a_large_record_goes_through(log: Log, topic: str) -> None:
+    big = os.urandom(3 << 20)
+    log.append(topic, 0, [Record(big)])
+    assert log.read(topic, 0, 0)[0].record.value == big
+
+
+def test_positions_are_kept_per_group_and_partition(log: Log, topic: str) -> None:
+    group = f"g-{uuid.uuid4().hex[:8]}"
+    assert log.committed(group, [(topic, 0), (topic, 1)]) == {}
+    log.commit(group, {(topic, 0): 3, (topic, 1): 4})
+    log.commit(group, {(topic, 0): 5})
+    assert log.committed(group, [(topic, 0), (topic, 1)]) == {(topic, 0): 5, (topic, 1): 4}
+    assert log.committed("another", [(topic, 0)]) == {}
+
+
+def test_waiting_for_a_position_wakes_when_it_is_committed(log: Log, topic: str) -> None:
+    group = f"g-{uuid.uuid4().hex[:8]}"
+    log.commit(group, {(topic, 0): 1})
+    assert not log.wait_committed(group, topic, 0, 1, wait_s=0.1)
+    threading.Timer(0.2, log.commit, (group, {(topic, 0): 2})).start()
+    start = time.monotonic()
+    assert log.wait_committed(group, topic, 0, 1, wait_s=10)
+    assert time.monotonic() - start < 5
+
+
+def test_a_reader_goes_on_where_it_is_and_sees_every_partition(log: Log, topic: str) -> None:
+    log.append(topic, 0, [Record(b"a0")])
+    log.append(topic, 1, [Record(b"b0")])
+    reader = log.reader({(topic, 0): 0, (topic, 1): 0})
+    assert sorted(values(drain(reader, 2))) == [b"a0", b"b0"]
+    log.append(topic, 0, [Record(b"a1")])
+    assert values(drain(reader, 1)) == [b"a1"]
+    assert reader.poll() == []
+    reader.close()
+
+
+def test_a_reader_takes_partitions_in_and_lets_go_of_them(log: Log, topic: str) -> None:
+    reader = log.reader({(topic, 0): 0})
+    log.append(topic, 0, [Record(b"a")])
+    log.append(topic, 1, [Record(b"b"), Record(b"c")])
+    assert values(drain(reader, 1)) == [b"a"]
+    reader.add(topic, 1, 1)
+    assert values(drain(reader, 1)) == [b"c"]
+    reader.remove(topic, 0)
+    log.append(topic, 0, [Record(b"d")])
+    assert reader.poll(wait_s=0.3) == []
+    reader.close()
+
+
+def test_replay_gives_the_same_again(log: Log, topic: str) -> None:
+    log.append(topic, 0, [Record(str(i).encode()) for i in range(50)])
+    again = [values(drain(log.reader({(topic, 0): 10}), 40)) for _ in range(2)]
+    assert again[0] == again[1] == [str(i).encode() for i in range(10, 50)]
+
+
+def test_a_busy_partition_does_not_hold_back_a_quiet_one(log: Log, topic: str) -> None:
+    log.append(topic, 0, [Record(b"x" * 1_000)] * 2_000)
+    log.append(topic, 1, [Record(b"quiet")])
+    reader = log.reader({(topic, 0): 0, (topic, 1): 0})
+    taken = []
+    for _ in range(4):
+        taken.extend(reader.poll(bytes_max=100_000, wait_s=2))
+    assert b"quiet" in values(taken)
+    reader.close()
+
+
+def test_a_reader_wakes_at_once(log: Log, topic: str) -> None:
+    reader = log.reader({(topic, 0): 0})
+    reader.poll(wait_s=0.1)
+    lags: list[float] = []
+
+    def write() -> None:
+        for _ in range(20):
+            time.sleep(0.03)
+            log.append(topic, 0, [Record(str(time.perf_counter()).encode())])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while len(lags) < 20:
+        lags.extend(time.perf_counter() - float(r.record.value) for r in reader.poll(wait_s=5))
+    writer.join()
+    reader.close()
+    assert np.median(lags) < 0.2, f"median wake-up {np.median(lags) * 1e3:.1f} ms"
+
+
+def test_trimmed_records_are_gone_and_their_offsets_refused(log: Log, topic: str) -> None:
+    log.append(topic, 0, [Record(str(i).encode()) for i in range(10)])
+    log.trim(topic, 0, 4)
+    assert log.begin(topic, 0) == 4
+    assert values(log.read(topic, 0, 4))[0] == b"4"
+    with pytest.raises(Refused, match="gone"):
+        log.read(topic, 0, 3)
+    with pytest.raises(Refused, match=topic):
+        log.reader({(topic, 0): 1}).poll(wait_s=5)
+
+
+def test_a_position_beyond_a_topic_made_anew_is_refused(log: Log, topic: str) -> None:
+    with pytest.raises(Refused, match="beyond the end"):
+        log.reader({(topic, 0): 9}).poll(wait_s=5)
+
+
+def test_topics_are_listed_made_once_and_deleted(log: Log, topic: str) -> None:
+    assert log.topics(topic[:4])[topic] == 2
+    assert log.ensure_topic(topic, 5) == 2
+    log.delete_topic(topic)
+    log.delete_topic(topic)
+    assert topic not in log.topics()
+
+
+def append_many(url: str, topic: str, writer: int, n: int) -> None:
+    with open_log(url) as log:
+        for i in range(n):
+            log.append(topic, 0, [Record(f"{writer}:{i}".encode())])
+
+
+def test_several_processes_write_without_losing_or_doubling(url: str, log: Log, topic: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=append_many, args=(url, topic, w, 40)) for w in range(3)]
+    for w in writers:
+        w.start()
+    for w in writers:
+        w.join(100)
+    records = drain(log.reader({(topic, 0): 0}), 120)
+    assert [r.offset for r in records] == list(range(records[0].offset, records[0].offset + 120))
+    for w in range(3):
+        assert [v for v in values(records) if v.startswith(f"{w}:".encode())] == [
+            f"{w}:{i}".encode() for i in range(40)
+        ]
+
+
+WRITE_AND_DIE = """
+import os, signal, sys
+from vicinage.log import Record, open_log
+log = open_log(sys.argv[1])
+for i in range(10_000):
+    [offset] = log.append(sys.argv[2], 0, [Record(str(i).encode())])
+    print(offset, flush=True)
+    if i == 25:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_acknowledged_survives_a_kill(url: str, log: Log, topic: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE_AND_DIE, url, topic], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    acknowledged = [int(line) for line in done.stdout.split()]
+    records = drain(log.reader({(topic, 0): 0}), len(acknowledged))
+    assert [r.offset for r in records][: len(acknowledged)] == acknowledged
+
+
+def test_a_closed_log_refuses_to_write(url: str) -> None:
+    log = open_log(url)
+    log.ensure_topic("closing")
+    log.close()
+    log.close()
+    with pytest.raises((Unavailable, NotFound)):
+        log.append("closing", 0, [Record(b"x")])
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(Refused, match="sqlite"):
+        open_log("mysql://nowhere")

@@ -1,0 +1,185 @@
+"""The indexer killed at every step, and two of them at once: searches see the same documents before and after."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from house import DIMENSION, eventually, hash_vector, make_indexer, make_ingest, open_ground, running
+
+from indexer import reindex
+from ingest import intake
+from tenants import provisioning
+from vicinage.clock import Deadline
+from vicinage.errors import Conflict, Corrupt
+from vicinage.records import Document, ShardQuery
+
+SMALL = {"seal_passages": 10, "segments_max": 2, "flat_max": 15}
+
+
+def fill(base, names: list[str], text: str = "") -> None:
+    collection = base.registry.collection("acme", "docs")
+    entries = [Document("docs", n, vectors=hash_vector(f"{n}{text}")[None], metadata={"n": n}) for n in names]
+    for i in range(0, len(entries), 5):
+        intake.accept(base.log, base.registry.tenant("acme"), collection, entries[i : i + 5], now_ms=1)
+    ingest = make_ingest(base)
+    while ingest.step(0.1):
+        ingest.drain()
+
+
+def start(folder: Path, **indexer):
+    base = open_ground(folder, **{**SMALL, **indexer})
+    if not base.registry.tenants():
+        provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
+        provisioning.create_collection(
+            base.registry, base.log, "acme", "docs", dimension=DIMENSION, slots_total=8, actor="test"
+        )
+    return base
+
+
+def seal_in_parts(base, names: list[str]) -> None:
+    """Two segments, and enough waiting for a third: one more than may be."""
+    indexer = make_indexer(base, owner="the one before")
+    for part in (names[:20], names[20:40]):
+        fill(base, part)
+        indexer.step(0.2)
+    fill(base, names[40:])
+
+
+def found(searcher, base) -> list[str]:
+    """Ids of everything that an exact search of all finds."""
+    live = base.registry.collection("acme", "docs").generation()
+    hits = []
+    for shard in live.shards():
+        query = ShardQuery(shard, hash_vector("anything")[None], 1_000, exact=True, catalog=base.registry.refresh())
+        hits.extend(searcher.submit(query, Deadline.after(10)).result(10).hits[0])
+    return sorted(h.document_id for h in hits)
+
+
+WORK = """
+import sys; sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from house import make_indexer, open_ground
+base = open_ground(Path(sys.argv[1]), seal_passages=10, segments_max=2, flat_max=15, lease_s=1.5)
+indexer = make_indexer(base, owner="the one that dies")
+for _ in range(30):
+    indexer.step(0.1)
+"""
+POINTS = ["seal.before_put", "seal.after_put_before_swap", "seal.after_swap", "compact.after_put_before_swap",
+          "reindex.after_generation", "reindex.after_part", "reindex.after_ready", "reindex.after_cut_over"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_any_step_it_goes_on_and_searches_see_no_difference(tmp_path: Path, point: str) -> None:
+    base = start(tmp_path / "data", lease_s=1.5)
+    names = sorted(f"d{i}" for i in range(60))
+    if point.startswith("compact"):
+        seal_in_parts(base, names)
+    else:
+        fill(base, names)
+    if point.startswith("reindex"):
+        reindex.start(base.registry, base.jobs, "acme", "docs", index="flat", model=None, shards=2, actor="test")
+    words = [sys.executable, "-c", WORK, str(tmp_path / "data"), str(Path(__file__).parent.parent)]
+    killed = subprocess.run(words, env={**os.environ, "VICINAGE_CRASH": point}, check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL, "the point was not passed"
+    base.registry.refresh()
+    with running(base) as searcher:
+        assert found(searcher, base) == names
+        fill(base, ["d0", "new"], " again")
+        if point.startswith("reindex"):
+            eventually(lambda: base.jobs.list()[0].state == "done")
+            base.registry.refresh()
+            assert base.registry.collection("acme", "docs").live == 2
+        eventually(lambda: found(searcher, base) == sorted([*names, "new"]))
+        assert not base.jobs.list(open_only=True)
+    base.close()
+
+
+def test_sealing_compacting_and_restarting_keep_every_document(tmp_path: Path) -> None:
+    base = start(tmp_path / "data")
+    with running(base) as searcher:
+        for round_number in range(4):
+            fill(base, [f"d{i}" for i in range(round_number * 12, round_number * 12 + 20)], f" {round_number}")
+        names = sorted(f"d{i}" for i in range(56))
+        eventually(lambda: found(searcher, base) == names)
+        eventually(lambda: max(s.segments for s in asyncio.run(searcher.stats()).shards) in (1, 2))
+    with running(base, indexing=False) as again:
+        assert found(again, base) == names
+        assert any(s.segments for s in asyncio.run(again.stats()).shards)
+    base.close()
+
+
+def test_an_indexer_whose_lease_has_passed_on_publishes_nothing(tmp_path: Path) -> None:
+    base = start(tmp_path / "data", lease_s=1.1)
+    fill(base, [f"d{i}" for i in range(30)])
+    stale, fresh = make_indexer(base, "stale"), make_indexer(base, "fresh")
+    stale._hold_leases()
+    import time
+
+    time.sleep(1.3)
+    fresh._hold_leases()
+    assert len(fresh._leases) == 8
+    shard = base.registry.collection("acme", "docs").generation().shards()[0]
+    before = base.manifests.of(shard, start=0)
+    with pytest.raises(Conflict):
+        base.manifests.swap(before, segments=(), sealed=99, lease=stale._leases[shard.slot])
+    stale._renewed = fresh._renewed  # it has not noticed yet
+    stale.step(0.2)
+    assert base.manifests.of(shard, start=0) == before, "the stale one sealed nothing"
+    assert shard.slot not in stale._leases, "and has let go of the slot"
+    fresh.step(0.2)
+    assert base.manifests.of(shard, start=0).segments
+    base.close()
+
+
+def test_a_deletion_made_while_a_reindex_copies_stays_a_deletion(tmp_path: Path) -> None:
+    """The copied row is older than the deletion that the new generation has by its own log, sealed or not."""
+    base = start(tmp_path / "data")
+    names = [f"d{i}" for i in range(40)]
+    fill(base, names)
+    reindex.start(base.registry, base.jobs, "acme", "docs", index="flat", model=None, shards=1, actor="test")
+    indexer = make_indexer(base)
+    indexer._hold_leases()
+    indexer.step(0.2)
+    indexer._reindex.advance(base.jobs.list()[0])  # the new generation is there, nothing is copied yet
+    intake.delete(base.log, base.registry.tenant("acme"), "docs", ["d3", "d4"], now_ms=2)
+    fill(base, [f"e{i}" for i in range(20)])
+    indexer.step(0.2)  # seals the deletions into the new generation before the old rows are copied
+    for _ in range(8):
+        indexer._work()
+        indexer._working and indexer._working.result(20)
+        [job] = base.jobs.list()
+    assert job.state == "done", job
+    base.registry.refresh()
+    with running(base) as searcher:
+        wanted = sorted({*names, *(f"e{i}" for i in range(20))} - {"d3", "d4"})
+        eventually(lambda: found(searcher, base) == wanted)
+    base.close()
+
+
+def test_a_corrupt_segment_is_never_served_and_others_are(tmp_path: Path) -> None:
+    base = start(tmp_path / "data")
+    provisioning.create_collection(
+        base.registry, base.log, "acme", "other", dimension=DIMENSION, slots_total=8, actor="test"
+    )
+    fill(base, [f"d{i}" for i in range(30)])
+    indexer = make_indexer(base)
+    indexer.step(0.2)
+    [path] = [o.path for o in base.store.list("segments") if o.path.endswith("passages.arrow")][:1]
+    file = Path(base.settings.store_url) / path
+    file.write_bytes(file.read_bytes()[:-40] + b"\xff" * 40)
+    with running(base, indexing=False) as searcher:
+        with pytest.raises(Corrupt):
+            found(searcher, base)
+        other = base.registry.collection("acme", "other").generation().shards()[0]
+        query = ShardQuery(other, np.ones((1, DIMENSION), np.float32), 3)
+        assert searcher.submit(query, Deadline.after(5)).result(5).hits == ((),)
+        assert list(asyncio.run(searcher.stats()).failed) == [
+            replace(other, collection="docs", slot=list(asyncio.run(searcher.stats()).failed)[0].slot)
+        ]
+    base.close()

@@ -1,0 +1,64 @@
+"""The log when its disk is full or its broker goes: nothing acknowledged is lost, and it heals by itself."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from servers import free_port, load
+
+from vicinage.errors import Unavailable
+from vicinage.log import Record, open_log
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system")
+def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], check=True)
+    try:
+        with open_log(f"sqlite:///{small}/log.db") as log:
+            log.ensure_topic("t")
+            (small / "ballast").write_bytes(b"\0" * (1 << 20))
+            acknowledged = []
+            with pytest.raises(Unavailable, match="full"):
+                for _ in range(100):
+                    acknowledged.extend(log.append("t", 0, [Record(b"x" * 100_000)]))
+            assert [r.offset for r in log.read("t", 0, 0, bytes_max=1 << 30)] == acknowledged
+            (small / "ballast").unlink()
+            acknowledged.extend(log.append("t", 0, [Record(b"again")]))
+            assert [r.offset for r in log.read("t", 0, 0, bytes_max=1 << 30)] == acknowledged
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.xdist_group("kafka")
+def test_a_broker_killed_and_started_again_has_everything_acknowledged(tmp_path: Path, kafka_servers: str) -> None:
+    del kafka_servers  # only says that Kafka can run here; this broker is one of its own
+    starter, port = load("deploy/kafka/kafka.py"), free_port()
+    broker = starter.start(tmp_path / "kafka", port)
+    try:
+        with open_log(f"kafka://127.0.0.1:{port}") as log:
+            log.ensure_topic("t")
+            acknowledged = [o for i in range(50) for o in log.append("t", 0, [Record(str(i).encode())])]
+            broker.kill()
+            broker.wait()
+            with pytest.raises(Unavailable):
+                log.append("t", 0, [Record(b"while away")])
+            broker = starter.start(tmp_path / "kafka", port)
+            end = time.monotonic() + 60
+            while True:
+                try:
+                    acknowledged.extend(log.append("t", 0, [Record(b"back")]))
+                    break
+                except Unavailable:
+                    assert time.monotonic() < end, "the log did not come back by itself"
+            found = [r.offset for r in log.read("t", 0, 0)]
+            assert set(acknowledged) <= set(found)
+    finally:
+        broker.kill()
+        broker.wait()

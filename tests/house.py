@@ -1,0 +1,144 @@
+"""A whole platform in one process, of real embedded parts, and a small real embedder that needs no model."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.wiring import Ground, build_searcher, ground
+from indexer.backends import open_backend
+from indexer.run import Indexer
+from ingest.embedding import Lane
+from ingest.run import Ingest
+from tenants.leases import Leases
+from tenants.registry import Registry
+from vicinage.clock import Deadline
+from vicinage.records import Floats, Passage
+from vicinage.settings import IndexerSettings, IngestSettings, Settings
+
+DIMENSION = 32
+
+
+def hash_vector(text: str, dimension: int = DIMENSION) -> Floats:
+    """A unit vector that the text alone decides: each word's hash is a direction, the text's is their sum."""
+    total = np.zeros(dimension, np.float64)
+    for word in text.lower().split():
+        seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+        total += np.random.default_rng(seed).standard_normal(dimension)
+    return (total / np.linalg.norm(total)).astype(np.float32)
+
+
+class HashEmbedder:
+    """Real vectors of real texts, by hashing words: enough to find what shares words."""
+
+    model, window_tokens = "all-minilm-l6-v2", 200
+
+    def __init__(self, dimension: int = 384) -> None:
+        self.dimension = dimension
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        tenant: str,
+        lane: Lane = Lane.DOCUMENT,
+        weight: int = 1,
+        deadline: Deadline | None = None,
+    ) -> Floats:
+        return np.stack([hash_vector(t, self.dimension) for t in texts])
+
+    async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
+        return hash_vector(text, self.dimension)
+
+    def close(self) -> None:
+        return None
+
+
+class WordCutter:
+    """Cuts after every 50 words."""
+
+    def cut(self, text: str) -> list[Passage]:
+        pieces, start = [], 0
+        words = text.split()
+        for i in range(0, len(words), 50):
+            first = text.index(words[i], start)
+            end = first
+            for word in words[i : i + 50]:
+                end = text.index(word, end) + len(word)
+            pieces.append(Passage(text[first:end], first, end))
+            start = end
+        return pieces
+
+
+def settings(folder: Path, **indexer: Any) -> Settings:
+    """Settings of a platform in `folder`, quick to notice and to seal."""
+    return Settings(
+        data=folder,
+        ingest=IngestSettings(discover_s=0.05),
+        indexer=IndexerSettings(**{"seal_age_s": 3_600.0, "threads": 1, **indexer}),
+    ).resolved()
+
+
+def make_ingest(base: Ground) -> Ingest:
+    return Ingest(
+        base.log,
+        Registry(base.engine, base.clock),
+        lambda _name: HashEmbedder(),
+        lambda _name: WordCutter(),
+        base.settings.ingest,
+        base.clock,
+    )
+
+
+def make_indexer(base: Ground, owner: str = "test") -> Indexer:
+    return Indexer(
+        log=base.log,
+        registry=Registry(base.engine, base.clock),
+        manifests=base.manifests,
+        leases=Leases(base.engine, base.clock),
+        jobs=base.jobs,
+        store=base.store,
+        backend=open_backend(),
+        settings=base.settings.indexer,
+        clock=base.clock,
+        owner=owner,
+        slots_total=base.settings.slots,
+        embed=lambda _model, texts, tenant: HashEmbedder().embed(texts, tenant=tenant),
+    )
+
+
+@contextmanager
+def running(base: Ground, *, indexing: bool = True) -> Iterator[Any]:
+    """Ingest, indexer and searcher at work on `base`; hands over the searcher."""
+    stop = threading.Event()
+    works = [make_ingest(base).run, *([make_indexer(base).run] if indexing else [])]
+    threads = [threading.Thread(target=work, args=(stop,), daemon=True) for work in works]
+    searcher = build_searcher(base)
+    searcher.start()
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(searcher.ready)
+        yield searcher
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+        searcher.stop()
+
+
+def eventually(true: Any, *, wait_s: float = 15.0) -> None:
+    """Return as soon as `true()` is; fail after `wait_s`."""
+    end = time.monotonic() + wait_s
+    while not true():
+        assert time.monotonic() < end, f"not so within {wait_s} s: {true}"
+        time.sleep(0.01)
+
+
+def open_ground(folder: Path, **indexer: Any) -> Ground:
+    return ground(settings(folder, **indexer))

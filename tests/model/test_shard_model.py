@@ -1,0 +1,175 @@
+"""A shard against a dict: upserts, deletes, re-delivery, sealing, compaction and restarts in any order; searches exact."""
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from indexer.backends import open_backend
+from indexer.compact import _merged
+from indexer.segment import load, newest, write
+from indexer.shard import Shard, surviving
+from tenants.entities import Manifest
+from vicinage.records import ShardId, ShardQuery
+from vicinage.store import LocalStore
+from vicinage.wire import vector_column, vectors_schema
+
+D = 4
+SHARD = ShardId("acme", "docs", 1, 0)
+BACKEND = open_backend()
+NAMES = [f"d{i}" for i in range(6)]
+
+
+def message(rows: list[tuple[str, int, list[np.ndarray] | None, str]]) -> pa.RecordBatch:
+    """(id, version, vectors or None for a deletion, metadata) → a vectors message's batch."""
+    flat = [
+        (name, version, i if vectors is not None else -1, vector, metadata)
+        for name, version, vectors, metadata in rows
+        for i, vector in enumerate(vectors if vectors is not None else [np.zeros(D, np.float32)])
+    ]
+    n = len(flat)
+    columns = [
+        [f[0] for f in flat], [f[1] for f in flat], [1] * n, [f[2] for f in flat],
+        [f"text {f[0]} {f[1]}" if f[2] >= 0 else None for f in flat], [0] * n, [1] * n, [f[4] for f in flat],
+    ]  # fmt: skip
+    schema = vectors_schema(D)
+    arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
+    vectors = vector_column(np.stack([f[3] for f in flat]), [f[2] < 0 for f in flat])
+    return pa.RecordBatch.from_arrays([*arrays, vectors], schema=schema)
+
+
+class ShardMachine(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="vicinage-model-"))
+        self.store = LocalStore(self.folder)
+        self.log: list[pa.RecordBatch] = []
+        self.committed = 0
+        self.version = 0
+        self.manifest = Manifest(SHARD, 0, 0, 0, ())
+        self.model: dict[str, tuple[int, list[np.ndarray], int]] = {}
+        self.rng = np.random.default_rng(0)
+        self.restart()
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _send(self, batch: pa.RecordBatch) -> None:
+        self.log.append(batch)
+        self.shard.apply(batch, len(self.log) - 1)
+
+    @rule(
+        names=st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True),
+        n=st.integers(1, 3),
+        color=st.integers(0, 2),
+    )
+    def upsert(self, names: list[str], n: int, color: int) -> None:
+        rows = []
+        for name in names:
+            self.version += 1
+            vectors = [v / np.linalg.norm(v) for v in self.rng.standard_normal((n, D)).astype(np.float32)]
+            rows.append((name, self.version, vectors, f'{{"color": {color}}}'))
+            self.model[name] = (self.version, vectors, color)
+        self._send(message(rows))
+
+    @rule(name=st.sampled_from(NAMES))
+    def delete(self, name: str) -> None:
+        self.version += 1
+        self.model.pop(name, None)
+        self._send(message([(name, self.version, None, "{}")]))
+
+    @rule(back=st.integers(1, 5))
+    def deliver_again(self, back: int) -> None:
+        """Ingest does its last steps again after a crash: never what it had committed, and so never what may be forgotten."""
+        at = len(self.log) - back
+        if at >= self.committed:
+            self._send(self.log[at])
+
+    def _write(self, live: pa.RecordBatch, deletes: pa.RecordBatch, spec: str):
+        return write(
+            live,
+            deletes,
+            shard=SHARD,
+            spec=spec,
+            metric="cosine",
+            dimension=D,
+            backend=BACKEND,
+            store=self.store,
+            flat_max=3,
+            threads=1,
+        )
+
+    @rule(spec=st.sampled_from(["flat", "auto"]))
+    def seal(self, spec: str) -> None:
+        pending = self.log[self.manifest.sealed :]
+        if pending:
+            segment = self._write(*newest(pending), spec)
+            self._adopt((*self.manifest.segments, segment), len(self.log))
+
+    @rule(forget=st.booleans())
+    def compact(self, forget: bool) -> None:
+        if len(self.manifest.segments) < 2:
+            return
+        segments = [load(ref, self.store, BACKEND, "cosine") for ref in self.manifest.segments]
+        parts = list(zip(segments, surviving(segments), strict=True))
+        if forget:
+            self.committed = len(self.log)
+        live, deletes = _merged(parts, lambda _version: forget)
+        self._adopt((self._write(live, deletes, "flat"),), self.manifest.sealed)
+
+    def _adopt(self, segments: tuple, sealed: int) -> None:
+        self.manifest = replace(self.manifest, version=self.manifest.version + 1, segments=segments, sealed=sealed)
+        self.shard.adopt(self.manifest, [load(ref, self.store, BACKEND, "cosine") for ref in segments])
+
+    @rule()
+    def restart(self) -> None:
+        self.shard = Shard(SHARD, dimension=D, metric="cosine", recall=0.95, backend=BACKEND, manifest=self.manifest)
+        self.shard.adopt(self.manifest, [load(ref, self.store, BACKEND, "cosine") for ref in self.manifest.segments])
+        for offset, batch in enumerate(self.log):
+            if offset >= self.manifest.sealed:
+                self.shard.apply(batch, offset)
+
+    @invariant()
+    def every_document_is_there_once_at_its_newest(self) -> None:
+        if not hasattr(self, "shard"):
+            return
+        stats = self.shard.stats()
+        assert stats.documents == len(self.model)
+        assert stats.passages == sum(len(vectors) for _, vectors, _ in self.model.values())
+        for name in NAMES:
+            found = self.shard.document(name)
+            assert (found and found.version) == (self.model[name][0] if name in self.model else None)
+
+    @invariant()
+    def searches_are_exact(self) -> None:
+        if not hasattr(self, "shard"):
+            return
+        query = self.rng.standard_normal(D).astype(np.float32)
+        query /= np.linalg.norm(query)
+        for condition, keep in (
+            (None, lambda c: True),
+            ({"color": 1}, lambda c: c == 1),
+            ({"color": {"$ne": 0}}, lambda c: c != 0),
+        ):
+            wanted = sorted(
+                (-float(query @ v), name, i)
+                for name, (_, vectors, color) in self.model.items()
+                if keep(color)
+                for i, v in enumerate(vectors)
+            )[:5]
+            for exact in (True, False):
+                asked = ShardQuery(SHARD, query[None], 5, filter=condition, exact=exact, effort=64)
+                [hits] = self.shard.search(asked).hits
+                assert [(h.document_id, h.passage) for h in hits] == [(name, i) for _, name, i in wanted]
+
+
+TestShard = ShardMachine.TestCase
+TestShard.settings = settings(
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
