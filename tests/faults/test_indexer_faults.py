@@ -179,7 +179,5 @@ def test_a_corrupt_segment_is_never_served_and_others_are(tmp_path: Path) -> Non
         other = base.registry.collection("acme", "other").generation().shards()[0]
         query = ShardQuery(other, np.ones((1, DIMENSION), np.float32), 3)
         assert searcher.submit(query, Deadline.after(5)).result(5).hits == ((),)
-        assert list(asyncio.run(searcher.stats()).failed) == [
-            replace(other, collection="docs", slot=list(asyncio.run(searcher.stats()).failed)[0].slot)
-        ]
+        assert {s.collection for s in asyncio.run(searcher.stats()).failed} == {"docs"}
     base.close()

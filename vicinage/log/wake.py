@@ -35,6 +35,7 @@ class Bell:
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sender.setblocking(False)
         self._listener: socket.socket | None = None
+        self._listening = False
         self._closed = False
 
     def count(self) -> int:
@@ -80,11 +81,12 @@ class Bell:
             return  # full: it will wake anyway; gone: nobody waits
 
     def _listen(self) -> None:
-        if self._listener is not None or self._closed:
+        if self._listening or self._closed:
             return
         with self._changed:
-            if self._listener is not None:
+            if self._listening:
                 return
+            self._listening = True
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             listener.bind(str(self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"))
             self._listener = listener

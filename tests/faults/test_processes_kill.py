@@ -1,0 +1,25 @@
+"""kill -9 of each process under writes and searches, on a real platform: one round here, twenty by `make kill`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.timeout(600)
+def test_what_was_acknowledged_is_what_is_found_after_every_process_was_killed() -> None:
+    words = [sys.executable, str(ROOT / "loadtest" / "kill_rounds.py"), "--rounds", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=580, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
+    report = json.loads((ROOT / "build" / "kill.json").read_text())
+    assert [k["process"] for k in report["kills"]] == ["gateway", "ingest", "embedder"]
+    for collection in report["collections"]:
+        assert collection["acknowledged"] == collection["found"] > 0
+        assert collection["wrong"] == []
