@@ -1,10 +1,13 @@
 """★ One question, top to bottom: admit → embed → wait for what it asked for → plan → scatter → merge → answer."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
+from starlette.concurrency import run_in_threadpool
 
 from query.admission import Admission
 from query.freshness import Freshness
@@ -17,6 +20,10 @@ from tenants.registry import Registry
 from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused
 from vicinage.records import Floats, Hit
+
+T = TypeVar("T")
+SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 4
+"""The same bound that documents keep to (ingest/documents.py)."""
 
 
 class QueryEmbedder(Protocol):
@@ -34,7 +41,8 @@ class Answer:
     hits: tuple[Hit, ...]
     watermark: str
     """`slot-offset` of every shard that answered, joined by dots."""
-    lag_ms: int
+    lag_ms: int | None
+    """None while it cannot be measured."""
     generation: int
     effort: int
     missing_share: float
@@ -54,28 +62,42 @@ class Answerer:
 
     async def answer(self, question: Question, principal: Principal) -> Answer:
         """The answer. Raises what the steps raise; the tenant is the credential's (law 1)."""
-        tenant, collection = self.find(principal, question.collection)
         deadline = Deadline.after(question.timeout_s)
+        tenant, collection = await self.find(principal, question.collection)
         with self.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
-            live = collection.generation()
-            vector = await self._vector(question, tenant, live, deadline)
-            if question.wait_for is not None:
-                await self.freshness.reach(question.wait_for, tenant, live, deadline)
-            plan = make_plan(question, collection, vector, self.registry.version)
-            gathered = await self.searchers.scatter(plan, deadline)
-            hits = merge(gathered.partials, question.k)
-            if gathered.missing_share() == 0:
-                self.recall.offer(plan, hits, gathered.partials)
-            return await self._statement(tenant, plan, gathered, hits)
+            return await self.on_live(collection, partial(self._answer, question, tenant, deadline))
 
-    def find(self, principal: Principal, name: str) -> tuple[Tenant, Collection]:
+    async def on_live(self, collection: Collection, ask: Callable[[Collection], Awaitable[T]]) -> T:
+        """What `ask` makes of the collection; asked once more where its live generation was cut over on the way."""
+        try:
+            return await ask(collection)
+        except NotFound:
+            await run_in_threadpool(self.registry.refresh)
+            now = self.registry.collection(collection.tenant, collection.name)
+            if now.live == collection.live:
+                raise
+            return await ask(now)
+
+    async def _answer(self, question: Question, tenant: Tenant, deadline: Deadline, collection: Collection) -> Answer:
+        live = collection.generation()
+        vector = await self._vector(question, tenant, live, deadline)
+        if question.wait_for is not None:
+            await self.freshness.reach(question.wait_for, tenant, live, deadline)
+        plan = make_plan(question, collection, vector, self.registry.version)
+        gathered = await self.searchers.scatter(plan, deadline)
+        hits = merge(gathered.partials, question.k)
+        if not gathered.failures:
+            self.recall.offer(plan, hits, gathered.partials)
+        return await self._statement(tenant, plan, gathered, hits)
+
+    async def find(self, principal: Principal, name: str) -> tuple[Tenant, Collection]:
         """The principal's tenant and its collection; looked for once more when not there, it may be new. Raises NotFound."""
         if principal.tenant is None:
             raise NotFound("an operator's key has no collections; use a tenant's key")
         try:
             return self.registry.tenant(principal.tenant), self.registry.collection(principal.tenant, name)
         except NotFound:
-            self.registry.refresh()
+            await run_in_threadpool(self.registry.refresh)
             return self.registry.tenant(principal.tenant), self.registry.collection(principal.tenant, name)
 
     async def _vector(self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline) -> Floats:
@@ -113,11 +135,15 @@ def checked_vector(vector: Floats, live: Generation) -> Floats:
             field="vector",
             limit=live.dimension,
         )
-    length = float(np.linalg.norm(vector))
-    if not np.isfinite(length):
-        raise Refused("vector holds NaN, infinity, or numbers too large for float32", field="vector")
+    exact = vector.astype(np.float64)  # squares of a float32 may be beyond float32
+    square = float(exact @ exact)
+    if not math.isfinite(square):
+        raise Refused("vector holds NaN, infinity, or a number beyond float32", field="vector")
     if live.metric != "cosine":
+        if square > SQUARE_MAX:
+            raise Refused("vector is so long that its products overflow float32", field="vector")
         return vector
-    if length == 0:
+    if square == 0:
         raise Refused("vector is zero, and the cosine of zero is not defined", field="vector")
-    return vector / np.float32(length)
+    unit: Floats = (exact / math.sqrt(square)).astype(np.float32)
+    return unit

@@ -6,6 +6,7 @@ A token is positions in the tenant's documents log. Once ingest has committed be
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,14 +16,22 @@ from query.scatter import Searchers
 from tenants.entities import Generation, Group, Tenant
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Clock, Deadline
-from vicinage.errors import DeadlineExceeded, NotFound, Overloaded
+from vicinage.errors import DeadlineExceeded, NotFound, Overloaded, Refused, VicinageError
 from vicinage.log import Log
-from vicinage.records import Token
-from vicinage.telemetry import gauge
+from vicinage.records import Position, Token
+from vicinage.telemetry import events, gauge
 from vicinage.wire import parse_rows_key
 
 LAG_FRESH_S: Final = 0.2
+"""A lag measured this long ago is said as it is; then it is measured again beside the answers."""
+LAG_STALE_S: Final = 1.0
+"""A lag older than this is not said any more: the answer waits for a new one."""
+LAG_WAIT_S: Final = 0.25
+"""How long an answer waits for it; then it says that the lag is not known."""
 WAITERS_MAX: Final = 64
+WAITERS_OF_ONE_TENANT_MAX: Final = 24
+"""So that one tenant whose documents are not ingested leaves room for the others' waits (law 7)."""
+_event = events("query")
 _lag = gauge(
     "vicinage_query_freshness_lag_ms",
     "age of the oldest accepted record of the tenants asked lately that is not yet searchable",
@@ -31,8 +40,11 @@ _lag = gauge(
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    lag_ms: int
+    lag_ms: int | None
     at: float
+
+    def age_s(self) -> float:
+        return time.monotonic() - self.at
 
 
 class Freshness:
@@ -43,56 +55,79 @@ class Freshness:
         self._searchers = searchers
         self._clock = clock
         self._known: dict[tuple[str, str], _Known] = {}
-        self._looking: set[tuple[str, str]] = set()
-        self._tasks: set[asyncio.Task[int]] = set()
+        self._looking: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._waiters = ThreadPoolExecutor(WAITERS_MAX, thread_name_prefix="wait-for")
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
         self._lookers = ThreadPoolExecutor(2, thread_name_prefix="freshness")
 
     async def reach(self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline) -> None:
-        """Return when everything up to `token` is searchable in this generation. Raises DeadlineExceeded, Overloaded."""
-        if self._waiting >= WAITERS_MAX:
+        """Return when everything up to `token` is searchable in this generation.
+
+        Raises DeadlineExceeded, Overloaded, and Refused for a position that the log never gave out.
+        """
+        if self._waiting.total() >= WAITERS_MAX or self._waiting[tenant.name] >= WAITERS_OF_ONE_TENANT_MAX:
             raise Overloaded("too many searches wait for their writes", retry_after_s=0.5)
-        self._waiting += 1
+        self._waiting[tenant.name] += 1
         try:
             loop = asyncio.get_running_loop()
             ends = await loop.run_in_executor(self._waiters, self._ends, token, tenant, generation, deadline)
         finally:
-            self._waiting -= 1
+            self._waiting -= Counter([tenant.name])
         await self._searchers.reach(ends, deadline)
 
     def _ends(self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline) -> dict[int, int]:
         topic = tenant.documents_topic
         for p in token.positions:
+            self._check_given_out(topic, p)
             if not self._log.wait_committed(Group.INGEST, topic, p.partition, p.offset, wait_s=deadline.left_s()):
                 raise DeadlineExceeded(
                     f"position {p.partition}-{p.offset} was not ingested in time", dependency="ingest"
                 )
         return {slot: self._log.end(VECTORS_TOPIC, slot) for slot in generation.slots}
 
-    async def lag_ms(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> int:
-        """The tenant's freshness lag in this collection, measured at most LAG_FRESH_S ago."""
+    def _check_given_out(self, topic: str, position: Position) -> None:
+        """A position that does not exist yet is nobody's write: it is refused, and holds up no thread until its deadline."""
+        try:
+            known = position.offset < self._log.end(topic, position.partition)
+        except NotFound:
+            known = False
+        if not known:
+            raise Refused(
+                f"wait_for names position {position.partition}-{position.offset}, which no write has", field="wait_for"
+            )
+
+    async def lag_ms(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> int | None:
+        """The tenant's freshness lag in this collection, measured at most LAG_STALE_S ago.
+
+        None while it cannot be known: the log is away, or a slot of the collection has no watermark.
+        """
+        if any(slot not in watermarks for slot in generation.slots):
+            return None
         name = (tenant.name, generation.collection)
         known = self._known.get(name)
-        if known is None:
-            return await self._look(tenant, generation, watermarks)
-        if time.monotonic() - known.at > LAG_FRESH_S and name not in self._looking:
-            self._looking.add(name)
-            task = asyncio.create_task(self._look(tenant, generation, watermarks))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        return known.lag_ms
+        if known is not None and known.age_s() < LAG_FRESH_S:
+            return known.lag_ms
+        looking = self._looking.get(name)
+        if looking is None:
+            looking = self._looking[name] = asyncio.create_task(self._look(tenant, generation, watermarks))
+        if known is None or known.age_s() > LAG_STALE_S:
+            await asyncio.wait((looking,), timeout=LAG_WAIT_S)
+            known = self._known.get(name)
+        return known.lag_ms if known is not None and known.age_s() < LAG_STALE_S else None
 
-    async def _look(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> int:
+    async def _look(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> None:
         name = (tenant.name, generation.collection)
+        lag: int | None = None
         try:
             loop = asyncio.get_running_loop()
             lag = await loop.run_in_executor(self._lookers, self.measure, tenant, generation, watermarks)
-            self._known[name] = _Known(lag, time.monotonic())
-            _lag.set(max(k.lag_ms for k in self._known.values()))
-            return lag
+        except VicinageError as error:
+            _event.warning("freshness lag is not known", tenant=tenant.name, reason=str(error))
         finally:
-            self._looking.discard(name)
+            del self._looking[name]
+        self._known[name] = _Known(lag, time.monotonic())
+        self._known = {name: k for name, k in self._known.items() if k.age_s() < LAG_STALE_S}
+        _lag.set(max((k.lag_ms for k in self._known.values() if k.lag_ms is not None), default=0))
 
     def measure(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> int:
         """Milliseconds since the oldest record that is accepted but not yet searchable; 0 when none waits. Blocks."""

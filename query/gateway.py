@@ -5,6 +5,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from indexer.searcher import SearcherStats
 from query.admission import Admission
 from query.answer import Answerer, QueryEmbedder
 from query.api import admin, collections, documents, health, search
 from query.freshness import Freshness
-from query.problems import internal, plain, problem
+from query.problems import DOCUMENTED, internal, plain, problem
 from query.recall import RecallMonitor
 from query.scatter import Searcher, Searchers
 from tenants.audit import Audit
+from tenants.entities import Collection
 from tenants.jobs import Jobs
 from tenants.keys import Keys
 from tenants.registry import Registry
@@ -57,6 +60,8 @@ class Gateway:
     slots_total: int
     clock: Clock
     local_operator: bool = False
+    on_failure: Callable[[BaseException], None] | None = None
+    """Told when what runs beside the routes dies."""
     searchers: Searchers = field(init=False)
     freshness: Freshness = field(init=False)
     recall: RecallMonitor = field(init=False)
@@ -102,20 +107,23 @@ class Gateway:
     async def freshness_report(self, tenant: str | None) -> list[dict[str, Any]]:
         """Per tenant: lag now, and percentiles of recent index lags."""
         stats = await self.searchers.stats(tenant)
+        lags_of: dict[str, list[int | None]] = {}
+        for c in self.registry.collections(tenant):
+            lags_of.setdefault(c.tenant, []).append(await self._lag(c, stats))
         rows = []
         for t in [t for t in self.registry.tenants() if tenant in (None, t.name)]:
             recent = [lag for s in stats for lag in s.index_lag_ms.get(t.name, ())]
-            lags = [await self._lag(t.name, c, stats) for c in self.registry.collections(t.name)]
+            lags = lags_of.get(t.name, [])
+            known = [lag for lag in lags if lag is not None]
+            lag_ms = max(known, default=0) if len(known) == len(lags) else None
             p50, p99 = (round(float(np.percentile(recent, q)), 1) for q in (50, 99)) if recent else (None, None)
-            rows.append(
-                {"tenant": t.name, "lag_ms": max(lags, default=0), "p50_ms": p50, "p99_ms": p99, "n": len(recent)}
-            )
+            rows.append({"tenant": t.name, "lag_ms": lag_ms, "p50_ms": p50, "p99_ms": p99, "n": len(recent)})
         return rows
 
-    async def _lag(self, tenant: str, collection: Any, stats: list[Any]) -> int:
+    async def _lag(self, collection: Collection, stats: list[SearcherStats]) -> int | None:
         live = collection.generation()
         watermarks = {slot: at for s in stats for slot, at in s.watermarks.items() if slot in live.slots}
-        return await run_in_threadpool(self.freshness.measure, self.registry.tenant(tenant), live, watermarks)
+        return await self.freshness.lag_ms(self.registry.tenant(collection.tenant), live, watermarks)
 
 
 async def _answers(ask: Callable[[], object]) -> bool:
@@ -132,6 +140,8 @@ def create_app(house: Gateway) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         beside = [asyncio.create_task(house.recall.run()), asyncio.create_task(_keep_fresh(house))]
+        for task in beside:
+            task.add_done_callback(partial(_ended, house))
         try:
             yield
         finally:
@@ -141,7 +151,9 @@ def create_app(house: Gateway) -> FastAPI:
             await asyncio.gather(*beside, return_exceptions=True)
             house.freshness.close()
 
-    app = FastAPI(title="Vicinage", version=__version__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="Vicinage", version=__version__, lifespan=lifespan, redoc_url=None, responses={"default": DOCUMENTED}
+    )
     app.state.gateway = house
     for each in (search, documents, collections, admin, health):
         app.include_router(each.router)
@@ -150,6 +162,15 @@ def create_app(house: Gateway) -> FastAPI:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _ours)
     return app
+
+
+def _ended(house: Gateway, task: asyncio.Task[None]) -> None:
+    """The role's boundary: what runs beside the routes ends only with them, or ends the role, loudly."""
+    if task.cancelled() or (error := task.exception()) is None:
+        return
+    _event.error("a part of the gateway died", exc_info=error)
+    if house.on_failure is not None:
+        house.on_failure(error)
 
 
 async def _keep_fresh(house: Gateway) -> None:

@@ -10,6 +10,37 @@ from starlette.responses import Response
 from vicinage.errors import Denied, Overloaded, Refused, Unavailable, VicinageError
 
 MEDIA_TYPE: Final = "application/problem+json"
+DOCUMENTED: Final[dict[str, Any]] = {
+    "description": "A problem (RFC 9457). `type` is stable; `field`, `limit` and `retry_after_s` stand where they apply.",
+    "content": {
+        MEDIA_TYPE: {
+            "schema": {
+                "type": "object",
+                "required": ["type", "title", "status", "detail"],
+                "properties": {
+                    "type": {"type": "string"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer"},
+                    "detail": {"type": "string"},
+                    "field": {"type": "string"},
+                    "limit": {"type": ["string", "number"]},
+                    "retry_after_s": {"type": "number"},
+                    "dependency": {"type": "string"},
+                    "request_id": {"type": "string"},
+                },
+            },
+            "example": {
+                "type": "urn:vicinage:problem:refused",
+                "title": "The request was refused",
+                "status": 400,
+                "detail": "k is 0; it goes from 1 to 1000",
+                "field": "k",
+                "limit": 1,
+            },
+        }
+    },
+}
+"""How OpenAPI shows them."""
 
 
 def problem(error: VicinageError) -> Response:

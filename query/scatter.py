@@ -9,7 +9,7 @@ from indexer.searcher import SearcherStats
 from indexer.shard import StoredDocument
 from query.plan import Plan
 from vicinage.clock import Deadline
-from vicinage.errors import Corrupt, DeadlineExceeded, Unavailable, VicinageError
+from vicinage.errors import Corrupt, Unavailable, VicinageError
 from vicinage.records import Partial, ShardId, ShardQuery
 
 
@@ -50,7 +50,7 @@ class Gathered:
     """What the shards answered, and why the others did not."""
 
     partials: tuple[Partial, ...]
-    failures: tuple[VicinageError, ...]
+    failures: tuple[Unavailable, ...]
 
     def missing_share(self) -> float:
         """Share of the shards without an answer."""
@@ -77,26 +77,23 @@ class Searchers:
 
         Raises the first failure when no shard answered, and at once what would be the same everywhere (Refused, Overloaded).
         """
-        if len(plan.queries) == 1:
-            outcomes: list[Partial | BaseException] = [await self._ask(plan.queries[0], deadline)]
+        if len(plan.queries) == 1:  # no task for the one that most collections have
+            outcomes = [await self._ask(plan.queries[0], deadline)]
         else:
-            asked = (self._ask(query, deadline) for query in plan.queries)
-            outcomes = list(await asyncio.gather(*asked, return_exceptions=True))
-        partials = tuple(o for o in outcomes if isinstance(o, Partial))
-        failures = tuple(o for o in outcomes if isinstance(o, Unavailable | DeadlineExceeded | Corrupt))
-        for other in outcomes:
-            if isinstance(other, BaseException) and other not in failures:
-                raise other
-        if failures and not partials:
-            raise (
-                failures[0]
-                if isinstance(failures[0], Unavailable)
-                else Unavailable(str(failures[0]), dependency="searcher")
-            )
-        return Gathered(partials, failures)
+            outcomes = await asyncio.gather(*(self._ask(query, deadline) for query in plan.queries))
+        failures = tuple(o for o in outcomes if isinstance(o, Unavailable))
+        if len(failures) == len(outcomes):
+            raise failures[0]
+        return Gathered(tuple(o for o in outcomes if isinstance(o, Partial)), failures)
 
-    async def _ask(self, query: ShardQuery, deadline: Deadline) -> Partial:
-        return await self.holding(query.shard.slot).search(query, deadline)
+    async def _ask(self, query: ShardQuery, deadline: Deadline) -> Partial | Unavailable:
+        """The shard's answer, or why it is missing."""
+        try:
+            return await self.holding(query.shard.slot).search(query, deadline)
+        except Unavailable as missing:
+            return missing
+        except Corrupt:
+            return Unavailable("a shard failed its checksum and is not served", dependency="searcher", retry_after_s=5)
 
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> None:
         """Wait until every slot is searchable up to its position. Raises DeadlineExceeded."""

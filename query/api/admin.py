@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from indexer import reindex
-from query.api.collections import FIELDS, create_for, facts
-from query.api.http import answer, gateway, integer, json_object, principal, typed
+from query.api.collections import FIELDS, create_for, facts, facts_of
+from query.api.http import answer, gateway, integer, json_object, name_in, number, principal, typed
 from tenants import provisioning
 from tenants.entities import Job, Key, Tenant
 from vicinage.errors import Refused
@@ -19,17 +19,17 @@ router = APIRouter(prefix="/v1/admin")
 EXPIRES_S_MAX: Final = 10 * 365 * 86_400
 
 
-def _operator(request: Request) -> tuple[Any, str]:
+async def _operator(request: Request) -> tuple[Any, str]:
     who = principal(request, "operate")
     house = gateway(request)
-    house.registry.refresh()
+    await run_in_threadpool(house.registry.refresh)
     return house, f"operator/{who.key_id}"
 
 
 @router.post("/tenants", status_code=201, response_model=None)
 async def create_tenant(request: Request) -> Response:
     """A new tenant with its topics and a first key (read and write), which is shown once."""
-    house, actor = _operator(request)
+    house, actor = await _operator(request)
     value = await json_object(request, frozenset({"name", "class"}))
     name = typed(value, "name", str, "the tenant's name", needed=True)
     priority: Any = typed(value, "class", str, "gold, silver or bronze") or "silver"
@@ -47,45 +47,52 @@ async def create_tenant(request: Request) -> Response:
 @router.get("/tenants", response_model=None)
 async def list_tenants(request: Request) -> Response:
     """All tenants."""
-    house, _ = _operator(request)
-    return answer([_tenant(house, t) for t in house.registry.tenants()])
+    house, _ = await _operator(request)
+    names: dict[str, list[str]] = {}
+    for c in house.registry.collections():
+        names.setdefault(c.tenant, []).append(c.name)
+    return answer([_tenant(t, names.get(t.name, [])) for t in house.registry.tenants()])
 
 
 @router.get("/tenants/{tenant}", response_model=None)
 async def show_tenant(tenant: str, request: Request) -> Response:
     """One tenant."""
-    house, _ = _operator(request)
-    return answer(_tenant(house, house.registry.tenant(tenant)))
+    house, _ = await _operator(request)
+    return answer(_shown(house, house.registry.tenant(tenant)))
 
 
 @router.post("/tenants/{tenant}/suspend", response_model=None)
 async def suspend_tenant(tenant: str, request: Request) -> Response:
     """Refuse its keys and pause its topic; nothing is lost."""
-    house, actor = _operator(request)
-    return answer(_tenant(house, await run_in_threadpool(house.registry.suspend_tenant, tenant, actor=actor)))
+    house, actor = await _operator(request)
+    return answer(_shown(house, await run_in_threadpool(house.registry.suspend_tenant, tenant, actor=actor)))
 
 
 @router.post("/tenants/{tenant}/resume", response_model=None)
 async def resume_tenant(tenant: str, request: Request) -> Response:
     """Undo a suspension."""
-    house, actor = _operator(request)
-    return answer(_tenant(house, await run_in_threadpool(house.registry.resume_tenant, tenant, actor=actor)))
+    house, actor = await _operator(request)
+    return answer(_shown(house, await run_in_threadpool(house.registry.resume_tenant, tenant, actor=actor)))
 
 
 @router.delete("/tenants/{tenant}", response_model=None)
 async def delete_tenant(tenant: str, request: Request) -> Response:
     """Delete a tenant, its collections and its topics. Its name is not given again."""
-    house, actor = _operator(request)
+    house, actor = await _operator(request)
     await run_in_threadpool(provisioning.delete_tenant, house.registry, house.log, tenant, actor=actor)
     return answer({"deleted": tenant})
 
 
-def _tenant(house: Any, tenant: Tenant) -> dict[str, Any]:
+def _shown(house: Any, tenant: Tenant) -> dict[str, Any]:
+    return _tenant(tenant, [c.name for c in house.registry.collections(tenant.name)])
+
+
+def _tenant(tenant: Tenant, collections: list[str]) -> dict[str, Any]:
     return {
         "tenant": tenant.name,
         "class": tenant.priority,
         "state": tenant.state,
-        "collections": [c.name for c in house.registry.collections(tenant.name)],
+        "collections": collections,
         "topic": tenant.documents_topic,
         "created_ms": tenant.created_ms,
     }
@@ -94,7 +101,7 @@ def _tenant(house: Any, tenant: Tenant) -> dict[str, Any]:
 @router.post("/keys", status_code=201, response_model=None)
 async def create_key(request: Request) -> Response:
     """A new key, shown once: of a tenant (scopes read, write), or of an operator (tenant null, scope operate)."""
-    house, actor = _operator(request)
+    house, actor = await _operator(request)
     value = await json_object(request, frozenset({"tenant", "scopes", "expires_s"}))
     scopes = typed(value, "scopes", list, "a list of scopes", needed=True)
     if not all(isinstance(s, str) for s in scopes):
@@ -109,15 +116,17 @@ async def create_key(request: Request) -> Response:
 @router.get("/keys", response_model=None)
 async def list_keys(request: Request) -> Response:
     """Keys without their secrets, of one tenant or of all."""
-    house, _ = _operator(request)
-    return answer([_key(k) for k in await run_in_threadpool(house.keys.list, request.query_params.get("tenant"))])
+    house, _ = await _operator(request)
+    return answer(
+        [_key(k) for k in await run_in_threadpool(house.keys.list, name_in(request.query_params.get("tenant")))]
+    )
 
 
 @router.delete("/keys/{key_id}", response_model=None)
 async def revoke_key(key_id: str, request: Request) -> Response:
     """End a key; within a second it works nowhere."""
-    house, actor = _operator(request)
-    return answer(_key(await run_in_threadpool(house.keys.revoke, key_id, actor=actor)))
+    house, actor = await _operator(request)
+    return answer(_key(await run_in_threadpool(house.keys.revoke, name_in(key_id), actor=actor)))
 
 
 def _key(key: Key) -> dict[str, Any]:
@@ -127,7 +136,7 @@ def _key(key: Key) -> dict[str, Any]:
 @router.post("/tenants/{tenant}/collections", status_code=201, response_model=None)
 async def create_collection(tenant: str, request: Request) -> Response:
     """A collection for a tenant."""
-    house, actor = _operator(request)
+    house, actor = await _operator(request)
     made = await run_in_threadpool(create_for, house, tenant, await json_object(request, FIELDS), actor)
     return answer(await facts(house, made), 201)
 
@@ -135,46 +144,46 @@ async def create_collection(tenant: str, request: Request) -> Response:
 @router.get("/collections", response_model=None)
 async def list_collections(request: Request) -> Response:
     """Collections of one tenant or of all, with what each holds."""
-    house, _ = _operator(request)
-    return answer([await facts(house, c) for c in house.registry.collections(request.query_params.get("tenant"))])
+    house, _ = await _operator(request)
+    tenant = request.query_params.get("tenant")
+    return answer(await facts_of(house, house.registry.collections(tenant), tenant))
 
 
 @router.get("/tenants/{tenant}/collections/{collection}", response_model=None)
 async def show_collection(tenant: str, collection: str, request: Request) -> Response:
     """One collection."""
-    house, _ = _operator(request)
+    house, _ = await _operator(request)
     return answer(await facts(house, house.registry.collection(tenant, collection)))
 
 
 @router.get("/models", response_model=None)
 async def list_models(request: Request) -> Response:
     """The model registry."""
-    house, _ = _operator(request)
+    house, _ = await _operator(request)
     return answer([asdict(m) for m in house.registry.models()])
 
 
 @router.get("/audit", response_model=None)
 async def list_audit(request: Request) -> Response:
     """Audit records, oldest first; go on with `?after=` the last `seq`."""
-    house, _ = _operator(request)
-    after, limit = request.query_params.get("after", "0"), request.query_params.get("limit", "100")
-    if not after.isdigit() or not limit.isdigit() or not 1 <= int(limit) <= 1_000:
-        raise Refused("after is a sequence number, limit 1 to 1000", field="limit", limit=1_000)
-    records = await run_in_threadpool(house.audit.records, after=int(after), limit=int(limit))
+    house, _ = await _operator(request)
+    after = number(request.query_params.get("after"), "after", 0, 2**53, 0)
+    limit = number(request.query_params.get("limit"), "limit", 1, 1_000, 100)
+    records = await run_in_threadpool(house.audit.records, after=after, limit=limit)
     return answer([asdict(r) for r in records])
 
 
 @router.post("/audit/verify", response_model=None)
 async def verify_audit(request: Request) -> Response:
     """Check that no record was altered or removed."""
-    house, _ = _operator(request)
+    house, _ = await _operator(request)
     return answer({"records": await run_in_threadpool(house.audit.verify), "intact": True})
 
 
 @router.post("/reindex", status_code=202, response_model=None)
 async def start_reindex(request: Request) -> Response:
     """Build a collection's next generation beside the live one; follow it by its id."""
-    house, actor = _operator(request)
+    house, actor = await _operator(request)
     value = await json_object(request, frozenset({"tenant", "collection", "index", "model", "shards"}))
     job = await run_in_threadpool(
         reindex.start,
@@ -193,22 +202,24 @@ async def start_reindex(request: Request) -> Response:
 @router.get("/reindex", response_model=None)
 async def list_reindex(request: Request) -> Response:
     """Reindex jobs, oldest first."""
-    house, _ = _operator(request)
-    return answer([_job(j) for j in await run_in_threadpool(house.jobs.list, request.query_params.get("tenant"))])
+    house, _ = await _operator(request)
+    return answer(
+        [_job(j) for j in await run_in_threadpool(house.jobs.list, name_in(request.query_params.get("tenant")))]
+    )
 
 
 @router.get("/reindex/{job_id}", response_model=None)
 async def show_reindex(job_id: str, request: Request) -> Response:
     """One job."""
-    house, _ = _operator(request)
-    return answer(_job(await run_in_threadpool(house.jobs.get, job_id)))
+    house, _ = await _operator(request)
+    return answer(_job(await run_in_threadpool(house.jobs.get, name_in(job_id))))
 
 
 @router.post("/reindex/{job_id}/cancel", response_model=None)
 async def cancel_reindex(job_id: str, request: Request) -> Response:
     """Give up a job that has not cut over."""
-    house, _ = _operator(request)
-    return answer(_job(await run_in_threadpool(reindex.cancel, house.registry, house.jobs, job_id)))
+    house, _ = await _operator(request)
+    return answer(_job(await run_in_threadpool(reindex.cancel, house.registry, house.jobs, name_in(job_id))))
 
 
 def _job(job: Job) -> dict[str, Any]:
@@ -218,21 +229,21 @@ def _job(job: Job) -> dict[str, Any]:
 @router.get("/capacity", response_model=None)
 async def capacity(request: Request) -> Response:
     """What every tenant and collection holds, what is left, and how each figure was measured."""
-    house, _ = _operator(request)
+    house, _ = await _operator(request)
     return answer(await house.capacity())
 
 
 @router.get("/freshness", response_model=None)
 async def freshness(request: Request) -> Response:
     """Per tenant: the freshness lag now, and percentiles of recent index lags (searchable time minus event time)."""
-    house, _ = _operator(request)
+    house, _ = await _operator(request)
     return answer(await house.freshness_report(request.query_params.get("tenant")))
 
 
 @router.get("/recall", response_model=None)
 async def recall(request: Request) -> Response:
     """Per collection: recall measured on sampled live searches, with its interval, n, target and verdict."""
-    house, _ = _operator(request)
+    house, _ = await _operator(request)
     targets = {(c.tenant, c.name): c.objectives.recall for c in house.registry.collections()}
     parameters = request.query_params
     return answer(house.recall.report(targets, parameters.get("tenant"), parameters.get("collection")))

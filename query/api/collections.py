@@ -1,6 +1,6 @@
 """A tenant's collections: make, list, look at, delete."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -8,10 +8,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from indexer.shard import ShardStats
 from query.api.http import answer, gateway, integer, json_object, principal, typed
 from tenants import provisioning
 from tenants.entities import Collection, Objectives
 from vicinage.errors import NotFound, Refused
+from vicinage.records import ShardId
 
 router = APIRouter()
 FIELDS: Final = frozenset({"name", "model", "dimension", "metric", "index", "shards", "objectives"})
@@ -69,8 +71,8 @@ async def list_all(request: Request) -> Response:
     """The tenant's collections, with what each holds."""
     who = principal(request, "read")
     house = gateway(request)
-    house.registry.refresh()
-    found = [await facts(house, c) for c in house.registry.collections(who.tenant)] if who.tenant else []
+    await run_in_threadpool(house.registry.refresh)
+    found = await facts_of(house, house.registry.collections(who.tenant), who.tenant) if who.tenant else []
     return answer({"collections": found})
 
 
@@ -79,7 +81,8 @@ async def show(collection: str, request: Request) -> Response:
     """Counts, freshness lag, recall with its interval, generation and index of one collection."""
     who = principal(request, "read")
     house = gateway(request)
-    return answer(await facts(house, house.answerer.find(who, collection)[1]))
+    _, found = await house.answerer.find(who, collection)
+    return answer(await facts(house, found))
 
 
 @router.delete("/v1/collections/{collection}", status_code=202, response_model=None)
@@ -87,19 +90,32 @@ async def delete(collection: str, request: Request) -> Response:
     """Delete a collection with all its documents."""
     who = principal(request, "write")
     house = gateway(request)
-    tenant, _ = house.answerer.find(who, collection)
+    tenant, _ = await house.answerer.find(who, collection)
     await run_in_threadpool(house.registry.delete_collection, tenant.name, collection, actor=who.key_id)
     return answer({"deleted": collection}, 202)
 
 
 async def facts(house: Any, collection: Collection) -> dict[str, Any]:
     """What is known of a collection: what was set, and what was measured."""
+    return (await facts_of(house, [collection], collection.tenant))[0]
+
+
+async def facts_of(house: Any, collections: Sequence[Collection], tenant: str | None) -> list[dict[str, Any]]:
+    """The same of many, of one tenant or of all; the searchers are asked once."""
+    slots = {slot for c in collections for slot in c.generation().slots}
+    stats = await house.searchers.stats(tenant, slots=slots)
+    held = {s.shard: s for each in stats for s in each.shards}
+    watermarks = {slot: at for each in stats for slot, at in each.watermarks.items()}
+    return [await _facts(house, c, held, watermarks) for c in collections]
+
+
+async def _facts(
+    house: Any, collection: Collection, held: Mapping[ShardId, ShardStats], watermarks: Mapping[int, int]
+) -> dict[str, Any]:
     live = collection.generation()
-    stats = await house.searchers.stats(collection.tenant, slots=live.slots)
-    shards = [s for each in stats for s in each.shards if s.shard in live.shards()]
-    watermarks = {s.shard.slot: s.watermark for s in shards}
+    shards = [held[s] for s in live.shards() if s in held]
     tenant = house.registry.tenant(collection.tenant)
-    lag_ms = await house.freshness.lag_ms(tenant, live, watermarks) if house.searchers.all else None
+    lag_ms = await house.freshness.lag_ms(tenant, live, watermarks)
     measured = house.recall.report(
         {(collection.tenant, collection.name): collection.objectives.recall}, collection.tenant, collection.name
     )

@@ -1,5 +1,6 @@
 """Documents in and out: POST a batch, read one, delete some; and the letters that could not be delivered."""
 
+from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -8,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from indexer import filters
+from indexer.shard import StoredDocument
 from ingest import dead_letters, intake
 from ingest.documents import Entry, Rules, parse_arrow_body, parse_json, parse_ndjson
-from query.api.http import answer, body, checked_object, content_type, gateway, json_object, principal, typed
+from query.api.http import answer, body, checked_object, content_type, gateway, json_object, number, principal, typed
 from query.api.search import token_of
 from tenants.entities import CLASS_WEIGHT, Collection, Tenant
 from vicinage.clock import Deadline
@@ -52,7 +54,7 @@ async def write(collection: str, request: Request) -> Response:
     """Write documents. Each replaces the one of its id as a whole; what is wrong with one is said of that one."""
     who = principal(request, "write")
     house = gateway(request)
-    tenant, found = house.answerer.find(who, collection)
+    tenant, found = await house.answerer.find(who, collection)
     data = await body(request)
     kind = content_type(request)
     with house.answerer.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
@@ -92,19 +94,25 @@ async def read(collection: str, document_id: str, request: Request) -> Response:
     """One document as it is searchable now: its passages, metadata and version. `?wait_for=TOKEN` reads one's own write."""
     who = principal(request, "read")
     house = gateway(request)
-    tenant, found = house.answerer.find(who, collection)
+    tenant, found = await house.answerer.find(who, collection)
     live = found.generation()
     deadline = Deadline.after(house.settings.timeout_ms / 1000)
     token = token_of(request.query_params.get("wait_for"))
     with house.answerer.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
         if token is not None:
             await house.freshness.reach(token, tenant, live, deadline)
-        shard = live.shards()[shard_of(document_id, len(live.slots))]
-        stored = await house.searchers.holding(shard.slot).document(shard, document_id, deadline)
+        stored = await house.answerer.on_live(found, partial(_stored, house, document_id, deadline))
     if stored is None:
         raise NotFound(f"there is no document of that id in {collection!r}")
     passages = [{"passage": i, "text": p.text, "start": p.start, "end": p.end} for i, p in enumerate(stored.passages)]
     return answer({"id": stored.id, "version": stored.version, "metadata": stored.metadata, "passages": passages})
+
+
+async def _stored(house: Any, document_id: str, deadline: Deadline, collection: Collection) -> StoredDocument | None:
+    live = collection.generation()
+    shard = live.shards()[shard_of(document_id, len(live.slots))]
+    found: StoredDocument | None = await house.searchers.holding(shard.slot).document(shard, document_id, deadline)
+    return found
 
 
 @router.delete("/v1/collections/{collection}/documents/{document_id:path}", status_code=202, response_model=None)
@@ -112,7 +120,7 @@ async def delete_one(collection: str, document_id: str, request: Request) -> Res
     """Forget one document. No error when it is not there."""
     who = principal(request, "write")
     house = gateway(request)
-    tenant, found = house.answerer.find(who, collection)
+    tenant, found = await house.answerer.find(who, collection)
     return await _delete(house, tenant, found, [document_id])
 
 
@@ -121,19 +129,19 @@ async def delete_many(collection: str, request: Request) -> Response:
     """Forget documents by `ids`, or those that pass a `filter` as of now."""
     who = principal(request, "write")
     house = gateway(request)
-    tenant, found = house.answerer.find(who, collection)
+    tenant, found = await house.answerer.find(who, collection)
     value = await json_object(request, frozenset({"ids", "filter"}))
     if (value.get("ids") is None) == (value.get("filter") is None):
         raise Refused("send ids or a filter", field="ids")
     ids = typed(value, "ids", list, "a list of document ids")
     if ids is None:
-        ids = await _matching(house, found, value["filter"])
+        ids = await house.answerer.on_live(found, partial(_matching, house, value["filter"]))
     if not all(isinstance(i, str) and i for i in ids) or len(ids) > DELETE_MAX:
         raise Refused(f"ids is a list of at most {DELETE_MAX} strings", field="ids", limit=DELETE_MAX)
     return await _delete(house, tenant, found, ids)
 
 
-async def _matching(house: Any, collection: Collection, condition: object) -> list[str]:
+async def _matching(house: Any, condition: object, collection: Collection) -> list[str]:
     filters.parse(condition)
     if not condition:
         raise Refused("an empty filter would delete everything: delete the collection instead", field="filter")
@@ -150,9 +158,9 @@ async def _matching(house: Any, collection: Collection, condition: object) -> li
 
 
 async def _delete(house: Any, tenant: Tenant, collection: Collection, ids: list[str]) -> Response:
-    if any(len(i.encode(errors="replace")) > house.limits.id_bytes_max or not i.isprintable() for i in ids):
+    if any(not i or len(i.encode(errors="replace")) > house.limits.id_bytes_max or not i.isprintable() for i in ids):
         raise Refused(
-            f"an id is printable, and at most {house.limits.id_bytes_max} bytes",
+            f"an id is printable, not empty, and at most {house.limits.id_bytes_max} bytes",
             field="id",
             limit=house.limits.id_bytes_max,
         )
@@ -172,10 +180,8 @@ async def letters(request: Request) -> Response:
     house = gateway(request)
     if who.tenant is None:
         raise NotFound("an operator's key has no dead letters; use a tenant's key")
-    after = request.query_params.get("after", "-1")
-    limit = request.query_params.get("limit", "100")
-    if not after.lstrip("-").isdigit() or not limit.isdigit() or not 1 <= int(limit) <= 1_000:
-        raise Refused("after is a position, limit 1 to 1000", field="limit", limit=1_000)
+    after = number(request.query_params.get("after"), "after", -1, 2**53, -1)
+    limit = number(request.query_params.get("limit"), "limit", 1, 1_000, 100)
     tenant = house.registry.tenant(who.tenant)
-    found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=int(after), limit=int(limit))
+    found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=after, limit=limit)
     return answer({"letters": found, "next": found[-1]["position"] if found else None})

@@ -1,19 +1,25 @@
 """What every route needs of a request: its credential, its body within bounds, its JSON; and how answers are written."""
 
+import asyncio
+import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from tenants.entities import Principal, Scope
-from vicinage.errors import Refused, TooLarge
+from vicinage.errors import NotFound, Refused, TooLarge
 from vicinage.wire import load_json
 
 if TYPE_CHECKING:
     from query.gateway import Gateway
 
+Name = TypeVar("Name", str, str | None)
+BODY_S: Final = 60
+"""How long a body may take to arrive."""
+_INTEGER: Final = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 JSON_TYPES: Final = ("", "application/json", "text/json")
 
 
@@ -32,23 +38,31 @@ def principal(request: Request, scope: Scope) -> Principal:
     return house.keys.authenticate(key.strip() if scheme.lower() == "bearer" else None, scope)
 
 
-async def body(request: Request) -> bytes:
-    """The whole body. Raises TooLarge as soon as it is over the limit, Refused when it was cut off."""
-    limit = gateway(request).settings.body_bytes_max
+async def body(request: Request, bytes_max: int | None = None) -> bytes:
+    """The whole body. Raises TooLarge as soon as it is over the limit, Refused when it was cut off or is too slow."""
+    settings = gateway(request).settings
+    limit = settings.body_bytes_max if bytes_max is None else min(bytes_max, settings.body_bytes_max)
     announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > limit:
-        raise TooLarge(f"the body has {announced} bytes; at most {limit}", field="body", limit=limit)
-    chunks: list[bytes] = []
-    size = 0
+    if announced.isdecimal() and (len(announced) > 15 or int(announced) > limit):
+        raise TooLarge(f"the body has {announced[:20]} bytes; at most {limit}", field="body", limit=limit)
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise TooLarge(f"the body is over {limit} bytes", field="body", limit=limit)
-            chunks.append(chunk)
+        async with asyncio.timeout(BODY_S):
+            return await _collected(request, limit)
     except ClientDisconnect:
         raise Refused("the body was cut off", field="body") from None
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except TimeoutError:
+        raise Refused(f"the body did not come whole within {BODY_S} s", field="body", limit=BODY_S) from None
+
+
+async def _collected(request: Request, limit: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise TooLarge(f"the body is over {limit} bytes", field="body", limit=limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 def content_type(request: Request) -> str:
@@ -56,14 +70,14 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def json_object(request: Request, known: frozenset[str]) -> dict[str, Any]:
-    """The body as a JSON object whose names are all known. Raises Refused."""
+async def json_object(request: Request, known: frozenset[str], bytes_max: int | None = None) -> dict[str, Any]:
+    """The body as a JSON object whose names are all known. Raises Refused, TooLarge."""
     if content_type(request) not in JSON_TYPES:
         raise Refused(
             f"content-type {content_type(request)!r} is not understood here; send application/json",
             field="content-type",
         )
-    return checked_object(load_json(await body(request) or b"{}"), known)
+    return checked_object(load_json(await body(request, bytes_max) or b"{}"), known)
 
 
 def checked_object(value: object, known: frozenset[str]) -> dict[str, Any]:
@@ -100,6 +114,22 @@ def integer(value: Mapping[str, Any], name: str, low: int, high: int, otherwise:
             f"{name} is {found}; it goes from {low} to {high}", field=name, limit=high if found > high else low
         )
     return int(found)
+
+
+def number(text: str | None, name: str, low: int, high: int, otherwise: int) -> int:
+    """A query parameter that is an integer within bounds. Raises Refused naming it."""
+    if text is None:
+        return otherwise
+    if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
+        raise Refused(f"{name} is an integer from {low} to {high}", field=name, limit=high)
+    return int(text)
+
+
+def name_in(text: Name) -> Name:
+    """A name out of a path or a query. Raises NotFound where nothing can have it: a catalog need not be asked."""
+    if text is not None and not (text.isascii() and text.isprintable()):
+        raise NotFound("there is nothing of that name")
+    return text
 
 
 def answer(value: object, status: int = 200) -> Response:

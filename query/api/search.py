@@ -15,7 +15,18 @@ from starlette.responses import Response, StreamingResponse
 
 from indexer import filters
 from query.answer import Answer
-from query.api.http import answer, body, checked_object, content_type, gateway, integer, json_object, principal, typed
+from query.api.http import (
+    answer,
+    body,
+    checked_object,
+    content_type,
+    gateway,
+    integer,
+    json_object,
+    number,
+    principal,
+    typed,
+)
 from query.plan import Question
 from query.problems import problem
 from tenants.entities import Principal
@@ -27,7 +38,10 @@ from vicinage.wire import load_json
 
 router = APIRouter()
 TEXT_BYTES_MAX: Final = 32 << 10
+SEARCH_BYTES_MAX: Final = 1 << 20
+"""The largest question: it is parsed on the event loop that everybody shares."""
 BATCH_MAX: Final = 1_000
+BATCH_BYTES_MAX: Final = 16 << 20
 BATCH_AT_ONCE: Final = 16
 FIELDS: Final = frozenset(
     {"text", "vector", "vector_base64", "k", "filter", "wait_for", "timeout_ms", "include", "exact"}
@@ -35,6 +49,7 @@ FIELDS: Final = frozenset(
 INCLUDE: Final = frozenset({"text", "metadata", "vector"})
 BINARY: Final = "application/octet-stream"
 K_DEFAULT: Final = 10
+TIMEOUT_MS_MAX: Final = 600_000
 _searches = counter("vicinage_query_searches_total", "searches answered, by outcome", ("outcome",))
 _whole, _degraded = _searches.labels("whole"), _searches.labels("degraded")
 _seconds = histogram("vicinage_query_search_seconds", "time from request to answer")
@@ -91,9 +106,9 @@ async def search(collection: str, request: Request) -> Response:
     who = principal(request, "read")
     house = gateway(request)
     if content_type(request) == BINARY:
-        question = from_binary(collection, await body(request), request.query_params, house.settings)
+        question = from_binary(collection, await body(request, SEARCH_BYTES_MAX), request.query_params, house.settings)
     else:
-        question = from_json(collection, await json_object(request, FIELDS), house.settings)
+        question = from_json(collection, await json_object(request, FIELDS, SEARCH_BYTES_MAX), house.settings)
     found = await house.answerer.answer(question, who)
     (_degraded if found.reason else _whole).inc()
     _seconds.observe(time.perf_counter() - start)
@@ -106,15 +121,20 @@ async def search_batch(collection: str, request: Request) -> StreamingResponse:
     who = principal(request, "read")
     house = gateway(request)
     given = typed(
-        await json_object(request, frozenset({"questions"})), "questions", list, "a list of searches", needed=True
+        await json_object(request, frozenset({"questions"}), BATCH_BYTES_MAX),
+        "questions",
+        list,
+        "a list of searches",
+        needed=True,
     )
     if not 1 <= len(given) <= BATCH_MAX:
         raise Refused(f"{len(given)} questions; 1 to {BATCH_MAX}", field="questions", limit=BATCH_MAX)
-    house.answerer.find(who, collection)
-    return StreamingResponse(_answers(house, who, collection, given), media_type="application/x-ndjson")
+    await house.answerer.find(who, collection)
+    return StreamingResponse(stream(house, who, collection, given), media_type="application/x-ndjson")
 
 
-async def _answers(house: Any, who: Principal, collection: str, given: list[Any]) -> AsyncIterator[bytes]:
+async def stream(house: Any, who: Principal, collection: str, given: list[Any]) -> AsyncIterator[bytes]:
+    """A line of JSON for each question, as soon as it has its answer or its problem."""
     places = asyncio.Semaphore(BATCH_AT_ONCE)
 
     async def one(index: int, value: object) -> bytes:
@@ -152,7 +172,7 @@ def from_json(collection: str, value: Mapping[str, Any], settings: GatewaySettin
         include=_include(value.get("include")),
         exact=bool(typed(value, "exact", bool, "true or false")),
         wait_for=token_of(value.get("wait_for")),
-        timeout_s=integer(value, "timeout_ms", 1, 600_000, settings.timeout_ms) / 1000,
+        timeout_s=integer(value, "timeout_ms", 1, TIMEOUT_MS_MAX, settings.timeout_ms) / 1000,
     )
 
 
@@ -160,9 +180,9 @@ def from_binary(collection: str, data: bytes, parameters: Mapping[str, str], set
     """The same from a raw vector and query parameters."""
     value: dict[str, Any] = dict(parameters)
     checked_object(value, FIELDS - {"text", "vector", "vector_base64"})
-    for name in ("k", "timeout_ms"):
+    for name, high in (("k", settings.k_max), ("timeout_ms", TIMEOUT_MS_MAX)):
         if name in value:
-            value[name] = int(value[name]) if value[name].isdigit() and len(value[name]) < 12 else value[name]
+            value[name] = number(value[name], name, 1, high, 1)
     if "filter" in value:
         value["filter"] = load_json(value["filter"].encode(), field="filter")
     if "include" in value:
