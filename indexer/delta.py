@@ -4,6 +4,7 @@ Append-only under its writer; readers hold a `DeltaView`, whose arrays are never
 are alive is copied on write. Nothing is ever added to an index under a reader.
 """
 
+import threading
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 import orjson
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from indexer.backends import Mask
 from indexer.filters import Columns
@@ -20,6 +20,7 @@ from vicinage.records import Floats
 from vicinage.wire import vectors_of
 
 ROWS_AT_FIRST: Final = 64
+"""Room made by the first message; before it a delta holds none, so that an idle shard costs next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class DeltaView:
     messages: list[Message]
     n_messages: int
     starts: list[int]
-    metadata: list[Mapping[str, Any]]
+    metadata: "Metadata"
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -60,12 +61,29 @@ class DeltaView:
         return message.batch, row - message.first
 
     def columns(self) -> Columns:
-        """Metadata by row. Each row's JSON is parsed once in the delta's life, by whoever filters first."""
-        while len(self.metadata) < len(self):
-            batch, at = self.row(len(self.metadata))
-            texts = batch.column("metadata").slice(at).to_pylist()
-            self.metadata.extend(orjson.loads(t) if t else {} for t in texts)
-        return Columns(self.metadata[: len(self)])
+        """Metadata by row, as filter columns."""
+        return self.metadata.columns(self)
+
+
+class Metadata:
+    """Each row's metadata, parsed once in the delta's life by whoever filters first. Safe for many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._parsed: list[Mapping[str, Any]] = []
+        self._columns = Columns(())
+        self._n = 0
+
+    def columns(self, view: DeltaView) -> Columns:
+        """The columns of the view's rows; the last view's are kept, since searches are more than writes."""
+        with self._lock:
+            while len(self._parsed) < len(view):
+                batch, at = view.row(len(self._parsed))
+                texts = batch.column("metadata").slice(at).to_pylist()
+                self._parsed.extend(orjson.loads(t) if t else {} for t in texts)
+            if len(view) != self._n:
+                self._columns, self._n = Columns(self._parsed[: len(view)]), len(view)
+            return self._columns
 
 
 @dataclass(slots=True, eq=False)
@@ -80,20 +98,21 @@ class Delta:
     _starts: list[int] = field(default_factory=list)
     _vectors: Floats = field(init=False)
     _alive: Mask = field(init=False)
-    _metadata: list[Mapping[str, Any]] = field(default_factory=list)
+    _metadata: Metadata = field(default_factory=Metadata)
 
     def __post_init__(self) -> None:
-        self._vectors = np.empty((ROWS_AT_FIRST, self.dimension), np.float32)
+        self._vectors = np.empty((0, self.dimension), np.float32)
         self._alive = np.zeros(0, np.bool_)
 
     def append(self, batch: pa.RecordBatch, offset: int, alive: Mask) -> int:
         """Add a message's rows, those not `alive` only so that rows and batch agree; the first row's number."""
         first, self.n = self.n, self.n + batch.num_rows
         if self.n > len(self._vectors):
-            grown = np.empty((max(self.n, 2 * len(self._vectors)), self.dimension), np.float32)
+            grown = np.empty((max(self.n, 2 * first, ROWS_AT_FIRST), self.dimension), np.float32)
             grown[:first] = self._vectors[:first]
             self._vectors = grown
         self._vectors[first : self.n] = vectors_of(batch)
+        self._vectors[first : self.n][~alive] = 0  # a deletion's row has no vector: whatever lies there may be NaN
         self._alive = np.concatenate([self._alive, alive])
         self._starts.append(first)
         self.messages.append(Message(batch, offset, first))
@@ -110,8 +129,3 @@ class Delta:
         return DeltaView(
             self._vectors[: self.n], self._alive, self.messages, len(self.messages), self._starts, self._metadata
         )
-
-    def live(self, document_id: str) -> NDArray[np.int64]:
-        """Row numbers of a document's passages; none where it is not here."""
-        entry = self.documents.get(document_id)
-        return np.arange(entry.first, entry.first + entry.count) if entry else np.zeros(0, np.int64)

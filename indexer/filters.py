@@ -53,6 +53,8 @@ def _parse(value: object, at: str, depth: int, count: list[int]) -> Tree:
         raise Refused(f"{at}: a filter is nested at most {DEPTH_MAX} deep", field="filter", limit=DEPTH_MAX)
     if not isinstance(value, dict):
         raise Refused(f"{at}: expected an object", field="filter")
+    if not value:
+        count[0] += 1  # `{}` passes everything, and is still a clause: a list of a million of them is refused
     parts: list[Tree] = []
     for key, operand in value.items():
         count[0] += 1

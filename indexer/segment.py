@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from indexer.backends import EFFORTS, Backend, IndexSpec, Mask, Rows, choose
 from indexer.filters import Columns
 from tenants.entities import Metric, SegmentRef
-from vicinage.errors import Corrupt
+from vicinage.errors import Corrupt, TooLarge
 from vicinage.faults import crash_point
 from vicinage.records import Floats, ShardId
 from vicinage.store import Store
@@ -70,14 +70,19 @@ class Segment:
 
     def find(self, keys: Keys) -> NDArray[np.int64]:
         """Place of each key among this segment's documents; −1 where it has none."""
-        n = len(self.keys.high)
-        places = np.searchsorted(self.keys.high, keys.high)
         found = np.full(len(keys.high), -1, np.int64)
-        inside = places < n
-        at = np.where(inside, places, 0)
-        if n:
-            hit = inside & (self.keys.high[at] == keys.high) & (self.keys.low[at] == keys.low)
-            found[hit] = at[hit]
+        if len(self.keys.high) == 0:
+            return found
+        places = np.searchsorted(self.keys.high, keys.high)
+        open_ = np.arange(len(places))
+        while len(open_):  # again only where two documents share the high half
+            open_ = open_[places[open_] < len(self.keys.high)]
+            at = places[open_]
+            same = self.keys.high[at] == keys.high[open_]
+            hit = same & (self.keys.low[at] == keys.low[open_])
+            found[open_[hit]] = at[hit]
+            open_ = open_[same & ~hit]
+            places[open_] += 1
         return found
 
     def rows_mask(self, documents: Mask) -> Mask:
@@ -112,16 +117,12 @@ class LazyColumns:
 def newest(batches: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """Of each document only its highest version: (its rows, passages together; deletions as document_id and version).
 
-    Where one version stands twice (a record was delivered again), the later batch's rows count.
+    Where one version stands twice (a record was delivered again), the later batch's rows count. Raises TooLarge.
     """
-    rows = (
-        pa.Table.from_batches([b.replace_schema_metadata(None) for b in batches])
-        .combine_chunks()
-        .to_batches(max_chunksize=None)[0]
-    )
+    rows = _joined(batches)
     ids, versions = rows.column("document_id").to_pylist(), rows.column("version").to_numpy()
     best: dict[str, tuple[int, int, int]] = {}
-    for start, end in document_runs(ids, versions):
+    for start, end in _runs_by_batch(batches, ids, versions):
         held = best.get(ids[start])
         if held is None or versions[start] >= held[0]:
             best[ids[start]] = (int(versions[start]), start, end)
@@ -133,6 +134,25 @@ def newest(batches: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.Record
         {"document_id": pa.array(gone, pa.utf8()), "version": pa.array([best[i][0] for i in gone], pa.int64())}
     )
     return rows.take(pa.array(order)), deletes
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    try:
+        return pa.concat_batches([b.replace_schema_metadata(None) for b in batches])
+    except pa.ArrowInvalid as error:  # 32-bit text offsets: beyond 2 GiB, never cut short
+        raise TooLarge(f"the rows do not fit into one segment: {error}", limit=2**31 - 1) from error
+
+
+def _runs_by_batch(
+    batches: Sequence[pa.RecordBatch], ids: Sequence[str], versions: NDArray[np.int64]
+) -> list[tuple[int, int]]:
+    """Runs that end where their batch ends: a record that comes twice in a row is two runs, not one of twice the length."""
+    ends = np.cumsum([b.num_rows for b in batches]).tolist()
+    return [
+        (first + start, first + end)
+        for first, last in zip([0, *ends], ends, strict=False)
+        for start, end in document_runs(ids[first:last], versions[first:last])
+    ]
 
 
 def document_runs(ids: Sequence[str], versions: NDArray[np.int64]) -> list[tuple[int, int]]:

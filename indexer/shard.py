@@ -20,6 +20,7 @@ from indexer.backends import Backend, Mask, Rows
 from indexer.delta import Delta, DeltaView, Entry
 from indexer.segment import Keys, Segment, document_runs
 from tenants.entities import Manifest, Metric
+from vicinage.errors import Corrupt, Refused
 from vicinage.records import Floats, Hit, Partial, ShardId, ShardQuery
 from vicinage.wire import DELETED
 
@@ -109,7 +110,15 @@ class Shard:
     # writing: one thread
 
     def apply(self, batch: pa.RecordBatch, offset: int) -> int:
-        """Make a message's rows searchable; the new watermark. Rows already sealed, or older than what is here, are dropped."""
+        """Make a message's rows searchable; the new watermark. Rows already sealed, or older than what is here, are dropped.
+
+        Raises Corrupt, and changes nothing, where the message is not of this generation's dimension.
+        """
+        if batch.schema.field("vector").type.list_size != self._dimension:
+            raise Corrupt(
+                f"the message at offset {offset} of {self.id} is not of dimension {self._dimension}",
+                path=f"vicinage.vectors/{self.id.slot}/{offset}",
+            )
         with self._lock:
             if offset >= self._manifest.sealed:
                 self._take(batch, offset)
@@ -166,6 +175,8 @@ class Shard:
             self._delta.documents[names[number]] = Entry(
                 self._delta.n + start, 0 if gone else end - start, int(versions[start])
             )
+        if not accepted:
+            return  # a record that came again: nothing to hold
         self._delta.append(batch, offset, alive)
         self._delta.kill(replaced)
         self._kill_sealed(places, [number for number, _, _ in accepted])
@@ -219,7 +230,13 @@ class Shard:
     # reading: any thread
 
     def search(self, query: ShardQuery) -> Partial:
-        """The best k of each question, best first, from one snapshot."""
+        """The best k of each question, best first, from one snapshot. Raises Refused."""
+        if query.vectors.ndim != 2 or query.vectors.shape[1] != self._dimension:
+            raise Refused(
+                f"the vector has {query.vectors.shape[-1]} numbers; the collection's dimension is {self._dimension}",
+                field="vector",
+                limit=self._dimension,
+            )
         return search(self.snapshot, query, self._backend, self._metric, self._recall)
 
     def document(self, document_id: str) -> StoredDocument | None:

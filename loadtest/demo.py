@@ -323,8 +323,7 @@ def measured(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
     for t in tenants:
         for d in t.documents[:: max(1, len(t.documents) // 220)]:
             t.client.search(COLLECTION, d["text"].split("\n")[0][:200], k=10)
-    time.sleep(3)
-    for row in platform.cli("recall"):
+    for row in recall_rows(platform, len(tenants)):
         low, high = row["interval"]
         promise = f"recall@{row['k']} of {row['tenant']}/{row['collection']}: {row['recall']:.3f}"
         checks.that(
@@ -340,6 +339,16 @@ def measured(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
         env=platform.environment,
         check=False,
     )
+
+
+def recall_rows(platform: Platform, n: int, wait_s: float = 90) -> list[dict[str, Any]]:
+    """The recall report, once enough samples are worked off (the monitor rests in proportion to its work)."""
+    end = time.monotonic() + wait_s
+    while True:
+        rows = [row for row in platform.cli("recall") if row["collection"] == COLLECTION and row["k"] == 10]
+        if (len(rows) >= n and all(row["n"] >= 100 for row in rows)) or time.monotonic() > end:
+            return rows
+        time.sleep(1)
 
 
 def lose_a_node(platform: Platform, tenant: Tenant, checks: Checks) -> None:

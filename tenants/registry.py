@@ -33,7 +33,7 @@ from vicinage.errors import Conflict, NotFound, Refused
 
 TENANT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 COLLECTION_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
-INDEX_SPEC: Final = re.compile(r"auto|flat|hnsw(:M=\d{1,3}(,efc=\d{1,4})?)?")
+INDEX_SPEC: Final = re.compile(r"auto|flat|hnsw(?::M=(\d{1,3})(?:,efc=(\d{1,4}))?)?")
 DIMENSION_MAX: Final = 4_096
 SERVING: Final = ("building", "ready", "live")
 """States of a generation that still receives writes."""
@@ -340,8 +340,11 @@ def _check_build(dimension: int, metric: str, index: str) -> None:
         raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
     if metric not in ("cosine", "dot", "euclidean"):
         raise Refused("metric is one of cosine, dot, euclidean", field="metric")
-    if not INDEX_SPEC.fullmatch(index):
-        raise Refused("index is auto, flat, or hnsw[:M=32[,efc=80]]", field="index")
+    form = INDEX_SPEC.fullmatch(index)
+    if form is None or not (4 <= int(form[1] or 32) <= 128 and 8 <= int(form[2] or 80) <= 2_000):
+        raise Refused(
+            "index is auto, flat, or hnsw[:M=32[,efc=80]] with M from 4 to 128, efc from 8 to 2000", field="index"
+        )
 
 
 def _insert_generation(at: Change, made: Generation) -> None:

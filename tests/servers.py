@@ -131,7 +131,7 @@ def s3_server() -> Iterator[str]:
             if not binary.exists():
                 binary.parent.mkdir(parents=True, exist_ok=True)
                 environment = {**os.environ, "GOBIN": str(binary.parent)}
-                words = ["go", "install", "github.com/versity/versitygw/cmd/versitygw@v1.0.19"]
+                words = ["go", "install", "github.com/versity/versitygw/cmd/versitygw@v1.8.0"]
                 done = subprocess.run(
                     words, env=environment, capture_output=True, text=True, timeout=1_200, check=False
                 )

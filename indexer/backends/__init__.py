@@ -21,6 +21,11 @@ Kind = Literal["flat", "hnsw"]
 EFFORTS: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Efforts (efSearch) at which a segment's recall is measured when it is sealed."""
 
+M_MIN: Final = 4
+M_MAX: Final = 128
+EFC_MIN: Final = 8
+EFC_MAX: Final = 2_000
+
 
 @dataclass(frozen=True, slots=True)
 class IndexSpec:
@@ -43,7 +48,10 @@ def choose(spec: str, n: int, *, flat_max: int) -> IndexSpec:
     form = re.fullmatch(r"hnsw(?::M=(\d{1,3})(?:,efc=(\d{1,4}))?)?", spec)
     if form is None:
         raise Refused("index is auto, flat, or hnsw[:M=32[,efc=80]]", field="index")
-    return IndexSpec("hnsw", int(form[1] or 32), int(form[2] or 80)) if n else IndexSpec("flat")
+    m, ef_construction = int(form[1] or 32), int(form[2] or 80)
+    if not (M_MIN <= m <= M_MAX and EFC_MIN <= ef_construction <= EFC_MAX):
+        raise Refused(f"index: M is {M_MIN} to {M_MAX}, efc is {EFC_MIN} to {EFC_MAX}", field="index")
+    return IndexSpec("hnsw", m, ef_construction) if n else IndexSpec("flat")
 
 
 class Backend(Protocol):

@@ -20,6 +20,11 @@ EXACT_SHARE: Final = 0.1
 GATHER_SHARE: Final = 0.25
 """Below this share, copying the allowed rows together is cheaper than scoring all."""
 EFFORT_MAX: Final = 4_096
+CELLS_MAX: Final = 16 << 20
+"""Scores held at once (questions × rows) by one exact scan: 64 MiB."""
+CANCELS_BELOW: Final = 0.01
+"""A squared distance below this share of the question's squared length has lost about two of float32's seven digits."""
+BLOCK_ROWS: Final = 4_096
 _BLAS_FROM: Final = 3 * 384
 """FAISS compares n queries × d with its own 128,000; gathered exact scans are about 7 × cheaper by matrix product."""
 
@@ -69,21 +74,23 @@ class CpuBackend:
         if index is None:
             return self.exact(vectors, queries, k, metric=metric, allowed=allowed)
         _use_threads(1)
-        parameters = faiss.SearchParametersHNSW(efSearch=max(effort, k))
+        n_allowed = len(vectors) if allowed is None else int(np.count_nonzero(allowed))
         if allowed is None:
-            scores, rows = index.search(queries, k, params=parameters)
-            return (-scores if metric == "euclidean" else scores), rows
-        n_allowed = int(np.count_nonzero(allowed))
-        if n_allowed <= max(EXACT_ROWS, k) or n_allowed < EXACT_SHARE * len(allowed):
+            parameters = faiss.SearchParametersHNSW(efSearch=max(effort, k))
+        elif n_allowed <= max(EXACT_ROWS, k) or n_allowed < EXACT_SHARE * len(allowed):
             return self.exact(vectors, queries, k, metric=metric, allowed=allowed)
-        bitmap = np.packbits(allowed, bitorder="little")
-        parameters.sel = selector = faiss.IDSelectorBitmap(bitmap)
-        parameters.efSearch = min(EFFORT_MAX, max(effort * len(allowed) // n_allowed, k))
+        else:
+            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            raised = min(EFFORT_MAX, effort * len(allowed) // n_allowed)
+            parameters = faiss.SearchParametersHNSW(efSearch=max(raised, k), sel=selector)
         scores, rows = index.search(queries, k, params=parameters)
-        del selector
-        if (rows[:, : min(k, n_allowed)] < 0).any():
-            return self.exact(vectors, queries, k, metric=metric, allowed=allowed)
-        return (-scores if metric == "euclidean" else scores), rows
+        if metric == "euclidean":
+            scores = -scores
+        # The graph loses what its beam cannot reach: rows behind many equal ones, or ruled out along the way.
+        short = (rows[:, : min(k, n_allowed)] < 0).any(axis=1)
+        if short.any():
+            scores[short], rows[short] = self.exact(vectors, queries[short], k, metric=metric, allowed=allowed)
+        return scores, rows
 
     def exact(
         self, vectors: Floats, queries: Floats, k: int, *, metric: Metric, allowed: Mask | None
@@ -91,12 +98,11 @@ class CpuBackend:
         """See Backend."""
         _use_threads(1)
         if allowed is None:
-            return _padded(*_knn(queries, vectors, k, metric), k)
-        chosen = np.flatnonzero(allowed)
-        if len(chosen) > GATHER_SHARE * len(allowed):
-            return _masked(vectors, queries, k, metric, allowed)
-        scores, places = _knn(queries, np.ascontiguousarray(vectors[chosen]), k, metric)
-        rows = np.where(places >= 0, chosen[places] if len(chosen) else -1, -1)
+            scores, rows = _knn(queries, vectors, k, metric)
+        else:
+            scores, rows = _chosen(vectors, queries, k, metric, allowed)
+        if metric == "euclidean":
+            _rescore(vectors, queries, scores, rows, allowed)
         return _padded(scores, rows, k)
 
     def bytes(self, spec: IndexSpec, n: int, d: int) -> int:
@@ -112,19 +118,49 @@ def _knn(queries: Floats, vectors: Floats, k: int, metric: Metric) -> tuple[Floa
     return (-scores if metric == "euclidean" else scores), rows
 
 
+def _chosen(vectors: Floats, queries: Floats, k: int, metric: Metric, allowed: Mask) -> tuple[Floats, Rows]:
+    """Few allowed rows are copied together; of many, every row is scored and the others ruled out, by blocks."""
+    places = np.flatnonzero(allowed)
+    if len(places) <= GATHER_SHARE * len(allowed):
+        scores, rows = _knn(queries, np.ascontiguousarray(vectors[places]), k, metric)
+        return scores, places[rows]
+    step = max(1, CELLS_MAX // len(vectors))
+    k = min(k, len(places))
+    blocks = [_masked(vectors, queries[i : i + step], k, metric, allowed) for i in range(0, len(queries), step)]
+    return np.concatenate([s for s, _ in blocks]), np.concatenate([r for _, r in blocks])
+
+
 def _masked(vectors: Floats, queries: Floats, k: int, metric: Metric, allowed: Mask) -> tuple[Floats, Rows]:
-    """Score every row by one matrix product, rule out what is not allowed, keep the k best."""
+    """Score every row by one matrix product, rule out what is not allowed, keep the k best (k at most the allowed)."""
     scores = queries @ vectors.T
     if metric == "euclidean":
         scores = 2 * scores - np.einsum("ij,ij->i", vectors, vectors) - np.einsum("ij,ij->i", queries, queries)[:, None]
     scores = np.where(allowed, scores, -np.inf).astype(np.float32)
-    k_found = min(k, scores.shape[1])
-    part = np.argpartition(-scores, k_found - 1, axis=1)[:, :k_found]
+    part = np.argpartition(-scores, k - 1, axis=1)[:, :k]
     best = np.take_along_axis(scores, part, axis=1)
     order = np.argsort(-best, axis=1, kind="stable")
-    best = np.take_along_axis(best, order, axis=1)
-    rows = np.where(np.isfinite(best), np.take_along_axis(part, order, axis=1), -1)
-    return _padded(best, rows, k)
+    return np.take_along_axis(best, order, axis=1), np.take_along_axis(part, order, axis=1)
+
+
+def _rescore(vectors: Floats, queries: Floats, scores: Floats, rows: Rows, allowed: Mask | None) -> None:
+    """Mend, in place, what a matrix product gets wrong of Euclidean distances.
+
+    |q|² + |v|² − 2·q·v cancels where distances are small beside the vectors' lengths; such questions are scored again by
+    differences. (Of vectors whose mean is far from zero, no digit of the distance may be right otherwise.)
+    """
+    if rows.shape[1] == 0:
+        return
+    doubtful = -scores[:, -1] < CANCELS_BELOW * np.einsum("ij,ij->i", queries, queries)
+    candidates = np.arange(len(vectors)) if allowed is None else np.flatnonzero(allowed)
+    for i in np.flatnonzero(doubtful):
+        every = np.concatenate(
+            [
+                -np.square(vectors[candidates[at : at + BLOCK_ROWS]] - queries[i]).sum(axis=1)
+                for at in range(0, len(candidates), BLOCK_ROWS)
+            ]
+        )
+        best = np.argsort(-every, kind="stable")[: rows.shape[1]]
+        scores[i], rows[i] = every[best], candidates[best]
 
 
 def _padded(scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:

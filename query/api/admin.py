@@ -20,7 +20,7 @@ EXPIRES_S_MAX: Final = 10 * 365 * 86_400
 
 
 async def _operator(request: Request) -> tuple[Any, str]:
-    who = principal(request, "operate")
+    who = await principal(request, "operate")
     house = gateway(request)
     await run_in_threadpool(house.registry.refresh)
     return house, f"operator/{who.key_id}"

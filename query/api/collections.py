@@ -22,7 +22,7 @@ FIELDS: Final = frozenset({"name", "model", "dimension", "metric", "index", "sha
 @router.post("/v1/collections", status_code=201, response_model=None)
 async def create(request: Request) -> Response:
     """Make a collection: with an embedding `model` (the default one unless `dimension` is named), a `metric` and `objectives`."""
-    who = principal(request, "write")
+    who = await principal(request, "write")
     if who.tenant is None:
         raise NotFound("an operator's key has no collections; use /v1/admin")
     house = gateway(request)
@@ -69,7 +69,7 @@ def objectives_of(value: Mapping[str, Any]) -> Objectives:
 @router.get("/v1/collections", response_model=None)
 async def list_all(request: Request) -> Response:
     """The tenant's collections, with what each holds."""
-    who = principal(request, "read")
+    who = await principal(request, "read")
     house = gateway(request)
     await run_in_threadpool(house.registry.refresh)
     found = await facts_of(house, house.registry.collections(who.tenant), who.tenant) if who.tenant else []
@@ -79,7 +79,7 @@ async def list_all(request: Request) -> Response:
 @router.get("/v1/collections/{collection}", response_model=None)
 async def show(collection: str, request: Request) -> Response:
     """Counts, freshness lag, recall with its interval, generation and index of one collection."""
-    who = principal(request, "read")
+    who = await principal(request, "read")
     house = gateway(request)
     _, found = await house.answerer.find(who, collection)
     return answer(await facts(house, found))
@@ -88,7 +88,7 @@ async def show(collection: str, request: Request) -> Response:
 @router.delete("/v1/collections/{collection}", status_code=202, response_model=None)
 async def delete(collection: str, request: Request) -> Response:
     """Delete a collection with all its documents."""
-    who = principal(request, "write")
+    who = await principal(request, "write")
     house = gateway(request)
     tenant, _ = await house.answerer.find(who, collection)
     await run_in_threadpool(house.registry.delete_collection, tenant.name, collection, actor=who.key_id)

@@ -52,7 +52,7 @@ _DOCS: Final[dict[str, Any]] = {
 @router.post("/v1/collections/{collection}/documents", status_code=202, openapi_extra=_DOCS, response_model=None)
 async def write(collection: str, request: Request) -> Response:
     """Write documents. Each replaces the one of its id as a whole; what is wrong with one is said of that one."""
-    who = principal(request, "write")
+    who = await principal(request, "write")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
     data = await body(request)
@@ -92,7 +92,7 @@ def _entries(kind: str, data: bytes, rules: Rules, tenant: Tenant) -> list[Entry
 @router.get("/v1/collections/{collection}/documents/{document_id:path}", response_model=None)
 async def read(collection: str, document_id: str, request: Request) -> Response:
     """One document as it is searchable now: its passages, metadata and version. `?wait_for=TOKEN` reads one's own write."""
-    who = principal(request, "read")
+    who = await principal(request, "read")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
     live = found.generation()
@@ -118,7 +118,7 @@ async def _stored(house: Any, document_id: str, deadline: Deadline, collection: 
 @router.delete("/v1/collections/{collection}/documents/{document_id:path}", status_code=202, response_model=None)
 async def delete_one(collection: str, document_id: str, request: Request) -> Response:
     """Forget one document. No error when it is not there."""
-    who = principal(request, "write")
+    who = await principal(request, "write")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
     return await _delete(house, tenant, found, [document_id])
@@ -127,7 +127,7 @@ async def delete_one(collection: str, document_id: str, request: Request) -> Res
 @router.post("/v1/collections/{collection}/documents:delete", status_code=202, response_model=None)
 async def delete_many(collection: str, request: Request) -> Response:
     """Forget documents by `ids`, or those that pass a `filter` as of now."""
-    who = principal(request, "write")
+    who = await principal(request, "write")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
     value = await json_object(request, frozenset({"ids", "filter"}))
@@ -176,7 +176,7 @@ async def _delete(house: Any, tenant: Tenant, collection: Collection, ids: list[
 @router.get("/v1/dead-letters", response_model=None)
 async def letters(request: Request) -> Response:
     """What of this tenant's could not be taken, oldest first; go on with `?after=` the last position."""
-    who = principal(request, "read")
+    who = await principal(request, "read")
     house = gateway(request)
     if who.tenant is None:
         raise NotFound("an operator's key has no dead letters; use a tenant's key")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -29,13 +30,16 @@ def gateway(request: Request) -> "Gateway":
     return found
 
 
-def principal(request: Request, scope: Scope) -> Principal:
-    """Who asks, as the bearer key proves it. Raises Unauthenticated, Forbidden."""
+async def principal(request: Request, scope: Scope) -> Principal:
+    """Who asks, as the bearer key proves it. Raises Unauthenticated, Forbidden; Unavailable for a key not seen lately."""
     house = gateway(request)
     if house.local_operator and scope == "operate":
         return Principal("local", None, frozenset({"operate"}))
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return house.keys.authenticate(key.strip() if scheme.lower() == "bearer" else None, scope)
+    text = key.strip() if scheme.lower() == "bearer" else None
+    if house.keys.remembers(text):
+        return house.keys.authenticate(text, scope)
+    return await run_in_threadpool(house.keys.authenticate, text, scope)
 
 
 async def body(request: Request, bytes_max: int | None = None) -> bytes:

@@ -103,7 +103,7 @@ _DOCS: Final[dict[str, Any]] = {
 async def search(collection: str, request: Request) -> Response:
     """Text (or a vector) in, the best passages out, with a statement of how fresh and how whole the answer is."""
     start = time.perf_counter()
-    who = principal(request, "read")
+    who = await principal(request, "read")
     house = gateway(request)
     if content_type(request) == BINARY:
         question = from_binary(collection, await body(request, SEARCH_BYTES_MAX), request.query_params, house.settings)
@@ -118,7 +118,7 @@ async def search(collection: str, request: Request) -> Response:
 @router.post("/v1/collections/{collection}/search:batch", response_model=None)
 async def search_batch(collection: str, request: Request) -> StreamingResponse:
     """`{"questions": [...]}`; answers stream as NDJSON in the order they are done, each with its question's `index`."""
-    who = principal(request, "read")
+    who = await principal(request, "read")
     house = gateway(request)
     given = typed(
         await json_object(request, frozenset({"questions"}), BATCH_BYTES_MAX),
