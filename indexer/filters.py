@@ -53,15 +53,18 @@ def _parse(value: object, at: str, depth: int, count: list[int]) -> Tree:
         raise Refused(f"{at}: a filter is nested at most {DEPTH_MAX} deep", field="filter", limit=DEPTH_MAX)
     if not isinstance(value, dict):
         raise Refused(f"{at}: expected an object", field="filter")
-    if not value:
-        count[0] += 1  # `{}` passes everything, and is still a clause: a list of a million of them is refused
+    _take(count, 1 if not value else 0, at)  # `{}` passes everything, and is still a clause: no million of them
     parts: list[Tree] = []
     for key, operand in value.items():
-        count[0] += 1
-        if count[0] > CLAUSES_MAX:
-            raise Refused(f"{at}: a filter has at most {CLAUSES_MAX} clauses", field="filter", limit=CLAUSES_MAX)
+        _take(count, 1, at)
         parts.extend(_clause(key, operand, at, depth, count))
     return parts[0] if len(parts) == 1 else Node("$and", tuple(parts))
+
+
+def _take(count: list[int], n: int, at: str) -> None:
+    count[0] += n
+    if count[0] > CLAUSES_MAX:
+        raise Refused(f"{at}: a filter has at most {CLAUSES_MAX} clauses", field="filter", limit=CLAUSES_MAX)
 
 
 def _clause(key: str, operand: object, at: str, depth: int, count: list[int]) -> list[Tree]:
@@ -77,7 +80,7 @@ def _clause(key: str, operand: object, at: str, depth: int, count: list[int]) ->
     if isinstance(operand, dict):
         if not operand:
             raise Refused(f"{here}: expected an operator", field="filter")
-        count[0] += len(operand) - 1
+        _take(count, len(operand) - 1, here)
         return [_leaf(key, op, value, f"{here}.{op}") for op, value in operand.items()]
     return [_leaf(key, "$eq", operand, here)]
 

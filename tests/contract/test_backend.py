@@ -1,5 +1,6 @@
 """What an index backend promises, for each kind and metric, against exact numpy."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,55 @@ def test_fewer_rows_than_k_are_said_by_minus_one(data) -> None:
         assert rows.shape == (2, K) and (rows >= 0).sum() == 2 * n
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [10, 1_000])
+def test_rows_that_the_graph_cannot_reach_are_found_all_the_same(metric: str, k: int) -> None:
+    """Many equal vectors cut an HNSW graph into islands: walking it finds a few hundred of 9,000."""
+    vectors = np.repeat(np.eye(3, 16, dtype=np.float32), 3_000, axis=0)
+    index = backend.build(vectors, KINDS[1], metric, threads=1)
+    for allowed in (None, np.arange(len(vectors)) % 2 == 0):
+        scores, rows = backend.search(index, vectors, vectors[:2], k, metric=metric, effort=16, allowed=allowed)
+        assert all(len(set(found)) == k for found in rows.tolist()) and (rows >= 0).all()
+        assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("share", [None, 0.5, 0.1])
+@pytest.mark.parametrize("n", [1, 3, 64])
+def test_exact_euclidean_distances_survive_vectors_far_from_zero(share: float | None, n: int) -> None:
+    """|q|² + |v|² − 2·q·v leaves no digit of a distance of 0.04 between vectors of length 20,000."""
+    rng = np.random.default_rng(3)
+    vectors = (1_000 + rng.standard_normal((3_000, 384))).astype(np.float32)
+    allowed = None if share is None else (np.arange(3_000) < n) | (rng.random(3_000) < share)
+    scores, rows = backend.exact(vectors, vectors[:n] + 0.01, 5, metric="euclidean", allowed=allowed)
+    wanted, nearest = truth(
+        vectors.astype(np.float64), (vectors[:n] + 0.01).astype(np.float64), "euclidean", allowed, 5
+    )
+    np.testing.assert_array_equal(rows[:, 0], np.arange(n))
+    np.testing.assert_allclose(scores, wanted, rtol=1e-3)
+    assert recall(rows, nearest) == 1
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_masked_scan_by_blocks_is_the_same_as_in_one(data, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = data
+    allowed = np.arange(N) % 3 != 0
+    whole = backend.exact(vectors, queries, K, metric=metric, allowed=allowed)
+    monkeypatch.setattr("indexer.backends.cpu.CELLS_MAX", 7 * N)
+    blocks = backend.exact(vectors, queries, K, metric=metric, allowed=allowed)
+    np.testing.assert_array_equal(whole[1], blocks[1])
+
+
+def test_threads_search_one_index_at_once(data) -> None:
+    vectors, queries = data
+    index = backend.build(vectors, KINDS[1], "cosine", threads=1)
+    allowed = np.random.default_rng(5).random(N) < 0.5
+    ask = lambda: backend.search(index, vectors, queries, K, metric="cosine", effort=64, allowed=allowed)[1]  # noqa: E731
+    alone = ask()
+    with ThreadPoolExecutor(4) as pool:
+        for rows in pool.map(lambda _: ask(), range(24)):
+            np.testing.assert_array_equal(rows, alone)
+
+
 def test_an_index_is_the_same_after_saving(data, tmp_path: Path) -> None:
     vectors, queries = data
     index = backend.build(vectors, KINDS[1], "cosine", threads=1)
@@ -89,8 +139,9 @@ def test_the_kind_is_chosen_by_size() -> None:
     assert choose("auto", 100, flat_max=100).kind == "flat"
     assert choose("auto", 101, flat_max=100).kind == "hnsw"
     assert choose("hnsw:M=16,efc=40", 5, flat_max=100) == IndexSpec("hnsw", 16, 40)
-    with pytest.raises(Refused):
-        choose("ivf", 5, flat_max=100)
+    for bad in ("ivf", "hnsw:M=1", "hnsw:M=129", "hnsw:M=16,efc=1", "hnsw:M=16,efc=9999", "hnsw:"):
+        with pytest.raises(Refused):
+            choose(bad, 5, flat_max=100)
 
 
 def test_accounted_bytes_are_what_the_file_takes(data, tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ BOOK = {"lang": "en", "year": 2020, "tags": ["a", "b"], "open": True, "author": 
         ({"$not": {"lang": "de"}}, True),
         ({"lang": "en", "price": {"$lte": 9.5}}, True),
         ({}, True),
+        ({"$not": {}}, False),
+        ({"$or": [{}, {"lang": "de"}]}, True),
+        ({"$and": [{}, {"lang": "de"}]}, False),
     ],
 )
 def test_what_a_filter_means(condition: dict, passes: bool) -> None:
@@ -52,7 +55,8 @@ def deep(n: int) -> dict:
 @pytest.mark.parametrize(
     "condition",
     [1, [], "x", {"$xor": []}, {"a": {"$regex": "x"}}, {"a": {}}, {"$or": []}, {"$and": {}}, {"a": {"$in": 1}}, {"a": {"$in": [[1]]}},
-     {"a": {"$in": list(range(1001))}}, {"a": None}, {"a": {"$gt": True}}, {"a": {"$exists": 1}}, {"a": [1]}, deep(9), {str(i): i for i in range(65)}],
+     {"a": {"$in": list(range(1001))}}, {"a": None}, {"a": {"$gt": True}}, {"a": {"$exists": 1}}, {"a": [1]}, deep(9), {str(i): i for i in range(65)},
+     {"$or": [{}] * 65}, {"$or": [{"a": {"$gte": i, "$lt": i + 1}} for i in range(33)]}],
 )  # fmt: skip
 def test_what_is_no_filter_is_refused(condition: object) -> None:
     with pytest.raises(Refused) as refused:
