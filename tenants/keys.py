@@ -19,12 +19,10 @@ from tenants.entities import Key, Principal, Scope
 from tenants.registry import changing
 from vicinage.catalog import look
 from vicinage.clock import Clock
-from vicinage.errors import Forbidden, NotFound, Refused, Unauthenticated, Unavailable
+from vicinage.errors import Forbidden, NotFound, Refused, Unauthenticated
 
 FRESH_S: Final = 1.0
 """A revoked key may work this much longer: the time for which a looked-up key is remembered."""
-AWAY_S: Final = 900.0
-"""While the catalog is away nobody can revoke a key: one that it knew goes on working this long."""
 CACHE_MAX: Final = 10_000
 _FORM: Final = re.compile(r"vk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 
@@ -36,8 +34,6 @@ class Keys:
         self._engine = engine
         self._clock = clock
         self._cache: dict[str, tuple[float, Key, str, str]] = {}
-        self._seen: dict[str, float] = {}
-        """When the catalog itself last said so."""
         self._lock = threading.Lock()
 
     def create(
@@ -123,26 +119,16 @@ class Keys:
             return found[1:]
         k, t = tables.keys, tables.tenants
         query = select(k, t.c.state).outerjoin(t, t.c.name == k.c.tenant).where(k.c.id == key_id)
-        try:
-            with look(self._engine) as connection:
-                row = connection.execute(query).mappings().first()
-        except Unavailable:
-            if found is None or self._clock.monotonic() - self._seen[key_id] > AWAY_S:
-                raise
-            return self._remember(key_id, found[1:])  # asked again in FRESH_S, not at every request
+        with look(self._engine) as connection:
+            row = connection.execute(query).mappings().first()
         if row is None:
             raise Unauthenticated("this key is not known")
-        self._seen[key_id] = self._clock.monotonic()
-        return self._remember(key_id, (_key(row), str(row["sha256"]), str(row["state"] or "active")))
-
-    def _remember(self, key_id: str, known: tuple[Key, str, str]) -> tuple[Key, str, str]:
+        fresh = (self._clock.monotonic(), _key(row), str(row["sha256"]), str(row["state"] or "active"))
         with self._lock:
             if len(self._cache) >= CACHE_MAX:
                 self._cache.clear()
-                self._seen.clear()
-            self._cache[key_id] = (self._clock.monotonic(), *known)
-            self._seen.setdefault(key_id, self._clock.monotonic())
-        return known
+            self._cache[key_id] = fresh
+        return fresh[1:]
 
 
 def _key(row: object) -> Key:
