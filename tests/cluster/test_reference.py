@@ -1,0 +1,32 @@
+"""The docs cannot drift: the reference is what the code says, and every link between pages leads somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cluster.reference import pages
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.mark.parametrize("name", sorted(pages()))
+def test_the_reference_is_what_the_code_says(name: str) -> None:
+    assert (ROOT / "docs" / "reference" / name).read_text() == pages()[name], "run `python -m cluster.reference`"
+
+
+def test_every_setting_metric_and_command_has_its_line() -> None:
+    written = pages()
+    for row in written["settings.md"].splitlines():
+        if row.startswith("| `") and "VICINAGE_" in row:
+            assert not row.endswith("|  |") or "url" in row or "data" in row or "host" in row or "precision" in row, row
+    assert written["commands.md"].count("## ") >= 25
+    assert written["metrics.md"].count("| `vicinage_") >= 15
+
+
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "client" / "README.md"], ids=lambda p: p.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
