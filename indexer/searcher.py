@@ -31,7 +31,7 @@ from vicinage.records import Partial, ShardId, ShardQuery
 from vicinage.settings import SearcherSettings
 from vicinage.store import Store
 from vicinage.telemetry import counter, events, gauge, histogram
-from vicinage.wire import decode_rows, parse_rows_key
+from vicinage.wire import decode_rows, parse_rows_key, rows_key
 
 POLL_S: Final = 0.25
 POLL_BYTES: Final = 16 << 20
@@ -107,6 +107,11 @@ class Searcher:
         self._change = 0
         self._catalog = 0
         """The catalog version whose every manifest has been adopted here."""
+        self._seen = -1
+        self._serving: dict[ShardId, Generation] = {}
+        """Every shard that lies in these slots and may be searched, as of catalog version `_seen`."""
+        self._behind: dict[ShardId, Manifest] = {}
+        """Manifests that are still to be adopted: the store was away."""
         self._searches = 0
         self._applied = 0
         self._lags: dict[str, deque[float]] = {}
@@ -190,7 +195,9 @@ class Searcher:
         if tenant is None:
             _resident.set(sum(s.host_bytes for s in shards))
         lags = {tenant: tuple(recent) for tenant, recent in list(self._lags.items())}
-        return SearcherStats(shards, self.watermarks(), self._searches, self._applied, lags, dict(self._failed))
+        passed = self.watermarks()
+        shards = tuple(replace(s, watermark=max(s.watermark, passed.get(s.shard.slot, 0))) for s in shards)
+        return SearcherStats(shards, passed, self._searches, self._applied, lags, dict(self._failed))
 
     def watermarks(self) -> dict[int, int]:
         """Slot → the offset up to which everything is searchable."""
@@ -220,7 +227,12 @@ class Searcher:
         return along
 
     def _answer(self, gathered: list[_Asked]) -> None:
-        live = [a for a in gathered if not a.deadline.passed() and not a.answer.cancelled()]
+        live = [a for a in gathered if not a.deadline.passed()]
+        for a in gathered:
+            if a not in live:
+                _refuse(
+                    a.answer, DeadlineExceeded("the deadline passed while waiting to search", dependency="searcher")
+                )
         if not live:
             return
         shard = self._shards.get(live[0].query.shard)
@@ -229,11 +241,16 @@ class Searcher:
             return
         live = [a for a in live if a.answer.set_running_or_notify_cancel()]
         self._searches += len(live)
+        # Read before the snapshot is taken: all of the slot's log below it is in that snapshot.
+        passed = self._watermarks.get(shard.id.slot, 0)
         try:
-            _answer_together(shard, live)
+            _answer_together(shard, live, passed)
         except VicinageError as error:
             for a in live:
-                a.answer.set_exception(error)
+                _refuse(a.answer, error)
+        finally:  # what else it may be ends the role; nobody is left waiting for it
+            for a in live:
+                _refuse(a.answer, Unavailable("the search failed", dependency="searcher"))
 
     def _answer_later(self, gathered: list[_Asked]) -> None:
         """Have the loader bring the shard in, or up to date, then ask again; other questions go on meanwhile."""
@@ -289,18 +306,23 @@ class Searcher:
         with self._writing:
             for stored in taken:
                 self._apply(stored, now_ms)
-            for shard in self._shards.values():
-                if shard.id.slot in last:
-                    shard.advance(last[shard.id.slot])
             self._publish(last)
 
     def _apply(self, stored: Stored, now_ms: int) -> None:
-        tenant, collection, generation = parse_rows_key(stored.record.key or b"")
+        try:
+            tenant, collection, generation = parse_rows_key(stored.record.key or b"")
+        except ValueError:
+            _event.error("a record is of no shard", slot=stored.partition, offset=stored.offset)
+            return
         shard = self._shards.get(ShardId(tenant, collection, generation, stored.partition))
         if shard is None:
             return  # cold: it catches up from the log when it is loaded
-        batch = decode_rows(stored.record.value or b"").batch
-        shard.apply(batch, stored.offset)
+        try:
+            batch = decode_rows(stored.record.value or b"").batch
+            shard.apply(batch, stored.offset)
+        except Corrupt as error:
+            self._fail(shard.id, error)  # it is never served without these rows; the others go on
+            return
         self._applied += batch.num_rows
         _applied.inc(batch.num_rows)
         lag_ms = max(0, now_ms - stored.record.event_time_ms)
@@ -356,36 +378,40 @@ class Searcher:
         """See what the catalog has now: load new shards, adopt new manifests, let go of generations that are gone."""
         catalog = self._registry.refresh()
         self._change, changed = self._manifests.changed_since(self._change, self.slots)
-        serving = self._serving()
-        with self._writing:
-            for held in (self._shards, self._failed):
-                for shard in [s for s in held if s not in serving]:
-                    del held[shard]
-        for shard in [s for s in serving if s not in self._shards and s not in self._failed]:
-            self._try(shard, partial(self._load, shard, serving[shard]))
-        for manifest in changed:
-            old = self._shards.get(manifest.shard)
-            if old is not None and manifest.version > old.snapshot.manifest.version:
-                self._try(manifest.shard, partial(self._adopt, old, manifest, serving[manifest.shard]))
+        if catalog != self._seen:
+            self._serving, self._seen = self._find_serving(), catalog
+            self._let_go()
+        self._behind |= {m.shard: m for m in changed if m.shard in self._serving}
+        for shard in list(self._behind):  # the tail may give up a shard meanwhile
+            self._failed.pop(shard, None)  # it has other segments now: they may be whole
+        for shard in [s for s in self._serving if s not in self._shards and s not in self._failed]:
+            self._try(shard, partial(self._load, shard, self._serving[shard]))
+        for shard, manifest in list(self._behind.items()):
+            self._try(shard, partial(self._adopt, manifest, self._serving[shard]))
         self._catalog = catalog
+
+    def _let_go(self) -> None:
+        with self._writing:
+            for held in (self._shards, self._failed, self._behind):
+                for shard in [s for s in held if s not in self._serving]:
+                    del held[shard]
 
     def _bring(self, shard: ShardId) -> Shard:
         self._look()
+        if shard in self._shards:
+            return self._shards[shard]
         if shard in self._failed:
             raise Corrupt(self._failed[shard], path=str(shard))
-        if shard not in self._shards and shard in self._serving():
+        if shard in self._serving:
             raise Unavailable("the shard could not be loaded; it is tried again", dependency="store")
-        if shard not in self._shards:
-            raise NotFound(f"there is no generation {shard.generation} of {shard.collection!r}")
-        return self._shards[shard]
+        raise NotFound(f"there is no generation {shard.generation} of {shard.collection!r}")
 
     def _replay_start(self, slot: int) -> int:
         """The lowest offset that some shard of the slot has not sealed; the end if there is none."""
         sealed = [s.snapshot.manifest.sealed for s in self._shards.values() if s.id.slot == slot]
         return min(sealed, default=self._log.end(VECTORS_TOPIC, slot))
 
-    def _serving(self) -> dict[ShardId, Generation]:
-        """Every shard that lies in these slots and may be searched."""
+    def _find_serving(self) -> dict[ShardId, Generation]:
         return {
             shard: g
             for c in self._registry.collections()
@@ -422,17 +448,21 @@ class Searcher:
 
     def _catch_up(self, shard: Shard, start: int, end: int) -> None:
         """Apply what the slot's tail has already passed by: the log from `start` to `end`."""
-        name = (shard.id.tenant, shard.id.collection, shard.id.generation)
+        key = rows_key(shard.id.tenant, shard.id.collection, shard.id.generation)
         while start < end and (run := self._log.read(VECTORS_TOPIC, shard.id.slot, start, bytes_max=POLL_BYTES)):
             for stored in run:
-                if stored.offset < end and parse_rows_key(stored.record.key or b"") == name:
+                if stored.offset < end and stored.record.key == key:
                     shard.apply(decode_rows(stored.record.value or b"").batch, stored.offset)
             start = run[-1].offset + 1
         shard.advance(end)
 
-    def _adopt(self, held: Shard, manifest: Manifest, generation: Generation) -> None:
-        have = {s.ref.id: s for s in held.snapshot.segments}
-        held.adopt(manifest, self._segments(manifest, generation, have))
+    def _adopt(self, manifest: Manifest, generation: Generation) -> None:
+        held = self._shards.get(manifest.shard)
+        if held is not None and manifest.version > held.snapshot.manifest.version:
+            have = {s.ref.id: s for s in held.snapshot.segments}
+            held.adopt(manifest, self._segments(manifest, generation, have))
+        if held is not None:
+            self._behind.pop(manifest.shard, None)
 
     def _try(self, shard: ShardId, work: Callable[[], Any]) -> None:
         try:
@@ -446,6 +476,7 @@ class Searcher:
         if isinstance(error, Corrupt):
             self._failed[shard] = error.detail
             self._shards.pop(shard, None)
+            self._behind.pop(shard, None)
 
     def _guard(self, work: Callable[[], None]) -> None:
         """The role's boundary: a thread that dies ends the role, loudly."""
@@ -458,28 +489,28 @@ class Searcher:
             self._on_failure(error)
 
 
-def _answer_together(shard: Shard, asked: list[_Asked]) -> None:
-    if len(asked) == 1:
-        asked[0].answer.set_result(shard.search(asked[0].query))
-        return
-    vectors = np.concatenate([a.query.vectors for a in asked])
-    found = shard.search(replace(asked[0].query, vectors=vectors))
-    at = 0
+def _answer_together(shard: Shard, asked: list[_Asked], passed: int) -> None:
+    query = asked[0].query
+    if len(asked) > 1:
+        query = replace(query, vectors=np.concatenate([a.query.vectors for a in asked]))
+    found = shard.search(query)
+    watermark, at = max(found.watermark, passed), 0
     for a in asked:
         n = len(a.query.vectors)
-        a.answer.set_result(replace(found, hits=found.hits[at : at + n]))
+        a.answer.set_result(replace(found, hits=found.hits[at : at + n], watermark=watermark))
         at += n
 
 
 def _together(a: ShardQuery, b: ShardQuery) -> bool:
-    return (a.shard, a.k, a.effort, a.exact, a.include, a.filter) == (
-        b.shard,
-        b.k,
-        b.effort,
-        b.exact,
-        b.include,
-        b.filter,
-    )
+    """Whether one call can answer both."""
+    return _asks(a) == _asks(b)
+
+
+def _asks(query: ShardQuery) -> tuple[object, ...]:
+    """All that two questions must have in common. A filter by its text: {"x": 1} == {"x": True} in Python, not in a filter."""
+    condition = None if query.filter is None else repr(query.filter)
+    width = query.vectors.shape[1:]
+    return (query.shard, query.k, query.effort, query.exact, query.include, condition, width)
 
 
 def _refuse(future: Future[Any], error: BaseException) -> None:
