@@ -81,15 +81,13 @@ class Bell:
             return  # full: it will wake anyway; gone: nobody waits
 
     def _listen(self) -> None:
-        if self._listening or self._closed:
-            return
         with self._changed:
-            if self._listening:
+            if self._listening or self._closed:
                 return
             self._listening = True
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            listener.bind(str(self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"))
-            self._listener = listener
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        listener.bind(str(self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"))
+        self._listener = listener
         threading.Thread(target=self._hear, args=(listener,), name="log-wake", daemon=True).start()
 
     def _hear(self, listener: socket.socket) -> None:
