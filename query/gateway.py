@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,8 +19,9 @@ from indexer.searcher import SearcherStats
 from query.admission import Admission
 from query.answer import Answerer, QueryEmbedder
 from query.api import admin, collections, documents, health, search
+from query.boundary import said
 from query.freshness import Freshness
-from query.problems import DOCUMENTED, internal, plain, problem
+from query.problems import DOCUMENTED, plain, problem
 from query.recall import RecallMonitor
 from query.scatter import Searcher, Searchers
 from tenants.audit import Audit
@@ -34,11 +34,10 @@ from vicinage.clock import Clock
 from vicinage.errors import Refused, Unavailable, VicinageError
 from vicinage.log import Log
 from vicinage.settings import GatewaySettings, IngestSettings
-from vicinage.telemetry import counter, events, gauge
+from vicinage.telemetry import events, gauge
 
 REFRESH_S = 0.25
 _event = events("query")
-_errors = counter("vicinage_query_errors_total", "requests refused or failed, by kind", ("kind",))
 _in_flight = gauge("vicinage_query_in_flight", "requests being served")
 
 
@@ -89,10 +88,11 @@ class Gateway:
             object.__setattr__(self, name, part)
 
     async def parts(self) -> dict[str, dict[str, Any]]:
-        """Readiness of each part."""
+        """Readiness of each part. The searcher is ready when every slot is held by one that has caught up."""
         catalog = await _answers(self.registry.refresh)
         log = await _answers(lambda: self.log.topics("vicinage.vectors"))
-        searchers = all(s.ready() for s in self.all_searchers)
+        held = {slot for s in self.all_searchers if s.ready() for slot in s.slots}
+        searchers = held >= set(range(self.slots_total))
         return {
             "catalog": {"ready": catalog},
             "log": {"ready": log},
@@ -157,10 +157,10 @@ def create_app(house: Gateway) -> FastAPI:
     app.state.gateway = house
     for each in (search, documents, collections, admin, health):
         app.include_router(each.router)
-    app.add_exception_handler(VicinageError, _said)
+    app.add_exception_handler(VicinageError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _ours)
+    app.add_exception_handler(Exception, _failed)
     return app
 
 
@@ -184,10 +184,8 @@ async def _keep_fresh(house: Gateway) -> None:
         await asyncio.sleep(REFRESH_S)
 
 
-async def _said(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, VicinageError)
-    _errors.labels(error.kind).inc()
-    return problem(error)
+async def _failed(request: Request, error: Exception) -> Response:
+    return said(error, request.url.path)
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:
@@ -197,11 +195,3 @@ async def _invalid(_request: Request, error: Exception) -> Response:
 async def _http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return plain(error.status_code, error.detail, f"{error.detail}; see /openapi.json", error.headers)
-
-
-async def _ours(request: Request, error: Exception) -> Response:
-    """The request boundary: our own mistake, recorded with an id that the caller can name."""
-    request_id = uuid.uuid4().hex
-    _errors.labels("internal").inc()
-    _event.error("request failed", request_id=request_id, path=request.url.path, exc_info=error)
-    return internal(request_id)

@@ -21,7 +21,9 @@ from query.gateway import Gateway, create_app
 from tenants.audit import Audit
 from tenants.keys import Keys
 from vicinage.settings import GatewaySettings
+from vicinage.telemetry import configure_events
 
+configure_events("test")
 PROBLEM = "application/problem+json"
 
 

@@ -78,4 +78,4 @@ def configure_events(role: str, *, level: int = logging.INFO) -> None:
 
 def events(room: str) -> Any:
     """The event writer of a room: `events("ingest").info("step", documents=12)`."""
-    return structlog.get_logger().bind(room=room)
+    return structlog.get_logger(room=room)  # not bound yet: made at import, before `configure_events` says where to

@@ -27,10 +27,10 @@ from query.api.http import (
     principal,
     typed,
 )
+from query.boundary import said
 from query.plan import Question
-from query.problems import problem
 from tenants.entities import Principal
-from vicinage.errors import Refused, VicinageError
+from vicinage.errors import Refused
 from vicinage.records import Floats, Hit, Position, Token
 from vicinage.settings import GatewaySettings
 from vicinage.telemetry import counter, histogram
@@ -142,8 +142,8 @@ async def stream(house: Any, who: Principal, collection: str, given: list[Any]) 
             try:
                 question = from_json(collection, checked_object(value, FIELDS), house.settings)
                 line: dict[str, Any] = {"index": index, **to_json(await house.answerer.answer(question, who))}
-            except VicinageError as error:
-                line = {"index": index, "problem": orjson.loads(bytes(problem(error).body))}
+            except Exception as error:  # noqa: BLE001  (the request boundary: each question of a batch is one)
+                line = {"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))}
         return orjson.dumps(line) + b"\n"
 
     tasks = [asyncio.create_task(one(i, value)) for i, value in enumerate(given)]

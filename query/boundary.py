@@ -1,0 +1,23 @@
+"""The request boundary: whatever a request raises becomes a problem document, counted by kind."""
+
+import uuid
+
+from starlette.responses import Response
+
+from query.problems import internal, problem
+from vicinage.errors import VicinageError
+from vicinage.telemetry import counter, events
+
+_event = events("query")
+_errors = counter("vicinage_query_errors_total", "requests refused or failed, by kind", ("kind",))
+
+
+def said(error: Exception, path: str) -> Response:
+    """What the caller is told. Our own mistake is told without details; the event has them, under an id he can name."""
+    if isinstance(error, VicinageError):
+        _errors.labels(error.kind).inc()
+        return problem(error)
+    request_id = uuid.uuid4().hex
+    _errors.labels("internal").inc()
+    _event.error("request failed", request_id=request_id, path=path, exc_info=error)
+    return internal(request_id)

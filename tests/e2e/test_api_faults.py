@@ -1,0 +1,454 @@
+"""What the API says when parts of the platform are away, late, full, or changed under a question's feet."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from gate import Caller, build, calling, platform, problem
+from house import eventually, make_ingest, open_ground, running
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+
+from cluster.wiring import build_searcher
+from query.api import http
+from tenants.registry import Registry
+from vicinage.catalog import open_catalog
+from vicinage.clock import Deadline
+from vicinage.errors import Corrupt, NotFound, Unavailable
+from vicinage.log import open_log
+from vicinage.records import ShardQuery
+from vicinage.settings import GatewaySettings
+
+Q = [1.0, 0.0, 0.0, 0.0]
+
+
+class Wire:
+    """The way to a real searcher, which can be cut."""
+
+    def __init__(self, searcher: Any) -> None:
+        self._searcher = searcher
+        self.slots = searcher.slots
+        self.fault: Exception | None = None
+        self.late_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._searcher, name)
+
+    async def search(self, query: ShardQuery, deadline: Deadline) -> Any:
+        if self.late_s:
+            await asyncio.sleep(min(self.late_s, deadline.left_s()))
+        if self.fault is not None:
+            raise self.fault
+        return await self._searcher.search(query, deadline)
+
+    async def stats(self, tenant: str | None = None) -> Any:
+        if self.fault is not None:
+            raise self.fault
+        return await self._searcher.stats(tenant)
+
+
+@contextmanager
+def ingesting(base: Any) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=make_ingest(base).run, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Caller, Wire, Wire, str]]:
+    """Two searchers of four slots each, and a collection that lies on all eight."""
+    base = open_ground(tmp_path_factory.mktemp("halves"))
+    searchers = [build_searcher(base, slots) for slots in (range(4), range(4, 8))]
+    for searcher in searchers:
+        searcher.start()
+    wires = [Wire(s) for s in searchers]
+    with ingesting(base), calling(base, None, build(base, wires)) as call:
+        eventually(lambda: all(s.ready() for s in searchers))
+        _, key = call.tenant()
+        call.collection(key, shards=8)
+        chance = np.random.default_rng(1)
+        token = call.write(
+            key, [{"id": f"d{i}", "vector": v.tolist()} for i, v in enumerate(chance.standard_normal((80, 4)))]
+        )
+        assert len(call.search(key, vector=Q, k=80, wait_for=token)["hits"]) == 80
+        yield call, wires[0], wires[1], key
+    for searcher in searchers:
+        searcher.stop()
+    base.close()
+
+
+@pytest.fixture(autouse=True)
+def _whole_again(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "halves" in request.fixturenames:
+        for wire in request.getfixturevalue("halves")[1:3]:
+            wire.fault, wire.late_s = None, 0.0
+
+
+AWAY = Unavailable("the node is gone", dependency="searcher", retry_after_s=2)
+
+
+@pytest.mark.parametrize("fault", [AWAY, Corrupt("a segment failed its checksum", path="segments/x")])
+def test_a_missing_half_is_said_and_the_other_half_answers(halves: Any, fault: Exception) -> None:
+    call, _, second, key = halves
+    second.fault = fault
+    found = call.search(key, vector=Q, k=80)
+    assert found["degraded"] == {"reason": "4 of 8 shards did not answer", "missing_share": 0.5}
+    assert 0 < len(found["hits"]) < 80
+    assert len(found["freshness"]["watermark"].split(".")) == 4
+    assert found["freshness"]["lag_ms"] is None, "how far behind the missing half is, nobody knows"
+    second.fault = None
+    whole = call.search(key, vector=Q, k=80)
+    assert (whole["degraded"], len(whole["hits"])) == (None, 80)
+
+
+def test_a_late_half_is_missing_and_not_waited_for_beyond_the_deadline(halves: Any) -> None:
+    call, _, second, key = halves
+    second.late_s = 30
+    second.fault = AWAY
+    start = time.perf_counter()
+    found = call.search(key, vector=Q, timeout_ms=300)
+    assert 0.25 < time.perf_counter() - start < 3
+    assert found["degraded"]["missing_share"] == 0.5
+
+
+@pytest.mark.parametrize("fault", [AWAY, Corrupt("a segment failed its checksum", path="segments/x")])
+def test_when_nobody_answers_it_is_503_and_not_an_empty_answer(halves: Any, fault: Exception) -> None:
+    call, first, second, key = halves
+    first.fault = second.fault = fault
+    found = call("POST", "/v1/collections/c/search", key, json={"vector": Q})
+    assert problem(found, 503, "unavailable")["dependency"] == "searcher"
+    assert int(found.headers["retry-after"]) >= 1
+    assert "segments/x" not in found.text
+
+
+def test_a_degraded_answer_is_never_a_sample_of_recall(halves: Any) -> None:
+    call, _, second, key = halves
+    second.fault = AWAY
+    name = call.house.keys.authenticate(key, "read").tenant
+    call.portal.call(call.house.recall.settled)
+    before = [r["n"] for r in call.admin("GET", f"/recall?tenant={name}")]
+    for _ in range(5):
+        call.search(key, vector=Q, k=10)
+    call.portal.call(call.house.recall.settled)
+    assert [r["n"] for r in call.admin("GET", f"/recall?tenant={name}")] == before
+
+
+def test_a_collection_says_how_many_of_its_shards_answered(halves: Any) -> None:
+    call, _, second, key = halves
+    second.fault = AWAY
+    found = call("GET", "/v1/collections/c", key).json()
+    assert found["shards"] == {"asked": 8, "answered": 4}
+    assert found["freshness"]["lag_ms"] is None
+
+
+def test_a_slot_that_nobody_holds_is_a_missing_shard(tmp_path: Path) -> None:
+    base = open_ground(tmp_path)
+    searcher = build_searcher(base, range(4))
+    searcher.start()
+    with calling(base, searcher, build(base, [searcher])) as call:
+        _, key = call.tenant()
+        call.collection(key, shards=8)
+        assert call.search(key, vector=Q)["degraded"]["missing_share"] == 0.5
+        ready = call("GET", "/readyz")
+        assert ready.status_code == 503, "half the slots are held by nobody"
+    searcher.stop()
+    base.close()
+
+
+# The log and the catalog
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> Iterator[tuple[Caller, Any, list[bool]]]:
+    """A gateway whose way to the log and to the catalog can be cut, while the rest goes on."""
+    base = open_ground(tmp_path)
+    cut = [False]
+    engine = open_catalog(base.settings.catalog_url.get_secret_value())
+
+    @event.listens_for(engine, "begin")
+    def begun(_connection: object) -> None:
+        if cut[0]:
+            raise OperationalError("BEGIN", {}, Exception("the server closed the connection"))
+
+    log = open_log(base.settings.log_url)
+    own = replace(base, engine=engine, registry=Registry(engine, base.clock), log=log)
+    with running(base, indexing=False) as searcher, calling(own, searcher, build(own, [searcher])) as call:
+        yield call, log, cut
+    log.close()
+    engine.dispose()
+    base.close()
+
+
+def test_while_the_log_is_away_searches_go_on_and_writes_refuse_with_503(apart: Any) -> None:
+    call, log, _ = apart
+    _, key = call.tenant()
+    call.collection(key)
+    token = call.write(key, [{"id": "a", "vector": Q}])
+    assert call.search(key, vector=Q, wait_for=token)["hits"]
+    log.close()
+    time.sleep(0.3)
+    eventually(lambda: call.search(key, vector=Q)["freshness"]["lag_ms"] is None)
+    assert [h["document_id"] for h in call.search(key, vector=Q)["hits"]] == ["a"]
+    found = call("POST", "/v1/collections/c/documents", key, json={"documents": [{"id": "b", "vector": Q}]})
+    assert problem(found, 503, "unavailable")["dependency"] == "log"
+    assert int(found.headers["retry-after"]) >= 1
+    problem(call("POST", "/v1/collections/c/search", key, json={"vector": Q, "wait_for": token}), 503)
+    ready = call("GET", "/readyz")
+    assert (ready.status_code, ready.json()["parts"]["log"]) == (503, {"ready": False})
+
+
+def test_while_the_catalog_is_away_a_key_just_seen_still_searches_and_changes_refuse(apart: Any) -> None:
+    call, _, cut = apart
+    _, key = call.tenant()
+    call.collection(key)
+    token = call.write(key, [{"id": "a", "vector": Q}])
+    call.search(key, vector=Q, wait_for=token)
+    cut[0] = True
+    assert call.search(key, vector=Q)["hits"]
+    found = call("POST", "/v1/collections", key, json={"name": "d", "dimension": 4})
+    assert problem(found, 503, "unavailable")["dependency"] == "catalog"
+    ready = call("GET", "/readyz")
+    assert (ready.status_code, ready.json()["parts"]["catalog"]) == (503, {"ready": False})
+    time.sleep(0.6)  # the background refresh has failed meanwhile, and must be alive to see what comes next
+    cut[0] = False
+    call.base.registry.refresh()
+    assert call("GET", "/v1/collections", key).status_code == 200
+
+
+# Changed under a question's feet
+
+
+def test_searches_during_a_reindex_see_the_old_generation_or_the_new_and_nothing_else(tmp_path: Path) -> None:
+    base = open_ground(tmp_path)
+    # The gateway sees the catalog late, as one on another node would.
+    own = replace(base, registry=Registry(base.engine, base.clock))
+    with running(base) as searcher, calling(own, searcher, build(own, [searcher])) as call:
+        name, key = call.tenant()
+        call.collection(key, shards=2)
+        chance = np.random.default_rng(2)
+        vectors = chance.standard_normal((300, 4))
+        token = call.write(key, [{"id": f"d{i}", "vector": v.tolist()} for i, v in enumerate(vectors)])
+        expected = [h["document_id"] for h in call.search(key, vector=Q, wait_for=token)["hits"]]
+        for wanted in (2, 3):
+            job = call.admin("POST", "/reindex", {"tenant": name, "collection": "c", "shards": 2}, status=202)
+            end = time.monotonic() + 60
+            seen = set()
+            while wanted not in seen:
+                assert time.monotonic() < end, call.admin("GET", f"/reindex/{job['id']}")
+                found = call.search(key, vector=Q)
+                assert [h["document_id"] for h in found["hits"]] == expected
+                assert call("GET", "/v1/collections/c/documents/d7", key).status_code == 200
+                seen.add(found["generation"])
+            assert seen <= {wanted - 1, wanted}
+    base.close()
+
+
+def test_a_question_whose_generation_went_away_on_the_way_is_asked_again_of_the_new_one(tmp_path: Path) -> None:
+    base = open_ground(tmp_path)
+    with running(base, indexing=False) as searcher:
+        wire = Wire(searcher)
+        with calling(base, searcher, build(base, [wire])) as call:
+            _, key = call.tenant()
+            call.collection(key)
+            token = call.write(key, [{"id": "old", "vector": Q}])
+            call.search(key, vector=Q, wait_for=token)
+            made_anew: list[str] = []
+
+            async def search(query: ShardQuery, deadline: Deadline) -> Any:
+                if query.shard.generation == 1:
+                    made_anew.append(str(query.shard))
+                    name = query.shard.tenant
+                    base.registry.delete_collection(name, "c", actor="test")
+                    call.house.registry.create_collection(
+                        name,
+                        "c",
+                        dimension=4,
+                        place=lambda _n: ((0,), (base.log.end("vicinage.vectors", 0),)),
+                        actor="test",
+                    )
+                    raise NotFound("there is no generation 1 of 'c'")
+                return await searcher.search(query, deadline)
+
+            wire.search = search  # type: ignore[method-assign]
+            found = call.search(key, vector=Q)
+            assert (found["generation"], found["hits"], len(made_anew)) == (2, [], 1)
+    base.close()
+
+
+# Too much, too late
+
+
+def test_a_wait_that_ends_with_the_deadline_says_what_was_not_reached(tmp_path: Path) -> None:
+    base = open_ground(tmp_path)
+    searcher = build_searcher(base)  # nobody ingests here
+    searcher.start()
+    with calling(base, searcher, build(base, [searcher])) as call:
+        _, key = call.tenant()
+        call.collection(key)
+        token = call.write(key, [{"id": "a", "vector": Q}])
+        start = time.perf_counter()
+        found = call("POST", "/v1/collections/c/search", key, json={"vector": Q, "wait_for": token, "timeout_ms": 200})
+        body = problem(found, 504, "deadline-exceeded")
+        assert (body["dependency"], token in body["detail"]) == ("ingest", True)
+        assert 0.15 < time.perf_counter() - start < 3
+        eventually(lambda: (call.search(key, vector=Q)["freshness"]["lag_ms"] or 0) > 100)
+    searcher.stop()
+    base.close()
+
+
+def test_waits_of_one_tenant_leave_room_for_the_others(tmp_path: Path) -> None:
+    base = open_ground(tmp_path)
+    searcher = build_searcher(base)
+    searcher.start()
+    with calling(base, searcher, build(base, [searcher])) as call:
+        _, loud = call.tenant()
+        _, quiet = call.tenant()
+        for key in (loud, quiet):
+            call.collection(key)
+        token = call.write(loud, [{"id": "a", "vector": Q}])
+        other = call.write(quiet, [{"id": "a", "vector": Q}])
+
+        async def ask(key: str, wait_for: str, timeout_ms: int) -> int:
+            body = {"vector": Q, "wait_for": wait_for, "timeout_ms": timeout_ms}
+            headers = {"authorization": f"Bearer {key}"}
+            return (await call.http.post("/v1/collections/c/search", json=body, headers=headers)).status_code
+
+        async def all_at_once() -> list[int]:
+            many = [asyncio.create_task(ask(loud, token, 1_500)) for _ in range(40)]
+            await asyncio.sleep(0.5)
+            return [await ask(quiet, other, 100), *await asyncio.gather(*many)]
+
+        first, *rest = call.portal.call(all_at_once)
+        assert first == 504, "the quiet tenant's wait was let in, and ended with its own deadline"
+        assert (rest.count(429), rest.count(504)) == (16, 24)
+    searcher.stop()
+    base.close()
+
+
+def test_beyond_its_bound_the_gateway_answers_429_at_once(tmp_path: Path) -> None:
+    with platform(tmp_path, GatewaySettings(in_flight_max=2)) as call:
+        name, key = call.tenant()
+        call.collection(key)
+        call.search(key, vector=Q, wait_for=call.write(key, [{"id": "a", "vector": Q}]))
+        call.base.registry.suspend_tenant(name, actor="test")
+        time.sleep(0.2)  # ingest leaves the topic alone from here on
+        from vicinage.log import Record
+
+        late = call.base.log.append(f"vicinage.docs.{name}", 0, [Record(None, b"c/a")])[0]
+        call.base.registry.resume_tenant(name, actor="test")
+        held = call.house.answerer.admission
+
+        async def crowd() -> tuple[httpx.Response, int]:
+            headers = {"authorization": f"Bearer {key}"}
+            with held.enter("other", 2), held.enter("another", 2):
+                found = await call.http.post("/v1/collections/c/search", json={"vector": Q}, headers=headers)
+            after = await call.http.post(
+                "/v1/collections/c/search", json={"vector": Q, "wait_for": f"0-{late}"}, headers=headers
+            )
+            return found, after.status_code
+
+        full, after = call.portal.call(crowd)
+        assert problem(full, 429, "overloaded")["retry_after_s"] > 0
+        assert int(full.headers["retry-after"]) >= 1
+        assert after == 200
+        assert held.in_flight == 0
+
+
+def test_while_draining_nobody_is_let_in_and_whoever_looks_is_told_when_to_come_back(tmp_path: Path) -> None:
+    with platform(tmp_path) as call:
+        _, key = call.tenant()
+        call.collection(key)
+        call.house.answerer.admission.drain()
+        found = call("POST", "/v1/collections/c/search", key, json={"vector": Q})
+        assert problem(found, 503, "unavailable")["dependency"] == "gateway"
+        assert found.headers["retry-after"]
+        assert call("GET", "/healthz").status_code == 200
+
+
+def test_a_body_that_trickles_in_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "BODY_S", 0.2)
+    with platform(tmp_path) as call:
+        _, key = call.tenant()
+        call.collection(key)
+
+        async def trickle() -> Any:
+            for _ in range(100):
+                yield b" "
+                await asyncio.sleep(0.05)
+
+        headers = {"content-type": "application/json"}
+        found = call("POST", "/v1/collections/c/search", key, content=trickle(), headers=headers)
+        problem(found, 400, "refused", "body")
+
+
+# Our own mistakes, and the embedder
+
+
+class Broken:
+    """An embedder with a mistake in it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Any:
+        raise self.error
+
+
+def asking_text(folder: Path, error: Exception) -> tuple[httpx.Response, httpx.Response, list[Mapping[str, Any]]]:
+    with platform(folder, embedder_for=lambda _name: Broken(error)) as call:
+        _, key = call.tenant()
+        call.collection(key, model="all-minilm-l6-v2")
+        one = call("POST", "/v1/collections/c/search", key, json={"text": "a secret question"})
+        many = call(
+            "POST", "/v1/collections/c/search:batch", key, json={"questions": [{"text": "x"}, {"vector": [0.1] * 384}]}
+        )
+        return (
+            one,
+            many,
+            sorted(
+                (httpx.Response(200, content=line).json() for line in many.content.splitlines()),
+                key=lambda m: m["index"],
+            ),
+        )
+
+
+def test_our_own_mistake_is_500_with_an_id_and_without_details(tmp_path: Path) -> None:
+    one, _, lines = asking_text(tmp_path, RuntimeError("password=hunter2"))
+    body = problem(one, 500, "internal")
+    assert len(body["request_id"]) == 32
+    assert "hunter2" not in one.text
+    assert lines[0]["problem"]["status"] == 500, "one broken question of a batch breaks no other"
+    assert lines[1]["hits"] == []
+
+
+def test_while_the_embedder_is_away_text_waits_and_vectors_go_on(tmp_path: Path) -> None:
+    one, _, lines = asking_text(tmp_path, Unavailable("connection refused", dependency="embedder", retry_after_s=1))
+    assert problem(one, 503, "unavailable")["dependency"] == "embedder"
+    assert one.headers["retry-after"] == "1"
+    assert lines[0]["problem"]["status"] == 503
+    assert lines[1]["hits"] == []
+
+
+def test_what_runs_beside_the_routes_ends_the_role_when_it_dies(tmp_path: Path) -> None:
+    died: list[BaseException] = []
+    base = open_ground(tmp_path)
+    own = replace(base, registry=Registry(base.engine, base.clock))
+    with calling(own, None, build(own, [], on_failure=died.append)):
+        own.registry.refresh = lambda: 1 // 0  # type: ignore[method-assign]
+        eventually(lambda: died)
+    assert isinstance(died[0], ZeroDivisionError)
+    base.close()
