@@ -48,17 +48,20 @@ class Snapshot:
 
 
 class Rates:
-    """Turns counters that only rise into rates: remembers them over the last RATE_WINDOW_S."""
+    """Turns counters that only rise into rates, over the last RATE_WINDOW_S or, if nobody asked for longer, since then."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[float, int, int]] = []
+        self._seen: list[tuple[float, int, int]] = [(time.monotonic(), 0, 0)]
 
     def rate(self, searches: int, applied: int) -> tuple[Rate, Rate]:
-        """Rates between the oldest remembered reading and this one."""
+        """Rates between the oldest reading that still counts and this one."""
         now = time.monotonic()
-        self._seen = [s for s in self._seen if now - s[0] <= RATE_WINDOW_S and s[1] <= searches and s[2] <= applied]
-        self._seen.append((now, searches, applied))
-        then = self._seen[0]
+        earlier = [
+            s for s in self._seen if s[1] <= searches and s[2] <= applied
+        ]  # a searcher started anew counts from 0
+        lately = [s for s in earlier if now - s[0] <= RATE_WINDOW_S]
+        then = (lately or earlier[-1:] or [(now, searches, applied)])[0]
+        self._seen = [*(lately or earlier[-1:]), (now, searches, applied)]
         seconds = now - then[0]
         if seconds <= 0:
             return Rate(0.0, 0.0), Rate(0.0, 0.0)
