@@ -10,6 +10,7 @@ import pyarrow as pa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from rows import message
 
 from indexer.backends import open_backend
 from indexer.compact import _merged
@@ -18,30 +19,11 @@ from indexer.shard import Shard, surviving
 from tenants.entities import Manifest
 from vicinage.records import ShardId, ShardQuery
 from vicinage.store import LocalStore
-from vicinage.wire import vector_column, vectors_schema
 
 D = 4
 SHARD = ShardId("acme", "docs", 1, 0)
 BACKEND = open_backend()
 NAMES = [f"d{i}" for i in range(6)]
-
-
-def message(rows: list[tuple[str, int, list[np.ndarray] | None, str]]) -> pa.RecordBatch:
-    """(id, version, vectors or None for a deletion, metadata) → a vectors message's batch."""
-    flat = [
-        (name, version, i if vectors is not None else -1, vector, metadata)
-        for name, version, vectors, metadata in rows
-        for i, vector in enumerate(vectors if vectors is not None else [np.zeros(D, np.float32)])
-    ]
-    n = len(flat)
-    columns = [
-        [f[0] for f in flat], [f[1] for f in flat], [1] * n, [f[2] for f in flat],
-        [f"text {f[0]} {f[1]}" if f[2] >= 0 else None for f in flat], [0] * n, [1] * n, [f[4] for f in flat],
-    ]  # fmt: skip
-    schema = vectors_schema(D)
-    arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
-    vectors = vector_column(np.stack([f[3] for f in flat]), [f[2] < 0 for f in flat])
-    return pa.RecordBatch.from_arrays([*arrays, vectors], schema=schema)
 
 
 class ShardMachine(RuleBasedStateMachine):

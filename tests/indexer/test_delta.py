@@ -1,0 +1,81 @@
+"""The delta: views stay as they were, filters read each row once, deletions' rows hold nothing."""
+
+import threading
+
+import numpy as np
+from rows import message, unit
+
+from indexer import filters
+from indexer.delta import Delta, Entry
+
+RED = filters.parse({"color": "red"})
+
+
+def append(delta: Delta, name: str, version: int, n: int = 1, color: str = "red") -> None:
+    batch = message([(name, version, [unit(version * 10 + i) for i in range(n)], f'{{"color": "{color}"}}')])
+    delta.append(batch, version, np.ones(n, np.bool_))
+
+
+def test_a_view_is_what_it_was_whatever_is_written_after() -> None:
+    delta = Delta(4)
+    append(delta, "a", 1, n=2)
+    view = delta.view()
+    vectors, alive = view.vectors.copy(), view.alive.copy()
+    for version in range(2, 200):  # grows the arrays several times
+        append(delta, f"d{version}", version)
+        delta.kill([Entry(0, 2, 1)])
+    np.testing.assert_array_equal(view.vectors, vectors)
+    np.testing.assert_array_equal(view.alive, alive)
+    assert len(view) == 2
+    assert delta.view().alive[:3].tolist() == [False, False, True]
+
+
+def test_every_row_is_found_in_its_batch() -> None:
+    delta = Delta(4)
+    for version, n in ((1, 3), (2, 1), (3, 2)):
+        append(delta, f"d{version}", version, n)
+    view = delta.view()
+    append(delta, "later", 4)
+    where = [view.row(row) for row in range(len(view))]
+    assert [(b.column("document_id")[at].as_py(), at) for b, at in where] == [
+        ("d1", 0), ("d1", 1), ("d1", 2), ("d2", 0), ("d3", 0), ("d3", 1)
+    ]  # fmt: skip
+
+
+def test_an_idle_delta_holds_no_vectors() -> None:
+    assert Delta(384).view().vectors.base.nbytes == 0
+
+
+def test_a_deletions_row_holds_no_number_that_is_none() -> None:
+    delta = Delta(4)
+    delta.append(message([("a", 1, None, "{}")]), 0, np.zeros(1, np.bool_))
+    assert np.isfinite(delta.view().vectors).all()
+
+
+def test_an_older_view_filters_as_it_did_after_a_newer_one_has() -> None:
+    delta = Delta(4)
+    append(delta, "a", 1, color="red")
+    old = delta.view()
+    append(delta, "b", 2, color="blue")
+    assert delta.view().columns().mask(RED).tolist() == [True, False]
+    assert old.columns().mask(RED).tolist() == [True]
+    assert delta.view().columns().mask(RED).tolist() == [True, False]
+
+
+def test_threads_that_filter_first_at_once_agree() -> None:
+    delta = Delta(4)
+    for version in range(1, 301):
+        append(delta, f"d{version}", version, color="red" if version % 3 else "blue")
+    view, wanted = delta.view(), [bool(v % 3) for v in range(1, 301)]
+    start, seen = threading.Barrier(8), []
+
+    def look() -> None:
+        start.wait()
+        seen.append(view.columns().mask(RED).tolist())
+
+    threads = [threading.Thread(target=look) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert seen == [wanted] * 8

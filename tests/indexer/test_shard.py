@@ -1,0 +1,271 @@
+"""A shard: versions, snapshots, adoption, and what a search may never see while somebody writes."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rows import message, unit
+
+from indexer.backends import open_backend
+from indexer.segment import Segment, load, newest, write
+from indexer.shard import Shard, effort_for
+from tenants.entities import Manifest, SegmentRef
+from vicinage.errors import Corrupt, Refused
+from vicinage.records import ShardId, ShardQuery
+from vicinage.store import LocalStore
+
+BACKEND = open_backend()
+SHARD = ShardId("acme", "docs", 1, 0)
+D = 4
+
+
+def shard(sealed: int = 0) -> Shard:
+    manifest = Manifest(SHARD, 0, 0, sealed, ())
+    return Shard(SHARD, dimension=D, metric="cosine", recall=0.95, backend=BACKEND, manifest=manifest)
+
+
+def segment(store: LocalStore, batches: list[pa.RecordBatch], spec: str = "flat") -> Segment:
+    ref = write(
+        *newest(batches), shard=SHARD, spec=spec, metric="cosine", dimension=D,
+        backend=BACKEND, store=store, flat_max=8, threads=1,
+    )  # fmt: skip
+    return load(ref, store, BACKEND, "cosine")
+
+
+def adopt(to: Shard, segments: list[Segment], sealed: int) -> None:
+    old = to.snapshot.manifest
+    refs = tuple(s.ref for s in segments)
+    to.adopt(replace(old, version=old.version + 1, segments=refs, sealed=sealed), segments)
+
+
+def ids(of: Shard, **query) -> list[tuple[str, int]]:
+    found = of.search(ShardQuery(SHARD, unit(0)[None], 100, **query)).hits[0]
+    return sorted((h.document_id, h.version) for h in found)
+
+
+def one(name: str, version: int, seed: int | None = None, metadata: str = "{}") -> pa.RecordBatch:
+    return message([(name, version, [unit(version if seed is None else seed)], metadata)])
+
+
+@pytest.mark.parametrize("place", ["delta", "segment"])
+def test_a_higher_version_replaces_and_nothing_else_does(tmp_path: Path, place: str) -> None:
+    s = shard()
+    s.apply(one("a", 5), 0)
+    if place == "segment":
+        adopt(s, [segment(LocalStore(tmp_path), [one("a", 5)])], 1)
+    for offset, version in enumerate((4, 5, 3), start=1):
+        s.apply(one("a", version), offset)
+        assert ids(s) == [("a", 5)]
+    s.apply(one("a", 6), 4)
+    assert ids(s) == [("a", 6)]
+    assert s.stats().documents == 1
+
+
+@pytest.mark.parametrize("place", ["delta", "segment"])
+def test_what_is_deleted_does_not_come_back_by_an_older_version(tmp_path: Path, place: str) -> None:
+    s = shard()
+    gone = message([("a", 7, None, "{}")])
+    s.apply(one("a", 5), 0)
+    s.apply(gone, 1)
+    if place == "segment":
+        adopt(s, [segment(LocalStore(tmp_path), [one("a", 5), gone])], 2)
+    s.apply(one("a", 6), 2)
+    assert ids(s) == []
+    assert s.document("a") is None
+    s.apply(one("a", 8), 3)
+    assert ids(s) == [("a", 8)]
+
+
+def test_a_document_is_replaced_as_a_whole() -> None:
+    s = shard()
+    s.apply(message([("a", 1, [unit(i) for i in range(5)], "{}")]), 0)
+    s.apply(message([("a", 2, [unit(9)], "{}")]), 1)
+    assert ids(s) == [("a", 2)]
+    assert s.stats().passages == 1
+
+
+def test_a_document_twice_in_one_message_is_its_highest() -> None:
+    s = shard()
+    s.apply(message([("a", 1, [unit(1)], "{}"), ("b", 2, [unit(2)], "{}"), ("a", 3, [unit(3)], "{}")]), 0)
+    assert ids(s) == [("a", 3), ("b", 2)]
+    assert s.stats().documents == 2
+
+
+def test_messages_below_sealed_are_not_for_it() -> None:
+    s = shard(sealed=10)
+    s.apply(one("a", 1), 9)
+    assert ids(s) == []
+    assert s.apply(one("b", 2), 10) == 11
+    assert ids(s) == [("b", 2)]
+
+
+def test_a_message_that_comes_again_takes_no_room() -> None:
+    s = shard()
+    s.apply(one("a", 1), 0)
+    held = s.stats().host_bytes
+    for offset in range(1, 50):
+        s.apply(one("a", 1), offset)
+    assert s.stats().host_bytes == held
+    assert s.snapshot.watermark == 50
+
+
+def test_adopting_changes_nothing_that_a_search_sees(tmp_path: Path) -> None:
+    store, s = LocalStore(tmp_path), shard()
+    batches = [one(f"d{i}", i + 1, metadata=f'{{"i": {i}}}') for i in range(20)]
+    for offset, batch in enumerate(batches):
+        s.apply(batch, offset)
+    before = ids(s)
+    adopt(s, [segment(store, batches[:12])], 12)
+    assert ids(s) == before
+    assert (s.stats().delta_passages, s.stats().segments, s.snapshot.watermark) == (8, 1, 20)
+    adopt(s, [segment(store, batches[:12]), segment(store, batches[12:], "hnsw:M=8")], 20)
+    assert ids(s) == before
+    assert ids(s, filter={"i": {"$gte": 10, "$lt": 14}}) == [(f"d{i}", i + 1) for i in range(10, 14)]
+    assert s.stats().delta_passages == 0
+
+
+def test_an_older_search_keeps_its_snapshot(tmp_path: Path) -> None:
+    from indexer.shard import search
+
+    s = shard()
+    s.apply(one("a", 1), 0)
+    s.apply(one("b", 2), 1)
+    old = s.snapshot
+    adopt(s, [segment(LocalStore(tmp_path), [one("a", 1), one("b", 2)])], 2)
+    s.apply(one("a", 3), 2)
+    s.apply(message([("b", 4, None, "{}")]), 3)
+    asked = ShardQuery(SHARD, unit(0)[None], 10)
+    then = search(old, asked, BACKEND, "cosine", 0.95)
+    assert sorted((h.document_id, h.version) for h in then.hits[0]) == [("a", 1), ("b", 2)]
+    assert then.watermark == 2
+    assert ids(s) == [("a", 3)]
+
+
+def test_a_hit_carries_what_was_asked_for_and_no_more(tmp_path: Path) -> None:
+    s = shard()
+    batch = message([("a", 1, [unit(1), unit(2)], '{"lang": "en"}')])
+    s.apply(batch, 0)
+    for _ in range(2):  # from the delta, then from a segment
+        everything = frozenset({"text", "metadata", "vector"})
+        hit = s.search(ShardQuery(SHARD, unit(2)[None], 1, include=everything)).hits[0][0]
+        assert (hit.document_id, hit.passage, hit.version, hit.text, hit.start, hit.end) == (
+            "a",
+            1,
+            1,
+            "text a 1",
+            0,
+            1,
+        )
+        assert hit.metadata == {"lang": "en"}
+        assert hit.score == pytest.approx(1)
+        np.testing.assert_array_equal(hit.vector, unit(2))
+        bare = s.search(ShardQuery(SHARD, unit(2)[None], 1, include=frozenset())).hits[0][0]
+        assert (bare.text, bare.metadata, bare.vector, bare.start, bare.end) == (None, None, None, None, None)
+        stored = s.document("a")
+        assert stored is not None
+        assert (stored.version, stored.metadata, [p.text for p in stored.passages]) == (
+            1,
+            {"lang": "en"},
+            ["text a 1"] * 2,
+        )
+        np.testing.assert_array_equal(stored.passages[1].vector, unit(2))
+        adopt(s, [segment(LocalStore(tmp_path), [batch])], 1)
+
+
+def test_many_questions_are_answered_as_each_alone(tmp_path: Path) -> None:
+    s = shard()
+    batches = [one(f"d{i}", i + 1) for i in range(40)]
+    adopt(s, [segment(LocalStore(tmp_path), batches[:25])], 25)
+    for offset, batch in enumerate(batches[25:], start=25):
+        s.apply(batch, offset)
+    questions = np.stack([unit(1_000 + i) for i in range(7)])
+    together = s.search(ShardQuery(SHARD, questions, 5)).hits
+    for question, hits in zip(questions, together, strict=True):
+        alone = s.search(ShardQuery(SHARD, question[None], 5)).hits[0]
+        assert [h.document_id for h in hits] == [h.document_id for h in alone]
+        np.testing.assert_allclose([h.score for h in hits], [h.score for h in alone], atol=1e-6)
+
+
+def test_matching_names_documents_once_and_at_most_so_many(tmp_path: Path) -> None:
+    s = shard()
+    sealed = [message([(f"s{i}", i + 1, [unit(i)] * 3, f'{{"even": {str(i % 2 == 0).lower()}}}')]) for i in range(6)]
+    adopt(s, [segment(LocalStore(tmp_path), sealed)], 6)
+    s.apply(message([("d", 50, [unit(50)] * 3, '{"even": true}'), ("s0", 51, None, "{}")]), 6)
+    assert sorted(s.matching({"even": True}, limit=10)) == ["d", "s2", "s4"]
+    assert len(s.matching({"even": True}, limit=2)) == 2
+
+
+def test_a_question_or_a_message_of_another_dimension_is_refused_and_harms_nobody() -> None:
+    s = shard()
+    s.apply(one("a", 1), 0)
+    with pytest.raises(Refused) as refused:
+        s.search(ShardQuery(SHARD, unit(1, D + 1)[None], 1))
+    assert (refused.value.field, refused.value.limit) == ("vector", D)
+    with pytest.raises(Corrupt):
+        s.apply(message([("b", 2, [unit(2, D + 1)], "{}")], D + 1), 1)
+    assert ids(s) == [("a", 1)]
+    assert s.snapshot.watermark == 1
+
+
+def test_the_least_effort_that_clears_the_objective_is_taken(tmp_path: Path) -> None:
+    made = segment(LocalStore(tmp_path), [one("a", 1)])
+
+    def with_curve(*curve: tuple[int, float]) -> Segment:
+        ref: SegmentRef = replace(made.ref, curve=curve)
+        return replace(made, ref=ref)
+
+    measured = with_curve((16, 0.90), (32, 0.96), (64, 0.98), (128, 0.999))
+    assert effort_for(measured, 0.95) == 64  # 0.96 clears 0.95, but not the margin
+    assert effort_for(measured, 0.90) == 32
+    assert effort_for(measured, 1.0) == 128
+    assert effort_for(with_curve((16, 0.5), (512, 0.8)), 0.95) == 512
+
+
+def watch(s: Shard, names: list[str], stop: threading.Event, wrong: list, exact: bool, condition: dict | None) -> None:
+    """Search until told to stop, and note each answer that misses, doubles, mixes or turns back a document."""
+    wanted, floor = sorted((n, p) for n in names for p in (0, 1)), dict.fromkeys(names, 0)
+    last_look = False
+    while not last_look:
+        last_look = stop.is_set()
+        hits = s.search(ShardQuery(SHARD, unit(7)[None], 100, exact=exact, filter=condition)).hits[0]
+        if sorted((h.document_id, h.passage) for h in hits) != wanted:
+            wrong.append([(h.document_id, h.passage) for h in hits])
+        versions = {name: {h.version for h in hits if h.document_id == name} for name in names}
+        wrong.extend((name, seen) for name, seen in versions.items() if len(seen) != 1 or min(seen) < floor[name])
+        floor = {name: max(seen, default=0) for name, seen in versions.items()}
+
+
+def test_searches_beside_a_writer_see_each_document_once_and_whole(tmp_path: Path) -> None:
+    """Every document always has two passages of one version; a writer replaces them, seals and adopts all the while."""
+    names, store, s = [f"d{i}" for i in range(12)], LocalStore(tmp_path), shard()
+
+    def batch(of: list[str], version: int) -> pa.RecordBatch:
+        return message([(n, version, [unit(version), unit(version + 1)], f'{{"v": {version}}}') for n in of])
+
+    log = [batch(names, 1)]
+    s.apply(log[0], 0)
+    stop, wrong = threading.Event(), []
+    readers = [
+        threading.Thread(target=watch, args=(s, names, stop, wrong, *args))
+        for args in ((False, None), (True, None), (False, {"v": {"$gte": 0}}), (True, {"v": {"$gte": 0}}))
+    ]
+    for thread in readers:
+        thread.start()
+    rng, segments, sealed = np.random.default_rng(0), [], 0
+    for version in range(2, 250):
+        log.append(batch(rng.choice(names, rng.integers(1, 6), replace=False).tolist(), version))
+        s.apply(log[-1], len(log) - 1)
+        if version % 20 == 0:
+            segments.append(segment(store, log[sealed:], "flat" if version % 40 else "hnsw:M=8"))
+            sealed = len(log)
+            adopt(s, segments, sealed)
+        if len(segments) > 3:  # one segment of everything, as compaction leaves it
+            segments = [segment(store, log[:sealed])]
+            adopt(s, segments, sealed)
+    stop.set()
+    for thread in readers:
+        thread.join(30)
+    assert wrong == []

@@ -1,0 +1,37 @@
+"""Vectors messages for tests, said in one line each."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from vicinage.wire import vector_column, vectors_schema
+
+Row = tuple[str, int, Sequence[np.ndarray] | None, str]
+"""(document id, version, one vector per passage or None for a deletion, metadata as JSON)."""
+
+
+def message(rows: Sequence[Row], dimension: int = 4) -> pa.RecordBatch:
+    """A vectors message's batch."""
+    flat = [
+        (name, version, i if vectors is not None else -1, vector, metadata)
+        for name, version, vectors, metadata in rows
+        for i, vector in enumerate(vectors if vectors is not None else [np.full(dimension, np.nan, np.float32)])
+    ]
+    n = len(flat)
+    columns = [
+        [f[0] for f in flat], [f[1] for f in flat], [1] * n, [f[2] for f in flat],
+        [f"text {f[0]} {f[1]}" if f[2] >= 0 else None for f in flat], [0] * n, [1] * n, [f[4] for f in flat],
+    ]  # fmt: skip
+    schema = vectors_schema(dimension)
+    arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
+    vectors = vector_column(
+        np.stack([f[3] for f in flat]) if flat else np.empty((0, dimension), np.float32), [f[2] < 0 for f in flat]
+    )
+    return pa.RecordBatch.from_arrays([*arrays, vectors], schema=schema)
+
+
+def unit(seed: int, dimension: int = 4) -> np.ndarray:
+    """A unit vector that the seed alone decides."""
+    v = np.random.default_rng(seed).standard_normal(dimension).astype(np.float32)
+    return v / np.linalg.norm(v)
