@@ -8,7 +8,9 @@ A job only moves forward, one stored step at a time, so that a kill anywhere los
     ready     cut over: N+1 is live, N retires
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -19,10 +21,10 @@ from indexer.backends import choose
 from indexer.seal import Builder
 from indexer.segment import document_runs, load, newest
 from tenants.entities import Generation, Group, Job, Lease, Manifest, SegmentRef
-from tenants.jobs import Jobs
+from tenants.jobs import ENDED, Jobs
 from tenants.provisioning import VECTORS_TOPIC, placer
 from tenants.registry import Registry
-from vicinage.errors import Conflict, NotFound, Refused, Unavailable, VicinageError
+from vicinage.errors import Conflict, NotFound, Overloaded, Refused, Unavailable, VicinageError
 from vicinage.faults import crash_point
 from vicinage.log import Log
 from vicinage.records import Floats, ShardId
@@ -31,6 +33,8 @@ from vicinage.telemetry import events
 from vicinage.wire import decode_rows, parse_rows_key, vector_column, vectors_schema
 
 PART_PASSAGES: Final = 20_000
+EMBED_TEXTS: Final = 512
+EMBED_TRIES: Final = 60
 ACTOR: Final = "indexer"
 _event = events("indexer")
 
@@ -55,6 +59,7 @@ class Reindex:
         slots_total: int,
         embed: EmbedTexts | None,
         lease: Callable[[int], Lease],
+        stopping: threading.Event,
     ) -> None:
         self._log = log
         self._registry = registry
@@ -63,29 +68,47 @@ class Reindex:
         self._slots_total = slots_total
         self._embed = embed
         self._lease = lease
+        self._stopping = stopping
 
     def advance(self, job: Job) -> None:
-        """Do the job's next step and store it. What cannot be mended by waiting ends the job as failed, with the reason."""
+        """Do the job's next step and store it. What cannot be mended by waiting ends the job as failed, with the reason.
+
+        Raises Unavailable only when not even that could be stored.
+        """
         step = {"pending": self._begin, "waiting": self._wait, "building": self._build, "ready": self._cut_over}[
             job.state
         ]
+        self._registry.refresh()
         try:
             step(job)
-        except (Unavailable, Conflict) as later:
+        except (Unavailable, Overloaded) as later:
             _event.warning("reindex waits", job=job.id, reason=str(later))
+        except Conflict as moved:
+            _event.warning("reindex waits", job=job.id, reason=str(moved))
+            self._tidy(job)
         except VicinageError as error:
             self._fail(job, error)
 
+    def _tidy(self, job: Job) -> None:
+        """If it was cancelled under our hands, what this step made after that is given up too."""
+        current = self._jobs.get(job.id)
+        if current.state == "cancelled":
+            abandon(self._registry, current)
+
     def _begin(self, job: Job) -> None:
         collection = self._registry.collection(job.tenant, job.collection)
-        started = [g for g in collection.generations if g.state == "building" and g.number > collection.live]
+        if "above" not in job.barrier:  # noted first: after a kill, a generation above it is known as this job's own
+            job = self._jobs.advance(job, barrier={"above": max(g.number for g in collection.generations)})
+        started = [g for g in collection.generations if g.number > job.barrier["above"]]
         generation = started[-1] if started else self._add(job)
         crash_point("reindex.after_generation")
         topic = self._registry.tenant(job.tenant).documents_topic
         partitions = self._log.topics(topic).get(topic, 0)
         # Read after the generation is in the catalog: every record from here on reaches it (docs/architecture.md, Reindex).
         ends = {str(p): self._log.end(topic, p) for p in range(partitions)}
-        self._jobs.advance(job, state="waiting", generation=generation.number, barrier={"documents": ends})
+        self._jobs.advance(
+            job, state="waiting", generation=generation.number, barrier={**job.barrier, "documents": ends}
+        )
 
     def _add(self, job: Job) -> Generation:
         live = self._registry.collection(job.tenant, job.collection).generation()
@@ -114,10 +137,10 @@ class Reindex:
         live = self._live(job)
         ends = {str(slot): self._log.end(VECTORS_TOPIC, slot) for slot in live.slots}
         total = sum(s.n_passages for shard in live.shards() for s in self._builder.current(shard, live).segments)
-        self._jobs.advance(job, state="building", barrier={"vectors": ends, "after": {}}, total=total)
+        self._jobs.advance(job, state="building", barrier={**job.barrier, "vectors": ends, "after": {}}, total=total)
 
     def _build(self, job: Job) -> None:
-        live, new = self._live(job), self._registry.collection(job.tenant, job.collection).generation(job.generation)
+        live, new = self._live(job), self._new(job)
         for shard in live.shards():
             after = job.barrier["after"].get(str(shard.slot), "")
             if after is None:
@@ -132,7 +155,7 @@ class Reindex:
                 crash_point("reindex.after_part")
                 last = part.column("document_id")[part.num_rows - 1].as_py()
                 job = self._progress(job, shard, last, part.num_rows, done_before + rows.num_rows)
-                if self._jobs.get(job.id).state == "cancelled":
+                if self._stopping.is_set():
                     return
             job = self._progress(job, shard, None, 0, job.done)
         self._registry.set_generation_state(job.tenant, job.collection, new.number, "ready", actor=ACTOR)
@@ -156,8 +179,16 @@ class Reindex:
     def _fail(self, job: Job, error: VicinageError) -> None:
         _event.error("reindex failed", job=job.id, reason=str(error))
         current = self._jobs.get(job.id)
-        abandon(self._registry, current)
-        self._jobs.advance(current, state="failed", error=str(error))
+        with suppress(Conflict):  # another ended it first
+            abandon(self._registry, current)
+            if current.state not in ENDED:
+                self._jobs.advance(current, state="failed", error=str(error))
+
+    def _new(self, job: Job) -> Generation:
+        try:
+            return self._registry.collection(job.tenant, job.collection).generation(job.generation)
+        except KeyError:
+            raise Refused(f"generation {job.generation} was given up meanwhile") from None
 
     def _live(self, job: Job) -> Generation:
         return self._registry.collection(job.tenant, job.collection).generation()
@@ -193,9 +224,21 @@ class Reindex:
         texts = part.column("text").to_pylist()
         if self._embed is None or new.model is None or any(t is None for t in texts):
             raise Refused("some passages have no text to embed with the new model", field="model")
-        vectors = self._embed(new.model, texts, tenant)
+        calls = range(0, len(texts), EMBED_TEXTS)
+        vectors = np.concatenate([self._patiently(new.model, texts[i : i + EMBED_TEXTS], tenant) for i in calls])
         columns = [part.column(name) for name in part.schema.names[:-1]]
         return pa.RecordBatch.from_arrays([*columns, vector_column(vectors)], schema=vectors_schema(new.dimension))
+
+    def _patiently(self, model: str, texts: Sequence[str], tenant: str) -> Floats:
+        """Embed; a full queue is waited out a while, so that a part of many calls gets through a busy embedder."""
+        assert self._embed is not None
+        for _ in range(EMBED_TRIES):
+            try:
+                return self._embed(model, texts, tenant)
+            except Overloaded as busy:
+                if self._stopping.wait(busy.retry_after_s):
+                    raise
+        return self._embed(model, texts, tenant)
 
 
 def start(
@@ -229,18 +272,21 @@ def cancel(registry: Registry, jobs: Jobs, job_id: str) -> Job:
         raise Conflict(f"reindex {job_id} has ended: {job.state}", found=job.state)
     ended = jobs.advance(job, state="cancelled")
     abandon(registry, ended)
+    if job.generation is not None and registry.collection(job.tenant, job.collection).live == job.generation:
+        raise Conflict(f"reindex {job_id} had just cut over: generation {job.generation} is live", found="live")
     return ended
 
 
 def abandon(registry: Registry, job: Job) -> None:
-    """Mark the job's generation failed, if it has one that is not live."""
+    """Mark the generation that the job made failed, if it made one and it is not live."""
     registry.refresh()
     try:
         collection = registry.collection(job.tenant, job.collection)
     except NotFound:
         return
-    if job.generation is not None and job.generation != collection.live:
-        registry.set_generation_state(job.tenant, job.collection, job.generation, "failed", actor=ACTOR)
+    for g in collection.generations:
+        if g.number != collection.live and g.number > job.barrier.get("above", g.number):
+            registry.set_generation_state(job.tenant, job.collection, g.number, "failed", actor=ACTOR)
 
 
 def _with(segment: SegmentRef, manifest: Manifest) -> tuple[SegmentRef, ...]:

@@ -14,14 +14,14 @@ from indexer.backends import Backend
 from indexer.compact import compact
 from indexer.reindex import EmbedTexts, Reindex
 from indexer.seal import Builder, Pending, due
-from tenants.entities import Generation, Group, Lease, Manifest
+from tenants.entities import Generation, Group, Job, Lease
 from tenants.jobs import Jobs
 from tenants.leases import Leases
 from tenants.manifests import Manifests
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Clock
-from vicinage.errors import Conflict, NotFound, Unavailable, VicinageError
+from vicinage.errors import Conflict, Corrupt, NotFound, Unavailable, VicinageError
 from vicinage.log import Log, Stored
 from vicinage.records import PARTITION_BITS, ShardId
 from vicinage.settings import IndexerSettings
@@ -30,7 +30,9 @@ from vicinage.telemetry import counter, events, histogram
 from vicinage.wire import decode_rows, parse_rows_key
 
 PENDING_BYTES_MAX: Final = 512 << 20
-"""Over all shards; beyond it the largest is sealed, whatever its age."""
+"""Over all shards; beyond it the largest is sealed, whatever its age, and nothing is read until it is."""
+IDLE_PER_STEP: Final = 32
+"""Idle shards whose `sealed` is moved on in one step: ten thousand at once would hold up the seals."""
 SWEEP_EVERY_S: Final = 60.0
 POLL_BYTES: Final = 16 << 20
 
@@ -68,17 +70,24 @@ class Indexer:
         self._owner = owner
         self._slots_total = slots_total
         self._builder = Builder(manifests, store, backend, settings)
-        self._reindex = Reindex(log, registry, jobs, self._builder, slots_total, embed, self.lease)
+        self._stopping = threading.Event()
+        self._reindex = Reindex(log, registry, jobs, self._builder, slots_total, embed, self.lease, self._stopping)
         self._jobs = jobs
         self._leases: dict[int, Lease] = {}
         self._reader = log.reader({})
         self._places: dict[int, int] = {}
-        self._floors: dict[int, int] = {}
-        """Where each slot's replay would begin, as last looked."""
+        self._looked: dict[int, int] = {}
+        """Each slot's place when its idle shards were last looked at."""
+        self._sealed: dict[ShardId, int] = {}
+        """What the manifests of held slots say; nobody else can move it while the lease holds."""
         self._pending: dict[ShardId, Pending] = {}
+        self._idle: dict[ShardId, None] = {}
+        self._halted: dict[ShardId, int] = {}
+        """Shards with a record that cannot be read, and its offset: nothing of theirs is sealed beyond it."""
         self._to_compact: dict[ShardId, None] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="indexer-worker")
         self._working: Future[None] | None = None
+        self._turn = 0
         self._renewed = self._swept = -1e9
 
     def run(self, stop: threading.Event) -> None:
@@ -91,21 +100,23 @@ class Indexer:
                     _event.warning("waiting", reason=str(away))
                     stop.wait(0.5)
         finally:
+            self._stopping.set()
             self._worker.shutdown(wait=True, cancel_futures=True)
             for lease in self._leases.values():
                 self._leases_of.release(lease)
             self._reader.close()
 
     def step(self, wait_s: float = 0.0) -> int:
-        """Hold leases, take what has come, seal what is due, hand on what else there is; the messages taken."""
+        """Hold leases, take what has come, seal what is due, hand on what else there is; the messages taken.
+
+        Raises Unavailable when log, catalog or store are away: then nothing that was read is forgotten; step again later.
+        """
         self._hold_leases()
-        taken = self._reader.poll(bytes_max=POLL_BYTES, wait_s=wait_s)
-        self._registry.refresh()
-        for stored in taken:
-            self._take(stored)
+        taken = self._poll(wait_s)
         for pending in self._due():
+            self._hold_leases()  # a long row of seals must not outlive them
             self._seal(pending)
-        self._let_go_of_idle()
+        self._move_idle()
         self._work()
         self._sweep()
         return len(taken)
@@ -137,17 +148,29 @@ class Indexer:
                     self._begin(slot, lease_or_none)
 
     def _begin(self, slot: int, lease: Lease) -> None:
-        self._leases[slot] = lease
+        """Read the slot from the lowest position that some shard of it has not sealed."""
+        end = self._log.end(VECTORS_TOPIC, slot)
+        _, found = self._manifests.changed_since(0, [slot])
         self._registry.refresh()
-        sealed = [self._builder.current(shard, g).sealed for shard, g in self._in_slot(slot)]
-        self._places[slot] = self._floors[slot] = min(sealed, default=self._log.end(VECTORS_TOPIC, slot))
-        self._reader.add(VECTORS_TOPIC, slot, self._places[slot])
+        manifests = {m.shard: m for m in found}
+        in_slot = {shard: g for shard, g in self._serving().items() if shard.slot == slot}
+        sealed = {s: manifests[s].sealed if s in manifests else _start(s, g) for s, g in in_slot.items()}
+        start = min(sealed.values(), default=end)
+        self._reader.add(VECTORS_TOPIC, slot, start)
+        self._sealed |= sealed
+        self._places[slot] = self._looked[slot] = start
+        self._leases[slot] = lease
+        crowded = [s for s in in_slot if s in manifests and len(manifests[s].segments) > self._settings.segments_max]
+        self._to_compact |= dict.fromkeys(crowded)
 
     def _drop(self, slot: int) -> None:
         del self._leases[slot]
         self._reader.remove(VECTORS_TOPIC, slot)
-        self._places.pop(slot, None)
-        self._pending = {shard: p for shard, p in self._pending.items() if shard.slot != slot}
+        for by_slot in (self._places, self._looked):
+            by_slot.pop(slot, None)
+        for by_shard in (self._pending, self._sealed, self._idle, self._halted):
+            for shard in [s for s in by_shard if s.slot == slot]:
+                del by_shard[shard]  # type: ignore[attr-defined]
 
     # sealing
 
@@ -160,21 +183,46 @@ class Indexer:
         except (NotFound, KeyError):
             return None  # deleted or retired: its rows are for nobody
 
+    def _poll(self, wait_s: float) -> list[Stored]:
+        """What has come is pending, or for nobody; if that could not be decided, it is read again."""
+        if sum(p.bytes for p in self._pending.values()) > PENDING_BYTES_MAX:
+            return []
+        try:
+            taken = self._reader.poll(bytes_max=POLL_BYTES, wait_s=wait_s)
+            self._registry.refresh()  # after the poll: the generation of every row was in the catalog before the row
+            for stored in taken:
+                self._take(stored)
+        except Unavailable:
+            for slot, place in self._places.items():
+                self._reader.remove(VECTORS_TOPIC, slot)
+                self._reader.add(VECTORS_TOPIC, slot, place)
+            raise
+        return taken
+
     def _take(self, stored: Stored) -> None:
         slot = stored.partition
-        if slot not in self._leases or stored.offset < self._places.get(slot, 0):
+        if slot not in self._leases or stored.offset < self._places[slot]:
             return
-        self._places[slot] = stored.offset + 1
         shard = ShardId(*parse_rows_key(stored.record.key or b""), slot)
         generation = self._generation(shard)
-        if generation is None:
+        if generation is not None and shard not in self._halted:
+            self._keep(shard, generation, stored)
+        self._places[slot] = stored.offset + 1
+
+    def _keep(self, shard: ShardId, generation: Generation, stored: Stored) -> None:
+        if shard not in self._sealed:
+            self._sealed[shard] = self._builder.current(shard, generation).sealed
+        if stored.offset < self._sealed[shard]:
+            return  # replayed for another shard's sake
+        try:
+            batch = decode_rows(stored.record.value or b"").batch
+        except Corrupt as corrupt:
+            self._halted[shard] = stored.offset
+            _event.error("shard halted", shard=str(shard), offset=stored.offset, reason=str(corrupt))
             return
-        pending = self._pending.get(shard)
-        if pending is None:
-            if stored.offset < self._builder.current(shard, generation).sealed:
-                return  # replayed for another shard's sake
-            pending = self._pending[shard] = Pending(shard, self._clock.monotonic())
-        pending.add(stored.offset, decode_rows(stored.record.value or b"").batch)
+        if shard not in self._pending:
+            self._pending[shard] = Pending(shard, self._clock.monotonic())
+        self._pending[shard].add(stored.offset, batch)
 
     def _due(self) -> list[Pending]:
         now = self._clock.monotonic()
@@ -187,18 +235,21 @@ class Indexer:
 
     def _seal(self, pending: Pending) -> None:
         shard = pending.shard
-        del self._pending[shard]
+        if self._pending.get(shard) is not pending:
+            return  # its slot was let go meanwhile
         generation = self._generation(shard)
         if generation is None:
+            del self._pending[shard]
             return
         try:
             with _seconds.time():
                 manifest = self._builder.seal(pending, generation, self.lease(shard.slot), sealed=pending.end())
         except Conflict as lost:
             _event.error("seal refused", shard=str(shard), reason=str(lost))
-            if shard.slot in self._leases:
-                self._drop(shard.slot)
+            self._drop(shard.slot)
             return
+        del self._pending[shard]  # only now: what could not be published stays pending
+        self._sealed[shard] = manifest.sealed
         _seals.inc()
         _event.info(
             "sealed",
@@ -210,39 +261,41 @@ class Indexer:
         if len(manifest.segments) > 1:
             self._to_compact[shard] = None
 
-    def _let_go_of_idle(self) -> None:
-        """Where a slot's replay has grown too long, move `sealed` on for its shards that have nothing pending."""
+    def _move_idle(self) -> None:
+        """Keep a slot's replay within 1.5 × replay_records_max, though most of its shards have nothing to seal.
+
+        `due` seals whatever pends for longer than the bound; here `sealed` follows for the shards in between, a few at a time.
+        """
         for slot, place in self._places.items():
-            if place - self._floors[slot] > self._settings.replay_records_max:
-                self._floors[slot] = min((self._advanced(s, g, place) for s, g in self._in_slot(slot)), default=place)
+            if place - self._looked[slot] > self._settings.replay_records_max // 2:
+                self._looked[slot] = place
+                self._idle |= {shard: None for shard in self._serving() if shard.slot == slot}
+        for shard in list(self._idle)[:IDLE_PER_STEP]:
+            self._move(shard)
+            self._idle.pop(shard, None)
 
-    def _in_slot(self, slot: int) -> list[tuple[ShardId, Generation]]:
-        return [(shard, g) for shard, g in self._serving().items() if shard.slot == slot]
-
-    def _advanced(self, shard: ShardId, generation: Generation, place: int) -> int:
-        """The shard's `sealed`, moved on to `place` if it may be."""
-        manifest = self._builder.current(shard, generation)
-        if shard in self._pending or place <= manifest.sealed:
-            return manifest.sealed
-        self._advance(manifest, generation, place)
-        return place
-
-    def _advance(self, manifest: Manifest, generation: Generation, sealed: int) -> None:
+    def _move(self, shard: ShardId) -> None:
+        """Say in the manifest that the shard has nothing unsealed below its oldest pending row."""
+        generation = self._generation(shard)
+        pending = self._pending.get(shard)
+        place = pending.first() if pending else self._places[shard.slot]
+        if generation is None or shard in self._halted or place <= self._sealed.get(shard, _start(shard, generation)):
+            return
         try:
-            self._builder.publish(
-                manifest.shard, generation, self.lease(manifest.shard.slot), lambda m: m.segments, sealed=sealed
-            )
+            moved = self._builder.publish(shard, generation, self.lease(shard.slot), lambda m: m.segments, sealed=place)
+            self._sealed[shard] = moved.sealed
         except Conflict as lost:
-            _event.warning("idle shard not advanced", shard=str(manifest.shard), reason=str(lost))
+            _event.error("idle shard not moved on", shard=str(shard), reason=str(lost))
+            self._drop(shard.slot)
 
     # the worker thread: compaction and reindexing, one thing at a time
 
     def _work(self) -> None:
-        if self._working is not None and not self._working.done():
-            return
         if self._working is not None:
-            self._working.result()
-            self._working = None
+            if not self._working.done():
+                return
+            ended, self._working = self._working, None
+            ended.result()
         work = self._next_work()
         if work is not None:
             self._working = self._worker.submit(work)
@@ -254,9 +307,16 @@ class Indexer:
             generation = self._generation(shard)
             if generation is not None:
                 return partial(self._compact, shard, generation)
-        if 0 in self._leases and (job := next(iter(self._jobs.list(open_only=True)), None)):
-            return partial(self._reindex.advance, job)
+        if 0 in self._leases and (jobs := self._jobs.list(open_only=True)):
+            self._turn += 1  # in turn: one that waits long holds up none
+            return partial(self._advance, jobs[self._turn % len(jobs)])
         return None
+
+    def _advance(self, job: Job) -> None:
+        self._reindex.advance(job)
+        if job.state == "building":  # what was copied part by part becomes one before it is searched
+            of_job = [s for s in self._serving() if (s.tenant, s.collection) == (job.tenant, job.collection)]
+            self._to_compact |= dict.fromkeys(of_job)
 
     def _compact(self, shard: ShardId, generation: Generation) -> None:
         try:
@@ -276,12 +336,12 @@ class Indexer:
             self._to_compact[shard] = None  # until there is nothing left to gain
 
     def _forgettable(self, tenant: str) -> Callable[[int], bool]:
-        """Says of a version whether ingest has committed beyond it."""
+        """Says of a version whether no record with it or a lower one can come again: ingest is beyond it in every partition."""
         topic = self._registry.tenant(tenant).documents_topic
         n = self._log.topics(topic).get(topic, 1)
         committed = self._log.committed(Group.INGEST, [(topic, p) for p in range(n)])
-        partition_mask = (1 << PARTITION_BITS) - 1
-        return lambda version: version >> PARTITION_BITS < committed.get((topic, version & partition_mask), 0)
+        lowest = min(committed.get((topic, p), 0) for p in range(n))
+        return lambda version: version >> PARTITION_BITS < lowest
 
     # orphans
 
@@ -291,11 +351,26 @@ class Indexer:
         if now - self._swept < SWEEP_EVERY_S or 0 not in self._leases:
             return
         self._swept = now
+        self._forget_gone()
         older_than = self._clock.now_ms() - int(self._settings.orphan_age_s * 1000)
         gone = self._builder.store.sweep("segments", keep=self._manifests.paths(), older_than_ms=older_than)
         if gone:
             _event.info("swept", objects=len(gone))
 
+    def _forget_gone(self) -> None:
+        """Drop the manifests of generations that are retired or failed: their objects become orphans."""
+        _, every = self._manifests.changed_since(0, range(self._slots_total))
+        self._registry.refresh()  # after: the generation of every manifest seen above is seen here, if it is still served
+        serving = self._serving()
+        for manifest in every:
+            if manifest.shard not in serving:
+                self._manifests.drop(manifest.shard)
+                _event.info("generation forgotten", shard=str(manifest.shard))
+
     def stats(self) -> dict[str, Any]:
         """What waits to be sealed."""
         return {"pending_passages": sum(p.passages for p in self._pending.values()), "slots": sorted(self._leases)}
+
+
+def _start(shard: ShardId, generation: Generation) -> int:
+    return generation.starts[generation.slots.index(shard.slot)]

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -133,6 +134,8 @@ class Searcher:
         self._stop.set()
         with self._asking:
             self._asking.notify_all()
+        with suppress(queue.Full):  # wakes the loader; where it is full, the loader is awake
+            self._requests.put_nowait((lambda: None, Future()))
         for thread in self._threads:
             thread.join(10)
         gone = Unavailable("the searcher is stopping", dependency="searcher")

@@ -1,0 +1,373 @@
+"""The searcher role over a real log, catalog and store: what becomes searchable, who waits, and what goes wrong alone."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from house import eventually, open_ground
+from rows import message, unit
+
+from cluster.wiring import Ground, build_searcher
+from indexer.backends import open_backend
+from indexer.seal import Builder
+from indexer.searcher import Searcher, _together
+from indexer.segment import newest
+from tenants import provisioning
+from tenants.entities import Collection, Manifest
+from tenants.leases import Leases
+from tenants.provisioning import VECTORS_TOPIC
+from vicinage.clock import Deadline
+from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable
+from vicinage.log import Record
+from vicinage.records import Partial, ShardId, ShardQuery
+from vicinage.settings import SearcherSettings
+from vicinage.wire import encode_rows, rows_key
+
+D = 4
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Ground]:
+    made = open_ground(tmp_path / "data")
+    provisioning.create_tenant(made.registry, made.log, "acme", actor="test")
+    yield made
+    made.close()
+
+
+def collection(base: Ground, name: str = "docs", dimension: int = D) -> Collection:
+    return provisioning.create_collection(
+        base.registry, base.log, "acme", name, dimension=dimension, slots_total=base.settings.slots, actor="test"
+    )
+
+
+def shard_of(of: Collection) -> ShardId:
+    return of.generation().shards()[0]
+
+
+def send(base: Ground, to: ShardId, batch: pa.RecordBatch, *, event_time_ms: int = 0) -> int:
+    """Append a vectors message; the offset after it."""
+    key = rows_key(to.tenant, to.collection, to.generation)
+    value = encode_rows(batch, tenant=to.tenant, collection=to.collection, generation=to.generation)
+    return base.log.append(VECTORS_TOPIC, to.slot, [Record(value, key, event_time_ms=event_time_ms)])[0] + 1
+
+
+def one(name: str, version: int) -> pa.RecordBatch:
+    return message([(name, version, [unit(version)], "{}")])
+
+
+def seal(base: Ground, shard: ShardId, of: Collection, batches: list[pa.RecordBatch], sealed: int) -> Manifest:
+    leases = Leases(base.engine, base.clock)
+    lease = leases.acquire(f"slot/{shard.slot}", "test", ttl_s=30)
+    assert lease is not None
+    builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
+    ref = builder.write(shard, of.generation(), *newest(batches))
+    made = builder.publish(shard, of.generation(), lease, lambda m: (*m.segments, ref), sealed=sealed)
+    leases.release(lease)
+    return made
+
+
+@contextmanager
+def searching(base: Ground, slots: list[int] | None = None, **settings) -> Iterator[Searcher]:
+    made = build_searcher(base, slots)
+    made._settings = SearcherSettings(**{"adopt_s": 0.05, **settings})
+    made.start()
+    try:
+        eventually(made.ready)
+        yield made
+    finally:
+        made.stop()
+
+
+def ask(searcher: Searcher, shard: ShardId, **query) -> list[tuple[str, int]]:
+    asked = ShardQuery(shard, unit(0)[None], 100, **query)
+    return sorted((h.document_id, h.version) for h in searcher.submit(asked, Deadline.after(5)).result(5).hits[0])
+
+
+def reach(searcher: Searcher, positions: dict[int, int], wait_s: float = 5) -> dict[int, int]:
+    return asyncio.run(searcher.reach(positions, Deadline.after(wait_s)))
+
+
+def test_what_is_reached_is_searchable_and_the_answer_says_how_far(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    with searching(base) as searcher:
+        for version in range(1, 30):
+            end = send(base, docs, one(f"d{version}", version))
+            assert reach(searcher, {docs.slot: end})[docs.slot] >= end
+            partial = searcher.submit(ShardQuery(docs, unit(version)[None], 1), Deadline.after(5)).result(5)
+            assert (partial.hits[0][0].document_id, partial.watermark) == (f"d{version}", end)
+
+
+def test_the_watermark_of_an_answer_covers_what_was_for_others(base: Ground) -> None:
+    docs, others = collection(base), [collection(base, f"c{i}") for i in range(30)]
+    near = next(shard_of(c) for c in others if shard_of(c).slot == shard_of(docs).slot)
+    with searching(base) as searcher:
+        end = send(base, near, one("x", 1))
+        reach(searcher, {near.slot: end})
+        partial = searcher.submit(ShardQuery(shard_of(docs), unit(0)[None], 1), Deadline.after(5)).result(5)
+        assert (partial.hits, partial.watermark) == (((),), end)
+        held = {s.shard: s.watermark for s in asyncio.run(searcher.stats()).shards}
+        assert held[shard_of(docs)] == end
+
+
+def test_everything_logged_before_the_start_is_there_when_it_is_ready(base: Ground) -> None:
+    of = collection(base)
+    docs = shard_of(of)
+    batches = [one(f"d{i}", i) for i in range(1, 41)]
+    ends = [send(base, docs, b) for b in batches]
+    seal(base, docs, of, batches[:25], ends[24])
+    for _ in range(2):  # and again after a restart
+        with searching(base) as searcher:
+            assert ask(searcher, docs) == sorted((f"d{i}", i) for i in range(1, 41))
+            [stats] = asyncio.run(searcher.stats()).shards
+            assert (stats.segments, stats.delta_passages, stats.documents) == (1, 15, 40)
+
+
+def test_a_manifest_is_adopted_while_it_serves(base: Ground) -> None:
+    of = collection(base)
+    docs = shard_of(of)
+    with searching(base) as searcher:
+        batches = [one(f"d{i}", i) for i in range(1, 11)]
+        end = [send(base, docs, b) for b in batches][-1]
+        reach(searcher, {docs.slot: end})
+        before = ask(searcher, docs)
+        seal(base, docs, of, batches, end)
+        eventually(lambda: asyncio.run(searcher.stats()).shards[0].segments == 1)
+        assert asyncio.run(searcher.stats()).shards[0].delta_passages == 0
+        assert ask(searcher, docs) == before
+
+
+def test_a_collection_made_later_is_brought_in_by_the_question_that_knows_of_it(base: Ground) -> None:
+    with searching(base, adopt_s=30) as searcher:
+        docs = shard_of(collection(base))
+        send(base, docs, one("a", 1))
+        assert ask(searcher, docs, catalog=base.registry.refresh()) == [("a", 1)]
+        assert asyncio.run(searcher.document(docs, "a", Deadline.after(5))).version == 1
+        assert asyncio.run(searcher.document(docs, "b", Deadline.after(5))) is None
+
+
+def test_a_collection_made_again_has_nothing_of_the_old_one(base: Ground) -> None:
+    old = shard_of(collection(base))
+    with searching(base, adopt_s=30) as searcher:
+        end = send(base, old, one("a", 1))
+        reach(searcher, {old.slot: end})
+        base.registry.delete_collection("acme", "docs", actor="test")
+        new = shard_of(collection(base, dimension=D + 1))
+        asked = ShardQuery(new, unit(0, D + 1)[None], 5, catalog=base.registry.refresh())
+        assert searcher.submit(asked, Deadline.after(5)).result(5).hits == ((),)
+        with pytest.raises(NotFound):
+            ask(searcher, old)
+
+
+def test_what_is_not_here_is_said_by_kind(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    elsewhere = [slot for slot in range(base.settings.slots) if slot != docs.slot]
+    with searching(base, elsewhere) as searcher:
+        with pytest.raises(Unavailable):
+            ask(searcher, docs)
+        with pytest.raises(NotFound):
+            ask(searcher, ShardId("acme", "nothing", 1, elsewhere[0]))
+        with pytest.raises(DeadlineExceeded):
+            reach(searcher, {elsewhere[0]: 10**6}, wait_s=0.05)
+
+
+def test_a_question_of_the_wrong_width_is_refused_and_the_searcher_lives(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    with searching(base) as searcher:
+        end = send(base, docs, one("a", 1))
+        reach(searcher, {docs.slot: end})
+        with pytest.raises(Refused):
+            searcher.submit(ShardQuery(docs, unit(0, 9)[None], 1), Deadline.after(5)).result(5)
+        assert ask(searcher, docs) == [("a", 1)]
+
+
+def poisons() -> list[bytes]:
+    wide = message([("p", 9, [unit(1, 9)], "{}")], 9)
+    return [b"not arrow", b"", encode_rows(wide, tenant="acme", collection="docs", generation=1)]
+
+
+@pytest.mark.parametrize("value", poisons(), ids=["no arrow", "nothing", "another dimension"])
+def test_a_poison_record_fails_its_shard_and_no_other(base: Ground, value: bytes) -> None:
+    docs, others = shard_of(collection(base)), [collection(base, f"c{i}") for i in range(30)]
+    near = next(shard_of(c) for c in others if shard_of(c).slot == docs.slot)
+    with searching(base) as searcher:
+        base.log.append(VECTORS_TOPIC, docs.slot, [Record(value, rows_key("acme", "docs", 1))])
+        end = send(base, near, one("x", 2))
+        reach(searcher, {docs.slot: end})
+        assert ask(searcher, near) == [("x", 2)]
+        with pytest.raises(Corrupt):
+            ask(searcher, docs)
+        assert list(asyncio.run(searcher.stats()).failed) == [docs]
+
+
+def test_a_record_of_nobody_is_passed_over(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    with searching(base) as searcher:
+        for key in (None, b"", b"\xff/\xfe", b"a/b", b"a/b/c", b"nobody/here/1"):
+            base.log.append(VECTORS_TOPIC, docs.slot, [Record(b"whatever", key)])
+        end = send(base, docs, one("a", 1))
+        reach(searcher, {docs.slot: end})
+        assert ask(searcher, docs) == [("a", 1)]
+
+
+class AwayStore:
+    """The real store, which does not answer while `away` is set."""
+
+    def __init__(self, store) -> None:
+        self.store, self.away, self.refused = store, False, 0
+
+    def fetch(self, ref):
+        if self.away:
+            self.refused += 1
+            raise Unavailable("the store is away", dependency="store")
+        return self.store.fetch(ref)
+
+
+def test_a_manifest_that_could_not_be_adopted_is_adopted_later(base: Ground) -> None:
+    of = collection(base)
+    docs = shard_of(of)
+    with searching(base) as searcher:
+        searcher._store = store = AwayStore(base.store)
+        batches = [one("a", 1), one("b", 2)]
+        end = [send(base, docs, b) for b in batches][-1]
+        reach(searcher, {docs.slot: end})
+        store.away = True
+        seal(base, docs, of, batches, end)
+        eventually(lambda: store.refused >= 2)
+        assert ask(searcher, docs) == [("a", 1), ("b", 2)]
+        store.away = False
+        eventually(lambda: asyncio.run(searcher.stats()).shards[0].segments == 1)
+        assert ask(searcher, docs) == [("a", 1), ("b", 2)]
+
+
+def test_a_corrupt_shard_is_whole_again_once_its_manifest_names_whole_segments(base: Ground) -> None:
+    of = collection(base)
+    docs = shard_of(of)
+    batches = [one("a", 1), one("b", 2)]
+    end = [send(base, docs, b) for b in batches][-1]
+    bad = seal(base, docs, of, batches, end)
+    file = Path(base.settings.store_url) / bad.segments[0].objects["passages"].path
+    file.write_bytes(file.read_bytes()[:-1])
+    with searching(base) as searcher:
+        with pytest.raises(Corrupt):
+            ask(searcher, docs)
+        lease = Leases(base.engine, base.clock).acquire(f"slot/{docs.slot}", "test", ttl_s=30)
+        builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
+        whole = builder.write(docs, of.generation(), *newest(batches))
+        base.manifests.swap(bad, segments=(whole,), sealed=end, lease=lease)
+        eventually(lambda: not asyncio.run(searcher.stats()).failed)
+        eventually(lambda: asyncio.run(searcher.stats()).shards)
+        assert ask(searcher, docs) == [("a", 1), ("b", 2)]
+
+
+class Gate:
+    """Holds the only search thread inside a search until opened."""
+
+    def __init__(self, searcher: Searcher, shard: ShardId) -> None:
+        held = searcher._shards[shard]
+        self.entered, self.open, self.widths = threading.Event(), threading.Event(), []
+        self._search: Callable[[ShardQuery], Partial] = held.search
+        held.search = self.search  # type: ignore[method-assign]
+
+    def search(self, query: ShardQuery) -> Partial:
+        self.widths.append(len(query.vectors))
+        self.entered.set()
+        assert self.open.wait(10)
+        return self._search(query)
+
+
+def test_questions_that_wait_together_go_together_and_each_gets_its_own(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    with searching(base, batch_max=8) as searcher:
+        end = send(base, docs, message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(12)]))
+        reach(searcher, {docs.slot: end})
+        gate = Gate(searcher, docs)
+        first = searcher.submit(ShardQuery(docs, unit(0)[None], 1), Deadline.after(10))
+        assert gate.entered.wait(5)
+        waiting = [searcher.submit(ShardQuery(docs, unit(i)[None], 1), Deadline.after(10)) for i in range(1, 12)]
+        other = searcher.submit(ShardQuery(docs, unit(3)[None], 2), Deadline.after(10))
+        gate.open.set()
+        found = [f.result(10).hits[0][0].document_id for f in (first, *waiting)]
+        assert found == [f"d{i}" for i in range(12)]
+        assert len(other.result(10).hits[0]) == 2
+        assert sorted(gate.widths) == [1, 1, 3, 8]
+
+
+def test_filters_that_python_takes_for_equal_do_not_go_together() -> None:
+    shard, vector = ShardId("acme", "docs", 1, 0), unit(0)[None]
+
+    def gathered(one: object, other: object) -> bool:
+        return _together(
+            ShardQuery(shard, vector, 5, filter={"x": one}), ShardQuery(shard, vector, 5, filter={"x": other})
+        )
+
+    assert not gathered(1, True)
+    assert not gathered(0, False)
+    assert gathered(1, 1)
+    assert not _together(ShardQuery(shard, vector, 5), ShardQuery(shard, vector, 6))
+    assert not _together(ShardQuery(shard, vector, 5), ShardQuery(ShardId("evil", "docs", 1, 0), vector, 5))
+
+
+def test_a_full_queue_refuses_at_once_and_a_late_question_is_not_searched(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    with searching(base, queue_max=2) as searcher:
+        gate = Gate(searcher, docs)
+        held = searcher.submit(ShardQuery(docs, unit(0)[None], 1), Deadline.after(10))
+        assert gate.entered.wait(5)
+        late = searcher.submit(ShardQuery(docs, unit(0)[None], 1), Deadline.after(0.05))
+        patient = searcher.submit(ShardQuery(docs, unit(0)[None], 1), Deadline.after(10))
+        with pytest.raises(Overloaded):
+            searcher.submit(ShardQuery(docs, unit(0)[None], 1), Deadline.after(10))
+        time.sleep(0.06)
+        gate.open.set()
+        assert held.result(5).hits == patient.result(5).hits == ((),)
+        with pytest.raises(DeadlineExceeded):
+            late.result(5)
+        assert gate.widths == [1, 1]
+
+
+def test_stopping_is_quick_and_tells_everybody_who_waits(base: Ground) -> None:
+    docs = shard_of(collection(base))
+
+    async def wait_and_stop(searcher: Searcher) -> None:
+        waiting = asyncio.create_task(searcher.reach({docs.slot: 10**9}, Deadline.after(30)))
+        await asyncio.sleep(0.01)
+        await asyncio.to_thread(searcher.stop)
+        with pytest.raises(Unavailable):
+            await waiting
+
+    with searching(base, adopt_s=30) as searcher:
+        started = time.monotonic()
+        asyncio.run(wait_and_stop(searcher))
+        assert time.monotonic() - started < 3
+        assert not [t.name for t in threading.enumerate() if t.name.startswith("searcher")]
+
+
+def test_a_thread_that_dies_ends_the_role_and_leaves_nobody_waiting(base: Ground) -> None:
+    docs, died = shard_of(collection(base)), Future()
+    searcher = build_searcher(base, on_failure=died.set_result)
+    searcher.start()
+    try:
+        eventually(searcher.ready)
+        broken = searcher._shards[docs]
+        broken.search = lambda _query: 1 / 0  # type: ignore[method-assign]
+        answer = searcher.submit(ShardQuery(docs, unit(0)[None], 1), Deadline.after(30))
+        with pytest.raises(Unavailable):
+            answer.result(5)
+        assert isinstance(died.result(5), ZeroDivisionError)
+    finally:
+        searcher.stop()
+
+
+def test_index_lag_is_measured_from_the_event(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    with searching(base) as searcher:
+        end = send(base, docs, one("a", 1), event_time_ms=base.clock.now_ms() - 500)
+        reach(searcher, {docs.slot: end})
+        [lag] = asyncio.run(searcher.stats()).index_lag_ms["acme"]
+        assert 500 <= lag < 5_000
