@@ -170,7 +170,7 @@ class Indexer:
             by_slot.pop(slot, None)
         for by_shard in (self._pending, self._sealed, self._idle, self._halted):
             for shard in [s for s in by_shard if s.slot == slot]:
-                del by_shard[shard]  # type: ignore[attr-defined]
+                del by_shard[shard]
 
     # sealing
 
@@ -271,8 +271,9 @@ class Indexer:
                 self._looked[slot] = place
                 self._idle |= {shard: None for shard in self._serving() if shard.slot == slot}
         for shard in list(self._idle)[:IDLE_PER_STEP]:
-            self._move(shard)
-            self._idle.pop(shard, None)
+            if shard in self._idle:  # its slot is still held
+                self._move(shard)
+                self._idle.pop(shard, None)
 
     def _move(self, shard: ShardId) -> None:
         """Say in the manifest that the shard has nothing unsealed below its oldest pending row."""

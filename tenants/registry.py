@@ -286,9 +286,11 @@ class Registry:
     def set_generation_state(
         self, tenant: str, collection: str, number: int, state: GenerationState, *, actor: str
     ) -> None:
-        """Move a generation on (building → ready or failed; ready → failed)."""
+        """Move a generation on (building → ready or failed; ready → failed). Raises Conflict for one that is neither."""
         with changing(self._engine, self._clock, actor) as at:
             before = _set_state(at, (tenant, collection, number), state)
+            if before not in ("building", "ready"):
+                raise Conflict(f"generation {number} is {before}: it stays so", expected="building", found=before)
             at.note(
                 "generation.state", f"{tenant}/{collection}/{number}", before={"state": before}, after={"state": state}
             )

@@ -321,16 +321,18 @@ class SqliteReader:
         with reading():
             self._look()
             found: list[Stored] = []
+            moved: dict[TopicPartition, int] = {}
             share = max(1, bytes_max // max(1, len(self._waiting)))
             for tp in list(self._waiting):
                 run = read_run(self._connection, self._numbers[tp], tp, self._places[tp], share)
                 del self._waiting[tp]
                 if run:
-                    self._places[tp] = run[-1].offset + 1
+                    moved[tp] = run[-1].offset + 1
                     self._waiting[tp] = None  # to the end of the line; leaves it when nothing more is found
                     found.extend(run)
                 if sum(s.size() for s in found) >= bytes_max:
                     break
+            self._places.update(moved)  # only now: had a later partition failed, nothing would have been returned
             return found
 
     def _look(self) -> None:
