@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from fastapi import FastAPI
@@ -14,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from indexer.searcher import SearcherStats
 from query.admission import Admission
@@ -37,6 +39,7 @@ from vicinage.settings import GatewaySettings, IngestSettings
 from vicinage.telemetry import events, gauge
 
 REFRESH_S = 0.25
+_SEARCH: Final = re.compile(r"/v1/collections/([^/]+)/search")
 _event = events("query")
 _in_flight = gauge("vicinage_query_in_flight", "requests being served")
 
@@ -134,6 +137,27 @@ async def _answers(ask: Callable[[], object]) -> bool:
     return True
 
 
+class Api(FastAPI):
+    """FastAPI with one short cut: a search goes from the server straight to its function.
+
+    The layers in between (exception groups, exit stacks, routers within routers) do nothing for it, and cost about as much CPU
+    as the whole of its handling. The route itself stays FastAPI's: listed, documented, and the same function.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request; a search takes the short cut."""
+        found = _SEARCH.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if found is None:
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        try:
+            response = await search.search(found[1], Request(scope, receive, send))
+        except Exception as error:  # noqa: BLE001  (the request boundary)
+            response = said(error, scope["path"])
+        await response(scope, receive, send)
+
+
 def create_app(house: Gateway) -> FastAPI:
     """The application."""
 
@@ -151,7 +175,7 @@ def create_app(house: Gateway) -> FastAPI:
             await asyncio.gather(*beside, return_exceptions=True)
             house.freshness.close()
 
-    app = FastAPI(
+    app = Api(
         title="Vicinage", version=__version__, lifespan=lifespan, redoc_url=None, responses={"default": DOCUMENTED}
     )
     app.state.gateway = house

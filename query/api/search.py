@@ -251,7 +251,7 @@ def _from_list(given: object) -> Floats:
         vector is None
         or vector.ndim != 1
         or not len(vector)
-        or any(type(x) not in (int, float) for x in (given if isinstance(given, list) else []))
+        or (isinstance(given, list) and not set(map(type, given)) <= {int, float})  # no booleans, no null
     ):
         raise Refused("vector must be a list of numbers", field="vector")
     with np.errstate(over="ignore"):
