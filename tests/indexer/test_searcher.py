@@ -151,6 +151,22 @@ def test_a_collection_made_later_is_brought_in_by_the_question_that_knows_of_it(
         assert asyncio.run(searcher.document(docs, "b", Deadline.after(5))) is None
 
 
+def test_what_the_tail_passes_by_while_a_shard_is_loaded_is_not_lost(base: Ground) -> None:
+    with searching(base, adopt_s=30) as searcher:
+        docs = shard_of(collection(base))
+        send(base, docs, one("early", 1))
+        catch_up, calls = searcher._catch_up, []
+
+        def with_a_write_in_between(*args) -> None:
+            catch_up(*args)
+            if not calls:
+                calls.append(end := send(base, docs, one("late", 2)))
+                eventually(lambda: searcher.watermarks()[docs.slot] >= end)
+
+        searcher._catch_up = with_a_write_in_between  # type: ignore[method-assign]
+        assert ask(searcher, docs, catalog=base.registry.refresh()) == [("early", 1), ("late", 2)]
+
+
 def test_a_collection_made_again_has_nothing_of_the_old_one(base: Ground) -> None:
     old = shard_of(collection(base))
     with searching(base, adopt_s=30) as searcher:

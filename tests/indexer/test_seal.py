@@ -1,0 +1,133 @@
+"""When a shard is sealed, and what is true once it is."""
+
+from dataclasses import replace
+
+import pytest
+from house import open_ground
+from rows import message
+from sealed import DIMENSION, contents, gone, make_collection, segments, up, version
+
+from indexer.backends import open_backend
+from indexer.seal import Builder, Pending, due
+from tenants.leases import Leases
+from vicinage.errors import Conflict
+from vicinage.records import ShardId
+from vicinage.settings import IndexerSettings
+
+SETTINGS = IndexerSettings(seal_passages=10, seal_bytes=10_000, seal_age_s=60, replay_records_max=100)
+NEAR = {"now": 1.0, "slot_end": 6}
+
+
+def pending(rows: int = 1, *, first: int = 5, since: float = 0.0) -> Pending:
+    made = Pending(ShardId("acme", "docs", 1, 0), since)
+    made.add(first, message([up(f"d{i}", i) for i in range(rows)], DIMENSION))
+    return made
+
+
+def test_a_shard_with_little_new_waits() -> None:
+    assert due(pending(9), SETTINGS, **NEAR) is None
+
+
+def test_each_bound_by_itself_makes_a_shard_due() -> None:
+    assert due(pending(10), SETTINGS, **NEAR) == "passages"
+    assert due(replace(pending(), bytes=10_000), SETTINGS, **NEAR) == "bytes"
+    assert due(pending(), SETTINGS, now=59.9, slot_end=6) is None
+    assert due(pending(), SETTINGS, now=60.0, slot_end=6) == "age"
+    assert due(pending(first=5), SETTINGS, now=1.0, slot_end=105) is None
+    assert due(pending(first=5), SETTINGS, now=1.0, slot_end=106) == "replay", "it holds the slot's replay back"
+
+
+@pytest.fixture
+def house(base):
+    generation = make_collection(base)
+    builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
+    [shard] = generation.shards()
+    lease = Leases(base.engine, base.clock).acquire(f"slot/{shard.slot}", "one", ttl_s=60)
+    return base, generation, builder, shard, lease
+
+
+def waiting(shard: ShardId, *messages: list) -> Pending:
+    made = Pending(shard, 0.0)
+    for offset, rows in enumerate(messages):
+        made.add(offset, message(rows, DIMENSION))
+    return made
+
+
+def test_of_each_document_the_newest_version_is_sealed_and_deletions_are_kept(house) -> None:
+    base, generation, builder, shard, lease = house
+    rows = waiting(
+        shard,
+        [up("a", 1, 3), up("b", 2)],
+        [up("a", 3, 2), gone("b", 4)],
+        [up("c", 6), up("a", 2, 5)],
+        [gone("never", 7)],
+    )
+    manifest = builder.seal(rows, generation, lease, sealed=4)
+    assert (manifest.version, manifest.sealed, manifest.epoch) == (1, 4, lease.epoch)
+    assert segments(base, generation) == [(3, 2)]
+    assert contents(base, generation) == {"a": (version(3), 2), "c": (version(6), 1)}
+
+
+def test_a_record_that_was_delivered_twice_counts_once(house) -> None:
+    base, generation, builder, shard, lease = house
+    builder.seal(waiting(shard, [up("a", 1, 2)], [up("a", 1, 2)]), generation, lease, sealed=2)
+    assert contents(base, generation) == {"a": (version(1), 2)}
+    assert segments(base, generation) == [(2, 0)]
+
+
+def test_only_deletions_make_a_segment_too(house) -> None:
+    base, generation, builder, shard, lease = house
+    builder.seal(waiting(shard, [up("a", 1)]), generation, lease, sealed=1)
+    builder.seal(waiting(shard, [gone("a", 2)]), generation, lease, sealed=2)
+    assert contents(base, generation) == {}
+    assert segments(base, generation) == [(1, 0), (0, 1)]
+
+
+def test_a_swap_that_came_between_is_kept_and_ours_comes_after_it(house) -> None:
+    base, generation, builder, shard, lease = house
+    first = builder.write(shard, generation, *_newest(waiting(shard, [up("a", 1)])))
+    second = builder.write(shard, generation, *_newest(waiting(shard, [up("b", 2)])))
+    tries = []
+
+    def ours(current):
+        tries.append(current.version)
+        if len(tries) == 1:  # another thread of ours publishes between our look and our swap
+            builder.publish(shard, generation, lease, lambda m: (*m.segments, first), sealed=5)
+        return (*current.segments, second)
+
+    published = builder.publish(shard, generation, lease, ours)
+    assert tries == [0, 1]
+    assert [s.id for s in published.segments] == [first.id, second.id]
+    assert published.sealed == 5, "what was sealed stays sealed"
+
+
+def test_a_lease_that_has_passed_on_is_not_tried_twice(house) -> None:
+    base, generation, builder, shard, lease = house
+    stolen = Leases(base.engine, base.clock).acquire(lease.resource, lease.owner, ttl_s=60)
+    assert stolen.epoch == lease.epoch + 1
+    with pytest.raises(Conflict):
+        builder.seal(waiting(shard, [up("a", 1)]), generation, lease, sealed=1)
+    assert base.manifests.of(shard, start=0).version == 0
+    assert len(list(base.store.list("segments"))) == 2, "what it wrote is an orphan that no manifest names"
+    assert base.manifests.paths() == set()
+    builder.seal(waiting(shard, [up("a", 1)]), generation, stolen, sealed=1)
+    assert contents(base, generation) == {"a": (version(1), 1)}
+
+
+def test_sealed_segments_survive_a_reopened_platform(tmp_path) -> None:
+    base = open_ground(tmp_path / "data")
+    generation = make_collection(base)
+    [shard] = generation.shards()
+    lease = Leases(base.engine, base.clock).acquire(f"slot/{shard.slot}", "one", ttl_s=60)
+    builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
+    builder.seal(waiting(shard, [up("a", 1, 2)]), generation, lease, sealed=1)
+    base.close()
+    again = open_ground(tmp_path / "data")
+    assert contents(again, generation) == {"a": (version(1), 2)}
+    again.close()
+
+
+def _newest(p: Pending):
+    from indexer.segment import newest
+
+    return newest([batch for _, batch in p.batches])
