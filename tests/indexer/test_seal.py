@@ -84,7 +84,7 @@ def test_only_deletions_make_a_segment_too(house) -> None:
 
 
 def test_a_swap_that_came_between_is_kept_and_ours_comes_after_it(house) -> None:
-    base, generation, builder, shard, lease = house
+    _base, generation, builder, shard, lease = house
     first = builder.write(shard, generation, *_newest(waiting(shard, [up("a", 1)])))
     second = builder.write(shard, generation, *_newest(waiting(shard, [up("b", 2)])))
     tries = []
