@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from indexer.backends import Mask
 from indexer.filters import Columns
+from indexer.passages import Passages
 from vicinage.records import Floats
 from vicinage.wire import vectors_of
 
@@ -37,6 +38,7 @@ class Message:
     """One applied vectors message: its rows begin at `first`; it stood at `offset` in the log."""
 
     batch: pa.RecordBatch
+    passages: Passages
     offset: int
     first: int
 
@@ -55,10 +57,10 @@ class DeltaView:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def row(self, row: int) -> tuple[pa.RecordBatch, int]:
-        """The batch that holds `row`, and where in it."""
+    def row(self, row: int) -> tuple[Message, int]:
+        """The message that holds `row`, and where in it."""
         message = self.messages[bisect_right(self.starts, row, hi=self.n_messages) - 1]
-        return message.batch, row - message.first
+        return message, row - message.first
 
     def columns(self) -> Columns:
         """Metadata by row, as filter columns."""
@@ -78,8 +80,8 @@ class Metadata:
         """The columns of the view's rows; the last view's are kept, since searches are more than writes."""
         with self._lock:
             while len(self._parsed) < len(view):
-                batch, at = view.row(len(self._parsed))
-                texts = batch.column("metadata").slice(at).to_pylist()
+                message, at = view.row(len(self._parsed))
+                texts = message.batch.column("metadata").slice(at).to_pylist()
                 self._parsed.extend(orjson.loads(t) if t else {} for t in texts)
             if len(view) != self._n:
                 self._columns, self._n = Columns(self._parsed[: len(view)]), len(view)
@@ -115,7 +117,7 @@ class Delta:
         self._vectors[first : self.n][~alive] = 0  # a deletion's row has no vector: whatever lies there may be NaN
         self._alive = np.concatenate([self._alive, alive])
         self._starts.append(first)
-        self.messages.append(Message(batch, offset, first))
+        self.messages.append(Message(batch, Passages(batch), offset, first))
         self.bytes += batch.nbytes + 4 * self.dimension * batch.num_rows
         return first
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from indexer.backends import EFFORTS, Backend, IndexSpec, Mask, Rows, choose
 from indexer.filters import Columns
+from indexer.passages import Passages
 from tenants.entities import Metric, SegmentRef
 from vicinage.errors import Corrupt, TooLarge
 from vicinage.faults import crash_point
@@ -52,6 +53,7 @@ class Segment:
     ref: SegmentRef
     metric: Metric
     rows: pa.RecordBatch
+    passages: Passages
     vectors: Floats
     index: Any
     keys: Keys
@@ -219,6 +221,7 @@ def load(ref: SegmentRef, store: Store, backend: Backend, metric: Metric) -> Seg
         ref,
         metric,
         rows,
+        Passages(rows),
         vectors_of(rows),
         index,
         Keys(column["high"], column["low"]),

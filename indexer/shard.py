@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from indexer import filters
 from indexer.backends import Backend, Mask, Rows
 from indexer.delta import Delta, DeltaView, Entry
+from indexer.passages import Passages
 from indexer.segment import Keys, Segment, document_runs
 from tenants.entities import Manifest, Metric
 from vicinage.errors import Corrupt, Refused
@@ -247,12 +247,14 @@ class Shard:
             sealed, places = self._sealed_versions([document_id])
         if entry is not None:
             rows = range(entry.first, entry.first + entry.count)
-            return _stored(document_id, entry.version, [(*view.row(r), view.vectors[r]) for r in rows])
+            read = [(m.passages, at, view.vectors[m.first + at]) for m, at in map(view.row, rows)]
+            return _stored(document_id, entry.version, read)
         for segment, place in zip(segments, places, strict=True):
             at = place[0]
             if at >= 0 and segment.version[at] == sealed[0]:
-                rows = range(segment.first[at], segment.first[at] + segment.count[at])
-                return _stored(document_id, int(sealed[0]), [(segment.rows, r, segment.vectors[r]) for r in rows])
+                rows = range(int(segment.first[at]), int(segment.first[at] + segment.count[at]))
+                read = [(segment.passages, row, segment.vectors[row]) for row in rows]
+                return _stored(document_id, int(sealed[0]), read)
         return None
 
     def matching(self, condition: Mapping[str, Any], *, limit: int) -> tuple[str, ...]:
@@ -266,8 +268,8 @@ class Shard:
             found |= dict.fromkeys(segment.rows.column("document_id").take(pa.array(rows)).to_pylist())
         allowed = _allowed(s.delta.alive, s.delta.columns(), tree)
         for row in np.flatnonzero(allowed if allowed is not None else ()):
-            batch, at = s.delta.row(int(row))
-            found[batch.column("document_id")[at].as_py()] = None
+            message, at = s.delta.row(int(row))
+            found[message.passages.id(at)] = None
         return tuple(found)[:limit]
 
     def stats(self) -> ShardStats:
@@ -329,8 +331,7 @@ def search(snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metr
         every = None if allowed is not None and bool(allowed.all()) else allowed
         scores, rows = backend.exact(snapshot.delta.vectors, queries, query.k, metric=metric, allowed=every)
         found.append(_Found(-1, scores, rows))
-    hits = tuple(_best(snapshot, found, i, query) for i in range(len(queries)))
-    return Partial(query.shard, hits, snapshot.watermark, effort_used)
+    return Partial(query.shard, _best(snapshot, found, query), snapshot.watermark, effort_used)
 
 
 def effort_for(segment: Segment, recall: float) -> int:
@@ -349,54 +350,42 @@ def _allowed(alive: Mask | None, columns: filters.Columns | None, tree: filters.
     return mask if alive is None else mask & alive
 
 
-def _best(snapshot: Snapshot, found: list[_Found], question: int, query: ShardQuery) -> tuple[Hit, ...]:
+def _best(snapshot: Snapshot, found: list[_Found], query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:
+    """Of each question the k best of all parts, best first."""
     if not found:
-        return ()
-    scores = np.concatenate([f.scores[question] for f in found])
-    rows = np.concatenate([f.rows[question] for f in found])
-    parts = np.repeat([f.part for f in found], [f.rows.shape[1] for f in found])
-    scores = np.where(rows >= 0, scores, -np.inf)
-    order = np.argsort(-scores, kind="stable")[: query.k]
+        return ((),) * len(query.vectors)
+    if len(found) == 1:  # in order already
+        scores, rows = found[0].scores, found[0].rows
+        parts = np.full(rows.shape, found[0].part)
+    else:
+        scores = np.concatenate([np.where(f.rows >= 0, f.scores, -np.inf) for f in found], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : query.k]
+        scores = np.take_along_axis(scores, order, axis=1)
+        rows = np.take_along_axis(np.concatenate([f.rows for f in found], axis=1), order, axis=1)
+        parts = np.repeat([f.part for f in found], [f.rows.shape[1] for f in found])[order]
+    answers = zip(parts.tolist(), rows.tolist(), scores.tolist(), strict=True)
     return tuple(
-        _hit(snapshot, int(parts[i]), int(rows[i]), float(scores[i]), query.include) for i in order if rows[i] >= 0
+        tuple(
+            _hit(snapshot, part, row, score, query.include) for part, row, score in zip(*each, strict=True) if row >= 0
+        )
+        for each in answers
     )
 
 
 def _hit(snapshot: Snapshot, part: int, row: int, score: float, include: frozenset[str]) -> Hit:
     if part >= 0:
-        batch, at, vectors = snapshot.segments[part].rows, row, snapshot.segments[part].vectors
-    else:
-        (batch, at), vectors = snapshot.delta.row(row), snapshot.delta.vectors
-    text = metadata = vector = start = end = None
-    if "text" in include:
-        text, start, end = batch.column(4)[at].as_py(), batch.column(5)[at].as_py(), batch.column(6)[at].as_py()
-    if "metadata" in include:
-        written = batch.column(7)[at].as_py()
-        metadata = orjson.loads(written) if written else {}
-    if "vector" in include:
-        vector = vectors[row].copy()
-    return Hit(
-        batch.column(0)[at].as_py(),
-        batch.column(3)[at].as_py(),
-        score,
-        batch.column(1)[at].as_py(),
-        text,
-        metadata,
-        vector,
-        start,
-        end,
-    )
+        segment = snapshot.segments[part]
+        return segment.passages.hit(row, score, include, segment.vectors[row])
+    message, at = snapshot.delta.row(row)
+    return message.passages.hit(at, score, include, snapshot.delta.vectors[row])
 
 
-def _stored(document_id: str, version: int, rows: list[tuple[pa.RecordBatch, int, Floats]]) -> StoredDocument | None:
+def _stored(document_id: str, version: int, rows: list[tuple[Passages, int, Floats]]) -> StoredDocument | None:
+    """The document whose passages these are; None of none: it is deleted."""
     if not rows:
         return None
-    passages = [
-        StoredPassage(b.column("text")[i].as_py(), b.column("start")[i].as_py(), b.column("end")[i].as_py(), vector)
-        for b, i, vector in rows
-    ]
-    written = rows[0][0].column("metadata")[rows[0][1]].as_py()
-    return StoredDocument(document_id, version, tuple(passages), orjson.loads(written) if written else {})
+    passages = tuple(StoredPassage(*read.extent(row), vector) for read, row, vector in rows)
+    return StoredDocument(document_id, version, passages, rows[0][0].metadata(rows[0][1]))
 
 
 def _rows_alive(segment: Segment, documents: Mask) -> Mask | None:

@@ -87,7 +87,7 @@ class CpuBackend:
         if metric == "euclidean":
             scores = -scores
         # The graph loses what its beam cannot reach: rows behind many equal ones, or ruled out along the way.
-        short = (rows[:, : min(k, n_allowed)] < 0).any(axis=1)
+        short = rows[:, min(k, n_allowed) - 1] < 0
         if short.any():
             scores[short], rows[short] = self.exact(vectors, queries[short], k, metric=metric, allowed=allowed)
         return scores, rows

@@ -39,7 +39,7 @@ def test_every_row_is_found_in_its_batch() -> None:
     view = delta.view()
     append(delta, "later", 4)
     where = [view.row(row) for row in range(len(view))]
-    assert [(b.column("document_id")[at].as_py(), at) for b, at in where] == [
+    assert [(m.passages.id(at), at) for m, at in where] == [
         ("d1", 0), ("d1", 1), ("d1", 2), ("d2", 0), ("d3", 0), ("d3", 1)
     ]  # fmt: skip
 
