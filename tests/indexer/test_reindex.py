@@ -1,0 +1,343 @@
+"""Reindexing step by step: what each state promises, what a kill or a cancellation leaves, and who wins."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from house import hash_vector, make_indexer
+from rows import Row
+from sealed import append, contents, gone, make_collection, segments, up, version
+
+from indexer import reindex
+from indexer.reindex import Reindex
+from indexer.run import Indexer
+from tenants.entities import EmbeddingModel, Generation, Group, Job
+from vicinage.errors import Conflict, NotFound, Overloaded, Refused
+from vicinage.log import Record
+from vicinage.wire import vectors_of
+
+TOPIC = "vicinage.docs.acme"
+
+
+class House:
+    """A collection with one sealed part and one in the log, and an indexer whose thread is the test's own."""
+
+    def __init__(self, base) -> None:
+        self.base = base
+        self.live = make_collection(base, shards=2)
+        self.indexer: Indexer = make_indexer(base)
+        self.indexer._hold_leases()
+
+    def write(self, generation: Generation, *rows: Row) -> None:
+        append(self.base, generation, *rows)
+
+    def seal(self) -> None:
+        self.indexer._hold_leases()
+        while self.indexer._poll(0):
+            pass
+        for pending in list(self.indexer._pending.values()):
+            self.indexer._seal(pending)
+
+    def ask(self, *, index: str = "flat", model: str | None = None, shards: int = 1) -> Job:
+        return reindex.start(
+            self.base.registry, self.base.jobs, "acme", "docs", index=index, model=model, shards=shards, actor="test"
+        )
+
+    def advance(self, times: int = 1) -> Job:
+        for _ in range(times):
+            [job] = self.base.jobs.list(open_only=True) or [None]
+            if job is None:
+                break
+            self.indexer._reindex.advance(job)
+        self.base.registry.refresh()
+        return self.base.jobs.list()[-1]
+
+    def generations(self) -> list[tuple[int, str]]:
+        self.base.registry.refresh()
+        return [(g.number, g.state) for g in self.base.registry.collection("acme", "docs").generations]
+
+    def generation(self, number: int) -> Generation:
+        self.base.registry.refresh()
+        return self.base.registry.collection("acme", "docs").generation(number)
+
+
+@pytest.fixture
+def house(base) -> House:
+    made = House(base)
+    made.write(made.live, *[up(f"d{i}", i, 2) for i in range(10)])
+    made.seal()
+    made.write(made.live, *[up(f"d{i}", i, 1) for i in range(10, 15)], gone("d0", 20), up("d1", 21, 3))
+    return made
+
+
+def test_it_goes_from_pending_to_done_and_the_new_generation_holds_the_same(house: House) -> None:
+    before = contents(house.base, house.live)
+    assert house.ask(shards=3).state == "pending"
+    assert house.advance().state == "waiting"
+    assert house.generations() == [(1, "live"), (2, "building")]
+    assert house.advance().state == "building"
+    assert house.advance().state == "ready"
+    assert house.generations() == [(1, "live"), (2, "ready")]
+    done = house.advance()
+    assert done.state == "done"
+    assert done.done == done.total == sum(n for _, n in before.values())
+    assert house.generations() == [(2, "live")]
+    new = house.generation(2)
+    assert len(new.slots) == 3
+    assert contents(house.base, new) == before
+    assert "d0" not in before
+    assert before["d1"] == (version(21), 3)
+
+
+def test_it_waits_until_ingest_has_done_what_was_there_when_the_generation_was_made(house: House) -> None:
+    log = house.base.log
+    log.append(TOPIC, 0, [Record(b"{}") for _ in range(5)])
+    house.ask()
+    house.advance()
+    log.append(TOPIC, 0, [Record(b"{}")])  # later than the barrier: not waited for
+    assert house.advance().state == "waiting"
+    log.commit(Group.INGEST, {(TOPIC, 0): 4})
+    assert house.advance().state == "waiting", "the last one may still be on its way to the old generation only"
+    log.commit(Group.INGEST, {(TOPIC, 0): 5})
+    assert house.advance().state == "building"
+
+
+def test_what_the_new_generation_got_by_itself_wins_over_what_is_copied(house: House) -> None:
+    house.ask()
+    house.advance(2)
+    new = house.generation(2)
+    for generation in (house.live, new):  # as ingest writes: to every generation
+        house.write(generation, gone("d2", 30), up("d3", 31, 4), up("fresh", 32))
+    house.seal()  # its deletion and its newer version lie in a segment before the older rows are copied behind it
+    assert segments(house.base, new)
+    house.advance(2)
+    found = contents(house.base, house.generation(2))
+    assert "d2" not in found
+    assert found["d3"] == (version(31), 4)
+    assert "fresh" in found
+    assert found == contents(house.base, house.live)
+
+
+def test_a_deletion_that_waits_in_the_log_wins_over_what_is_copied(house: House) -> None:
+    house.ask()
+    house.advance(2)
+    new = house.generation(2)
+    house.write(new, gone("d2", 30), up("d3", 31, 4))  # not sealed
+    house.advance(2)
+    found = contents(house.base, new)
+    assert "d2" not in found
+    assert found["d3"] == (version(31), 4)
+    house.seal()
+    assert contents(house.base, new) == found
+
+
+def test_a_compaction_of_the_unfinished_generation_forgets_no_deletion(house: House) -> None:
+    from indexer.compact import compact
+
+    house.base.log.append(TOPIC, 0, [Record(b"{}") for _ in range(50)])
+    house.base.log.commit(Group.INGEST, {(TOPIC, 0): 50})
+    house.ask()
+    house.advance(2)
+    new = house.generation(2)
+    house.write(new, gone("d2", 30))
+    house.seal()
+    house.write(new, up("fresh", 32))
+    house.seal()
+    [shard] = new.shards()
+    builder = replace(
+        house.indexer._builder, settings=house.base.settings.indexer.model_copy(update={"segments_max": 1})
+    )
+    manifest = builder.current(shard, new)
+    assert len(manifest.segments) == 2
+    compact(builder, manifest, new, house.indexer.lease(shard.slot), forgettable=house.indexer._forgettable("acme"))
+    assert segments(house.base, new) == [(1, 1)]
+    house.advance(2)
+    assert "d2" not in contents(house.base, house.generation(2))
+
+
+def test_a_build_that_was_interrupted_goes_on_after_its_last_part(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reindex, "PART_PASSAGES", 3)
+    before = contents(house.base, house.live)
+    stopping = threading.Event()
+    house.ask()
+    house.advance(2)
+    stopping.set()  # an orderly stop: after the part under way
+    stopped = _reindex(house, stopping)
+    for expected in (1, 2):
+        stopped.advance(house.base.jobs.list(open_only=True)[0])
+        [job] = house.base.jobs.list()
+        assert job.state == "building"
+        assert len(segments(house.base, house.generation(2))) == expected, "one part each time, none twice"
+    done_so_far = job.done
+    assert 0 < done_so_far < job.total
+    done = house.advance(2)
+    assert (done.state, done.done) == ("done", sum(n for _, n in before.values()))
+    assert contents(house.base, house.generation(2)) == before
+
+
+def _reindex(house: House, stopping: threading.Event, embed=None) -> Reindex:
+    i = house.indexer
+    return Reindex(house.base.log, i._registry, house.base.jobs, i._builder, 8, embed, i.lease, stopping)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_cancelled_at_any_step_it_leaves_the_old_generation_alone(house: House, steps: int) -> None:
+    before = contents(house.base, house.live)
+    job = house.ask()
+    house.advance(steps)
+    reindex.cancel(house.base.registry, house.base.jobs, job.id)
+    assert house.generations() == [(1, "live")]
+    assert house.advance(3).state == "cancelled"
+    assert house.generations() == [(1, "live")]
+    assert contents(house.base, house.live) == before
+    house.ask()  # and another may begin
+    assert house.advance(4).state == "done"
+    assert contents(house.base, house.generation(house.generations()[-1][0])) == before
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_cancelled_while_a_step_is_under_way_nothing_is_left(house: House, steps: int) -> None:
+    """The worker holds the job as it was before it was cancelled."""
+    job = house.ask()
+    house.advance(steps)
+    [held] = house.base.jobs.list()
+    reindex.cancel(house.base.registry, house.base.jobs, job.id)
+    house.indexer._reindex.advance(held)
+    assert house.base.jobs.get(job.id).state == "cancelled"
+    assert house.generations() == [(1, "live")]
+
+
+def test_a_finished_one_cannot_be_cancelled_and_a_second_cannot_begin_meanwhile(house: House) -> None:
+    job = house.ask()
+    with pytest.raises(Conflict):
+        house.ask()
+    house.advance(4)
+    with pytest.raises(Conflict):
+        reindex.cancel(house.base.registry, house.base.jobs, job.id)
+    assert house.generations() == [(2, "live")]
+
+
+def test_a_live_or_failed_generation_never_becomes_another_thing(house: House) -> None:
+    house.ask()
+    house.advance(4)
+    for number in (1, 2):
+        with pytest.raises(Conflict):
+            house.base.registry.set_generation_state("acme", "docs", number, "failed", actor="test")
+    assert house.generations() == [(2, "live")]
+
+
+def test_a_collection_deleted_meanwhile_ends_the_job_with_its_reason(house: House) -> None:
+    house.ask()
+    house.advance(2)
+    house.base.registry.delete_collection("acme", "docs", actor="test")
+    house.indexer._registry.refresh()
+    house.indexer._reindex.advance(house.base.jobs.list()[0])
+    [job] = house.base.jobs.list()
+    assert job.state == "failed"
+    assert "docs" in job.error
+
+
+def test_what_cannot_be_is_refused_at_once(house: House) -> None:
+    with pytest.raises(Refused, match="index"):
+        house.ask(index="ivf")
+    with pytest.raises(Refused, match="sends vectors"):
+        house.ask(model="all-minilm-l6-v2")
+    with pytest.raises(NotFound):
+        house.ask(model="no-such-model")
+    with pytest.raises(NotFound):
+        reindex.start(
+            house.base.registry, house.base.jobs, "acme", "none", index="", model=None, shards=0, actor="test"
+        )
+    assert house.base.jobs.list() == ()
+
+
+def test_more_shards_than_slots_ends_it_with_the_limit(house: House) -> None:
+    house.ask(shards=9)
+    job = house.advance()
+    assert job.state == "failed"
+    assert "8" in job.error
+    assert house.generations() == [(1, "live")]
+
+
+class Modelled(House):
+    """A collection whose vectors come from a model of ours; texts stand in its rows."""
+
+    def __init__(self, base) -> None:
+        super().__init__(base)
+        base.registry.register_model(EmbeddingModel("old", "openai", "http://127.0.0.1:9", 4, 100), actor="test")
+        base.registry.register_model(EmbeddingModel("new", "openai", "http://127.0.0.1:9", 8, 100), actor="test")
+        base.registry.delete_collection("acme", "docs", actor="test")
+        from tenants import provisioning
+
+        made = provisioning.create_collection(
+            base.registry, base.log, "acme", "docs", model="old", slots_total=8, actor="test"
+        )
+        self.live = made.generation()
+        self.indexer._registry.refresh()
+
+
+def test_another_model_embeds_every_passage_again(base) -> None:
+    house = Modelled(base)
+    house.write(house.live, *[up(f"d{i}", i + 1, 2) for i in range(700)])
+    house.seal()
+    calls = []
+
+    def embed(model: str, texts, tenant: str):
+        calls.append((model, len(texts), tenant))
+        if len(calls) == 2:
+            raise Overloaded("the queue is full", retry_after_s=0.001)
+        return np.stack([hash_vector(t, 8) for t in texts])
+
+    worker = _reindex(house, threading.Event(), embed)
+    house.ask(model="new")
+    for _ in range(4):
+        worker.advance(house.base.jobs.list()[-1])
+    assert house.base.jobs.list()[-1].state == "done"
+    assert calls == [("new", 512, "acme"), ("new", 512, "acme"), ("new", 512, "acme"), ("new", 376, "acme")]
+    number, _ = house.generations()[-1]
+    new = house.generation(number)
+    assert (new.model, new.dimension) == ("new", 8)
+    found = contents(base, new)
+    assert len(found) == 700
+    assert set(found.values()) == {(v, 2) for v, _ in found.values()}
+    from indexer.segment import load
+
+    [shard] = new.shards()
+    [ref] = base.manifests.of(shard, start=0).segments
+    segment = load(ref, base.store, house.indexer._builder.backend, new.metric)
+    texts = segment.rows.column("text").to_pylist()
+    assert np.allclose(vectors_of(segment.rows), np.stack([hash_vector(t, 8) for t in texts]))
+
+
+def test_passages_without_a_text_end_a_change_of_model_with_the_reason(base) -> None:
+    from rows import message
+    from sealed import DIMENSION
+
+    from tenants.provisioning import VECTORS_TOPIC
+    from vicinage.wire import encode_rows, rows_key
+
+    house = Modelled(base)
+    batch = message([up("a", 1)], DIMENSION)
+    place = batch.schema.get_field_index("text")
+    bare = batch.set_column(place, batch.schema.field(place), pa.nulls(1, pa.utf8()))
+    g = house.live
+    value = encode_rows(bare, tenant="acme", collection="docs", generation=g.number)
+    base.log.append(VECTORS_TOPIC, g.slots[0], [Record(value, rows_key("acme", "docs", g.number))])
+    house.ask(model="new")
+    job = house.advance(4)
+    assert job.state == "failed"
+    assert "no text" in job.error
+    assert house.generations() == [(g.number, "live")]
+
+
+def test_an_empty_collection_is_reindexed_too(base) -> None:
+    house = House(base)
+    house.ask(index="hnsw")
+    job = house.advance(4)
+    assert (job.state, job.done) == ("done", 0)
+    assert house.generations() == [(2, "live")]
+    assert house.generation(2).index == "hnsw"

@@ -1,0 +1,289 @@
+"""The indexer's step: what it keeps when something is away, how far a restart replays, and what it lets go of."""
+
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from house import make_indexer, open_ground
+from sealed import append, contents, gone, make_collection, segments, up, version
+from sqlalchemy import text
+
+from indexer.run import Indexer
+from tenants.entities import Group
+from tenants.leases import Leases
+from tenants.provisioning import VECTORS_TOPIC
+from vicinage.catalog import change
+from vicinage.clock import ManualClock
+from vicinage.errors import Unavailable
+from vicinage.log import Record
+from vicinage.records import ShardId
+from vicinage.wire import rows_key
+
+
+@pytest.fixture
+def opened(tmp_path: Path):
+    """A platform whose clock stands still until told; settings as given."""
+    made = []
+
+    def open_with(**indexer):
+        base = open_ground(tmp_path / "data", **indexer)
+        made.append(base)
+        clock = ManualClock(time.time_ns() // 1_000_000)
+        return replace(base, clock=clock)
+
+    yield open_with
+    for base in made:
+        base.close()
+
+
+def work_off(indexer: Indexer, rounds: int = 6) -> None:
+    """Steps, each with what its worker thread had to do."""
+    for _ in range(rounds):
+        indexer.step()
+        if indexer._working is not None:
+            indexer._working.result(20)
+
+
+@contextmanager
+def store_away(base):
+    """A store that takes no new objects: the folder where they come in is gone."""
+    incoming = Path(base.settings.store_url) / ".incoming"
+    incoming.rmdir()
+    yield
+    incoming.mkdir()
+
+
+@contextmanager
+def catalog_away(base):
+    """A catalog that does not answer for manifests."""
+    with change(base.engine) as connection:
+        connection.execute(text("ALTER TABLE manifests RENAME TO elsewhere"))
+    yield
+    with change(base.engine) as connection:
+        connection.execute(text("ALTER TABLE elsewhere RENAME TO manifests"))
+
+
+def test_one_row_is_sealed_once_it_is_old(opened) -> None:
+    base = opened(seal_age_s=60)
+    generation, indexer = make_collection(base), make_indexer(base)
+    append(base, generation, up("a", 1))
+    indexer.step()
+    base.clock.advance(59)
+    indexer.step()
+    assert segments(base, generation) == []
+    base.clock.advance(1)
+    indexer.step()
+    assert segments(base, generation) == [(1, 0)]
+    assert contents(base, generation) == {"a": (version(1), 1)}
+
+
+def test_what_could_not_be_sealed_stays_pending_and_is_sealed_later(opened) -> None:
+    base = opened(seal_passages=3)
+    generation, indexer = make_collection(base), make_indexer(base)
+    append(base, generation, up("a", 1, 2), up("b", 2))
+    with store_away(base):
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                indexer.step()
+        append(base, generation, up("c", 3))
+    indexer.step()
+    assert segments(base, generation) == [(4, 0)]
+    assert set(contents(base, generation)) == {"a", "b", "c"}
+
+
+def test_what_was_read_while_the_catalog_was_away_is_read_again(opened) -> None:
+    base = opened(seal_passages=2)
+    first, indexer = make_collection(base), make_indexer(base)
+    indexer.step()
+    second = make_collection(base, "second")  # of whose manifest the indexer knows nothing yet
+    append(base, first, up("a", 1))
+    append(base, second, up("b", 2), up("c", 3))
+    append(base, first, up("d", 4))
+    with catalog_away(base):
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                indexer.step()
+    indexer.step()
+    assert segments(base, first) == segments(base, second) == [(2, 0)]
+    assert set(contents(base, first)) == {"a", "d"}
+    assert set(contents(base, second)) == {"b", "c"}
+
+
+def in_one_slot(base, n: int) -> list:
+    """Live generations of n collections that share a slot."""
+    found: dict[int, list] = {}
+    for number in range(200):
+        made = make_collection(base, f"c{number}")
+        found.setdefault(made.slots[0], []).append(made)
+        if len(found[made.slots[0]]) == n:
+            return found[made.slots[0]]
+    raise AssertionError
+
+
+def sealed(base, generation) -> int:
+    [shard] = generation.shards()
+    return base.manifests.of(shard, start=generation.starts[0]).sealed
+
+
+def test_a_restart_never_replays_more_than_one_and_a_half_times_the_bound(opened) -> None:
+    base = opened(seal_passages=25, replay_records_max=40)
+    busy, slow, idle = in_one_slot(base, 3)
+    indexer = make_indexer(base)
+    held, ends = [], []
+    for number in range(1, 200):
+        append(base, busy, up(f"d{number}", number))
+        if number % 30 == 0:
+            append(base, slow, up(f"s{number}", number))
+        if number % 5 == 0:
+            work_off(indexer, 1)
+            end = base.log.end(VECTORS_TOPIC, busy.slots[0])
+            held.append(end - min(sealed(base, g) for g in (busy, slow, idle)))
+            ends.append(end)
+    assert max(ends) > 3 * 60, "or the test shows nothing"
+    assert max(held) <= 60 + 5, "1.5 × 40, and what came since the last step"
+    assert segments(base, idle) == []
+    assert len(contents(base, slow)) == 6, "moving on skipped nothing"
+    indexer._worker.shutdown()
+    again = make_indexer(base)
+    again._hold_leases()
+    assert again._places[busy.slots[0]] == min(sealed(base, g) for g in (busy, slow, idle))
+    assert len(contents(base, busy)) == 199
+
+
+def test_manifests_of_idle_shards_are_rewritten_seldom(opened) -> None:
+    base = opened(seal_passages=1_000, replay_records_max=40)
+    busy, idle = in_one_slot(base, 2)
+    indexer = make_indexer(base)
+    for number in range(1, 61):
+        append(base, busy, up(f"d{number}", number))
+        indexer.step()
+    [shard] = idle.shards()
+    assert 1 <= base.manifests.of(shard, start=0).version <= 3
+
+
+def test_a_record_that_cannot_be_read_halts_its_shard_and_no_other(opened) -> None:
+    base = opened(seal_passages=2, replay_records_max=4)
+    hurt, well = in_one_slot(base, 2)
+    indexer = make_indexer(base)
+    append(base, hurt, up("a", 1), up("b", 2))
+    indexer.step()
+    poison = base.log.append(
+        VECTORS_TOPIC, hurt.slots[0], [Record(b"no arrow", rows_key("acme", hurt.collection, hurt.number))]
+    )[0]
+    for number in range(3, 20):
+        append(base, hurt, up(f"h{number}", number))
+        append(base, well, up(f"w{number}", number))
+        work_off(indexer, 1)
+    assert sealed(base, hurt) <= poison, "nothing is said to be sealed that is not"
+    assert segments(base, hurt) == [(2, 0)]
+    assert len(contents(base, well)) == 17
+    assert sealed(base, well) > poison
+
+
+def test_rows_of_a_deleted_collection_are_for_nobody_and_hold_nothing_back(opened) -> None:
+    base = opened(seal_passages=2)
+    kept, dead = in_one_slot(base, 2)
+    indexer = make_indexer(base)
+    append(base, dead, up("x", 1))
+    indexer.step()
+    base.registry.delete_collection("acme", dead.collection, actor="test")
+    append(base, dead, up("y", 2), up("z", 3))
+    append(base, kept, up("a", 4), up("b", 5))
+    indexer.step()
+    assert base.manifests.of_generation("acme", dead.collection, dead.number) == []
+    assert set(contents(base, kept)) == {"a", "b"}
+
+
+def test_objects_of_a_generation_that_is_gone_are_swept_and_no_others(opened) -> None:
+    base = opened(seal_passages=1, orphan_age_s=100)
+    indexer, generation = make_indexer(base), make_collection(base)
+    append(base, generation, up("a", 1))
+    work_off(indexer)
+    new = base.registry.add_generation(
+        "acme", "docs", index="flat", model=None, dimension=4, place=lambda _n: (generation.slots, (1,)), actor="test"
+    )
+    append(base, new, up("a", 1))
+    work_off(indexer)
+    base.registry.set_generation_state("acme", "docs", new.number, "ready", actor="test")
+    base.registry.cut_over("acme", "docs", new.number, actor="test")
+    orphan = base.store.put("segments/acme/docs/1/0/left-by-a-crash/index.faiss", b"half")
+    base.clock.advance(61)
+    work_off(indexer)
+    assert base.manifests.of_generation("acme", "docs", 1) == []
+    assert len(list(base.store.list("segments"))) == 5, "too young to be swept: somebody may be about to name them"
+    base.clock.advance(101)
+    work_off(indexer)
+    left = {o.path for o in base.store.list("segments")}
+    assert orphan.path not in left
+    assert left == base.manifests.paths()
+    assert len(left) == 2
+    assert contents(base, new) == {"a": (version(1), 1)}
+
+
+def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partition(opened) -> None:
+    base = opened()
+    make_collection(base)
+    base.log.delete_topic("vicinage.docs.acme")
+    base.log.ensure_topic("vicinage.docs.acme", 2)
+    indexer = make_indexer(base)
+
+    def forgettable(offset: int, partition: int) -> bool:
+        return indexer._forgettable("acme")(version(offset, partition))
+
+    assert not forgettable(0, 0)
+    base.log.commit(Group.INGEST, {("vicinage.docs.acme", 0): 10})
+    assert not forgettable(5, 0), "partition 1 may still bring an older version of the document"
+    base.log.commit(Group.INGEST, {("vicinage.docs.acme", 1): 6})
+    assert forgettable(5, 0)
+    assert forgettable(5, 1)
+    assert not forgettable(6, 0)
+
+
+def test_segments_left_too_many_by_an_indexer_that_died_are_merged_by_the_next(opened) -> None:
+    base = opened(seal_passages=1, segments_max=2)
+    generation, first = make_collection(base), make_indexer(base, "first")
+    for number in range(1, 6):
+        append(base, generation, up(f"d{number}", number))
+        first._hold_leases()
+        first._poll(0)
+        for pending in first._due():
+            first._seal(pending)
+    assert len(segments(base, generation)) == 5
+    base.clock.advance(60)
+    work_off(make_indexer(base, "second"))
+    assert len(segments(base, generation)) <= 2
+    assert len(contents(base, generation)) == 5
+
+
+def test_an_orderly_stop_gives_the_leases_back(opened) -> None:
+    import threading
+
+    base = opened()
+    make_collection(base)
+    stop = threading.Event()
+    first = make_indexer(base, "first")
+    running = threading.Thread(target=first.run, args=(stop,))
+    running.start()
+    leases = Leases(base.engine, base.clock)
+    end = time.monotonic() + 10
+    while len(first._leases) < base.settings.slots and time.monotonic() < end:
+        time.sleep(0.01)
+    assert leases.acquire("slot/0", "second", ttl_s=10) is None
+    stop.set()
+    running.join(10)
+    assert leases.acquire("slot/0", "second", ttl_s=10) is not None
+
+
+def test_tombstones_reach_the_segments_and_win_over_a_late_replay(opened) -> None:
+    base = opened(seal_passages=1)
+    generation, indexer = make_collection(base), make_indexer(base)
+    append(base, generation, up("a", 1), up("b", 2))
+    work_off(indexer)
+    append(base, generation, gone("a", 3))
+    work_off(indexer)
+    append(base, generation, up("a", 1))
+    work_off(indexer)
+    assert set(contents(base, generation)) == {"b"}
+    assert not [p for p in indexer._pending if p == ShardId("acme", "docs", 1, generation.slots[0])]
