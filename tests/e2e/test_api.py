@@ -12,10 +12,7 @@ import pyarrow as pa
 import pytest
 from gate import Caller, platform, problem, serving
 from house import eventually
-from starlette.concurrency import run_in_threadpool
 
-from query.api.search import stream
-from tenants.entities import Principal
 from vicinage.log import Record
 from vicinage.settings import GatewaySettings
 from vicinage.wire import ARROW
@@ -140,28 +137,6 @@ def test_a_batch_streams_an_answer_or_a_problem_for_every_question(call: Caller)
     assert (ids(lines[0]), ids(lines[3])) == (["a"], ["b"])
     assert lines[1]["problem"]["field"] == "vector"
     assert lines[2]["problem"]["status"] == 400
-
-
-def test_the_first_answer_of_a_batch_does_not_wait_for_the_last(call: Caller) -> None:
-    name, key = call.tenant()
-    call.collection(key)
-    token = call.write(key, [doc("a", 1, 0, 0, 0)])
-    call.search(key, vector=[1, 0, 0, 0], wait_for=token)
-    call.base.registry.suspend_tenant(name, actor="test")  # from here on nothing of this tenant is ingested
-    time.sleep(0.2)
-    late = call.base.log.append(f"vicinage.docs.{name}", 0, [Record(None, b"c/a")])[0]
-    principal = Principal("test", name, frozenset({"read"}))
-    asked = [{"vector": [0, 1, 0, 0], "wait_for": f"0-{late}"}, {"vector": [1, 0, 0, 0]}]
-
-    async def first_then_second() -> list[dict]:
-        answers = aiter(stream(call.house, principal, "c", asked))
-        first = orjson.loads(await anext(answers))
-        await run_in_threadpool(call.base.registry.resume_tenant, name, actor="test")
-        return [first, orjson.loads(await anext(answers))]
-
-    first, second = call.portal.call(first_then_second)
-    assert (first["index"], ids(first)) == (1, ["a"])
-    assert (second["index"], ids(second)) == (0, [])
 
 
 # writing, reading, deleting
