@@ -37,9 +37,10 @@ def test_help_answers_at_once() -> None:
         )
         times.append(time.perf_counter() - start)
     assert "tenant" in done.stdout and "Exit codes" in done.stdout
-    assert min(times) < 0.5
+    assert min(times) < 1.0, "heavy imports belong inside the commands; 0.13 s when nothing else runs"
 
 
+@pytest.mark.timeout(400)
 def test_tenants_keys_and_collections_without_a_running_platform(tmp_path: Path) -> None:
     data = tmp_path / "data"
     made = vicinage("tenant", "create", "acme", "--class", "gold", data=data)
@@ -59,6 +60,7 @@ def test_tenants_keys_and_collections_without_a_running_platform(tmp_path: Path)
     vicinage("tenant", "create", data=data, wanted=2)
 
 
+@pytest.mark.timeout(300)
 def test_doctor_checks_every_part(tmp_path: Path) -> None:
     rows = vicinage("doctor", data=tmp_path / "data")
     assert {r["check"] for r in rows} >= {"faiss", "model", "disk", "catalog", "log", "store", "port"}

@@ -7,7 +7,7 @@ stored in Kafka as a hint; correctness never rests on them, nor on Kafka's trans
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Self
 
@@ -19,6 +19,7 @@ DEADLINE_S: Final = 30.0
 CALL_MS: Final = 10_000
 POLL_RECORDS: Final = 4_000
 TOPICS_FRESH_S: Final = 5.0
+COORDINATOR_MOVES: Final = ("CoordinatorNotAvailableError", "CoordinatorLoadInProgressError", "NotCoordinatorError")
 COMMITTED_EVERY_S: Final = 0.005
 """The broker tells nobody that a group has committed: whoever waits for it asks again after this long."""
 
@@ -120,7 +121,7 @@ class KafkaLog:
         offsets = {Tp(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in positions.items()}
         consumer, lock = self._group(group)
         with self._asked("committing"), lock:
-            consumer.commit(offsets, timeout_ms=CALL_MS)
+            _patiently(lambda: consumer.commit(offsets, timeout_ms=CALL_MS))
 
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """See Log."""
@@ -129,7 +130,8 @@ class KafkaLog:
         if not partitions:
             return {}
         with self._asked("reading positions"), self._lock:
-            found = self._administrator().list_group_offsets({group: [Tp(*tp) for tp in partitions]})[group]
+            asked = {group: [Tp(*tp) for tp in partitions]}
+            found = _patiently(lambda: self._administrator().list_group_offsets(asked))[group]
         return {(tp.topic, tp.partition): at.offset for tp, at in found.items() if at.offset >= 0}
 
     def wait_committed(self, group: str, topic: str, partition: int, offset: int, *, wait_s: float) -> bool:
@@ -285,6 +287,8 @@ class KafkaLog:
     def _asked(self, what: str) -> Iterator[None]:
         from kafka.errors import KafkaError
 
+        if self._closed:
+            raise Unavailable("the log is closed", dependency="log")
         try:
             yield
         except KafkaError as error:
@@ -384,6 +388,18 @@ class KafkaReader:
                 field="offset",
             )
         return Refused(f"an offset is not in the log any more: {error}", field="offset")
+
+
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """What `ask` answers, waiting while the group's coordinator is being found: a broker that has just started says so first."""
+    end = time.monotonic() + CALL_MS / 1000
+    while True:
+        try:
+            return ask()
+        except Exception as error:
+            if type(error).__name__ not in COORDINATOR_MOVES or time.monotonic() > end:
+                raise
+            time.sleep(0.1)
 
 
 def _stored(r: Any) -> Stored:
