@@ -117,7 +117,7 @@ def serve_embedder(settings: Settings, *, host: str | None = None) -> None:
     models = base.registry.models()
     url = urlsplit(base.settings.embedder.url)
     base.close()
-    app = build_embedder(base.settings, models, key=internal_key(settings))
+    app = build_embedder(base.settings, models, key=internal_key(settings), on_failure=die)
     server = serve(app, host or url.hostname or "127.0.0.1", url.port or 8081, drain_s=5)
     if threading.current_thread() is not threading.main_thread():
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # signals belong to the main thread

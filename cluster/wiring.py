@@ -191,12 +191,19 @@ def build_indexer(base: Ground, *, embedder_key: str | None) -> "Indexer":
     )
 
 
-def build_embedder(settings: Settings, models: Sequence[EmbeddingModel], *, key: str | None) -> "Starlette":
+def build_embedder(
+    settings: Settings,
+    models: Sequence[EmbeddingModel],
+    *,
+    key: str | None,
+    on_failure: Callable[[BaseException], None] | None = None,
+) -> "Starlette":
     """The embedder role's app over the local models; calibrated and warm when this returns."""
     from ingest.embedding.local import LocalEmbedder
     from ingest.embedding.server import create_app
 
-    return create_app({m.name: LocalEmbedder(m, settings.embedder) for m in models if m.kind == "local"}, key=key)
+    local = [m for m in models if m.kind == "local"]
+    return create_app({m.name: LocalEmbedder(m, settings.embedder, on_failure=on_failure) for m in local}, key=key)
 
 
 def _embedder(base: Ground, model: EmbeddingModel, key: str | None) -> "Embedder":

@@ -1,7 +1,7 @@
 """Which texts go into the next model call: questions first, documents fairly, similar lengths together. Pure.
 
-Documents come in calls short enough that a question never waits long behind one, and get every STARVE_AFTER-th call
-even under a flood of questions.
+Calls are short enough that a question never waits long behind one, and shorter while questions keep coming; documents
+get every STARVE_AFTER-th call even under a flood of questions.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,10 @@ from ingest.embedding import Lane
 from vicinage.fair import FairQueue
 
 STARVE_AFTER: Final = 8
+BUSY_SHARE: Final = 0.5
+"""Of a document call's length, what is kept while questions are coming."""
 QUANTUM_TOKENS: Final = 512
+CALL_TOKENS_MIN: Final = 256
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +32,7 @@ class Batcher:
     def __init__(self, *, queue_tokens: int, batch_tokens: int) -> None:
         self._lanes = {lane: FairQueue[Item](cost_max=queue_tokens, quantum=QUANTUM_TOKENS) for lane in Lane}
         self._batch_tokens = batch_tokens
-        self._document_tokens = batch_tokens
+        self._call_tokens = batch_tokens
         self._questions_in_a_row = 0
 
     def put(self, tenant: str, lane: Lane, items: list[Item], *, weight: int) -> None:
@@ -43,10 +46,11 @@ class Batcher:
         starving = documents.cost and self._questions_in_a_row >= STARVE_AFTER
         if questions.cost and not starving:
             self._questions_in_a_row += 1
-            taken = questions.take(self._batch_tokens)
+            taken = questions.take(self._call_tokens)
         else:
+            busy = self._questions_in_a_row > 0
             self._questions_in_a_row = 0
-            taken = documents.take(self._document_tokens)
+            taken = documents.take(int(self._call_tokens * BUSY_SHARE) if busy else self._call_tokens)
         return sorted(taken, key=lambda item: len(item.tokens))
 
     def waiting_tokens(self) -> int:
@@ -54,5 +58,7 @@ class Batcher:
         return sum(lane.cost for lane in self._lanes.values())
 
     def aim(self, tokens_per_s: float, call_s: float) -> None:
-        """Make document calls last about `call_s`, as fast as the model turned out to be."""
-        self._document_tokens = max(256, min(self._batch_tokens, int(tokens_per_s * call_s)))
+        """Make calls last about `call_s`, as fast as the model turned out to be."""
+        self._call_tokens = max(CALL_TOKENS_MIN, min(self._batch_tokens, int(tokens_per_s * call_s)))
+        for lane in self._lanes.values():
+            lane.cost_per_s = tokens_per_s

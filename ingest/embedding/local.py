@@ -4,19 +4,22 @@ Precision and thread count are measured at start on this very machine; a precisi
 cosine to float32's above the floor. Requests gather while a model call is under way.
 """
 
+import contextlib
+import copy
 import os
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from ingest.embedding import Lane
 from ingest.embedding.batcher import Batcher, Item
+from ingest.embedding.calibration import BATCH, BUDGET_S, PROBE, Calibration, Trial, choose, measure
 from ingest.passages import model_folder, open_tokenizer
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
@@ -25,17 +28,13 @@ from vicinage.records import Floats
 from vicinage.settings import EmbedderSettings
 from vicinage.telemetry import counter, events, gauge, histogram
 
-DOCUMENT_CALL_S: Final = 0.1
-"""About how long a question may wait behind a call of documents."""
+CALL_S: Final = 0.1
+"""About how long a question may wait behind a model call."""
 PAD_SHARE: Final = 1.25
 """A call is split when padding would make it this much larger."""
 TIMEOUT_S: Final = 600.0
-PROBE: Final = (
-    "A managed vector retrieval platform answers questions of many tenants from their own documents.",
-    "The quick brown fox jumps over the lazy dog while the committee reads the minutes of the last meeting.",
-    "Boundary layers on swept wings at supersonic speed become turbulent earlier than theory predicts.",
-    "Return the median of numeric data, using the common mean of middle two method.",
-)
+FAILURES_MAX: Final = 3
+"""After so many failed model calls in a row the worker ends, and the role with it: a broken device does not mend itself."""
 
 _event = events("embedder")
 _tokens = counter("vicinage_ingest_embed_tokens_total", "tokens embedded")
@@ -52,42 +51,52 @@ class _Request:
     deadline: Deadline | None
     done: Future[Floats] = field(default_factory=Future)
 
+    def late(self) -> bool:
+        return self.deadline is not None and self.deadline.passed()
+
+    def settle(self, refusal: Exception | None = None) -> None:
+        """Hand over the vectors, or the refusal. Whoever waited may have gone away, at this very moment too."""
+        with contextlib.suppress(InvalidStateError):
+            if refusal is None:
+                self.done.set_result(self.vectors)
+            else:
+                self.done.set_exception(refusal)
+
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """What was measured at start, and what was chosen. Texts a second in calls of 64; `cosine` is the mean to float32."""
+class Pending:
+    """A request on its way: its vectors to come, and the tokens (special ones included) that they take."""
 
-    precision: str
-    threads: int
-    texts_per_s: float
-    cosine: float
-    tried: tuple[dict[str, Any], ...]
+    vectors: Future[Floats]
+    tokens: int
 
 
 class LocalEmbedder:
-    """One model in this process. Safe for many threads; starting it takes seconds."""
+    """One model in this process. Safe for many threads; starting it takes seconds.
 
-    def __init__(self, entry: EmbeddingModel, settings: EmbedderSettings) -> None:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        from sentence_transformers import SentenceTransformer
+    `on_failure` hears of a worker that died; whoever waits, and whoever asks afterwards, gets Unavailable.
+    """
 
+    def __init__(
+        self,
+        entry: EmbeddingModel,
+        settings: EmbedderSettings,
+        *,
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
         self._entry = entry
         self._tokenizer = open_tokenizer(entry)
-        folder = model_folder(entry)
-        self._device = settings.device
-        self._model: Any = SentenceTransformer(str(folder), device=settings.device).eval()
-        if (found := self._model.get_embedding_dimension()) != entry.dimension:
-            raise Refused(
-                f"model {entry.name} has dimension {found}, the registry says {entry.dimension}", field="model"
-            )
         self._pad = int(self._tokenizer.token_to_id("[PAD]") or 0)
+        self._device = settings.device
+        self._model, self.calibration = self._calibrated(_load(entry, settings.device), settings)
         self._batcher = Batcher(queue_tokens=settings.queue_tokens, batch_tokens=settings.batch_tokens)
+        n_tokens = sum(len(row) for row in self._tokenise(PROBE))
+        self._batcher.aim(self.calibration.chosen.texts_per_s * n_tokens / len(PROBE), CALL_S)
         self._work = threading.Condition()
         self._closed = False
-        self.calibration = self._calibrate(settings)
-        _event.info("calibrated", model=entry.name, chosen=self.calibration.precision, threads=self.calibration.threads)
-        self._worker = threading.Thread(target=self._embed_all, name="embedder", daemon=True)
+        self._on_failure = on_failure
+        _event.info("calibrated", model=entry.name, **self.calibration.facts())
+        self._worker = threading.Thread(target=self._run, name="embedder", daemon=True)
         self._worker.start()
 
     @property
@@ -105,6 +114,10 @@ class LocalEmbedder:
         """Longest text, special tokens not counted."""
         return self._entry.window_tokens - 2
 
+    def alive(self) -> bool:
+        """True while it answers."""
+        return not self._closed and self._worker.is_alive()
+
     def embed(
         self,
         texts: Sequence[str],
@@ -115,10 +128,11 @@ class LocalEmbedder:
         deadline: Deadline | None = None,
     ) -> Floats:
         """See Embedder."""
-        future = self.submit(texts, tenant=tenant, lane=lane, weight=weight, deadline=deadline)
+        asked = self.submit(texts, tenant=tenant, lane=lane, weight=weight, deadline=deadline)
         try:
-            return future.result(deadline.left_s() if deadline else TIMEOUT_S)
-        except FutureTimeout:
+            return asked.vectors.result(deadline.left_s() if deadline else TIMEOUT_S)
+        except TimeoutError:
+            asked.vectors.cancel()
             raise DeadlineExceeded("the embedder did not answer in time", dependency="embedder") from None
 
     def submit(
@@ -129,24 +143,19 @@ class LocalEmbedder:
         lane: Lane = Lane.DOCUMENT,
         weight: int = 1,
         deadline: Deadline | None = None,
-    ) -> Future[Floats]:
-        """The same, as a future. Raises Refused and Overloaded at once."""
-        request = _Request(np.empty((len(texts), self.dimension), np.float32), len(texts), deadline)
-        if not texts:
-            request.done.set_result(request.vectors)
-            return request.done
-        items = [Item(tokens, request, row) for row, tokens in enumerate(self._tokenise(texts))]
+    ) -> Pending:
+        """The same, to be waited for; cancelling it spares the model the work. Raises Refused and Overloaded at once."""
+        rows = self._tokenise(texts)
+        request = _Request(np.empty((len(rows), self.dimension), np.float32), len(rows), deadline)
+        if not rows:
+            request.settle()
         with self._work:
-            if self._closed:
+            if not self.alive():
                 raise Unavailable("the embedder is stopping", dependency="embedder")
-            self._batcher.put(tenant, lane, items, weight=weight)
+            self._batcher.put(tenant, lane, [Item(ids, request, i) for i, ids in enumerate(rows)], weight=weight)
             _queue.set(self._batcher.waiting_tokens())
             self._work.notify()
-        return request.done
-
-    def count_tokens(self, texts: Sequence[str]) -> int:
-        """Tokens of `texts`, special ones included."""
-        return sum(len(e.ids) for e in self._tokenizer.encode_batch_fast(list(texts)))
+        return Pending(request.done, sum(len(ids) for ids in rows))
 
     def close(self) -> None:
         """Finish the call under way, refuse the rest. Idempotent."""
@@ -157,64 +166,77 @@ class LocalEmbedder:
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts))]
+        window = self._entry.window_tokens
         for i, ids in enumerate(encoded):
-            if len(ids) > self._entry.window_tokens:
+            if len(ids) > window:
                 raise Refused(
-                    f"text {i} has {len(ids)} tokens; {self.model} reads {self._entry.window_tokens} with its special ones: cut it first",
+                    f"text {i} has {len(ids)} tokens; {self.model} reads {window} with its special ones: cut it first",
                     field=f"input.{i}",
-                    limit=self._entry.window_tokens,
+                    limit=window,
                 )
         return encoded
 
     # the worker thread
 
+    def _run(self) -> None:
+        try:
+            self._embed_all()
+        except BaseException as error:  # noqa: BLE001  (the role's boundary: whoever waits must hear of it)
+            _event.error("the embedder's worker died", error=repr(error))
+            self._refuse_all()
+            if self._on_failure is not None:
+                self._on_failure(error)
+        else:
+            self._refuse_all()
+
     def _embed_all(self) -> None:
         import torch
 
-        torch.set_num_threads(self.calibration.threads)
-        while True:
-            with self._work:
-                while not (items := self._batcher.take()) and not self._closed:
-                    self._work.wait()
-                _queue.set(self._batcher.waiting_tokens())
-            if self._closed:
-                self._refuse(items)
-                return
-            live = [
-                i
-                for i in items
-                if not (i.request.deadline and i.request.deadline.passed()) and not i.request.done.done()
-            ]
-            late = {id(i.request): i.request for i in items if i.request.deadline and i.request.deadline.passed()}
-            for request in late.values():
-                _settle(request, DeadlineExceeded("the deadline passed in the embedder's queue", dependency="embedder"))
-            for call in _calls(live):
-                self._answer(call)
+        torch.set_num_threads(self.calibration.chosen.threads)
+        failures = 0
+        while items := self._next():
+            try:
+                for call in _calls(_wanted(items)):
+                    self._answer(call)
+                failures = 0
+            except Exception as error:
+                failures += 1
+                _event.exception("a model call failed", failures=failures)
+                for item in items:
+                    item.request.settle(Unavailable(f"the model failed: {error}", dependency="embedder"))
+                if failures == FAILURES_MAX:
+                    raise
+
+    def _next(self) -> list[Item]:
+        """The texts of the next call, waited for; [] when it is time to stop."""
+        with self._work:
+            while not self._closed:
+                if items := self._batcher.take():
+                    _queue.set(self._batcher.waiting_tokens())
+                    return items
+                self._work.wait()
+        return []
 
     def _answer(self, items: list[Item]) -> None:
         start = time.perf_counter()
-        try:
-            vectors = self._forward([item.tokens for item in items])
-        except Exception as error:  # noqa: BLE001  (the role's boundary: whoever waits must hear of it)
-            _event.error("model call failed", error=repr(error))
-            for item in items:
-                _settle(item.request, Unavailable(f"the model failed: {error}", dependency="embedder"))
-            return
+        vectors = self._forward(self._model, [item.tokens for item in items])
         seconds = time.perf_counter() - start
-        n_tokens = sum(len(item.tokens) for item in items)
-        _tokens.inc(n_tokens)
-        _seconds.observe(seconds)
-        if n_tokens > 256:
-            with self._work:
-                self._batcher.aim(n_tokens / seconds, DOCUMENT_CALL_S)
+        self._account(sum(len(item.tokens) for item in items), seconds)
         for item, vector in zip(items, vectors, strict=True):
             request: _Request = item.request
             request.vectors[item.row] = vector
             request.left -= 1
             if request.left == 0:
-                _settle(request, None)
+                request.settle()
 
-    def _forward(self, rows: list[list[int]]) -> Floats:
+    def _account(self, n_tokens: int, seconds: float) -> None:
+        _tokens.inc(n_tokens)
+        _seconds.observe(seconds)
+        if n_tokens > 256:  # a smaller call says little of the model's speed
+            with self._work:
+                self._batcher.aim(n_tokens / seconds, CALL_S)
+
+    def _forward(self, model: Any, rows: list[list[int]]) -> Floats:
         """float32 [n, d], L2-normalised, of token ids of similar lengths."""
         import torch
 
@@ -229,59 +251,71 @@ class LocalEmbedder:
             "attention_mask": torch.from_numpy(mask).to(self._device),
         }
         with torch.inference_mode():
-            out = self._model(features)["sentence_embedding"].float()
-            out = torch.nn.functional.normalize(out, dim=1)
+            out = torch.nn.functional.normalize(model(features)["sentence_embedding"].float(), dim=1)
         vectors: Floats = out.cpu().numpy()
         return vectors
 
-    def _refuse(self, items: list[Item]) -> None:
-        while items:
-            for item in items:
-                _settle(item.request, Unavailable("the embedder is stopping", dependency="embedder"))
-            with self._work:
-                items = self._batcher.take()
+    def _refuse_all(self) -> None:
+        """Nobody is left waiting for a worker that is gone."""
+        with self._work:
+            self._closed = True
+            while items := self._batcher.take():
+                for item in items:
+                    item.request.settle(Unavailable("the embedder is stopping", dependency="embedder"))
+            _queue.set(0)
 
     # calibration
 
-    def _calibrate(self, settings: EmbedderSettings) -> Calibration:
-        """Measure precision × threads on a short probe; take the fastest whose vectors are still the model's."""
+    def _calibrated(self, model: Any, settings: EmbedderSettings) -> tuple[Any, Calibration]:
+        """The model at the precision that proved fastest. Trials run on copies: rounding weights cannot be undone."""
         import torch
 
-        rows = self._tokenise([PROBE[i % len(PROBE)] for i in range(64)])
-        cores = os.cpu_count() or 1
-        threads = [settings.threads] if settings.threads else sorted({1, cores})
-        truth = self._forward(rows)
-        tried: list[dict[str, Any]] = []
-        for precision in ("float32", "bfloat16") if settings.precision == "auto" else (settings.precision,):
-            self._model.to(getattr(torch, precision))
-            for n in threads:
-                torch.set_num_threads(n)
-                self._forward(rows[:8])
-                start = time.perf_counter()
-                vectors = self._forward(rows)
-                per_s = len(rows) / (time.perf_counter() - start)
-                cosine = float(np.einsum("ij,ij->i", truth, vectors).mean())
-                tried.append(
-                    {"precision": precision, "threads": n, "texts_per_s": round(per_s, 1), "cosine": round(cosine, 5)}
-                )
-        good = [t for t in tried if t["cosine"] >= settings.cosine_floor]
-        if not good:
-            raise Refused(
-                f"no precision of {self.model} keeps a cosine of {settings.cosine_floor} to float32: {tried}",
-                field="precision",
-            )
-        best = max(good, key=lambda t: float(t["texts_per_s"]))
-        self._model.to(getattr(torch, best["precision"]))
-        return Calibration(best["precision"], best["threads"], best["texts_per_s"], best["cosine"], tuple(tried))
+        rows = sorted(self._tokenise([PROBE[i % len(PROBE)] for i in range(BATCH)]), key=len)
+        truth = self._forward(model, rows)
+        models = {"float32": model}
+        tried: list[Trial] = []
+        end = time.perf_counter() + BUDGET_S
+        for precision, threads in _ways(settings):
+            if precision in {t.precision for t in tried} and time.perf_counter() > end:
+                break
+            if precision not in models:
+                models[precision] = copy.deepcopy(model).to(getattr(torch, precision))
+            torch.set_num_threads(threads)
+            tried.append(measure(precision, threads, partial(self._probe, models[precision], rows), truth))
+        calibration = choose(tried, settings.cosine_floor)
+        return models[calibration.chosen.precision], calibration
+
+    def _probe(self, model: Any, rows: list[list[int]], n: int) -> Floats:
+        return self._forward(model, rows[:n])
 
 
-def _settle(request: _Request, refusal: Exception | None) -> None:
-    if request.done.done():
-        return
-    if refusal is None:
-        request.done.set_result(request.vectors)
-    else:
-        request.done.set_exception(refusal)
+def _load(entry: EmbeddingModel, device: str) -> Any:
+    """The model from local files, never from the network. Raises Refused when it is not what the registry says."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from sentence_transformers import SentenceTransformer
+
+    model: Any = SentenceTransformer(str(model_folder(entry)), device=device).eval()
+    if (found := model.get_embedding_dimension()) != entry.dimension:
+        raise Refused(f"model {entry.name} has dimension {found}, the registry says {entry.dimension}", field="model")
+    return model
+
+
+def _ways(settings: EmbedderSettings) -> list[tuple[str, int]]:
+    """Precision and threads worth trying, likely ones first."""
+    cores = os.cpu_count() or 1
+    threads = [settings.threads] if settings.threads else sorted({1, max(1, cores // 2), cores}, reverse=True)
+    low = "bfloat16" if settings.device == "cpu" else "float16"
+    precisions = ("float32", low) if settings.precision == "auto" else (settings.precision,)
+    return [(precision, n) for n in threads for precision in precisions]
+
+
+def _wanted(items: list[Item]) -> list[Item]:
+    """Those that somebody still waits for; of the late ones that is said."""
+    for item in items:
+        if item.request.late():
+            item.request.settle(DeadlineExceeded("the deadline passed in the queue", dependency="embedder"))
+    return [item for item in items if not item.request.done.done()]
 
 
 def _calls(items: list[Item]) -> list[list[Item]]:

@@ -2,58 +2,66 @@
 
 import asyncio
 import base64
+import contextlib
 import hmac
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import orjson
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from ingest.embedding import Lane
 from ingest.embedding.local import LocalEmbedder
 from vicinage.clock import Deadline
-from vicinage.errors import Overloaded, Refused, Unauthenticated, Unavailable, VicinageError
+from vicinage.errors import DeadlineExceeded, Overloaded, Refused, TooLarge, Unauthenticated, Unavailable, VicinageError
 from vicinage.records import Floats
-from vicinage.telemetry import REGISTRY
+from vicinage.telemetry import REGISTRY, events
 
 INPUTS_MAX: Final = 2_048
 BODY_BYTES_MAX: Final = 32 << 20
+TIMEOUT_MS: Final = 60_000
+WEIGHT_MAX: Final = 100
 THREAD_FROM: Final = 8
 """From this many texts on, tokenising leaves the event loop."""
 
+_event = events("embedder")
+
 
 def create_app(models: Mapping[str, LocalEmbedder], *, key: str | None) -> Starlette:
-    """The app over models by name. `key`, when given, is asked of every call but the health checks."""
+    """The app over models by name; it closes them when it stops. `key`, when given, is asked of every call for vectors."""
 
     async def embeddings(request: Request) -> Response:
-        try:
-            _authorise(request, key)
-            return await _embed(request, models)
-        except VicinageError as error:
-            return _error(error)
+        _authorise(request, key)
+        return await _embed(request, models)
 
     async def list_models(request: Request) -> Response:
-        try:
-            _authorise(request, key)
-        except VicinageError as error:
-            return _error(error)
+        _authorise(request, key)
         return _json({"object": "list", "data": [_entry(name, m) for name, m in models.items()]})
 
     async def health(_request: Request) -> Response:
         return _json({"status": "ok"})
 
     async def ready(_request: Request) -> Response:
-        return _json({"ready": bool(models)}, 200 if models else 503)
+        parts = {name: m.alive() for name, m in models.items()}
+        whole = bool(parts) and all(parts.values())
+        return _json({"ready": whole, "models": parts}, 200 if whole else 503)
 
     async def metrics(_request: Request) -> Response:
         from prometheus_client import generate_latest
 
         return Response(generate_latest(REGISTRY), media_type="text/plain; version=0.0.4")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        for model in models.values():
+            await run_in_threadpool(model.close)
 
     return Starlette(
         routes=[
@@ -62,12 +70,14 @@ def create_app(models: Mapping[str, LocalEmbedder], *, key: str | None) -> Starl
             Route("/healthz", health),
             Route("/readyz", ready),
             Route("/metrics", metrics),
-        ]
+        ],
+        exception_handlers={VicinageError: _said, HTTPException: _http, Exception: _ours},
+        lifespan=lifespan,
     )
 
 
 async def _embed(request: Request, models: Mapping[str, LocalEmbedder]) -> Response:
-    body = _body(await request.body())
+    body = _object(await _body(request))
     model = models.get(str(body.get("model")))
     if model is None:
         raise Refused(f"there is no model {body.get('model')!r} here; there are {', '.join(models)}", field="model")
@@ -84,28 +94,43 @@ async def _embed(request: Request, models: Mapping[str, LocalEmbedder]) -> Respo
 
 async def _vectors(request: Request, model: LocalEmbedder, texts: list[str]) -> tuple[Floats, int]:
     headers = request.headers
-    timeout_ms = _number(headers.get("x-vicinage-timeout-ms"), 60_000)
+    deadline = Deadline.after(_number(headers.get("x-vicinage-timeout-ms"), TIMEOUT_MS) / 1000)
     arguments: dict[str, Any] = {
         "tenant": headers.get("x-vicinage-tenant", ""),
         "lane": Lane.QUERY if headers.get("x-vicinage-lane") == "query" else Lane.DOCUMENT,
-        "weight": max(1, min(100, _number(headers.get("x-vicinage-weight"), 1))),
-        "deadline": Deadline.after(timeout_ms / 1000),
+        "weight": max(1, min(WEIGHT_MAX, _number(headers.get("x-vicinage-weight"), 1))),
+        "deadline": deadline,
     }
     if len(texts) < THREAD_FROM:
-        future = model.submit(texts, **arguments)
+        pending = model.submit(texts, **arguments)
     else:
-        future = await run_in_threadpool(model.submit, texts, **arguments)
-    vectors = await asyncio.wrap_future(future)
-    return vectors, sum(len(t) // 4 + 1 for t in texts) if len(texts) >= THREAD_FROM else model.count_tokens(texts)
+        pending = await run_in_threadpool(model.submit, texts, **arguments)
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(pending.vectors), deadline.left_s()), pending.tokens
+    except TimeoutError:
+        raise DeadlineExceeded("the text was not embedded in time", dependency="embedder") from None
 
 
 def _number(text: str | None, otherwise: int) -> int:
     return int(text) if text and text.isdigit() and len(text) < 12 else otherwise
 
 
-def _body(data: bytes) -> dict[str, Any]:
-    if len(data) > BODY_BYTES_MAX:
-        raise Refused(f"the body has {len(data)} bytes; at most {BODY_BYTES_MAX}", field="input", limit=BODY_BYTES_MAX)
+async def _body(request: Request) -> bytes:
+    """The whole body, given up as soon as it is over the limit. Raises TooLarge, Refused when it was cut off."""
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > BODY_BYTES_MAX:
+                raise TooLarge(f"the body is over {BODY_BYTES_MAX} bytes", field="input", limit=BODY_BYTES_MAX)
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise Refused("the body was cut off", field="body") from None
+    return b"".join(chunks)
+
+
+def _object(data: bytes) -> dict[str, Any]:
     try:
         body = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -132,7 +157,6 @@ def _encode(vector: Floats, form: str) -> str | list[float]:
 
 
 def _entry(name: str, model: LocalEmbedder) -> dict[str, Any]:
-    c = model.calibration
     return {
         "id": name,
         "object": "model",
@@ -140,11 +164,7 @@ def _entry(name: str, model: LocalEmbedder) -> dict[str, Any]:
         "owned_by": "vicinage",
         "dimension": model.dimension,
         "window_tokens": model.window_tokens,
-        "precision": c.precision,
-        "threads": c.threads,
-        "texts_per_s": c.texts_per_s,
-        "cosine": c.cosine,
-        "tried": list(c.tried),
+        **model.calibration.facts(),
     }
 
 
@@ -154,19 +174,30 @@ def _authorise(request: Request, key: str | None) -> None:
         raise Unauthenticated("the embedder needs its key")
 
 
-def _error(error: VicinageError) -> Response:
-    body = {
-        "error": {
-            "message": error.detail,
-            "type": error.kind,
-            "param": getattr(error, "field", None),
-            "code": error.kind,
-        }
-    }
+async def _said(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, VicinageError)
     headers = {}
     if isinstance(error, Overloaded | Unavailable):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
-    return _json(body, error.status, headers)
+    return _problem(error.status, error.kind, error.detail, getattr(error, "field", None), headers)
+
+
+async def _http(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _problem(error.status_code, "not-found" if error.status_code == 404 else "http", error.detail)
+
+
+async def _ours(request: Request, error: Exception) -> Response:
+    """The request boundary: our own mistake, recorded, and said without details."""
+    _event.error("request failed", path=request.url.path, exc_info=error)
+    return _problem(500, "internal", "something went wrong in the embedder")
+
+
+def _problem(
+    status: int, kind: str, detail: str, param: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """An error in the form of the OpenAI API."""
+    return _json({"error": {"message": detail, "type": kind, "param": param, "code": kind}}, status, headers)
 
 
 def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -61,9 +61,9 @@ def test_vectors_are_the_models_own_in_order_and_of_length_one(model: LocalEmbed
 
 def test_calibration_keeps_to_the_floor_and_takes_the_fastest(model: LocalEmbedder) -> None:
     c = model.calibration
-    good = [t for t in c.tried if t["cosine"] >= 0.995]
-    assert c.texts_per_s == max(t["texts_per_s"] for t in good)
-    assert {t["precision"] for t in c.tried} == {"float32", "bfloat16"}
+    good = [t for t in c.tried if t.cosine >= 0.995]
+    assert c.chosen.texts_per_s == max(t.texts_per_s for t in good)
+    assert {t.precision for t in c.tried} == {"float32", "bfloat16"}
 
 
 def test_a_text_over_the_window_is_refused_not_cut(model: LocalEmbedder) -> None:
@@ -76,7 +76,7 @@ def test_a_full_queue_and_a_passed_deadline_are_said(model: LocalEmbedder) -> No
         for _ in range(50):
             model.submit(["word " * 200] * 4, tenant="t")
     with pytest.raises(DeadlineExceeded):
-        model.embed(["late"], tenant="t", deadline=Deadline.after(0.0001))
+        model.embed(["late"], tenant="another", deadline=Deadline.after(0.0001))
     eventually(lambda: model._batcher.waiting_tokens() == 0, wait_s=60)
 
 
@@ -91,7 +91,7 @@ def test_the_openai_api_gives_floats_or_base64(url: str, model: LocalEmbedder) -
     for a, b in zip(floats["data"], coded["data"], strict=True):
         np.testing.assert_allclose(a["embedding"], np.frombuffer(base64.b64decode(b["embedding"]), "<f4"), atol=1e-2)
     [listed] = httpx.get(f"{url}/v1/models", headers=headers).json()["data"]
-    assert listed["id"] == model.model and listed["precision"] == model.calibration.precision
+    assert listed["id"] == model.model and listed["precision"] == model.calibration.chosen.precision
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""Which precision and how many threads: measured at start on this very machine, within a floor on fidelity. Pure but for time."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from vicinage.errors import Refused
+from vicinage.records import Floats
+
+BUDGET_S: Final = 3.0
+"""Beyond it no further trial begins, once every precision has had one."""
+REPEATS: Final = 2
+PROBE: Final = (
+    "A managed vector retrieval platform answers questions of many tenants from their own documents.",
+    "The quick brown fox jumps over the lazy dog while the committee reads the minutes of the last meeting.",
+    "Boundary layers on swept wings at supersonic speed become turbulent earlier than theory predicts.",
+    "Return the median of numeric data, using the common mean of middle two method.",
+    "Invoices are due thirty days after delivery unless the contract says otherwise.",
+    "She tuned the cello by ear, then wrote down the frequencies for the others in the orchestra.",
+    "Der Fluss trat nach dem Regen über die Ufer, und die untere Brücke wurde gesperrt.",
+    "SELECT name, count(*) FROM orders GROUP BY name HAVING count(*) > 10;",
+    "Photosynthesis in shaded leaves saturates at a lower intensity of light.",
+    "The patient reported mild headaches after the second dose; no fever was seen.",
+    "Patch 4.2.1 fixes a race between the cache's eviction and its refill under load.",
+    "Simmer the onions until translucent, add saffron and stock, and cover for twenty minutes.",
+    "Quarterly revenue rose by seven per cent, driven by services rather than hardware.",
+    "A lease that is not renewed in time passes to another holder with a higher epoch.",
+    "Glaciers in the eastern range have lost a third of their volume since measurements began.",
+    "How do I reset my password if I no longer have the phone that it was set up with?",
+)
+BATCH: Final = 32
+"""Texts of the larger call; REPEATS of it and of a single text make a trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One way to run the model: texts a second in calls of BATCH, milliseconds of a single question, mean cosine to float32."""
+
+    precision: str
+    threads: int
+    texts_per_s: float
+    query_ms: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was chosen, and everything that was measured to choose it."""
+
+    chosen: Trial
+    tried: tuple[Trial, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self.chosen), "tried": [asdict(t) for t in self.tried]}
+
+
+def measure(precision: str, threads: int, embed: Callable[[int], Floats], truth: Floats) -> Trial:
+    """One trial. `embed(n)` embeds the first n texts of the probe; `truth` is float32's answer to all of them."""
+    embed(len(truth) // 4)
+    batch_s, vectors = _fastest(embed, len(truth))
+    query_s, _ = _fastest(embed, 1)
+    cosine = float(np.einsum("ij,ij->i", truth, vectors).mean())
+    return Trial(precision, threads, round(len(truth) / batch_s, 1), round(query_s * 1000, 2), round(cosine, 5))
+
+
+def choose(tried: Sequence[Trial], cosine_floor: float) -> Calibration:
+    """The fastest whose vectors are still the model's own. Raises Refused when none is."""
+    good = [t for t in tried if t.cosine >= cosine_floor]
+    if not good:
+        raise Refused(f"no precision keeps a cosine of {cosine_floor} to float32: {list(tried)}", field="precision")
+    return Calibration(max(good, key=lambda t: t.texts_per_s), tuple(tried))
+
+
+def _fastest(embed: Callable[[int], Floats], n: int) -> tuple[float, Floats]:
+    """The least of REPEATS times: what else runs on the machine can only slow it down."""
+    best = float("inf")
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        vectors = embed(n)
+        best = min(best, time.perf_counter() - start)
+    return best, vectors
