@@ -46,8 +46,8 @@ class Embedder(Protocol):
     ) -> Floats:
         """float32 [n, d] in the order of `texts`, L2-normalised.
 
-        Raises Overloaded when its queue is full, Unavailable when it is away, DeadlineExceeded, and Refused (naming
-        the text's number) for a text over the window: it never truncates.
+        Raises Overloaded when its queue is full, Unavailable when it is away, DeadlineExceeded, and Refused (field
+        `input.<number>`) for a text over the window: it never truncates.
         """
         ...
 
@@ -56,17 +56,20 @@ class Embedder(Protocol):
         ...
 
 
-def open_embedder(model: EmbeddingModel, *, url: str, key: str | None = None, timeout_s: float = 60.0) -> Embedder:
+def open_embedder(
+    model: EmbeddingModel, *, url: str, key: str | None = None, model_key: str | None = None, timeout_s: float = 60.0
+) -> Embedder:
     """The client of a model: the platform's own embedder role at `url` for local models, else the model's own server.
 
+    `key` opens the embedder role and is shown to nobody else; `model_key` is the one for the model's own server.
     Raises Refused for a kind that is not supported.
     """
     from ingest.embedding.openai import OpenAIEmbedder
 
     match model.kind:
         case "local":
-            return OpenAIEmbedder(model, base_url=f"{url}/v1", key=key, timeout_s=timeout_s)
+            return OpenAIEmbedder(model, base_url=f"{url}/v1", key=key, timeout_s=timeout_s, ours=True)
         case "openai":
-            return OpenAIEmbedder(model, base_url=model.location, key=key, timeout_s=timeout_s)
+            return OpenAIEmbedder(model, base_url=model.location, key=model_key, timeout_s=timeout_s)
         case _:
             raise Refused(f"model {model.name}: kind {model.kind} is not supported yet", field="model")

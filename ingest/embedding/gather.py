@@ -1,22 +1,29 @@
 """Questions on their way to the embedder: while one call is under way, the next ones gather and go as one.
 
-Costs nothing when idle, and spreads the cost of the HTTP call over all who wait when busy.
+Costs nothing when idle, and spreads the cost of the HTTP call over all who wait when busy. Law 7: each call takes from the
+tenants that wait by their weights, so that one tenant's crowd does not delay another's question.
 """
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ingest.embedding import Lane
 from vicinage.clock import Deadline
-from vicinage.errors import DeadlineExceeded, Overloaded, Refused, VicinageError
+from vicinage.errors import DeadlineExceeded, Refused, Unavailable, VicinageError
+from vicinage.fair import FairQueue
 from vicinage.records import Floats
 
 CALLS_MAX: Final = 2
 """Calls under way at once: one in the model, one on its way."""
 WAITING_MAX: Final = 1_024
 GATHER_MAX: Final = 64
+QUANTUM: Final = 1
+"""Each question costs one: a tenant's turn is as many questions as its weight."""
+_INPUT: Final = re.compile(r"input\.(\d{1,4})")
+"""How the embedder names the text that it refuses."""
 
 
 class AsyncEmbedder(Protocol):
@@ -49,15 +56,13 @@ class GatheringEmbedder:
 
     def __init__(self, embedder: AsyncEmbedder) -> None:
         self._embedder = embedder
-        self._waiting: list[_Question] = []
+        self._waiting: FairQueue[_Question] = FairQueue(cost_max=WAITING_MAX, quantum=QUANTUM)
         self._calls: set[asyncio.Task[None]] = set()
 
     async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
         """float32 [d]. Raises as Embedder.embed does."""
-        if len(self._waiting) >= WAITING_MAX:
-            raise Overloaded("too many questions wait to be embedded", retry_after_s=1.0)
         question = _Question(text, tenant, weight, deadline, asyncio.get_running_loop().create_future())
-        self._waiting.append(question)
+        self._waiting.put(tenant, [(question, 1)], weight=weight)
         self._go()
         try:
             return await asyncio.wait_for(question.answer, deadline.left_s())
@@ -65,28 +70,38 @@ class GatheringEmbedder:
             raise DeadlineExceeded("the text was not embedded in time", dependency="embedder") from None
 
     def _go(self) -> None:
-        while self._waiting and len(self._calls) < CALLS_MAX:
-            gathered, self._waiting = self._waiting[:GATHER_MAX], self._waiting[GATHER_MAX:]
-            call = asyncio.create_task(self._call(gathered))
-            self._calls.add(call)
-            call.add_done_callback(self._landed)
+        while self._waiting.cost and len(self._calls) < CALLS_MAX:
+            # Whoever gave up meanwhile (its deadline passed, its caller went away) is left out.
+            gathered = [q for q in self._waiting.take(GATHER_MAX) if not q.answer.done()]
+            if gathered:
+                call = asyncio.create_task(self._call(gathered))
+                self._calls.add(call)
+                call.add_done_callback(self._landed)
 
     def _landed(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
         self._go()
 
     async def _call(self, gathered: list[_Question]) -> None:
-        # The call is made in the name of the first: one tenant's turn carries the others along.
-        first, latest = gathered[0], max(q.deadline.at for q in gathered)
+        try:
+            await self._ask(gathered)
+        finally:
+            # Whatever happened, nobody is left waiting for this call.
+            for q in gathered:
+                _settle(q, Unavailable("the question was not embedded", dependency="embedder"))
+
+    async def _ask(self, gathered: list[_Question]) -> None:
+        # One call for many tenants: it weighs what they weigh together, under the first one's name.
+        weights = {q.tenant: q.weight for q in gathered}
         try:
             vectors = await self._embedder.embed_async(
                 [q.text for q in gathered],
-                tenant=first.tenant,
-                weight=max(q.weight for q in gathered),
-                deadline=Deadline(latest),
+                tenant=gathered[0].tenant,
+                weight=sum(weights.values()),
+                deadline=Deadline(max(q.deadline.at for q in gathered)),
             )
         except Refused as refused:
-            await self._one_by_one(gathered, refused)
+            await self._without_the_bad(gathered, refused)
         except VicinageError as error:
             for q in gathered:
                 _settle(q, error)
@@ -95,13 +110,17 @@ class GatheringEmbedder:
                 if not q.answer.done():
                     q.answer.set_result(vector)
 
-    async def _one_by_one(self, gathered: list[_Question], refused: Refused) -> None:
-        """One bad text must not spoil the others' call."""
-        if len(gathered) == 1:
-            _settle(gathered[0], refused)
+    async def _without_the_bad(self, gathered: list[_Question], refused: Refused) -> None:
+        """One bad text must not spoil the others' call: it is refused alone, and the others are asked again."""
+        named = _INPUT.fullmatch(refused.field or "")
+        bad = gathered[int(named[1])] if named and int(named[1]) < len(gathered) else None
+        if bad is None and len(gathered) > 1:
+            for q in gathered:
+                await self._ask([q])
             return
-        for q in gathered:
-            await self._call([q])
+        _settle(bad or gathered[0], Refused(refused.detail, field="text", limit=refused.limit))
+        if rest := [q for q in gathered if not q.answer.done()]:
+            await self._ask(rest)
 
 
 def _settle(question: _Question, error: Exception) -> None:

@@ -172,7 +172,7 @@ class LocalEmbedder:
         for i, ids in enumerate(encoded):
             if len(ids) > window:
                 raise Refused(
-                    f"text {i} has {len(ids)} tokens; {self.model} reads {window} with its special ones: cut it first",
+                    f"the text has {len(ids)} tokens; {self.model} reads {window} with its special ones",
                     field=f"input.{i}",
                     limit=window,
                 )

@@ -2,7 +2,8 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from operator import itemgetter
+from typing import Final
 
 import httpx
 import numpy as np
@@ -16,13 +17,20 @@ from vicinage.records import Floats
 
 INPUTS_MAX: Final = 2_048
 """What the API takes in one request."""
+RETRY_S_MAX: Final = 60.0
 
 
 class OpenAIEmbedder:
-    """One model behind HTTP. Safe for many threads; `embed_async` belongs to one event loop."""
+    """One model behind HTTP. Safe for many threads; `embed_async` belongs to one event loop.
 
-    def __init__(self, entry: EmbeddingModel, *, base_url: str, key: str | None, timeout_s: float) -> None:
+    `ours`: the server is the platform's embedder role, which is told tenant, lane, weight and deadline. Nobody else is.
+    """
+
+    def __init__(
+        self, entry: EmbeddingModel, *, base_url: str, key: str | None, timeout_s: float, ours: bool = False
+    ) -> None:
         self._entry = entry
+        self._ours = ours
         self._url = f"{base_url.rstrip('/')}/embeddings"
         self._timeout_s = timeout_s
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
@@ -62,7 +70,7 @@ class OpenAIEmbedder:
                 response = self._http.post(self._url, content=body, headers=headers, timeout=timeout)
             except httpx.HTTPError as error:
                 raise _away(error) from error
-            parts.append(self._vectors(response))
+            parts.append(self._vectors(response, len(texts[i : i + INPUTS_MAX])))
         return np.concatenate(parts) if parts else np.empty((0, self.dimension), np.float32)
 
     async def embed_async(
@@ -75,6 +83,7 @@ class OpenAIEmbedder:
         deadline: Deadline | None = None,
     ) -> Floats:
         """The same without blocking the event loop; at most INPUTS_MAX texts."""
+        assert len(texts) <= INPUTS_MAX
         if self._async is None:
             self._async = httpx.AsyncClient(headers=self._headers, timeout=self._timeout_s, trust_env=False)
         body, headers, timeout = self._request(texts, tenant, lane, weight, deadline)
@@ -82,7 +91,7 @@ class OpenAIEmbedder:
             response = await self._async.post(self._url, content=body, headers=headers, timeout=timeout)
         except httpx.HTTPError as error:
             raise _away(error) from error
-        return self._vectors(response)
+        return self._vectors(response, len(texts))
 
     def close(self) -> None:
         """Close the connections. Idempotent."""
@@ -101,26 +110,39 @@ class OpenAIEmbedder:
         timeout = min(self._timeout_s, deadline.left_s()) if deadline else self._timeout_s
         if timeout <= 0:
             raise DeadlineExceeded("the deadline passed before the text was embedded", dependency="embedder")
+        body = orjson.dumps({"model": self._entry.name, "input": list(texts), "encoding_format": "base64"})
+        if not self._ours:
+            return body, {}, timeout
         headers = {
             "x-vicinage-tenant": tenant,
             "x-vicinage-lane": lane.value,
             "x-vicinage-weight": str(weight),
-            "x-vicinage-timeout-ms": str(int(timeout * 1000)),
+            "x-vicinage-timeout-ms": str(max(1, int(timeout * 1000))),
         }
-        body = orjson.dumps({"model": self._entry.name, "input": list(texts), "encoding_format": "base64"})
         return body, headers, timeout
 
-    def _vectors(self, response: httpx.Response) -> Floats:
+    def _vectors(self, response: httpx.Response, n: int) -> Floats:
+        """The n vectors of an answer. Whatever is wrong with it is the server's doing, not the texts'."""
         if response.status_code != httpx.codes.OK:
             raise _refusal(response)
-        data: list[dict[str, Any]] = sorted(orjson.loads(response.content)["data"], key=lambda d: int(d["index"]))
-        rows = [_floats(d["embedding"]) for d in data]
-        vectors: Floats = np.stack(rows)
-        if vectors.shape[1] != self.dimension:
+        try:
+            data = sorted(orjson.loads(response.content)["data"], key=itemgetter("index"))
+            vectors = np.stack([_floats(d["embedding"]) for d in data])
+        except (ValueError, KeyError, TypeError) as error:
+            raise Unavailable(f"{self._url} answered what is no embedding: {error!r}", dependency="embedder") from error
+        if vectors.shape != (n, self.dimension) or not np.isfinite(vectors).all():
             raise Unavailable(
-                f"{self._url} answered dimension {vectors.shape[1]}, not {self.dimension}", dependency="embedder"
+                f"{self._url} answered {vectors.shape[0]} vectors of dimension {vectors.shape[-1]}, where "
+                f"{n} finite ones of {self.dimension} were asked",
+                dependency="embedder",
             )
-        return vectors
+        return vectors if self._ours else _normalised(vectors)
+
+
+def _normalised(vectors: Floats) -> Floats:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Floats = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return unit
 
 
 def _floats(embedding: str | list[float]) -> Floats:
@@ -137,19 +159,31 @@ def _away(error: httpx.HTTPError) -> Unavailable:
 
 
 def _refusal(response: httpx.Response) -> Exception:
-    try:
-        said = str(orjson.loads(response.content)["error"]["message"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        said = response.text[:200]
-    retry = float(response.headers.get("retry-after", "1") or 1)
+    said, param = _said(response)
+    retry_s = _retry_s(response.headers.get("retry-after"))
     match response.status_code:
         case 429:
-            return Overloaded(said, retry_after_s=retry)
-        case 400 | 413 | 422:
-            return Refused(said, field="text")
+            return Overloaded(said, retry_after_s=retry_s)
+        case 400 | 413 | 422 if param != "model":
+            return Refused(said, field=param or "text")
         case 504:
             return DeadlineExceeded(said, dependency="embedder")
-        case _:
-            return Unavailable(
-                f"the embedder answered {response.status_code}: {said}", dependency="embedder", retry_after_s=retry
-            )
+        case status:
+            return Unavailable(f"the embedder answered {status}: {said}", dependency="embedder", retry_after_s=retry_s)
+
+
+def _said(response: httpx.Response) -> tuple[str, str | None]:
+    """The message and the parameter that an error names, as far as it is in the API's form."""
+    try:
+        error = orjson.loads(response.content)["error"]
+        return str(error["message"]), error.get("param")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return response.text[:200], None
+
+
+def _retry_s(header: str | None) -> float:
+    """Seconds of a Retry-After; its other form, a date, counts as one second."""
+    try:
+        return min(RETRY_S_MAX, max(0.0, float(header or 1)))
+    except ValueError:
+        return 1.0

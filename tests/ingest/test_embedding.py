@@ -67,8 +67,9 @@ def test_calibration_keeps_to_the_floor_and_takes_the_fastest(model: LocalEmbedd
 
 
 def test_a_text_over_the_window_is_refused_not_cut(model: LocalEmbedder) -> None:
-    with pytest.raises(Refused, match="text 1 has 302 tokens"):
+    with pytest.raises(Refused, match="the text has 302 tokens") as refused:
         model.embed(["fine", "word " * 300], tenant="t")
+    assert (refused.value.field, refused.value.limit) == ("input.1", 256)
 
 
 def test_a_full_queue_and_a_passed_deadline_are_said(model: LocalEmbedder) -> None:
