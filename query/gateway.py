@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -32,13 +32,15 @@ from tenants.jobs import Jobs
 from tenants.keys import Keys
 from tenants.registry import Registry
 from vicinage import __version__
-from vicinage.clock import Clock
+from vicinage.clock import Clock, Deadline
 from vicinage.errors import Refused, Unavailable, VicinageError
 from vicinage.log import Log
 from vicinage.settings import GatewaySettings, IngestSettings
 from vicinage.telemetry import events, gauge
 
 REFRESH_S = 0.25
+STOP_S: Final = 10.0
+"""How long what runs beside the routes may take to end."""
 _SEARCH: Final = re.compile(r"/v1/collections/([^/]+)/search")
 _event = events("query")
 _in_flight = gauge("vicinage_query_in_flight", "requests being served")
@@ -170,9 +172,7 @@ def create_app(house: Gateway) -> FastAPI:
             yield
         finally:
             house.answerer.admission.drain()
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await _cancel(beside)
             house.freshness.close()
 
     app = Api(
@@ -195,6 +195,18 @@ def _ended(house: Gateway, task: asyncio.Task[None]) -> None:
     _event.error("a part of the gateway died", exc_info=error)
     if house.on_failure is not None:
         house.on_failure(error)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """End the tasks. Asked again until they do: asyncio.wait_for of Python 3.11 can swallow a cancellation."""
+    pending = set(tasks)
+    end = Deadline.after(STOP_S)
+    while pending and not end.passed():
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.1)
+    if pending:
+        _event.error("tasks beside the routes did not end", tasks=[str(t.get_coro()) for t in pending])
 
 
 async def _keep_fresh(house: Gateway) -> None:

@@ -1,6 +1,7 @@
 """What the API says when parts of the platform are away, late, full, or changed under a question's feet."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -462,6 +463,32 @@ def test_while_the_embedder_is_away_text_waits_and_vectors_go_on(tmp_path: Path)
     assert one.headers["retry-after"] == "1"
     assert lines[0]["problem"]["status"] == 503
     assert lines[1]["hits"] == []
+
+
+def test_the_gateway_ends_even_when_a_cancellation_is_swallowed_on_the_way(tmp_path: Path) -> None:
+    base = open_ground(tmp_path)
+    searcher = build_searcher(base)
+    searcher.start()
+    wire = Wire(searcher)
+    measuring = threading.Event()
+
+    async def search(query: ShardQuery, deadline: Deadline) -> Any:
+        if query.exact:
+            measuring.set()
+            with contextlib.suppress(asyncio.CancelledError):  # as asyncio.wait_for of Python 3.11 may do
+                await asyncio.sleep(30)
+        return await searcher.search(query, deadline)
+
+    wire.search = search  # type: ignore[method-assign]
+    with calling(base, searcher, build(base, [wire], GatewaySettings(recall_cpu_share=1.0))) as call:
+        _, key = call.tenant()
+        call.collection(key)
+        call.search(key, vector=Q)
+        assert measuring.wait(10)
+        start = time.perf_counter()
+    assert time.perf_counter() - start < 5
+    searcher.stop()
+    base.close()
 
 
 def test_what_runs_beside_the_routes_ends_the_role_when_it_dies(tmp_path: Path) -> None:
