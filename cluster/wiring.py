@@ -209,7 +209,9 @@ def build_embedder(
 def _embedder(base: Ground, model: EmbeddingModel, key: str | None) -> "Embedder":
     from ingest.embedding import open_embedder
 
-    return open_embedder(model, url=base.settings.embedder.url, key=key)
+    s = base.settings.embedder
+    model_key = s.model_keys.get(model.name)
+    return open_embedder(model, url=s.url, key=key, model_key=model_key.get_secret_value() if model_key else None)
 
 
 def _cutter(base: Ground, model: EmbeddingModel) -> "Cutter":

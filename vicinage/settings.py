@@ -54,6 +54,9 @@ class EmbedderSettings(_Group):
         default=0.995, ge=0, le=1, description="least mean cosine to float32 that a precision must keep"
     )
     device: str = Field(default="cpu", description="cpu or cuda[:n]")
+    model_keys: dict[str, SecretStr] = Field(
+        default={}, description="bearer keys of models that have a server of their own, by model name (JSON)"
+    )
 
 
 class IngestSettings(_Group):

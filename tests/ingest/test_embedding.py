@@ -11,19 +11,16 @@ import numpy as np
 import pytest
 import uvicorn
 from house import eventually
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from servers import free_port
 
 from ingest.embedding import Lane, open_embedder
 from ingest.embedding.gather import GatheringEmbedder
 from ingest.embedding.local import LocalEmbedder
 from ingest.embedding.server import create_app
-from ingest.passages import open_cutter, open_tokenizer
 from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
-from vicinage.settings import EmbedderSettings, IngestSettings
+from vicinage.settings import EmbedderSettings
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model"), pytest.mark.timeout(300)]
 TEXTS = ["red apples", "the boundary layer on a flat plate", "x", "median of a list of numbers " * 8]
@@ -135,23 +132,3 @@ def test_gathered_questions_each_get_their_own_vector_and_a_bad_one_fails_alone(
     truth = model.embed([f"question number {i}" for i in range(12)], tenant="t", lane=Lane.QUERY)
     assert np.einsum("ij,ij->i", np.stack(vectors), truth).min() > 0.999
     assert isinstance(refused, Refused)
-
-
-CUTTER = open_cutter(DEFAULT_MODEL, IngestSettings(passage_tokens=20, passage_overlap_tokens=5))
-TOKENIZER = open_tokenizer(DEFAULT_MODEL)
-
-
-@settings(max_examples=50)
-@given(
-    st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=400).filter(
-        str.strip
-    )
-)
-def test_passages_keep_their_places_cover_the_text_and_fit_the_window(text: str) -> None:
-    passages = CUTTER.cut(text)
-    covered: set[int] = set()
-    for p in passages:
-        assert text[p.start : p.end] == p.text
-        assert len(TOKENIZER.encode(p.text, add_special_tokens=False).ids) <= 20
-        covered.update(range(p.start, p.end))
-    assert all(i in covered for i, char in enumerate(text) if char.strip()), text
