@@ -265,12 +265,12 @@ def start(
     )
 
 
-def cancel(registry: Registry, jobs: Jobs, job_id: str) -> Job:
+def cancel(registry: Registry, jobs: Jobs, job_id: str, *, actor: str) -> Job:
     """End a job that has not cut over; its generation is given up and its objects swept. Raises Conflict when it has ended."""
     job = jobs.get(job_id)
     if job.state in ("done", "failed", "cancelled"):
         raise Conflict(f"reindex {job_id} has ended: {job.state}", found=job.state)
-    ended = jobs.advance(job, state="cancelled")
+    ended = jobs.cancel(job, actor=actor)
     abandon(registry, ended)
     if job.generation is not None and registry.collection(job.tenant, job.collection).live == job.generation:
         raise Conflict(f"reindex {job_id} had just cut over: generation {job.generation} is live", found="live")

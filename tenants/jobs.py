@@ -5,7 +5,7 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Engine, RowMapping, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
 from tenants import tables
 from tenants.entities import Job
@@ -60,13 +60,27 @@ class Jobs:
 
     def advance(self, job: Job, **changes: Any) -> Job:
         """The job with these fields changed, stored. Raises Conflict when another moved it meanwhile."""
-        moved = replace(job, **changes, version=job.version + 1)
-        values = {k: v for k, v in _row(moved).items() if k != "id"}
         with change(self._engine) as connection:
-            where = (_J.c.id == job.id) & (_J.c.version == job.version)
-            if connection.execute(update(_J).where(where).values(**values)).rowcount != 1:
-                raise Conflict(f"reindex {job.id} was moved on by another", expected=job.version)
+            return _move(connection, job, changes)
+
+    def cancel(self, job: Job, *, actor: str) -> Job:
+        """The job, cancelled by an operator (with its audit record). Raises Conflict when another moved it meanwhile."""
+        with changing(self._engine, self._clock, actor) as at:
+            moved = _move(at.connection, job, {"state": "cancelled"})
+            facts = {"id": job.id, "state": job.state}
+            at.note(
+                "reindex.cancel", f"{job.tenant}/{job.collection}", before=facts, after={**facts, "state": "cancelled"}
+            )
         return moved
+
+
+def _move(connection: Connection, job: Job, changes: dict[str, Any]) -> Job:
+    moved = replace(job, **changes, version=job.version + 1)
+    values = {k: v for k, v in _row(moved).items() if k != "id"}
+    where = (_J.c.id == job.id) & (_J.c.version == job.version)
+    if connection.execute(update(_J).where(where).values(**values)).rowcount != 1:
+        raise Conflict(f"reindex {job.id} was moved on by another", expected=job.version)
+    return moved
 
 
 def _row(job: Job) -> dict[str, Any]:

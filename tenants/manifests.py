@@ -48,7 +48,9 @@ class Manifests:
             now: int = connection.execute(select(tables.catalog_version.c.manifests)).scalar_one()
             if now == number:
                 return now, []
-            query = select(_M).where(_M.c.change > number, _M.c.slot.in_(sorted(slots))).order_by(_M.c.change)
+            # A number that went back is a catalog restored from a backup: whatever it holds is news.
+            since = number if number < now else -1
+            query = select(_M).where(_M.c.change > since, _M.c.slot.in_(sorted(slots))).order_by(_M.c.change)
             return now, [_manifest(row) for row in connection.execute(query).mappings()]
 
     def swap(self, old: Manifest, *, segments: tuple[SegmentRef, ...], sealed: int, lease: Lease) -> Manifest:

@@ -38,8 +38,12 @@ def ensure_topics(log: Log, tenant: Tenant, partitions: int = 1) -> None:
 
 
 def delete_tenant(registry: Registry, log: Log, name: str, *, actor: str) -> Tenant:
-    """Delete the tenant, its collections and its topics."""
-    tenant = registry.delete_tenant(name, actor=actor)
+    """Delete the tenant, its collections and its topics.
+
+    The catalog decides first. Asked again for a tenant that is deleted, it deletes the topics that a crash in between left.
+    """
+    registry.refresh()
+    tenant = registry.deleted_tenant(name) or registry.delete_tenant(name, actor=actor)
     log.delete_topic(tenant.documents_topic)
     log.delete_topic(tenant.dead_topic)
     return tenant

@@ -33,6 +33,7 @@ from vicinage.errors import Conflict, NotFound, Refused
 
 TENANT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 COLLECTION_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
+MODEL_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._/-]{0,62}")
 INDEX_SPEC: Final = re.compile(r"auto|flat|hnsw(?::M=(\d{1,3})(?:,efc=(\d{1,4}))?)?")
 DIMENSION_MAX: Final = 4_096
 SERVING: Final = ("building", "ready", "live")
@@ -95,7 +96,9 @@ class Registry:
         with self._lock, look(self._engine) as connection:
             version: int = connection.execute(select(tables.catalog_version.c.version)).scalar_one()
             if version != self._view.version:
-                self._view = _load(connection, self._view, version)
+                # A version that went back is a catalog restored from a backup: nothing known of it holds.
+                known = self._view if version > self._view.version else _View()
+                self._view = _load(connection, known, version)
             return version
 
     # reading
@@ -164,27 +167,32 @@ class Registry:
 
     def suspend_tenant(self, name: str, *, actor: str) -> Tenant:
         """Refuse its keys and stop reading its topic, until resumed. Nothing is lost."""
-        return self._set_tenant(name, "suspended", "tenant.suspend", actor)
+        return self._move_tenant(name, "suspended", "tenant.suspend", actor)
 
     def resume_tenant(self, name: str, *, actor: str) -> Tenant:
         """Undo a suspension."""
-        return self._set_tenant(name, "active", "tenant.resume", actor)
+        return self._move_tenant(name, "active", "tenant.resume", actor)
 
     def delete_tenant(self, name: str, *, actor: str) -> Tenant:
         """Delete the tenant with its collections. Its name is not given again."""
-        for c in self.collections(name):
-            self.delete_collection(name, c.name, actor=actor)
-        return self._set_tenant(name, "deleted", "tenant.delete", actor)
-
-    def _set_tenant(self, name: str, state: TenantState, action: str, actor: str) -> Tenant:
-        self.refresh()
-        before = self.tenant(name)
-        after = replace(before, state=state)
+        c = tables.collections
         with changing(self._engine, self._clock, actor) as at:
-            at.connection.execute(
-                update(tables.tenants).where(tables.tenants.c.name == name).values(state=state, row_version=at.version)
-            )
-            at.note(action, name, before=asdict(before), after=asdict(after))
+            _tenant_now(at, name)
+            held = select(c.c.name).where(c.c.tenant == name, c.c.state == "active").order_by(c.c.name)
+            for collection in at.connection.execute(held).scalars().all():
+                _end_collection(at, name, collection)
+            after = _set_tenant(at, name, "deleted", "tenant.delete")
+        self.refresh()
+        return after
+
+    def deleted_tenant(self, name: str) -> Tenant | None:
+        """The tenant that had this name, if it is deleted."""
+        found = self._view.tenants.get(name)
+        return found if found and found.state == "deleted" else None
+
+    def _move_tenant(self, name: str, state: TenantState, action: str, actor: str) -> Tenant:
+        with changing(self._engine, self._clock, actor) as at:
+            after = _set_tenant(at, name, state, action)
         self.refresh()
         return after
 
@@ -203,7 +211,6 @@ class Registry:
     ) -> Collection:
         """A new collection, its first generation live. `place(generation)` gives that generation's slots and starts."""
         self.refresh()
-        self.tenant(tenant)
         if not COLLECTION_NAME.fullmatch(name):
             raise Refused(
                 "a collection's name is 1 to 63 of a-z, A-Z, 0-9, '.', '_' and '-', and begins with a letter or digit",
@@ -213,6 +220,7 @@ class Registry:
         model, dimension = self._embedding(model, dimension)
         _check_build(dimension, metric, index)
         with changing(self._engine, self._clock, actor) as at:
+            _tenant_now(at, tenant)
             where = (tables.collections.c.tenant == tenant) & (tables.collections.c.name == name)
             old = at.connection.execute(select(tables.collections).where(where)).first()
             if old and old.state == "active":
@@ -237,18 +245,8 @@ class Registry:
 
     def delete_collection(self, tenant: str, name: str, *, actor: str) -> None:
         """Delete the collection; its rows are forgotten, its objects swept."""
-        self.refresh()
-        before = self.collection(tenant, name)
-        c, g = tables.collections, tables.generations
         with changing(self._engine, self._clock, actor) as at:
-            at.connection.execute(
-                update(c).where(c.c.tenant == tenant, c.c.name == name).values(state="deleted", row_version=at.version)
-            )
-            of_it = (g.c.tenant == tenant, g.c.collection == name, g.c.state.in_(SERVING))
-            at.connection.execute(update(g).where(*of_it).values(state="retired", row_version=at.version))
-            m = tables.manifests
-            at.connection.execute(m.delete().where(m.c.tenant == tenant, m.c.collection == name))
-            at.note("collection.delete", f"{tenant}/{name}", before={"live": before.live})
+            _end_collection(at, tenant, name)
         self.refresh()
 
     def add_generation(
@@ -287,6 +285,7 @@ class Registry:
         self, tenant: str, collection: str, number: int, state: GenerationState, *, actor: str
     ) -> None:
         """Move a generation on (building → ready or failed; ready → failed). Raises Conflict for one that is neither."""
+        assert state in ("ready", "failed"), "a generation becomes live by cut_over alone"
         with changing(self._engine, self._clock, actor) as at:
             before = _set_state(at, (tenant, collection, number), state)
             if before not in ("building", "ready"):
@@ -315,6 +314,12 @@ class Registry:
 
     def register_model(self, model: EmbeddingModel, *, actor: str) -> EmbeddingModel:
         """A new entry of the model registry; entries never change."""
+        if not MODEL_NAME.fullmatch(model.name):
+            raise Refused(
+                "a model's name is 1 to 63 of a-z, A-Z, 0-9, '.', '_', '-' and '/', and begins with a letter or digit",
+                field="name",
+                limit=63,
+            )
         if not 1 <= model.dimension <= DIMENSION_MAX:
             raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
         with changing(self._engine, self._clock, actor) as at:
@@ -347,6 +352,40 @@ def _check_build(dimension: int, metric: str, index: str) -> None:
         raise Refused(
             "index is auto, flat, or hnsw[:M=32[,efc=80]] with M from 4 to 128, efc from 8 to 2000", field="index"
         )
+
+
+# NOTE: the functions below read what they change inside the change itself: memory may be behind another process's.
+
+
+def _tenant_now(at: Change, name: str) -> Tenant:
+    """The tenant as the open change sees it. Raises NotFound when it is deleted or never was."""
+    t = tables.tenants
+    row = at.connection.execute(select(t).where(t.c.name == name, t.c.state != "deleted")).mappings().first()
+    if row is None:
+        raise NotFound(f"there is no tenant {name!r}")
+    return Tenant(row["name"], row["priority"], row["state"], row["created_ms"])
+
+
+def _set_tenant(at: Change, name: str, state: TenantState, action: str) -> Tenant:
+    before = _tenant_now(at, name)
+    after = replace(before, state=state)
+    t = tables.tenants
+    at.connection.execute(update(t).where(t.c.name == name).values(state=state, row_version=at.version))
+    at.note(action, name, before=asdict(before), after=asdict(after))
+    return after
+
+
+def _end_collection(at: Change, tenant: str, name: str) -> None:
+    c, g, m = tables.collections, tables.generations, tables.manifests
+    end = update(c).where(c.c.tenant == tenant, c.c.name == name, c.c.state == "active")
+    end = end.values(state="deleted", row_version=at.version)
+    row = at.connection.execute(end.returning(c.c.live)).first()
+    if row is None:
+        raise NotFound(f"there is no collection {name!r}")
+    of_it = (g.c.tenant == tenant, g.c.collection == name, g.c.state.in_(SERVING))
+    at.connection.execute(update(g).where(*of_it).values(state="retired", row_version=at.version))
+    at.connection.execute(m.delete().where(m.c.tenant == tenant, m.c.collection == name))
+    at.note("collection.delete", f"{tenant}/{name}", before={"live": row.live})
 
 
 def _insert_generation(at: Change, made: Generation) -> None:

@@ -1,27 +1,40 @@
 """The catalog's engine: SQLAlchemy over SQLite or PostgreSQL, and one place that says when it is away."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from vicinage.errors import Refused, Unavailable
+from vicinage.errors import Corrupt, Refused, Unavailable
 
 BUSY_S: Final = 20
 """How long a change may wait for its turn before it answers Unavailable."""
+IDLE_S: Final = 60
+"""How long an open change may stand still before the server undoes it: its client is gone."""
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def open_catalog(url: str) -> Engine:
-    """The engine at a SQLAlchemy URL: `sqlite:////path` or `postgresql+psycopg://user:password@host/name`."""
-    match make_url(url).get_backend_name():
+    """The engine at a SQLAlchemy URL: `sqlite:////path` or `postgresql+psycopg://user:password@host/name`.
+
+    Nothing is connected to yet. Raises Refused for a URL that cannot be used.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:  # the URL may hold a password: it is not repeated
+        raise Refused(
+            "catalog_url is no SQLAlchemy URL: sqlite:////path or postgresql+psycopg://…", field="catalog_url"
+        ) from None
+    match parsed.get_backend_name():
         case "sqlite":
-            return _sqlite(url)
+            return _sqlite(parsed)
         case "postgresql":
-            return _postgres(url)
+            return _postgres(parsed)
         case other:
             raise Refused(
                 f"catalog_url: {other} is not supported; use sqlite or postgresql+psycopg", field="catalog_url"
@@ -37,8 +50,11 @@ def change(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def look(engine: Engine) -> Iterator[Connection]:
-    """One read-only connection. Raises Unavailable."""
-    with _said(), engine.connect().execution_options(vicinage_reads=True) as connection:
+    """One read-only snapshot: every statement in the block sees the same committed catalog. Raises Unavailable."""
+    # SQLite's deferred transaction is a snapshot by itself; PostgreSQL's default looks anew with each statement.
+    snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    options = snapshot if engine.dialect.name == "postgresql" else {"vicinage_reads": True}
+    with _said(), engine.connect().execution_options(**options) as connection:
         yield connection
 
 
@@ -49,6 +65,8 @@ def _said() -> Iterator[None]:
     except (OperationalError, PoolTimeout) as error:
         raise Unavailable(f"the catalog is away: {_first_line(error)}", dependency="catalog") from error
     except DBAPIError as error:
+        if getattr(error.orig, "sqlite_errorcode", None) in _DAMAGED:
+            raise Corrupt(f"the catalog's file is damaged: {_first_line(error)}", path="catalog") from error
         if error.connection_invalidated:
             raise Unavailable(f"the catalog is away: {_first_line(error)}", dependency="catalog") from error
         raise
@@ -58,8 +76,8 @@ def _first_line(error: Exception) -> str:
     return str(getattr(error, "orig", None) or error).splitlines()[0]
 
 
-def _sqlite(url: str) -> Engine:
-    path = make_url(url).database
+def _sqlite(url: URL) -> Engine:
+    path = url.database
     if not path or path == ":memory:":
         raise Refused(
             "catalog_url: SQLite needs a file, so that every process sees the same catalog", field="catalog_url"
@@ -82,11 +100,25 @@ def _sqlite(url: str) -> Engine:
     return engine
 
 
-def _postgres(url: str) -> Engine:
+def _postgres(url: URL) -> Engine:
+    limits = {
+        "statement_timeout": BUSY_S,
+        "lock_timeout": BUSY_S,
+        # Every change holds the version row's lock: one whose client went silent must not hold it for ever.
+        "idle_in_transaction_session_timeout": IDLE_S,
+    }
     arguments = {
         "connect_timeout": 5,
-        "options": f"-c statement_timeout={BUSY_S * 1000} -c lock_timeout={BUSY_S * 1000}",
+        "options": " ".join(f"-c {name}={seconds * 1000}" for name, seconds in limits.items()),
+        # A server that vanished without closing the connection is noticed within BUSY_S.
+        "tcp_user_timeout": BUSY_S * 1000,
+        "keepalives_idle": BUSY_S // 2,
+        "keepalives_interval": BUSY_S // 4,
+        "keepalives_count": 2,
     }
-    return create_engine(
-        url, connect_args=arguments, pool_size=8, max_overflow=24, pool_timeout=BUSY_S, pool_pre_ping=True
-    )
+    try:
+        return create_engine(
+            url, connect_args=arguments, pool_size=8, max_overflow=24, pool_timeout=BUSY_S, pool_pre_ping=True
+        )
+    except ModuleNotFoundError as error:
+        raise Refused(f"catalog_url needs {error.name}: install vicinage[postgres]", field="catalog_url") from error

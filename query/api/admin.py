@@ -218,8 +218,9 @@ async def show_reindex(job_id: str, request: Request) -> Response:
 @router.post("/reindex/{job_id}/cancel", response_model=None)
 async def cancel_reindex(job_id: str, request: Request) -> Response:
     """Give up a job that has not cut over."""
-    house, _ = await _operator(request)
-    return answer(_job(await run_in_threadpool(reindex.cancel, house.registry, house.jobs, name_in(job_id))))
+    house, actor = await _operator(request)
+    job = await run_in_threadpool(reindex.cancel, house.registry, house.jobs, name_in(job_id), actor=actor)
+    return answer(_job(job))
 
 
 def _job(job: Job) -> dict[str, Any]:

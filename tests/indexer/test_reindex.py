@@ -189,7 +189,7 @@ def test_cancelled_at_any_step_it_leaves_the_old_generation_alone(house: House, 
     before = contents(house.base, house.live)
     job = house.ask()
     house.advance(steps)
-    reindex.cancel(house.base.registry, house.base.jobs, job.id)
+    reindex.cancel(house.base.registry, house.base.jobs, job.id, actor="test")
     assert house.generations() == [(1, "live")]
     assert house.advance(3).state == "cancelled"
     assert house.generations() == [(1, "live")]
@@ -205,7 +205,7 @@ def test_cancelled_while_a_step_is_under_way_nothing_is_left(house: House, steps
     job = house.ask()
     house.advance(steps)
     [held] = house.base.jobs.list()
-    reindex.cancel(house.base.registry, house.base.jobs, job.id)
+    reindex.cancel(house.base.registry, house.base.jobs, job.id, actor="test")
     house.indexer._reindex.advance(held)
     assert house.base.jobs.get(job.id).state == "cancelled"
     assert house.generations() == [(1, "live")]
@@ -217,7 +217,7 @@ def test_a_finished_one_cannot_be_cancelled_and_a_second_cannot_begin_meanwhile(
         house.ask()
     house.advance(4)
     with pytest.raises(Conflict):
-        reindex.cancel(house.base.registry, house.base.jobs, job.id)
+        reindex.cancel(house.base.registry, house.base.jobs, job.id, actor="test")
     assert house.generations() == [(2, "live")]
 
 
