@@ -1,0 +1,168 @@
+"""Two indexers on one catalog, each at times stale, stopped or away: whatever they do, searches equal a dict.
+
+Only the rows in the log and the order of their versions decide what is found: never who sealed, who merged, who lost.
+"""
+
+import shutil
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from house import make_indexer, open_ground
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from sealed import append, contents, gone, make_collection, up, version
+
+from indexer.run import Indexer
+from tenants.entities import Generation, Group
+from tenants.provisioning import VECTORS_TOPIC
+from vicinage.clock import ManualClock
+
+NAMES = st.sampled_from("abcdefgh")
+WHO = st.sampled_from(["one", "two"])
+LEASE_S = 15.0
+
+
+class TwoIndexers(RuleBasedStateMachine):
+    """Documents are written, deleted and re-delivered; two indexers step in any order; time passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
+        opened = open_ground(
+            self.folder, seal_passages=3, segments_max=2, seal_age_s=40.0, replay_records_max=12, lease_s=LEASE_S,
+            orphan_age_s=1e9,  # the files have the real time, we another
+        )  # fmt: skip
+        self.clock = ManualClock(time.time_ns() // 1_000_000)
+        self.base = replace(opened, clock=self.clock)
+        self.log_position = 0
+        self.expected: dict[str, tuple[int, int]] = {}
+        self.sealed: dict[object, tuple[int, int]] = {}
+        self.indexers: dict[str, Indexer] = {}
+
+    @initialize()
+    def begin(self) -> None:
+        self.generation = make_collection(self.base)
+        self.other = self._in_the_same_slot(self.generation)
+        for who in ("one", "two"):
+            self.indexers[who] = make_indexer(self.base, who)
+
+    def _in_the_same_slot(self, generation: Generation) -> Generation:
+        made = (make_collection(self.base, f"other{i}") for i in range(100))
+        return next(g for g in made if g.slots[0] in generation.slots)
+
+    def _next(self) -> int:
+        self.log_position += 1
+        return self.log_position
+
+    @rule(writes=st.lists(st.tuples(NAMES, st.integers(0, 3)), min_size=1, max_size=4))
+    def write(self, writes: list[tuple[str, int]]) -> None:
+        """Documents with so many passages; none: deleted."""
+        for name, passages in writes:
+            number = self._next()
+            append(self.base, self.generation, up(name, number, passages) if passages else gone(name, number))
+            if passages:
+                self.expected[name] = (version(number), passages)
+            else:
+                self.expected.pop(name, None)
+
+    @rule()
+    def deliver_the_last_again(self) -> None:
+        """As ingest does when it was killed between its append and its commit."""
+        slot = self.generation.slots[0]
+        end = self.base.log.end(VECTORS_TOPIC, slot)
+        if end > self.generation.starts[0]:
+            [last] = self.base.log.read(VECTORS_TOPIC, slot, end - 1)
+            self.base.log.append(VECTORS_TOPIC, slot, [last.record])
+
+    @rule()
+    def write_for_another(self) -> None:
+        for _ in range(8):
+            append(self.base, self.other, up("x", self._next()))
+
+    @rule()
+    def commit(self) -> None:
+        self.base.log.commit(Group.INGEST, {("vicinage.docs.acme", 0): self.log_position + 1})
+
+    @rule(who=WHO)
+    def step(self, who: str) -> None:
+        self._step(who)
+
+    @rule(who=WHO, name=NAMES)
+    def write_and_step(self, who: str, name: str) -> None:
+        self.write([(name, 3)])
+        self._step(who)
+
+    @rule(who=WHO)
+    def step_without_noticing_that_time_passed(self, who: str) -> None:
+        """A process that stood still: it believes that it holds its leases."""
+        if self.indexers[who]._leases:
+            self.indexers[who]._renewed = self.clock.monotonic()
+        self._step(who)
+
+    @rule(name=NAMES)
+    def overtake_one_that_stands_still(self, name: str) -> None:
+        """It holds rows that it has read; another takes its slots, seals and merges; then it wakes."""
+        self._step("one")
+        self.write([(name, 2)])
+        self.indexers["one"]._poll(0)
+        self.clock.advance(LEASE_S + 1)
+        self.write([(name, 1), ("z", 2)])
+        self._step("two")
+        self.step_without_noticing_that_time_passed("one")
+
+    def _step(self, who: str) -> None:
+        indexer = self.indexers[who]
+        indexer.step()
+        if indexer._working is not None:
+            indexer._working.result(30)
+
+    @rule(who=WHO)
+    def die_and_start_anew(self, who: str) -> None:
+        self.indexers[who]._reader.close()
+        self.indexers[who]._worker.shutdown()
+        self.indexers[who] = make_indexer(self.base, f"{who} {self._next()}")
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 16.0, 45.0]))
+    def let_time_pass(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @invariant()
+    def a_search_finds_what_was_written(self) -> None:
+        if self.indexers:
+            assert contents(self.base, self.generation) == self.expected
+
+    @invariant()
+    def what_is_sealed_stays_sealed_and_every_object_is_there(self) -> None:
+        for manifest in self.base.manifests.of_generation("acme", "docs", 1):
+            sealed, epoch = self.sealed.get(manifest.shard, (0, 0))
+            assert manifest.sealed >= sealed
+            assert manifest.epoch >= epoch, "one that was overtaken never writes again"
+            self.sealed[manifest.shard] = manifest.sealed, manifest.epoch
+        there = {o.path for o in self.base.store.list("segments")}
+        assert self.base.manifests.paths() <= there
+
+    @invariant()
+    def at_most_one_can_win_a_slot(self) -> None:
+        if not self.indexers:
+            return
+        now = self.base.clock.now_ms()
+        held = [(slot, lease) for i in self.indexers.values() for slot, lease in i._leases.items()]
+        for slot in range(self.base.settings.slots):
+            good = [lease for s, lease in held if s == slot and lease.expires_ms > now]
+            assert len(good) <= 1
+
+    def teardown(self) -> None:
+        for indexer in self.indexers.values():
+            indexer._reader.close()
+            indexer._worker.shutdown()
+        self.base.close()
+        shutil.rmtree(self.folder)
+
+
+TwoIndexers.TestCase.settings = settings(
+    max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestTwoIndexers = TwoIndexers.TestCase
