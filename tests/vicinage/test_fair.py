@@ -49,6 +49,61 @@ def test_the_bound_holds_and_all_or_none_is_taken() -> None:
     assert queue.take(1) == ["x"], "one at least, whatever its cost"
 
 
+def test_no_tenant_can_fill_the_queue_for_the_others() -> None:
+    queue: FairQueue[int] = FairQueue(cost_max=100, quantum=5)
+    held = {"loud": 0, "late": 0}
+    for tenant in ("loud", "late"):
+        with pytest.raises(Overloaded):
+            for i in range(100):
+                queue.put(tenant, [(i, 1)])
+                held[tenant] += 1
+    assert held == {"loud": 50, "late": 25}, "each may hold what it leaves free"
+
+
+def test_a_heavier_tenant_may_hold_more() -> None:
+    queue: FairQueue[int] = FairQueue(cost_max=100, quantum=5)
+    with pytest.raises(Overloaded):
+        for i in range(100):
+            queue.put("gold", [(i, 1)], weight=4)
+    assert queue.cost == 80
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 60), st.integers(1, 4), st.integers(0, 30)), max_size=60)
+)
+def test_the_bound_holds_whatever_comes_and_goes(steps: list[tuple[str, int, int, int]]) -> None:
+    queue: FairQueue[int] = FairQueue(cost_max=100, quantum=8)
+    inside = 0
+    for tenant, cost, weight, taken in steps:
+        was_empty = queue.cost == 0
+        try:
+            queue.put(tenant, [(cost, cost)], weight=weight)
+            inside += cost
+        except Overloaded:
+            assert not was_empty, "an empty queue takes anything"
+        inside -= sum(queue.take(taken)) if taken else 0
+        assert queue.cost == inside <= 100
+
+
+def test_a_refusal_says_when_there_will_be_room() -> None:
+    queue: FairQueue[int] = FairQueue(cost_max=100, quantum=5)
+    queue.put("a", [(0, 90)])
+    queue.cost_per_s = 20.0
+    with pytest.raises(Overloaded) as full:
+        queue.put("a", [(0, 10)])
+    assert full.value.retry_after_s == 5.0
+
+
+def test_who_was_away_has_saved_nothing_up() -> None:
+    queue: FairQueue[str] = FairQueue(cost_max=10**6, quantum=10)
+    for _ in range(50):
+        queue.put("a", [("a", 1)])
+        queue.take(1)
+    queue.put("a", [("a", 5)] * 20)
+    queue.put("b", [("b", 5)] * 20)
+    assert sorted(queue.take(40)) == ["a"] * 4 + ["b"] * 4
+
+
 def items(n: int, length: int = 10) -> list[Item]:
     return [Item([0] * length, None, i) for i in range(n)]
 
@@ -68,3 +123,22 @@ def test_a_call_holds_texts_of_like_length() -> None:
     batcher.put("a", Lane.DOCUMENT, [Item([0] * n, None, 0) for n in (30, 5, 20, 5, 10)], weight=1)
     lengths = [len(i.tokens) for i in batcher.take()]
     assert lengths == sorted(lengths) and sum(lengths) <= 60
+
+
+def test_while_questions_come_documents_go_in_shorter_calls() -> None:
+    batcher = Batcher(queue_tokens=10**6, batch_tokens=10_000)
+    batcher.aim(10_000, 0.1)
+    batcher.put("a", Lane.DOCUMENT, items(1_000), weight=1)
+    assert len(batcher.take()) == 100, "a tenth of a second's worth"
+    batcher.put("b", Lane.QUERY, items(1), weight=1)
+    assert [len(batcher.take()), len(batcher.take()), len(batcher.take())] == [1, 50, 100]
+
+
+def test_a_crowd_of_questions_is_split_too() -> None:
+    batcher = Batcher(queue_tokens=10**6, batch_tokens=10_000)
+    batcher.aim(10_000, 0.1)
+    batcher.put("crowd", Lane.QUERY, items(500), weight=1)
+    batcher.put("quiet", Lane.QUERY, [Item([0] * 11, None, 0)], weight=1)
+    taken = batcher.take()
+    assert sum(len(i.tokens) for i in taken) <= 1_000
+    assert any(len(i.tokens) == 11 for i in taken), "the quiet one need not wait for the crowd"
