@@ -160,6 +160,6 @@ class Freshness:
         return []
 
     def close(self) -> None:
-        """End its threads. Idempotent."""
+        """End its threads; no look at the log is under way any more when this returns. Idempotent."""
         self._waiters.shutdown(wait=False, cancel_futures=True)
-        self._lookers.shutdown(wait=False, cancel_futures=True)
+        self._lookers.shutdown(wait=True, cancel_futures=True)

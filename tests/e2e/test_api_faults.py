@@ -205,8 +205,8 @@ def test_while_the_log_is_away_searches_go_on_and_writes_refuse_with_503(apart: 
     call.collection(key)
     token = call.write(key, [{"id": "a", "vector": Q}])
     assert call.search(key, vector=Q, wait_for=token)["hits"]
+    eventually(lambda: not call.house.freshness._looking)
     log.close()
-    time.sleep(0.3)
     eventually(lambda: call.search(key, vector=Q)["freshness"]["lag_ms"] is None)
     assert [h["document_id"] for h in call.search(key, vector=Q)["hits"]] == ["a"]
     found = call("POST", "/v1/collections/c/documents", key, json={"documents": [{"id": "b", "vector": Q}]})
