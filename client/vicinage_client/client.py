@@ -11,7 +11,6 @@ import httpx
 
 from vicinage_client import requests as make
 from vicinage_client import results as read
-from vicinage_client.errors import Unreachable
 from vicinage_client.requests import Call
 from vicinage_client.results import CollectionFacts, Document, SearchResult, Written
 
@@ -21,8 +20,8 @@ Documents = Iterable[Mapping[str, Any]]
 class Client:
     """Speaks to one platform with one key. Safe for many threads.
 
-    Requests that were refused for load (429), or met a part that is away (503), are tried again until `timeout_s` is up. Writes are
-    safe to repeat: a document replaces the one of its id.
+    Requests that were refused for load (429), or met a part that is away (503) or nobody at all, are tried again, as Retry-After
+    says, until `timeout_s` is up. Writes are safe to repeat: a document replaces the one of its id.
     """
 
     def __init__(self, url: str, key: str, *, timeout_s: float = 30.0) -> None:
@@ -48,30 +47,43 @@ class Client:
 
     def upsert(self, collection: str, documents: Documents, *, batch: int = 500, progress: bool = False) -> Written:
         """Write documents, however many, in batches; returns when all are durable. Hand `.token` to a search to see them."""
-        path, bodies = f"{make.collection(collection)}/documents", []
+        total = read.NOTHING
         with _bar(documents, shown=progress) as advance:
             for run in make.batches(documents, batch):
-                bodies.append(self._send(Call("POST", path, {"documents": [make.plain(d) for d in run]})))
+                total = read.written(total, self._send(make.upsert(collection, run)))
                 advance(len(run))
-        return read.written(bodies)
+        return total
 
     def delete(self, collection: str, ids: Sequence[str]) -> str | None:
         """Forget documents; the token of the deletion."""
-        answer = self._send(Call("POST", f"{make.collection(collection)}/documents:delete", {"ids": list(ids)}))
-        token: str | None = answer["token"]
-        return token
+        return read.token(self._send(make.delete(collection, ids)))
 
     def get(self, collection: str, document_id: str, *, wait_for: Any = None) -> Document:
         """One document as it is searchable now. Raises NotFound."""
         return read.document(self._send(make.document(collection, document_id, wait_for)))
 
-    def create_collection(self, name: str, **given: Any) -> CollectionFacts:
-        """Make a collection: `model` or `dimension`, `metric`, `index`, `shards`, `objectives`."""
-        return read.collection(self._send(Call("POST", "/v1/collections", {"name": name, **given})))
+    def create_collection(
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        dimension: int | None = None,
+        metric: str | None = None,
+        index: str | None = None,
+        shards: int | None = None,
+        objectives: Mapping[str, Any] | None = None,
+    ) -> CollectionFacts:
+        """Make a collection.
+
+        Of texts: with an embedding `model` (the platform's default unless named). Of your own vectors: with their
+        `dimension`. `metric`: cosine (default), dot or euclidean. `objectives`: recall, freshness_ms, latency_ms.
+        """
+        call = make.create_collection(name, model, dimension, metric, index, shards, objectives)
+        return read.collection(self._send(call))
 
     def collections(self) -> tuple[CollectionFacts, ...]:
         """All collections of this key's tenant."""
-        return tuple(read.collection(c) for c in self._send(Call("GET", "/v1/collections"))["collections"])
+        return read.collections(self._send(Call("GET", "/v1/collections")))
 
     def collection(self, name: str) -> CollectionFacts:
         """What a collection holds, and what was measured of it."""
@@ -83,10 +95,7 @@ class Client:
 
     def dead_letters(self, *, after: int = -1, limit: int = 100) -> list[Mapping[str, Any]]:
         """Records of this tenant that could not be taken, with their reasons."""
-        letters: list[Mapping[str, Any]] = self._send(Call("GET", f"/v1/dead-letters?after={after}&limit={limit}"))[
-            "letters"
-        ]
-        return letters
+        return read.letters(self._send(make.dead_letters(after, limit)))
 
     def close(self) -> None:
         """Close the connections."""
@@ -99,24 +108,16 @@ class Client:
         self.close()
 
     def _send(self, call: Call) -> Any:
-        end = time.monotonic() + self._timeout_s + call.wait_s
-        attempt = 0
+        attempts = make.Attempts(call, self._timeout_s)
         while True:
-            status, retry_after, content = self._once(call)
-            pause = make.pause_s(status, retry_after, attempt)
-            if pause is None or time.monotonic() + pause > end:
-                if status == 0:
-                    raise Unreachable(content.decode())
-                return make.outcome(status, content)
-            time.sleep(pause)
-            attempt += 1
-
-    def _once(self, call: Call) -> tuple[int, str | None, bytes]:
-        try:
-            answer = self._http.request(call.method, call.path, json=call.body, timeout=self._timeout_s + call.wait_s)
-        except httpx.TransportError as error:
-            return 0, None, f"{self._http.base_url}: {error or type(error).__name__}".encode()
-        return answer.status_code, answer.headers.get("retry-after"), answer.content
+            try:
+                answer = self._http.request(call.method, call.path, timeout=attempts.left_s(), **call.content())
+                pause_s = attempts.answered(answer.status_code, answer.headers.get("retry-after"))
+            except httpx.TransportError as error:
+                pause_s = attempts.failed(error, self._http.base_url)
+            if pause_s is None:
+                return make.outcome(answer.status_code, answer.content)
+            time.sleep(pause_s)
 
 
 class AsyncClient:
@@ -147,36 +148,51 @@ class AsyncClient:
         self, collection: str, documents: Documents, *, batch: int = 500, progress: bool = False
     ) -> Written:
         """See Client.upsert."""
-        path, bodies = f"{make.collection(collection)}/documents", []
+        total = read.NOTHING
         with _bar(documents, shown=progress) as advance:
             for run in make.batches(documents, batch):
-                bodies.append(await self._send(Call("POST", path, {"documents": [make.plain(d) for d in run]})))
+                total = read.written(total, await self._send(make.upsert(collection, run)))
                 advance(len(run))
-        return read.written(bodies)
+        return total
 
     async def delete(self, collection: str, ids: Sequence[str]) -> str | None:
         """See Client.delete."""
-        answer = await self._send(Call("POST", f"{make.collection(collection)}/documents:delete", {"ids": list(ids)}))
-        token: str | None = answer["token"]
-        return token
+        return read.token(await self._send(make.delete(collection, ids)))
 
     async def get(self, collection: str, document_id: str, *, wait_for: Any = None) -> Document:
         """See Client.get."""
         return read.document(await self._send(make.document(collection, document_id, wait_for)))
 
+    async def create_collection(
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        dimension: int | None = None,
+        metric: str | None = None,
+        index: str | None = None,
+        shards: int | None = None,
+        objectives: Mapping[str, Any] | None = None,
+    ) -> CollectionFacts:
+        """See Client.create_collection."""
+        call = make.create_collection(name, model, dimension, metric, index, shards, objectives)
+        return read.collection(await self._send(call))
+
+    async def collections(self) -> tuple[CollectionFacts, ...]:
+        """See Client.collections."""
+        return read.collections(await self._send(Call("GET", "/v1/collections")))
+
     async def collection(self, name: str) -> CollectionFacts:
         """See Client.collection."""
         return read.collection(await self._send(Call("GET", make.collection(name))))
 
-    async def create_collection(self, name: str, **given: Any) -> CollectionFacts:
-        """See Client.create_collection."""
-        return read.collection(await self._send(Call("POST", "/v1/collections", {"name": name, **given})))
+    async def delete_collection(self, name: str) -> None:
+        """See Client.delete_collection."""
+        await self._send(Call("DELETE", make.collection(name)))
 
     async def dead_letters(self, *, after: int = -1, limit: int = 100) -> list[Mapping[str, Any]]:
         """See Client.dead_letters."""
-        answer = await self._send(Call("GET", f"/v1/dead-letters?after={after}&limit={limit}"))
-        letters: list[Mapping[str, Any]] = answer["letters"]
-        return letters
+        return read.letters(await self._send(make.dead_letters(after, limit)))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -191,26 +207,16 @@ class AsyncClient:
         await self.aclose()
 
     async def _send(self, call: Call) -> Any:
-        end = time.monotonic() + self._timeout_s + call.wait_s
-        attempt = 0
+        attempts = make.Attempts(call, self._timeout_s)
         while True:
-            status, retry_after, content = await self._once(call)
-            pause = make.pause_s(status, retry_after, attempt)
-            if pause is None or time.monotonic() + pause > end:
-                if status == 0:
-                    raise Unreachable(content.decode())
-                return make.outcome(status, content)
-            await asyncio.sleep(pause)
-            attempt += 1
-
-    async def _once(self, call: Call) -> tuple[int, str | None, bytes]:
-        try:
-            answer = await self._http.request(
-                call.method, call.path, json=call.body, timeout=self._timeout_s + call.wait_s
-            )
-        except httpx.TransportError as error:
-            return 0, None, f"{self._http.base_url}: {error or type(error).__name__}".encode()
-        return answer.status_code, answer.headers.get("retry-after"), answer.content
+            try:
+                answer = await self._http.request(call.method, call.path, timeout=attempts.left_s(), **call.content())
+                pause_s = attempts.answered(answer.status_code, answer.headers.get("retry-after"))
+            except httpx.TransportError as error:
+                pause_s = attempts.failed(error, self._http.base_url)
+            if pause_s is None:
+                return make.outcome(answer.status_code, answer.content)
+            await asyncio.sleep(pause_s)
 
 
 @contextlib.contextmanager

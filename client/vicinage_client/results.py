@@ -1,8 +1,10 @@
 """What comes back, as frozen values."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,9 @@ class Written:
     token: str | None
 
 
+NOTHING = Written(0, (), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
     """One passage of a stored document."""
@@ -80,17 +85,25 @@ class CollectionFacts:
 
 def search_result(body: Mapping[str, Any]) -> SearchResult:
     """From the answer's JSON."""
-    hits = tuple(Hit(**hit) for hit in body["hits"])
+    hits = tuple(_of(Hit, hit) for hit in body["hits"])
     return SearchResult(hits, body["freshness"], body["generation"], body["effort"], body["degraded"])
 
 
-def written(bodies: list[Mapping[str, Any]]) -> Written:
-    """Several batches' answers as one; the token waits for all of them."""
-    rejected = tuple(Rejection(**r) for body in bodies for r in body.get("rejected", ()))
-    return Written(sum(body["accepted"] for body in bodies), rejected, latest(body.get("token") for body in bodies))
+def written(before: Written, body: Mapping[str, Any]) -> Written:
+    """What was written before, and one more batch's answer; the token waits for all of it."""
+    rejected = tuple(_of(Rejection, r) for r in body.get("rejected", ()))
+    return Written(
+        before.accepted + body["accepted"], before.rejected + rejected, latest((before.token, body.get("token")))
+    )
 
 
-def latest(tokens: Any) -> str | None:
+def token(body: Mapping[str, Any]) -> str | None:
+    """The token of an answer."""
+    found: str | None = body["token"]
+    return found
+
+
+def latest(tokens: Iterable[str | None]) -> str | None:
     """The token that waits for all of `tokens`: the highest offset of each partition."""
     last: dict[int, int] = {}
     for token in tokens:
@@ -103,9 +116,26 @@ def latest(tokens: Any) -> str | None:
 
 def document(body: Mapping[str, Any]) -> Document:
     """From the answer's JSON."""
-    return Document(body["id"], body["version"], body["metadata"], tuple(Passage(**p) for p in body["passages"]))
+    return Document(body["id"], body["version"], body["metadata"], tuple(_of(Passage, p) for p in body["passages"]))
 
 
 def collection(body: Mapping[str, Any]) -> CollectionFacts:
     """From the answer's JSON."""
     return CollectionFacts(body["name"], body["counts"], body["generation"], body)
+
+
+def collections(body: Mapping[str, Any]) -> tuple[CollectionFacts, ...]:
+    """From the answer's JSON."""
+    return tuple(collection(c) for c in body["collections"])
+
+
+def letters(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """From the answer's JSON."""
+    found: list[Mapping[str, Any]] = body["letters"]
+    return found
+
+
+def _of(kind: type[T], given: Mapping[str, Any]) -> T:
+    """A value of `kind`; fields that a newer platform added are passed over."""
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{k: v for k, v in given.items() if k in known})

@@ -1,0 +1,338 @@
+"""The clients against a real small server that answers as the API does."""
+
+import asyncio
+import base64
+import json
+import threading
+import time
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from house import eventually
+from servers import free_port
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from vicinage_client import (
+    AsyncClient,
+    Client,
+    Denied,
+    NotFound,
+    Overloaded,
+    Refused,
+    Unavailable,
+    Unreachable,
+    VicinageError,
+)
+from vicinage_client import requests as make
+from vicinage_client import results as read
+
+ANSWER = {
+    "hits": [{"document_id": "a", "passage": 0, "score": 0.5, "text": "red", "start": 0, "end": 3, "new_field": 1}],
+    "freshness": {"watermark": "0-4", "lag_ms": 0},
+    "generation": 1,
+    "effort": 16,
+    "degraded": None,
+}
+FACTS = {"name": "docs", "counts": {"documents": 2, "passages": 3}, "generation": 1, "metric": "cosine"}
+
+
+class Platform:
+    """What was asked, and what to answer first: one of `refusals` an answer, until there are none left."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, Any, dict[str, str]]] = []
+        self.refusals: list[Response] = []
+        self.written = 0
+
+    async def serve(self, request: Request) -> Response:
+        body = await request.body()
+        path = request.scope["raw_path"].decode() + (f"?{request.url.query}" if request.url.query else "")
+        self.asked.append((request.method, path, json.loads(body) if body else None, dict(request.headers)))
+        if self.refusals:
+            return self.refusals.pop(0)
+        return self.answer(request.method, path, self.asked[-1][2])
+
+    def answer(self, method: str, path: str, body: Any) -> Response:
+        if path.endswith("/search"):
+            return JSONResponse(ANSWER)
+        if path.endswith("/documents"):
+            self.written += len(body["documents"])
+            bad = [
+                {"id": d["id"], "reason": "text is empty", "field": "text"} for d in body["documents"] if not d["text"]
+            ]
+            token = f"{len(self.asked) % 2}-{self.written}"
+            return JSONResponse({"accepted": len(body["documents"]) - len(bad), "rejected": bad, "token": token}, 202)
+        if path.endswith("/documents:delete"):
+            return JSONResponse({"accepted": len(body["ids"]), "token": "0-9"}, 202)
+        if "/documents/" in path:
+            passages = [{"passage": 0, "text": "red", "start": 0, "end": 3}]
+            return JSONResponse({"id": "a", "version": 7, "metadata": {}, "passages": passages})
+        if path.startswith("/v1/dead-letters"):
+            return JSONResponse({"letters": [{"position": 0, "reason": "no id"}], "next": 0})
+        if path == "/v1/collections" and method == "GET":
+            return JSONResponse({"collections": [FACTS]})
+        return JSONResponse(FACTS, 201 if method == "POST" else 200)
+
+
+def problem(status: int, kind: str, retry_after: str | None = None, **facts: Any) -> Response:
+    body = {"type": f"urn:vicinage:problem:{kind}", "title": kind, "status": status, "detail": f"{kind} it is", **facts}
+    headers = {"retry-after": retry_after} if retry_after else {}
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+@pytest.fixture
+def platform() -> Platform:
+    return Platform()
+
+
+@pytest.fixture
+def url(platform: Platform) -> Iterator[str]:
+    app = Starlette(routes=[Route("/{path:path}", platform.serve, methods=["GET", "POST", "DELETE"])])
+    config = uvicorn.Config(app, port=free_port(), log_level="critical", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    eventually(lambda: server.started)
+    yield f"http://127.0.0.1:{config.port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(params=["sync", "async"])
+def call(request: pytest.FixtureRequest, url: str) -> Callable[..., Any]:
+    """`call("search", "docs", "red")` through either client: they do the same."""
+
+    def through_sync(name: str, *given: Any, timeout_s: float = 5.0, **named: Any) -> Any:
+        with Client(url, "vk_key", timeout_s=timeout_s) as client:
+            return getattr(client, name)(*given, **named)
+
+    def through_async(name: str, *given: Any, timeout_s: float = 5.0, **named: Any) -> Any:
+        async def run() -> Any:
+            async with AsyncClient(url, "vk_key", timeout_s=timeout_s) as client:
+                return await getattr(client, name)(*given, **named)
+
+        return asyncio.run(run())
+
+    return through_sync if request.param == "sync" else through_async
+
+
+def test_a_search_sends_what_was_said_and_nothing_else(call: Callable, platform: Platform) -> None:
+    found = call("search", "my docs", "red things", k=3, filter={"lang": "en"}, wait_for="0-4", include=["text"])
+    [(method, path, body, headers)] = platform.asked
+    assert (method, path, headers["authorization"]) == ("POST", "/v1/collections/my%20docs/search", "Bearer vk_key")
+    assert body == {"text": "red things", "k": 3, "filter": {"lang": "en"}, "wait_for": "0-4", "include": ["text"]}
+    [hit] = found.hits
+    assert (hit.document_id, hit.score, hit.text, found.freshness["lag_ms"]) == ("a", 0.5, "red", 0)
+    assert found.degraded is None and found.effort == 16
+
+
+def test_a_numpy_vector_goes_as_binary(call: Callable, platform: Platform) -> None:
+    vector = np.arange(4, dtype=np.float64) / 3
+    call("search", "docs", vector=vector, exact=True)
+    body = platform.asked[0][2]
+    sent = np.frombuffer(base64.b64decode(body.pop("vector_base64")), "<f4")
+    np.testing.assert_array_equal(sent, vector.astype(np.float32))
+    assert body == {"k": 10, "exact": True}
+
+
+RecordMetadata = namedtuple("RecordMetadata", ["topic", "partition", "offset"])  # noqa: PYI024  (as kafka-python has it)
+
+
+@pytest.mark.parametrize(
+    ("wait_for", "sent"),
+    [
+        ("0-41", "0-41"),
+        ({"partition": 0, "offset": 41}, {"partition": 0, "offset": 41}),
+        (RecordMetadata("t", 2, 41), {"partition": 2, "offset": 41}),
+        (read.Written(1, (), "0-7"), "0-7"),
+        (read.NOTHING, None),
+        (None, None),
+    ],
+)
+def test_wait_for_takes_whatever_a_write_gave(wait_for: Any, sent: Any, url: str, platform: Platform) -> None:
+    with Client(url, "k") as client:
+        client.search("docs", "red", wait_for=wait_for)
+        client.get("docs", "a", wait_for=wait_for)
+    assert platform.asked[0][2].get("wait_for") == sent
+    text = f"{sent['partition']}-{sent['offset']}" if isinstance(sent, dict) else sent
+    assert platform.asked[1][1].partition("?")[2] == (f"wait_for={text}" if text else "")
+
+
+def test_an_upsert_draws_from_any_iterable_in_batches(call: Callable, platform: Platform) -> None:
+    drawn = []
+
+    def endless() -> Iterator[dict[str, Any]]:
+        for i in range(25):
+            drawn.append((i, len(platform.asked)))
+            yield {"id": str(i), "text": "" if i == 3 else f"text {i}", "vector": np.zeros(2, np.float32)}
+
+    written = call("upsert", "docs", endless(), batch=10)
+    assert [len(body["documents"]) for _, _, body, _ in platform.asked] == [10, 10, 5]
+    assert (drawn[9][1], drawn[10][1], drawn[24][1]) == (0, 1, 2), "drawn as they are sent"
+    assert written.accepted == 24
+    assert [(r.id, r.field) for r in written.rejected] == [("3", "text")]
+    assert written.token == "0-20.1-25", "the last position of each partition"
+    assert platform.asked[0][2]["documents"][0]["vector"] == [0.0, 0.0]
+
+
+def test_a_bar_shows_progress_on_stderr(call: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    call("upsert", "docs", [{"id": str(i), "text": "x"} for i in range(3)], batch=2, progress=True)
+    out, err = capsys.readouterr()
+    assert (out, "3/3" in err) == ("", True)
+
+
+def test_the_other_calls(call: Callable, platform: Platform) -> None:
+    assert call("create_collection", "docs", dimension=3, metric="dot").counts["passages"] == 3
+    assert [c.name for c in call("collections")] == ["docs"]
+    assert call("collection", "docs").raw["metric"] == "cosine"
+    assert call("get", "docs", "a/b ?é").passages[0].text == "red"
+    assert call("delete", "docs", ["a", "b"]) == "0-9"
+    assert call("dead_letters", after=3)[0]["reason"] == "no id"
+    assert call("delete_collection", "docs") is None
+    assert [(method, path, body) for method, path, body, _ in platform.asked] == [
+        ("POST", "/v1/collections", {"name": "docs", "dimension": 3, "metric": "dot"}),
+        ("GET", "/v1/collections", None),
+        ("GET", "/v1/collections/docs", None),
+        ("GET", "/v1/collections/docs/documents/a%2Fb%20%3F%C3%A9", None),
+        ("POST", "/v1/collections/docs/documents:delete", {"ids": ["a", "b"]}),
+        ("GET", "/v1/dead-letters?after=3&limit=100", None),
+        ("DELETE", "/v1/collections/docs", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "error"),
+    [
+        (400, "refused", Refused),
+        (401, "unauthenticated", Denied),
+        (403, "forbidden", Denied),
+        (404, "not-found", NotFound),
+        (409, "conflict", Refused),
+        (413, "too-large", Refused),
+        (500, "internal", VicinageError),
+        (504, "deadline-exceeded", Unavailable),
+    ],
+)
+def test_an_error_says_what_to_do_next_and_is_not_tried_again(
+    call: Callable, platform: Platform, status: int, kind: str, error: type[VicinageError]
+) -> None:
+    platform.refusals = [problem(status, kind, field="k", limit=1000)]
+    with pytest.raises(error, match=f"{kind} it is") as raised:
+        call("search", "docs", "red")
+    e = raised.value
+    assert type(e) is error
+    assert (e.type, e.status, e.field, e.limit) == (f"urn:vicinage:problem:{kind}", status, "k", 1000)
+    assert len(platform.asked) == 1
+
+
+def test_load_is_waited_out_as_long_as_the_platform_asks(call: Callable, platform: Platform) -> None:
+    platform.refusals = [problem(429, "overloaded", "1"), problem(503, "unavailable")]
+    start = time.monotonic()
+    assert call("search", "docs", "red").generation == 1
+    assert 1.1 <= time.monotonic() - start < 4
+    assert len(platform.asked) == 3
+
+
+def test_when_its_time_is_up_the_refusal_is_handed_over_at_once(call: Callable, platform: Platform) -> None:
+    platform.refusals = [problem(429, "overloaded", "30", retry_after_s=30)] * 5
+    start = time.monotonic()
+    with pytest.raises(Overloaded) as raised:
+        call("search", "docs", "red", timeout_s=1.0)
+    assert raised.value.retry_after_s == 30
+    assert time.monotonic() - start < 0.9, "waiting could not have helped"
+    assert len(platform.asked) == 1
+
+
+def test_a_platform_that_comes_back_is_found_again() -> None:
+    platform, port = Platform(), free_port()
+    app = Starlette(routes=[Route("/{path:path}", platform.serve, methods=["POST"])])
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", lifespan="off"))
+    late = threading.Timer(0.4, server.run)
+    late.start()
+    try:
+        with Client(f"http://127.0.0.1:{port}", "k") as client:
+            assert client.upsert("docs", [{"id": "a", "text": "x"}]).accepted == 1
+    finally:
+        server.should_exit = True
+        late.join(10)
+
+
+def test_nobody_there_is_said_when_the_time_is_up(call: Callable) -> None:
+    port = free_port()
+    start = time.monotonic()
+    with Client(f"http://127.0.0.1:{port}", "k", timeout_s=0.5) as client, pytest.raises(Unreachable, match=str(port)):
+        client.collections()
+    assert time.monotonic() - start < 2
+
+
+def test_an_address_that_is_none_is_said_at_once() -> None:
+    start = time.monotonic()
+    with Client("gopher://127.0.0.1", "k", timeout_s=20) as client, pytest.raises(Unreachable):
+        client.collections()
+    assert time.monotonic() - start < 2
+
+
+def silent_server() -> tuple[int, list[bytes], Callable[[], None]]:
+    """Takes each request and closes without a word, as a gateway that is killed does."""
+    import socket
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    heard: list[bytes] = []
+
+    def run() -> None:
+        while True:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                return
+            with peer:
+                heard.append(peer.recv(65_536))
+
+    threading.Thread(target=run, daemon=True).start()
+
+    def stop() -> None:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+    return listener.getsockname()[1], heard, stop
+
+
+def test_what_must_not_be_done_twice_is_not_sent_twice() -> None:
+    port, heard, stop = silent_server()
+    with Client(f"http://127.0.0.1:{port}", "k", timeout_s=1.0) as client:
+        with pytest.raises(Unreachable):
+            client.create_collection("docs")
+        assert len(heard) == 1
+        with pytest.raises(Unreachable):
+            client.upsert("docs", [{"id": "a", "text": "x"}])
+        assert len(heard) > 2, "a document replaces the one of its id: sent again"
+    stop()
+
+
+def test_what_json_cannot_say_is_refused_here(url: str, platform: Platform) -> None:
+    with Client(url, "k") as client, pytest.raises(ValueError, match="JSON"):
+        client.search("docs", vector=[float("nan")])
+    assert platform.asked == []
+
+
+def test_an_answer_that_is_no_problem_document_is_an_error_all_the_same(call: Callable, platform: Platform) -> None:
+    platform.refusals = [Response("<html>proxy says no</html>", 413)]
+    with pytest.raises(Refused, match="proxy says no"):
+        call("search", "docs", "red")
+
+
+def test_tokens_of_several_batches_wait_for_all_of_them() -> None:
+    assert read.latest(["0-5.1-2", None, "1-9", "0-3", "2-0"]) == "0-5.1-9.2-0"
+    assert read.latest([None]) is None
+
+
+def test_a_date_in_retry_after_is_left_to_the_backoff() -> None:
+    attempts = make.Attempts(make.Call("GET", "/"), 30)
+    pause_s = attempts.answered(503, "Tue, 24 Nov 2026 10:00:00 GMT")
+    assert pause_s is not None and 0.1 <= pause_s <= 0.15
