@@ -99,13 +99,13 @@ def _log(settings: Settings) -> str:
 def _store(settings: Settings) -> str:
     import uuid
 
-    from vicinage.store import open_store
+    from vicinage.store import open_store, shown
 
     store = open_store(settings.store_url, cache=settings.data / "cache")
     ref = store.put(f"doctor/{uuid.uuid4().hex}", b"well")
     store.get(ref)
     store.delete(ref.path)
-    return settings.store_url
+    return shown(settings.store_url)
 
 
 def _port(settings: Settings) -> str:

@@ -69,7 +69,7 @@ def ground(settings: Settings) -> Ground:
     migrate(engine)
     log = open_log(s.log_url)
     ensure_vectors(log, s.slots)
-    store = open_store(s.store_url, cache=s.data / "cache")
+    store = open_store(s.store_url, cache=s.data / "cache", cache_bytes_max=s.store_cache_bytes_max)
     return Ground(s, clock, log, engine, store, Registry(engine, clock), Manifests(engine, clock), Jobs(engine, clock))
 
 

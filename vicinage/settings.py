@@ -125,6 +125,9 @@ class Settings(BaseSettings):
         default=SecretStr(""), description="SQLAlchemy URL; empty: SQLite in DATA/catalog.db"
     )
     store_url: str = Field(default="", description="directory, file://, s3://, gs:// or abfs:// URL; empty: DATA/store")
+    store_cache_bytes_max: int = Field(
+        default=64 << 30, ge=1 << 20, description="bytes of a remote store's objects kept in DATA/cache on each node"
+    )
     slots: int = Field(
         default=8, ge=1, le=4_096, description="partitions of the vectors log; fixed when the platform is made"
     )

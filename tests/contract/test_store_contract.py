@@ -1,9 +1,12 @@
 """What every store promises, over a local directory and a real S3 server."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
+import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +15,21 @@ from urllib.parse import quote
 import pytest
 from pyarrow import fs
 
-from vicinage.errors import Conflict, Corrupt, NotFound, Refused
-from vicinage.store import LocalStore, Store, open_store
+from vicinage.errors import Conflict, Corrupt, NotFound, Refused, Unavailable
+from vicinage.store import LocalStore, RemoteStore, Store, open_store, shown
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return open_store(str(tmp_path / "store"))
-    endpoint, bucket = request.getfixturevalue("s3_server"), f"b{uuid.uuid4().hex[:10]}"
+    return open_store(request.getfixturevalue("s3_url"), cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def s3_url(s3_server: str) -> str:
+    """The URL of an empty bucket of one's own."""
+    endpoint, bucket = s3_server, f"b{uuid.uuid4().hex[:10]}"
     client = fs.S3FileSystem(
         access_key="test",
         secret_key="testtest",
@@ -31,7 +40,16 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     )
     client.create_dir(bucket)
     query = f"endpoint_override={quote(endpoint, safe='')}&scheme=http&region=us-east-1"
-    return open_store(f"s3://test:testtest@{bucket}/prefix?{query}", cache=tmp_path / "cache")
+    return f"s3://test:testtest@{bucket}/prefix?{query}"
+
+
+def spoil(store: Store, path: str, data: bytes) -> None:
+    """Put other bytes where an object lies, as a bad disk would."""
+    if isinstance(store, LocalStore):
+        (store._root / path).write_bytes(data)
+        return
+    with store._remote.open_output_stream(path) as out:
+        out.write(data)
 
 
 def test_an_object_comes_back_as_it_was(store: Store, tmp_path: Path) -> None:
@@ -65,8 +83,22 @@ def test_what_is_not_there_is_not_found(store: Store) -> None:
     ref = store.put("a", b"hello")
     store.delete("a")
     store.delete("a")
+    for read in (store.get, store.fetch):
+        with pytest.raises(NotFound):
+            read(ref)
+
+
+def test_what_was_fetched_and_then_deleted_is_not_found_in_the_store(store: Store) -> None:
+    ref = store.put("a/b", b"hello")
+    store.fetch(ref)
+    store.delete("a/b")
     with pytest.raises(NotFound):
         store.get(ref)
+    if isinstance(store, LocalStore):
+        with pytest.raises(NotFound):
+            store.fetch(ref)
+    with pytest.raises(NotFound):
+        store.get(replace(ref, path="a/b/c"))
 
 
 def test_listing_and_sweeping_keep_what_is_named_or_young(store: Store) -> None:
@@ -78,22 +110,168 @@ def test_listing_and_sweeping_keep_what_is_named_or_young(store: Store) -> None:
     assert sorted(o.path for o in store.list()) == ["other/a", "s/1/a"]
 
 
-@pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a\0b", ".incoming/x", "a\\b"])
-def test_paths_stay_inside(store: Store, path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["", ".", "/etc/passwd", "../x", "a/../../x", "a\0b", ".incoming/x", "a\\b", "a//b", "./a", "a/./b", "a/"]
+)
+def test_paths_stay_inside_and_are_written_one_way(store: Store, path: str) -> None:
     with pytest.raises(Refused):
         store.put(path, b"x")
+    with pytest.raises(Refused):
+        list(store.list(path or ".."))
 
 
-def test_a_flipped_byte_and_a_cut_are_seen(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
+@pytest.mark.parametrize("data", [b"hellO world", b"hello", b"", b"hello world "])
+def test_bytes_that_changed_in_the_store_are_never_served(store: Store, data: bytes) -> None:
     ref = store.put("a", b"hello world")
-    file = tmp_path / "a"
-    file.write_bytes(b"hellO world")
-    with pytest.raises(Corrupt):
-        LocalStore(tmp_path).fetch(ref)
-    file.write_bytes(b"hello")
-    with pytest.raises(Corrupt):
-        store.get(ref)
+    spoil(store, "a", data)
+    for read in (store.get, store.fetch):
+        with pytest.raises(Corrupt) as found:
+            read(ref)
+        assert found.value.path == "a"
+
+
+def test_writers_of_one_path_at_once_leave_one_whole_object(tmp_path: Path) -> None:
+    store, outcomes = LocalStore(tmp_path), []
+    start = threading.Barrier(6)
+
+    def write(i: int) -> None:
+        start.wait(10)
+        try:
+            outcomes.append(store.put("a/b", bytes([i]) * 1_000_000))
+        except Conflict:
+            outcomes.append(None)
+
+    writers = [threading.Thread(target=write, args=(i,)) for i in range(6)]
+    for w in writers:
+        w.start()
+    for w in writers:
+        w.join(30)
+    [won] = [o for o in outcomes if o]
+    assert len(outcomes) == 6
+    assert len(set(store.get(won))) == 1
+
+
+def test_deleting_beside_a_writer_neither_fails_nor_takes_the_folder_from_under_it(tmp_path: Path) -> None:
+    """A folder that is empty goes away; a writer who was about to use it makes it again."""
+    store, written = LocalStore(tmp_path), queue.SimpleQueue()
+    outcomes: list[object] = []
+
+    def delete() -> None:
+        while ref := written.get(timeout=30):
+            store.delete(ref.path)
+            outcomes.append(sum(1 for _ in store.list("s")))  # walks while others come and go
+
+    deleters = [threading.Thread(target=delete) for _ in range(2)]
+    for each in deleters:
+        each.start()
+    try:
+        kept = []
+        for i in range(150):
+            ref = store.put(f"s/{i % 2}/x/{i}", b"y")
+            kept.append(ref) if i % 50 == 0 else written.put(ref)
+    finally:
+        for _ in deleters:
+            written.put(None)
+        for each in deleters:
+            each.join(30)
+    assert len(outcomes) == 147
+    assert sorted(o.path for o in store.list()) == sorted(ref.path for ref in kept)
+
+
+def test_a_folder_that_a_sweep_takes_from_under_a_writer_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, taken = os.link, []
+
+    def link_late(part: Path, target: Path) -> None:
+        if not taken:
+            taken.append(target.parent)
+            target.parent.rmdir()
+        link(part, target)
+
+    monkeypatch.setattr(os, "link", link_late)
+    store = LocalStore(tmp_path)
+    assert store.get(store.put("a/b/c", b"x")) == b"x"
+    assert taken
+
+
+def test_what_a_killed_writer_left_half_written_is_swept_when_it_is_old(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    part = tmp_path / ".incoming" / "half"
+    part.write_bytes(b"half")
+    now_ms = time.time_ns() // 1_000_000
+    store.sweep("s", keep=(), older_than_ms=now_ms - 60_000)
+    assert part.exists()
+    store.sweep("s", keep=(), older_than_ms=now_ms + 60_000)
+    assert not part.exists()
+
+
+def test_a_store_that_cannot_write_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    with pytest.raises(Unavailable):
+        store.put("a", Path("/proc/self/mem"))  # opens, and fails when it is read
+    assert list(store.list()) == []
+    assert list((tmp_path / ".incoming").iterdir()) == []
+
+
+@pytest.mark.s3
+def test_an_upload_that_breaks_off_leaves_no_object(s3_url: str, tmp_path: Path) -> None:
+    store = open_store(s3_url, cache=tmp_path / "cache")
+    with pytest.raises(Unavailable):
+        store.put("a", Path("/proc/self/mem"))
+    assert list(store.list()) == []
+
+
+@pytest.mark.s3
+def test_a_copy_that_went_bad_in_the_cache_is_fetched_again(s3_url: str, tmp_path: Path) -> None:
+    ref = open_store(s3_url, cache=tmp_path / "cache").put("a", b"hello")
+    copy = open_store(s3_url, cache=tmp_path / "cache").fetch(ref)
+    copy.write_bytes(b"hellO")
+    assert open_store(s3_url, cache=tmp_path / "cache").fetch(ref).read_bytes() == b"hello"
+
+
+@pytest.mark.s3
+def test_the_cache_keeps_to_its_bound_and_lets_go_of_what_was_used_longest_ago(s3_url: str, tmp_path: Path) -> None:
+    store = open_store(s3_url, cache=tmp_path / "cache", cache_bytes_max=2_500)
+    refs = [store.put(f"o/{i}", bytes([i]) * 1_000) for i in range(3)]
+    leftover = tmp_path / "cache" / ".part"
+    leftover.write_bytes(b"x")
+    os.utime(leftover, (0, 0))
+    for i, ref in enumerate(refs):
+        used = store.fetch(ref)
+        os.utime(used, (i, i))
+    assert sorted(f.name for f in (tmp_path / "cache").iterdir()) == sorted(r.sha256 for r in refs[1:])
+    assert store.fetch(refs[0]).read_bytes() == b"\0" * 1_000
+
+
+@pytest.mark.s3
+def test_a_store_that_is_away_is_unavailable_and_good_copies_are_still_there(s3_url: str, tmp_path: Path) -> None:
+    near = open_store(s3_url, cache=tmp_path / "cache")
+    ref = near.put("a", b"hello")
+    near.fetch(ref)
+    away = RemoteStore(
+        fs.S3FileSystem(
+            access_key="x", secret_key="y", endpoint_override="127.0.0.1:9", scheme="http", region="us-east-1"
+        ),
+        "bucket/prefix",
+        tmp_path / "cache",
+    )
+    assert away.fetch(ref).read_bytes() == b"hello"
+    for act in (lambda: away.get(ref), lambda: away.put("b", b"x"), lambda: list(away.list())):
+        with pytest.raises(Unavailable) as found:
+            act()
+        assert found.value.dependency == "store"
+
+
+def test_urls_are_understood_or_refused_and_never_repeat_a_secret(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    assert open_store(f"file://{quote(str(folder))}")._root == folder
+    for url in ("nope://user:secret@host/x", "file://elsewhere/x", "s3://key:secret@/?bad=1"):
+        with pytest.raises(Refused) as found:
+            open_store(url)
+        assert "secret" not in found.value.detail
+    assert shown("s3://key:secret@bucket/p?region=r") == "s3://…@bucket/p?region=r"
+    assert shown("/data/store") == "/data/store"
 
 
 PUT = "import sys; from pathlib import Path; from vicinage.store import LocalStore; LocalStore(Path(sys.argv[1])).put('a', b'x')"
