@@ -125,7 +125,7 @@ class TwoIndexers(RuleBasedStateMachine):
         self.indexers[who]._worker.shutdown()
         self.indexers[who] = make_indexer(self.base, f"{who} {self._next()}")
 
-    @rule(seconds=st.sampled_from([1.0, 6.0, 16.0, 45.0]))
+    @rule(seconds=st.sampled_from([1.0, 6.0, 16.0, 45.0, 200.0]))
     def let_time_pass(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
