@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from servers import free_port
 
 from ingest.embedding import Lane, open_embedder
 from ingest.embedding.gather import GatheringEmbedder
-from ingest.embedding.local import LocalEmbedder
+from ingest.embedding.local import FAILURES_MAX, LocalEmbedder, Pending
 from ingest.embedding.server import create_app
 from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
@@ -132,3 +133,99 @@ def test_gathered_questions_each_get_their_own_vector_and_a_bad_one_fails_alone(
     truth = model.embed([f"question number {i}" for i in range(12)], tenant="t", lane=Lane.QUERY)
     assert np.einsum("ij,ij->i", np.stack(vectors), truth).min() > 0.999
     assert isinstance(refused, Refused)
+
+
+def test_a_question_overtakes_documents(model: LocalEmbedder) -> None:
+    documents = model.submit([f"document {i} of a long list of documents" for i in range(90)], tenant="a")
+    more = model.submit(["another one " * 20] * 20, tenant="a")
+    model.submit(["who finds neighbours?"], tenant="b", lane=Lane.QUERY).vectors.result(60)
+    assert not more.vectors.done()
+    more.vectors.result(60)
+    documents.vectors.result(60)
+
+
+def test_whoever_goes_away_costs_nobody_anything(model: LocalEmbedder) -> None:
+    for i in range(40):
+        asked = model.submit([f"text {i}"] * 3, tenant="t", lane=Lane.QUERY)
+        asked.vectors.cancel()
+    assert model.embed(["still here"], tenant="t").shape == (1, 384)
+    assert model.alive()
+
+
+def test_usage_is_counted_not_guessed(url: str, model: LocalEmbedder) -> None:
+    texts = ["word " * n for n in range(1, 20)]
+    ask = {"model": model.model, "input": texts}
+    answer = httpx.post(f"{url}/v1/embeddings", json=ask, headers={"authorization": "Bearer k"}, timeout=60)
+    assert answer.json()["usage"]["prompt_tokens"] == sum(n + 2 for n in range(1, 20))
+
+
+def test_load_and_lateness_travel_as_status_and_retry_after(url: str, model: LocalEmbedder) -> None:
+    headers = {"authorization": "Bearer k", "x-vicinage-tenant": "t"}
+    long = {"model": model.model, "input": ["word " * 200] * 12}
+    late = httpx.post(f"{url}/v1/embeddings", json=long, headers={**headers, "x-vicinage-timeout-ms": "1"}, timeout=60)
+    assert (late.status_code, late.json()["error"]["type"]) == (504, "deadline-exceeded")
+    for _ in range(20):
+        held = fill(model)
+        full = httpx.post(f"{url}/v1/embeddings", json=long, headers=headers, timeout=60)
+        for pending in held:
+            pending.vectors.cancel()
+        if full.status_code != 200:  # the model had made room before the request came
+            break
+    assert (full.status_code, full.json()["error"]["type"]) == (429, "overloaded")
+    assert int(full.headers["retry-after"]) >= 1
+    eventually(lambda: model._batcher.waiting_tokens() == 0, wait_s=60)
+
+
+def fill(model: LocalEmbedder) -> list[Pending]:
+    """Requests of many tenants, until the queue takes no more."""
+    held: list[Pending] = []
+    with contextlib.suppress(Overloaded):
+        for i in range(50):
+            held.append(model.submit(["word " * 200] * 3, tenant=f"t{i}"))
+    return held
+
+
+def test_odd_requests_are_answered_in_the_apis_form(url: str) -> None:
+    headers = {"authorization": "Bearer k"}
+    for body in (b"{", b"[]", b'"x"', b"\xff\xfe", b""):
+        answer = httpx.post(f"{url}/v1/embeddings", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "body"), body
+    assert httpx.get(f"{url}/v1/nothing").json()["error"]["code"] == "not-found"
+    assert httpx.get(f"{url}/v1/embeddings").status_code == 405
+    huge = (b"x" * (1 << 20) for _ in range(40))
+    assert httpx.post(f"{url}/v1/embeddings", content=huge, headers=headers, timeout=60).status_code == 413
+
+
+def test_readiness_and_counts_can_be_read_without_a_key(url: str, model: LocalEmbedder) -> None:
+    assert httpx.get(f"{url}/readyz").json() == {"ready": True, "models": {model.model: True}}
+    assert "vicinage_ingest_embed_tokens_total" in httpx.get(f"{url}/metrics").text
+
+
+def test_when_the_model_breaks_whoever_waits_hears_of_it_and_so_does_the_role() -> None:
+    died: list[BaseException] = []
+    broken = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(precision="float32", threads=1), on_failure=died.append)
+    unknown_word = 10**6
+
+    def bad_call() -> None:
+        asked = broken.submit(["x"], tenant="t", lane=Lane.QUERY)
+        asked.vectors.result(30)
+
+    broken._tokenise = lambda texts: [[unknown_word]] * len(texts)  # a device that fails on every call
+    for _ in range(FAILURES_MAX):
+        with pytest.raises(Unavailable, match="the model failed"):
+            bad_call()
+    eventually(lambda: bool(died))
+    assert not broken.alive()
+    with pytest.raises(Unavailable, match="stopping"):
+        bad_call()
+    broken.close()
+
+
+def test_one_that_is_closed_refuses_what_waited() -> None:
+    closing = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(precision="float32", threads=1))
+    waiting = [closing.submit(["word " * 200] * 40, tenant=t) for t in "abc"]
+    closing.close()
+    closing.close()
+    with pytest.raises(Unavailable, match="stopping"):
+        waiting[-1].vectors.result(1)
+    assert all(w.vectors.done() for w in waiting)

@@ -1,0 +1,304 @@
+"""Clients of embedding servers: what they send, what they make of odd answers, and how questions gather."""
+
+import asyncio
+import base64
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from house import eventually, hash_vector
+from hypothesis import given
+from hypothesis import strategies as st
+from servers import free_port
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ingest.embedding import Lane, open_embedder
+from ingest.embedding.calibration import Trial, choose
+from ingest.embedding.gather import GATHER_MAX, GatheringEmbedder
+from tenants.entities import DEFAULT_MODEL
+from vicinage.clock import Deadline
+from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
+from vicinage.records import Floats
+
+D = 8
+MODEL = replace(DEFAULT_MODEL, name="m", kind="openai", dimension=D)
+
+
+class Foreign:
+    """An OpenAI-compatible server of somebody else's: it answers as told, else honestly but with vectors of length 3."""
+
+    def __init__(self) -> None:
+        self.headers: list[dict[str, str]] = []
+        self.sizes: list[int] = []
+        self.answer: Response | None = None
+
+    async def embeddings(self, request: Request) -> Response:
+        self.headers.append(dict(request.headers))
+        body = await request.json()
+        self.sizes.append(len(body["input"]))
+        if self.answer is not None:
+            return self.answer
+        vectors = [(hash_vector(t, D) * 3).tolist() for t in body["input"]]
+        data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
+        return JSONResponse({"data": data[::-1], "model": body["model"]})
+
+
+@pytest.fixture
+def foreign() -> Foreign:
+    return Foreign()
+
+
+@pytest.fixture
+def base_url(foreign: Foreign) -> Iterator[str]:
+    app = Starlette(routes=[Route("/v1/embeddings", foreign.embeddings, methods=["POST"])])
+    config = uvicorn.Config(app, port=free_port(), log_level="critical", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    eventually(lambda: server.started)
+    yield f"http://127.0.0.1:{config.port}/v1"
+    server.should_exit = True
+    thread.join(10)
+
+
+def test_plain_floats_in_any_order_come_back_in_ours_and_of_length_one(foreign: Foreign, base_url: str) -> None:
+    texts = [f"text {i}" for i in range(2_100)]
+    embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
+    vectors = embedder.embed(texts, tenant="t")
+    embedder.close()
+    np.testing.assert_allclose(vectors, np.stack([hash_vector(t, D) for t in texts]), atol=1e-5)
+    assert foreign.sizes == [2_048, 52], "no request larger than the API takes"
+
+
+def test_a_foreign_server_learns_its_own_key_and_nothing_of_our_tenants(foreign: Foreign, base_url: str) -> None:
+    model = replace(MODEL, location=base_url)
+    embedder = open_embedder(model, url="http://unused", key="our-internal-key", model_key="sk-theirs")
+    embedder.embed(["x"], tenant="acme")
+    embedder.close()
+    [sent] = foreign.headers
+    assert sent["authorization"] == "Bearer sk-theirs"
+    assert not [name for name in sent if name.startswith("x-vicinage")]
+    assert "our-internal-key" not in str(sent) and "acme" not in str(sent)
+
+
+def row(vector: Any) -> dict[str, Any]:
+    return {"index": 0, "embedding": vector}
+
+
+NAN = base64.b64encode(np.full(D, np.nan, "<f4").tobytes()).decode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Response("<html>hello</html>", media_type="text/html"),
+        JSONResponse({}),
+        JSONResponse([]),
+        JSONResponse({"data": []}),
+        JSONResponse({"data": [row([1.0] * D), row([1.0] * D)]}),
+        JSONResponse({"data": [row([1.0] * (D + 1))]}),
+        JSONResponse({"data": [row("####")]}),
+        JSONResponse({"data": [row("AAAA")]}),
+        JSONResponse({"data": [row(NAN)]}),
+        JSONResponse({"data": [row(["a"] * D)]}),
+        JSONResponse({"data": [row([[1.0] * D])]}),
+        JSONResponse({"error": {"message": "no such model", "param": "model"}}, 404),
+        JSONResponse({"error": {"message": "no such model", "param": "model"}}, 400),
+        JSONResponse({"error": "a string"}, 401),
+        Response("bad gateway", 502),
+    ],
+    ids=lambda a: bytes(a.body)[:40],
+)
+def test_whatever_is_wrong_with_the_server_is_not_the_texts_fault(
+    foreign: Foreign, base_url: str, answer: Response
+) -> None:
+    """Unavailable: ingest waits and tries again. Anything else would lose documents or end the role."""
+    foreign.answer = answer
+    embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
+    with pytest.raises(Unavailable):
+        embedder.embed(["x"], tenant="t")
+    embedder.close()
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7.0), ("0.5", 0.5), ("Tue, 24 Nov 2026 10:00:00 GMT", 1.0), ("9999999", 60.0)]
+)
+def test_load_is_said_with_its_retry_after(foreign: Foreign, base_url: str, header: str, seconds: float) -> None:
+    foreign.answer = JSONResponse({"error": {"message": "slow down"}}, 429, {"retry-after": header})
+    embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
+    with pytest.raises(Overloaded, match="slow down") as raised:
+        embedder.embed(["x"], tenant="t")
+    assert raised.value.retry_after_s == seconds
+    embedder.close()
+
+
+def test_a_deadline_that_has_passed_is_not_even_sent(foreign: Foreign, base_url: str) -> None:
+    embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
+    with pytest.raises(DeadlineExceeded):
+        embedder.embed(["x"], tenant="t", deadline=Deadline.after(0))
+    assert foreign.sizes == []
+    embedder.close()
+
+
+# gathering
+
+
+@dataclass
+class Slow:
+    """An embedder that answers when the test lets it; words over ten letters are over its window."""
+
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    calls: list[tuple[str, int, list[str]]] = field(default_factory=list)
+    bug: BaseException | None = None
+
+    async def embed_async(
+        self,
+        texts: Sequence[str],
+        *,
+        tenant: str,
+        lane: Lane = Lane.QUERY,
+        weight: int = 1,
+        deadline: Deadline | None = None,
+    ) -> Floats:
+        self.calls.append((tenant, weight, list(texts)))
+        await self.gate.wait()
+        if self.bug is not None:
+            raise self.bug
+        for i, text in enumerate(texts):
+            if len(text) > 10:
+                raise Refused("too long", field=f"input.{i}", limit=10)
+        return np.stack([hash_vector(t, D) for t in texts])
+
+
+def ask(gathering: GatheringEmbedder, text: str, tenant: str = "t", weight: int = 1, wait_s: float = 5) -> asyncio.Task:
+    return asyncio.create_task(
+        gathering.embed_query(text, tenant=tenant, weight=weight, deadline=Deadline.after(wait_s))
+    )
+
+
+async def started(slow: Slow) -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(slow.calls) == 2, "as many as go at once"
+
+
+def test_questions_gather_while_calls_are_under_way_and_each_gets_its_own() -> None:
+    async def run() -> None:
+        slow = Slow()
+        gathering = GatheringEmbedder(slow)
+        asked = [ask(gathering, f"q{i}") for i in range(30)]
+        await started(slow)
+        slow.gate.set()
+        vectors = await asyncio.gather(*asked)
+        np.testing.assert_allclose(vectors, np.stack([hash_vector(f"q{i}", D) for i in range(30)]))
+        assert [len(texts) for _, _, texts in slow.calls] == [1, 1, 28]
+
+    asyncio.run(run())
+
+
+def test_a_crowd_of_one_tenant_does_not_delay_anothers_question() -> None:
+    async def run() -> None:
+        slow = Slow()
+        gathering = GatheringEmbedder(slow)
+        crowd = [ask(gathering, f"c{i}", "crowd") for i in range(300)]
+        await started(slow)
+        quiet = ask(gathering, "quiet", "quiet", weight=4)
+        await asyncio.sleep(0)
+        slow.gate.set()
+        await asyncio.gather(quiet, *crowd)
+        _, weight, texts = slow.calls[2]
+        assert "quiet" in texts and len(texts) == GATHER_MAX, "it goes with the very next call"
+        assert weight == 5, "which weighs what its tenants weigh together"
+
+    asyncio.run(run())
+
+
+def test_bad_questions_are_refused_alone_and_the_others_asked_once_more() -> None:
+    async def run() -> None:
+        slow = Slow()
+        gathering = GatheringEmbedder(slow)
+        first = [ask(gathering, f"f{i}") for i in range(2)]
+        await started(slow)
+        asked = [ask(gathering, t) for t in ["a", "far too long for it", "b", "also far too long", "c"]]
+        await asyncio.sleep(0)
+        slow.gate.set()
+        a, bad, b, worse, c = await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.gather(*first)
+        for vector, text in ((a, "a"), (b, "b"), (c, "c")):
+            np.testing.assert_allclose(vector, hash_vector(text, D))
+        for refused in (bad, worse):
+            assert isinstance(refused, Refused)
+            assert (refused.field, refused.limit) == ("text", 10), "the caller sent one text, and it has a name there"
+        assert len(slow.calls) == 5
+
+    asyncio.run(run())
+
+
+def test_whoever_has_gone_is_not_embedded_for() -> None:
+    async def run() -> None:
+        slow = Slow()
+        gathering = GatheringEmbedder(slow)
+        first = [ask(gathering, f"f{i}") for i in range(2)]
+        await started(slow)
+        late, gone, here = ask(gathering, "late", wait_s=0.01), ask(gathering, "gone"), ask(gathering, "here")
+        await asyncio.sleep(0)
+        gone.cancel()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        slow.gate.set()
+        await asyncio.gather(here, *first)
+        assert slow.calls[2:] == [("t", 1, ["here"])]
+
+    asyncio.run(run())
+
+
+def test_nobody_waits_for_a_call_that_broke() -> None:
+    async def run() -> None:
+        slow = Slow(bug=RuntimeError("a mistake of ours"))
+        said = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: said.append(context["exception"]))
+        gathering = GatheringEmbedder(slow)
+        slow.gate.set()
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await ask(gathering, "q")
+        slow.bug = None
+        np.testing.assert_allclose(await ask(gathering, "q"), hash_vector("q", D))
+
+    asyncio.run(run())
+
+
+# calibration
+
+
+@given(
+    st.lists(
+        st.builds(
+            Trial,
+            st.sampled_from(["float32", "bfloat16"]),
+            st.integers(1, 8),
+            st.floats(1, 1000),
+            st.floats(1, 100),
+            st.floats(0.9, 1),
+        ),
+        min_size=1,
+    )
+)
+def test_the_fastest_of_the_faithful_is_chosen(tried: list[Trial]) -> None:
+    good = [t for t in tried if t.cosine >= 0.995]
+    if not good:
+        with pytest.raises(Refused, match="keeps a cosine"):
+            choose(tried, 0.995)
+        return
+    c = choose(tried, 0.995)
+    assert c.chosen in good and c.chosen.texts_per_s == max(t.texts_per_s for t in good)
+    assert min(t.query_ms for t in good if t.precision == c.chosen.precision) in {
+        t.query_ms for t in good if t.threads == c.query_threads and t.precision == c.chosen.precision
+    }
