@@ -10,6 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Table, insert, select, update
@@ -40,14 +43,26 @@ SERVING: Final = ("building", "ready", "live")
 """States of a generation that still receives writes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _View:
-    """Everything, as of one catalog version."""
+    """Everything, as of one catalog version. What is sorted is sorted once, when it is first asked for."""
 
     version: int = 0
     tenants: dict[str, Tenant] = field(default_factory=dict)
     collections: dict[tuple[str, str], Collection] = field(default_factory=dict)
     models: dict[str, EmbeddingModel] = field(default_factory=dict)
+
+    @cached_property
+    def tenants_now(self) -> tuple[Tenant, ...]:
+        return tuple(t for _, t in sorted(self.tenants.items()) if t.state != "deleted")
+
+    @cached_property
+    def collections_now(self) -> tuple[Collection, ...]:
+        return tuple(c for _, c in sorted(self.collections.items()) if c.state != "deleted")
+
+    @cached_property
+    def collections_of(self) -> dict[str, tuple[Collection, ...]]:
+        return {tenant: tuple(found) for tenant, found in groupby(self.collections_now, key=attrgetter("tenant"))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +132,7 @@ class Registry:
 
     def tenants(self) -> tuple[Tenant, ...]:
         """All tenants that are not deleted, by name."""
-        return tuple(t for _, t in sorted(self._view.tenants.items()) if t.state != "deleted")
+        return self._view.tenants_now
 
     def collection(self, tenant: str, name: str) -> Collection:
         """The tenant's collection, unless deleted. Raises NotFound."""
@@ -128,8 +143,7 @@ class Registry:
 
     def collections(self, tenant: str | None = None) -> tuple[Collection, ...]:
         """All collections that are not deleted, of one tenant or of all."""
-        every = sorted(self._view.collections.items())
-        return tuple(c for (t, _), c in every if c.state != "deleted" and tenant in (None, t))
+        return self._view.collections_now if tenant is None else self._view.collections_of.get(tenant, ())
 
     def model(self, name: str) -> EmbeddingModel:
         """The model's entry. Raises NotFound."""

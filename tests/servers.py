@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,7 @@ class Shared:
             state["users"] -= 1
             if state["users"] == 0:
                 self._stop(self.folder / "server")
+                shutil.rmtree(self.folder / "server", ignore_errors=True)
                 state["address"] = None
 
         self._change(go)
@@ -103,7 +105,12 @@ def postgres_server() -> Iterator[str]:
     starter = load("deploy/postgres/postgres.py")
     if not (starter.BIN / "initdb").exists():
         pytest.skip("needs PostgreSQL's server binaries (Debian: postgresql-15)")
-    yield from _shared("postgres", lambda folder: starter.start(folder, free_port()), starter.stop)
+
+    def stop(folder: Path) -> None:
+        starter.stop(folder)
+        shutil.rmtree(starter.home_of(folder), ignore_errors=True)
+
+    yield from _shared("postgres", lambda folder: starter.start(folder, free_port()), stop)
 
 
 @pytest.fixture
@@ -158,7 +165,7 @@ def s3_server() -> Iterator[str]:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     return f"127.0.0.1:{port}"
-            __import__("time").sleep(0.05)
+            time.sleep(0.05)
         raise RuntimeError("the S3 server does not listen")
 
     def stop(folder: Path) -> None:

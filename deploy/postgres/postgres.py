@@ -19,7 +19,7 @@ NAME = "vicinage"
 
 def start(folder: Path, port: int) -> str:
     """A server on 127.0.0.1:`port` with its data in `folder`; its URL."""
-    home = _home(folder)
+    home = home_of(folder)
     if not (home / "data" / "PG_VERSION").exists():
         home.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
@@ -61,11 +61,11 @@ def start(folder: Path, port: int) -> str:
 
 def stop(folder: Path) -> None:
     """End the server that runs on `folder`."""
-    home = _home(folder)
+    home = home_of(folder)
     _run(home, "pg_ctl", "-D", str(home / "data"), "-m", "fast", "-w", "-t", "60", "stop")
 
 
-def _home(folder: Path) -> Path:
+def home_of(folder: Path) -> Path:
     """Where its files lie: `folder`, or, as root, a folder that the user `postgres` can reach, named in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0:
