@@ -180,8 +180,7 @@ def fill(model: LocalEmbedder) -> list[Pending]:
     """Requests of many tenants, until the queue takes no more."""
     held: list[Pending] = []
     with contextlib.suppress(Overloaded):
-        for i in range(50):
-            held.append(model.submit(["word " * 200] * 3, tenant=f"t{i}"))
+        held.extend(model.submit(["word " * 200] * 3, tenant=f"t{i}") for i in range(50))
     return held
 
 
