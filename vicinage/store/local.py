@@ -1,0 +1,126 @@
+"""The store in a local directory: written beside, synced, linked into place without replacing."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from vicinage.errors import Conflict, Unavailable
+from vicinage.faults import crash_point
+from vicinage.records import ObjectRef
+from vicinage.store.objects import Away, StoredObject, VerifiedStore, check, checked, chunks
+
+
+class LocalStore(VerifiedStore):
+    """Objects as files under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self._root = root.absolute()
+        self._incoming = self._root / ".incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True)
+
+    def put(self, path: str, source: bytes | Path) -> ObjectRef:
+        """Write beside, sync, then link into place: the link fails if the path is taken."""
+        target = self._root / checked(path)
+        part = self._incoming / uuid.uuid4().hex
+        try:
+            size, sha256 = _write_synced(part, source)
+            crash_point("store.before_link")
+            _link(part, target)
+            _sync_folders(target.parent, self._root)
+        except (FileExistsError, NotADirectoryError):
+            raise Conflict(f"object {path} exists already; objects are never overwritten") from None
+        except OSError as error:
+            raise Unavailable(f"the store cannot write {path}: {error}", dependency="store") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return ObjectRef(path, size, sha256)
+
+    def get(self, ref: ObjectRef) -> bytes:
+        """Read and verify."""
+        file = self._root / checked(ref.path)
+        with Away(ref.path):
+            data = file.read_bytes()
+        check(ref, len(data), hashlib.sha256(data).hexdigest())
+        return data
+
+    def fetch(self, ref: ObjectRef) -> Path:
+        """The file itself."""
+        file = self._root / checked(ref.path)
+        with Away(ref.path):
+            self._verify_once(ref, file)
+        return file
+
+    def sweep(self, prefix: str, *, keep: Container[str], older_than_ms: int) -> Sequence[str]:
+        """Delete what nobody names and nobody is still writing; also what a killed writer left half written."""
+        for part in self._incoming.iterdir():
+            with suppress(FileNotFoundError):  # its writer has just finished
+                if part.stat().st_mtime_ns // 1_000_000 < older_than_ms:
+                    part.unlink()
+        return super().sweep(prefix, keep=keep, older_than_ms=older_than_ms)
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Walk the folder. What another deletes meanwhile is left out."""
+        base = self._root / checked(prefix) if prefix else self._root
+        for folder, folders, files in os.walk(base):
+            folders[:] = [f for f in folders if f != ".incoming"]
+            for name in files:
+                file = Path(folder) / name
+                try:
+                    stat = file.stat()
+                except FileNotFoundError:
+                    continue
+                yield StoredObject(file.relative_to(self._root).as_posix(), stat.st_size, stat.st_mtime_ns // 1_000_000)
+
+    def delete(self, path: str) -> None:
+        """Unlink, and remove folders that became empty."""
+        file = self._root / checked(path)
+        with Away(path):
+            file.unlink(missing_ok=True)
+        for folder in file.parents:
+            if folder == self._root:
+                return
+            try:
+                folder.rmdir()
+            except OSError:  # not empty: others live there, or have just come
+                return
+
+
+def _link(part: Path, target: Path) -> None:
+    """Give the file its name. A sweep may remove a folder that is empty just now: then it is made again."""
+    for tries_left in (2, 1, 0):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(part, target)
+        except FileNotFoundError:
+            if not tries_left:
+                raise
+        else:
+            return
+
+
+def _write_synced(file: Path, source: bytes | Path) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with file.open("xb") as out:
+        for chunk in chunks(source):
+            digest.update(chunk)
+            size += len(chunk)
+            out.write(chunk)
+        out.flush()
+        os.fsync(out.fileno())
+    return size, digest.hexdigest()
+
+
+def _sync_folders(folder: Path, root: Path) -> None:
+    """Make the new names durable, up to the root."""
+    for each in (folder, *folder.parents):
+        handle = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if each == root:
+            return

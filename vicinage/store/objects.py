@@ -1,0 +1,136 @@
+"""What a store promises, and what all stores share: paths, checksums, and words for a store that is away."""
+
+import hashlib
+import threading
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final, Protocol
+
+import pyarrow as pa
+
+from vicinage.errors import Corrupt, NotFound, Refused, Unavailable
+from vicinage.records import ObjectRef
+
+CHUNK: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What `list` knows of an object."""
+
+    path: str
+    bytes: int
+    modified_ms: int
+
+
+class Store(Protocol):
+    """Objects by path. Safe for many threads and processes."""
+
+    def put(self, path: str, source: bytes | Path) -> ObjectRef:
+        """Write an object; durable and visible as a whole on return. Raises Conflict if the path is taken."""
+        ...
+
+    def get(self, ref: ObjectRef) -> bytes:
+        """The object's bytes, verified. Raises Corrupt, NotFound, Unavailable."""
+        ...
+
+    def fetch(self, ref: ObjectRef) -> Path:
+        """A local file with the object's bytes, verified once per process; it may be memory-mapped."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """All objects whose path lies under the folder `prefix`."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove an object. Idempotent."""
+        ...
+
+    def sweep(self, prefix: str, *, keep: Container[str], older_than_ms: int) -> Sequence[str]:
+        """Delete what is not in `keep` and was last written before `older_than_ms`; the paths deleted."""
+        ...
+
+
+class VerifiedStore:
+    """What both stores share: sweeping, and verifying a file once."""
+
+    def __init__(self) -> None:
+        self._verified: set[tuple[str, int, str]] = set()
+        self._lock = threading.Lock()
+
+    def sweep(self, prefix: str, *, keep: Container[str], older_than_ms: int) -> Sequence[str]:
+        """Delete what nobody names and nobody is still writing."""
+        gone = [o.path for o in self.list(prefix) if o.path not in keep and o.modified_ms < older_than_ms]
+        for path in gone:
+            self.delete(path)
+        return gone
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """See Store."""
+        raise NotImplementedError
+
+    def delete(self, path: str) -> None:
+        """See Store."""
+        raise NotImplementedError
+
+    def _verify_once(self, ref: ObjectRef, file: Path) -> None:
+        if not file.is_file():
+            raise NotFound(f"object {ref.path} is not in the store")
+        seen = (str(file), ref.bytes, ref.sha256)
+        if seen in self._verified:
+            return
+        check(ref, file.stat().st_size, digest_file(file))
+        with self._lock:
+            self._verified.add(seen)
+
+
+class Away:
+    """Turns the file system's errors into ours."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            raise NotFound(f"object {self._path} is not in the store") from error
+        if isinstance(error, OSError | pa.ArrowException):
+            raise Unavailable(f"the store does not answer for {self._path}: {error}", dependency="store") from error
+
+
+def checked(path: str) -> str:
+    """`path` itself if it stays inside the store and is written the one way that listings write it. Raises Refused."""
+    pure = PurePosixPath(path)
+    plain = path == str(pure) != "." and not pure.is_absolute() and not {"\0", "\\"} & set(path)
+    if not plain or ".." in pure.parts or pure.parts[0] == ".incoming":
+        raise Refused(f"{path!r} is no path of an object", field="path")
+    return path
+
+
+def check(ref: ObjectRef, size: int, sha256: str) -> None:
+    """Raise Corrupt unless size and digest are those that were written."""
+    if (size, sha256) != (ref.bytes, ref.sha256):
+        raise Corrupt(
+            f"object {ref.path} is not what was written: {size} bytes, sha256 {sha256[:12]}…; "
+            f"expected {ref.bytes} bytes, {ref.sha256[:12]}…",
+            path=ref.path,
+        )
+
+
+def digest_file(file: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def chunks(source: bytes | Path) -> Iterator[bytes]:
+    """The source in pieces of at most CHUNK bytes if it is a file, so that no file is held in memory whole."""
+    if isinstance(source, bytes):
+        yield source
+        return
+    with source.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            yield chunk

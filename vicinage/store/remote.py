@@ -1,0 +1,139 @@
+"""The store on any file system that pyarrow knows (S3, GCS, Azure), with a bounded cache of copies on this node."""
+
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+from pyarrow import fs
+
+from vicinage.errors import Conflict, Corrupt, NotFound
+from vicinage.records import ObjectRef
+from vicinage.store.objects import CHUNK, Away, StoredObject, VerifiedStore, check, checked, chunks, digest_file
+
+CACHE_BYTES_MAX: Final = 64 << 30
+"""Bytes of copies that a remote store keeps on this node unless told otherwise."""
+PART_AGE_S: Final = 86_400
+"""Age at which a half-made copy in the cache belongs to nobody any more."""
+
+
+class RemoteStore(VerifiedStore):
+    """Objects on any pyarrow filesystem, copied into `cache` to be read.
+
+    Object stores offer no put-if-absent through pyarrow, so `put` looks first; the platform's paths carry a random part,
+    so no two writers ever have the same one. The cache holds at most `cache_bytes_max`, least recently used out first.
+    """
+
+    def __init__(self, remote: fs.FileSystem, base: str, cache: Path, cache_bytes_max: int = CACHE_BYTES_MAX) -> None:
+        super().__init__()
+        self._remote = fs.SubTreeFileSystem(base, remote)
+        self._cache = cache.absolute()
+        self._cache.mkdir(parents=True, exist_ok=True)
+        self._cache_bytes_max = cache_bytes_max
+
+    def put(self, path: str, source: bytes | Path) -> ObjectRef:
+        """Stream the object up; it becomes visible when the upload completes."""
+        checked(path)
+        with Away(path):
+            if self._remote.get_file_info(path).type != fs.FileType.NotFound:
+                raise Conflict(f"object {path} exists already; objects are never overwritten")
+            try:
+                size, sha256 = self._upload(path, source)
+            except (OSError, pa.ArrowException):
+                # Leaving the stream closes it, and closing completes the object with what it has so far.
+                with suppress(OSError, pa.ArrowException):
+                    self._remote.delete_file(path)
+                raise
+        return ObjectRef(path, size, sha256)
+
+    def _upload(self, path: str, source: bytes | Path) -> tuple[int, str]:
+        digest, size = hashlib.sha256(), 0
+        with self._remote.open_output_stream(path) as out:
+            for chunk in chunks(source):
+                digest.update(chunk)
+                size += len(chunk)
+                out.write(chunk)
+        return size, digest.hexdigest()
+
+    def get(self, ref: ObjectRef) -> bytes:
+        """Read and verify."""
+        with Away(ref.path), self._remote.open_input_stream(checked(ref.path)) as stream:
+            data = stream.read()
+        check(ref, len(data), hashlib.sha256(data).hexdigest())
+        return bytes(data)
+
+    def fetch(self, ref: ObjectRef) -> Path:
+        """A verified copy in the cache; open it at once, since later fetches may make room by removing it."""
+        file = self._cache / ref.sha256
+        if not self._held(ref, file):
+            self._download(ref, file)
+            self._make_room(file)
+        return file
+
+    def _held(self, ref: ObjectRef, file: Path) -> bool:
+        """True when the cache has a good copy. A bad one is thrown away: the store has the object still."""
+        try:
+            self._verify_once(ref, file)
+            os.utime(file)
+        except Corrupt:
+            file.unlink(missing_ok=True)
+            return False
+        except (NotFound, FileNotFoundError):
+            return False
+        return True
+
+    def _download(self, ref: ObjectRef, file: Path) -> None:
+        part = self._cache / f".{uuid.uuid4().hex}"
+        try:
+            with (
+                Away(ref.path),
+                self._remote.open_input_stream(checked(ref.path)) as stream,
+                part.open("wb") as out,
+            ):
+                shutil.copyfileobj(stream, out, CHUNK)
+            check(ref, part.stat().st_size, digest_file(part))
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
+        with self._lock:
+            self._verified.add((str(file), ref.bytes, ref.sha256))
+
+    def _make_room(self, newest: Path) -> None:
+        """Remove the copies used longest ago until the cache is within its bound; what is mapped stays readable."""
+        copies = sorted(_by_use(self._cache))
+        held = sum(size for _, size, _ in copies)
+        for used_s, size, file in copies:
+            abandoned = file.name.startswith(".") and used_s < time.time() - PART_AGE_S
+            crowded = not file.name.startswith(".") and file != newest and held > self._cache_bytes_max
+            if abandoned or crowded:
+                file.unlink(missing_ok=True)
+                held -= size
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """List recursively."""
+        folder = checked(prefix) if prefix else ""
+        with Away(prefix):
+            infos = self._remote.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+        for info in infos:
+            if info.type == fs.FileType.File:
+                yield StoredObject(info.path, info.size, (info.mtime_ns or time.time_ns()) // 1_000_000)
+
+    def delete(self, path: str) -> None:
+        """Remove the object."""
+        with Away(path):
+            if self._remote.get_file_info(checked(path)).type == fs.FileType.File:
+                self._remote.delete_file(path)
+
+
+def _by_use(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """When each file was last used, its bytes, and itself."""
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process has just removed it
+            stat = file.stat()
+            yield stat.st_mtime, stat.st_size, file
