@@ -1,0 +1,127 @@
+"""A catalog of each kind, with everything that reads and writes it, for the contract suites."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event
+
+from tenants.entities import Generation, ObjectRef, SegmentRef
+from tenants.jobs import Jobs
+from tenants.keys import Keys
+from tenants.leases import Leases
+from tenants.manifests import Manifests
+from tenants.registry import Registry
+from tenants.tables import migrate
+from vicinage.catalog import open_catalog
+from vicinage.clock import ManualClock
+from vicinage.errors import VicinageError
+
+
+@dataclass
+class House:
+    engine: Engine
+    clock: ManualClock
+    registry: Registry
+    keys: Keys
+    manifests: Manifests
+    leases: Leases
+    jobs: Jobs
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
+    url = f"sqlite:///{tmp_path}/catalog.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    engine, clock = open_catalog(url), ManualClock()
+    migrate(engine)
+    parts = (
+        Registry(engine, clock),
+        Keys(engine, clock),
+        Manifests(engine, clock),
+        Leases(engine, clock),
+        Jobs(engine, clock),
+    )
+    yield House(engine, clock, *parts)
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def fresh_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A catalog that nobody has migrated yet."""
+    return (
+        f"sqlite:///{tmp_path}/new/catalog.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    )
+
+
+def nowhere(_generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return (0, 1), (0, 0)
+
+
+def make(house: House, name: str = "docs", tenant: str = "acme") -> Generation:
+    if tenant not in {t.name for t in house.registry.tenants()}:
+        house.registry.create_tenant(tenant, actor="test")
+    return house.registry.create_collection(tenant, name, dimension=4, place=nowhere, actor="test").generation()
+
+
+def url_of(engine: Engine) -> str:
+    return engine.url.render_as_string(hide_password=False)
+
+
+@contextmanager
+def another(house: House) -> Iterator[Engine]:
+    """The same catalog, as another process has it open."""
+    engine = open_catalog(url_of(house.engine))
+    yield engine
+    engine.dispose()
+
+
+def once_after(engine: Engine, fragment: str, act: Callable[[], object]) -> list[str]:
+    """Do something right after the first statement on `engine` that holds `fragment`; the statement, once it came."""
+    came: list[str] = []
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def executed(_connection, _cursor, statement, *_rest):
+        if fragment in statement and not came:
+            came.append(statement)
+            act()
+
+    return came
+
+
+def questions_to(engine: Engine) -> list[str]:
+    """Every SELECT from here on."""
+    asked: list[str] = []
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def executed(_connection, _cursor, statement, *_rest):
+        if statement.startswith("SELECT"):
+            asked.append(statement)
+
+    return asked
+
+
+def at_once(n: int, act: Callable[[int], object]) -> list[object]:
+    """What `act(i)` gave in each of n threads, or the error it raised."""
+    outcomes: list[object] = [None] * n
+    start = threading.Barrier(n)
+
+    def work(i: int) -> None:
+        start.wait(10)
+        try:
+            outcomes[i] = act(i)
+        except VicinageError as error:
+            outcomes[i] = error
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(n)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(60)
+    return outcomes
+
+
+def segment(name: str) -> SegmentRef:
+    return SegmentRef(name, {"passages": ObjectRef(f"{name}/passages", 1, "00")}, "flat", 1, 1, 0)

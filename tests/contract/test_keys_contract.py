@@ -1,0 +1,129 @@
+"""What the catalog promises of keys and of the audit chain, over SQLite and a real PostgreSQL."""
+
+import pytest
+from catalogs import House, make, questions_to
+from sqlalchemy import text, update
+
+from tenants import tables
+from tenants.audit import Audit
+from tenants.keys import Keys
+from vicinage.errors import Corrupt, Forbidden, NotFound, Refused, Unauthenticated
+
+
+def test_a_key_proves_its_tenant_until_it_ends(house: House) -> None:
+    house.registry.create_tenant("acme", actor="test")
+    key, secret = house.keys.create("acme", {"read"}, expires_ms=house.clock.now_ms() + 10_000, actor="test")
+    assert house.keys.authenticate(secret, "read").tenant == "acme"
+    with pytest.raises(Forbidden):
+        house.keys.authenticate(secret, "write")
+    for wrong in (None, "", "vk_", secret[:-1] + ("A" if secret[-1] != "A" else "B"), secret + "x"):
+        with pytest.raises(Unauthenticated):
+            house.keys.authenticate(wrong, "read")
+    house.clock.advance(11)
+    with pytest.raises(Unauthenticated, match="expired"):
+        house.keys.authenticate(secret, "read")
+    assert house.keys.list("acme") == (key,)
+
+
+def test_a_revoked_key_dies_within_a_second_elsewhere(house: House) -> None:
+    house.registry.create_tenant("acme", actor="test")
+    key, secret = house.keys.create("acme", {"read"}, actor="test")
+    elsewhere = Keys(house.engine, house.clock)
+    elsewhere.authenticate(secret, "read")
+    house.keys.revoke(key.id, actor="test")
+    house.clock.advance(1)
+    for keys in (house.keys, elsewhere):
+        with pytest.raises(Unauthenticated, match="revoked"):
+            keys.authenticate(secret, "read")
+
+
+def test_a_secret_is_nowhere_in_the_catalog(house: House) -> None:
+    house.registry.create_tenant("acme", actor="test")
+    _, secret = house.keys.create("acme", {"read"}, actor="test")
+    with house.engine.connect() as c:
+        rows = [str(row) for name in ("keys", "audit") for row in c.execute(text(f"SELECT * FROM {name}"))]
+    assert rows and not any(secret.rpartition("_")[2] in row for row in rows)
+
+
+def test_a_suspended_tenants_keys_are_refused_until_resumed(house: House) -> None:
+    house.registry.create_tenant("acme", actor="test")
+    _, secret = house.keys.create("acme", {"read"}, actor="test")
+    house.registry.suspend_tenant("acme", actor="test")
+    with pytest.raises(Forbidden, match="suspended"):
+        house.keys.authenticate(secret, "read")
+    house.registry.resume_tenant("acme", actor="test")
+    house.clock.advance(1)
+    house.keys.authenticate(secret, "read")
+
+
+def test_scopes_of_tenants_and_operators_do_not_mix(house: House) -> None:
+    house.registry.create_tenant("acme", actor="test")
+    for tenant, scopes in (
+        ("acme", {"operate"}),
+        (None, {"read"}),
+        ("acme", {"read", "operate"}),
+        ("acme", set()),
+        ("acme", {"root"}),
+    ):
+        with pytest.raises(Refused):
+            house.keys.create(tenant, scopes, actor="test")
+    with pytest.raises(NotFound):
+        house.keys.create("nobody", {"read"}, actor="test")
+
+
+def test_every_change_is_in_the_audit_chain_and_tampering_breaks_it(house: House) -> None:
+    make(house)
+    audit = Audit(house.engine)
+    assert [r.action for r in audit.records()] == ["tenant.create", "collection.create"]
+    assert audit.verify() == 2
+    with house.engine.begin() as c:
+        c.execute(update(tables.audit).where(tables.audit.c.seq == 1).values(actor="somebody else"))
+    with pytest.raises(Corrupt, match="record 1"):
+        audit.verify()
+
+
+def test_a_remembered_key_costs_no_statement(house: House) -> None:
+    house.registry.create_tenant("acme", actor="test")
+    _, secret = house.keys.create("acme", {"read"}, actor="test")
+    house.keys.authenticate(secret, "read")
+    questions = questions_to(house.engine)
+    for _ in range(100):
+        assert house.keys.remembers(secret)
+        house.keys.authenticate(secret, "read")
+    assert questions == []
+    house.clock.advance(1)
+    assert not house.keys.remembers(secret)
+    house.keys.authenticate(secret, "read")
+    assert len(questions) == 1
+
+
+def test_a_deleted_tenants_key_is_as_unknown_as_one_that_never_was(house: House) -> None:
+    house.registry.create_tenant("acme", actor="test")
+    _, secret = house.keys.create("acme", {"read"}, actor="test")
+    house.registry.delete_tenant("acme", actor="test")
+    words = set()
+    for text_ in (secret, "vk_" + "0" * 16 + "_" + "A" * 43):
+        with pytest.raises(Unauthenticated) as refused:
+            Keys(house.engine, house.clock).authenticate(text_, "read")
+        words.add(refused.value.detail)
+    assert len(words) == 1
+
+
+@pytest.mark.parametrize(
+    ("tamper", "where"),
+    [
+        ("UPDATE audit SET at_ms = at_ms + 1 WHERE seq = 2", "record 2"),
+        ("UPDATE audit SET after = NULL WHERE seq = 3", "record 3"),
+        ("DELETE FROM audit WHERE seq = 2", "record 3"),
+        ("DELETE FROM audit WHERE seq = 1", "record 2"),
+        ("UPDATE audit SET seq = 9 WHERE seq = 2", "record 3"),
+    ],
+)
+def test_whatever_is_done_to_the_chain_verifying_says_where(house: House, tamper: str, where: str) -> None:
+    for name in ("a", "b", "c", "d"):
+        house.registry.create_tenant(name, actor="test")
+    assert Audit(house.engine).verify() == 4
+    with house.engine.begin() as c:
+        c.execute(text(tamper))
+    with pytest.raises(Corrupt, match=where):
+        Audit(house.engine).verify()
