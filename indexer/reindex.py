@@ -30,7 +30,7 @@ from vicinage.log import Log
 from vicinage.records import Floats, ShardId
 from vicinage.routing import shard_of
 from vicinage.telemetry import events
-from vicinage.wire import decode_rows, parse_rows_key, vector_column, vectors_schema
+from vicinage.wire import decode_rows, rows_key, vector_column, vectors_schema
 
 PART_PASSAGES: Final = 20_000
 EMBED_TEXTS: Final = 512
@@ -200,9 +200,9 @@ class Reindex:
         for ref in manifest.segments:
             segment = load(ref, self._builder.store, self._builder.backend, generation.metric)
             batches.extend([segment.rows, _deletions(segment.deleted, segment.version, generation.dimension)])
-        name, start = (shard.tenant, shard.collection, shard.generation), manifest.sealed
+        name, start = rows_key(shard.tenant, shard.collection, shard.generation), manifest.sealed
         while start < end and (run := self._log.read(VECTORS_TOPIC, shard.slot, start)):
-            ours = [s for s in run if s.offset < end and parse_rows_key(s.record.key or b"") == name]
+            ours = [s for s in run if s.offset < end and s.record.key == name]
             batches.extend(decode_rows(s.record.value or b"").batch for s in ours)
             start = run[-1].offset + 1
         live, _ = newest(batches)

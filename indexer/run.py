@@ -203,10 +203,14 @@ class Indexer:
         slot = stored.partition
         if slot not in self._leases or stored.offset < self._places[slot]:
             return
-        shard = ShardId(*parse_rows_key(stored.record.key or b""), slot)
-        generation = self._generation(shard)
-        if generation is not None and shard not in self._halted:
-            self._keep(shard, generation, stored)
+        try:
+            shard = ShardId(*parse_rows_key(stored.record.key or b""), slot)
+        except Corrupt as stranger:
+            _event.error("a record is of no shard", slot=slot, offset=stored.offset, reason=str(stranger))
+        else:
+            generation = self._generation(shard)
+            if generation is not None and shard not in self._halted:
+                self._keep(shard, generation, stored)
         self._places[slot] = stored.offset + 1
 
     def _keep(self, shard: ShardId, generation: Generation, stored: Stored) -> None:

@@ -314,7 +314,7 @@ class Searcher:
     def _apply(self, stored: Stored, now_ms: int) -> None:
         try:
             tenant, collection, generation = parse_rows_key(stored.record.key or b"")
-        except ValueError:
+        except Corrupt:
             _event.error("a record is of no shard", slot=stored.partition, offset=stored.offset)
             return
         shard = self._shards.get(ShardId(tenant, collection, generation, stored.partition))

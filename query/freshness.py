@@ -20,7 +20,6 @@ from vicinage.errors import DeadlineExceeded, NotFound, Overloaded, Refused, Vic
 from vicinage.log import Log
 from vicinage.records import Position, Token
 from vicinage.telemetry import events, gauge
-from vicinage.wire import parse_rows_key
 
 LAG_FRESH_S: Final = 0.2
 """A lag measured this long ago is said as it is; then it is measured again beside the answers."""
@@ -155,7 +154,7 @@ class Freshness:
         except NotFound:
             return []
         for stored in self._log.read(VECTORS_TOPIC, slot, watermark, bytes_max=1 << 20):
-            if parse_rows_key(stored.record.key or b"")[:2] == (tenant, collection):
+            if (stored.record.key or b"").startswith(f"{tenant}/{collection}/".encode()):
                 return [stored.record.event_time_ms]
         return []
 

@@ -3,7 +3,6 @@
 Bytes that come from outside are never trusted: whatever is wrong with them becomes Refused with a reason.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,13 +11,18 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from vicinage.arrow_stream import read_stream
 from vicinage.errors import Corrupt, Refused
 from vicinage.records import Document, Floats
 
 ARROW: Final = "application/vnd.apache.arrow.stream"
 FORMAT: Final = b"1"
-DECODED_BYTES_MAX: Final = 1 << 30
+DECODED_BYTES_MAX: Final = 128 << 20
 """An Arrow body may claim no more than this once decompressed."""
+ROWS_MAX: Final = 100_000
+"""Documents in one Arrow body."""
+MESSAGE_BYTES_MAX: Final = 12 << 20
+"""What one document may make of a message; a broker takes a little more."""
 
 VECTOR_COLUMNS: Final = (
     "document_id",
@@ -85,9 +89,12 @@ def rows_key(tenant: str, collection: str, generation: int) -> bytes:
 
 
 def parse_rows_key(key: bytes) -> tuple[str, str, int]:
-    """What `rows_key` was made of."""
-    tenant, collection, generation = key.decode().split("/")
-    return tenant, collection, int(generation)
+    """What `rows_key` was made of. Raises Corrupt for a key that is not ours."""
+    try:
+        tenant, collection, generation = key.decode().split("/")
+        return tenant, collection, int(generation)
+    except ValueError:
+        raise Corrupt(f"{key[:80]!r} is no key of a vectors message", path="vicinage.vectors") from None
 
 
 def encode_rows(batch: pa.RecordBatch, *, tenant: str, collection: str, generation: int) -> bytes:
@@ -97,18 +104,26 @@ def encode_rows(batch: pa.RecordBatch, *, tenant: str, collection: str, generati
 
 
 def decode_rows(value: bytes) -> Rows:
-    """The message that `encode_rows` wrote. Raises Corrupt."""
+    """The message that `encode_rows` wrote, its vectors where they lie in `value`: no copy. Raises Corrupt."""
     try:
         reader = pa.ipc.open_stream(value)
         names = reader.schema.metadata or {}
+        _check_columns(reader.schema)
         batch = reader.read_next_batch()
-    except (pa.ArrowException, StopIteration, OSError) as error:
-        raise Corrupt(f"a vectors message cannot be read: {error}", path="vicinage.vectors") from error
-    if names.get(b"vicinage") != FORMAT or tuple(batch.schema.names) != VECTOR_COLUMNS:
-        raise Corrupt(
-            f"a vectors message has format {names.get(b'vicinage')!r}, not {FORMAT!r}", path="vicinage.vectors"
-        )
-    return Rows(names[b"tenant"].decode(), names[b"collection"].decode(), int(names[b"generation"]), batch)
+        batch.validate()
+        return Rows(names[b"tenant"].decode(), names[b"collection"].decode(), int(names[b"generation"]), batch)
+    except (pa.ArrowException, StopIteration, OSError, KeyError, ValueError) as error:
+        raise Corrupt(f"a vectors message cannot be read: {_line(error)}", path="vicinage.vectors") from error
+
+
+def _check_columns(schema: pa.Schema) -> None:
+    found = (schema.metadata or {}).get(b"vicinage")
+    if found != FORMAT:
+        raise Corrupt(f"a vectors message has format {found!r}, not {FORMAT!r}", path="vicinage.vectors")
+    vector = schema.field("vector").type
+    dimension = vector.list_size if pa.types.is_fixed_size_list(vector) else 0
+    if not schema.equals(vectors_schema(dimension)):
+        raise Corrupt("a vectors message has other columns than its format", path="vicinage.vectors")
 
 
 def encode_documents(documents: Sequence[Document], *, collection: str, dimension: int) -> bytes:
@@ -129,19 +144,12 @@ def encode_documents(documents: Sequence[Document], *, collection: str, dimensio
     return _stream(batch.replace_schema_metadata({"vicinage": FORMAT, "collection": collection}))
 
 
-def decode_documents(value: bytes, *, rows_max: int = 1_000_000) -> tuple[str | None, list[pa.RecordBatch]]:
+def decode_documents(value: bytes, *, rows_max: int = ROWS_MAX) -> tuple[str | None, list[pa.RecordBatch]]:
     """The collection named in the stream's metadata, if any, and its batches, fully checked. Raises Refused."""
-    batches: list[pa.RecordBatch] = []
-    try:
-        reader = pa.ipc.open_stream(value)
-        names = reader.schema.metadata or {}
-        for batch in reader:
-            batch.validate(full=True)
-            batches.append(batch)
-            if sum(b.nbytes for b in batches) > DECODED_BYTES_MAX or sum(b.num_rows for b in batches) > rows_max:
-                raise Refused("the Arrow stream is too large once decompressed", field="body", limit=DECODED_BYTES_MAX)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise Refused(f"the body is not a whole Arrow IPC stream: {_line(error)}", field="body") from error
+    schema, batches = read_stream(value, bytes_max=DECODED_BYTES_MAX, rows_max=rows_max)
+    names = schema.metadata or {}
+    if names.get(b"vicinage", FORMAT) != FORMAT:
+        raise Refused(f"the stream's format is {names[b'vicinage'][:20]!r}; known is {FORMAT!r}", field="body")
     name = names.get(b"collection")
     try:
         return (name.decode() if name else None), batches
@@ -158,7 +166,7 @@ def load_json(data: bytes, *, field: str = "body") -> Any:
 
 
 def _metadata(document: Document) -> str | None:
-    return json.dumps(document.metadata, ensure_ascii=False, separators=(",", ":")) if document.metadata else None
+    return orjson.dumps(document.metadata).decode() if document.metadata else None
 
 
 def _stream(batch: pa.RecordBatch) -> bytes:

@@ -1,14 +1,21 @@
-"""Bytes and back; bytes of the first format still load; bytes of strangers are refused."""
+"""Bytes and back; bytes of the first format still load; bytes of strangers are refused, and cost little."""
 
+import resource
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from vicinage.arrow_stream import claimed_bytes
 from vicinage.errors import Corrupt, Refused
 from vicinage.records import Document, Position, Token
 from vicinage.wire import (
+    DECODED_BYTES_MAX,
     decode_documents,
     decode_rows,
     encode_documents,
@@ -62,6 +69,42 @@ def test_a_broken_message_is_corrupt(value: bytes) -> None:
         decode_rows(value)
 
 
+@given(st.integers(0), st.integers(0, 255))
+def test_a_message_with_any_byte_changed_is_read_or_corrupt(at: int, byte: int) -> None:
+    value = bytearray(encode_rows(batch(), tenant="t", collection="c", generation=1))
+    value[at % len(value)] = byte
+    with suppress(Corrupt):
+        decode_rows(bytes(value))
+
+
+@pytest.mark.parametrize("lacks", ["vicinage", "tenant", "collection", "generation"])
+def test_a_message_that_lacks_a_name_is_corrupt(lacks: str) -> None:
+    names = {"vicinage": "1", "tenant": "t", "collection": "c", "generation": "1"}
+    del names[lacks]
+    with pytest.raises(Corrupt):
+        decode_rows(stream(batch().replace_schema_metadata(names)))
+
+
+def test_a_message_of_other_columns_is_corrupt() -> None:
+    other = pa.record_batch({"document_id": ["a"], "vector": pa.array([[1.0]], pa.list_(pa.float64()))})
+    with pytest.raises(Corrupt):
+        decode_rows(encode_rows(other, tenant="t", collection="c", generation=1))
+
+
+@pytest.mark.parametrize("key", [b"", b"a/b", b"a/b/c", b"a/b/1/2", b"\xff/b/1"])
+def test_a_key_that_is_not_ours_is_corrupt(key: bytes) -> None:
+    with pytest.raises(Corrupt):
+        parse_rows_key(key)
+
+
+def test_vectors_are_read_where_they_lie() -> None:
+    value = encode_rows(batch(), tenant="acme", collection="docs", generation=7)
+    vectors = vectors_of(decode_rows(value).batch)
+    start = np.frombuffer(value, np.uint8).ctypes.data
+    assert start <= vectors.ctypes.data < start + len(value)
+    assert not vectors.flags.writeable
+
+
 def test_documents_come_back_as_they_were() -> None:
     documents = [
         Document("docs", "a", "text", metadata={"k": [1, "ü"]}),
@@ -79,6 +122,70 @@ def test_too_many_rows_are_refused() -> None:
     documents = [Document("docs", str(i), "x") for i in range(20)]
     with pytest.raises(Refused):
         decode_documents(encode_documents(documents, collection="docs", dimension=1), rows_max=10)
+
+
+def stream(*batches: pa.RecordBatch, compression: str | None = None) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batches[0].schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        for one in batches:
+            writer.write_batch(one)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_compressed_streams_are_read_and_their_size_is_known_before(compression: str) -> None:
+    plain = pa.record_batch({"id": [f"d{i}" for i in range(5_000)], "text": ["words " * 10] * 5_000})
+    data = stream(plain, plain, compression=compression)
+    _, found = decode_documents(data)
+    assert [b.equals(plain) for b in found] == [True, True]
+    messages = list(pa.ipc.MessageReader.open_stream(data))
+    assert messages[0].type == "schema"
+    assert 0 <= claimed_bytes(messages[1]) - plain.nbytes <= 128
+
+
+def test_a_stream_that_would_fill_the_memory_is_refused_before_it_does() -> None:
+    bomb = stream(pa.record_batch({"id": ["x" * (DECODED_BYTES_MAX + 1)]}), compression="zstd")
+    assert len(bomb) < 100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Refused) as refused:
+        decode_documents(bomb)
+    assert refused.value.limit == DECODED_BYTES_MAX
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10  # KiB
+
+
+def test_a_buffer_that_claims_a_terabyte_or_less_than_nothing_is_refused() -> None:
+    data = stream(pa.record_batch({"id": ["x" * 5_000]}), compression="zstd")
+    at = data.rindex(struct.pack("<q", 5_000))
+    for claim in (1 << 40, -5):
+        with pytest.raises(Refused):
+            decode_documents(data[:at] + struct.pack("<q", claim) + data[at + 8 :])
+
+
+def test_a_column_whose_name_is_not_utf8_is_refused() -> None:
+    data = stream(pa.record_batch({"id": ["a"], "strangename": ["b"]}))
+    with pytest.raises(Refused):
+        decode_documents(data.replace(b"strangename", b"\xff\xfetrangename"[:11]))
+
+
+def test_a_stream_without_its_schema_is_refused() -> None:
+    plain = pa.record_batch({"id": ["a"]})
+    with pytest.raises(Refused, match="not with its schema"):
+        decode_documents(plain.serialize().to_pybytes())
+
+
+def test_a_dictionary_is_refused_plainly() -> None:
+    with pytest.raises(Refused, match="dictionary"):
+        decode_documents(stream(pa.record_batch({"id": pa.array(["a", "b"]).dictionary_encode()})))
+
+
+@given(st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=4), st.booleans())
+def test_a_stream_with_any_bytes_changed_is_read_or_refused(changes: list[tuple[int, int]], compressed: bool) -> None:
+    plain = pa.record_batch({"id": ["a", "b"], "text": ["x" * 50, None], "vector": pa.array([[1.0], None])})
+    data = bytearray(stream(plain, compression="lz4" if compressed else None))
+    for at, byte in changes:
+        data[at % len(data)] = byte
+    with suppress(Refused):
+        decode_documents(bytes(data))
 
 
 def test_json_that_is_none_is_refused_with_the_place() -> None:

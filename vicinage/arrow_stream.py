@@ -1,0 +1,132 @@
+"""Arrow IPC streams that strangers wrote, opened message by message: no claim of theirs is believed before it is checked.
+
+A compressed buffer begins with the length that it claims to have once decompressed, and Arrow allocates that much at once:
+a megabyte can claim a terabyte. So each batch's claims are added up first, from the few fields of its header that say
+them (format: Message.fbs and Schema.fbs of Apache Arrow, columnar format 1.x).
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+
+from vicinage.errors import Refused
+
+_HEADER: Final = 2
+"""Field of a Message: the batch's own table."""
+_BUFFERS, _COMPRESSION = 2, 3
+"""Fields of a RecordBatch."""
+_NOT_COMPRESSED: Final = -1
+"""What a buffer of a compressed batch begins with when it was left as it was."""
+
+
+def read_stream(value: bytes, *, bytes_max: int, rows_max: int) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    """The schema and the fully validated batches of one Arrow stream.
+
+    Raises Refused: for bytes that are no whole stream, and before any batch that would take the sum beyond `bytes_max` or
+    `rows_max` is decoded.
+    """
+    try:
+        messages = pa.ipc.MessageReader.open_stream(value)
+        schema = _schema(messages.read_next_message())
+        return schema, _batches(messages, schema, bytes_max, rows_max)
+    except StopIteration:
+        raise Refused("the body is no Arrow IPC stream: it is empty", field="body") from None
+    except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as error:
+        first = (str(error).splitlines() or ["unreadable"])[0][:200]
+        raise Refused(f"the body is not a whole Arrow IPC stream: {first}", field="body") from error
+
+
+def _schema(message: Any) -> pa.Schema:
+    # NOTE: pyarrow's own function does not ask what kind of message it is given, and reads beyond its end: a dead process.
+    if message.type != "schema":
+        raise Refused(f"the Arrow stream begins with a {message.type}, not with its schema", field="body")
+    schema = pa.ipc.read_schema(message)
+    if not schema.names:  # NOTE: asking for them is also what finds a name that is not UTF-8
+        raise Refused("the Arrow stream has no columns", field="body")
+    return schema
+
+
+def _batches(messages: Any, schema: pa.Schema, bytes_max: int, rows_max: int) -> list[pa.RecordBatch]:
+    found: list[pa.RecordBatch] = []
+    n_bytes = n_rows = 0
+    for message in messages:
+        if message.type != "record batch":
+            raise Refused(f"the Arrow stream holds a {message.type}: send plain columns", field="body")
+        n_bytes += claimed_bytes(message)
+        if n_bytes > bytes_max:
+            raise Refused(
+                f"the Arrow stream is larger than {bytes_max} bytes once decompressed", field="body", limit=bytes_max
+            )
+        batch = pa.ipc.read_record_batch(message, schema)
+        n_rows += batch.num_rows
+        if n_rows > rows_max:
+            raise Refused(f"the Arrow stream has more than {rows_max} rows", field="body", limit=rows_max)
+        batch.validate(full=True)
+        found.append(batch)
+    return found
+
+
+def claimed_bytes(message: Any) -> int:
+    """Bytes that a record batch's buffers will take in memory, as its header and its buffers' first words claim."""
+    header = _Table.root(message.metadata.to_pybytes()).table(_HEADER)
+    body = memoryview(message.body)
+    if header.place(_COMPRESSION) is None:
+        return len(body)
+    return sum(_claim(body, *pair) for pair in header.pairs(_BUFFERS))
+
+
+def _claim(body: memoryview, offset: int, length: int) -> int:
+    if length == 0:
+        return 0
+    (claimed,) = struct.unpack_from("<q", body, offset)
+    if claimed == _NOT_COMPRESSED:
+        return length
+    if claimed < 0:
+        raise Refused("a buffer of the Arrow stream claims less than nothing", field="body")
+    return int(claimed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A flatbuffers table at byte `at` of `data`: a signed step back to its vtable, which says where each field lies."""
+
+    data: bytes
+    at: int
+
+    @classmethod
+    def root(cls, data: bytes) -> "_Table":
+        return cls(data, _u32(data, 0))
+
+    def place(self, field: int) -> int | None:
+        """Where the field lies; None when it is left out."""
+        (back,) = struct.unpack_from("<i", self.data, self.at)
+        vtable = self.at - back
+        size, slot = _u16(self.data, vtable), 4 + 2 * field
+        step = _u16(self.data, vtable + slot) if slot + 2 <= size else 0
+        return self.at + step if step else None
+
+    def table(self, field: int) -> "_Table":
+        """The table that the field points to."""
+        return _Table(self.data, self._pointed(field))
+
+    def pairs(self, field: int) -> list[tuple[int, int]]:
+        """The field's vector of pairs of int64."""
+        start = self._pointed(field)
+        numbers = struct.unpack_from(f"<{2 * _u32(self.data, start)}q", self.data, start + 4)
+        return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+    def _pointed(self, field: int) -> int:
+        place = self.place(field)
+        if place is None:
+            raise ValueError(f"a header lacks field {field}")
+        return place + _u32(self.data, place)
+
+
+def _u16(data: bytes, at: int) -> int:
+    return int(struct.unpack_from("<H", data, at)[0])
+
+
+def _u32(data: bytes, at: int) -> int:
+    return int(struct.unpack_from("<I", data, at)[0])
