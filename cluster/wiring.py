@@ -115,6 +115,10 @@ def build_gateway(
             gathering[model] = GatheringEmbedder(client)
         return gathering[model]
 
+    async def close_embedders() -> None:
+        for each in gathering.values():
+            await each.aclose()
+
     async def embedder_ready() -> bool:
         import httpx
 
@@ -147,6 +151,7 @@ def build_gateway(
             slots_total=base.settings.slots,
             clock=base.clock,
             local_operator=local_operator,
+            close_embedders=close_embedders,
         )
     )
 

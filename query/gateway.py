@@ -66,6 +66,7 @@ class Gateway:
     local_operator: bool = False
     on_failure: Callable[[BaseException], None] | None = None
     """Told when what runs beside the routes dies."""
+    close_embedders: Callable[[], Awaitable[None]] | None = None
     searchers: Searchers = field(init=False)
     freshness: Freshness = field(init=False)
     recall: RecallMonitor = field(init=False)
@@ -174,6 +175,8 @@ def create_app(house: Gateway) -> FastAPI:
             house.answerer.admission.drain()
             await _cancel(beside)
             house.freshness.close()
+            if house.close_embedders is not None:
+                await house.close_embedders()
 
     app = Api(
         title="Vicinage", version=__version__, lifespan=lifespan, redoc_url=None, responses={"default": DOCUMENTED}

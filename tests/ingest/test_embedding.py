@@ -127,7 +127,9 @@ def test_gathered_questions_each_get_their_own_vector_and_a_bad_one_fails_alone(
         gathering = GatheringEmbedder(open_embedder(DEFAULT_MODEL, url=url, key="k"))  # type: ignore[arg-type]
         texts = [*(f"question number {i}" for i in range(12)), "word " * 300]
         asked = (gathering.embed_query(t, tenant="t", weight=1, deadline=Deadline.after(60)) for t in texts)
-        return await asyncio.gather(*asked, return_exceptions=True)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        await gathering.aclose()
+        return answers
 
     *vectors, refused = asyncio.run(ask())
     truth = model.embed([f"question number {i}" for i in range(12)], tenant="t", lane=Lane.QUERY)
