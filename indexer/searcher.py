@@ -243,6 +243,8 @@ class Searcher:
             self._answer_later(live)
             return
         live = [a for a in live if a.answer.set_running_or_notify_cancel()]
+        if not live:
+            return  # whoever asked has given up meanwhile
         self._searches += len(live)
         # Read before the snapshot is taken: all of the slot's log below it is in that snapshot.
         passed = self._watermarks.get(shard.id.slot, 0)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -62,3 +63,39 @@ def test_a_broker_killed_and_started_again_has_everything_acknowledged(tmp_path:
     finally:
         broker.kill()
         broker.wait()
+
+
+CLOSE_UNDER_READERS = """
+import sys, threading, time
+from vicinage.errors import Unavailable
+from vicinage.log import Record, open_log
+log = open_log(sys.argv[1])
+log.ensure_topic("t")
+log.append("t", 0, [Record(b"x" * 1_000)] * 2_000)
+refused = []
+def read():
+    try:
+        while True:
+            log.read("t", 0, 0)
+    except Unavailable:
+        refused.append(1)
+threads = [threading.Thread(target=read) for _ in range(6)]
+for t in threads: t.start()
+time.sleep(0.2)
+log.close()
+for t in threads: t.join(20)
+assert len(refused) == 6, refused
+for ask in (lambda: log.topics(), lambda: log.end("t", 0)):
+    try:
+        ask()
+    except Unavailable:
+        continue
+    raise AssertionError("a closed log answered")
+"""
+
+
+def test_closing_under_readers_refuses_them_and_crashes_nothing(tmp_path: Path) -> None:
+    for _ in range(3):
+        words = [sys.executable, "-c", CLOSE_UNDER_READERS, f"sqlite:///{tmp_path}/log.db"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, (done.returncode, done.stderr[-1_000:])

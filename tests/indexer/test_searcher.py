@@ -16,7 +16,7 @@ from rows import message, unit
 from cluster.wiring import Ground, build_searcher
 from indexer.backends import open_backend
 from indexer.seal import Builder
-from indexer.searcher import Searcher, _together
+from indexer.searcher import Searcher, _Asked, _together
 from indexer.segment import newest
 from tenants import provisioning
 from tenants.entities import Collection, Manifest
@@ -387,3 +387,15 @@ def test_index_lag_is_measured_from_the_event(base: Ground) -> None:
         reach(searcher, {docs.slot: end})
         [lag] = asyncio.run(searcher.stats()).index_lag_ms["acme"]
         assert 500 <= lag < 5_000
+
+
+def test_a_question_given_up_while_it_waits_harms_nobody(base: Ground) -> None:
+    of = collection(base)
+    shard = shard_of(of)
+    with searching(base) as searcher:
+        eventually(lambda: shard in searcher._shards)
+        gone, also_gone, kept = (_Asked(ShardQuery(shard, unit(1)[None], 1), Deadline.after(5)) for _ in range(3))
+        assert gone.answer.cancel() and also_gone.answer.cancel()
+        searcher._answer([gone])  # all of them gave up: nothing to do, and nothing to die of
+        searcher._answer([also_gone, kept])
+        assert kept.answer.result(5).hits == ((),)

@@ -60,7 +60,6 @@ class SqliteLog:
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
         self._jobs: queue.Queue[_Job | None] = queue.Queue(QUEUE_MAX)
         self._broken: str | None = None
         self._closed = False
@@ -172,8 +171,10 @@ class SqliteLog:
         self._jobs.put(None)
         self._writer.join(DEADLINE_S)
         self._bell.close()
-        for connection in self._connections:
-            connection.close()
+        # Other threads' connections are theirs: closing one under its reader is a crash. They go when their threads do.
+        own = self._local.__dict__.pop("connection", None)
+        if own is not None:
+            own.close()
 
     def __enter__(self) -> Self:
         return self
@@ -262,10 +263,11 @@ class SqliteLog:
         return connection
 
     def _connection(self) -> sqlite3.Connection:
+        if self._closed:
+            raise Unavailable("the log is closed", dependency="log")
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._open()
-            self._connections.append(connection)
         return connection
 
     def _read(self, sql: str, values: tuple[object, ...]) -> list[Any]:
