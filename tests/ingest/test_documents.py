@@ -7,10 +7,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ingest.columns import parse_arrow_body
-from ingest.rules import Rules
 
-from ingest.documents import parse_json, parse_ndjson
+from ingest.documents import Rules, parse_arrow_body, parse_json, parse_ndjson
 from vicinage.errors import Refused
 from vicinage.records import Document, Rejected
 from vicinage.settings import IngestSettings

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from house import HashEmbedder, WordCutter, eventually, make_ingest, open_ground, running
-from ingest.rules import Rules
 
 from ingest import dead_letters, intake
-from ingest.documents import parse_json
+from ingest.documents import Rules, parse_json
 from tenants import provisioning
 from tenants.entities import Group, Tenant
 from vicinage.clock import Deadline
