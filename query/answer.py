@@ -23,7 +23,7 @@ from vicinage.records import Floats, Hit
 
 T = TypeVar("T")
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 4
-"""The same bound that documents keep to (ingest/documents.py)."""
+"""The same bound that documents keep to (ingest/rules.py)."""
 
 
 class QueryEmbedder(Protocol):

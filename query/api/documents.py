@@ -11,7 +11,9 @@ from starlette.responses import Response
 from indexer import filters
 from indexer.shard import StoredDocument
 from ingest import dead_letters, intake
-from ingest.documents import Entry, Rules, parse_arrow_body, parse_json, parse_ndjson
+from ingest.columns import parse_arrow_body
+from ingest.documents import Entry, parse_json, parse_ndjson
+from ingest.rules import Rules
 from query.api.http import answer, body, checked_object, content_type, gateway, json_object, number, principal, typed
 from query.api.search import token_of
 from tenants.entities import CLASS_WEIGHT, Collection, Tenant

@@ -11,7 +11,8 @@ import pytest
 from house import HashEmbedder, WordCutter, eventually, make_ingest, open_ground, running
 
 from ingest import dead_letters, intake
-from ingest.documents import Rules, parse_json
+from ingest.documents import parse_json
+from ingest.rules import Rules
 from tenants import provisioning
 from tenants.entities import Group, Tenant
 from vicinage.clock import Deadline

@@ -1,0 +1,135 @@
+"""Arrow bodies: columns to documents. What is wrong with a column refuses the stream, what is wrong with a row rejects that row.
+
+Vectors are checked and brought to length 1 for the whole batch at once, never row by row.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest.documents import Entry, fitted
+from ingest.rules import Broken, Rules, bad_vectors, check_id, checked_metadata, unit_length
+from vicinage.errors import Refused
+from vicinage.records import Floats, Rejected
+from vicinage.settings import IngestSettings
+from vicinage.wire import decode_documents
+
+_COLUMNS: Final = frozenset({"id", "collection", "text", "passages", "vector", "vectors", "metadata"})
+
+
+def parse_arrow_body(data: bytes, rules: Rules) -> list[Entry]:
+    """A POSTed Arrow stream."""
+    name, batches = decode_documents(data)
+    if name not in (None, rules.collection):
+        raise Refused("the stream names another collection than the request", field="collection")
+    return parse_arrow(batches, rules)
+
+
+def parse_arrow(batches: Sequence[pa.RecordBatch], rules: Rules) -> list[Entry]:
+    """The rows of Arrow batches as documents. Raises Refused where the schema itself is wrong."""
+    return [entry for batch in batches for entry in _parse_batch(batch, rules)]
+
+
+def _parse_batch(batch: pa.RecordBatch, rules: Rules) -> Iterator[Entry]:
+    _check_schema(batch.schema)
+    n = batch.num_rows
+    ids = batch.column("id").to_pylist()
+    texts = _strings(batch, "text")
+    passages = batch.column("passages").to_pylist() if "passages" in batch.schema.names else [None] * n
+    metadata = _strings(batch, "metadata")
+    vectors, counts = _vectors(batch, rules.dimension)
+    at = np.concatenate([[0], np.cumsum(counts)])
+    bad_rows = bad_vectors(vectors, rules.metric) if vectors is not None else {}
+    unit = unit_length(vectors, rules.metric) if vectors is not None else None
+    for i in range(n):
+        given = unit[at[i] : at[i + 1]] if unit is not None and counts[i] else None
+        try:
+            check_id(ids[i], rules.limits)
+            for row in range(at[i], at[i + 1]) if bad_rows else ():
+                if row in bad_rows:
+                    raise Broken("vector", bad_rows[row])
+            facts = _parsed_metadata(metadata[i], rules.limits)
+            yield fitted(ids[i], texts[i], passages[i], given, facts, rules)
+        except Broken as bad:
+            known = ids[i][:128] if isinstance(ids[i], str) else None
+            yield Rejected(f"{bad.field}: {bad}", field=bad.field, id=known, collection=rules.collection)
+
+
+def _check_schema(schema: pa.Schema) -> None:
+    """Raise Refused unless the columns are those of documents."""
+    names = set(schema.names)
+    if unknown := sorted(names - _COLUMNS):
+        raise Refused(f"unknown column {unknown[0]!r}; known are {', '.join(sorted(_COLUMNS))}", field=unknown[0])
+    if len(names) != len(schema.names):
+        raise Refused("a column stands twice", field="body")
+    if "id" not in names:
+        raise Refused("the stream has no column 'id'", field="id")
+    for name in ("id", "collection", "text", "metadata"):
+        if name in names and not (
+            pa.types.is_string(schema.field(name).type) or pa.types.is_large_string(schema.field(name).type)
+        ):
+            raise Refused(f"column {name!r} must be utf8, not {schema.field(name).type}", field=name)
+    if "passages" in names and not _list_of(schema.field("passages").type, pa.types.is_string):
+        raise Refused("column 'passages' must be list<utf8>", field="passages")
+    for name, levels in (("vector", 1), ("vectors", 2)):
+        if name in names and not _floats_deep(schema.field(name).type, levels):
+            raise Refused(f"column {name!r} must hold lists of floats, not {schema.field(name).type}", field=name)
+
+
+def _list_of(kind: pa.DataType, inner: Any) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_list(kind) for is_list in lists) and bool(inner(kind.value_type))
+
+
+def _floats_deep(kind: pa.DataType, levels: int) -> bool:
+    if levels == 0:
+        return bool(pa.types.is_floating(kind))
+    return _list_of(kind, lambda inner: _floats_deep(inner, levels - 1))
+
+
+def _strings(batch: pa.RecordBatch, name: str) -> list[str | None]:
+    return batch.column(name).to_pylist() if name in batch.schema.names else [None] * batch.num_rows
+
+
+def _vectors(batch: pa.RecordBatch, dimension: int) -> tuple[Floats | None, list[int]]:
+    """All vectors of the batch, float32 [m, d], and how many belong to each row."""
+    n = batch.num_rows
+    names = [name for name in ("vector", "vectors") if name in batch.schema.names]
+    if not names:
+        return None, [0] * n
+    if len(names) > 1:
+        raise Refused("send the column vector or vectors, not both", field="vector")
+    column = batch.column(names[0])
+    if names[0] == "vectors":
+        counts = [c or 0 for c in pc.list_value_length(column).to_pylist()]
+        column = column.flatten()
+    else:
+        valid = column.is_valid()
+        counts = [int(v) for v in valid.to_pylist()]
+        column = column.filter(valid)
+    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+    if lengths and lengths != [dimension]:
+        wrong = next(length for length in lengths if length != dimension)
+        raise Refused(
+            f"a vector has {wrong} numbers; the collection's dimension is {dimension}", field=names[0], limit=dimension
+        )
+    flat = pc.fill_null(column.flatten(), float("nan")).cast(pa.float32())
+    return flat.to_numpy(zero_copy_only=False).reshape(-1, dimension), counts
+
+
+def _parsed_metadata(text: str | None, limits: IngestSettings) -> Mapping[str, Any]:
+    if not text:
+        return {}
+    if len(text) > limits.metadata_bytes_max:
+        raise Broken("metadata", f"{len(text)} bytes; at most {limits.metadata_bytes_max}")
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise Broken("metadata", f"is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Broken("metadata", "is not a JSON object")
+    return checked_metadata(value, limits)

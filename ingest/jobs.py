@@ -1,0 +1,128 @@
+"""Records of the documents log to jobs: which documents they write, which they delete, which are rejected. Pure.
+
+A version is the record's position (law 3); the tenant is the topic's, whatever the record says (law 1).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from ingest.columns import parse_arrow
+from ingest.documents import Entry, parse_json
+from ingest.rules import Rules
+from tenants.entities import Collection, Tenant
+from tenants.registry import Registry
+from vicinage.errors import NotFound, Refused
+from vicinage.log import Record, Stored, TopicPartition
+from vicinage.records import Deletion, Document, Position, Rejected
+from vicinage.settings import IngestSettings
+from vicinage.wire import ARROW, decode_documents, load_json
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One document's new content, or its deletion, at its version."""
+
+    collection: Collection
+    id: str
+    version: int
+    event_time_ms: int
+    document: Document | None
+
+
+@dataclass(slots=True)
+class Job:
+    """Records of one partition, parsed: what to write, what to reject, and how far it goes."""
+
+    tenant: Tenant
+    tp: TopicPartition
+    end: int
+    writes: list[Write] = field(default_factory=list)
+    rejected: list[tuple[Stored, Rejected]] = field(default_factory=list)
+
+    def needs_embedding(self) -> bool:
+        """True when some text of it has no vector yet."""
+        return any(w.document is not None and w.document.vectors is None for w in self.writes)
+
+
+def jobs_of(
+    tenant: Tenant, tp: TopicPartition, records: list[Stored], registry: Registry, settings: IngestSettings
+) -> Iterator[Job]:
+    """The records as jobs of about `batch_passages` documents; a record is never split over two."""
+    job = Job(tenant, tp, 0)
+    for stored in records:
+        for outcome in parse(stored, tenant, registry, settings):
+            if isinstance(outcome, Rejected):
+                job.rejected.append((stored, outcome))
+            else:
+                job.writes.append(outcome)
+        job.end = stored.offset + 1
+        if len(job.writes) + len(job.rejected) >= settings.batch_passages:
+            yield _newest(job)
+            job = Job(tenant, tp, 0)
+    if job.end:
+        yield _newest(job)
+
+
+def _newest(job: Job) -> Job:
+    """Of each document only its last write: the earlier ones would be replaced at once."""
+    last = {(w.collection.name, w.id): w for w in job.writes}
+    job.writes = list(last.values())
+    return job
+
+
+def parse(stored: Stored, tenant: Tenant, registry: Registry, limits: IngestSettings) -> list[Write | Rejected]:
+    """Every document that one record holds, as a write or as a reason."""
+    version = Position(stored.partition, stored.offset).version()
+    try:
+        entries = list(_entries(stored, tenant, registry, limits))
+    except Refused as refused:
+        return [Rejected(refused.detail, field=refused.field)]
+    found: list[Write | Rejected] = []
+    for collection, entry in entries:
+        if isinstance(entry, Rejected):
+            found.append(entry)
+        else:
+            document = entry if isinstance(entry, Document) else None
+            found.append(Write(collection, entry.id, version, stored.record.event_time_ms, document))
+    return found
+
+
+def _entries(
+    stored: Stored, tenant: Tenant, registry: Registry, limits: IngestSettings
+) -> Iterable[tuple[Collection, Entry | Deletion]]:
+    record = stored.record
+    if record.value is None:
+        name, _, document_id = _text(record.key or b"", "key").partition("/")
+        collection = _collection(registry, tenant, name)
+        if not document_id:
+            raise Refused("a deletion's key is <collection>/<id>", field="key")
+        return [(collection, Deletion(name, document_id))]
+    if dict(record.headers).get("content-type") == ARROW.encode():
+        name_given, batches = decode_documents(record.value)
+        collection = _collection(registry, tenant, name_given or _key_collection(record))
+        return [(collection, e) for e in parse_arrow(batches, Rules.of(collection, limits))]
+    body = load_json(record.value, field="value")
+    if not isinstance(body, dict):
+        raise Refused("a document is a JSON object", field="value")
+    collection = _collection(registry, tenant, body.get("collection"))
+    return [(collection, parse_json(body, Rules.of(collection, limits), tenant=tenant.name))]
+
+
+def _key_collection(record: Record) -> str:
+    return _text(record.key or b"", "key").partition("/")[0]
+
+
+def _collection(registry: Registry, tenant: Tenant, name: object) -> Collection:
+    if not isinstance(name, str) or not name:
+        raise Refused("the document names no collection", field="collection")
+    try:
+        return registry.collection(tenant.name, name)
+    except NotFound as missing:
+        raise Refused(f"{missing} of this tenant", field="collection") from None
+
+
+def _text(data: bytes, field_name: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise Refused(f"the {field_name} is not UTF-8", field=field_name) from None

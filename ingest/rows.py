@@ -1,0 +1,96 @@
+"""Embedded documents to the messages of the vectors log. Pure.
+
+One message holds rows of many documents of one generation and slot, and all passages of each of them.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from ingest.jobs import Job, Write
+from ingest.vectors import Embedded
+from tenants.entities import Generation
+from vicinage.log import Record
+from vicinage.records import Document, Floats, Passage
+from vicinage.routing import shard_of
+from vicinage.wire import DELETED, encode_rows, rows_key, vector_column, vectors_schema
+
+MESSAGE_BYTES: Final = 3 << 20
+
+
+def messages(job: Job, made: Embedded) -> Iterator[tuple[int, Record]]:
+    """One message per generation and slot (more where it grows large), all passages of a document together."""
+    runs: dict[tuple[str, int, int], tuple[Generation, list[Write]]] = {}
+    for write in job.writes:
+        for generation in write.collection.generations:
+            slot = generation.slots[shard_of(write.id, len(generation.slots))]
+            key = (write.collection.name, generation.number, slot)
+            runs.setdefault(key, (generation, []))[1].append(write)
+    for (collection, number, slot), (generation, writes) in runs.items():
+        for part in _parts(writes, generation, made):
+            value = encode_rows(
+                _batch(part, generation, made), tenant=job.tenant.name, collection=collection, generation=number
+            )
+            yield (
+                slot,
+                Record(
+                    value,
+                    rows_key(job.tenant.name, collection, number),
+                    event_time_ms=min(w.event_time_ms for w in part),
+                ),
+            )
+
+
+def _parts(writes: list[Write], generation: Generation, made: Embedded) -> Iterator[list[Write]]:
+    part: list[Write] = []
+    size = 0
+    for write in writes:
+        pieces = made.pieces.get((id(write), generation.model), [])
+        weight = 128 + sum(generation.dimension * 4 + 64 + 2 * len(p.text if p else "") for p in pieces)
+        if part and size + weight > MESSAGE_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(write)
+        size += weight
+    if part:
+        yield part
+
+
+def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> pa.RecordBatch:
+    """The rows of these writes, in the columns of a vectors message; a document's passages stand together."""
+    ids: list[str] = []
+    versions: list[int] = []
+    times: list[int] = []
+    passages: list[int] = []
+    texts: list[str | None] = []
+    starts: list[int | None] = []
+    ends: list[int | None] = []
+    metadata: list[str | None] = []
+    vectors: list[Floats] = []
+    missing: list[bool] = []
+    nothing = np.zeros((1, generation.dimension), np.float32)
+    for w in writes:
+        key = (id(w), generation.model)
+        pieces: Sequence[Passage | None] = made.pieces[key] if w.document is not None else [None]
+        n = len(pieces)
+        ids.extend([w.id] * n)
+        versions.extend([w.version] * n)
+        times.extend([w.event_time_ms] * n)
+        passages.extend(range(n) if w.document is not None else [DELETED])
+        texts.extend(p.text if p else None for p in pieces)
+        starts.extend(p.start if p else None for p in pieces)
+        ends.extend(p.end if p else None for p in pieces)
+        metadata.extend([_json(w.document)] * n)
+        vectors.append(made.vectors[key] if w.document is not None else nothing)
+        missing.extend([w.document is None] * n)
+    columns = [ids, versions, times, passages, texts, starts, ends, metadata]
+    schema = vectors_schema(generation.dimension)
+    arrays = [pa.array(values, schema.field(i).type) for i, values in enumerate(columns)]
+    return pa.RecordBatch.from_arrays([*arrays, vector_column(np.concatenate(vectors), missing)], schema=schema)
+
+
+def _json(document: Document | None) -> str | None:
+    return orjson.dumps(document.metadata).decode() if document is not None and document.metadata else None

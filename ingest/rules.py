@@ -1,0 +1,148 @@
+"""What a document must keep to. Pure: each check returns what is good, or raises `Broken` with the field and the reason."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from tenants.entities import Collection
+from vicinage.records import Floats
+from vicinage.settings import IngestSettings
+
+METADATA_DEPTH_MAX: Final = 8
+METADATA_KEY_BYTES_MAX: Final = 128
+
+
+class Broken(Exception):
+    """One rule broken."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a document must keep to: its collection's dimension and metric, and the platform's limits."""
+
+    collection: str
+    dimension: int
+    metric: str
+    takes_text: bool
+    limits: IngestSettings
+
+    @classmethod
+    def of(cls, collection: Collection, limits: IngestSettings) -> "Rules":
+        """The rules of a collection's live generation."""
+        live = collection.generation()
+        return cls(collection.name, live.dimension, live.metric, live.model is not None, limits)
+
+
+def check_id(document_id: object, limits: IngestSettings) -> None:
+    """Raise Broken unless it is a printable string of at most `id_bytes_max`."""
+    if not isinstance(document_id, str) or not document_id:
+        raise Broken("id", "a document needs an id: a string that is not empty")
+    size = _utf8_bytes("id", document_id)
+    if size > limits.id_bytes_max:
+        raise Broken("id", f"{size} bytes; at most {limits.id_bytes_max}")
+    if not document_id.isprintable():
+        raise Broken("id", "holds a control or unprintable character")
+
+
+def check_text(name: str, text: str, bytes_max: int) -> None:
+    """Raise Broken where there is nothing to read, or too much."""
+    if not text.strip():
+        raise Broken(name, "is empty")
+    size = _utf8_bytes(name, text)
+    if size > bytes_max:
+        raise Broken(name, f"{size} bytes; at most {bytes_max}")
+
+
+def check_passages(passages: Sequence[str | None], limits: IngestSettings) -> None:
+    """Raise Broken where there are none or too many, or where together they are too long."""
+    if not 1 <= len(passages) <= limits.passages_max:
+        raise Broken("passages", f"{len(passages)} passages; 1 to {limits.passages_max} in a document")
+    left = limits.text_bytes_max
+    for i, passage in enumerate(passages):
+        check_text(f"passages.{i}", passage or "", left)
+        left -= len((passage or "").encode())
+
+
+def _utf8_bytes(name: str, text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise Broken(name, "holds half of a surrogate pair: not valid Unicode") from None
+
+
+def checked_vectors(given: Sequence[Sequence[float]], rules: Rules) -> Floats:
+    """float32 [n, d], of length 1 under cosine."""
+    for vector in given:
+        if len(vector) != rules.dimension:
+            raise Broken("vector", f"{len(vector)} numbers; the collection's dimension is {rules.dimension}")
+    with np.errstate(over="ignore"):
+        vectors = np.asarray(given, dtype=np.float64).astype(np.float32).reshape(-1, rules.dimension)
+    for reason in bad_vectors(vectors, rules.metric).values():
+        raise Broken("vector", reason)
+    return unit_length(vectors, rules.metric)
+
+
+def bad_vectors(vectors: Floats, metric: str) -> dict[int, str]:
+    """Row → why it cannot be indexed."""
+    finite = np.isfinite(vectors).all(axis=1)
+    bad = {int(i): "holds NaN, infinity, or a number beyond float32" for i in np.flatnonzero(~finite)}
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    if metric == "cosine":
+        bad |= {
+            int(i): "is zero, and the cosine of zero is not defined" for i in np.flatnonzero(finite & (squares == 0))
+        }
+    else:
+        too_long = finite & (squares > np.finfo(np.float32).max / 4)
+        bad |= {int(i): "is so long that its products overflow float32" for i in np.flatnonzero(too_long)}
+    return bad
+
+
+def unit_length(vectors: Floats, metric: str) -> Floats:
+    """float32 [n, d], of length 1 under cosine. Bad rows come back as they are; they are rejected by their number."""
+    if metric != "cosine" or not len(vectors):
+        return vectors
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    with np.errstate(all="ignore"):
+        unit: Floats = (vectors / np.where(lengths > 0, lengths, 1.0)[:, None]).astype(np.float32)
+    return unit
+
+
+def checked_metadata(metadata: dict[str, Any] | None, limits: IngestSettings) -> Mapping[str, Any]:
+    """The metadata itself, where every key and value of it can be kept and filtered on."""
+    if not metadata:
+        return {}
+    _check_value(metadata, METADATA_DEPTH_MAX)
+    try:
+        size = len(orjson.dumps(metadata))
+    except (orjson.JSONEncodeError, TypeError, RecursionError) as error:
+        raise Broken("metadata", f"cannot be kept: {error}") from None
+    if size > limits.metadata_bytes_max:
+        raise Broken("metadata", f"{size} bytes; at most {limits.metadata_bytes_max}")
+    return metadata
+
+
+def _check_value(value: object, depth: int) -> None:
+    if depth < 0:
+        raise Broken("metadata", f"is nested deeper than {METADATA_DEPTH_MAX}")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if len(key.encode(errors="replace")) > METADATA_KEY_BYTES_MAX or not key or key.startswith("$"):
+                raise Broken(
+                    "metadata",
+                    f"the key {key[:40]!r} is empty, begins with '$', or is over {METADATA_KEY_BYTES_MAX} bytes",
+                )
+            _check_value(inner, depth - 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_value(inner, depth - 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise Broken("metadata", "holds NaN or infinity")
