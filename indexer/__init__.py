@@ -1,1 +1,1 @@
-"""Vectors to searchable: FAISS backends, delta, segment, shard, seal, compact, reindex."""
+"""Vectors to searchable: FAISS backends, delta, segment, shard, seal, compact, reindex, upkeep."""

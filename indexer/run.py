@@ -1,29 +1,27 @@
-"""★ The indexer role: tails the slots it holds leases on, seals, compacts, reindexes, sweeps.
+"""★ The indexer role: tails the slots it holds leases on and seals them; `upkeep.py` is what it does beside that.
 
 It keeps nothing that the log and the catalog do not have: kill it, and the next one begins at the manifests' positions.
 Law 8: every publication goes through a compare-and-set under the slot's lease, so a stale indexer can only lose.
 """
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, Final
 
 from indexer.backends import Backend
-from indexer.compact import compact
 from indexer.reindex import EmbedTexts, Reindex
 from indexer.seal import Builder, Pending, due
-from tenants.entities import Generation, Group, Job, Lease
+from indexer.serving import generation_of, serving
+from indexer.upkeep import Upkeep
+from tenants.entities import Generation, Lease
 from tenants.jobs import Jobs
 from tenants.leases import Leases
 from tenants.manifests import Manifests
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Clock
-from vicinage.errors import Conflict, Corrupt, NotFound, Unavailable, VicinageError
+from vicinage.errors import Conflict, Corrupt, Unavailable
 from vicinage.log import Log, Stored
-from vicinage.records import PARTITION_BITS, ShardId
+from vicinage.records import ShardId
 from vicinage.settings import IndexerSettings
 from vicinage.store import Store
 from vicinage.telemetry import counter, events, histogram
@@ -33,17 +31,15 @@ PENDING_BYTES_MAX: Final = 512 << 20
 """Over all shards; beyond it the largest is sealed, whatever its age, and nothing is read until it is."""
 IDLE_PER_STEP: Final = 32
 """Idle shards whose `sealed` is moved on in one step: ten thousand at once would hold up the seals."""
-SWEEP_EVERY_S: Final = 60.0
 POLL_BYTES: Final = 16 << 20
 
 _event = events("indexer")
 _seals = counter("vicinage_indexer_seals_total", "segments sealed")
-_compactions = counter("vicinage_indexer_compactions_total", "compactions finished")
 _seconds = histogram("vicinage_indexer_seal_seconds", "building and publishing one segment")
 
 
 class Indexer:
-    """The role. One thread calls `step`; compactions and reindex jobs run on a worker thread of its own."""
+    """The role. One thread calls `step`."""
 
     def __init__(
         self,
@@ -71,8 +67,8 @@ class Indexer:
         self._slots_total = slots_total
         self._builder = Builder(manifests, store, backend, settings)
         self._stopping = threading.Event()
-        self._reindex = Reindex(log, registry, jobs, self._builder, slots_total, embed, self.lease, self._stopping)
-        self._jobs = jobs
+        reindex = Reindex(log, registry, jobs, self._builder, slots_total, embed, self.lease, self._stopping)
+        self._upkeep = Upkeep(log, registry, manifests, jobs, self._builder, reindex, slots_total, self.lease, clock)
         self._leases: dict[int, Lease] = {}
         self._reader = log.reader({})
         self._places: dict[int, int] = {}
@@ -84,11 +80,7 @@ class Indexer:
         self._idle: dict[ShardId, None] = {}
         self._halted: dict[ShardId, int] = {}
         """Shards with a record that cannot be read, and its offset: nothing of theirs is sealed beyond it."""
-        self._to_compact: dict[ShardId, None] = {}
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="indexer-worker")
-        self._working: Future[None] | None = None
-        self._turn = 0
-        self._renewed = self._swept = -1e9
+        self._renewed = -1e9
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set, then give the leases back."""
@@ -101,13 +93,13 @@ class Indexer:
                     stop.wait(0.5)
         finally:
             self._stopping.set()
-            self._worker.shutdown(wait=True, cancel_futures=True)
+            self._upkeep.stop()
             for lease in self._leases.values():
                 self._leases_of.release(lease)
             self._reader.close()
 
     def step(self, wait_s: float = 0.0) -> int:
-        """Hold leases, take what has come, seal what is due, hand on what else there is; the messages taken.
+        """Hold leases, take what has come, seal what is due, see to the upkeep; the messages taken.
 
         Raises Unavailable when log, catalog or store are away: then nothing that was read is forgotten; step again later.
         """
@@ -117,8 +109,7 @@ class Indexer:
             self._hold_leases()  # a long row of seals must not outlive them
             self._seal(pending)
         self._move_idle()
-        self._work()
-        self._sweep()
+        self._upkeep.step(leading=0 in self._leases)
         return len(taken)
 
     def lease(self, slot: int) -> Lease:
@@ -153,7 +144,7 @@ class Indexer:
         _, found = self._manifests.changed_since(0, [slot])
         self._registry.refresh()
         manifests = {m.shard: m for m in found}
-        in_slot = {shard: g for shard, g in self._serving().items() if shard.slot == slot}
+        in_slot = {shard: g for shard, g in serving(self._registry).items() if shard.slot == slot}
         sealed = {s: manifests[s].sealed if s in manifests else _start(s, g) for s, g in in_slot.items()}
         start = min(sealed.values(), default=end)
         self._reader.add(VECTORS_TOPIC, slot, start)
@@ -161,7 +152,7 @@ class Indexer:
         self._places[slot] = self._looked[slot] = start
         self._leases[slot] = lease
         crowded = [s for s in in_slot if s in manifests and len(manifests[s].segments) > self._settings.segments_max]
-        self._to_compact |= dict.fromkeys(crowded)
+        self._upkeep.compact_soon(crowded)
 
     def _drop(self, slot: int) -> None:
         del self._leases[slot]
@@ -173,15 +164,6 @@ class Indexer:
                 del by_shard[shard]
 
     # sealing
-
-    def _serving(self) -> dict[ShardId, Generation]:
-        return {shard: g for c in self._registry.collections() for g in c.generations for shard in g.shards()}
-
-    def _generation(self, shard: ShardId) -> Generation | None:
-        try:
-            return self._registry.collection(shard.tenant, shard.collection).generation(shard.generation)
-        except (NotFound, KeyError):
-            return None  # deleted or retired: its rows are for nobody
 
     def _poll(self, wait_s: float) -> list[Stored]:
         """What has come is pending, or for nobody; if that could not be decided, it is read again."""
@@ -208,7 +190,7 @@ class Indexer:
         except Corrupt as stranger:
             _event.error("a record is of no shard", slot=slot, offset=stored.offset, reason=str(stranger))
         else:
-            generation = self._generation(shard)
+            generation = generation_of(self._registry, shard)
             if generation is not None and shard not in self._halted:
                 self._keep(shard, generation, stored)
         self._places[slot] = stored.offset + 1
@@ -241,7 +223,7 @@ class Indexer:
         shard = pending.shard
         if self._pending.get(shard) is not pending:
             return  # its slot was let go meanwhile
-        generation = self._generation(shard)
+        generation = generation_of(self._registry, shard)
         if generation is None:
             del self._pending[shard]
             return
@@ -263,7 +245,7 @@ class Indexer:
             segments=len(manifest.segments),
         )
         if len(manifest.segments) > 1:
-            self._to_compact[shard] = None
+            self._upkeep.compact_soon([shard])
 
     def _move_idle(self) -> None:
         """Keep a slot's replay within 1.5 × replay_records_max, though most of its shards have nothing to seal.
@@ -273,7 +255,7 @@ class Indexer:
         for slot, place in self._places.items():
             if place - self._looked[slot] > self._settings.replay_records_max // 2:
                 self._looked[slot] = place
-                self._idle |= {shard: None for shard in self._serving() if shard.slot == slot}
+                self._idle |= {shard: None for shard in serving(self._registry) if shard.slot == slot}
         for shard in list(self._idle)[:IDLE_PER_STEP]:
             if shard in self._idle:  # its slot is still held
                 self._move(shard)
@@ -281,7 +263,7 @@ class Indexer:
 
     def _move(self, shard: ShardId) -> None:
         """Say in the manifest that the shard has nothing unsealed below its oldest pending row."""
-        generation = self._generation(shard)
+        generation = generation_of(self._registry, shard)
         pending = self._pending.get(shard)
         place = pending.first() if pending else self._places[shard.slot]
         if generation is None or shard in self._halted or place <= self._sealed.get(shard, _start(shard, generation)):
@@ -292,85 +274,6 @@ class Indexer:
         except Conflict as lost:
             _event.error("idle shard not moved on", shard=str(shard), reason=str(lost))
             self._drop(shard.slot)
-
-    # the worker thread: compaction and reindexing, one thing at a time
-
-    def _work(self) -> None:
-        if self._working is not None:
-            if not self._working.done():
-                return
-            ended, self._working = self._working, None
-            ended.result()
-        work = self._next_work()
-        if work is not None:
-            self._working = self._worker.submit(work)
-
-    def _next_work(self) -> Callable[[], None] | None:
-        while self._to_compact:
-            shard = next(iter(self._to_compact))
-            del self._to_compact[shard]
-            generation = self._generation(shard)
-            if generation is not None:
-                return partial(self._compact, shard, generation)
-        if 0 in self._leases and (jobs := self._jobs.list(open_only=True)):
-            self._turn += 1  # in turn: one that waits long holds up none
-            return partial(self._advance, jobs[self._turn % len(jobs)])
-        return None
-
-    def _advance(self, job: Job) -> None:
-        self._reindex.advance(job)
-        if job.state == "building":  # what was copied part by part becomes one before it is searched
-            of_job = [s for s in self._serving() if (s.tenant, s.collection) == (job.tenant, job.collection)]
-            self._to_compact |= dict.fromkeys(of_job)
-
-    def _compact(self, shard: ShardId, generation: Generation) -> None:
-        try:
-            manifest = self._builder.current(shard, generation)
-            done = compact(
-                self._builder, manifest, generation, self.lease(shard.slot), forgettable=self._forgettable(shard.tenant)
-            )
-        except Conflict as lost:
-            _event.warning("compaction given up", shard=str(shard), reason=str(lost))
-            return
-        except VicinageError as error:
-            _event.error("compaction failed", shard=str(shard), reason=str(error))
-            return
-        if done is not None:
-            _compactions.inc()
-            _event.info("compacted", shard=str(shard), segments=len(done.segments))
-            self._to_compact[shard] = None  # until there is nothing left to gain
-
-    def _forgettable(self, tenant: str) -> Callable[[int], bool]:
-        """Says of a version whether no record with it or a lower one can come again: ingest is beyond it in every partition."""
-        topic = self._registry.tenant(tenant).documents_topic
-        n = self._log.topics(topic).get(topic, 1)
-        committed = self._log.committed(Group.INGEST, [(topic, p) for p in range(n)])
-        lowest = min(committed.get((topic, p), 0) for p in range(n))
-        return lambda version: version >> PARTITION_BITS < lowest
-
-    # orphans
-
-    def _sweep(self) -> None:
-        """Delete objects that no manifest names and that nobody can still be about to name."""
-        now = self._clock.monotonic()
-        if now - self._swept < SWEEP_EVERY_S or 0 not in self._leases:
-            return
-        self._swept = now
-        self._forget_gone()
-        older_than = self._clock.now_ms() - int(self._settings.orphan_age_s * 1000)
-        gone = self._builder.store.sweep("segments", keep=self._manifests.paths(), older_than_ms=older_than)
-        if gone:
-            _event.info("swept", objects=len(gone))
-
-    def _forget_gone(self) -> None:
-        """Drop the manifests of generations that are retired or failed: their objects become orphans."""
-        _, every = self._manifests.changed_since(0, range(self._slots_total))
-        self._registry.refresh()  # after: the generation of every manifest seen above is seen here, if it is still served
-        serving = self._serving()
-        for manifest in every:
-            if manifest.shard not in serving:
-                self._manifests.drop(manifest.shard)
-                _event.info("generation forgotten", shard=str(manifest.shard))
 
     def stats(self) -> dict[str, Any]:
         """What waits to be sealed."""

@@ -20,6 +20,7 @@ import numpy as np
 
 from indexer.backends import Backend
 from indexer.segment import Segment, load
+from indexer.serving import serving
 from indexer.shard import Shard, ShardStats, StoredDocument
 from tenants.entities import Generation, Manifest
 from tenants.manifests import Manifests
@@ -417,13 +418,7 @@ class Searcher:
         return min(sealed, default=self._log.end(VECTORS_TOPIC, slot))
 
     def _find_serving(self) -> dict[ShardId, Generation]:
-        return {
-            shard: g
-            for c in self._registry.collections()
-            for g in c.generations
-            for shard in g.shards()
-            if shard.slot in self.slots
-        }
+        return {shard: g for shard, g in serving(self._registry).items() if shard.slot in self.slots}
 
     def _load(self, shard: ShardId, generation: Generation) -> Shard:
         """Segments from the store, then the log from `sealed` up to the slot's watermark."""

@@ -50,7 +50,7 @@ class House:
             [job] = self.base.jobs.list(open_only=True) or [None]
             if job is None:
                 break
-            self.indexer._reindex.advance(job)
+            self.indexer._upkeep._reindex.advance(job)
         self.base.registry.refresh()
         return self.base.jobs.list()[-1]
 
@@ -151,7 +151,9 @@ def test_a_compaction_of_the_unfinished_generation_forgets_no_deletion(house: Ho
     )
     manifest = builder.current(shard, new)
     assert len(manifest.segments) == 2
-    compact(builder, manifest, new, house.indexer.lease(shard.slot), forgettable=house.indexer._forgettable("acme"))
+    compact(
+        builder, manifest, new, house.indexer.lease(shard.slot), forgettable=house.indexer._upkeep.forgettable("acme")
+    )
     assert segments(house.base, new) == [(1, 1)]
     house.advance(2)
     assert "d2" not in contents(house.base, house.generation(2))
@@ -206,7 +208,7 @@ def test_cancelled_while_a_step_is_under_way_nothing_is_left(house: House, steps
     house.advance(steps)
     [held] = house.base.jobs.list()
     reindex.cancel(house.base.registry, house.base.jobs, job.id, actor="test")
-    house.indexer._reindex.advance(held)
+    house.indexer._upkeep._reindex.advance(held)
     assert house.base.jobs.get(job.id).state == "cancelled"
     assert house.generations() == [(1, "live")]
 
@@ -235,7 +237,7 @@ def test_a_collection_deleted_meanwhile_ends_the_job_with_its_reason(house: Hous
     house.advance(2)
     house.base.registry.delete_collection("acme", "docs", actor="test")
     house.indexer._registry.refresh()
-    house.indexer._reindex.advance(house.base.jobs.list()[0])
+    house.indexer._upkeep._reindex.advance(house.base.jobs.list()[0])
     [job] = house.base.jobs.list()
     assert job.state == "failed"
     assert "docs" in job.error

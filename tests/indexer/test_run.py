@@ -42,8 +42,7 @@ def work_off(indexer: Indexer, rounds: int = 6) -> None:
     """Steps, each with what its worker thread had to do."""
     for _ in range(rounds):
         indexer.step()
-        if indexer._working is not None:
-            indexer._working.result(20)
+        indexer._upkeep.settle()
 
 
 @contextmanager
@@ -145,7 +144,7 @@ def test_a_restart_never_replays_more_than_one_and_a_half_times_the_bound(opened
     assert max(held) <= 60 + 5, "1.5 × 40, and what came since the last step"
     assert segments(base, idle) == []
     assert len(contents(base, slow)) == 6, "moving on skipped nothing"
-    indexer._worker.shutdown()
+    indexer._upkeep.stop()
     again = make_indexer(base)
     again._hold_leases()
     assert again._places[busy.slots[0]] == min(sealed(base, g) for g in (busy, slow, idle))
@@ -230,7 +229,7 @@ def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partitio
     indexer = make_indexer(base)
 
     def forgettable(offset: int, partition: int) -> bool:
-        return indexer._forgettable("acme")(version(offset, partition))
+        return indexer._upkeep.forgettable("acme")(version(offset, partition))
 
     assert not forgettable(0, 0)
     base.log.commit(Group.INGEST, {("vicinage.docs.acme", 0): 10})

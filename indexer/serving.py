@@ -1,0 +1,19 @@
+"""Which shards are served: those of every generation that is building, ready or live."""
+
+from tenants.entities import Generation
+from tenants.registry import Registry
+from vicinage.errors import NotFound
+from vicinage.records import ShardId
+
+
+def serving(registry: Registry) -> dict[ShardId, Generation]:
+    """Every shard of the platform with its generation, as the registry knows them now."""
+    return {shard: g for c in registry.collections() for g in c.generations for shard in g.shards()}
+
+
+def generation_of(registry: Registry, shard: ShardId) -> Generation | None:
+    """The shard's generation; None when it was deleted or retired: its rows are then for nobody."""
+    try:
+        return registry.collection(shard.tenant, shard.collection).generation(shard.generation)
+    except (NotFound, KeyError):
+        return None

@@ -1,0 +1,156 @@
+"""What the indexer does beside sealing: compaction and reindex jobs, one at a time on a worker thread, and the sweep of orphans.
+
+Nothing here is urgent. A kill loses at most the work under way: what was published stays, the rest becomes orphans.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Final
+
+from indexer.compact import compact
+from indexer.reindex import Reindex
+from indexer.seal import Builder
+from indexer.serving import generation_of, serving
+from tenants.entities import Generation, Group, Job, Lease
+from tenants.jobs import Jobs
+from tenants.manifests import Manifests
+from tenants.registry import Registry
+from vicinage.clock import Clock
+from vicinage.errors import Conflict, VicinageError
+from vicinage.log import Log
+from vicinage.records import PARTITION_BITS, ShardId
+from vicinage.telemetry import counter, events
+
+SWEEP_EVERY_S: Final = 60.0
+
+_event = events("indexer")
+_compactions = counter("vicinage_indexer_compactions_total", "compactions finished")
+
+
+class Upkeep:
+    """Keeps shards compact, jobs moving and the store clean. One thread calls `step`; the worker is a thread of its own."""
+
+    def __init__(
+        self,
+        log: Log,
+        registry: Registry,
+        manifests: Manifests,
+        jobs: Jobs,
+        builder: Builder,
+        reindex: Reindex,
+        slots_total: int,
+        lease: Callable[[int], Lease],
+        clock: Clock,
+    ) -> None:
+        self._log = log
+        self._registry = registry
+        self._manifests = manifests
+        self._jobs = jobs
+        self._builder = builder
+        self._reindex = reindex
+        self._slots_total = slots_total
+        self._lease = lease
+        self._clock = clock
+        self._to_compact: dict[ShardId, None] = {}
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="indexer-worker")
+        self._working: Future[None] | None = None
+        self._turn = 0
+        self._swept = -1e9
+
+    def compact_soon(self, shards: Iterable[ShardId]) -> None:
+        """Have the worker see whether these have segments to merge."""
+        self._to_compact |= dict.fromkeys(shards)
+
+    def step(self, *, leading: bool) -> None:
+        """Give the worker its next work, and sweep when it is time. `leading`: jobs and orphans are this indexer's to see to."""
+        self._work(leading=leading)
+        if leading:
+            self._sweep()
+
+    def settle(self, wait_s: float = 20.0) -> None:
+        """Wait until the worker's present work is done; raises what it raised. For tests."""
+        if self._working is not None:
+            self._working.result(wait_s)
+
+    def stop(self) -> None:
+        """End the worker once its present work is done."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    # the worker thread: one thing at a time
+
+    def _work(self, *, leading: bool) -> None:
+        if self._working is not None:
+            if not self._working.done():
+                return
+            ended, self._working = self._working, None
+            ended.result()
+        work = self._next_work(leading=leading)
+        if work is not None:
+            self._working = self._worker.submit(work)
+
+    def _next_work(self, *, leading: bool) -> Callable[[], None] | None:
+        while self._to_compact:
+            shard = next(iter(self._to_compact))
+            del self._to_compact[shard]
+            generation = generation_of(self._registry, shard)
+            if generation is not None:
+                return partial(self._compact, shard, generation)
+        if leading and (jobs := self._jobs.list(open_only=True)):
+            self._turn += 1  # in turn: one that waits long holds up none
+            return partial(self._advance, jobs[self._turn % len(jobs)])
+        return None
+
+    def _advance(self, job: Job) -> None:
+        self._reindex.advance(job)
+        if job.state == "building":  # what was copied part by part becomes one before it is searched
+            every = serving(self._registry)
+            self.compact_soon(s for s in every if (s.tenant, s.collection) == (job.tenant, job.collection))
+
+    def _compact(self, shard: ShardId, generation: Generation) -> None:
+        try:
+            manifest = self._builder.current(shard, generation)
+            lease = self._lease(shard.slot)
+            done = compact(self._builder, manifest, generation, lease, forgettable=self.forgettable(shard.tenant))
+        except Conflict as lost:
+            _event.warning("compaction given up", shard=str(shard), reason=str(lost))
+            return
+        except VicinageError as error:
+            _event.error("compaction failed", shard=str(shard), reason=str(error))
+            return
+        if done is not None:
+            _compactions.inc()
+            _event.info("compacted", shard=str(shard), segments=len(done.segments))
+            self.compact_soon([shard])  # until there is nothing left to gain
+
+    def forgettable(self, tenant: str) -> Callable[[int], bool]:
+        """Says of a version whether no record with it or a lower one can come again: ingest is beyond it in every partition."""
+        topic = self._registry.tenant(tenant).documents_topic
+        n = self._log.topics(topic).get(topic, 1)
+        committed = self._log.committed(Group.INGEST, [(topic, p) for p in range(n)])
+        lowest = min(committed.get((topic, p), 0) for p in range(n))
+        return lambda version: version >> PARTITION_BITS < lowest
+
+    # orphans
+
+    def _sweep(self) -> None:
+        """Delete objects that no manifest names and that nobody can still be about to name."""
+        now = self._clock.monotonic()
+        if now - self._swept < SWEEP_EVERY_S:
+            return
+        self._swept = now
+        self._forget_gone()
+        older_than = self._clock.now_ms() - int(self._builder.settings.orphan_age_s * 1000)
+        gone = self._builder.store.sweep("segments", keep=self._manifests.paths(), older_than_ms=older_than)
+        if gone:
+            _event.info("swept", objects=len(gone))
+
+    def _forget_gone(self) -> None:
+        """Drop the manifests of generations that are retired or failed: their objects become orphans."""
+        _, every = self._manifests.changed_since(0, range(self._slots_total))
+        self._registry.refresh()  # after: the generation of every manifest seen above is seen here, if it is still served
+        served = serving(self._registry)
+        for manifest in every:
+            if manifest.shard not in served:
+                self._manifests.drop(manifest.shard)
+                _event.info("generation forgotten", shard=str(manifest.shard))
