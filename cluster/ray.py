@@ -32,7 +32,7 @@ _event = events("cluster")
 
 def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     """The gateway role over a Ray cluster: place (or find) the actors, then serve. Returns after an orderly stop."""
-    from cluster.roles import end_with_parent, internal_key, serve
+    from cluster.roles import die, end_with_parent, internal_key, serve
     from cluster.wiring import build_gateway, ground
 
     configure_events("gateway")
@@ -43,9 +43,8 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     handles = place(environment, searchers, base.settings.slots)
     watch = Watch(handles, base.settings.data / "run" / "actors.json")
     watch.start()
-    app = build_gateway(
-        base, [h for h in handles.values() if isinstance(h, RaySearcher)], embedder_key=internal_key(settings)
-    )
+    remote = [h for h in handles.values() if isinstance(h, RaySearcher)]
+    app = build_gateway(base, remote, embedder_key=internal_key(settings), on_failure=die)
     s = base.settings.gateway
     server = serve(app, s.host, s.port, drain_s=s.drain_s)
     server.run()

@@ -71,7 +71,7 @@ def _gateway(settings: Settings) -> None:
     base = ground(settings)
     searcher = build_searcher(base, on_failure=die)
     searcher.start()
-    app = build_gateway(base, [searcher], embedder_key=internal_key(settings))
+    app = build_gateway(base, [searcher], embedder_key=internal_key(settings), on_failure=die)
     s = base.settings.gateway
     serve(app, s.host, s.port, drain_s=s.drain_s).run()
     searcher.stop()

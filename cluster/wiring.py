@@ -94,7 +94,12 @@ def build_searcher(
 
 
 def build_gateway(
-    base: Ground, searchers: Sequence[Any], *, embedder_key: str | None, local_operator: bool = False
+    base: Ground,
+    searchers: Sequence[Any],
+    *,
+    embedder_key: str | None,
+    local_operator: bool = False,
+    on_failure: Callable[[BaseException], None] | None = None,
 ) -> "FastAPI":
     """The gateway's app over searchers in this process or elsewhere."""
     from capacity.report import report
@@ -151,6 +156,7 @@ def build_gateway(
             slots_total=base.settings.slots,
             clock=base.clock,
             local_operator=local_operator,
+            on_failure=on_failure,
             close_embedders=close_embedders,
         )
     )

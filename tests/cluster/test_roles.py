@@ -1,0 +1,30 @@
+"""The role boundary: a process whose part has died ends itself, so that whoever supervises it starts it anew."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers import ROOT, free_port
+
+DIES = """
+import sys
+from pathlib import Path
+from cluster.roles import run_role
+from query import gateway
+from vicinage.settings import GatewaySettings, Settings
+
+async def dead(*_):
+    raise ZeroDivisionError("the part is dead")
+
+{part} = dead
+run_role("gateway", Settings(data=Path(sys.argv[1]), gateway=GatewaySettings(port=int(sys.argv[2]))))
+"""
+
+
+@pytest.mark.parametrize("part", ["gateway.RecallMonitor.run", "gateway._keep_fresh"])
+def test_a_gateway_whose_part_died_ends_its_process(tmp_path: Path, part: str) -> None:
+    words = [sys.executable, "-c", DIES.format(part=part), str(tmp_path), str(free_port())]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    assert ended.returncode == 70, ended.stderr
+    assert "the part is dead" in ended.stdout + ended.stderr
