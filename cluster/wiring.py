@@ -143,7 +143,7 @@ def build_gateway(
     return create_app(
         Gateway(
             registry=base.registry,
-            keys=Keys(base.engine, base.clock),
+            keys=Keys(base.engine, base.clock, away_s=base.settings.gateway.key_away_s),
             audit=Audit(base.engine),
             jobs=base.jobs,
             log=base.log,

@@ -26,6 +26,7 @@ from tenants.entities import Generation, Manifest
 from tenants.manifests import Manifests
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
+from vicinage.catalog import unreachable
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Unavailable, VicinageError
 from vicinage.log import Log, Stored
@@ -109,6 +110,8 @@ class Searcher:
         self._change = 0
         self._catalog = 0
         """The catalog version whose every manifest has been adopted here."""
+        self._away = False
+        """Whether the catalog could not be reached at the last look."""
         self._seen = -1
         self._serving: dict[ShardId, Generation] = {}
         """Every shard that lies in these slots and may be searched, as of catalog version `_seen`."""
@@ -240,7 +243,7 @@ class Searcher:
         if not live:
             return
         shard = self._shards.get(live[0].query.shard)
-        if shard is None or max(a.query.catalog for a in live) > self._catalog:
+        if shard is None or self._must_look(shard.id, max(a.query.catalog for a in live)):
             self._answer_later(live)
             return
         live = [a for a in live if a.answer.set_running_or_notify_cancel()]
@@ -257,6 +260,16 @@ class Searcher:
         finally:  # what else it may be ends the role; nobody is left waiting for it
             for a in live:
                 _refuse(a.answer, Unavailable("the search failed", dependency="searcher"))
+
+    def _must_look(self, shard: ShardId, catalog: int) -> bool:
+        """Whether questions planned on that catalog version wait until it has been seen here.
+
+        While the catalog is away, a shard that was live at the last look is whole: its rows are here, sealed or not.
+        """
+        if catalog <= self._catalog:
+            return False
+        seen = self._serving.get(shard)
+        return not self._away or shard in self._behind or seen is None or seen.state != "live"
 
     def _answer_later(self, gathered: list[_Asked]) -> None:
         """Have the loader bring the shard in, or up to date, then ask again; other questions go on meanwhile."""
@@ -376,9 +389,17 @@ class Searcher:
 
     def _look_patiently(self) -> None:
         try:
-            self._look()
+            self._look_again()
         except Unavailable as away:
             _event.warning("the catalog is away", reason=str(away))
+
+    def _look_again(self) -> None:
+        try:
+            self._look()
+        except Unavailable as error:
+            self._away = unreachable(error)
+            raise
+        self._away = False
 
     def _look(self) -> None:
         """See what the catalog has now: load new shards, adopt new manifests, let go of generations that are gone."""
@@ -403,7 +424,11 @@ class Searcher:
                     del held[shard]
 
     def _bring(self, shard: ShardId) -> Shard:
-        self._look()
+        try:
+            self._look_again()
+        except Unavailable:
+            if shard not in self._shards or self._must_look(shard, self._catalog + 1):
+                raise
         if shard in self._shards:
             return self._shards[shard]
         if shard in self._failed:

@@ -1,6 +1,7 @@
 """API keys: made once, shown once, stored as a hash; who is asking, as the key proves it.
 
-Law 1: the tenant of a request is the tenant of its key.
+Law 1: the tenant of a request is the tenant of its key. While the catalog cannot be reached, a key that it knew a moment ago
+goes on reading for a bounded time; what the catalog says when it answers always holds.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import re
 import secrets
 import threading
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Final, get_args
 
 from sqlalchemy import Engine, insert, select, update
@@ -17,23 +18,40 @@ from sqlalchemy import Engine, insert, select, update
 from tenants import tables
 from tenants.entities import Key, Principal, Scope
 from tenants.registry import changing
-from vicinage.catalog import look
+from vicinage.catalog import look, unreachable
 from vicinage.clock import Clock
-from vicinage.errors import Forbidden, NotFound, Refused, Unauthenticated
+from vicinage.errors import Forbidden, NotFound, Refused, Unauthenticated, Unavailable
 
 FRESH_S: Final = 1.0
 """A revoked key may work this much longer: the time for which a looked-up key is remembered."""
+AWAY_S: Final = 60.0
+"""A key may read this long after its last lookup while the catalog cannot be reached."""
 CACHE_MAX: Final = 10_000
 _FORM: Final = re.compile(r"vk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the catalog said of a key when it was asked at `asked_s`."""
+
+    asked_s: float
+    key: Key
+    digest: str
+    state: str
 
 
 class Keys:
     """Keys of all tenants and operators. Safe for many threads."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(self, engine: Engine, clock: Clock, *, away_s: float = AWAY_S) -> None:
         self._engine = engine
         self._clock = clock
-        self._cache: dict[str, tuple[float, Key, str, str]] = {}
+        self._away_s = away_s
+        self._cache: dict[str, _Known] = {}
+        self._answers = 0
+        """How often the catalog answered."""
+        self._ask_again_s = 0.0
+        """Until then the catalog, which was just found unreachable, is not asked."""
         self._lock = threading.Lock()
 
     def create(
@@ -70,12 +88,16 @@ class Keys:
         return key, f"vk_{key.id}_{secret}"
 
     def authenticate(self, text: str | None, scope: Scope) -> Principal:
-        """Whose key this is. Raises Unauthenticated, or Forbidden where the key lacks `scope` or its tenant is suspended."""
+        """Whose key this is. Raises Unauthenticated, or Forbidden where the key lacks `scope` or its tenant is suspended.
+
+        Unavailable when the catalog does not say: it cannot be reached, and the key may not go on without (see `_without_catalog`).
+        """
         form = _FORM.fullmatch(text or "")
         if form is None:
             raise Unauthenticated("send a key of yours: Authorization: Bearer vk_…")
-        key, digest, state = self._lookup(form[1])
-        if not hmac.compare_digest(digest, _digest(form[2])):
+        known = self._lookup(form[1], scope)
+        key, state = known.key, known.state
+        if not hmac.compare_digest(known.digest, _digest(form[2])):
             raise Unauthenticated("this key is not known")
         if key.revoked_ms is not None or (key.expires_ms is not None and key.expires_ms <= self._clock.now_ms()):
             raise Unauthenticated("this key was revoked or has expired")
@@ -91,7 +113,8 @@ class Keys:
         """True when `authenticate` of this text needs no I/O just now."""
         form = _FORM.fullmatch(text or "")
         found = self._cache.get(form[1]) if form else None
-        return form is None or (found is not None and self._clock.monotonic() - found[0] < FRESH_S)
+        now = self._clock.monotonic()
+        return form is None or now < self._ask_again_s or (found is not None and now - found.asked_s < FRESH_S)
 
     def list(self, tenant: str | None = None) -> tuple[Key, ...]:
         """The keys of a tenant, or every key; without their secrets."""
@@ -113,22 +136,49 @@ class Keys:
         self._cache.pop(key_id, None)
         return replace(_key(row), revoked_ms=at.now_ms)
 
-    def _lookup(self, key_id: str) -> tuple[Key, str, str]:
-        found = self._cache.get(key_id)
-        if found and self._clock.monotonic() - found[0] < FRESH_S:
-            return found[1:]
+    def _lookup(self, key_id: str, scope: Scope) -> _Known:
+        now = self._clock.monotonic()
+        known = self._cache.get(key_id)
+        if known and now - known.asked_s < FRESH_S:
+            return known
+        if now < self._ask_again_s:
+            return self._without_catalog(known, scope)
+        answers = self._answers
+        try:
+            return self._asked(key_id, now)
+        except Unavailable as away:
+            if not unreachable(away) or self._answers != answers:
+                raise  # it is there: others heard from it meanwhile
+            self._ask_again_s = self._clock.monotonic() + FRESH_S
+            return self._without_catalog(self._cache.get(key_id), scope)
+
+    def _asked(self, key_id: str, now: float) -> _Known:
+        """What the catalog says now. Raises Unauthenticated for a key that it does not know, Unavailable."""
         k, t = tables.keys, tables.tenants
         query = select(k, t.c.state).outerjoin(t, t.c.name == k.c.tenant).where(k.c.id == key_id)
         with look(self._engine) as connection:
             row = connection.execute(query).mappings().first()
-        if row is None:
-            raise Unauthenticated("this key is not known")
-        fresh = (self._clock.monotonic(), _key(row), str(row["sha256"]), str(row["state"] or "active"))
         with self._lock:
+            self._answers += 1
+            self._ask_again_s = 0.0
+            if row is None:
+                self._cache.pop(key_id, None)
+                raise Unauthenticated("this key is not known")
+            known = _Known(now, _key(row), str(row["sha256"]), str(row["state"] or "active"))
             if len(self._cache) >= CACHE_MAX:
                 self._cache.clear()
-            self._cache[key_id] = fresh
-        return fresh[1:]
+            if key_id not in self._cache or self._cache[key_id].asked_s <= now:  # a late answer replaces no newer one
+                self._cache[key_id] = known
+        return known
+
+    def _without_catalog(self, known: _Known | None, scope: Scope) -> _Known:
+        """What was last known of a key, good for reading alone and for `away_s` after it was asked. Raises Unavailable.
+
+        NOTE: only what the catalog itself said gets here, so a key that it refused stays refused.
+        """
+        if scope == "read" and known and self._clock.monotonic() - known.asked_s < self._away_s:
+            return known
+        raise Unavailable("the catalog is away, and this key needs it", dependency="catalog")
 
 
 def _key(row: object) -> Key:

@@ -103,7 +103,7 @@ def build(base: Ground, searchers: list[Any], settings: GatewaySettings | None =
     return create_app(
         Gateway(
             registry=base.registry,
-            keys=Keys(base.engine, base.clock),
+            keys=Keys(base.engine, base.clock, away_s=(settings or base.settings.gateway).key_away_s),
             audit=Audit(base.engine),
             jobs=base.jobs,
             log=base.log,

@@ -17,6 +17,7 @@ BUSY_S: Final = 20
 IDLE_S: Final = 60
 """How long an open change may stand still before the server undoes it: its client is gone."""
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_GONE: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 
 
 def open_catalog(url: str) -> Engine:
@@ -56,6 +57,19 @@ def look(engine: Engine) -> Iterator[Connection]:
     options = snapshot if engine.dialect.name == "postgresql" else {"vicinage_reads": True}
     with _said(), engine.connect().execution_options(**options) as connection:
         yield connection
+
+
+def unreachable(error: Unavailable) -> bool:
+    """Whether the catalog was not reached at all. A catalog that is there, but busy, slow or full, was reached."""
+    cause = error.__cause__
+    if not isinstance(cause, DBAPIError):
+        return False  # our own pool has no connection free
+    if cause.connection_invalidated:
+        return True
+    code = getattr(cause.orig, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in _GONE  # the low byte is the kind
+    return getattr(cause.orig, "sqlstate", None) is None  # whatever a PostgreSQL session answers has one
 
 
 @contextmanager

@@ -37,6 +37,12 @@ class GatewaySettings(_Group):
         default=400, ge=1, description="samples a collection is brought to before the share applies"
     )
     recall_cpu_share: float = Field(default=0.02, gt=0, le=1, description="share of time the recall monitor may work")
+    key_away_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=3_600,
+        description="how long after it was looked up a key still searches while the catalog cannot be reached",
+    )
     drain_s: float = Field(default=10.0, ge=0, le=300, description="time that in-flight requests get at shutdown")
 
 

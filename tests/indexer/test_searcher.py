@@ -12,6 +12,8 @@ import pyarrow as pa
 import pytest
 from house import eventually, open_ground
 from rows import message, unit
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from cluster.wiring import Ground, build_searcher
 from indexer.backends import open_backend
@@ -399,3 +401,29 @@ def test_a_question_given_up_while_it_waits_harms_nobody(base: Ground) -> None:
         searcher._answer([gone])  # all of them gave up: nothing to do, and nothing to die of
         searcher._answer([also_gone, kept])
         assert kept.answer.result(5).hits == ((),)
+
+
+def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_built_does_not(base: Ground) -> None:
+    of = collection(base)
+    live, away = shard_of(of), [False]
+    place = provisioning.placer(base.log, "acme", "docs", 1, base.settings.slots)
+    building = base.registry.add_generation(
+        "acme", "docs", index="flat", model=None, dimension=D, place=place, actor="test"
+    )
+
+    @event.listens_for(base.engine, "begin")
+    def begun(_connection: object) -> None:
+        if away[0]:
+            raise OperationalError("BEGIN", {}, Exception("the server closed the connection"))
+
+    with searching(base) as searcher:
+        end = send(base, live, one("a", 1))
+        reach(searcher, {live.slot: end})
+        later = base.registry.version + 1  # the gateway saw one change more, and may have cut over by it
+        away[0] = True
+        assert ask(searcher, live, catalog=later) == [("a", 1)]
+        with pytest.raises(Unavailable):
+            ask(searcher, building.shards()[0], catalog=later)
+        away[0] = False
+        assert ask(searcher, live, catalog=base.registry.version) == [("a", 1)]
+        eventually(lambda: not searcher._away)
