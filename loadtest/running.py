@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
+UP_S = 600.0
+"""What a platform may take to be ready: the first start after an installation reads gigabytes of libraries from the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Platform:
             roles |= json.loads(actors.read_text())
         return {name: role["pid"] for name, role in roles.items()}
 
-    def wait_ready(self, part: str | None = None, *, wait_s: float = 180) -> None:
+    def wait_ready(self, part: str | None = None, *, wait_s: float = UP_S) -> None:
         """Wait until the platform (or one part of it) says that it is ready."""
         end = time.monotonic() + wait_s
         while time.monotonic() < end:
@@ -79,7 +81,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(data: Path, *, up: tuple[str, ...] = (), wait_s: float = 180, **settings: str) -> Iterator[Platform]:
+def running(data: Path, *, up: tuple[str, ...] = (), wait_s: float = UP_S, **settings: str) -> Iterator[Platform]:
     """Start a platform in `data` (settings as VICINAGE_* words), hand it over, and stop it whatever happens."""
     port = free_port()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **{f"VICINAGE_{k.upper()}": v for k, v in settings.items()}}

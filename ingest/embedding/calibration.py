@@ -53,15 +53,14 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was chosen (and for single questions: how many threads), and everything that was measured to choose it."""
+    """What was chosen, and everything that was measured to choose it."""
 
     chosen: Trial
-    query_threads: int
     tried: tuple[Trial, ...]
 
     def facts(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {**asdict(self.chosen), "query_threads": self.query_threads, "tried": [asdict(t) for t in self.tried]}
+        return {**asdict(self.chosen), "tried": [asdict(t) for t in self.tried]}
 
 
 def measure(precision: str, threads: int, embed: Callable[[int], Floats], truth: Floats) -> Trial:
@@ -79,8 +78,7 @@ def choose(tried: Sequence[Trial], cosine_floor: float) -> Calibration:
     if not good:
         raise Refused(f"no precision keeps a cosine of {cosine_floor} to float32: {list(tried)}", field="precision")
     best = max(good, key=lambda t: t.texts_per_s)
-    quickest = min((t for t in good if t.precision == best.precision), key=lambda t: t.query_ms)
-    return Calibration(best, quickest.threads, tuple(tried))
+    return Calibration(best, tuple(tried))
 
 
 def _timed(embed: Callable[[int], Floats], n: int) -> tuple[float, Floats]:

@@ -31,8 +31,9 @@ from vicinage.telemetry import counter, events, gauge, histogram
 
 CALL_S: Final = 0.1
 """About how long a question may wait behind a model call."""
-SMALL_CALL_TOKENS: Final = 32
-"""Up to here a call is a question or two, which more threads rarely speed up; the calibration knows."""
+THREAD_TOKENS: Final = 128
+"""What one thread takes before a second one helps: eight short questions. Threads of smaller calls mostly wait for each other,
+on cores that the gateway wants."""
 PAD_SHARE: Final = 1.25
 """A call is split when padding would make it this much larger,"""
 CALL_TOKENS: Final = 40
@@ -223,8 +224,7 @@ class LocalEmbedder:
         import torch
 
         n_tokens = sum(len(item.tokens) for item in items)
-        small = n_tokens <= SMALL_CALL_TOKENS
-        torch.set_num_threads(self.calibration.query_threads if small else self.calibration.chosen.threads)
+        torch.set_num_threads(min(self.calibration.chosen.threads, -(-n_tokens // THREAD_TOKENS)))
         start = time.perf_counter()
         vectors = self._forward(self._model, [item.tokens for item in items])
         self._account(n_tokens, time.perf_counter() - start)

@@ -345,6 +345,3 @@ def test_the_fastest_of_the_faithful_is_chosen(tried: list[Trial]) -> None:
         return
     c = choose(tried, 0.995)
     assert c.chosen in good and c.chosen.texts_per_s == max(t.texts_per_s for t in good)
-    assert min(t.query_ms for t in good if t.precision == c.chosen.precision) in {
-        t.query_ms for t in good if t.threads == c.query_threads and t.precision == c.chosen.precision
-    }
