@@ -1,7 +1,7 @@
 """Compaction: several segments become one with their living rows.
 
 `pick` decides, pure. A deletion is kept until no older version of its document can come back: until every segment takes
-part, and its version lies below what ingest has committed (an older one can then never be replayed).
+part, and ingest has been beyond its version for so long that an older one can never come again (decision 007).
 """
 
 from collections.abc import Callable, Sequence

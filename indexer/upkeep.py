@@ -5,6 +5,7 @@ Nothing here is urgent. A kill loses at most the work under way: what was publis
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -26,6 +27,15 @@ SWEEP_EVERY_S: Final = 60.0
 
 _event = events("indexer")
 _compactions = counter("vicinage_indexer_compactions_total", "compactions finished")
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """The lowest offset that ingest had committed in any partition of a tenant's topic: `lately`, seen at `since`, and long before."""
+
+    long_ago: int
+    lately: int
+    since: float
 
 
 class Upkeep:
@@ -56,6 +66,7 @@ class Upkeep:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="indexer-worker")
         self._working: Future[None] | None = None
         self._turn = 0
+        self._passed: dict[str, Passed] = {}
         self._swept = -1e9
 
     def compact_soon(self, shards: Iterable[ShardId]) -> None:
@@ -124,12 +135,19 @@ class Upkeep:
             self.compact_soon([shard])  # until there is nothing left to gain
 
     def forgettable(self, tenant: str) -> Callable[[int], bool]:
-        """Says of a version whether no record with it or a lower one can come again: ingest is beyond it in every partition."""
+        """Says of a version whether no record with it or a lower one can come again: ingest has long been beyond it in every partition.
+
+        How long, and why that is enough: docs/decisions/007-when-a-deletion-is-forgotten.md.
+        """
         topic = self._registry.tenant(tenant).documents_topic
         n = self._log.topics(topic).get(topic, 1)
         committed = self._log.committed(Group.INGEST, [(topic, p) for p in range(n)])
         lowest = min(committed.get((topic, p), 0) for p in range(n))
-        return lambda version: version >> PARTITION_BITS < lowest
+        passed = self._passed.get(tenant)
+        passed = self._passed[tenant] = _passed(
+            passed, lowest, now=self._clock.monotonic(), age_s=self._builder.settings.tombstone_age_s
+        )
+        return lambda version: version >> PARTITION_BITS < passed.long_ago
 
     # orphans
 
@@ -154,3 +172,12 @@ class Upkeep:
             if manifest.shard not in served:
                 self._manifests.drop(manifest.shard)
                 _event.info("generation forgotten", shard=str(manifest.shard))
+
+
+def _passed(before: Passed | None, lowest: int, *, now: float, age_s: float) -> Passed:
+    """What is known of ingest's positions now. Pure; an offset is `long_ago` once it was seen `age_s` before, by this indexer's own clock."""
+    if before is None or lowest < before.lately:  # nothing known yet, or the topic has begun anew
+        return Passed(0, lowest, now)
+    if now - before.since >= age_s:
+        return Passed(before.lately, lowest, now)
+    return before

@@ -31,11 +31,14 @@ class Write:
 
 @dataclass(slots=True)
 class Job:
-    """Records of one partition, parsed: what to write, what to reject, and how far it goes."""
+    """Records of one partition, parsed: what to write, what to reject, and from where to where it goes."""
 
     tenant: Tenant
     tp: TopicPartition
-    end: int
+    start: int
+    end: int = 0
+    read_after: float = 0.0
+    """Monotonic time before which nobody had these records in hand."""
     writes: list[Write] = field(default_factory=list)
     rejected: list[tuple[Stored, Rejected]] = field(default_factory=list)
 
@@ -45,10 +48,16 @@ class Job:
 
 
 def jobs_of(
-    tenant: Tenant, tp: TopicPartition, records: list[Stored], registry: Registry, settings: IngestSettings
+    tenant: Tenant,
+    tp: TopicPartition,
+    records: list[Stored],
+    registry: Registry,
+    settings: IngestSettings,
+    *,
+    read_after: float,
 ) -> Iterator[Job]:
     """The records as jobs of about `batch_passages` documents; a record is never split over two."""
-    job = Job(tenant, tp, 0)
+    job = Job(tenant, tp, records[0].offset, read_after=read_after)
     for stored in records:
         for outcome in parse(stored, tenant, registry, settings):
             if isinstance(outcome, Rejected):
@@ -58,7 +67,7 @@ def jobs_of(
         job.end = stored.offset + 1
         if len(job.writes) + len(job.rejected) >= settings.batch_passages:
             yield _newest(job)
-            job = Job(tenant, tp, 0)
+            job = Job(tenant, tp, job.end, read_after=read_after)
     if job.end:
         yield _newest(job)
 

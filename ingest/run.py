@@ -22,7 +22,7 @@ from tenants.entities import Group
 from tenants.provisioning import VECTORS_TOPIC, ensure_topics
 from tenants.registry import Registry
 from vicinage.clock import Clock
-from vicinage.errors import NotFound, Refused, Unavailable
+from vicinage.errors import Conflict, NotFound, Refused, Unavailable
 from vicinage.faults import crash_point
 from vicinage.log import Log, Stored, TopicPartition
 from vicinage.settings import IngestSettings
@@ -31,6 +31,8 @@ from vicinage.telemetry import counter, events, histogram
 IN_FLIGHT: Final = 2
 """Jobs of one tenant under way; its topic is not read further until one ends."""
 WORKERS: Final = 4
+STALE_S: Final = 10.0
+"""A job whose records were read longer ago looks before each append whether another ingest has gone on meanwhile."""
 
 _event = events("ingest")
 _documents = counter("vicinage_ingest_documents_total", "documents taken from the documents log")
@@ -63,6 +65,8 @@ class Ingest:
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="ingest")
         self._stopping = threading.Event()
         self._discovered = -1e9
+        self._polled = self._read_after = clock.monotonic()
+        """When the last poll and the one before it began: what the last one gave was not in hand before the latter."""
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; what is under way is finished or left for the next start."""
@@ -124,6 +128,7 @@ class Ingest:
 
     def _poll(self, wait_s: float) -> list[Stored]:
         busy = any(self._flights.values())
+        self._read_after, self._polled = self._polled, self._clock.monotonic()
         try:
             return self._reader.poll(bytes_max=self._settings.batch_bytes, wait_s=min(wait_s, 0.02) if busy else wait_s)
         except Refused as refused:
@@ -148,7 +153,7 @@ class Ingest:
             tenant = self._registry.tenant(tp[0].removeprefix("vicinage.docs."))  # law 1: the topic says whose it is
         except NotFound:
             return  # deleted since it was read; `_discover` stops reading it
-        jobs = list(jobs_of(tenant, tp, records, self._registry, self._settings))
+        jobs = list(jobs_of(tenant, tp, records, self._registry, self._settings, read_after=self._read_after))
         self._places[tp] = records[-1].offset + 1
         flights = self._flights.setdefault(tp, [])
         if not flights and not any(job.needs_embedding() for job in jobs):
@@ -178,6 +183,7 @@ class Ingest:
         """Law 3: effects, then positions."""
         for slot, record in messages(job, embedded):
             crash_point("ingest.before_append")
+            self._check_not_overtaken(job)
             self._log.append(VECTORS_TOPIC, slot, [record])
         if job.rejected:
             dead_letters.append(self._log, job.tenant, job.rejected)
@@ -188,6 +194,18 @@ class Ingest:
         _rejected.inc(len(job.rejected))
         _passages.inc(sum(len(pieces) for pieces in embedded.pieces.values()))
         _seconds.observe(time.perf_counter() - start)
+
+    def _check_not_overtaken(self, job: Job) -> None:
+        """Raise Conflict where another ingest has done this job while this process stood still.
+
+        Then a later deletion may be done too, and already forgotten: what is written now could bring its document back
+        (docs/decisions/007-when-a-deletion-is-forgotten.md). The role ends, and begins anew at the committed position.
+        """
+        if self._clock.monotonic() - job.read_after < STALE_S:
+            return
+        place = self._log.committed(Group.INGEST, [job.tp]).get(job.tp, 0)
+        if place > job.start:
+            raise Conflict(f"another ingest is at {place} of {job.tp[0]}/{job.tp[1]}", expected=job.start, found=place)
 
     def _land(self) -> None:
         """Take in finished jobs; read on where a tenant has room again. Raises what a job raised."""

@@ -100,6 +100,11 @@ class IndexerSettings(_Group):
     dead_share_max: float = Field(
         default=0.25, gt=0, le=1, description="share of deleted passages above which a shard compacts"
     )
+    tombstone_age_s: float = Field(
+        default=3_600.0,
+        ge=100,
+        description="how long ingest must have been beyond a deletion before it is forgotten: longer than an append takes to reach the log",
+    )
     lease_s: float = Field(
         default=15.0, gt=1, description="how long an indexer's lease on a slot lasts without renewal"
     )

@@ -221,8 +221,8 @@ def test_objects_of_a_generation_that_is_gone_are_swept_and_no_others(opened) ->
     assert contents(base, new) == {"a": (version(1), 1)}
 
 
-def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partition(opened) -> None:
-    base = opened()
+def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partition_and_has_long_been(opened) -> None:
+    base = opened(tombstone_age_s=100)
     make_collection(base)
     base.log.delete_topic("vicinage.docs.acme")
     base.log.ensure_topic("vicinage.docs.acme", 2)
@@ -233,11 +233,31 @@ def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partitio
 
     assert not forgettable(0, 0)
     base.log.commit(Group.INGEST, {("vicinage.docs.acme", 0): 10})
+    base.clock.advance(101)
     assert not forgettable(5, 0), "partition 1 may still bring an older version of the document"
     base.log.commit(Group.INGEST, {("vicinage.docs.acme", 1): 6})
+    base.clock.advance(99)
+    assert not forgettable(5, 0), "a process that stood still may still hold an older version"
+    base.clock.advance(2)
+    assert not forgettable(5, 0), "it was not beyond it when it was looked at 101 s ago"
+    base.clock.advance(101)
     assert forgettable(5, 0)
     assert forgettable(5, 1)
     assert not forgettable(6, 0)
+
+
+def test_a_topic_that_begins_anew_is_waited_for_anew(opened) -> None:
+    base = opened(tombstone_age_s=100)
+    make_collection(base)
+    indexer, tp = make_indexer(base), ("vicinage.docs.acme", 0)
+    base.log.commit(Group.INGEST, {tp: 10})
+    assert not indexer._upkeep.forgettable("acme")(version(9))
+    base.clock.advance(101)
+    assert indexer._upkeep.forgettable("acme")(version(9))
+    base.log.commit(Group.INGEST, {tp: 2})
+    assert not indexer._upkeep.forgettable("acme")(version(1))
+    base.log.commit(Group.INGEST, {tp: 20})
+    assert not indexer._upkeep.forgettable("acme")(version(9))
 
 
 def test_segments_left_too_many_by_an_indexer_that_died_are_merged_by_the_next(opened) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from ingest.documents import parse_json
 from ingest.rules import Rules
 from tenants import provisioning
 from tenants.entities import Group, Tenant
-from vicinage.clock import Deadline
+from vicinage.clock import Deadline, ManualClock
+from vicinage.errors import Conflict
 from vicinage.log import Record
 from vicinage.wire import decode_rows
 
@@ -117,6 +119,39 @@ def test_a_posted_batch_takes_the_same_road(base, acme) -> None:
     assert (accepted.accepted, len(accepted.rejected), str(accepted.token)) == (2, 1, "0-0")
     work(base)
     assert rows(base) == [("docs", "a", 0, 0, "y")]
+
+
+def taken_and_held(base) -> tuple:
+    """An ingest that has read records and then stands still, and its records."""
+    held = make_ingest(base)
+    held._discover()
+    records: list = []
+    eventually(lambda: records.extend(held._poll(0.1)) or records)
+    return held, records
+
+
+def test_one_that_stood_still_while_another_went_on_writes_nothing_and_ends(base, acme) -> None:
+    base = replace(base, clock=ManualClock())
+    send(base, {"collection": "flat", "id": "a", "vector": [1, 0, 0]})
+    held, records = taken_and_held(base)
+    send(base, None, key=b"flat/a")
+    work(base)
+    written = rows(base)
+    base.clock.advance(3_600)
+    with pytest.raises(Conflict):
+        held._start((DOCS, 0), records)
+    assert rows(base) == written
+    assert base.log.committed(Group.INGEST, [(DOCS, 0)]) == {(DOCS, 0): 2}
+
+
+def test_one_that_took_long_and_was_overtaken_by_nobody_writes(base, acme) -> None:
+    base = replace(base, clock=ManualClock())
+    send(base, *({"collection": "flat", "id": f"d{i}", "vector": [1, 0, 0]} for i in range(3)))
+    held, records = taken_and_held(base)
+    base.clock.advance(3_600)
+    held._start((DOCS, 0), records)
+    assert len(rows(base)) == 3
+    assert base.log.committed(Group.INGEST, [(DOCS, 0)]) == {(DOCS, 0): 3}
 
 
 def test_a_new_tenants_topic_is_read_within_seconds(base) -> None:
