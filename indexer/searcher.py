@@ -39,12 +39,18 @@ from vicinage.wire import decode_rows, parse_rows_key, rows_key
 POLL_S: Final = 0.25
 POLL_BYTES: Final = 16 << 20
 RETRY_S: Final = 0.5
+CORRUPT_RETRY_S: Final = (1.0, 300.0)
+"""A corrupt manifest is tried again after the first, then after twice as long each time, up to the second: every try reads it whole."""
 LAGS_KEPT: Final = 2_000
 """Recent index lags kept per tenant."""
 
 _event = events("searcher")
 _applied = counter("vicinage_searcher_applied_passages_total", "passages made searchable")
 _resident = gauge("vicinage_searcher_resident_bytes", "bytes of vectors and indexes held in memory")
+_stale = gauge(
+    "vicinage_searcher_stale_shards",
+    "shards searched as of an older manifest, since a segment of the newest is corrupt",
+)
 _lag = histogram("vicinage_searcher_index_lag_seconds", "searchable time minus event time, per message")
 
 
@@ -58,6 +64,17 @@ class SearcherStats:
     applied: int
     index_lag_ms: Mapping[str, tuple[float, ...]]
     failed: Mapping[ShardId, str]
+    stale: Mapping[ShardId, str]
+    """Shards searched as of an older manifest, and what is corrupt in the newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stale:
+    """A manifest that was found corrupt: why, how long it is let be, and until when (monotonic)."""
+
+    reason: str
+    wait_s: float
+    until: float
 
 
 @dataclass(slots=True, eq=False)
@@ -116,7 +133,9 @@ class Searcher:
         self._serving: dict[ShardId, Generation] = {}
         """Every shard that lies in these slots and may be searched, as of catalog version `_seen`."""
         self._behind: dict[ShardId, Manifest] = {}
-        """Manifests that are still to be adopted: the store was away."""
+        """Manifests that are still to be adopted: the store was away, or a segment is corrupt."""
+        self._stale: dict[ShardId, _Stale] = {}
+        """Of `_behind`, those that are corrupt: the shard is searched as it was meanwhile."""
         self._searches = 0
         self._applied = 0
         self._lags: dict[str, deque[float]] = {}
@@ -204,7 +223,8 @@ class Searcher:
         lags = {tenant: tuple(recent) for tenant, recent in list(self._lags.items())}
         passed = self.watermarks()
         shards = tuple(replace(s, watermark=max(s.watermark, passed.get(s.shard.slot, 0))) for s in shards)
-        return SearcherStats(shards, passed, self._searches, self._applied, lags, dict(self._failed))
+        stale = {shard: s.reason for shard, s in list(self._stale.items()) if tenant in (None, shard.tenant)}
+        return SearcherStats(shards, passed, self._searches, self._applied, lags, dict(self._failed), stale)
 
     def watermarks(self) -> dict[int, int]:
         """Slot → the offset up to which everything is searchable."""
@@ -409,17 +429,23 @@ class Searcher:
             self._serving, self._seen = self._find_serving(), catalog
             self._let_go()
         self._behind |= {m.shard: m for m in changed if m.shard in self._serving}
+        for manifest in changed:
+            self._stale.pop(manifest.shard, None)  # it has other segments now: they may be whole
         for shard in list(self._behind):  # the tail may give up a shard meanwhile
             self._failed.pop(shard, None)  # it has other segments now: they may be whole
         for shard in [s for s in self._serving if s not in self._shards and s not in self._failed]:
             self._try(shard, partial(self._load, shard, self._serving[shard]))
+        now = self._clock.monotonic()
         for shard, manifest in list(self._behind.items()):
-            self._try(shard, partial(self._adopt, manifest, self._serving[shard]))
+            stale = self._stale.get(shard)
+            if stale is None or now >= stale.until:
+                self._try(shard, partial(self._adopt, manifest, self._serving[shard]))
+        _stale.set(len(self._stale))
         self._catalog = catalog
 
     def _let_go(self) -> None:
         with self._writing:
-            for held in (self._shards, self._failed, self._behind):
+            for held in (self._shards, self._failed, self._behind, self._stale):
                 for shard in [s for s in held if s not in self._serving]:
                     del held[shard]
 
@@ -485,9 +511,24 @@ class Searcher:
         held = self._shards.get(manifest.shard)
         if held is not None and manifest.version > held.snapshot.manifest.version:
             have = {s.ref.id: s for s in held.snapshot.segments}
-            held.adopt(manifest, self._segments(manifest, generation, have))
+            try:
+                segments = self._segments(manifest, generation, have)
+            except Corrupt as corrupt:
+                self._let_be(manifest.shard, corrupt)  # what is held is whole, and has all of the log: it serves on
+                return
+            held.adopt(manifest, segments)
         if held is not None:
             self._behind.pop(manifest.shard, None)
+            self._stale.pop(manifest.shard, None)
+
+    def _let_be(self, shard: ShardId, corrupt: Corrupt) -> None:
+        if shard not in self._behind:
+            return  # the tail has given it up meanwhile
+        least, most = CORRUPT_RETRY_S
+        before = self._stale.get(shard)
+        wait_s = min(2 * before.wait_s, most) if before else least
+        self._stale[shard] = _Stale(corrupt.detail, wait_s, self._clock.monotonic() + wait_s)
+        _event.error("manifest not adopted", shard=str(shard), error=corrupt.detail, path=corrupt.path, retry_s=wait_s)
 
     def _try(self, shard: ShardId, work: Callable[[], Any]) -> None:
         try:
@@ -502,6 +543,7 @@ class Searcher:
             self._failed[shard] = error.detail
             self._shards.pop(shard, None)
             self._behind.pop(shard, None)
+            self._stale.pop(shard, None)
 
     def _guard(self, work: Callable[[], None]) -> None:
         """The role's boundary: a thread that dies ends the role, loudly."""

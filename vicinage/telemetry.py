@@ -26,6 +26,7 @@ GaugeName = Literal[
     "vicinage_query_in_flight",  # requests being served
     "vicinage_ingest_embed_queue_tokens",  # tokens waiting at the embedder
     "vicinage_searcher_resident_bytes",  # bytes of vectors and indexes held in memory
+    "vicinage_searcher_stale_shards",  # shards searched as of an older manifest, since a segment of the newest is corrupt
     "vicinage_query_recall",  # recall@k measured on sampled live searches
     "vicinage_query_freshness_lag_ms",  # age of the oldest accepted record that is not yet searchable
 ]

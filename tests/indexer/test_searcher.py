@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,10 +22,10 @@ from indexer.seal import Builder
 from indexer.searcher import Searcher, _Asked, _together
 from indexer.segment import newest
 from tenants import provisioning
-from tenants.entities import Collection, Manifest
+from tenants.entities import Collection, Manifest, SegmentRef
 from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC
-from vicinage.clock import Deadline
+from vicinage.clock import Deadline, ManualClock
 from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable
 from vicinage.log import Record
 from vicinage.records import Partial, ShardId, ShardQuery
@@ -63,12 +64,21 @@ def one(name: str, version: int) -> pa.RecordBatch:
     return message([(name, version, [unit(version)], "{}")])
 
 
-def seal(base: Ground, shard: ShardId, of: Collection, batches: list[pa.RecordBatch], sealed: int) -> Manifest:
+def seal(
+    base: Ground,
+    shard: ShardId,
+    of: Collection,
+    batches: list[pa.RecordBatch],
+    sealed: int,
+    *,
+    before_publish: Callable[[SegmentRef], None] = lambda _ref: None,
+) -> Manifest:
     leases = Leases(base.engine, base.clock)
     lease = leases.acquire(f"slot/{shard.slot}", "test", ttl_s=30)
     assert lease is not None
     builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
     ref = builder.write(shard, of.generation(), *newest(batches))
+    before_publish(ref)
     made = builder.publish(shard, of.generation(), lease, lambda m: (*m.segments, ref), sealed=sealed)
     leases.release(lease)
     return made
@@ -281,6 +291,63 @@ def test_a_corrupt_shard_is_whole_again_once_its_manifest_names_whole_segments(b
         eventually(lambda: not asyncio.run(searcher.stats()).failed)
         eventually(lambda: asyncio.run(searcher.stats()).shards)
         assert ask(searcher, docs) == [("a", 1), ("b", 2)]
+
+
+class CountingStore:
+    """The real store, which counts what it is asked for."""
+
+    def __init__(self, store) -> None:
+        self.store, self.fetched = store, 0
+
+    def fetch(self, ref):
+        self.fetched += 1
+        return self.store.fetch(ref)
+
+
+def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_again_later_and_later(base: Ground) -> None:
+    clock = ManualClock()
+    base = replace(base, clock=clock)
+    of = collection(base)
+    docs = shard_of(of)
+    near = collection(base, "near")
+    batches = [one("a", 1), one("b", 2)]
+    end = send(base, docs, batches[0])
+    seal(base, docs, of, batches[:1], end)
+    with searching(base) as searcher:
+        searcher._store = store = CountingStore(base.store)
+        end = send(base, docs, batches[1])
+        reach(searcher, {docs.slot: end})
+        whole: list[tuple[Path, bytes]] = []
+
+        def cut_short(ref: SegmentRef) -> None:
+            file = Path(base.settings.store_url) / ref.objects["passages"].path
+            whole.append((file, file.read_bytes()))
+            file.write_bytes(file.read_bytes()[:-1])
+
+        seal(base, docs, of, batches[1:], end, before_publish=cut_short)
+        eventually(lambda: asyncio.run(searcher.stats()).stale)
+        assert store.fetched == 1
+        send(base, docs, one("c", 3))
+        end = send(base, docs, message([("a", 4, None, "")]))
+        reach(searcher, {docs.slot: end})
+        assert ask(searcher, docs, catalog=base.registry.refresh()) == [("b", 2), ("c", 3)]
+        seal(base, shard_of(near), near, [one("x", 5)], 0)
+        eventually(lambda: store.fetched == 2 + 1)  # the other collection's two objects, and the first of ours
+        assert ask(searcher, shard_of(near)) == [("x", 5)]
+        for wait_s in (1, 2, 4):
+            tried = store.fetched
+            clock.advance(wait_s - 0.5)
+            time.sleep(0.2)
+            assert store.fetched == tried, "it waits twice as long each time"
+            clock.advance(0.5)
+            eventually(lambda tried=tried: store.fetched == tried + 1)
+        assert list(asyncio.run(searcher.stats()).stale) == [docs]
+        whole[0][0].write_bytes(whole[0][1])
+        clock.advance(60)
+        eventually(lambda: not asyncio.run(searcher.stats()).stale)
+        assert ask(searcher, docs) == [("b", 2), ("c", 3)]
+        [held] = [s for s in asyncio.run(searcher.stats()).shards if s.shard == docs]
+        assert held.segments == 2
 
 
 class Gate:
