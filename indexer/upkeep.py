@@ -158,8 +158,8 @@ class Upkeep:
             return
         self._swept = now
         self._forget_gone()
-        older_than = self._clock.now_ms() - int(self._builder.settings.orphan_age_s * 1000)
-        gone = self._builder.store.sweep("segments", keep=self._manifests.paths(), older_than_ms=older_than)
+        age_s = self._builder.settings.orphan_age_s
+        gone = self._builder.store.sweep("segments", keep=self._manifests.paths(), age_s=age_s)
         if gone:
             _event.info("swept", objects=len(gone))
 

@@ -105,8 +105,9 @@ def test_listing_and_sweeping_keep_what_is_named_or_young(store: Store) -> None:
     for path in ("s/1/a", "s/1/b", "s/2/a", "other/a"):
         store.put(path, b"x")
     assert sorted(o.path for o in store.list("s")) == ["s/1/a", "s/1/b", "s/2/a"]
-    assert store.sweep("s", keep={"s/1/a"}, older_than_ms=0) == []
-    assert sorted(store.sweep("s", keep={"s/1/a"}, older_than_ms=2**60)) == ["s/1/b", "s/2/a"]
+    assert store.sweep("s", keep={"s/1/a"}, age_s=60) == []
+    time.sleep(2.1)  # S3 counts whole seconds
+    assert sorted(store.sweep("s", keep={"s/1/a"}, age_s=1)) == ["s/1/b", "s/2/a"]
     assert sorted(o.path for o in store.list()) == ["other/a", "s/1/a"]
 
 
@@ -199,11 +200,25 @@ def test_what_a_killed_writer_left_half_written_is_swept_when_it_is_old(tmp_path
     store = LocalStore(tmp_path)
     part = tmp_path / ".incoming" / "half"
     part.write_bytes(b"half")
-    now_ms = time.time_ns() // 1_000_000
-    store.sweep("s", keep=(), older_than_ms=now_ms - 60_000)
+    store.sweep("s", keep=(), age_s=60)
     assert part.exists()
-    store.sweep("s", keep=(), older_than_ms=now_ms + 60_000)
-    assert not part.exists()
+    os.utime(part, (time.time() - 61, time.time() - 61))
+    store.sweep("s", keep=(), age_s=60)
+    assert list((tmp_path / ".incoming").iterdir()) == []
+
+
+def test_what_is_old_is_decided_by_the_stores_clock_and_not_by_the_hosts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("s/just/written", b"x")
+    day_s = 86_400
+    for ahead_s in (day_s, -day_s):
+        now_ns = time.time_ns() + ahead_s * 10**9
+        monkeypatch.setattr(time, "time", lambda now_ns=now_ns: now_ns / 1e9)
+        monkeypatch.setattr(time, "time_ns", lambda now_ns=now_ns: now_ns)
+        assert store.sweep("s", keep=(), age_s=3_600) == []
+        monkeypatch.undo()
+    assert [o.path for o in store.list()] == ["s/just/written"]
 
 
 def test_a_store_that_cannot_write_says_so_and_leaves_nothing(tmp_path: Path) -> None:

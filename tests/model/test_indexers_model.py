@@ -33,7 +33,7 @@ class TwoIndexers(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
         opened = open_ground(
             self.folder, seal_passages=3, segments_max=2, seal_age_s=40.0, replay_records_max=12, lease_s=LEASE_S,
-            tombstone_age_s=100.0, orphan_age_s=1e9,  # the files have the real time, we another
+            tombstone_age_s=100.0,
         )  # fmt: skip
         self.clock = ManualClock(time.time_ns() // 1_000_000)
         self.base = replace(opened, clock=self.clock)

@@ -54,13 +54,25 @@ class LocalStore(VerifiedStore):
             self._verify_once(ref, file)
         return file
 
-    def sweep(self, prefix: str, *, keep: Container[str], older_than_ms: int) -> Sequence[str]:
+    def sweep(self, prefix: str, *, keep: Container[str], age_s: float) -> Sequence[str]:
         """Delete what nobody names and nobody is still writing; also what a killed writer left half written."""
-        for part in self._incoming.iterdir():
-            with suppress(FileNotFoundError):  # its writer has just finished
-                if part.stat().st_mtime_ns // 1_000_000 < older_than_ms:
-                    part.unlink()
-        return super().sweep(prefix, keep=keep, older_than_ms=older_than_ms)
+        if parts := list(self._incoming.iterdir()):
+            before = self.now_ms() - age_s * 1000
+            for part in parts:
+                with suppress(FileNotFoundError):  # its writer has just finished
+                    if part.stat().st_mtime_ns // 1_000_000 < before:
+                        part.unlink()
+        return super().sweep(prefix, keep=keep, age_s=age_s)
+
+    def now_ms(self) -> int:
+        """The time that the file system gives a file made now: on a network file system, its server's."""
+        probe = self._incoming / uuid.uuid4().hex
+        with Away(probe.name):
+            try:
+                probe.touch(exist_ok=False)
+                return probe.stat().st_mtime_ns // 1_000_000
+            finally:
+                probe.unlink(missing_ok=True)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """Walk the folder. What another deletes meanwhile is left out."""

@@ -47,8 +47,8 @@ class Store(Protocol):
         """Remove an object. Idempotent."""
         ...
 
-    def sweep(self, prefix: str, *, keep: Container[str], older_than_ms: int) -> Sequence[str]:
-        """Delete what is not in `keep` and was last written before `older_than_ms`; the paths deleted."""
+    def sweep(self, prefix: str, *, keep: Container[str], age_s: float) -> Sequence[str]:
+        """Delete what is not in `keep` and was last written more than `age_s` ago by the store's own clock; the paths deleted."""
         ...
 
 
@@ -59,12 +59,20 @@ class VerifiedStore:
         self._verified: set[tuple[str, int, str]] = set()
         self._lock = threading.Lock()
 
-    def sweep(self, prefix: str, *, keep: Container[str], older_than_ms: int) -> Sequence[str]:
+    def sweep(self, prefix: str, *, keep: Container[str], age_s: float) -> Sequence[str]:
         """Delete what nobody names and nobody is still writing."""
-        gone = [o.path for o in self.list(prefix) if o.path not in keep and o.modified_ms < older_than_ms]
+        unnamed = [o for o in self.list(prefix) if o.path not in keep]
+        if not unnamed:
+            return []
+        before = self.now_ms() - age_s * 1000
+        gone = [o.path for o in unnamed if o.modified_ms < before]
         for path in gone:
             self.delete(path)
         return gone
+
+    def now_ms(self) -> int:
+        """What the store would give as the time of an object written now: this host's clock may be wrong, the store's ages cannot."""
+        raise NotImplementedError
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store."""

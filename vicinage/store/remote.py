@@ -19,6 +19,8 @@ from vicinage.store.objects import CHUNK, Away, StoredObject, VerifiedStore, che
 
 CACHE_BYTES_MAX: Final = 64 << 30
 """Bytes of copies that a remote store keeps on this node unless told otherwise."""
+PROBES: Final = "probes"
+"""Folder of the objects that ask for the store's time; they are gone at once, and a kill leaves three bytes there."""
 PART_AGE_S: Final = 86_400
 """Age at which a half-made copy in the cache belongs to nobody any more."""
 
@@ -123,6 +125,17 @@ class RemoteStore(VerifiedStore):
         for info in infos:
             if info.type == fs.FileType.File:
                 yield StoredObject(info.path, info.size, (info.mtime_ns or time.time_ns()) // 1_000_000)
+
+    def now_ms(self) -> int:
+        """The time that the store gives an object made now; 0, by which nothing is old, where it gives none."""
+        probe = f"{PROBES}/{uuid.uuid4().hex}"
+        with Away(probe):
+            try:
+                with self._remote.open_output_stream(probe) as out:
+                    out.write(b"now")
+                return (self._remote.get_file_info(probe).mtime_ns or 0) // 1_000_000
+            finally:
+                self.delete(probe)
 
     def delete(self, path: str) -> None:
         """Remove the object."""
