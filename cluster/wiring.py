@@ -179,16 +179,17 @@ def build_ingest(base: Ground, *, embedder_key: str | None) -> "Ingest":
 
 
 def build_indexer(base: Ground, *, embedder_key: str | None) -> "Indexer":
-    """The indexer role."""
+    """The indexer role, with a registry of its own that it refreshes: a model registered after the start is found in it."""
     from indexer.backends import open_backend
     from indexer.run import Indexer
     from tenants.leases import Leases
     from tenants.registry import Registry
 
-    embedder_for = _remembered(lambda name: _embedder(base, base.registry.model(name), embedder_key))
+    registry = Registry(base.engine, base.clock)
+    embedder_for = _remembered(lambda name: _embedder(base, registry.model(name), embedder_key))
     return Indexer(
         log=base.log,
-        registry=Registry(base.engine, base.clock),
+        registry=registry,
         manifests=base.manifests,
         leases=Leases(base.engine, base.clock),
         jobs=base.jobs,

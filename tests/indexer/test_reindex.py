@@ -6,14 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from gate import serving
 from house import hash_vector, make_indexer
 from rows import Row
 from sealed import append, contents, gone, make_collection, segments, up, version
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
+from cluster.wiring import build_indexer
 from indexer import reindex
 from indexer.reindex import Reindex
 from indexer.run import Indexer
+from tenants import provisioning
 from tenants.entities import EmbeddingModel, Generation, Group, Job
+from tenants.registry import Registry
 from vicinage.errors import Conflict, NotFound, Overloaded, Refused
 from vicinage.log import Record
 from vicinage.wire import vectors_of
@@ -273,8 +281,6 @@ class Modelled(House):
         base.registry.register_model(EmbeddingModel("old", "openai", "http://127.0.0.1:9", 4, 100), actor="test")
         base.registry.register_model(EmbeddingModel("new", "openai", "http://127.0.0.1:9", 8, 100), actor="test")
         base.registry.delete_collection("acme", "docs", actor="test")
-        from tenants import provisioning
-
         made = provisioning.create_collection(
             base.registry, base.log, "acme", "docs", model="old", slots_total=8, actor="test"
         )
@@ -343,3 +349,28 @@ def test_an_empty_collection_is_reindexed_too(base) -> None:
     assert (job.state, job.done) == ("done", 0)
     assert house.generations() == [(2, "live")]
     assert house.generation(2).index == "hnsw"
+
+
+def test_a_model_registered_after_the_indexer_started_is_found(base) -> None:
+    async def embeddings(request: Request) -> JSONResponse:
+        texts = (await request.json())["input"]
+        return JSONResponse(
+            {"data": [{"index": i, "embedding": hash_vector(t, 8).tolist()} for i, t in enumerate(texts)]}
+        )
+
+    base.registry.create_tenant("acme", actor="test")
+    base.registry.register_model(EmbeddingModel("old", "openai", "http://127.0.0.1:9", 4, 100), actor="test")
+    made = provisioning.create_collection(
+        base.registry, base.log, "acme", "docs", model="old", slots_total=8, actor="test"
+    )
+    append(base, made.generation(), up("a", 1))
+    indexer = build_indexer(base, embedder_key=None)
+    elsewhere = Registry(base.engine, base.clock)  # the gateway's process, not the indexer's
+    with serving(Starlette(routes=[Route("/v1/embeddings", embeddings, methods=["POST"])])) as url:
+        elsewhere.register_model(EmbeddingModel("late", "openai", f"{url}/v1", 8, 100), actor="test")
+        reindex.start(elsewhere, base.jobs, "acme", "docs", index="flat", model="late", shards=1, actor="test")
+        indexer._hold_leases()
+        for _ in range(4):
+            indexer._reindex.advance(base.jobs.list()[-1])
+    [job] = base.jobs.list()
+    assert (job.state, job.error, job.done) == ("done", None, 1)
