@@ -134,6 +134,11 @@ class Searcher:
         """Every shard that lies in these slots and may be searched, as of catalog version `_seen`."""
         self._behind: dict[ShardId, Manifest] = {}
         """Manifests that are still to be adopted: the store was away, or a segment is corrupt."""
+        self._whole: set[ShardId] = set()
+        """Shards that had all of their manifest once their generation was live: what came since is in the log, and so here.
+
+        What a reindex copies before the cut-over is in its segments alone.
+        """
         self._stale: dict[ShardId, _Stale] = {}
         """Of `_behind`, those that are corrupt: the shard is searched as it was meanwhile."""
         self._searches = 0
@@ -289,7 +294,10 @@ class Searcher:
         if catalog <= self._catalog:
             return False
         seen = self._serving.get(shard)
-        return not self._away or shard in self._behind or seen is None or seen.state != "live"
+        return not self._away or self._lacks(shard) or seen is None or seen.state != "live"
+
+    def _lacks(self, shard: ShardId) -> bool:
+        return shard in self._behind and shard not in self._stale
 
     def _answer_later(self, gathered: list[_Asked]) -> None:
         """Have the loader bring the shard in, or up to date, then ask again; other questions go on meanwhile."""
@@ -423,9 +431,11 @@ class Searcher:
 
     def _look(self) -> None:
         """See what the catalog has now: load new shards, adopt new manifests, let go of generations that are gone."""
+        # Before the manifests: those of a generation that is live here name all that was copied into it.
         catalog = self._registry.refresh()
         self._change, changed = self._manifests.changed_since(self._change, self.slots)
-        if catalog != self._seen:
+        news = catalog != self._seen
+        if news:
             self._serving, self._seen = self._find_serving(), catalog
             self._let_go()
         self._behind |= {m.shard: m for m in changed if m.shard in self._serving}
@@ -441,6 +451,8 @@ class Searcher:
             if stale is None or now >= stale.until:
                 self._try(shard, partial(self._adopt, manifest, self._serving[shard]))
         _stale.set(len(self._stale))
+        if news:
+            self._whole |= {s for s, g in self._serving.items() if self._has_all(s, g)}
         self._catalog = catalog
 
     def _let_go(self) -> None:
@@ -448,6 +460,10 @@ class Searcher:
             for held in (self._shards, self._failed, self._behind, self._stale):
                 for shard in [s for s in held if s not in self._serving]:
                     del held[shard]
+        self._whole &= self._serving.keys()
+
+    def _has_all(self, shard: ShardId, generation: Generation) -> bool:
+        return generation.state == "live" and shard in self._shards and shard not in self._behind
 
     def _bring(self, shard: ShardId) -> Shard:
         try:
@@ -490,6 +506,8 @@ class Searcher:
         with self._writing:
             self._catch_up(made, passed, self._watermarks.get(shard.slot, 0))
             self._shards[shard] = made
+        if self._has_all(shard, generation):
+            self._whole.add(shard)
         return made
 
     def _segments(self, manifest: Manifest, generation: Generation, held: Mapping[str, Segment]) -> list[Segment]:
@@ -514,14 +532,19 @@ class Searcher:
             try:
                 segments = self._segments(manifest, generation, have)
             except Corrupt as corrupt:
-                self._let_be(manifest.shard, corrupt)  # what is held is whole, and has all of the log: it serves on
+                if manifest.shard not in self._whole:
+                    raise
+                self._let_be(manifest.shard, corrupt)
                 return
             held.adopt(manifest, segments)
         if held is not None:
             self._behind.pop(manifest.shard, None)
             self._stale.pop(manifest.shard, None)
+            if self._has_all(manifest.shard, generation):
+                self._whole.add(manifest.shard)
 
     def _let_be(self, shard: ShardId, corrupt: Corrupt) -> None:
+        """Serve on from what is held, and try the manifest again later."""
         if shard not in self._behind:
             return  # the tail has given it up meanwhile
         least, most = CORRUPT_RETRY_S
@@ -544,6 +567,7 @@ class Searcher:
             self._shards.pop(shard, None)
             self._behind.pop(shard, None)
             self._stale.pop(shard, None)
+            self._whole.discard(shard)
 
     def _guard(self, work: Callable[[], None]) -> None:
         """The role's boundary: a thread that dies ends the role, loudly."""

@@ -157,7 +157,7 @@ def test_a_manifest_is_adopted_while_it_serves(base: Ground) -> None:
 def test_a_collection_made_later_is_brought_in_by_the_question_that_knows_of_it(base: Ground) -> None:
     with searching(base, adopt_s=30) as searcher:
         docs = shard_of(collection(base))
-        send(base, docs, one("a", 1))
+        reach(searcher, {docs.slot: send(base, docs, one("a", 1))})
         assert ask(searcher, docs, catalog=base.registry.refresh()) == [("a", 1)]
         assert asyncio.run(searcher.document(docs, "a", Deadline.after(5))).version == 1
         assert asyncio.run(searcher.document(docs, "b", Deadline.after(5))) is None
@@ -348,6 +348,36 @@ def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_agai
         assert ask(searcher, docs) == [("b", 2), ("c", 3)]
         [held] = [s for s in asyncio.run(searcher.stats()).shards if s.shard == docs]
         assert held.segments == 2
+
+
+@pytest.mark.parametrize("seen_before_the_cut_over", [True, False])
+def test_a_generation_whose_copied_rows_are_corrupt_is_refused_and_never_served_without_them(
+    base: Ground, seen_before_the_cut_over: bool
+) -> None:
+    """The rows that a reindex copies are in no log: a searcher that lacks their segment has not got them elsewhere."""
+    of = collection(base)
+    place = provisioning.placer(base.log, "acme", "docs", 1, base.settings.slots)
+    new = base.registry.add_generation("acme", "docs", index="flat", model=None, dimension=D, place=place, actor="test")
+    [shard] = new.shards()
+    with searching(base, adopt_s=30) as searcher:
+        searcher._settings = SearcherSettings(adopt_s=30)
+        reach(searcher, {shard.slot: send(base, shard, one("b", 2))})
+        assert ask(searcher, shard, catalog=base.registry.refresh()) == [("b", 2)]
+        lease = Leases(base.engine, base.clock).acquire(f"slot/{shard.slot}", "test", ttl_s=30)
+        assert lease is not None
+        builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
+        ref = builder.write(shard, new, *newest([one("a", 1)]))
+        file = Path(base.settings.store_url) / ref.objects["passages"].path
+        file.write_bytes(file.read_bytes()[:-1])
+        builder.publish(shard, new, lease, lambda m: (*m.segments, ref))
+        base.registry.set_generation_state("acme", "docs", new.number, "ready", actor="test")
+        if seen_before_the_cut_over:
+            with pytest.raises(Corrupt):
+                ask(searcher, shard, catalog=base.registry.refresh())
+        base.registry.cut_over("acme", "docs", new.number, actor="test")
+        with pytest.raises(Corrupt):
+            ask(searcher, shard, catalog=base.registry.refresh())
+        assert shard_of(of) != shard
 
 
 class Gate:
