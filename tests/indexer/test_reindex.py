@@ -371,6 +371,6 @@ def test_a_model_registered_after_the_indexer_started_is_found(base) -> None:
         reindex.start(elsewhere, base.jobs, "acme", "docs", index="flat", model="late", shards=1, actor="test")
         indexer._hold_leases()
         for _ in range(4):
-            indexer._reindex.advance(base.jobs.list()[-1])
+            indexer._upkeep._reindex.advance(base.jobs.list()[-1])
     [job] = base.jobs.list()
     assert (job.state, job.error, job.done) == ("done", None, 1)
