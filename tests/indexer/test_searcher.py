@@ -332,15 +332,16 @@ def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_agai
         reach(searcher, {docs.slot: end})
         assert ask(searcher, docs, catalog=base.registry.refresh()) == [("b", 2), ("c", 3)]
         seal(base, shard_of(near), near, [one("x", 5)], 0)
-        eventually(lambda: store.fetched == 2 + 1)  # the other collection's two objects, and the first of ours
-        assert ask(searcher, shard_of(near)) == [("x", 5)]
+        eventually(lambda: ask(searcher, shard_of(near)) == [("x", 5)])
+        assert store.fetched == 2 + 1, "the other collection's two objects, and the first of ours"
         for wait_s in (1, 2, 4):
             tried = store.fetched
             clock.advance(wait_s - 0.5)
             time.sleep(0.2)
             assert store.fetched == tried, "it waits twice as long each time"
             clock.advance(0.5)
-            eventually(lambda tried=tried: store.fetched == tried + 1)
+            eventually(lambda wait_s=wait_s: searcher._stale[docs].wait_s == 2 * wait_s)
+            assert store.fetched == tried + 1
         assert list(asyncio.run(searcher.stats()).stale) == [docs]
         whole[0][0].write_bytes(whole[0][1])
         clock.advance(60)
