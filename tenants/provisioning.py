@@ -85,6 +85,7 @@ def placer(log: Log, tenant: str, collection: str, shards: int, slots_total: int
 
     def chosen(generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         slots = place(tenant, collection, generation, shards, slots_total)
+        # Read before the generation is in the catalog: its first row cannot come before these.
         return slots, tuple(log.end(VECTORS_TOPIC, slot) for slot in slots)
 
     return chosen

@@ -223,7 +223,10 @@ class Registry:
         objectives: Objectives | None = None,
         actor: str,
     ) -> Collection:
-        """A new collection, its first generation live. `place(generation)` gives that generation's slots and starts."""
+        """A new collection, its first generation live. `place(generation)` gives that generation's slots and starts.
+
+        It is asked before the change, which everybody else's would wait for. Raises Conflict where the name is taken.
+        """
         self.refresh()
         if not COLLECTION_NAME.fullmatch(name):
             raise Refused(
@@ -233,14 +236,15 @@ class Registry:
             )
         model, dimension = self._embedding(model, dimension)
         _check_build(dimension, metric, index)
+        number = self._next_generation(tenant, name)
+        slots, starts = place(number)
         with changing(self._engine, self._clock, actor) as at:
             _tenant_now(at, tenant)
             where = (tables.collections.c.tenant == tenant) & (tables.collections.c.name == name)
             old = at.connection.execute(select(tables.collections).where(where)).first()
             if old and old.state == "active":
                 raise Conflict(f"collection {name!r} exists already")
-            number = old.next_generation if old else 1  # numbers go on rising: old rows in the log stay strangers
-            slots, starts = place(number)
+            _check_number(number, old.next_generation if old else 1)
             row = {
                 "state": "active",
                 "live": number,
@@ -274,10 +278,12 @@ class Registry:
         place: Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]],
         actor: str,
     ) -> Generation:
-        """The collection's next generation, `building`: from here on it receives every write too."""
+        """The collection's next generation, `building`: from here on it receives every write too. `place` as above."""
         self.refresh()
         live = self.collection(tenant, collection).generation()
         _check_build(dimension, live.metric, index)
+        number = self._next_generation(tenant, collection)
+        slots, starts = place(number)
         c = tables.collections
         with changing(self._engine, self._clock, actor) as at:
             take = update(c).where(c.c.tenant == tenant, c.c.name == collection, c.c.state == "active")
@@ -285,8 +291,7 @@ class Registry:
             taken = at.connection.execute(take.returning(c.c.next_generation)).first()
             if taken is None:
                 raise NotFound(f"there is no collection {collection!r}")
-            number = taken.next_generation - 1
-            slots, starts = place(number)
+            _check_number(number, taken.next_generation - 1)
             made = Generation(
                 tenant, collection, number, "building", model, dimension, live.metric, index, slots, starts, at.now_ms
             )
@@ -344,6 +349,13 @@ class Registry:
         self.refresh()
         return model
 
+    def _next_generation(self, tenant: str, collection: str) -> int:
+        """The number that a generation made now would have. They go on rising: old rows in the log stay strangers."""
+        c = tables.collections
+        with look(self._engine) as connection:
+            query = select(c.c.next_generation).where(c.c.tenant == tenant, c.c.name == collection)
+            return connection.execute(query).scalar() or 1
+
     def _embedding(self, model: str | None, dimension: int | None) -> tuple[str | None, int]:
         if model is None and dimension is not None:
             return None, dimension
@@ -354,6 +366,11 @@ class Registry:
                 field="dimension",
             )
         return entry.name, entry.dimension
+
+
+def _check_number(placed: int, now: int) -> None:
+    if placed != now:
+        raise Conflict("the collection got another generation meanwhile; ask again", expected=placed, found=now)
 
 
 def _check_build(dimension: int, metric: str, index: str) -> None:

@@ -205,6 +205,49 @@ def test_a_change_that_fails_leaves_no_row_and_no_record(house: House) -> None:
     assert house.registry.collections() == ()
 
 
+def test_nobody_waits_for_the_log_that_places_a_new_generation(house: House) -> None:
+    """Where a generation begins is asked of the log, which may be slow: not while everybody's changes wait."""
+    house.registry.create_tenant("acme", actor="test")
+    others: list[str] = []
+
+    def slow(generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        others.append(f"other-{len(others)}")
+        Registry(engine, house.clock).create_tenant(others[-1], actor="test")  # stuck if this change is open already
+        return (generation,), (7,)
+
+    with another(house) as engine:
+        made = house.registry.create_collection("acme", "docs", dimension=4, place=slow, actor="test").generation()
+        assert (made.number, made.slots, made.starts) == (1, (1,), (7,))
+        more = {"index": "flat", "model": None, "dimension": 4, "actor": "test"}
+        added = house.registry.add_generation("acme", "docs", place=slow, **more)
+        assert (added.number, added.slots, added.starts) == (2, (2,), (7,))
+    house.registry.refresh()
+    assert {t.name for t in house.registry.tenants()} == {"acme", *others}
+
+
+def test_a_generation_placed_under_a_number_that_was_taken_meanwhile_is_not_made(house: House) -> None:
+    make(house)
+    more = {"index": "flat", "model": None, "dimension": 4, "actor": "test"}
+
+    def overtaken(_generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        Registry(house.engine, house.clock).add_generation("acme", "docs", place=nowhere, **more)
+        return nowhere(_generation)
+
+    def made_and_gone(_generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        other = Registry(house.engine, house.clock)
+        other.create_collection("acme", "new", dimension=4, place=nowhere, actor="test")
+        other.delete_collection("acme", "new", actor="test")
+        return nowhere(_generation)
+
+    with pytest.raises(Conflict, match="meanwhile"):
+        house.registry.add_generation("acme", "docs", place=overtaken, **more)
+    with pytest.raises(Conflict, match="meanwhile"):
+        house.registry.create_collection("acme", "new", dimension=4, place=made_and_gone, actor="test")
+    house.registry.refresh()
+    [docs] = house.registry.collections()
+    assert [g.number for g in docs.generations] == [1, 2]
+
+
 def test_what_cannot_be_built_is_refused_and_the_rule_named(house: House) -> None:
     house.registry.create_tenant("acme", actor="test")
     for given, rule in (
