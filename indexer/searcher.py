@@ -3,6 +3,9 @@
 The tail thread applies the log; the loader thread brings in shards and adopts manifests, so that neither the log nor the
 other tenants wait for a large segment; search threads only read snapshots. While one call is under way the next questions
 gather; those of one shard, k, effort and filter go as one batch.
+
+Law 7: questions wait in a fair queue, by their tenants' weight and by what they will cost to answer; a batch is on the account
+of the tenant that asked.
 """
 
 import asyncio
@@ -22,13 +25,14 @@ from indexer.backends import Backend
 from indexer.segment import Segment, load
 from indexer.serving import serving
 from indexer.shard import Shard, ShardStats, StoredDocument
-from tenants.entities import Generation, Manifest
+from tenants.entities import CLASS_WEIGHT, Generation, Manifest
 from tenants.manifests import Manifests
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.catalog import unreachable
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Unavailable, VicinageError
+from vicinage.fair import FairQueue
 from vicinage.log import Log, Stored
 from vicinage.records import Partial, ShardId, ShardQuery
 from vicinage.settings import SearcherSettings
@@ -41,6 +45,10 @@ POLL_BYTES: Final = 16 << 20
 RETRY_S: Final = 0.5
 CORRUPT_RETRY_S: Final = (1.0, 300.0)
 """A corrupt manifest is tried again after the first, then after twice as long each time, up to the second: every try reads it whole."""
+TURN: Final = 8
+"""What a tenant of weight 1 may ask in a turn, in questions to a graph."""
+GRAPH_NUMBERS: Final = 1 << 20
+"""So many numbers compared one by one (4,096 rows × 256) cost about what a question to a graph does."""
 LAGS_KEPT: Final = 2_000
 """Recent index lags kept per tenant."""
 
@@ -83,6 +91,7 @@ class _Asked:
 
     query: ShardQuery
     deadline: Deadline
+    cost: int = 1
     answer: Future[Partial] = field(default_factory=Future)
 
 
@@ -119,7 +128,7 @@ class Searcher:
         self._watermarks: dict[int, int] = {}
         self._reached = threading.Condition()
         self._waiters: list[tuple[Mapping[int, int], Future[None]]] = []
-        self._asked: deque[_Asked] = deque()
+        self._asked: FairQueue[_Asked] = FairQueue(items_max=settings.queue_max, quantum=TURN)
         self._asking = threading.Condition()
         self._stop = threading.Event()
         self._ready = threading.Event()
@@ -167,9 +176,9 @@ class Searcher:
         for thread in self._threads:
             thread.join(10)
         gone = Unavailable("the searcher is stopping", dependency="searcher")
-        waiting = (
-            [a.answer for a in self._asked] + [w[1] for w in self._waiters] + [r[1] for r in list(self._requests.queue)]
-        )
+        with self._asking:
+            asked = self._asked.take(self._asked.cost)
+        waiting = [a.answer for a in asked] + [w[1] for w in self._waiters] + [r[1] for r in list(self._requests.queue)]
         for future in waiting:
             _refuse(future, gone)
 
@@ -186,13 +195,23 @@ class Searcher:
 
     def submit(self, query: ShardQuery, deadline: Deadline) -> Future[Partial]:
         """The same, as a future."""
-        asked = _Asked(query, deadline)
+        asked = _Asked(query, deadline, self._cost(query))
+        tenant = query.shard.tenant
         with self._asking:
-            if len(self._asked) >= self._settings.queue_max:
-                raise Overloaded("too many questions wait at the searcher", retry_after_s=0.5)
-            self._asked.append(asked)
+            self._asked.put(tenant, [(asked, asked.cost)], weight=self._weight(tenant))
             self._asking.notify()
         return asked.answer
+
+    def _cost(self, query: ShardQuery) -> int:
+        shard = self._shards.get(query.shard)
+        numbers = shard.scanned(exact=query.exact) if shard else 0
+        return (len(query.vectors) or 1) * (1 + numbers // GRAPH_NUMBERS)
+
+    def _weight(self, tenant: str) -> int:
+        try:
+            return CLASS_WEIGHT[self._registry.tenant(tenant).priority]
+        except NotFound:
+            return 1  # not seen here yet, or no more
 
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
         """Wait until every slot's watermark is at least as asked; the watermarks then. Raises DeadlineExceeded."""
@@ -240,23 +259,19 @@ class Searcher:
     def _answer_all(self) -> None:
         while not self._stop.is_set():
             with self._asking:
-                while not self._asked and not self._stop.is_set():
+                while not (gathered := self._gather()) and not self._stop.is_set():
                     self._asking.wait()
-                gathered = self._gather()
             self._answer(gathered)
 
     def _gather(self) -> list[_Asked]:
-        """The oldest question, and those that can go along in the same call."""
-        if not self._asked:
-            return []
-        first = self._asked.popleft()
-        along = [first]
-        if self._asked:
-            same = [a for a in self._asked if _together(a.query, first.query)][: self._settings.batch_max - 1]
-            for asked in same:
-                self._asked.remove(asked)
-            along.extend(same)
-        return along
+        """The question whose turn it is, and those that can go along in the same call."""
+        turn = self._asked.take(1)
+        if turn and self._asked.cost:
+            asks = _asks(turn[0].query)
+            turn += self._asked.take_along(
+                turn[0].query.shard.tenant, lambda a: _asks(a.query) == asks, self._settings.batch_max - 1
+            )
+        return turn
 
     def _answer(self, gathered: list[_Asked]) -> None:
         live = [a for a in gathered if not a.deadline.passed()]
@@ -306,7 +321,8 @@ class Searcher:
             error = done.exception()
             with self._asking:
                 if error is None:
-                    self._asked.extendleft(reversed(gathered))
+                    tenant = gathered[0].query.shard.tenant
+                    self._asked.put_back(tenant, [(a, a.cost) for a in gathered], weight=self._weight(tenant))
                     self._asking.notify()
             for a in gathered if error is not None else ():
                 _refuse(a.answer, error or Unavailable("not loaded", dependency="searcher"))
@@ -592,13 +608,8 @@ def _answer_together(shard: Shard, asked: list[_Asked], passed: int) -> None:
         at += n
 
 
-def _together(a: ShardQuery, b: ShardQuery) -> bool:
-    """Whether one call can answer both."""
-    return _asks(a) == _asks(b)
-
-
 def _asks(query: ShardQuery) -> tuple[object, ...]:
-    """All that two questions must have in common. A filter by its text: {"x": 1} == {"x": True} in Python, not in a filter."""
+    """All that questions must have in common to go in one call. A filter by its text: {"x": 1} == {"x": True} in Python, not in a filter."""
     condition = None if query.filter is None else repr(query.filter)
     width = query.vectors.shape[1:]
     return (query.shard, query.k, query.effort, query.exact, query.include, condition, width)

@@ -75,6 +75,9 @@ class Snapshot:
     watermark: int
     manifest: Manifest
     documents: int
+    rows: int
+    rows_scanned: int
+    """Those of the delta, and of segments without a graph: every question is compared with each."""
 
 
 @dataclass(slots=True)
@@ -218,6 +221,8 @@ class Shard:
                 self._alive_rows[i] = _rows_alive(self._segments[i], documents)
 
     def _publish(self) -> Snapshot:
+        graphs = sum(len(s) for s in self._segments if s.index is not None)
+        rows = self._delta.n + sum(map(len, self._segments))
         return Snapshot(
             self._segments,
             tuple(self._alive_rows),
@@ -225,6 +230,8 @@ class Shard:
             self._watermark,
             self._manifest,
             self._n_documents,
+            rows,
+            rows - graphs,
         )
 
     # reading: any thread
@@ -238,6 +245,11 @@ class Shard:
                 limit=self._dimension,
             )
         return search(self.snapshot, query, self._backend, self._metric, self._recall)
+
+    def scanned(self, *, exact: bool) -> int:
+        """Numbers that one question is compared with one by one: rows without a graph (or all, where exact) × dimension."""
+        s = self.snapshot
+        return (s.rows if exact else s.rows_scanned) * self._dimension
 
     def document(self, document_id: str) -> StoredDocument | None:
         """The document as it is searchable now, or None."""

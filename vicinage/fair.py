@@ -7,6 +7,7 @@ Not thread-safe: whoever owns it holds a lock.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -17,25 +18,30 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Line(Generic[T]):
-    """One tenant's waiting items, oldest first, and what it may still take in this round."""
+    """One tenant's waiting items, oldest first, and what it may still take in this round (below 0: what it owes)."""
 
     weight: int
     deficit: int = 0
     cost: int = 0
+    held: int = 0
+    """What it takes of the queue's bound."""
     items: deque[tuple[T, int]] = field(default_factory=deque)
 
 
 class FairQueue(Generic[T]):
-    """Items with a cost, per tenant; at most `cost_max` in all.
+    """Items with a cost, per tenant; what waits costs at most `cost_max` in all, or is at most `items_max` many.
 
     `cost` is what waits. `cost_per_s` is how fast it is worked off, as its owner measured it: it makes the refusals'
     retry_after_s true.
     """
 
-    def __init__(self, *, cost_max: int, quantum: int) -> None:
-        self._cost_max = cost_max
+    def __init__(self, *, cost_max: int = 0, items_max: int = 0, quantum: int) -> None:
+        assert bool(cost_max) != bool(items_max), "one bound, of one kind"
+        self._held_max = cost_max or items_max
+        self._by_cost = bool(cost_max)
         self._quantum = quantum
         self._lines: dict[str, _Line[T]] = {}
+        self._held = 0
         self.cost = 0
         self.cost_per_s = 0.0
 
@@ -49,23 +55,45 @@ class FairQueue(Generic[T]):
         """
         if not items:
             return
-        cost = sum(c for _, c in items)
-        if self.cost:
-            self._check_room(tenant, cost, weight)
-        line = self._lines.setdefault(tenant, _Line(weight))
+        cost = items[0][1] if len(items) == 1 else sum(c for _, c in items)
+        held = cost if self._by_cost else len(items)
+        line = self._lines.get(tenant)
+        if self._held and not self._has_room(line, held, weight):
+            raise self._full(cost + (line.cost if line else 0))
+        line = line or self._line(tenant, weight)
         line.weight = weight
         line.items.extend(items)
-        line.cost += cost
-        self.cost += cost
+        self._count(line, cost, held)
 
-    def _check_room(self, tenant: str, cost: int, weight: int) -> None:
+    def put_back(self, tenant: str, items: list[tuple[T, int]], *, weight: int = 1) -> None:
+        """Undo their taking: they stand first in their tenant's line again, and cost nothing so far. They always fit."""
+        line = self._line(tenant, weight)
+        for item in reversed(items):
+            line.items.appendleft(item)
+            line.deficit += item[1]
+            self._count(line, item[1], item[1] if self._by_cost else 1)
+
+    def _line(self, tenant: str, weight: int) -> _Line[T]:
         line = self._lines.get(tenant)
-        own = cost + (line.cost if line else 0)
-        free = self._cost_max - self.cost
-        if cost <= free and own <= weight * free:
-            return
+        if line is None:
+            line = self._lines[tenant] = _Line(weight)
+        line.weight = weight
+        return line
+
+    def _count(self, line: _Line[T], cost: int, held: int) -> None:
+        """Note what has come, or, below 0, gone."""
+        line.cost += cost
+        line.held += held
+        self.cost += cost
+        self._held += held
+
+    def _has_room(self, line: _Line[T] | None, more: int, weight: int) -> bool:
+        free = self._held_max - self._held
+        return more <= free and more + (line.held if line else 0) <= weight * free
+
+    def _full(self, own: int) -> Overloaded:
         wait_s = max(0.1, min(30.0, own / self.cost_per_s)) if self.cost_per_s else 1.0
-        raise Overloaded(f"the queue is full: {self.cost} of {self._cost_max} wait", retry_after_s=round(wait_s, 1))
+        return Overloaded(f"the queue is full: {self._held} of {self._held_max} wait", retry_after_s=round(wait_s, 1))
 
     def take(self, budget: int) -> list[T]:
         """Items worth at most `budget`, shared fairly; one at least if any waits, whatever its cost."""
@@ -82,12 +110,34 @@ class FairQueue(Generic[T]):
                 line.items.popleft()
                 line.deficit -= cost
                 left -= cost
-                line.cost -= cost
-                self.cost -= cost
+                self._count(line, -cost, -cost if self._by_cost else -1)
                 taken.append(item)
             del self._lines[tenant]
-            if line.items:
+            if line.items or line.deficit < 0:  # who owes stays until it is paid back
                 self._lines[tenant] = line  # to the end of the round
             if left <= 0:
                 break
+        return taken
+
+    def take_along(self, tenant: str, fits: Callable[[T], bool], n_max: int) -> list[T]:
+        """At most `n_max` more of the tenant's items, those that fit, oldest first: for work that is done in one go.
+
+        They are on its account: what goes beyond its turn it owes, and its next turns pay it back.
+        """
+        line = self._lines.get(tenant)
+        if line is None or not line.items:
+            return []
+        taken: list[T] = []
+        others: list[tuple[T, int]] = []
+        total, items = 0, line.items
+        while items and len(taken) < n_max:
+            item, cost = items.popleft()
+            if fits(item):
+                total += cost
+                taken.append(item)
+            else:
+                others.append((item, cost))
+        items.extendleft(reversed(others))
+        line.deficit -= total
+        self._count(line, -total, -total if self._by_cost else -len(taken))
         return taken

@@ -118,7 +118,11 @@ class SearcherSettings(_Group):
     """indexer: the searcher role."""
 
     threads: int = Field(default=1, ge=1, le=256, description="threads that search")
-    queue_max: int = Field(default=1_024, ge=1, description="questions that may wait before 429")
+    queue_max: int = Field(
+        default=2_048,
+        ge=1,
+        description="questions that may wait before 429; a tenant alone holds half of them (bronze) to four fifths (gold)",
+    )
     batch_max: int = Field(default=64, ge=1, description="questions gathered into one call")
     adopt_s: float = Field(default=0.5, gt=0, le=60, description="how often new manifests are looked for")
 

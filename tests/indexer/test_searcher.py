@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from house import eventually, open_ground
@@ -19,10 +20,10 @@ from sqlalchemy.exc import OperationalError
 from cluster.wiring import Ground, build_searcher
 from indexer.backends import open_backend
 from indexer.seal import Builder
-from indexer.searcher import Searcher, _Asked, _together
+from indexer.searcher import Searcher, _Asked, _asks
 from indexer.segment import newest
 from tenants import provisioning
-from tenants.entities import Collection, Manifest, SegmentRef
+from tenants.entities import Class, Collection, Manifest, SegmentRef
 from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Deadline, ManualClock
@@ -43,9 +44,9 @@ def base(tmp_path: Path) -> Iterator[Ground]:
     made.close()
 
 
-def collection(base: Ground, name: str = "docs", dimension: int = D) -> Collection:
+def collection(base: Ground, name: str = "docs", dimension: int = D, tenant: str = "acme") -> Collection:
     return provisioning.create_collection(
-        base.registry, base.log, "acme", name, dimension=dimension, slots_total=base.settings.slots, actor="test"
+        base.registry, base.log, tenant, name, dimension=dimension, slots_total=base.settings.slots, actor="test"
     )
 
 
@@ -86,8 +87,8 @@ def seal(
 
 @contextmanager
 def searching(base: Ground, slots: list[int] | None = None, **settings) -> Iterator[Searcher]:
-    made = build_searcher(base, slots)
-    made._settings = SearcherSettings(**{"adopt_s": 0.05, **settings})
+    quick = base.settings.model_copy(update={"searcher": SearcherSettings(**{"adopt_s": 0.05, **settings})})
+    made = build_searcher(replace(base, settings=quick), slots)
     made.start()
     try:
         eventually(made.ready)
@@ -418,15 +419,16 @@ def test_filters_that_python_takes_for_equal_do_not_go_together() -> None:
     shard, vector = ShardId("acme", "docs", 1, 0), unit(0)[None]
 
     def gathered(one: object, other: object) -> bool:
-        return _together(
-            ShardQuery(shard, vector, 5, filter={"x": one}), ShardQuery(shard, vector, 5, filter={"x": other})
-        )
+        one_asks, other_asks = (_asks(ShardQuery(shard, vector, 5, filter={"x": x})) for x in (one, other))
+        return one_asks == other_asks
 
     assert not gathered(1, True)
     assert not gathered(0, False)
     assert gathered(1, 1)
-    assert not _together(ShardQuery(shard, vector, 5), ShardQuery(shard, vector, 6))
-    assert not _together(ShardQuery(shard, vector, 5), ShardQuery(ShardId("evil", "docs", 1, 0), vector, 5))
+    asks = _asks(ShardQuery(shard, vector, 5))
+    assert asks == _asks(ShardQuery(shard, unit(1)[None], 5))
+    assert asks != _asks(ShardQuery(shard, vector, 6))
+    assert asks != _asks(ShardQuery(ShardId("evil", "docs", 1, 0), vector, 5))
 
 
 def test_a_full_queue_refuses_at_once_and_a_late_question_is_not_searched(base: Ground) -> None:
@@ -445,6 +447,83 @@ def test_a_full_queue_refuses_at_once_and_a_late_question_is_not_searched(base: 
         with pytest.raises(DeadlineExceeded):
             late.result(5)
         assert gate.widths == [1, 1]
+
+
+def neighbours(base: Ground, *classes: Class) -> list[ShardId]:
+    """A shard of a new tenant of each class."""
+    for name, priority in zip("xyz", classes, strict=False):
+        provisioning.create_tenant(base.registry, base.log, name, priority=priority, actor="test")
+    return [shard_of(collection(base, tenant=name)) for name, _ in zip("xyz", classes, strict=False)]
+
+
+def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Ground) -> None:
+    loud, quiet = neighbours(base, "gold", "bronze")
+    order: list[str] = []
+
+    def ask_in_line(searcher: Searcher, shard: ShardId, k: int) -> Future[Partial]:
+        asked = searcher.submit(ShardQuery(shard, unit(0)[None], k), Deadline.after(60))
+        asked.add_done_callback(lambda _: order.append(shard.tenant))
+        return asked
+
+    with searching(base, queue_max=20_000) as searcher:
+        eventually(lambda: {loud, quiet} <= set(searcher._shards))
+        gate = Gate(searcher, loud)
+        flood = [ask_in_line(searcher, loud, 1)]
+        assert gate.entered.wait(5)
+        flood += [ask_in_line(searcher, loud, 1 + i % 100) for i in range(9_999)]
+        ask_in_line(searcher, quiet, 1).add_done_callback(lambda _: order.append("done"))
+        gate.open.set()
+        for each in flood:
+            each.result(30)
+    assert len(order) == 10_002
+    assert order.index("y") <= 200, "one turn of the other at most, and what goes along with its last question"
+
+
+def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Ground) -> None:
+    batching, single = neighbours(base, "silver", "silver")
+    order: list[str] = []
+    with searching(base, queue_max=20_000) as searcher:
+        eventually(lambda: {batching, single} <= set(searcher._shards))
+        gate = Gate(searcher, batching)
+        searcher.submit(ShardQuery(batching, unit(0)[None], 1), Deadline.after(60))
+        assert gate.entered.wait(5)
+        for i in range(640):
+            for shard, k in ((batching, 1), (single, 1 + i)):
+                asked = searcher.submit(ShardQuery(shard, unit(0)[None], k), Deadline.after(60))
+                asked.add_done_callback(lambda _, name=shard.tenant: order.append(name))
+        gate.open.set()
+        eventually(lambda: len(order) == 1_280)
+    for n in range(200, 1_281, 100):
+        assert abs(2 * order[:n].count(batching.tenant) - n) <= 2 * 64 + 2 * 16
+
+
+def test_a_tenant_that_fills_its_part_of_the_queue_leaves_room_for_others(base: Ground) -> None:
+    loud, quiet = neighbours(base, "bronze", "gold")
+    with searching(base, queue_max=100) as searcher:
+        eventually(lambda: {loud, quiet} <= set(searcher._shards))
+        gate = Gate(searcher, loud)
+        searcher.submit(ShardQuery(loud, unit(0)[None], 1), Deadline.after(10))
+        assert gate.entered.wait(5)
+        held = [searcher.submit(ShardQuery(loud, unit(0)[None], 1), Deadline.after(10)) for _ in range(50)]
+        with pytest.raises(Overloaded) as refused:
+            searcher.submit(ShardQuery(loud, unit(0)[None], 1), Deadline.after(10))
+        assert refused.value.retry_after_s > 0
+        waiting = [searcher.submit(ShardQuery(quiet, unit(0)[None], 1), Deadline.after(10)) for _ in range(30)]
+        gate.open.set()
+        assert [f.result(5).hits for f in (*held, *waiting)] == [((),)] * 80
+
+
+def test_a_scan_of_many_rows_costs_its_tenant_more_than_a_look_at_few(base: Ground) -> None:
+    of = collection(base, dimension=1_024)
+    big = shard_of(of)
+    with searching(base) as searcher:
+        eventually(lambda: big in searcher._shards)
+        small = ShardQuery(big, np.ones((1, 1_024), np.float32), 1)
+        assert searcher._cost(small) == 1
+        rows = [(f"d{i}", i + 1, [np.ones(1_024, np.float32)], "{}") for i in range(2_100)]
+        reach(searcher, {big.slot: send(base, big, message(rows, 1_024))})
+        assert searcher._cost(small) == searcher._cost(replace(small, exact=True)) == 3
+        assert searcher._cost(replace(small, vectors=np.ones((5, 1_024), np.float32))) == 15
 
 
 def test_stopping_is_quick_and_tells_everybody_who_waits(base: Ground) -> None:

@@ -142,3 +142,66 @@ def test_a_crowd_of_questions_is_split_too() -> None:
     taken = batcher.take()
     assert sum(len(i.tokens) for i in taken) <= 1_000
     assert any(len(i.tokens) == 11 for i in taken), "the quiet one need not wait for the crowd"
+
+
+def test_the_bound_may_be_on_how_many_wait_whatever_they_cost() -> None:
+    queue: FairQueue[int] = FairQueue(items_max=10, quantum=5)
+    for i in range(5):
+        queue.put("a", [(i, 1_000)])
+    with pytest.raises(Overloaded):
+        queue.put("a", [(5, 1)])
+    queue.put("b", [(6, 1)])
+    assert (len(queue), queue.cost) == (6, 5_001)
+
+
+def test_what_went_along_is_paid_back_in_later_turns() -> None:
+    queue: FairQueue[str] = FairQueue(items_max=1_000, quantum=4)
+    for tenant in ("a", "b"):
+        queue.put(tenant, [(tenant, 1)] * 100)
+    assert queue.take(1) == ["a"]
+    assert queue.take_along("a", lambda _: True, 31) == ["a"] * 31
+    assert [queue.take(1)[0] for _ in range(28)] == ["b"] * 28
+    assert "a" in [queue.take(1)[0] for _ in range(5)]
+
+
+def test_a_debt_outlives_an_empty_line_and_is_forgiven_when_nobody_waits() -> None:
+    queue: FairQueue[str] = FairQueue(items_max=1_000, quantum=4)
+    for forgiven in (False, True):
+        queue.put("a", [("a", 1)] * 20)
+        queue.take(1)
+        assert len(queue.take_along("a", lambda _: True, 100)) == 19
+        assert not forgiven or queue.take(1) == []
+        queue.put("b", [("b", 1)] * 12)
+        queue.put("a", [("a", 1)] * 12)
+        served = "".join(queue.take(1)[0] for _ in range(24))
+        assert served.startswith("b" * 12 if not forgiven else "bbbbaaaabbbb")
+
+
+def test_only_what_fits_goes_along_and_order_is_kept() -> None:
+    queue: FairQueue[int] = FairQueue(items_max=100, quantum=100)
+    queue.put("a", [(i, 1) for i in range(10)])
+    assert queue.take_along("a", lambda i: i % 2 == 0, 3) == [0, 2, 4]
+    assert queue.take_along("nobody", lambda _: True, 3) == []
+    assert (queue.take(100), queue.cost, len(queue)) == ([1, 3, 5, 6, 7, 8, 9], 0, 0)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 30), st.sampled_from(["put", "take", "along", "back"])))
+)
+def test_nothing_is_lost_however_it_is_taken(steps: list[tuple[str, int, str]]) -> None:
+    queue: FairQueue[tuple[str, int, int]] = FairQueue(items_max=10**6, quantum=8)
+    waiting = {tenant: [] for tenant in "abc"}
+    for number, (tenant, cost, act) in enumerate(steps):
+        if act == "put":
+            queue.put(tenant, [((tenant, cost, number), cost)])
+            waiting[tenant].append((tenant, cost, number))
+            continue
+        taken = queue.take_along(tenant, lambda _: True, cost) if act == "along" else queue.take(1)
+        assert bool(taken) == (bool(waiting[tenant]) if act == "along" else any(waiting.values()))
+        if act == "back" and taken:
+            queue.put_back(taken[0][0], [(taken[0], taken[0][1])])
+        else:
+            for item in taken:
+                assert waiting[item[0]].pop(0) == item
+        assert queue.cost == sum(c for line in waiting.values() for _, c, _ in line)
+        assert len(queue) == sum(map(len, waiting.values()))
