@@ -1,1 +1,18 @@
-"""Vectors to searchable: FAISS backends, delta, segment, shard, seal, compact, reindex, upkeep."""
+"""Vectors to searchable, and searching them.
+
+run        ★ the indexer role: tail, seal, move on
+seal       pending rows → a segment → the manifest
+compact    several segments → one
+reindex    a collection's next generation, built beside the live one
+upkeep     compaction, reindex jobs and the sweep, on a worker of their own
+searcher   the searcher role: questions, fairly, in batches
+holding    which shards a searcher holds: sees the catalog, fetches segments
+tail       the vectors log → the shards held; watermarks
+shard      ★ segments and delta as one searchable whole
+segment    an immutable set of passages with its index
+delta      what is newer than the segments, in memory
+passages   single passages out of a batch
+filters    conditions on metadata
+serving    which shards are served
+backends   FAISS, and nothing else touches it
+"""

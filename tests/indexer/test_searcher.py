@@ -168,7 +168,7 @@ def test_what_the_tail_passes_by_while_a_shard_is_loaded_is_not_lost(base: Groun
     with searching(base, adopt_s=30) as searcher:
         docs = shard_of(collection(base))
         send(base, docs, one("early", 1))
-        catch_up, calls = searcher._catch_up, []
+        catch_up, calls = searcher.tail._catch_up, []
 
         def with_a_write_in_between(*args) -> None:
             catch_up(*args)
@@ -176,7 +176,7 @@ def test_what_the_tail_passes_by_while_a_shard_is_loaded_is_not_lost(base: Groun
                 calls.append(end := send(base, docs, one("late", 2)))
                 eventually(lambda: searcher.watermarks()[docs.slot] >= end)
 
-        searcher._catch_up = with_a_write_in_between  # type: ignore[method-assign]
+        searcher.tail._catch_up = with_a_write_in_between  # type: ignore[method-assign]
         assert ask(searcher, docs, catalog=base.registry.refresh()) == [("early", 1), ("late", 2)]
 
 
@@ -261,7 +261,7 @@ def test_a_manifest_that_could_not_be_adopted_is_adopted_later(base: Ground) -> 
     of = collection(base)
     docs = shard_of(of)
     with searching(base) as searcher:
-        searcher._store = store = AwayStore(base.store)
+        searcher.holding._store = store = AwayStore(base.store)
         batches = [one("a", 1), one("b", 2)]
         end = [send(base, docs, b) for b in batches][-1]
         reach(searcher, {docs.slot: end})
@@ -315,7 +315,7 @@ def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_agai
     end = send(base, docs, batches[0])
     seal(base, docs, of, batches[:1], end)
     with searching(base) as searcher:
-        searcher._store = store = CountingStore(base.store)
+        searcher.holding._store = store = CountingStore(base.store)
         end = send(base, docs, batches[1])
         reach(searcher, {docs.slot: end})
         whole: list[tuple[Path, bytes]] = []
@@ -341,7 +341,7 @@ def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_agai
             time.sleep(0.2)
             assert store.fetched == tried, "it waits twice as long each time"
             clock.advance(0.5)
-            eventually(lambda wait_s=wait_s: searcher._stale[docs].wait_s == 2 * wait_s)
+            eventually(lambda wait_s=wait_s: searcher.holding.stale[docs].wait_s == 2 * wait_s)
             assert store.fetched == tried + 1
         assert list(asyncio.run(searcher.stats()).stale) == [docs]
         whole[0][0].write_bytes(whole[0][1])
@@ -362,9 +362,9 @@ def test_a_generation_whose_copied_rows_are_corrupt_is_refused_and_never_served_
     new = base.registry.add_generation("acme", "docs", index="flat", model=None, dimension=D, place=place, actor="test")
     [shard] = new.shards()
     with searching(base, adopt_s=30) as searcher:
-        searcher._settings = SearcherSettings(adopt_s=30)
         reach(searcher, {shard.slot: send(base, shard, one("b", 2))})
-        assert ask(searcher, shard, catalog=base.registry.refresh()) == [("b", 2)]
+        with pytest.raises(Unavailable):  # it is being built: nobody answers from it
+            ask(searcher, shard, catalog=base.registry.refresh())
         lease = Leases(base.engine, base.clock).acquire(f"slot/{shard.slot}", "test", ttl_s=30)
         assert lease is not None
         builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
@@ -374,7 +374,7 @@ def test_a_generation_whose_copied_rows_are_corrupt_is_refused_and_never_served_
         builder.publish(shard, new, lease, lambda m: (*m.segments, ref))
         base.registry.set_generation_state("acme", "docs", new.number, "ready", actor="test")
         if seen_before_the_cut_over:
-            with pytest.raises(Corrupt):
+            with pytest.raises((Corrupt, Unavailable)):
                 ask(searcher, shard, catalog=base.registry.refresh())
         base.registry.cut_over("acme", "docs", new.number, actor="test")
         with pytest.raises(Corrupt):
@@ -382,11 +382,76 @@ def test_a_generation_whose_copied_rows_are_corrupt_is_refused_and_never_served_
         assert shard_of(of) != shard
 
 
+def cut_over(base: Ground, of: Collection, copied: list[pa.RecordBatch]) -> ShardId:
+    """A next generation of the collection, live, whose rows are in a segment alone; its only shard."""
+    place = provisioning.placer(base.log, of.tenant, of.name, 1, base.settings.slots)
+    new = base.registry.add_generation(
+        of.tenant, of.name, index="flat", model=None, dimension=D, place=place, actor="test"
+    )
+    [shard] = new.shards()
+    lease = Leases(base.engine, base.clock).acquire(f"slot/{shard.slot}", "test", ttl_s=30)
+    assert lease is not None
+    builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
+    ref = builder.write(shard, new, *newest(copied))
+    builder.publish(shard, new, lease, lambda m: (*m.segments, ref))
+    base.registry.set_generation_state(of.tenant, of.name, new.number, "ready", actor="test")
+    base.registry.cut_over(of.tenant, of.name, new.number, actor="test")
+    return shard
+
+
+def test_a_generation_whose_segments_are_not_here_yet_does_not_answer_with_what_the_log_has(base: Ground) -> None:
+    of = collection(base)
+    with searching(base, adopt_s=30) as searcher:
+        searcher.holding._store = store = AwayStore(base.store)
+        store.away = True
+        shard = cut_over(base, of, [one("copied", 1)])
+        reach(searcher, {shard.slot: send(base, shard, one("later", 2))})
+        for _ in range(3):  # the first asks for it to be brought in; the others find it tried, and still not here
+            with pytest.raises(Unavailable):
+                ask(searcher, shard, catalog=base.registry.refresh())
+        store.away = False
+        assert ask(searcher, shard, catalog=base.registry.refresh()) == [("copied", 1), ("later", 2)]
+
+
+class SlowStore:
+    """The real store, which is slow about the objects of one collection."""
+
+    def __init__(self, store, name: str) -> None:
+        self.store, self.name, self.entered, self.open = store, name, threading.Event(), threading.Event()
+
+    def fetch(self, ref):
+        if f"/{self.name}/" in ref.path:
+            self.entered.set()
+            assert self.open.wait(20)
+        return self.store.fetch(ref)
+
+
+def test_while_one_tenants_segment_is_fetched_the_others_questions_go_on_whatever_changed_in_the_catalog(
+    base: Ground,
+) -> None:
+    provisioning.create_tenant(base.registry, base.log, "other", actor="test")
+    big, near = collection(base, "big"), shard_of(collection(base, tenant="other"))
+    with searching(base, adopt_s=0.05) as searcher:
+        reach(searcher, {near.slot: send(base, near, one("a", 1))})
+        searcher.holding._store = store = SlowStore(base.store, "big")
+        shard = cut_over(base, big, [one("copied", 1)])
+        waiting = searcher.submit(
+            ShardQuery(shard, unit(0)[None], 5, catalog=base.registry.refresh()), Deadline.after(20)
+        )
+        assert store.entered.wait(5)
+        cold = shard_of(collection(base, "cold", tenant="other"))
+        assert ask(searcher, near, catalog=base.registry.refresh()) == [("a", 1)]
+        assert ask(searcher, cold, catalog=base.registry.refresh()) == []
+        assert not waiting.done()
+        store.open.set()
+        assert [h.document_id for h in waiting.result(5).hits[0]] == ["copied"]
+
+
 class Gate:
     """Holds the only search thread inside a search until opened."""
 
     def __init__(self, searcher: Searcher, shard: ShardId) -> None:
-        held = searcher._shards[shard]
+        held = searcher.tail.shards[shard]
         self.entered, self.open, self.widths = threading.Event(), threading.Event(), []
         self._search: Callable[[ShardQuery], Partial] = held.search
         held.search = self.search  # type: ignore[method-assign]
@@ -466,7 +531,7 @@ def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Ground) 
         return asked
 
     with searching(base, queue_max=20_000) as searcher:
-        eventually(lambda: {loud, quiet} <= set(searcher._shards))
+        eventually(lambda: {loud, quiet} <= set(searcher.tail.shards))
         gate = Gate(searcher, loud)
         flood = [ask_in_line(searcher, loud, 1)]
         assert gate.entered.wait(5)
@@ -483,7 +548,7 @@ def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Ground)
     batching, single = neighbours(base, "silver", "silver")
     order: list[str] = []
     with searching(base, queue_max=20_000) as searcher:
-        eventually(lambda: {batching, single} <= set(searcher._shards))
+        eventually(lambda: {batching, single} <= set(searcher.tail.shards))
         gate = Gate(searcher, batching)
         searcher.submit(ShardQuery(batching, unit(0)[None], 1), Deadline.after(60))
         assert gate.entered.wait(5)
@@ -500,7 +565,7 @@ def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Ground)
 def test_a_tenant_that_fills_its_part_of_the_queue_leaves_room_for_others(base: Ground) -> None:
     loud, quiet = neighbours(base, "bronze", "gold")
     with searching(base, queue_max=100) as searcher:
-        eventually(lambda: {loud, quiet} <= set(searcher._shards))
+        eventually(lambda: {loud, quiet} <= set(searcher.tail.shards))
         gate = Gate(searcher, loud)
         searcher.submit(ShardQuery(loud, unit(0)[None], 1), Deadline.after(10))
         assert gate.entered.wait(5)
@@ -517,7 +582,7 @@ def test_a_scan_of_many_rows_costs_its_tenant_more_than_a_look_at_few(base: Grou
     of = collection(base, dimension=1_024)
     big = shard_of(of)
     with searching(base) as searcher:
-        eventually(lambda: big in searcher._shards)
+        eventually(lambda: big in searcher.tail.shards)
         small = ShardQuery(big, np.ones((1, 1_024), np.float32), 1)
         assert searcher._cost(small) == 1
         rows = [(f"d{i}", i + 1, [np.ones(1_024, np.float32)], "{}") for i in range(2_100)]
@@ -549,7 +614,7 @@ def test_a_thread_that_dies_ends_the_role_and_leaves_nobody_waiting(base: Ground
     searcher.start()
     try:
         eventually(searcher.ready)
-        broken = searcher._shards[docs]
+        broken = searcher.tail.shards[docs]
         broken.search = lambda _query: 1 / 0  # type: ignore[method-assign]
         answer = searcher.submit(ShardQuery(docs, unit(0)[None], 1), Deadline.after(30))
         with pytest.raises(Unavailable):
@@ -572,7 +637,7 @@ def test_a_question_given_up_while_it_waits_harms_nobody(base: Ground) -> None:
     of = collection(base)
     shard = shard_of(of)
     with searching(base) as searcher:
-        eventually(lambda: shard in searcher._shards)
+        eventually(lambda: shard in searcher.tail.shards)
         gone, also_gone, kept = (_Asked(ShardQuery(shard, unit(1)[None], 1), Deadline.after(5)) for _ in range(3))
         assert gone.answer.cancel() and also_gone.answer.cancel()
         searcher._answer([gone])  # all of them gave up: nothing to do, and nothing to die of
@@ -603,4 +668,4 @@ def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_b
             ask(searcher, building.shards()[0], catalog=later)
         away[0] = False
         assert ask(searcher, live, catalog=base.registry.version) == [("a", 1)]
-        eventually(lambda: not searcher._away)
+        eventually(lambda: not searcher.holding._away)

@@ -1,0 +1,191 @@
+"""The tail of a searcher: the vectors log of its slots, applied to the shards that it holds, in log order.
+
+A shard joins once it has caught up, and misses no row; a watermark is published only when everything below it is searchable.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any, Final
+
+from indexer.shard import Shard
+from tenants.provisioning import VECTORS_TOPIC
+from vicinage.clock import Clock, Deadline
+from vicinage.errors import Corrupt, DeadlineExceeded, Unavailable
+from vicinage.log import Log, Stored
+from vicinage.records import ShardId
+from vicinage.telemetry import counter, events, histogram
+from vicinage.wire import decode_rows, parse_rows_key, rows_key
+
+POLL_S: Final = 0.25
+POLL_BYTES: Final = 16 << 20
+RETRY_S: Final = 0.5
+LAGS_KEPT: Final = 2_000
+"""Recent index lags kept per tenant."""
+
+_event = events("searcher")
+_applied = counter("vicinage_searcher_applied_passages_total", "passages made searchable")
+_lag = histogram("vicinage_searcher_index_lag_seconds", "searchable time minus event time, per message")
+
+
+class Tail:
+    """One thread runs it; `join` and `leave` may come from others. `on_corrupt` hears of a shard whose rows cannot be read."""
+
+    def __init__(
+        self, log: Log, slots: Iterable[int], clock: Clock, on_corrupt: Callable[[ShardId, Corrupt], None]
+    ) -> None:
+        self._log = log
+        self._slots = frozenset(slots)
+        self._clock = clock
+        self._on_corrupt = on_corrupt
+        self.shards: dict[ShardId, Shard] = {}
+        """The shards that take in rows."""
+        self._writing = threading.Lock()
+        """Held while shards take in rows, so that one that joins misses none."""
+        self._watermarks: dict[int, int] = {}
+        self._targets: dict[int, int] = {}
+        self._caught_up = threading.Event()
+        self._reached = threading.Condition()
+        self._waiters: list[tuple[Mapping[int, int], Future[None]]] = []
+        self._n_applied = 0
+        self._lags: dict[str, deque[float]] = {}
+
+    # how far it is: any thread
+
+    def caught_up(self) -> bool:
+        """True once everything that was in the log at the start is searchable."""
+        return self._caught_up.is_set()
+
+    def watermarks(self) -> dict[int, int]:
+        """Slot → the offset up to which everything is searchable."""
+        return dict(self._watermarks)
+
+    def watermark(self, slot: int) -> int:
+        """The same of one slot; 0 before the start."""
+        return self._watermarks.get(slot, 0)
+
+    def applied(self) -> int:
+        """Passages made searchable so far."""
+        return self._n_applied
+
+    def lags_ms(self) -> dict[str, tuple[float, ...]]:
+        """Recent index lags per tenant, newest last."""
+        return {tenant: tuple(recent) for tenant, recent in list(self._lags.items())}
+
+    async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
+        """Wait until every slot's watermark is at least as asked; the watermarks then. Raises DeadlineExceeded."""
+        with self._reached:
+            if self._has_reached(positions):
+                return self.watermarks()
+            future: Future[None] = Future()
+            self._waiters.append((positions, future))
+        await within(future, deadline, f"slots {sorted(positions)}")
+        return self.watermarks()
+
+    def give_up(self, error: Exception) -> None:
+        """Tell whoever waits that it will not be reached any more."""
+        for _, future in self._waiters:
+            if not future.done():
+                future.set_exception(error)
+
+    # who takes in rows: any thread
+
+    def join(self, shard: Shard, sealed: int) -> None:
+        """Bring a shard that is complete up to `sealed` to where its slot is, and hand it every row from there on."""
+        slot = shard.id.slot
+        passed = self.watermark(slot)
+        self._catch_up(shard, sealed, passed)
+        with self._writing:
+            self._catch_up(shard, passed, self.watermark(slot))
+            self.shards[shard.id] = shard
+
+    def leave(self, shard: ShardId) -> None:
+        """Hand it no more rows; a no-op where it takes none."""
+        self.shards.pop(shard, None)
+
+    def _catch_up(self, shard: Shard, start: int, end: int) -> None:
+        """Apply what the tail has already passed by: the log from `start` to `end`."""
+        key = rows_key(shard.id.tenant, shard.id.collection, shard.id.generation)
+        while start < end and (run := self._log.read(VECTORS_TOPIC, shard.id.slot, start, bytes_max=POLL_BYTES)):
+            for stored in run:
+                if stored.offset < end and stored.record.key == key:
+                    shard.apply(decode_rows(stored.record.value or b"").batch, stored.offset)
+            start = run[-1].offset + 1
+        shard.advance(end)
+
+    # the tail thread
+
+    def begin(self, starts: Mapping[int, int], targets: Mapping[int, int]) -> None:
+        """Say where each slot is read from, and where it has caught up. What joins from here on catches up by itself."""
+        self._targets = dict(targets)
+        self._publish(starts)
+
+    def run(self, stop: threading.Event) -> None:
+        """Read every slot from where it is, until told to stop."""
+        reader = self._log.reader({(VECTORS_TOPIC, slot): start for slot, start in self._watermarks.items()})
+        try:
+            while not stop.is_set():
+                try:
+                    taken = reader.poll(bytes_max=POLL_BYTES, wait_s=POLL_S)
+                except Unavailable as away:
+                    _event.warning("the log is away", reason=str(away))
+                    stop.wait(RETRY_S)
+                    continue
+                if taken:
+                    self._apply_all(taken)
+        finally:
+            reader.close()
+
+    def _apply_all(self, taken: list[Stored]) -> None:
+        now_ms = self._clock.now_ms()
+        last = {stored.partition: stored.offset + 1 for stored in taken}
+        with self._writing:
+            for stored in taken:
+                self._apply(stored, now_ms)
+            self._publish(last)
+
+    def _apply(self, stored: Stored, now_ms: int) -> None:
+        try:
+            tenant, collection, generation = parse_rows_key(stored.record.key or b"")
+        except Corrupt:
+            _event.error("a record is of no shard", slot=stored.partition, offset=stored.offset)
+            return
+        shard = self.shards.get(ShardId(tenant, collection, generation, stored.partition))
+        if shard is None:
+            return  # cold: it catches up from the log when it joins
+        try:
+            batch = decode_rows(stored.record.value or b"").batch
+            shard.apply(batch, stored.offset)
+        except Corrupt as error:
+            self._on_corrupt(shard.id, error)  # it is never served without these rows; the others go on
+            return
+        self._n_applied += batch.num_rows
+        _applied.inc(batch.num_rows)
+        lag_ms = max(0, now_ms - stored.record.event_time_ms)
+        self._lags.setdefault(tenant, deque(maxlen=LAGS_KEPT)).append(float(lag_ms))
+        _lag.observe(lag_ms / 1000)
+
+    def _publish(self, watermarks: Mapping[int, int]) -> None:
+        with self._reached:
+            for slot, offset in watermarks.items():
+                self._watermarks[slot] = max(self._watermarks.get(slot, 0), offset)
+            if not self._caught_up.is_set() and self._has_reached(self._targets):
+                self._caught_up.set()
+            done = [w for w in self._waiters if self._has_reached(w[0])]
+            self._waiters = [w for w in self._waiters if w not in done and not w[1].done()]
+        for _, future in done:
+            if future.set_running_or_notify_cancel():
+                future.set_result(None)
+
+    def _has_reached(self, positions: Mapping[int, int]) -> bool:
+        return all(self._watermarks.get(slot, 0) >= offset for slot, offset in positions.items())
+
+
+async def within(future: Future[Any], deadline: Deadline, what: str) -> Any:
+    """What the future gives, if in time. Raises DeadlineExceeded."""
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(future), deadline.left_s())
+    except TimeoutError:
+        raise DeadlineExceeded(f"{what} was not done in time", dependency="searcher") from None
