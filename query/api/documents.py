@@ -19,6 +19,7 @@ from query.api.search import token_of
 from tenants.entities import CLASS_WEIGHT, Collection, Tenant
 from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused
+from vicinage.records import Token
 from vicinage.routing import shard_of
 from vicinage.wire import ARROW, load_json
 
@@ -97,20 +98,21 @@ async def read(collection: str, document_id: str, request: Request) -> Response:
     who = await principal(request, "read")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
-    live = found.generation()
     deadline = Deadline.after(house.settings.timeout_ms / 1000)
     token = token_of(request.query_params.get("wait_for"))
     with house.answerer.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
-        if token is not None:
-            await house.freshness.reach(token, tenant, live, deadline)
-        stored = await house.answerer.on_live(found, partial(_stored, house, document_id, deadline))
+        stored = await house.answerer.on_live(found, partial(_stored, house, tenant, document_id, token, deadline))
     if stored is None:
         raise NotFound(f"there is no document of that id in {collection!r}")
     passages = [{"passage": i, "text": p.text, "start": p.start, "end": p.end} for i, p in enumerate(stored.passages)]
     return answer({"id": stored.id, "version": stored.version, "metadata": stored.metadata, "passages": passages})
 
 
-async def _stored(house: Any, document_id: str, deadline: Deadline, collection: Collection) -> StoredDocument | None:
+async def _stored(
+    house: Any, tenant: Tenant, document_id: str, token: Token | None, deadline: Deadline, collection: Collection
+) -> StoredDocument | None:
+    if token is not None:
+        collection = await house.answerer.reached(token, tenant, collection, deadline)
     live = collection.generation()
     shard = live.shards()[shard_of(document_id, len(live.slots))]
     found: StoredDocument | None = await house.searchers.holding(shard.slot).document(shard, document_id, deadline)

@@ -15,11 +15,13 @@ import numpy as np
 import orjson
 import pytest
 from gate import Caller, build, calling, platform, problem
-from house import eventually, make_ingest, open_ground, running
+from house import eventually, make_ingest, open_ground, running, settings
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from cluster.wiring import build_searcher
+from cluster.wiring import build_searcher, ground
+from indexer import reindex
+from query import gateway
 from query.api import http
 from query.api.search import stream
 from tenants.entities import Principal
@@ -312,6 +314,43 @@ def test_a_question_whose_generation_went_away_on_the_way_is_asked_again_of_the_
             found = call.search(key, vector=Q)
             assert (found["generation"], found["hits"], len(made_anew)) == (2, [], 1)
     base.close()
+
+
+@contextmanager
+def cut_over_unseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Caller, str]]:
+    """A gateway and a searcher that have not seen their collection's cut-over yet, and the tenant's key."""
+    monkeypatch.setattr(gateway, "REFRESH_S", 3_600)
+    made = settings(folder)
+    base = ground(made.model_copy(update={"searcher": made.searcher.model_copy(update={"adopt_s": 60.0})}))
+    own = replace(base, registry=Registry(base.engine, base.clock))
+    with running(base) as searcher, calling(own, searcher, build(own, [searcher])) as call:
+        name, key = call.tenant()
+        call.collection(key)
+        call.search(key, vector=Q, wait_for=call.write(key, [{"id": "old", "vector": Q}]))
+        theirs = Registry(base.engine, base.clock)
+        job = reindex.start(theirs, base.jobs, name, "c", index="", model=None, shards=1, actor="test")
+        eventually(lambda: base.jobs.get(job.id).state == "done", wait_s=60)
+        assert own.registry.collection(name, "c").live == 1
+        yield call, key
+    base.close()
+
+
+def test_a_search_that_waits_for_a_write_finds_it_though_the_cut_over_was_not_seen_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cut_over_unseen(tmp_path, monkeypatch) as (call, key):
+        found = call.search(key, vector=Q, wait_for=call.write(key, [{"id": "new", "vector": Q}]))
+        assert {h["document_id"] for h in found["hits"]} == {"old", "new"}
+        assert found["generation"] == 2
+
+
+def test_a_read_that_waits_for_a_write_finds_it_though_the_cut_over_was_not_seen_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cut_over_unseen(tmp_path, monkeypatch) as (call, key):
+        token = call.write(key, [{"id": "new", "vector": Q}])
+        found = call("GET", f"/v1/collections/c/documents/new?wait_for={token}", key)
+        assert found.status_code == 200, found.text
 
 
 # Too much, too late
