@@ -1,7 +1,8 @@
-"""Who may come in: a bounded number of requests at once, of which every tenant leaves room for the others.
+"""Who may come in: a bounded number of requests, and bytes of their bodies, of which every tenant leaves some to the others.
 
 Laws 6 and 7: a tenant holds at most its weight times what is still free (the rule of vicinage/fair.py). Alone, one of weight 1
-gets half of the places, one of weight 4 four fifths; a newcomer always finds one.
+gets half of the places, one of weight 4 four fifths; a newcomer always finds one. A place is taken before the body is read: a
+body that is slow or large takes from its own tenant's share.
 """
 
 from collections import Counter
@@ -15,8 +16,9 @@ from vicinage.fair import has_room
 class Admission:
     """Requests in flight, in all and per tenant. Belongs to one event loop."""
 
-    def __init__(self, *, in_flight_max: int) -> None:
+    def __init__(self, *, in_flight_max: int, bodies_bytes_max: int) -> None:
         self._places = _Shared(in_flight_max)
+        self._bodies = _Shared(bodies_bytes_max)
         self._draining = False
 
     @property
@@ -24,21 +26,52 @@ class Admission:
         """Requests being served."""
         return self._places.total
 
+    @property
+    def bodies_bytes(self) -> int:
+        """Bytes of the bodies that they brought."""
+        return self._bodies.total
+
     def drain(self) -> None:
         """Let nobody in any more; those inside finish."""
         self._draining = True
 
     @contextmanager
-    def enter(self, tenant: str, weight: int) -> Iterator[None]:
-        """Hold one place while the block runs. Raises Overloaded, or Unavailable while draining."""
+    def enter(self, tenant: str, weight: int) -> "Iterator[Place]":
+        """Hold one place, and what is held with it, while the block runs. Raises Overloaded, or Unavailable while draining."""
         if self._draining:
             raise Unavailable("this gateway is shutting down", dependency="gateway", retry_after_s=1.0)
         if not self._places.take(tenant, 1, weight):
             raise Overloaded("too many requests are being served; this tenant has its share", retry_after_s=0.5)
+        place = Place(self._places, self._bodies, tenant, weight)
         try:
-            yield
+            yield place
         finally:
-            self._places.give_back(tenant, 1)
+            place.leave()
+            self._bodies.give_back(tenant, place.bytes)
+
+
+class Place:
+    """One request inside, and the bytes of its body."""
+
+    __slots__ = ("_bodies", "_inside", "_places", "_tenant", "_weight", "bytes")
+
+    def __init__(self, places: "_Shared", bodies: "_Shared", tenant: str, weight: int) -> None:
+        self._places, self._bodies = places, bodies
+        self._tenant, self._weight = tenant, weight
+        self._inside = True
+        self.bytes = 0
+
+    def hold(self, n_bytes: int) -> None:
+        """Hold so many bytes more until the request is over. Raises Overloaded."""
+        if not self._bodies.take(self._tenant, n_bytes, self._weight):
+            raise Overloaded("too many bytes of bodies are held; this tenant has its share", retry_after_s=0.5)
+        self.bytes += n_bytes
+
+    def leave(self) -> None:
+        """Give the place to others now; the bytes stay on account. Idempotent."""
+        if self._inside:
+            self._inside = False
+            self._places.give_back(self._tenant, 1)
 
 
 class _Shared:

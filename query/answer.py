@@ -1,8 +1,9 @@
-"""★ One question, top to bottom: admit → wait for what it asked for → embed → plan → scatter → merge → answer."""
+"""★ One question, top to bottom: who asks → admit → wait for what it asked for → embed → plan → scatter → merge → answer."""
 
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -10,7 +11,7 @@ from typing import Final, Protocol, TypeVar
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from query.admission import Admission
+from query.admission import Admission, Place
 from query.freshness import Freshness
 from query.merge import merge
 from query.plan import Plan, Question, make_plan
@@ -61,12 +62,14 @@ class Answerer:
     recall: RecallMonitor
     admission: Admission
 
-    async def answer(self, question: Question, principal: Principal) -> Answer:
-        """The answer. Raises what the steps raise; the tenant is the credential's (law 1)."""
+    def admitted(self, tenant: Tenant) -> AbstractContextManager[Place]:
+        """A place for one request of the tenant's. Raises Overloaded, Unavailable."""
+        return self.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority])
+
+    async def answer(self, question: Question, tenant: Tenant, collection: Collection) -> Answer:
+        """The answer to one who was found (`find`) and has a place (`admitted`). Raises what the steps raise."""
         deadline = Deadline.after(question.timeout_s)
-        tenant, collection = await self.find(principal, question.collection)
-        with self.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
-            return await self.on_live(collection, partial(self._answer, question, tenant, deadline))
+        return await self.on_live(collection, partial(self._answer, question, tenant, deadline))
 
     async def on_live(self, collection: Collection, ask: Callable[[Collection], Awaitable[T]]) -> T:
         """What `ask` makes of the collection; asked once more where its live generation was cut over on the way."""
@@ -112,7 +115,7 @@ class Answerer:
             raise DeadlineExceeded("the catalog did not answer in time", dependency="catalog") from None
 
     async def find(self, principal: Principal, name: str) -> tuple[Tenant, Collection]:
-        """The principal's tenant and its collection; looked for once more when not there, it may be new. Raises NotFound."""
+        """The principal's tenant (law 1) and its collection; looked for once more when not there, it may be new. Raises NotFound."""
         if principal.tenant is None:
             raise NotFound("an operator's key has no collections; use a tenant's key")
         try:

@@ -34,6 +34,11 @@ class GatewaySettings(_Group):
         ge=1,
         description="requests served at once before 429; a tenant alone holds half of them (bronze) to four fifths (gold)",
     )
+    bodies_bytes_max: int = Field(
+        default=512 << 20,
+        ge=1 << 10,
+        description="bytes of bodies held at once before 429, shared as requests are",
+    )
     recall_sample_share: float = Field(
         default=0.01, ge=0, le=1, description="share of live searches checked against exact"
     )
