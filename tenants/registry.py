@@ -382,6 +382,9 @@ def _check_model(model: EmbeddingModel) -> None:
         raise Refused("kind is one of local, openai", field="kind")
     if not model.location.isprintable() or not 1 <= len(model.location) <= LOCATION_MAX:
         raise Refused(f"location is 1 to {LOCATION_MAX} printable characters", field="location", limit=LOCATION_MAX)
+    module = model.location.removeprefix("package:")
+    if model.kind == "local" and module != model.location and not module.isidentifier():
+        raise Refused("location package:MODULE names one installed module", field="location")
     if model.kind == "openai":
         _check_server(model.location)
 

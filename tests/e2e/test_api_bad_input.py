@@ -360,6 +360,8 @@ OPERATIONS: list[tuple[str, Any, int]] = [
     ("/models", {**MODEL, "location": "models/mine"}, 400),
     ("/models", {**MODEL, "location": "http://["}, 400),
     ("/models", {**MODEL, "location": "http://me:secret@server/v1"}, 400),
+    ("/models", {**MODEL, "kind": "local", "location": "package:"}, 400),
+    ("/models", {**MODEL, "kind": "local", "location": "package:no.such"}, 400),
     ("/models", {**MODEL, "dimension": 0}, 400),
     ("/models", {**MODEL, "dimension": 4.5}, 400),
     ("/models", {**MODEL, "window_tokens": 1}, 400),
