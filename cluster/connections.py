@@ -24,7 +24,7 @@ class BoundedHeads(HttpToolsProtocol):
     _between = False
     """A request has ended and the next has not begun: uvicorn's own timeout runs, until a byte comes."""
     _bytes = 0
-    """What has come since the head was opened."""
+    """What has come since the head was opened; of a body, what was none of it: the trailers behind its chunks."""
     _due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn declares it
@@ -41,14 +41,13 @@ class BoundedHeads(HttpToolsProtocol):
         """Parse it, and see whether a head is still open. A head that comes in one piece costs no timer."""
         if self._between:
             self._between, self._open = False, True
-        if self._open:
-            self._bytes += len(data)
+        self._bytes += len(data)
         super().data_received(data)
-        if not self._open or self.transport.is_closing():
+        if self.transport.is_closing():
             return
         if self._bytes > self.head_bytes_max:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        elif self._due is None:
+        elif self._open and self._due is None:
             self._due = self.loop.call_later(self.head_s, self._late)
 
     def on_message_begin(self) -> None:
@@ -64,9 +63,14 @@ class BoundedHeads(HttpToolsProtocol):
         self._forget()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body, which is the application's to bound."""
+        self._bytes = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """The request has ended."""
-        self._between = True
+        self._between, self._bytes = True, 0
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:

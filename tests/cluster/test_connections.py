@@ -121,6 +121,22 @@ def test_heads_in_pieces_large_bodies_and_requests_behind_one_another_go_through
         assert (found.count(b"<200000>"), found.count(b"<0>")) == (1, 2)
 
 
+def test_trailers_without_end_close_the_connection(port: int) -> None:
+    with connected(port) as line, pytest.raises(OSError, match=r"(?i)broken pipe|reset"):
+        line.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n")
+        for _ in range(200):
+            line.sendall(b"t: " + b"v" * 50_000 + b"\r\n")
+            time.sleep(0.01)
+
+
+def test_chunks_and_their_trailers_go_through(port: int) -> None:
+    with connected(port) as line:
+        line.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        line.sendall(b"1\r\na\r\n" * 50_000)
+        line.sendall(b"0\r\nt: v\r\n\r\n")
+        until(line, b"<50000>")
+
+
 def test_a_slow_body_is_the_applications_own_affair(port: int) -> None:
     with connected(port) as line:
         line.sendall(POST % 3 + b"ab")
