@@ -601,5 +601,18 @@ def model_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -
     show(operator(data, url, key).call("GET", "/models"), as_json)
 
 
+@model.command("register")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(["local", "openai"]), required=True, help="Files, or a server of its own.")
+@click.option("--location", required=True, help="package:MODULE or a folder of files; a server's base URL (…/v1).")
+@click.option("--dimension", type=int, required=True, help="Length of its vectors.")
+@click.option("--window-tokens", type=int, required=True, help="The longest input that it reads.")
+@click.option("--normalised/--no-normalised", default=True, show_default=True, help="Its vectors have length 1.")
+@common
+def model_register(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool, **given: Any) -> None:
+    """Add a model, for ever: entries never change. A local one is served after the embedder's next start."""
+    show(operator(data, url, key).call("POST", "/models", {"name": name, **given}), as_json)
+
+
 if __name__ == "__main__":
     main()

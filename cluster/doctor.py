@@ -27,6 +27,7 @@ def examine(settings: Settings) -> list[Row]:
         ("disk", lambda: _disk(s), "free some space, or move --data to a larger disk"),
         ("files", _files, "raise the limit of open files: ulimit -n 65536"),
         ("catalog", lambda: _catalog(s), "check catalog_url, and that the database is up"),
+        ("models", lambda: _models(s), "install its package or put its files there; its entry itself never changes"),
         ("log", lambda: _log(s), "check log_url, and that the broker is up"),
         ("store", lambda: _store(s), "check store_url, and the right to write there"),
         ("port", lambda: _port(s), "stop what listens there, or choose another with --port"),
@@ -85,6 +86,24 @@ def _catalog(settings: Settings) -> str:
         return engine.dialect.name
     finally:
         engine.dispose()
+
+
+def _models(settings: Settings) -> str:
+    """The files of every local model in the catalog are on this machine."""
+    from ingest.passages import model_folder
+    from tenants.registry import Registry
+    from vicinage.catalog import open_catalog
+    from vicinage.clock import SystemClock
+
+    engine = open_catalog(settings.catalog_url.get_secret_value())
+    try:
+        models = Registry(engine, SystemClock()).models()
+    finally:
+        engine.dispose()
+    for model in models:
+        if model.kind == "local":
+            model_folder(model)
+    return ", ".join(f"{m.name} ({m.kind})" for m in models)
 
 
 def _log(settings: Settings) -> str:

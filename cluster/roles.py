@@ -35,8 +35,11 @@ def serve(app: Any, host: str, port: int, *, drain_s: float) -> "uvicorn.Server"
     """A uvicorn server, not started yet."""
     import uvicorn
 
+    from cluster.connections import BoundedHeads
+
     config = uvicorn.Config(
         app,
+        http=BoundedHeads,
         host=host,
         port=port,
         log_level="warning",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tenants.entities import EmbeddingModel
 from vicinage.clock import SystemClock
 from vicinage.settings import Settings
+from vicinage.telemetry import events
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+_event = events("cluster")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +212,27 @@ def build_embedder(
     key: str | None,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> "Starlette":
-    """The embedder role's app over the local models; calibrated and warm when this returns."""
+    """The embedder role's app over the local models; calibrated and warm when this returns.
+
+    One whose files are not on this machine is left out, loudly: the others' tenants need theirs.
+    """
     from ingest.embedding.local import LocalEmbedder
     from ingest.embedding.server import create_app
 
-    local = [m for m in models if m.kind == "local"]
+    local = [m for m in models if m.kind == "local" and _files_are_here(m)]
     return create_app({m.name: LocalEmbedder(m, settings.embedder, on_failure=on_failure) for m in local}, key=key)
+
+
+def _files_are_here(model: EmbeddingModel) -> bool:
+    from ingest.passages import model_folder
+    from vicinage.errors import Refused
+
+    try:
+        model_folder(model)
+    except Refused as missing:
+        _event.error("a model is not served: see `vicinage doctor`", model=model.name, reason=str(missing))
+        return False
+    return True
 
 
 def _embedder(base: Ground, model: EmbeddingModel, key: str | None) -> "Embedder":

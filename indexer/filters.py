@@ -3,10 +3,15 @@
 `{"lang": "en", "year": {"$gte": 2020}, "$or": [...]}` with $eq $ne $gt $gte $lt $lte $in $nin $exists $and $or $not.
 Numbers compare with numbers, strings with strings, booleans with booleans. A list in the metadata matches when any of its
 elements does. A missing field matches only $ne, $nin and {"$exists": false}. Dots reach into nested objects.
+
+Law 7: the thread that searches is everybody's, so what a filter costs is bounded by construction: a field's values lie sorted,
+each comparison is two binary searches a value it names, and it marks only the rows it found.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import numpy as np
@@ -18,13 +23,20 @@ Mask = NDArray[np.bool_]
 Metadata = Mapping[str, Any]
 DEPTH_MAX: Final = 8
 CLAUSES_MAX: Final = 64
+FIELDS_MAX: Final = 16
+"""The first filter that names a field reads it in every document's metadata."""
 VALUES_MAX: Final = 1_000
+VALUES_OF_ALL_MAX: Final = 2_000
+COLUMNS_MAX: Final = 64
+"""Columns that are kept, the last used: names of fields are the asker's to invent."""
+EXACT_BELOW: Final = 2**53
+"""Integers below it are themselves as float64."""
 _MISSING: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One comparison of one field."""
+    """One comparison of one field. `operand` of $in and $nin is a set a kind: {"number": …, "string": …, "boolean": …}."""
 
     field: str
     op: str
@@ -42,50 +54,76 @@ class Node:
 Tree = Leaf | Node
 
 
+class _Bounds:
+    """What one filter has taken of what it may have."""
+
+    def __init__(self) -> None:
+        self._clauses = self._values = 0
+        self._fields: set[str] = set()
+
+    def clauses(self, n: int, at: str) -> None:
+        """Count clauses. Raises Refused, as those below."""
+        self._clauses += n
+        if self._clauses > CLAUSES_MAX:
+            raise Refused(f"{at}: a filter has at most {CLAUSES_MAX} clauses", field="filter", limit=CLAUSES_MAX)
+
+    def values(self, n: int, at: str) -> None:
+        """Count the values of a list."""
+        if n > VALUES_MAX:
+            raise Refused(f"{at}: a list has at most {VALUES_MAX} values", field="filter", limit=VALUES_MAX)
+        self._values += n
+        if self._values > VALUES_OF_ALL_MAX:
+            raise Refused(
+                f"{at}: the lists of a filter have at most {VALUES_OF_ALL_MAX} values together",
+                field="filter",
+                limit=VALUES_OF_ALL_MAX,
+            )
+
+    def field(self, name: str, at: str) -> None:
+        """Count a field, once."""
+        self._fields.add(name)
+        if len(self._fields) > FIELDS_MAX:
+            raise Refused(f"{at}: a filter names at most {FIELDS_MAX} fields", field="filter", limit=FIELDS_MAX)
+
+
 def parse(value: object) -> Tree:
     """The filter's tree. Raises Refused naming the place and the limit."""
-    count = [0]
-    return _parse(value, "filter", DEPTH_MAX, count)
+    return _parse(value, "filter", DEPTH_MAX, _Bounds())
 
 
-def _parse(value: object, at: str, depth: int, count: list[int]) -> Tree:
+def _parse(value: object, at: str, depth: int, bounds: _Bounds) -> Tree:
     if depth <= 0:
         raise Refused(f"{at}: a filter is nested at most {DEPTH_MAX} deep", field="filter", limit=DEPTH_MAX)
     if not isinstance(value, dict):
         raise Refused(f"{at}: expected an object", field="filter")
-    _take(count, 1 if not value else 0, at)  # `{}` passes everything, and is still a clause: no million of them
+    bounds.clauses(1 if not value else 0, at)  # `{}` passes everything, and is still a clause: no million of them
     parts: list[Tree] = []
     for key, operand in value.items():
-        _take(count, 1, at)
-        parts.extend(_clause(key, operand, at, depth, count))
+        bounds.clauses(1, at)
+        parts.extend(_clause(key, operand, at, depth, bounds))
     return parts[0] if len(parts) == 1 else Node("$and", tuple(parts))
 
 
-def _take(count: list[int], n: int, at: str) -> None:
-    count[0] += n
-    if count[0] > CLAUSES_MAX:
-        raise Refused(f"{at}: a filter has at most {CLAUSES_MAX} clauses", field="filter", limit=CLAUSES_MAX)
-
-
-def _clause(key: str, operand: object, at: str, depth: int, count: list[int]) -> list[Tree]:
+def _clause(key: str, operand: object, at: str, depth: int, bounds: _Bounds) -> list[Tree]:
     here = f"{at}.{key}"
     if key in ("$and", "$or"):
         if not isinstance(operand, list) or not operand:
             raise Refused(f"{here}: expected a list of filters that is not empty", field="filter")
-        return [Node(key, tuple(_parse(part, f"{here}.{i}", depth - 1, count) for i, part in enumerate(operand)))]
+        return [Node(key, tuple(_parse(part, f"{here}.{i}", depth - 1, bounds) for i, part in enumerate(operand)))]
     if key == "$not":
-        return [Node("$not", (_parse(operand, here, depth - 1, count),))]
+        return [Node("$not", (_parse(operand, here, depth - 1, bounds),))]
     if key.startswith("$"):
         raise Refused(f"{here}: unknown operator; there are $and, $or, $not here", field="filter")
+    bounds.field(key, here)
     if isinstance(operand, dict):
         if not operand:
             raise Refused(f"{here}: expected an operator", field="filter")
-        _take(count, len(operand) - 1, here)
-        return [_leaf(key, op, value, f"{here}.{op}") for op, value in operand.items()]
-    return [_leaf(key, "$eq", operand, here)]
+        bounds.clauses(len(operand) - 1, here)
+        return [_leaf(key, op, value, f"{here}.{op}", bounds) for op, value in operand.items()]
+    return [_leaf(key, "$eq", operand, here, bounds)]
 
 
-def _leaf(field: str, op: str, operand: object, at: str) -> Leaf:
+def _leaf(field: str, op: str, operand: object, at: str, bounds: _Bounds) -> Leaf:
     if op not in _OPERATORS:
         raise Refused(f"{at}: unknown operator; there are {', '.join(_OPERATORS)}", field="filter")
     if op == "$exists":
@@ -94,13 +132,19 @@ def _leaf(field: str, op: str, operand: object, at: str) -> Leaf:
     elif op in ("$in", "$nin"):
         if not isinstance(operand, list) or not all(_scalar(v) for v in operand):
             raise Refused(f"{at}: expected a list of strings, numbers and booleans", field="filter")
-        if len(operand) > VALUES_MAX:
-            raise Refused(f"{at}: a list has at most {VALUES_MAX} values", field="filter", limit=VALUES_MAX)
+        bounds.values(len(operand), at)
+        return Leaf(field, op, _by_kind(operand))
     elif not _scalar(operand):
         raise Refused(f"{at}: expected a string, number or boolean", field="filter")
     elif op in ("$gt", "$gte", "$lt", "$lte") and isinstance(operand, bool):
         raise Refused(f"{at}: booleans have no order", field="filter")
     return Leaf(field, op, operand)
+
+
+def _by_kind(values: Sequence[Any]) -> dict[str, frozenset[Any]]:
+    """The values as sets, so that none is looked for twice; apart by kind, since True equals 1."""
+    kinds = {_kind(v) for v in values}
+    return {kind: frozenset(v for v in values if _kind(v) == kind) for kind in kinds}
 
 
 def matches(tree: Tree, metadata: Metadata) -> bool:
@@ -117,66 +161,82 @@ class Columns:
     """Metadata of n documents, turned into a column when a field is first asked for. Safe for many threads."""
 
     def __init__(self, metadata: Sequence[Metadata]) -> None:
-        self._metadata = metadata
-        self._columns: dict[str, _Column] = {}
+        self._n = len(metadata)
+        self._column = lru_cache(COLUMNS_MAX)(partial(_column_of, metadata))
+
+    def kept(self) -> int:
+        """How many columns it holds."""
+        return self._column.cache_info().currsize
 
     def mask(self, tree: Tree) -> Mask:
         """Bool [n]: which documents pass; the same that `matches` says of each."""
         if isinstance(tree, Leaf):
             return self._column(tree.field).mask(tree)
-        parts = [self.mask(part) for part in tree.parts]
-        if not parts:
-            return np.ones(len(self._metadata), np.bool_)  # {} passes everything
+        if not tree.parts:
+            return np.ones(self._n, np.bool_)  # {} passes everything
+        found = self.mask(tree.parts[0])
         if tree.op == "$not":
-            return ~parts[0]
-        combined: Mask = np.logical_and.reduce(parts) if tree.op == "$and" else np.logical_or.reduce(parts)
-        return combined
+            return ~found
+        for part in tree.parts[1:]:
+            _COMBINE[tree.op](found, self.mask(part), out=found)
+        return found
 
-    def _column(self, field: str) -> "_Column":
-        column = self._columns.get(field)
-        if column is None:
-            column = self._columns[field] = _Column([_reach(m, field) for m in self._metadata])
-        return column
+
+_COMBINE: Final = {"$and": np.logical_and, "$or": np.logical_or}
+
+
+def _column_of(metadata: Sequence[Metadata], field: str) -> "_Column":
+    return _Column([_reach(m, field) for m in metadata])
 
 
 class _Column:
-    """One field of every document: numbers as an array, everything else as codes of its distinct values."""
+    """One field of every document, inverted: each kind's distinct values in order, and which rows have each."""
 
     def __init__(self, values: list[Any]) -> None:
-        self._numbers: NDArray[np.float64] | None = None
-        if values and all(type(v) in (int, float) for v in values) and all(abs(v) < 2**53 for v in values):
-            self._numbers = np.array(values, np.float64)
-        codes: dict[object, int] = {}
-        self._distinct: list[Any] = []
-        if self._numbers is None:
-            self._codes = np.fromiter((self._code(v, codes) for v in values), np.int64, len(values))
-
-    def _code(self, value: Any, codes: dict[object, int]) -> int:
-        name = value if value is _MISSING else (type(value).__name__, repr(value))
-        if name not in codes:
-            codes[name] = len(self._distinct)
-            self._distinct.append(value)
-        return codes[name]
+        self._present: Mask = np.fromiter((v is not _MISSING for v in values), np.bool_, len(values))
+        rows_of: dict[str, dict[Any, list[int]]] = {}
+        for row, value in enumerate(values):
+            for element in value if isinstance(value, list) else (value,):
+                if _scalar(element):
+                    rows_of.setdefault(_kind(element), {}).setdefault(element, []).append(row)
+        self._kinds = {kind: _Sorted(found) for kind, found in rows_of.items()}
 
     def mask(self, leaf: Leaf) -> Mask:
-        vectorised = _VECTORISED.get(leaf.op)
-        if self._numbers is not None and vectorised and type(leaf.operand) in (int, float):
-            found: Mask = vectorised(self._numbers, leaf.operand)
-            return found
-        if self._numbers is not None:
-            return np.fromiter((_judge(leaf, v) for v in self._numbers.tolist()), np.bool_, len(self._numbers))
-        verdicts = np.array([_judge(leaf, v) for v in self._distinct], np.bool_)
-        return verdicts[self._codes] if len(verdicts) else np.zeros(0, np.bool_)
+        """Bool [n], the caller's own."""
+        if leaf.op == "$exists":
+            return self._present.copy() if leaf.operand else ~self._present
+        found = np.zeros(len(self._present), np.bool_)
+        wanted = leaf.operand if leaf.op in ("$in", "$nin") else {_kind(leaf.operand): (leaf.operand,)}
+        for kind, operands in wanted.items():
+            held = self._kinds.get(kind, _NOTHING)
+            for operand in operands:
+                found[held.rows(leaf.op, operand)] = True
+        return ~found if leaf.op in ("$ne", "$nin") else found
 
 
-_VECTORISED: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
-    "$eq": np.equal,
-    "$ne": np.not_equal,
-    "$gt": np.greater,
-    "$gte": np.greater_equal,
-    "$lt": np.less,
-    "$lte": np.less_equal,
-}
+class _Sorted:
+    """The distinct values of one kind in order; values[i] stands in rows[starts[i] : starts[i + 1]]."""
+
+    def __init__(self, rows_of: Mapping[Any, list[int]]) -> None:
+        values = sorted(rows_of)
+        rows = [row for value in values for row in rows_of[value]]
+        self._values: Sequence[Any] | NDArray[np.float64] = values
+        self._rows = np.array(rows, np.int32)
+        self._starts = np.cumsum([0, *(len(rows_of[v]) for v in values)])
+        if all(type(v) in (int, float) and abs(v) < EXACT_BELOW for v in values):
+            self._values = np.array(values, np.float64)  # 8 bytes each, where Python's take 32
+
+    def rows(self, op: str, operand: Any) -> NDArray[np.int32]:
+        """Rows with a value for which `value op operand` holds; of $ne and $nin, those that they leave out."""
+        low, high = 0, len(self._values)
+        if op not in ("$lt", "$lte"):
+            low = (bisect_right if op == "$gt" else bisect_left)(self._values, operand)
+        if op not in ("$gt", "$gte"):
+            high = (bisect_left if op == "$lt" else bisect_right)(self._values, operand, low)
+        return self._rows[self._starts[low] : self._starts[high]]
+
+
+_NOTHING: Final = _Sorted({})
 
 
 def _judge(leaf: Leaf, value: Any) -> bool:
@@ -209,8 +269,8 @@ _OPERATORS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "$gte": _ordered(lambda a, b: bool(a >= b)),
     "$lt": _ordered(lambda a, b: bool(a < b)),
     "$lte": _ordered(lambda a, b: bool(a <= b)),
-    "$in": lambda value, operands: any(_same(value, o) for o in operands),
-    "$nin": lambda value, operands: any(_same(value, o) for o in operands),
+    "$in": lambda value, operands: _scalar(value) and value in operands.get(_kind(value), ()),
+    "$nin": lambda value, operands: _scalar(value) and value in operands.get(_kind(value), ()),
     "$exists": lambda _value, _operand: True,
 }
 

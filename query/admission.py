@@ -1,6 +1,8 @@
-"""Who may come in: a bounded number of requests at once, shared by weight when there is not room for all.
+"""Who may come in: a bounded number of requests, and bytes of their bodies, of which every tenant leaves some to the others.
 
-Laws 6 and 7: a tenant alone may use everything; once the house is half full, nobody holds more than its share.
+Laws 6 and 7: a tenant holds at most its weight times what is still free (the rule of vicinage/fair.py). Alone, one of weight 1
+gets half of the places, one of weight 4 four fifths; a newcomer always finds one. A place is taken before the body is read: a
+body that is slow or large takes from its own tenant's share.
 """
 
 from collections import Counter
@@ -8,49 +10,90 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vicinage.errors import Overloaded, Unavailable
+from vicinage.fair import has_room
 
 
 class Admission:
     """Requests in flight, in all and per tenant. Belongs to one event loop."""
 
-    def __init__(self, *, in_flight_max: int) -> None:
-        self._max = in_flight_max
-        self._in_flight: Counter[str] = Counter()
-        self._weights: dict[str, int] = {}
+    def __init__(self, *, in_flight_max: int, bodies_bytes_max: int) -> None:
+        self._places = _Shared(in_flight_max)
+        self._bodies = _Shared(bodies_bytes_max)
         self._draining = False
 
     @property
     def in_flight(self) -> int:
         """Requests being served."""
-        return self._in_flight.total()
+        return self._places.total
+
+    @property
+    def bodies_bytes(self) -> int:
+        """Bytes of the bodies that they brought."""
+        return self._bodies.total
 
     def drain(self) -> None:
         """Let nobody in any more; those inside finish."""
         self._draining = True
 
     @contextmanager
-    def enter(self, tenant: str, weight: int) -> Iterator[None]:
-        """Hold one place while the block runs. Raises Overloaded, or Unavailable while draining."""
+    def enter(self, tenant: str, weight: int) -> "Iterator[Place]":
+        """Hold one place, and what is held with it, while the block runs. Raises Overloaded, or Unavailable while draining."""
         if self._draining:
             raise Unavailable("this gateway is shutting down", dependency="gateway", retry_after_s=1.0)
-        self._weights[tenant] = weight
-        if not self._has_room(tenant):
+        if not self._places.take(tenant, 1, weight):
             raise Overloaded("too many requests are being served; this tenant has its share", retry_after_s=0.5)
-        self._in_flight[tenant] += 1
+        place = Place(self._places, self._bodies, tenant, weight)
         try:
-            yield
+            yield place
         finally:
-            self._in_flight[tenant] -= 1
-            if not self._in_flight[tenant]:
-                del self._in_flight[tenant]
-                self._weights.pop(tenant, None)
+            place.leave()
+            self._bodies.give_back(tenant, place.bytes)
 
-    def _has_room(self, tenant: str) -> bool:
-        total = self._in_flight.total()
-        if total >= self._max:
+
+class Place:
+    """One request inside, and the bytes of its body."""
+
+    __slots__ = ("_bodies", "_inside", "_places", "_tenant", "_weight", "bytes")
+
+    def __init__(self, places: "_Shared", bodies: "_Shared", tenant: str, weight: int) -> None:
+        self._places, self._bodies = places, bodies
+        self._tenant, self._weight = tenant, weight
+        self._inside = True
+        self.bytes = 0
+
+    def hold(self, n_bytes: int) -> None:
+        """Hold so many bytes more until the request is over. Raises Overloaded."""
+        if not self._bodies.take(self._tenant, n_bytes, self._weight):
+            raise Overloaded("too many bytes of bodies are held; this tenant has its share", retry_after_s=0.5)
+        self.bytes += n_bytes
+
+    def leave(self) -> None:
+        """Give the place to others now; the bytes stay on account. Idempotent."""
+        if self._inside:
+            self._inside = False
+            self._places.give_back(self._tenant, 1)
+
+
+class _Shared:
+    """A bounded amount of something, and who holds how much of it."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: Counter[str] = Counter()
+        self.total = 0
+
+    def take(self, tenant: str, n: int, weight: int) -> bool:
+        """Hold `n` more; False where that is beyond the tenant's share. Of a whole that nobody holds, one may take all."""
+        held = self._held[tenant]
+        if self.total and not has_room(n, held=held, free=self._most - self.total, weight=weight):
             return False
-        if total < self._max // 2:
-            return True
-        present = set(self._in_flight) | {tenant}
-        share = self._max * self._weights[tenant] / sum(self._weights[t] for t in present)
-        return self._in_flight[tenant] < max(1, share)
+        self._held[tenant] = held + n
+        self.total += n
+        return True
+
+    def give_back(self, tenant: str, n: int) -> None:
+        """Hold `n` less."""
+        self.total -= n
+        self._held[tenant] -= n
+        if not self._held[tenant]:
+            del self._held[tenant]

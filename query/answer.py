@@ -1,7 +1,9 @@
-"""★ One question, top to bottom: admit → embed → wait for what it asked for → plan → scatter → merge → answer."""
+"""★ One question, top to bottom: who asks → admit → wait for what it asked for → embed → plan → scatter → merge → answer."""
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -9,7 +11,7 @@ from typing import Final, Protocol, TypeVar
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from query.admission import Admission
+from query.admission import Admission, Place
 from query.freshness import Freshness
 from query.merge import merge
 from query.plan import Plan, Question, make_plan
@@ -18,8 +20,8 @@ from query.scatter import Gathered, Searchers
 from tenants.entities import CLASS_WEIGHT, Collection, Generation, Principal, Tenant
 from tenants.registry import Registry
 from vicinage.clock import Deadline
-from vicinage.errors import NotFound, Refused
-from vicinage.records import Floats, Hit
+from vicinage.errors import DeadlineExceeded, NotFound, Refused
+from vicinage.records import Floats, Hit, Token
 
 T = TypeVar("T")
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 4
@@ -60,12 +62,14 @@ class Answerer:
     recall: RecallMonitor
     admission: Admission
 
-    async def answer(self, question: Question, principal: Principal) -> Answer:
-        """The answer. Raises what the steps raise; the tenant is the credential's (law 1)."""
+    def admitted(self, tenant: Tenant) -> AbstractContextManager[Place]:
+        """A place for one request of the tenant's. Raises Overloaded, Unavailable."""
+        return self.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority])
+
+    async def answer(self, question: Question, tenant: Tenant, collection: Collection) -> Answer:
+        """The answer to one who was found (`find`) and has a place (`admitted`). Raises what the steps raise."""
         deadline = Deadline.after(question.timeout_s)
-        tenant, collection = await self.find(principal, question.collection)
-        with self.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
-            return await self.on_live(collection, partial(self._answer, question, tenant, deadline))
+        return await self.on_live(collection, partial(self._answer, question, tenant, deadline))
 
     async def on_live(self, collection: Collection, ask: Callable[[Collection], Awaitable[T]]) -> T:
         """What `ask` makes of the collection; asked once more where its live generation was cut over on the way."""
@@ -79,10 +83,9 @@ class Answerer:
             return await ask(now)
 
     async def _answer(self, question: Question, tenant: Tenant, deadline: Deadline, collection: Collection) -> Answer:
-        live = collection.generation()
-        vector = await self._vector(question, tenant, live, deadline)
         if question.wait_for is not None:
-            await self.freshness.reach(question.wait_for, tenant, live, deadline)
+            collection = await self.reached(question.wait_for, tenant, collection, deadline)
+        vector = await self._vector(question, tenant, collection.generation(), deadline)
         plan = make_plan(question, collection, vector, self.registry.version)
         gathered = await self.searchers.scatter(plan, deadline)
         hits = merge(gathered.partials, question.k)
@@ -90,8 +93,29 @@ class Answerer:
             self.recall.offer(plan, hits, gathered.partials)
         return await self._statement(tenant, plan, gathered, hits)
 
+    async def reached(self, token: Token, tenant: Tenant, collection: Collection, deadline: Deadline) -> Collection:
+        """The collection as of now, everything up to `token` searchable in its live generation.
+
+        NOTE: memory may be behind a cut-over, and the generation that it calls live gets no more writes. Ingest knew of the
+        cut-over before it committed the token: a catalog read after the commit was seen names a generation that has it.
+        """
+        await self.freshness.reach(token, tenant, collection.generation(), deadline)
+        await self._refresh(deadline)
+        now = self.registry.collection(collection.tenant, collection.name)
+        if now.live != collection.live:
+            await self.freshness.reach(token, tenant, now.generation(), deadline)
+        return now
+
+    async def _refresh(self, deadline: Deadline) -> None:
+        """See the catalog as of now. Raises Unavailable, DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(deadline.left_s()):
+                await asyncio.get_running_loop().run_in_executor(None, self.registry.refresh)
+        except TimeoutError:
+            raise DeadlineExceeded("the catalog did not answer in time", dependency="catalog") from None
+
     async def find(self, principal: Principal, name: str) -> tuple[Tenant, Collection]:
-        """The principal's tenant and its collection; looked for once more when not there, it may be new. Raises NotFound."""
+        """The principal's tenant (law 1) and its collection; looked for once more when not there, it may be new. Raises NotFound."""
         if principal.tenant is None:
             raise NotFound("an operator's key has no collections; use a tenant's key")
         try:

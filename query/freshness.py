@@ -5,11 +5,13 @@ A token is positions in the tenant's documents log. Once ingest has committed be
 """
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from query.scatter import Searchers
@@ -25,6 +27,8 @@ LAG_FRESH_S: Final = 0.2
 """A lag measured this long ago is said as it is; then it is measured again beside the answers."""
 LAG_STALE_S: Final = 1.0
 """A lag older than this is not said any more: the answer waits for a new one."""
+LOOK_S: Final = 0.5
+"""How often a wait looks whether anybody still waits for it."""
 LAG_WAIT_S: Final = 0.25
 """How long an answer waits for it; then it says that the lag is not known."""
 WAITERS_MAX: Final = 64
@@ -57,6 +61,7 @@ class Freshness:
         self._looking: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._waiters = ThreadPoolExecutor(WAITERS_MAX, thread_name_prefix="wait-for")
         self._waiting: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self._lookers = ThreadPoolExecutor(2, thread_name_prefix="freshness")
 
     async def reach(self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline) -> None:
@@ -64,25 +69,47 @@ class Freshness:
 
         Raises DeadlineExceeded, Overloaded, and Refused for a position that the log never gave out.
         """
-        if self._waiting.total() >= WAITERS_MAX or self._waiting[tenant.name] >= WAITERS_OF_ONE_TENANT_MAX:
-            raise Overloaded("too many searches wait for their writes", retry_after_s=0.5)
-        self._waiting[tenant.name] += 1
+        self._count(tenant)
+        abandoned = threading.Event()
+        waiting = self._waiters.submit(self._ends, token, tenant, generation, deadline, abandoned)
+        waiting.add_done_callback(partial(self._count_off, tenant))  # its thread is free: not before, whoever went away
         try:
-            loop = asyncio.get_running_loop()
-            ends = await loop.run_in_executor(self._waiters, self._ends, token, tenant, generation, deadline)
+            ends = await asyncio.wrap_future(waiting)
         finally:
-            self._waiting -= Counter([tenant.name])
+            abandoned.set()
         await self._searchers.reach(ends, deadline)
 
-    def _ends(self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline) -> dict[int, int]:
+    def waits(self) -> int:
+        """Threads that wait for ingest."""
+        return self._waiting.total()
+
+    def _count(self, tenant: Tenant) -> None:
+        with self._counting:
+            if self._waiting.total() >= WAITERS_MAX or self._waiting[tenant.name] >= WAITERS_OF_ONE_TENANT_MAX:
+                raise Overloaded("too many searches wait for their writes", retry_after_s=0.5)
+            self._waiting[tenant.name] += 1
+
+    def _count_off(self, tenant: Tenant, _waiting: object) -> None:
+        with self._counting:
+            self._waiting -= Counter([tenant.name])
+
+    def _ends(
+        self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline, abandoned: threading.Event
+    ) -> dict[int, int]:
         topic = tenant.documents_topic
         for p in token.positions:
             self._check_given_out(topic, p)
-            if not self._log.wait_committed(Group.INGEST, topic, p.partition, p.offset, wait_s=deadline.left_s()):
-                raise DeadlineExceeded(
-                    f"position {p.partition}-{p.offset} was not ingested in time", dependency="ingest"
-                )
+            while not abandoned.is_set() and not self._committed(topic, p, deadline):
+                if deadline.passed():
+                    raise DeadlineExceeded(
+                        f"position {p.partition}-{p.offset} was not ingested in time", dependency="ingest"
+                    )
         return {slot: self._log.end(VECTORS_TOPIC, slot) for slot in generation.slots}
+
+    def _committed(self, topic: str, p: Position, deadline: Deadline) -> bool:
+        """Whether ingest is beyond it, looked at for a while."""
+        wait_s = min(LOOK_S, deadline.left_s())
+        return self._log.wait_committed(Group.INGEST, topic, p.partition, p.offset, wait_s=wait_s)
 
     def _check_given_out(self, topic: str, position: Position) -> None:
         """A position that does not exist yet is nobody's write: it is refused, and holds up no thread until its deadline."""

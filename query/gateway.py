@@ -88,7 +88,7 @@ class Gateway:
             self.embedder_for,
             made["freshness"],
             made["recall"],
-            Admission(in_flight_max=s.in_flight_max),
+            Admission(in_flight_max=s.in_flight_max, bodies_bytes_max=s.bodies_bytes_max),
         )
         for name, part in made.items():
             object.__setattr__(self, name, part)

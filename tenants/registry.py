@@ -14,6 +14,7 @@ from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, Engine, Table, insert, select, update
 
@@ -39,6 +40,9 @@ COLLECTION_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
 MODEL_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._/-]{0,62}")
 INDEX_SPEC: Final = re.compile(r"auto|flat|hnsw(?::M=(\d{1,3})(?:,efc=(\d{1,4}))?)?")
 DIMENSION_MAX: Final = 4_096
+WINDOW_MIN: Final = 16
+WINDOW_MAX: Final = 1_000_000
+LOCATION_MAX: Final = 1_000
 SERVING: Final = ("building", "ready", "live")
 """States of a generation that still receives writes."""
 
@@ -332,15 +336,8 @@ class Registry:
         return self.collection(tenant, collection)
 
     def register_model(self, model: EmbeddingModel, *, actor: str) -> EmbeddingModel:
-        """A new entry of the model registry; entries never change."""
-        if not MODEL_NAME.fullmatch(model.name):
-            raise Refused(
-                "a model's name is 1 to 63 of a-z, A-Z, 0-9, '.', '_', '-' and '/', and begins with a letter or digit",
-                field="name",
-                limit=63,
-            )
-        if not 1 <= model.dimension <= DIMENSION_MAX:
-            raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
+        """A new entry of the model registry; entries never change. Whether the model answers, `vicinage doctor` says."""
+        _check_model(model)
         with changing(self._engine, self._clock, actor) as at:
             if at.connection.execute(select(tables.models.c.name).where(tables.models.c.name == model.name)).first():
                 raise Conflict(f"model {model.name!r} exists already; entries never change")
@@ -366,6 +363,42 @@ class Registry:
                 field="dimension",
             )
         return entry.name, entry.dimension
+
+
+def _check_model(model: EmbeddingModel) -> None:
+    if not MODEL_NAME.fullmatch(model.name):
+        raise Refused(
+            "a model's name is 1 to 63 of a-z, A-Z, 0-9, '.', '_', '-' and '/', and begins with a letter or digit",
+            field="name",
+            limit=63,
+        )
+    if not 1 <= model.dimension <= DIMENSION_MAX:
+        raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
+    if not WINDOW_MIN <= model.window_tokens <= WINDOW_MAX:
+        raise Refused(f"window_tokens is {WINDOW_MIN} to {WINDOW_MAX}", field="window_tokens", limit=WINDOW_MAX)
+    if model.kind == "oip":
+        raise Refused("kind oip is not supported yet: use an OpenAI-compatible server (kind openai)", field="kind")
+    if model.kind not in ("local", "openai"):
+        raise Refused("kind is one of local, openai", field="kind")
+    if not model.location.isprintable() or not 1 <= len(model.location) <= LOCATION_MAX:
+        raise Refused(f"location is 1 to {LOCATION_MAX} printable characters", field="location", limit=LOCATION_MAX)
+    module = model.location.removeprefix("package:")
+    if model.kind == "local" and module != model.location and not module.isidentifier():
+        raise Refused("location package:MODULE names one installed module", field="location")
+    if model.kind == "openai":
+        _check_server(model.location)
+
+
+def _check_server(location: str) -> None:
+    try:
+        url = urlsplit(location)
+        host, user = url.hostname, url.username
+    except ValueError:
+        raise Refused("location is no URL", field="location") from None
+    if url.scheme not in ("http", "https") or not host:
+        raise Refused("location of kind openai is the server's base URL: http(s)://HOST[:PORT]/v1", field="location")
+    if user is not None:
+        raise Refused("a key in the location would be shown: set embedder.model_keys instead", field="location")
 
 
 def _check_number(placed: int, now: int) -> None:

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from house import HashEmbedder, eventually, open_ground, running
 
+from cluster.connections import BoundedHeads
 from cluster.wiring import Ground
 from query.gateway import Gateway, create_app
 from tenants.audit import Audit
@@ -150,9 +151,10 @@ def platform(
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
+def serving(app: Any, *, http: Any = BoundedHeads) -> Iterator[str]:
     """The app on a real server on loopback; its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False))
+    config = uvicorn.Config(app, http=http, host="127.0.0.1", port=0, log_level="warning", access_log=False)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=partial(asyncio.run, server.serve()), daemon=True)
     thread.start()
     try:

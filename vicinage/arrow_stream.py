@@ -2,7 +2,8 @@
 
 A compressed buffer begins with the length that it claims to have once decompressed, and Arrow allocates that much at once:
 a megabyte can claim a terabyte. So each batch's claims are added up first, from the few fields of its header that say
-them (format: Message.fbs and Schema.fbs of Apache Arrow, columnar format 1.x).
+them (format: Message.fbs and Schema.fbs of Apache Arrow, columnar format 1.x). Messages of an older metadata version are
+refused: in V4 a compression may stand in the message's own metadata, where these fields do not say it (Arrow 0.17).
 """
 
 import struct
@@ -42,10 +43,19 @@ def _schema(message: Any) -> pa.Schema:
     # NOTE: pyarrow's own function does not ask what kind of message it is given, and reads beyond its end: a dead process.
     if message.type != "schema":
         raise Refused(f"the Arrow stream begins with a {message.type}, not with its schema", field="body")
+    _check_version(message)
     schema = pa.ipc.read_schema(message)
     if not schema.names:  # NOTE: asking for them is also what finds a name that is not UTF-8
         raise Refused("the Arrow stream has no columns", field="body")
     return schema
+
+
+def _check_version(message: Any) -> None:
+    if message.metadata_version != pa.ipc.MetadataVersion.V5:
+        raise Refused(
+            f"the Arrow stream has metadata version {message.metadata_version.name}: write it with V5 (Arrow 1.0 or later)",
+            field="body",
+        )
 
 
 def _batches(messages: Any, schema: pa.Schema, bytes_max: int, rows_max: int) -> list[pa.RecordBatch]:
@@ -54,6 +64,7 @@ def _batches(messages: Any, schema: pa.Schema, bytes_max: int, rows_max: int) ->
     for message in messages:
         if message.type != "record batch":
             raise Refused(f"the Arrow stream holds a {message.type}: send plain columns", field="body")
+        _check_version(message)
         n_bytes += claimed_bytes(message)
         if n_bytes > bytes_max:
             raise Refused(

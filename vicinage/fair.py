@@ -16,6 +16,11 @@ from vicinage.errors import Overloaded
 T = TypeVar("T")
 
 
+def has_room(more: int, *, held: int, free: int, weight: int) -> bool:
+    """Whether a tenant that holds `held` may take `more` of the `free`: at most `weight` times what is free."""
+    return more <= free and held + more <= weight * free
+
+
 @dataclass(slots=True)
 class _Line(Generic[T]):
     """One tenant's waiting items, oldest first, and what it may still take in this round (below 0: what it owes)."""
@@ -88,8 +93,7 @@ class FairQueue(Generic[T]):
         self._held += held
 
     def _has_room(self, line: _Line[T] | None, more: int, weight: int) -> bool:
-        free = self._held_max - self._held
-        return more <= free and more + (line.held if line else 0) <= weight * free
+        return has_room(more, held=line.held if line else 0, free=self._held_max - self._held, weight=weight)
 
     def _full(self, own: int) -> Overloaded:
         wait_s = max(0.1, min(30.0, own / self.cost_per_s)) if self.cost_per_s else 1.0

@@ -29,7 +29,16 @@ class GatewaySettings(_Group):
     timeout_ms: int = Field(default=10_000, ge=1, le=600_000, description="deadline of a request that names none")
     k_max: int = Field(default=1_000, ge=1, le=16_384, description="largest k a search may ask for")
     body_bytes_max: int = Field(default=64 << 20, ge=1 << 10, description="largest request body")
-    in_flight_max: int = Field(default=256, ge=1, description="requests served at once before 429")
+    in_flight_max: int = Field(
+        default=256,
+        ge=1,
+        description="requests served at once before 429; a tenant alone holds half of them (bronze) to four fifths (gold)",
+    )
+    bodies_bytes_max: int = Field(
+        default=512 << 20,
+        ge=1 << 10,
+        description="bytes of bodies held at once before 429, shared as requests are",
+    )
     recall_sample_share: float = Field(
         default=0.01, ge=0, le=1, description="share of live searches checked against exact"
     )

@@ -12,7 +12,7 @@ from indexer import reindex
 from query.api.collections import FIELDS, create_for, facts, facts_of
 from query.api.http import answer, gateway, integer, json_object, name_in, number, principal, typed
 from tenants import provisioning
-from tenants.entities import Job, Key, Tenant
+from tenants.entities import EmbeddingModel, Job, Key, Tenant
 from vicinage.errors import Refused
 
 router = APIRouter(prefix="/v1/admin")
@@ -161,6 +161,25 @@ async def list_models(request: Request) -> Response:
     """The model registry."""
     house, _ = await _operator(request)
     return answer([asdict(m) for m in house.registry.models()])
+
+
+@router.post("/models", status_code=201, response_model=None)
+async def register_model(request: Request) -> Response:
+    """A new entry of the model registry, which never changes: `kind` local (files) or openai (a server that speaks its API)."""
+    house, actor = await _operator(request)
+    known = frozenset({"name", "kind", "location", "dimension", "window_tokens", "normalised"})
+    value = await json_object(request, known)
+    normalised = typed(value, "normalised", bool, "whether its vectors have length 1")
+    kind: Any = typed(value, "kind", str, "local or openai", needed=True)
+    model = EmbeddingModel(
+        name=typed(value, "name", str, "the model's name", needed=True),
+        kind=kind,
+        location=typed(value, "location", str, "package:MODULE, a path, or a server's base URL", needed=True),
+        dimension=typed(value, "dimension", int, "the length of its vectors", needed=True),
+        window_tokens=typed(value, "window_tokens", int, "the longest input that it reads", needed=True),
+        normalised=normalised is not False,
+    )
+    return answer(asdict(await run_in_threadpool(house.registry.register_model, model, actor=actor)), 201)
 
 
 @router.get("/audit", response_model=None)

@@ -26,7 +26,9 @@ async def create(request: Request) -> Response:
     if who.tenant is None:
         raise NotFound("an operator's key has no collections; use /v1/admin")
     house = gateway(request)
-    made = await run_in_threadpool(create_for, house, who.tenant, await json_object(request, FIELDS), who.key_id)
+    with house.answerer.admitted(house.registry.tenant(who.tenant)) as place:
+        value = await json_object(request, FIELDS, place)
+        made = await run_in_threadpool(create_for, house, who.tenant, value, who.key_id)
     return answer(await facts(house, made), 201)
 
 

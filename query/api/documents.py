@@ -14,11 +14,23 @@ from ingest import dead_letters, intake
 from ingest.columns import parse_arrow_body
 from ingest.documents import Entry, parse_json, parse_ndjson
 from ingest.rules import Rules
-from query.api.http import answer, body, checked_object, content_type, gateway, json_object, number, principal, typed
+from query.api.http import (
+    answer,
+    body,
+    checked_object,
+    content_type,
+    gateway,
+    json_object,
+    number,
+    principal,
+    typed,
+    unless_gone,
+)
 from query.api.search import token_of
-from tenants.entities import CLASS_WEIGHT, Collection, Tenant
+from tenants.entities import Collection, Tenant
 from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused
+from vicinage.records import Token
 from vicinage.routing import shard_of
 from vicinage.wire import ARROW, load_json
 
@@ -26,6 +38,7 @@ router = APIRouter()
 NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 DOCUMENTS_MAX: Final = 10_000
 DELETE_MAX: Final = 10_000
+DELETE_BYTES_MAX: Final = 16 << 20
 REJECTED_SHOWN: Final = 1_000
 _DOCS: Final[dict[str, Any]] = {
     "requestBody": {
@@ -57,9 +70,9 @@ async def write(collection: str, request: Request) -> Response:
     who = await principal(request, "write")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
-    data = await body(request)
     kind = content_type(request)
-    with house.answerer.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
+    with house.answerer.admitted(tenant) as place:
+        data = await body(request, place)
         accepted = await run_in_threadpool(_accept, house, tenant, found, kind, data)
     rejected = [{"id": r.id, "reason": r.reason, "field": r.field} for r in accepted.rejected[:REJECTED_SHOWN]]
     token = str(accepted.token) if accepted.token else None
@@ -97,20 +110,22 @@ async def read(collection: str, document_id: str, request: Request) -> Response:
     who = await principal(request, "read")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
-    live = found.generation()
     deadline = Deadline.after(house.settings.timeout_ms / 1000)
     token = token_of(request.query_params.get("wait_for"))
-    with house.answerer.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
-        if token is not None:
-            await house.freshness.reach(token, tenant, live, deadline)
-        stored = await house.answerer.on_live(found, partial(_stored, house, document_id, deadline))
+    with house.answerer.admitted(tenant):
+        reading = house.answerer.on_live(found, partial(_stored, house, tenant, document_id, token, deadline))
+        stored = await (reading if token is None else unless_gone(request, reading))
     if stored is None:
         raise NotFound(f"there is no document of that id in {collection!r}")
     passages = [{"passage": i, "text": p.text, "start": p.start, "end": p.end} for i, p in enumerate(stored.passages)]
     return answer({"id": stored.id, "version": stored.version, "metadata": stored.metadata, "passages": passages})
 
 
-async def _stored(house: Any, document_id: str, deadline: Deadline, collection: Collection) -> StoredDocument | None:
+async def _stored(
+    house: Any, tenant: Tenant, document_id: str, token: Token | None, deadline: Deadline, collection: Collection
+) -> StoredDocument | None:
+    if token is not None:
+        collection = await house.answerer.reached(token, tenant, collection, deadline)
     live = collection.generation()
     shard = live.shards()[shard_of(document_id, len(live.slots))]
     found: StoredDocument | None = await house.searchers.holding(shard.slot).document(shard, document_id, deadline)
@@ -123,7 +138,8 @@ async def delete_one(collection: str, document_id: str, request: Request) -> Res
     who = await principal(request, "write")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
-    return await _delete(house, tenant, found, [document_id])
+    with house.answerer.admitted(tenant):
+        return await _delete(house, tenant, found, [document_id])
 
 
 @router.post("/v1/collections/{collection}/documents:delete", status_code=202, response_model=None)
@@ -132,15 +148,16 @@ async def delete_many(collection: str, request: Request) -> Response:
     who = await principal(request, "write")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
-    value = await json_object(request, frozenset({"ids", "filter"}))
-    if (value.get("ids") is None) == (value.get("filter") is None):
-        raise Refused("send ids or a filter", field="ids")
-    ids = typed(value, "ids", list, "a list of document ids")
-    if ids is None:
-        ids = await house.answerer.on_live(found, partial(_matching, house, value["filter"]))
-    if not all(isinstance(i, str) and i for i in ids) or len(ids) > DELETE_MAX:
-        raise Refused(f"ids is a list of at most {DELETE_MAX} strings", field="ids", limit=DELETE_MAX)
-    return await _delete(house, tenant, found, ids)
+    with house.answerer.admitted(tenant) as place:
+        value = await json_object(request, frozenset({"ids", "filter"}), place, DELETE_BYTES_MAX)
+        if (value.get("ids") is None) == (value.get("filter") is None):
+            raise Refused("send ids or a filter", field="ids")
+        ids = typed(value, "ids", list, "a list of document ids")
+        if ids is None:
+            ids = await house.answerer.on_live(found, partial(_matching, house, value["filter"]))
+        if not all(isinstance(i, str) and i for i in ids) or len(ids) > DELETE_MAX:
+            raise Refused(f"ids is a list of at most {DELETE_MAX} strings", field="ids", limit=DELETE_MAX)
+        return await _delete(house, tenant, found, ids)
 
 
 async def _matching(house: Any, condition: object, collection: Collection) -> list[str]:
@@ -168,10 +185,7 @@ async def _delete(house: Any, tenant: Tenant, collection: Collection, ids: list[
         )
     if not ids:
         return answer({"accepted": 0, "token": None}, 202)
-    with house.answerer.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority]):
-        token = await run_in_threadpool(
-            intake.delete, house.log, tenant, collection.name, ids, now_ms=house.clock.now_ms()
-        )
+    token = await run_in_threadpool(intake.delete, house.log, tenant, collection.name, ids, now_ms=house.clock.now_ms())
     return answer({"accepted": len(ids), "token": str(token)}, 202)
 
 

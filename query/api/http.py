@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from query.admission import Place
 from tenants.entities import Principal, Scope
 from vicinage.errors import NotFound, Refused, TooLarge
 from vicinage.wire import load_json
@@ -17,10 +18,13 @@ from vicinage.wire import load_json
 if TYPE_CHECKING:
     from query.gateway import Gateway
 
+T = TypeVar("T")
 Name = TypeVar("Name", str, str | None)
 BODY_S: Final = 60
 """How long a body may take to arrive."""
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+SMALL_BYTES_MAX: Final = 1 << 20
+"""The largest body of what is no data: it is parsed on the event loop that everybody shares."""
 JSON_TYPES: Final = ("", "application/json", "text/json")
 
 
@@ -42,8 +46,11 @@ async def principal(request: Request, scope: Scope) -> Principal:
     return await run_in_threadpool(house.keys.authenticate, text, scope)
 
 
-async def body(request: Request, bytes_max: int | None = None) -> bytes:
-    """The whole body. Raises TooLarge as soon as it is over the limit, Refused when it was cut off or is too slow."""
+async def body(request: Request, place: Place | None, bytes_max: int | None = None) -> bytes:
+    """The whole body, its bytes held at `place`.
+
+    Raises TooLarge as soon as it is over the limit, Overloaded, and Refused when it was cut off or is too slow.
+    """
     settings = gateway(request).settings
     limit = settings.body_bytes_max if bytes_max is None else min(bytes_max, settings.body_bytes_max)
     announced = request.headers.get("content-length", "0")
@@ -51,22 +58,46 @@ async def body(request: Request, bytes_max: int | None = None) -> bytes:
         raise TooLarge(f"the body has {announced[:20]} bytes; at most {limit}", field="body", limit=limit)
     try:
         async with asyncio.timeout(BODY_S):
-            return await _collected(request, limit)
+            return await _collected(request, limit, place)
     except ClientDisconnect:
         raise Refused("the body was cut off", field="body") from None
     except TimeoutError:
         raise Refused(f"the body did not come whole within {BODY_S} s", field="body", limit=BODY_S) from None
 
 
-async def _collected(request: Request, limit: int) -> bytes:
+async def _collected(request: Request, limit: int, place: Place | None) -> bytes:
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
             raise TooLarge(f"the body is over {limit} bytes", field="body", limit=limit)
+        if place is not None:
+            place.hold(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What `work` comes to; it is given up as soon as the caller goes away. For what may wait long: it costs two tasks.
+
+    A body that was not read is lost. Raises Refused, which nobody hears.
+    """
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Refused("the caller went away")
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def content_type(request: Request) -> str:
@@ -74,14 +105,16 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def json_object(request: Request, known: frozenset[str], bytes_max: int | None = None) -> dict[str, Any]:
-    """The body as a JSON object whose names are all known. Raises Refused, TooLarge."""
+async def json_object(
+    request: Request, known: frozenset[str], place: Place | None = None, bytes_max: int | None = SMALL_BYTES_MAX
+) -> dict[str, Any]:
+    """The body as a JSON object whose names are all known. Raises as `body` does, and Refused."""
     if content_type(request) not in JSON_TYPES:
         raise Refused(
             f"content-type {content_type(request)!r} is not understood here; send application/json",
             field="content-type",
         )
-    return checked_object(load_json(await body(request, bytes_max) or b"{}"), known)
+    return checked_object(load_json(await body(request, place, bytes_max) or b"{}"), known)
 
 
 def checked_object(value: object, known: frozenset[str]) -> dict[str, Any]:

@@ -4,7 +4,10 @@ import asyncio
 import base64
 import binascii
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, aclosing
+from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -12,8 +15,10 @@ import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from indexer import filters
+from query.admission import Place
 from query.answer import Answer
 from query.api.http import (
     answer,
@@ -26,6 +31,7 @@ from query.api.http import (
     number,
     principal,
     typed,
+    unless_gone,
 )
 from query.boundary import said
 from query.plan import Question
@@ -105,14 +111,22 @@ async def search(collection: str, request: Request) -> Response:
     start = time.perf_counter()
     who = await principal(request, "read")
     house = gateway(request)
-    if content_type(request) == BINARY:
-        question = from_binary(collection, await body(request, SEARCH_BYTES_MAX), request.query_params, house.settings)
-    else:
-        question = from_json(collection, await json_object(request, FIELDS, SEARCH_BYTES_MAX), house.settings)
-    found = await house.answerer.answer(question, who)
+    tenant, where = await house.answerer.find(who, collection)
+    with house.answerer.admitted(tenant) as place:
+        question = await _asked(request, collection, place)
+        answering = house.answerer.answer(question, tenant, where)
+        found = await (answering if question.wait_for is None else unless_gone(request, answering))
     (_degraded if found.reason else _whole).inc()
     _seconds.observe(time.perf_counter() - start)
     return answer(to_json(found))
+
+
+async def _asked(request: Request, collection: str, place: Place) -> Question:
+    settings = gateway(request).settings
+    if content_type(request) == BINARY:
+        data = await body(request, place, SEARCH_BYTES_MAX)
+        return from_binary(collection, data, request.query_params, settings)
+    return from_json(collection, await json_object(request, FIELDS, place, SEARCH_BYTES_MAX), settings)
 
 
 @router.post("/v1/collections/{collection}/search:batch", response_model=None)
@@ -120,39 +134,79 @@ async def search_batch(collection: str, request: Request) -> StreamingResponse:
     """`{"questions": [...]}`; answers stream as NDJSON in the order they are done, each with its question's `index`."""
     who = await principal(request, "read")
     house = gateway(request)
-    given = typed(
-        await json_object(request, frozenset({"questions"}), BATCH_BYTES_MAX),
-        "questions",
-        list,
-        "a list of searches",
-        needed=True,
-    )
-    if not 1 <= len(given) <= BATCH_MAX:
-        raise Refused(f"{len(given)} questions; 1 to {BATCH_MAX}", field="questions", limit=BATCH_MAX)
-    await house.answerer.find(who, collection)
-    return StreamingResponse(stream(house, who, collection, given), media_type="application/x-ndjson")
+    tenant, _ = await house.answerer.find(who, collection)
+    with ExitStack() as held:
+        place = held.enter_context(house.answerer.admitted(tenant))
+        value = await json_object(request, frozenset({"questions"}), place, BATCH_BYTES_MAX)
+        given = typed(value, "questions", list, "a list of searches", needed=True)
+        if not 1 <= len(given) <= BATCH_MAX:
+            raise Refused(f"{len(given)} questions; 1 to {BATCH_MAX}", field="questions", limit=BATCH_MAX)
+        place.leave()  # each question takes one of its own
+        return _Lines(stream(house, partial(principal, request, "read"), collection, given), held.pop_all())
 
 
-async def stream(house: Any, who: Principal, collection: str, given: list[Any]) -> AsyncIterator[bytes]:
-    """A line of JSON for each question, as soon as it has its answer or its problem."""
-    places = asyncio.Semaphore(BATCH_AT_ONCE)
+class _Lines(StreamingResponse):
+    """Lines of JSON; what is held for them is given back when the last was sent, or the reader has gone."""
 
-    async def one(index: int, value: object) -> bytes:
-        async with places:
-            try:
-                question = from_json(collection, checked_object(value, FIELDS), house.settings)
-                line: dict[str, Any] = {"index": index, **to_json(await house.answerer.answer(question, who))}
-            except Exception as error:  # noqa: BLE001  (the request boundary: each question of a batch is one)
-                line = {"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))}
-        return orjson.dumps(line) + b"\n"
+    def __init__(self, lines: AsyncGenerator[bytes, None], held: ExitStack) -> None:
+        super().__init__(lines, media_type="application/x-ndjson")
+        self._lines, self._held = lines, held
 
-    tasks = [asyncio.create_task(one(i, value)) for i, value in enumerate(given)]
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        with self._held:
+            async with aclosing(self._lines):
+                await super().__call__(scope, receive, send)
+
+
+async def stream(
+    house: Any, whoever: Callable[[], Awaitable[Principal]], collection: str, given: list[Any]
+) -> AsyncGenerator[bytes, None]:
+    """A line of JSON for each question, as soon as it has its answer or its problem.
+
+    A question holds its place until its line was sent, and `whoever` asks proves it for each anew: a reader who is slow holds up
+    his own questions, and a key that was revoked ends the rest.
+    """
+    waiting = iter(enumerate(given))
+    running: set[asyncio.Task[_Line]] = set()
     try:
-        for done in asyncio.as_completed(tasks):
-            yield await done
+        while True:
+            for index, value in islice(waiting, BATCH_AT_ONCE - len(running)):
+                running.add(asyncio.create_task(_line(house, whoever, collection, index, value)))
+            if not running:
+                return
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            task = done.pop()  # the others are found done at the next turn
+            line, place = task.result()
+            with place:
+                yield line
+            running.discard(task)
     finally:
-        for task in tasks:
+        for task in running:
             task.cancel()
+            task.add_done_callback(_give_back)
+
+
+async def _line(
+    house: Any, whoever: Callable[[], Awaitable[Principal]], collection: str, index: int, value: object
+) -> "_Line":
+    with ExitStack() as place:
+        try:
+            question = from_json(collection, checked_object(value, FIELDS), house.settings)
+            tenant, where = await house.answerer.find(await whoever(), collection)
+            place.enter_context(house.answerer.admitted(tenant))
+            line: dict[str, Any] = {"index": index, **to_json(await house.answerer.answer(question, tenant, where))}
+        except Exception as error:  # noqa: BLE001  (the request boundary: each question of a batch is one)
+            line = {"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))}
+        return orjson.dumps(line) + b"\n", place.pop_all()
+
+
+_Line = tuple[bytes, ExitStack]
+
+
+def _give_back(task: "asyncio.Task[_Line]") -> None:
+    if not task.cancelled():
+        task.result()[1].close()
 
 
 def from_json(collection: str, value: Mapping[str, Any], settings: GatewaySettings) -> Question:

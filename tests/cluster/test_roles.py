@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 from servers import ROOT, free_port
+from starlette.testclient import TestClient
+
+from cluster.wiring import build_embedder
+from tenants.entities import EmbeddingModel
+from vicinage.settings import Settings
 
 DIES = """
 import sys
@@ -28,3 +33,10 @@ def test_a_gateway_whose_part_died_ends_its_process(tmp_path: Path, part: str) -
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
     assert ended.returncode == 70, ended.stderr
     assert "the part is dead" in ended.stdout + ended.stderr
+
+
+def test_an_embedder_leaves_out_a_local_model_whose_files_are_not_there(tmp_path: Path) -> None:
+    missing = EmbeddingModel("lost", "local", str(tmp_path / "nowhere"), 4, 100)
+    no_package = EmbeddingModel("lost-too", "local", "package:no_such_package", 4, 100)
+    app = build_embedder(Settings(), [missing, no_package], key=None)
+    assert TestClient(app).get("/readyz").json()["models"] == {}

@@ -420,7 +420,18 @@ def test_freshness_per_tenant(call: Caller) -> None:
 
 
 def test_models_are_listed(call: Caller) -> None:
-    assert [m["name"] for m in call.admin("GET", "/models")] == ["all-minilm-l6-v2"]
+    assert "all-minilm-l6-v2" in [m["name"] for m in call.admin("GET", "/models")]
+
+
+def test_a_model_is_registered_once_and_collections_are_made_with_it(call: Caller) -> None:
+    entry = {"name": "own/model", "kind": "openai", "location": "http://127.0.0.1:9/v1", "dimension": 8}
+    entry |= {"window_tokens": 512, "normalised": False}
+    assert call.admin("POST", "/models", entry, status=201) == entry
+    assert entry in call.admin("GET", "/models")
+    assert call.admin("GET", "/audit?limit=1000")[-1]["action"] == "model.register"
+    call.admin("POST", "/models", entry, status=409)
+    _, key = call.tenant()
+    assert call.collection(key, model="own/model")["dimension"] == 8
 
 
 # health

@@ -330,6 +330,7 @@ def test_a_bad_page_is_refused(call: Caller, key: str, path: str, query: str) ->
     problem(call("GET", f"{path}?{query}", who), 400, field=query.split("=", maxsplit=1)[0])
 
 
+MODEL = {"name": "m", "kind": "openai", "location": "http://127.0.0.1:9/v1", "dimension": 4, "window_tokens": 100}
 OPERATIONS: list[tuple[str, Any, int]] = [
     ("/tenants", {}, 400),
     ("/tenants", {"name": "Not Good"}, 400),
@@ -351,6 +352,21 @@ OPERATIONS: list[tuple[str, Any, int]] = [
     ("/reindex", {"tenant": "t1", "collection": "c", "shards": 10**6}, 400),
     ("/reindex", {"tenant": "t1", "collection": "c", "model": "all-minilm-l6-v2"}, 400),
     ("/reindex/nope/cancel", None, 404),
+    ("/models", {"name": "m"}, 400),
+    ("/models", {**MODEL, "name": "-"}, 400),
+    ("/models", {**MODEL, "kind": "oip"}, 400),
+    ("/models", {**MODEL, "kind": "magic"}, 400),
+    ("/models", {**MODEL, "location": ""}, 400),
+    ("/models", {**MODEL, "location": "models/mine"}, 400),
+    ("/models", {**MODEL, "location": "http://["}, 400),
+    ("/models", {**MODEL, "location": "http://me:secret@server/v1"}, 400),
+    ("/models", {**MODEL, "kind": "local", "location": "package:"}, 400),
+    ("/models", {**MODEL, "kind": "local", "location": "package:no.such"}, 400),
+    ("/models", {**MODEL, "dimension": 0}, 400),
+    ("/models", {**MODEL, "dimension": 4.5}, 400),
+    ("/models", {**MODEL, "window_tokens": 1}, 400),
+    ("/models", {**MODEL, "normalised": "yes"}, 400),
+    ("/models", {**MODEL, "name": "all-minilm-l6-v2"}, 409),
     ("/reindex/%00/cancel", None, 404),
 ]
 

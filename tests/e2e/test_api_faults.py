@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +14,21 @@ import httpx
 import numpy as np
 import orjson
 import pytest
-from gate import Caller, build, calling, platform, problem
-from house import eventually, make_ingest, open_ground, running
+from gate import Caller, build, calling, platform, problem, serving
+from house import eventually, make_ingest, open_ground, running, settings
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from cluster.wiring import build_searcher
+from cluster.wiring import build_searcher, ground
+from indexer import reindex
+from query import gateway
 from query.api import http
-from query.api.search import stream
+from query.api.search import BATCH_AT_ONCE, stream
 from tenants.entities import Principal
 from tenants.registry import Registry
 from vicinage.catalog import open_catalog
 from vicinage.clock import Deadline
-from vicinage.errors import Corrupt, NotFound, Unavailable
+from vicinage.errors import Corrupt, NotFound, Unauthenticated, Unavailable
 from vicinage.records import ShardQuery
 from vicinage.settings import GatewaySettings
 
@@ -314,6 +316,43 @@ def test_a_question_whose_generation_went_away_on_the_way_is_asked_again_of_the_
     base.close()
 
 
+@contextmanager
+def cut_over_unseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Caller, str]]:
+    """A gateway and a searcher that have not seen their collection's cut-over yet, and the tenant's key."""
+    monkeypatch.setattr(gateway, "REFRESH_S", 3_600)
+    made = settings(folder)
+    base = ground(made.model_copy(update={"searcher": made.searcher.model_copy(update={"adopt_s": 60.0})}))
+    own = replace(base, registry=Registry(base.engine, base.clock))
+    with running(base) as searcher, calling(own, searcher, build(own, [searcher])) as call:
+        name, key = call.tenant()
+        call.collection(key)
+        call.search(key, vector=Q, wait_for=call.write(key, [{"id": "old", "vector": Q}]))
+        theirs = Registry(base.engine, base.clock)
+        job = reindex.start(theirs, base.jobs, name, "c", index="", model=None, shards=1, actor="test")
+        eventually(lambda: base.jobs.get(job.id).state == "done", wait_s=60)
+        assert own.registry.collection(name, "c").live == 1
+        yield call, key
+    base.close()
+
+
+def test_a_search_that_waits_for_a_write_finds_it_though_the_cut_over_was_not_seen_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cut_over_unseen(tmp_path, monkeypatch) as (call, key):
+        found = call.search(key, vector=Q, wait_for=call.write(key, [{"id": "new", "vector": Q}]))
+        assert {h["document_id"] for h in found["hits"]} == {"old", "new"}
+        assert found["generation"] == 2
+
+
+def test_a_read_that_waits_for_a_write_finds_it_though_the_cut_over_was_not_seen_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cut_over_unseen(tmp_path, monkeypatch) as (call, key):
+        token = call.write(key, [{"id": "new", "vector": Q}])
+        found = call("GET", f"/v1/collections/c/documents/new?wait_for={token}", key)
+        assert found.status_code == 200, found.text
+
+
 # Too much, too late
 
 
@@ -394,7 +433,7 @@ def test_the_first_answer_of_a_batch_does_not_wait_for_the_last(tmp_path: Path) 
             call.search(key, vector=Q, wait_for=call.write(key, [{"id": "a", "vector": Q}]))
         late = call("DELETE", "/v1/collections/c/documents/a", key).json()["token"]  # and nobody ingests it
         asked = [{"vector": Q, "wait_for": late, "timeout_ms": 60_000}, {"vector": Q}]
-        answers = stream(call.house, Principal("test", name, frozenset({"read"})), "c", asked)
+        answers = stream(call.house, asker(name), "c", asked)
 
         async def following() -> dict[str, Any]:
             return dict(orjson.loads(await anext(answers)))
@@ -407,6 +446,119 @@ def test_the_first_answer_of_a_batch_does_not_wait_for_the_last(tmp_path: Path) 
         call.portal.call(answers.aclose)
     searcher.stop()
     base.close()
+
+
+def asker(tenant: str) -> Callable[[], Awaitable[Principal]]:
+    async def who() -> Principal:
+        return Principal("test", tenant, frozenset({"read"}))
+
+    return who
+
+
+def test_a_question_of_a_batch_holds_its_place_until_its_line_is_taken(tmp_path: Path) -> None:
+    with platform(tmp_path) as call:
+        name, key = call.tenant()
+        call.collection(key)
+        admission = call.house.answerer.admission
+
+        async def slow_reader() -> list[int]:
+            lines = stream(call.house, asker(name), "c", [{"vector": Q}] * 100)
+            inside = []
+            async for _ in lines:
+                await asyncio.sleep(0.01)  # time for all others to be answered, were they let in
+                inside.append(admission.in_flight)
+            return inside
+
+        inside = call.portal.call(slow_reader)
+        assert len(inside) == 100
+        assert max(inside) == inside[10] == BATCH_AT_ONCE
+        assert admission.in_flight == 0
+
+        async def reader_who_leaves() -> None:
+            lines = stream(call.house, asker(name), "c", [{"vector": Q}] * 100)
+            await anext(lines)
+            await lines.aclose()
+            await asyncio.sleep(0.1)
+
+        call.portal.call(reader_who_leaves)
+        assert admission.in_flight == 0
+
+
+def test_a_key_that_is_revoked_ends_the_batch_that_it_asks(tmp_path: Path) -> None:
+    with platform(tmp_path) as call:
+        name, key = call.tenant()
+        call.collection(key)
+        revoked = False
+
+        async def who() -> Principal:
+            if revoked:
+                raise Unauthenticated("this key does not exist, or no more")
+            return await asker(name)()
+
+        async def read() -> list[bytes]:
+            nonlocal revoked
+            lines = stream(call.house, who, "c", [{"vector": Q}] * 100)
+            found = [await anext(lines)]
+            revoked = True
+            return found + [line async for line in lines]
+
+        problems = ["problem" in orjson.loads(line) for line in call.portal.call(read)]
+        assert problems.count(False) <= BATCH_AT_ONCE
+        assert problems.count(True) >= 100 - BATCH_AT_ONCE
+
+
+def test_a_search_that_waits_gives_up_its_place_when_its_caller_goes_away(tmp_path: Path) -> None:
+    base = open_ground(tmp_path)  # nobody ingests here
+    searcher = build_searcher(base)
+    searcher.start()
+    with calling(base, searcher, build(base, [searcher])) as call:
+        _, key = call.tenant()
+        call.collection(key)
+        token = call.write(key, [{"id": "a", "vector": Q}])
+        app = call.another()
+        house = app.state.gateway
+        headers = {"authorization": f"Bearer {key}"}
+        body = {"vector": Q, "wait_for": token, "timeout_ms": 600_000}
+        with serving(app) as url, httpx.Client(base_url=url, timeout=1, trust_env=False) as http:
+            with pytest.raises(httpx.ReadTimeout):
+                http.post("/v1/collections/c/search", json=body, headers=headers)
+            eventually(lambda: house.answerer.admission.in_flight == 0, wait_s=5)
+            with pytest.raises(httpx.ReadTimeout):
+                http.get("/v1/collections/c/documents/a", params={"wait_for": token}, headers=headers)
+            eventually(lambda: house.answerer.admission.in_flight == 0, wait_s=5)
+            eventually(lambda: house.freshness.waits() == 0, wait_s=5)
+    searcher.stop()
+    base.close()
+
+
+@pytest.mark.parametrize("path", ["search", "search:batch", "documents", "documents:delete"])
+def test_a_body_takes_a_place_and_its_bytes_before_it_is_read_and_gives_them_back(tmp_path: Path, path: str) -> None:
+    with platform(tmp_path, GatewaySettings(bodies_bytes_max=4_000)) as call:
+        _, key = call.tenant("bronze")
+        _, other = call.tenant("bronze")
+        for each in (key, other):
+            call.collection(each)
+        admission = call.house.answerer.admission
+        seen: list[tuple[int, int]] = []
+
+        async def body(n_chunks: int) -> Any:
+            for _ in range(n_chunks):
+                yield b" " * 500
+                seen.append((admission.in_flight, admission.bodies_bytes))
+
+        def post(who: str, n_chunks: int) -> httpx.Response:
+            headers = {"content-type": "application/json"}
+            return call("POST", f"/v1/collections/c/{path}", who, content=body(n_chunks), headers=headers)
+
+        problem(post(key, 3), 400, "refused")
+        assert (1, 1_000) in seen
+        problem(post(key, 7), 429, "overloaded")
+        assert (admission.in_flight, admission.bodies_bytes) == (0, 0)
+        with admission.enter("loud", 1) as place:
+            place.hold(2_000)
+            problem(post(other, 2), 400, "refused")
+        assert call.search(key, vector=Q)["hits"] == []
+        assert (admission.in_flight, admission.bodies_bytes) == (0, 0)
 
 
 def test_while_draining_nobody_is_let_in_and_whoever_looks_is_told_when_to_come_back(tmp_path: Path) -> None:

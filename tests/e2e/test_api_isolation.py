@@ -81,6 +81,7 @@ OPERATE: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/admin/collections"): {},
     ("GET", "/v1/admin/tenants/{tenant}/collections/{collection}"): {},
     ("GET", "/v1/admin/models"): {},
+    ("POST", "/v1/admin/models"): {"json": {"name": "x"}},
     ("GET", "/v1/admin/audit"): {},
     ("POST", "/v1/admin/audit/verify"): {},
     ("POST", "/v1/admin/reindex"): {"json": {"tenant": f"{SECRET}-corp", "collection": f"{SECRET}s"}},

@@ -1,10 +1,11 @@
 """Filters: what they mean, what they refuse, and that the fast way says the same as the plain one."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.filters import Columns, matches, parse
+from indexer.filters import COLUMNS_MAX, Columns, matches, parse
 from vicinage.errors import Refused
 
 BOOK = {"lang": "en", "year": 2020, "tags": ["a", "b"], "open": True, "author": {"name": "Ada"}, "price": 9.5}
@@ -56,7 +57,8 @@ def deep(n: int) -> dict:
     "condition",
     [1, [], "x", {"$xor": []}, {"a": {"$regex": "x"}}, {"a": {}}, {"$or": []}, {"$and": {}}, {"a": {"$in": 1}}, {"a": {"$in": [[1]]}},
      {"a": {"$in": list(range(1001))}}, {"a": None}, {"a": {"$gt": True}}, {"a": {"$exists": 1}}, {"a": [1]}, deep(9), {str(i): i for i in range(65)},
-     {"$or": [{}] * 65}, {"$or": [{"a": {"$gte": i, "$lt": i + 1}} for i in range(33)]}],
+     {"$or": [{}] * 65}, {"$or": [{"a": {"$gte": i, "$lt": i + 1}} for i in range(33)]}, {str(i): i for i in range(17)},
+     {"$or": [{"a": {"$in": list(range(700))}}] * 3}],
 )  # fmt: skip
 def test_what_is_no_filter_is_refused(condition: object) -> None:
     with pytest.raises(Refused) as refused:
@@ -64,9 +66,54 @@ def test_what_is_no_filter_is_refused(condition: object) -> None:
     assert refused.value.field == "filter"
 
 
-scalars = st.one_of(st.integers(-3, 3), st.sampled_from(["a", "b", ""]), st.booleans(), st.sampled_from([0.5, -1.5]))
+class Counted(str):
+    """A string that counts how often it is compared."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __lt__(self, other: str) -> bool:
+        Counted.compared += 1
+        return str.__lt__(self, other)
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_the_dearest_legal_filter_compares_each_of_its_values_a_few_times_and_not_with_every_row() -> None:
+    n_rows = 50_000
+    columns = Columns([{"tags": [Counted(f"tag {i}"), Counted(f"tag {i + 1}")]} for i in range(n_rows)])
+    columns.mask(parse({"tags": "the column is made by the first that asks"}))
+    lists = [[f"tag {part * 60 + i * 1_000}" for i in range(33)] for part in range(60)]
+    tree = parse({"$or": [{"tags": {"$in": values}} for values in lists]})
+    Counted.compared = 0
+    assert 0 < np.count_nonzero(columns.mask(tree)) < 2 * 60 * 33
+    assert Counted.compared < 60 * 33 * 2 * 20  # two binary searches among 50,001 values
+
+
+def test_the_plain_judgement_of_a_list_is_one_look_whatever_its_length() -> None:
+    tree = parse({"tag": {"$in": [f"tag {i}" for i in range(1_000)]}})
+    Counted.compared = 0
+    assert matches(tree, {"tag": Counted("tag 999")})
+    assert Counted.compared <= 3
+
+
+def test_columns_of_invented_fields_are_not_kept_for_ever() -> None:
+    columns = Columns([{"x": 1}])
+    for i in range(1_000):
+        columns.mask(parse({f"invented {i}": 1}))
+    assert columns.kept() <= COLUMNS_MAX
+
+
+huge = st.sampled_from([2**53 - 1, 2**53, 2**53 + 1, 2.0**53, -(2**63), 2**63])
+scalars = st.one_of(
+    st.integers(-3, 3), huge, st.sampled_from(["a", "b", ""]), st.booleans(), st.sampled_from([0.5, -1.5])
+)
 fields = st.sampled_from(["x", "y", "z"])
-documents = st.lists(st.dictionaries(fields, st.one_of(scalars, st.lists(scalars, max_size=3))), max_size=12)
+documents = st.lists(st.dictionaries(fields, st.one_of(scalars, st.none(), st.lists(scalars, max_size=3))), max_size=12)
 leaves = st.one_of(
     st.tuples(fields, st.sampled_from(["$eq", "$ne"]), scalars),
     st.tuples(

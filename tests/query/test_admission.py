@@ -18,43 +18,55 @@ def enter(admission: Admission, held: ExitStack, tenant: str, weight: int = 1) -
     return True
 
 
-def test_a_tenant_alone_may_use_everything_and_not_more() -> None:
-    admission = Admission(in_flight_max=8)
+@pytest.mark.parametrize(("weight", "places"), [(1, 10), (2, 14), (4, 16)])
+def test_a_tenant_alone_leaves_room_for_a_newcomer(weight: int, places: int) -> None:
+    admission = Admission(in_flight_max=20, bodies_bytes_max=1_000)
     with ExitStack() as held:
-        assert [enter(admission, held, "a") for _ in range(9)] == [True] * 8 + [False]
-        assert admission.in_flight == 8
+        assert sum(enter(admission, held, "loud", weight) for _ in range(100)) == places
+        assert enter(admission, held, "newcomer")
+        assert admission.in_flight == places + 1
     assert admission.in_flight == 0
 
 
+def test_the_only_place_there_is_can_be_had() -> None:
+    admission = Admission(in_flight_max=1, bodies_bytes_max=1_000)
+    with ExitStack() as held:
+        assert [enter(admission, held, "a") for _ in range(2)] == [True, False]
+
+
 def test_a_place_is_given_back_when_the_work_fails() -> None:
-    admission = Admission(in_flight_max=1)
+    admission = Admission(in_flight_max=1, bodies_bytes_max=1_000)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), admission.enter("a", 1):
             raise ZeroDivisionError
     assert admission.in_flight == 0
 
 
-def test_once_the_house_is_half_full_nobody_present_goes_beyond_its_share() -> None:
-    admission = Admission(in_flight_max=8)
+def test_however_many_are_loud_the_next_one_finds_a_place() -> None:
+    admission = Admission(in_flight_max=256, bodies_bytes_max=1_000)
     with ExitStack() as held:
-        assert enter(admission, held, "quiet")
-        assert [enter(admission, held, "loud") for _ in range(5)] == [True] * 4 + [False]
-        assert all(enter(admission, held, "quiet") for _ in range(3))
+        for tenant in range(5):
+            while enter(admission, held, f"loud {tenant}"):
+                pass
+            assert enter(admission, held, f"newcomer {tenant}")
 
 
-def test_a_gold_tenant_holds_four_places_to_a_bronze_ones_one() -> None:
-    admission = Admission(in_flight_max=10)
-    with ExitStack() as held:
-        places = {"gold": 0, "bronze": 0}
-        for _ in range(20):
-            for tenant, weight in (("gold", 4), ("bronze", 1)):
-                places[tenant] += enter(admission, held, tenant, weight)
-    assert places["gold"] == 8
-    assert places["bronze"] == 2
+def test_once_requests_come_and_go_a_gold_tenant_holds_four_places_to_a_bronze_ones_one() -> None:
+    admission = Admission(in_flight_max=24, bodies_bytes_max=1_000)
+    inside: dict[str, list[ExitStack]] = {"bronze": [], "gold": []}
+    for _ in range(200):
+        for tenant, weight in (("bronze", 1), ("gold", 4)):
+            if inside[tenant]:
+                inside[tenant].pop(0).close()
+            for _ in range(2):
+                place = ExitStack()
+                if enter(admission, place, tenant, weight):
+                    inside[tenant].append(place)
+    assert {tenant: len(places) for tenant, places in inside.items()} == {"gold": 16, "bronze": 4}
 
 
 def test_while_draining_nobody_comes_in_and_those_inside_finish() -> None:
-    admission = Admission(in_flight_max=8)
+    admission = Admission(in_flight_max=8, bodies_bytes_max=1_000)
     with admission.enter("a", 1):
         admission.drain()
         with pytest.raises(Unavailable), admission.enter("a", 1):
@@ -70,7 +82,7 @@ def test_while_draining_nobody_comes_in_and_those_inside_finish() -> None:
 def test_it_never_lets_in_more_than_the_bound_nor_forgets_a_place(
     steps: list[tuple[str, int, bool]], most: int
 ) -> None:
-    admission = Admission(in_flight_max=most)
+    admission = Admission(in_flight_max=most, bodies_bytes_max=1_000)
     inside: dict[str, list[ExitStack]] = {name: [] for name in "abcd"}
     for tenant, weight, comes in steps:
         if comes:

@@ -4,6 +4,7 @@ import resource
 import struct
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -124,9 +125,9 @@ def test_too_many_rows_are_refused() -> None:
         decode_documents(encode_documents(documents, collection="docs", dimension=1), rows_max=10)
 
 
-def stream(*batches: pa.RecordBatch, compression: str | None = None) -> bytes:
+def stream(*batches: pa.RecordBatch, **options: Any) -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batches[0].schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+    with pa.ipc.new_stream(sink, batches[0].schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
         for one in batches:
             writer.write_batch(one)
     return sink.getvalue().to_pybytes()
@@ -159,6 +160,37 @@ def test_a_buffer_that_claims_a_terabyte_or_less_than_nothing_is_refused() -> No
     for claim in (1 << 40, -5):
         with pytest.raises(Refused):
             decode_documents(data[:at] + struct.pack("<q", claim) + data[at + 8 :])
+
+
+V4 = pa.ipc.MetadataVersion.V4
+
+
+def test_a_stream_of_an_older_metadata_version_is_refused_whether_its_schema_says_so_or_only_its_batches() -> None:
+    plain = pa.record_batch({"id": ["a"]})
+    old = stream(plain, metadata_version=V4)
+    with pytest.raises(Refused, match="V4"):
+        decode_documents(old)
+    schema = plain.schema.serialize().to_pybytes()
+    old_schema = next(iter(pa.ipc.MessageReader.open_stream(old))).serialize().to_pybytes()
+    with pytest.raises(Refused, match="V4"):
+        decode_documents(schema + old[len(old_schema) :])
+
+
+def old_bomb(n_bytes: int) -> bytes:
+    """A V4 stream whose one buffer is `n_bytes` once decompressed, compressed as Arrow 0.17 tried it out."""
+    buffer = struct.pack("<q", n_bytes) + pa.compress(bytes(n_bytes), codec="zstd", asbytes=True)
+    batch = pa.record_batch({"id": np.frombuffer(buffer, np.uint8)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(metadata_version=V4)) as writer:
+        writer.write_batch(batch, custom_metadata={"ARROW:experimental_compression": "ZSTD"})
+    return sink.getvalue().to_pybytes()
+
+
+def test_a_bomb_whose_compression_stands_in_an_old_messages_metadata_is_refused_before_it_is_opened() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Refused, match="V4"):
+        decode_documents(old_bomb(DECODED_BYTES_MAX + 1))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10  # KiB
 
 
 def test_a_column_whose_name_is_not_utf8_is_refused() -> None:
