@@ -5,6 +5,7 @@ A version is the record's position (law 3); the tenant is the topic's, whatever 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from ingest.columns import parse_arrow
 from ingest.documents import Entry, parse_json
@@ -16,6 +17,8 @@ from vicinage.log import Record, Stored, TopicPartition
 from vicinage.records import Deletion, Document, Position, Rejected
 from vicinage.settings import IngestSettings
 from vicinage.wire import ARROW, decode_documents, load_json
+
+PASSAGE_CHARS: Final = 800
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,11 @@ class Job:
     def needs_embedding(self) -> bool:
         """True when some text of it has no vector yet."""
         return any(w.document is not None and w.document.vectors is None for w in self.writes)
+
+    def cost(self) -> int:
+        """About how many passages it makes: what it takes of its tenant's share."""
+        documents = [w.document for w in self.writes if w.document is not None]
+        return 1 + sum(1 + len(d.passages or ()) + len(d.text or "") // PASSAGE_CHARS for d in documents)
 
 
 def jobs_of(
