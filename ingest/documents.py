@@ -89,6 +89,10 @@ def fitted(
     vectors = given if isinstance(given, np.ndarray) or given is None else checked_vectors(given, rules)
     if vectors is None and not rules.takes_text:
         raise Broken("text", "this collection has no embedding model: send vectors")
+    if rules.moving and text is None and passages is None:
+        raise Broken(
+            "text", "the collection is being moved to another model: send text with the vectors until that is done"
+        )
     if vectors is not None:
         expected = len(passages) if passages is not None else 1 if text is not None else len(vectors)
         if len(vectors) != expected or len(vectors) == 0:

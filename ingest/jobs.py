@@ -30,6 +30,8 @@ class Write:
     version: int
     event_time_ms: int
     document: Document | None
+    stored: Stored
+    """The record that it came in."""
 
 
 @dataclass(slots=True)
@@ -46,8 +48,10 @@ class Job:
     rejected: list[tuple[Stored, Rejected]] = field(default_factory=list)
 
     def needs_embedding(self) -> bool:
-        """True when some text of it has no vector yet."""
-        return any(w.document is not None and w.document.vectors is None for w in self.writes)
+        """True when some text of it has no vector yet, or not of each model."""
+        return any(
+            w.document is not None and (w.document.vectors is None or w.collection.moving()) for w in self.writes
+        )
 
     def cost(self) -> int:
         """About how many passages it makes: what it takes of its tenant's share."""
@@ -100,7 +104,7 @@ def parse(stored: Stored, tenant: Tenant, registry: Registry, limits: IngestSett
             found.append(entry)
         else:
             document = entry if isinstance(entry, Document) else None
-            found.append(Write(collection, entry.id, version, stored.record.event_time_ms, document))
+            found.append(Write(collection, entry.id, version, stored.record.event_time_ms, document, stored))
     return found
 
 

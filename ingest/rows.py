@@ -13,8 +13,8 @@ import pyarrow as pa
 from ingest.jobs import Job, Write
 from ingest.vectors import Embedded
 from tenants.entities import Generation
-from vicinage.log import Record
-from vicinage.records import Document, Floats, Passage
+from vicinage.log import Record, Stored
+from vicinage.records import Document, Floats, Passage, Rejected
 from vicinage.routing import shard_of
 from vicinage.wire import DELETED, encode_rows, rows_key, vector_column, vectors_schema
 
@@ -22,9 +22,12 @@ MESSAGE_BYTES: Final = 3 << 20
 
 
 def messages(job: Job, made: Embedded) -> Iterator[tuple[int, Record]]:
-    """One message per generation and slot (more where it grows large), all passages of a document together."""
+    """One message per generation and slot (more where it grows large), all passages of a document together.
+
+    What is refused has no rows.
+    """
     runs: dict[tuple[str, int, int], tuple[Generation, list[Write]]] = {}
-    for write in job.writes:
+    for write in (w for w in job.writes if id(w) not in made.refused):
         for generation in write.collection.generations:
             slot = generation.slots[shard_of(write.id, len(generation.slots))]
             key = (write.collection.name, generation.number, slot)
@@ -42,6 +45,20 @@ def messages(job: Job, made: Embedded) -> Iterator[tuple[int, Record]]:
                     event_time_ms=min(w.event_time_ms for w in part),
                 ),
             )
+
+
+def rejections(job: Job, made: Embedded) -> list[tuple[Stored, Rejected]]:
+    """Everything of the job that could not be taken: what was wrong when it was parsed, and what was refused since."""
+    refused = [
+        (w.stored, Rejected(made.refused[id(w)], field=_content(w.document), id=w.id, collection=w.collection.name))
+        for w in job.writes
+        if id(w) in made.refused
+    ]
+    return job.rejected + refused
+
+
+def _content(document: Document | None) -> str:
+    return "passages" if document is not None and document.passages is not None else "text"
 
 
 def _parts(writes: list[Write], generation: Generation, made: Embedded) -> Iterator[list[Write]]:

@@ -26,19 +26,23 @@ class Broken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a document must keep to: its collection's dimension and metric, and the platform's limits."""
+    """What a document must keep to: its collection's dimension and metric, and the platform's limits.
+
+    `moving`: a generation of another model is being built, which makes its own vectors of the text.
+    """
 
     collection: str
     dimension: int
     metric: str
     takes_text: bool
     limits: IngestSettings
+    moving: bool = False
 
     @classmethod
     def of(cls, collection: Collection, limits: IngestSettings) -> "Rules":
         """The rules of a collection's live generation."""
         live = collection.generation()
-        return cls(collection.name, live.dimension, live.metric, live.model is not None, limits)
+        return cls(collection.name, live.dimension, live.metric, live.model is not None, limits, collection.moving())
 
 
 def check_id(document_id: object, limits: IngestSettings) -> None:

@@ -18,7 +18,7 @@ from ingest import dead_letters
 from ingest.embedding import Embedder
 from ingest.jobs import Job, jobs_of
 from ingest.lines import RETRY_S, WORKERS, Lines, Task
-from ingest.rows import messages
+from ingest.rows import messages, rejections
 from ingest.vectors import Cutter, Vectors
 from tenants.entities import Group
 from tenants.provisioning import VECTORS_TOPIC, ensure_topics
@@ -243,18 +243,19 @@ class Ingest:
     def _write(self, task: Task) -> None:
         """Law 3: effects, then positions."""
         job, made = task.job, task.made
+        rejected = rejections(job, made)
         for slot, record in messages(job, made):
             crash_point("ingest.before_append")
             self._check_not_overtaken(job)
             self._log.append(VECTORS_TOPIC, slot, [record])
-        if job.rejected:
-            dead_letters.append(self._log, job.tenant, job.rejected)
+        if rejected:
+            dead_letters.append(self._log, job.tenant, rejected)
         crash_point("ingest.between_append_and_commit")
         self._log.commit(Group.INGEST, {job.tp: job.end})
         crash_point("ingest.after_commit")
         _documents.inc(len(job.writes))
-        _rejected.inc(len(job.rejected))
-        _passages.inc(sum(len(pieces) for pieces in made.pieces.values()))
+        _rejected.inc(len(rejected))
+        _passages.inc(sum(len(pieces) for (write, _), pieces in made.pieces.items() if write not in made.refused))
         _seconds.observe(time.perf_counter() - task.since)
 
     def _check_not_overtaken(self, job: Job) -> None:

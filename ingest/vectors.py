@@ -1,9 +1,14 @@
-"""The documents of a job cut into passages, each with its vector: the tenant's own, or the embedder's."""
+"""The documents of a job cut into passages, each with its vector: the tenant's own, or the embedder's.
+
+A model's server may refuse a text for ever. Its document alone is given up then: what is refused together is asked in parts, and
+a text that is refused alone is believed of a server that takes HARMLESS.
+"""
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import pairwise
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -15,6 +20,9 @@ from vicinage.records import Document, Floats, Passage
 
 Key = tuple[int, str | None]
 """A write, by its identity, and a model."""
+HARMLESS: Final = "hello"
+"""A server that refuses this refuses everything: it is unwell, and no document is at fault."""
+REASON_CHARS_MAX: Final = 500
 
 
 class Cutter(Protocol):
@@ -38,12 +46,18 @@ class Call:
 class Embedded:
     """Of each write and model: its passages and their vectors, as far as they are made; `calls` are still to be made.
 
-    `calls` is None until the documents are cut.
+    `calls` is None until the documents are cut. `refused` has the reason of each write that is given up.
     """
 
     pieces: dict[Key, list[Passage | None]] = field(default_factory=dict)
     vectors: dict[Key, Floats] = field(default_factory=dict)
     calls: deque[Call] | None = None
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def give_up(self, write: int, reason: str) -> None:
+        """Make no more of this write, for whatever model."""
+        self.refused[write] = reason[:REASON_CHARS_MAX]
+        self.calls = deque(left for call in self.calls or () if (left := _without(call, write)).texts)
 
 
 class Vectors:
@@ -70,8 +84,28 @@ class Vectors:
         while made.calls:
             if stopping():
                 raise Unavailable("ingest is stopping", dependency="ingest")
-            vectors = self._asked(job.tenant, made.calls[0])
-            _keep(made, made.calls.popleft(), vectors)
+            try:
+                vectors = self._asked(job.tenant, made.calls[0].model, made.calls[0].texts)
+            except Refused as refused:
+                self._narrow(job.tenant, made, made.calls.popleft(), refused)
+            else:
+                _keep(made, made.calls.popleft(), vectors)
+
+    def _narrow(self, tenant: Tenant, made: Embedded, call: Call, refused: Refused) -> None:
+        """Ask a refused call in parts; give up the document of a text that is refused alone. Raises Unavailable."""
+        assert made.calls is not None
+        if len(call.texts) == 1:
+            made.calls.appendleft(call)
+            self._check_well(tenant, call.model)
+            made.give_up(call.places[0][0][0], f"the model's server refuses it: {refused.detail}")
+        else:
+            made.calls.extendleft(reversed(_parts(call, refused)))
+
+    def _check_well(self, tenant: Tenant, model: str) -> None:
+        try:
+            self._asked(tenant, model, [HARMLESS])
+        except Refused as unwell:
+            raise Unavailable(f"the embedder refuses everything: {unwell}", dependency="embedder") from unwell
 
     def _cut_all(self, job: Job, made: Embedded) -> Iterator[Call]:
         """Cut every document; the calls that its passages need."""
@@ -94,11 +128,12 @@ class Vectors:
         wanted: defaultdict[str, list[tuple[Key, int]]],
     ) -> None:
         key = (id(write), model)
-        if document.vectors is not None:
+        if document.vectors is not None and model == write.collection.generation().model:
             made.pieces[key] = _given_pieces(document)
             made.vectors[key] = document.vectors
             return
         assert model is not None, "text without a model is rejected when it is parsed"
+        assert document.text is not None or document.passages is not None, "and so are vectors of another model alone"
         made.pieces[key] = _cut_pieces(document, self._cutter(model))
         wanted[model].extend((key, i) for i in range(len(made.pieces[key])))
 
@@ -109,10 +144,26 @@ class Vectors:
         except Refused as missing:
             raise Unavailable(missing.detail, dependency="embedder") from missing
 
-    def _asked(self, tenant: Tenant, call: Call) -> Floats:
-        return self._embedder_for(call.model).embed(
-            call.texts, tenant=tenant.name, lane=Lane.DOCUMENT, weight=CLASS_WEIGHT[tenant.priority]
+    def _asked(self, tenant: Tenant, model: str, texts: list[str]) -> Floats:
+        return self._embedder_for(model).embed(
+            texts, tenant=tenant.name, lane=Lane.DOCUMENT, weight=CLASS_WEIGHT[tenant.priority]
         )
+
+
+def _parts(call: Call, refused: Refused) -> list[Call]:
+    """A refused call without, and with only, the text that the server names (field `input.<number>`); else its halves."""
+    n = len(call.texts)
+    name, _, number = (refused.field or "").partition(".")
+    named = int(number) if name == "input" and number.isdecimal() and int(number) < n else None
+    bounds = [0, n // 2, n] if named is None else sorted({0, named, named + 1, n})
+    return [Call(call.model, call.texts[a:b], call.places[a:b]) for a, b in pairwise(bounds)]
+
+
+def _without(call: Call, write: int) -> Call:
+    kept = [i for i, (key, _) in enumerate(call.places) if key[0] != write]
+    if len(kept) == len(call.places):
+        return call
+    return Call(call.model, [call.texts[i] for i in kept], [call.places[i] for i in kept])
 
 
 def _text(made: Embedded, place: tuple[Key, int]) -> str:
