@@ -22,7 +22,6 @@ Key = tuple[int, str | None]
 """A write, by its identity, and a model."""
 HARMLESS: Final = "hello"
 """A server that refuses this refuses everything: it is unwell, and no document is at fault."""
-REASON_CHARS_MAX: Final = 500
 
 
 class Cutter(Protocol):
@@ -56,7 +55,7 @@ class Embedded:
 
     def give_up(self, write: int, reason: str) -> None:
         """Make no more of this write, for whatever model."""
-        self.refused[write] = reason[:REASON_CHARS_MAX]
+        self.refused[write] = reason
         self.calls = deque(left for call in self.calls or () if (left := _without(call, write)).texts)
 
 
