@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ingest.rules import Broken, Rules, check_id, check_passages, check_text, checked_metadata, checked_vectors
+from ingest.rules import (
+    Broken,
+    Rules,
+    check_id,
+    check_passages,
+    check_size,
+    check_text,
+    checked_metadata,
+    checked_vectors,
+)
 from vicinage.errors import Refused
 from vicinage.records import Document, Floats, Rejected
 from vicinage.wire import load_json
@@ -100,7 +109,9 @@ def fitted(
         if len(vectors) > limits.passages_max:
             raise Broken("vectors", f"{len(vectors)} vectors; at most {limits.passages_max} in a document")
     kept = tuple(p for p in passages if p is not None) if passages is not None else None
-    return Document(rules.collection, document_id, text, kept, vectors, metadata)
+    document = Document(rules.collection, document_id, text, kept, vectors, metadata)
+    check_size(document, rules)
+    return document
 
 
 def _given(body: _Body) -> Sequence[Sequence[float]] | None:

@@ -19,6 +19,7 @@ from vicinage.routing import shard_of
 from vicinage.wire import DELETED, encode_rows, rows_key, vector_column, vectors_schema
 
 MESSAGE_BYTES: Final = 3 << 20
+"""What a message of many documents aims at; one of a single document may be of wire.MESSAGE_BYTES_MAX."""
 
 
 def messages(job: Job, made: Embedded) -> Iterator[tuple[int, Record]]:
@@ -65,8 +66,7 @@ def _parts(writes: list[Write], generation: Generation, made: Embedded) -> Itera
     part: list[Write] = []
     size = 0
     for write in writes:
-        pieces = made.pieces.get((id(write), generation.model), [])
-        weight = 128 + sum(generation.dimension * 4 + 64 + 2 * len(p.text if p else "") for p in pieces)
+        weight = made.bytes(write, generation)
         if part and size + weight > MESSAGE_BYTES:
             yield part
             part, size = [], 0
@@ -77,7 +77,7 @@ def _parts(writes: list[Write], generation: Generation, made: Embedded) -> Itera
 
 
 def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> pa.RecordBatch:
-    """The rows of these writes, in the columns of a vectors message; a document's passages stand together."""
+    """The rows of these writes, in the columns of a vectors message: passages together, metadata with the first."""
     ids: list[str] = []
     versions: list[int] = []
     times: list[int] = []
@@ -100,7 +100,7 @@ def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> p
         texts.extend(p.text if p else None for p in pieces)
         starts.extend(p.start if p else None for p in pieces)
         ends.extend(p.end if p else None for p in pieces)
-        metadata.extend([_json(w.document)] * n)
+        metadata.extend([_json(w.document)] + [None] * (n - 1))
         vectors.append(made.vectors[key] if w.document is not None else nothing)
         missing.extend([w.document is None] * n)
     columns = [ids, versions, times, passages, texts, starts, ends, metadata]

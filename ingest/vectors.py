@@ -14,9 +14,10 @@ import numpy as np
 
 from ingest.embedding import Embedder, Lane
 from ingest.jobs import Job, Write
-from tenants.entities import CLASS_WEIGHT, Tenant
+from tenants.entities import CLASS_WEIGHT, Generation, Tenant
 from vicinage.errors import Refused, Unavailable
 from vicinage.records import Document, Floats, Passage
+from vicinage.wire import MESSAGE_BYTES_MAX, rows_bytes
 
 Key = tuple[int, str | None]
 """A write, by its identity, and a model."""
@@ -53,10 +54,21 @@ class Embedded:
     calls: deque[Call] | None = None
     refused: dict[int, str] = field(default_factory=dict)
 
+    def bytes(self, write: Write, generation: Generation) -> int:
+        """What the write's rows take in a message of this generation."""
+        if write.document is None:
+            return rows_bytes(write.id, 1, generation.dimension)
+        pieces = self.pieces[id(write), generation.model]
+        text_bytes = sum(len(p.text.encode()) for p in pieces if p is not None)
+        return rows_bytes(
+            write.id, len(pieces), generation.dimension, text_bytes=text_bytes, metadata=write.document.metadata
+        )
+
     def give_up(self, write: int, reason: str) -> None:
         """Make no more of this write, for whatever model."""
         self.refused[write] = reason
-        self.calls = deque(left for call in self.calls or () if (left := _without(call, write)).texts)
+        if self.calls is not None:
+            self.calls = deque(left for call in self.calls if (left := _without(call, write)).texts)
 
 
 class Vectors:
@@ -108,33 +120,34 @@ class Vectors:
 
     def _cut_all(self, job: Job, made: Embedded) -> Iterator[Call]:
         """Cut every document; the calls that its passages need."""
-        wanted: defaultdict[str, list[tuple[Key, int]]] = defaultdict(list)
         for write in job.writes:
-            if write.document is not None:
-                for model in {g.model for g in write.collection.generations}:
-                    self._cut(write, write.document, model, made, wanted)
+            for generation in write.collection.generations if write.document is not None else ():
+                self._cut(write, generation, made)
+        wanted: defaultdict[str, list[tuple[Key, int]]] = defaultdict(list)
+        for key, pieces in made.pieces.items():
+            if key not in made.vectors and key[0] not in made.refused:
+                assert key[1] is not None, "text without a model is rejected when it is parsed"
+                wanted[key[1]].extend((key, i) for i in range(len(pieces)))
         n = self._batch_passages
         for model, places in wanted.items():
             for part in (places[i : i + n] for i in range(0, len(places), n)):
                 yield Call(model, [_text(made, place) for place in part], part)
 
-    def _cut(
-        self,
-        write: Write,
-        document: Document,
-        model: str | None,
-        made: Embedded,
-        wanted: defaultdict[str, list[tuple[Key, int]]],
-    ) -> None:
-        key = (id(write), model)
-        if document.vectors is not None and model == write.collection.generation().model:
+    def _cut(self, write: Write, generation: Generation, made: Embedded) -> None:
+        """Its passages for the generation's model. A document whose rows no message can hold is given up."""
+        document, key = write.document, (id(write), generation.model)
+        if document is None or key in made.pieces:
+            return
+        if document.vectors is not None and generation.model == write.collection.generation().model:
             made.pieces[key] = _given_pieces(document)
             made.vectors[key] = document.vectors
-            return
-        assert model is not None, "text without a model is rejected when it is parsed"
-        assert document.text is not None or document.passages is not None, "and so are vectors of another model alone"
-        made.pieces[key] = _cut_pieces(document, self._cutter(model))
-        wanted[model].extend((key, i) for i in range(len(made.pieces[key])))
+        else:
+            assert generation.model is not None, "text without a model is rejected when it is parsed"
+            made.pieces[key] = _cut_pieces(document, self._cutter(generation.model))
+        size = made.bytes(write, generation)
+        if size > MESSAGE_BYTES_MAX:
+            n = len(made.pieces[key])
+            made.give_up(id(write), f"its {n} passages make {size} bytes; at most {MESSAGE_BYTES_MAX} in a document")
 
     def _cutter(self, model: str) -> Cutter:
         """A model whose tokenizer is not to be had is as good as away: it may be installed or mended while its documents wait."""
@@ -188,6 +201,7 @@ def _given_pieces(document: Document) -> list[Passage | None]:
 
 
 def _cut_pieces(document: Document, cutter: Cutter) -> list[Passage | None]:
+    assert document.text is not None or document.passages is not None, "else it is rejected when it is parsed"
     if document.text is not None:
         return list(cutter.cut(document.text))
     return [piece for passage in document.passages or () for piece in cutter.cut(passage)]
