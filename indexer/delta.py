@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
 from indexer.backends import Mask
 from indexer.filters import Columns
-from indexer.passages import Passages
+from indexer.passages import Passages, metadata_of
 from vicinage.records import Floats
 from vicinage.wire import vectors_of
 
@@ -80,9 +79,8 @@ class Metadata:
         """The columns of the view's rows; the last view's are kept, since searches are more than writes."""
         with self._lock:
             while len(self._parsed) < len(view):
-                message, at = view.row(len(self._parsed))
-                texts = message.batch.column("metadata").slice(at).to_pylist()
-                self._parsed.extend(orjson.loads(t) if t else {} for t in texts)
+                message, _ = view.row(len(self._parsed))
+                self._parsed.extend(metadata_of(message.batch))
             if len(view) != self._n:
                 self._columns, self._n = Columns(self._parsed[: len(view)]), len(view)
             return self._columns

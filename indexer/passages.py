@@ -7,6 +7,7 @@ import orjson
 import pyarrow as pa
 
 from vicinage.records import Floats, Hit
+from vicinage.wire import first_rows
 
 
 class Passages:
@@ -41,11 +42,20 @@ class Passages:
         return name
 
     def metadata(self, row: int) -> Mapping[str, Any]:
-        """The metadata of that document."""
-        text = self._metadata[row].as_py()
+        """The metadata of that document, which stands in its first row."""
+        text = self._metadata[row - max(0, int(self._numbers[row]))].as_py()
         found: Mapping[str, Any] = orjson.loads(text) if text else {}
         return found
 
     def extent(self, row: int) -> tuple[str | None, int | None, int | None]:
         """Its text, and where in the document that begins and ends."""
         return self._texts[row].as_py(), self._starts[row].as_py(), self._ends[row].as_py()
+
+
+def metadata_of(batch: pa.RecordBatch) -> list[Mapping[str, Any]]:
+    """Each row's metadata, that of its document's first row; what is the same is parsed once."""
+    texts = batch.column("metadata").dictionary_encode()
+    parsed: list[Mapping[str, Any]] = [orjson.loads(t) if t else {} for t in texts.dictionary.to_pylist()]
+    nothing: Mapping[str, Any] = {}
+    found = texts.indices.take(pa.array(first_rows(batch))).to_pylist()
+    return [nothing if i is None else parsed[i] for i in found]

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from indexer.backends import EFFORTS, Backend, IndexSpec, Mask, Rows, choose
 from indexer.filters import Columns
-from indexer.passages import Passages
+from indexer.passages import Passages, metadata_of
 from tenants.entities import Metric, SegmentRef
 from vicinage.errors import Corrupt, TooLarge
 from vicinage.faults import crash_point
@@ -106,10 +105,7 @@ class LazyColumns:
     def columns(self) -> Columns:
         """One entry per row."""
         if self._columns is None:
-            texts = self._rows.column("metadata").dictionary_encode()
-            parsed = [orjson.loads(t) if t else {} for t in texts.dictionary.to_pylist()]
-            nothing: dict[str, Any] = {}
-            self._columns = Columns([nothing if i is None else parsed[i] for i in texts.indices.to_pylist()])
+            self._columns = Columns(metadata_of(self._rows))
         return self._columns
 
 

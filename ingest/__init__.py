@@ -1,6 +1,7 @@
 """Documents in: from bytes that somebody sent to rows of the vectors log.
 
-run        ★ the role: poll → parse → cut → embed → append → commit, each tenant's jobs in a row of their own
+run        ★ the role: poll → parse → cut → embed → append → commit
+lines      whose job is next, and whose rows may be written: what decides
 jobs       records of the documents log → jobs of writes, deletions and rejections
 documents  JSON → `Document` or `Rejected(reason)`
 columns    the same for Arrow streams

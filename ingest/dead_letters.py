@@ -1,4 +1,8 @@
-"""What could not be taken, with the reason, the position and the original bytes, readable by its tenant."""
+"""What could not be taken, with the reason, the position and the original bytes, readable by its tenant.
+
+One letter per record, however many of its documents are rejected: its bytes stand in it once, and the first REJECTED_MAX reasons.
+Every part of a letter is bounded, so that it is of at most LETTER_BYTES_MAX whatever was sent: a broker takes it.
+"""
 
 import base64
 from collections.abc import Sequence
@@ -12,11 +16,23 @@ from vicinage.records import Rejected
 
 VALUE_BYTES_MAX: Final = 512 << 10
 """Of a larger original, only the beginning is kept, and `value_truncated` says so."""
+KEY_BYTES_MAX: Final = 4 << 10
+REJECTED_MAX: Final = 100
+"""Documents of a record that its letter names; `n_rejected` counts all."""
+REASON_CHARS_MAX: Final = 500
+NAME_CHARS_MAX: Final = 128
+"""Of an id or a field."""
+LETTER_BYTES_MAX: Final = 2 << 20
+READ_BYTES_MAX: Final = 8 << 20
+"""Letters read at once; one is given whatever its size."""
 
 
 def append(log: Log, tenant: Tenant, rejected: Sequence[tuple[Stored, Rejected]]) -> None:
-    """Write them; durable on return."""
-    log.append(tenant.dead_topic, 0, [_record(stored, reason) for stored, reason in rejected])
+    """Write the letters of one partition's records; durable on return."""
+    letters: dict[int, tuple[Stored, list[Rejected]]] = {}
+    for stored, reason in rejected:
+        letters.setdefault(stored.offset, (stored, []))[1].append(reason)
+    log.append(tenant.dead_topic, 0, [_record(*letters[offset]) for offset in sorted(letters)])
 
 
 def read(log: Log, tenant: Tenant, *, after: int = -1, limit: int = 100) -> list[dict[str, Any]]:
@@ -24,27 +40,36 @@ def read(log: Log, tenant: Tenant, *, after: int = -1, limit: int = 100) -> list
     start = max(after + 1, log.begin(tenant.dead_topic, 0))
     if start >= log.end(tenant.dead_topic, 0):
         return []
-    found = log.read(tenant.dead_topic, 0, start, bytes_max=8 << 20)[:limit]
+    found = log.read(tenant.dead_topic, 0, start, bytes_max=READ_BYTES_MAX)[:limit]
     return [{"position": s.offset, **orjson.loads(s.record.value or b"{}")} for s in found]
 
 
-def _record(stored: Stored, rejected: Rejected) -> Record:
+def _record(stored: Stored, rejected: Sequence[Rejected]) -> Record:
     value = stored.record.value
+    named = [_named(r) for r in rejected[:REJECTED_MAX]]
     letter = {
-        "reason": rejected.reason,
-        "field": rejected.field,
-        "id": rejected.id,
-        "collection": rejected.collection,
+        **named[0],
+        "collection": rejected[0].collection,
+        "rejected": named,
+        "n_rejected": len(rejected),
         "topic": stored.topic,
         "partition": stored.partition,
         "offset": stored.offset,
         "event_time_ms": stored.record.event_time_ms,
-        "key_base64": _base64(stored.record.key),
-        "value_base64": _base64(value),
+        "key_base64": _base64(stored.record.key, KEY_BYTES_MAX),
+        "value_base64": _base64(value, VALUE_BYTES_MAX),
         "value_truncated": value is not None and len(value) > VALUE_BYTES_MAX,
     }
     return Record(orjson.dumps(letter), event_time_ms=stored.record.event_time_ms)
 
 
-def _base64(data: bytes | None) -> str | None:
-    return None if data is None else base64.b64encode(data[:VALUE_BYTES_MAX]).decode()
+def _named(rejected: Rejected) -> dict[str, str | None]:
+    return {
+        "reason": rejected.reason[:REASON_CHARS_MAX],
+        "field": rejected.field and rejected.field[:NAME_CHARS_MAX],
+        "id": rejected.id and rejected.id[:NAME_CHARS_MAX],
+    }
+
+
+def _base64(data: bytes | None, bytes_max: int) -> str | None:
+    return None if data is None else base64.b64encode(data[:bytes_max]).decode()

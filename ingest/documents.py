@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ingest.rules import Broken, Rules, check_id, check_passages, check_text, checked_metadata, checked_vectors
+from ingest.rules import (
+    Broken,
+    Rules,
+    check_id,
+    check_passages,
+    check_size,
+    check_text,
+    checked_metadata,
+    checked_vectors,
+)
 from vicinage.errors import Refused
 from vicinage.records import Document, Floats, Rejected
 from vicinage.wire import load_json
@@ -89,6 +98,10 @@ def fitted(
     vectors = given if isinstance(given, np.ndarray) or given is None else checked_vectors(given, rules)
     if vectors is None and not rules.takes_text:
         raise Broken("text", "this collection has no embedding model: send vectors")
+    if rules.moving and text is None and passages is None:
+        raise Broken(
+            "text", "the collection is being moved to another model: send text with the vectors until that is done"
+        )
     if vectors is not None:
         expected = len(passages) if passages is not None else 1 if text is not None else len(vectors)
         if len(vectors) != expected or len(vectors) == 0:
@@ -96,7 +109,9 @@ def fitted(
         if len(vectors) > limits.passages_max:
             raise Broken("vectors", f"{len(vectors)} vectors; at most {limits.passages_max} in a document")
     kept = tuple(p for p in passages if p is not None) if passages is not None else None
-    return Document(rules.collection, document_id, text, kept, vectors, metadata)
+    document = Document(rules.collection, document_id, text, kept, vectors, metadata)
+    check_size(document, rules)
+    return document
 
 
 def _given(body: _Body) -> Sequence[Sequence[float]] | None:

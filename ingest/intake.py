@@ -12,10 +12,10 @@ from tenants.entities import Collection, Tenant
 from vicinage.log import Log, Record
 from vicinage.records import Document, Position, Rejected, Token
 from vicinage.routing import shard_of
-from vicinage.wire import ARROW, encode_documents
+from vicinage.wire import ARROW, encode_documents, rows_bytes
 
 RECORD_BYTES: Final = 2 << 20
-"""What one record aims at; a broker takes a little more."""
+"""What a record of many documents aims at."""
 HEADERS: Final = (("content-type", ARROW.encode()),)
 
 
@@ -40,7 +40,7 @@ def accept(log: Log, tenant: Tenant, collection: Collection, entries: Sequence[E
                 headers=HEADERS,
                 event_time_ms=now_ms,
             )
-            for chunk in _chunks(run)
+            for chunk in _chunks(run, dimension)
         ]
         positions.extend(Position(partition, o) for o in log.append(tenant.documents_topic, partition, records))
     rejected = tuple(e for e in entries if isinstance(e, Rejected))
@@ -72,19 +72,24 @@ def _by_partition(log: Log, tenant: Tenant, documents: list[Document]) -> Iterat
             yield partition, run
 
 
-def _chunks(documents: list[Document]) -> Iterator[list[Document]]:
+def _chunks(documents: list[Document], dimension: int) -> Iterator[list[Document]]:
+    """Runs of documents for a record each: of RECORD_BYTES, or a single one of at most wire.MESSAGE_BYTES_MAX."""
     chunk: list[Document] = []
     size = 0
     for d in documents:
-        chunk.append(d)
-        size += _size(d)
-        if size >= RECORD_BYTES:
+        more = _size(d, dimension)
+        if chunk and size + more > RECORD_BYTES:
             yield chunk
             chunk, size = [], 0
+        chunk.append(d)
+        size += more
     if chunk:
         yield chunk
 
 
-def _size(d: Document) -> int:
-    words = len(d.text or "") + sum(len(p) for p in d.passages or ())
-    return 64 + words * 2 + (d.vectors.nbytes if d.vectors is not None else 0)
+def _size(d: Document, dimension: int) -> int:
+    """What it takes of a record: vectors, or passages that have none yet, take no more than they will as rows."""
+    words = len((d.text or "").encode()) + sum(len(p.encode()) for p in d.passages or ())
+    if d.vectors is None:
+        return rows_bytes(d.id, 1 + len(d.passages or ()), 0, text_bytes=words, metadata=d.metadata)
+    return rows_bytes(d.id, len(d.vectors), dimension, text_bytes=words, metadata=d.metadata)

@@ -5,6 +5,7 @@ A version is the record's position (law 3); the tenant is the topic's, whatever 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from ingest.columns import parse_arrow
 from ingest.documents import Entry, parse_json
@@ -17,6 +18,8 @@ from vicinage.records import Deletion, Document, Position, Rejected
 from vicinage.settings import IngestSettings
 from vicinage.wire import ARROW, decode_documents, load_json
 
+PASSAGE_CHARS: Final = 800
+
 
 @dataclass(frozen=True, slots=True)
 class Write:
@@ -27,6 +30,8 @@ class Write:
     version: int
     event_time_ms: int
     document: Document | None
+    stored: Stored
+    """The record that it came in."""
 
 
 @dataclass(slots=True)
@@ -43,8 +48,15 @@ class Job:
     rejected: list[tuple[Stored, Rejected]] = field(default_factory=list)
 
     def needs_embedding(self) -> bool:
-        """True when some text of it has no vector yet."""
-        return any(w.document is not None and w.document.vectors is None for w in self.writes)
+        """True when some text of it has no vector yet, or not of each model."""
+        return any(
+            w.document is not None and (w.document.vectors is None or w.collection.moving()) for w in self.writes
+        )
+
+    def cost(self) -> int:
+        """About how many passages it makes: what it takes of its tenant's share."""
+        documents = [w.document for w in self.writes if w.document is not None]
+        return 1 + sum(1 + len(d.passages or ()) + len(d.text or "") // PASSAGE_CHARS for d in documents)
 
 
 def jobs_of(
@@ -92,7 +104,7 @@ def parse(stored: Stored, tenant: Tenant, registry: Registry, limits: IngestSett
             found.append(entry)
         else:
             document = entry if isinstance(entry, Document) else None
-            found.append(Write(collection, entry.id, version, stored.record.event_time_ms, document))
+            found.append(Write(collection, entry.id, version, stored.record.event_time_ms, document, stored))
     return found
 
 

@@ -13,18 +13,22 @@ import pyarrow as pa
 from ingest.jobs import Job, Write
 from ingest.vectors import Embedded
 from tenants.entities import Generation
-from vicinage.log import Record
-from vicinage.records import Document, Floats, Passage
+from vicinage.log import Record, Stored
+from vicinage.records import Document, Floats, Passage, Rejected
 from vicinage.routing import shard_of
 from vicinage.wire import DELETED, encode_rows, rows_key, vector_column, vectors_schema
 
 MESSAGE_BYTES: Final = 3 << 20
+"""What a message of many documents aims at; one of a single document may be of wire.MESSAGE_BYTES_MAX."""
 
 
 def messages(job: Job, made: Embedded) -> Iterator[tuple[int, Record]]:
-    """One message per generation and slot (more where it grows large), all passages of a document together."""
+    """One message per generation and slot (more where it grows large), all passages of a document together.
+
+    What is refused has no rows.
+    """
     runs: dict[tuple[str, int, int], tuple[Generation, list[Write]]] = {}
-    for write in job.writes:
+    for write in (w for w in job.writes if id(w) not in made.refused):
         for generation in write.collection.generations:
             slot = generation.slots[shard_of(write.id, len(generation.slots))]
             key = (write.collection.name, generation.number, slot)
@@ -44,12 +48,25 @@ def messages(job: Job, made: Embedded) -> Iterator[tuple[int, Record]]:
             )
 
 
+def rejections(job: Job, made: Embedded) -> list[tuple[Stored, Rejected]]:
+    """Everything of the job that could not be taken: what was wrong when it was parsed, and what was refused since."""
+    refused = [
+        (w.stored, Rejected(made.refused[id(w)], field=_content(w.document), id=w.id, collection=w.collection.name))
+        for w in job.writes
+        if id(w) in made.refused
+    ]
+    return job.rejected + refused
+
+
+def _content(document: Document | None) -> str:
+    return "passages" if document is not None and document.passages is not None else "text"
+
+
 def _parts(writes: list[Write], generation: Generation, made: Embedded) -> Iterator[list[Write]]:
     part: list[Write] = []
     size = 0
     for write in writes:
-        pieces = made.pieces.get((id(write), generation.model), [])
-        weight = 128 + sum(generation.dimension * 4 + 64 + 2 * len(p.text if p else "") for p in pieces)
+        weight = made.bytes(write, generation)
         if part and size + weight > MESSAGE_BYTES:
             yield part
             part, size = [], 0
@@ -60,7 +77,7 @@ def _parts(writes: list[Write], generation: Generation, made: Embedded) -> Itera
 
 
 def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> pa.RecordBatch:
-    """The rows of these writes, in the columns of a vectors message; a document's passages stand together."""
+    """The rows of these writes, in the columns of a vectors message: passages together, metadata with the first."""
     ids: list[str] = []
     versions: list[int] = []
     times: list[int] = []
@@ -83,7 +100,7 @@ def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> p
         texts.extend(p.text if p else None for p in pieces)
         starts.extend(p.start if p else None for p in pieces)
         ends.extend(p.end if p else None for p in pieces)
-        metadata.extend([_json(w.document)] * n)
+        metadata.extend([_json(w.document)] + [None] * (n - 1))
         vectors.append(made.vectors[key] if w.document is not None else nothing)
         missing.extend([w.document is None] * n)
     columns = [ids, versions, times, passages, texts, starts, ends, metadata]

@@ -9,8 +9,9 @@ import numpy as np
 import orjson
 
 from tenants.entities import Collection
-from vicinage.records import Floats
+from vicinage.records import Document, Floats
 from vicinage.settings import IngestSettings
+from vicinage.wire import MESSAGE_BYTES_MAX, rows_bytes
 
 METADATA_DEPTH_MAX: Final = 8
 METADATA_KEY_BYTES_MAX: Final = 128
@@ -26,19 +27,23 @@ class Broken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a document must keep to: its collection's dimension and metric, and the platform's limits."""
+    """What a document must keep to: its collection's dimension and metric, and the platform's limits.
+
+    `moving`: a generation of another model is being built, which makes its own vectors of the text.
+    """
 
     collection: str
     dimension: int
     metric: str
     takes_text: bool
     limits: IngestSettings
+    moving: bool = False
 
     @classmethod
     def of(cls, collection: Collection, limits: IngestSettings) -> "Rules":
         """The rules of a collection's live generation."""
         live = collection.generation()
-        return cls(collection.name, live.dimension, live.metric, live.model is not None, limits)
+        return cls(collection.name, live.dimension, live.metric, live.model is not None, limits, collection.moving())
 
 
 def check_id(document_id: object, limits: IngestSettings) -> None:
@@ -69,6 +74,17 @@ def check_passages(passages: Sequence[str | None], limits: IngestSettings) -> No
     for i, passage in enumerate(passages):
         check_text(f"passages.{i}", passage or "", left)
         left -= len((passage or "").encode())
+
+
+def check_size(document: Document, rules: Rules) -> None:
+    """Raise Broken where no message can hold the document's rows, as far as is known before its text is cut."""
+    texts = document.passages if document.passages is not None else (document.text or "",)
+    n = len(document.vectors) if document.vectors is not None else len(texts)
+    text_bytes = sum(len(t.encode()) for t in texts)
+    size = rows_bytes(document.id, n, rules.dimension, text_bytes=text_bytes, metadata=document.metadata)
+    if size > MESSAGE_BYTES_MAX:
+        name = "vectors" if document.vectors is not None else "passages" if document.passages is not None else "text"
+        raise Broken(name, f"the document makes {size} bytes; at most {MESSAGE_BYTES_MAX}")
 
 
 def _utf8_bytes(name: str, text: str) -> int:

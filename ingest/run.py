@@ -3,8 +3,9 @@
 Law 3 is visible as line order in `Ingest._write`: the rows and dead letters are durable before the position is committed.
 A crash anywhere does the work again, and versions make that harmless.
 
-Each tenant's records are a row of jobs of its own, at most IN_FLIGHT at once: a tenant with a backlog, or whose model is
-away, holds up nobody else (law 7). Vectors that tenants computed themselves never wait for an embedder.
+`ingest/lines.py` decides whose job is next (law 7); here it is done. A worker embeds a job, and then writes what its partition has
+ready in order; it never waits for another job, nor for an embedder that is away. Vectors that tenants computed themselves
+are written at once.
 """
 
 import threading
@@ -16,21 +17,22 @@ from typing import Final
 from ingest import dead_letters
 from ingest.embedding import Embedder
 from ingest.jobs import Job, jobs_of
-from ingest.rows import messages
-from ingest.vectors import Cutter, Embedded, Vectors
+from ingest.lines import RETRY_S, WORKERS, Lines, Task
+from ingest.rows import messages, rejections
+from ingest.vectors import Cutter, Vectors
 from tenants.entities import Group
 from tenants.provisioning import VECTORS_TOPIC, ensure_topics
 from tenants.registry import Registry
 from vicinage.clock import Clock
-from vicinage.errors import Conflict, NotFound, Refused, Unavailable
+from vicinage.errors import Conflict, NotFound, Overloaded, Refused, Unavailable
 from vicinage.faults import crash_point
 from vicinage.log import Log, Stored, TopicPartition
 from vicinage.settings import IngestSettings
 from vicinage.telemetry import counter, events, histogram
 
 IN_FLIGHT: Final = 2
-"""Jobs of one tenant under way; its topic is not read further until one ends."""
-WORKERS: Final = 4
+"""Jobs of one partition that are not written yet; it is not read further until there are fewer."""
+BUSY_S: Final = 0.02
 STALE_S: Final = 10.0
 """A job whose records were read longer ago looks before each append whether another ingest has gone on meanwhile."""
 
@@ -60,9 +62,13 @@ class Ingest:
         self._clock = clock
         self._reader = log.reader({})
         self._places: dict[TopicPartition, int] = {}
-        self._flights: dict[TopicPartition, list[Future[None]]] = {}
         self._halted: dict[TopicPartition, str] = {}
+        self._full: set[TopicPartition] = set()
+        self._lines = Lines()
+        self._lock = threading.Lock()
+        """Of the lines."""
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="ingest")
+        self._workers: set[Future[None]] = set()
         self._stopping = threading.Event()
         self._discovered = -1e9
         self._polled = self._read_after = clock.monotonic()
@@ -70,11 +76,11 @@ class Ingest:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; what is under way is finished or left for the next start."""
-        self._stopping = stop
         try:
             while not stop.is_set():
                 self.step(wait_s=0.25)
         finally:
+            self._stopping.set()
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._reader.close()
 
@@ -91,11 +97,15 @@ class Ingest:
     def drain(self, deadline_s: float = 60.0) -> None:
         """Wait until nothing is under way. For tests and for an orderly stop."""
         end = time.monotonic() + deadline_s
-        while any(self._flights.values()):
+        while self._left():
             if time.monotonic() > end:
                 raise Unavailable("ingest did not drain in time", dependency="ingest")
             self._land()
             time.sleep(0.001)
+
+    def _left(self) -> int:
+        with self._lock:
+            return len(self._lines)
 
     # reading
 
@@ -127,13 +137,17 @@ class Ingest:
             self._reader.add(*tp, self._places[tp])
 
     def _poll(self, wait_s: float) -> list[Stored]:
-        busy = any(self._flights.values())
         self._read_after, self._polled = self._polled, self._clock.monotonic()
         try:
-            return self._reader.poll(bytes_max=self._settings.batch_bytes, wait_s=min(wait_s, 0.02) if busy else wait_s)
+            return self._reader.poll(bytes_max=self._settings.batch_bytes, wait_s=min(wait_s, self._rest_s()))
         except Refused as refused:
             self._halt(refused.detail)
             return []
+
+    def _rest_s(self) -> float:
+        """How long there may be nothing to do: short while a worker may end, or fail; else until an embedder is asked again."""
+        with self._lock:
+            return BUSY_S if self._lines.working else self._lines.sleep_s(self._clock.monotonic())
 
     def _halt(self, reason: str) -> None:
         """Stop reading the topic whose position the log no longer has: said loudly, never skipped."""
@@ -155,45 +169,94 @@ class Ingest:
             return  # deleted since it was read; `_discover` stops reading it
         jobs = list(jobs_of(tenant, tp, records, self._registry, self._settings, read_after=self._read_after))
         self._places[tp] = records[-1].offset + 1
-        flights = self._flights.setdefault(tp, [])
-        if not flights and not any(job.needs_embedding() for job in jobs):
-            for job in jobs:
-                self._process(job)
+        tasks = [Task(job, time.perf_counter()) for job in jobs]
+        if self._lines.of(tp) == 0 and not any(job.needs_embedding() for job in jobs):
+            for task in tasks:
+                self._make(task)
+                self._write(task)
             return
-        previous = flights[-1] if flights else None
-        for job in jobs:
-            previous = self._pool.submit(self._in_turn, job, previous)
-            flights.append(previous)
-        if len(flights) >= IN_FLIGHT:
+        with self._lock:
+            for task in tasks:
+                self._lines.add(task)
+        if self._lines.of(tp) >= IN_FLIGHT:
             self._reader.remove(*tp)
+            self._full.add(tp)
+        self._employ()
 
-    def _in_turn(self, job: Job, previous: Future[None] | None) -> None:
-        """Embed at once, but write after the job before it: positions are committed in order."""
-        start = time.perf_counter()
-        embedded = self._vectors.of(job, self._stopping)
-        if previous is not None:
-            previous.result()
-        self._write(job, embedded, start)
+    def _land(self) -> None:
+        """Raise what a worker raised; read on where a partition has room again; have done what has become due."""
+        ended = {worker for worker in self._workers if worker.done()}
+        self._workers -= ended
+        for worker in ended:
+            worker.result()
+        for tp in [tp for tp in self._full if self._lines.of(tp) < IN_FLIGHT]:
+            self._full.remove(tp)
+            if tp in self._places:
+                self._reader.add(*tp, self._places[tp])
+        self._employ()
 
-    def _process(self, job: Job) -> None:
-        start = time.perf_counter()
-        self._write(job, self._vectors.of(job, self._stopping), start)
+    def _employ(self) -> None:
+        while (task := self._next()) is not None:
+            self._workers.add(self._pool.submit(self._work, task))
 
-    def _write(self, job: Job, embedded: Embedded, start: float) -> None:
+    def _next(self, freed: Task | None = None) -> Task | None:
+        """What is to be embedded now, if anything, by a worker who has just done with `freed`."""
+        with self._lock:
+            if freed is not None:
+                self._lines.free(freed)
+            return None if self._stopping.is_set() else self._lines.take(self._clock.monotonic())
+
+    # in the workers
+
+    def _work(self, task: Task | None) -> None:
+        while task is not None:
+            self._embed(task)
+            self._write_in_turn(task.job.tp)
+            task = self._next(freed=task)
+
+    def _embed(self, task: Task) -> None:
+        try:
+            self._make(task)
+        except (Unavailable, Overloaded) as away:
+            with self._lock:
+                tries = self._lines.away(task, self._clock.monotonic())
+            if tries in (1, len(RETRY_S)):
+                _event.warning("waiting for the embedder", tenant=task.job.tenant.name, reason=str(away))
+        else:
+            with self._lock:
+                self._lines.done(task)
+
+    def _make(self, task: Task) -> None:
+        self._vectors.make(task.job, task.made, self._stopping.is_set)
+
+    def _write_in_turn(self, tp: TopicPartition) -> None:
+        """Write what the partition has ready, in order: positions are committed in order. If another does, it does all of it."""
+        while (task := self._turn(tp)) is not None:
+            self._write(task)
+            with self._lock:
+                self._lines.written(task)
+
+    def _turn(self, tp: TopicPartition) -> Task | None:
+        with self._lock:
+            return self._lines.turn(tp)
+
+    def _write(self, task: Task) -> None:
         """Law 3: effects, then positions."""
-        for slot, record in messages(job, embedded):
+        job, made = task.job, task.made
+        rejected = rejections(job, made)
+        for slot, record in messages(job, made):
             crash_point("ingest.before_append")
             self._check_not_overtaken(job)
             self._log.append(VECTORS_TOPIC, slot, [record])
-        if job.rejected:
-            dead_letters.append(self._log, job.tenant, job.rejected)
+        if rejected:
+            dead_letters.append(self._log, job.tenant, rejected)
         crash_point("ingest.between_append_and_commit")
         self._log.commit(Group.INGEST, {job.tp: job.end})
         crash_point("ingest.after_commit")
         _documents.inc(len(job.writes))
-        _rejected.inc(len(job.rejected))
-        _passages.inc(sum(len(pieces) for pieces in embedded.pieces.values()))
-        _seconds.observe(time.perf_counter() - start)
+        _rejected.inc(len(rejected))
+        _passages.inc(sum(len(pieces) for (write, _), pieces in made.pieces.items() if write not in made.refused))
+        _seconds.observe(time.perf_counter() - task.since)
 
     def _check_not_overtaken(self, job: Job) -> None:
         """Raise Conflict where another ingest has done this job while this process stood still.
@@ -206,17 +269,6 @@ class Ingest:
         place = self._log.committed(Group.INGEST, [job.tp]).get(job.tp, 0)
         if place > job.start:
             raise Conflict(f"another ingest is at {place} of {job.tp[0]}/{job.tp[1]}", expected=job.start, found=place)
-
-    def _land(self) -> None:
-        """Take in finished jobs; read on where a tenant has room again. Raises what a job raised."""
-        for tp, flights in list(self._flights.items()):
-            was_full = len(flights) >= IN_FLIGHT
-            while flights and flights[0].done():
-                flights.pop(0).result()
-            if was_full and len(flights) < IN_FLIGHT and tp in self._places:
-                self._reader.add(*tp, self._places[tp])
-            if not flights:
-                del self._flights[tp]
 
 
 def _by_partition(taken: Sequence[Stored]) -> dict[TopicPartition, list[Stored]]:

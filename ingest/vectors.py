@@ -1,22 +1,28 @@
-"""The documents of a job cut into passages, each with its vector: the tenant's own, or the embedder's."""
+"""The documents of a job cut into passages, each with its vector: the tenant's own, or the embedder's.
 
-import threading
-from collections import defaultdict
-from collections.abc import Callable
+A model's server may refuse a text for ever. Its document alone is given up then: what is refused together is asked in parts, and
+a text that is refused alone is believed of a server that takes HARMLESS.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, Protocol
 
 import numpy as np
 
 from ingest.embedding import Embedder, Lane
 from ingest.jobs import Job, Write
-from tenants.entities import CLASS_WEIGHT, Tenant
-from vicinage.errors import Overloaded, Unavailable
+from tenants.entities import CLASS_WEIGHT, Generation, Tenant
+from vicinage.errors import Refused, Unavailable
 from vicinage.records import Document, Floats, Passage
-from vicinage.telemetry import events
+from vicinage.wire import MESSAGE_BYTES_MAX, rows_bytes
 
-RETRY_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
-_event = events("ingest")
+Key = tuple[int, str | None]
+"""A write, by its identity, and a model."""
+HARMLESS: Final = "hello"
+"""A server that refuses this refuses everything: it is unwell, and no document is at fault."""
 
 
 class Cutter(Protocol):
@@ -27,13 +33,42 @@ class Cutter(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Texts for a model to embed in one go, and where each one's vector belongs: whose it is and which passage."""
+
+    model: str
+    texts: list[str]
+    places: list[tuple[Key, int]]
+
+
 @dataclass(slots=True)
 class Embedded:
-    """Of each (write, model): its passages and their vectors."""
+    """Of each write and model: its passages and their vectors, as far as they are made; `calls` are still to be made.
 
-    pieces: dict[tuple[int, str | None], list[Passage | None]] = field(default_factory=dict)
-    vectors: dict[tuple[int, str | None], Floats] = field(default_factory=dict)
-    wanted: defaultdict[str, list[tuple[int, str | None]]] = field(default_factory=lambda: defaultdict(list))
+    `calls` is None until the documents are cut. `refused` has the reason of each write that is given up.
+    """
+
+    pieces: dict[Key, list[Passage | None]] = field(default_factory=dict)
+    vectors: dict[Key, Floats] = field(default_factory=dict)
+    calls: deque[Call] | None = None
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def bytes(self, write: Write, generation: Generation) -> int:
+        """What the write's rows take in a message of this generation."""
+        if write.document is None:
+            return rows_bytes(write.id, 1, generation.dimension)
+        pieces = self.pieces[id(write), generation.model]
+        text_bytes = sum(len(p.text.encode()) for p in pieces if p is not None)
+        return rows_bytes(
+            write.id, len(pieces), generation.dimension, text_bytes=text_bytes, metadata=write.document.metadata
+        )
+
+    def give_up(self, write: int, reason: str) -> None:
+        """Make no more of this write, for whatever model."""
+        self.refused[write] = reason
+        if self.calls is not None:
+            self.calls = deque(left for call in self.calls if (left := _without(call, write)).texts)
 
 
 class Vectors:
@@ -49,60 +84,111 @@ class Vectors:
         self._cutter_for = cutter_for
         self._batch_passages = batch_passages
 
-    def of(self, job: Job, stopping: threading.Event) -> Embedded:
-        """Passages and vectors of every document, for each model that a serving generation of it uses.
+    def make(self, job: Job, made: Embedded, stopping: Callable[[], bool]) -> None:
+        """Complete `made`: passages and vectors of every document, for each model that a serving generation of it uses.
 
-        An embedder that is away or busy is waited out; raises Unavailable or Overloaded once `stopping` is set meanwhile.
+        Raises Unavailable or Overloaded where an embedder is away or busy, and Unavailable once `stopping()`; what was made
+        until then is kept in `made`, and the next try goes on from there.
         """
-        made = Embedded()
-        for write in job.writes:
-            if write.document is not None:
-                for model in {g.model for g in write.collection.generations}:
-                    self._cut(write, model, made)
-        for model, asked in made.wanted.items():
-            texts = [p.text for key in asked for p in made.pieces[key] if p is not None]
-            vectors = self._embedded(job.tenant, model, texts, stopping)
-            at = 0
-            for key in asked:
-                n = len(made.pieces[key])
-                made.vectors[key] = vectors[at : at + n]
-                at += n
-        return made
+        if made.calls is None:
+            made.calls = deque(self._cut_all(job, made))
+        while made.calls:
+            if stopping():
+                raise Unavailable("ingest is stopping", dependency="ingest")
+            try:
+                vectors = self._asked(job.tenant, made.calls[0].model, made.calls[0].texts)
+            except Refused as refused:
+                self._narrow(job.tenant, made, made.calls.popleft(), refused)
+            else:
+                _keep(made, made.calls.popleft(), vectors)
 
-    def _cut(self, write: Write, model: str | None, made: Embedded) -> None:
-        document = write.document
-        assert document is not None
-        key = (id(write), model)
-        if document.vectors is not None:
+    def _narrow(self, tenant: Tenant, made: Embedded, call: Call, refused: Refused) -> None:
+        """Ask a refused call in parts; give up the document of a text that is refused alone. Raises Unavailable."""
+        assert made.calls is not None
+        if len(call.texts) == 1:
+            made.calls.appendleft(call)
+            self._check_well(tenant, call.model)
+            made.give_up(call.places[0][0][0], f"the model's server refuses it: {refused.detail}")
+        else:
+            made.calls.extendleft(reversed(_parts(call, refused)))
+
+    def _check_well(self, tenant: Tenant, model: str) -> None:
+        try:
+            self._asked(tenant, model, [HARMLESS])
+        except Refused as unwell:
+            raise Unavailable(f"the embedder refuses everything: {unwell}", dependency="embedder") from unwell
+
+    def _cut_all(self, job: Job, made: Embedded) -> Iterator[Call]:
+        """Cut every document; the calls that its passages need."""
+        for write in job.writes:
+            for generation in write.collection.generations if write.document is not None else ():
+                self._cut(write, generation, made)
+        wanted: defaultdict[str, list[tuple[Key, int]]] = defaultdict(list)
+        for key, pieces in made.pieces.items():
+            if key not in made.vectors and key[0] not in made.refused:
+                assert key[1] is not None, "text without a model is rejected when it is parsed"
+                wanted[key[1]].extend((key, i) for i in range(len(pieces)))
+        n = self._batch_passages
+        for model, places in wanted.items():
+            for part in (places[i : i + n] for i in range(0, len(places), n)):
+                yield Call(model, [_text(made, place) for place in part], part)
+
+    def _cut(self, write: Write, generation: Generation, made: Embedded) -> None:
+        """Its passages for the generation's model. A document whose rows no message can hold is given up."""
+        document, key = write.document, (id(write), generation.model)
+        if document is None or key in made.pieces:
+            return
+        if document.vectors is not None and generation.model == write.collection.generation().model:
             made.pieces[key] = _given_pieces(document)
             made.vectors[key] = document.vectors
-            return
-        assert model is not None, "text without a model is rejected when it is parsed"
-        cutter = self._cutter_for(model)
-        made.pieces[key] = _cut_pieces(document, cutter)
-        made.wanted[model].append(key)
+        else:
+            assert generation.model is not None, "text without a model is rejected when it is parsed"
+            made.pieces[key] = _cut_pieces(document, self._cutter(generation.model))
+        size = made.bytes(write, generation)
+        if size > MESSAGE_BYTES_MAX:
+            n = len(made.pieces[key])
+            made.give_up(id(write), f"its {n} passages make {size} bytes; at most {MESSAGE_BYTES_MAX} in a document")
 
-    def _embedded(self, tenant: Tenant, model: str, texts: list[str], stopping: threading.Event) -> Floats:
-        parts = [
-            self._patiently(tenant, model, texts[i : i + self._batch_passages], stopping)
-            for i in range(0, len(texts), self._batch_passages)
-        ]
-        return np.concatenate(parts)
+    def _cutter(self, model: str) -> Cutter:
+        """A model whose tokenizer is not to be had is as good as away: it may be installed or mended while its documents wait."""
+        try:
+            return self._cutter_for(model)
+        except Refused as missing:
+            raise Unavailable(missing.detail, dependency="embedder") from missing
 
-    def _patiently(self, tenant: Tenant, model: str, texts: list[str], stopping: threading.Event) -> Floats:
-        """Embed, waiting out an embedder that is away or busy: the documents are safe in the log meanwhile."""
-        attempt = 0
-        while True:
-            try:
-                return self._embedder_for(model).embed(
-                    texts, tenant=tenant.name, lane=Lane.DOCUMENT, weight=CLASS_WEIGHT[tenant.priority]
-                )
-            except (Unavailable, Overloaded) as away:
-                if attempt in (0, len(RETRY_S)):
-                    _event.warning("waiting for the embedder", model=model, tenant=tenant.name, reason=str(away))
-                if stopping.wait(RETRY_S[min(attempt, len(RETRY_S) - 1)]):
-                    raise
-                attempt += 1
+    def _asked(self, tenant: Tenant, model: str, texts: list[str]) -> Floats:
+        return self._embedder_for(model).embed(
+            texts, tenant=tenant.name, lane=Lane.DOCUMENT, weight=CLASS_WEIGHT[tenant.priority]
+        )
+
+
+def _parts(call: Call, refused: Refused) -> list[Call]:
+    """A refused call without, and with only, the text that the server names (field `input.<number>`); else its halves."""
+    n = len(call.texts)
+    name, _, number = (refused.field or "").partition(".")
+    named = int(number) if name == "input" and number.isdecimal() and int(number) < n else None
+    bounds = [0, n // 2, n] if named is None else sorted({0, named, named + 1, n})
+    return [Call(call.model, call.texts[a:b], call.places[a:b]) for a, b in pairwise(bounds)]
+
+
+def _without(call: Call, write: int) -> Call:
+    kept = [i for i, (key, _) in enumerate(call.places) if key[0] != write]
+    if len(kept) == len(call.places):
+        return call
+    return Call(call.model, [call.texts[i] for i in kept], [call.places[i] for i in kept])
+
+
+def _text(made: Embedded, place: tuple[Key, int]) -> str:
+    piece = made.pieces[place[0]][place[1]]
+    assert piece is not None, "what is embedded has a text"
+    return piece.text
+
+
+def _keep(made: Embedded, call: Call, vectors: Floats) -> None:
+    for (key, i), vector in zip(call.places, vectors, strict=True):
+        if key not in made.vectors:
+            made.vectors[key] = np.empty((len(made.pieces[key]), len(vector)), np.float32)
+        made.vectors[key][i] = vector
 
 
 def _given_pieces(document: Document) -> list[Passage | None]:
@@ -115,6 +201,7 @@ def _given_pieces(document: Document) -> list[Passage | None]:
 
 
 def _cut_pieces(document: Document, cutter: Cutter) -> list[Passage | None]:
+    assert document.text is not None or document.passages is not None, "else it is rejected when it is parsed"
     if document.text is not None:
         return list(cutter.cut(document.text))
     return [piece for passage in document.passages or () for piece in cutter.cut(passage)]

@@ -144,6 +144,11 @@ class Collection:
                 return g
         raise KeyError(wanted)
 
+    def moving(self) -> bool:
+        """True while a generation of another model than the live one's is there: it can use no vectors made for that."""
+        model = self.generation().model
+        return any(g.model != model for g in self.generations)
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentRef:

@@ -13,7 +13,7 @@ import numpy as np
 from cluster.wiring import Ground, build_searcher, ground
 from indexer.backends import open_backend
 from indexer.run import Indexer
-from ingest.embedding import Lane
+from ingest.embedding import Embedder, Lane
 from ingest.run import Ingest
 from tenants.leases import Leases
 from tenants.registry import Registry
@@ -84,11 +84,11 @@ def settings(folder: Path, **indexer: Any) -> Settings:
     ).resolved()
 
 
-def make_ingest(base: Ground) -> Ingest:
+def make_ingest(base: Ground, embedder: Embedder | None = None) -> Ingest:
     return Ingest(
         base.log,
         Registry(base.engine, base.clock),
-        lambda _name: HashEmbedder(),
+        lambda _name: embedder or HashEmbedder(),
         lambda _name: WordCutter(),
         base.settings.ingest,
         base.clock,
@@ -113,10 +113,10 @@ def make_indexer(base: Ground, owner: str = "test") -> Indexer:
 
 
 @contextmanager
-def running(base: Ground, *, indexing: bool = True) -> Iterator[Any]:
+def running(base: Ground, *, indexing: bool = True, embedder: Embedder | None = None) -> Iterator[Any]:
     """Ingest, indexer and searcher at work on `base`; hands over the searcher."""
     stop = threading.Event()
-    works = [make_ingest(base).run, *([make_indexer(base).run] if indexing else [])]
+    works = [make_ingest(base, embedder).run, *([make_indexer(base).run] if indexing else [])]
     threads = [threading.Thread(target=work, args=(stop,), daemon=True) for work in works]
     searcher = build_searcher(base)
     searcher.start()

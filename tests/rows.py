@@ -11,10 +11,10 @@ Row = tuple[str, int, Sequence[np.ndarray] | None, str]
 """(document id, version, one vector per passage or None for a deletion, metadata as JSON)."""
 
 
-def message(rows: Sequence[Row], dimension: int = 4) -> pa.RecordBatch:
-    """A vectors message's batch."""
+def message(rows: Sequence[Row], dimension: int = 4, *, older: bool = False) -> pa.RecordBatch:
+    """A vectors message's batch; `older`: of format 1, with the metadata in every row."""
     flat = [
-        (name, version, i if vectors is not None else -1, vector, metadata)
+        (name, version, i if vectors is not None else -1, vector, metadata if older or not i else None)
         for name, version, vectors, metadata in rows
         for i, vector in enumerate(vectors if vectors is not None else [np.full(dimension, np.nan, np.float32)])
     ]

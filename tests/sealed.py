@@ -3,6 +3,7 @@
 from zlib import crc32
 
 import numpy as np
+import orjson
 from rows import Row, message, unit
 
 from cluster.wiring import Ground
@@ -47,7 +48,8 @@ def version(offset: int, partition: int = 0) -> int:
 
 def up(name: str, number: int, passages: int = 1) -> Row:
     """A document's new content, as of position `number` of the documents log."""
-    return (name, version(number), [unit(crc32(f"{name} {number} {i}".encode())) for i in range(passages)], "{}")
+    vectors = [unit(crc32(f"{name} {number} {i}".encode())) for i in range(passages)]
+    return (name, version(number), vectors, orjson.dumps({"name": name, "version": version(number)}).decode())
 
 
 def gone(name: str, number: int) -> Row:
@@ -102,6 +104,7 @@ def contents(base: Ground, generation: Generation) -> dict[str, tuple[int, int]]
         for hit in partial.hits[0]:
             held, n = found.get(hit.document_id, (hit.version, 0))
             assert held == hit.version, "one version of a document at a time"
+            assert hit.metadata == {"name": hit.document_id, "version": held}, "whichever passage it is"
             found[hit.document_id] = (held, n + 1)
     return found
 

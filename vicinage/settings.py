@@ -77,12 +77,16 @@ class EmbedderSettings(_Group):
 class IngestSettings(_Group):
     """ingest: documents in."""
 
-    text_bytes_max: int = Field(default=1 << 20, ge=1, description="largest text of one document, bytes of UTF-8")
+    text_bytes_max: int = Field(
+        default=1 << 20, ge=1, le=8 << 20, description="largest text of one document, bytes of UTF-8"
+    )
     id_bytes_max: int = Field(default=512, ge=1, le=4_096, description="longest document id, bytes of UTF-8")
     metadata_bytes_max: int = Field(
-        default=16 << 10, ge=2, description="largest metadata of one document, bytes of JSON"
+        default=16 << 10, ge=2, le=1 << 20, description="largest metadata of one document, bytes of JSON"
     )
-    passages_max: int = Field(default=10_000, ge=1, description="most passages of one document")
+    passages_max: int = Field(
+        default=10_000, ge=1, description="most passages of one document, whose rows take at most 12 MiB in all"
+    )
     passage_tokens: int = Field(
         default=200, ge=16, description="tokens a passage aims at (never over the model's window)"
     )

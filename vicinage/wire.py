@@ -3,26 +3,32 @@
 Bytes that come from outside are never trusted: whatever is wrong with them becomes Refused with a reason.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import orjson
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from vicinage.arrow_stream import read_stream
 from vicinage.errors import Corrupt, Refused
 from vicinage.records import Document, Floats
 
 ARROW: Final = "application/vnd.apache.arrow.stream"
-FORMAT: Final = b"1"
+DOCUMENTS_FORMAT: Final = b"1"
+VECTORS_FORMAT: Final = b"2"
+"""2: a document's metadata stands in its first row alone; 1: in each. Readers look at the first, and read both."""
+VECTORS_FORMATS: Final = (b"1", VECTORS_FORMAT)
 DECODED_BYTES_MAX: Final = 128 << 20
 """An Arrow body may claim no more than this once decompressed."""
 ROWS_MAX: Final = 100_000
 """Documents in one Arrow body."""
 MESSAGE_BYTES_MAX: Final = 12 << 20
-"""What one document may make of a message; a broker takes a little more."""
+"""What the rows of one document may take: they stand in one message, and a broker takes a little more."""
+ROW_BYTES: Final = 48
+"""Of a row: its numbers, and its places in the columns of changing length."""
 
 VECTOR_COLUMNS: Final = (
     "document_id",
@@ -50,7 +56,11 @@ class Rows:
 
 
 def vectors_schema(dimension: int) -> pa.Schema:
-    """Columns of a vectors message, and of a segment's passages."""
+    """Columns of a vectors message, and of a segment's passages.
+
+    NOTE: the rows of one version of a document stand together, passage 0 first. So the first row of the document that a row
+    belongs to is `row - passage`, in a message and in a segment alike, and that one alone has the metadata.
+    """
     return pa.schema(
         [
             pa.field("document_id", pa.utf8(), nullable=False),
@@ -83,6 +93,21 @@ def vector_column(vectors: Floats, missing: Sequence[bool] | None = None) -> pa.
     return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(pa.float32(), d), mask=mask)
 
 
+def rows_bytes(
+    document_id: str, n: int, dimension: int, *, text_bytes: int = 0, metadata: Mapping[str, Any] | None = None
+) -> int:
+    """What the `n` rows of a document take in a vectors message; a little more than they do, never less."""
+    each = 4 * dimension + len(document_id.encode()) + ROW_BYTES
+    return n * each + text_bytes + (len(orjson.dumps(metadata)) if metadata else 0)
+
+
+def first_rows(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """Of each row, the first row of its document: int64 [n]. A deletion is its own."""
+    passages = batch.column("passage").to_numpy()
+    first: NDArray[np.int64] = np.arange(len(passages), dtype=np.int64) - np.maximum(passages, 0)
+    return first
+
+
 def rows_key(tenant: str, collection: str, generation: int) -> bytes:
     """The key of a vectors message; neither name can hold a slash."""
     return f"{tenant}/{collection}/{generation}".encode()
@@ -99,7 +124,7 @@ def parse_rows_key(key: bytes) -> tuple[str, str, int]:
 
 def encode_rows(batch: pa.RecordBatch, *, tenant: str, collection: str, generation: int) -> bytes:
     """A vectors message's value: an Arrow stream of one batch."""
-    names = {"vicinage": FORMAT, "tenant": tenant, "collection": collection, "generation": str(generation)}
+    names = {"vicinage": VECTORS_FORMAT, "tenant": tenant, "collection": collection, "generation": str(generation)}
     return _stream(batch.replace_schema_metadata(names))
 
 
@@ -118,8 +143,8 @@ def decode_rows(value: bytes) -> Rows:
 
 def _check_columns(schema: pa.Schema) -> None:
     found = (schema.metadata or {}).get(b"vicinage")
-    if found != FORMAT:
-        raise Corrupt(f"a vectors message has format {found!r}, not {FORMAT!r}", path="vicinage.vectors")
+    if found not in VECTORS_FORMATS:
+        raise Corrupt(f"a vectors message has format {found!r}, not {VECTORS_FORMAT!r}", path="vicinage.vectors")
     vector = schema.field("vector").type
     dimension = vector.list_size if pa.types.is_fixed_size_list(vector) else 0
     if not schema.equals(vectors_schema(dimension)):
@@ -141,15 +166,15 @@ def encode_documents(documents: Sequence[Document], *, collection: str, dimensio
             "metadata": pa.array([_metadata(d) for d in documents], pa.utf8()),
         }
     )
-    return _stream(batch.replace_schema_metadata({"vicinage": FORMAT, "collection": collection}))
+    return _stream(batch.replace_schema_metadata({"vicinage": DOCUMENTS_FORMAT, "collection": collection}))
 
 
 def decode_documents(value: bytes, *, rows_max: int = ROWS_MAX) -> tuple[str | None, list[pa.RecordBatch]]:
     """The collection named in the stream's metadata, if any, and its batches, fully checked. Raises Refused."""
     schema, batches = read_stream(value, bytes_max=DECODED_BYTES_MAX, rows_max=rows_max)
     names = schema.metadata or {}
-    if names.get(b"vicinage", FORMAT) != FORMAT:
-        raise Refused(f"the stream's format is {names[b'vicinage'][:20]!r}; known is {FORMAT!r}", field="body")
+    if (found := names.get(b"vicinage", DOCUMENTS_FORMAT)) != DOCUMENTS_FORMAT:
+        raise Refused(f"the stream's format is {found[:20]!r}; known is {DOCUMENTS_FORMAT!r}", field="body")
     name = names.get(b"collection")
     try:
         return (name.decode() if name else None), batches

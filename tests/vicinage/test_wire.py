@@ -21,8 +21,10 @@ from vicinage.wire import (
     decode_rows,
     encode_documents,
     encode_rows,
+    first_rows,
     load_json,
     parse_rows_key,
+    rows_bytes,
     rows_key,
     vector_column,
     vectors_of,
@@ -32,7 +34,8 @@ from vicinage.wire import (
 FORMATS = Path(__file__).resolve().parent.parent / "formats"
 
 
-def batch() -> pa.RecordBatch:
+def batch(*, older: bool = False) -> pa.RecordBatch:
+    """A document of two passages, and a deletion; `older`: in format 1."""
     vectors = vector_column(np.arange(9, dtype=np.float32).reshape(3, 3), [False, False, True])
     columns = [
         ["a", "a", "b"],
@@ -42,7 +45,7 @@ def batch() -> pa.RecordBatch:
         ["x", "y", None],
         [0, 2, None],
         [1, 3, None],
-        ['{"k": 1}'] * 2 + [None],
+        ['{"k": 1}', '{"k": 1}' if older else None, None],
     ]
     schema = vectors_schema(3)
     return pa.RecordBatch.from_arrays(
@@ -229,9 +232,41 @@ def test_json_that_is_none_is_refused_with_the_place() -> None:
 
 def test_bytes_of_the_first_format_still_load() -> None:
     rows = decode_rows((FORMATS / "vectors-1.arrow").read_bytes())
-    assert rows.batch.replace_schema_metadata(None).equals(batch())
+    assert rows.batch.replace_schema_metadata(None).equals(batch(older=True))
     name, [decoded] = decode_documents((FORMATS / "documents-1.arrow").read_bytes())
     assert (name, decoded.column("id").to_pylist()) == ("docs", ["a", "b"])
+
+
+def test_bytes_of_the_second_format_of_vectors_still_load() -> None:
+    rows = decode_rows((FORMATS / "vectors-2.arrow").read_bytes())
+    assert rows.batch.replace_schema_metadata(None).equals(batch())
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_the_first_row_of_a_document_is_known_from_each_of_its_rows(older) -> None:
+    assert first_rows(batch(older=older)).tolist() == [0, 0, 2]
+    assert first_rows(batch(older=older).slice(2)).tolist() == [0]
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=40), st.integers(1, 30), st.text(max_size=50)), min_size=1, max_size=20),
+    st.integers(1, 300),
+)
+def test_rows_take_no_more_than_is_reckoned(documents, dimension) -> None:
+    ids = [name for name, n, _ in documents for _ in range(n)]
+    texts = [text for _, n, text in documents for _ in range(n)]
+    facts = [f'{{"k":"{"x" * 500}"}}' if i == 0 else None for _, n, _ in documents for i in range(n)]
+    n = len(ids)
+    columns = [ids, [5] * n, [1] * n, [0] * n, texts, [0] * n, [1] * n, facts]
+    schema = vectors_schema(dimension)
+    arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
+    whole = pa.RecordBatch.from_arrays([*arrays, vector_column(np.zeros((n, dimension), np.float32))], schema=schema)
+    reckoned = sum(
+        rows_bytes(name, n, dimension, text_bytes=n * len(text.encode()), metadata={"k": "x" * 500})
+        for name, n, text in documents
+    )
+    taken = len(encode_rows(whole, tenant="acme", collection="docs", generation=1))
+    assert taken <= reckoned + 4_096, "the schema is not counted"
 
 
 def test_tokens_are_their_text_and_cover_the_last_of_each_partition() -> None:

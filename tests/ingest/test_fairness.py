@@ -1,0 +1,173 @@
+"""Law 7 in ingest: whose model is slow or away, and who sends much, stops nobody else. Told by calls of the model, not by a watch."""
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from zlib import crc32
+
+import pytest
+from house import HashEmbedder, eventually, make_ingest, running
+
+from ingest.lines import WORKERS
+from tenants import provisioning
+from tenants.entities import Group
+from vicinage.errors import Corrupt, Unavailable
+from vicinage.log import Record
+from vicinage.records import Floats
+
+
+class Controlled(HashEmbedder):
+    """Answers a tenant at once, never while it is `held`, or that it is away while it is in `absent`."""
+
+    def __init__(self, *held: str) -> None:
+        super().__init__()
+        self.gates = {name: threading.Event() for name in held}
+        self.absent: dict[str, Exception] = {}
+        self.asked: list[str] = []
+
+    def embed(self, texts: Sequence[str], *, tenant: str, **given: Any) -> Floats:
+        self.asked.append(tenant)
+        if tenant in self.absent:
+            raise self.absent[tenant]
+        if tenant in self.gates:
+            assert self.gates[tenant].wait(30)
+        return super().embed(texts, tenant=tenant, **given)
+
+
+def tenants(base, *names: str) -> None:
+    for name in names:
+        provisioning.create_tenant(base.registry, base.log, name, actor="test")
+        provisioning.create_collection(base.registry, base.log, name, "docs", slots_total=8, actor="test")
+
+
+def send(base, tenant: str, n: int) -> None:
+    values = [json.dumps({"collection": "docs", "id": f"d{i}", "text": f"text {i}"}).encode() for i in range(n)]
+    base.log.append(f"vicinage.docs.{tenant}", 0, [Record(v) for v in values])
+
+
+def committed(base, tenant: str) -> int:
+    tp = (f"vicinage.docs.{tenant}", 0)
+    return base.log.committed(Group.INGEST, [tp]).get(tp, 0)
+
+
+@contextmanager
+def at_work(base, model: Controlled) -> Iterator[None]:
+    """Ingest at work with this model; jobs are small, so that a backlog is many of them."""
+    small = base.settings.ingest.model_copy(update={"batch_passages": 4})
+    with running(
+        replace(base, settings=base.settings.model_copy(update={"ingest": small})), indexing=False, embedder=model
+    ):
+        try:
+            yield
+        finally:
+            model.absent.clear()
+            for gate in model.gates.values():
+                gate.set()
+
+
+def test_a_backlog_of_one_tenant_holds_two_calls_and_another_tenants_document_goes_through(base) -> None:
+    tenants(base, "long", "short")
+    send(base, "long", 400)
+    model = Controlled("long")
+    with at_work(base, model):
+        eventually(lambda: model.asked.count("long") == 2)
+        send(base, "short", 1)
+        eventually(lambda: committed(base, "short") == 1)
+        assert model.asked == ["long", "long", "short"]
+        model.gates["long"].set()
+        eventually(lambda: committed(base, "long") == 400)
+
+
+def test_many_tenants_whose_embedder_is_away_do_not_stop_another(base) -> None:
+    away = [f"away{i}" for i in range(WORKERS + 2)]
+    tenants(base, *away, "well")
+    model = Controlled()
+    model.absent = {name: Unavailable("gone", dependency="embedder") for name in away}
+    for name in away:
+        send(base, name, 20)
+    with at_work(base, model):
+        eventually(lambda: set(away) <= set(model.asked))
+        send(base, "well", 20)
+        eventually(lambda: committed(base, "well") == 20)
+        assert all(committed(base, name) == 0 for name in away)
+        model.absent.clear()
+        eventually(lambda: all(committed(base, name) == 20 for name in away))
+
+
+def test_one_whose_embedder_is_away_is_tried_less_and_less_often(base) -> None:
+    tenants(base, "away")
+    send(base, "away", 1)
+    model = Controlled()
+    model.absent = {"away": Unavailable("gone", dependency="embedder")}
+    ingest = make_ingest(base, model)
+    while not model.asked:
+        ingest.step(0.05)
+    steps = [ingest.step(0.25) for _ in range(12)]
+    assert sum(steps) == 0
+    assert len(model.asked) <= 8, "no busy loop: it slept between its tries"
+    model.absent.clear()
+    ingest.drain()
+    assert committed(base, "away") == 1
+
+
+def test_what_a_worker_cannot_mend_ends_the_role(base) -> None:
+    tenants(base, "bad")
+    send(base, "bad", 1)
+    model = Controlled()
+    model.absent = {"bad": Corrupt("broken", path="model")}
+    stop = threading.Event()
+    with pytest.raises(Corrupt):
+        make_ingest(base, model).run(stop)
+    assert committed(base, "bad") == 0
+
+
+def test_a_stop_does_not_wait_for_an_embedder_that_is_away(base) -> None:
+    tenants(base, "away")
+    send(base, "away", 50)
+    model = Controlled()
+    model.absent = {"away": Unavailable("gone", dependency="embedder")}
+    stop = threading.Event()
+    role = threading.Thread(target=make_ingest(base, model).run, args=(stop,))
+    role.start()
+    eventually(lambda: model.asked)
+    stop.set()
+    role.join(10)
+    assert not role.is_alive()
+    assert committed(base, "away") == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calls_that_end_in_any_order_are_committed_in_order(base, monkeypatch, seed: int) -> None:
+    """Positions only rise, and at each of them all rows below it are in the vectors log."""
+    tenants(base, "a", "b")
+    turns = threading.Condition()
+
+    class Shuffled(Controlled):
+        def embed(self, texts: Sequence[str], *, tenant: str, **given: Any) -> Floats:
+            late = crc32(f"{seed} {texts[0]}".encode()) % 2 == 0
+            if late:
+                with turns:
+                    turns.wait(0.02)
+            vectors = super().embed(texts, tenant=tenant, **given)
+            with turns:
+                turns.notify_all()
+            return vectors
+
+    commits: list[tuple[str, int]] = []
+    commit = base.log.commit
+    monkeypatch.setattr(
+        base.log,
+        "commit",
+        lambda group, places: (commits.extend((t[0], n) for t, n in places.items()), commit(group, places)),
+    )
+    send(base, "a", 100)
+    send(base, "b", 100)
+    with at_work(base, Shuffled()):
+        eventually(lambda: committed(base, "a") == committed(base, "b") == 100)
+    for topic in ("vicinage.docs.a", "vicinage.docs.b"):
+        places = [n for t, n in commits if t == topic]
+        assert places == sorted(places)
+        assert len(places) >= 25

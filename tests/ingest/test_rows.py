@@ -1,0 +1,166 @@
+"""What ingest writes fits into a broker's message, whatever tenants send; metadata is written once a document."""
+
+import json
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from house import eventually, make_ingest
+
+from ingest import dead_letters, intake
+from ingest.columns import parse_arrow
+from ingest.documents import parse_json
+from ingest.rules import Rules
+from tenants import provisioning
+from tenants.entities import Group, Tenant
+from tenants.provisioning import VECTORS_TOPIC
+from vicinage.log import Record, open_log
+from vicinage.log.kafka import MESSAGE_BYTES_MAX as BROKER_BYTES_MAX
+from vicinage.records import Document, Rejected
+from vicinage.wire import MESSAGE_BYTES_MAX, decode_documents, decode_rows, encode_documents
+
+DOCS = "vicinage.docs.acme"
+LARGE = {"k": "x" * 16_000}
+WIDE = 2_048
+
+
+@pytest.fixture
+def acme(base) -> Tenant:
+    tenant = provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
+    provisioning.create_collection(base.registry, base.log, "acme", "docs", slots_total=8, actor="test")
+    provisioning.create_collection(base.registry, base.log, "acme", "wide", dimension=WIDE, slots_total=8, actor="test")
+    return tenant
+
+
+def send(base, *documents: dict[str, Any]) -> None:
+    base.log.append(DOCS, 0, [Record(json.dumps(d).encode()) for d in documents])
+
+
+def work(base) -> None:
+    ingest = make_ingest(base)
+    while ingest.step(0.1):
+        ingest.drain()
+
+
+def values(base, topic: str = "vicinage.vectors", partitions: int = 8) -> list[bytes]:
+    return [
+        stored.record.value for slot in range(partitions) for stored in base.log.read(topic, slot, 0, bytes_max=1 << 30)
+    ]
+
+
+def rules(base, name: str, tenant: str = "acme") -> Rules:
+    return Rules.of(base.registry.collection(tenant, name), base.settings.ingest)
+
+
+def vectors(n: int, dimension: int = WIDE) -> np.ndarray:
+    return np.eye(1, dimension, dtype=np.float32).repeat(n, axis=0)
+
+
+def test_metadata_is_written_with_the_first_passage_alone(base, acme) -> None:
+    text = " ".join(f"w{i}" for i in range(120))
+    send(
+        base,
+        {"collection": "docs", "id": "a", "text": text, "metadata": {"k": 1}},
+        {"collection": "docs", "id": "b", "text": "x"},
+    )
+    work(base)
+    found = [r for v in values(base) for r in decode_rows(v).batch.to_pylist()]
+    assert sorted((r["document_id"], r["passage"], r["metadata"]) for r in found) == [
+        ("a", 0, '{"k":1}'), ("a", 1, None), ("a", 2, None), ("b", 0, None),
+    ]  # fmt: skip
+
+
+def test_many_documents_of_large_metadata_are_messages_that_a_broker_takes(base, acme) -> None:
+    send(base, *({"collection": "docs", "id": f"{i}" * 100, "text": "x", "metadata": LARGE} for i in range(600)))
+    work(base)
+    found = values(base)
+    assert sum(decode_rows(v).batch.num_rows for v in found) == 600
+    assert max(map(len, found)) < 4 << 20
+
+
+def test_many_deletions_of_wide_vectors_are_too(base, acme) -> None:
+    base.log.append(DOCS, 0, [Record(None, key=f"wide/{i}".encode()) for i in range(512)])
+    work(base)
+    assert max(map(len, values(base))) < 4 << 20
+
+
+def test_a_text_that_makes_more_than_a_message_is_a_dead_letter_once_it_is_cut(base, acme) -> None:
+    small = base.settings.ingest.model_copy(update={"text_bytes_max": 8 << 20})
+    base = replace(base, settings=base.settings.model_copy(update={"ingest": small}))
+    long = "a b " * 200_000  # 8,000 passages of 50 words, 384 numbers each
+    send(base, {"collection": "docs", "id": "long", "text": long}, {"collection": "docs", "id": "short", "text": "x"})
+    work(base)
+    assert [r["document_id"] for v in values(base) for r in decode_rows(v).batch.to_pylist()] == ["short"]
+    [letter] = dead_letters.read(base.log, acme)
+    assert (letter["id"], letter["field"]) == ("long", "text")
+    assert str(MESSAGE_BYTES_MAX) in letter["reason"]
+    assert base.log.committed(Group.INGEST, [(DOCS, 0)]) == {(DOCS, 0): 2}
+
+
+@pytest.mark.parametrize("n", [1_400, 2_000])
+def test_vectors_that_make_more_than_a_message_are_refused_where_they_come_in(base, acme, n) -> None:
+    given = {"id": "a", "passages": ["x"] * n, "vectors": vectors(n).tolist(), "metadata": LARGE}
+    found = parse_json(given, rules(base, "wide"), tenant="acme")
+    stream = encode_documents(
+        [Document("wide", "a", passages=("x",) * n, vectors=vectors(n), metadata=LARGE)],
+        collection="wide", dimension=WIDE,
+    )  # fmt: skip
+    [arrow] = parse_arrow(decode_documents(stream)[1], rules(base, "wide"))
+    for entry in (found, arrow):
+        assert isinstance(entry, Rejected if n == 2_000 else Document)
+        if isinstance(entry, Rejected):
+            assert entry.field == "vectors"
+            assert str(MESSAGE_BYTES_MAX) in entry.reason
+
+
+def test_passages_too_many_for_their_vectors_are_refused_before_they_are_embedded(base, acme) -> None:
+    found = parse_json({"id": "a", "passages": ["x"] * 9_000}, rules(base, "docs"), tenant="acme")
+    assert isinstance(found, Rejected)
+    assert found.field == "passages"
+
+
+def largest(base, tenant: str = "acme") -> list[Document]:
+    """Documents of every kind, as large as rules let them be."""
+    n = 1_350
+    given = [
+        {"id": f"{i}" * 500, "passages": ["x" * 500] * n, "vectors": vectors(n).tolist(), "metadata": LARGE}
+        for i in range(2)
+    ]
+    given += [{"id": f"v{i}", "vector": vectors(1)[0].tolist(), "metadata": LARGE} for i in range(600)]
+    entries = [parse_json(g, rules(base, "wide", tenant), tenant=tenant) for g in given]
+    assert all(isinstance(e, Document) for e in entries), next(e for e in entries if isinstance(e, Rejected))
+    return [e for e in entries if isinstance(e, Document)]
+
+
+def test_posted_documents_are_records_that_a_broker_takes(base, acme) -> None:
+    documents = largest(base)
+    intake.accept(base.log, acme, base.registry.collection("acme", "wide"), documents, now_ms=1)
+    records = values(base, DOCS, 1)
+    assert max(map(len, records)) < BROKER_BYTES_MAX
+    assert sorted(map(len, records))[-3] < 3 << 20, "only a single document may be more than a record aims at"
+    work(base)
+    found = values(base)
+    assert max(map(len, found)) < BROKER_BYTES_MAX
+    assert sum(decode_rows(v).batch.num_rows for v in found) == 2 * 1_350 + 600
+    assert dead_letters.read(base.log, acme) == []
+
+
+@pytest.mark.kafka
+@pytest.mark.xdist_group("kafka")
+def test_a_real_broker_takes_the_largest(base, kafka_servers) -> None:
+    with open_log(f"kafka://{kafka_servers}") as log:
+        base = replace(base, log=log)
+        log.ensure_topic(VECTORS_TOPIC, base.settings.slots)
+        tenant = provisioning.create_tenant(base.registry, log, f"t{uuid.uuid4().hex[:8]}", actor="test")
+        provisioning.create_collection(
+            base.registry, log, tenant.name, "wide", dimension=WIDE, slots_total=base.settings.slots, actor="test"
+        )
+        documents = largest(base, tenant.name)
+        collection = base.registry.collection(tenant.name, "wide")
+        intake.accept(log, tenant, collection, documents, now_ms=1)
+        tp = (tenant.documents_topic, 0)
+        ingest = make_ingest(base)
+        eventually(lambda: ingest.step(0.2) < 0 or log.committed(Group.INGEST, [tp]).get(tp) == log.end(*tp), wait_s=60)
+        assert dead_letters.read(log, tenant) == []

@@ -1,0 +1,159 @@
+"""A document that a model's server refuses is one dead letter, not the end of ingest; and each model makes its own vectors."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from house import HashEmbedder, WordCutter, hash_vector, make_ingest
+
+from ingest import dead_letters
+from ingest.documents import parse_json
+from ingest.rules import Rules
+from tenants import provisioning
+from tenants.entities import Group, Tenant
+from vicinage.errors import Refused
+from vicinage.log import Record
+from vicinage.records import Floats, Rejected
+from vicinage.wire import decode_rows, vectors_of
+
+DOCS = "vicinage.docs.acme"
+MOVING = "the collection is being moved to another model: send text with the vectors until that is done"
+
+
+@dataclass
+class Picky(HashEmbedder):
+    """Refuses every call that holds a text with one of these words; may name its number, or refuse more than so many at once."""
+
+    words: tuple[str, ...] = ()
+    names: bool = False
+    most: int = 1_000
+    calls: list[list[str]] = field(default_factory=list)
+    dimension: int = 384
+
+    def embed(self, texts: Sequence[str], *, tenant: str, **given: Any) -> Floats:
+        self.calls.append(list(texts))
+        for i, text in enumerate(texts):
+            if any(word in text for word in self.words):
+                raise Refused("bad words", field=f"input.{i}" if self.names else "text")
+        if len(texts) > self.most:
+            raise Refused(f"at most {self.most} texts")
+        return super().embed(texts, tenant=tenant, **given)
+
+
+@pytest.fixture
+def acme(base) -> Tenant:
+    tenant = provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
+    provisioning.create_collection(base.registry, base.log, "acme", "docs", slots_total=8, actor="test")
+    return tenant
+
+
+def send(base, *documents: dict[str, Any]) -> None:
+    base.log.append(DOCS, 0, [Record(json.dumps({"collection": "docs", **d}).encode()) for d in documents])
+
+
+def work(base, model: HashEmbedder) -> None:
+    ingest = make_ingest(base, model)
+    while ingest.step(0.1):
+        ingest.drain()
+
+
+def written(base) -> dict[tuple[str, int, int], Floats]:
+    """(document, generation, passage) → vector."""
+    found = {}
+    for slot in range(8):
+        for stored in base.log.read("vicinage.vectors", slot, 0, bytes_max=1 << 30):
+            message = decode_rows(stored.record.value)
+            names, numbers = message.batch.column("document_id"), message.batch.column("passage")
+            for name, number, vector in zip(
+                names.to_pylist(), numbers.to_pylist(), vectors_of(message.batch), strict=True
+            ):
+                found[name, message.generation, number] = vector
+    return found
+
+
+def texts(n: int, **bad: str) -> list[dict[str, Any]]:
+    return [{"id": f"d{i}", "text": bad.get(f"d{i}", f"text {i}")} for i in range(n)]
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_a_document_that_the_server_refuses_is_one_dead_letter_and_the_rest_goes_through(base, acme, names) -> None:
+    send(base, *texts(100, d7="a bad word", d70="another bad word"))
+    model = Picky(words=("bad",), names=names)
+    work(base, model)
+    found = written(base)
+    assert {name for name, _, _ in found} == {f"d{i}" for i in range(100) if i not in (7, 70)}
+    assert all(np.array_equal(v, hash_vector(f"text {name[1:]}", 384)) for (name, _, _), v in found.items())
+    letters = dead_letters.read(base.log, acme)
+    assert [(w["id"], w["offset"], w["field"], w["collection"]) for w in letters] == [
+        ("d7", 7, "text", "docs"),
+        ("d70", 70, "text", "docs"),
+    ]
+    assert all("bad words" in w["reason"] for w in letters)
+    assert base.log.committed(Group.INGEST, [(DOCS, 0)]) == {(DOCS, 0): 100}
+    assert len(model.calls) < 40, "found by halves or by name, not one by one"
+
+
+def test_a_document_is_refused_as_a_whole_for_one_of_its_passages(base, acme) -> None:
+    long = " ".join(f"w{i}" for i in range(300))
+    send(base, {"id": "long", "text": f"{long} bad {long}"}, {"id": "short", "text": "good"})
+    work(base, Picky(words=("bad",)))
+    assert {name for name, _, _ in written(base)} == {"short"}
+    assert [w["id"] for w in dead_letters.read(base.log, acme)] == ["long"]
+
+
+def test_a_server_that_refuses_many_texts_at_once_is_asked_for_fewer(base, acme) -> None:
+    send(base, *texts(50))
+    work(base, Picky(most=8))
+    assert len(written(base)) == 50
+    assert dead_letters.read(base.log, acme) == []
+
+
+def test_a_server_that_refuses_everything_is_unwell_and_no_document_is_given_up(base, acme) -> None:
+    send(base, *texts(20, d3="bad"))
+    model = Picky(words=("",))
+    ingest = make_ingest(base, model)
+    for _ in range(8):
+        ingest.step(0.05)
+    assert 0 < len(model.calls) < 60
+    assert written(base) == {}
+    assert dead_letters.read(base.log, acme) == []
+    model.words = ("bad",)
+    ingest.drain()
+    assert len(written(base)) == 19
+    assert [w["id"] for w in dead_letters.read(base.log, acme)] == ["d3"]
+
+
+def move(base) -> None:
+    place = provisioning.placer(base.log, "acme", "docs", 1, 8)
+    base.registry.add_generation("acme", "docs", index="flat", model="other", dimension=384, place=place, actor="test")
+
+
+def test_vectors_of_the_live_model_do_not_enter_a_generation_of_another(base, acme) -> None:
+    move(base)
+    own = [0.0] * 383 + [1.0]
+    text = " ".join(f"w{i}" for i in range(60))
+    send(base, {"id": "a", "text": text, "vector": own}, {"id": "b", "passages": ["x", "y"], "vectors": [own, own]})
+    work(base, HashEmbedder())
+    found = written(base)
+    assert [i for i, (name, g, _) in enumerate(found) if (name, g) == ("a", 1)] == [0]
+    assert np.array_equal(found["a", 1, 0], own)
+    cut = [hash_vector(p.text, 384) for p in WordCutter().cut(text)]
+    assert np.array_equal([found["a", 2, i] for i in range(2)], cut)
+    assert np.array_equal([found["b", 1, i] for i in range(2)], [own, own])
+    assert np.array_equal([found["b", 2, i] for i in range(2)], [hash_vector("x", 384), hash_vector("y", 384)])
+
+
+def test_vectors_alone_are_refused_while_another_model_is_being_moved_to(base, acme) -> None:
+    move(base)
+    send(base, {"id": "a", "vector": [1.0] * 384}, {"id": "b", "text": "x"})
+    work(base, HashEmbedder())
+    assert {name for name, _, _ in written(base)} == {"b"}
+    [letter] = dead_letters.read(base.log, acme)
+    assert (letter["id"], letter["field"], letter["reason"]) == ("a", "text", f"text: {MOVING}")
+    rules = Rules.of(base.registry.collection("acme", "docs"), base.settings.ingest)
+    posted = parse_json({"id": "a", "vector": [1.0] * 384}, rules, tenant="acme")
+    assert isinstance(posted, Rejected)
+    assert MOVING in posted.reason
