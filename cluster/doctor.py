@@ -64,7 +64,7 @@ def _model() -> str:
 
 
 def _disk(settings: Settings) -> str:
-    settings.data.mkdir(parents=True, exist_ok=True)
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     free = shutil.disk_usage(settings.data).free
     assert free >= DISK_FREE_MIN, f"{free >> 20} MiB free in {settings.data}"
     return f"{free >> 30} GiB free"

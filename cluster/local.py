@@ -65,7 +65,9 @@ class Supervisor:
             for child in self.children:
                 self._tend(child)
             time.sleep(0.05)
-        for child in self.children:
+        for child in reversed(
+            self.children
+        ):  # who is asked before who is asked by him: nobody finishes without what he needs
             self._end(child)
         (folder / "platform.json").unlink(missing_ok=True)
 
@@ -130,9 +132,10 @@ def role_commands(names: Sequence[str], *more: str) -> dict[str, list[str]]:
 
 
 def run_folder(settings: Settings) -> Path:
-    """DATA/run, made if absent, for its owner only."""
+    """DATA/run, made if absent, for its owner only, as DATA is."""
     folder = settings.resolved().data / "run"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for each in (folder.parent, folder):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 

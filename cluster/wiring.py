@@ -66,7 +66,7 @@ def ground(settings: Settings) -> Ground:
     from vicinage.store import open_store
 
     s, clock = settings.resolved(), SystemClock()
-    s.data.mkdir(parents=True, exist_ok=True)
+    s.data.mkdir(mode=0o700, parents=True, exist_ok=True)  # tenants' documents lie in it
     engine = open_catalog(s.catalog_url.get_secret_value())
     migrate(engine)
     log = open_log(s.log_url)

@@ -13,10 +13,12 @@
     │   └── DeadlineExceeded 504 the request's own deadline passed first
     └── Corrupt            500  a stored object failed its checksum; it is never served
 
+They cross processes whole: a searcher on another node raises what one in this process would.
+
 `query/problems.py` turns these into RFC 9457 documents: the type is `urn:vicinage:problem:<kind>`.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 
 class VicinageError(Exception):
@@ -29,6 +31,16 @@ class VicinageError(Exception):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python would rebuild an exception from its positional arguments alone, and most of these have others.
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+    @classmethod
+    def _of(cls, args: tuple[object, ...], facts: dict[str, object]) -> Self:
+        made = cls.__new__(cls, *args)
+        made.__dict__.update(facts)
+        return made
 
 
 class Refused(VicinageError):
@@ -143,3 +155,7 @@ class Corrupt(VicinageError):
     def __init__(self, detail: str, *, path: str) -> None:
         super().__init__(detail)
         self.path = path
+
+
+def _rebuilt(kind: type[VicinageError], args: tuple[object, ...], facts: dict[str, object]) -> VicinageError:
+    return kind._of(args, facts)  # noqa: SLF001  (the other half of __reduce__)

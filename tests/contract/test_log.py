@@ -134,6 +134,19 @@ def test_a_reader_takes_partitions_in_and_lets_go_of_them(log: Log, topic: str) 
     reader.close()
 
 
+def test_an_idle_reader_misses_nothing_when_another_topic_that_moved_last_is_deleted(log: Log, topic: str) -> None:
+    other = f"{topic}-other"
+    log.ensure_topic(other)
+    log.append(topic, 0, [Record(b"a")])
+    log.append(other, 0, [Record(b"b")])
+    reader = log.reader({(topic, 0): 0})
+    assert values(drain(reader, 1)) == [b"a"]
+    log.delete_topic(other)
+    log.append(topic, 0, [Record(b"c")])
+    assert values(drain(reader, 1, wait_s=10)) == [b"c"]
+    reader.close()
+
+
 def test_replay_gives_the_same_again(log: Log, topic: str) -> None:
     log.append(topic, 0, [Record(str(i).encode()) for i in range(50)])
     again = [values(drain(log.reader({(topic, 0): 10}), 40)) for _ in range(2)]

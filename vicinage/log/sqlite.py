@@ -37,6 +37,8 @@ CREATE TABLE IF NOT EXISTS partitions (
   first INTEGER NOT NULL DEFAULT 0, next INTEGER NOT NULL DEFAULT 0, seq INTEGER NOT NULL DEFAULT 0,
   UNIQUE (topic, number));
 CREATE INDEX IF NOT EXISTS partitions_seq ON partitions (seq);
+CREATE TABLE IF NOT EXISTS moves (id INTEGER PRIMARY KEY CHECK (id = 0), n INTEGER NOT NULL);
+INSERT OR IGNORE INTO moves SELECT 0, coalesce(max(seq), 0) FROM partitions;
 CREATE TABLE IF NOT EXISTS records (
   id INTEGER PRIMARY KEY, key BLOB, value BLOB, headers BLOB, event_time_ms INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS positions (
@@ -413,10 +415,9 @@ def _append(c: sqlite3.Connection, topic: str, partition: int, rows: Sequence[tu
     number, _, start = _find(c, topic, partition)
     base = (number << OFFSET_BITS) + start
     c.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", ((base + i, *row) for i, row in enumerate(rows)))
-    c.execute(
-        "UPDATE partitions SET next = ?, seq = (SELECT max(seq) + 1 FROM partitions) WHERE id = ?",
-        (start + len(rows), number),
-    )
+    # NOTE: the count of moves never falls, whatever is deleted: readers look only at partitions above the last they saw.
+    [(seq,)] = c.execute("UPDATE moves SET n = n + 1 RETURNING n").fetchall()
+    c.execute("UPDATE partitions SET next = ?, seq = ? WHERE id = ?", (start + len(rows), seq, number))
     return range(start, start + len(rows))
 
 

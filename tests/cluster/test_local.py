@@ -1,0 +1,48 @@
+"""The supervisor: who is stopped when, and who may read what lies in DATA."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from house import eventually
+from servers import ROOT
+
+SUPERVISES = """
+import sys
+from pathlib import Path
+from cluster.local import Supervisor
+from vicinage.settings import Settings
+
+CHILD = '''
+import signal, sys, time
+def ended(*_):
+    with open(sys.argv[2], "a") as out:
+        out.write(sys.argv[1] + " ")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, ended)
+open(sys.argv[2] + "." + sys.argv[1], "w").close()
+while True:
+    time.sleep(1)
+'''
+order = sys.argv[2]
+names = ("embedder", "ingest", "gateway")
+commands = {name: [sys.executable, "-c", CHILD, name, order] for name in names}
+Supervisor(Settings(data=Path(sys.argv[1])), commands).run()
+"""
+
+
+def test_the_gateway_is_stopped_first_and_the_embedder_last(tmp_path: Path) -> None:
+    data, order = tmp_path / "data", tmp_path / "order"
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISES, str(data), str(order)], cwd=ROOT)
+    try:
+        names = ("embedder", "ingest", "gateway")
+        eventually(lambda: all(Path(f"{order}.{name}").exists() for name in names), wait_s=60)
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(60) == 0
+    finally:
+        supervisor.kill()
+    assert order.read_text().split() == ["gateway", "ingest", "embedder"]
+    assert not (data / "run" / "platform.json").exists()
+    for folder in (data, data / "run"):
+        assert folder.stat().st_mode & 0o777 == 0o700, "tenants' documents and the operator's key are its owner's alone"
