@@ -33,6 +33,8 @@ from vicinage.telemetry import counter, events, histogram
 IN_FLIGHT: Final = 2
 """Jobs of one partition that are not written yet; it is not read further until there are fewer."""
 BUSY_S: Final = 0.02
+PASSED_AT_ONCE: Final = 200
+"""Partitions whose readers are asked where they are, in one look around: the next ones in the next."""
 STALE_S: Final = 10.0
 """A job whose records were read longer ago looks before each append whether another ingest has gone on meanwhile."""
 
@@ -64,6 +66,8 @@ class Ingest:
         self._places: dict[TopicPartition, int] = {}
         self._halted: dict[TopicPartition, str] = {}
         self._full: set[TopicPartition] = set()
+        self._round: list[TopicPartition] = []
+        """Whose readers are still to be asked where they are."""
         self._lines = Lines()
         self._lock = threading.Lock()
         """Of the lines."""
@@ -87,7 +91,7 @@ class Ingest:
     def step(self, wait_s: float = 0.0) -> int:
         """Take what has come and hand it on; the number of records taken. Raises what a job raised."""
         self._land()
-        self._discover()
+        self._look_around()
         taken = self._poll(wait_s)
         self._registry.refresh()  # after the poll: see docs/architecture.md, "Ingest"
         for tp, records in _by_partition(taken).items():
@@ -109,12 +113,30 @@ class Ingest:
 
     # reading
 
+    def _look_around(self) -> None:
+        """Every `discover_s`."""
+        now = self._clock.monotonic()
+        if now - self._discovered >= self._settings.discover_s:
+            self._discovered = now
+            self._discover()
+            self._pass_markers()
+
+    def _pass_markers(self) -> None:
+        """Commit beyond what is no record: where nothing is under way, ingest is where its reader is.
+
+        Else whoever waits until ingest has reached the end of a topic would wait for ever for a marker of its producer's transaction.
+        """
+        if not self._round:
+            self._round = list(self._places)
+        some, self._round = self._round[:PASSED_AT_ONCE], self._round[PASSED_AT_ONCE:]
+        idle = [tp for tp in some if tp in self._places and tp not in self._full and self._lines.of(tp) == 0]
+        passed = {tp: place for tp in idle if (place := self._reader.place(*tp)) > self._places[tp]}
+        if passed:
+            self._log.commit(Group.INGEST, passed)
+            self._places.update(passed)
+
     def _discover(self) -> None:
         """Read the topics of new tenants; stop reading those of suspended and deleted ones."""
-        now = self._clock.monotonic()
-        if now - self._discovered < self._settings.discover_s:
-            return
-        self._discovered = now
         self._registry.refresh()
         active = {t.documents_topic: t for t in self._registry.tenants() if t.state == "active"}
         for tp in [tp for tp in self._places if tp[0] not in active]:

@@ -262,3 +262,51 @@ def test_a_closed_log_refuses_to_write(url: str) -> None:
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(Refused, match="sqlite"):
         open_log("mysql://nowhere")
+
+
+def test_a_partition_that_there_is_not_is_said_at_once(log: Log, topic: str) -> None:
+    for ask in (log.begin, log.end, lambda t, p: log.read(t, p, 0), lambda t, p: log.append(t, p, [Record(b"x")])):
+        started = time.monotonic()
+        with pytest.raises(NotFound):
+            ask(topic, 7)
+        assert time.monotonic() - started < 5, "nobody else waits for it either"
+
+
+def test_a_readers_place_is_beyond_all_that_it_gave(log: Log, topic: str) -> None:
+    reader = log.reader({(topic, 0): 0})
+    assert reader.place(topic, 0) == 0
+    log.append(topic, 0, [Record(b"a"), Record(b"b")])
+    found = drain(reader, 2)
+    assert reader.place(topic, 0) == found[-1].offset + 1
+    reader.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.xdist_group("kafka")
+def test_of_a_producers_transactions_what_was_aborted_is_not_read_and_their_markers_hold_nobody_up(
+    kafka_servers: str,
+) -> None:
+    from kafka import KafkaProducer
+
+    topic = f"t-{uuid.uuid4().hex[:8]}"
+    with open_log(f"kafka://{kafka_servers}") as log:
+        log.ensure_topic(topic)
+        producer = KafkaProducer(bootstrap_servers=kafka_servers, transactional_id=topic)
+        producer.init_transactions()
+        for value, end in ((b"kept", producer.commit_transaction), (b"undone", producer.abort_transaction)):
+            producer.begin_transaction()
+            producer.send(topic, value, partition=0).get(timeout=30)
+            end()
+        producer.close()
+        reader = log.reader({(topic, 0): 0})
+        assert values(drain(reader, 1)) == [b"kept"]
+        end = log.end(topic, 0)
+        assert end == 4, "two records and two markers"
+        stop = time.monotonic() + 20
+        while reader.place(topic, 0) < end and time.monotonic() < stop:
+            assert reader.poll(wait_s=0.2) == []
+        assert reader.place(topic, 0) == end
+        started = time.monotonic()
+        assert log.read(topic, 0, 1) == []
+        assert time.monotonic() - started < 10, "there is nothing to wait for"
+        reader.close()

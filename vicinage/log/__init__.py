@@ -58,6 +58,13 @@ class Reader(Protocol):
         """
         ...
 
+    def place(self, topic: str, partition: int) -> int:
+        """The offset that it reads next: beyond everything polled, and beyond what is no record of anybody's.
+
+        (Kafka's transactions leave markers in the log, which take offsets and are never read.)
+        """
+        ...
+
     def close(self) -> None:
         """Free what it holds. Idempotent."""
         ...

@@ -1,6 +1,6 @@
 """The log on Apache Kafka, through kafka-python: the only door to it.
 
-Law 2: acks=all and an idempotent producer; `append` returns when the broker has acknowledged every record. Group positions are
+Of data teams' own transactions, only what was committed is read. Law 2: acks=all and an idempotent producer; `append` returns when the broker has acknowledged every record. Group positions are
 stored in Kafka as a hint; correctness never rests on them, nor on Kafka's transactions.
 """
 
@@ -167,8 +167,10 @@ class KafkaLog:
         try:
             deadline = time.monotonic() + DEADLINE_S
             while time.monotonic() < deadline:
-                if found := reader.poll(bytes_max=bytes_max, wait_s=1.0):
+                if found := reader.poll(bytes_max=bytes_max, wait_s=0.5):
                     return _within(found, bytes_max)
+                if reader.place(topic, partition) >= end:
+                    return []  # nothing but markers of transactions
         finally:
             reader.close()
         raise Unavailable(
@@ -210,6 +212,7 @@ class KafkaLog:
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
+                isolation_level="read_committed",
                 reconnect_backoff_max_ms=1_000,
                 bootstrap_timeout_ms=CALL_MS,
                 **more,
@@ -259,7 +262,8 @@ class KafkaLog:
     def _offset(self, which: str, topic: str, partition: int) -> int:
         from kafka import TopicPartition as Tp
 
-        if not self._known(topic) and not self._known(topic, fresh=True):
+        if not 0 <= partition < (self._known(topic) or self._known(topic, fresh=True)):
+            # Asked of Kafka, a partition that there is not holds this client, and everybody's lock on it, for ten seconds.
             raise NotFound(f"the log has no partition {partition} of a topic {topic!r}")
         tp = Tp(topic, partition)
         with self._asked("looking up an offset"), self._lock:
@@ -338,6 +342,19 @@ class KafkaReader:
         for stored in taken:
             self._places[stored.topic, stored.partition] = stored.offset + 1
         return taken
+
+    def place(self, topic: str, partition: int) -> int:
+        """See Reader."""
+        from kafka import TopicPartition as Tp
+        from kafka.errors import KafkaError
+
+        place = self._places[topic, partition]
+        if self._consumer is None or (topic, partition) in self._new:
+            return place
+        try:
+            return max(place, self._consumer.position(Tp(topic, partition), timeout_ms=0) or 0)
+        except KafkaError:
+            return place
 
     def close(self) -> None:
         """See Reader."""

@@ -317,6 +317,10 @@ class SqliteReader:
                 return found
             self._bell.wait(seen, left)
 
+    def place(self, topic: str, partition: int) -> int:
+        """The offset read next."""
+        return self._places[topic, partition]
+
     def close(self) -> None:
         """Free the connection. Idempotent."""
         self._connection.close()
