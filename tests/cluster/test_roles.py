@@ -1,10 +1,13 @@
 """The role boundary: a process whose part has died ends itself, so that whoever supervises it starts it anew."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+from house import eventually
 from servers import ROOT, free_port
 
 DIES = """
@@ -28,3 +31,32 @@ def test_a_gateway_whose_part_died_ends_its_process(tmp_path: Path, part: str) -
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
     assert ended.returncode == 70, ended.stderr
     assert "the part is dead" in ended.stdout + ended.stderr
+
+
+STOPS = """
+import sys
+from pathlib import Path
+from cluster.roles import run_role
+from vicinage.settings import GatewaySettings, Settings
+
+run_role("gateway", Settings(data=Path(sys.argv[1]), gateway=GatewaySettings(port=int(sys.argv[2]))))
+print("ended in order", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_a_gateway_that_is_told_to_stop_ends_what_it_holds_before_it_ends(tmp_path: Path, told: signal.Signals) -> None:
+    port = free_port()
+    words = [sys.executable, "-c", STOPS, str(tmp_path), str(port)]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        eventually(lambda: listens(port), wait_s=50)
+        process.send_signal(told)
+        _, said = process.communicate(timeout=30)
+    assert "ended in order" in said and process.returncode == 0
+
+
+def listens(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/healthz").is_success
+    except httpx.TransportError:
+        return False
