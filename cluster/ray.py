@@ -32,7 +32,7 @@ _event = events("cluster")
 
 def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     """The gateway role over a Ray cluster: place (or find) the actors, then serve. Returns after an orderly stop."""
-    from cluster.roles import die, end_with_parent, internal_key, serve
+    from cluster.roles import die, end_with_parent, internal_key, run_until_told, serve
     from cluster.wiring import build_gateway, ground
 
     configure_events("gateway")
@@ -46,8 +46,7 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     remote = [h for h in handles.values() if isinstance(h, RaySearcher)]
     app = build_gateway(base, remote, embedder_key=internal_key(settings), on_failure=die)
     s = base.settings.gateway
-    server = serve(app, s.host, s.port, drain_s=s.drain_s)
-    server.run()
+    run_until_told(serve(app, s.host, s.port, drain_s=s.drain_s))
     watch.stop()
     remove(handles)
     base.close()

@@ -51,6 +51,14 @@ def serve(app: Any, host: str, port: int, *, drain_s: float) -> "uvicorn.Server"
     return uvicorn.Server(config)
 
 
+def run_until_told(server: "uvicorn.Server") -> None:
+    """Serve until SIGTERM or SIGINT, and return: uvicorn raises the signal anew once it has ended, and what we still have to end would be left."""
+    if threading.current_thread() is threading.main_thread():  # signals belong to it
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    server.run()
+
+
 def end_with_parent() -> None:
     """Stop in order when the supervisor's end of our standard input closes: nobody is left behind when it is killed."""
     if sys.stdin is None or sys.stdin.isatty() or os.environ.get("VICINAGE_SUPERVISED") != "1":
@@ -76,7 +84,7 @@ def _gateway(settings: Settings) -> None:
     searcher.start()
     app = build_gateway(base, [searcher], embedder_key=internal_key(settings), on_failure=die)
     s = base.settings.gateway
-    serve(app, s.host, s.port, drain_s=s.drain_s).run()
+    run_until_told(serve(app, s.host, s.port, drain_s=s.drain_s))
     searcher.stop()
     base.close()
 
@@ -121,7 +129,4 @@ def serve_embedder(settings: Settings, *, host: str | None = None) -> None:
     url = urlsplit(base.settings.embedder.url)
     base.close()
     app = build_embedder(base.settings, models, key=internal_key(settings), on_failure=die)
-    server = serve(app, host or url.hostname or "127.0.0.1", url.port or 8081, drain_s=5)
-    if threading.current_thread() is not threading.main_thread():
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # signals belong to the main thread
-    server.run()
+    run_until_told(serve(app, host or url.hostname or "127.0.0.1", url.port or 8081, drain_s=5))

@@ -2,8 +2,9 @@
 
     python loadtest/kill_rounds.py --rounds 20 [--log kafka] [--catalog postgres]
 
-Writers replace and delete documents of two tenants' collections, one of vectors and one of text; every acknowledged state is kept. After each
-kill the platform must answer again by itself; at the end every document must be found exactly once, in the last state acknowledged.
+A witness writes each of two tenants' collections, one of vectors and one of text. After each kill the platform must take a
+write and make it searchable again by itself, and what was acknowledged just before must be there; at the end every
+acknowledged write must be found, once, and nothing else.
 """
 
 import argparse
@@ -13,160 +14,61 @@ import random
 import shutil
 import signal
 import sys
-import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from demo import kafka, postgres
+from demo import kafka, postgres, run
 from running import ROOT, Platform, running
-from vicinage_client import Client, NotFound, VicinageError
+from vicinage_client import Client
+from witness import ANSWERS_S, DIMENSION, Witness
 
-DIMENSION = 16
-DOCUMENTS = 200
-"""Documents per collection: few, so that they are replaced again and again."""
 BETWEEN_S = (1.0, 2.5)
 """Time between kills, drawn anew each time."""
+GIVEN_UP_S = 3.0
+"""Less than a gateway takes to come back, so that answers are lost, and writes go on while a search finds nobody."""
 
 
-@dataclass
-class Writer:
-    """Writes one collection for ever; knows what was acknowledged."""
-
-    client: Client
-    collection: str
-    text: bool
-    seed: int
-    stop: threading.Event
-    acknowledged: dict[str, int | None] = field(default_factory=dict)
-    unsure: set[str] = field(default_factory=set)
-    """Sent, but the answer was lost: the write may have happened."""
-    token: str | None = None
-    writes: int = 0
-    searches: int = 0
-    failures: int = 0
-
-    def run(self) -> None:
-        """Write and search until told to stop."""
-        choose = random.Random(self.seed)
-        number = 0
-        while not self.stop.is_set():
-            number += 1
-            name = f"d{choose.randrange(DOCUMENTS)}"
-            state = None if choose.random() < 0.1 else number
-            try:
-                token = self._write(name, state)
-            except VicinageError:
-                self.unsure.add(name)
-                self.failures += 1
-                continue
-            self.acknowledged[name] = state
-            self.unsure.discard(name)
-            self.token = token or self.token
-            self.writes += 1
-            if number % 3 == 0:
-                self._search(number)
-            time.sleep(0.01)
-
-    def _write(self, name: str, state: int | None) -> str | None:
-        if state is None:
-            return self.client.delete(self.collection, [name])
-        document: dict[str, Any] = {"id": name, "metadata": {"state": state}}
-        document |= {"text": f"state {state} of {name}"} if self.text else {"vector": vector(state)}
-        return self.client.upsert(self.collection, [document]).token
-
-    def _search(self, number: int) -> None:
-        try:
-            if self.text:
-                self.client.search(self.collection, f"state {number}", k=3)
-            else:
-                self.client.search(self.collection, vector=vector(number), k=3)
-            self.searches += 1
-        except VicinageError:
-            self.failures += 1
-
-
-def vector(number: int) -> np.ndarray:
-    """A vector that the number alone decides."""
-    return np.random.default_rng(number).standard_normal(DIMENSION).astype(np.float32)
-
-
-def check(writer: Writer) -> dict[str, Any]:
-    """Count what was acknowledged and what is found; `wrong` lists every difference."""
-    waited = {"k": 1, "wait_for": writer.token, "timeout_ms": 120_000}
-    if writer.text:
-        writer.client.search(writer.collection, "ready", **waited)
-    else:
-        writer.client.search(writer.collection, vector=vector(1), **waited)
-    wrong, found = [], 0
-    for name, state in writer.acknowledged.items():
-        if name in writer.unsure:
-            continue
-        try:
-            document = writer.client.get(writer.collection, name)
-            seen: int | None = document.metadata["state"]
-            if len(document.passages) != 1:
-                wrong.append(f"{name} has {len(document.passages)} passages")
-        except NotFound:
-            seen = None
-        found += seen == state
-        if seen != state:
-            wrong.append(f"{name}: acknowledged {state}, found {seen}")
-    hits = _everything(writer)
-    if len(hits) != len(set(hits)):
-        wrong.append("a document is found twice")
-    sure = len(writer.acknowledged) - len(writer.unsure & set(writer.acknowledged))
-    return {
-        "collection": writer.collection,
-        "acknowledged": sure,
-        "found": found,
-        "writes": writer.writes,
-        "searches": writer.searches,
-        "refused": writer.failures,
-        "unsure": len(writer.unsure),
-        "wrong": wrong,
-    }
-
-
-def _everything(writer: Writer) -> list[str]:
-    if writer.text:
-        found = writer.client.search(writer.collection, "state", k=1_000, exact=True)
-    else:
-        found = writer.client.search(writer.collection, vector=vector(1), k=1_000, exact=True)
-    return [h.document_id for h in found.hits]
-
-
-def answers_again(writers: list[Writer], since: float, wait_s: float = 120.0) -> float:
-    """Seconds from `since` until every writer has written and searched again."""
-    before = [(w.writes, w.searches) for w in writers]
-    while any(w.writes == b[0] or w.searches == b[1] for w, b in zip(writers, before, strict=True)):
-        if time.monotonic() - since > wait_s:
-            raise SystemExit(f"no answer within {wait_s:.0f} s after a kill")
-        time.sleep(0.02)
-    return time.monotonic() - since
-
-
-def kill_round(name: str, platform: Platform, broker: Path | None) -> None:
+def kill(name: str, platform: Platform, broker: Path | None) -> None:
     """SIGKILL one process; the supervisor starts it again (the broker, nobody supervises here: we do)."""
     if name != "broker":
         os.kill(platform.pids()[name], signal.SIGKILL)
         return
     assert broker is not None
     os.kill(int((broker / "pid").read_text()), signal.SIGKILL)
-    from importlib.util import module_from_spec, spec_from_file_location
+    script, port = (
+        str(ROOT / "deploy" / "kafka" / "kafka.py"),
+        platform.environment["VICINAGE_LOG_URL"].rpartition(":")[2],
+    )
+    run([sys.executable, script, "start", "--dir", str(broker), "--port", port, "--detach"], 120)
 
-    spec = spec_from_file_location("kafka_starter", ROOT / "deploy" / "kafka" / "kafka.py")
-    assert spec is not None
-    assert spec.loader is not None
-    starter = module_from_spec(spec)
-    spec.loader.exec_module(starter)
-    port = int((broker / "server.properties").read_text().split("listeners=PLAINTEXT://127.0.0.1:")[1].split(",")[0])
-    starter.start(broker, port)
+
+def answers_again(witnesses: list[Witness], strike: Callable[[], None]) -> float:
+    """Seconds from the kill until a write sent after it was acknowledged and found, and a search answered, everywhere.
+
+    What was acknowledged just before the kill is read back too: a witness notes what is not there.
+    """
+    before = [w.kept for w in witnesses]
+    marks = [(w.number, w.searches) for w in witnesses]
+    start = time.monotonic()
+    strike()
+    for witness, (number, searches) in zip(witnesses, marks, strict=True):
+        while witness.kept is None or witness.kept.state <= number or witness.searches == searches:
+            if time.monotonic() - start > ANSWERS_S:
+                raise SystemExit(f"nothing was acknowledged within {ANSWERS_S:.0f} s after a kill")
+            time.sleep(0.02)
+        witness.read_back(witness.kept)
+    seconds = time.monotonic() - start
+    for witness, kept in zip(witnesses, before, strict=True):
+        if kept is not None:
+            witness.read_back(kept)
+    return seconds
 
 
 def main() -> None:
@@ -192,45 +94,56 @@ def main() -> None:
     report = {"seed": args.seed, "log": args.log, "catalog": args.catalog, "kills": rounds, "collections": results}
     (ROOT / "build" / "kill.json").write_text(json.dumps(report, indent=2))
     print(json.dumps(report, indent=2))
+    acknowledged, found = (sum(r[count] for r in results) for count in ("acknowledged", "found"))
+    print(f"acknowledged writes: {acknowledged}; found: {found}; wrong: {sum(len(r['wrong']) for r in results)}")
     sys.exit(1 if any(r["wrong"] or r["acknowledged"] != r["found"] for r in results) else 0)
+
+
+def make_witnesses(platform: Platform, seed: int) -> list[Witness]:
+    """One of vectors and one of texts, each with a tenant and a collection of its own."""
+    made = []
+    for i, (tenant, text) in enumerate((("alpha", False), ("beta", True))):
+        key = platform.cli("tenant", "create", tenant)["key"]
+        platform.cli("collection", "create", tenant, "docs", *([] if text else ["--dimension", str(DIMENSION)]))
+        made.append(Witness(Client(platform.url, key, timeout_s=GIVEN_UP_S), "docs", text, seed + i))
+    return made
 
 
 def run_rounds(
     platform: Platform, broker: Path | None, n: int, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The writers' results, and one row per process killed."""
-    stop, writers = threading.Event(), []
-    for i, (tenant, text) in enumerate((("alpha", False), ("beta", True))):
-        key = platform.cli("tenant", "create", tenant)["key"]
-        platform.cli("collection", "create", tenant, "docs", *([] if text else ["--dimension", str(DIMENSION)]))
-        writers.append(Writer(Client(platform.url, key, timeout_s=20), "docs", text, seed + i, stop))
-    threads = [threading.Thread(target=w.run, daemon=True) for w in writers]
-    for thread in threads:
-        thread.start()
-    names = ["gateway", "ingest", "embedder", *(["broker"] if broker else [])]
-    pauses: dict[str, list[float]] = {name: [] for name in names}
+    """What became of every write, and one row per process killed."""
+    witnesses = make_witnesses(platform, seed)
+    pauses: dict[str, list[float]] = {
+        name: [] for name in ("gateway", "ingest", "embedder", *(["broker"] if broker else []))
+    }
     choose = random.Random(seed)
-    for number in range(n):
-        for name in names:
-            time.sleep(choose.uniform(*BETWEEN_S))
-            start = time.monotonic()
-            kill_round(name, platform, broker)
-            pauses[name].append(answers_again(writers, start))
-            print(f"round {number + 1}: {name} killed; all answers again after {pauses[name][-1]:.1f} s", flush=True)
-    time.sleep(1)
-    stop.set()
-    for thread in threads:
-        thread.join(60)
-    rounds = [
-        {
-            "process": k,
-            "kills": len(v),
-            "again_s_median": round(float(np.median(v)), 2),
-            "again_s_max": round(max(v), 2),
-        }
-        for k, v in pauses.items()
-    ]
-    return [check(w) for w in writers], rounds
+    with ThreadPoolExecutor(len(witnesses)) as pool:
+        works = [pool.submit(w.run) for w in witnesses]
+        try:
+            for number in range(n):
+                for name, again_s in pauses.items():
+                    time.sleep(choose.uniform(*BETWEEN_S))
+                    again_s.append(answers_again(witnesses, lambda name=name: kill(name, platform, broker)))
+                    written = sum(w.acknowledged.total() for w in witnesses)
+                    wrong = sum(len(w.wrong) for w in witnesses)
+                    print(
+                        f"round {number + 1}: {name} killed; written and found again after {again_s[-1]:.1f} s"
+                        f" ({written} writes acknowledged, {wrong} wrong)",
+                        flush=True,
+                    )
+            time.sleep(1)
+        finally:
+            for witness in witnesses:
+                witness.stop.set()
+        for work in works:
+            work.result(60)
+    return [w.check() for w in witnesses], [_row(name, again_s) for name, again_s in pauses.items()]
+
+
+def _row(name: str, again_s: list[float]) -> dict[str, Any]:
+    median, worst = round(float(np.median(again_s)), 2), round(max(again_s), 2)
+    return {"process": name, "kills": len(again_s), "again_s_median": median, "again_s_max": worst}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """The role boundary: a process whose part has died ends itself, so that whoever supervises it starts it anew."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+from house import eventually
 from servers import ROOT, free_port
 from starlette.testclient import TestClient
 
@@ -40,3 +43,32 @@ def test_an_embedder_leaves_out_a_local_model_whose_files_are_not_there(tmp_path
     no_package = EmbeddingModel("lost-too", "local", "package:no_such_package", 4, 100)
     app = build_embedder(Settings(), [missing, no_package], key=None)
     assert TestClient(app).get("/readyz").json()["models"] == {}
+
+
+STOPS = """
+import sys
+from pathlib import Path
+from cluster.roles import run_role
+from vicinage.settings import GatewaySettings, Settings
+
+run_role("gateway", Settings(data=Path(sys.argv[1]), gateway=GatewaySettings(port=int(sys.argv[2]))))
+print("ended in order", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_a_gateway_that_is_told_to_stop_ends_what_it_holds_before_it_ends(tmp_path: Path, told: signal.Signals) -> None:
+    port = free_port()
+    words = [sys.executable, "-c", STOPS, str(tmp_path), str(port)]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        eventually(lambda: listens(port), wait_s=50)
+        process.send_signal(told)
+        _, said = process.communicate(timeout=30)
+    assert "ended in order" in said and process.returncode == 0
+
+
+def listens(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/healthz").is_success
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,64 @@
+"""A Ray cluster of several nodes on this machine, which ends with whoever started it and touches no other cluster here."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+SMALL = ("--num-cpus", "4", "--object-store-memory", str(120 << 20), "--disable-usage-stats")
+LOOPBACK = ("--node-ip-address", "127.0.0.1")
+STARTED_S = 120.0
+
+
+@contextmanager
+def ray_nodes(n: int) -> Iterator[str]:
+    """The address of a cluster of `n` raylets, all of them joined."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    with ExitStack() as stack:
+        stack.enter_context(_node("--head", "--port", str(port), "--include-dashboard", "false"))
+        for _ in range(n - 1):
+            stack.enter_context(_node("--address", address))
+        yield address
+
+
+@contextmanager
+def _node(*words: str) -> Iterator[None]:
+    # NOTE: `ray stop` ends every cluster of the machine; a node in a session of its own is ended by that session alone.
+    with tempfile.NamedTemporaryFile("w+") as out:
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", *words, *SMALL, *LOOPBACK]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        try:
+            _await_start(process, Path(out.name))
+            yield
+        finally:
+            _end(process)
+
+
+def _await_start(process: subprocess.Popen[bytes], out: Path) -> None:
+    end = time.monotonic() + STARTED_S
+    while "Ray runtime started" not in (said := out.read_text(errors="replace")):
+        if process.poll() is not None or time.monotonic() > end:
+            raise SystemExit(f"Ray did not start:\n{said[-2_000:]}")
+        time.sleep(0.1)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # what its order to stop did not reach
+    except ProcessLookupError:
+        return
