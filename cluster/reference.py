@@ -66,7 +66,7 @@ def metrics() -> str:
     lines = [
         "# Metrics",
         "",
-        "At `/metrics` of the gateway and of the embedder, in Prometheus' text form. Figures per tenant come from the API",
+        "At `/metrics` of the gateway, of the embedder (the next port) and of ingest (the one after), in Prometheus' text form. Figures per tenant come from the API",
     ]
     lines += [
         "(`vicinage freshness`, `recall`, `capacity`): no metric carries a tenant as its label, so that their number is bounded.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.wiring import Ground, build_embedder, build_gateway, build_indexer, build_ingest, build_searcher, ground
 from vicinage.settings import Settings
-from vicinage.telemetry import configure_events, events
+from vicinage.telemetry import REGISTRY, configure_events, events
 
 if TYPE_CHECKING:
     import uvicorn
@@ -72,6 +72,16 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
 
 
+def serve_metrics(host: str, port: int) -> None:
+    """Serve this process's /metrics, as gateway and embedder do theirs. A port that is taken is said, and ends nothing."""
+    from prometheus_client import start_http_server
+
+    try:
+        start_http_server(port, addr=host, registry=REGISTRY)
+    except (OSError, OverflowError) as error:
+        _event.error("metrics are not served", host=host, port=port, error=str(error))
+
+
 def die(error: BaseException) -> None:
     """End the process at once: a part of the role has died, and the supervisor starts it anew."""
     _event.error("role died", error=repr(error))
@@ -99,6 +109,8 @@ def _ingest(settings: Settings) -> None:
 
 def work_until(stop: threading.Event, base: Ground, key: str | None) -> None:
     """Ingest and index until `stop`; the first of them that dies takes the process with it."""
+    s = base.settings
+    serve_metrics(s.gateway.host, s.ingest.metrics_port or s.gateway.port + 2)
     works: list[Callable[[threading.Event], None]] = [
         build_ingest(base, embedder_key=key).run,
         build_indexer(base, embedder_key=key).run,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,17 +67,18 @@ class Platform:
 
 
 def free_port() -> int:
-    """A free port whose successor is free too (the embedder takes that one)."""
+    """A free port whose two successors are free too: the embedder takes the next, the metrics of ingest the one after."""
     while True:
-        with closing(socket.socket()) as a:
-            a.bind(("127.0.0.1", 0))
-            port: int = a.getsockname()[1]
-            with closing(socket.socket()) as b:
-                try:
-                    b.bind(("127.0.0.1", port + 1))
-                except (OSError, OverflowError):
-                    continue
-                return port
+        with ExitStack() as held:
+            first = held.enter_context(closing(socket.socket()))
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                for successor in (port + 1, port + 2):
+                    held.enter_context(closing(socket.socket())).bind(("127.0.0.1", successor))
+            except (OSError, OverflowError):
+                continue
+            return port
 
 
 @contextmanager

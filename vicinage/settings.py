@@ -95,6 +95,9 @@ class IngestSettings(_Group):
     batch_passages: int = Field(default=512, ge=1, description="passages embedded in one call")
     discover_s: float = Field(default=1.0, gt=0, le=60, description="how often new tenants' topics are looked for")
     partitions: int = Field(default=1, ge=1, le=1_024, description="partitions of a new tenant's documents topic")
+    metrics_port: Port = Field(
+        default=0, description="port of the /metrics of ingest and indexer; 0: two after the gateway's"
+    )
 
 
 class IndexerSettings(_Group):
