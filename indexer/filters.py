@@ -23,6 +23,8 @@ Mask = NDArray[np.bool_]
 Metadata = Mapping[str, Any]
 DEPTH_MAX: Final = 8
 CLAUSES_MAX: Final = 64
+NAME_MAX: Final = 1_024
+"""Characters of a field's name, dots included."""
 FIELDS_MAX: Final = 16
 """The first filter that names a field reads it in every document's metadata."""
 VALUES_MAX: Final = 1_000
@@ -80,7 +82,11 @@ class _Bounds:
             )
 
     def field(self, name: str, at: str) -> None:
-        """Count a field, once."""
+        """Count a field, once. No metadata has a longer name: to look for one would only take time."""
+        if len(name) > NAME_MAX:
+            raise Refused(
+                f"{at[:80]}…: a field's name has at most {NAME_MAX} characters", field="filter", limit=NAME_MAX
+            )
         self._fields.add(name)
         if len(self._fields) > FIELDS_MAX:
             raise Refused(f"{at}: a filter names at most {FIELDS_MAX} fields", field="filter", limit=FIELDS_MAX)

@@ -7,7 +7,7 @@ look, which is two small SELECTs; for the store waits only who asks for the very
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from indexer.backends import Backend
@@ -19,7 +19,7 @@ from tenants.entities import Generation, Manifest
 from tenants.manifests import Manifests
 from tenants.registry import Registry
 from vicinage.catalog import unreachable
-from vicinage.clock import Clock
+from vicinage.clock import Clock, Deadline
 from vicinage.errors import Corrupt, NotFound, Overloaded, Unavailable, VicinageError
 from vicinage.records import ShardId
 from vicinage.settings import SearcherSettings
@@ -27,6 +27,8 @@ from vicinage.store import Store
 from vicinage.telemetry import events, gauge
 
 RETRY_S: Final = 0.5
+NEWEST: Final = 1 << 62
+"""No catalog has this version: whoever asks for it waits for the next look."""
 CORRUPT_RETRY_S: Final = (1.0, 300.0)
 """A corrupt manifest is tried again after the first, then after twice as long each time, up to the second: every try reads it whole."""
 
@@ -51,7 +53,11 @@ class _Wait:
 
     shard: ShardId
     catalog: int
-    future: Future[Shard]
+    deadline: Deadline
+    future: Future[Shard] = field(default_factory=Future)
+
+    def over(self) -> bool:
+        return self.deadline.passed() or self.future.cancelled()
 
 
 class Holding:
@@ -113,13 +119,18 @@ class Holding:
         # NOTE: without the lock: each of these is replaced or changed in one step, and only ever becomes true after the facts.
         return self._tail.shards.get(shard) if self._may_answer(shard, catalog) else None
 
-    def soon(self, shard: ShardId, catalog: int = 0) -> Future[Shard]:
-        """The same, once it can. Raises Unavailable, Corrupt, NotFound, Overloaded; at once or by the future."""
+    def soon(self, shard: ShardId, deadline: Deadline, catalog: int = NEWEST) -> Future[Shard]:
+        """The same, once it can; forgotten when the deadline has passed. Raises Unavailable, Corrupt, NotFound, Overloaded.
+
+        At once or by the future. A tenant's waits are at most half of all, so that others find room.
+        """
         if shard.slot not in self._slots:
             raise Unavailable(f"slot {shard.slot} is not held here", dependency="searcher")
-        wait = _Wait(shard, catalog, Future())
+        wait = _Wait(shard, catalog, deadline)
         with self._known:
-            if len(self._waits) >= self._settings.queue_max:
+            self._waits = [w for w in self._waits if not w.over()]
+            own = sum(w.shard.tenant == shard.tenant for w in self._waits)
+            if len(self._waits) >= self._settings.queue_max or own >= max(1, self._settings.queue_max // 2):
                 raise Overloaded("too many questions wait for their shards to be loaded", retry_after_s=1.0)
             self._waits.append(wait)
             self._known.notify_all()
@@ -161,6 +172,7 @@ class Holding:
         try:
             # Before the manifests: those of a generation that is live here name all that was copied into it.
             catalog = self._registry.refresh()
+            every = serving(self._registry)
             change, changed = self._manifests.changed_since(self._change, self._slots)
         except Unavailable as error:
             self._away = unreachable(error)
@@ -169,7 +181,7 @@ class Holding:
             self._change, self._away = change, False
             news = catalog != self._catalog
             if news:
-                self._see(serving(self._registry))
+                self._see(every)
             for manifest in changed:
                 if manifest.shard in self._serving:
                     self._see_manifest(manifest)
@@ -215,13 +227,14 @@ class Holding:
                     self._known.wait(min(self._settings.adopt_s, RETRY_S))
                     continue
                 self._in_hand.add(shard)
-                work = self._serving[shard], self._behind.get(shard)
-            self._fetched(shard, self._tried(shard, *work))
+                generation, manifest = self._serving[shard], self._behind.get(shard)
+            self._fetched(shard, manifest, self._tried(shard, generation, manifest))
 
     def fetch_first(self) -> None:
         """Bring in, once, everything that the first look found. Before the tail has begun there is no log to catch up with."""
         for shard in list(self._to_fetch):
-            self._fetched(shard, self._tried(shard, self._serving[shard], self._behind.get(shard)))
+            manifest = self._behind.get(shard)
+            self._fetched(shard, manifest, self._tried(shard, self._serving[shard], manifest))
 
     def _next(self) -> ShardId | None:
         now = self._clock.monotonic()
@@ -238,6 +251,8 @@ class Holding:
             elif manifest is not None and manifest.version > held.snapshot.manifest.version:
                 have = {s.ref.id: s for s in held.snapshot.segments}
                 held.adopt(manifest, self._segments(manifest, generation, have))
+        except NotFound as lost:  # a segment is gone: to whoever asks, its collection is there all the same
+            return Unavailable(lost.detail, dependency="store", retry_after_s=RETRY_S)
         except VicinageError as error:
             return error
         return None
@@ -261,13 +276,15 @@ class Holding:
             have.get(ref.id) or load(ref, self._store, self._backend, generation.metric) for ref in manifest.segments
         ]
 
-    def _fetched(self, shard: ShardId, error: VicinageError | None) -> None:
+    def _fetched(self, shard: ShardId, tried: Manifest | None, error: VicinageError | None) -> None:
         with self._known:
             self._in_hand.discard(shard)
             if shard not in self._serving:
                 self._forget(shard)  # let go of meanwhile
             elif error is None:
                 self._note_here(shard)
+            elif self._behind.get(shard) is not tried:
+                self._to_fetch[shard] = 0.0  # it has other segments by now
             else:
                 self._note_failed(shard, error)
             _stale.set(len(self.stale))
@@ -338,7 +355,7 @@ class Holding:
                 if outcome is not None:
                     settled.append((wait, outcome))
             ended = {id(wait) for wait, _ in settled}
-            self._waits = [w for w in self._waits if id(w) not in ended and not w.future.cancelled()]
+            self._waits = [w for w in self._waits if id(w) not in ended and not w.over()]
         for wait, outcome in settled:  # without the lock: whoever is told may ask again at once
             if wait.future.set_running_or_notify_cancel():
                 if isinstance(outcome, Shard):

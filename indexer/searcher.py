@@ -11,7 +11,7 @@ of the tenant that asked.
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -35,6 +35,8 @@ from vicinage.settings import SearcherSettings
 from vicinage.store import Store
 from vicinage.telemetry import events, gauge
 
+READERS: Final = 4
+"""Threads that read single documents."""
 FETCHERS: Final = 2
 """Threads that fetch segments: while one has a large shard in hand, another brings in a small one."""
 TURN: Final = 8
@@ -68,6 +70,8 @@ class _Asked:
     deadline: Deadline
     catalog: int = 0
     cost: int = 1
+    asks: tuple[object, ...] = ()
+    """What it must have in common with those that it goes along with; made once, outside of every lock."""
     answer: Future[Partial] = field(default_factory=Future)
 
 
@@ -106,6 +110,9 @@ class Searcher:
         self._asked: FairQueue[_Asked] = FairQueue(items_max=settings.queue_max, quantum=TURN)
         self._asking = threading.Condition()
         self._stop = threading.Event()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="searcher-read")
+        self._scanners = ThreadPoolExecutor(1, thread_name_prefix="searcher-scan")
+        """Scans for deletions by filter, one after the other: nobody's reads or searches wait behind them."""
         self._searches = 0
         self._threads: list[threading.Thread] = []
 
@@ -130,6 +137,8 @@ class Searcher:
             _refuse(each.answer, gone)
         self.holding.refuse_all(gone)
         self.tail.give_up(gone)
+        for pool in (self._readers, self._scanners):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def ready(self) -> bool:
         """True once everything that was in the log at the start is searchable."""
@@ -144,7 +153,7 @@ class Searcher:
 
     def submit(self, query: ShardQuery, deadline: Deadline) -> Future[Partial]:
         """The same, as a future."""
-        asked = _Asked(query, deadline, query.catalog, self._cost(query))
+        asked = _Asked(query, deadline, query.catalog, self._cost(query), _asks(query))
         tenant = query.shard.tenant
         with self._asking:
             self._asked.put(tenant, [(asked, asked.cost)], weight=self._weight(tenant))
@@ -169,19 +178,20 @@ class Searcher:
     async def document(self, shard: ShardId, document_id: str, deadline: Deadline) -> StoredDocument | None:
         """The document as it is searchable now, or None."""
         held = await self._held(shard, deadline)
-        return await asyncio.get_running_loop().run_in_executor(None, held.document, document_id)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, held.document, document_id)
 
     async def matching(
         self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int
     ) -> tuple[str, ...]:
         """Ids of at most `limit` documents of the shard whose metadata passes the filter."""
         held = await self._held(shard, deadline)
-        return await asyncio.get_running_loop().run_in_executor(None, partial(held.matching, condition, limit=limit))
+        work = partial(held.matching, condition, limit=limit)
+        return await asyncio.get_running_loop().run_in_executor(self._scanners, work)
 
     async def _held(self, shard: ShardId, deadline: Deadline) -> Shard:
         held = self.holding.at_once(shard)
         if held is None:
-            held = await within(self.holding.soon(shard), deadline, "loading the shard")
+            held = await within(self.holding.soon(shard, deadline), deadline, "loading the shard")
         assert held is not None, "the future gives a shard or raises"
         return held
 
@@ -219,9 +229,9 @@ class Searcher:
         """The question whose turn it is, and those that can go along in the same call."""
         turn = self._asked.take(1)
         if turn and self._asked.cost:
-            asks = _asks(turn[0].query)
+            asks = turn[0].asks
             turn += self._asked.take_along(
-                turn[0].query.shard.tenant, lambda a: _asks(a.query) == asks, self._settings.batch_max - 1
+                turn[0].query.shard.tenant, lambda a: a.asks == asks, self._settings.batch_max - 1
             )
         return turn
 
@@ -263,8 +273,9 @@ class Searcher:
             for a in gathered if error is not None else ():
                 _refuse(a.answer, error or Unavailable("not loaded", dependency="searcher"))
 
+        latest = max((a.deadline for a in gathered), key=lambda d: d.at)
         try:
-            self.holding.soon(gathered[0].query.shard, max(a.catalog for a in gathered)).add_done_callback(here)
+            self.holding.soon(gathered[0].query.shard, latest, max(a.catalog for a in gathered)).add_done_callback(here)
         except VicinageError as error:
             for a in gathered:
                 _refuse(a.answer, error)

@@ -6,7 +6,7 @@ Law 3: a document's higher version replaces the lower, wherever either lies; any
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ from vicinage.errors import Corrupt, Refused
 from vicinage.records import Floats, Hit, Partial, ShardId, ShardQuery
 from vicinage.wire import DELETED
 
+ANSWER_CHARS_MAX: Final = 16 << 20
+"""Characters of text in one shard's answer to one question."""
 EFFORT_DEFAULT: Final = 64
 EFFORT_MARGIN: Final = 0.005
 """What the effort curve must show above the objective: its sampling error, since its questions are a little harder than real ones."""
@@ -376,12 +378,24 @@ def _best(snapshot: Snapshot, found: list[_Found], query: ShardQuery) -> tuple[t
         rows = np.take_along_axis(np.concatenate([f.rows for f in found], axis=1), order, axis=1)
         parts = np.repeat([f.part for f in found], [f.rows.shape[1] for f in found])[order]
     answers = zip(parts.tolist(), rows.tolist(), scores.tolist(), strict=True)
-    return tuple(
-        tuple(
-            _hit(snapshot, part, row, score, query.include) for part, row, score in zip(*each, strict=True) if row >= 0
-        )
-        for each in answers
-    )
+    return tuple(_hits(snapshot, zip(*each, strict=True), query) for each in answers)
+
+
+def _hits(snapshot: Snapshot, places: Iterable[tuple[int, int, float]], query: ShardQuery) -> tuple[Hit, ...]:
+    """The hits at these (part, row, score). Raises Refused as soon as their texts are more than an answer holds."""
+    hits: list[Hit] = []
+    left = ANSWER_CHARS_MAX
+    for part, row, score in places:
+        if row >= 0:
+            hits.append(hit := _hit(snapshot, part, row, score, query.include))
+            left -= len(hit.text or "")
+            if left < 0:
+                raise Refused(
+                    f"the texts found have more than {ANSWER_CHARS_MAX} characters: ask for a smaller k, or leave text out of include",
+                    field="k",
+                    limit=len(hits) - 1,
+                )
+    return tuple(hits)
 
 
 def _hit(snapshot: Snapshot, part: int, row: int, score: float, include: frozenset[str]) -> Hit:

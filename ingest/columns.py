@@ -31,11 +31,14 @@ def parse_arrow_body(data: bytes, rules: Rules) -> list[Entry]:
 
 def parse_arrow(batches: Sequence[pa.RecordBatch], rules: Rules) -> list[Entry]:
     """The rows of Arrow batches as documents. Raises Refused where the schema itself is wrong."""
-    return [entry for batch in batches for entry in _parse_batch(batch, rules)]
+    try:
+        return [entry for batch in batches for entry in _parse_batch(batch, rules)]
+    except (pa.ArrowException, MemoryError) as error:
+        raise Refused(f"the columns cannot be read: {str(error)[:200]}", field="body") from error
 
 
 def _parse_batch(batch: pa.RecordBatch, rules: Rules) -> Iterator[Entry]:
-    _check_schema(batch.schema)
+    _check_schema(batch.schema, rules.dimension)
     n = batch.num_rows
     ids = batch.column("id").to_pylist()
     texts = _strings(batch, "text")
@@ -59,7 +62,7 @@ def _parse_batch(batch: pa.RecordBatch, rules: Rules) -> Iterator[Entry]:
             yield Rejected(f"{bad.field}: {bad}", field=bad.field, id=known, collection=rules.collection)
 
 
-def _check_schema(schema: pa.Schema) -> None:
+def _check_schema(schema: pa.Schema, dimension: int) -> None:
     """Raise Refused unless the columns are those of documents."""
     names = set(schema.names)
     if unknown := sorted(names - _COLUMNS):
@@ -78,6 +81,11 @@ def _check_schema(schema: pa.Schema) -> None:
     for name, levels in (("vector", 1), ("vectors", 2)):
         if name in names and not _floats_deep(schema.field(name).type, levels):
             raise Refused(f"column {name!r} must hold lists of floats, not {schema.field(name).type}", field=name)
+        if name in names and (width := _width(schema.field(name).type, levels)) not in (None, dimension):
+            # Before anything is made of them: of lists of nothing, a few bytes can claim billions.
+            raise Refused(
+                f"a vector has {width} numbers; the collection's dimension is {dimension}", field=name, limit=dimension
+            )
 
 
 def _list_of(kind: pa.DataType, inner: Any) -> bool:
@@ -89,6 +97,13 @@ def _floats_deep(kind: pa.DataType, levels: int) -> bool:
     if levels == 0:
         return bool(pa.types.is_floating(kind))
     return _list_of(kind, lambda inner: _floats_deep(inner, levels - 1))
+
+
+def _width(kind: pa.DataType, levels: int) -> int | None:
+    """How many numbers the innermost lists have, where their type says it; a list of lists of a fixed number says 0."""
+    if levels == 2:
+        return 0 if pa.types.is_fixed_size_list(kind) and kind.list_size == 0 else _width(kind.value_type, 1)
+    return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else None
 
 
 def _strings(batch: pa.RecordBatch, name: str) -> list[str | None]:

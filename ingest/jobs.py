@@ -9,7 +9,7 @@ from typing import Final
 
 from ingest.columns import parse_arrow
 from ingest.documents import Entry, parse_json
-from ingest.rules import Rules
+from ingest.rules import Broken, Rules, check_id
 from tenants.entities import Collection, Tenant
 from tenants.registry import Registry
 from vicinage.errors import NotFound, Refused
@@ -85,9 +85,17 @@ def jobs_of(
 
 
 def _newest(job: Job) -> Job:
-    """Of each document only its last write: the earlier ones would be replaced at once."""
-    last = {(w.collection.name, w.id): w for w in job.writes}
-    job.writes = list(last.values())
+    """Of each document, what may come to stand: its writes since the last deletion. Which one does, is known once they are embedded.
+
+    (The last one may yet be refused by the model's server; then the one before it stands. A deletion is never refused.)
+    """
+    lines: dict[tuple[str, str], list[Write]] = {}
+    for write in job.writes:
+        line = lines.setdefault((write.collection.name, write.id), [])
+        if write.document is None:
+            line.clear()
+        line.append(write)
+    job.writes = [write for line in lines.values() for write in line]
     return job
 
 
@@ -117,6 +125,10 @@ def _entries(
         collection = _collection(registry, tenant, name)
         if not document_id:
             raise Refused("a deletion's key is <collection>/<id>", field="key")
+        try:
+            check_id(document_id, limits)
+        except Broken as bad:
+            raise Refused(f"a deletion's key is <collection>/<id>, and its id {bad}", field="key") from None
         return [(collection, Deletion(name, document_id))]
     if dict(record.headers).get("content-type") == ARROW.encode():
         name_given, batches = decode_documents(record.value)

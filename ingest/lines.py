@@ -76,6 +76,10 @@ class Lines:
         """How many tasks of this partition are not written yet."""
         return len(self._partitions.get(tp, ()))
 
+    def partitions(self) -> list[TopicPartition]:
+        """Those with a task that is not written yet."""
+        return list(self._partitions)
+
     def add(self, task: Task) -> None:
         """Put it behind its partition's others and its tenant's others."""
         tenant = task.job.tenant

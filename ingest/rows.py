@@ -25,10 +25,11 @@ MESSAGE_BYTES: Final = 3 << 20
 def messages(job: Job, made: Embedded) -> Iterator[tuple[int, Record]]:
     """One message per generation and slot (more where it grows large), all passages of a document together.
 
-    What is refused has no rows.
+    What is refused has no rows; of a document's other writes the last one has.
     """
     runs: dict[tuple[str, int, int], tuple[Generation, list[Write]]] = {}
-    for write in (w for w in job.writes if id(w) not in made.refused):
+    standing = {(w.collection.name, w.id): w for w in job.writes if id(w) not in made.refused}
+    for write in standing.values():
         for generation in write.collection.generations:
             slot = generation.slots[shard_of(write.id, len(generation.slots))]
             key = (write.collection.name, generation.number, slot)

@@ -10,7 +10,7 @@ are written at once.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
@@ -32,7 +32,10 @@ from vicinage.telemetry import counter, events, histogram
 
 IN_FLIGHT: Final = 2
 """Jobs of one partition that are not written yet; it is not read further until there are fewer."""
+PARSED_AT_ONCE: Final = 4
+"""Jobs of one partition that are parsed (and, where they need no embedding, written) before the others' turn."""
 BUSY_S: Final = 0.02
+AWAY_S: Final = 0.5
 PASSED_AT_ONCE: Final = 200
 """Partitions whose readers are asked where they are, in one look around: the next ones in the next."""
 STALE_S: Final = 10.0
@@ -65,6 +68,8 @@ class Ingest:
         self._reader = log.reader({})
         self._places: dict[TopicPartition, int] = {}
         self._halted: dict[TopicPartition, str] = {}
+        self._unparsed: dict[TopicPartition, Iterator[Job]] = {}
+        """What was read of a partition and is not yet a job."""
         self._full: set[TopicPartition] = set()
         self._round: list[TopicPartition] = []
         """Whose readers are still to be asked where they are."""
@@ -109,7 +114,7 @@ class Ingest:
 
     def _left(self) -> int:
         with self._lock:
-            return len(self._lines)
+            return len(self._lines) + len(self._unparsed)
 
     # reading
 
@@ -142,7 +147,11 @@ class Ingest:
         for tp in [tp for tp in self._places if tp[0] not in active]:
             self._reader.remove(*tp)
             del self._places[tp]
-        new = [t for topic, t in active.items() if (topic, 0) not in self._places and (topic, 0) not in self._halted]
+            self._unparsed.pop(tp, None)
+        known = {topic for topic, _ in (*self._places, *self._halted)}
+        # A tenant that was suspended and is back begins at its committed position: once nothing of it is under way any more.
+        under_way = {topic for topic, _ in (*self._lines.partitions(), *self._unparsed)}
+        new = [t for topic, t in active.items() if topic not in known | under_way]
         if not new:
             return
         partitions = self._log.topics("vicinage.docs.")
@@ -165,9 +174,15 @@ class Ingest:
         except Refused as refused:
             self._halt(refused.detail)
             return []
+        except Unavailable as away:
+            _event.warning("the log is away", reason=str(away))
+            self._stopping.wait(min(wait_s, AWAY_S))
+            return []
 
     def _rest_s(self) -> float:
         """How long there may be nothing to do: short while a worker may end, or fail; else until an embedder is asked again."""
+        if any(self._lines.of(tp) < IN_FLIGHT for tp in self._unparsed):
+            return 0.0
         with self._lock:
             return BUSY_S if self._lines.working else self._lines.sleep_s(self._clock.monotonic())
 
@@ -189,21 +204,30 @@ class Ingest:
             tenant = self._registry.tenant(tp[0].removeprefix("vicinage.docs."))  # law 1: the topic says whose it is
         except NotFound:
             return  # deleted since it was read; `_discover` stops reading it
-        jobs = list(jobs_of(tenant, tp, records, self._registry, self._settings, read_after=self._read_after))
         self._places[tp] = records[-1].offset + 1
-        tasks = [Task(job, time.perf_counter()) for job in jobs]
-        if self._lines.of(tp) == 0 and not any(job.needs_embedding() for job in jobs):
-            for task in tasks:
-                self._make(task)
-                self._write(task)
-            return
-        with self._lock:
-            for task in tasks:
-                self._lines.add(task)
-        if self._lines.of(tp) >= IN_FLIGHT:
+        self._unparsed[tp] = jobs_of(tenant, tp, records, self._registry, self._settings, read_after=self._read_after)
+        self._proceed(tp)
+        if tp in self._unparsed or self._lines.of(tp) >= IN_FLIGHT:
             self._reader.remove(*tp)
             self._full.add(tp)
         self._employ()
+
+    def _proceed(self, tp: TopicPartition) -> None:
+        """Parse on what was read of the partition, a few jobs at a time: a record of bytes may hold thousands of documents."""
+        for _ in range(PARSED_AT_ONCE):
+            if self._lines.of(tp) >= IN_FLIGHT:
+                return
+            job = next(self._unparsed[tp], None)
+            if job is None:
+                del self._unparsed[tp]
+                return
+            task = Task(job, time.perf_counter())
+            if self._lines.of(tp) == 0 and not job.needs_embedding():
+                self._make(task)
+                self._write(task)
+            else:
+                with self._lock:
+                    self._lines.add(task)
 
     def _land(self) -> None:
         """Raise what a worker raised; read on where a partition has room again; have done what has become due."""
@@ -211,7 +235,9 @@ class Ingest:
         self._workers -= ended
         for worker in ended:
             worker.result()
-        for tp in [tp for tp in self._full if self._lines.of(tp) < IN_FLIGHT]:
+        for tp in list(self._unparsed):
+            self._proceed(tp)
+        for tp in [tp for tp in self._full if tp not in self._unparsed and self._lines.of(tp) < IN_FLIGHT]:
             self._full.remove(tp)
             if tp in self._places:
                 self._reader.add(*tp, self._places[tp])
@@ -270,6 +296,7 @@ class Ingest:
             crash_point("ingest.before_append")
             self._check_not_overtaken(job)
             self._log.append(VECTORS_TOPIC, slot, [record])
+        self._check_not_overtaken(job)
         if rejected:
             dead_letters.append(self._log, job.tenant, rejected)
         crash_point("ingest.between_append_and_commit")

@@ -106,6 +106,11 @@ class Answerer:
             await self.freshness.reach(token, tenant, now.generation(), deadline)
         return now
 
+    async def newest(self, collection: Collection) -> Collection:
+        """The collection as the catalog has it now. Raises NotFound, Unavailable."""
+        await run_in_threadpool(self.registry.refresh)
+        return self.registry.collection(collection.tenant, collection.name)
+
     async def _refresh(self, deadline: Deadline) -> None:
         """See the catalog as of now. Raises Unavailable, DeadlineExceeded."""
         try:

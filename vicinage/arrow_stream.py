@@ -16,7 +16,7 @@ from vicinage.errors import Refused
 
 _HEADER: Final = 2
 """Field of a Message: the batch's own table."""
-_BUFFERS, _COMPRESSION = 2, 3
+_NODES, _BUFFERS, _COMPRESSION = 1, 2, 3
 """Fields of a RecordBatch."""
 _NOT_COMPRESSED: Final = -1
 """What a buffer of a compressed batch begins with when it was left as it was."""
@@ -80,12 +80,16 @@ def _batches(messages: Any, schema: pa.Schema, bytes_max: int, rows_max: int) ->
 
 
 def claimed_bytes(message: Any) -> int:
-    """Bytes that a record batch's buffers will take in memory, as its header and its buffers' first words claim."""
+    """Bytes that a record batch will take in memory, as its header and its buffers' first words claim.
+
+    A column may have a length and no buffer at all (lists of nothing): a value counts as a byte at least.
+    """
     header = _Table.root(message.metadata.to_pybytes()).table(_HEADER)
     body = memoryview(message.body)
+    n_values = sum(length for length, _ in header.pairs(_NODES))
     if header.place(_COMPRESSION) is None:
-        return len(body)
-    return sum(_claim(body, *pair) for pair in header.pairs(_BUFFERS))
+        return max(n_values, len(body))
+    return max(n_values, sum(_claim(body, *pair) for pair in header.pairs(_BUFFERS)))
 
 
 def _claim(body: memoryview, offset: int, length: int) -> int:

@@ -23,7 +23,7 @@ VECTORS_FORMAT: Final = b"2"
 VECTORS_FORMATS: Final = (b"1", VECTORS_FORMAT)
 DECODED_BYTES_MAX: Final = 128 << 20
 """An Arrow body may claim no more than this once decompressed."""
-ROWS_MAX: Final = 100_000
+ROWS_MAX: Final = 10_000
 """Documents in one Arrow body."""
 MESSAGE_BYTES_MAX: Final = 12 << 20
 """What the rows of one document may take: they stand in one message, and a broker takes a little more."""

@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Any, Final
 
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -35,10 +37,14 @@ from vicinage.routing import shard_of
 from vicinage.wire import ARROW, load_json
 
 router = APIRouter()
+_limiter: RunVar[CapacityLimiter] = RunVar("documents.writers")
 NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 DOCUMENTS_MAX: Final = 10_000
 DELETE_MAX: Final = 10_000
-DELETE_BYTES_MAX: Final = 16 << 20
+DELETE_BYTES_MAX: Final = 6 << 20
+"""Ten thousand ids of the longest."""
+WRITERS: Final = 8
+"""Threads that check and write documents: they never take those that keys and the catalog need."""
 REJECTED_SHOWN: Final = 1_000
 _DOCS: Final[dict[str, Any]] = {
     "requestBody": {
@@ -73,26 +79,37 @@ async def write(collection: str, request: Request) -> Response:
     kind = content_type(request)
     with house.answerer.admitted(tenant) as place:
         data = await body(request, place)
-        accepted = await run_in_threadpool(_accept, house, tenant, found, kind, data)
+        accepted = await to_thread.run_sync(_accept, house, tenant, found, kind, data, limiter=_writers())
     rejected = [{"id": r.id, "reason": r.reason, "field": r.field} for r in accepted.rejected[:REJECTED_SHOWN]]
     token = str(accepted.token) if accepted.token else None
     return answer({"accepted": accepted.accepted, "rejected": rejected, "token": token}, 202)
 
 
+def _writers() -> CapacityLimiter:
+    """One for each event loop, as anyio wants it."""
+    try:
+        return _limiter.get()
+    except LookupError:
+        made = CapacityLimiter(WRITERS)
+        _limiter.set(made)
+        return made
+
+
 def _accept(house: Any, tenant: Tenant, collection: Collection, kind: str, data: bytes) -> intake.Accepted:
     rules = Rules.of(collection, house.limits)
     entries = _entries(kind, data, rules, tenant)
-    if len(entries) > DOCUMENTS_MAX:
-        raise Refused(
-            f"{len(entries)} documents in one request; at most {DOCUMENTS_MAX}", field="documents", limit=DOCUMENTS_MAX
-        )
     return intake.accept(house.log, tenant, collection, entries, now_ms=house.clock.now_ms())
 
 
 def _entries(kind: str, data: bytes, rules: Rules, tenant: Tenant) -> list[Entry]:
+    """Every document of the body; how many there are is looked at before what they are."""
     if kind == ARROW:
-        return parse_arrow_body(data, rules)
+        return parse_arrow_body(data, rules)  # bounded by wire.ROWS_MAX
     if kind in NDJSON:
+        if data.count(b"\n") > 2 * DOCUMENTS_MAX:  # empty lines are no documents, and are no millions either
+            raise _too_many(f"more than {2 * DOCUMENTS_MAX} lines")
+        if (n := sum(1 for line in data.split(b"\n") if line.strip())) > DOCUMENTS_MAX:
+            raise _too_many(f"{n} documents")
         return parse_ndjson(data, rules, tenant=tenant.name)
     if kind not in ("", "application/json"):
         raise Refused(
@@ -101,7 +118,13 @@ def _entries(kind: str, data: bytes, rules: Rules, tenant: Tenant) -> list[Entry
         )
     value = checked_object(load_json(data), frozenset({"documents"}))
     documents = typed(value, "documents", list, "a list of documents", needed=True)
+    if len(documents) > DOCUMENTS_MAX:
+        raise _too_many(f"{len(documents)} documents")
     return [parse_json(d, rules, tenant=tenant.name) for d in documents]
+
+
+def _too_many(what: str) -> Refused:
+    return Refused(f"{what} in one request; at most {DOCUMENTS_MAX}", field="documents", limit=DOCUMENTS_MAX)
 
 
 @router.get("/v1/collections/{collection}/documents/{document_id:path}", response_model=None)
@@ -154,6 +177,7 @@ async def delete_many(collection: str, request: Request) -> Response:
             raise Refused("send ids or a filter", field="ids")
         ids = typed(value, "ids", list, "a list of document ids")
         if ids is None:
+            found = await house.answerer.newest(found)  # what is deleted is what is live now, not what was a moment ago
             ids = await house.answerer.on_live(found, partial(_matching, house, value["filter"]))
         if not all(isinstance(i, str) and i for i in ids) or len(ids) > DELETE_MAX:
             raise Refused(f"ids is a list of at most {DELETE_MAX} strings", field="ids", limit=DELETE_MAX)
@@ -199,5 +223,6 @@ async def letters(request: Request) -> Response:
     after = number(request.query_params.get("after"), "after", -1, 2**53, -1)
     limit = number(request.query_params.get("limit"), "limit", 1, 1_000, 100)
     tenant = house.registry.tenant(who.tenant)
-    found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=after, limit=limit)
+    with house.answerer.admitted(tenant):
+        found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=after, limit=limit)
     return answer({"letters": found, "next": found[-1]["position"] if found else None})

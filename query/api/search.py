@@ -46,6 +46,7 @@ router = APIRouter()
 TEXT_BYTES_MAX: Final = 32 << 10
 SEARCH_BYTES_MAX: Final = 1 << 20
 """The largest question: it is parsed on the event loop that everybody shares."""
+FILTER_BYTES_MAX: Final = 256 << 10
 BATCH_MAX: Final = 1_000
 BATCH_BYTES_MAX: Final = 16 << 20
 BATCH_AT_ONCE: Final = 16
@@ -322,6 +323,8 @@ def _filter(given: object) -> Mapping[str, Any] | None:
     if given is None:
         return None
     filters.parse(given)
+    if len(orjson.dumps(given)) > FILTER_BYTES_MAX:
+        raise Refused(f"a filter has at most {FILTER_BYTES_MAX} bytes", field="filter", limit=FILTER_BYTES_MAX)
     assert isinstance(given, dict)
     return given or None
 

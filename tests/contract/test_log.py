@@ -309,4 +309,14 @@ def test_of_a_producers_transactions_what_was_aborted_is_not_read_and_their_mark
         started = time.monotonic()
         assert log.read(topic, 0, 1) == []
         assert time.monotonic() - started < 10, "there is nothing to wait for"
+        still_open = KafkaProducer(bootstrap_servers=kafka_servers, transactional_id=f"{topic}-2")
+        still_open.init_transactions()
+        still_open.begin_transaction()
+        still_open.send(topic, b"not yet", partition=0).get(timeout=30)
+        [behind] = log.append(topic, 0, [Record(b"behind it")])
+        assert behind < log.end(topic, 0), "what was acknowledged is in the log, whoever may read it yet"
+        assert log.read(topic, 0, 4) == [] == reader.poll(wait_s=0.5)
+        still_open.commit_transaction()
+        still_open.close()
+        assert values(drain(reader, 2)) == [b"not yet", b"behind it"]
         reader.close()

@@ -80,3 +80,20 @@ def test_a_cut_stream_is_refused() -> None:
     for cut in (10, len(whole) // 2, len(whole) - 20):
         with pytest.raises(Refused):
             parse_arrow_body(whole[:cut], TEXT)
+
+
+def test_lists_of_nothing_are_refused_before_anything_is_made_of_them() -> None:
+    """A few bytes can claim any number of them, since none takes a byte."""
+    n = 2_000_000_000
+    nothing = pa.FixedSizeListArray.from_buffers(
+        pa.list_(pa.float32(), 0), n, [None], children=[pa.array([], pa.float32())]
+    )
+    offsets = pa.py_buffer(np.array([0, n], "<i4").tobytes())
+    column = pa.ListArray.from_buffers(pa.list_(nothing.type), 1, [None, offsets], children=[nothing])
+    data = stream(pa.record_batch({"id": pa.array(["x"]), "vectors": column}))
+    assert len(data) < 1_000
+    with pytest.raises(Refused):
+        parse_arrow_body(data, VECTORS)
+    few = stream(pa.record_batch({"id": ["x"], "vector": pa.array([[]], pa.list_(pa.float32(), 0))}))
+    with pytest.raises(Refused):
+        parse_arrow_body(few, VECTORS)

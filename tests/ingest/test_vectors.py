@@ -1,6 +1,7 @@
 """A document that a model's server refuses is one dead letter, not the end of ingest; and each model makes its own vectors."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from ingest.documents import parse_json
 from ingest.rules import Rules
 from tenants import provisioning
 from tenants.entities import Group, Tenant
-from vicinage.errors import Refused
+from vicinage.errors import Refused, Unavailable
 from vicinage.log import Record
 from vicinage.records import Floats, Rejected
 from vicinage.wire import decode_rows, vectors_of
@@ -157,3 +158,65 @@ def test_vectors_alone_are_refused_while_another_model_is_being_moved_to(base, a
     posted = parse_json({"id": "a", "vector": [1.0] * 384}, rules, tenant="acme")
     assert isinstance(posted, Rejected)
     assert MOVING in posted.reason
+
+
+def standing(base) -> dict[str, tuple[int, str | None]]:
+    """Document → its highest version in the vectors log and the text of its first passage there (None: deleted)."""
+    found: dict[str, tuple[int, str | None]] = {}
+    [generation] = base.registry.collection("acme", "docs").generations
+    for stored in base.log.read("vicinage.vectors", generation.slots[0], generation.starts[0]):
+        for row in decode_rows(stored.record.value).batch.drop_columns(["vector"]).to_pylist():
+            found[row["document_id"]] = max(found.get(row["document_id"], (-1, None)), (row["version"], row["text"]))
+    return found
+
+
+def test_where_the_last_write_of_a_document_is_refused_the_one_before_it_stands(base, acme) -> None:
+    send(base, {"id": "x", "text": "first"}, {"id": "y", "text": "first"})
+    work(base, Picky())
+    send(base, {"id": "x", "text": "second"})
+    base.log.append(DOCS, 0, [Record(None, b"docs/y")])
+    send(base, {"id": "x", "text": "poison"}, {"id": "y", "text": "poison"})
+    work(base, Picky(words=("poison",)))
+    assert {name: text for name, (_, text) in standing(base).items()} == {"x": "second", "y": None}
+    assert sorted(letter["id"] for letter in dead_letters.read(base.log, acme)) == ["x", "y"]
+
+
+def test_a_deletion_of_an_id_that_no_document_can_have_is_a_dead_letter(base, acme) -> None:
+    base.log.append(DOCS, 0, [Record(None, b"docs/" + b"a" * 10_000), Record(None, b"docs/a\x01b")])
+    work(base, Picky())
+    assert standing(base) == {}
+    assert [letter["field"] for letter in dead_letters.read(base.log, acme)] == ["key", "key"]
+
+
+def test_a_tenant_that_is_suspended_and_back_while_its_work_waits_is_read_once(base, acme) -> None:
+    model, clock_s = Away(), 0.2
+    ingest = make_ingest(base, model)
+    send(base, {"id": "x", "text": "one"})
+    for _ in range(3):
+        ingest.step(0.05)
+    base.registry.suspend_tenant("acme", actor="test")
+    for _ in range(4):
+        ingest.step(clock_s)
+    base.registry.resume_tenant("acme", actor="test")
+    for _ in range(4):
+        ingest.step(clock_s)
+    model.away = False
+    send(base, {"id": "y", "text": "two"})
+    end = time.monotonic() + 20
+    while base.log.committed(Group.INGEST, [(DOCS, 0)]).get((DOCS, 0)) != 2:
+        assert time.monotonic() < end
+        ingest.step(0.05)
+    assert set(standing(base)) == {"x", "y"}
+    [generation] = base.registry.collection("acme", "docs").generations
+    assert len(base.log.read("vicinage.vectors", generation.slots[0], generation.starts[0])) == 2
+
+
+class Away(HashEmbedder):
+    """Away until told otherwise."""
+
+    away = True
+
+    def embed(self, texts: Sequence[str], *, tenant: str, **given: Any) -> Floats:
+        if self.away:
+            raise Unavailable("away", dependency="embedder")
+        return super().embed(texts, tenant=tenant, **given)

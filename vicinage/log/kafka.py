@@ -169,8 +169,8 @@ class KafkaLog:
             while time.monotonic() < deadline:
                 if found := reader.poll(bytes_max=bytes_max, wait_s=0.5):
                     return _within(found, bytes_max)
-                if reader.place(topic, partition) >= end:
-                    return []  # nothing but markers of transactions
+                if reader.place(topic, partition) >= reader.readable(topic, partition):
+                    return []  # nothing but markers of transactions, or a transaction that is still open
         finally:
             reader.close()
         raise Unavailable(
@@ -212,7 +212,6 @@ class KafkaLog:
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
-                isolation_level="read_committed",
                 reconnect_backoff_max_ms=1_000,
                 bootstrap_timeout_ms=CALL_MS,
                 **more,
@@ -343,6 +342,16 @@ class KafkaReader:
             self._places[stored.topic, stored.partition] = stored.offset + 1
         return taken
 
+    def readable(self, topic: str, partition: int) -> int:
+        """The offset up to which it can read now: the end, or where the first transaction that is still open begins."""
+        from kafka import TopicPartition as Tp
+        from kafka.errors import KafkaError
+
+        try:
+            return int(self._consumer.end_offsets([Tp(topic, partition)], timeout_ms=CALL_MS)[Tp(topic, partition)])
+        except KafkaError as error:
+            raise Unavailable(f"the log is away (reading): {type(error).__name__} {error}", dependency="log") from error
+
     def place(self, topic: str, partition: int) -> int:
         """See Reader."""
         from kafka import TopicPartition as Tp
@@ -367,6 +376,7 @@ class KafkaReader:
 
         if self._consumer is None:
             self._consumer = self._log.consumer(
+                isolation_level="read_committed",
                 fetch_min_bytes=1,
                 fetch_max_wait_ms=500,
                 fetch_max_bytes=32 << 20,
