@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 sys.path.insert(0, str(Path(__file__).parent))
 import corpus
 from ray_nodes import ray_nodes
-from running import ROOT, Platform, free_port, running
+from running import ROOT, Platform, end_when_told, free_port, running
 from vicinage_client import Client, VicinageError
 
 COLLECTION = "docs"
@@ -229,7 +229,7 @@ def watch_until_answered(platform: Platform, waiting: list[Waiting]) -> bool:
                 progress.update(bars[name], completed=n)
             if not killed and sum(counts.values()) > quarter:
                 killed = kill_ingest(platform, progress.console)
-            time.sleep(0.3)
+            time.sleep(1)  # each look costs the platform a measurement of the lag
         for w in waiting:
             progress.update(bars[w.tenant.name], completed=max(w.found, 0))
     return killed
@@ -455,6 +455,7 @@ def main() -> None:
     parser.add_argument("--catalog", choices=["sqlite", "postgres"], default="sqlite")
     parser.add_argument("--nodes", type=int, default=1)
     args = parser.parse_args()
+    end_when_told()
     folder = ROOT / "build" / "demo"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

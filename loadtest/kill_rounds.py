@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from demo import kafka, postgres, run
-from running import ROOT, Platform, running
+from running import ROOT, Platform, end_when_told, running
 from vicinage_client import Client
 from witness import ANSWERS_S, DIMENSION, Witness
 
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--catalog", choices=["sqlite", "postgres"], default="sqlite")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     args = parser.parse_args()
+    end_when_told()
     folder = ROOT / "build" / "kill"
     shutil.rmtree(folder, ignore_errors=True)
     print(f"seed {args.seed}", flush=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -79,6 +80,11 @@ def free_port() -> int:
             except (OSError, OverflowError):
                 continue
             return port
+
+
+def end_when_told() -> None:
+    """From now on SIGTERM unwinds this program as Ctrl-C does, so that everything it started is stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ REPLACED = 200
 """Documents that are replaced: few, so that it happens again and again."""
 PART = 500
 """States per part: at most as many documents, so that one exact search (k_max is 1,000) shows a part whole, doubles and all."""
+NEVER = -1
 ANSWERS_S = 120.0
 WAIT_MS = 2_000
 
@@ -195,7 +196,7 @@ class Witness:
 
     def _check_scan(self) -> None:
         """Every document there is, by exact searches of one part of the states after another, against those expected."""
-        parts = range(self.number // PART + 1)
+        parts = [*range(self.number // PART + 1), {"$exists": False}]
         hits = [h for part in parts for h in self.patiently(only={"part": part}, k=1_000, exact=True)]
         self._note_doubles(hits, "scan")
         seen = {hit.document_id: state_of(hit) for hit in hits}
@@ -212,16 +213,16 @@ class Witness:
             if not least <= counts[what] <= most:
                 self.wrong.append(f"{counts[what]} {what} are counted, right were {least} to {most}")
 
-    def _note_doubles(self, hits: "list[Hit] | tuple[Hit, ...]", where: str) -> None:
+    def _note_doubles(self, hits: Sequence[Hit], where: str) -> None:
         for name, times in Counter(hit.document_id for hit in hits).items():
             if times > 1:
                 self.wrong.append(f"{where}: {name} is found {times} times")
 
 
 def state_of(hit: Hit) -> State:
-    """The state that a hit is in."""
+    """The state that a hit is in; one that was never written where the hit names none."""
     assert hit.metadata is not None, "find asks for it"
-    state: int = hit.metadata["state"]
+    state: int = hit.metadata.get("state", NEVER)
     return state
 
 
