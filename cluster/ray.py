@@ -54,6 +54,9 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
 
 def connect(address: str) -> None:
     """Join the cluster at `address`. Raises Unavailable."""
+    # Ray would start every worker by the `uv run` that this process was started by, in a copy of the working directory where there is
+    # no such uv: actors would never come to be. Each node has the platform installed. Read when ray is first imported.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
     try:
