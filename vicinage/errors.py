@@ -18,7 +18,7 @@ They cross processes whole: a searcher on another node raises what one in this p
 `query/problems.py` turns these into RFC 9457 documents: the type is `urn:vicinage:problem:<kind>`.
 """
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 
 class VicinageError(Exception):
@@ -35,12 +35,6 @@ class VicinageError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Python would rebuild an exception from its positional arguments alone, and most of these have others.
         return _rebuilt, (type(self), self.args, self.__dict__)
-
-    @classmethod
-    def _of(cls, args: tuple[object, ...], facts: dict[str, object]) -> Self:
-        made = cls.__new__(cls, *args)
-        made.__dict__.update(facts)
-        return made
 
 
 class Refused(VicinageError):
@@ -158,4 +152,6 @@ class Corrupt(VicinageError):
 
 
 def _rebuilt(kind: type[VicinageError], args: tuple[object, ...], facts: dict[str, object]) -> VicinageError:
-    return kind._of(args, facts)  # noqa: SLF001  (the other half of __reduce__)
+    made = kind.__new__(kind, *args)
+    made.__dict__.update(facts)
+    return made
