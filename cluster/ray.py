@@ -27,6 +27,7 @@ PING_S: Final = 5.0
 START_S: Final = 120.0
 SLOTS_CPU: Final = 0.01
 """What an actor asks of Ray's scheduler: placement is by node, not by processor shares."""
+_ASKS_FOR_TOKEN: Final = "the Ray cluster at {} asks for its token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 _event = events("cluster")
 
 
@@ -53,7 +54,7 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
 
 
 def connect(address: str) -> None:
-    """Join the cluster at `address`. Raises Unavailable."""
+    """Join the cluster at `address`, with the token of Ray's own environment where it asks for one. Raises Unavailable."""
     # Ray would start every worker by the `uv run` that this process was started by, in a copy of the working directory where there is
     # no such uv: actors would never come to be. Each node has the platform installed. Read when ray is first imported.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -64,6 +65,8 @@ def connect(address: str) -> None:
             address=address, namespace=NAMESPACE, logging_level="ERROR", log_to_driver=False, configure_logging=False
         )
     except (ConnectionError, RuntimeError) as error:
+        if "AuthenticationError" in f"{error} {error.__cause__}":  # Ray says it in the text of the cause alone
+            raise Unavailable(_ASKS_FOR_TOKEN.format(address), dependency="ray") from error
         raise Unavailable(f"no Ray cluster answers at {address}: {error}", dependency="ray") from error
 
 

@@ -1,6 +1,7 @@
 """A Ray cluster of several nodes on this machine, which ends with whoever started it and touches no other cluster here."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,16 +19,34 @@ STARTED_S = 120.0
 
 @contextmanager
 def ray_nodes(n: int) -> Iterator[str]:
-    """The address of a cluster of `n` raylets, all of them joined."""
+    """The address of a cluster of `n` raylets, all of them joined; what this process starts meanwhile carries the cluster's token.
+
+    A token of its own, whatever `~/.ray/auth_token` holds: with such a file Ray's head asks for one, and nodes that join have none.
+    """
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"127.0.0.1:{port}"
     with ExitStack() as stack:
+        stack.enter_context(_environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)))
         stack.enter_context(_node("--head", "--port", str(port), "--include-dashboard", "false"))
         for _ in range(n - 1):
             stack.enter_context(_node("--address", address))
         yield address
+
+
+@contextmanager
+def _environment(**given: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from vicinage_client import Client, NotFound, Unavailable
 
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "loadtest"))
 from ray_nodes import ray_nodes
-from running import Platform, running
+from running import ROOT, Platform, running
 
 ARROW = "application/vnd.apache.arrow.stream"
 
@@ -125,6 +126,19 @@ def test_a_searcher_that_dies_on_a_ray_cluster_is_missed_out_loud_and_comes_back
         assert degraded["missing_share"] == pytest.approx(0.5, abs=0.3)
         first_answer(client, whole=True)
         assert ids(client) == found
+
+        tokenless = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+        refused = subprocess.run(
+            [sys.executable, "-c", f"from cluster.ray import connect; connect({address!r})"],
+            cwd=ROOT,
+            env=tokenless,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert refused.stderr.strip().splitlines()[-1].startswith("vicinage.errors.Unavailable")
+        assert "set RAY_AUTH_MODE=token" in refused.stderr
 
         pids |= platform.pids()
         assert platform.cli("down")["stopped"]
