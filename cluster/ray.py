@@ -27,7 +27,7 @@ PING_S: Final = 5.0
 START_S: Final = 120.0
 SLOTS_CPU: Final = 0.01
 """What an actor asks of Ray's scheduler: placement is by node, not by processor shares."""
-_ASKS_FOR_TOKEN: Final = "the Ray cluster at {} asks for its token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+_UNKNOWN_TO_RAY: Final = "the Ray cluster at {} asks for its token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 _event = events("cluster")
 
 
@@ -66,7 +66,7 @@ def connect(address: str) -> None:
         )
     except (ConnectionError, RuntimeError) as error:
         if "AuthenticationError" in f"{error} {error.__cause__}":  # Ray says it in the text of the cause alone
-            raise Unavailable(_ASKS_FOR_TOKEN.format(address), dependency="ray") from error
+            raise Unavailable(_UNKNOWN_TO_RAY.format(address), dependency="ray") from error
         raise Unavailable(f"no Ray cluster answers at {address}: {error}", dependency="ray") from error
 
 

@@ -1,9 +1,9 @@
-"""What the indexer does beside sealing: compaction and reindex jobs, one at a time on a worker thread, and the sweep of orphans.
+"""What the indexer does beside sealing: compaction and jobs, one at a time on a worker thread; sweeping orphans; trimming the log.
 
 Nothing here is urgent. A kill loses at most the work under way: what was published stays, the rest becomes orphans.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,8 @@ from indexer.compact import compact
 from indexer.reindex import Reindex
 from indexer.seal import Builder
 from indexer.serving import generation_of, serving
-from tenants.entities import Generation, Group, Job, Lease
+from indexer.trim import Trim
+from tenants.entities import Generation, Group, Job, Lease, Manifest
 from tenants.jobs import Jobs
 from tenants.manifests import Manifests
 from tenants.registry import Registry
@@ -68,16 +69,20 @@ class Upkeep:
         self._turn = 0
         self._passed: dict[str, Passed] = {}
         self._swept = -1e9
+        self._trim = Trim(log, slots_total, builder.settings.keep_sealed_s, clock)
 
     def compact_soon(self, shards: Iterable[ShardId]) -> None:
         """Have the worker see whether these have segments to merge."""
         self._to_compact |= dict.fromkeys(shards)
 
     def step(self, *, leading: bool) -> None:
-        """Give the worker its next work, and sweep when it is time. `leading`: jobs and orphans are this indexer's to see to."""
+        """Give the worker its next work, sweep and trim when it is time. `leading`: jobs, orphans, the log's length are this one's."""
         self._work(leading=leading)
         if leading:
             self._sweep()
+            self._trim.step()
+        else:
+            self._trim.forget()
 
     def settle(self, wait_s: float = 20.0) -> None:
         """Wait until the worker's present work is done; raises what it raised. For tests."""
@@ -149,25 +154,26 @@ class Upkeep:
         )
         return lambda version: version >> PARTITION_BITS < passed.long_ago
 
-    # orphans
+    # orphans, and what of the log nobody needs any more
 
     def _sweep(self) -> None:
-        """Delete objects that no manifest names and that nobody can still be about to name."""
+        """Delete objects that no manifest names and that nobody can still be about to name; see what the log is still needed for."""
         now = self._clock.monotonic()
         if now - self._swept < SWEEP_EVERY_S:
             return
         self._swept = now
-        self._forget_gone()
+        _, every = self._manifests.changed_since(0, range(self._slots_total))
+        self._registry.refresh()  # after: the generation of every manifest seen above is seen here, if it is still served
+        served = serving(self._registry)
+        self._forget_gone(every, served)
+        self._trim.look(served, every)
         age_s = self._builder.settings.orphan_age_s
         gone = self._builder.store.sweep("segments", keep=self._manifests.paths(), age_s=age_s)
         if gone:
             _event.info("swept", objects=len(gone))
 
-    def _forget_gone(self) -> None:
+    def _forget_gone(self, every: Iterable[Manifest], served: Container[ShardId]) -> None:
         """Drop the manifests of generations that are retired or failed: their objects become orphans."""
-        _, every = self._manifests.changed_since(0, range(self._slots_total))
-        self._registry.refresh()  # after: the generation of every manifest seen above is seen here, if it is still served
-        served = serving(self._registry)
         for manifest in every:
             if manifest.shard not in served:
                 self._manifests.drop(manifest.shard)

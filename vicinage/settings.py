@@ -121,6 +121,11 @@ class IndexerSettings(_Group):
         ge=100,
         description="how long ingest must have been beyond a deletion before it is forgotten: longer than an append takes to reach the log",
     )
+    keep_sealed_s: float = Field(
+        default=86_400.0,
+        ge=3_600,
+        description="how long the vectors log is kept once every shard of its slot has it in segments",
+    )
     lease_s: float = Field(
         default=15.0, gt=1, description="how long an indexer's lease on a slot lasts without renewal"
     )

@@ -19,6 +19,7 @@ CounterName = Literal[
     "vicinage_ingest_embed_tokens_total",  # tokens embedded, by lane
     "vicinage_indexer_seals_total",  # segments sealed
     "vicinage_indexer_compactions_total",  # compactions finished
+    "vicinage_indexer_trimmed_messages_total",  # messages of the vectors log let go of
     "vicinage_indexer_swap_conflicts_total",  # manifest swaps refused by compare-and-set or fencing
     "vicinage_searcher_applied_passages_total",  # passages made searchable
 ]

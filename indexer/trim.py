@@ -1,0 +1,105 @@
+"""How the vectors log is trimmed: below what every shard of a slot has in segments, and has had for long.
+
+Decided from what was seen at the looks of the leading indexer, by its own monotonic clock; `Trim` asks and does. Why an age,
+and why nobody reads below: docs/decisions/008-when-the-vectors-log-is-trimmed.md.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tenants.entities import Generation, Manifest
+from tenants.provisioning import VECTORS_TOPIC
+from vicinage.clock import Clock
+from vicinage.log import Log
+from vicinage.records import ShardId
+from vicinage.telemetry import counter
+
+NOTES: Final = 24
+"""Looks remembered of each slot: the log keeps at most one 24th more than it must."""
+STEP_S: Final = 1.0
+STEP_MESSAGES: Final = 200
+"""Let go of a slot's log at once; SQLite reads each page that it frees, and nobody appends meanwhile."""
+
+_trimmed = counter("vicinage_indexer_trimmed_messages_total", "messages of the vectors log let go of")
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """No look since `at` found a shard of the slot that needs the log below `place`."""
+
+    at: float
+    place: int
+
+
+def floors(
+    slots: Iterable[int], served: Mapping[ShardId, Generation], manifests: Iterable[Manifest], ends: Mapping[int, int]
+) -> dict[int, int]:
+    """Slot → the lowest offset that a served shard of it may still read; its end where there is none. Pure."""
+    sealed = {m.shard: m.sealed for m in manifests}
+    found = {slot: ends[slot] for slot in slots}
+    for shard, generation in served.items():
+        place = sealed.get(shard, generation.starts[generation.slots.index(shard.slot)])
+        found[shard.slot] = min(found[shard.slot], place)
+    return found
+
+
+def noted(notes: tuple[Note, ...], floor: int, *, now: float, keep_s: float) -> tuple[Note, ...]:
+    """What is known of a slot after one more look. Pure; a floor that fell takes all that was noted down with it."""
+    held = [Note(n.at, min(n.place, floor)) for n in notes]
+    old = [n for n in held if now - n.at >= keep_s]
+    young = [n for n in held if now - n.at < keep_s]
+    if not young or now - young[-1].at >= keep_s / NOTES:
+        young.append(Note(now, floor))
+    return (*old[-1:], *young)
+
+
+def below(notes: tuple[Note, ...], *, now: float, keep_s: float) -> int:
+    """The offset below which nobody has read for `keep_s`, nor will. Pure."""
+    return max((n.place for n in notes if now - n.at >= keep_s), default=0)
+
+
+class Trim:
+    """Lets go of the vectors log, a little at a time. One thread."""
+
+    def __init__(self, log: Log, slots_total: int, keep_s: float, clock: Clock) -> None:
+        self._log = log
+        self._slots = range(slots_total)
+        self._keep_s = keep_s
+        self._clock = clock
+        self._notes: dict[int, tuple[Note, ...]] = {}
+        self._begins: dict[int, int] = {}
+        self._stepped = -1e9
+
+    def forget(self) -> None:
+        """Another leads, or may have meanwhile: what was seen before says nothing about the looks missed."""
+        self._notes.clear()
+        self._begins.clear()
+
+    def look(self, served: Mapping[ShardId, Generation], manifests: Iterable[Manifest]) -> None:
+        """Note what the slots need now; the manifests were read before what is served."""
+        ends = {slot: self._log.end(VECTORS_TOPIC, slot) for slot in self._slots}
+        now = self._clock.monotonic()
+        for slot, floor in floors(self._slots, served, manifests, ends).items():
+            self._notes[slot] = noted(self._notes.get(slot, ()), floor, now=now, keep_s=self._keep_s)
+
+    def step(self) -> None:
+        """Let go of the next few messages of each slot. Raises Unavailable."""
+        now = self._clock.monotonic()
+        if now - self._stepped < STEP_S:
+            return
+        self._stepped = now
+        for slot, notes in self._notes.items():
+            before = below(notes, now=now, keep_s=self._keep_s)
+            if before > self._begin(slot):
+                self._let_go(slot, min(before, self._begin(slot) + STEP_MESSAGES))
+
+    def _begin(self, slot: int) -> int:
+        if slot not in self._begins:
+            self._begins[slot] = self._log.begin(VECTORS_TOPIC, slot)
+        return self._begins[slot]
+
+    def _let_go(self, slot: int, before: int) -> None:
+        self._log.trim(VECTORS_TOPIC, slot, before)
+        _trimmed.inc(before - self._begins[slot])
+        self._begins[slot] = before
