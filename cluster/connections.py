@@ -1,13 +1,16 @@
-"""How large and how late the head of a request may be: the only place that touches uvicorn's protocol.
+"""How large and how late the head of a request may be, and what a stop tells the application first: what we add to uvicorn.
 
 Law 6: uvicorn with httptools bounds neither. A head that never ends would grow in memory, and one that trickles, or never begins,
 would hold its connection; nobody needs a key for that.
 """
 
 import asyncio
+import socket
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import ClassVar
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
@@ -102,3 +105,16 @@ class BoundedHeads(HttpToolsProtocol):
             head = f"HTTP/1.1 {status} {status.phrase}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
             self.transport.write(head.encode())
         self.transport.close()
+
+
+class DrainingServer(uvicorn.Server):
+    """Tells `on_stop` as soon as it was told to stop, and only then waits for the requests under way."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn.Server."""
+        self._on_stop()
+        await super().shutdown(sockets)

@@ -47,7 +47,7 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     remote = [h for h in handles.values() if isinstance(h, RaySearcher)]
     app = build_gateway(base, remote, embedder_key=internal_key(settings), on_failure=die)
     s = base.settings.gateway
-    run_until_told(serve(app, s.host, s.port, drain_s=s.drain_s))
+    run_until_told(serve(app, s.host, s.port, drain_s=s.drain_s, on_stop=app.state.gateway.drain))
     watch.stop()
     remove(handles)
     base.close()

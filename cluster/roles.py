@@ -31,11 +31,13 @@ def internal_key(settings: Settings) -> str | None:
     return path.read_text().strip() if path.exists() else None
 
 
-def serve(app: Any, host: str, port: int, *, drain_s: float) -> "uvicorn.Server":
-    """A uvicorn server, not started yet."""
+def serve(
+    app: Any, host: str, port: int, *, drain_s: float, on_stop: Callable[[], None] = lambda: None
+) -> "uvicorn.Server":
+    """A uvicorn server, not started yet; `on_stop` is called when it begins to stop."""
     import uvicorn
 
-    from cluster.connections import BoundedHeads
+    from cluster.connections import BoundedHeads, DrainingServer
 
     config = uvicorn.Config(
         app,
@@ -48,7 +50,7 @@ def serve(app: Any, host: str, port: int, *, drain_s: float) -> "uvicorn.Server"
         server_header=False,
         date_header=False,
     )
-    return uvicorn.Server(config)
+    return DrainingServer(config, on_stop)
 
 
 def run_until_told(server: "uvicorn.Server") -> None:
@@ -94,7 +96,7 @@ def _gateway(settings: Settings) -> None:
     searcher.start()
     app = build_gateway(base, [searcher], embedder_key=internal_key(settings), on_failure=die)
     s = base.settings.gateway
-    run_until_told(serve(app, s.host, s.port, drain_s=s.drain_s))
+    run_until_told(serve(app, s.host, s.port, drain_s=s.drain_s, on_stop=app.state.gateway.drain))
     searcher.stop()
     base.close()
 

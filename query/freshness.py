@@ -18,7 +18,7 @@ from query.scatter import Searchers
 from tenants.entities import Generation, Group, Tenant
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Clock, Deadline
-from vicinage.errors import DeadlineExceeded, NotFound, Overloaded, Refused, VicinageError
+from vicinage.errors import DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable, VicinageError
 from vicinage.log import Log
 from vicinage.records import Position, Token
 from vicinage.telemetry import events, gauge
@@ -60,6 +60,8 @@ class Freshness:
         self._known: dict[tuple[str, str], _Known] = {}
         self._looking: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._waiters = ThreadPoolExecutor(WAITERS_MAX, thread_name_prefix="wait-for")
+        self._reaching: set[asyncio.Future[None]] = set()
+        self._draining = False
         self._waiting: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._lookers = ThreadPoolExecutor(2, thread_name_prefix="freshness")
@@ -67,8 +69,20 @@ class Freshness:
     async def reach(self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline) -> None:
         """Return when everything up to `token` is searchable in this generation.
 
-        Raises DeadlineExceeded, Overloaded, and Refused for a position that the log never gave out.
+        Raises DeadlineExceeded, Overloaded, Unavailable once drained, and Refused for a position that the log never gave out.
         """
+        reaching = asyncio.ensure_future(self._reach(token, tenant, generation, deadline))
+        self._reaching.add(reaching)
+        try:
+            await reaching
+        except asyncio.CancelledError:
+            if self._draining:
+                raise Unavailable("this gateway is shutting down", dependency="gateway") from None
+            raise
+        finally:
+            self._reaching.discard(reaching)
+
+    async def _reach(self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline) -> None:
         self._count(tenant)
         abandoned = threading.Event()
         waiting = self._waiters.submit(self._ends, token, tenant, generation, deadline, abandoned)
@@ -78,6 +92,12 @@ class Freshness:
         finally:
             abandoned.set()
         await self._searchers.reach(ends, deadline)
+
+    def drain(self) -> None:
+        """Whoever waits, waits elsewhere: raises Unavailable in every `reach` under way. Idempotent."""
+        self._draining = True
+        for reaching in self._reaching:
+            reaching.cancel()
 
     def waits(self) -> int:
         """Threads that wait for ingest."""

@@ -93,6 +93,11 @@ class Gateway:
         for name, part in made.items():
             object.__setattr__(self, name, part)
 
+    def drain(self) -> None:
+        """Let nobody in any more, and send away who waits for a write: the others are answered."""
+        self.answerer.admission.drain()
+        self.freshness.drain()
+
     async def parts(self) -> dict[str, dict[str, Any]]:
         """Readiness of each part. The searcher is ready when every slot is held by one that has caught up."""
         catalog = await _answers(self.registry.refresh)
@@ -172,7 +177,7 @@ def create_app(house: Gateway) -> FastAPI:
         try:
             yield
         finally:
-            house.answerer.admission.drain()
+            house.drain()
             await _cancel(beside)
             house.freshness.close()
             if house.close_embedders is not None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from house import HashEmbedder, eventually, open_ground, running
 
-from cluster.connections import BoundedHeads
+from cluster.connections import BoundedHeads, DrainingServer
 from cluster.wiring import Ground
 from query.gateway import Gateway, create_app
 from tenants.audit import Audit
@@ -151,10 +151,10 @@ def platform(
 
 
 @contextmanager
-def serving(app: Any, *, http: Any = BoundedHeads) -> Iterator[str]:
+def serving(app: Any, *, http: Any = BoundedHeads, on_stop: Callable[[], None] = lambda: None) -> Iterator[str]:
     """The app on a real server on loopback; its URL."""
     config = uvicorn.Config(app, http=http, host="127.0.0.1", port=0, log_level="warning", access_log=False)
-    server = uvicorn.Server(config)
+    server = DrainingServer(config, on_stop)
     thread = threading.Thread(target=partial(asyncio.run, server.serve()), daemon=True)
     thread.start()
     try:

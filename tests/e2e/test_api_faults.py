@@ -5,6 +5,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -527,6 +528,37 @@ def test_a_search_that_waits_gives_up_its_place_when_its_caller_goes_away(tmp_pa
                 http.get("/v1/collections/c/documents/a", params={"wait_for": token}, headers=headers)
             eventually(lambda: house.answerer.admission.in_flight == 0, wait_s=5)
             eventually(lambda: house.freshness.waits() == 0, wait_s=5)
+    searcher.stop()
+    base.close()
+
+
+def test_a_search_that_waits_while_the_gateway_stops_is_told_to_ask_again(tmp_path: Path) -> None:
+    base = open_ground(tmp_path)  # nobody ingests here
+    searcher = build_searcher(base)
+    searcher.start()
+    with calling(base, searcher, build(base, [searcher])) as call, ThreadPoolExecutor(2) as callers:
+        _, key = call.tenant()
+        call.collection(key)
+        token = call.write(key, [{"id": "a", "vector": Q}])
+        app = call.another()
+        house = app.state.gateway
+        with serving(app, on_stop=house.drain) as url:
+            headers = {"authorization": f"Bearer {key}"}
+            with httpx.Client(base_url=url, timeout=30, trust_env=False, headers=headers) as http:
+                body = {"vector": Q, "wait_for": token, "timeout_ms": 600_000}
+                asked = [
+                    callers.submit(http.post, "/v1/collections/c/search", json=body),
+                    callers.submit(http.get, "/v1/collections/c/documents/a", params={"wait_for": token}),
+                ]
+                eventually(lambda: house.freshness.waits() == len(asked))
+                began = time.monotonic()
+                house.drain()
+                for each in asked:
+                    found = each.result(timeout=10)
+                    assert problem(found, 503, "unavailable")["dependency"] == "gateway"
+                    assert int(found.headers["retry-after"]) >= 1
+                assert time.monotonic() - began < 5
+                problem(http.post("/v1/collections/c/search", json={"vector": Q}), 503, "unavailable")
     searcher.stop()
     base.close()
 
