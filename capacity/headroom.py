@@ -1,4 +1,4 @@
-"""What is left of the host's memory, in bytes and in passages. Pure over a Snapshot."""
+"""What is left of each host's memory, in bytes and in passages. Pure over a Snapshot."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,10 @@ from capacity.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
-    """`passages_left` is an estimate from `bytes_per_passage`, the mean over `n` passages held now; None without any."""
+    """`passages_left` is an estimate from `bytes_per_passage`, the mean over `n` passages held now on all hosts; None without any."""
 
     resource: str
+    host: str
     total_bytes: int
     used_bytes: int
     left_bytes: int
@@ -19,16 +20,20 @@ class Headroom:
     passages_left: int | None
 
 
-def host_memory(snapshot: Snapshot) -> Headroom:
-    """Memory that the operating system says can still be had, beside what our accounted bytes take."""
+def host_memory(snapshot: Snapshot) -> tuple[Headroom, ...]:
+    """For each host, the memory that its operating system says can still be had, beside what our accounted bytes take."""
     held = total(holdings(snapshot))
     each = held.host_bytes / held.passages if held.passages else None
-    return Headroom(
-        resource="host_memory",
-        total_bytes=snapshot.host.total,
-        used_bytes=snapshot.host.resident,
-        left_bytes=snapshot.host.available,
-        bytes_per_passage=round(each, 1) if each else None,
-        n=held.passages,
-        passages_left=int(snapshot.host.available / each) if each else None,
+    return tuple(
+        Headroom(
+            resource="host_memory",
+            host=host.name,
+            total_bytes=host.total,
+            used_bytes=host.resident,
+            left_bytes=host.available,
+            bytes_per_passage=round(each, 1) if each else None,
+            n=held.passages,
+            passages_left=int(host.available / each) if each else None,
+        )
+        for host in snapshot.hosts
     )

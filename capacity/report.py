@@ -13,8 +13,8 @@ METHODS = {
     "host_bytes": "accounted: delta arrays, and segments as if every page were touched",
     "store_bytes": "sizes of the objects that the manifests name",
     "records": "records kept in the tenant's documents log",
-    "used_bytes": "resident set of the process that answers",
-    "left_bytes": "available memory as the operating system says",
+    "used_bytes": "resident sets of the searchers' processes on that host",
+    "left_bytes": "available memory as that host's operating system says",
     "passages_left": "left_bytes / bytes_per_passage, the mean over n passages held",
     "per_s": "difference of counters over window_s",
 }
@@ -35,7 +35,7 @@ def report(snapshot: Snapshot) -> dict[str, Any]:
             }
             for t in snapshot.tenants
         ],
-        "headroom": [asdict(host_memory(snapshot))],
+        "headroom": [asdict(row) for row in host_memory(snapshot)],
         "rates": {"searches": _rate(snapshot.searches), "applied_passages": _rate(snapshot.applied)},
         "methods": METHODS,
     }

@@ -1,12 +1,11 @@
 """What the platform holds at one moment, gathered from whoever knows it. The only I/O of this room."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-import psutil
-
+from indexer.host import Host
 from indexer.searcher import SearcherStats
 from indexer.shard import ShardStats
 from tenants.entities import Tenant
@@ -14,15 +13,6 @@ from tenants.registry import Registry
 from vicinage.log import Log
 
 RATE_WINDOW_S: Final = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """Memory of the machine that answers, in bytes: `resident` is what this process holds."""
-
-    total: int
-    available: int
-    resident: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +25,14 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Shards by tenant and collection, log ends, host memory and rates, as of `at_ms`."""
+    """Shards by tenant and collection, log ends, memory of each host with a searcher, and rates, as of `at_ms`."""
 
     at_ms: int
     tenants: tuple[Tenant, ...]
     collections: tuple[tuple[str, str], ...]
     shards: tuple[ShardStats, ...]
     documents_logged: Mapping[str, int]
-    host: Host
+    hosts: tuple[Host, ...]
     searches: Rate
     applied: Rate
 
@@ -72,7 +62,6 @@ def take(registry: Registry, log: Log, stats: Sequence[SearcherStats], rates: Ra
     """Gather one. Blocks on the log. Raises Unavailable."""
     tenants = registry.tenants()
     logged = {t.name: _records(log, t.documents_topic) for t in tenants}
-    memory = psutil.virtual_memory()
     searches, applied = rates.rate(sum(s.searches for s in stats), sum(s.applied for s in stats))
     return Snapshot(
         at_ms=now_ms,
@@ -80,10 +69,19 @@ def take(registry: Registry, log: Log, stats: Sequence[SearcherStats], rates: Ra
         collections=tuple((c.tenant, c.name) for c in registry.collections()),
         shards=tuple(shard for s in stats for shard in s.shards),
         documents_logged=logged,
-        host=Host(memory.total, memory.available, psutil.Process().memory_info().rss),
+        hosts=each_once(s.host for s in stats),
         searches=searches,
         applied=applied,
     )
+
+
+def each_once(seen: Iterable[Host]) -> tuple[Host, ...]:
+    """Every host once, by name: what its searchers hold together, and the least that one of them found available. Pure."""
+    found: dict[str, Host] = {}
+    for h in seen:
+        before = found.get(h.name, replace(h, resident=0))
+        found[h.name] = replace(h, available=min(h.available, before.available), resident=h.resident + before.resident)
+    return tuple(h for _, h in sorted(found.items()))
 
 
 def _records(log: Log, topic: str) -> int:

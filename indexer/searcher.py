@@ -20,6 +20,7 @@ import numpy as np
 
 from indexer.backends import Backend
 from indexer.holding import Holding
+from indexer.host import Host, here
 from indexer.shard import Shard, ShardStats, StoredDocument
 from indexer.tail import Tail, within
 from tenants.entities import CLASS_WEIGHT
@@ -60,6 +61,7 @@ class SearcherStats:
     failed: Mapping[ShardId, str]
     stale: Mapping[ShardId, str]
     """Shards searched as of an older manifest, and what is corrupt in the newest."""
+    host: Host
 
 
 @dataclass(slots=True, eq=False)
@@ -210,6 +212,7 @@ class Searcher:
             index_lag_ms=self.tail.lags_ms(),
             failed=dict(self.holding.failed),
             stale=stale,
+            host=here(),
         )
 
     def watermarks(self) -> dict[int, int]:

@@ -3,7 +3,8 @@
 from capacity.accounting import holdings, total
 from capacity.headroom import host_memory
 from capacity.report import report
-from capacity.snapshot import Host, Rate, Snapshot
+from capacity.snapshot import Rate, Snapshot, each_once
+from indexer.host import Host
 from indexer.shard import ShardStats
 from tenants.entities import Tenant
 from vicinage.records import ShardId
@@ -31,7 +32,7 @@ def snapshot(*shards: ShardStats) -> Snapshot:
         collections=(("acme", "docs"), ("acme", "bare")),
         shards=shards,
         documents_logged={"acme": 7},
-        host=Host(total=10_000_000, available=1_000_000, resident=50_000),
+        hosts=(Host("one", 10_000_000, 1_000_000, 50_000), Host("two", 20_000_000, 3_000_000, 70_000)),
         searches=Rate(2.5, 60),
         applied=Rate(0, 60),
     )
@@ -46,9 +47,17 @@ def test_a_collections_shards_are_added_and_a_next_generation_counts_in_bytes_on
 
 
 def test_headroom_divides_what_is_left_by_what_a_passage_took() -> None:
-    left = host_memory(snapshot(shard("acme", "docs", 1, 0, 10)))
-    assert (left.bytes_per_passage, left.n, left.passages_left) == (100, 10, 10_000)
-    assert host_memory(snapshot()).passages_left is None, "nothing measured, nothing said"
+    rows = host_memory(snapshot(shard("acme", "docs", 1, 0, 10)))
+    assert [(r.host, r.bytes_per_passage, r.n, r.passages_left) for r in rows] == [
+        ("one", 100, 10, 10_000),
+        ("two", 100, 10, 30_000),
+    ]
+    assert {r.passages_left for r in host_memory(snapshot())} == {None}, "nothing measured, nothing said"
+
+
+def test_a_host_with_several_searchers_is_one_row() -> None:
+    seen = [Host("b", 100, 40, 7), Host("a", 50, 20, 3), Host("b", 100, 39, 5)]
+    assert each_once(seen) == (Host("a", 50, 20, 3), Host("b", 100, 39, 12))
 
 
 def test_the_report_names_every_tenant_and_how_each_figure_was_measured() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +62,11 @@ def test_counts_and_bytes_are_those_of_what_was_written(tmp_path: Path) -> None:
     whole = report(taken)
     [memory] = whole["headroom"]
     assert memory["n"] == 63
+    assert memory["host"] == socket.gethostname()
     assert memory["total_bytes"] == psutil.virtual_memory().total
     assert 0 < memory["used_bytes"] <= memory["total_bytes"]
     assert abs(memory["used_bytes"] - psutil.Process(os.getpid()).memory_info().rss) < 500 << 20
-    assert memory["passages_left"] == int(taken.host.available / ((docs.host_bytes + notes.host_bytes) / 63))
+    assert memory["passages_left"] == int(taken.hosts[0].available / ((docs.host_bytes + notes.host_bytes) / 63))
     base.close()
 
 
