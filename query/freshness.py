@@ -25,6 +25,7 @@ from vicinage.telemetry import events, gauge
 
 LAG_FRESH_S: Final = 0.2
 """A lag measured this long ago is said as it is; then it is measured again beside the answers."""
+LAG_COST_TIMES: Final = 10
 LAG_STALE_S: Final = 1.0
 """A lag older than this is not said any more: the answer waits for a new one."""
 LOOK_S: Final = 0.5
@@ -45,9 +46,14 @@ _lag = gauge(
 class _Known:
     lag_ms: int | None
     at: float
+    cost_s: float
 
     def age_s(self) -> float:
         return time.monotonic() - self.at
+
+    def fresh(self) -> bool:
+        """Looking takes at most a tenth of the time, where it is dear (on Kafka, while there is a backlog), as long as it is not stale."""
+        return self.age_s() < min(max(LAG_FRESH_S, LAG_COST_TIMES * self.cost_s), LAG_STALE_S * 0.8)
 
 
 class Freshness:
@@ -151,7 +157,7 @@ class Freshness:
             return None
         name = (tenant.name, generation.collection)
         known = self._known.get(name)
-        if known is not None and known.age_s() < LAG_FRESH_S:
+        if known is not None and known.fresh():
             return known.lag_ms
         looking = self._looking.get(name)
         if looking is None:
@@ -164,6 +170,7 @@ class Freshness:
     async def _look(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> None:
         name = (tenant.name, generation.collection)
         lag: int | None = None
+        began = time.monotonic()
         try:
             loop = asyncio.get_running_loop()
             lag = await loop.run_in_executor(self._lookers, self.measure, tenant, generation, watermarks)
@@ -171,7 +178,7 @@ class Freshness:
             _event.warning("freshness lag is not known", tenant=tenant.name, reason=str(error))
         finally:
             del self._looking[name]
-        self._known[name] = _Known(lag, time.monotonic())
+        self._known[name] = _Known(lag, now := time.monotonic(), now - began)
         self._known = {name: k for name, k in self._known.items() if k.age_s() < LAG_STALE_S}
         _lag.set(max((k.lag_ms for k in self._known.values() if k.lag_ms is not None), default=0))
 

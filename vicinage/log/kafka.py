@@ -21,7 +21,8 @@ POLL_RECORDS: Final = 4_000
 TOPICS_FRESH_S: Final = 5.0
 COORDINATOR_MOVES: Final = ("CoordinatorNotAvailableError", "CoordinatorLoadInProgressError", "NotCoordinatorError")
 COMMITTED_EVERY_S: Final = 0.005
-"""The broker tells nobody that a group has committed: whoever waits for it asks again after this long."""
+COMMITTED_EVERY_MAX_S: Final = 0.05
+"""The broker tells nobody that a group has committed: whoever waits asks again after this long, and less often the longer he waits."""
 
 logging.getLogger("kafka").setLevel(logging.ERROR)
 
@@ -136,13 +137,15 @@ class KafkaLog:
 
     def wait_committed(self, group: str, topic: str, partition: int, offset: int, *, wait_s: float) -> bool:
         """See Log."""
-        end = time.monotonic() + wait_s
+        began = time.monotonic()
+        end = began + wait_s
         while True:
             if self.committed(group, [(topic, partition)]).get((topic, partition), 0) > offset:
                 return True
-            if time.monotonic() >= end or self._closed:
+            now = time.monotonic()
+            if now >= end or self._closed:
                 return False
-            time.sleep(COMMITTED_EVERY_S)
+            time.sleep(min(max(COMMITTED_EVERY_S, (now - began) / 10), COMMITTED_EVERY_MAX_S, end - now))
 
     # reading
 
