@@ -120,6 +120,8 @@ def _entries(
     stored: Stored, tenant: Tenant, registry: Registry, limits: IngestSettings
 ) -> Iterable[tuple[Collection, Entry | Deletion]]:
     record = stored.record
+    if record.unreadable is not None:
+        raise Refused(record.unreadable, field="headers")
     if record.value is None:
         name, _, document_id = _text(record.key or b"", "key").partition("/")
         collection = _collection(registry, tenant, name)

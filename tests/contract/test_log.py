@@ -281,6 +281,44 @@ def test_a_readers_place_is_beyond_all_that_it_gave(log: Log, topic: str) -> Non
     reader.close()
 
 
+class NoUtf8(str):
+    """The name of a header as a producer in another language may write it."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object) -> bytes:
+        return b"\xff\xfe"
+
+
+@pytest.mark.kafka
+@pytest.mark.xdist_group("kafka")
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_a_record_that_cannot_be_decoded_is_said_in_its_place_and_holds_nobody_up(
+    kafka_servers: str, compression: str | None
+) -> None:
+    from kafka import KafkaProducer
+
+    topic = f"t-{uuid.uuid4().hex[:8]}"
+    with open_log(f"kafka://{kafka_servers}") as log:
+        log.ensure_topic(topic, partitions=3)
+        producer = KafkaProducer(bootstrap_servers=kafka_servers, compression_type=compression, linger_ms=200)
+        for value, name in ((b"a", "n"), (b"b", NoUtf8("n")), (b"c", "n")):
+            producer.send(topic, value, headers=[(name, b"v")], partition=0)
+        producer.flush()
+        producer.send(topic, b"d", partition=0)
+        producer.send(topic, b"other", partition=1)
+        producer.flush()
+        producer.close()
+        reader = log.reader({(topic, p): 0 for p in range(3)})
+        found = drain(reader, 5)
+        assert drain(reader, 1, wait_s=1) == []
+        reader.close()
+        one = {s.offset: (s.record.value, bool(s.record.unreadable)) for s in found if s.partition == 0}
+        assert one == {0: (b"a", False), 1: (b"", True), 2: (b"", True), 3: (b"d", False)}
+        assert [s.record.value for s in found if s.partition == 1] == [b"other"]
+        assert [s.offset for s in log.read(topic, 0, 1, bytes_max=1)] == [1]
+
+
 @pytest.mark.kafka
 @pytest.mark.xdist_group("kafka")
 def test_of_a_producers_transactions_what_was_aborted_is_not_read_and_their_markers_hold_nobody_up(

@@ -8,6 +8,7 @@ import pytest
 from house import eventually, make_ingest, settings
 
 from cluster.wiring import ground
+from ingest import dead_letters
 from tenants import provisioning
 from tenants.entities import Group
 
@@ -47,6 +48,50 @@ def test_ingest_takes_what_a_transaction_committed_and_reaches_the_end_whatever_
             s for s in base.log.read("vicinage.vectors", slot, generation.starts[0]) if name.encode() in s.record.key
         ]
         assert len(ours) == 1, "what was aborted never was"
+    finally:
+        ingest._reader.close()
+        base.close()
+
+
+class NoUtf8(str):
+    """The name of a header as a producer in another language may write it."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object) -> bytes:
+        return b"\xff"
+
+
+@pytest.mark.kafka
+@pytest.mark.xdist_group("kafka")
+def test_a_record_that_cannot_be_decoded_is_a_dead_letter_and_the_next_goes_through(
+    tmp_path: Path, kafka_servers: str
+) -> None:
+    from kafka import KafkaProducer
+
+    base = ground(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    name = f"team-{uuid.uuid4().hex[:8]}"
+    tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
+    provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
+    topic = tenant.documents_topic
+    with KafkaProducer(bootstrap_servers=kafka_servers) as producer:
+        for document_id, header in (("bad", NoUtf8("h")), ("good", "h")):
+            value = orjson.dumps({"collection": "docs", "id": document_id, "vector": [1, 0, 0]})
+            producer.send(topic, value, headers=[(header, b"")], partition=0).get(timeout=30)
+    ingest = make_ingest(base)
+
+    def committed() -> bool:
+        ingest.step(wait_s=0.1)
+        return base.log.committed(Group.INGEST, [(topic, 0)]).get((topic, 0), 0) == 2
+
+    try:
+        eventually(committed, wait_s=40)
+        [letter] = dead_letters.read(base.log, tenant)
+        assert (letter["offset"], letter["field"]) == (0, "headers")
+        assert "UTF-8" in letter["reason"]
+        [generation] = base.registry.collection(name, "docs").generations
+        read = base.log.read("vicinage.vectors", generation.slots[0], generation.starts[0])
+        assert len([s for s in read if name.encode() in s.record.key]) == 1
     finally:
         ingest._reader.close()
         base.close()

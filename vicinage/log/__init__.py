@@ -15,12 +15,16 @@ TopicPartition = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is appended. `value` None is a deletion of `key`. `event_time_ms` is the writer's own time of the event."""
+    """What is appended. `value` None is a deletion of `key`. `event_time_ms` is the writer's own time of the event.
+
+    `unreadable` says why a record that somebody else wrote can't be given to us; the rest of it is empty then.
+    """
 
     value: bytes | None
     key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
     event_time_ms: int = 0
+    unreadable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

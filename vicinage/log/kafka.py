@@ -23,6 +23,9 @@ COORDINATOR_MOVES: Final = ("CoordinatorNotAvailableError", "CoordinatorLoadInPr
 COMMITTED_EVERY_S: Final = 0.005
 COMMITTED_EVERY_MAX_S: Final = 0.05
 """The broker tells nobody that a group has committed: whoever waits asks again after this long, and less often the longer he waits."""
+UNDECODABLE: Final = (
+    "this record, or one before it in its batch, can't be decoded: names of headers are UTF-8. Send it again"
+)
 
 logging.getLogger("kafka").setLevel(logging.ERROR)
 
@@ -339,11 +342,47 @@ class KafkaReader:
         except OffsetOutOfRangeError as error:
             raise self._refusal(error) from error
         except KafkaError as error:
+            if _undecodable(error):
+                return self._step_over()
             raise Unavailable(f"the log is away (reading): {type(error).__name__} {error}", dependency="log") from error
         taken = [_stored(r) for records in found.values() for r in records]
         for stored in taken:
             self._places[stored.topic, stored.partition] = stored.offset + 1
         return taken
+
+    def _step_over(self) -> list[Stored]:
+        """Find the partitions whose next record kafka-python can't decode, say so in that record's place, and go on behind it.
+
+        It decodes the names of headers as UTF-8, which no broker asks of a producer; its error names no place, and behind such a
+        record nothing of the same batch is to be had.
+        """
+        taken = []
+        for tp in [tp for tp in self._places if self.place(*tp) < self.readable(*tp)]:
+            place = self.place(*tp)
+            if not self._decodes(tp, place):
+                record = Record(b"", event_time_ms=int(time.time() * 1000), unreadable=UNDECODABLE)
+                taken.append(Stored(*tp, place, record))
+                self._seek(tp, place + 1)
+        return taken
+
+    def _decodes(self, tp: TopicPartition, place: int) -> bool:
+        from kafka.errors import KafkaError
+
+        alone = KafkaReader(self._log, {tp: place})
+        try:
+            alone._assign()
+            alone._consumer.poll(timeout_ms=1_000, max_records=1)
+        except KafkaError as error:
+            return not _undecodable(error)
+        finally:
+            alone.close()
+        return True
+
+    def _seek(self, tp: TopicPartition, place: int) -> None:
+        from kafka import TopicPartition as Tp
+
+        self._places[tp] = place
+        self._consumer.seek(Tp(*tp), place)
 
     def readable(self, topic: str, partition: int) -> int:
         """The offset up to which it can read now: the end, or where the first transaction that is still open begins."""
@@ -418,6 +457,11 @@ class KafkaReader:
                 field="offset",
             )
         return Refused(f"an offset is not in the log any more: {error}", field="offset")
+
+
+def _undecodable(error: Exception) -> bool:
+    """Whether it says that what a producer wrote can't be decoded; bytes that changed on their way fail their checksum instead."""
+    return type(error).__name__ == "CorruptRecordError" and "crc" not in str(error)
 
 
 def _patiently(ask: Callable[[], Any]) -> Any:
