@@ -32,8 +32,13 @@ class Plan:
     queries: tuple[ShardQuery, ...]
 
 
-def make_plan(question: Question, collection: Collection, vector: Floats, catalog: int) -> Plan:
-    """Ask every shard of the live generation for the best k; `catalog` is the version that `collection` was read at."""
+def make_plan(
+    question: Question, collection: Collection, vector: Floats, catalog: int, recall: float | None = None
+) -> Plan:
+    """Ask every shard of the live generation for the best k.
+
+    `catalog` is the version that `collection` was read at; `recall`, what to ask of effort curves instead of the objective.
+    """
     live = collection.generation()
     queries = tuple(
         ShardQuery(
@@ -44,6 +49,7 @@ def make_plan(question: Question, collection: Collection, vector: Floats, catalo
             exact=question.exact,
             include=question.include,
             catalog=catalog,
+            recall=recall,
         )
         for shard in live.shards()
     )
