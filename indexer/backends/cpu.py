@@ -2,7 +2,8 @@
 
 Recall under a filter: FAISS's own selector on a graph only post-checks what the beam meets, and says nothing when the beam met the
 wrong part of it. So a graph is walked without the filter, wide enough that the k-th allowed row is expected well inside the beam
-(`beam_for`); a question whose beam held fewer than k allowed rows, as under a filter that runs against it, is answered exactly.
+(`beam_for`). Where it lies then says how selective the filter is around this very question: too near the beam's end, as under a
+filter that runs against the question, and it is walked once more, wider; still too near, and the question is answered exactly.
 """
 
 import math
@@ -25,6 +26,9 @@ ROWS_PER_STEP: Final = 30
 """Looking at so many scattered rows (384 numbers) costs what one step of a beam does: 0.058 µs a row, 1.7 µs a step."""
 DEPTH_STEPS: Final = 1.25
 """Steps of the beam for each rank beyond the tenth, at which recall stays what it was at the tenth."""
+SURE: Final = 0.8
+"""Of the beam that the place of the k-th allowed row asks for, so much is enough: about one question in twenty is walked again."""
+WALKS: Final = 2
 BEAM_MAX: Final = 4_096
 GRAPH_CANDIDATES: Final = 2
 """So many times k candidates of a graph with codes are scored again from their vectors: a byte a number loses a hundredth at one."""
@@ -104,8 +108,11 @@ class CpuBackend:
         if width is None:
             return self.exact(vectors, queries, k, metric=metric, allowed=allowed)
         _use_threads(1)
-        find = {"hnsw": _walk, "ivf": _probe, "ivfpq": _probe, "rabitq": _scan}[index.kind]
-        scores, rows = find(index, queries, k, width, allowed)
+        if index.kind == "hnsw" and allowed is not None:
+            scores, rows = np.empty(0, np.float32), _walk_allowed(index, queries, k, effort, width, allowed, n_allowed)
+        else:
+            find = {"hnsw": _walk, "ivf": _probe, "ivfpq": _probe, "rabitq": _scan}[index.kind]
+            scores, rows = find(index, queries, k, width, allowed)
         if index.coded or allowed is not None:
             scores, rows = _scored(vectors, queries, rows, k, metric)
         elif metric == "euclidean":
@@ -144,10 +151,9 @@ class CpuBackend:
         return n * ((d + 7) // 8 + 8) + d * 4
 
 
-def beam_for(effort: int, k: int, share: float) -> int:
-    """The beam in which the k-th of the allowed rows, a share of all, is found as surely as the tenth of all is at `effort`. Pure."""
-    depth = k / share
-    return max(math.ceil(effort + DEPTH_STEPS * (depth - 10)), math.ceil(depth), k)
+def beam_for(effort: int, depth: float) -> int:
+    """The beam in which the row of that rank is found as surely as the tenth is at `effort`. Pure."""
+    return math.ceil(max(effort + DEPTH_STEPS * (depth - 10), depth))
 
 
 def _width(index: _Index, n: int, n_allowed: int, k: int, effort: int) -> int | None:
@@ -156,8 +162,8 @@ def _width(index: _Index, n: int, n_allowed: int, k: int, effort: int) -> int | 
         return None
     share = n_allowed / n
     if index.kind == "hnsw":
-        beam = beam_for(effort, k, share)
-        return beam if beam <= BEAM_MAX and n_allowed > ROWS_PER_STEP * beam else None
+        beam = beam_for(effort, k / share)
+        return beam if _pays(beam, n_allowed) else None
     if n_allowed <= ROWS_PER_STEP * max(effort, k):
         return None
     if index.kind == "rabitq":
@@ -169,16 +175,39 @@ def _width(index: _Index, n: int, n_allowed: int, k: int, effort: int) -> int | 
     )
 
 
-def _walk(index: _Index, queries: Floats, k: int, beam: int, allowed: Mask | None) -> tuple[Floats, Rows]:
-    """A graph: of the rows in the beam, the allowed ones, nearest first; −1 behind them."""
-    take = k * GRAPH_CANDIDATES if index.coded else k
-    parameters = faiss.SearchParametersHNSW(efSearch=beam)
-    if allowed is None:
-        return index.faiss.search(queries, min(take, beam), params=parameters)  # type: ignore[no-any-return]
-    scores, rows = index.faiss.search(queries, beam, params=parameters)
-    right = (rows >= 0) & allowed[rows]
-    order = np.argsort(~right, axis=1, kind="stable")[:, :take]
-    return scores, np.where(np.take_along_axis(right, order, axis=1), np.take_along_axis(rows, order, axis=1), -1)
+def _pays(beam: int, n_allowed: int) -> bool:
+    return beam <= BEAM_MAX and n_allowed > ROWS_PER_STEP * beam
+
+
+def _walk(index: _Index, queries: Floats, k: int, beam: int, _allowed: Mask | None) -> tuple[Floats, Rows]:
+    """A graph without a filter."""
+    take = min(k * GRAPH_CANDIDATES, beam) if index.coded else k
+    return index.faiss.search(queries, take, params=faiss.SearchParametersHNSW(efSearch=beam))  # type: ignore[no-any-return]
+
+
+def _walk_allowed(
+    index: _Index, queries: Floats, k: int, effort: int, beam: int, allowed: Mask, n_allowed: int
+) -> Rows:
+    """Of each question the allowed rows of its beam, −1 behind them; a question that no walk is sure of has none."""
+    rows = np.full((len(queries), k), -1, np.int64)
+    unsure = np.arange(len(queries))
+    for _ in range(WALKS):
+        _, met = index.faiss.search(queries[unsure], beam, params=faiss.SearchParametersHNSW(efSearch=beam))
+        right = (met >= 0) & allowed[met]
+        order = np.argsort(~right, axis=1, kind="stable")
+        held = np.count_nonzero(right, axis=1)
+        # Where the k-th allowed row lies; where there are fewer, where it would at their share of the beam.
+        depth = np.where(held >= k, order[:, k - 1] + 1, beam * k / np.maximum(held, 0.5))
+        needed = np.maximum(effort + DEPTH_STEPS * (depth - 10), depth)
+        sure = (held >= k) & (beam >= SURE * needed)
+        if beam > rows.shape[1]:
+            rows = np.hstack([rows, np.full((len(rows), beam - rows.shape[1]), -1, np.int64)])
+        found = np.where(np.take_along_axis(right, order, axis=1), np.take_along_axis(met, order, axis=1), -1)
+        rows[unsure[sure], :beam] = found[sure]
+        unsure, beam = unsure[~sure], math.ceil(needed[~sure].max(initial=0))
+        if not len(unsure) or not _pays(beam, n_allowed):
+            break
+    return rows
 
 
 def _probe(index: _Index, queries: Floats, k: int, lists: int, allowed: Mask | None) -> tuple[Floats, Rows]:

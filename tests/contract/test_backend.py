@@ -114,15 +114,30 @@ def test_recall_holds_for_every_k_at_the_effort_of_ten(
     assert recall(rows, truth(vectors, queries, "cosine", None, k)[1]) >= 0.95
 
 
-@given(effort=st.integers(10, 512), k=st.integers(1, 1_000), share=st.floats(0.001, 1.0), less=st.floats(0.1, 1.0))
-def test_a_beam_holds_k_allowed_rows_and_widens_with_k_and_with_what_is_ruled_out(
-    effort: int, k: int, share: float, less: float
+@given(effort=st.integers(10, 512), depth=st.floats(10, 1e6), more=st.floats(1.0, 10.0))
+def test_a_beam_holds_the_rank_that_is_sought_and_widens_with_it(effort: int, depth: float, more: float) -> None:
+    beam = beam_for(effort, depth)
+    assert beam >= depth
+    assert beam_for(effort, 10) == effort
+    assert beam_for(effort, depth * more) >= beam
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("n", [1, 20])
+@pytest.mark.parametrize("spec", INDEXED[:2], ids=str)
+def test_a_filter_that_leaves_little_around_the_question_keeps_recall(
+    data, spec: IndexSpec, metric: str, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beam = beam_for(effort, k, share)
-    assert beam >= k / share
-    assert beam_for(effort, 10, 1.0) == max(effort, 10)
-    assert beam_for(effort, k, share * less) >= beam
-    assert beam_for(effort, k + 1, share) >= beam
+    """Nine tenths are allowed, but of the nearest thousand only every fiftieth: a beam for nine tenths holds none or one."""
+    vectors, queries = data
+    monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 1)
+    asked = np.ascontiguousarray(np.repeat(queries[:1], n, axis=0))
+    nearest = truth(vectors, asked[:1], metric, None, 600)[1][0]
+    allowed = np.ones(N, np.bool_)
+    allowed[nearest] = np.arange(600) % 50 == 0
+    index = backend.build(vectors, spec, metric, threads=1)
+    _, rows = backend.search(index, vectors, asked, K, metric=metric, effort=64, allowed=allowed)
+    assert recall(rows, truth(vectors, asked, metric, allowed)[1]) >= 0.95
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -1,0 +1,215 @@
+"""The engine alone, in this process and on one thread: a shard of real passages, searched plainly, under filters, in batches, and after churn.
+
+Every figure is CPU time of this thread at the effort that the shard itself chose for its objective, beside raw FAISS HNSW.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from indexer.backends import open_backend
+from indexer.compact import weigh
+from indexer.segment import Segment, load, newest, write
+from indexer.shard import Shard
+from tenants.entities import Manifest
+from vicinage.records import ShardId, ShardQuery
+from vicinage.store.local import LocalStore
+from vicinage.wire import vector_column, vectors_schema
+
+Floats = NDArray[np.float32]
+K = 10
+SHARD = ShardId("bench", "engine", 1, 0)
+SHARES = {0.5: 500, 0.1: 100, 0.01: 10, 0.001: 1}
+"""Selectivity → the bound of `{"g": {"$lt": bound}}`, where g is a random number below 1,000."""
+ROUNDS = 10
+REPLACED = 0.3
+
+
+def measure(
+    report: Any, vectors: Floats, queries: Floats, truth: NDArray[np.int64], raw_ms: float, batch: int = 64
+) -> None:
+    """Add the engine's rows to the report."""
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 1_000, len(vectors))
+    # The half of the passages that a question's own lies in, and the other: what a filter that runs against the question leaves.
+    side = vectors @ (vectors[0] - vectors[1]) > 0
+    with tempfile.TemporaryDirectory(prefix="vicinage-engine-") as folder:
+        engine = Engine(Path(folder), vectors.shape[1])
+        started = time.thread_time()
+        engine.seal(range(len(vectors)), vectors, 1, groups, side)
+        built = time.thread_time() - started
+        [ref] = [s.ref for s in engine.shard.snapshot.segments]
+        index = ref.objects["index"].bytes
+        report.add(
+            "engine: seal (index, curve, files)",
+            len(vectors) / built,
+            "passages/s",
+            kind=ref.kind,
+            seconds=round(built, 1),
+        )
+        report.add("engine: index bytes of a passage, beside its vector", index / len(vectors), "bytes", kind=ref.kind)
+        engine.plain(report, "engine: Shard.search", queries, truth, raw_ms)
+        engine.batch(report, queries, truth, raw_ms, batch)
+        scores = queries @ vectors.T
+        for share, bound in SHARES.items():
+            allowed = groups < bound
+            engine.filtered(
+                report, f"engine: filter of {share:.1%}", queries, scores, allowed, {"g": {"$lt": bound}}, raw_ms
+            )
+        against = [(q, bool(s)) for q, s in zip(queries, queries @ (vectors[0] - vectors[1]) > 0, strict=True)]
+        for name, wanted in (("runs with", True), ("runs against", False)):
+            some = [i for i, (_, own) in enumerate(against) if own][:500]
+            engine.filtered(
+                report, f"engine: filter of half that {name} the question", queries[some], scores[some], side == wanted,
+                {"side": wanted}, raw_ms,
+            )  # fmt: skip
+        engine.churn(report, vectors, queries, groups, side, raw_ms)
+
+
+class Engine:
+    """A shard whose segments lie in a folder."""
+
+    def __init__(self, folder: Path, dimension: int) -> None:
+        self._store = LocalStore(folder)
+        self._backend = open_backend()
+        self._d = dimension
+        self._version = 1
+        self.shard = Shard(
+            SHARD,
+            dimension=dimension,
+            metric="cosine",
+            recall=0.95,
+            backend=self._backend,
+            manifest=Manifest(SHARD, 0, 0, 0, ()),
+        )
+
+    def seal(self, ids: Any, vectors: Floats, version: int, groups: NDArray[np.int64], side: NDArray[np.bool_]) -> None:
+        """One more segment of these documents, a passage each."""
+        rows = batch_of([str(i) for i in ids], vectors, version, groups, side)
+        self._publish([*self.shard.snapshot.segments, self._written(*newest([rows]))])
+
+    def _written(self, live: pa.RecordBatch, deletes: pa.RecordBatch) -> Segment:
+        ref = write(
+            live, deletes, shard=SHARD, spec="auto", metric="cosine", dimension=self._d, backend=self._backend,
+            store=self._store, flat_max=2_000, threads=1,
+        )  # fmt: skip
+        return load(ref, self._store, self._backend, "cosine")
+
+    def _publish(self, segments: list[Segment]) -> None:
+        self._version += 1
+        manifest = replace(self.shard.snapshot.manifest, version=self._version, segments=tuple(s.ref for s in segments))
+        self.shard.adopt(manifest, segments)
+
+    def compact(self) -> None:
+        """All segments into one."""
+        segments = list(self.shard.snapshot.segments)
+        _, alive = weigh(segments)
+        live, deletes = newest([s.rows.filter(pa.array(s.rows_mask(a))) for s, a in zip(segments, alive, strict=True)])
+        self._publish([self._written(live, deletes)])
+
+    def ask(self, queries: Floats, condition: Mapping[str, Any] | None = None) -> tuple[float, list[list[int]]]:
+        """CPU milliseconds a question, one question a call, and the documents found."""
+        made = [ShardQuery(SHARD, q[None], K, filter=condition, include=frozenset({"text"})) for q in queries]
+        for query in made[:20]:
+            self.shard.search(query)
+        start = time.thread_time()
+        found = [self.shard.search(query).hits[0] for query in made]
+        return (time.thread_time() - start) / len(queries) * 1e3, [[int(h.document_id) for h in hits] for hits in found]
+
+    def plain(self, report: Any, case: str, queries: Floats, truth: NDArray[np.int64], raw_ms: float) -> None:
+        """Without a filter."""
+        ms, found = self.ask(queries)
+        effort = self.shard.search(ShardQuery(SHARD, queries[:1], K)).effort
+        report.add(case, ms, "CPU ms", bound=raw_ms, recall=recall(found, truth), effort=effort, per_s=round(1e3 / ms))
+
+    def batch(self, report: Any, queries: Floats, truth: NDArray[np.int64], raw_ms: float, size: int) -> None:
+        """Many questions in one call, as the gather queue makes them."""
+        start = time.thread_time()
+        found = [
+            [int(h.document_id) for h in hits]
+            for i in range(0, len(queries), size)
+            for hits in self.shard.search(
+                ShardQuery(SHARD, queries[i : i + size], K, include=frozenset({"text"}))
+            ).hits
+        ]  # fmt: skip
+        ms = (time.thread_time() - start) / len(queries) * 1e3
+        report.add(
+            f"engine: Shard.search, {size} questions a call", ms, "CPU ms", bound=raw_ms, recall=recall(found, truth)
+        )
+
+    def filtered(
+        self, report: Any, case: str, queries: Floats, scores: Floats, allowed: NDArray[np.bool_], condition: Mapping[str, Any],
+        raw_ms: float,
+    ) -> None:  # fmt: skip
+        """Under a filter that leaves `allowed`."""
+        truth = np.argsort(-np.where(allowed, scores, -9), axis=1, kind="stable")[:, :K]
+        ms, found = self.ask(queries, condition)
+        share = round(float(allowed.mean()), 4)
+        report.add(case, ms, "CPU ms", bound=raw_ms, recall=recall(found, truth), share=share, per_s=round(1e3 / ms))
+
+    def churn(
+        self,
+        report: Any,
+        vectors: Floats,
+        queries: Floats,
+        groups: NDArray[np.int64],
+        side: NDArray[np.bool_],
+        raw_ms: float,
+    ) -> None:
+        """Ten rounds in each of which 30 % of the documents get another's vector; compacted after each, as the indexer does."""
+        rng, now, written = np.random.default_rng(1), vectors.copy(), 0
+        fresh_ms, _ = self.ask(queries)
+        fresh = sum(s.ref.bytes() for s in self.shard.snapshot.segments)
+        for round_ in range(ROUNDS):
+            chosen = rng.choice(len(now), int(REPLACED * len(now)), replace=False)
+            now[chosen] = now[rng.permutation(chosen)]
+            self.seal(chosen, now[chosen], round_ + 2, groups[chosen], side[chosen])
+            self.compact()
+            written += len(chosen) + len(now)
+        ms, found = self.ask(queries)
+        truth = np.argsort(-(queries @ now.T), axis=1, kind="stable")[:, :K]
+        held = sum(s.ref.bytes() for s in self.shard.snapshot.segments)
+        report.add(
+            f"engine: Shard.search after {ROUNDS} rounds of replacing {REPLACED:.0%}", ms, "CPU ms", bound=fresh_ms,
+            recall=recall(found, truth), bytes_to_fresh=round(held / fresh, 3),
+            rows_written_to_replaced=round(written / (ROUNDS * REPLACED * len(now)), 2),
+        )  # fmt: skip
+        del raw_ms
+
+
+def recall(found: list[list[int]], truth: NDArray[np.int64]) -> float:
+    """Share of the true nearest that were found, mean over questions."""
+    return round(float(np.mean([len(set(f) & set(t)) / K for f, t in zip(found, truth.tolist(), strict=True)])), 4)
+
+
+def batch_of(
+    ids: list[str], vectors: Floats, version: int, groups: NDArray[np.int64], side: NDArray[np.bool_]
+) -> pa.RecordBatch:
+    """Rows as a vectors message has them."""
+    n, schema = len(ids), vectors_schema(vectors.shape[1])
+    metadata = [
+        f'{{"g":{g},"side":{"true" if s else "false"}}}' for g, s in zip(groups.tolist(), side.tolist(), strict=True)
+    ]
+    columns = [ids, [version] * n, [1] * n, [0] * n, [f"passage {i}" for i in ids], [0] * n, [1] * n, metadata]
+    arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
+    return pa.RecordBatch.from_arrays([*arrays, vector_column(vectors)], schema=schema)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    import bench
+
+    n = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
+    kept = max(n, 50_000) + 2_000
+    every = bench.vectors_of(bench.passages(kept), kept)
+    base, asked, made = np.ascontiguousarray(every[:n]), every[-2_000:], bench.Report()
+    truth_ = bench.exact(base, asked)
+    measure(made, base, asked, truth_, bench.raw_faiss(made, base, asked, truth_))
