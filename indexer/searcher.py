@@ -47,7 +47,7 @@ TURN: Final = 8
 GRAPH_NUMBERS: Final = 1 << 20
 """So many numbers compared one by one (4,096 rows × 256) cost about what a question to a graph does."""
 GRAPH_PAIRS: Final = 1 << 18
-"""So many pairs of a word and a row, too: 6 words in 100,000 rows were ranked in 0.7 ms, 128 in 3 ms."""
+"""So many pairs of a word and a row, too, at most: 6 words in 100,000 rows were ranked in 0.7 ms, 128 in 3 ms."""
 
 _event = events("searcher")
 _resident = gauge("vicinage_searcher_resident_bytes", "bytes of vectors and indexes held in memory")

@@ -25,7 +25,7 @@ from vicinage.records import Floats, Hit, Partial, ShardId, ShardQuery
 from vicinage.wire import DELETED
 
 BEHIND_MAX: Final = 256
-"""Rows of the delta that a question adds to its lexical index in passing, 10 to 20 ms."""
+"""Rows of the delta that a question adds to its lexical index in passing, about 10 ms."""
 CHARS_A_WORD: Final = 6
 ANSWER_CHARS_MAX: Final = 16 << 20
 """Characters of text in one shard's answer to one question."""

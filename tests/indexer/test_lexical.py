@@ -181,6 +181,15 @@ def test_many_threads_read_while_one_adds() -> None:
     assert len(rows(growing.now, "apple", 1_000)) == 151
 
 
+def test_what_an_earlier_version_wrote_is_read_and_cut_alike() -> None:
+    """`tests/formats/lexical-1.tar`. Where this fails, whatever changed asks for a new FILE: old ones are then indexed anew."""
+    assert lexical.FILE == "lexical-1.tar"
+    index = unpack(Path(__file__).parent.parent / "formats" / "lexical-1.tar")
+    assert rows(index, "Running foxes of ZÜRICH") == [2, 0]
+    assert rows(index, "天") == [3]
+    assert rows(index, "brown") == [0]
+
+
 def test_a_file_that_is_no_index_is_corrupt_and_nothing_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
