@@ -138,7 +138,7 @@ _DOCS: Final[dict[str, Any]] = {
 
 @router.post("/v1/collections/{collection}/search", openapi_extra=_DOCS, response_model=None)
 async def search(collection: str, request: Request) -> Response:
-    """Text (or a vector) in, the best passages out, with a statement of how fresh and how whole the answer is."""
+    """Text (or a vector) in, the best passages out by vectors, words or both (`mode`); and how fresh and how whole the answer is."""
     start = time.perf_counter()
     who = await principal(request, "read")
     house = gateway(request)

@@ -109,6 +109,17 @@ def test_an_index_grows_and_what_was_read_before_stays(tmp_path: Path) -> None:
     assert growing.n == 22
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=4), st.text(max_size=40))
+def test_whatever_is_written_or_asked_a_text_is_found_by_itself(texts: list[str], question: str) -> None:
+    index = indexed(list(texts))
+    for i, text in enumerate(texts):
+        found = rows(index, text)
+        assert (i in found) == bool(terms(text))
+        assert set(found) == {j for j, other in enumerate(texts) if set(terms(text)) & set(terms(other))}
+    assert set(rows(index, question)) == {j for j, t in enumerate(texts) if set(terms(question)) & set(terms(t))}
+
+
 def test_rows_beyond_the_end_of_the_mask_are_not_allowed() -> None:
     index = indexed(["apple"] * 10)
     assert rows(index, "apple", allowed=np.ones(4, np.bool_)) == [0, 1, 2, 3]
