@@ -60,7 +60,8 @@ class Opening(Generic[W]):
         if error is not None:
             self._refuse_all(shard, error)
             return
-        self._again(self._take(shard))
+        if asked := self._take(shard):
+            self._again(asked)
 
     def _refuse_all(self, shard: ShardId, error: BaseException) -> None:
         for each in self._take(shard):

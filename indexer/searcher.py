@@ -78,6 +78,8 @@ class _Asked:
     cost: int = 1
     asks: tuple[object, ...] = ()
     """What it must have in common with those that it goes along with; made once, outside of every lock."""
+    opened: bool = False
+    """Its shard's lexical indexes were brought in for it: one that is missing again is fetched on the way, once and for all."""
     answer: Future[Partial] = field(default_factory=Future)
 
 
@@ -115,7 +117,7 @@ class Searcher:
         )
         self._asked: FairQueue[_Asked] = FairQueue(items_max=settings.queue_max, quantum=TURN)
         self._asking = threading.Condition()
-        self._opening: Opening[_Asked] = Opening(self._ask_again, waiting_max=settings.queue_max)
+        self._opening: Opening[_Asked] = Opening(self._ask_opened, waiting_max=settings.queue_max)
         self._stop = threading.Event()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="searcher-read")
         self._scanners = ThreadPoolExecutor(1, thread_name_prefix="searcher-scan")
@@ -138,13 +140,13 @@ class Searcher:
         for thread in self._threads:
             thread.join(10)
         gone = Unavailable("the searcher is stopping", dependency="searcher")
+        self._opening.stop(gone)  # before the queue is emptied: it may have put questions back
         with self._asking:
             asked = self._asked.take(self._asked.cost)
         for each in asked:
             refuse(each.answer, gone)
         self.holding.refuse_all(gone)
         self.tail.give_up(gone)
-        self._opening.stop(gone)
         for pool in (self._readers, self._scanners):
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -259,7 +261,7 @@ class Searcher:
         if shard is None:
             self._answer_later(live)
             return
-        if live[0].query.texts and not shard.lexical_here():
+        if live[0].query.texts and not all(a.opened for a in live) and not shard.lexical_here():
             self._opening.wait(shard, live)
             return
         live = [a for a in live if a.answer.set_running_or_notify_cancel()]
@@ -293,6 +295,11 @@ class Searcher:
         except VicinageError as error:
             for a in gathered:
                 refuse(a.answer, error)
+
+    def _ask_opened(self, gathered: Sequence[_Asked]) -> None:
+        for a in gathered:
+            a.opened = True
+        self._ask_again(gathered)
 
     def _ask_again(self, gathered: Sequence[_Asked]) -> None:
         tenant = gathered[0].query.shard.tenant

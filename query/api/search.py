@@ -52,19 +52,7 @@ BATCH_MAX: Final = 1_000
 BATCH_BYTES_MAX: Final = 16 << 20
 BATCH_AT_ONCE: Final = 16
 FIELDS: Final = frozenset(
-    {
-        "text",
-        "vector",
-        "vector_base64",
-        "k",
-        "filter",
-        "wait_for",
-        "timeout_ms",
-        "include",
-        "exact",
-        "mode",
-        "fusion",
-    }
+    {"text", "vector", "vector_base64", "k", "filter", "wait_for", "timeout_ms", "include", "exact", "mode", "fusion"}
 )
 INCLUDE: Final = frozenset({"text", "metadata", "vector"})
 BINARY: Final = "application/octet-stream"

@@ -328,6 +328,18 @@ def test_a_delta_far_behind_is_indexed_by_the_threads_that_open(base: Ground) ->
         assert len(searcher.submit(asked(docs, "new"), Deadline.after(5)).result(5).lexical[0]) == 1
 
 
+def test_a_shard_of_more_segments_than_are_held_still_answers(base: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "OPEN_MAX", 1)
+    of = collection(base)
+    docs = shard_of(of)
+    for name, number in (("a", 1), ("b", 2), ("c", 3)):
+        seal(base, docs, of, [one(name, number)], send(base, docs, one(name, number)))
+    with searching(base, threads=1) as searcher:
+        for _ in range(3):
+            found = searcher.submit(asked(docs, "text"), Deadline.after(5)).result(5)
+            assert sorted(h.document_id for h in found.lexical[0]) == ["a", "b", "c"]
+
+
 def test_those_who_wait_for_an_index_are_bounded_and_a_stop_tells_them() -> None:
     again: list[object] = []
     opening: Opening = Opening(again.extend, waiting_max=10)
