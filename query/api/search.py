@@ -252,7 +252,8 @@ def from_json(collection: str, value: Mapping[str, Any], settings: GatewaySettin
 def from_binary(collection: str, data: bytes, parameters: Mapping[str, str], settings: GatewaySettings) -> Question:
     """The same from a raw vector and query parameters."""
     value: dict[str, Any] = dict(parameters)
-    checked_object(value, FIELDS - set(VECTORS))
+    alone = {"text"} if value.get("mode", "dense") == "dense" else set()  # the body is the question
+    checked_object(value, FIELDS - set(VECTORS) - alone)
     for name, high in (("k", settings.k_max), ("timeout_ms", TIMEOUT_MS_MAX)):
         if name in value:
             value[name] = number(value[name], name, 1, high, 1)

@@ -199,7 +199,8 @@ def test_the_binary_road_and_batches_take_modes_too(call: Caller) -> None:
     assert ids(found.json()) == ["words", "near"]
     problem(binary(mode="lexical", text="apples"), 400, "refused", "vector")
     problem(binary(mode="hybrid"), 400, "refused", "text")
-    problem(binary(text="apples"), 400, "refused", "vector")
+    problem(binary(text="apples"), 400, "refused", "text")
+    problem(binary(text="apples", mode="dense"), 400, "refused", "text")
     problem(binary(mode="hybrid", text="a", fusion="rrf"), 400, "refused", "fusion")
 
     questions = [

@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -285,6 +286,7 @@ def test_while_an_index_is_fetched_nobody_else_waits(base: Ground) -> None:
         assert dense.hits[0][0].document_id == "a", "not even who asks the same shard for vectors"
         assert len(searcher.submit(asked(others, "x"), Deadline.after(5)).result(5).lexical[0]) == 1
         assert not any(w.done() for w in waiting)
+        time.sleep(0.06)
         store.open.set()
         assert [[h.document_id for h in w.result(5).lexical[0]] for w in waiting] == [["a"], ["a"], ["b"]]
         with pytest.raises(Unavailable):  # a deadline is one
