@@ -376,13 +376,16 @@ def collection() -> None:
     """Collections: a tenant's named sets of documents."""
 
 
+INDEX_SPECS = "auto, flat, hnsw[:M=32,efc=80,codes=f32|sq8], ivf[:lists=N], ivfpq[:lists=N] or rabitq."
+
+
 @collection.command("create")
 @click.argument("tenant_name", metavar="TENANT")
 @click.argument("name")
 @click.option("--model", help="Embedding model [default: all-minilm-l6-v2].")
 @click.option("--dimension", type=int, help="The tenant sends vectors of this length.")
 @click.option("--metric", type=click.Choice(["cosine", "dot", "euclidean"]), default="cosine", show_default=True)
-@click.option("--index", default="auto", show_default=True, help="auto, flat, hnsw[:M=32[,efc=80]].")
+@click.option("--index", default="auto", show_default=True, help=INDEX_SPECS)
 @click.option("--shards", type=int, default=1, show_default=True)
 @click.option("--recall", type=float, help="Recall objective [default: 0.95].")
 @common
@@ -438,7 +441,7 @@ def reindex() -> None:
 
 @reindex.command("start")
 @click.argument("where", metavar="TENANT/COLLECTION")
-@click.option("--index", help="Index spec of the next generation [default: as it is].")
+@click.option("--index", help=f"Of the next generation [default: as it is]: {INDEX_SPECS}")
 @click.option("--model", help="Embedding model of the next generation [default: as it is].")
 @click.option("--shards", type=int, help="Shards of the next generation [default: as it is].")
 @click.option("--wait", is_flag=True, help="Follow it to its end.")

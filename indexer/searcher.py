@@ -365,4 +365,14 @@ def _asks(query: ShardQuery) -> tuple[object, ...]:
     """All that questions must have in common to go in one call. A filter by its text: {"x": 1} == {"x": True} in Python, not in a filter."""
     condition = None if query.filter is None else repr(query.filter)
     width = query.vectors.shape[1:]
-    return (query.shard, query.mode, query.k, query.effort, query.exact, query.include, condition, width)
+    return (
+        query.shard,
+        query.mode,
+        query.k,
+        query.effort,
+        query.recall,
+        query.exact,
+        query.include,
+        condition,
+        width,
+    )

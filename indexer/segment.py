@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from indexer import lexical
-from indexer.backends import EFFORTS, Backend, IndexSpec, Mask, Rows, choose
+from indexer.backends import EFFORTS, Backend, Kind, Mask, Rows, choose
 from indexer.filters import Columns
 from indexer.passages import Passages, metadata_of
 from tenants.entities import Metric, SegmentRef
@@ -266,7 +266,7 @@ def write(
         if has_text(live):
             files["lexical"] = lexical.pack(live.column("text").to_pylist(), Path(folder) / lexical.FILE)
         objects = {role: store.put(f"{base}/{file.name}", file) for role, file in files.items()}
-    curve = effort_curve(backend, index, vectors, metric) if index is not None else ()
+    curve = effort_curve(backend, index, chosen.kind, vectors, metric) if index is not None else ()
     return SegmentRef(
         identity, objects, str(chosen), live.num_rows, n_documents, deletes.num_rows, time.time_ns() // 1_000_000, curve
     )
@@ -305,12 +305,9 @@ def load(ref: SegmentRef, store: Store, backend: Backend, metric: Metric) -> Seg
     )
 
 
-def spec_of(segment: Segment) -> IndexSpec:
-    """The index kind it was written with."""
-    return choose(segment.ref.kind, len(segment), flat_max=0)
-
-
-def effort_curve(backend: Backend, index: Any, vectors: Floats, metric: Metric) -> tuple[tuple[int, float], ...]:
+def effort_curve(
+    backend: Backend, index: Any, kind: Kind, vectors: Floats, metric: Metric
+) -> tuple[tuple[int, float], ...]:
     """Recall@10 at each effort, on questions made of the segment's own vectors; ends once it is as good as perfect.
 
     Half of them are vectors of the segment (themselves left out of what is found), which is easier than a real question, half
@@ -329,7 +326,7 @@ def effort_curve(backend: Backend, index: Any, vectors: Floats, metric: Metric) 
     itself = np.concatenate([own, np.full(len(own), -1)])
     _, truth = backend.exact(vectors, queries, k + 1, metric=metric, allowed=None)
     curve: list[tuple[int, float]] = []
-    for effort in EFFORTS:
+    for effort in EFFORTS[kind]:
         _, rows = backend.search(index, vectors, queries, k + 1, metric=metric, effort=effort, allowed=None)
         curve.append((effort, round(recall(_without(rows, itself, k), _without(truth, itself, k)), 4)))
         if curve[-1][1] >= 0.999:

@@ -86,7 +86,7 @@ class Answerer:
         if question.wait_for is not None:
             collection = await self.reached(question.wait_for, tenant, collection, deadline)
         vector = await self._vector(question, tenant, collection.generation(), deadline)
-        plan = make_plan(question, collection, vector, self.registry.version)
+        plan = make_plan(question, collection, vector, self.registry.version, self.recall.aim(collection))
         gathered = await self.searchers.scatter(plan, deadline)
         hits = answered(gathered.partials, question)
         if not gathered.failures and question.mode == "dense":

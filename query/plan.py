@@ -53,10 +53,13 @@ class Plan:
     queries: tuple[ShardQuery, ...]
 
 
-def make_plan(question: Question, collection: Collection, vector: Floats | None, catalog: int) -> Plan:
-    """Ask every shard of the live generation for the best k; `catalog` is the version that `collection` was read at.
+def make_plan(
+    question: Question, collection: Collection, vector: Floats | None, catalog: int, recall: float | None = None
+) -> Plan:
+    """Ask every shard of the live generation for the best k.
 
-    `vector` float32 [d]; None in mode lexical.
+    `vector` float32 [d]; None in mode lexical. `catalog` is the version that `collection` was read at; `recall`, what to ask of
+    effort curves instead of the objective.
     """
     live = collection.generation()
     vectors = vector[None] if vector is not None else np.empty((1, 0), np.float32)
@@ -70,6 +73,7 @@ def make_plan(question: Question, collection: Collection, vector: Floats | None,
             exact=question.exact,
             include=question.include,
             catalog=catalog,
+            recall=recall,
             mode=question.mode,
             texts=texts,
         )

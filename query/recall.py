@@ -5,7 +5,6 @@ comes with its sample count and a 95 % interval; the unit of the sample is the q
 """
 
 import asyncio
-import math
 import random
 import time
 from collections import Counter, deque
@@ -14,9 +13,12 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, Final
 
+from query.correction import Correction
+from query.interval import ENOUGH, interval
 from query.merge import merge
 from query.plan import Plan
 from query.scatter import Gathered, Searchers
+from tenants.entities import Collection
 from vicinage.clock import Deadline
 from vicinage.errors import VicinageError
 from vicinage.records import Hit, Partial
@@ -26,8 +28,6 @@ QUEUE_MAX: Final = 256
 WINDOW: Final = 2_000
 """Samples kept of each collection."""
 DEADLINE_S: Final = 5.0
-ENOUGH: Final = 30
-"""Fewer samples judge nothing."""
 _recall = gauge("vicinage_query_recall", "recall@k measured on sampled live searches, mean over collections")
 
 
@@ -41,6 +41,7 @@ class Sample:
     """Of those at the usual k."""
     discarded: int = 0
     dropped: int = 0
+    correction: Correction = field(default_factory=Correction)
 
     def at_usual_k(self) -> tuple[int, list[float]]:
         """The k asked most often, and recall at it: recall at different k has no mean."""
@@ -108,14 +109,21 @@ class RecallMonitor:
         if _watermarks(exact) != watermarks:
             sample.discarded += 1
             return
-        self._note(sample, plan.queries[0].k, hits, merge(exact.partials, plan.queries[0].k))
+        self._note(sample, plan, hits, merge(exact.partials, plan.queries[0].k))
 
-    def _note(self, sample: Sample, k: int, served: Sequence[Hit], exact: Sequence[Hit]) -> None:
+    def _note(self, sample: Sample, plan: Plan, served: Sequence[Hit], exact: Sequence[Hit]) -> None:
         if not exact:
             return  # where there is nothing to find, nothing is said about finding
-        sample.measured.append((k, recall_of(served, exact)))
+        found = recall_of(served, exact)
+        sample.measured.append((plan.queries[0].k, found))
+        sample.correction.note(found, plan.collection.objectives.recall)
         sample.mean = fmean(sample.at_usual_k()[1])
         _recall.set(fmean(s.mean for s in self._samples.values() if s.measured))
+
+    def aim(self, collection: Collection) -> float:
+        """The recall to ask of the effort curves, so that the objective is what live searches have."""
+        sample = self._samples.get((collection.tenant, collection.name, collection.live))
+        return collection.objectives.recall + (sample.correction.added if sample else 0.0)
 
     def _sample(self, plan: Plan) -> Sample:
         g = plan.generation
@@ -140,18 +148,6 @@ def recall_of(served: Sequence[Hit], exact: Sequence[Hit]) -> float:
     return min(1.0, found / len(exact))
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean, by the normal approximation over questions; (0, 1) below two samples."""
-    n = len(values)
-    if n < 2:
-        return 0.0, 1.0
-    mean = sum(values) / n
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    # With every sample perfect the deviation says nothing: the rule of three bounds the share of imperfect ones.
-    half = 1.96 * deviation / math.sqrt(n) if deviation else 3 / n
-    return max(0.0, mean - half), min(1.0, mean + half)
-
-
 def row(name: tuple[str, str, int], sample: Sample, target: float) -> dict[str, Any]:
     """The report of one collection."""
     k, values = sample.at_usual_k()
@@ -167,6 +163,7 @@ def row(name: tuple[str, str, int], sample: Sample, target: float) -> dict[str, 
         "n": len(values),
         "target": target,
         "verdict": verdict,
+        "correction": sample.correction.added,
         "discarded": sample.discarded,
         "dropped": sample.dropped,
     }

@@ -127,7 +127,7 @@ class ShardQuery:
     `vectors` float32 [n, d] (L2-normalised under cosine). `filter` is the JSON filter object, already validated, or
     None. `effort` None means: the shard's own choice for its objective. `exact` True scans everything (ground truth).
     `include` is a subset of {"text", "metadata", "vector"}. `catalog` is the catalog version that the plan was made on:
-    the searcher has seen at least that much of the catalog before it answers.
+    the searcher has seen at least that much of the catalog before it answers. `recall` None means: the collection's objective.
 
     `texts` has each question's text where `mode` is lexical (then `vectors` is [n, 0]) or hybrid (then both are ranked, each by
     itself, in one snapshot).
@@ -141,6 +141,7 @@ class ShardQuery:
     exact: bool = False
     include: frozenset[str] = frozenset({"text", "metadata"})
     catalog: int = 0
+    recall: float | None = None
     mode: Mode = "dense"
     texts: tuple[str, ...] = ()
 

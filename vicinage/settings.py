@@ -111,7 +111,7 @@ class IndexerSettings(_Group):
     replay_records_max: int = Field(
         default=50_000, ge=1, description="messages a slot may replay at a restart before its laggards seal"
     )
-    flat_max: int = Field(default=8_000, ge=1, description="passages up to which `auto` stays exact")
+    flat_max: int = Field(default=2_000, ge=1, description="passages up to which `auto` stays exact")
     segments_max: int = Field(default=4, ge=1, description="segments of a shard above which it compacts")
     dead_share_max: float = Field(
         default=0.25, gt=0, le=1, description="share of deleted passages above which a shard compacts"

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.cli import INDEX_SPECS
 from cluster.reference import pages
+from indexer.backends import GRAMMAR
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -30,3 +32,7 @@ def test_every_setting_metric_and_command_has_its_line() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_command_line_names_every_index_spec() -> None:
+    assert f"{GRAMMAR}." == INDEX_SPECS

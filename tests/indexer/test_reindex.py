@@ -253,7 +253,7 @@ def test_a_collection_deleted_meanwhile_ends_the_job_with_its_reason(house: Hous
 
 def test_what_cannot_be_is_refused_at_once(house: House) -> None:
     with pytest.raises(Refused, match="index"):
-        house.ask(index="ivf")
+        house.ask(index="annoy")
     with pytest.raises(Refused, match="sends vectors"):
         house.ask(model="all-minilm-l6-v2")
     with pytest.raises(NotFound):

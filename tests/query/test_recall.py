@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from query.interval import ENOUGH, interval
 from query.plan import Plan, Question, make_plan
-from query.recall import ENOUGH, QUEUE_MAX, RecallMonitor, interval, recall_of
+from query.recall import QUEUE_MAX, RecallMonitor, recall_of
 from query.scatter import Searchers
 from tenants.entities import Collection, Generation, Objectives
 from vicinage.clock import Deadline
@@ -236,3 +237,23 @@ def test_an_interval_lies_within_zero_and_one_and_holds_the_mean(values: list[fl
     assert 0 <= low <= high <= 1
     if values:
         assert low - 1e-9 <= sum(values) / len(values) <= high + 1e-9
+
+
+def test_live_recall_below_the_objective_raises_what_is_asked_of_the_curves() -> None:
+    searcher = Drawer()
+    searcher.served = searcher.exact[:8] + hits("yz", 0.5)
+    made = plan()
+
+    async def work() -> tuple[float, float]:
+        recall = monitor(searcher)
+        before = recall.aim(made.collection)
+        running = asyncio.create_task(recall.run())
+        for _ in range(ENOUGH):
+            recall.offer(made, searcher.served, [Partial(ShardId("t", "c", 1, 0), (searcher.served,), 7, 16)])
+        await recall.settled()
+        running.cancel()
+        assert recall.report(TARGETS)[0]["correction"] > 0
+        return before, recall.aim(made.collection)
+
+    before, after = asyncio.run(work())
+    assert before == made.collection.objectives.recall < after

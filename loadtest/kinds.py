@@ -1,0 +1,103 @@
+"""What each kind of index costs and gives: the measurements behind `auto` (docs/decisions/009).
+
+Real sentences (the bench's), in-process, one thread, k = 10, at the least effort whose measured recall reaches the objective; the
+figure is CPU time of this thread. Filters are random, and one that runs against the question.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bench import BUILD, K, exact, passages, vectors_of
+
+from indexer.backends import EFFORTS, IndexSpec, choose, open_backend
+from indexer.segment import recall
+
+Floats = NDArray[np.float32]
+SPECS = (
+    "flat",
+    "hnsw:M=32",
+    "hnsw:M=32,codes=sq8",
+    "hnsw:M=24,codes=sq8",
+    "hnsw:M=16,codes=sq8",
+    "ivf",
+    "ivfpq",
+    "rabitq",
+)
+SHARES = (0.5, 0.1, 0.01, 0.001)
+
+
+def measure(spec: IndexSpec, vectors: Floats, queries: Floats, objective: float) -> dict[str, Any]:
+    """One kind at one size: build seconds, bytes a passage, and the least effort that reaches the objective."""
+    backend = open_backend()
+    start = time.perf_counter()
+    index = backend.build(vectors, spec, "cosine", threads=1)
+    built = time.perf_counter() - start
+    row: dict[str, Any] = {
+        "spec": str(spec),
+        "n": len(vectors),
+        "build_s": round(built, 2),
+        "bytes": round(backend.bytes(spec, len(vectors), vectors.shape[1]) / len(vectors)),
+    }
+    truth = exact(vectors, queries)
+    for effort in EFFORTS[spec.kind] or (0,):
+        ms, found = _timed(backend, index, vectors, queries, effort, None)
+        row |= {"effort": effort, "ms": round(ms, 4), "recall": round(recall(found, truth), 4)}
+        if row["recall"] >= objective:
+            break
+    row["filtered"] = [_filtered(backend, index, vectors, queries, row["effort"], share) for share in SHARES]
+    return row
+
+
+def _filtered(backend: Any, index: Any, vectors: Floats, queries: Floats, effort: int, share: float) -> dict[str, Any]:
+    allowed = np.random.default_rng(1).random(len(vectors)) < share
+    truth = np.argsort(-np.where(allowed, queries @ vectors.T, -9), axis=1, kind="stable")[:, :K]
+    ms, found = _timed(backend, index, vectors, queries, effort, allowed)
+    possible = min(K, int(allowed.sum()))
+    return {"share": share, "ms": round(ms, 4), "recall": round(recall(found[:, :possible], truth[:, :possible]), 4)}
+
+
+def _timed(
+    backend: Any, index: Any, vectors: Floats, queries: Floats, effort: int, allowed: NDArray[np.bool_] | None
+) -> tuple[float, NDArray[np.int64]]:
+    start = time.thread_time()
+    found = [
+        backend.search(index, vectors, q[None], K, metric="cosine", effort=effort, allowed=allowed)[1] for q in queries
+    ]
+    return (time.thread_time() - start) / len(queries) * 1e3, np.concatenate(found)
+
+
+def main() -> None:
+    """Measure; print a line for each; write build/kinds.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 50_000])
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--objective", type=float, default=0.95)
+    parser.add_argument("--specs", nargs="+", default=list(SPECS))
+    args = parser.parse_args()
+    largest = max(args.sizes)
+    kept = max(largest, 50_000) + 2_000
+    every = vectors_of(passages(kept), kept)
+    queries, rows = every[-args.queries :], []
+    for n in args.sizes:
+        for text in args.specs:
+            row = measure(choose(text, n, flat_max=0), np.ascontiguousarray(every[:n]), queries, args.objective)
+            rows.append(row)
+            filtered = "  ".join(f"{f['share']:g}: {f['ms']:.3f} ms @{f['recall']:.3f}" for f in row["filtered"])
+            print(
+                f"{n:>8} {row['spec']:<32} build {row['build_s']:>6.2f} s  {row['bytes']:>5} B  effort {row['effort']:>4}"
+                f"  {row['ms']:.3f} ms @{row['recall']:.3f}  {filtered}",
+                flush=True,
+            )
+    (BUILD / "kinds.json").write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

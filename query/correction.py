@@ -1,0 +1,48 @@
+"""How far the effort curves of a collection are off, as its live recall shows. Pure.
+
+A curve is measured on questions made of a segment's own vectors, when it is sealed; real questions may be harder or easier. What is
+added to the objective before the curves are asked moves up as soon as the interval of the live recall lies below the objective, and
+down, slower and less far, while it lies well above.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from query.interval import ENOUGH, interval
+
+UP: Final = 0.01
+DOWN: Final = 0.005
+MOST: Final = 0.05
+LEAST: Final = -0.03
+ROOM: Final = 0.01
+"""How far above the objective the whole interval must lie before effort is taken back."""
+PATIENCE: Final = 200
+"""Samples before effort is taken back, and those looked at: what is older was served at another effort."""
+
+
+@dataclass(slots=True)
+class Correction:
+    """Of one collection at one generation: what is added to its objective, and the recall of each sample since it last moved."""
+
+    added: float = 0.0
+    since: list[float] = field(default_factory=list)
+
+    def note(self, recall: float, objective: float) -> None:
+        """Take in one more sample."""
+        self.since.append(recall)
+        if len(self.since) % ENOUGH == 0:  # seldom: looking after every sample would find what is not there
+            to = moved(self.added, self.since[-PATIENCE:], objective)
+            if to != self.added:
+                self.added, self.since = to, []
+            del self.since[:-PATIENCE]
+
+
+def moved(added: float, since: Sequence[float], objective: float) -> float:
+    """What to add from now on."""
+    low, high = interval(since)
+    if high < objective:
+        return min(MOST, round(added + UP, 4))
+    if len(since) >= PATIENCE - ENOUGH and low > objective + ROOM:
+        return max(LEAST, round(added - DOWN, 4))
+    return added
