@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from indexer.backends import Mask
 from indexer.filters import Columns
+from indexer.lexical import Growing, Lexical
 from indexer.passages import Passages, metadata_of
 from vicinage.records import Floats
 from vicinage.wire import vectors_of
@@ -52,6 +53,7 @@ class DeltaView:
     n_messages: int
     starts: list[int]
     metadata: "Metadata"
+    words: "Words"
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -64,6 +66,10 @@ class DeltaView:
     def columns(self) -> Columns:
         """Metadata by row, as filter columns."""
         return self.metadata.columns(self)
+
+    def lexical(self) -> Lexical:
+        """An index of the texts of its rows, and perhaps of later ones; those not indexed yet are added first."""
+        return self.words.lexical(self)
 
 
 class Metadata:
@@ -86,6 +92,30 @@ class Metadata:
             return self._columns
 
 
+class Words:
+    """The lexical index of the rows: made by whoever asks for words first, then added to. Safe for many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._index: Growing | None = None
+
+    def behind(self, view: DeltaView) -> int:
+        """Rows of the view that are not indexed yet."""
+        return max(0, len(view) - (self._index.n if self._index else 0))
+
+    def lexical(self, view: DeltaView) -> Lexical:
+        """See DeltaView. Rows that died are indexed too: an older view may see them alive."""
+        with self._lock:
+            index = self._index = self._index or Growing()
+            texts: list[str | None] = []
+            while index.n + len(texts) < len(view):
+                message, at = view.row(index.n + len(texts))
+                texts.extend(message.batch.column("text")[at:].to_pylist())
+            if texts:
+                index.add(texts)
+            return index.now
+
+
 @dataclass(slots=True, eq=False)
 class Delta:
     """The writer's side. One thread writes; `view()` may be handed to any."""
@@ -99,6 +129,7 @@ class Delta:
     _vectors: Floats = field(init=False)
     _alive: Mask = field(init=False)
     _metadata: Metadata = field(default_factory=Metadata)
+    _words: Words = field(default_factory=Words)
 
     def __post_init__(self) -> None:
         self._vectors = np.empty((0, self.dimension), np.float32)
@@ -127,5 +158,11 @@ class Delta:
     def view(self) -> DeltaView:
         """What readers may hold."""
         return DeltaView(
-            self._vectors[: self.n], self._alive, self.messages, len(self.messages), self._starts, self._metadata
+            self._vectors[: self.n],
+            self._alive,
+            self.messages,
+            len(self.messages),
+            self._starts,
+            self._metadata,
+            self._words,
         )

@@ -1,33 +1,44 @@
 """A segment: an immutable set of passages with its index, written once, verified when it is loaded.
 
-Three objects: `passages` (Arrow file, memory-mapped: rows of whole documents, vectors among them), `documents` (Arrow file: who is in
-it, who is deleted by it, at which version), and `index` (FAISS) where the kind is not flat.
+Its objects: `passages` (Arrow file, memory-mapped: rows of whole documents, vectors among them), `documents` (Arrow file: who is in
+it, who is deleted by it, at which version), `index` (FAISS) where the kind is not flat, and `lexical` (words to rows) where there is text.
 """
 
 import hashlib
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from indexer import lexical
 from indexer.backends import EFFORTS, Backend, Kind, Mask, Rows, choose
 from indexer.filters import Columns
 from indexer.passages import Passages, metadata_of
 from tenants.entities import Metric, SegmentRef
-from vicinage.errors import Corrupt, TooLarge
+from vicinage.errors import Corrupt, NotFound, TooLarge
 from vicinage.faults import crash_point
 from vicinage.records import Floats, ShardId
 from vicinage.store import Store
+from vicinage.telemetry import counter, events
 from vicinage.wire import DELETED, VECTOR_COLUMNS, vectors_of
 
 CURVE_QUERIES: Final = 100
+OPEN_MAX: Final = 256
+"""Lexical indexes of segments that a process holds."""
+_event = events("segment")
+_rebuilt = counter(
+    "vicinage_searcher_lexical_rebuilt_total",
+    "lexical indexes that were corrupt or lost, and were made anew of their texts",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,7 @@ class Segment:
     deleted: Mapping[int, str]
     """Id of each deleted document, by its place."""
     columns: "LazyColumns"
+    lexical: "LazyLexical"
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -91,8 +103,9 @@ class Segment:
         return mask
 
     def resident_bytes(self) -> int:
-        """Bytes it takes when every page is touched."""
-        return self.ref.bytes()
+        """Bytes it takes when every page is touched; those of the lexical index once somebody has asked for words."""
+        kept = self.ref.objects.get("lexical") if not self.lexical.here() else None
+        return self.ref.bytes() - (kept.bytes if kept else 0)
 
 
 class LazyColumns:
@@ -107,6 +120,66 @@ class LazyColumns:
         if self._columns is None:
             self._columns = Columns(metadata_of(self._rows))
         return self._columns
+
+
+class LazyLexical:
+    """The segment's lexical index: fetched, verified and mapped when somebody first asks for words. Safe for many threads.
+
+    A segment that was written without one, or whose file is not what was written, has its own made in memory, of the texts.
+    Only the OPEN_MAX that were asked last are held: tantivy gives each a thread, which sleeps.
+    """
+
+    _open: ClassVar["WeakKeyDictionary[LazyLexical, None]"] = WeakKeyDictionary()
+    """Those of this process that hold an index, the one asked last at the end."""
+    _opening: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, ref: SegmentRef, store: Store, rows: pa.RecordBatch) -> None:
+        self._ref, self._store, self._rows = ref, store, rows
+        self._lock = threading.Lock()
+        self._index: lexical.Lexical | None = None
+
+    def here(self) -> bool:
+        """Whether `index` answers at once."""
+        return self._index is not None
+
+    def index(self) -> lexical.Lexical:
+        """The index. The first time it may take as long as the store takes. Raises Unavailable."""
+        with self._lock:
+            index = self._index = self._index or self._fetched() or self._made()
+        with self._opening:
+            self._open.pop(self, None)
+            self._open[self] = None
+            if len(self._open) > OPEN_MAX:
+                oldest = next(iter(self._open.keys()))
+                oldest.let_go()
+                del self._open[oldest]
+        return index
+
+    def let_go(self) -> None:
+        """Hold it no more; who searches in it now goes on."""
+        self._index = None
+
+    def _fetched(self) -> lexical.Lexical | None:
+        stored = self._ref.objects.get("lexical")
+        if stored is None or not stored.path.endswith(f"/{lexical.FILE}"):
+            return None
+        try:
+            return lexical.unpack(self._store.fetch(stored))
+        except (Corrupt, NotFound) as error:
+            _rebuilt.inc()
+            _event.error("lexical index made anew", path=stored.path, error=error.detail)
+            return None
+
+    def _made(self) -> lexical.Lexical:
+        made = lexical.Growing()
+        if has_text(self._rows):
+            made.add(self._rows.column("text").to_pylist())
+        return made.now
+
+
+def has_text(rows: pa.RecordBatch) -> bool:
+    """Whether any row has text: a tenant's own vectors need none."""
+    return bool(rows.column("text").null_count < rows.num_rows)
 
 
 def newest(batches: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
@@ -190,6 +263,8 @@ def write(
         if index is not None:
             files["index"] = Path(folder) / "index.faiss"
             backend.save(index, files["index"])
+        if has_text(live):
+            files["lexical"] = lexical.pack(live.column("text").to_pylist(), Path(folder) / lexical.FILE)
         objects = {role: store.put(f"{base}/{file.name}", file) for role, file in files.items()}
     curve = effort_curve(backend, index, chosen.kind, vectors, metric) if index is not None else ()
     return SegmentRef(
@@ -226,6 +301,7 @@ def load(ref: SegmentRef, store: Store, backend: Backend, metric: Metric) -> Seg
         column["version"],
         dict(zip(gone.tolist(), names, strict=True)),
         LazyColumns(rows),
+        LazyLexical(ref, store, rows),
     )
 
 

@@ -7,14 +7,14 @@ Law 3: a document's higher version replaces the lower, wherever either lies; any
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from indexer import filters
+from indexer import filters, lexical
 from indexer.backends import Backend, Mask, Rows
 from indexer.delta import Delta, DeltaView, Entry
 from indexer.passages import Passages
@@ -24,6 +24,9 @@ from vicinage.errors import Corrupt, Refused
 from vicinage.records import Floats, Hit, Partial, ShardId, ShardQuery
 from vicinage.wire import DELETED
 
+BEHIND_MAX: Final = 256
+"""Rows of the delta that a question adds to its lexical index in passing, about 10 ms."""
+CHARS_A_WORD: Final = 6
 ANSWER_CHARS_MAX: Final = 16 << 20
 """Characters of text in one shard's answer to one question."""
 EFFORT_DEFAULT: Final = 64
@@ -89,6 +92,15 @@ class _Found:
     part: int
     scores: Floats
     rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A segment (by its place) or the delta (−1), with its lexical index and the rows that may be found."""
+
+    part: int
+    index: lexical.Lexical
+    allowed: Mask | None
 
 
 class Shard:
@@ -239,19 +251,41 @@ class Shard:
     # reading: any thread
 
     def search(self, query: ShardQuery) -> Partial:
-        """The best k of each question, best first, from one snapshot. Raises Refused."""
+        """The best k of each question, best first, from one snapshot. Raises Refused, and for words Unavailable."""
+        snapshot = self.snapshot
+        if query.mode == "lexical":
+            nothing = ((),) * len(query.texts)
+            return Partial(query.shard, nothing, snapshot.watermark, 0, search_words(snapshot, query))
         if query.vectors.ndim != 2 or query.vectors.shape[1] != self._dimension:
             raise Refused(
                 f"the vector has {query.vectors.shape[-1]} numbers; the collection's dimension is {self._dimension}",
                 field="vector",
                 limit=self._dimension,
             )
-        return search(self.snapshot, query, self._backend, self._metric, self._recall)
+        found = search(snapshot, query, self._backend, self._metric, self._recall)
+        return replace(found, lexical=search_words(snapshot, query)) if query.mode == "hybrid" else found
+
+    def lexical_here(self) -> bool:
+        """Whether a question for words is answered at once: the segments' indexes are here, the delta's is not far behind."""
+        s = self.snapshot
+        return all(g.lexical.here() for g in s.segments) and s.delta.words.behind(s.delta) <= BEHIND_MAX
+
+    def open_lexical(self) -> None:
+        """Have it so, of the snapshot of now. Waits for the store. Raises Unavailable."""
+        s = self.snapshot
+        for segment in s.segments:
+            segment.lexical.index()
+        if s.delta.words.behind(s.delta) > BEHIND_MAX:
+            s.delta.lexical()
 
     def scanned(self, *, exact: bool) -> int:
         """Numbers that one question is compared with one by one: rows without a graph (or all, where exact) × dimension."""
         s = self.snapshot
         return (s.rows if exact else s.rows_scanned) * self._dimension
+
+    def looked_up(self, text: str) -> int:
+        """Pairs of a word of the text and a row that may hold it: at most so many are read. Not cut into words: from its length."""
+        return min(lexical.TERMS_MAX, 1 + len(text) // CHARS_A_WORD) * self.snapshot.rows
 
     def document(self, document_id: str) -> StoredDocument | None:
         """The document as it is searchable now, or None."""
@@ -346,6 +380,31 @@ def search(snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metr
         scores, rows = backend.exact(snapshot.delta.vectors, queries, query.k, metric=metric, allowed=every)
         found.append(_Found(-1, scores, rows))
     return Partial(query.shard, _best(snapshot, found, query), snapshot.watermark, effort_used)
+
+
+def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:
+    """The best k of each question's text by BM25, each part by its own statistics: of all rows alive that the filter passes.
+
+    Never fewer than k while k of those hold a word of the question. Raises Unavailable, where an index is still to be fetched.
+    """
+    tree = filters.parse(query.filter) if query.filter else None
+    parts = [
+        _Part(i, s.lexical.index(), _allowed(snapshot.alive[i], s.columns.columns() if tree else None, tree))
+        for i, s in enumerate(snapshot.segments)
+    ]
+    if len(snapshot.delta):
+        delta = snapshot.delta
+        parts.append(_Part(-1, delta.lexical(), _allowed(delta.alive, delta.columns() if tree else None, tree)))
+    asked = [lexical.terms(text) for text in query.texts]
+    return _best(snapshot, [_found_in(part, asked, query.k) for part in parts], query)
+
+
+def _found_in(part: _Part, asked: Sequence[Sequence[str]], k: int) -> _Found:
+    scores, rows = np.full((len(asked), k), -np.inf, np.float32), np.full((len(asked), k), -1, np.int64)
+    for i, words in enumerate(asked):
+        best, at = part.index.search(words, k, part.allowed)
+        scores[i, : len(at)], rows[i, : len(at)] = best, at
+    return _Found(part.part, scores, rows)
 
 
 def effort_for(segment: Segment, recall: float) -> int:

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from query.admission import Admission, Place
 from query.freshness import Freshness
-from query.merge import merge
+from query.merge import answered
 from query.plan import Plan, Question, make_plan
 from query.recall import RecallMonitor
 from query.scatter import Gathered, Searchers
@@ -88,8 +88,8 @@ class Answerer:
         vector = await self._vector(question, tenant, collection.generation(), deadline)
         plan = make_plan(question, collection, vector, self.registry.version, self.recall.aim(collection))
         gathered = await self.searchers.scatter(plan, deadline)
-        hits = merge(gathered.partials, question.k)
-        if not gathered.failures:
+        hits = answered(gathered.partials, question)
+        if not gathered.failures and question.mode == "dense":
             self.recall.offer(plan, hits, gathered.partials)
         return await self._statement(tenant, plan, gathered, hits)
 
@@ -129,7 +129,9 @@ class Answerer:
             await run_in_threadpool(self.registry.refresh)
             return self.registry.tenant(principal.tenant), self.registry.collection(principal.tenant, name)
 
-    async def _vector(self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline) -> Floats:
+    async def _vector(self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline) -> Floats | None:
+        if question.mode == "lexical":
+            return None  # words need no model
         if question.vector is not None:
             return checked_vector(question.vector, live)
         if live.model is None:

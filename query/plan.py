@@ -2,15 +2,34 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
+
+import numpy as np
 
 from tenants.entities import Collection, Generation
-from vicinage.records import Floats, ShardQuery, Token
+from vicinage.records import Floats, Mode, ShardQuery, Token
+
+DEPTH_MIN: Final = 50
+"""Hits that each of two lists has at least when they are fused: one that is far down in both may be the best of all."""
+
+
+Method = Literal["rrf", "weighted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How two lists become one: by reciprocal rank, or by scores, weighted `dense_weight` to 1 − `dense_weight`."""
+
+    method: Method = "rrf"
+    dense_weight: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question, as parsed and checked. Exactly one of `text` and `vector` (float32 [d]) is set."""
+    """One question, as parsed and checked. Of `text` and `vector` (float32 [d]) exactly one is set.
+
+    But in mode lexical it is `text`, and in mode hybrid `text`, perhaps with a `vector` in the place of the text's own.
+    """
 
     collection: str
     k: int
@@ -21,6 +40,8 @@ class Question:
     exact: bool = False
     wait_for: Token | None = None
     timeout_s: float = 10.0
+    mode: Mode = "dense"
+    fusion: Fusion = Fusion()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +54,28 @@ class Plan:
 
 
 def make_plan(
-    question: Question, collection: Collection, vector: Floats, catalog: int, recall: float | None = None
+    question: Question, collection: Collection, vector: Floats | None, catalog: int, recall: float | None = None
 ) -> Plan:
     """Ask every shard of the live generation for the best k.
 
-    `catalog` is the version that `collection` was read at; `recall`, what to ask of effort curves instead of the objective.
+    `vector` float32 [d]; None in mode lexical. `catalog` is the version that `collection` was read at; `recall`, what to ask of
+    effort curves instead of the objective.
     """
     live = collection.generation()
+    vectors = vector[None] if vector is not None else np.empty((1, 0), np.float32)
+    texts = (question.text,) if question.mode != "dense" and question.text is not None else ()
     queries = tuple(
         ShardQuery(
             shard,
-            vector[None],
-            question.k,
+            vectors,
+            max(question.k, DEPTH_MIN) if question.mode == "hybrid" else question.k,
             filter=question.filter,
             exact=question.exact,
             include=question.include,
             catalog=catalog,
             recall=recall,
+            mode=question.mode,
+            texts=texts,
         )
         for shard in live.shards()
     )

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from vicinage.errors import Refused
 
 Floats = NDArray[np.float32]
 """float32; shape [d] or [n, d] as the user says."""
+
+Mode = Literal["dense", "lexical", "hybrid"]
+"""What passages are ranked by: their vectors, their words, or both."""
 
 PARTITION_BITS: Final = 10
 """A version packs (offset, partition) into one int64, so a documents topic has at most 1,024 partitions."""
@@ -125,6 +128,9 @@ class ShardQuery:
     None. `effort` None means: the shard's own choice for its objective. `exact` True scans everything (ground truth).
     `include` is a subset of {"text", "metadata", "vector"}. `catalog` is the catalog version that the plan was made on:
     the searcher has seen at least that much of the catalog before it answers. `recall` None means: the collection's objective.
+
+    `texts` has each question's text where `mode` is lexical (then `vectors` is [n, 0]) or hybrid (then both are ranked, each by
+    itself, in one snapshot).
     """
 
     shard: ShardId
@@ -136,11 +142,16 @@ class ShardQuery:
     include: frozenset[str] = frozenset({"text", "metadata"})
     catalog: int = 0
     recall: float | None = None
+    mode: Mode = "dense"
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One passage found. `score`: greater is nearer (cosine, dot product, or minus the squared distance)."""
+    """One passage found. `score`: greater is nearer (cosine, dot product, or minus the squared distance; of words BM25).
+
+    Of a fused hit it is the fused score, and `dense_score` and `lexical_score` are those of the lists that it stood in.
+    """
 
     document_id: str
     passage: int
@@ -151,12 +162,15 @@ class Hit:
     vector: Floats | None = None
     start: int | None = None
     end: int | None = None
+    dense_score: float | None = None
+    lexical_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """One shard's answer to a ShardQuery: `hits[i]` are the best of question i, best first, at most k.
+    """One shard's answer to a ShardQuery: `hits[i]` are the best of question i by their vectors, best first, at most k.
 
+    `lexical[i]` are those by their words; () in mode dense. In mode lexical each of `hits` is ().
     `watermark` is the vectors-log offset (exclusive) up to which the shard's snapshot is complete.
     """
 
@@ -164,6 +178,7 @@ class Partial:
     hits: tuple[tuple[Hit, ...], ...]
     watermark: int
     effort: int
+    lexical: tuple[tuple[Hit, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,9 +40,28 @@ class Client:
         include: Sequence[str] | None = None,
         exact: bool = False,
         timeout_ms: int | None = None,
+        mode: str | None = None,
+        fusion: Mapping[str, Any] | None = None,
     ) -> SearchResult:
-        """The k best passages for a text or a vector. `wait_for`: a token, a Written, or what a Kafka producer got back."""
-        call = make.search(collection, text, vector, k, filter, wait_for, include, exact=exact, timeout_ms=timeout_ms)
+        """The k best passages for a text or a vector. `wait_for`: a token, a Written, or what a Kafka producer got back.
+
+        `mode`: "dense" (by vectors, the default), "lexical" (by the text's words, without a model) or "hybrid" (by both; a
+        `vector` beside the text takes the place of the text's own). `fusion`, of hybrid alone: {"method": "rrf"}, the default,
+        or {"method": "weighted", "dense_weight": 0.5}.
+        """
+        call = make.search(
+            collection,
+            text,
+            vector,
+            k,
+            filter,
+            wait_for,
+            include,
+            exact=exact,
+            timeout_ms=timeout_ms,
+            mode=mode,
+            fusion=fusion,
+        )
         return read.search_result(self._send(call))
 
     def upsert(self, collection: str, documents: Documents, *, batch: int = 500, progress: bool = False) -> Written:
@@ -139,9 +158,23 @@ class AsyncClient:
         include: Sequence[str] | None = None,
         exact: bool = False,
         timeout_ms: int | None = None,
+        mode: str | None = None,
+        fusion: Mapping[str, Any] | None = None,
     ) -> SearchResult:
         """See Client.search."""
-        call = make.search(collection, text, vector, k, filter, wait_for, include, exact=exact, timeout_ms=timeout_ms)
+        call = make.search(
+            collection,
+            text,
+            vector,
+            k,
+            filter,
+            wait_for,
+            include,
+            exact=exact,
+            timeout_ms=timeout_ms,
+            mode=mode,
+            fusion=fusion,
+        )
         return read.search_result(await self._send(call))
 
     async def upsert(

@@ -89,14 +89,18 @@ def search(
     *,
     exact: bool,
     timeout_ms: int | None,
+    mode: str | None = None,
+    fusion: Mapping[str, Any] | None = None,
 ) -> Call:
-    """A search."""
+    """A search. What is not named, the platform decides."""
     body: dict[str, Any] = {
         "text": text,
         "k": k,
         "filter": condition,
         "wait_for": token(wait_for),
         "timeout_ms": timeout_ms,
+        "mode": mode,
+        "fusion": fusion,
     }
     body |= {"include": list(include) if include is not None else None, "exact": exact or None}
     body |= _vector(vector)

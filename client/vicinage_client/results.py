@@ -9,7 +9,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One passage found. `score`: greater is nearer."""
+    """One passage found. `score`: greater is nearer.
+
+    In mode hybrid it is the fused score; `dense_score` and `lexical_score` are those of the lists that the passage stood in.
+    """
 
     document_id: str
     passage: int
@@ -19,6 +22,8 @@ class Hit:
     vector: list[float] | None = None
     start: int | None = None
     end: int | None = None
+    dense_score: float | None = None
+    lexical_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

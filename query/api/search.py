@@ -33,6 +33,7 @@ from query.api.http import (
     typed,
     unless_gone,
 )
+from query.api.modes import VECTORS, fusion_of, mode_of
 from query.boundary import said
 from query.plan import Question
 from tenants.entities import Principal
@@ -51,7 +52,7 @@ BATCH_MAX: Final = 1_000
 BATCH_BYTES_MAX: Final = 16 << 20
 BATCH_AT_ONCE: Final = 16
 FIELDS: Final = frozenset(
-    {"text", "vector", "vector_base64", "k", "filter", "wait_for", "timeout_ms", "include", "exact"}
+    {"text", "vector", "vector_base64", "k", "filter", "wait_for", "timeout_ms", "include", "exact", "mode", "fusion"}
 )
 INCLUDE: Final = frozenset({"text", "metadata", "vector"})
 BINARY: Final = "application/octet-stream"
@@ -79,7 +80,10 @@ _DOCS: Final[dict[str, Any]] = {
                 "schema": {
                     "type": "object",
                     "properties": {
-                        "text": {"type": "string", "description": "the question in words; or send a vector"},
+                        "text": {
+                            "type": "string",
+                            "description": "the question in words; or send a vector (in mode hybrid perhaps both)",
+                        },
                         "vector": {"type": "array", "items": {"type": "number"}},
                         "vector_base64": {"type": "string", "description": "little-endian float32"},
                         "k": {"type": "integer", "minimum": 1, "default": K_DEFAULT},
@@ -88,6 +92,20 @@ _DOCS: Final[dict[str, Any]] = {
                         "timeout_ms": {"type": "integer", "minimum": 1},
                         "include": {"type": "array", "items": {"enum": sorted(INCLUDE)}},
                         "exact": {"type": "boolean", "default": False},
+                        "mode": {
+                            "enum": ["dense", "lexical", "hybrid"],
+                            "default": "dense",
+                            "description": "ranked by vectors, by words (BM25), or by both; the last two need text",
+                        },
+                        "fusion": {
+                            "type": "object",
+                            "description": "of mode hybrid: rrf (by reciprocal rank, the default) or weighted (by scores)",
+                            "properties": {
+                                "method": {"enum": ["rrf", "weighted"], "default": "rrf"},
+                                "dense_weight": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
+                            },
+                            "additionalProperties": False,
+                        },
                     },
                     "additionalProperties": False,
                 },
@@ -108,7 +126,7 @@ _DOCS: Final[dict[str, Any]] = {
 
 @router.post("/v1/collections/{collection}/search", openapi_extra=_DOCS, response_model=None)
 async def search(collection: str, request: Request) -> Response:
-    """Text (or a vector) in, the best passages out, with a statement of how fresh and how whole the answer is."""
+    """Text (or a vector) in, the best passages out by vectors, words or both (`mode`); and how fresh and how whole the answer is."""
     start = time.perf_counter()
     who = await principal(request, "read")
     house = gateway(request)
@@ -212,9 +230,7 @@ def _give_back(task: "asyncio.Task[_Line]") -> None:
 
 def from_json(collection: str, value: Mapping[str, Any], settings: GatewaySettings) -> Question:
     """A checked question. Raises Refused naming the field."""
-    ways = [name for name in ("text", "vector", "vector_base64") if value.get(name) is not None]
-    if len(ways) != 1:
-        raise Refused("ask with exactly one of text, vector and vector_base64", field=ways[1] if ways else "text")
+    mode = mode_of(value)
     text = typed(value, "text", str, "a string")
     if text is not None:
         _check_text(text)
@@ -228,18 +244,22 @@ def from_json(collection: str, value: Mapping[str, Any], settings: GatewaySettin
         exact=bool(typed(value, "exact", bool, "true or false")),
         wait_for=token_of(value.get("wait_for")),
         timeout_s=integer(value, "timeout_ms", 1, TIMEOUT_MS_MAX, settings.timeout_ms) / 1000,
+        mode=mode,
+        fusion=fusion_of(value),
     )
 
 
 def from_binary(collection: str, data: bytes, parameters: Mapping[str, str], settings: GatewaySettings) -> Question:
     """The same from a raw vector and query parameters."""
     value: dict[str, Any] = dict(parameters)
-    checked_object(value, FIELDS - {"text", "vector", "vector_base64"})
+    alone = {"text"} if value.get("mode", "dense") == "dense" else set()  # the body is the question
+    checked_object(value, FIELDS - set(VECTORS) - alone)
     for name, high in (("k", settings.k_max), ("timeout_ms", TIMEOUT_MS_MAX)):
         if name in value:
             value[name] = number(value[name], name, 1, high, 1)
-    if "filter" in value:
-        value["filter"] = load_json(value["filter"].encode(), field="filter")
+    for name in ("filter", "fusion"):
+        if name in value:
+            value[name] = load_json(value[name].encode(), field=name)
     if "include" in value:
         value["include"] = [part for part in value["include"].split(",") if part]
     if "exact" in value:
@@ -261,6 +281,10 @@ def to_json(found: Answer) -> dict[str, Any]:
 
 def _hit(hit: Hit) -> dict[str, Any]:
     line: dict[str, Any] = {"document_id": hit.document_id, "passage": hit.passage, "score": hit.score}
+    if hit.dense_score is not None:
+        line["dense_score"] = hit.dense_score
+    if hit.lexical_score is not None:
+        line["lexical_score"] = hit.lexical_score
     if hit.text is not None:
         line |= {"text": hit.text, "start": hit.start, "end": hit.end}
     if hit.metadata is not None:

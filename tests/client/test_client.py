@@ -132,6 +132,23 @@ def test_a_search_sends_what_was_said_and_nothing_else(call: Callable, platform:
     assert found.degraded is None and found.effort == 16
 
 
+def test_a_mode_is_sent_as_it_was_said(call: Callable, platform: Platform) -> None:
+    call("search", "docs", "red", mode="lexical")
+    fusion = {"method": "weighted", "dense_weight": 0.3}
+    call("search", "docs", "red", vector=[1.0, 0.0], mode="hybrid", fusion=fusion)
+    assert [body for _, _, body, _ in platform.asked] == [
+        {"text": "red", "k": 10, "mode": "lexical"},
+        {"text": "red", "k": 10, "mode": "hybrid", "fusion": fusion, "vector": [1.0, 0.0]},
+    ]
+
+
+def test_each_lists_score_is_read_where_there_is_one() -> None:
+    hit = {"document_id": "a", "passage": 0, "score": 0.03, "lexical_score": 4.5}
+    body = {"hits": [hit], "freshness": {}, "generation": 1, "effort": 0, "degraded": None}
+    [found] = read.search_result(body).hits
+    assert (found.score, found.dense_score, found.lexical_score) == (0.03, None, 4.5)
+
+
 def test_a_numpy_vector_goes_as_binary(call: Callable, platform: Platform) -> None:
     vector = np.arange(4, dtype=np.float64) / 3
     call("search", "docs", vector=vector, exact=True)

@@ -87,7 +87,7 @@ def test_newest_is_what_a_dict_would_keep(writes: list[tuple[str, int, int]], ag
     assert gone == [(n, v) for n, v in sorted(best.items()) if size[n, v] == 0]
 
 
-@pytest.mark.parametrize(("spec", "roles"), [("flat", 2), ("hnsw:M=8", 3), ("auto", 3)])
+@pytest.mark.parametrize(("spec", "roles"), [("flat", 3), ("hnsw:M=8", 4), ("auto", 4)])
 def test_what_is_written_is_what_is_loaded(store: LocalStore, spec: str, roles: int) -> None:
     batch = message([(f"d{i}", i + 1, [unit(i), unit(100 + i)], f'{{"i": {i}}}') for i in range(20)])
     ref = sealed(store, [batch, message([("gone", 50, None, "{}")])], spec=spec)
@@ -101,7 +101,7 @@ def test_what_is_written_is_what_is_loaded(store: LocalStore, spec: str, roles: 
     [gone] = segment.find(Keys.of(["gone"]))
     assert (segment.count[gone], segment.version[gone], segment.deleted[int(gone)]) == (0, 50, "gone")
     assert segment.find(Keys.of(["nobody", "d1"])).tolist()[0] == -1
-    assert (len(ref.curve) > 0) == (roles == 3)
+    assert (len(ref.curve) > 0) == (roles == 4)
 
 
 def test_two_segments_of_the_same_rows_never_share_an_object(store: LocalStore) -> None:

@@ -117,6 +117,30 @@ class ShardMachine(RuleBasedStateMachine):
             if offset >= self.manifest.sealed:
                 self.shard.apply(batch, offset)
 
+    @rule(
+        back=st.integers(0, 4), name=st.sampled_from(NAMES), color=st.none() | st.integers(0, 2), k=st.integers(1, 30)
+    )
+    def search_words(self, back: int, name: str, color: int | None, k: int) -> None:
+        """A row's text is "text NAME VERSION": by its version a document is found while that is its newest, and never again."""
+        version = max(0, self.version - back)  # a minus would be no part of a word
+        for text, held in (
+            ("text", lambda *_: True),
+            (f"{name} {version}", lambda n, v: n == name or v == version),
+            (f"{version}", lambda _, v: v == version),
+        ):
+            wanted = {
+                (n, v, i)
+                for n, (v, vectors, c) in self.model.items()
+                if held(n, v) and color in (None, c)
+                for i in range(len(vectors))
+            }
+            condition = None if color is None else {"color": color}
+            asked = ShardQuery(SHARD, np.empty((1, 0), np.float32), k, filter=condition, mode="lexical", texts=(text,))
+            [hits] = self.shard.search(asked).lexical
+            found = {(h.document_id, h.version, h.passage) for h in hits}
+            assert found <= wanted
+            assert len(found) == len(hits) == min(k, len(wanted))
+
     @invariant()
     def every_document_is_there_once_at_its_newest(self) -> None:
         if not hasattr(self, "shard"):

@@ -1,0 +1,54 @@
+"""Which ways of asking go together: `mode`, `fusion`, and the question as text or vector."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, get_args
+
+from query.api.http import typed
+from query.plan import Fusion, Method
+from vicinage.errors import Refused
+from vicinage.records import Mode
+
+VECTORS: Final = ("vector", "vector_base64")
+FUSION: Final = frozenset({"method", "dense_weight"})
+
+
+def mode_of(value: Mapping[str, Any]) -> Mode:
+    """The question's mode, once it has what that mode needs and nothing else. Raises Refused naming the field."""
+    given = value.get("mode")
+    mode: Mode | None = next((m for m in get_args(Mode) if m == given), None) if given is not None else "dense"
+    if mode is None:
+        raise Refused("mode is dense, lexical or hybrid", field="mode")
+    vectors = [name for name in VECTORS if value.get(name) is not None]
+    ways = [name for name in ("text",) if value.get(name) is not None] + vectors
+    if mode == "dense" and len(ways) != 1:
+        raise Refused("ask with exactly one of text, vector and vector_base64", field=ways[1] if ways else "text")
+    if mode != "dense" and "text" not in ways:
+        raise Refused(f"mode {mode} looks for words: it needs text", field="text")
+    if mode == "lexical" and vectors:
+        raise Refused("mode lexical takes text alone", field=vectors[0])
+    if len(vectors) > 1:
+        raise Refused("send the vector once, as vector or vector_base64", field=vectors[1])
+    if mode != "hybrid" and value.get("fusion") is not None:
+        raise Refused("fusion is for mode hybrid: the other modes have nothing to fuse", field="fusion")
+    return mode
+
+
+def fusion_of(value: Mapping[str, Any]) -> Fusion:
+    """How to fuse: `{"method": "rrf" | "weighted", "dense_weight": 0..1}`. Raises Refused(field="fusion")."""
+    given = typed(value, "fusion", dict, "an object")
+    if given is None:
+        return Fusion()
+    if unknown := sorted(set(given) - FUSION):
+        raise Refused(f"fusion has no {unknown[0]!r}; there are method and dense_weight", field="fusion")
+    method: Method | None = next((m for m in get_args(Method) if m == given.get("method", "rrf")), None)
+    if method is None:
+        raise Refused("fusion.method is rrf or weighted", field="fusion")
+    weight = given.get("dense_weight")
+    if weight is None:
+        return Fusion(method)
+    if method == "rrf":
+        raise Refused("fusion.dense_weight is for method weighted: rrf counts both lists alike", field="fusion")
+    if type(weight) not in (int, float) or not math.isfinite(weight) or not 0 <= weight <= 1:
+        raise Refused("fusion.dense_weight is a number from 0 to 1", field="fusion")
+    return Fusion(method, float(weight))

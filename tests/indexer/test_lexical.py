@@ -1,0 +1,234 @@
+"""The lexical index: exactly the allowed rows that hold a word of the question, never fewer than k of them."""
+
+import gc
+import os
+import re
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from house import eventually
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexer import lexical
+from indexer.lexical import Growing, Lexical, pack, terms, unpack
+from vicinage.errors import Corrupt
+
+WORDS = ["apple", "banana", "cherry", "plum", "fig", "kiwi"]  # of one form, whether cut by a stemmer or not
+
+
+def indexed(texts: list[str | None], folder: Path | None = None) -> Lexical:
+    if folder is not None:
+        return unpack(pack(texts, folder / lexical.FILE))
+    growing = Growing()
+    growing.add(texts)
+    return growing.now
+
+
+def rows(index: Lexical, question: str, k: int = 100, allowed: np.ndarray | None = None) -> list[int]:
+    scores, found = index.search(terms(question), k, allowed)
+    assert list(zip(-scores, found, strict=True)) == sorted(zip(-scores, found, strict=True)), "best first, then by row"
+    return found.tolist()
+
+
+def test_rarer_words_and_shorter_texts_rank_higher(tmp_path: Path) -> None:
+    texts = ["apple banana", "apple cherry plum fig", None, "banana", "apple", "the kiwi"]
+    for index in (indexed(texts), indexed(texts, tmp_path)):
+        assert rows(index, "kiwi apple") == [5, 4, 0, 1]
+        assert rows(index, "banana", k=1) == [3]
+        assert rows(index, "nothing of the sort, really") == [5], "of unknown words none, of the known one its row"
+        assert rows(index, "unknown") == rows(index, "") == rows(index, "?! ...") == []
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        '"apple',
+        "apple AND NOT",
+        "text:apple",
+        "app*",
+        "apple~2",
+        "row:[0 TO 9]",
+        "+apple -banana",
+        "a\0pple",
+        "(((",
+        "*",
+    ],
+)
+def test_a_question_is_words_and_no_query_language(question: str) -> None:
+    index = indexed(["apple banana", "banana", "an apricot", "row text and not"])
+    words = set(re.findall("[a-z0-9]+", question.lower()))
+    expected = [
+        i for i, t in enumerate(["apple banana", "banana", "an apricot", "row text and not"]) if words & set(t.split())
+    ]
+    assert sorted(rows(index, question)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("Die Straße in ZÜRICH", "zurich"),
+        ("Running dogs", "dog runs"),
+        ("東京都の天気", "天"),
+        ("हिन्दी नमस्ते", "नमस्ते"),
+        ("ｆｕｌｌ width", "full"),
+        ("cafe\u0301", "café"),
+        ("ABC中文", "abc"),
+        ("версия 3.11", "ВЕРСИЯ"),
+        ("part no. QX-4711/b", "qx 4711"),
+    ],
+)
+def test_words_of_many_languages_are_found(text: str, question: str) -> None:
+    assert rows(indexed(["something else", text]), question) == [1]
+
+
+def test_marks_belong_to_their_letters() -> None:
+    assert rows(indexed(["नमस"]), "नमस्ते") == []
+
+
+def test_a_question_has_a_bounded_number_of_words() -> None:
+    many = " ".join(f"w{i}" for i in range(10 * lexical.TERMS_MAX))
+    assert len(terms(many)) == lexical.TERMS_MAX
+    assert len(terms("again " * 1_000)) == 1
+    assert terms("x" * 5_000) == ()
+    assert rows(indexed([many]), many) == [0]
+
+
+def test_an_index_grows_and_what_was_read_before_stays(tmp_path: Path) -> None:
+    growing = Growing()
+    growing.add(["apple", None])
+    before = growing.now
+    for i in range(20):
+        growing.add([f"apple w{i}"])
+    assert rows(before, "apple") == [0]
+    assert sorted(rows(growing.now, "apple")) == [0, *range(2, 22)]
+    assert rows(growing.now, "w19") == [21]
+    assert growing.n == 22
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=4), st.text(max_size=40))
+def test_whatever_is_written_or_asked_a_text_is_found_by_itself(texts: list[str], question: str) -> None:
+    index = indexed(list(texts))
+    for i, text in enumerate(texts):
+        found = rows(index, text)
+        assert (i in found) == bool(terms(text))
+        assert set(found) == {j for j, other in enumerate(texts) if set(terms(text)) & set(terms(other))}
+    assert set(rows(index, question)) == {j for j, t in enumerate(texts) if set(terms(question)) & set(terms(t))}
+
+
+def test_rows_beyond_the_end_of_the_mask_are_not_allowed() -> None:
+    index = indexed(["apple"] * 10)
+    assert rows(index, "apple", allowed=np.ones(4, np.bool_)) == [0, 1, 2, 3]
+
+
+few = st.lists(st.none() | st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), min_size=1, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(few, st.lists(st.sampled_from([*WORDS, "nobody"]), max_size=3), st.integers(1, 8), st.data())
+def test_hits_are_exactly_allowed_rows_with_a_word(
+    texts: list[str | None], asked: list[str], k: int, data: st.DataObject
+) -> None:
+    allowed = data.draw(
+        st.none() | st.lists(st.booleans(), min_size=len(texts), max_size=len(texts)).map(np.array), label="allowed"
+    )
+    matching = {
+        i
+        for i, t in enumerate(texts)
+        if t is not None and set(asked) & set(t.split()) and (allowed is None or allowed[i])
+    }
+    index, question = indexed(texts), " ".join(asked)
+    assert set(rows(index, question, 100, allowed)) == matching
+    best = rows(index, question, k, allowed)
+    assert len(best) == min(k, len(matching))
+    assert best == rows(index, question, 100, allowed)[:k]
+
+
+@pytest.mark.parametrize("first_max", [0, 50, 100_000])
+@pytest.mark.parametrize("set_max", [0, 100_000])
+def test_a_filter_against_the_question_takes_nothing_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first_max: int, set_max: int
+) -> None:
+    """The rows that rank best are those that are not allowed: whichever way it is looked for, k are found, and the same ones."""
+    monkeypatch.setattr(lexical, "FIRST_MAX", first_max)
+    monkeypatch.setattr(lexical, "SET_MAX", set_max)
+    texts = ["apple"] * 2_000 + [f"apple {'banana ' * (i % 7)}{i}" for i in range(500)]
+    index = indexed(list(texts), tmp_path)
+    allowed = np.zeros(2_500, np.bool_)
+    allowed[2_000::5] = True
+    everything = [r for r in rows(index, "apple", 2_500) if allowed[r]]
+    assert len(everything) == 100
+    assert rows(index, "apple", 10, allowed) == everything[:10]
+    assert rows(index, "apple", 1_000, allowed) == everything
+    assert rows(index, "apple", 10, np.zeros(2_500, np.bool_)) == []
+
+
+def test_many_threads_read_while_one_adds() -> None:
+    growing = Growing()
+    growing.add(["apple w0"])
+    wrong: list[object] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            index = growing.now
+            found = rows(index, "apple banana")
+            if len(found) < 1 or len(set(found)) != len(found):
+                wrong.append(found)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for i in range(30):
+        growing.add([f"apple w{i}"] * 5)
+    done.set()
+    for thread in threads:
+        thread.join(10)
+    assert wrong == []
+    assert len(rows(growing.now, "apple", 1_000)) == 151
+
+
+def test_what_an_earlier_version_wrote_is_read_and_cut_alike() -> None:
+    """`tests/formats/lexical-1.tar`. Where this fails, whatever changed asks for a new FILE: old ones are then indexed anew."""
+    assert lexical.FILE == "lexical-1.tar"
+    index = unpack(Path(__file__).parent.parent / "formats" / "lexical-1.tar")
+    assert rows(index, "Running foxes of ZÜRICH") == [2, 0]
+    assert rows(index, "天") == [3]
+    assert rows(index, "brown") == [0]
+
+
+def test_a_file_that_is_no_index_is_corrupt_and_nothing_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    index = unpack(pack(["apple"], tmp_path / lexical.FILE))
+    assert list(place.iterdir()) == []
+    assert rows(index, "apple") == [0], "mapped, though its files have no name any more"
+    (tmp_path / "bad.tar").write_bytes(b"no tar at all")
+    with pytest.raises(Corrupt):
+        unpack(tmp_path / "bad.tar")
+    assert list(place.iterdir()) == []
+    assert {p.name for p in tmp_path.iterdir()} == {"tmp", "bad.tar", lexical.FILE}
+
+
+def test_no_thread_outlives_its_index(tmp_path: Path) -> None:
+    """tantivy watches a folder with a thread; the indexes in memory, and those that were let go of, have none."""
+
+    def n_watching() -> int:
+        return subprocess.check_output(["ps", "-T", "-o", "comm=", "-p", str(os.getpid())], text=True).count("tantivy-")
+
+    gc.collect()
+    eventually(lambda: n_watching() == 0)
+    in_memory = [indexed(["apple"]) for _ in range(20)]
+    assert n_watching() == 0
+    unpacked = [indexed(["apple"], tmp_path) for _ in range(20)]
+    assert all(rows(i, "apple") == [0] for i in [*in_memory, *unpacked])
+    assert n_watching() >= 20
+    unpacked.clear()
+    eventually(lambda: n_watching() == 0)

@@ -1,0 +1,397 @@
+"""Questions for words to a shard and to a searcher: one snapshot, exact filters and tombstones, whatever lies where."""
+
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from house import eventually, open_ground
+from rows import message, unit
+from test_searcher import collection, reach, seal, searching, send, shard_of
+from test_shard import BACKEND, SHARD, adopt, one, segment, shard
+
+from cluster.wiring import Ground
+from indexer import lexical
+from indexer import segment as segments
+from indexer.opening import Opening
+from indexer.searcher import _asks
+from indexer.segment import load
+from indexer.shard import BEHIND_MAX, Shard, search_words
+from tenants import provisioning
+from vicinage.clock import Deadline
+from vicinage.errors import Overloaded, Unavailable
+from vicinage.records import Hit, ShardId, ShardQuery
+from vicinage.store import LocalStore, Store
+
+
+def words(text: str, k: int = 100, **given: object) -> ShardQuery:
+    return ShardQuery(SHARD, np.empty((1, 0), np.float32), k, mode="lexical", texts=(text,), **given)
+
+
+def ids(of: Shard, text: str, **given: object) -> list[tuple[str, int]]:
+    """The text of each row is "text NAME VERSION"."""
+    partial = of.search(words(text, **given))
+    assert partial.hits == ((),)
+    return sorted((h.document_id, h.version) for h in partial.lexical[0])
+
+
+@pytest.mark.parametrize("place", ["delta", "segment"])
+def test_what_is_replaced_or_deleted_is_found_no_more(tmp_path: Path, place: str) -> None:
+    s = shard()
+    batches = [one("a", 5), one("b", 6), one("c", 7)]
+    for offset, batch in enumerate(batches):
+        s.apply(batch, offset)
+    assert ids(s, "text") == [("a", 5), ("b", 6), ("c", 7)]
+    if place == "segment":
+        adopt(s, [segment(LocalStore(tmp_path), batches)], 3)
+        assert ids(s, "text") == [("a", 5), ("b", 6), ("c", 7)]
+    s.apply(one("a", 8), 3)
+    s.apply(message([("b", 9, None, "{}")]), 4)
+    assert ids(s, "text") == [("a", 8), ("c", 7)]
+    assert ids(s, "5 6 9") == []
+    assert ids(s, "a") == [("a", 8)]
+
+
+def test_a_filter_and_k_are_exact_over_delta_and_segments(tmp_path: Path) -> None:
+    s, store = shard(), LocalStore(tmp_path)
+    batches = [one(f"d{i}", i + 1, metadata=f'{{"i": {i}}}') for i in range(40)]
+    adopt(s, [segment(store, batches[:15]), segment(store, batches[15:25], "hnsw:M=8")], 25)
+    for offset, batch in enumerate(batches[25:], start=25):
+        s.apply(batch, offset)
+    assert len(ids(s, "text")) == 40
+    assert ids(s, "text", filter={"i": {"$gte": 13, "$lt": 27}}) == sorted((f"d{i}", i + 1) for i in range(13, 27))
+    assert ids(s, "d3 d33 d20", filter={"i": {"$gt": 3}}) == [("d20", 21), ("d33", 34)]
+    for k in (1, 7, 39):
+        assert len(ids(s, "text", k=k)) == k
+        assert len(ids(s, "text", k=k, filter={"i": {"$in": [1, 16, 30]}})) == min(k, 3)
+
+
+def test_one_call_answers_both_lists_from_one_snapshot(tmp_path: Path) -> None:
+    s = shard()
+    for i in range(10):
+        s.apply(one(f"d{i}", i + 1), i)
+    asked = ShardQuery(SHARD, np.stack([unit(4), unit(8)]), 3, mode="hybrid", texts=("d6", "text nobody"))
+    found = s.search(asked)
+    assert [h[0].document_id for h in found.hits] == ["d3", "d7"]
+    assert [len(h) for h in found.hits] == [3, 3]
+    assert [[h.document_id for h in each] for each in found.lexical] == [["d6"], ["d0", "d1", "d2"]]
+    old = s.snapshot
+    s.apply(one("d6", 50), 10)
+    assert [h.version for h in search_words(old, asked)[0]] == [7], "an older snapshot finds what it held"
+    assert [h.version for h in s.search(asked).lexical[0]] == [50]
+
+
+def test_a_hit_carries_what_was_asked_for_and_no_more(tmp_path: Path) -> None:
+    s = shard()
+    batch = message([("a", 1, [unit(1), unit(2)], '{"lang": "en"}')])
+    s.apply(batch, 0)
+    for _ in range(2):  # from the delta, then from a segment
+        everything = frozenset({"text", "metadata", "vector"})
+        hit: Hit = s.search(words("a", include=everything)).lexical[0][1]
+        assert (hit.document_id, hit.passage, hit.text, hit.metadata) == ("a", 1, "text a 1", {"lang": "en"})
+        np.testing.assert_array_equal(hit.vector, unit(2))
+        bare = s.search(words("a", include=frozenset())).lexical[0][0]
+        assert (bare.text, bare.metadata, bare.vector) == (None, None, None)
+        adopt(s, [segment(LocalStore(tmp_path), [batch])], 1)
+
+
+def test_rows_without_text_are_never_found_and_cost_no_file(tmp_path: Path) -> None:
+    batch = one("a", 1)
+    no_text = batch.set_column(4, batch.schema.field("text"), pa.nulls(1, pa.utf8()))
+    s, store = shard(), LocalStore(tmp_path)
+    made = segment(store, [no_text])
+    assert set(made.ref.objects) == {"passages", "documents"}
+    adopt(s, [made], 1)
+    s.apply(no_text.set_column(0, "document_id", pa.array(["b"])), 1)
+    assert ids(s, "text a b") == []
+
+
+def test_nothing_is_indexed_before_the_first_question_for_words(tmp_path: Path) -> None:
+    s = shard()
+    s.apply(one("a", 1), 0)
+    adopt(s, [segment(LocalStore(tmp_path), [one("a", 1)])], 1)
+    s.apply(one("b", 2), 1)
+    s.search(ShardQuery(SHARD, unit(0)[None], 5))
+    held, snapshot = s.stats().host_bytes, s.snapshot
+    assert not s.lexical_here()
+    assert snapshot.delta.words.behind(snapshot.delta) == 1
+    assert ids(s, "text") == [("a", 1), ("b", 2)]
+    assert s.lexical_here()
+    assert snapshot.delta.words.behind(snapshot.delta) == 0
+    assert s.stats().host_bytes == held + snapshot.segments[0].ref.objects["lexical"].bytes
+
+
+def test_a_segment_of_before_has_its_index_made_of_its_texts(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    made = segment(store, [one("a", 1), one("b", 2)])
+    older = {role: ref for role, ref in made.ref.objects.items() if role != "lexical"}
+    another = {**older, "lexical": store.put("segments/x/lexical-0.tar", b"of another analyser")}
+    for objects in (older, another):
+        s = shard()
+        adopt(s, [load(replace(made.ref, objects=objects), store, BACKEND, "cosine")], 2)
+        assert ids(s, "b text") == [("a", 1), ("b", 2)]
+        assert ids(s, "b") == [("b", 2)]
+
+
+@pytest.mark.parametrize("harm", ["a flipped bit", "cut short", "lost", "another's"])
+def test_a_corrupt_lexical_object_is_never_read_and_its_index_is_made_anew(tmp_path: Path, harm: str) -> None:
+    store = LocalStore(tmp_path)
+    made = segment(store, [one("a", 1), one("b", 2)])
+    file = tmp_path / made.ref.objects["lexical"].path
+    data = bytearray(file.read_bytes())
+    match harm:
+        case "a flipped bit":
+            data[len(data) // 2] ^= 1
+        case "cut short":
+            del data[-1:]
+        case "another's":
+            other = segment(store, [one("x", 1), one("b", 2)])
+            data = bytearray((tmp_path / other.ref.objects["lexical"].path).read_bytes())
+    file.write_bytes(data) if harm != "lost" else file.unlink()
+    before = segments._rebuilt._value.get()
+    s = shard()
+    adopt(s, [load(made.ref, LocalStore(tmp_path), BACKEND, "cosine")], 2)
+    assert ids(s, "a") == [("a", 1)]
+    assert ids(s, "x") == []
+    assert segments._rebuilt._value.get() == before + 1, "and once is enough"
+    assert sorted(h.document_id for h in s.search(ShardQuery(SHARD, unit(0)[None], 5)).hits[0]) == ["a", "b"]
+
+
+def test_only_so_many_indexes_are_held_and_the_one_asked_last_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "OPEN_MAX", 3)
+    store = LocalStore(tmp_path)
+    made = [segment(store, [one(f"d{i}", i + 1)]) for i in range(4)]
+    for each in (made[0], made[1], made[2], made[0], made[3]):
+        each.lexical.index()
+    assert [m.lexical.here() for m in made] == [True, False, True, True]
+    assert made[1].lexical.index().search(lexical.terms("d1"), 5, None)[1].tolist() == [0]
+    assert [m.lexical.here() for m in made] == [True, True, False, True]
+
+
+# the searcher
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Ground]:
+    made = open_ground(tmp_path / "data")
+    provisioning.create_tenant(made.registry, made.log, "acme", actor="test")
+    yield made
+    made.close()
+
+
+def asked(to: ShardId, text: str, k: int = 100) -> ShardQuery:
+    return replace(words(text, k), shard=to)
+
+
+def test_questions_of_one_mode_go_together_and_each_gets_its_own(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    with searching(base, threads=1) as searcher:
+        reach(searcher, {docs.slot: send(base, docs, message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(12)]))})
+        held = searcher.tail.shards[docs]
+        entered, open_, widths = threading.Event(), threading.Event(), []
+        plain = held.search
+
+        def search(query: ShardQuery):
+            widths.append((query.mode, len(query.vectors), len(query.texts)))
+            entered.set()
+            assert open_.wait(10)
+            return plain(query)
+
+        held.search = search  # type: ignore[method-assign]
+        first = searcher.submit(ShardQuery(docs, unit(0)[None], 100), Deadline.after(10))
+        assert entered.wait(5)
+        of_words = [searcher.submit(asked(docs, f"d{i}"), Deadline.after(10)) for i in range(5)]
+        of_both = [
+            searcher.submit(
+                ShardQuery(docs, unit(i)[None], 100, mode="hybrid", texts=(f"d{i + 1}",)), Deadline.after(10)
+            )
+            for i in range(4)
+        ]
+        dense = searcher.submit(ShardQuery(docs, unit(7)[None], 100), Deadline.after(10))
+        open_.set()
+        assert first.result(10).lexical == dense.result(10).lexical == ()
+        assert [[h.document_id for h in f.result(10).lexical[0]] for f in of_words] == [[f"d{i}"] for i in range(5)]
+        for i, each in enumerate(of_both):
+            found = each.result(10)
+            assert (found.hits[0][0].document_id, [h.document_id for h in found.lexical[0]]) == (f"d{i}", [f"d{i + 1}"])
+        assert sorted(widths) == [("dense", 1, 0), ("dense", 1, 0), ("hybrid", 4, 4), ("lexical", 5, 5)]
+
+
+def test_a_question_for_words_is_never_gathered_with_another_mode() -> None:
+    vector = unit(0)[None]
+    every = [
+        ShardQuery(SHARD, vector, 5),
+        ShardQuery(SHARD, vector, 5, mode="hybrid", texts=("a",)),
+        words("a", 5),
+    ]
+    assert len({_asks(q) for q in every}) == 3
+    assert _asks(words("a", 5)) == _asks(words("another text", 5))
+
+
+def test_a_question_for_words_costs_with_its_words_and_rows(base: Ground) -> None:
+    of = collection(base)
+    docs = shard_of(of)
+    with searching(base) as searcher:
+        eventually(lambda: docs in searcher.tail.shards)
+        assert searcher._cost(asked(docs, "word " * 100)) == 1, "there is nothing to look through"
+        rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(5_000)]
+        reach(searcher, {docs.slot: send(base, docs, message(rows))})
+        short, long = searcher._cost(asked(docs, "two words")), searcher._cost(asked(docs, "word " * 6_000))
+        assert (short, long) == (1, 1 + lexical.TERMS_MAX * 5_000 // (1 << 18))
+        both = replace(asked(docs, "word " * 6_000), mode="hybrid", vectors=unit(0)[None])
+        assert searcher._cost(both) == long + searcher._cost(ShardQuery(docs, unit(0)[None], 1))
+
+
+class SlowFor:
+    """A store that takes its time with lexical files until it is let go."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.asked, self.open = threading.Event(), threading.Event()
+        self.n = 0
+
+    def fetch(self, ref):
+        if ref.path.endswith(lexical.FILE):
+            self.n += 1
+            self.asked.set()
+            assert self.open.wait(20)
+        return self._store.fetch(ref)
+
+    def __getattr__(self, name: str):
+        return getattr(self._store, name)
+
+
+def test_while_an_index_is_fetched_nobody_else_waits(base: Ground) -> None:
+    of = collection(base)
+    docs, others = shard_of(of), shard_of(collection(base, "others"))
+    batches = [one("a", 1), one("b", 2)]
+    ends = [send(base, docs, b) for b in batches]
+    seal(base, docs, of, batches, ends[-1])
+    store = SlowFor(base.store)
+    with searching(replace(base, store=store), threads=1) as searcher:
+        end = send(base, others, one("x", 3))
+        reach(searcher, {others.slot: end})
+        waiting = [searcher.submit(asked(docs, name), Deadline.after(20)) for name in "aab"]
+        assert store.asked.wait(5)
+        late = searcher.submit(asked(docs, "a"), Deadline.after(0.05))
+        dense = searcher.submit(ShardQuery(docs, unit(1)[None], 1), Deadline.after(5)).result(5)
+        assert dense.hits[0][0].document_id == "a", "not even who asks the same shard for vectors"
+        assert len(searcher.submit(asked(others, "x"), Deadline.after(5)).result(5).lexical[0]) == 1
+        assert not any(w.done() for w in waiting)
+        time.sleep(0.06)
+        store.open.set()
+        assert [[h.document_id for h in w.result(5).lexical[0]] for w in waiting] == [["a"], ["a"], ["b"]]
+        with pytest.raises(Unavailable):  # a deadline is one
+            late.result(5)
+        assert store.n == 1
+
+
+class AwayFor(SlowFor):
+    """A store that is away, until it is back."""
+
+    def fetch(self, ref):
+        if ref.path.endswith(lexical.FILE) and not self.open.is_set():
+            raise Unavailable("the store is away", dependency="store")
+        return self._store.fetch(ref)
+
+
+def test_while_the_store_is_away_words_are_refused_and_found_once_it_is_back(base: Ground) -> None:
+    of = collection(base)
+    docs = shard_of(of)
+    seal(base, docs, of, [one("a", 1)], send(base, docs, one("a", 1)))
+    store = AwayFor(base.store)
+    with searching(replace(base, store=store)) as searcher:
+        with pytest.raises(Unavailable, match="away"):
+            searcher.submit(asked(docs, "a"), Deadline.after(5)).result(5)
+        store.open.set()
+        assert len(searcher.submit(asked(docs, "a"), Deadline.after(5)).result(5).lexical[0]) == 1
+
+
+def test_a_delta_far_behind_is_indexed_by_the_threads_that_open(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    with searching(base, threads=1) as searcher:
+        rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(BEHIND_MAX + 100)]
+        reach(searcher, {docs.slot: send(base, docs, message(rows))})
+        held = searcher.tail.shards[docs]
+        assert not held.lexical_here()
+        found = searcher.submit(asked(docs, "d7 text", 10_000), Deadline.after(10)).result(10)
+        assert len(found.lexical[0]) == BEHIND_MAX + 100
+        assert found.lexical[0][0].document_id == "d7"
+        reach(searcher, {docs.slot: send(base, docs, one("new", 9_999))})
+        assert held.lexical_here(), "one row more is added in passing"
+        assert len(searcher.submit(asked(docs, "new"), Deadline.after(5)).result(5).lexical[0]) == 1
+
+
+def test_a_shard_of_more_segments_than_are_held_still_answers(base: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "OPEN_MAX", 1)
+    of = collection(base)
+    docs = shard_of(of)
+    for name, number in (("a", 1), ("b", 2), ("c", 3)):
+        seal(base, docs, of, [one(name, number)], send(base, docs, one(name, number)))
+    with searching(base, threads=1) as searcher:
+        for _ in range(3):
+            found = searcher.submit(asked(docs, "text"), Deadline.after(5)).result(5)
+            assert sorted(h.document_id for h in found.lexical[0]) == ["a", "b", "c"]
+
+
+def test_those_who_wait_for_an_index_are_bounded_and_a_stop_tells_them() -> None:
+    again: list[object] = []
+    opening: Opening = Opening(again.extend, waiting_max=10)
+    hold, entered = threading.Event(), threading.Event()
+
+    class Held:
+        def __init__(self, tenant: str) -> None:
+            self.id = ShardId(tenant, "c", 1, 0)
+
+        def open_lexical(self) -> None:
+            entered.set()
+            assert hold.wait(10)
+
+    class Question:
+        def __init__(self) -> None:
+            self.answer: Future = Future()
+
+    loud = [Question() for _ in range(7)]
+    opening.wait(Held("loud"), loud)  # type: ignore[arg-type]
+    assert entered.wait(5)
+    assert [q.answer.done() for q in loud] == [False] * 5 + [True] * 2
+    assert isinstance(loud[-1].answer.exception(), Overloaded)
+    quiet = [Question() for _ in range(2)]
+    opening.wait(Held("quiet"), quiet)  # type: ignore[arg-type]
+    assert not any(q.answer.done() for q in quiet)
+    threading.Timer(0.1, hold.set).start()
+    opening.stop(Unavailable("the searcher is stopping", dependency="searcher"))
+    assert all(isinstance(q.answer.exception(), Unavailable) for q in (*loud[:5], *quiet))
+    late = Question()
+    opening.wait(Held("late"), [late])  # type: ignore[arg-type]
+    assert isinstance(late.answer.exception(), Unavailable)
+
+
+def test_a_searcher_that_stops_tells_who_waits_for_an_index(base: Ground) -> None:
+    of = collection(base)
+    docs = shard_of(of)
+    seal(base, docs, of, [one("a", 1)], send(base, docs, one("a", 1)))
+    store = SlowFor(base.store)
+    with searching(replace(base, store=store)) as searcher:
+        waiting = searcher.submit(asked(docs, "a"), Deadline.after(20))
+        assert store.asked.wait(5)
+        threading.Timer(0.2, store.open.set).start()
+    with pytest.raises(Unavailable):
+        waiting.result(1)
+
+
+def test_partials_cross_processes(tmp_path: Path) -> None:
+    s = shard()
+    s.apply(one("a", 1), 0)
+    query = pickle.loads(pickle.dumps(ShardQuery(SHARD, unit(1)[None], 5, mode="hybrid", texts=("a",))))
+    found = pickle.loads(pickle.dumps(s.search(query)))
+    assert (found.hits[0][0].document_id, found.lexical[0][0].document_id) == ("a", "a")
+    assert found.watermark == 1

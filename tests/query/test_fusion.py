@@ -1,0 +1,106 @@
+"""Two lists become one: by rank or by score, alike each time, with each list's own score beside the fused one."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from query.merge import answered, fused
+from query.plan import DEPTH_MIN, Fusion, Question, make_plan
+from tenants.entities import Collection, Generation, Objectives
+from vicinage.records import Hit, Partial, ShardId
+
+NAMES = [f"d{i}" for i in range(12)]
+
+
+def hits(**scores: float) -> list[Hit]:
+    """Best first."""
+    return [Hit(name, 0, score, 1) for name, score in sorted(scores.items(), key=lambda s: (-s[1], s[0]))]
+
+
+def shown(found: tuple[Hit, ...]) -> list[tuple[str, float, float | None, float | None]]:
+    return [(h.document_id, round(h.score, 6), h.dense_score, h.lexical_score) for h in found]
+
+
+def test_by_rank_what_stands_in_both_lists_beats_the_first_of_either() -> None:
+    found = fused(hits(a=0.9, b=0.8, c=0.1), hits(c=30, d=20, b=10), Fusion(), 3)
+    assert shown(found) == [
+        ("c", round(1 / 63 + 1 / 61, 6), 0.1, 30),
+        ("b", round(1 / 62 + 1 / 63, 6), 0.8, 10),
+        ("a", round(1 / 61, 6), 0.9, None),
+    ]
+
+
+def test_by_score_each_list_is_stretched_from_0_to_1_and_weighted() -> None:
+    dense, words = hits(a=0.9, b=0.7, c=0.5), hits(c=30, d=20, b=10)
+    found = fused(dense, words, Fusion("weighted", 0.25), 10)
+    assert shown(found) == [
+        ("c", 0.75, 0.5, 30),
+        ("d", 0.375, None, 20),
+        ("a", 0.25, 0.9, None),
+        ("b", 0.125, 0.7, 10),
+    ]
+    assert [h.document_id for h in fused(dense, words, Fusion("weighted", 1), 2)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("fusion", [Fusion(), Fusion("weighted", 0.5)])
+def test_equals_stand_by_document_and_passage_whichever_came_first(fusion: Fusion) -> None:
+    same = [Hit("b", 1, 0.5, 1), Hit("a", 0, 0.5, 1), Hit("b", 0, 0.5, 1)]
+    for order in (same, same[::-1]):
+        found = fused(order, [], fusion, 10)
+        assert [(h.document_id, h.passage) for h in found] == [("a", 0), ("b", 0), ("b", 1)]
+        assert len({h.score for h in found}) == 1
+
+
+@pytest.mark.parametrize("fusion", [Fusion(), Fusion("weighted", 0.3)])
+def test_of_nothing_nothing_and_of_one_list_its_order(fusion: Fusion) -> None:
+    assert fused([], [], fusion, 5) == ()
+    one = hits(a=3, b=2, c=1)
+    assert [h.document_id for h in fused(one, [], fusion, 5)] == ["a", "b", "c"]
+    assert [h.document_id for h in fused([], one, fusion, 2)] == ["a", "b"]
+
+
+Lists = st.dictionaries(st.sampled_from(NAMES), st.integers(-40, 40).map(lambda n: n / 8), max_size=10)
+
+
+@given(Lists, Lists, st.sampled_from([Fusion(), Fusion("weighted", 0.0), Fusion("weighted", 0.7)]), st.integers(1, 12))
+def test_nothing_is_lost_or_doubled_and_a_better_place_is_never_worse(
+    dense: dict[str, float], words: dict[str, float], fusion: Fusion, k: int
+) -> None:
+    found = fused(hits(**dense), hits(**words), fusion, k)
+    assert len(found) == len({h.document_id for h in found}) == min(k, len(dense | words))
+    assert all((h.dense_score, h.lexical_score) == (dense.get(h.document_id), words.get(h.document_id)) for h in found)
+    at = {h.document_id: i for i, h in enumerate(fused(hits(**dense), hits(**words), fusion, 100))}
+    for a in dense.keys() & words.keys():
+        for b in dense.keys() & words.keys():
+            if dense[a] > dense[b] and words[a] > words[b]:
+                assert at[a] < at[b]
+
+
+def partial(slot: int, dense: list[Hit], words: list[Hit]) -> Partial:
+    return Partial(ShardId("t", "c", 1, slot), (tuple(dense),), 0, 0, (tuple(words),))
+
+
+def test_the_lists_of_all_shards_are_merged_before_they_are_fused() -> None:
+    shards = [partial(0, hits(a=0.9, b=0.1), hits(b=5)), partial(1, hits(c=0.8), hits(c=7, d=6))]
+    found = answered(shards, Question("c", 10, text="x", mode="hybrid"))
+    expected = fused(hits(a=0.9, c=0.8, b=0.1), hits(c=7, d=6, b=5), Fusion(), 10)
+    assert found == expected
+    assert [h.document_id for h in answered(shards, Question("c", 2, text="x", mode="lexical"))] == ["c", "d"]
+    assert [h.document_id for h in answered(shards, Question("c", 2, text="x"))] == ["a", "c"]
+
+
+def test_a_plan_carries_the_text_and_asks_deeper_for_what_is_to_be_fused() -> None:
+    live = Generation("t", "c", 1, "live", None, 2, "cosine", "auto", (0, 1), (0, 0))
+    collection = Collection("t", "c", "active", 1, (live,), Objectives())
+    vector = np.array([1, 0], np.float32)
+
+    def asked(k: int, mode: str, vector: np.ndarray | None) -> tuple[int, str, tuple[str, ...], tuple[int, ...]]:
+        [query, other] = make_plan(Question("c", k, text="red", mode=mode), collection, vector, 1).queries  # type: ignore[arg-type]
+        assert (query.k, query.mode, query.texts) == (other.k, other.mode, other.texts)
+        return query.k, query.mode, query.texts, query.vectors.shape
+
+    assert asked(3, "dense", vector) == (3, "dense", (), (1, 2))
+    assert asked(3, "lexical", None) == (3, "lexical", ("red",), (1, 0))
+    assert asked(3, "hybrid", vector) == (DEPTH_MIN, "hybrid", ("red",), (1, 2))
+    assert asked(200, "hybrid", vector)[0] == 200
