@@ -132,6 +132,8 @@ def up(
     from vicinage.telemetry import configure_events
 
     settings = _settings(data, port, host)
+    if local.running(data.absolute()) is None:
+        local.check_free(settings.gateway.host, settings.gateway.port)
     if detach:
         _up_detached(data, ray_address, searchers, settings, as_json)
         return

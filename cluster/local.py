@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import IO, Any, Final
 
 import psutil
 
-from vicinage.errors import Conflict, Unavailable
+from vicinage.errors import Conflict, Refused, Unavailable
 from vicinage.settings import Settings
 from vicinage.telemetry import events
 
@@ -168,6 +169,20 @@ def prepare(settings: Settings) -> None:
             _secret(folder / "operator.key", text)
     finally:
         base.close()
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise Refused where something listens there already: another platform would answer in this one's place."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(found[0][0], socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(found[0][4])
+    except OSError as error:
+        raise Refused(
+            f"cannot listen on {host}:{port} ({error.strerror}): stop what listens there, or choose another with --port",
+            field="port",
+        ) from error
 
 
 def running(data: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What each kind of index costs and gives: the measurements behind `auto` (docs/decisions/009).
+"""What each kind of index costs and gives: the measurements behind `auto` (docs/decisions/012).
 
 Real sentences (the bench's), in-process, one thread, k = 10, at the least effort whose measured recall reaches the objective; the
 figure is CPU time of this thread. Filters are random, and one that runs against the question.

@@ -71,7 +71,7 @@ class IndexSpec:
 
 
 AUTO: Final = IndexSpec("hnsw", m=24, ef_construction=80, codes="sq8")
-"""What `auto` means above `flat_max`; docs/decisions/009 has the measurements."""
+"""What `auto` means above `flat_max`; docs/decisions/012 has the measurements."""
 _SPEC: Final = re.compile(
     r"(flat|hnsw|ivf|ivfpq|rabitq)(?::((?:M|efc|codes|lists)=[a-z0-9]{1,8}(?:,[A-Za-z]+=[a-z0-9]{1,8})*))?"
 )

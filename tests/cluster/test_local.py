@@ -1,12 +1,17 @@
 """The supervisor: who is stopped when, and who may read what lies in DATA."""
 
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from house import eventually
 from servers import ROOT
+
+from cluster.local import check_free
+from vicinage.errors import Refused
 
 SUPERVISES = """
 import sys
@@ -46,3 +51,13 @@ def test_the_gateway_is_stopped_first_and_the_embedder_last(tmp_path: Path) -> N
     assert not (data / "run" / "platform.json").exists()
     for folder in (data, data / "run"):
         assert folder.stat().st_mode & 0o777 == 0o700, "tenants' documents and the operator's key are its owner's alone"
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        with pytest.raises(Refused, match=f"127.0.0.1:{port}.*--port"):
+            check_free("127.0.0.1", port)
+    check_free("127.0.0.1", port)

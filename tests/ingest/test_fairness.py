@@ -166,7 +166,7 @@ def test_calls_that_end_in_any_order_are_committed_in_order(base, monkeypatch, s
     send(base, "a", 100)
     send(base, "b", 100)
     with at_work(base, Shuffled()):
-        eventually(lambda: committed(base, "a") == committed(base, "b") == 100)
+        eventually(lambda: committed(base, "a") == committed(base, "b") == 100, wait_s=60)
     for topic in ("vicinage.docs.a", "vicinage.docs.b"):
         places = [n for t, n in commits if t == topic]
         assert places == sorted(places)
