@@ -15,17 +15,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).parent))
+import bench
+from bench import K
+
 from indexer.backends import open_backend
-from indexer.compact import weigh
 from indexer.segment import Segment, load, newest, write
-from indexer.shard import Shard
+from indexer.shard import Shard, surviving
 from tenants.entities import Manifest
 from vicinage.records import ShardId, ShardQuery
 from vicinage.store.local import LocalStore
 from vicinage.wire import vector_column, vectors_schema
 
 Floats = NDArray[np.float32]
-K = 10
 SHARD = ShardId("bench", "engine", 1, 0)
 SHARES = {0.5: 500, 0.1: 100, 0.01: 10, 0.001: 1}
 """Selectivity → the bound of `{"g": {"$lt": bound}}`, where g is a random number below 1,000."""
@@ -64,14 +66,13 @@ def measure(
             engine.filtered(
                 report, f"engine: filter of {share:.1%}", queries, scores, allowed, {"g": {"$lt": bound}}, raw_ms
             )
-        against = [(q, bool(s)) for q, s in zip(queries, queries @ (vectors[0] - vectors[1]) > 0, strict=True)]
+        some = np.flatnonzero(queries @ (vectors[0] - vectors[1]) > 0)[:500]
         for name, wanted in (("runs with", True), ("runs against", False)):
-            some = [i for i, (_, own) in enumerate(against) if own][:500]
             engine.filtered(
                 report, f"engine: filter of half that {name} the question", queries[some], scores[some], side == wanted,
                 {"side": wanted}, raw_ms,
             )  # fmt: skip
-        engine.churn(report, vectors, queries, groups, side, raw_ms)
+        engine.churn(report, vectors, queries, groups, side)
 
 
 class Engine:
@@ -111,7 +112,7 @@ class Engine:
     def compact(self) -> None:
         """All segments into one."""
         segments = list(self.shard.snapshot.segments)
-        _, alive = weigh(segments)
+        alive = surviving(segments)
         live, deletes = newest([s.rows.filter(pa.array(s.rows_mask(a))) for s, a in zip(segments, alive, strict=True)])
         self._publish([self._written(live, deletes)])
 
@@ -128,7 +129,15 @@ class Engine:
         """Without a filter."""
         ms, found = self.ask(queries)
         effort = self.shard.search(ShardQuery(SHARD, queries[:1], K)).effort
-        report.add(case, ms, "CPU ms", bound=raw_ms, recall=recall(found, truth), effort=effort, per_s=round(1e3 / ms))
+        report.add(
+            case,
+            ms,
+            "CPU ms",
+            bound=raw_ms,
+            recall=round(bench.recall(found, truth), 4),
+            effort=effort,
+            per_s=round(1e3 / ms),
+        )
 
     def batch(self, report: Any, queries: Floats, truth: NDArray[np.int64], raw_ms: float, size: int) -> None:
         """Many questions in one call, as the gather queue makes them."""
@@ -142,7 +151,11 @@ class Engine:
         ]  # fmt: skip
         ms = (time.thread_time() - start) / len(queries) * 1e3
         report.add(
-            f"engine: Shard.search, {size} questions a call", ms, "CPU ms", bound=raw_ms, recall=recall(found, truth)
+            f"engine: Shard.search, {size} questions a call",
+            ms,
+            "CPU ms",
+            bound=raw_ms,
+            recall=round(bench.recall(found, truth), 4),
         )
 
     def filtered(
@@ -153,7 +166,15 @@ class Engine:
         truth = np.argsort(-np.where(allowed, scores, -9), axis=1, kind="stable")[:, :K]
         ms, found = self.ask(queries, condition)
         share = round(float(allowed.mean()), 4)
-        report.add(case, ms, "CPU ms", bound=raw_ms, recall=recall(found, truth), share=share, per_s=round(1e3 / ms))
+        report.add(
+            case,
+            ms,
+            "CPU ms",
+            bound=raw_ms,
+            recall=round(bench.recall(found, truth), 4),
+            share=share,
+            per_s=round(1e3 / ms),
+        )
 
     def churn(
         self,
@@ -162,7 +183,6 @@ class Engine:
         queries: Floats,
         groups: NDArray[np.int64],
         side: NDArray[np.bool_],
-        raw_ms: float,
     ) -> None:
         """Ten rounds in each of which 30 % of the documents get another's vector; compacted after each, as the indexer does."""
         rng, now, written = np.random.default_rng(1), vectors.copy(), 0
@@ -179,15 +199,9 @@ class Engine:
         held = sum(s.ref.bytes() for s in self.shard.snapshot.segments)
         report.add(
             f"engine: Shard.search after {ROUNDS} rounds of replacing {REPLACED:.0%}", ms, "CPU ms", bound=fresh_ms,
-            recall=recall(found, truth), bytes_to_fresh=round(held / fresh, 3),
+            recall=round(bench.recall(found, truth), 4), bytes_to_fresh=round(held / fresh, 3),
             rows_written_to_replaced=round(written / (ROUNDS * REPLACED * len(now)), 2),
         )  # fmt: skip
-        del raw_ms
-
-
-def recall(found: list[list[int]], truth: NDArray[np.int64]) -> float:
-    """Share of the true nearest that were found, mean over questions."""
-    return round(float(np.mean([len(set(f) & set(t)) / K for f, t in zip(found, truth.tolist(), strict=True)])), 4)
 
 
 def batch_of(
@@ -204,9 +218,6 @@ def batch_of(
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    import bench
-
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
     kept = max(n, 50_000) + 2_000
     every = bench.vectors_of(bench.passages(kept), kept)

@@ -172,3 +172,12 @@ def s3_server() -> Iterator[str]:
         os.kill(int((folder / "pid").read_text()), 15)
 
     yield from _shared("s3", start, stop)
+
+
+class NoUtf8(str):
+    """The name of a header as a producer in another language may write it."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object) -> bytes:
+        return b"\xff\xfe"

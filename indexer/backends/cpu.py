@@ -153,7 +153,12 @@ class CpuBackend:
 
 def beam_for(effort: int, depth: float) -> int:
     """The beam in which the row of that rank is found as surely as the tenth is at `effort`. Pure."""
-    return math.ceil(max(effort + DEPTH_STEPS * (depth - 10), depth))
+    return int(np.ceil(_needed(effort, depth)))
+
+
+def _needed(effort: int, depth: Any) -> Any:
+    """The same, not rounded, for one rank or an array of them."""
+    return np.maximum(effort + DEPTH_STEPS * (depth - 10), depth)
 
 
 def _width(index: _Index, n: int, n_allowed: int, k: int, effort: int) -> int | None:
@@ -198,7 +203,7 @@ def _walk_allowed(
         held = np.count_nonzero(right, axis=1)
         # Where the k-th allowed row lies; where there are fewer, where it would at their share of the beam.
         depth = np.where(held >= k, order[:, k - 1] + 1, beam * k / np.maximum(held, 0.5))
-        needed = np.maximum(effort + DEPTH_STEPS * (depth - 10), depth)
+        needed = _needed(effort, depth)
         sure = (held >= k) & (beam >= SURE * needed)
         if beam > rows.shape[1]:
             rows = np.hstack([rows, np.full((len(rows), beam - rows.shape[1]), -1, np.int64)])

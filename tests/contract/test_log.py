@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from servers import NoUtf8
 
 from vicinage.errors import NotFound, Refused, Unavailable
 from vicinage.log import Log, Record, open_log
@@ -279,15 +280,6 @@ def test_a_readers_place_is_beyond_all_that_it_gave(log: Log, topic: str) -> Non
     found = drain(reader, 2)
     assert reader.place(topic, 0) == found[-1].offset + 1
     reader.close()
-
-
-class NoUtf8(str):
-    """The name of a header as a producer in another language may write it."""
-
-    __slots__ = ()
-
-    def encode(self, *_: object) -> bytes:
-        return b"\xff\xfe"
 
 
 @pytest.mark.kafka

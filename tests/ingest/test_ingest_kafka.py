@@ -6,6 +6,7 @@ from pathlib import Path
 import orjson
 import pytest
 from house import eventually, make_ingest, settings
+from servers import NoUtf8
 
 from cluster.wiring import ground
 from ingest import dead_letters
@@ -51,15 +52,6 @@ def test_ingest_takes_what_a_transaction_committed_and_reaches_the_end_whatever_
     finally:
         ingest._reader.close()
         base.close()
-
-
-class NoUtf8(str):
-    """The name of a header as a producer in another language may write it."""
-
-    __slots__ = ()
-
-    def encode(self, *_: object) -> bytes:
-        return b"\xff"
 
 
 @pytest.mark.kafka
