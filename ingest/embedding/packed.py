@@ -8,12 +8,15 @@ from typing import Any
 
 
 def packed(model: Any) -> Any:
-    """`model` with its linear layers packed, in place: for inference on the CPU only. Unchanged where torch lacks oneDNN."""
+    """`model` with its linear layers packed, in place: for inference on the CPU only.
+
+    Unchanged where torch lacks oneDNN, or the processor what oneDNN needs for weights of that precision.
+    """
     import torch
 
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return model
     ops = torch.ops.mkldnn
+    if not torch.backends.mkldnn.is_available() or not _can_lay(next(model.parameters()).dtype):  # type: ignore[no-untyped-call]
+        return model
 
     class Packed(torch.nn.Module):
         """Linear, its weight packed: [.., in] → [.., out]."""
@@ -32,3 +35,12 @@ def packed(model: Any) -> Any:
                 if type(child) is torch.nn.Linear:
                     setattr(module, name, Packed(child))
     return model
+
+
+def _can_lay(dtype: Any) -> bool:
+    """Whether this processor has the instructions for weights of that type; without them the operators raise."""
+    import torch
+
+    ops = torch.ops.mkldnn
+    needs = {torch.bfloat16: ops._is_mkldnn_bf16_supported, torch.float16: ops._is_mkldnn_fp16_supported}  # noqa: SLF001
+    return bool(needs[dtype]()) if dtype in needs else True

@@ -16,10 +16,11 @@ from house import eventually
 from servers import free_port
 
 from ingest.embedding import Lane, open_embedder
+from ingest.embedding import packed as packing
 from ingest.embedding.batcher import Item
 from ingest.embedding.gather import GatheringEmbedder
 from ingest.embedding.local import FAILURES_MAX, LocalEmbedder, Pending, _calls
-from ingest.embedding.packed import packed
+from ingest.embedding.packed import _can_lay, packed
 from ingest.embedding.server import create_app
 from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
@@ -243,10 +244,18 @@ def test_packed_weights_answer_as_the_model_does_whatever_the_batch() -> None:
     for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
         plain = SentenceTransformer(str(get_model_path()), device="cpu").eval().to(dtype)
         laid = packed(copy.deepcopy(plain))
-        assert not [m for m in laid.modules() if type(m) is torch.nn.Linear]
+        assert bool([m for m in laid.modules() if type(m) is torch.nn.Linear]) is not _can_lay(dtype)
         for texts in (TEXTS[:1], TEXTS, TEXTS * 8):
             want, got = (m.encode(texts, convert_to_tensor=True).float().numpy() for m in (plain, laid))
             np.testing.assert_allclose(got, want, atol=close)
+
+
+def test_a_processor_that_cannot_lay_a_precision_leaves_it_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2)).to(torch.bfloat16)
+    monkeypatch.setattr(packing, "_can_lay", lambda _dtype: False)
+    assert type(packed(model)[0]) is torch.nn.Linear
 
 
 @pytest.mark.parametrize(
