@@ -20,10 +20,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from indexer import lexical
-from indexer.backends import EFFORTS, Backend, Kind, Mask, Rows, choose
+from indexer.backends import EFFORTS, Backend, Mask, Rows, choose
 from indexer.filters import Columns
 from indexer.passages import Passages, metadata_of
 from tenants.entities import Metric, SegmentRef
+from tenants.index_spec import Kind
 from vicinage.errors import Corrupt, NotFound, TooLarge
 from vicinage.faults import crash_point
 from vicinage.records import Floats, ShardId

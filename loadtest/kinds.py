@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 from bench import BUILD, K, exact, passages, vectors_of
 
-from indexer.backends import EFFORTS, IndexSpec, choose, open_backend
+from indexer.backends import EFFORTS, choose, open_backend
 from indexer.segment import recall
+from tenants.index_spec import IndexSpec
 
 Floats = NDArray[np.float32]
 SPECS = (

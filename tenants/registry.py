@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, Engine, Table, insert, select, update
 
-from tenants import audit, tables
+from tenants import audit, index_spec, tables
 from tenants.entities import (
     DEFAULT_MODEL,
     Class,
@@ -38,7 +38,6 @@ from vicinage.errors import Conflict, NotFound, Refused
 TENANT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 COLLECTION_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
 MODEL_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._/-]{0,62}")
-INDEX_SPEC: Final = re.compile(r"auto|flat|hnsw(?::M=(\d{1,3})(?:,efc=(\d{1,4}))?)?")
 DIMENSION_MAX: Final = 4_096
 WINDOW_MIN: Final = 16
 WINDOW_MAX: Final = 1_000_000
@@ -411,11 +410,7 @@ def _check_build(dimension: int, metric: str, index: str) -> None:
         raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
     if metric not in ("cosine", "dot", "euclidean"):
         raise Refused("metric is one of cosine, dot, euclidean", field="metric")
-    form = INDEX_SPEC.fullmatch(index)
-    if form is None or not (4 <= int(form[1] or 32) <= 128 and 8 <= int(form[2] or 80) <= 2_000):
-        raise Refused(
-            "index is auto, flat, or hnsw[:M=32[,efc=80]] with M from 4 to 128, efc from 8 to 2000", field="index"
-        )
+    index_spec.parse(index)
 
 
 # NOTE: the functions below read what they change inside the change itself: memory may be behind another process's.

@@ -17,8 +17,9 @@ import faiss
 import numpy as np
 from faiss import swig_ptr
 
-from indexer.backends import IndexSpec, Kind, Mask, Rows
+from indexer.backends import Mask, Rows, lists_for
 from tenants.entities import Metric
+from tenants.index_spec import IndexSpec, Kind
 from vicinage.errors import Corrupt
 from vicinage.records import Floats
 
@@ -138,7 +139,7 @@ class CpuBackend:
 
     def bytes(self, spec: IndexSpec, n: int, d: int) -> int:
         """See Backend. A graph holds codes and links (2·M at the bottom, 4 bytes each); lists hold codes, ids and centroids."""
-        lists = spec.lists_for(n) if n else 0
+        lists = lists_for(spec, n) if n else 0
         if spec.kind == "flat" or not n:
             return 0
         if spec.kind == "hnsw":
@@ -257,7 +258,7 @@ def _empty(spec: IndexSpec, n: int, d: int, metric: int) -> Any:
     if spec.kind == "rabitq":
         return faiss.IndexRaBitQ(d, metric)
     codes = "Flat" if spec.kind == "ivf" else f"PQ{_parts(d)}x4fs"
-    return faiss.index_factory(d, f"IVF{spec.lists_for(n)},{codes}", metric)
+    return faiss.index_factory(d, f"IVF{lists_for(spec, n)},{codes}", metric)
 
 
 def _parts(d: int) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.cli import INDEX_SPECS
 from cluster.reference import pages
-from indexer.backends import GRAMMAR
+from tenants.index_spec import GRAMMAR
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.backends import AUTO, IndexSpec, choose, open_backend
+from indexer.backends import AUTO, choose, open_backend
 from indexer.backends.cpu import beam_for
 from indexer.segment import recall
+from tenants.index_spec import IndexSpec
 from vicinage.errors import Corrupt, Refused
 
 N, D, K = 6_000, 24, 10

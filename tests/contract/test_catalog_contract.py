@@ -256,15 +256,25 @@ def test_what_cannot_be_built_is_refused_and_the_rule_named(house: House) -> Non
         ({"dimension": 0}, "4096"),
         ({"dimension": 4097}, "4096"),
         ({"metric": "hamming"}, "cosine"),
-        ({"index": "ivf"}, "hnsw"),
-        ({"index": "hnsw:M=2,efc=80"}, "M from 4"),
-        ({"index": "flat:M=4"}, "hnsw"),
+        ({"index": "annoy"}, "hnsw"),
+        ({"index": "hnsw:M=2,efc=80"}, "M is a whole number from 4"),
+        ({"index": "flat:M=4"}, "no parameters"),
     ):
         with pytest.raises(Refused, match=rule):
             house.registry.create_collection(
                 "acme", **{"name": "x", "dimension": 4, "place": nowhere, "actor": "test", **given}
             )
-    for index in ("auto", "flat", "hnsw", "hnsw:M=16", "hnsw:M=16,efc=200"):
+    for index in (
+        "auto",
+        "flat",
+        "hnsw",
+        "hnsw:M=16",
+        "hnsw:M=16,efc=200",
+        "hnsw:codes=sq8",
+        "ivf",
+        "ivfpq:lists=64",
+        "rabitq",
+    ):
         name = index.translate(str.maketrans(":=,", "---"))
         made = house.registry.create_collection("acme", name, dimension=4, index=index, place=nowhere, actor="test")
         assert made.generation().index == index
