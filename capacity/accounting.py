@@ -21,10 +21,10 @@ class Holding:
 
 def holdings(snapshot: Snapshot) -> tuple[Holding, ...]:
     """One row per collection, generations being built included in its bytes, counts of the newest."""
-    return tuple(
-        _holding(name, [s for s in snapshot.shards if (s.shard.tenant, s.shard.collection) == name])
-        for name in snapshot.collections
-    )
+    shards: dict[tuple[str, str], list[ShardStats]] = {}
+    for s in snapshot.shards:
+        shards.setdefault((s.shard.tenant, s.shard.collection), []).append(s)
+    return tuple(_holding(name, shards.get(name, [])) for name in snapshot.collections)
 
 
 def _holding(name: tuple[str, str], shards: list[ShardStats]) -> Holding:

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from capacity.accounting import holdings, total
 from capacity.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
-    """`passages_left` is an estimate from `bytes_per_passage`, the mean over `n` passages held now on all hosts; None without any."""
+    """`passages_left` is an estimate from `bytes_per_passage`, the mean over the `n` passages in memory on all hosts; None without any."""
 
     resource: str
     host: str
@@ -22,8 +21,9 @@ class Headroom:
 
 def host_memory(snapshot: Snapshot) -> tuple[Headroom, ...]:
     """For each host, the memory that its operating system says can still be had, beside what our accounted bytes take."""
-    held = total(holdings(snapshot))
-    each = held.host_bytes / held.passages if held.passages else None
+    resident = [s for s in snapshot.shards if s.resident]
+    n = sum(s.passages for s in resident)
+    each = sum(s.host_bytes for s in resident) / n if n else None
     return tuple(
         Headroom(
             resource="host_memory",
@@ -32,7 +32,7 @@ def host_memory(snapshot: Snapshot) -> tuple[Headroom, ...]:
             used_bytes=host.resident,
             left_bytes=host.available,
             bytes_per_passage=round(each, 1) if each else None,
-            n=held.passages,
+            n=n,
             passages_left=int(host.available / each) if each else None,
         )
         for host in snapshot.hosts

@@ -156,9 +156,9 @@ class SearcherActor:
         """See Searcher.matching."""
         return await self._searcher.matching(shard, condition, Deadline.after(left_s), limit=limit)
 
-    async def stats(self, tenant: str | None) -> SearcherStats:
+    async def stats(self, tenant: str | None, collection: str | None) -> SearcherStats:
         """See Searcher.stats."""
-        return await self._searcher.stats(tenant)
+        return await self._searcher.stats(tenant, collection)
 
 
 class RoleActor:
@@ -239,9 +239,9 @@ class RaySearcher(RayRole):
         )
         return found
 
-    async def stats(self, tenant: str | None = None) -> SearcherStats:
+    async def stats(self, tenant: str | None = None, collection: str | None = None) -> SearcherStats:
         """See Searcher."""
-        held: SearcherStats = await self._ask(self.actor.stats, Deadline.after(PING_S), tenant)
+        held: SearcherStats = await self._ask(self.actor.stats, Deadline.after(PING_S), tenant, collection)
         return held
 
     async def _ask(self, method: Any, deadline: Deadline, *arguments: Any) -> Any:

@@ -1,21 +1,26 @@
-"""What a searcher holds: the shards of its slots, as the catalog has them.
+"""What a searcher holds: the shards of its slots, as the catalog has them; in memory those that are asked for.
 
 Seeing the catalog and fetching segments are different threads' work. A question that was planned on a newer catalog waits for a
 look, which is two small SELECTs; for the store waits only who asks for the very shard that is being fetched (law 7).
+
+A shard is brought in by the first question for it, unless that would be a long wait (`EAGER_PASSAGES`), or the collection is in use and
+this is its next generation: those come in by themselves. It lies in memory until others need the room (`residency.py`).
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from indexer.backends import Backend
+from indexer.residency import SHARD_BYTES, Held, Residency, to_let_go
 from indexer.segment import Segment, load
 from indexer.serving import serving
-from indexer.shard import Shard
+from indexer.shard import Shard, ShardStats
 from indexer.tail import Tail
-from tenants.entities import Generation, Manifest
+from tenants.entities import CLASS_WEIGHT, Generation, Manifest
 from tenants.manifests import Manifests
 from tenants.registry import Registry
 from vicinage.catalog import unreachable
@@ -24,15 +29,19 @@ from vicinage.errors import Corrupt, NotFound, Overloaded, Unavailable, Vicinage
 from vicinage.records import ShardId
 from vicinage.settings import SearcherSettings
 from vicinage.store import Store
-from vicinage.telemetry import events, gauge
+from vicinage.telemetry import counter, events, gauge
 
 RETRY_S: Final = 0.5
 NEWEST: Final = 1 << 62
 """No catalog has this version: whoever asks for it waits for the next look."""
+EAGER_PASSAGES: Final = 10_000
+"""A shard with more is brought in before anybody asks, as long as there is room: verifying its bytes takes longer than 100 ms."""
 CORRUPT_RETRY_S: Final = (1.0, 300.0)
 """A corrupt manifest is tried again after the first, then after twice as long each time, up to the second: every try reads it whole."""
 
 _event = events("searcher")
+_let_go = counter("vicinage_searcher_let_go_total", "shards let go of from memory, since others needed the room")
+_brought_in = counter("vicinage_searcher_brought_in_total", "shards brought into memory")
 _stale = gauge(
     "vicinage_searcher_stale_shards",
     "shards searched as of an older manifest, since a segment of the newest is corrupt",
@@ -45,6 +54,47 @@ class Stale:
 
     reason: str
     wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the newest manifest seen says of a shard, in memory or not."""
+
+    version: int
+    sealed: int
+    segments: int
+    kinds: tuple[str, ...]
+    documents: int
+    passages: int
+    bytes: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Stored":
+        """Counted over its segments."""
+        refs = manifest.segments
+        return cls(
+            manifest.version,
+            manifest.sealed,
+            len(refs),
+            tuple(ref.kind for ref in refs),
+            sum(ref.n_documents for ref in refs),
+            sum(ref.n_passages for ref in refs),
+            sum(ref.bytes() for ref in refs),
+        )
+
+
+_NOTHING: Final = Stored(0, 0, 0, (), 0, 0, 0)
+
+
+class NoRoom(Unavailable):
+    """Memory is in use by shards that are asked right now."""
+
+
+@dataclass(slots=True)
+class _Room:
+    """Bytes that were promised, and are not brought in yet."""
+
+    left: int
 
 
 @dataclass(slots=True, eq=False)
@@ -89,14 +139,14 @@ class Holding:
         self._known = threading.Condition()
         """Guards everything below; notified when there is something to fetch."""
         self._catalog = -1
-        """The catalog version seen; every manifest as of it is adopted, or in `_behind`."""
+        """The catalog version seen."""
         self._change = 0
         self._away = False
         """Whether the catalog could not be reached at the last look."""
         self._serving: dict[ShardId, Generation] = {}
         """Every shard that lies in these slots and may be searched."""
-        self._behind: dict[ShardId, Manifest] = {}
-        """Manifests that are still to be adopted."""
+        self._stored: dict[ShardId, Stored] = {}
+        """Of each that has segments: what its newest manifest says."""
         self._to_fetch: dict[ShardId, float] = {}
         """Shards to be loaded, or brought up to their manifest, and when (monotonic), oldest first."""
         self._in_hand: set[ShardId] = set()
@@ -109,8 +159,12 @@ class Holding:
         self.failed: dict[ShardId, str] = {}
         """Shards with rows that cannot be read, and why: refused until their manifest names others."""
         self.stale: dict[ShardId, Stale] = {}
-        """Of `_behind`, those that are corrupt: the shard is searched as it was meanwhile."""
+        """Shards whose newest manifest is corrupt: they are searched as they were meanwhile."""
         self._waits: list[_Wait] = []
+        self._residency = Residency(settings.resident_bytes_max)
+        self._making_room = threading.Lock()
+        self._promised = 0
+        """Bytes for which room was made, and that are still being brought in."""
 
     # asking for a shard: any thread
 
@@ -133,6 +187,7 @@ class Holding:
             if len(self._waits) >= self._settings.queue_max or own >= max(1, self._settings.queue_max // 2):
                 raise Overloaded("too many questions wait for their shards to be loaded", retry_after_s=1.0)
             self._waits.append(wait)
+            self._want(shard)
             self._known.notify_all()
         self._looked_for.set()
         return wait.future
@@ -150,6 +205,7 @@ class Holding:
             self._looked_for.clear()
             if not self._stop.is_set():
                 self._look_for_those_who_wait()
+                self._shed()
 
     def _look_for_those_who_wait(self) -> None:
         with self._known:
@@ -178,43 +234,97 @@ class Holding:
             self._away = unreachable(error)
             raise
         with self._known:
+            if change < self._change:
+                self._tail.forget_what_passed()  # a catalog restored from a backup
             self._change, self._away = change, False
             news = catalog != self._catalog
             if news:
                 self._see(every)
             for manifest in changed:
-                if manifest.shard in self._serving:
-                    self._see_manifest(manifest)
+                self._see_manifest(manifest)
             if news:
-                self._whole.update(s for s, g in self._serving.items() if self._has_all(s, g))
+                self._whole.update(s for s in self._tail.shards if self._has_all(s))
+            for wait in self._waits:
+                self._want(wait.shard)
             self._catalog = catalog
             _stale.set(len(self.stale))
             self._known.notify_all()
 
     def _see(self, every: dict[ShardId, Generation]) -> None:
+        before = self._serving
         self._serving = {shard: g for shard, g in every.items() if shard.slot in self._slots}
-        for held in (self._behind, self._to_fetch, self.failed, self.stale, dict(self._tail.shards)):
-            for shard in [s for s in held if s not in self._serving]:
-                self._forget(shard)
-        for shard in self._serving:
-            if shard not in self._tail.shards and shard not in self.failed:
-                self._to_fetch.setdefault(shard, 0.0)
+        for shard in [s for s in (*before, *self._tail.shards) if s not in self._serving]:
+            self._forget(shard)
+        for shard in self._serving.keys() - before.keys():
+            if self._is_eager(shard):
+                self._want(shard)
 
     def _see_manifest(self, manifest: Manifest) -> None:
         """It has other segments now: they may be whole."""
-        self.stale.pop(manifest.shard, None)
-        self.failed.pop(manifest.shard, None)
-        self._behind[manifest.shard] = manifest
-        self._to_fetch[manifest.shard] = 0.0
+        shard = manifest.shard
+        self._stored[shard] = Stored.of(manifest)
+        self.stale.pop(shard, None)
+        self.failed.pop(shard, None)
+        if shard in self._tail.shards:
+            self._to_fetch[shard] = 0.0
+            return
+        self._tail.sealed(shard, manifest.sealed)
+        if self._is_eager(shard):
+            self._want(shard)
 
-    def _has_all(self, shard: ShardId, generation: Generation) -> bool:
-        return generation.state == "live" and shard in self._tail.shards and shard not in self._behind
+    def _want(self, shard: ShardId) -> None:
+        """Have it brought in, if it may be and is not here."""
+        if shard in self._serving and shard not in self._tail.shards and shard not in self.failed:
+            self._to_fetch.setdefault(shard, 0.0)
+
+    def _is_eager(self, shard: ShardId) -> bool:
+        """Whether it is brought in before anybody asks."""
+        return self._stored.get(shard, _NOTHING).passages > EAGER_PASSAGES or self._follows(shard)
+
+    def _follows(self, shard: ShardId) -> bool:
+        """Whether an older generation of the same collection is in memory: whoever asks for that will soon ask for this."""
+        try:
+            of = self._registry.collection(shard.tenant, shard.collection)
+        except NotFound:
+            return False
+        return len(of.generations) > 1 and any(s in self._tail.shards for g in of.generations for s in g.shards())
+
+    def _is_behind(self, shard: ShardId, held: Shard) -> bool:
+        return held.snapshot.manifest.version < self._stored.get(shard, _NOTHING).version
+
+    def _has_all(self, shard: ShardId) -> bool:
+        held, generation = self._tail.shards.get(shard), self._serving.get(shard)
+        return bool(held and generation and generation.state == "live" and not self._is_behind(shard, held))
 
     def _forget(self, shard: ShardId) -> None:
-        self._tail.leave(shard)
+        """It is served no more, and never will be again."""
+        self._tail.forget(shard)
         self._whole.discard(shard)
-        for held in (self._behind, self._to_fetch, self.failed, self.stale):
+        for held in (self._stored, self._to_fetch, self.failed, self.stale):
             held.pop(shard, None)
+
+    def serves(self, shard: ShardId) -> bool:
+        """Whether the shard is one of those that may be asked here."""
+        return shard in self._serving
+
+    def replay_start(self, slot: int, end: int) -> int:
+        """The lowest offset that some shard of the slot has not sealed; `end` if there is none."""
+        with self._known:
+            sealed = [self._sealed(s, g) for s, g in self._serving.items() if s.slot == slot]
+        return min(sealed, default=end)
+
+    def _sealed(self, shard: ShardId, generation: Generation) -> int:
+        stored = self._stored.get(shard)
+        return stored.sealed if stored else generation.starts[generation.slots.index(shard.slot)]
+
+    def not_resident(self, shard: ShardId, watermark: int) -> ShardStats | None:
+        """What is known of a shard that may be asked and is not in memory."""
+        if shard not in self._serving or shard in self.failed:
+            return None
+        s = self._stored.get(shard, _NOTHING)
+        return ShardStats(
+            shard, s.documents, s.passages, 0, s.segments, s.kinds, 0, s.bytes, watermark, s.version, resident=False
+        )
 
     # fetching: any number of threads, a shard at a time each
 
@@ -227,14 +337,14 @@ class Holding:
                     self._known.wait(min(self._settings.adopt_s, RETRY_S))
                     continue
                 self._in_hand.add(shard)
-                generation, manifest = self._serving[shard], self._behind.get(shard)
-            self._fetched(shard, manifest, self._tried(shard, generation, manifest))
+                generation, version = self._serving[shard], self._stored.get(shard, _NOTHING).version
+            self._fetched(shard, version, self._tried(shard, generation))
 
     def fetch_first(self) -> None:
-        """Bring in, once, everything that the first look found. Before the tail has begun there is no log to catch up with."""
+        """Bring in, once, what the first look found to be wanted. Before the tail has begun there is no log to catch up with."""
         for shard in list(self._to_fetch):
-            manifest = self._behind.get(shard)
-            self._fetched(shard, manifest, self._tried(shard, self._serving[shard], manifest))
+            version = self._stored.get(shard, _NOTHING).version
+            self._fetched(shard, version, self._tried(shard, self._serving[shard]))
 
     def _next(self) -> ShardId | None:
         now = self._clock.monotonic()
@@ -242,48 +352,145 @@ class Holding:
         due = (s for s, at in self._to_fetch.items() if at <= now)
         return next((s for s in (*wanted, *due) if s not in self._in_hand), None)
 
-    def _tried(self, shard: ShardId, generation: Generation, manifest: Manifest | None) -> VicinageError | None:
+    def _tried(self, shard: ShardId, generation: Generation) -> VicinageError | None:
         """What went wrong; None when the shard is here as its manifest says."""
         held = self._tail.shards.get(shard)
         try:
+            manifest = self._manifests.of(shard, start=generation.starts[generation.slots.index(shard.slot)])
             if held is None:
-                self._load(shard, generation)
-            elif manifest is not None and manifest.version > held.snapshot.manifest.version:
-                have = {s.ref.id: s for s in held.snapshot.segments}
-                held.adopt(manifest, self._segments(manifest, generation, have))
+                self._load(shard, generation, manifest)
+            elif manifest.version > held.snapshot.manifest.version:
+                self._adopt(held, generation, manifest)
         except NotFound as lost:  # a segment is gone: to whoever asks, its collection is there all the same
             return Unavailable(lost.detail, dependency="store", retry_after_s=RETRY_S)
         except VicinageError as error:
             return error
         return None
 
-    def _load(self, shard: ShardId, generation: Generation) -> None:
+    def _load(self, shard: ShardId, generation: Generation, manifest: Manifest) -> None:
         """Segments from the store, then the log from `sealed` on."""
-        manifest = self._manifests.of(shard, start=generation.starts[generation.slots.index(shard.slot)])
-        made = Shard(
-            shard,
-            dimension=generation.dimension,
-            metric=generation.metric,
-            recall=self._registry.collection(shard.tenant, shard.collection).objectives.recall,
-            backend=self._backend,
-            manifest=manifest,
-        )
-        made.adopt(manifest, self._segments(manifest, generation, {}))
-        self._tail.join(made, manifest.sealed)
+        with self._room(shard, sum(ref.bytes() for ref in manifest.segments)) as room:
+            made = Shard(
+                shard,
+                dimension=generation.dimension,
+                metric=generation.metric,
+                recall=self._registry.collection(shard.tenant, shard.collection).objectives.recall,
+                backend=self._backend,
+                manifest=manifest,
+            )
+            made.asked_s = self._clock.monotonic()
+            made.adopt(manifest, self._segments(manifest, generation, {}, room))
+            self._tail.join(made, manifest.sealed)
+        _brought_in.inc()
 
-    def _segments(self, manifest: Manifest, generation: Generation, have: dict[str, Segment]) -> list[Segment]:
-        return [
-            have.get(ref.id) or load(ref, self._store, self._backend, generation.metric) for ref in manifest.segments
-        ]
+    def _adopt(self, held: Shard, generation: Generation, manifest: Manifest) -> None:
+        """The manifest's segments beside those that it replaces; where there is no room for both, the shard is brought in anew."""
+        have = {s.ref.id: s for s in held.snapshot.segments}
+        try:
+            with self._room(held.id, sum(ref.bytes() for ref in manifest.segments if ref.id not in have)) as room:
+                held.adopt(manifest, self._segments(manifest, generation, have, room))
+        except NoRoom:
+            have.clear()
+            self._set_down(held.id)
+            raise
 
-    def _fetched(self, shard: ShardId, tried: Manifest | None, error: VicinageError | None) -> None:
+    def _segments(
+        self, manifest: Manifest, generation: Generation, have: Mapping[str, Segment], room: "_Room"
+    ) -> list[Segment]:
+        found = []
+        for ref in manifest.segments:
+            segment = have.get(ref.id)
+            if segment is None:
+                segment = load(ref, self._store, self._backend, generation.metric)
+                self._count(segment, room)
+            found.append(segment)
+        return found
+
+    # room: whoever fetches
+
+    @contextmanager
+    def _room(self, shard: ShardId, need: int) -> Iterator["_Room"]:
+        """Room for so many bytes until they are brought in, and counted; others let go of theirs. Raises NoRoom."""
+        room = _Room(need + SHARD_BYTES)
+        with self._making_room:
+            self._make_room(shard, room.left)
+            self._promised += room.left
+        try:
+            yield room
+        finally:
+            with self._making_room:
+                self._promised -= room.left
+
+    def _count(self, segment: Segment, room: "_Room") -> None:
+        """It is here: held from now on, and no more promised."""
+        with self._making_room:
+            self._residency.count(segment)
+            self._promised -= segment.resident_bytes()
+            room.left -= segment.resident_bytes()
+
+    def _shed(self) -> None:
+        """Deltas grow by themselves: let go of what is too much."""
+        with self._making_room:
+            over = self._resident_bytes() + self._promised - self._residency.bytes_max
+            if over > 0:
+                for victim in to_let_go(self._held(but=None), over, self._residency.bytes_max):
+                    self._set_down(victim)
+
+    def _make_room(self, shard: ShardId, need: int) -> None:
+        most = self._residency.bytes_max
+        if need > most:
+            raise NoRoom(
+                f"the shard takes {need} bytes of memory, and searcher.resident_bytes_max is {most}: raise it, or give the "
+                "collection more shards",
+                dependency="searcher",
+            )
+        over = self._resident_bytes() + self._promised + need - most
+        if over <= 0:
+            return
+        for victim in to_let_go(self._held(but=shard), over, most):
+            self._set_down(victim)
+        if self._resident_bytes() + self._promised + need > most:
+            raise NoRoom(
+                "memory is in use by collections that are asked right now", dependency="searcher", retry_after_s=1.0
+            )
+
+    def resident_bytes(self) -> int:
+        """Bytes of memory that are accounted for: segments, deltas, and what each shard takes."""
+        with self._making_room:
+            return self._resident_bytes()
+
+    def _resident_bytes(self) -> int:
+        shards = list(self._tail.shards.values())
+        return self._residency.bytes() + sum(s.delta_bytes for s in shards) + len(shards) * SHARD_BYTES
+
+    def _held(self, *, but: ShardId | None) -> list[Held]:
+        """Those that may go; never one that could not be brought in again as it is."""
+        now = self._clock.monotonic()
+        weight = {t.name: CLASS_WEIGHT[t.priority] for t in self._registry.tenants()}
+        with self._known:
+            return [
+                Held(shard, s.held_bytes() + SHARD_BYTES, now - s.asked_s, weight.get(shard.tenant, 1))
+                for shard, s in list(self._tail.shards.items())
+                if shard != but and shard not in self._in_hand and shard not in self.stale
+            ]
+
+    def _set_down(self, shard: ShardId) -> None:
+        """Let go of it; the next question brings it in again."""
+        with self._known:
+            self._whole.discard(shard)
+            self._to_fetch.pop(shard, None)
+            self._tail.set_down(shard)
+        _let_go.inc()
+
+    def _fetched(self, shard: ShardId, version: int, error: VicinageError | None) -> None:
+        """`version`: of the manifest that was known when it was begun."""
         with self._known:
             self._in_hand.discard(shard)
             if shard not in self._serving:
                 self._forget(shard)  # let go of meanwhile
             elif error is None:
                 self._note_here(shard)
-            elif self._behind.get(shard) is not tried:
+            elif self._stored.get(shard, _NOTHING).version != version:
                 self._to_fetch[shard] = 0.0  # it has other segments by now
             else:
                 self._note_failed(shard, error)
@@ -291,19 +498,22 @@ class Holding:
         self._settle(lambda w: self._refusal(w, error) if w.shard == shard else None)
 
     def _note_here(self, shard: ShardId) -> None:
-        held, wanted = self._tail.shards.get(shard), self._behind.get(shard)
+        held = self._tail.shards.get(shard)
         if held is None:
             return  # the tail has given it up meanwhile
         self.stale.pop(shard, None)
-        if wanted is None or wanted.version <= held.snapshot.manifest.version:
-            self._behind.pop(shard, None)
+        if self._is_behind(shard, held):
+            self._to_fetch[shard] = 0.0  # it got other segments meanwhile
+        else:
             self._to_fetch.pop(shard, None)
-        if self._has_all(shard, self._serving[shard]):
+        if self._has_all(shard):
             self._whole.add(shard)
 
     def _note_failed(self, shard: ShardId, error: VicinageError) -> None:
-        """What is corrupt is never served; anything else is tried again soon."""
-        if not isinstance(error, Corrupt):
+        """What is corrupt is never served; anything else is tried again soon, as long as somebody waits or it is searched meanwhile."""
+        if isinstance(error, NoRoom) and shard not in self._tail.shards:
+            self._to_fetch.pop(shard, None)  # it stays where it is until the next question
+        elif not isinstance(error, Corrupt):
             self._to_fetch[shard] = self._clock.monotonic() + RETRY_S
             _event.error("shard not brought in", shard=str(shard), error=str(error), kind=error.kind)
         elif shard in self._whole and shard in self._tail.shards:
@@ -321,7 +531,10 @@ class Holding:
         _event.error("manifest not adopted", shard=str(shard), error=corrupt.detail, path=corrupt.path, retry_s=wait_s)
 
     def _fail(self, shard: ShardId, corrupt: Corrupt) -> None:
-        self._forget(shard)
+        self._tail.set_down(shard)
+        self._whole.discard(shard)
+        self._to_fetch.pop(shard, None)
+        self.stale.pop(shard, None)
         self.failed[shard] = corrupt.detail
         _event.error("shard failed", shard=str(shard), error=corrupt.detail)
 

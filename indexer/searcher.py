@@ -11,7 +11,7 @@ of the tenant that asked.
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +23,7 @@ from indexer.backends import Backend
 from indexer.holding import Holding
 from indexer.host import Host, here
 from indexer.opening import Opening, refuse
+from indexer.serving import serving
 from indexer.shard import Shard, ShardStats, StoredDocument
 from indexer.tail import Tail, within
 from tenants.entities import CLASS_WEIGHT
@@ -42,6 +43,8 @@ READERS: Final = 4
 """Threads that read single documents."""
 FETCHERS: Final = 2
 """Threads that fetch segments: while one has a large shard in hand, another brings in a small one."""
+COUNT_WAIT_S: Final = 1.0
+"""How long a collection is waited for that is brought in to be counted."""
 TURN: Final = 8
 """What a tenant of weight 1 may ask in a turn, in questions to a graph."""
 GRAPH_NUMBERS: Final = 1 << 20
@@ -104,7 +107,8 @@ class Searcher:
         self._registry = registry
         self._settings = settings
         self._on_failure = on_failure
-        self.tail = Tail(log, self.slots, clock, self._give_up)
+        self._clock = clock
+        self.tail = Tail(log, self.slots, clock, self._serves, self._give_up)
         self.holding = Holding(
             self.slots,
             tail=self.tail,
@@ -207,17 +211,19 @@ class Searcher:
         if held is None:
             held = await within(self.holding.soon(shard, deadline), deadline, "loading the shard")
         assert held is not None, "the future gives a shard or raises"
+        held.asked_s = self._clock.monotonic()
         return held
 
-    async def stats(self, tenant: str | None = None) -> SearcherStats:
-        """What it holds now, of one tenant or of all."""
+    async def stats(self, tenant: str | None = None, collection: str | None = None) -> SearcherStats:
+        """What it holds now, of all tenants, of one, or of one's collection: that is brought in first, so that it is counted exactly."""
+        if tenant is not None and collection is not None:
+            await self._bring_in(tenant, collection)
         passed = self.tail.watermarks()
-        held = [s.stats() for s in list(self.tail.shards.values()) if tenant in (None, s.id.tenant)]
         if tenant is None:
-            _resident.set(sum(s.host_bytes for s in held))
+            _resident.set(self.holding.resident_bytes())
         stale = {shard: s.reason for shard, s in list(self.holding.stale.items()) if tenant in (None, shard.tenant)}
         return SearcherStats(
-            shards=tuple(replace(s, watermark=max(s.watermark, passed.get(s.shard.slot, 0))) for s in held),
+            shards=tuple(self._stats_of(tenant, passed)),
             watermarks=passed,
             searches=self._searches,
             applied=self.tail.applied(),
@@ -226,6 +232,25 @@ class Searcher:
             stale=stale,
             host=here(),
         )
+
+    def _stats_of(self, tenant: str | None, passed: Mapping[int, int]) -> Iterator[ShardStats]:
+        for shard in serving(self._registry, tenant):
+            held, watermark = self.tail.shards.get(shard), passed.get(shard.slot, 0)
+            if held is not None:
+                found = held.stats()
+                yield replace(found, watermark=max(found.watermark, watermark))
+            elif (known := self.holding.not_resident(shard, watermark)) is not None:
+                yield known
+
+    async def _bring_in(self, tenant: str, collection: str) -> None:
+        """The shards of its live generation, as far as they come in time; what does not is counted by its segments."""
+        try:
+            live = self._registry.collection(tenant, collection).generation()
+            for shard in live.shards():
+                if shard.slot in self.slots:
+                    await self._held(shard, Deadline.after(COUNT_WAIT_S))
+        except VicinageError as error:
+            _event.info("counted by its segments", tenant=tenant, collection=collection, reason=str(error))
 
     def watermarks(self) -> dict[int, int]:
         """Slot → the offset up to which everything is searchable."""
@@ -257,10 +282,13 @@ class Searcher:
                 refuse(a.answer, DeadlineExceeded("the deadline passed while waiting to search", dependency="searcher"))
         if not live:
             return
+        # Read before the shard is taken: it has all of the slot's log below, even if it is let go of in between.
+        passed = self.tail.watermark(live[0].query.shard.slot)
         shard = self.holding.at_once(live[0].query.shard, max(a.catalog for a in live))
         if shard is None:
             self._answer_later(live)
             return
+        shard.asked_s = self._clock.monotonic()
         if live[0].query.texts and not all(a.opened for a in live) and not shard.lexical_here():
             self._opening.wait(shard, live)
             return
@@ -268,8 +296,6 @@ class Searcher:
         if not live:
             return  # whoever asked has given up meanwhile
         self._searches += len(live)
-        # Read before the snapshot is taken: all of the slot's log below it is in that snapshot.
-        passed = self.tail.watermark(shard.id.slot)
         try:
             _answer_together(shard, live, passed)
         except VicinageError as error:
@@ -324,9 +350,10 @@ class Searcher:
         self.tail.run(self._stop)
 
     def _replay_start(self, slot: int) -> int:
-        """The lowest offset that some shard of the slot has not sealed; the end if there is none."""
-        sealed = [s.snapshot.manifest.sealed for s in list(self.tail.shards.values()) if s.id.slot == slot]
-        return min(sealed, default=self._log.end(VECTORS_TOPIC, slot))
+        return self.holding.replay_start(slot, self._log.end(VECTORS_TOPIC, slot))
+
+    def _serves(self, shard: ShardId) -> bool:
+        return self.holding.serves(shard)
 
     def _give_up(self, shard: ShardId, corrupt: Corrupt) -> None:
         self.holding.give_up(shard, corrupt)

@@ -57,7 +57,7 @@ class Keys:
         return cls(halves[:, 0].copy(), halves[:, 1].copy())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Segment:
     """A loaded segment. Documents are sorted by key; `count` 0 means: deleted at `version`."""
 
@@ -104,9 +104,8 @@ class Segment:
         return mask
 
     def resident_bytes(self) -> int:
-        """Bytes it takes when every page is touched; those of the lexical index once somebody has asked for words."""
-        kept = self.ref.objects.get("lexical") if not self.lexical.here() else None
-        return self.ref.bytes() - (kept.bytes if kept else 0)
+        """Bytes it takes when every page is touched, and words have been asked for."""
+        return self.ref.bytes()
 
 
 class LazyColumns:

@@ -6,9 +6,9 @@ from vicinage.errors import NotFound
 from vicinage.records import ShardId
 
 
-def serving(registry: Registry) -> dict[ShardId, Generation]:
-    """Every shard of the platform with its generation, as the registry knows them now."""
-    return {shard: g for c in registry.collections() for g in c.generations for shard in g.shards()}
+def serving(registry: Registry, tenant: str | None = None) -> dict[ShardId, Generation]:
+    """Every shard of the platform, or of a tenant, with its generation, as the registry knows them now."""
+    return {shard: g for c in registry.collections(tenant) for g in c.generations for shard in g.shards()}
 
 
 def generation_of(registry: Registry, shard: ShardId) -> Generation | None:

@@ -56,7 +56,11 @@ class StoredDocument:
 
 @dataclass(frozen=True, slots=True)
 class ShardStats:
-    """What a shard holds. `host_bytes` is accounted: delta arrays, and segments as if every page were touched."""
+    """What a shard holds. `host_bytes` is accounted: delta arrays, and segments as if every page were touched.
+
+    Of one that is not `resident`, counts are those of its segments: what they replace of each other is counted as often as it stands
+    there, and rows in the log alone are not.
+    """
 
     shard: ShardId
     documents: int
@@ -68,6 +72,7 @@ class ShardStats:
     store_bytes: int
     watermark: int
     manifest_version: int
+    resident: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +127,8 @@ class Shard:
         self._watermark = manifest.sealed
         self._n_documents = 0
         self._lock = threading.Lock()
+        self.asked_s = 0.0
+        """When it was last asked, or brought in (monotonic)."""
         self.snapshot = self._publish()
 
     # writing: one thread
@@ -167,6 +174,20 @@ class Shard:
                 self._take(message.batch, message.offset)
             self._watermark = max(self._watermark, manifest.sealed)
             self.snapshot = self._publish()
+
+    def unsealed(self) -> list[int]:
+        """Offsets of the messages that no segment of the manifest has, as far as something of them is held; rising."""
+        with self._lock:
+            return [m.offset for m in self._delta.messages]
+
+    @property
+    def delta_bytes(self) -> int:
+        """Bytes that the rows take which no segment has."""
+        return self._delta.bytes
+
+    def held_bytes(self) -> int:
+        """Bytes that its rows take in memory: the delta's, and the segments' as if every page were touched."""
+        return self._delta.bytes + sum(g.resident_bytes() for g in self.snapshot.segments)
 
     def _take(self, batch: pa.RecordBatch, offset: int) -> None:
         """Add what is newer, kill what it replaces."""
@@ -332,7 +353,7 @@ class Shard:
             delta_passages=delta,
             segments=len(s.segments),
             kinds=tuple(g.ref.kind for g in s.segments),
-            host_bytes=self._delta.bytes + sum(g.resident_bytes() for g in s.segments),
+            host_bytes=self.held_bytes(),
             store_bytes=sum(g.ref.bytes() for g in s.segments),
             watermark=s.watermark,
             manifest_version=s.manifest.version,

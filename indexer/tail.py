@@ -1,12 +1,13 @@
-"""The tail of a searcher: the vectors log of its slots, applied to the shards that it holds, in log order.
+"""The tail of a searcher: the vectors log of its slots, applied to the shards that are in memory, in log order.
 
-A shard joins once it has caught up, and misses no row; a watermark is published only when everything below it is searchable.
+Of every other shard it notes where the rows stand that passed by: it joins by reading those alone, and misses none. A watermark is
+published only when everything below it is searchable: applied, or found by the question that brings the shard in.
 """
 
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -21,6 +22,9 @@ from vicinage.wire import decode_rows, parse_rows_key, rows_key
 
 POLL_S: Final = 0.25
 POLL_BYTES: Final = 16 << 20
+NEAR: Final = 16
+"""Rows of a shard that stand as near to one another are read in one go, with what stands between them."""
+NEAR_BYTES: Final = 1 << 20
 RETRY_S: Final = 0.5
 LAGS_KEPT: Final = 2_000
 """Recent index lags kept per tenant."""
@@ -31,19 +35,31 @@ _lag = histogram("vicinage_searcher_index_lag_seconds", "searchable time minus e
 
 
 class Tail:
-    """One thread runs it; `join` and `leave` may come from others. `on_corrupt` hears of a shard whose rows cannot be read."""
+    """One thread runs it; `join` and `set_down` may come from others.
+
+    `serves` says whether a shard's rows are for anybody; `on_corrupt` hears of one whose rows cannot be read.
+    """
 
     def __init__(
-        self, log: Log, slots: Iterable[int], clock: Clock, on_corrupt: Callable[[ShardId, Corrupt], None]
+        self,
+        log: Log,
+        slots: Iterable[int],
+        clock: Clock,
+        serves: Callable[[ShardId], bool],
+        on_corrupt: Callable[[ShardId, Corrupt], None],
     ) -> None:
         self._log = log
         self._slots = frozenset(slots)
         self._clock = clock
+        self._serves = serves
         self._on_corrupt = on_corrupt
         self.shards: dict[ShardId, Shard] = {}
         """The shards that take in rows."""
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()
         """Held while shards take in rows, so that one that joins misses none."""
+        self._passed: dict[ShardId, list[int]] = {}
+        """Of shards that are not in memory: the offsets of their rows, rising; of each all from `_begun` on that no segment has."""
+        self._begun: dict[int, int] = {}
         self._watermarks: dict[int, int] = {}
         self._targets: dict[int, int] = {}
         self._caught_up = threading.Event()
@@ -93,33 +109,67 @@ class Tail:
     # who takes in rows: any thread
 
     def join(self, shard: Shard, sealed: int) -> None:
-        """Bring a shard that is complete up to `sealed` to where its slot is, and hand it every row from there on."""
+        """Bring a shard that is complete up to `sealed` to where its slot is, and hand it every row from there on. Raises Corrupt."""
         slot = shard.id.slot
-        passed = self.watermark(slot)
-        self._catch_up(shard, sealed, passed)
+        reached = self.watermark(slot)
+        self._catch_up(shard, sealed, reached)
         with self._writing:
-            self._catch_up(shard, passed, self.watermark(slot))
+            self._catch_up(shard, reached, self.watermark(slot))
             self.shards[shard.id] = shard
+            self._passed.pop(shard.id, None)
 
-    def leave(self, shard: ShardId) -> None:
-        """Hand it no more rows; a no-op where it takes none."""
-        self.shards.pop(shard, None)
+    def set_down(self, shard: ShardId) -> None:
+        """Hand it no more rows, and note where those stand that no segment has; a no-op where it takes none."""
+        with self._writing:
+            held = self.shards.pop(shard, None)
+            if held is not None and (unsealed := held.unsealed()):
+                self._passed[shard] = unsealed
+
+    def sealed(self, shard: ShardId, below: int) -> None:
+        """Of a shard that is not in memory, rows below that offset are in segments."""
+        with self._writing:
+            if shard in self._passed:
+                self._passed[shard] = [at for at in self._passed[shard] if at >= below]
+
+    def forget(self, shard: ShardId) -> None:
+        """It is served no more, and never will be again."""
+        with self._writing:
+            self.shards.pop(shard, None)
+            self._passed.pop(shard, None)
+
+    def forget_what_passed(self) -> None:
+        """Segments may know less than was noted: whoever joins reads the log from there on, every record."""
+        with self._writing:
+            self._passed.clear()
+            self._begun = self.watermarks()
 
     def _catch_up(self, shard: Shard, start: int, end: int) -> None:
-        """Apply what the tail has already passed by: the log from `start` to `end`."""
+        """Apply what the tail has already passed by: the shard's rows from `start` to `end`."""
         key = rows_key(shard.id.tenant, shard.id.collection, shard.id.generation)
-        while start < end and (run := self._log.read(VECTORS_TOPIC, shard.id.slot, start, bytes_max=POLL_BYTES)):
-            for stored in run:
-                if stored.offset < end and stored.record.key == key:
-                    shard.apply(decode_rows(stored.record.value or b"").batch, stored.offset)
-            start = run[-1].offset + 1
+        for stored in self._missed(shard.id, start, end):
+            if stored.record.key == key:
+                shard.apply(decode_rows(stored.record.value or b"").batch, stored.offset)
         shard.advance(end)
+
+    def _missed(self, shard: ShardId, start: int, end: int) -> Iterator[Stored]:
+        """Records from `start` to `end`, the shard's among them: every one before `_begun`, then those that passed and what is near."""
+        begun = min(end, self._begun.get(shard.slot, end))
+        yield from self._read(shard.slot, start, begun, POLL_BYTES)
+        passed = [at for at in tuple(self._passed.get(shard, ())) if max(start, begun) <= at < end]
+        for first, last in _near(passed):
+            yield from self._read(shard.slot, first, last + 1, POLL_BYTES if last > first else NEAR_BYTES)
+
+    def _read(self, slot: int, start: int, end: int, bytes_max: int) -> Iterator[Stored]:
+        while start < end and (run := self._log.read(VECTORS_TOPIC, slot, start, bytes_max=bytes_max)):
+            yield from (stored for stored in run if stored.offset < end)
+            start = run[-1].offset + 1
 
     # the tail thread
 
     def begin(self, starts: Mapping[int, int], targets: Mapping[int, int]) -> None:
         """Say where each slot is read from, and where it has caught up. What joins from here on catches up by itself."""
         self._targets = dict(targets)
+        self._begun = dict(starts)
         self._publish(starts)
 
     def run(self, stop: threading.Event) -> None:
@@ -141,31 +191,43 @@ class Tail:
     def _apply_all(self, taken: list[Stored]) -> None:
         now_ms = self._clock.now_ms()
         last = {stored.partition: stored.offset + 1 for stored in taken}
+        corrupt: list[tuple[ShardId, Corrupt]] = []
         with self._writing:
             for stored in taken:
-                self._apply(stored, now_ms)
+                if (found := self._apply(stored, now_ms)) is not None:
+                    corrupt.append(found)
             self._publish(last)
+        for shard, error in corrupt:  # whoever hears of it has locks of its own
+            self._on_corrupt(shard, error)
 
-    def _apply(self, stored: Stored, now_ms: int) -> None:
+    def _apply(self, stored: Stored, now_ms: int) -> tuple[ShardId, Corrupt] | None:
+        """Take in a record; the shard whose rows it has, and why, where they cannot be read."""
         try:
             tenant, collection, generation = parse_rows_key(stored.record.key or b"")
         except Corrupt:
             _event.error("a record is of no shard", slot=stored.partition, offset=stored.offset)
-            return
-        shard = self.shards.get(ShardId(tenant, collection, generation, stored.partition))
-        if shard is None:
-            return  # cold: it catches up from the log when it joins
+            return None
+        of = ShardId(tenant, collection, generation, stored.partition)
+        shard = self.shards.get(of)
+        if shard is None:  # whoever it is of may be known only later
+            self._passed.setdefault(of, []).append(stored.offset)
+            if not self._serves(of):
+                return None
         try:
             batch = decode_rows(stored.record.value or b"").batch
-            shard.apply(batch, stored.offset)
+            if shard is not None:
+                shard.apply(batch, stored.offset)
         except Corrupt as error:
-            self._on_corrupt(shard.id, error)  # it is never served without these rows; the others go on
-            return
+            self.set_down(of)  # it is never served without these rows; the others go on
+            if shard is not None:
+                self._passed.setdefault(of, []).append(stored.offset)
+            return of, error
         self._n_applied += batch.num_rows
         _applied.inc(batch.num_rows)
         lag_ms = max(0, now_ms - stored.record.event_time_ms)
         self._lags.setdefault(tenant, deque(maxlen=LAGS_KEPT)).append(float(lag_ms))
         _lag.observe(lag_ms / 1000)
+        return None
 
     def _publish(self, watermarks: Mapping[int, int]) -> None:
         with self._reached:
@@ -181,6 +243,16 @@ class Tail:
 
     def _has_reached(self, positions: Mapping[int, int]) -> bool:
         return all(self._watermarks.get(slot, 0) >= offset for slot, offset in positions.items())
+
+
+def _near(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last of each run in which neighbours are at most NEAR apart. Pure."""
+    first: int | None = None
+    for i, at in enumerate(offsets):
+        first = at if first is None else first
+        if i + 1 == len(offsets) or offsets[i + 1] - at > NEAR:
+            yield first, at
+            first = None
 
 
 async def within(future: Future[Any], deadline: Deadline, what: str) -> Any:

@@ -40,7 +40,7 @@ class Searcher(Protocol):
         """Ids of documents that pass a filter."""
         ...
 
-    async def stats(self, tenant: str | None = None) -> SearcherStats:
+    async def stats(self, tenant: str | None = None, collection: str | None = None) -> SearcherStats:
         """What it holds."""
         ...
 
@@ -102,10 +102,12 @@ class Searchers:
             by_searcher.setdefault(self.holding(slot), {})[slot] = offset
         await asyncio.gather(*(s.reach(wanted, deadline) for s, wanted in by_searcher.items()))
 
-    async def stats(self, tenant: str | None = None, *, slots: Collection[int] | None = None) -> list[SearcherStats]:
-        """What the searchers (of these slots) hold; one that is away is left out."""
+    async def stats(
+        self, tenant: str | None = None, collection: str | None = None, *, slots: Collection[int] | None = None
+    ) -> list[SearcherStats]:
+        """What the searchers (of these slots) hold; one that is away is left out. A collection that is named is counted exactly."""
         asked = [s for s in self.all if slots is None or s.slots & set(slots)]
-        outcomes = await asyncio.gather(*(s.stats(tenant) for s in asked), return_exceptions=True)
+        outcomes = await asyncio.gather(*(s.stats(tenant, collection) for s in asked), return_exceptions=True)
         for o in outcomes:
             if isinstance(o, BaseException) and not isinstance(o, VicinageError):
                 raise o

@@ -146,6 +146,11 @@ class SearcherSettings(_Group):
     )
     batch_max: int = Field(default=64, ge=1, description="questions gathered into one call")
     adopt_s: float = Field(default=0.5, gt=0, le=60, description="how often new manifests are looked for")
+    resident_bytes_max: int = Field(
+        default=0,
+        ge=0,
+        description="bytes of segments and deltas in memory, as if every mapped page were touched; beyond it, who was not asked for longest is let go of; 0: half of the machine's",
+    )
 
 
 class Settings(BaseSettings):

@@ -22,6 +22,8 @@ CounterName = Literal[
     "vicinage_indexer_trimmed_messages_total",  # messages of the vectors log let go of
     "vicinage_indexer_swap_conflicts_total",  # manifest swaps refused by compare-and-set or fencing
     "vicinage_searcher_applied_passages_total",  # passages made searchable
+    "vicinage_searcher_brought_in_total",  # shards brought into memory
+    "vicinage_searcher_let_go_total",  # shards let go of from memory, since others needed the room
     "vicinage_searcher_lexical_rebuilt_total",  # lexical indexes that were corrupt or lost, and were made anew of their texts
 ]
 GaugeName = Literal[

@@ -98,14 +98,16 @@ async def delete(collection: str, request: Request) -> Response:
 
 
 async def facts(house: Any, collection: Collection) -> dict[str, Any]:
-    """What is known of a collection: what was set, and what was measured."""
-    return (await facts_of(house, [collection], collection.tenant))[0]
+    """What is known of a collection: what was set, and what was measured; it is brought into memory to be counted."""
+    return (await facts_of(house, [collection], collection.tenant, collection.name))[0]
 
 
-async def facts_of(house: Any, collections: Sequence[Collection], tenant: str | None) -> list[dict[str, Any]]:
-    """The same of many, of one tenant or of all; the searchers are asked once."""
+async def facts_of(
+    house: Any, collections: Sequence[Collection], tenant: str | None, name: str | None = None
+) -> list[dict[str, Any]]:
+    """The same of many, of one tenant or of all; the searchers are asked once. Who does not lie in memory is counted by its segments."""
     slots = {slot for c in collections for slot in c.generation().slots}
-    stats = await house.searchers.stats(tenant, slots=slots)
+    stats = await house.searchers.stats(tenant, name, slots=slots)
     held = {s.shard: s for each in stats for s in each.shards}
     watermarks = {slot: at for each in stats for slot, at in each.watermarks.items()}
     return [await _facts(house, c, held, watermarks) for c in collections]
@@ -132,7 +134,11 @@ async def _facts(
             "freshness_ms": collection.objectives.freshness_ms,
             "latency_ms": collection.objectives.latency_ms,
         },
-        "counts": {"documents": sum(s.documents for s in shards), "passages": sum(s.passages for s in shards)},
+        "counts": {
+            "documents": sum(s.documents for s in shards),
+            "passages": sum(s.passages for s in shards),
+            "exact": all(s.resident for s in shards),
+        },
         "shards": {"asked": len(live.slots), "answered": len(shards)},
         "freshness": {"lag_ms": lag_ms},
         "recall": next((m for m in reversed(measured) if m["generation"] == live.number), None),

@@ -41,6 +41,8 @@ def test_counts_and_bytes_are_those_of_what_was_written(tmp_path: Path) -> None:
         write(base, "other", "notes", 3, 1)
 
         def measured():
+            for tenant, collection in (("acme", "docs"), ("other", "notes")):
+                asyncio.run(searcher.stats(tenant, collection))
             stats = asyncio.run(searcher.stats())
             return take(base.registry, base.log, [stats], Rates(), now_ms=7)
 

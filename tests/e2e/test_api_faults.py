@@ -55,10 +55,10 @@ class Wire:
             raise self.fault
         return await self._searcher.search(query, deadline)
 
-    async def stats(self, tenant: str | None = None) -> Any:
+    async def stats(self, tenant: str | None = None, collection: str | None = None) -> Any:
         if self.fault is not None:
             raise self.fault
-        return await self._searcher.stats(tenant)
+        return await self._searcher.stats(tenant, collection)
 
 
 class Road:

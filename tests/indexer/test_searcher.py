@@ -102,6 +102,12 @@ def ask(searcher: Searcher, shard: ShardId, **query) -> list[tuple[str, int]]:
     return sorted((h.document_id, h.version) for h in searcher.submit(asked, Deadline.after(5)).result(5).hits[0])
 
 
+def bring_in(searcher: Searcher, *shards: ShardId) -> None:
+    """Have them in memory."""
+    for shard in shards:
+        searcher.holding.soon(shard, Deadline.after(5), 0).result(5)
+
+
 def reach(searcher: Searcher, positions: dict[int, int], wait_s: float = 5) -> dict[int, int]:
     return asyncio.run(searcher.reach(positions, Deadline.after(wait_s)))
 
@@ -262,6 +268,7 @@ def test_a_manifest_that_could_not_be_adopted_is_adopted_later(base: Ground) -> 
     docs = shard_of(of)
     with searching(base) as searcher:
         searcher.holding._store = store = AwayStore(base.store)
+        bring_in(searcher, docs)
         batches = [one("a", 1), one("b", 2)]
         end = [send(base, docs, b) for b in batches][-1]
         reach(searcher, {docs.slot: end})
@@ -315,6 +322,7 @@ def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_agai
     end = send(base, docs, batches[0])
     seal(base, docs, of, batches[:1], end)
     with searching(base) as searcher:
+        bring_in(searcher, docs)
         searcher.holding._store = store = CountingStore(base.store)
         end = send(base, docs, batches[1])
         reach(searcher, {docs.slot: end})
@@ -451,6 +459,7 @@ class Gate:
     """Holds the only search thread inside a search until opened."""
 
     def __init__(self, searcher: Searcher, shard: ShardId) -> None:
+        bring_in(searcher, shard)
         held = searcher.tail.shards[shard]
         self.entered, self.open, self.widths = threading.Event(), threading.Event(), []
         self._search: Callable[[ShardQuery], Partial] = held.search
@@ -531,7 +540,7 @@ def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Ground) 
         return asked
 
     with searching(base, queue_max=20_000) as searcher:
-        eventually(lambda: {loud, quiet} <= set(searcher.tail.shards))
+        bring_in(searcher, loud, quiet)
         gate = Gate(searcher, loud)
         flood = [ask_in_line(searcher, loud, 1)]
         assert gate.entered.wait(5)
@@ -548,7 +557,7 @@ def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Ground)
     batching, single = neighbours(base, "silver", "silver")
     order: list[str] = []
     with searching(base, queue_max=20_000) as searcher:
-        eventually(lambda: {batching, single} <= set(searcher.tail.shards))
+        bring_in(searcher, batching, single)
         gate = Gate(searcher, batching)
         searcher.submit(ShardQuery(batching, unit(0)[None], 1), Deadline.after(60))
         assert gate.entered.wait(5)
@@ -565,7 +574,7 @@ def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Ground)
 def test_a_tenant_that_fills_its_part_of_the_queue_leaves_room_for_others(base: Ground) -> None:
     loud, quiet = neighbours(base, "bronze", "gold")
     with searching(base, queue_max=100) as searcher:
-        eventually(lambda: {loud, quiet} <= set(searcher.tail.shards))
+        bring_in(searcher, loud, quiet)
         gate = Gate(searcher, loud)
         searcher.submit(ShardQuery(loud, unit(0)[None], 1), Deadline.after(10))
         assert gate.entered.wait(5)
@@ -582,7 +591,7 @@ def test_a_scan_of_many_rows_costs_its_tenant_more_than_a_look_at_few(base: Grou
     of = collection(base, dimension=1_024)
     big = shard_of(of)
     with searching(base) as searcher:
-        eventually(lambda: big in searcher.tail.shards)
+        bring_in(searcher, big)
         small = ShardQuery(big, np.ones((1, 1_024), np.float32), 1)
         assert searcher._cost(small) == 1
         rows = [(f"d{i}", i + 1, [np.ones(1_024, np.float32)], "{}") for i in range(2_100)]
@@ -614,6 +623,7 @@ def test_a_thread_that_dies_ends_the_role_and_leaves_nobody_waiting(base: Ground
     searcher.start()
     try:
         eventually(searcher.ready)
+        bring_in(searcher, docs)
         broken = searcher.tail.shards[docs]
         broken.search = lambda _query: 1 / 0  # type: ignore[method-assign]
         answer = searcher.submit(ShardQuery(docs, unit(0)[None], 1), Deadline.after(30))
@@ -637,7 +647,7 @@ def test_a_question_given_up_while_it_waits_harms_nobody(base: Ground) -> None:
     of = collection(base)
     shard = shard_of(of)
     with searching(base) as searcher:
-        eventually(lambda: shard in searcher.tail.shards)
+        bring_in(searcher, shard)
         gone, also_gone, kept = (_Asked(ShardQuery(shard, unit(1)[None], 1), Deadline.after(5)) for _ in range(3))
         assert gone.answer.cancel() and also_gone.answer.cancel()
         searcher._answer([gone])  # all of them gave up: nothing to do, and nothing to die of
@@ -659,6 +669,7 @@ def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_b
             raise OperationalError("BEGIN", {}, Exception("the server closed the connection"))
 
     with searching(base) as searcher:
+        bring_in(searcher, live)
         end = send(base, live, one("a", 1))
         reach(searcher, {live.slot: end})
         later = base.registry.version + 1  # the gateway saw one change more, and may have cut over by it

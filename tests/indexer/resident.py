@@ -1,0 +1,77 @@
+"""Loads a segment, touches every byte of it and searches it: how much larger the process became, beside what is accounted."""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from indexer.backends import open_backend
+from indexer.segment import Segment, load, newest, write
+from indexer.shard import Shard
+from tenants.entities import Manifest, SegmentRef
+from vicinage.records import ShardId, ShardQuery
+from vicinage.store import LocalStore
+from vicinage.wire import vector_column, vectors_schema
+
+N, D = 12_000, 384
+SHARD = ShardId("acme", "docs", 1, 0)
+
+
+def written(spec: str, folder: Path, n: int) -> SegmentRef:
+    """A segment of `n` rows with a text each."""
+    rng = np.random.default_rng(n)
+    vectors = rng.standard_normal((n, D)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    words = [f"w{i}" for i in range(2_000)]
+    texts = [" ".join(words[w] for w in rng.integers(0, 2_000, 12)) for _ in range(n)]
+    columns = [[f"d{i}" for i in range(n)], [1] * n, [1] * n, [0] * n, texts, [0] * n, [1] * n, ["{}"] * n]
+    schema = vectors_schema(D)
+    arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
+    batch = pa.RecordBatch.from_arrays([*arrays, vector_column(vectors)], schema=schema)
+    return write(
+        *newest([batch]), shard=SHARD, spec=spec, metric="cosine", dimension=D, backend=open_backend(), store=LocalStore(folder),
+        flat_max=2_000,
+    )  # fmt: skip
+
+
+def use(segment: Segment, ref: SegmentRef, folder: Path) -> None:
+    """Search it by vectors and by words; then read every page of its files, as ever so many searches would."""
+    shard = Shard(
+        SHARD, dimension=D, metric="cosine", recall=0.95, backend=open_backend(), manifest=Manifest(SHARD, 0, 0, 0, ())
+    )
+    shard.adopt(Manifest(SHARD, 1, 0, 0, (ref,)), [segment])
+    queries = np.random.default_rng(1).standard_normal((50, D)).astype(np.float32)
+    for query in queries:
+        shard.search(ShardQuery(SHARD, query[None], 10, mode="hybrid", texts=("w1 w2 w3",)))
+        shard.search(ShardQuery(SHARD, query[None], 10, exact=True))
+    for column in segment.rows.columns:
+        for buffer in column.buffers():
+            if buffer is not None:
+                np.frombuffer(buffer, np.uint8).max(initial=0)
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    gc.collect()
+    return int(psutil.Process().memory_info().rss)
+
+
+def main() -> None:
+    """Print both figures."""
+    spec, folder = sys.argv[1], Path(sys.argv[2])
+    store, backend = LocalStore(folder), open_backend()
+    small, ref = written(spec, folder, 3_000), written(spec, folder, N)
+    use(load(small, store, backend, "cosine"), small, folder)  # what the libraries take once
+    before = resident()
+    segment = load(ref, store, backend, "cosine")
+    use(segment, ref, folder)
+    print(json.dumps({"accounted": segment.resident_bytes(), "resident": resident() - before}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""What lies in memory: who lets go for whom, that nothing is lost by it, and that what is held stays below what is allowed."""
+
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from house import eventually, open_ground
+from hypothesis import given
+from hypothesis import strategies as st
+from rows import message, unit
+from test_searcher import D, Gate, ask, bring_in, collection, one, reach, seal, searching, send, shard_of
+
+from cluster.wiring import Ground
+from indexer.holding import EAGER_PASSAGES
+from indexer.residency import IN_USE_S, SHARD_BYTES, Held, to_let_go
+from tenants import provisioning
+from tenants.entities import Collection
+from tenants.provisioning import VECTORS_TOPIC
+from vicinage.clock import Deadline, ManualClock
+from vicinage.errors import Corrupt, Unavailable
+from vicinage.log import Record
+from vicinage.records import ShardId, ShardQuery
+from vicinage.wire import rows_key
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Ground]:
+    made = open_ground(tmp_path / "data")
+    provisioning.create_tenant(made.registry, made.log, "acme", actor="test")
+    yield replace(made, clock=ManualClock())
+    made.close()
+
+
+def held(tenant: str, number: int, n_bytes: int, idle_s: float, weight: int = 1) -> Held:
+    return Held(ShardId(tenant, "c", 1, number), n_bytes, idle_s, weight)
+
+
+def names(going: tuple[ShardId, ...]) -> list[str]:
+    return [f"{s.tenant}{s.slot}" for s in going]
+
+
+def test_who_was_not_asked_for_longest_goes_first_and_no_more_go_than_must() -> None:
+    every = [held("a", 1, 10, 5), held("b", 2, 10, 90), held("c", 3, 10, 30)]
+    assert names(to_let_go(every, 5, 100)) == ["b2"]
+    assert names(to_let_go(every, 20, 100)) == ["b2", "c3"]
+
+
+def test_who_is_asked_right_now_stays_even_if_nobody_finds_room() -> None:
+    assert to_let_go([held("a", 1, 10, IN_USE_S / 2)], 1, 100) == ()
+    assert to_let_go([held("a", 1, 10, 9), held("b", 2, 10, 0)], 15, 100) == (), "one alone would go for nothing"
+
+
+def test_a_class_of_greater_weight_stays_as_many_times_longer() -> None:
+    gold, bronze = held("gold", 1, 10, 39, weight=4), held("bronze", 2, 10, 10)
+    assert names(to_let_go([gold, bronze], 5, 1_000)) == ["bronze2"]
+
+
+def test_who_walks_through_all_that_he_has_lets_go_of_his_own() -> None:
+    quiet = held("quiet", 0, 10, 60)
+    walker = [held("walker", 1 + i, 10, 10) for i in range(90)]
+    assert set(names(to_let_go([quiet, *walker], 100, 100))) <= {f"walker{1 + i}" for i in range(90)}
+
+
+@given(
+    st.lists(
+        st.builds(
+            held,
+            st.sampled_from("abc"),
+            st.integers(0, 99),
+            st.integers(0, 50),
+            st.floats(0, 100),
+            st.sampled_from([1, 2, 4]),
+        ),
+        max_size=12,
+        unique_by=lambda h: h.shard,
+    ),
+    st.integers(1, 300),
+)
+def test_what_goes_is_enough_or_nothing_and_never_in_use(every: list[Held], need: int) -> None:
+    going = to_let_go(every, need, 100)
+    by_shard = {h.shard: h for h in every}
+    assert all(by_shard[s].idle_s >= IN_USE_S for s in going)
+    assert not going or sum(by_shard[s].bytes for s in going) >= need
+    if not going:
+        assert sum(h.bytes for h in every if h.idle_s >= IN_USE_S) < need
+
+
+def sealed(base: Ground, name: str, n: int = 3, tenant: str = "acme") -> tuple[Collection, ShardId]:
+    """A collection with `n` documents in a segment."""
+    of = collection(base, name, tenant=tenant)
+    batches = [one(f"{name}-{i}", i + 1) for i in range(n)]
+    end = [send(base, shard_of(of), b) for b in batches][-1]
+    seal(base, shard_of(of), of, batches, end)
+    return of, shard_of(of)
+
+
+def test_nothing_is_in_memory_before_somebody_asks(base: Ground) -> None:
+    _, docs = sealed(base, "docs")
+    with searching(base) as searcher:
+        reach(searcher, {docs.slot: send(base, docs, one("late", 9))})
+        assert not searcher.tail.shards
+        [stats] = asyncio.run(searcher.stats()).shards
+        assert (stats.resident, stats.documents, stats.host_bytes, stats.segments) == (False, 3, 0, 1)
+        assert ask(searcher, docs) == [("docs-0", 1), ("docs-1", 2), ("docs-2", 3), ("late", 9)]
+        [stats] = asyncio.run(searcher.stats()).shards
+        assert (stats.resident, stats.documents) == (True, 4)
+        assert stats.host_bytes > stats.store_bytes
+
+
+def test_a_collection_that_is_named_is_brought_in_and_counted_exactly(base: Ground) -> None:
+    of, docs = sealed(base, "docs")
+    seal(base, docs, of, [one("docs-0", 7)], send(base, docs, one("docs-0", 7)))
+    with searching(base) as searcher:
+        assert asyncio.run(searcher.stats("acme")).shards[0].documents == 4, "as its two segments count them"
+        [stats] = asyncio.run(searcher.stats("acme", "docs")).shards
+        assert (stats.documents, stats.resident) == (3, True)
+
+
+def room_for(base: Ground, *shards: ShardId) -> int:
+    """So many bytes that these fit in, and no other."""
+    manifests = base.manifests.changed_since(0, range(base.settings.slots))[1]
+    return sum(SHARD_BYTES + sum(r.bytes() for r in m.segments) for m in manifests if m.shard in shards)
+
+
+def test_what_others_need_the_room_of_is_let_go_and_comes_back_whole(base: Ground) -> None:
+    of, first = sealed(base, "first")
+    _, second = sealed(base, "second")
+    with searching(base, resident_bytes_max=int(1.9 * room_for(base, first))) as searcher:
+        assert len(ask(searcher, first)) == 3
+        end = send(base, first, message([("first-0", 20, None, ""), ("new", 21, [unit(5)], "{}")]))
+        reach(searcher, {first.slot: end})
+        base.clock.advance(2)
+        assert len(ask(searcher, second)) == 3
+        assert list(searcher.tail.shards) == [second]
+        reach(searcher, {first.slot: send(base, first, one("newer", 22))})
+        base.clock.advance(2)
+        assert ask(searcher, first) == [("first-1", 2), ("first-2", 3), ("new", 21), ("newer", 22)]
+        base.clock.advance(2)
+        ask(searcher, second)
+        seal(
+            base,
+            first,
+            of,
+            [message([("first-0", 20, None, ""), ("new", 21, [unit(5)], "{}")]), one("newer", 22)],
+            end + 1,
+        )
+        base.clock.advance(2)
+        eventually(lambda: ask(searcher, first) == [("first-1", 2), ("first-2", 3), ("new", 21), ("newer", 22)])
+        assert searcher.tail.shards[first].stats().segments == 2
+
+
+def test_while_all_that_is_there_is_in_use_a_newcomer_is_refused_and_told_to_come_again(base: Ground) -> None:
+    _, first = sealed(base, "first")
+    _, second = sealed(base, "second")
+    with searching(base, resident_bytes_max=room_for(base, first) + SHARD_BYTES) as searcher:
+        ask(searcher, first)
+        with pytest.raises(Unavailable, match="in use") as refused:
+            ask(searcher, second)
+        assert refused.value.retry_after_s
+        assert len(ask(searcher, first)) == 3, "and who was there stays"
+        base.clock.advance(2)
+        assert len(ask(searcher, second)) == 3
+
+
+def test_a_shard_that_can_never_fit_is_refused_with_what_to_do(base: Ground) -> None:
+    _, docs = sealed(base, "docs")
+    with (
+        searching(base, resident_bytes_max=SHARD_BYTES + 1) as searcher,
+        pytest.raises(Unavailable, match="resident_bytes_max"),
+    ):
+        ask(searcher, docs)
+
+
+def test_bytes_are_counted_until_the_last_search_in_them_has_ended(base: Ground) -> None:
+    _, docs = sealed(base, "docs")
+    with searching(base) as searcher:
+        gate = Gate(searcher, docs)
+        waiting = searcher.submit(ShardQuery(docs, unit(0)[None], 1), Deadline.after(10))
+        assert gate.entered.wait(5)
+        before = searcher.holding.resident_bytes()
+        searcher.holding._set_down(docs)
+        segments = room_for(base, docs) - SHARD_BYTES
+        assert searcher.holding.resident_bytes() == before - SHARD_BYTES == segments
+        gate.open.set()
+        assert waiting.result(5).hits[0]
+        del gate
+        gc.collect()  # the gate and the shard know of each other
+        eventually(lambda: searcher.holding.resident_bytes() == 0)
+
+
+def test_what_is_held_never_exceeds_what_is_allowed(base: Ground) -> None:
+    shards = [sealed(base, f"c{i}", 4)[1] for i in range(12)]
+    allowed = room_for(base, *shards[:3]) + 1_000
+    with searching(base, resident_bytes_max=allowed) as searcher:
+        seen: list[int] = []
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.001):
+                seen.append(searcher.holding.resident_bytes())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        for turn in range(60):
+            base.clock.advance(2)
+            shard = shards[(turn * 7) % 12]
+            assert len(ask(searcher, shard)) == 4
+        done.set()
+        watcher.join()
+        assert max(seen) <= allowed
+        assert len(searcher.tail.shards) <= 3
+
+
+def test_deltas_that_grow_beyond_it_make_others_let_go(base: Ground) -> None:
+    _, first = sealed(base, "first")
+    _, second = sealed(base, "second")
+    with searching(base, resident_bytes_max=room_for(base, first, second) + 4_000) as searcher:
+        bring_in(searcher, first, second)
+        base.clock.advance(2)
+        ask(searcher, second)
+        rows = [(f"n{i}", 50 + i, [unit(i)], "{}") for i in range(200)]
+        reach(searcher, {second.slot: send(base, second, message(rows))})
+        eventually(lambda: list(searcher.tail.shards) == [second])
+        assert len(ask(searcher, second)) == 100
+
+
+def test_a_large_shard_comes_in_by_itself(base: Ground) -> None:
+    of, small = collection(base, "big"), sealed(base, "small")[1]
+    big = shard_of(of)
+    rows = message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(EAGER_PASSAGES + 1)])
+    end = send(base, big, rows)
+    seal(base, big, of, [rows], end)
+    with searching(base) as searcher:
+        assert list(searcher.tail.shards) == [big], "before it is ready"
+        assert small not in searcher.tail.shards
+    with searching(base, resident_bytes_max=room_for(base, small)) as searcher:
+        assert not searcher.tail.shards, "where there is room"
+        assert len(ask(searcher, small)) == 3
+
+
+def test_the_next_generation_of_what_is_in_use_comes_in_by_itself(base: Ground) -> None:
+    of, docs = sealed(base, "docs")
+    idle = sealed(base, "idle")[0]
+    with searching(base) as searcher:
+        ask(searcher, docs)
+        made = [
+            base.registry.add_generation(
+                "acme", c.name, index="flat", model=None, dimension=D,
+                place=provisioning.placer(base.log, "acme", c.name, 1, base.settings.slots), actor="test",
+            ).shards()[0]
+            for c in (of, idle)
+        ]  # fmt: skip
+        eventually(lambda: made[0] in searcher.tail.shards)
+        assert made[1] not in searcher.tail.shards
+
+
+def test_rows_that_cannot_be_read_fail_a_shard_that_is_not_in_memory_too(base: Ground) -> None:
+    _, docs = sealed(base, "docs")
+    with searching(base) as searcher:
+        offset = base.log.append(VECTORS_TOPIC, docs.slot, [Record(b"no arrow", rows_key("acme", "docs", 1))])[0]
+        reach(searcher, {docs.slot: offset + 1})
+        eventually(lambda: docs in asyncio.run(searcher.stats()).failed)
+        with pytest.raises(Corrupt):
+            ask(searcher, docs)
+
+
+def test_rows_far_apart_in_the_log_are_found_by_who_comes_in(base: Ground) -> None:
+    docs, others = shard_of(collection(base)), [collection(base, f"c{i}") for i in range(30)]
+    near = next(shard_of(c) for c in others if shard_of(c).slot == docs.slot)
+    with searching(base) as searcher:
+        for i in range(1, 121):
+            end = send(base, docs if i in (1, 2, 40, 119, 120) else near, one(f"d{i}", i))
+        reach(searcher, {docs.slot: end})
+        reads: list[int] = []
+        read = searcher.tail._log.read
+
+        def counted(*args, **more):
+            reads.append(1)
+            return read(*args, **more)
+
+        searcher.tail._log.read = counted  # type: ignore[method-assign]
+        try:
+            assert ask(searcher, docs) == sorted((f"d{i}", i) for i in (1, 2, 40, 119, 120))
+        finally:
+            searcher.tail._log.read = read  # type: ignore[method-assign]
+        assert len(reads) == 3, "not the whole log"
+
+
+def test_who_has_no_rows_in_the_log_reads_none_of_it(base: Ground) -> None:
+    _, docs = sealed(base, "docs")
+    others = [collection(base, f"c{i}") for i in range(30)]
+    near = next(shard_of(c) for c in others if shard_of(c).slot == docs.slot)
+    with searching(base) as searcher:
+        reach(searcher, {near.slot: send(base, near, one("x", 9))})
+        searcher.tail._log = None  # type: ignore[assignment]
+        try:
+            assert len(ask(searcher, docs)) == 3
+        finally:
+            searcher.tail._log = base.log
+
+
+MEASURE = Path(__file__).with_name("resident.py")
+
+
+@pytest.mark.parametrize("spec", ["flat", "auto", "hnsw", "ivf", "rabitq"])
+def test_accounted_bytes_are_what_a_process_really_holds(spec: str, tmp_path: Path) -> None:
+    """A process of its own loads a segment, touches all of it and searches it; the system says how much larger it became."""
+    done = subprocess.run(
+        [sys.executable, str(MEASURE), spec, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    measured = json.loads(done.stdout)
+    assert measured["resident"] == pytest.approx(measured["accounted"], rel=0.05), measured
