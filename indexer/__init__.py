@@ -7,7 +7,9 @@ reindex    a collection's next generation, built beside the live one
 upkeep     compaction, reindex jobs and the sweep, on a worker of their own
 searcher   the searcher role: questions, fairly, in batches
 holding    which shards a searcher holds: sees the catalog, fetches segments
-tail       the vectors log → the shards held; watermarks
+residency  which of them lie in memory, and who lets go for whom
+opening    lexical indexes, brought in off the threads that search
+tail       the vectors log → the shards in memory; watermarks
 shard      ★ segments and delta as one searchable whole
 segment    an immutable set of passages with its index
 delta      what is newer than the segments, in memory

@@ -191,13 +191,10 @@ class Tail:
     def _apply_all(self, taken: list[Stored]) -> None:
         now_ms = self._clock.now_ms()
         last = {stored.partition: stored.offset + 1 for stored in taken}
-        corrupt: list[tuple[ShardId, Corrupt]] = []
         with self._writing:
-            for stored in taken:
-                if (found := self._apply(stored, now_ms)) is not None:
-                    corrupt.append(found)
+            found = [self._apply(stored, now_ms) for stored in taken]
             self._publish(last)
-        for shard, error in corrupt:  # whoever hears of it has locks of its own
+        for shard, error in filter(None, found):  # whoever hears of it has locks of its own
             self._on_corrupt(shard, error)
 
     def _apply(self, stored: Stored, now_ms: int) -> tuple[ShardId, Corrupt] | None:
