@@ -31,6 +31,8 @@ Floats = NDArray[np.float32]
 SHARD = ShardId("bench", "engine", 1, 0)
 SHARES = {0.5: 500, 0.1: 100, 0.01: 10, 0.001: 1}
 """Selectivity → the bound of `{"g": {"$lt": bound}}`, where g is a random number below 1,000."""
+CHURNED = 20_000
+"""Passages that are replaced again and again."""
 ROUNDS = 10
 REPLACED = 0.3
 
@@ -72,7 +74,11 @@ def measure(
                 report, f"engine: filter of half that {name} the question", queries[some], scores[some], side == wanted,
                 {"side": wanted}, raw_ms,
             )  # fmt: skip
-        engine.churn(report, vectors, queries, groups, side)
+    with tempfile.TemporaryDirectory(prefix="vicinage-engine-") as folder:
+        churned = Engine(Path(folder), vectors.shape[1])
+        some = slice(0, CHURNED)
+        churned.seal(range(len(vectors[some])), vectors[some], 1, groups[some], side[some])
+        churned.churn(report, vectors[some], queries, groups[some], side[some])
 
 
 class Engine:
@@ -199,7 +205,7 @@ class Engine:
         held = sum(s.ref.bytes() for s in self.shard.snapshot.segments)
         report.add(
             f"engine: Shard.search after {ROUNDS} rounds of replacing {REPLACED:.0%}", ms, "CPU ms", bound=fresh_ms,
-            recall=round(bench.recall(found, truth), 4), bytes_to_fresh=round(held / fresh, 3),
+            recall=round(bench.recall(found, truth), 4), n=len(now), bytes_to_fresh=round(held / fresh, 3),
             rows_written_to_replaced=round(written / (ROUNDS * REPLACED * len(now)), 2),
         )  # fmt: skip
 
@@ -219,8 +225,7 @@ def batch_of(
 
 if __name__ == "__main__":
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
-    kept = max(n, 50_000) + 2_000
-    every = bench.vectors_of(bench.passages(kept), kept)
+    every = bench.vectors_of(bench.passages(max(bench.KEPT, n + 2_000)), max(bench.KEPT, n + 2_000))
     base, asked, made = np.ascontiguousarray(every[:n]), every[-2_000:], bench.Report()
     truth_ = bench.exact(base, asked)
     measure(made, base, asked, truth_, bench.raw_faiss(made, base, asked, truth_))

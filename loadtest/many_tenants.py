@@ -222,8 +222,8 @@ def main() -> None:
     """Print the table."""
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000
     each = int(sys.argv[2]) if len(sys.argv) > 2 else 100
-    texts = bench.passages(102_000)
-    vectors = bench.vectors_of(texts, 102_000)
+    texts = bench.passages(bench.KEPT)
+    vectors = bench.vectors_of(texts, bench.KEPT)
     measure(bench.Report(), bench.BUILD / "bench" / "tenants", n, each, vectors, texts)
 
 

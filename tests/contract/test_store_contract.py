@@ -18,6 +18,9 @@ from pyarrow import fs
 from vicinage.errors import Conflict, Corrupt, NotFound, Refused, Unavailable
 from vicinage.store import LocalStore, RemoteStore, Store, open_store, shown
 
+pytestmark = pytest.mark.timeout(600)
+"""The S3 server is built from its source where it is not yet there."""
+
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
