@@ -14,6 +14,7 @@ from sqlalchemy import Engine, RowMapping, insert, select, update
 
 from tenants import tables
 from tenants.entities import Lease, Manifest, SegmentRef
+from tenants.quarantine import Quarantine
 from tenants.registry import SERVING
 from vicinage.catalog import change, look
 from vicinage.clock import Clock
@@ -29,6 +30,8 @@ class Manifests:
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
+        self.quarantine = Quarantine(engine, clock)
+        """Which of their objects cannot be used."""
 
     def of(self, shard: ShardId, *, start: int) -> Manifest:
         """The shard's manifest; an empty one at version 0, sealed up to `start`, when it has none yet."""
