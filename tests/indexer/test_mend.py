@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from sealed import DIMENSION, append, contents, gone, loaded, make_collection, up
 
 from cluster.wiring import Ground
+from indexer import reindex
 from indexer.backends import open_backend
 from indexer.loading import Loading
 from indexer.mend import Lost, Plan, plan
@@ -33,7 +34,14 @@ from vicinage.settings import IndexerSettings
 from vicinage.store import open_store
 
 ROLES = ["passages", "documents", "index", "lexical"]
-QUIET = {"seal_passages": 5, "segments_max": 10, "dead_share_max": 1.0, "scrub_per_minute": 0, "flat_max": 4, "seal_age_s": 1e9}
+QUIET = {
+    "seal_passages": 5,
+    "segments_max": 10,
+    "dead_share_max": 1.0,
+    "scrub_per_minute": 0,
+    "flat_max": 4,
+    "seal_age_s": 1e9,
+}
 
 
 @pytest.fixture
@@ -458,6 +466,26 @@ def test_of_two_indexers_only_the_one_that_holds_the_slot_rebuilds(base: Ground)
     assert answers(base, generation) == asked
     with pytest.raises(Conflict):
         base.manifests.swap(after, segments=(), sealed=0, lease=lease)
+
+
+@pytest.mark.parametrize("mendable", [True, False])
+def test_a_reindex_waits_for_a_segment_that_is_being_rebuilt_and_fails_where_that_cannot_be(
+    base: Ground, mendable: bool
+) -> None:
+    indexer = make_indexer(base)
+    generation = two_segments(base, indexer)
+    held = contents(base, generation)
+    if not mendable:
+        trim(base, generation)
+    flipped(file_of(base, manifest_of(base, generation).segments[0], "passages"))
+    meet(base, generation)
+    reindex.start(base.registry, base.jobs, "acme", "docs", index="flat", model=None, shards=1, actor="test")
+    step(base, indexer, 12)
+    [job] = base.jobs.list()
+    assert job.state == ("done" if mendable else "failed")
+    if mendable:
+        base.registry.refresh()
+        assert contents(base, base.registry.collection("acme", "docs").generation()) == held
 
 
 # the quarantine itself
