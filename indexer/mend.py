@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from indexer import lexical
 from indexer.backends import Mask
@@ -216,9 +217,9 @@ class Mending:
         if how.rows == "log":
             rows, _ = newest(exactly(records, documents) if documents is not None else records)
         deletes = documents.deletes() if documents is not None else _no_deletes()
-        if how.deletes == "log":
-            _, deletes = newest(records)
         assert rows is not None, "from the segment, or from the log"
+        if how.deletes == "log":
+            deletes = _deleted(records, rows)
         _check_complete(ref, rows, deletes, exact=documents is not None)
         return rows, deletes
 
@@ -268,6 +269,13 @@ def _converted(ref: SegmentRef, store: Store) -> pa.RecordBatch | None:
     except Damaged:
         return None
     return rows if rows.num_rows == ref.n_passages else None
+
+
+def _deleted(records: Sequence[pa.RecordBatch], live: pa.RecordBatch) -> pa.RecordBatch:
+    """Whom the log says to be deleted; who lives in the segment is not."""
+    _, deletes = newest(records)
+    lives = pc.is_in(deletes.column("document_id"), value_set=live.column("document_id").unique())
+    return deletes.filter(pc.invert(lives))
 
 
 def _no_deletes() -> pa.RecordBatch:

@@ -128,6 +128,8 @@ def _parse(text: str) -> tuple[SegmentRef, ...]:
 
 
 def _segment(fields: dict[str, Any]) -> SegmentRef:
+    """As any version wrote it: what an older one did not have is its default, what a newer one has beside is passed over."""
+    known = {name: value for name, value in fields.items() if name in SegmentRef.__dataclass_fields__}
     objects = {role: ObjectRef(**o) for role, o in fields["objects"].items()}
     curve = tuple((int(effort), float(recall)) for effort, recall in fields.get("curve", ()))
-    return SegmentRef(**{**fields, "objects": objects, "curve": curve})
+    return SegmentRef(**{**known, "objects": objects, "curve": curve})

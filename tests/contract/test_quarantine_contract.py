@@ -1,7 +1,10 @@
 """What the quarantine promises, over SQLite and a real PostgreSQL."""
 
+from dataclasses import replace
+
 from catalogs import House, at_once, make, segment
 
+from tenants import manifests
 from tenants.audit import Audit
 from tenants.entities import Damage, Generation
 from tenants.manifests import Manifests
@@ -58,6 +61,15 @@ def test_what_is_corrupt_is_barred_until_it_is_replaced_or_found_whole(house: Ho
     assert [(d.segment, d.state) for d in quarantine.every()] == [("s1", "replaced"), ("s2", "noted")]
     assert [d.segment for d in quarantine.open([shard.slot])] == ["s2"]
     assert quarantine.open([shard.slot + 1]) == []
+
+
+def test_a_manifest_of_an_older_or_a_newer_version_is_read() -> None:
+    """Before, segments had no offsets of the log."""
+    objects = '{"passages": {"path": "s1/passages", "bytes": 1, "sha256": "00"}}'
+    facts = f'"id": "s1", "objects": {objects}, "kind": "flat", "n_passages": 1, "n_documents": 1, "n_deletes": 0'
+    older, newer = manifests._parse(f'[{{{facts}}}, {{{facts}, "first": 3, "end": 9, "colour": "blue"}}]')
+    assert older == segment("s1")
+    assert newer == replace(older, first=3, end=9)
 
 
 def test_what_became_of_it_is_said_once(house: House) -> None:
