@@ -9,10 +9,11 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,23 +24,46 @@ from indexer import lexical
 from indexer.backends import EFFORTS, Backend, Mask, Rows, choose
 from indexer.filters import Columns
 from indexer.passages import Passages, metadata_of
-from tenants.entities import Metric, SegmentRef
-from tenants.index_spec import Kind
-from vicinage.errors import Corrupt, NotFound, TooLarge
+from tenants.entities import Fault, Metric, SegmentRef
+from tenants.index_spec import Kind, parse
+from vicinage.errors import Corrupt, NotFound, Refused, TooLarge
 from vicinage.faults import crash_point
 from vicinage.records import Floats, ShardId
 from vicinage.store import Store
 from vicinage.telemetry import counter, events
-from vicinage.wire import DELETED, VECTOR_COLUMNS, vectors_of
+from vicinage.wire import DELETED, VECTOR_COLUMNS, vectors_of, vectors_schema
 
 CURVE_QUERIES: Final = 100
 OPEN_MAX: Final = 256
 """Lexical indexes of segments that a process holds."""
+DOCUMENT_COLUMNS: Final = {
+    "high": pa.uint64(),
+    "low": pa.uint64(),
+    "first": pa.int32(),
+    "count": pa.int32(),
+    "version": pa.int64(),
+    "deleted_id": pa.utf8(),
+}
+"""Of the documents object."""
+T = TypeVar("T")
 _event = events("segment")
 _rebuilt = counter(
     "vicinage_searcher_lexical_rebuilt_total",
     "lexical indexes that were corrupt or lost, and were made anew of their texts",
 )
+
+
+Role = str
+"""What an object is to its segment: passages, documents, index or lexical."""
+
+
+class Damaged(Corrupt):
+    """An object of a segment that cannot be used, and is not."""
+
+    def __init__(self, detail: str, *, path: str, role: Role, fault: Fault) -> None:
+        super().__init__(detail, path=path)
+        self.role = role
+        self.fault: Fault = fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +79,40 @@ class Keys:
         digests = b"".join(hashlib.blake2b(i.encode(), digest_size=16).digest() for i in ids)
         halves = np.frombuffer(digests, "<u8").reshape(-1, 2)
         return cls(halves[:, 0].copy(), halves[:, 1].copy())
+
+    def find(self, keys: "Keys") -> NDArray[np.int64]:
+        """Place of each key among these, which are sorted; −1 where it is not."""
+        found = np.full(len(keys.high), -1, np.int64)
+        if len(self.high) == 0:
+            return found
+        places = np.searchsorted(self.high, keys.high)
+        open_ = np.arange(len(places))
+        while len(open_):  # again only where two documents share the high half
+            open_ = open_[places[open_] < len(self.high)]
+            at = places[open_]
+            same = self.high[at] == keys.high[open_]
+            hit = same & (self.low[at] == keys.low[open_])
+            found[open_[hit]] = at[hit]
+            open_ = open_[same & ~hit]
+            places[open_] += 1
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Who is in a segment, sorted by key: rows [first, first + count) at `version`; `count` 0: deleted, and `deleted` has its id by place."""
+
+    keys: Keys
+    first: NDArray[np.int32]
+    count: NDArray[np.int32]
+    version: NDArray[np.int64]
+    deleted: Mapping[int, str]
+
+    def deletes(self) -> pa.RecordBatch:
+        """Its deletions, as `write` takes them."""
+        places = list(self.deleted)
+        names = pa.array([self.deleted[p] for p in places], pa.utf8())
+        return pa.record_batch({"document_id": names, "version": pa.array(self.version[places], pa.int64())})
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -81,20 +139,7 @@ class Segment:
 
     def find(self, keys: Keys) -> NDArray[np.int64]:
         """Place of each key among this segment's documents; −1 where it has none."""
-        found = np.full(len(keys.high), -1, np.int64)
-        if len(self.keys.high) == 0:
-            return found
-        places = np.searchsorted(self.keys.high, keys.high)
-        open_ = np.arange(len(places))
-        while len(open_):  # again only where two documents share the high half
-            open_ = open_[places[open_] < len(self.keys.high)]
-            at = places[open_]
-            same = self.keys.high[at] == keys.high[open_]
-            hit = same & (self.keys.low[at] == keys.low[open_])
-            found[open_[hit]] = at[hit]
-            open_ = open_[same & ~hit]
-            places[open_] += 1
-        return found
+        return self.keys.find(keys)
 
     def rows_mask(self, documents: Mask) -> Mask:
         """Bool [n documents] in key order → bool [n rows]."""
@@ -133,8 +178,11 @@ class LazyLexical:
     """Those of this process that hold an index, the one asked last at the end."""
     _opening: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, ref: SegmentRef, store: Store, rows: pa.RecordBatch) -> None:
+    def __init__(
+        self, ref: SegmentRef, store: Store, rows: pa.RecordBatch, barred: frozenset[str], on_damage: "OnDamage"
+    ) -> None:
         self._ref, self._store, self._rows = ref, store, rows
+        self._barred, self._on_damage = barred, on_damage
         self._lock = threading.Lock()
         self._index: lexical.Lexical | None = None
 
@@ -160,14 +208,15 @@ class LazyLexical:
         self._index = None
 
     def _fetched(self) -> lexical.Lexical | None:
-        stored = self._ref.objects.get("lexical")
-        if stored is None or not stored.path.endswith(f"/{lexical.FILE}"):
+        if "lexical" not in self._ref.objects:
             return None
         try:
-            return lexical.unpack(self._store.fetch(stored))
-        except (Corrupt, NotFound) as error:
-            _rebuilt.inc()
-            _event.error("lexical index made anew", path=stored.path, error=error.detail)
+            return opened(self._ref, "lexical", self._store, lexical.unpack, self._barred)
+        except Damaged as damaged:
+            self._on_damage(damaged)
+            if damaged.fault != "format":
+                _rebuilt.inc()
+                _event.error("lexical index made anew", path=damaged.path, error=damaged.detail)
             return None
 
     def _made(self) -> lexical.Lexical:
@@ -244,8 +293,12 @@ def write(
     store: Store,
     flat_max: int,
     threads: int = 0,
+    logged: tuple[int, int] | None = None,
 ) -> SegmentRef:
-    """Build and store a segment of `live` rows (documents together) and `deletes`; durable on return, visible to nobody yet."""
+    """Build and store a segment of `live` rows (documents together) and `deletes`; durable on return, visible to nobody yet.
+
+    `logged`: the offsets in the vectors log between which every record lies that these are of; None where some are in no log.
+    """
     assert tuple(live.schema.names) == VECTOR_COLUMNS, "rows come in the columns of a vectors message"
     assert live.schema.field("vector").type.list_size == dimension, "and of the generation's dimension"
     chosen = choose(spec, live.num_rows, flat_max=flat_max)
@@ -267,27 +320,40 @@ def write(
             files["lexical"] = lexical.pack(live.column("text").to_pylist(), Path(folder) / lexical.FILE)
         objects = {role: store.put(f"{base}/{file.name}", file) for role, file in files.items()}
     curve = effort_curve(backend, index, chosen.kind, vectors, metric) if index is not None else ()
+    first, end = logged or (None, None)
     return SegmentRef(
-        identity, objects, str(chosen), live.num_rows, n_documents, deletes.num_rows, time.time_ns() // 1_000_000, curve
+        identity,
+        objects,
+        str(chosen),
+        live.num_rows,
+        n_documents,
+        deletes.num_rows,
+        time.time_ns() // 1_000_000,
+        curve,
+        first,
+        end,
     )
 
 
-def load(ref: SegmentRef, store: Store, backend: Backend, metric: Metric) -> Segment:
-    """The segment, every object verified, memory-mapped. Raises Corrupt, NotFound, Unavailable."""
-    rows = _read(store.fetch(ref.objects["passages"]))
-    documents = _read(store.fetch(ref.objects["documents"]))
-    if rows.num_rows != ref.n_passages:
-        raise Corrupt(
-            f"segment {ref.id} has {rows.num_rows} rows, its manifest says {ref.n_passages}",
-            path=ref.objects["passages"].path,
-        )
-    index = backend.load(store.fetch(ref.objects["index"])) if "index" in ref.objects else None
-    column = {
-        name: documents.column(name).to_numpy(zero_copy_only=False)
-        for name in ("high", "low", "first", "count", "version")
-    }
-    gone = np.flatnonzero(column["count"] == 0)
-    names = documents.column("deleted_id").take(pa.array(gone)).to_pylist()
+OnDamage = Callable[[Damaged], None]
+
+
+def load(
+    ref: SegmentRef,
+    store: Store,
+    backend: Backend,
+    metric: Metric,
+    *,
+    barred: frozenset[str] = frozenset(),
+    on_damage: OnDamage = lambda _damaged: None,
+) -> Segment:
+    """The segment, every object verified, memory-mapped. Raises Damaged, Unavailable.
+
+    What is `barred` counts as corrupt, and is not read. `on_damage` hears of a lexical index that cannot be used, once that is opened: the segment goes on without.
+    """
+    rows = opened(ref, "passages", store, partial(read_passages, n=ref.n_passages), barred)
+    documents = opened(ref, "documents", store, read_documents, barred)
+    index = opened(ref, "index", store, backend.load, barred) if "index" in ref.objects else None
     return Segment(
         ref,
         metric,
@@ -295,14 +361,101 @@ def load(ref: SegmentRef, store: Store, backend: Backend, metric: Metric) -> Seg
         Passages(rows),
         vectors_of(rows),
         index,
-        Keys(column["high"], column["low"]),
-        column["first"],
-        column["count"],
-        column["version"],
-        dict(zip(gone.tolist(), names, strict=True)),
+        documents.keys,
+        documents.first,
+        documents.count,
+        documents.version,
+        documents.deleted,
         LazyColumns(rows),
-        LazyLexical(ref, store, rows),
+        LazyLexical(ref, store, rows, barred, on_damage),
     )
+
+
+def opened(
+    ref: SegmentRef, role: Role, store: Store, read: Callable[[Path], T], barred: frozenset[str] = frozenset()
+) -> T:
+    """What `read` makes of the segment's object, which was verified. Raises Damaged, Unavailable."""
+    stored = ref.objects[role]
+    fault: Fault = "corrupt"
+    try:
+        if stored.path in barred:
+            raise Corrupt(f"object {stored.path} is in quarantine", path=stored.path)
+        if old := outdated(ref).get(role):
+            fault = "format"
+            raise Corrupt(f"older format: {old}", path=stored.path)
+        file = store.fetch(stored)
+        fault = "format"  # these are the bytes that were written
+        return read(file)
+    except NotFound as lost:
+        raise Damaged(lost.detail, path=stored.path, role=role, fault="lost") from lost
+    except Corrupt as corrupt:
+        raise Damaged(corrupt.detail, path=stored.path, role=role, fault=fault) from corrupt
+
+
+def outdated(ref: SegmentRef) -> dict[Role, str]:
+    """Objects that this version does not read, as the manifest alone tells, and why. Pure."""
+    found: dict[Role, str] = {}
+    if "lexical" in ref.objects and not ref.objects["lexical"].path.endswith(f"/{lexical.FILE}"):
+        found["lexical"] = f"its words are in {Path(ref.objects['lexical'].path).name}; {lexical.FILE} is read"
+    try:
+        parse(ref.kind)
+    except Refused:
+        if "index" in ref.objects:
+            found["index"] = f"an index of kind {ref.kind[:80]!r} is not read"
+    return found
+
+
+def read_passages(path: Path, n: int) -> pa.RecordBatch:
+    """The `n` rows of a segment. Raises Corrupt."""
+    rows = _read(path)
+    if rows.num_rows != n:
+        raise Corrupt(f"{path.name} has {rows.num_rows} rows, its manifest says {n}", path=str(path))
+    if _columns(rows.schema) != _columns(vectors_schema(_dimension(rows.schema))):
+        raise Corrupt(f"older format: the columns of {path.name} are {', '.join(rows.schema.names)}", path=str(path))
+    return rows
+
+
+def read_documents(path: Path) -> Documents:
+    """Who is in a segment. Raises Corrupt."""
+    found = _read(path)
+    if not DOCUMENT_COLUMNS.items() <= dict(_columns(found.schema)).items():
+        raise Corrupt(f"older format: the columns of {path.name} are {', '.join(found.schema.names)}", path=str(path))
+    column = {
+        name: found.column(name).to_numpy(zero_copy_only=False) for name in ("high", "low", "first", "count", "version")
+    }
+    gone = np.flatnonzero(column["count"] == 0)
+    names = found.column("deleted_id").take(pa.array(gone)).to_pylist()
+    deleted = dict(zip(gone.tolist(), names, strict=True))
+    return Documents(Keys(column["high"], column["low"]), column["first"], column["count"], column["version"], deleted)
+
+
+def converted(path: Path) -> pa.RecordBatch:
+    """The rows of a segment whose columns an older version wrote: what it did not have is null. Raises Corrupt."""
+    rows = _read(path)
+    schema = vectors_schema(_dimension(rows.schema))
+    try:
+        columns = [_column(rows, field) for field in schema]
+    except (pa.ArrowException, KeyError) as error:
+        raise Corrupt(f"the columns of {path.name} cannot be converted: {error}", path=str(path)) from error
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _column(rows: pa.RecordBatch, field: pa.Field) -> pa.Array:
+    if field.name in rows.schema.names:
+        return rows.column(field.name).cast(field.type)
+    if not field.nullable:
+        raise KeyError(field.name)
+    return pa.nulls(rows.num_rows, field.type)
+
+
+def _columns(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
+    return [(field.name, field.type) for field in schema]
+
+
+def _dimension(schema: pa.Schema) -> int:
+    """Numbers of a vector; 1, which no segment of ours has for nothing, where there is no column of vectors."""
+    found = schema.field("vector").type if "vector" in schema.names else None
+    return int(found.list_size) if found is not None and pa.types.is_fixed_size_list(found) else 1
 
 
 def effort_curve(

@@ -132,6 +132,17 @@ class IndexerSettings(_Group):
     orphan_age_s: float = Field(
         default=3_600.0, gt=0, description="age after which an object that no manifest names is swept"
     )
+    quarantine_s: float = Field(
+        default=7 * 86_400.0,
+        ge=0,
+        description="how long the bytes of a damaged object are kept for a person to look at, once its segment was rebuilt",
+    )
+    scrub_per_minute: float = Field(
+        default=6.0, ge=0, le=6_000, description="objects of segments that are read and verified a minute; 0: none"
+    )
+    scrub_bytes_s: int = Field(
+        default=1 << 20, ge=1 << 10, description="bytes a second that the scrub reads, over a while"
+    )
     threads: int = Field(default=0, ge=0, le=256, description="FAISS threads of a build; 0: all cores")
 
 

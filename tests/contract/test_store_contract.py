@@ -134,6 +134,25 @@ def test_bytes_that_changed_in_the_store_are_never_served(store: Store, data: by
         assert found.value.path == "a"
 
 
+@pytest.mark.parametrize("data", [b"hellO world", b"hello", b"", b"hello world "])
+def test_verifying_reads_the_store_itself_whatever_was_fetched_before(store: Store, data: bytes) -> None:
+    ref = store.put("a", b"hello world")
+    store.fetch(ref)
+    store.verify(ref)
+    spoil(store, "a", data)
+    with pytest.raises(Corrupt):
+        store.verify(ref)
+    if isinstance(store, LocalStore):  # elsewhere a copy in the cache is what was written
+        with pytest.raises(Corrupt):
+            store.fetch(ref)
+    spoil(store, "a", b"hello world")
+    store.verify(ref)
+    assert store.fetch(ref).read_bytes() == b"hello world"
+    store.delete("a")
+    with pytest.raises(NotFound):
+        store.verify(ref)
+
+
 def test_writers_of_one_path_at_once_leave_one_whole_object(tmp_path: Path) -> None:
     store, outcomes = LocalStore(tmp_path), []
     start = threading.Barrier(6)

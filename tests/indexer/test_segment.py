@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rows import message, unit
 
 from indexer.backends import open_backend
-from indexer.segment import Keys, Segment, load, newest, write
-from vicinage.errors import Corrupt, NotFound
+from indexer.segment import Damaged, Keys, Segment, load, newest, write
+from vicinage.errors import Corrupt
 from vicinage.records import ObjectRef, ShardId
 from vicinage.store import LocalStore
 
@@ -140,15 +140,16 @@ def test_one_flipped_bit_anywhere_is_corrupt(store: LocalStore, tmp_path: Path, 
     assert corrupt.value.path == ref.objects[role].path
 
 
-def test_a_cut_file_is_corrupt_and_a_missing_one_is_not_found(store: LocalStore, tmp_path: Path) -> None:
+def test_a_cut_file_is_corrupt_and_a_missing_one_is_lost(store: LocalStore, tmp_path: Path) -> None:
     ref = sealed(store, [message([("a", 1, [unit(1)], "{}")])])
     file = tmp_path / ref.objects["passages"].path
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(Corrupt):
+    with pytest.raises(Damaged) as cut:
         load(ref, LocalStore(tmp_path), BACKEND, "cosine")
     file.unlink()
-    with pytest.raises(NotFound):
+    with pytest.raises(Damaged) as gone:
         load(ref, LocalStore(tmp_path), BACKEND, "cosine")
+    assert [(e.value.fault, e.value.role) for e in (cut, gone)] == [("corrupt", "passages"), ("lost", "passages")]
 
 
 def test_a_whole_object_of_another_segment_is_corrupt(store: LocalStore) -> None:
