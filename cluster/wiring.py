@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tenants.entities import EmbeddingModel
+from tenants.entities import EmbeddingModel, Generation
 from vicinage.clock import SystemClock
+from vicinage.records import Floats
 from vicinage.settings import Settings
 from vicinage.telemetry import events
 
@@ -122,6 +123,9 @@ def build_gateway(
             gathering[model] = GatheringEmbedder(client)
         return gathering[model]
 
+    def keep_questions(of: Generation, vectors: Floats) -> None:
+        base.manifests.questions.keep(of.tenant, of.collection, of.model, vectors)
+
     async def close_embedders() -> None:
         for each in gathering.values():
             await each.aclose()
@@ -159,6 +163,7 @@ def build_gateway(
             clock=base.clock,
             local_operator=local_operator,
             on_failure=on_failure,
+            keep_questions=keep_questions,
             close_embedders=close_embedders,
         )
     )

@@ -100,6 +100,7 @@ class Builder:
         logged: tuple[int, int] | None = None,
     ) -> SegmentRef:
         """A segment in the store, which no manifest names yet; `logged` as in `segment.write`."""
+        asked = self.manifests.questions.of(shard.tenant, shard.collection, generation.model, generation.dimension)
         return write(
             live,
             deletes,
@@ -111,6 +112,7 @@ class Builder:
             store=self.store,
             flat_max=self.settings.flat_max,
             threads=self.settings.threads,
+            questions=asked,
             logged=logged,
         )
 

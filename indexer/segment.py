@@ -34,6 +34,8 @@ from vicinage.telemetry import counter, events
 from vicinage.wire import DELETED, VECTOR_COLUMNS, vectors_of, vectors_schema
 
 CURVE_QUERIES: Final = 100
+QUESTIONS_MIN: Final = 30
+"""Real questions that say more of recall than made-up ones."""
 OPEN_MAX: Final = 256
 """Lexical indexes of segments that a process holds."""
 DOCUMENT_COLUMNS: Final = {
@@ -294,6 +296,7 @@ def write(
     flat_max: int,
     threads: int = 0,
     logged: tuple[int, int] | None = None,
+    questions: Floats | None = None,
 ) -> SegmentRef:
     """Build and store a segment of `live` rows (documents together) and `deletes`; durable on return, visible to nobody yet.
 
@@ -319,7 +322,7 @@ def write(
         if has_text(live):
             files["lexical"] = lexical.pack(live.column("text").to_pylist(), Path(folder) / lexical.FILE)
         objects = {role: store.put(f"{base}/{file.name}", file) for role, file in files.items()}
-    curve = effort_curve(backend, index, chosen.kind, vectors, metric) if index is not None else ()
+    curve = effort_curve(backend, index, chosen.kind, vectors, metric, questions) if index is not None else ()
     first, end = logged or (None, None)
     return SegmentRef(
         identity,
@@ -459,24 +462,19 @@ def _dimension(schema: pa.Schema) -> int:
 
 
 def effort_curve(
-    backend: Backend, index: Any, kind: Kind, vectors: Floats, metric: Metric
+    backend: Backend, index: Any, kind: Kind, vectors: Floats, metric: Metric, questions: Floats | None = None
 ) -> tuple[tuple[int, float], ...]:
-    """Recall@10 at each effort, on questions made of the segment's own vectors; ends once it is as good as perfect.
+    """Recall@10 at each effort; ends once it is as good as perfect.
 
-    Half of them are vectors of the segment (themselves left out of what is found), which is easier than a real question, half
-    are means of two, which is harder. On 50,000 sentences their mean was 0.01 to 0.02 below the recall of held-out real
-    questions at efforts from 24 to 128 (docs/benchmarks.md).
+    Measured on the collection's own recent `questions` [n, d], where QUESTIONS_MIN are known, else on `_made_up` ones.
     """
-    rng = np.random.default_rng(0)
     k = min(10, len(vectors) - 1)
     if k < 1:
         return ()
-    own = rng.choice(len(vectors), min(CURVE_QUERIES, len(vectors)), replace=False)
-    between = (vectors[own] + vectors[rng.permutation(own)]) / 2
-    queries = np.ascontiguousarray(np.concatenate([vectors[own], between]), np.float32)
-    if metric == "cosine":
-        queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), np.float32(1e-12))
-    itself = np.concatenate([own, np.full(len(own), -1)])
+    if questions is not None and len(questions) >= QUESTIONS_MIN:
+        queries, itself = questions, np.full(len(questions), -1)
+    else:
+        queries, itself = _made_up(vectors, metric)
     _, truth = backend.exact(vectors, queries, k + 1, metric=metric, allowed=None)
     curve: list[tuple[int, float]] = []
     for effort in EFFORTS[kind]:
@@ -485,6 +483,22 @@ def effort_curve(
         if curve[-1][1] >= 0.999:
             break
     return tuple(curve)
+
+
+def _made_up(vectors: Floats, metric: Metric) -> tuple[Floats, NDArray[np.int64]]:
+    """Questions made of a segment's own vectors, [n, d], and the row that each is itself, or −1.
+
+    Half of them are vectors of the segment (themselves left out of what is found), which is easier than a real question, half
+    are means of two, which is harder. On 50,000 sentences their mean was 0.01 to 0.02 below the recall of held-out real
+    questions at efforts from 24 to 128 (docs/benchmarks.md).
+    """
+    rng = np.random.default_rng(0)
+    own = rng.choice(len(vectors), min(CURVE_QUERIES, len(vectors)), replace=False)
+    between = (vectors[own] + vectors[rng.permutation(own)]) / 2
+    queries = np.ascontiguousarray(np.concatenate([vectors[own], between]), np.float32)
+    if metric == "cosine":
+        queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), np.float32(1e-12))
+    return queries, np.concatenate([own, np.full(len(own), -1)])
 
 
 def _without(rows: Rows, itself: NDArray[np.int64], k: int) -> Rows:

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, RowMapping, insert, select, update
 from tenants import tables
 from tenants.entities import Lease, Manifest, SegmentRef
 from tenants.quarantine import Quarantine
+from tenants.questions import Questions
 from tenants.registry import SERVING
 from vicinage.catalog import change, look
 from vicinage.clock import Clock
@@ -31,6 +32,7 @@ class Manifests:
         self._engine = engine
         self._clock = clock
         self.quarantine = Quarantine(engine, clock)
+        self.questions = Questions(engine, clock)
         """Which of their objects cannot be used."""
 
     def of(self, shard: ShardId, *, start: int) -> Manifest:

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Engine,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -127,6 +128,16 @@ leases = Table(
     Column("owner", String(128), nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
+)
+questions = Table(
+    "questions",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("collection", String(64), primary_key=True),
+    Column("model", String(64), nullable=False),
+    Column("dimension", Integer, nullable=False),
+    Column("vectors", LargeBinary, nullable=False),
+    Column("kept_ms", BigInteger, nullable=False),
 )
 jobs = Table(
     "jobs",
