@@ -537,8 +537,9 @@ class Holding:
             self._let_be(shard, error)
         else:
             self._fail(shard, error)
-            self._again_s[shard] = wait_s = longer(self._again_s.get(shard))
-            self._to_fetch[shard] = self._clock.monotonic() + wait_s
+            if isinstance(error, Damaged):  # it may be put back, or found whole; rows in the log stay as they are
+                self._again_s[shard] = wait_s = longer(self._again_s.get(shard))
+                self._to_fetch[shard] = self._clock.monotonic() + wait_s
 
     def _let_be(self, shard: ShardId, corrupt: Corrupt) -> None:
         """Serve on from what is held, and try the manifest again later and later."""

@@ -179,7 +179,8 @@ class Mending:
         }
         try:
             verified(ref, role, self._builder.store)
-            opened(ref, role, self._builder.store, readers[role])
+            if role in readers:  # a newer version may have others
+                opened(ref, role, self._builder.store, readers[role])
         except Damaged as damaged:
             return damaged
         return None
