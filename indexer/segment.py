@@ -33,7 +33,7 @@ from vicinage.store import Store
 from vicinage.telemetry import counter, events
 from vicinage.wire import DELETED, VECTOR_COLUMNS, vectors_of, vectors_schema
 
-CURVE_QUERIES: Final = 100
+CURVE_QUERIES: Final = 200
 QUESTIONS_MIN: Final = 30
 """Real questions that say more of recall than made-up ones."""
 OPEN_MAX: Final = 256
@@ -471,39 +471,30 @@ def effort_curve(
     k = min(10, len(vectors) - 1)
     if k < 1:
         return ()
-    if questions is not None and len(questions) >= QUESTIONS_MIN:
-        queries, itself = questions, np.full(len(questions), -1)
-    else:
-        queries, itself = _made_up(vectors, metric)
-    _, truth = backend.exact(vectors, queries, k + 1, metric=metric, allowed=None)
+    known = questions is not None and len(questions) >= QUESTIONS_MIN
+    queries = questions if questions is not None and known else _made_up(vectors, metric)
+    _, truth = backend.exact(vectors, queries, k, metric=metric, allowed=None)
     curve: list[tuple[int, float]] = []
     for effort in EFFORTS[kind]:
-        _, rows = backend.search(index, vectors, queries, k + 1, metric=metric, effort=effort, allowed=None)
-        curve.append((effort, round(recall(_without(rows, itself, k), _without(truth, itself, k)), 4)))
+        _, rows = backend.search(index, vectors, queries, k, metric=metric, effort=effort, allowed=None)
+        curve.append((effort, round(recall(rows, truth), 4)))
         if curve[-1][1] >= 0.999:
             break
     return tuple(curve)
 
 
-def _made_up(vectors: Floats, metric: Metric) -> tuple[Floats, NDArray[np.int64]]:
-    """Questions made of a segment's own vectors, [n, d], and the row that each is itself, or −1.
+def _made_up(vectors: Floats, metric: Metric) -> Floats:
+    """Questions [n, d] made of a segment's own vectors: means of two.
 
-    Half of them are vectors of the segment (themselves left out of what is found), which is easier than a real question, half
-    are means of two, which is harder. On 50,000 sentences their mean was 0.01 to 0.02 below the recall of held-out real
-    questions at efforts from 24 to 128 (docs/benchmarks.md).
+    They lie between the passages, as questions do that were written by others. A passage itself is far too easy a question: its
+    neighbours in a graph are its answer (docs/decisions/010 has the figures).
     """
     rng = np.random.default_rng(0)
     own = rng.choice(len(vectors), min(CURVE_QUERIES, len(vectors)), replace=False)
-    between = (vectors[own] + vectors[rng.permutation(own)]) / 2
-    queries = np.ascontiguousarray(np.concatenate([vectors[own], between]), np.float32)
+    queries = np.ascontiguousarray((vectors[own] + vectors[rng.permutation(own)]) / 2, np.float32)
     if metric == "cosine":
         queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), np.float32(1e-12))
-    return queries, np.concatenate([own, np.full(len(own), -1)])
-
-
-def _without(rows: Rows, itself: NDArray[np.int64], k: int) -> Rows:
-    """The first k of each question's rows that are not the question itself."""
-    return np.array([[r for r in row if r != own][:k] for row, own in zip(rows.tolist(), itself.tolist(), strict=True)])
+    return queries
 
 
 def recall(found: Rows, truth: Rows) -> float:

@@ -287,6 +287,20 @@ def arrow_body(ids: list[str], texts: list[str], vectors: Floats) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def ask_before(
+    url: str, key: str, http: httpx.Client, texts: list[str], vectors: Floats, queries: Floats, pid: int
+) -> None:
+    """A few passages and some questions, so that the segments to come are measured on the collection's own questions."""
+    n = 5_000
+    body = arrow_body([str(i) for i in range(n)], texts[:n], vectors[:n])
+    answer = http.post("/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW})
+    answer.raise_for_status()
+    wait_searchable(http, "bench", answer.json()["token"], vectors[0])
+    time.sleep(12)  # it is sealed, and has a graph
+    load.run(url, key, json_requests("/v1/collections/bench/search", queries[:400]), clients=1, server_pids=[pid])
+    time.sleep(3)
+
+
 def ingest_vectors(report: Report, http: httpx.Client, texts: list[str], vectors: Floats, pids: list[int]) -> None:
     """Pre-computed vectors, POSTed as Arrow, until the last of them is searchable."""
     cpu, start, token = load.cpu_seconds(pids), time.perf_counter(), ""
@@ -395,6 +409,7 @@ def main() -> None:
         operator = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}, timeout=120)
         gateway = psutil.Process(pids["gateway"])
         resident = gateway.memory_info().rss
+        ask_before(platform.url, key, http, texts, vectors, queries, pids["gateway"])
         ingest_vectors(report, http, texts, vectors, [pids["gateway"], pids["ingest"]])
         settle(operator, "bench/bench")
         report.add(

@@ -13,7 +13,7 @@ from vicinage.catalog import change, look
 from vicinage.clock import Clock
 from vicinage.records import Floats
 
-QUESTIONS_MAX: Final = 100
+QUESTIONS_MAX: Final = 256
 _Q, _C = tables.questions, tables.collections
 
 
