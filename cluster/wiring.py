@@ -109,19 +109,24 @@ def build_gateway(
     from capacity.snapshot import Rates, take
     from ingest.embedding.gather import GatheringEmbedder
     from ingest.embedding.openai import OpenAIEmbedder
+    from query.embedding_cache import CachingEmbedder, EmbeddingCache
     from query.gateway import Gateway, create_app
     from tenants.audit import Audit
     from tenants.keys import Keys
 
     rates = Rates()
+    cache = EmbeddingCache(base.settings.gateway.embedding_cache_bytes_max)
     gathering: dict[str, GatheringEmbedder] = {}
+    caching: dict[str, CachingEmbedder] = {}
 
-    def embedder_for(model: str) -> GatheringEmbedder:
-        if model not in gathering:
-            client = _embedder(base, base.registry.model(model), embedder_key)
+    def embedder_for(model: str) -> CachingEmbedder:
+        if model not in caching:
+            entry = base.registry.model(model)
+            client = _embedder(base, entry, embedder_key)
             assert isinstance(client, OpenAIEmbedder), "every kind of embedder is reached over HTTP"
             gathering[model] = GatheringEmbedder(client)
-        return gathering[model]
+            caching[model] = CachingEmbedder(gathering[model], entry, cache)
+        return caching[model]
 
     def keep_questions(of: Generation, vectors: Floats) -> None:
         base.manifests.questions.keep(of.tenant, of.collection, of.model, vectors)

@@ -46,6 +46,11 @@ class GatewaySettings(_Group):
         default=400, ge=1, description="samples a collection is brought to before the share applies"
     )
     recall_cpu_share: float = Field(default=0.02, gt=0, le=1, description="share of time the recall monitor may work")
+    embedding_cache_bytes_max: int = Field(
+        default=64 << 20,
+        ge=0,
+        description="bytes of vectors of questions asked before, of all tenants; when full, who holds most gives room; 0: off",
+    )
     key_away_s: float = Field(
         default=60.0,
         ge=0,

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 CounterName = Literal[
     "vicinage_query_searches_total",  # searches answered, by outcome
     "vicinage_query_errors_total",  # requests refused or failed, by kind
+    "vicinage_query_embedding_cache_total",  # texts of questions that were looked for in the cache, by outcome
     "vicinage_ingest_documents_total",  # documents taken from the documents log
     "vicinage_ingest_passages_total",  # passages written to the vectors log
     "vicinage_ingest_rejected_total",  # documents sent to dead letters
@@ -31,6 +32,7 @@ CounterName = Literal[
 ]
 GaugeName = Literal[
     "vicinage_query_in_flight",  # requests being served
+    "vicinage_query_embedding_cache_bytes",  # bytes that the cache of questions' vectors takes
     "vicinage_ingest_embed_queue_tokens",  # tokens waiting at the embedder
     "vicinage_searcher_resident_bytes",  # bytes of vectors and indexes held in memory
     "vicinage_indexer_damaged_objects",  # objects of segments that cannot be used, in the slots held here, by state (noted: to be rebuilt; stuck: a person must act)
