@@ -16,7 +16,7 @@ from typing import Final
 
 from indexer.backends import Backend
 from indexer.residency import SHARD_BYTES, Held, Residency, to_let_go
-from indexer.segment import Segment, load
+from indexer.segment import Segment, load, placed
 from indexer.serving import serving
 from indexer.shard import Shard, ShardStats
 from indexer.tail import Tail
@@ -401,7 +401,7 @@ class Holding:
         for ref in manifest.segments:
             segment = have.get(ref.id)
             if segment is None:
-                segment = load(ref, self._store, self._backend, generation.metric)
+                segment = placed(load(ref, self._store, self._backend, generation.metric), self._backend)
                 self._count(segment, room)
             found.append(segment)
         return found

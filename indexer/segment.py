@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 from weakref import WeakKeyDictionary
@@ -303,6 +303,11 @@ def load(ref: SegmentRef, store: Store, backend: Backend, metric: Metric) -> Seg
         LazyColumns(rows),
         LazyLexical(ref, store, rows),
     )
+
+
+def placed(segment: Segment, backend: Backend) -> Segment:
+    """The same, to be searched from now on: on a GPU where the backend has one with room."""
+    return replace(segment, index=backend.place(segment.index, segment.vectors, segment.metric))
 
 
 def effort_curve(

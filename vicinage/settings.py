@@ -133,12 +133,20 @@ class IndexerSettings(_Group):
         default=3_600.0, gt=0, description="age after which an object that no manifest names is swept"
     )
     threads: int = Field(default=0, ge=0, le=256, description="FAISS threads of a build; 0: all cores")
+    device: str = Field(
+        default="cpu",
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="what builds indexes: cpu, cuda (every GPU) or cuda:N",
+    )
 
 
 class SearcherSettings(_Group):
     """indexer: the searcher role."""
 
     threads: int = Field(default=1, ge=1, le=256, description="threads that search")
+    device: str = Field(
+        default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="what searches: cpu, cuda (every GPU) or cuda:N"
+    )
     queue_max: int = Field(
         default=2_048,
         ge=1,
