@@ -8,7 +8,7 @@ import numpy as np
 
 from indexer.backends import Rows, device, lists_for
 from indexer.backends.cpu import Index, faiss_metric
-from indexer.backends.cuda import as_cagra, as_graph
+from indexer.backends.graphs import as_cagra, as_graph
 from indexer.backends.device import CUVS, Ask, Limits
 from indexer.backends.gpu import Failed, NoRoom
 from tenants.entities import Metric
@@ -33,7 +33,7 @@ class EmulatedDevice:
         lists, d = lists_for(spec, len(vectors)), vectors.shape[1]
         if spec.kind == "hnsw":
             return as_graph(cagra_of(vectors, spec.m, metric), vectors, spec)
-        codes = "Flat" if spec.kind == "ivf" else f"PQ{device.parts_for(d)}x8"
+        codes = "Flat" if spec.kind == "ivf" else f"PQ{device.parts_for(d)}x8np"
         index = faiss.index_factory(d, f"IVF{lists},{codes}", faiss_metric(metric))
         index.train(vectors)
         index.add(vectors)
@@ -63,6 +63,7 @@ class EmulatedDevice:
 
     def _work(self) -> None:
         self.threads.add(threading.get_ident())
+        faiss.omp_set_num_threads(1)
         self.hold.wait(20)
         if self.full:
             raise NoRoom("the memory is full")

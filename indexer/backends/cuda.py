@@ -16,9 +16,10 @@ import faiss
 import numpy as np
 
 from indexer.backends import Rows, device, lists_for
-from indexer.backends.cpu import Index, empty, faiss_metric
+from indexer.backends.cpu import Index, faiss_metric
 from indexer.backends.device import CLASSIC, CUVS, Ask, Limits
 from indexer.backends.gpu import Card, Failed, GpuBackend, NoRoom
+from indexer.backends.graphs import as_cagra, as_graph
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
 from vicinage.errors import Refused
@@ -32,6 +33,9 @@ PINNED_BYTES: Final = 64 << 20
 SHARE_OF_DEVICE: Final = 0.8
 """Of the memory that is free when it is opened: builds and large calls allocate beside the indexes."""
 TRIAL_S: Final = 120.0
+TRIAL_ROWS: Final = 20_000
+CANDIDATES: Final = 100
+TRIAL_RECALL: Final = 0.9
 FULL: Final = ("memory allocation", "out of memory", "out_of_memory", "alloc fail", "bad_alloc", "bad alloc")
 """How a GPU's full memory is told, in FAISS's and in RMM's words."""
 
@@ -160,37 +164,6 @@ class CudaDevice:
         return options
 
 
-def as_graph(cagra: Any, vectors: Floats, spec: IndexSpec) -> Any:
-    """CAGRA's graph, as FAISS gives it to the CPU (IndexHNSWCagra), over codes as `spec` says: a class that every CPU backend reads."""
-    index = empty(spec, len(vectors), vectors.shape[1], cagra.metric_type)
-    index.storage.train(vectors)
-    index.storage.add(vectors)
-    index.hnsw = cagra.hnsw
-    index.hnsw.efConstruction = spec.ef_construction
-    index.ntotal, index.is_trained = len(vectors), True
-    return index
-
-
-def as_cagra(graph: Any, vectors: Floats) -> Any:
-    """The same the other way: the links of `graph` over whole vectors, for a device. Raises Failed for a graph of the CPU's making.
-
-    Those have nodes with fewer links than there is room for, and CAGRA wants every place filled.
-    """
-    if not complete(graph.hnsw, len(vectors)):
-        raise Failed("only a graph that was built on a GPU can be served by one")
-    source = faiss.IndexHNSWCagra(vectors.shape[1], graph.hnsw.nb_neighbors(0) // 2, graph.metric_type)
-    source.storage.add(np.ascontiguousarray(vectors))
-    source.hnsw = graph.hnsw
-    source.ntotal = len(vectors)
-    return source
-
-
-def complete(hnsw: Any, n: int) -> bool:
-    """Whether every node of the lowest level has all its links."""
-    links, starts = faiss.vector_to_array(hnsw.neighbors), faiss.vector_to_array(hnsw.offsets)[:n].astype(np.int64)
-    return all(bool((links[starts + i] >= 0).all()) for i in range(hnsw.nb_neighbors(0)))
-
-
 def free_bytes(number: int) -> int:
     """Free memory of a GPU, as CUDA says: FAISS's Python has no call for it, and holds CUDA's library already."""
     runtime = ctypes.CDLL(_runtime())
@@ -226,7 +199,7 @@ def trial(made: Any) -> None:
     No selector is ever handed to it: which rows are allowed is looked at here, on the host.
     """
     rng = np.random.default_rng(1)
-    vectors = rng.standard_normal((BATCH, 32)).astype(np.float32)
+    vectors = rng.standard_normal((TRIAL_ROWS, 32)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     nearest = np.argsort(-(vectors[:50] @ vectors.T), axis=1)[:, :10]
     for kind, width in (("flat", 0), ("ivf", 8), ("ivfpq", 8), ("hnsw", 256)):
@@ -234,13 +207,11 @@ def trial(made: Any) -> None:
         if kind == "hnsw" and not made.limits.graphs:
             continue
         index = None if kind == "flat" else Index(made.build(vectors, spec, "cosine"), spec.kind, coded=False)
-        found = made.search(made.place(index, vectors, "cosine"), vectors[:50], Ask(30, width))
+        found = made.search(made.place(index, vectors, "cosine"), vectors[:50], Ask(CANDIDATES, width))
         share = np.mean([len(np.intersect1d(f, t)) / 10 for f, t in zip(found, nearest, strict=True)])
-        assert share >= TRIAL_RECALL, f"{kind}: of the nearest 10, {share:.2f} were among 30 candidates"
+        assert share >= TRIAL_RECALL, f"{kind}: of the nearest 10, {share:.2f} were among {CANDIDATES} candidates"
 
 
-BATCH: Final = 20_000
-TRIAL_RECALL: Final = 0.9
 
 if __name__ == "__main__":
     trial(CudaDevice(int(sys.argv[1])))

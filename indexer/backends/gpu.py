@@ -24,6 +24,7 @@ import numpy as np
 from indexer.backends import Mask, Rows, device
 from indexer.backends.cpu import CpuBackend, Index, faiss_index, mend, scored, width_for
 from indexer.backends.device import Ask, Limits, by_room
+from indexer.backends.graphs import complete
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec, Kind
 from vicinage.records import Floats
@@ -147,8 +148,11 @@ class Card:
         self._failures = 0
 
     def free(self) -> int:
-        """Bytes for which there is room, as far as its thread has come."""
-        return 0 if self.lost else self.device.bytes_max - self._bytes
+        """Bytes for which there is room. What was let go of is freed first, where its thread comes to it soon."""
+        if self._gone:
+            with contextlib.suppress(Busy, Failed):
+                self._take(self._forget, turn_s=TURN_S, answer_s=ANSWER_S)
+        return self.device.bytes_max - self._bytes
 
     def build(self, vectors: Floats, spec: IndexSpec, metric: Metric) -> Any:
         """See Device."""
@@ -262,7 +266,7 @@ class GpuBackend:
         """See Backend. On the emptiest GPU that has the room; else the CPU's form is all there is."""
         kind: Kind = index.kind if index else "flat"
         n, d = vectors.shape
-        if not device.serves(kind, n, d, self._limits):
+        if not device.serves(kind, n, d, self._limits) or (kind == "hnsw" and not complete(index.faiss.hnsw)):
             return index
         spec = _spec(kind, index)
         need = device.device_bytes(spec, n, d, self._limits)
