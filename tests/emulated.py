@@ -8,9 +8,9 @@ import numpy as np
 
 from indexer.backends import Rows, device, lists_for
 from indexer.backends.cpu import Index, faiss_metric
-from indexer.backends.graphs import as_cagra, as_graph
 from indexer.backends.device import CUVS, Ask, Limits
 from indexer.backends.gpu import Failed, NoRoom
+from indexer.backends.graphs import as_cagra, as_graph
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
 from vicinage.records import Floats

@@ -213,6 +213,5 @@ def trial(made: Any) -> None:
         assert share >= TRIAL_RECALL, f"{kind}: of the nearest 10, {share:.2f} were among {CANDIDATES} candidates"
 
 
-
 if __name__ == "__main__":
     trial(CudaDevice(int(sys.argv[1])))

@@ -4,7 +4,7 @@ import faiss
 
 collect_ignore = []
 if not hasattr(faiss, "StandardGpuResources"):
-    collect_ignore += ["test_wheel.py", "test_on_device.py"]
+    collect_ignore += ["test_wheel.py", "test_on_device.py", "test_without_device.py"]
 elif faiss.get_num_gpus() == 0:
     collect_ignore += ["test_on_device.py"]
 else:
