@@ -7,9 +7,10 @@ import faiss
 import numpy as np
 
 from indexer.backends import Rows, device, lists_for
+from indexer.backends.card import Card, Failed, NoRoom
 from indexer.backends.cpu import Index, faiss_metric
 from indexer.backends.device import CUVS, Ask, Limits
-from indexer.backends.gpu import Failed, NoRoom
+from indexer.backends.gpu import GpuBackend
 from indexer.backends.graphs import as_cagra, as_graph
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
@@ -17,7 +18,7 @@ from vicinage.records import Floats
 
 
 class EmulatedDevice:
-    """See gpu.Device. `full` and `broken` say what the next searches meet; `asked` what it was asked."""
+    """See card.Device. `full` and `broken` say what the next searches meet; `asked` what it was asked."""
 
     def __init__(self, name: str = "emulated:0", *, bytes_max: int = 1 << 30, limits: Limits = CUVS) -> None:
         self.name, self.bytes_max, self.limits = name, bytes_max, limits
@@ -69,6 +70,11 @@ class EmulatedDevice:
             raise NoRoom("the memory is full")
         if self.broken:
             raise Failed("the device is broken")
+
+
+def emulated_backend() -> GpuBackend:
+    """A backend of one such device."""
+    return GpuBackend([Card(EmulatedDevice())])
 
 
 def cagra_of(vectors: Floats, m: int, metric: Metric) -> Any:

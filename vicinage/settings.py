@@ -68,7 +68,7 @@ class EmbedderSettings(_Group):
     cosine_floor: float = Field(
         default=0.995, ge=0, le=1, description="least mean cosine to float32 that a precision must keep"
     )
-    device: str = Field(default="cpu", description="cpu or cuda[:n]")
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="what embeds: cpu, cuda or cuda:N")
     model_keys: dict[str, SecretStr] = Field(
         default={}, description="bearer keys of models that have a server of their own, by model name (JSON)"
     )

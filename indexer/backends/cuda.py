@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final
@@ -16,9 +17,10 @@ import faiss
 import numpy as np
 
 from indexer.backends import Rows, device, lists_for
+from indexer.backends.card import Card, Failed, NoRoom
 from indexer.backends.cpu import Index, faiss_metric
 from indexer.backends.device import CLASSIC, CUVS, Ask, Limits
-from indexer.backends.gpu import Card, Failed, GpuBackend, NoRoom
+from indexer.backends.gpu import GpuBackend
 from indexer.backends.graphs import as_cagra, as_graph
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
@@ -41,6 +43,7 @@ FULL: Final = ("memory allocation", "out of memory", "out_of_memory", "alloc fai
 """How a GPU's full memory is told, in FAISS's and in RMM's words."""
 
 _event = events("searcher")
+_opening = threading.Lock()
 
 
 def limits() -> Limits:
@@ -57,7 +60,8 @@ def open_gpus(number: int | None) -> GpuBackend:
     wanted = range(n) if number is None else [number]
     if not wanted or max(wanted) >= n:
         raise Refused(f"this machine has {n} GPUs that FAISS can use; there is none of that number", field="device")
-    cards = [card for i in wanted if (card := _card(i)) is not None]
+    with _opening:
+        cards = [card for i in wanted if (card := _card(i)) is not None]
     if not cards:
         raise Refused("no GPU passed its trial: see the events above; use cpu until it is mended", field="device")
     return GpuBackend(cards)
@@ -84,7 +88,7 @@ def tried(number: int) -> str | None:
 
 
 class CudaDevice:
-    """See gpu.Device."""
+    """See card.Device."""
 
     def __init__(self, number: int) -> None:
         self.name = f"cuda:{number}"
@@ -96,7 +100,8 @@ class CudaDevice:
         self.bytes_max = max(0, int(SHARE_OF_DEVICE * free_bytes(number)) - TEMPORARY_BYTES)
 
     def build(self, vectors: Floats, spec: IndexSpec, metric: Metric) -> Any:
-        """See gpu.Device. A graph is CAGRA's, with its upper levels made on the host."""
+        """See card.Device. A graph is CAGRA's, with its upper levels made on the host."""
+        assert vectors.flags.c_contiguous, "CAGRA keeps their address: FAISS's Python must make no copy of its own"
         with _told():
             index = self._empty(spec, len(vectors), vectors.shape[1], faiss_metric(metric))
             index.train(vectors)
@@ -106,7 +111,7 @@ class CudaDevice:
         return as_graph(made, vectors, spec) if spec.kind == "hnsw" else made
 
     def place(self, index: Index | None, vectors: Floats, metric: Metric) -> Any:
-        """See gpu.Device."""
+        """See card.Device."""
         with _told():
             if index is None:
                 flat = faiss.GpuIndexFlat(
@@ -119,7 +124,7 @@ class CudaDevice:
             return faiss.index_cpu_to_gpu(self._resources, self._number, index.faiss, self._cloner())
 
     def search(self, placed: Any, queries: Floats, ask: Ask) -> Rows:
-        """See gpu.Device."""
+        """See card.Device."""
         if isinstance(placed, tuple):
             placed, parameters = placed[0], faiss.SearchParametersCagra(itopk_size=ask.width)
         else:

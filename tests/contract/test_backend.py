@@ -1,4 +1,4 @@
-"""What an index backend promises, for each kind and metric, against exact numpy; of the GPUs with VICINAGE_TEST_DEVICE=cuda."""
+"""What an index backend promises, for each kind and metric, against exact numpy; of GPUs with VICINAGE_TEST_DEVICE=cuda or emulated."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated import emulated_backend
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +30,8 @@ KINDS = [
 INDEXED = KINDS[1:]
 EFFORT = {"flat": 0, "hnsw": 128, "ivf": 32, "ivfpq": 1_024, "rabitq": 1_600}
 METRICS = ["cosine", "dot", "euclidean"]
-backend = open_backend(os.environ.get("VICINAGE_TEST_DEVICE", "cpu"))
+DEVICE = os.environ.get("VICINAGE_TEST_DEVICE", "cpu")
+backend = emulated_backend() if DEVICE == "emulated" else open_backend(DEVICE)
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from indexer.backends import cuda, device, open_backend
+from indexer.backends.card import NoRoom
 from indexer.backends.cpu import Index, faiss_index
 from indexer.backends.cuda import CudaDevice
 from indexer.backends.device import Ask
-from indexer.backends.gpu import NoRoom, Placed
+from indexer.backends.gpu import Placed
 from tenants.index_spec import IndexSpec
 
 N, D = 40_000, 96

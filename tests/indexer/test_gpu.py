@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from emulated import EmulatedDevice, cagra_of
 
-from indexer.backends import cuda, gpu, open_backend
+from indexer.backends import card, cuda, open_backend
+from indexer.backends.card import Card, Turns
 from indexer.backends.cpu import CpuBackend, Index
 from indexer.backends.cuda import is_full
 from indexer.backends.device import CLASSIC
-from indexer.backends.gpu import Card, GpuBackend, Placed, Turns
+from indexer.backends.gpu import GpuBackend, Placed
 from indexer.backends.graphs import as_cagra, as_graph, complete
 from indexer.segment import recall
 from tenants.index_spec import IndexSpec
@@ -237,7 +238,7 @@ def test_a_device_that_keeps_failing_is_given_up(data, backend, emulated) -> Non
 def test_a_device_at_work_for_others_is_not_waited_for_long(data, backend, emulated, monkeypatch) -> None:
     vectors, queries = data
     placed = built(backend, vectors, IndexSpec("flat"))
-    monkeypatch.setattr(gpu, "TURN_S", 0.05)
+    monkeypatch.setattr(card, "TURN_S", 0.05)
     emulated.hold.clear()
     ask = lambda: backend.search(placed, vectors, queries, K, metric="cosine", effort=0, allowed=None)[1]  # noqa: E731
     before = fallbacks("busy")
@@ -256,8 +257,8 @@ def test_a_device_at_work_for_others_is_not_waited_for_long(data, backend, emula
 def test_a_device_that_hangs_is_given_up(data, backend, emulated, monkeypatch) -> None:
     vectors, queries = data
     placed = built(backend, vectors, IndexSpec("flat"))
-    monkeypatch.setattr(gpu, "TURN_S", 0.05)
-    monkeypatch.setattr(gpu, "ANSWER_S", 0.1)
+    monkeypatch.setattr(card, "TURN_S", 0.05)
+    monkeypatch.setattr(card, "ANSWER_S", 0.1)
     emulated.hold.clear()
     _, rows = backend.search(placed, vectors, queries, K, metric="cosine", effort=0, allowed=None)
     emulated.hold.set()
@@ -277,13 +278,13 @@ def test_many_threads_ask_and_one_thread_touches_the_device(data, backend, emula
 
 def test_a_queue_that_is_full_is_said_at_once_and_errors_reach_who_asked() -> None:
     turns, go = Turns("test"), threading.Event()
-    with ThreadPoolExecutor(gpu.QUEUE_MAX + 1) as pool:
+    with ThreadPoolExecutor(card.QUEUE_MAX + 1) as pool:
         waiting = [
-            pool.submit(turns.take, lambda: go.wait(20), turn_s=20, answer_s=20) for _ in range(gpu.QUEUE_MAX + 1)
+            pool.submit(turns.take, lambda: go.wait(20), turn_s=20, answer_s=20) for _ in range(card.QUEUE_MAX + 1)
         ]
         while not turns._waiting.full():
             time.sleep(0.01)
-        with pytest.raises(gpu.Busy):
+        with pytest.raises(card.Busy):
             turns.take(lambda: None, turn_s=0.01, answer_s=1)
         go.set()
         assert all(each.result(20) for each in waiting)
