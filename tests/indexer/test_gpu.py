@@ -7,11 +7,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 from emulated import EmulatedDevice, cagra_of
+from rows import message
 
 from indexer.backends import card, cuda, open_backend
 from indexer.backends.card import Card, Turns
@@ -20,9 +23,13 @@ from indexer.backends.cuda import is_full
 from indexer.backends.device import CLASSIC
 from indexer.backends.gpu import GpuBackend, Placed
 from indexer.backends.graphs import as_cagra, as_graph, complete
-from indexer.segment import recall
+from indexer.segment import load, newest, placed, recall, write
+from indexer.shard import Shard
+from tenants.entities import Manifest
 from tenants.index_spec import IndexSpec
 from vicinage.errors import Refused
+from vicinage.records import ShardId, ShardQuery
+from vicinage.store import LocalStore
 from vicinage.telemetry import REGISTRY
 
 N, D, K = 3_000, 24, 10
@@ -353,3 +360,34 @@ def test_the_cpu_wheel_is_told_from_a_gpus() -> None:
     command = [sys.executable, "-c", "from indexer.backends import open_backend; open_backend('cuda')"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     assert ended.returncode == 1 and "Refused" in ended.stderr
+
+
+@pytest.mark.parametrize("spec", ["flat", "ivf:lists=20", "hnsw:M=8,codes=sq8"])
+def test_a_shard_searches_through_the_device_with_deletions_filters_and_a_delta(
+    data, backend, emulated, spec: str, tmp_path: Path
+) -> None:
+    """Sealed on the device, loaded by a searcher, then written to: the delta and filters are the CPU's, the rest is the device's."""
+    vectors, _ = data
+    shard_id, store = ShardId("acme", "docs", 1, 0), LocalStore(tmp_path)
+    rows = [(f"d{i}", i + 1, [v], orjson.dumps({"even": i % 2 == 0}).decode()) for i, v in enumerate(vectors)]
+    ref = write(
+        *newest([message(rows, D)]), shard=shard_id, spec=spec, metric="cosine", dimension=D,
+        backend=backend, store=store, flat_max=8, threads=1,
+    )  # fmt: skip
+    loaded = placed(load(ref, store, backend, "cosine"), backend)
+    shard = Shard(
+        shard_id, dimension=D, metric="cosine", recall=0.95, backend=backend, manifest=Manifest(shard_id, 0, 0, 0, ())
+    )
+    shard.adopt(replace(shard.snapshot.manifest, version=1, segments=(ref,), sealed=1), [loaded])
+    shard.apply(message([("d7", 9_000, None, ""), ("new", 9_001, [vectors[7]], "{}")], D), 1)
+    emulated.asked.clear()
+
+    def ask(**more) -> list[str]:
+        found = shard.search(ShardQuery(shard_id, vectors[7:8], 10, **more)).hits[0]
+        return [hit.document_id for hit in found]
+
+    found = ask()
+    assert found[0] == "new" and "d7" not in found and len(found) == 10
+    assert len(emulated.asked) == 1 and emulated.asked[0].take > 10, "one is gone: more than ten are asked for"
+    assert all(int(name[1:]) % 2 == 0 for name in ask(filter={"even": True}))
+    assert ask(exact=True)[0] == "new" and len(emulated.asked) == 1
