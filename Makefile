@@ -8,7 +8,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 EXTRAS := --extra cpu --extra embed --extra kafka --extra postgres --extra ray
 RUN := HF_HUB_OFFLINE=1 $(UV) run --frozen --no-sync
 
-.PHONY: help setup demo test check bench fmt kill docs clean
+.PHONY: help setup demo test test-gpu check bench fmt kill docs clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -26,6 +26,12 @@ demo: setup ## the main job on real text: LOG=kafka CATALOG=postgres NODES=2 cho
 test: setup check ## every check and every test: style, types, layers, tests
 	@$(RUN) pytest -n 2 --dist loadgroup -m "not serial" $(TESTS)
 	@$(RUN) pytest -m serial $(TESTS)
+
+test-gpu: $(if $(findstring .uv/,$(UV)),.uv/bin/uv) ## the GPU wheel, in an environment of its own; on a GPU where there is one
+	@UV_PROJECT_ENVIRONMENT=build/gpu-venv $(UV) sync --frozen --quiet --extra gpu
+	@build/gpu-venv/bin/pytest tests/gpu tests/indexer/test_gpu.py tests/indexer/test_device.py
+	@if [ $$(build/gpu-venv/bin/python -c 'import faiss; print(faiss.get_num_gpus())') -gt 0 ]; then \
+	  VICINAGE_TEST_DEVICE=cuda build/gpu-venv/bin/pytest tests/contract/test_backend.py; fi
 
 check: setup ## style, types, layers
 	@$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy && $(RUN) lint-imports

@@ -22,7 +22,11 @@ def examine(settings: Settings) -> list[Row]:
     s = settings.resolved()
     checks: list[tuple[str, Callable[[], str], str]] = [
         ("python", _python, "install Python 3.11 to 3.13"),
-        ("faiss", _faiss, "install the extra cpu: uv sync --extra cpu --extra embed"),
+        (
+            "faiss",
+            lambda: _faiss(s),
+            "install the extra cpu (or, for devices cuda, gpu): uv sync --extra cpu --extra embed",
+        ),
         ("model", _model, "install the extra embed: uv sync --extra cpu --extra embed"),
         ("disk", lambda: _disk(s), "free some space, or move --data to a larger disk"),
         ("files", _files, "raise the limit of open files: ulimit -n 65536"),
@@ -48,13 +52,16 @@ def _python() -> str:
     return platform.python_version()
 
 
-def _faiss() -> str:
-    from importlib.metadata import version
+def _faiss(settings: Settings) -> str:
+    from importlib.metadata import packages_distributions, version
 
     from indexer.backends import open_backend
 
-    open_backend()
-    return f"faiss-cpu {version('faiss-cpu')}, selectors honoured"
+    devices = sorted({settings.searcher.device, settings.indexer.device})
+    for device in devices:
+        open_backend(device)
+    wheel = packages_distributions()["faiss"][0]
+    return f"{wheel} {version(wheel)}, selectors honoured, on {' and '.join(devices)}"
 
 
 def _model() -> str:

@@ -17,7 +17,7 @@ from typing import Final
 from indexer.backends import Backend
 from indexer.loading import Loading
 from indexer.residency import SHARD_BYTES, Held, Residency, to_let_go
-from indexer.segment import Damaged, Segment
+from indexer.segment import Damaged, Segment, placed
 from indexer.serving import serving
 from indexer.shard import Shard, ShardStats
 from indexer.tail import Tail
@@ -417,7 +417,8 @@ class Holding:
         for ref in manifest.segments:
             segment = have.get(ref.id)
             if segment is None:
-                segment = loading.segment(manifest.shard, ref, generation.metric, barred)
+                loaded = loading.segment(manifest.shard, ref, generation.metric, barred)
+                segment = placed(loaded, self._backend)
                 self._count(segment, room)
             found.append(segment)
         return found

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
@@ -372,6 +372,11 @@ def load(
         LazyColumns(rows),
         LazyLexical(ref, store, rows, barred, on_damage),
     )
+
+
+def placed(segment: Segment, backend: Backend) -> Segment:
+    """The same, to be searched from now on: on a GPU where the backend has one with room."""
+    return replace(segment, index=backend.place(segment.index, segment.vectors, segment.metric))
 
 
 def opened(

@@ -388,7 +388,7 @@ def search(snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metr
     for i, segment in enumerate(snapshot.segments):
         allowed = _allowed(snapshot.alive[i], segment.columns.columns() if tree else None, tree)
         effort = query.effort or effort_for(segment, recall if query.recall is None else query.recall)
-        effort_used = max(effort_used, effort if segment.index is not None else 0)
+        effort_used = max(effort_used, effort if "index" in segment.ref.objects else 0)
         if query.exact:
             scores, rows = backend.exact(segment.vectors, queries, query.k, metric=metric, allowed=allowed)
         else:

@@ -73,7 +73,7 @@ class EmbedderSettings(_Group):
     cosine_floor: float = Field(
         default=0.995, ge=0, le=1, description="least mean cosine to float32 that a precision must keep"
     )
-    device: str = Field(default="cpu", description="cpu or cuda[:n]")
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="what embeds: cpu, cuda or cuda:N")
     model_keys: dict[str, SecretStr] = Field(
         default={}, description="bearer keys of models that have a server of their own, by model name (JSON)"
     )
@@ -149,12 +149,20 @@ class IndexerSettings(_Group):
         default=1 << 20, ge=1 << 10, description="bytes a second that the scrub reads, over a while"
     )
     threads: int = Field(default=0, ge=0, le=256, description="FAISS threads of a build; 0: all cores")
+    device: str = Field(
+        default="cpu",
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="what builds indexes: cpu, cuda (every GPU) or cuda:N",
+    )
 
 
 class SearcherSettings(_Group):
     """indexer: the searcher role."""
 
     threads: int = Field(default=1, ge=1, le=256, description="threads that search")
+    device: str = Field(
+        default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="what searches: cpu, cuda (every GPU) or cuda:N"
+    )
     queue_max: int = Field(
         default=2_048,
         ge=1,

@@ -29,6 +29,7 @@ CounterName = Literal[
     "vicinage_searcher_brought_in_total",  # shards brought into memory
     "vicinage_searcher_let_go_total",  # shards let go of from memory, since others needed the room
     "vicinage_searcher_lexical_rebuilt_total",  # lexical indexes that were corrupt or lost, and were made anew of their texts
+    "vicinage_searcher_device_fallbacks_total",  # what was meant for a GPU and was done by the CPU, by reason: memory, busy, failed
 ]
 GaugeName = Literal[
     "vicinage_query_in_flight",  # requests being served
@@ -36,6 +37,7 @@ GaugeName = Literal[
     "vicinage_ingest_embed_queue_tokens",  # tokens waiting at the embedder
     "vicinage_searcher_resident_bytes",  # bytes of vectors and indexes held in memory
     "vicinage_indexer_damaged_objects",  # objects of segments that cannot be used, in the slots held here, by state (noted: to be rebuilt; stuck: a person must act)
+    "vicinage_searcher_device_bytes",  # bytes of indexes held by each GPU, as accounted
     "vicinage_searcher_stale_shards",  # shards searched as of an older manifest, since a segment of the newest is corrupt
     "vicinage_query_recall",  # recall@k measured on sampled live searches
     "vicinage_query_freshness_lag_ms",  # age of the oldest accepted record that is not yet searchable

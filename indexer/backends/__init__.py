@@ -4,6 +4,7 @@ Scores everywhere: greater is nearer (cosine and dot product as they are, Euclid
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -63,6 +64,13 @@ class Backend(Protocol):
         """Read it back, memory-mapped where FAISS can. The caller has verified the file. Raises Corrupt."""
         ...
 
+    def place(self, index: Any, vectors: Floats, metric: Metric) -> Any:
+        """The index (None: flat) over these very vectors, to be searched from now on: where there is a GPU with room, held there, too.
+
+        Frees what the GPU holds when it is let go of.
+        """
+        ...
+
     def search(
         self,
         index: Any,
@@ -92,11 +100,20 @@ class Backend(Protocol):
         """Host bytes that an index of this kind takes beside the vectors."""
         ...
 
+    def device_bytes(self, spec: IndexSpec, n: int, d: int) -> int:
+        """Bytes that a GPU takes to serve a segment of this kind, its vectors included; 0 where the CPU serves it."""
+        ...
+
 
 def open_backend(device: str = "cpu") -> Backend:
-    """The backend of a device. Raises Refused for one that is not supported."""
+    """The backend of a device: cpu, cuda (every GPU of this machine), or cuda:N. Raises Refused for one that is not there."""
     if device == "cpu":
         from indexer.backends.cpu import CpuBackend
 
         return CpuBackend()
-    raise Refused(f"device {device!r} is not supported by this build; use cpu", field="device")
+    found = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if found is None:
+        raise Refused(f"device {device!r} is not known: cpu, cuda or cuda:N", field="device")
+    from indexer.backends.cuda import open_gpus
+
+    return open_gpus(None if found[1] is None else int(found[1]))

@@ -56,7 +56,7 @@ _thread = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
-class _Index:
+class Index:
     """A FAISS index, and what it is; `coded`: its own scores are of codes, not of the vectors."""
 
     faiss: Any
@@ -77,10 +77,10 @@ class CpuBackend:
             return None
         _use_threads(threads or os.cpu_count() or 1)
         vectors = np.ascontiguousarray(vectors)
-        index = _empty(spec, len(vectors), vectors.shape[1], _faiss_metric(metric))
+        index = empty(spec, len(vectors), vectors.shape[1], faiss_metric(metric))
         index.train(vectors)
         index.add(vectors)
-        return _known(index)
+        return faiss_index(index)
 
     def save(self, index: Any, path: Path) -> None:
         """See Backend."""
@@ -89,9 +89,13 @@ class CpuBackend:
     def load(self, path: Path) -> Any:
         """See Backend."""
         try:
-            return _known(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
+            return faiss_index(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
         except (RuntimeError, KeyError) as error:
             raise Corrupt(f"{path.name} is no FAISS index of ours: {str(error)[:200]}", path=str(path)) from error
+
+    def place(self, index: Any, vectors: Floats, metric: Metric) -> Any:  # noqa: ARG002  (of the protocol)
+        """See Backend. It lies where it is searched."""
+        return index
 
     def search(
         self,
@@ -107,7 +111,7 @@ class CpuBackend:
         """See Backend."""
         queries = np.ascontiguousarray(queries, np.float32)
         n_allowed = len(vectors) if allowed is None else int(np.count_nonzero(allowed))
-        width = None if index is None else _width(index, len(vectors), n_allowed, k, effort)
+        width = None if index is None else width_for(index, len(vectors), n_allowed, k, effort)
         if width is None:
             return self.exact(vectors, queries, k, metric=metric, allowed=allowed)
         _use_threads(1)
@@ -117,7 +121,7 @@ class CpuBackend:
             find = {"hnsw": _walk, "ivf": _probe, "ivfpq": _probe, "rabitq": _scan}[index.kind]
             scores, rows = find(index, queries, k, width, allowed)
         if index.coded or allowed is not None:
-            scores, rows = _scored(vectors, queries, rows, k, metric)
+            scores, rows = scored(vectors, queries, rows, k, metric)
         elif metric == "euclidean":
             scores = -scores
         # An index loses what it does not reach: rows behind many equal ones, or ruled out along the way.
@@ -136,7 +140,7 @@ class CpuBackend:
         else:
             scores, rows = _chosen(vectors, queries, k, metric, allowed)
         if metric == "euclidean":
-            _rescore(vectors, queries, scores, rows, allowed)
+            mend(vectors, queries, scores, rows, allowed)
         return _padded(scores, rows, k)
 
     def bytes(self, spec: IndexSpec, n: int, d: int) -> int:
@@ -153,6 +157,10 @@ class CpuBackend:
             return (n + 16 * lists) * ((_parts(d) + 1) // 2) + n * 8 + (lists + 16) * d * 4
         return n * ((d + 7) // 8 + 8) + d * 4
 
+    def device_bytes(self, spec: IndexSpec, n: int, d: int) -> int:  # noqa: ARG002  (of the protocol)
+        """See Backend."""
+        return 0
+
 
 def beam_for(effort: int, depth: float) -> int:
     """The beam in which the row of that rank is found as surely as the tenth is at `effort`. Pure."""
@@ -164,7 +172,7 @@ def _needed(effort: int, depth: Any) -> Any:
     return np.maximum(effort + DEPTH_STEPS * (depth - 10), depth)
 
 
-def _width(index: _Index, n: int, n_allowed: int, k: int, effort: int) -> int | None:
+def width_for(index: Index, n: int, n_allowed: int, k: int, effort: int) -> int | None:
     """How wide to search: beam, lists or candidates; None where looking at each allowed row is cheaper, or surer. Pure."""
     if n_allowed == 0:
         return None
@@ -187,12 +195,12 @@ def _pays(beam: int, n_allowed: int) -> bool:
     return beam <= BEAM_MAX and n_allowed > ROWS_PER_STEP * beam
 
 
-def _walk(index: _Index, queries: Floats, k: int, beam: int, _allowed: Mask | None) -> tuple[Floats, Rows]:
+def _walk(index: Index, queries: Floats, k: int, beam: int, _allowed: Mask | None) -> tuple[Floats, Rows]:
     """A graph without a filter."""
     return _met(index, queries, min(k * GRAPH_CANDIDATES, beam) if index.coded else k, beam)
 
 
-def _met(index: _Index, queries: Floats, take: int, beam: int) -> tuple[Floats, Rows]:
+def _met(index: Index, queries: Floats, take: int, beam: int) -> tuple[Floats, Rows]:
     """The best `take` of each question's beam. FAISS's own Python around the call costs as much as a tenth of it."""
     n = len(queries)
     scores, rows = np.empty((n, take), np.float32), np.empty((n, take), np.int64)
@@ -206,9 +214,7 @@ def _beam(width: int) -> Any:
     return faiss.SearchParametersHNSW(efSearch=width)
 
 
-def _walk_allowed(
-    index: _Index, queries: Floats, k: int, effort: int, beam: int, allowed: Mask, n_allowed: int
-) -> Rows:
+def _walk_allowed(index: Index, queries: Floats, k: int, effort: int, beam: int, allowed: Mask, n_allowed: int) -> Rows:
     """Of each question the allowed rows of its beam, −1 behind them; a question that no walk is sure of has none."""
     rows = np.full((len(queries), k), -1, np.int64)
     unsure = np.arange(len(queries))
@@ -231,14 +237,14 @@ def _walk_allowed(
     return rows
 
 
-def _probe(index: _Index, queries: Floats, k: int, lists: int, allowed: Mask | None) -> tuple[Floats, Rows]:
+def _probe(index: Index, queries: Floats, k: int, lists: int, allowed: Mask | None) -> tuple[Floats, Rows]:
     """Lists: FAISS honours a selector inside each. Beyond the last list only the candidates become more."""
     take = k * max(LIST_CANDIDATES, lists // 5) if index.coded else k
     parameters = faiss.SearchParametersIVF(nprobe=min(lists, int(index.faiss.nlist)), sel=_selector(allowed))
     return index.faiss.search(queries, take, params=parameters)  # type: ignore[no-any-return]
 
 
-def _scan(index: _Index, queries: Floats, _k: int, candidates: int, allowed: Mask | None) -> tuple[Floats, Rows]:
+def _scan(index: Index, queries: Floats, _k: int, candidates: int, allowed: Mask | None) -> tuple[Floats, Rows]:
     """Codes of one bit a number: every allowed row is looked at."""
     parameters = faiss.RaBitQSearchParameters(qb=QUERY_BITS, sel=_selector(allowed))
     return index.faiss.search(queries, candidates, params=parameters)  # type: ignore[no-any-return]
@@ -248,7 +254,7 @@ def _selector(allowed: Mask | None) -> Any:
     return None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
 
 
-def _scored(vectors: Floats, queries: Floats, rows: Rows, k: int, metric: Metric) -> tuple[Floats, Rows]:
+def scored(vectors: Floats, queries: Floats, rows: Rows, k: int, metric: Metric) -> tuple[Floats, Rows]:
     """The k best of each question's candidate rows [n, c], −1 behind them, by their vectors; −1 where there are fewer."""
     rows = np.ascontiguousarray(rows)
     scores, found = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
@@ -261,7 +267,7 @@ def _scored(vectors: Floats, queries: Floats, rows: Rows, k: int, metric: Metric
     return (-scores if metric == "euclidean" else scores), found
 
 
-def _empty(spec: IndexSpec, n: int, d: int, metric: int) -> Any:
+def empty(spec: IndexSpec, n: int, d: int, metric: int) -> Any:
     """An index of the kind, not trained yet."""
     if spec.kind == "hnsw":
         if spec.codes == "sq8":
@@ -281,23 +287,24 @@ def _parts(d: int) -> int:
     return d // next(size for size in (4, 3, 2, 1) if d % size == 0)
 
 
-def _known(index: Any) -> _Index:
+def faiss_index(index: Any) -> Index:
     """What a FAISS index is. Raises KeyError for one that we do not make."""
     kinds: dict[str, tuple[Kind, bool]] = {
         "IndexHNSWFlat": ("hnsw", False),
         "IndexHNSWSQ": ("hnsw", True),
         "IndexIVFFlat": ("ivf", False),
+        "IndexIVFPQ": ("ivfpq", True),  # as a GPU makes them
         "IndexIVFPQFastScan": ("ivfpq", True),
         "IndexRaBitQ": ("rabitq", True),
     }
-    return _Index(index, *kinds[type(index).__name__])
+    return Index(index, *kinds[type(index).__name__])
 
 
 def _knn(queries: Floats, vectors: Floats, k: int, metric: Metric) -> tuple[Floats, Rows]:
     k = min(k, len(vectors))
     if k == 0:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    scores, rows = faiss.knn(queries, vectors, k, metric=_faiss_metric(metric))
+    scores, rows = faiss.knn(queries, vectors, k, metric=faiss_metric(metric))
     return (-scores if metric == "euclidean" else scores), rows
 
 
@@ -307,7 +314,7 @@ def _chosen(vectors: Floats, queries: Floats, k: int, metric: Metric, allowed: M
     if len(places) == 0:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     if len(queries) <= FEW_QUESTIONS:
-        return _scored(vectors, queries, places, min(k, len(places)), metric)
+        return scored(vectors, queries, places, min(k, len(places)), metric)
     if len(places) <= GATHER_SHARE * len(allowed):
         scores, rows = _knn(queries, np.ascontiguousarray(vectors[places]), k, metric)
         return scores, places[rows]
@@ -329,7 +336,7 @@ def _masked(vectors: Floats, queries: Floats, k: int, metric: Metric, allowed: M
     return np.take_along_axis(best, order, axis=1), np.take_along_axis(part, order, axis=1)
 
 
-def _rescore(vectors: Floats, queries: Floats, scores: Floats, rows: Rows, allowed: Mask | None) -> None:
+def mend(vectors: Floats, queries: Floats, scores: Floats, rows: Rows, allowed: Mask | None) -> None:
     """Mend, in place, what a matrix product gets wrong of Euclidean distances.
 
     |q|² + |v|² − 2·q·v cancels where distances are small beside the vectors' lengths; such questions are scored again by
@@ -359,7 +366,8 @@ def _padded(scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
     return np.hstack([scores, none]), np.hstack([rows, np.full((n, missing), -1, np.int64)])
 
 
-def _faiss_metric(metric: Metric) -> int:
+def faiss_metric(metric: Metric) -> int:
+    """FAISS's number of it: unit vectors' cosine is their inner product."""
     return int(faiss.METRIC_L2 if metric == "euclidean" else faiss.METRIC_INNER_PRODUCT)
 
 

@@ -257,13 +257,17 @@ class LocalEmbedder:
             ids[i, : len(row)] = row
             mask[i, : len(row)] = 1
         features = {
-            "input_ids": torch.from_numpy(ids).to(self._device),
-            "attention_mask": torch.from_numpy(mask).to(self._device),
+            "input_ids": self._sent(torch.from_numpy(ids)),
+            "attention_mask": self._sent(torch.from_numpy(mask)),
         }
         with torch.inference_mode():
             out = torch.nn.functional.normalize(model(features)["sentence_embedding"].float(), dim=1)
         vectors: Floats = out.cpu().numpy()
         return vectors
+
+    def _sent(self, tensor: Any) -> Any:
+        """The tensor on the model's device; to a GPU from pinned memory, so that the copy does not hold up what follows."""
+        return tensor if self._device == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
 
     def _refuse_all(self) -> None:
         """Nobody is left waiting for a worker that is gone."""

@@ -1,16 +1,20 @@
-"""What an index backend promises, for each kind and metric, against exact numpy."""
+"""What an index backend promises, for each kind and metric, against exact numpy; of GPUs with VICINAGE_TEST_DEVICE=cuda or emulated."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from emulated import emulated_backend
 from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.backends import AUTO, choose, open_backend
 from indexer.backends.cpu import beam_for
 from indexer.segment import recall
+from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
 from vicinage.errors import Corrupt, Refused
 
@@ -26,7 +30,21 @@ KINDS = [
 INDEXED = KINDS[1:]
 EFFORT = {"flat": 0, "hnsw": 128, "ivf": 32, "ivfpq": 1_024, "rabitq": 1_600}
 METRICS = ["cosine", "dot", "euclidean"]
-backend = open_backend()
+DEVICE = os.environ.get("VICINAGE_TEST_DEVICE", "cpu")
+backend = emulated_backend() if DEVICE == "emulated" else open_backend(DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if what is built here were large enough for a GPU."""
+    monkeypatch.setattr("indexer.backends.device.NUMBERS_MIN", 1)
+    monkeypatch.setattr("indexer.backends.device.BUILD_ROWS_MIN", 1)
+    monkeypatch.setattr("indexer.backends.device.TRAIN_PER_LIST", 8)
+
+
+def built(vectors: np.ndarray, spec: IndexSpec, metric: Metric) -> Any:
+    """An index as it is searched by a node that serves it."""
+    return backend.place(backend.build(vectors, spec, metric, threads=1), vectors, metric)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +77,7 @@ def test_the_nearest_allowed_rows_are_found(
     if always:  # even where looking at every allowed row is cheaper
         monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
     allowed = None if share is None else np.random.default_rng(2).random(N) < share
-    index = backend.build(vectors, spec, metric, threads=1)
+    index = built(vectors, spec, metric)
     scores, rows = backend.search(index, vectors, queries, K, metric=metric, effort=EFFORT[spec.kind], allowed=allowed)
     wanted_scores, wanted = truth(vectors, queries, metric, allowed)
     possible = min(K, N if allowed is None else int(allowed.sum()))
@@ -75,7 +93,7 @@ def test_the_nearest_allowed_rows_are_found(
 @pytest.mark.parametrize("metric", METRICS)
 def test_scores_are_those_of_the_vectors_whatever_the_index_keeps(data, spec: IndexSpec, metric: str) -> None:
     vectors, queries = data
-    index = backend.build(vectors, spec, metric, threads=1)
+    index = built(vectors, spec, metric)
     scores, rows = backend.search(index, vectors, queries, K, metric=metric, effort=EFFORT[spec.kind], allowed=None)
     every, _ = truth(vectors, queries, metric, None, N)
     whole = queries @ vectors.T if metric != "euclidean" else -((queries[:, None] - vectors[None]) ** 2).sum(-1)
@@ -96,7 +114,7 @@ def test_a_filter_that_runs_against_the_question_loses_nothing(
     scores, _ = truth(vectors, asked[:1], metric, None, N)
     whole = asked[:1] @ vectors.T if metric != "euclidean" else -((asked[:1, None] - vectors[None]) ** 2).sum(-1)
     allowed = whole[0] < np.median(scores)
-    index = backend.build(vectors, spec, metric, threads=1)
+    index = built(vectors, spec, metric)
     _, rows = backend.search(index, vectors, asked, K, metric=metric, effort=EFFORT[spec.kind], allowed=allowed)
     assert allowed[rows].all()
     # Of 3,000 rows that are all far, a bit a number tells little apart in 24 dimensions, whatever is scored again.
@@ -110,7 +128,7 @@ def test_recall_holds_for_every_k_at_the_effort_of_ten(
 ) -> None:
     vectors, queries = data
     monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
-    index = backend.build(vectors, spec, "cosine", threads=1)
+    index = built(vectors, spec, "cosine")
     _, rows = backend.search(index, vectors, queries, k, metric="cosine", effort=EFFORT[spec.kind], allowed=None)
     assert recall(rows, truth(vectors, queries, "cosine", None, k)[1]) >= 0.95
 
@@ -136,7 +154,7 @@ def test_a_filter_that_leaves_little_around_the_question_keeps_recall(
     nearest = truth(vectors, asked[:1], metric, None, 600)[1][0]
     allowed = np.ones(N, np.bool_)
     allowed[nearest] = np.arange(600) % 50 == 0
-    index = backend.build(vectors, spec, metric, threads=1)
+    index = built(vectors, spec, metric)
     _, rows = backend.search(index, vectors, asked, K, metric=metric, effort=64, allowed=allowed)
     assert recall(rows, truth(vectors, asked, metric, allowed)[1]) >= 0.95
 
@@ -162,7 +180,7 @@ def test_fewer_rows_than_k_are_said_by_minus_one(data) -> None:
 def test_rows_that_the_graph_cannot_reach_are_found_all_the_same(metric: str, k: int) -> None:
     """Many equal vectors cut an HNSW graph into islands: walking it finds a few hundred of 9,000."""
     vectors = np.repeat(np.eye(3, 16, dtype=np.float32), 3_000, axis=0)
-    index = backend.build(vectors, KINDS[1], metric, threads=1)
+    index = built(vectors, KINDS[1], metric)
     for allowed in (None, np.arange(len(vectors)) % 2 == 0):
         scores, rows = backend.search(index, vectors, vectors[:2], k, metric=metric, effort=16, allowed=allowed)
         assert all(len(set(found)) == k for found in rows.tolist()) and (rows >= 0).all()
@@ -199,7 +217,7 @@ def test_a_masked_scan_by_blocks_is_the_same_as_in_one(data, metric: str, monkey
 def test_threads_search_one_index_at_once(data, spec: IndexSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = data
     monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
-    index = backend.build(vectors, spec, "cosine", threads=1)
+    index = built(vectors, spec, "cosine")
     allowed = np.random.default_rng(5).random(N) < 0.5
     ask = lambda: backend.search(index, vectors, queries, K, metric="cosine", effort=64, allowed=allowed)[1]  # noqa: E731
     alone = ask()
@@ -214,9 +232,9 @@ def test_an_index_is_the_same_after_saving(
 ) -> None:
     vectors, queries = data
     monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
-    index = backend.build(vectors, spec, "cosine", threads=1)
+    index = built(vectors, spec, "cosine")
     backend.save(index, tmp_path / "index")
-    again = backend.load(tmp_path / "index")
+    again = backend.place(backend.load(tmp_path / "index"), vectors, "cosine")
     search = {"metric": "cosine", "effort": 64, "allowed": None}
     np.testing.assert_array_equal(
         backend.search(index, vectors, queries, K, **search)[1], backend.search(again, vectors, queries, K, **search)[1]

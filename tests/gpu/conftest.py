@@ -1,0 +1,11 @@
+"""Tests of FAISS's GPU wheel: collected where it is installed (`make test-gpu`); those of a device, where there is one."""
+
+import faiss
+
+collect_ignore = []
+if not hasattr(faiss, "StandardGpuResources"):
+    collect_ignore += ["test_wheel.py", "test_on_device.py", "test_without_device.py"]
+elif faiss.get_num_gpus() == 0:
+    collect_ignore += ["test_on_device.py"]
+else:
+    collect_ignore += ["test_without_device.py"]

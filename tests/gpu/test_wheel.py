@@ -1,0 +1,97 @@
+"""What we rely on in the installed GPU wheel, so far as it shows without a device: classes, signatures, defaults, what it clones."""
+
+import faiss
+import numpy as np
+import pytest
+
+from indexer.backends import cuda, device
+from indexer.backends.cpu import CpuBackend, empty
+from indexer.backends.cuda import CudaDevice
+from indexer.backends.device import CUVS
+from tenants.index_spec import IndexSpec
+
+D = 32
+
+
+@pytest.fixture
+def unready() -> CudaDevice:
+    """A device of which nothing was asked yet: its number is one that no machine has."""
+    made = CudaDevice.__new__(CudaDevice)
+    made.name, made.limits, made._number = "cuda:999", cuda.limits(), 999
+    made._resources = faiss.StandardGpuResources()
+    made._resources.setTempMemory(cuda.TEMPORARY_BYTES)
+    made._resources.setPinnedMemory(cuda.PINNED_BYTES)
+    return made
+
+
+def test_the_wheel_is_a_cuvs_build_and_its_limits_are_cuvs() -> None:
+    assert {"GPU", "NVIDIA_CUVS"} <= set(faiss.get_compile_options().split())
+    assert cuda.limits() is CUVS
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq", "hnsw"])
+@pytest.mark.parametrize("metric", [faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT])
+def test_each_class_takes_the_arguments_that_it_is_made_with(unready: CudaDevice, kind: str, metric: int) -> None:
+    """FAISS looks at the device last: a wrong argument would be a TypeError or an AttributeError before it."""
+    with pytest.raises(RuntimeError, match="Invalid GPU device 999"):
+        unready._empty(IndexSpec(kind), 20_000, D, metric)  # type: ignore[arg-type]
+
+
+def test_placing_gets_as_far_as_the_device(unready: CudaDevice) -> None:
+    vectors = np.random.default_rng(0).standard_normal((2_000, D)).astype(np.float32)
+    backend = CpuBackend()
+    for spec in (IndexSpec("flat"), IndexSpec("ivf", lists=8), IndexSpec("hnsw", m=8)):
+        index = backend.build(vectors, spec, "cosine", threads=1)
+        with pytest.raises(cuda.Failed, match="Invalid GPU device 999"):
+            unready.place(index, vectors, "cosine")
+
+
+def test_the_configurations_hold_what_is_set_in_them(unready: CudaDevice) -> None:
+    codes = unready._codes(96)
+    assert (codes.device, codes.use_cuvs, codes.useFloat16LookupTables, codes.interleavedLayout) == (
+        999, True, True, True,
+    )  # fmt: skip
+    assert not unready._codes(48).useFloat16LookupTables
+    assert codes.indicesOptions == faiss.INDICES_64_BIT, "row numbers are kept on the device, and come back to the CPU"
+    cloner = unready._cloner()
+    assert cloner.use_cuvs and cloner.useFloat16 and cloner.indicesOptions == faiss.INDICES_64_BIT
+    assert not cloner.allowCpuCoarseQuantizer
+    graph = unready._config(faiss.GpuIndexCagraConfig())
+    assert graph.use_cuvs and graph.store_dataset and graph.graph_degree == 64
+
+
+def test_the_wheel_never_uses_cuvs_unless_it_is_told_to() -> None:
+    """Against the documentation, which has true as the default of a cuVS build: so it is set each time."""
+    for made in (faiss.GpuClonerOptions(), faiss.GpuIndexFlatConfig(), faiss.GpuIndexIVFPQConfig()):
+        assert not made.use_cuvs
+
+
+def test_what_the_wheel_clones_to_a_device_is_what_we_hand_to_it() -> None:
+    for spec, cloned in (("ivf", True), ("hnsw", False), ("rabitq", False), ("ivfpq", False)):
+        index = empty(IndexSpec(spec, lists=8), 20_000, D, faiss.METRIC_L2)  # type: ignore[arg-type]
+        assert faiss.isGpuIndexImplemented(index) is cloned, spec
+    assert faiss.isGpuIndexImplemented(faiss.index_factory(D, f"IVF8,PQ{device.parts_for(D)}x8np"))
+    assert not faiss.isGpuIndexImplemented(faiss.index_factory(D, "IVF8,Flat,RFlat"))
+
+
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        ("GpuIndexFlat", "add search copyTo"),
+        ("GpuIndexIVFFlat", "train add search copyTo copyFrom"),
+        ("GpuIndexIVFPQ", "train add search copyTo copyFrom"),
+        ("GpuIndexCagra", "train search copyTo copyFrom"),
+        ("StandardGpuResources", "setTempMemory setPinnedMemory getMemoryInfo getTempMemoryAvailable"),
+    ],
+)
+def test_the_methods_are_there(name: str, methods: str) -> None:
+    assert all(callable(getattr(getattr(faiss, name), method)) for method in methods.split())
+
+
+def test_search_parameters_take_what_a_question_is_asked_with() -> None:
+    assert faiss.SearchParametersCagra(itopk_size=96).itopk_size == 96
+    assert faiss.SearchParametersIVF(nprobe=7).nprobe == 7
+
+
+def test_cudas_library_is_the_one_that_faiss_loaded() -> None:
+    assert "libcudart.so.13" in cuda._runtime()
