@@ -111,6 +111,7 @@ class Builder:
             backend=self.backend,
             store=self.store,
             flat_max=self.settings.flat_max,
+            index_bytes_max=self.settings.index_bytes_max,
             threads=self.settings.threads,
             questions=asked,
             logged=logged,

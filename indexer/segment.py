@@ -294,6 +294,7 @@ def write(
     backend: Backend,
     store: Store,
     flat_max: int,
+    index_bytes_max: int = 0,
     threads: int = 0,
     logged: tuple[int, int] | None = None,
     questions: Floats | None = None,
@@ -304,7 +305,13 @@ def write(
     """
     assert tuple(live.schema.names) == VECTOR_COLUMNS, "rows come in the columns of a vectors message"
     assert live.schema.field("vector").type.list_size == dimension, "and of the generation's dimension"
-    chosen = choose(spec, live.num_rows, flat_max=flat_max)
+    n = live.num_rows
+    chosen = choose(
+        spec,
+        n,
+        flat_max=flat_max,
+        fits=lambda s: not index_bytes_max or backend.bytes(s, n, dimension) <= index_bytes_max,
+    )
     vectors = np.ascontiguousarray(vectors_of(live))
     index = backend.build(vectors, chosen, metric, threads=threads)
     documents, n_documents = _documents(live, deletes)

@@ -117,6 +117,11 @@ class IndexerSettings(_Group):
         default=50_000, ge=1, description="messages a slot may replay at a restart before its laggards seal"
     )
     flat_max: int = Field(default=2_000, ge=1, description="passages up to which `auto` stays exact")
+    index_bytes_max: int = Field(
+        default=0,
+        ge=0,
+        description="bytes that `auto` may spend on one segment's index, beside its vectors, before it takes smaller codes (ivfpq); 0: no bound",
+    )
     segments_max: int = Field(default=4, ge=1, description="segments of a shard above which it compacts")
     dead_share_max: float = Field(
         default=0.25, gt=0, le=1, description="share of deleted passages above which a shard compacts"
