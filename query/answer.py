@@ -168,7 +168,8 @@ def checked_vector(vector: Floats, live: Generation) -> Floats:
             field="vector",
             limit=live.dimension,
         )
-    square = float(vector.dot(vector))  # no ufunc: says nothing of an overflow
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = float(vector @ vector)
     if not ORDINARY[0] < square < ORDINARY[1]:  # its squares may be beyond float32, or lost below it
         return _checked_exactly(vector, live)
     unit: Floats = vector if live.metric != "cosine" else vector * np.float32(1 / math.sqrt(square))
