@@ -26,8 +26,8 @@ NEAR: Final = 16
 """Rows of a shard that stand as near to one another are read in one go, with what stands between them."""
 NEAR_BYTES: Final = 1 << 20
 RETRY_S: Final = 0.5
-LAGS_KEPT: Final = 2_000
-"""Recent index lags kept per tenant."""
+LAGS_KEPT: Final = 500
+"""Recent index lags kept per tenant that writes: 16 KB."""
 
 _event = events("searcher")
 _applied = counter("vicinage_searcher_applied_passages_total", "passages made searchable")
