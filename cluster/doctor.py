@@ -34,6 +34,7 @@ def examine(settings: Settings) -> list[Row]:
         ("models", lambda: _models(s), "install its package or put its files there; its entry itself never changes"),
         ("log", lambda: _log(s), "check log_url, and that the broker is up"),
         ("store", lambda: _store(s), "check store_url, and the right to write there"),
+        ("segments", lambda: _segments(s), 'docs/operations.md, "A shard is corrupt"'),
         ("port", lambda: _port(s), "stop what listens there, or choose another with --port"),
     ]
     return [_row(name, check, remedy) for name, check, remedy in checks]
@@ -132,6 +133,23 @@ def _store(settings: Settings) -> str:
     store.get(ref)
     store.delete(ref.path)
     return shown(settings.store_url)
+
+
+def _segments(settings: Settings) -> str:
+    """No object of a segment is damaged, or waits for a person."""
+    from tenants.quarantine import Quarantine
+    from vicinage.catalog import open_catalog
+    from vicinage.clock import SystemClock
+
+    engine = open_catalog(settings.catalog_url.get_secret_value())
+    try:
+        every = Quarantine(engine, SystemClock()).every()
+    finally:
+        engine.dispose()
+    stuck = [d for d in every if d.state == "stuck"]
+    assert not stuck, "; ".join(f"{d.path}: {d.reason}" for d in stuck[:10])
+    noted = sum(d.state == "noted" for d in every)
+    return f"{noted} damaged objects wait to be rebuilt, {len(every) - noted} were, and are kept in quarantine"
 
 
 def _port(settings: Settings) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tenants.entities import EmbeddingModel
+from tenants.entities import EmbeddingModel, Generation
 from vicinage.clock import SystemClock
+from vicinage.records import Floats
 from vicinage.settings import Settings
 from vicinage.telemetry import events
 
@@ -108,19 +109,27 @@ def build_gateway(
     from capacity.snapshot import Rates, take
     from ingest.embedding.gather import GatheringEmbedder
     from ingest.embedding.openai import OpenAIEmbedder
+    from query.embedding_cache import CachingEmbedder, EmbeddingCache
     from query.gateway import Gateway, create_app
     from tenants.audit import Audit
     from tenants.keys import Keys
 
     rates = Rates()
+    cache = EmbeddingCache(base.settings.gateway.embedding_cache_bytes_max)
     gathering: dict[str, GatheringEmbedder] = {}
+    caching: dict[str, CachingEmbedder] = {}
 
-    def embedder_for(model: str) -> GatheringEmbedder:
-        if model not in gathering:
-            client = _embedder(base, base.registry.model(model), embedder_key)
+    def embedder_for(model: str) -> CachingEmbedder:
+        if model not in caching:
+            entry = base.registry.model(model)
+            client = _embedder(base, entry, embedder_key)
             assert isinstance(client, OpenAIEmbedder), "every kind of embedder is reached over HTTP"
             gathering[model] = GatheringEmbedder(client)
-        return gathering[model]
+            caching[model] = CachingEmbedder(gathering[model], entry, cache)
+        return caching[model]
+
+    def keep_questions(of: Generation, vectors: Floats) -> None:
+        base.manifests.questions.keep(of.tenant, of.collection, of.model, vectors)
 
     async def close_embedders() -> None:
         for each in gathering.values():
@@ -159,6 +168,7 @@ def build_gateway(
             clock=base.clock,
             local_operator=local_operator,
             on_failure=on_failure,
+            keep_questions=keep_questions,
             close_embedders=close_embedders,
         )
     )

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from indexer.backends import Mask
 from indexer.seal import Builder
-from indexer.segment import Segment, load, newest
+from indexer.segment import Segment, newest
 from indexer.shard import surviving
 from tenants.entities import Generation, Lease, Manifest, SegmentRef
 from vicinage.errors import Conflict
@@ -64,11 +64,11 @@ def weigh(segments: Sequence[Segment]) -> tuple[list[Weight], list[Mask]]:
 def compact(
     builder: Builder, manifest: Manifest, generation: Generation, lease: Lease, *, forgettable: Callable[[int], bool]
 ) -> Manifest | None:
-    """Merge what `pick` picks and publish it; None when there was nothing to do. Raises Conflict, Corrupt.
+    """Merge what `pick` picks and publish it; None when there was nothing to do. Raises Conflict, Damaged.
 
     `forgettable(version)`: no record of that version or below can ever be replayed.
     """
-    segments = [load(ref, builder.store, builder.backend, generation.metric) for ref in manifest.segments]
+    segments = builder.loading().segments(manifest.shard, manifest.segments, generation.metric)
     weights, alive = weigh(segments)
     chosen = set(pick(weights, builder.settings))
     if not chosen:
@@ -76,9 +76,18 @@ def compact(
     everything = len(chosen) == len(segments) and generation.state == "live"
     parts = [(s, a) for s, a in zip(segments, alive, strict=True) if s.ref.id in chosen]
     live, deletes = _merged(parts, forgettable if everything else lambda _version: False)
-    merged = builder.write(manifest.shard, generation, live, deletes) if live.num_rows or deletes.num_rows else None
+    anything = live.num_rows or deletes.num_rows
+    logged = logged_together([s.ref for s, _ in parts])
+    merged = builder.write(manifest.shard, generation, live, deletes, logged=logged) if anything else None
     crash_point("compact.after_put_before_swap")
     return builder.publish(manifest.shard, generation, lease, lambda current: _exchanged(current, chosen, merged))
+
+
+def logged_together(refs: Sequence[SegmentRef]) -> tuple[int, int] | None:
+    """The offsets between which all that these were sealed from lies in the log; None where that is not known of each. Pure."""
+    firsts, ends = [r.first for r in refs if r.first is not None], [r.end for r in refs if r.end is not None]
+    known = refs and len(firsts) == len(ends) == len(refs)
+    return (min(firsts), max(ends)) if known else None
 
 
 def _exchanged(current: Manifest, gone: set[str], merged: SegmentRef | None) -> tuple[SegmentRef, ...]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from indexer.backends import Backend
+from indexer.loading import Loading
 from indexer.residency import SHARD_BYTES, Held, Residency, to_let_go
-from indexer.segment import Segment, load, placed
+from indexer.segment import Damaged, Segment, placed
 from indexer.serving import serving
 from indexer.shard import Shard, ShardStats
 from indexer.tail import Tail
@@ -37,7 +38,7 @@ NEWEST: Final = 1 << 62
 EAGER_PASSAGES: Final = 10_000
 """A shard with more is brought in before anybody asks, as long as there is room: verifying its bytes takes longer than 100 ms."""
 CORRUPT_RETRY_S: Final = (1.0, 300.0)
-"""A corrupt manifest is tried again after the first, then after twice as long each time, up to the second: every try reads it whole."""
+"""A corrupt manifest is tried again after the first, then after twice as long each time, up to the second: it may have been found whole."""
 
 _event = events("searcher")
 _let_go = counter("vicinage_searcher_let_go_total", "shards let go of from memory, since others needed the room")
@@ -46,6 +47,12 @@ _stale = gauge(
     "vicinage_searcher_stale_shards",
     "shards searched as of an older manifest, since a segment of the newest is corrupt",
 )
+
+
+def longer(wait_s: float | None) -> float:
+    """How long what is corrupt is let be, after it was for so long. Pure."""
+    least, most = CORRUPT_RETRY_S
+    return least if wait_s is None else min(2 * wait_s, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +165,8 @@ class Holding:
         """
         self.failed: dict[ShardId, str] = {}
         """Shards with rows that cannot be read, and why: refused until their manifest names others."""
+        self._again_s: dict[ShardId, float] = {}
+        """Of those that failed because of a segment: how long they wait until they are tried again."""
         self.stale: dict[ShardId, Stale] = {}
         """Shards whose newest manifest is corrupt: they are searched as they were meanwhile."""
         self._waits: list[_Wait] = []
@@ -264,12 +273,15 @@ class Holding:
         shard = manifest.shard
         self._stored[shard] = Stored.of(manifest)
         self.stale.pop(shard, None)
-        self.failed.pop(shard, None)
+        self._again_s.pop(shard, None)
+        failed = self.failed.pop(shard, None)
         if shard in self._tail.shards:
             self._to_fetch[shard] = 0.0
             return
+        if failed:
+            self._to_fetch.pop(shard, None)  # now, not when it was to be tried again
         self._tail.sealed(shard, manifest.sealed)
-        if self._is_eager(shard):
+        if failed or self._is_eager(shard):
             self._want(shard)
 
     def _want(self, shard: ShardId) -> None:
@@ -300,7 +312,7 @@ class Holding:
         """It is served no more, and never will be again."""
         self._tail.forget(shard)
         self._whole.discard(shard)
-        for held in (self._stored, self._to_fetch, self.failed, self.stale):
+        for held in (self._stored, self._to_fetch, self.failed, self._again_s, self.stale):
             held.pop(shard, None)
 
     def serves(self, shard: ShardId) -> bool:
@@ -348,7 +360,8 @@ class Holding:
 
     def _next(self) -> ShardId | None:
         now = self._clock.monotonic()
-        wanted = [w.shard for w in self._waits if w.shard in self._to_fetch and w.shard not in self.stale]
+        unwell = self.stale.keys() | self.failed.keys()
+        wanted = [w.shard for w in self._waits if w.shard in self._to_fetch and w.shard not in unwell]
         due = (s for s, at in self._to_fetch.items() if at <= now)
         return next((s for s in (*wanted, *due) if s not in self._in_hand), None)
 
@@ -361,8 +374,9 @@ class Holding:
                 self._load(shard, generation, manifest)
             elif manifest.version > held.snapshot.manifest.version:
                 self._adopt(held, generation, manifest)
-        except NotFound as lost:  # a segment is gone: to whoever asks, its collection is there all the same
-            return Unavailable(lost.detail, dependency="store", retry_after_s=RETRY_S)
+        except Damaged as damaged:  # of a segment that is gone: to whoever asks, its collection is there all the same
+            lost = damaged.fault == "lost"
+            return Unavailable(damaged.detail, dependency="store", retry_after_s=RETRY_S) if lost else damaged
         except VicinageError as error:
             return error
         return None
@@ -397,11 +411,14 @@ class Holding:
     def _segments(
         self, manifest: Manifest, generation: Generation, have: Mapping[str, Segment], room: "_Room"
     ) -> list[Segment]:
+        loading = Loading(self._store, self._backend, self._manifests.quarantine, "searcher")
+        barred = self._manifests.quarantine.barred(manifest.shard)
         found = []
         for ref in manifest.segments:
             segment = have.get(ref.id)
             if segment is None:
-                segment = placed(load(ref, self._store, self._backend, generation.metric), self._backend)
+                loaded = loading.segment(manifest.shard, ref, generation.metric, barred)
+                segment = placed(loaded, self._backend)
                 self._count(segment, room)
             found.append(segment)
         return found
@@ -501,7 +518,8 @@ class Holding:
         held = self._tail.shards.get(shard)
         if held is None:
             return  # the tail has given it up meanwhile
-        self.stale.pop(shard, None)
+        for unwell in (self.stale, self.failed, self._again_s):
+            unwell.pop(shard, None)
         if self._is_behind(shard, held):
             self._to_fetch[shard] = 0.0  # it got other segments meanwhile
         else:
@@ -520,12 +538,14 @@ class Holding:
             self._let_be(shard, error)
         else:
             self._fail(shard, error)
+            if isinstance(error, Damaged):  # it may be put back, or found whole; rows in the log stay as they are
+                self._again_s[shard] = wait_s = longer(self._again_s.get(shard))
+                self._to_fetch[shard] = self._clock.monotonic() + wait_s
 
     def _let_be(self, shard: ShardId, corrupt: Corrupt) -> None:
         """Serve on from what is held, and try the manifest again later and later."""
-        least, most = CORRUPT_RETRY_S
         before = self.stale.get(shard)
-        wait_s = min(2 * before.wait_s, most) if before else least
+        wait_s = longer(before.wait_s if before else None)
         self.stale[shard] = Stale(corrupt.detail, wait_s)
         self._to_fetch[shard] = self._clock.monotonic() + wait_s
         _event.error("manifest not adopted", shard=str(shard), error=corrupt.detail, path=corrupt.path, retry_s=wait_s)
@@ -541,6 +561,7 @@ class Holding:
     def give_up(self, shard: ShardId, corrupt: Corrupt) -> None:
         """The shard's rows in the log cannot be read: refuse it until its manifest names others."""
         with self._known:
+            self._again_s.pop(shard, None)
             self._fail(shard, corrupt)
 
     # telling those who wait

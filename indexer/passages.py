@@ -1,4 +1,4 @@
-"""Reading single passages out of a batch: columns are unwrapped once, so that a hit costs microseconds, and copies nothing else."""
+"""Reading single passages out of a batch: columns are read from their buffers, so that a hit costs microseconds, and copies nothing else."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,43 +13,109 @@ from vicinage.wire import first_rows
 class Passages:
     """The rows of a vectors message or of a segment, by number. Immutable; safe for many threads."""
 
-    __slots__ = ("_ends", "_ids", "_metadata", "_numbers", "_starts", "_texts", "_versions")
+    __slots__ = ("_batch", "_read")
 
     def __init__(self, batch: pa.RecordBatch) -> None:
-        ids, versions, _, passages, texts, starts, ends, metadata = batch.columns[:8]
-        self._ids, self._texts, self._metadata = ids, texts, metadata
-        self._versions, self._numbers = versions.to_numpy(), passages.to_numpy()
-        self._starts, self._ends = starts, ends
+        self._batch = batch
+        self._read: _Columns | None = None
+        """Made when a row is first asked for: most messages are sealed before."""
 
-    def hit(self, row: int, score: float, include: frozenset[str], vector: Floats) -> Hit:
-        """The hit at `row`, with what `include` asks for; `vector` float32 [d] is copied if it is among that."""
-        with_text = "text" in include
+    def _columns(self) -> "_Columns":
+        read = self._read
+        if read is None:
+            read = self._read = _Columns(self._batch)
+        return read
+
+    def hit(self, row: int, score: float, include: frozenset[str], vectors: Floats) -> Hit:
+        """The hit at `row`, with what `include` asks for; its row of `vectors` float32 [n, d] is copied if it is among that."""
+        c = self._read or self._columns()
+        text = start = end = None
+        if "text" in include:
+            text, start, end = c.texts[row], c.starts[row], c.ends[row]
         return Hit(
-            self._ids[row].as_py(),
-            int(self._numbers[row]),
+            c.ids[row],  # type: ignore[arg-type]  # never null
+            c.numbers[row],
             score,
-            int(self._versions[row]),
-            self._texts[row].as_py() if with_text else None,
+            c.versions[row],
+            text,
             self.metadata(row) if "metadata" in include else None,
-            vector.copy() if "vector" in include else None,
-            self._starts[row].as_py() if with_text else None,
-            self._ends[row].as_py() if with_text else None,
+            vectors[row].copy() if "vector" in include else None,
+            start,
+            end,
         )
 
     def id(self, row: int) -> str:
         """The document of the passage at `row`."""
-        name: str = self._ids[row].as_py()
+        name = self._columns().ids[row]
+        assert name is not None, "the schema has no row without one"
         return name
 
     def metadata(self, row: int) -> Mapping[str, Any]:
         """The metadata of that document, which stands in its first row."""
-        text = self._metadata[row - max(0, int(self._numbers[row]))].as_py()
+        c = self._columns()
+        text = c.metadata[row - max(0, c.numbers[row])]
         found: Mapping[str, Any] = orjson.loads(text) if text else {}
         return found
 
     def extent(self, row: int) -> tuple[str | None, int | None, int | None]:
         """Its text, and where in the document that begins and ends."""
-        return self._texts[row].as_py(), self._starts[row].as_py(), self._ends[row].as_py()
+        c = self._columns()
+        return c.texts[row], c.starts[row], c.ends[row]
+
+
+class _Columns:
+    """The columns of a batch that a hit is made of."""
+
+    __slots__ = ("ends", "ids", "metadata", "numbers", "starts", "texts", "versions")
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        ids, versions, _, passages, texts, starts, ends, metadata = batch.columns[:8]
+        self.ids, self.texts, self.metadata = _Strings(ids), _Strings(texts), _Strings(metadata)
+        self.versions, self.numbers = memoryview(versions.to_numpy()), memoryview(passages.to_numpy())
+        self.starts, self.ends = _numbers(starts), _numbers(ends)
+
+
+class _Strings:
+    """A column of text: a third of what an Arrow scalar costs."""
+
+    __slots__ = ("_bytes", "_ends", "_valid")
+
+    def __init__(self, column: pa.StringArray) -> None:
+        _, offsets, data = column.buffers()
+        self._ends = (
+            memoryview(offsets).cast("i")[column.offset :] if offsets is not None else memoryview(bytes(4)).cast("i")
+        )
+        self._bytes = memoryview(data if data is not None else b"")
+        self._valid = _valid(column)
+
+    def __getitem__(self, row: int) -> str | None:
+        if self._valid is not None and not self._valid[row]:
+            return None
+        return str(self._bytes[self._ends[row] : self._ends[row + 1]], "utf-8")
+
+
+class _Nullable:
+    """A column of whole numbers, some of which are none."""
+
+    __slots__ = ("_numbers", "_valid")
+
+    def __init__(self, numbers: memoryview, valid: memoryview) -> None:
+        self._numbers, self._valid = numbers, valid
+
+    def __getitem__(self, row: int) -> int | None:
+        return self._numbers[row] if self._valid[row] else None
+
+
+def _numbers(column: pa.Array) -> "memoryview | _Nullable":
+    valid = _valid(column)
+    return (
+        memoryview(column.to_numpy()) if valid is None else _Nullable(memoryview(column.fill_null(0).to_numpy()), valid)
+    )
+
+
+def _valid(column: pa.Array) -> memoryview | None:
+    """Which rows have a value; None where all have."""
+    return memoryview(column.is_valid().to_numpy(zero_copy_only=False)) if column.null_count else None
 
 
 def metadata_of(batch: pa.RecordBatch) -> list[Mapping[str, Any]]:

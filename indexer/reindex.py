@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from indexer.backends import choose
 from indexer.seal import Builder
-from indexer.segment import document_runs, load, newest
+from indexer.segment import Damaged, document_runs, newest
 from tenants.entities import Generation, Group, Job, Lease, Manifest, SegmentRef
 from tenants.jobs import ENDED, Jobs
 from tenants.provisioning import VECTORS_TOPIC, placer
@@ -86,6 +86,11 @@ class Reindex:
         except Conflict as moved:
             _event.warning("reindex waits", job=job.id, reason=str(moved))
             self._tidy(job)
+        except Damaged as damaged:
+            if self._builder.manifests.quarantine.is_stuck(damaged.path):
+                self._fail(job, damaged)
+            else:
+                _event.warning("reindex waits until a segment is rebuilt", job=job.id, reason=str(damaged))
         except VicinageError as error:
             self._fail(job, error)
 
@@ -197,8 +202,7 @@ class Reindex:
         """Everything the shard holds as of `end`: living rows, by document id."""
         manifest = self._builder.current(shard, generation)
         batches = [pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))]
-        for ref in manifest.segments:
-            segment = load(ref, self._builder.store, self._builder.backend, generation.metric)
+        for segment in self._builder.loading().segments(shard, manifest.segments, generation.metric):
             batches.extend([segment.rows, _deletions(segment.deleted, segment.version, generation.dimension)])
         name, start = rows_key(shard.tenant, shard.collection, shard.generation), manifest.sealed
         while start < end and (run := self._log.read(VECTORS_TOPIC, shard.slot, start)):

@@ -11,6 +11,7 @@ from typing import Final
 import pyarrow as pa
 
 from indexer.backends import Backend
+from indexer.loading import Loading
 from indexer.segment import newest, write
 from tenants.entities import Generation, Lease, Manifest, SegmentRef
 from tenants.manifests import Manifests
@@ -79,16 +80,27 @@ class Builder:
         Raises Conflict when the lease has passed to another: nothing was published then.
         """
         live, deletes = newest([batch for _, batch in pending.batches])
-        segment = self.write(pending.shard, generation, live, deletes)
+        segment = self.write(pending.shard, generation, live, deletes, logged=(pending.first(), pending.end()))
         crash_point("seal.after_put_before_swap")
         published = self.publish(pending.shard, generation, lease, lambda m: (*m.segments, segment), sealed=sealed)
         crash_point("seal.after_swap")
         return published
 
+    def loading(self) -> Loading:
+        """How this indexer loads segments."""
+        return Loading(self.store, self.backend, self.manifests.quarantine, "indexer")
+
     def write(
-        self, shard: ShardId, generation: Generation, live: pa.RecordBatch, deletes: pa.RecordBatch
+        self,
+        shard: ShardId,
+        generation: Generation,
+        live: pa.RecordBatch,
+        deletes: pa.RecordBatch,
+        *,
+        logged: tuple[int, int] | None = None,
     ) -> SegmentRef:
-        """A segment in the store, which no manifest names yet."""
+        """A segment in the store, which no manifest names yet; `logged` as in `segment.write`."""
+        asked = self.manifests.questions.of(shard.tenant, shard.collection, generation.model, generation.dimension)
         return write(
             live,
             deletes,
@@ -99,7 +111,10 @@ class Builder:
             backend=self.backend,
             store=self.store,
             flat_max=self.settings.flat_max,
+            index_bytes_max=self.settings.index_bytes_max,
             threads=self.settings.threads,
+            questions=asked,
+            logged=logged,
         )
 
     def current(self, shard: ShardId, generation: Generation) -> Manifest:

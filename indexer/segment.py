@@ -9,10 +9,11 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,23 +24,48 @@ from indexer import lexical
 from indexer.backends import EFFORTS, Backend, Mask, Rows, choose
 from indexer.filters import Columns
 from indexer.passages import Passages, metadata_of
-from tenants.entities import Metric, SegmentRef
-from tenants.index_spec import Kind
-from vicinage.errors import Corrupt, NotFound, TooLarge
+from tenants.entities import Fault, Metric, SegmentRef
+from tenants.index_spec import Kind, parse
+from vicinage.errors import Corrupt, NotFound, Refused, TooLarge
 from vicinage.faults import crash_point
 from vicinage.records import Floats, ShardId
 from vicinage.store import Store
 from vicinage.telemetry import counter, events
-from vicinage.wire import DELETED, VECTOR_COLUMNS, vectors_of
+from vicinage.wire import DELETED, VECTOR_COLUMNS, vectors_of, vectors_schema
 
-CURVE_QUERIES: Final = 100
+CURVE_QUERIES: Final = 200
+QUESTIONS_MIN: Final = 30
+"""Real questions that say more of recall than made-up ones."""
 OPEN_MAX: Final = 256
 """Lexical indexes of segments that a process holds."""
+DOCUMENT_COLUMNS: Final = {
+    "high": pa.uint64(),
+    "low": pa.uint64(),
+    "first": pa.int32(),
+    "count": pa.int32(),
+    "version": pa.int64(),
+    "deleted_id": pa.utf8(),
+}
+"""Of the documents object."""
+T = TypeVar("T")
 _event = events("segment")
 _rebuilt = counter(
     "vicinage_searcher_lexical_rebuilt_total",
     "lexical indexes that were corrupt or lost, and were made anew of their texts",
 )
+
+
+Role = str
+"""What an object is to its segment: passages, documents, index or lexical."""
+
+
+class Damaged(Corrupt):
+    """An object of a segment that cannot be used, and is not."""
+
+    def __init__(self, detail: str, *, path: str, role: Role, fault: Fault) -> None:
+        super().__init__(detail, path=path)
+        self.role = role
+        self.fault: Fault = fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +81,40 @@ class Keys:
         digests = b"".join(hashlib.blake2b(i.encode(), digest_size=16).digest() for i in ids)
         halves = np.frombuffer(digests, "<u8").reshape(-1, 2)
         return cls(halves[:, 0].copy(), halves[:, 1].copy())
+
+    def find(self, keys: "Keys") -> NDArray[np.int64]:
+        """Place of each key among these, which are sorted; −1 where it is not."""
+        found = np.full(len(keys.high), -1, np.int64)
+        if len(self.high) == 0:
+            return found
+        places = np.searchsorted(self.high, keys.high)
+        open_ = np.arange(len(places))
+        while len(open_):  # again only where two documents share the high half
+            open_ = open_[places[open_] < len(self.high)]
+            at = places[open_]
+            same = self.high[at] == keys.high[open_]
+            hit = same & (self.low[at] == keys.low[open_])
+            found[open_[hit]] = at[hit]
+            open_ = open_[same & ~hit]
+            places[open_] += 1
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Who is in a segment, sorted by key: rows [first, first + count) at `version`; `count` 0: deleted, and `deleted` has its id by place."""
+
+    keys: Keys
+    first: NDArray[np.int32]
+    count: NDArray[np.int32]
+    version: NDArray[np.int64]
+    deleted: Mapping[int, str]
+
+    def deletes(self) -> pa.RecordBatch:
+        """Its deletions, as `write` takes them."""
+        places = list(self.deleted)
+        names = pa.array([self.deleted[p] for p in places], pa.utf8())
+        return pa.record_batch({"document_id": names, "version": pa.array(self.version[places], pa.int64())})
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -81,20 +141,7 @@ class Segment:
 
     def find(self, keys: Keys) -> NDArray[np.int64]:
         """Place of each key among this segment's documents; −1 where it has none."""
-        found = np.full(len(keys.high), -1, np.int64)
-        if len(self.keys.high) == 0:
-            return found
-        places = np.searchsorted(self.keys.high, keys.high)
-        open_ = np.arange(len(places))
-        while len(open_):  # again only where two documents share the high half
-            open_ = open_[places[open_] < len(self.keys.high)]
-            at = places[open_]
-            same = self.keys.high[at] == keys.high[open_]
-            hit = same & (self.keys.low[at] == keys.low[open_])
-            found[open_[hit]] = at[hit]
-            open_ = open_[same & ~hit]
-            places[open_] += 1
-        return found
+        return self.keys.find(keys)
 
     def rows_mask(self, documents: Mask) -> Mask:
         """Bool [n documents] in key order → bool [n rows]."""
@@ -133,8 +180,11 @@ class LazyLexical:
     """Those of this process that hold an index, the one asked last at the end."""
     _opening: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, ref: SegmentRef, store: Store, rows: pa.RecordBatch) -> None:
+    def __init__(
+        self, ref: SegmentRef, store: Store, rows: pa.RecordBatch, barred: frozenset[str], on_damage: "OnDamage"
+    ) -> None:
         self._ref, self._store, self._rows = ref, store, rows
+        self._barred, self._on_damage = barred, on_damage
         self._lock = threading.Lock()
         self._index: lexical.Lexical | None = None
 
@@ -160,14 +210,15 @@ class LazyLexical:
         self._index = None
 
     def _fetched(self) -> lexical.Lexical | None:
-        stored = self._ref.objects.get("lexical")
-        if stored is None or not stored.path.endswith(f"/{lexical.FILE}"):
+        if "lexical" not in self._ref.objects:
             return None
         try:
-            return lexical.unpack(self._store.fetch(stored))
-        except (Corrupt, NotFound) as error:
-            _rebuilt.inc()
-            _event.error("lexical index made anew", path=stored.path, error=error.detail)
+            return opened(self._ref, "lexical", self._store, lexical.unpack, self._barred)
+        except Damaged as damaged:
+            self._on_damage(damaged)
+            if damaged.fault != "format":
+                _rebuilt.inc()
+                _event.error("lexical index made anew", path=damaged.path, error=damaged.detail)
             return None
 
     def _made(self) -> lexical.Lexical:
@@ -243,12 +294,24 @@ def write(
     backend: Backend,
     store: Store,
     flat_max: int,
+    index_bytes_max: int = 0,
     threads: int = 0,
+    logged: tuple[int, int] | None = None,
+    questions: Floats | None = None,
 ) -> SegmentRef:
-    """Build and store a segment of `live` rows (documents together) and `deletes`; durable on return, visible to nobody yet."""
+    """Build and store a segment of `live` rows (documents together) and `deletes`; durable on return, visible to nobody yet.
+
+    `logged`: the offsets in the vectors log between which every record lies that these are of; None where some are in no log.
+    """
     assert tuple(live.schema.names) == VECTOR_COLUMNS, "rows come in the columns of a vectors message"
     assert live.schema.field("vector").type.list_size == dimension, "and of the generation's dimension"
-    chosen = choose(spec, live.num_rows, flat_max=flat_max)
+    n = live.num_rows
+    chosen = choose(
+        spec,
+        n,
+        flat_max=flat_max,
+        fits=lambda s: not index_bytes_max or backend.bytes(s, n, dimension) <= index_bytes_max,
+    )
     vectors = np.ascontiguousarray(vectors_of(live))
     index = backend.build(vectors, chosen, metric, threads=threads)
     documents, n_documents = _documents(live, deletes)
@@ -266,28 +329,41 @@ def write(
         if has_text(live):
             files["lexical"] = lexical.pack(live.column("text").to_pylist(), Path(folder) / lexical.FILE)
         objects = {role: store.put(f"{base}/{file.name}", file) for role, file in files.items()}
-    curve = effort_curve(backend, index, chosen.kind, vectors, metric) if index is not None else ()
+    curve = effort_curve(backend, index, chosen.kind, vectors, metric, questions) if index is not None else ()
+    first, end = logged or (None, None)
     return SegmentRef(
-        identity, objects, str(chosen), live.num_rows, n_documents, deletes.num_rows, time.time_ns() // 1_000_000, curve
+        identity,
+        objects,
+        str(chosen),
+        live.num_rows,
+        n_documents,
+        deletes.num_rows,
+        time.time_ns() // 1_000_000,
+        curve,
+        first,
+        end,
     )
 
 
-def load(ref: SegmentRef, store: Store, backend: Backend, metric: Metric) -> Segment:
-    """The segment, every object verified, memory-mapped. Raises Corrupt, NotFound, Unavailable."""
-    rows = _read(store.fetch(ref.objects["passages"]))
-    documents = _read(store.fetch(ref.objects["documents"]))
-    if rows.num_rows != ref.n_passages:
-        raise Corrupt(
-            f"segment {ref.id} has {rows.num_rows} rows, its manifest says {ref.n_passages}",
-            path=ref.objects["passages"].path,
-        )
-    index = backend.load(store.fetch(ref.objects["index"])) if "index" in ref.objects else None
-    column = {
-        name: documents.column(name).to_numpy(zero_copy_only=False)
-        for name in ("high", "low", "first", "count", "version")
-    }
-    gone = np.flatnonzero(column["count"] == 0)
-    names = documents.column("deleted_id").take(pa.array(gone)).to_pylist()
+OnDamage = Callable[[Damaged], None]
+
+
+def load(
+    ref: SegmentRef,
+    store: Store,
+    backend: Backend,
+    metric: Metric,
+    *,
+    barred: frozenset[str] = frozenset(),
+    on_damage: OnDamage = lambda _damaged: None,
+) -> Segment:
+    """The segment, every object verified, memory-mapped. Raises Damaged, Unavailable.
+
+    What is `barred` counts as corrupt, and is not read. `on_damage` hears of a lexical index that cannot be used, once that is opened: the segment goes on without.
+    """
+    rows = opened(ref, "passages", store, partial(read_passages, n=ref.n_passages), barred)
+    documents = opened(ref, "documents", store, read_documents, barred)
+    index = opened(ref, "index", store, backend.load, barred) if "index" in ref.objects else None
     return Segment(
         ref,
         metric,
@@ -295,13 +371,13 @@ def load(ref: SegmentRef, store: Store, backend: Backend, metric: Metric) -> Seg
         Passages(rows),
         vectors_of(rows),
         index,
-        Keys(column["high"], column["low"]),
-        column["first"],
-        column["count"],
-        column["version"],
-        dict(zip(gone.tolist(), names, strict=True)),
+        documents.keys,
+        documents.first,
+        documents.count,
+        documents.version,
+        documents.deleted,
         LazyColumns(rows),
-        LazyLexical(ref, store, rows),
+        LazyLexical(ref, store, rows, barred, on_damage),
     )
 
 
@@ -310,38 +386,127 @@ def placed(segment: Segment, backend: Backend) -> Segment:
     return replace(segment, index=backend.place(segment.index, segment.vectors, segment.metric))
 
 
-def effort_curve(
-    backend: Backend, index: Any, kind: Kind, vectors: Floats, metric: Metric
-) -> tuple[tuple[int, float], ...]:
-    """Recall@10 at each effort, on questions made of the segment's own vectors; ends once it is as good as perfect.
+def opened(
+    ref: SegmentRef, role: Role, store: Store, read: Callable[[Path], T], barred: frozenset[str] = frozenset()
+) -> T:
+    """What `read` makes of the segment's object, which was verified. Raises Damaged, Unavailable."""
+    stored = ref.objects[role]
+    fault: Fault = "corrupt"
+    try:
+        if stored.path in barred:
+            raise Corrupt(f"object {stored.path} is in quarantine", path=stored.path)
+        if old := outdated(ref).get(role):
+            fault = "format"
+            raise Corrupt(f"older format: {old}", path=stored.path)
+        file = store.fetch(stored)
+        fault = "format"  # these are the bytes that were written
+        return read(file)
+    except NotFound as lost:
+        raise Damaged(lost.detail, path=stored.path, role=role, fault="lost") from lost
+    except Corrupt as corrupt:
+        raise Damaged(corrupt.detail, path=stored.path, role=role, fault=fault) from corrupt
 
-    Half of them are vectors of the segment (themselves left out of what is found), which is easier than a real question, half
-    are means of two, which is harder. On 50,000 sentences their mean was 0.01 to 0.02 below the recall of held-out real
-    questions at efforts from 24 to 128 (docs/benchmarks.md).
+
+def outdated(ref: SegmentRef) -> dict[Role, str]:
+    """Objects that this version does not read, as the manifest alone tells, and why. Pure."""
+    found: dict[Role, str] = {}
+    if "lexical" in ref.objects and not ref.objects["lexical"].path.endswith(f"/{lexical.FILE}"):
+        found["lexical"] = f"its words are in {Path(ref.objects['lexical'].path).name}; {lexical.FILE} is read"
+    try:
+        parse(ref.kind)
+    except Refused:
+        if "index" in ref.objects:
+            found["index"] = f"an index of kind {ref.kind[:80]!r} is not read"
+    return found
+
+
+def read_passages(path: Path, n: int) -> pa.RecordBatch:
+    """The `n` rows of a segment. Raises Corrupt."""
+    rows = _read(path)
+    if rows.num_rows != n:
+        raise Corrupt(f"{path.name} has {rows.num_rows} rows, its manifest says {n}", path=str(path))
+    if _columns(rows.schema) != _columns(vectors_schema(_dimension(rows.schema))):
+        raise Corrupt(f"older format: the columns of {path.name} are {', '.join(rows.schema.names)}", path=str(path))
+    return rows
+
+
+def read_documents(path: Path) -> Documents:
+    """Who is in a segment. Raises Corrupt."""
+    found = _read(path)
+    if not DOCUMENT_COLUMNS.items() <= dict(_columns(found.schema)).items():
+        raise Corrupt(f"older format: the columns of {path.name} are {', '.join(found.schema.names)}", path=str(path))
+    column = {
+        name: found.column(name).to_numpy(zero_copy_only=False) for name in ("high", "low", "first", "count", "version")
+    }
+    gone = np.flatnonzero(column["count"] == 0)
+    names = found.column("deleted_id").take(pa.array(gone)).to_pylist()
+    deleted = dict(zip(gone.tolist(), names, strict=True))
+    return Documents(Keys(column["high"], column["low"]), column["first"], column["count"], column["version"], deleted)
+
+
+def converted(path: Path) -> pa.RecordBatch:
+    """The rows of a segment whose columns an older version wrote: what it did not have is null. Raises Corrupt."""
+    rows = _read(path)
+    schema = vectors_schema(_dimension(rows.schema))
+    try:
+        columns = [_column(rows, field) for field in schema]
+    except (pa.ArrowException, KeyError) as error:
+        raise Corrupt(f"the columns of {path.name} cannot be converted: {error}", path=str(path)) from error
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _column(rows: pa.RecordBatch, field: pa.Field) -> pa.Array:
+    if field.name in rows.schema.names:
+        return rows.column(field.name).cast(field.type)
+    if not field.nullable:
+        raise KeyError(field.name)
+    return pa.nulls(rows.num_rows, field.type)
+
+
+def _columns(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
+    return [(field.name, field.type) for field in schema]
+
+
+def _dimension(schema: pa.Schema) -> int:
+    """Numbers of a vector; 1, which no segment of ours has for nothing, where there is no column of vectors."""
+    found = schema.field("vector").type if "vector" in schema.names else None
+    return int(found.list_size) if found is not None and pa.types.is_fixed_size_list(found) else 1
+
+
+def effort_curve(
+    backend: Backend, index: Any, kind: Kind, vectors: Floats, metric: Metric, questions: Floats | None = None
+) -> tuple[tuple[int, float], ...]:
+    """Recall@10 at each effort; ends once it is as good as perfect.
+
+    Measured on the collection's own recent `questions` [n, d], where QUESTIONS_MIN are known, else on `_made_up` ones.
     """
-    rng = np.random.default_rng(0)
     k = min(10, len(vectors) - 1)
     if k < 1:
         return ()
-    own = rng.choice(len(vectors), min(CURVE_QUERIES, len(vectors)), replace=False)
-    between = (vectors[own] + vectors[rng.permutation(own)]) / 2
-    queries = np.ascontiguousarray(np.concatenate([vectors[own], between]), np.float32)
-    if metric == "cosine":
-        queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), np.float32(1e-12))
-    itself = np.concatenate([own, np.full(len(own), -1)])
-    _, truth = backend.exact(vectors, queries, k + 1, metric=metric, allowed=None)
+    known = questions is not None and len(questions) >= QUESTIONS_MIN
+    queries = questions if questions is not None and known else _made_up(vectors, metric)
+    _, truth = backend.exact(vectors, queries, k, metric=metric, allowed=None)
     curve: list[tuple[int, float]] = []
     for effort in EFFORTS[kind]:
-        _, rows = backend.search(index, vectors, queries, k + 1, metric=metric, effort=effort, allowed=None)
-        curve.append((effort, round(recall(_without(rows, itself, k), _without(truth, itself, k)), 4)))
+        _, rows = backend.search(index, vectors, queries, k, metric=metric, effort=effort, allowed=None)
+        curve.append((effort, round(recall(rows, truth), 4)))
         if curve[-1][1] >= 0.999:
             break
     return tuple(curve)
 
 
-def _without(rows: Rows, itself: NDArray[np.int64], k: int) -> Rows:
-    """The first k of each question's rows that are not the question itself."""
-    return np.array([[r for r in row if r != own][:k] for row, own in zip(rows.tolist(), itself.tolist(), strict=True)])
+def _made_up(vectors: Floats, metric: Metric) -> Floats:
+    """Questions [n, d] made of a segment's own vectors: means of two.
+
+    They lie between the passages, as questions do that were written by others. A passage itself is far too easy a question: its
+    neighbours in a graph are its answer (docs/decisions/010 has the figures).
+    """
+    rng = np.random.default_rng(0)
+    own = rng.choice(len(vectors), min(CURVE_QUERIES, len(vectors)), replace=False)
+    queries = np.ascontiguousarray((vectors[own] + vectors[rng.permutation(own)]) / 2, np.float32)
+    if metric == "cosine":
+        queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), np.float32(1e-12))
+    return queries
 
 
 def recall(found: Rows, truth: Rows) -> float:

@@ -8,6 +8,7 @@ Law 3: a document's higher version replaces the lower, wherever either lies; any
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
@@ -449,14 +450,16 @@ def _best(snapshot: Snapshot, found: list[_Found], query: ShardQuery) -> tuple[t
     if not found:
         return ((),) * len(query.vectors)
     if len(found) == 1:  # in order already
-        scores, rows = found[0].scores, found[0].rows
-        parts = np.full(rows.shape, found[0].part)
-    else:
-        scores = np.concatenate([np.where(f.rows >= 0, f.scores, -np.inf) for f in found], axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : query.k]
-        scores = np.take_along_axis(scores, order, axis=1)
-        rows = np.take_along_axis(np.concatenate([f.rows for f in found], axis=1), order, axis=1)
-        parts = np.repeat([f.part for f in found], [f.rows.shape[1] for f in found])[order]
+        [only] = found
+        each = zip(only.rows.tolist(), only.scores.tolist(), strict=True)
+        return tuple(
+            _hits(snapshot, zip(repeat(only.part), rows, scores, strict=False), query) for rows, scores in each
+        )
+    scores = np.concatenate([np.where(f.rows >= 0, f.scores, -np.inf) for f in found], axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, : query.k]
+    scores = np.take_along_axis(scores, order, axis=1)
+    rows = np.take_along_axis(np.concatenate([f.rows for f in found], axis=1), order, axis=1)
+    parts = np.repeat([f.part for f in found], [f.rows.shape[1] for f in found])[order]
     answers = zip(parts.tolist(), rows.tolist(), scores.tolist(), strict=True)
     return tuple(_hits(snapshot, zip(*each, strict=True), query) for each in answers)
 
@@ -466,24 +469,23 @@ def _hits(snapshot: Snapshot, places: Iterable[tuple[int, int, float]], query: S
     hits: list[Hit] = []
     left = ANSWER_CHARS_MAX
     for part, row, score in places:
-        if row >= 0:
-            hits.append(hit := _hit(snapshot, part, row, score, query.include))
-            left -= len(hit.text or "")
-            if left < 0:
-                raise Refused(
-                    f"the texts found have more than {ANSWER_CHARS_MAX} characters: ask for a smaller k, or leave text out of include",
-                    field="k",
-                    limit=len(hits) - 1,
-                )
+        if row < 0:
+            continue
+        if part >= 0:
+            of = snapshot.segments[part]
+            hit = of.passages.hit(row, score, query.include, of.vectors)
+        else:
+            message, at = snapshot.delta.row(row)
+            hit = message.passages.hit(at, score, query.include, snapshot.delta.vectors[message.first :])
+        hits.append(hit)
+        left -= len(hit.text or "")
+        if left < 0:
+            raise Refused(
+                f"the texts found have more than {ANSWER_CHARS_MAX} characters: ask for a smaller k, or leave text out of include",
+                field="k",
+                limit=len(hits) - 1,
+            )
     return tuple(hits)
-
-
-def _hit(snapshot: Snapshot, part: int, row: int, score: float, include: frozenset[str]) -> Hit:
-    if part >= 0:
-        segment = snapshot.segments[part]
-        return segment.passages.hit(row, score, include, segment.vectors[row])
-    message, at = snapshot.delta.row(row)
-    return message.passages.hit(at, score, include, snapshot.delta.vectors[row])
 
 
 def _stored(document_id: str, version: int, rows: list[tuple[Passages, int, Floats]]) -> StoredDocument | None:

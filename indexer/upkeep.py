@@ -1,4 +1,4 @@
-"""What the indexer does beside sealing: compaction and jobs, one at a time on a worker thread; sweeping orphans; trimming the log.
+"""What the indexer does beside sealing: mending, compaction, jobs and the scrub, one at a time on a worker thread; sweeping; trimming the log.
 
 Nothing here is urgent. A kill loses at most the work under way: what was published stays, the rest becomes orphans.
 """
@@ -10,7 +10,9 @@ from functools import partial
 from typing import Final
 
 from indexer.compact import compact
+from indexer.mend import Mending
 from indexer.reindex import Reindex
+from indexer.scrub import Scrub
 from indexer.seal import Builder
 from indexer.serving import generation_of, serving
 from indexer.trim import Trim
@@ -69,6 +71,8 @@ class Upkeep:
         self._turn = 0
         self._passed: dict[str, Passed] = {}
         self._swept = -1e9
+        self._mending = Mending(log, registry, builder, lease, clock)
+        self._scrub = Scrub(builder, clock)
         self._trim = Trim(log, slots_total, builder.settings.keep_sealed_s, clock)
 
     def compact_soon(self, shards: Iterable[ShardId]) -> None:
@@ -106,12 +110,33 @@ class Upkeep:
             self._working = self._worker.submit(work)
 
     def _next_work(self, *, leading: bool) -> Callable[[], None] | None:
+        """What answers depend on first; the scrub only when there is nothing else."""
+        slots = self._slots()
+        return (
+            self._mending.next(slots) or self._next_compaction() or self._next_job(leading) or self._scrub.next(slots)
+        )
+
+    def _slots(self) -> frozenset[int]:
+        """Those whose lease is held here."""
+        return frozenset(slot for slot in range(self._slots_total) if self._holds(slot))
+
+    def _holds(self, slot: int) -> bool:
+        try:
+            self._lease(slot)
+        except Conflict:
+            return False
+        return True
+
+    def _next_compaction(self) -> Callable[[], None] | None:
         while self._to_compact:
             shard = next(iter(self._to_compact))
             del self._to_compact[shard]
             generation = generation_of(self._registry, shard)
             if generation is not None:
                 return partial(self._compact, shard, generation)
+        return None
+
+    def _next_job(self, leading: bool) -> Callable[[], None] | None:
         if leading and (jobs := self._jobs.list(open_only=True)):
             self._turn += 1  # in turn: one that waits long holds up none
             return partial(self._advance, jobs[self._turn % len(jobs)])
@@ -168,9 +193,22 @@ class Upkeep:
         self._forget_gone(every, served)
         self._trim.look(served, every)
         age_s = self._builder.settings.orphan_age_s
-        gone = self._builder.store.sweep("segments", keep=self._manifests.paths(), age_s=age_s)
+        named = self._manifests.paths()
+        kept = self._keep_quarantined()  # after: what is noted meanwhile was named above, or is seen here
+        gone = self._builder.store.sweep("segments", keep=named | kept, age_s=age_s)
         if gone:
             _event.info("swept", objects=len(gone))
+
+    def _keep_quarantined(self) -> set[str]:
+        """Objects that were found damaged, but for those that have been kept for long enough: they are forgotten."""
+        quarantine = self._manifests.quarantine
+        before_ms = self._clock.now_ms() - int(1_000 * self._builder.settings.quarantine_s)
+        every = quarantine.every()
+        over = [d for d in every if d.state == "replaced" and d.seen_ms <= before_ms]
+        for damage in over:
+            self._builder.store.delete(damage.path)
+            quarantine.forget(damage, actor="indexer", why="its time in quarantine is over")
+        return {d.path for d in every if d not in over}
 
     def _forget_gone(self, every: Iterable[Manifest], served: Container[ShardId]) -> None:
         """Drop the manifests of generations that are retired or failed: their objects become orphans."""

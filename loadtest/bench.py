@@ -29,6 +29,8 @@ from running import Platform, free_port, running
 Floats = NDArray[np.float32]
 BUILD = Path(__file__).resolve().parent.parent / "build"
 K = 10
+KEPT = 102_000
+"""Sentences that are embedded once and kept in build/: what is searched for is the last of them."""
 SEGMENTS_MAX = 4
 """What compaction leaves at most."""
 WORDS = 8
@@ -224,6 +226,29 @@ def search_http(
             )
 
 
+def search_batch(
+    report: Report, http: httpx.Client, queries: Floats, truth: NDArray[np.int64], pid: int, raw_ms: float
+) -> None:
+    """All questions in two requests of many, the answers streamed."""
+    found: dict[int, list[int]] = {}
+    cpu, start, half = load.cpu_seconds([pid]), time.perf_counter(), len(queries) // 2
+    for first in (0, half):
+        part = queries[first : first + half]
+        questions = [{"vector_base64": base64.b64encode(q.astype("<f4").tobytes()).decode(), "k": K} for q in part]
+        with http.stream("POST", "/v1/collections/bench/search:batch", json={"questions": questions}) as answer:
+            for line in map(json.loads, answer.iter_lines()):
+                found[first + line["index"]] = [int(h["document_id"]) for h in line["hits"]]
+    report.add(
+        "vector search over HTTP, in batches of many, streamed",
+        (load.cpu_seconds([pid]) - cpu) / len(found) * 1e3,
+        "CPU ms/question",
+        bound=raw_ms,
+        recall=round(recall([found[i] for i in range(2 * half)], truth[: 2 * half]), 4),
+        per_s=round(len(found) / (time.perf_counter() - start)),
+        questions=half,
+    )
+
+
 def search_text(report: Report, url: str, key: str, texts: list[str], pids: list[int]) -> None:
     """Text searches over HTTP, short questions and whole sentences; every text is asked once, so nothing is cached.
 
@@ -260,6 +285,20 @@ def arrow_body(ids: list[str], texts: list[str], vectors: Floats) -> bytes:
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return sink.getvalue().to_pybytes()
+
+
+def ask_before(
+    url: str, key: str, http: httpx.Client, texts: list[str], vectors: Floats, queries: Floats, pid: int
+) -> None:
+    """A few passages and some questions, so that the segments to come are measured on the collection's own questions."""
+    n = 5_000
+    body = arrow_body([str(i) for i in range(n)], texts[:n], vectors[:n])
+    answer = http.post("/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW})
+    answer.raise_for_status()
+    wait_searchable(http, "bench", answer.json()["token"], vectors[0])
+    time.sleep(12)  # it is sealed, and has a graph
+    load.run(url, key, json_requests("/v1/collections/bench/search", queries[:400]), clients=1, server_pids=[pid])
+    time.sleep(3)
 
 
 def ingest_vectors(report: Report, http: httpx.Client, texts: list[str], vectors: Floats, pids: list[int]) -> None:
@@ -341,16 +380,19 @@ def idle_tenants(report: Report, platform: Platform, operator: httpx.Client, n: 
 def main() -> None:
     """Measure everything; print as it goes; write build/bench.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--passages", type=int, default=50_000)
+    parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=2_000)
     parser.add_argument("--texts", type=int, default=5_000)
+    parser.add_argument("--tenants", type=int, default=1_000, help="small tenants; 0 leaves them out")
     args = parser.parse_args()
     report, n = Report(), args.passages
-    everything = passages(n + args.queries)
-    all_vectors = vectors_of(everything, n + args.queries)
-    texts, vectors, queries = everything[:n], all_vectors[:n], all_vectors[n:]
+    kept = max(KEPT, n + args.queries)
+    everything = passages(kept)
+    all_vectors = vectors_of(everything, kept)
+    texts, vectors, queries = everything[:n], np.ascontiguousarray(all_vectors[:n]), all_vectors[-args.queries :]
     truth = exact(vectors, queries)
     raw_ms = raw_faiss(report, vectors, queries, truth)
+    in_process(report, vectors, texts, queries, truth, raw_ms, args.tenants)
     floor(report, queries)
     _, raw_per_s = raw_encode(texts[: args.texts])
     report.add("raw model.encode, float32 or bfloat16, batch 64", raw_per_s, "texts/s", n=args.texts)
@@ -367,6 +409,7 @@ def main() -> None:
         operator = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}, timeout=120)
         gateway = psutil.Process(pids["gateway"])
         resident = gateway.memory_info().rss
+        ask_before(platform.url, key, http, texts, vectors, queries, pids["gateway"])
         ingest_vectors(report, http, texts, vectors, [pids["gateway"], pids["ingest"]])
         settle(operator, "bench/bench")
         report.add(
@@ -377,13 +420,32 @@ def main() -> None:
             vector_bytes=1536,
         )
         search_http(report, platform.url, key, queries, truth, [pids["gateway"]], raw_ms)
-        search_text(report, platform.url, key, everything[n : n + 2_000], list(pids.values()))
+        search_batch(report, http, queries, truth, pids["gateway"], raw_ms)
+        search_text(report, platform.url, key, everything[-args.queries :], list(pids.values()))
         freshness(report, http, vectors)
         ingest_text(report, http, texts[: args.texts], raw_per_s)
         idle_tenants(report, platform, operator)
     BUILD.mkdir(exist_ok=True)
     (BUILD / "bench.json").write_text(json.dumps(report.rows, indent=2))
     print(f"\nwritten to {BUILD / 'bench.json'}")
+
+
+def in_process(
+    report: Report,
+    vectors: Floats,
+    texts: list[str],
+    queries: Floats,
+    truth: NDArray[np.int64],
+    raw_ms: float,
+    tenants: int,
+) -> None:
+    """The engine by itself, and many small tenants on one searcher: both in this process."""
+    import engine
+    import many_tenants
+
+    engine.measure(report, vectors, queries, truth, raw_ms)
+    if tenants:
+        many_tenants.measure(report, BUILD / "bench" / "tenants", tenants, 100, vectors, texts)
 
 
 def settle(operator: httpx.Client, collection: str, wait_s: float = 300, still_s: float = 10) -> None:

@@ -31,6 +31,10 @@ Floats = NDArray[np.float32]
 SHARD = ShardId("bench", "engine", 1, 0)
 SHARES = {0.5: 500, 0.1: 100, 0.01: 10, 0.001: 1}
 """Selectivity → the bound of `{"g": {"$lt": bound}}`, where g is a random number below 1,000."""
+KNOWN = 256
+"""Recent questions of the collection, on which effort curves are measured (docs/decisions/010)."""
+CHURNED = 20_000
+"""Passages that are replaced again and again."""
 ROUNDS = 10
 REPLACED = 0.3
 
@@ -38,13 +42,14 @@ REPLACED = 0.3
 def measure(
     report: Any, vectors: Floats, queries: Floats, truth: NDArray[np.int64], raw_ms: float, batch: int = 64
 ) -> None:
-    """Add the engine's rows to the report."""
+    """Add the engine's rows to the report. The first questions are those that the collection was asked before; the others are measured."""
+    known, queries, truth = queries[:KNOWN], queries[KNOWN:], truth[KNOWN:]
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 1_000, len(vectors))
     # The half of the passages that a question's own lies in, and the other: what a filter that runs against the question leaves.
     side = vectors @ (vectors[0] - vectors[1]) > 0
     with tempfile.TemporaryDirectory(prefix="vicinage-engine-") as folder:
-        engine = Engine(Path(folder), vectors.shape[1])
+        engine = Engine(Path(folder), vectors.shape[1], known)
         started = time.thread_time()
         engine.seal(range(len(vectors)), vectors, 1, groups, side)
         built = time.thread_time() - started
@@ -72,13 +77,18 @@ def measure(
                 report, f"engine: filter of half that {name} the question", queries[some], scores[some], side == wanted,
                 {"side": wanted}, raw_ms,
             )  # fmt: skip
-        engine.churn(report, vectors, queries, groups, side)
+    with tempfile.TemporaryDirectory(prefix="vicinage-engine-") as folder:
+        churned = Engine(Path(folder), vectors.shape[1], known)
+        some = slice(0, CHURNED)
+        churned.seal(range(len(vectors[some])), vectors[some], 1, groups[some], side[some])
+        churned.churn(report, vectors[some], queries, groups[some], side[some])
 
 
 class Engine:
     """A shard whose segments lie in a folder."""
 
-    def __init__(self, folder: Path, dimension: int) -> None:
+    def __init__(self, folder: Path, dimension: int, questions: Floats) -> None:
+        self._questions = questions
         self._store = LocalStore(folder)
         self._backend = open_backend()
         self._d = dimension
@@ -100,7 +110,7 @@ class Engine:
     def _written(self, live: pa.RecordBatch, deletes: pa.RecordBatch) -> Segment:
         ref = write(
             live, deletes, shard=SHARD, spec="auto", metric="cosine", dimension=self._d, backend=self._backend,
-            store=self._store, flat_max=2_000, threads=1,
+            store=self._store, flat_max=2_000, threads=1, questions=self._questions,
         )  # fmt: skip
         return load(ref, self._store, self._backend, "cosine")
 
@@ -199,7 +209,7 @@ class Engine:
         held = sum(s.ref.bytes() for s in self.shard.snapshot.segments)
         report.add(
             f"engine: Shard.search after {ROUNDS} rounds of replacing {REPLACED:.0%}", ms, "CPU ms", bound=fresh_ms,
-            recall=round(bench.recall(found, truth), 4), bytes_to_fresh=round(held / fresh, 3),
+            recall=round(bench.recall(found, truth), 4), n=len(now), bytes_to_fresh=round(held / fresh, 3),
             rows_written_to_replaced=round(written / (ROUNDS * REPLACED * len(now)), 2),
         )  # fmt: skip
 
@@ -219,8 +229,7 @@ def batch_of(
 
 if __name__ == "__main__":
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
-    kept = max(n, 50_000) + 2_000
-    every = bench.vectors_of(bench.passages(kept), kept)
+    every = bench.vectors_of(bench.passages(max(bench.KEPT, n + 2_000)), max(bench.KEPT, n + 2_000))
     base, asked, made = np.ascontiguousarray(every[:n]), every[-2_000:], bench.Report()
     truth_ = bench.exact(base, asked)
     measure(made, base, asked, truth_, bench.raw_faiss(made, base, asked, truth_))

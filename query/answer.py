@@ -24,6 +24,8 @@ from vicinage.errors import DeadlineExceeded, NotFound, Refused
 from vicinage.records import Floats, Hit, Token
 
 T = TypeVar("T")
+ORDINARY: Final = (1e-24, 1e24)
+"""Between them, a square of a length is as good in float32 as it must be."""
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 4
 """The same bound that documents keep to (ingest/rules.py)."""
 
@@ -166,7 +168,16 @@ def checked_vector(vector: Floats, live: Generation) -> Floats:
             field="vector",
             limit=live.dimension,
         )
-    exact = vector.astype(np.float64)  # squares of a float32 may be beyond float32
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = float(vector @ vector)
+    if not ORDINARY[0] < square < ORDINARY[1]:  # its squares may be beyond float32, or lost below it
+        return _checked_exactly(vector, live)
+    unit: Floats = vector if live.metric != "cosine" else vector * np.float32(1 / math.sqrt(square))
+    return unit
+
+
+def _checked_exactly(vector: Floats, live: Generation) -> Floats:
+    exact = vector.astype(np.float64)
     square = float(exact @ exact)
     if not math.isfinite(square):
         raise Refused("vector holds NaN, infinity, or a number beyond float32", field="vector")

@@ -1,6 +1,6 @@
 """How far the effort curves of a collection are off, as its live recall shows. Pure.
 
-A curve is measured on questions made of a segment's own vectors, when it is sealed; real questions may be harder or easier. What is
+A curve is measured when a segment is sealed, on the questions of before or on made-up ones; those of now may be harder or easier. What is
 added to the objective before the curves are asked moves up as soon as the interval of the live recall lies below the objective, and
 down, slower and less far, while it lies well above.
 """
@@ -14,7 +14,7 @@ from query.interval import ENOUGH, interval
 UP: Final = 0.01
 DOWN: Final = 0.005
 MOST: Final = 0.05
-LEAST: Final = -0.03
+LEAST: Final = -0.1
 ROOM: Final = 0.01
 """How far above the objective the whole interval must lie before effort is taken back."""
 PATIENCE: Final = 200

@@ -27,7 +27,7 @@ from query.problems import DOCUMENTED, plain, problem
 from query.recall import RecallMonitor
 from query.scatter import Searcher, Searchers
 from tenants.audit import Audit
-from tenants.entities import Collection
+from tenants.entities import Collection, Generation
 from tenants.jobs import Jobs
 from tenants.keys import Keys
 from tenants.registry import Registry
@@ -35,6 +35,7 @@ from vicinage import __version__
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import Refused, Unavailable, VicinageError
 from vicinage.log import Log
+from vicinage.records import Floats
 from vicinage.settings import GatewaySettings, IngestSettings
 from vicinage.telemetry import events, gauge
 
@@ -66,6 +67,8 @@ class Gateway:
     local_operator: bool = False
     on_failure: Callable[[BaseException], None] | None = None
     """Told when what runs beside the routes dies."""
+    keep_questions: Callable[[Generation, Floats], None] | None = None
+    """Where recent questions go, for the next segments' effort curves."""
     close_embedders: Callable[[], Awaitable[None]] | None = None
     searchers: Searchers = field(init=False)
     freshness: Freshness = field(init=False)
@@ -81,6 +84,7 @@ class Gateway:
             share=s.recall_sample_share,
             samples_min=s.recall_samples_min,
             cpu_share=s.recall_cpu_share,
+            keep=self.keep_questions,
         )
         made["answerer"] = Answerer(
             self.registry,

@@ -1,7 +1,6 @@
 """The best k of what the shards found. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from heapq import merge as merge_sorted
 from itertools import islice
 from typing import Final
@@ -53,7 +52,7 @@ def fused(dense: Sequence[Hit], lexical: Sequence[Hit], fusion: Fusion, k: int) 
     scores = {key: sum(w * part.get(key, 0.0) for w, part in zip(weights, parts, strict=True)) for key in by_key}
     best = sorted(scores, key=lambda key: (-scores[key], key))[:k]
     return tuple(
-        replace(by_key[key], score=scores[key], dense_score=own[0].get(key), lexical_score=own[1].get(key))
+        by_key[key]._replace(score=scores[key], dense_score=own[0].get(key), lexical_score=own[1].get(key))
         for key in best
     )
 

@@ -8,26 +8,33 @@ import asyncio
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, Final
+
+import numpy as np
 
 from query.correction import Correction
 from query.interval import ENOUGH, interval
 from query.merge import merge
 from query.plan import Plan
 from query.scatter import Gathered, Searchers
-from tenants.entities import Collection
+from tenants.entities import Collection, Generation
+from tenants.questions import QUESTIONS_MAX
 from vicinage.clock import Deadline
-from vicinage.errors import VicinageError
-from vicinage.records import Hit, Partial
-from vicinage.telemetry import gauge
+from vicinage.errors import Unavailable, VicinageError
+from vicinage.records import Floats, Hit, Partial
+from vicinage.telemetry import events, gauge
 
 QUEUE_MAX: Final = 256
 WINDOW: Final = 2_000
 """Samples kept of each collection."""
 DEADLINE_S: Final = 5.0
+KEEP_S: Final = 600.0
+"""How often the questions of a collection are kept anew."""
+Keep = Callable[[Generation, Floats], None]
+_event = events("query")
 _recall = gauge("vicinage_query_recall", "recall@k measured on sampled live searches, mean over collections")
 
 
@@ -39,6 +46,10 @@ class Sample:
     """(k, recall@k) of each sampled search, oldest first."""
     mean: float = 1.0
     """Of those at the usual k."""
+    questions: deque[Floats] = field(default_factory=lambda: deque(maxlen=QUESTIONS_MAX))
+    """Vectors float16 [d] of the newest, where effort has a choice."""
+    kept_s: float | None = None
+    """When they were last kept (monotonic)."""
     discarded: int = 0
     dropped: int = 0
     correction: Correction = field(default_factory=Correction)
@@ -54,13 +65,20 @@ class _Offer:
     plan: Plan
     hits: tuple[Hit, ...]
     watermarks: tuple[int, ...]
+    effort: int
 
 
 class RecallMonitor:
-    """Belongs to one event loop. `cpu_share` bounds the time spent on exact searches."""
+    """Belongs to one event loop. `cpu_share` bounds the time spent on exact searches.
 
-    def __init__(self, searchers: Searchers, *, share: float, samples_min: int, cpu_share: float) -> None:
+    `keep` hears now and then of the newest questions [n, d] of a collection whose segments have efforts; it may block, and raise Unavailable.
+    """
+
+    def __init__(
+        self, searchers: Searchers, *, share: float, samples_min: int, cpu_share: float, keep: Keep | None = None
+    ) -> None:
         self._searchers = searchers
+        self._keep = keep
         self._share = share
         self._samples_min = samples_min
         self._cpu_share = cpu_share
@@ -76,7 +94,9 @@ class RecallMonitor:
         if len(sample.measured) >= self._samples_min and self._random.random() >= self._share:
             return
         try:
-            self._queue.put_nowait(_Offer(plan, hits, tuple(p.watermark for p in partials)))
+            self._queue.put_nowait(
+                _Offer(plan, hits, tuple(p.watermark for p in partials), max(p.effort for p in partials))
+            )
         except asyncio.QueueFull:
             sample.dropped += 1
 
@@ -86,6 +106,7 @@ class RecallMonitor:
             offer = await self._queue.get()
             start = time.perf_counter()
             await self._measure(offer)
+            await self._remember(offer)
             self._queue.task_done()
             await asyncio.sleep((time.perf_counter() - start) * (1 / self._cpu_share - 1))
 
@@ -110,6 +131,21 @@ class RecallMonitor:
             sample.discarded += 1
             return
         self._note(sample, plan, hits, merge(exact.partials, plan.queries[0].k))
+
+    async def _remember(self, offer: _Offer) -> None:
+        """Note the question, and have the newest kept, at most every KEEP_S and once there are enough to say something."""
+        if self._keep is None or not offer.effort:
+            return
+        sample, now = self._sample(offer.plan), time.monotonic()
+        sample.questions.append(offer.plan.queries[0].vectors[0].astype(np.float16))
+        if len(sample.questions) < ENOUGH or (sample.kept_s is not None and now - sample.kept_s < KEEP_S):
+            return
+        sample.kept_s = now
+        vectors = np.array(sample.questions, np.float32)
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._keep, offer.plan.generation, vectors)
+        except Unavailable as away:
+            _event.warning("questions not kept", reason=str(away))
 
     def _note(self, sample: Sample, plan: Plan, served: Sequence[Hit], exact: Sequence[Hit]) -> None:
         if not exact:

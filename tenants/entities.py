@@ -13,6 +13,10 @@ Scope = Literal["read", "write", "operate"]
 TenantState = Literal["active", "suspended", "deleted"]
 CollectionState = Literal["active", "deleted"]
 GenerationState = Literal["building", "ready", "live", "retired", "failed"]
+Fault = Literal["corrupt", "lost", "format"]
+"""corrupt: not the bytes that were written; lost: not there; format: what was written, which this version does not read."""
+DamageState = Literal["noted", "stuck", "replaced"]
+"""noted: to be rebuilt; stuck: nothing has it any more, a person must act; replaced: no manifest names it, its bytes are kept a while."""
 
 CLASS_WEIGHT: Mapping[str, int] = {"gold": 4, "silver": 2, "bronze": 1}
 """Fair-share weight of each class (law 7)."""
@@ -163,6 +167,9 @@ class SegmentRef:
     created_ms: int = 0
     curve: tuple[tuple[int, float], ...] = ()
     """Recall@10 against effort, measured on this very segment when it was sealed: (effort, recall), rising."""
+    first: int | None = None
+    """Every record that it was sealed from lies in the vectors log from here to before `end`. None: some are in no log, or nobody knows."""
+    end: int | None = None
 
     def bytes(self) -> int:
         """Bytes it takes in the store."""
@@ -181,6 +188,20 @@ class Manifest:
     epoch: int
     sealed: int
     segments: tuple[SegmentRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """An object of a segment that cannot be used: what is wrong with it, since when that is known, and what became of it."""
+
+    path: str
+    shard: ShardId
+    segment: str
+    role: str
+    fault: Fault
+    reason: str
+    seen_ms: int = 0
+    state: DamageState = "noted"
 
 
 @dataclass(frozen=True, slots=True)

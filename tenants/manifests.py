@@ -14,6 +14,8 @@ from sqlalchemy import Engine, RowMapping, insert, select, update
 
 from tenants import tables
 from tenants.entities import Lease, Manifest, SegmentRef
+from tenants.quarantine import Quarantine
+from tenants.questions import Questions
 from tenants.registry import SERVING
 from vicinage.catalog import change, look
 from vicinage.clock import Clock
@@ -29,6 +31,9 @@ class Manifests:
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
+        self.quarantine = Quarantine(engine, clock)
+        self.questions = Questions(engine, clock)
+        """Which of their objects cannot be used."""
 
     def of(self, shard: ShardId, *, start: int) -> Manifest:
         """The shard's manifest; an empty one at version 0, sealed up to `start`, when it has none yet."""
@@ -125,6 +130,8 @@ def _parse(text: str) -> tuple[SegmentRef, ...]:
 
 
 def _segment(fields: dict[str, Any]) -> SegmentRef:
+    """As any version wrote it: what an older one did not have is its default, what a newer one has beside is passed over."""
+    known = {name: value for name, value in fields.items() if name in SegmentRef.__dataclass_fields__}
     objects = {role: ObjectRef(**o) for role, o in fields["objects"].items()}
     curve = tuple((int(effort), float(recall)) for effort, recall in fields.get("curve", ()))
-    return SegmentRef(**{**fields, "objects": objects, "curve": curve})
+    return SegmentRef(**{**known, "objects": objects, "curve": curve})

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Engine,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -104,6 +105,22 @@ manifests = Table(
     Column("change", BigInteger, nullable=False),
     Index("manifests_by_change", "change"),
 )
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("path", String(512), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("collection", String(64), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("slot", Integer, nullable=False),
+    Column("segment", String(64), nullable=False),
+    Column("role", String(32), nullable=False),
+    Column("fault", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    Index("quarantine_by_shard", "tenant", "collection", "generation", "slot"),
+)
 leases = Table(
     "leases",
     metadata,
@@ -111,6 +128,16 @@ leases = Table(
     Column("owner", String(128), nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
+)
+questions = Table(
+    "questions",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("collection", String(64), primary_key=True),
+    Column("model", String(64), nullable=False),
+    Column("dimension", Integer, nullable=False),
+    Column("vectors", LargeBinary, nullable=False),
+    Column("kept_ms", BigInteger, nullable=False),
 )
 jobs = Table(
     "jobs",

@@ -46,6 +46,11 @@ class GatewaySettings(_Group):
         default=400, ge=1, description="samples a collection is brought to before the share applies"
     )
     recall_cpu_share: float = Field(default=0.02, gt=0, le=1, description="share of time the recall monitor may work")
+    embedding_cache_bytes_max: int = Field(
+        default=64 << 20,
+        ge=0,
+        description="bytes of vectors of questions asked before, of all tenants; when full, who holds most gives room; 0: off",
+    )
     key_away_s: float = Field(
         default=60.0,
         ge=0,
@@ -112,6 +117,11 @@ class IndexerSettings(_Group):
         default=50_000, ge=1, description="messages a slot may replay at a restart before its laggards seal"
     )
     flat_max: int = Field(default=2_000, ge=1, description="passages up to which `auto` stays exact")
+    index_bytes_max: int = Field(
+        default=0,
+        ge=0,
+        description="bytes that `auto` may spend on one segment's index, beside its vectors, before it takes smaller codes (ivfpq); 0: no bound",
+    )
     segments_max: int = Field(default=4, ge=1, description="segments of a shard above which it compacts")
     dead_share_max: float = Field(
         default=0.25, gt=0, le=1, description="share of deleted passages above which a shard compacts"
@@ -131,6 +141,17 @@ class IndexerSettings(_Group):
     )
     orphan_age_s: float = Field(
         default=3_600.0, gt=0, description="age after which an object that no manifest names is swept"
+    )
+    quarantine_s: float = Field(
+        default=7 * 86_400.0,
+        ge=0,
+        description="how long the bytes of a damaged object are kept for a person to look at, once its segment was rebuilt",
+    )
+    scrub_per_minute: float = Field(
+        default=6.0, ge=0, le=6_000, description="objects of segments that are read and verified a minute; 0: none"
+    )
+    scrub_bytes_s: int = Field(
+        default=1 << 20, ge=1 << 10, description="bytes a second that the scrub reads, over a while"
     )
     threads: int = Field(default=0, ge=0, le=256, description="FAISS threads of a build; 0: all cores")
     device: str = Field(

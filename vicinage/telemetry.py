@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 CounterName = Literal[
     "vicinage_query_searches_total",  # searches answered, by outcome
     "vicinage_query_errors_total",  # requests refused or failed, by kind
+    "vicinage_query_embedding_cache_total",  # texts of questions that were looked for in the cache, by outcome
     "vicinage_ingest_documents_total",  # documents taken from the documents log
     "vicinage_ingest_passages_total",  # passages written to the vectors log
     "vicinage_ingest_rejected_total",  # documents sent to dead letters
@@ -20,6 +21,9 @@ CounterName = Literal[
     "vicinage_indexer_seals_total",  # segments sealed
     "vicinage_indexer_compactions_total",  # compactions finished
     "vicinage_indexer_trimmed_messages_total",  # messages of the vectors log let go of
+    "vicinage_indexer_quarantined_total",  # objects of segments that this process was first to find damaged
+    "vicinage_indexer_rebuilt_total",  # segments that had a damaged object, and were rebuilt
+    "vicinage_indexer_scrubbed_total",  # objects of segments that were read and verified, for no other reason
     "vicinage_indexer_swap_conflicts_total",  # manifest swaps refused by compare-and-set or fencing
     "vicinage_searcher_applied_passages_total",  # passages made searchable
     "vicinage_searcher_brought_in_total",  # shards brought into memory
@@ -29,8 +33,10 @@ CounterName = Literal[
 ]
 GaugeName = Literal[
     "vicinage_query_in_flight",  # requests being served
+    "vicinage_query_embedding_cache_bytes",  # bytes that the cache of questions' vectors takes
     "vicinage_ingest_embed_queue_tokens",  # tokens waiting at the embedder
     "vicinage_searcher_resident_bytes",  # bytes of vectors and indexes held in memory
+    "vicinage_indexer_damaged_objects",  # objects of segments that cannot be used, in the slots held here, by state (noted: to be rebuilt; stuck: a person must act)
     "vicinage_searcher_device_bytes",  # bytes of indexes held by each GPU, as accounted
     "vicinage_searcher_stale_shards",  # shards searched as of an older manifest, since a segment of the newest is corrupt
     "vicinage_query_recall",  # recall@k measured on sampled live searches

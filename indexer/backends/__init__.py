@@ -5,6 +5,7 @@ Scores everywhere: greater is nearer (cosine and dot product as they are, Euclid
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -37,15 +38,19 @@ AUTO: Final = IndexSpec("hnsw", m=24, ef_construction=80, codes="sq8")
 """What `auto` means above `flat_max`; docs/decisions/012 has the measurements."""
 
 
+AUTO_SMALL: Final = IndexSpec("ivfpq")
+"""What it means where the bytes of that are more than may be spent: an eighth of them."""
+
+
 def lists_for(spec: IndexSpec, n: int) -> int:
     """Lists of an IVF over n passages: as the spec says, as far as there is enough to train them."""
     wanted = spec.lists or int(LISTS_PER_ROOT * math.sqrt(n))
     return max(1, min(wanted, n // TRAIN_PER_LIST))
 
 
-def choose(spec: str, n: int, *, flat_max: int) -> IndexSpec:
-    """The index that `spec` means for `n` passages. Raises Refused."""
-    named = parse(spec) or (IndexSpec("flat") if n <= flat_max else AUTO)
+def choose(spec: str, n: int, *, flat_max: int, fits: Callable[[IndexSpec], bool] = lambda _spec: True) -> IndexSpec:
+    """The index that `spec` means for `n` passages; `fits` says whether the bytes of one are within what may be spent. Raises Refused."""
+    named = parse(spec) or (IndexSpec("flat") if n <= flat_max else AUTO if fits(AUTO) else AUTO_SMALL)
     return named if n else IndexSpec("flat")
 
 

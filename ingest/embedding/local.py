@@ -19,8 +19,9 @@ import numpy as np
 
 from ingest.embedding import Lane
 from ingest.embedding.batcher import Batcher, Item
+from ingest.embedding.bert import Encoder, is_bert
 from ingest.embedding.calibration import BATCH, BUDGET_S, PROBE, ROUNDS, Calibration, Trial, choose, measure
-from ingest.embedding.packed import packed
+from ingest.embedding.packed import can_lay, packed
 from ingest.passages import model_folder, open_tokenizer
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
@@ -35,7 +36,9 @@ THREAD_TOKENS: Final = 128
 """What one thread takes before a second one helps: eight short questions. Threads of smaller calls mostly wait for each other,
 on cores that the gateway wants."""
 PAD_SHARE: Final = 1.25
-"""A call is split when padding would make it this much larger,"""
+"""A call is split when padding would make it this much larger, where the model computes padding,"""
+PAD_SHARE_ATTENTION: Final = 2.0
+"""or this much, where attention alone sees it (bert.py),"""
 CALL_TOKENS: Final = 40
 """and by more than this: so many tokens take about as long as the fixed part of another call."""
 TIMEOUT_S: Final = 600.0
@@ -197,9 +200,10 @@ class LocalEmbedder:
 
     def _embed_all(self) -> None:
         failures = 0
+        pad_share = PAD_SHARE_ATTENTION if isinstance(self._model, Encoder) else PAD_SHARE
         while items := self._next():
             try:
-                for call in _calls(_wanted(items)):
+                for call in _calls(_wanted(items), pad_share):
                     self._answer(call)
                 failures = 0
             except Exception as error:
@@ -290,8 +294,7 @@ class LocalEmbedder:
             if time.perf_counter() > end and precision in {known for known, _ in best}:
                 break  # a machine that is busy right now: what is known must do
             if precision not in models:
-                copied = copy.deepcopy(model).to(getattr(torch, precision))
-                models[precision] = packed(copied) if settings.device == "cpu" else copied
+                models[precision] = _at(model, precision, settings.device)
             torch.set_num_threads(threads)
             trial = measure(precision, threads, partial(self._probe, models[precision], rows), truth)
             way = (precision, threads)
@@ -321,13 +324,30 @@ def _load(entry: EmbeddingModel, device: str) -> Any:
     return model
 
 
+def _at(model: Any, precision: str, device: str) -> Any:
+    """The model in that precision, in the form that its device runs fastest; `model` stays as it is."""
+    import torch
+
+    if device == "cpu" and is_bert(model):
+        return Encoder(model, precision)
+    copied = copy.deepcopy(model).to(getattr(torch, precision))
+    return packed(copied) if device == "cpu" else copied
+
+
 def _ways(settings: EmbedderSettings) -> list[tuple[str, int]]:
     """Precision and threads worth trying, likely ones first."""
     cores = os.cpu_count() or 1
     threads = [settings.threads] if settings.threads else sorted({1, max(1, cores // 2), cores}, reverse=True)
-    low = "bfloat16" if settings.device == "cpu" else "float16"
-    precisions = ("float32", low) if settings.precision == "auto" else (settings.precision,)
+    precisions = _precisions(settings.device) if settings.precision == "auto" else (settings.precision,)
     return [(precision, n) for n in threads for precision in precisions]
+
+
+def _precisions(device: str) -> tuple[str, ...]:
+    """Those that may be fastest: a processor that only emulates bfloat16 is spared the seconds of its trials."""
+    import torch
+
+    low = torch.float16 if device != "cpu" else torch.bfloat16
+    return ("float32", str(low).removeprefix("torch.")) if device != "cpu" or can_lay(low) else ("float32",)
 
 
 def _wanted(items: list[Item]) -> list[Item]:
@@ -338,14 +358,14 @@ def _wanted(items: list[Item]) -> list[Item]:
     return [item for item in items if not item.request.done.done()]
 
 
-def _calls(items: list[Item]) -> list[list[Item]]:
+def _calls(items: list[Item], pad_share: float) -> list[list[Item]]:
     """Split items, ordered by length, wherever one call would be mostly padding."""
     calls: list[list[Item]] = []
     tokens = 0
     for item in items:
         n = len(item.tokens)
         padded = n * (len(calls[-1]) + 1) if calls else 0
-        if calls and padded <= max(PAD_SHARE * (tokens + n), tokens + n + CALL_TOKENS):
+        if calls and padded <= max(pad_share * (tokens + n), tokens + n + CALL_TOKENS):
             calls[-1].append(item)
             tokens += n
         else:

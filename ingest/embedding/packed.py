@@ -15,7 +15,7 @@ def packed(model: Any) -> Any:
     import torch
 
     ops = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or not _can_lay(next(model.parameters()).dtype):  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available() or not can_lay(next(model.parameters()).dtype):  # type: ignore[no-untyped-call]
         return model
 
     class Packed(torch.nn.Module):
@@ -37,7 +37,7 @@ def packed(model: Any) -> Any:
     return model
 
 
-def _can_lay(dtype: Any) -> bool:
+def can_lay(dtype: Any) -> bool:
     """Whether this processor has the instructions for weights of that type; without them the operators raise."""
     import torch
 

@@ -134,11 +134,7 @@ async def _facts(
             "freshness_ms": collection.objectives.freshness_ms,
             "latency_ms": collection.objectives.latency_ms,
         },
-        "counts": {
-            "documents": sum(s.documents for s in shards),
-            "passages": sum(s.passages for s in shards),
-            "exact": all(s.resident for s in shards),
-        },
+        "counts": {"documents": sum(s.documents for s in shards), "passages": sum(s.passages for s in shards)},
         "shards": {"asked": len(live.slots), "answered": len(shards)},
         "freshness": {"lag_ms": lag_ms},
         "recall": next((m for m in reversed(measured) if m["generation"] == live.number), None),
@@ -150,5 +146,6 @@ async def _facts(
             "segments": sum(s.segments for s in shards),
             "delta_passages": sum(s.delta_passages for s in shards),
             "host_bytes": sum(s.host_bytes for s in shards),
+            "resident": all(s.resident for s in shards),
         },
     }

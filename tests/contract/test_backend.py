@@ -256,6 +256,18 @@ def test_the_kind_is_chosen_by_size() -> None:
     assert choose("rabitq", 0, flat_max=100) == IndexSpec("flat"), "there is nothing to index"
 
 
+def test_auto_takes_smaller_codes_where_the_graph_is_more_than_may_be_spent() -> None:
+    n, d = 10_000, 384
+    graph = backend.bytes(AUTO, n, d)
+
+    def within(bytes_max: int) -> IndexSpec:
+        return choose("auto", n, flat_max=100, fits=lambda spec: backend.bytes(spec, n, d) <= bytes_max)
+
+    assert within(graph) == AUTO
+    assert backend.bytes(within(graph - 1), n, d) < graph / 5
+    assert choose("hnsw", n, flat_max=100, fits=lambda _spec: False) == IndexSpec("hnsw"), "what is named is taken"
+
+
 @pytest.mark.parametrize("spec", [*KINDS, AUTO, IndexSpec("ivf")], ids=str)
 def test_a_manifest_names_a_kind_as_a_spec_does(spec: IndexSpec) -> None:
     assert choose(str(spec), 5, flat_max=100) == spec

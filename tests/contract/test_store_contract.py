@@ -18,6 +18,9 @@ from pyarrow import fs
 from vicinage.errors import Conflict, Corrupt, NotFound, Refused, Unavailable
 from vicinage.store import LocalStore, RemoteStore, Store, open_store, shown
 
+pytestmark = pytest.mark.timeout(600)
+"""The S3 server is built from its source where it is not yet there."""
+
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
@@ -129,6 +132,25 @@ def test_bytes_that_changed_in_the_store_are_never_served(store: Store, data: by
         with pytest.raises(Corrupt) as found:
             read(ref)
         assert found.value.path == "a"
+
+
+@pytest.mark.parametrize("data", [b"hellO world", b"hello", b"", b"hello world "])
+def test_verifying_reads_the_store_itself_whatever_was_fetched_before(store: Store, data: bytes) -> None:
+    ref = store.put("a", b"hello world")
+    store.fetch(ref)
+    store.verify(ref)
+    spoil(store, "a", data)
+    with pytest.raises(Corrupt):
+        store.verify(ref)
+    if isinstance(store, LocalStore):  # elsewhere a copy in the cache is what was written
+        with pytest.raises(Corrupt):
+            store.fetch(ref)
+    spoil(store, "a", b"hello world")
+    store.verify(ref)
+    assert store.fetch(ref).read_bytes() == b"hello world"
+    store.delete("a")
+    with pytest.raises(NotFound):
+        store.verify(ref)
 
 
 def test_writers_of_one_path_at_once_leave_one_whole_object(tmp_path: Path) -> None:

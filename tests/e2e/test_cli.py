@@ -66,7 +66,7 @@ def test_tenants_keys_and_collections_without_a_running_platform(tmp_path: Path)
 @pytest.mark.timeout(300)
 def test_doctor_checks_every_part(tmp_path: Path) -> None:
     rows = vicinage("doctor", data=tmp_path / "data")
-    assert {r["check"] for r in rows} >= {"faiss", "model", "disk", "catalog", "log", "store", "port"}
+    assert {r["check"] for r in rows} >= {"faiss", "model", "disk", "catalog", "log", "store", "segments", "port"}
     assert all(r["ok"] for r in rows)
 
 

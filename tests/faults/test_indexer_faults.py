@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,6 +162,94 @@ def test_a_deletion_made_while_a_reindex_copies_stays_a_deletion(tmp_path: Path)
     with running(base) as searcher:
         wanted = sorted({*names, *(f"e{i}" for i in range(20))} - {"d3", "d4"})
         eventually(lambda: found(searcher, base) == wanted)
+    base.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["mend.after_put_before_swap", "mend.after_swap"])
+def test_killed_while_it_rebuilds_a_segment_it_leaves_everything_as_it_was_or_as_it_is_to_be(
+    tmp_path: Path, point: str
+) -> None:
+    base = start(tmp_path / "data", lease_s=1.5)
+    names = sorted(f"d{i}" for i in range(30))
+    fill(base, names)
+    make_indexer(base).step(0.2)
+    [before] = base.manifests.of_generation("acme", "docs", 1)
+    file = Path(base.settings.store_url) / before.segments[0].objects["passages"].path
+    file.write_bytes(file.read_bytes()[:-40] + b"\xff" * 40)
+    with running(base, indexing=False) as searcher, pytest.raises(Corrupt):
+        found(searcher, open_ground(tmp_path / "data"))
+    assert [d.state for d in base.manifests.quarantine.open()] == ["noted"]
+    words = [sys.executable, "-c", WORK, str(tmp_path / "data"), str(Path(__file__).parent.parent)]
+    killed = subprocess.run(words, env={**os.environ, "VICINAGE_CRASH": point}, check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL, "the point was not passed"
+    [after] = base.manifests.of_generation("acme", "docs", 1)
+    assert (after == before) == (point == "mend.after_put_before_swap")
+    assert [d.state for d in base.manifests.quarantine.open()] == ["noted"]
+    with running(base) as searcher:
+        eventually(lambda: not base.manifests.quarantine.open())
+        eventually(lambda: not asyncio.run(searcher.stats()).failed)
+        assert found(searcher, base) == names
+        [last] = base.manifests.of_generation("acme", "docs", 1)
+        assert last.version == before.version + 1, "rebuilt once"
+    base.close()
+
+
+class FaultyStore:
+    """The real store, in which passages rot as soon as they are written, or that is slow to write."""
+
+    def __init__(self, store: Any, folder: Path) -> None:
+        self.store, self.folder = store, folder
+        self.spoils = self.waits = False
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def put(self, path: str, source: Any) -> Any:
+        if self.waits:
+            self.entered.set()
+            assert self.go_on.wait(20)
+        ref = self.store.put(path, source)
+        if self.spoils and path.endswith("passages.arrow"):
+            file = self.folder / path
+            file.write_bytes(file.read_bytes()[:-40] + b"\xff" * 40)
+        return ref
+
+
+def test_while_a_segment_is_rebuilt_the_others_and_the_shard_as_it_was_are_served(tmp_path: Path) -> None:
+    base = start(tmp_path / "data")
+    provisioning.create_tenant(base.registry, base.log, "other", actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, "other", "docs", dimension=DIMENSION, slots_total=8, actor="test"
+    )
+    names = sorted(f"d{i}" for i in range(30))
+    with running(base, indexing=False) as searcher:
+        fill(base, names)
+        eventually(lambda: found(searcher, base) == names)
+        store = FaultyStore(base.store, Path(base.settings.store_url))
+        indexer = make_indexer(replace(base, store=store))
+        store.spoils = True
+        indexer.step(0.2)
+        eventually(lambda: asyncio.run(searcher.stats()).stale)
+        assert found(searcher, base) == names, "as of the manifest before, with the rows from the log"
+        [damage] = base.manifests.quarantine.open()
+        store.spoils, store.waits = False, True
+        mending = threading.Thread(target=indexer._upkeep._mending.mend, args=(damage,))
+        mending.start()
+        assert store.entered.wait(10)
+        assert found(searcher, base) == names
+        other = base.registry.collection("other", "docs").generation().shards()[0]
+        query = ShardQuery(other, np.ones((1, DIMENSION), np.float32), 3)
+        assert searcher.submit(query, Deadline.after(5)).result(5).hits == ((),)
+        theirs = asyncio.run(searcher.stats("other"))
+        assert (theirs.stale, theirs.failed) == ({}, {})
+        assert base.manifests.quarantine.barred(other) == frozenset()
+        store.go_on.set()
+        mending.join(20)
+        eventually(lambda: not asyncio.run(searcher.stats()).stale)
+        assert found(searcher, base) == names
+        assert [s.segments for s in asyncio.run(searcher.stats("acme")).shards] == [1]
     base.close()
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from house import open_ground
 from rows import message
@@ -131,3 +132,16 @@ def _newest(p: Pending):
     from indexer.segment import newest
 
     return newest([batch for _, batch in p.batches])
+
+
+def test_a_seal_measures_its_effort_on_the_questions_that_were_kept(house, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, generation, builder, shard, lease = house
+    asked = []
+    monkeypatch.setattr("indexer.segment.effort_curve", lambda *given: asked.append(given[-1]) or ())
+    of_indexed = replace(generation, index="hnsw")
+    builder.seal(waiting(shard, [up("a", 1)]), of_indexed, lease, sealed=1)
+    base.manifests.questions.keep("acme", "docs", generation.model, np.ones((2, DIMENSION), np.float32))
+    builder.seal(waiting(shard, [up("b", 2)]), of_indexed, lease, sealed=2)
+    base.manifests.questions.keep("acme", "docs", "another", np.ones((2, DIMENSION), np.float32))
+    builder.seal(waiting(shard, [up("c", 3)]), of_indexed, lease, sealed=3)
+    assert [None if q is None else q.tolist() for q in asked] == [None, [[1.0] * DIMENSION] * 2, None]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from rows import message, unit
 
 from indexer.backends import open_backend
-from indexer.segment import Keys, Segment, load, newest, write
-from vicinage.errors import Corrupt, NotFound
+from indexer.segment import QUESTIONS_MIN, Damaged, Keys, Segment, effort_curve, load, newest, write
+from tenants.index_spec import IndexSpec
+from vicinage.errors import Corrupt
 from vicinage.records import ObjectRef, ShardId
 from vicinage.store import LocalStore
 
@@ -140,15 +141,16 @@ def test_one_flipped_bit_anywhere_is_corrupt(store: LocalStore, tmp_path: Path, 
     assert corrupt.value.path == ref.objects[role].path
 
 
-def test_a_cut_file_is_corrupt_and_a_missing_one_is_not_found(store: LocalStore, tmp_path: Path) -> None:
+def test_a_cut_file_is_corrupt_and_a_missing_one_is_lost(store: LocalStore, tmp_path: Path) -> None:
     ref = sealed(store, [message([("a", 1, [unit(1)], "{}")])])
     file = tmp_path / ref.objects["passages"].path
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(Corrupt):
+    with pytest.raises(Damaged) as cut:
         load(ref, LocalStore(tmp_path), BACKEND, "cosine")
     file.unlink()
-    with pytest.raises(NotFound):
+    with pytest.raises(Damaged) as gone:
         load(ref, LocalStore(tmp_path), BACKEND, "cosine")
+    assert [(e.value.fault, e.value.role) for e in (cut, gone)] == [("corrupt", "passages"), ("lost", "passages")]
 
 
 def test_a_whole_object_of_another_segment_is_corrupt(store: LocalStore) -> None:
@@ -165,6 +167,18 @@ def test_an_object_that_is_no_arrow_file_is_corrupt(store: LocalStore) -> None:
     other: ObjectRef = store.put("segments/other", b"not an arrow file")
     with pytest.raises(Corrupt):
         load(replace(ref, objects={**ref.objects, "documents": other}), store, BACKEND, "cosine")
+
+
+def test_the_effort_curve_is_that_of_the_collections_own_questions_where_enough_are_known() -> None:
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((3_000, 32)).astype(np.float32)
+    backend = open_backend()
+    index = backend.build(vectors, IndexSpec("hnsw", 8, 40), "euclidean", threads=1)
+    far = rng.standard_normal((QUESTIONS_MIN, 32)).astype(np.float32) * 8
+    made_up = effort_curve(backend, index, "hnsw", vectors, "euclidean")
+    asked = effort_curve(backend, index, "hnsw", vectors, "euclidean", far)
+    assert asked[0][1] < made_up[0][1], "questions from afar are harder"
+    assert effort_curve(backend, index, "hnsw", vectors, "euclidean", far[1:]) == made_up, "too few say nothing"
 
 
 def test_the_effort_curve_is_measured_and_rises(store: LocalStore) -> None:

@@ -19,8 +19,8 @@ from ingest.embedding import Lane, open_embedder
 from ingest.embedding import packed as packing
 from ingest.embedding.batcher import Item
 from ingest.embedding.gather import GatheringEmbedder
-from ingest.embedding.local import FAILURES_MAX, LocalEmbedder, Pending, _calls
-from ingest.embedding.packed import _can_lay, packed
+from ingest.embedding.local import FAILURES_MAX, PAD_SHARE, PAD_SHARE_ATTENTION, LocalEmbedder, Pending, _calls
+from ingest.embedding.packed import can_lay, packed
 from ingest.embedding.server import create_app
 from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
@@ -62,10 +62,12 @@ def test_vectors_are_the_models_own_in_order_and_of_length_one(model: LocalEmbed
 
 
 def test_calibration_keeps_to_the_floor_and_takes_the_fastest(model: LocalEmbedder) -> None:
+    import torch
+
     c = model.calibration
     good = [t for t in c.tried if t.cosine >= 0.995]
     assert c.chosen.texts_per_s == max(t.texts_per_s for t in good)
-    assert {t.precision for t in c.tried} == {"float32", "bfloat16"}
+    assert {t.precision for t in c.tried} == {"float32", "bfloat16"} if can_lay(torch.bfloat16) else {"float32"}
 
 
 def test_a_text_over_the_window_is_refused_not_cut(model: LocalEmbedder) -> None:
@@ -244,7 +246,7 @@ def test_packed_weights_answer_as_the_model_does_whatever_the_batch() -> None:
     for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
         plain = SentenceTransformer(str(get_model_path()), device="cpu").eval().to(dtype)
         laid = packed(copy.deepcopy(plain))
-        assert bool([m for m in laid.modules() if type(m) is torch.nn.Linear]) is not _can_lay(dtype)
+        assert bool([m for m in laid.modules() if type(m) is torch.nn.Linear]) is not can_lay(dtype)
         for texts in (TEXTS[:1], TEXTS, TEXTS * 8):
             want, got = (m.encode(texts, convert_to_tensor=True).float().numpy() for m in (plain, laid))
             np.testing.assert_allclose(got, want, atol=close)
@@ -254,7 +256,7 @@ def test_a_processor_that_cannot_lay_a_precision_leaves_it_unpacked(monkeypatch:
     import torch
 
     model = torch.nn.Sequential(torch.nn.Linear(4, 2)).to(torch.bfloat16)
-    monkeypatch.setattr(packing, "_can_lay", lambda _dtype: False)
+    monkeypatch.setattr(packing, "can_lay", lambda _dtype: False)
     assert type(packed(model)[0]) is torch.nn.Linear
 
 
@@ -269,4 +271,16 @@ def test_a_processor_that_cannot_lay_a_precision_leaves_it_unpacked(monkeypatch:
 )
 def test_a_call_is_split_only_where_padding_costs_more_than_another_call(lengths: list[int], calls: list[int]) -> None:
     items = [Item([1] * n, None, i) for i, n in enumerate(lengths)]
-    assert [len(call) for call in _calls(items)] == calls
+    assert [len(call) for call in _calls(items, PAD_SHARE)] == calls
+
+
+@pytest.mark.parametrize(
+    ("lengths", "calls"),
+    [
+        pytest.param([9, 12, 14, 14, 16, 18, 22, 28] * 2, [16], id="questions go together"),
+        pytest.param([20] * 8 + [200], [8, 1], id="a page is no company for them"),
+    ],
+)
+def test_where_attention_alone_sees_padding_more_goes_together(lengths: list[int], calls: list[int]) -> None:
+    items = [Item([1] * n, None, i) for i, n in enumerate(sorted(lengths))]
+    assert [len(call) for call in _calls(items, PAD_SHARE_ATTENTION)] == calls

@@ -210,7 +210,7 @@ def test_killed_at_any_point_nothing_is_lost_or_doubled(tmp_path: Path, point: s
         [shard] = base.registry.collection("acme", "docs").generation().shards()
         import asyncio
 
-        stats = asyncio.run(searcher.stats())
+        stats = asyncio.run(searcher.stats("acme", "docs"))
         assert [(s.documents, s.passages) for s in stats.shards] == [(6, 6)]
         for n in names:
             assert asyncio.run(searcher.document(shard, n, Deadline.after(5))).passages[0].text == n

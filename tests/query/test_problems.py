@@ -21,7 +21,8 @@ def body(response: Response) -> dict[str, Any]:
 
 
 def every(kind: type[VicinageError]) -> list[type[VicinageError]]:
-    return [kind, *(each for child in kind.__subclasses__() for each in every(child))]
+    own = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
+    return [kind, *(each for child in own for each in every(child))]
 
 
 def make(kind: type[VicinageError]) -> VicinageError:

@@ -257,3 +257,21 @@ def test_live_recall_below_the_objective_raises_what_is_asked_of_the_curves() ->
 
     before, after = asyncio.run(work())
     assert before == made.collection.objectives.recall < after
+
+
+def test_questions_are_kept_where_effort_has_a_choice_once_there_are_enough_and_not_again_at_once() -> None:
+    kept: list[tuple[Generation, np.ndarray]] = []
+    offers = [(plan(), hits("abc"))] * (ENOUGH + 5)
+    measure(Drawer(), offers, keep=lambda of, vectors: kept.append((of, vectors)))
+    [(of, vectors)] = kept
+    assert (of.tenant, of.collection, of.number) == ("t", "c", 1)
+    np.testing.assert_array_equal(vectors, np.tile(np.array([1, 0], np.float32), (ENOUGH, 1)))
+
+
+def test_a_catalog_that_is_away_harms_no_measuring() -> None:
+    def away(_of: Generation, _vectors: np.ndarray) -> None:
+        raise Unavailable("the catalog is away", dependency="catalog")
+
+    offers = [(plan(), hits("abc"))] * (ENOUGH + 5)
+    [row] = measure(Drawer(), offers, keep=away)
+    assert row["n"] == ENOUGH + 5

@@ -7,10 +7,10 @@ from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vicinage.errors import Conflict, Unavailable
+from vicinage.errors import Conflict, Corrupt, NotFound, Unavailable
 from vicinage.faults import crash_point
 from vicinage.records import ObjectRef
-from vicinage.store.objects import Away, StoredObject, VerifiedStore, check, checked, chunks
+from vicinage.store.objects import Away, StoredObject, VerifiedStore, check, checked, chunks, digest_file
 
 
 class LocalStore(VerifiedStore):
@@ -53,6 +53,17 @@ class LocalStore(VerifiedStore):
         with Away(ref.path):
             self._verify_once(ref, file)
         return file
+
+    def verify(self, ref: ObjectRef) -> None:
+        """Read the file; one that was verified before and is not whole any more is fetched by nobody."""
+        file = self._root / checked(ref.path)
+        try:
+            with Away(ref.path):
+                check(ref, file.stat().st_size, digest_file(file))
+        except (Corrupt, NotFound):
+            with self._lock:
+                self._verified.discard((str(file), ref.bytes, ref.sha256))
+            raise
 
     def sweep(self, prefix: str, *, keep: Container[str], age_s: float) -> Sequence[str]:
         """Delete what nobody names and nobody is still writing; also what a killed writer left half written."""

@@ -39,6 +39,10 @@ class Store(Protocol):
         """A local file with the object's bytes, verified once per process; it may be memory-mapped."""
         ...
 
+    def verify(self, ref: ObjectRef) -> None:
+        """Read the object as it lies in the store now, whatever was verified before. Raises Corrupt, NotFound, Unavailable."""
+        ...
+
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """All objects whose path lies under the folder `prefix`."""
         ...

@@ -78,6 +78,15 @@ class RemoteStore(VerifiedStore):
             self._make_room(file)
         return file
 
+    def verify(self, ref: ObjectRef) -> None:
+        """Read the object through, and keep nothing of it: a copy in the cache is what was written, and stays."""
+        digest, size = hashlib.sha256(), 0
+        with Away(ref.path), self._remote.open_input_stream(checked(ref.path)) as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+        check(ref, size, digest.hexdigest())
+
     def _held(self, ref: ObjectRef, file: Path) -> bool:
         """True when the cache has a good copy. A bad one is thrown away: the store has the object still."""
         try:

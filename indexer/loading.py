@@ -1,0 +1,63 @@
+"""The door through which segments are loaded, by searchers and indexers alike: what is quarantined is refused, what is damaged is noted.
+
+Law 8: an object that somebody found corrupt is loaded by nobody until it is rebuilt, or was found whole by who holds its slot.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from indexer.backends import Backend
+from indexer.segment import Damaged, Segment, load
+from tenants.entities import Damage, Metric, SegmentRef
+from tenants.quarantine import Quarantine
+from vicinage.errors import Unavailable
+from vicinage.records import ShardId
+from vicinage.store import Store
+from vicinage.telemetry import counter, events
+
+_event = events("segment")
+_quarantined = counter(
+    "vicinage_indexer_quarantined_total", "objects of segments that this process was first to find damaged"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Loads segments for `actor`, whom the audit names."""
+
+    store: Store
+    backend: Backend
+    quarantine: Quarantine
+    actor: str
+
+    def segments(self, shard: ShardId, refs: Iterable[SegmentRef], metric: Metric) -> list[Segment]:
+        """All of them, verified. Raises Damaged, once that is noted, and Unavailable."""
+        barred = self.quarantine.barred(shard)
+        return [self.segment(shard, ref, metric, barred) for ref in refs]
+
+    def segment(self, shard: ShardId, ref: SegmentRef, metric: Metric, barred: frozenset[str]) -> Segment:
+        """One of them."""
+        unheard = partial(self._note_in_passing, shard, ref)
+        try:
+            return load(ref, self.store, self.backend, metric, barred=barred, on_damage=unheard)
+        except Damaged as damaged:
+            if damaged.path not in barred:
+                self.note(shard, ref, damaged)
+            raise
+
+    def note(self, shard: ShardId, ref: SegmentRef, damaged: Damaged) -> None:
+        """Have it rebuilt, if the shard's manifest names it. Raises Unavailable."""
+        damage = Damage(damaged.path, shard, ref.id, damaged.role, damaged.fault, damaged.detail)
+        if self.quarantine.note(damage, actor=self.actor):
+            _quarantined.inc()
+            _event.error(
+                "object quarantined", shard=str(shard), path=damage.path, fault=damage.fault, why=damage.reason
+            )
+
+    def _note_in_passing(self, shard: ShardId, ref: SegmentRef, damaged: Damaged) -> None:
+        """The same, from within a search that goes on without: if the catalog is away, the next who meets it notes it."""
+        try:
+            self.note(shard, ref, damaged)
+        except Unavailable as away:
+            _event.warning("damage not noted", path=damaged.path, reason=str(away))

@@ -1,0 +1,305 @@
+"""Mending: a segment with an object that cannot be used is rebuilt of what is left, and takes its own place in the manifest.
+
+`plan` decides; `Mending` does. What is rebuilt is what it was: the same living rows, deletions and versions, under new names. The
+log is taken for what the other objects do not have, as far as it still has the records that the segment was sealed from.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from indexer import lexical
+from indexer.backends import Mask
+from indexer.seal import Builder
+from indexer.segment import (
+    Damaged,
+    Documents,
+    Keys,
+    Role,
+    converted,
+    newest,
+    opened,
+    outdated,
+    read_documents,
+    read_passages,
+)
+from indexer.serving import generation_of
+from tenants.entities import Damage, Generation, Lease, Manifest, SegmentRef
+from tenants.provisioning import VECTORS_TOPIC
+from tenants.registry import Registry
+from vicinage.clock import Clock
+from vicinage.errors import Conflict, Corrupt, NotFound, Unavailable, VicinageError
+from vicinage.faults import crash_point
+from vicinage.log import Log
+from vicinage.records import ShardId
+from vicinage.store import Store
+from vicinage.telemetry import counter, events, gauge
+from vicinage.wire import decode_rows, rows_key, vectors_schema
+
+LOOK_S: Final = 1.0
+AGAIN_S: Final = (10.0, 3_600.0)
+"""What could not be mended is tried again after the first, then after twice as long each time, up to the second."""
+ACTOR: Final = "indexer"
+BY_HAND: Final = "put the object back from a backup of the store (its SHA-256 is in the manifest), or delete the collection and send its documents again"
+_event = events("indexer")
+_rebuilt = counter("vicinage_indexer_rebuilt_total", "segments that had a damaged object, and were rebuilt")
+_damaged = gauge(
+    "vicinage_indexer_damaged_objects",
+    "objects of segments that cannot be used, in the slots held here, by state",
+    ("state",),
+)
+
+
+class Lost(Corrupt):
+    """Nothing that is left has what the segment had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a segment's rows and its deletions are taken from."""
+
+    rows: Literal["segment", "log"]
+    deletes: Literal["segment", "log", "none"]
+
+
+def plan(ref: SegmentRef, broken: Collection[Role], *, logged: bool) -> Plan:
+    """How to rebuild it. `logged`: the log still has what it was sealed from. Pure. Raises Lost."""
+    rows: Literal["segment", "log"] = "log" if "passages" in broken else "segment"
+    deletes: Literal["segment", "log", "none"] = "segment"
+    if "documents" in broken:
+        deletes = "log" if ref.n_deletes else "none"
+    if "log" in (rows, deletes) and not logged:
+        what = "its passages" if rows == "log" else f"which {ref.n_deletes} documents it says are deleted"
+        path = ref.objects["passages" if rows == "log" else "documents"].path
+        raise Lost(f"neither its other objects nor the log have {what}: {BY_HAND}", path=path)
+    return Plan(rows, deletes)
+
+
+def exactly(batches: Sequence[pa.RecordBatch], documents: Documents) -> list[pa.RecordBatch]:
+    """Of these rows those that are of a segment's living documents, in the version that it has. Pure."""
+    return [batch.filter(pa.array(_is_in(batch, documents))) for batch in batches]
+
+
+def _is_in(batch: pa.RecordBatch, documents: Documents) -> Mask:
+    places = documents.keys.find(Keys.of(batch.column("document_id").to_pylist()))
+    here: Mask = places >= 0
+    at = places[here]
+    versions = batch.column("version").to_numpy()
+    here[here] = (documents.version[at] == versions[here]) & (documents.count[at] > 0)
+    return here
+
+
+class Mending:
+    """Rebuilds what is noted in the slots held here. One thread asks for work; the work is done on another, one at a time."""
+
+    def __init__(
+        self, log: Log, registry: Registry, builder: Builder, lease: Callable[[int], Lease], clock: Clock
+    ) -> None:
+        self._log = log
+        self._registry = registry
+        self._builder = builder
+        self._quarantine = builder.manifests.quarantine
+        self._lease = lease
+        self._clock = clock
+        self._looked = -1e9
+        self._waits: dict[str, tuple[float, float]] = {}
+        """What could not be mended: when it is tried again (monotonic), and how long that waited."""
+
+    def next(self, slots: Collection[int]) -> Callable[[], None] | None:
+        """The next thing to mend in these slots, if anything is due. Raises Unavailable."""
+        now = self._clock.monotonic()
+        if now - self._looked < LOOK_S:
+            return None
+        self._looked = now
+        found = self._quarantine.open(slots)
+        for state in ("noted", "stuck"):
+            _damaged.labels(state).set(sum(d.state == state for d in found))
+        self._waits = {d.path: self._waits[d.path] for d in found if d.path in self._waits}
+        due = (d for d in found if d.path not in self._waits or self._waits[d.path][0] <= now)
+        return next((partial(self.mend, d) for d in due), None)
+
+    def mend(self, damage: Damage) -> None:
+        """Rebuild the segment, or say why not. Raises Unavailable only where not even that could be stored."""
+        try:
+            self._mend(damage)
+        except Conflict as lost:
+            _event.warning("mending given up", shard=str(damage.shard), reason=str(lost))
+        except Unavailable as away:
+            self._later(damage)
+            _event.warning("mending waits", shard=str(damage.shard), reason=str(away))
+        except VicinageError as error:
+            self._later(damage)
+            self._quarantine.move(damage, "stuck", actor=ACTOR, reason=f"{damage.reason}; {error.detail}")
+            _event.error("segment cannot be rebuilt", shard=str(damage.shard), path=damage.path, reason=error.detail)
+        else:
+            self._looked = -1e9  # there may be more
+
+    def _later(self, damage: Damage) -> None:
+        least, most = AGAIN_S
+        wait_s = min(2 * self._waits[damage.path][1], most) if damage.path in self._waits else least
+        self._waits[damage.path] = self._clock.monotonic() + wait_s, wait_s
+
+    def _mend(self, damage: Damage) -> None:
+        generation = generation_of(self._registry, damage.shard)
+        ref = None if generation is None else self._named(damage, self._builder.current(damage.shard, generation))
+        if generation is None or ref is None:
+            self._quarantine.move(damage, "replaced", actor=ACTOR)
+            return
+        lease = self._lease(damage.shard.slot)
+        broken = self._broken(ref)
+        if damage.role not in broken:
+            self._quarantine.forget(damage, actor=ACTOR, why="it was read again, and found whole")
+            _event.info("object found whole", shard=str(damage.shard), path=damage.path)
+            return
+        self._rebuild(damage.shard, generation, ref, broken, lease)
+
+    def _named(self, damage: Damage, manifest: Manifest) -> SegmentRef | None:
+        return next((s for s in manifest.segments if any(o.path == damage.path for o in s.objects.values())), None)
+
+    def _broken(self, ref: SegmentRef) -> dict[Role, Damaged]:
+        """Every object of the segment that cannot be used, read anew from the store. Raises Unavailable."""
+        found = {d.role: d for d in map(partial(self._tried, ref), ref.objects) if d is not None}
+        if any(d.fault == "lost" for d in found.values()) and not any(
+            True for _ in self._builder.store.list("segments")
+        ):
+            raise Unavailable("the store has no segment at all: is it the right one, and mounted?", dependency="store")
+        return found
+
+    def _tried(self, ref: SegmentRef, role: Role) -> Damaged | None:
+        """What is wrong with the object, None where nothing is."""
+        readers: Mapping[Role, Callable[..., object]] = {
+            "passages": partial(read_passages, n=ref.n_passages),
+            "documents": read_documents,
+            "index": self._builder.backend.load,
+            "lexical": lexical.unpack,
+        }
+        try:
+            verified(ref, role, self._builder.store)
+            if role in readers:  # a newer version may have others
+                opened(ref, role, self._builder.store, readers[role])
+        except Damaged as damaged:
+            return damaged
+        return None
+
+    def _rebuild(
+        self, shard: ShardId, generation: Generation, ref: SegmentRef, broken: Mapping[Role, Damaged], lease: Lease
+    ) -> None:
+        for damaged in broken.values():  # those too that nobody had met: their bytes are kept for a while
+            self._builder.loading().note(shard, ref, damaged)
+        live, deletes = self._recovered(shard, generation, ref, broken)
+        rebuilt = self._builder.write(shard, generation, live, deletes, logged=logged_by(ref))
+        crash_point("mend.after_put_before_swap")
+        self._builder.publish(shard, generation, lease, partial(_exchanged, ref, rebuilt))
+        crash_point("mend.after_swap")
+        _rebuilt.inc()
+        for each in self._quarantine.open([shard.slot]):
+            if each.segment == ref.id:
+                self._quarantine.move(each, "replaced", actor=ACTOR)
+        _event.info("segment rebuilt", shard=str(shard), segment=ref.id, by=rebuilt.id, damaged=sorted(broken))
+
+    def _recovered(
+        self, shard: ShardId, generation: Generation, ref: SegmentRef, broken: Mapping[Role, Damaged]
+    ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """The rows and the deletions that the segment had. Raises Lost, Unavailable."""
+        store = self._builder.store
+        rows = (
+            None if "passages" in broken else opened(ref, "passages", store, partial(read_passages, n=ref.n_passages))
+        )
+        if rows is None and broken["passages"].fault == "format":
+            rows = _converted(ref, store)
+        documents = None if "documents" in broken else opened(ref, "documents", store, read_documents)
+        missing = {role for role, found in (("passages", rows), ("documents", documents)) if found is None}
+        how = plan(ref, missing, logged=self._is_logged(shard, ref))
+        records = self._records(shard, generation, ref) if "log" in (how.rows, how.deletes) else []
+        if how.rows == "log":
+            rows, _ = newest(exactly(records, documents) if documents is not None else records)
+        deletes = documents.deletes() if documents is not None else _no_deletes()
+        assert rows is not None, "from the segment, or from the log"
+        if how.deletes == "log":
+            deletes = _deleted(records, rows)
+        _check_complete(ref, rows, deletes, exact=documents is not None)
+        return rows, deletes
+
+    def _is_logged(self, shard: ShardId, ref: SegmentRef) -> bool:
+        """Whether the log still has every record that the segment was sealed from."""
+        logged = logged_by(ref)
+        return (
+            logged is not None
+            and self._log.begin(VECTORS_TOPIC, shard.slot) <= logged[0]
+            and self._log.end(VECTORS_TOPIC, shard.slot) >= logged[1]
+        )
+
+    def _records(self, shard: ShardId, generation: Generation, ref: SegmentRef) -> list[pa.RecordBatch]:
+        """The shard's rows in the log, from where the segment begins to where it ends."""
+        key = rows_key(shard.tenant, shard.collection, shard.generation)
+        found = [pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))]
+        start, end = logged_by(ref) or (0, 0)
+        while start < end and (run := self._log.read(VECTORS_TOPIC, shard.slot, start)):
+            ours = [s for s in run if s.offset < end and s.record.key == key]
+            found.extend(decode_rows(s.record.value or b"").batch for s in ours)
+            start = run[-1].offset + 1
+        return found
+
+
+def verified(ref: SegmentRef, role: Role, store: Store) -> None:
+    """Read an object of the segment as it lies in the store now. Raises Damaged, Unavailable."""
+    stored = ref.objects[role]
+    try:
+        store.verify(stored)
+    except NotFound as lost:
+        raise Damaged(lost.detail, path=stored.path, role=role, fault="lost") from lost
+    except Corrupt as corrupt:
+        raise Damaged(corrupt.detail, path=stored.path, role=role, fault="corrupt") from corrupt
+    if old := outdated(ref).get(role):
+        raise Damaged(f"older format: {old}", path=stored.path, role=role, fault="format")
+
+
+def logged_by(ref: SegmentRef) -> tuple[int, int] | None:
+    """The offsets between which all that it was sealed from lies in the log; None where that is not known. Pure."""
+    return None if ref.first is None or ref.end is None else (ref.first, ref.end)
+
+
+def _converted(ref: SegmentRef, store: Store) -> pa.RecordBatch | None:
+    """The rows of a segment in the columns of an older version; None where they cannot be read either."""
+    try:
+        rows = opened(ref, "passages", store, converted)
+    except Damaged:
+        return None
+    return rows if rows.num_rows == ref.n_passages else None
+
+
+def _deleted(records: Sequence[pa.RecordBatch], live: pa.RecordBatch) -> pa.RecordBatch:
+    """Whom the log says to be deleted; who lives in the segment is not."""
+    _, deletes = newest(records)
+    lives = pc.is_in(deletes.column("document_id"), value_set=live.column("document_id").unique())
+    return deletes.filter(pc.invert(lives))
+
+
+def _no_deletes() -> pa.RecordBatch:
+    return pa.record_batch({"document_id": pa.array([], pa.utf8()), "version": pa.array([], pa.int64())})
+
+
+def _check_complete(ref: SegmentRef, rows: pa.RecordBatch, deletes: pa.RecordBatch, *, exact: bool) -> None:
+    """Raise Lost unless all is there that the manifest says.
+
+    Not `exact`: who was in the segment is known from the log alone. Of one that came of a compaction it has more, since the log still
+    says what that had left out: each of those is true, and older than what took its place.
+    """
+    found = rows.num_rows, len(rows.column("document_id").unique()), deletes.num_rows
+    wanted = ref.n_passages, ref.n_documents, ref.n_deletes
+    if found != wanted and (exact or any(f < w for f, w in zip(found, wanted, strict=True))):
+        raise Lost(
+            f"of {wanted} passages, documents and deletions {found} were found again: {BY_HAND}",
+            path=ref.objects["passages"].path,
+        )
+
+
+def _exchanged(gone: SegmentRef, rebuilt: SegmentRef, current: Manifest) -> tuple[SegmentRef, ...]:
+    """The rebuilt one stands where the other stood: of equal versions the later segment's counts."""
+    if gone.id not in {s.id for s in current.segments}:
+        raise Conflict(f"a segment of {current.shard} was merged by another meanwhile", found=current.version)
+    return tuple(rebuilt if s.id == gone.id else s for s in current.segments)

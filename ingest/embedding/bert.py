@@ -1,0 +1,139 @@
+"""A BERT encoder in as few calls of the processor's kernels as it takes: the model's own weights, without the layers of Python between.
+
+For a question or two, half of a call of the library's model is what stands between the products. Here query, key and value are
+one product, and GELU belongs to the product before it. Models of other families run as they are (packed.py).
+CPU only. torch's operators used here are those that its compiler emits; torch is pinned by the lock file.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ingest.embedding.packed import can_lay
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Step(Protocol):
+    def __call__(self, x: "Tensor") -> "Tensor":
+        """[.., in] → [.., out]."""
+        ...
+
+
+def is_bert(model: Any) -> bool:
+    """Whether this SentenceTransformer is one that `Encoder` can run: a plain BERT, the mean of its tokens, nothing more."""
+    from transformers import BertModel
+
+    first, *rest = model
+    bert = getattr(first, "auto_model", None) or getattr(first, "model", None)
+    kinds = [type(module).__name__ for module in rest]
+    return (
+        type(bert) is BertModel
+        and bert.config.hidden_act == "gelu"
+        and getattr(bert.config, "position_embedding_type", "absolute") == "absolute"
+        and kinds in (["Pooling"], ["Pooling", "Normalize"])
+        and rest[0].get_config_dict().get("pooling_mode") == "mean"
+    )
+
+
+class Encoder:
+    """`model` (see `is_bert`) at a precision: float32, bfloat16 or float16."""
+
+    def __init__(self, model: Any, precision: str) -> None:
+        import torch
+
+        bert = getattr(model[0], "auto_model", None) or model[0].model
+        dtype = getattr(torch, precision)
+        table = bert.embeddings
+        self._heads: int = bert.config.num_attention_heads
+        with torch.inference_mode():
+            self._words = table.word_embeddings.weight.to(dtype)
+            self._places = (table.position_embeddings.weight + table.token_type_embeddings.weight[0]).to(dtype)
+            self._norm = _norm(table.LayerNorm, dtype)
+            self._layers = [_layer(each, dtype, self._heads) for each in bert.encoder.layer]
+
+    def __call__(self, features: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+        """`sentence_embedding` [n, d] of `input_ids` and `attention_mask` [n, tokens], padded on the right."""
+        import torch
+
+        mask = features["attention_mask"]
+        rows = _Rows(mask, self._words.dtype)
+        places = torch.arange(mask.shape[1]).expand(mask.shape)
+        words = torch.nn.functional.embedding(rows.packed(features["input_ids"]), self._words)
+        x = self._norm(words + torch.nn.functional.embedding(rows.packed(places), self._places))
+        for layer in self._layers:
+            x = layer(x, rows)
+        share = mask / mask.sum(1, keepdim=True)
+        return {"sentence_embedding": torch.einsum("nt,ntd->nd", share, rows.padded(x).float())}
+
+
+class _Rows:
+    """Which places of a padded batch hold tokens. Products are made of tokens alone [tokens, ..]; attention sees [n, longest, ..]."""
+
+    def __init__(self, mask: "Tensor", dtype: Any) -> None:
+        import torch
+
+        self.shape = mask.shape
+        full = bool(mask.all())
+        self._at = None if full else mask.flatten().nonzero().squeeze(1)
+        lowest = torch.zeros(mask.shape, dtype=dtype).masked_fill_(mask == 0, float("-inf"))
+        self.hidden = None if full else lowest[:, None, None, :]
+        """What is added to the scores of attention: -inf where there is no token. None where nothing is padded."""
+
+    def packed(self, x: "Tensor") -> "Tensor":
+        """[n, longest, ..] → [tokens, ..]."""
+        flat = x.flatten(0, 1)
+        return flat if self._at is None else flat.index_select(0, self._at)
+
+    def padded(self, x: "Tensor") -> "Tensor":
+        """[tokens, d] → [n, longest, d], zero where there is no token."""
+        if self._at is not None:
+            x = x.new_zeros(self.shape.numel(), x.shape[1]).index_copy_(0, self._at, x)
+        return x.view(*self.shape, -1)
+
+
+def _layer(layer: Any, dtype: Any, heads: int) -> Callable[["Tensor", _Rows], "Tensor"]:
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    own, after = layer.attention.self, layer.attention.output
+    of_all = (own.query, own.key, own.value)
+    attend = _linear(torch.cat([m.weight for m in of_all]), torch.cat([m.bias for m in of_all]), dtype)
+    mix = _linear(after.dense.weight, after.dense.bias, dtype)
+    widen = _linear(layer.intermediate.dense.weight, layer.intermediate.dense.bias, dtype, gelu=True)
+    narrow = _linear(layer.output.dense.weight, layer.output.dense.bias, dtype)
+    norm_attended, norm_out = _norm(after.LayerNorm, dtype), _norm(layer.output.LayerNorm, dtype)
+
+    def run(x: "Tensor", rows: _Rows) -> "Tensor":
+        parts = rows.padded(attend(x)).view(*rows.shape, 3, heads, x.shape[1] // heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        seen = scaled_dot_product_attention(query, key, value, attn_mask=rows.hidden)
+        x = norm_attended(mix(rows.packed(seen.transpose(1, 2).flatten(2))) + x)
+        return norm_out(narrow(widen(x)) + x)
+
+    return run
+
+
+def _norm(norm: Any, dtype: Any) -> _Step:
+    import torch
+
+    weight, bias, shape, eps = norm.weight.to(dtype), norm.bias.to(dtype), norm.normalized_shape, norm.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+
+
+def _linear(weight: "Tensor", bias: "Tensor", dtype: Any, *, gelu: bool = False) -> _Step:
+    """The product as oneDNN lays it (see packed.py), or torch's plain one where it cannot."""
+    import torch
+
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    if not can_lay(dtype):
+        after = torch.nn.functional.gelu if gelu else _same
+        return lambda x: after(torch.nn.functional.linear(x, weight, bias))
+    ops = torch.ops.mkldnn
+    laid = ops._reorder_linear_weight(weight, None)  # noqa: SLF001
+    post, how = ("gelu", "none") if gelu else ("none", "")
+    return lambda x: ops._linear_pointwise(x, laid, bias, post, [], how)  # noqa: SLF001
+
+
+def _same(x: "Tensor") -> "Tensor":
+    return x

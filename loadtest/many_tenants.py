@@ -1,0 +1,231 @@
+"""Many small tenants on one node: what each costs to make and to keep, and how soon its first question and the later ones are answered.
+
+`python loadtest/many_tenants.py [tenants] [passages each]`: the catalog, the log and the store are real; a searcher runs in this process.
+Names after VectorDBBench: multi-tenant search, cold and warm latency.
+"""
+
+import gc
+import multiprocessing
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+import bench
+
+from cluster.wiring import Ground, build_searcher, ground
+from indexer.backends import open_backend
+from indexer.seal import Builder
+from indexer.searcher import Searcher
+from indexer.segment import newest
+from tenants import provisioning
+from tenants.leases import Leases
+from vicinage.clock import Deadline
+from vicinage.records import ShardId, ShardQuery
+from vicinage.settings import Settings
+from vicinage.wire import vector_column, vectors_schema
+
+Floats = NDArray[np.float32]
+D = 384
+BIG = 10_000
+"""Passages of the larger tenants whose first answer is timed."""
+N_BIG = 20
+ASKED = 2_000
+
+
+def rows(vectors: Floats, texts: list[str]) -> pa.RecordBatch:
+    """A document a row, as a vectors message has them."""
+    n, schema = len(vectors), vectors_schema(D)
+    columns = [
+        [f"d{i}" for i in range(n)],
+        list(range(1, n + 1)),
+        [1] * n,
+        [0] * n,
+        texts,
+        [0] * n,
+        [1] * n,
+        ["{}"] * n,
+    ]
+    arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
+    return pa.RecordBatch.from_arrays([*arrays, vector_column(vectors)], schema=schema)
+
+
+def settings(data: Path) -> Settings:
+    """Those of a platform in that folder."""
+    return Settings(data=data).resolved()
+
+
+def make(data: Path, names: list[str], each: int, vectors: Floats, texts: list[str], answer: Any) -> None:
+    """Tenants with a sealed collection of `each` passages; `answer` gets the seconds that tenants, and that segments took."""
+    base = ground(settings(data))
+    started = time.perf_counter()
+    made = []
+    for name in names:
+        provisioning.create_tenant(base.registry, base.log, name, actor="bench")
+        made.append(
+            provisioning.create_collection(
+                base.registry, base.log, name, "c", dimension=D, slots_total=base.settings.slots, actor="bench"
+            )
+        )
+    created = time.perf_counter() - started
+    started = time.perf_counter()
+    builder, leases = (
+        Builder(base.manifests, base.store, open_backend(), base.settings.indexer),
+        Leases(base.engine, base.clock),
+    )
+    held = {slot: leases.acquire(f"slot/{slot}", "bench", ttl_s=3_600) for slot in range(base.settings.slots)}
+    for i, of in enumerate(made if each else ()):
+        at = i * each % max(1, len(vectors) - each)
+        generation = of.generation()
+        shard = generation.shards()[0]
+        ref = builder.write(shard, generation, *newest([rows(vectors[at : at + each], texts[at : at + each])]))
+        lease = held[shard.slot]
+        assert lease is not None
+        builder.publish(shard, generation, lease, lambda m, ref=ref: (*m.segments, ref))
+    for lease in held.values():
+        if lease is not None:
+            leases.release(lease)
+    base.close()
+    answer.put((created, time.perf_counter() - started))
+
+
+def weigh(data: Path, answer: Any) -> None:
+    """`answer` gets the resident bytes of a process with a searcher of this platform that nobody asks."""
+    base = ground(settings(data))
+    searcher, _ = started(base)
+    gc.collect()
+    answer.put(resident())
+    searcher.stop()
+    base.close()
+
+
+def in_a_process(work: Callable[..., None], *given: Any) -> Any:
+    """What `work` answers, in a process of its own: its memory is not to be counted here."""
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=work, args=(*given, answer))
+    process.start()
+    found = answer.get()
+    process.join()
+    return found
+
+
+def shards(base: Ground, prefix: str) -> list[ShardId]:
+    """The shards of the tenants whose names begin so."""
+    return [c.generation().shards()[0] for c in base.registry.collections() if c.tenant.startswith(prefix)]
+
+
+def ask(searcher: Searcher, asked: list[ShardId], queries: Floats) -> NDArray[np.float64]:
+    """Milliseconds of one question to each in turn."""
+    taken = []
+    for i, shard in enumerate(asked):
+        started = time.perf_counter()
+        query = ShardQuery(shard, queries[i % len(queries)][None], 10, include=frozenset({"text"}))
+        searcher.submit(query, Deadline.after(30)).result(30)
+        taken.append((time.perf_counter() - started) * 1e3)
+    return np.array(taken)
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def started(base: Ground) -> tuple[Searcher, float]:
+    """A searcher that is ready, and the seconds it took."""
+    at = time.perf_counter()
+    searcher = build_searcher(base)
+    searcher.start()
+    while not searcher.ready():
+        time.sleep(0.005)
+    return searcher, time.perf_counter() - at
+
+
+def measure(report: Any, folder: Path, n: int, each: int, vectors: Floats, texts: list[str]) -> None:
+    """`n` tenants of `each` passages, as many idle ones without any, and a few large ones."""
+    queries, facts = vectors[-ASKED:], {"n": n, "passages": each, "d": D}
+    shutil.rmtree(folder, ignore_errors=True)
+    in_a_process(make, folder, ["first"], 0, vectors, texts)
+    alone = in_a_process(weigh, folder)
+    created, _ = in_a_process(make, folder, [f"idle-{i}" for i in range(n)], 0, vectors, texts)
+    report.add("tenants: create one, with a collection", created / n * 1e3, "ms", **facts)
+    report.add(
+        "tenants: memory of an idle one in a searcher", (in_a_process(weigh, folder) - alone) / n, "bytes", **facts
+    )
+    _, filled = in_a_process(make, folder, [f"small-{i}" for i in range(n)], each, vectors, texts)
+    report.add("tenants: seal a small one", filled / n * 1e3, "ms", **facts)
+    in_a_process(make, folder, [f"big-{i}" for i in range(N_BIG)], BIG, vectors, texts)
+    base = ground(settings(folder))
+    before = resident()
+    searcher, took = started(base)
+    report.add(f"tenants: searcher start with {2 * n + N_BIG} of them", took, "s", **facts)
+    rng = np.random.default_rng(0)
+    small = shards(base, "small-")
+    chosen = [small[i] for i in rng.choice(len(small), min(ASKED, len(small)), replace=False)]
+    cold = ask(searcher, chosen, queries)
+    report.add(
+        "tenants: first answer of a small one, cold, p99",
+        float(np.percentile(cold, 99)),
+        "ms",
+        p50=round(float(np.median(cold)), 2),
+        **facts,
+    )
+    many = [chosen[i] for i in rng.integers(0, len(chosen), ASKED)]
+    warm = ask(searcher, many, queries)
+    report.add(
+        "tenants: search on random ones, warm, p99",
+        float(np.percentile(warm, 99)),
+        "ms",
+        p50=round(float(np.median(warm)), 2),
+        **facts,
+    )
+    big = ask(searcher, shards(base, "big-"), queries)
+    report.add(
+        f"tenants: first answer of {BIG} passages, cold, p99",
+        float(np.percentile(big, 99)),
+        "ms",
+        p50=round(float(np.median(big)), 2),
+    )
+    held = searcher.holding.resident_bytes()
+    report.add("tenants: resident bytes beside the accounted", (resident() - before) / held, "×", accounted=held)
+    crowd(report, searcher, small, queries)
+    searcher.stop()
+    base.close()
+
+
+def crowd(report: Any, searcher: Searcher, small: list[ShardId], queries: Floats) -> None:
+    """Eight clients on random tenants at once, one in ten of which was never asked."""
+    rng = np.random.default_rng(1)
+    lines = [[small[i] for i in rng.integers(0, len(small), 500)] for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        at = time.perf_counter()
+        taken = np.concatenate(list(pool.map(lambda line: ask(searcher, line, queries), lines)))
+        seconds = time.perf_counter() - at
+    report.add(
+        "tenants: 8 clients on random ones, p99",
+        float(np.percentile(taken, 99)),
+        "ms",
+        per_s=round(len(taken) / seconds),
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    n = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000
+    each = int(sys.argv[2]) if len(sys.argv) > 2 else 100
+    texts = bench.passages(bench.KEPT)
+    vectors = bench.vectors_of(texts, bench.KEPT)
+    measure(bench.Report(), bench.BUILD / "bench" / "tenants", n, each, vectors, texts)
+
+
+if __name__ == "__main__":
+    main()

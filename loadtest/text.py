@@ -1,0 +1,115 @@
+"""`python loadtest/text.py [--forms]`: searches by text beside the model alone, and the CPU that each process spends on one.
+
+`--forms` measures in this process alone: CPU of one thread for a question, by the library's model with its weights laid
+(packed.py) and by the encoder (bert.py), in calls as the embedder would make them; the least of several rounds.
+Every text is asked once, but for the last case, in which all of them are asked again. The bound, sentence-transformers alone
+with all cores to itself in the faster of float32 and bfloat16, is measured before and after; both are shown.
+"""
+
+import argparse
+import copy
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+sys.path.insert(0, str(Path(__file__).parent))
+import load
+from bench import BUILD, WORDS, K, Report, ingest_vectors, passages, raw_encode, settle, vectors_of
+from running import Platform, end_when_told, running
+
+from ingest.embedding.batcher import Item
+
+PATH = "/v1/collections/bench/search"
+
+
+def ask(report: Report, case: str, platform: Platform, key: str, texts: list[str], clients: int) -> None:
+    """Ask each of `texts` once; searches a second, latency, and CPU a search by process."""
+    requests = [load.Request(PATH, json.dumps({"text": t, "k": K}).encode()) for t in texts]
+    pids = platform.pids()
+    before = {role: load.cpu_seconds([pid]) for role, pid in pids.items()}
+    done = load.run(platform.url, key, requests, clients=clients, server_pids=list(pids.values()))
+    each = {
+        f"{role}_ms": round((load.cpu_seconds([pid]) - before[role]) / len(texts) * 1e3, 2)
+        for role, pid in pids.items()
+    }
+    latency = {"p50_ms": round(done.p50_ms, 1), "p99_ms": round(done.p99_ms, 1)}
+    report.add(case, done.per_s, "searches/s", **latency, **each, errors=done.errors)
+
+
+def forms(report: Report, texts: list[str], rounds: int = 5) -> None:
+    """CPU of one thread for a question in each form of the model, in calls of 1, 8 and 24."""
+    import torch
+
+    from ingest.embedding import local
+    from ingest.embedding.bert import Encoder
+    from tenants.entities import DEFAULT_MODEL
+    from vicinage.settings import EmbedderSettings
+
+    embedder = local.LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(threads=1, precision="float32"))
+    plain = local._load(DEFAULT_MODEL, "cpu")  # noqa: SLF001
+    ways = [
+        ("library's model, laid", local.packed(copy.deepcopy(plain)), local.PAD_SHARE),
+        ("encoder", Encoder(plain, "float32"), local.PAD_SHARE_ATTENTION),
+    ]
+    rows = embedder._tokenise(texts)  # noqa: SLF001
+    least: dict[tuple[str, int], float] = {}
+    torch.set_num_threads(1)
+    for _ in range(rounds):
+        for n in (1, 8, 24):
+            for name, model, share in ways:
+                start = time.thread_time()
+                for i in range(0, len(rows), n):
+                    items = [Item(row, None, 0) for row in sorted(rows[i : i + n], key=len)]
+                    for call in local._calls(items, share):  # noqa: SLF001
+                        embedder._forward(model, [item.tokens for item in call])  # noqa: SLF001
+                each = (time.thread_time() - start) / len(rows) * 1e3
+                least[name, n] = min(each, least.get((name, n), each))
+    embedder.close()
+    for (name, n), each in least.items():
+        bound = least["library's model, laid", n]
+        report.add(f"{name}, calls of {n}, one thread", each, "CPU ms/text", bound=bound)
+
+
+def main() -> None:
+    """Measure; print as it goes; write build/text.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--passages", type=int, default=20_000)
+    parser.add_argument("--questions", type=int, default=1_600)
+    parser.add_argument("--forms", action="store_true")
+    args = parser.parse_args()
+    end_when_told()
+    report, n = Report(), args.passages
+    everything, vectors = passages(102_000), vectors_of(passages(102_000), 102_000)
+    short = [" ".join(t.split()[:WORDS]) for t in everything[n : n + args.questions]]
+    if args.forms:
+        forms(report, short[:48])
+        return
+    data = BUILD / "bench" / "text"
+    shutil.rmtree(data, ignore_errors=True)
+
+    def bounds() -> None:
+        for calls_of in (1, 8):
+            report.add(f"the model alone, calls of {calls_of}", raw_encode(short[:200], calls_of)[1], "texts/s")
+
+    bounds()
+    with running(data, indexer__seal_age_s="5") as platform:
+        key = platform.cli("tenant", "create", "bench")["key"]
+        platform.cli("collection", "create", "bench", "bench", "--model", "all-minilm-l6-v2")
+        http = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=120)
+        ingest_vectors(report, http, everything[:n], vectors[:n], list(platform.pids().values()))
+        operator_key = (data / "run" / "operator.key").read_text().strip()
+        settle(httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}), "bench/bench")
+        ask(report, "warm", platform, key, short[:100], 8)
+        ask(report, f"{WORDS} words, 1 client", platform, key, short[100:300], 1)
+        ask(report, f"{WORDS} words, 8 clients", platform, key, short[300:], 8)
+        ask(report, "the same again, 8 clients", platform, key, short[300:], 8)
+    bounds()
+    (BUILD / "text.json").write_text(json.dumps(report.rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Vectors of questions that were asked before, so that the same question costs no model call.
+
+Law 1: a vector is found by its own tenant alone, and only by the very text, under the very entry of the model registry, that
+it was made of; questions under way are shared within a tenant, never between two. Law 7: when room is needed it is taken from
+whoever holds most for its weight, so that no crowd of questions costs a small tenant what it remembers.
+Both classes belong to one event loop.
+"""
+
+import asyncio
+import heapq
+import sys
+from collections import OrderedDict
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from query.answer import QueryEmbedder
+from tenants.entities import EmbeddingModel
+from vicinage.clock import Deadline
+from vicinage.errors import DeadlineExceeded
+from vicinage.records import Floats
+from vicinage.telemetry import counter, gauge
+
+ENTRY_BYTES: Final = 400
+"""What an entry takes beside the numbers of its vector and its text: the array, the key, its place in the dictionary (measured: 270; more when the tenant has few)."""
+ROOM_SHARE: Final = 64
+"""Evicting stops when this part of the bound is free: who holds most is looked for once in many questions, not at each."""
+
+_asked = counter(
+    "vicinage_query_embedding_cache_total",
+    "texts of questions that were looked for in the cache, by outcome",
+    ("outcome",),
+)
+_hit, _shared, _miss = (_asked.labels(outcome) for outcome in ("hit", "shared", "miss"))
+_bytes = gauge("vicinage_query_embedding_cache_bytes", "bytes that the cache of questions' vectors takes")
+
+_Key = tuple[EmbeddingModel, str]
+
+
+@dataclass(slots=True)
+class _Held:
+    """One tenant's vectors, the least recently asked first."""
+
+    weight: int
+    bytes: int = 0
+    vectors: OrderedDict[_Key, Floats] = field(default_factory=OrderedDict)
+
+
+class EmbeddingCache:
+    """At most `bytes_max` of vectors, of all tenants and models together."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._of: dict[str, _Held] = {}
+        self.bytes = 0
+
+    def get(self, tenant: str, model: EmbeddingModel, text: str) -> Floats | None:
+        """float32 [d], read-only, if it is known to this tenant."""
+        held = self._of.get(tenant)
+        vector = held.vectors.get((model, text)) if held else None
+        if held and vector is not None:
+            held.vectors.move_to_end((model, text))
+        return vector
+
+    def put(self, tenant: str, model: EmbeddingModel, text: str, vector: Floats, *, weight: int) -> None:
+        """Remember a copy of the vector, unless it alone is beyond the bound; others make room where there is none."""
+        more = _cost(text, vector)
+        if more > self._bytes_max:
+            return
+        if self.bytes + more > self._bytes_max:
+            self._make_room(more)
+        held = self._of.setdefault(tenant, _Held(weight))
+        held.weight = weight
+        if (model, text) not in held.vectors:  # the same text has the same vector
+            held.vectors[model, text] = _copy(vector)
+            self._count(held, more)
+
+    def _make_room(self, more: int) -> None:
+        """Evict from whoever holds most for its weight, again and again, until `more` fits and ROOM_SHARE is free."""
+        target = self._bytes_max - max(more, self._bytes_max // ROOM_SHARE)
+        most = [(-held.bytes / held.weight, tenant) for tenant, held in self._of.items()]
+        heapq.heapify(most)
+        while self.bytes > target:
+            tenant = most[0][1]
+            held = self._of[tenant]
+            (_, text), vector = held.vectors.popitem(last=False)
+            self._count(held, -_cost(text, vector))
+            if held.vectors:
+                heapq.heapreplace(most, (-held.bytes / held.weight, tenant))
+            else:
+                heapq.heappop(most)
+                del self._of[tenant]
+
+    def _count(self, held: _Held, more: int) -> None:
+        held.bytes += more
+        self.bytes += more
+        _bytes.set(self.bytes)
+
+
+def _copy(vector: Floats) -> Floats:
+    """Read-only. A row of a batch would keep the whole batch in memory."""
+    kept = vector.copy()
+    kept.setflags(write=False)
+    return kept
+
+
+def _cost(text: str, vector: Floats) -> int:
+    return ENTRY_BYTES + sys.getsizeof(text) + vector.nbytes
+
+
+class CachingEmbedder:
+    """One model behind the cache: what its tenant knows already is not asked, and what is on its way is asked once."""
+
+    def __init__(self, embedder: QueryEmbedder, model: EmbeddingModel, cache: EmbeddingCache) -> None:
+        self._embedder = embedder
+        self._model = model
+        self._cache = cache
+        self._calls: dict[tuple[str, str], _Call] = {}
+
+    async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
+        """float32 [d], L2-normalised, read-only. Raises as the embedder does; a failure is never remembered."""
+        known = self._cache.get(tenant, self._model, text)
+        if known is not None:
+            _hit.inc()
+            return known
+        while True:
+            call = self._calls.get((tenant, text))
+            ours = call is None or call.ended()
+            if call is None or ours:
+                call = self._begin(text, tenant, weight, deadline)
+            (_miss if ours else _shared).inc()
+            try:
+                return await call.answer(deadline)
+            except DeadlineExceeded:
+                if ours or deadline.passed():
+                    raise
+                # It was the deadline of whoever began the call: this question still has time, and asks again.
+
+    def _begin(self, text: str, tenant: str, weight: int, deadline: Deadline) -> "_Call":
+        call = self._calls[tenant, text] = _Call(self._embed(text, tenant, weight, deadline))
+        call.task.add_done_callback(lambda _: self._forget((tenant, text), call))
+        return call
+
+    async def _embed(self, text: str, tenant: str, weight: int, deadline: Deadline) -> Floats:
+        vector = await self._embedder.embed_query(text, tenant=tenant, weight=weight, deadline=deadline)
+        self._cache.put(tenant, self._model, text, vector, weight=weight)
+        return vector
+
+    def _forget(self, key: tuple[str, str], call: "_Call") -> None:
+        if self._calls.get(key) is call:
+            del self._calls[key]
+
+
+class _Call:
+    """One call under way, in a task of its own: whoever gives up takes it from nobody else, and the last one ends it."""
+
+    def __init__(self, work: Coroutine[Any, Any, Floats]) -> None:
+        self.task = asyncio.create_task(work)
+        self._waiting = 0
+
+    def ended(self) -> bool:
+        """True when there is nothing to wait for any more: it is done, or everybody gave up."""
+        return self.task.done() or self.task.cancelling() > 0
+
+    async def answer(self, deadline: Deadline) -> Floats:
+        """What comes of it, waited for until `deadline`. Raises what the call raises, or DeadlineExceeded."""
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(deadline.left_s()):
+                return await asyncio.shield(self.task)
+        except TimeoutError:
+            raise DeadlineExceeded("the text was not embedded in time", dependency="embedder") from None
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self.task.cancel()

@@ -1,0 +1,140 @@
+"""Objects of segments that cannot be used: noted by whoever meets one, read by whoever can mend.
+
+Law 8: what is noted as corrupt is loaded by nobody until it was rebuilt, or found whole. Law 10: each step leaves an audit record.
+"""
+
+import json
+from collections.abc import Collection as Container
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select, update
+
+from tenants import audit, tables
+from tenants.entities import Damage, DamageState
+from vicinage.catalog import change, look
+from vicinage.clock import Clock
+from vicinage.records import ShardId
+
+_Q = tables.quarantine
+OPEN: Final = ("noted", "stuck")
+"""States of what a manifest still names."""
+
+
+class Quarantine:
+    """What is damaged. Safe for many threads and processes."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def note(self, damage: Damage, *, actor: str) -> bool:
+        """Remember it; True where that is news. What the shard's manifest does not name (any more) is none. Raises Unavailable."""
+        with look(self._engine) as connection:  # whoever meets it again and again writes nothing
+            if _is_known(connection, damage):
+                return False
+        with change(self._engine) as connection:
+            _serialise(connection)
+            if _is_known(connection, damage) or not _named(connection, damage):
+                return False
+            connection.execute(delete(_Q).where(_Q.c.path == damage.path))  # it was lost, and now is there and corrupt
+            self._first(connection, damage, actor)
+        return True
+
+    def _first(self, connection: Connection, damage: Damage, actor: str) -> None:
+        s = damage.shard
+        where = {"tenant": s.tenant, "collection": s.collection, "generation": s.generation, "slot": s.slot}
+        facts = {
+            "path": damage.path, "segment": damage.segment, "role": damage.role, "fault": damage.fault,
+            "reason": damage.reason, "seen_ms": self._clock.now_ms(), "state": "noted",
+        }  # fmt: skip
+        connection.execute(insert(_Q).values(**where, **facts))
+        self._audit(connection, "segment.quarantine", damage, actor, before=None, after=facts)
+
+    def barred(self, shard: ShardId) -> frozenset[str]:
+        """Objects of the shard's manifest that nobody may load: their bytes are not what was written."""
+        query = select(_Q.c.path).where(_of(shard), _Q.c.fault == "corrupt", _Q.c.state.in_(OPEN))
+        with look(self._engine) as connection:
+            return frozenset(connection.execute(query).scalars())
+
+    def open(self, slots: Container[int] | None = None) -> list[Damage]:
+        """What manifests still name, of these slots or of all, oldest first."""
+        query = select(_Q).where(_Q.c.state.in_(OPEN)).order_by(_Q.c.seen_ms, _Q.c.path)
+        with look(self._engine) as connection:
+            found = [_damage(row) for row in connection.execute(query).mappings()]
+        return [d for d in found if slots is None or d.shard.slot in slots]
+
+    def is_stuck(self, path: str) -> bool:
+        """Whether nothing that is left can rebuild it."""
+        query = select(_Q.c.path).where(_Q.c.path == path, _Q.c.state == "stuck")
+        with look(self._engine) as connection:
+            return connection.execute(query).first() is not None
+
+    def every(self) -> list[Damage]:
+        """All that is remembered, oldest first."""
+        with look(self._engine) as connection:
+            rows = connection.execute(select(_Q).order_by(_Q.c.seen_ms, _Q.c.path)).mappings()
+            return [_damage(row) for row in rows]
+
+    def move(self, damage: Damage, state: DamageState, *, actor: str, reason: str | None = None) -> None:
+        """Say what became of it. A no-op where it is so already, or is forgotten."""
+        facts = {"state": state, "reason": damage.reason if reason is None else reason}
+        before = {"state": damage.state, "reason": damage.reason}
+        with change(self._engine) as connection:
+            _serialise(connection)
+            where = (_Q.c.path == damage.path) & (_Q.c.state != state)
+            if connection.execute(update(_Q).where(where).values(**facts)).rowcount:
+                self._audit(connection, f"segment.{state}", damage, actor, before=before, after=facts)
+
+    def forget(self, damage: Damage, *, actor: str, why: str) -> None:
+        """Remember it no more: it was found whole, or its bytes are gone. Idempotent."""
+        with change(self._engine) as connection:
+            _serialise(connection)
+            if connection.execute(delete(_Q).where(_Q.c.path == damage.path)).rowcount:
+                before = {"state": damage.state, "reason": damage.reason}
+                self._audit(connection, "segment.released", damage, actor, before=before, after={"why": why})
+
+    def _audit(
+        self, connection: Connection, action: str, damage: Damage, actor: str, *, before: Any, after: Any
+    ) -> None:
+        audit.record(
+            connection,
+            actor=actor,
+            action=action,
+            subject=str(damage.shard),
+            before=before,
+            after={"path": damage.path, **after},
+            now_ms=self._clock.now_ms(),
+        )
+
+
+def _serialise(connection: Connection) -> None:
+    """Take the catalog's version row: of two who note at once one comes first, and the audit chain stays one chain."""
+    connection.execute(select(tables.catalog_version.c.id).with_for_update())
+
+
+def _is_known(connection: Connection, damage: Damage) -> bool:
+    row = connection.execute(select(_Q.c.fault, _Q.c.state).where(_Q.c.path == damage.path)).first()
+    return row is not None and (row.state == "replaced" or row.fault == damage.fault or damage.fault != "corrupt")
+
+
+def _named(connection: Connection, damage: Damage) -> bool:
+    m, s = tables.manifests, damage.shard
+    same = (m.c.tenant == s.tenant) & (m.c.collection == s.collection)
+    query = select(m.c.segments).where(same, m.c.generation == s.generation, m.c.slot == s.slot)
+    segments = connection.execute(query).scalar()
+    return segments is not None and json.dumps(damage.path) in segments
+
+
+def _of(shard: ShardId) -> Any:
+    return (
+        (_Q.c.tenant == shard.tenant)
+        & (_Q.c.collection == shard.collection)
+        & (_Q.c.generation == shard.generation)
+        & (_Q.c.slot == shard.slot)
+    )
+
+
+def _damage(row: RowMapping) -> Damage:
+    shard = ShardId(row["tenant"], row["collection"], row["generation"], row["slot"])
+    facts = {name: row[name] for name in ("path", "segment", "role", "fault", "reason", "seen_ms", "state")}
+    return Damage(shard=shard, **facts)

@@ -1,0 +1,56 @@
+"""A sample of each collection's recent questions, as vectors: what the effort curves of its next segments are measured on.
+
+Only vectors are kept, never words, of at most QUESTIONS_MAX questions; they go with the collection.
+"""
+
+from typing import Final
+
+import numpy as np
+from sqlalchemy import Engine, delete, insert, select
+
+from tenants import tables
+from vicinage.catalog import change, look
+from vicinage.clock import Clock
+from vicinage.records import Floats
+
+QUESTIONS_MAX: Final = 256
+_Q, _C = tables.questions, tables.collections
+
+
+class Questions:
+    """Safe for many threads and processes."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def keep(self, tenant: str, collection: str, model: str | None, vectors: Floats) -> None:
+        """Put the newest QUESTIONS_MAX of `vectors` [n, d] in the place of those kept. Durable; a no-op once the collection is gone."""
+        newest = np.ascontiguousarray(vectors[-QUESTIONS_MAX:], np.float16)
+        active = select(_C.c.name).where(_C.c.tenant == tenant, _C.c.name == collection, _C.c.state == "active")
+        with change(self._engine) as connection:
+            if connection.execute(active).first() is None:
+                return
+            connection.execute(delete(_Q).where(_Q.c.tenant == tenant, _Q.c.collection == collection))
+            connection.execute(
+                insert(_Q).values(
+                    tenant=tenant,
+                    collection=collection,
+                    model=model or "",
+                    dimension=newest.shape[1],
+                    vectors=newest.tobytes(),
+                    kept_ms=self._clock.now_ms(),
+                )
+            )
+
+    def of(self, tenant: str, collection: str, model: str | None, dimension: int) -> Floats | None:
+        """float32 [n, dimension], as that model embedded them; None where none are kept. Raises Unavailable."""
+        query = select(_Q.c.vectors).where(
+            _Q.c.tenant == tenant,
+            _Q.c.collection == collection,
+            _Q.c.model == (model or ""),
+            _Q.c.dimension == dimension,
+        )
+        with look(self._engine) as connection:
+            held = connection.execute(query).scalar()
+        return None if held is None else np.frombuffer(held, np.float16).reshape(-1, dimension).astype(np.float32)

@@ -1,0 +1,185 @@
+"""Every index kind against exact numpy: upserts, deletes, filters, seals, compactions, reindexes and restarts in any order.
+
+What must hold: an exact search is exact, whatever went before; nothing deleted, replaced or ruled out is ever found; as many are found as
+there are; and over the searches of a run recall@10 is at least the objective, as surely as so many searches can tell.
+"""
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from rows import message
+
+from indexer.backends import open_backend
+from indexer.compact import _merged
+from indexer.segment import load, newest, write
+from indexer.shard import Shard, surviving
+from tenants.entities import Manifest, Metric
+from vicinage.records import ShardId, ShardQuery
+from vicinage.store import LocalStore
+
+D, K, QUESTIONS = 48, 10, 24
+RECALL = 0.95
+BATCH = 300
+"""Documents written at once: after a few of them a segment is one that an index is made for."""
+CENTRES = 12
+SHARD = ShardId("acme", "docs", 1, 0)
+BACKEND = open_backend()
+SPECS = ("auto", "hnsw:M=16,efc=40", "hnsw:codes=sq8", "ivf", "ivfpq", "rabitq", "flat")
+CONDITIONS: tuple[tuple[Mapping[str, Any] | None, Callable[[int, bool], bool]], ...] = (
+    (None, lambda _group, _side: True),
+    ({"group": {"$lt": 50}}, lambda group, _side: group < 50),
+    ({"group": {"$lt": 10}}, lambda group, _side: group < 10),
+    ({"group": 1}, lambda group, _side: group == 1),
+    ({"side": True}, lambda _group, side: side),
+)
+"""Of a half, a tenth, a hundredth; and one that runs with a question or against it."""
+
+
+class KindsMachine(RuleBasedStateMachine):
+    spec = "auto"
+    metric: Metric = "cosine"
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="vicinage-model-"))
+        self.store = LocalStore(self.folder)
+        self.rng = np.random.default_rng(0)
+        self.centres = self.rng.standard_normal((CENTRES, D)).astype(np.float32)
+        self.log: list[pa.RecordBatch] = []
+        self.manifest = Manifest(SHARD, 0, 0, 0, ())
+        self.version = 0
+        self.model: dict[str, tuple[np.ndarray, int, bool]] = {}
+        self.right = self.wanted = 0
+        self.now = self.spec
+        self.restart()
+        self.upsert(0)
+        self.upsert(1)
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _vectors(self, n: int) -> np.ndarray:
+        """Around a few centres, as texts lie around their subjects."""
+        drawn = self.centres[self.rng.integers(0, CENTRES, n)] + self.rng.standard_normal((n, D)).astype(np.float32)
+        return drawn / np.linalg.norm(drawn, axis=1, keepdims=True) if self.metric == "cosine" else drawn
+
+    def _send(self, rows: list[Any]) -> None:
+        self.log.append(message(rows, D))
+        self.shard.apply(self.log[-1], len(self.log) - 1)
+
+    @rule(which=st.integers(0, 9))
+    def upsert(self, which: int) -> None:
+        """`BATCH` documents, new ones or others in their place."""
+        rows = []
+        for i, vector in enumerate(self._vectors(BATCH)):
+            self.version += 1
+            group, side = int(self.rng.integers(0, 100)), bool(vector[0] > 0)
+            self.model[f"d{which}-{i}"] = (vector, group, side)
+            rows.append((f"d{which}-{i}", self.version, [vector], f'{{"group": {group}, "side": {str(side).lower()}}}'))
+        self._send(rows)
+
+    @rule(share=st.sampled_from([0.01, 0.3]))
+    def delete(self, share: float) -> None:
+        names = [n for n in sorted(self.model) if self.rng.random() < share]
+        for name in names:
+            self.model.pop(name)
+        self.version += 1
+        if names:
+            self._send([(name, self.version, None, "{}") for name in names])
+
+    def _write(self, live: pa.RecordBatch, deletes: pa.RecordBatch) -> Any:
+        return write(
+            live, deletes, shard=SHARD, spec=self.now, metric=self.metric, dimension=D, backend=BACKEND, store=self.store,
+            flat_max=200, threads=1,
+        )  # fmt: skip
+
+    @rule()
+    def seal(self) -> None:
+        if pending := self.log[self.manifest.sealed :]:
+            self._adopt((*self.manifest.segments, self._write(*newest(pending))), len(self.log))
+
+    def _merge(self) -> None:
+        segments = [load(ref, self.store, BACKEND, self.metric) for ref in self.manifest.segments]
+        if segments:
+            parts = list(zip(segments, surviving(segments), strict=True))
+            self._adopt((self._write(*_merged(parts, lambda _version: False)),), self.manifest.sealed)
+
+    @rule()
+    def compact(self) -> None:
+        self._merge()
+
+    @rule(spec=st.sampled_from(SPECS))
+    def reindex(self, spec: str) -> None:
+        """All that is sealed, built anew as another kind, and back: what was sealed before is of the other until it is compacted."""
+        self.now = spec
+        self._merge()
+        self.now = self.spec
+
+    def _adopt(self, segments: tuple, sealed: int) -> None:
+        self.manifest = replace(self.manifest, version=self.manifest.version + 1, segments=segments, sealed=sealed)
+        self.shard.adopt(self.manifest, [load(ref, self.store, BACKEND, self.metric) for ref in segments])
+
+    @rule()
+    def restart(self) -> None:
+        self.shard = Shard(
+            SHARD, dimension=D, metric=self.metric, recall=RECALL, backend=BACKEND, manifest=self.manifest
+        )
+        self.shard.adopt(self.manifest, [load(ref, self.store, BACKEND, self.metric) for ref in self.manifest.segments])
+        for offset, batch in enumerate(self.log):
+            if offset >= self.manifest.sealed:
+                self.shard.apply(batch, offset)
+
+    def _scores(self, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        if self.metric == "euclidean":
+            return -np.square(queries[:, None] - vectors[None]).sum(axis=2)
+        return queries @ vectors.T
+
+    @rule(which=st.integers(0, len(CONDITIONS) - 1))
+    def search(self, which: int) -> None:
+        condition, keep = CONDITIONS[which]
+        names = [n for n, (_, group, side) in self.model.items() if keep(group, side)]
+        queries = self._vectors(QUESTIONS)
+        vectors = np.array([self.model[n][0] for n in names]).reshape(-1, D)
+        scores = self._scores(queries, vectors)
+        best = np.sort(scores, axis=1)[:, ::-1][:, :K]
+        for exact in (True, False):
+            found = self.shard.search(ShardQuery(SHARD, queries, K, filter=condition, exact=exact)).hits
+            for i, hits in enumerate(found):
+                assert len(hits) == len({h.document_id for h in hits}) == min(K, len(names))
+                assert {h.document_id for h in hits} <= set(names)
+                got = np.array([h.score for h in hits], np.float32)
+                if exact:
+                    np.testing.assert_allclose(got, best[i], rtol=1e-3, atol=1e-3)
+                elif len(names) > K:
+                    self.right += int(np.count_nonzero(got >= best[i, -1] - 1e-4))
+                    self.wanted += K
+        self._keeps_its_objective()
+
+    def _keeps_its_objective(self) -> None:
+        """Three standard errors of the mean, of hits that come in questions: as if each question were three draws."""
+        if self.wanted >= QUESTIONS * K:
+            error = math.sqrt(RECALL * (1 - RECALL) / (self.wanted / K * 3))
+            assert self.right / self.wanted >= RECALL - 3 * error, (self.right, self.wanted)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_a_shard_of_this_kind_keeps_what_it_promises(spec: str, metric: Metric) -> None:
+    machine = type("Machine", (KindsMachine,), {"spec": spec, "metric": metric})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=4, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

@@ -1,0 +1,303 @@
+"""What the cache of questions' vectors may remember, of whom, and who pays for its room: laws 1, 6 and 7."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from house import hash_vector
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from query.embedding_cache import CachingEmbedder, EmbeddingCache, _cost
+from tenants.entities import DEFAULT_MODEL
+from vicinage.clock import Deadline
+from vicinage.errors import DeadlineExceeded, Overloaded, Unavailable
+from vicinage.records import Floats
+
+D = 8
+MODELS = [DEFAULT_MODEL, replace(DEFAULT_MODEL, location="package:other"), replace(DEFAULT_MODEL, name="another")]
+TENANTS = ["a", "b", "c"]
+WEIGHT = {"a": 1, "b": 2, "c": 4}
+COST = _cost("t00", np.zeros(D, np.float32))
+
+
+def vector_of(tenant: str, model: Any, text: str) -> Floats:
+    """Different for each tenant too: in the tests, whose vector it is can be told."""
+    return hash_vector(f"{tenant} {model.name} {model.location} {text}", D)
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """The cache against a dict that forgets nothing."""
+
+    @initialize(entries=st.integers(0, 12), odd=st.integers(0, COST - 1))
+    def begin(self, entries: int, odd: int) -> None:
+        self.bytes_max = entries * COST + odd
+        self.cache = EmbeddingCache(self.bytes_max)
+        self.put: dict[tuple[str, Any, str], Floats] = {}
+
+    @rule(tenant=st.sampled_from(TENANTS), model=st.sampled_from(MODELS), n=st.integers(0, 20))
+    def ask(self, tenant: str, model: Any, n: int) -> None:
+        text = f"t{n:02}"
+        found = self.cache.get(tenant, model, text)
+        if found is not None:
+            assert np.array_equal(found, self.put[tenant, model, text])
+            return
+        before = self._held()
+        vector = vector_of(tenant, model, text)
+        self.cache.put(tenant, model, text, vector, weight=WEIGHT[tenant])
+        self.put[tenant, model, text] = vector
+        self._nobody_paid_who_held_less(before)
+
+    @precondition(lambda self: self.bytes_max >= COST)
+    @rule(tenant=st.sampled_from(TENANTS), model=st.sampled_from(MODELS))
+    def the_newest_is_remembered(self, tenant: str, model: Any) -> None:
+        self.cache.put(tenant, model, "new", vector_of(tenant, model, "new"), weight=WEIGHT[tenant])
+        self.put[tenant, model, "new"] = vector_of(tenant, model, "new")
+        assert self.cache.get(tenant, model, "new") is not None
+
+    def _held(self) -> dict[str, float]:
+        return {tenant: held.bytes / held.weight for tenant, held in self.cache._of.items()}
+
+    def _nobody_paid_who_held_less(self, before: dict[str, float]) -> None:
+        """Whoever lost a vector held, but for one vector, as much for its weight as anybody still does."""
+        after = self._held()
+        for tenant, was in before.items():
+            if after.get(tenant, 0) < was:
+                assert was >= max(held - COST / WEIGHT[other] for other, held in after.items())
+
+    @invariant()
+    def it_is_bounded_and_counts_right(self) -> None:
+        held = [(t, key, v) for t, one in self.cache._of.items() for key, v in one.vectors.items()]
+        assert self.cache.bytes == sum(_cost(text, vector) for _, (_, text), vector in held) <= self.bytes_max
+        assert self.cache.bytes == sum(one.bytes for one in self.cache._of.values())
+        assert all(one.vectors for one in self.cache._of.values())
+
+
+TestCache = CacheMachine.TestCase
+TestCache.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+def test_the_least_recently_asked_of_a_tenant_goes_first() -> None:
+    cache = EmbeddingCache(3 * COST)
+    vector = np.ones(D, np.float32)
+    for text in ("t01", "t02", "t03"):
+        cache.put("a", DEFAULT_MODEL, text, vector, weight=1)
+    cache.get("a", DEFAULT_MODEL, "t01")
+    cache.put("a", DEFAULT_MODEL, "t04", vector, weight=1)
+    assert [cache.get("a", DEFAULT_MODEL, t) is not None for t in ("t01", "t02", "t03", "t04")] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_a_tenant_of_many_questions_costs_a_small_one_nothing() -> None:
+    cache = EmbeddingCache(100 * COST)
+    vector = np.ones(D, np.float32)
+    for n in range(30):
+        cache.put("small", DEFAULT_MODEL, f"s{n:02}", vector, weight=1)
+    for n in range(5_000):
+        cache.put("crowd", DEFAULT_MODEL, f"{n:03}", vector, weight=1)
+    assert all(cache.get("small", DEFAULT_MODEL, f"s{n:02}") is not None for n in range(30))
+
+
+def test_what_is_kept_is_a_copy_that_nobody_can_change() -> None:
+    cache, batch = EmbeddingCache(10 * COST), np.ones((64, D), np.float32)
+    cache.put("a", DEFAULT_MODEL, "t01", batch[3], weight=1)
+    batch[3] = 0
+    kept = cache.get("a", DEFAULT_MODEL, "t01")
+    assert kept is not None
+    assert kept.base is None
+    assert kept.tolist() == [1.0] * D
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0] = 2
+
+
+class Model:
+    """Counts what it is asked; answers when it is let, or fails."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.let = asyncio.Event()
+        self.error: Exception | None = None
+        self.given_up = 0
+
+    async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
+        self.asked.append((tenant, text))
+        try:
+            async with asyncio.timeout(deadline.left_s()):
+                await self.let.wait()
+        except TimeoutError:
+            raise DeadlineExceeded("late", dependency="embedder") from None
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return hash_vector(text, D)
+
+
+Ask = Callable[..., Coroutine[Any, Any, Floats]]
+
+
+def run(test: Callable[[Model, Ask, CachingEmbedder], Coroutine[Any, Any, None]], *, bytes_max: int = 1 << 20) -> None:
+    async def within() -> None:
+        model = Model()
+        caching = CachingEmbedder(model, DEFAULT_MODEL, EmbeddingCache(bytes_max))
+
+        def ask(text: str = "who?", tenant: str = "a", wait_s: float = 30) -> Coroutine[Any, Any, Floats]:
+            return caching.embed_query(text, tenant=tenant, weight=1, deadline=Deadline.after(wait_s))
+
+        await test(model, ask, caching)
+        await asyncio.sleep(0)
+        assert caching._calls == {}, "nothing is left behind"
+
+    asyncio.run(within())
+
+
+async def begun(*asked: Coroutine[Any, Any, Floats]) -> list["asyncio.Task[Floats]"]:
+    """The questions, as tasks that all wait by now."""
+    tasks = [asyncio.create_task(each) for each in asked]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return tasks
+
+
+def test_the_same_question_again_asks_nobody() -> None:
+    async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
+        model.let.set()
+        first, second = await ask(), await ask()
+        assert np.array_equal(first, second)
+        assert model.asked == [("a", "who?")]
+
+    run(test)
+
+
+def test_another_text_and_another_tenant_are_asked_for() -> None:
+    async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
+        model.let.set()
+        for tenant, text in (("a", "who?"), ("b", "who?"), ("a", "Who?"), ("a", "who? ")):
+            await ask(text, tenant)
+        assert len(model.asked) == 4
+
+    run(test)
+
+
+def test_the_models_entry_is_part_of_the_question() -> None:
+    async def test() -> None:
+        cache = EmbeddingCache(1 << 20)
+        for entry in MODELS:
+            model = Model()
+            model.let.set()
+            caching = CachingEmbedder(model, entry, cache)
+            await caching.embed_query("who?", tenant="a", weight=1, deadline=Deadline.after(30))
+            assert model.asked == [("a", "who?")]
+
+    asyncio.run(test())
+
+
+def test_questions_under_way_share_a_call_within_a_tenant_alone() -> None:
+    async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
+        tasks = await begun(ask(), ask(), ask(tenant="b"), ask())
+        assert sorted(model.asked) == [("a", "who?"), ("b", "who?")]
+        model.let.set()
+        assert len({v.tobytes() for v in await asyncio.gather(*tasks)}) == 1
+
+    run(test)
+
+
+def test_the_first_one_giving_up_fails_nobody_else() -> None:
+    async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
+        first, second = await begun(ask(), ask())
+        first.cancel()
+        await asyncio.wait([first])
+        model.let.set()
+        assert (await second).shape == (D,)
+        assert len(model.asked) == 1
+
+    run(test)
+
+
+def test_the_firsts_deadline_fails_nobody_else() -> None:
+    async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
+        first, *others = await begun(ask(wait_s=0.05), *(ask() for _ in range(5)))
+        with pytest.raises(DeadlineExceeded):
+            await first
+        await asyncio.sleep(0.01)
+        model.let.set()
+        await asyncio.gather(*others)
+        assert len(model.asked) == 2, "the others asked once more, together"
+
+    run(test)
+
+
+def test_ones_own_deadline_ends_ones_own_waiting() -> None:
+    async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
+        first, late = await begun(ask(), ask(wait_s=0.02))
+        with pytest.raises(DeadlineExceeded):
+            await late
+        model.let.set()
+        assert (await first).shape == (D,)
+
+    run(test)
+
+
+def test_when_everybody_gave_up_the_call_ends_and_the_next_one_begins_anew() -> None:
+    async def test(model: Model, ask: Ask, caching: CachingEmbedder) -> None:
+        tasks = await begun(ask(), ask())
+        call = next(iter(caching._calls.values()))
+        for task in tasks:
+            task.cancel()
+        await asyncio.sleep(0)
+        assert call.ended()
+        assert not call.task.done(), "asked again at the very moment in which the call is ending"
+        model.let.set()
+        assert (await ask()).shape == (D,)
+        assert len(model.asked) == 2
+        assert model.given_up == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "error", [Unavailable("away", dependency="embedder"), Overloaded("full", retry_after_s=1.0), ValueError("ours")]
+)
+def test_a_failure_is_everybodys_who_waits_and_nobodys_afterwards(error: Exception) -> None:
+    async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
+        model.error = error
+        tasks = await begun(ask(), ask())
+        model.let.set()
+        assert await asyncio.gather(*tasks, return_exceptions=True) == [error, error]
+        model.error = None
+        assert (await ask()).shape == (D,)
+        assert len(model.asked) == 2
+
+    run(test)
+
+
+def test_an_embedder_that_says_it_was_late_is_not_asked_for_ever() -> None:
+    async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
+        model.let.set()
+        model.error = DeadlineExceeded("504", dependency="embedder")
+        tasks = await begun(ask(), ask(), ask())
+        assert await asyncio.gather(*tasks, return_exceptions=True) == [model.error] * 3
+        assert len(model.asked) <= 3
+
+    run(test)
+
+
+def test_without_room_nothing_is_kept_and_calls_are_shared_still() -> None:
+    async def test(model: Model, ask: Ask, caching: CachingEmbedder) -> None:
+        tasks = await begun(ask(), ask())
+        model.let.set()
+        await asyncio.gather(*tasks)
+        await ask()
+        assert len(model.asked) == 2
+        assert caching._cache.bytes == 0
+
+    run(test, bytes_max=0)
