@@ -1,5 +1,7 @@
 """On a real GPU. Beside it `make test-gpu` runs the contract suite of backends there (VICINAGE_TEST_DEVICE=cuda)."""
 
+from dataclasses import replace
+
 import faiss
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from indexer.backends.gpu import Placed
 from tenants.index_spec import IndexSpec
 
 N, D = 40_000, 96
-SPECS = [IndexSpec("flat"), IndexSpec("ivf", lists=200), IndexSpec("ivfpq", lists=200), IndexSpec("hnsw", m=16)]
+GRAPHS = [IndexSpec("hnsw", m=16)] if cuda.limits().graphs else []
+SPECS = [IndexSpec("flat"), IndexSpec("ivf", lists=200), IndexSpec("ivfpq", lists=200), *GRAPHS]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +64,9 @@ def test_memory_that_runs_out_is_told_as_such(vectors, card: CudaDevice, spec: I
             held.append(card.place(index, vectors, "cosine"))
 
 
-def test_cagra_takes_nothing_after_it_is_trained(vectors, card: CudaDevice) -> None:
-    graph = card._empty(IndexSpec("hnsw", m=16), N, D, faiss.METRIC_INNER_PRODUCT)
+@pytest.mark.parametrize("spec", GRAPHS, ids=str)
+def test_cagra_takes_nothing_after_it_is_trained(vectors, card: CudaDevice, spec: IndexSpec) -> None:
+    graph = card._empty(spec, N, D, faiss.METRIC_INNER_PRODUCT)
     graph.train(vectors)
     graph.add(vectors[:10])  # returns without adding
     assert graph.ntotal == N
@@ -75,9 +79,10 @@ def test_over_the_ceilings_faiss_throws(vectors, card: CudaDevice) -> None:
         card.search(flat, vectors[:1], Ask(card.limits.candidates_max + 1, 0))
 
 
-def test_a_graph_of_codes_is_served_from_its_links_and_the_vectors(vectors) -> None:
+@pytest.mark.parametrize("spec", [replace(spec, codes="sq8") for spec in GRAPHS], ids=str)
+def test_a_graph_of_codes_is_served_from_its_links_and_the_vectors(vectors, spec: IndexSpec) -> None:
     backend = open_backend("cuda:0")
-    index = backend.build(vectors, IndexSpec("hnsw", 16, 80, "sq8"), "cosine")
+    index = backend.build(vectors, spec, "cosine")
     assert isinstance(index, Index) and type(index.faiss).__name__ == "IndexHNSWSQ"
     placed = backend.place(index, vectors, "cosine")
     assert isinstance(placed, Placed) and placed.number is not None
