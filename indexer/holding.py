@@ -16,7 +16,7 @@ from typing import Final
 
 from indexer.backends import Backend
 from indexer.loading import Loading
-from indexer.residency import SHARD_BYTES, Held, Residency, to_let_go
+from indexer.residency import SHARD_BYTES, Asker, Held, Residency, to_let_go
 from indexer.segment import Damaged, Segment, placed
 from indexer.serving import serving
 from indexer.shard import Shard, ShardStats
@@ -35,6 +35,8 @@ from vicinage.telemetry import counter, events, gauge
 RETRY_S: Final = 0.5
 NEWEST: Final = 1 << 62
 """No catalog has this version: whoever asks for it waits for the next look."""
+SPARE_SHARE: Final = 64
+"""Where others must let go, this part of the bound is made free beside: who goes is looked for once for many that come."""
 EAGER_PASSAGES: Final = 10_000
 """A shard with more is brought in before anybody asks, as long as there is room: verifying its bytes takes longer than 100 ms."""
 CORRUPT_RETRY_S: Final = (1.0, 300.0)
@@ -156,6 +158,9 @@ class Holding:
         """Of each that has segments: what its newest manifest says."""
         self._to_fetch: dict[ShardId, float] = {}
         """Shards to be loaded, or brought up to their manifest, and when (monotonic), oldest first."""
+        self._turn = 0
+        self._turns: dict[str, int] = {}
+        """When each tenant that waits was last fetched for, as a number that rises."""
         self._in_hand: set[ShardId] = set()
         """Those that a thread is fetching."""
         self._whole: set[ShardId] = set()
@@ -264,6 +269,9 @@ class Holding:
         self._serving = {shard: g for shard, g in every.items() if shard.slot in self._slots}
         for shard in [s for s in (*before, *self._tail.shards) if s not in self._serving]:
             self._forget(shard)
+        self._tail.forget_others(lambda s: s not in self._serving and self._registry.is_over(s))
+        for gone in [s for s in self._stored if s not in self._serving and self._registry.is_over(s)]:
+            del self._stored[gone]
         for shard in self._serving.keys() - before.keys():
             if self._is_eager(shard):
                 self._want(shard)
@@ -359,11 +367,17 @@ class Holding:
             self._fetched(shard, version, self._tried(shard, self._serving[shard]))
 
     def _next(self) -> ShardId | None:
-        now = self._clock.monotonic()
-        unwell = self.stale.keys() | self.failed.keys()
+        """Of those that somebody waits for, the one whose tenant has had its turn longest ago; else whoever is due."""
+        unwell = self.stale.keys() | self.failed.keys() | self._in_hand
         wanted = [w.shard for w in self._waits if w.shard in self._to_fetch and w.shard not in unwell]
-        due = (s for s, at in self._to_fetch.items() if at <= now)
-        return next((s for s in (*wanted, *due) if s not in self._in_hand), None)
+        if wanted:
+            busy = {s.tenant for s in self._in_hand}
+            found = min(wanted, key=lambda s: (s.tenant in busy, self._turns.get(s.tenant, 0)))
+            self._turns[found.tenant] = self._turn = self._turn + 1
+            return found
+        self._turns.clear()
+        now = self._clock.monotonic()
+        return next((s for s, at in self._to_fetch.items() if at <= now and s not in self._in_hand), None)
 
     def _tried(self, shard: ShardId, generation: Generation) -> VicinageError | None:
         """What went wrong; None when the shard is here as its manifest says."""
@@ -392,8 +406,8 @@ class Holding:
                 backend=self._backend,
                 manifest=manifest,
             )
-            made.asked_s = self._clock.monotonic()
             made.adopt(manifest, self._segments(manifest, generation, {}, room))
+            made.asked_s = self._clock.monotonic()
             self._tail.join(made, manifest.sealed)
         _brought_in.inc()
 
@@ -450,7 +464,7 @@ class Holding:
         with self._making_room:
             over = self._resident_bytes() + self._promised - self._residency.bytes_max
             if over > 0:
-                for victim in to_let_go(self._held(but=None), over, self._residency.bytes_max):
+                for victim in to_let_go(self._held(but=None), over, self._residency.bytes_max, partial=True):
                     self._set_down(victim)
 
     def _make_room(self, shard: ShardId, need: int) -> None:
@@ -464,12 +478,21 @@ class Holding:
         over = self._resident_bytes() + self._promised + need - most
         if over <= 0:
             return
-        for victim in to_let_go(self._held(but=shard), over, most):
-            self._set_down(victim)
+        if self._is_asked(shard):  # nobody lets go for what nobody asked for
+            asker = Asker(shard.tenant, self._weights().get(shard.tenant, 1))
+            for victim in to_let_go(self._held(but=shard), over, most, asker=asker, spare=most // SPARE_SHARE):
+                self._set_down(victim)
         if self._resident_bytes() + self._promised + need > most:
             raise NoRoom(
                 "memory is in use by collections that are asked right now", dependency="searcher", retry_after_s=1.0
             )
+
+    def _is_asked(self, shard: ShardId) -> bool:
+        """Whether somebody waits for it, or it is in memory already."""
+        return shard in self._tail.shards or any(wait.shard == shard for wait in self._waits)
+
+    def _weights(self) -> dict[str, int]:
+        return {t.name: CLASS_WEIGHT[t.priority] for t in self._registry.tenants()}
 
     def resident_bytes(self) -> int:
         """Bytes of memory that are accounted for: segments, deltas, and what each shard takes."""
@@ -478,22 +501,25 @@ class Holding:
 
     def _resident_bytes(self) -> int:
         shards = list(self._tail.shards.values())
-        return self._residency.bytes() + sum(s.delta_bytes for s in shards) + len(shards) * SHARD_BYTES
+        return self._residency.bytes() + sum(s.made_bytes() for s in shards) + len(shards) * SHARD_BYTES
 
     def _held(self, *, but: ShardId | None) -> list[Held]:
         """Those that may go; never one that could not be brought in again as it is."""
         now = self._clock.monotonic()
-        weight = {t.name: CLASS_WEIGHT[t.priority] for t in self._registry.tenants()}
+        weight = self._weights()
         with self._known:
-            return [
-                Held(shard, s.held_bytes() + SHARD_BYTES, now - s.asked_s, weight.get(shard.tenant, 1))
-                for shard, s in list(self._tail.shards.items())
-                if shard != but and shard not in self._in_hand and shard not in self.stale
-            ]
+            staying = {but, *self._in_hand, *self.stale}
+        return [
+            Held(shard, s.held_bytes() + SHARD_BYTES, now - s.asked_s, weight.get(shard.tenant, 1))
+            for shard, s in list(self._tail.shards.items())
+            if shard not in staying
+        ]
 
     def _set_down(self, shard: ShardId) -> None:
         """Let go of it; the next question brings it in again."""
         with self._known:
+            if shard in self._in_hand and shard in self._whole:
+                return  # it is being brought up to its manifest by now
             self._whole.discard(shard)
             self._to_fetch.pop(shard, None)
             self._tail.set_down(shard)

@@ -16,7 +16,7 @@ from indexer.segment import Segment
 from vicinage.records import ShardId
 
 IN_USE_S: Final = 1.0
-"""A shard asked within it is not let go of for another."""
+"""A shard asked within it is not let go of for another, unless its tenant holds more than its share."""
 SHARD_BYTES: Final = 8 << 10
 """What a shard in memory takes beside its segments and its delta's rows."""
 SHARE_OF_HOST: Final = 0.5
@@ -33,28 +33,52 @@ class Held:
     weight: int
 
 
-def to_let_go(held: Iterable[Held], need: int, bytes_max: int) -> tuple[ShardId, ...]:
-    """The shards that make room for `need` bytes; none where all that may go would not. Pure.
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """The tenant that needs the room, and its class's weight."""
 
-    Who was not asked for longest goes first. The time counts for more the lower the class, and the more its tenant holds beyond
-    its share: who walks through all that he has lets go of his own.
+    tenant: str
+    weight: int
+
+
+def to_let_go(
+    held: Iterable[Held],
+    need: int,
+    bytes_max: int,
+    *,
+    asker: Asker | None = None,
+    spare: int = 0,
+    partial: bool = False,
+) -> tuple[ShardId, ...]:
+    """The shards that make room for `need` bytes, and for `spare` more where that is easy. Pure.
+
+    None, where all that may go would not make the room, unless `partial`. Who was not asked for longest goes first. The time counts for more the
+    lower the class, and much more where its tenant holds beyond its share: who walks through all that he has lets go of his own.
+    Who was asked just now stays, but for tenants beyond their share.
     """
     every = list(held)
-    idle = [h for h in every if h.idle_s >= IN_USE_S]
-    excess = _excess(every, bytes_max)
+    excess = _excess(every, bytes_max, asker)
+    may_go = [h for h in every if h.idle_s >= IN_USE_S or excess[h.shard.tenant] > 1]
+    if not partial and sum(h.bytes for h in may_go) < need:
+        return ()
+
+    def urgency(h: Held) -> float:
+        return max(h.idle_s, IN_USE_S) * excess[h.shard.tenant] ** 2 / h.weight
+
     going: list[ShardId] = []
-    for h in sorted(idle, key=lambda h: h.idle_s * excess[h.shard.tenant] / h.weight, reverse=True):
-        if need <= 0:
+    left = need + spare
+    for h in sorted(may_go, key=urgency, reverse=True):
+        if left <= 0:
             break
         going.append(h.shard)
-        need -= h.bytes
-    return tuple(going) if need <= 0 else ()
+        left -= h.bytes
+    return tuple(going)
 
 
-def _excess(held: Iterable[Held], bytes_max: int) -> dict[str, float]:
+def _excess(held: Iterable[Held], bytes_max: int, asker: Asker | None) -> dict[str, float]:
     """How many times its fair share of all the bytes each tenant holds; at least 1."""
     bytes_of: dict[str, int] = {}
-    weight_of: dict[str, int] = {}
+    weight_of: dict[str, int] = {asker.tenant: asker.weight} if asker else {}
     for h in held:
         bytes_of[h.shard.tenant] = bytes_of.get(h.shard.tenant, 0) + h.bytes
         weight_of[h.shard.tenant] = h.weight

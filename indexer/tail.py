@@ -24,6 +24,8 @@ POLL_S: Final = 0.25
 POLL_BYTES: Final = 16 << 20
 NEAR: Final = 16
 """Rows of a shard that stand as near to one another are read in one go, with what stands between them."""
+JOIN_TURNS: Final = 20
+"""After so many a shard whose rows keep coming joins while its slot's tail stands still."""
 NEAR_BYTES: Final = 1 << 20
 RETRY_S: Final = 0.5
 LAGS_KEPT: Final = 500
@@ -111,12 +113,17 @@ class Tail:
     def join(self, shard: Shard, sealed: int) -> None:
         """Bring a shard that is complete up to `sealed` to where its slot is, and hand it every row from there on. Raises Corrupt."""
         slot = shard.id.slot
-        reached = self.watermark(slot)
-        self._catch_up(shard, sealed, reached)
-        with self._writing:
-            self._catch_up(shard, reached, self.watermark(slot))
-            self.shards[shard.id] = shard
-            self._passed.pop(shard.id, None)
+        for turn in range(JOIN_TURNS):  # the log is read while others go on; rows that came meanwhile, in the next turn
+            reached = self.watermark(slot)
+            self._catch_up(shard, sealed, reached)
+            sealed = reached
+            with self._writing:
+                if turn + 1 < JOIN_TURNS and any(at >= reached for at in self._passed.get(shard.id, ())):
+                    continue
+                self._catch_up(shard, reached, self.watermark(slot))
+                self.shards[shard.id] = shard
+                self._passed.pop(shard.id, None)
+                return
 
     def set_down(self, shard: ShardId) -> None:
         """Hand it no more rows, and note where those stand that no segment has; a no-op where it takes none."""
@@ -136,6 +143,12 @@ class Tail:
         with self._writing:
             self.shards.pop(shard, None)
             self._passed.pop(shard, None)
+
+    def forget_others(self, is_over: Callable[[ShardId], bool]) -> None:
+        """Keep nothing of shards that are over: of deleted collections, and of generations before the live one."""
+        with self._writing:
+            for shard in [s for s in self._passed if is_over(s)]:
+                del self._passed[shard]
 
     def forget_what_passed(self) -> None:
         """Segments may know less than was noted: whoever joins reads the log from there on, every record."""

@@ -33,7 +33,7 @@ SHARES = {0.5: 500, 0.1: 100, 0.01: 10, 0.001: 1}
 """Selectivity → the bound of `{"g": {"$lt": bound}}`, where g is a random number below 1,000."""
 KNOWN = 256
 """Recent questions of the collection, on which effort curves are measured (docs/decisions/010)."""
-CHURNED = 20_000
+CHURNED = 10_000
 """Passages that are replaced again and again."""
 ROUNDS = 10
 REPLACED = 0.3

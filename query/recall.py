@@ -31,6 +31,9 @@ QUEUE_MAX: Final = 256
 WINDOW: Final = 2_000
 """Samples kept of each collection."""
 DEADLINE_S: Final = 5.0
+HALF_ERROR: Final = 0.01
+SAMPLES_MAX: Final = 4_096
+"""Collections that are remembered, at most 0.2 MB each."""
 KEEP_S: Final = 600.0
 """How often the questions of a collection are kept anew."""
 Keep = Callable[[Generation, Floats], None]
@@ -137,8 +140,12 @@ class RecallMonitor:
         if self._keep is None or not offer.effort:
             return
         sample, now = self._sample(offer.plan), time.monotonic()
-        sample.questions.append(offer.plan.queries[0].vectors[0].astype(np.float16))
-        if len(sample.questions) < ENOUGH or (sample.kept_s is not None and now - sample.kept_s < KEEP_S):
+        vector = offer.plan.queries[0].vectors[0]
+        if not _fits_half(vector):
+            return
+        sample.questions.append(vector.astype(np.float16))
+        enough = ENOUGH if sample.kept_s is None else QUESTIONS_MAX
+        if len(sample.questions) < enough or (sample.kept_s is not None and now - sample.kept_s < KEEP_S):
             return
         sample.kept_s = now
         vectors = np.array(sample.questions, np.float32)
@@ -162,8 +169,14 @@ class RecallMonitor:
         return collection.objectives.recall + (sample.correction.added if sample else 0.0)
 
     def _sample(self, plan: Plan) -> Sample:
+        """That of the plan's generation; beyond SAMPLES_MAX the one that was asked for longest ago is forgotten."""
         g = plan.generation
-        return self._samples.setdefault((g.tenant, g.collection, g.number), Sample())
+        name = (g.tenant, g.collection, g.number)
+        sample = self._samples.pop(name) if name in self._samples else Sample()
+        self._samples[name] = sample
+        if len(self._samples) > SAMPLES_MAX:
+            del self._samples[next(iter(self._samples))]
+        return sample
 
     def report(
         self, targets: dict[tuple[str, str], float], tenant: str | None = None, collection: str | None = None
@@ -174,6 +187,13 @@ class RecallMonitor:
             for name, sample in sorted(self._samples.items())
             if name[:2] in targets and tenant in (None, name[0]) and collection in (None, name[1]) and sample.measured
         ]
+
+
+def _fits_half(vector: Floats) -> bool:
+    """Whether float16 holds it within a hundredth: of long or tiny vectors it holds nothing."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = float(np.linalg.norm(vector.astype(np.float16).astype(np.float32) - vector))
+    return off <= HALF_ERROR * float(np.linalg.norm(vector))
 
 
 def recall_of(served: Sequence[Hit], exact: Sequence[Hit]) -> float:

@@ -29,7 +29,8 @@ class Questions:
         newest = np.ascontiguousarray(vectors[-QUESTIONS_MAX:], np.float16)
         active = select(_C.c.name).where(_C.c.tenant == tenant, _C.c.name == collection, _C.c.state == "active")
         with change(self._engine) as connection:
-            if connection.execute(active).first() is None:
+            # The row is held: of two gateways that keep at once one waits, and so does whoever deletes the collection.
+            if connection.execute(active.with_for_update()).first() is None:
                 return
             connection.execute(delete(_Q).where(_Q.c.tenant == tenant, _Q.c.collection == collection))
             connection.execute(

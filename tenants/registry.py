@@ -34,6 +34,7 @@ from tenants.entities import (
 from vicinage.catalog import change, look
 from vicinage.clock import Clock
 from vicinage.errors import Conflict, NotFound, Refused
+from vicinage.records import ShardId
 
 TENANT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 COLLECTION_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
@@ -143,6 +144,13 @@ class Registry:
         if found is None or found.state == "deleted":
             raise NotFound(f"there is no collection {name!r}")
         return found
+
+    def is_over(self, shard: ShardId) -> bool:
+        """Whether the shard's generation is known to be gone for good: numbers only rise."""
+        found = self._view.collections.get((shard.tenant, shard.collection))
+        if found is None or shard.generation > found.live:
+            return False
+        return found.state == "deleted" or all(g.number != shard.generation for g in found.generations)
 
     def collections(self, tenant: str | None = None) -> tuple[Collection, ...]:
         """All collections that are not deleted, of one tenant or of all."""

@@ -239,7 +239,7 @@ def _walk_allowed(index: Index, queries: Floats, k: int, effort: int, beam: int,
 
 def _probe(index: Index, queries: Floats, k: int, lists: int, allowed: Mask | None) -> tuple[Floats, Rows]:
     """Lists: FAISS honours a selector inside each. Beyond the last list only the candidates become more."""
-    take = k * max(LIST_CANDIDATES, lists // 5) if index.coded else k
+    take = min(k * max(LIST_CANDIDATES, lists // 5), int(index.faiss.ntotal)) if index.coded else k
     parameters = faiss.SearchParametersIVF(nprobe=min(lists, int(index.faiss.nlist)), sel=_selector(allowed))
     return index.faiss.search(queries, take, params=parameters)  # type: ignore[no-any-return]
 

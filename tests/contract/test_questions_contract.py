@@ -1,7 +1,7 @@
 """What is kept of recent questions, over SQLite and a real PostgreSQL."""
 
 import numpy as np
-from catalogs import House, make
+from catalogs import House, at_once, make
 
 from tenants.questions import QUESTIONS_MAX
 
@@ -38,3 +38,11 @@ def test_they_go_with_the_collection_and_come_to_none_that_is_gone(house: House)
     assert questions.of(of.tenant, of.collection, of.model, 4) is None
     questions.keep(of.tenant, of.collection, of.model, vectors(3))
     assert questions.of(of.tenant, of.collection, of.model, 4) is None
+
+
+def test_of_many_who_keep_at_once_nobody_fails_and_one_set_stays(house: House) -> None:
+    of = make(house)
+    questions = house.manifests.questions
+    at_once(8, lambda i: [questions.keep(of.tenant, of.collection, of.model, vectors(3, first=i)) for _ in range(5)])
+    held = questions.of(of.tenant, of.collection, of.model, 4)
+    assert held is not None and any(np.array_equal(held, vectors(3, first=i)) for i in range(8))

@@ -594,8 +594,8 @@ def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Ground)
         searcher.submit(ShardQuery(batching, unit(0)[None], 1), Deadline.after(60))
         assert gate.entered.wait(5)
         for i in range(640):
-            for shard, k in ((batching, 1), (single, 1 + i)):
-                asked = searcher.submit(ShardQuery(shard, unit(0)[None], k), Deadline.after(60))
+            for shard, recall in ((batching, 0.5), (single, i / 1_000)):  # what differs is not gathered
+                asked = searcher.submit(ShardQuery(shard, unit(0)[None], 1, recall=recall), Deadline.after(60))
                 asked.add_done_callback(lambda _, name=shard.tenant: order.append(name))
         gate.open.set()
         eventually(lambda: len(order) == 1_280)
@@ -630,6 +630,7 @@ def test_a_scan_of_many_rows_costs_its_tenant_more_than_a_look_at_few(base: Grou
         reach(searcher, {big.slot: send(base, big, message(rows, 1_024))})
         assert searcher._cost(small) == searcher._cost(replace(small, exact=True)) == 3
         assert searcher._cost(replace(small, vectors=np.ones((5, 1_024), np.float32))) == 15
+        assert searcher._cost(replace(small, k=1_000)) == 33, "and so does who wants many hits"
 
 
 def test_stopping_is_quick_and_tells_everybody_who_waits(base: Ground) -> None:

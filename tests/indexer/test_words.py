@@ -247,7 +247,7 @@ def test_a_question_for_words_costs_with_its_words_and_rows(base: Ground) -> Non
         short, long = searcher._cost(asked(docs, "two words")), searcher._cost(asked(docs, "word " * 6_000))
         assert (short, long) == (1, 1 + lexical.TERMS_MAX * 5_000 // (1 << 18))
         both = replace(asked(docs, "word " * 6_000), mode="hybrid", vectors=unit(0)[None])
-        assert searcher._cost(both) == long + searcher._cost(ShardQuery(docs, unit(0)[None], 1))
+        assert searcher._cost(both) == long + searcher._cost(ShardQuery(docs, unit(0)[None], both.k))
 
 
 class SlowFor:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from query.interval import ENOUGH, interval
 from query.plan import Plan, Question, make_plan
-from query.recall import QUEUE_MAX, RecallMonitor, recall_of
+from query.recall import QUEUE_MAX, RecallMonitor, _fits_half, recall_of
 from query.scatter import Searchers
 from tenants.entities import Collection, Generation, Objectives
 from vicinage.clock import Deadline
@@ -275,3 +275,9 @@ def test_a_catalog_that_is_away_harms_no_measuring() -> None:
     offers = [(plan(), hits("abc"))] * (ENOUGH + 5)
     [row] = measure(Drawer(), offers, keep=away)
     assert row["n"] == ENOUGH + 5
+
+
+def test_a_question_that_half_precision_does_not_hold_is_not_kept() -> None:
+    assert _fits_half(np.array([0.6, 0.8], np.float32))
+    assert not _fits_half(np.array([1e5, 0], np.float32))
+    assert not _fits_half(np.array([1e-9, 1e-9], np.float32))
