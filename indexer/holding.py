@@ -464,8 +464,7 @@ class Holding:
         with self._making_room:
             over = self._resident_bytes() + self._promised - self._residency.bytes_max
             if over > 0:
-                for victim in to_let_go(self._held(but=None), over, self._residency.bytes_max, partial=True):
-                    self._set_down(victim)
+                self._let_go(to_let_go(self._held(but=None), over, self._residency.bytes_max, partial=True))
 
     def _make_room(self, shard: ShardId, need: int) -> None:
         most = self._residency.bytes_max
@@ -480,8 +479,7 @@ class Holding:
             return
         if self._is_asked(shard):  # nobody lets go for what nobody asked for
             asker = Asker(shard.tenant, self._weights().get(shard.tenant, 1))
-            for victim in to_let_go(self._held(but=shard), over, most, asker=asker, spare=most // SPARE_SHARE):
-                self._set_down(victim)
+            self._let_go(to_let_go(self._held(but=shard), over, most, asker=asker, spare=most // SPARE_SHARE))
         if self._resident_bytes() + self._promised + need > most:
             raise NoRoom(
                 "memory is in use by collections that are asked right now", dependency="searcher", retry_after_s=1.0
@@ -515,11 +513,16 @@ class Holding:
             if shard not in staying
         ]
 
+    def _let_go(self, shards: Iterable[ShardId]) -> None:
+        """Set these down, but for what is being brought up to its manifest by now."""
+        for shard in shards:
+            with self._known:
+                if shard not in self._in_hand:
+                    self._set_down(shard)
+
     def _set_down(self, shard: ShardId) -> None:
         """Let go of it; the next question brings it in again."""
         with self._known:
-            if shard in self._in_hand and shard in self._whole:
-                return  # it is being brought up to its manifest by now
             self._whole.discard(shard)
             self._to_fetch.pop(shard, None)
             self._tail.set_down(shard)

@@ -18,10 +18,14 @@ from rows import message, unit
 from test_searcher import D, Gate, ask, bring_in, collection, one, reach, seal, searching, send, shard_of
 
 from cluster.wiring import Ground
+from indexer.backends import open_backend
 from indexer.holding import EAGER_PASSAGES
 from indexer.residency import IN_USE_S, SHARD_BYTES, Asker, Held, to_let_go
+from indexer.seal import Builder
+from indexer.segment import newest
 from tenants import provisioning
 from tenants.entities import Collection
+from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Deadline, ManualClock
 from vicinage.errors import Corrupt, Unavailable
@@ -242,6 +246,20 @@ def test_a_shard_that_can_never_fit_is_refused_with_what_to_do(base: Ground) -> 
         pytest.raises(Unavailable, match="resident_bytes_max"),
     ):
         ask(searcher, docs)
+
+
+def test_a_shard_with_no_room_for_its_old_and_new_segments_at_once_is_brought_in_anew(base: Ground) -> None:
+    of, docs = sealed(base, "docs")
+    with searching(base, resident_bytes_max=int(1.5 * room_for(base, docs))) as searcher:
+        assert len(ask(searcher, docs)) == 3
+        old = base.manifests.of(docs, start=0)
+        lease = Leases(base.engine, base.clock).acquire(f"slot/{docs.slot}", "test", ttl_s=30)
+        builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
+        ref = builder.write(docs, of.generation(), *newest([one(f"docs-{i}", i + 1) for i in range(3)]))
+        new = base.manifests.swap(old, segments=(ref,), sealed=old.sealed, lease=lease)
+        eventually(lambda: docs not in searcher.tail.shards)
+        assert len(ask(searcher, docs)) == 3
+        assert searcher.tail.shards[docs].snapshot.manifest == new
 
 
 def test_bytes_are_counted_until_the_last_search_in_them_has_ended(base: Ground) -> None:
