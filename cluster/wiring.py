@@ -116,7 +116,7 @@ def build_gateway(
 
     rates = Rates()
     cache = EmbeddingCache(base.settings.gateway.embedding_cache_bytes_max)
-    gathering: dict[str, GatheringEmbedder] = {}
+    gathering: list[GatheringEmbedder] = []
     caching: dict[str, CachingEmbedder] = {}
 
     def embedder_for(model: str) -> CachingEmbedder:
@@ -124,15 +124,15 @@ def build_gateway(
             entry = base.registry.model(model)
             client = _embedder(base, entry, embedder_key)
             assert isinstance(client, OpenAIEmbedder), "every kind of embedder is reached over HTTP"
-            gathering[model] = GatheringEmbedder(client)
-            caching[model] = CachingEmbedder(gathering[model], entry, cache)
+            gathering.append(GatheringEmbedder(client))
+            caching[model] = CachingEmbedder(gathering[-1], entry, cache)
         return caching[model]
 
     def keep_questions(of: Generation, vectors: Floats) -> None:
         base.manifests.questions.keep(of.tenant, of.collection, of.model, vectors)
 
     async def close_embedders() -> None:
-        for each in gathering.values():
+        for each in gathering:
             await each.aclose()
 
     async def embedder_ready() -> bool:

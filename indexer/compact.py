@@ -85,9 +85,12 @@ def compact(
 
 def logged_together(refs: Sequence[SegmentRef]) -> tuple[int, int] | None:
     """The offsets between which all that these were sealed from lies in the log; None where that is not known of each. Pure."""
-    firsts, ends = [r.first for r in refs if r.first is not None], [r.end for r in refs if r.end is not None]
-    known = refs and len(firsts) == len(ends) == len(refs)
-    return (min(firsts), max(ends)) if known else None
+    logged = [at for at in (r.logged() for r in refs) if at is not None]
+    return (
+        (min(first for first, _ in logged), max(end for _, end in logged))
+        if refs and len(logged) == len(refs)
+        else None
+    )
 
 
 def _exchanged(current: Manifest, gone: set[str], merged: SegmentRef | None) -> tuple[SegmentRef, ...]:

@@ -25,7 +25,7 @@ from tenants.entities import CLASS_WEIGHT, Generation, Manifest
 from tenants.manifests import Manifests
 from tenants.registry import Registry
 from vicinage.catalog import unreachable
-from vicinage.clock import Clock, Deadline
+from vicinage.clock import Clock, Deadline, longer
 from vicinage.errors import Corrupt, NotFound, Overloaded, Unavailable, VicinageError
 from vicinage.records import ShardId
 from vicinage.settings import SearcherSettings
@@ -49,12 +49,6 @@ _stale = gauge(
     "vicinage_searcher_stale_shards",
     "shards searched as of an older manifest, since a segment of the newest is corrupt",
 )
-
-
-def longer(wait_s: float | None) -> float:
-    """How long what is corrupt is let be, after it was for so long. Pure."""
-    least, most = CORRUPT_RETRY_S
-    return least if wait_s is None else min(2 * wait_s, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +236,7 @@ class Holding:
         try:
             # Before the manifests: those of a generation that is live here name all that was copied into it.
             catalog = self._registry.refresh()
-            every = serving(self._registry)
+            every = serving(self._registry) if catalog != self._catalog else None
             change, changed = self._manifests.changed_since(self._change, self._slots)
         except Unavailable as error:
             self._away = unreachable(error)
@@ -251,12 +245,11 @@ class Holding:
             if change < self._change:
                 self._tail.forget_what_passed()  # a catalog restored from a backup
             self._change, self._away = change, False
-            news = catalog != self._catalog
-            if news:
+            if every is not None:
                 self._see(every)
             for manifest in changed:
                 self._see_manifest(manifest)
-            if news:
+            if every is not None:
                 self._whole.update(s for s in self._tail.shards if self._has_all(s))
             for wait in self._waits:
                 self._want(wait.shard)
@@ -335,7 +328,7 @@ class Holding:
 
     def _sealed(self, shard: ShardId, generation: Generation) -> int:
         stored = self._stored.get(shard)
-        return stored.sealed if stored else generation.starts[generation.slots.index(shard.slot)]
+        return stored.sealed if stored else generation.start(shard.slot)
 
     def not_resident(self, shard: ShardId, watermark: int) -> ShardStats | None:
         """What is known of a shard that may be asked and is not in memory."""
@@ -383,7 +376,7 @@ class Holding:
         """What went wrong; None when the shard is here as its manifest says."""
         held = self._tail.shards.get(shard)
         try:
-            manifest = self._manifests.of(shard, start=generation.starts[generation.slots.index(shard.slot)])
+            manifest = self._manifests.of(shard, start=generation.start(shard.slot))
             if held is None:
                 self._load(shard, generation, manifest)
             elif manifest.version > held.snapshot.manifest.version:
@@ -568,13 +561,13 @@ class Holding:
         else:
             self._fail(shard, error)
             if isinstance(error, Damaged):  # it may be put back, or found whole; rows in the log stay as they are
-                self._again_s[shard] = wait_s = longer(self._again_s.get(shard))
+                self._again_s[shard] = wait_s = longer(self._again_s.get(shard), CORRUPT_RETRY_S)
                 self._to_fetch[shard] = self._clock.monotonic() + wait_s
 
     def _let_be(self, shard: ShardId, corrupt: Corrupt) -> None:
         """Serve on from what is held, and try the manifest again later and later."""
         before = self.stale.get(shard)
-        wait_s = longer(before.wait_s if before else None)
+        wait_s = longer(before.wait_s if before else None, CORRUPT_RETRY_S)
         self.stale[shard] = Stale(corrupt.detail, wait_s)
         self._to_fetch[shard] = self._clock.monotonic() + wait_s
         _event.error("manifest not adopted", shard=str(shard), error=corrupt.detail, path=corrupt.path, retry_s=wait_s)

@@ -22,6 +22,7 @@ from indexer.segment import (
     Role,
     converted,
     newest,
+    no_deletes,
     opened,
     outdated,
     read_documents,
@@ -31,10 +32,10 @@ from indexer.serving import generation_of
 from tenants.entities import Damage, Generation, Lease, Manifest, SegmentRef
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
-from vicinage.clock import Clock
+from vicinage.clock import Clock, longer
 from vicinage.errors import Conflict, Corrupt, NotFound, Unavailable, VicinageError
 from vicinage.faults import crash_point
-from vicinage.log import Log
+from vicinage.log import Log, read_between
 from vicinage.records import ShardId
 from vicinage.store import Store
 from vicinage.telemetry import counter, events, gauge
@@ -139,8 +140,7 @@ class Mending:
             self._looked = -1e9  # there may be more
 
     def _later(self, damage: Damage) -> None:
-        least, most = AGAIN_S
-        wait_s = min(2 * self._waits[damage.path][1], most) if damage.path in self._waits else least
+        wait_s = longer(self._waits[damage.path][1] if damage.path in self._waits else None, AGAIN_S)
         self._waits[damage.path] = self._clock.monotonic() + wait_s, wait_s
 
     def _mend(self, damage: Damage) -> None:
@@ -191,7 +191,7 @@ class Mending:
         for damaged in broken.values():  # those too that nobody had met: their bytes are kept for a while
             self._builder.loading().note(shard, ref, damaged)
         live, deletes = self._recovered(shard, generation, ref, broken)
-        rebuilt = self._builder.write(shard, generation, live, deletes, logged=logged_by(ref))
+        rebuilt = self._builder.write(shard, generation, live, deletes, logged=ref.logged())
         crash_point("mend.after_put_before_swap")
         self._builder.publish(shard, generation, lease, partial(_exchanged, ref, rebuilt))
         crash_point("mend.after_swap")
@@ -217,7 +217,7 @@ class Mending:
         records = self._records(shard, generation, ref) if "log" in (how.rows, how.deletes) else []
         if how.rows == "log":
             rows, _ = newest(exactly(records, documents) if documents is not None else records)
-        deletes = documents.deletes() if documents is not None else _no_deletes()
+        deletes = documents.deletes() if documents is not None else no_deletes()
         assert rows is not None, "from the segment, or from the log"
         if how.deletes == "log":
             deletes = _deleted(records, rows)
@@ -226,7 +226,7 @@ class Mending:
 
     def _is_logged(self, shard: ShardId, ref: SegmentRef) -> bool:
         """Whether the log still has every record that the segment was sealed from."""
-        logged = logged_by(ref)
+        logged = ref.logged()
         return (
             logged is not None
             and self._log.begin(VECTORS_TOPIC, shard.slot) <= logged[0]
@@ -237,11 +237,8 @@ class Mending:
         """The shard's rows in the log, from where the segment begins to where it ends."""
         key = rows_key(shard.tenant, shard.collection, shard.generation)
         found = [pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))]
-        start, end = logged_by(ref) or (0, 0)
-        while start < end and (run := self._log.read(VECTORS_TOPIC, shard.slot, start)):
-            ours = [s for s in run if s.offset < end and s.record.key == key]
-            found.extend(decode_rows(s.record.value or b"").batch for s in ours)
-            start = run[-1].offset + 1
+        logged = read_between(self._log, VECTORS_TOPIC, shard.slot, *(ref.logged() or (0, 0)))
+        found.extend(decode_rows(s.record.value or b"").batch for s in logged if s.record.key == key)
         return found
 
 
@@ -258,11 +255,6 @@ def verified(ref: SegmentRef, role: Role, store: Store) -> None:
         raise Damaged(f"older format: {old}", path=stored.path, role=role, fault="format")
 
 
-def logged_by(ref: SegmentRef) -> tuple[int, int] | None:
-    """The offsets between which all that it was sealed from lies in the log; None where that is not known. Pure."""
-    return None if ref.first is None or ref.end is None else (ref.first, ref.end)
-
-
 def _converted(ref: SegmentRef, store: Store) -> pa.RecordBatch | None:
     """The rows of a segment in the columns of an older version; None where they cannot be read either."""
     try:
@@ -277,10 +269,6 @@ def _deleted(records: Sequence[pa.RecordBatch], live: pa.RecordBatch) -> pa.Reco
     _, deletes = newest(records)
     lives = pc.is_in(deletes.column("document_id"), value_set=live.column("document_id").unique())
     return deletes.filter(pc.invert(lives))
-
-
-def _no_deletes() -> pa.RecordBatch:
-    return pa.record_batch({"document_id": pa.array([], pa.utf8()), "version": pa.array([], pa.int64())})
 
 
 def _check_complete(ref: SegmentRef, rows: pa.RecordBatch, deletes: pa.RecordBatch, *, exact: bool) -> None:

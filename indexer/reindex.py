@@ -19,14 +19,14 @@ import pyarrow as pa
 
 from indexer.backends import choose
 from indexer.seal import Builder
-from indexer.segment import Damaged, document_runs, newest
+from indexer.segment import Damaged, document_runs, newest, no_deletes
 from tenants.entities import Generation, Group, Job, Lease, Manifest, SegmentRef
 from tenants.jobs import ENDED, Jobs
 from tenants.provisioning import VECTORS_TOPIC, placer
 from tenants.registry import Registry
 from vicinage.errors import Conflict, NotFound, Overloaded, Refused, Unavailable, VicinageError
 from vicinage.faults import crash_point
-from vicinage.log import Log
+from vicinage.log import Log, read_between
 from vicinage.records import Floats, ShardId
 from vicinage.routing import shard_of
 from vicinage.telemetry import events
@@ -204,11 +204,9 @@ class Reindex:
         batches = [pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))]
         for segment in self._builder.loading().segments(shard, manifest.segments, generation.metric):
             batches.extend([segment.rows, _deletions(segment.deleted, segment.version, generation.dimension)])
-        name, start = rows_key(shard.tenant, shard.collection, shard.generation), manifest.sealed
-        while start < end and (run := self._log.read(VECTORS_TOPIC, shard.slot, start)):
-            ours = [s for s in run if s.offset < end and s.record.key == name]
-            batches.extend(decode_rows(s.record.value or b"").batch for s in ours)
-            start = run[-1].offset + 1
+        name = rows_key(shard.tenant, shard.collection, shard.generation)
+        logged = read_between(self._log, VECTORS_TOPIC, shard.slot, manifest.sealed, end)
+        batches.extend(decode_rows(s.record.value or b"").batch for s in logged if s.record.key == name)
         live, _ = newest(batches)
         return live
 
@@ -217,11 +215,10 @@ class Reindex:
             part = self._embedded_again(part, new, tenant)
         ids = part.column("document_id").to_pylist()
         homes = np.array([shard_of(i, len(new.slots)) for i in ids], np.int64)
-        nothing = pa.record_batch({"document_id": pa.array([], pa.utf8()), "version": pa.array([], pa.int64())})
         for place, shard in enumerate(new.shards()):
             rows = part.filter(pa.array(homes == place))
             if rows.num_rows:
-                segment = self._builder.write(shard, new, rows, nothing)
+                segment = self._builder.write(shard, new, rows, no_deletes())
                 self._builder.publish(shard, new, self._lease(shard.slot), partial(_with, segment))
 
     def _embedded_again(self, part: pa.RecordBatch, new: Generation, tenant: str) -> pa.RecordBatch:

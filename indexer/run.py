@@ -145,7 +145,7 @@ class Indexer:
         self._registry.refresh()
         manifests = {m.shard: m for m in found}
         in_slot = {shard: g for shard, g in serving(self._registry).items() if shard.slot == slot}
-        sealed = {s: manifests[s].sealed if s in manifests else _start(s, g) for s, g in in_slot.items()}
+        sealed = {s: manifests[s].sealed if s in manifests else g.start(s.slot) for s, g in in_slot.items()}
         start = min(sealed.values(), default=end)
         self._reader.add(VECTORS_TOPIC, slot, start)
         self._sealed |= sealed
@@ -266,7 +266,11 @@ class Indexer:
         generation = generation_of(self._registry, shard)
         pending = self._pending.get(shard)
         place = pending.first() if pending else self._places[shard.slot]
-        if generation is None or shard in self._halted or place <= self._sealed.get(shard, _start(shard, generation)):
+        if (
+            generation is None
+            or shard in self._halted
+            or place <= self._sealed.get(shard, generation.start(shard.slot))
+        ):
             return
         try:
             moved = self._builder.publish(shard, generation, self.lease(shard.slot), lambda m: m.segments, sealed=place)
@@ -278,7 +282,3 @@ class Indexer:
     def stats(self) -> dict[str, Any]:
         """What waits to be sealed."""
         return {"pending_passages": sum(p.passages for p in self._pending.values()), "slots": sorted(self._leases)}
-
-
-def _start(shard: ShardId, generation: Generation) -> int:
-    return generation.starts[generation.slots.index(shard.slot)]

@@ -119,7 +119,7 @@ class Builder:
 
     def current(self, shard: ShardId, generation: Generation) -> Manifest:
         """The shard's manifest as it is now."""
-        return self.manifests.of(shard, start=generation.starts[generation.slots.index(shard.slot)])
+        return self.manifests.of(shard, start=generation.start(shard.slot))
 
     def publish(
         self,

@@ -260,6 +260,11 @@ def newest(batches: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.Record
     return rows.take(pa.array(order)), deletes
 
 
+def no_deletes() -> pa.RecordBatch:
+    """Deletions as `newest` gives them, of nobody."""
+    return pa.record_batch({"document_id": pa.array([], pa.utf8()), "version": pa.array([], pa.int64())})
+
+
 def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     try:
         return pa.concat_batches([b.replace_schema_metadata(None) for b in batches])

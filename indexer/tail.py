@@ -9,13 +9,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final
 
 from indexer.shard import Shard
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import Corrupt, DeadlineExceeded, Unavailable
-from vicinage.log import Log, Stored
+from vicinage.log import Log, Stored, read_between
 from vicinage.records import ShardId
 from vicinage.telemetry import counter, events, histogram
 from vicinage.wire import decode_rows, parse_rows_key, rows_key
@@ -167,15 +168,11 @@ class Tail:
     def _missed(self, shard: ShardId, start: int, end: int) -> Iterator[Stored]:
         """Records from `start` to `end`, the shard's among them: every one before `_begun`, then those that passed and what is near."""
         begun = min(end, self._begun.get(shard.slot, end))
-        yield from self._read(shard.slot, start, begun, POLL_BYTES)
+        read = partial(read_between, self._log, VECTORS_TOPIC, shard.slot)
+        yield from read(start, begun, bytes_max=POLL_BYTES)
         passed = [at for at in tuple(self._passed.get(shard, ())) if max(start, begun) <= at < end]
         for first, last in _near(passed):
-            yield from self._read(shard.slot, first, last + 1, POLL_BYTES if last > first else NEAR_BYTES)
-
-    def _read(self, slot: int, start: int, end: int, bytes_max: int) -> Iterator[Stored]:
-        while start < end and (run := self._log.read(VECTORS_TOPIC, slot, start, bytes_max=bytes_max)):
-            yield from (stored for stored in run if stored.offset < end)
-            start = run[-1].offset + 1
+            yield from read(first, last + 1, bytes_max=POLL_BYTES if last > first else NEAR_BYTES)
 
     # the tail thread
 

@@ -39,7 +39,7 @@ def floors(
     sealed = {m.shard: m.sealed for m in manifests}
     found = {slot: ends[slot] for slot in slots}
     for shard, generation in served.items():
-        place = sealed.get(shard, generation.starts[generation.slots.index(shard.slot)])
+        place = sealed.get(shard, generation.start(shard.slot))
         found[shard.slot] = min(found[shard.slot], place)
     return found
 

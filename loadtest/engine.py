@@ -229,7 +229,8 @@ def batch_of(
 
 if __name__ == "__main__":
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
-    every = bench.vectors_of(bench.passages(max(bench.KEPT, n + 2_000)), max(bench.KEPT, n + 2_000))
+    kept = max(bench.KEPT, n + 2_000)
+    every = bench.vectors_of(bench.passages(kept), kept)
     base, asked, made = np.ascontiguousarray(every[:n]), every[-2_000:], bench.Report()
     truth_ = bench.exact(base, asked)
     measure(made, base, asked, truth_, bench.raw_faiss(made, base, asked, truth_))

@@ -18,7 +18,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent))
 import load
-from bench import BUILD, WORDS, K, Report, ingest_vectors, passages, raw_encode, settle, vectors_of
+from bench import BUILD, KEPT, WORDS, K, Report, ingest_vectors, passages, raw_encode, settle, vectors_of
 from running import Platform, end_when_told, running
 
 from ingest.embedding.batcher import Item
@@ -83,7 +83,8 @@ def main() -> None:
     args = parser.parse_args()
     end_when_told()
     report, n = Report(), args.passages
-    everything, vectors = passages(102_000), vectors_of(passages(102_000), 102_000)
+    everything = passages(KEPT)
+    vectors = vectors_of(everything, KEPT)
     short = [" ".join(t.split()[:WORDS]) for t in everything[n : n + args.questions]]
     if args.forms:
         forms(report, short[:48])

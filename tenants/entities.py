@@ -127,6 +127,10 @@ class Generation:
         """Its shards, in order."""
         return tuple(ShardId(self.tenant, self.collection, self.number, slot) for slot in self.slots)
 
+    def start(self, slot: int) -> int:
+        """The offset of that slot below which no row of this generation exists."""
+        return self.starts[self.slots.index(slot)]
+
 
 @dataclass(frozen=True, slots=True)
 class Collection:
@@ -170,6 +174,10 @@ class SegmentRef:
     first: int | None = None
     """Every record that it was sealed from lies in the vectors log from here to before `end`. None: some are in no log, or nobody knows."""
     end: int | None = None
+
+    def logged(self) -> tuple[int, int] | None:
+        """The offsets between which all that it was sealed from lies in the log; None where that is not known."""
+        return None if self.first is None or self.end is None else (self.first, self.end)
 
     def bytes(self) -> int:
         """Bytes it takes in the store."""

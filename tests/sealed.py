@@ -72,7 +72,7 @@ def append(base: Ground, generation: Generation, *rows: Row) -> None:
 def loaded(base: Ground, shard: ShardId, generation: Generation) -> Shard:
     """The shard as a searcher that starts now has it: segments, then the log from `sealed`."""
     backend = open_backend()
-    start = generation.starts[generation.slots.index(shard.slot)]
+    start = generation.start(shard.slot)
     manifest = base.manifests.of(shard, start=start)
     made = Shard(
         shard,

@@ -6,6 +6,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
+def longer(wait_s: float | None, bounds_s: tuple[float, float]) -> float:
+    """How long to wait after having waited `wait_s` (None: not yet): the least first, then twice as long each time, up to the most."""
+    least, most = bounds_s
+    return least if wait_s is None else min(2 * wait_s, most)
+
+
 class Clock(Protocol):
     """What the platform asks of time."""
 

@@ -247,9 +247,9 @@ def test_while_a_segment_is_rebuilt_the_others_and_the_shard_as_it_was_are_serve
         assert base.manifests.quarantine.barred(other) == frozenset()
         store.go_on.set()
         mending.join(20)
-        eventually(lambda: not asyncio.run(searcher.stats()).stale)
+        eventually(lambda: [s.segments for s in asyncio.run(searcher.stats("acme")).shards] == [1])
+        assert not asyncio.run(searcher.stats()).stale
         assert found(searcher, base) == names
-        assert [s.segments for s in asyncio.run(searcher.stats("acme")).shards] == [1]
     base.close()
 
 

@@ -4,7 +4,7 @@ Law 2: `append` returns only when the records survive a kill -9 and a power cut.
 Law 3: a consumer group's position is a hint where to start; whoever reads makes replay harmless.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -135,6 +135,15 @@ class Log(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+def read_between(
+    log: Log, topic: str, partition: int, start: int, end: int, *, bytes_max: int = 4 << 20
+) -> Iterator[Stored]:
+    """The records from `start` up to `end` (exclusive), read `bytes_max` at a time. Raises as Log.read does."""
+    while start < end and (run := log.read(topic, partition, start, bytes_max=bytes_max)):
+        yield from (stored for stored in run if stored.offset < end)
+        start = run[-1].offset + 1
 
 
 def open_log(url: str) -> Log:
