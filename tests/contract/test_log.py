@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,15 @@ def test_positions_are_kept_per_group_and_partition(log: Log, topic: str) -> Non
     log.commit(group, {(topic, 0): 5})
     assert log.committed(group, [(topic, 0), (topic, 1)]) == {(topic, 0): 5, (topic, 1): 4}
     assert log.committed("another", [(topic, 0)]) == {}
+
+
+def test_many_threads_commit_at_once(log: Log, topic: str) -> None:
+    groups = [f"g-{uuid.uuid4().hex[:8]}" for _ in range(16)]
+    positions = [{(topic, 0): n, (topic, 1): n + 1} for n in range(1, 51)]
+    with ThreadPoolExecutor(len(groups)) as threads:
+        list(threads.map(lambda group: [log.commit(group, each) for each in positions], groups))
+    for group in groups:
+        assert log.committed(group, [(topic, 0), (topic, 1)]) == positions[-1]
 
 
 def test_waiting_for_a_position_wakes_when_it_is_committed(log: Log, topic: str) -> None:

@@ -47,6 +47,8 @@ CREATE TABLE IF NOT EXISTS positions (
 """
 
 Work = Callable[[sqlite3.Connection], Any]
+"""What the writer does in its transaction. It never returns a cursor: the thread that let go of it would reset a
+statement that the writer is using."""
 
 
 @dataclass(slots=True)
@@ -159,7 +161,11 @@ class SqliteLog:
     def commit(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
         """Store the group's next offsets, all or none."""
         rows = [(group, topic, partition, offset) for (topic, partition), offset in positions.items()]
-        self._submit(lambda c: c.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?)", rows))
+
+        def work(c: sqlite3.Connection) -> None:
+            c.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?)", rows)
+
+        self._submit(work)
 
     def trim(self, topic: str, partition: int, before: int) -> None:
         """Let go of records below `before`."""
