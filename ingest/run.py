@@ -62,7 +62,7 @@ class Ingest:
     ) -> None:
         self._log = log
         self._registry = registry
-        self._vectors = Vectors(embedder_for, cutter_for, settings.batch_passages)
+        self._vectors = Vectors(embedder_for, cutter_for, settings.batch_passages, clock)
         self._settings = settings
         self._clock = clock
         self._reader = log.reader({})

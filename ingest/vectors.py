@@ -1,7 +1,8 @@
 """The documents of a job cut into passages, each with its vector: the tenant's own, or the embedder's.
 
 A model's server may refuse a text for ever. Its document alone is given up then: what is refused together is asked in parts, and
-a text that is refused alone is believed of a server that takes HARMLESS.
+a text that is refused alone is believed of a server that takes HARMLESS. What was not answered in time is asked for in smaller
+calls (`ingest/pace.py`).
 """
 
 from collections import defaultdict, deque
@@ -14,8 +15,10 @@ import numpy as np
 
 from ingest.embedding import Embedder, Lane
 from ingest.jobs import Job, Write
+from ingest.pace import Pace
 from tenants.entities import CLASS_WEIGHT, Generation, Tenant
-from vicinage.errors import Refused, Unavailable
+from vicinage.clock import Clock
+from vicinage.errors import DeadlineExceeded, Refused, Unavailable
 from vicinage.records import Document, Floats, Passage
 from vicinage.wire import MESSAGE_BYTES_MAX, rows_bytes
 
@@ -79,10 +82,12 @@ class Vectors:
         embedder_for: Callable[[str], Embedder],
         cutter_for: Callable[[str], Cutter],
         batch_passages: int,
+        clock: Clock,
     ) -> None:
         self._embedder_for = embedder_for
         self._cutter_for = cutter_for
-        self._batch_passages = batch_passages
+        self._pace = Pace(batch_passages)
+        self._clock = clock
 
     def make(self, job: Job, made: Embedded, stopping: Callable[[], bool]) -> None:
         """Complete `made`: passages and vectors of every document, for each model that a serving generation of it uses.
@@ -95,12 +100,31 @@ class Vectors:
         while made.calls:
             if stopping():
                 raise Unavailable("ingest is stopping", dependency="ingest")
+            self._split(made.calls)
             try:
-                vectors = self._asked(job.tenant, made.calls[0].model, made.calls[0].texts)
+                vectors = self._timed(job.tenant, made.calls[0])
             except Refused as refused:
                 self._narrow(job.tenant, made, made.calls.popleft(), refused)
             else:
                 _keep(made, made.calls.popleft(), vectors)
+
+    def _split(self, calls: deque[Call]) -> None:
+        """Make the first call no larger than its model answers in time."""
+        first = calls[0]
+        n = self._pace.size(first.model)
+        if len(first.texts) > n:
+            calls[0] = Call(first.model, first.texts[n:], first.places[n:])
+            calls.appendleft(Call(first.model, first.texts[:n], first.places[:n]))
+
+    def _timed(self, tenant: Tenant, call: Call) -> Floats:
+        start, n = self._clock.monotonic(), len(call.texts)
+        try:
+            vectors = self._asked(tenant, call.model, call.texts)
+        except DeadlineExceeded:
+            self._pace.late(call.model, n)
+            raise
+        self._pace.took(call.model, n, self._clock.monotonic() - start)
+        return vectors
 
     def _narrow(self, tenant: Tenant, made: Embedded, call: Call, refused: Refused) -> None:
         """Ask a refused call in parts; give up the document of a text that is refused alone. Raises Unavailable."""
@@ -128,10 +152,8 @@ class Vectors:
             if key not in made.vectors and key[0] not in made.refused:
                 assert key[1] is not None, "text without a model is rejected when it is parsed"
                 wanted[key[1]].extend((key, i) for i in range(len(pieces)))
-        n = self._batch_passages
         for model, places in wanted.items():
-            for part in (places[i : i + n] for i in range(0, len(places), n)):
-                yield Call(model, [_text(made, place) for place in part], part)
+            yield Call(model, [_text(made, place) for place in places], places)
 
     def _cut(self, write: Write, generation: Generation, made: Embedded) -> None:
         """Its passages for the generation's model. A document whose rows no message can hold is given up."""

@@ -97,7 +97,9 @@ class IngestSettings(_Group):
     )
     passage_overlap_tokens: int = Field(default=30, ge=0, description="tokens that neighbouring passages share")
     batch_bytes: int = Field(default=4 << 20, ge=1 << 10, description="bytes read from the documents log in one step")
-    batch_passages: int = Field(default=512, ge=1, description="passages embedded in one call")
+    batch_passages: int = Field(
+        default=512, ge=1, description="passages embedded in one call at most; fewer where the model is slow"
+    )
     discover_s: float = Field(default=1.0, gt=0, le=60, description="how often new tenants' topics are looked for")
     partitions: int = Field(default=1, ge=1, le=1_024, description="partitions of a new tenant's documents topic")
     metrics_port: Port = Field(

@@ -3,19 +3,20 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from house import HashEmbedder, WordCutter, hash_vector, make_ingest
+from house import HashEmbedder, WordCutter, eventually, hash_vector, make_ingest
 
 from ingest import dead_letters
 from ingest.documents import parse_json
 from ingest.rules import Rules
 from tenants import provisioning
 from tenants.entities import Group, Tenant
-from vicinage.errors import Refused, Unavailable
+from vicinage.clock import ManualClock
+from vicinage.errors import DeadlineExceeded, Refused, Unavailable
 from vicinage.log import Record
 from vicinage.records import Floats, Rejected
 from vicinage.wire import decode_rows, vectors_of
@@ -125,6 +126,47 @@ def test_a_server_that_refuses_everything_is_unwell_and_no_document_is_given_up(
     ingest.drain()
     assert len(written(base)) == 19
     assert [w["id"] for w in dead_letters.read(base.log, acme)] == ["d3"]
+
+
+@dataclass
+class Slow(HashEmbedder):
+    """Makes `per_s` vectors a second, and loses what takes a minute."""
+
+    clock: ManualClock = field(default_factory=ManualClock)
+    per_s: float = 5.0
+    calls: list[int] = field(default_factory=list)
+    dimension: int = 384
+
+    def embed(self, texts: Sequence[str], *, tenant: str, **given: Any) -> Floats:
+        self.calls.append(len(texts))
+        self.clock.advance(min(60.0, len(texts) / self.per_s))
+        if len(texts) / self.per_s >= 60:
+            raise DeadlineExceeded("the text was not embedded in time", dependency="embedder")
+        return super().embed(texts, tenant=tenant, **given)
+
+
+def test_a_model_that_is_slow_is_asked_for_less_until_it_answers_in_time(base, acme) -> None:
+    """With calls of one size for every machine, a slow one would lose each call whole and never get anywhere."""
+    clock = ManualClock()
+    model = Slow(clock=clock)
+    ingest = make_ingest(replace(base, clock=clock), model)
+
+    def come_through(n: int) -> None:
+        def all_written() -> bool:
+            ingest.step(0.01)
+            clock.advance(2)
+            return base.log.committed(Group.INGEST, [(DOCS, 0)]).get((DOCS, 0)) == n
+
+        eventually(all_written)
+
+    send(base, *texts(1_000))
+    come_through(1_000)
+    assert model.calls[0] == 512
+    assert max(model.calls[6:]) <= 75, "of 15 s at most, once its speed is known"
+    model.per_s = 1_000
+    send(base, *texts(2_000))
+    come_through(3_000)
+    assert max(model.calls[-4:]) >= 200, "and for more again once it is faster"
 
 
 def move(base) -> None:
