@@ -5,7 +5,7 @@ Numbers compare with numbers, strings with strings, booleans with booleans. A li
 elements does. A missing field matches only $ne, $nin and {"$exists": false}. Dots reach into nested objects.
 
 Law 7: the thread that searches is everybody's, so what a filter costs is bounded by construction: a field's values lie sorted,
-each comparison is two binary searches a value it names, and it marks only the rows it found.
+each comparison is two binary searches a value it names, and it marks the rows it found, or looks at each once.
 """
 
 from bisect import bisect_left, bisect_right
@@ -31,6 +31,8 @@ VALUES_MAX: Final = 1_000
 VALUES_OF_ALL_MAX: Final = 2_000
 COLUMNS_MAX: Final = 64
 """Columns that are kept, the last used: names of fields are the asker's to invent."""
+MANY: Final = 32
+"""From a row in so many on, rows are marked by one look at the ranks of all: that reads in order, marking writes all over."""
 EXACT_BELOW: Final = 2**53
 """Integers below it are themselves as float64."""
 _MISSING: Final = object()
@@ -205,7 +207,7 @@ class _Column:
             for element in value if isinstance(value, list) else (value,):
                 if _scalar(element):
                     rows_of.setdefault(_kind(element), {}).setdefault(element, []).append(row)
-        self._kinds = {kind: _Sorted(found) for kind, found in rows_of.items()}
+        self._kinds = {kind: _Sorted(found, len(values)) for kind, found in rows_of.items()}
 
     def mask(self, leaf: Leaf) -> Mask:
         """Bool [n], the caller's own."""
@@ -216,33 +218,44 @@ class _Column:
         for kind, operands in wanted.items():
             held = self._kinds.get(kind, _NOTHING)
             for operand in operands:
-                found[held.rows(leaf.op, operand)] = True
+                held.mark(found, leaf.op, operand)
         return ~found if leaf.op in ("$ne", "$nin") else found
 
 
 class _Sorted:
-    """The distinct values of one kind in order; values[i] stands in rows[starts[i] : starts[i + 1]]."""
+    """The distinct values of one kind in order; values[i] stands in rows[starts[i] : starts[i + 1]].
 
-    def __init__(self, rows_of: Mapping[Any, list[int]]) -> None:
+    `ranks`: of each row the place of its value, −1 of none; there are none where a row has two values.
+    """
+
+    def __init__(self, rows_of: Mapping[Any, list[int]], n: int) -> None:
         values = sorted(rows_of)
         rows = [row for value in values for row in rows_of[value]]
         self._values: Sequence[Any] | NDArray[np.float64] = values
         self._rows = np.array(rows, np.int32)
         self._starts = np.cumsum([0, *(len(rows_of[v]) for v in values)])
+        self._ranks: NDArray[np.int32] | None = None
+        if len(np.unique(self._rows)) == len(rows):
+            self._ranks = np.full(n, -1, np.int32)
+            self._ranks[self._rows] = np.repeat(np.arange(len(values), dtype=np.int32), np.diff(self._starts))
         if all(type(v) in (int, float) and abs(v) < EXACT_BELOW for v in values):
             self._values = np.array(values, np.float64)  # 8 bytes each, where Python's take 32
 
-    def rows(self, op: str, operand: Any) -> NDArray[np.int32]:
-        """Rows with a value for which `value op operand` holds; of $ne and $nin, those that they leave out."""
+    def mark(self, found: Mask, op: str, operand: Any) -> None:
+        """Set, in `found` [n], the rows with a value for which `value op operand` holds; of $ne and $nin, those that they leave out."""
         low, high = 0, len(self._values)
         if op not in ("$lt", "$lte"):
             low = (bisect_right if op == "$gt" else bisect_left)(self._values, operand)
         if op not in ("$gt", "$gte"):
             high = (bisect_left if op == "$lt" else bisect_right)(self._values, operand, low)
-        return self._rows[self._starts[low] : self._starts[high]]
+        first, end = self._starts[low], self._starts[high]
+        if self._ranks is None or (end - first) * MANY < len(found):
+            found[self._rows[first:end]] = True
+        else:  # as unsigned numbers, ranks below `low` lie beyond all others
+            found |= (self._ranks - np.int32(low)).view(np.uint32) < np.uint32(high - low)
 
 
-_NOTHING: Final = _Sorted({})
+_NOTHING: Final = _Sorted({}, 0)
 
 
 def _judge(leaf: Leaf, value: Any) -> bool:

@@ -137,3 +137,18 @@ trees = st.recursive(
 def test_columns_judge_as_documents_do(metadata: list[dict], condition: dict) -> None:
     tree = parse(condition)
     assert Columns(metadata).mask(tree).tolist() == [matches(tree, m) for m in metadata]
+
+
+@pytest.mark.parametrize("op", ["$eq", "$ne", "$gt", "$gte", "$lt", "$lte"])
+def test_few_rows_and_many_are_found_alike(op: str) -> None:
+    """Few rows are marked one by one; many, by a look at all; where a row has several values, always one by one."""
+    rng = np.random.default_rng(0)
+    one = [{"g": int(g)} if g >= 0 else {} for g in rng.integers(-50, 1_000, 500)]
+    some = [
+        {"g": [int(g), int(g) + 7]} if g % 5 == 0 else m for m, g in zip(one, rng.integers(0, 1_000, 500), strict=True)
+    ]
+    for metadata in (one, some):
+        columns = Columns(metadata)
+        for bound in (-1, 0, 3, 500, 990, 999, 1_000):
+            tree = parse({"g": {op: bound}})
+            assert columns.mask(tree).tolist() == [matches(tree, m) for m in metadata]
