@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Final
 
 from vicinage.errors import VicinageError
@@ -32,6 +33,7 @@ def examine(settings: Settings) -> list[Row]:
         ("files", _files, "raise the limit of open files: ulimit -n 65536"),
         ("catalog", lambda: _catalog(s), "check catalog_url, and that the database is up"),
         ("models", lambda: _models(s), "install its package or put its files there; its entry itself never changes"),
+        ("reranker", lambda: _reranker(s), "check rerank.model or rerank.url: until then nothing is reranked"),
         ("log", lambda: _log(s), "check log_url, and that the broker is up"),
         ("store", lambda: _store(s), "check store_url, and the right to write there"),
         ("segments", lambda: _segments(s), 'docs/operations.md, "A shard is corrupt"'),
@@ -112,6 +114,29 @@ def _models(settings: Settings) -> str:
         if model.kind == "local":
             model_folder(model)
     return ", ".join(f"{m.name} ({m.kind})" for m in models)
+
+
+def _reranker(settings: Settings) -> str:
+    """The cross-encoder's files are on this machine, or its server answers."""
+    import httpx
+
+    rerank = settings.rerank
+    if rerank.url:
+        key = rerank.key.get_secret_value()
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        body = {"query": "well", "texts": ["well"]}
+        try:
+            answered = httpx.post(f"{rerank.url.rstrip('/')}/rerank", json=body, headers=headers, timeout=10)
+        except httpx.HTTPError as error:
+            raise RuntimeError(f"{rerank.url} does not answer: {error}") from error
+        assert answered.status_code == httpx.codes.OK, (
+            f"{rerank.url} answers {answered.status_code}: {answered.text[:200]}"
+        )
+        return f"at {rerank.url}"
+    if not rerank.model:
+        return "none is set"
+    assert (Path(rerank.model) / "config.json").is_file(), f"there is no model in {rerank.model}"
+    return f"in {rerank.model}"
 
 
 def _log(settings: Settings) -> str:

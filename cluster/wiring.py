@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenants.entities import EmbeddingModel, Generation
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ingest.embedding import Embedder
     from ingest.passages import Cutter
     from ingest.run import Ingest
+    from query.rerank import TeiReranker
     from query.scatter import Searchers
     from tenants.jobs import Jobs
     from tenants.manifests import Manifests
@@ -131,8 +133,10 @@ def build_gateway(
     def keep_questions(of: Generation, vectors: Floats) -> None:
         base.manifests.questions.keep(of.tenant, of.collection, of.model, vectors)
 
+    reranker = _reranker(base.settings, embedder_key)
+
     async def close_embedders() -> None:
-        for each in gathering:
+        for each in (*gathering, *((reranker,) if reranker else ())):
             await each.aclose()
 
     async def embedder_ready() -> bool:
@@ -170,6 +174,7 @@ def build_gateway(
             on_failure=on_failure,
             keep_questions=keep_questions,
             close_embedders=close_embedders,
+            reranker=reranker,
         )
     )
 
@@ -222,15 +227,26 @@ def build_embedder(
     key: str | None,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> "Starlette":
-    """The embedder role's app over the local models; calibrated and warm when this returns.
+    """The embedder role's app over the local models, and the cross-encoder if one is set; calibrated and warm when this returns.
 
     One whose files are not on this machine is left out, loudly: the others' tenants need theirs.
     """
     from ingest.embedding.local import LocalEmbedder
+    from ingest.embedding.reranker import LocalReranker
     from ingest.embedding.server import create_app
+    from vicinage.errors import Refused
 
+    reranker = None
+    if settings.rerank.model and not settings.rerank.url:
+        try:
+            reranker = LocalReranker(
+                Path(settings.rerank.model), device=settings.embedder.device, on_failure=on_failure
+            )
+        except Refused as refused:
+            _event.error("nothing is reranked: see `vicinage doctor`", reason=str(refused))
     local = [m for m in models if m.kind == "local" and _files_are_here(m)]
-    return create_app({m.name: LocalEmbedder(m, settings.embedder, on_failure=on_failure) for m in local}, key=key)
+    served = {m.name: LocalEmbedder(m, settings.embedder, on_failure=on_failure) for m in local}
+    return create_app(served, key=key, reranker=reranker)
 
 
 def _files_are_here(model: EmbeddingModel) -> bool:
@@ -243,6 +259,14 @@ def _files_are_here(model: EmbeddingModel) -> bool:
         _event.error("a model is not served: see `vicinage doctor`", model=model.name, reason=str(missing))
         return False
     return True
+
+
+def _reranker(settings: Settings, embedder_key: str | None) -> "TeiReranker | None":
+    from query.rerank import TeiReranker
+
+    if settings.rerank.url:
+        return TeiReranker(settings.rerank.url, key=settings.rerank.key.get_secret_value() or None)
+    return TeiReranker(settings.embedder.url, key=embedder_key, ours=True) if settings.rerank.model else None
 
 
 def _embedder(base: Ground, model: EmbeddingModel, key: str | None) -> "Embedder":

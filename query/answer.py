@@ -1,10 +1,10 @@
-"""★ One question, top to bottom: who asks → admit → wait for what it asked for → embed → plan → scatter → merge → answer."""
+"""★ One question, top to bottom: who asks → admit → wait for what it asked for → embed → plan → scatter → merge → perhaps read again → answer."""
 
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
@@ -16,11 +16,12 @@ from query.freshness import Freshness
 from query.merge import answered
 from query.plan import Plan, Question, make_plan
 from query.recall import RecallMonitor
+from query.rerank import Reranker, reranked
 from query.scatter import Gathered, Searchers
 from tenants.entities import CLASS_WEIGHT, Collection, Generation, Principal, Tenant
 from tenants.registry import Registry
 from vicinage.clock import Deadline
-from vicinage.errors import DeadlineExceeded, NotFound, Refused
+from vicinage.errors import DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable
 from vicinage.records import Floats, Hit, Token
 
 T = TypeVar("T")
@@ -63,6 +64,7 @@ class Answerer:
     freshness: Freshness
     recall: RecallMonitor
     admission: Admission
+    reranker: Reranker | None = None
 
     def admitted(self, tenant: Tenant) -> AbstractContextManager[Place]:
         """A place for one request of the tenant's. Raises Overloaded, Unavailable."""
@@ -70,6 +72,10 @@ class Answerer:
 
     async def answer(self, question: Question, tenant: Tenant, collection: Collection) -> Answer:
         """The answer to one who was found (`find`) and has a place (`admitted`). Raises what the steps raise."""
+        if question.rerank and self.reranker is None:
+            raise Refused(
+                "this platform has no reranker (its operator sets rerank.model or rerank.url)", field="rerank"
+            )
         deadline = Deadline.after(question.timeout_s)
         return await self.on_live(collection, partial(self._answer, question, tenant, deadline))
 
@@ -93,7 +99,27 @@ class Answerer:
         hits = answered(gathered.partials, question)
         if not gathered.failures and question.mode == "dense":
             self.recall.offer(plan, hits, gathered.partials)
-        return await self._statement(tenant, plan, gathered, hits)
+        found = await self._statement(tenant, plan, gathered, hits)
+        return await self._read_again(question, tenant, found, deadline) if question.rerank else found
+
+    async def _read_again(self, question: Question, tenant: Tenant, found: Answer, deadline: Deadline) -> Answer:
+        """The k best of what was found, in the cross-encoder's order; as they were found, and said so, where it is away or late."""
+        assert self.reranker is not None, "else the question was refused"
+        assert question.text is not None, "what reads again has a text"
+        hits, reason = found.hits, found.reason
+        try:
+            passages = [hit.text for hit in hits if hit.text is not None]
+            weight = CLASS_WEIGHT[tenant.priority]
+            scores = await self.reranker.scores(
+                question.text, passages, tenant=tenant.name, weight=weight, deadline=deadline
+            )
+            hits = reranked(hits, scores, question.mode)
+        except (Unavailable, Overloaded) as away:
+            reason = "; ".join(filter(None, (reason, f"not reranked: {away.detail}")))
+        hits = hits[: question.k]
+        if "text" not in question.include:
+            hits = tuple(hit._replace(text=None, start=None, end=None) for hit in hits)
+        return replace(found, hits=hits, reason=reason)
 
     async def reached(self, token: Token, tenant: Tenant, collection: Collection, deadline: Deadline) -> Collection:
         """The collection as of now, everything up to `token` searchable in its live generation.

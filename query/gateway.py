@@ -25,6 +25,7 @@ from query.boundary import said
 from query.freshness import Freshness
 from query.problems import DOCUMENTED, plain, problem
 from query.recall import RecallMonitor
+from query.rerank import Reranker
 from query.scatter import Searcher, Searchers
 from tenants.audit import Audit
 from tenants.entities import Collection, Generation
@@ -70,6 +71,7 @@ class Gateway:
     keep_questions: Callable[[Generation, Floats], None] | None = None
     """Where recent questions go, for the next segments' effort curves."""
     close_embedders: Callable[[], Awaitable[None]] | None = None
+    reranker: Reranker | None = None
     searchers: Searchers = field(init=False)
     freshness: Freshness = field(init=False)
     recall: RecallMonitor = field(init=False)
@@ -93,6 +95,7 @@ class Gateway:
             made["freshness"],
             made["recall"],
             Admission(in_flight_max=s.in_flight_max, bodies_bytes_max=s.bodies_bytes_max),
+            self.reranker,
         )
         for name, part in made.items():
             object.__setattr__(self, name, part)

@@ -16,8 +16,8 @@ _Scores = Mapping[_Key, float]
 
 
 def answered(partials: Sequence[Partial], question: Question) -> tuple[Hit, ...]:
-    """The hits of the first question of each partial, as the question wants them: of one kind, or fused from both."""
-    k = question.k
+    """The hits of the first question of each partial, as many as the question's depth: of one kind, or fused from both."""
+    k = question.depth()
     if question.mode == "dense":
         return merge(partials, k)
     lexical = [p.lexical[0] for p in partials]

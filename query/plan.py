@@ -42,6 +42,12 @@ class Question:
     timeout_s: float = 10.0
     mode: Mode = "dense"
     fusion: Fusion = Fusion()
+    rerank: int = 0
+    """So many of the best, k at least, are read again by a cross-encoder; 0: none."""
+
+    def depth(self) -> int:
+        """Hits that are to be found."""
+        return max(self.k, self.rerank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +74,10 @@ def make_plan(
         ShardQuery(
             shard,
             vectors,
-            max(question.k, DEPTH_MIN) if question.mode == "hybrid" else question.k,
+            max(question.depth(), DEPTH_MIN) if question.mode == "hybrid" else question.depth(),
             filter=question.filter,
             exact=question.exact,
-            include=question.include,
+            include=question.include | {"text"} if question.rerank else question.include,
             catalog=catalog,
             recall=recall,
             mode=question.mode,

@@ -57,6 +57,7 @@ class GatewaySettings(_Group):
         le=3_600,
         description="how long after it was looked up a key still searches while the catalog cannot be reached",
     )
+    rerank_max: int = Field(default=100, ge=1, le=1_000, description="most hits that a question may have read again")
     drain_s: float = Field(default=10.0, ge=0, le=300, description="time that in-flight requests get at shutdown")
 
 
@@ -77,6 +78,20 @@ class EmbedderSettings(_Group):
     model_keys: dict[str, SecretStr] = Field(
         default={}, description="bearer keys of models that have a server of their own, by model name (JSON)"
     )
+
+
+class RerankSettings(_Group):
+    """query/rerank.py: reading the best hits again with a cross-encoder, for questions that ask for it."""
+
+    model: str = Field(
+        default="",
+        description="folder of a cross-encoder (sentence-transformers) that the embedder serves; empty: none",
+    )
+    url: str = Field(
+        default="",
+        description="base URL of a server with the `/rerank` of text-embeddings-inference; empty: the embedder, if rerank.model is set",
+    )
+    key: SecretStr = Field(default=SecretStr(""), description="bearer key of the server at rerank.url")
 
 
 class IngestSettings(_Group):
@@ -205,6 +220,7 @@ class Settings(BaseSettings):
     )
     gateway: GatewaySettings = GatewaySettings()
     embedder: EmbedderSettings = EmbedderSettings()
+    rerank: RerankSettings = RerankSettings()
     ingest: IngestSettings = IngestSettings()
     indexer: IndexerSettings = IndexerSettings()
     searcher: SearcherSettings = SearcherSettings()

@@ -18,6 +18,7 @@ CounterName = Literal[
     "vicinage_ingest_passages_total",  # passages written to the vectors log
     "vicinage_ingest_rejected_total",  # documents sent to dead letters
     "vicinage_ingest_embed_tokens_total",  # tokens embedded, by lane
+    "vicinage_ingest_rerank_pairs_total",  # passages read together with a question by the cross-encoder
     "vicinage_indexer_seals_total",  # segments sealed
     "vicinage_indexer_compactions_total",  # compactions finished
     "vicinage_indexer_trimmed_messages_total",  # messages of the vectors log let go of
@@ -46,6 +47,7 @@ HistogramName = Literal[
     "vicinage_query_search_seconds",  # time from request to answer
     "vicinage_ingest_step_seconds",  # one step of ingest: read to commit
     "vicinage_ingest_embed_seconds",  # one model call
+    "vicinage_ingest_rerank_seconds",  # one call of the cross-encoder
     "vicinage_searcher_index_lag_seconds",  # searchable time minus event time, per message
     "vicinage_indexer_seal_seconds",  # building and publishing one segment
 ]

@@ -42,12 +42,14 @@ class Client:
         timeout_ms: int | None = None,
         mode: str | None = None,
         fusion: Mapping[str, Any] | None = None,
+        rerank: int | None = None,
     ) -> SearchResult:
         """The k best passages for a text or a vector. `wait_for`: a token, a Written, or what a Kafka producer got back.
 
         `mode`: "dense" (by vectors, the default), "lexical" (by the text's words, without a model) or "hybrid" (by both; a
         `vector` beside the text takes the place of the text's own). `fusion`, of hybrid alone: {"method": "rrf"}, the default,
-        or {"method": "weighted", "dense_weight": 0.5}.
+        or {"method": "weighted", "dense_weight": 0.5}. `rerank`: so many of the best are read again, each with the text, by the
+        platform's cross-encoder, where it has one; the k best of those come in its order.
         """
         call = make.search(
             collection,
@@ -61,6 +63,7 @@ class Client:
             timeout_ms=timeout_ms,
             mode=mode,
             fusion=fusion,
+            rerank=rerank,
         )
         return read.search_result(self._send(call))
 
@@ -160,6 +163,7 @@ class AsyncClient:
         timeout_ms: int | None = None,
         mode: str | None = None,
         fusion: Mapping[str, Any] | None = None,
+        rerank: int | None = None,
     ) -> SearchResult:
         """See Client.search."""
         call = make.search(
@@ -174,6 +178,7 @@ class AsyncClient:
             timeout_ms=timeout_ms,
             mode=mode,
             fusion=fusion,
+            rerank=rerank,
         )
         return read.search_result(await self._send(call))
 

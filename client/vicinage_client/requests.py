@@ -91,6 +91,7 @@ def search(
     timeout_ms: int | None,
     mode: str | None = None,
     fusion: Mapping[str, Any] | None = None,
+    rerank: int | None = None,
 ) -> Call:
     """A search. What is not named, the platform decides."""
     body: dict[str, Any] = {
@@ -101,6 +102,7 @@ def search(
         "timeout_ms": timeout_ms,
         "mode": mode,
         "fusion": fusion,
+        "rerank": rerank,
     }
     body |= {"include": list(include) if include is not None else None, "exact": exact or None}
     body |= _vector(vector)

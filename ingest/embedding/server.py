@@ -1,4 +1,4 @@
-"""The embedder role's face: the OpenAI embeddings API over the local models."""
+"""The embedder role's face: the OpenAI embeddings API over the local models, and text-embeddings-inference's `/rerank` over a cross-encoder."""
 
 import asyncio
 import base64
@@ -8,6 +8,7 @@ import math
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
+import numpy as np
 import orjson
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +19,7 @@ from starlette.routing import Route
 
 from ingest.embedding import Lane
 from ingest.embedding.local import LocalEmbedder
+from ingest.embedding.reranker import LocalReranker
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Refused, TooLarge, Unauthenticated, Unavailable, VicinageError
 from vicinage.records import Floats
@@ -33,12 +35,18 @@ THREAD_FROM: Final = 8
 _event = events("embedder")
 
 
-def create_app(models: Mapping[str, LocalEmbedder], *, key: str | None) -> Starlette:
-    """The app over models by name; it closes them when it stops. `key`, when given, is asked of every call for vectors."""
+def create_app(
+    models: Mapping[str, LocalEmbedder], *, key: str | None, reranker: LocalReranker | None = None
+) -> Starlette:
+    """The app over models by name; it closes them when it stops. `key`, when given, is asked of every call for vectors or scores."""
 
     async def embeddings(request: Request) -> Response:
         _authorise(request, key)
         return await _embed(request, models)
+
+    async def rerank(request: Request) -> Response:
+        _authorise(request, key)
+        return await _rerank(request, reranker)
 
     async def list_models(request: Request) -> Response:
         _authorise(request, key)
@@ -49,6 +57,7 @@ def create_app(models: Mapping[str, LocalEmbedder], *, key: str | None) -> Starl
 
     async def ready(_request: Request) -> Response:
         parts = {name: m.alive() for name, m in models.items()}
+        parts |= {"rerank": reranker.alive()} if reranker else {}
         whole = bool(parts) and all(parts.values())
         return _json({"ready": whole, "models": parts}, 200 if whole else 503)
 
@@ -60,12 +69,13 @@ def create_app(models: Mapping[str, LocalEmbedder], *, key: str | None) -> Starl
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         yield
-        for model in models.values():
+        for model in (*models.values(), *((reranker,) if reranker else ())):
             await run_in_threadpool(model.close)
 
     return Starlette(
         routes=[
             Route("/v1/embeddings", embeddings, methods=["POST"]),
+            Route("/rerank", rerank, methods=["POST"]),
             Route("/v1/models", list_models),
             Route("/healthz", health),
             Route("/readyz", ready),
@@ -94,11 +104,11 @@ async def _embed(request: Request, models: Mapping[str, LocalEmbedder]) -> Respo
 
 async def _vectors(request: Request, model: LocalEmbedder, texts: list[str]) -> tuple[Floats, int]:
     headers = request.headers
-    deadline = Deadline.after(_number(headers.get("x-vicinage-timeout-ms"), TIMEOUT_MS) / 1000)
+    deadline = _deadline(request)
     arguments: dict[str, Any] = {
         "tenant": headers.get("x-vicinage-tenant", ""),
         "lane": Lane.QUERY if headers.get("x-vicinage-lane") == "query" else Lane.DOCUMENT,
-        "weight": max(1, min(WEIGHT_MAX, _number(headers.get("x-vicinage-weight"), 1))),
+        "weight": _weight(request),
         "deadline": deadline,
     }
     if len(texts) < THREAD_FROM:
@@ -109,6 +119,36 @@ async def _vectors(request: Request, model: LocalEmbedder, texts: list[str]) -> 
         return await asyncio.wait_for(asyncio.wrap_future(pending.vectors), deadline.left_s()), pending.tokens
     except TimeoutError:
         raise DeadlineExceeded("the text was not embedded in time", dependency="embedder") from None
+
+
+async def _rerank(request: Request, reranker: LocalReranker | None) -> Response:
+    if reranker is None:
+        raise Refused("no cross-encoder is served here: see rerank.model", field="model")
+    body = _object(await _body(request))
+    question, texts = body.get("query"), body.get("texts")
+    if not isinstance(question, str) or not question:
+        raise Refused("query is a string that is not empty", field="query")
+    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+        raise Refused("texts is a list of strings", field="texts")
+    if len(texts) > INPUTS_MAX:
+        raise Refused(f"{len(texts)} texts; at most {INPUTS_MAX}", field="texts", limit=INPUTS_MAX)
+    deadline, weight = _deadline(request), _weight(request)
+    tenant = request.headers.get("x-vicinage-tenant", "")
+    asked = reranker.submit(question, texts, tenant=tenant, weight=weight, deadline=deadline)
+    try:
+        scores = await asyncio.wait_for(asyncio.wrap_future(asked), deadline.left_s())
+    except TimeoutError:
+        raise DeadlineExceeded("the texts were not read in time", dependency="reranker") from None
+    order = np.argsort(-scores, kind="stable").tolist()
+    return _json([{"index": i, "score": float(scores[i])} for i in order])
+
+
+def _deadline(request: Request) -> Deadline:
+    return Deadline.after(_number(request.headers.get("x-vicinage-timeout-ms"), TIMEOUT_MS) / 1000)
+
+
+def _weight(request: Request) -> int:
+    return max(1, min(WEIGHT_MAX, _number(request.headers.get("x-vicinage-weight"), 1)))
 
 
 def _number(text: str | None, otherwise: int) -> int:

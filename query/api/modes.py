@@ -1,10 +1,10 @@
-"""Which ways of asking go together: `mode`, `fusion`, and the question as text or vector."""
+"""Which ways of asking go together: `mode`, `fusion`, `rerank`, and the question as text or vector."""
 
 import math
 from collections.abc import Mapping
 from typing import Any, Final, get_args
 
-from query.api.http import typed
+from query.api.http import integer, typed
 from query.plan import Fusion, Method
 from vicinage.errors import Refused
 from vicinage.records import Mode
@@ -52,3 +52,15 @@ def fusion_of(value: Mapping[str, Any]) -> Fusion:
     if type(weight) not in (int, float) or not math.isfinite(weight) or not 0 <= weight <= 1:
         raise Refused("fusion.dense_weight is a number from 0 to 1", field="fusion")
     return Fusion(method, float(weight))
+
+
+def rerank_of(value: Mapping[str, Any], k: int, most: int) -> int:
+    """How many hits to read again, 0 where that is not asked for. Raises Refused(field="rerank")."""
+    if value.get("rerank") is None:
+        return 0
+    n = integer(value, "rerank", 1, most, 0)
+    if value.get("text") is None:
+        raise Refused("what is read again is read with the question's words: send text", field="rerank")
+    if n < k:
+        raise Refused(f"rerank is at least k, which is {k}: only what was read again is given", field="rerank", limit=k)
+    return n

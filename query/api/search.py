@@ -33,7 +33,7 @@ from query.api.http import (
     typed,
     unless_gone,
 )
-from query.api.modes import VECTORS, fusion_of, mode_of
+from query.api.modes import VECTORS, fusion_of, mode_of, rerank_of
 from query.boundary import said
 from query.plan import Question
 from tenants.entities import Principal
@@ -53,6 +53,7 @@ BATCH_BYTES_MAX: Final = 16 << 20
 BATCH_AT_ONCE: Final = 16
 FIELDS: Final = frozenset(
     {"text", "vector", "vector_base64", "k", "filter", "wait_for", "timeout_ms", "include", "exact", "mode", "fusion"}
+    | {"rerank"}
 )
 INCLUDE: Final = frozenset({"text", "metadata", "vector"})
 BINARY: Final = "application/octet-stream"
@@ -105,6 +106,11 @@ _DOCS: Final[dict[str, Any]] = {
                                 "dense_weight": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
                             },
                             "additionalProperties": False,
+                        },
+                        "rerank": {
+                            "type": "integer",
+                            "minimum": 1,
+                            "description": "so many of the best are read again, each with the question's text, by the platform's cross-encoder, and the k best of those are given in its order",
                         },
                     },
                     "additionalProperties": False,
@@ -234,9 +240,10 @@ def from_json(collection: str, value: Mapping[str, Any], settings: GatewaySettin
     text = typed(value, "text", str, "a string")
     if text is not None:
         _check_text(text)
+    k = integer(value, "k", 1, settings.k_max, K_DEFAULT)
     return Question(
         collection=collection,
-        k=integer(value, "k", 1, settings.k_max, K_DEFAULT),
+        k=k,
         text=text,
         vector=_vector(value),
         filter=_filter(value.get("filter")),
@@ -246,6 +253,7 @@ def from_json(collection: str, value: Mapping[str, Any], settings: GatewaySettin
         timeout_s=integer(value, "timeout_ms", 1, TIMEOUT_MS_MAX, settings.timeout_ms) / 1000,
         mode=mode,
         fusion=fusion_of(value),
+        rerank=rerank_of(value, k, settings.rerank_max),
     )
 
 
@@ -254,7 +262,7 @@ def from_binary(collection: str, data: bytes, parameters: Mapping[str, str], set
     value: dict[str, Any] = dict(parameters)
     alone = {"text"} if value.get("mode", "dense") == "dense" else set()  # the body is the question
     checked_object(value, FIELDS - set(VECTORS) - alone)
-    for name, high in (("k", settings.k_max), ("timeout_ms", TIMEOUT_MS_MAX)):
+    for name, high in (("k", settings.k_max), ("timeout_ms", TIMEOUT_MS_MAX), ("rerank", settings.rerank_max)):
         if name in value:
             value[name] = number(value[name], name, 1, high, 1)
     for name in ("filter", "fusion"):

@@ -136,9 +136,11 @@ def test_a_mode_is_sent_as_it_was_said(call: Callable, platform: Platform) -> No
     call("search", "docs", "red", mode="lexical")
     fusion = {"method": "weighted", "dense_weight": 0.3}
     call("search", "docs", "red", vector=[1.0, 0.0], mode="hybrid", fusion=fusion)
+    call("search", "docs", "red", rerank=50)
     assert [body for _, _, body, _ in platform.asked] == [
         {"text": "red", "k": 10, "mode": "lexical"},
         {"text": "red", "k": 10, "mode": "hybrid", "fusion": fusion, "vector": [1.0, 0.0]},
+        {"text": "red", "k": 10, "rerank": 50},
     ]
 
 

@@ -1,0 +1,122 @@
+"""Reading again: the best hits, each together with the question, by a cross-encoder; and put in its order.
+
+The server speaks the API of text-embeddings-inference, `POST /rerank`: the platform's own embedder role does, and so do others.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+import aiohttp
+import numpy as np
+import orjson
+
+from vicinage.clock import Deadline
+from vicinage.errors import DeadlineExceeded, Overloaded, Unavailable
+from vicinage.records import Floats, Hit, Mode
+
+CONNECTIONS: Final = 16
+KEEPALIVE_S: Final = 4.0
+SHARE: Final = 0.8
+"""Of the time that is left of a question, what reading again may take: the rest is for an answer without it."""
+
+
+class Reranker(Protocol):
+    """What scores passages for a question."""
+
+    async def scores(
+        self, question: str, passages: Sequence[str], *, tenant: str, weight: int, deadline: Deadline
+    ) -> Floats:
+        """float32 [n] in the order of `passages`, greater is nearer. Raises Unavailable, Overloaded."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close its connections. Idempotent."""
+        ...
+
+
+def reranked(hits: Sequence[Hit], scores: Floats, mode: Mode) -> tuple[Hit, ...]:
+    """The hits in the order of `scores`, one for each that has a text. What has none comes last, with a score of 0. Pure.
+
+    The score that a hit was found by stays beside the new one.
+    """
+    new = iter(scores.tolist())
+    read = [_scored(hit, next(new) if hit.text is not None else 0.0, mode) for hit in hits]
+    return tuple(sorted(read, key=lambda hit: (hit.text is None, -hit.score)))
+
+
+def _scored(hit: Hit, score: float, mode: Mode) -> Hit:
+    if mode == "dense":
+        return hit._replace(score=score, dense_score=hit.score)
+    return hit._replace(score=score, lexical_score=hit.score) if mode == "lexical" else hit._replace(score=score)
+
+
+class TeiReranker:
+    """A server's `/rerank`. Belongs to one event loop.
+
+    `ours`: it is the platform's embedder role, which is told tenant, weight and deadline. Nobody else is.
+    """
+
+    def __init__(self, url: str, *, key: str | None, ours: bool = False) -> None:
+        self._url = f"{url.rstrip('/')}/rerank"
+        self._ours = ours
+        self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        self._session: aiohttp.ClientSession | None = None
+
+    async def scores(
+        self, question: str, passages: Sequence[str], *, tenant: str, weight: int, deadline: Deadline
+    ) -> Floats:
+        """See Reranker."""
+        left_s = deadline.left_s() * SHARE
+        body = orjson.dumps({"query": question, "texts": list(passages), "truncate": True})
+        told = {
+            "x-vicinage-tenant": tenant,
+            "x-vicinage-weight": str(weight),
+            "x-vicinage-timeout-ms": str(max(1, int(left_s * 1000))),
+        }
+        try:
+            status, headers, content = await self._post(body, told if self._ours else {}, left_s)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the reranker did not answer in time", dependency="reranker") from error
+        except aiohttp.ClientError as error:
+            raise Unavailable(f"the reranker cannot be reached: {error}", dependency="reranker") from error
+        return self._read(status, headers, content, len(passages))
+
+    async def _post(
+        self, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """The answer to one request; asked once more where an idle connection turns out to have been closed meanwhile."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE_S)
+            self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
+        for last in (False, True):
+            try:
+                limit = aiohttp.ClientTimeout(total=timeout_s)
+                async with self._session.post(self._url, data=body, headers=headers, timeout=limit) as answer:
+                    return answer.status, answer.headers, await answer.read()
+            except aiohttp.ClientConnectionError:
+                if last:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _read(self, status: int, headers: Mapping[str, str], content: bytes, n: int) -> Floats:
+        """The n scores of an answer. Whatever is wrong with it is the server's doing, not the question's."""
+        if status == Overloaded.status:
+            raise Overloaded("the reranker is busy", retry_after_s=float(headers.get("retry-after") or 1))
+        scores = np.full(n, np.nan, np.float32)
+        try:
+            for line in orjson.loads(content) if status == 200 else ():
+                scores[line["index"]] = line["score"]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise Unavailable(f"{self._url} answered what is no ranking: {error!r}", dependency="reranker") from error
+        if not np.isfinite(scores).all():
+            said = content[:200].decode(errors="replace")
+            raise Unavailable(
+                f"{self._url} answered {status} without a score for each text: {said}", dependency="reranker"
+            )
+        return scores
+
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
