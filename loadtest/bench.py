@@ -362,19 +362,28 @@ def ingest_text(report: Report, http: httpx.Client, texts: list[str], bound_per_
     report.add("text, POST to searchable", len(texts) / seconds, "passages/s", bound=bound_per_s, n=len(texts))
 
 
-def idle_tenants(report: Report, platform: Platform, operator: httpx.Client, n: int = 500) -> None:
-    """What a tenant with an empty collection costs the gateway while nobody uses it."""
+def idle_tenants(report: Report, platform: Platform, operator: httpx.Client, n: int = 1_000) -> None:
+    """What one more tenant with an empty collection costs the gateway while nobody uses it; the first few hundred are not counted."""
     gateway = psutil.Process(platform.pids()["gateway"])
-    before = gateway.memory_info().rss
+    make_tenants(operator, "first", n // 4)
+    before = settled_bytes(gateway)
+    make_tenants(operator, "idle", n)
+    each = (settled_bytes(gateway) - before) / n / 1024
+    report.add("resident memory of an idle tenant (gateway)", each, "KiB", n=n)
+
+
+def make_tenants(operator: httpx.Client, prefix: str, n: int) -> None:
+    """Tenants with an empty collection each."""
     for i in range(n):
-        operator.post("/v1/admin/tenants", json={"name": f"idle-{i}", "class": "bronze"}).raise_for_status()
-        operator.post(
-            f"/v1/admin/tenants/idle-{i}/collections", json={"name": "c", "dimension": 384}
-        ).raise_for_status()
-    time.sleep(2)
-    report.add(
-        "resident memory of an idle tenant (gateway)", (gateway.memory_info().rss - before) / n / 1024, "KiB", n=n
-    )
+        operator.post("/v1/admin/tenants", json={"name": f"{prefix}-{i}", "class": "bronze"}).raise_for_status()
+        made = {"name": "c", "dimension": 384}
+        operator.post(f"/v1/admin/tenants/{prefix}-{i}/collections", json=made).raise_for_status()
+
+
+def settled_bytes(process: psutil.Process) -> int:
+    """Bytes of its own that the process holds once it rests."""
+    time.sleep(3)
+    return int(process.memory_full_info().uss)
 
 
 def main() -> None:
@@ -445,7 +454,7 @@ def in_process(
 
     engine.measure(report, vectors, queries, truth, raw_ms)
     if tenants:
-        many_tenants.measure(report, BUILD / "bench" / "tenants", tenants, 100, vectors, texts)
+        many_tenants.measure(report, BUILD / "bench" / "tenants", tenants, 100, tenants, vectors, texts)
 
 
 def settle(operator: httpx.Client, collection: str, wait_s: float = 300, still_s: float = 10) -> None:

@@ -1,6 +1,6 @@
 """Many small tenants on one node: what each costs to make and to keep, and how soon its first question and the later ones are answered.
 
-`python loadtest/many_tenants.py [tenants] [passages each]`: the catalog, the log and the store are real; a searcher runs in this process.
+`python loadtest/many_tenants.py [tenants] [passages each] [idle tenants]`: the catalog, the log and the store are real; a searcher runs in this process.
 Names after VectorDBBench: multi-tenant search, cold and warm latency.
 """
 
@@ -99,11 +99,11 @@ def make(data: Path, names: list[str], each: int, vectors: Floats, texts: list[s
 
 
 def weigh(data: Path, answer: Any) -> None:
-    """`answer` gets the resident bytes of a process with a searcher of this platform that nobody asks."""
+    """`answer` gets the bytes of its own of a process with a searcher of this platform that nobody asks."""
     base = ground(settings(data))
     searcher, _ = started(base)
     gc.collect()
-    answer.put(resident())
+    answer.put(int(psutil.Process().memory_full_info().uss))
     searcher.stop()
     base.close()
 
@@ -150,24 +150,23 @@ def started(base: Ground) -> tuple[Searcher, float]:
     return searcher, time.perf_counter() - at
 
 
-def measure(report: Any, folder: Path, n: int, each: int, vectors: Floats, texts: list[str]) -> None:
-    """`n` tenants of `each` passages, as many idle ones without any, and a few large ones."""
+def measure(report: Any, folder: Path, n: int, each: int, n_idle: int, vectors: Floats, texts: list[str]) -> None:
+    """`n` tenants of `each` passages, `n_idle` without any, and a few large ones."""
     queries, facts = vectors[-ASKED:], {"n": n, "passages": each, "d": D}
     shutil.rmtree(folder, ignore_errors=True)
     in_a_process(make, folder, ["first"], 0, vectors, texts)
     alone = in_a_process(weigh, folder)
-    created, _ = in_a_process(make, folder, [f"idle-{i}" for i in range(n)], 0, vectors, texts)
-    report.add("tenants: create one, with a collection", created / n * 1e3, "ms", **facts)
-    report.add(
-        "tenants: memory of an idle one in a searcher", (in_a_process(weigh, folder) - alone) / n, "bytes", **facts
-    )
+    created, _ = in_a_process(make, folder, [f"idle-{i}" for i in range(n_idle)], 0, vectors, texts)
+    report.add("tenants: create one, with a collection", created / n_idle * 1e3, "ms", n=n_idle)
+    idle = (in_a_process(weigh, folder) - alone) / n_idle
+    report.add("tenants: memory of an idle one in a searcher", idle, "bytes", n=n_idle)
     _, filled = in_a_process(make, folder, [f"small-{i}" for i in range(n)], each, vectors, texts)
     report.add("tenants: seal a small one", filled / n * 1e3, "ms", **facts)
     in_a_process(make, folder, [f"big-{i}" for i in range(N_BIG)], BIG, vectors, texts)
     base = ground(settings(folder))
     before = resident()
     searcher, took = started(base)
-    report.add(f"tenants: searcher start with {2 * n + N_BIG} of them", took, "s", **facts)
+    report.add(f"tenants: searcher start with {n_idle + n + N_BIG} of them", took, "s", **facts)
     rng = np.random.default_rng(0)
     small = shards(base, "small-")
     chosen = [small[i] for i in rng.choice(len(small), min(ASKED, len(small)), replace=False)]
@@ -224,7 +223,8 @@ def main() -> None:
     each = int(sys.argv[2]) if len(sys.argv) > 2 else 100
     texts = bench.passages(bench.KEPT)
     vectors = bench.vectors_of(texts, bench.KEPT)
-    measure(bench.Report(), bench.BUILD / "bench" / "tenants", n, each, vectors, texts)
+    n_idle = int(sys.argv[3]) if len(sys.argv) > 3 else n
+    measure(bench.Report(), bench.BUILD / "bench" / "tenants", n, each, n_idle, vectors, texts)
 
 
 if __name__ == "__main__":
