@@ -171,6 +171,8 @@ class Holding:
         self._waits: list[_Wait] = []
         self._residency = Residency(settings.resident_bytes_max)
         self._making_room = threading.Lock()
+        self._made = 0
+        """Bytes of deltas and columns, when they were last counted."""
         self._promised = 0
         """Bytes for which room was made, and that are still being brought in."""
 
@@ -207,12 +209,16 @@ class Holding:
     # seeing the catalog: one thread
 
     def look_all(self) -> None:
-        """See the catalog every `adopt_s`, and whenever somebody waits for it, until stopped."""
+        """See the catalog every `adopt_s`, and whenever somebody waits for it, until stopped. What deltas grew is shed as often, no more: that asks all shards."""
+        shed_at = self._clock.monotonic()
         while not self._stop.is_set():
             self._looked_for.wait(self._settings.adopt_s)
             self._looked_for.clear()
-            if not self._stop.is_set():
-                self._look_for_those_who_wait()
+            if self._stop.is_set():
+                return
+            self._look_for_those_who_wait()
+            if (now := self._clock.monotonic()) - shed_at >= self._settings.adopt_s:
+                shed_at = now
                 self._shed()
 
     def _look_for_those_who_wait(self) -> None:
@@ -467,6 +473,8 @@ class Holding:
                 "collection more shards",
                 dependency="searcher",
             )
+        if self._about_resident() + self._promised + need <= most:
+            return
         over = self._resident_bytes() + self._promised + need - most
         if over <= 0:
             return
@@ -491,8 +499,12 @@ class Holding:
             return self._resident_bytes()
 
     def _resident_bytes(self) -> int:
-        shards = list(self._tail.shards.values())
-        return self._residency.bytes() + sum(s.made_bytes() for s in shards) + len(shards) * SHARD_BYTES
+        self._made = sum(s.made_bytes() for s in list(self._tail.shards.values()))
+        return self._about_resident()
+
+    def _about_resident(self) -> int:
+        """The same, with deltas and columns as last counted, at every look at least: to ask 10,000 shards takes longer than to bring one in."""
+        return self._residency.bytes() + self._made + len(self._tail.shards) * SHARD_BYTES
 
     def _held(self, *, but: ShardId | None) -> list[Held]:
         """Those that may go; never one that could not be brought in again as it is."""
