@@ -67,6 +67,8 @@ class TeiReranker:
     ) -> Floats:
         """See Reranker."""
         left_s = deadline.left_s() * SHARE
+        if not left_s:  # which aiohttp would take for no limit at all
+            raise DeadlineExceeded("no time was left to read them", dependency="reranker")
         body = orjson.dumps({"query": question, "texts": list(passages), "truncate": True})
         told = {
             "x-vicinage-tenant": tenant,
@@ -74,16 +76,14 @@ class TeiReranker:
             "x-vicinage-timeout-ms": str(max(1, int(left_s * 1000))),
         }
         try:
-            status, headers, content = await self._post(body, told if self._ours else {}, left_s)
+            status, content = await self._post(body, told if self._ours else {}, left_s)
         except TimeoutError as error:
             raise DeadlineExceeded("the reranker did not answer in time", dependency="reranker") from error
         except aiohttp.ClientError as error:
             raise Unavailable(f"the reranker cannot be reached: {error}", dependency="reranker") from error
-        return self._read(status, headers, content, len(passages))
+        return self._read(status, content, len(passages))
 
-    async def _post(
-        self, body: bytes, headers: Mapping[str, str], timeout_s: float
-    ) -> tuple[int, Mapping[str, str], bytes]:
+    async def _post(self, body: bytes, headers: Mapping[str, str], timeout_s: float) -> tuple[int, bytes]:
         """The answer to one request; asked once more where an idle connection turns out to have been closed meanwhile."""
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE_S)
@@ -92,16 +92,16 @@ class TeiReranker:
             try:
                 limit = aiohttp.ClientTimeout(total=timeout_s)
                 async with self._session.post(self._url, data=body, headers=headers, timeout=limit) as answer:
-                    return answer.status, answer.headers, await answer.read()
+                    return answer.status, await answer.read()
             except aiohttp.ClientConnectionError:
                 if last:
                     raise
         raise AssertionError("unreachable")
 
-    def _read(self, status: int, headers: Mapping[str, str], content: bytes, n: int) -> Floats:
+    def _read(self, status: int, content: bytes, n: int) -> Floats:
         """The n scores of an answer. Whatever is wrong with it is the server's doing, not the question's."""
         if status == Overloaded.status:
-            raise Overloaded("the reranker is busy", retry_after_s=float(headers.get("retry-after") or 1))
+            raise Overloaded("the reranker is busy")
         scores = np.full(n, np.nan, np.float32)
         try:
             for line in orjson.loads(content) if status == 200 else ():

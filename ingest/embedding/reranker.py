@@ -22,6 +22,9 @@ QUEUE_PAIRS: Final = 4_096
 CALL_PAIRS: Final = 16
 """Pairs read in one model call: small, so that a question never waits long behind another's."""
 QUANTUM: Final = 16
+CHARS_A_TOKEN: Final = 16
+"""A text is cut by length before it is cut into tokens: what no model would read is not even looked at."""
+WINDOW_MAX: Final = 8_192
 FAILURES_MAX: Final = 3
 """After so many failed model calls in a row the worker ends, and the role with it: a broken device does not mend itself."""
 
@@ -70,6 +73,7 @@ class LocalReranker:
         self, folder: Path, *, device: str = "cpu", on_failure: Callable[[BaseException], None] | None = None
     ) -> None:
         self._model = _load(folder, device)
+        self._chars = CHARS_A_TOKEN * min(int(self._model.tokenizer.model_max_length), WINDOW_MAX)
         self._queue = FairQueue[_Pair](items_max=QUEUE_PAIRS, quantum=QUANTUM)
         self._work = threading.Condition()
         self._closed = False
@@ -91,7 +95,8 @@ class LocalReranker:
         request = _Request(np.empty(len(passages), np.float32), len(passages), deadline)
         if not passages:
             request.settle()
-        pairs = [(_Pair(question, passage, request, i), 1) for i, passage in enumerate(passages)]
+        asked = question[: self._chars]
+        pairs = [(_Pair(asked, passage[: self._chars], request, i), 1) for i, passage in enumerate(passages)]
         with self._work:
             if not self.alive():
                 raise Unavailable("the reranker is stopping", dependency="reranker")

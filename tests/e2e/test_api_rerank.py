@@ -4,6 +4,7 @@ The cross-encoder is small and knows nothing: its weights are random. What it sa
 """
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ingest.passages import model_folder
 from query.rerank import TeiReranker, reranked
 from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
-from vicinage.errors import Overloaded, Refused, Unavailable
+from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
 from vicinage.records import Hit
 from vicinage.settings import GatewaySettings, RerankSettings, Settings
 
@@ -190,6 +191,13 @@ def test_where_the_reranker_does_not_answer_hits_come_as_found_and_that_is_said(
     assert said in found["degraded"]["reason"]
 
 
+def test_where_no_time_is_left_nobody_is_asked() -> None:
+    reranker = TeiReranker("http://127.0.0.1:9", key=None)
+    asked = reranker.scores("a", ["b"], tenant="t", weight=1, deadline=Deadline.after(0))
+    with pytest.raises(DeadlineExceeded, match="no time was left"):
+        asyncio.run(asked)
+
+
 def hit(name: str, score: float, text: str | None) -> Hit:
     return Hit(name, 0, score, 1, text=text)
 
@@ -235,6 +243,10 @@ def test_what_is_no_ranking_request_is_refused(server: str, body: dict[str, Any]
 def test_a_passage_longer_than_the_model_reads_is_cut_off_and_scored(model: LocalReranker) -> None:
     scores = model.submit("a", ["word " * 5_000, ""], tenant="t", weight=1, deadline=Deadline.after(30)).result(30)
     assert scores.shape == (2,)
+    start = time.perf_counter()
+    vast = model.submit("a " * 10_000_000, ["b"] * 20, tenant="t", weight=1, deadline=Deadline.after(30)).result(30)
+    assert time.perf_counter() - start < 10, "cut before it is cut into tokens"
+    assert len(set(vast.tolist())) == 1
     assert ((scores >= 0) & (scores <= 1)).all()
 
 
