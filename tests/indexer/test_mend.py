@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from house import make_indexer, open_ground
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sealed import DIMENSION, append, contents, gone, loaded, make_collection, up
 
@@ -540,6 +540,7 @@ def test_deletions_come_back_as_they_were() -> None:
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32 - 1))
+@example(seed=297)  # every object that there is was lost
 def test_whatever_was_written_merged_and_damaged_answers_are_what_they_were(
     tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
@@ -548,6 +549,11 @@ def test_whatever_was_written_merged_and_damaged_answers_are_what_they_were(
     base = opened(
         tmp_path_factory.mktemp("any"), seal_passages=1, segments_max=rng.choice([1, 2, 4]), tombstone_age_s=100
     )
+    another = tmp_path_factory.mktemp("another") / "passages.arrow"
+    another.write_bytes(b"of another tenant")
+    base.store.put(
+        "segments/other/docs/1/0/one/passages.arrow", another
+    )  # a store without any is taken for not mounted
     indexer = make_indexer(base)
     generation = make_collection(base, index=rng.choice(["flat", "hnsw:M=8"]))
     expected: dict[str, int] = {}
