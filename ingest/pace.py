@@ -12,7 +12,7 @@ SHORT_S: Final = 3.0
 
 
 class Pace:
-    """The sizes of calls, by model; at most `most`. Safe for many threads: each looks at its own call, the last one counts."""
+    """The sizes of calls, by model; at most `most`. Safe for many threads: of calls under way at once, none undoes what another taught."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -31,4 +31,4 @@ class Pace:
 
     def late(self, model: str, n: int) -> None:
         """A call of `n` passages was not answered in time."""
-        self._sizes[model] = max(1, n // 2)
+        self._sizes[model] = min(self.size(model), max(1, n // 2))
