@@ -3,19 +3,18 @@
 The server speaks the API of text-embeddings-inference, `POST /rerank`: the platform's own embedder role does, and so do others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import aiohttp
 import numpy as np
 import orjson
 
+from ingest.embedding.remote import Requests, told
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Unavailable
 from vicinage.records import Floats, Hit, Mode
 
-CONNECTIONS: Final = 16
-KEEPALIVE_S: Final = 4.0
 SHARE: Final = 0.8
 """Of the time that is left of a question, what reading again may take: the rest is for an answer without it."""
 
@@ -59,8 +58,7 @@ class TeiReranker:
     def __init__(self, url: str, *, key: str | None, ours: bool = False) -> None:
         self._url = f"{url.rstrip('/')}/rerank"
         self._ours = ours
-        self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
-        self._session: aiohttp.ClientSession | None = None
+        self._requests = Requests(self._url, key)
 
     async def scores(
         self, question: str, passages: Sequence[str], *, tenant: str, weight: int, deadline: Deadline
@@ -70,33 +68,14 @@ class TeiReranker:
         if not left_s:  # which aiohttp would take for no limit at all
             raise DeadlineExceeded("no time was left to read them", dependency="reranker")
         body = orjson.dumps({"query": question, "texts": list(passages), "truncate": True})
-        told = {
-            "x-vicinage-tenant": tenant,
-            "x-vicinage-weight": str(weight),
-            "x-vicinage-timeout-ms": str(max(1, int(left_s * 1000))),
-        }
+        headers = told(tenant, weight, left_s) if self._ours else {}
         try:
-            status, content = await self._post(body, told if self._ours else {}, left_s)
+            status, _, content = await self._requests.post(body, headers, left_s)
         except TimeoutError as error:
             raise DeadlineExceeded("the reranker did not answer in time", dependency="reranker") from error
         except aiohttp.ClientError as error:
             raise Unavailable(f"the reranker cannot be reached: {error}", dependency="reranker") from error
         return self._read(status, content, len(passages))
-
-    async def _post(self, body: bytes, headers: Mapping[str, str], timeout_s: float) -> tuple[int, bytes]:
-        """The answer to one request; asked once more where an idle connection turns out to have been closed meanwhile."""
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE_S)
-            self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
-        for last in (False, True):
-            try:
-                limit = aiohttp.ClientTimeout(total=timeout_s)
-                async with self._session.post(self._url, data=body, headers=headers, timeout=limit) as answer:
-                    return answer.status, await answer.read()
-            except aiohttp.ClientConnectionError:
-                if last:
-                    raise
-        raise AssertionError("unreachable")
 
     def _read(self, status: int, content: bytes, n: int) -> Floats:
         """The n scores of an answer. Whatever is wrong with it is the server's doing, not the question's."""
@@ -117,6 +96,4 @@ class TeiReranker:
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._requests.aclose()

@@ -1,6 +1,6 @@
 """A client of any server that speaks the OpenAI embeddings API; our own embedder role is one.
 
-Threads go through httpx; the gateway's event loop through aiohttp, which costs it 0.18 ms of CPU a request where httpx takes 0.81.
+Threads go through httpx; the gateway's event loop through `remote.py`.
 """
 
 import base64
@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from ingest.embedding import Lane
+from ingest.embedding.remote import Requests, headers_of, told
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
@@ -22,9 +23,6 @@ from vicinage.records import Floats
 INPUTS_MAX: Final = 2_048
 """What the API takes in one request."""
 RETRY_S_MAX: Final = 60.0
-CONNECTIONS: Final = 16
-KEEPALIVE_S: Final = 4.0
-"""Less than a server's usual five seconds, so that it is mostly we who close an idle connection."""
 
 
 class OpenAIEmbedder:
@@ -40,10 +38,8 @@ class OpenAIEmbedder:
         self._ours = ours
         self._url = f"{base_url.rstrip('/')}/embeddings"
         self._timeout_s = timeout_s
-        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
-        self._http = httpx.Client(headers=headers, timeout=timeout_s, trust_env=False)
-        self._headers = headers
-        self._session: aiohttp.ClientSession | None = None
+        self._http = httpx.Client(headers=headers_of(key), timeout=timeout_s, trust_env=False)
+        self._requests = Requests(self._url, key)
 
     @property
     def model(self) -> str:
@@ -96,29 +92,12 @@ class OpenAIEmbedder:
         assert len(texts) <= INPUTS_MAX
         body, headers, timeout = self._request(texts, tenant, lane, weight, deadline)
         try:
-            status, answered, content = await self._post(body, headers, timeout)
+            status, answered, content = await self._requests.post(body, headers, timeout)
         except TimeoutError as error:
             raise DeadlineExceeded("the embedder did not answer in time", dependency="embedder") from error
         except aiohttp.ClientError as error:
             raise _away(error) from error
         return self._vectors(status, answered, content, len(texts))
-
-    async def _post(
-        self, body: bytes, headers: Mapping[str, str], timeout_s: float
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        """The answer to one request; asked once more where an idle connection turns out to have been closed meanwhile."""
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE_S)
-            self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
-        for last in (False, True):
-            try:
-                limit = aiohttp.ClientTimeout(total=timeout_s)
-                async with self._session.post(self._url, data=body, headers=headers, timeout=limit) as answer:
-                    return answer.status, answer.headers, await answer.read()
-            except aiohttp.ClientConnectionError:
-                if last:
-                    raise
-        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Close the connections. Idempotent."""
@@ -127,9 +106,7 @@ class OpenAIEmbedder:
     async def aclose(self) -> None:
         """Close the asynchronous ones too. Idempotent."""
         self.close()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._requests.aclose()
 
     def _request(
         self, texts: Sequence[str], tenant: str, lane: Lane, weight: int, deadline: Deadline | None
@@ -140,13 +117,7 @@ class OpenAIEmbedder:
         body = orjson.dumps({"model": self._entry.name, "input": list(texts), "encoding_format": "base64"})
         if not self._ours:
             return body, {}, timeout
-        headers = {
-            "x-vicinage-tenant": tenant,
-            "x-vicinage-lane": lane.value,
-            "x-vicinage-weight": str(weight),
-            "x-vicinage-timeout-ms": str(max(1, int(timeout * 1000))),
-        }
-        return body, headers, timeout
+        return body, told(tenant, weight, timeout) | {"x-vicinage-lane": lane.value}, timeout
 
     def _vectors(self, status: int, headers: Mapping[str, str], content: bytes, n: int) -> Floats:
         """The n vectors of an answer. Whatever is wrong with it is the server's doing, not the texts'."""
