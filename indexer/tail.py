@@ -265,6 +265,7 @@ def _near(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
 async def within(future: Future[Any], deadline: Deadline, what: str) -> Any:
     """What the future gives, if in time. Raises DeadlineExceeded."""
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(future), deadline.left_s())
+        async with asyncio.timeout(deadline.left_s()):
+            return await asyncio.wrap_future(future)
     except TimeoutError:
         raise DeadlineExceeded(f"{what} was not done in time", dependency="searcher") from None

@@ -11,9 +11,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -27,12 +28,15 @@ import load
 from running import Platform, free_port, running
 
 Floats = NDArray[np.float32]
+T = TypeVar("T")
 BUILD = Path(__file__).resolve().parent.parent / "build"
 K = 10
 KEPT = 102_000
 """Sentences that are embedded once and kept in build/: what is searched for is the last of them."""
 SEGMENTS_MAX = 4
 """What compaction leaves at most."""
+ASKED_BEFORE = 256
+"""Questions of the collection, before most of its passages came."""
 WORDS = 8
 """Of a short question, as people type them."""
 ARROW = "application/vnd.apache.arrow.stream"
@@ -125,6 +129,16 @@ def recall(found: list[list[int]], truth: NDArray[np.int64]) -> float:
     return float(np.mean([len(set(f) & set(t)) / K for f, t in zip(found, truth.tolist(), strict=True)]))
 
 
+def least(work: Callable[[], T], turns: int = 3) -> tuple[T, float]:
+    """What `work` gives, and the least CPU seconds of this thread that it took: others use the machine, too."""
+    taken = []
+    for _ in range(turns):
+        start = time.thread_time()
+        found = work()
+        taken.append(time.thread_time() - start)
+    return found, min(taken)
+
+
 def raw_faiss(report: Report, vectors: Floats, queries: Floats, truth: NDArray[np.int64]) -> float:
     """FAISS HNSW alone, in this process, one thread, one question a call: CPU milliseconds at recall ≥ 0.95."""
     import faiss
@@ -137,9 +151,8 @@ def raw_faiss(report: Report, vectors: Floats, queries: Floats, truth: NDArray[n
     faiss.omp_set_num_threads(1)
     for ef in (16, 24, 32, 48, 64, 96, 128, 192, 256):
         index.hnsw.efSearch = ef
-        start = time.thread_time()
-        rows = [index.search(q[None], K)[1][0].tolist() for q in queries]
-        each = (time.thread_time() - start) / len(queries) * 1e3
+        rows, seconds = least(lambda: [index.search(q[None], K)[1][0].tolist() for q in queries])
+        each = seconds / len(queries) * 1e3
         if (r := recall(rows, truth)) >= 0.95:
             report.add(
                 "raw FAISS HNSW in-process, 1 thread",
@@ -288,7 +301,13 @@ def arrow_body(ids: list[str], texts: list[str], vectors: Floats) -> bytes:
 
 
 def ask_before(
-    url: str, key: str, http: httpx.Client, texts: list[str], vectors: Floats, queries: Floats, pid: int
+    platform: Platform,
+    key: str,
+    http: httpx.Client,
+    operator: httpx.Client,
+    texts: list[str],
+    vectors: Floats,
+    queries: Floats,
 ) -> None:
     """A few passages and some questions, so that the segments to come are measured on the collection's own questions."""
     n = 5_000
@@ -297,8 +316,13 @@ def ask_before(
     answer.raise_for_status()
     wait_searchable(http, "bench", answer.json()["token"], vectors[0])
     time.sleep(12)  # it is sealed, and has a graph
-    load.run(url, key, json_requests("/v1/collections/bench/search", queries[:400]), clients=1, server_pids=[pid])
-    time.sleep(3)
+    asked = json_requests("/v1/collections/bench/search", queries[:ASKED_BEFORE])
+    load.run(platform.url, key, asked, clients=1, server_pids=[platform.pids()["gateway"]])
+    end, measured = time.monotonic() + 90, 0
+    while measured < ASKED_BEFORE and time.monotonic() < end:  # they are kept by and by, as the recall monitor works
+        time.sleep(1)
+        measured = sum(row["n"] for row in operator.get("/v1/admin/recall?tenant=bench").json())
+    print(f"{'':<58} {measured} questions known")
 
 
 def ingest_vectors(report: Report, http: httpx.Client, texts: list[str], vectors: Floats, pids: list[int]) -> None:
@@ -418,7 +442,7 @@ def main() -> None:
         operator = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}, timeout=120)
         gateway = psutil.Process(pids["gateway"])
         resident = gateway.memory_info().rss
-        ask_before(platform.url, key, http, texts, vectors, queries, pids["gateway"])
+        ask_before(platform, key, http, operator, texts, vectors, queries)
         ingest_vectors(report, http, texts, vectors, [pids["gateway"], pids["ingest"]])
         settle(operator, "bench/bench")
         report.add(

@@ -1,7 +1,7 @@
 """What each kind of index costs and gives: the measurements behind `auto` (docs/decisions/012).
 
-Real sentences (the bench's), in-process, one thread, k = 10, at the least effort whose measured recall reaches the objective; the
-figure is CPU time of this thread. Filters are random, and one that runs against the question.
+Real sentences (the bench's) or, by the million, windows of real text (windows.py); in-process, one thread, k = 10, at the least effort whose measured
+recall reaches the objective. Figures are CPU time: of a search this thread's, of building all threads'. Filters are random.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench import BUILD, K, exact, passages, vectors_of
+import windows
+from bench import BUILD, K, passages, vectors_of
 
 from indexer.backends import EFFORTS, choose, open_backend
 from indexer.segment import recall
@@ -32,22 +33,23 @@ SPECS = (
     "ivfpq",
     "rabitq",
 )
+ASKED = 2_000
 SHARES = (0.5, 0.1, 0.01, 0.001)
 
 
 def measure(spec: IndexSpec, vectors: Floats, queries: Floats, objective: float) -> dict[str, Any]:
     """One kind at one size: build seconds, bytes a passage, and the least effort that reaches the objective."""
     backend = open_backend()
-    start = time.perf_counter()
-    index = backend.build(vectors, spec, "cosine", threads=1)
-    built = time.perf_counter() - start
+    start = time.process_time()
+    index = backend.build(vectors, spec, "cosine")
+    built = time.process_time() - start
     row: dict[str, Any] = {
         "spec": str(spec),
         "n": len(vectors),
         "build_s": round(built, 2),
         "bytes": round(backend.bytes(spec, len(vectors), vectors.shape[1]) / len(vectors)),
     }
-    truth = exact(vectors, queries)
+    _, truth = backend.exact(vectors, queries, K, metric="cosine", allowed=None)
     for effort in EFFORTS[spec.kind] or (0,):
         ms, found = _timed(backend, index, vectors, queries, effort, None)
         row |= {"effort": effort, "ms": round(ms, 4), "recall": round(recall(found, truth), 4)}
@@ -59,10 +61,19 @@ def measure(spec: IndexSpec, vectors: Floats, queries: Floats, objective: float)
 
 def _filtered(backend: Any, index: Any, vectors: Floats, queries: Floats, effort: int, share: float) -> dict[str, Any]:
     allowed = np.random.default_rng(1).random(len(vectors)) < share
-    truth = np.argsort(-np.where(allowed, queries @ vectors.T, -9), axis=1, kind="stable")[:, :K]
+    _, truth = backend.exact(vectors, queries, K, metric="cosine", allowed=allowed)
     ms, found = _timed(backend, index, vectors, queries, effort, allowed)
     possible = min(K, int(allowed.sum()))
     return {"share": share, "ms": round(ms, 4), "recall": round(recall(found[:, :possible], truth[:, :possible]), 4)}
+
+
+def _data(n: int, *, of_windows: bool) -> tuple[Floats, Floats]:
+    """At least `n` passages, and questions that are none of them."""
+    if of_windows:
+        return windows.vectors(n)
+    kept = max(n, 50_000) + ASKED
+    every = vectors_of(passages(kept), kept)
+    return every[:-ASKED], every[-ASKED:]
 
 
 def _timed(
@@ -80,13 +91,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 50_000])
     parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--windows", action="store_true", help="windows of texts instead of sentences")
     parser.add_argument("--objective", type=float, default=0.95)
     parser.add_argument("--specs", nargs="+", default=list(SPECS))
     args = parser.parse_args()
-    largest = max(args.sizes)
-    kept = max(largest, 50_000) + 2_000
-    every = vectors_of(passages(kept), kept)
-    queries, rows = every[-args.queries :], []
+    every, asked = _data(max(args.sizes), of_windows=args.windows)
+    queries, rows = asked[:: max(1, len(asked) // args.queries)][: args.queries], []
     for n in args.sizes:
         for text in args.specs:
             row = measure(choose(text, n, flat_max=0), np.ascontiguousarray(every[:n]), queries, args.objective)

@@ -39,6 +39,8 @@ D = 384
 BIG = 10_000
 """Passages of the larger tenants whose first answer is timed."""
 N_BIG = 20
+FIRST = 250
+"""Tenants after which one more costs what every one more does."""
 ASKED = 2_000
 
 
@@ -151,10 +153,10 @@ def started(base: Ground) -> tuple[Searcher, float]:
 
 
 def measure(report: Any, folder: Path, n: int, each: int, n_idle: int, vectors: Floats, texts: list[str]) -> None:
-    """`n` tenants of `each` passages, `n_idle` without any, and a few large ones."""
+    """`n` tenants of `each` passages, `n_idle` without any, and a few large ones; FIRST of those are there before anything is counted."""
     queries, facts = vectors[-ASKED:], {"n": n, "passages": each, "d": D}
     shutil.rmtree(folder, ignore_errors=True)
-    in_a_process(make, folder, ["first"], 0, vectors, texts)
+    in_a_process(make, folder, [f"first-{i}" for i in range(FIRST)], 0, vectors, texts)
     alone = in_a_process(weigh, folder)
     created, _ = in_a_process(make, folder, [f"idle-{i}" for i in range(n_idle)], 0, vectors, texts)
     report.add("tenants: create one, with a collection", created / n_idle * 1e3, "ms", n=n_idle)
@@ -166,7 +168,7 @@ def measure(report: Any, folder: Path, n: int, each: int, n_idle: int, vectors: 
     base = ground(settings(folder))
     before = resident()
     searcher, took = started(base)
-    report.add(f"tenants: searcher start with {n_idle + n + N_BIG} of them", took, "s", **facts)
+    report.add(f"tenants: searcher start with {FIRST + n_idle + n + N_BIG} of them", took, "s", **facts)
     rng = np.random.default_rng(0)
     small = shards(base, "small-")
     chosen = [small[i] for i in rng.choice(len(small), min(ASKED, len(small)), replace=False)]

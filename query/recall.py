@@ -35,7 +35,7 @@ HALF_ERROR: Final = 0.01
 SAMPLES_MAX: Final = 4_096
 """Collections that are remembered, at most 0.2 MB each."""
 KEEP_S: Final = 600.0
-"""How often the questions of a collection are kept anew."""
+"""How often the questions of a collection are kept anew, once there are QUESTIONS_MAX."""
 Keep = Callable[[Generation, Floats], None]
 _event = events("query")
 _recall = gauge("vicinage_query_recall", "recall@k measured on sampled live searches, mean over collections")
@@ -51,8 +51,9 @@ class Sample:
     """Of those at the usual k."""
     questions: deque[Floats] = field(default_factory=lambda: deque(maxlen=QUESTIONS_MAX))
     """Vectors float16 [d] of the newest, where effort has a choice."""
-    kept_s: float | None = None
-    """When they were last kept (monotonic)."""
+    kept: int = 0
+    """How many of them were last kept, and when (monotonic)."""
+    kept_s: float = 0.0
     discarded: int = 0
     dropped: int = 0
     correction: Correction = field(default_factory=Correction)
@@ -136,7 +137,7 @@ class RecallMonitor:
         self._note(sample, plan, hits, merge(exact.partials, plan.queries[0].k))
 
     async def _remember(self, offer: _Offer) -> None:
-        """Note the question, and have the newest kept, at most every KEEP_S and once there are enough to say something."""
+        """Note the question, and have the newest kept: once they are enough to say something, whenever they have doubled, then every KEEP_S."""
         if self._keep is None or not offer.effort:
             return
         sample, now = self._sample(offer.plan), time.monotonic()
@@ -144,10 +145,11 @@ class RecallMonitor:
         if not _fits_half(vector):
             return
         sample.questions.append(vector.astype(np.float16))
-        enough = ENOUGH if sample.kept_s is None else QUESTIONS_MAX
-        if len(sample.questions) < enough or (sample.kept_s is not None and now - sample.kept_s < KEEP_S):
+        if len(sample.questions) < min(QUESTIONS_MAX, max(ENOUGH, 2 * sample.kept)):
             return
-        sample.kept_s = now
+        if sample.kept == QUESTIONS_MAX and now - sample.kept_s < KEEP_S:
+            return
+        sample.kept, sample.kept_s = len(sample.questions), now
         vectors = np.array(sample.questions, np.float32)
         try:
             await asyncio.get_running_loop().run_in_executor(None, self._keep, offer.plan.generation, vectors)

@@ -57,14 +57,21 @@ class Encoder:
         import torch
 
         mask = features["attention_mask"]
+        share = mask / mask.sum(1, keepdim=True)
+        return {"sentence_embedding": torch.einsum("nt,ntd->nd", share, self.states(features).float())}
+
+    def states(self, features: dict[str, "Tensor"]) -> "Tensor":
+        """[n, tokens, d]: what the last layer makes of each token, zero where there is none."""
+        import torch
+
+        mask = features["attention_mask"]
         rows = _Rows(mask, self._words.dtype)
         places = torch.arange(mask.shape[1]).expand(mask.shape)
         words = torch.nn.functional.embedding(rows.packed(features["input_ids"]), self._words)
         x = self._norm(words + torch.nn.functional.embedding(rows.packed(places), self._places))
         for layer in self._layers:
             x = layer(x, rows)
-        share = mask / mask.sum(1, keepdim=True)
-        return {"sentence_embedding": torch.einsum("nt,ntd->nd", share, rows.padded(x).float())}
+        return rows.padded(x)
 
 
 class _Rows:

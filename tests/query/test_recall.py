@@ -16,6 +16,7 @@ from query.plan import Plan, Question, make_plan
 from query.recall import QUEUE_MAX, RecallMonitor, _fits_half, recall_of
 from query.scatter import Searchers
 from tenants.entities import Collection, Generation, Objectives
+from tenants.questions import QUESTIONS_MAX
 from vicinage.clock import Deadline
 from vicinage.errors import Unavailable
 from vicinage.records import Hit, Partial, ShardId, ShardQuery
@@ -259,13 +260,14 @@ def test_live_recall_below_the_objective_raises_what_is_asked_of_the_curves() ->
     assert before == made.collection.objectives.recall < after
 
 
-def test_questions_are_kept_where_effort_has_a_choice_once_there_are_enough_and_not_again_at_once() -> None:
+def test_questions_are_kept_where_effort_has_a_choice_once_there_are_enough_and_again_when_they_have_doubled() -> None:
     kept: list[tuple[Generation, np.ndarray]] = []
-    offers = [(plan(), hits("abc"))] * (ENOUGH + 5)
+    offers = [(plan(), hits("abc"))] * QUEUE_MAX
     measure(Drawer(), offers, keep=lambda of, vectors: kept.append((of, vectors)))
-    [(of, vectors)] = kept
+    of, vectors = kept[0]
     assert (of.tenant, of.collection, of.number) == ("t", "c", 1)
     np.testing.assert_array_equal(vectors, np.tile(np.array([1, 0], np.float32), (ENOUGH, 1)))
+    assert [len(v) for _, v in kept] == [ENOUGH, 2 * ENOUGH, 4 * ENOUGH, 8 * ENOUGH, QUESTIONS_MAX]
 
 
 def test_a_catalog_that_is_away_harms_no_measuring() -> None:
