@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from indexer.backends import Mask
-from indexer.filters import Columns
+from indexer.filters import Columns, Joined
 from indexer.lexical import Growing, Lexical
 from indexer.passages import Passages, metadata_of
 from vicinage.records import Floats
 from vicinage.wire import vectors_of
 
+BLOCK: Final = 1_024
+"""Rows whose filter columns are made together: at most so many are read again after a write."""
 ROWS_AT_FIRST: Final = 64
 """Room made by the first message; before it a delta holds none, so that an idle shard costs next to nothing."""
 
@@ -63,7 +65,7 @@ class DeltaView:
         message = self.messages[bisect_right(self.starts, row, hi=self.n_messages) - 1]
         return message, row - message.first
 
-    def columns(self) -> Columns:
+    def columns(self) -> Joined:
         """Metadata by row, as filter columns."""
         return self.metadata.columns(self)
 
@@ -73,23 +75,30 @@ class DeltaView:
 
 
 class Metadata:
-    """Each row's metadata, parsed once in the delta's life by whoever filters first. Safe for many threads."""
+    """Each row's metadata, parsed once in the delta's life by whoever filters first, in columns of BLOCK rows. Safe for many threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._parsed: list[Mapping[str, Any]] = []
-        self._columns = Columns(())
-        self._n = 0
+        self._blocks: list[Columns] = []
+        """All full but for the last: after a write only that is made anew."""
 
-    def columns(self, view: DeltaView) -> Columns:
-        """The columns of the view's rows; the last view's are kept, since searches are more than writes."""
+    def columns(self, view: DeltaView) -> Joined:
+        """The columns of the view's rows."""
         with self._lock:
             while len(self._parsed) < len(view):
                 message, _ = view.row(len(self._parsed))
                 self._parsed.extend(metadata_of(message.batch))
-            if len(view) != self._n:
-                self._columns, self._n = Columns(self._parsed[: len(view)]), len(view)
-            return self._columns
+            return Joined([self._block(first, min(first + BLOCK, len(view))) for first in range(0, len(view), BLOCK)])
+
+    def _block(self, first: int, end: int) -> Columns:
+        at = first // BLOCK
+        if at == len(self._blocks) or len(self._blocks[at]) != end - first:
+            made = Columns(self._parsed[first:end])
+            if at < len(self._blocks) and len(self._blocks[at]) > end - first:
+                return made  # of an older view: the newer one's stays
+            self._blocks[at : at + 1] = [made]
+        return self._blocks[at]
 
 
 class Words:

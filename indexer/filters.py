@@ -8,10 +8,10 @@ Law 7: the thread that searches is everybody's, so what a filter costs is bounde
 each comparison is two binary searches a value it names, and it marks the rows it found, or looks at each once.
 """
 
+import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from typing import Any, Final
 
 import numpy as np
@@ -165,16 +165,51 @@ def matches(tree: Tree, metadata: Metadata) -> bool:
     return combine(matches(part, metadata) for part in tree.parts)
 
 
+def fields(tree: Tree) -> frozenset[str]:
+    """The fields that it looks at."""
+    return frozenset((tree.field,)) if isinstance(tree, Leaf) else frozenset().union(*map(fields, tree.parts))
+
+
 class Columns:
-    """Metadata of n documents, turned into a column when a field is first asked for. Safe for many threads."""
+    """Metadata of n documents, turned into a column when a field is first asked for; the COLUMNS_MAX asked last are held.
+
+    Safe for many threads.
+    """
 
     def __init__(self, metadata: Sequence[Metadata]) -> None:
         self._n = len(metadata)
-        self._column = lru_cache(COLUMNS_MAX)(partial(_column_of, metadata))
+        self._metadata = metadata
+        self._held: dict[str, _Column] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._n
 
     def kept(self) -> int:
         """How many columns it holds."""
-        return self._column.cache_info().currsize
+        return len(self._held)
+
+    def read(self, names: Iterable[str]) -> None:
+        """Have these fields' columns made."""
+        for name in names:
+            self._column(name)
+
+    def unread(self, names: Iterable[str]) -> int:
+        """How many of these fields have no column yet."""
+        return sum(name not in self._held for name in names)
+
+    def _column(self, field: str) -> "_Column":
+        with self._lock:
+            found = self._held.pop(field, None)
+            if found is not None:
+                self._held[field] = found  # the one asked last stands last
+                return found
+        made = _Column([_reach(m, field) for m in self._metadata])  # of two threads each may make it: neither waits
+        with self._lock:
+            self._held[field] = made
+            if len(self._held) > COLUMNS_MAX:
+                del self._held[next(iter(self._held))]
+        return made
 
     def mask(self, tree: Tree) -> Mask:
         """Bool [n]: which documents pass; the same that `matches` says of each."""
@@ -193,8 +228,15 @@ class Columns:
 _COMBINE: Final = {"$and": np.logical_and, "$or": np.logical_or}
 
 
-def _column_of(metadata: Sequence[Metadata], field: str) -> "_Column":
-    return _Column([_reach(m, field) for m in metadata])
+class Joined:
+    """Columns of rows that stand one after the other."""
+
+    def __init__(self, parts: Sequence[Columns]) -> None:
+        self._parts = parts
+
+    def mask(self, tree: Tree) -> Mask:
+        """Bool [n]: see Columns."""
+        return np.concatenate([part.mask(tree) for part in self._parts]) if self._parts else np.zeros(0, np.bool_)
 
 
 class _Column:

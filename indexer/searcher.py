@@ -2,8 +2,8 @@
 
 The tail thread applies the log (`tail.py`); others see the catalog and fetch segments (`holding.py`), so that neither the log nor
 the other tenants wait for a large segment; search threads only read snapshots. While one call is under way the next questions
-gather; those of one shard, mode, k, effort and filter go as one batch. Lexical indexes that nobody has asked for yet are brought in by
-threads of their own (`opening.py`).
+gather; those of one shard, mode, k, effort and filter go as one batch. Lexical indexes and filter columns that nobody has asked for yet are
+brought in by threads of their own (`opening.py`).
 
 Law 7: questions wait in a fair queue, by their tenants' weight and by what they will cost to answer; a batch is on the account
 of the tenant that asked.
@@ -84,7 +84,7 @@ class _Asked:
     asks: tuple[object, ...] = ()
     """What it must have in common with those that it goes along with; made once, outside of every lock."""
     opened: bool = False
-    """Its shard's lexical indexes were brought in for it: one that is missing again is fetched on the way, once and for all."""
+    """What it needs was brought in for it: what is missing again is brought in on the way, once and for all."""
     answer: Future[Partial] = field(default_factory=Future)
 
 
@@ -292,8 +292,8 @@ class Searcher:
             self._answer_later(live)
             return
         shard.asked_s = self._clock.monotonic()
-        if live[0].query.texts and not all(a.opened for a in live) and not shard.lexical_here():
-            self._opening.wait(shard, live)
+        if not all(a.opened for a in live) and (names := shard.needs(live[0].query)) is not None:
+            self._opening.wait(shard, names, live)
             return
         live = [a for a in live if a.answer.set_running_or_notify_cancel()]
         if not live:

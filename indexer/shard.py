@@ -27,6 +27,10 @@ from vicinage.wire import DELETED
 
 BEHIND_MAX: Final = 256
 """Rows of the delta that a question adds to its lexical index in passing, about 10 ms."""
+READ_MAX: Final = 4_096
+"""Values of metadata that a question reads for its filter in passing, about 8 ms."""
+LEXICAL: Final = "$lexical"
+"""Among names of fields, none of which a filter may begin with $."""
 CHARS_A_WORD: Final = 6
 ANSWER_CHARS_MAX: Final = 16 << 20
 """Characters of text in one shard's answer to one question."""
@@ -286,13 +290,32 @@ class Shard:
         found = search(snapshot, query, self._backend, self._metric, self._recall)
         return replace(found, lexical=search_words(snapshot, query)) if query.mode == "hybrid" else found
 
-    def lexical_here(self) -> bool:
-        """Whether a question for words is answered at once: the segments' indexes are here, the delta's is not far behind."""
+    def needs(self, query: ShardQuery) -> frozenset[str] | None:
+        """What it takes to answer the question besides what is here, by name; None where it is answered at once.
+
+        Lexical indexes of segments, a delta's that is far behind, and filter columns of many rows.
+        """
+        if not query.filter and not query.texts:
+            return None
+        names = filters.fields(filters.parse(query.filter)) if query.filter else frozenset()
+        if sum(g.columns.unread(names) for g in self.snapshot.segments) <= READ_MAX:
+            names = frozenset()
+        if query.texts and not self._lexical_here():
+            names |= {LEXICAL}
+        return names or None
+
+    def bring_in(self, names: frozenset[str]) -> None:
+        """Have what `needs` said, of the snapshot of now. Waits for the store. Raises Unavailable."""
+        for segment in self.snapshot.segments if names - {LEXICAL} else ():
+            segment.columns.columns().read(names - {LEXICAL})
+        if LEXICAL in names:
+            self._open_lexical()
+
+    def _lexical_here(self) -> bool:
         s = self.snapshot
         return all(g.lexical.here() for g in s.segments) and s.delta.words.behind(s.delta) <= BEHIND_MAX
 
-    def open_lexical(self) -> None:
-        """Have it so, of the snapshot of now. Waits for the store. Raises Unavailable."""
+    def _open_lexical(self) -> None:
         s = self.snapshot
         for segment in s.segments:
             segment.lexical.index()
@@ -437,7 +460,9 @@ def effort_for(segment: Segment, recall: float) -> int:
     return segment.ref.curve[-1][0] if segment.ref.curve else EFFORT_DEFAULT
 
 
-def _allowed(alive: Mask | None, columns: filters.Columns | None, tree: filters.Tree | None) -> Mask | None:
+def _allowed(
+    alive: Mask | None, columns: filters.Columns | filters.Joined | None, tree: filters.Tree | None
+) -> Mask | None:
     if tree is None or columns is None:
         return alive
     mask = columns.mask(tree)

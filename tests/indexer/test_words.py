@@ -4,7 +4,6 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +18,12 @@ from test_shard import BACKEND, SHARD, adopt, one, segment, shard
 from cluster.wiring import Ground
 from indexer import lexical
 from indexer import segment as segments
-from indexer.opening import Opening
 from indexer.searcher import _asks
 from indexer.segment import load
-from indexer.shard import BEHIND_MAX, Shard, search_words
+from indexer.shard import BEHIND_MAX, LEXICAL, Shard, search_words
 from tenants import provisioning
 from vicinage.clock import Deadline
-from vicinage.errors import Overloaded, Unavailable
+from vicinage.errors import Unavailable
 from vicinage.records import Hit, ShardId, ShardQuery
 from vicinage.store import LocalStore, Store
 
@@ -119,10 +117,10 @@ def test_nothing_is_indexed_before_the_first_question_for_words(tmp_path: Path) 
     s.apply(one("b", 2), 1)
     s.search(ShardQuery(SHARD, unit(0)[None], 5))
     snapshot = s.snapshot
-    assert not s.lexical_here()
+    assert s.needs(words("text")) == {LEXICAL}
     assert snapshot.delta.words.behind(snapshot.delta) == 1
     assert ids(s, "text") == [("a", 1), ("b", 2)]
-    assert s.lexical_here()
+    assert s.needs(words("text")) is None
     assert snapshot.delta.words.behind(snapshot.delta) == 0
 
 
@@ -322,12 +320,12 @@ def test_a_delta_far_behind_is_indexed_by_the_threads_that_open(base: Ground) ->
         reach(searcher, {docs.slot: send(base, docs, message(rows))})
         bring_in(searcher, docs)
         held = searcher.tail.shards[docs]
-        assert not held.lexical_here()
+        assert held.needs(asked(docs, "d7 text")) == {LEXICAL}
         found = searcher.submit(asked(docs, "d7 text", 10_000), Deadline.after(10)).result(10)
         assert len(found.lexical[0]) == BEHIND_MAX + 100
         assert found.lexical[0][0].document_id == "d7"
         reach(searcher, {docs.slot: send(base, docs, one("new", 9_999))})
-        assert held.lexical_here(), "one row more is added in passing"
+        assert held.needs(asked(docs, "new")) is None, "one row more is added in passing"
         assert len(searcher.submit(asked(docs, "new"), Deadline.after(5)).result(5).lexical[0]) == 1
 
 
@@ -341,39 +339,6 @@ def test_a_shard_of_more_segments_than_are_held_still_answers(base: Ground, monk
         for _ in range(3):
             found = searcher.submit(asked(docs, "text"), Deadline.after(5)).result(5)
             assert sorted(h.document_id for h in found.lexical[0]) == ["a", "b", "c"]
-
-
-def test_those_who_wait_for_an_index_are_bounded_and_a_stop_tells_them() -> None:
-    again: list[object] = []
-    opening: Opening = Opening(again.extend, waiting_max=10)
-    hold, entered = threading.Event(), threading.Event()
-
-    class Held:
-        def __init__(self, tenant: str) -> None:
-            self.id = ShardId(tenant, "c", 1, 0)
-
-        def open_lexical(self) -> None:
-            entered.set()
-            assert hold.wait(10)
-
-    class Question:
-        def __init__(self) -> None:
-            self.answer: Future = Future()
-
-    loud = [Question() for _ in range(7)]
-    opening.wait(Held("loud"), loud)  # type: ignore[arg-type]
-    assert entered.wait(5)
-    assert [q.answer.done() for q in loud] == [False] * 5 + [True] * 2
-    assert isinstance(loud[-1].answer.exception(), Overloaded)
-    quiet = [Question() for _ in range(2)]
-    opening.wait(Held("quiet"), quiet)  # type: ignore[arg-type]
-    assert not any(q.answer.done() for q in quiet)
-    threading.Timer(0.1, hold.set).start()
-    opening.stop(Unavailable("the searcher is stopping", dependency="searcher"))
-    assert all(isinstance(q.answer.exception(), Unavailable) for q in (*loud[:5], *quiet))
-    late = Question()
-    opening.wait(Held("late"), [late])  # type: ignore[arg-type]
-    assert isinstance(late.answer.exception(), Unavailable)
 
 
 def test_a_searcher_that_stops_tells_who_waits_for_an_index(base: Ground) -> None:

@@ -1,0 +1,109 @@
+"""What a question is the first to need is brought in beside the threads that search, within bounds."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from house import open_ground
+from rows import unit
+from test_searcher import collection, seal, searching, send, shard_of
+from test_shard import one
+
+from cluster.wiring import Ground
+from indexer import filters, shard
+from indexer.opening import Opening
+from tenants import provisioning
+from vicinage.clock import Deadline
+from vicinage.errors import Overloaded, Unavailable
+from vicinage.records import ShardId, ShardQuery
+
+NAMES = frozenset({"lang"})
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Ground]:
+    made = open_ground(tmp_path / "data")
+    provisioning.create_tenant(made.registry, made.log, "acme", actor="test")
+    yield made
+    made.close()
+
+
+def test_while_metadata_is_read_for_a_first_filter_nobody_else_waits(
+    base: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = collection(base)
+    docs = shard_of(of)
+    batches = [one(f"d{i}", i + 1, metadata=f'{{"lang": "{"en" if i % 2 else "de"}", "n": {i}}}') for i in range(6)]
+    ends = [send(base, docs, b) for b in batches]
+    seal(base, docs, of, batches, ends[-1])
+    monkeypatch.setattr(shard, "READ_MAX", 5)
+    reading, hold, made = threading.Event(), threading.Event(), filters._Column
+
+    def slowly(values: list) -> object:
+        reading.set()
+        assert hold.wait(10)
+        return made(values)
+
+    monkeypatch.setattr(filters, "_Column", slowly)
+
+    def asked(**condition: object) -> ShardQuery:
+        return ShardQuery(docs, unit(1)[None], 10, filter=condition or None)
+
+    with searching(base, threads=1) as searcher:
+        waiting = [searcher.submit(asked(lang=lang), Deadline.after(20)) for lang in ("en", "de", "en")]
+        assert reading.wait(5)
+        plain = searcher.submit(asked(), Deadline.after(5)).result(5)
+        assert len(plain.hits[0]) == 6, "not even who asks the same shard"
+        assert not any(w.done() for w in waiting)
+        hold.set()
+        found = [sorted(h.document_id for h in w.result(5).hits[0]) for w in waiting]
+        assert found == [["d1", "d3", "d5"], ["d0", "d2", "d4"], ["d1", "d3", "d5"]]
+        held = searcher.tail.shards[docs]
+        assert held.needs(asked(lang="fr")) is None
+        assert held.needs(asked(lang="fr", n=3)) == {"lang", "n"}
+
+
+def test_few_rows_are_read_in_passing(base: Ground) -> None:
+    of = collection(base)
+    docs = shard_of(of)
+    seal(base, docs, of, [one("a", 1, metadata='{"n": 1}')], send(base, docs, one("a", 1, metadata='{"n": 1}')))
+    with searching(base) as searcher:
+        question = ShardQuery(docs, unit(1)[None], 10, filter={"n": 1})
+        assert len(searcher.submit(question, Deadline.after(5)).result(5).hits[0]) == 1
+        assert searcher.tail.shards[docs].needs(ShardQuery(docs, unit(1)[None], 10, filter={"other": 1})) is None
+
+
+def test_those_who_wait_are_bounded_and_a_stop_tells_them() -> None:
+    again: list[object] = []
+    opening: Opening = Opening(again.extend, waiting_max=10)
+    hold, entered = threading.Event(), threading.Event()
+
+    class Held:
+        def __init__(self, tenant: str) -> None:
+            self.id = ShardId(tenant, "c", 1, 0)
+
+        def bring_in(self, names: frozenset[str]) -> None:
+            assert names == NAMES
+            entered.set()
+            assert hold.wait(10)
+
+    class Question:
+        def __init__(self) -> None:
+            self.answer: Future = Future()
+
+    loud = [Question() for _ in range(7)]
+    opening.wait(Held("loud"), NAMES, loud)  # type: ignore[arg-type]
+    assert entered.wait(5)
+    assert [q.answer.done() for q in loud] == [False] * 5 + [True] * 2
+    assert isinstance(loud[-1].answer.exception(), Overloaded)
+    quiet = [Question() for _ in range(2)]
+    opening.wait(Held("quiet"), NAMES, quiet)  # type: ignore[arg-type]
+    assert not any(q.answer.done() for q in quiet)
+    threading.Timer(0.1, hold.set).start()
+    opening.stop(Unavailable("the searcher is stopping", dependency="searcher"))
+    assert all(isinstance(q.answer.exception(), Unavailable) for q in (*loud[:5], *quiet))
+    late = Question()
+    opening.wait(Held("late"), NAMES, [late])  # type: ignore[arg-type]
+    assert isinstance(late.answer.exception(), Unavailable)
