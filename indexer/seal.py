@@ -24,6 +24,11 @@ from vicinage.telemetry import counter
 
 SWAP_TRIES: Final = 5
 _conflicts = counter("vicinage_indexer_swap_conflicts_total", "manifest swaps refused by compare-and-set or fencing")
+_sealed = counter("vicinage_indexer_sealed_passages_total", "passages written to a segment for the first time")
+_written = counter(
+    "vicinage_indexer_written_passages_total",
+    "passages written to segments: beside those sealed, again by compaction, reindex and mending (write amplification)",
+)
 
 
 @dataclass(slots=True)
@@ -84,6 +89,7 @@ class Builder:
         crash_point("seal.after_put_before_swap")
         published = self.publish(pending.shard, generation, lease, lambda m: (*m.segments, segment), sealed=sealed)
         crash_point("seal.after_swap")
+        _sealed.inc(live.num_rows)
         return published
 
     def loading(self) -> Loading:
@@ -101,7 +107,7 @@ class Builder:
     ) -> SegmentRef:
         """A segment in the store, which no manifest names yet; `logged` as in `segment.write`."""
         asked = self.manifests.questions.of(shard.tenant, shard.collection, generation.model, generation.dimension)
-        return write(
+        written = write(
             live,
             deletes,
             shard=shard,
@@ -116,6 +122,8 @@ class Builder:
             questions=asked,
             logged=logged,
         )
+        _written.inc(live.num_rows)
+        return written
 
     def current(self, shard: ShardId, generation: Generation) -> Manifest:
         """The shard's manifest as it is now."""

@@ -260,7 +260,7 @@ class Shard:
                 self._alive_rows[i] = _rows_alive(self._segments[i], documents)
 
     def _publish(self) -> Snapshot:
-        graphs = sum(len(s) - _scanned(s) for s in self._segments)
+        graphs = sum(len(s) - _scanned(s, self._recall) for s in self._segments)
         rows = self._delta.n + sum(map(len, self._segments))
         return Snapshot(
             self._segments,
@@ -409,9 +409,9 @@ def search(snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metr
     effort_used = 0
     for i, segment in enumerate(snapshot.segments):
         allowed = _allowed(snapshot.alive[i], segment.columns.columns() if tree else None, tree)
-        effort = query.effort or effort_for(segment, recall if query.recall is None else query.recall)
-        effort_used = max(effort_used, effort if "index" in segment.ref.objects else 0)
-        if query.exact:
+        effort = query.effort or effort_for(segment, recall if query.recall is None else query.recall, recall)
+        effort_used = max(effort_used, effort or 0 if "index" in segment.ref.objects else 0)
+        if query.exact or effort is None:
             scores, rows = backend.exact(segment.vectors, queries, query.k, metric=metric, allowed=allowed)
         else:
             scores, rows = backend.search(
@@ -451,13 +451,21 @@ def _found_in(part: _Part, asked: Sequence[Sequence[str]], k: int) -> _Found:
     return _Found(part.part, scores, rows)
 
 
-def effort_for(segment: Segment, recall: float) -> int:
-    """The least effort whose measured recall clears the objective with a margin; the greatest measured if none does."""
-    wanted = min(recall + EFFORT_MARGIN, 0.999)
+def effort_for(segment: Segment, aim: float, objective: float) -> int | None:
+    """The least effort whose measured recall clears the aim with a margin; the greatest measured if none does.
+
+    None where not even that reaches the objective, or the objective is to miss nothing: the question is to be answered exactly.
+    """
+    if objective >= 1:
+        return None
+    wanted = min(aim + EFFORT_MARGIN, 0.999)
     for effort, measured in segment.ref.curve:
         if measured >= wanted:
             return effort
-    return segment.ref.curve[-1][0] if segment.ref.curve else EFFORT_DEFAULT
+    if not segment.ref.curve:
+        return EFFORT_DEFAULT
+    greatest, measured = segment.ref.curve[-1]
+    return greatest if measured >= objective else None
 
 
 def _allowed(
@@ -520,9 +528,9 @@ def _stored(document_id: str, version: int, rows: list[tuple[Passages, int, Floa
     return StoredDocument(document_id, version, passages, rows[0][0].metadata(rows[0][1]))
 
 
-def _scanned(segment: Segment) -> int:
-    """Rows that each question is compared with: all where there is no index; codes of a bit a number are an eighth of the work."""
-    if segment.index is None:
+def _scanned(segment: Segment, objective: float) -> int:
+    """Rows that each question is compared with: all where no index serves it; codes of a bit a number are an eighth of the work."""
+    if segment.index is None or effort_for(segment, objective, objective) is None:
         return len(segment)
     return len(segment) // 8 if segment.ref.kind == "rabitq" else 0
 

@@ -20,10 +20,12 @@ import bench
 from bench import K
 
 from indexer.backends import open_backend
+from indexer.compact import pick, weigh
 from indexer.segment import Segment, load, newest, write
 from indexer.shard import Shard, surviving
 from tenants.entities import Manifest
 from vicinage.records import ShardId, ShardQuery
+from vicinage.settings import IndexerSettings
 from vicinage.store.local import LocalStore
 from vicinage.wire import vector_column, vectors_schema
 
@@ -91,6 +93,7 @@ class Engine:
         self._backend = open_backend()
         self._d = dimension
         self._version = 1
+        self.rows_written = 0
         self.shard = Shard(
             SHARD,
             dimension=dimension,
@@ -110,6 +113,7 @@ class Engine:
             live, deletes, shard=SHARD, spec="auto", metric="cosine", dimension=self._d, backend=self._backend,
             store=self._store, flat_max=2_000, threads=1, questions=self._questions,
         )  # fmt: skip
+        self.rows_written += ref.n_passages
         return load(ref, self._store, self._backend, "cosine")
 
     def _publish(self, segments: list[Segment]) -> None:
@@ -122,11 +126,15 @@ class Engine:
         return sum(s.ref.bytes() for s in self.shard.snapshot.segments)
 
     def compact(self) -> None:
-        """All segments into one."""
-        segments = list(self.shard.snapshot.segments)
-        alive = surviving(segments)
-        live, deletes = newest([s.rows.filter(pa.array(s.rows_mask(a))) for s, a in zip(segments, alive, strict=True)])
-        self._publish([self._written(live, deletes)])
+        """What the indexer would merge, as long as it would merge anything."""
+        while chosen := pick(weigh(segments := list(self.shard.snapshot.segments))[0], IndexerSettings()):
+            merged = [
+                s.rows.filter(pa.array(s.rows_mask(a)))
+                for s, a in zip(segments, surviving(segments), strict=True)
+                if s.ref.id in chosen
+            ]
+            kept = [s for s in segments if s.ref.id not in chosen]
+            self._publish([self._written(*newest(merged)), *kept])
 
     def ask(self, queries: Floats, condition: Mapping[str, Any] | None = None) -> tuple[float, list[list[int]]]:
         """CPU milliseconds a question, one question a call, the least of some turns, and the documents found."""
@@ -192,24 +200,31 @@ def churn(
     groups: NDArray[np.int64],
     side: NDArray[np.bool_],
 ) -> None:
-    """Ten rounds in each of which 30 % of the documents get another's vector, compacted after each as the indexer does; beside a fresh build."""
+    """Ten rounds in each of which 30 % of the documents get another's vector, compacted as the indexer does; beside a fresh build.
+
+    A shard is at its largest just before it compacts: the worst of all rounds is reported beside the last.
+    """
     churned, fresh = (Engine(folder / name, vectors.shape[1], known) for name in ("churned", "fresh"))
-    everyone, rng, now, written = range(len(vectors)), np.random.default_rng(1), vectors.copy(), 0
+    everyone, rng, now = range(len(vectors)), np.random.default_rng(1), vectors.copy()
     churned.seal(everyone, now, 1, groups, side)
+    at_first, sizes, times = churned.rows_written, [], []
     for round_ in range(ROUNDS):
         chosen = rng.choice(len(now), int(REPLACED * len(now)), replace=False)
         now[chosen] = now[rng.permutation(chosen)]
         churned.seal(chosen, now[chosen], round_ + 2, groups[chosen], side[chosen])
         churned.compact()
-        written += len(chosen) + len(now)
+        sizes.append(churned.bytes())
+        times.append(churned.ask(queries[:500])[0])
     fresh.seal(everyone, now, 1, groups, side)
     truth = bench.exact(now, queries)
     (fresh_ms, fresh_found), (ms, found) = fresh.ask(queries), churned.ask(queries)
+    efforts = [e.shard.search(ShardQuery(SHARD, queries[:1], K)).effort for e in (churned, fresh)]
     report.add(
         f"engine: Shard.search after {ROUNDS} rounds of replacing {REPLACED:.0%}", ms, "CPU ms", bound=fresh_ms,
         recall=round(bench.recall(found, truth), 4), fresh_recall=round(bench.recall(fresh_found, truth), 4), n=len(now),
-        bytes_to_fresh=round(churned.bytes() / fresh.bytes(), 3),
-        rows_written_to_replaced=round(written / (ROUNDS * REPLACED * len(now)), 2),
+        efforts=efforts, worst_round=round(max(times) / fresh_ms, 2), bytes_to_fresh=round(churned.bytes() / fresh.bytes(), 3),
+        bytes_worst=round(max(sizes) / fresh.bytes(), 3),
+        rows_written_to_replaced=round((churned.rows_written - at_first) / (ROUNDS * REPLACED * len(now)), 2),
     )  # fmt: skip
 
 

@@ -218,10 +218,30 @@ def test_the_least_effort_that_clears_the_objective_is_taken(tmp_path: Path) -> 
         return replace(made, ref=ref)
 
     measured = with_curve((16, 0.90), (32, 0.954), (64, 0.98), (128, 0.999))
-    assert effort_for(measured, 0.95) == 64  # 0.954 clears 0.95, but not the margin
-    assert effort_for(measured, 0.90) == 32
-    assert effort_for(measured, 1.0) == 128
-    assert effort_for(with_curve((16, 0.5), (512, 0.8)), 0.95) == 512
+    assert effort_for(measured, 0.95, 0.95) == 64  # 0.954 clears 0.95, but not the margin
+    assert effort_for(measured, 0.90, 0.90) == 32
+    assert effort_for(measured, 0.90, 0.95) == 32, (
+        "where live recall is above the objective, less is asked of the curve"
+    )
+    assert effort_for(measured, 1.0, 0.95) == 128
+    falls_short = with_curve((16, 0.5), (512, 0.96))
+    assert effort_for(falls_short, 1.0, 0.95) == 512, "the aim may be out of reach, the objective is not"
+    assert effort_for(falls_short, 0.97, 0.97) is None
+    assert effort_for(measured, 1.0, 1.0) is None
+
+
+def test_where_no_effort_reaches_the_objective_questions_are_answered_exactly(tmp_path: Path) -> None:
+    rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(300)]
+    made = segment(LocalStore(tmp_path), [message(rows)], "hnsw:M=4,efc=10")
+    hopeless = replace(made, ref=replace(made.ref, curve=((512, 0.5),)))
+    for segment_, effort, scanned in ((made, True, 0), (hopeless, False, 300 * D)):
+        s = shard()
+        adopt(s, [segment_], 300)
+        found = s.search(ShardQuery(SHARD, unit(1_000)[None], 10))
+        assert bool(found.effort) == effort
+        assert s.scanned(exact=False) == scanned
+    exact = s.search(ShardQuery(SHARD, unit(1_000)[None], 10, exact=True))
+    assert found.hits == exact.hits
 
 
 def watch(s: Shard, names: list[str], stop: threading.Event, wrong: list, exact: bool, condition: dict | None) -> None:
