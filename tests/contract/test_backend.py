@@ -167,6 +167,18 @@ def test_exact_is_exact_for_one_and_for_many(data, metric: str) -> None:
         assert recall(rows, truth(vectors, some, metric, None)[1]) >= 0.999
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("d", [3, 1_536, 4_096])
+@pytest.mark.parametrize("n", [1, 2, 3, 40])
+def test_exact_is_exact_at_every_dimension(metric: str, d: int, n: int) -> None:
+    rng = np.random.default_rng(d)
+    vectors, queries = (rng.standard_normal((m, d)).astype(np.float32) for m in (500, n))
+    scores, rows = backend.exact(vectors, queries, K, metric=metric, allowed=None)
+    wanted, nearest = truth(vectors, queries, metric, None)
+    np.testing.assert_allclose(scores, wanted, rtol=1e-3, atol=1e-3)
+    assert recall(rows, nearest) >= 0.999
+
+
 def test_fewer_rows_than_k_are_said_by_minus_one(data) -> None:
     vectors, queries = data
     nothing = np.zeros(N, np.bool_)
