@@ -1,7 +1,7 @@
 """`make bench`: what the platform does beside the bound that this very machine sets, in one run.
 
-Every figure is printed with its recall, k, clients, data and dimensions; `build/bench.json` has them all. Nothing here
-passes or fails: it reports what is.
+Every figure is printed with its recall and clients where it has them; machine, data, dimensions and k head the table, and `build/bench.json`
+has them all. Nothing here passes or fails: it reports what is. Ten thousand tenants, words and judged text have programs of their own beside this one.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,10 +36,14 @@ KEPT = 102_000
 """Sentences that are embedded once and kept in build/: what is searched for is the last of them."""
 SEGMENTS_MAX = 4
 """What compaction leaves at most."""
+REPLACED = 0.3
+UPKEEP_S = 60
+"""How long searches go on at least while the indexer seals and compacts what was replaced."""
 ASKED_BEFORE = 256
 """Questions of the collection, before most of its passages came."""
 WORDS = 8
 """Of a short question, as people type them."""
+DATA = "sentences of 60 to 200 characters out of installed packages' docstrings, all-MiniLM-L6-v2"
 ARROW = "application/vnd.apache.arrow.stream"
 
 
@@ -262,6 +267,51 @@ def search_batch(
     )
 
 
+def search_during_upkeep(
+    report: Report, platform: Platform, key: str, http: httpx.Client, texts: list[str], vectors: Floats, queries: Floats
+) -> None:
+    """One client's searches while 30 % of the passages are replaced, sealed and compacted (VectorDBBench: streaming)."""
+    requests, pid = binary_requests("/v1/collections/bench/search", queries), platform.pids()["gateway"]
+    rest = load.run(platform.url, key, requests, clients=1, server_pids=[pid])
+    compacted, chosen = (
+        compactions(platform),
+        np.random.default_rng(2).permutation(len(texts))[: int(REPLACED * len(texts))],
+    )
+    replacing = threading.Thread(target=replace_documents, args=(http, chosen, texts, vectors[chosen[::-1]]))
+    replacing.start()
+    times: list[NDArray[np.float64]] = []
+    end = time.monotonic() + UPKEEP_S
+    while replacing.is_alive() or time.monotonic() < end:
+        times.append(load.run(platform.url, key, requests, clients=1, server_pids=[pid]).times_ms)
+    replacing.join()
+    during = np.concatenate(times)
+    for share in (50, 99):
+        report.add(
+            f"vector search while {REPLACED:.0%} is replaced and compacted, 1 client(s), p{share}",
+            float(np.percentile(during, share)),
+            "ms",
+            bound=float(np.percentile(rest.times_ms, share)),
+            n=len(during),
+            compactions=round(compactions(platform) - compacted),
+        )
+
+
+def replace_documents(http: httpx.Client, chosen: NDArray[np.int64], texts: list[str], vectors: Floats) -> None:
+    """Give these documents others' vectors."""
+    for i in range(0, len(chosen), 2_000):
+        part = chosen[i : i + 2_000].tolist()
+        body = arrow_body([str(j) for j in part], [texts[j] for j in part], vectors[i : i + 2_000])
+        http.post("/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW}).raise_for_status()
+
+
+def compactions(platform: Platform) -> float:
+    """Compactions finished so far."""
+    port = int(platform.url.rsplit(":", 1)[1]) + 2
+    name = "vicinage_indexer_compactions_total"
+    lines = httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
+    return sum(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
 def search_text(report: Report, url: str, key: str, texts: list[str], pids: list[int]) -> None:
     """Text searches over HTTP, short questions and whole sentences; every text is asked once, so nothing is cached.
 
@@ -419,6 +469,8 @@ def main() -> None:
     parser.add_argument("--tenants", type=int, default=1_000, help="small tenants; 0 leaves them out")
     args = parser.parse_args()
     report, n = Report(), args.passages
+    about = {"machine": machine(), "data": DATA, "passages": n, "d": 384, "metric": "cosine", "k": K}
+    print(json.dumps(about))
     kept = max(KEPT, n + args.queries)
     everything = passages(kept)
     all_vectors = vectors_of(everything, kept)
@@ -455,11 +507,13 @@ def main() -> None:
         search_http(report, platform.url, key, queries, truth, [pids["gateway"]], raw_ms)
         search_batch(report, http, queries, truth, pids["gateway"], raw_ms)
         search_text(report, platform.url, key, everything[-args.queries :], list(pids.values()))
+        search_during_upkeep(report, platform, key, http, texts, vectors, queries)
+        settle(operator, "bench/bench")
         freshness(report, http, vectors)
         ingest_text(report, http, texts[: args.texts], raw_per_s)
         idle_tenants(report, platform, operator)
     BUILD.mkdir(exist_ok=True)
-    (BUILD / "bench.json").write_text(json.dumps(report.rows, indent=2))
+    (BUILD / "bench.json").write_text(json.dumps({**about, "rows": report.rows}, indent=2))
     print(f"\nwritten to {BUILD / 'bench.json'}")
 
 
@@ -479,6 +533,15 @@ def in_process(
     engine.measure(report, vectors, queries, truth, raw_ms)
     if tenants:
         many_tenants.measure(report, BUILD / "bench" / "tenants", tenants, 100, tenants, vectors, texts)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures are of."""
+    found = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    model = next((line.partition(":")[2].strip() for line in found.splitlines() if line.startswith("model name")), "")
+    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni") if f" {flag} " in found]
+    memory = round(psutil.virtual_memory().total / 2**30)
+    return {"processor": model, "cores": psutil.cpu_count(), "simd": wide, "memory_gib": memory}
 
 
 def settle(operator: httpx.Client, collection: str, wait_s: float = 300, still_s: float = 10) -> None:

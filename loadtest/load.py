@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Load:
     p99_ms: float
     server_cpu_ms: float
     bodies: list[bytes]
+    times_ms: NDArray[np.float64]
 
     @property
     def per_s(self) -> float:
@@ -74,6 +76,7 @@ def run(url: str, key: str, requests: Sequence[Request], *, clients: int, server
         p99_ms=float(np.percentile(times, 99)),
         server_cpu_ms=cpu / len(requests) * 1e3,
         bodies=bodies,
+        times_ms=times,
     )
 
 
