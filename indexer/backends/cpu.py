@@ -167,12 +167,12 @@ class CpuBackend:
 
 def beam_for(effort: int, depth: float) -> int:
     """The beam in which the row of that rank is found as surely as the tenth is at `effort`. Pure."""
-    return int(np.ceil(_needed(effort, depth)))
+    return math.ceil(_needed(effort, depth))
 
 
-def _needed(effort: int, depth: Any) -> Any:
-    """The same, not rounded, for one rank or an array of them."""
-    return np.maximum(effort + DEPTH_STEPS * (depth - 10), depth)
+def _needed(effort: int, depth: float) -> float:
+    """The same, not rounded."""
+    return max(effort + DEPTH_STEPS * (depth - 10), depth)
 
 
 def width_for(index: Index, n: int, n_allowed: int, k: int, effort: int) -> int | None:
@@ -219,25 +219,29 @@ def _beam(width: int) -> Any:
 
 def _walk_allowed(index: Index, queries: Floats, k: int, effort: int, beam: int, allowed: Mask, n_allowed: int) -> Rows:
     """Of each question the allowed rows of its beam, −1 behind them; a question that no walk is sure of has none."""
-    rows = np.full((len(queries), k), -1, np.int64)
+    sure_of: dict[int, Rows] = {}
     unsure = np.arange(len(queries))
     for _ in range(WALKS):
         _, met = _met(index, np.ascontiguousarray(queries[unsure]), beam, beam)
-        right = (met >= 0) & allowed[met]
-        order = np.argsort(~right, axis=1, kind="stable")
-        held = np.count_nonzero(right, axis=1)
-        # Where the k-th allowed row lies; where there are fewer, where it would at their share of the beam.
-        depth = np.where(held >= k, order[:, k - 1] + 1, beam * k / np.maximum(held, 0.5))
-        needed = _needed(effort, depth)
-        sure = (held >= k) & (beam >= SURE * needed)
-        if beam > rows.shape[1]:
-            rows = np.hstack([rows, np.full((len(rows), beam - rows.shape[1]), -1, np.int64)])
-        found = np.where(np.take_along_axis(right, order, axis=1), np.take_along_axis(met, order, axis=1), -1)
-        rows[unsure[sure], :beam] = found[sure]
-        unsure, beam = unsure[~sure], math.ceil(needed[~sure].max(initial=0))
+        needed = 0.0
+        for i, rows in zip(unsure.tolist(), met, strict=True):
+            reached = rows if rows[-1] >= 0 else rows[rows >= 0]
+            places = np.flatnonzero(allowed[reached])
+            held = len(places)
+            # Where the k-th allowed row lies; where there are fewer, where it would at their share of the beam.
+            depth = int(places[k - 1]) + 1 if held >= k else beam * k / max(held, 0.5)
+            wanted = _needed(effort, depth)
+            if held >= k and beam >= SURE * wanted:
+                sure_of[i] = reached[places]
+            else:
+                needed = max(needed, wanted)
+        unsure, beam = np.array([i for i in unsure.tolist() if i not in sure_of], np.int64), math.ceil(needed)
         if not len(unsure) or not _pays(beam, n_allowed):
             break
-    return rows
+    found = np.full((len(queries), max(map(len, sure_of.values()), default=k)), -1, np.int64)
+    for i, rows in sure_of.items():
+        found[i, : len(rows)] = rows
+    return found
 
 
 def _probe(index: Index, queries: Floats, k: int, lists: int, allowed: Mask | None) -> tuple[Floats, Rows]:
