@@ -3,9 +3,6 @@
 Nothing here is urgent. A kill loses at most the work under way: what was published stays, the rest becomes orphans.
 """
 
-import os
-import sys
-import threading
 from collections.abc import Callable, Container, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,8 +27,6 @@ from vicinage.records import PARTITION_BITS, ShardId
 from vicinage.telemetry import counter, events
 
 SWEEP_EVERY_S: Final = 60.0
-NICE: Final = 10
-"""Of the worker: beside one busy search thread it gets about a tenth of a core."""
 
 _event = events("indexer")
 _compactions = counter("vicinage_indexer_compactions_total", "compactions finished")
@@ -71,7 +66,7 @@ class Upkeep:
         self._lease = lease
         self._clock = clock
         self._to_compact: dict[ShardId, None] = {}
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="indexer-worker", initializer=_step_back)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="indexer-worker")
         self._working: Future[None] | None = None
         self._turn = 0
         self._passed: dict[str, Passed] = {}
@@ -221,12 +216,6 @@ class Upkeep:
             if manifest.shard not in served:
                 self._manifests.drop(manifest.shard)
                 _event.info("generation forgotten", shard=str(manifest.shard))
-
-
-def _step_back() -> None:
-    """Let whoever searches, embeds or seals on this machine go first: on Linux a thread has a priority, and what FAISS starts has its own."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def _passed(before: Passed | None, lowest: int, *, now: float, age_s: float) -> Passed:

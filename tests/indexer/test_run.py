@@ -1,23 +1,18 @@
 """The indexer's step: what it keeps when something is away, how far a restart replays, and what it lets go of."""
 
 import os
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from house import make_indexer, open_ground
 from sealed import append, contents, gone, make_collection, segments, up, version
 from sqlalchemy import text
 
-from indexer.backends import open_backend
 from indexer.run import Indexer
-from indexer.upkeep import NICE
 from tenants.entities import Group
-from tenants.index_spec import IndexSpec
 from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.catalog import change
@@ -317,24 +312,3 @@ def test_tombstones_reach_the_segments_and_win_over_a_late_replay(opened) -> Non
     work_off(indexer)
     assert set(contents(base, generation)) == {"b"}
     assert not [p for p in indexer._pending if p == ShardId("acme", "docs", 1, generation.slots[0])]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only there a thread has a priority")
-def test_upkeep_and_what_it_builds_with_step_back_behind_who_searches(opened) -> None:
-    indexer = make_indexer(opened())
-
-    def threads() -> set[int]:
-        return {int(task.name) for task in Path("/proc/self/task").iterdir()}
-
-    def build() -> list[int]:
-        """The priorities of this thread, and of those that FAISS starts for it."""
-        before = threads()
-        vectors = np.random.default_rng(0).standard_normal((2_000, 16)).astype(np.float32)
-        open_backend().build(vectors, IndexSpec("hnsw", m=8), "cosine", threads=3)
-        return [os.getpriority(os.PRIO_PROCESS, of) for of in (0, *(threads() - before))]
-
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
-    niceness = indexer._upkeep._worker.submit(build).result(30)
-    assert niceness[0] == NICE
-    assert niceness.count(NICE) >= 3
-    assert os.getpriority(os.PRIO_PROCESS, 0) == usual < NICE
