@@ -75,7 +75,7 @@ def compact(
         return None
     everything = len(chosen) == len(segments) and generation.state == "live"
     parts = [(s, a) for s, a in zip(segments, alive, strict=True) if s.ref.id in chosen]
-    live, deletes = _merged(parts, forgettable if everything else lambda _version: False)
+    live, deletes = living(parts, forgettable if everything else lambda _version: False)
     anything = live.num_rows or deletes.num_rows
     logged = logged_together([s.ref for s, _ in parts])
     merged = builder.write(manifest.shard, generation, live, deletes, logged=logged) if anything else None
@@ -100,7 +100,7 @@ def _exchanged(current: Manifest, gone: set[str], merged: SegmentRef | None) -> 
     return (*([merged] if merged else []), *kept)
 
 
-def _merged(
+def living(
     parts: list[tuple[Segment, Mask]], forgettable: Callable[[int], bool]
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """The living rows and the deletions still needed of these segments."""

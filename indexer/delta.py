@@ -93,12 +93,13 @@ class Metadata:
 
     def _block(self, first: int, end: int) -> Columns:
         at = first // BLOCK
-        if at == len(self._blocks) or len(self._blocks[at]) != end - first:
-            made = Columns(self._parsed[first:end])
-            if at < len(self._blocks) and len(self._blocks[at]) > end - first:
-                return made  # of an older view: the newer one's stays
+        held = len(self._blocks[at]) if at < len(self._blocks) else 0
+        if held == end - first:
+            return self._blocks[at]
+        made = Columns(self._parsed[first:end])
+        if held < len(made):  # else it is of an older view, and the newer one's stays
             self._blocks[at : at + 1] = [made]
-        return self._blocks[at]
+        return made
 
 
 class Words:

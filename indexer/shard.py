@@ -306,8 +306,9 @@ class Shard:
 
     def bring_in(self, names: frozenset[str]) -> None:
         """Have what `needs` said, of the snapshot of now. Waits for the store. Raises Unavailable."""
-        for segment in self.snapshot.segments if names - {LEXICAL} else ():
-            segment.columns.columns().read(names - {LEXICAL})
+        if named := names - {LEXICAL}:
+            for segment in self.snapshot.segments:
+                segment.columns.columns().read(named)
         if LEXICAL in names:
             self._open_lexical()
 

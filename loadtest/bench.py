@@ -1,7 +1,7 @@
 """`make bench`: what the platform does beside the bound that this very machine sets, in one run.
 
 Every figure is printed with its recall and clients where it has them; machine, data, dimensions and k head the table, and `build/bench.json`
-has them all. Nothing here passes or fails: it reports what is. Ten thousand tenants, words and judged text have programs of their own beside this one.
+has them all. Nothing here passes or fails: it reports what is. Ten thousand tenants, the text of questions and judged text have programs of their own beside this one.
 """
 
 import argparse
@@ -273,10 +273,8 @@ def search_during_upkeep(
     """One client's searches while 30 % of the passages are replaced, sealed and compacted (VectorDBBench: streaming)."""
     requests, pid = binary_requests("/v1/collections/bench/search", queries), platform.pids()["gateway"]
     rest = load.run(platform.url, key, requests, clients=1, server_pids=[pid])
-    compacted, chosen = (
-        compactions(platform),
-        np.random.default_rng(2).permutation(len(texts))[: int(REPLACED * len(texts))],
-    )
+    compacted = compactions(platform)
+    chosen = np.random.default_rng(2).permutation(len(texts))[: int(REPLACED * len(texts))]
     replacing = threading.Thread(target=replace_documents, args=(http, chosen, texts, vectors[chosen[::-1]]))
     replacing.start()
     times: list[NDArray[np.float64]] = []

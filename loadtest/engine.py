@@ -20,9 +20,9 @@ import bench
 from bench import K
 
 from indexer.backends import open_backend
-from indexer.compact import pick, weigh
+from indexer.compact import living, pick, weigh
 from indexer.segment import Segment, load, newest, write
-from indexer.shard import Shard, surviving
+from indexer.shard import Shard
 from tenants.entities import Manifest
 from vicinage.records import ShardId, ShardQuery
 from vicinage.settings import IndexerSettings
@@ -127,14 +127,15 @@ class Engine:
 
     def compact(self) -> None:
         """What the indexer would merge, as long as it would merge anything."""
-        while chosen := pick(weigh(segments := list(self.shard.snapshot.segments))[0], IndexerSettings()):
-            merged = [
-                s.rows.filter(pa.array(s.rows_mask(a)))
-                for s, a in zip(segments, surviving(segments), strict=True)
-                if s.ref.id in chosen
-            ]
+        while True:
+            segments = self.shard.snapshot.segments
+            weights, alive = weigh(segments)
+            chosen = pick(weights, IndexerSettings())
+            if not chosen:
+                return
+            parts = [(s, a) for s, a in zip(segments, alive, strict=True) if s.ref.id in chosen]
             kept = [s for s in segments if s.ref.id not in chosen]
-            self._publish([self._written(*newest(merged)), *kept])
+            self._publish([self._written(*living(parts, lambda _version: False)), *kept])
 
     def ask(self, queries: Floats, condition: Mapping[str, Any] | None = None) -> tuple[float, list[list[int]]]:
         """CPU milliseconds a question, one question a call, the least of some turns, and the documents found."""

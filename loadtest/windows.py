@@ -1,7 +1,7 @@
 """Passages by the million, whose vectors a small machine can make: overlapping windows of long texts, each text read by the model once.
 
 Text: docstrings and comments of every installed package. A text of TOKENS tokens goes through all-MiniLM-L6-v2 once, and a passage is the mean
-of the last layer over WINDOW tokens, one each STEP (“late chunking”): vectors of a text model over real text, at a tenth of the price of as many
+of the last layer over WINDOW tokens, one each STEP (“late chunking”): vectors of a text model over real text, for a quarter of the tokens of as many
 sentences. Neighbours overlap, as passages cut with overlap do; questions are windows of texts of which no passage is made.
 """
 

@@ -19,9 +19,9 @@ CounterName = Literal[
     "vicinage_ingest_rejected_total",  # documents sent to dead letters
     "vicinage_ingest_embed_tokens_total",  # tokens embedded, by lane
     "vicinage_ingest_rerank_pairs_total",  # passages read together with a question by the cross-encoder
-    "vicinage_indexer_seals_total",
-    "vicinage_indexer_sealed_passages_total",
-    "vicinage_indexer_written_passages_total",  # segments sealed
+    "vicinage_indexer_seals_total",  # segments sealed
+    "vicinage_indexer_sealed_passages_total",  # passages written to a segment for the first time
+    "vicinage_indexer_written_passages_total",  # passages written to segments: those, and again by compaction, reindex and mending
     "vicinage_indexer_compactions_total",  # compactions finished
     "vicinage_indexer_trimmed_messages_total",  # messages of the vectors log let go of
     "vicinage_indexer_quarantined_total",  # objects of segments that this process was first to find damaged

@@ -220,11 +220,11 @@ def _beam(width: int) -> Any:
 def _walk_allowed(index: Index, queries: Floats, k: int, effort: int, beam: int, allowed: Mask, n_allowed: int) -> Rows:
     """Of each question the allowed rows of its beam, −1 behind them; a question that no walk is sure of has none."""
     sure_of: dict[int, Rows] = {}
-    unsure = np.arange(len(queries))
+    unsure = list(range(len(queries)))
     for _ in range(WALKS):
-        _, met = _met(index, np.ascontiguousarray(queries[unsure]), beam, beam)
-        needed = 0.0
-        for i, rows in zip(unsure.tolist(), met, strict=True):
+        _, met = _met(index, queries[unsure], beam, beam)
+        needed, still = 0.0, []
+        for i, rows in zip(unsure, met, strict=True):
             reached = rows if rows[-1] >= 0 else rows[rows >= 0]
             places = np.flatnonzero(allowed[reached])
             held = len(places)
@@ -235,8 +235,9 @@ def _walk_allowed(index: Index, queries: Floats, k: int, effort: int, beam: int,
                 sure_of[i] = reached[places]
             else:
                 needed = max(needed, wanted)
-        unsure, beam = np.array([i for i in unsure.tolist() if i not in sure_of], np.int64), math.ceil(needed)
-        if not len(unsure) or not _pays(beam, n_allowed):
+                still.append(i)
+        unsure, beam = still, math.ceil(needed)
+        if not unsure or not _pays(beam, n_allowed):
             break
     found = np.full((len(queries), max(map(len, sure_of.values()), default=k)), -1, np.int64)
     for i, rows in sure_of.items():

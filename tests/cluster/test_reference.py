@@ -2,12 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from cluster.cli import INDEX_SPECS
 from cluster.reference import pages
 from tenants.index_spec import GRAMMAR
+from vicinage.telemetry import CounterName, GaugeName, HistogramName
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -36,3 +38,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_command_line_names_every_index_spec() -> None:
     assert f"{GRAMMAR}." == INDEX_SPECS
+
+
+def test_every_metric_is_in_the_reference() -> None:
+    page = pages()["metrics.md"]
+    names = [name for kind in (CounterName, GaugeName, HistogramName) for name in get_args(kind)]
+    assert [name for name in names if f"| `{name}` |" not in page] == []

@@ -2,10 +2,8 @@
 
 import gc
 import tracemalloc
-from pathlib import Path
 
-from house import open_ground
-from test_searcher import searching
+from test_searcher import collection, searching
 
 from cluster.wiring import Ground
 from tenants import provisioning
@@ -17,25 +15,21 @@ BYTES_MAX = 4_096
 def make(base: Ground, names: list[str]) -> None:
     for name in names:
         provisioning.create_tenant(base.registry, base.log, name, actor="test")
-        provisioning.create_collection(
-            base.registry, base.log, name, "c", dimension=384, slots_total=base.settings.slots, actor="test"
-        )
+        collection(base, dimension=384, tenant=name)
 
 
-def test_an_idle_tenant_with_an_empty_collection_takes_at_most_four_kilobytes(tmp_path: Path) -> None:
-    base = open_ground(tmp_path / "data")
-    try:
-        with searching(base) as searcher:
-            make(base, [f"first-{i}" for i in range(N)])  # after these, one more costs what every one more does
-            searcher.holding.look()
-            tracemalloc.start()
+def test_an_idle_tenant_with_an_empty_collection_takes_at_most_four_kilobytes(base: Ground) -> None:
+    with searching(base) as searcher:
+        make(base, [f"first-{i}" for i in range(N)])  # after these, one more costs what every one more does
+        searcher.holding.look()
+        tracemalloc.start()
+        try:
             gc.collect()
             before = tracemalloc.get_traced_memory()[0]
             make(base, [f"idle-{i}" for i in range(N)])
             searcher.holding.look()
             gc.collect()
             each = (tracemalloc.get_traced_memory()[0] - before) / N
-            assert 200 < each < BYTES_MAX, "its tenant, collection and generation in the catalog's memory, at least"
-    finally:
-        tracemalloc.stop()
-        base.close()
+        finally:
+            tracemalloc.stop()
+        assert 200 < each < BYTES_MAX, "its tenant, collection and generation in the catalog's memory, at least"

@@ -1,12 +1,9 @@
 """What a question is the first to need is brought in beside the threads that search, within bounds."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
-from house import open_ground
 from rows import unit
 from test_searcher import collection, seal, searching, send, shard_of
 from test_shard import one
@@ -23,11 +20,10 @@ NAMES = frozenset({"lang"})
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Iterator[Ground]:
-    made = open_ground(tmp_path / "data")
-    provisioning.create_tenant(made.registry, made.log, "acme", actor="test")
-    yield made
-    made.close()
+def base(base: Ground) -> Ground:
+    """With a tenant."""
+    provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
+    return base
 
 
 def test_while_metadata_is_read_for_a_first_filter_nobody_else_waits(

@@ -6,12 +6,11 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from house import eventually, open_ground
+from house import eventually
 from hypothesis import given
 from hypothesis import strategies as st
 from rows import message, unit
@@ -35,11 +34,10 @@ from vicinage.wire import rows_key
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Iterator[Ground]:
-    made = open_ground(tmp_path / "data")
-    provisioning.create_tenant(made.registry, made.log, "acme", actor="test")
-    yield replace(made, clock=ManualClock())
-    made.close()
+def base(base: Ground) -> Ground:
+    """With a tenant, and a clock that stands still until told."""
+    provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
+    return replace(base, clock=ManualClock())
 
 
 def held(tenant: str, number: int, n_bytes: int, idle_s: float, weight: int = 1) -> Held:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from house import eventually, open_ground
+from house import eventually
 from rows import message, unit
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
@@ -37,11 +37,10 @@ D = 4
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Iterator[Ground]:
-    made = open_ground(tmp_path / "data")
-    provisioning.create_tenant(made.registry, made.log, "acme", actor="test")
-    yield made
-    made.close()
+def base(base: Ground) -> Ground:
+    """With a tenant."""
+    provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
+    return base
 
 
 def collection(base: Ground, name: str = "docs", dimension: int = D, tenant: str = "acme") -> Collection:

@@ -3,14 +3,12 @@
 import pickle
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from house import open_ground
 from rows import message, unit
 from test_searcher import bring_in, collection, reach, seal, searching, send, shard_of
 from test_shard import BACKEND, SHARD, adopt, one, segment, shard
@@ -177,11 +175,10 @@ def test_only_so_many_indexes_are_held_and_the_one_asked_last_longest(
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Iterator[Ground]:
-    made = open_ground(tmp_path / "data")
-    provisioning.create_tenant(made.registry, made.log, "acme", actor="test")
-    yield made
-    made.close()
+def base(base: Ground) -> Ground:
+    """With a tenant."""
+    provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
+    return base
 
 
 def asked(to: ShardId, text: str, k: int = 100) -> ShardQuery:

@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from rows import message
 
 from indexer.backends import cpu, open_backend
-from indexer.compact import _merged
+from indexer.compact import living
 from indexer.segment import load, newest, write
 from indexer.shard import Shard, surviving
 from tenants.entities import Manifest, Metric
@@ -114,7 +114,7 @@ class KindsMachine(RuleBasedStateMachine):
         segments = [load(ref, self.store, BACKEND, self.metric) for ref in self.manifest.segments]
         if segments:
             parts = list(zip(segments, surviving(segments), strict=True))
-            self._adopt((self._write(*_merged(parts, lambda _version: False)),), self.manifest.sealed)
+            self._adopt((self._write(*living(parts, lambda _version: False)),), self.manifest.sealed)
 
     @rule()
     def compact(self) -> None:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from rows import message
 
 from indexer.backends import open_backend
-from indexer.compact import _merged
+from indexer.compact import living
 from indexer.segment import load, newest, write
 from indexer.shard import Shard, surviving
 from tenants.entities import Manifest
@@ -102,7 +102,7 @@ class ShardMachine(RuleBasedStateMachine):
         parts = list(zip(segments, surviving(segments), strict=True))
         if forget:
             self.committed = len(self.log)
-        live, deletes = _merged(parts, lambda _version: forget)
+        live, deletes = living(parts, lambda _version: forget)
         self._adopt((self._write(live, deletes, "flat"),), self.manifest.sealed)
 
     def _adopt(self, segments: tuple, sealed: int) -> None:
