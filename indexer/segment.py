@@ -343,6 +343,7 @@ def write(
         if has_text(live):
             files["lexical"] = lexical.pack(live.column("text").to_pylist(), Path(folder) / lexical.FILE)
         objects = {role: store.put(f"{base}/{file.name}", file) for role, file in files.items()}
+    asked = 0 if index is None or questions is None or len(questions) < QUESTIONS_MIN else len(questions)
     curve = effort_curve(backend, index, chosen.kind, vectors, metric, questions) if index is not None else ()
     first, end = logged or (None, None)
     return SegmentRef(
@@ -356,6 +357,7 @@ def write(
         curve,
         first,
         end,
+        asked,
     )
 
 

@@ -407,11 +407,13 @@ def search(snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metr
     tree = filters.parse(query.filter) if query.filter else None
     queries = np.ascontiguousarray(query.vectors, np.float32)
     found: list[_Found] = []
-    effort_used = 0
+    effort_used, asked = 0, []
     for i, segment in enumerate(snapshot.segments):
         allowed = _allowed(snapshot.alive[i], segment.columns.columns() if tree else None, tree)
         effort = query.effort or effort_for(segment, recall if query.recall is None else query.recall, recall)
-        effort_used = max(effort_used, effort or 0 if "index" in segment.ref.objects else 0)
+        if effort is not None and "index" in segment.ref.objects:
+            effort_used = max(effort_used, effort)
+            asked.append(segment.ref.asked)
         if query.exact or effort is None:
             scores, rows = backend.exact(segment.vectors, queries, query.k, metric=metric, allowed=allowed)
         else:
@@ -424,7 +426,8 @@ def search(snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metr
         every = None if allowed is not None and bool(allowed.all()) else allowed
         scores, rows = backend.exact(snapshot.delta.vectors, queries, query.k, metric=metric, allowed=every)
         found.append(_Found(-1, scores, rows))
-    return Partial(query.shard, _best(snapshot, found, query), snapshot.watermark, effort_used)
+    best = _best(snapshot, found, query)
+    return Partial(query.shard, best, snapshot.watermark, effort_used, asked=min(asked, default=0))
 
 
 def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:

@@ -2,7 +2,8 @@
 
 A curve is measured when a segment is sealed, on the questions of before or on made-up ones; those of now may be harder or easier. What is
 added to the objective before the curves are asked moves up as soon as the interval of the live recall lies below the objective, and
-down, slower and less far, while it lies well above.
+down, slower and less far, while it lies well above. Once every curve has been measured on twice as many of the collection's own
+questions as before, they know themselves what was learned of the older ones: it begins anew.
 """
 
 from collections.abc import Sequence
@@ -27,9 +28,13 @@ class Correction:
 
     added: float = 0.0
     since: list[float] = field(default_factory=list)
+    asked: int = 0
+    """Questions that the curves which it corrects were measured on, at least; 0: made-up ones."""
 
-    def note(self, recall: float, objective: float) -> None:
-        """Take in one more sample."""
+    def note(self, recall: float, objective: float, asked: int = 0) -> None:
+        """Take in one more sample, which was served by curves measured on so many questions."""
+        if asked >= 2 * max(1, self.asked):
+            self.added, self.since, self.asked = 0.0, [], asked
         self.since.append(recall)
         if len(self.since) % ENOUGH == 0:  # seldom: looking after every sample would find what is not there
             to = moved(self.added, self.since[-PATIENCE:], objective)

@@ -70,6 +70,8 @@ class _Offer:
     hits: tuple[Hit, ...]
     watermarks: tuple[int, ...]
     effort: int
+    asked: int
+    """Questions that every curve was measured on that chose an effort."""
 
 
 class RecallMonitor:
@@ -98,9 +100,7 @@ class RecallMonitor:
         if len(sample.measured) >= self._samples_min and self._random.random() >= self._share:
             return
         try:
-            self._queue.put_nowait(
-                _Offer(plan, hits, tuple(p.watermark for p in partials), max(p.effort for p in partials))
-            )
+            self._queue.put_nowait(_offer(plan, hits, partials))
         except asyncio.QueueFull:
             sample.dropped += 1
 
@@ -134,7 +134,7 @@ class RecallMonitor:
         if _watermarks(exact) != watermarks:
             sample.discarded += 1
             return
-        self._note(sample, plan, hits, merge(exact.partials, plan.queries[0].k))
+        self._note(sample, offer, hits, merge(exact.partials, plan.queries[0].k))
 
     async def _remember(self, offer: _Offer) -> None:
         """Note the question, and have the newest kept: once they are enough to say something, whenever they have doubled, then every KEEP_S."""
@@ -156,12 +156,12 @@ class RecallMonitor:
         except Unavailable as away:
             _event.warning("questions not kept", reason=str(away))
 
-    def _note(self, sample: Sample, plan: Plan, served: Sequence[Hit], exact: Sequence[Hit]) -> None:
+    def _note(self, sample: Sample, offer: _Offer, served: Sequence[Hit], exact: Sequence[Hit]) -> None:
         if not exact:
             return  # where there is nothing to find, nothing is said about finding
         found = recall_of(served, exact)
-        sample.measured.append((plan.queries[0].k, found))
-        sample.correction.note(found, plan.collection.objectives.recall)
+        sample.measured.append((offer.plan.queries[0].k, found))
+        sample.correction.note(found, offer.plan.collection.objectives.recall, offer.asked)
         sample.mean = fmean(sample.at_usual_k()[1])
         _recall.set(fmean(s.mean for s in self._samples.values() if s.measured))
 
@@ -189,6 +189,12 @@ class RecallMonitor:
             for name, sample in sorted(self._samples.items())
             if name[:2] in targets and tenant in (None, name[0]) and collection in (None, name[1]) and sample.measured
         ]
+
+
+def _offer(plan: Plan, hits: tuple[Hit, ...], partials: Sequence[Partial]) -> _Offer:
+    chose = [p for p in partials if p.effort]
+    effort, asked = max((p.effort for p in chose), default=0), min((p.asked for p in chose), default=0)
+    return _Offer(plan, hits, tuple(p.watermark for p in partials), effort, asked)
 
 
 def _fits_half(vector: Floats) -> bool:

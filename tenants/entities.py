@@ -174,6 +174,8 @@ class SegmentRef:
     first: int | None = None
     """Every record that it was sealed from lies in the vectors log from here to before `end`. None: some are in no log, or nobody knows."""
     end: int | None = None
+    asked: int = 0
+    """Questions of the collection that the curve was measured on; 0: made-up ones."""
 
     def logged(self) -> tuple[int, int] | None:
         """The offsets between which all that it was sealed from lies in the log; None where that is not known."""

@@ -171,7 +171,8 @@ class Partial:
     """One shard's answer to a ShardQuery: `hits[i]` are the best of question i by their vectors, best first, at most k.
 
     `lexical[i]` are those by their words; () in mode dense. In mode lexical each of `hits` is ().
-    `watermark` is the vectors-log offset (exclusive) up to which the shard's snapshot is complete.
+    `watermark` is the vectors-log offset (exclusive) up to which the shard's snapshot is complete. `asked`: questions of the
+    collection that the curves of every segment which chose an effort were measured on, at least; 0: made-up ones.
     """
 
     shard: ShardId
@@ -179,6 +180,7 @@ class Partial:
     watermark: int
     effort: int
     lexical: tuple[tuple[Hit, ...], ...] = ()
+    asked: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ from rows import message, unit
 
 from indexer.backends import open_backend
 from indexer.segment import QUESTIONS_MIN, Damaged, Keys, Segment, effort_curve, load, newest, write
+from tenants.entities import SegmentRef
 from tenants.index_spec import IndexSpec
 from vicinage.errors import Corrupt
-from vicinage.records import ObjectRef, ShardId
+from vicinage.records import Floats, ObjectRef, ShardId
 from vicinage.store import LocalStore
 
 BACKEND = open_backend()
@@ -26,7 +27,14 @@ def rows_of(batch: pa.RecordBatch) -> list[tuple[str, int, int]]:
     return [(r["document_id"], r["version"], r["passage"]) for r in batch.to_pylist()]
 
 
-def sealed(store: LocalStore, batches: list[pa.RecordBatch], *, spec: str = "flat", dimension: int = 4):
+def sealed(
+    store: LocalStore,
+    batches: list[pa.RecordBatch],
+    *,
+    spec: str = "flat",
+    dimension: int = 4,
+    questions: Floats | None = None,
+) -> SegmentRef:
     return write(
         *newest(batches),
         shard=SHARD,
@@ -37,6 +45,7 @@ def sealed(store: LocalStore, batches: list[pa.RecordBatch], *, spec: str = "fla
         store=store,
         flat_max=8,
         threads=1,
+        questions=questions,
     )
 
 
@@ -179,6 +188,15 @@ def test_the_effort_curve_is_that_of_the_collections_own_questions_where_enough_
     asked = effort_curve(backend, index, "hnsw", vectors, "euclidean", far)
     assert asked[0][1] < made_up[0][1], "questions from afar are harder"
     assert effort_curve(backend, index, "hnsw", vectors, "euclidean", far[1:]) == made_up, "too few say nothing"
+
+
+def test_a_segment_says_on_how_many_questions_of_the_collection_its_curve_was_measured(store: LocalStore) -> None:
+    batch = message([(f"d{i}", 1, [unit(i, 32)], "{}") for i in range(100)], 32)
+    asked = np.eye(QUESTIONS_MIN + 1, 32, dtype=np.float32)
+    for questions, known in ((None, 0), (asked[2:], 0), (asked, QUESTIONS_MIN + 1)):
+        ref = sealed(store, [batch], spec="hnsw:M=8,efc=40", dimension=32, questions=questions)
+        assert ref.asked == known
+    assert sealed(store, [batch], spec="flat", dimension=32, questions=asked).asked == 0, "without effort, no curve"
 
 
 def test_the_effort_curve_is_measured_and_rises(store: LocalStore) -> None:

@@ -230,6 +230,18 @@ def test_the_least_effort_that_clears_the_objective_is_taken(tmp_path: Path) -> 
     assert effort_for(measured, 1.0, 1.0) is None
 
 
+def test_an_answer_says_how_many_questions_every_curve_knew_that_chose_an_effort(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    parts = [[(f"{name}{i}", i + 1, [unit(i)], "{}") for i in range(100)] for name in "abc"]
+    few, many = (segment(store, [message(rows)], "hnsw:M=4,efc=10") for rows in parts[:2])
+    flat = segment(store, [message(parts[2])])
+    s = shard()
+    adopt(s, [replace(g, ref=replace(g.ref, asked=n)) for g, n in ((few, 30), (many, 256), (flat, 0))], 300)
+    asked = ShardQuery(SHARD, unit(1_000)[None], 10)
+    assert s.search(asked).asked == 30
+    assert s.search(replace(asked, exact=True)).hits
+
+
 def test_where_no_effort_reaches_the_objective_questions_are_answered_exactly(tmp_path: Path) -> None:
     rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(300)]
     made = segment(LocalStore(tmp_path), [message(rows)], "hnsw:M=4,efc=10")

@@ -55,6 +55,22 @@ def test_few_samples_move_nothing() -> None:
     assert correction.since == [], "what was served at the old effort says nothing about the new one"
 
 
+def test_what_was_learned_of_made_up_questions_is_forgotten_once_curves_know_real_ones() -> None:
+    correction = Correction()
+    for _ in range(ENOUGH):
+        correction.note(0.5, OBJECTIVE)
+    assert correction.added > 0
+    correction.note(1.0, OBJECTIVE, asked=30)
+    assert (correction.added, correction.since) == (0, [1.0])
+    for _ in range(ENOUGH):
+        correction.note(0.5, OBJECTIVE, asked=59)
+    assert correction.added > 0, "some questions more say nothing new"
+    correction.note(0.5, OBJECTIVE, asked=0)
+    assert correction.added > 0, "nor does one older segment among the newer"
+    correction.note(1.0, OBJECTIVE, asked=60)
+    assert correction.added == 0
+
+
 @given(
     recalls=st.lists(st.sampled_from([0.0, 0.5, 0.9, 1.0]), max_size=5 * PATIENCE),
     objective=st.floats(0.5, 0.999),

@@ -254,7 +254,17 @@ def test_live_recall_below_the_objective_raises_what_is_asked_of_the_curves() ->
         await recall.settled()
         running.cancel()
         assert recall.report(TARGETS)[0]["correction"] > 0
-        return before, recall.aim(made.collection)
+        after = recall.aim(made.collection)
+        known = [
+            Partial(ShardId("t", "c", 1, slot), (searcher.served,), 7, 16, asked=n) for slot, n in ((0, 30), (1, 60))
+        ]
+        exact_by_nature = Partial(ShardId("t", "c", 1, 2), (searcher.served,), 7, 0)
+        recall.offer(made, searcher.served, [*known, exact_by_nature])
+        running = asyncio.create_task(recall.run())
+        await recall.settled()
+        running.cancel()
+        assert recall.aim(made.collection) == before, "curves measured on the collection's own questions begin anew"
+        return before, after
 
     before, after = asyncio.run(work())
     assert before == made.collection.objectives.recall < after
