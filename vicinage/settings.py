@@ -170,7 +170,12 @@ class IndexerSettings(_Group):
     scrub_bytes_s: int = Field(
         default=1 << 20, ge=1 << 10, description="bytes a second that the scrub reads, over a while"
     )
-    threads: int = Field(default=0, ge=0, le=256, description="FAISS threads of a build; 0: all cores")
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="FAISS threads of a build (seal, compaction, reindex); 0: half of the cores, the rest is for searches",
+    )
     device: str = Field(
         default="cpu",
         pattern=r"^(cpu|cuda(:\d+)?)$",

@@ -58,7 +58,7 @@ class Backend(Protocol):
     """FAISS on one device. Indexes are opaque to everybody else. Searches are safe from many threads."""
 
     def build(self, vectors: Floats, spec: IndexSpec, metric: Metric, *, threads: int = 0) -> Any:
-        """An index over `vectors` [n, d]; None for flat, whose index is the vectors themselves."""
+        """An index over `vectors` [n, d]; None for flat, whose index is the vectors themselves. `threads` 0: half of the cores."""
         ...
 
     def save(self, index: Any, path: Path) -> None:
@@ -89,7 +89,7 @@ class Backend(Protocol):
     ) -> tuple[Floats, Rows]:
         """Scores and rows [n, k] of the nearest allowed rows; row −1 where there are fewer than k.
 
-        `allowed` [n rows] None means all. Never fewer than k while k are allowed. `effort` is one of the kind's EFFORTS, meant for
+        `allowed` [n rows] None means all. Never fewer than k while k are allowed. `effort` is within the kind's EFFORTS, meant for
         k = 10 and no filter: the backend raises it by itself for a greater k, or where fewer rows are allowed. Scores are those of
         the vectors, never of codes.
         """

@@ -78,7 +78,7 @@ class CpuBackend:
         """See Backend."""
         if spec.kind == "flat":
             return None
-        _use_threads(threads or os.cpu_count() or 1)
+        _use_threads(threads or max(1, (os.cpu_count() or 1) // 2))
         vectors = np.ascontiguousarray(vectors)
         index = empty(spec, len(vectors), vectors.shape[1], faiss_metric(metric))
         index.train(vectors)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 from emulated import emulated_backend
@@ -87,6 +88,17 @@ def test_the_nearest_allowed_rows_are_found(
     assert recall(rows[:, :possible], wanted[:, :possible]) >= (0.999 if spec.kind == "flat" else 0.95)
     if spec.kind == "flat":
         np.testing.assert_allclose(scores[:, :possible], wanted_scores[:, :possible], atol=1e-4)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="of the CPU")
+def test_a_build_leaves_half_of_the_cores_to_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.eye(64, D, dtype=np.float32)
+    for cores, threads in ((1, 1), (2, 1), (8, 4)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        backend.build(vectors, IndexSpec("hnsw", 16, 80), "cosine")
+        assert faiss.omp_get_max_threads() == threads
+    backend.build(vectors, IndexSpec("hnsw", 16, 80), "cosine", threads=3)
+    assert faiss.omp_get_max_threads() == 3
 
 
 @pytest.mark.parametrize("spec", INDEXED, ids=str)
