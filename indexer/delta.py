@@ -6,7 +6,7 @@ are alive is copied on write. Nothing is ever added to an index under a reader.
 
 import threading
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from indexer.backends import Mask
 from indexer.filters import Columns, Joined
 from indexer.lexical import Growing, Lexical
 from indexer.passages import Passages, metadata_of
+from indexer.segment import values_in
 from vicinage.records import Floats
 from vicinage.wire import vectors_of
 
@@ -79,6 +80,8 @@ class Metadata:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.bytes = 0
+        """Of the JSON, by now."""
         self._parsed: list[Mapping[str, Any]] = []
         self._blocks: list[Columns] = []
         """All full but for the last: after a write only that is made anew."""
@@ -90,6 +93,16 @@ class Metadata:
                 message, _ = view.row(len(self._parsed))
                 self._parsed.extend(metadata_of(message.batch))
             return Joined([self._block(first, min(first + BLOCK, len(view))) for first in range(0, len(view), BLOCK)])
+
+    def unread(self, view: DeltaView, names: Collection[str]) -> int:
+        """Values that are still to be read before a filter on these fields, about. Does not wait for who reads them."""
+        values, blocks = values_in(len(view), self.bytes), self._blocks
+        rows = 0
+        for at, first in enumerate(range(0, len(view), BLOCK) if names else ()):
+            size = min(BLOCK, len(view) - first)
+            made = at < len(blocks) and len(blocks[at]) >= size
+            rows += size * (blocks[at].unread(names) if made else len(names))
+        return rows * values // max(1, len(view))
 
     def _block(self, first: int, end: int) -> Columns:
         at = first // BLOCK
@@ -158,6 +171,7 @@ class Delta:
         self._starts.append(first)
         self.messages.append(Message(batch, Passages(batch), offset, first))
         self.bytes += batch.nbytes + 4 * self.dimension * batch.num_rows
+        self._metadata.bytes += int(batch.column("metadata").nbytes)
         return first
 
     def kill(self, entries: list[Entry]) -> None:

@@ -234,6 +234,11 @@ class Joined:
     def __init__(self, parts: Sequence[Columns]) -> None:
         self._parts = parts
 
+    def read(self, names: Iterable[str]) -> None:
+        """See Columns."""
+        for part in self._parts:
+            part.read(names)
+
     def mask(self, tree: Tree) -> Mask:
         """Bool [n]: see Columns."""
         return np.concatenate([part.mask(tree) for part in self._parts]) if self._parts else np.zeros(0, np.bool_)

@@ -5,7 +5,8 @@ It waits for the store, or for the reading of every row's metadata; nobody else 
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from indexer.shard import Shard
@@ -86,6 +87,6 @@ class Opening(Generic[W]):
 
 
 def refuse(future: Future[Any], error: BaseException) -> None:
-    """Tell whoever waits, unless it was told."""
-    if not future.done():
+    """Tell whoever waits, unless it was told, or has given up."""
+    with suppress(InvalidStateError):  # asking first would not do: it may give up in between
         future.set_exception(error)

@@ -51,6 +51,10 @@ GRAPH_NUMBERS: Final = 1 << 20
 """So many numbers compared one by one (4,096 rows × 256) cost about what a question to a graph does."""
 MANY_HITS: Final = 100
 """So many hits more cost about what another question does."""
+FILTERED: Final = 4
+"""A filter makes a question cost about so many times more, at most: wider walks, and the mask of every row."""
+TOGETHER_MAX: Final = 4_096
+"""Cost of the questions of one call, at most, so that it ends about a second later: nobody else is answered meanwhile."""
 GRAPH_PAIRS: Final = 1 << 18
 """So many pairs of a word and a row, too, at most: 6 words in 100,000 rows were ranked in 0.7 ms, 128 in 3 ms."""
 
@@ -183,7 +187,7 @@ class Searcher:
         words = sum(1 + shard.looked_up(text) // GRAPH_PAIRS for text in query.texts)
         if query.mode == "lexical":
             return words
-        many = 1 + query.k // MANY_HITS
+        many = (1 + query.k // MANY_HITS) * (FILTERED if query.filter else 1)
         return words + (len(query.vectors) or 1) * many * (1 + shard.scanned(exact=query.exact) // GRAPH_NUMBERS)
 
     def _weight(self, tenant: str) -> int:
@@ -273,9 +277,8 @@ class Searcher:
         turn = self._asked.take(1)
         if turn and self._asked.cost:
             asks = turn[0].asks
-            turn += self._asked.take_along(
-                turn[0].query.shard.tenant, lambda a: a.asks == asks, self._settings.batch_max - 1
-            )
+            room = min(self._settings.batch_max, TOGETHER_MAX // turn[0].cost) - 1
+            turn += self._asked.take_along(turn[0].query.shard.tenant, lambda a: a.asks == asks, max(0, room))
         return turn
 
     def _answer(self, gathered: list[_Asked]) -> None:

@@ -25,7 +25,7 @@ from indexer.backends import EFFORTS, Backend, Mask, Rows, choose
 from indexer.filters import Columns
 from indexer.passages import Passages, metadata_of
 from tenants.entities import Fault, Metric, SegmentRef
-from tenants.index_spec import Kind, parse
+from tenants.index_spec import IndexSpec, Kind, parse
 from vicinage.errors import Corrupt, NotFound, Refused, TooLarge
 from vicinage.faults import crash_point
 from vicinage.records import Floats, ShardId
@@ -34,6 +34,8 @@ from vicinage.telemetry import counter, events
 from vicinage.wire import DELETED, VECTOR_COLUMNS, vectors_of, vectors_schema
 
 COLUMN_TIMES: Final = 8
+VALUE_BYTES: Final = 64
+"""Of metadata: about what takes as long to read as one value does. A list's numbers take some bytes each."""
 CURVE_QUERIES: Final = 200
 QUESTIONS_MIN: Final = 30
 """Real questions that say more of recall than made-up ones."""
@@ -156,6 +158,11 @@ class Segment:
         return self.ref.bytes()
 
 
+def values_in(n_rows: int, metadata_bytes: int) -> int:
+    """What reading one field of so many rows costs, in values: a row's may be a list of thousands."""
+    return max(n_rows, metadata_bytes // VALUE_BYTES)
+
+
 class LazyColumns:
     """The segment's metadata as filter columns, by row; parsed at the first filtered search."""
 
@@ -168,8 +175,9 @@ class LazyColumns:
         return 0 if self._columns is None else COLUMN_TIMES * int(self._rows.column("metadata").nbytes)
 
     def unread(self, names: Collection[str]) -> int:
-        """Values that are still to be read before a filter on these fields: rows × fields."""
-        return len(self._rows) * (len(names) if self._columns is None else self._columns.unread(names))
+        """Values that are still to be read before a filter on these fields: rows × fields, and more where lists are long."""
+        fields = len(names) if self._columns is None else self._columns.unread(names)
+        return fields and fields * values_in(len(self._rows), int(self._rows.column("metadata").nbytes))
 
     def columns(self) -> Columns:
         """One entry per row."""
@@ -327,7 +335,11 @@ def write(
         fits=lambda s: not index_bytes_max or backend.bytes(s, n, dimension) <= index_bytes_max,
     )
     vectors = np.ascontiguousarray(vectors_of(live))
-    index = backend.build(vectors, chosen, metric, threads=threads)
+    try:
+        index = backend.build(vectors, chosen, metric, threads=threads)
+    except Refused as error:  # its passages are searched all the same
+        _event.error("no index could be built: exact instead", shard=str(shard), kind=str(chosen), reason=error.detail)
+        chosen, index = IndexSpec("flat"), None
     documents, n_documents = _documents(live, deletes)
     identity = uuid.uuid4().hex
     base = f"segments/{shard}/{identity}"

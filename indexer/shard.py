@@ -33,8 +33,8 @@ READ_MAX: Final = 4_096
 LEXICAL: Final = "$lexical"
 """Among names of fields, none of which a filter may begin with $."""
 CHARS_A_WORD: Final = 6
-ANSWER_CHARS_MAX: Final = 16 << 20
-"""Characters of text in one shard's answer to one question."""
+ANSWER_BYTES_MAX: Final = 16 << 20
+"""Of text in one shard's answer to one question, as Python holds it at most: four a character where one is not ASCII."""
 EFFORT_DEFAULT: Final = 64
 EFFORT_MARGIN: Final = 0.01
 """What the effort curve must show above the objective: two standard errors of a recall measured on 256 questions."""
@@ -165,14 +165,11 @@ class Shard:
 
     def adopt(self, manifest: Manifest, segments: Sequence[Segment]) -> None:
         """Put the manifest's segments in the place of the present ones and of the delta's rows that they contain."""
+        alive = surviving(segments)  # outside the lock, for which whoever applies messages of everybody would wait
+        rows = [_rows_alive(s, a) for s, a in zip(segments, alive, strict=True)]
+        n = sum(int(np.count_nonzero(a & (s.count > 0))) for s, a in zip(segments, alive, strict=True))
         with self._lock:
-            self._segments = tuple(segments)
-            self._alive_documents = surviving(self._segments)
-            self._alive_rows = [_rows_alive(s, a) for s, a in zip(self._segments, self._alive_documents, strict=True)]
-            self._n_documents = sum(
-                int(np.count_nonzero(a & (s.count > 0)))
-                for s, a in zip(self._segments, self._alive_documents, strict=True)
-            )
+            self._segments, self._alive_documents, self._alive_rows, self._n_documents = tuple(segments), alive, rows, n
             self._manifest = manifest
             kept = [m for m in self._delta.messages if m.offset >= manifest.sealed]
             self._delta = Delta(self._dimension)
@@ -258,7 +255,7 @@ class Shard:
                 documents = self._alive_documents[i].copy()
                 documents[hit] = False
                 self._alive_documents[i] = documents
-                self._alive_rows[i] = _rows_alive(self._segments[i], documents)
+                self._alive_rows[i] = _without(self._segments[i], self._alive_rows[i], hit)
 
     def _publish(self) -> Snapshot:
         graphs = sum(len(s) - _scanned(s, self._recall) for s in self._segments)
@@ -299,7 +296,8 @@ class Shard:
         if not query.filter and not query.texts:
             return None
         names = filters.fields(filters.parse(query.filter)) if query.filter else frozenset()
-        if sum(g.columns.unread(names) for g in self.snapshot.segments) <= READ_MAX:
+        s = self.snapshot
+        if sum(g.columns.unread(names) for g in s.segments) + s.delta.metadata.unread(s.delta, names) <= READ_MAX:
             names = frozenset()
         if query.texts and not self._lexical_here():
             names |= {LEXICAL}
@@ -308,8 +306,10 @@ class Shard:
     def bring_in(self, names: frozenset[str]) -> None:
         """Have what `needs` said, of the snapshot of now. Waits for the store. Raises Unavailable."""
         if named := names - {LEXICAL}:
-            for segment in self.snapshot.segments:
+            s = self.snapshot
+            for segment in s.segments:
                 segment.columns.columns().read(named)
+            s.delta.columns().read(named)
         if LEXICAL in names:
             self._open_lexical()
 
@@ -512,7 +512,7 @@ def _best(snapshot: Snapshot, found: list[_Found], query: ShardQuery) -> tuple[t
 def _hits(snapshot: Snapshot, places: Iterable[tuple[int, int, float]], query: ShardQuery) -> tuple[Hit, ...]:
     """The hits at these (part, row, score). Raises Refused as soon as their texts are more than an answer holds."""
     hits: list[Hit] = []
-    left = ANSWER_CHARS_MAX
+    left = ANSWER_BYTES_MAX
     for part, row, score in places:
         if row < 0:
             continue
@@ -523,10 +523,11 @@ def _hits(snapshot: Snapshot, places: Iterable[tuple[int, int, float]], query: S
             message, at = snapshot.delta.row(row)
             hit = message.passages.hit(at, score, query.include, snapshot.delta.vectors[message.first :])
         hits.append(hit)
-        left -= len(hit.text or "")
+        if hit.text is not None:
+            left -= len(hit.text) if hit.text.isascii() else 4 * len(hit.text)
         if left < 0:
             raise Refused(
-                f"the texts found have more than {ANSWER_CHARS_MAX} characters: ask for a smaller k, or leave text out of include",
+                f"the texts found take more than {ANSWER_BYTES_MAX} bytes: ask for a smaller k, or leave text out of include",
                 field="k",
                 limit=len(hits) - 1,
             )
@@ -546,6 +547,17 @@ def _scanned(segment: Segment, objective: float) -> int:
     if segment.index is None or effort_for(segment, objective, objective) is None:
         return len(segment)
     return len(segment) // 8 if segment.ref.kind == "rabitq" else 0
+
+
+def _without(segment: Segment, alive: Mask | None, gone: NDArray[np.int64]) -> Mask | None:
+    """The rows alive once these documents are gone. Only theirs are looked for: every message does this."""
+    rows = [(int(segment.first[d]), int(segment.count[d])) for d in gone if segment.count[d]]
+    if not rows:
+        return alive
+    left = np.ones(len(segment), np.bool_) if alive is None else alive.copy()
+    for first, count in rows:
+        left[first : first + count] = False
+    return left
 
 
 def _rows_alive(segment: Segment, documents: Mask) -> Mask | None:

@@ -6,7 +6,7 @@ Only vectors are kept, never words, of at most QUESTIONS_MAX questions; they go 
 from typing import Final
 
 import numpy as np
-from sqlalchemy import Engine, delete, insert, select
+from sqlalchemy import ColumnElement, Engine, delete, insert, select
 
 from tenants import tables
 from vicinage.catalog import change, look
@@ -25,12 +25,18 @@ class Questions:
         self._clock = clock
 
     def keep(self, tenant: str, collection: str, model: str | None, vectors: Floats) -> None:
-        """Put the newest QUESTIONS_MAX of `vectors` [n, d] in the place of those kept. Durable; a no-op once the collection is gone."""
+        """Put the newest QUESTIONS_MAX of `vectors` [n, d] in the place of those kept. Durable; a no-op once the collection is gone.
+
+        More that the same model made are not given up for fewer: a gateway that has just started knows few.
+        """
         newest = np.ascontiguousarray(vectors[-QUESTIONS_MAX:], np.float16)
         active = select(_C.c.name).where(_C.c.tenant == tenant, _C.c.name == collection, _C.c.state == "active")
         with change(self._engine) as connection:
             # The row is held: of two gateways that keep at once one waits, and so does whoever deletes the collection.
             if connection.execute(active.with_for_update()).first() is None:
+                return
+            kept = select(_Q.c.vectors).where(*_made_by(tenant, collection, model, newest.shape[1]))
+            if len(connection.execute(kept).scalar() or b"") > newest.nbytes:
                 return
             connection.execute(delete(_Q).where(_Q.c.tenant == tenant, _Q.c.collection == collection))
             connection.execute(
@@ -46,12 +52,16 @@ class Questions:
 
     def of(self, tenant: str, collection: str, model: str | None, dimension: int) -> Floats | None:
         """float32 [n, dimension], as that model embedded them; None where none are kept. Raises Unavailable."""
-        query = select(_Q.c.vectors).where(
-            _Q.c.tenant == tenant,
-            _Q.c.collection == collection,
-            _Q.c.model == (model or ""),
-            _Q.c.dimension == dimension,
-        )
+        query = select(_Q.c.vectors).where(*_made_by(tenant, collection, model, dimension))
         with look(self._engine) as connection:
             held = connection.execute(query).scalar()
         return None if held is None else np.frombuffer(held, np.float16).reshape(-1, dimension).astype(np.float32)
+
+
+def _made_by(tenant: str, collection: str, model: str | None, dimension: int) -> tuple[ColumnElement[bool], ...]:
+    return (
+        _Q.c.tenant == tenant,
+        _Q.c.collection == collection,
+        _Q.c.model == (model or ""),
+        _Q.c.dimension == dimension,
+    )

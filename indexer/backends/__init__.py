@@ -23,6 +23,10 @@ LISTS_PER_ROOT: Final = 1.5
 """Lists of an IVF of n passages where the spec names none: so many times √n."""
 TRAIN_PER_LIST: Final = 39
 """FAISS warns that a centroid was trained on fewer passages than that."""
+LISTS_PER_ROOT_MAX: Final = 8
+"""Lists that a spec may name, at most: so many times √n. Finding centroids takes n × lists."""
+CENTROIDS: Final = 16
+"""Of a code of four bits: there is none of fewer passages."""
 
 EFFORTS: Final[dict[Kind, tuple[int, ...]]] = {
     "flat": (),
@@ -43,22 +47,25 @@ AUTO_SMALL: Final = IndexSpec("ivfpq")
 
 
 def lists_for(spec: IndexSpec, n: int) -> int:
-    """Lists of an IVF over n passages: as the spec says, as far as there is enough to train them."""
-    wanted = spec.lists or int(LISTS_PER_ROOT * math.sqrt(n))
+    """Lists of an IVF over n passages: as the spec says, as far as there is enough to train them, and time."""
+    wanted = min(spec.lists or int(LISTS_PER_ROOT * math.sqrt(n)), int(LISTS_PER_ROOT_MAX * math.sqrt(n)))
     return max(1, min(wanted, n // TRAIN_PER_LIST))
 
 
 def choose(spec: str, n: int, *, flat_max: int, fits: Callable[[IndexSpec], bool] = lambda _spec: True) -> IndexSpec:
     """The index that `spec` means for `n` passages; `fits` says whether the bytes of one are within what may be spent. Raises Refused."""
     named = parse(spec) or (IndexSpec("flat") if n <= flat_max else AUTO if fits(AUTO) else AUTO_SMALL)
-    return named if n else IndexSpec("flat")
+    return IndexSpec("flat") if n < (CENTROIDS if named.kind == "ivfpq" else 1) else named
 
 
 class Backend(Protocol):
     """FAISS on one device. Indexes are opaque to everybody else. Searches are safe from many threads."""
 
     def build(self, vectors: Floats, spec: IndexSpec, metric: Metric, *, threads: int = 0) -> Any:
-        """An index over `vectors` [n, d]; None for flat, whose index is the vectors themselves. `threads` 0: half of the cores."""
+        """An index over `vectors` [n, d]; None for flat, whose index is the vectors themselves. `threads` 0: half of the cores.
+
+        Raises Refused for what cannot be built.
+        """
         ...
 
     def save(self, index: Any, path: Path) -> None:

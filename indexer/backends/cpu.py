@@ -21,7 +21,7 @@ from faiss import swig_ptr
 from indexer.backends import Mask, Rows, lists_for
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec, Kind
-from vicinage.errors import Corrupt
+from vicinage.errors import Corrupt, Refused
 from vicinage.records import Floats
 
 ROWS_PER_STEP: Final = 30
@@ -48,7 +48,6 @@ CELLS_MAX: Final = 16 << 20
 """Scores held at once (questions × rows) by one exact scan: 64 MiB."""
 CANCELS_BELOW: Final = 0.01
 """A squared distance below this share of the question's squared length has lost about two of float32's seven digits."""
-BLOCK_ROWS: Final = 4_096
 _BLAS_FROM: Final = 3 * 384
 """FAISS compares n queries × d with its own 128,000; gathered exact scans are about 7 × cheaper by matrix product.
 
@@ -80,9 +79,12 @@ class CpuBackend:
             return None
         _use_threads(threads or max(1, (os.cpu_count() or 1) // 2))
         vectors = np.ascontiguousarray(vectors)
-        index = empty(spec, len(vectors), vectors.shape[1], faiss_metric(metric))
-        index.train(vectors)
-        index.add(vectors)
+        try:
+            index = empty(spec, len(vectors), vectors.shape[1], faiss_metric(metric))
+            index.train(vectors)
+            index.add(vectors)
+        except RuntimeError as error:  # FAISS's own: one tenant's spec and vectors are no reason to end for all
+            raise Refused(f"no index of {spec} over {vectors.shape}: {str(error)[:200]}", field="index") from error
         return faiss_index(index)
 
     def save(self, index: Any, path: Path) -> None:
@@ -355,16 +357,10 @@ def mend(vectors: Floats, queries: Floats, scores: Floats, rows: Rows, allowed: 
     if rows.shape[1] == 0:
         return
     doubtful = -scores[:, -1] < CANCELS_BELOW * np.einsum("ij,ij->i", queries, queries)
-    candidates = np.arange(len(vectors)) if allowed is None else np.flatnonzero(allowed)
-    for i in np.flatnonzero(doubtful):
-        every = np.concatenate(
-            [
-                -np.square(vectors[candidates[at : at + BLOCK_ROWS]] - queries[i]).sum(axis=1)
-                for at in range(0, len(candidates), BLOCK_ROWS)
-            ]
-        )
-        best = np.argsort(-every, kind="stable")[: rows.shape[1]]
-        scores[i], rows[i] = every[best], candidates[best]
+    if doubtful.any():
+        candidates = np.arange(len(vectors)) if allowed is None else np.flatnonzero(allowed)
+        for i in np.flatnonzero(doubtful):
+            scores[i], rows[i] = scored(vectors, queries[i : i + 1], candidates, rows.shape[1], "euclidean")
 
 
 def _padded(scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:

@@ -17,7 +17,7 @@ from indexer.backends import Mask, Rows, device
 from indexer.backends.card import Busy, Card, Failed, NoRoom
 from indexer.backends.cpu import CpuBackend, Index, faiss_index, mend, scored, width_for
 from indexer.backends.device import by_room
-from indexer.backends.graphs import complete
+from indexer.backends.graphs import takes
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec, Kind
 from vicinage.records import Floats
@@ -82,7 +82,7 @@ class GpuBackend:
         """See Backend. On the emptiest GPU that has the room; else the CPU's form is all there is."""
         kind: Kind = index.kind if index else "flat"
         n, d = vectors.shape
-        if not device.serves(kind, n, d, self._limits) or (kind == "hnsw" and not complete(index.faiss.hnsw)):
+        if not device.serves(kind, n, d, self._limits) or (index and not takes(index)):
             return index
         spec = _spec(kind, index)
         need = device.device_bytes(spec, n, d, self._limits)

@@ -1,11 +1,11 @@
-"""Graphs between a GPU and the CPU: the same links, over whole vectors there and over what a spec says here."""
+"""What of the CPU's indexes a GPU takes, and graphs between the two: the same links, over whole vectors there and over what a spec says here."""
 
 from typing import Any
 
 import faiss
 import numpy as np
 
-from indexer.backends.cpu import empty
+from indexer.backends.cpu import Index, empty
 from tenants.index_spec import IndexSpec
 from vicinage.records import Floats
 
@@ -34,3 +34,10 @@ def complete(hnsw: Any) -> bool:
     """Whether every node of the lowest level has all its links: CAGRA's graphs are so, and it takes no others."""
     links, starts = faiss.vector_to_array(hnsw.neighbors), faiss.vector_to_array(hnsw.offsets)[:-1].astype(np.int64)
     return all(bool((links[starts + i] >= 0).all()) for i in range(hnsw.nb_neighbors(0)))
+
+
+def takes(index: Index) -> bool:
+    """Whether a GPU can hold this very index: no graph with links missing, no codes of four bits, in which a CPU builds ivfpq."""
+    if index.kind == "hnsw":
+        return complete(index.faiss.hnsw)
+    return index.kind != "ivfpq" or type(index.faiss).__name__ == "IndexIVFPQ"

@@ -12,7 +12,7 @@ from emulated import emulated_backend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.backends import AUTO, choose, open_backend
+from indexer.backends import AUTO, CENTROIDS, choose, lists_for, open_backend
 from indexer.backends.cpu import beam_for
 from indexer.segment import recall
 from tenants.entities import Metric
@@ -276,7 +276,8 @@ def test_the_kind_is_chosen_by_size() -> None:
     assert choose("auto", 101, flat_max=100).kind == "hnsw"
     assert choose("hnsw:M=16,efc=40", 5, flat_max=100) == IndexSpec("hnsw", 16, 40)
     assert choose("hnsw:codes=sq8", 5, flat_max=100) == IndexSpec("hnsw", codes="sq8")
-    assert choose("ivfpq:lists=7", 5, flat_max=100) == IndexSpec("ivfpq", lists=7)
+    assert choose("ivfpq:lists=7", CENTROIDS, flat_max=100) == IndexSpec("ivfpq", lists=7)
+    assert choose("ivfpq:lists=7", CENTROIDS - 1, flat_max=100) == IndexSpec("flat"), "fewer have no such codes"
     assert choose("rabitq", 0, flat_max=100) == IndexSpec("flat"), "there is nothing to index"
 
 
@@ -294,7 +295,29 @@ def test_auto_takes_smaller_codes_where_the_graph_is_more_than_may_be_spent() ->
 
 @pytest.mark.parametrize("spec", [*KINDS, AUTO, IndexSpec("ivf")], ids=str)
 def test_a_manifest_names_a_kind_as_a_spec_does(spec: IndexSpec) -> None:
-    assert choose(str(spec), 5, flat_max=100) == spec
+    assert choose(str(spec), CENTROIDS, flat_max=100) == spec
+
+
+@pytest.mark.parametrize("spec", INDEXED, ids=str)
+@pytest.mark.parametrize("metric", METRICS)
+def test_few_passages_are_indexed_as_asked_or_exactly(spec: IndexSpec, metric: Metric) -> None:
+    for n in (1, 2, CENTROIDS - 1, CENTROIDS, CENTROIDS + 1):
+        chosen = choose(str(spec), n, flat_max=0)
+        vectors = np.eye(n, D, dtype=np.float32) + 1
+        index = built(vectors, chosen, metric)
+        effort = EFFORT[chosen.kind]
+        _, rows = backend.search(index, vectors, vectors[:1], K, metric=metric, effort=effort, allowed=None)
+        assert min(rows[0, : min(K, n)].tolist()) >= 0
+
+
+def test_what_cannot_be_built_is_refused() -> None:
+    with pytest.raises(Refused, match="no index of ivfpq"):
+        backend.build(np.eye(3, D, dtype=np.float32), IndexSpec("ivfpq"), "cosine", threads=1)
+
+
+def test_lists_are_no_more_than_centroids_can_be_found_for() -> None:
+    assert lists_for(IndexSpec("ivf", lists=65_536), 1_000_000) == 8_000
+    assert lists_for(IndexSpec("ivf", lists=1_000), 1_000_000) == 1_000
 
 
 @pytest.mark.parametrize(

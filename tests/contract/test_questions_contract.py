@@ -46,3 +46,19 @@ def test_of_many_who_keep_at_once_nobody_fails_and_one_set_stays(house: House) -
     at_once(8, lambda i: [questions.keep(of.tenant, of.collection, of.model, vectors(3, first=i)) for _ in range(5)])
     held = questions.of(of.tenant, of.collection, of.model, 4)
     assert held is not None and any(np.array_equal(held, vectors(3, first=i)) for i in range(8))
+
+
+def test_more_are_not_given_up_for_fewer_of_the_same_model(house: House) -> None:
+    of, questions = make(house), house.manifests.questions
+
+    def kept(model: str | None) -> list[float]:
+        held = questions.of(of.tenant, of.collection, model, 4)
+        return [] if held is None else held[:, 0].tolist()
+
+    questions.keep(of.tenant, of.collection, of.model, vectors(60))
+    questions.keep(of.tenant, of.collection, of.model, vectors(30, first=1_000))
+    assert kept(of.model) == vectors(60)[:, 0].tolist()
+    questions.keep(of.tenant, of.collection, of.model, vectors(60, first=1_000))
+    assert kept(of.model) == vectors(60, first=1_000)[:, 0].tolist()
+    questions.keep(of.tenant, of.collection, "another", vectors(30))
+    assert len(kept("another")) == 30

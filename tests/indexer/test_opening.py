@@ -1,16 +1,18 @@
 """What a question is the first to need is brought in beside the threads that search, within bounds."""
 
+import json
 import threading
 from concurrent.futures import Future
 
 import pytest
-from rows import unit
+from rows import message, unit
 from test_searcher import collection, seal, searching, send, shard_of
 from test_shard import one
+from test_shard import shard as new_shard
 
 from cluster.wiring import Ground
 from indexer import filters, shard
-from indexer.opening import Opening
+from indexer.opening import Opening, refuse
 from tenants import provisioning
 from vicinage.clock import Deadline
 from vicinage.errors import Overloaded, Unavailable
@@ -103,3 +105,31 @@ def test_those_who_wait_are_bounded_and_a_stop_tells_them() -> None:
     late = Question()
     opening.wait(Held("late"), NAMES, [late])  # type: ignore[arg-type]
     assert isinstance(late.answer.exception(), Unavailable)
+
+
+def test_who_gives_up_while_he_is_refused_ends_nobody() -> None:
+    class GivesUp(Future):
+        def set_exception(self, exception: BaseException | None) -> None:
+            self.cancel()
+            super().set_exception(exception)
+
+    answer: Future = GivesUp()
+    refuse(answer, Overloaded("too late", retry_after_s=1.0))
+    assert answer.cancelled()
+
+
+def test_rows_that_no_segment_has_yet_are_read_beside_the_search_threads_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = new_shard()
+    held.apply(message([(f"d{i}", i + 1, [unit(i)], f'{{"n": {i}}}') for i in range(10)]), 0)
+
+    def question(**condition: object) -> ShardQuery:
+        return ShardQuery(held.id, unit(1)[None], 10, filter=condition)
+
+    assert held.needs(question(n=1)) is None, "few are read in passing"
+    monkeypatch.setattr(shard, "READ_MAX", 9)
+    assert held.needs(question(n=1)) == {"n"}
+    held.bring_in(frozenset({"n"}))
+    assert held.needs(question(n=1)) is None
+    held.apply(message([("long", 11, [unit(11)], json.dumps({"t": list(range(1_000))}))]), 1)
+    monkeypatch.setattr(shard, "READ_MAX", 40)
+    assert held.needs(question(n=1)) == {"n"}, "a list of thousands is not one value"

@@ -15,7 +15,7 @@ from indexer.backends import open_backend
 from indexer.segment import QUESTIONS_MIN, Damaged, Keys, Segment, effort_curve, load, newest, write
 from tenants.entities import SegmentRef
 from tenants.index_spec import IndexSpec
-from vicinage.errors import Corrupt
+from vicinage.errors import Corrupt, Refused
 from vicinage.records import Floats, ObjectRef, ShardId
 from vicinage.store import LocalStore
 
@@ -197,6 +197,18 @@ def test_a_segment_says_on_how_many_questions_of_the_collection_its_curve_was_me
         ref = sealed(store, [batch], spec="hnsw:M=8,efc=40", dimension=32, questions=questions)
         assert ref.asked == known
     assert sealed(store, [batch], spec="flat", dimension=32, questions=asked).asked == 0, "without effort, no curve"
+
+
+def test_passages_whose_index_cannot_be_built_are_kept_and_searched_exactly(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise Refused("no index of this", field="index")
+
+    monkeypatch.setattr(BACKEND, "build", fails)
+    ref = sealed(store, [message([("a", 1, [unit(1)], "{}")])], spec="hnsw")
+    assert (ref.kind, ref.n_passages, ref.curve) == ("flat", 1, ())
+    assert load(ref, store, BACKEND, "cosine").rows.num_rows == 1
 
 
 def test_the_effort_curve_is_measured_and_rises(store: LocalStore) -> None:
