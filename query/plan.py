@@ -7,8 +7,11 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from tenants.entities import Collection, Generation
+from vicinage.errors import Refused
 from vicinage.records import Floats, Mode, ShardQuery, Token
 
+NUMBERS_MAX: Final = 1 << 20
+"""Of the vectors in one answer: they are written as text on the event loop that everybody shares, 0.1 µs each."""
 DEPTH_MIN: Final = 50
 """Hits that each of two lists has at least when they are fused: one that is far down in both may be the best of all."""
 
@@ -65,9 +68,16 @@ def make_plan(
     """Ask every shard of the live generation for the best k.
 
     `vector` float32 [d]; None in mode lexical. `catalog` is the version that `collection` was read at; `recall`, what to ask of
-    effort curves instead of the objective.
+    effort curves instead of the objective. Raises Refused for an answer of too many numbers.
     """
     live = collection.generation()
+    if "vector" in question.include and question.k * live.dimension > NUMBERS_MAX:
+        most = max(1, NUMBERS_MAX // live.dimension)
+        raise Refused(
+            f"{question.k} vectors of {live.dimension} numbers are too many for one answer: ask for k of at most {most}, or leave vector out of include",
+            field="k",
+            limit=most,
+        )
     vectors = vector[None] if vector is not None else np.empty((1, 0), np.float32)
     texts = (question.text,) if question.mode != "dense" and question.text is not None else ()
     queries = tuple(

@@ -31,6 +31,8 @@ QUEUE_MAX: Final = 256
 WINDOW: Final = 2_000
 """Samples kept of each collection."""
 DEADLINE_S: Final = 5.0
+WORKED_S: Final = 1.0
+"""Of the time that a sample took, what is believed to be work: the rest was waiting in its tenant's own line, for which others do not pay."""
 HALF_ERROR: Final = 0.01
 SAMPLES_MAX: Final = 4_096
 """Collections that are remembered, at most 0.2 MB each."""
@@ -38,7 +40,10 @@ KEEP_S: Final = 600.0
 """How often the questions of a collection are kept anew, once there are QUESTIONS_MAX."""
 Keep = Callable[[Generation, Floats], None]
 _event = events("query")
-_recall = gauge("vicinage_query_recall", "recall@k measured on sampled live searches, mean over collections")
+_recall = gauge(
+    "vicinage_query_recall",
+    "recall@k measured on sampled live searches, mean over collections; by collection: `vicinage recall`",
+)
 
 
 @dataclass(slots=True)
@@ -54,6 +59,8 @@ class Sample:
     kept: int = 0
     """How many of them were last kept, and when (monotonic)."""
     kept_s: float = 0.0
+    taken: int = 0
+    """Searches that were taken for samples, whatever came of them."""
     discarded: int = 0
     dropped: int = 0
     correction: Correction = field(default_factory=Correction)
@@ -89,6 +96,8 @@ class RecallMonitor:
         self._samples_min = samples_min
         self._cpu_share = cpu_share
         self._queue: asyncio.Queue[_Offer] = asyncio.Queue(QUEUE_MAX)
+        self._waiting: Counter[str] = Counter()
+        """Offers of each tenant in the queue."""
         self._samples: dict[tuple[str, str, int], Sample] = {}
         self._random = random.Random()  # noqa: S311  (sampling, not secrets)
 
@@ -97,22 +106,27 @@ class RecallMonitor:
         if plan.queries[0].exact:
             return
         sample = self._sample(plan)
-        if len(sample.measured) >= self._samples_min and self._random.random() >= self._share:
+        if sample.taken >= self._samples_min and self._random.random() >= self._share:
             return
-        try:
-            self._queue.put_nowait(_offer(plan, hits, partials))
-        except asyncio.QueueFull:
+        tenant = plan.generation.tenant
+        if self._queue.full() or self._waiting[tenant] >= QUEUE_MAX // 4:  # the rest is for others
             sample.dropped += 1
+            return
+        sample.taken += 1
+        self._waiting[tenant] += 1
+        self._queue.put_nowait(_offer(plan, hits, partials))
 
     async def run(self) -> None:
         """Work off the samples, resting in proportion, until cancelled."""
         while True:
             offer = await self._queue.get()
+            self._waiting -= Counter([offer.plan.generation.tenant])
             start = time.perf_counter()
             await self._measure(offer)
             await self._remember(offer)
             self._queue.task_done()
-            await asyncio.sleep((time.perf_counter() - start) * (1 / self._cpu_share - 1))
+            worked = min(time.perf_counter() - start, WORKED_S)
+            await asyncio.sleep(worked * (1 / self._cpu_share - 1))
 
     async def settled(self) -> None:
         """Return once every sample offered so far is worked off."""
@@ -179,6 +193,12 @@ class RecallMonitor:
         if len(self._samples) > SAMPLES_MAX:
             del self._samples[next(iter(self._samples))]
         return sample
+
+    def of(self, collection: Collection) -> dict[str, Any] | None:
+        """The row of the live generation, as `report` has it; None where nothing was measured."""
+        name = (collection.tenant, collection.name, collection.live)
+        sample = self._samples.get(name)
+        return row(name, sample, collection.objectives.recall) if sample and sample.measured else None
 
     def report(
         self, targets: dict[tuple[str, str], float], tenant: str | None = None, collection: str | None = None

@@ -74,7 +74,10 @@ async def list_all(request: Request) -> Response:
     who = await principal(request, "read")
     house = gateway(request)
     await run_in_threadpool(house.registry.refresh)
-    found = await facts_of(house, house.registry.collections(who.tenant), who.tenant) if who.tenant else []
+    if not who.tenant:
+        return answer({"collections": []})
+    with house.answerer.admitted(house.registry.tenant(who.tenant)):
+        found = await facts_of(house, house.registry.collections(who.tenant), who.tenant)
     return answer({"collections": found})
 
 
@@ -83,8 +86,9 @@ async def show(collection: str, request: Request) -> Response:
     """Counts, freshness lag, recall with its interval, generation and index of one collection."""
     who = await principal(request, "read")
     house = gateway(request)
-    _, found = await house.answerer.find(who, collection)
-    return answer(await facts(house, found))
+    tenant, found = await house.answerer.find(who, collection)
+    with house.answerer.admitted(tenant):
+        return answer(await facts(house, found))
 
 
 @router.delete("/v1/collections/{collection}", status_code=202, response_model=None)
@@ -93,7 +97,8 @@ async def delete(collection: str, request: Request) -> Response:
     who = await principal(request, "write")
     house = gateway(request)
     tenant, _ = await house.answerer.find(who, collection)
-    await run_in_threadpool(house.registry.delete_collection, tenant.name, collection, actor=who.key_id)
+    with house.answerer.admitted(tenant):
+        await run_in_threadpool(house.registry.delete_collection, tenant.name, collection, actor=who.key_id)
     return answer({"deleted": collection}, 202)
 
 
@@ -120,9 +125,6 @@ async def _facts(
     shards = [held[s] for s in live.shards() if s in held]
     tenant = house.registry.tenant(collection.tenant)
     lag_ms = await house.freshness.lag_ms(tenant, live, watermarks)
-    measured = house.recall.report(
-        {(collection.tenant, collection.name): collection.objectives.recall}, collection.tenant, collection.name
-    )
     return {
         "tenant": collection.tenant,
         "name": collection.name,
@@ -137,7 +139,7 @@ async def _facts(
         "counts": {"documents": sum(s.documents for s in shards), "passages": sum(s.passages for s in shards)},
         "shards": {"asked": len(live.slots), "answered": len(shards)},
         "freshness": {"lag_ms": lag_ms},
-        "recall": next((m for m in reversed(measured) if m["generation"] == live.number), None),
+        "recall": house.recall.of(collection),
         "generation": live.number,
         "building": [g.number for g in collection.generations if g.number != live.number],
         "index": {

@@ -1,12 +1,16 @@
 """Which shards are asked, and how their answers become one: pure."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from query.merge import merge
 from query.plan import Question, make_plan
 from tenants.entities import Collection, Generation, Objectives
+from vicinage.errors import Refused
 from vicinage.records import Hit, Partial, ShardId
 
 
@@ -29,6 +33,16 @@ def test_every_shard_of_the_live_generation_is_asked_and_no_other() -> None:
         assert query.vectors.shape == (1, 2)
         assert (query.k, query.filter, query.exact, query.include) == (7, {"a": 1}, True, {"text"})
         assert query.catalog == 42
+
+
+def test_more_vectors_than_one_answer_may_hold_are_refused_with_the_k_that_is_allowed() -> None:
+    wide = replace(generation(1, (0,)), dimension=4_096)
+    collection, vector = Collection("t", "c", "active", 1, (wide,), Objectives()), np.ones(4_096, np.float32)
+    make_plan(Question("c", 1_000, vector=vector, include=frozenset({"text"})), collection, vector, 1)
+    make_plan(Question("c", 256, vector=vector, include=frozenset({"vector"})), collection, vector, 1)
+    with pytest.raises(Refused, match="k of at most 256") as refused:
+        make_plan(Question("c", 257, vector=vector, include=frozenset({"vector"})), collection, vector, 1)
+    assert (refused.value.field, refused.value.limit) == ("k", 256)
 
 
 def test_one_shard_alone_is_passed_on_cut_to_k() -> None:

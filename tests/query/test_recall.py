@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Collection as Slots
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,9 +79,11 @@ def measure(searcher: Drawer, offers: list[tuple[Plan, tuple[Hit, ...]]], **give
 
     async def work() -> list[dict[str, Any]]:
         recall = monitor(searcher, **given)
-        for made, served in offers:
-            recall.offer(made, served, [Partial(ShardId("t", "c", 1, 0), (served,), 7, 16)])
         task = asyncio.create_task(recall.run())
+        for i, (made, served) in enumerate(offers):
+            if i % (QUEUE_MAX // 4) == 0:  # more of one tenant do not wait at once
+                await recall.settled()
+            recall.offer(made, served, [Partial(ShardId("t", "c", 1, 0), (served,), 7, 16)])
         await recall.settled()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -190,7 +193,7 @@ def test_beyond_the_minimum_only_the_share_is_sampled() -> None:
 def test_a_full_queue_drops_and_says_so_and_never_waits() -> None:
     async def work() -> RecallMonitor:
         recall = monitor(Drawer(), samples_min=10_000)
-        for _ in range(QUEUE_MAX + 5):
+        for _ in range(QUEUE_MAX // 4 + 5):
             recall.offer(plan(), hits("a"), [Partial(ShardId("t", "c", 1, 0), (hits("a"),), 7, 16)])
         task = asyncio.create_task(recall.run())
         await recall.settled()
@@ -198,6 +201,42 @@ def test_a_full_queue_drops_and_says_so_and_never_waits() -> None:
         return recall
 
     assert asyncio.run(work()).report(TARGETS)[0]["dropped"] == 5
+
+
+def test_searches_that_find_nothing_are_samples_too_and_are_not_all_done_again() -> None:
+    async def work() -> tuple[int, int]:
+        searcher = Drawer()
+        searcher.exact = ()
+        recall = monitor(searcher, share=0.0, samples_min=5)
+        task = asyncio.create_task(recall.run())
+        for _ in range(50):
+            recall.offer(plan(), (), [Partial(ShardId("t", "c", 1, 0), ((),), 7, 16)])
+            await recall.settled()
+        task.cancel()
+        return len(searcher.asked), len(recall.report(TARGETS))
+
+    assert asyncio.run(work()) == (5, 0)
+
+
+def test_one_tenant_leaves_room_in_the_queue_for_others() -> None:
+    async def work() -> tuple[int, int]:
+        recall = monitor(Drawer(), samples_min=10_000)
+        loud, quiet = plan(), plan()
+        quiet = replace(quiet, generation=replace(quiet.generation, tenant="quiet"))
+        for made in [loud] * QUEUE_MAX + [quiet] * 5:
+            recall.offer(made, hits("a"), [Partial(made.queries[0].shard, (hits("a"),), 7, 16)])
+        task = asyncio.create_task(recall.run())
+        await recall.settled()
+        found = recall.report({("t", "c"): 0.9, ("quiet", "c"): 0.9})
+        recall.offer(loud, hits("a"), [Partial(loud.queries[0].shard, (hits("a"),), 7, 16)])
+        await recall.settled()
+        task.cancel()
+        dropped = {r["tenant"]: r["dropped"] for r in recall.report({("t", "c"): 0.9, ("quiet", "c"): 0.9})}
+        assert dropped == {r["tenant"]: r["dropped"] for r in found}, "there is room again"
+        return dropped["t"], dropped["quiet"]
+
+    dropped = asyncio.run(work())
+    assert dropped == (QUEUE_MAX - QUEUE_MAX // 4, 0)
 
 
 def test_a_collection_that_is_gone_is_not_reported() -> None:
