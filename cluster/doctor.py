@@ -26,9 +26,9 @@ def examine(settings: Settings) -> list[Row]:
         (
             "faiss",
             lambda: _faiss(s),
-            "install the extra cpu (or, for devices cuda, gpu): uv sync --extra cpu --extra embed",
+            "install the extra cpu (or, for devices cuda, gpu) beside those in use: uv sync --extra cpu --extra embed …",
         ),
-        ("model", _model, "install the extra embed: uv sync --extra cpu --extra embed"),
+        ("model", _model, "install the extra embed beside those in use: uv sync --extra cpu --extra embed …"),
         ("disk", lambda: _disk(s), "free some space, or move --data to a larger disk"),
         ("files", _files, "raise the limit of open files: ulimit -n 65536"),
         ("catalog", lambda: _catalog(s), "check catalog_url, and that the database is up"),

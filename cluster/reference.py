@@ -141,7 +141,7 @@ def endpoints() -> str:
     lines = [
         "# HTTP API",
         "",
-        "`Authorization: Bearer <key>`. Bodies and examples: `/openapi.json` and `/docs` of a running gateway.",
+        "`Authorization: Bearer <key>`. Bodies and examples: docs/requests.md, and `/docs` of a running gateway.",
         "",
     ]
     lines += ["| method | path | |", "|---|---|---|"]
