@@ -42,6 +42,9 @@ bench: setup ## figures beside their bounds: a table, and build/bench.json
 kill: setup ## kill -9 of each process in turn under load: 20 rounds
 	@$(RUN) python loadtest/kill_rounds.py --rounds 20
 
+docs: setup ## the reference pages, anew
+	@$(RUN) python -m cluster.reference
+
 fmt: setup ## format and mend what can be mended
 	@$(RUN) ruff format . ; $(RUN) ruff check --fix .
 

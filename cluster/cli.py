@@ -22,12 +22,16 @@ Command = Callable[..., Any]
 
 
 def common(command: Command) -> Command:
-    """The options that every command takes."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")(command)
+    """The options of commands that a platform elsewhere can answer, too."""
     command = click.option("--key", envvar="VICINAGE_KEY", help="Operator key (default: DATA/run/operator.key).")(
         command
     )
-    command = click.option("--url", envvar="VICINAGE_URL", help="A platform elsewhere, by its URL.")(command)
+    return here(click.option("--url", envvar="VICINAGE_URL", help="A platform elsewhere, by its URL.")(command))
+
+
+def here(command: Command) -> Command:
+    """The options that every command takes; those about DATA alone have no others."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")(command)
     data = click.Path(path_type=Path, file_okay=False)
     return click.option(
         "--data",
@@ -110,7 +114,7 @@ def _settings(data: Path, port: int | None = None, host: str | None = None) -> "
 
 
 @main.command(epilog=EPILOG)
-@common
+@here
 @click.option("--port", type=click.IntRange(0, 65_534), help="Port of the API [default: 8080].")
 @click.option("--host", help="Address to listen on [default: 127.0.0.1].")
 @click.option("--detach", is_flag=True, help="Return when it is ready; stop it with `vicinage down`.")
@@ -125,7 +129,6 @@ def up(
     ray_address: str | None,
     searchers: int,
     as_json: bool,
-    **_: Any,
 ) -> None:
     """Start the platform and supervise it: gateway with searcher, ingest with indexer, embedder."""
     from cluster import local
@@ -198,8 +201,8 @@ def _await_ready(url: str, process: Any, events: Path, wait_s: float = 180.0) ->
 
 
 @main.command(epilog=EPILOG)
-@common
-def down(data: Path, *, as_json: bool, **_: Any) -> None:
+@here
+def down(data: Path, *, as_json: bool) -> None:
     """Stop the platform: the gateway finishes what is in flight, then ingest, then the embedder."""
     from cluster import local
 
@@ -246,8 +249,8 @@ def role(name: str, ray_address: str | None, searchers: int) -> None:
 
 
 @main.command(epilog=EPILOG)
-@common
-def doctor(data: Path, *, as_json: bool, **_: Any) -> None:
+@here
+def doctor(data: Path, *, as_json: bool) -> None:
     """Check what the platform stands on; each failure says what to do next."""
     from cluster.doctor import examine
 
@@ -268,7 +271,12 @@ def tenant() -> None:
 @tenant.command("create")
 @click.argument("name")
 @click.option(
-    "--class", "priority", type=click.Choice(["gold", "silver", "bronze"]), default="silver", show_default=True
+    "--class",
+    "priority",
+    type=click.Choice(["gold", "silver", "bronze"]),
+    default="silver",
+    show_default=True,
+    help="Its fair share: gold weighs 4, silver 2, bronze 1.",
 )
 @common
 def tenant_create(name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
@@ -324,7 +332,7 @@ def keys() -> None:
 
 
 @keys.command("create")
-@click.argument("tenant_name", metavar="TENANT", required=False)
+@click.argument("tenant_name", metavar="[TENANT]", required=False)
 @click.option("--scopes", default="read,write", show_default=True, help="read, write; or operate, without a tenant.")
 @click.option("--expires", help="How long it lives: 90d, 12h, 30m.")
 @common
@@ -353,7 +361,7 @@ def _seconds(text: str | None) -> int | None:
 
 
 @keys.command("list")
-@click.argument("tenant_name", metavar="TENANT", required=False)
+@click.argument("tenant_name", metavar="[TENANT]", required=False)
 @common
 def key_list(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
     """Keys without their secrets."""
@@ -386,9 +394,15 @@ INDEX_SPECS = "auto, flat, hnsw[:M=32,efc=80,codes=f32|sq8], ivf[:lists=N], ivfp
 @click.argument("name")
 @click.option("--model", help="Embedding model [default: all-minilm-l6-v2].")
 @click.option("--dimension", type=int, help="The tenant sends vectors of this length.")
-@click.option("--metric", type=click.Choice(["cosine", "dot", "euclidean"]), default="cosine", show_default=True)
+@click.option(
+    "--metric",
+    type=click.Choice(["cosine", "dot", "euclidean"]),
+    default="cosine",
+    show_default=True,
+    help="How near two vectors are: cosine, dot or euclidean.",
+)
 @click.option("--index", default="auto", show_default=True, help=INDEX_SPECS)
-@click.option("--shards", type=int, default=1, show_default=True)
+@click.option("--shards", type=int, default=1, show_default=True, help="Parts, each in a slot; at most `slots`.")
 @click.option("--recall", type=float, help="Recall objective [default: 0.95].")
 @common
 def collection_create(
@@ -410,7 +424,7 @@ def collection_create(
 
 
 @collection.command("list")
-@click.argument("tenant_name", metavar="TENANT", required=False)
+@click.argument("tenant_name", metavar="[TENANT]", required=False)
 @common
 def collection_list(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
     """Collections, with what each holds."""
@@ -543,11 +557,15 @@ def _capacity(data: Path, url: str | None, key: str | None, *, as_json: bool, pa
 
 
 @main.command(epilog=EPILOG)
-@click.argument("where", metavar="[TENANT[/COLLECTION]]", required=False)
+@click.argument("tenant_name", metavar="[TENANT]", required=False)
 @common
-def freshness(where: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def freshness(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
     """Per tenant: the freshness lag now, and percentiles of recent index lags."""
-    query = f"?tenant={where.partition('/')[0]}" if where else ""
+    if tenant_name and "/" in tenant_name:
+        raise click.BadParameter(
+            "write TENANT; one collection's lag is in `vicinage collection show`", param_hint="TENANT"
+        )
+    query = f"?tenant={tenant_name}" if tenant_name else ""
     show(_live(data, url, key).call("GET", f"/freshness{query}"), as_json)
 
 
@@ -579,7 +597,7 @@ def audit() -> None:
 
 @audit.command("list")
 @click.option("--after", type=int, default=0, show_default=True, help="Only records beyond this number.")
-@click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True, help="Most records, to 1,000.")
 @common
 def audit_list(after: int, limit: int, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
     """Records, oldest first."""

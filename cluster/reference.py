@@ -48,7 +48,13 @@ def _fields(model: type[BaseModel], path: str, variable: str) -> Iterator[str]:
             continue
         default = "" if field.default is PydanticUndefined else field.default
         bounds = ", ".join(_bound(m) for m in field.metadata)
-        yield f"| `{path}{name}` | `{variable}{name.upper()}` | `{default}` | {bounds} | {field.description or ''} |"
+        shown = f"`{path}{name}`", f"`{variable}{name.upper()}`", f"`{default}`", bounds, field.description or ""
+        yield _row(*shown)
+
+
+def _row(*cells: str) -> str:
+    """A row of a table: a bar within a cell would end it, even between backticks."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _bound(rule: Any) -> str:
@@ -72,7 +78,7 @@ def metrics() -> str:
         "(`vicinage freshness`, `recall`, `capacity`): no metric carries a tenant as its label, so that their number is bounded.",
         "",
     ]
-    lines += ["| metric | meaning |", "|---|---|", *(f"| `{name}` | {meaning} |" for name, meaning in found)]
+    lines += ["| metric | meaning |", "|---|---|", *(_row(f"`{name}`", meaning) for name, meaning in found)]
     return "\n".join(lines) + "\n"
 
 
@@ -86,7 +92,9 @@ def problems() -> str:
     ]
     lines += ["| type | status | meaning |", "|---|---|---|"]
     for kind in _tree(errors.VicinageError):
-        lines.append(f"| `urn:vicinage:problem:{kind.kind}` | {kind.status} | {(kind.__doc__ or '').splitlines()[0]} |")
+        lines.append(
+            _row(f"`urn:vicinage:problem:{kind.kind}`", str(kind.status), (kind.__doc__ or "").splitlines()[0])
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -104,7 +112,11 @@ def commands() -> str:
     lines = [
         "# Commands",
         "",
-        "Every command takes `--data DIR` (a local platform) or `--url URL` with `--key KEY`, and `--json`.",
+        "Every command takes `--data DIR` (a local platform) and `--json`; all but `up`, `down` and `doctor`, which are about DIR itself, `--url URL` with `--key KEY`, too.",
+        "`VICINAGE_DATA`, `VICINAGE_URL` and `VICINAGE_KEY` stand for the options. `data` in `vicinage.toml` is not read here.",
+        "",
+        "Where no platform runs on DATA and no URL is given, `tenant`, `key`, `collection`, `model`, `reindex` and `audit` work on DATA's catalog themselves, and make it where there is none: look at `--data` twice.",
+        "A reindex started so waits for the next `vicinage up`; counts of collections are 0, since nobody serves them. `status`, `capacity`, `recall` and `freshness` need a running platform (exit 3).",
         "",
     ]
     for words, command in _commands(main, "vicinage"):
@@ -113,10 +125,18 @@ def commands() -> str:
         lines += [f"## `{words} {usage}`", "", command.get_short_help_str(200), ""]
         for option in command.params:
             if isinstance(option, click.Option) and option.name not in ("data", "url", "key", "as_json"):
-                lines.append(f"- `{'`, `'.join(option.opts)}` {option.help or ''}")
+                lines.append(
+                    f"- `{'`, `'.join((*option.opts, *option.secondary_opts))}` {option.help}{_default(option)}"
+                )
         lines.append("")
     lines.append("Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no platform answers.")
     return "\n".join(lines) + "\n"
+
+
+def _default(option: click.Option) -> str:
+    if not option.show_default or option.secondary_opts:
+        return ""
+    return f" [default: {option.default}]"
 
 
 def _commands(command: click.Command, words: str) -> Iterator[tuple[str, click.Command]]:
@@ -141,13 +161,13 @@ def endpoints() -> str:
     lines = [
         "# HTTP API",
         "",
-        "`Authorization: Bearer <key>`. Bodies and examples: docs/requests.md, and `/docs` of a running gateway.",
+        "`Authorization: Bearer <key>`. What is sent and what comes back: [requests](../requests.md); `/openapi.json` and `/docs` of a running gateway have the routes.",
         "",
     ]
     lines += ["| method | path | |", "|---|---|---|"]
     for path, methods in sorted(app.openapi()["paths"].items()):
         for method, facts in methods.items():
-            lines.append(f"| {method.upper()} | `{path}` | {facts.get('description', '').splitlines()[0]} |")
+            lines.append(_row(method.upper(), f"`{path}`", facts.get("description", "").splitlines()[0]))
     return "\n".join(lines) + "\n"
 
 

@@ -151,8 +151,8 @@ class Indexer:
         self._sealed |= sealed
         self._places[slot] = self._looked[slot] = start
         self._leases[slot] = lease
-        crowded = [s for s in in_slot if s in manifests and len(manifests[s].segments) > self._settings.segments_max]
-        self._upkeep.compact_soon(crowded)
+        # Whatever was due when the last holder ended, for too many segments or too many dead, is due.
+        self._upkeep.compact_soon(s for s in in_slot if s in manifests and len(manifests[s].segments) > 1)
 
     def _drop(self, slot: int) -> None:
         del self._leases[slot]

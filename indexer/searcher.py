@@ -9,12 +9,10 @@ Law 7: questions wait in a fair queue, by their tenants' weight and by what they
 of the tenant that asked.
 """
 
-import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -203,15 +201,19 @@ class Searcher:
     async def document(self, shard: ShardId, document_id: str, deadline: Deadline) -> StoredDocument | None:
         """The document as it is searchable now, or None."""
         held = await self._held(shard, deadline)
-        return await asyncio.get_running_loop().run_in_executor(self._readers, held.document, document_id)
+        found: StoredDocument | None = await within(
+            self._readers.submit(held.document, document_id), deadline, "reading the document"
+        )
+        return found
 
     async def matching(
         self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int
     ) -> tuple[str, ...]:
         """Ids of at most `limit` documents of the shard whose metadata passes the filter."""
         held = await self._held(shard, deadline)
-        work = partial(held.matching, condition, limit=limit)
-        return await asyncio.get_running_loop().run_in_executor(self._scanners, work)
+        scan = self._scanners.submit(held.matching, condition, limit=limit)
+        found: tuple[str, ...] = await within(scan, deadline, "looking for what the filter passes")
+        return found
 
     async def _held(self, shard: ShardId, deadline: Deadline) -> Shard:
         held = self.holding.at_once(shard)

@@ -37,6 +37,8 @@ COLUMN_TIMES: Final = 8
 VALUE_BYTES: Final = 64
 """Of metadata: about what takes as long to read as one value does. A list's numbers take some bytes each."""
 CURVE_QUERIES: Final = 200
+RUNGS_MIN: Final = 6
+"""One for each hundredth that the correction may add, and the first."""
 QUESTIONS_MIN: Final = 30
 """Real questions that say more of recall than made-up ones."""
 OPEN_MAX: Final = 256
@@ -355,6 +357,8 @@ def write(
         if has_text(live):
             files["lexical"] = lexical.pack(live.column("text").to_pylist(), Path(folder) / lexical.FILE)
         objects = {role: store.put(f"{base}/{file.name}", file) for role, file in files.items()}
+    if questions is not None:
+        questions = np.unique(questions, axis=0)  # a probe that asks the same all day says it once
     asked = 0 if index is None or questions is None or len(questions) < QUESTIONS_MIN else len(questions)
     curve = effort_curve(backend, index, chosen.kind, vectors, metric, questions) if index is not None else ()
     first, end = logged or (None, None)
@@ -504,7 +508,7 @@ def _dimension(schema: pa.Schema) -> int:
 def effort_curve(
     backend: Backend, index: Any, kind: Kind, vectors: Floats, metric: Metric, questions: Floats | None = None
 ) -> tuple[tuple[int, float], ...]:
-    """Recall@10 at each effort; ends once it is as good as perfect.
+    """Recall@10 at each effort; ends once it is as good as perfect, but not before RUNGS_MIN: live recall may say that the questions were too easy.
 
     Measured on the collection's own recent `questions` [n, d], where QUESTIONS_MIN are known, else on `_made_up` ones.
     """
@@ -518,7 +522,7 @@ def effort_curve(
     for effort in EFFORTS[kind]:
         _, rows = backend.search(index, vectors, queries, k, metric=metric, effort=effort, allowed=None)
         curve.append((effort, round(recall(rows, truth), 4)))
-        if curve[-1][1] >= 0.999:
+        if curve[-1][1] >= 0.999 and len(curve) >= RUNGS_MIN:
             break
     return tuple(curve)
 

@@ -92,6 +92,8 @@ class Snapshot:
     manifest: Manifest
     documents: int
     rows: int
+    changes: int
+    """Of the passages, since the shard was made: where two searches saw the same, they saw the same passages."""
     rows_scanned: int
     """Those of the delta, and of segments without a graph: every question is compared with each."""
 
@@ -132,6 +134,7 @@ class Shard:
         self._manifest = manifest
         self._watermark = manifest.sealed
         self._n_documents = 0
+        self._changes = 0
         self._lock = threading.Lock()
         self.asked_s = 0.0
         """When it was last asked, or brought in (monotonic)."""
@@ -152,6 +155,7 @@ class Shard:
         with self._lock:
             if offset >= self._manifest.sealed:
                 self._take(batch, offset)
+                self._changes += 1
             self._watermark = max(self._watermark, offset + 1)
             self.snapshot = self._publish()
         return self._watermark
@@ -170,6 +174,7 @@ class Shard:
         n = sum(int(np.count_nonzero(a & (s.count > 0))) for s, a in zip(segments, alive, strict=True))
         with self._lock:
             self._segments, self._alive_documents, self._alive_rows, self._n_documents = tuple(segments), alive, rows, n
+            self._changes += 1
             self._manifest = manifest
             kept = [m for m in self._delta.messages if m.offset >= manifest.sealed]
             self._delta = Delta(self._dimension)
@@ -268,6 +273,7 @@ class Shard:
             self._manifest,
             self._n_documents,
             rows,
+            self._changes,
             rows - graphs,
         )
 
@@ -412,7 +418,7 @@ def search(snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metr
     for i, segment in enumerate(snapshot.segments):
         allowed = _allowed(snapshot.alive[i], segment.columns.columns() if tree else None, tree)
         effort = query.effort or effort_for(segment, recall if query.recall is None else query.recall, recall)
-        if effort is not None and "index" in segment.ref.objects:
+        if effort is not None and not query.exact and "index" in segment.ref.objects:
             effort_used = max(effort_used, effort)
             asked.append(segment.ref.asked)
         if query.exact or effort is None:
@@ -428,7 +434,9 @@ def search(snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metr
         scores, rows = backend.exact(snapshot.delta.vectors, queries, query.k, metric=metric, allowed=every)
         found.append(_Found(-1, scores, rows))
     best = _best(snapshot, found, query)
-    return Partial(query.shard, best, snapshot.watermark, effort_used, asked=min(asked, default=0))
+    return Partial(
+        query.shard, best, snapshot.watermark, effort_used, asked=min(asked, default=0), changes=snapshot.changes
+    )
 
 
 def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:
@@ -464,15 +472,16 @@ def effort_for(segment: Segment, aim: float, objective: float) -> int | None:
     """
     if objective >= 1:
         return None
-    wanted = min(aim + EFFORT_MARGIN, 0.999)
-    below: tuple[int, float] | None = None
-    for effort, measured in segment.ref.curve:
-        if measured >= wanted:
-            return effort if below is None else _between(below, (effort, measured), wanted)
-        below = effort, measured
-    if not segment.ref.curve:
+    wanted, curve = min(aim + EFFORT_MARGIN, 0.999), segment.ref.curve
+    if not curve:
         return EFFORT_DEFAULT
-    greatest, measured = segment.ref.curve[-1]
+    # Each hundredth that live recall adds is a rung, too: the curve may say of the least effort that it misses nothing.
+    first = min(math.ceil(round(max(0.0, aim - objective) * 100, 6)), len(curve) - 1)
+    for i, (effort, measured) in enumerate(curve):
+        if measured >= wanted and i >= first:
+            at_once = i == 0 or curve[i - 1][1] >= wanted
+            return effort if at_once else _between(curve[i - 1], curve[i], wanted)
+    greatest, measured = curve[-1]
     return greatest if measured >= objective else None
 
 

@@ -20,13 +20,15 @@ from tenants.entities import Generation, Group, Job, Lease, Manifest
 from tenants.jobs import Jobs
 from tenants.manifests import Manifests
 from tenants.registry import Registry
-from vicinage.clock import Clock
+from vicinage.clock import Clock, longer
 from vicinage.errors import Conflict, VicinageError
 from vicinage.log import Log
 from vicinage.records import PARTITION_BITS, ShardId
 from vicinage.telemetry import counter, events
 
 SWEEP_EVERY_S: Final = 60.0
+AGAIN_S: Final = (5.0, 300.0)
+"""The least and the most wait before a compaction that failed is tried anew."""
 
 _event = events("indexer")
 _compactions = counter("vicinage_indexer_compactions_total", "compactions finished")
@@ -66,6 +68,8 @@ class Upkeep:
         self._lease = lease
         self._clock = clock
         self._to_compact: dict[ShardId, None] = {}
+        self._again: dict[ShardId, tuple[float, float]] = {}
+        """Those whose compaction failed: when to try anew, and after what wait."""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="indexer-worker")
         self._working: Future[None] | None = None
         self._turn = 0
@@ -128,12 +132,15 @@ class Upkeep:
         return True
 
     def _next_compaction(self) -> Callable[[], None] | None:
+        now = self._clock.monotonic()
+        self.compact_soon([shard for shard, (due, _) in self._again.items() if due <= now])
         while self._to_compact:
             shard = next(iter(self._to_compact))
             del self._to_compact[shard]
             generation = generation_of(self._registry, shard)
             if generation is not None:
                 return partial(self._compact, shard, generation)
+            self._again.pop(shard, None)
         return None
 
     def _next_job(self, leading: bool) -> Callable[[], None] | None:
@@ -155,14 +162,24 @@ class Upkeep:
             done = compact(self._builder, manifest, generation, lease, forgettable=self.forgettable(shard.tenant))
         except Conflict as lost:
             _event.warning("compaction given up", shard=str(shard), reason=str(lost))
+            self._try_later(shard)
             return
         except VicinageError as error:
             _event.error("compaction failed", shard=str(shard), reason=str(error))
+            self._try_later(shard)
             return
+        self._again.pop(shard, None)
         if done is not None:
             _compactions.inc()
             _event.info("compacted", shard=str(shard), segments=len(done.segments))
             self.compact_soon([shard])  # until there is nothing left to gain
+
+    def _try_later(self, shard: ShardId) -> None:
+        """What was due stays due, as long as the shard is this indexer's."""
+        _, waited = self._again.pop(shard, (0.0, None))
+        if self._holds(shard.slot):
+            wait = longer(waited, AGAIN_S)
+            self._again[shard] = self._clock.monotonic() + wait, wait
 
     def forgettable(self, tenant: str) -> Callable[[int], bool]:
         """Says of a version whether no record with it or a lower one can come again: ingest has long been beyond it in every partition.

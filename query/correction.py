@@ -18,7 +18,7 @@ MOST: Final = 0.05
 LEAST: Final = -0.1
 ROOM: Final = 0.01
 """How far above the objective the whole interval must lie before effort is taken back."""
-PATIENCE: Final = 200
+PATIENCE: Final = 180
 """Samples before effort is taken back, and those looked at: what is older was served at another effort."""
 
 
@@ -48,6 +48,6 @@ def moved(added: float, since: Sequence[float], objective: float) -> float:
     low, high = interval(since)
     if high < objective:
         return min(MOST, round(added + UP, 4))
-    if len(since) >= PATIENCE - ENOUGH and low > objective + ROOM:
+    if len(since) >= PATIENCE and low > objective + ROOM:
         return max(LEAST, round(added - DOWN, 4))
     return added

@@ -38,7 +38,7 @@ WAITERS_OF_ONE_TENANT_MAX: Final = 24
 _event = events("query")
 _lag = gauge(
     "vicinage_query_freshness_lag_ms",
-    "age of the oldest accepted record of the tenants asked lately that is not yet searchable",
+    "greatest lag among the collections asked within the last second; stays as it was while nobody asks",
 )
 
 

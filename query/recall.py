@@ -19,11 +19,12 @@ from query.correction import Correction
 from query.interval import ENOUGH, interval
 from query.merge import merge
 from query.plan import Plan
-from query.scatter import Gathered, Searchers
+from query.scatter import Searchers
 from tenants.entities import Collection, Generation
 from tenants.questions import QUESTIONS_MAX
 from vicinage.clock import Deadline
-from vicinage.errors import Unavailable, VicinageError
+from vicinage.errors import Overloaded, Unavailable, VicinageError
+from vicinage.fair import FairQueue
 from vicinage.records import Floats, Hit, Partial
 from vicinage.telemetry import events, gauge
 
@@ -75,7 +76,7 @@ class Sample:
 class _Offer:
     plan: Plan
     hits: tuple[Hit, ...]
-    watermarks: tuple[int, ...]
+    changes: tuple[int, ...]
     effort: int
     asked: int
     """Questions that every curve was measured on that chose an effort."""
@@ -95,9 +96,10 @@ class RecallMonitor:
         self._share = share
         self._samples_min = samples_min
         self._cpu_share = cpu_share
-        self._queue: asyncio.Queue[_Offer] = asyncio.Queue(QUEUE_MAX)
-        self._waiting: Counter[str] = Counter()
-        """Offers of each tenant in the queue."""
+        self._queue: FairQueue[_Offer] = FairQueue(items_max=QUEUE_MAX, quantum=1)
+        """In turns, tenant by tenant: who waits long in its own line does not make the others wait behind all that it asked."""
+        self._some: asyncio.Queue[None] = asyncio.Queue()
+        """One for each offer in the queue: what `run` and `settled` wait for."""
         self._samples: dict[tuple[str, str, int], Sample] = {}
         self._random = random.Random()  # noqa: S311  (sampling, not secrets)
 
@@ -108,29 +110,29 @@ class RecallMonitor:
         sample = self._sample(plan)
         if sample.taken >= self._samples_min and self._random.random() >= self._share:
             return
-        tenant = plan.generation.tenant
-        if self._queue.full() or self._waiting[tenant] >= QUEUE_MAX // 4:  # the rest is for others
+        try:
+            self._queue.put(plan.generation.tenant, [(_offer(plan, hits, partials), 1)])
+        except Overloaded:
             sample.dropped += 1
             return
         sample.taken += 1
-        self._waiting[tenant] += 1
-        self._queue.put_nowait(_offer(plan, hits, partials))
+        self._some.put_nowait(None)
 
     async def run(self) -> None:
         """Work off the samples, resting in proportion, until cancelled."""
         while True:
-            offer = await self._queue.get()
-            self._waiting -= Counter([offer.plan.generation.tenant])
+            await self._some.get()
+            [offer] = self._queue.take(1)
             start = time.perf_counter()
             await self._measure(offer)
             await self._remember(offer)
-            self._queue.task_done()
+            self._some.task_done()
             worked = min(time.perf_counter() - start, WORKED_S)
             await asyncio.sleep(worked * (1 / self._cpu_share - 1))
 
     async def settled(self) -> None:
         """Return once every sample offered so far is worked off."""
-        await self._queue.join()
+        await self._some.join()
 
     async def _measure(self, offer: _Offer) -> None:
         sample = self._sample(offer.plan)
@@ -138,14 +140,14 @@ class RecallMonitor:
         plan = _without_content(offer.plan)
         try:
             exact = await self._searchers.scatter(_exactly(plan), deadline)
-            hits, watermarks = offer.hits, offer.watermarks
-            if _watermarks(exact) != watermarks:  # documents came in between: serve it once more
+            hits, changes = offer.hits, offer.changes
+            if _changes(exact.partials) != changes:  # documents came in between: serve it once more
                 again = await self._searchers.scatter(plan, deadline)
-                hits, watermarks = merge(again.partials, plan.queries[0].k), _watermarks(again)
+                hits, changes = merge(again.partials, plan.queries[0].k), _changes(again.partials)
         except VicinageError:
             sample.discarded += 1
             return
-        if _watermarks(exact) != watermarks:
+        if _changes(exact.partials) != changes:
             sample.discarded += 1
             return
         self._note(sample, offer, hits, merge(exact.partials, plan.queries[0].k))
@@ -204,17 +206,19 @@ class RecallMonitor:
         self, targets: dict[tuple[str, str], float], tenant: str | None = None, collection: str | None = None
     ) -> list[dict[str, Any]]:
         """One row per collection of `targets` that was measured: recall, interval, n, and the verdict against its target."""
-        return [
-            row(name, sample, targets[name[:2]])
-            for name, sample in sorted(self._samples.items())
+        named = [
+            name
+            for name, sample in self._samples.items()
             if name[:2] in targets and tenant in (None, name[0]) and collection in (None, name[1]) and sample.measured
         ]
+        return [row(name, self._samples[name], targets[name[:2]]) for name in sorted(named)]
 
 
 def _offer(plan: Plan, hits: tuple[Hit, ...], partials: Sequence[Partial]) -> _Offer:
     chose = [p for p in partials if p.effort]
     effort, asked = max((p.effort for p in chose), default=0), min((p.asked for p in chose), default=0)
-    return _Offer(plan, hits, tuple(p.watermark for p in partials), effort, asked)
+    bare = tuple(h._replace(text=None, metadata=None, vector=None) for h in hits)  # it may wait for minutes
+    return _Offer(plan, bare, _changes(partials), effort, asked)
 
 
 def _fits_half(vector: Floats) -> bool:
@@ -253,8 +257,8 @@ def row(name: tuple[str, str, int], sample: Sample, target: float) -> dict[str, 
     }
 
 
-def _watermarks(gathered: Gathered) -> tuple[int, ...]:
-    return tuple(p.watermark for p in gathered.partials)
+def _changes(partials: Sequence[Partial]) -> tuple[int, ...]:
+    return tuple(p.changes for p in partials)
 
 
 def _exactly(plan: Plan) -> Plan:

@@ -172,7 +172,8 @@ class Partial:
 
     `lexical[i]` are those by their words; () in mode dense. In mode lexical each of `hits` is ().
     `watermark` is the vectors-log offset (exclusive) up to which the shard's snapshot is complete. `asked`: questions of the
-    collection that the curves of every segment which chose an effort were measured on, at least; 0: made-up ones.
+    collection that the curves of every segment which chose an effort were measured on, at least; 0: made-up ones. `changes`: how
+    often the shard's passages have changed; the watermark moves with what others write, too.
     """
 
     shard: ShardId
@@ -181,6 +182,7 @@ class Partial:
     effort: int
     lexical: tuple[tuple[Hit, ...], ...] = ()
     asked: int = 0
+    changes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,7 @@ class IndexerSettings(_Group):
         default=0,
         ge=0,
         le=256,
-        description="FAISS threads of a build (seal, compaction, reindex); 0: half of the cores, the rest is for searches",
+        description="FAISS threads of one build (seal, compaction, reindex); 0: half of the cores; a seal may run beside a compaction",
     )
     device: str = Field(
         default="cpu",
@@ -211,7 +211,10 @@ class Settings(BaseSettings):
         frozen=True, extra="forbid", env_prefix="VICINAGE_", env_nested_delimiter="__", toml_file="vicinage.toml"
     )
 
-    data: Path = Field(default=Path("data"), description="directory of the embedded platform")
+    data: Path = Field(
+        default=Path("data"),
+        description="directory of the embedded platform; the command line reads it from --data or VICINAGE_DATA alone, not from vicinage.toml",
+    )
     log_url: str = Field(default="", description="sqlite:///PATH or kafka://HOST:PORT; empty: DATA/log.db")
     catalog_url: SecretStr = Field(
         default=SecretStr(""), description="SQLAlchemy URL; empty: SQLite in DATA/catalog.db"

@@ -42,8 +42,8 @@ GaugeName = Literal[
     "vicinage_indexer_damaged_objects",  # objects of segments that cannot be used, in the slots held here, by state (noted: to be rebuilt; stuck: a person must act)
     "vicinage_searcher_device_bytes",  # bytes of indexes held by each GPU, as accounted
     "vicinage_searcher_stale_shards",  # shards searched as of an older manifest, since a segment of the newest is corrupt
-    "vicinage_query_recall",  # recall@k measured on sampled live searches
-    "vicinage_query_freshness_lag_ms",  # age of the oldest accepted record that is not yet searchable
+    "vicinage_query_recall",  # recall@k measured on sampled live searches, mean over collections; by collection: `vicinage recall`
+    "vicinage_query_freshness_lag_ms",  # greatest lag among the collections asked within the last second; stays as it was while nobody asks
 ]
 HistogramName = Literal[
     "vicinage_query_search_seconds",  # time from request to answer

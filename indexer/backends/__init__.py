@@ -38,6 +38,9 @@ EFFORTS: Final[dict[Kind, tuple[int, ...]]] = {
 """Efforts at which a segment's recall is measured when it is sealed: the beam of a graph (efSearch), the lists looked at (nprobe;
 of ivfpq the candidates, too), or the candidates that are scored again from their vectors; each for k = 10."""
 
+K_MEASURED: Final = 10
+"""At which curves are measured. Of fewer hits each counts for more, and the best is no easier to find: they cost what ten do."""
+
 AUTO: Final = IndexSpec("hnsw", m=24, ef_construction=80, codes="sq8")
 """What `auto` means above `flat_max`; docs/decisions/012 has the measurements."""
 

@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 from faiss import swig_ptr
 
-from indexer.backends import Mask, Rows, lists_for
+from indexer.backends import K_MEASURED, Mask, Rows, lists_for
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec, Kind
 from vicinage.errors import Corrupt, Refused
@@ -174,7 +174,7 @@ def beam_for(effort: int, depth: float) -> int:
 
 def _needed(effort: int, depth: float) -> float:
     """The same, not rounded."""
-    return max(effort + DEPTH_STEPS * (depth - 10), depth)
+    return max(effort + DEPTH_STEPS * max(0.0, depth - K_MEASURED), depth)
 
 
 def width_for(index: Index, n: int, n_allowed: int, k: int, effort: int) -> int | None:
@@ -188,11 +188,11 @@ def width_for(index: Index, n: int, n_allowed: int, k: int, effort: int) -> int 
     if n_allowed <= ROWS_PER_STEP * max(effort, k):
         return None
     if index.kind == "rabitq":
-        return max(k, math.ceil(effort * k / 10))
+        return math.ceil(effort * max(k, K_MEASURED) / K_MEASURED)
     return (
         max(effort, int(index.faiss.nlist))
         if share < WIDE_SHARE
-        else math.ceil(effort / share * math.sqrt(max(1, k / 10)))
+        else math.ceil(effort / share * math.sqrt(max(1, k / K_MEASURED)))
     )
 
 
@@ -202,7 +202,7 @@ def _pays(beam: int, n_allowed: int) -> bool:
 
 def _walk(index: Index, queries: Floats, k: int, beam: int, _allowed: Mask | None) -> tuple[Floats, Rows]:
     """A graph without a filter."""
-    return _met(index, queries, min(k * GRAPH_CANDIDATES, beam) if index.coded else k, beam)
+    return _met(index, queries, min(max(k, K_MEASURED) * GRAPH_CANDIDATES, beam) if index.coded else k, beam)
 
 
 def _met(index: Index, queries: Floats, take: int, beam: int) -> tuple[Floats, Rows]:
@@ -249,7 +249,8 @@ def _walk_allowed(index: Index, queries: Floats, k: int, effort: int, beam: int,
 
 def _probe(index: Index, queries: Floats, k: int, lists: int, allowed: Mask | None) -> tuple[Floats, Rows]:
     """Lists: FAISS honours a selector inside each. Beyond the last list only the candidates become more."""
-    take = min(k * max(LIST_CANDIDATES, lists // 5), int(index.faiss.ntotal)) if index.coded else k
+    candidates = max(k, K_MEASURED) * max(LIST_CANDIDATES, lists // 5)
+    take = min(candidates, int(index.faiss.ntotal)) if index.coded else k
     parameters = faiss.SearchParametersIVF(nprobe=min(lists, int(index.faiss.nlist)), sel=_selector(allowed))
     return index.faiss.search(queries, take, params=parameters)  # type: ignore[no-any-return]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from indexer.backends import TRAIN_PER_LIST, lists_for
+from indexer.backends import K_MEASURED, TRAIN_PER_LIST, lists_for
 from tenants.index_spec import IndexSpec, Kind
 
 NUMBERS_MIN: Final = 1 << 20
@@ -96,7 +96,7 @@ def asked(
 
 
 def _candidates(kind: Kind, k: int, lists: int) -> int:
-    return k * max(LIST_CANDIDATES, lists // 5) if kind == "ivfpq" else k * GRAPH_CANDIDATES
+    return max(k, K_MEASURED) * max(LIST_CANDIDATES, lists // 5) if kind == "ivfpq" else k * GRAPH_CANDIDATES
 
 
 def device_bytes(spec: IndexSpec, n: int, d: int, limits: Limits) -> int:

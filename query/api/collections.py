@@ -9,13 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from indexer.shard import ShardStats
-from query.api.http import answer, gateway, integer, json_object, principal, typed
+from query.api.http import answer, gateway, integer, json_object, principal, typed, unknown_in
 from tenants import provisioning
 from tenants.entities import Collection, Objectives
 from vicinage.errors import NotFound, Refused
 from vicinage.records import ShardId
 
 router = APIRouter()
+OBJECTIVES: Final = frozenset({"recall", "freshness_ms", "latency_ms"})
 FIELDS: Final = frozenset({"name", "model", "dimension", "metric", "index", "shards", "objectives"})
 
 
@@ -53,10 +54,8 @@ def create_for(house: Any, tenant: str, value: Mapping[str, Any], actor: str) ->
 def objectives_of(value: Mapping[str, Any]) -> Objectives:
     """The objectives named, the defaults for the others. Raises Refused."""
     given = typed(value, "objectives", dict, "an object") or {}
-    if unknown := set(given) - {"recall", "freshness_ms", "latency_ms"}:
-        raise Refused(
-            f"unknown objective {min(unknown)!r}; there are recall, freshness_ms, latency_ms", field="objectives"
-        )
+    if (unknown := unknown_in(given, OBJECTIVES)) is not None:
+        raise Refused(f"unknown objective {unknown!r}; there are recall, freshness_ms, latency_ms", field="objectives")
     recall = typed(given, "recall", (int, float), "a number from 0.5 to 1")
     if recall is not None and not 0.5 <= recall <= 1:
         raise Refused("objectives.recall goes from 0.5 to 1", field="objectives.recall")

@@ -28,7 +28,13 @@ SMALL_BYTES_MAX: Final = 1 << 20
 PARTS_MAX: Final = 50_000
 """Objects and lists in a body that is parsed on the event loop: each takes a microsecond of everybody's time."""
 VALUES_MAX: Final = 600_000
-"""Values in such a body: 1,000 vectors of 384 numbers have fewer, and take some 50 milliseconds."""
+"""Values in such a body: 1,000 vectors of 384 numbers have fewer, and take some 50 milliseconds.
+
+NOTE: parsing holds Python's lock from the first byte to the last. In a thread it stops the event loop all the same (16 MiB of
+names: 0.45 s): only a bound helps.
+"""
+SHOWN_MAX: Final = 80
+"""Characters of an unknown name that are said back."""
 JSON_TYPES: Final = ("", "application/json", "text/json")
 
 
@@ -134,10 +140,14 @@ def checked_object(value: object, known: frozenset[str]) -> dict[str, Any]:
     """`value` if it is an object of known names only. Raises Refused."""
     if not isinstance(value, dict):
         raise Refused("the body is a JSON object", field="body")
-    unknown = next((name for name in value if name not in known), None)  # not all of them: there may be a million
-    if unknown is not None:
+    if (unknown := unknown_in(value, known)) is not None:
         raise Refused(f"unknown field {unknown!r}; known are {', '.join(sorted(known))}", field=unknown)
     return value
+
+
+def unknown_in(value: Mapping[str, Any], known: frozenset[str]) -> str | None:
+    """The first name that is not known, not too long to be said. The others are not looked at: there may be a million."""
+    return next((name[:SHOWN_MAX] for name in value if name not in known), None)
 
 
 def typed(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, get_args
 
-from query.api.http import integer, typed
+from query.api.http import integer, typed, unknown_in
 from query.plan import Fusion, Method
 from vicinage.errors import Refused
 from vicinage.records import Mode
@@ -39,8 +39,8 @@ def fusion_of(value: Mapping[str, Any]) -> Fusion:
     given = typed(value, "fusion", dict, "an object")
     if given is None:
         return Fusion()
-    if unknown := sorted(set(given) - FUSION):
-        raise Refused(f"fusion has no {unknown[0]!r}; there are method and dense_weight", field="fusion")
+    if (unknown := unknown_in(given, FUSION)) is not None:
+        raise Refused(f"fusion has no {unknown!r}; there are method and dense_weight", field="fusion")
     method: Method | None = next((m for m in get_args(Method) if m == given.get("method", "rrf")), None)
     if method is None:
         raise Refused("fusion.method is rrf or weighted", field="fusion")

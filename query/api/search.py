@@ -21,7 +21,6 @@ from indexer import filters
 from query.admission import Place
 from query.answer import Answer
 from query.api.http import (
-    answer,
     body,
     checked_object,
     content_type,
@@ -37,6 +36,7 @@ from query.api.modes import VECTORS, fusion_of, mode_of, rerank_of
 from query.boundary import said
 from query.plan import Question
 from tenants.entities import Principal
+from tenants.registry import DIMENSION_MAX
 from vicinage.errors import Refused
 from vicinage.records import Floats, Hit, Position, Token
 from vicinage.settings import GatewaySettings
@@ -50,11 +50,16 @@ SEARCH_BYTES_MAX: Final = 1 << 20
 FILTER_BYTES_MAX: Final = 256 << 10
 BATCH_MAX: Final = 1_000
 BATCH_BYTES_MAX: Final = 16 << 20
+"""Of as many questions each may take 16 KiB: a vector of 3,000 numbers in base64. Longer ones go in smaller batches."""
 BATCH_AT_ONCE: Final = 16
 FIELDS: Final = frozenset(
     {"text", "vector", "vector_base64", "k", "filter", "wait_for", "timeout_ms", "include", "exact", "mode", "fusion"}
     | {"rerank"}
 )
+BASE64_MAX: Final = -(-4 * DIMENSION_MAX // 3) * 4
+"""Characters of the longest vector there can be."""
+SLICE_BYTES: Final = 256 << 10
+"""So much of an answer is written in one go: a millisecond of everybody's time."""
 INCLUDE: Final = frozenset({"text", "metadata", "vector"})
 BINARY: Final = "application/octet-stream"
 K_DEFAULT: Final = 10
@@ -141,9 +146,10 @@ async def search(collection: str, request: Request) -> Response:
         question = await _asked(request, collection, place)
         answering = house.answerer.answer(question, tenant, where)
         found = await (answering if question.wait_for is None else unless_gone(request, answering))
+        data = await written(found)
     (_degraded if found.reason else _whole).inc()
     _seconds.observe(time.perf_counter() - start)
-    return answer(to_json(found))
+    return Response(data, media_type="application/json")
 
 
 async def _asked(request: Request, collection: str, place: Place) -> Question:
@@ -220,10 +226,10 @@ async def _line(
             question = from_json(collection, checked_object(value, FIELDS), house.settings)
             tenant, where = await house.answerer.find(await whoever(), collection)
             place.enter_context(house.answerer.admitted(tenant))
-            line: dict[str, Any] = {"index": index, **to_json(await house.answerer.answer(question, tenant, where))}
+            line = await written(await house.answerer.answer(question, tenant, where), index=index)
         except Exception as error:  # noqa: BLE001  (the request boundary: each question of a batch is one)
-            line = {"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))}
-        return orjson.dumps(line) + b"\n", place.pop_all()
+            line = orjson.dumps({"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))})
+        return line + b"\n", place.pop_all()
 
 
 _Line = tuple[bytes, ExitStack]
@@ -275,16 +281,28 @@ def from_binary(collection: str, data: bytes, parameters: Mapping[str, str], set
     return from_json(collection, {**value, "vector": _from_bytes(data, "body")}, settings)
 
 
-def to_json(found: Answer) -> dict[str, Any]:
-    """The answer's JSON."""
+async def written(found: Answer, **first: int) -> bytes:
+    """The answer's JSON, after what stands `first`. A long one is written in slices, between which others have their turn."""
+    hits: list[orjson.Fragment] = []
+    size = 0
+    for hit in found.hits:
+        data = orjson.dumps(_hit(hit), option=orjson.OPT_SERIALIZE_NUMPY)
+        hits.append(orjson.Fragment(data))
+        size += len(data)
+        if size > SLICE_BYTES:
+            size = 0
+            await asyncio.sleep(0)
     degraded = {"reason": found.reason, "missing_share": found.missing_share} if found.reason else None
-    return {
-        "hits": [_hit(h) for h in found.hits],
-        "freshness": {"watermark": found.watermark, "lag_ms": found.lag_ms},
-        "generation": found.generation,
-        "effort": found.effort,
-        "degraded": degraded,
-    }
+    return orjson.dumps(
+        {
+            **first,
+            "hits": hits,
+            "freshness": {"watermark": found.watermark, "lag_ms": found.lag_ms},
+            "generation": found.generation,
+            "effort": found.effort,
+            "degraded": degraded,
+        }
+    )
 
 
 def _hit(hit: Hit) -> dict[str, Any]:
@@ -298,7 +316,7 @@ def _hit(hit: Hit) -> dict[str, Any]:
     if hit.metadata is not None:
         line["metadata"] = hit.metadata
     if hit.vector is not None:
-        line["vector"] = hit.vector.tolist()
+        line["vector"] = np.ascontiguousarray(hit.vector)  # written as float32: half the digits of a Python float
     return line
 
 
@@ -322,6 +340,8 @@ def _vector(value: Mapping[str, Any]) -> Floats | None:
     encoded = typed(value, "vector_base64", str, "base64 of little-endian float32")
     if encoded is None:
         return None
+    if len(encoded) > BASE64_MAX:
+        raise Refused(f"vector_base64 has over {DIMENSION_MAX} numbers", field="vector_base64", limit=DIMENSION_MAX)
     try:
         return _from_bytes(base64.b64decode(encoded, validate=True), "vector_base64")
     except (binascii.Error, ValueError):
@@ -329,20 +349,12 @@ def _vector(value: Mapping[str, Any]) -> Floats | None:
 
 
 def _from_list(given: object) -> Floats:
-    try:
-        with np.errstate(over="ignore"):
-            vector = np.array(given, np.float64) if isinstance(given, list) else None
-    except (ValueError, TypeError, OverflowError):
-        vector = None
-    if (
-        vector is None
-        or vector.ndim != 1
-        or not len(vector)
-        or (isinstance(given, list) and not set(map(type, given)) <= {int, float})  # no booleans, no null
-    ):
+    if isinstance(given, list) and len(given) > DIMENSION_MAX:  # before what they are: there may be half a million
+        raise Refused(f"vector has {len(given)} numbers; at most {DIMENSION_MAX}", field="vector", limit=DIMENSION_MAX)
+    if not isinstance(given, list) or not given or not set(map(type, given)) <= {int, float}:  # no booleans, no null
         raise Refused("vector must be a list of numbers", field="vector")
     with np.errstate(over="ignore"):
-        return vector.astype(np.float32)
+        return np.array(given, np.float64).astype(np.float32)
 
 
 def _from_bytes(data: bytes, field: str) -> Floats:
@@ -364,7 +376,11 @@ def _filter(given: object) -> Mapping[str, Any] | None:
 def _include(given: object) -> frozenset[str]:
     if given is None:
         return frozenset({"text", "metadata"})
-    if not isinstance(given, list) or not all(isinstance(g, str) for g in given) or set(given) - INCLUDE:
+    if (
+        not isinstance(given, list)
+        or len(given) > len(INCLUDE)
+        or not all(isinstance(g, str) and g in INCLUDE for g in given)
+    ):
         raise Refused(f"include is a list of {', '.join(sorted(INCLUDE))}", field="include")
     return frozenset(given)
 
@@ -376,7 +392,7 @@ def token_of(given: object) -> Token | None:
     if isinstance(given, dict):
         partition = integer(given, "partition", 0, 1_023, -1)
         offset = integer(given, "offset", 0, 2**53, -1)
-        if partition < 0 or offset < 0 or set(given) - {"partition", "offset"}:
+        if partition < 0 or offset < 0 or len(given) > 2:  # these two are there
             raise Refused("wait_for is a token, or {partition, offset}", field="wait_for")
         return Token((Position(partition, offset),))
     if not isinstance(given, str):

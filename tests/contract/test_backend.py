@@ -12,7 +12,7 @@ from emulated import emulated_backend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.backends import AUTO, CENTROIDS, choose, lists_for, open_backend
+from indexer.backends import AUTO, CENTROIDS, EFFORTS, choose, lists_for, open_backend
 from indexer.backends.cpu import beam_for
 from indexer.segment import recall
 from tenants.entities import Metric
@@ -296,6 +296,24 @@ def test_auto_takes_smaller_codes_where_the_graph_is_more_than_may_be_spent() ->
 @pytest.mark.parametrize("spec", [*KINDS, AUTO, IndexSpec("ivf")], ids=str)
 def test_a_manifest_names_a_kind_as_a_spec_does(spec: IndexSpec) -> None:
     assert choose(str(spec), CENTROIDS, flat_max=100) == spec
+
+
+@pytest.mark.parametrize("spec", INDEXED, ids=str)
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_fewer_hits_are_found_as_surely_as_ten(data, spec: IndexSpec, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the least effort at which ten are."""
+    vectors, queries = data
+    monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
+    asked = np.ascontiguousarray(np.concatenate([queries, queries[::-1] * 0.5 + queries * 0.5]))
+    index = built(vectors, spec, "dot")
+    _, wanted = truth(vectors, asked, "dot", None)
+
+    def found(k: int, effort: int) -> float:
+        _, rows = backend.search(index, vectors, asked, k, metric="dot", effort=effort, allowed=None)
+        return recall(rows, wanted[:, :k])
+
+    enough = next(effort for effort in EFFORTS[spec.kind] if found(10, effort) >= 0.95)
+    assert found(k, enough) >= 0.95
 
 
 @pytest.mark.parametrize("spec", INDEXED, ids=str)

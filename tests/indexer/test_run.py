@@ -46,6 +46,16 @@ def work_off(indexer: Indexer, rounds: int = 6) -> None:
         indexer._upkeep.settle()
 
 
+def seal_alone(base, generation, indexer: Indexer, rows: list) -> None:
+    """Each row as a segment of its own, by an indexer that does nothing beside."""
+    for row in rows:
+        append(base, generation, row)
+        indexer._hold_leases()
+        indexer._poll(0)
+        for pending in indexer._due():
+            indexer._seal(pending)
+
+
 @contextmanager
 def store_away(base):
     """A store that takes no new objects: the folder where they come in is gone."""
@@ -268,18 +278,39 @@ def test_a_topic_that_begins_anew_is_waited_for_anew(opened) -> None:
 
 def test_segments_left_too_many_by_an_indexer_that_died_are_merged_by_the_next(opened) -> None:
     base = opened(seal_passages=1, segments_max=2)
-    generation, first = make_collection(base), make_indexer(base, "first")
-    for number in range(1, 6):
-        append(base, generation, up(f"d{number}", number))
-        first._hold_leases()
-        first._poll(0)
-        for pending in first._due():
-            first._seal(pending)
+    generation = make_collection(base)
+    seal_alone(base, generation, make_indexer(base, "first"), [up(f"d{number}", number) for number in range(1, 6)])
     assert len(segments(base, generation)) == 5
     base.clock.advance(60)
     work_off(make_indexer(base, "second"))
     assert len(segments(base, generation)) <= 2
     assert len(contents(base, generation)) == 5
+
+
+def test_a_compaction_that_failed_is_tried_again_later_without_another_seal(opened) -> None:
+    base = opened(seal_passages=1, segments_max=1)
+    generation, indexer = make_collection(base), make_indexer(base)
+    seal_alone(base, generation, indexer, [up("a", 1), up("b", 2)])
+    with store_away(base):
+        indexer._upkeep._work(leading=True)
+        indexer._upkeep.settle()
+    assert len(segments(base, generation)) == 2
+    work_off(indexer)
+    assert len(segments(base, generation)) == 2, "not at once: whatever is away comes back by itself"
+    base.clock.advance(5)
+    work_off(indexer)
+    assert len(segments(base, generation)) == 1
+
+
+def test_too_many_dead_left_by_an_indexer_that_died_are_merged_by_the_next(opened) -> None:
+    base = opened(seal_passages=1)
+    generation = make_collection(base)
+    seal_alone(base, generation, make_indexer(base, "one"), [up("a", 1), gone("a", 2)])
+    before = segments(base, generation)
+    assert len(before) == 2
+    base.clock.advance(60)
+    work_off(make_indexer(base, "two"))
+    assert segments(base, generation) != before
 
 
 def test_an_orderly_stop_gives_the_leases_back(opened) -> None:

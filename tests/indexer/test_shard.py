@@ -225,6 +225,10 @@ def test_the_least_effort_that_clears_the_objective_is_taken(tmp_path: Path) -> 
         "where live recall is above the objective, less is asked of the curve"
     )
     assert effort_for(measured, 1.0, 0.95) == 128
+    easy = with_curve((16, 1.0), (24, 1.0), (32, 1.0), (48, 1.0), (64, 1.0), (96, 1.0))
+    assert [effort_for(easy, 0.95 + added, 0.95) for added in (0, 0.01, 0.03, 0.05)] == [16, 24, 48, 96], (
+        "what live recall adds counts even where the curve says that nothing is missed"
+    )
     dips = with_curve((16, 0.90), (32, 0.89), (64, 0.95))
     assert effort_for(dips, 0.90, 0.90) == 43
     falls_short = with_curve((16, 0.5), (512, 0.96))
@@ -242,7 +246,21 @@ def test_an_answer_says_how_many_questions_every_curve_knew_that_chose_an_effort
     adopt(s, [replace(g, ref=replace(g.ref, asked=n)) for g, n in ((few, 30), (many, 256), (flat, 0))], 300)
     asked = ShardQuery(SHARD, unit(1_000)[None], 10)
     assert s.search(asked).asked == 30
-    assert s.search(replace(asked, exact=True)).hits
+    exact = s.search(replace(asked, exact=True))
+    assert (exact.effort, exact.asked) == (0, 0), "what looks at everything has no effort"
+
+
+def test_what_others_write_changes_nothing_of_a_shard(tmp_path: Path) -> None:
+    s = shard()
+    s.apply(message([("a", 1, [unit(1)], "{}")]), 0)
+    asked = ShardQuery(SHARD, unit(1)[None], 10)
+    before = s.search(asked)
+    s.advance(50)
+    after = s.search(asked)
+    assert after.watermark == 50 > before.watermark
+    assert after.changes == before.changes
+    s.apply(message([("b", 51, [unit(2)], "{}")]), 51)
+    assert s.search(asked).changes != before.changes
 
 
 def test_where_no_effort_reaches_the_objective_questions_are_answered_exactly(tmp_path: Path) -> None:

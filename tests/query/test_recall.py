@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from query.interval import ENOUGH, interval
 from query.plan import Plan, Question, make_plan
-from query.recall import QUEUE_MAX, RecallMonitor, _fits_half, recall_of
+from query.recall import QUEUE_MAX, RecallMonitor, _fits_half, _offer, recall_of
 from query.scatter import Searchers
 from tenants.entities import Collection, Generation, Objectives
 from tenants.questions import QUESTIONS_MAX
@@ -33,7 +33,7 @@ class Drawer:
     def __init__(self) -> None:
         self.exact = hits("abcdefghij")
         self.served = self.exact
-        self.watermarks = iter(())
+        self.changes = iter(())
         self.asked: list[ShardQuery] = []
         self.away = False
 
@@ -45,7 +45,7 @@ class Drawer:
         if self.away:
             raise Unavailable("away", dependency="searcher")
         found = self.exact if query.exact else self.served
-        return Partial(query.shard, (found[: query.k],), next(self.watermarks, 7), 16)
+        return Partial(query.shard, (found[: query.k],), 7, 16, changes=next(self.changes, 0))
 
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
         return dict(positions)
@@ -147,7 +147,7 @@ def test_recall_at_different_k_is_never_averaged_together() -> None:
 def test_when_documents_came_in_between_both_are_searched_again_or_the_sample_is_discarded() -> None:
     searcher = Drawer()
     searcher.served = hits("abcdefghiZ", 0.5)
-    searcher.watermarks = iter([8, 8, 9, 10])  # first sample: exact at 8, served again at 8; second: never the same
+    searcher.changes = iter([8, 8, 9, 10])  # first sample: exact at 8, served again at 8; second: never the same
     (row,) = measure(searcher, [(plan(), searcher.exact)] * 2)
     assert (row["n"], row["discarded"], row["recall"]) == (1, 1, 0.9)
 
@@ -193,7 +193,7 @@ def test_beyond_the_minimum_only_the_share_is_sampled() -> None:
 def test_a_full_queue_drops_and_says_so_and_never_waits() -> None:
     async def work() -> RecallMonitor:
         recall = monitor(Drawer(), samples_min=10_000)
-        for _ in range(QUEUE_MAX // 4 + 5):
+        for _ in range(QUEUE_MAX // 2 + 5):
             recall.offer(plan(), hits("a"), [Partial(ShardId("t", "c", 1, 0), (hits("a"),), 7, 16)])
         task = asyncio.create_task(recall.run())
         await recall.settled()
@@ -236,7 +236,55 @@ def test_one_tenant_leaves_room_in_the_queue_for_others() -> None:
         return dropped["t"], dropped["quiet"]
 
     dropped = asyncio.run(work())
-    assert dropped == (QUEUE_MAX - QUEUE_MAX // 4, 0)
+    assert dropped == (QUEUE_MAX - QUEUE_MAX // 2, 0)
+
+
+def offered(recall: RecallMonitor, tenant: str, n: int = 1) -> None:
+    """Searches of a tenant, served with one hit."""
+    made = plan()
+    generation = replace(made.generation, tenant=tenant)
+    shard = generation.shards()[0]
+    made = replace(made, generation=generation, queries=(replace(made.queries[0], shard=shard),))
+    for _ in range(n):
+        recall.offer(made, hits("a"), [Partial(shard, (hits("a"),), 7, 16)])
+
+
+def test_however_many_are_loud_the_next_one_finds_room_in_the_queue_and_its_turn() -> None:
+    async def work() -> list[str]:
+        searcher = Drawer()
+        recall = monitor(searcher, samples_min=10_000)
+        for loud in range(6):
+            offered(recall, f"loud {loud}", QUEUE_MAX)
+        offered(recall, "quiet")
+        task = asyncio.create_task(recall.run())
+        await recall.settled()
+        task.cancel()
+        return [query.shard.tenant for query in searcher.asked]
+
+    asked = asyncio.run(work())
+    assert asked.index("quiet") <= 6, "behind one of each, not behind all that came before"
+    assert len(asked) < QUEUE_MAX, "room is left for the next"
+
+
+def test_nobody_rests_for_what_another_tenant_waited_in_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("query.recall.WORKED_S", 0.001)
+
+    class Congested(Drawer):
+        async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
+            if query.shard.tenant == "congested":
+                await asyncio.sleep(0.1)
+            return await super().search(query, deadline)
+
+    async def work() -> None:
+        recall = monitor(Congested(), cpu_share=0.01)
+        for tenant in ("congested", "quiet"):
+            offered(recall, tenant)
+        task = asyncio.create_task(recall.run())
+        async with asyncio.timeout(3):  # it would be 9.9 seconds
+            await recall.settled()
+        task.cancel()
+
+    asyncio.run(work())
 
 
 def test_a_collection_that_is_gone_is_not_reported() -> None:
@@ -332,3 +380,11 @@ def test_a_question_that_half_precision_does_not_hold_is_not_kept() -> None:
     assert _fits_half(np.array([0.6, 0.8], np.float32))
     assert not _fits_half(np.array([1e5, 0], np.float32))
     assert not _fits_half(np.array([1e-9, 1e-9], np.float32))
+
+
+def test_what_waits_to_be_measured_holds_no_texts() -> None:
+    found = tuple(
+        Hit(h.document_id, h.passage, h.score, h.version, text="long " * 1_000, metadata={}) for h in hits("ab")
+    )
+    offered = _offer(plan(), found, [Partial(ShardId("t", "c", 1, 0), (found,), 7, 16)])
+    assert [(h.document_id, h.text, h.metadata) for h in offered.hits] == [("a", None, None), ("b", None, None)]

@@ -1,0 +1,20 @@
+"""A tenant's looks at its own collections are requests like others: they take a place, and leave one to the others."""
+
+from pathlib import Path
+
+from gate import platform, problem
+
+from vicinage.settings import GatewaySettings
+
+
+def test_looking_at_collections_and_deleting_one_take_a_place(tmp_path: Path) -> None:
+    with platform(tmp_path, GatewaySettings(in_flight_max=2)) as call:
+        _, key = call.tenant("bronze")
+        call.collection(key)
+        requests = [("GET", "/v1/collections"), ("GET", "/v1/collections/c"), ("DELETE", "/v1/collections/c")]
+        admission = call.house.answerer.admission
+        with admission.enter("loud", 1), admission.enter("louder", 4):
+            for method, path in requests:
+                assert problem(call(method, path, key), 429, "overloaded")["retry_after_s"] > 0
+        assert [call(method, path, key).status_code for method, path in requests] == [200, 200, 202]
+        assert admission.in_flight == 0
