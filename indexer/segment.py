@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from indexer import lexical
-from indexer.backends import EFFORTS, Backend, Mask, Rows, choose
+from indexer.backends import EFFORTS, K_MEASURED, Backend, Mask, Rows, choose
 from indexer.filters import Columns
 from indexer.passages import Passages, metadata_of
 from tenants.entities import Fault, Metric, SegmentRef
@@ -512,7 +512,7 @@ def effort_curve(
 
     Measured on the collection's own recent `questions` [n, d], where QUESTIONS_MIN are known, else on `_made_up` ones.
     """
-    k = min(10, len(vectors) - 1)
+    k = min(K_MEASURED, len(vectors) - 1)
     if k < 1:
         return ()
     known = questions is not None and len(questions) >= QUESTIONS_MIN

@@ -2,7 +2,7 @@
 
 A curve is measured when a segment is sealed, on the questions of before or on made-up ones; those of now may be harder or easier. What is
 added to the objective before the curves are asked moves up as soon as the interval of the live recall lies below the objective, and
-down, slower and less far, while it lies well above. Once every curve has been measured on twice as many of the collection's own
+down, more slowly, while it lies well above. Once every curve has been measured on twice as many of the collection's own
 questions as before, they know themselves what was learned of the older ones: it begins anew.
 """
 
