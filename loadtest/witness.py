@@ -96,7 +96,7 @@ class Witness:
 
     def _send(self, name: str, state: State) -> str | None:
         if state is None:
-            return self.client.delete(self.collection, [name])
+            return self.client.delete(self.collection, [name]).token
         document: dict[str, Any] = {"id": name, "metadata": {"name": name, "state": state, "part": state // PART}}
         document |= {"text": f"state {state} of {name}"} if self.text else {"vector": vector(state)}
         return self.client.upsert(self.collection, [document]).token

@@ -9,29 +9,40 @@ client.search("docs", "who finds neighbours?", k=3, wait_for=written.token).hits
 
 from vicinage_client.client import AsyncClient, Client
 from vicinage_client.errors import (
+    Conflict,
     Denied,
+    DocumentsRejected,
+    InvalidArgument,
     NotFound,
     Overloaded,
     Refused,
+    Timeout,
+    TooLarge,
     Unavailable,
     Unreachable,
     VicinageError,
 )
-from vicinage_client.results import CollectionFacts, Document, Hit, Passage, Rejection, SearchResult, Written
+from vicinage_client.results import CollectionFacts, Deleted, Document, Hit, Passage, Rejection, SearchResult, Written
 
 __all__ = [
     "AsyncClient",
     "Client",
     "CollectionFacts",
+    "Conflict",
+    "Deleted",
     "Denied",
     "Document",
+    "DocumentsRejected",
     "Hit",
+    "InvalidArgument",
     "NotFound",
     "Overloaded",
     "Passage",
     "Refused",
     "Rejection",
     "SearchResult",
+    "Timeout",
+    "TooLarge",
     "Unavailable",
     "Unreachable",
     "VicinageError",

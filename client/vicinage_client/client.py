@@ -1,18 +1,26 @@
-"""The clients: one for threads, one for asyncio. Both only send what `requests.py` makes and read what `results.py` reads."""
+"""★ The clients: one for threads, one for asyncio.
+
+Both run `operations.py`; each adds only how a call is sent and how it waits.
+"""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+import weakref
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence, Sized
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
+from vicinage_client import documents as pack
+from vicinage_client import operations as op
 from vicinage_client import requests as make
 from vicinage_client import results as read
+from vicinage_client.errors import VicinageError
+from vicinage_client.operations import OnRejected, Steps, T
 from vicinage_client.requests import Call
-from vicinage_client.results import CollectionFacts, Document, SearchResult, Written
+from vicinage_client.results import CollectionFacts, Deleted, Document, SearchResult, Written
 
 Documents = Iterable[Mapping[str, Any]]
 
@@ -20,13 +28,20 @@ Documents = Iterable[Mapping[str, Any]]
 class Client:
     """Speaks to one platform with one key. Safe for many threads.
 
-    Requests that were refused for load (429), or met a part that is away (503) or nobody at all, are tried again, as Retry-After
-    says, until `timeout_s` is up. Writes are safe to repeat: a document replaces the one of its id.
+    Requests that were refused for load (429), met a part that is away (502, 503) or got no answer are sent again, as
+    Retry-After says, until `timeout_s` is up. Writes are safe to repeat: a document replaces the one of its id.
+
+    Every method raises a VicinageError (see `errors`): InvalidArgument before anything is sent, else what the platform
+    answered. No error and no `repr` holds the key.
     """
 
     def __init__(self, url: str, key: str, *, timeout_s: float = 30.0) -> None:
+        self._url = url
         self._timeout_s = timeout_s
-        self._http = httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=timeout_s)
+        self._http = httpx.Client(base_url=url, headers=make.headers(key), timeout=timeout_s)
+
+    def __repr__(self) -> str:
+        return f"Client({self._url!r})"
 
     def search(
         self,
@@ -44,45 +59,68 @@ class Client:
         fusion: Mapping[str, Any] | None = None,
         rerank: int | None = None,
     ) -> SearchResult:
-        """The k best passages for a text or a vector. `wait_for`: a token, a Written, or what a Kafka producer got back.
+        """Returns the k best passages for a text or a vector.
 
-        `mode`: "dense" (by vectors, the default), "lexical" (by the text's words, without a model) or "hybrid" (by both; a
-        `vector` beside the text takes the place of the text's own). `fusion`, of hybrid alone: {"method": "rrf"}, the default,
-        or {"method": "weighted", "dense_weight": 0.5}. `rerank`: so many of the best are read again, each with the text, by the
-        platform's cross-encoder, where it has one; the k best of those come in its order.
+        `wait_for`: a token, a Written, a Deleted, or what a Kafka producer got back: the search sees that write.
+        `vector`: one vector, a list or a one-dimensional array.
+        `mode`: "dense" (by vectors), "lexical" (by the text's words, without a model) or "hybrid" (by both; a `vector`
+        beside the text takes the place of the text's own). `fusion`, for hybrid: {"method": "rrf"} or
+        {"method": "weighted", "dense_weight": 0.5}. `rerank`: that many of the best are scored again, each together
+        with the text, by the platform's cross-encoder, where it has one.
         """
         call = make.search(
-            collection,
-            text,
-            vector,
-            k,
-            filter,
-            wait_for,
-            include,
-            exact=exact,
-            timeout_ms=timeout_ms,
-            mode=mode,
-            fusion=fusion,
-            rerank=rerank,
-        )
-        return read.search_result(self._send(call))
+            collection, text, vector, k, filter, wait_for, include,
+            exact=exact, timeout_ms=timeout_ms, mode=mode, fusion=fusion, rerank=rerank,
+        )  # fmt: skip
+        return self._run(op.search(call))
 
-    def upsert(self, collection: str, documents: Documents, *, batch: int = 500, progress: bool = False) -> Written:
-        """Write documents, however many, in batches; returns when all are durable. Hand `.token` to a search to see them."""
-        total = read.NOTHING
+    def search_batch(self, collection: str, searches: Iterable[Mapping[str, Any] | str]) -> list[SearchResult]:
+        """Returns the answers of many searches, in their order: each a text, or a mapping of `search`'s arguments.
+
+        Raises the error of the first search that has one.
+        """
+        return self._run(op.search_batch(collection, searches))
+
+    def upsert(
+        self,
+        collection: str,
+        documents: Documents,
+        *,
+        batch: int = 500,
+        progress: bool = False,
+        on_rejected: OnRejected = "raise",
+    ) -> Written:
+        """Writes documents, however many, in batches; returns when all are durable. Hand `.token` to a search to see them.
+
+        Documents that the platform rejects do not keep the others out: after the last batch DocumentsRejected names them,
+        or with `on_rejected="return"` the answer does. An error part way has `written`: what is durable by then.
+        """
+        op.check_on_rejected(on_rejected)
         with _bar(documents, shown=progress) as advance:
-            for run in make.batches(documents, batch):
-                total = read.written(total, self._send(make.upsert(collection, run)))
-                advance(len(run))
-        return total
+            total = self._run(op.upsert(collection, _told(pack.batches(documents, batch), advance), read.NOTHING))
+        return op.settled(total, on_rejected)
 
-    def delete(self, collection: str, ids: Sequence[str]) -> str | None:
-        """Forget documents; the token of the deletion."""
-        return read.token(self._send(make.delete(collection, ids)))
+    def delete(
+        self,
+        collection: str,
+        ids: Iterable[str] | None = None,
+        *,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002  (the API's own word)
+        wait_for: Any = None,
+    ) -> Deleted:
+        """Deletes documents by `ids`, or those that pass a `filter`; hand `.token` to a search to see it.
+
+        A deletion by filter covers everything that was acknowledged before it, and what `wait_for` names.
+        """
+        return self._run(op.delete(collection, ids, filter, wait_for))
 
     def get(self, collection: str, document_id: str, *, wait_for: Any = None) -> Document:
-        """One document as it is searchable now. Raises NotFound."""
-        return read.document(self._send(make.document(collection, document_id, wait_for)))
+        """Returns one document as it is searchable now. Raises NotFound."""
+        return self._run(op.get(collection, document_id, wait_for))
+
+    def get_many(self, collection: str, ids: Iterable[str], *, wait_for: Any = None) -> dict[str, Document]:
+        """Returns those of the documents that are there, by id."""
+        return self._run(op.get_many(collection, ids, wait_for))
 
     def create_collection(
         self,
@@ -94,33 +132,35 @@ class Client:
         index: str | None = None,
         shards: int | None = None,
         objectives: Mapping[str, Any] | None = None,
+        exist_ok: bool = False,
     ) -> CollectionFacts:
-        """Make a collection.
+        """Creates a collection. Raises Conflict where the name is taken.
 
         Of texts: with an embedding `model` (the platform's default unless named). Of your own vectors: with their
         `dimension`. `metric`: cosine (default), dot or euclidean. `objectives`: recall, freshness_ms, latency_ms.
+        `exist_ok`: a collection that is there already, and is as described here, is returned instead.
         """
         call = make.create_collection(name, model, dimension, metric, index, shards, objectives)
-        return read.collection(self._send(call))
+        return self._run(op.create_collection(call, exist_ok=exist_ok))
 
     def collections(self) -> tuple[CollectionFacts, ...]:
-        """All collections of this key's tenant."""
-        return read.collections(self._send(Call("GET", "/v1/collections")))
+        """Returns all collections of this key's tenant."""
+        return self._run(op.collections())
 
     def collection(self, name: str) -> CollectionFacts:
-        """What a collection holds, and what was measured of it."""
-        return read.collection(self._send(Call("GET", make.collection(name))))
+        """Returns what a collection holds, and what was measured of it."""
+        return self._run(op.collection(name))
 
     def delete_collection(self, name: str) -> None:
-        """Delete a collection with all its documents."""
-        self._send(Call("DELETE", make.collection(name)))
+        """Deletes a collection with all its documents."""
+        self._run(op.delete_collection(name))
 
     def dead_letters(self, *, after: int = -1, limit: int = 100) -> list[Mapping[str, Any]]:
-        """Records of this tenant that could not be taken, with their reasons."""
-        return read.letters(self._send(make.dead_letters(after, limit)))
+        """Returns records of this tenant that could not be accepted, with their reasons."""
+        return self._run(op.dead_letters(after, limit))
 
     def close(self) -> None:
-        """Close the connections."""
+        """Closes the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -129,25 +169,47 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _run(self, steps: Steps[T]) -> T:
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    answer = self._send(call)
+                except VicinageError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
     def _send(self, call: Call) -> Any:
         attempts = make.Attempts(call, self._timeout_s)
+        content = call.content()
         while True:
             try:
-                answer = self._http.request(call.method, call.path, timeout=attempts.left_s(), **call.content())
+                answer = self._http.request(call.method, call.path, timeout=attempts.left_s(), **content)
                 pause_s = attempts.answered(answer.status_code, answer.headers.get("retry-after"))
             except httpx.TransportError as error:
-                pause_s = attempts.failed(error, self._http.base_url)
+                pause_s = attempts.failed(error, self._url)
             if pause_s is None:
-                return make.outcome(answer.status_code, answer.content)
+                return make.outcome(call, answer.status_code, answer.content)
             time.sleep(pause_s)
 
 
 class AsyncClient:
-    """The same for asyncio."""
+    """The same for asyncio. It may be used in several event loops, one after the other or at once: each has its connections."""
 
     def __init__(self, url: str, key: str, *, timeout_s: float = 30.0) -> None:
+        self._url = url
         self._timeout_s = timeout_s
-        self._http = httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=timeout_s)
+        self._headers = make.headers(key)
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({self._url!r})"
 
     async def search(
         self,
@@ -167,39 +229,66 @@ class AsyncClient:
     ) -> SearchResult:
         """See Client.search."""
         call = make.search(
-            collection,
-            text,
-            vector,
-            k,
-            filter,
-            wait_for,
-            include,
-            exact=exact,
-            timeout_ms=timeout_ms,
-            mode=mode,
-            fusion=fusion,
-            rerank=rerank,
-        )
-        return read.search_result(await self._send(call))
+            collection, text, vector, k, filter, wait_for, include,
+            exact=exact, timeout_ms=timeout_ms, mode=mode, fusion=fusion, rerank=rerank,
+        )  # fmt: skip
+        return await self._run(op.search(call))
+
+    async def search_batch(self, collection: str, searches: Iterable[Mapping[str, Any] | str]) -> list[SearchResult]:
+        """See Client.search_batch."""
+        return await self._run(op.search_batch(collection, searches))
 
     async def upsert(
-        self, collection: str, documents: Documents, *, batch: int = 500, progress: bool = False
+        self,
+        collection: str,
+        documents: Documents | AsyncIterable[Mapping[str, Any]],
+        *,
+        batch: int = 500,
+        progress: bool = False,
+        on_rejected: OnRejected = "raise",
     ) -> Written:
-        """See Client.upsert."""
-        total = read.NOTHING
+        """See Client.upsert. `documents` may be an asynchronous iterable."""
+        op.check_on_rejected(on_rejected)
         with _bar(documents, shown=progress) as advance:
-            for run in make.batches(documents, batch):
-                total = read.written(total, await self._send(make.upsert(collection, run)))
-                advance(len(run))
-        return total
+            if isinstance(documents, AsyncIterable):
+                total = await self._upsert_drawn(collection, documents, batch, advance)
+            else:
+                bodies = _told(pack.batches(documents, batch), advance)
+                total = await self._run(op.upsert(collection, bodies, read.NOTHING))
+        return op.settled(total, on_rejected)
 
-    async def delete(self, collection: str, ids: Sequence[str]) -> str | None:
+    async def _upsert_drawn(
+        self, collection: str, documents: AsyncIterable[Mapping[str, Any]], batch: int, advance: Any
+    ) -> Written:
+        total, batcher = read.NOTHING, pack.Batcher(batch)
+        try:
+            async for document in documents:
+                if (full := batcher.add(document)) is not None:
+                    total = await self._run(op.upsert(collection, _told([full], advance), total))
+        except VicinageError as error:
+            error.written = error.written or total
+            raise
+        rest = batcher.flush()
+        return await self._run(op.upsert(collection, _told([rest] if rest else [], advance), total))
+
+    async def delete(
+        self,
+        collection: str,
+        ids: Iterable[str] | None = None,
+        *,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002  (the API's own word)
+        wait_for: Any = None,
+    ) -> Deleted:
         """See Client.delete."""
-        return read.token(await self._send(make.delete(collection, ids)))
+        return await self._run(op.delete(collection, ids, filter, wait_for))
 
     async def get(self, collection: str, document_id: str, *, wait_for: Any = None) -> Document:
         """See Client.get."""
-        return read.document(await self._send(make.document(collection, document_id, wait_for)))
+        return await self._run(op.get(collection, document_id, wait_for))
+
+    async def get_many(self, collection: str, ids: Iterable[str], *, wait_for: Any = None) -> dict[str, Document]:
+        """See Client.get_many."""
+        return await self._run(op.get_many(collection, ids, wait_for))
 
     async def create_collection(
         self,
@@ -211,30 +300,33 @@ class AsyncClient:
         index: str | None = None,
         shards: int | None = None,
         objectives: Mapping[str, Any] | None = None,
+        exist_ok: bool = False,
     ) -> CollectionFacts:
         """See Client.create_collection."""
         call = make.create_collection(name, model, dimension, metric, index, shards, objectives)
-        return read.collection(await self._send(call))
+        return await self._run(op.create_collection(call, exist_ok=exist_ok))
 
     async def collections(self) -> tuple[CollectionFacts, ...]:
         """See Client.collections."""
-        return read.collections(await self._send(Call("GET", "/v1/collections")))
+        return await self._run(op.collections())
 
     async def collection(self, name: str) -> CollectionFacts:
         """See Client.collection."""
-        return read.collection(await self._send(Call("GET", make.collection(name))))
+        return await self._run(op.collection(name))
 
     async def delete_collection(self, name: str) -> None:
         """See Client.delete_collection."""
-        await self._send(Call("DELETE", make.collection(name)))
+        await self._run(op.delete_collection(name))
 
     async def dead_letters(self, *, after: int = -1, limit: int = 100) -> list[Mapping[str, Any]]:
         """See Client.dead_letters."""
-        return read.letters(await self._send(make.dead_letters(after, limit)))
+        return await self._run(op.dead_letters(after, limit))
 
     async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
+        """Closes this event loop's connections. Those of a loop that has ended were closed with it."""
+        mine = self._clients.pop(asyncio.get_running_loop(), None)
+        if mine is not None:
+            await mine.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -244,21 +336,49 @@ class AsyncClient:
     ) -> None:
         await self.aclose()
 
+    def _http(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            self._clients[loop] = httpx.AsyncClient(base_url=self._url, headers=self._headers, timeout=self._timeout_s)
+        return self._clients[loop]
+
+    async def _run(self, steps: Steps[T]) -> T:
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    answer = await self._send(call)
+                except VicinageError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
     async def _send(self, call: Call) -> Any:
         attempts = make.Attempts(call, self._timeout_s)
+        content = call.content()
         while True:
             try:
-                answer = await self._http.request(call.method, call.path, timeout=attempts.left_s(), **call.content())
+                answer = await self._http().request(call.method, call.path, timeout=attempts.left_s(), **content)
                 pause_s = attempts.answered(answer.status_code, answer.headers.get("retry-after"))
             except httpx.TransportError as error:
-                pause_s = attempts.failed(error, self._http.base_url)
+                pause_s = attempts.failed(error, self._url)
             if pause_s is None:
-                return make.outcome(answer.status_code, answer.content)
+                return make.outcome(call, answer.status_code, answer.content)
             await asyncio.sleep(pause_s)
 
 
+def _told(bodies: Iterable[tuple[bytes, int]], advance: Any) -> Iterator[tuple[bytes, int]]:
+    """The bodies; a body's documents count as written when the next one is drawn."""
+    for body, n in bodies:
+        yield body, n
+        advance(n)
+
+
 @contextlib.contextmanager
-def _bar(documents: Documents, *, shown: bool) -> Iterator[Any]:
+def _bar(documents: object, *, shown: bool) -> Iterator[Any]:
     """A progress bar on stderr where rich is installed (extra `progress`); else nothing."""
     if not shown:
         yield lambda _n: None

@@ -1,34 +1,82 @@
-"""What can go wrong, sorted by what the caller does next.
+"""The error tree of the client, sorted by what the caller does next.
 
 VicinageError
-├── Refused       the request cannot be served as it is: `field` and `limit` say what to mend
-├── Denied        no valid key, or it lacks the scope
-│   └── NotFound  nothing of that name is yours
-├── Overloaded    come back after `retry_after_s` (the client has, until its time was up)
-├── Unavailable   a part of the platform is away; come back after `retry_after_s`
-└── Unreachable   nobody answered at that address
+├── InvalidArgument      refused by the client before anything was sent (also a ValueError)
+├── Refused              the platform cannot serve the request as it is: `field` and `limit` say what to change
+│   ├── Conflict         the state changed, or the name is taken: read again and decide anew
+│   ├── TooLarge         the body, or one part of it, is over its limit: send less at once
+│   └── DocumentsRejected  some documents were not accepted: `written` names each, with its reason
+├── Denied               no valid key, or it lacks the scope
+│   └── NotFound         nothing of that name is yours
+├── Overloaded           try again after `retry_after_s` (the client did, until its time was up)
+├── Unavailable          a part of the platform is away; try again after `retry_after_s`
+│   └── Timeout          the deadline passed before the answer was complete
+└── Unreachable          no platform answered at that address
+
+No message, `repr` or attribute of an error holds the API key.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vicinage_client.results import Written
 
 
 class VicinageError(Exception):
-    """Root of the tree. `type` is the stable problem type, `status` the HTTP status (0: no answer)."""
+    """Root of the tree.
+
+    `type` is the stable problem type, `status` the HTTP status (0: no answer), `problem` the whole problem document.
+    `written` is set when a bulk write fails part way: what was durable before the failure.
+    """
 
     def __init__(self, detail: str, *, problem: Mapping[str, Any] | None = None, status: int = 0) -> None:
         super().__init__(detail)
         facts = problem or {}
         self.detail = detail
         self.status = status
+        self.problem = facts
         self.type = str(facts.get("type", "about:blank"))
         self.field: str | None = facts.get("field")
         self.limit: Any = facts.get("limit")
         self.retry_after_s: float | None = facts.get("retry_after_s")
+        self.written: Written | None = None
+
+
+class InvalidArgument(VicinageError, ValueError):
+    """An argument that no platform can accept. Nothing of it was sent.
+
+    `document_id` names the document at fault, where there is one.
+    """
+
+    def __init__(self, detail: str, *, document_id: str | None = None) -> None:
+        super().__init__(detail)
+        self.document_id = document_id
 
 
 class Refused(VicinageError):
-    """Mend the request."""
+    """Change the request."""
+
+
+class Conflict(Refused):
+    """Read again and decide anew."""
+
+
+class TooLarge(Refused):
+    """Send less at once."""
+
+
+class DocumentsRejected(Refused):
+    """Some documents were not accepted; all others are durable. `written` has the reasons and the token."""
+
+    def __init__(self, written: "Written") -> None:
+        first = written.rejected[0] if written.rejected else None
+        example = f"; the first is {first.id!r}: {first.reason}" if first else ""
+        super().__init__(
+            f"{written.n_rejected} documents were rejected and {written.accepted} accepted{example}"
+            ' (pass on_rejected="return" to get these facts instead of this error)'
+        )
+        self.written: Written = written
 
 
 class Denied(VicinageError):
@@ -40,33 +88,36 @@ class NotFound(Denied):
 
 
 class Overloaded(VicinageError):
-    """Too much at once."""
+    """Send less at once, or try again later."""
 
 
 class Unavailable(VicinageError):
     """A part of the platform is away."""
 
 
+class Timeout(Unavailable):
+    """The deadline passed before the answer was complete."""
+
+
 class Unreachable(VicinageError):
-    """Nobody answered."""
+    """No platform answered at that address."""
+
+
+_KINDS: Mapping[int, type[VicinageError]] = {
+    401: Denied,
+    403: Denied,
+    404: NotFound,
+    409: Conflict,
+    413: TooLarge,
+    429: Overloaded,
+    502: Unavailable,
+    503: Unavailable,
+    504: Timeout,
+}
 
 
 def of(status: int, problem: Mapping[str, Any]) -> VicinageError:
-    """The error of an answer."""
-    kind: type[VicinageError]
-    match status:
-        case 404:
-            kind = NotFound
-        case 401 | 403:
-            kind = Denied
-        case 429:
-            kind = Overloaded
-        case 502 | 503 | 504:
-            kind = Unavailable
-        case _ if status < 500:
-            kind = Refused
-        case _:
-            kind = VicinageError
-    return kind(
-        str(problem.get("detail") or problem.get("title") or f"status {status}"), problem=problem, status=status
-    )
+    """Returns the error of an answer: by its status, with the facts of its problem document."""
+    kind = _KINDS.get(status, Refused if status < 500 else VicinageError)
+    detail = str(problem.get("detail") or problem.get("title") or f"status {status}")
+    return kind(detail, problem=problem, status=status)

@@ -12,11 +12,18 @@ from urllib.parse import quote
 
 import httpx
 
-from vicinage_client import errors
+from vicinage_client import documents, errors
 
 RETRY_STATUSES = (429, 502, 503)
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 JSON = {"content-type": "application/json"}
+SEARCHES_MAX = 1_000
+"""Searches that the platform takes in one batch."""
+DELETE_MAX = 10_000
+"""Ids that the platform takes in one deletion."""
+SEARCH_FIELDS = frozenset(
+    {"text", "vector", "k", "filter", "wait_for", "include", "exact", "timeout_ms", "mode", "fusion", "rerank"}
+)
 _NEVER = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
@@ -31,15 +38,23 @@ class Call:
     method: str
     path: str
     body: Any = None
+    """Bytes that are JSON already, or what JSON can say."""
     wait_s: float = 0.0
     repeatable: bool = True
+    lines: bool = False
+    """The answer is NDJSON, to be read as it came."""
 
     def content(self) -> dict[str, Any]:
-        """Body and headers as httpx takes them. Raises ValueError for what JSON cannot say (NaN, infinity)."""
+        """Returns body and headers as httpx takes them. Raises InvalidArgument for what JSON cannot say."""
         if self.body is None:
             return {}
-        text = json.dumps(self.body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return {"content": text.encode(), "headers": JSON}
+        if isinstance(self.body, bytes):
+            return {"content": self.body, "headers": JSON}
+        try:
+            text = json.dumps(self.body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            return {"content": text.encode(), "headers": JSON}
+        except (TypeError, ValueError, RecursionError) as error:
+            raise errors.InvalidArgument(f"the request cannot be sent as JSON: {error}") from error
 
 
 class Attempts:
@@ -93,7 +108,38 @@ def search(
     fusion: Mapping[str, Any] | None = None,
     rerank: int | None = None,
 ) -> Call:
-    """A search. What is not named, the platform decides."""
+    """Returns a search. The platform decides what is not named."""
+    sent = search_body(
+        text,
+        vector,
+        k,
+        condition,
+        wait_for,
+        include,
+        exact=exact,
+        timeout_ms=timeout_ms,
+        mode=mode,
+        fusion=fusion,
+        rerank=rerank,
+    )
+    return Call("POST", f"{collection(name)}/search", sent, wait_s=(timeout_ms or 0) / 1000)
+
+
+def search_body(
+    text: str | None,
+    vector: Any,
+    k: int,
+    condition: Mapping[str, Any] | None,
+    wait_for: Any,
+    include: Sequence[str] | None,
+    *,
+    exact: bool,
+    timeout_ms: int | None,
+    mode: str | None,
+    fusion: Mapping[str, Any] | None,
+    rerank: int | None,
+) -> dict[str, Any]:
+    """Returns the body of a search: what was named, and nothing else."""
     body: dict[str, Any] = {
         "text": text,
         "k": k,
@@ -106,19 +152,66 @@ def search(
     }
     body |= {"include": list(include) if include is not None else None, "exact": exact or None}
     body |= _vector(vector)
-    sent = {key: value for key, value in body.items() if value is not None}
-    return Call("POST", f"{collection(name)}/search", sent, wait_s=(timeout_ms or 0) / 1000)
+    return {key: value for key, value in body.items() if value is not None}
 
 
-def upsert(name: str, documents: Iterable[Mapping[str, Any]]) -> Call:
-    """Writing some documents."""
-    return Call("POST", f"{collection(name)}/documents", {"documents": [plain(d) for d in documents]})
+def search_batches(name: str, searches: Iterable[Mapping[str, Any] | str]) -> Iterator[Call]:
+    """Yields calls of at most SEARCHES_MAX searches each: texts, or what `Client.search` takes, by name.
+
+    Raises InvalidArgument that says which search is wrong.
+    """
+    bodies: list[dict[str, Any]] = []
+    for number, given in enumerate(searches):
+        bodies.append(_search_of(number, given))
+        if len(bodies) == SEARCHES_MAX:
+            yield Call("POST", f"{collection(name)}/search:batch", {"questions": bodies}, lines=True)
+            bodies = []
+    if bodies:
+        yield Call("POST", f"{collection(name)}/search:batch", {"questions": bodies}, lines=True)
 
 
-def delete(name: str, ids: Sequence[str]) -> Call:
-    """Forgetting documents."""
-    assert not isinstance(ids, str), "ids is a list of ids"
-    return Call("POST", f"{collection(name)}/documents:delete", {"ids": list(ids)})
+def _search_of(number: int, given: Mapping[str, Any] | str) -> dict[str, Any]:
+    if isinstance(given, str):
+        given = {"text": given}
+    if not isinstance(given, Mapping) or (unknown := sorted(set(given) - SEARCH_FIELDS)):
+        what = f"has the unknown field {unknown[0]!r}" if isinstance(given, Mapping) else "is a text or a mapping"
+        raise errors.InvalidArgument(f"search {number} {what}; known are {', '.join(sorted(SEARCH_FIELDS))}")
+    body = {key: value for key, value in given.items() if key != "vector" and value is not None}
+    if "wait_for" in body:
+        body["wait_for"] = token(body["wait_for"])
+    return body | _vector(given.get("vector"))
+
+
+def upsert(name: str, body: bytes) -> Call:
+    """Returns a write of encoded documents (`documents.batches`)."""
+    return Call("POST", f"{collection(name)}/documents", body)
+
+
+def deletions(
+    name: str, ids: Iterable[str] | None, condition: Mapping[str, Any] | None, wait_for: Any
+) -> Iterator[Call]:
+    """Yields the calls that delete documents by id, DELETE_MAX at a time, or by filter. Raises InvalidArgument."""
+    path = f"{collection(name)}/documents:delete"
+    if (ids is None) == (condition is None):
+        raise errors.InvalidArgument("delete takes ids or a filter: exactly one of them")
+    if condition is not None:
+        body = {"filter": condition, "wait_for": token(wait_for)}
+        yield Call("POST", path, {k: v for k, v in body.items() if v is not None})
+        return
+    if isinstance(ids, str | bytes) or wait_for is not None:
+        raise errors.InvalidArgument(
+            "ids is a list of ids, not a text" if wait_for is None else "wait_for belongs to a deletion by filter"
+        )
+    source = iter(_checked(ids or ()))
+    while some := list(islice(source, DELETE_MAX)):
+        yield Call("POST", path, {"ids": some})
+
+
+def _checked(ids: Iterable[str]) -> Iterator[str]:
+    for found in ids:
+        if not isinstance(found, str) or not found:
+            raise errors.InvalidArgument(f"an id is a text that is not empty, not {found!r}"[:200])
+        yield found
 
 
 def create_collection(
@@ -148,12 +241,22 @@ def dead_letters(after: int, limit: int) -> Call:
     return Call("GET", f"/v1/dead-letters?after={after}&limit={limit}")
 
 
-def _vector(vector: Any) -> dict[str, Any]:
-    if vector is None:
+def delete_collection(name: str) -> Call:
+    """Returns the deletion of a collection; naming it twice is the platform's guard against a path gone wrong."""
+    return Call("DELETE", f"{collection(name)}?confirm={quote(name, safe='')}")
+
+
+def _vector(given: Any) -> dict[str, Any]:
+    """The vector of a search: numpy as binary, anything else as a list. Raises InvalidArgument."""
+    if given is None:
         return {}
-    if hasattr(vector, "astype"):
-        return {"vector_base64": base64.b64encode(vector.astype("<f4").tobytes()).decode()}
-    return {"vector": list(vector)}
+    if not hasattr(given, "astype"):
+        return {"vector": documents.vector(given)}
+    if given.ndim != 1:
+        raise errors.InvalidArgument(
+            f"vector has the shape {given.shape}: a search takes one vector; send many by search_batch"
+        )
+    return {"vector_base64": base64.b64encode(given.astype("<f4").tobytes()).decode()}
 
 
 def token(wait_for: Any) -> Any:
@@ -178,24 +281,18 @@ def document(name: str, document_id: str, wait_for: Any = None) -> Call:
     return Call("GET", f"{collection(name)}/documents/{quote(document_id, safe='')}{query}")
 
 
-def batches(documents: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[Mapping[str, Any]]]:
-    """Runs of at most `size`, drawn as they are needed: the iterable may be endless."""
-    source = iter(documents)
-    while batch := list(islice(source, size)):
-        yield batch
+def headers(key: str) -> dict[str, str]:
+    """Returns the headers that carry the key. Raises InvalidArgument, without the key, where no header can."""
+    bare = key.strip() if isinstance(key, str) else ""
+    if not bare or not bare.isascii() or not bare.isprintable() or " " in bare:
+        raise errors.InvalidArgument("the key is one line of ASCII without spaces, as the platform gave it out")
+    return {"authorization": f"Bearer {bare}"}
 
 
-def plain(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document whose vectors are lists."""
-    sent = dict(document)
-    for name in ("vector", "vectors"):
-        if hasattr(sent.get(name), "tolist"):
-            sent[name] = sent[name].tolist()
-    return sent
-
-
-def outcome(status: int, content: bytes) -> Any:
-    """The answer's JSON. Raises the error that the status and the problem document say."""
+def outcome(call: Call, status: int, content: bytes) -> Any:
+    """Returns the answer's JSON, or its bytes where it is lines. Raises what the status and the problem document say."""
+    if call.lines and status < 400:
+        return content
     try:
         body = json.loads(content) if content else {}
     except ValueError:

@@ -1,8 +1,11 @@
 """What comes back, as frozen values."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
+
+from vicinage_client import errors
 
 T = TypeVar("T")
 
@@ -48,14 +51,34 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a write. Hand `token` to a search to have it see the write; None when nothing was accepted."""
+    """What became of a write. Hand `token` to a search to have it see the write; None when nothing was accepted.
+
+    `rejected` holds at most REJECTED_MAX reasons; `n_rejected` counts all.
+    """
 
     accepted: int
     rejected: tuple[Rejection, ...]
     token: str | None
+    n_rejected: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What became of a deletion. Hand `token` to a search to have it see the deletion; None when nothing was deleted.
+
+    `matched` and `judged` belong to deletions by filter: how many documents passed it, and up to which position of the
+    documents log that was judged.
+    """
+
+    accepted: int
+    token: str | None
+    matched: int | None = None
+    judged: str | None = None
 
 
 NOTHING = Written(0, (), None)
+NOTHING_DELETED = Deleted(0, None)
+REJECTED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +117,39 @@ def search_result(body: Mapping[str, Any]) -> SearchResult:
     return SearchResult(hits, body["freshness"], body["generation"], body["effort"], body["degraded"])
 
 
-def written(before: Written, body: Mapping[str, Any]) -> Written:
-    """What was written before, and one more batch's answer; the token waits for all of it."""
-    rejected = tuple(_of(Rejection, r) for r in body.get("rejected", ()))
+def written(before: Written, body: Mapping[str, Any], sent: int) -> Written:
+    """Returns what was written before and by one more batch of `sent` documents; its token waits for all of it."""
+    room = REJECTED_MAX - len(before.rejected)
+    rejected = tuple(_of(Rejection, r) for r in body.get("rejected", ())[:room])
     return Written(
-        before.accepted + body["accepted"], before.rejected + rejected, latest((before.token, body.get("token")))
+        before.accepted + body["accepted"],
+        before.rejected + rejected,
+        latest((before.token, body.get("token"))),
+        before.n_rejected + sent - body["accepted"],
     )
 
 
-def token(body: Mapping[str, Any]) -> str | None:
-    """The token of an answer."""
-    found: str | None = body["token"]
+def deleted(before: Deleted, body: Mapping[str, Any]) -> Deleted:
+    """Returns what was deleted before and by one more call."""
+    return Deleted(
+        before.accepted + body["accepted"],
+        latest((before.token, body.get("token"))),
+        body.get("matched"),
+        body.get("judged"),
+    )
+
+
+def search_results(content: bytes, n: int) -> "list[SearchResult | errors.VicinageError]":
+    """Returns the answers of a batch of `n` searches in the order of the searches: a result, or its own error."""
+    found: list[SearchResult | errors.VicinageError] = [
+        errors.Unavailable("the answer of this search did not arrive; send it again") for _ in range(n)
+    ]
+    for line in content.split(b"\n"):
+        if line.strip():
+            body = json.loads(line)
+            problem = body.get("problem")
+            index = body["index"]
+            found[index] = search_result(body) if problem is None else errors.of(problem.get("status", 500), problem)
     return found
 
 
@@ -127,6 +172,18 @@ def document(body: Mapping[str, Any]) -> Document:
 def collection(body: Mapping[str, Any]) -> CollectionFacts:
     """From the answer's JSON."""
     return CollectionFacts(body["name"], body["counts"], body["generation"], body)
+
+
+def differences(there: CollectionFacts, wanted: Mapping[str, Any]) -> list[str]:
+    """Returns the names of what was asked for (the body of its creation) and is otherwise in the collection."""
+    raw = there.raw
+    found = {**raw, "index": raw.get("index", {}).get("spec"), "shards": raw.get("shards", {}).get("asked")}
+    objectives = raw.get("objectives", {})
+    return [
+        name
+        for name, value in wanted.items()
+        if (any(objectives.get(k) != v for k, v in value.items()) if name == "objectives" else found.get(name) != value)
+    ]
 
 
 def collections(body: Mapping[str, Any]) -> tuple[CollectionFacts, ...]:

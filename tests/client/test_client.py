@@ -21,10 +21,15 @@ from starlette.routing import Route
 from vicinage_client import (
     AsyncClient,
     Client,
+    Conflict,
     Denied,
+    DocumentsRejected,
+    InvalidArgument,
     NotFound,
     Overloaded,
     Refused,
+    Timeout,
+    TooLarge,
     Unavailable,
     Unreachable,
     VicinageError,
@@ -68,8 +73,13 @@ class Platform:
             ]
             token = f"{len(self.asked) % 2}-{self.written}"
             return JSONResponse({"accepted": len(body["documents"]) - len(bad), "rejected": bad, "token": token}, 202)
+        if path.endswith("/documents:delete") and "filter" in body:
+            return JSONResponse({"accepted": 2, "matched": 2, "judged": "0-7", "token": "0-9"}, 202)
         if path.endswith("/documents:delete"):
-            return JSONResponse({"accepted": len(body["ids"]), "token": "0-9"}, 202)
+            return JSONResponse({"accepted": len(body["ids"]), "token": f"0-{len(self.asked)}"}, 202)
+        if path.endswith("/search:batch"):
+            lines = [json.dumps({"index": i, **ANSWER, "effort": i}) for i in range(len(body["questions"]))]
+            return Response("\n".join(reversed(lines)) + "\n", media_type="application/x-ndjson")
         if "/documents/" in path:
             passages = [{"passage": 0, "text": "red", "start": 0, "end": 3}]
             return JSONResponse({"id": "a", "version": 7, "metadata": {}, "passages": passages})
@@ -191,7 +201,7 @@ def test_an_upsert_draws_from_any_iterable_in_batches(call: Callable, platform: 
             drawn.append((i, len(platform.asked)))
             yield {"id": str(i), "text": "" if i == 3 else f"text {i}", "vector": np.zeros(2, np.float32)}
 
-    written = call("upsert", "docs", endless(), batch=10)
+    written = call("upsert", "docs", endless(), batch=10, on_rejected="return")
     assert [len(body["documents"]) for _, _, body, _ in platform.asked] == [10, 10, 5]
     assert (drawn[9][1], drawn[10][1], drawn[24][1]) == (0, 1, 2), "drawn as they are sent"
     assert written.accepted == 24
@@ -211,7 +221,7 @@ def test_the_other_calls(call: Callable, platform: Platform) -> None:
     assert [c.name for c in call("collections")] == ["docs"]
     assert call("collection", "docs").raw["metric"] == "cosine"
     assert call("get", "docs", "a/b ?é").passages[0].text == "red"
-    assert call("delete", "docs", ["a", "b"]) == "0-9"
+    assert call("delete", "docs", ["a", "b"]) == read.Deleted(2, "0-5")
     assert call("dead_letters", after=3)[0]["reason"] == "no id"
     assert call("delete_collection", "docs") is None
     assert [(method, path, body) for method, path, body, _ in platform.asked] == [
@@ -221,7 +231,7 @@ def test_the_other_calls(call: Callable, platform: Platform) -> None:
         ("GET", "/v1/collections/docs/documents/a%2Fb%20%3F%C3%A9", None),
         ("POST", "/v1/collections/docs/documents:delete", {"ids": ["a", "b"]}),
         ("GET", "/v1/dead-letters?after=3&limit=100", None),
-        ("DELETE", "/v1/collections/docs", None),
+        ("DELETE", "/v1/collections/docs?confirm=docs", None),
     ]
 
 
@@ -232,10 +242,11 @@ def test_the_other_calls(call: Callable, platform: Platform) -> None:
         (401, "unauthenticated", Denied),
         (403, "forbidden", Denied),
         (404, "not-found", NotFound),
-        (409, "conflict", Refused),
-        (413, "too-large", Refused),
+        (409, "conflict", Conflict),
+        (413, "too-large", TooLarge),
+        (415, "refused", Refused),
         (500, "internal", VicinageError),
-        (504, "deadline-exceeded", Unavailable),
+        (504, "deadline-exceeded", Timeout),
     ],
 )
 def test_an_error_says_what_to_do_next_and_is_not_tried_again(
@@ -335,8 +346,11 @@ def test_what_must_not_be_done_twice_is_not_sent_twice() -> None:
 
 
 def test_what_json_cannot_say_is_refused_here(url: str, platform: Platform) -> None:
-    with Client(url, "k") as client, pytest.raises(ValueError, match="JSON"):
-        client.search("docs", vector=[float("nan")])
+    with Client(url, "k") as client:
+        with pytest.raises(InvalidArgument, match="NaN"):
+            client.search("docs", vector=[float("nan")])
+        with pytest.raises(InvalidArgument, match="JSON"):
+            client.search("docs", "red", filter={"at": object()})
     assert platform.asked == []
 
 
@@ -355,3 +369,242 @@ def test_a_date_in_retry_after_is_left_to_the_backoff() -> None:
     attempts = make.Attempts(make.Call("GET", "/"), 30)
     pause_s = attempts.answered(503, "Tue, 24 Nov 2026 10:00:00 GMT")
     assert pause_s is not None and 0.1 <= pause_s <= 0.15
+
+
+# arguments that no platform can accept
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (lambda c: c("upsert", "docs", [{"id": "a", "text": "x"}], batch=0), "batch is 0"),
+        (lambda c: c("upsert", "docs", [{"id": "a", "text": "x"}], batch=True), "batch is True"),
+        (lambda c: c("upsert", "docs", [{"id": "a", "text": "x"}], on_rejected="ignore"), "on_rejected"),
+        (lambda c: c("upsert", "docs", [{"text": "x"}]), "id is a text"),
+        (lambda c: c("upsert", "docs", ["a"]), "a document is a mapping"),
+        (lambda c: c("delete", "docs", "nope"), "list of ids"),
+        (lambda c: c("delete", "docs", [1]), "an id is a text"),
+        (lambda c: c("delete", "docs"), "ids or a filter"),
+        (lambda c: c("delete", "docs", ["a"], filter={"lang": "en"}), "ids or a filter"),
+        (lambda c: c("get_many", "docs", "nope"), "list of ids"),
+        (lambda c: c("search", "docs", vector=np.zeros((2, 192), np.float32)), r"shape \(2, 192\)"),
+        (lambda c: c("search", "docs", vector=[[0.0] * 3]), "vector is a list of numbers"),
+        (lambda c: c("search", "docs", vector="0.1"), "vector is a list of numbers"),
+        (lambda c: c("search_batch", "docs", [{"txt": "red"}]), "search 0 has the unknown field 'txt'"),
+        (lambda c: c("search_batch", "docs", ["red", {"vector": np.zeros((2, 2))}]), r"shape \(2, 2\)"),
+    ],
+)
+def test_an_invalid_argument_is_refused_before_anything_is_sent(
+    call: Callable, platform: Platform, given: Callable, says: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=says) as raised:
+        given(call)
+    assert isinstance(raised.value, ValueError)
+    assert isinstance(raised.value, VicinageError)
+    assert platform.asked == []
+
+
+CIRCULAR: dict[str, Any] = {}
+CIRCULAR["self"] = CIRCULAR
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"metadata": {"at": object()}},
+        {"metadata": {"price": float("nan")}},
+        {"metadata": CIRCULAR},
+        {"metadata": {("a", "b"): 1}},
+        {"text": "\ud800"},
+        {"vector": [0.1, None]},
+        {"vector": "0.1"},
+        {"vectors": [0.1, 0.2]},
+        {"vector": np.array([1.0, np.inf])},
+    ],
+)
+def test_a_document_that_cannot_be_sent_is_named(call: Callable, bad: dict[str, Any], platform: Platform) -> None:
+    documents = [{"id": "good", "text": "x"}, {"id": "wrong", **bad}, {"id": "later", "text": "x"}]
+    with pytest.raises(InvalidArgument, match="'wrong'") as raised:
+        call("upsert", "docs", documents, batch=1)
+    assert raised.value.document_id == "wrong"
+    assert raised.value.written is not None
+    assert (raised.value.written.accepted, raised.value.written.token) == (1, "1-1")
+    assert len(platform.asked) == 1
+
+
+def test_vectors_are_checked_with_optimization_too(url: str) -> None:
+    import subprocess
+    import sys
+
+    program = f"""
+from vicinage_client import Client, InvalidArgument
+try:
+    Client({url!r}, "k").delete("docs", "nope")
+except InvalidArgument:
+    print("refused")
+"""
+    found = subprocess.run(
+        [sys.executable, "-O", "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert found.stdout.strip() == "refused"
+
+
+# the key is never shown
+
+
+@pytest.mark.parametrize("key", ["vk_secret\nx-other: 1", "vk_secret x", "vk_secrét", "", " \n", None, 7])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(kind: type, key: Any) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        kind("http://127.0.0.1:1", key)
+    assert "vk_" not in str(raised.value) + repr(raised.value) + repr(raised.value.__cause__)
+
+
+def test_a_key_with_the_line_end_of_its_file_is_good(url: str, platform: Platform) -> None:
+    with Client(url, "vk_key\n") as client:
+        client.collections()
+    assert platform.asked[0][3]["authorization"] == "Bearer vk_key"
+
+
+def test_neither_repr_nor_errors_hold_the_key(call: Callable) -> None:
+    port = free_port()
+    client = Client(f"http://127.0.0.1:{port}", "vk_secret", timeout_s=0.1)
+    with pytest.raises(Unreachable) as raised:
+        client.collections()
+    seen = repr(client) + repr(AsyncClient("http://127.0.0.1:1", "vk_secret")) + repr(raised.value)
+    assert "vk_secret" not in seen + repr(vars(raised.value)) + repr(raised.value.__cause__)
+
+
+# bulk writes
+
+
+def test_rejected_documents_raise_after_everything_else_is_written(call: Callable, platform: Platform) -> None:
+    documents = [{"id": str(i), "text": "" if i == 1 else "x"} for i in range(5)]
+    with pytest.raises(
+        DocumentsRejected, match=r"1 documents were rejected and 4 accepted.*'1': text is empty"
+    ) as raised:
+        call("upsert", "docs", documents, batch=2)
+    written = raised.value.written
+    assert (written.accepted, written.n_rejected, [r.id for r in written.rejected]) == (4, 1, ["1"])
+    assert written.token == "0-4.1-5"
+    assert len(platform.asked) == 3
+
+
+def test_a_bulk_write_that_fails_says_what_was_written(call: Callable, platform: Platform) -> None:
+    seen = []
+
+    def documents() -> Iterator[dict[str, Any]]:
+        for i in range(6):
+            if len(platform.asked) == 2:
+                platform.refusals = [problem(413, "too-large")]
+            seen.append(i)
+            yield {"id": str(i), "text": "x"}
+
+    with pytest.raises(TooLarge) as raised:
+        call("upsert", "docs", documents(), batch=2)
+    assert raised.value.written is not None
+    assert (raised.value.written.accepted, raised.value.written.token) == (4, "0-4.1-2")
+
+
+def test_a_batch_is_bounded_in_bytes_too(call: Callable, platform: Platform) -> None:
+    call("upsert", "docs", ({"id": str(i), "text": "x" * (3 << 20)} for i in range(4)))
+    assert [len(body["documents"]) for _, _, body, _ in platform.asked] == [3, 1]
+
+
+def test_an_asynchronous_iterable_is_drawn_from_as_it_is_sent(url: str, platform: Platform) -> None:
+    async def drawn() -> Any:
+        for i in range(5):
+            yield {"id": str(i), "text": "x"}
+            await asyncio.sleep(0)
+
+    async def run() -> read.Written:
+        async with AsyncClient(url, "k") as client:
+            return await client.upsert("docs", drawn(), batch=2)
+
+    written = asyncio.run(run())
+    assert (written.accepted, written.token) == (5, "0-4.1-5")
+    assert [len(body["documents"]) for _, _, body, _ in platform.asked] == [2, 2, 1]
+
+
+def test_an_asynchronous_write_that_fails_says_what_was_written(url: str) -> None:
+    async def drawn() -> Any:
+        yield {"id": "a", "text": "x"}
+        yield {"id": "b", "text": object()}
+
+    async def run() -> None:
+        async with AsyncClient(url, "k") as client:
+            await client.upsert("docs", drawn(), batch=1)
+
+    with pytest.raises(InvalidArgument, match="'b'") as raised:
+        asyncio.run(run())
+    assert raised.value.written is not None
+    assert raised.value.written.accepted == 1
+
+
+def test_an_async_client_works_in_a_second_event_loop(url: str) -> None:
+    client = AsyncClient(url, "k")
+
+    async def once() -> str:
+        return (await client.collection("docs")).name
+
+    assert [asyncio.run(once()) for _ in range(3)] == ["docs"] * 3
+
+
+# deletions, many reads, many searches
+
+
+def test_a_deletion_by_filter_says_what_it_matched_and_until_when_it_judged(call: Callable, platform: Platform) -> None:
+    found = call("delete", "docs", filter={"lang": "en"}, wait_for="0-5")
+    assert found == read.Deleted(2, "0-9", 2, "0-7")
+    assert platform.asked[0][2] == {"filter": {"lang": "en"}, "wait_for": "0-5"}
+
+
+def test_many_ids_are_deleted_in_several_calls(call: Callable, platform: Platform) -> None:
+    found = call("delete", "docs", (str(i) for i in range(10_001)))
+    assert found == read.Deleted(10_001, "0-2")
+    assert [len(body["ids"]) for _, _, body, _ in platform.asked] == [10_000, 1]
+    assert call("delete", "docs", []) == read.NOTHING_DELETED
+
+
+def test_many_documents_are_read_and_those_that_are_not_there_are_left_out(call: Callable, platform: Platform) -> None:
+    platform.refusals = [problem(404, "not-found")]
+    found = call("get_many", "docs", ["gone", "a"])
+    assert {name: d.version for name, d in found.items()} == {"a": 7}
+
+
+def test_many_searches_are_answered_in_their_order(call: Callable, platform: Platform) -> None:
+    found = call(
+        "search_batch", "docs", ["red", {"vector": np.zeros(2), "k": 3, "wait_for": read.Written(1, (), "0-7")}]
+    )
+    assert [r.effort for r in found] == [0, 1]
+    assert platform.asked[0][2]["questions"] == [
+        {"text": "red"},
+        {"k": 3, "wait_for": "0-7", "vector_base64": base64.b64encode(bytes(8)).decode()},
+    ]
+    assert len(call("search_batch", "docs", ["red"] * 1_001)) == 1_001
+    assert call("search_batch", "docs", []) == []
+
+
+def test_one_search_of_many_that_fails_is_raised(call: Callable, platform: Platform) -> None:
+    bad = {"index": 1, "problem": {"status": 504, "type": "urn:vicinage:problem:deadline-exceeded", "detail": "late"}}
+    lines = [json.dumps({"index": 0, **ANSWER}), json.dumps(bad)]
+    platform.refusals = [Response("\n".join(lines), media_type="application/x-ndjson")]
+    with pytest.raises(Timeout, match="late"):
+        call("search_batch", "docs", ["red", "blue"])
+    platform.refusals = [Response(lines[0], media_type="application/x-ndjson")]
+    with pytest.raises(Unavailable, match="did not arrive"):
+        call("search_batch", "docs", ["red", "blue"])
+
+
+# collections that are there already
+
+
+def test_a_collection_that_is_there_as_described_is_returned(call: Callable, platform: Platform) -> None:
+    platform.refusals = [problem(409, "conflict")]
+    assert call("create_collection", "docs", metric="cosine", exist_ok=True).name == "docs"
+    platform.refusals = [problem(409, "conflict")]
+    with pytest.raises(Conflict, match="differs in dimension, metric"):
+        call("create_collection", "docs", dimension=3, metric="dot", exist_ok=True)
+    platform.refusals = [problem(409, "conflict")]
+    with pytest.raises(Conflict, match="conflict it is"):
+        call("create_collection", "docs")

@@ -1,0 +1,105 @@
+"""Documents to request bodies: each is encoded once, named when it cannot be, and packed into batches. Pure."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from vicinage_client.errors import InvalidArgument
+
+BATCH_MAX: Final = 10_000
+"""Documents that the platform takes in one request."""
+BATCH_BYTES: Final = 8 << 20
+"""A batch is closed when it reaches this many bytes; a single document may be larger."""
+
+
+class Batcher:
+    """Packs encoded documents into bodies of at most `size` documents and about BATCH_BYTES."""
+
+    def __init__(self, size: int) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= BATCH_MAX:
+            raise InvalidArgument(f"batch is {size!r}; it goes from 1 to {BATCH_MAX}")
+        self._size = size
+        self._parts: list[bytes] = []
+        self._bytes = 0
+
+    def add(self, document: Mapping[str, Any]) -> tuple[bytes, int] | None:
+        """Adds a document. Returns a body and its number of documents when that completes one."""
+        self._parts.append(encoded(document))
+        self._bytes += len(self._parts[-1])
+        full = len(self._parts) >= self._size or self._bytes >= BATCH_BYTES
+        return self.flush() if full else None
+
+    def flush(self) -> tuple[bytes, int] | None:
+        """Returns the body of what was added since the last one and its number of documents; None if nothing was."""
+        if not self._parts:
+            return None
+        body, n = b'{"documents":[' + b",".join(self._parts) + b"]}", len(self._parts)
+        self._parts, self._bytes = [], 0
+        return body, n
+
+
+def batches(documents: Iterable[Mapping[str, Any]], size: int) -> Iterator[tuple[bytes, int]]:
+    """Yields (body, number of documents), drawn from the iterable as they are needed: it may be endless.
+
+    Raises InvalidArgument that names the document which cannot be sent.
+    """
+    batcher = Batcher(size)
+    for document in documents:
+        if (full := batcher.add(document)) is not None:
+            yield full
+    if (rest := batcher.flush()) is not None:
+        yield rest
+
+
+def encoded(document: Mapping[str, Any]) -> bytes:
+    """Returns a document as JSON, its vectors as lists. Raises InvalidArgument that names the document."""
+    if not isinstance(document, Mapping):
+        raise InvalidArgument(f"a document is a mapping with an id, not {type(document).__name__}")
+    name = document.get("id")
+    if not isinstance(name, str) or not name:
+        raise InvalidArgument(f"a document's id is a text that is not empty, not {name!r}"[:200])
+    sent = dict(document)
+    for field, depth in (("vector", 1), ("vectors", 2)):
+        if sent.get(field) is not None:
+            sent[field] = _numbers(sent[field], depth, field, name)
+    try:
+        text = json.dumps(sent, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(
+            f"document {name[:200]!r} cannot be sent as JSON: {error or type(error).__name__}", document_id=name
+        ) from error
+
+
+def vector(given: Any, field: str = "vector") -> list[float]:
+    """Returns one vector as a list of finite floats. Raises InvalidArgument, also for a matrix."""
+    found: list[float] = _numbers(given, 1, field, None)
+    return found
+
+
+def _numbers(given: Any, depth: int, field: str, document_id: str | None) -> list[Any]:
+    """`given` (lists, numpy or torch) as lists of finite floats, `depth` levels deep. Raises InvalidArgument."""
+    try:
+        return _level(given.tolist() if hasattr(given, "tolist") else given, depth)
+    except (TypeError, ValueError, OverflowError) as error:
+        whose = f"document {document_id[:200]!r}: " if document_id is not None else ""
+        what = "a list of numbers" if depth == 1 else "a list of lists of numbers"
+        raise InvalidArgument(f"{whose}{field} is {what}: {error}", document_id=document_id) from error
+
+
+def _level(given: Any, depth: int) -> list[Any]:
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"found {type(given).__name__}")
+    if depth > 1:
+        return [_level(row.tolist() if hasattr(row, "tolist") else row, depth - 1) for row in given]
+    numbers = [n if type(n) is float or type(n) is int else _number(n) for n in given]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("found NaN or infinity, which JSON cannot say")
+    return numbers
+
+
+def _number(n: Any) -> float:
+    if isinstance(n, str | bytes | list | tuple):
+        raise TypeError(f"found {type(n).__name__} in the place of a number")
+    return float(n)

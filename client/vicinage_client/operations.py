@@ -1,0 +1,125 @@
+"""What each method of the clients does, as generators: they yield calls, receive answers and return the result.
+
+Both clients run them; neither HTTP nor waiting happens here. An error of a call is thrown into the generator.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, TypeVar
+
+from vicinage_client import requests as make
+from vicinage_client import results as read
+from vicinage_client.errors import Conflict, DocumentsRejected, InvalidArgument, NotFound, VicinageError
+from vicinage_client.requests import Call
+from vicinage_client.results import CollectionFacts, Deleted, Document, SearchResult, Written
+
+T = TypeVar("T")
+Steps = Generator[Call, Any, T]
+OnRejected = Literal["raise", "return"]
+_REJECTED: Final = ("raise", "return")
+
+
+def search(call: Call) -> Steps[SearchResult]:
+    """One search."""
+    return read.search_result((yield call))
+
+
+def search_batch(collection: str, searches: Iterable[Mapping[str, Any] | str]) -> Steps[list[SearchResult]]:
+    """Many searches; the answers in their order. Raises the first search's error, if one has any."""
+    found: list[SearchResult] = []
+    for call in make.search_batches(collection, searches):
+        for answer in read.search_results((yield call), len(call.body["questions"])):
+            if isinstance(answer, VicinageError):
+                raise answer
+            found.append(answer)
+    return found
+
+
+def upsert(collection: str, bodies: Iterable[tuple[bytes, int]], total: Written) -> Steps[Written]:
+    """Writes encoded batches; `total` is what was written before. An error carries `written`: what is durable by then."""
+    try:
+        for body, n in bodies:
+            total = read.written(total, (yield make.upsert(collection, body)), n)
+    except VicinageError as error:
+        error.written = total
+        raise
+    return total
+
+
+def settled(total: Written, on_rejected: OnRejected) -> Written:
+    """Returns what was written. Raises DocumentsRejected where documents were rejected and the caller did not ask for them."""
+    if total.n_rejected and on_rejected == "raise":
+        raise DocumentsRejected(total)
+    return total
+
+
+def check_on_rejected(on_rejected: str) -> None:
+    """Raises InvalidArgument for another choice than there is."""
+    if on_rejected not in _REJECTED:
+        raise InvalidArgument(f'on_rejected is "raise" or "return", not {on_rejected!r}')
+
+
+def delete(
+    collection: str, ids: Iterable[str] | None, condition: Mapping[str, Any] | None, wait_for: Any
+) -> Steps[Deleted]:
+    """Deletes documents by id or by filter."""
+    total = read.NOTHING_DELETED
+    for call in make.deletions(collection, ids, condition, wait_for):
+        total = read.deleted(total, (yield call))
+    return total
+
+
+def get(collection: str, document_id: str, wait_for: Any) -> Steps[Document]:
+    """One document."""
+    return read.document((yield make.document(collection, document_id, wait_for)))
+
+
+def get_many(collection: str, ids: Iterable[str], wait_for: Any) -> Steps[dict[str, Document]]:
+    """Those of the documents that are there, by id."""
+    found: dict[str, Document] = {}
+    for document_id in _list_of_ids(ids):
+        try:
+            found[document_id] = read.document((yield make.document(collection, document_id, wait_for)))
+        except NotFound:
+            continue
+    return found
+
+
+def _list_of_ids(ids: Iterable[str]) -> Iterator[str]:
+    if isinstance(ids, str | bytes):
+        raise InvalidArgument("ids is a list of ids, not a text")
+    return iter(ids)
+
+
+def create_collection(call: Call, *, exist_ok: bool) -> Steps[CollectionFacts]:
+    """A new collection; with `exist_ok` also one that is there already, if it is as described. Raises Conflict."""
+    try:
+        return read.collection((yield call))
+    except Conflict as taken:
+        if not exist_ok:
+            raise
+        there = read.collection((yield Call("GET", make.collection(call.body["name"]))))
+        if different := read.differences(there, call.body):
+            raise Conflict(
+                f"the collection is there, and differs in {', '.join(different)}", problem=taken.problem, status=409
+            ) from taken
+        return there
+
+
+def collection(name: str) -> Steps[CollectionFacts]:
+    """Facts of a collection."""
+    return read.collection((yield Call("GET", make.collection(name))))
+
+
+def collections() -> Steps[tuple[CollectionFacts, ...]]:
+    """Facts of all collections."""
+    return read.collections((yield Call("GET", "/v1/collections")))
+
+
+def delete_collection(name: str) -> Steps[None]:
+    """Deletes a collection with all its documents."""
+    yield make.delete_collection(name)
+
+
+def dead_letters(after: int, limit: int) -> Steps[list[Mapping[str, Any]]]:
+    """Dead letters."""
+    return read.letters((yield make.dead_letters(after, limit)))
