@@ -323,7 +323,7 @@ def tenant_delete(name: str, data: Path, url: str | None, key: str | None, *, ye
     """Delete a tenant with its collections and topics. Its name is not given again."""
     if not yes:
         click.confirm(f"Delete tenant {name} with everything it has?", abort=True)
-    show(operator(data, url, key).call("DELETE", f"/tenants/{name}"), as_json)
+    show(operator(data, url, key).call("DELETE", f"/tenants/{name}?confirm={name}"), as_json)
 
 
 @main.group("key", epilog=EPILOG)

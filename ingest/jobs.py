@@ -9,7 +9,8 @@ from typing import Final
 
 from ingest.columns import parse_arrow
 from ingest.documents import Entry, parse_json
-from ingest.rules import Broken, Rules, check_id
+from ingest.ids import fault_of
+from ingest.rules import Rules
 from tenants.entities import Collection, Tenant
 from tenants.registry import Registry
 from vicinage.errors import NotFound, Refused
@@ -127,10 +128,8 @@ def _entries(
         collection = _collection(registry, tenant, name)
         if not document_id:
             raise Refused("a deletion's key is <collection>/<id>", field="key")
-        try:
-            check_id(document_id, limits)
-        except Broken as bad:
-            raise Refused(f"a deletion's key is <collection>/<id>, and its id {bad}", field="key") from None
+        if (fault := fault_of(document_id, limits.id_bytes_max)) is not None:
+            raise Refused(f"a deletion's key is <collection>/<id>, and its id {fault}", field="key")
         return [(collection, Deletion(name, document_id))]
     if dict(record.headers).get("content-type") == ARROW.encode():
         name_given, batches = decode_documents(record.value)

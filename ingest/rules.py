@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
+from ingest.ids import fault_of_new
 from tenants.entities import Collection
 from vicinage.records import Document, Floats
 from vicinage.settings import IngestSettings
@@ -47,14 +48,9 @@ class Rules:
 
 
 def check_id(document_id: object, limits: IngestSettings) -> None:
-    """Raise Broken unless it is a printable string of at most `id_bytes_max`."""
-    if not isinstance(document_id, str) or not document_id:
-        raise Broken("id", "a document needs an id: a string that is not empty")
-    size = _utf8_bytes("id", document_id)
-    if size > limits.id_bytes_max:
-        raise Broken("id", f"{size} bytes; at most {limits.id_bytes_max}")
-    if not document_id.isprintable():
-        raise Broken("id", "holds a control or unprintable character")
+    """Raises Broken unless a document may have this id (`ingest/ids.py`)."""
+    if (fault := fault_of_new(document_id, limits.id_bytes_max)) is not None:
+        raise Broken("id", fault)
 
 
 def check_text(name: str, text: str, bytes_max: int) -> None:

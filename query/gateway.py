@@ -191,7 +191,12 @@ def create_app(house: Gateway) -> FastAPI:
                 await house.close_embedders()
 
     app = Api(
-        title="Vicinage", version=__version__, lifespan=lifespan, redoc_url=None, responses={"default": DOCUMENTED}
+        title="Vicinage",
+        version=__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+        responses={"default": DOCUMENTED},
+        redirect_slashes=False,  # a redirect turns the deletion of a document into that of its collection
     )
     app.state.gateway = house
     for each in (search, documents, collections, admin, health):

@@ -270,7 +270,12 @@ def token(wait_for: Any) -> Any:
 
 def collection(name: str) -> str:
     """The path of a collection."""
-    return f"/v1/collections/{quote(name, safe='')}"
+    return f"/v1/collections/{_segment(name)}"
+
+
+def _segment(name: str) -> str:
+    """Returns the name as one segment of a path, with what a URL parser would remove or merge percent-encoded."""
+    return quote(name, safe="").replace(".", "%2E") if not name.strip(".") else quote(name, safe="")
 
 
 def document(name: str, document_id: str, wait_for: Any = None) -> Call:
@@ -278,7 +283,7 @@ def document(name: str, document_id: str, wait_for: Any = None) -> Call:
     waited = token(wait_for)
     text = f"{waited['partition']}-{waited['offset']}" if isinstance(waited, Mapping) else waited
     query = f"?wait_for={quote(text, safe='')}" if text else ""
-    return Call("GET", f"{collection(name)}/documents/{quote(document_id, safe='')}{query}")
+    return Call("GET", f"{collection(name)}/documents/{_segment(document_id)}{query}")
 
 
 def headers(key: str) -> dict[str, str]:

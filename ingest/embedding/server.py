@@ -72,7 +72,7 @@ def create_app(
         for model in (*models.values(), *((reranker,) if reranker else ())):
             await run_in_threadpool(model.close)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/embeddings", embeddings, methods=["POST"]),
             Route("/rerank", rerank, methods=["POST"]),
@@ -84,6 +84,10 @@ def create_app(
         exception_handlers={VicinageError: _said, HTTPException: _http, Exception: _ours},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = (
+        False  # a redirect repeats the caller's Host header, and may repeat its body elsewhere
+    )
+    return app
 
 
 async def _embed(request: Request, models: Mapping[str, LocalEmbedder]) -> Response:

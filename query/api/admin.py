@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from indexer import reindex
 from query.api.collections import FIELDS, create_for, facts, facts_of
-from query.api.http import answer, gateway, integer, json_object, name_in, number, principal, typed
+from query.api.http import answer, check_confirmed, gateway, integer, json_object, name_in, number, principal, typed
 from tenants import provisioning
 from tenants.entities import EmbeddingModel, Job, Key, Tenant
 from vicinage.errors import Refused
@@ -77,8 +77,10 @@ async def resume_tenant(tenant: str, request: Request) -> Response:
 
 @router.delete("/tenants/{tenant}", response_model=None)
 async def delete_tenant(tenant: str, request: Request) -> Response:
-    """Delete a tenant, its collections and its topics. Its name is not given again."""
+    """Deletes a tenant, its collections and its topics; `?confirm=` must repeat its name, which is not given again."""
     house, actor = await _operator(request)
+    house.registry.tenant(tenant)
+    check_confirmed(request, tenant)
     await run_in_threadpool(provisioning.delete_tenant, house.registry, house.log, tenant, actor=actor)
     return answer({"deleted": tenant})
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from indexer.shard import ShardStats
-from query.api.http import answer, gateway, integer, json_object, principal, typed, unknown_in
+from query.api.http import answer, check_confirmed, gateway, integer, json_object, principal, typed, unknown_in
 from tenants import provisioning
 from tenants.entities import Collection, Objectives
 from vicinage.errors import NotFound, Refused
@@ -92,10 +92,11 @@ async def show(collection: str, request: Request) -> Response:
 
 @router.delete("/v1/collections/{collection}", status_code=202, response_model=None)
 async def delete(collection: str, request: Request) -> Response:
-    """Delete a collection with all its documents."""
+    """Deletes a collection with all its documents; `?confirm=` must repeat its name."""
     who = await principal(request, "write")
     house = gateway(request)
     tenant, _ = await house.answerer.find(who, collection)
+    check_confirmed(request, collection)
     with house.answerer.admitted(tenant):
         await run_in_threadpool(house.registry.delete_collection, tenant.name, collection, actor=who.key_id)
     return answer({"deleted": collection}, 202)

@@ -15,6 +15,7 @@ from indexer.shard import StoredDocument
 from ingest import dead_letters, intake
 from ingest.columns import parse_arrow_body
 from ingest.documents import Entry, parse_json, parse_ndjson
+from ingest.ids import fault_of, has_dot_segment
 from ingest.rules import Rules
 from query.api.http import (
     answer,
@@ -26,6 +27,7 @@ from query.api.http import (
     number,
     principal,
     typed,
+    unknown_in,
     unless_gone,
 )
 from query.api.search import token_of
@@ -129,8 +131,9 @@ def _too_many(what: str) -> Refused:
 
 @router.get("/v1/collections/{collection}/documents/{document_id:path}", response_model=None)
 async def read(collection: str, document_id: str, request: Request) -> Response:
-    """One document as it is searchable now: its passages, metadata and version. `?wait_for=TOKEN` reads one's own write."""
+    """Returns one document as it is searchable now: passages, metadata, version. `?wait_for=TOKEN` waits for a write."""
     who = await principal(request, "read")
+    _check_query(request, frozenset({"wait_for"}))
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
     deadline = Deadline.after(house.settings.timeout_ms / 1000)
@@ -157,8 +160,9 @@ async def _stored(
 
 @router.delete("/v1/collections/{collection}/documents/{document_id:path}", status_code=202, response_model=None)
 async def delete_one(collection: str, document_id: str, request: Request) -> Response:
-    """Forget one document. No error when it is not there."""
+    """Deletes one document. No error when it is not there."""
     who = await principal(request, "write")
+    _check_deletable(request, document_id)
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
     with house.answerer.admitted(tenant):
@@ -200,13 +204,23 @@ async def _matching(house: Any, condition: object, collection: Collection) -> li
     return found
 
 
+def _check_deletable(request: Request, document_id: str) -> None:
+    """Raises Refused where the path may not name the document that the caller means."""
+    if has_dot_segment(document_id):
+        raise Refused("an id with the segment '.' or '..' goes into the body of documents:delete", field="id")
+    _check_query(request, frozenset())
+
+
+def _check_query(request: Request, known: frozenset[str]) -> None:
+    """Raises Refused for an unknown parameter: an id that was not percent-encoded loses what follows its '?'."""
+    if (unknown := unknown_in(request.query_params, known)) is not None:
+        raise Refused(f"unknown parameter {unknown!r}; a '?' in an id is sent as %3F", field=unknown)
+
+
 async def _delete(house: Any, tenant: Tenant, collection: Collection, ids: list[str]) -> Response:
-    if any(not i or len(i.encode(errors="replace")) > house.limits.id_bytes_max or not i.isprintable() for i in ids):
-        raise Refused(
-            f"an id is printable, not empty, and at most {house.limits.id_bytes_max} bytes",
-            field="id",
-            limit=house.limits.id_bytes_max,
-        )
+    bytes_max = house.limits.id_bytes_max
+    if (fault := next(filter(None, (fault_of(i, bytes_max) for i in ids)), None)) is not None:
+        raise Refused(f"an id {fault}", field="id", limit=bytes_max)
     if not ids:
         return answer({"accepted": 0, "token": None}, 202)
     token = await run_in_threadpool(intake.delete, house.log, tenant, collection.name, ids, now_ms=house.clock.now_ms())

@@ -193,6 +193,15 @@ def name_in(text: Name) -> Name:
     return text
 
 
+def check_confirmed(request: Request, name: str) -> None:
+    """Raises Refused unless `?confirm=` names what is to be deleted with everything in it.
+
+    The path alone does not decide: a URL parser may have shortened the path of something smaller.
+    """
+    if request.query_params.getlist("confirm") != [name]:
+        raise Refused(f"this deletes {name!r} with everything it has: add ?confirm={name} to the path", field="confirm")
+
+
 def answer(value: object, status: int = 200) -> Response:
     """JSON."""
     return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type="application/json")

@@ -8,6 +8,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -233,6 +234,15 @@ def test_the_other_calls(call: Callable, platform: Platform) -> None:
         ("GET", "/v1/dead-letters?after=3&limit=100", None),
         ("DELETE", "/v1/collections/docs?confirm=docs", None),
     ]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../../other", "...", "a/../b"])
+def test_a_path_is_sent_as_it_was_meant(call: Callable, platform: Platform, name: str) -> None:
+    call("get", "docs", name)
+    call("collection", name)
+    sent = [path for _, path, _, _ in platform.asked]
+    assert [unquote(path) for path in sent] == [f"/v1/collections/docs/documents/{name}", f"/v1/collections/{name}"]
+    assert [path.count("/") for path in sent] == [5, 3]
 
 
 @pytest.mark.parametrize(
