@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ingest.documents import Entry
+from ingest.identity import header_of
 from tenants.entities import Collection, Tenant
 from vicinage.log import Log, Record
 from vicinage.records import Document, Position, Rejected, Token
@@ -16,7 +17,7 @@ from vicinage.wire import ARROW, encode_documents, rows_bytes
 
 RECORD_BYTES: Final = 2 << 20
 """What a record of many documents aims at."""
-HEADERS: Final = (("content-type", ARROW.encode()),)
+CONTENT_TYPE: Final = ("content-type", ARROW.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def accept(log: Log, tenant: Tenant, collection: Collection, entries: Sequence[E
         records = [
             Record(
                 encode_documents(chunk, collection=collection.name, dimension=dimension),
-                headers=HEADERS,
+                headers=(CONTENT_TYPE, header_of(collection)),
                 event_time_ms=now_ms,
             )
             for chunk in _chunks(run, dimension)
@@ -47,13 +48,14 @@ def accept(log: Log, tenant: Tenant, collection: Collection, entries: Sequence[E
     return Accepted(len(documents), rejected, Token.covering(positions) if positions else None)
 
 
-def delete(log: Log, tenant: Tenant, collection: str, ids: Sequence[str], *, now_ms: int) -> Token:
-    """Write the deletions; durable on return. Deleting what is not there is no error."""
+def delete(log: Log, tenant: Tenant, collection: Collection, ids: Sequence[str], *, now_ms: int) -> Token:
+    """Appends the deletions; durable on return. Deleting what is not there is no error."""
     n = log.topics(tenant.documents_topic).get(tenant.documents_topic, 1)
     positions: list[Position] = []
     for partition in range(n):
         of_it = [i for i in ids if shard_of(i, n) == partition]
-        records = [Record(None, key=f"{collection}/{i}".encode(), event_time_ms=now_ms) for i in of_it]
+        headers = (header_of(collection),)
+        records = [Record(None, f"{collection.name}/{i}".encode(), headers, now_ms) for i in of_it]
         positions.extend(
             Position(partition, o) for o in log.append(tenant.documents_topic, partition, records) if records
         )

@@ -9,6 +9,7 @@ from typing import Final
 
 from ingest.columns import parse_arrow
 from ingest.documents import Entry, parse_json
+from ingest.identity import stranger
 from ingest.ids import fault_of
 from ingest.rules import Rules
 from tenants.entities import Collection, Tenant
@@ -35,6 +36,11 @@ class Write:
     """The record that it came in."""
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A deletion that was written to an earlier collection of this name."""
+
+
 @dataclass(slots=True)
 class Job:
     """Records of one partition, parsed: what to write, what to reject, and from where to where it goes."""
@@ -47,6 +53,8 @@ class Job:
     """Monotonic time before which nobody had these records in hand."""
     writes: list[Write] = field(default_factory=list)
     rejected: list[tuple[Stored, Rejected]] = field(default_factory=list)
+    skipped: int = 0
+    """Deletions that were written to an earlier collection of the name: they have no effect."""
 
     def needs_embedding(self) -> bool:
         """True when some text of it has no vector yet, or not of each model."""
@@ -75,6 +83,8 @@ def jobs_of(
         for outcome in parse(stored, tenant, registry, settings):
             if isinstance(outcome, Rejected):
                 job.rejected.append((stored, outcome))
+            elif isinstance(outcome, Skipped):
+                job.skipped += 1
             else:
                 job.writes.append(outcome)
         job.end = stored.offset + 1
@@ -100,14 +110,18 @@ def _newest(job: Job) -> Job:
     return job
 
 
-def parse(stored: Stored, tenant: Tenant, registry: Registry, limits: IngestSettings) -> list[Write | Rejected]:
-    """Every document that one record holds, as a write or as a reason."""
+def parse(
+    stored: Stored, tenant: Tenant, registry: Registry, limits: IngestSettings
+) -> list[Write | Rejected | Skipped]:
+    """Returns every document that one record holds, as a write or as a reason why not."""
     version = Position(stored.partition, stored.offset).version()
     try:
         entries = list(_entries(stored, tenant, registry, limits))
+    except _Strange as strange:
+        return [Skipped() if stored.record.value is None else strange.rejected]
     except Refused as refused:
         return [Rejected(refused.detail, field=refused.field)]
-    found: list[Write | Rejected] = []
+    found: list[Write | Rejected | Skipped] = []
     for collection, entry in entries:
         if isinstance(entry, Rejected):
             found.append(entry)
@@ -125,7 +139,7 @@ def _entries(
         raise Refused(record.unreadable, field="headers")
     if record.value is None:
         name, _, document_id = _text(record.key or b"", "key").partition("/")
-        collection = _collection(registry, tenant, name)
+        collection = _collection(registry, tenant, name, stored)
         if not document_id:
             raise Refused("a deletion's key is <collection>/<id>", field="key")
         if (fault := fault_of(document_id, limits.id_bytes_max)) is not None:
@@ -133,12 +147,12 @@ def _entries(
         return [(collection, Deletion(name, document_id))]
     if dict(record.headers).get("content-type") == ARROW.encode():
         name_given, batches = decode_documents(record.value)
-        collection = _collection(registry, tenant, name_given or _key_collection(record))
+        collection = _collection(registry, tenant, name_given or _key_collection(record), stored)
         return [(collection, e) for e in parse_arrow(batches, Rules.of(collection, limits))]
     body = load_json(record.value, field="value")
     if not isinstance(body, dict):
         raise Refused("a document is a JSON object", field="value")
-    collection = _collection(registry, tenant, body.get("collection"))
+    collection = _collection(registry, tenant, body.get("collection"), stored)
     return [(collection, parse_json(body, Rules.of(collection, limits), tenant=tenant.name))]
 
 
@@ -146,13 +160,24 @@ def _key_collection(record: Record) -> str:
     return _text(record.key or b"", "key").partition("/")[0]
 
 
-def _collection(registry: Registry, tenant: Tenant, name: object) -> Collection:
+class _Strange(Exception):
+    """The record was not written to the collection that now has its name."""
+
+    def __init__(self, reason: str, collection: str) -> None:
+        super().__init__(reason)
+        self.rejected = Rejected(reason, field="collection", collection=collection)
+
+
+def _collection(registry: Registry, tenant: Tenant, name: object, stored: Stored) -> Collection:
     if not isinstance(name, str) or not name:
         raise Refused("the document names no collection", field="collection")
     try:
-        return registry.collection(tenant.name, name)
+        found = registry.collection(tenant.name, name)
     except NotFound as missing:
         raise Refused(f"{missing} of this tenant", field="collection") from None
+    if (reason := stranger(stored, found)) is not None:
+        raise _Strange(reason, name)
+    return found
 
 
 def _text(data: bytes, field_name: str) -> str:

@@ -45,6 +45,9 @@ _event = events("ingest")
 _documents = counter("vicinage_ingest_documents_total", "documents taken from the documents log")
 _passages = counter("vicinage_ingest_passages_total", "passages written to the vectors log")
 _rejected = counter("vicinage_ingest_rejected_total", "documents sent to dead letters")
+_skipped = counter(
+    "vicinage_ingest_skipped_total", "deletions written to an earlier collection of the same name, without effect"
+)
 _seconds = histogram("vicinage_ingest_step_seconds", "one job of ingest: parsed to committed")
 
 
@@ -304,6 +307,7 @@ class Ingest:
         crash_point("ingest.after_commit")
         _documents.inc(len(job.writes))
         _rejected.inc(len(rejected))
+        _skipped.inc(job.skipped)
         _passages.inc(sum(len(pieces) for (write, _), pieces in made.pieces.items() if write not in made.refused))
         _seconds.observe(time.perf_counter() - task.since)
 

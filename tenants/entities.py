@@ -143,6 +143,10 @@ class Collection:
     generations: tuple[Generation, ...]
     objectives: Objectives
     created_ms: int = 0
+    uid: str = ""
+    """Names this creation: a collection that is deleted and created again under its name has another."""
+    first_offsets: tuple[int, ...] = ()
+    """End of each partition of the tenant's documents topic at the creation: records below were not written to it."""
 
     def generation(self, number: int | None = None) -> Generation:
         """The generation of that number; the live one by default. KeyError if it is gone."""

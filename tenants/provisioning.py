@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from tenants.entities import Class, Collection, Metric, Objectives, Tenant
@@ -73,9 +74,15 @@ def create_collection(
         metric=metric,
         index=index,
         place=placer(log, tenant, name, shards, slots_total),
+        first_offsets=partial(documents_ends, log, registry.tenant(tenant).documents_topic),
         objectives=objectives,
         actor=actor,
     )
+
+
+def documents_ends(log: Log, topic: str) -> tuple[int, ...]:
+    """Returns the end offset of each partition of a documents topic; () for a topic that does not exist yet."""
+    return tuple(log.end(topic, partition) for partition in range(log.topics(topic).get(topic, 0)))
 
 
 def placer(log: Log, tenant: str, collection: str, shards: int, slots_total: int) -> Place:

@@ -6,6 +6,7 @@ transaction (law 10). `refresh` is one small SELECT; it loads only rows stamped 
 
 import json
 import re
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -231,12 +232,15 @@ class Registry:
         metric: Metric = "cosine",
         index: str = "auto",
         place: Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]],
+        first_offsets: Callable[[], tuple[int, ...]] = tuple,
         objectives: Objectives | None = None,
         actor: str,
     ) -> Collection:
-        """A new collection, its first generation live. `place(generation)` gives that generation's slots and starts.
+        """Creates a collection, its first generation live.
 
-        It is asked before the change, which everybody else's would wait for. Raises Conflict where the name is taken.
+        `place(generation)` returns that generation's slots and starts, `first_offsets()` the ends of the documents
+        topic. Both are called before the change, because all other changes wait for it. Raises Conflict if the name
+        is taken.
         """
         self.refresh()
         if not COLLECTION_NAME.fullmatch(name):
@@ -249,6 +253,7 @@ class Registry:
         _check_build(dimension, metric, index)
         number = self._next_generation(tenant, name)
         slots, starts = place(number)
+        offsets = first_offsets()
         with changing(self._engine, self._clock, actor) as at:
             _tenant_now(at, tenant)
             where = (tables.collections.c.tenant == tenant) & (tables.collections.c.name == name)
@@ -261,6 +266,8 @@ class Registry:
                 "live": number,
                 "next_generation": number + 1,
                 "objectives": json.dumps(asdict(objectives or Objectives())),
+                "uid": secrets.token_hex(8),
+                "first_offsets": json.dumps(offsets),
                 "created_ms": at.now_ms,
                 "row_version": at.version,
             }
@@ -509,5 +516,7 @@ def _load(connection: Connection, view: _View, version: int) -> _View:
             tuple(g for _, g in sorted(every.items()) if g.state in SERVING),
             Objectives(**json.loads(r["objectives"])),
             r["created_ms"],
+            r["uid"],
+            tuple(json.loads(r["first_offsets"])),
         )
     return _View(version, tenants, collections, models)

@@ -72,6 +72,8 @@ collections = Table(
     Column("live", Integer, nullable=False),
     Column("next_generation", Integer, nullable=False),
     Column("objectives", Text, nullable=False),
+    Column("uid", String(32), nullable=False),
+    Column("first_offsets", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("row_version", BigInteger, nullable=False, index=True),
 )

@@ -17,6 +17,7 @@ CounterName = Literal[
     "vicinage_ingest_documents_total",  # documents taken from the documents log
     "vicinage_ingest_passages_total",  # passages written to the vectors log
     "vicinage_ingest_rejected_total",  # documents sent to dead letters
+    "vicinage_ingest_skipped_total",  # deletions written to an earlier collection of the same name, without effect
     "vicinage_ingest_embed_tokens_total",  # tokens embedded, by lane
     "vicinage_ingest_rerank_pairs_total",  # passages read together with a question by the cross-encoder
     "vicinage_indexer_seals_total",  # segments sealed

@@ -98,9 +98,20 @@ def _writers() -> CapacityLimiter:
 
 
 def _accept(house: Any, tenant: Tenant, collection: Collection, kind: str, data: bytes) -> intake.Accepted:
+    collection = _now(house, collection)
     rules = Rules.of(collection, house.limits)
     entries = _entries(kind, data, rules, tenant)
     return intake.accept(house.log, tenant, collection, entries, now_ms=house.clock.now_ms())
+
+
+def _now(house: Any, collection: Collection) -> Collection:
+    """Returns the collection as the catalog has it. Raises NotFound, Unavailable.
+
+    A write names the creation that it is for: memory may still hold a collection that was deleted and created again.
+    """
+    house.registry.refresh()
+    found: Collection = house.registry.collection(collection.tenant, collection.name)
+    return found
 
 
 def _entries(kind: str, data: bytes, rules: Rules, tenant: Tenant) -> list[Entry]:
@@ -223,8 +234,12 @@ async def _delete(house: Any, tenant: Tenant, collection: Collection, ids: list[
         raise Refused(f"an id {fault}", field="id", limit=bytes_max)
     if not ids:
         return answer({"accepted": 0, "token": None}, 202)
-    token = await run_in_threadpool(intake.delete, house.log, tenant, collection.name, ids, now_ms=house.clock.now_ms())
+    token = await run_in_threadpool(_deleted, house, tenant, collection, ids)
     return answer({"accepted": len(ids), "token": str(token)}, 202)
+
+
+def _deleted(house: Any, tenant: Tenant, collection: Collection, ids: list[str]) -> Token:
+    return intake.delete(house.log, tenant, _now(house, collection), ids, now_ms=house.clock.now_ms())
 
 
 @router.get("/v1/dead-letters", response_model=None)

@@ -54,6 +54,19 @@ def test_a_collection_made_again_gets_a_higher_generation(house: House) -> None:
     assert make(house).number == 2
 
 
+def test_each_creation_of_a_collection_has_an_identity_of_its_own(house: House) -> None:
+    make(house)
+    first = house.registry.collection("acme", "docs")
+    house.registry.delete_collection("acme", "docs", actor="test")
+    house.registry.create_collection(
+        "acme", "docs", dimension=4, place=nowhere, first_offsets=lambda: (7, 0), actor="test"
+    )
+    again = Registry(house.engine, house.clock).collection("acme", "docs")
+    assert first.uid
+    assert again.uid not in ("", first.uid)
+    assert (first.first_offsets, again.first_offsets) == ((), (7, 0))
+
+
 def test_the_default_model_gives_the_dimension_and_disagreement_is_refused(house: House) -> None:
     house.registry.create_tenant("acme", actor="test")
     made = house.registry.create_collection("acme", "docs", place=nowhere, actor="test").generation()

@@ -13,6 +13,8 @@ import pytest
 from gate import Caller, platform, problem, serving
 from house import eventually
 
+from tenants import provisioning
+from tenants.registry import Registry
 from vicinage.log import Record
 from vicinage.settings import GatewaySettings
 from vicinage.wire import ARROW
@@ -30,6 +32,25 @@ def doc(name: str, *vector: float, **metadata: object) -> dict[str, object]:
 
 def ids(found: dict) -> list[str]:
     return [h["document_id"] for h in found["hits"]]
+
+
+def test_a_write_is_for_the_collection_that_has_the_name_now(call: Caller) -> None:
+    tenant, key = call.tenant()
+    elsewhere = Registry(call.base.engine, call.base.clock)
+    for turn in range(5):
+        call.collection(key)
+        old = call.write(key, [doc("old", 0, 1, 0, 0)])
+        call.search(key, vector=[1, 0, 0, 0], wait_for=old)
+        # By another gateway: this one's memory is behind for a moment.
+        elsewhere.delete_collection(tenant, "c", actor="test")
+        place = provisioning.placer(call.base.log, tenant, "c", 1, 8)
+        elsewhere.create_collection(tenant, "c", dimension=4, place=place, actor="test")
+        token = call.write(key, [doc(f"new{turn}", 1, 0, 0, 0)])
+        assert ids(call.search(key, vector=[1, 0, 0, 0], wait_for=token)) == [f"new{turn}"]
+        token = call("DELETE", f"/v1/collections/c/documents/new{turn}", key).json()["token"]
+        assert ids(call.search(key, vector=[1, 0, 0, 0], wait_for=token)) == []
+        elsewhere.delete_collection(tenant, "c", actor="test")
+        eventually(lambda: call("GET", "/v1/collections/c", key).status_code == 404)
 
 
 # search

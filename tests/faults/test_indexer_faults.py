@@ -150,7 +150,9 @@ def test_a_deletion_made_while_a_reindex_copies_stays_a_deletion(tmp_path: Path)
     indexer._hold_leases()
     indexer.step(0.2)
     indexer._upkeep._reindex.advance(base.jobs.list()[0])  # the new generation is there, nothing is copied yet
-    intake.delete(base.log, base.registry.tenant("acme"), "docs", ["d3", "d4"], now_ms=2)
+    intake.delete(
+        base.log, base.registry.tenant("acme"), base.registry.collection("acme", "docs"), ["d3", "d4"], now_ms=2
+    )
     fill(base, [f"e{i}" for i in range(20)])
     indexer.step(0.2)  # seals the deletions into the new generation before the old rows are copied
     for _ in range(8):
