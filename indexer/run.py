@@ -21,10 +21,11 @@ from tenants.registry import Registry
 from vicinage.clock import Clock
 from vicinage.errors import Conflict, Corrupt, Unavailable
 from vicinage.log import Log, Stored
+from vicinage.log.halts import Halts
 from vicinage.records import ShardId
 from vicinage.settings import IndexerSettings
 from vicinage.store import Store
-from vicinage.telemetry import counter, events, histogram
+from vicinage.telemetry import counter, events, gauge, histogram
 from vicinage.wire import decode_rows, parse_rows_key
 
 PENDING_BYTES_MAX: Final = 512 << 20
@@ -35,6 +36,7 @@ POLL_BYTES: Final = 16 << 20
 
 _event = events("indexer")
 _seals = counter("vicinage_indexer_seals_total", "segments sealed")
+_halted = gauge("vicinage_indexer_halted_slots", "slots of the vectors log that this indexer holds and does not read")
 _seconds = histogram("vicinage_indexer_seal_seconds", "building and publishing one segment")
 
 
@@ -71,6 +73,7 @@ class Indexer:
         self._upkeep = Upkeep(log, registry, manifests, jobs, self._builder, reindex, slots_total, self.lease, clock)
         self._leases: dict[int, Lease] = {}
         self._reader = log.reader({})
+        self._halts = Halts(_event, _halted)
         self._places: dict[int, int] = {}
         self._looked: dict[int, int] = {}
         """Each slot's place when its idle shards were last looked at."""
@@ -171,6 +174,7 @@ class Indexer:
             return []
         try:
             taken = self._reader.poll(bytes_max=POLL_BYTES, wait_s=wait_s)
+            self._see_halts()
             self._registry.refresh()  # after the poll: the generation of every row was in the catalog before the row
             for stored in taken:
                 self._take(stored)
@@ -180,6 +184,13 @@ class Indexer:
                 self._reader.add(VECTORS_TOPIC, slot, place)
             raise
         return taken
+
+    def _see_halts(self) -> None:
+        """Begin a slot anew whose next records are gone: its manifests say where. Other halts stay, and are seen."""
+        for (_, slot), halt in self._halts.update(self._reader.halted()).items():
+            if halt.kind == "offset_gone" and slot in self._leases:
+                self._leases_of.release(self._leases[slot])
+                self._drop(slot)
 
     def _take(self, stored: Stored) -> None:
         slot = stored.partition
@@ -281,4 +292,8 @@ class Indexer:
 
     def stats(self) -> dict[str, Any]:
         """What waits to be sealed."""
-        return {"pending_passages": sum(p.passages for p in self._pending.values()), "slots": sorted(self._leases)}
+        return {
+            "pending_passages": sum(p.passages for p in self._pending.values()),
+            "slots": sorted(self._leases),
+            "halted": {slot: halt.reason for (_, slot), halt in self._halts.known().items()},
+        }

@@ -15,10 +15,11 @@ from typing import Any, Final
 from indexer.shard import Shard
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Clock, Deadline
-from vicinage.errors import Corrupt, DeadlineExceeded, Unavailable
-from vicinage.log import Log, Stored, read_between
+from vicinage.errors import Corrupt, DeadlineExceeded, Refused, Unavailable
+from vicinage.log import Halt, Log, Stored, TopicPartition, read_between
+from vicinage.log.halts import Halts
 from vicinage.records import ShardId
-from vicinage.telemetry import counter, events, histogram
+from vicinage.telemetry import counter, events, gauge, histogram
 from vicinage.wire import decode_rows, parse_rows_key, rows_key
 
 POLL_S: Final = 0.25
@@ -29,11 +30,14 @@ JOIN_TURNS: Final = 20
 """After so many a shard whose rows keep coming joins while its slot's tail stands still."""
 NEAR_BYTES: Final = 1 << 20
 RETRY_S: Final = 0.5
+ANEW_S: Final = 60.0
+"""A tail that has run for so long ends where a slot's next records are gone: its next start reads the manifests."""
 LAGS_KEPT: Final = 500
 """Recent index lags kept per tenant that writes: 16 KB."""
 
 _event = events("searcher")
 _applied = counter("vicinage_searcher_applied_passages_total", "passages made searchable")
+_halted = gauge("vicinage_searcher_halted_slots", "slots of the vectors log that this searcher does not read")
 _lag = histogram("vicinage_searcher_index_lag_seconds", "searchable time minus event time, per message")
 
 
@@ -68,6 +72,7 @@ class Tail:
         self._caught_up = threading.Event()
         self._reached = threading.Condition()
         self._waiters: list[tuple[Mapping[int, int], Future[None]]] = []
+        self._halts = Halts(_event, _halted)
         self._n_applied = 0
         self._lags: dict[str, deque[float]] = {}
 
@@ -93,11 +98,20 @@ class Tail:
         """Recent index lags per tenant, newest last."""
         return {tenant: tuple(recent) for tenant, recent in list(self._lags.items())}
 
+    def halted(self) -> dict[int, Halt]:
+        """Slot → why its part of the vectors log is not read."""
+        return {slot: halt for (_, slot), halt in self._halts.known().items()}
+
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
-        """Wait until every slot's watermark is at least as asked; the watermarks then. Raises DeadlineExceeded."""
+        """Wait until every slot's watermark is at least as asked; the watermarks then.
+
+        Raises DeadlineExceeded, and Unavailable where a slot that is not there yet is not read at present.
+        """
         with self._reached:
             if self._has_reached(positions):
                 return self.watermarks()
+            if self._is_hopeless(positions):
+                raise _not_read()
             future: Future[None] = Future()
             self._waiters.append((positions, future))
         await within(future, deadline, f"slots {sorted(positions)}")
@@ -185,6 +199,7 @@ class Tail:
     def run(self, stop: threading.Event) -> None:
         """Read every slot from where it is, until told to stop."""
         reader = self._log.reader({(VECTORS_TOPIC, slot): start for slot, start in self._watermarks.items()})
+        began = self._clock.monotonic()
         try:
             while not stop.is_set():
                 try:
@@ -195,8 +210,25 @@ class Tail:
                     continue
                 if taken:
                     self._apply_all(taken)
+                if new := self._halts.update(reader.halted()):
+                    self._stand_still(new, anew=self._clock.monotonic() - began > ANEW_S)
         finally:
             reader.close()
+
+    def _stand_still(self, new: Mapping[TopicPartition, Halt], *, anew: bool) -> None:
+        """Tell who waits for these slots. Raises Refused where the role's next start finds another way."""
+        with self._reached:
+            hopeless = [w for w in self._waiters if self._is_hopeless(w[0])]
+            self._waiters = [w for w in self._waiters if w not in hopeless]
+        for _, future in hopeless:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(_not_read())
+        gone = [halt.reason for halt in new.values() if halt.kind == "offset_gone"]
+        if gone and anew:
+            raise Refused(gone[0], field="offset")
+
+    def _is_hopeless(self, positions: Mapping[int, int]) -> bool:
+        return any(self._watermarks.get(slot, 0) < positions.get(slot, 0) for slot in self.halted())
 
     def _apply_all(self, taken: list[Stored]) -> None:
         now_ms = self._clock.now_ms()
@@ -250,6 +282,10 @@ class Tail:
 
     def _has_reached(self, positions: Mapping[int, int]) -> bool:
         return all(self._watermarks.get(slot, 0) >= offset for slot, offset in positions.items())
+
+
+def _not_read() -> Unavailable:
+    return Unavailable("a part of the log is not read at present; `vicinage status` says more", dependency="searcher")
 
 
 def _near(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -24,11 +24,12 @@ from tenants.entities import Group
 from tenants.provisioning import VECTORS_TOPIC, ensure_topics
 from tenants.registry import Registry
 from vicinage.clock import Clock
-from vicinage.errors import Conflict, NotFound, Overloaded, Refused, Unavailable
+from vicinage.errors import Conflict, NotFound, Overloaded, Unavailable
 from vicinage.faults import crash_point
 from vicinage.log import Log, Stored, TopicPartition
+from vicinage.log.halts import Halts
 from vicinage.settings import IngestSettings
-from vicinage.telemetry import counter, events, histogram
+from vicinage.telemetry import counter, events, gauge, histogram
 
 IN_FLIGHT: Final = 2
 """Jobs of one partition that are not written yet; it is not read further until there are fewer."""
@@ -47,6 +48,10 @@ _passages = counter("vicinage_ingest_passages_total", "passages written to the v
 _rejected = counter("vicinage_ingest_rejected_total", "documents sent to dead letters")
 _skipped = counter(
     "vicinage_ingest_skipped_total", "deletions written to an earlier collection of the same name, without effect"
+)
+_halted = gauge(
+    "vicinage_ingest_halted_partitions",
+    "partitions of documents topics that ingest does not read: `vicinage freshness` says why",
 )
 _seconds = histogram("vicinage_ingest_step_seconds", "one job of ingest: parsed to committed")
 
@@ -70,7 +75,9 @@ class Ingest:
         self._clock = clock
         self._reader = log.reader({})
         self._places: dict[TopicPartition, int] = {}
-        self._halted: dict[TopicPartition, str] = {}
+        self._topic_ids: dict[str, str] = {}
+        """The topics that the places are of: one that is created again under its name is another."""
+        self._halts = Halts(_event, _halted)
         self._unparsed: dict[TopicPartition, Iterator[Job]] = {}
         """What was read of a partition and is not yet a job."""
         self._full: set[TopicPartition] = set()
@@ -150,8 +157,9 @@ class Ingest:
         for tp in [tp for tp in self._places if tp[0] not in active]:
             self._reader.remove(*tp)
             del self._places[tp]
+            self._topic_ids.pop(tp[0], None)
             self._unparsed.pop(tp, None)
-        known = {topic for topic, _ in (*self._places, *self._halted)}
+        known = {topic for topic, _ in self._places}
         # A tenant that was suspended and is back begins at its committed position: once nothing of it is under way any more.
         under_way = {topic for topic, _ in (*self._lines.partitions(), *self._unparsed)}
         new = [t for topic, t in active.items() if topic not in known | under_way]
@@ -161,26 +169,31 @@ class Ingest:
         for tenant in new:
             if tenant.documents_topic not in partitions:
                 ensure_topics(self._log, tenant, self._settings.partitions)
-            self._add(tenant.documents_topic, partitions.get(tenant.documents_topic, self._settings.partitions))
+        ids = self._log.topic_ids("vicinage.docs.")
+        for topic in [t.documents_topic for t in new if t.documents_topic in ids]:
+            self._topic_ids[topic] = ids[topic]
+            self._add(topic, partitions.get(topic, self._settings.partitions))
 
     def _add(self, topic: str, partitions: int) -> None:
         tps = [(topic, p) for p in range(partitions)]
         committed = self._log.committed(Group.INGEST, tps)
         for tp in tps:
             self._places[tp] = committed[tp] if tp in committed else self._log.begin(*tp)
-            self._reader.add(*tp, self._places[tp])
+            self._read(tp)
+
+    def _read(self, tp: TopicPartition) -> None:
+        self._reader.add(*tp, self._places[tp], topic_id=self._topic_ids[tp[0]])
 
     def _poll(self, wait_s: float) -> list[Stored]:
         self._read_after, self._polled = self._polled, self._clock.monotonic()
         try:
-            return self._reader.poll(bytes_max=self._settings.batch_bytes, wait_s=min(wait_s, self._rest_s()))
-        except Refused as refused:
-            self._halt(refused.detail)
-            return []
+            taken = self._reader.poll(bytes_max=self._settings.batch_bytes, wait_s=min(wait_s, self._rest_s()))
         except Unavailable as away:
             _event.warning("the log is away", reason=str(away))
             self._stopping.wait(min(wait_s, AWAY_S))
             return []
+        self._halts.update(self._reader.halted())
+        return taken
 
     def _rest_s(self) -> float:
         """How long there may be nothing to do: short while a worker may end, or fail; else until an embedder is asked again."""
@@ -188,17 +201,6 @@ class Ingest:
             return 0.0
         with self._lock:
             return BUSY_S if self._lines.working else self._lines.sleep_s(self._clock.monotonic())
-
-    def _halt(self, reason: str) -> None:
-        """Stop reading the topic whose position the log no longer has: said loudly, never skipped."""
-        for tp in list(self._places):
-            if reason.startswith(f"{tp[0]}/{tp[1]}:"):
-                self._reader.remove(*tp)
-                del self._places[tp]
-                self._halted[tp] = reason
-                _event.error("halted", topic=tp[0], partition=tp[1], reason=reason)
-                return
-        raise Refused(reason)
 
     # jobs
 
@@ -243,7 +245,7 @@ class Ingest:
         for tp in [tp for tp in self._full if tp not in self._unparsed and self._lines.of(tp) < IN_FLIGHT]:
             self._full.remove(tp)
             if tp in self._places:
-                self._reader.add(*tp, self._places[tp])
+                self._read(tp)
         self._employ()
 
     def _employ(self) -> None:

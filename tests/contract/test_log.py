@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -201,13 +202,118 @@ def test_trimmed_records_are_gone_and_their_offsets_refused(log: Log, topic: str
     assert values(log.read(topic, 0, 4))[0] == b"4"
     with pytest.raises(Refused, match="gone"):
         log.read(topic, 0, 3)
-    with pytest.raises(Refused, match=topic):
-        log.reader({(topic, 0): 1}).poll(wait_s=5)
+    halts_alone(log, topic, 1, "offset_gone")
 
 
-def test_a_position_beyond_a_topic_made_anew_is_refused(log: Log, topic: str) -> None:
-    with pytest.raises(Refused, match="beyond the end"):
-        log.reader({(topic, 0): 9}).poll(wait_s=5)
+def test_a_position_beyond_the_end_halts_its_partition_until_it_is_added_anew(log: Log, topic: str) -> None:
+    reader = halts_alone(log, topic, 3, "beyond_end", close=False)
+    log.append(topic, 0, [Record(str(i).encode()) for i in range(6)])
+    assert reader.poll(wait_s=2) == [], "from here on, records would be skipped"
+    assert reader.halted()[topic, 0].position == reader.place(topic, 0) == 3
+    reader.add(topic, 0, 0)
+    assert reader.halted() == {}
+    assert [s.offset for s in drain(reader, 6)] == list(range(6))
+    reader.close()
+
+
+def halts_alone(log: Log, topic: str, start: int, kind: str, *, close: bool = True):
+    """Partition 0 is halted at `start` for that reason, and partition 1 is read on."""
+    log.append(topic, 1, [Record(b"a")])
+    reader = log.reader({(topic, 0): start, (topic, 1): 0})
+    found = drain(reader, 1)
+    until(reader, lambda: (topic, 0) in reader.halted(), found)
+    log.append(topic, 1, [Record(b"b")])
+    found += drain(reader, 2 - len(found))
+    assert [(s.partition, s.record.value) for s in found] == [(1, b"a"), (1, b"b")]
+    [(tp, halt)] = reader.halted().items()
+    assert (tp, halt.kind, halt.position) == ((topic, 0), kind, start)
+    assert f"{topic}/0" in halt.reason
+    assert abs(halt.since_ms - time.time() * 1000) < 60_000
+    if close:
+        reader.close()
+    return reader
+
+
+def until(reader, true, found: list, wait_s: float = 20.0) -> None:
+    """Poll until `true()`; what came is in `found`."""
+    end = time.monotonic() + wait_s
+    while not true():
+        assert time.monotonic() < end, f"halted: {reader.halted()}"
+        found.extend(reader.poll(wait_s=0.2))
+
+
+def test_a_topic_that_is_deleted_and_created_again_halts_alone_and_skips_nothing(log: Log, topic: str) -> None:
+    other = f"{topic}-other"
+    log.ensure_topic(other)
+    log.append(topic, 0, [Record(b"old")] * 2)
+    reader, found = log.reader({(topic, 0): 0, (other, 0): 0}), []
+    until(reader, lambda: len(found) == 2, found)
+    was = log.topic_ids(topic)[topic]
+    log.delete_topic(topic)
+    assert log.topic_ids(topic) == {}
+    until(reader, lambda: (topic, 0) in reader.halted(), found)
+    assert reader.halted()[topic, 0].kind == "topic_missing"
+    log.append(other, 0, [Record(b"x")])
+    until(reader, lambda: len(found) == 3, found)
+    log.ensure_topic(topic, 2)
+    log.append(topic, 0, [Record(str(i).encode()) for i in range(5)])
+    assert log.topic_ids(topic)[topic] != was
+    until(reader, lambda: reader.halted()[topic, 0].kind == "topic_replaced", found)
+    log.append(other, 0, [Record(b"y")])
+    until(reader, lambda: len(found) == 4, found)
+    assert {s.topic for s in found[2:]} == {other}, "nothing of the new topic is read from the old one's offset"
+    reader.add(topic, 0, 0, topic_id=log.topic_ids(topic)[topic])
+    assert values(drain(reader, 5)) == [b"0", b"1", b"2", b"3", b"4"]
+    assert reader.halted() == {}
+    reader.close()
+
+
+def test_an_offset_of_an_earlier_topic_of_that_name_is_not_read_from(log: Log, topic: str) -> None:
+    was = log.topic_ids(topic)[topic]
+    log.delete_topic(topic)
+    log.ensure_topic(topic, 2)
+    log.append(topic, 0, [Record(b"new")] * 3)
+    reader = log.reader({})
+    reader.add(topic, 0, 1, topic_id=was)
+    found: list = []
+    until(reader, reader.halted, found)
+    assert (found, reader.halted()[topic, 0].kind) == ([], "topic_replaced")
+    reader.close()
+
+
+def test_a_partition_that_appears_later_is_read_once_it_does(log: Log, topic: str) -> None:
+    later = f"{topic}-later"
+    reader, found = log.reader({(topic, 0): 0, (later, 0): 0}), []
+    until(reader, reader.halted, found)
+    assert reader.halted()[later, 0].kind == "topic_missing"
+    log.ensure_topic(later)
+    log.append(later, 0, [Record(b"x")])
+    until(reader, lambda: found, found)
+    assert (found[0].topic, reader.halted()) == (later, {})
+    reader.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.xdist_group("kafka")
+def test_a_batch_that_was_damaged_on_the_brokers_disk_halts_its_partition_alone(kafka_servers: str) -> None:
+    topic = f"t-{uuid.uuid4().hex[:8]}"
+    with open_log(f"kafka://{kafka_servers}") as log:
+        log.ensure_topic(topic, partitions=2)
+        log.append(topic, 0, [Record(b"whole")])
+        log.append(topic, 0, [Record(b"damaged " * 100)])
+        [file] = Path(tempfile.gettempdir()).glob(f"vicinage-tests-*/kafka/server/log/{topic}-0/*.log")
+        with file.open("r+b") as segment:
+            segment.seek(-20, os.SEEK_END)
+            segment.write(b"\xff" * 10)
+        reader, found = log.reader({(topic, 0): 0, (topic, 1): 0}), []
+        until(reader, reader.halted, found)
+        log.append(topic, 1, [Record(b"x")])
+        until(reader, lambda: len(found) == 2, found)
+        assert sorted(values(found)) == [b"whole", b"x"]
+        assert reader.halted()[topic, 0].kind == "unreadable"
+        with pytest.raises(Refused, match="cannot be read"):
+            log.read(topic, 0, 1)
+        reader.close()
 
 
 def test_topics_are_listed_made_once_and_deleted(log: Log, topic: str) -> None:

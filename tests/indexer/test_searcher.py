@@ -712,3 +712,18 @@ def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_b
         away[0] = False
         assert ask(searcher, live, catalog=base.registry.version) == [("a", 1)]
         eventually(lambda: not searcher.holding._away)
+
+
+def test_a_vectors_log_that_was_made_anew_is_not_read_on_and_nobody_waits_for_it_in_vain(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    end = send(base, docs, one("a", 1))
+    with searching(base) as searcher:
+        reach(searcher, {docs.slot: end})
+        bring_in(searcher, docs)
+        base.log.delete_topic(VECTORS_TOPIC)
+        base.log.ensure_topic(VECTORS_TOPIC, base.settings.slots)
+        eventually(lambda: docs.slot in searcher.tail.halted())
+        assert searcher.tail.halted()[docs.slot].kind == "topic_replaced"
+        with pytest.raises(Unavailable, match="not read at present"):
+            asyncio.run(searcher.reach({docs.slot: end + 1}, Deadline.after(30)))
+        assert ask(searcher, docs) == [("a", 1)]

@@ -6,7 +6,7 @@ Law 3: a consumer group's position is a hint where to start; whoever reads makes
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Final, Literal, Protocol, Self
 
 from vicinage.errors import Refused
 
@@ -42,11 +42,44 @@ class Stored:
         return len(r.value or b"") + len(r.key or b"") + sum(len(k) + len(v) for k, v in r.headers)
 
 
-class Reader(Protocol):
-    """Reads many partitions forward, each from its own offset; keeps its place in memory only. One thread at a time."""
+HaltKind = Literal["offset_gone", "beyond_end", "topic_missing", "topic_replaced", "unauthorized", "unreadable"]
+"""Why a reader does not read a partition.
 
-    def add(self, topic: str, partition: int, start: int) -> None:
-        """Read this partition too, from offset `start`."""
+offset_gone: retention has removed the next offset. beyond_end: the log ends before the next offset.
+topic_missing: no such topic or partition is visible. topic_replaced: another topic has the name now.
+unauthorized: the broker refuses this client. unreadable: the bytes at the next offset cannot be read.
+"""
+
+STICKY: Final[frozenset[HaltKind]] = frozenset({"offset_gone", "beyond_end", "topic_replaced"})
+"""Halts that only a new `Reader.add` ends: reading on from the same offset would skip records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """One partition that a reader does not read: why, since when, and the offset that is next.
+
+    `reason` names topic and partition: it is for operators and for the tenant that owns the topic.
+    """
+
+    kind: HaltKind
+    reason: str
+    since_ms: int
+    position: int
+
+
+class Reader(Protocol):
+    """Reads many partitions forward, each from its own offset; keeps its place in memory only. One thread at a time.
+
+    Trouble with one partition halts that partition alone; `halted` names it. Halts that can pass by
+    themselves (all but STICKY) are looked at again every few seconds, and reading goes on without help.
+    """
+
+    def add(self, topic: str, partition: int, start: int, *, topic_id: str | None = None) -> None:
+        """Read this partition too, from offset `start`; ends its halt.
+
+        With `topic_id`, a topic of another identity is halted as topic_replaced. None: the topic that
+        has the name at the first poll.
+        """
         ...
 
     def remove(self, topic: str, partition: int) -> None:
@@ -58,8 +91,12 @@ class Reader(Protocol):
 
         Wakes as soon as a record is durable (no poll interval). Every partition with records waiting gets a fair
         share of `bytes_max`, and at least one record is returned whatever its size. Raises Unavailable when the log is
-        away, and Refused when a start offset is gone (retention) or beyond the end (topic made anew): never skips.
+        away. A partition whose next offset is gone or beyond the end is halted, never skipped.
         """
+        ...
+
+    def halted(self) -> Mapping[TopicPartition, Halt]:
+        """Returns the partitions that are halted now, as of the last poll."""
         ...
 
     def place(self, topic: str, partition: int) -> int:
@@ -85,6 +122,10 @@ class Log(Protocol):
         """Topic name → number of partitions, for names that start with `prefix`."""
         ...
 
+    def topic_ids(self, prefix: str = "") -> dict[str, str]:
+        """Returns the identity of each topic whose name starts with `prefix`: another one after it was created again."""
+        ...
+
     def delete_topic(self, topic: str) -> None:
         """Remove the topic, its records and the groups' positions in it. Idempotent."""
         ...
@@ -97,7 +138,11 @@ class Log(Protocol):
         ...
 
     def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[Stored]:
-        """Records from offset `start`, at once; [] at the end. Raises as Reader.poll does."""
+        """Records from offset `start`, at once; [] at the end.
+
+        Raises Unavailable when the log is away, NotFound without the partition, and Refused when `start` is gone,
+        beyond the end, or cannot be read.
+        """
         ...
 
     def begin(self, topic: str, partition: int) -> int:
@@ -135,6 +180,26 @@ class Log(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+def check_start(topic: str, partition: int, start: int, first: int, end: int) -> None:
+    """Raises Refused for an offset below `first` (retention) or beyond `end`."""
+    if kind := start_trouble(start, first, end):
+        raise Refused(start_reason(kind, (topic, partition), start, first, end), field="offset")
+
+
+def start_trouble(start: int, first: int, end: int) -> HaltKind | None:
+    """Returns why reading cannot begin at `start` of a log that keeps [first, end). Pure."""
+    if start < first:
+        return "offset_gone"
+    return "beyond_end" if start > end else None
+
+
+def start_reason(kind: HaltKind, tp: TopicPartition, start: int, first: int, end: int) -> str:
+    """Returns the sentence for an operator. Pure."""
+    if kind == "offset_gone":
+        return f"{tp[0]}/{tp[1]}: offset {start} is gone, the log begins at {first} (retention)"
+    return f"{tp[0]}/{tp[1]}: offset {start} lies beyond the end {end}: was the topic made anew?"
 
 
 def read_between(

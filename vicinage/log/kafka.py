@@ -12,20 +12,14 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, Self
 
 from vicinage.errors import NotFound, Refused, Unavailable
-from vicinage.log import Record, Stored, TopicPartition
+from vicinage.log import Record, Stored, TopicPartition, check_start
+from vicinage.log.kafka_reader import CALL_MS, DEADLINE_S, MESSAGE_BYTES_MAX, KafkaReader
+from vicinage.log.kafka_topics import Topic, Topics
 
-MESSAGE_BYTES_MAX: Final = 16 << 20
-DEADLINE_S: Final = 30.0
-CALL_MS: Final = 10_000
-POLL_RECORDS: Final = 4_000
-TOPICS_FRESH_S: Final = 5.0
 COORDINATOR_MOVES: Final = ("CoordinatorNotAvailableError", "CoordinatorLoadInProgressError", "NotCoordinatorError")
 COMMITTED_EVERY_S: Final = 0.005
 COMMITTED_EVERY_MAX_S: Final = 0.05
 """The broker tells nobody that a group has committed: whoever waits asks again after this long, and less often the longer he waits."""
-UNDECODABLE: Final = (
-    "this record, or one before it in its batch, can't be decoded: names of headers are UTF-8. Send it again"
-)
 
 logging.getLogger("kafka").setLevel(logging.ERROR)
 
@@ -40,7 +34,7 @@ class KafkaLog:
         self._admin: Any = None
         self._looker: Any = None
         self._groups: dict[str, tuple[Any, threading.Lock]] = {}
-        self._topics: tuple[float, dict[str, int]] = (-1e9, {})
+        self._topics = Topics(self._new_administrator)
         self._closed = False
 
     # topics
@@ -66,10 +60,14 @@ class KafkaLog:
         return found
 
     def topics(self, prefix: str = "") -> dict[str, int]:
-        """See Log. May be TOPICS_FRESH_S old for topics that exist."""
+        """See Log. May be kafka_topics.LOOK_S old for topics that exist."""
         if prefix and (found := self._known(prefix)):
             return {prefix: found}
-        return {name: n for name, n in self._every_topic(fresh=True).items() if name.startswith(prefix)}
+        return {name: t.partitions for name, t in self._every_topic().items() if name.startswith(prefix)}
+
+    def topic_ids(self, prefix: str = "") -> dict[str, str]:
+        """See Log: Kafka's own topic ids. Asks the broker."""
+        return {name: t.id for name, t in self._every_topic().items() if name.startswith(prefix)}
 
     def delete_topic(self, topic: str) -> None:
         """See Log."""
@@ -77,7 +75,7 @@ class KafkaLog:
 
         with self._asked("deleting a topic"), suppress(UnknownTopicOrPartitionError), self._lock:
             self._administrator().delete_topics([topic], timeout_ms=CALL_MS)
-        self._topics = (-1e9, {})
+        self._topics.forget()
 
     def begin(self, topic: str, partition: int) -> int:
         """See Log."""
@@ -155,26 +153,17 @@ class KafkaLog:
     def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[Stored]:
         """See Log."""
         first, end = self.begin(topic, partition), self.end(topic, partition)
-        if start < first:
-            raise Refused(
-                f"{topic}/{partition}: offset {start} is gone, the log begins at {first} (retention)",
-                field="offset",
-                limit=first,
-            )
-        if start > end:
-            raise Refused(
-                f"{topic}/{partition}: offset {start} lies beyond the end {end}: was the topic made anew?",
-                field="offset",
-                limit=end,
-            )
+        check_start(topic, partition, start, first, end)
         if start == end:
             return []
-        reader = KafkaReader(self, {(topic, partition): start})
+        reader = self.reader({(topic, partition): start})
         try:
             deadline = time.monotonic() + DEADLINE_S
             while time.monotonic() < deadline:
                 if found := reader.poll(bytes_max=bytes_max, wait_s=0.5):
                     return _within(found, bytes_max)
+                if halt := reader.halted().get((topic, partition)):
+                    raise Refused(halt.reason, field="offset")
                 if reader.place(topic, partition) >= reader.readable(topic, partition):
                     return []  # nothing but markers of transactions, or a transaction that is still open
         finally:
@@ -183,13 +172,17 @@ class KafkaLog:
             f"{topic}/{partition}: nothing came from offset {start} within {DEADLINE_S:.0f} s", dependency="log"
         )
 
-    def reader(self, starts: Mapping[TopicPartition, int]) -> "KafkaReader":
+    def reader(self, starts: Mapping[TopicPartition, int]) -> KafkaReader:
         """See Log."""
-        return KafkaReader(self, starts)
+        return KafkaReader(self.consumer, self._topics, self._extent, starts)
+
+    def _extent(self, topic: str, partition: int) -> tuple[int, int]:
+        return self.begin(topic, partition), self.end(topic, partition)
 
     def close(self) -> None:
         """See Log."""
         self._closed = True
+        self._topics.close()
         with self._lock:
             clients = [self._looker, self._admin, *(c for c, _ in self._groups.values())]
             if self._producer is not None:
@@ -245,13 +238,16 @@ class KafkaLog:
             return self._producer
 
     def _administrator(self) -> Any:
+        if self._admin is None:
+            self._admin = self._new_administrator()
+        return self._admin
+
+    def _new_administrator(self) -> Any:
         from kafka import KafkaAdminClient
 
-        if self._admin is None:
-            self._admin = KafkaAdminClient(
-                bootstrap_servers=self._servers, request_timeout_ms=CALL_MS, reconnect_backoff_max_ms=1_000
-            )
-        return self._admin
+        return KafkaAdminClient(
+            bootstrap_servers=self._servers, request_timeout_ms=CALL_MS, reconnect_backoff_max_ms=1_000
+        )
 
     def _group(self, group: str) -> tuple[Any, threading.Lock]:
         with self._lock:
@@ -275,22 +271,13 @@ class KafkaLog:
             return int(getattr(self._look(), which)([tp], timeout_ms=CALL_MS)[tp])
 
     def _known(self, topic: str, *, fresh: bool = False) -> int:
-        """Number of the topic's partitions; 0 when it is not known."""
-        return self._topics[1].get(topic, 0) if not fresh else self._every_topic(fresh=True).get(topic, 0)
+        """Returns the number of the topic's partitions, seen lately or now; 0 when there is no such topic."""
+        found = self._every_topic().get(topic) if fresh else self._topics.lately(topic)
+        return found.partitions if found else 0
 
-    def _every_topic(self, *, fresh: bool) -> dict[str, int]:
-        from kafka.errors import UnknownTopicOrPartitionError
-
-        with self._lock:
-            if not fresh and time.monotonic() - self._topics[0] < TOPICS_FRESH_S:
-                return self._topics[1]
-            with self._asked("listing topics"):
-                found = {}
-                for described in self._administrator().describe_topics():
-                    with suppress(UnknownTopicOrPartitionError):
-                        found[described["name"]] = len(described["partitions"])
-            self._topics = (time.monotonic(), found)
-            return found
+    def _every_topic(self) -> Mapping[str, Topic]:
+        with self._asked("listing topics"):
+            return self._topics.look()
 
     @contextmanager
     def _asked(self, what: str) -> Iterator[None]:
@@ -306,164 +293,6 @@ class KafkaLog:
             raise Unavailable(f"the log is away ({what}): {type(error).__name__} {error}", dependency="log") from error
 
 
-class KafkaReader:
-    """Reads assigned partitions; Kafka's own long poll wakes it as soon as a record is there."""
-
-    def __init__(self, log: KafkaLog, starts: Mapping[TopicPartition, int]) -> None:
-        self._log = log
-        self._consumer: Any = None
-        self._places: dict[TopicPartition, int] = dict(starts)
-        self._new: set[TopicPartition] = set(starts)
-        self._changed = True
-
-    def add(self, topic: str, partition: int, start: int) -> None:
-        """See Reader."""
-        self._places[topic, partition] = start
-        self._new.add((topic, partition))
-        self._changed = True
-
-    def remove(self, topic: str, partition: int) -> None:
-        """See Reader."""
-        self._places.pop((topic, partition), None)
-        self._new.discard((topic, partition))
-        self._changed = True
-
-    def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[Stored]:
-        """See Reader. Kafka's own fetch limits stand in for `bytes_max`."""
-        del bytes_max
-        from kafka.errors import KafkaError, OffsetOutOfRangeError
-
-        if not self._places:
-            time.sleep(min(wait_s, 0.05))
-            return []
-        try:
-            self._assign()
-            found = self._consumer.poll(timeout_ms=int(wait_s * 1000), max_records=POLL_RECORDS)
-        except OffsetOutOfRangeError as error:
-            raise self._refusal(error) from error
-        except KafkaError as error:
-            if _undecodable(error):
-                return self._step_over()
-            raise Unavailable(f"the log is away (reading): {type(error).__name__} {error}", dependency="log") from error
-        taken = [_stored(r) for records in found.values() for r in records]
-        for stored in taken:
-            self._places[stored.topic, stored.partition] = stored.offset + 1
-        return taken
-
-    def _step_over(self) -> list[Stored]:
-        """Find the partitions whose next record kafka-python can't decode, say so in that record's place, and go on behind it.
-
-        It decodes the names of headers as UTF-8, which no broker asks of a producer; its error names no place, and behind such a
-        record nothing of the same batch is to be had.
-        """
-        taken = []
-        for tp in [tp for tp in self._places if self.place(*tp) < self.readable(*tp)]:
-            place = self.place(*tp)
-            if not self._decodes(tp, place):
-                record = Record(b"", event_time_ms=int(time.time() * 1000), unreadable=UNDECODABLE)
-                taken.append(Stored(*tp, place, record))
-                self._seek(tp, place + 1)
-        return taken
-
-    def _decodes(self, tp: TopicPartition, place: int) -> bool:
-        from kafka.errors import KafkaError
-
-        alone = KafkaReader(self._log, {tp: place})
-        try:
-            alone._assign()
-            alone._consumer.poll(timeout_ms=1_000, max_records=1)
-        except KafkaError as error:
-            return not _undecodable(error)
-        finally:
-            alone.close()
-        return True
-
-    def _seek(self, tp: TopicPartition, place: int) -> None:
-        from kafka import TopicPartition as Tp
-
-        self._places[tp] = place
-        self._consumer.seek(Tp(*tp), place)
-
-    def readable(self, topic: str, partition: int) -> int:
-        """The offset up to which it can read now: the end, or where the first transaction that is still open begins."""
-        from kafka import TopicPartition as Tp
-        from kafka.errors import KafkaError
-
-        try:
-            return int(self._consumer.end_offsets([Tp(topic, partition)], timeout_ms=CALL_MS)[Tp(topic, partition)])
-        except KafkaError as error:
-            raise Unavailable(f"the log is away (reading): {type(error).__name__} {error}", dependency="log") from error
-
-    def place(self, topic: str, partition: int) -> int:
-        """See Reader."""
-        from kafka import TopicPartition as Tp
-        from kafka.errors import KafkaError
-
-        place = self._places[topic, partition]
-        if self._consumer is None or (topic, partition) in self._new:
-            return place
-        try:
-            return max(place, self._consumer.position(Tp(topic, partition), timeout_ms=0) or 0)
-        except KafkaError:
-            return place
-
-    def close(self) -> None:
-        """See Reader."""
-        if self._consumer is not None:
-            self._consumer.close(autocommit=False)
-            self._consumer = None
-
-    def _assign(self) -> None:
-        from kafka import TopicPartition as Tp
-
-        if self._consumer is None:
-            self._consumer = self._log.consumer(
-                isolation_level="read_committed",
-                fetch_min_bytes=1,
-                fetch_max_wait_ms=500,
-                fetch_max_bytes=32 << 20,
-                max_partition_fetch_bytes=MESSAGE_BYTES_MAX,
-            )
-        if not self._changed:
-            return
-        for tp in self._new:
-            self._check(tp)
-        self._consumer.assign([Tp(*tp) for tp in self._places])
-        for tp in self._new:
-            self._consumer.seek(Tp(*tp), self._places[tp])
-        self._new.clear()
-        self._changed = False
-
-    def _check(self, tp: TopicPartition) -> None:
-        start, end = self._places[tp], self._log.end(*tp)
-        if start > end:
-            raise Refused(
-                f"{tp[0]}/{tp[1]}: offset {start} lies beyond the end {end}: was the topic made anew?",
-                field="offset",
-                limit=end,
-            )
-        if start < (first := self._log.begin(*tp)):
-            raise Refused(
-                f"{tp[0]}/{tp[1]}: offset {start} is gone, the log begins at {first} (retention)",
-                field="offset",
-                limit=first,
-            )
-
-    def _refusal(self, error: Exception) -> Refused:
-        places: Mapping[Any, int] = error.args[0] if error.args and isinstance(error.args[0], Mapping) else {}
-        for tp, offset in places.items():
-            return Refused(
-                f"{tp.topic}/{tp.partition}: offset {offset} is not in the log any more (retention, or a topic made anew)",
-                field="offset",
-            )
-        return Refused(f"an offset is not in the log any more: {error}", field="offset")
-
-
-def _undecodable(error: Exception) -> bool:
-    """Whether it says that what a producer wrote can't be decoded; bytes that changed on their way fail their checksum instead."""
-    return type(error).__name__ == "CorruptRecordError" and "crc" not in str(error)
-
-
 def _patiently(ask: Callable[[], Any]) -> Any:
     """What `ask` answers, waiting while the group's coordinator is being found: a broker that has just started says so first."""
     end = time.monotonic() + CALL_MS / 1000
@@ -474,11 +303,6 @@ def _patiently(ask: Callable[[], Any]) -> Any:
             if type(error).__name__ not in COORDINATOR_MOVES or time.monotonic() > end:
                 raise
             time.sleep(0.1)
-
-
-def _stored(r: Any) -> Stored:
-    headers = tuple((k, v) for k, v in r.headers or ())
-    return Stored(r.topic, r.partition, r.offset, Record(r.value, r.key, headers, r.timestamp))
 
 
 def _within(found: list[Stored], bytes_max: int) -> list[Stored]:

@@ -8,10 +8,9 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -19,11 +18,10 @@ from typing import Any, Final, Self
 import orjson
 
 from vicinage.errors import NotFound, Refused, Unavailable
-from vicinage.log import Record, Stored, TopicPartition
+from vicinage.log import Record, Stored, TopicPartition, check_start
+from vicinage.log.sqlite_reader import OFFSET_BITS, SqliteReader, find, read_run, reading
 from vicinage.log.wake import Bell
 
-OFFSET_BITS: Final = 40
-"""A record's row id is partition id << 40 | offset, so that a partition is one contiguous run of the table."""
 QUEUE_MAX: Final = 4_096
 GROUP_MAX: Final = 512
 """Appends that share one transaction at most."""
@@ -114,7 +112,12 @@ class SqliteLog:
         check_start(topic, partition, start, first, end)
         return read_run(self._connection(), number, (topic, partition), start, bytes_max)
 
-    def reader(self, starts: Mapping[TopicPartition, int]) -> "SqliteReader":
+    def topic_ids(self, prefix: str = "") -> dict[str, str]:
+        """See Log: the row id of partition 0, which is never given again."""
+        sql = "SELECT topic, CAST(id AS TEXT) FROM partitions WHERE number = 0 AND substr(topic, 1, ?) = ?"
+        return dict(self._read(sql, (len(prefix), prefix)))
+
+    def reader(self, starts: Mapping[TopicPartition, int]) -> SqliteReader:
         """A Reader over these partitions."""
         return SqliteReader(self._open(), self._bell, starts)
 
@@ -169,7 +172,7 @@ class SqliteLog:
 
     def trim(self, topic: str, partition: int, before: int) -> None:
         """Let go of records below `before`."""
-        self._submit(lambda c: _trim(c, *_find(c, topic, partition), before))
+        self._submit(lambda c: _trim(c, *find(c, topic, partition), before))
 
     def close(self) -> None:
         """Stop the writer and free everything. Idempotent."""
@@ -284,134 +287,7 @@ class SqliteLog:
 
     def _partition(self, topic: str, partition: int) -> tuple[int, int, int]:
         with reading():
-            return _find(self._connection(), topic, partition)
-
-
-class SqliteReader:
-    """Reads many partitions forward; idle ones cost nothing: only partitions that changed are looked at."""
-
-    def __init__(self, connection: sqlite3.Connection, bell: Bell, starts: Mapping[TopicPartition, int]) -> None:
-        self._connection = connection
-        self._bell = bell
-        self._places: dict[TopicPartition, int] = {}
-        self._numbers: dict[TopicPartition, int] = {}
-        self._waiting: dict[TopicPartition, None] = {}
-        self._seq = -1
-        self._new: set[TopicPartition] = set()
-        for (topic, partition), start in starts.items():
-            self.add(topic, partition, start)
-
-    def add(self, topic: str, partition: int, start: int) -> None:
-        """Read this partition too."""
-        self._places[topic, partition] = start
-        self._new.add((topic, partition))
-
-    def remove(self, topic: str, partition: int) -> None:
-        """Stop reading this partition."""
-        for held in (self._places, self._numbers, self._waiting):
-            held.pop((topic, partition), None)
-        self._new.discard((topic, partition))
-
-    def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[Stored]:
-        """The next records; wakes as soon as there are any."""
-        end = time.monotonic() + wait_s
-        while True:
-            seen = self._bell.count()
-            found = self._take(bytes_max)
-            left = end - time.monotonic()
-            if found or left <= 0:
-                return found
-            self._bell.wait(seen, left)
-
-    def place(self, topic: str, partition: int) -> int:
-        """The offset read next."""
-        return self._places[topic, partition]
-
-    def close(self) -> None:
-        """Free the connection. Idempotent."""
-        self._connection.close()
-
-    def _take(self, bytes_max: int) -> list[Stored]:
-        with reading():
-            self._look()
-            found: list[Stored] = []
-            moved: dict[TopicPartition, int] = {}
-            share = max(1, bytes_max // max(1, len(self._waiting)))
-            for tp in list(self._waiting):
-                run = read_run(self._connection, self._numbers[tp], tp, self._places[tp], share)
-                del self._waiting[tp]
-                if run:
-                    moved[tp] = run[-1].offset + 1
-                    self._waiting[tp] = None  # to the end of the line; leaves it when nothing more is found
-                    found.extend(run)
-                if sum(s.size() for s in found) >= bytes_max:
-                    break
-            self._places.update(moved)  # only now: had a later partition failed, nothing would have been returned
-            return found
-
-    def _look(self) -> None:
-        """Note which partitions have moved since the last look."""
-        for tp in list(self._new):
-            self._note(tp, *_find(self._connection, *tp))
-            self._new.discard(tp)
-        rows = self._connection.execute(
-            "SELECT id, topic, number, first, next, seq FROM partitions WHERE seq > ?", (self._seq,)
-        ).fetchall()
-        for number, topic, partition, first, end, seq in rows:
-            self._seq = max(self._seq, seq)
-            if (topic, partition) in self._places:
-                self._note((topic, partition), number, first, end)
-
-    def _note(self, tp: TopicPartition, number: int, first: int, end: int) -> None:
-        check_start(*tp, self._places[tp], first, end)
-        self._numbers[tp] = number
-        if end > self._places[tp]:
-            self._waiting.setdefault(tp)
-
-
-@contextmanager
-def reading() -> Iterator[None]:
-    """Say Unavailable where SQLite says that it cannot."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise Unavailable(f"the log cannot be read: {error}", dependency="log") from error
-
-
-def check_start(topic: str, partition: int, start: int, first: int, end: int) -> None:
-    """Refuse to skip: an offset that retention has passed, or one beyond the end of a topic that was made anew."""
-    if start < first:
-        raise Refused(
-            f"{topic}/{partition}: offset {start} is gone, the log begins at {first} (retention)",
-            field="offset",
-            limit=first,
-        )
-    if start > end:
-        raise Refused(
-            f"{topic}/{partition}: offset {start} lies beyond the end {end}: was the topic made anew?",
-            field="offset",
-            limit=end,
-        )
-
-
-def read_run(
-    connection: sqlite3.Connection, number: int, tp: TopicPartition, start: int, bytes_max: int
-) -> list[Stored]:
-    """Records of one partition from `start`: at least one if there is one, then as many as fit into `bytes_max`."""
-    rows = connection.execute(
-        "SELECT id, key, value, headers, event_time_ms FROM records WHERE id >= ? AND id < ? ORDER BY id",
-        ((number << OFFSET_BITS) + start, (number + 1) << OFFSET_BITS),
-    )
-    found: list[Stored] = []
-    taken = 0
-    for row_id, key, value, headers, event_time_ms in rows:
-        record = Record(value, key, _unpack(headers), event_time_ms)
-        found.append(Stored(*tp, row_id & ((1 << OFFSET_BITS) - 1), record))
-        taken += found[-1].size()
-        if taken >= bytes_max:
-            break
-    rows.close()
-    return found
+            return find(self._connection(), topic, partition)
 
 
 def _run(connection: sqlite3.Connection, work: Work) -> tuple[Any, Exception | None]:
@@ -422,22 +298,13 @@ def _run(connection: sqlite3.Connection, work: Work) -> tuple[Any, Exception | N
 
 
 def _append(c: sqlite3.Connection, topic: str, partition: int, rows: Sequence[tuple[object, ...]]) -> range:
-    number, _, start = _find(c, topic, partition)
+    number, _, start = find(c, topic, partition)
     base = (number << OFFSET_BITS) + start
     c.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", ((base + i, *row) for i, row in enumerate(rows)))
     # NOTE: the count of moves never falls, whatever is deleted: readers look only at partitions above the last they saw.
     [(seq,)] = c.execute("UPDATE moves SET n = n + 1 RETURNING n").fetchall()
     c.execute("UPDATE partitions SET next = ?, seq = ? WHERE id = ?", (start + len(rows), seq, number))
     return range(start, start + len(rows))
-
-
-def _find(c: sqlite3.Connection, topic: str, partition: int) -> tuple[int, int, int]:
-    row = c.execute(
-        "SELECT id, first, next FROM partitions WHERE topic = ? AND number = ?", (topic, partition)
-    ).fetchone()
-    if row is None:
-        raise NotFound(f"the log has no partition {partition} of a topic {topic!r}")
-    return int(row[0]), int(row[1]), int(row[2])
 
 
 def _trim(c: sqlite3.Connection, number: int, first: int, end: int, before: int) -> None:
@@ -450,7 +317,3 @@ def _trim(c: sqlite3.Connection, number: int, first: int, end: int, before: int)
 
 def _pack(headers: tuple[tuple[str, bytes], ...]) -> bytes | None:
     return orjson.dumps([[k, v.decode("latin-1")] for k, v in headers]) if headers else None
-
-
-def _unpack(headers: bytes | None) -> tuple[tuple[str, bytes], ...]:
-    return tuple((k, v.encode("latin-1")) for k, v in orjson.loads(headers)) if headers else ()

@@ -1,0 +1,65 @@
+"""A partition that cannot be read on halts alone, whatever its trouble; the others go on."""
+
+import json
+
+from house import eventually, make_ingest
+
+from tenants import provisioning
+from tenants.entities import Group, Tenant
+from vicinage.log import Record
+
+
+def make_tenant(base, name: str, partitions: int = 1) -> Tenant:
+    tenant = provisioning.create_tenant(base.registry, base.log, name, partitions=partitions, actor="test")
+    provisioning.create_collection(base.registry, base.log, name, "flat", dimension=3, slots_total=8, actor="test")
+    return tenant
+
+
+def send(base, tenant: Tenant, *names: str, partition: int = 0) -> int:
+    values = [json.dumps({"collection": "flat", "id": n, "vector": [1, 0, 0]}).encode() for n in names]
+    return base.log.append(tenant.documents_topic, partition, [Record(v) for v in values])[-1]
+
+
+def committed(base, tenant: Tenant, partition: int = 0) -> int:
+    tp = (tenant.documents_topic, partition)
+    return base.log.committed(Group.INGEST, [tp]).get(tp, 0)
+
+
+def stepping(ingest, true) -> None:
+    def step_and_see() -> bool:
+        ingest.step(0.1)
+        ingest.drain()
+        return true()
+
+    eventually(step_and_see, wait_s=20)
+
+
+def test_a_topic_made_anew_halts_its_tenant_alone_and_none_of_its_records_is_skipped(base) -> None:
+    anew, well = make_tenant(base, "anew"), make_tenant(base, "well")
+    send(base, anew, "a", "b")
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: committed(base, anew) == 2)
+    base.log.delete_topic(anew.documents_topic)
+    base.log.ensure_topic(anew.documents_topic)
+    send(base, anew, "c", "d", "e")
+    stepping(ingest, ingest._halts.known)
+    for n in range(1, 4):
+        send(base, well, f"w{n}")
+        stepping(ingest, lambda n=n: committed(base, well) == n)
+    [((topic, partition), halt)] = ingest._halts.known().items()
+    assert (topic, partition, halt.kind) == (anew.documents_topic, 0, "topic_replaced")
+    assert committed(base, anew) == 0, "the new topic has no position yet"
+    ingest._reader.close()
+
+
+def test_of_one_topic_the_partition_whose_records_are_gone_halts_and_the_other_is_read(base) -> None:
+    tenant = make_tenant(base, "two", partitions=2)
+    send(base, tenant, "a", "b", "c")
+    base.log.commit(Group.INGEST, {(tenant.documents_topic, 0): 1})
+    base.log.trim(tenant.documents_topic, 0, 2)
+    send(base, tenant, "d", partition=1)
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: committed(base, tenant, 1) == 1)
+    assert {tp: halt.kind for tp, halt in ingest._halts.known().items()} == {(tenant.documents_topic, 0): "offset_gone"}
+    assert committed(base, tenant) == 1
+    ingest._reader.close()

@@ -1,0 +1,91 @@
+"""Which topics Kafka has, how many partitions each has, and whether one is still the topic it was.
+
+A thread of its own looks every LOOK_S, so that partitions added while the platform runs are noticed
+without a request waiting for the broker.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+LOOK_S: Final = 2.0
+"""How often the topics are listed; less often where that takes more than a twentieth of the time."""
+COST_TIMES: Final = 20
+OLD_S: Final = 30.0
+"""A listing older than this is not used: the caller lists the topics itself, and learns that the log is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic: its number of partitions, and its identity, which a topic created again does not share."""
+
+    partitions: int
+    id: str
+
+
+class Topics:
+    """Lists topics, and remembers the last listing. Safe for many threads."""
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._connect = connect
+        self._admin: Any = None
+        self._lock = threading.Lock()
+        self._seen: tuple[float, Mapping[str, Topic]] = (-1e9, {})
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def lately(self, topic: str) -> Topic | None:
+        """Returns the topic as of the last listing, at most about LOOK_S ago. No I/O; None: look again."""
+        at, known = self._seen
+        return known.get(topic) if time.monotonic() - at < OLD_S else None
+
+    def every(self) -> tuple[float, Mapping[str, Topic]]:
+        """Returns the last listing and when it began (monotonic). No I/O."""
+        return self._seen
+
+    def look(self) -> Mapping[str, Topic]:
+        """Lists the topics now. Raises KafkaError."""
+        with self._lock:
+            began = time.monotonic()
+            if self._admin is None:
+                self._admin = self._connect()
+            found: dict[str, Topic] = {}
+            for described in self._admin.describe_topics():
+                if n := len(described["partitions"]):  # 0: deleted, or made, while it was described
+                    found[described["name"]] = Topic(n, str(described["topic_id"]))
+            self._seen = (began, found)
+        self._watch()
+        return found
+
+    def forget(self) -> None:
+        """Makes the next question list the topics anew."""
+        self._seen = (-1e9, {})
+
+    def close(self) -> None:
+        """Ends the thread and the connection. Idempotent."""
+        self._closed = True
+        self._wake.set()
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            admin.close()
+
+    def _watch(self) -> None:
+        if self._thread is None and not self._closed:
+            self._thread = threading.Thread(target=self._run, name="kafka-topics", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        from kafka.errors import KafkaError
+
+        pause_s = LOOK_S
+        while not self._wake.wait(pause_s):
+            began = time.monotonic()
+            try:
+                self.look()
+            except (KafkaError, OSError, RuntimeError):  # RuntimeError: closed meanwhile
+                pause_s = LOOK_S  # the last listing grows old; after OLD_S callers see the error themselves
+            else:
+                pause_s = max(LOOK_S, COST_TIMES * (time.monotonic() - began))

@@ -1,0 +1,210 @@
+"""Reading the log in one SQLite file: partitions as runs of rows, and the reader over many of them."""
+
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import orjson
+
+from vicinage.errors import NotFound, Unavailable
+from vicinage.log import STICKY, Halt, HaltKind, Record, Stored, TopicPartition, start_reason, start_trouble
+from vicinage.log.wake import Bell
+
+OFFSET_BITS: Final = 40
+"""A record's row id is partition id << 40 | offset, so that a partition is one contiguous run of the table."""
+LOOK_S: Final = 1.0
+"""How often a reader looks for topics that were deleted or came back."""
+
+
+class SqliteReader:
+    """Reads many partitions forward; idle ones cost nothing: only partitions that changed are looked at."""
+
+    def __init__(self, connection: sqlite3.Connection, bell: Bell, starts: Mapping[TopicPartition, int]) -> None:
+        self._connection = connection
+        self._bell = bell
+        self._places: dict[TopicPartition, int] = {}
+        self._ids: dict[TopicPartition, str] = {}
+        """The identity of the topic that each place is of."""
+        self._numbers: dict[TopicPartition, int] = {}
+        self._waiting: dict[TopicPartition, None] = {}
+        self._halted: dict[TopicPartition, Halt] = {}
+        self._seq = -1
+        self._new: set[TopicPartition] = set()
+        self._rows: tuple[int, int] = (0, 0)
+        """Number of partitions and greatest row id at the last look for deleted topics."""
+        self._looked = time.monotonic()
+        for (topic, partition), start in starts.items():
+            self.add(topic, partition, start)
+
+    def add(self, topic: str, partition: int, start: int, *, topic_id: str | None = None) -> None:
+        """See Reader."""
+        self.remove(topic, partition)
+        self._places[topic, partition] = start
+        if topic_id is not None:
+            self._ids[topic, partition] = topic_id
+        self._new.add((topic, partition))
+
+    def remove(self, topic: str, partition: int) -> None:
+        """Stop reading this partition."""
+        for held in (self._places, self._ids, self._numbers, self._waiting, self._halted):
+            held.pop((topic, partition), None)
+        self._new.discard((topic, partition))
+
+    def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[Stored]:
+        """The next records; wakes as soon as there are any."""
+        end = time.monotonic() + wait_s
+        while True:
+            seen = self._bell.count()
+            found = self._take(bytes_max)
+            left = end - time.monotonic()
+            if found or left <= 0:
+                return found
+            self._bell.wait(seen, left)
+
+    def halted(self) -> Mapping[TopicPartition, Halt]:
+        """See Reader."""
+        return dict(self._halted)
+
+    def place(self, topic: str, partition: int) -> int:
+        """The offset read next."""
+        return self._places[topic, partition]
+
+    def close(self) -> None:
+        """Free the connection. Idempotent."""
+        self._connection.close()
+
+    def _take(self, bytes_max: int) -> list[Stored]:
+        with reading():
+            self._look()
+            found: list[Stored] = []
+            moved: dict[TopicPartition, int] = {}
+            share = max(1, bytes_max // max(1, len(self._waiting)))
+            for tp in list(self._waiting):
+                run = self._run(tp, share)
+                self._waiting.pop(tp, None)
+                if run:
+                    moved[tp] = run[-1].offset + 1
+                    self._waiting[tp] = None  # to the end of the line; leaves it when nothing more is found
+                    found.extend(run)
+                if sum(s.size() for s in found) >= bytes_max:
+                    break
+            self._places.update(moved)  # only now: had a later partition failed, nothing would have been returned
+            return found
+
+    def _run(self, tp: TopicPartition, bytes_max: int) -> list[Stored]:
+        try:
+            return read_run(self._connection, self._numbers[tp], tp, self._places[tp], bytes_max)
+        except (sqlite3.DatabaseError, ValueError) as error:
+            if isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+                raise
+            self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {self._places[tp]} cannot be read: {error}")
+            return []
+
+    def _look(self) -> None:
+        """Note which partitions have moved since the last look, and which are gone or came back."""
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._looked = time.monotonic()
+            self._look_for_deleted()
+            self._new |= {tp for tp, halt in self._halted.items() if halt.kind not in STICKY}
+        for tp in list(self._new):
+            self._begin(tp)
+        rows = self._connection.execute(
+            "SELECT id, topic, number, first, next, seq FROM partitions WHERE seq > ?", (self._seq,)
+        ).fetchall()
+        for number, topic, partition, first, end, seq in rows:
+            self._seq = max(self._seq, seq)
+            if (topic, partition) in self._numbers and (topic, partition) not in self._halted:
+                self._note((topic, partition), number, first, end)
+
+    def _begin(self, tp: TopicPartition) -> None:
+        """Start, or start again, to read a partition from its place; halt it where that cannot be."""
+        self._new.discard(tp)
+        try:
+            number, first, end = find(self._connection, *tp)
+        except NotFound:
+            self._halt(tp, "topic_missing", f"{tp[0]}/{tp[1]}: the log has no such topic or partition")
+            return
+        found = _topic_id(self._connection, tp[0])
+        if self._ids.setdefault(tp, found) != found:
+            self._replaced(tp)
+            return
+        self._halted.pop(tp, None)
+        self._note(tp, number, first, end)
+
+    def _look_for_deleted(self) -> None:
+        # A row id is never given again: while count and maximum stand, nothing was deleted.
+        [rows] = self._connection.execute("SELECT count(*), coalesce(max(id), 0) FROM partitions").fetchall()
+        if rows == self._rows:
+            return
+        self._rows = rows
+        here = {number for (number,) in self._connection.execute("SELECT id FROM partitions").fetchall()}
+        self._new |= {tp for tp, number in self._numbers.items() if number not in here}
+
+    def _note(self, tp: TopicPartition, number: int, first: int, end: int) -> None:
+        if self._numbers.setdefault(tp, number) != number:
+            self._replaced(tp)
+            return
+        place = self._places[tp]
+        if kind := start_trouble(place, first, end):
+            self._halt(tp, kind, start_reason(kind, tp, place, first, end))
+        elif end > place:
+            self._waiting.setdefault(tp)
+
+    def _replaced(self, tp: TopicPartition) -> None:
+        self._halt(tp, "topic_replaced", f"{tp[0]}/{tp[1]}: the topic was deleted and created again")
+
+    def _halt(self, tp: TopicPartition, kind: HaltKind, reason: str) -> None:
+        self._waiting.pop(tp, None)
+        known = self._halted.get(tp)
+        if known is None or known.kind != kind:
+            since_ms = known.since_ms if known else time.time_ns() // 1_000_000
+            self._halted[tp] = Halt(kind, reason, since_ms, self._places[tp])
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Say Unavailable where SQLite says that it cannot."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise Unavailable(f"the log cannot be read: {error}", dependency="log") from error
+
+
+def read_run(
+    connection: sqlite3.Connection, number: int, tp: TopicPartition, start: int, bytes_max: int
+) -> list[Stored]:
+    """Records of one partition from `start`: at least one if there is one, then as many as fit into `bytes_max`."""
+    rows = connection.execute(
+        "SELECT id, key, value, headers, event_time_ms FROM records WHERE id >= ? AND id < ? ORDER BY id",
+        ((number << OFFSET_BITS) + start, (number + 1) << OFFSET_BITS),
+    )
+    found: list[Stored] = []
+    taken = 0
+    for row_id, key, value, headers, event_time_ms in rows:
+        record = Record(value, key, _unpack(headers), event_time_ms)
+        found.append(Stored(*tp, row_id & ((1 << OFFSET_BITS) - 1), record))
+        taken += found[-1].size()
+        if taken >= bytes_max:
+            break
+    rows.close()
+    return found
+
+
+def find(c: sqlite3.Connection, topic: str, partition: int) -> tuple[int, int, int]:
+    """Returns a partition's row id, the lowest offset kept, and the next offset. Raises NotFound."""
+    row = c.execute(
+        "SELECT id, first, next FROM partitions WHERE topic = ? AND number = ?", (topic, partition)
+    ).fetchone()
+    if row is None:
+        raise NotFound(f"the log has no partition {partition} of a topic {topic!r}")
+    return int(row[0]), int(row[1]), int(row[2])
+
+
+def _topic_id(c: sqlite3.Connection, topic: str) -> str:
+    return str(find(c, topic, 0)[0])
+
+
+def _unpack(headers: Any) -> tuple[tuple[str, bytes], ...]:
+    return tuple((k, v.encode("latin-1")) for k, v in orjson.loads(headers)) if headers else ()
