@@ -12,7 +12,7 @@ from ingest.identity import header_of
 from tenants.entities import Collection, Tenant
 from vicinage.log import Log, Record
 from vicinage.records import Document, Position, Rejected, Token
-from vicinage.routing import shard_of
+from vicinage.routing import document_key, home_of
 from vicinage.wire import ARROW, encode_documents, rows_bytes
 
 RECORD_BYTES: Final = 2 << 20
@@ -34,7 +34,7 @@ def accept(log: Log, tenant: Tenant, collection: Collection, entries: Sequence[E
     documents = [e for e in entries if isinstance(e, Document)]
     dimension = collection.generation().dimension
     positions: list[Position] = []
-    for partition, run in _by_partition(log, tenant, documents):
+    for partition, run in _by_partition(log, tenant, collection.name, documents):
         records = [
             Record(
                 encode_documents(chunk, collection=collection.name, dimension=dimension),
@@ -52,26 +52,29 @@ def delete(log: Log, tenant: Tenant, collection: Collection, ids: Sequence[str],
     """Appends the deletions; durable on return. Deleting what is not there is no error."""
     n = log.topics(tenant.documents_topic).get(tenant.documents_topic, 1)
     positions: list[Position] = []
-    for partition in range(n):
-        of_it = [i for i in ids if shard_of(i, n) == partition]
+    homes: dict[int, list[str]] = {}
+    for i in ids:
+        homes.setdefault(home_of(collection.name, i, n), []).append(i)
+    for partition, of_it in sorted(homes.items()):
         headers = (header_of(collection),)
-        records = [Record(None, f"{collection.name}/{i}".encode(), headers, now_ms) for i in of_it]
-        positions.extend(
-            Position(partition, o) for o in log.append(tenant.documents_topic, partition, records) if records
-        )
+        records = [Record(None, document_key(collection.name, i), headers, now_ms) for i in of_it]
+        positions.extend(Position(partition, o) for o in log.append(tenant.documents_topic, partition, records))
     return Token.covering(positions)
 
 
-def _by_partition(log: Log, tenant: Tenant, documents: list[Document]) -> Iterator[tuple[int, list[Document]]]:
+def _by_partition(
+    log: Log, tenant: Tenant, collection: str, documents: list[Document]
+) -> Iterator[tuple[int, list[Document]]]:
     if not documents:
         return
     n = log.topics(tenant.documents_topic).get(tenant.documents_topic, 1)
     if n == 1:
         yield 0, documents
         return
-    for partition in range(n):
-        if run := [d for d in documents if shard_of(d.id, n) == partition]:
-            yield partition, run
+    homes: dict[int, list[Document]] = {}
+    for d in documents:
+        homes.setdefault(home_of(collection, d.id, n), []).append(d)
+    yield from sorted(homes.items())
 
 
 def _chunks(documents: list[Document], dimension: int) -> Iterator[list[Document]]:
