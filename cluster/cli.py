@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.tables import recall_rows
 from vicinage.errors import Unavailable, VicinageError
 
 if TYPE_CHECKING:
@@ -576,7 +577,8 @@ def recall(where: str | None, data: Path, url: str | None, key: str | None, *, a
     """Per collection: recall measured on sampled live searches, with interval, n, target and verdict."""
     tenant_name, _, name = (where or "").partition("/")
     query = "&".join(f"{k}={v}" for k, v in (("tenant", tenant_name), ("collection", name)) if v)
-    show(_live(data, url, key).call("GET", f"/recall?{query}"), as_json)
+    report = _live(data, url, key).call("GET", f"/recall?{query}")
+    show(report if as_json else recall_rows(report), as_json)
 
 
 def _live(data: Path, url: str | None, key: str | None) -> "Operator":

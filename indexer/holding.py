@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from indexer.backends import Backend
+from indexer.effort import ScanBudget
 from indexer.loading import Loading
 from indexer.residency import SHARD_BYTES, Asker, Held, Residency, to_let_go
 from indexer.segment import Damaged, Segment, placed
@@ -170,6 +171,7 @@ class Holding:
         """Shards whose newest manifest is corrupt: they are searched as they were meanwhile."""
         self._waits: list[_Wait] = []
         self._residency = Residency(settings.resident_bytes_max)
+        self._scans = ScanBudget(settings.scan_rows_max, settings.scan_cpu_share, threads=settings.threads)
         self._making_room = threading.Lock()
         self._made = 0
         """Bytes of deltas and columns, when they were last counted."""
@@ -404,6 +406,7 @@ class Holding:
                 recall=self._registry.collection(shard.tenant, shard.collection).objectives.recall,
                 backend=self._backend,
                 manifest=manifest,
+                scans=self._scans,
             )
             made.adopt(manifest, self._segments(manifest, generation, {}, room))
             made.asked_s = self._clock.monotonic()

@@ -186,7 +186,9 @@ class Searcher:
         if query.mode == "lexical":
             return words
         many = (1 + query.k // MANY_HITS) * (FILTERED if query.filter else 1)
-        return words + (len(query.vectors) or 1) * many * (1 + shard.scanned(exact=query.exact) // GRAPH_NUMBERS)
+        return words + (len(query.vectors) or 1) * many * (
+            1 + shard.scanned(exact=query.exact, scan=query.scan) // GRAPH_NUMBERS
+        )
 
     def _weight(self, tenant: str) -> int:
         try:
@@ -406,6 +408,7 @@ def _asks(query: ShardQuery) -> tuple[object, ...]:
         query.k,
         query.effort,
         query.recall,
+        query.scan,
         query.exact,
         query.include,
         condition,

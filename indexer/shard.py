@@ -5,10 +5,9 @@ replace become visible together, so a document is never there twice and never go
 Law 3: a document's higher version replaces the lower, wherever either lies; anything else is dropped.
 """
 
-import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any, Final
 
@@ -19,11 +18,12 @@ from numpy.typing import NDArray
 from indexer import filters, lexical
 from indexer.backends import Backend, Mask, Rows
 from indexer.delta import Delta, DeltaView, Entry
+from indexer.effort import EXACT, ScanBudget, ScanLog, effort_for, greatest_of, to_scan
 from indexer.passages import Passages
 from indexer.segment import Keys, Segment, document_runs
 from tenants.entities import Manifest, Metric
 from vicinage.errors import Corrupt, Refused
-from vicinage.records import Floats, Hit, Partial, ShardId, ShardQuery
+from vicinage.records import Bound, Floats, Hit, Partial, ShardId, ShardQuery
 from vicinage.wire import DELETED
 
 BEHIND_MAX: Final = 256
@@ -35,9 +35,6 @@ LEXICAL: Final = "$lexical"
 CHARS_A_WORD: Final = 6
 ANSWER_BYTES_MAX: Final = 16 << 20
 """Of text in one shard's answer to one question, as Python holds it at most: four a character where one is not ASCII."""
-EFFORT_DEFAULT: Final = 64
-EFFORT_MARGIN: Final = 0.01
-"""What the effort curve must show above the objective: two standard errors of a recall measured on 256 questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +58,15 @@ class StoredDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class CurveEnd:
+    """The end of an effort curve: recall at the greatest measured effort, on so many of the collection's own questions (0: made-up ones)."""
+
+    effort: int
+    recall: float
+    questions: int
+
+
+@dataclass(frozen=True, slots=True)
 class ShardStats:
     """What a shard holds. `host_bytes` is accounted: delta arrays, and segments as if every page were touched.
 
@@ -79,6 +85,12 @@ class ShardStats:
     watermark: int
     manifest_version: int
     resident: bool = True
+    scanned_passages: int = 0
+    """Those that every search is compared with one by one; of one that is not resident, 0."""
+    curve: CurveEnd | None = None
+    """What the segment with the least measured recall reaches at its greatest effort."""
+    scans: Mapping[str, int] = field(default_factory=dict)
+    """Searches that were scanned in place of the index, or were not, and why, since the shard was loaded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,13 +132,23 @@ class Shard:
     """One collection's part in one slot. One thread writes (`apply`, `adopt`); any number search meanwhile."""
 
     def __init__(
-        self, shard: ShardId, *, dimension: int, metric: Metric, recall: float, backend: Backend, manifest: Manifest
+        self,
+        shard: ShardId,
+        *,
+        dimension: int,
+        metric: Metric,
+        recall: float,
+        backend: Backend,
+        manifest: Manifest,
+        scans: ScanBudget | None = None,
     ) -> None:
         self.id = shard
         self._dimension = dimension
         self._metric: Metric = metric
         self._recall = recall
         self._backend = backend
+        self._scans = scans or ScanBudget()
+        self._scan_log = ScanLog(shard)
         self._delta = Delta(dimension)
         self._segments: tuple[Segment, ...] = ()
         self._alive_documents: list[Mask] = []
@@ -291,7 +313,8 @@ class Shard:
                 field="vector",
                 limit=self._dimension,
             )
-        found = search(snapshot, query, self._backend, self._metric, self._recall)
+        found = search(snapshot, query, self._backend, self._metric, self._recall, self._scans)
+        self._scan_log.note(found.scanned, found.unscanned, len(query.vectors))
         return replace(found, lexical=search_words(snapshot, query)) if query.mode == "hybrid" else found
 
     def needs(self, query: ShardQuery) -> frozenset[str] | None:
@@ -330,10 +353,16 @@ class Shard:
         if s.delta.words.behind(s.delta) > BEHIND_MAX:
             s.delta.lexical()
 
-    def scanned(self, *, exact: bool) -> int:
-        """Numbers that one question is compared with one by one: rows without a graph (or all, where exact) × dimension."""
+    def scanned(self, *, exact: bool, scan: bool = False) -> int:
+        """Numbers that one search is compared with one by one: rows without a graph (or all, where exact) × dimension.
+
+        With `scan`, those too that may be scanned in place of an index.
+        """
         s = self.snapshot
-        return (s.rows if exact else s.rows_scanned) * self._dimension
+        rows = s.rows if exact else s.rows_scanned
+        if scan and not exact:
+            rows += min(s.rows - rows, self._scans.rows_max)
+        return rows * self._dimension
 
     def looked_up(self, text: str) -> int:
         """Pairs of a word of the text and a row that may hold it: at most so many are read. Not cut into words: from its length."""
@@ -388,7 +417,15 @@ class Shard:
             store_bytes=sum(g.ref.bytes() for g in s.segments),
             watermark=s.watermark,
             manifest_version=s.manifest.version,
+            scanned_passages=s.rows_scanned,
+            curve=_curve_end(s.segments),
+            scans=self._scan_log.seen(),
         )
+
+
+def _curve_end(segments: Sequence[Segment]) -> CurveEnd | None:
+    ends = [CurveEnd(*s.ref.curve[-1], s.ref.asked) for s in segments if s.ref.curve]
+    return min(ends, key=lambda end: end.recall, default=None)
 
 
 def surviving(segments: Sequence[Segment]) -> list[Mask]:
@@ -409,21 +446,26 @@ def surviving(segments: Sequence[Segment]) -> list[Mask]:
     return masks
 
 
-def search(snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metric, recall: float) -> Partial:
-    """Search every part, keep the k best of each question, and only then read texts. Pure but for reading."""
+def search(
+    snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metric, recall: float, scans: ScanBudget
+) -> Partial:
+    """Search every part, keep the k best of each question, and only then read texts. Pure but for reading, and for `scans`."""
     tree = filters.parse(query.filter) if query.filter else None
     queries = np.ascontiguousarray(query.vectors, np.float32)
     found: list[_Found] = []
-    effort_used, asked = 0, []
+    chosen: list[tuple[Segment, int]] = []
+    instead, bound = _instead(snapshot, query, recall, scans)
     for i, segment in enumerate(snapshot.segments):
         allowed = _allowed(snapshot.alive[i], segment.columns.columns() if tree else None, tree)
-        effort = query.effort or effort_for(segment, recall if query.recall is None else query.recall, recall)
-        if effort is not None and not query.exact and "index" in segment.ref.objects:
-            effort_used = max(effort_used, effort)
-            asked.append(segment.ref.asked)
-        if query.exact or effort is None:
+        effort = _effort(segment, query, recall)
+        if i in instead:
+            with scans.scanning():
+                scores, rows = backend.exact(segment.vectors, queries, query.k, metric=metric, allowed=allowed)
+        elif query.exact or effort is None:
             scores, rows = backend.exact(segment.vectors, queries, query.k, metric=metric, allowed=allowed)
         else:
+            if "index" in segment.ref.objects:
+                chosen.append((segment, effort))
             scores, rows = backend.search(
                 segment.index, segment.vectors, queries, query.k, metric=metric, effort=effort, allowed=allowed
             )
@@ -433,10 +475,39 @@ def search(snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metr
         every = None if allowed is not None and bool(allowed.all()) else allowed
         scores, rows = backend.exact(snapshot.delta.vectors, queries, query.k, metric=metric, allowed=every)
         found.append(_Found(-1, scores, rows))
-    best = _best(snapshot, found, query)
     return Partial(
-        query.shard, best, snapshot.watermark, effort_used, asked=min(asked, default=0), changes=snapshot.changes
+        query.shard,
+        _best(snapshot, found, query),
+        snapshot.watermark,
+        max((effort for _, effort in chosen), default=0),
+        asked=min((segment.ref.asked for segment, _ in chosen), default=0),
+        changes=snapshot.changes,
+        greatest=all(effort >= greatest_of(segment) for segment, effort in chosen),
+        scanned=sum(len(snapshot.segments[i]) for i in instead),
+        unscanned=bound,
     )
+
+
+def _instead(
+    snapshot: Snapshot, query: ShardQuery, recall: float, scans: ScanBudget
+) -> tuple[frozenset[int], Bound | None]:
+    """Places of the segments that are scanned in place of their index, and what kept others from it."""
+    if not query.scan or query.exact or recall >= EXACT:
+        return frozenset(), None
+    indexed = sum(s.index is not None for s in snapshot.segments)
+    found = to_scan(snapshot.segments, scans.rows_max)
+    if found and not scans.has_time():
+        return frozenset(), "cpu"
+    return found, "rows" if len(found) < indexed else None
+
+
+def _effort(segment: Segment, query: ShardQuery, recall: float) -> int | None:
+    """The effort of a search of the segment; None: exact by request."""
+    if query.effort:
+        return query.effort
+    if query.scan and recall < EXACT:
+        return greatest_of(segment)
+    return effort_for(segment, recall if query.recall is None else query.recall, recall)
 
 
 def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:
@@ -462,32 +533,6 @@ def _found_in(part: _Part, asked: Sequence[Sequence[str]], k: int) -> _Found:
         best, at = part.index.search(words, k, part.allowed)
         scores[i, : len(at)], rows[i, : len(at)] = best, at
     return _Found(part.part, scores, rows)
-
-
-def effort_for(segment: Segment, aim: float, objective: float) -> int | None:
-    """The least effort whose recall clears the aim with a margin; the greatest measured if none does.
-
-    Between two measured efforts recall is taken to rise evenly: it rises ever more slowly, so that there is no less of it.
-    None where not even that reaches the objective, or the objective is to miss nothing: the question is to be answered exactly.
-    """
-    if objective >= 1:
-        return None
-    wanted, curve = min(aim + EFFORT_MARGIN, 0.999), segment.ref.curve
-    if not curve:
-        return EFFORT_DEFAULT
-    # Each hundredth that live recall adds is a rung, too: the curve may say of the least effort that it misses nothing.
-    first = min(math.ceil(round(max(0.0, aim - objective) * 100, 6)), len(curve) - 1)
-    for i, (effort, measured) in enumerate(curve):
-        if measured >= wanted and i >= first:
-            at_once = i == 0 or curve[i - 1][1] >= wanted
-            return effort if at_once else _between(curve[i - 1], curve[i], wanted)
-    greatest, measured = curve[-1]
-    return greatest if measured >= objective else None
-
-
-def _between(low: tuple[int, float], high: tuple[int, float], wanted: float) -> int:
-    share = (wanted - low[1]) / (high[1] - low[1])
-    return math.ceil(low[0] + share * (high[0] - low[0]))
 
 
 def _allowed(
@@ -553,7 +598,7 @@ def _stored(document_id: str, version: int, rows: list[tuple[Passages, int, Floa
 
 def _scanned(segment: Segment, objective: float) -> int:
     """Rows that each question is compared with: all where no index serves it; codes of a bit a number are an eighth of the work."""
-    if segment.index is None or effort_for(segment, objective, objective) is None:
+    if segment.index is None or objective >= EXACT:
         return len(segment)
     return len(segment) // 8 if segment.ref.kind == "rabitq" else 0
 

@@ -12,6 +12,7 @@ import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from query.admission import Admission, Place
+from query.degraded import reason_of
 from query.freshness import Freshness
 from query.merge import answered
 from query.plan import Plan, Question, make_plan
@@ -94,7 +95,8 @@ class Answerer:
         if question.wait_for is not None:
             collection = await self.reached(question.wait_for, tenant, collection, deadline)
         vector = await self._vector(question, tenant, collection.generation(), deadline)
-        plan = make_plan(question, collection, vector, self.registry.version, self.recall.aim(collection))
+        aim, misses = self.recall.aim(collection), self.recall.misses(collection)
+        plan = make_plan(question, collection, vector, self.registry.version, aim, scan=misses)
         gathered = await self.searchers.scatter(plan, deadline)
         hits = answered(gathered.partials, question)
         if not gathered.failures and question.mode == "dense":
@@ -180,9 +182,7 @@ class Answerer:
             generation=plan.generation.number,
             effort=max(p.effort for p in partials),
             missing_share=gathered.missing_share(),
-            reason=f"{len(gathered.failures)} of {len(plan.queries)} shards did not answer"
-            if gathered.failures
-            else None,
+            reason=reason_of(plan, gathered),
         )
 
 

@@ -1,53 +1,138 @@
 """How far the effort curves of a collection are off, as its live recall shows. Pure.
 
-A curve is measured when a segment is sealed, on the questions of before or on made-up ones; those of now may be harder or easier. What is
-added to the objective before the curves are asked moves up as soon as the interval of the live recall lies below the objective, and
-down, more slowly, while it lies well above. Once every curve has been measured on twice as many of the collection's own
-questions as before, they know themselves what was learned of the older ones: it begins anew.
+A curve is measured when a segment is sealed, on the questions of before or on made-up ones; those of now
+may be harder or easier. What is added to the objective before the curves are asked rises as soon as the
+interval of the live recall lies below the objective. It falls, more slowly, while the interval lies well
+above. Once every curve has been measured on twice as many of the collection's own questions as before,
+the curves know what was learned of the older ones, and the correction begins anew.
+
+If the interval lies below the objective although every sample was served at the greatest measured
+effort, the index is proven to miss the objective (`proven`): no effort helps. The proof is looked at
+again in each window of samples.
+
+Each move begins a new window: samples served at another effort have another mean. All windows of a
+collection together are wrong with probability at most ALPHA (`query/interval.py`, `spent`).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from query.interval import ENOUGH, interval
+from query.interval import ENOUGH, ConfidenceSequence, spent
+from query.windows import WINDOW, Why
 
 UP: Final = 0.01
 DOWN: Final = 0.005
-MOST: Final = 0.05
+MOST: Final = 0.11
+"""A curve has at most eleven efforts, and each hundredth is a rung: so much leads to the greatest."""
 LEAST: Final = -0.1
 ROOM: Final = 0.01
 """How far above the objective the whole interval must lie before effort is taken back."""
 PATIENCE: Final = 180
-"""Samples before effort is taken back, and those looked at: what is older was served at another effort."""
+"""Samples before effort is taken back, at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """That the index at its greatest effort misses the objective: the interval of n samples, and when it was seen."""
+
+    since_ms: int
+    recall: float
+    low: float
+    high: float
+    n: int
 
 
 @dataclass(slots=True)
 class Correction:
-    """Of one collection at one generation: what is added to its objective, and the recall of each sample since it last moved."""
+    """Of one collection at one generation: what is added to its objective, and the recall of the samples since it last moved."""
 
     added: float = 0.0
-    since: list[float] = field(default_factory=list)
     asked: int = 0
     """Questions that the curves which it corrects were measured on, at least; 0: made-up ones."""
+    proof: Proof | None = None
+    number: int = 1
+    since: ConfidenceSequence = field(default_factory=lambda: ConfidenceSequence(spent(1)))
+    at_greatest: bool = True
+    """Whether every sample since was served at the greatest measured effort."""
 
-    def note(self, recall: float, objective: float, asked: int = 0) -> None:
-        """Take in one more sample, which was served by curves measured on so many questions."""
+    @property
+    def proven(self) -> bool:
+        """Whether the index is proven to miss the objective at its greatest effort."""
+        return self.proof is not None
+
+    def note(
+        self, recall: float, objective: float, asked: int = 0, *, greatest: bool = False, now_ms: int = 0
+    ) -> Why | None:
+        """Take in one more sample of what the index served; why a new window begins, if one does.
+
+        `asked`: questions that the curves were measured on. `greatest`: no segment has a greater measured effort.
+        """
+        why: Why | None = None
         if asked >= 2 * max(1, self.asked):
-            self.added, self.since, self.asked = 0.0, [], asked
-        self.since.append(recall)
-        if len(self.since) % ENOUGH == 0:  # seldom: looking after every sample would find what is not there
-            to = moved(self.added, self.since[-PATIENCE:], objective)
-            if to != self.added:
-                self.added, self.since = to, []
-            del self.since[:-PATIENCE]
+            self.added, self.asked, self.proof, why = 0.0, asked, None, "curves_measured"
+            self._begin()
+        self.since.add(recall)
+        self.at_greatest &= greatest
+        if self.since.n < ENOUGH:
+            return why
+        full = self.since.n >= WINDOW
+        if self.since.high < objective and (full or self.proof is None):
+            return self._rise(now_ms) or why
+        if self.since.n >= PATIENCE and self.since.low > objective + ROOM:
+            return self._fall() or why
+        if full or self.since.empty:
+            why = "effort_corrected" if self.proven else why
+            self.proof = None  # a whole window did not confirm it
+            self._begin()
+        return why
 
+    def _rise(self, now_ms: int) -> Why | None:
+        before, s = self._served(), self.since
+        if self.at_greatest:
+            since_ms = self.proof.since_ms if self.proof else now_ms
+            self.proof = Proof(since_ms, s.mean, s.low, s.high, s.n)
+        else:
+            self.added, self.proof = min(MOST, round(self.added + UP, 4)), None
+        self._begin()
+        return "effort_corrected" if self._served() != before else None
 
-def moved(added: float, since: Sequence[float], objective: float) -> float:
-    """What to add from now on."""
-    low, high = interval(since)
-    if high < objective:
-        return min(MOST, round(added + UP, 4))
-    if len(since) >= PATIENCE and low > objective + ROOM:
-        return max(LEAST, round(added - DOWN, 4))
-    return added
+    def _fall(self) -> Why | None:
+        before = self._served()
+        if self.proof is not None:
+            self.proof = None
+        else:
+            self.added = max(LEAST, round(self.added - DOWN, 4))
+        self._begin()
+        return "effort_corrected" if self._served() != before else None
+
+    def _served(self) -> tuple[float, bool]:
+        """What decides how searches are served."""
+        return self.added, self.proven
+
+    def _begin(self) -> None:
+        self.number += 1
+        self.since, self.at_greatest = ConfidenceSequence(spent(self.number)), True
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as JSON takes it."""
+        p = self.proof
+        return {
+            "added": self.added,
+            "asked": self.asked,
+            "number": self.number,
+            "at_greatest": self.at_greatest,
+            "proof": [p.since_ms, p.recall, p.low, p.high, p.n] if p else None,
+            "since": self.since.state(),
+        }
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Correction":
+        """The correction that `state` was taken of. Raises KeyError, TypeError, ValueError for anything else."""
+        return cls(
+            float(state["added"]),
+            int(state["asked"]),
+            Proof(*state["proof"]) if state["proof"] else None,
+            int(state["number"]),
+            ConfidenceSequence.of_state(state["since"]),
+            bool(state["at_greatest"]),
+        )

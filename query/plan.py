@@ -63,12 +63,18 @@ class Plan:
 
 
 def make_plan(
-    question: Question, collection: Collection, vector: Floats | None, catalog: int, recall: float | None = None
+    question: Question,
+    collection: Collection,
+    vector: Floats | None,
+    catalog: int,
+    recall: float | None = None,
+    *,
+    scan: bool = False,
 ) -> Plan:
     """Ask every shard of the live generation for the best k.
 
     `vector` float32 [d]; None in mode lexical. `catalog` is the version that `collection` was read at; `recall`, what to ask of
-    effort curves instead of the objective. Raises Refused for an answer of too many numbers.
+    effort curves instead of the objective; `scan`, whether live searches prove that no effort reaches it. Raises Refused for an answer of too many numbers.
     """
     live = collection.generation()
     if "vector" in question.include and question.k * live.dimension > NUMBERS_MAX:
@@ -90,6 +96,7 @@ def make_plan(
             include=question.include | {"text"} if question.rerank else question.include,
             catalog=catalog,
             recall=recall,
+            scan=scan,
             mode=question.mode,
             texts=texts,
         )

@@ -1,13 +1,15 @@
 """Recall measured on live traffic: sampled searches are done again exactly, and compared.
 
-Off the request's path, in a bounded queue that drops rather than waits, within a stated share of time. Law 5: every figure
-comes with its sample count and a 95 % interval; the unit of the sample is the question, since the hits of one are correlated.
+Off the request's path, in a bounded queue that drops rather than waits, within a stated share of time.
+Law 5: every figure comes with its sample count and an interval that is valid at every time
+(`interval.py`), of a stated window (`windows.py`). The unit of the sample is the search, since the hits
+of one search are correlated.
 """
 
 import asyncio
 import random
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -15,11 +17,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from query.correction import Correction
-from query.interval import ENOUGH, interval
+from query.correction import Correction, Proof
+from query.interval import ENOUGH
 from query.merge import merge
 from query.plan import Plan
 from query.scatter import Searchers
+from query.windows import Windows
 from tenants.entities import Collection, Generation
 from tenants.questions import QUESTIONS_MAX
 from vicinage.clock import Deadline
@@ -29,14 +32,14 @@ from vicinage.records import Floats, Hit, Partial
 from vicinage.telemetry import events, gauge
 
 QUEUE_MAX: Final = 256
-WINDOW: Final = 2_000
-"""Samples kept of each collection."""
+KS_MAX: Final = 4
+"""Values of k whose recall is judged in each collection; the least used gives way to a new one."""
 DEADLINE_S: Final = 5.0
 WORKED_S: Final = 1.0
 """Of the time that a sample took, what is believed to be work: the rest was waiting in its tenant's own line, for which others do not pay."""
 HALF_ERROR: Final = 0.01
 SAMPLES_MAX: Final = 4_096
-"""Collections that are remembered, at most 0.2 MB each."""
+"""Collections that are remembered, at most 0.1 MB each beside their questions."""
 KEEP_S: Final = 600.0
 """How often the questions of a collection are kept anew, once there are QUESTIONS_MAX."""
 Keep = Callable[[Generation, Floats], None]
@@ -45,16 +48,18 @@ _recall = gauge(
     "vicinage_query_recall",
     "recall@k measured on sampled live searches, mean over collections; by collection: `vicinage recall`",
 )
+_below = gauge(
+    "vicinage_query_below_objective_collections",
+    "collections whose index live searches prove to miss the recall objective at its greatest effort",
+)
 
 
 @dataclass(slots=True)
 class Sample:
     """What is known of one collection's recall at one generation."""
 
-    measured: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    """(k, recall@k) of each sampled search, oldest first."""
-    mean: float = 1.0
-    """Of those at the usual k."""
+    windows: dict[int, Windows] = field(default_factory=dict)
+    """Of each k that is asked, the recall@k of what was served."""
     questions: deque[Floats] = field(default_factory=lambda: deque(maxlen=QUESTIONS_MAX))
     """Vectors float16 [d] of the newest, where effort has a choice."""
     kept: int = 0
@@ -66,10 +71,24 @@ class Sample:
     dropped: int = 0
     correction: Correction = field(default_factory=Correction)
 
-    def at_usual_k(self) -> tuple[int, list[float]]:
-        """The k asked most often, and recall at it: recall at different k has no mean."""
-        usual = Counter(k for k, _ in self.measured).most_common(1)[0][0]
-        return usual, [value for k, value in self.measured if k == usual]
+    def usual(self) -> tuple[int, Windows] | None:
+        """The k that is asked most often, and recall at it: recall at different k has no mean."""
+        return max(self.windows.items(), key=lambda each: each[1].total, default=None)
+
+    def of_k(self, k: int, now_ms: int) -> Windows:
+        """The windows of a k; the least used of the others gives way."""
+        if k not in self.windows and len(self.windows) >= KS_MAX:
+            del self.windows[min(self.windows, key=lambda other: self.windows[other].total)]
+        return self.windows.setdefault(k, Windows(now_ms))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chose:
+    """What the segments with an index chose: effort, questions that every curve was measured on, and whether no effort is greater."""
+
+    effort: int
+    asked: int
+    greatest: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +96,17 @@ class _Offer:
     plan: Plan
     hits: tuple[Hit, ...]
     changes: tuple[int, ...]
-    effort: int
-    asked: int
-    """Questions that every curve was measured on that chose an effort."""
+    chose: _Chose
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """One sample: the exact hits, those served, and those that the index finds, which differ where it was scanned instead."""
+
+    exact: tuple[Hit, ...]
+    served: tuple[Hit, ...]
+    by_index: tuple[Hit, ...]
+    chose: _Chose
 
 
 class RecallMonitor:
@@ -124,8 +151,8 @@ class RecallMonitor:
             await self._some.get()
             [offer] = self._queue.take(1)
             start = time.perf_counter()
-            await self._measure(offer)
-            await self._remember(offer)
+            chose = await self._measure(offer)
+            await self._remember(offer, chose.effort)
             self._some.task_done()
             worked = min(time.perf_counter() - start, WORKED_S)
             await asyncio.sleep(worked * (1 / self._cpu_share - 1))
@@ -134,27 +161,40 @@ class RecallMonitor:
         """Return once every sample offered so far is worked off."""
         await self._some.join()
 
-    async def _measure(self, offer: _Offer) -> None:
+    async def _measure(self, offer: _Offer) -> _Chose:
+        """Note what a sample says; what the index chose."""
         sample = self._sample(offer.plan)
-        deadline = Deadline.after(DEADLINE_S)
-        plan = _without_content(offer.plan)
+        measured = await self._measured(offer)
+        if measured is None or not self._is_current(offer.plan):
+            sample.discarded += 1
+            return offer.chose
+        if measured.exact:  # where there is nothing to find, nothing is said about finding
+            self._note(sample, offer.plan, measured)
+        return measured.chose
+
+    async def _measured(self, offer: _Offer) -> _Measured | None:
+        """The exact hits beside those served; None where both cannot be had of the same passages."""
+        plan, deadline = _without_content(offer.plan), Deadline.after(DEADLINE_S)
+        k = plan.queries[0].k
         try:
             exact = await self._searchers.scatter(_exactly(plan), deadline)
-            hits, changes = offer.hits, offer.changes
+            served, chose, changes = offer.hits, offer.chose, offer.changes
             if _changes(exact.partials) != changes:  # documents came in between: serve it once more
                 again = await self._searchers.scatter(plan, deadline)
-                hits, changes = merge(again.partials, plan.queries[0].k), _changes(again.partials)
+                served, chose, changes = merge(again.partials, k), _chosen(again.partials), _changes(again.partials)
+            by_index, seen = served, changes
+            if plan.queries[0].scan:  # it was served without the index, which is what is judged
+                index = await self._searchers.scatter(_by_index(plan), deadline)
+                by_index, chose, seen = merge(index.partials, k), _chosen(index.partials), _changes(index.partials)
         except VicinageError:
-            sample.discarded += 1
-            return
-        if _changes(exact.partials) != changes:
-            sample.discarded += 1
-            return
-        self._note(sample, offer, hits, merge(exact.partials, plan.queries[0].k))
+            return None
+        if not _changes(exact.partials) == changes == seen:
+            return None
+        return _Measured(merge(exact.partials, k), served, by_index, chose)
 
-    async def _remember(self, offer: _Offer) -> None:
-        """Note the question, and have the newest kept: once they are enough to say something, whenever they have doubled, then every KEEP_S."""
-        if self._keep is None or not offer.effort:
+    async def _remember(self, offer: _Offer, effort: int) -> None:
+        """Note the search's vector, and have the newest kept: once they are enough to say something, whenever they have doubled, then every KEEP_S."""
+        if self._keep is None or not effort:
             return
         sample, now = self._sample(offer.plan), time.monotonic()
         vector = offer.plan.queries[0].vectors[0]
@@ -172,19 +212,55 @@ class RecallMonitor:
         except Unavailable as away:
             _event.warning("questions not kept", reason=str(away))
 
-    def _note(self, sample: Sample, offer: _Offer, served: Sequence[Hit], exact: Sequence[Hit]) -> None:
-        if not exact:
-            return  # where there is nothing to find, nothing is said about finding
-        found = recall_of(served, exact)
-        sample.measured.append((offer.plan.queries[0].k, found))
-        sample.correction.note(found, offer.plan.collection.objectives.recall, offer.asked)
-        sample.mean = fmean(sample.at_usual_k()[1])
-        _recall.set(fmean(s.mean for s in self._samples.values() if s.measured))
+    def _note(self, sample: Sample, plan: Plan, measured: _Measured) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        sample.of_k(plan.queries[0].k, now_ms).add(recall_of(measured.served, measured.exact), now_ms)
+        if measured.chose.effort:
+            self._correct(sample, plan, measured, now_ms)
+        usual = [s.usual() for s in self._samples.values()]
+        _recall.set(fmean(each[1].judged().mean for each in usual if each))
+
+    def _correct(self, sample: Sample, plan: Plan, measured: _Measured, now_ms: int) -> None:
+        """Have the effort follow what the index found."""
+        objective, proven = plan.collection.objectives.recall, sample.correction.proven
+        found = recall_of(measured.by_index, measured.exact)
+        chose = measured.chose
+        why = sample.correction.note(found, objective, chose.asked, greatest=chose.greatest, now_ms=now_ms)
+        if why is not None:
+            for windows in sample.windows.values():
+                windows.restart(why, now_ms)
+        if sample.correction.proven != proven:
+            self._say(plan, sample.correction.proof)
+
+    def _say(self, plan: Plan, proof: Proof | None) -> None:
+        _below.set(sum(s.correction.proven for s in self._samples.values()))
+        g, objective = plan.generation, plan.collection.objectives.recall
+        names = {"tenant": g.tenant, "collection": g.collection, "generation": g.number, "objective": objective}
+        if proof is None:
+            _event.info("index.objective_met", **names)
+        else:
+            _event.warning("index.objective_missed", **names, **below(proof))
 
     def aim(self, collection: Collection) -> float:
         """The recall to ask of the effort curves, so that the objective is what live searches have."""
         sample = self._samples.get((collection.tenant, collection.name, collection.live))
         return collection.objectives.recall + (sample.correction.added if sample else 0.0)
+
+    def misses(self, collection: Collection) -> bool:
+        """Whether live searches prove that the index misses the objective at its greatest effort."""
+        sample = self._samples.get((collection.tenant, collection.name, collection.live))
+        return sample is not None and sample.correction.proven
+
+    def proof(self, collection: Collection) -> dict[str, Any] | None:
+        """That proof, as the collection's facts state it; None without one."""
+        sample = self._samples.get((collection.tenant, collection.name, collection.live))
+        return below(sample.correction.proof) if sample and sample.correction.proof else None
+
+    def _is_current(self, plan: Plan) -> bool:
+        """Whether the plan asks for what would be asked for now: else its recall is that of another effort."""
+        query = plan.queries[0]
+        aim, misses = self.aim(plan.collection), self.misses(plan.collection)
+        return query.recall is None or (query.recall == aim and query.scan == misses)
 
     def _sample(self, plan: Plan) -> Sample:
         """That of the plan's generation; beyond SAMPLES_MAX the one that was asked for longest ago is forgotten."""
@@ -200,7 +276,7 @@ class RecallMonitor:
         """The row of the live generation, as `report` has it; None where nothing was measured."""
         name = (collection.tenant, collection.name, collection.live)
         sample = self._samples.get(name)
-        return row(name, sample, collection.objectives.recall) if sample and sample.measured else None
+        return row(name, sample, collection.objectives.recall) if sample and sample.windows else None
 
     def report(
         self, targets: dict[tuple[str, str], float], tenant: str | None = None, collection: str | None = None
@@ -209,16 +285,23 @@ class RecallMonitor:
         named = [
             name
             for name, sample in self._samples.items()
-            if name[:2] in targets and tenant in (None, name[0]) and collection in (None, name[1]) and sample.measured
+            if name[:2] in targets and tenant in (None, name[0]) and collection in (None, name[1]) and sample.windows
         ]
         return [row(name, self._samples[name], targets[name[:2]]) for name in sorted(named)]
 
 
 def _offer(plan: Plan, hits: tuple[Hit, ...], partials: Sequence[Partial]) -> _Offer:
-    chose = [p for p in partials if p.effort]
-    effort, asked = max((p.effort for p in chose), default=0), min((p.asked for p in chose), default=0)
     bare = tuple(h._replace(text=None, metadata=None, vector=None) for h in hits)  # it may wait for minutes
-    return _Offer(plan, bare, _changes(partials), effort, asked)
+    return _Offer(plan, bare, _changes(partials), _chosen(partials))
+
+
+def _chosen(partials: Sequence[Partial]) -> _Chose:
+    chose = [p for p in partials if p.effort]
+    return _Chose(
+        max((p.effort for p in chose), default=0),
+        min((p.asked for p in chose), default=0),
+        all(p.greatest for p in chose),
+    )
 
 
 def _fits_half(vector: Floats) -> bool:
@@ -237,23 +320,35 @@ def recall_of(served: Sequence[Hit], exact: Sequence[Hit]) -> float:
 
 
 def row(name: tuple[str, str, int], sample: Sample, target: float) -> dict[str, Any]:
-    """The report of one collection."""
-    k, values = sample.at_usual_k()
-    low, high = interval(values)
-    verdict = "not_enough_samples" if len(values) < ENOUGH else "breach" if high < target else "ok"
+    """The report of one collection: a window of the k that is asked most often."""
+    usual = sample.usual()
+    assert usual is not None, "only what was measured is reported"
+    k, judged = usual[0], usual[1].judged()
     return {
         "tenant": name[0],
         "collection": name[1],
         "generation": name[2],
         "k": k,
-        "recall": round(fmean(values), 4),
-        "interval": [round(low, 4), round(high, 4)],
-        "n": len(values),
+        "recall": round(judged.mean, 4),
+        "interval": [judged.low, judged.high],
+        "n": judged.n,
         "target": target,
-        "verdict": verdict,
+        "verdict": judged.verdict(target),
+        "window": judged.window(),
         "correction": sample.correction.added,
+        "below_objective": below(sample.correction.proof) if sample.correction.proof else None,
         "discarded": sample.discarded,
         "dropped": sample.dropped,
+    }
+
+
+def below(proof: Proof) -> dict[str, Any]:
+    """What live searches prove of an index at its greatest effort."""
+    return {
+        "since_ms": proof.since_ms,
+        "recall": round(proof.recall, 4),
+        "interval": [proof.low, proof.high],
+        "n": proof.n,
     }
 
 
@@ -263,6 +358,10 @@ def _changes(partials: Sequence[Partial]) -> tuple[int, ...]:
 
 def _exactly(plan: Plan) -> Plan:
     return replace(plan, queries=tuple(replace(q, exact=True) for q in plan.queries))
+
+
+def _by_index(plan: Plan) -> Plan:
+    return replace(plan, queries=tuple(replace(q, scan=False) for q in plan.queries))
 
 
 def _without_content(plan: Plan) -> Plan:

@@ -16,6 +16,9 @@ Floats = NDArray[np.float32]
 Mode = Literal["dense", "lexical", "hybrid"]
 """What passages are ranked by: their vectors, their words, or both."""
 
+Bound = Literal["rows", "cpu"]
+"""What keeps a search from comparing passages one by one in place of an index: their number, or the share of time."""
+
 PARTITION_BITS: Final = 10
 """A version packs (offset, partition) into one int64, so a documents topic has at most 1,024 partitions."""
 
@@ -128,6 +131,8 @@ class ShardQuery:
     None. `effort` None means: the shard's own choice for its objective. `exact` True scans everything (ground truth).
     `include` is a subset of {"text", "metadata", "vector"}. `catalog` is the catalog version that the plan was made on:
     the searcher has seen at least that much of the catalog before it answers. `recall` None means: the collection's objective.
+    `scan` True means: live searches prove that the index misses the objective at its greatest effort; passages may be compared one by
+    one in its place, within the searcher's bounds.
 
     `texts` has each question's text where `mode` is lexical (then `vectors` is [n, 0]) or hybrid (then both are ranked, each by
     itself, in one snapshot).
@@ -142,6 +147,7 @@ class ShardQuery:
     include: frozenset[str] = frozenset({"text", "metadata"})
     catalog: int = 0
     recall: float | None = None
+    scan: bool = False
     mode: Mode = "dense"
     texts: tuple[str, ...] = ()
 
@@ -174,6 +180,8 @@ class Partial:
     `watermark` is the vectors-log offset (exclusive) up to which the shard's snapshot is complete. `asked`: questions of the
     collection that the curves of every segment which chose an effort were measured on, at least; 0: made-up ones. `changes`: how
     often the shard's passages have changed; the watermark moves with what others write, too.
+    `greatest`: each of those segments was searched at its greatest measured effort. `scanned`: passages that were compared one by
+    one in place of an index, as the query allowed. `unscanned`: why an index was searched all the same.
     """
 
     shard: ShardId
@@ -183,6 +191,9 @@ class Partial:
     lexical: tuple[tuple[Hit, ...], ...] = ()
     asked: int = 0
     changes: int = 0
+    greatest: bool = False
+    scanned: int = 0
+    unscanned: Bound | None = None
 
 
 @dataclass(frozen=True, slots=True)

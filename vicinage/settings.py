@@ -202,6 +202,14 @@ class SearcherSettings(_Group):
         ge=0,
         description="bytes of segments and deltas in memory, as if every mapped page were touched; beyond it, who was not asked for longest is let go of; 0: half of the machine's",
     )
+    scan_rows_max: int = Field(
+        default=50_000,
+        ge=0,
+        description="passages of a shard compared one by one, at most, in place of an index that live searches prove to miss the recall objective; 0: the index is always used",
+    )
+    scan_cpu_share: float = Field(
+        default=0.1, ge=0, le=1, description="share of the search threads' time that such scans may take together"
+    )
 
 
 class Settings(BaseSettings):

@@ -33,6 +33,8 @@ CounterName = Literal[
     "vicinage_searcher_brought_in_total",  # shards brought into memory
     "vicinage_searcher_let_go_total",  # shards let go of from memory, since others needed the room
     "vicinage_searcher_lexical_rebuilt_total",  # lexical indexes that were corrupt or lost, and were made anew of their texts
+    "vicinage_searcher_index_scans_total",  # searches of a shard whose index live searches prove below the objective, by what was done: scanned (in place of the index), rows or cpu (the index all the same: beyond that bound)
+    "vicinage_searcher_index_short_total",  # vectors whose k nearest an index did not reach, and that were compared with every passage of its segment
     "vicinage_searcher_device_fallbacks_total",  # what was meant for a GPU and was done by the CPU, by reason: memory, busy, failed
 ]
 GaugeName = Literal[
@@ -47,6 +49,7 @@ GaugeName = Literal[
     "vicinage_searcher_device_bytes",  # bytes of indexes held by each GPU, as accounted
     "vicinage_searcher_stale_shards",  # shards searched as of an older manifest, since a segment of the newest is corrupt
     "vicinage_query_recall",  # recall@k measured on sampled live searches, mean over collections; by collection: `vicinage recall`
+    "vicinage_query_below_objective_collections",  # collections whose index live searches prove to miss the recall objective at its greatest effort
     "vicinage_query_freshness_lag_ms",  # greatest lag among the collections asked within the last second; stays as it was while nobody asks
 ]
 HistogramName = Literal[

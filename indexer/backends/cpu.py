@@ -23,6 +23,7 @@ from tenants.entities import Metric
 from tenants.index_spec import IndexSpec, Kind
 from vicinage.errors import Corrupt, Refused
 from vicinage.records import Floats
+from vicinage.telemetry import counter
 
 ROWS_PER_STEP: Final = 30
 """Looking at so many scattered rows (384 numbers) costs what one step of a beam does: 0.058 µs a row, 1.7 µs a step."""
@@ -55,6 +56,10 @@ One or two questions are not: of 1,536 numbers, 5.8 ms by matrix product over 5,
 """
 
 _thread = threading.local()
+_short = counter(
+    "vicinage_searcher_index_short_total",
+    "vectors whose k nearest an index did not reach, and that were compared with every passage of its segment",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,7 @@ class CpuBackend:
         # An index loses what it does not reach: rows behind many equal ones, or ruled out along the way.
         short = rows[:, min(k, n_allowed) - 1] < 0
         if short.any():
+            _short.inc(int(short.sum()))
             scores[short], rows[short] = self.exact(vectors, queries[short], k, metric=metric, allowed=allowed)
         return scores, rows
 

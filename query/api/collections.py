@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from indexer.shard import ShardStats
 from query.api.http import answer, check_confirmed, gateway, integer, json_object, principal, typed, unknown_in
+from query.api.index_facts import search_facts
 from tenants import provisioning
 from tenants.entities import Collection, Objectives
 from vicinage.errors import NotFound, Refused
@@ -149,5 +150,6 @@ async def _facts(
             "delta_passages": sum(s.delta_passages for s in shards),
             "host_bytes": sum(s.host_bytes for s in shards),
             "resident": all(s.resident for s in shards),
+            **search_facts(shards, house.recall.proof(collection)),
         },
     }

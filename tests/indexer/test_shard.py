@@ -10,8 +10,9 @@ import pytest
 from rows import message, unit
 
 from indexer.backends import open_backend
+from indexer.effort import ScanBudget, effort_for
 from indexer.segment import Segment, load, newest, write
-from indexer.shard import Shard, effort_for
+from indexer.shard import Shard
 from tenants.entities import Manifest, SegmentRef
 from vicinage.errors import Corrupt, Refused
 from vicinage.records import ShardId, ShardQuery
@@ -138,7 +139,7 @@ def test_an_older_search_keeps_its_snapshot(tmp_path: Path) -> None:
     s.apply(one("a", 3), 2)
     s.apply(message([("b", 4, None, "{}")]), 3)
     asked = ShardQuery(SHARD, unit(0)[None], 10)
-    then = search(old, asked, BACKEND, "cosine", 0.95)
+    then = search(old, asked, BACKEND, "cosine", 0.95, ScanBudget())
     assert sorted((h.document_id, h.version) for h in then.hits[0]) == [("a", 1), ("b", 2)]
     assert then.watermark == 2
     assert ids(s) == [("a", 3)]
@@ -233,8 +234,8 @@ def test_the_least_effort_that_clears_the_objective_is_taken(tmp_path: Path) -> 
     assert effort_for(dips, 0.90, 0.90) == 43
     falls_short = with_curve((16, 0.5), (512, 0.96))
     assert effort_for(falls_short, 1.0, 0.95) == 512, "the aim may be out of reach, the objective is not"
-    assert effort_for(falls_short, 0.97, 0.97) is None
-    assert effort_for(measured, 1.0, 1.0) is None
+    assert effort_for(falls_short, 0.97, 0.97) == 512, "a curve alone disqualifies no index"
+    assert effort_for(measured, 1.0, 1.0) is None, "exact by request"
 
 
 def test_an_answer_says_how_many_questions_every_curve_knew_that_chose_an_effort(tmp_path: Path) -> None:
@@ -263,18 +264,85 @@ def test_what_others_write_changes_nothing_of_a_shard(tmp_path: Path) -> None:
     assert s.search(asked).changes != before.changes
 
 
-def test_where_no_effort_reaches_the_objective_questions_are_answered_exactly(tmp_path: Path) -> None:
+def indexed(tmp_path: Path, curve: tuple[tuple[int, float], ...] = ((16, 0.4), (512, 0.5))) -> Segment:
+    """300 rows with a graph, of that effort curve."""
     rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(300)]
     made = segment(LocalStore(tmp_path), [message(rows)], "hnsw:M=4,efc=10")
-    hopeless = replace(made, ref=replace(made.ref, curve=((512, 0.5),)))
-    for segment_, effort, scanned in ((made, True, 0), (hopeless, False, 300 * D)):
-        s = shard()
-        adopt(s, [segment_], 300)
-        found = s.search(ShardQuery(SHARD, unit(1_000)[None], 10))
-        assert bool(found.effort) == effort
-        assert s.scanned(exact=False) == scanned
+    return replace(made, ref=replace(made.ref, curve=curve))
+
+
+def shard_of(segments: list[Segment], scans: ScanBudget | None = None, recall: float = 0.95) -> Shard:
+    """A shard of these segments."""
+    manifest = Manifest(SHARD, 0, 0, 0, ())
+    s = Shard(SHARD, dimension=D, metric="cosine", recall=recall, backend=BACKEND, manifest=manifest, scans=scans)
+    adopt(s, segments, 300)
+    return s
+
+
+def test_an_index_whose_curve_misses_the_objective_is_used_at_its_greatest_effort(tmp_path: Path) -> None:
+    s = shard_of([indexed(tmp_path)])
+    found = s.search(ShardQuery(SHARD, unit(1_000)[None], 10))
+    assert (found.effort, found.greatest, found.scanned) == (512, True, 0)
+    assert s.scanned(exact=False) == 0
+    curve = s.stats().curve
+    assert curve is not None
+    assert (curve.effort, curve.recall, curve.questions) == (512, 0.5, 0)
     exact = s.search(ShardQuery(SHARD, unit(1_000)[None], 10, exact=True))
-    assert found.hits == exact.hits
+    assert (exact.effort, exact.scanned) == (0, 0), "exact by request is no scan in place of an index"
+
+
+def test_where_live_searches_prove_that_it_misses_passages_are_compared_one_by_one_within_bounds(
+    tmp_path: Path,
+) -> None:
+    made = indexed(tmp_path)
+    asked = ShardQuery(SHARD, unit(1_000)[None], 10, scan=True)
+    s = shard_of([made])
+    found = s.search(asked)
+    assert (found.effort, found.scanned, found.unscanned) == (0, 300, None)
+    assert found.hits == s.search(replace(asked, exact=True)).hits
+    assert s.scanned(exact=False, scan=True) == 300 * D, "its tenant's turn is charged for it"
+    assert s.stats().scans == {"scanned": 1}
+    bounded = shard_of([made], ScanBudget(rows_max=299))
+    found = bounded.search(asked)
+    assert (found.effort, found.greatest, found.scanned, found.unscanned) == (512, True, 0, "rows")
+    assert bounded.scanned(exact=False, scan=True) == 299 * D
+    assert bounded.stats().scans == {"rows": 1}
+
+
+def test_of_several_segments_the_worst_are_scanned_as_far_as_the_bound_goes(tmp_path: Path) -> None:
+    worst, better = indexed(tmp_path), indexed(tmp_path, ((64, 0.9), (512, 0.94)))
+    s = shard_of([better, worst], ScanBudget(rows_max=450))
+    found = s.search(ShardQuery(SHARD, unit(1_000)[None], 10, scan=True))
+    assert (found.effort, found.scanned, found.unscanned) == (512, 300, "rows")
+
+
+def test_scans_in_place_of_an_index_take_no_more_than_their_share_of_time(tmp_path: Path) -> None:
+    clock = iter(np.arange(0, 1_000, 0.5).tolist())  # each look at the clock is half a second later
+    s = shard_of([indexed(tmp_path)], ScanBudget(cpu_share=0.05, now_s=lambda: next(clock)))
+    asked = ShardQuery(SHARD, unit(1_000)[None], 10, scan=True)
+    outcomes = [s.search(asked).unscanned for _ in range(200)]
+    assert outcomes[0] is None
+    assert outcomes.count("cpu") > 100
+    assert outcomes[50:].count(None) > 3, "time that was paid back is spent again"
+
+
+def test_an_objective_of_one_is_exact_by_request_and_knows_no_bound(tmp_path: Path) -> None:
+    s = shard_of([indexed(tmp_path)], ScanBudget(rows_max=0), recall=1.0)
+    for scan in (False, True):
+        found = s.search(ShardQuery(SHARD, unit(1_000)[None], 10, recall=1.0, scan=scan))
+        assert (found.effort, found.scanned, found.unscanned) == (0, 0, None)
+    assert s.scanned(exact=False) == 300 * D
+    assert s.stats().scanned_passages == 300
+
+
+def test_a_filtered_search_in_place_of_an_index_keeps_to_its_filter(tmp_path: Path) -> None:
+    rows = [(f"d{i}", i + 1, [unit(i)], f'{{"n": {i % 3}}}') for i in range(300)]
+    made = segment(LocalStore(tmp_path), [message(rows)], "hnsw:M=4,efc=10")
+    s = shard_of([made])
+    asked = ShardQuery(SHARD, unit(1_000)[None], 10, filter={"n": 1}, scan=True)
+    found = s.search(asked)
+    assert found.scanned == 300
+    assert found.hits == s.search(replace(asked, exact=True)).hits
 
 
 def watch(s: Shard, names: list[str], stop: threading.Event, wrong: list, exact: bool, condition: dict | None) -> None:

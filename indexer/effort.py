@@ -1,0 +1,145 @@
+"""With how much effort a segment's index is searched, and when its passages are compared one by one instead.
+
+An index is used at the least effort that clears the objective by its measured curve, else at the greatest
+measured effort. A curve alone never disqualifies an index: it was measured on other searches. Only where
+live searches prove that the index misses the objective (`ShardQuery.scan`) a scan may take its place, of
+at most `rows_max` passages a shard and within a share of the search threads' time. A collection whose
+objective is 1 asks for exact search: no index is used, and no bound holds.
+"""
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from indexer.segment import Segment
+from vicinage.records import Bound, ShardId
+from vicinage.telemetry import counter, events
+
+EFFORT_DEFAULT: Final = 64
+EFFORT_MARGIN: Final = 0.01
+"""What the effort curve must show above the objective: two standard errors of a recall measured on 256 questions."""
+EXACT: Final = 1.0
+"""The objective that asks for exact search."""
+ROWS_MAX: Final = 50_000
+CPU_SHARE: Final = 0.1
+SAVED_S: Final = 10.0
+"""The share of time that was not used is saved for so long."""
+_event = events("searcher")
+_scans = counter(
+    "vicinage_searcher_index_scans_total",
+    "searches of a shard whose index live searches prove below the objective, by what was done: scanned (in place of "
+    "the index), rows or cpu (the index all the same: beyond that bound)",
+    ("outcome",),
+)
+
+
+def effort_for(segment: Segment, aim: float, objective: float) -> int | None:
+    """The least effort whose measured recall clears the aim with a margin; the greatest measured if none does.
+
+    Between two measured efforts recall is taken to rise evenly: it rises ever more slowly, so it is no less.
+    None if the objective is to miss nothing: the search is exact by request.
+    """
+    if objective >= EXACT:
+        return None
+    wanted, curve = min(aim + EFFORT_MARGIN, 0.999), segment.ref.curve
+    if not curve:
+        return EFFORT_DEFAULT
+    # Each hundredth that live recall adds is a rung, too: the curve may say of the least effort that it misses nothing.
+    first = min(math.ceil(round(max(0.0, aim - objective) * 100, 6)), len(curve) - 1)
+    for i, (effort, measured) in enumerate(curve):
+        if measured >= wanted and i >= first:
+            at_once = i == 0 or curve[i - 1][1] >= wanted
+            return effort if at_once else _between(curve[i - 1], curve[i], wanted)
+    return curve[-1][0]
+
+
+def greatest_of(segment: Segment) -> int:
+    """The greatest effort at which the segment's recall was measured."""
+    return segment.ref.curve[-1][0] if segment.ref.curve else EFFORT_DEFAULT
+
+
+def _between(low: tuple[int, float], high: tuple[int, float], wanted: float) -> int:
+    share = (wanted - low[1]) / (high[1] - low[1])
+    return math.ceil(low[0] + share * (high[0] - low[0]))
+
+
+def to_scan(segments: Sequence[Segment], rows_max: int) -> frozenset[int]:
+    """Places of the segments whose index a scan may replace: the least recall first, while they have at most `rows_max` rows. Pure."""
+    indexed = [i for i, s in enumerate(segments) if s.index is not None]
+    found: set[int] = set()
+    left = rows_max
+    for i in sorted(indexed, key=lambda i: segments[i].ref.curve[-1][1] if segments[i].ref.curve else 1.0):
+        if len(segments[i]) <= left:
+            found.add(i)
+            left -= len(segments[i])
+    return frozenset(found)
+
+
+class ScanBudget:
+    """The share of the search threads' time that scans in place of indexes may take, of all shards of a searcher. Any thread."""
+
+    def __init__(
+        self,
+        rows_max: int = ROWS_MAX,
+        cpu_share: float = CPU_SHARE,
+        *,
+        threads: int = 1,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.rows_max = rows_max
+        self._rate = cpu_share * threads
+        self._now_s = now_s
+        self._left_s = self._rate * SAVED_S
+        self._seen_s = now_s()
+        self._lock = threading.Lock()
+
+    def has_time(self) -> bool:
+        """Whether another scan may begin: what earlier ones took is paid back."""
+        with self._lock:
+            self._refill()
+            return self._left_s > 0
+
+    @contextmanager
+    def scanning(self) -> Iterator[None]:
+        """A scan under way: the time it takes is charged."""
+        began_s = self._now_s()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._refill()
+                self._left_s -= self._now_s() - began_s
+
+    def _refill(self) -> None:
+        now_s = self._now_s()
+        self._left_s = min(self._rate * SAVED_S, self._left_s + self._rate * (now_s - self._seen_s))
+        self._seen_s = now_s
+
+
+class ScanLog:
+    """How often searches of one shard were scanned in place of its index, or were not, and why. Any thread."""
+
+    def __init__(self, shard: ShardId) -> None:
+        self._shard = shard
+        self._seen: Counter[str] = Counter()
+
+    def note(self, scanned: int, bound: Bound | None, searches: int) -> None:
+        """Count searches; the first of each outcome is an event."""
+        for outcome in (("scanned",) if scanned else ()) + ((bound,) if bound else ()):
+            if not self._seen[outcome]:
+                _event.warning(
+                    "index.scanned" if outcome == "scanned" else "index.scan_refused",
+                    shard=str(self._shard),
+                    passages=scanned,
+                    bound=bound,
+                )
+            self._seen[outcome] += searches
+            _scans.labels(outcome).inc(searches)
+
+    def seen(self) -> Mapping[str, int]:
+        """Searches by outcome, since the shard was loaded."""
+        return dict(self._seen)

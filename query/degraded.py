@@ -1,0 +1,24 @@
+"""Why an answer is less than what was promised, in words for the client. Pure."""
+
+from query.plan import Plan
+from query.scatter import Gathered
+
+
+def reason_of(plan: Plan, gathered: Gathered) -> str | None:
+    """What is missing of the answer, or was done in another way than promised; None if nothing."""
+    reasons: list[str] = []
+    if gathered.failures:
+        reasons.append(f"{len(gathered.failures)} of {len(plan.queries)} shards did not answer")
+    scanned = sum(p.scanned for p in gathered.partials)
+    unscanned = any(p.unscanned for p in gathered.partials)
+    if scanned or unscanned:
+        objective = plan.collection.objectives.recall
+        reasons.append(f"live searches prove that the index misses the recall objective of {objective:g}")
+    if scanned:
+        reasons.append(f"{scanned} passages were compared one by one in its place")
+    if unscanned:
+        what = "the rest of the index" if scanned else "it"
+        reasons.append(
+            f"{what} was searched at its greatest effort, since comparing all is beyond the platform's bounds"
+        )
+    return "; ".join(reasons) or None

@@ -1,0 +1,110 @@
+"""The recall of one collection at one k, judged in windows, one after another. Pure.
+
+A confidence sequence describes samples that have one mean. Recall changes when the effort changes, or the
+documents, or the searches. So a window ends after WINDOW samples, when the effort was corrected, when the
+curves were measured anew, or when its interval proves that recall has changed, and the next one begins.
+All windows of a collection together exceed the stated error with probability at most ALPHA (`spent`).
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+from query.interval import ALPHA, ENOUGH, METHOD, ConfidenceSequence, spent
+
+WINDOW: Final = 2_000
+"""Samples of a window, at most."""
+
+Why = Literal["first", "full", "effort_corrected", "curves_measured", "recall_changed"]
+"""Why a window began."""
+Verdict = Literal["ok", "breach", "not_enough_samples"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What one window says. `ended_ms` None: it goes on."""
+
+    number: int
+    began_ms: int
+    ended_ms: int | None
+    why: Why
+    n: int
+    mean: float
+    low: float
+    high: float
+
+    def verdict(self, objective: float) -> Verdict:
+        """`breach` if the interval lies below the objective, `ok` if it does not."""
+        if self.n < ENOUGH:
+            return "not_enough_samples"
+        return "breach" if self.high < objective else "ok"
+
+    def window(self) -> dict[str, Any]:
+        """The window as the recall report states it."""
+        return {
+            "number": self.number,
+            "began_ms": self.began_ms,
+            "ended_ms": self.ended_ms,
+            "began_because": self.why,
+            "samples_max": WINDOW,
+            "method": METHOD,
+            "alpha": ALPHA,
+        }
+
+
+class Windows:
+    """The window that goes on, and what the last one with enough samples said."""
+
+    def __init__(self, now_ms: int) -> None:
+        self.total = 0
+        """Samples of all windows."""
+        self._number, self._began_ms = 1, now_ms
+        self._why: Why = "first"
+        self._sequence = ConfidenceSequence(spent(1))
+        self._last: Judged | None = None
+
+    def add(self, sample: float, now_ms: int) -> None:
+        """Take in the next sample."""
+        if self._sequence.n >= WINDOW:
+            self.restart("full", now_ms)
+        self._sequence.add(sample)
+        self.total += 1
+        if self._sequence.empty:
+            self.restart("recall_changed", now_ms)
+
+    def restart(self, why: Why, now_ms: int) -> None:
+        """Begin a new window; a no-op if the present one is still without samples."""
+        if not self._sequence.n:
+            return
+        ended = self._judged(now_ms)
+        if ended.n >= ENOUGH and ended.low <= ended.high:
+            self._last = ended
+        self._number, self._why, self._began_ms = self._number + 1, why, now_ms
+        self._sequence = ConfidenceSequence(spent(self._number))
+
+    def judged(self) -> Judged:
+        """The window that goes on, or the last one while that has fewer than ENOUGH samples."""
+        return self._judged(None) if self._sequence.n >= ENOUGH or self._last is None else self._last
+
+    def _judged(self, ended_ms: int | None) -> Judged:
+        s = self._sequence
+        return Judged(self._number, self._began_ms, ended_ms, self._why, s.n, s.mean, s.low, s.high)
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as JSON takes it."""
+        return {
+            "total": self.total,
+            "number": self._number,
+            "why": self._why,
+            "began_ms": self._began_ms,
+            "sequence": self._sequence.state(),
+            "last": asdict(self._last) if self._last else None,
+        }
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Windows":
+        """The windows that `state` was taken of. Raises KeyError, TypeError, ValueError for anything else."""
+        made = cls(int(state["began_ms"]))
+        made.total, made._number, made._why = int(state["total"]), int(state["number"]), state["why"]
+        made._sequence = ConfidenceSequence.of_state(state["sequence"])
+        made._last = Judged(**state["last"]) if state["last"] else None
+        return made
