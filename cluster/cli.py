@@ -561,7 +561,7 @@ def _capacity(data: Path, url: str | None, key: str | None, *, as_json: bool, pa
 @click.argument("tenant_name", metavar="[TENANT]", required=False)
 @common
 def freshness(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Per tenant: the freshness lag now, and percentiles of recent index lags."""
+    """Per tenant: the freshness lag now, percentiles of n recent index lags, and messages replayed at a start."""
     if tenant_name and "/" in tenant_name:
         raise click.BadParameter(
             "write TENANT; one collection's lag is in `vicinage collection show`", param_hint="TENANT"

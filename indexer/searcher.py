@@ -62,13 +62,18 @@ _resident = gauge("vicinage_searcher_resident_bytes", "bytes of vectors and inde
 
 @dataclass(frozen=True, slots=True)
 class SearcherStats:
-    """What a searcher holds and has done. `index_lag_ms` are recent lags per tenant, newest last."""
+    """What a searcher holds and has done.
+
+    `index_lag_ms` are recent index lags per tenant, newest last, of messages that came after the searcher's start; `replayed`
+    counts per tenant the messages that were in the log by then.
+    """
 
     shards: tuple[ShardStats, ...]
     watermarks: Mapping[int, int]
     searches: int
     applied: int
     index_lag_ms: Mapping[str, tuple[float, ...]]
+    replayed: Mapping[str, int]
     failed: Mapping[ShardId, str]
     stale: Mapping[ShardId, str]
     """Shards searched as of an older manifest, and what is corrupt in the newest."""
@@ -238,7 +243,8 @@ class Searcher:
             watermarks=passed,
             searches=self._searches,
             applied=self.tail.applied(),
-            index_lag_ms=self.tail.lags_ms(),
+            index_lag_ms=self.tail.lags_ms(tenant),
+            replayed=self.tail.replayed(tenant),
             failed=dict(self.holding.failed),
             stale=stale,
             host=here(),

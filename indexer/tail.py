@@ -6,7 +6,7 @@ published only when everything below it is searchable: applied, or found by the 
 
 import asyncio
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -36,9 +36,14 @@ LAGS_KEPT: Final = 500
 """Recent index lags kept per tenant that writes: 16 KB."""
 
 _event = events("searcher")
-_applied = counter("vicinage_searcher_applied_passages_total", "passages made searchable")
+_applied = counter(
+    "vicinage_searcher_applied_passages_total", "passages made searchable; not those replayed at a start"
+)
 _halted = gauge("vicinage_searcher_halted_slots", "slots of the vectors log that this searcher does not read")
-_lag = histogram("vicinage_searcher_index_lag_seconds", "searchable time minus event time, per message")
+_lag = histogram(
+    "vicinage_searcher_index_lag_seconds",
+    "searchable time minus event time, per message that came after the searcher's start",
+)
 
 
 class Tail:
@@ -75,6 +80,7 @@ class Tail:
         self._halts = Halts(_event, _halted)
         self._n_applied = 0
         self._lags: dict[str, deque[float]] = {}
+        self._n_replayed: Counter[str] = Counter()
 
     # how far it is: any thread
 
@@ -91,12 +97,18 @@ class Tail:
         return self._watermarks.get(slot, 0)
 
     def applied(self) -> int:
-        """Passages made searchable so far."""
+        """Passages made searchable so far; not those that were in the log at the start."""
         return self._n_applied
 
-    def lags_ms(self) -> dict[str, tuple[float, ...]]:
-        """Recent index lags per tenant, newest last."""
-        return {tenant: tuple(recent) for tenant, recent in list(self._lags.items())}
+    def lags_ms(self, tenant: str | None = None) -> dict[str, tuple[float, ...]]:
+        """Returns the recent index lags per tenant, or of one, newest last: of messages that came after the start."""
+        every = list(self._lags.items()) if tenant is None else [(tenant, self._lags.get(tenant, ()))]
+        return {name: tuple(recent) for name, recent in every if recent}
+
+    def replayed(self, tenant: str | None = None) -> dict[str, int]:
+        """Returns the messages per tenant that were in the log at the start: when each was first searchable is not known."""
+        every = dict(self._n_replayed)
+        return every if tenant is None else {name: n for name, n in every.items() if name == tenant}
 
     def halted(self) -> dict[int, Halt]:
         """Slot → why its part of the vectors log is not read."""
@@ -261,6 +273,9 @@ class Tail:
             if shard is not None:
                 self._passed.setdefault(of, []).append(stored.offset)
             return of, error
+        if stored.offset < self._targets.get(stored.partition, 0):
+            self._n_replayed[tenant] += 1
+            return None
         self._n_applied += batch.num_rows
         _applied.inc(batch.num_rows)
         lag_ms = max(0, now_ms - stored.record.event_time_ms)

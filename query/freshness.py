@@ -21,7 +21,7 @@ from vicinage.clock import Clock, Deadline
 from vicinage.errors import DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable, VicinageError
 from vicinage.log import Log
 from vicinage.records import Position, Token
-from vicinage.telemetry import events, gauge
+from vicinage.telemetry import events
 
 LAG_FRESH_S: Final = 0.2
 """A lag measured this long ago is said as it is; then it is measured again beside the answers."""
@@ -36,10 +36,6 @@ WAITERS_MAX: Final = 64
 WAITERS_OF_ONE_TENANT_MAX: Final = 24
 """So that one tenant whose documents are not ingested leaves room for the others' waits (law 7)."""
 _event = events("query")
-_lag = gauge(
-    "vicinage_query_freshness_lag_ms",
-    "greatest lag among the collections asked within the last second; stays as it was while nobody asks",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +176,6 @@ class Freshness:
             del self._looking[name]
         self._known[name] = _Known(lag, now := time.monotonic(), now - began)
         self._known = {name: k for name, k in self._known.items() if k.age_s() < LAG_STALE_S}
-        _lag.set(max((k.lag_ms for k in self._known.values() if k.lag_ms is not None), default=0))
 
     def measure(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> int:
         """Milliseconds since the oldest record that is accepted but not yet searchable; 0 when none waits. Blocks."""

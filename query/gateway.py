@@ -23,6 +23,7 @@ from query.answer import Answerer, QueryEmbedder
 from query.api import admin, collections, documents, health, search
 from query.boundary import said
 from query.freshness import Freshness
+from query.lag_sweep import LagSweep
 from query.problems import DOCUMENTED, plain, problem
 from query.recall import RecallMonitor
 from query.rerank import Reranker
@@ -123,7 +124,7 @@ class Gateway:
         return await self.measure_capacity(self.searchers)
 
     async def freshness_report(self, tenant: str | None) -> list[dict[str, Any]]:
-        """Per tenant: lag now, and percentiles of recent index lags."""
+        """Per tenant: lag now, percentiles of the n recent index lags, and messages replayed at a start, whose lag is not known."""
         stats = await self.searchers.stats(tenant)
         lags_of: dict[str, list[int | None]] = {}
         for c in self.registry.collections(tenant):
@@ -135,7 +136,17 @@ class Gateway:
             known = [lag for lag in lags if lag is not None]
             lag_ms = max(known, default=0) if len(known) == len(lags) else None
             p50, p99 = (round(float(np.percentile(recent, q)), 1) for q in (50, 99)) if recent else (None, None)
-            rows.append({"tenant": t.name, "lag_ms": lag_ms, "p50_ms": p50, "p99_ms": p99, "n": len(recent)})
+            replayed = sum(s.replayed.get(t.name, 0) for s in stats)
+            rows.append(
+                {
+                    "tenant": t.name,
+                    "lag_ms": lag_ms,
+                    "p50_ms": p50,
+                    "p99_ms": p99,
+                    "n": len(recent),
+                    "replayed": replayed,
+                }
+            )
         return rows
 
     async def _lag(self, collection: Collection, stats: list[SearcherStats]) -> int | None:
@@ -178,7 +189,8 @@ def create_app(house: Gateway) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        beside = [asyncio.create_task(house.recall.run()), asyncio.create_task(_keep_fresh(house))]
+        sweep = LagSweep(house.log, house.registry, house.searchers, house.clock)
+        beside = [asyncio.create_task(each) for each in (house.recall.run(), _keep_fresh(house), sweep.run())]
         for task in beside:
             task.add_done_callback(partial(_ended, house))
         try:

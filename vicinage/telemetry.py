@@ -29,7 +29,7 @@ CounterName = Literal[
     "vicinage_indexer_rebuilt_total",  # segments that had a damaged object, and were rebuilt
     "vicinage_indexer_scrubbed_total",  # objects of segments that were read and verified, for no other reason
     "vicinage_indexer_swap_conflicts_total",  # manifest swaps refused by compare-and-set or fencing
-    "vicinage_searcher_applied_passages_total",  # passages made searchable
+    "vicinage_searcher_applied_passages_total",  # passages made searchable; not those replayed at a start
     "vicinage_searcher_brought_in_total",  # shards brought into memory
     "vicinage_searcher_let_go_total",  # shards let go of from memory, since others needed the room
     "vicinage_searcher_lexical_rebuilt_total",  # lexical indexes that were corrupt or lost, and were made anew of their texts
@@ -50,14 +50,15 @@ GaugeName = Literal[
     "vicinage_searcher_stale_shards",  # shards searched as of an older manifest, since a segment of the newest is corrupt
     "vicinage_query_recall",  # recall@k measured on sampled live searches, mean over collections; by collection: `vicinage recall`
     "vicinage_query_below_objective_collections",  # collections whose index live searches prove to miss the recall objective at its greatest effort
-    "vicinage_query_freshness_lag_ms",  # greatest lag among the collections asked within the last second; stays as it was while nobody asks
+    "vicinage_query_freshness_lag_ms",  # greatest freshness lag of all tenants, measured at vicinage_query_freshness_measured_seconds
+    "vicinage_query_freshness_measured_seconds",  # Unix time at which the freshness lag of all tenants was last measured; old while the log is away
 ]
 HistogramName = Literal[
     "vicinage_query_search_seconds",  # time from request to answer
     "vicinage_ingest_step_seconds",  # one step of ingest: read to commit
     "vicinage_ingest_embed_seconds",  # one model call
     "vicinage_ingest_rerank_seconds",  # one call of the cross-encoder
-    "vicinage_searcher_index_lag_seconds",  # searchable time minus event time, per message
+    "vicinage_searcher_index_lag_seconds",  # searchable time minus event time, per message that came after the searcher's start
     "vicinage_indexer_seal_seconds",  # building and publishing one segment
 ]
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

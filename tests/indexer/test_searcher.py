@@ -31,6 +31,7 @@ from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Ref
 from vicinage.log import Record
 from vicinage.records import Partial, ShardId, ShardQuery
 from vicinage.settings import SearcherSettings
+from vicinage.telemetry import REGISTRY
 from vicinage.wire import encode_rows, rows_key
 
 D = 4
@@ -673,6 +674,25 @@ def test_index_lag_is_measured_from_the_event(base: Ground) -> None:
         reach(searcher, {docs.slot: end})
         [lag] = asyncio.run(searcher.stats()).index_lag_ms["acme"]
         assert 500 <= lag < 5_000
+
+
+def test_records_that_were_in_the_log_at_the_start_have_no_index_lag(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    end = send(base, docs, one("a", 1), event_time_ms=base.clock.now_ms() - 2_460_000)
+    before = REGISTRY.get_sample_value("vicinage_searcher_index_lag_seconds_count")
+    with searching(base) as searcher:
+        reach(searcher, {docs.slot: end})
+        stats = asyncio.run(searcher.stats())
+        assert (stats.index_lag_ms, stats.replayed, stats.applied) == ({}, {"acme": 1}, 0)
+        assert REGISTRY.get_sample_value("vicinage_searcher_index_lag_seconds_count") == before
+        end = send(base, docs, one("b", 2), event_time_ms=base.clock.now_ms() - 500)
+        reach(searcher, {docs.slot: end})
+        stats = asyncio.run(searcher.stats())
+        [lag] = stats.index_lag_ms["acme"]
+        assert 500 <= lag < 5_000
+        assert (stats.replayed, stats.applied) == ({"acme": 1}, 1)
+        other = asyncio.run(searcher.stats("other"))
+        assert (other.index_lag_ms, other.replayed) == ({}, {})
 
 
 def test_a_question_given_up_while_it_waits_harms_nobody(base: Ground) -> None:

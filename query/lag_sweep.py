@@ -1,0 +1,96 @@
+"""The freshness lag of all tenants, measured beside the requests, whether or not anybody asks for it.
+
+A sweep reads at most one record of each partition of a documents log that ingest has not read to its end,
+and one of each slot whose watermark is behind. Sweeps take at most a tenth of the time: each is followed
+by a rest of nine times what it took, at least REST_S.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from query.scatter import Searchers
+from tenants.entities import Group
+from tenants.provisioning import VECTORS_TOPIC
+from tenants.registry import Registry
+from vicinage.clock import Clock, Deadline
+from vicinage.errors import NotFound, Refused, VicinageError
+from vicinage.log import Log
+from vicinage.telemetry import events, gauge
+
+REST_S: Final = 5.0
+REST_TIMES: Final = 9
+WATERMARKS_S: Final = 2.0
+"""Deadline for asking the searchers how far they are."""
+_event = events("query")
+_lag = gauge(
+    "vicinage_query_freshness_lag_ms",
+    "greatest freshness lag of all tenants, measured at vicinage_query_freshness_measured_seconds",
+)
+_measured = gauge(
+    "vicinage_query_freshness_measured_seconds",
+    "Unix time at which the freshness lag of all tenants was last measured; old while the log is away",
+)
+
+
+class LagSweep:
+    """Belongs to one event loop; reads the log on a thread of its own."""
+
+    def __init__(self, log: Log, registry: Registry, searchers: Searchers, clock: Clock) -> None:
+        self._log = log
+        self._registry = registry
+        self._searchers = searchers
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lag-sweep")
+
+    async def run(self) -> None:
+        """Measure again and again, until canceled."""
+        try:
+            while True:
+                began_s = time.monotonic()
+                try:
+                    await self.sweep()
+                except VicinageError as away:
+                    _event.warning("freshness.measurement_failed", reason=str(away))
+                await asyncio.sleep(max(REST_S, REST_TIMES * (time.monotonic() - began_s)))
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def sweep(self) -> int:
+        """Measures once and sets the gauges; the greatest lag in milliseconds, 0 if no record waits. Raises Unavailable."""
+        watermarks: dict[int, int] = {}
+        for searcher in self._searchers.all:
+            watermarks |= await searcher.reach({}, Deadline.after(WATERMARKS_S))
+        lag_ms = await asyncio.get_running_loop().run_in_executor(self._thread, self._measure, watermarks)
+        _lag.set(lag_ms)
+        _measured.set(self._clock.now_ms() / 1_000)
+        return lag_ms
+
+    def _measure(self, watermarks: Mapping[int, int]) -> int:
+        waiting = [*self._not_ingested(), *self._not_applied(watermarks)]
+        return max(0, self._clock.now_ms() - min(waiting)) if waiting else 0
+
+    def _not_ingested(self) -> Iterator[int]:
+        """Event time of the first record that ingest has not taken, of each partition of a documents log."""
+        topics = [t.documents_topic for t in self._registry.tenants()]
+        partitions = self._log.topics()
+        every = [(topic, p) for topic in topics for p in range(partitions.get(topic, 0))]
+        committed = self._log.committed(Group.INGEST, every)
+        for topic, partition in every:
+            yield from self._first(topic, partition, committed.get((topic, partition), 0))
+
+    def _not_applied(self, watermarks: Mapping[int, int]) -> Iterator[int]:
+        """Event time of the first record that is not searchable, of each slot."""
+        for slot, watermark in watermarks.items():
+            yield from self._first(VECTORS_TOPIC, slot, watermark)
+
+    def _first(self, topic: str, partition: int, start: int) -> list[int]:
+        try:
+            start = max(start, self._log.begin(topic, partition))
+            if start >= self._log.end(topic, partition):
+                return []
+            return [s.record.event_time_ms for s in self._log.read(topic, partition, start, bytes_max=1)][:1]
+        except (NotFound, Refused):
+            return []  # deleted, or trimmed, meanwhile
