@@ -4,20 +4,24 @@ Vectors are checked and brought to length 1 for the whole batch at once, never r
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ingest.documents import Entry, fitted
-from ingest.rules import Broken, Rules, bad_vectors, check_id, checked_metadata, unit_length
+from ingest.rules import VECTOR_FAULTS, Broken, Rules, check_id, checked_metadata, unit_length, vector_faults
 from vicinage.errors import Refused
 from vicinage.records import Floats, Rejected
 from vicinage.settings import IngestSettings
 from vicinage.wire import decode_documents
 
+VALUES_MAX: Final = 500_000
+"""Passages, or vectors, in one record batch: each takes 50 bytes or more once it is one of Python's."""
 _COLUMNS: Final = frozenset({"id", "collection", "text", "passages", "vector", "vectors", "metadata"})
 
 
@@ -39,27 +43,89 @@ def parse_arrow(batches: Sequence[pa.RecordBatch], rules: Rules) -> list[Entry]:
 
 def _parse_batch(batch: pa.RecordBatch, rules: Rules) -> Iterator[Entry]:
     _check_schema(batch.schema, rules.dimension)
-    n = batch.num_rows
     ids = batch.column("id").to_pylist()
     texts = _strings(batch, "text")
-    passages = batch.column("passages").to_pylist() if "passages" in batch.schema.names else [None] * n
+    passages = _Passages.of(batch, rules.limits)
     metadata = _strings(batch, "metadata")
-    vectors, counts = _vectors(batch, rules.dimension)
-    at = np.concatenate([[0], np.cumsum(counts)])
-    bad_rows = bad_vectors(vectors, rules.metric) if vectors is not None else {}
-    unit = unit_length(vectors, rules.metric) if vectors is not None else None
-    for i in range(n):
-        given = unit[at[i] : at[i + 1]] if unit is not None and counts[i] else None
+    vectors = _Vectors.of(batch, rules)
+    for i in range(batch.num_rows):
         try:
             check_id(ids[i], rules.limits)
-            for row in range(at[i], at[i + 1]) if bad_rows else ():
-                if row in bad_rows:
-                    raise Broken("vector", bad_rows[row])
+            given = vectors.row(i)
             facts = _parsed_metadata(metadata[i], rules.limits)
-            yield fitted(ids[i], texts[i], passages[i], given, facts, rules)
+            yield fitted(ids[i], texts[i], passages.row(i), given, facts, rules)
         except Broken as bad:
             known = ids[i][:128] if isinstance(ids[i], str) else None
             yield Rejected(f"{bad.field}: {bad}", field=bad.field, id=known, collection=rules.collection)
+
+
+@dataclass(frozen=True, slots=True)
+class _Passages:
+    """The passages of each row, made into Python's texts row by row, where there are not too many."""
+
+    column: pa.Array | None
+    counts: list[int | None]
+    n_max: int
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch, limits: IngestSettings) -> "_Passages":
+        """Returns the batch's passages. Raises Refused for more than VALUES_MAX."""
+        if "passages" not in batch.schema.names:
+            return cls(None, [], limits.passages_max)
+        column = batch.column("passages")
+        counts = pc.list_value_length(column)
+        _check_count("passages", counts)
+        return cls(column, counts.to_pylist(), limits.passages_max)
+
+    def row(self, i: int) -> list[str | None] | None:
+        """Returns the row's passages, None where it has none. Raises Broken for too many."""
+        if self.column is None or (n := self.counts[i]) is None:
+            return None
+        if n > self.n_max:
+            raise Broken("passages", f"{n} passages; 1 to {self.n_max} in a document")
+        found: list[str | None] = self.column[i].as_py()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """The vectors of each row: rows [at[i], at[i + 1]) of `unit`; a row without vectors has none there."""
+
+    unit: Floats | None
+    faults: NDArray[np.uint8]
+    at: NDArray[np.int64]
+    n_max: int
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch, rules: Rules) -> "_Vectors":
+        """Returns the batch's vectors, of length 1 under cosine. Raises Refused where the column is wrong."""
+        found, counts = _vectors(batch, rules.dimension)
+        at = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        if found is None:
+            return cls(None, np.zeros(0, np.uint8), at, rules.limits.passages_max)
+        faults = vector_faults(found, rules.metric)
+        return cls(unit_length(found, rules.metric), faults, at, rules.limits.passages_max)
+
+    def row(self, i: int) -> Floats | None:
+        """Returns float32 [n, d], None for a row without vectors. Raises Broken for too many, or one that is no good."""
+        start, end = int(self.at[i]), int(self.at[i + 1])
+        if self.unit is None or start == end:
+            return None
+        if end - start > self.n_max:
+            raise Broken("vectors", f"{end - start} vectors; 1 to {self.n_max} in a document")
+        faults = self.faults[start:end]
+        if faults.any():
+            raise Broken("vector", VECTOR_FAULTS[int(faults[np.flatnonzero(faults)[0]])])
+        return self.unit[start:end]
+
+
+def _check_count(name: str, counts: pa.Array) -> None:
+    """Raises Refused where the lists of a column hold more than VALUES_MAX together."""
+    n = pc.sum(counts).as_py() or 0
+    if n > VALUES_MAX:
+        raise Refused(
+            f"the column {name!r} has {n} {name} in one batch; at most {VALUES_MAX}", field=name, limit=VALUES_MAX
+        )
 
 
 def _check_schema(schema: pa.Schema, dimension: int) -> None:
@@ -120,7 +186,9 @@ def _vectors(batch: pa.RecordBatch, dimension: int) -> tuple[Floats | None, list
         raise Refused("send the column vector or vectors, not both", field="vector")
     column = batch.column(names[0])
     if names[0] == "vectors":
-        counts = [c or 0 for c in pc.list_value_length(column).to_pylist()]
+        lengths = pc.list_value_length(column)
+        _check_count("vectors", lengths)
+        counts = [c or 0 for c in lengths.to_pylist()]
         column = column.flatten()
     else:
         valid = column.is_valid()

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ingest.rules import (
     Broken,
@@ -20,6 +19,7 @@ from ingest.rules import (
     checked_metadata,
     checked_vectors,
 )
+from ingest.shapes import shaped
 from vicinage.errors import Refused
 from vicinage.records import Document, Floats, Rejected
 from vicinage.wire import load_json
@@ -27,40 +27,23 @@ from vicinage.wire import load_json
 Entry = Document | Rejected
 
 
-class _Body(BaseModel):
-    """A document as JSON."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    id: str
-    tenant: str | None = None
-    collection: str | None = None
-    text: str | None = None
-    passages: list[str] | None = None
-    vector: list[float] | None = None
-    vectors: list[list[float]] | None = None
-    metadata: dict[str, Any] | None = None
-
-
 def parse_json(value: object, rules: Rules, *, tenant: str) -> Entry:
-    """One decoded JSON value as a document of `rules.collection`."""
+    """Returns one decoded JSON value as a document of `rules.collection`."""
     try:
-        body = _Body.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        name = ".".join(str(part) for part in first["loc"]) or "document"
-        return Rejected(f"{name}: {first['msg']}", field=name, id=_id_of(value), collection=rules.collection)
-    try:
-        if body.tenant not in (None, tenant):
-            raise Broken("tenant", "the document names another tenant than its key or topic")
-        if body.collection not in (None, rules.collection):
-            raise Broken("collection", "the document names another collection than the request")
-        check_id(body.id, rules.limits)
-        return fitted(
-            body.id, body.text, body.passages, _given(body), checked_metadata(body.metadata, rules.limits), rules
-        )
+        return _parsed(value, rules, tenant)
     except Broken as bad:
-        return Rejected(f"{bad.field}: {bad}", field=bad.field, id=body.id[:128], collection=rules.collection)
+        return Rejected(f"{bad.field}: {bad}", field=bad.field, id=_id_of(value), collection=rules.collection)
+
+
+def _parsed(value: object, rules: Rules, tenant: str) -> Document:
+    body = shaped(value, rules)
+    if body.tenant not in (None, tenant):
+        raise Broken("tenant", "the document names another tenant than its key or topic")
+    if body.collection not in (None, rules.collection):
+        raise Broken("collection", "the document names another collection than the request")
+    check_id(body.id, rules.limits)
+    metadata = checked_metadata(body.metadata, rules.limits)
+    return fitted(body.id, body.text, body.passages, body.vectors, metadata, rules)
 
 
 def parse_ndjson(data: bytes, rules: Rules, *, tenant: str) -> list[Entry]:
@@ -112,12 +95,6 @@ def fitted(
     document = Document(rules.collection, document_id, text, kept, vectors, metadata)
     check_size(document, rules)
     return document
-
-
-def _given(body: _Body) -> Sequence[Sequence[float]] | None:
-    if body.vector is not None and body.vectors is not None:
-        raise Broken("vector", "send vector or vectors, not both")
-    return [body.vector] if body.vector is not None else body.vectors
 
 
 def _id_of(value: object) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from ingest.ids import fault_of_new
 from tenants.entities import Collection
@@ -16,6 +17,13 @@ from vicinage.wire import MESSAGE_BYTES_MAX, rows_bytes
 
 METADATA_DEPTH_MAX: Final = 8
 METADATA_KEY_BYTES_MAX: Final = 128
+BLOCK_NUMBERS: Final = 1 << 20
+VECTOR_FAULTS: Final = (
+    "",
+    "holds NaN, infinity, or a number beyond float32",
+    "is zero, and the cosine of zero is not defined",
+    "is so long that its products overflow float32",
+)
 
 
 class Broken(Exception):
@@ -97,34 +105,34 @@ def checked_vectors(given: Sequence[Sequence[float]], rules: Rules) -> Floats:
             raise Broken("vector", f"{len(vector)} numbers; the collection's dimension is {rules.dimension}")
     with np.errstate(over="ignore"):
         vectors = np.asarray(given, dtype=np.float64).astype(np.float32).reshape(-1, rules.dimension)
-    for reason in bad_vectors(vectors, rules.metric).values():
-        raise Broken("vector", reason)
+    faults = vector_faults(vectors, rules.metric)
+    if faults.any():
+        raise Broken("vector", VECTOR_FAULTS[int(faults[np.flatnonzero(faults)[0]])])
     return unit_length(vectors, rules.metric)
 
 
-def bad_vectors(vectors: Floats, metric: str) -> dict[int, str]:
-    """Row → why it cannot be indexed."""
-    finite = np.isfinite(vectors).all(axis=1)
-    bad = {int(i): "holds NaN, infinity, or a number beyond float32" for i in np.flatnonzero(~finite)}
+def vector_faults(vectors: Floats, metric: str) -> NDArray[np.uint8]:
+    """uint8 [n]: the number in VECTOR_FAULTS of why each vector cannot be indexed, 0 where it can."""
+    faults = np.zeros(len(vectors), np.uint8)
+    faults[~np.isfinite(vectors).all(axis=1)] = 1
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
-    if metric == "cosine":
-        bad |= {
-            int(i): "is zero, and the cosine of zero is not defined" for i in np.flatnonzero(finite & (squares == 0))
-        }
-    else:
-        too_long = finite & (squares > np.finfo(np.float32).max / 4)
-        bad |= {int(i): "is so long that its products overflow float32" for i in np.flatnonzero(too_long)}
-    return bad
+    bad = squares == 0 if metric == "cosine" else squares > np.finfo(np.float32).max / 4
+    faults[bad & (faults == 0)] = 2 if metric == "cosine" else 3
+    return faults
 
 
 def unit_length(vectors: Floats, metric: str) -> Floats:
-    """float32 [n, d], of length 1 under cosine. Bad rows come back as they are; they are rejected by their number."""
+    """float32 [n, d], of length 1 under cosine. Faulty vectors come back as they are or as zeros."""
     if metric != "cosine" or not len(vectors):
         return vectors
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    with np.errstate(all="ignore"):
-        unit: Floats = (vectors / np.where(lengths > 0, lengths, 1.0)[:, None]).astype(np.float32)
+    unit = np.empty_like(vectors)
+    rows = max(1, BLOCK_NUMBERS // vectors.shape[1])
+    for at in range(0, len(vectors), rows):  # in blocks: the quotients are float64
+        block = vectors[at : at + rows]
+        with np.errstate(all="ignore"):
+            lengths = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
+            unit[at : at + rows] = block / np.where(lengths > 0, lengths, 1.0)[:, None]
     return unit
 
 
@@ -132,13 +140,13 @@ def checked_metadata(metadata: dict[str, Any] | None, limits: IngestSettings) ->
     """The metadata itself, where every key and value of it can be kept and filtered on."""
     if not metadata:
         return {}
-    _check_value(metadata, METADATA_DEPTH_MAX)
     try:
-        size = len(orjson.dumps(metadata))
+        size = len(orjson.dumps(metadata))  # first: what is small enough has few values to be looked at
     except (orjson.JSONEncodeError, TypeError, RecursionError) as error:
         raise Broken("metadata", f"cannot be kept: {error}") from None
     if size > limits.metadata_bytes_max:
         raise Broken("metadata", f"{size} bytes; at most {limits.metadata_bytes_max}")
+    _check_value(metadata, METADATA_DEPTH_MAX)
     return metadata
 
 

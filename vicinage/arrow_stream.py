@@ -22,12 +22,22 @@ _NOT_COMPRESSED: Final = -1
 """What a buffer of a compressed batch begins with when it was left as it was."""
 
 
+COLUMNS_MAX: Final = 32
+BATCHES_MAX: Final = 1_000
+"""Record batches in one stream: each costs some 100 µs, however few bytes it has."""
+DECODED_FLOOR: Final = 16 << 20
+"""Decompressed, a stream of any size may have so much,"""
+DECODED_RATIO: Final = 32
+"""and so many bytes more for each of its own: text compresses ten times, only made-up data compresses a thousand times."""
+
+
 def read_stream(value: bytes, *, bytes_max: int, rows_max: int) -> tuple[pa.Schema, list[pa.RecordBatch]]:
     """The schema and the fully validated batches of one Arrow stream.
 
-    Raises Refused: for bytes that are no whole stream, and before any batch that would take the sum beyond `bytes_max` or
-    `rows_max` is decoded.
+    Raises Refused: for bytes that are no whole stream, and before any batch that would take the sum beyond `bytes_max`,
+    what its own size allows (DECODED_FLOOR, DECODED_RATIO) or `rows_max` is decoded.
     """
+    bytes_max = min(bytes_max, DECODED_FLOOR + DECODED_RATIO * len(value))
     try:
         messages = pa.ipc.MessageReader.open_stream(value)
         schema = _schema(messages.read_next_message())
@@ -47,6 +57,8 @@ def _schema(message: Any) -> pa.Schema:
     schema = pa.ipc.read_schema(message)
     if not schema.names:  # NOTE: asking for them is also what finds a name that is not UTF-8
         raise Refused("the Arrow stream has no columns", field="body")
+    if len(schema) > COLUMNS_MAX:
+        raise Refused(f"the Arrow stream has more than {COLUMNS_MAX} columns", field="body", limit=COLUMNS_MAX)
     return schema
 
 
@@ -65,6 +77,12 @@ def _batches(messages: Any, schema: pa.Schema, bytes_max: int, rows_max: int) ->
         if message.type != "record batch":
             raise Refused(f"the Arrow stream holds a {message.type}: send plain columns", field="body")
         _check_version(message)
+        if len(found) == BATCHES_MAX:
+            raise Refused(
+                f"the Arrow stream has more than {BATCHES_MAX} record batches: write fewer and larger ones",
+                field="body",
+                limit=BATCHES_MAX,
+            )
         n_bytes += claimed_bytes(message)
         if n_bytes > bytes_max:
             raise Refused(

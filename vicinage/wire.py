@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vicinage.arrow_stream import read_stream
 from vicinage.errors import Corrupt, Refused
+from vicinage.json_shape import check_shape
 from vicinage.records import Document, Floats
 
 ARROW: Final = "application/vnd.apache.arrow.stream"
@@ -183,7 +184,8 @@ def decode_documents(value: bytes, *, rows_max: int = ROWS_MAX) -> tuple[str | N
 
 
 def load_json(data: bytes, *, field: str = "body") -> Any:
-    """The JSON value in `data`. Raises Refused naming what is wrong and where."""
+    """The JSON value in `data`. Raises Refused naming what is wrong and where, before it makes too many objects."""
+    check_shape(data, field=field)
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
