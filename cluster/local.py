@@ -3,8 +3,8 @@
 Everything it knows lies in DATA/run: `platform.json` (pids, url), `operator.key`, `internal.key`, one event file a role.
 """
 
+import contextlib
 import fcntl
-import json
 import os
 import secrets
 import signal
@@ -19,6 +19,8 @@ from typing import IO, Any, Final
 
 import psutil
 
+from cluster.lifetime import SUPERVISOR
+from cluster.state_file import StateFile
 from vicinage.errors import Conflict, Refused, Unavailable
 from vicinage.settings import Settings
 from vicinage.telemetry import events
@@ -27,6 +29,11 @@ BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SETTLED_S: Final = 20.0
 """A process that lived this long starts its backoff anew."""
 STOP_S: Final = 30.0
+"""Time that a role has to stop; a little more than it gives itself."""
+DOWN_S: Final = 100.0
+"""Time that the supervisor has to stop every role."""
+LEFTOVER_S: Final = 10.0
+"""Time that a role without a supervisor has to stop."""
 EVENTS_BYTES_MAX: Final = 64 << 20
 _event = events("cluster")
 
@@ -53,11 +60,13 @@ class Supervisor:
     children: list[Child] = field(default_factory=list)
     _stopping: bool = False
     _lock: IO[str] | None = None
+    _state: StateFile = field(init=False)
 
     def run(self) -> None:
         """Supervise until SIGTERM or SIGINT, then stop everything in order. Raises Conflict where another supervises DATA."""
         folder = run_folder(self.settings)
         self._lock = _exclusive(folder)
+        self._state = StateFile(folder / "platform.json")
         prepare(self.settings)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop_soon)
@@ -65,66 +74,67 @@ class Supervisor:
         while not self._stopping:
             for child in self.children:
                 self._tend(child)
+            self._state.settle(self._describe)
             time.sleep(0.05)
-        for child in reversed(
-            self.children
-        ):  # who is asked before who is asked by him: nobody finishes without what he needs
+        # A role is stopped before those that it asks, so that it finishes what it has begun.
+        for child in reversed(self.children):
             self._end(child)
-        (folder / "platform.json").unlink(missing_ok=True)
+        self._state.remove()
 
     def _stop_soon(self, *_: object) -> None:
         self._stopping = True
 
     def _tend(self, child: Child) -> None:
+        """Starts the child again once it has died and its backoff has passed. Never raises for what the system lacks."""
         if child.process is not None and child.process.poll() is None:
             return
         now = time.monotonic()
         if child.process is not None:
-            quick = now - child.started < SETTLED_S
-            child.quick_deaths = child.quick_deaths + 1 if quick else 0
-            wait = BACKOFF_S[min(child.quick_deaths, len(BACKOFF_S) - 1)]
-            _event.error("died", child=child.name, code=child.process.returncode, again_in_s=wait)
-            child.process, child.again_at = None, now + wait
+            self._later(child, now, f"exit status {child.process.returncode}")
+            child.process = None
         if now >= child.again_at:
-            self._start(child)
+            try:
+                self._start(child)
+            except OSError as error:  # no process or descriptor to be had just now: the platform goes on
+                child.started = now
+                self._later(child, now, str(error))
+
+    def _later(self, child: Child, now: float, reason: str) -> None:
+        """Notes a death: the next start follows after the backoff."""
+        quick = now - child.started < SETTLED_S
+        child.quick_deaths = child.quick_deaths + 1 if quick else 0
+        wait = BACKOFF_S[min(child.quick_deaths, len(BACKOFF_S) - 1)]
+        child.again_at = now + wait
+        _event.error("died", child=child.name, reason=reason, again_in_s=wait)
 
     def _start(self, child: Child) -> None:
-        path = run_folder(self.settings) / f"{child.name}.log"
-        if path.exists() and path.stat().st_size > EVENTS_BYTES_MAX:
-            path.replace(path.with_suffix(".log.1"))
-        environment = {**os.environ, **as_environment(self.settings), "VICINAGE_SUPERVISED": "1"}
-        with path.open("ab") as out:
+        environment = {**os.environ, **as_environment(self.settings), SUPERVISOR: str(os.getpid())}
+        with _events_file(run_folder(self.settings) / f"{child.name}.log") as out:
             child.process = subprocess.Popen(
                 child.command, env=environment, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True
             )
         child.started = time.monotonic()
         child.restarts += 1
-        self._write()
 
     def _end(self, child: Child) -> None:
         if child.process is None or child.process.poll() is not None:
             return
         child.process.terminate()
         try:
-            child.process.wait(STOP_S)
+            child.process.wait(max(STOP_S, self.settings.gateway.drain_s + STOP_S / 2))
         except subprocess.TimeoutExpired:
             child.process.kill()
             child.process.wait()
 
-    def _write(self) -> None:
+    def _describe(self) -> dict[str, Any]:
         s = self.settings.resolved()
         host = "127.0.0.1" if s.gateway.host in ("0.0.0.0", "::") else s.gateway.host  # noqa: S104  (compared, not bound)
         roles = {c.name: {"pid": c.process.pid, "restarts": c.restarts} for c in self.children if c.process is not None}
-        state = {
+        return {
             "pid": os.getpid(),
-            "started": _started(os.getpid()),
             "url": f"http://{host}:{s.gateway.port}",
             "roles": roles,
         }
-        path = run_folder(self.settings) / "platform.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(state, indent=2))
-        part.replace(path)
 
 
 def role_commands(names: Sequence[str], *more: str) -> dict[str, list[str]]:
@@ -186,49 +196,95 @@ def check_free(host: str, port: int) -> None:
 
 
 def running(data: Path) -> dict[str, Any] | None:
-    """The state of the platform that runs on `data`, or None. A stale file of a dead supervisor is no platform."""
-    path = data / "run" / "platform.json"
+    """The state of the platform that runs on `data`, or None. A file that a dead supervisor left is no platform."""
+    state = StateFile(data / "run" / "platform.json").read()
+    return state if state and state.get("pid") == supervisor_pid(data) else None
+
+
+def supervisor_pid(data: Path) -> int | None:
+    """The process id of the supervisor that holds DATA's lock, or None where none does. Needs no file but the lock."""
     try:
-        state: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return state if _started(int(state["pid"])) == state["started"] else None
+        with (data / "run" / "lock").open("r") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = lock.read().strip()
+                return int(text) if text.isdecimal() else None
+    except FileNotFoundError:
+        pass
+    return None
 
 
-def stop(data: Path, *, wait_s: float = 90.0) -> bool:
-    """Stop the platform on `data`; False when none runs. Raises Unavailable when it does not end in time."""
-    state = running(data)
-    if state is None:
-        return False
-    os.kill(int(state["pid"]), signal.SIGTERM)
-    end = time.monotonic() + wait_s
-    while running(data) is not None:
-        if time.monotonic() > end:
-            raise Unavailable(
-                f"the platform (pid {state['pid']}) did not stop within {wait_s:.0f} s", dependency="supervisor"
-            )
-        time.sleep(0.05)
-    return True
+def stop(data: Path, *, wait_s: float = DOWN_S) -> bool:
+    """Stops the platform on `data`, whatever state it is in; False when there was nothing to stop.
+
+    The supervisor gets `wait_s` for an orderly stop, then it is killed; so is every role that is left, also of a supervisor
+    that is long gone. Raises Unavailable when a process remains nevertheless.
+    """
+    supervisor = supervisor_pid(data)
+    if supervisor is not None:
+        _end_process(supervisor, wait_s)
+    left = _roles_of(data)
+    for pid in left:
+        _end_process(pid, LEFTOVER_S)
+    if (remaining := _roles_of(data)) or supervisor_pid(data) is not None:
+        raise Unavailable(f"the platform did not stop: processes {remaining or supervisor}", dependency="supervisor")
+    return supervisor is not None or bool(left)
 
 
-def _started(pid: int) -> float | None:
-    """When that process began: with its pid, it names one process for good."""
-    try:
+def _end_process(pid: int, wait_s: float) -> None:
+    """Ends a process: with SIGTERM, or with SIGKILL where that was not enough after `wait_s`."""
+    with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
-        return None
+        process.terminate()
+        try:
+            process.wait(wait_s)
+        except psutil.TimeoutExpired:
+            process.kill()
+            process.wait(LEFTOVER_S)
+
+
+def _roles_of(data: Path) -> list[int]:
+    """The roles of the platform on `data` that run now, by what their supervisor gave them in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            given = process.environ()
+            ours = SUPERVISOR in given and given.get("VICINAGE_DATA") == str(data.absolute())
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue  # another user's, or just gone
+    return found
+
+
+def _events_file(path: Path) -> IO[bytes]:
+    """The file of a role's events, the one before it set aside when it is large; none where no file can be opened."""
+    try:
+        if path.exists() and path.stat().st_size > EVENTS_BYTES_MAX:
+            path.replace(path.with_suffix(".log.1"))
+        return path.open("ab")
+    except OSError as error:
+        _event.error("a role's events are not kept", path=str(path), reason=str(error))
+        return Path(os.devnull).open("ab")
 
 
 def _exclusive(folder: Path) -> IO[str]:
-    lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise Conflict(
-            f"a platform runs on {folder.parent} already: `vicinage status`, or `vicinage down` first"
-        ) from None
+    """DATA's lock, with our process id in it. It is 20 bytes at any time: once it exists, a full disk does not matter."""
+    lock = os.fdopen(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600), "r+")
+    for tries_left in (4, 3, 2, 1, 0):  # whoever asks whether a platform runs holds it for a moment
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if tries_left:
+                time.sleep(0.05)
+                continue
+            lock.close()
+            raise Conflict(
+                f"a platform runs on {folder.parent} already: `vicinage status`, or `vicinage down` first"
+            ) from None
+    os.pwrite(lock.fileno(), f"{os.getpid():<20}".encode(), 0)
     return lock
 
 

@@ -5,14 +5,14 @@ too), and its slots load from the manifests and the log. Until then answers say 
 """
 
 import asyncio
-import json
 import os
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from cluster.state_file import StateFile
 from indexer.searcher import SearcherStats
 from indexer.shard import StoredDocument
 from vicinage.clock import Deadline
@@ -20,6 +20,7 @@ from vicinage.errors import DeadlineExceeded, Unavailable, VicinageError
 from vicinage.records import Partial, ShardId, ShardQuery
 from vicinage.settings import Settings
 from vicinage.telemetry import configure_events, events
+from vicinage.threads import EssentialThread, when_one_dies
 
 NAMESPACE: Final = "vicinage"
 WATCH_S: Final = 0.5
@@ -33,11 +34,10 @@ _event = events("cluster")
 
 def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     """The gateway role over a Ray cluster: place (or find) the actors, then serve. Returns after an orderly stop."""
-    from cluster.roles import die, end_with_parent, internal_key, run_until_told, serve
+    from cluster.roles import begin, die, internal_key, run_until_told, serve
     from cluster.wiring import build_gateway, ground
 
-    configure_events("gateway")
-    end_with_parent()
+    begin("gateway")
     connect(address)
     base = ground(settings)
     environment = _environment(base.settings)
@@ -133,6 +133,7 @@ class SearcherActor:
         from cluster.wiring import build_searcher, ground
 
         configure_events("searcher")
+        when_one_dies(die)
         self._searcher = build_searcher(ground(Settings()), slots, on_failure=die)
         self._searcher.start()
 
@@ -169,6 +170,7 @@ class RoleActor:
         from cluster.wiring import ground
 
         configure_events(name)
+        when_one_dies(roles.die)
         self._stop = threading.Event()
         settings = Settings()
         if name == "ingest":
@@ -176,20 +178,11 @@ class RoleActor:
             work: Any = lambda: roles.work_until(self._stop, base, roles.internal_key(settings))  # noqa: E731
         else:
             work = lambda: roles.serve_embedder(settings)  # noqa: E731
-        threading.Thread(target=_or_die, args=(work,), daemon=True).start()
+        EssentialThread(name, work, stopping=self._stop.is_set).start()
 
     async def ping(self) -> tuple[int, bool]:
         """Its process id, and that it lives."""
         return os.getpid(), True
-
-
-def _or_die(work: Any) -> None:
-    from cluster.roles import die
-
-    try:
-        work()
-    except BaseException as error:  # noqa: BLE001  (the role boundary)
-        die(error)
 
 
 class RayRole:
@@ -268,10 +261,12 @@ class Watch:
 
     def __init__(self, handles: Mapping[str, RayRole], path: Path) -> None:
         self._handles = handles
-        self._path = path
+        self._file = StateFile(path)
+        self._before = self._file.read()
+        """What the gateway before this one knew of the actors, which outlived it."""
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=self._watch, args=(h,), name=f"watch-{h.name}", daemon=True)
+            EssentialThread(f"watch-{h.name}", partial(self._watch, h), stopping=self._stop.is_set)
             for h in handles.values()
         ]
 
@@ -283,7 +278,7 @@ class Watch:
     def stop(self) -> None:
         """End."""
         self._stop.set()
-        self._path.unlink(missing_ok=True)
+        self._file.remove()
 
     def _watch(self, handle: RayRole) -> None:
         import ray
@@ -296,13 +291,12 @@ class Watch:
                     _event.error("actor away", actor=handle.name, reason=type(error).__name__)
                 handle.alive = False
             else:
-                handle.alive = ready
-                if pid != handle.pid:
-                    handle.pid = pid
-                    self._write()
+                handle.pid, handle.alive = pid, ready
+            self._file.settle(lambda: known_actors(self._before, self._handles.values()))
             self._stop.wait(WATCH_S)
 
-    def _write(self) -> None:
-        part = self._path.with_suffix(f".{time.monotonic_ns()}")
-        part.write_text(json.dumps({h.name: {"pid": h.pid} for h in self._handles.values() if h.pid is not None}))
-        part.replace(self._path)
+
+def known_actors(before: Mapping[str, Any], handles: Iterable[RayRole]) -> dict[str, Any]:
+    """Actor → its process id: as it said, or else as the file had it before this gateway started."""
+    found = {h.name: {"pid": h.pid} if h.pid is not None else before.get(h.name) for h in handles}
+    return {name: entry for name, entry in found.items() if entry}

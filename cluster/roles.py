@@ -2,26 +2,35 @@
 
 import os
 import signal
-import sys
 import threading
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
+from cluster.lifetime import STOP_S, end_with_supervisor, limit_stop
 from cluster.wiring import Ground, build_embedder, build_gateway, build_indexer, build_ingest, build_searcher, ground
+from vicinage.errors import Unavailable
 from vicinage.settings import Settings
 from vicinage.telemetry import REGISTRY, configure_events, events
+from vicinage.threads import EssentialThread, when_one_dies
 
 if TYPE_CHECKING:
     import uvicorn
 
+    from ingest.run import Ingest
+
 ROLES = ("gateway", "ingest", "embedder")
+AGAIN_S: Final = (0.25, 5.0)
+"""The first and the longest wait before ingest, whose dependency was away, begins anew."""
+SETTLED_S: Final = 20.0
+"""After working this long it begins with the first wait again."""
 _event = events("cluster")
 
 
 def run_role(name: str, settings: Settings) -> None:
     """Run `gateway` (with its searcher), `ingest` (with the indexer) or `embedder`. Returns after an orderly stop."""
-    configure_events(name)
-    end_with_parent()
+    begin(name)
     {"gateway": _gateway, "ingest": _ingest, "embedder": serve_embedder}[name](settings)
 
 
@@ -57,21 +66,20 @@ def run_until_told(server: "uvicorn.Server") -> None:
     """Serve until SIGTERM or SIGINT, and return: uvicorn raises the signal anew once it has ended, and what we still have to end would be left."""
     if threading.current_thread() is threading.main_thread():  # signals belong to it
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+            signal.signal(number, partial(_stop_serving, server))
     server.run()
 
 
-def end_with_parent() -> None:
-    """Stop in order when the supervisor's end of our standard input closes: nobody is left behind when it is killed."""
-    if sys.stdin is None or sys.stdin.isatty() or os.environ.get("VICINAGE_SUPERVISED") != "1":
-        return
+def _stop_serving(server: "uvicorn.Server", *_: object) -> None:
+    limit_stop(max(STOP_S, (server.config.timeout_graceful_shutdown or 0) + STOP_S / 2))
+    server.should_exit = True
 
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
+def begin(name: str) -> None:
+    """Bind this process to its supervisor, to its essential threads, and to the name of its events."""
+    end_with_supervisor()
+    configure_events(name)
+    when_one_dies(die)
 
 
 def serve_metrics(host: str, port: int) -> None:
@@ -104,7 +112,7 @@ def _gateway(settings: Settings) -> None:
 def _ingest(settings: Settings) -> None:
     base, stop = ground(settings), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, partial(_stop_working, stop))
     work_until(stop, base, internal_key(settings))
     base.close()
 
@@ -113,25 +121,39 @@ def work_until(stop: threading.Event, base: Ground, key: str | None) -> None:
     """Ingest and index until `stop`; the first of them that dies takes the process with it."""
     s = base.settings
     serve_metrics(s.gateway.host, s.ingest.metrics_port or s.gateway.port + 2)
-    works: list[Callable[[threading.Event], None]] = [
-        build_ingest(base, embedder_key=key).run,
-        build_indexer(base, embedder_key=key).run,
-    ]
-    threads = [threading.Thread(target=_guarded, args=(work, stop), daemon=True) for work in works]
+    works = {
+        "ingest": partial(persist, partial(build_ingest, base, embedder_key=key), stop),
+        "indexer": partial(build_indexer(base, embedder_key=key).run, stop),
+    }
+    threads = [EssentialThread(name, work, stopping=stop.is_set, on_death=die) for name, work in works.items()]
     for thread in threads:
         thread.start()
     stop.wait()
     for thread in threads:
-        thread.join(30)
+        thread.join(STOP_S)
 
 
-def _guarded(work: Callable[[threading.Event], None], stop: threading.Event) -> None:
-    try:
-        work(stop)
-    except BaseException as error:  # noqa: BLE001  (the role boundary)
-        if not stop.is_set():
-            _event.exception("a part of the role died")
-            die(error)
+def persist(make: "Callable[[], Ingest]", stop: threading.Event) -> None:
+    """Run ingest until `stop`, from its committed positions anew after a dependency was away: after a while that grows.
+
+    What was under way is done again, and versions absorb what is done twice. All else that ingest raises ends the role.
+    """
+    wait = AGAIN_S[0]
+    while not stop.is_set():
+        began = time.monotonic()
+        try:
+            make().run(stop)
+        except Unavailable as away:
+            if time.monotonic() - began > SETTLED_S:
+                wait = AGAIN_S[0]
+            _event.warning("ingest begins anew", reason=str(away), again_in_s=wait)
+            stop.wait(wait)
+            wait = min(2 * wait, AGAIN_S[1])
+
+
+def _stop_working(stop: threading.Event, *_: object) -> None:
+    limit_stop()
+    stop.set()
 
 
 def serve_embedder(settings: Settings, *, host: str | None = None) -> None:

@@ -36,6 +36,7 @@ from vicinage.records import Partial, ShardId, ShardQuery
 from vicinage.settings import SearcherSettings
 from vicinage.store import Store
 from vicinage.telemetry import events, gauge
+from vicinage.threads import EssentialThread
 
 READERS: Final = 4
 """Threads that read single documents."""
@@ -375,19 +376,9 @@ class Searcher:
         self.holding.give_up(shard, corrupt)
 
     def _spawn(self, name: str, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
+        thread = EssentialThread(name, work, stopping=self._stop.is_set, on_death=self._on_failure)
         self._threads.append(thread)
         thread.start()
-
-    def _guard(self, work: Callable[[], None]) -> None:
-        """The role's boundary: a thread that dies ends the role, loudly."""
-        try:
-            work()
-        except BaseException as error:
-            _event.exception("searcher thread died", thread=threading.current_thread().name)
-            if self._on_failure is None:
-                raise
-            self._on_failure(error)
 
 
 def _answer_together(shard: Shard, asked: list[_Asked], passed: int) -> None:

@@ -5,7 +5,8 @@ Law 5: a metric is only ever set from something that was measured. Label `tenant
 
 import logging
 import sys
-from typing import Any, Literal, get_args
+import threading
+from typing import Any, Final, Literal, TextIO, get_args
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -35,6 +36,7 @@ CounterName = Literal[
     "vicinage_searcher_lexical_rebuilt_total",  # lexical indexes that were corrupt or lost, and were made anew of their texts
     "vicinage_searcher_index_scans_total",  # searches of a shard whose index live searches prove below the objective, by what was done: scanned (in place of the index), rows or cpu (the index all the same: beyond that bound)
     "vicinage_searcher_index_short_total",  # vectors whose k nearest an index did not reach, and that were compared with every passage of its segment
+    "vicinage_events_lost_total",  # events that could not be written, as their file's disk was full
     "vicinage_searcher_device_fallbacks_total",  # what was meant for a GPU and was done by the CPU, by reason: memory, busy, failed
 ]
 GaugeName = Literal[
@@ -84,6 +86,9 @@ def histogram(name: HistogramName, meaning: str, labels: tuple[str, ...] = ()) -
     return Histogram(name, meaning, labels, buckets=LATENCY_BUCKETS_S, registry=REGISTRY)
 
 
+_lost: Final = counter("vicinage_events_lost_total", "events that could not be written, as their file's disk was full")
+
+
 def configure_events(role: str, *, level: int = logging.INFO) -> None:
     """Send structured events of this process to stderr, one JSON object a line, each with its role."""
     structlog.configure(
@@ -95,10 +100,33 @@ def configure_events(role: str, *, level: int = logging.INFO) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: EventWriter(sys.stderr),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(role=role)
+
+
+class EventWriter:
+    """Writes events to a stream, one a line. An event that cannot be written is counted and dropped, never raised.
+
+    Events are written by the threads that serve and recover: a full disk must not end them.
+    """
+
+    _lock = threading.Lock()
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, message: str) -> None:
+        """Writes the line."""
+        try:
+            with self._lock:
+                self._stream.write(message + "\n")
+                self._stream.flush()
+        except (OSError, ValueError):  # the disk is full; or the stream is closed, at the end of the process
+            _lost.inc()
+
+    log = debug = info = warning = error = critical = exception = fatal = msg
 
 
 def events(room: str) -> Any:

@@ -6,7 +6,6 @@ touches a device runs in its one thread (`Turns`). Others wait for it there, for
 
 import contextlib
 import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -19,6 +18,7 @@ from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
 from vicinage.records import Floats
 from vicinage.telemetry import events, gauge
+from vicinage.threads import EssentialThread
 
 QUEUE_MAX: Final = 64
 """Calls that may wait for one device."""
@@ -84,7 +84,7 @@ class Turns:
 
     def __init__(self, name: str) -> None:
         self._waiting: queue.Queue[tuple[Future[Any], Callable[[], Any]]] = queue.Queue(QUEUE_MAX)
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        EssentialThread(name, self._run).start()
 
     def take(self, work: Callable[[], T], *, turn_s: float, answer_s: float) -> T:
         """What `work` returns or raises there. Raises Busy when its turn has not come in time, Hangs when it does not end."""

@@ -29,6 +29,7 @@ from vicinage.errors import DeadlineExceeded, Refused, Unavailable
 from vicinage.records import Floats
 from vicinage.settings import EmbedderSettings
 from vicinage.telemetry import counter, events, gauge, histogram
+from vicinage.threads import EssentialThread
 
 CALL_S: Final = 0.1
 """About how long a question may wait behind a model call."""
@@ -103,9 +104,9 @@ class LocalEmbedder:
         self._batcher.aim(self.calibration.chosen.texts_per_s * n_tokens / len(PROBE), CALL_S)
         self._work = threading.Condition()
         self._closed = False
-        self._on_failure = on_failure
+        self._told = threading.Event()
         _event.info("calibrated", model=entry.name, **self.calibration.facts())
-        self._worker = threading.Thread(target=self._run, name="embedder", daemon=True)
+        self._worker = EssentialThread("embedder", self._run, stopping=self._told.is_set, on_death=on_failure)
         self._worker.start()
 
     @property
@@ -168,6 +169,7 @@ class LocalEmbedder:
 
     def close(self) -> None:
         """Finish the call under way, refuse the rest. Idempotent."""
+        self._told.set()
         with self._work:
             self._closed = True
             self._work.notify_all()
@@ -190,12 +192,7 @@ class LocalEmbedder:
     def _run(self) -> None:
         try:
             self._embed_all()
-        except BaseException as error:  # noqa: BLE001  (the role's boundary: whoever waits must hear of it)
-            _event.error("the embedder's worker died", error=repr(error))
-            self._refuse_all()
-            if self._on_failure is not None:
-                self._on_failure(error)
-        else:
+        finally:
             self._refuse_all()
 
     def _embed_all(self) -> None:

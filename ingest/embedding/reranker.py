@@ -17,6 +17,7 @@ from vicinage.errors import Refused, Unavailable
 from vicinage.fair import FairQueue
 from vicinage.records import Floats
 from vicinage.telemetry import counter, events, histogram
+from vicinage.threads import EssentialThread
 
 QUEUE_PAIRS: Final = 4_096
 CALL_PAIRS: Final = 16
@@ -77,8 +78,8 @@ class LocalReranker:
         self._queue = FairQueue[_Pair](items_max=QUEUE_PAIRS, quantum=QUANTUM)
         self._work = threading.Condition()
         self._closed = False
-        self._on_failure = on_failure
-        self._worker = threading.Thread(target=self._run, name="reranker", daemon=True)
+        self._told = threading.Event()
+        self._worker = EssentialThread("reranker", self._run, stopping=self._told.is_set, on_death=on_failure)
         self._worker.start()
 
     def alive(self) -> bool:
@@ -106,6 +107,7 @@ class LocalReranker:
 
     def close(self) -> None:
         """Finish the call under way, refuse the rest. Idempotent."""
+        self._told.set()
         with self._work:
             self._closed = True
             self._work.notify_all()
@@ -116,12 +118,7 @@ class LocalReranker:
     def _run(self) -> None:
         try:
             self._read_all()
-        except BaseException as error:  # noqa: BLE001  (the role's boundary: whoever waits must hear of it)
-            _event.error("the reranker's worker died", error=repr(error))
-            self._refuse_all()
-            if self._on_failure is not None:
-                self._on_failure(error)
-        else:
+        finally:
             self._refuse_all()
 
     def _read_all(self) -> None:

@@ -99,3 +99,35 @@ def test_closing_under_readers_refuses_them_and_crashes_nothing(tmp_path: Path) 
         words = [sys.executable, "-c", CLOSE_UNDER_READERS, f"sqlite:///{tmp_path}/log.db"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, (done.returncode, done.stderr[-1_000:])
+
+
+NO_DESCRIPTORS = """
+import os, resource, sys
+from vicinage.log import Record, open_log
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+log = open_log(sys.argv[1])
+log.ensure_topic("t")
+reader = log.reader({("t", 0): 0})
+log.append("t", 0, [Record(b"first")])
+taken = []
+try:
+    while True:
+        taken.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+for i in range(3):
+    log.append("t", 0, [Record(b"without a free descriptor")])
+for each in taken:
+    os.close(each)
+log.append("t", 0, [Record(b"last")])
+found = []
+while len(found) < 5:
+    found += reader.poll(wait_s=5)
+assert [s.offset for s in found] == [0, 1, 2, 3, 4], found
+"""
+
+
+def test_a_log_without_free_descriptors_goes_on_writing(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", NO_DESCRIPTORS, f"sqlite:///{tmp_path}/log.db"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-1_000:]

@@ -1,7 +1,8 @@
 """The log in one SQLite file: WAL, full sync, many appenders sharing one fsync.
 
-Law 2: `append` and `commit` return after the transaction that holds them was synced. An I/O error on the way to disk ends
-all writing by this process: a failed fsync may have dropped pages, so it is never retried.
+Law 2: `append` and `commit` return after the transaction that holds them was synced. A write that fails was not acknowledged.
+After an I/O error the writer opens the file anew (docs/decisions/020-what-ends-a-process.md): no sync is tried again on pages
+that a failed one may have dropped, as SQLite writes the frames of a transaction again before it syncs them.
 """
 
 import queue
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -21,6 +23,7 @@ from vicinage.errors import NotFound, Refused, Unavailable
 from vicinage.log import Record, Stored, TopicPartition, check_start
 from vicinage.log.sqlite_reader import OFFSET_BITS, SqliteReader, find, read_run, reading
 from vicinage.log.wake import Bell
+from vicinage.threads import EssentialThread
 
 QUEUE_MAX: Final = 4_096
 GROUP_MAX: Final = 512
@@ -63,14 +66,13 @@ class SqliteLog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._local = threading.local()
         self._jobs: queue.Queue[_Job | None] = queue.Queue(QUEUE_MAX)
-        self._broken: str | None = None
         self._closed = False
         self._expired_at = time.monotonic()
         connection = self._open()
         connection.executescript(_SCHEMA)
         connection.close()
         self._bell = Bell(self._path)
-        self._writer = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
+        self._writer = EssentialThread("log-writer", self._write_all, stopping=lambda: self._closed)
         self._writer.start()
 
     # reading
@@ -196,8 +198,8 @@ class SqliteLog:
     # the writer thread
 
     def _submit(self, work: Work) -> Any:
-        if self._broken or self._closed:
-            raise Unavailable(f"the log takes no writes: {self._broken or 'closed'}", dependency="log")
+        if self._closed or not self._writer.is_alive():
+            raise Unavailable("the log takes no writes: it is closed", dependency="log")
         job = _Job(work)
         try:
             self._jobs.put(job, timeout=DEADLINE_S)
@@ -207,7 +209,7 @@ class SqliteLog:
             raise Unavailable(f"the log took no write within {DEADLINE_S:.0f} s", dependency="log") from None
 
     def _write_all(self) -> None:
-        connection = self._open()
+        connection: sqlite3.Connection | None = None
         while (job := self._jobs.get()) is not None:
             group = [job]
             while len(group) < GROUP_MAX and not self._jobs.empty():
@@ -216,35 +218,33 @@ class SqliteLog:
                     self._jobs.put(None)
                     break
                 group.append(following)
-            self._write(connection, group)
-        connection.close()
+            connection = self._write(connection, [j for j in group if j.done.set_running_or_notify_cancel()])
+        if connection is not None:
+            connection.close()
 
-    def _write(self, connection: sqlite3.Connection, group: list[_Job]) -> None:
-        """One transaction for the whole group; a job that fails by itself fails alone."""
-        jobs = [j for j in group if j.done.set_running_or_notify_cancel()]
+    def _write(self, connection: sqlite3.Connection | None, jobs: list[_Job]) -> sqlite3.Connection | None:
+        """One transaction for all of the jobs; a job that fails by itself fails alone.
+
+        Returns the connection for the next one; None where that is to be opened anew.
+        """
         outcomes: list[tuple[_Job, Any, Exception | None]] = []
         try:
+            connection = connection or self._open()
             connection.execute("BEGIN IMMEDIATE")
             outcomes.extend((job, *_run(connection, job.work)) for job in jobs)
             self._expire(connection)
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._fail(connection, jobs, error)
-            return
+        except (sqlite3.Error, Unavailable) as error:
+            for job in jobs:
+                job.done.set_exception(Unavailable(f"the log could not write: {error}", dependency="log"))
+            return _after(connection, error)
         for job, result, refusal in outcomes:
             if refusal is None:
                 job.done.set_result(result)
             else:
                 job.done.set_exception(refusal)
         self._bell.ring()
-
-    def _fail(self, connection: sqlite3.Connection, jobs: list[_Job], error: sqlite3.Error) -> None:
-        if connection.in_transaction:
-            connection.rollback()
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
-            self._broken = f"{error} (an I/O error is final for this process: restart it once the disk is well)"
-        for job in jobs:
-            job.done.set_exception(Unavailable(f"the log could not write: {error}", dependency="log"))
+        return connection
 
     def _expire(self, connection: sqlite3.Connection) -> None:
         if time.monotonic() - self._expired_at < EXPIRE_EVERY_S:
@@ -288,6 +288,22 @@ class SqliteLog:
     def _partition(self, topic: str, partition: int) -> tuple[int, int, int]:
         with reading():
             return find(self._connection(), topic, partition)
+
+
+def _after(connection: sqlite3.Connection | None, error: Exception) -> sqlite3.Connection | None:
+    """The connection, ready for another transaction after one that failed; None after an I/O error, which closes it."""
+    if connection is None:
+        return None
+    try:
+        if connection.in_transaction:
+            connection.rollback()
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_IOERR:
+            return connection
+    except sqlite3.Error:
+        pass  # it cannot even undo: the file's next reader does
+    with suppress(sqlite3.Error):
+        connection.close()
+    return None
 
 
 def _run(connection: sqlite3.Connection, work: Work) -> tuple[Any, Exception | None]:

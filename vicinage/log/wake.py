@@ -12,7 +12,10 @@ import tempfile
 import threading
 import time
 import uuid
+from functools import partial
 from pathlib import Path
+
+from vicinage.threads import EssentialThread
 
 SAFETY_S = 0.25
 """A waiter looks again after this long even when no byte came."""
@@ -35,7 +38,6 @@ class Bell:
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sender.setblocking(False)
         self._listener: socket.socket | None = None
-        self._listening = False
         self._closed = False
 
     def count(self) -> int:
@@ -46,8 +48,9 @@ class Bell:
     def ring(self) -> None:
         """Wake every waiter, in this process and the others."""
         self._bump()
-        with contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self._folder):
+        # OSError: the folder is gone, or no descriptor is free. The others look again by themselves, within SAFETY_S.
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
                 self._send(entry.path)
 
     def wait(self, seen: int, seconds: float) -> bool:
@@ -81,14 +84,21 @@ class Bell:
             return  # full: it will wake anyway; gone: nobody waits
 
     def _listen(self) -> None:
+        """Listens from the first call on. Without a free descriptor, or a place for the socket, the next call tries again."""
         with self._changed:
-            if self._listening or self._closed:
+            if self._listener is not None or self._closed:
                 return
-            self._listening = True
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        listener.bind(str(self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"))
-        self._listener = listener
-        threading.Thread(target=self._hear, args=(listener,), name="log-wake", daemon=True).start()
+            try:
+                listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            except OSError:
+                return
+            try:
+                listener.bind(str(self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"))
+            except OSError:
+                listener.close()
+                return
+            self._listener = listener
+        EssentialThread("log-wake", partial(self._hear, listener), stopping=lambda: self._closed).start()
 
     def _hear(self, listener: socket.socket) -> None:
         while not self._closed:
@@ -97,5 +107,5 @@ class Bell:
                     time.sleep(0.001)  # shut down: `_closed` follows at once
                     continue
             except OSError:
-                return
+                return  # closed; otherwise this end is reported
             self._bump()

@@ -1,0 +1,64 @@
+"""Threads that a process cannot do without: the one place that says what happens when one of them ends.
+
+A thread that dies leaves its process alive and useless: writes time out while health checks pass. So a role registers what ends
+it (`when_one_dies`) before it starts, and every long-lived thread is an `EssentialThread`.
+"""
+
+import threading
+from collections.abc import Callable
+
+from vicinage.telemetry import events
+
+OnDeath = Callable[[BaseException], None]
+
+_event = events("vicinage")
+_on_death: OnDeath | None = None
+
+
+class ThreadEnded(Exception):
+    """A thread returned although nothing had told it to stop."""
+
+
+def when_one_dies(on_death: OnDeath | None) -> None:
+    """Set what is called in a dying essential thread that has no handler of its own. For the whole process."""
+    global _on_death  # noqa: PLW0603  (as threading.excepthook is: of the process, set once by the role)
+    _on_death = on_death
+
+
+class EssentialThread(threading.Thread):
+    """A daemon thread whose end, before `stopping()` is true, is a failure of its process.
+
+    `on_death` (or else the process's handler) hears of it once, in the thread, with what the thread raised, or ThreadEnded.
+    Without any handler the failure goes to `threading.excepthook`, as any thread's does.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[], None],
+        *,
+        stopping: Callable[[], bool] = lambda: False,
+        on_death: OnDeath | None = None,
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work = work
+        self._stopping = stopping
+        self._handler = on_death
+
+    def run(self) -> None:
+        """Work, and report an end that nothing asked for."""
+        try:
+            self._work()
+        except BaseException as error:
+            _event.exception("a thread died", thread=self.name)
+            handler = self._handler or _on_death
+            if handler is None:
+                raise
+            if not self._stopping():
+                handler(error)
+            return
+        handler = self._handler or _on_death
+        if not self._stopping() and handler is not None:
+            ended = ThreadEnded(f"thread {self.name} ended by itself")
+            _event.error("a thread ended", thread=self.name)
+            handler(ended)
