@@ -1,22 +1,25 @@
-"""The only door to tantivy: an index of texts by row number, which ranks the rows that hold a question's words by BM25.
+"""The only door to tantivy: an index of texts by row number, which ranks the rows that hold a query's words by BM25.
 
-A question is data: it is cut into words by the analyser that cut the texts, and never read as a query language.
+A query is data: `indexer/analysis.py` cuts it into terms as it cut the texts; it is never read as a query language.
 Law 8: what is written is one file, stored and verified like every other; it is unpacked anew by each process that uses it.
 """
 
+import math
 import shutil
 import tarfile
 import tempfile
 import time
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from heapq import nlargest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from indexer import analysis
 from indexer.backends import Mask
 from vicinage.errors import Corrupt, Unavailable
 from vicinage.records import Floats
@@ -25,15 +28,12 @@ if TYPE_CHECKING:
     import tantivy
     from numpy.typing import NDArray
 
-FILE: Final = "lexical-1.tar"
-"""Counts up whenever the analyser or the bytes change: a file of another name is passed over, and its texts are indexed anew."""
+FILE: Final = "lexical-2.tar"
+"""Counts up whenever the analysis or the bytes change: a file of another name is not read, and its texts are indexed anew."""
 TERMS_MAX: Final = 128
-"""Different words of a question that are looked for, the first."""
-WORD_BYTES_MAX: Final = 100
+"""Different terms of a query that are looked for: those that weigh most."""
 REMOVE_TRIES: Final = 100
-_ANALYSER: Final = "words-1"
-_WORD: Final = r"[[\p{L}\p{M}\p{N}]--[\p{Han}\p{Hiragana}\p{Katakana}]]+|[\p{Han}\p{Hiragana}\p{Katakana}]"
-"""Letters, marks and digits together; of scripts that put no space between words, each sign by itself."""
+_ANALYZER: Final = "terms-2"
 _HEAP_BYTES: Final = (15_000_000, 64_000_000)
 """Of the writer, for few rows and for many; tantivy takes no less than the first."""
 _FEW: Final = 1_000
@@ -44,11 +44,16 @@ SET_MAX: Final = 4_096
 
 
 @lru_cache(1)
-def _analyser() -> "tantivy.TextAnalyzer":
+def _analyzer() -> "tantivy.TextAnalyzer":
+    """Returns what is left of the analysis once `analysis` has cut a text: Latin letters to ASCII, English stemming."""
     from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
 
-    words = TextAnalyzerBuilder(Tokenizer.regex(_WORD)).filter(Filter.remove_long(WORD_BYTES_MAX))
-    return words.filter(Filter.lowercase()).filter(Filter.ascii_fold()).filter(Filter.stemmer("english")).build()
+    return (
+        TextAnalyzerBuilder(Tokenizer.whitespace())
+        .filter(Filter.ascii_fold())
+        .filter(Filter.stemmer("english"))
+        .build()
+    )
 
 
 @lru_cache(1)
@@ -56,19 +61,36 @@ def _schema() -> "tantivy.Schema":
     from tantivy import SchemaBuilder
 
     builder = SchemaBuilder()
-    builder.add_text_field("text", stored=False, tokenizer_name=_ANALYSER, index_option="freq")
+    builder.add_text_field("text", stored=False, tokenizer_name=_ANALYZER, index_option="freq")
     builder.add_unsigned_field("row", stored=False, indexed=True, fast=True)
     return builder.build()
 
 
-def terms(text: str) -> tuple[str, ...]:
-    """The different words of a question, as they are indexed: at most TERMS_MAX, in their order."""
-    return tuple(dict.fromkeys(_analyser().analyze(_normal(text))))[:TERMS_MAX]
+def terms(query: str) -> Counter[str]:
+    """Returns the terms of a query as they are indexed, each with how often the query says it."""
+    return Counter(_analyzer().analyze(" ".join(analysis.query_terms(query))))
 
 
-def _normal(text: str) -> str:
-    """One spelling for what looks the same: full-width letters, ligatures, accents written apart."""
-    return unicodedata.normalize("NFKC", text)
+def weights(query: Mapping[str, int], parts: "Sequence[Lexical]") -> list[dict[str, float]]:
+    """Returns for each part the weight of each term of `query` there, for `Lexical.search`.
+
+    A term weighs as often as the query says it. How rare it is counts over all parts together, so that
+    the scores of different parts compare: a weight corrects the part's own statistics by those of all.
+    At most TERMS_MAX terms are kept, those of the greatest frequency times rarity.
+    """
+    counts = {term: [part.count(term) for part in parts] for term in query}
+    n = sum(len(part) for part in parts)
+    rarity = {term: _idf(n, sum(of)) for term, of in counts.items() if any(of)}
+    kept = nlargest(TERMS_MAX, rarity, key=lambda term: query[term] * rarity[term])
+    return [
+        {term: query[term] * rarity[term] / _idf(len(part), counts[term][i]) for term in kept if counts[term][i]}
+        for i, part in enumerate(parts)
+    ]
+
+
+def _idf(n: int, count: int) -> float:
+    """Returns BM25's inverse document frequency as tantivy computes it."""
+    return math.log1p((n - count + 0.5) / (count + 0.5))
 
 
 class Lexical:
@@ -80,15 +102,23 @@ class Lexical:
         self._searcher = searcher
         self._n = searcher.num_docs
 
-    def search(self, words: Sequence[str], k: int, allowed: Mask | None) -> "tuple[Floats, NDArray[np.int64]]":
-        """Scores float32 [m] and rows int64 [m], best first, of equal ones the lower row; m ≤ k.
+    def __len__(self) -> int:
+        return self._n
 
-        Rows that hold at least one of `words` and are True in `allowed` (bool, by row; beyond its end nothing is allowed):
-        all of them, where they are fewer than k. Cost: with the rows that hold a word, if few of the best are allowed.
+    def count(self, term: str) -> int:
+        """Returns how many rows hold `term`, those that died since included."""
+        return self._searcher.doc_freq("text", term)
+
+    def search(self, weighted: Mapping[str, float], k: int, allowed: Mask | None) -> "tuple[Floats, NDArray[np.int64]]":
+        """Returns scores float32 [m] and rows int64 [m], best first, of equal ones the lower row; m ≤ k.
+
+        A score is the sum over `weighted` of weight × BM25 (k1 1.2, b 0.75). Found are the rows that hold at least one term
+        and are True in `allowed` (bool, by row; beyond its end nothing is allowed): all of them, where they are fewer than k.
+        Cost: with the rows that hold a term, if few of the best are allowed.
         """
-        if not words or not self._n:
+        if not weighted or not self._n:
             return _nothing()
-        query = _any_of(words)
+        query = _any_of(weighted)
         if allowed is None:
             return self._ranked(query, k, None)
         n_allowed = int(np.count_nonzero(allowed))
@@ -121,10 +151,11 @@ def _nothing() -> "tuple[Floats, NDArray[np.int64]]":
     return np.zeros(0, np.float32), np.zeros(0, np.int64)
 
 
-def _any_of(words: Sequence[str]) -> "tantivy.Query":
+def _any_of(weighted: Mapping[str, float]) -> "tantivy.Query":
     from tantivy import Occur, Query
 
-    return Query.boolean_query([(Occur.Should, Query.term_query(_schema(), "text", word, "freq")) for word in words])
+    each = ((Query.term_query(_schema(), "text", term, "freq"), weight) for term, weight in weighted.items())
+    return Query.boolean_query([(Occur.Should, q if w == 1 else Query.boost_query(q, w)) for q, w in each])
 
 
 def _among(query: "tantivy.Query", rows: list[int]) -> "tantivy.Query":
@@ -144,7 +175,7 @@ class Growing:
         import tantivy
 
         self._index = tantivy.Index(_schema())
-        self._index.register_tokenizer(_ANALYSER, _analyser())
+        self._index.register_tokenizer(_ANALYZER, _analyzer())
         self._index.config_reader("manual")
         self.n = 0
         """Rows given so far, those without text among them."""
@@ -165,7 +196,7 @@ def pack(texts: Sequence[str | None], file: Path) -> Path:
     with _folder(file.parent) as folder:
         index = tantivy.Index(_schema(), path=str(folder))
         index.config_reader("manual")
-        index.register_tokenizer(_ANALYSER, _analyser())
+        index.register_tokenizer(_ANALYZER, _analyzer())
         _write(index, texts, 0)
         with tarfile.open(file, "w") as tar:
             for part in sorted(folder.iterdir()):
@@ -219,7 +250,7 @@ def _write(index: "tantivy.Index", texts: Iterable[str | None], first: int) -> N
         for row, text in enumerate(every, start=first):
             if text is not None:
                 document = tantivy.Document()
-                document.add_text("text", _normal(text))
+                document.add_text("text", " ".join(analysis.text_terms(text)))
                 document.add_unsigned("row", row)
                 writer.add_document(document)
         writer.commit()

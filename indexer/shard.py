@@ -511,9 +511,10 @@ def _effort(segment: Segment, query: ShardQuery, recall: float) -> int | None:
 
 
 def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:
-    """The best k of each question's text by BM25, each part by its own statistics: of all rows alive that the filter passes.
+    """Returns the best k of each query's text by BM25, of all rows alive that the filter passes.
 
-    Never fewer than k while k of those hold a word of the question. Raises Unavailable, where an index is still to be fetched.
+    How rare a term is counts over all parts of the shard. Never fewer than k hits while k rows hold a term of the query.
+    Raises Unavailable where an index is still to be fetched.
     """
     tree = filters.parse(query.filter) if query.filter else None
     parts = [
@@ -523,14 +524,16 @@ def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...]
     if len(snapshot.delta):
         delta = snapshot.delta
         parts.append(_Part(-1, delta.lexical(), _allowed(delta.alive, delta.columns() if tree else None, tree)))
-    asked = [lexical.terms(text) for text in query.texts]
-    return _best(snapshot, [_found_in(part, asked, query.k) for part in parts], query)
+    indexes = [part.index for part in parts]
+    asked = [lexical.weights(lexical.terms(text), indexes) for text in query.texts]
+    found = [_found_in(part, [weighted[i] for weighted in asked], query.k) for i, part in enumerate(parts)]
+    return _best(snapshot, found, query)
 
 
-def _found_in(part: _Part, asked: Sequence[Sequence[str]], k: int) -> _Found:
+def _found_in(part: _Part, asked: Sequence[Mapping[str, float]], k: int) -> _Found:
     scores, rows = np.full((len(asked), k), -np.inf, np.float32), np.full((len(asked), k), -1, np.int64)
-    for i, words in enumerate(asked):
-        best, at = part.index.search(words, k, part.allowed)
+    for i, weighted in enumerate(asked):
+        best, at = part.index.search(weighted, k, part.allowed)
         scores[i, : len(at)], rows[i, : len(at)] = best, at
     return _Found(part.part, scores, rows)
 

@@ -219,7 +219,7 @@ def older(base: Ground, ref: SegmentRef, form: str, sink: Path) -> tuple[str, st
         case "a kind that is not known":
             return "index", "index.ivf2", b"whatever it was"
         case _:
-            return "lexical", "lexical-0.tar", b"whatever it was"
+            return "lexical", "lexical-1.tar", Path(__file__).parent.parent / "formats" / "lexical-1.tar"
 
 
 COLUMNS = ["document_id", "version", "event_time_ms", "passage", "text", "start", "end", "metadata", "vector"]

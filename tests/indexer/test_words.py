@@ -167,7 +167,7 @@ def test_only_so_many_indexes_are_held_and_the_one_asked_last_longest(
     for each in (made[0], made[1], made[2], made[0], made[3]):
         each.lexical.index()
     assert [m.lexical.here() for m in made] == [True, False, True, True]
-    assert made[1].lexical.index().search(lexical.terms("d1"), 5, None)[1].tolist() == [0]
+    assert made[1].lexical.index().search({"d1": 1.0}, 5, None)[1].tolist() == [0]
     assert [m.lexical.here() for m in made] == [True, True, False, True]
 
 
