@@ -115,6 +115,7 @@ def build_gateway(
     from query.gateway import Gateway, create_app
     from tenants.audit import Audit
     from tenants.keys import Keys
+    from tenants.recall_history import RecallHistory
 
     rates = Rates()
     cache = EmbeddingCache(base.settings.gateway.embedding_cache_bytes_max)
@@ -173,6 +174,7 @@ def build_gateway(
             local_operator=local_operator,
             on_failure=on_failure,
             keep_questions=keep_questions,
+            recall_history=RecallHistory(base.engine, base.clock),
             close_embedders=close_embedders,
             reranker=reranker,
         )

@@ -25,7 +25,7 @@ from query.boundary import said
 from query.freshness import Freshness
 from query.lag_sweep import LagSweep
 from query.problems import DOCUMENTED, plain, problem
-from query.recall import RecallMonitor
+from query.recall import History, RecallMonitor
 from query.rerank import Reranker
 from query.scatter import Searcher, Searchers
 from tenants.audit import Audit
@@ -44,6 +44,8 @@ from vicinage.telemetry import events, gauge
 REFRESH_S = 0.25
 STOP_S: Final = 10.0
 """How long what runs beside the routes may take to end."""
+SAVE_S: Final = 2.0
+"""How long keeping measured recall may take at the end."""
 _SEARCH: Final = re.compile(r"/v1/collections/([^/]+)/search")
 _event = events("query")
 _in_flight = gauge("vicinage_query_in_flight", "requests being served")
@@ -71,6 +73,8 @@ class Gateway:
     """Told when what runs beside the routes dies."""
     keep_questions: Callable[[Generation, Floats], None] | None = None
     """Where recent questions go, for the next segments' effort curves."""
+    recall_history: History | None = None
+    """Where measured recall is kept over a restart."""
     close_embedders: Callable[[], Awaitable[None]] | None = None
     reranker: Reranker | None = None
     searchers: Searchers = field(init=False)
@@ -88,6 +92,7 @@ class Gateway:
             samples_min=s.recall_samples_min,
             cpu_share=s.recall_cpu_share,
             keep=self.keep_questions,
+            history=self.recall_history,
         )
         made["answerer"] = Answerer(
             self.registry,
@@ -190,7 +195,8 @@ def create_app(house: Gateway) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         sweep = LagSweep(house.log, house.registry, house.searchers, house.clock)
-        beside = [asyncio.create_task(each) for each in (house.recall.run(), _keep_fresh(house), sweep.run())]
+        works = (house.recall.run(), house.recall.keep_history(), _keep_fresh(house), sweep.run())
+        beside = [asyncio.create_task(each) for each in works]
         for task in beside:
             task.add_done_callback(partial(_ended, house))
         try:
@@ -198,6 +204,7 @@ def create_app(house: Gateway) -> FastAPI:
         finally:
             house.drain()
             await _cancel(beside)
+            await _save_recall(house)
             house.freshness.close()
             if house.close_embedders is not None:
                 await house.close_embedders()
@@ -239,6 +246,15 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
         _, pending = await asyncio.wait(pending, timeout=0.1)
     if pending:
         _event.error("tasks beside the routes did not end", tasks=[str(t.get_coro()) for t in pending])
+
+
+async def _save_recall(house: Gateway) -> None:
+    """Keep the samples since the last time, if the catalog answers soon."""
+    try:
+        async with asyncio.timeout(SAVE_S):
+            await house.recall.save()
+    except (TimeoutError, Unavailable) as away:
+        _event.warning("recall.not_kept", reason=str(away))
 
 
 async def _keep_fresh(house: Gateway) -> None:

@@ -7,13 +7,14 @@ of one search are correlated.
 """
 
 import asyncio
+import json
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from query.scatter import Searchers
 from query.windows import Windows
 from tenants.entities import Collection, Generation
 from tenants.questions import QUESTIONS_MAX
+from tenants.recall_history import Kept
 from vicinage.clock import Deadline
 from vicinage.errors import Overloaded, Unavailable, VicinageError
 from vicinage.fair import FairQueue
@@ -42,7 +44,26 @@ SAMPLES_MAX: Final = 4_096
 """Collections that are remembered, at most 0.1 MB each beside their questions."""
 KEEP_S: Final = 600.0
 """How often the questions of a collection are kept anew, once there are QUESTIONS_MAX."""
+FORMAT: Final = 1
+"""Of what is kept of a sample."""
+KEEP_HISTORY_S: Final = 30.0
+KEEP_AT_ONCE: Final = 100
+"""Collections that are kept in one transaction."""
 Keep = Callable[[Generation, Floats], None]
+
+
+class History(Protocol):
+    """Where what was measured is kept over a restart. Both calls block, and raise Unavailable."""
+
+    def keep(self, rows: Sequence[Kept]) -> None:
+        """Keep these. Durable on return."""
+        ...
+
+    def newest(self) -> list[Kept]:
+        """What was kept last."""
+        ...
+
+
 _event = events("query")
 _recall = gauge(
     "vicinage_query_recall",
@@ -70,6 +91,12 @@ class Sample:
     discarded: int = 0
     dropped: int = 0
     correction: Correction = field(default_factory=Correction)
+    kept_samples: int = 0
+    """How many samples the catalog has."""
+
+    def samples(self) -> int:
+        """Samples of all windows of all k."""
+        return sum(w.total for w in self.windows.values())
 
     def usual(self) -> tuple[int, Windows] | None:
         """The k that is asked most often, and recall at it: recall at different k has no mean."""
@@ -80,6 +107,33 @@ class Sample:
         if k not in self.windows and len(self.windows) >= KS_MAX:
             del self.windows[min(self.windows, key=lambda other: self.windows[other].total)]
         return self.windows.setdefault(k, Windows(now_ms))
+
+    def state(self) -> str:
+        """What survives a restart, as JSON: all but the questions, which the catalog keeps by themselves."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "taken": self.taken,
+                "discarded": self.discarded,
+                "dropped": self.dropped,
+                "correction": self.correction.state(),
+                "windows": {str(k): w.state() for k, w in self.windows.items()},
+            }
+        )
+
+    @classmethod
+    def of_state(cls, text: str) -> "Sample":
+        """The sample that `state` was taken of. Raises KeyError, TypeError, ValueError for anything else."""
+        state = json.loads(text)
+        if state["format"] != FORMAT:
+            raise ValueError("another format")
+        windows = {int(k): Windows.of_state(each) for k, each in state["windows"].items()}
+        correction = Correction.of_state(state["correction"])
+        made = cls(
+            windows, taken=state["taken"], discarded=state["discarded"], dropped=state["dropped"], correction=correction
+        )
+        made.kept_samples = made.samples()
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +170,17 @@ class RecallMonitor:
     """
 
     def __init__(
-        self, searchers: Searchers, *, share: float, samples_min: int, cpu_share: float, keep: Keep | None = None
+        self,
+        searchers: Searchers,
+        *,
+        share: float,
+        samples_min: int,
+        cpu_share: float,
+        keep: Keep | None = None,
+        history: History | None = None,
     ) -> None:
         self._searchers = searchers
+        self._history = history
         self._keep = keep
         self._share = share
         self._samples_min = samples_min
@@ -156,6 +218,48 @@ class RecallMonitor:
             self._some.task_done()
             worked = min(time.perf_counter() - start, WORKED_S)
             await asyncio.sleep(worked * (1 / self._cpu_share - 1))
+
+    async def keep_history(self) -> None:
+        """Take in what was measured before the restart, then keep what is measured, until canceled."""
+        if self._history is None:
+            return
+        restored = False
+        while True:
+            try:
+                if not restored:
+                    await self._restore(self._history)
+                    restored = True
+                else:
+                    await self.save()
+            except Unavailable as away:
+                _event.warning("recall.not_kept", reason=str(away))
+            await asyncio.sleep(KEEP_HISTORY_S)
+
+    async def _restore(self, history: History) -> None:
+        """What the catalog has takes the place of the few samples since the start."""
+        loop = asyncio.get_running_loop()
+        for kept in await loop.run_in_executor(None, history.newest):
+            name = (kept.tenant, kept.collection, kept.generation)
+            if name in self._samples and self._samples[name].samples() >= kept.samples:
+                continue
+            try:
+                self._samples[name] = Sample.of_state(kept.state)
+            except (KeyError, TypeError, ValueError) as error:
+                _event.warning("recall.not_restored", tenant=kept.tenant, collection=kept.collection, reason=str(error))
+        self._set_gauges()
+
+    async def save(self) -> None:
+        """Keep what was measured since it was last kept. Durable on return. Raises Unavailable."""
+        if self._history is None:
+            return
+        loop = asyncio.get_running_loop()
+        changed = [(name, s) for name, s in self._samples.items() if s.samples() > s.kept_samples]
+        for at in range(0, len(changed), KEEP_AT_ONCE):
+            some = changed[at : at + KEEP_AT_ONCE]
+            rows = [Kept(*name, s.samples(), s.state()) for name, s in some]
+            await loop.run_in_executor(None, self._history.keep, rows)
+            for row, (_, sample) in zip(rows, some, strict=True):
+                sample.kept_samples = row.samples
 
     async def settled(self) -> None:
         """Return once every sample offered so far is worked off."""
@@ -217,8 +321,7 @@ class RecallMonitor:
         sample.of_k(plan.queries[0].k, now_ms).add(recall_of(measured.served, measured.exact), now_ms)
         if measured.chose.effort:
             self._correct(sample, plan, measured, now_ms)
-        usual = [s.usual() for s in self._samples.values()]
-        _recall.set(fmean(each[1].judged().mean for each in usual if each))
+        self._set_gauges()
 
     def _correct(self, sample: Sample, plan: Plan, measured: _Measured, now_ms: int) -> None:
         """Have the effort follow what the index found."""
@@ -232,8 +335,13 @@ class RecallMonitor:
         if sample.correction.proven != proven:
             self._say(plan, sample.correction.proof)
 
-    def _say(self, plan: Plan, proof: Proof | None) -> None:
+    def _set_gauges(self) -> None:
+        usual = [each for each in (s.usual() for s in self._samples.values()) if each is not None]
+        if usual:
+            _recall.set(fmean(windows.judged().mean for _, windows in usual))
         _below.set(sum(s.correction.proven for s in self._samples.values()))
+
+    def _say(self, plan: Plan, proof: Proof | None) -> None:
         g, objective = plan.generation, plan.collection.objectives.recall
         names = {"tenant": g.tenant, "collection": g.collection, "generation": g.number, "objective": objective}
         if proof is None:

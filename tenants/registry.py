@@ -459,8 +459,8 @@ def _end_collection(at: Change, tenant: str, name: str) -> None:
     of_it = (g.c.tenant == tenant, g.c.collection == name, g.c.state.in_(SERVING))
     at.connection.execute(update(g).where(*of_it).values(state="retired", row_version=at.version))
     at.connection.execute(m.delete().where(m.c.tenant == tenant, m.c.collection == name))
-    q = tables.questions
-    at.connection.execute(q.delete().where(q.c.tenant == tenant, q.c.collection == name))
+    for measured in (tables.questions, tables.recall_history):
+        at.connection.execute(measured.delete().where(measured.c.tenant == tenant, measured.c.collection == name))
     at.note("collection.delete", f"{tenant}/{name}", before={"live": row.live})
 
 

@@ -141,6 +141,16 @@ questions = Table(
     Column("vectors", LargeBinary, nullable=False),
     Column("kept_ms", BigInteger, nullable=False),
 )
+recall_history = Table(
+    "recall_history",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("collection", String(64), primary_key=True),
+    Column("generation", Integer, nullable=False),
+    Column("samples", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("kept_ms", BigInteger, nullable=False),
+)
 jobs = Table(
     "jobs",
     metadata,

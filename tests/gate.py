@@ -21,6 +21,7 @@ from cluster.wiring import Ground
 from query.gateway import Gateway, create_app
 from tenants.audit import Audit
 from tenants.keys import Keys
+from tenants.recall_history import RecallHistory
 from vicinage.settings import GatewaySettings
 from vicinage.telemetry import configure_events
 
@@ -99,6 +100,7 @@ def build(base: Ground, searchers: list[Any], settings: GatewaySettings | None =
         "embedder_ready": ready,
         "measure_capacity": no_capacity,
         "local_operator": False,
+        "recall_history": RecallHistory(base.engine, base.clock),
         **given,
     }
     return create_app(
