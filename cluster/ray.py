@@ -153,7 +153,9 @@ class SearcherActor:
         """See Searcher.document."""
         return await self._searcher.document(shard, document_id, Deadline.after(left_s))
 
-    async def matching(self, shard: ShardId, condition: dict[str, Any], left_s: float, limit: int) -> tuple[str, ...]:
+    async def matching(
+        self, shard: ShardId, condition: dict[str, Any], left_s: float, limit: int
+    ) -> tuple[tuple[str, int], ...]:
         """See Searcher.matching."""
         return await self._searcher.matching(shard, condition, Deadline.after(left_s), limit=limit)
 
@@ -225,9 +227,9 @@ class RaySearcher(RayRole):
 
     async def matching(
         self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int
-    ) -> tuple[str, ...]:
+    ) -> tuple[tuple[str, int], ...]:
         """See Searcher."""
-        found: tuple[str, ...] = await self._ask(
+        found: tuple[tuple[str, int], ...] = await self._ask(
             self.actor.matching, deadline, shard, dict(condition), deadline.left_s(), limit
         )
         return found

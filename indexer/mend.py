@@ -39,7 +39,7 @@ from vicinage.log import Log, read_between
 from vicinage.records import ShardId
 from vicinage.store import Store
 from vicinage.telemetry import counter, events, gauge
-from vicinage.wire import decode_rows, rows_key, vectors_schema
+from vicinage.wire import DELETED, decode_rows, rows_key, vectors_schema
 
 LOOK_S: Final = 1.0
 AGAIN_S: Final = (10.0, 3_600.0)
@@ -90,7 +90,8 @@ def _is_in(batch: pa.RecordBatch, documents: Documents) -> Mask:
     here: Mask = places >= 0
     at = places[here]
     versions = batch.column("version").to_numpy()
-    here[here] = (documents.version[at] == versions[here]) & (documents.count[at] > 0)
+    lives = batch.column("passage").to_numpy() != DELETED  # a deletion may have the version of its document
+    here[here] = (documents.version[at] == versions[here]) & (documents.count[at] > 0) & lives[here]
     return here
 
 

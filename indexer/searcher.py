@@ -216,11 +216,11 @@ class Searcher:
 
     async def matching(
         self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int
-    ) -> tuple[str, ...]:
-        """Ids of at most `limit` documents of the shard whose metadata passes the filter."""
+    ) -> tuple[tuple[str, int], ...]:
+        """Returns (id, version) of at most `limit` documents of the shard whose metadata passes the filter."""
         held = await self._held(shard, deadline)
         scan = self._scanners.submit(held.matching, condition, limit=limit)
-        found: tuple[str, ...] = await within(scan, deadline, "looking for what the filter passes")
+        found: tuple[tuple[str, int], ...] = await within(scan, deadline, "looking for what the filter passes")
         return found
 
     async def _held(self, shard: ShardId, deadline: Deadline) -> Shard:

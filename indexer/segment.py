@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from indexer import lexical
 from indexer.backends import EFFORTS, K_MEASURED, Backend, Mask, Rows, choose
 from indexer.filters import Columns
+from indexer.order import supersedes
 from indexer.passages import Passages, metadata_of
 from tenants.entities import Fault, Metric, SegmentRef
 from tenants.index_spec import IndexSpec, Kind, parse
@@ -253,18 +254,20 @@ def has_text(rows: pa.RecordBatch) -> bool:
 
 
 def newest(batches: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Of each document only its highest version: (its rows, passages together; deletions as document_id and version).
+    """Returns each document's newest write: (its rows, passages together; deletions as document_id and version).
 
-    Where one version stands twice (a record was delivered again), the later batch's rows count. Raises TooLarge.
+    Of two deliveries of one write the later batch's rows count; a deletion beats a document of its own version
+    (`order.supersedes`). Raises TooLarge.
     """
     rows = _joined(batches)
     ids, versions = rows.column("document_id").to_pylist(), rows.column("version").to_numpy()
+    passages = rows.column("passage").to_numpy()
     best: dict[str, tuple[int, int, int]] = {}
     for start, end in _runs_by_batch(batches, ids, versions):
-        held = best.get(ids[start])
-        if held is None or versions[start] >= held[0]:
-            best[ids[start]] = (int(versions[start]), start, end)
-    passages = rows.column("passage").to_numpy()
+        held, version = best.get(ids[start]), int(versions[start])
+        deleted = bool(passages[start] == DELETED)
+        if held is None or not supersedes(held[0], bool(passages[held[1]] == DELETED), version, deleted):
+            best[ids[start]] = (version, start, end)
     gone = sorted(i for i, (_, start, _) in best.items() if passages[start] == DELETED)
     live = sorted(i for i, (_, start, _) in best.items() if passages[start] != DELETED)
     order = np.concatenate([np.arange(best[i][1], best[i][2]) for i in live]) if live else np.zeros(0, np.int64)

@@ -8,7 +8,7 @@ Law 3: a document's higher version replaces the lower, wherever either lies; any
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from indexer import filters, lexical
 from indexer.backends import Backend, Mask, Rows
 from indexer.delta import Delta, DeltaView, Entry
 from indexer.effort import EXACT, ScanBudget, ScanLog, effort_for, greatest_of, to_scan
+from indexer.order import supersedes
 from indexer.passages import Passages
 from indexer.segment import Keys, Segment, document_runs
 from tenants.entities import Manifest, Metric
@@ -224,24 +225,24 @@ class Shard:
         passages = batch.column("passage").to_numpy()
         runs = document_runs(ids, versions)
         names = [ids[start] for start, _ in runs]
-        sealed, places = self._sealed_versions(names)
+        sealed, sealed_gone, places = self._sealed_versions(names)
         alive = np.zeros(batch.num_rows, np.bool_)
         accepted: list[tuple[int, int, int]] = []
         replaced: list[Entry] = []
         for number, (start, end) in enumerate(runs):
             held = self._delta.documents.get(names[number])
-            if versions[start] <= max(held.version if held else -1, sealed[number]):
+            version, gone = int(versions[start]), bool(passages[start] == DELETED)
+            if held and not supersedes(version, gone, held.version, held.count == 0):
                 continue
-            gone = passages[start] == DELETED
+            if not supersedes(version, gone, int(sealed[number]), bool(sealed_gone[number])):
+                continue
             alive[start:end] = not gone
             accepted.append((number, start, 0 if gone else end - start))
-            self._count(held, sealed[number], places, number, gone=bool(gone))
+            self._count(held, sealed[number], places, number, gone=gone)
             if held:
                 replaced.append(held)
             # Noted at once: the same document may stand again further down in this message.
-            self._delta.documents[names[number]] = Entry(
-                self._delta.n + start, 0 if gone else end - start, int(versions[start])
-            )
+            self._delta.documents[names[number]] = Entry(self._delta.n + start, 0 if gone else end - start, version)
         if not accepted:
             return  # a record that came again: nothing to hold
         self._delta.append(batch, offset, alive)
@@ -260,17 +261,22 @@ class Shard:
             for s, a, p in zip(self._segments, self._alive_documents, places, strict=True)
         )
 
-    def _sealed_versions(self, names: list[str]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-        """Of each name: the highest version any segment knows (−1: none), and its place in each segment."""
-        best = np.full(len(names), -1, np.int64)
+    def _sealed_versions(self, names: list[str]) -> tuple[NDArray[np.int64], Mask, list[NDArray[np.int64]]]:
+        """Returns of each name what its newest write in a segment is, and its place in each segment (−1: none).
+
+        The write: its version (−1: none), and whether it is a deletion.
+        """
+        best, gone = np.full(len(names), -1, np.int64), np.zeros(len(names), np.bool_)
         if not self._segments:
-            return best, []
+            return best, gone, []
         keys = Keys.of(names)
         places = [segment.find(keys) for segment in self._segments]
         for segment, place in zip(self._segments, places, strict=True):
-            here = place >= 0
-            best[here] = np.maximum(best[here], segment.version[place[here]])
-        return best, places
+            here = np.flatnonzero(place >= 0)
+            theirs, their_gone = segment.version[place[here]], segment.count[place[here]] == 0
+            newer = supersedes(theirs, their_gone, best[here], gone[here])
+            best[here[newer]], gone[here[newer]] = theirs[newer], their_gone[newer]
+        return best, gone, places
 
     def _kill_sealed(self, places: list[NDArray[np.int64]], numbers: list[int]) -> None:
         """Take replaced documents out of the segments, in masks of their own: snapshots keep the old ones."""
@@ -373,33 +379,34 @@ class Shard:
         with self._lock:
             entry = self._delta.documents.get(document_id)
             view, segments = self._delta.view(), self._segments
-            sealed, places = self._sealed_versions([document_id])
+            sealed, gone, places = self._sealed_versions([document_id])
         if entry is not None:
             rows = range(entry.first, entry.first + entry.count)
             read = [(m.passages, at, view.vectors[m.first + at]) for m, at in map(view.row, rows)]
             return _stored(document_id, entry.version, read)
         for segment, place in zip(segments, places, strict=True):
             at = place[0]
-            if at >= 0 and segment.version[at] == sealed[0]:
+            if at >= 0 and segment.version[at] == sealed[0] and not gone[0] and segment.count[at]:
                 rows = range(int(segment.first[at]), int(segment.first[at] + segment.count[at]))
                 read = [(segment.passages, row, segment.vectors[row]) for row in rows]
                 return _stored(document_id, int(sealed[0]), read)
         return None
 
-    def matching(self, condition: Mapping[str, Any], *, limit: int) -> tuple[str, ...]:
-        """Ids of at most `limit` documents whose metadata passes the filter."""
+    def matching(self, condition: Mapping[str, Any], *, limit: int) -> tuple[tuple[str, int], ...]:
+        """Returns (id, version) of at most `limit` documents whose metadata passes the filter, from one snapshot."""
         tree = filters.parse(condition)
         s = self.snapshot
-        found: dict[str, None] = {}
+        found: dict[str, int] = {}
         for segment, alive in zip(s.segments, s.alive, strict=True):
             allowed = _allowed(alive, segment.columns.columns(), tree)
             rows = np.flatnonzero(allowed if allowed is not None else np.ones(len(segment), np.bool_))
-            found |= dict.fromkeys(segment.rows.column("document_id").take(pa.array(rows)).to_pylist())
+            ids, versions = (segment.rows.column(name).take(pa.array(rows)) for name in ("document_id", "version"))
+            found |= zip(ids.to_pylist(), versions.to_pylist(), strict=True)
         allowed = _allowed(s.delta.alive, s.delta.columns(), tree)
         for row in np.flatnonzero(allowed if allowed is not None else ()):
             message, at = s.delta.row(int(row))
-            found[message.passages.id(at)] = None
-        return tuple(found)[:limit]
+            found[message.passages.id(at)] = message.batch.column("version")[at].as_py()
+        return tuple(islice(found.items(), limit))
 
     def stats(self) -> ShardStats:
         """What it holds now."""
@@ -429,9 +436,9 @@ def _curve_end(segments: Sequence[Segment]) -> CurveEnd | None:
 
 
 def surviving(segments: Sequence[Segment]) -> list[Mask]:
-    """Of each segment, which of its documents (deletions too) no other segment replaces. Pure.
+    """Returns of each segment which of its documents (deletions too) no other segment replaces. Pure.
 
-    The higher version stays; of equal ones, that of the later segment.
+    The newer write stays (`order.supersedes`); of equal ones, that of the later segment.
     """
     masks: list[Mask] = []
     for i, segment in enumerate(segments):
@@ -439,9 +446,11 @@ def surviving(segments: Sequence[Segment]) -> list[Mask]:
         for j, other in enumerate(segments):
             if i != j:
                 place = other.find(segment.keys)
-                here = place >= 0
-                theirs = np.where(here, other.version[np.where(here, place, 0)] if len(other.version) else -1, -1)
-                alive &= ~here | (theirs < segment.version) | ((theirs == segment.version) & (j < i))
+                here = np.flatnonzero(place >= 0)
+                own, own_gone = segment.version[here], segment.count[here] == 0
+                theirs, their_gone = other.version[place[here]], other.count[place[here]] == 0
+                same = (theirs == own) & (their_gone == own_gone)
+                alive[here] &= ~(supersedes(theirs, their_gone, own, own_gone) | (same & (j > i)))
         masks.append(alive)
     return masks
 

@@ -1,15 +1,22 @@
-"""Which collection a record was written to: a name may be deleted and created again. Pure.
+"""Headers of the gateway's records: which collection a record was written to, and what a deletion was judged on. Pure.
 
-Records that the gateway writes carry the collection's uid in a header. Records of other producers belong to a collection
+A name may be deleted and created again. Records that the gateway writes carry the collection's uid in a header. Records of other producers belong to a collection
 if they lie at or above the end that their partition had at its creation (docs/decisions/031-identity-of-collections.md).
 """
 
 from typing import Final
 
 from tenants.entities import Collection
+from vicinage.errors import Refused
 from vicinage.log import Record, Stored
+from vicinage.records import PARTITION_BITS, Position
 
 UID_HEADER: Final = "vicinage-collection-uid"
+JUDGED_HEADER: Final = "vicinage-judged-version"
+"""On a deletion by filter: the version of the document that passed (docs/decisions/032-deletions-by-filter.md)."""
+VERSION_DIGITS: Final = 19
+VERSIONS_END: Final = 1 << 63
+PARTITION_MASK: Final = (1 << PARTITION_BITS) - 1
 
 
 def header_of(collection: Collection) -> tuple[str, bytes]:
@@ -19,7 +26,7 @@ def header_of(collection: Collection) -> tuple[str, bytes]:
 
 def stranger(stored: Stored, collection: Collection) -> str | None:
     """Returns why the record was not written to this collection; None if it was."""
-    uid = _uid(stored.record)
+    uid = _header(stored.record, UID_HEADER)
     if uid is not None:
         return None if uid == collection.uid.encode() else "it was written to an earlier collection of this name"
     offsets, partition = collection.first_offsets, stored.partition
@@ -28,5 +35,31 @@ def stranger(stored: Stored, collection: Collection) -> str | None:
     return None
 
 
-def _uid(record: Record) -> bytes | None:
-    return next((value for name, value in record.headers if name == UID_HEADER), None)
+def names_another(record: Record, collection: Collection) -> bool:
+    """Returns whether the record's header names another collection: it need not be parsed to know that."""
+    uid = _header(record, UID_HEADER)
+    return uid is not None and uid != collection.uid.encode()
+
+
+def judged_header(version: int) -> tuple[str, bytes]:
+    """Returns the header of a deletion that holds for this version of its document, and older ones, alone."""
+    return JUDGED_HEADER, str(version).encode()
+
+
+def judged_version(stored: Stored) -> int | None:
+    """Returns the version that a deletion was judged on; None for one that holds whatever its document is.
+
+    Raises Refused for a header that is no version, or one that its partition had not reached when it was appended.
+    """
+    value = _header(stored.record, JUDGED_HEADER)
+    if value is None:
+        return None
+    version = int(value) if value.isdigit() and len(value) <= VERSION_DIGITS else VERSIONS_END
+    position = Position(stored.partition, stored.offset).version()
+    if version >= VERSIONS_END or (version & PARTITION_MASK == stored.partition and version >= position):
+        raise Refused(f"the header {JUDGED_HEADER} is not the version of an earlier document", field="headers")
+    return version
+
+
+def _header(record: Record, wanted: str) -> bytes | None:
+    return next((value for name, value in record.headers if name == wanted), None)

@@ -3,12 +3,12 @@
 Law 2: the token is returned once the log has the records.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ingest.documents import Entry
-from ingest.identity import header_of
+from ingest.identity import header_of, judged_header
 from tenants.entities import Collection, Tenant
 from vicinage.log import Log, Record
 from vicinage.records import Document, Position, Rejected, Token
@@ -48,16 +48,27 @@ def accept(log: Log, tenant: Tenant, collection: Collection, entries: Sequence[E
     return Accepted(len(documents), rejected, Token.covering(positions) if positions else None)
 
 
-def delete(log: Log, tenant: Tenant, collection: Collection, ids: Sequence[str], *, now_ms: int) -> Token:
-    """Appends the deletions; durable on return. Deleting what is not there is no error."""
+def delete(
+    log: Log,
+    tenant: Tenant,
+    collection: Collection,
+    ids: Iterable[str],
+    *,
+    judged: Mapping[str, int] | None = None,
+    now_ms: int,
+) -> Token:
+    """Appends the deletions; durable on return. Deleting what is not there is no error.
+
+    With `judged`, id → version, each holds only while its document is not newer than that version.
+    """
     n = log.topics(tenant.documents_topic).get(tenant.documents_topic, 1)
-    positions: list[Position] = []
-    homes: dict[int, list[str]] = {}
+    homes: dict[int, list[Record]] = {}
     for i in ids:
-        homes.setdefault(home_of(collection.name, i, n), []).append(i)
-    for partition, of_it in sorted(homes.items()):
-        headers = (header_of(collection),)
-        records = [Record(None, document_key(collection.name, i), headers, now_ms) for i in of_it]
+        headers = (header_of(collection), *([judged_header(judged[i])] if judged is not None else []))
+        record = Record(None, document_key(collection.name, i), headers, now_ms)
+        homes.setdefault(home_of(collection.name, i, n), []).append(record)
+    positions: list[Position] = []
+    for partition, records in sorted(homes.items()):
         positions.extend(Position(partition, o) for o in log.append(tenant.documents_topic, partition, records))
     return Token.covering(positions)
 

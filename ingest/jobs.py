@@ -9,7 +9,7 @@ from typing import Final
 
 from ingest.columns import parse_arrow
 from ingest.documents import Entry, parse_json
-from ingest.identity import stranger
+from ingest.identity import judged_version, stranger
 from ingest.ids import fault_of
 from ingest.rules import Rules
 from tenants.entities import Collection, Tenant
@@ -96,18 +96,27 @@ def jobs_of(
 
 
 def _newest(job: Job) -> Job:
-    """Of each document, what may come to stand: its writes since the last deletion. Which one does, is known once they are embedded.
+    """Keeps of each document what may come to stand, oldest first: its writes since the newest deletion.
 
-    (The last one may yet be refused by the model's server; then the one before it stands. A deletion is never refused.)
+    Which one stands is known once they are embedded: the last one may yet be refused by the model's server, then the
+    one before it stands. A deletion is never refused; one by filter takes out only what is not newer than its version.
     """
     lines: dict[tuple[str, str], list[Write]] = {}
     for write in job.writes:
         line = lines.setdefault((write.collection.name, write.id), [])
         if write.document is None:
-            line.clear()
+            line[:] = [w for w in line if w.version > write.version]
+        elif any(w.document is None and w.version >= write.version for w in line):
+            continue
         line.append(write)
+        line.sort(key=_rank)
     job.writes = [write for line in lines.values() for write in line]
     return job
+
+
+def _rank(write: Write) -> tuple[int, bool]:
+    """Orders the writes of one document: a deletion beats a document of its own version."""
+    return write.version, write.document is None
 
 
 def parse(
@@ -116,6 +125,8 @@ def parse(
     """Returns every document that one record holds, as a write or as a reason why not."""
     version = Position(stored.partition, stored.offset).version()
     try:
+        if stored.record.value is None and (judged := judged_version(stored)) is not None:
+            version = judged
         entries = list(_entries(stored, tenant, registry, limits))
     except _Strange as strange:
         return [Skipped() if stored.record.value is None else strange.rejected]

@@ -36,8 +36,8 @@ class Searcher(Protocol):
 
     async def matching(
         self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int
-    ) -> tuple[str, ...]:
-        """Ids of documents that pass a filter."""
+    ) -> tuple[tuple[str, int], ...]:
+        """Returns (id, version) of documents that pass a filter."""
         ...
 
     async def stats(self, tenant: str | None = None, collection: str | None = None) -> SearcherStats:

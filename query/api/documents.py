@@ -1,7 +1,8 @@
 """Documents in and out: POST a batch, read one, delete some; and the letters that could not be delivered."""
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
@@ -31,6 +32,7 @@ from query.api.http import (
     unless_gone,
 )
 from query.api.search import token_of
+from query.judge import Judge, Judged
 from tenants.entities import Collection, Tenant
 from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused
@@ -182,37 +184,49 @@ async def delete_one(collection: str, document_id: str, request: Request) -> Res
 
 @router.post("/v1/collections/{collection}/documents:delete", status_code=202, response_model=None)
 async def delete_many(collection: str, request: Request) -> Response:
-    """Forget documents by `ids`, or those that pass a `filter` as of now."""
+    """Deletes documents by `ids`, or those that pass a `filter` as of now; a document written since is spared."""
     who = await principal(request, "write")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
     with house.answerer.admitted(tenant) as place:
-        value = await json_object(request, frozenset({"ids", "filter"}), place, DELETE_BYTES_MAX)
+        value = await json_object(request, frozenset({"ids", "filter", "wait_for"}), place, DELETE_BYTES_MAX)
         if (value.get("ids") is None) == (value.get("filter") is None):
             raise Refused("send ids or a filter", field="ids")
         ids = typed(value, "ids", list, "a list of document ids")
+        token = token_of(value.get("wait_for"))  # what is acknowledged is covered, searchable or not
         if ids is None:
-            found = await house.answerer.newest(found)  # what is deleted is what is live now, not what was a moment ago
-            ids = await house.answerer.on_live(found, partial(_matching, house, value["filter"]))
+            return await _delete_matching(house, tenant, found, value["filter"], token)
         if not all(isinstance(i, str) and i for i in ids) or len(ids) > DELETE_MAX:
             raise Refused(f"ids is a list of at most {DELETE_MAX} strings", field="ids", limit=DELETE_MAX)
         return await _delete(house, tenant, found, ids)
 
 
-async def _matching(house: Any, condition: object, collection: Collection) -> list[str]:
+async def _delete_matching(
+    house: Any, tenant: Tenant, found: Collection, condition: object, wait_for: Token | None
+) -> Response:
     filters.parse(condition)
     if not condition:
         raise Refused("an empty filter would delete everything: delete the collection instead", field="filter")
     deadline = Deadline.after(house.settings.timeout_ms / 1000)
-    found: list[str] = []
-    for shard in collection.generation().shards():
-        searcher = house.searchers.holding(shard.slot)
-        found.extend(await searcher.matching(shard, condition, deadline, limit=DELETE_MAX + 1))
-    if len(found) > DELETE_MAX:
-        raise Refused(
-            f"the filter matches more than {DELETE_MAX} documents: narrow it", field="filter", limit=DELETE_MAX
-        )
-    return found
+    judge = Judge(house.log, house.registry, house.searchers, house.limits, DELETE_MAX)
+    found = await house.answerer.newest(found)  # what is deleted is what is live now, not what was a moment ago
+
+    async def judged(collection: Collection) -> Judged:
+        return await judge.judge(tenant, collection, cast("Mapping[str, Any]", condition), wait_for, deadline)
+
+    was: Judged = await house.answerer.on_live(found, judged)
+    token = await run_in_threadpool(_delete_judged, house, tenant, was) if was.passed else None
+    n = len(was.passed)
+    return answer({"accepted": n, "matched": n, "judged": _text(was.token), "token": _text(token)}, 202)
+
+
+def _text(token: Token | None) -> str | None:
+    return None if token is None else str(token)
+
+
+def _delete_judged(house: Any, tenant: Tenant, judged: Judged) -> Token:
+    now_ms = house.clock.now_ms()
+    return intake.delete(house.log, tenant, judged.collection, judged.passed, judged=judged.passed, now_ms=now_ms)
 
 
 def _check_deletable(request: Request, document_id: str) -> None:

@@ -293,7 +293,22 @@ def test_deleting_by_ids_and_by_filter(call: Caller) -> None:
     left = call.search(key, vector=[1, 0, 0, 0], wait_for=found.json()["token"])
     assert sorted(ids(left)) == ["d5", "d7", "d9"]
     none = call("POST", "/v1/collections/c/documents:delete", key, json={"filter": {"even": True}})
-    assert none.json() == {"accepted": 0, "token": None}
+    assert none.json() == {"accepted": 0, "matched": 0, "judged": found.json()["token"], "token": None}
+
+
+def test_a_deletion_by_filter_covers_what_was_just_written(call: Caller) -> None:
+    _, key = call.tenant()
+    call.collection(key, shards=2)
+    path = "/v1/collections/c/documents:delete"
+    for turn in range(5):
+        token = call.write(key, [doc(f"old{turn}", 1, 0, 0, 0, old=True), doc(f"new{turn}", 1, 0, 0, 0, old=True)])
+        token = call.write(key, [doc(f"new{turn}", 1, 0, 0, 0, old=False)])
+        found = call("POST", path, key, json={"filter": {"old": True}, "wait_for": token}).json()
+        assert (found["accepted"], found["matched"], found["judged"]) == (1, 1, token)
+        left = call.search(key, vector=[1, 0, 0, 0], wait_for=found["token"], k=100)
+        assert sorted(ids(left)) == sorted(f"new{i}" for i in range(turn + 1))
+    refused = call("POST", path, key, json={"filter": {"old": True}, "wait_for": "0-99999"})
+    problem(refused, 400, "refused")
 
 
 def test_dead_letters_are_read_in_pages(call: Caller) -> None:

@@ -195,7 +195,7 @@ def test_matching_names_documents_once_and_at_most_so_many(tmp_path: Path) -> No
     sealed = [message([(f"s{i}", i + 1, [unit(i)] * 3, f'{{"even": {str(i % 2 == 0).lower()}}}')]) for i in range(6)]
     adopt(s, [segment(LocalStore(tmp_path), sealed)], 6)
     s.apply(message([("d", 50, [unit(50)] * 3, '{"even": true}'), ("s0", 51, None, "{}")]), 6)
-    assert sorted(s.matching({"even": True}, limit=10)) == ["d", "s2", "s4"]
+    assert sorted(s.matching({"even": True}, limit=10)) == [("d", 50), ("s2", 3), ("s4", 5)]
     assert len(s.matching({"even": True}, limit=2)) == 2
 
 

@@ -13,6 +13,7 @@ from house import HashEmbedder, WordCutter, eventually, make_ingest, open_ground
 
 from ingest import dead_letters, intake
 from ingest.documents import parse_json
+from ingest.identity import JUDGED_HEADER
 from ingest.rules import Rules
 from tenants import provisioning
 from tenants.entities import Group, Tenant
@@ -80,6 +81,27 @@ def test_deletions_and_the_last_of_several_writes_win(base, acme) -> None:
     send(base, None, key=b"docs/b")
     work(base)
     assert rows(base) == [("docs", "a", 2, 0, "v2"), ("docs", "b", 3, -1, None)]
+
+
+def test_a_deletion_by_filter_holds_for_the_version_that_was_judged(base, acme) -> None:
+    send(base, *({"collection": "docs", "id": i, "text": "x"} for i in ("a", "b")))
+    send(base, {"collection": "docs", "id": "b", "text": "newer"})
+    judged = [
+        Record(None, f"docs/{name}".encode(), ((JUDGED_HEADER, str(offset << 10).encode()),))
+        for name, offset in (("a", 0), ("b", 1), ("c", 2))
+    ]
+    base.log.append(DOCS, 0, judged)
+    work(base)
+    assert rows(base) == [("docs", "a", 0, -1, None), ("docs", "b", 2, 0, "newer"), ("docs", "c", 2, -1, None)]
+    assert dead_letters.read(base.log, acme) == []
+
+
+@pytest.mark.parametrize("judged", [b"", b"x", b"-1", b"9" * 19, b"9" * 40, b"1024"])
+def test_a_deletion_judged_on_what_did_not_exist_is_a_dead_letter(base, acme, judged) -> None:
+    base.log.append(DOCS, 0, [Record(None, b"docs/a"), Record(None, b"docs/a", ((JUDGED_HEADER, judged),))])
+    work(base)
+    assert rows(base) == [("docs", "a", 0, -1, None)]
+    assert [letter["field"] for letter in dead_letters.read(base.log, acme)] == ["headers"]
 
 
 @pytest.mark.parametrize(

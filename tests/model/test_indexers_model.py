@@ -68,6 +68,15 @@ class TwoIndexers(RuleBasedStateMachine):
             else:
                 self.expected.pop(name, None)
 
+    @rule(name=NAMES, back=st.integers(0, 2))
+    def delete_as_judged(self, name: str, back: int) -> None:
+        """A deletion by filter, at the version that was judged, or at an older one: then its document stays."""
+        if name in self.expected:
+            number = (self.expected[name][0] >> 10) - back
+            append(self.base, self.generation, gone(name, max(0, number)))
+            if not back:
+                self.expected.pop(name)
+
     @rule()
     def deliver_the_last_again(self) -> None:
         """As ingest does when it was killed between its append and its commit."""

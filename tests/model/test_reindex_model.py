@@ -74,6 +74,18 @@ class Reindexing(RuleBasedStateMachine):
             else:
                 self.expected.pop(name, None)
 
+    @rule(names=st.lists(NAMES, min_size=1, max_size=4, unique=True), stale=st.booleans())
+    def delete_as_judged(self, names: list[str], stale: bool) -> None:
+        """Deletions by filter, at the versions that were judged; `stale`: their documents are written anew meanwhile."""
+        judged = {name: self.expected[name][0] >> 10 for name in names if name in self.expected}
+        if stale:
+            self.write([(name, 1) for name in judged])
+        for name, number in judged.items():
+            for generation in self._receiving():
+                append(self.base, generation, gone(name, number))
+            if not stale:
+                self.expected.pop(name)
+
     @rule(name=NAMES, passages=st.integers(1, 2))
     def deliver_something_old(self, name: str, passages: int) -> None:
         """As after a rewind of ingest: a version that has long been replaced, or deleted."""

@@ -36,6 +36,8 @@ class ShardMachine(RuleBasedStateMachine):
         self.version = 0
         self.manifest = Manifest(SHARD, 0, 0, 0, ())
         self.model: dict[str, tuple[int, list[np.ndarray], int]] = {}
+        self.versions: dict[str, int] = {}
+        """Of each name, the version of its last content."""
         self.rng = np.random.default_rng(0)
         self.restart()
 
@@ -58,6 +60,7 @@ class ShardMachine(RuleBasedStateMachine):
             vectors = [v / np.linalg.norm(v) for v in self.rng.standard_normal((n, D)).astype(np.float32)]
             rows.append((name, self.version, vectors, f'{{"color": {color}}}'))
             self.model[name] = (self.version, vectors, color)
+            self.versions[name] = self.version
         self._send(message(rows))
 
     @rule(name=st.sampled_from(NAMES))
@@ -65,6 +68,14 @@ class ShardMachine(RuleBasedStateMachine):
         self.version += 1
         self.model.pop(name, None)
         self._send(message([(name, self.version, None, "{}")]))
+
+    @rule(name=st.sampled_from(NAMES), back=st.integers(0, 3))
+    def delete_as_judged(self, name: str, back: int) -> None:
+        """A deletion by filter: it has the version of the document that it was judged on, which may be replaced by now."""
+        judged = max(0, self.versions.get(name, 0) - back)
+        if name in self.model and self.model[name][0] == judged:
+            self.model.pop(name)
+        self._send(message([(name, judged, None, "{}")]))
 
     @rule(back=st.integers(1, 5))
     def deliver_again(self, back: int) -> None:

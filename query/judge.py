@@ -1,0 +1,190 @@
+"""Which documents a filter passes now: in the searchers' snapshot, and in the records that ingest has not reached.
+
+`Judge.judge` reads; `fold` decides. A deletion by filter names the version that was judged, so that a newer document is
+spared and an older one is not missed (docs/decisions/032-deletions-by-filter.md).
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from starlette.concurrency import run_in_threadpool
+
+from indexer import filters
+from indexer.order import supersedes
+from ingest.identity import names_another
+from ingest.jobs import Write, parse
+from query.scatter import Searchers
+from tenants.entities import Collection, Group, Tenant
+from tenants.provisioning import VECTORS_TOPIC
+from tenants.registry import Registry
+from vicinage.clock import Deadline
+from vicinage.errors import DeadlineExceeded, Refused, Unavailable
+from vicinage.log import Log, read_between
+from vicinage.records import Position, Token
+from vicinage.settings import IngestSettings
+
+BACKLOG_BYTES_MAX: Final = 16 << 20
+"""Of records that ingest has not reached, a deletion by filter reads at most so many bytes."""
+CUT_OVERS_MAX: Final = 3
+"""A reindex that cuts over while the snapshot is awaited makes the judging begin again, at most so often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Positions of one moment: what is judged in the snapshot ends at `committed`, what is judged at all at `ends`.
+
+    `committed` and `ends` are by partition of the documents topic; `vectors` by slot: a snapshot that has these has
+    everything below `committed`.
+    """
+
+    committed: Mapping[int, int]
+    ends: Mapping[int, int]
+    vectors: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest write of one document that was seen: its version, whether it is a deletion, whether it passes."""
+
+    version: int
+    gone: bool
+    passes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What passed: id → version, of this collection; everything written up to `token` was judged."""
+
+    collection: Collection
+    passed: Mapping[str, int] = field(default_factory=dict)
+    token: Token | None = None
+
+
+def fold(newest: dict[str, Newest], document_id: str, write: Newest) -> None:
+    """Takes a write into account; a document of an equal version later in its record replaces the earlier one. Pure."""
+    held = newest.get(document_id)
+    if held is None or not supersedes(held.version, held.gone, write.version, write.gone):
+        newest[document_id] = write
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Judges filters. Safe for many requests at once."""
+
+    log: Log
+    registry: Registry
+    searchers: Searchers
+    limits: IngestSettings
+    documents_max: int
+
+    async def judge(
+        self,
+        tenant: Tenant,
+        collection: Collection,
+        condition: Mapping[str, Any],
+        wait_for: Token | None,
+        deadline: Deadline,
+    ) -> Judged:
+        """Returns the documents that pass, as of everything that was acknowledged before the call.
+
+        A write named by `wait_for` is among those, whether or not it is searchable yet. Raises Refused for too many
+        documents, or a position that no write has; Unavailable for a backlog of more than BACKLOG_BYTES_MAX; and
+        DeadlineExceeded. Nothing was deleted then.
+        """
+        try:
+            async with asyncio.timeout(deadline.left_s()):
+                return await self._judge(tenant, collection, condition, wait_for, deadline)
+        except TimeoutError:
+            raise DeadlineExceeded("the filter was not judged in time; nothing was deleted") from None
+
+    async def _judge(
+        self,
+        tenant: Tenant,
+        collection: Collection,
+        condition: Mapping[str, Any],
+        wait_for: Token | None,
+        deadline: Deadline,
+    ) -> Judged:
+        collection, reach = await self._reached(tenant, collection, wait_for, deadline)
+        newest: dict[str, Newest] = {}
+        for shard in collection.generation().shards():
+            searcher = self.searchers.holding(shard.slot)
+            found = await searcher.matching(shard, condition, deadline, limit=self.documents_max + 1)
+            newest |= {name: Newest(version, gone=False, passes=True) for name, version in found}
+            self._check_number(len(newest))
+        await run_in_threadpool(self._fold_backlog, newest, tenant, collection, filters.parse(condition), reach)
+        passed = {name: write.version for name, write in newest.items() if write.passes}
+        self._check_number(len(passed))
+        last = [Position(partition, end - 1) for partition, end in reach.ends.items() if end]
+        return Judged(collection, passed, Token.covering(last) if last else None)
+
+    def _check_number(self, n: int) -> None:
+        if n > self.documents_max:
+            raise Refused(
+                f"the filter matches more than {self.documents_max} documents: narrow it",
+                field="filter",
+                limit=self.documents_max,
+            )
+
+    async def _reached(
+        self, tenant: Tenant, collection: Collection, wait_for: Token | None, deadline: Deadline
+    ) -> tuple[Collection, Reach]:
+        """Waits until the snapshot has everything below the committed positions of now.
+
+        NOTE: memory may be behind a cut-over, and the generation that it calls live gets no more writes. A catalog read
+        after the snapshot was reached names the same generation, or everything is looked at again.
+        """
+        for _ in range(CUT_OVERS_MAX):
+            reach = await run_in_threadpool(self._reach, tenant, collection)
+            _check_given_out(wait_for, reach.ends)
+            await self.searchers.reach(reach.vectors, deadline)
+            await run_in_threadpool(self.registry.refresh)
+            now = self.registry.collection(collection.tenant, collection.name)
+            if (now.uid, now.live) == (collection.uid, collection.live):
+                return now, reach
+            collection = now
+        raise Unavailable("the collection is being rebuilt; nothing was deleted", dependency="catalog")
+
+    def _reach(self, tenant: Tenant, collection: Collection) -> Reach:
+        """The order matters: the vectors log's end is read after the committed positions, so it covers them."""
+        topic = tenant.documents_topic
+        partitions = range(self.log.topics(topic).get(topic, 0))
+        ends = {p: self.log.end(topic, p) for p in partitions}
+        committed = self.log.committed(Group.INGEST, [(topic, p) for p in partitions])
+        below = {p: max(committed.get((topic, p), 0), self.log.begin(topic, p)) for p in partitions}
+        return Reach(below, ends, {slot: self.log.end(VECTORS_TOPIC, slot) for slot in collection.generation().slots})
+
+    def _fold_backlog(
+        self, newest: dict[str, Newest], tenant: Tenant, collection: Collection, tree: filters.Tree, reach: Reach
+    ) -> None:
+        """Judges the records that ingest has not reached. Raises Unavailable where they are too many bytes."""
+        taken = 0
+        for partition, end in reach.ends.items():
+            for stored in read_between(self.log, tenant.documents_topic, partition, reach.committed[partition], end):
+                taken += stored.size()
+                if taken > BACKLOG_BYTES_MAX:
+                    raise Unavailable(
+                        f"more than {BACKLOG_BYTES_MAX >> 20} MiB of this tenant's writes are not ingested yet; nothing "
+                        "was deleted: try again once the freshness lag is lower",
+                        dependency="ingest",
+                        retry_after_s=5.0,
+                    )
+                if names_another(stored.record, collection):
+                    continue
+                for write in parse(stored, tenant, self.registry, self.limits):
+                    if isinstance(write, Write) and write.collection.uid == collection.uid:
+                        fold(newest, write.id, _judged(write, tree))
+
+
+def _judged(write: Write, tree: filters.Tree) -> Newest:
+    document = write.document
+    passes = document is not None and filters.matches(tree, document.metadata)
+    return Newest(write.version, gone=document is None, passes=passes)
+
+
+def _check_given_out(token: Token | None, ends: Mapping[int, int]) -> None:
+    for p in token.positions if token is not None else ():
+        if p.offset >= ends.get(p.partition, 0):
+            raise Refused(f"wait_for names position {p.partition}-{p.offset}, which no write has", field="wait_for")
