@@ -9,7 +9,7 @@ A job only moves forward, one stored step at a time, so that a kill anywhere los
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
@@ -20,7 +20,7 @@ import pyarrow as pa
 from indexer.backends import choose
 from indexer.seal import Builder
 from indexer.segment import Damaged, document_runs, newest, no_deletes
-from tenants.entities import Generation, Group, Job, Lease, Manifest, SegmentRef
+from tenants.entities import Collection, Generation, Group, Job, Lease, Manifest, SegmentRef
 from tenants.jobs import ENDED, Jobs
 from tenants.provisioning import VECTORS_TOPIC, placer
 from tenants.registry import Registry
@@ -95,28 +95,34 @@ class Reindex:
             self._fail(job, error)
 
     def _tidy(self, job: Job) -> None:
-        """If it was cancelled under our hands, what this step made after that is given up too."""
+        """Gives up what this step made after the job was ended by another."""
         current = self._jobs.get(job.id)
-        if current.state == "cancelled":
+        if current.state in ENDED and current.state != "done":
             abandon(self._registry, current)
 
     def _begin(self, job: Job) -> None:
-        collection = self._registry.collection(job.tenant, job.collection)
+        collection = collection_of(self._registry, job)
         if "above" not in job.barrier:  # noted first: after a kill, a generation above it is known as this job's own
             job = self._jobs.advance(job, barrier={"above": max(g.number for g in collection.generations)})
         started = [g for g in collection.generations if g.number > job.barrier["above"]]
         generation = started[-1] if started else self._add(job)
         crash_point("reindex.after_generation")
-        topic = self._registry.tenant(job.tenant).documents_topic
-        partitions = self._log.topics(topic).get(topic, 0)
         # Read after the generation is in the catalog: every record from here on reaches it (docs/architecture.md, Reindex).
-        ends = {str(p): self._log.end(topic, p) for p in range(partitions)}
+        ends = self._ends(self._registry.tenant(job.tenant).documents_topic)
         self._jobs.advance(
             job, state="waiting", generation=generation.number, barrier={**job.barrier, "documents": ends}
         )
 
+    def _ends(self, topic: str) -> dict[str, int]:
+        return {str(p): self._log.end(topic, p) for p in range(self._log.topics(topic).get(topic, 0))}
+
+    def _is_topic_new(self, topic: str, barrier: Mapping[str, int]) -> bool:
+        """Whether the topic was deleted and created again: the positions that are waited for may never come."""
+        ends = self._ends(topic)
+        return any(end > ends.get(partition, 0) for partition, end in barrier.items())
+
     def _add(self, job: Job) -> Generation:
-        live = self._registry.collection(job.tenant, job.collection).generation()
+        live = self._live(job)
         model = job.model or live.model
         if model != live.model and live.model is None:
             raise Refused("this collection's tenant sends vectors: its model cannot be changed here", field="model")
@@ -128,11 +134,15 @@ class Reindex:
             model=model,
             dimension=dimension,
             place=placer(self._log, job.tenant, job.collection, job.shards or len(live.slots), self._slots_total),
+            uid=job.uid,
             actor=ACTOR,
         )
 
     def _wait(self, job: Job) -> None:
         topic = self._registry.tenant(job.tenant).documents_topic
+        if self._is_topic_new(topic, job.barrier["documents"]):
+            self._jobs.advance(job, barrier={**job.barrier, "documents": self._ends(topic)})
+            return
         for partition, end in job.barrier["documents"].items():
             reached = (
                 self._log.wait_committed(Group.INGEST, topic, int(partition), end - 1, wait_s=0.5) if end else True
@@ -175,7 +185,8 @@ class Reindex:
 
     def _cut_over(self, job: Job) -> None:
         assert job.generation is not None
-        if self._registry.collection(job.tenant, job.collection).live != job.generation:
+        if collection_of(self._registry, job).live != job.generation:
+            self._new(job)  # refused where it was given up meanwhile: no waiting brings it back
             self._registry.cut_over(job.tenant, job.collection, job.generation, actor=ACTOR)
         crash_point("reindex.after_cut_over")
         self._jobs.advance(job, state="done")
@@ -191,12 +202,12 @@ class Reindex:
 
     def _new(self, job: Job) -> Generation:
         try:
-            return self._registry.collection(job.tenant, job.collection).generation(job.generation)
+            return collection_of(self._registry, job).generation(job.generation)
         except KeyError:
             raise Refused(f"generation {job.generation} was given up meanwhile") from None
 
     def _live(self, job: Job) -> Generation:
-        return self._registry.collection(job.tenant, job.collection).generation()
+        return collection_of(self._registry, job).generation()
 
     def _rows(self, shard: ShardId, generation: Generation, end: int) -> pa.RecordBatch:
         """Everything the shard holds as of `end`: living rows, by document id."""
@@ -255,15 +266,30 @@ def start(
 ) -> Job:
     """Ask for a reindex. Raises NotFound, Refused, and Conflict while another is under way."""
     registry.refresh()
-    live = registry.collection(tenant, collection).generation()
+    found = registry.collection(tenant, collection)
+    live = found.generation()
     choose(index or live.index, 1, flat_max=1)
     if model is not None:
         registry.model(model)
         if live.model is None:
             raise Refused("this collection's tenant sends vectors: it has no model to change", field="model")
     return jobs.create(
-        tenant, collection, index=index or live.index, model=model, shards=shards or len(live.slots), actor=actor
+        tenant,
+        collection,
+        index=index or live.index,
+        model=model,
+        shards=shards or len(live.slots),
+        uid=found.uid,
+        actor=actor,
     )
+
+
+def collection_of(registry: Registry, job: Job) -> Collection:
+    """Returns the collection that the job rebuilds. Raises NotFound where it is gone, even if another has its name."""
+    found = registry.collection(job.tenant, job.collection)
+    if job.uid not in ("", found.uid):
+        raise NotFound(f"collection {job.collection!r} was deleted, and created again")
+    return found
 
 
 def cancel(registry: Registry, jobs: Jobs, job_id: str, *, actor: str) -> Job:
@@ -273,16 +299,23 @@ def cancel(registry: Registry, jobs: Jobs, job_id: str, *, actor: str) -> Job:
         raise Conflict(f"reindex {job_id} has ended: {job.state}", found=job.state)
     ended = jobs.cancel(job, actor=actor)
     abandon(registry, ended)
-    if job.generation is not None and registry.collection(job.tenant, job.collection).live == job.generation:
+    if job.generation is not None and _is_live(registry, job):
         raise Conflict(f"reindex {job_id} had just cut over: generation {job.generation} is live", found="live")
     return ended
+
+
+def _is_live(registry: Registry, job: Job) -> bool:
+    try:
+        return collection_of(registry, job).live == job.generation
+    except NotFound:
+        return False
 
 
 def abandon(registry: Registry, job: Job) -> None:
     """Mark the generation that the job made failed, if it made one and it is not live."""
     registry.refresh()
     try:
-        collection = registry.collection(job.tenant, job.collection)
+        collection = collection_of(registry, job)
     except NotFound:
         return
     for g in collection.generations:

@@ -252,3 +252,5 @@ class Job:
     error: str | None = None
     created_ms: int = 0
     version: int = 0
+    uid: str = ""
+    """Of the collection that it rebuilds (`Collection.uid`); "": started before collections had one."""

@@ -15,7 +15,7 @@ from vicinage.clock import Clock
 from vicinage.errors import Conflict, NotFound
 
 _J = tables.jobs
-ENDED = ("done", "cancelled", "failed")
+ENDED = tables.JOBS_ENDED
 
 
 class Jobs:
@@ -25,13 +25,17 @@ class Jobs:
         self._engine = engine
         self._clock = clock
 
-    def create(self, tenant: str, collection: str, *, index: str, model: str | None, shards: int, actor: str) -> Job:
-        """A new job, pending. Raises Conflict while another of the same collection is under way."""
+    def create(
+        self, tenant: str, collection: str, *, index: str, model: str | None, shards: int, uid: str = "", actor: str
+    ) -> Job:
+        """Creates a job, pending. Raises Conflict while another of the same collection is under way."""
         with changing(self._engine, self._clock, actor) as at:
             where = (_J.c.tenant == tenant) & (_J.c.collection == collection) & _J.c.state.not_in(ENDED)
             if other := at.connection.execute(select(_J.c.id).where(where)).scalar():
                 raise Conflict(f"reindex {other} of {collection!r} is still under way: wait for it or cancel it")
-            job = Job(secrets.token_hex(6), tenant, collection, "pending", index, model, shards, created_ms=at.now_ms)
+            job = Job(
+                secrets.token_hex(6), tenant, collection, "pending", index, model, shards, created_ms=at.now_ms, uid=uid
+            )
             at.connection.execute(insert(_J).values(**_row(job)))
             at.note(
                 "reindex.start",
@@ -84,7 +88,7 @@ def _move(connection: Connection, job: Job, changes: dict[str, Any]) -> Job:
 
 
 def _row(job: Job) -> dict[str, Any]:
-    spec = {"index": job.index, "model": job.model, "shards": job.shards}
+    spec = {"index": job.index, "model": job.model, "shards": job.shards, "uid": job.uid}
     progress = {
         "generation": job.generation,
         "barrier": dict(job.barrier),

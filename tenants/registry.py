@@ -294,9 +294,13 @@ class Registry:
         model: str | None,
         dimension: int,
         place: Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]],
+        uid: str = "",
         actor: str,
     ) -> Generation:
-        """The collection's next generation, `building`: from here on it receives every write too. `place` as above."""
+        """Adds the collection's next generation, `building`: from here on it receives every write too. `place` as above.
+
+        `uid`: of the collection that is meant, "" for whichever has the name. Raises NotFound where it is gone.
+        """
         self.refresh()
         live = self.collection(tenant, collection).generation()
         _check_build(dimension, live.metric, index)
@@ -305,6 +309,7 @@ class Registry:
         c = tables.collections
         with changing(self._engine, self._clock, actor) as at:
             take = update(c).where(c.c.tenant == tenant, c.c.name == collection, c.c.state == "active")
+            take = take.where(c.c.uid == uid) if uid else take
             take = take.values(next_generation=c.c.next_generation + 1, row_version=at.version)
             taken = at.connection.execute(take.returning(c.c.next_generation)).first()
             if taken is None:
@@ -461,7 +466,18 @@ def _end_collection(at: Change, tenant: str, name: str) -> None:
     at.connection.execute(m.delete().where(m.c.tenant == tenant, m.c.collection == name))
     for measured in (tables.questions, tables.recall_history):
         at.connection.execute(measured.delete().where(measured.c.tenant == tenant, measured.c.collection == name))
+    _end_jobs(at, tenant, name)
     at.note("collection.delete", f"{tenant}/{name}", before={"live": row.live})
+
+
+def _end_jobs(at: Change, tenant: str, collection: str) -> None:
+    """Fails the collection's open jobs: what they were to rebuild is gone, whatever gets its name."""
+    j = tables.jobs
+    of_it = select(j).where(j.c.tenant == tenant, j.c.collection == collection, j.c.state.not_in(tables.JOBS_ENDED))
+    for row in at.connection.execute(of_it).mappings().all():
+        progress = json.dumps({**json.loads(row["progress"]), "error": "the collection was deleted"})
+        values = {"state": "failed", "progress": progress, "version": row["version"] + 1}
+        at.connection.execute(update(j).where(j.c.id == row["id"]).values(**values))
 
 
 def _insert_generation(at: Change, made: Generation) -> None:

@@ -151,6 +151,8 @@ recall_history = Table(
     Column("state", Text, nullable=False),
     Column("kept_ms", BigInteger, nullable=False),
 )
+JOBS_ENDED: Final = ("done", "cancelled", "failed")
+"""States in which a job stays."""
 jobs = Table(
     "jobs",
     metadata,

@@ -245,7 +245,7 @@ async def cancel_reindex(job_id: str, request: Request) -> Response:
 
 
 def _job(job: Job) -> dict[str, Any]:
-    return {name: value for name, value in asdict(job).items() if name not in ("barrier", "version")}
+    return {name: value for name, value in asdict(job).items() if name not in ("barrier", "version", "uid")}
 
 
 @router.get("/capacity", response_model=None)
