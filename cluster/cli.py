@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.tables import recall_rows
+from cluster.tables import collection_rows, recall_rows
 from vicinage.errors import Unavailable, VicinageError
 
 if TYPE_CHECKING:
@@ -430,11 +430,8 @@ def collection_create(
 def collection_list(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
     """Collections, with what each holds."""
     path = "/collections" + (f"?tenant={tenant_name}" if tenant_name else "")
-    show(
-        operator(data, url, key).call("GET", path),
-        as_json,
-        ("tenant", "name", "counts", "generation", "model", "dimension"),
-    )
+    found = operator(data, url, key).call("GET", path)
+    show(found if as_json else collection_rows(found), as_json)
 
 
 @collection.command("show")

@@ -116,7 +116,7 @@ def commands() -> str:
         "`VICINAGE_DATA`, `VICINAGE_URL` and `VICINAGE_KEY` stand for the options. `data` in `vicinage.toml` is not read here.",
         "",
         "Where no platform runs on DATA and no URL is given, `tenant`, `key`, `collection`, `model`, `reindex` and `audit` work on DATA's catalog themselves, and make it where there is none: look at `--data` twice.",
-        "A reindex started so waits for the next `vicinage up`; counts of collections are 0, since nobody serves them. `status`, `capacity`, `recall` and `freshness` need a running platform (exit 3).",
+        "A reindex started so waits for the next `vicinage up`; counts of collections are then lower bounds of 0 (`at_least`), since no searcher counts them. `status`, `capacity`, `recall` and `freshness` need a running platform (exit 3).",
         "",
     ]
     for words, command in _commands(main, "vicinage"):

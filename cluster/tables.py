@@ -25,6 +25,25 @@ def recall_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
     return rows
 
 
+def collection_rows(collections: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """One row a collection; a count that is a lower bound is marked with ≥."""
+    return [
+        {
+            **{name: c[name] for name in ("tenant", "name")},
+            **{
+                name: bounded(c["counts"][name], at_least=c["counts"]["at_least"]) for name in ("documents", "passages")
+            },
+            **{name: c[name] for name in ("generation", "model", "dimension")},
+        }
+        for c in collections
+    ]
+
+
+def bounded(count: int, *, at_least: bool) -> str:
+    """A count, or a lower bound of one."""
+    return f"≥{count}" if at_least else str(count)
+
+
 def minute(at_ms: int) -> str:
     """A time in UTC, to the minute."""
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from indexer.backends import Backend
-from indexer.segment import Damaged, Segment, load
+from indexer.segment import Damaged, Documents, Segment, load, opened, read_documents
 from tenants.entities import Damage, Metric, SegmentRef
 from tenants.quarantine import Quarantine
 from vicinage.errors import Unavailable
@@ -41,6 +41,19 @@ class Loading:
         unheard = partial(self._note_in_passing, shard, ref)
         try:
             return load(ref, self.store, self.backend, metric, barred=barred, on_damage=unheard)
+        except Damaged as damaged:
+            if damaged.path not in barred:
+                self.note(shard, ref, damaged)
+            raise
+
+    def documents(self, shard: ShardId, refs: Iterable[SegmentRef]) -> list[Documents]:
+        """Who is in each of them, without its rows. Raises Damaged, once that is noted, and Unavailable."""
+        barred = self.quarantine.barred(shard)
+        return [self._documents(shard, ref, barred) for ref in refs]
+
+    def _documents(self, shard: ShardId, ref: SegmentRef, barred: frozenset[str]) -> Documents:
+        try:
+            return opened(ref, "documents", self.store, read_documents, barred)
         except Damaged as damaged:
             if damaged.path not in barred:
                 self.note(shard, ref, damaged)

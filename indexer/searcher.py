@@ -136,6 +136,8 @@ class Searcher:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="searcher-read")
         self._scanners = ThreadPoolExecutor(1, thread_name_prefix="searcher-scan")
         """Scans for deletions by filter, one after the other: nobody's reads or searches wait behind them."""
+        self._counters = ThreadPoolExecutor(1, thread_name_prefix="searcher-counts")
+        """Counts what one tenant looks at; beyond COUNT_WAIT_S bounds are stated instead."""
         self._searches = 0
         self._threads: list[threading.Thread] = []
 
@@ -161,7 +163,7 @@ class Searcher:
             refuse(each.answer, gone)
         self.holding.refuse_all(gone)
         self.tail.give_up(gone)
-        for pool in (self._readers, self._scanners):
+        for pool in (self._readers, self._scanners, self._counters):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def ready(self) -> bool:
@@ -232,9 +234,15 @@ class Searcher:
         return held
 
     async def stats(self, tenant: str | None = None, collection: str | None = None) -> SearcherStats:
-        """What it holds now, of all tenants, of one, or of one's collection: that is brought in first, so that it is counted exactly."""
+        """What it holds now, of all tenants, of one, or of one's collection, which is brought in first.
+
+        What is not in memory is counted: for one tenant at once, as far as COUNT_WAIT_S allows; for all in the background. Counts
+        that are not known yet are lower bounds (`ShardStats.exact`).
+        """
         if tenant is not None and collection is not None:
             await self._bring_in(tenant, collection)
+        elif tenant is not None and self.holding.counting.is_missing(tenant):
+            await self._count(tenant)
         passed = self.tail.watermarks()
         if tenant is None:
             _resident.set(self.holding.resident_bytes())
@@ -269,6 +277,14 @@ class Searcher:
                     await self._held(shard, Deadline.after(COUNT_WAIT_S))
         except VicinageError as error:
             _event.info("counted by its segments", tenant=tenant, collection=collection, reason=str(error))
+
+    async def _count(self, tenant: str) -> None:
+        """Have the tenant's shards counted, as far as it is done in time."""
+        deadline = Deadline.after(COUNT_WAIT_S)
+        try:
+            await within(self._counters.submit(self.holding.counting.at_once, tenant, deadline), deadline, "counting")
+        except DeadlineExceeded:
+            _event.info("shards.not_counted_in_time", tenant=tenant)
 
     def watermarks(self) -> dict[int, int]:
         """Slot → the offset up to which everything is searchable."""
@@ -364,6 +380,7 @@ class Searcher:
         self._spawn("searcher-look", self.holding.look_all)
         for i in range(FETCHERS):
             self._spawn(f"searcher-fetch-{i}", self.holding.fetch_all)
+        self._spawn("searcher-count", lambda: self.holding.counting.run(self._stop))
         self.tail.run(self._stop)
 
     def _replay_start(self, slot: int) -> int:

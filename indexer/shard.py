@@ -71,8 +71,8 @@ class CurveEnd:
 class ShardStats:
     """What a shard holds. `host_bytes` is accounted: delta arrays, and segments as if every page were touched.
 
-    Of one that is not `resident`, counts are those of its segments: what they replace of each other is counted as often as it stands
-    there, and rows in the log alone are not.
+    `exact`: documents and passages are what is searchable at the watermark; else they are lower bounds (of one that is not `resident`,
+    and was not counted yet).
     """
 
     shard: ShardId
@@ -86,6 +86,11 @@ class ShardStats:
     watermark: int
     manifest_version: int
     resident: bool = True
+    exact: bool = True
+    segment_passages: int = 0
+    """Passages in its segments, those too that are deleted or replaced."""
+    log_bytes: int = 0
+    """Of one that is not resident and was counted: bytes of its rows that no segment has."""
     scanned_passages: int = 0
     """Those that every search is compared with one by one; of one that is not resident, 0."""
     curve: CurveEnd | None = None
@@ -424,6 +429,7 @@ class Shard:
             store_bytes=sum(g.ref.bytes() for g in s.segments),
             watermark=s.watermark,
             manifest_version=s.manifest.version,
+            segment_passages=sum(map(len, s.segments)),
             scanned_passages=s.rows_scanned,
             curve=_curve_end(s.segments),
             scans=self._scan_log.seen(),

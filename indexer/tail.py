@@ -46,6 +46,10 @@ _lag = histogram(
 )
 
 
+Noted = tuple[int, int]
+"""How many rows of a shard were noted as they passed by, and the offset of the last; (0, -1) without any."""
+
+
 class Tail:
     """One thread runs it; `join` and `set_down` may come from others.
 
@@ -164,6 +168,25 @@ class Tail:
         with self._writing:
             if shard in self._passed:
                 self._passed[shard] = [at for at in self._passed[shard] if at >= below]
+
+    def noted(self, shard: ShardId) -> Noted:
+        """What was noted of a shard that is not in memory."""
+        passed = self._passed.get(shard)
+        return (len(passed), passed[-1]) if passed else (0, -1)
+
+    def noted_up_to(self, shard: ShardId) -> tuple[int, Noted]:
+        """The watermark of its slot, and what was noted of it below that."""
+        with self._writing:
+            return self.watermark(shard.slot), self.noted(shard)
+
+    def knows_all(self, shard: ShardId, sealed: int) -> bool:
+        """Whether every row of the shard from `sealed` on was noted; those before the replay's start were not."""
+        return sealed >= self._begun.get(shard.slot, 0)
+
+    def missed(self, shard: ShardId, start: int, end: int) -> Iterator[bytes]:
+        """Values of the shard's messages from `start` to `end` that no segment has. Reads the log. Raises Unavailable."""
+        key = rows_key(shard.tenant, shard.collection, shard.generation)
+        return (s.record.value or b"" for s in self._missed(shard, start, end) if s.record.key == key)
 
     def forget(self, shard: ShardId) -> None:
         """It is served no more, and never will be again."""

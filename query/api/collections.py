@@ -137,7 +137,11 @@ async def _facts(
             "freshness_ms": collection.objectives.freshness_ms,
             "latency_ms": collection.objectives.latency_ms,
         },
-        "counts": {"documents": sum(s.documents for s in shards), "passages": sum(s.passages for s in shards)},
+        "counts": {
+            "documents": sum(s.documents for s in shards),
+            "passages": sum(s.passages for s in shards),
+            "at_least": len(shards) < len(live.slots) or not all(s.exact for s in shards),
+        },
         "shards": {"asked": len(live.slots), "answered": len(shards)},
         "freshness": {"lag_ms": lag_ms},
         "recall": house.recall.of(collection),

@@ -331,13 +331,13 @@ def test_dead_letters_are_read_in_pages(call: Caller) -> None:
 def test_a_collection_says_what_it_was_given_and_what_it_holds(call: Caller) -> None:
     _, key = call.tenant()
     made = call.collection(key, metric="dot", shards=2, objectives={"recall": 0.9, "latency_ms": 50})
-    assert made["counts"] == {"documents": 0, "passages": 0}
+    assert made["counts"] == {"documents": 0, "passages": 0, "at_least": False}
     assert made["objectives"] == {"recall": 0.9, "freshness_ms": 1000, "latency_ms": 50}
     token = call.write(key, [doc("a", 1, 0, 0, 0), doc("b", 0, 1, 0, 0)])
     call.search(key, vector=[1, 0, 0, 0], wait_for=token, exact=True)
     eventually(lambda: call("GET", "/v1/collections/c", key).json()["freshness"]["lag_ms"] == 0)
     found = call("GET", "/v1/collections/c", key).json()
-    assert found["counts"] == {"documents": 2, "passages": 2}
+    assert found["counts"] == {"documents": 2, "passages": 2, "at_least": False}
     assert (found["dimension"], found["metric"], found["generation"]) == (4, "dot", 1)
     assert found["shards"] == {"asked": 2, "answered": 2}
     assert call("GET", "/v1/collections", key).json() == {"collections": [found]}

@@ -175,7 +175,8 @@ def test_nothing_is_in_memory_before_somebody_asks(base: Ground) -> None:
         reach(searcher, {docs.slot: send(base, docs, one("late", 9))})
         assert not searcher.tail.shards
         [stats] = asyncio.run(searcher.stats()).shards
-        assert (stats.resident, stats.documents, stats.host_bytes, stats.segments) == (False, 3, 0, 1)
+        assert (stats.resident, stats.host_bytes, stats.segments) == (False, 0, 1)
+        assert (stats.documents, stats.exact) in {(0, False), (4, True)}, "a lower bound, until it is counted"
         assert ask(searcher, docs) == [("docs-0", 1), ("docs-1", 2), ("docs-2", 3), ("late", 9)]
         [stats] = asyncio.run(searcher.stats()).shards
         assert (stats.resident, stats.documents) == (True, 4)
@@ -186,7 +187,8 @@ def test_a_collection_that_is_named_is_brought_in_and_counted_exactly(base: Grou
     of, docs = sealed(base, "docs")
     seal(base, docs, of, [one("docs-0", 7)], send(base, docs, one("docs-0", 7)))
     with searching(base) as searcher:
-        assert asyncio.run(searcher.stats("acme")).shards[0].documents == 4, "as its two segments count them"
+        [stats] = asyncio.run(searcher.stats("acme")).shards
+        assert (stats.documents, stats.passages, stats.exact, stats.resident) == (3, 3, True, False)
         [stats] = asyncio.run(searcher.stats("acme", "docs")).shards
         assert (stats.documents, stats.resident) == (3, True)
 
@@ -309,7 +311,12 @@ def test_deltas_that_grow_beyond_it_make_others_let_go(base: Ground) -> None:
         ask(searcher, second)
         rows = [(f"n{i}", 50 + i, [unit(i)], "{}") for i in range(200)]
         reach(searcher, {second.slot: send(base, second, message(rows))})
-        eventually(lambda: list(searcher.tail.shards) == [second])
+
+        def shed() -> bool:
+            base.clock.advance(0.1)  # shards are shed as often as the catalog is looked at, by this clock
+            return list(searcher.tail.shards) == [second]
+
+        eventually(shed)
         assert len(ask(searcher, second)) == 100
 
 

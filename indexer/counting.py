@@ -1,0 +1,158 @@
+"""Counts of shards that are not in memory, exact and without their vectors: of what segments and the log hold.
+
+A shard is counted from the `documents` objects of its segments (who is in each, at which version) and from
+its rows in the log that no segment has. One thread counts in the background, for at most a tenth of the time;
+a look at one tenant's collections counts what is missing at once, within a deadline. A count is exact
+as long as the shard's manifest and its rows in the log are those that were counted.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.loading import Loading
+from indexer.segment import Keys, document_runs
+from indexer.tail import Noted, Tail
+from tenants.entities import Generation
+from tenants.manifests import Manifests
+from vicinage.clock import Deadline
+from vicinage.errors import VicinageError
+from vicinage.records import ShardId
+from vicinage.telemetry import events
+from vicinage.wire import DELETED, decode_rows
+
+REST_S: Final = 1.0
+REST_TIMES: Final = 9
+_event = events("searcher")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Documents of one segment or message: `count` passages at `version` each, 0 if deleted. int [n] each."""
+
+    keys: Keys
+    version: NDArray[np.int64]
+    count: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a shard holds as of a manifest and of the rows noted by then. `log_bytes`: those of its rows in the log alone."""
+
+    version: int
+    noted: Noted
+    documents: int
+    passages: int
+    log_bytes: int
+
+
+def living(parts: Sequence[Part]) -> tuple[int, int]:
+    """Documents and passages that no newer version replaces; of equal versions the later part's count. Pure, n log n."""
+    if not parts:
+        return 0, 0
+    high, low = np.concatenate([p.keys.high for p in parts]), np.concatenate([p.keys.low for p in parts])
+    version, count = np.concatenate([p.version for p in parts]), np.concatenate([p.count for p in parts])
+    order = np.lexsort((np.arange(len(high)), version, low, high))
+    high, low, count = high[order], low[order], count[order]
+    last = np.ones(len(high), np.bool_)
+    last[:-1] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    return int(np.count_nonzero(count[last])), int(count[last].sum())
+
+
+class Counting:
+    """`run` is a thread; `at_once` may be called from any. `served` are the shards of this searcher that may be searched."""
+
+    def __init__(
+        self,
+        *,
+        tail: Tail,
+        manifests: Manifests,
+        loading: Loading,
+        served: Callable[[], Mapping[ShardId, Generation]],
+        version_of: Callable[[ShardId], int],
+        to_count: Callable[[str | None], Iterable[ShardId]],
+    ) -> None:
+        self._tail = tail
+        self._manifests = manifests
+        self._loading = loading
+        self._served = served
+        self._version_of = version_of
+        self._to_count = to_count
+        self._counted: dict[ShardId, Counted] = {}
+
+    def known(self, shard: ShardId) -> Counted | None:
+        """The count, if it is that of now."""
+        found = self._counted.get(shard)
+        if found is None or found.version != self._version_of(shard) or found.noted != self._tail.noted(shard):
+            return None
+        return found
+
+    def run(self, stop: threading.Event) -> None:
+        """Count what is not known, until stopped."""
+        while not stop.is_set():
+            began_s = time.monotonic()
+            unknown = self._unknown(None)
+            served = self._served()
+            for gone in [s for s in self._counted if s not in served]:
+                del self._counted[gone]
+            if stop.wait(max(REST_S, REST_TIMES * (time.monotonic() - began_s))):
+                return
+            for shard in unknown:
+                began_s = time.monotonic()
+                if self._is_unknown(shard):
+                    self._try(shard)
+                if stop.wait(REST_TIMES * (time.monotonic() - began_s)):
+                    return
+
+    def at_once(self, tenant: str, deadline: Deadline) -> None:
+        """Count the tenant's shards, as far as the deadline allows. Blocks."""
+        for shard in self._unknown(tenant):
+            if deadline.passed():
+                return
+            self._try(shard)
+
+    def is_missing(self, tenant: str) -> bool:
+        """Whether a count of the tenant's shards is not known."""
+        return bool(self._unknown(tenant))
+
+    def _unknown(self, tenant: str | None) -> list[ShardId]:
+        return [s for s in self._to_count(tenant) if self._is_unknown(s)]
+
+    def _is_unknown(self, shard: ShardId) -> bool:
+        return self.known(shard) is None and shard not in self._tail.shards
+
+    def _try(self, shard: ShardId) -> None:
+        try:
+            found = self._count(shard)
+        except VicinageError as error:  # noted by whoever loads it; a bound is stated meanwhile
+            _event.info("shard.count_failed", shard=str(shard), reason=str(error))
+            return
+        if found is not None:
+            self._counted[shard] = found
+
+    def _count(self, shard: ShardId) -> Counted | None:
+        """None for a shard that is served no more."""
+        generation = self._served().get(shard)
+        if generation is None:
+            return None
+        watermark, noted = self._tail.noted_up_to(shard)
+        manifest = self._manifests.of(shard, start=generation.start(shard.slot))
+        parts = [
+            Part(found.keys, found.version, found.count) for found in self._loading.documents(shard, manifest.segments)
+        ]
+        log_bytes = 0
+        for record in self._tail.missed(shard, manifest.sealed, watermark):
+            batch = decode_rows(record).batch
+            log_bytes += batch.nbytes
+            ids, versions = batch.column("document_id").to_pylist(), batch.column("version").to_numpy()
+            runs = document_runs(ids, versions)
+            starts = [start for start, _ in runs]
+            gone = batch.column("passage").to_numpy()[starts] == DELETED
+            count = np.where(gone, 0, [end - start for start, end in runs]).astype(np.int32)
+            parts.append(Part(Keys.of(ids[start] for start in starts), versions[starts], count))
+        return Counted(manifest.version, noted, *living(parts), log_bytes)

@@ -1,0 +1,116 @@
+"""Counts of what is not in memory: what a restart shows is what was there before it, or a bound that says so."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from house import eventually
+from hypothesis import given
+from hypothesis import strategies as st
+from rows import message, unit
+from test_searcher import collection, one, reach, seal, searching, send, shard_of
+
+from cluster.wiring import Ground
+from indexer.counting import Part, living
+from indexer.searcher import Searcher
+from indexer.segment import Keys
+from indexer.shard import ShardStats
+from tenants import provisioning
+
+Rows = list[tuple[str, int, int]]
+
+
+@pytest.fixture
+def base(base: Ground) -> Ground:
+    provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
+    return base
+
+
+def part(rows: Rows) -> Part:
+    """(id, version, passages) of each document."""
+    ids, versions, counts = zip(*rows, strict=True) if rows else ((), (), ())
+    return Part(Keys.of(ids), np.array(versions, np.int64), np.array(counts, np.int32))
+
+
+documents = st.dictionaries(st.sampled_from("abcdefgh"), st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=8)
+
+
+@given(st.lists(documents, max_size=6))
+def test_what_lives_is_the_newest_version_of_each_document(parts: list[dict[str, tuple[int, int]]]) -> None:
+    newest: dict[str, tuple[int, int]] = {}
+    for each in parts:
+        for name, (version, passages) in each.items():
+            if version >= newest.get(name, (-1, 0))[0]:
+                newest[name] = (version, passages)
+    counts = [passages for _, passages in newest.values() if passages]
+    found = living([part([(name, *of) for name, of in each.items()]) for each in parts])
+    assert found == (len(counts), sum(counts))
+
+
+def stats_of(searcher: Searcher, *of: str) -> ShardStats:
+    [found] = asyncio.run(searcher.stats(*of)).shards
+    return found
+
+
+def counts(found: ShardStats) -> tuple[int, int, bool, bool]:
+    return found.documents, found.passages, found.exact, found.resident
+
+
+def test_a_shard_that_is_not_in_memory_is_counted_exactly_from_segments_and_log(base: Ground) -> None:
+    of = collection(base)
+    docs = shard_of(of)
+    first = message([(f"d{i}", i + 1, [unit(i), unit(i + 50)], "{}") for i in range(5)])
+    seal(base, docs, of, [first], send(base, docs, first))
+    second = message([("d0", 100, [unit(7)], "{}"), ("d1", 101, None, "{}"), ("new", 102, [unit(8)], "{}")])
+    seal(base, docs, of, [second], send(base, docs, second))
+    send(
+        base, docs, message([("d2", 200, [unit(9)] * 3, "{}"), ("d3", 201, None, "{}"), ("tail", 202, [unit(3)], "{}")])
+    )
+    end = send(base, docs, message([("tail", 203, [unit(4)] * 2, "{}"), ("gone", 204, None, "{}")]))
+    with searching(base) as searcher:
+        reach(searcher, {docs.slot: end})
+        found = stats_of(searcher, "acme")
+        # Passages: one of d0, three of d2, two of d4, one of new, two of tail.
+        assert counts(found) == (5, 9, True, False)
+        assert found.log_bytes > 0
+        reach(searcher, {docs.slot: send(base, docs, one("later", 300))})
+        assert counts(stats_of(searcher, "acme")) == (6, 10, True, False), "as of what came meanwhile"
+        named = stats_of(searcher, "acme", "docs")
+        assert counts(named) == (6, 10, True, True), "and as it is counted in memory"
+        assert named.segment_passages == 12
+
+
+def test_the_background_counts_for_whoever_looks_at_all(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    end = [send(base, docs, one(f"d{i}", i + 1)) for i in range(32)][-1]
+    with searching(base) as searcher:
+        reach(searcher, {docs.slot: end})
+        found = stats_of(searcher)
+        assert counts(found) in {(0, 0, False, False), (32, 32, True, False)}, "a bound, until it is counted"
+        eventually(lambda: counts(stats_of(searcher)) == (32, 32, True, False))
+
+
+def test_one_segment_without_rows_in_the_log_needs_no_counting(base: Ground) -> None:
+    of = collection(base)
+    docs = shard_of(of)
+    batch = message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(4)])
+    end = send(base, docs, batch)
+    seal(base, docs, of, [batch], end)
+    with searching(base) as searcher:
+        reach(searcher, {docs.slot: end})
+        assert counts(stats_of(searcher)) == (4, 4, True, False)
+
+
+def test_what_cannot_be_counted_is_a_lower_bound(base: Ground) -> None:
+    of = collection(base)
+    docs = shard_of(of)
+    for name in ("a", "b"):
+        batch = message([(f"{name}{i}", i + 1, [unit(i)] * 2, "{}") for i in range(4)])
+        seal(base, docs, of, [batch], send(base, docs, batch))
+    for path in base.manifests.paths():
+        if path.endswith("documents.arrow"):
+            file = base.settings.data / "store" / path
+            file.write_bytes(b"x" * file.stat().st_size)
+    with searching(base) as searcher:
+        found = stats_of(searcher, "acme")
+        assert (found.documents, found.exact) == (4, False), "those of one segment are there in any case"
