@@ -5,11 +5,11 @@ Nothing here is urgent. A kill loses at most the work under way: what was publis
 
 from collections.abc import Callable, Container, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from indexer.compact import compact
+from indexer.forgetting import Passed, Seen, is_past, passed
 from indexer.mend import Mending
 from indexer.reindex import Reindex
 from indexer.scrub import Scrub
@@ -23,7 +23,7 @@ from tenants.registry import Registry
 from vicinage.clock import Clock, longer
 from vicinage.errors import Conflict, VicinageError
 from vicinage.log import Log
-from vicinage.records import PARTITION_BITS, ShardId
+from vicinage.records import ShardId
 from vicinage.telemetry import counter, events
 
 SWEEP_EVERY_S: Final = 60.0
@@ -32,15 +32,6 @@ AGAIN_S: Final = (5.0, 300.0)
 
 _event = events("indexer")
 _compactions = counter("vicinage_indexer_compactions_total", "compactions finished")
-
-
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """The lowest offset that ingest had committed in any partition of a tenant's topic: `lately`, seen at `since`, and long before."""
-
-    long_ago: int
-    lately: int
-    since: float
 
 
 class Upkeep:
@@ -182,19 +173,20 @@ class Upkeep:
             self._again[shard] = self._clock.monotonic() + wait, wait
 
     def forgettable(self, tenant: str) -> Callable[[int], bool]:
-        """Says of a version whether no record with it or a lower one can come again: ingest has long been beyond it in every partition.
+        """Returns whether a deletion with this version may be forgotten: no write with a lower one can come again.
 
         How long, and why that is enough: docs/decisions/007-when-a-deletion-is-forgotten.md.
         """
         topic = self._registry.tenant(tenant).documents_topic
-        n = self._log.topics(topic).get(topic, 1)
-        committed = self._log.committed(Group.INGEST, [(topic, p) for p in range(n)])
-        lowest = min(committed.get((topic, p), 0) for p in range(n))
-        passed = self._passed.get(tenant)
-        passed = self._passed[tenant] = _passed(
-            passed, lowest, now=self._clock.monotonic(), age_s=self._builder.settings.tombstone_age_s
+        tps = [(topic, p) for p in range(self._log.topics(topic).get(topic, 1))]
+        committed = self._log.committed(Group.INGEST, tps)
+        seen = Seen(
+            committed=tuple(committed.get(tp, 0) for tp in tps),
+            ends=tuple(self._log.end(*tp) for tp in tps),
         )
-        return lambda version: version >> PARTITION_BITS < passed.long_ago
+        age_s = self._builder.settings.tombstone_age_s
+        self._passed[tenant] = passed(self._passed.get(tenant), seen, now=self._clock.monotonic(), age_s=age_s)
+        return partial(is_past, self._passed[tenant], self._registry.partition_maps(tenant))
 
     # orphans, and what of the log nobody needs any more
 
@@ -233,12 +225,3 @@ class Upkeep:
             if manifest.shard not in served:
                 self._manifests.drop(manifest.shard)
                 _event.info("generation forgotten", shard=str(manifest.shard))
-
-
-def _passed(before: Passed | None, lowest: int, *, now: float, age_s: float) -> Passed:
-    """What is known of ingest's positions now. Pure; an offset is `long_ago` once it was seen `age_s` before, by this indexer's own clock."""
-    if before is None or lowest < before.lately:  # nothing known yet, or the topic has begun anew
-        return Passed(0, lowest, now)
-    if now - before.since >= age_s:
-        return Passed(before.lately, lowest, now)
-    return before

@@ -9,14 +9,11 @@ from typing import Final
 from tenants.entities import Collection
 from vicinage.errors import Refused
 from vicinage.log import Record, Stored
-from vicinage.records import PARTITION_BITS, Position
 
 UID_HEADER: Final = "vicinage-collection-uid"
 JUDGED_HEADER: Final = "vicinage-judged-version"
 """On a deletion by filter: the version of the document that passed (docs/decisions/032-deletions-by-filter.md)."""
 VERSION_DIGITS: Final = 19
-VERSIONS_END: Final = 1 << 63
-PARTITION_MASK: Final = (1 << PARTITION_BITS) - 1
 
 
 def header_of(collection: Collection) -> tuple[str, bytes]:
@@ -46,17 +43,16 @@ def judged_header(version: int) -> tuple[str, bytes]:
     return JUDGED_HEADER, str(version).encode()
 
 
-def judged_version(stored: Stored) -> int | None:
-    """Returns the version that a deletion was judged on; None for one that holds whatever its document is.
+def judged_version(record: Record, own: int) -> int:
+    """Returns the version that a deletion was judged on; `own`, that of its record, for one without condition.
 
-    Raises Refused for a header that is no version, or one that its partition had not reached when it was appended.
+    Raises Refused for a header that is no version, or not one of an earlier record.
     """
-    value = _header(stored.record, JUDGED_HEADER)
+    value = _header(record, JUDGED_HEADER)
     if value is None:
-        return None
-    version = int(value) if value.isdigit() and len(value) <= VERSION_DIGITS else VERSIONS_END
-    position = Position(stored.partition, stored.offset).version()
-    if version >= VERSIONS_END or (version & PARTITION_MASK == stored.partition and version >= position):
+        return own
+    version = int(value) if value.isdigit() and len(value) <= VERSION_DIGITS else own
+    if version >= own:
         raise Refused(f"the header {JUDGED_HEADER} is not the version of an earlier document", field="headers")
     return version
 

@@ -29,12 +29,23 @@ class Accepted:
     token: Token | None
 
 
-def accept(log: Log, tenant: Tenant, collection: Collection, entries: Sequence[Entry], *, now_ms: int) -> Accepted:
-    """Write the batch's documents, in order; durable on return. What was rejected stays out and is reported."""
+def accept(
+    log: Log,
+    tenant: Tenant,
+    collection: Collection,
+    entries: Sequence[Entry],
+    *,
+    now_ms: int,
+    partitions: int | None = None,
+) -> Accepted:
+    """Writes the batch's documents, in order; durable on return. What was rejected stays out and is reported.
+
+    `partitions`: of the newest partition map; None: as many as the topic has.
+    """
     documents = [e for e in entries if isinstance(e, Document)]
     dimension = collection.generation().dimension
     positions: list[Position] = []
-    for partition, run in _by_partition(log, tenant, collection.name, documents):
+    for partition, run in _by_partition(documents, collection.name, partitions or _partitions(log, tenant)):
         records = [
             Record(
                 encode_documents(chunk, collection=collection.name, dimension=dimension),
@@ -56,12 +67,13 @@ def delete(
     *,
     judged: Mapping[str, int] | None = None,
     now_ms: int,
+    partitions: int | None = None,
 ) -> Token:
-    """Appends the deletions; durable on return. Deleting what is not there is no error.
+    """Appends the deletions; durable on return. Deleting what is not there is no error. `partitions` as for `accept`.
 
     With `judged`, id → version, each holds only while its document is not newer than that version.
     """
-    n = log.topics(tenant.documents_topic).get(tenant.documents_topic, 1)
+    n = partitions or _partitions(log, tenant)
     homes: dict[int, list[Record]] = {}
     for i in ids:
         headers = (header_of(collection), *([judged_header(judged[i])] if judged is not None else []))
@@ -73,15 +85,11 @@ def delete(
     return Token.covering(positions)
 
 
-def _by_partition(
-    log: Log, tenant: Tenant, collection: str, documents: list[Document]
-) -> Iterator[tuple[int, list[Document]]]:
-    if not documents:
-        return
-    n = log.topics(tenant.documents_topic).get(tenant.documents_topic, 1)
-    if n == 1:
-        yield 0, documents
-        return
+def _partitions(log: Log, tenant: Tenant) -> int:
+    return log.topics(tenant.documents_topic).get(tenant.documents_topic, 1)
+
+
+def _by_partition(documents: list[Document], collection: str, n: int) -> Iterator[tuple[int, list[Document]]]:
     homes: dict[int, list[Document]] = {}
     for d in documents:
         homes.setdefault(home_of(collection, d.id, n), []).append(d)

@@ -1,6 +1,6 @@
 """Records of the documents log to jobs: which documents they write, which they delete, which are rejected. Pure.
 
-A version is the record's position (law 3); the tenant is the topic's, whatever the record says (law 1).
+A version is the record's position under its partition map (law 3); the tenant is the topic's, whatever the record says (law 1).
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,6 +9,7 @@ from typing import Final
 
 from ingest.columns import parse_arrow
 from ingest.documents import Entry, parse_json
+from ingest.homes import Homes, LookAgain
 from ingest.identity import judged_version, stranger
 from ingest.ids import fault_of
 from ingest.rules import Rules
@@ -16,7 +17,7 @@ from tenants.entities import Collection, Tenant
 from tenants.registry import Registry
 from vicinage.errors import NotFound, Refused
 from vicinage.log import Record, Stored, TopicPartition
-from vicinage.records import Deletion, Document, Position, Rejected
+from vicinage.records import Deletion, Document, Rejected
 from vicinage.settings import IngestSettings
 from vicinage.wire import ARROW, decode_documents, load_json
 
@@ -76,11 +77,16 @@ def jobs_of(
     settings: IngestSettings,
     *,
     read_after: float,
+    look_again: LookAgain | None = None,
 ) -> Iterator[Job]:
-    """The records as jobs of about `batch_passages` documents; a record is never split over two."""
+    """Yields the records as jobs of about `batch_passages` documents; a record is never split over two.
+
+    `look_again` is called once, for the first document that is not in its home partition.
+    """
+    homes = Homes(registry, look_again)
     job = Job(tenant, tp, records[0].offset, read_after=read_after)
     for stored in records:
-        for outcome in parse(stored, tenant, registry, settings):
+        for outcome in parse(stored, tenant, registry, settings, homes):
             if isinstance(outcome, Rejected):
                 job.rejected.append((stored, outcome))
             elif isinstance(outcome, Skipped):
@@ -120,13 +126,11 @@ def _rank(write: Write) -> tuple[int, bool]:
 
 
 def parse(
-    stored: Stored, tenant: Tenant, registry: Registry, limits: IngestSettings
+    stored: Stored, tenant: Tenant, registry: Registry, limits: IngestSettings, homes: Homes | None = None
 ) -> list[Write | Rejected | Skipped]:
     """Returns every document that one record holds, as a write or as a reason why not."""
-    version = Position(stored.partition, stored.offset).version()
+    homes = homes or Homes(registry, None)
     try:
-        if stored.record.value is None and (judged := judged_version(stored)) is not None:
-            version = judged
         entries = list(_entries(stored, tenant, registry, limits))
     except _Strange as strange:
         return [Skipped() if stored.record.value is None else strange.rejected]
@@ -138,6 +142,13 @@ def parse(
             found.append(entry)
         else:
             document = entry if isinstance(entry, Document) else None
+            try:
+                version = homes.version(tenant, stored, collection.name, entry.id)
+                if document is None:
+                    version = judged_version(stored.record, version)
+            except Refused as refused:
+                found.append(Rejected(refused.detail, field=refused.field, id=entry.id, collection=collection.name))
+                continue
             found.append(Write(collection, entry.id, version, stored.record.event_time_ms, document, stored))
     return found
 

@@ -10,7 +10,7 @@ are written at once.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
@@ -20,14 +20,16 @@ from ingest.jobs import Job, jobs_of
 from ingest.lines import RETRY_S, WORKERS, Lines, Task
 from ingest.rows import messages, rejections
 from ingest.vectors import Cutter, Vectors
-from tenants.entities import Group
+from tenants.entities import Group, Tenant
+from tenants.growth import observe
 from tenants.provisioning import VECTORS_TOPIC, ensure_topics
 from tenants.registry import Registry
 from vicinage.clock import Clock
-from vicinage.errors import Conflict, NotFound, Overloaded, Unavailable
+from vicinage.errors import Conflict, NotFound, Overloaded, Refused, Unavailable
 from vicinage.faults import crash_point
 from vicinage.log import Log, Stored, TopicPartition
 from vicinage.log.halts import Halts
+from vicinage.partition_maps import PartitionMap
 from vicinage.settings import IngestSettings
 from vicinage.telemetry import counter, events, gauge, histogram
 
@@ -35,6 +37,8 @@ IN_FLIGHT: Final = 2
 """Jobs of one partition that are not written yet; it is not read further until there are fewer."""
 PARSED_AT_ONCE: Final = 4
 """Jobs of one partition that are parsed (and, where they need no embedding, written) before the others' turn."""
+LISTED_S: Final = 5.0
+"""Partitions that were added to a topic longer ago are read."""
 BUSY_S: Final = 0.02
 AWAY_S: Final = 0.5
 PASSED_AT_ONCE: Final = 200
@@ -163,23 +167,39 @@ class Ingest:
         # A tenant that was suspended and is back begins at its committed position: once nothing of it is under way any more.
         under_way = {topic for topic, _ in (*self._lines.partitions(), *self._unparsed)}
         new = [t for topic, t in active.items() if topic not in known | under_way]
-        if not new:
-            return
-        partitions = self._log.topics("vicinage.docs.")
+        topics = self._log.topics("vicinage.docs.", max_age_s=LISTED_S)
         for tenant in new:
-            if tenant.documents_topic not in partitions:
+            if tenant.documents_topic not in topics:
                 ensure_topics(self._log, tenant, self._settings.partitions)
-        ids = self._log.topic_ids("vicinage.docs.")
-        for topic in [t.documents_topic for t in new if t.documents_topic in ids]:
-            self._topic_ids[topic] = ids[topic]
-            self._add(topic, partitions.get(topic, self._settings.partitions))
+        skipped = under_way - known
+        self._add([tp for topic, t in active.items() if topic not in skipped for tp in self._partitions(t, topics)])
 
-    def _add(self, topic: str, partitions: int) -> None:
-        tps = [(topic, p) for p in range(partitions)]
+    def _partitions(self, tenant: Tenant, topics: Mapping[str, int]) -> list[TopicPartition]:
+        """Returns the partitions of the tenant's topic that are not read yet, by its newest map."""
+        topic, maps = tenant.documents_topic, self._registry.partition_maps(tenant.name)
+        if not maps or topics.get(topic, 0) > maps[-1].partitions:
+            maps = self._grow(tenant)
+        self._topic_ids.setdefault(topic, maps[-1].topic_id)
+        return [(topic, p) for p in range(maps[-1].partitions) if (topic, p) not in self._places]
+
+    def _grow(self, tenant: Tenant) -> tuple[PartitionMap, ...]:
+        try:
+            return observe(self._registry, self._log, tenant, actor="ingest")
+        except Refused as refused:
+            _event.error("topic.refused", tenant=tenant.name, reason=refused.detail)
+            return self._registry.partition_maps(tenant.name)
+
+    def _add(self, tps: Sequence[TopicPartition]) -> None:
         committed = self._log.committed(Group.INGEST, tps)
         for tp in tps:
-            self._places[tp] = committed[tp] if tp in committed else self._log.begin(*tp)
+            self._places[tp] = committed[tp] if tp in committed else self._begin(tp)
             self._read(tp)
+
+    def _begin(self, tp: TopicPartition) -> int:
+        try:
+            return self._log.begin(*tp)
+        except NotFound:
+            return 0  # the reader says that there is no such partition
 
     def _read(self, tp: TopicPartition) -> None:
         self._reader.add(*tp, self._places[tp], topic_id=self._topic_ids[tp[0]])
@@ -210,7 +230,9 @@ class Ingest:
         except NotFound:
             return  # deleted since it was read; `_discover` stops reading it
         self._places[tp] = records[-1].offset + 1
-        self._unparsed[tp] = jobs_of(tenant, tp, records, self._registry, self._settings, read_after=self._read_after)
+        self._unparsed[tp] = jobs_of(
+            tenant, tp, records, self._registry, self._settings, read_after=self._read_after, look_again=self._grow
+        )
         self._proceed(tp)
         if tp in self._unparsed or self._lines.of(tp) >= IN_FLIGHT:
             self._reader.remove(*tp)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Final
 
 from tenants.entities import Class, Collection, Metric, Objectives, Tenant
+from tenants.growth import observe
 from tenants.registry import Registry
 from vicinage.errors import Refused
 from vicinage.log import Log
@@ -29,6 +30,7 @@ def create_tenant(
     """A new tenant with its documents and dead-letter topics."""
     tenant = registry.create_tenant(name, priority=priority, actor=actor)
     ensure_topics(log, tenant, partitions)
+    observe(registry, log, tenant, actor=actor)
     return tenant
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, Engine, Table, insert, select, update
 
-from tenants import audit, index_spec, tables
+from tenants import audit, index_spec, partitions, tables
 from tenants.entities import (
     DEFAULT_MODEL,
     Class,
@@ -35,6 +35,7 @@ from tenants.entities import (
 from vicinage.catalog import change, look
 from vicinage.clock import Clock
 from vicinage.errors import Conflict, NotFound, Refused
+from vicinage.partition_maps import PartitionMap
 from vicinage.records import ShardId
 
 TENANT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -56,6 +57,7 @@ class _View:
     tenants: dict[str, Tenant] = field(default_factory=dict)
     collections: dict[tuple[str, str], Collection] = field(default_factory=dict)
     models: dict[str, EmbeddingModel] = field(default_factory=dict)
+    maps: dict[str, tuple[PartitionMap, ...]] = field(default_factory=dict)
 
     @cached_property
     def tenants_now(self) -> tuple[Tenant, ...]:
@@ -167,7 +169,21 @@ class Registry:
         """All models, by name."""
         return tuple(m for _, m in sorted(self._view.models.items()))
 
+    def partition_maps(self, tenant: str) -> tuple[PartitionMap, ...]:
+        """Returns the partition maps of the tenant's documents topic by epoch; () where none is recorded yet."""
+        return self._view.maps.get(tenant, ())
+
     # changing
+
+    def append_partition_map(self, tenant: str, made: PartitionMap, *, epoch: int, actor: str) -> None:
+        """Records the tenant's next partition map. Raises Conflict where another process has recorded `epoch` first."""
+        with changing(self._engine, self._clock, actor) as at:
+            _tenant_now(at, tenant)
+            stamp = {"created_ms": at.now_ms, "row_version": at.version}
+            partitions.append(at.connection, stamp, tenant, made, epoch=epoch)
+            if epoch:
+                at.note("tenant.partitions", tenant, after={"epoch": epoch, **asdict(made)})
+        self.refresh()
 
     def create_tenant(self, name: str, *, priority: Class = "silver", actor: str) -> Tenant:
         """A new tenant. A name is never given twice, so that nobody inherits what another left behind."""
@@ -535,4 +551,4 @@ def _load(connection: Connection, view: _View, version: int) -> _View:
             r["uid"],
             tuple(json.loads(r["first_offsets"])),
         )
-    return _View(version, tenants, collections, models)
+    return _View(version, tenants, collections, models, partitions.taken_in(view.maps, since(tables.partition_maps)))

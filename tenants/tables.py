@@ -41,6 +41,17 @@ tenants = Table(
     Column("created_ms", BigInteger, nullable=False),
     Column("row_version", BigInteger, nullable=False, index=True),
 )
+partition_maps = Table(
+    "partition_maps",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("topic_id", String(64), nullable=False),
+    Column("partitions", Integer, nullable=False),
+    Column("starts", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("row_version", BigInteger, nullable=False, index=True),
+)
 keys = Table(
     "keys",
     metadata,

@@ -20,7 +20,9 @@ Bound = Literal["rows", "cpu"]
 """What keeps a search from comparing passages one by one in place of an index: their number, or the share of time."""
 
 PARTITION_BITS: Final = 10
-"""A version packs (offset, partition) into one int64, so a documents topic has at most 1,024 partitions."""
+"""A documents topic has at most 1,024 partitions."""
+OFFSET_BITS: Final = 45
+"""A version packs map epoch (8 bits), offset (45 bits) and partition (10 bits) into one int64."""
 
 _TOKEN: Final = re.compile(r"[0-9]{1,4}-[0-9]{1,16}(\.[0-9]{1,4}-[0-9]{1,16}){0,1023}")
 
@@ -33,7 +35,7 @@ class Position:
     offset: int
 
     def version(self) -> int:
-        """The int64 that orders all writes of one document; offset first, then partition."""
+        """Returns the version of a record here under the first partition map: offset, then partition."""
         return (self.offset << PARTITION_BITS) | self.partition
 
 

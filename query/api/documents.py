@@ -103,7 +103,9 @@ def _accept(house: Any, tenant: Tenant, collection: Collection, kind: str, data:
     collection = _now(house, collection)
     rules = Rules.of(collection, house.limits)
     entries = _entries(kind, data, rules, tenant)
-    return intake.accept(house.log, tenant, collection, entries, now_ms=house.clock.now_ms())
+    return intake.accept(
+        house.log, tenant, collection, entries, now_ms=house.clock.now_ms(), partitions=_partitions(house, tenant)
+    )
 
 
 def _now(house: Any, collection: Collection) -> Collection:
@@ -226,7 +228,10 @@ def _text(token: Token | None) -> str | None:
 
 def _delete_judged(house: Any, tenant: Tenant, judged: Judged) -> Token:
     now_ms = house.clock.now_ms()
-    return intake.delete(house.log, tenant, judged.collection, judged.passed, judged=judged.passed, now_ms=now_ms)
+    house.registry.refresh()
+    n = _partitions(house, tenant)
+    found, passed = judged.collection, judged.passed
+    return intake.delete(house.log, tenant, found, passed, judged=passed, now_ms=now_ms, partitions=n)
 
 
 def _check_deletable(request: Request, document_id: str) -> None:
@@ -253,7 +258,15 @@ async def _delete(house: Any, tenant: Tenant, collection: Collection, ids: list[
 
 
 def _deleted(house: Any, tenant: Tenant, collection: Collection, ids: list[str]) -> Token:
-    return intake.delete(house.log, tenant, _now(house, collection), ids, now_ms=house.clock.now_ms())
+    collection = _now(house, collection)
+    n = _partitions(house, tenant)
+    return intake.delete(house.log, tenant, collection, ids, now_ms=house.clock.now_ms(), partitions=n)
+
+
+def _partitions(house: Any, tenant: Tenant) -> int | None:
+    """Returns how many partitions writes are divided over: by the newest map in the catalog, for all gateways alike."""
+    maps = house.registry.partition_maps(tenant.name)
+    return maps[-1].partitions if maps else None
 
 
 @router.get("/v1/dead-letters", response_model=None)

@@ -281,6 +281,18 @@ def test_an_offset_of_an_earlier_topic_of_that_name_is_not_read_from(log: Log, t
     reader.close()
 
 
+def test_partitions_are_added_and_written_and_read(log: Log, topic: str) -> None:
+    assert log.partitions(topic) == 2
+    assert log.add_partitions(topic, 4) == log.partitions(topic) == 4
+    assert log.add_partitions(topic, 3) == 4, "none is ever taken away"
+    [offset] = log.append(topic, 3, [Record(b"x")])
+    assert (log.end(topic, 3), values(drain(log.reader({(topic, 3): 0}), 1))) == (offset + 1, [b"x"])
+    with pytest.raises(NotFound):
+        log.partitions(f"{topic}-none")
+    with pytest.raises(NotFound):
+        log.add_partitions(f"{topic}-none", 2)
+
+
 def test_a_partition_that_appears_later_is_read_once_it_does(log: Log, topic: str) -> None:
     later = f"{topic}-later"
     reader, found = log.reader({(topic, 0): 0, (later, 0): 0}), []

@@ -1,5 +1,6 @@
 """Ingest from a real Kafka, where a data team's producer works in transactions."""
 
+import time
 import uuid
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from cluster.wiring import ground
 from ingest import dead_letters
 from tenants import provisioning
 from tenants.entities import Group
+from vicinage.routing import document_key, home_of
+from vicinage.wire import decode_rows
 
 
 @pytest.mark.kafka
@@ -87,3 +90,65 @@ def test_a_record_that_cannot_be_decoded_is_a_dead_letter_and_the_next_goes_thro
     finally:
         ingest._reader.close()
         base.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.xdist_group("kafka")
+def test_a_real_producers_key_that_moves_when_partitions_are_added_keeps_its_order(
+    tmp_path: Path, kafka_servers: str
+) -> None:
+    from kafka import KafkaProducer
+
+    base = ground(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    name = f"team-{uuid.uuid4().hex[:8]}"
+    tenant = provisioning.create_tenant(base.registry, base.log, name, partitions=2, actor="test")
+    provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
+    topic, ids = tenant.documents_topic, [f"d{i}" for i in range(30)]
+    moving = {i for i in ids if home_of("docs", i, 2) != home_of("docs", i, 5)}
+    assert moving and moving != set(ids)
+    ingest = make_ingest(base)
+
+    def reached(positions: dict[int, int]) -> bool:
+        ingest.step(wait_s=0.1)
+        tps = {(topic, p): at for p, at in positions.items()}
+        return base.log.committed(Group.INGEST, list(tps)) == tps
+
+    def ends(n: int) -> dict[int, int]:
+        return {p: end for p in range(n) if (end := base.log.end(topic, p))}
+
+    with KafkaProducer(bootstrap_servers=kafka_servers, metadata_max_age_ms=500) as producer:
+
+        def send(text: str) -> None:
+            for i in ids:
+                value = orjson.dumps({"collection": "docs", "id": i, "text": text, "vector": [1, 0, 0]})
+                producer.send(topic, key=document_key("docs", i), value=value).get(timeout=30)
+
+        try:
+            for round_ in range(4):
+                send(f"before {round_}")
+            eventually(lambda: reached(ends(2)), wait_s=40)
+            base.log.add_partitions(topic, 5)
+            until = time.monotonic() + 20
+            while len(producer.partitions_for(topic)) < 5 and time.monotonic() < until:
+                time.sleep(0.2)
+            send("after")
+            for i in sorted(moving)[:2]:
+                producer.send(topic, key=document_key("docs", i), value=None).get(timeout=30)
+            assert len(ends(5)) == 5, "some keys have moved to new partitions"
+            eventually(lambda: reached(ends(5)), wait_s=40)
+            [generation] = base.registry.collection(name, "docs").generations
+            newest: dict[str, tuple[int, str | None]] = {}
+            for stored in base.log.read("vicinage.vectors", generation.slots[0], generation.starts[0]):
+                for row in (
+                    decode_rows(stored.record.value).batch.to_pylist() if name.encode() in stored.record.key else ()
+                ):
+                    known = newest.get(row["document_id"], (-1, None))
+                    newest[row["document_id"]] = max(known, (row["version"], row["text"]), key=lambda v: v[0])
+            standing = {i: text for i, (_, text) in newest.items() if text is not None}
+            assert standing == dict.fromkeys(set(ids) - set(sorted(moving)[:2]), "after")
+            assert dead_letters.read(base.log, tenant) == []
+            base.registry.refresh()
+            assert [m.partitions for m in base.registry.partition_maps(name)] == [2, 5]
+        finally:
+            ingest._reader.close()
+            base.close()

@@ -118,8 +118,16 @@ class Log(Protocol):
         """Make the topic exist; the number of partitions it really has. Idempotent. None: keeps records for ever."""
         ...
 
-    def topics(self, prefix: str = "") -> dict[str, int]:
-        """Topic name → number of partitions, for names that start with `prefix`."""
+    def topics(self, prefix: str = "", *, max_age_s: float = 0.0) -> dict[str, int]:
+        """Returns topic name → number of partitions, for names that start with `prefix`, seen within `max_age_s`."""
+        ...
+
+    def partitions(self, topic: str) -> int:
+        """Returns the topic's number of partitions now. Raises NotFound."""
+        ...
+
+    def add_partitions(self, topic: str, partitions: int) -> int:
+        """Makes the topic have at least `partitions` partitions; returns how many it has then. Raises NotFound."""
         ...
 
     def topic_ids(self, prefix: str = "") -> dict[str, str]:

@@ -59,11 +59,35 @@ class KafkaLog:
             time.sleep(0.05)
         return found
 
-    def topics(self, prefix: str = "") -> dict[str, int]:
+    def topics(self, prefix: str = "", *, max_age_s: float = 0.0) -> dict[str, int]:
         """See Log. May be kafka_topics.LOOK_S old for topics that exist."""
         if prefix and (found := self._known(prefix)):
             return {prefix: found}
-        return {name: t.partitions for name, t in self._every_topic().items() if name.startswith(prefix)}
+        at, every = self._topics.every()
+        if time.monotonic() - at > max_age_s:
+            every = self._every_topic()
+        return {name: t.partitions for name, t in every.items() if name.startswith(prefix)}
+
+    def partitions(self, topic: str) -> int:
+        """See Log."""
+        with self._asked("listing partitions"):
+            found = self._topics.ask(topic)
+        if found is None:
+            raise NotFound(f"the log has no topic {topic!r}")
+        return found.partitions
+
+    def add_partitions(self, topic: str, partitions: int) -> int:
+        """See Log."""
+        if (found := self.partitions(topic)) >= partitions:
+            return found
+        with self._asked("adding partitions"), self._lock:
+            self._administrator().create_partitions({topic: partitions}, timeout_ms=CALL_MS)
+        end = time.monotonic() + DEADLINE_S
+        while (found := self.partitions(topic)) < partitions:
+            if time.monotonic() > end:
+                raise Unavailable(f"partitions of {topic} were added but are not seen yet", dependency="log")
+            time.sleep(0.05)
+        return found
 
     def topic_ids(self, prefix: str = "") -> dict[str, str]:
         """See Log: Kafka's own topic ids. Asks the broker."""

@@ -6,7 +6,7 @@ without a request waiting for the broker.
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -50,14 +50,18 @@ class Topics:
         """Lists the topics now. Raises KafkaError."""
         with self._lock:
             began = time.monotonic()
-            if self._admin is None:
-                self._admin = self._connect()
-            found: dict[str, Topic] = {}
-            for described in self._admin.describe_topics():
-                if n := len(described["partitions"]):  # 0: deleted, or made, while it was described
-                    found[described["name"]] = Topic(n, str(described["topic_id"]))
+            found = _topics(self._administrator().describe_topics())
             self._seen = (began, found)
         self._watch()
+        return found
+
+    def ask(self, topic: str) -> Topic | None:
+        """Describes one topic now; None where there is none. Raises KafkaError."""
+        with self._lock:
+            found = _topics(self._administrator().describe_topics([topic])).get(topic)
+            at, known = self._seen
+            if found is not None and topic in known:
+                self._seen = (at, {**known, topic: found})
         return found
 
     def forget(self) -> None:
@@ -71,6 +75,11 @@ class Topics:
         admin, self._admin = self._admin, None
         if admin is not None:
             admin.close()
+
+    def _administrator(self) -> Any:
+        if self._admin is None:
+            self._admin = self._connect()
+        return self._admin
 
     def _watch(self) -> None:
         if self._thread is None and not self._closed:
@@ -89,3 +98,8 @@ class Topics:
                 pause_s = LOOK_S  # the last listing grows old; after OLD_S callers see the error themselves
             else:
                 pause_s = max(LOOK_S, COST_TIMES * (time.monotonic() - began))
+
+
+def _topics(described: Iterable[Mapping[str, Any]]) -> dict[str, Topic]:
+    """Returns the topics that have partitions: one without is being made, being deleted, or not there."""
+    return {t["name"]: Topic(n, str(t["topic_id"])) for t in described if (n := len(t["partitions"]))}

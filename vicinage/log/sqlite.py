@@ -77,8 +77,9 @@ class SqliteLog:
 
     # reading
 
-    def topics(self, prefix: str = "") -> dict[str, int]:
-        """Topic name → number of partitions."""
+    def topics(self, prefix: str = "", *, max_age_s: float = 0.0) -> dict[str, int]:
+        """See Log: always as of now."""
+        del max_age_s
         rows = self._read("SELECT name, partitions FROM topics WHERE substr(name, 1, ?) = ?", (len(prefix), prefix))
         return dict(rows)
 
@@ -113,6 +114,25 @@ class SqliteLog:
         number, first, end = self._partition(topic, partition)
         check_start(topic, partition, start, first, end)
         return read_run(self._connection(), number, (topic, partition), start, bytes_max)
+
+    def partitions(self, topic: str) -> int:
+        """See Log."""
+        if not (rows := self._read("SELECT partitions FROM topics WHERE name = ?", (topic,))):
+            raise NotFound(f"the log has no topic {topic!r}")
+        return int(rows[0][0])
+
+    def add_partitions(self, topic: str, partitions: int) -> int:
+        """See Log."""
+
+        def work(c: sqlite3.Connection) -> int:
+            c.execute("UPDATE topics SET partitions = max(partitions, ?) WHERE name = ?", (partitions, topic))
+            n = int(c.execute("SELECT partitions FROM topics WHERE name = ?", (topic,)).fetchone()[0])
+            rows = [(topic, i) for i in range(n)]
+            c.executemany("INSERT OR IGNORE INTO partitions (topic, number) VALUES (?, ?)", rows)
+            return n
+
+        self.partitions(topic)
+        return int(self._submit(work))
 
     def topic_ids(self, prefix: str = "") -> dict[str, str]:
         """See Log: the row id of partition 0, which is never given again."""

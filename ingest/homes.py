@@ -1,0 +1,40 @@
+"""The version of each document in a record, by the partition maps of its tenant's topic.
+
+A document in a partition that is not its home is refused: its order among the document's other writes is not known.
+"""
+
+from collections.abc import Callable
+
+from tenants.entities import Tenant
+from tenants.registry import Registry
+from vicinage.errors import Refused
+from vicinage.log import Stored
+from vicinage.partition_maps import version_of
+from vicinage.records import Position
+
+LookAgain = Callable[[Tenant], object]
+"""Sees whether the tenant's topic has grown; the registry has the new map when it returns."""
+
+
+class Homes:
+    """Versions for the documents of one batch of records. One thread."""
+
+    def __init__(self, registry: Registry, look_again: LookAgain | None) -> None:
+        self._registry = registry
+        self._look_again = look_again
+
+    def version(self, tenant: Tenant, stored: Stored, collection: str, document_id: str) -> int:
+        """Returns the version of a document in this record. Raises Refused where it cannot be ordered.
+
+        Before the first refusal the topic is looked at once more: it may have grown since its last map.
+        """
+        position = Position(stored.partition, stored.offset)
+        maps = self._registry.partition_maps(tenant.name)
+        try:
+            return version_of(maps, position, collection, document_id)
+        except Refused:
+            if self._look_again is not None:
+                look_again, self._look_again = self._look_again, None
+                look_again(tenant)
+                return self.version(tenant, stored, collection, document_id)
+            raise

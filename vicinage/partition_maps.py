@@ -1,0 +1,87 @@
+"""Partition maps: how a documents topic was divided over time, and the versions that follow from it. Pure.
+
+A version orders all writes of one document. Within one map a document has one home partition, whose offsets order its
+writes; across maps the newer map wins (docs/decisions/027-partition-maps.md).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from vicinage.errors import Refused
+from vicinage.records import OFFSET_BITS, PARTITION_BITS, Position
+from vicinage.routing import home_of
+
+EPOCHS_MAX: Final = 256
+"""Maps of one tenant's topic, ever: eight bits of a version."""
+PARTITIONS_MAX: Final = 1 << PARTITION_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionMap:
+    """One division of a documents topic; its index among the tenant's maps is the map epoch.
+
+    `starts[p]` is the offset in partition p from which on this map counts.
+    """
+
+    topic_id: str
+    partitions: int
+    starts: tuple[int, ...]
+
+
+def pack_version(epoch: int, position: Position) -> int:
+    """Returns the int64 ≥ 0 that orders the writes of one document: map epoch, then offset, then partition."""
+    assert 0 <= epoch < EPOCHS_MAX, epoch
+    return (epoch << (OFFSET_BITS + PARTITION_BITS)) | position.version()
+
+
+def unpack_version(version: int) -> tuple[int, Position]:
+    """Returns the map epoch and the position of the record that wrote this version."""
+    offset = (version >> PARTITION_BITS) & ((1 << OFFSET_BITS) - 1)
+    return version >> (OFFSET_BITS + PARTITION_BITS), Position(version & (PARTITIONS_MAX - 1), offset)
+
+
+def epoch_of(maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str) -> int | None:
+    """Returns the map epoch of a document's record at `position` of the newest map's topic.
+
+    Among the maps of that topic under which the partition is the document's home: the newest that counts at this
+    offset, else the oldest. None: under no map is this its home. Without any map, 0.
+    """
+    if not maps:
+        return 0
+    topic_id = maps[-1].topic_id
+    at_home = [
+        epoch
+        for epoch, each in enumerate(maps)
+        if each.topic_id == topic_id and home_of(collection, document_id, each.partitions) == position.partition
+    ]
+    counting = [epoch for epoch in at_home if maps[epoch].starts[position.partition] <= position.offset]
+    if counting:
+        return counting[-1]
+    return at_home[0] if at_home else None
+
+
+def version_of(maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str) -> int:
+    """Returns the version of a document's record. Raises Refused, which names the right partition."""
+    epoch = epoch_of(maps, position, collection, document_id)
+    if epoch is None:
+        n = maps[-1].partitions
+        home = home_of(collection, document_id, n)
+        raise Refused(
+            f"partition {position.partition} is not this document's: Kafka's default partitioner (murmur2) puts the key"
+            f" {collection}/{document_id} into partition {home} of {n}. Produce with that key and partitioner (librdkafka:"
+            " partitioner=murmur2_random)",
+            field="partition",
+        )
+    return pack_version(epoch, position)
+
+
+def grown(newest: PartitionMap, partitions: int, ends: Sequence[int]) -> PartitionMap:
+    """Returns the map that follows `newest` once its topic has more partitions.
+
+    `ends` are the end offsets of the partitions that it had. Raises Refused beyond PARTITIONS_MAX.
+    """
+    assert len(ends) == newest.partitions < partitions
+    if partitions > PARTITIONS_MAX:
+        raise Refused(f"a documents topic has at most {PARTITIONS_MAX} partitions", field="partitions")
+    return PartitionMap(newest.topic_id, partitions, (*ends, *(0,) * (partitions - len(ends))))
