@@ -1,17 +1,19 @@
-"""How large and how late the head of a request may be, and what a stop tells the application first: what we add to uvicorn.
+"""What a connection may take: the size and time of its requests' heads, its answers' time, and its place among the others.
 
-Law 6: uvicorn with httptools bounds neither. A head that never ends would grow in memory, and one that trickles, or never begins,
-would hold its connection; nobody needs a key for that.
+Law 6: uvicorn with httptools bounds none of it, and nobody needs a key to open a connection. A head that never ends would grow in
+memory; one that trickles, or never begins, an answer that is not read, or a body that goes on after its answer, would hold the
+connection's descriptor.
 """
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 
 class BoundedHeads(HttpToolsProtocol):
@@ -21,6 +23,13 @@ class BoundedHeads(HttpToolsProtocol):
     """Request line and headers together."""
     head_s: ClassVar[float] = 15.0
     """From the connection, or the next request's first byte, to the end of its head."""
+    send_s: ClassVar[float] = 15.0
+    """How often a reader that lets an answer wait must have taken `send_bytes_min` of it."""
+    send_bytes_min: ClassVar[int] = 256 << 10
+    linger_s: ClassVar[float] = 2.0
+    """How long the rest of a body is thrown away after its answer: the sender reads the answer meanwhile."""
+    connections_max: ClassVar[int] = 4_096
+    """Connections of one server at once. One more takes the place of the one that has been idle longest; else it gets 503."""
 
     _open = True
     """A head is awaited or has begun, and has not ended."""
@@ -29,19 +38,36 @@ class BoundedHeads(HttpToolsProtocol):
     _bytes = 0
     """What has come since the head was opened; of a body, what was none of it: the trailers behind its chunks."""
     _due: asyncio.TimerHandle | None = None
+    _sending: asyncio.TimerHandle | None = None
+    _unsent = 0
+    """Bytes of answers that waited for the reader when that was last looked at."""
+    idle_since = 0.0
+    """When it was opened, or its last answer ended, by the event loop's clock."""
+    _last: RequestResponseCycle | None = None
+    """The request after whose answer the connection closes."""
+    _discarding = False
+    """The connection closes as soon as its answer is read; what comes is thrown away."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn declares it
-        """The first head is due."""
+        """The first head is due, if there is a place for the connection."""
         super().connection_made(transport)
+        self.idle_since = self.loop.time()
+        if len(self.connections) > self.connections_max and not self._take_place():
+            self._discarding = True
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+            return
         self._due = self.loop.call_later(self.head_s, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is due any more."""
         self._forget()
+        self._stop_looking()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse it, and see whether a head is still open. A head that comes in one piece costs no timer."""
+        if self._discarding:
+            return
         if self._between:
             self._between, self._open = False, True
         self._bytes += len(data)
@@ -65,6 +91,8 @@ class BoundedHeads(HttpToolsProtocol):
         self._open = False
         self._forget()
         super().on_headers_complete()
+        if self.cycle is not None and not self.cycle.response_started:
+            self.cycle.send = partial(self._send, self.cycle, self.cycle.send)  # type: ignore[method-assign]
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body, which is the application's to bound."""
@@ -76,12 +104,79 @@ class BoundedHeads(HttpToolsProtocol):
         self._between, self._bytes = True, 0
         super().on_message_complete()
 
+    async def _send(self, cycle: RequestResponseCycle, send: Callable[..., Awaitable[None]], message: Any) -> None:
+        """Sends a part of an answer. One that begins before its request has ended says that the connection closes."""
+        early = message["type"] == "http.response.start" and cycle.more_body
+        if early:
+            cycle.keep_alive = False
+        await send(message)
+        if early:  # uvicorn would close with unread bytes, and lose the answer: `on_response_complete` closes
+            cycle.keep_alive, self._last = True, cycle
+
+    def on_response_complete(self) -> None:
+        """The answer has ended. Of a request that had not, nothing more is read."""
+        self.idle_since = self.loop.time()
+        super().on_response_complete()
+        if self._last is not None and self._last.response_complete and not self.transport.is_closing():
+            self._discard()
+
+    def pause_writing(self) -> None:
+        """The reader is slower than the answer: see that it reads on."""
+        super().pause_writing()
+        self._unsent = self.transport.get_write_buffer_size()
+        if self._sending is None:
+            self._sending = self.loop.call_later(self.send_s, self._look_at_reader)
+
+    def resume_writing(self) -> None:
+        """The reader has caught up."""
+        self._stop_looking()
+        super().resume_writing()
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what the parser stopped at."""
         if self._open and self._bytes > self.head_bytes_max:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         else:
             super().send_400_response(msg)
+
+    def _take_place(self) -> bool:
+        """Closes the connection that has been idle longest; False where none is."""
+        idle = [c for c in self.connections if c is not self and isinstance(c, BoundedHeads) and c.is_idle()]
+        if not idle:
+            return False
+        longest = min(idle, key=lambda c: c.idle_since)
+        longest.connections.discard(longest)
+        longest.transport.abort()
+        return True
+
+    def is_idle(self) -> bool:
+        """No request is under way, and no answer waits for its reader."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and not self.transport.is_closing() and not self.transport.get_write_buffer_size()
+
+    def _discard(self) -> None:
+        """Sends what is left of the answer, and closes a little later: closing with unread bytes would lose the answer."""
+        self._discarding = True
+        self._forget()
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(self.linger_s, self.transport.close)
+
+    def _look_at_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._sending = None
+        if self._unsent - left < self.send_bytes_min:
+            self.transport.abort()
+            return
+        self._unsent = left
+        self._sending = self.loop.call_later(self.send_s, self._look_at_reader)
+
+    def _stop_looking(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
 
     def _head_bytes(self) -> int:
         """Of the head alone: a body may have come in the same piece."""
@@ -102,9 +197,15 @@ class BoundedHeads(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus) -> None:
         if self.cycle is None or self.cycle.response_complete:
-            head = f"HTTP/1.1 {status} {status.phrase}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            again = "retry-after: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
+            head = f"HTTP/1.1 {status} {status.phrase}\r\ncontent-length: 0\r\n{again}connection: close\r\n\r\n"
             self.transport.write(head.encode())
         self.transport.close()
+
+
+def bounded(connections_max: int) -> type[BoundedHeads]:
+    """Returns the protocol of a server that holds so many connections."""
+    return type("Bounded", (BoundedHeads,), {"connections_max": connections_max})
 
 
 class DrainingServer(uvicorn.Server):

@@ -34,6 +34,7 @@ _event = events("cluster")
 
 def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     """The gateway role over a Ray cluster: place (or find) the actors, then serve. Returns after an orderly stop."""
+    from cluster.health import serve_health
     from cluster.roles import begin, die, internal_key, run_until_told, serve
     from cluster.wiring import build_gateway, ground
 
@@ -47,7 +48,17 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     remote = [h for h in handles.values() if isinstance(h, RaySearcher)]
     app = build_gateway(base, remote, embedder_key=internal_key(settings), on_failure=die)
     s = base.settings.gateway
-    run_until_told(serve(app, s.host, s.port, drain_s=s.drain_s, on_stop=app.state.gateway.drain))
+    serve_health(s.host, s.health_port or s.port + 3, app.state.gateway.readiness.elsewhere)
+    run_until_told(
+        serve(
+            app,
+            s.host,
+            s.port,
+            drain_s=s.drain_s,
+            connections=s.connections_max,
+            on_stop=app.state.gateway.drain,
+        )
+    )
     watch.stop()
     remove(handles)
     base.close()

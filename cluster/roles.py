@@ -8,11 +8,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from cluster.descriptors import connections_max, raise_limit
+from cluster.health import serve_health
 from cluster.lifetime import STOP_S, end_with_supervisor, limit_stop
 from cluster.wiring import Ground, build_embedder, build_gateway, build_indexer, build_ingest, build_searcher, ground
 from vicinage.errors import Unavailable
 from vicinage.settings import Settings
-from vicinage.telemetry import REGISTRY, configure_events, events
+from vicinage.telemetry import configure_events, events
 from vicinage.threads import EssentialThread, when_one_dies
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 ROLES = ("gateway", "ingest", "embedder")
 AGAIN_S: Final = (0.25, 5.0)
 """The first and the longest wait before ingest, whose dependency was away, begins anew."""
+BACKLOG: Final = 128
+"""Connections that the kernel keeps until they are accepted, and that are accepted in one go at most."""
 SETTLED_S: Final = 20.0
 """After working this long it begins with the first wait again."""
 _event = events("cluster")
@@ -41,16 +45,27 @@ def internal_key(settings: Settings) -> str | None:
 
 
 def serve(
-    app: Any, host: str, port: int, *, drain_s: float, on_stop: Callable[[], None] = lambda: None
+    app: Any,
+    host: str,
+    port: int,
+    *,
+    drain_s: float,
+    connections: int = 4_096,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> "uvicorn.Server":
-    """A uvicorn server, not started yet; `on_stop` is called when it begins to stop."""
+    """A uvicorn server, not started yet; `on_stop` is called when it begins to stop.
+
+    It holds at most `connections`, or what the process's descriptors leave.
+    """
     import uvicorn
 
-    from cluster.connections import BoundedHeads, DrainingServer
+    from cluster.connections import DrainingServer, bounded
 
     config = uvicorn.Config(
         app,
-        http=BoundedHeads,
+        http=bounded(connections_max(raise_limit(), connections)),
+        ws="none",
+        backlog=BACKLOG,
         host=host,
         port=port,
         log_level="warning",
@@ -82,16 +97,6 @@ def begin(name: str) -> None:
     when_one_dies(die)
 
 
-def serve_metrics(host: str, port: int) -> None:
-    """Serve this process's /metrics, as gateway and embedder do theirs. A port that is taken is said, and ends nothing."""
-    from prometheus_client import start_http_server
-
-    try:
-        start_http_server(port, addr=host, registry=REGISTRY)
-    except (OSError, OverflowError) as error:
-        _event.error("metrics are not served", host=host, port=port, error=str(error))
-
-
 def die(error: BaseException) -> None:
     """End the process at once: a part of the role has died, and the supervisor starts it anew."""
     _event.error("role died", error=repr(error))
@@ -104,7 +109,17 @@ def _gateway(settings: Settings) -> None:
     searcher.start()
     app = build_gateway(base, [searcher], embedder_key=internal_key(settings), on_failure=die)
     s = base.settings.gateway
-    run_until_told(serve(app, s.host, s.port, drain_s=s.drain_s, on_stop=app.state.gateway.drain))
+    serve_health(s.host, s.health_port or s.port + 3, app.state.gateway.readiness.elsewhere)
+    run_until_told(
+        serve(
+            app,
+            s.host,
+            s.port,
+            drain_s=s.drain_s,
+            connections=s.connections_max,
+            on_stop=app.state.gateway.drain,
+        )
+    )
     searcher.stop()
     base.close()
 
@@ -120,7 +135,8 @@ def _ingest(settings: Settings) -> None:
 def work_until(stop: threading.Event, base: Ground, key: str | None) -> None:
     """Ingest and index until `stop`; the first of them that dies takes the process with it."""
     s = base.settings
-    serve_metrics(s.gateway.host, s.ingest.metrics_port or s.gateway.port + 2)
+    raise_limit()
+    serve_health(s.gateway.host, s.ingest.metrics_port or s.gateway.port + 2)
     works = {
         "ingest": partial(persist, partial(build_ingest, base, embedder_key=key), stop),
         "indexer": partial(build_indexer(base, embedder_key=key).run, stop),

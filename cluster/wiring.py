@@ -111,6 +111,7 @@ def build_gateway(
     from capacity.snapshot import Rates, take
     from ingest.embedding.gather import GatheringEmbedder
     from ingest.embedding.openai import OpenAIEmbedder
+    from query.embedder_look import EmbedderLook
     from query.embedding_cache import CachingEmbedder, EmbeddingCache
     from query.gateway import Gateway, create_app
     from tenants.audit import Audit
@@ -137,18 +138,10 @@ def build_gateway(
     reranker = _reranker(base.settings, embedder_key)
 
     async def close_embedders() -> None:
-        for each in (*gathering, *((reranker,) if reranker else ())):
+        for each in (*gathering, look, *((reranker,) if reranker else ())):
             await each.aclose()
 
-    async def embedder_ready() -> bool:
-        import httpx
-
-        try:
-            async with httpx.AsyncClient(timeout=2, trust_env=False) as http:
-                answer = await http.get(f"{base.settings.embedder.url}/readyz")
-        except httpx.HTTPError:
-            return False
-        return answer.status_code == httpx.codes.OK
+    look = EmbedderLook(base.settings.embedder.url)
 
     async def measure_capacity(asked: "Searchers") -> Any:
         from starlette.concurrency import run_in_threadpool
@@ -165,7 +158,7 @@ def build_gateway(
             log=base.log,
             all_searchers=tuple(searchers),
             embedder_for=embedder_for,
-            embedder_ready=embedder_ready,
+            embedder_ready=look.ready,
             measure_capacity=measure_capacity,
             settings=base.settings.gateway,
             limits=base.settings.ingest,

@@ -18,6 +18,7 @@ from ingest import dead_letters
 from ingest.embedding import Embedder
 from ingest.jobs import Job, jobs_of
 from ingest.lines import RETRY_S, WORKERS, Lines, Task
+from ingest.pulse import Pulse
 from ingest.rows import messages, rejections
 from ingest.vectors import Cutter, Vectors
 from tenants.entities import Group, Tenant
@@ -77,6 +78,7 @@ class Ingest:
         self._vectors = Vectors(embedder_for, cutter_for, settings.batch_passages, clock)
         self._settings = settings
         self._clock = clock
+        self._pulse = Pulse(log, clock)
         self._reader = log.reader({})
         self._places: dict[TopicPartition, int] = {}
         self._topic_ids: dict[str, str] = {}
@@ -111,6 +113,7 @@ class Ingest:
         """Take what has come and hand it on; the number of records taken. Raises what a job raised."""
         self._land()
         self._look_around()
+        self._pulse.beat()
         taken = self._poll(wait_s)
         self._registry.refresh()  # after the poll: see docs/architecture.md, "Ingest"
         for tp, records in _by_partition(taken).items():

@@ -68,14 +68,14 @@ class Platform:
 
 
 def free_port() -> int:
-    """A free port whose two successors are free too: the embedder takes the next, the metrics of ingest the one after."""
+    """A free port whose successors are free too: for the embedder, the metrics of ingest, and the health of the gateway."""
     while True:
         with ExitStack() as held:
             first = held.enter_context(closing(socket.socket()))
             first.bind(("127.0.0.1", 0))
             port: int = first.getsockname()[1]
             try:
-                for successor in (port + 1, port + 2):
+                for successor in (port + 1, port + 2, port + 3):
                     held.enter_context(closing(socket.socket())).bind(("127.0.0.1", successor))
             except (OSError, OverflowError):
                 continue

@@ -25,6 +25,7 @@ from query.boundary import said
 from query.freshness import Freshness
 from query.lag_sweep import LagSweep
 from query.problems import DOCUMENTED, plain, problem
+from query.readiness import Readiness
 from query.recall import History, RecallMonitor
 from query.rerank import Reranker
 from query.scatter import Searcher, Searchers
@@ -81,11 +82,13 @@ class Gateway:
     freshness: Freshness = field(init=False)
     recall: RecallMonitor = field(init=False)
     answerer: Answerer = field(init=False)
+    readiness: Readiness = field(init=False)
 
     def __post_init__(self) -> None:
         s = self.settings
         made: dict[str, Any] = {"searchers": Searchers(self.all_searchers)}
         made["freshness"] = Freshness(self.log, made["searchers"], self.clock)
+        made["readiness"] = Readiness(self.registry, self.log, made["searchers"], self.slots_total, self.embedder_ready)
         made["recall"] = RecallMonitor(
             made["searchers"],
             share=s.recall_sample_share,
@@ -110,19 +113,6 @@ class Gateway:
         """Let nobody in any more, and send away who waits for a write: the others are answered."""
         self.answerer.admission.drain()
         self.freshness.drain()
-
-    async def parts(self) -> dict[str, dict[str, Any]]:
-        """Readiness of each part. The searcher is ready when every slot is held by one that has caught up."""
-        catalog = await _answers(self.registry.refresh)
-        log = await _answers(lambda: self.log.topics("vicinage.vectors"))
-        held = {slot for s in self.all_searchers if s.ready() for slot in s.slots}
-        searchers = held >= set(range(self.slots_total))
-        return {
-            "catalog": {"ready": catalog},
-            "log": {"ready": log},
-            "searcher": {"ready": searchers, "searchers": len(self.all_searchers)},
-            "embedder": {"ready": await self.embedder_ready()},
-        }
 
     async def capacity(self) -> Any:
         """See capacity/."""
@@ -160,14 +150,6 @@ class Gateway:
         return await self.freshness.lag_ms(self.registry.tenant(collection.tenant), live, watermarks)
 
 
-async def _answers(ask: Callable[[], object]) -> bool:
-    try:
-        await run_in_threadpool(ask)
-    except Unavailable:
-        return False
-    return True
-
-
 class Api(FastAPI):
     """FastAPI with one short cut: a search goes from the server straight to its function.
 
@@ -197,6 +179,7 @@ def create_app(house: Gateway) -> FastAPI:
         sweep = LagSweep(house.log, house.registry, house.searchers, house.clock)
         works = (house.recall.run(), house.recall.keep_history(), _keep_fresh(house), sweep.run())
         beside = [asyncio.create_task(each) for each in works]
+        house.readiness.begin()
         for task in beside:
             task.add_done_callback(partial(_ended, house))
         try:
@@ -205,6 +188,7 @@ def create_app(house: Gateway) -> FastAPI:
             house.drain()
             await _cancel(beside)
             await _save_recall(house)
+            house.readiness.close()
             house.freshness.close()
             if house.close_embedders is not None:
                 await house.close_embedders()

@@ -12,6 +12,9 @@ from vicinage.errors import Refused
 from vicinage.log import Log
 
 VECTORS_TOPIC: Final = "vicinage.vectors"
+HEALTH_TOPIC: Final = "vicinage.health"
+"""Probes: of gateways in partition 0, of ingest in partition 1. Their records are empty."""
+HEALTH_RETENTION_MS: Final = 60_000
 Place = Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]
 
 

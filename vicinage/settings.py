@@ -26,6 +26,15 @@ class GatewaySettings(_Group):
 
     host: str = "127.0.0.1"
     port: Port = Field(default=8080, description="HTTP port of the API")
+    health_port: Port = Field(
+        default=0, description="port of /healthz, /readyz and /metrics alone; 0: three after the API's"
+    )
+    connections_max: int = Field(
+        default=4_096,
+        ge=16,
+        le=65_536,
+        description="connections at once, fewer where the limit of open files is low; one more takes the place of the one idle longest",
+    )
     timeout_ms: int = Field(default=10_000, ge=1, le=600_000, description="deadline of a request that names none")
     k_max: int = Field(default=1_000, ge=1, le=16_384, description="largest k a search may ask for")
     body_bytes_max: int = Field(default=64 << 20, ge=1 << 10, description="largest request body")

@@ -6,10 +6,11 @@ Law 5: a metric is only ever set from something that was measured. Label `tenant
 import logging
 import sys
 import threading
+import time
 from typing import Any, Final, Literal, TextIO, get_args
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CounterName = Literal[
     "vicinage_query_searches_total",  # searches answered, by outcome
@@ -104,6 +105,20 @@ def configure_events(role: str, *, level: int = logging.INFO) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(role=role)
+
+
+METRICS_FRESH_S: Final = 1.0
+_metrics_lock = threading.Lock()
+_metrics: tuple[float, bytes] = (-1e9, b"")
+
+
+def metrics_text() -> bytes:
+    """Returns the process's metrics as Prometheus text, at most METRICS_FRESH_S old: they are written once for many that ask."""
+    global _metrics  # noqa: PLW0603  (the text of the one registry)
+    with _metrics_lock:
+        if time.monotonic() - _metrics[0] >= METRICS_FRESH_S:
+            _metrics = time.monotonic(), generate_latest(REGISTRY)
+        return _metrics[1]
 
 
 class EventWriter:

@@ -23,10 +23,12 @@ from ingest.embedding.reranker import LocalReranker
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Refused, TooLarge, Unauthenticated, Unavailable, VicinageError
 from vicinage.records import Floats
-from vicinage.telemetry import REGISTRY, events
+from vicinage.telemetry import events, metrics_text
 
 INPUTS_MAX: Final = 2_048
 BODY_BYTES_MAX: Final = 32 << 20
+BODY_S: Final = 60
+"""How long a body may take to arrive."""
 TIMEOUT_MS: Final = 60_000
 WEIGHT_MAX: Final = 100
 THREAD_FROM: Final = 8
@@ -62,9 +64,7 @@ def create_app(
         return _json({"ready": whole, "models": parts}, 200 if whole else 503)
 
     async def metrics(_request: Request) -> Response:
-        from prometheus_client import generate_latest
-
-        return Response(generate_latest(REGISTRY), media_type="text/plain; version=0.0.4")
+        return Response(await run_in_threadpool(metrics_text), media_type="text/plain; version=0.0.4")
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -164,11 +164,14 @@ async def _body(request: Request) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > BODY_BYTES_MAX:
-                raise TooLarge(f"the body is over {BODY_BYTES_MAX} bytes", field="input", limit=BODY_BYTES_MAX)
-            chunks.append(chunk)
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > BODY_BYTES_MAX:
+                    raise TooLarge(f"the body is over {BODY_BYTES_MAX} bytes", field="input", limit=BODY_BYTES_MAX)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise Refused(f"the body did not come whole within {BODY_S} s", field="body", limit=BODY_S) from None
     except ClientDisconnect:
         raise Refused("the body was cut off", field="body") from None
     return b"".join(chunks)

@@ -1,12 +1,13 @@
 """Is it alive, is it ready, what does it count."""
 
 from fastapi import APIRouter
-from prometheus_client import generate_latest
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from query.api.http import answer, gateway
-from vicinage.telemetry import REGISTRY
+from query.readiness import ready as is_ready
+from vicinage.telemetry import metrics_text
 
 router = APIRouter()
 
@@ -19,13 +20,16 @@ async def alive() -> Response:
 
 @router.get("/readyz", response_model=None)
 async def ready(request: Request) -> Response:
-    """Each part by itself. Ready means: everything but the embedder is; without that, only searches by text wait."""
-    parts = await gateway(request).parts()
-    whole = all(p["ready"] for name, p in parts.items() if name != "embedder")
+    """Each part by itself, as measured within the last seconds. Ready means: a write, a wait and a search would succeed now.
+
+    The embedder does not count: without it, only searches by text and documents of text wait.
+    """
+    parts = await gateway(request).readiness.parts()
+    whole = is_ready(parts)
     return answer({"ready": whole, "parts": parts}, 200 if whole else 503)
 
 
 @router.get("/metrics", response_model=None)
 async def metrics() -> Response:
-    """Prometheus text."""
-    return Response(generate_latest(REGISTRY), media_type="text/plain; version=0.0.4")
+    """Prometheus text, at most a second old."""
+    return Response(await run_in_threadpool(metrics_text), media_type="text/plain; version=0.0.4")

@@ -143,3 +143,110 @@ def test_a_slow_body_is_the_applications_own_affair(port: int) -> None:
         time.sleep(0.8)
         line.sendall(b"c")
         until(line, b"<3>")
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """Answers before it has read the body, as a request without a key is answered."""
+    if scope["type"] == "lifespan":
+        await echo(scope, receive, send)
+        return
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+async def large(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with 32 MiB."""
+    if scope["type"] == "lifespan":
+        await echo(scope, receive, send)
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % (32 << 20))]})
+    await send({"type": "http.response.body", "body": b"x" * (32 << 20)})
+
+
+class Impatient(BoundedHeads):
+    """The same, in less time and with few places."""
+
+    send_s = 0.3
+    linger_s = 0.3
+    connections_max = 3
+
+
+def number(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def test_a_body_that_goes_on_after_its_answer_ends_the_connection() -> None:
+    with serving(refuse, http=Impatient) as url, connected(number(url)) as line:
+        line.sendall(POST % 1_000_000 + b"x")
+        until(line, b"no")
+        began = time.monotonic()
+        with pytest.raises(OSError, match=r"(?i)broken pipe|reset"):
+            while time.monotonic() - began < 10:
+                line.sendall(b"x")
+                time.sleep(0.02)
+        assert time.monotonic() - began < 5
+
+
+def test_the_answer_to_a_body_that_is_not_read_arrives_and_says_that_the_connection_closes() -> None:
+    with serving(refuse, http=Impatient) as url, connected(number(url)) as line:
+        line.sendall(POST % 200_000 + b"x" * 100_000)
+        found = rest(line)
+        assert found.startswith(b"HTTP/1.1 401 ") and found.endswith(b"no")
+        assert b"connection: close" in found
+
+
+def test_a_request_whose_body_has_come_keeps_its_connection_though_nobody_reads_it() -> None:
+    with serving(refuse, http=Impatient) as url, connected(number(url)) as line:
+        for _ in range(3):
+            line.sendall(POST % 3 + b"abc")
+            until(line, b"no")
+
+
+def test_an_answer_that_is_not_read_is_given_up() -> None:
+    with serving(large, http=Impatient) as url, socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        line.settimeout(10)
+        line.connect(("127.0.0.1", number(url)))
+        line.sendall(GET + b"\r\n")
+        time.sleep(1.5)
+        assert len(rest(line)) < 32 << 20
+
+
+def test_an_answer_that_is_read_slowly_but_steadily_is_sent_whole() -> None:
+    with serving(large, http=Impatient) as url, connected(number(url)) as line:
+        line.sendall(GET + CLOSE)
+        size = 0
+        while chunk := line.recv(1 << 20):
+            size += len(chunk)
+            time.sleep(0.02)
+        assert size > 32 << 20
+
+
+def test_one_connection_too_many_takes_the_place_of_the_one_idle_longest() -> None:
+    with serving(echo, http=Impatient) as url:
+        port = number(url)
+        with connected(port) as first, connected(port) as second, connected(port) as third:
+            for line in (second, third, first):
+                line.sendall(GET + b"\r\n")
+                until(line, b"<0>")
+            with connected(port) as fourth:
+                fourth.sendall(GET + b"\r\n")
+                until(fourth, b"<0>")
+                assert rest(second) == b""
+                for line in (first, third, fourth):
+                    line.sendall(GET + b"\r\n")
+                    until(line, b"<0>")
+
+
+def test_where_every_connection_is_at_work_one_more_is_refused() -> None:
+    with serving(echo, http=Impatient) as url:
+        port = number(url)
+        with connected(port) as first, connected(port) as second, connected(port) as third:
+            for line in (first, second, third):
+                line.sendall(POST % 3 + b"ab")
+            time.sleep(0.3)
+            with connected(port) as fourth:
+                assert rest(fourth).startswith(b"HTTP/1.1 503 ")
+            for line in (first, second, third):
+                line.sendall(b"c")
+                until(line, b"<3>")

@@ -11,7 +11,6 @@ from house import eventually
 from servers import ROOT, free_port
 from starlette.testclient import TestClient
 
-from cluster.roles import serve_metrics
 from cluster.wiring import build_embedder
 from tenants.entities import EmbeddingModel
 from vicinage.settings import Settings
@@ -73,13 +72,3 @@ def listens(port: int) -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/healthz").is_success
     except httpx.TransportError:
         return False
-
-
-def test_the_metrics_of_ingest_are_served_and_a_taken_port_ends_nothing() -> None:
-    import ingest.run  # noqa: F401  (its metrics are made when it is imported)
-
-    port = free_port()
-    serve_metrics("127.0.0.1", port)
-    assert "vicinage_ingest_documents_total" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
-    serve_metrics("127.0.0.1", port)
-    serve_metrics("127.0.0.1", 65_536)

@@ -1,0 +1,40 @@
+"""What shows that ingest goes on: it passes the gateways' probes, by the writes that its own work needs."""
+
+from typing import Final
+
+from tenants.entities import Group
+from tenants.provisioning import HEALTH_TOPIC
+from vicinage.clock import Clock
+from vicinage.errors import NotFound, Unavailable
+from vicinage.log import Log, Record
+from vicinage.telemetry import events
+
+EVERY_S: Final = 0.25
+_event = events("ingest")
+
+
+class Pulse:
+    """Belongs to the thread that steps ingest."""
+
+    def __init__(self, log: Log, clock: Clock) -> None:
+        self._log = log
+        self._clock = clock
+        self._passed = 0
+        self._beaten = -1e9
+
+    def beat(self) -> None:
+        """Appends a record and commits beyond the probes that have come: at most every EVERY_S, and for none, nothing."""
+        now = self._clock.monotonic()
+        if now - self._beaten < EVERY_S:
+            return
+        self._beaten = now
+        try:
+            end = self._log.end(HEALTH_TOPIC, 0)
+            if end != self._passed:
+                self._log.append(HEALTH_TOPIC, 1, [Record(b"")])
+                self._log.commit(Group.INGEST, {(HEALTH_TOPIC, 0): end})
+                self._passed = end
+        except NotFound:
+            return  # no gateway has asked yet
+        except Unavailable as away:
+            _event.warning("a probe is not passed", reason=str(away))

@@ -1,0 +1,32 @@
+"""Whether the embedder says that it is ready, over one connection that is kept."""
+
+from typing import Final
+
+import httpx
+
+ANSWER_S: Final = 2.0
+
+
+class EmbedderLook:
+    """Belongs to one event loop."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}/readyz"
+        self._http: httpx.AsyncClient | None = None
+
+    async def ready(self) -> bool:
+        """Asks the embedder; False when it does not answer within ANSWER_S."""
+        if self._http is None:
+            self._http = httpx.AsyncClient(
+                timeout=ANSWER_S, trust_env=False, limits=httpx.Limits(max_connections=2, max_keepalive_connections=1)
+            )
+        try:
+            answer = await self._http.get(self._url)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == httpx.codes.OK
+
+    async def aclose(self) -> None:
+        """Close the connection. Idempotent."""
+        if self._http is not None:
+            await self._http.aclose()

@@ -1,0 +1,171 @@
+"""Whether a write, a wait and a search would succeed now: measured on their real paths, in the background, for all who ask.
+
+A probe appends a record to `vicinage.health` (the write path of the log), waits until ingest has passed it (as `wait_for` does),
+and until the searchers have applied what the vectors log held meanwhile; then each searcher answers a search. So a dead writer,
+a stuck ingest or a searcher that does not advance is seen, whatever the state of their processes.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from indexer.holding import NEWEST
+from query.scatter import Searcher, Searchers
+from tenants.entities import Group
+from tenants.provisioning import HEALTH_RETENTION_MS, HEALTH_TOPIC, VECTORS_TOPIC
+from tenants.registry import Registry
+from vicinage.clock import Deadline
+from vicinage.errors import NotFound, Overloaded, Unavailable, VicinageError
+from vicinage.log import Log, Record
+from vicinage.records import ShardId, ShardQuery
+from vicinage.telemetry import events
+
+T = TypeVar("T")
+Part = dict[str, Any]
+FRESH_S: Final = 1.0
+"""What was measured this long ago is said as it is."""
+KEPT_S: Final = 3.0
+"""What was measured this long ago is said once more, while it is measured again."""
+LIMIT_S: Final = 5.0
+"""How long a part may take; then it is not ready."""
+THREADS: Final = 4
+"""Looks at the log and the catalog at once: what hangs holds no other thread of the gateway."""
+SLOTS_AT_ONCE: Final = 8
+"""Slots whose searchers must have caught up, in one probe: the next ones in the next."""
+ESSENTIAL: Final = ("catalog", "log", "ingest", "searcher")
+"""Without the embedder only searches by text wait."""
+_event = events("query")
+
+
+class Readiness:
+    """Belongs to one event loop; `elsewhere` may be asked from another. A probe at a time, however many ask."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        log: Log,
+        searchers: Searchers,
+        slots_total: int,
+        embedder_ready: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self._registry = registry
+        self._log = log
+        self._searchers = searchers
+        self._slots_total = slots_total
+        self._embedder_ready = embedder_ready
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="readiness")
+        self._known: tuple[float, dict[str, Part]] | None = None
+        self._probing: asyncio.Task[dict[str, Part]] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._next_slot = 0
+        self._topic_made = False
+
+    def begin(self) -> None:
+        """Note the event loop that it belongs to: call it there."""
+        self._loop = asyncio.get_running_loop()
+
+    def close(self) -> None:
+        """End the probe under way. Idempotent."""
+        if self._probing is not None:
+            self._probing.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def elsewhere(self) -> tuple[bool, dict[str, Part]]:
+        """Returns whether the platform is ready, and its parts, to another event loop. Waits as long as this one is busy."""
+        if self._loop is None:
+            return False, {}
+        parts = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.parts(), self._loop))
+        return ready(parts), parts
+
+    async def parts(self) -> dict[str, Part]:
+        """Returns each part's readiness as it was measured within the last seconds, or, failing that, as it is now."""
+        age_s = time.monotonic() - self._known[0] if self._known else float("inf")
+        if age_s < FRESH_S and self._known:
+            return self._known[1]
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._probe())
+        if age_s < KEPT_S and self._known:
+            return self._known[1]
+        return await asyncio.shield(self._probing)
+
+    async def _probe(self) -> dict[str, Part]:
+        names = ("catalog", "log", "ingest", "searcher", "embedder")
+        parts: dict[str, Part] = {name: {"ready": False} for name in names}
+        parts["searcher"]["searchers"] = len(self._searchers.all)
+        await asyncio.gather(
+            self._part(parts["catalog"], "catalog", self._look(self._registry.refresh)),
+            self._part(parts["embedder"], "embedder", self._embedder()),
+            self._write_and_wait(parts),
+            self._part(parts["searcher"], "searcher", self._search()),
+        )
+        self._known = time.monotonic(), parts
+        return parts
+
+    async def _part(self, part: Part, name: str, work: Coroutine[Any, Any, T]) -> T | None:
+        """What `work` comes to, and the part ready; or why it is not, as an event: the answer is for everybody to read."""
+        try:
+            found = await asyncio.wait_for(work, LIMIT_S)
+        except (VicinageError, TimeoutError) as error:
+            _event.warning("not ready", part=name, reason=str(error) or f"no answer within {LIMIT_S} s")
+            return None
+        part["ready"] = True
+        return found
+
+    async def _write_and_wait(self, parts: Mapping[str, Part]) -> None:
+        offset = await self._part(parts["log"], "log", self._look(self._write))
+        if offset is not None:
+            await self._part(parts["ingest"], "ingest", self._wait(offset))
+
+    def _write(self) -> int:
+        if not self._topic_made:
+            self._log.ensure_topic(HEALTH_TOPIC, 2, retention_ms=HEALTH_RETENTION_MS)
+            self._topic_made = True
+        return self._log.append(HEALTH_TOPIC, 0, [Record(b"")])[0]
+
+    async def _wait(self, offset: int) -> None:
+        passed = partial(self._log.wait_committed, Group.INGEST, HEALTH_TOPIC, 0, offset, wait_s=LIMIT_S * 0.9)
+        if not await self._look(passed):
+            raise TimeoutError("ingest did not pass a write in time")
+
+    async def _search(self) -> None:
+        held = {slot for s in self._searchers.all if s.ready() for slot in s.slots}
+        if not held >= set(range(self._slots_total)):
+            raise TimeoutError("a slot has no searcher that has caught up")
+        deadline = Deadline.after(LIMIT_S * 0.9)
+        slots = [(self._next_slot + i) % self._slots_total for i in range(min(SLOTS_AT_ONCE, self._slots_total))]
+        self._next_slot = (slots[-1] + 1) % self._slots_total
+        await self._searchers.reach(await self._look(partial(self._ends, slots)), deadline)
+        await asyncio.gather(*(_searches(s, deadline) for s in self._searchers.all))
+
+    def _ends(self, slots: Sequence[int]) -> dict[int, int]:
+        return {slot: self._log.end(VECTORS_TOPIC, slot) for slot in slots}
+
+    async def _embedder(self) -> None:
+        if not await self._embedder_ready():
+            raise TimeoutError("the embedder does not say that it is ready")
+
+    async def _look(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+async def _searches(searcher: Searcher, deadline: Deadline) -> None:
+    """A search of no shard: it passes the searcher's queue, and one of its threads looks for the shard and refuses it."""
+    nowhere = ShardId("", "", 0, min(searcher.slots, default=0))
+    question = ShardQuery(nowhere, np.zeros((0, 0), np.float32), 1, catalog=NEWEST)
+    try:
+        await searcher.search(question, deadline)
+    except (NotFound, Overloaded):
+        return  # it answered
+    except Unavailable as away:
+        if away.dependency != "catalog":  # without it, searches go on from memory
+            raise
+
+
+def ready(parts: Mapping[str, Part]) -> bool:
+    """Whether all that is essential is ready."""
+    return all(parts[name]["ready"] for name in ESSENTIAL)
