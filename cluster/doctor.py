@@ -35,6 +35,7 @@ def examine(settings: Settings) -> list[Row]:
         ("models", lambda: _models(s), "install its package or put its files there; its entry itself never changes"),
         ("reranker", lambda: _reranker(s), "check rerank.model or rerank.url: until then nothing is reranked"),
         ("log", lambda: _log(s), "check log_url, and that the broker is up"),
+        ("topics", lambda: _topics(s), "set what is named with kafka-configs.sh --alter --entity-type topics"),
         ("store", lambda: _store(s), "check store_url, and the right to write there"),
         ("segments", lambda: _segments(s), 'docs/operations.md, "A shard is corrupt"'),
         ("port", lambda: _port(s), "stop what listens there, or choose another with --port"),
@@ -146,6 +147,17 @@ def _log(settings: Settings) -> str:
         log.ensure_topic("vicinage.doctor", retention_ms=3_600_000)
         offset = log.append("vicinage.doctor", 0, [Record(b"well")])[-1]
         return f"{settings.log_url.partition(':')[0]}, wrote position 0-{offset}"
+
+
+def _topics(settings: Settings) -> str:
+    """No topic of the platform has settings that cannot work."""
+    from vicinage.log import open_log
+
+    with open_log(settings.log_url) as log:
+        topics = sorted(log.topics("vicinage."))
+        found = log.topic_problems(topics)
+    assert not found, "; ".join(f"{topic}: {', '.join(problems)}" for topic, problems in list(found.items())[:10])
+    return f"{len(topics)} topics"
 
 
 def _store(settings: Settings) -> str:

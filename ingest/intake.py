@@ -10,6 +10,7 @@ from typing import Final
 from ingest.documents import Entry
 from ingest.identity import header_of, judged_header
 from tenants.entities import Collection, Tenant
+from vicinage.errors import NotFound, Unavailable
 from vicinage.log import Log, Record
 from vicinage.records import Document, Position, Rejected, Token
 from vicinage.routing import document_key, home_of
@@ -54,7 +55,7 @@ def accept(
             )
             for chunk in _chunks(run, dimension)
         ]
-        positions.extend(Position(partition, o) for o in log.append(tenant.documents_topic, partition, records))
+        positions.extend(Position(partition, o) for o in _append(log, tenant, partition, records))
     rejected = tuple(e for e in entries if isinstance(e, Rejected))
     return Accepted(len(documents), rejected, Token.covering(positions) if positions else None)
 
@@ -81,8 +82,20 @@ def delete(
         homes.setdefault(home_of(collection.name, i, n), []).append(record)
     positions: list[Position] = []
     for partition, records in sorted(homes.items()):
-        positions.extend(Position(partition, o) for o in log.append(tenant.documents_topic, partition, records))
+        positions.extend(Position(partition, o) for o in _append(log, tenant, partition, records))
     return Token.covering(positions)
+
+
+def _append(log: Log, tenant: Tenant, partition: int, records: list[Record]) -> list[int]:
+    """Appends to the tenant's documents log. Raises Unavailable where it is missing: the request is not at fault."""
+    try:
+        return log.append(tenant.documents_topic, partition, records)
+    except NotFound as missing:
+        raise Unavailable(
+            f"the documents topic {tenant.documents_topic!r} is missing: an operator has to create it again",
+            dependency="log",
+            retry_after_s=30,
+        ) from missing
 
 
 def _partitions(log: Log, tenant: Tenant) -> int:

@@ -20,6 +20,7 @@ from ingest.jobs import Job, jobs_of
 from ingest.lines import RETRY_S, WORKERS, Lines, Task
 from ingest.pulse import Pulse
 from ingest.rows import messages, rejections
+from ingest.topic_settings import report
 from ingest.vectors import Cutter, Vectors
 from tenants.entities import Group, Tenant
 from tenants.growth import observe
@@ -171,6 +172,8 @@ class Ingest:
         under_way = {topic for topic, _ in (*self._lines.partitions(), *self._unparsed)}
         new = [t for topic, t in active.items() if topic not in known | under_way]
         topics = self._log.topics("vicinage.docs.", max_age_s=LISTED_S)
+        if new:
+            report(self._log, new)
         for tenant in new:
             if tenant.documents_topic not in topics:
                 ensure_topics(self._log, tenant, self._settings.partitions)

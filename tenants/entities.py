@@ -28,6 +28,16 @@ class Group(StrEnum):
     INGEST = "vicinage.ingest"
 
 
+def documents_topic(tenant: str) -> str:
+    """Returns the name of a tenant's documents topic."""
+    return f"vicinage.docs.{tenant}"
+
+
+def dead_topic(tenant: str) -> str:
+    """Returns the name of the topic of a tenant's rejected records."""
+    return f"vicinage.dead.{tenant}"
+
+
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """The unit of isolation, quota, priority, cost and audit."""
@@ -40,12 +50,12 @@ class Tenant:
     @property
     def documents_topic(self) -> str:
         """Where this tenant's documents come in. Law 1: whoever writes here is this tenant."""
-        return f"vicinage.docs.{self.name}"
+        return documents_topic(self.name)
 
     @property
     def dead_topic(self) -> str:
         """Where this tenant's rejected records go."""
-        return f"vicinage.dead.{self.name}"
+        return dead_topic(self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from tenants.entities import Class, Collection, Metric, Objectives, Tenant
+from tenants.entities import Class, Collection, Metric, Objectives, Tenant, dead_topic, documents_topic
 from tenants.growth import observe
 from tenants.registry import Registry
 from vicinage.errors import Refused
@@ -20,6 +20,7 @@ Place = Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]
 
 def ensure_vectors(log: Log, slots: int) -> None:
     """Make the vectors log exist with `slots` partitions. Raises Refused when it was made with another number."""
+    check_settings(log, VECTORS_TOPIC)
     found = log.ensure_topic(VECTORS_TOPIC, slots)
     if found != slots:
         raise Refused(
@@ -30,11 +31,21 @@ def ensure_vectors(log: Log, slots: int) -> None:
 def create_tenant(
     registry: Registry, log: Log, name: str, *, priority: Class = "silver", partitions: int = 1, actor: str
 ) -> Tenant:
-    """A new tenant with its documents and dead-letter topics."""
+    """Creates a tenant with its documents and dead-letter topics.
+
+    Raises Refused where a topic of that name exists with settings that cannot work, and creates nothing then.
+    """
+    check_settings(log, documents_topic(name), dead_topic(name))
     tenant = registry.create_tenant(name, priority=priority, actor=actor)
     ensure_topics(log, tenant, partitions)
     observe(registry, log, tenant, actor=actor)
     return tenant
+
+
+def check_settings(log: Log, *topics: str) -> None:
+    """Raises Refused for an existing topic whose settings cannot work, with what to set."""
+    for topic, problems in log.topic_problems(topics).items():
+        raise Refused(f"topic {topic!r} exists with settings that cannot work: {'; '.join(problems)}", field="topic")
 
 
 def ensure_topics(log: Log, tenant: Tenant, partitions: int = 1) -> None:

@@ -138,10 +138,19 @@ class Log(Protocol):
         """Remove the topic, its records and the groups' positions in it. Idempotent."""
         ...
 
-    def append(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
-        """Write the records; their offsets, rising in the order given. Durable on return.
+    def topic_problems(self, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Returns what in the settings of each topic cannot work, each with what to set; {} when all is well.
 
-        Raises Unavailable (nothing was acknowledged; the caller may retry) and NotFound for an unknown topic.
+        A topic that does not exist has no problem. Raises Unavailable.
+        """
+        ...
+
+    def append(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
+        """Appends the records in order; returns their offsets, rising. Durable on return.
+
+        Raises NotFound for an unknown topic or partition, TooLarge for a record over the topic's limit (nothing is
+        written), and Unavailable when the log is away or the topic takes no records. After an Unavailable, records may
+        be in the log: append them again. A failure of one topic leaves appends to others alone.
         """
         ...
 

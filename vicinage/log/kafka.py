@@ -13,7 +13,9 @@ from typing import Any, Final, Self
 
 from vicinage.errors import NotFound, Refused, Unavailable
 from vicinage.log import Record, Stored, TopicPartition, check_start
-from vicinage.log.kafka_reader import CALL_MS, DEADLINE_S, MESSAGE_BYTES_MAX, KafkaReader
+from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX, connect
+from vicinage.log.kafka_producer import KafkaAppender
+from vicinage.log.kafka_reader import CALL_MS, DEADLINE_S, KafkaReader
 from vicinage.log.kafka_topics import Topic, Topics
 
 COORDINATOR_MOVES: Final = ("CoordinatorNotAvailableError", "CoordinatorLoadInProgressError", "NotCoordinatorError")
@@ -21,7 +23,7 @@ COMMITTED_EVERY_S: Final = 0.005
 COMMITTED_EVERY_MAX_S: Final = 0.05
 """The broker tells nobody that a group has committed: whoever waits asks again after this long, and less often the longer he waits."""
 
-logging.getLogger("kafka").setLevel(logging.ERROR)
+logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 class KafkaLog:
@@ -30,7 +32,7 @@ class KafkaLog:
     def __init__(self, servers: str) -> None:
         self._servers = servers.split(",")
         self._lock = threading.RLock()
-        self._producer: Any = None
+        self._appender = KafkaAppender(self._servers, {})
         self._admin: Any = None
         self._looker: Any = None
         self._groups: dict[str, tuple[Any, threading.Lock]] = {}
@@ -120,24 +122,11 @@ class KafkaLog:
 
     def append(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
         """See Log."""
-        if not 0 <= partition < (self._known(topic) or self._known(topic, fresh=True)):
-            raise NotFound(f"the log has no partition {partition} of a topic {topic!r}")
-        now_ms = time.time_ns() // 1_000_000
-        with self._asked("appending"):
-            producer = self._writer()
-            sent = [
-                producer.send(
-                    topic,
-                    value=r.value,
-                    key=r.key,
-                    headers=list(r.headers),
-                    partition=partition,
-                    timestamp_ms=r.event_time_ms or now_ms,
-                )
-                for r in records
-            ]
-            end = time.monotonic() + DEADLINE_S
-            return [int(f.get(timeout=max(0.001, end - time.monotonic())).offset) for f in sent]
+        return self._appender.append(topic, partition, records)
+
+    def topic_problems(self, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """See Log."""
+        return self._appender.problems(topics)
 
     def commit(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
         """See Log."""
@@ -206,15 +195,14 @@ class KafkaLog:
     def close(self) -> None:
         """See Log."""
         self._closed = True
+        self._appender.close()
         self._topics.close()
         with self._lock:
             clients = [self._looker, self._admin, *(c for c, _ in self._groups.values())]
-            if self._producer is not None:
-                self._producer.close(timeout=5)
             for client in clients:
                 if client is not None:
                     client.close()
-            self._producer = self._looker = self._admin = None
+            self._looker = self._admin = None
             self._groups.clear()
 
     def __enter__(self) -> Self:
@@ -239,27 +227,6 @@ class KafkaLog:
                 bootstrap_timeout_ms=CALL_MS,
                 **more,
             )
-
-    def _writer(self) -> Any:
-        from kafka import KafkaProducer
-
-        with self._lock:
-            if self._producer is None:
-                self._producer = KafkaProducer(
-                    bootstrap_servers=self._servers,
-                    acks="all",
-                    enable_idempotence=True,
-                    compression_type="lz4",
-                    batch_size=1 << 20,
-                    max_request_size=MESSAGE_BYTES_MAX,
-                    max_block_ms=CALL_MS,
-                    delivery_timeout_ms=25_000,
-                    request_timeout_ms=10_000,
-                    allow_auto_create_topics=False,
-                    reconnect_backoff_max_ms=1_000,
-                    bootstrap_timeout_ms=CALL_MS,
-                )
-            return self._producer
 
     def _administrator(self) -> Any:
         if self._admin is None:
@@ -300,6 +267,7 @@ class KafkaLog:
         return found.partitions if found else 0
 
     def _every_topic(self) -> Mapping[str, Topic]:
+        connect(self._servers)  # a broker that is gone fails this call at once, not after the client's own timeout
         with self._asked("listing topics"):
             return self._topics.look()
 

@@ -11,9 +11,9 @@ from typing import Any, Final
 from vicinage.clock import longer
 from vicinage.errors import Unavailable, VicinageError
 from vicinage.log import STICKY, Halt, HaltKind, Record, Stored, TopicPartition, start_reason, start_trouble
+from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX
 from vicinage.log.kafka_topics import Topics
 
-MESSAGE_BYTES_MAX: Final = 16 << 20
 DEADLINE_S: Final = 30.0
 CALL_MS: Final = 10_000
 POLL_RECORDS: Final = 4_000

@@ -183,6 +183,11 @@ class SqliteLog:
         rows = [(r.key, r.value, _pack(r.headers), r.event_time_ms or now_ms) for r in records]
         return list(self._submit(lambda c: _append(c, topic, partition, rows)))
 
+    def topic_problems(self, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """See Log: topics have no settings here."""
+        del topics
+        return {}
+
     def commit(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
         """Store the group's next offsets, all or none."""
         rows = [(group, topic, partition, offset) for (topic, partition), offset in positions.items()]

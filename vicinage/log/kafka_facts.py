@@ -1,0 +1,202 @@
+"""What a Kafka topic is and how it is configured, read from the brokers and cached for a while."""
+
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import KafkaError, for_code
+
+from vicinage.errors import NotFound, Unavailable
+
+MESSAGE_BYTES_MAX: Final = 16 << 20
+"""`max.message.bytes` of the topics that the platform creates."""
+FRESH_S: Final = 60.0
+TOPICS_MAX: Final = 20_000
+"""FactsReader whose facts are cached; the least recently used one is dropped."""
+DESCRIBED_MAX: Final = 1_000
+CALL_MS: Final = 3_000
+CONNECT_S: Final = 1.0
+AWAY_S: Final = 0.5
+"""After a failed attempt to reach the brokers, further attempts fail at once for this long."""
+SETTINGS_READ: Final = ("max.message.bytes", "cleanup.policy")
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """One topic. A setting is None where the brokers do not let this client read it."""
+
+    partitions: int
+    message_bytes_max: int | None = None
+    cleanup_policy: str | None = None
+
+
+def problems(facts: TopicFacts) -> tuple[str, ...]:
+    """Returns what in a topic's settings cannot work, each with what to set. Pure."""
+    found = []
+    if compacted(facts):
+        found.append(
+            f"cleanup.policy={facts.cleanup_policy} drops records that are still needed: set cleanup.policy=delete"
+        )
+    if facts.message_bytes_max is not None and facts.message_bytes_max < MESSAGE_BYTES_MAX:
+        found.append(
+            f"max.message.bytes={facts.message_bytes_max} is less than one document may take:"
+            f" set max.message.bytes={MESSAGE_BYTES_MAX}"
+        )
+    return tuple(found)
+
+
+def compacted(facts: TopicFacts) -> bool:
+    """Returns whether the brokers compact the topic: they then refuse records without a key."""
+    return "compact" in (facts.cleanup_policy or "")
+
+
+def connect(servers: Sequence[str]) -> None:
+    """Opens and closes one TCP connection to any of the servers. Raises Unavailable within CONNECT_S a server.
+
+    The client of kafka-python leaves a thread behind when its first connection fails, so this comes first.
+    """
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        with suppress(OSError, ValueError), socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
+            return
+    raise Unavailable("no Kafka broker can be reached", dependency="log")
+
+
+class FactsReader:
+    """Facts of topics. Safe for many threads; a call waits for others at most twice CALL_MS."""
+
+    def __init__(self, servers: Sequence[str], client: Mapping[str, Any]) -> None:
+        self._servers = tuple(servers)
+        self._client = dict(client)
+        self._lock = threading.Lock()
+        """Of the cache."""
+        self._asking = threading.Lock()
+        """Of the admin client: it refuses more requests than its connection may have in flight."""
+        self._admin: KafkaAdminClient | None = None
+        self._known: OrderedDict[str, tuple[float, TopicFacts]] = OrderedDict()
+        self._away_until = 0.0
+        self._down = False
+        """The last attempt failed: one caller at a time tries again, and the others fail at once."""
+        self._closed = False
+
+    def facts(self, topic: str, *, fresh_s: float = FRESH_S) -> TopicFacts:
+        """Returns the topic's facts, at most `fresh_s` old. Raises as `look` does."""
+        with self._lock:
+            at, found = self._known.get(topic, (float("-inf"), None))
+            if found is not None and time.monotonic() - at < fresh_s:
+                self._known.move_to_end(topic)
+                return found
+        return self.look(topic)
+
+    def look(self, topic: str) -> TopicFacts:
+        """Reads the topic's facts from the brokers.
+
+        Raises NotFound for a topic that does not exist, and Unavailable when this client may not see it or no broker
+        answers within CALL_MS.
+        """
+        asked = time.monotonic()
+        if not self._asking.acquire(timeout=0 if self._down else 2 * CALL_MS / 1000):
+            raise Unavailable("no Kafka broker answers", dependency="log")
+        try:
+            with self._lock:
+                at, known = self._known.get(topic, (float("-inf"), None))
+            if known is not None and at > asked:
+                return known  # read while this call waited for its turn
+            return self._look(topic)
+        finally:
+            self._asking.release()
+
+    def _look(self, topic: str) -> TopicFacts:
+        if time.monotonic() < self._away_until:
+            raise Unavailable("no Kafka broker can be reached", dependency="log")
+        try:
+            connect(self._servers)
+            found = self._read(topic)
+        except (KafkaError, Unavailable) as error:
+            self._away_until, self._down = time.monotonic() + AWAY_S, True
+            if isinstance(error, Unavailable):
+                raise
+            raise Unavailable(f"no Kafka broker answers: {type(error).__name__}", dependency="log") from error
+        self._down = False
+        if isinstance(found, Exception):
+            self.forget(topic)
+            raise found
+        with self._lock:
+            self._known[topic] = (time.monotonic(), found)
+            self._known.move_to_end(topic)
+            while len(self._known) > TOPICS_MAX:
+                self._known.popitem(last=False)
+        return found
+
+    def problems(self, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Returns `problems` of each of the topics that has any; none for a topic that does not exist.
+
+        Raises Unavailable when no broker answers. Asks for a thousand topics at once.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        with self._asking:
+            for start in range(0, len(topics), DESCRIBED_MAX):
+                try:
+                    connect(self._servers)
+                    settings = self._settings(topics[start : start + DESCRIBED_MAX])
+                except KafkaError as error:
+                    raise Unavailable(f"no Kafka broker answers: {type(error).__name__}", dependency="log") from error
+                found |= {topic: wrong for topic, facts in settings.items() if (wrong := problems(facts))}
+        return found
+
+    def forget(self, topic: str) -> None:
+        """Drops what is cached of the topic."""
+        with self._lock:
+            self._known.pop(topic, None)
+
+    def close(self) -> None:
+        """Closes the admin client. Idempotent."""
+        self._closed = True
+        with self._asking:
+            if self._admin is not None:
+                self._admin.close()
+                self._admin = None
+
+    def _read(self, topic: str) -> TopicFacts | NotFound | Unavailable:
+        """Returns the topic's facts, or what to raise where the brokers answer that they do not show it."""
+        admin = self._administrator()
+        [described] = admin.describe_topics([topic])
+        error = for_code(described["error_code"])
+        if error.__name__ == "UnknownTopicOrPartitionError":
+            return NotFound(f"the log has no topic {topic!r}")
+        if error.errno != 0:
+            return Unavailable(
+                f"the brokers do not show topic {topic!r}: {error.__name__}", dependency="log", retry_after_s=30
+            )
+        return replace(self._settings([topic])[topic], partitions=len(described["partitions"]))
+
+    def _settings(self, topics: Sequence[str]) -> dict[str, TopicFacts]:
+        """Returns the settings of each topic, with 0 partitions; None in place of what the brokers do not show."""
+        resources = [ConfigResource(ConfigResourceType.TOPIC, topic, list(SETTINGS_READ)) for topic in topics]
+        described = self._administrator().describe_configs(resources, config_filter="all").get("topic", {})
+        found = {}
+        for topic in topics:
+            values = {name: entry["value"] for name, entry in described.get(topic, {}).items()}
+            limit = values.get("max.message.bytes")
+            found[topic] = TopicFacts(0, None if limit is None else int(limit), values.get("cleanup.policy"))
+        return found
+
+    def _administrator(self) -> KafkaAdminClient:
+        if self._closed:
+            raise Unavailable("the log is closed", dependency="log")
+        if self._admin is None:
+            self._admin = KafkaAdminClient(
+                bootstrap_servers=list(self._servers),
+                request_timeout_ms=CALL_MS,
+                bootstrap_timeout_ms=CALL_MS,
+                reconnect_backoff_max_ms=1_000,
+                **self._client,
+            )
+        return self._admin

@@ -1,0 +1,409 @@
+"""Appends to Kafka. A record that the broker refuses, or a topic that is gone, is the error of its own request alone.
+
+All appends of a process share one idempotent producer: one connection a broker, and no stale retry is written behind a
+newer record. Three faults of kafka-python 3.0 would make that producer everybody's fault; each is contained here:
+
+- A refused record puts the idempotent producer into a final state, and all further sends fail with that record's error.
+  `_Transactions` starts a new producer epoch in its place, as the Java client does.
+- Records that expire after a first attempt reset the producer id, and no new id is ever requested: nothing is written
+  from then on. `_Transactions` starts a new epoch here, too, which also fences what may still be on its way.
+- A deleted topic is retried until it expires, and asked for ten times a second for ever. `append` looks the topic up
+  when an acknowledgment is late, and replaces the producer.
+
+A producer that fails in any other way is replaced: `_Producers`.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from kafka import KafkaProducer
+from kafka import errors as kafka_errors
+from kafka.producer.transaction_manager import TransactionManager, TransactionState
+
+from vicinage.errors import NotFound, TooLarge, Unavailable, VicinageError
+from vicinage.log import Record, TopicPartition
+from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX, FactsReader, TopicFacts, compacted, connect
+from vicinage.telemetry import counter, events
+
+DEADLINE_S: Final = 10.0
+"""An append that is not acknowledged by then fails; it may still reach the log until its batch expires, just as long."""
+LATE_S: Final = 1.0
+"""An acknowledgment that takes longer makes `append` look at the topic and the brokers."""
+LATE_MAX: Final = 4
+"""Appends to one partition that wait on after LATE_S; others fail at once, so that they hold no threads."""
+AWAY: Final = "away"
+AWAY_S: Final = 0.5
+"""After a failed attempt to connect, further attempts fail at once for this long."""
+REFUSAL_FRESH_S: Final = 1.0
+"""What refuses records is looked at again after this long: a person may have repaired the topic."""
+RETRY_AFTER_S: Final = 30.0
+"""For what a person must change: a topic's settings, its existence, or the right to write to it."""
+DRAIN_S: Final = 2.0
+DRAINING_MAX: Final = 2
+RECORD_OVERHEAD: Final = 128
+"""Bytes that a record of one batch takes beside key, value and headers."""
+
+_event = events("log")
+_replaced = counter("vicinage_log_producers_replaced_total", "Kafka producers replaced, by reason", ("reason",))
+_refused = counter("vicinage_log_appends_refused_total", "appends refused or failed, by kind of error", ("kind",))
+
+# Every error of the client reaches a caller; its own lines name topics, and repeat ten times a second.
+logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+_SIZE_ERRORS: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+_TOPIC_ERRORS: Final = (
+    kafka_errors.InvalidRecordError,
+    kafka_errors.InvalidTimestampError,
+    kafka_errors.CorruptRecordError,
+    kafka_errors.InvalidTopicError,
+    kafka_errors.PolicyViolationError,
+    kafka_errors.UnsupportedForMessageFormatError,
+    kafka_errors.UnsupportedCompressionTypeError,
+    kafka_errors.TopicAuthorizationFailedError,
+)
+_STALE_EPOCH_ERRORS: Final = (
+    kafka_errors.OutOfOrderSequenceNumberError,
+    kafka_errors.UnknownProducerIdError,
+    kafka_errors.InvalidProducerEpochError,
+)
+"""The broker wrote nothing, and the producer has begun a new epoch: the same records may be sent again."""
+
+
+class KafkaAppender:
+    """Appends to any topic. Safe for many threads; a caller waits DEADLINE_S at most."""
+
+    def __init__(self, servers: Sequence[str], client: Mapping[str, Any]) -> None:
+        self._topics = FactsReader(servers, client)
+        self._producers = _Producers(servers, client)
+        self._waiting = _Waiting()
+        self._acknowledged_at = 0.0
+        """When any append was acknowledged last."""
+
+    def append(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
+        """Appends the records in order; returns their offsets once every in-sync replica has them.
+
+        Raises NotFound for a topic or partition that does not exist, TooLarge for a record over the topic's limit, and
+        Unavailable when the topic takes no records or no broker answers. After an Unavailable, or where the topic was
+        deleted or its limit lowered within the last minute, records may be in the log: append them again.
+        """
+        try:
+            return self._append(topic, partition, records) if records else []
+        except VicinageError as error:
+            _refused.labels(error.kind).inc()
+            raise
+
+    def problems(self, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """See `Log.topic_problems`."""
+        return self._topics.problems(topics)
+
+    def close(self) -> None:
+        """Closes the producer; appends under way fail. Idempotent."""
+        self._producers.close()
+        self._topics.close()
+
+    def _append(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
+        if _trouble(self._topics.facts(topic), topic, partition, records) is not None:
+            trouble = _trouble(self._topics.facts(topic, fresh_s=REFUSAL_FRESH_S), topic, partition, records)
+            if trouble is not None:
+                raise trouble
+        try:
+            return self._send(topic, partition, records)
+        except _STALE_EPOCH_ERRORS:
+            pass
+        try:
+            return self._send(topic, partition, records)
+        except _STALE_EPOCH_ERRORS as error:
+            raise Unavailable(f"the log did not take the records ({type(error).__name__})", dependency="log") from error
+
+    def _send(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
+        producer, began = self._producers.current(), time.monotonic()
+        with self._waiting.of((topic, partition)) as place, self._settled(producer, topic, began):
+            sent = [_send(producer, topic, partition, record) for record in records]
+            if not _acknowledged(sent, began + LATE_S):
+                self._look(producer, topic)
+                if place.rank() >= LATE_MAX:
+                    raise _late(topic, partition, LATE_S)
+                if not _acknowledged(sent, began + DEADLINE_S):
+                    raise kafka_errors.KafkaTimeoutError(f"waited {DEADLINE_S:.0f} s")
+            self._acknowledged_at = time.monotonic()
+            return [int(future.value.offset) for future in sent]
+
+    def _look(self, producer: KafkaProducer, topic: str) -> None:
+        """Finds out why an acknowledgment is late. Raises NotFound or Unavailable where waiting on is of no use."""
+        try:
+            self._topics.look(topic)
+        except NotFound:
+            self._producers.replace(producer, "topic-gone", drain=True)
+            raise
+        except Unavailable as error:
+            if error.retry_after_s < RETRY_AFTER_S:
+                self._producers.replace(producer, AWAY)
+            raise
+
+    @contextmanager
+    def _settled(self, producer: KafkaProducer, topic: str, began: float) -> Iterator[None]:
+        """Turns the client's errors into ours, and replaces a producer that cannot go on."""
+        try:
+            yield
+        except _STALE_EPOCH_ERRORS:
+            raise
+        except _SIZE_ERRORS as error:
+            self._topics.forget(topic)
+            raise _too_large(topic, None) from error
+        except _TOPIC_ERRORS as error:
+            self._topics.forget(topic)
+            _event.error("topic.refuses_records", topic=topic, reason=type(error).__name__)
+            raise _unusable(topic, type(error).__name__) from error
+        except kafka_errors.UnknownTopicOrPartitionError as error:
+            self._topics.forget(topic)
+            raise NotFound(f"the log has no topic {topic!r}") from error
+        except kafka_errors.KafkaError as error:
+            self._topics.forget(topic)
+            name = type(error).__name__
+            _event.warning("append.failed", topic=topic, error=name, reason=str(error)[:500])
+            is_timeout = isinstance(error, kafka_errors.KafkaTimeoutError)
+            if not is_timeout or self._acknowledged_at < began:  # others' records are acknowledged: it is this topic
+                self._producers.replace(producer, name)
+            raise Unavailable(f"the log did not take the records ({name})", dependency="log") from error
+        finally:
+            if _is_broken(producer):
+                self._producers.replace(producer, "broken")
+
+
+class _Producers:
+    """The producer in use, and its replacement."""
+
+    def __init__(self, servers: Sequence[str], client: Mapping[str, Any]) -> None:
+        self._servers = tuple(servers)
+        self._client = dict(client)
+        self._lock = threading.Lock()
+        self._connecting = threading.Lock()
+        self._down = False
+        """The last attempt to connect failed: one caller at a time tries again, and the others fail at once."""
+        self._current: KafkaProducer | None = None
+        self._draining = 0
+        self._away_until = 0.0
+        self._closed = False
+
+    def current(self) -> KafkaProducer:
+        """Returns the producer, connecting where there is none. Raises Unavailable."""
+        current = self._current
+        if current is not None:
+            return current
+        if self._closed:
+            raise Unavailable("the log is closed", dependency="log")
+        if not self._connecting.acquire(blocking=not self._down):
+            raise Unavailable("no Kafka broker can be reached", dependency="log")
+        try:
+            if self._current is not None:
+                return self._current
+            return self._adopt(self._connect())
+        finally:
+            self._connecting.release()
+
+    def _adopt(self, made: KafkaProducer) -> KafkaProducer:
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._current, self._down = made, False
+        if closed:
+            _end(made)
+        return made
+
+    def replace(self, producer: KafkaProducer, reason: str, *, drain: bool = False) -> None:
+        """Has later appends use a new producer. What waits on this one fails, with `drain` after DRAIN_S."""
+        with self._lock:
+            if self._current is not producer or (drain and self._draining >= DRAINING_MAX):
+                return
+            self._current = None
+            self._down = reason == AWAY
+            self._draining += drain
+        _replaced.labels(reason).inc()
+        _event.warning("producer.replaced", reason=reason)
+        threading.Thread(target=self._end, args=(producer, drain), name="kafka-producer-end", daemon=True).start()
+
+    def close(self) -> None:
+        """Closes the producer. Idempotent."""
+        with self._lock:
+            self._closed = True
+            current, self._current = self._current, None
+        if current is not None:
+            _end(current)
+
+    def _end(self, producer: KafkaProducer, drain: bool) -> None:
+        if drain:
+            time.sleep(DRAIN_S)
+        try:
+            _end(producer)
+        finally:
+            with self._lock:
+                self._draining -= drain
+
+    def _connect(self) -> KafkaProducer:
+        if time.monotonic() < self._away_until:
+            raise Unavailable("no Kafka broker can be reached", dependency="log")
+        try:
+            connect(self._servers)
+            producer = KafkaProducer(
+                bootstrap_servers=list(self._servers),
+                acks="all",
+                enable_idempotence=True,
+                compression_type="lz4",
+                batch_size=1 << 20,
+                max_request_size=MESSAGE_BYTES_MAX,
+                max_block_ms=2_000,
+                delivery_timeout_ms=int(DEADLINE_S * 1000),
+                request_timeout_ms=5_000,
+                allow_auto_create_topics=False,
+                reconnect_backoff_max_ms=1_000,
+                bootstrap_timeout_ms=3_000,
+                metrics_enabled=False,
+                **self._client,
+            )
+        except (kafka_errors.KafkaError, Unavailable) as error:
+            self._away_until, self._down = time.monotonic() + AWAY_S, True
+            if isinstance(error, Unavailable):
+                raise
+            raise Unavailable(f"no Kafka broker answers: {type(error).__name__}", dependency="log") from error
+        manager = producer._transaction_manager  # noqa: SLF001  (there is no other way to it)
+        if type(manager) is TransactionManager:
+            manager.__class__ = _Transactions
+        return producer
+
+
+class _Transactions(TransactionManager):  # type: ignore[misc]
+    """The idempotent producer's state; see this module's docstring. Needs Kafka 2.5 or later (KIP-360)."""
+
+    def classify_batch_error(self, error: Any, batch: Any, log_start_offset: int = -1) -> str:
+        """Has a refused record end its own batch alone, where kafka-python ends the producer."""
+        found = str(super().classify_batch_error(error, batch, log_start_offset=log_start_offset))
+        error_type = error if isinstance(error, type) else type(error)
+        if found == self.ERROR_CLASS_FATAL and error_type not in self._FATAL_ERRORS and self._supports_epoch_bump():
+            return str(self.ERROR_CLASS_NEEDS_EPOCH_BUMP)
+        return found
+
+    def reset_producer_id(self) -> None:
+        """Starts a new epoch; kafka-python forgets the id and never requests another."""
+        if self._supports_epoch_bump() and self._current_state == TransactionState.READY:
+            self.bump_producer_id_and_epoch()
+        elif not self.is_bumping_epoch():
+            super().reset_producer_id()
+
+
+class _Waiting:
+    """Which appends to a partition wait for their acknowledgment, oldest first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._places: dict[TopicPartition, deque[_Place]] = {}
+
+    @contextmanager
+    def of(self, tp: TopicPartition) -> Iterator["_Place"]:
+        """Gives a place behind those that wait. Raises Unavailable where LATE_MAX wait since longer than LATE_S."""
+        with self._lock:
+            waiting = self._places.setdefault(tp, deque())
+            if len(waiting) >= LATE_MAX and time.monotonic() - waiting[0].since > LATE_S:
+                raise _late(*tp, LATE_S)
+            place = _Place(waiting)
+            waiting.append(place)
+        try:
+            yield place
+        finally:
+            with self._lock:
+                waiting.remove(place)
+                if not waiting and self._places.get(tp) is waiting:
+                    del self._places[tp]
+
+
+class _Place:
+    def __init__(self, waiting: "deque[_Place]") -> None:
+        self.since = time.monotonic()
+        self._waiting = waiting
+
+    def rank(self) -> int:
+        """Returns how many wait longer."""
+        return self._waiting.index(self)
+
+
+def _trouble(
+    facts: TopicFacts, topic: str, partition: int, records: Sequence[Record]
+) -> NotFound | TooLarge | Unavailable | None:
+    """Returns what the broker would refuse, before anything is sent. Pure."""
+    if not 0 <= partition < facts.partitions:
+        return NotFound(f"the log has no partition {partition} of a topic {topic!r}")
+    if compacted(facts) and any(record.key is None for record in records):
+        return _unusable(topic, f"cleanup.policy={facts.cleanup_policy}")
+    limit = min(facts.message_bytes_max or MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX)
+    largest = max(_size(record) for record in records)
+    return _too_large(topic, limit) if largest > limit else None
+
+
+def _size(record: Record) -> int:
+    headers = sum(len(name) + len(value) + 8 for name, value in record.headers)
+    return len(record.value or b"") + len(record.key or b"") + headers + RECORD_OVERHEAD
+
+
+def _send(producer: KafkaProducer, topic: str, partition: int, record: Record) -> Any:
+    now_ms = time.time_ns() // 1_000_000
+    return producer.send(
+        topic,
+        value=record.value,
+        key=record.key,
+        headers=list(record.headers),
+        partition=partition,
+        # Brokers refuse times far in the future, and negative ones; a writer's clock must not stop its records.
+        timestamp_ms=min(record.event_time_ms, now_ms) if record.event_time_ms > 0 else now_ms,
+    )
+
+
+def _acknowledged(sent: Sequence[Any], until: float) -> bool:
+    """Waits for the futures; returns False when it is `until` first. Raises what one of them failed with."""
+    for future in sent:
+        try:
+            future.get(timeout=max(0.001, until - time.monotonic()))
+        except kafka_errors.KafkaTimeoutError:
+            if future.is_done:
+                raise
+            return False
+    return True
+
+
+def _is_broken(producer: KafkaProducer) -> bool:
+    manager = producer._transaction_manager  # noqa: SLF001  (there is no other way to it)
+    return bool(manager is not None and manager.has_fatal_error())
+
+
+def _end(producer: KafkaProducer) -> None:
+    """Ends the producer's thread and fails what waits on it; `close` alone raises, and leaves the thread running."""
+    producer._sender.force_close()  # noqa: SLF001  (there is no other way to it)
+    producer._sender.join(5)  # noqa: SLF001
+    try:
+        producer.close(timeout=0)
+    except kafka_errors.KafkaError as error:
+        _event.warning("producer.not_closed", error=type(error).__name__)
+
+
+def _too_large(topic: str, limit: int | None) -> TooLarge:
+    return TooLarge(
+        f"a record is larger than topic {topic!r} takes: send fewer or smaller documents at once, or have an operator"
+        " raise its max.message.bytes",
+        field="documents",
+        limit=limit,
+    )
+
+
+def _unusable(topic: str, why: str) -> Unavailable:
+    return Unavailable(
+        f"topic {topic!r} does not take records ({why}): an operator has to change its settings or permissions",
+        dependency="log",
+        retry_after_s=RETRY_AFTER_S,
+    )
+
+
+def _late(topic: str, partition: int, waited_s: float) -> Unavailable:
+    return Unavailable(f"{topic}/{partition} acknowledged nothing within {waited_s:.0f} s", dependency="log")
