@@ -250,7 +250,7 @@ def test_a_topic_that_is_deleted_and_created_again_halts_alone_and_skips_nothing
     until(reader, lambda: len(found) == 2, found)
     was = log.topic_ids(topic)[topic]
     log.delete_topic(topic)
-    assert log.topic_ids(topic) == {}
+    assert topic not in log.topic_ids(topic)
     until(reader, lambda: (topic, 0) in reader.halted(), found)
     assert reader.halted()[topic, 0].kind == "topic_missing"
     log.append(other, 0, [Record(b"x")])
