@@ -627,13 +627,27 @@ def model_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -
 @click.argument("name")
 @click.option("--kind", type=click.Choice(["local", "openai"]), required=True, help="Files, or a server of its own.")
 @click.option("--location", required=True, help="package:MODULE or a folder of files; a server's base URL (…/v1).")
-@click.option("--dimension", type=int, required=True, help="Length of its vectors.")
-@click.option("--window-tokens", type=int, required=True, help="The longest input that it reads.")
-@click.option("--normalised/--no-normalised", default=True, show_default=True, help="Its vectors have length 1.")
+@click.option("--dimension", type=int, help="Length of its vectors [default: as the files say].")
+@click.option("--window-tokens", type=int, help="Longest input that it reads [default: as the files say].")
+@click.option(
+    "--normalised/--no-normalised", default=None, help="Make its vectors unit length [default: as the files say; yes]."
+)
+@click.option("--query-prompt", help="Text before each search text [default: as the files say].")
+@click.option("--document-prompt", help="Text before each passage [default: as the files say].")
+@click.option("--check/--no-check", default=True, show_default=True, help="Load it, or call its server, first.")
 @common
 def model_register(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool, **given: Any) -> None:
-    """Add a model, for ever: entries never change. A local one is served after the embedder's next start."""
-    show(operator(data, url, key).call("POST", "/models", {"name": name, **given}), as_json)
+    """Add a model; entries never change. A local one is served after the embedder's next start."""
+    body = {"name": name, **{field: value for field, value in given.items() if value is not None}}
+    show(operator(data, url, key).call("POST", "/models", body), as_json)
+
+
+@model.command("retire")
+@click.argument("name")
+@common
+def model_retire(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Let no new collection or reindex use a model. Refused while a collection uses it."""
+    show(operator(data, url, key).call("POST", f"/models/{name}/retire"), as_json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from cluster import local
 from vicinage.errors import Unavailable, VicinageError
 from vicinage.settings import Settings
 
-TIMEOUT_S: Final = 60.0
+TIMEOUT_S: Final = 330.0
+"""Registering a local model loads it."""
 
 
 class Answered(VicinageError):

@@ -109,6 +109,7 @@ def build_gateway(
     """The gateway's app over searchers in this process or elsewhere."""
     from capacity.report import report
     from capacity.snapshot import Rates, take
+    from ingest.embedding.check import check
     from ingest.embedding.gather import GatheringEmbedder
     from ingest.embedding.openai import OpenAIEmbedder
     from query.embedder_look import EmbedderLook
@@ -143,6 +144,10 @@ def build_gateway(
 
     look = EmbedderLook(base.settings.embedder.url)
 
+    def check_model(model: EmbeddingModel) -> None:
+        model_key = base.settings.embedder.model_keys.get(model.name)
+        check(model, model_key=model_key.get_secret_value() if model_key else None)
+
     async def measure_capacity(asked: "Searchers") -> Any:
         from starlette.concurrency import run_in_threadpool
 
@@ -160,6 +165,7 @@ def build_gateway(
             embedder_for=embedder_for,
             embedder_ready=look.ready,
             measure_capacity=measure_capacity,
+            check_model=check_model,
             settings=base.settings.gateway,
             limits=base.settings.ingest,
             slots_total=base.settings.slots,
@@ -239,21 +245,13 @@ def build_embedder(
             )
         except Refused as refused:
             _event.error("nothing is reranked: see `vicinage doctor`", reason=str(refused))
-    local = [m for m in models if m.kind == "local" and _files_are_here(m)]
-    served = {m.name: LocalEmbedder(m, settings.embedder, on_failure=on_failure) for m in local}
+    served: dict[str, LocalEmbedder] = {}
+    for model in (m for m in models if m.kind == "local" and not m.retired):
+        try:
+            served[model.name] = LocalEmbedder(model, settings.embedder, on_failure=on_failure)
+        except Refused as refused:
+            _event.error("model.not_served", model=model.name, reason=str(refused))
     return create_app(served, key=key, reranker=reranker)
-
-
-def _files_are_here(model: EmbeddingModel) -> bool:
-    from ingest.passages import model_folder
-    from vicinage.errors import Refused
-
-    try:
-        model_folder(model)
-    except Refused as missing:
-        _event.error("a model is not served: see `vicinage doctor`", model=model.name, reason=str(missing))
-        return False
-    return True
 
 
 def _reranker(settings: Settings, embedder_key: str | None) -> "TeiReranker | None":

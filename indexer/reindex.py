@@ -30,6 +30,7 @@ from vicinage.log import Log, read_between
 from vicinage.records import Floats, ShardId
 from vicinage.routing import shard_of
 from vicinage.telemetry import events
+from vicinage.vectors import unit_length
 from vicinage.wire import decode_rows, rows_key, vector_column, vectors_schema
 
 PART_PASSAGES: Final = 20_000
@@ -239,6 +240,7 @@ class Reindex:
         calls = range(0, len(texts), EMBED_TEXTS)
         vectors = np.concatenate([self._patiently(new.model, texts[i : i + EMBED_TEXTS], tenant) for i in calls])
         columns = [part.column(name) for name in part.schema.names[:-1]]
+        vectors = unit_length(vectors, new.metric)
         return pa.RecordBatch.from_arrays([*columns, vector_column(vectors)], schema=vectors_schema(new.dimension))
 
     def _patiently(self, model: str, texts: Sequence[str], tenant: str) -> Floats:
@@ -270,7 +272,8 @@ def start(
     live = found.generation()
     choose(index or live.index, 1, flat_max=1)
     if model is not None:
-        registry.model(model)
+        if registry.model(model).retired:
+            raise Refused(f"model {model} is retired: name another one", field="model")
         if live.model is None:
             raise Refused("this collection's tenant sends vectors: it has no model to change", field="model")
     return jobs.create(

@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ingest.documents import Entry, fitted
-from ingest.rules import VECTOR_FAULTS, Broken, Rules, check_id, checked_metadata, unit_length, vector_faults
+from ingest.rules import VECTOR_FAULTS, Broken, Rules, check_id, checked_metadata, vector_faults
 from vicinage.errors import Refused
 from vicinage.records import Floats, Rejected
 from vicinage.settings import IngestSettings
+from vicinage.vectors import unit_length
 from vicinage.wire import decode_documents
 
 VALUES_MAX: Final = 500_000

@@ -94,11 +94,14 @@ def open_cutter(model: EmbeddingModel, settings: IngestSettings) -> Cutter:
 
     Of a model behind a server only the window is known: its tokens are taken to be bytes, which they never outnumber.
     """
-    window = model.window_tokens - SPECIAL_TOKENS
     if model.kind == "local":
         count, unit = _token_count(open_tokenizer(model)), 1
     else:
         count, unit = _byte_count, BYTES_PER_TOKEN
+    prompt = count([model.document_prompt])[0] if model.document_prompt else 0
+    window = model.window_tokens - SPECIAL_TOKENS - prompt
+    if window < 1:
+        raise Refused(f"the document prompt of model {model.name} fills its window", field="document_prompt")
     aim = min(settings.passage_tokens * unit, window)
     return Cutter(count, aim=aim, window=window, overlap=min(settings.passage_overlap_tokens * unit, aim // 2))
 
@@ -140,3 +143,10 @@ def model_folder(model: EmbeddingModel) -> Path:
     if found is None:
         raise Refused(f"model {model.name}: no tokenizer.json under {folder}", field="model")
     return found.parent
+
+
+def model_root(model: EmbeddingModel) -> Path:
+    """Returns the folder of a model's `modules.json`: that of its tokenizer, or the one above. Raises Refused."""
+    folder = model_folder(model)
+    above = folder.parent
+    return above if not (folder / "modules.json").exists() and (above / "modules.json").exists() else folder

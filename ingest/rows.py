@@ -16,6 +16,7 @@ from tenants.entities import Generation
 from vicinage.log import Record, Stored
 from vicinage.records import Document, Floats, Passage, Rejected
 from vicinage.routing import shard_of
+from vicinage.vectors import unit_length
 from vicinage.wire import DELETED, encode_rows, rows_key, vector_column, vectors_schema
 
 MESSAGE_BYTES: Final = 3 << 20
@@ -102,12 +103,19 @@ def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> p
         starts.extend(p.start if p else None for p in pieces)
         ends.extend(p.end if p else None for p in pieces)
         metadata.extend([_json(w.document)] + [None] * (n - 1))
-        vectors.append(made.vectors[key] if w.document is not None else nothing)
+        vectors.append(_vectors(w, made, generation) if w.document is not None else nothing)
         missing.extend([w.document is None] * n)
     columns = [ids, versions, times, passages, texts, starts, ends, metadata]
     schema = vectors_schema(generation.dimension)
     arrays = [pa.array(values, schema.field(i).type) for i, values in enumerate(columns)]
     return pa.RecordBatch.from_arrays([*arrays, vector_column(np.concatenate(vectors), missing)], schema=schema)
+
+
+def _vectors(write: Write, made: Embedded, generation: Generation) -> Floats:
+    """The write's vectors; those of a model that does not normalize are made unit length where cosine asks for it."""
+    assert write.document is not None
+    vectors = made.vectors[id(write), generation.model]
+    return vectors if write.document.vectors is not None else unit_length(vectors, generation.metric)
 
 
 def _json(document: Document | None) -> str | None:

@@ -13,11 +13,11 @@ from ingest.ids import fault_of_new
 from tenants.entities import Collection
 from vicinage.records import Document, Floats
 from vicinage.settings import IngestSettings
+from vicinage.vectors import unit_length
 from vicinage.wire import MESSAGE_BYTES_MAX, rows_bytes
 
 METADATA_DEPTH_MAX: Final = 8
 METADATA_KEY_BYTES_MAX: Final = 128
-BLOCK_NUMBERS: Final = 1 << 20
 VECTOR_FAULTS: Final = (
     "",
     "holds NaN, infinity, or a number beyond float32",
@@ -120,20 +120,6 @@ def vector_faults(vectors: Floats, metric: str) -> NDArray[np.uint8]:
     bad = squares == 0 if metric == "cosine" else squares > np.finfo(np.float32).max / 4
     faults[bad & (faults == 0)] = 2 if metric == "cosine" else 3
     return faults
-
-
-def unit_length(vectors: Floats, metric: str) -> Floats:
-    """float32 [n, d], of length 1 under cosine. Faulty vectors come back as they are or as zeros."""
-    if metric != "cosine" or not len(vectors):
-        return vectors
-    unit = np.empty_like(vectors)
-    rows = max(1, BLOCK_NUMBERS // vectors.shape[1])
-    for at in range(0, len(vectors), rows):  # in blocks: the quotients are float64
-        block = vectors[at : at + rows]
-        with np.errstate(all="ignore"):
-            lengths = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
-            unit[at : at + rows] = block / np.where(lengths > 0, lengths, 1.0)[:, None]
-    return unit
 
 
 def checked_metadata(metadata: dict[str, Any] | None, limits: IngestSettings) -> Mapping[str, Any]:

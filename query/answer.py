@@ -26,6 +26,8 @@ from vicinage.errors import DeadlineExceeded, NotFound, Overloaded, Refused, Una
 from vicinage.records import Floats, Hit, Token
 
 T = TypeVar("T")
+EMBED_SHARE: Final = 0.5
+"""Of a hybrid search's time, what its model gets: the rest is for searching by words where the model is late."""
 ORDINARY: Final = (1e-24, 1e24)
 """Between them, a square of a length is as good in float32 as it must be."""
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 4
@@ -94,7 +96,7 @@ class Answerer:
     async def _answer(self, question: Question, tenant: Tenant, deadline: Deadline, collection: Collection) -> Answer:
         if question.wait_for is not None:
             collection = await self.reached(question.wait_for, tenant, collection, deadline)
-        vector = await self._vector(question, tenant, collection.generation(), deadline)
+        question, vector, without = await self._embedded(question, tenant, collection.generation(), deadline)
         aim, misses = self.recall.aim(collection), self.recall.misses(collection)
         plan = make_plan(question, collection, vector, self.registry.version, aim, scan=misses)
         gathered = await self.searchers.scatter(plan, deadline)
@@ -102,6 +104,9 @@ class Answerer:
         if not gathered.failures and question.mode == "dense":
             self.recall.offer(plan, hits, gathered.partials)
         found = await self._statement(tenant, plan, gathered, hits)
+        if without is not None:
+            hits = tuple(hit._replace(lexical_score=hit.score) for hit in found.hits)
+            found = replace(found, hits=hits, reason="; ".join(filter(None, (found.reason, without))))
         return await self._read_again(question, tenant, found, deadline) if question.rerank else found
 
     async def _read_again(self, question: Question, tenant: Tenant, found: Answer, deadline: Deadline) -> Answer:
@@ -159,6 +164,21 @@ class Answerer:
             await run_in_threadpool(self.registry.refresh)
             return self.registry.tenant(principal.tenant), self.registry.collection(principal.tenant, name)
 
+    async def _embedded(
+        self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline
+    ) -> tuple[Question, Floats | None, str | None]:
+        """Returns the search, its vector and why it has none.
+
+        A hybrid search whose model is away, busy or late (it gets half of the time that is left) goes on by words alone.
+        """
+        if question.mode != "hybrid" or question.vector is not None or live.model is None:
+            return question, await self._vector(question, tenant, live, deadline), None
+        try:
+            within = Deadline.after(deadline.left_s() * EMBED_SHARE)
+            return question, await self._vector(question, tenant, live, within), None
+        except (Unavailable, Overloaded) as away:
+            return replace(question, mode="lexical"), None, f"ranked by words alone: {away.detail}"
+
     async def _vector(self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline) -> Floats | None:
         if question.mode == "lexical":
             return None  # words need no model
@@ -168,9 +188,10 @@ class Answerer:
             raise Refused("this collection has no embedding model: ask with a vector", field="text")
         assert question.text is not None, "a question has a text or a vector"
         embedder = self.embedder_for(live.model)
-        return await embedder.embed_query(
+        vector = await embedder.embed_query(
             question.text, tenant=tenant.name, weight=CLASS_WEIGHT[tenant.priority], deadline=deadline
         )
+        return checked_vector(vector, live)
 
     async def _statement(self, tenant: Tenant, plan: Plan, gathered: Gathered, hits: tuple[Hit, ...]) -> Answer:
         partials = gathered.partials

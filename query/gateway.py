@@ -30,7 +30,7 @@ from query.recall import History, RecallMonitor
 from query.rerank import Reranker
 from query.scatter import Searcher, Searchers
 from tenants.audit import Audit
-from tenants.entities import Collection, Generation
+from tenants.entities import Collection, EmbeddingModel, Generation
 from tenants.jobs import Jobs
 from tenants.keys import Keys
 from tenants.registry import Registry
@@ -65,6 +65,8 @@ class Gateway:
     embedder_for: Callable[[str], QueryEmbedder]
     embedder_ready: Callable[[], Awaitable[bool]]
     measure_capacity: Callable[[Searchers], Awaitable[Any]]
+    check_model: Callable[[EmbeddingModel], None]
+    """Tries a model before it is registered. Raises Refused."""
     settings: GatewaySettings
     limits: IngestSettings
     slots_total: int

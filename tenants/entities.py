@@ -93,7 +93,9 @@ class EmbeddingModel:
     """One immutable entry of the model registry.
 
     `kind`: local (sentence-transformers at `location`: `package:<module>` or a path), openai (base URL), oip (base URL).
-    `window_tokens` is the longest input it reads; longer texts are cut into passages, never truncated.
+    `window_tokens` is the longest input that it reads, special tokens included; longer texts are chunked into passages,
+    never truncated. `normalised`: its vectors are made unit length. `query_prompt` and `document_prompt` stand before
+    every search text and every passage when they are embedded. `retired`: no new generation may use it.
     """
 
     name: str
@@ -102,6 +104,9 @@ class EmbeddingModel:
     dimension: int
     window_tokens: int
     normalised: bool = True
+    query_prompt: str = ""
+    document_prompt: str = ""
+    retired: bool = False
 
 
 DEFAULT_MODEL = EmbeddingModel(

@@ -44,6 +44,9 @@ MODEL_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._/-]{0,62}")
 DIMENSION_MAX: Final = 4_096
 WINDOW_MIN: Final = 16
 WINDOW_MAX: Final = 1_000_000
+PROMPT_MAX: Final = 2_000
+SERVED: Final = ("building", "ready", "live")
+"""States of a generation that receives writes."""
 LOCATION_MAX: Final = 1_000
 SERVING: Final = ("building", "ready", "live")
 """States of a generation that still receives writes."""
@@ -371,8 +374,8 @@ class Registry:
         return self.collection(tenant, collection)
 
     def register_model(self, model: EmbeddingModel, *, actor: str) -> EmbeddingModel:
-        """A new entry of the model registry; entries never change. Whether the model answers, `vicinage doctor` says."""
-        _check_model(model)
+        """Adds an entry to the model registry; entries never change. Whether the model works, the caller has checked."""
+        check_entry(model)
         with changing(self._engine, self._clock, actor) as at:
             if at.connection.execute(select(tables.models.c.name).where(tables.models.c.name == model.name)).first():
                 raise Conflict(f"model {model.name!r} exists already; entries never change")
@@ -380,6 +383,28 @@ class Registry:
             at.note("model.register", model.name, after=asdict(model))
         self.refresh()
         return model
+
+    def retire_model(self, name: str, *, actor: str) -> EmbeddingModel:
+        """Marks a model as retired: no new collection or generation may use it. Idempotent.
+
+        Raises NotFound, and Conflict while a generation that is live, ready or being built uses it.
+        """
+        with changing(self._engine, self._clock, actor) as at:
+            g, m = tables.generations.c, tables.models.c
+            if not at.connection.execute(select(m.name).where(m.name == name)).first():
+                raise NotFound(f"there is no model {name!r}")
+            used = select(g.tenant, g.collection).where(g.model == name, g.state.in_(SERVED)).distinct()
+            users = [f"{r.tenant}/{r.collection}" for r in at.connection.execute(used.limit(5))]
+            if users:
+                raise Conflict(
+                    f"model {name!r} is used by {', '.join(users)}: reindex or delete them first", found=users
+                )
+            at.connection.execute(
+                update(tables.models).where(m.name == name).values(retired=True, row_version=at.version)
+            )
+            at.note("model.retire", name, before={"retired": False}, after={"retired": True})
+        self.refresh()
+        return self.model(name)
 
     def _next_generation(self, tenant: str, collection: str) -> int:
         """The number that a generation made now would have. They go on rising: old rows in the log stay strangers."""
@@ -400,7 +425,8 @@ class Registry:
         return entry.name, entry.dimension
 
 
-def _check_model(model: EmbeddingModel) -> None:
+def check_entry(model: EmbeddingModel) -> None:
+    """Raises Refused for an entry that breaks the registry's bounds, whatever its files or its server are."""
     if not MODEL_NAME.fullmatch(model.name):
         raise Refused(
             "a model's name is 1 to 63 of a-z, A-Z, 0-9, '.', '_', '-' and '/', and begins with a letter or digit",
@@ -411,6 +437,11 @@ def _check_model(model: EmbeddingModel) -> None:
         raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
     if not WINDOW_MIN <= model.window_tokens <= WINDOW_MAX:
         raise Refused(f"window_tokens is {WINDOW_MIN} to {WINDOW_MAX}", field="window_tokens", limit=WINDOW_MAX)
+    for name, prompt in (("query_prompt", model.query_prompt), ("document_prompt", model.document_prompt)):
+        if len(prompt) > PROMPT_MAX or any(ord(c) < 32 and c not in "\n\t" for c in prompt):
+            raise Refused(
+                f"{name} is at most {PROMPT_MAX} characters, without control characters", field=name, limit=PROMPT_MAX
+            )
     if model.kind == "oip":
         raise Refused("kind oip is not supported yet: use an OpenAI-compatible server (kind openai)", field="kind")
     if model.kind not in ("local", "openai"):
@@ -497,6 +528,10 @@ def _end_jobs(at: Change, tenant: str, collection: str) -> None:
 
 
 def _insert_generation(at: Change, made: Generation) -> None:
+    """Inserts the generation. Raises Refused for a model that is retired, in the same transaction."""
+    m = tables.models.c
+    if made.model is not None and at.connection.execute(select(m.retired).where(m.name == made.model)).scalar():
+        raise Refused(f"model {made.model} is retired: name another one", field="model")
     row = {
         **asdict(made),
         "slots": json.dumps(made.slots),

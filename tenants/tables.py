@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     insert,
     select,
     text,
@@ -72,6 +73,9 @@ models = Table(
     Column("dimension", Integer, nullable=False),
     Column("window_tokens", Integer, nullable=False),
     Column("normalised", Boolean, nullable=False),
+    Column("query_prompt", Text, nullable=False, server_default=""),
+    Column("document_prompt", Text, nullable=False, server_default=""),
+    Column("retired", Boolean, nullable=False, server_default=false()),
     Column("row_version", BigInteger, nullable=False, index=True),
 )
 collections = Table(

@@ -99,6 +99,7 @@ def build(base: Ground, searchers: list[Any], settings: GatewaySettings | None =
         "embedder_for": lambda _model: embedder,
         "embedder_ready": ready,
         "measure_capacity": no_capacity,
+        "check_model": lambda _model: None,
         "local_operator": False,
         "recall_history": RecallHistory(base.engine, base.clock),
         **given,

@@ -116,16 +116,22 @@ class Overloaded(VicinageError):
 
 
 class Unavailable(VicinageError):
-    """A part that is needed is away (`dependency` names it); try again after `retry_after_s` seconds."""
+    """A part that is needed is away (`dependency` names it); try again after `retry_after_s` seconds.
+
+    `operator_detail` may name addresses and foreign messages: events and operators' answers show it, a tenant's never.
+    """
 
     kind = "unavailable"
     status = 503
     title = "A dependency is unavailable"
 
-    def __init__(self, detail: str, *, dependency: str, retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self, detail: str, *, dependency: str, retry_after_s: float = 1.0, operator_detail: str | None = None
+    ) -> None:
         super().__init__(detail)
         self.dependency = dependency
         self.retry_after_s = retry_after_s
+        self.operator_detail = detail if operator_detail is None else operator_detail
 
 
 class DeadlineExceeded(Unavailable):

@@ -68,7 +68,8 @@ def measure(precision: str, threads: int, embed: Callable[[int], Floats], truth:
     embed(1)
     query_s, _ = _timed(embed, 1)
     batch_s, vectors = _timed(embed, len(truth))
-    cosine = float(np.einsum("ij,ij->i", truth, vectors).mean())
+    lengths = np.linalg.norm(truth, axis=1) * np.linalg.norm(vectors, axis=1)
+    cosine = float((np.einsum("ij,ij->i", truth, vectors) / lengths).mean())
     return Trial(precision, threads, round(len(truth) / batch_s, 1), round(query_s * 1000, 2), round(cosine, 5))
 
 

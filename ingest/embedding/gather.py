@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import numpy as np
+
 from ingest.embedding import Lane
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Refused, Unavailable, VicinageError
@@ -21,13 +23,19 @@ CALLS_MAX: Final = 1
 WAITING_MAX: Final = 1_024
 GATHER_MAX: Final = 64
 QUANTUM: Final = 1
-"""Each question costs one: a tenant's turn is as many questions as its weight."""
+"""A text that fits the window costs one: a tenant's turn is as many of them as its weight."""
+CHARS_PER_TOKEN: Final = 4
 _INPUT: Final = re.compile(r"input\.(\d{1,4})")
 """How the embedder names the text that it refuses."""
 
 
 class AsyncEmbedder(Protocol):
     """What is gathered for."""
+
+    @property
+    def window_tokens(self) -> int:
+        """The longest text that it reads, special tokens not counted."""
+        ...
 
     async def embed_async(
         self,
@@ -66,7 +74,7 @@ class GatheringEmbedder:
     async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
         """float32 [d]. Raises as Embedder.embed does."""
         question = _Question(text, tenant, weight, deadline, asyncio.get_running_loop().create_future())
-        self._waiting.put(tenant, [(question, 1)], weight=weight)
+        self._waiting.put(tenant, [(question, self._cost(text))], weight=weight)
         self._go()
         try:
             return await asyncio.wait_for(question.answer, deadline.left_s())
@@ -76,6 +84,10 @@ class GatheringEmbedder:
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
         await self._embedder.aclose()
+
+    def _cost(self, text: str) -> int:
+        """What a text takes of its tenant's turn: one, or as many as it may have windows."""
+        return max(1, len(text) // (CHARS_PER_TOKEN * self._embedder.window_tokens))
 
     def _go(self) -> None:
         while self._waiting.cost and len(self._calls) < CALLS_MAX:
@@ -119,18 +131,63 @@ class GatheringEmbedder:
                     q.answer.set_result(vector)
 
     async def _without_the_bad(self, gathered: list[_Question], refused: Refused) -> None:
-        """One bad text must not spoil the others' call: it is refused alone, and the others are asked again."""
+        """One bad text must not spoil the others' call: it is refused alone, and the others are asked again.
+
+        A server that does not name it is asked in halves: one text among 64 costs about twelve calls, not 64.
+        """
         named = _INPUT.fullmatch(refused.field or "")
         bad = gathered[int(named[1])] if named and int(named[1]) < len(gathered) else None
         if bad is None and len(gathered) > 1:
-            for q in gathered:
-                await self._ask([q])
+            half = len(gathered) // 2
+            await self._ask(gathered[:half])
+            await self._ask(gathered[half:])
             return
-        _settle(bad or gathered[0], Refused(refused.detail, field="text", limit=refused.limit))
+        await self._refuse_or_split(bad or gathered[0], refused)
         if rest := [q for q in gathered if not q.answer.done()]:
             await self._ask(rest)
 
+    async def _refuse_or_split(self, question: _Question, refused: Refused) -> None:
+        """Refuses a text; one that may only be too long is embedded in windows, all in one call, and answered by their mean."""
+        windows = windows_of(question.text, self._embedder.window_tokens)
+        if len(windows) == 1:
+            _settle(question, Refused(refused.detail, field="text", limit=refused.limit))
+            return
+        try:
+            vectors = await self._embedder.embed_async(
+                windows, tenant=question.tenant, weight=question.weight, deadline=question.deadline
+            )
+        except VicinageError as error:
+            _settle(question, error)
+        else:
+            if not question.answer.done():
+                question.answer.set_result(_mean(vectors, [len(w) for w in windows]))
 
-def _settle(question: _Question, error: Exception) -> None:
+
+def windows_of(text: str, window_tokens: int) -> list[str]:
+    """Returns the text in parts of at most `window_tokens` bytes, cut at white space where there is some. Pure.
+
+    A server tells no tokens, and they never outnumber bytes: such a part fits whatever its tokens are.
+    """
+    parts: list[str] = []
+    left = text.strip()
+    while len(left.encode()) > window_tokens:
+        head = left.encode()[:window_tokens].decode(errors="ignore") or left[0]
+        at = max(head.rfind(" "), head.rfind("\n"))
+        cut = at if at > len(head) // 2 else len(head)
+        parts.append(left[:cut].strip())
+        left = left[cut:].strip()
+    return [part for part in (*parts, left) if part]
+
+
+def _mean(vectors: Floats, weights: list[int]) -> Floats:
+    """The weighted mean of rows, float32 [d], with the mean length of its parts: unit length where theirs is."""
+    total = np.average(vectors, axis=0, weights=weights)
+    length = float(np.linalg.norm(total))
+    wanted = float(np.average([np.linalg.norm(v) for v in vectors], weights=weights))
+    mean: Floats = (total * (wanted / length) if length else total).astype(np.float32)
+    return mean
+
+
+def _settle(question: _Question, error: BaseException) -> None:
     if not question.answer.done():
         question.answer.set_exception(error)

@@ -21,8 +21,9 @@ from ingest.embedding import Lane
 from ingest.embedding.batcher import Batcher, Item
 from ingest.embedding.bert import Encoder, is_bert
 from ingest.embedding.calibration import BATCH, BUDGET_S, PROBE, ROUNDS, Calibration, Trial, choose, measure
+from ingest.embedding.files import check_model_files, read_model_files
 from ingest.embedding.packed import can_lay, packed
-from ingest.passages import model_folder, open_tokenizer
+from ingest.passages import model_root, open_tokenizer
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Refused, Unavailable
@@ -42,6 +43,8 @@ PAD_SHARE_ATTENTION: Final = 2.0
 """or this much, where attention alone sees it (bert.py),"""
 CALL_TOKENS: Final = 40
 """and by more than this: so many tokens take about as long as the fixed part of another call."""
+WINDOW_SLACK: Final = 4
+"""Tokens that a window of a long text is kept shorter: a text cut out of a longer one may have a token more at each end."""
 TIMEOUT_S: Final = 600.0
 FAILURES_MAX: Final = 3
 """After so many failed model calls in a row the worker ends, and the role with it: a broken device does not mend itself."""
@@ -54,12 +57,23 @@ _seconds = histogram("vicinage_ingest_embed_seconds", "one model call")
 
 @dataclass(slots=True)
 class _Request:
-    """Texts asked together; done when every row is there."""
+    """Texts asked together; done when every row is there.
+
+    `vectors` float32 [rows, d]; a text has one row, or where it is longer than the window several, and `windows[i]` then
+    names text i's rows and the tokens of each.
+    """
 
     vectors: Floats
     left: int
     deadline: Deadline | None
+    windows: "Sequence[Sequence[int]]" = ()
+    normalized: bool = True
     done: Future[Floats] = field(default_factory=Future)
+
+    def text_of(self, row: int) -> int:
+        """Returns the text that a row belongs to."""
+        ends = np.cumsum([len(each) for each in self.windows])
+        return int(np.searchsorted(ends, row, side="right"))
 
     def late(self) -> bool:
         return self.deadline is not None and self.deadline.passed()
@@ -68,9 +82,24 @@ class _Request:
         """Hand over the vectors, or the refusal. Whoever waited may have gone away, at this very moment too."""
         with contextlib.suppress(InvalidStateError):
             if refusal is None:
-                self.done.set_result(self.vectors)
+                self.done.set_result(mean_of_windows(self.vectors, self.windows, normalized=self.normalized))
             else:
                 self.done.set_exception(refusal)
+
+
+def mean_of_windows(vectors: Floats, windows: Sequence[Sequence[int]], *, normalized: bool) -> Floats:
+    """Returns float32 [texts, d] of the rows of their windows: each text's mean, weighted by its windows' tokens.
+
+    `windows[i]` has the number of tokens of each window of text i; () means one row per text. Pure.
+    """
+    if len(windows) == len(vectors) or not windows:
+        return vectors
+    starts = np.cumsum([0] + [len(each) for each in windows[:-1]])
+    weights = np.concatenate([np.asarray(each, np.float32) / sum(each) for each in windows])
+    means: Floats = np.add.reduceat(vectors * weights[:, None], starts, axis=0)
+    if normalized:
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return means
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +184,10 @@ class LocalEmbedder:
         deadline: Deadline | None = None,
     ) -> Pending:
         """The same, to be waited for; cancelling it spares the model the work. Raises Refused and Overloaded at once."""
-        rows = self._tokenise(texts)
-        request = _Request(np.empty((len(rows), self.dimension), np.float32), len(rows), deadline)
+        rows, windows = self._rows(texts, lane)
+        request = _Request(
+            np.empty((len(rows), self.dimension), np.float32), len(rows), deadline, windows, self._entry.normalised
+        )
         if not rows:
             request.settle()
         with self._work:
@@ -175,8 +206,39 @@ class LocalEmbedder:
             self._work.notify_all()
         self._worker.join(30)
 
-    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts))]
+    def _rows(self, texts: Sequence[str], lane: Lane) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of what the model reads, and of each text the tokens of each of its rows (see mean_of_windows).
+
+        A document is never longer than the window (ingest chunks it): Refused. A search text that is longer is read in
+        windows of equal length, so that all of it counts.
+        """
+        if lane is Lane.DOCUMENT:
+            rows = self._tokenise(texts, self._entry.document_prompt)
+            return rows, [[len(row)] for row in rows]
+        prompt = self._entry.query_prompt
+        encoded = [e.ids for e in self._tokenizer.encode_batch_fast([prompt + text for text in texts])]
+        if all(len(ids) <= self._entry.window_tokens for ids in encoded):
+            return encoded, [[len(row)] for row in encoded]
+        each = [
+            [ids] if len(ids) <= self._entry.window_tokens else self._windows(text)
+            for text, ids in zip(texts, encoded, strict=True)
+        ]
+        return [row for rows in each for row in rows], [[len(row) for row in rows] for rows in each]
+
+    def _windows(self, text: str) -> list[list[int]]:
+        """The text's windows of about equal length, each with the prompt and the special tokens."""
+        bare = self._tokenizer.encode(text, add_special_tokens=False)
+        around = len(self._tokenizer.encode(self._entry.query_prompt).ids)
+        n = -(-len(bare.ids) // max(1, self._entry.window_tokens - around - WINDOW_SLACK))
+        size = -(-len(bare.ids) // n)
+        spans = [
+            (bare.offsets[at][0], bare.offsets[min(at + size, len(bare.ids)) - 1][1])
+            for at in range(0, len(bare.ids), size)
+        ]
+        return self._tokenise([text[start:end] for start, end in spans], self._entry.query_prompt)
+
+    def _tokenise(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
+        encoded = [e.ids for e in self._tokenizer.encode_batch_fast([prompt + text for text in texts])]
         window = self._entry.window_tokens
         for i, ids in enumerate(encoded):
             if len(ids) > window:
@@ -199,17 +261,43 @@ class LocalEmbedder:
         failures = 0
         pad_share = PAD_SHARE_ATTENTION if isinstance(self._model, Encoder) else PAD_SHARE
         while items := self._next():
-            try:
-                for call in _calls(_wanted(items), pad_share):
-                    self._answer(call)
-                failures = 0
-            except Exception as error:
-                failures += 1
-                _event.exception("a model call failed", failures=failures)
-                for item in items:
-                    item.request.settle(Unavailable(f"the model failed: {error}", dependency="embedder"))
+            for call in _calls(_wanted(items), pad_share):
+                failures = 0 if self._answered(call) else failures + 1
                 if failures == FAILURES_MAX:
-                    raise
+                    raise RuntimeError(f"{FAILURES_MAX} model calls failed in a row, that of a known text too")
+
+    def _answered(self, call: list[Item]) -> bool:
+        """Answers a call, whatever becomes of it. Returns False where the model fails, not the texts.
+
+        A call that fails while a known text still works has a text at fault: each is then embedded alone.
+        """
+        try:
+            self._answer(call)
+        except Exception as error:  # noqa: BLE001  (whatever a model raises, those who wait must hear of it)
+            _event.exception("model_call.failed", texts=len(call))
+            if not self._works():
+                for item in call:
+                    item.request.settle(Unavailable("the embedding model failed", dependency="embedder"))
+                return False
+            if len(call) == 1:
+                call[0].request.settle(
+                    Refused(
+                        f"the model cannot embed this text: {type(error).__name__}",
+                        field=f"input.{call[0].request.text_of(call[0].row)}",
+                    )
+                )
+            else:
+                alone = [self._answered([item]) for item in call]  # each is answered, whatever the others are
+                return all(alone)
+        return True
+
+    def _works(self) -> bool:
+        """Whether the model still embeds a text that it embedded at its start."""
+        try:
+            return bool(np.isfinite(self._forward(self._model, self._tokenise(PROBE[:1]))).all())
+        except Exception:  # noqa: BLE001  (as above)
+            _event.exception("model.failed")
+            return False
 
     def _next(self) -> list[Item]:
         """The texts of the next call, waited for; [] when it is time to stop."""
@@ -244,7 +332,7 @@ class LocalEmbedder:
                 self._batcher.aim(n_tokens / seconds, CALL_S)
 
     def _forward(self, model: Any, rows: list[list[int]]) -> Floats:
-        """float32 [n, d], L2-normalised, of token ids of similar lengths."""
+        """float32 [n, d] of token ids of similar lengths, L2-normalized where the registry's entry says so."""
         import torch
 
         longest = max(len(r) for r in rows)
@@ -258,7 +346,9 @@ class LocalEmbedder:
             "attention_mask": self._sent(torch.from_numpy(mask)),
         }
         with torch.inference_mode():
-            out = torch.nn.functional.normalize(model(features)["sentence_embedding"].float(), dim=1)
+            out = model(features)["sentence_embedding"].float()
+            if self._entry.normalised:
+                out = torch.nn.functional.normalize(out, dim=1)
         vectors: Floats = out.cpu().numpy()
         return vectors
 
@@ -315,10 +405,21 @@ def _load(entry: EmbeddingModel, device: str) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # stderr carries events
-    model: Any = SentenceTransformer(str(model_folder(entry)), device=device).eval()
+    root = model_root(entry)
+    check_model_files(entry, read_model_files(root))
+    model: Any = SentenceTransformer(str(root), device=device).eval()
     if (found := model.get_embedding_dimension()) != entry.dimension:
         raise Refused(f"model {entry.name} has dimension {found}, the registry says {entry.dimension}", field="model")
     return model
+
+
+def try_model(entry: EmbeddingModel) -> None:
+    """Loads the model and embeds a short text and one that fills its window. Raises Refused, or what the library raises."""
+    model = _load(entry, "cpu")
+    model.max_seq_length = entry.window_tokens
+    vectors = np.asarray(model.encode([PROBE[0], "word " * entry.window_tokens], batch_size=1))
+    if vectors.shape != (2, entry.dimension) or not np.isfinite(vectors).all():
+        raise Refused(f"model {entry.name} answers {vectors.shape}, or numbers that are not finite", field="location")
 
 
 def _at(model: Any, precision: str, device: str) -> Any:

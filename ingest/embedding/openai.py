@@ -74,7 +74,7 @@ class OpenAIEmbedder:
             except httpx.TimeoutException as error:
                 raise DeadlineExceeded("the embedder did not answer in time", dependency="embedder") from error
             except httpx.HTTPError as error:
-                raise _away(error) from error
+                raise self._away(error) from error
             n = len(texts[i : i + INPUTS_MAX])
             parts.append(self._vectors(response.status_code, response.headers, response.content, n))
         return np.concatenate(parts) if parts else np.empty((0, self.dimension), np.float32)
@@ -96,7 +96,7 @@ class OpenAIEmbedder:
         except TimeoutError as error:
             raise DeadlineExceeded("the embedder did not answer in time", dependency="embedder") from error
         except aiohttp.ClientError as error:
-            raise _away(error) from error
+            raise self._away(error) from error
         return self._vectors(status, answered, content, len(texts))
 
     def close(self) -> None:
@@ -114,7 +114,10 @@ class OpenAIEmbedder:
         timeout = min(self._timeout_s, deadline.left_s()) if deadline else self._timeout_s
         if timeout <= 0:
             raise DeadlineExceeded("the deadline passed before the text was embedded", dependency="embedder")
-        body = orjson.dumps({"model": self._entry.name, "input": list(texts), "encoding_format": "base64"})
+        # Our own embedder role knows the prompts of its models; another server is sent them with the text.
+        before = self._entry.query_prompt if lane is Lane.QUERY else self._entry.document_prompt
+        sent = list(texts) if self._ours or not before else [before + text for text in texts]
+        body = orjson.dumps({"model": self._entry.name, "input": sent, "encoding_format": "base64"})
         if not self._ours:
             return body, {}, timeout
         return body, told(tenant, weight, timeout) | {"x-vicinage-lane": lane.value}, timeout
@@ -122,19 +125,54 @@ class OpenAIEmbedder:
     def _vectors(self, status: int, headers: Mapping[str, str], content: bytes, n: int) -> Floats:
         """The n vectors of an answer. Whatever is wrong with it is the server's doing, not the texts'."""
         if status != httpx.codes.OK:
-            raise _refusal(status, headers.get("retry-after"), content)
+            raise self._refusal(status, headers.get("retry-after"), content)
         try:
             data = sorted(orjson.loads(content)["data"], key=itemgetter("index"))
             vectors = np.stack([_floats(d["embedding"]) for d in data])
         except (ValueError, KeyError, TypeError) as error:
-            raise Unavailable(f"{self._url} answered what is no embedding: {error!r}", dependency="embedder") from error
+            raise self._wrong(f"answered what is no embedding: {error!r}") from error
         if vectors.shape != (n, self.dimension) or not np.isfinite(vectors).all():
-            raise Unavailable(
-                f"{self._url} answered {vectors.shape[0]} vectors of dimension {vectors.shape[-1]}, where "
-                f"{n} finite ones of {self.dimension} were asked",
-                dependency="embedder",
+            raise self._wrong(
+                f"answered {vectors.shape[0]} vectors of dimension {vectors.shape[-1]}, where {n} finite ones of "
+                f"{self.dimension} were asked"
             )
-        return vectors if self._ours else _normalised(vectors)
+        return vectors if self._ours or not self._entry.normalised else _normalised(vectors)
+
+    def _away(self, error: Exception) -> Unavailable:
+        """The server's address and the cause are for operators: a tenant is told the model's name alone."""
+        return Unavailable(
+            f"the embedding model {self.model} is away",
+            dependency="embedder",
+            operator_detail=f"{self._url}: {error or type(error).__name__}",
+        )
+
+    def _wrong(self, what: str) -> Unavailable:
+        return Unavailable(
+            f"the server of the embedding model {self.model} does not answer as it must",
+            dependency="embedder",
+            operator_detail=f"{self._url} {what}",
+        )
+
+    def _refusal(self, status: int, retry_after: str | None, content: bytes) -> Exception:
+        said, param = _said(content)
+        retry_s = _retry_s(retry_after)
+        match status:
+            case 429:
+                return Overloaded(
+                    said if self._ours else f"the embedding model {self.model} has too much to do",
+                    retry_after_s=retry_s,
+                )
+            case 400 | 413 | 422 if param != "model":
+                return Refused(said, field=param or "text")
+            case 504:
+                return DeadlineExceeded("the embedder did not answer in time", dependency="embedder")
+            case _:
+                return Unavailable(
+                    f"the embedding model {self.model} is away",
+                    dependency="embedder",
+                    retry_after_s=retry_s,
+                    operator_detail=f"{self._url} answered {status}: {said}",
+                )
 
 
 def _normalised(vectors: Floats) -> Floats:
@@ -148,24 +186,6 @@ def _floats(embedding: str | list[float]) -> Floats:
         decoded: Floats = np.frombuffer(base64.b64decode(embedding), dtype="<f4")
         return decoded
     return np.asarray(embedding, np.float32)
-
-
-def _away(error: Exception) -> Unavailable:
-    return Unavailable(f"the embedder is away: {error or type(error).__name__}", dependency="embedder")
-
-
-def _refusal(status: int, retry_after: str | None, content: bytes) -> Exception:
-    said, param = _said(content)
-    retry_s = _retry_s(retry_after)
-    match status:
-        case 429:
-            return Overloaded(said, retry_after_s=retry_s)
-        case 400 | 413 | 422 if param != "model":
-            return Refused(said, field=param or "text")
-        case 504:
-            return DeadlineExceeded(said, dependency="embedder")
-        case _:
-            return Unavailable(f"the embedder answered {status}: {said}", dependency="embedder", retry_after_s=retry_s)
 
 
 def _said(content: bytes) -> tuple[str, str | None]:

@@ -1,5 +1,6 @@
 """/v1/admin: what operators do. Operator keys only; every change leaves an audit record (law 10)."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -9,11 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from indexer import reindex
+from ingest.embedding.check import described
 from query.api.collections import FIELDS, create_for, facts, facts_of
 from query.api.http import answer, check_confirmed, gateway, integer, json_object, name_in, number, principal, typed
 from tenants import provisioning
 from tenants.entities import EmbeddingModel, Job, Key, Tenant
-from vicinage.errors import Refused
+from tenants.registry import WINDOW_MIN, check_entry
+from vicinage.errors import Conflict, Refused
 
 router = APIRouter(prefix="/v1/admin")
 EXPIRES_S_MAX: Final = 10 * 365 * 86_400
@@ -165,23 +168,51 @@ async def list_models(request: Request) -> Response:
     return answer([asdict(m) for m in house.registry.models()])
 
 
+MODEL_FIELDS: Final = frozenset(
+    {"name", "kind", "location", "dimension", "window_tokens", "normalised", "query_prompt", "document_prompt", "check"}
+)
+
+
 @router.post("/models", status_code=201, response_model=None)
 async def register_model(request: Request) -> Response:
-    """A new entry of the model registry, which never changes: `kind` local (files) or openai (a server that speaks its API)."""
+    """Adds a model to the registry: `kind` local (files) or openai (a server that speaks its API). Entries never change.
+
+    What is not given is read from a local model's files. The model is loaded, or its server called, unless `check` is false.
+    """
     house, actor = await _operator(request)
-    known = frozenset({"name", "kind", "location", "dimension", "window_tokens", "normalised"})
-    value = await json_object(request, known)
-    normalised = typed(value, "normalised", bool, "whether its vectors have length 1")
-    kind: Any = typed(value, "kind", str, "local or openai", needed=True)
-    model = EmbeddingModel(
-        name=typed(value, "name", str, "the model's name", needed=True),
-        kind=kind,
-        location=typed(value, "location", str, "package:MODULE, a path, or a server's base URL", needed=True),
-        dimension=typed(value, "dimension", int, "the length of its vectors", needed=True),
-        window_tokens=typed(value, "window_tokens", int, "the longest input that it reads", needed=True),
-        normalised=normalised is not False,
-    )
-    return answer(asdict(await run_in_threadpool(house.registry.register_model, model, actor=actor)), 201)
+    value = await json_object(request, MODEL_FIELDS)
+    given = {
+        "name": typed(value, "name", str, "the model's name", needed=True),
+        "kind": typed(value, "kind", str, "local or openai", needed=True),
+        "location": typed(value, "location", str, "package:MODULE, a path, or a server's base URL", needed=True),
+        "dimension": typed(value, "dimension", int, "the length of its vectors"),
+        "window_tokens": typed(value, "window_tokens", int, "the longest input that it reads, in tokens"),
+        "normalised": typed(value, "normalised", bool, "whether its vectors are made unit length"),
+        "query_prompt": typed(value, "query_prompt", str, "the text before a search text"),
+        "document_prompt": typed(value, "document_prompt", str, "the text before a passage"),
+    }
+    checked = typed(value, "check", bool, "whether the model is tried first") is not False
+    made = await run_in_threadpool(_registered, house, given, checked=checked, actor=actor)
+    return answer(asdict(made), 201)
+
+
+def _registered(house: Any, given: Mapping[str, Any], *, checked: bool, actor: str) -> EmbeddingModel:
+    check_entry(EmbeddingModel(given["name"], given["kind"], given["location"], 1, WINDOW_MIN))
+    if any(m.name == given["name"] for m in house.registry.models()):
+        raise Conflict(f"model {given['name']!r} exists already; entries never change")
+    model = described(given)
+    check_entry(model)
+    if checked:
+        house.check_model(model)
+    registered: EmbeddingModel = house.registry.register_model(model, actor=actor)
+    return registered
+
+
+@router.post("/models/{name:path}/retire", response_model=None)
+async def retire_model(name: str, request: Request) -> Response:
+    """Retires a model: no new collection or generation may use it. 409 while one that receives writes does."""
+    house, actor = await _operator(request)
+    return answer(asdict(await run_in_threadpool(house.registry.retire_model, name, actor=actor)))
 
 
 @router.get("/audit", response_model=None)

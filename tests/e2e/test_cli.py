@@ -53,7 +53,9 @@ def test_tenants_keys_and_collections_without_a_running_platform(tmp_path: Path)
     assert len(vicinage("key", "list", "acme", data=data)) == 2
     assert vicinage("tenant", "suspend", "acme", data=data)["state"] == "suspended"
     server = ("--kind", "openai", "--location", "http://127.0.0.1:9/v1", "--dimension", "8", "--window-tokens", "512")
-    assert vicinage("model", "register", "own", *server, "--no-normalised", data=data)["normalised"] is False
+    assert "cannot be used" in vicinage("model", "register", "own", *server, data=data, wanted=1)
+    added = vicinage("model", "register", "own", *server, "--no-normalised", "--no-check", data=data)
+    assert added["normalised"] is False
     assert [m["name"] for m in vicinage("model", "list", data=data)] == ["all-minilm-l6-v2", "own"]
     assert vicinage("audit", "verify", data=data)["intact"]
     assert "exists already" in vicinage("tenant", "create", "acme", data=data, wanted=1)

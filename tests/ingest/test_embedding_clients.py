@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from ingest.embedding import Lane, open_embedder
 from ingest.embedding.calibration import Trial, choose
-from ingest.embedding.gather import CALLS_MAX, GATHER_MAX, GatheringEmbedder
+from ingest.embedding.gather import CALLS_MAX, GATHER_MAX, GatheringEmbedder, windows_of
 from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
@@ -133,7 +133,7 @@ def test_whatever_is_wrong_with_the_server_is_not_the_texts_fault(
 def test_load_is_said_with_its_retry_after(foreign: Foreign, base_url: str, header: str, seconds: float) -> None:
     foreign.answer = JSONResponse({"error": {"message": "slow down"}}, 429, {"retry-after": header})
     embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
-    with pytest.raises(Overloaded, match="slow down") as raised:
+    with pytest.raises(Overloaded, match="model m has too much to do") as raised:
         embedder.embed(["x"], tenant="t")
     assert raised.value.retry_after_s == seconds
     embedder.close()
@@ -154,6 +154,7 @@ def test_a_deadline_that_has_passed_is_not_even_sent(foreign: Foreign, base_url:
 class Slow:
     """An embedder that answers when the test lets it; words over ten letters are over its window."""
 
+    window_tokens = 1_000
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[tuple[str, int, list[str]]] = field(default_factory=list)
     bug: BaseException | None = None
@@ -345,3 +346,91 @@ def test_the_fastest_of_the_faithful_is_chosen(tried: list[Trial]) -> None:
         return
     c = choose(tried, 0.995)
     assert c.chosen in good and c.chosen.texts_per_s == max(t.texts_per_s for t in good)
+
+
+def test_the_prompts_of_a_foreign_model_go_with_its_texts(foreign: Foreign, base_url: str) -> None:
+    model = replace(MODEL, location=base_url, query_prompt="find: ", document_prompt="keep: ")
+    embedder = open_embedder(model, url="http://unused")
+    for lane, prompt in ((Lane.QUERY, "find: "), (Lane.DOCUMENT, "keep: ")):
+        vectors = embedder.embed(["red"], tenant="t", lane=lane)
+        np.testing.assert_allclose(vectors, [hash_vector(prompt + "red", D)], atol=1e-5)
+    embedder.close()
+
+
+def test_vectors_keep_their_length_where_the_entry_says_so(foreign: Foreign, base_url: str) -> None:
+    embedder = open_embedder(replace(MODEL, location=base_url, normalised=False), url="http://unused")
+    np.testing.assert_allclose(np.linalg.norm(embedder.embed(["red"], tenant="t"), axis=1), 3, atol=1e-4)
+    embedder.close()
+
+
+@pytest.mark.parametrize("status", [0, 401, 404, 500, 503])
+def test_a_tenant_is_never_told_where_a_model_is_served(foreign: Foreign, base_url: str, status: int) -> None:
+    foreign.answer = Response("at 10.0.0.7: no", status) if status else None
+    url = base_url if status else f"http://127.0.0.1:{free_port()}/v1"
+    embedder = open_embedder(replace(MODEL, location=url), url="http://unused")
+    with pytest.raises(Unavailable) as raised:
+        embedder.embed(["x"], tenant="t")
+    embedder.close()
+    assert "127.0.0.1" not in raised.value.detail + str(raised.value)
+    assert "10.0.0.7" not in raised.value.detail
+    assert url in raised.value.operator_detail
+
+
+class Limited:
+    """An embedder whose server refuses a call with a text of more than `most` characters, without naming it."""
+
+    window_tokens = 10
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.sizes: list[int] = []
+
+    async def embed_async(self, texts: Any, **_: Any) -> Any:
+        self.sizes.append(len(texts))
+        if any(len(t) > self.most for t in texts):
+            raise Refused("too long", field="text")
+        return np.stack([hash_vector(t, D) for t in texts])
+
+    async def aclose(self) -> None:
+        return None
+
+
+def asked(embedder: Limited, texts: list[str]) -> list[Any]:
+    async def run() -> list[Any]:
+        gathering = GatheringEmbedder(embedder)
+        deadline = Deadline.after(10)
+        calls = [gathering.embed_query(t, tenant="t", weight=1, deadline=deadline) for t in texts]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def test_a_search_text_that_a_server_finds_too_long_is_answered_by_the_mean_of_its_windows() -> None:
+    embedder = Limited(30)
+    [found] = asked(embedder, ["red apples in the north and blue pears in the south"])
+    windows = ["red apples", "in the", "north and", "blue pears", "in the", "south"]
+    assert windows_of("red apples in the north and blue pears in the south", 10) == windows
+    mean = np.average([hash_vector(t, D) for t in windows], axis=0, weights=[len(t) for t in windows])
+    np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-5)
+    assert embedder.sizes == [1, 6], "one more call, whatever its length"
+
+
+def test_a_text_that_is_refused_for_something_else_is_refused() -> None:
+    [found] = asked(Limited(3), ["short"])
+    assert isinstance(found, Refused)
+
+
+@given(st.text(min_size=1), st.integers(4, 40))
+def test_windows_hold_all_of_a_text_and_fit(text: str, window: int) -> None:
+    windows = windows_of(text, window)
+    assert all(len(w.encode()) <= window for w in windows)
+    assert "".join("".join(windows).split()) == "".join(text.split())
+
+
+def test_one_refused_text_of_many_costs_few_calls() -> None:
+    embedder = Limited(30)
+    texts = [f"text {i}" for i in range(64)]
+    texts[40] = "w" * 8 + "!" * 40
+    found = asked(embedder, texts)
+    assert not [f for f in found if isinstance(f, Exception)]
+    assert len(embedder.sizes) <= 1 + 14 + 1, "the others are asked in halves, not one by one"

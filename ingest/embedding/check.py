@@ -1,0 +1,111 @@
+"""Checks a model before it enters the registry: its files are read and loaded, or its server is called.
+
+A local model is loaded in a process of its own: weights of any size leave no memory behind, and a crash of the library is a
+refusal.
+"""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any, Final
+
+import orjson
+
+from ingest.embedding import open_embedder
+from ingest.embedding.files import check_model_files, read_model_files
+from ingest.passages import model_root
+from tenants.entities import EmbeddingModel
+from vicinage.clock import Deadline
+from vicinage.errors import DeadlineExceeded, Refused, VicinageError
+
+LOAD_S: Final = 300.0
+"""How long loading a local model may take."""
+CALL_S: Final = 15.0
+"""How long a server may take to embed one short text."""
+TEXT: Final = "A short text that any embedding model takes."
+
+
+def described(given: Mapping[str, Any]) -> EmbeddingModel:
+    """Returns the registry entry for what was `given`, with the facts of a local model's files where nothing was given.
+
+    Raises Refused where a fact is neither given nor in files.
+    """
+    bare = EmbeddingModel(given["name"], given["kind"], given["location"], 1, 16)
+    known: dict[str, Any] = {}
+    if given["kind"] == "local":
+        files = read_model_files(model_root(bare))
+        known = {
+            "dimension": files.dimension,
+            "window_tokens": files.window_tokens,
+            "normalised": files.normalized,
+            "query_prompt": files.query_prompt,
+            "document_prompt": files.document_prompt,
+        }
+    known |= {name: value for name, value in given.items() if value is not None}
+    for name, what in (("dimension", "the length of its vectors"), ("window_tokens", "the longest input it reads")):
+        if known.get(name) is None:
+            raise Refused(f"{name} is missing: {what}; no file of the model says it", field=name)
+    model = replace(bare, **known)
+    if model.kind == "local":
+        check_model_files(model, files)
+    return model
+
+
+def check(model: EmbeddingModel, *, model_key: str | None = None) -> None:
+    """Embeds one text. Raises Refused, with the reason, where that fails or gives other vectors than the entry says."""
+    if model.kind == "local":
+        _check_local(model)
+    elif model.kind == "openai":
+        _check_server(model, model_key)
+
+
+def _check_server(model: EmbeddingModel, model_key: str | None) -> None:
+    embedder = open_embedder(model, url="", model_key=model_key, timeout_s=CALL_S)
+    try:
+        embedder.embed([TEXT], tenant="", deadline=Deadline.after(CALL_S))
+    except DeadlineExceeded:
+        raise Refused(f"{model.location} did not answer within {CALL_S:.0f} s", field="location") from None
+    except VicinageError as error:
+        reason = getattr(error, "operator_detail", error.detail)
+        raise Refused(f"the model's server cannot be used: {reason}", field="location") from None
+    finally:
+        embedder.close()
+
+
+def _check_local(model: EmbeddingModel) -> None:
+    command = [sys.executable, "-m", "ingest.embedding.check"]
+    try:
+        done = subprocess.run(
+            command, input=orjson.dumps(asdict(model)), capture_output=True, timeout=LOAD_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise Refused(f"the model did not load within {LOAD_S:.0f} s", field="location") from None
+    lines = done.stdout.strip().splitlines()
+    try:
+        answer = orjson.loads(lines[-1]) if lines else {}
+    except orjson.JSONDecodeError:
+        answer = {}
+    if answer.get("good") is not True:
+        end = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it ended without a word"]
+        reason = answer.get("reason") or f"exit status {done.returncode}: {end[0][:300]}"
+        raise Refused(f"the model cannot be used: {reason}", field=answer.get("field") or "location")
+
+
+def _main() -> int:
+    from ingest.embedding.local import try_model
+
+    try:
+        try_model(EmbeddingModel(**orjson.loads(sys.stdin.buffer.read())))
+    except VicinageError as error:
+        answer = {"good": False, "reason": error.detail, "field": getattr(error, "field", None)}
+    except Exception as error:  # noqa: BLE001  (the boundary of this process: the reason goes to the caller)
+        answer = {"good": False, "reason": f"{type(error).__name__}: {error}"[:500]}
+    else:
+        answer = {"good": True}
+    sys.stdout.write(orjson.dumps(answer).decode() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
