@@ -82,6 +82,7 @@ OPERATE: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/admin/tenants/{tenant}/collections/{collection}"): {},
     ("GET", "/v1/admin/models"): {},
     ("POST", "/v1/admin/models"): {"json": {"name": "x"}},
+    ("POST", "/v1/admin/models/{name:path}/retire"): {},
     ("GET", "/v1/admin/audit"): {},
     ("POST", "/v1/admin/audit/verify"): {},
     ("POST", "/v1/admin/reindex"): {"json": {"tenant": f"{SECRET}-corp", "collection": f"{SECRET}s"}},
