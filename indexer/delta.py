@@ -19,7 +19,7 @@ from indexer.lexical import Growing, Lexical
 from indexer.passages import Passages, metadata_of
 from indexer.segment import values_in
 from vicinage.records import Floats
-from vicinage.wire import vectors_of
+from vicinage.wire import is_deletions, vectors_of
 
 BLOCK: Final = 1_024
 """Rows whose filter columns are made together: at most so many are read again after a write."""
@@ -159,7 +159,13 @@ class Delta:
         self._alive = np.zeros(0, np.bool_)
 
     def append(self, batch: pa.RecordBatch, offset: int, alive: Mask) -> int:
-        """Add a message's rows, those not `alive` only so that rows and batch agree; the first row's number."""
+        """Adds a message's rows, those not `alive` only so that rows and batch agree; returns the first row's number.
+
+        A message of deletions adds no rows: it is held until a segment has it, and its documents have no rows.
+        """
+        if is_deletions(batch):
+            self._hold(batch, offset, self.n)
+            return self.n
         first, self.n = self.n, self.n + batch.num_rows
         if self.n > len(self._vectors):
             grown = np.empty((max(self.n, 2 * first, ROWS_AT_FIRST), self.dimension), np.float32)
@@ -168,11 +174,15 @@ class Delta:
         self._vectors[first : self.n] = vectors_of(batch)
         self._vectors[first : self.n][~alive] = 0  # a deletion's row has no vector: whatever lies there may be NaN
         self._alive = np.concatenate([self._alive, alive])
-        self._starts.append(first)
-        self.messages.append(Message(batch, Passages(batch), offset, first))
-        self.bytes += batch.nbytes + 4 * self.dimension * batch.num_rows
+        self._hold(batch, offset, first)
+        self.bytes += 4 * self.dimension * batch.num_rows
         self._metadata.bytes += int(batch.column("metadata").nbytes)
         return first
+
+    def _hold(self, batch: pa.RecordBatch, offset: int, first: int) -> None:
+        self._starts.append(first)
+        self.messages.append(Message(batch, Passages(batch), offset, first))
+        self.bytes += batch.nbytes
 
     def kill(self, entries: list[Entry]) -> None:
         """Take rows out of every later view; `append` has just made the mask a copy of its own."""

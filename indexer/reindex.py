@@ -31,7 +31,7 @@ from vicinage.records import Floats, ShardId
 from vicinage.routing import shard_of
 from vicinage.telemetry import events
 from vicinage.vectors import unit_length
-from vicinage.wire import decode_rows, rows_key, vector_column, vectors_schema
+from vicinage.wire import decode_rows, deletions_schema, rows_key, vector_column, vectors_schema
 
 PART_PASSAGES: Final = 20_000
 EMBED_TEXTS: Final = 512
@@ -215,7 +215,7 @@ class Reindex:
         manifest = self._builder.current(shard, generation)
         batches = [pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))]
         for segment in self._builder.loading().segments(shard, manifest.segments, generation.metric):
-            batches.extend([segment.rows, _deletions(segment.deleted, segment.version, generation.dimension)])
+            batches.extend([segment.rows, _deletions(segment.deleted, segment.version)])
         name = rows_key(shard.tenant, shard.collection, shard.generation)
         logged = read_between(self._log, VECTORS_TOPIC, shard.slot, manifest.sealed, end)
         batches.extend(decode_rows(s.record.value or b"").batch for s in logged if s.record.key == name)
@@ -330,13 +330,13 @@ def _with(segment: SegmentRef, manifest: Manifest) -> tuple[SegmentRef, ...]:
     return (*manifest.segments, segment)
 
 
-def _deletions(deleted: Any, version: Any, dimension: int) -> pa.RecordBatch:
-    """A segment's deletions as rows, so that `newest` weighs them too."""
+def _deletions(deleted: Any, version: Any) -> pa.RecordBatch:
+    """Returns a segment's deletions as rows, so that `newest` weighs them too."""
     rows = [
         {"document_id": name, "version": int(version[place]), "event_time_ms": 0, "passage": -1}
         for place, name in deleted.items()
     ]
-    return pa.RecordBatch.from_pylist(rows, schema=vectors_schema(dimension))
+    return pa.RecordBatch.from_pylist(rows, schema=deletions_schema())
 
 
 def _parts(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -21,6 +21,7 @@ from vicinage.records import ShardId
 from vicinage.settings import IndexerSettings
 from vicinage.store import Store
 from vicinage.telemetry import counter
+from vicinage.wire import vectors_schema
 
 SWAP_TRIES: Final = 5
 _conflicts = counter("vicinage_indexer_swap_conflicts_total", "manifest swaps refused by compare-and-set or fencing")
@@ -84,7 +85,8 @@ class Builder:
 
         Raises Conflict when the lease has passed to another: nothing was published then.
         """
-        live, deletes = newest([batch for _, batch in pending.batches])
+        nothing = pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))
+        live, deletes = newest([nothing, *(batch for _, batch in pending.batches)])
         segment = self.write(pending.shard, generation, live, deletes, logged=(pending.first(), pending.end()))
         crash_point("seal.after_put_before_swap")
         published = self.publish(pending.shard, generation, lease, lambda m: (*m.segments, segment), sealed=sealed)

@@ -32,7 +32,7 @@ from vicinage.faults import crash_point
 from vicinage.records import Floats, ShardId
 from vicinage.store import Store
 from vicinage.telemetry import counter, events
-from vicinage.wire import DELETED, VECTOR_COLUMNS, vectors_of, vectors_schema
+from vicinage.wire import DELETED, VECTOR_COLUMNS, is_deletions, vectors_of, vectors_schema
 
 COLUMN_TIMES: Final = 8
 VALUE_BYTES: Final = 64
@@ -257,7 +257,7 @@ def newest(batches: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.Record
     """Returns each document's newest write: (its rows, passages together; deletions as document_id and version).
 
     Of two deliveries of one write the later batch's rows count; a deletion beats a document of its own version
-    (`order.supersedes`). Raises TooLarge.
+    (`order.supersedes`). One batch at least has a column of vectors, and may have no rows. Raises TooLarge.
     """
     rows = _joined(batches)
     ids, versions = rows.column("document_id").to_pylist(), rows.column("version").to_numpy()
@@ -274,7 +274,7 @@ def newest(batches: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.Record
     deletes = pa.record_batch(
         {"document_id": pa.array(gone, pa.utf8()), "version": pa.array([best[i][0] for i in gone], pa.int64())}
     )
-    return rows.take(pa.array(order)), deletes
+    return rows.take(order), deletes
 
 
 def no_deletes() -> pa.RecordBatch:
@@ -282,9 +282,34 @@ def no_deletes() -> pa.RecordBatch:
     return pa.record_batch({"document_id": pa.array([], pa.utf8()), "version": pa.array([], pa.int64())})
 
 
-def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+class _Joined:
+    """Rows of many messages one after the other; those of deletions take no room for vectors."""
+
+    def __init__(self, batches: Sequence[pa.RecordBatch]) -> None:
+        bare = [b.replace_schema_metadata(None) for b in batches]
+        wide = [b for b in bare if not is_deletions(b)]
+        assert wide, "the caller puts an empty batch with vectors before messages of deletions"
+        self._schema = wide[0].schema
+        self._vectors = pa.concat_arrays([b.column("vector") for b in wide])
+        has_vector = np.concatenate([np.full(b.num_rows, not is_deletions(b)) for b in bare])
+        self._place = np.cumsum(has_vector) - 1
+        self._others = pa.concat_batches([b if is_deletions(b) else b.drop_columns(["vector"]) for b in bare])
+
+    def column(self, name: str) -> pa.Array:
+        """Returns a column of all rows; not that of vectors."""
+        return self._others.column(name)
+
+    def take(self, order: NDArray[np.int64]) -> pa.RecordBatch:
+        """Returns these rows, none of them a deletion, in the columns of a vectors message."""
+        vectors = self._vectors.take(pa.array(self._place[order]))
+        others = self._others.take(pa.array(order))
+        columns = {**dict(zip(others.schema.names, others.columns, strict=True)), "vector": vectors}
+        return pa.RecordBatch.from_arrays([columns[name] for name in self._schema.names], schema=self._schema)
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> _Joined:
     try:
-        return pa.concat_batches([b.replace_schema_metadata(None) for b in batches])
+        return _Joined(batches)
     except pa.ArrowInvalid as error:  # 32-bit text offsets: beyond 2 GiB, never cut short
         raise TooLarge(f"the rows do not fit into one segment: {error}", limit=2**31 - 1) from error
 

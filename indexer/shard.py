@@ -25,7 +25,7 @@ from indexer.segment import Keys, Segment, document_runs
 from tenants.entities import Manifest, Metric
 from vicinage.errors import Corrupt, Refused
 from vicinage.records import Bound, Floats, Hit, Partial, ShardId, ShardQuery
-from vicinage.wire import DELETED
+from vicinage.wire import DELETED, is_deletions
 
 BEHIND_MAX: Final = 256
 """Rows of the delta that a question adds to its lexical index in passing, about 10 ms."""
@@ -175,7 +175,7 @@ class Shard:
 
         Raises Corrupt, and changes nothing, where the message is not of this generation's dimension.
         """
-        if batch.schema.field("vector").type.list_size != self._dimension:
+        if not is_deletions(batch) and batch.schema.field("vector").type.list_size != self._dimension:
             raise Corrupt(
                 f"the message at offset {offset} of {self.id} is not of dimension {self._dimension}",
                 path=f"vicinage.vectors/{self.id.slot}/{offset}",

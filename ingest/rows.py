@@ -17,25 +17,26 @@ from vicinage.log import Record, Stored
 from vicinage.records import Document, Floats, Passage, Rejected
 from vicinage.routing import shard_of
 from vicinage.vectors import unit_length
-from vicinage.wire import DELETED, encode_rows, rows_key, vector_column, vectors_schema
+from vicinage.wire import DELETED, deletions_schema, encode_rows, rows_key, vector_column, vectors_schema
 
 MESSAGE_BYTES: Final = 3 << 20
 """What a message of many documents aims at; one of a single document may be of wire.MESSAGE_BYTES_MAX."""
 
 
 def messages(job: Job, made: Embedded) -> Iterator[tuple[int, Record]]:
-    """One message per generation and slot (more where it grows large), all passages of a document together.
+    """Yields one message per generation and slot (more where it grows large), all passages of a document together.
 
-    What is refused has no rows; of a document's other writes the last one has.
+    Deletions stand in messages of their own, which have no vectors. What is refused has no rows; of a document's other
+    writes the last one has.
     """
-    runs: dict[tuple[str, int, int], tuple[Generation, list[Write]]] = {}
+    runs: dict[tuple[str, int, int, bool], tuple[Generation, list[Write]]] = {}
     standing = {(w.collection.name, w.id): w for w in job.writes if id(w) not in made.refused}
     for write in standing.values():
         for generation in write.collection.generations:
             slot = generation.slots[shard_of(write.id, len(generation.slots))]
-            key = (write.collection.name, generation.number, slot)
+            key = (write.collection.name, generation.number, slot, write.document is None)
             runs.setdefault(key, (generation, []))[1].append(write)
-    for (collection, number, slot), (generation, writes) in runs.items():
+    for (collection, number, slot, _), (generation, writes) in runs.items():
         for part in _parts(writes, generation, made):
             value = encode_rows(
                 _batch(part, generation, made), tenant=job.tenant.name, collection=collection, generation=number
@@ -79,7 +80,11 @@ def _parts(writes: list[Write], generation: Generation, made: Embedded) -> Itera
 
 
 def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> pa.RecordBatch:
-    """The rows of these writes, in the columns of a vectors message: passages together, metadata with the first."""
+    """Returns the rows of these writes, documents or deletions alone, in the columns of a vectors message.
+
+    Passages stand together, metadata with the first.
+    """
+    gone = writes[0].document is None
     ids: list[str] = []
     versions: list[int] = []
     times: list[int] = []
@@ -89,8 +94,6 @@ def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> p
     ends: list[int | None] = []
     metadata: list[str | None] = []
     vectors: list[Floats] = []
-    missing: list[bool] = []
-    nothing = np.zeros((1, generation.dimension), np.float32)
     for w in writes:
         key = (id(w), generation.model)
         pieces: Sequence[Passage | None] = made.pieces[key] if w.document is not None else [None]
@@ -103,12 +106,14 @@ def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> p
         starts.extend(p.start if p else None for p in pieces)
         ends.extend(p.end if p else None for p in pieces)
         metadata.extend([_json(w.document)] + [None] * (n - 1))
-        vectors.append(_vectors(w, made, generation) if w.document is not None else nothing)
-        missing.extend([w.document is None] * n)
+        if not gone:
+            vectors.append(_vectors(w, made, generation))
     columns = [ids, versions, times, passages, texts, starts, ends, metadata]
-    schema = vectors_schema(generation.dimension)
+    schema = deletions_schema() if gone else vectors_schema(generation.dimension)
     arrays = [pa.array(values, schema.field(i).type) for i, values in enumerate(columns)]
-    return pa.RecordBatch.from_arrays([*arrays, vector_column(np.concatenate(vectors), missing)], schema=schema)
+    if not gone:
+        arrays.append(vector_column(np.concatenate(vectors)))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _vectors(write: Write, made: Embedded, generation: Generation) -> Floats:

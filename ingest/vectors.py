@@ -60,7 +60,7 @@ class Embedded:
     def bytes(self, write: Write, generation: Generation) -> int:
         """What the write's rows take in a message of this generation."""
         if write.document is None:
-            return rows_bytes(write.id, 1, generation.dimension)
+            return rows_bytes(write.id, 1, 0)
         pieces = self.pieces[id(write), generation.model]
         text_bytes = sum(len(p.text.encode()) for p in pieces if p is not None)
         return rows_bytes(

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from vicinage.wire import vector_column, vectors_schema
+from vicinage.wire import deletions_schema, vector_column, vectors_schema
 
 Row = tuple[str, int, Sequence[np.ndarray] | None, str]
 """(document id, version, one vector per passage or None for a deletion, metadata as JSON)."""
 
 
 def message(rows: Sequence[Row], dimension: int = 4, *, older: bool = False) -> pa.RecordBatch:
-    """A vectors message's batch; `older`: of format 1, with the metadata in every row."""
+    """A vectors message's batch; `older`: of format 1, with the metadata in every row. Deletions alone have no vectors."""
     flat = [
         (name, version, i if vectors is not None else -1, vector, metadata if older or not i else None)
         for name, version, vectors, metadata in rows
@@ -25,6 +25,8 @@ def message(rows: Sequence[Row], dimension: int = 4, *, older: bool = False) -> 
     ]  # fmt: skip
     schema = vectors_schema(dimension)
     arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
+    if flat and not older and all(vectors is None for _, _, vectors, _ in rows):
+        return pa.RecordBatch.from_arrays(arrays, schema=deletions_schema())
     vectors = vector_column(
         np.stack([f[3] for f in flat]) if flat else np.empty((0, dimension), np.float32), [f[2] < 0 for f in flat]
     )

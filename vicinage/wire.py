@@ -19,9 +19,12 @@ from vicinage.records import Document, Floats
 
 ARROW: Final = "application/vnd.apache.arrow.stream"
 DOCUMENTS_FORMAT: Final = b"1"
-VECTORS_FORMAT: Final = b"2"
-"""2: a document's metadata stands in its first row alone; 1: in each. Readers look at the first, and read both."""
-VECTORS_FORMATS: Final = (b"1", VECTORS_FORMAT)
+VECTORS_FORMAT: Final = b"3"
+"""3: deletions stand in messages of their own, which have no column of vectors; before, each had a vector of zeros.
+
+2: a document's metadata stands in its first row alone; 1: in each. Readers look at the first, and read all three.
+"""
+VECTORS_FORMATS: Final = (b"1", b"2", VECTORS_FORMAT)
 DECODED_BYTES_MAX: Final = 128 << 20
 """An Arrow body may claim no more than this once decompressed."""
 ROWS_MAX: Final = 10_000
@@ -75,6 +78,17 @@ def vectors_schema(dimension: int) -> pa.Schema:
             pa.field("vector", pa.list_(pa.float32(), dimension)),
         ]
     )
+
+
+def deletions_schema() -> pa.Schema:
+    """Returns the columns of a message that has deletions alone: a vector that is null takes as much room as any other."""
+    schema = vectors_schema(1)
+    return schema.remove(schema.get_field_index("vector"))
+
+
+def is_deletions(batch: pa.RecordBatch) -> bool:
+    """Returns whether the batch has deletions alone, and no column of vectors."""
+    return "vector" not in batch.schema.names
 
 
 def vectors_of(batch: pa.RecordBatch) -> Floats:
@@ -137,6 +151,7 @@ def decode_rows(value: bytes) -> Rows:
         _check_columns(reader.schema)
         batch = reader.read_next_batch()
         batch.validate()
+        _check_deletions(batch)
         return Rows(names[b"tenant"].decode(), names[b"collection"].decode(), int(names[b"generation"]), batch)
     except (pa.ArrowException, StopIteration, OSError, KeyError, ValueError) as error:
         raise Corrupt(f"a vectors message cannot be read: {_line(error)}", path="vicinage.vectors") from error
@@ -146,10 +161,18 @@ def _check_columns(schema: pa.Schema) -> None:
     found = (schema.metadata or {}).get(b"vicinage")
     if found not in VECTORS_FORMATS:
         raise Corrupt(f"a vectors message has format {found!r}, not {VECTORS_FORMAT!r}", path="vicinage.vectors")
-    vector = schema.field("vector").type
-    dimension = vector.list_size if pa.types.is_fixed_size_list(vector) else 0
-    if not schema.equals(vectors_schema(dimension)):
+    if "vector" not in schema.names:
+        wanted = deletions_schema()
+    else:
+        vector = schema.field("vector").type
+        wanted = vectors_schema(max(1, vector.list_size) if pa.types.is_fixed_size_list(vector) else 1)
+    if not schema.equals(wanted):
         raise Corrupt("a vectors message has other columns than its format", path="vicinage.vectors")
+
+
+def _check_deletions(batch: pa.RecordBatch) -> None:
+    if is_deletions(batch) and bool((batch.column("passage").to_numpy() != DELETED).any()):
+        raise Corrupt("a vectors message has passages without vectors", path="vicinage.vectors")
 
 
 def encode_documents(documents: Sequence[Document], *, collection: str, dimension: int) -> bytes:
@@ -184,11 +207,16 @@ def decode_documents(value: bytes, *, rows_max: int = ROWS_MAX) -> tuple[str | N
 
 
 def load_json(data: bytes, *, field: str = "body") -> Any:
-    """The JSON value in `data`. Raises Refused naming what is wrong and where, before it makes too many objects."""
+    """Returns the JSON value in `data`.
+
+    Raises Refused naming what is wrong and where, before it makes too many objects; MemoryError.
+    """
     check_shape(data, field=field)
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
+        if error.msg.startswith("Not enough memory"):
+            raise MemoryError from None
         raise Refused(f"{field} is not JSON: {_line(error)}", field=field) from None
 
 

@@ -91,7 +91,7 @@ def test_newest_is_what_a_dict_would_keep(writes: list[tuple[str, int, int]], ag
     best: dict[str, int] = {}
     for name, version, _ in writes:
         best[name] = max(best.get(name, 0), version)
-    live, deletes = newest(batches or [message([])])
+    live, deletes = newest([message([]), *batches])
     assert rows_of(live) == [(n, v, i) for n, v in sorted(best.items()) for i in range(size[n, v])]
     gone = [(r["document_id"], r["version"]) for r in deletes.to_pylist()]
     assert gone == [(n, v) for n, v in sorted(best.items()) if size[n, v] == 0]

@@ -108,7 +108,7 @@ class KindsMachine(RuleBasedStateMachine):
     @rule()
     def seal(self) -> None:
         if pending := self.log[self.manifest.sealed :]:
-            self._adopt((*self.manifest.segments, self._write(*newest(pending))), len(self.log))
+            self._adopt((*self.manifest.segments, self._write(*newest([message([], D), *pending]))), len(self.log))
 
     def _merge(self) -> None:
         segments = [load(ref, self.store, BACKEND, self.metric) for ref in self.manifest.segments]

@@ -102,7 +102,7 @@ class ShardMachine(RuleBasedStateMachine):
     def seal(self, spec: str) -> None:
         pending = self.log[self.manifest.sealed :]
         if pending:
-            segment = self._write(*newest(pending), spec)
+            segment = self._write(*newest([message([]), *pending]), spec)
             self._adopt((*self.manifest.segments, segment), len(self.log))
 
     @rule(forget=st.booleans())

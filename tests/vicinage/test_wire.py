@@ -17,11 +17,14 @@ from vicinage.errors import Corrupt, Refused
 from vicinage.records import Document, Position, Token
 from vicinage.wire import (
     DECODED_BYTES_MAX,
+    DELETED,
     decode_documents,
     decode_rows,
+    deletions_schema,
     encode_documents,
     encode_rows,
     first_rows,
+    is_deletions,
     load_json,
     parse_rows_key,
     rows_bytes,
@@ -281,3 +284,17 @@ def test_tokens_are_their_text_and_cover_the_last_of_each_partition() -> None:
 def test_versions_follow_offsets_then_partitions() -> None:
     positions = [Position(1, 0), Position(0, 1), Position(3, 1), Position(0, 2)]
     assert [p.version() for p in positions] == sorted(p.version() for p in positions)
+
+
+def gone(passage: int = DELETED) -> pa.RecordBatch:
+    schema = deletions_schema()
+    columns = [["a", "b"], [7, 8], [1, 2], [passage] * 2, *([[None, None]] * 4)]
+    return pa.RecordBatch.from_arrays([pa.array(c, schema.field(i).type) for i, c in enumerate(columns)], schema=schema)
+
+
+def test_a_message_of_deletions_has_no_vectors_and_nothing_else_may_lack_them() -> None:
+    stored = (FORMATS / "vectors-3.arrow").read_bytes()
+    assert decode_rows(stored).batch.replace_schema_metadata(None).equals(gone())
+    assert is_deletions(decode_rows(stored).batch)
+    with pytest.raises(Corrupt):
+        decode_rows(encode_rows(gone(0), tenant="t", collection="c", generation=1))
