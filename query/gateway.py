@@ -24,6 +24,7 @@ from query.api import admin, collections, documents, health, search
 from query.boundary import said
 from query.freshness import Freshness
 from query.lag_sweep import LagSweep
+from query.parsers import Parsers, Writers
 from query.problems import DOCUMENTED, plain, problem
 from query.readiness import Readiness
 from query.recall import History, RecallMonitor
@@ -85,6 +86,8 @@ class Gateway:
     recall: RecallMonitor = field(init=False)
     answerer: Answerer = field(init=False)
     readiness: Readiness = field(init=False)
+    parsers: Parsers = field(init=False)
+    writers: Writers = field(init=False)
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -108,6 +111,13 @@ class Gateway:
             Admission(in_flight_max=s.in_flight_max, bodies_bytes_max=s.bodies_bytes_max),
             self.reranker,
         )
+        made["parsers"] = Parsers(
+            processes=s.parse_processes,
+            parse_s=s.parse_s,
+            memory_bytes=s.parse_memory_bytes,
+            on_failure=self.on_failure,
+        )
+        made["writers"] = Writers()
         for name, part in made.items():
             object.__setattr__(self, name, part)
 
@@ -192,6 +202,7 @@ def create_app(house: Gateway) -> FastAPI:
             await _save_recall(house)
             house.readiness.close()
             house.freshness.close()
+            await run_in_threadpool(house.parsers.close)
             if house.close_embedders is not None:
                 await house.close_embedders()
 

@@ -8,6 +8,7 @@ refused: in V4 a compression may stand in the message's own metadata, where thes
 
 import struct
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import pyarrow as pa
@@ -95,6 +96,15 @@ def _batches(messages: Any, schema: pa.Schema, bytes_max: int, rows_max: int) ->
         batch.validate(full=True)
         found.append(batch)
     return found
+
+
+def claimed_of(value: bytes) -> int:
+    """Returns what the record batches of a stream will take in memory, as they claim; 0 for what is no stream."""
+    try:
+        messages = pa.ipc.MessageReader.open_stream(value)
+        return sum(claimed_bytes(m) for m in islice(messages, BATCHES_MAX) if m.type == "record batch")
+    except (pa.ArrowException, OSError, ValueError, struct.error, IndexError, Refused):
+        return 0  # whoever reads it will say why
 
 
 def claimed_bytes(message: Any) -> int:

@@ -48,6 +48,13 @@ class GatewaySettings(_Group):
         ge=1 << 10,
         description="bytes of bodies held at once before 429, shared as requests are",
     )
+    parse_processes: int = Field(
+        default=1, ge=1, le=64, description="processes that parse large bodies; they start with the first one"
+    )
+    parse_s: float = Field(default=30.0, gt=0, le=600, description="seconds that parsing one body may take")
+    parse_memory_bytes: int = Field(
+        default=2 << 30, ge=256 << 20, description="bytes of memory that a process which parses bodies may have"
+    )
     recall_sample_share: float = Field(
         default=0.01, ge=0, le=1, description="share of live searches checked against exact"
     )

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 CounterName = Literal[
     "vicinage_query_searches_total",  # searches answered, by outcome
     "vicinage_query_errors_total",  # requests refused or failed, by kind
+    "vicinage_query_parsers_killed_total",  # processes that parse bodies and were ended for one over its bounds, by reason: time, memory
     "vicinage_query_embedding_cache_total",  # texts of questions that were looked for in the cache, by outcome
     "vicinage_ingest_documents_total",  # documents taken from the documents log
     "vicinage_ingest_passages_total",  # passages written to the vectors log

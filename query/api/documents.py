@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, cast
 
-from anyio import CapacityLimiter, to_thread
-from anyio.lowlevel import RunVar
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -14,14 +12,12 @@ from starlette.responses import Response
 from indexer import filters
 from indexer.shard import StoredDocument
 from ingest import dead_letters, intake
-from ingest.columns import parse_arrow_body
-from ingest.documents import Entry, parse_json, parse_ndjson
 from ingest.ids import fault_of, has_dot_segment
+from ingest.preparing import NDJSON, Body, Prepared, prepare
 from ingest.rules import Rules
 from query.api.http import (
     answer,
     body,
-    checked_object,
     content_type,
     gateway,
     json_object,
@@ -33,23 +29,18 @@ from query.api.http import (
 )
 from query.api.search import token_of
 from query.judge import Judge, Judged
-from tenants.entities import Collection, Tenant
+from query.parsers import is_small
+from tenants.entities import CLASS_WEIGHT, Collection, Tenant
 from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused
 from vicinage.records import Token
 from vicinage.routing import shard_of
-from vicinage.wire import ARROW, load_json
+from vicinage.wire import ARROW
 
 router = APIRouter()
-_limiter: RunVar[CapacityLimiter] = RunVar("documents.writers")
-NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
-DOCUMENTS_MAX: Final = 10_000
 DELETE_MAX: Final = 10_000
 DELETE_BYTES_MAX: Final = 6 << 20
 """Ten thousand ids of the longest."""
-WRITERS: Final = 8
-"""Threads that check and write documents: they never take those that keys and the catalog need."""
-REJECTED_SHOWN: Final = 1_000
 _DOCS: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
@@ -83,29 +74,42 @@ async def write(collection: str, request: Request) -> Response:
     kind = content_type(request)
     with house.answerer.admitted(tenant) as place:
         data = await body(request, place)
-        accepted = await to_thread.run_sync(_accept, house, tenant, found, kind, data, limiter=_writers())
-    rejected = [{"id": r.id, "reason": r.reason, "field": r.field} for r in accepted.rejected[:REJECTED_SHOWN]]
+        accepted = await _accept(house, tenant, found, kind, data)
+    rejected = [{"id": r.id, "reason": r.reason, "field": r.field} for r in accepted.rejected]
     token = str(accepted.token) if accepted.token else None
     return answer({"accepted": accepted.accepted, "rejected": rejected, "token": token}, 202)
 
 
-def _writers() -> CapacityLimiter:
-    """One for each event loop, as anyio wants it."""
-    try:
-        return _limiter.get()
-    except LookupError:
-        made = CapacityLimiter(WRITERS)
-        _limiter.set(made)
-        return made
+async def _accept(house: Any, tenant: Tenant, collection: Collection, kind: str, data: bytes) -> intake.Accepted:
+    """Parses the body where it stops nothing else, and appends its records. Raises as `Parsers.prepare` and the log."""
+    if is_small(kind, data):
+        at_once: intake.Accepted = await house.writers.run(partial(_at_once, house, tenant, collection, kind, data))
+        return at_once
+    while True:
+        now, n = await house.writers.run(partial(_where, house, tenant, collection))
+        body = Body(kind, data, Rules.of(now, house.limits), tenant.name, n)
+        ready = await house.parsers.prepare(body, CLASS_WEIGHT[tenant.priority])
+        accepted: intake.Accepted | None = await house.writers.run(partial(_append, house, tenant, now, n, ready))
+        if accepted is not None:
+            return accepted
 
 
-def _accept(house: Any, tenant: Tenant, collection: Collection, kind: str, data: bytes) -> intake.Accepted:
+def _at_once(house: Any, tenant: Tenant, collection: Collection, kind: str, data: bytes) -> intake.Accepted:
+    now, n = _where(house, tenant, collection)
+    ready = prepare(Body(kind, data, Rules.of(now, house.limits), tenant.name, n))
+    return intake.append(house.log, tenant, now, ready, now_ms=house.clock.now_ms())
+
+
+def _append(house: Any, tenant: Tenant, collection: Collection, n: int, ready: Prepared) -> intake.Accepted | None:
+    """Returns what was appended; None where the documents' partitions are others than when they were prepared."""
+    if _where(house, tenant, collection)[1] != n:
+        return None
+    return intake.append(house.log, tenant, collection, ready, now_ms=house.clock.now_ms())
+
+
+def _where(house: Any, tenant: Tenant, collection: Collection) -> tuple[Collection, int]:
     collection = _now(house, collection)
-    rules = Rules.of(collection, house.limits)
-    entries = _entries(kind, data, rules, tenant)
-    return intake.accept(
-        house.log, tenant, collection, entries, now_ms=house.clock.now_ms(), partitions=_partitions(house, tenant)
-    )
+    return collection, _partitions(house, tenant) or intake.partitions_of(house.log, tenant)
 
 
 def _now(house: Any, collection: Collection) -> Collection:
@@ -116,32 +120,6 @@ def _now(house: Any, collection: Collection) -> Collection:
     house.registry.refresh()
     found: Collection = house.registry.collection(collection.tenant, collection.name)
     return found
-
-
-def _entries(kind: str, data: bytes, rules: Rules, tenant: Tenant) -> list[Entry]:
-    """Every document of the body; how many there are is looked at before what they are."""
-    if kind == ARROW:
-        return parse_arrow_body(data, rules)  # bounded by wire.ROWS_MAX
-    if kind in NDJSON:
-        if data.count(b"\n") > 2 * DOCUMENTS_MAX:  # empty lines are no documents, and are no millions either
-            raise _too_many(f"more than {2 * DOCUMENTS_MAX} lines")
-        if (n := sum(1 for line in data.split(b"\n") if line.strip())) > DOCUMENTS_MAX:
-            raise _too_many(f"{n} documents")
-        return parse_ndjson(data, rules, tenant=tenant.name)
-    if kind not in ("", "application/json"):
-        raise Refused(
-            f"content-type {kind!r} is not understood; send application/json, {NDJSON[0]} or {ARROW}",
-            field="content-type",
-        )
-    value = checked_object(load_json(data), frozenset({"documents"}))
-    documents = typed(value, "documents", list, "a list of documents", needed=True)
-    if len(documents) > DOCUMENTS_MAX:
-        raise _too_many(f"{len(documents)} documents")
-    return [parse_json(d, rules, tenant=tenant.name) for d in documents]
-
-
-def _too_many(what: str) -> Refused:
-    return Refused(f"{what} in one request; at most {DOCUMENTS_MAX}", field="documents", limit=DOCUMENTS_MAX)
 
 
 @router.get("/v1/collections/{collection}/documents/{document_id:path}", response_model=None)

@@ -18,17 +18,16 @@ from hypothesis import strategies as st
 
 from indexer import filters
 from ingest.documents import Entry
+from ingest.preparing import Body, entries_of
 from ingest.rules import Rules
-from query.api import documents, search
+from query.api import search
 from query.api.http import checked_object
-from tenants.entities import Tenant
 from vicinage.errors import Refused
 from vicinage.json_shape import CONTAINERS_MAX, VALUES_MAX, check_shape
 from vicinage.settings import GatewaySettings, IngestSettings
 from vicinage.wire import ARROW, load_json
 
 RULES = Rules("docs", 4, "cosine", takes_text=True, limits=IngestSettings())
-TENANT = Tenant("acme", "silver", "active", 0)
 MiB = 1 << 20
 
 
@@ -78,7 +77,7 @@ def bounded(data: bytes, call: Callable[[], object], *, floor: int = 2 * MiB, ea
 
 
 def entries(kind: str, data: bytes) -> list[Entry]:
-    return documents._entries(kind, data, RULES, TENANT)
+    return entries_of(Body(kind, data, RULES, "acme", 1))
 
 
 FRAGMENTS = st.sampled_from(

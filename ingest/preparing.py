@@ -1,0 +1,124 @@
+"""★ A POSTed body to records of the documents log, ready to be appended. Pure: it may run in another process.
+
+How many documents there are is checked before what they are. What is wrong with one is said of that one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ingest.columns import parse_arrow_body
+from ingest.documents import Entry, parse_json, parse_ndjson
+from ingest.rules import Rules
+from vicinage.errors import Refused
+from vicinage.records import Document, Rejected
+from vicinage.routing import home_of
+from vicinage.wire import ARROW, encode_documents, load_json, rows_bytes
+
+NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+DOCUMENTS_MAX: Final = 10_000
+RECORD_BYTES: Final = 2 << 20
+"""What a record of many documents aims at."""
+REJECTED_MAX: Final = 1_000
+"""Rejections that are kept; the others are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request brought, and what is known of where it goes. `partitions`: of the tenant's documents topic."""
+
+    content_type: str
+    data: bytes
+    rules: Rules
+    tenant: str
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Records by partition, in the order of the documents in them, and what was rejected."""
+
+    accepted: int
+    records: tuple[tuple[int, tuple[bytes, ...]], ...]
+    rejected: tuple[Rejected, ...]
+
+
+def prepare(body: Body) -> Prepared:
+    """Returns the body's records. Raises Refused where it cannot be read as a whole."""
+    return prepared(entries_of(body), body.rules.collection, body.rules.dimension, body.partitions)
+
+
+def prepared(entries: Sequence[Entry], collection: str, dimension: int, partitions: int) -> Prepared:
+    """Returns the records of documents that were parsed, and the first REJECTED_MAX rejections."""
+    documents = [e for e in entries if isinstance(e, Document)]
+    rejected = [e for e in entries if isinstance(e, Rejected)]
+    homes: dict[int, list[Document]] = {}
+    for d in documents:
+        homes.setdefault(home_of(collection, d.id, partitions), []).append(d)
+    records = tuple(
+        (
+            partition,
+            tuple(encode_documents(c, collection=collection, dimension=dimension) for c in _chunks(run, dimension)),
+        )
+        for partition, run in sorted(homes.items())
+    )
+    return Prepared(len(documents), records, tuple(rejected[:REJECTED_MAX]))
+
+
+def entries_of(body: Body) -> list[Entry]:
+    """Returns every document of the body, or why it is rejected. Raises Refused."""
+    kind, data = body.content_type, body.data
+    if kind == ARROW:
+        return parse_arrow_body(data, body.rules)  # bounded by wire.ROWS_MAX
+    if kind in NDJSON:
+        if data.count(b"\n") > 2 * DOCUMENTS_MAX:  # empty lines are no documents, and are no millions either
+            raise _too_many(f"more than {2 * DOCUMENTS_MAX} lines")
+        if (n := sum(1 for line in data.split(b"\n") if line.strip())) > DOCUMENTS_MAX:
+            raise _too_many(f"{n} documents")
+        return parse_ndjson(data, body.rules, tenant=body.tenant)
+    if kind not in ("", "application/json"):
+        raise Refused(
+            f"content-type {kind!r} is not understood; send application/json, {NDJSON[0]} or {ARROW}",
+            field="content-type",
+        )
+    return [parse_json(d, body.rules, tenant=body.tenant) for d in _listed(load_json(data))]
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, dict):
+        raise Refused("the body is a JSON object", field="body")
+    if (unknown := next((name for name in value if name != "documents"), None)) is not None:
+        raise Refused(f"unknown field {unknown[:80]!r}; known is documents", field=unknown[:80])
+    documents = value.get("documents")
+    if not isinstance(documents, list):
+        raise Refused("documents is missing, or no list of documents", field="documents")
+    if len(documents) > DOCUMENTS_MAX:
+        raise _too_many(f"{len(documents)} documents")
+    return documents
+
+
+def _too_many(what: str) -> Refused:
+    return Refused(f"{what} in one request; at most {DOCUMENTS_MAX}", field="documents", limit=DOCUMENTS_MAX)
+
+
+def _chunks(documents: list[Document], dimension: int) -> Iterator[list[Document]]:
+    """Yields runs of documents for a record each: of RECORD_BYTES, or a single one of at most wire.MESSAGE_BYTES_MAX."""
+    chunk: list[Document] = []
+    size = 0
+    for d in documents:
+        more = _size(d, dimension)
+        if chunk and size + more > RECORD_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(d)
+        size += more
+    if chunk:
+        yield chunk
+
+
+def _size(d: Document, dimension: int) -> int:
+    """Returns what it takes of a record: vectors, or passages without one, take no more than they will as rows."""
+    words = len((d.text or "").encode()) + sum(len(p.encode()) for p in d.passages or ())
+    if d.vectors is None:
+        return rows_bytes(d.id, 1 + len(d.passages or ()), 0, text_bytes=words, metadata=d.metadata)
+    return rows_bytes(d.id, len(d.vectors), dimension, text_bytes=words, metadata=d.metadata)

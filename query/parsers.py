@@ -1,0 +1,245 @@
+"""Where large bodies are parsed: in a process of their own, fairly among tenants. Small ones need a thread alone.
+
+Parsing holds the interpreter's lock, so a thread would stop the event loop. A worker process has a bound on its memory,
+and on the time that one body may take; a worker that breaks a bound is killed and the body refused. The bytes of bodies
+that wait are on their requests' account (query/admission.py).
+"""
+
+import asyncio
+import contextlib
+import os
+import pickle
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
+
+from ingest.preparing import Body, Prepared
+from query.parse_worker import LENGTH, too_much
+from vicinage.arrow_stream import claimed_of
+from vicinage.errors import TooLarge, Unavailable, VicinageError
+from vicinage.fair import FairQueue
+from vicinage.telemetry import counter, events
+from vicinage.wire import ARROW
+
+T = TypeVar("T")
+SMALL_BYTES: Final = 128 << 10
+"""Up to here a body is parsed in a thread: a few milliseconds."""
+SMALL_CLAIM: Final = 1 << 20
+"""The same of an Arrow stream once it is decompressed."""
+WAITING_MAX: Final = 1_024
+WRITERS: Final = 8
+"""Threads that append documents: they never take those that keys and the catalog need."""
+_PIECE: Final = 1 << 20
+_event = events("query")
+_killed = counter("vicinage_query_parsers_killed_total", "workers ended for a body over its bounds", ("reason",))
+
+
+class Writers:
+    """Threads for what appends to the log; one limit for each event loop, as anyio wants it."""
+
+    def __init__(self) -> None:
+        self._limiter: RunVar[CapacityLimiter] = RunVar("writers")
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Returns what `work` returns in a thread."""
+        try:
+            limiter = self._limiter.get()
+        except LookupError:
+            limiter = CapacityLimiter(WRITERS)
+            self._limiter.set(limiter)
+        return await to_thread.run_sync(work, limiter=limiter)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A body that waits, and where its outcome goes."""
+
+    body: Body
+    loop: asyncio.AbstractEventLoop
+    outcome: "asyncio.Future[Prepared]"
+
+    def settle(self, made: Prepared | VicinageError) -> None:
+        """Tells the request, wherever its event loop runs. One that has ended is told nothing."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._tell, made)
+
+    def _tell(self, made: Prepared | VicinageError) -> None:
+        if self.outcome.done():
+            return
+        if isinstance(made, VicinageError):
+            self.outcome.set_exception(made)
+        else:
+            self.outcome.set_result(made)
+
+
+class Parsers:
+    """Worker processes, each with a thread that speaks to it. They start with the first large body."""
+
+    def __init__(
+        self,
+        *,
+        processes: int,
+        parse_s: float,
+        memory_bytes: int,
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self._processes, self._parse_s, self._memory_bytes = processes, parse_s, memory_bytes
+        self._on_failure = on_failure
+        self._queue: FairQueue[_Waiting] = FairQueue(items_max=WAITING_MAX, quantum=SMALL_BYTES)
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    async def prepare(self, body: Body, weight: int) -> Prepared:
+        """Returns the body's records.
+
+        Raises Refused, TooLarge for a body over the bounds on time and memory, Overloaded, Unavailable.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(body, loop, loop.create_future())
+        with self._changed:
+            if self._closed:
+                raise Unavailable("this gateway is shutting down", dependency="gateway")
+            self._queue.put(body.tenant, [(waiting, len(body.data))], weight=weight)
+            self._start()
+            self._changed.notify()
+        return await waiting.outcome
+
+    def close(self) -> None:
+        """Ends the workers; what waits is refused. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(5)
+
+    def _start(self) -> None:
+        while len(self._threads) < self._processes:
+            thread = threading.Thread(target=self._run, name=f"parser-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _run(self) -> None:
+        worker = _Worker(self._parse_s, self._memory_bytes)
+        waiting: _Waiting | None = None
+        try:
+            while (waiting := self._next()) is not None:
+                if not waiting.outcome.done():  # else its request was given up
+                    waiting.settle(worker.prepare(waiting.body))
+        except BaseException as error:  # noqa: BLE001  (the thread's boundary: without it every large body would wait for ever)
+            _event.error("the thread of a parser died", exc_info=error)
+            if waiting is not None:
+                waiting.settle(Unavailable("the body could not be parsed", dependency="gateway"))
+            if self._on_failure is not None:
+                self._on_failure(error)
+        finally:
+            worker.kill()
+
+    def _next(self) -> _Waiting | None:
+        """Returns the body whose turn it is; None once this is closed."""
+        with self._changed:
+            while not self._closed and not (taken := self._queue.take(1)):
+                self._changed.wait()
+            if self._closed:
+                for left in [*self._queue.take(1 << 62)]:
+                    left.settle(Unavailable("this gateway is shutting down", dependency="gateway"))
+                return None
+            return taken[0]
+
+
+class _Worker:
+    """One process, started when it is first needed and again after it was killed. Belongs to one thread."""
+
+    def __init__(self, parse_s: float, memory_bytes: int) -> None:
+        self._parse_s, self._memory_bytes = parse_s, memory_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def prepare(self, body: Body) -> Prepared | VicinageError:
+        """Returns what the process makes of the body, or the error to raise."""
+        data = pickle.dumps(body, pickle.HIGHEST_PROTOCOL)
+        process = self._process if self._process and self._process.poll() is None else self._started()
+        try:
+            found = _exchanged(process, data, time.monotonic() + self._parse_s)
+        except TimeoutError:
+            self.kill("time")
+            return TooLarge(
+                f"parsing the body takes more than {self._parse_s:g} s: send fewer documents at once",
+                field="body",
+                limit=self._parse_s,
+            )
+        except OSError:  # it has died, as for memory that it was not given
+            self.kill("memory")
+            return too_much(self._memory_bytes)
+        made: Prepared | VicinageError = pickle.loads(found)  # noqa: S301  (our own process's)
+        return made
+
+    def kill(self, reason: str | None = None) -> None:
+        """Ends the process. `reason`: of a body that broke a bound."""
+        if self._process is None:
+            return
+        if reason is not None:
+            _killed.labels(reason).inc()
+            _event.warning("a parser was ended", reason=reason)
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._process = None
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        self.kill()
+        environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OPENBLAS_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        command = [sys.executable, "-m", "query.parse_worker", str(self._memory_bytes)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True, bufsize=0
+        )
+        return self._process
+
+
+def is_small(content_type: str, data: bytes) -> bool:
+    """Returns whether a thread may parse the body: it takes a few milliseconds."""
+    return len(data) <= SMALL_BYTES and (content_type != ARROW or claimed_of(data) <= SMALL_CLAIM)
+
+
+def _exchanged(process: "subprocess.Popen[bytes]", data: bytes, end_s: float) -> bytes:
+    """Sends a frame and returns the answer's. Raises TimeoutError at `end_s` (monotonic), OSError where the process has died."""
+    assert process.stdin is not None, "it was started with pipes"
+    assert process.stdout is not None, "it was started with pipes"
+    to, back = process.stdin.fileno(), process.stdout.fileno()
+    os.set_blocking(to, False)
+    sent = memoryview(LENGTH.pack(len(data)) + data)
+    while sent:
+        _wait(to, select.POLLOUT, end_s)
+        sent = sent[os.write(to, sent[:_PIECE]) :]
+    (n,) = LENGTH.unpack(_read(back, LENGTH.size, end_s))
+    return _read(back, n, end_s)
+
+
+def _read(back: int, n: int, end_s: float) -> bytes:
+    found = bytearray()
+    while len(found) < n:
+        _wait(back, select.POLLIN, end_s)
+        piece = os.read(back, min(_PIECE, n - len(found)))
+        if not piece:
+            raise BrokenPipeError("the process has ended")
+        found += piece
+    return bytes(found)
+
+
+def _wait(descriptor: int, event: int, end_s: float) -> None:
+    """Returns once the pipe is ready or closed. Raises TimeoutError at `end_s`."""
+    poll = select.poll()  # select.select takes no descriptor beyond 1,023
+    poll.register(descriptor, event)
+    if not poll.poll(max(0.0, end_s - time.monotonic()) * 1000):
+        raise TimeoutError

@@ -1,0 +1,136 @@
+"""Large bodies are parsed in a process that has bounds; one that breaks them harms no other."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import orjson
+import pytest
+
+from ingest.preparing import Body, Prepared, prepare
+from ingest.rules import Rules
+from query.parsers import SMALL_BYTES, Parsers
+from vicinage.errors import Refused, TooLarge, Unavailable
+from vicinage.settings import IngestSettings
+
+RULES = Rules("docs", 4, "cosine", takes_text=True, limits=IngestSettings())
+
+
+def body(documents: list[dict[str, object]] | bytes, tenant: str = "acme") -> Body:
+    data = documents if isinstance(documents, bytes) else orjson.dumps({"documents": documents})
+    return Body("application/json", data, RULES, tenant, 3)
+
+
+def large(n: int = 3_000, tenant: str = "acme") -> Body:
+    made = body([{"id": f"d{i}", "text": "x" * 80, "vector": [1, i, 0, 0]} for i in range(n)], tenant)
+    assert len(made.data) > SMALL_BYTES
+    return made
+
+
+@pytest.fixture
+def parsers() -> Iterator[Parsers]:
+    made = Parsers(processes=1, parse_s=30, memory_bytes=2 << 30)
+    yield made
+    made.close()
+
+
+def test_a_process_makes_what_a_thread_makes(parsers: Parsers) -> None:
+    assert asyncio.run(parsers.prepare(large(), 1)) == prepare(large())
+
+
+def test_a_large_body_that_is_refused_is_refused_alike(parsers: Parsers) -> None:
+    wrong = body(b'{"documents": [' + b"[]," * SMALL_BYTES + b"[]]}")
+    with pytest.raises(Refused) as refused:
+        asyncio.run(parsers.prepare(wrong, 1))
+    assert refused.value.field == "documents"
+
+
+def test_the_event_loop_goes_on_while_a_body_is_parsed(parsers: Parsers) -> None:
+    async def beats() -> tuple[Prepared, int]:
+        parsing = asyncio.ensure_future(parsers.prepare(large(10_000), 1))
+        n = 0
+        while not parsing.done():
+            await asyncio.sleep(0.001)
+            n += 1
+        return parsing.result(), n
+
+    made, n = asyncio.run(beats())
+    assert made.accepted == 10_000
+    assert n > 10
+
+
+def test_a_body_that_takes_too_long_is_refused_and_the_next_is_parsed() -> None:
+    parsers = Parsers(processes=1, parse_s=0.001, memory_bytes=2 << 30)
+    try:
+        with pytest.raises(TooLarge) as refused:
+            asyncio.run(parsers.prepare(large(), 1))
+        assert refused.value.field == "body"
+        parsers._parse_s = 30
+    finally:
+        parsers.close()
+
+
+def test_a_body_that_takes_too_much_memory_is_refused_and_the_next_is_parsed() -> None:
+    parsers = Parsers(processes=1, parse_s=60, memory_bytes=256 << 20)
+    try:
+        numbers = b",".join([b"1.5"] * 7_500_000)
+        with pytest.raises(TooLarge) as refused:
+            asyncio.run(parsers.prepare(body(b'{"documents":[{"id":"a","vector":[' + numbers + b"]}]}"), 1))
+        assert refused.value.limit == 256 << 20
+        assert asyncio.run(parsers.prepare(large(), 1)).accepted == 3_000
+    finally:
+        parsers.close()
+
+
+def test_a_worker_that_dies_is_started_again(parsers: Parsers) -> None:
+    async def twice() -> int:
+        await parsers.prepare(large(), 1)
+        for child in children():
+            os.kill(child, 9)
+        await asyncio.sleep(0.1)
+        return (await parsers.prepare(large(), 1)).accepted
+
+    assert asyncio.run(twice()) == 3_000
+
+
+def test_tenants_take_turns(parsers: Parsers) -> None:
+    async def order() -> list[str]:
+        done: list[str] = []
+
+        async def one(tenant: str) -> None:
+            await parsers.prepare(large(tenant=tenant), 1)
+            done.append(tenant)
+
+        await asyncio.gather(*(one("loud") for _ in range(6)), one("quiet"))
+        return done
+
+    assert "quiet" in asyncio.run(order())[:3]
+
+
+def test_what_waits_is_refused_when_the_gateway_stops(parsers: Parsers) -> None:
+    async def stopped() -> list[object]:
+        waiting = [asyncio.ensure_future(parsers.prepare(large(10_000), 1)) for _ in range(4)]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(parsers.close)
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    found = asyncio.run(stopped())
+    assert any(isinstance(f, Unavailable) for f in found)
+    assert all(isinstance(f, Unavailable | Prepared) for f in found)
+    assert not children()
+
+
+def children() -> list[int]:
+    import psutil
+
+    return [c.pid for c in psutil.Process().children() if "query.parse_worker" in " ".join(c.cmdline())]
+
+
+def test_vectors_come_through_whole(parsers: Parsers) -> None:
+    from vicinage.wire import decode_documents
+
+    made = asyncio.run(parsers.prepare(large(), 1))
+    [(_, values), *_] = made.records
+    _, [batch] = decode_documents(values[0])
+    assert np.linalg.norm(batch.column("vectors")[0].as_py()[0]) == pytest.approx(1)
