@@ -189,7 +189,7 @@ def _await_ready(url: str, process: Any, events: Path, wait_s: float = 180.0) ->
     end = time.monotonic() + wait_s
     while time.monotonic() < end:
         if process.poll() is not None:
-            tail = events.read_text(errors="replace").strip().splitlines()[-5:]
+            tail = events.read_text(errors="replace").strip().split("\n")[-5:]
             raise Unavailable("it did not start:\n  " + "\n  ".join(tail), dependency="supervisor")
         try:
             answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)

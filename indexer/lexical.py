@@ -67,8 +67,12 @@ def _schema() -> "tantivy.Schema":
 
 
 def terms(query: str) -> Counter[str]:
-    """Returns the terms of a query as they are indexed, each with how often the query says it."""
-    return Counter(_analyzer().analyze(" ".join(analysis.query_terms(query))))
+    """Returns the terms of a query as they are indexed, each with how often the query says it.
+
+    A single Latin letter or digit counts once: in a long text it is a symbol, whatever it is about.
+    """
+    counts = Counter(_analyzer().analyze(" ".join(analysis.query_terms(query))))
+    return Counter({term: 1 if len(term) == 1 and term.isascii() else n for term, n in counts.items()})
 
 
 def weights(query: Mapping[str, int], parts: "Sequence[Lexical]") -> list[dict[str, float]]:

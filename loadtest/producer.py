@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--key")
     parser.add_argument("--collection")
     args = parser.parse_args()
-    lines = args.file.read_text("utf-8").splitlines()
+    lines = [line for line in args.file.read_text("utf-8").split("\n") if line.strip()]
     position = (
         to_kafka(lines, args.kafka, args.topic) if args.kafka else to_http(lines, args.url, args.key, args.collection)
     )

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from heapq import merge as merge_sorted
 from itertools import islice
+from statistics import pstdev
 from typing import Final
 
-from query.plan import Fusion, Question
+from query.plan import DEPTH_MIN, Fusion, Question
 from vicinage.records import Hit, Partial
 
 RANK_CONSTANT: Final = 60
@@ -39,22 +40,37 @@ def _merged(lists: Sequence[tuple[Hit, ...]], k: int) -> tuple[Hit, ...]:
 
 
 def fused(dense: Sequence[Hit], lexical: Sequence[Hit], fusion: Fusion, k: int) -> tuple[Hit, ...]:
-    """One list of two, each best first: the k best by the fused score, of equal ones by document and passage.
+    """Returns the k best hits of two lists, best first, of equal ones by document and passage.
 
-    Each hit has its score of either list beside the fused one.
+    Each list is best first. A hit keeps its score of either list beside the fused one. The order does
+    not depend on how far the lists go beyond the best DEPTH_MIN: a longer answer begins as a shorter one.
     """
     by_key = {_key(hit): hit for hit in (*lexical, *dense)}
     own = {_key(hit): hit.score for hit in dense}, {_key(hit): hit.score for hit in lexical}
-    if fusion.method == "rrf":
-        parts, weights = (_reciprocal(own[0]), _reciprocal(own[1])), (1.0, 1.0)
-    else:
-        parts, weights = (_stretched(own[0]), _stretched(own[1])), (fusion.dense_weight, 1 - fusion.dense_weight)
-    scores = {key: sum(w * part.get(key, 0.0) for w, part in zip(weights, parts, strict=True)) for key in by_key}
+    scores = _by_rank(*own) if fusion.method == "rrf" else _by_score(*own, fusion.dense_weight)
     best = sorted(scores, key=lambda key: (-scores[key], key))[:k]
     return tuple(
         by_key[key]._replace(score=scores[key], dense_score=own[0].get(key), lexical_score=own[1].get(key))
         for key in best
     )
+
+
+def _by_rank(dense: _Scores, lexical: _Scores) -> _Scores:
+    parts = _reciprocal(dense), _reciprocal(lexical)
+    return {key: sum(part.get(key, 0.0) for part in parts) for key in dense.keys() | lexical.keys()}
+
+
+def _by_score(dense: _Scores, lexical: _Scores, dense_weight: float) -> _Scores:
+    """Returns the weighted sum of standardized scores; below 0 those of hits among the best of neither list."""
+    parts = (dense_weight, _standardized(dense, [])), (1 - dense_weight, _standardized(lexical, [0.0] * DEPTH_MIN))
+    lasts = [min(0.0, *part.values(), 0.0) for _, part in parts]
+    fused_scores: dict[_Key, float] = {}
+    for key in dense.keys() | lexical.keys():
+        if any(part.get(key, -1.0) >= 0 for _, part in parts):
+            fused_scores[key] = sum(weight * max(0.0, part.get(key, 0.0)) for weight, part in parts)
+        else:
+            fused_scores[key] = sum(w * part.get(key, last) for (w, part), last in zip(parts, lasts, strict=True))
+    return fused_scores
 
 
 def _key(hit: Hit) -> _Key:
@@ -72,9 +88,16 @@ def _reciprocal(scores: _Scores) -> _Scores:
     return ranks
 
 
-def _stretched(scores: _Scores) -> _Scores:
-    """The scores from 0, the least found, to 1, the greatest; all 1 where they are equal."""
+def _standardized(scores: _Scores, rest: Sequence[float]) -> _Scores:
+    """Returns standard deviations above the last of the best DEPTH_MIN scores; 1 where those are all equal.
+
+    `rest` stands for passages that are in no list: to words, a passage without them has a score of 0.
+    """
+    best = [*islice(scores.values(), DEPTH_MIN), *rest][:DEPTH_MIN]
     if not scores:
         return scores
-    least, span = min(scores.values()), max(scores.values()) - min(scores.values())
-    return {key: (score - least) / span if span else 1.0 for key, score in scores.items()}
+    last, deviation = best[-1], pstdev(best)
+    return {
+        key: (score - last) / deviation if deviation else 1.0 if score == last else score - last
+        for key, score in scores.items()
+    }

@@ -13,7 +13,10 @@ from vicinage.records import Floats, Mode, ShardQuery, Token
 NUMBERS_MAX: Final = 1 << 20
 """Of the vectors in one answer: they are written as text on the event loop that everybody shares, 0.1 µs each."""
 DEPTH_MIN: Final = 50
-"""Hits that each of two lists has at least when they are fused: one that is far down in both may be the best of all."""
+"""Hits that each of two lists has at least when they are fused: a hit far down in both may be the best of all.
+
+Scores are standardized over as many, whatever `k` is.
+"""
 
 
 Method = Literal["rrf", "weighted"]
@@ -21,10 +24,13 @@ Method = Literal["rrf", "weighted"]
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """How two lists become one: by reciprocal rank, or by scores, weighted `dense_weight` to 1 − `dense_weight`."""
+    """How two lists become one: by scores, weighted `dense_weight` to 1 − `dense_weight`, or by reciprocal rank.
 
-    method: Method = "rrf"
-    dense_weight: float = 0.5
+    docs/decisions/026-fusion.md has the measurements behind the defaults.
+    """
+
+    method: Method = "weighted"
+    dense_weight: float = 0.75
 
 
 @dataclass(frozen=True, slots=True)

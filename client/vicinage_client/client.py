@@ -64,8 +64,8 @@ class Client:
         `wait_for`: a token, a Written, a Deleted, or what a Kafka producer got back: the search sees that write.
         `vector`: one vector, a list or a one-dimensional array.
         `mode`: "dense" (by vectors), "lexical" (by the text's words, without a model) or "hybrid" (by both; a `vector`
-        beside the text takes the place of the text's own). `fusion`, for hybrid: {"method": "rrf"} or
-        {"method": "weighted", "dense_weight": 0.5}. `rerank`: that many of the best are scored again, each together
+        beside the text takes the place of the text's own). `fusion`, for hybrid: {"method": "weighted",
+        "dense_weight": 0.75} (the default) or {"method": "rrf"}. `rerank`: that many of the best are scored again, each together
         with the text, by the platform's cross-encoder, where it has one.
         """
         call = make.search(

@@ -35,15 +35,15 @@ def mode_of(value: Mapping[str, Any]) -> Mode:
 
 
 def fusion_of(value: Mapping[str, Any]) -> Fusion:
-    """How to fuse: `{"method": "rrf" | "weighted", "dense_weight": 0..1}`. Raises Refused(field="fusion")."""
+    """Returns how to fuse: `{"method": "weighted" | "rrf", "dense_weight": 0..1}`. Raises Refused(field="fusion")."""
     given = typed(value, "fusion", dict, "an object")
     if given is None:
         return Fusion()
     if (unknown := unknown_in(given, FUSION)) is not None:
         raise Refused(f"fusion has no {unknown!r}; there are method and dense_weight", field="fusion")
-    method: Method | None = next((m for m in get_args(Method) if m == given.get("method", "rrf")), None)
+    method: Method | None = next((m for m in get_args(Method) if m == given.get("method", Fusion().method)), None)
     if method is None:
-        raise Refused("fusion.method is rrf or weighted", field="fusion")
+        raise Refused("fusion.method is weighted or rrf", field="fusion")
     weight = given.get("dense_weight")
     if weight is None:
         return Fusion(method)

@@ -105,10 +105,10 @@ _DOCS: Final[dict[str, Any]] = {
                         },
                         "fusion": {
                             "type": "object",
-                            "description": "of mode hybrid: rrf (by reciprocal rank, the default) or weighted (by scores)",
+                            "description": "of mode hybrid: weighted (by standardized scores, the default) or rrf (by reciprocal rank)",
                             "properties": {
-                                "method": {"enum": ["rrf", "weighted"], "default": "rrf"},
-                                "dense_weight": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
+                                "method": {"enum": ["weighted", "rrf"], "default": "weighted"},
+                                "dense_weight": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.75},
                             },
                             "additionalProperties": False,
                         },

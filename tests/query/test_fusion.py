@@ -10,6 +10,7 @@ from query.plan import DEPTH_MIN, Fusion, Question, make_plan
 from tenants.entities import Collection, Generation, Objectives
 from vicinage.records import Hit, Partial, ShardId
 
+RRF = Fusion("rrf")
 NAMES = [f"d{i}" for i in range(12)]
 
 
@@ -23,7 +24,7 @@ def shown(found: tuple[Hit, ...]) -> list[tuple[str, float, float | None, float 
 
 
 def test_by_rank_what_stands_in_both_lists_beats_the_first_of_either() -> None:
-    found = fused(hits(a=0.9, b=0.8, c=0.1), hits(c=30, d=20, b=10), Fusion(), 3)
+    found = fused(hits(a=0.9, b=0.8, c=0.1), hits(c=30, d=20, b=10), RRF, 3)
     assert shown(found) == [
         ("c", round(1 / 63 + 1 / 61, 6), 0.1, 30),
         ("b", round(1 / 62 + 1 / 63, 6), 0.8, 10),
@@ -31,19 +32,41 @@ def test_by_rank_what_stands_in_both_lists_beats_the_first_of_either() -> None:
     ]
 
 
-def test_by_score_each_list_is_stretched_from_0_to_1_and_weighted() -> None:
+def test_by_score_each_list_is_standardized_and_weighted() -> None:
+    """Over the best 50: of the dense list above its last, of the lexical one above 0, which is without a word."""
     dense, words = hits(a=0.9, b=0.7, c=0.5), hits(c=30, d=20, b=10)
+    of_dense, of_words = np.std([0.9, 0.7, 0.5]), np.std([30, 20, 10] + [0] * (DEPTH_MIN - 3))
+    expected = {
+        "a": 0.25 * 0.4 / of_dense,
+        "b": 0.25 * 0.2 / of_dense + 0.75 * 10 / of_words,
+        "c": 0.75 * 30 / of_words,
+        "d": 0.75 * 20 / of_words,
+    }
     found = fused(dense, words, Fusion("weighted", 0.25), 10)
-    assert shown(found) == [
-        ("c", 0.75, 0.5, 30),
-        ("d", 0.375, None, 20),
-        ("a", 0.25, 0.9, None),
-        ("b", 0.125, 0.7, 10),
-    ]
+    assert {h.document_id: h.score for h in found} == pytest.approx(expected)
+    assert [h.document_id for h in found] == ["c", "d", "b", "a"]
     assert [h.document_id for h in fused(dense, words, Fusion("weighted", 1), 2)] == ["a", "b"]
 
 
-@pytest.mark.parametrize("fusion", [Fusion(), Fusion("weighted", 0.5)])
+def test_the_only_text_with_the_word_is_among_the_best() -> None:
+    dense = hits(**{f"d{i:02}": 0.5 - i / 1_000 for i in range(DEPTH_MIN)})
+    assert "d40" in {hit.document_id for hit in fused(dense, hits(d40=9.0), Fusion(), 10)}
+
+
+@given(st.lists(st.integers(0, 400), min_size=55, max_size=120), st.lists(st.integers(1, 400), max_size=120), st.data())
+def test_a_longer_answer_begins_as_a_shorter_one(dense: list[int], words: list[int], data: st.DataObject) -> None:
+    """The lists go on beyond the best 50; what stands there never stands before what is among the best of one list."""
+    n = data.draw(st.integers(0, 80), label="documents of the words' own")
+    of_dense = {f"d{i:03}": s / 8 for i, s in enumerate(dense)}
+    of_words = {f"d{n + i:03}": s / 8 for i, s in enumerate(words)}
+    every = fused(hits(**of_dense), hits(**of_words), Fusion(), 1_000)
+    short = fused(hits(**of_dense)[:DEPTH_MIN], hits(**of_words)[:DEPTH_MIN], Fusion(), DEPTH_MIN)
+    exact = [h for h in every if h.score > 0][:DEPTH_MIN]
+    assert [h.score for h in short[: len(exact)]] == pytest.approx([h.score for h in exact])
+    assert len(every) == len(of_dense | of_words)
+
+
+@pytest.mark.parametrize("fusion", [RRF, Fusion(), Fusion("weighted", 0.5)])
 def test_equals_stand_by_document_and_passage_whichever_came_first(fusion: Fusion) -> None:
     same = [Hit("b", 1, 0.5, 1), Hit("a", 0, 0.5, 1), Hit("b", 0, 0.5, 1)]
     for order in (same, same[::-1]):
@@ -52,7 +75,7 @@ def test_equals_stand_by_document_and_passage_whichever_came_first(fusion: Fusio
         assert len({h.score for h in found}) == 1
 
 
-@pytest.mark.parametrize("fusion", [Fusion(), Fusion("weighted", 0.3)])
+@pytest.mark.parametrize("fusion", [RRF, Fusion(), Fusion("weighted", 0.3)])
 def test_of_nothing_nothing_and_of_one_list_its_order(fusion: Fusion) -> None:
     assert fused([], [], fusion, 5) == ()
     one = hits(a=3, b=2, c=1)
@@ -61,9 +84,12 @@ def test_of_nothing_nothing_and_of_one_list_its_order(fusion: Fusion) -> None:
 
 
 Lists = st.dictionaries(st.sampled_from(NAMES), st.integers(-40, 40).map(lambda n: n / 8), max_size=10)
+Words = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 80).map(lambda n: n / 8), max_size=10)
 
 
-@given(Lists, Lists, st.sampled_from([Fusion(), Fusion("weighted", 0.0), Fusion("weighted", 0.7)]), st.integers(1, 12))
+@given(
+    Lists, Words, st.sampled_from([RRF, Fusion(), Fusion("weighted", 0.0), Fusion("weighted", 1.0)]), st.integers(1, 12)
+)
 def test_nothing_is_lost_or_doubled_and_a_better_place_is_never_worse(
     dense: dict[str, float], words: dict[str, float], fusion: Fusion, k: int
 ) -> None:
