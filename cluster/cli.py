@@ -558,13 +558,20 @@ def _capacity(data: Path, url: str | None, key: str | None, *, as_json: bool, pa
 @click.argument("tenant_name", metavar="[TENANT]", required=False)
 @common
 def freshness(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Per tenant: the freshness lag now, percentiles of n recent index lags, and messages replayed at a start."""
+    """Per tenant: the lag now, percentiles of n recent index lags, messages replayed, and what waits for a model."""
     if tenant_name and "/" in tenant_name:
         raise click.BadParameter(
             "write TENANT; one collection's lag is in `vicinage collection show`", param_hint="TENANT"
         )
     query = f"?tenant={tenant_name}" if tenant_name else ""
-    show(_live(data, url, key).call("GET", f"/freshness{query}"), as_json)
+    rows = _live(data, url, key).call("GET", f"/freshness{query}")
+    if as_json:
+        show(rows, as_json)
+        return
+    show([{name: fact for name, fact in row.items() if name != "waiting"} for row in rows], as_json)
+    if waits := [wait for row in rows for wait in row["waiting"]]:
+        click.echo(click.style("\nwaiting for a model", bold=True))
+        show(waits, as_json)
 
 
 @main.command(epilog=EPILOG)

@@ -151,6 +151,9 @@ class Reindex:
             if not reached:
                 return
         live = self._live(job)
+        lanes = self._registry.lanes.of(job.tenant, job.collection, [live.number, self._new(job).number])
+        if any(lane.position < job.barrier["documents"].get(str(lane.partition), 0) for lane in lanes):
+            return  # what is copied below must have all that the new generation does not receive itself
         ends = {str(slot): self._log.end(VECTORS_TOPIC, slot) for slot in live.slots}
         total = sum(s.n_passages for shard in live.shards() for s in self._builder.current(shard, live).segments)
         self._jobs.advance(job, state="building", barrier={**job.barrier, "vectors": ends, "after": {}}, total=total)
@@ -188,10 +191,23 @@ class Reindex:
         assert job.generation is not None
         if collection_of(self._registry, job).live != job.generation:
             self._new(job)  # refused where it was given up meanwhile: no waiting brings it back
+            if not self._has_caught_up(job):
+                return
             self._registry.cut_over(job.tenant, job.collection, job.generation, actor=ACTOR)
         crash_point("reindex.after_cut_over")
         self._jobs.advance(job, state="done")
         _event.info("reindexed", job=job.id, tenant=job.tenant, collection=job.collection, generation=job.generation)
+
+    def _has_caught_up(self, job: Job) -> bool:
+        """Whether the new generation has what the live one has: searches would miss what its lanes still owe."""
+        topic = self._registry.tenant(job.tenant).documents_topic
+        partitions = [(topic, int(p)) for p in job.barrier["documents"]]
+        committed = self._log.committed(Group.INGEST, partitions)
+        lanes = self._registry.lanes.of(job.tenant, job.collection, [self._new(job).number])
+        behind = [x for x in lanes if x.position < committed.get((topic, x.partition), 0)]
+        for lane in behind:
+            _event.info("reindex.waited", job=job.id, model=lane.model, partition=lane.partition, state=lane.state)
+        return not behind
 
     def _fail(self, job: Job, error: VicinageError) -> None:
         _event.error("reindex failed", job=job.id, reason=str(error))

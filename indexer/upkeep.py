@@ -17,6 +17,7 @@ from indexer.seal import Builder
 from indexer.serving import generation_of, serving
 from indexer.trim import Trim
 from tenants.entities import Generation, Group, Job, Lease, Manifest
+from tenants.ingest_lanes import owed_from
 from tenants.jobs import Jobs
 from tenants.manifests import Manifests
 from tenants.registry import Registry
@@ -64,7 +65,7 @@ class Upkeep:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="indexer-worker")
         self._working: Future[None] | None = None
         self._turn = 0
-        self._passed: dict[str, Passed] = {}
+        self._passed: dict[tuple[str, str, int], Passed] = {}
         self._swept = -1e9
         self._mending = Mending(log, registry, builder, lease, clock)
         self._scrub = Scrub(builder, clock)
@@ -150,7 +151,7 @@ class Upkeep:
         try:
             manifest = self._builder.current(shard, generation)
             lease = self._lease(shard.slot)
-            done = compact(self._builder, manifest, generation, lease, forgettable=self.forgettable(shard.tenant))
+            done = compact(self._builder, manifest, generation, lease, forgettable=self.forgettable(shard))
         except Conflict as lost:
             _event.warning("compaction given up", shard=str(shard), reason=str(lost))
             self._try_later(shard)
@@ -172,21 +173,24 @@ class Upkeep:
             wait = longer(waited, AGAIN_S)
             self._again[shard] = self._clock.monotonic() + wait, wait
 
-    def forgettable(self, tenant: str) -> Callable[[int], bool]:
-        """Returns whether a deletion with this version may be forgotten: no write with a lower one can come again.
+    def forgettable(self, shard: ShardId) -> Callable[[int], bool]:
+        """Returns whether no record with a version or a lower one can reach the shard again.
 
-        How long, and why that is enough: docs/decisions/007-when-a-deletion-is-forgotten.md.
+        That is so once ingest, and the lanes of the shard's generation, have long been beyond it in every partition. How long,
+        and why that is enough: docs/decisions/007-when-a-deletion-is-forgotten.md.
         """
-        topic = self._registry.tenant(tenant).documents_topic
+        topic = self._registry.tenant(shard.tenant).documents_topic
         tps = [(topic, p) for p in range(self._log.topics(topic).get(topic, 1))]
         committed = self._log.committed(Group.INGEST, tps)
+        lanes = self._registry.lanes.of(shard.tenant, shard.collection, [shard.generation])  # after what was committed
         seen = Seen(
-            committed=tuple(committed.get(tp, 0) for tp in tps),
+            committed=tuple(owed_from(lanes, tp[1], committed.get(tp, 0)) for tp in tps),
             ends=tuple(self._log.end(*tp) for tp in tps),
         )
         age_s = self._builder.settings.tombstone_age_s
-        self._passed[tenant] = passed(self._passed.get(tenant), seen, now=self._clock.monotonic(), age_s=age_s)
-        return partial(is_past, self._passed[tenant], self._registry.partition_maps(tenant))
+        key = (shard.tenant, shard.collection, shard.generation)
+        self._passed[key] = passed(self._passed.get(key), seen, now=self._clock.monotonic(), age_s=age_s)
+        return partial(is_past, self._passed[key], self._registry.partition_maps(shard.tenant))
 
     # orphans, and what of the log nobody needs any more
 

@@ -4,23 +4,31 @@ A document in a partition that is not its home is refused: its order among the d
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 from tenants.entities import Tenant
-from tenants.registry import Registry
 from vicinage.errors import Refused
 from vicinage.log import Stored
-from vicinage.partition_maps import version_of
+from vicinage.partition_maps import PartitionMap, version_of
 from vicinage.records import Position
 
 LookAgain = Callable[[Tenant], object]
 """Sees whether the tenant's topic has grown; the registry has the new map when it returns."""
 
 
+class PartitionMaps(Protocol):
+    """Where a tenant's partition maps are looked up; a Registry is one."""
+
+    def partition_maps(self, tenant: str) -> tuple[PartitionMap, ...]:
+        """Returns the maps of the tenant's documents topic, oldest first."""
+        ...
+
+
 class Homes:
     """Versions for the documents of one batch of records. One thread."""
 
-    def __init__(self, registry: Registry, look_again: LookAgain | None) -> None:
-        self._registry = registry
+    def __init__(self, maps: PartitionMaps, look_again: LookAgain | None) -> None:
+        self._maps = maps
         self._look_again = look_again
 
     def version(self, tenant: Tenant, stored: Stored, collection: str, document_id: str) -> int:
@@ -29,7 +37,7 @@ class Homes:
         Before the first refusal the topic is looked at once more: it may have grown since its last map.
         """
         position = Position(stored.partition, stored.offset)
-        maps = self._registry.partition_maps(tenant.name)
+        maps = self._maps.partition_maps(tenant.name)
         try:
             return version_of(maps, position, collection, document_id)
         except Refused:

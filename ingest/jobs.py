@@ -3,18 +3,17 @@
 A version is the record's position under its partition map (law 3); the tenant is the topic's, whatever the record says (law 1).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from ingest.columns import parse_arrow
 from ingest.documents import Entry, parse_json
-from ingest.homes import Homes, LookAgain
+from ingest.homes import Homes, LookAgain, PartitionMaps
 from ingest.identity import judged_version, stranger
 from ingest.ids import fault_of
 from ingest.rules import Rules
-from tenants.entities import Collection, Tenant
-from tenants.registry import Registry
+from tenants.entities import Collection, Generation, Tenant
 from vicinage.errors import NotFound, Refused
 from vicinage.log import Record, Stored, TopicPartition
 from vicinage.records import Deletion, Document, Rejected
@@ -22,6 +21,27 @@ from vicinage.settings import IngestSettings
 from vicinage.wire import ARROW, decode_documents, load_json
 
 PASSAGE_CHARS: Final = 800
+
+
+Target = tuple[str, int]
+"""A generation within its tenant: collection and number."""
+
+
+class Collections(PartitionMaps, Protocol):
+    """Where a record's collection and partition maps are looked up; a Registry is one."""
+
+    def collection(self, tenant: str, name: str) -> Collection:
+        """Returns the tenant's collection. Raises NotFound."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a job has for one generation: the offset of the first record, and whether its model is to be asked."""
+
+    generation: Generation
+    first: int
+    asks: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +64,10 @@ class Skipped:
 
 @dataclass(slots=True)
 class Job:
-    """Records of one partition, parsed: what to write, what to reject, and from where to where it goes."""
+    """Records of one partition, parsed: what to write, what to reject, and the offsets from `start` to before `end`.
+
+    `only` is the one generation that a lane's job writes; `apart` are those that a lane writes instead of this job.
+    """
 
     tenant: Tenant
     tp: TopicPartition
@@ -56,37 +79,80 @@ class Job:
     rejected: list[tuple[Stored, Rejected]] = field(default_factory=list)
     skipped: int = 0
     """Deletions that were written to an earlier collection of the name: they have no effect."""
+    only: Target | None = None
+    apart: frozenset[Target] = frozenset()
 
-    def needs_embedding(self) -> bool:
-        """True when some text of it has no vector yet, or not of each model."""
-        return any(
-            w.document is not None and (w.document.vectors is None or w.collection.moving()) for w in self.writes
-        )
+    def targets(self, write: Write) -> Sequence[Generation]:
+        """Returns the generations that this job brings the write to."""
+        every = write.collection.generations
+        if self.only is None and not self.apart:
+            return every
+        return [g for g in every if self._takes((write.collection.name, g.number))]
+
+    def _takes(self, target: Target) -> bool:
+        return target not in self.apart if self.only is None else target == self.only
+
+    def needs(self) -> dict[Target, Need]:
+        """Returns what the job has for each generation that it writes to."""
+        found: dict[Target, Need] = {}
+        for write in self.writes:
+            for generation in self.targets(write):
+                target = (write.collection.name, generation.number)
+                known = found.get(target)
+                if known is None or (not known.asks and _asks(write, generation)):
+                    first = known.first if known else write.stored.offset
+                    found[target] = Need(generation, first, _asks(write, generation))
+        return found
 
     def cost(self) -> int:
-        """About how many passages it makes: what it takes of its tenant's share."""
+        """Returns about how many passages it makes: what it takes of its tenant's share."""
         documents = [w.document for w in self.writes if w.document is not None]
         return 1 + sum(1 + len(d.passages or ()) + len(d.text or "") // PASSAGE_CHARS for d in documents)
+
+
+def takes_given(write: Write, generation: Generation) -> bool:
+    """Whether the generation takes the vectors that came with the document: they are of the live generation's model."""
+    document = write.document
+    return (
+        document is not None
+        and document.vectors is not None
+        and generation.model == write.collection.generation().model
+    )
+
+
+def _asks(write: Write, generation: Generation) -> bool:
+    return write.document is not None and not takes_given(write, generation)
 
 
 def jobs_of(
     tenant: Tenant,
     tp: TopicPartition,
-    records: list[Stored],
-    registry: Registry,
+    records: Sequence[Stored],
+    collections: Collections,
     settings: IngestSettings,
     *,
     read_after: float,
     look_again: LookAgain | None = None,
+    start: int | None = None,
+    end: int | None = None,
+    only: Target | None = None,
 ) -> Iterator[Job]:
     """Yields the records as jobs of about `batch_passages` documents; a record is never split over two.
 
-    `look_again` is called once, for the first document that is not in its home partition.
+    They cover the offsets from `start` to before `end`: by default those of the records. With `only` they hold that
+    generation's writes and nothing else: what cannot be parsed is the partition's to reject. `look_again` is called once,
+    for the first document that is not in its home partition.
     """
-    homes = Homes(registry, look_again)
-    job = Job(tenant, tp, records[0].offset, read_after=read_after)
+
+    def job_at(offset: int) -> Job:
+        return Job(tenant, tp, offset, read_after=read_after, only=only)
+
+    homes = Homes(collections, look_again)
+    job = job_at(records[0].offset if start is None else start)
     for stored in records:
-        for outcome in parse(stored, tenant, registry, settings, homes):
+        for outcome in parse(stored, tenant, collections, settings, homes):
+            if only is not None and not (isinstance(outcome, Write) and outcome.collection.name == only[0]):
+                continue
             if isinstance(outcome, Rejected):
                 job.rejected.append((stored, outcome))
             elif isinstance(outcome, Skipped):
@@ -96,8 +162,9 @@ def jobs_of(
         job.end = stored.offset + 1
         if len(job.writes) + len(job.rejected) >= settings.batch_passages:
             yield _newest(job)
-            job = Job(tenant, tp, job.end, read_after=read_after)
-    if job.end:
+            job = job_at(job.end)
+    job.end = job.end if end is None else end
+    if job.end > job.start:
         yield _newest(job)
 
 
@@ -126,12 +193,12 @@ def _rank(write: Write) -> tuple[int, bool]:
 
 
 def parse(
-    stored: Stored, tenant: Tenant, registry: Registry, limits: IngestSettings, homes: Homes | None = None
+    stored: Stored, tenant: Tenant, collections: Collections, limits: IngestSettings, homes: Homes | None = None
 ) -> list[Write | Rejected | Skipped]:
     """Returns every document that one record holds, as a write or as a reason why not."""
-    homes = homes or Homes(registry, None)
+    homes = homes or Homes(collections, None)
     try:
-        entries = list(_entries(stored, tenant, registry, limits))
+        entries = list(_entries(stored, tenant, collections, limits))
     except _Strange as strange:
         return [Skipped() if stored.record.value is None else strange.rejected]
     except Refused as refused:
@@ -154,14 +221,14 @@ def parse(
 
 
 def _entries(
-    stored: Stored, tenant: Tenant, registry: Registry, limits: IngestSettings
+    stored: Stored, tenant: Tenant, collections: Collections, limits: IngestSettings
 ) -> Iterable[tuple[Collection, Entry | Deletion]]:
     record = stored.record
     if record.unreadable is not None:
         raise Refused(record.unreadable, field="headers")
     if record.value is None:
         name, _, document_id = _text(record.key or b"", "key").partition("/")
-        collection = _collection(registry, tenant, name, stored)
+        collection = _collection(collections, tenant, name, stored)
         if not document_id:
             raise Refused("a deletion's key is <collection>/<id>", field="key")
         if (fault := fault_of(document_id, limits.id_bytes_max)) is not None:
@@ -169,12 +236,12 @@ def _entries(
         return [(collection, Deletion(name, document_id))]
     if dict(record.headers).get("content-type") == ARROW.encode():
         name_given, batches = decode_documents(record.value)
-        collection = _collection(registry, tenant, name_given or _key_collection(record), stored)
+        collection = _collection(collections, tenant, name_given or _key_collection(record), stored)
         return [(collection, e) for e in parse_arrow(batches, Rules.of(collection, limits))]
     body = load_json(record.value, field="value")
     if not isinstance(body, dict):
         raise Refused("a document is a JSON object", field="value")
-    collection = _collection(registry, tenant, body.get("collection"), stored)
+    collection = _collection(collections, tenant, body.get("collection"), stored)
     return [(collection, parse_json(body, Rules.of(collection, limits), tenant=tenant.name))]
 
 
@@ -190,11 +257,11 @@ class _Strange(Exception):
         self.rejected = Rejected(reason, field="collection", collection=collection)
 
 
-def _collection(registry: Registry, tenant: Tenant, name: object, stored: Stored) -> Collection:
+def _collection(collections: Collections, tenant: Tenant, name: object, stored: Stored) -> Collection:
     if not isinstance(name, str) or not name:
         raise Refused("the document names no collection", field="collection")
     try:
-        found = registry.collection(tenant.name, name)
+        found = collections.collection(tenant.name, name)
     except NotFound as missing:
         raise Refused(f"{missing} of this tenant", field="collection") from None
     if (reason := stranger(stored, found)) is not None:

@@ -1,165 +1,332 @@
-"""Which job is worked on next, and whose rows may be written. What decides in ingest: no threads, no clock, no I/O.
+"""Which work is done next, and whose rows may be written. What decides in ingest: no threads, no clock, no I/O.
 
-Law 7: jobs wait by tenant, and tenants take turns by weight, OF_ONE_MAX jobs of a tenant at once. A tenant whose embedder is
-away sleeps between its tries, tries one job at a time, and shares PROBES_MAX workers with all others in its state: servers
-that keep their callers waiting take no more than these from everybody else.
+A line is a sequence of jobs that are written in order (law 3): those of a partition, or those of one generation's lane. The
+part of a job that one model embeds is scheduled by itself, so that an answer of one model never waits for another's.
 
-NOTE: jobs of one partition are embedded in any order and written in the order in which they came (law 3). None waits for
-another: what is ready lies in its partition's line until whoever writes the one before it takes it along.
+Law 7: tenants take turns by weight, `OF_ONE_MAX` parts of a tenant and a model at once, and a model has `OF_MODEL_MAX`
+workers (a bulkhead): a server that keeps its callers waiting takes no worker from another model. A tenant whose model is
+away sleeps between its tries and tries one part at a time, `PROBES_MAX` of all such tenants of a model at once.
 
-Not thread-safe: whoever owns it holds a lock.
+Not thread-safe: its owner holds a lock.
 """
 
 import heapq
 from collections import deque
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from ingest.jobs import Job
+from ingest.jobs import Job, Need, Target
 from ingest.vectors import Embedded
 from tenants.entities import CLASS_WEIGHT
 from vicinage.fair import FairQueue
 from vicinage.log import TopicPartition
 
-WORKERS: Final = 16
-"""Jobs under way at once; most of them wait for an answer of their model's server."""
+WORKERS: Final = 64
+"""Parts under way at once; most of them wait for an answer of their model's server."""
+OF_MODEL_MAX: Final = 16
+"""Workers of one model."""
 OF_ONE_MAX: Final = 2
-"""Jobs of one tenant under way at once: while one is embedded, the next is cut or the last one written."""
+"""Parts of one tenant and model under way at once: while one is embedded, the next is cut or the last one written."""
 PROBES_MAX: Final = 4
-"""Workers for all tenants together whose last try found their embedder away."""
+"""Workers of one model for all tenants together whose last try found it away."""
 RETRY_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
-"""How long such a tenant sleeps, after its first try, its second, …"""
+"""Seconds that such a tenant sleeps, after its first try, its second, …"""
 QUANTUM: Final = 64
 ITEMS_MAX: Final = 1 << 31
-"""Never reached: OF_ONE_MAX of each tenant are queued, and a partition with enough jobs is not read on."""
+"""Never reached: OF_ONE_MAX of each tenant and model are queued, and a line with enough jobs is not read on."""
+
+ShareKey = tuple[str, str | None]
+"""A tenant and a model."""
 
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """A job on its way, and what is embedded of it so far."""
+    """A job on its way, what it has for each generation, and the parts that its models embed.
+
+    `line` is the partition, or the lane, whose jobs are written in order.
+    """
 
     job: Job
     since: float = 0.0
+    line: Hashable = None
+    needs: dict[Target, Need] = field(default_factory=dict)
+    parts: dict[str | None, "Part"] = field(default_factory=dict)
+    writing: bool = False
+
+    def __post_init__(self) -> None:
+        self.line = self.job.tp if self.line is None else self.line
+        self.needs = self.job.needs()
+        for need in self.needs.values():
+            self.part(need.generation.model).asks |= need.asks
+
+    def part(self, model: str | None) -> "Part":
+        """Returns the part of this model, a new one where there is none."""
+        return self.parts.setdefault(model, Part(self, model))
+
+    def asks(self) -> bool:
+        """Whether any model is still to be asked for vectors."""
+        return any(part.asks and not part.ready for part in self.parts.values())
+
+    def ready(self) -> bool:
+        """Whether everything is embedded."""
+        return all(part.ready for part in self.parts.values())
+
+    def made(self) -> dict[str | None, Embedded]:
+        """Returns what is embedded, by model."""
+        return {model: part.made for model, part in self.parts.items()}
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """What one model embeds of a job. `over`: nobody wants it any more, whatever becomes of it."""
+
+    task: Task
+    model: str | None
+    asks: bool = False
     made: Embedded = field(default_factory=Embedded)
     ready: bool = False
-    writing: bool = False
     probe: bool = False
+    over: bool = False
+
+    @property
+    def share(self) -> ShareKey:
+        """Whose turn it takes."""
+        return self.task.job.tenant.name, self.model
 
 
 @dataclass(slots=True)
 class _Share:
-    """What one tenant has waiting, has in the queue or under way (`taken`), and how often its embedder was away in a row."""
+    """What a tenant has for one model: waiting, queued or under way (`taken`), and how often the model was away in a row."""
 
-    weight: int
-    waiting: deque[Task] = field(default_factory=deque)
+    weight: int = 1
+    waiting: deque[Part] = field(default_factory=deque)
     taken: int = 0
     tries: int = 0
+    failing_since: float = 0.0
+    reason: str = ""
     asleep: bool = False
 
 
+@dataclass(slots=True)
+class _Bulkhead:
+    """The workers of one model, and the parts that wait for them."""
+
+    queue: FairQueue[Part] = field(default_factory=lambda: FairQueue(items_max=ITEMS_MAX, quantum=QUANTUM))
+    probes: FairQueue[Part] = field(default_factory=lambda: FairQueue(items_max=ITEMS_MAX, quantum=QUANTUM))
+    working: int = 0
+    probing: int = 0
+
+    def take(self) -> Part | None:
+        if self.working >= OF_MODEL_MAX:
+            return None
+        found = (self.probes.take(1) if self.probing < PROBES_MAX else []) or self.queue.take(1)
+        return found[0] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A model that did not answer a tenant: how often in a row, since when (monotonic), and what was last said."""
+
+    tries: int
+    since: float
+    reason: str
+
+
 class Lines:
-    """The jobs of all partitions, from parsed to written."""
+    """The jobs of all lines, from parsed to written."""
 
     def __init__(self) -> None:
-        self._partitions: dict[TopicPartition, deque[Task]] = {}
-        self._shares: dict[str, _Share] = {}
-        self._queue: FairQueue[Task] = FairQueue(items_max=ITEMS_MAX, quantum=QUANTUM)
-        self._probes: FairQueue[Task] = FairQueue(items_max=ITEMS_MAX, quantum=QUANTUM)
-        self._sleepers: list[tuple[float, str]] = []
-        self._probing = 0
+        self._lines: dict[Hashable, deque[Task]] = {}
+        self._shares: dict[ShareKey, _Share] = {}
+        self._models: dict[str | None, _Bulkhead] = {}
+        self._sleepers: list[tuple[float, int, ShareKey]] = []
+        self._held: set[Hashable] = set()
+        self._naps = 0
         self.working = 0
 
     def __len__(self) -> int:
-        return sum(len(line) for line in self._partitions.values())
+        return sum(len(line) for line in self._lines.values())
 
-    def of(self, tp: TopicPartition) -> int:
-        """How many tasks of this partition are not written yet."""
-        return len(self._partitions.get(tp, ()))
+    def of(self, line: Hashable) -> int:
+        """Returns how many tasks of this line are not written yet."""
+        return len(self._lines.get(line, ()))
+
+    def tasks(self, line: Hashable) -> list[Task]:
+        """Returns the tasks of this line that are not written yet, in order."""
+        return list(self._lines.get(line, ()))
 
     def partitions(self) -> list[TopicPartition]:
-        """Those with a task that is not written yet."""
-        return list(self._partitions)
+        """Returns the partitions with a task that is not written yet."""
+        return [line for line in self._lines if isinstance(line, tuple)]
+
+    def heads(self) -> Iterator[Task]:
+        """Yields the first task of each line."""
+        for line in self._lines.values():
+            yield line[0]
+
+    def away(self, share: ShareKey) -> Away | None:
+        """Returns what is known of a model that did not answer this tenant at its last try."""
+        found = self._shares.get(share)
+        return Away(found.tries, found.failing_since, found.reason) if found and found.tries else None
 
     def add(self, task: Task) -> None:
-        """Put it behind its partition's others and its tenant's others."""
-        tenant = task.job.tenant
-        self._partitions.setdefault(task.job.tp, deque()).append(task)
-        share = self._shares.setdefault(tenant.name, _Share(0))
-        share.weight = CLASS_WEIGHT[tenant.priority]
-        share.waiting.append(task)
-        self._offer(tenant.name, share)
+        """Appends the task to its line, and its parts that are not ready to their shares."""
+        self._lines.setdefault(task.line, deque()).append(task)
+        for part in task.parts.values():
+            if not part.ready:
+                self.offer(part)
+
+    def offer(self, part: Part) -> None:
+        """Has the part embedded when its tenant's turn comes."""
+        share = self._shares.setdefault(part.share, _Share())
+        share.weight = CLASS_WEIGHT[part.task.job.tenant.priority]
+        share.waiting.append(part)
+        self._offer(part.share, share)
 
     # workers
 
-    def take(self, now: float) -> Task | None:
-        """The task that a worker is to embed now, which it must `free` later. None: nothing is due, or all workers are taken."""
+    def take(self, now: float) -> Part | None:
+        """Returns the part that a worker is to embed now, which it must `free` later.
+
+        None: nothing is due, or the workers are taken.
+        """
+        self._wake(now)
+        for model in list(self._models):
+            if self.working >= WORKERS:
+                return None
+            bulkhead = self._models[model]
+            while (part := bulkhead.take()) is not None:
+                if part.over:
+                    self._leave(part)
+                    continue
+                self._models[model] = self._models.pop(model)  # to the end of the round
+                bulkhead.working += 1
+                bulkhead.probing += part.probe
+                self.working += 1
+                return part
+        return None
+
+    def _wake(self, now: float) -> None:
         while self._sleepers and self._sleepers[0][0] <= now:
-            name = heapq.heappop(self._sleepers)[1]
-            self._shares[name].asleep = False
-            self._offer(name, self._shares[name])
-        if self.working >= WORKERS:
-            return None
-        found = (self._probes.take(1) if self._probing < PROBES_MAX else []) or self._queue.take(1)
-        if not found:
-            return None
-        self.working += 1
-        self._probing += found[0].probe
-        return found[0]
+            key = heapq.heappop(self._sleepers)[2]
+            share = self._shares.get(key)
+            if share is not None:
+                share.asleep = False
+                self._offer(key, share)
+                self._forget(key, share)
 
-    def done(self, task: Task) -> None:
-        """It is embedded: its tenant's embedder is well, and it may be written when its turn comes."""
-        task.ready = True
-        self._shares[task.job.tenant.name].tries = 0
+    def done(self, part: Part) -> None:
+        """The part is embedded: its model answers its tenant."""
+        part.ready = True
+        share = self._shares.get(part.share)
+        if share is not None:
+            share.tries = 0
 
-    def away(self, task: Task, now: float) -> int:
-        """Its embedder was away: it is tried again, after its tenant's others; how many tries in a row that makes."""
-        name = task.job.tenant.name
-        share = self._shares[name]
-        share.waiting.append(task)
+    def failed(self, part: Part, now: float, reason: str) -> int:
+        """The part's model was away: it is tried again after a while; returns how many tries in a row that makes."""
+        share = self._shares[part.share]
+        if not part.over:
+            share.waiting.append(part)
         if not share.asleep:
-            share.asleep = True
+            share.failing_since = share.failing_since if share.tries else now
             share.tries += 1
-            heapq.heappush(self._sleepers, (now + RETRY_S[min(share.tries, len(RETRY_S)) - 1], name))
+            share.reason = reason
+            share.asleep = True
+            self._naps += 1
+            wait_s = RETRY_S[min(share.tries, len(RETRY_S)) - 1]
+            heapq.heappush(self._sleepers, (now + wait_s, self._naps, part.share))
         return share.tries
 
-    def free(self, task: Task) -> None:
-        """Its worker is free again."""
-        name = task.job.tenant.name
-        share = self._shares[name]
+    def free(self, part: Part) -> None:
+        """The part's worker is free again."""
+        bulkhead = self._models[part.model]
+        bulkhead.working -= 1
+        bulkhead.probing -= part.probe
         self.working -= 1
-        self._probing -= task.probe
+        self._leave(part)
+
+    def _leave(self, part: Part) -> None:
+        share = self._shares[part.share]
         share.taken -= 1
-        self._offer(name, share)
-        if not share.waiting and not share.taken:
-            del self._shares[name]
+        self._offer(part.share, share)
+        self._forget(part.share, share)
+
+    def _forget(self, key: ShareKey, share: _Share) -> None:
+        if not share.waiting and not share.taken and not share.asleep:
+            self._shares.pop(key, None)
 
     def sleep_s(self, now: float) -> float:
-        """Seconds until a sleeping tenant is due; infinite when none sleeps."""
+        """Returns seconds until a sleeping tenant is due; infinite when none sleeps."""
         return max(0.0, self._sleepers[0][0] - now) if self._sleepers else float("inf")
 
-    def _offer(self, name: str, share: _Share) -> None:
-        """Queue as many of the tenant's tasks as it may have under way."""
-        queue, most = (self._probes, 1) if share.tries else (self._queue, OF_ONE_MAX)
+    def _offer(self, key: ShareKey, share: _Share) -> None:
+        """Queues as many of the share's parts as it may have under way."""
+        bulkhead = self._models.setdefault(key[1], _Bulkhead())
+        queue, most = (bulkhead.probes, 1) if share.tries else (bulkhead.queue, OF_ONE_MAX)
         while share.waiting and share.taken < most and not share.asleep:
-            task = share.waiting.popleft()
-            task.probe = share.tries > 0
+            part = share.waiting.popleft()
+            if part.over:
+                continue
+            part.probe = share.tries > 0
             share.taken += 1
-            queue.put(name, [(task, task.job.cost())], weight=share.weight)
+            queue.put(key[0], [(part, part.task.job.cost())], weight=share.weight)
 
     # writing
 
-    def turn(self, tp: TopicPartition) -> Task | None:
-        """The partition's first task, if it is ready and nobody writes it yet: the caller does, and says so by `written`."""
-        line = self._partitions.get(tp)
-        if not line or not line[0].ready or line[0].writing:
+    def turn(self, line: Hashable) -> Task | None:
+        """Returns the line's first task, if it is ready and nobody writes it: the caller does, and says so by `written`."""
+        tasks = self._lines.get(line)
+        if line in self._held or not tasks or tasks[0].writing or not tasks[0].ready():
             return None
-        line[0].writing = True
-        return line[0]
+        tasks[0].writing = True
+        return tasks[0]
 
     def written(self, task: Task) -> None:
-        """It is written: the turn is the next one's."""
-        line = self._partitions[task.job.tp]
-        assert line[0] is task, "a partition is written in order"
-        line.popleft()
-        if not line:
-            del self._partitions[task.job.tp]
+        """The task is written: the turn is the next one's."""
+        tasks = self._lines.get(task.line)
+        if tasks is None:
+            return  # the line was discarded meanwhile
+        assert tasks[0] is task, "a line is written in order"
+        tasks.popleft()
+        if not tasks:
+            del self._lines[task.line]
+
+    def hold(self, line: Hashable) -> bool:
+        """Have nothing of the line written until `release`; False where something is being written now."""
+        tasks = self._lines.get(line)
+        if tasks and tasks[0].writing:
+            return False
+        self._held.add(line)
+        return True
+
+    def release(self, line: Hashable) -> None:
+        """End a `hold`."""
+        self._held.discard(line)
+
+    def skip(self, line: Hashable, targets: frozenset[Target]) -> list[Part]:
+        """Takes these generations out of the line's tasks; returns new parts in place of those that had something for them.
+
+        The line is held. A new part begins anew: the caller makes or `offer`s it.
+        """
+        renewed = []
+        for task in self._lines.get(line, ()):
+            models = {need.generation.model for t, need in task.needs.items() if t in targets}
+            task.job.apart |= targets
+            task.needs = {t: need for t, need in task.needs.items() if t not in targets}
+            for model in models:
+                if (old := task.parts.pop(model, None)) is not None:
+                    old.over = True
+            for need in task.needs.values():
+                if need.generation.model in models:
+                    part = task.part(need.generation.model)
+                    part.asks |= need.asks
+                    renewed.append(part)
+        return list(dict.fromkeys(renewed))
+
+    def discard(self, line: Hashable) -> None:
+        """Gives the line up: none of it is written any more, but for what is being written now."""
+        for task in self._lines.pop(line, ()):
+            for part in task.parts.values():
+                part.over = True
+        self._held.discard(line)

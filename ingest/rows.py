@@ -3,7 +3,7 @@
 One message holds rows of many documents of one generation and slot, and all passages of each of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -19,27 +19,30 @@ from vicinage.routing import shard_of
 from vicinage.vectors import unit_length
 from vicinage.wire import DELETED, deletions_schema, encode_rows, rows_key, vector_column, vectors_schema
 
+Made = Mapping[str | None, Embedded]
+"""What is embedded of a job, by model."""
+NOTHING: Final = Embedded()
+"""Of a model that the job has nothing for but deletions."""
 MESSAGE_BYTES: Final = 3 << 20
 """What a message of many documents aims at; one of a single document may be of wire.MESSAGE_BYTES_MAX."""
 
 
-def messages(job: Job, made: Embedded) -> Iterator[tuple[int, Record]]:
+def messages(job: Job, made: Made) -> Iterator[tuple[int, Record]]:
     """Yields one message per generation and slot (more where it grows large), all passages of a document together.
 
-    Deletions stand in messages of their own, which have no vectors. What is refused has no rows; of a document's other
-    writes the last one has.
+    Deletions stand in messages of their own, which have no vectors. A write that a generation's model refused has no rows
+    there; of a document's other writes the last one has.
     """
     runs: dict[tuple[str, int, int, bool], tuple[Generation, list[Write]]] = {}
-    standing = {(w.collection.name, w.id): w for w in job.writes if id(w) not in made.refused}
-    for write in standing.values():
-        for generation in write.collection.generations:
-            slot = generation.slots[shard_of(write.id, len(generation.slots))]
-            key = (write.collection.name, generation.number, slot, write.document is None)
-            runs.setdefault(key, (generation, []))[1].append(write)
+    for write, generation in _standing(job, made):
+        slot = generation.slots[shard_of(write.id, len(generation.slots))]
+        key = (write.collection.name, generation.number, slot, write.document is None)
+        runs.setdefault(key, (generation, []))[1].append(write)
     for (collection, number, slot, _), (generation, writes) in runs.items():
-        for part in _parts(writes, generation, made):
+        embedded = made.get(generation.model, NOTHING)
+        for part in _parts(writes, generation, embedded):
             value = encode_rows(
-                _batch(part, generation, made), tenant=job.tenant.name, collection=collection, generation=number
+                _batch(part, generation, embedded), tenant=job.tenant.name, collection=collection, generation=number
             )
             yield (
                 slot,
@@ -51,12 +54,22 @@ def messages(job: Job, made: Embedded) -> Iterator[tuple[int, Record]]:
             )
 
 
-def rejections(job: Job, made: Embedded) -> list[tuple[Stored, Rejected]]:
-    """Everything of the job that could not be taken: what was wrong when it was parsed, and what was refused since."""
+def _standing(job: Job, made: Made) -> Iterable[tuple[Write, Generation]]:
+    found: dict[tuple[str, str, int], tuple[Write, Generation]] = {}
+    for write in job.writes:
+        for generation in job.targets(write):
+            if id(write) not in made.get(generation.model, NOTHING).refused:
+                found[write.collection.name, write.id, generation.number] = (write, generation)
+    return found.values()
+
+
+def rejections(job: Job, made: Made) -> list[tuple[Stored, Rejected]]:
+    """Returns everything of the job that could not be taken: what was wrong when it was parsed, and what was refused since."""
+    reasons = {key: reason for embedded in made.values() for key, reason in embedded.refused.items()}
     refused = [
-        (w.stored, Rejected(made.refused[id(w)], field=_content(w.document), id=w.id, collection=w.collection.name))
+        (w.stored, Rejected(reasons[id(w)], field=_content(w.document), id=w.id, collection=w.collection.name))
         for w in job.writes
-        if id(w) in made.refused
+        if id(w) in reasons
     ]
     return job.rejected + refused
 

@@ -1,23 +1,27 @@
 """★ The ingest role: documents logs → vectors log.
 
-Law 3 is visible as line order in `Ingest._write`: the rows and dead letters are durable before the position is committed.
+Law 3 is visible as line order in `Ingest._write`: the rows and dead letters are durable before the position is stored.
 A crash anywhere does the work again, and versions make that harmless.
 
-`ingest/lines.py` decides whose job is next (law 7); here it is done. A worker embeds a job, and then writes what its partition has
-ready in order; it never waits for another job, nor for an embedder that is away. Vectors that tenants computed themselves
-are written at once.
+`ingest/lines.py` decides whose work is next (law 7) and `ingest/lanes.py` which generations are written apart from their
+partition, because their model is away or slow; here it is done. A worker embeds what one model has of a job, and then writes
+what the job's line has ready in order. It never waits for another job. Vectors that tenants computed are written at once.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Final
 
 from ingest import dead_letters
+from ingest.crew import Crew
+from ingest.detached import Detached, Lane
 from ingest.embedding import Embedder
 from ingest.jobs import Job, jobs_of
-from ingest.lines import RETRY_S, WORKERS, Lines, Task
+from ingest.lane_scheduler import LOOK_S, LaneScheduler
+from ingest.lines import RETRY_S, Lines, Part, Task
 from ingest.pulse import Pulse
 from ingest.rows import messages, rejections
 from ingest.topic_settings import report
@@ -37,6 +41,9 @@ from vicinage.telemetry import counter, events, gauge, histogram
 
 IN_FLIGHT: Final = 2
 """Jobs of one partition that are not written yet; it is not read further until there are fewer."""
+IDLE_S: Final = 60.0
+STOP_S: Final = 5.0
+"""How long a stop waits for calls that are under way."""
 PARSED_AT_ONCE: Final = 4
 """Jobs of one partition that are parsed (and, where they need no embedding, written) before the others' turn."""
 LISTED_S: Final = 5.0
@@ -87,14 +94,20 @@ class Ingest:
         self._halts = Halts(_event, _halted)
         self._unparsed: dict[TopicPartition, Iterator[Job]] = {}
         """What was read of a partition and is not yet a job."""
+        self._routed: dict[TopicPartition, int] = {}
+        """Offset up to which each partition's records are in its line, or left to lanes."""
         self._full: set[TopicPartition] = set()
         self._round: list[TopicPartition] = []
         """Whose readers are still to be asked where they are."""
         self._lines = Lines()
         self._lock = threading.Lock()
         """Of the lines."""
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="ingest")
-        self._workers: set[Future[None]] = set()
+        self._crew = Crew("ingest")
+        self._detached = Detached(registry.lanes, log, registry, settings, clock)
+        self._lanes = LaneScheduler(
+            self._detached, self._lines, self._lock, registry, clock, self._routed,
+            make_given=self._make_given, write_in_turn=self._write_in_turn, check=self._check_not_overtaken,
+        )  # fmt: skip
         self._stopping = threading.Event()
         self._discovered = -1e9
         self._polled = self._read_after = clock.monotonic()
@@ -106,9 +119,14 @@ class Ingest:
             while not stop.is_set():
                 self.step(wait_s=0.25)
         finally:
-            self._stopping.set()
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._reader.close()
+            self.stop()
+
+    def stop(self) -> None:
+        """End its threads; a call of a model that hangs is left behind after STOP_S. Idempotent."""
+        self._stopping.set()
+        self._lanes.stop()
+        self._crew.join(STOP_S)
+        self._reader.close()
 
     def step(self, wait_s: float = 0.0) -> int:
         """Take what has come and hand it on; the number of records taken. Raises what a job raised."""
@@ -132,7 +150,7 @@ class Ingest:
 
     def _left(self) -> int:
         with self._lock:
-            return len(self._lines) + len(self._unparsed)
+            return len(self._lines) + len(self._unparsed) + self._lanes.behind()
 
     # reading
 
@@ -142,6 +160,7 @@ class Ingest:
         if now - self._discovered >= self._settings.discover_s:
             self._discovered = now
             self._discover()
+            self._detached.compare(self._places)
             self._pass_markers()
 
     def _pass_markers(self) -> None:
@@ -157,6 +176,7 @@ class Ingest:
         if passed:
             self._log.commit(Group.INGEST, passed)
             self._places.update(passed)
+            self._routed.update(passed)
 
     def _discover(self) -> None:
         """Read the topics of new tenants; stop reading those of suspended and deleted ones."""
@@ -167,9 +187,12 @@ class Ingest:
             del self._places[tp]
             self._topic_ids.pop(tp[0], None)
             self._unparsed.pop(tp, None)
+            self._lanes.forget(tp)
         known = {topic for topic, _ in self._places}
         # A tenant that was suspended and is back begins at its committed position: once nothing of it is under way any more.
-        under_way = {topic for topic, _ in (*self._lines.partitions(), *self._unparsed)}
+        with self._lock:
+            lines = self._lines.partitions()
+        under_way = {topic for topic, _ in (*lines, *self._unparsed)}
         new = [t for topic, t in active.items() if topic not in known | under_way]
         topics = self._log.topics("vicinage.docs.", max_age_s=LISTED_S)
         if new:
@@ -197,8 +220,10 @@ class Ingest:
 
     def _add(self, tps: Sequence[TopicPartition]) -> None:
         committed = self._log.committed(Group.INGEST, tps)
+        self._detached.adopt(tps)  # before the first record is read: what a lane has is not written twice
         for tp in tps:
-            self._places[tp] = committed[tp] if tp in committed else self._begin(tp)
+            place = committed[tp] if tp in committed else self._begin(tp)
+            self._places[tp] = self._routed[tp] = place
             self._read(tp)
 
     def _begin(self, tp: TopicPartition) -> int:
@@ -226,7 +251,10 @@ class Ingest:
         if any(self._lines.of(tp) < IN_FLIGHT for tp in self._unparsed):
             return 0.0
         with self._lock:
-            return BUSY_S if self._lines.working else self._lines.sleep_s(self._clock.monotonic())
+            busy = self._lines.working or self._lanes.reading()
+            if busy:
+                return BUSY_S
+            return min(LOOK_S, self._lines.sleep_s(self._clock.monotonic())) if len(self._lines) else IDLE_S
 
     # jobs
 
@@ -254,34 +282,46 @@ class Ingest:
             if job is None:
                 del self._unparsed[tp]
                 return
-            task = Task(job, time.perf_counter())
-            if self._lines.of(tp) == 0 and not job.needs_embedding():
-                self._make(task)
-                self._write(task)
-            else:
-                with self._lock:
-                    self._lines.add(task)
+            try:
+                self._lanes.detach_early(job)
+            except Unavailable as away:
+                _event.warning("the catalog is away", reason=str(away))
+                self._unparsed[tp] = chain([job], self._unparsed[tp])
+                return
+            self._route(job)
+
+    def _route(self, job: Job) -> None:
+        """Put the job into its partition's line; one that no model is to be asked for is written at once if it is first."""
+        task = Task(job, time.perf_counter())
+        self._routed[job.tp] = job.end
+        self._make_given(task.parts.values())
+        if self._lines.of(job.tp) == 0 and task.ready():
+            self._write(task)
+            return
+        with self._lock:
+            self._lines.add(task)
 
     def _land(self) -> None:
         """Raise what a worker raised; read on where a partition has room again; have done what has become due."""
-        ended = {worker for worker in self._workers if worker.done()}
-        self._workers -= ended
-        for worker in ended:
-            worker.result()
+        self._crew.check()
         for tp in list(self._unparsed):
             self._proceed(tp)
         for tp in [tp for tp in self._full if tp not in self._unparsed and self._lines.of(tp) < IN_FLIGHT]:
             self._full.remove(tp)
             if tp in self._places:
                 self._read(tp)
+        try:
+            self._lanes.tend()
+        except Unavailable as away:
+            _event.warning("the catalog is away", reason=str(away))
         self._employ()
 
     def _employ(self) -> None:
-        while (task := self._next()) is not None:
-            self._workers.add(self._pool.submit(self._work, task))
+        while (part := self._next()) is not None:
+            self._crew.start(partial(self._work, part))
 
-    def _next(self, freed: Task | None = None) -> Task | None:
-        """What is to be embedded now, if anything, by a worker who has just done with `freed`."""
+    def _next(self, freed: Part | None = None) -> Part | None:
+        """Returns what is to be embedded now, if anything, by a worker that is done with `freed`."""
         with self._lock:
             if freed is not None:
                 self._lines.free(freed)
@@ -289,69 +329,97 @@ class Ingest:
 
     # in the workers
 
-    def _work(self, task: Task | None) -> None:
-        while task is not None:
-            self._embed(task)
-            self._write_in_turn(task.job.tp)
-            task = self._next(freed=task)
+    def _work(self, part: Part | None) -> None:
+        while part is not None:
+            self._embed(part)
+            self._write_in_turn(part.task.line)
+            part = self._next(freed=part)
 
-    def _embed(self, task: Task) -> None:
+    def _embed(self, part: Part) -> None:
         try:
-            self._make(task)
+            self._make(part)
         except (Unavailable, Overloaded) as away:
             with self._lock:
-                tries = self._lines.away(task, self._clock.monotonic())
-            if tries in (1, len(RETRY_S)):
-                _event.warning("waiting for the embedder", tenant=task.job.tenant.name, reason=str(away))
+                tries = self._lines.failed(part, self._clock.monotonic(), str(away))
+            if tries in (1, len(RETRY_S)) and not part.over:
+                _event.warning("waiting for the embedder", tenant=part.share[0], model=part.model, reason=str(away))
         else:
             with self._lock:
-                self._lines.done(task)
+                self._lines.done(part)
 
-    def _make(self, task: Task) -> None:
-        self._vectors.make(task.job, task.made, self._stopping.is_set)
+    def _make(self, part: Part) -> None:
+        self._vectors.make(part.task.job, part.model, part.made, lambda: part.over or self._stopping.is_set())
 
-    def _write_in_turn(self, tp: TopicPartition) -> None:
-        """Write what the partition has ready, in order: positions are committed in order. If another does, it does all of it."""
-        while (task := self._turn(tp)) is not None:
+    def _make_given(self, parts: Iterable[Part]) -> None:
+        """Make the parts that no model is to be asked for."""
+        for part in parts:
+            if not part.asks:
+                self._make(part)
+                part.ready = True
+
+    def _write_in_turn(self, line: Hashable) -> None:
+        """Write what the line has ready, in order: positions are stored in order. If another thread does, it does all of it."""
+        while (task := self._turn(line)) is not None:
             self._write(task)
             with self._lock:
                 self._lines.written(task)
 
-    def _turn(self, tp: TopicPartition) -> Task | None:
+    def _turn(self, line: Hashable) -> Task | None:
         with self._lock:
-            return self._lines.turn(tp)
+            return self._lines.turn(line)
 
     def _write(self, task: Task) -> None:
         """Law 3: effects, then positions."""
-        job, made = task.job, task.made
+        job, made, lane = task.job, task.made(), _lane(task)
+        if lane is not None and lane.over:
+            return
         rejected = rejections(job, made)
         for slot, record in messages(job, made):
             crash_point("ingest.before_append")
-            self._check_not_overtaken(job)
+            self._check_not_overtaken(task)
             self._log.append(VECTORS_TOPIC, slot, [record])
-        self._check_not_overtaken(job)
+        self._check_not_overtaken(task)
         if rejected:
             dead_letters.append(self._log, job.tenant, rejected)
         crash_point("ingest.between_append_and_commit")
-        self._log.commit(Group.INGEST, {job.tp: job.end})
+        if lane is None:
+            self._log.commit(Group.INGEST, {job.tp: job.end})
+        else:
+            self._detached.move(lane, job.end, "behind")
+            lane.whole = True
         crash_point("ingest.after_commit")
-        _documents.inc(len(job.writes))
-        _rejected.inc(len(rejected))
-        _skipped.inc(job.skipped)
-        _passages.inc(sum(len(pieces) for (write, _), pieces in made.pieces.items() if write not in made.refused))
-        _seconds.observe(time.perf_counter() - task.since)
+        _count(task, rejected)
 
-    def _check_not_overtaken(self, job: Job) -> None:
+    def _check_not_overtaken(self, task: Task, after_s: float = STALE_S) -> None:
         """Raise Conflict where another ingest has done this job while this process stood still.
 
         Then a later deletion may be done too, and already forgotten: what is written now could bring its document back
-        (docs/decisions/007-when-a-deletion-is-forgotten.md). The role ends, and begins anew at the committed position.
+        (docs/decisions/007-when-a-deletion-is-forgotten.md). The role ends, and begins anew at the stored positions.
         """
-        if self._clock.monotonic() - job.read_after < STALE_S:
+        job, lane = task.job, _lane(task)
+        if self._clock.monotonic() - job.read_after < after_s:
+            return
+        if lane is not None:
+            self._detached.check(lane)
             return
         place = self._log.committed(Group.INGEST, [job.tp]).get(job.tp, 0)
         if place > job.start:
             raise Conflict(f"another ingest is at {place} of {job.tp[0]}/{job.tp[1]}", expected=job.start, found=place)
+
+
+def _lane(task: Task) -> Lane | None:
+    return task.line if isinstance(task.line, Lane) else None
+
+
+def _count(task: Task, rejected: Sequence[object]) -> None:
+    job = task.job
+    if _lane(task) is None:
+        _documents.inc(len(job.writes))
+    _rejected.inc(len(rejected))
+    _skipped.inc(job.skipped)
+    for part in task.parts.values():
+        _passages.inc(sum(len(p) for (write, _), p in part.made.pieces.items() if write not in part.made.refused))
+    _seconds.observe(time.perf_counter() - task.since)
 
 
 def _by_partition(taken: Sequence[Stored]) -> dict[TopicPartition, list[Stored]]:

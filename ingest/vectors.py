@@ -5,7 +5,7 @@ a text that is refused alone is believed of a server that takes HARMLESS. What w
 calls (`ingest/pace.py`).
 """
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from ingest.embedding import Embedder, Lane
-from ingest.jobs import Job, Write
+from ingest.jobs import Job, Write, takes_given
 from ingest.pace import Pace
 from tenants.entities import CLASS_WEIGHT, Generation, Tenant
 from vicinage.clock import Clock
@@ -47,9 +47,9 @@ class Call:
 
 @dataclass(slots=True)
 class Embedded:
-    """Of each write and model: its passages and their vectors, as far as they are made; `calls` are still to be made.
+    """The passages of a job's writes for one model and their vectors, as far as they are made.
 
-    `calls` is None until the documents are cut. `refused` has the reason of each write that is given up.
+    `calls` are still to be made; None until the documents are cut. `refused` has the reason of each write that is given up.
     """
 
     pieces: dict[Key, list[Passage | None]] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Embedded:
         )
 
     def give_up(self, write: int, reason: str) -> None:
-        """Make no more of this write, for whatever model."""
+        """Make no more of this write for this model."""
         self.refused[write] = reason
         if self.calls is not None:
             self.calls = deque(left for call in self.calls if (left := _without(call, write)).texts)
@@ -89,17 +89,17 @@ class Vectors:
         self._pace = Pace(batch_passages)
         self._clock = clock
 
-    def make(self, job: Job, made: Embedded, stopping: Callable[[], bool]) -> None:
-        """Complete `made`: passages and vectors of every document, for each model that a serving generation of it uses.
+    def make(self, job: Job, model: str | None, made: Embedded, stopping: Callable[[], bool]) -> None:
+        """Completes `made`: passages and vectors of every document of the job that a generation of this model takes.
 
-        Raises Unavailable or Overloaded where an embedder is away or busy, and Unavailable once `stopping()`; what was made
+        Raises Unavailable or Overloaded where the embedder is away or busy, and Unavailable once `stopping()`; what was made
         until then is kept in `made`, and the next try goes on from there.
         """
         if made.calls is None:
-            made.calls = deque(self._cut_all(job, made))
+            made.calls = deque(self._cut_all(job, model, made))
         while made.calls:
             if stopping():
-                raise Unavailable("ingest is stopping", dependency="ingest")
+                raise Unavailable("this work is given up", dependency="ingest")
             self._split(made.calls)
             try:
                 vectors = self._timed(job.tenant, made.calls[0])
@@ -142,25 +142,29 @@ class Vectors:
         except Refused as unwell:
             raise Unavailable(f"the embedder refuses everything: {unwell}", dependency="embedder") from unwell
 
-    def _cut_all(self, job: Job, made: Embedded) -> Iterator[Call]:
-        """Cut every document; the calls that its passages need."""
+    def _cut_all(self, job: Job, model: str | None, made: Embedded) -> Iterator[Call]:
+        """Cuts every document for the model; yields the call that its passages need, if any."""
         for write in job.writes:
-            for generation in write.collection.generations if write.document is not None else ():
-                self._cut(write, generation, made)
-        wanted: defaultdict[str, list[tuple[Key, int]]] = defaultdict(list)
-        for key, pieces in made.pieces.items():
-            if key not in made.vectors and key[0] not in made.refused:
-                assert key[1] is not None, "text without a model is rejected when it is parsed"
-                wanted[key[1]].extend((key, i) for i in range(len(pieces)))
-        for model, places in wanted.items():
-            yield Call(model, [_text(made, place) for place in places], places)
+            for generation in job.targets(write) if write.document is not None else ():
+                if generation.model == model:
+                    self._cut(write, generation, made)
+        wanted = [
+            (key, i)
+            for key, pieces in made.pieces.items()
+            if key not in made.vectors and key[0] not in made.refused
+            for i in range(len(pieces))
+        ]
+        if wanted:
+            assert model is not None, "text without a model is rejected when it is parsed"
+            yield Call(model, [_text(made, place) for place in wanted], wanted)
 
     def _cut(self, write: Write, generation: Generation, made: Embedded) -> None:
-        """Its passages for the generation's model. A document whose rows no message can hold is given up."""
+        """Cuts the write's passages for the generation's model; gives it up where no message can hold its rows."""
         document, key = write.document, (id(write), generation.model)
         if document is None or key in made.pieces:
             return
-        if document.vectors is not None and generation.model == write.collection.generation().model:
+        if takes_given(write, generation):
+            assert document.vectors is not None
             made.pieces[key] = _given_pieces(document)
             made.vectors[key] = document.vectors
         else:

@@ -1,7 +1,8 @@
 """How fresh an answer is, and waiting until it is fresh enough.
 
-A token is positions in the tenant's documents log. Once ingest has committed beyond them, their rows are in the vectors log (law
-3); once the searchers' watermarks reach the end that the vectors log has then, they are searchable.
+A token is positions in the tenant's documents log. Once ingest has committed beyond them, and the lanes of the generation are
+beyond them, their rows are in the vectors log (law 3); once the searchers' watermarks reach the end that the vectors log has
+then, they are searchable.
 """
 
 import asyncio
@@ -15,7 +16,8 @@ from functools import partial
 from typing import Final
 
 from query.scatter import Searchers
-from tenants.entities import Generation, Group, Tenant
+from tenants.entities import Generation, Group, IngestLane, Tenant
+from tenants.ingest_lanes import IngestLanes
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable, VicinageError
@@ -30,6 +32,8 @@ LAG_STALE_S: Final = 1.0
 """A lag older than this is not said any more: the answer waits for a new one."""
 LOOK_S: Final = 0.5
 """How often a wait looks whether anybody still waits for it."""
+LANE_LOOK_S: Final = (0.02, 0.2)
+"""How often a wait looks where a lane of ingest is: often at first, then less."""
 LAG_WAIT_S: Final = 0.25
 """How long an answer waits for it; then it says that the lag is not known."""
 WAITERS_MAX: Final = 64
@@ -55,8 +59,9 @@ class _Known:
 class Freshness:
     """Belongs to one event loop; asks the log on threads of its own."""
 
-    def __init__(self, log: Log, searchers: Searchers, clock: Clock) -> None:
+    def __init__(self, log: Log, lanes: IngestLanes, searchers: Searchers, clock: Clock) -> None:
         self._log = log
+        self._lanes = lanes
         self._searchers = searchers
         self._clock = clock
         self._known: dict[tuple[str, str], _Known] = {}
@@ -126,12 +131,36 @@ class Freshness:
                     raise DeadlineExceeded(
                         f"position {p.partition}-{p.offset} was not ingested in time", dependency="ingest"
                     )
+            self._wait_for_lane(p, tenant, generation, deadline, abandoned)
         return {slot: self._log.end(VECTORS_TOPIC, slot) for slot in generation.slots}
 
     def _committed(self, topic: str, p: Position, deadline: Deadline) -> bool:
         """Whether ingest is beyond it, looked at for a while."""
         wait_s = min(LOOK_S, deadline.left_s())
         return self._log.wait_committed(Group.INGEST, topic, p.partition, p.offset, wait_s=wait_s)
+
+    def _wait_for_lane(
+        self, p: Position, tenant: Tenant, generation: Generation, deadline: Deadline, abandoned: threading.Event
+    ) -> None:
+        """Wait until the generation's lane is beyond the position, if it has one there. Raises DeadlineExceeded.
+
+        Ingest is committed beyond the position: a lane that still owes its record is in the catalog.
+        """
+        wait_s = LANE_LOOK_S[0]
+        while (lane := self._lane_behind(p, tenant, generation)) is not None:
+            if deadline.passed():
+                raise DeadlineExceeded(
+                    f"position {p.partition}-{p.offset} was not ingested in time: "
+                    f"documents of {lane.collection!r} wait for the model {lane.model!r}",
+                    dependency="ingest",
+                )
+            if abandoned.wait(min(wait_s, deadline.left_s())):
+                return
+            wait_s = min(2 * wait_s, LANE_LOOK_S[1])
+
+    def _lane_behind(self, p: Position, tenant: Tenant, generation: Generation) -> IngestLane | None:
+        lanes = self._lanes.of(tenant.name, generation.collection, [generation.number])
+        return next((x for x in lanes if x.partition == p.partition and x.position <= p.offset), None)
 
     def _check_given_out(self, topic: str, position: Position) -> None:
         """A position that does not exist yet is nobody's write: it is refused, and holds up no thread until its deadline."""
@@ -191,6 +220,11 @@ class Freshness:
             place = max(committed.get((topic, p), 0), self._log.begin(topic, p))
             if place < self._log.end(topic, p):
                 times.extend(s.record.event_time_ms for s in self._log.read(topic, p, place, bytes_max=1))
+        for lane in self._lanes.of(tenant.name, generation.collection, [generation.number]):
+            tp = (topic, lane.partition)
+            place = max(lane.position, self._log.begin(*tp)) if lane.partition < partitions else 0
+            if place < committed.get(tp, 0):
+                times.extend(s.record.event_time_ms for s in self._log.read(*tp, place, bytes_max=1))
         for slot, watermark in watermarks.items():
             times.extend(self._unapplied(slot, watermark, tenant.name, generation.collection))
         return times

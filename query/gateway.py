@@ -30,6 +30,7 @@ from query.readiness import Readiness
 from query.recall import History, RecallMonitor
 from query.rerank import Reranker
 from query.scatter import Searcher, Searchers
+from query.waiting import Waiting, waiting
 from tenants.audit import Audit
 from tenants.entities import Collection, EmbeddingModel, Generation
 from tenants.jobs import Jobs
@@ -92,7 +93,7 @@ class Gateway:
     def __post_init__(self) -> None:
         s = self.settings
         made: dict[str, Any] = {"searchers": Searchers(self.all_searchers)}
-        made["freshness"] = Freshness(self.log, made["searchers"], self.clock)
+        made["freshness"] = Freshness(self.log, self.registry.lanes, made["searchers"], self.clock)
         made["readiness"] = Readiness(self.registry, self.log, made["searchers"], self.slots_total, self.embedder_ready)
         made["recall"] = RecallMonitor(
             made["searchers"],
@@ -131,8 +132,11 @@ class Gateway:
         return await self.measure_capacity(self.searchers)
 
     async def freshness_report(self, tenant: str | None) -> list[dict[str, Any]]:
-        """Per tenant: lag now, percentiles of the n recent index lags, and messages replayed at a start, whose lag is not known."""
+        """Per tenant: lag now, percentiles of n recent index lags, messages replayed at a start, what waits for a model."""
         stats = await self.searchers.stats(tenant)
+        waits_of: dict[str, list[Waiting]] = {}
+        for fact in await run_in_threadpool(waiting, self.registry, self.log, tenant):
+            waits_of.setdefault(fact["tenant"], []).append(fact)
         lags_of: dict[str, list[int | None]] = {}
         for c in self.registry.collections(tenant):
             lags_of.setdefault(c.tenant, []).append(await self._lag(c, stats))
@@ -152,6 +156,7 @@ class Gateway:
                     "p99_ms": p99,
                     "n": len(recent),
                     "replayed": replayed,
+                    "waiting": waits_of.get(t.name, []),
                 }
             )
         return rows

@@ -17,6 +17,7 @@ from ingest.identity import names_another
 from ingest.jobs import Write, parse
 from query.scatter import Searchers
 from tenants.entities import Collection, Group, Tenant
+from tenants.ingest_lanes import owed_from
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Deadline
@@ -148,12 +149,14 @@ class Judge:
         raise Unavailable("the collection is being rebuilt; nothing was deleted", dependency="catalog")
 
     def _reach(self, tenant: Tenant, collection: Collection) -> Reach:
-        """The order matters: the vectors log's end is read after the committed positions, so it covers them."""
+        """Reads the committed positions, then the lanes, then the vectors log's end: each covers the one before."""
         topic = tenant.documents_topic
         partitions = range(self.log.topics(topic).get(topic, 0))
         ends = {p: self.log.end(topic, p) for p in partitions}
         committed = self.log.committed(Group.INGEST, [(topic, p) for p in partitions])
-        below = {p: max(committed.get((topic, p), 0), self.log.begin(topic, p)) for p in partitions}
+        lanes = self.registry.lanes.of(tenant.name, collection.name, [collection.live])
+        done = {p: owed_from(lanes, p, committed.get((topic, p), 0)) for p in partitions}
+        below = {p: max(done[p], self.log.begin(topic, p)) for p in partitions}
         return Reach(below, ends, {slot: self.log.end(VECTORS_TOPIC, slot) for slot in collection.generation().slots})
 
     def _fold_backlog(

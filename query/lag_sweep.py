@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from query.scatter import Searchers
-from tenants.entities import Group
+from tenants.entities import Group, IngestLane
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Clock, Deadline
@@ -80,6 +80,17 @@ class LagSweep:
         committed = self._log.committed(Group.INGEST, every)
         for topic, partition in every:
             yield from self._first(topic, partition, committed.get((topic, partition), 0))
+        for lane in self._registry.lanes.every():
+            tp = (f"vicinage.docs.{lane.tenant}", lane.partition)
+            if lane.position < committed.get(tp, 0) and self._is_live(lane):
+                yield from self._first(*tp, lane.position)
+
+    def _is_live(self, lane: IngestLane) -> bool:
+        """Whether searches miss what the lane owes."""
+        try:
+            return self._registry.collection(lane.tenant, lane.collection).live == lane.generation
+        except NotFound:
+            return False
 
     def _not_applied(self, watermarks: Mapping[int, int]) -> Iterator[int]:
         """Event time of the first record that is not searchable, of each slot."""

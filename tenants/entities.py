@@ -233,6 +233,29 @@ class Damage:
     state: DamageState = "noted"
 
 
+LaneState = Literal["behind", "away"]
+"""behind: it works off what waits; away: the model's server does not answer, or answers with errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class IngestLane:
+    """A generation that ingest writes apart from the rest of a partition, and how far it has come.
+
+    Every record of the partition below `position` is durable for this generation. `model` and `state` say what it waits for,
+    `since_ms` since when the state holds. `reason` is for operators: it may name internal addresses.
+    """
+
+    tenant: str
+    collection: str
+    generation: int
+    partition: int
+    position: int
+    model: str
+    state: LaneState = "behind"
+    reason: str = ""
+    since_ms: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The right to write a resource until `expires_ms`; each new holder gets a higher `epoch`."""

@@ -32,6 +32,7 @@ from tenants.entities import (
     Tenant,
     TenantState,
 )
+from tenants.ingest_lanes import IngestLanes
 from vicinage.catalog import change, look
 from vicinage.clock import Clock
 from vicinage.errors import Conflict, NotFound, Refused
@@ -114,6 +115,8 @@ class Registry:
         self._clock = clock
         self._lock = threading.Lock()
         self._view = _View()
+        self.lanes = IngestLanes(engine, clock)
+        """How far ingest is with generations that it writes apart from their partition."""
         self.refresh()
 
     def refresh(self) -> int:

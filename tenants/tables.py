@@ -138,6 +138,19 @@ quarantine = Table(
     Column("state", String(16), nullable=False),
     Index("quarantine_by_shard", "tenant", "collection", "generation", "slot"),
 )
+ingest_lanes = Table(
+    "ingest_lanes",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("collection", String(64), primary_key=True),
+    Column("generation", Integer, primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("since_ms", BigInteger, nullable=False),
+)
 leases = Table(
     "leases",
     metadata,

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,18 +84,20 @@ def settings(folder: Path, **indexer: Any) -> Settings:
     ).resolved()
 
 
-def make_ingest(base: Ground, embedder: Embedder | None = None) -> Ingest:
+def make_ingest(
+    base: Ground, embedder: Embedder | None = None, by_model: Mapping[str, Embedder] | None = None
+) -> Ingest:
     return Ingest(
         base.log,
         Registry(base.engine, base.clock),
-        lambda _name: embedder or HashEmbedder(),
+        lambda name: (by_model or {}).get(name) or embedder or HashEmbedder(),
         lambda _name: WordCutter(),
         base.settings.ingest,
         base.clock,
     )
 
 
-def make_indexer(base: Ground, owner: str = "test") -> Indexer:
+def make_indexer(base: Ground, owner: str = "test", by_model: Mapping[str, Embedder] | None = None) -> Indexer:
     return Indexer(
         log=base.log,
         registry=Registry(base.engine, base.clock),
@@ -108,15 +110,24 @@ def make_indexer(base: Ground, owner: str = "test") -> Indexer:
         clock=base.clock,
         owner=owner,
         slots_total=base.settings.slots,
-        embed=lambda _model, texts, tenant: HashEmbedder().embed(texts, tenant=tenant),
+        embed=lambda model, texts, tenant: (by_model or {}).get(model, HashEmbedder()).embed(texts, tenant=tenant),
     )
 
 
 @contextmanager
-def running(base: Ground, *, indexing: bool = True, embedder: Embedder | None = None) -> Iterator[Any]:
+def running(
+    base: Ground,
+    *,
+    indexing: bool = True,
+    embedder: Embedder | None = None,
+    by_model: Mapping[str, Embedder] | None = None,
+) -> Iterator[Any]:
     """Ingest, indexer and searcher at work on `base`; hands over the searcher."""
     stop = threading.Event()
-    works = [make_ingest(base, embedder).run, *([make_indexer(base).run] if indexing else [])]
+    works = [
+        make_ingest(base, embedder, by_model).run,
+        *([make_indexer(base, by_model=by_model).run] if indexing else []),
+    ]
     threads = [threading.Thread(target=work, args=(stop,), daemon=True) for work in works]
     searcher = build_searcher(base)
     searcher.start()

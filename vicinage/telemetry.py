@@ -50,6 +50,7 @@ GaugeName = Literal[
     "vicinage_ingest_halted_partitions",  # partitions of documents topics that ingest does not read: `vicinage freshness` says why
     "vicinage_searcher_halted_slots",  # slots of the vectors log that this searcher does not read
     "vicinage_indexer_halted_slots",  # slots of the vectors log that this indexer holds and does not read
+    "vicinage_ingest_lanes",  # generations that are written apart from their partition, because a model is away or slow, or is being moved to
     "vicinage_searcher_resident_bytes",  # bytes of vectors and indexes held in memory
     "vicinage_indexer_damaged_objects",  # objects of segments that cannot be used, in the slots held here, by state (noted: to be rebuilt; stuck: a person must act)
     "vicinage_searcher_device_bytes",  # bytes of indexes held by each GPU, as accounted

@@ -288,7 +288,10 @@ async def capacity(request: Request) -> Response:
 
 @router.get("/freshness", response_model=None)
 async def freshness(request: Request) -> Response:
-    """Per tenant: the freshness lag now, and percentiles of recent index lags (searchable time minus event time)."""
+    """Returns per tenant: freshness lag, percentiles of recent index lags, and what waits for a model.
+
+    An index lag is the time at which a message was searchable minus its event time.
+    """
     house, _ = await _operator(request)
     return answer(await house.freshness_report(request.query_params.get("tenant")))
 

@@ -11,9 +11,10 @@ from starlette.responses import Response
 from indexer.shard import ShardStats
 from query.api.http import answer, check_confirmed, gateway, integer, json_object, principal, typed, unknown_in
 from query.api.index_facts import search_facts
+from query.waiting import for_tenant, waiting
 from tenants import provisioning
 from tenants.entities import Collection, Objectives
-from vicinage.errors import NotFound, Refused
+from vicinage.errors import NotFound, Refused, Unavailable
 from vicinage.records import ShardId
 
 router = APIRouter()
@@ -116,11 +117,31 @@ async def facts_of(
     stats = await house.searchers.stats(tenant, name, slots=slots)
     held = {s.shard: s for each in stats for s in each.shards}
     watermarks = {slot: at for each in stats for slot, at in each.watermarks.items()}
-    return [await _facts(house, c, held, watermarks) for c in collections]
+    waits = await _waits(house, tenant, name)
+    return [await _facts(house, c, held, watermarks, waits) for c in collections]
+
+
+Waits = Mapping[tuple[str, str], Sequence[Mapping[str, object]]]
+
+
+async def _waits(house: Any, tenant: str | None, name: str | None) -> Waits | None:
+    """Returns what waits for a model, by tenant and collection; None while the log or the catalog is away."""
+    try:
+        found = await run_in_threadpool(waiting, house.registry, house.log, tenant, name)
+    except Unavailable:
+        return None
+    by_name: dict[tuple[str, str], list[Mapping[str, object]]] = {}
+    for fact in found:
+        by_name.setdefault((fact["tenant"], fact["collection"]), []).append(for_tenant(fact))
+    return by_name
 
 
 async def _facts(
-    house: Any, collection: Collection, held: Mapping[ShardId, ShardStats], watermarks: Mapping[int, int]
+    house: Any,
+    collection: Collection,
+    held: Mapping[ShardId, ShardStats],
+    watermarks: Mapping[int, int],
+    waits: Waits | None,
 ) -> dict[str, Any]:
     live = collection.generation()
     shards = [held[s] for s in live.shards() if s in held]
@@ -143,7 +164,10 @@ async def _facts(
             "at_least": len(shards) < len(live.slots) or not all(s.exact for s in shards),
         },
         "shards": {"asked": len(live.slots), "answered": len(shards)},
-        "freshness": {"lag_ms": lag_ms},
+        "freshness": {
+            "lag_ms": lag_ms,
+            "waiting": None if waits is None else waits.get((collection.tenant, collection.name), []),
+        },
         "recall": house.recall.of(collection),
         "generation": live.number,
         "building": [g.number for g in collection.generations if g.number != live.number],

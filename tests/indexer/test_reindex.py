@@ -20,7 +20,7 @@ from indexer import reindex
 from indexer.reindex import Reindex
 from indexer.run import Indexer
 from tenants import provisioning
-from tenants.entities import EmbeddingModel, Generation, Group, Job
+from tenants.entities import EmbeddingModel, Generation, Group, IngestLane, Job
 from tenants.registry import Registry
 from vicinage.errors import Conflict, NotFound, Overloaded, Refused
 from vicinage.log import Record
@@ -112,6 +112,31 @@ def test_it_waits_until_ingest_has_done_what_was_there_when_the_generation_was_m
     assert house.advance().state == "building"
 
 
+def test_it_copies_only_once_lanes_of_ingest_are_beyond_the_barrier(house: House) -> None:
+    log, lanes = house.base.log, house.base.registry.lanes
+    log.append(TOPIC, 0, [Record(b"{}") for _ in range(5)])
+    log.commit(Group.INGEST, {(TOPIC, 0): 5})
+    house.ask()
+    [lane] = lanes.open([IngestLane("acme", "docs", house.live.number, 0, 3, "m")])
+    assert house.advance(2).state == "waiting", "the live generation lacks what its lane owes"
+    lanes.move(lane, position=5, state="behind")
+    assert house.advance().state == "building"
+
+
+def test_it_cuts_over_only_once_the_new_generation_has_what_the_live_one_has(house: House) -> None:
+    log, lanes = house.base.log, house.base.registry.lanes
+    house.ask()
+    house.advance(2)
+    log.append(TOPIC, 0, [Record(b"{}") for _ in range(5)])
+    log.commit(Group.INGEST, {(TOPIC, 0): 5})
+    [lane] = lanes.open([IngestLane("acme", "docs", 2, 0, 3, "m")])
+    assert house.advance(2).state == "ready"
+    assert house.advance().state == "ready", "a search of the new generation would miss what its lane owes"
+    lanes.move(lane, position=5, state="behind")
+    house.advance()
+    assert house.base.jobs.list()[-1].state == "done"
+
+
 def test_what_the_new_generation_got_by_itself_wins_over_what_is_copied(house: House) -> None:
     house.ask()
     house.advance(2)
@@ -160,7 +185,7 @@ def test_a_compaction_of_the_unfinished_generation_forgets_no_deletion(house: Ho
     manifest = builder.current(shard, new)
     assert len(manifest.segments) == 2
     compact(
-        builder, manifest, new, house.indexer.lease(shard.slot), forgettable=house.indexer._upkeep.forgettable("acme")
+        builder, manifest, new, house.indexer.lease(shard.slot), forgettable=house.indexer._upkeep.forgettable(shard)
     )
     assert segments(house.base, new) == [(1, 1)]
     house.advance(2)

@@ -12,7 +12,7 @@ from sealed import append, contents, gone, make_collection, segments, up, versio
 from sqlalchemy import text
 
 from indexer.run import Indexer
-from tenants.entities import Group
+from tenants.entities import Group, IngestLane
 from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.catalog import change
@@ -239,13 +239,13 @@ def test_objects_of_a_generation_that_is_gone_are_swept_and_no_others(opened) ->
 
 def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partition_and_has_long_been(opened) -> None:
     base = opened(tombstone_age_s=100)
-    make_collection(base)
+    [shard] = make_collection(base).shards()
     base.log.delete_topic("vicinage.docs.acme")
     base.log.ensure_topic("vicinage.docs.acme", 2)
     indexer = make_indexer(base)
 
     def forgettable(offset: int, partition: int) -> bool:
-        return indexer._upkeep.forgettable("acme")(version(offset, partition))
+        return indexer._upkeep.forgettable(shard)(version(offset, partition))
 
     for partition, n in ((0, 10), (1, 6)):
         base.log.append("vicinage.docs.acme", partition, [Record(b"x")] * n)
@@ -265,18 +265,37 @@ def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partitio
     assert not forgettable(10, 0)
 
 
-def test_a_topic_that_begins_anew_is_waited_for_anew(opened) -> None:
+def test_a_deletion_is_kept_while_a_lane_of_its_generation_is_not_beyond_it(opened) -> None:
     base = opened(tombstone_age_s=100)
-    make_collection(base)
+    [shard] = make_collection(base).shards()
     indexer, tp = make_indexer(base), ("vicinage.docs.acme", 0)
     base.log.commit(Group.INGEST, {tp: 10})
-    assert not indexer._upkeep.forgettable("acme")(version(9))
+    [lane] = base.registry.lanes.open([IngestLane("acme", "docs", shard.generation, 0, 4, "m")])
+
+    def forgettable(offset: int) -> bool:
+        for _ in range(2):
+            indexer._upkeep.forgettable(shard)
+            base.clock.advance(101)
+        return indexer._upkeep.forgettable(shard)(version(offset))
+
+    assert forgettable(3)
+    assert not forgettable(4), "the lane may still bring an older version of the document"
+    base.registry.lanes.close(base.registry.lanes.move(lane, position=10, state="behind"))
+    assert forgettable(9)
+
+
+def test_a_topic_that_begins_anew_is_waited_for_anew(opened) -> None:
+    base = opened(tombstone_age_s=100)
+    [shard] = make_collection(base).shards()
+    indexer, tp = make_indexer(base), ("vicinage.docs.acme", 0)
+    base.log.commit(Group.INGEST, {tp: 10})
+    assert not indexer._upkeep.forgettable(shard)(version(9))
     base.clock.advance(101)
-    assert indexer._upkeep.forgettable("acme")(version(9))
+    assert indexer._upkeep.forgettable(shard)(version(9))
     base.log.commit(Group.INGEST, {tp: 2})
-    assert not indexer._upkeep.forgettable("acme")(version(1))
+    assert not indexer._upkeep.forgettable(shard)(version(1))
     base.log.commit(Group.INGEST, {tp: 20})
-    assert not indexer._upkeep.forgettable("acme")(version(9))
+    assert not indexer._upkeep.forgettable(shard)(version(9))
 
 
 def test_segments_left_too_many_by_an_indexer_that_died_are_merged_by_the_next(opened) -> None:

@@ -2,24 +2,40 @@
 
 import random
 from collections import Counter, defaultdict
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.jobs import Job, Write
-from ingest.lines import OF_ONE_MAX, PROBES_MAX, RETRY_S, WORKERS, Lines, Task
-from tenants.entities import Class, Tenant
+from ingest.lines import OF_MODEL_MAX, OF_ONE_MAX, PROBES_MAX, RETRY_S, WORKERS, Lines, Part, Task
+from tenants.entities import Class, Collection, Generation, Objectives, Tenant
+from vicinage.log import Record, Stored
 from vicinage.records import Document
 
 
-def task(name: str, partition: int = 0, *, n: int = 1, priority: Class = "silver") -> Task:
-    """A job of `n` documents."""
-    job = Job(Tenant(name, priority), (f"docs.{name}", partition), 0)
-    unseen: Any = None
-    job.writes = [Write(unseen, "a", 0, 0, Document("c", "a", text="x"), unseen)] * n
+def collection(name: str, model: str) -> Collection:
+    live = Generation("t", name, 1, "live", model, 3, "cosine", "flat", (0,), (0,))
+    return Collection("t", name, "active", 1, (live,), Objectives())
+
+
+def task(
+    name: str, partition: int = 0, *, n: int = 1, priority: Class = "silver", models: tuple[str, ...] = ("m",)
+) -> Task:
+    """A job of `n` documents for each model, each model's in a collection of its name."""
+    tp = (f"docs.{name}", partition)
+    job = Job(Tenant(name, priority), tp, 0)
+    stored = Stored(*tp, 0, Record(b""))
+    job.writes = [
+        Write(collection(m, m), "a", 0, 0, Document(m, "a", text="x"), stored) for m in models for _ in range(n)
+    ]
     return Task(job)
+
+
+def only(one: Task) -> Part:
+    """The part of a task with one model."""
+    [part] = one.parts.values()
+    return part
 
 
 def lines_with(*tasks: Task) -> Lines:
@@ -29,7 +45,7 @@ def lines_with(*tasks: Task) -> Lines:
     return lines
 
 
-def taken(lines: Lines, now: float = 0.0) -> list[Task]:
+def taken(lines: Lines, now: float = 0.0) -> list[Part]:
     """Everything that workers are given at once."""
     found = []
     while (one := lines.take(now)) is not None:
@@ -37,8 +53,8 @@ def taken(lines: Lines, now: float = 0.0) -> list[Task]:
     return found
 
 
-def names(tasks: list[Task]) -> Counter[str]:
-    return Counter(t.job.tenant.name for t in tasks)
+def names(parts: list[Part]) -> Counter[str]:
+    return Counter(p.task.job.tenant.name for p in parts)
 
 
 def test_a_backlog_has_two_workers_and_no_more() -> None:
@@ -46,18 +62,85 @@ def test_a_backlog_has_two_workers_and_no_more() -> None:
     assert names(taken(lines)) == {"long": OF_ONE_MAX, "short": 1}
 
 
-def test_workers_are_as_many_as_they_are() -> None:
-    lines = lines_with(*(task(f"t{i}") for i in range(WORKERS + 4)))
+def test_a_model_has_so_many_workers_and_leaves_the_others_to_other_models() -> None:
+    lines = lines_with(*(task(f"t{i}") for i in range(OF_MODEL_MAX + 4)), task("other", models=("n",)))
     first = taken(lines)
-    assert len(first) == WORKERS
-    lines.done(first[0])
-    lines.free(first[0])
-    assert len(taken(lines)) == 1
+    assert Counter(p.model for p in first) == {"m": OF_MODEL_MAX, "n": 1}
+    done = next(p for p in first if p.model == "m")
+    lines.done(done)
+    lines.free(done)
+    assert [p.model for p in taken(lines)] == ["m"]
+
+
+def test_workers_are_as_many_as_they_are() -> None:
+    models = [f"m{i}" for i in range(WORKERS + 4)]
+    lines = lines_with(*(task("t", i, models=(m,)) for i, m in enumerate(models)))
+    assert len(taken(lines)) == WORKERS
+
+
+def test_a_job_of_several_models_is_ready_once_each_has_its_part() -> None:
+    one = task("a", models=("m", "n"))
+    lines = lines_with(one)
+    m, n = sorted(taken(lines), key=lambda p: str(p.model))
+    lines.done(m)
+    assert lines.turn(one.line) is None
+    lines.failed(n, 0.0, "gone")
+    assert lines.away(("a", "n")) is not None
+    assert lines.away(("a", "m")) is None
+    lines.skip(one.line, frozenset({("n", 1)}))
+    assert lines.turn(one.line) is one, "what is left of it is embedded"
+    lines.free(n)
+    lines.free(m)
+    lines.written(one)
+    assert taken(lines, 10.0) == []
+    assert len(lines) == 0
+
+
+def test_what_is_left_of_a_part_begins_anew() -> None:
+    one = task("a")
+    one.job.writes += task("a", models=("n",)).job.writes
+    one.job.writes[-1] = Write(collection("n", "m"), "b", 0, 0, Document("n", "b", text="x"), one.job.writes[0].stored)
+    one = Task(one.job)
+    lines = lines_with(one)
+    [old] = taken(lines)
+    [new] = lines.skip(one.line, frozenset({("m", 1)}))
+    assert (old.over, new.over, new.asks) == (True, False, True)
+    lines.offer(new)
+    lines.done(old)
+    lines.free(old)
+    assert lines.turn(one.line) is None
+    assert taken(lines) == [new]
+
+
+def test_a_line_that_is_held_is_not_written() -> None:
+    one, two = task("a"), task("a", 1)
+    lines = lines_with(one, two)
+    for part in taken(lines):
+        lines.done(part)
+    assert lines.hold(one.line)
+    assert lines.turn(one.line) is None
+    lines.release(one.line)
+    assert lines.turn(one.line) is one
+    assert not lines.hold(one.line), "it is being written"
+
+
+def test_what_is_discarded_is_neither_embedded_nor_written() -> None:
+    tasks = [task("a") for _ in range(4)]
+    lines = lines_with(*tasks)
+    under_way = taken(lines)
+    lines.discard(tasks[0].line)
+    assert len(lines) == 0
+    for part in under_way:
+        assert part.over
+        lines.failed(part, 0.0, "gone")
+        lines.free(part)
+    assert taken(lines, 10.0) == []
+    assert lines.turn(tasks[0].line) is None
 
 
 def test_who_waits_is_served_by_weight_and_by_what_it_costs() -> None:
     """All workers are taken; the two that come free go to whose turn it is: gold weighs four times what bronze does."""
-    lines = lines_with(*(task(f"other{i}") for i in range(WORKERS)))
+    lines = lines_with(*(task(f"other{i}") for i in range(OF_MODEL_MAX)))
     free, served = taken(lines)[:2], Counter[str]()
     for name in ("gold", "bronze") * 3:
         for _ in range(100):
@@ -74,12 +157,13 @@ def test_who_waits_is_served_by_weight_and_by_what_it_costs() -> None:
 
 
 def test_one_whose_embedder_is_away_gives_its_worker_back_and_comes_again() -> None:
-    first, second = task("a"), task("a")
-    lines = lines_with(first, second)
+    tasks = task("a"), task("a")
+    lines = lines_with(*tasks)
+    first, second = map(only, tasks)
     assert taken(lines) == [first, second]
-    assert lines.away(first, 10.0) == 1
+    assert lines.failed(first, 10.0, "gone") == 1
     lines.free(first)
-    lines.away(second, 10.0)
+    lines.failed(second, 10.0, "gone")
     lines.free(second)
     assert lines.working == 0
     assert lines.sleep_s(10.0) == pytest.approx(RETRY_S[0])
@@ -92,47 +176,54 @@ def test_one_whose_embedder_is_away_gives_its_worker_back_and_comes_again() -> N
 
 def test_waits_grow_until_a_try_succeeds() -> None:
     one, now = task("a"), 0.0
+    part = only(one)
     lines = lines_with(one)
     for tries, wait_s in enumerate([*RETRY_S, RETRY_S[-1]], 1):
-        assert taken(lines, now) == [one]
-        assert lines.away(one, now) == tries
-        lines.free(one)
+        assert taken(lines, now) == [part]
+        assert lines.failed(part, now, f"try {tries}") == tries
+        lines.free(part)
         assert lines.sleep_s(now) == pytest.approx(wait_s)
+        known = lines.away(part.share)
+        assert known is not None
+        assert (known.tries, known.since, known.reason) == (tries, 0.0, f"try {tries}")
         now += wait_s + 0.001
 
 
 def test_all_whose_embedder_is_away_share_a_few_workers() -> None:
-    lines = lines_with(*(task(f"t{i}") for i in range(WORKERS)))
+    lines = lines_with(*(task(f"t{i}") for i in range(OF_MODEL_MAX)))
     for one in taken(lines):
-        lines.away(one, 0.0)
+        lines.failed(one, 0.0, "gone")
         lines.free(one)
-    for i in range(WORKERS):
+    for i in range(OF_MODEL_MAX):
         lines.add(task(f"well{i}"))
     found = names(taken(lines, 1.0))
     assert sum(n for name, n in found.items() if name.startswith("t")) == PROBES_MAX
-    assert sum(n for name, n in found.items() if name.startswith("well")) == WORKERS - PROBES_MAX
+    assert sum(n for name, n in found.items() if name.startswith("well")) == OF_MODEL_MAX - PROBES_MAX
 
 
 def test_a_partitions_rows_are_written_by_whoever_has_its_first() -> None:
     first, second, third = task("a"), task("a"), task("a")
     lines = lines_with(first, second, third)
     taken(lines)
-    lines.done(second)
-    assert lines.turn(first.job.tp) is None
-    lines.done(first)
-    assert lines.turn(first.job.tp) is first
-    assert lines.turn(first.job.tp) is None, "it is being written"
+    lines.done(only(second))
+    assert lines.turn(first.line) is None
+    lines.done(only(first))
+    assert lines.turn(first.line) is first
+    assert lines.turn(first.line) is None, "it is being written"
     lines.written(first)
-    assert lines.turn(first.job.tp) is second
+    assert lines.turn(first.line) is second
     lines.written(second)
-    assert lines.turn(first.job.tp) is None
-    assert lines.of(first.job.tp) == len(lines) == 1
+    assert lines.turn(first.line) is None
+    assert lines.of(first.line) == len(lines) == 1
 
 
 @given(st.integers(0, 2**32))
 def test_in_whatever_order_jobs_end_each_is_written_once_and_in_its_partitions_order(seed: int) -> None:
     rng = random.Random(seed)
-    tasks = [task(f"t{rng.randrange(12)}", rng.randrange(2)) for _ in range(rng.randrange(1, 60))]
+    models = [("m",), ("n",), ("m", "n")]
+    tasks = [
+        task(f"t{rng.randrange(12)}", rng.randrange(2), models=rng.choice(models)) for _ in range(rng.randrange(1, 60))
+    ]
     come, written = defaultdict(list), defaultdict(list)
     lines, waiting, working, writing, now = Lines(), list(tasks), [], [], 0.0
     while waiting or len(lines):
@@ -145,10 +236,10 @@ def test_in_whatever_order_jobs_end_each_is_written_once_and_in_its_partitions_o
             case "end" if working:
                 one = working.pop(rng.randrange(len(working)))
                 if rng.random() < 0.3:
-                    lines.away(one, now)
+                    lines.failed(one, now, "gone")
                 else:
                     lines.done(one)
-                    if (head := lines.turn(one.job.tp)) is not None:
+                    if (head := lines.turn(one.task.line)) is not None:
                         writing.append(head)
                 lines.free(one)
             case "write" if writing:
@@ -160,5 +251,5 @@ def test_in_whatever_order_jobs_end_each_is_written_once_and_in_its_partitions_o
             case "time":
                 now += rng.random()
         assert lines.working == len(working) <= WORKERS
-        assert not working or max(names(working).values()) <= OF_ONE_MAX
+        assert not working or max(Counter(p.share for p in working).values()) <= OF_ONE_MAX
     assert written == come

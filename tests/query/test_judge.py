@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import make_ingest, open_ground
+from house import eventually, make_ingest, open_ground
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -22,7 +22,7 @@ from ingest.rules import Rules
 from query.judge import Judge, Judged
 from query.scatter import Searchers
 from tenants import provisioning
-from tenants.entities import Tenant
+from tenants.entities import Group, Tenant
 from vicinage.clock import Deadline
 from vicinage.errors import Refused, Unavailable
 from vicinage.log import Record
@@ -135,7 +135,8 @@ def test_a_deletion_that_is_delivered_again_changes_nothing(house: House) -> Non
     assert house.contents() == {"a": "red"}
 
 
-def test_text_that_waits_for_the_embedder_is_covered(base) -> None:
+@pytest.mark.parametrize("detached", [False, True])
+def test_text_that_waits_for_the_embedder_is_covered(base, detached) -> None:
     class Away:
         def embed(self, *_: Any, **__: Any) -> Any:
             raise Unavailable("the embedder is away", dependency="embedder")
@@ -147,6 +148,9 @@ def test_text_that_waits_for_the_embedder_is_covered(base) -> None:
     token = intake.accept(base.log, tenant, made, [parse_json(body, rules, tenant="acme")], now_ms=1).token
     ingest = make_ingest(base, Away())
     ingest.step()
+    if detached:
+        eventually(lambda: ingest.step(0.05) == 0 and base.registry.lanes.every())
+        eventually(lambda: ingest.step(0.05) == 0 and base.log.committed(Group.INGEST, [("vicinage.docs.acme", 0)]))
     searcher = build_searcher(base)
     searcher.start()
     judge = Judge(base.log, base.registry, Searchers([searcher]), base.settings.ingest, 100)
@@ -154,8 +158,7 @@ def test_text_that_waits_for_the_embedder_is_covered(base) -> None:
         found = asyncio.run(judge.judge(tenant, made, {"color": "red"}, token, Deadline.after(WAIT_S)))
         assert found.passed == {"a": 0}
     finally:
-        ingest._stopping.set()
-        ingest._pool.shutdown()
+        ingest.stop()
         searcher.stop()
 
 

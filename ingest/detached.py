@@ -1,0 +1,215 @@
+"""The lanes of the partitions that this ingest reads: their rows in the catalog, and what is read of each.
+
+`ingest/lanes.py` decides, `Ingest` schedules. Rows are opened, closed and dropped by the thread that reads the log; the
+worker that writes a lane's rows moves its position.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from ingest.jobs import Job, Need, Target, jobs_of
+from ingest.lanes import LaneView
+from tenants.entities import IngestLane, LaneState, Tenant
+from tenants.ingest_lanes import IngestLanes
+from tenants.registry import Registry
+from vicinage.clock import Clock
+from vicinage.errors import Conflict
+from vicinage.log import Log, TopicPartition
+from vicinage.settings import IngestSettings
+from vicinage.telemetry import events, gauge
+
+BYTES_MAX: Final = 64 << 20
+"""Bytes read and not yet parsed, of all lanes together."""
+
+_event = events("ingest")
+_lanes = gauge(
+    "vicinage_ingest_lanes",
+    "generations that are written apart from their partition: their model is away, slow, or being moved to",
+)
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One generation's lane in one partition: its row, and the offset up to which its records are parsed."""
+
+    tenant: Tenant
+    tp: TopicPartition
+    row: IngestLane
+    read: int
+    unparsed: Iterator[Job] | None = None
+    reading: bool = False
+    whole: bool = False
+    """Whether its model answers: then whole batches are read, else single records."""
+    rest_until: float = 0.0
+    turn: int = 0
+    over: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def target(self) -> Target:
+        """Its generation."""
+        return self.row.collection, self.row.generation
+
+
+class Detached:
+    """The lanes of this ingest's partitions."""
+
+    def __init__(self, rows: IngestLanes, log: Log, registry: Registry, settings: IngestSettings, clock: Clock) -> None:
+        self._rows = rows
+        self._log = log
+        self._registry = registry
+        self._settings = settings
+        self._clock = clock
+        self._lanes: dict[TopicPartition, dict[Target, Lane]] = {}
+        self._turns = 0
+        self.changes = 0
+        """How often a lane was taken up: it may be of a generation that is over."""
+
+    def __iter__(self) -> Iterator[Lane]:
+        for lanes in list(self._lanes.values()):
+            yield from list(lanes.values())
+
+    def in_turn(self) -> list[Lane]:
+        """Returns the lanes, those first that were read longest ago."""
+        return sorted(self, key=lambda lane: lane.turn)
+
+    def to_the_end(self, lane: Lane) -> None:
+        """Have the others read first next time."""
+        self._turns += 1
+        lane.turn = self._turns
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lanes.values()))
+
+    def of(self, tp: TopicPartition) -> Mapping[Target, Lane]:
+        """Returns the lanes of a partition."""
+        return self._lanes.get(tp, {})
+
+    def adopt(self, tps: Iterable[TopicPartition]) -> None:
+        """Take up the lanes that the catalog has of these partitions. Raises Unavailable."""
+        if not (known := set(tps)):
+            return
+        present = {t.name: t for t in self._registry.tenants()}
+        for row in self._rows.every():
+            tp = (f"vicinage.docs.{row.tenant}", row.partition)
+            if tp in known and row.tenant in present:
+                self._keep(present[row.tenant], tp, row)
+
+    def compare(self, places: Iterable[TopicPartition]) -> None:
+        """Take up lanes that another ingest opened; forget those of tenants that are deleted.
+
+        Raises Conflict where a lane of ours is gone: another ingest is at work. Raises Unavailable.
+        """
+        rows = {(f"vicinage.docs.{r.tenant}", r.partition, r.collection, r.generation): r for r in self._rows.every()}
+        for lane in self:
+            if (*lane.tp, *lane.target) not in rows:
+                raise Conflict(f"a lane of {lane.tp[0]}/{lane.tp[1]} is gone: another ingest is at work")
+        present = {t.name: t for t in self._registry.tenants()}
+        if ownerless := [row for row in rows.values() if row.tenant not in present]:
+            self._rows.drop(ownerless)
+        tps = set(places)
+        for (topic, partition, *target), row in rows.items():
+            tp = (topic, partition)
+            if tp in tps and row.tenant in present and tuple(target) not in self.of(tp):
+                self._keep(present[row.tenant], tp, row)
+
+    def _keep(self, tenant: Tenant, tp: TopicPartition, row: IngestLane) -> Lane:
+        lane = Lane(tenant, tp, row, row.position)
+        self._lanes.setdefault(tp, {})[lane.target] = lane
+        self.changes += 1
+        _lanes.set(len(self))
+        return lane
+
+    def open(
+        self, tenant: Tenant, tp: TopicPartition, needs: Mapping[Target, Need], *, state: LaneState, reason: str
+    ) -> None:
+        """Open a lane for each generation from its first record on; durable on return. Raises Unavailable, Conflict."""
+        made = [
+            IngestLane(
+                tenant.name, t[0], t[1], tp[1], need.first, need.generation.model or "", state=state, reason=reason
+            )
+            for t, need in needs.items()
+        ]
+        for row in self._rows.open(made):
+            self._keep(tenant, tp, row)
+            _event.warning(
+                "generation.detached", tenant=row.tenant, collection=row.collection, generation=row.generation,
+                partition=row.partition, position=row.position, model=row.model, state=row.state, reason=row.reason,
+            )  # fmt: skip
+
+    def move(self, lane: Lane, position: int, state: LaneState, reason: str = "") -> None:
+        """Store how far the lane is; durable on return. Raises Unavailable, and Conflict unless the lane is over."""
+        with lane.lock:
+            try:
+                lane.row = self._rows.move(lane.row, position=position, state=state, reason=reason)
+            except Conflict:
+                if not lane.over:
+                    raise
+
+    def check(self, lane: Lane) -> None:
+        """Raise Conflict where the lane is not as it is known here: another ingest is at work."""
+        with lane.lock:
+            rows = self._rows.of(lane.tenant.name, lane.row.collection, [lane.row.generation])
+            found = [r.position for r in rows if r.partition == lane.row.partition]
+            if found != [lane.row.position] and not lane.over:
+                raise Conflict(f"another ingest wrote a lane of {lane.tp[0]}/{lane.tp[1]}", expected=lane.row.position)
+
+    def close(self, lane: Lane) -> None:
+        """Delete a lane that owes nothing; its generation is the partition's again. Raises Unavailable, Conflict."""
+        self._rows.close(lane.row)
+        self._forget(lane)
+        _event.info(
+            "generation.reattached", tenant=lane.row.tenant, collection=lane.row.collection,
+            generation=lane.row.generation, partition=lane.row.partition, position=lane.row.position,
+        )  # fmt: skip
+
+    def drop(self, lanes: list[Lane]) -> None:
+        """Delete lanes whose generations are over. Raises Unavailable."""
+        self._rows.drop([lane.row for lane in lanes])
+        for lane in lanes:
+            self._forget(lane)
+            _event.info(
+                "lane.dropped", tenant=lane.row.tenant, collection=lane.row.collection,
+                generation=lane.row.generation, partition=lane.row.partition,
+            )  # fmt: skip
+
+    def forget(self, tp: TopicPartition) -> list[Lane]:
+        """Returns the partition's lanes, which stay in the catalog: the partition is read no more."""
+        gone = list(self.of(tp).values())
+        for lane in gone:
+            self._forget(lane)
+        return gone
+
+    def _forget(self, lane: Lane) -> None:
+        lane.over = True
+        lanes = self._lanes[lane.tp]
+        del lanes[lane.target]
+        if not lanes:
+            del self._lanes[lane.tp]
+        _lanes.set(len(self))
+
+    def next_job(self, lane: Lane, until: int) -> Job | None:
+        """Returns the lane's next records below `until` as a job. Raises Unavailable, and Refused where they are gone."""
+        while lane.read < until:
+            if lane.unparsed is None:
+                lane.unparsed = self._jobs(lane, until)
+            if (job := next(lane.unparsed, None)) is not None:
+                return job
+            lane.unparsed = None
+        return None
+
+    def _jobs(self, lane: Lane, until: int) -> Iterator[Job]:
+        share = BYTES_MAX // max(1, len(self))
+        bytes_max = min(self._settings.batch_bytes, share) if lane.whole else 1
+        read_after = self._clock.monotonic()
+        records = self._log.read(*lane.tp, lane.read, bytes_max=bytes_max)
+        taken = [stored for stored in records if stored.offset < until]
+        # Below `until` the partition was read before: what is not there now is no record (a marker, or compacted away).
+        end = taken[-1].offset + 1 if taken and len(taken) == len(records) else until
+        view = LaneView(self._registry, lane.target)
+        return jobs_of(
+            lane.tenant, lane.tp, taken, view, self._settings,
+            read_after=read_after, start=lane.read, end=end, only=lane.target,
+        )  # fmt: skip

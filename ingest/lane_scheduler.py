@@ -1,0 +1,252 @@
+"""Lanes at work: generations leave their partition's line, are read and written apart, and come back.
+
+`ingest/lanes.py` decides when; `ingest/detached.py` keeps the lanes' rows. All of this runs on the thread that reads the
+log, but for `_read_lane`, which runs on threads of its own: a lane is read from the log at its own offset.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final
+
+from ingest import lanes
+from ingest.detached import Detached, Lane
+from ingest.jobs import Job, Target
+from ingest.lines import Away, Lines, Part, Task
+from tenants.registry import Registry
+from vicinage.clock import Clock
+from vicinage.errors import NotFound, Refused, Unavailable
+from vicinage.log import TopicPartition
+from vicinage.telemetry import events
+
+IN_FLIGHT: Final = 2
+"""Jobs of one lane that are not written yet, while its model answers."""
+AWAY_S: Final = 0.5
+"""How long a lane rests while the log is away."""
+LOOK_S: Final = 0.1
+"""How often it is looked whether a partition's first job waits too long."""
+LANE_READERS: Final = 4
+LANE_READS_MAX: Final = 8
+"""Lanes that are read at once or wait for it, LANE_READS_OF_ONE_MAX of a tenant."""
+LANE_READS_OF_ONE_MAX: Final = 2
+HALTED_S: Final = 60.0
+"""How long a lane rests whose records the log no longer has."""
+
+_event = events("ingest")
+
+
+class LaneScheduler:
+    """Moves generations between their partition's line and lanes of their own. One thread, but where said.
+
+    `routed` has the offset up to which each partition's records are in its line, or left to lanes.
+    """
+
+    def __init__(
+        self,
+        detached: Detached,
+        lines: Lines,
+        lock: threading.Lock,
+        registry: Registry,
+        clock: Clock,
+        routed: Mapping[TopicPartition, int],
+        *,
+        make_given: Callable[[Iterable[Part]], None],
+        write_in_turn: Callable[[Hashable], None],
+        check: Callable[[Task, float], None],
+    ) -> None:
+        self._detached = detached
+        self._lines = lines
+        self._lock = lock
+        self._registry = registry
+        self._clock = clock
+        self._routed = routed
+        self._make_given = make_given
+        self._write_in_turn = write_in_turn
+        self._check = check
+        self._heads = lanes.Heads()
+        self._looked = -1e9
+        self._seen = (-1, -1)
+        self._readers = ThreadPoolExecutor(LANE_READERS, thread_name_prefix="ingest-lanes")
+        self._reads: dict[Future[None], Lane] = {}
+
+    def behind(self) -> int:
+        """Returns how many lanes have records to read."""
+        return sum(lane.read < self._routed.get(lane.tp, 0) or lane.reading for lane in self._detached)
+
+    def reading(self) -> bool:
+        """Whether a lane is being read."""
+        return bool(self._reads)
+
+    def stop(self) -> None:
+        """Wait until no lane is being read any more."""
+        self._readers.shutdown(wait=True, cancel_futures=True)
+
+    def forget(self, tp: TopicPartition) -> None:
+        """Leave the partition's lanes alone: it is read no more. Their rows stay."""
+        self._give_up(self._detached.forget(tp))
+
+    def detach_early(self, job: Job) -> None:
+        """Open lanes for what must not enter the partition's line. Raises Unavailable: then the job is still to be routed."""
+        job.apart = frozenset(self._detached.of(job.tp))
+        needs = job.needs()
+        with self._lock:
+            away = {n.generation.model: self._lines.away((job.tenant.name, n.generation.model)) for n in needs.values()}
+        found = lanes.detached_at_once(job, needs, away, self._clock.monotonic())
+        for target, need in found.items():
+            known = away[need.generation.model]
+            self._detached.open(
+                job.tenant, job.tp, {target: need},
+                state="away" if known else "behind", reason=known.reason if known else "building",
+            )  # fmt: skip
+        job.apart |= frozenset(found)
+
+    def tend(self) -> None:
+        """Detach what keeps its partition waiting, drop lanes of generations that are over, and have the others go on."""
+        if (now_seen := (self._registry.version, self._detached.changes)) != self._seen:
+            self._release_gone()
+            self._seen = now_seen
+        now = self._clock.monotonic()
+        if now - self._looked >= LOOK_S:
+            self._looked = now
+            self._look_at_heads(now)
+        self._follow()
+
+    def _release_gone(self) -> None:
+        """Give up what is for a deleted collection, or for a generation that was retired or canceled."""
+        gone = [lane for lane in self._detached if not lanes.is_serving(self._registry, lane.tenant, lane.target)]
+        if gone:
+            self._detached.drop(gone)
+            self._give_up(gone)
+        with self._lock:
+            waiting = {tp: self._lines.tasks(tp) for tp in self._lines.partitions()}
+        for tp, tasks in waiting.items():
+            tenant = tasks[0].job.tenant
+            targets = {target for task in tasks for target in task.needs}
+            over = frozenset(t for t in targets if not lanes.is_serving(self._registry, tenant, t))
+            if over:
+                with self._held(tp) as held:
+                    if held:
+                        self._skip(tp, over)
+
+    def _give_up(self, gone: Sequence[Lane]) -> None:
+        with self._lock:
+            for lane in gone:
+                self._lines.discard(lane)
+
+    def _look_at_heads(self, now: float) -> None:
+        """Detach what keeps a partition's first job waiting; say in the catalog which lanes wait for a model that is away."""
+        with self._lock:
+            heads = {task.line: task for task in self._lines.heads() if not task.ready()}
+        waited = self._heads.look(heads, now)
+        for line, head in heads.items():
+            with self._lock:
+                pending = {m: self._lines.away(p.share) for m, p in list(head.parts.items()) if not p.ready}
+            if isinstance(line, Lane):
+                self._say_away(line, head, pending, now)
+            elif waited[line] >= lanes.SLOW_S or any(lanes.is_away(known, now) for known in pending.values()):
+                self._detach(head, pending, waited[line], now)
+
+    def _say_away(self, lane: Lane, head: Task, pending: dict[str | None, Away | None], now: float) -> None:
+        known = pending.get(lane.row.model)
+        if known is None or not lanes.is_away(known, now):
+            return
+        if not lane.reading:
+            lane.whole, lane.unparsed = False, None  # read again once the model answers: no backlog is kept
+        if lane.row.state != "away":
+            first = min((need.first for need in head.needs.values()), default=lane.row.position)
+            self._detached.move(lane, max(lane.row.position, first), "away", known.reason)
+
+    def _detach(self, head: Task, pending: dict[str | None, Away | None], waited_s: float, now: float) -> None:
+        """Open lanes for what the partition's first job waits for, then let the partition go on without it."""
+        job = head.job
+        serving = sum(len(c.generations) for c in self._registry.collections(job.tenant.name))
+        with self._held(job.tp) as held:
+            if not held:
+                return
+            with self._lock:
+                needs = [task.needs for task in self._lines.tasks(job.tp)]
+            found = lanes.blocked(needs, pending, waited_s=waited_s, now=now, serving=serving)
+            if not found:
+                return
+            self._check(head, 0.0)
+            known = next((k for k in pending.values() if k is not None), None)
+            self._detached.open(
+                job.tenant, job.tp, found,
+                state="away" if known else "behind", reason=known.reason if known else "slow",
+            )  # fmt: skip
+            self._skip(job.tp, frozenset(found))
+
+    @contextmanager
+    def _held(self, tp: TopicPartition) -> Iterator[bool]:
+        """Have nothing of the partition written in the block; False where something is being written now."""
+        with self._lock:
+            held = self._lines.hold(tp)
+        try:
+            yield held
+        finally:
+            if held:
+                with self._lock:
+                    self._lines.release(tp)
+                self._write_in_turn(tp)
+
+    def _skip(self, tp: TopicPartition, targets: frozenset[Target]) -> None:
+        with self._lock:
+            renewed = self._lines.skip(tp, targets)
+        self._make_given(renewed)
+        with self._lock:
+            for part in renewed:
+                if not part.ready:
+                    self._lines.offer(part)
+
+    def _follow(self) -> None:
+        """Read on in lanes that have room; close those that have caught up with their partition."""
+        for read in [read for read in self._reads if read.done()]:
+            self._reads.pop(read).reading = False
+            read.result()
+        reads = Counter(lane.tenant.name for lane in self._reads.values())
+        now = self._clock.monotonic()
+        for lane in self._detached.in_turn():
+            if lane.reading or lane.rest_until > now:
+                continue
+            routed, waiting = self._routed.get(lane.tp, 0), self._lines.of(lane)
+            if lanes.caught_up(read=lane.read, written=lane.row.position, routed=routed, waiting=waiting):
+                self._rejoin(lane)
+            elif lane.read < routed and waiting < (IN_FLIGHT if lane.whole else 1):
+                if len(self._reads) >= LANE_READS_MAX or reads[lane.tenant.name] >= LANE_READS_OF_ONE_MAX:
+                    continue
+                lane.reading = True
+                reads[lane.tenant.name] += 1
+                self._detached.to_the_end(lane)
+                self._reads[self._readers.submit(self._read_lane, lane, routed)] = lane
+
+    def _rejoin(self, lane: Lane) -> None:
+        """Close the lane, unless its generation is always written apart."""
+        collection = self._registry.collection(lane.tenant.name, lane.row.collection)
+        if not lanes.own_lane(collection.generation(lane.row.generation), collection):
+            self._detached.close(lane)
+
+    def _read_lane(self, lane: Lane, until: int) -> None:
+        """Put the lane's next job into its line. In a lane reader."""
+        try:
+            job = self._detached.next_job(lane, until)
+        except Refused as gone:
+            _event.error("lane.halted", topic=lane.tp[0], partition=lane.tp[1], reason=gone.detail)
+            lane.rest_until = self._clock.monotonic() + HALTED_S
+            return
+        except (Unavailable, NotFound) as away:
+            _event.warning("the log is away", reason=str(away))
+            lane.rest_until = self._clock.monotonic() + AWAY_S
+            return
+        if job is None:
+            return
+        task = Task(job, time.perf_counter(), lane)
+        self._make_given(task.parts.values())
+        with self._lock:
+            if lane.over:
+                return
+            lane.read = job.end
+            self._lines.add(task)
+        self._write_in_turn(lane)

@@ -1,0 +1,73 @@
+"""What waits for a model: the lanes of ingest, as their tenants and operators may see them."""
+
+from typing import Final, TypedDict
+
+from tenants.entities import IngestLane
+from tenants.registry import Registry
+from vicinage.errors import NotFound
+from vicinage.log import Log
+
+
+class Waiting(TypedDict):
+    """Records of one partition that wait for a generation's model.
+
+    `state` is away (the model does not answer) or behind (they are being worked off). `records_at_most`
+    counts the partition's records from the first that waits on; other collections' are among them.
+    `server` and `reason` may name internal addresses: they are for operators alone.
+    """
+
+    tenant: str
+    collection: str
+    generation: int
+    partition: int
+    model: str
+    state: str
+    since_ms: int
+    records_at_most: int
+    server: str
+    reason: str
+
+
+FOR_OPERATORS: Final = ("tenant", "server", "reason")
+
+
+def waiting(registry: Registry, log: Log, tenant: str | None, collection: str | None = None) -> list[Waiting]:
+    """Returns what waits for a model, of one tenant or of all, for operators. Blocks. Raises Unavailable."""
+    lanes = registry.lanes.every() if tenant is None else registry.lanes.of(tenant, collection)
+    found = [(lane, _records(log, lane)) for lane in lanes]
+    return [_fact(registry, lane, n) for lane, n in found if n]
+
+
+def _records(log: Log, lane: IngestLane) -> int:
+    try:
+        return max(0, log.end(f"vicinage.docs.{lane.tenant}", lane.partition) - lane.position)
+    except NotFound:
+        return 0  # the topic is deleted
+
+
+def for_tenant(fact: Waiting) -> dict[str, object]:
+    """Returns the fact without what only operators may see."""
+    return {name: value for name, value in fact.items() if name not in FOR_OPERATORS}
+
+
+def _fact(registry: Registry, lane: IngestLane, n: int) -> Waiting:
+    return Waiting(
+        tenant=lane.tenant,
+        collection=lane.collection,
+        generation=lane.generation,
+        partition=lane.partition,
+        model=lane.model,
+        state=lane.state,
+        since_ms=lane.since_ms,
+        records_at_most=n,
+        server=_server(registry, lane.model),
+        reason=lane.reason,
+    )
+
+
+def _server(registry: Registry, model: str) -> str:
+    try:
+        entry = registry.model(model)
+    except NotFound:
+        return "unknown"
+    return entry.location if entry.kind != "local" else "the platform's embedder"
