@@ -3,50 +3,62 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from capacity.headroom import measured
 from capacity.snapshot import Snapshot
 from indexer.shard import ShardStats
+from vicinage.records import ShardId
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """One collection's part of the platform: counts, and bytes in memory and in the store."""
+    """One collection's part of the platform: counts, and bytes in memory and in the store.
+
+    `at_least`: the counts are lower bounds, since a shard did not answer or was not counted yet. `bytes_per_passage` is what its own
+    passages take in memory, the mean; None if none was measured.
+    """
 
     tenant: str
     collection: str
     documents: int
     passages: int
+    at_least: bool
     host_bytes: int
     store_bytes: int
+    bytes_per_passage: float | None
 
 
 def holdings(snapshot: Snapshot) -> tuple[Holding, ...]:
-    """One row per collection, generations being built included in its bytes, counts of the newest."""
+    """One row per collection, generations being built included in its bytes, counts of the live one."""
     shards: dict[tuple[str, str], list[ShardStats]] = {}
     for s in snapshot.shards:
         shards.setdefault((s.shard.tenant, s.shard.collection), []).append(s)
-    return tuple(_holding(name, shards.get(name, [])) for name in snapshot.collections)
+    return tuple(_holding(name, live, shards.get(name, [])) for name, live in snapshot.live.items())
 
 
-def _holding(name: tuple[str, str], shards: list[ShardStats]) -> Holding:
-    generation = min((s.shard.generation for s in shards), default=0)  # the live one: the next is numbered higher
-    live = [s for s in shards if s.shard.generation == generation]
+def _holding(name: tuple[str, str], live: tuple[ShardId, ...], shards: list[ShardStats]) -> Holding:
+    counted = [s for s in shards if s.shard in set(live)]
+    n, size = measured(shards)
     return Holding(
         *name,
-        documents=sum(s.documents for s in live),
-        passages=sum(s.passages for s in live),
+        documents=sum(s.documents for s in counted),
+        passages=sum(s.passages for s in counted),
+        at_least=len(counted) < len(live) or not all(s.exact for s in counted),
         host_bytes=sum(s.host_bytes for s in shards),
         store_bytes=sum(s.store_bytes for s in shards),
+        bytes_per_passage=round(size / n, 1) if n else None,
     )
 
 
 def total(rows: Iterable[Holding]) -> Holding:
-    """The sum of some rows."""
+    """The sum of some rows; no mean over collections."""
     every = list(rows)
     return Holding(
         "*",
         "*",
         documents=sum(r.documents for r in every),
         passages=sum(r.passages for r in every),
+        at_least=any(r.at_least for r in every),
         host_bytes=sum(r.host_bytes for r in every),
         store_bytes=sum(r.store_bytes for r in every),
+        bytes_per_passage=None,
     )

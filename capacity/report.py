@@ -8,15 +8,22 @@ from capacity.headroom import host_memory
 from capacity.snapshot import Rate, Snapshot
 
 METHODS = {
-    "documents": "living documents in the searchers' snapshots",
-    "passages": "living passages in the searchers' snapshots",
-    "host_bytes": "accounted: delta arrays, and segments as if every page were touched",
+    "documents": "living documents in the searchers' snapshots; not in memory: counted from segments and log",
+    "passages": "living passages, as documents are counted",
+    "at_least": "true: documents and passages are lower bounds, since a shard did not answer or was not counted yet",
+    "host_bytes": "accounted: delta arrays, and segments as if every page were touched; 0 if not in memory",
     "store_bytes": "sizes of the objects that the manifests name",
+    "bytes_per_passage": "bytes of the collection's own passages in memory, the mean; of shards not in memory, of those in segments",
     "records": "records kept in the tenant's documents log",
     "used_bytes": "resident sets of the searchers' processes on that host",
-    "left_bytes": "available memory as that host's operating system says",
-    "passages_left": "left_bytes / bytes_per_passage, the mean over n passages held",
-    "per_s": "difference of counters over window_s",
+    "available_bytes": "available memory as that host's operating system says",
+    "limit_bytes": "searcher.resident_bytes_max of the searchers on that host",
+    "held_bytes": "accounted bytes that they hold",
+    "not_resident_bytes": "bytes that their shards not in memory would take: objects, rows in the log, bookkeeping",
+    "left_bytes": "the lesser of limit_bytes - held_bytes and available_bytes, less not_resident_bytes; 0 at least",
+    "at_most": "true: rows in the log of shards not in memory are not counted yet, so left_bytes may be less",
+    "passages_left": "left_bytes / bytes_per_passage of that dimension; of the host, the least of its dimensions",
+    "per_s": "difference of counters over window_s; passages replayed at a searcher's start are not counted",
 }
 
 
@@ -28,7 +35,11 @@ def report(snapshot: Snapshot) -> dict[str, Any]:
         "collections": [asdict(row) for row in rows],
         "tenants": [
             {
-                **{k: v for k, v in asdict(total(r for r in rows if r.tenant == t.name)).items() if k != "collection"},
+                **{
+                    k: v
+                    for k, v in asdict(total(r for r in rows if r.tenant == t.name)).items()
+                    if k not in ("collection", "bytes_per_passage")
+                },
                 "tenant": t.name,
                 "class": t.priority,
                 "records": snapshot.documents_logged.get(t.name, 0),

@@ -6,11 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from indexer.host import Host
+from indexer.residency import SHARD_BYTES
 from indexer.searcher import SearcherStats
+from indexer.serving import serving
 from indexer.shard import ShardStats
 from tenants.entities import Tenant
 from tenants.registry import Registry
 from vicinage.log import Log
+from vicinage.records import ShardId
 
 RATE_WINDOW_S: Final = 60.0
 
@@ -24,13 +27,31 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class SearcherMemory:
+    """Of one searcher, in bytes: what it holds of what it may hold, and what its other shards would take.
+
+    `at_least`: rows in the log of some of those are not counted yet.
+    """
+
+    host: str
+    resident_bytes: int
+    resident_bytes_max: int
+    not_resident_bytes: int
+    at_least: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Shards by tenant and collection, log ends, memory of each host with a searcher, and rates, as of `at_ms`."""
+    """Shards, log ends, memory of each host and searcher, and rates, as of `at_ms`."""
 
     at_ms: int
     tenants: tuple[Tenant, ...]
-    collections: tuple[tuple[str, str], ...]
+    live: Mapping[tuple[str, str], tuple[ShardId, ...]]
+    """(tenant, collection) → shards of the live generation."""
+    dimensions: Mapping[ShardId, int]
+    """Of every shard that is served."""
     shards: tuple[ShardStats, ...]
+    memory: tuple[SearcherMemory, ...]
     documents_logged: Mapping[str, int]
     hosts: tuple[Host, ...]
     searches: Rate
@@ -66,12 +87,26 @@ def take(registry: Registry, log: Log, stats: Sequence[SearcherStats], rates: Ra
     return Snapshot(
         at_ms=now_ms,
         tenants=tenants,
-        collections=tuple((c.tenant, c.name) for c in registry.collections()),
+        live={(c.tenant, c.name): tuple(c.generation().shards()) for c in registry.collections()},
+        dimensions={shard: g.dimension for shard, g in serving(registry).items()},
         shards=tuple(shard for s in stats for shard in s.shards),
+        memory=tuple(map(memory_of, stats)),
         documents_logged=logged,
         hosts=each_once(s.host for s in stats),
         searches=searches,
         applied=applied,
+    )
+
+
+def memory_of(stats: SearcherStats) -> SearcherMemory:
+    """What a searcher's shards take of its memory. Pure."""
+    others = [s for s in stats.shards if not s.resident]
+    return SearcherMemory(
+        stats.host.name,
+        stats.resident_bytes,
+        stats.resident_bytes_max,
+        sum(s.store_bytes + s.log_bytes + SHARD_BYTES for s in others),
+        not all(s.exact for s in others),
     )
 
 

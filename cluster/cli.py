@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.tables import collection_rows, recall_rows
+from cluster.tables import collection_rows, headroom_rows, holding_rows, recall_rows
 from vicinage.errors import Unavailable, VicinageError
 
 if TYPE_CHECKING:
@@ -550,7 +550,8 @@ def _capacity(data: Path, url: str | None, key: str | None, *, as_json: bool, pa
         return
     for name in parts:
         click.echo(click.style(name, bold=True))
-        show(report[name], as_json)
+        shown = {"collections": holding_rows, "tenants": holding_rows, "headroom": headroom_rows}.get(name)
+        show(shown(report[name]) if shown else report[name], as_json)
         click.echo()
 
 

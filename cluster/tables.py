@@ -39,6 +39,39 @@ def collection_rows(collections: Iterable[Mapping[str, Any]]) -> list[Row]:
     ]
 
 
+def holding_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """One row a collection or tenant of the capacity report; counts that are lower bounds are marked with ≥."""
+    return [
+        {
+            name: bounded(value, at_least=row["at_least"]) if name in ("documents", "passages") else value
+            for name, value in row.items()
+            if name != "at_least"
+        }
+        for row in report
+    ]
+
+
+def headroom_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """One row a host and dimension. What is left is marked with ≤ if it may be less."""
+    names = ("host", "limit_bytes", "held_bytes", "not_resident_bytes", "available_bytes")
+    rows: list[Row] = []
+    for host in report:
+        left = f"≤{host['left_bytes']}" if host["at_most"] else str(host["left_bytes"])
+        every = host["by_dimension"] or [{"dimension": None, "bytes_per_passage": None, "passages_left": None}]
+        for d in every:
+            fits = d["passages_left"]
+            rows.append(
+                {
+                    **{name: host[name] for name in names},
+                    "left_bytes": left,
+                    "dimension": d["dimension"],
+                    "bytes_per_passage": d["bytes_per_passage"],
+                    "passages_left": f"≤{fits}" if host["at_most"] and fits is not None else fits,
+                }
+            )
+    return rows
+
+
 def bounded(count: int, *, at_least: bool) -> str:
     """A count, or a lower bound of one."""
     return f"≥{count}" if at_least else str(count)

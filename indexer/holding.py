@@ -175,6 +175,8 @@ class Holding:
         """Shards whose newest manifest is corrupt: they are searched as they were meanwhile."""
         self._waits: list[_Wait] = []
         self._residency = Residency(settings.resident_bytes_max)
+        self.bytes_max = self._residency.bytes_max
+        """Accounted bytes that may be in memory."""
         self._scans = ScanBudget(settings.scan_rows_max, settings.scan_cpu_share, threads=settings.threads)
         self.counting = Counting(
             tail=tail,

@@ -79,6 +79,9 @@ class SearcherStats:
     stale: Mapping[ShardId, str]
     """Shards searched as of an older manifest, and what is corrupt in the newest."""
     host: Host
+    resident_bytes: int
+    """Accounted bytes in memory, as of the last look where one tenant was asked about."""
+    resident_bytes_max: int
 
 
 @dataclass(slots=True, eq=False)
@@ -139,6 +142,7 @@ class Searcher:
         self._counters = ThreadPoolExecutor(1, thread_name_prefix="searcher-counts")
         """Counts what one tenant looks at; beyond COUNT_WAIT_S bounds are stated instead."""
         self._searches = 0
+        self._resident_bytes = 0
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -245,7 +249,8 @@ class Searcher:
             await self._count(tenant)
         passed = self.tail.watermarks()
         if tenant is None:
-            _resident.set(self.holding.resident_bytes())
+            self._resident_bytes = self.holding.resident_bytes()
+            _resident.set(self._resident_bytes)
         stale = {shard: s.reason for shard, s in list(self.holding.stale.items()) if tenant in (None, shard.tenant)}
         return SearcherStats(
             shards=tuple(self._stats_of(tenant, passed)),
@@ -257,6 +262,8 @@ class Searcher:
             failed=dict(self.holding.failed),
             stale=stale,
             host=here(),
+            resident_bytes=self._resident_bytes,
+            resident_bytes_max=self.holding.bytes_max,
         )
 
     def _stats_of(self, tenant: str | None, passed: Mapping[int, int]) -> Iterator[ShardStats]:

@@ -63,12 +63,16 @@ def test_counts_and_bytes_are_those_of_what_was_written(tmp_path: Path) -> None:
     assert taken.documents_logged == {"acme": 1, "other": 1}, "one POST is one record"
     whole = report(taken)
     [memory] = whole["headroom"]
-    assert memory["n"] == 63
+    [fits] = memory["by_dimension"]
+    assert (fits["dimension"], fits["n"]) == (DIMENSION, 63)
     assert memory["host"] == socket.gethostname()
     assert memory["total_bytes"] == psutil.virtual_memory().total
     assert 0 < memory["used_bytes"] <= memory["total_bytes"]
     assert abs(memory["used_bytes"] - psutil.Process(os.getpid()).memory_info().rss) < 500 << 20
-    assert memory["passages_left"] == int(taken.hosts[0].available / ((docs.host_bytes + notes.host_bytes) / 63))
+    left = min(taken.hosts[0].available, memory["limit_bytes"] - memory["held_bytes"])
+    assert (memory["left_bytes"], memory["not_resident_bytes"], memory["at_most"]) == (left, 0, False)
+    assert memory["held_bytes"] >= docs.host_bytes + notes.host_bytes
+    assert memory["passages_left"] == int(left / ((docs.host_bytes + notes.host_bytes) / 63))
     base.close()
 
 
