@@ -12,6 +12,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
+from vicinage.texts import IGNORABLE
+
 TERM_BYTES_MAX: Final = 100
 """A longer term (a hash, a key, a sequence) is indexed under its digest: found as a whole, never by a part."""
 STOP_WORDS: Final = frozenset(
@@ -69,11 +71,8 @@ TRIPLES: Final = (
 STACKERS: Final = "\u17d2\u1039\u1a60"
 """Signs that put the next consonant under the one before (Khmer coeng, Burmese virama, Tai Tham sakot)."""
 
-_IGNORABLE = re.compile(
-    "[\u00ad\u034f\u061c\u0640\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
-    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
-"""Default_Ignorable_Code_Point of Unicode, and the Arabic tatweel: invisible, or for the eye alone."""
+_IGNORABLE = re.compile(f"[{IGNORABLE}\u0640]")
+"""Invisible characters and the Arabic tatweel, which is for the eye alone."""
 _ACCENT = re.compile("(?<=[a-z\u00e6-\u02af\u0370-\u03ff\u1d00-\u1eff])[\u0300-\u036f]+")
 _OTHER_DIGIT = re.compile(r"(?![0-9])\d")
 _PIECE = re.compile(f"([{PAIRS}]+)|([{TRIPLES}]+)|[^{PAIRS}{TRIPLES}]+")

@@ -13,6 +13,7 @@ from tenants.entities import EmbeddingModel
 from vicinage.errors import Refused
 from vicinage.records import Passage
 from vicinage.settings import IngestSettings
+from vicinage.texts import is_blank
 
 SPECIAL_TOKENS: Final = 2
 """What a model's own tokenizer adds around a text."""
@@ -39,7 +40,7 @@ class Cutter:
     def cut(self, text: str) -> list[Passage]:
         """Passages in order, `text[start:end]` each: about `aim` tokens, never over the window, neighbours overlapping.
 
-        Every character that is not white space is in one. A text that fits is one passage.
+        Every character that can be read is in one. A text that fits is one passage.
         """
         [n] = self._count([text])
         whole = _trimmed(text)
@@ -74,10 +75,13 @@ def _split(text: str, chars: int, overlap: int) -> list[tuple[int, str]]:
 
 
 def _in_order(passages: Iterable[Passage]) -> list[Passage]:
-    """By place, without those that lie wholly within the one before: overlaps of a piece cut again may do."""
+    """Returns passages by place, without blank ones and those that lie wholly within the one before.
+
+    An overlap of a piece that was cut again may do so.
+    """
     kept: list[Passage] = []
     for p in sorted(passages, key=lambda p: (p.start, -p.end)):
-        if not kept or p.end > kept[-1].end:
+        if (not kept or p.end > kept[-1].end) and not is_blank(p.text):
             kept.append(p)
     return kept
 

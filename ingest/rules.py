@@ -13,11 +13,13 @@ from ingest.ids import fault_of_new
 from tenants.entities import Collection
 from vicinage.records import Document, Floats
 from vicinage.settings import IngestSettings
+from vicinage.texts import is_blank
 from vicinage.vectors import unit_length
 from vicinage.wire import MESSAGE_BYTES_MAX, rows_bytes
 
 METADATA_DEPTH_MAX: Final = 8
 METADATA_KEY_BYTES_MAX: Final = 128
+NOTHING_TO_READ: Final = "is empty: it has white space, control and invisible characters alone"
 VECTOR_FAULTS: Final = (
     "",
     "holds NaN, infinity, or a number beyond float32",
@@ -62,9 +64,9 @@ def check_id(document_id: object, limits: IngestSettings) -> None:
 
 
 def check_text(name: str, text: str, bytes_max: int) -> None:
-    """Raise Broken where there is nothing to read, or too much."""
-    if not text.strip():
-        raise Broken(name, "is empty")
+    """Raises Broken where there is nothing to read, or too much."""
+    if is_blank(text):
+        raise Broken(name, "is empty" if not text.strip() else NOTHING_TO_READ)
     size = _utf8_bytes(name, text)
     if size > bytes_max:
         raise Broken(name, f"{size} bytes; at most {bytes_max}")

@@ -41,6 +41,7 @@ from vicinage.errors import Refused
 from vicinage.records import Floats, Hit, Position, Token
 from vicinage.settings import GatewaySettings
 from vicinage.telemetry import counter, histogram
+from vicinage.texts import is_blank
 from vicinage.wire import load_json
 
 router = APIRouter()
@@ -321,8 +322,8 @@ def _hit(hit: Hit) -> dict[str, Any]:
 
 
 def _check_text(text: str) -> None:
-    if not text.strip():
-        raise Refused("text is empty", field="text")
+    if is_blank(text):
+        raise Refused("text is empty: it needs more than white space, control and invisible characters", field="text")
     try:
         size = len(text.encode())
     except UnicodeEncodeError:

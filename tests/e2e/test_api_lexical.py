@@ -124,6 +124,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"mode": "lexical", "text": "a", "vector_base64": "AAAA"}, "vector_base64"),
     ({"mode": "lexical", "text": "a", "fusion": {}}, "fusion"),
     ({"mode": "lexical", "text": "  "}, "text"),
+    ({"mode": "lexical", "text": "\u200b\u00ad\u0000"}, "text"),
+    ({"text": "\ufeff \u200d"}, "text"),
     ({"mode": "lexical", "text": 7}, "text"),
     ({"mode": "hybrid"}, "text"),
     ({"mode": "hybrid", "vector": [1, 0, 0, 0]}, "text"),

@@ -32,6 +32,9 @@ def deep(n: int) -> object:
         ({"id": "a\u0000", "text": "x"}, "id"),
         ({"id": "a"}, "text"),
         ({"id": "a", "text": "  \n "}, "text"),
+        ({"id": "a", "text": "\u200b\u00ad\ufeff"}, "text"),
+        ({"id": "a", "text": "\u0000 \u0007"}, "text"),
+        ({"id": "a", "passages": ["x", "\u2060"]}, "passages.1"),
         ({"id": "a", "text": 7}, "text"),
         ({"id": "a", "text": "x" * (10 << 20)}, "text"),
         ({"id": "a", "text": "\ud800"}, "text"),
@@ -63,6 +66,17 @@ def test_what_is_wrong_is_said_by_its_field(document: object, field: str) -> Non
     assert isinstance(outcome, Rejected)
     assert outcome.field == field, outcome
     assert outcome.reason.startswith(f"{field}: ") and len(outcome.reason) < 300
+
+
+@pytest.mark.parametrize("text", ["?", "…", "👍🏽", "\u200bx", "ก", "\u0301"])
+def test_whatever_can_be_read_is_a_text(text: str) -> None:
+    assert parse_json({"id": "a", "text": text}, TEXT, tenant="acme") == Document("docs", "a", text)
+
+
+def test_a_text_of_invisible_characters_is_refused_with_the_reason() -> None:
+    refused = parse_json({"id": "a", "text": "\u200b" * 1_000}, TEXT, tenant="acme")
+    assert isinstance(refused, Rejected)
+    assert refused.reason == "text: is empty: it has white space, control and invisible characters alone"
 
 
 @pytest.mark.parametrize("name", ["a/b", "it's", 'say "so"', "ünïcode", "..etc/passwd..", "a b", "%2F", "x" * 512])

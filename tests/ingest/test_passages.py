@@ -15,6 +15,7 @@ from tenants.entities import DEFAULT_MODEL
 from vicinage.errors import Refused
 from vicinage.records import Passage
 from vicinage.settings import IngestSettings
+from vicinage.texts import is_blank
 
 pytestmark = pytest.mark.model
 TOKENIZER = open_tokenizer(DEFAULT_MODEL)
@@ -52,7 +53,7 @@ def check(text: str, passages: list[Passage], window: int = WINDOW) -> None:
         assert tokens(p.text) <= window
         covered.update(range(p.start, p.end))
     assert all(a.start < b.start and a.end < b.end for a, b in pairwise(passages)), "in order, none within another"
-    assert all(i in covered for i, char in enumerate(text) if not char.isspace()), text
+    assert all(i in covered for i, char in enumerate(text) if not is_blank(char)), text
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,6 +89,15 @@ def test_passages_are_about_as_long_as_asked() -> None:
     sizes = [tokens(p.text) for p in open_cutter(DEFAULT_MODEL, IngestSettings()).cut(PROSE * 20)]
     assert max(sizes) <= 254
     assert 120 <= sum(sizes) / len(sizes) <= 230
+
+
+def test_what_cannot_be_read_makes_no_passage() -> None:
+    passages = CUTTER.cut("red apples " + "\u200b\u00ad\0 " * 5_000 + " green pears")
+    assert passages
+    assert not any(is_blank(p.text) for p in passages)
+    assert {word for p in passages for word in ("red", "apples", "green", "pears") if word in p.text} == {
+        "red", "apples", "green", "pears",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["a" * 60_000, "👨‍👩‍👧" * 9_000], ids=["one word", "no words"])
