@@ -35,6 +35,8 @@ MANY: Final = 32
 """From a row in so many on, rows are marked by one look at the ranks of all: that reads in order, marking writes all over."""
 EXACT_BELOW: Final = 2**53
 """Integers below it are themselves as float64."""
+KEY_MAX: Final = 128
+"""Characters of the longest key that metadata may have (ingest/rules.py, in bytes)."""
 _MISSING: Final = object()
 
 
@@ -139,14 +141,23 @@ def _leaf(field: str, op: str, operand: object, at: str, bounds: _Bounds) -> Lea
             raise Refused(f"{at}: expected true or false", field="filter")
     elif op in ("$in", "$nin"):
         if not isinstance(operand, list) or not all(_scalar(v) for v in operand):
-            raise Refused(f"{at}: expected a list of strings, numbers and booleans", field="filter")
+            raise Refused(f"{at}: expected a list of strings, numbers, booleans and nulls", field="filter")
         bounds.values(len(operand), at)
+        for value in operand:
+            _check_exact(value, at)
         return Leaf(field, op, _by_kind(operand))
     elif not _scalar(operand):
-        raise Refused(f"{at}: expected a string, number or boolean", field="filter")
-    elif op in ("$gt", "$gte", "$lt", "$lte") and isinstance(operand, bool):
-        raise Refused(f"{at}: booleans have no order", field="filter")
+        raise Refused(f"{at}: expected a string, number, boolean or null", field="filter")
+    elif op in ("$gt", "$gte", "$lt", "$lte") and (operand is None or isinstance(operand, bool)):
+        raise Refused(f"{at}: booleans and null have no order", field="filter")
+    _check_exact(operand, at)
     return Leaf(field, op, operand)
+
+
+def _check_exact(value: object, at: str) -> None:
+    """Raises Refused for an integer that no document can have."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        raise Refused(f"{at}: an integer beyond 64 bits: documents hold those as strings", field="filter")
 
 
 def _by_kind(values: Sequence[Any]) -> dict[str, frozenset[Any]]:
@@ -253,7 +264,7 @@ class _Column:
         for row, value in enumerate(values):
             for element in value if isinstance(value, list) else (value,):
                 if _scalar(element):
-                    rows_of.setdefault(_kind(element), {}).setdefault(element, []).append(row)
+                    rows_of.setdefault(_kind(element), {}).setdefault(_sortable(element), []).append(row)
         self._kinds = {kind: _Sorted(found, len(values)) for kind, found in rows_of.items()}
 
     def mask(self, leaf: Leaf) -> Mask:
@@ -265,7 +276,7 @@ class _Column:
         for kind, operands in wanted.items():
             held = self._kinds.get(kind, _NOTHING)
             for operand in operands:
-                held.mark(found, leaf.op, operand)
+                held.mark(found, leaf.op, _sortable(operand))
         return ~found if leaf.op in ("$ne", "$nin") else found
 
 
@@ -346,16 +357,28 @@ def _kind(value: Any) -> str:
         return "boolean"
     if isinstance(value, int | float):
         return "number"
+    if value is None:
+        return "null"
     return "string" if isinstance(value, str) else "other"
 
 
 def _scalar(value: object) -> bool:
-    return isinstance(value, str | int | float | bool)
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _sortable(value: Any) -> Any:
+    """Returns what stands for the value among its kind: null has no order of its own."""
+    return 0 if value is None else value
 
 
 def _reach(metadata: Metadata, field: str) -> Any:
+    """Returns the value at a dotted path, _MISSING if there is none. A longer key comes first: keys may have dots."""
     if field in metadata:
         return metadata[field]
-    head, dot, rest = field.partition(".")
-    inner = metadata.get(head, _MISSING) if dot else _MISSING
-    return _reach(inner, rest) if isinstance(inner, dict) else _MISSING
+    at = field.rfind(".", 0, KEY_MAX + 1)
+    while at >= 0:
+        inner = metadata.get(field[:at])
+        if isinstance(inner, dict) and (found := _reach(inner, field[at + 1 :])) is not _MISSING:
+            return found
+        at = field.rfind(".", 0, at)
+    return _MISSING

@@ -50,6 +50,10 @@ class Passages:
         assert name is not None, "the schema has no row without one"
         return name
 
+    def name(self, row: int) -> tuple[str, int]:
+        """Returns the document id and the passage's number at `row`."""
+        return self.id(row), self._columns().numbers[row]
+
     def metadata(self, row: int) -> Mapping[str, Any]:
         """The metadata of that document, which stands in its first row."""
         c = self._columns()

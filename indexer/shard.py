@@ -8,14 +8,15 @@ Law 3: a document's higher version replaces the lower, wherever either lies; any
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, repeat
+from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from indexer import filters, lexical
+from indexer import filters, lexical, ties
 from indexer.backends import Backend, Mask, Rows
 from indexer.delta import Delta, DeltaView, Entry
 from indexer.effort import EXACT, ScanBudget, ScanLog, effort_for, greatest_of, to_scan
@@ -132,6 +133,7 @@ class _Part:
     part: int
     index: lexical.Lexical
     allowed: Mask | None
+    n: int
 
 
 class Shard:
@@ -470,26 +472,32 @@ def search(
     found: list[_Found] = []
     chosen: list[tuple[Segment, int]] = []
     instead, bound = _instead(snapshot, query, recall, scans)
+
+    def exact(vectors: Floats, allowed: Mask | None) -> tuple[Floats, Rows]:
+        find = partial(backend.exact, vectors, queries, metric=metric, allowed=allowed)
+        return ties.settled(find, query.k, len(vectors))
+
     for i, segment in enumerate(snapshot.segments):
         allowed = _allowed(snapshot.alive[i], segment.columns.columns() if tree else None, tree)
         effort = _effort(segment, query, recall)
         if i in instead:
             with scans.scanning():
-                scores, rows = backend.exact(segment.vectors, queries, query.k, metric=metric, allowed=allowed)
+                scores, rows = exact(segment.vectors, allowed)
         elif query.exact or effort is None:
-            scores, rows = backend.exact(segment.vectors, queries, query.k, metric=metric, allowed=allowed)
+            scores, rows = exact(segment.vectors, allowed)
         else:
             if "index" in segment.ref.objects:
                 chosen.append((segment, effort))
-            scores, rows = backend.search(
-                segment.index, segment.vectors, queries, query.k, metric=metric, effort=effort, allowed=allowed
+            find = partial(
+                backend.search, segment.index, segment.vectors, queries, metric=metric, effort=effort, allowed=allowed
             )
-        found.append(_Found(i, scores, rows))
+            scores, rows = ties.settled(find, query.k, len(segment.vectors))
+        found.append(_Found(i, _bounded(scores, metric), rows))
     if len(snapshot.delta):
         allowed = _allowed(snapshot.delta.alive, snapshot.delta.columns() if tree else None, tree)
         every = None if allowed is not None and bool(allowed.all()) else allowed
-        scores, rows = backend.exact(snapshot.delta.vectors, queries, query.k, metric=metric, allowed=every)
-        found.append(_Found(-1, scores, rows))
+        scores, rows = exact(snapshot.delta.vectors, every)
+        found.append(_Found(-1, _bounded(scores, metric), rows))
     return Partial(
         query.shard,
         _best(snapshot, found, query),
@@ -501,6 +509,11 @@ def search(
         scanned=sum(len(snapshot.segments[i]) for i in instead),
         unscanned=bound,
     )
+
+
+def _bounded(scores: Floats, metric: Metric) -> Floats:
+    """Returns the scores; a cosine is at most 1, whatever rounding made of it."""
+    return np.clip(scores, -np.inf, 1.0) if metric == "cosine" else scores
 
 
 def _instead(
@@ -533,12 +546,13 @@ def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...]
     """
     tree = filters.parse(query.filter) if query.filter else None
     parts = [
-        _Part(i, s.lexical.index(), _allowed(snapshot.alive[i], s.columns.columns() if tree else None, tree))
+        _Part(i, s.lexical.index(), _allowed(snapshot.alive[i], s.columns.columns() if tree else None, tree), len(s))
         for i, s in enumerate(snapshot.segments)
     ]
     if len(snapshot.delta):
         delta = snapshot.delta
-        parts.append(_Part(-1, delta.lexical(), _allowed(delta.alive, delta.columns() if tree else None, tree)))
+        allowed = _allowed(delta.alive, delta.columns() if tree else None, tree)
+        parts.append(_Part(-1, delta.lexical(), allowed, len(delta)))
     indexes = [part.index for part in parts]
     asked = [lexical.weights(lexical.terms(text), indexes) for text in query.texts]
     found = [_found_in(part, [weighted[i] for weighted in asked], query.k) for i, part in enumerate(parts)]
@@ -546,11 +560,14 @@ def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...]
 
 
 def _found_in(part: _Part, asked: Sequence[Mapping[str, float]], k: int) -> _Found:
-    scores, rows = np.full((len(asked), k), -np.inf, np.float32), np.full((len(asked), k), -1, np.int64)
-    for i, weighted in enumerate(asked):
-        best, at = part.index.search(weighted, k, part.allowed)
-        scores[i, : len(at)], rows[i, : len(at)] = best, at
-    return _Found(part.part, scores, rows)
+    def find(width: int) -> tuple[Floats, Rows]:
+        scores, rows = np.full((len(asked), width), -np.inf, np.float32), np.full((len(asked), width), -1, np.int64)
+        for i, weighted in enumerate(asked):
+            best, at = part.index.search(weighted, width, part.allowed)
+            scores[i, : len(at)], rows[i, : len(at)] = best, at
+        return scores, rows
+
+    return _Found(part.part, *ties.settled(find, k, part.n))
 
 
 def _allowed(
@@ -563,22 +580,29 @@ def _allowed(
 
 
 def _best(snapshot: Snapshot, found: list[_Found], query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:
-    """Of each question the k best of all parts, best first."""
+    """Returns of each query the k best of all parts, best first; equal scores by document id and passage."""
     if not found:
-        return ((),) * len(query.vectors)
-    if len(found) == 1:  # in order already
-        [only] = found
-        each = zip(only.rows.tolist(), only.scores.tolist(), strict=True)
-        return tuple(
-            _hits(snapshot, zip(repeat(only.part), rows, scores, strict=False), query) for rows, scores in each
-        )
-    scores = np.concatenate([np.where(f.rows >= 0, f.scores, -np.inf) for f in found], axis=1)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, : query.k]
-    scores = np.take_along_axis(scores, order, axis=1)
-    rows = np.take_along_axis(np.concatenate([f.rows for f in found], axis=1), order, axis=1)
-    parts = np.repeat([f.part for f in found], [f.rows.shape[1] for f in found])[order]
-    answers = zip(parts.tolist(), rows.tolist(), scores.tolist(), strict=True)
-    return tuple(_hits(snapshot, zip(*each, strict=True), query) for each in answers)
+        return ((),) * max(len(query.vectors), len(query.texts))
+    parts = np.repeat([f.part for f in found], [f.rows.shape[1] for f in found])
+    rows = np.concatenate([f.rows for f in found], axis=1)
+    scores = np.concatenate([f.scores for f in found], axis=1)
+    answers: list[tuple[Hit, ...]] = []
+    for of_query, own in zip(rows, scores, strict=True):
+        here = np.flatnonzero(of_query >= 0)
+        places = list(zip(parts[here].tolist(), of_query[here].tolist(), strict=True))
+        chosen = ties.best(own[here], places, query.k, partial(_name, snapshot))
+        each = own[here][chosen].tolist()
+        answers.append(_hits(snapshot, [(*places[i], score) for i, score in zip(chosen, each, strict=True)], query))
+    return tuple(answers)
+
+
+def _name(snapshot: Snapshot, place: ties.Place) -> tuple[str, int]:
+    """Returns the document id and the passage at (part, row)."""
+    part, row = place
+    if part >= 0:
+        return snapshot.segments[part].passages.name(row)
+    message, at = snapshot.delta.row(row)
+    return message.passages.name(at)
 
 
 def _hits(snapshot: Snapshot, places: Iterable[tuple[int, int, float]], query: ShardQuery) -> tuple[Hit, ...]:

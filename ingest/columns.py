@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ingest.documents import Entry, fitted
-from ingest.rules import VECTOR_FAULTS, Broken, Rules, check_id, checked_metadata, vector_faults
+from ingest.rules import VECTOR_FAULTS, Broken, Inexact, Rules, check_id, checked_metadata, vector_faults
 from vicinage.errors import Refused
+from vicinage.exact_json import Exactly
 from vicinage.records import Floats, Rejected
 from vicinage.settings import IngestSettings
 from vicinage.vectors import unit_length
@@ -216,4 +217,7 @@ def _parsed_metadata(text: str | None, limits: IngestSettings) -> Mapping[str, A
         raise Broken("metadata", f"is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise Broken("metadata", "is not a JSON object")
-    return checked_metadata(value, limits)
+    try:
+        return checked_metadata(value, limits)
+    except Inexact:
+        return checked_metadata(Exactly(text).value, limits, exact=True)

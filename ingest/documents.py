@@ -11,6 +11,7 @@ import numpy as np
 
 from ingest.rules import (
     Broken,
+    Inexact,
     Rules,
     check_id,
     check_passages,
@@ -21,28 +22,39 @@ from ingest.rules import (
 )
 from ingest.shapes import shaped
 from vicinage.errors import Refused
+from vicinage.exact_json import Exactly, Part
 from vicinage.records import Document, Floats, Rejected
 from vicinage.wire import load_json
 
 Entry = Document | Rejected
 
 
-def parse_json(value: object, rules: Rules, *, tenant: str) -> Entry:
-    """Returns one decoded JSON value as a document of `rules.collection`."""
+def parse_json(value: object, rules: Rules, *, tenant: str, exactly: Exactly | Part | None = None) -> Entry:
+    """Returns one decoded JSON value as a document of `rules.collection`.
+
+    `exactly`: its text, for integers beyond 64 bits; without it, whole numbers beyond them are rejected.
+    """
     try:
-        return _parsed(value, rules, tenant)
+        try:
+            return _parsed(value, rules, tenant)
+        except Inexact:
+            if exactly is None:
+                raise
+            return _parsed(exactly.value, rules, tenant, exact=True)
+    except Refused as refused:
+        return Rejected(refused.detail, field=refused.field, id=_id_of(value), collection=rules.collection)
     except Broken as bad:
         return Rejected(f"{bad.field}: {bad}", field=bad.field, id=_id_of(value), collection=rules.collection)
 
 
-def _parsed(value: object, rules: Rules, tenant: str) -> Document:
+def _parsed(value: object, rules: Rules, tenant: str, *, exact: bool = False) -> Document:
     body = shaped(value, rules)
     if body.tenant not in (None, tenant):
         raise Broken("tenant", "the document names another tenant than its key or topic")
     if body.collection not in (None, rules.collection):
         raise Broken("collection", "the document names another collection than the request")
     check_id(body.id, rules.limits)
-    metadata = checked_metadata(body.metadata, rules.limits)
+    metadata = checked_metadata(body.metadata, rules.limits, exact=exact)
     return fitted(body.id, body.text, body.passages, body.vectors, metadata, rules)
 
 
@@ -55,7 +67,8 @@ def parse_ndjson(data: bytes, rules: Rules, *, tenant: str) -> list[Entry]:
 
 def _parse_line(number: int, line: bytes, rules: Rules, tenant: str) -> Entry:
     try:
-        return parse_json(load_json(line, field=f"line {number}"), rules, tenant=tenant)
+        value = load_json(line, field=f"line {number}")
+        return parse_json(value, rules, tenant=tenant, exactly=Exactly(line))
     except Refused as refused:
         return Rejected(refused.detail, field=refused.field)
 

@@ -15,6 +15,7 @@ from ingest.ids import fault_of
 from ingest.rules import Rules
 from tenants.entities import Collection, Generation, Tenant
 from vicinage.errors import NotFound, Refused
+from vicinage.exact_json import Exactly
 from vicinage.log import Record, Stored, TopicPartition
 from vicinage.records import Deletion, Document, Rejected
 from vicinage.settings import IngestSettings
@@ -242,7 +243,9 @@ def _entries(
     if not isinstance(body, dict):
         raise Refused("a document is a JSON object", field="value")
     collection = _collection(collections, tenant, body.get("collection"), stored)
-    return [(collection, parse_json(body, Rules.of(collection, limits), tenant=tenant.name))]
+    return [
+        (collection, parse_json(body, Rules.of(collection, limits), tenant=tenant.name, exactly=Exactly(record.value)))
+    ]
 
 
 def _key_collection(record: Record) -> str:

@@ -11,6 +11,7 @@ from ingest.columns import parse_arrow_body
 from ingest.documents import Entry, parse_json, parse_ndjson
 from ingest.rules import Rules
 from vicinage.errors import Refused
+from vicinage.exact_json import Exactly
 from vicinage.records import Document, Rejected
 from vicinage.routing import home_of
 from vicinage.wire import ARROW, encode_documents, load_json, rows_bytes
@@ -81,7 +82,11 @@ def entries_of(body: Body) -> list[Entry]:
             f"content-type {kind!r} is not understood; send application/json, {NDJSON[0]} or {ARROW}",
             field="content-type",
         )
-    return [parse_json(d, body.rules, tenant=body.tenant) for d in _listed(load_json(data))]
+    whole = Exactly(data)
+    return [
+        parse_json(d, body.rules, tenant=body.tenant, exactly=whole.part("documents", i))
+        for i, d in enumerate(_listed(load_json(data)))
+    ]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ingest.ids import fault_of_new
 from tenants.entities import Collection
+from vicinage.exact_json import may_be_rounded
 from vicinage.records import Document, Floats
 from vicinage.settings import IngestSettings
 from vicinage.texts import is_blank
@@ -124,21 +125,31 @@ def vector_faults(vectors: Floats, metric: str) -> NDArray[np.uint8]:
     return faults
 
 
-def checked_metadata(metadata: dict[str, Any] | None, limits: IngestSettings) -> Mapping[str, Any]:
-    """The metadata itself, where every key and value of it can be kept and filtered on."""
+class Inexact(Broken):
+    """A number of the metadata may have been an integer beyond 64 bits: parse its text again, exactly."""
+
+
+def checked_metadata(
+    metadata: dict[str, Any] | None, limits: IngestSettings, *, exact: bool = False
+) -> Mapping[str, Any]:
+    """Returns the metadata itself, where every key and value of it can be kept and filtered on.
+
+    `exact`: integers of any length were parsed as integers. Raises Broken; Inexact only without `exact`.
+    """
     if not metadata:
         return {}
     try:
         size = len(orjson.dumps(metadata))  # first: what is small enough has few values to be looked at
     except (orjson.JSONEncodeError, TypeError, RecursionError) as error:
-        raise Broken("metadata", f"cannot be kept: {error}") from None
+        hint = " (send it as a string)" if "64-bit" in str(error) else ""
+        raise Broken("metadata", f"cannot be kept: {error}{hint}") from None
     if size > limits.metadata_bytes_max:
         raise Broken("metadata", f"{size} bytes; at most {limits.metadata_bytes_max}")
-    _check_value(metadata, METADATA_DEPTH_MAX)
+    _check_value(metadata, METADATA_DEPTH_MAX, exact=exact)
     return metadata
 
 
-def _check_value(value: object, depth: int) -> None:
+def _check_value(value: object, depth: int, *, exact: bool) -> None:
     if depth < 0:
         raise Broken("metadata", f"is nested deeper than {METADATA_DEPTH_MAX}")
     if isinstance(value, dict):
@@ -148,9 +159,11 @@ def _check_value(value: object, depth: int) -> None:
                     "metadata",
                     f"the key {key[:40]!r} is empty, begins with '$', or is over {METADATA_KEY_BYTES_MAX} bytes",
                 )
-            _check_value(inner, depth - 1)
+            _check_value(inner, depth - 1, exact=exact)
     elif isinstance(value, list):
         for inner in value:
-            _check_value(inner, depth - 1)
+            _check_value(inner, depth - 1, exact=exact)
     elif isinstance(value, float) and not math.isfinite(value):
         raise Broken("metadata", "holds NaN or infinity")
+    elif isinstance(value, float) and not exact and may_be_rounded(value):
+        raise Inexact("metadata", "holds an integer beyond 64 bits: send it as a string")

@@ -29,14 +29,14 @@ def answered(partials: Sequence[Partial], question: Question) -> tuple[Hit, ...]
 
 
 def merge(partials: Sequence[Partial], k: int) -> tuple[Hit, ...]:
-    """The k best hits of the first question, best first; a shard's own order is kept among equals."""
+    """Returns the k best hits of the first question, best first; equal scores by document id and passage."""
     return _merged([p.hits[0] for p in partials], k)
 
 
 def _merged(lists: Sequence[tuple[Hit, ...]], k: int) -> tuple[Hit, ...]:
     if len(lists) == 1:
         return lists[0][:k]
-    return tuple(islice(merge_sorted(*lists, key=lambda hit: -hit.score), k))
+    return tuple(islice(merge_sorted(*lists, key=lambda hit: (-hit.score, *_key(hit))), k))
 
 
 def fused(dense: Sequence[Hit], lexical: Sequence[Hit], fusion: Fusion, k: int) -> tuple[Hit, ...]:

@@ -367,7 +367,7 @@ def _from_bytes(data: bytes, field: str) -> Floats:
 def _filter(given: object) -> Mapping[str, Any] | None:
     if given is None:
         return None
-    filters.parse(given)
+    filters.parse(given)  # refuses integers that orjson cannot write
     if len(orjson.dumps(given)) > FILTER_BYTES_MAX:
         raise Refused(f"a filter has at most {FILTER_BYTES_MAX} bytes", field="filter", limit=FILTER_BYTES_MAX)
     assert isinstance(given, dict)

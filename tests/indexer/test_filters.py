@@ -9,6 +9,7 @@ from indexer.filters import COLUMNS_MAX, Columns, matches, parse
 from vicinage.errors import Refused
 
 BOOK = {"lang": "en", "year": 2020, "tags": ["a", "b"], "open": True, "author": {"name": "Ada"}, "price": 9.5}
+BOOK |= {"dotted.key": 1, "a.b": {"c": 2, "x.y": 3}, "a": {"b": {"z": 1}}, "nothing": None, "holes": [None, 1]}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,23 @@ BOOK = {"lang": "en", "year": 2020, "tags": ["a", "b"], "open": True, "author": 
         ({"$and": [{"lang": "en"}, {"year": 1999}]}, False),
         ({"$not": {"lang": "de"}}, True),
         ({"lang": "en", "price": {"$lte": 9.5}}, True),
+        ({"dotted.key": 1}, True),
+        ({"dotted.key.inner": {"$exists": True}}, False),
+        ({"a.b.c": 2}, True),
+        ({"a.b.c.d": {"$exists": False}}, True),
+        ({"a.b.x.y": 3}, True),
+        ({"author.name.first": {"$exists": False}}, True),
+        ({"nothing": None}, True),
+        ({"nothing": {"$ne": None}}, False),
+        ({"lang": None}, False),
+        ({"lang": {"$ne": None}}, True),
+        ({"missing": None}, False),
+        ({"missing": {"$ne": None}}, True),
+        ({"holes": None}, True),
+        ({"holes": 1}, True),
+        ({"holes": {"$in": [None, "x"]}}, True),
+        ({"tags": {"$nin": [None]}}, True),
+        ({"nothing": 0}, False),
         ({}, True),
         ({"$not": {}}, False),
         ({"$or": [{}, {"lang": "de"}]}, True),
@@ -56,7 +74,7 @@ def deep(n: int) -> dict:
 @pytest.mark.parametrize(
     "condition",
     [1, [], "x", {"$xor": []}, {"a": {"$regex": "x"}}, {"a": {}}, {"$or": []}, {"$and": {}}, {"a": {"$in": 1}}, {"a": {"$in": [[1]]}},
-     {"a": {"$in": list(range(1001))}}, {"a": None}, {"a": {"$gt": True}}, {"a": {"$exists": 1}}, {"a": [1]}, deep(9), {str(i): i for i in range(65)},
+     {"a": {"$in": list(range(1001))}}, {"a": {"$gt": None}}, {"a": {"$gt": True}}, {"a": 2**64}, {"a": {"$in": [-(2**63) - 1]}}, {"a": {"$exists": 1}}, {"a": [1]}, deep(9), {str(i): i for i in range(65)},
      {"$or": [{}] * 65}, {"$or": [{"a": {"$gte": i, "$lt": i + 1}} for i in range(33)]}, {str(i): i for i in range(17)},
      {"$or": [{"a": {"$in": list(range(700))}}] * 3}],
 )  # fmt: skip

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.documents import parse_json, parse_ndjson
+from ingest.preparing import Body, entries_of
 from ingest.rules import Rules
 from vicinage.records import Document, Rejected
 from vicinage.settings import IngestSettings
@@ -113,3 +114,26 @@ def test_no_json_makes_it_fall_over(document: dict) -> None:
     assert isinstance(outcome, Document | Rejected)
     if isinstance(outcome, Document):
         json.dumps(outcome.metadata)
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**30])
+@pytest.mark.parametrize("context", ['{"n": %d}', '{"n": [1, %d]}', '{"a": {"n": %d}}'])
+def test_an_integer_beyond_64_bits_is_rejected_and_never_rounded(number: int, context: str) -> None:
+    text = context % number
+    document = f'{{"id": "a", "text": "x", "metadata": {text}}}'.encode()
+    as_json = entries_of(Body("", b'{"documents": [' + document + b"]}", TEXT, "acme", 1))
+    as_line = entries_of(Body("application/x-ndjson", document, TEXT, "acme", 1))
+    for [found] in (as_json, as_line):
+        assert isinstance(found, Rejected)
+        assert (found.field, found.id) == ("metadata", "a")
+
+
+@pytest.mark.parametrize(
+    "number", ["9223372036854775807", "-9223372036854775808", "18446744073709551615", "1e30", "6.02e23", "-1e300"]
+)
+def test_a_number_that_can_be_kept_is_kept_as_it_is(number: str) -> None:
+    line = f'{{"id": "a", "text": "x", "metadata": {{"n": {number}}}}}'.encode()
+    [found] = entries_of(Body("application/x-ndjson", line, TEXT, "acme", 1))
+    assert isinstance(found, Document)
+    assert found.metadata == {"n": json.loads(number)}
+    assert type(found.metadata["n"]) is type(json.loads(number))
