@@ -18,6 +18,7 @@ from indexer.shard import StoredDocument
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Unavailable, VicinageError
 from vicinage.records import Partial, ShardId, ShardQuery
+from vicinage.scratch import sweep_scratch
 from vicinage.settings import Settings
 from vicinage.telemetry import configure_events, events
 from vicinage.threads import EssentialThread, when_one_dies
@@ -145,6 +146,7 @@ class SearcherActor:
 
         configure_events("searcher")
         when_one_dies(die)
+        sweep_scratch()
         self._searcher = build_searcher(ground(Settings()), slots, on_failure=die)
         self._searcher.start()
 
@@ -184,6 +186,7 @@ class RoleActor:
 
         configure_events(name)
         when_one_dies(roles.die)
+        sweep_scratch()
         self._stop = threading.Event()
         settings = Settings()
         if name == "ingest":

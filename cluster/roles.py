@@ -13,6 +13,7 @@ from cluster.health import serve_health
 from cluster.lifetime import STOP_S, end_with_supervisor, limit_stop
 from cluster.wiring import Ground, build_embedder, build_gateway, build_indexer, build_ingest, build_searcher, ground
 from vicinage.errors import Unavailable
+from vicinage.scratch import sweep_scratch
 from vicinage.settings import Settings
 from vicinage.telemetry import configure_events, events
 from vicinage.threads import EssentialThread, when_one_dies
@@ -95,6 +96,7 @@ def begin(name: str) -> None:
     end_with_supervisor()
     configure_events(name)
     when_one_dies(die)
+    sweep_scratch()
 
 
 def die(error: BaseException) -> None:

@@ -23,6 +23,7 @@ from indexer import analysis
 from indexer.backends import Mask
 from vicinage.errors import Corrupt, Unavailable
 from vicinage.records import Floats
+from vicinage.scratch import own_folder
 
 if TYPE_CHECKING:
     import tantivy
@@ -234,7 +235,7 @@ def unpack(file: Path) -> Lexical:
 @contextmanager
 def _folder(parent: Path | None) -> Iterator[Path]:
     """A folder of our own, gone afterwards. A thread of tantivy's may still put a lock file into it: then once more."""
-    folder = Path(tempfile.mkdtemp(prefix="vicinage-lexical-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix="vicinage-lexical-", dir=parent or own_folder()))
     try:
         yield folder
     finally:

@@ -5,7 +5,6 @@ it, who is deleted by it, at which version), `index` (FAISS) where the kind is n
 """
 
 import hashlib
-import tempfile
 import threading
 import time
 import uuid
@@ -30,6 +29,7 @@ from tenants.index_spec import IndexSpec, Kind, parse
 from vicinage.errors import Corrupt, NotFound, Refused, TooLarge
 from vicinage.faults import crash_point
 from vicinage.records import Floats, ShardId
+from vicinage.scratch import scratch
 from vicinage.store import Store
 from vicinage.telemetry import counter, events
 from vicinage.wire import DELETED, VECTOR_COLUMNS, is_deletions, vectors_of, vectors_schema
@@ -374,16 +374,16 @@ def write(
     identity = uuid.uuid4().hex
     base = f"segments/{shard}/{identity}"
     crash_point("seal.before_put")
-    with tempfile.TemporaryDirectory(prefix="vicinage-segment-") as folder:
+    with scratch("segment") as folder:
         files = {
-            "passages": _arrow_file(live, Path(folder) / "passages.arrow"),
-            "documents": _arrow_file(documents, Path(folder) / "documents.arrow"),
+            "passages": _arrow_file(live, folder / "passages.arrow"),
+            "documents": _arrow_file(documents, folder / "documents.arrow"),
         }
         if index is not None:
-            files["index"] = Path(folder) / "index.faiss"
+            files["index"] = folder / "index.faiss"
             backend.save(index, files["index"])
         if has_text(live):
-            files["lexical"] = lexical.pack(live.column("text").to_pylist(), Path(folder) / lexical.FILE)
+            files["lexical"] = lexical.pack(live.column("text").to_pylist(), folder / lexical.FILE)
         objects = {role: store.put(f"{base}/{file.name}", file) for role, file in files.items()}
     if questions is not None:
         questions = np.unique(questions, axis=0)  # a probe that asks the same all day says it once

@@ -28,10 +28,13 @@ class Platform:
     url: str
     environment: dict[str, str]
 
-    def cli(self, *words: str, timeout_s: float = 180) -> Any:
-        """What `vicinage WORDS --json --data DATA` prints, parsed. Ends the program when the command fails."""
+    def cli(self, *words: str, timeout_s: float = 180, first: tuple[str, ...] = ()) -> Any:
+        """What `vicinage WORDS --json --data DATA` prints, parsed. Ends the program when the command fails.
+
+        `first` goes before the command: a program that starts it.
+        """
         done = subprocess.run(
-            [sys.executable, "-m", "cluster.cli", *words, "--json", "--data", str(self.data)],
+            [*first, sys.executable, "-m", "cluster.cli", *words, "--json", "--data", str(self.data)],
             cwd=ROOT,
             env=self.environment,
             capture_output=True,
@@ -88,14 +91,20 @@ def end_when_told() -> None:
 
 
 @contextmanager
-def running(data: Path, *, up: tuple[str, ...] = (), wait_s: float = UP_S, **settings: str) -> Iterator[Platform]:
-    """Start a platform in `data` (settings as VICINAGE_* words), hand it over, and stop it whatever happens."""
+def running(
+    data: Path, *, up: tuple[str, ...] = (), wait_s: float = UP_S, ulimit: int | None = None, **settings: str
+) -> Iterator[Platform]:
+    """Start a platform in `data` (settings as VICINAGE_* words), hand it over, and stop it whatever happens.
+
+    `ulimit` is how many files each of its processes may have open; None: as many as this one.
+    """
     port = free_port()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **{f"VICINAGE_{k.upper()}": v for k, v in settings.items()}}
     platform = Platform(data, f"http://127.0.0.1:{port}", environment)
+    first = ("prlimit", f"--nofile={ulimit}:{ulimit}") if ulimit else ()
     data.mkdir(parents=True, exist_ok=True)
     try:
-        platform.cli("up", "--port", str(port), "--detach", *up, timeout_s=wait_s)
+        platform.cli("up", "--port", str(port), "--detach", *up, timeout_s=wait_s, first=first)
         platform.wait_ready(wait_s=wait_s)
         yield platform
     finally:

@@ -7,7 +7,6 @@ that a failed one may have dropped, as SQLite writes the frames of a transaction
 
 import queue
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -21,6 +20,7 @@ import orjson
 
 from vicinage.errors import NotFound, Refused, Unavailable
 from vicinage.log import Record, Stored, TopicPartition, check_start
+from vicinage.log.sqlite_connections import Connections
 from vicinage.log.sqlite_reader import OFFSET_BITS, SqliteReader, find, read_run, reading
 from vicinage.log.wake import Bell
 from vicinage.threads import EssentialThread
@@ -64,7 +64,7 @@ class SqliteLog:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._local = threading.local()
+        self._connections = Connections(self._open)
         self._jobs: queue.Queue[_Job | None] = queue.Queue(QUEUE_MAX)
         self._closed = False
         self._expired_at = time.monotonic()
@@ -113,7 +113,8 @@ class SqliteLog:
         """Records from `start`, at once."""
         number, first, end = self._partition(topic, partition)
         check_start(topic, partition, start, first, end)
-        return read_run(self._connection(), number, (topic, partition), start, bytes_max)
+        with reading(), self._connections.borrowed() as connection:
+            return read_run(connection, number, (topic, partition), start, bytes_max)
 
     def partitions(self, topic: str) -> int:
         """See Log."""
@@ -209,10 +210,7 @@ class SqliteLog:
         self._jobs.put(None)
         self._writer.join(DEADLINE_S)
         self._bell.close()
-        # Other threads' connections are theirs: closing one under its reader is a crash. They go when their threads do.
-        own = self._local.__dict__.pop("connection", None)
-        if own is not None:
-            own.close()
+        self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -298,21 +296,13 @@ class SqliteLog:
             raise Unavailable(f"the log at {self._path} cannot be opened: {error}", dependency="log") from error
         return connection
 
-    def _connection(self) -> sqlite3.Connection:
-        if self._closed:
-            raise Unavailable("the log is closed", dependency="log")
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = self._open()
-        return connection
-
     def _read(self, sql: str, values: tuple[object, ...]) -> list[Any]:
-        with reading():
-            return self._connection().execute(sql, values).fetchall()
+        with reading(), self._connections.borrowed() as connection:
+            return connection.execute(sql, values).fetchall()
 
     def _partition(self, topic: str, partition: int) -> tuple[int, int, int]:
-        with reading():
-            return find(self._connection(), topic, partition)
+        with reading(), self._connections.borrowed() as connection:
+            return find(connection, topic, partition)
 
 
 def _after(connection: sqlite3.Connection | None, error: Exception) -> sqlite3.Connection | None:
