@@ -23,6 +23,7 @@ from query.answer import Answerer, QueryEmbedder
 from query.api import admin, collections, documents, health, search
 from query.boundary import said
 from query.freshness import Freshness
+from query.key_gate import Failures, KeyGate
 from query.lag_sweep import LagSweep
 from query.parsers import Parsers, Writers
 from query.problems import DOCUMENTED, plain, problem
@@ -87,6 +88,7 @@ class Gateway:
     recall: RecallMonitor = field(init=False)
     answerer: Answerer = field(init=False)
     readiness: Readiness = field(init=False)
+    key_gate: KeyGate = field(init=False)
     parsers: Parsers = field(init=False)
     writers: Writers = field(init=False)
 
@@ -94,6 +96,7 @@ class Gateway:
         s = self.settings
         made: dict[str, Any] = {"searchers": Searchers(self.all_searchers)}
         made["freshness"] = Freshness(self.log, self.registry.lanes, made["searchers"], self.clock)
+        made["key_gate"] = KeyGate(self.keys, Failures(s.key_failures_per_s, self.clock.monotonic))
         made["readiness"] = Readiness(self.registry, self.log, made["searchers"], self.slots_total, self.embedder_ready)
         made["recall"] = RecallMonitor(
             made["searchers"],

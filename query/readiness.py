@@ -64,6 +64,8 @@ class Readiness:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next_slot = 0
         self._topic_made = False
+        self._away: set[str] = set()
+        """Parts that are not ready, which events say once."""
 
     def begin(self) -> None:
         """Note the event loop that it belongs to: call it there."""
@@ -111,9 +113,14 @@ class Readiness:
         try:
             found = await asyncio.wait_for(work, LIMIT_S)
         except (VicinageError, TimeoutError) as error:
-            _event.warning("not ready", part=name, reason=str(error) or f"no answer within {LIMIT_S} s")
+            if name not in self._away:
+                self._away.add(name)
+                _event.warning("part.lost", part=name, reason=str(error) or f"no answer within {LIMIT_S} s")
             return None
         part["ready"] = True
+        if name in self._away:
+            self._away.remove(name)
+            _event.info("part.recovered", part=name)
         return found
 
     async def _write_and_wait(self, parts: Mapping[str, Part]) -> None:

@@ -9,7 +9,8 @@ import hmac
 import re
 import secrets
 import threading
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Final, get_args
 
@@ -23,10 +24,11 @@ from vicinage.clock import Clock
 from vicinage.errors import Forbidden, NotFound, Refused, Unauthenticated, Unavailable
 
 FRESH_S: Final = 1.0
-"""A revoked key may work this much longer: the time for which a looked-up key is remembered."""
+"""A revoked key may work this much longer: the time for which a looked-up key is remembered, or that there is none."""
 AWAY_S: Final = 60.0
 """A key may read this long after its last lookup while the catalog cannot be reached."""
 CACHE_MAX: Final = 10_000
+"""Keys that are remembered, and, apart from them, ids that are not known."""
 _FORM: Final = re.compile(r"vk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 
 
@@ -48,6 +50,8 @@ class Keys:
         self._clock = clock
         self._away_s = away_s
         self._cache: dict[str, _Known] = {}
+        self._unknown: OrderedDict[str, float] = OrderedDict()
+        """Ids that the catalog did not know, and when it was asked: the oldest first. No id is given twice."""
         self._answers = 0
         """How often the catalog answered."""
         self._ask_again_s = 0.0
@@ -114,7 +118,16 @@ class Keys:
         form = _FORM.fullmatch(text or "")
         found = self._cache.get(form[1]) if form else None
         now = self._clock.monotonic()
-        return form is None or now < self._ask_again_s or (found is not None and now - found.asked_s < FRESH_S)
+        return (
+            form is None
+            or now < self._ask_again_s
+            or (found is not None and now - found.asked_s < FRESH_S)
+            or self._is_unknown(form[1], now)
+        )
+
+    def look_up(self, ids: Sequence[str]) -> None:
+        """Asks the catalog for all of these keys in one query, for `authenticate` to remember. Raises Unavailable."""
+        self._ask(ids, self._clock.monotonic())
 
     def list(self, tenant: str | None = None) -> tuple[Key, ...]:
         """The keys of a tenant, or every key; without their secrets."""
@@ -141,35 +154,53 @@ class Keys:
         known = self._cache.get(key_id)
         if known and now - known.asked_s < FRESH_S:
             return known
+        if self._is_unknown(key_id, now):
+            raise Unauthenticated("this key is not known")
         if now < self._ask_again_s:
             return self._without_catalog(known, scope)
         answers = self._answers
         try:
-            return self._asked(key_id, now)
+            found = self._ask([key_id], now).get(key_id)
         except Unavailable as away:
             if not unreachable(away) or self._answers != answers:
                 raise  # it is there: others heard from it meanwhile
             self._ask_again_s = self._clock.monotonic() + FRESH_S
             return self._without_catalog(self._cache.get(key_id), scope)
+        if found is None:
+            raise Unauthenticated("this key is not known")
+        return found
 
-    def _asked(self, key_id: str, now: float) -> _Known:
-        """What the catalog says now. Raises Unauthenticated for a key that it does not know, Unavailable."""
+    def _is_unknown(self, key_id: str, now: float) -> bool:
+        asked = self._unknown.get(key_id)
+        return asked is not None and now - asked < FRESH_S
+
+    def _ask(self, ids: Sequence[str], now: float) -> dict[str, _Known]:
+        """What the catalog says of these keys now, those left out that it does not know; remembered. Raises Unavailable."""
         k, t = tables.keys, tables.tenants
-        query = select(k, t.c.state).outerjoin(t, t.c.name == k.c.tenant).where(k.c.id == key_id)
+        query = select(k, t.c.state).outerjoin(t, t.c.name == k.c.tenant).where(k.c.id.in_(ids))
         with look(self._engine) as connection:
-            row = connection.execute(query).mappings().first()
+            rows = connection.execute(query).mappings().all()
+        found = {row["id"]: _Known(now, _key(row), str(row["sha256"]), str(row["state"] or "active")) for row in rows}
         with self._lock:
             self._answers += 1
             self._ask_again_s = 0.0
-            if row is None:
-                self._cache.pop(key_id, None)
-                raise Unauthenticated("this key is not known")
-            known = _Known(now, _key(row), str(row["sha256"]), str(row["state"] or "active"))
-            if len(self._cache) >= CACHE_MAX:
-                self._cache.clear()
-            if key_id not in self._cache or self._cache[key_id].asked_s <= now:  # a late answer replaces no newer one
-                self._cache[key_id] = known
-        return known
+            for key_id in ids:
+                self._remember(key_id, found.get(key_id), now)
+        return found
+
+    def _remember(self, key_id: str, known: _Known | None, now: float) -> None:
+        if known is None:
+            self._cache.pop(key_id, None)
+            self._unknown[key_id] = now
+            self._unknown.move_to_end(key_id)
+            if len(self._unknown) > CACHE_MAX:
+                self._unknown.popitem(last=False)
+            return
+        self._unknown.pop(key_id, None)
+        if len(self._cache) >= CACHE_MAX:
+            self._cache.clear()
+        if key_id not in self._cache or self._cache[key_id].asked_s <= now:  # a late answer replaces no newer one
+            self._cache[key_id] = known
 
     def _without_catalog(self, known: _Known | None, scope: Scope) -> _Known:
         """What was last known of a key, good for reading alone and for `away_s` after it was asked. Raises Unavailable.
@@ -179,6 +210,12 @@ class Keys:
         if scope == "read" and known and self._clock.monotonic() - known.asked_s < self._away_s:
             return known
         raise Unavailable("the catalog is away, and this key needs it", dependency="catalog")
+
+
+def key_id(text: str | None) -> str | None:
+    """Returns the id in a key's text, or None for what is no key."""
+    form = _FORM.fullmatch(text or "")
+    return form[1] if form else None
 
 
 def _key(row: object) -> Key:

@@ -19,7 +19,7 @@ from tenants.leases import Leases
 from tenants.registry import Registry
 from vicinage.clock import Deadline
 from vicinage.records import Floats, Passage
-from vicinage.settings import IndexerSettings, IngestSettings, Settings
+from vicinage.settings import GatewaySettings, IndexerSettings, IngestSettings, Settings
 
 DIMENSION = 32
 
@@ -79,6 +79,7 @@ def settings(folder: Path, **indexer: Any) -> Settings:
     """Settings of a platform in `folder`, quick to notice and to seal."""
     return Settings(
         data=folder,
+        gateway=GatewaySettings(key_failures_per_s=100_000.0),
         ingest=IngestSettings(discover_s=0.05),
         indexer=IndexerSettings(**{"seal_age_s": 3_600.0, "threads": 1, **indexer}),
     ).resolved()

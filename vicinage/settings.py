@@ -73,6 +73,12 @@ class GatewaySettings(_Group):
         le=3_600,
         description="how long after it was looked up a key still searches while the catalog cannot be reached",
     )
+    key_failures_per_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=1_000_000,
+        description="requests without a valid key that an address may send, ten seconds' worth at once; beyond, they get 429",
+    )
     rerank_max: int = Field(default=100, ge=1, le=1_000, description="most hits that a question may have read again")
     drain_s: float = Field(default=10.0, ge=0, le=300, description="time that in-flight requests get at shutdown")
 

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -54,9 +53,8 @@ async def principal(request: Request, scope: Scope) -> Principal:
         return Principal("local", None, frozenset({"operate"}))
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     text = key.strip() if scheme.lower() == "bearer" else None
-    if house.keys.remembers(text):
-        return house.keys.authenticate(text, scope)
-    return await run_in_threadpool(house.keys.authenticate, text, scope)
+    address = request.client.host if request.client else ""
+    return await house.key_gate.principal(text, scope, address)
 
 
 async def body(request: Request, place: Place | None, bytes_max: int | None = None) -> bytes:

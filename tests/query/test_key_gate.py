@@ -1,0 +1,106 @@
+"""Failed keys: few queries for many, an end to each address's failures, and no harm to keys that are known."""
+
+import asyncio
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gate import platform, problem
+
+from query.key_gate import ADDRESSES_MAX, AT_ONCE, Failures, KeyGate, network
+from tenants.keys import Keys
+from vicinage.errors import Overloaded, Unauthenticated
+from vicinage.settings import GatewaySettings
+
+
+def unknown() -> str:
+    return f"vk_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}"
+
+
+def test_an_address_may_fail_a_burst_and_then_at_its_rate() -> None:
+    now = [0.0]
+    failures = Failures(2.0, lambda: now[0])
+    assert [failures.wait_s("a") for _ in range(20)] == [0.0] * 20
+    assert failures.wait_s("a") == 0.5
+    assert failures.wait_s("b") == 0.0, "another address is not held to it"
+    now[0] = 0.5
+    assert failures.wait_s("a") == 0.0
+    assert failures.wait_s("a") == 0.5
+
+
+def test_addresses_that_are_remembered_are_bounded() -> None:
+    failures = Failures(0.1, lambda: 0.0)
+    assert failures.wait_s("first") == 0.0
+    assert failures.wait_s("first") > 0
+    for i in range(ADDRESSES_MAX):
+        failures.wait_s(str(i))
+    assert failures.wait_s("first") == 0.0, "the least recent one is forgotten"
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("testclient", "testclient"),
+        ("", ""),
+    ],
+)
+def test_of_an_address_in_ipv6_its_network_counts(address: str, counted: str) -> None:
+    assert network(address) == counted
+
+
+class Counting:
+    """The keys of a platform, and how many queries they made."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self.queries = 0
+
+    def look_up(self, ids: Any) -> None:
+        self.queries += 1
+        self._keys.look_up(ids)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._keys, name)
+
+
+def test_many_unknown_keys_share_queries_and_a_valid_one_among_them_is_found(tmp_path: Path) -> None:
+    async def ask(gate: KeyGate, key: str) -> list[Any]:
+        every = [unknown() for _ in range(2 * AT_ONCE)]
+        every.insert(AT_ONCE, key)
+        return await asyncio.gather(*(gate.principal(k, "read", "1.2.3.4") for k in every), return_exceptions=True)
+
+    with platform(tmp_path) as call:
+        name, key = call.tenant()
+        keys = Counting(Keys(call.base.engine, call.base.clock))
+        found = asyncio.run(ask(KeyGate(keys, Failures(1.0, call.base.clock.monotonic)), key))
+    assert found[AT_ONCE].tenant == name
+    kinds = [type(f) for f in found if isinstance(f, Exception)]
+    assert set(kinds) == {Unauthenticated, Overloaded}
+    assert kinds.count(Unauthenticated) < 30
+    assert keys.queries <= 4
+
+
+def test_an_address_that_fails_too_often_gets_429_and_its_valid_keys_go_on(tmp_path: Path) -> None:
+    with platform(tmp_path, GatewaySettings(key_failures_per_s=0.5)) as call:
+        _, key = call.tenant()
+        _, fresh = call.tenant()
+        call.collection(key)
+        for _ in range(5):
+            problem(call("GET", "/v1/collections", unknown()), 401)
+        for wrong in (unknown(), "nonsense", None, key[:-1] + ("A" if key[-1] != "A" else "B")):
+            found = call("GET", "/v1/collections", wrong)
+            assert problem(found, 429, "overloaded")["retry_after_s"] >= 1
+            assert int(found.headers["retry-after"]) >= 1
+        assert call("GET", "/v1/collections", key).status_code == 200
+        assert call("GET", "/v1/collections", fresh).status_code == 200, "not seen here before"
+
+
+def test_an_unknown_key_is_refused_again_without_a_query(tmp_path: Path) -> None:
+    with platform(tmp_path) as call:
+        key = unknown()
+        problem(call("GET", "/v1/collections", key), 401)
+        assert call.house.keys.remembers(key)
+        problem(call("GET", "/v1/collections", key), 401)
