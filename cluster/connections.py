@@ -12,8 +12,11 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from query.problems import HTTP_KINDS, MEDIA_TYPE, http_body
 
 
 class BoundedHeads(HttpToolsProtocol):
@@ -132,12 +135,12 @@ class BoundedHeads(HttpToolsProtocol):
         self._stop_looking()
         super().resume_writing()
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  (as uvicorn declares it)
         """Refuse what the parser stopped at."""
         if self._open and self._bytes > self.head_bytes_max:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         else:
-            super().send_400_response(msg)
+            self._refuse(HTTPStatus.BAD_REQUEST)
 
     def _take_place(self) -> bool:
         """Closes the connection that has been idle longest; False where none is."""
@@ -197,10 +200,19 @@ class BoundedHeads(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus) -> None:
         if self.cycle is None or self.cycle.response_complete:
-            again = "retry-after: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
-            head = f"HTTP/1.1 {status} {status.phrase}\r\ncontent-length: 0\r\n{again}connection: close\r\n\r\n"
-            self.transport.write(head.encode())
+            self.transport.write(_problem(status))
         self.transport.close()
+
+
+def _problem(status: HTTPStatus) -> bytes:
+    """Returns the whole answer that refuses a connection: a problem document, as every error is."""
+    body = orjson.dumps(http_body(status, status.phrase, HTTP_KINDS[status][1]))
+    again = "retry-after: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
+    head = (
+        f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
+        f"{again}connection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def bounded(connections_max: int) -> type[BoundedHeads]:

@@ -10,6 +10,7 @@ import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from query.problems import HTTP_KINDS
 from vicinage import errors, telemetry
 from vicinage.settings import Settings
 
@@ -95,6 +96,10 @@ def problems() -> str:
         lines.append(
             _row(f"`urn:vicinage:problem:{kind.kind}`", str(kind.status), (kind.__doc__ or "").splitlines()[0])
         )
+    known = {kind.kind for kind in _tree(errors.VicinageError)}
+    for status, (name, meaning) in HTTP_KINDS.items():
+        if name not in known:
+            lines.append(_row(f"`urn:vicinage:problem:{name}`", str(status), meaning))
     return "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from indexer.searcher import SearcherStats
 from query.admission import Admission
@@ -178,7 +178,9 @@ class Api(FastAPI):
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request; a search takes the short cut."""
+        """Answers one request; a search takes the short cut, and HEAD is GET without the body."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, partial(_without_body, send)
         found = _SEARCH.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if found is None:
             await super().__call__(scope, receive, send)
@@ -189,6 +191,10 @@ class Api(FastAPI):
         except Exception as error:  # noqa: BLE001  (the request boundary)
             response = said(error, scope["path"])
         await response(scope, receive, send)
+
+
+async def _without_body(send: Send, message: Message) -> None:
+    await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
 
 def create_app(house: Gateway) -> FastAPI:
@@ -283,4 +289,7 @@ async def _invalid(_request: Request, error: Exception) -> Response:
 
 async def _http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return plain(error.status_code, error.detail, f"{error.detail}; see /openapi.json", error.headers)
+    headers = dict(error.headers or {})
+    if "GET" in headers.get("Allow", ""):
+        headers["Allow"] += ", HEAD"
+    return plain(error.status_code, error.detail, f"{error.detail}; see /openapi.json", headers)

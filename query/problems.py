@@ -60,11 +60,26 @@ def problem(error: VicinageError) -> Response:
     return _response(body, error.status, headers)
 
 
+HTTP_KINDS: Final[Mapping[int, tuple[str, str]]] = {
+    400: ("http", "The bytes are no HTTP request."),
+    404: ("not-found", "There is no such path."),
+    405: ("method-not-allowed", "The path has no such method; the header Allow has those that it has."),
+    408: ("request-timeout", "The head of the request did not come whole in time."),
+    431: ("head-too-large", "Request line and headers, or trailers, are too large."),
+    503: ("unavailable", "The server has no room for another connection; try again after Retry-After."),
+}
+"""Problems that HTTP itself has, by status: the kind and its meaning."""
+
+
 def plain(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """A problem that HTTP itself has: no such path, no such method."""
-    kind = {404: "not-found", 405: "method-not-allowed"}.get(status, "http")
-    body = {"type": f"urn:vicinage:problem:{kind}", "title": title, "status": status, "detail": detail}
-    return _response(body, status, headers or {})
+    """Returns a problem that HTTP itself has: no such path, no such method."""
+    return _response(http_body(status, title, detail), status, headers or {})
+
+
+def http_body(status: int, title: str, detail: str) -> dict[str, object]:
+    """Returns the problem document of a status that HTTP itself has."""
+    kind = HTTP_KINDS.get(status, ("http", ""))[0]
+    return {"type": f"urn:vicinage:problem:{kind}", "title": title, "status": status, "detail": detail}
 
 
 def internal(request_id: str) -> Response:

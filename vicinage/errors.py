@@ -3,6 +3,7 @@
     VicinageError
     ├── Refused            400  fix the request; `field` and `limit` say what
     │   ├── TooLarge       413
+    │   ├── UnsupportedMedia 415
     │   └── Conflict       409  it was changed meanwhile: read again, then decide
     ├── Denied             reveals nothing about what exists
     │   ├── Unauthenticated 401  send a valid key
@@ -56,6 +57,14 @@ class TooLarge(Refused):
     kind = "too-large"
     status = 413
     title = "Too large"
+
+
+class UnsupportedMedia(Refused):
+    """The body is compressed in a way that is not supported."""
+
+    kind = "unsupported-media"
+    status = 415
+    title = "Unsupported media"
 
 
 class Conflict(Refused):

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from query.admission import Place
+from query.decoding import decoded
 from tenants.entities import Principal, Scope
 from vicinage.errors import NotFound, Refused, TooLarge
 from vicinage.exact_json import Exactly, has_long_digits
@@ -60,7 +61,8 @@ async def principal(request: Request, scope: Scope) -> Principal:
 async def body(request: Request, place: Place | None, bytes_max: int | None = None) -> bytes:
     """The whole body, its bytes held at `place`.
 
-    Raises TooLarge as soon as it is over the limit, Overloaded, and Refused when it was cut off or is too slow.
+    Compressed ones (gzip, zstd) are decompressed, within the same limit. Raises TooLarge as soon as it is over the limit,
+    UnsupportedMedia, Overloaded, and Refused when it was cut off or is too slow.
     """
     settings = gateway(request).settings
     limit = settings.body_bytes_max if bytes_max is None else min(bytes_max, settings.body_bytes_max)
@@ -69,11 +71,17 @@ async def body(request: Request, place: Place | None, bytes_max: int | None = No
         raise TooLarge(f"the body has {announced[:20]} bytes; at most {limit}", field="body", limit=limit)
     try:
         async with asyncio.timeout(BODY_S):
-            return await _collected(request, limit, place)
+            data = await _collected(request, limit, place)
     except ClientDisconnect:
         raise Refused("the body was cut off", field="body") from None
     except TimeoutError:
         raise Refused(f"the body did not come whole within {BODY_S} s", field="body", limit=BODY_S) from None
+    encoding = request.headers.get("content-encoding")
+    return data if encoding is None else await decoded(data, encoding, limit, _holder(place))
+
+
+def _holder(place: Place | None) -> Callable[[int], None]:
+    return (lambda _n: None) if place is None else place.hold
 
 
 async def _collected(request: Request, limit: int, place: Place | None) -> bytes:
