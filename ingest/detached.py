@@ -16,6 +16,7 @@ from tenants.ingest_lanes import IngestLanes
 from tenants.registry import Registry
 from vicinage.clock import Clock
 from vicinage.errors import Conflict
+from vicinage.faults import crash_point
 from vicinage.log import Log, TopicPartition
 from vicinage.settings import IngestSettings
 from vicinage.telemetry import events, gauge
@@ -132,7 +133,9 @@ class Detached:
             )
             for t, need in needs.items()
         ]
-        for row in self._rows.open(made):
+        opened = self._rows.open(made)
+        crash_point("ingest.after_lane_opened")
+        for row in opened:
             self._keep(tenant, tp, row)
             _event.warning(
                 "generation.detached", tenant=row.tenant, collection=row.collection, generation=row.generation,
@@ -159,6 +162,7 @@ class Detached:
     def close(self, lane: Lane) -> None:
         """Delete a lane that owes nothing; its generation is the partition's again. Raises Unavailable, Conflict."""
         self._rows.close(lane.row)
+        crash_point("ingest.after_lane_closed")
         self._forget(lane)
         _event.info(
             "generation.reattached", tenant=lane.row.tenant, collection=lane.row.collection,

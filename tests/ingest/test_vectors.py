@@ -135,14 +135,19 @@ class Slow(HashEmbedder):
     clock: ManualClock = field(default_factory=ManualClock)
     per_s: float = 5.0
     calls: list[int] = field(default_factory=list)
+    busy: int = 0
     dimension: int = 384
 
     def embed(self, texts: Sequence[str], *, tenant: str, **given: Any) -> Floats:
         self.calls.append(len(texts))
-        self.clock.advance(min(60.0, len(texts) / self.per_s))
-        if len(texts) / self.per_s >= 60:
-            raise DeadlineExceeded("the text was not embedded in time", dependency="embedder")
-        return super().embed(texts, tenant=tenant, **given)
+        self.busy += 1
+        try:
+            self.clock.advance(min(60.0, len(texts) / self.per_s))
+            if len(texts) / self.per_s >= 60:
+                raise DeadlineExceeded("the text was not embedded in time", dependency="embedder")
+            return super().embed(texts, tenant=tenant, **given)
+        finally:
+            self.busy -= 1
 
 
 def test_a_model_that_is_slow_is_asked_for_less_until_it_answers_in_time(base, acme) -> None:
@@ -154,7 +159,8 @@ def test_a_model_that_is_slow_is_asked_for_less_until_it_answers_in_time(base, a
     def come_through(n: int) -> None:
         def all_written() -> bool:
             ingest.step(0.01)
-            clock.advance(2)
+            if not model.busy:  # else the calls under way would seem slower than they are
+                clock.advance(2)
             return base.log.committed(Group.INGEST, [(DOCS, 0)]).get((DOCS, 0)) == n
 
         eventually(all_written)
