@@ -392,7 +392,9 @@ def ask_before(
         load.run(platform.url, key, part, clients=1, server_pids=[platform.pids()["gateway"]])
         while measured < first + len(part) and time.monotonic() < end:  # they are kept by and by
             time.sleep(1)
-            measured = sum(row["n"] for row in operator.get("/v1/admin/recall?tenant=bench").json())
+            measured = sum(
+                row["samples"] + row["discarded"] for row in operator.get("/v1/admin/recall?tenant=bench").json()
+            )
     print(f"{'':<58} {measured} questions known")
 
 

@@ -404,7 +404,9 @@ def measured(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
         low, high = row["interval"]
         promise = f"recall@{row['k']} of {row['tenant']}/{row['collection']}: {row['recall']:.3f}"
         checks.that(
-            row["n"] >= 100 and row["recall"] >= 0.95, promise, f"95 % interval {low:.3f} to {high:.3f}, n = {row['n']}"
+            row["samples"] >= 100 and row["n"] >= 30 and row["recall"] >= 0.95,
+            promise,
+            f"95 % interval {low:.3f} to {high:.3f}, n = {row['n']} of {row['samples']} samples",
         )
     for row in platform.cli("freshness"):
         console.print(
@@ -419,7 +421,7 @@ def recall_rows(platform: Platform, live: dict[str, int], wait_s: float = 90) ->
     while True:
         asked = [row for row in platform.cli("recall") if row["collection"] == COLLECTION and row["k"] == 10]
         rows = [row for row in asked if row["generation"] == live.get(row["tenant"])]
-        if (len(rows) >= len(live) and all(row["n"] >= 100 for row in rows)) or time.monotonic() > end:
+        if (len(rows) >= len(live) and all(row["samples"] >= 100 for row in rows)) or time.monotonic() > end:
             return rows
         time.sleep(1)
 

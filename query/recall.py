@@ -8,6 +8,7 @@ of one search are correlated.
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections import deque
@@ -47,6 +48,8 @@ KEEP_S: Final = 600.0
 FORMAT: Final = 1
 """Of what is kept of a sample."""
 KEEP_HISTORY_S: Final = 30.0
+GAUGES_S: Final = 1.0
+"""How often the gauges follow the samples, at most."""
 KEEP_AT_ONCE: Final = 100
 """Collections that are kept in one transaction."""
 Keep = Callable[[Generation, Floats], None]
@@ -190,6 +193,7 @@ class RecallMonitor:
         self._some: asyncio.Queue[None] = asyncio.Queue()
         """One for each offer in the queue: what `run` and `settled` wait for."""
         self._samples: dict[tuple[str, str, int], Sample] = {}
+        self._gauges_s = -math.inf
         self._random = random.Random()  # noqa: S311  (sampling, not secrets)
 
     def offer(self, plan: Plan, hits: tuple[Hit, ...], partials: Sequence[Partial]) -> None:
@@ -230,6 +234,7 @@ class RecallMonitor:
                     await self._restore(self._history)
                     restored = True
                 else:
+                    self._set_gauges()
                     await self.save()
             except Unavailable as away:
                 _event.warning("recall.not_kept", reason=str(away))
@@ -321,7 +326,8 @@ class RecallMonitor:
         sample.of_k(plan.queries[0].k, now_ms).add(recall_of(measured.served, measured.exact), now_ms)
         if measured.chose.effort:
             self._correct(sample, plan, measured, now_ms)
-        self._set_gauges()
+        if time.monotonic() - self._gauges_s > GAUGES_S:
+            self._set_gauges()
 
     def _correct(self, sample: Sample, plan: Plan, measured: _Measured, now_ms: int) -> None:
         """Have the effort follow what the index found."""
@@ -336,6 +342,8 @@ class RecallMonitor:
             self._say(plan, sample.correction.proof)
 
     def _set_gauges(self) -> None:
+        """Set them from all collections: some milliseconds with thousands."""
+        self._gauges_s = time.monotonic()
         usual = [each for each in (s.usual() for s in self._samples.values()) if each is not None]
         if usual:
             _recall.set(fmean(windows.judged().mean for _, windows in usual))
@@ -440,6 +448,7 @@ def row(name: tuple[str, str, int], sample: Sample, target: float) -> dict[str, 
         "recall": round(judged.mean, 4),
         "interval": [judged.low, judged.high],
         "n": judged.n,
+        "samples": usual[1].total,
         "target": target,
         "verdict": judged.verdict(target),
         "window": judged.window(),

@@ -411,6 +411,7 @@ def test_an_index_is_scanned_instead_only_once_live_searches_prove_that_it_misse
         (row,) = recall.report(TARGETS)
         assert (row["recall"], row["verdict"], row["below_objective"]) == (1.0, "ok", proof), "what was served"
         assert row["window"]["began_because"] == "effort_corrected"
+        assert (row["n"], row["samples"]) == (ENOUGH, 2 * ENOUGH)
         searcher.served = searcher.exact  # another index, which finds everything
         await served_by(recall, searcher, collection, 400)
         assert not recall.misses(collection)
