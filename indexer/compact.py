@@ -5,6 +5,7 @@ part, and ingest has been beyond its version for so long that an older one can n
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,9 +79,10 @@ def compact(
     live, deletes = living(parts, forgettable if everything else lambda _version: False)
     anything = live.num_rows or deletes.num_rows
     logged = logged_together([s.ref for s, _ in parts])
-    merged = builder.write(manifest.shard, generation, live, deletes, logged=logged) if anything else None
-    crash_point("compact.after_put_before_swap")
-    return builder.publish(manifest.shard, generation, lease, lambda current: _exchanged(current, chosen, merged))
+    writing = builder.written(manifest.shard, generation, live, deletes, lease, logged=logged)
+    with writing if anything else nullcontext() as merged:
+        crash_point("compact.after_put_before_swap")
+        return builder.publish(manifest.shard, generation, lease, lambda current: _exchanged(current, chosen, merged))
 
 
 def logged_together(refs: Sequence[SegmentRef]) -> tuple[int, int] | None:

@@ -441,7 +441,7 @@ class Holding:
 
     def _load(self, shard: ShardId, generation: Generation, manifest: Manifest) -> None:
         """Segments from the store, then the log from `sealed` on."""
-        with self._room(shard, sum(ref.bytes() for ref in manifest.segments)) as room:
+        with self._room(shard, sum(ref.loaded_bytes() for ref in manifest.segments)) as room:
             made = Shard(
                 shard,
                 dimension=generation.dimension,
@@ -460,7 +460,9 @@ class Holding:
         """The manifest's segments beside those that it replaces; where there is no room for both, the shard is brought in anew."""
         have = {s.ref.id: s for s in held.snapshot.segments}
         try:
-            with self._room(held.id, sum(ref.bytes() for ref in manifest.segments if ref.id not in have)) as room:
+            with self._room(
+                held.id, sum(ref.loaded_bytes() for ref in manifest.segments if ref.id not in have)
+            ) as room:
                 held.adopt(manifest, self._segments(manifest, generation, have, room))
         except NoRoom:
             have.clear()

@@ -7,7 +7,8 @@ log is taken for what the other objects do not have, as far as it still has the 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal
+from pathlib import Path
+from typing import Final, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +30,7 @@ from indexer.segment import (
     read_passages,
 )
 from indexer.serving import generation_of
-from tenants.entities import Damage, Generation, Lease, Manifest, SegmentRef
+from tenants.entities import COPIES, Damage, Generation, Lease, Manifest, SegmentRef
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Clock, longer
@@ -45,6 +46,7 @@ LOOK_S: Final = 1.0
 AGAIN_S: Final = (10.0, 3_600.0)
 """What could not be mended is tried again after the first, then after twice as long each time, up to the second."""
 ACTOR: Final = "indexer"
+T = TypeVar("T")
 BY_HAND: Final = "put the object back from a backup of the store (its SHA-256 is in the manifest), or delete the collection and send its documents again"
 _event = events("indexer")
 _rebuilt = counter("vicinage_indexer_rebuilt_total", "segments that had a damaged object, and were rebuilt")
@@ -192,9 +194,9 @@ class Mending:
         for damaged in broken.values():  # those too that nobody had met: their bytes are kept for a while
             self._builder.loading().note(shard, ref, damaged)
         live, deletes = self._recovered(shard, generation, ref, broken)
-        rebuilt = self._builder.write(shard, generation, live, deletes, logged=ref.logged())
-        crash_point("mend.after_put_before_swap")
-        self._builder.publish(shard, generation, lease, partial(_exchanged, ref, rebuilt))
+        with self._builder.written(shard, generation, live, deletes, lease, logged=ref.logged()) as rebuilt:
+            crash_point("mend.after_put_before_swap")
+            self._builder.publish(shard, generation, lease, partial(_exchanged, ref, rebuilt))
         crash_point("mend.after_swap")
         _rebuilt.inc()
         for each in self._quarantine.open([shard.slot]):
@@ -207,12 +209,10 @@ class Mending:
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """The rows and the deletions that the segment had. Raises Lost, Unavailable."""
         store = self._builder.store
-        rows = (
-            None if "passages" in broken else opened(ref, "passages", store, partial(read_passages, n=ref.n_passages))
-        )
+        rows = _either(ref, "passages", broken, store, partial(read_passages, n=ref.n_passages))
         if rows is None and broken["passages"].fault == "format":
             rows = _converted(ref, store)
-        documents = None if "documents" in broken else opened(ref, "documents", store, read_documents)
+        documents = _either(ref, "documents", broken, store, read_documents)
         missing = {role for role, found in (("passages", rows), ("documents", documents)) if found is None}
         how = plan(ref, missing, logged=self._is_logged(shard, ref))
         records = self._records(shard, generation, ref) if "log" in (how.rows, how.deletes) else []
@@ -241,6 +241,12 @@ class Mending:
         logged = read_between(self._log, VECTORS_TOPIC, shard.slot, *(ref.logged() or (0, 0)))
         found.extend(decode_rows(s.record.value or b"").batch for s in logged if s.record.key == key)
         return found
+
+
+def _either(ref: SegmentRef, role: Role, broken: Collection[Role], store: Store, read: Callable[[Path], T]) -> T | None:
+    """Returns what the object holds, or its second copy; None where neither can be read."""
+    whole = next((r for r in (role, COPIES[role]) if r in ref.objects and r not in broken), None)
+    return None if whole is None else opened(ref, whole, store, read)
 
 
 def verified(ref: SegmentRef, role: Role, store: Store) -> None:

@@ -246,8 +246,9 @@ class Reindex:
         for place, shard in enumerate(new.shards()):
             rows = part.filter(pa.array(homes == place))
             if rows.num_rows:
-                segment = self._builder.write(shard, new, rows, no_deletes())
-                self._builder.publish(shard, new, self._lease(shard.slot), partial(_with, segment))
+                lease = self._lease(shard.slot)
+                with self._builder.written(shard, new, rows, no_deletes(), lease) as segment:
+                    self._builder.publish(shard, new, lease, partial(_with, segment))
 
     def _embedded_again(self, part: pa.RecordBatch, new: Generation, tenant: str) -> pa.RecordBatch:
         texts = part.column("text").to_pylist()

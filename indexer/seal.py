@@ -4,7 +4,8 @@
 position up to which they are complete (law 3).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,7 +16,7 @@ from indexer.loading import Loading
 from indexer.segment import newest, write
 from tenants.entities import Generation, Lease, Manifest, SegmentRef
 from tenants.manifests import Manifests
-from vicinage.errors import Conflict
+from vicinage.errors import Conflict, Unavailable
 from vicinage.faults import crash_point
 from vicinage.records import ShardId
 from vicinage.settings import IndexerSettings
@@ -79,6 +80,8 @@ class Builder:
     store: Store
     backend: Backend
     settings: IndexerSettings
+    given_up: list[str] = field(default_factory=list)
+    """Folders whose drafts are still to be ended."""
 
     def seal(self, pending: Pending, generation: Generation, lease: Lease, *, sealed: int) -> Manifest:
         """Write the pending rows as a segment and publish it; everything below `sealed` is then in segments.
@@ -87,9 +90,10 @@ class Builder:
         """
         nothing = pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))
         live, deletes = newest([nothing, *(batch for _, batch in pending.batches)])
-        segment = self.write(pending.shard, generation, live, deletes, logged=(pending.first(), pending.end()))
-        crash_point("seal.after_put_before_swap")
-        published = self.publish(pending.shard, generation, lease, lambda m: (*m.segments, segment), sealed=sealed)
+        logged = (pending.first(), pending.end())
+        with self.written(pending.shard, generation, live, deletes, lease, logged=logged) as segment:
+            crash_point("seal.after_put_before_swap")
+            published = self.publish(pending.shard, generation, lease, lambda m: (*m.segments, segment), sealed=sealed)
         crash_point("seal.after_swap")
         _sealed.inc(live.num_rows)
         return published
@@ -97,6 +101,42 @@ class Builder:
     def loading(self) -> Loading:
         """How this indexer loads segments."""
         return Loading(self.store, self.backend, self.manifests.quarantine, "indexer")
+
+    @contextmanager
+    def written(
+        self,
+        shard: ShardId,
+        generation: Generation,
+        live: pa.RecordBatch,
+        deletes: pa.RecordBatch,
+        lease: Lease,
+        *,
+        logged: tuple[int, int] | None = None,
+    ) -> Iterator[SegmentRef]:
+        """Writes a segment and pins it for the block, which publishes it; what the block fails to publish is given up.
+
+        However long that takes, no sweep removes its objects while the lease is the writer's. Raises Conflict, Unavailable.
+        """
+        folders: list[str] = []
+
+        def claim(folder: str) -> None:
+            self.manifests.drafts.begin(folder, lease)
+            folders.append(folder)
+
+        self._give_up(())
+        try:
+            yield self.write(shard, generation, live, deletes, logged=logged, claim=claim)
+        except BaseException:
+            self._give_up(folders)
+            raise
+
+    def _give_up(self, folders: Iterable[str]) -> None:
+        """Ends drafts, and those that could not be ended before; kept for the next call while the catalog is away."""
+        self.given_up.extend(folders)
+        with suppress(Unavailable):
+            for folder in tuple(self.given_up):
+                self.manifests.drafts.end([folder])
+                self.given_up.remove(folder)
 
     def write(
         self,
@@ -106,8 +146,10 @@ class Builder:
         deletes: pa.RecordBatch,
         *,
         logged: tuple[int, int] | None = None,
+        claim: Callable[[str], None] = lambda _folder: None,
     ) -> SegmentRef:
-        """A segment in the store, which no manifest names yet; `logged` as in `segment.write`."""
+        """Writes a segment to the store, which no manifest names yet; `logged` and `claim` as in `segment.write`."""
+        copies = {"never": False, "unlogged": logged is None, "always": True}[self.settings.second_copies]
         asked = self.manifests.questions.of(shard.tenant, shard.collection, generation.model, generation.dimension)
         written = write(
             live,
@@ -123,6 +165,8 @@ class Builder:
             threads=self.settings.threads,
             questions=asked,
             logged=logged,
+            copies=copies,
+            claim=claim,
         )
         _written.inc(live.num_rows)
         return written

@@ -24,7 +24,7 @@ from indexer.backends import EFFORTS, K_MEASURED, Backend, Mask, Rows, choose
 from indexer.filters import Columns
 from indexer.order import supersedes
 from indexer.passages import Passages, metadata_of
-from tenants.entities import Fault, Metric, SegmentRef
+from tenants.entities import COPIES, Fault, Metric, SegmentRef
 from tenants.index_spec import IndexSpec, Kind, parse
 from vicinage.errors import Corrupt, NotFound, Refused, TooLarge
 from vicinage.faults import crash_point
@@ -157,8 +157,8 @@ class Segment:
         return mask
 
     def resident_bytes(self) -> int:
-        """Bytes it takes when every page is touched, and words have been asked for."""
-        return self.ref.bytes()
+        """Returns the bytes it takes when every page is touched and its words are searched."""
+        return self.ref.loaded_bytes()
 
 
 def values_in(n_rows: int, metadata_bytes: int) -> int:
@@ -350,10 +350,13 @@ def write(
     threads: int = 0,
     logged: tuple[int, int] | None = None,
     questions: Floats | None = None,
+    copies: bool = False,
+    claim: Callable[[str], None] = lambda _folder: None,
 ) -> SegmentRef:
-    """Build and store a segment of `live` rows (documents together) and `deletes`; durable on return, visible to nobody yet.
+    """Builds and stores a segment of `live` rows (documents together) and `deletes`; durable on return, in no manifest yet.
 
-    `logged`: the offsets in the vectors log between which every record lies that these are of; None where some are in no log.
+    `logged`: the offsets in the vectors log between which every record lies that these are of; None where some are in no
+    log. `copies`: passages and documents are stored twice. `claim` is called with the folder before anything is put there.
     """
     assert tuple(live.schema.names) == VECTOR_COLUMNS, "rows come in the columns of a vectors message"
     assert live.schema.field("vector").type.list_size == dimension, "and of the generation's dimension"
@@ -373,6 +376,7 @@ def write(
     documents, n_documents = _documents(live, deletes)
     identity = uuid.uuid4().hex
     base = f"segments/{shard}/{identity}"
+    claim(base)
     crash_point("seal.before_put")
     with scratch("segment") as folder:
         files = {
@@ -385,6 +389,8 @@ def write(
         if has_text(live):
             files["lexical"] = lexical.pack(live.column("text").to_pylist(), folder / lexical.FILE)
         objects = {role: store.put(f"{base}/{file.name}", file) for role, file in files.items()}
+        for role, copy in COPIES.items() if copies else ():
+            objects[copy] = store.put(f"{base}/copy-of-{files[role].name}", files[role])
     if questions is not None:
         questions = np.unique(questions, axis=0)  # a probe that asks the same all day says it once
     asked = 0 if index is None or questions is None or len(questions) < QUESTIONS_MIN else len(questions)

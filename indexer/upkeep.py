@@ -5,6 +5,7 @@ Nothing here is urgent. A kill loses at most the work under way: what was publis
 
 from collections.abc import Callable, Container, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -206,11 +207,16 @@ class Upkeep:
         self._forget_gone(every, served)
         self._trim.look(served, every)
         age_s = self._builder.settings.orphan_age_s
-        named = self._manifests.paths()
-        kept = self._keep_quarantined()  # after: what is noted meanwhile was named above, or is seen here
-        gone = self._builder.store.sweep("segments", keep=named | kept, age_s=age_s)
+        gone = self._builder.store.sweep("segments", keep=self._kept, age_s=age_s)
+        self._manifests.drafts.forget_stale()
         if gone:
             _event.info("swept", objects=len(gone))
+
+    def _kept(self) -> "_Kept":
+        """The order matters: what leaves the drafts is in a manifest by then, and what leaves those may be in quarantine."""
+        pinned = self._manifests.drafts.pinned()
+        named = self._manifests.paths()
+        return _Kept(named | self._keep_quarantined(), pinned)
 
     def _keep_quarantined(self) -> set[str]:
         """Objects that were found damaged, but for those that have been kept for long enough: they are forgotten."""
@@ -229,3 +235,14 @@ class Upkeep:
             if manifest.shard not in served:
                 self._manifests.drop(manifest.shard)
                 _event.info("generation forgotten", shard=str(manifest.shard))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Objects that a sweep keeps: by path, and by the folder of unfinished work."""
+
+    paths: set[str]
+    folders: frozenset[str]
+
+    def __contains__(self, path: object) -> bool:
+        return path in self.paths or (isinstance(path, str) and path.rpartition("/")[0] in self.folders)

@@ -177,6 +177,10 @@ class Collection:
         return any(g.model != model for g in self.generations)
 
 
+COPIES: Mapping[str, str] = {"passages": "passages_copy", "documents": "documents_copy"}
+"""Objects of a segment that are written twice where the log does not have its rows: role → role of the second copy."""
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentRef:
     """One immutable segment: its objects by role ("passages", "index", ...) and what the planner needs to know."""
@@ -201,8 +205,16 @@ class SegmentRef:
         return None if self.first is None or self.end is None else (self.first, self.end)
 
     def bytes(self) -> int:
-        """Bytes it takes in the store."""
+        """Returns the bytes that it takes in the store, second copies included."""
         return sum(o.bytes for o in self.objects.values())
+
+    def loaded_bytes(self) -> int:
+        """Returns the bytes of the objects that are loaded: all but second copies."""
+        return sum(o.bytes for role, o in self.objects.items() if role not in COPIES.values())
+
+    def folder(self) -> str:
+        """Returns the folder of its objects, which nothing else lies in."""
+        return next(iter(self.objects.values())).path.rpartition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, RowMapping, insert, select, update
 
 from tenants import tables
+from tenants.drafts import Drafts, forget
 from tenants.entities import Lease, Manifest, SegmentRef
 from tenants.quarantine import Quarantine
 from tenants.questions import Questions
@@ -32,6 +33,7 @@ class Manifests:
         self._engine = engine
         self._clock = clock
         self.quarantine = Quarantine(engine, clock)
+        self.drafts = Drafts(engine, clock)
         self.questions = Questions(engine, clock)
         """Which of their objects cannot be used."""
 
@@ -77,6 +79,7 @@ class Manifests:
                 "segments": _dump(segments),
                 "change": number,
             }
+            forget(connection, (s.folder() for s in segments if s not in old.segments))
             if old.version == 0:
                 self._first(connection, old, row)
                 return new

@@ -159,6 +159,14 @@ leases = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
 )
+drafts = Table(
+    "drafts",
+    metadata,
+    Column("folder", String(512), primary_key=True),
+    Column("resource", String(128), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("begun_ms", BigInteger, nullable=False),
+)
 questions = Table(
     "questions",
     metadata,

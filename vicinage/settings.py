@@ -4,7 +4,7 @@ Every field has a unit in its name or a plain meaning, a default, bounds, and a 
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import (
@@ -179,7 +179,13 @@ class IndexerSettings(_Group):
         default=15.0, gt=1, description="how long an indexer's lease on a slot lasts without renewal"
     )
     orphan_age_s: float = Field(
-        default=3_600.0, gt=0, description="age after which an object that no manifest names is swept"
+        default=3_600.0,
+        gt=0,
+        description="age after which an object that neither a manifest nor unfinished work names is swept",
+    )
+    second_copies: Literal["never", "unlogged", "always"] = Field(
+        default="unlogged",
+        description="segments whose passages are stored twice, so that damaged ones can be rebuilt: unlogged: those with rows that the vectors log does not have, as a reindex copies them",
     )
     quarantine_s: float = Field(
         default=7 * 86_400.0,

@@ -104,6 +104,18 @@ def test_what_was_fetched_and_then_deleted_is_not_found_in_the_store(store: Stor
         store.get(replace(ref, path="a/b/c"))
 
 
+def test_a_sweep_takes_the_time_before_it_asks_what_to_keep(store: Store) -> None:
+    """Whoever sweeps may stand still: what is named and written meanwhile is not old because of that."""
+
+    def named_before() -> set[str]:
+        store.put("s/1/a", b"x")
+        time.sleep(2.1)  # S3 counts whole seconds
+        return set()
+
+    assert store.sweep("s", keep=named_before, age_s=1) == []
+    assert [o.path for o in store.list("s")] == ["s/1/a"]
+
+
 def test_listing_and_sweeping_keep_what_is_named_or_young(store: Store) -> None:
     for path in ("s/1/a", "s/1/b", "s/2/a", "other/a"):
         store.put(path, b"x")

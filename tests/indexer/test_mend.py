@@ -313,6 +313,34 @@ def test_where_no_offsets_are_known_as_of_older_manifests_and_of_copied_rows_the
     assert [d.state for d in base.manifests.quarantine.open()] == ["stuck"]
 
 
+@pytest.mark.parametrize("role", ["passages", "documents", "index", "passages_copy"])
+@pytest.mark.parametrize("how", ["a bit flipped", "lost"])
+def test_what_a_reindex_copied_is_rebuilt_without_the_log(base: Ground, role: str, how: str) -> None:
+    indexer = make_indexer(base)
+    source = two_segments(base, indexer)
+    reindex.start(base.registry, base.jobs, "acme", "docs", index="hnsw:M=8", model=None, shards=1, actor="test")
+    for _ in range(12):
+        step(base, indexer)
+    base.registry.refresh()
+    generation = base.registry.collection("acme", "docs").generation()
+    assert generation.number > source.number
+    trim(base, generation)
+    whole, asked, before = inside(base, generation), answers(base, generation), manifest_of(base, generation)
+    [ref] = before.segments
+    assert ref.logged() is None
+    assert ref.loaded_bytes() < ref.bytes()
+    HARMS[how](file_of(base, ref, role))
+    if role == "passages_copy":
+        found = Damage(ref.objects[role].path, before.shard, ref.id, role, "corrupt", "found by the scrub")
+        base.manifests.quarantine.note(found, actor="test")
+    else:
+        assert {d.role for d in meet(base, generation)} == {role}
+    step(base, indexer, 3)
+    assert manifest_of(base, generation).segments != before.segments
+    assert (inside(base, generation), answers(base, generation)) == (whole, asked)
+    assert meet(base, generation) == []
+
+
 def segment(n_deletes: int = 0, first: int | None = 0) -> SegmentRef:
     objects = {role: ObjectRef(role, 1, "00") for role in ROLES}
     return SegmentRef("s", objects, "flat", 3, 2, n_deletes, first=first, end=9)

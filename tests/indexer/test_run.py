@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 from house import make_indexer, open_ground
+from rows import message
 from sealed import append, contents, gone, make_collection, segments, up, version
 from sqlalchemy import text
 
+from cluster.wiring import Ground
 from indexer.run import Indexer
+from indexer.segment import newest
 from tenants.entities import Group, IngestLane
 from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.catalog import change
 from vicinage.clock import ManualClock
-from vicinage.errors import Unavailable
+from vicinage.errors import Conflict, Unavailable
 from vicinage.log import Record
 from vicinage.records import ShardId
 from vicinage.wire import rows_key
@@ -235,6 +238,73 @@ def test_objects_of_a_generation_that_is_gone_are_swept_and_no_others(opened) ->
     assert left == base.manifests.paths()
     assert len(left) == 3
     assert contents(base, new) == {"a": (version(1), 1)}
+
+
+def aged(base: Ground) -> None:
+    """Make every object of the store a day old."""
+    for object_ in base.store.list("segments"):
+        os.utime(Path(base.settings.store_url) / object_.path, (time.time() - 86_400,) * 2)
+
+
+def swept(base: Ground, indexer: Indexer) -> set[str]:
+    """What is left in the store after a sweep."""
+    base.clock.advance(61)
+    indexer._upkeep._sweep()
+    return {o.path for o in base.store.list("segments")}
+
+
+def test_one_that_stands_still_between_writing_and_publishing_loses_nothing(opened) -> None:
+    base = opened(seal_passages=1, orphan_age_s=100)
+    indexer, generation = make_indexer(base), make_collection(base)
+    indexer.step()
+    [shard] = generation.shards()
+    builder, lease = indexer._builder, indexer.lease(shard.slot)
+    live, deletes = newest([message([up("a", 1), up("b", 2)], 4)])
+    with builder.written(shard, generation, live, deletes, lease) as segment:
+        aged(base)
+        assert swept(base, indexer) == {o.path for o in segment.objects.values()}, "pinned, however old"
+        builder.publish(shard, generation, lease, lambda m: (*m.segments, segment), sealed=0)
+    assert contents(base, generation) == {"a": (version(1), 1), "b": (version(2), 1)}
+    assert base.manifests.drafts.pinned() == set()
+
+
+def test_what_was_written_and_given_up_is_swept(opened) -> None:
+    base = opened(seal_passages=1, orphan_age_s=100)
+    indexer, generation = make_indexer(base), make_collection(base)
+    indexer.step()
+    [shard] = generation.shards()
+    live, deletes = newest([message([up("a", 1)], 4)])
+
+    def fail() -> None:
+        with indexer._builder.written(shard, generation, live, deletes, indexer.lease(shard.slot)):
+            raise Unavailable("the catalog is away", dependency="catalog")
+
+    with pytest.raises(Unavailable):
+        fail()
+    aged(base)
+    assert swept(base, indexer) == set()
+
+
+def test_what_one_wrote_whose_lease_passed_on_is_swept_and_never_published(opened) -> None:
+    base = opened(seal_passages=1, orphan_age_s=100)
+    stale, generation = make_indexer(base, "stale"), make_collection(base)
+    stale.step()
+    [shard] = generation.shards()
+    lease, builder = stale.lease(shard.slot), stale._builder
+    live, deletes = newest([message([up("a", 1)], 4)])
+
+    def overtaken() -> None:
+        with builder.written(shard, generation, live, deletes, lease) as segment:
+            base.clock.advance(base.settings.indexer.lease_s + 1)
+            other = make_indexer(base, "other")
+            other.step()
+            aged(base)
+            assert swept(base, other) == set()
+            builder.publish(shard, generation, lease, lambda m: (*m.segments, segment), sealed=0)
+
+    with pytest.raises(Conflict):
+        overtaken()
+    assert contents(base, generation) == {}
 
 
 def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partition_and_has_long_been(opened) -> None:

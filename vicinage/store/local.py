@@ -10,7 +10,7 @@ from pathlib import Path
 from vicinage.errors import Conflict, Corrupt, NotFound, Unavailable
 from vicinage.faults import crash_point
 from vicinage.records import ObjectRef
-from vicinage.store.objects import Away, StoredObject, VerifiedStore, check, checked, chunks, digest_file
+from vicinage.store.objects import Away, Keep, StoredObject, VerifiedStore, check, checked, chunks, digest_file
 
 
 class LocalStore(VerifiedStore):
@@ -65,7 +65,7 @@ class LocalStore(VerifiedStore):
                 self._verified.discard((str(file), ref.bytes, ref.sha256))
             raise
 
-    def sweep(self, prefix: str, *, keep: Container[str], age_s: float) -> Sequence[str]:
+    def sweep(self, prefix: str, *, keep: Container[str] | Keep, age_s: float) -> Sequence[str]:
         """Delete what nobody names and nobody is still writing; also what a killed writer left half written."""
         if parts := list(self._incoming.iterdir()):
             before = self.now_ms() - age_s * 1000

@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
@@ -13,6 +13,8 @@ from vicinage.errors import Corrupt, NotFound, Refused, Unavailable
 from vicinage.records import ObjectRef
 
 CHUNK: Final = 4 << 20
+Keep = Callable[[], Container[str]]
+"""Says which objects a sweep keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,12 @@ class Store(Protocol):
         """Remove an object. Idempotent."""
         ...
 
-    def sweep(self, prefix: str, *, keep: Container[str], age_s: float) -> Sequence[str]:
-        """Delete what is not in `keep` and was last written more than `age_s` ago by the store's own clock; the paths deleted."""
+    def sweep(self, prefix: str, *, keep: Container[str] | Keep, age_s: float) -> Sequence[str]:
+        """Deletes what is not in `keep` and was last written more than `age_s` ago by the store's own clock.
+
+        Returns the paths deleted. `keep` may be a function: it is called once the store's time was taken, so that an
+        object that was named before it was written is kept, however long the caller stands still.
+        """
         ...
 
 
@@ -63,13 +69,11 @@ class VerifiedStore:
         self._verified: set[tuple[str, int, str]] = set()
         self._lock = threading.Lock()
 
-    def sweep(self, prefix: str, *, keep: Container[str], age_s: float) -> Sequence[str]:
-        """Delete what nobody names and nobody is still writing."""
-        unnamed = [o for o in self.list(prefix) if o.path not in keep]
-        if not unnamed:
-            return []
+    def sweep(self, prefix: str, *, keep: Container[str] | Keep, age_s: float) -> Sequence[str]:
+        """See Store."""
         before = self.now_ms() - age_s * 1000
-        gone = [o.path for o in unnamed if o.modified_ms < before]
+        named = keep() if callable(keep) else keep
+        gone = [o.path for o in self.list(prefix) if o.path not in named and o.modified_ms < before]
         for path in gone:
             self.delete(path)
         return gone
