@@ -316,6 +316,29 @@ def tenant_resume(name: str, data: Path, url: str | None, key: str | None, *, as
     show(operator(data, url, key).call("POST", f"/tenants/{name}/resume"), as_json)
 
 
+@tenant.command("resume-ingest")
+@click.argument("name")
+@click.option("--dry-run", is_flag=True, help="Say what would be skipped; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def tenant_resume_ingest(
+    name: str, data: Path, url: str | None, key: str | None, *, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Let ingest go on in a tenant's halted partitions; says which records that skips."""
+    road, path = operator(data, url, key), f"/tenants/{name}/resume-ingest"
+    plan = road.call("POST", path, {"dry_run": True})
+    to_do = [p for p in plan["partitions"] if p["resume_at"] is not None]
+    if not dry_run and to_do:
+        if not yes:
+            show(plan["partitions"], as_json=False, columns=RESUMED)
+            click.confirm("Go on so?", abort=True)
+        plan = road.call("POST", path, {"dry_run": False})
+    show(plan if as_json else plan["partitions"], as_json, RESUMED)
+
+
+RESUMED = ("partition", "kind", "position", "resume_at", "skipped_records", "effect")
+
+
 @tenant.command("delete")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")

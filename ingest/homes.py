@@ -9,7 +9,7 @@ from typing import Protocol
 from tenants.entities import Tenant
 from vicinage.errors import Refused
 from vicinage.log import Stored
-from vicinage.partition_maps import PartitionMap, version_of
+from vicinage.partition_maps import PartitionMap, until, version_of
 from vicinage.records import Position
 
 LookAgain = Callable[[Tenant], object]
@@ -27,8 +27,9 @@ class PartitionMaps(Protocol):
 class Homes:
     """Versions for the documents of one batch of records. One thread."""
 
-    def __init__(self, maps: PartitionMaps, look_again: LookAgain | None) -> None:
+    def __init__(self, maps: PartitionMaps, look_again: LookAgain | None, topic_id: str | None = None) -> None:
         self._maps = maps
+        self._topic_id = topic_id
         self._look_again = look_again
 
     def version(self, tenant: Tenant, stored: Stored, collection: str, document_id: str) -> int:
@@ -37,7 +38,7 @@ class Homes:
         Before the first refusal the topic is looked at once more: it may have grown since its last map.
         """
         position = Position(stored.partition, stored.offset)
-        maps = self._maps.partition_maps(tenant.name)
+        maps = until(self._maps.partition_maps(tenant.name), self._topic_id)
         try:
             return version_of(maps, position, collection, document_id)
         except Refused:

@@ -134,6 +134,7 @@ def jobs_of(
     *,
     read_after: float,
     look_again: LookAgain | None = None,
+    topic_id: str | None = None,
     start: int | None = None,
     end: int | None = None,
     only: Target | None = None,
@@ -142,13 +143,14 @@ def jobs_of(
 
     They cover the offsets from `start` to before `end`: by default those of the records. With `only` they hold that
     generation's writes and nothing else: what cannot be parsed is the partition's to reject. `look_again` is called once,
-    for the first document that is not in its home partition.
+    for the first document that is not in its home partition. `topic_id`: of the topic that the records are from; None:
+    the one that has the name.
     """
 
     def job_at(offset: int) -> Job:
         return Job(tenant, tp, offset, read_after=read_after, only=only)
 
-    homes = Homes(collections, look_again)
+    homes = Homes(collections, look_again, topic_id)
     job = job_at(records[0].offset if start is None else start)
     for stored in records:
         for outcome in parse(stored, tenant, collections, settings, homes):

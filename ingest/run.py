@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Final
 
 from ingest import dead_letters
+from ingest.book import PositionBook
 from ingest.crew import Crew
 from ingest.detached import Detached, Lane
 from ingest.embedding import Embedder
@@ -33,7 +34,7 @@ from tenants.registry import Registry
 from vicinage.clock import Clock
 from vicinage.errors import Conflict, NotFound, Overloaded, Refused, Unavailable
 from vicinage.faults import crash_point
-from vicinage.log import Log, Stored, TopicPartition
+from vicinage.log import Halt, Log, Stored, TopicPartition
 from vicinage.log.halts import Halts
 from vicinage.partition_maps import PartitionMap
 from vicinage.settings import IngestSettings
@@ -92,6 +93,7 @@ class Ingest:
         self._topic_ids: dict[str, str] = {}
         """The topics that the places are of: one that is created again under its name is another."""
         self._halts = Halts(_event, _halted)
+        self._book = PositionBook(log, registry.positions, clock, recommit_s=settings.recommit_s)
         self._unparsed: dict[TopicPartition, Iterator[Job]] = {}
         """What was read of a partition and is not yet a job."""
         self._routed: dict[TopicPartition, int] = {}
@@ -127,6 +129,7 @@ class Ingest:
         self._lanes.stop()
         self._crew.join(STOP_S)
         self._reader.close()
+        self._book.close()
 
     def step(self, wait_s: float = 0.0) -> int:
         """Take what has come and hand it on; the number of records taken. Raises what a job raised."""
@@ -160,8 +163,10 @@ class Ingest:
         if now - self._discovered >= self._settings.discover_s:
             self._discovered = now
             self._discover()
+            self._resume()
             self._detached.compare(self._places)
             self._pass_markers()
+            self._book.tend(self._topic_ids, self._reader.halted(), self._full)
 
     def _pass_markers(self) -> None:
         """Commit beyond what is no record: where nothing is under way, ingest is where its reader is.
@@ -171,23 +176,42 @@ class Ingest:
         if not self._round:
             self._round = list(self._places)
         some, self._round = self._round[:PASSED_AT_ONCE], self._round[PASSED_AT_ONCE:]
-        idle = [tp for tp in some if tp in self._places and tp not in self._full and self._lines.of(tp) == 0]
-        passed = {tp: place for tp in idle if (place := self._reader.place(*tp)) > self._places[tp]}
+        halted = self._halts.known()
+        idle = [tp for tp in some if tp in self._places and tp not in halted and self._is_idle(tp)]
+        places = {tp: self._reader.place(*tp) for tp in idle}
+        passed = {tp: at for tp, at in places.items() if at > self._places[tp] or self._book.is_due(tp)}
         if passed:
             self._log.commit(Group.INGEST, passed)
+            self._book.committed(passed)
             self._places.update(passed)
             self._routed.update(passed)
+
+    def _is_idle(self, tp: TopicPartition) -> bool:
+        """Returns whether everything that was read of the partition is written and committed."""
+        return tp not in self._full and tp not in self._unparsed and self._lines.of(tp) == 0
+
+    def _resume(self) -> None:
+        """Take up the positions that `vicinage tenant resume-ingest` gave, where nothing of the partition is under way."""
+        version = self._registry.version
+        resuming = [s for s in self._book.resuming(version) if s.topic_partition() in self._places]
+        for state in resuming:
+            tp = state.topic_partition()
+            if self._is_idle(tp) and state.topic_id == self._topic_ids[tp[0]]:  # else: in the next look
+                self._book.resume(state)
+                self._lanes.forget(tp)
+                self._detached.adopt([tp])
+                self._places[tp] = self._routed[tp] = state.position
+                self._reader.add(*tp, state.position, topic_id=state.topic_id)
+        if all(self._is_idle(state.topic_partition()) for state in resuming):
+            self._book.all_resumed(version)
 
     def _discover(self) -> None:
         """Read the topics of new tenants; stop reading those of suspended and deleted ones."""
         self._registry.refresh()
         active = {t.documents_topic: t for t in self._registry.tenants() if t.state == "active"}
         for tp in [tp for tp in self._places if tp[0] not in active]:
-            self._reader.remove(*tp)
-            del self._places[tp]
+            self._drop(tp)
             self._topic_ids.pop(tp[0], None)
-            self._unparsed.pop(tp, None)
-            self._lanes.forget(tp)
         known = {topic for topic, _ in self._places}
         # A tenant that was suspended and is back begins at its committed position: once nothing of it is under way any more.
         with self._lock:
@@ -208,8 +232,18 @@ class Ingest:
         topic, maps = tenant.documents_topic, self._registry.partition_maps(tenant.name)
         if not maps or topics.get(topic, 0) > maps[-1].partitions:
             maps = self._grow(tenant)
-        self._topic_ids.setdefault(topic, maps[-1].topic_id)
+        if self._topic_ids.get(topic, maps[-1].topic_id) != maps[-1].topic_id:
+            self._begin_anew(topic, maps[-1].partitions)
+        self._topic_ids[topic] = maps[-1].topic_id
         return [(topic, p) for p in range(maps[-1].partitions) if (topic, p) not in self._places]
+
+    def _begin_anew(self, topic: str, partitions: int) -> None:
+        """Let go of the earlier topic of this name; `_resume` reads the new one once its records are written."""
+        for tp in [tp for tp in self._places if tp[0] == topic]:
+            self._full.discard(tp)
+            self._lanes.forget(tp)
+            if tp[1] >= partitions:
+                self._drop(tp)
 
     def _grow(self, tenant: Tenant) -> tuple[PartitionMap, ...]:
         try:
@@ -219,21 +253,21 @@ class Ingest:
             return self._registry.partition_maps(tenant.name)
 
     def _add(self, tps: Sequence[TopicPartition]) -> None:
-        committed = self._log.committed(Group.INGEST, tps)
+        starts = self._book.starts(tps, self._topic_ids)
         self._detached.adopt(tps)  # before the first record is read: what a lane has is not written twice
-        for tp in tps:
-            place = committed[tp] if tp in committed else self._begin(tp)
+        for tp, (place, halt) in starts.items():
             self._places[tp] = self._routed[tp] = place
-            self._read(tp)
+            self._read(tp, halt)
 
-    def _begin(self, tp: TopicPartition) -> int:
-        try:
-            return self._log.begin(*tp)
-        except NotFound:
-            return 0  # the reader says that there is no such partition
+    def _read(self, tp: TopicPartition, halt: Halt | None = None) -> None:
+        self._reader.add(*tp, self._places[tp], topic_id=self._topic_ids[tp[0]], halt=halt)
 
-    def _read(self, tp: TopicPartition) -> None:
-        self._reader.add(*tp, self._places[tp], topic_id=self._topic_ids[tp[0]])
+    def _drop(self, tp: TopicPartition) -> None:
+        self._reader.remove(*tp)
+        self._book.forget(tp)
+        self._lanes.forget(tp)
+        del self._places[tp]
+        self._unparsed.pop(tp, None)
 
     def _poll(self, wait_s: float) -> list[Stored]:
         self._read_after, self._polled = self._polled, self._clock.monotonic()
@@ -265,7 +299,14 @@ class Ingest:
             return  # deleted since it was read; `_discover` stops reading it
         self._places[tp] = records[-1].offset + 1
         self._unparsed[tp] = jobs_of(
-            tenant, tp, records, self._registry, self._settings, read_after=self._read_after, look_again=self._grow
+            tenant,
+            tp,
+            records,
+            self._registry,
+            self._settings,
+            read_after=self._read_after,
+            look_again=self._grow,
+            topic_id=self._topic_ids[tp[0]],
         )
         self._proceed(tp)
         if tp in self._unparsed or self._lines.of(tp) >= IN_FLIGHT:
@@ -384,6 +425,7 @@ class Ingest:
         crash_point("ingest.between_append_and_commit")
         if lane is None:
             self._log.commit(Group.INGEST, {job.tp: job.end})
+            self._book.committed({job.tp: job.end})
         else:
             self._detached.move(lane, job.end, "behind")
             lane.whole = True

@@ -17,8 +17,9 @@ from typing import Final
 
 from query.scatter import Searchers
 from tenants.entities import Generation, Group, IngestLane, Tenant
-from tenants.ingest_lanes import IngestLanes
+from tenants.ingested import ingested
 from tenants.provisioning import VECTORS_TOPIC
+from tenants.registry import Registry
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable, VicinageError
 from vicinage.log import Log
@@ -59,9 +60,10 @@ class _Known:
 class Freshness:
     """Belongs to one event loop; asks the log on threads of its own."""
 
-    def __init__(self, log: Log, lanes: IngestLanes, searchers: Searchers, clock: Clock) -> None:
+    def __init__(self, log: Log, registry: Registry, searchers: Searchers, clock: Clock) -> None:
         self._log = log
-        self._lanes = lanes
+        self._registry = registry
+        self._lanes = registry.lanes
         self._searchers = searchers
         self._clock = clock
         self._known: dict[tuple[str, str], _Known] = {}
@@ -137,7 +139,10 @@ class Freshness:
     def _committed(self, topic: str, p: Position, deadline: Deadline) -> bool:
         """Whether ingest is beyond it, looked at for a while."""
         wait_s = min(LOOK_S, deadline.left_s())
-        return self._log.wait_committed(Group.INGEST, topic, p.partition, p.offset, wait_s=wait_s)
+        if self._log.wait_committed(Group.INGEST, topic, p.partition, p.offset, wait_s=wait_s):
+            return True
+        tp = (topic, p.partition)
+        return ingested(self._log, self._registry, [tp]).get(tp, 0) > p.offset  # the log may have forgotten it
 
     def _wait_for_lane(
         self, p: Position, tenant: Tenant, generation: Generation, deadline: Deadline, abandoned: threading.Event
@@ -215,7 +220,7 @@ class Freshness:
         topic = tenant.documents_topic
         times: list[int] = []
         partitions = self._log.topics(topic).get(topic, 0)
-        committed = self._log.committed(Group.INGEST, [(topic, p) for p in range(partitions)])
+        committed = ingested(self._log, self._registry, [(topic, p) for p in range(partitions)])
         for p in range(partitions):
             place = max(committed.get((topic, p), 0), self._log.begin(topic, p))
             if place < self._log.end(topic, p):

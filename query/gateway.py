@@ -36,6 +36,7 @@ from tenants.audit import Audit
 from tenants.entities import Collection, EmbeddingModel, Generation
 from tenants.jobs import Jobs
 from tenants.keys import Keys
+from tenants.positions import PartitionState
 from tenants.registry import Registry
 from vicinage import __version__
 from vicinage.clock import Clock, Deadline
@@ -95,7 +96,7 @@ class Gateway:
     def __post_init__(self) -> None:
         s = self.settings
         made: dict[str, Any] = {"searchers": Searchers(self.all_searchers)}
-        made["freshness"] = Freshness(self.log, self.registry.lanes, made["searchers"], self.clock)
+        made["freshness"] = Freshness(self.log, self.registry, made["searchers"], self.clock)
         made["key_gate"] = KeyGate(self.keys, Failures(s.key_failures_per_s, self.clock.monotonic))
         made["readiness"] = Readiness(self.registry, self.log, made["searchers"], self.slots_total, self.embedder_ready)
         made["recall"] = RecallMonitor(
@@ -140,6 +141,7 @@ class Gateway:
         waits_of: dict[str, list[Waiting]] = {}
         for fact in await run_in_threadpool(waiting, self.registry, self.log, tenant):
             waits_of.setdefault(fact["tenant"], []).append(fact)
+        not_reading = await run_in_threadpool(self.registry.positions.not_reading, tenant)
         lags_of: dict[str, list[int | None]] = {}
         for c in self.registry.collections(tenant):
             lags_of.setdefault(c.tenant, []).append(await self._lag(c, stats))
@@ -160,6 +162,7 @@ class Gateway:
                     "n": len(recent),
                     "replayed": replayed,
                     "waiting": waits_of.get(t.name, []),
+                    **_ingest(t.name, not_reading),
                 }
             )
         return rows
@@ -168,6 +171,17 @@ class Gateway:
         live = collection.generation()
         watermarks = {slot: at for s in stats for slot, at in s.watermarks.items() if slot in live.slots}
         return await self.freshness.lag_ms(self.registry.tenant(collection.tenant), live, watermarks)
+
+
+def _ingest(tenant: str, not_reading: Sequence[PartitionState]) -> dict[str, Any]:
+    """Returns whether ingest reads the tenant's topic, and each partition that it does not read."""
+    own = [s for s in not_reading if s.tenant == tenant]
+    state = next((each for each in ("halted", "resuming", "waiting") if any(s.state == each for s in own)), "reading")
+    named = [
+        {name: getattr(s, name) for name in ("partition", "state", "kind", "reason", "since_ms", "position")}
+        for s in own
+    ]
+    return {"ingest": state, "partitions": named}
 
 
 class Api(FastAPI):

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from query.scatter import Searchers
-from tenants.entities import Group, IngestLane
+from tenants.entities import IngestLane
+from tenants.ingested import ingested
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Clock, Deadline
@@ -77,7 +78,7 @@ class LagSweep:
         topics = [t.documents_topic for t in self._registry.tenants()]
         partitions = self._log.topics()
         every = [(topic, p) for topic in topics for p in range(partitions.get(topic, 0))]
-        committed = self._log.committed(Group.INGEST, every)
+        committed = ingested(self._log, self._registry, every)
         for topic, partition in every:
             yield from self._first(topic, partition, committed.get((topic, partition), 0))
         for lane in self._registry.lanes.every():

@@ -6,6 +6,7 @@ a stuck ingest or a searcher that does not advance is seen, whatever the state o
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,8 +106,15 @@ class Readiness:
             self._write_and_wait(parts),
             self._part(parts["searcher"], "searcher", self._search()),
         )
+        await self._count_halted(parts["ingest"])
         self._known = time.monotonic(), parts
         return parts
+
+    async def _count_halted(self, part: Part) -> None:
+        """Say how many partitions are halted: that is their tenants' trouble, not the platform's."""
+        with contextlib.suppress(VicinageError, TimeoutError):
+            states = await asyncio.wait_for(self._look(self._registry.positions.not_reading), LIMIT_S)
+            part["halted_partitions"] = sum(s.state == "halted" for s in states)
 
     async def _part(self, part: Part, name: str, work: Coroutine[Any, Any, T]) -> T | None:
         """What `work` comes to, and the part ready; or why it is not, as an event: the answer is for everybody to read."""

@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -33,6 +33,7 @@ from tenants.entities import (
     TenantState,
 )
 from tenants.ingest_lanes import IngestLanes
+from tenants.positions import Positions
 from vicinage.catalog import change, look
 from vicinage.clock import Clock
 from vicinage.errors import Conflict, NotFound, Refused
@@ -117,6 +118,8 @@ class Registry:
         self._view = _View()
         self.lanes = IngestLanes(engine, clock)
         """How far ingest is with generations that it writes apart from their partition."""
+        self.positions = Positions(engine, clock)
+        """Where ingest is in each partition, and whether it reads it."""
         self.refresh()
 
     def refresh(self) -> int:
@@ -180,6 +183,10 @@ class Registry:
         return self._view.maps.get(tenant, ())
 
     # changing
+
+    def change(self, actor: str) -> AbstractContextManager[Change]:
+        """Returns an open change of the catalog; call `refresh` after it."""
+        return changing(self._engine, self._clock, actor)
 
     def append_partition_map(self, tenant: str, made: PartitionMap, *, epoch: int, actor: str) -> None:
         """Records the tenant's next partition map. Raises Conflict where another process has recorded `epoch` first."""

@@ -53,6 +53,19 @@ partition_maps = Table(
     Column("created_ms", BigInteger, nullable=False),
     Column("row_version", BigInteger, nullable=False, index=True),
 )
+ingest_partitions = Table(
+    "ingest_partitions",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("topic_id", String(64), nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("since_ms", BigInteger, nullable=False),
+    Column("kind", String(32), nullable=True),
+    Column("reason", Text, nullable=True),
+    Column("updated_ms", BigInteger, nullable=False),
+)
 keys = Table(
     "keys",
     metadata,

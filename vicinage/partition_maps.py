@@ -61,6 +61,14 @@ def epoch_of(maps: Sequence[PartitionMap], position: Position, collection: str, 
     return at_home[0] if at_home else None
 
 
+def until(maps: Sequence[PartitionMap], topic_id: str | None) -> Sequence[PartitionMap]:
+    """Returns the maps up to the last one of that topic: those under which a record of it may have been written."""
+    n = len(maps)
+    while topic_id is not None and n and maps[n - 1].topic_id != topic_id:
+        n -= 1
+    return maps[:n] or maps
+
+
 def version_of(maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str) -> int:
     """Returns the version of a document's record. Raises Refused, which names the right partition."""
     epoch = epoch_of(maps, position, collection, document_id)

@@ -139,6 +139,11 @@ class IngestSettings(_Group):
     )
     discover_s: float = Field(default=1.0, gt=0, le=60, description="how often new tenants' topics are looked for")
     partitions: int = Field(default=1, ge=1, le=1_024, description="partitions of a new tenant's documents topic")
+    recommit_s: float = Field(
+        default=600.0,
+        ge=1,
+        description="how often an idle partition's position is committed again; less than the broker's offsets.retention.minutes",
+    )
     metrics_port: Port = Field(
         default=0, description="port of the /metrics of ingest and indexer; 0: two after the gateway's"
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -13,7 +14,7 @@ from indexer import reindex
 from ingest.embedding.check import described
 from query.api.collections import FIELDS, create_for, facts, facts_of
 from query.api.http import answer, check_confirmed, gateway, integer, json_object, name_in, number, principal, typed
-from tenants import provisioning
+from tenants import provisioning, resuming
 from tenants.entities import EmbeddingModel, Job, Key, Tenant
 from tenants.registry import WINDOW_MIN, check_entry
 from vicinage.errors import Conflict, Refused
@@ -76,6 +77,19 @@ async def resume_tenant(tenant: str, request: Request) -> Response:
     """Undo a suspension."""
     house, actor = await _operator(request)
     return answer(_shown(house, await run_in_threadpool(house.registry.resume_tenant, tenant, actor=actor)))
+
+
+@router.post("/tenants/{tenant}/resume-ingest", response_model=None)
+async def resume_ingest(tenant: str, request: Request) -> Response:
+    """Says where each halted partition goes on and what that skips; decides so unless `dry_run` is true."""
+    house, actor = await _operator(request)
+    value = await json_object(request, frozenset({"dry_run"}))
+    found = house.registry.tenant(tenant)
+    if typed(value, "dry_run", bool, "true: change nothing"):
+        plan = await run_in_threadpool(resuming.plan, house.log, house.registry, found)
+    else:
+        plan = await run_in_threadpool(partial(resuming.apply, house.log, house.registry, found, actor=actor))
+    return answer(resuming.facts(plan))
 
 
 @router.delete("/tenants/{tenant}", response_model=None)

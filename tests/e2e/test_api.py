@@ -463,6 +463,26 @@ def test_freshness_per_tenant(call: Caller) -> None:
     assert (row["tenant"], row["lag_ms"], row["n"], row["replayed"]) == (name, 0, 1, 0)
     assert 0 <= row["p50_ms"] <= row["p99_ms"] < 15_000
     assert name in [r["tenant"] for r in call.admin("GET", "/freshness")]
+    assert (row["ingest"], row["partitions"]) == ("reading", [])
+
+
+def test_a_topic_that_was_made_anew_is_seen_and_resumed(call: Caller) -> None:
+    name, key = call.tenant()
+    call.collection(key)
+    call.search(key, vector=[1, 0, 0, 0], wait_for=call.write(key, [doc("old", 1, 0, 0, 0)]))
+    log, topic = call.base.log, f"vicinage.docs.{name}"
+    log.delete_topic(topic)
+    log.ensure_topic(topic)
+    eventually(lambda: call.admin("GET", f"/freshness?tenant={name}")[0]["ingest"] == "halted")
+    [partition] = call.admin("GET", f"/freshness?tenant={name}")[0]["partitions"]
+    assert (partition["kind"], partition["position"]) == ("topic_replaced", 1)
+    plan = call.admin("POST", f"/tenants/{name}/resume-ingest", {"dry_run": True})
+    assert [(p["resume_at"], p["skipped"]) for p in plan["partitions"]] == [(0, None)]
+    token = call.write(key, [doc("new", 0, 1, 0, 0)])
+    assert call.admin("POST", f"/tenants/{name}/resume-ingest", {}) == plan
+    hits = call.search(key, vector=[0, 1, 0, 0], k=5, wait_for=token)["hits"]
+    assert sorted(h["document_id"] for h in hits) == ["new", "old"]
+    eventually(lambda: call.admin("GET", f"/freshness?tenant={name}")[0]["ingest"] == "reading")
 
 
 def test_models_are_listed(call: Caller) -> None:

@@ -49,7 +49,7 @@ def test_a_topic_made_anew_halts_its_tenant_alone_and_none_of_its_records_is_ski
     [((topic, partition), halt)] = ingest._halts.known().items()
     assert (topic, partition, halt.kind) == (anew.documents_topic, 0, "topic_replaced")
     assert committed(base, anew) == 0, "the new topic has no position yet"
-    ingest._reader.close()
+    ingest.stop()
 
 
 def test_of_one_topic_the_partition_whose_records_are_gone_halts_and_the_other_is_read(base) -> None:
@@ -62,4 +62,4 @@ def test_of_one_topic_the_partition_whose_records_are_gone_halts_and_the_other_i
     stepping(ingest, lambda: committed(base, tenant, 1) == 1)
     assert {tp: halt.kind for tp, halt in ingest._halts.known().items()} == {(tenant.documents_topic, 0): "offset_gone"}
     assert committed(base, tenant) == 1
-    ingest._reader.close()
+    ingest.stop()

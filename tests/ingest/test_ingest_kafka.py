@@ -11,8 +11,12 @@ from servers import NoUtf8
 
 from cluster.wiring import ground
 from ingest import dead_letters
-from tenants import provisioning
+from tenants import provisioning, resuming
 from tenants.entities import Group
+from tenants.ingested import ingested
+from vicinage.log import Record
+from vicinage.partition_maps import unpack_version
+from vicinage.records import Position
 from vicinage.routing import document_key, home_of
 from vicinage.wire import decode_rows
 
@@ -53,7 +57,7 @@ def test_ingest_takes_what_a_transaction_committed_and_reaches_the_end_whatever_
         ]
         assert len(ours) == 1, "what was aborted never was"
     finally:
-        ingest._reader.close()
+        ingest.stop()
         base.close()
 
 
@@ -88,7 +92,7 @@ def test_a_record_that_cannot_be_decoded_is_a_dead_letter_and_the_next_goes_thro
         read = base.log.read("vicinage.vectors", generation.slots[0], generation.starts[0])
         assert len([s for s in read if name.encode() in s.record.key]) == 1
     finally:
-        ingest._reader.close()
+        ingest.stop()
         base.close()
 
 
@@ -150,5 +154,76 @@ def test_a_real_producers_key_that_moves_when_partitions_are_added_keeps_its_ord
             base.registry.refresh()
             assert [m.partitions for m in base.registry.partition_maps(name)] == [2, 5]
         finally:
-            ingest._reader.close()
+            ingest.stop()
             base.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.xdist_group("kafka")
+def test_offsets_that_the_broker_has_forgotten_and_a_topic_made_anew_lose_nothing(
+    tmp_path: Path, kafka_servers: str
+) -> None:
+    from kafka import KafkaAdminClient
+    from kafka import TopicPartition as Tp
+
+    base = ground(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    name = f"team-{uuid.uuid4().hex[:8]}"
+    tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
+    provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
+    tp = (tenant.documents_topic, 0)
+
+    def send(*ids: str) -> None:
+        values = [orjson.dumps({"collection": "docs", "id": i, "vector": [1, 0, 0]}) for i in ids]
+        base.log.append(*tp, [Record(value) for value in values])
+
+    def written() -> list[tuple[str, int]]:
+        [generation] = base.registry.collection(name, "docs").generations
+        read = base.log.read("vicinage.vectors", generation.slots[0], generation.starts[0])
+        batches = [decode_rows(s.record.value).batch for s in read if name.encode() in s.record.key]
+        return [(row["document_id"], row["version"]) for batch in batches for row in batch.to_pylist()]
+
+    def saved() -> list[tuple[str, str | None, int]]:
+        return [(s.state, s.kind, s.position) for s in base.registry.positions.of(name)]
+
+    def working(true) -> None:
+        def step() -> bool:
+            ingest.step(wait_s=0.1)
+            return bool(true())
+
+        eventually(step, wait_s=40)
+
+    ingest = make_ingest(base)
+    try:
+        send("a", "b")
+        working(lambda: saved() == [("reading", None, 2)])
+        ingest.drain()
+        with KafkaAdminClient(bootstrap_servers=kafka_servers) as admin:
+            admin.delete_group_offsets(Group.INGEST, [Tp(*tp)])
+        assert base.log.committed(Group.INGEST, [tp]) == {}
+        assert ingested(base.log, base.registry, [tp]) == {tp: 2}, "a wait for an old token is answered"
+        ingest._book._recommit_s = 0.0
+        working(lambda: base.log.committed(Group.INGEST, [tp]) == {tp: 2})
+        with KafkaAdminClient(bootstrap_servers=kafka_servers) as admin:
+            admin.delete_group_offsets(Group.INGEST, [Tp(*tp)])
+        ingest.stop()
+        ingest = make_ingest(base)
+        working(lambda: base.log.committed(Group.INGEST, [tp]) == {tp: 2})
+        assert len(written()) == 2, "nothing is ingested twice"
+        base.log.delete_topic(tp[0])
+        base.log.ensure_topic(tp[0])
+        send("b", "c", "d")
+        working(lambda: saved() == [("halted", "topic_replaced", 2)])
+        resuming.apply(base.log, base.registry, tenant, actor="test")
+        working(lambda: saved() == [("reading", None, 3)])
+        newest: dict[str, int] = {}
+        for document_id, version in written():
+            newest[document_id] = max(newest.get(document_id, -1), version)
+        assert {i: unpack_version(v) for i, v in newest.items()} == {
+            "a": (0, Position(0, 0)),
+            "b": (1, Position(0, 0)),
+            "c": (1, Position(0, 1)),
+            "d": (1, Position(0, 2)),
+        }
+    finally:
+        ingest.stop()
+        base.close()

@@ -46,7 +46,7 @@ def ingested(base, tenant: Tenant) -> None:
     ingest = make_ingest(base)
     tps = [(tenant.documents_topic, p) for p in range(base.log.topics()[tenant.documents_topic])]
     stepping(ingest, lambda: base.log.committed(Group.INGEST, tps) == {tp: base.log.end(*tp) for tp in tps})
-    ingest._reader.close()
+    ingest.stop()
 
 
 def standing(base) -> dict[str, str]:

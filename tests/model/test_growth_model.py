@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from house import make_ingest, open_ground
+from house import eventually, make_ingest, open_ground
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ingest import dead_letters, intake
 from ingest.documents import parse_json
 from ingest.rules import Rules
-from tenants import provisioning
+from tenants import provisioning, resuming
 from tenants.entities import Group
 from vicinage.clock import ManualClock
 from vicinage.log import Record
@@ -54,7 +54,7 @@ class Growth(RuleBasedStateMachine):
 
     def _written(self, name: str, text: str | None, n: int) -> None:
         newest, _, _ = self.expected.get(name, (0, 0, None))
-        if n >= newest or home_of("docs", name, n) == home_of("docs", name, newest):
+        if n >= newest or newest == 0 or home_of("docs", name, n) == home_of("docs", name, newest):
             self.expected[name] = (max(n, newest), self.n_written, text)
         self.n_written += 1
 
@@ -107,6 +107,19 @@ class Growth(RuleBasedStateMachine):
         if n <= MOST:
             self.sizes.append(self.base.log.add_partitions(self.tenant.documents_topic, n))
 
+    @rule(partitions=st.integers(1, 3))
+    def delete_the_topic_and_resume_in_a_new_one(self, partitions: int) -> None:
+        self._catch_up()
+        topic = self.tenant.documents_topic
+        self.base.log.delete_topic(topic)
+        self.base.log.ensure_topic(topic, partitions)
+        states = self.base.registry.positions
+        eventually(lambda: self.ingest_some() or any(s.state == "halted" for s in states.of("acme")))
+        resuming.apply(self.base.log, self.base.registry, self.tenant, actor="test")
+        eventually(lambda: self.ingest_some() or not states.resuming())
+        self.sizes = [partitions]
+        self.expected = {name: (0, number, text) for name, (_, number, text) in self.expected.items()}
+
     @rule()
     def ingest_some(self) -> None:
         self.base.clock.advance(1)
@@ -123,8 +136,7 @@ class Growth(RuleBasedStateMachine):
         self.ingest = make_ingest(self.base)
 
     def _end_ingest(self) -> None:
-        self.ingest._pool.shutdown(wait=True)
-        self.ingest._reader.close()
+        self.ingest.stop()
 
     def _catch_up(self) -> None:
         tps = [(self.tenant.documents_topic, p) for p in range(self.sizes[-1])]
@@ -163,7 +175,7 @@ class Growth(RuleBasedStateMachine):
 
 TestGrowth = Growth.TestCase
 TestGrowth.settings = settings(
-    max_examples=30,
+    max_examples=8,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),

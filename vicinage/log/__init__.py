@@ -74,8 +74,10 @@ class Reader(Protocol):
     themselves (all but STICKY) are looked at again every few seconds, and reading goes on without help.
     """
 
-    def add(self, topic: str, partition: int, start: int, *, topic_id: str | None = None) -> None:
-        """Read this partition too, from offset `start`; ends its halt.
+    def add(
+        self, topic: str, partition: int, start: int, *, topic_id: str | None = None, halt: Halt | None = None
+    ) -> None:
+        """Read this partition too, from offset `start`; ends its halt. With `halt`, it begins halted so.
 
         With `topic_id`, a topic of another identity is halted as topic_replaced. None: the topic that
         has the name at the first poll.

@@ -65,7 +65,9 @@ class KafkaReader:
         self._changed = True
         self._listed = -1.0
 
-    def add(self, topic: str, partition: int, start: int, *, topic_id: str | None = None) -> None:
+    def add(
+        self, topic: str, partition: int, start: int, *, topic_id: str | None = None, halt: Halt | None = None
+    ) -> None:
         """See Reader."""
         tp = (topic, partition)
         known = self._ids.get(tp)
@@ -77,6 +79,8 @@ class KafkaReader:
             self._reconnect()  # what the consumer remembers of the topic (leader epochs) is of the old one
         self._new.add(tp)
         self._listed = -1.0
+        if halt is not None:
+            self._halted[tp] = halt
 
     def remove(self, topic: str, partition: int) -> None:
         """See Reader."""

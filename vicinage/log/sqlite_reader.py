@@ -38,13 +38,18 @@ class SqliteReader:
         for (topic, partition), start in starts.items():
             self.add(topic, partition, start)
 
-    def add(self, topic: str, partition: int, start: int, *, topic_id: str | None = None) -> None:
+    def add(
+        self, topic: str, partition: int, start: int, *, topic_id: str | None = None, halt: Halt | None = None
+    ) -> None:
         """See Reader."""
         self.remove(topic, partition)
         self._places[topic, partition] = start
         if topic_id is not None:
             self._ids[topic, partition] = topic_id
-        self._new.add((topic, partition))
+        if halt is None:
+            self._new.add((topic, partition))
+        else:
+            self._halted[topic, partition] = halt
 
     def remove(self, topic: str, partition: int) -> None:
         """Stop reading this partition."""

@@ -1,0 +1,180 @@
+"""Ingest's positions and what the catalog is told of them: where to begin, what was committed, which partitions halt.
+
+The log's own position comes first. Where the log has forgotten it, the catalog's copy is taken, and committed again.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from tenants.entities import Group
+from tenants.positions import PREFIX, PartitionState, Positions, State
+from vicinage.clock import Clock
+from vicinage.errors import NotFound, Unavailable
+from vicinage.log import STICKY, Halt, Log, TopicPartition
+from vicinage.telemetry import events
+
+SAVE_S: Final = 2.0
+"""How often changed positions are written to the catalog."""
+_event = events("ingest")
+
+
+class PositionBook:
+    """One thread calls everything but `committed`, which any may."""
+
+    def __init__(self, log: Log, positions: Positions, clock: Clock, *, recommit_s: float) -> None:
+        self._log = log
+        self._positions = positions
+        self._clock = clock
+        self._recommit_s = recommit_s
+        self._committed: dict[TopicPartition, tuple[int, float]] = {}
+        """The position last committed of each partition, and when (monotonic)."""
+        self._saved: dict[TopicPartition, PartitionState] = {}
+        self._waiting: frozenset[TopicPartition] = frozenset()
+        self._saved_at = clock.monotonic()  # what halts is known once the partitions were read
+        self._resumed_version = -1
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ingest-positions")
+        self._writing: Future[None] | None = None
+
+    # where to begin
+
+    def starts(
+        self, tps: Sequence[TopicPartition], topic_ids: Mapping[str, str]
+    ) -> dict[TopicPartition, tuple[int, Halt | None]]:
+        """Returns where each partition is read from, and the halt that outlasted the last process. Raises Unavailable."""
+        if not tps:
+            return {}
+        in_log = self._log.committed(Group.INGEST, tps)
+        saved = {
+            s.topic_partition(): s for s in self._positions.of() if s.topic_id == topic_ids.get(s.topic_partition()[0])
+        }
+        restored = {
+            tp: saved[tp].position for tp in tps if tp in saved and (tp not in in_log or saved[tp].state == "resuming")
+        }
+        self._restore(restored, topic_ids)
+        found: dict[TopicPartition, tuple[int, Halt | None]] = {}
+        for tp in tps:
+            place = restored.get(tp, in_log.get(tp, -1))
+            found[tp] = (place if place >= 0 else self._begin(tp)), _lasting(saved.get(tp))
+            if place >= 0:
+                self._committed[tp] = place, self._clock.monotonic()
+        for tp in restored:
+            if saved[tp].state == "resuming":
+                self._positions.resumed(saved[tp])
+        return found
+
+    def _restore(self, positions: Mapping[TopicPartition, int], topic_ids: Mapping[str, str]) -> None:
+        """Commit again what the log has forgotten, unless the topic is another one now: the reader halts it then."""
+        if not positions:
+            return
+        now = self._log.topic_ids(PREFIX)
+        same = {tp: at for tp, at in positions.items() if now.get(tp[0]) == topic_ids.get(tp[0])}
+        if same:
+            self._log.commit(Group.INGEST, same)
+            _event.warning("positions.restored", partitions=len(same), first=f"{min(same)[0]}/{min(same)[1]}")
+
+    def _begin(self, tp: TopicPartition) -> int:
+        try:
+            return self._log.begin(*tp)
+        except NotFound:
+            return 0  # the reader says that there is no such partition
+
+    # what an operator decided
+
+    def resuming(self, version: int) -> list[PartitionState]:
+        """Returns partitions with a new position, where the catalog has changed to `version` since the last call."""
+        return [] if version == self._resumed_version else self._positions.resuming()
+
+    def resume(self, taken: PartitionState) -> None:
+        """Commits the new position; the partition is read from it when this returns."""
+        tp = taken.topic_partition()
+        self._log.commit(Group.INGEST, {tp: taken.position})
+        self.committed({tp: taken.position})
+        self._positions.resumed(taken)
+        self._saved.pop(tp, None)
+
+    def all_resumed(self, version: int) -> None:
+        """Says that nothing of that catalog version is left to resume."""
+        self._resumed_version = version
+
+    # what was committed
+
+    def committed(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Notes positions that are durable in the log."""
+        now = self._clock.monotonic()
+        self._committed.update({tp: (at, now) for tp, at in positions.items()})
+
+    def is_due(self, tp: TopicPartition) -> bool:
+        """Returns whether an idle partition's position is to be committed again, so that the log does not forget it."""
+        known = self._committed.get(tp)
+        return known is not None and self._clock.monotonic() - known[1] >= self._recommit_s
+
+    def forget(self, tp: TopicPartition) -> None:
+        """The partition is not read any more."""
+        self._committed.pop(tp, None)
+        self._saved.pop(tp, None)
+
+    # what the catalog is told
+
+    def tend(
+        self,
+        topic_ids: Mapping[str, str],
+        halts: Mapping[TopicPartition, Halt],
+        full: Iterable[TopicPartition],
+    ) -> None:
+        """Writes what has changed, in the background, every SAVE_S. `full`: partitions that are not read on now."""
+        at = self._clock.monotonic()
+        if self._writing is not None and not self._writing.done():
+            return
+        if at - self._saved_at < SAVE_S:
+            return
+        self._saved_at = at
+        was, self._waiting = self._waiting, frozenset(full)
+        waiting = was & self._waiting  # at two looks in a row
+        changed = [s for tp in {*self._committed, *halts} if (s := self._state(tp, topic_ids, halts, waiting))]
+        if changed:
+            self._writing = self._writer.submit(self._save, changed)
+
+    def _state(
+        self,
+        tp: TopicPartition,
+        topic_ids: Mapping[str, str],
+        halts: Mapping[TopicPartition, Halt],
+        waiting: frozenset[TopicPartition],
+    ) -> PartitionState | None:
+        """Returns the partition's state if the catalog has another."""
+        if tp[0] not in topic_ids:
+            return None
+        halt, known = halts.get(tp), self._saved.get(tp)
+        position = self._committed[tp][0] if tp in self._committed else 0
+        tenant, topic_id = tp[0].removeprefix(PREFIX), topic_ids[tp[0]]
+        if halt is not None:
+            if known and (known.state, known.kind, known.reason) == ("halted", halt.kind, halt.reason):
+                return None
+            return PartitionState(
+                tenant, tp[1], topic_id, halt.position, "halted", halt.since_ms, halt.kind, halt.reason
+            )
+        state: State = "waiting" if tp in waiting else "reading"
+        if known and (known.state, known.position, known.topic_id) == (state, position, topic_id):
+            return None
+        since_ms = known.since_ms if known and known.state == state else self._clock.now_ms()
+        return PartitionState(tenant, tp[1], topic_id, position, state, since_ms)
+
+    def _save(self, states: Sequence[PartitionState]) -> None:
+        try:
+            self._positions.save(states)
+        except Unavailable as away:
+            _event.warning("the catalog is away", reason=str(away))
+            return
+        self._saved.update({s.topic_partition(): s for s in states})
+
+    def close(self) -> None:
+        """Ends its thread. Idempotent."""
+        self._writer.shutdown(wait=True, cancel_futures=True)
+
+
+def _lasting(saved: PartitionState | None) -> Halt | None:
+    """Returns the halt that a new process keeps: one that only an operator ends."""
+    if saved is None or saved.state != "halted" or saved.kind not in STICKY or saved.kind == "topic_replaced":
+        return None
+    return Halt(saved.kind, saved.reason or "", saved.since_ms, saved.position)

@@ -1,0 +1,211 @@
+"""`vicinage tenant resume-ingest`: where each halted partition goes on, and what that skips.
+
+`plan` looks, `apply` decides in one change of the catalog, with its audit record; ingest takes the positions up within
+seconds. A partition that goes on by itself once its cause is gone (unauthorized) is left as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from sqlalchemy import delete, update
+
+from tenants import partitions, tables
+from tenants.entities import Tenant
+from tenants.positions import PartitionState, upsert
+from tenants.provisioning import ensure_topics
+from tenants.registry import Change, Registry
+from vicinage.errors import NotFound, Refused
+from vicinage.log import Log
+from vicinage.partition_maps import PartitionMap
+
+_P: Final = tables.ingest_partitions
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """One partition. `resume_at` None: it goes on by itself. `skipped_records` None: nobody knows how many.
+
+    `skipped` are the offsets [from, to) that are never ingested; None where none are.
+    """
+
+    partition: int
+    kind: str
+    reason: str
+    position: int
+    resume_at: int | None
+    skipped: tuple[int, int] | None
+    skipped_records: int | None
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What resuming does. `topic_id` None: the topic is created again first. `anew`: it is another topic than before."""
+
+    tenant: str
+    topic_id: str | None
+    n_partitions: int
+    anew: bool
+    partitions: tuple[Resumption, ...]
+
+
+def plan(log: Log, registry: Registry, tenant: Tenant) -> Plan:
+    """Returns what `apply` would do now; changes nothing. Raises Unavailable."""
+    registry.refresh()
+    topic, states = tenant.documents_topic, registry.positions.of(tenant.name)
+    maps, topic_id = registry.partition_maps(tenant.name), log.topic_ids(tenant.documents_topic).get(topic)
+    if maps and topic_id != maps[-1].topic_id and any(s.state == "halted" for s in states):
+        n = log.partitions(topic) if topic_id else maps[-1].partitions
+        known = {s.partition: s for s in states}
+        found = [_anew(log, topic, p, known.get(p), missing=topic_id is None) for p in range(n)]
+        return Plan(tenant.name, topic_id, n, anew=True, partitions=tuple(found))
+    found = [_one(log, topic, s) for s in states if s.state == "halted"]
+    n = maps[-1].partitions if maps else len(states)
+    return Plan(tenant.name, topic_id, n, anew=False, partitions=tuple(found))
+
+
+def apply(log: Log, registry: Registry, tenant: Tenant, *, actor: str) -> Plan:
+    """Decides as `plan` says; durable on return. Raises Conflict where the topic's partitions changed meanwhile."""
+    made = plan(log, registry, tenant)
+    if made.topic_id is None and made.anew:
+        ensure_topics(log, tenant, made.n_partitions)
+        made = plan(log, registry, tenant)
+    moved = [r for r in made.partitions if r.resume_at is not None]
+    if not moved:
+        return made
+    maps = registry.partition_maps(tenant.name)
+    again = made.anew or any(r.kind == "beyond_end" for r in moved)
+    new_map = _map(log, tenant, made, moved) if again else None
+    with registry.change(actor) as at:
+        if new_map is not None:
+            stamp = {"created_ms": at.now_ms, "row_version": at.version}
+            partitions.append(at.connection, stamp, tenant.name, new_map, epoch=len(maps))
+        if made.anew:
+            _forget_offsets(at, tenant.name)
+        _move_lanes(at, tenant.name, moved)
+        topic_id = made.topic_id or ""
+        rows = [
+            PartitionState(tenant.name, r.partition, topic_id, r.resume_at or 0, "resuming", at.now_ms) for r in moved
+        ]
+        at.connection.execute(
+            delete(_P).where(_P.c.tenant == tenant.name, _P.c.partition.in_([r.partition for r in moved]))
+        )
+        at.connection.execute(
+            upsert(at.connection.dialect.name), [{**asdict(row), "updated_ms": at.now_ms} for row in rows]
+        )
+        at.note("tenant.resume_ingest", tenant.name, after=facts(made))
+    registry.refresh()
+    return made
+
+
+def facts(made: Plan) -> dict[str, Any]:
+    """Returns the plan as JSON."""
+    return asdict(made)
+
+
+def _map(log: Log, tenant: Tenant, made: Plan, moved: Sequence[Resumption]) -> PartitionMap:
+    """Returns the map under which what is read again wins over everything before."""
+    begins = {r.partition: r.resume_at for r in moved}
+    starts = [
+        begin if (begin := begins.get(p)) is not None else log.end(tenant.documents_topic, p)
+        for p in range(made.n_partitions)
+    ]
+    return PartitionMap(made.topic_id or "", made.n_partitions, tuple(starts))
+
+
+def _forget_offsets(at: Change, tenant: str) -> None:
+    """Offsets of the earlier topic say nothing about the new one: what lies in it now belongs to today's collections."""
+    c = tables.collections
+    change = update(c).where(c.c.tenant == tenant, c.c.state == "active")
+    at.connection.execute(change.values(first_offsets="[]", row_version=at.version))
+    at.connection.execute(delete(_P).where(_P.c.tenant == tenant))
+
+
+def _move_lanes(at: Change, tenant: str, moved: Sequence[Resumption]) -> None:
+    """Lanes owe nothing of what is skipped, and nothing at all where the partition is read again from its beginning."""
+    lane = tables.ingest_lanes
+    for r in moved:
+        of_it = (lane.c.tenant == tenant, lane.c.partition == r.partition)
+        if r.kind in ("offset_gone", "unreadable"):
+            behind = update(lane).where(*of_it, lane.c.position < r.resume_at)
+            at.connection.execute(behind.values(position=r.resume_at))
+        else:
+            at.connection.execute(delete(lane).where(*of_it))
+
+
+def _anew(log: Log, topic: str, partition: int, known: PartitionState | None, *, missing: bool) -> Resumption:
+    begin = 0 if missing else log.begin(topic, partition)
+    position = known.position if known else 0
+    effect = (
+        "the topic is created again, empty" if missing else "the topic that has the name now is read from its beginning"
+    )
+    return Resumption(
+        partition,
+        "topic_missing" if missing else "topic_replaced",
+        (known.reason if known else None) or "the topic was deleted and created again",
+        position,
+        resume_at=begin,
+        skipped=None,
+        skipped_records=None,
+        effect=f"{effect}; what the earlier topic had from offset {position} on is gone with it",
+    )
+
+
+def _one(log: Log, topic: str, state: PartitionState) -> Resumption:
+    p, position = state.partition, state.position
+    resume_at: int | None = None
+    skipped: tuple[int, int] | None = None
+    effect = "nothing: it goes on by itself once its cause is gone"
+    try:
+        match state.kind:
+            case "offset_gone":
+                resume_at = max(position, log.begin(topic, p))
+                skipped, effect = (
+                    (position, resume_at),
+                    "retention has removed these records; reading goes on behind them",
+                )
+            case "unreadable":
+                resume_at = first_readable(log, topic, p, position)
+                skipped, effect = (position, resume_at), "these records cannot be read; reading goes on behind them"
+            case "beyond_end":
+                resume_at = log.begin(topic, p)
+                effect = f"all {log.end(topic, p) - resume_at} records that the partition has are ingested again"
+    except NotFound:
+        pass
+    skipped = skipped if skipped and skipped[1] > skipped[0] else None
+    return Resumption(
+        p,
+        state.kind or "",
+        state.reason or "",
+        position,
+        resume_at,
+        skipped,
+        skipped[1] - skipped[0] if skipped else 0,
+        effect,
+    )
+
+
+def first_readable(log: Log, topic: str, partition: int, start: int) -> int:
+    """Returns the lowest offset ≥ `start` that can be read from; the end where none can. About 2 log2(n) reads."""
+    end = log.end(topic, partition)
+    low, step = start, 1  # nothing below `low` can be read from
+    while low < end and not _readable(log, topic, partition, low):
+        bad, low, step = low, min(low + step, end), step * 2
+    if low == start:
+        return start
+    while low - bad > 1:
+        middle = (bad + low) // 2
+        if _readable(log, topic, partition, middle):
+            low = middle
+        else:
+            bad = middle
+    return low
+
+
+def _readable(log: Log, topic: str, partition: int, offset: int) -> bool:
+    try:
+        log.read(topic, partition, offset, bytes_max=1)
+    except Refused:
+        return False
+    return True

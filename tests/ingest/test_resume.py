@@ -1,0 +1,143 @@
+"""Halted partitions: they are seen, an operator resumes them, and forgotten positions are remembered."""
+
+import json
+
+import pytest
+from house import eventually, make_ingest
+from sqlalchemy import select
+from test_halts import committed, make_tenant, send, stepping
+
+from tenants import resuming, tables
+from tenants.entities import Group
+from tenants.ingested import ingested
+from vicinage.catalog import look
+from vicinage.wire import decode_rows
+
+
+def states(base, tenant) -> list[tuple]:
+    return [(s.partition, s.state, s.kind, s.position) for s in base.registry.positions.of(tenant.name)]
+
+
+def standing(base) -> set[str]:
+    newest: dict[str, tuple[int, int]] = {}
+    for slot in range(8):
+        for stored in base.log.read("vicinage.vectors", slot, 0, bytes_max=1 << 30):
+            for row in decode_rows(stored.record.value).batch.to_pylist():
+                newest[row["document_id"]] = max(
+                    newest.get(row["document_id"], (-1, 0)), (row["version"], row["passage"])
+                )
+    return {name for name, (_, passage) in newest.items() if passage >= 0}
+
+
+def end(ingest) -> None:
+    ingest.stop()
+
+
+def test_a_topic_made_anew_is_read_from_its_beginning_and_its_small_offsets_win(base) -> None:
+    tenant = make_tenant(base, "anew", partitions=2)
+    send(base, tenant, "old", "both", "both", "both")
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: committed(base, tenant) == 4)
+    stepping(ingest, lambda: (0, "reading", None, 4) in states(base, tenant))
+    base.log.delete_topic(tenant.documents_topic)
+    base.log.ensure_topic(tenant.documents_topic, 1)
+    send(base, tenant, "new")
+    base.log.append(tenant.documents_topic, 0, [deletion("both")])
+    stepping(ingest, lambda: (0, "halted", "topic_replaced", 4) in states(base, tenant))
+    dry = resuming.plan(base.log, base.registry, tenant)
+    assert (dry.anew, [(p.position, p.resume_at, p.skipped) for p in dry.partitions]) == (True, [(4, 0, None)])
+    assert states(base, tenant)[0][1] == "halted", "a dry run changes nothing"
+    assert resuming.apply(base.log, base.registry, tenant, actor="test") == dry
+    stepping(ingest, lambda: committed(base, tenant) == 2)
+    assert standing(base) == {"old", "new"}
+    stepping(ingest, lambda: states(base, tenant) == [(0, "reading", None, 2)])
+    assert ingest._halts.known() == {}
+    with look(base.engine) as connection:
+        records = connection.execute(select(tables.audit).order_by(tables.audit.c.seq.desc())).mappings()
+        record = next(r for r in records if r["action"] == "tenant.resume_ingest")
+    assert (record["actor"], record["subject"]) == ("test", "anew")
+    assert json.loads(record["after"])["partitions"][0]["resume_at"] == 0
+    end(ingest)
+
+
+def deletion(name: str):
+    from vicinage.log import Record
+
+    return Record(None, f"flat/{name}".encode())
+
+
+def test_what_retention_has_removed_is_named_and_skipped_on_demand_alone(base) -> None:
+    tenant = make_tenant(base, "gone")
+    send(base, tenant, "a", "b", "c", "d")
+    base.log.commit(Group.INGEST, {(tenant.documents_topic, 0): 1})
+    base.log.trim(tenant.documents_topic, 0, 3)
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: states(base, tenant) == [(0, "halted", "offset_gone", 1)])
+    end(ingest)
+    [found] = resuming.plan(base.log, base.registry, tenant).partitions
+    assert (found.skipped, found.skipped_records, found.resume_at) == ((1, 3), 2, 3)
+    resuming.apply(base.log, base.registry, tenant, actor="test")
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: committed(base, tenant) == 4)
+    assert standing(base) == {"d"}
+    assert resuming.plan(base.log, base.registry, tenant).partitions == ()
+    end(ingest)
+
+
+def test_a_position_beyond_the_end_outlasts_a_restart_and_resuming_reads_the_partition_again(base) -> None:
+    tenant = make_tenant(base, "beyond")
+    send(base, tenant, "a")
+    base.log.commit(Group.INGEST, {(tenant.documents_topic, 0): 3})
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: states(base, tenant) == [(0, "halted", "beyond_end", 3)])
+    end(ingest)
+    send(base, tenant, "b", "c", "d", "e")
+    ingest = make_ingest(base)
+    stepping(ingest, ingest._halts.known)
+    assert committed(base, tenant) == 3
+    resuming.apply(base.log, base.registry, tenant, actor="test")
+    stepping(ingest, lambda: committed(base, tenant) == 5)
+    assert standing(base) == {"a", "b", "c", "d", "e"}
+    end(ingest)
+
+
+def test_a_position_that_the_log_has_forgotten_is_the_catalogs(base) -> None:
+    tenant = make_tenant(base, "idle")
+    send(base, tenant, "a", "b")
+    tp = (tenant.documents_topic, 0)
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: states(base, tenant) == [(0, "reading", None, 2)])
+    end(ingest)
+    rows = len(base.log.read("vicinage.vectors", base.registry.collection("idle", "flat").generation().slots[0], 0))
+    forget(base, tp)
+    base.registry.refresh()
+    assert ingested(base.log, base.registry, [tp]) == {tp: 2}
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: committed(base, tenant) == 2)
+    again = base.log.read("vicinage.vectors", base.registry.collection("idle", "flat").generation().slots[0], 0)
+    assert len(again) == rows, "nothing is ingested twice"
+    end(ingest)
+
+
+def forget(base, tp: tuple[str, int]) -> None:
+    """As a broker does once offsets.retention.minutes are over."""
+    base.log._submit(lambda c: c.execute("DELETE FROM positions WHERE topic = ? AND partition = ?", tp) and None)
+    assert base.log.committed(Group.INGEST, [tp]) == {}
+
+
+@pytest.mark.parametrize("was", [0, 1])
+def test_an_idle_partitions_position_is_committed_again(base, was: int) -> None:
+    tenant = make_tenant(base, "idle")
+    tp = (tenant.documents_topic, 0)
+    if was:
+        send(base, tenant, "a")
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: committed(base, tenant) == was)
+    forget(base, tp)
+    ingest._book._recommit_s = 0.0
+    if was:
+        stepping(ingest, lambda: base.log.committed(Group.INGEST, [tp]) == {tp: 1})
+    else:
+        eventually(lambda: ingest.step() == 0)
+        assert base.log.committed(Group.INGEST, [tp]) == {}, "there is nothing to remember"
+    end(ingest)
