@@ -13,8 +13,10 @@ holding    which shards a searcher holds: sees the catalog, fetches segments
 residency  which of them lie in memory, and who lets go for whom
 opening    lexical indexes and columns for a first filter, brought in off the threads that search
 loading    a manifest's segments out of the store; what is damaged is noted
+counting   what shards that are not in memory hold, counted without their vectors
 tail       the vectors log → the shards in memory; watermarks
 shard      ★ segments and delta as one searchable whole
+effort     with how much effort an index is searched, and when it is scanned instead
 segment    an immutable set of passages with its index
 delta      what is newer than the segments, in memory
 passages   single passages out of a batch
