@@ -31,6 +31,7 @@ from query.readiness import Readiness
 from query.recall import History, RecallMonitor
 from query.rerank import Reranker
 from query.scatter import Searcher, Searchers
+from query.turns import Turns
 from query.waiting import Waiting, waiting
 from tenants.audit import Audit
 from tenants.entities import Collection, EmbeddingModel, Generation
@@ -47,6 +48,8 @@ from vicinage.settings import GatewaySettings, IngestSettings
 from vicinage.telemetry import events, gauge
 
 REFRESH_S = 0.25
+TURNS_AT_ONCE: Final = 2
+"""Heavy requests at work at once: their slices stand between those of all others on the event loop."""
 STOP_S: Final = 10.0
 """How long what runs beside the routes may take to end."""
 SAVE_S: Final = 2.0
@@ -92,6 +95,8 @@ class Gateway:
     key_gate: KeyGate = field(init=False)
     parsers: Parsers = field(init=False)
     writers: Writers = field(init=False)
+    turns: Turns = field(init=False)
+    """For requests that may be heavy: documents, lists of collections, dead letters."""
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -123,6 +128,7 @@ class Gateway:
             on_failure=self.on_failure,
         )
         made["writers"] = Writers()
+        made["turns"] = Turns(TURNS_AT_ONCE)
         for name, part in made.items():
             object.__setattr__(self, name, part)
 

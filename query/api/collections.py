@@ -1,8 +1,11 @@
 """A tenant's collections: make, list, look at, delete."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
+import orjson
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -11,13 +14,16 @@ from starlette.responses import Response
 from indexer.shard import ShardStats
 from query.api.http import answer, check_confirmed, gateway, integer, json_object, principal, typed, unknown_in
 from query.api.index_facts import search_facts
+from query.api.sending import joined, sent
 from query.waiting import for_tenant, waiting
 from tenants import provisioning
-from tenants.entities import Collection, Objectives
+from tenants.entities import CLASS_WEIGHT, Collection, Objectives
+from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused, Unavailable
 from vicinage.records import ShardId
 
 router = APIRouter()
+FACTS_AT_ONCE: Final = 32
 OBJECTIVES: Final = frozenset({"recall", "freshness_ms", "latency_ms"})
 FIELDS: Final = frozenset({"name", "model", "dimension", "metric", "index", "shards", "objectives"})
 
@@ -77,9 +83,14 @@ async def list_all(request: Request) -> Response:
     await run_in_threadpool(house.registry.refresh)
     if not who.tenant:
         return answer({"collections": []})
-    with house.answerer.admitted(house.registry.tenant(who.tenant)):
-        found = await facts_of(house, house.registry.collections(who.tenant), who.tenant)
-    return answer({"collections": found})
+    tenant = house.registry.tenant(who.tenant)
+    with ExitStack() as held:
+        place = held.enter_context(house.answerer.admitted(tenant))
+        deadline = Deadline.after(house.settings.timeout_ms / 1000)
+        async with house.turns.take(tenant.name, CLASS_WEIGHT[tenant.priority], deadline):
+            found = await facts_of(house, house.registry.collections(who.tenant), who.tenant)
+            data = await joined(orjson.dumps(each) for each in found)
+        return sent(b'{"collections":[' + data + b"]}", place, held)
 
 
 @router.get("/v1/collections/{collection}", response_model=None)
@@ -118,7 +129,28 @@ async def facts_of(
     held = {s.shard: s for each in stats for s in each.shards}
     watermarks = {slot: at for each in stats for slot, at in each.watermarks.items()}
     waits = await _waits(house, tenant, name)
-    return [await _facts(house, c, held, watermarks, waits) for c in collections]
+    lags = await _lags(house, collections, watermarks)
+    found: list[dict[str, Any]] = []
+    for collection, lag_ms in zip(collections, lags, strict=True):
+        found.append(_facts(house, collection, held, lag_ms, waits))
+        if len(found) % FACTS_AT_ONCE == 0:
+            await asyncio.sleep(0)  # others have their turn
+    return found
+
+
+async def _lags(house: Any, collections: Sequence[Collection], watermarks: Mapping[int, int]) -> list[int | None]:
+    """Returns the freshness lag of each collection; each tenant's log is read once."""
+    of_tenant: dict[str, list[Collection]] = {}
+    for c in collections:
+        of_tenant.setdefault(c.tenant, []).append(c)
+    lags: dict[tuple[str, str], int | None] = {}
+    for name, own in of_tenant.items():
+        generations = [c.generation() for c in own]
+        slots = {slot for g in generations for slot in g.slots}
+        here = {slot: at for slot, at in watermarks.items() if slot in slots}
+        found = await house.freshness.lags_ms(house.registry.tenant(name), generations, here)
+        lags |= {(name, c.name): lag for c, lag in zip(own, found, strict=True)}
+    return [lags[c.tenant, c.name] for c in collections]
 
 
 Waits = Mapping[tuple[str, str], Sequence[Mapping[str, object]]]
@@ -136,17 +168,15 @@ async def _waits(house: Any, tenant: str | None, name: str | None) -> Waits | No
     return by_name
 
 
-async def _facts(
+def _facts(
     house: Any,
     collection: Collection,
     held: Mapping[ShardId, ShardStats],
-    watermarks: Mapping[int, int],
+    lag_ms: int | None,
     waits: Waits | None,
 ) -> dict[str, Any]:
     live = collection.generation()
     shards = [held[s] for s in live.shards() if s in held]
-    tenant = house.registry.tenant(collection.tenant)
-    lag_ms = await house.freshness.lag_ms(tenant, live, watermarks)
     return {
         "tenant": collection.tenant,
         "name": collection.name,

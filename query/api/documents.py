@@ -1,9 +1,11 @@
 """Documents in and out: POST a batch, read one, delete some; and the letters that could not be delivered."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Final, cast
 
+import orjson
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -28,6 +30,7 @@ from query.api.http import (
     unless_gone,
 )
 from query.api.search import token_of
+from query.api.sending import joined, sent
 from query.judge import Judge, Judged
 from query.parsers import is_small
 from tenants.entities import CLASS_WEIGHT, Collection, Tenant
@@ -131,24 +134,35 @@ async def read(collection: str, document_id: str, request: Request) -> Response:
     tenant, found = await house.answerer.find(who, collection)
     deadline = Deadline.after(house.settings.timeout_ms / 1000)
     token = token_of(request.query_params.get("wait_for"))
-    with house.answerer.admitted(tenant):
+    with ExitStack() as held:
+        place = held.enter_context(house.answerer.admitted(tenant))
         reading = house.answerer.on_live(found, partial(_stored, house, tenant, document_id, token, deadline))
-        stored = await (reading if token is None else unless_gone(request, reading))
-    if stored is None:
-        raise NotFound(f"there is no document of that id in {collection!r}")
-    passages = [{"passage": i, "text": p.text, "start": p.start, "end": p.end} for i, p in enumerate(stored.passages)]
-    return answer({"id": stored.id, "version": stored.version, "metadata": stored.metadata, "passages": passages})
+        data = await (reading if token is None else unless_gone(request, reading))
+        if data is None:
+            raise NotFound(f"there is no document of that id in {collection!r}")
+        return sent(data, place, held)
 
 
 async def _stored(
     house: Any, tenant: Tenant, document_id: str, token: Token | None, deadline: Deadline, collection: Collection
-) -> StoredDocument | None:
+) -> bytes | None:
+    """Returns the document as JSON, None if there is none. One of many passages takes its turn as any other."""
     if token is not None:
         collection = await house.answerer.reached(token, tenant, collection, deadline)
     live = collection.generation()
     shard = live.shards()[shard_of(document_id, len(live.slots))]
-    found: StoredDocument | None = await house.searchers.holding(shard.slot).document(shard, document_id, deadline)
-    return found
+    async with house.turns.take(tenant.name, CLASS_WEIGHT[tenant.priority], deadline):
+        found: StoredDocument | None = await house.searchers.holding(shard.slot).document(shard, document_id, deadline)
+        return None if found is None else await _written(found)
+
+
+async def _written(stored: StoredDocument) -> bytes:
+    head = orjson.dumps({"id": stored.id, "version": stored.version, "metadata": stored.metadata})
+    passages = await joined(
+        orjson.dumps({"passage": i, "text": p.text, "start": p.start, "end": p.end})
+        for i, p in enumerate(stored.passages)
+    )
+    return head[:-1] + b',"passages":[' + passages + b"]}"
 
 
 @router.delete("/v1/collections/{collection}/documents/{document_id:path}", status_code=202, response_model=None)
@@ -257,6 +271,11 @@ async def letters(request: Request) -> Response:
     after = number(request.query_params.get("after"), "after", -1, 2**53, -1)
     limit = number(request.query_params.get("limit"), "limit", 1, 1_000, 100)
     tenant = house.registry.tenant(who.tenant)
-    with house.answerer.admitted(tenant):
-        found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=after, limit=limit)
-    return answer({"letters": found, "next": found[-1]["position"] if found else None})
+    with ExitStack() as held:
+        place = held.enter_context(house.answerer.admitted(tenant))
+        deadline = Deadline.after(house.settings.timeout_ms / 1000)
+        async with house.turns.take(tenant.name, CLASS_WEIGHT[tenant.priority], deadline):
+            found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=after, limit=limit)
+            data = await joined(orjson.dumps(each) for each in found)
+        last = orjson.dumps(found[-1]["position"] if found else None)
+        return sent(b'{"letters":[' + data + b'],"next":' + last + b"}", place, held)

@@ -33,6 +33,7 @@ from query.api.http import (
     unless_gone,
 )
 from query.api.modes import VECTORS, fusion_of, mode_of, rerank_of
+from query.api.sending import SLICE_BYTES, sent
 from query.boundary import said
 from query.plan import Question
 from tenants.entities import Principal
@@ -59,8 +60,6 @@ FIELDS: Final = frozenset(
 )
 BASE64_MAX: Final = -(-4 * DIMENSION_MAX // 3) * 4
 """Characters of the longest vector there can be."""
-SLICE_BYTES: Final = 256 << 10
-"""So much of an answer is written in one go: a millisecond of everybody's time."""
 INCLUDE: Final = frozenset({"text", "metadata", "vector"})
 BINARY: Final = "application/octet-stream"
 K_DEFAULT: Final = 10
@@ -143,14 +142,15 @@ async def search(collection: str, request: Request) -> Response:
     who = await principal(request, "read")
     house = gateway(request)
     tenant, where = await house.answerer.find(who, collection)
-    with house.answerer.admitted(tenant) as place:
+    with ExitStack() as held:
+        place = held.enter_context(house.answerer.admitted(tenant))
         question = await _asked(request, collection, place)
         answering = house.answerer.answer(question, tenant, where)
         found = await (answering if question.wait_for is None else unless_gone(request, answering))
-        data = await written(found)
+        response = sent(await written(found), place, held)
     (_degraded if found.reason else _whole).inc()
     _seconds.observe(time.perf_counter() - start)
-    return Response(data, media_type="application/json")
+    return response
 
 
 async def _asked(request: Request, collection: str, place: Place) -> Question:
@@ -226,8 +226,9 @@ async def _line(
         try:
             question = from_json(collection, checked_object(value, FIELDS), house.settings)
             tenant, where = await house.answerer.find(await whoever(), collection)
-            place.enter_context(house.answerer.admitted(tenant))
+            own: Place = place.enter_context(house.answerer.admitted(tenant))
             line = await written(await house.answerer.answer(question, tenant, where), index=index)
+            own.hold(len(line))  # until its reader has it
         except Exception as error:  # noqa: BLE001  (the request boundary: each question of a batch is one)
             line = orjson.dumps({"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))})
         return line + b"\n", place.pop_all()

@@ -1,0 +1,63 @@
+"""Answers that are large: written and sent in slices, their bytes on the tenant's account until they are sent.
+
+How long a reader may take is the connection's to bound (cluster/connections.py).
+"""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Final
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from query.admission import Place
+
+SLICE_BYTES: Final = 256 << 10
+"""So much of an answer is written or sent in one go: a millisecond of the event loop."""
+JSON: Final = "application/json"
+
+
+async def joined(pieces: Iterable[bytes], separator: bytes = b",") -> bytes:
+    """Returns the pieces joined; between slices of SLICE_BYTES other requests have their turn."""
+    made: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        made.append(piece)
+        size += len(piece)
+        if size > SLICE_BYTES:
+            size = 0
+            await asyncio.sleep(0)
+    return separator.join(made)
+
+
+def sent(data: bytes, place: Place, held: ExitStack) -> Response:
+    """Returns the answer of a request that holds `place` by `held`.
+
+    A large one gives the place to others, and keeps its bytes on the account until the reader has them or is gone.
+    Raises Overloaded where the tenant's answers that are not read take its share.
+    """
+    if len(data) <= SLICE_BYTES:
+        return Response(data, media_type=JSON)
+    place.hold(len(data))
+    place.leave()
+    return _Slices(data, held.pop_all())
+
+
+class _Slices(Response):
+    """A body that is sent slice by slice, each when the reader has taken most of the one before."""
+
+    def __init__(self, data: bytes, held: ExitStack) -> None:
+        super().__init__(data, media_type=JSON)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (as ASGI has it)
+        """Sends it."""
+        with self._held:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            view = memoryview(self.body)
+            for at in range(0, len(view), SLICE_BYTES):
+                more = at + SLICE_BYTES < len(view)
+                await send(
+                    {"type": "http.response.body", "body": bytes(view[at : at + SLICE_BYTES]), "more_body": more}
+                )

@@ -1,0 +1,93 @@
+"""Turns for requests that are heavy before they are known to be: a few at once, by tenant, charged for what they took.
+
+Law 7: the tenant that has used the least time for its weight goes next (start-time fair queueing, Goyal, Vin and Cheng,
+1996, with the measured time in the place of a known length). What a request costs is measured, so nothing is guessed.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from vicinage.clock import Deadline
+from vicinage.errors import DeadlineExceeded
+
+FORGET_AT: Final = 1_024
+"""Tenants that are remembered; those that have nothing waiting are forgotten beyond it."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """One tenant's waiting requests, oldest first. `used_s`: seconds that it took for its weight."""
+
+    used_s: float
+    waiting: "deque[asyncio.Future[None]]" = field(default_factory=deque)
+    running: int = 0
+
+
+class Turns:
+    """Belongs to one event loop. At most `at_once` turns are taken; how many wait is bounded by admission."""
+
+    def __init__(self, at_once: int) -> None:
+        self._free = at_once
+        self._lines: dict[str, _Line] = {}
+        self._now_s = 0.0
+        """What the tenant that went last had used: a newcomer starts there, and has saved nothing up."""
+
+    @asynccontextmanager
+    async def take(self, tenant: str, weight: int, deadline: Deadline) -> AsyncIterator[None]:
+        """Holds a turn while the block runs. Raises DeadlineExceeded if none comes in time."""
+        line = self._line(tenant)
+        await self._wait(line, deadline)
+        began_s = time.monotonic()
+        try:
+            yield
+        finally:
+            line.used_s += (time.monotonic() - began_s) / weight
+            self._give_back(line)
+
+    async def _wait(self, line: _Line, deadline: Deadline) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        line.waiting.append(turn)
+        self._next()
+        try:
+            async with asyncio.timeout(deadline.left_s()):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._give_back(line)
+            else:
+                with suppress(ValueError):  # it may have been passed over already
+                    line.waiting.remove(turn)
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded("others were served until the deadline passed", dependency="gateway") from None
+            raise
+
+    def _next(self) -> None:
+        while self._free and (waiting := [line for line in self._lines.values() if line.waiting]):
+            line = min(waiting, key=lambda each: (each.running, each.used_s))
+            turn = line.waiting.popleft()
+            if turn.done():  # given up
+                continue
+            self._now_s = max(self._now_s, line.used_s)
+            self._free -= 1
+            line.running += 1
+            turn.set_result(None)
+
+    def _give_back(self, line: _Line) -> None:
+        line.running -= 1
+        self._free += 1
+        self._next()
+
+    def _line(self, tenant: str) -> _Line:
+        if len(self._lines) >= FORGET_AT:
+            self._lines = {name: line for name, line in self._lines.items() if line.waiting or line.running}
+        line = self._lines.get(tenant)
+        if line is None:
+            line = self._lines[tenant] = _Line(self._now_s)
+        elif not line.waiting and not line.running:
+            line.used_s = max(line.used_s, self._now_s)
+        return line

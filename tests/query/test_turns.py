@@ -1,0 +1,79 @@
+"""Heavy requests take turns: the tenant that used the least goes next, and nobody waits beyond its deadline."""
+
+import asyncio
+
+import pytest
+
+from query.turns import Turns
+from vicinage.clock import Deadline
+from vicinage.errors import DeadlineExceeded
+
+
+async def work(turns: Turns, tenant: str, done: list[str], s: float = 0.0, weight: int = 1) -> None:
+    async with turns.take(tenant, weight, Deadline.after(30)):
+        await asyncio.sleep(s)
+        done.append(tenant)
+
+
+def test_a_newcomer_goes_before_the_rest_of_a_crowd() -> None:
+    async def order() -> list[str]:
+        turns, done = Turns(1), list[str]()
+        crowd = [asyncio.ensure_future(work(turns, "loud", done, 0.002)) for _ in range(20)]
+        await asyncio.sleep(0.005)
+        await work(turns, "quiet", done)
+        await asyncio.gather(*crowd)
+        return done
+
+    assert "quiet" in asyncio.run(order())[:8]
+
+
+def test_what_was_used_counts_not_how_often() -> None:
+    async def order() -> list[str]:
+        turns, done = Turns(1), list[str]()
+        both = [work(turns, "heavy", done, 0.02) for _ in range(5)] + [
+            work(turns, "light", done, 0.001) for _ in range(5)
+        ]
+        await asyncio.gather(*both)
+        return done
+
+    done = asyncio.run(order())
+    assert done.index("heavy") == 0
+    assert done[1:6] == ["light"] * 5
+
+
+def test_at_most_so_many_at_once_and_all_come_back() -> None:
+    async def most() -> int:
+        turns, now, seen = Turns(3), [0], [0]
+
+        async def one(i: int) -> None:
+            async with turns.take(f"t{i % 4}", 1, Deadline.after(30)):
+                now[0] += 1
+                seen[0] = max(seen[0], now[0])
+                await asyncio.sleep(0)
+                now[0] -= 1
+                if i % 5 == 0:
+                    raise ValueError
+
+        await asyncio.gather(*(one(i) for i in range(40)), return_exceptions=True)
+        await asyncio.gather(*(one(i) for i in (1, 2, 3)))
+        return seen[0]
+
+    assert asyncio.run(most()) == 3
+
+
+def test_whoever_waits_too_long_or_goes_away_takes_no_turn_with_him() -> None:
+    async def used() -> list[str]:
+        turns, done = Turns(1), list[str]()
+        holding = asyncio.ensure_future(work(turns, "holder", done, 0.1))
+        await asyncio.sleep(0)
+        gone = asyncio.ensure_future(work(turns, "gone", done))
+        await asyncio.sleep(0)
+        gone.cancel()
+        with pytest.raises(DeadlineExceeded):
+            async with turns.take("late", 1, Deadline.after(0.02)):
+                done.append("late")
+        await holding
+        await work(turns, "next", done)
+        return done
+
+    assert asyncio.run(used()) == ["holder", "next"]
