@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from judged_sets import DEPTH, JudgedSet, Ranking, long_queries, measure, read
-from judged_shard import PASSAGES, JudgedShard, Piece, embedded, pieces_of
+from judged_shard import PASSAGES, JudgedShard, Piece, embedded, embedded_queries, pieces_of
 from running import ROOT, running
 from vicinage_client import Client
 
@@ -52,7 +52,7 @@ REFERENCE = "bm25s (k1 1.2, b 0.75, English stemming, stop words)"
 def exact_rankings(judged: JudgedSet, pieces: list[Piece]) -> Ranking:
     """Returns exact search outside the platform: the same passages, the same model in float32, numpy."""
     vectors = embedded([p.text for _, p in pieces], KEPT)
-    asked = embedded(list(judged.queries.values()), KEPT)
+    asked = embedded_queries(list(judged.queries.values()), KEPT)
     order = np.argsort(-(asked @ vectors.T), axis=1, kind="stable")[:, :PASSAGES]
     return {q: list(dict.fromkeys(pieces[i][0] for i in row)) for q, row in zip(judged.queries, order, strict=True)}
 
@@ -87,7 +87,7 @@ Results = dict[str, dict[str, float]]
 def in_process(judged: JudgedSet, pieces: list[Piece], modes: list[str]) -> Results:
     """Returns the figures of one shard, by the platform's search and fusion."""
     vectors = embedded([p.text for _, p in pieces], KEPT)
-    asked = embedded(list(judged.queries.values()), KEPT)
+    asked = embedded_queries(list(judged.queries.values()), KEPT)
     results: Results = {}
     with tempfile.TemporaryDirectory(prefix="vicinage-judged-") as folder:
         shard = JudgedShard(pieces, vectors, Path(folder))

