@@ -7,17 +7,21 @@ spared and an older one is not missed (docs/decisions/032-deletions-by-filter.md
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
 
 from indexer import filters
 from indexer.order import supersedes
+from ingest.homes import Homes
 from ingest.identity import names_another
 from ingest.jobs import Write, parse
 from query.scatter import Searchers
-from tenants.entities import Collection, Group, Tenant
+from tenants.entities import Collection, Tenant
+from tenants.growth import observe
 from tenants.ingest_lanes import owed_from
+from tenants.ingested import ingested
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Deadline
@@ -153,7 +157,7 @@ class Judge:
         topic = tenant.documents_topic
         partitions = range(self.log.topics(topic).get(topic, 0))
         ends = {p: self.log.end(topic, p) for p in partitions}
-        committed = self.log.committed(Group.INGEST, [(topic, p) for p in partitions])
+        committed = ingested(self.log, self.registry, [(topic, p) for p in partitions])
         lanes = self.registry.lanes.of(tenant.name, collection.name, [collection.live])
         done = {p: owed_from(lanes, p, committed.get((topic, p), 0)) for p in partitions}
         below = {p: max(done[p], self.log.begin(topic, p)) for p in partitions}
@@ -164,6 +168,7 @@ class Judge:
     ) -> None:
         """Judges the records that ingest has not reached. Raises Unavailable where they are too many bytes."""
         taken = 0
+        homes = Homes(self.registry, partial(observe, self.registry, self.log, actor="gateway"))
         for partition, end in reach.ends.items():
             for stored in read_between(self.log, tenant.documents_topic, partition, reach.committed[partition], end):
                 taken += stored.size()
@@ -176,7 +181,7 @@ class Judge:
                     )
                 if names_another(stored.record, collection):
                     continue
-                for write in parse(stored, tenant, self.registry, self.limits):
+                for write in parse(stored, tenant, self.registry, self.limits, homes):
                     if isinstance(write, Write) and write.collection.uid == collection.uid:
                         fold(newest, write.id, _judged(write, tree))
 

@@ -114,7 +114,8 @@ class Readiness:
         """Say how many partitions are halted: that is their tenants' trouble, not the platform's."""
         with contextlib.suppress(VicinageError, TimeoutError):
             states = await asyncio.wait_for(self._look(self._registry.positions.not_reading), LIMIT_S)
-            part["halted_partitions"] = sum(s.state == "halted" for s in states)
+            present = {t.name for t in self._registry.tenants()}
+            part["halted_partitions"] = sum(s.state == "halted" and s.tenant in present for s in states)
 
     async def _part(self, part: Part, name: str, work: Coroutine[Any, Any, T]) -> T | None:
         """What `work` comes to, and the part ready; or why it is not, as an event: the answer is for everybody to read."""

@@ -236,6 +236,8 @@ class Registry:
             held = select(c.c.name).where(c.c.tenant == name, c.c.state == "active").order_by(c.c.name)
             for collection in at.connection.execute(held).scalars().all():
                 _end_collection(at, name, collection)
+            p = tables.ingest_partitions
+            at.connection.execute(p.delete().where(p.c.tenant == name))
             after = _set_tenant(at, name, "deleted", "tenant.delete")
         self.refresh()
         return after

@@ -412,6 +412,25 @@ def test_a_readers_place_is_beyond_all_that_it_gave(log: Log, topic: str) -> Non
 
 @pytest.mark.kafka
 @pytest.mark.xdist_group("kafka")
+def test_records_in_every_codec_of_kafkas_producers_are_read(kafka_servers: str) -> None:
+    from confluent_kafka import Producer
+
+    topic, codecs = f"t-{uuid.uuid4().hex[:8]}", ["none", "gzip", "snappy", "lz4", "zstd"]
+    with open_log(f"kafka://{kafka_servers}") as log:
+        log.ensure_topic(topic, partitions=len(codecs))
+        for partition, codec in enumerate(codecs):
+            producer = Producer({"bootstrap.servers": kafka_servers, "compression.codec": codec})
+            producer.produce(topic, value=codec * 100, partition=partition)
+            assert producer.flush(30) == 0
+        reader = log.reader({(topic, p): 0 for p in range(len(codecs))})
+        found = drain(reader, len(codecs))
+        assert {s.partition: s.record.value for s in found} == {p: (c * 100).encode() for p, c in enumerate(codecs)}
+        assert reader.halted() == {}
+        reader.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.xdist_group("kafka")
 @pytest.mark.parametrize("compression", [None, "lz4"])
 def test_a_record_that_cannot_be_decoded_is_said_in_its_place_and_holds_nobody_up(
     kafka_servers: str, compression: str | None
