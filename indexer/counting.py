@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from indexer.loading import Loading
 from indexer.segment import Keys, document_runs
 from indexer.tail import Noted, Tail
+from indexer.vectors_log import readable_rows
 from tenants.entities import Generation
 from tenants.manifests import Manifests
 from vicinage.clock import Deadline
 from vicinage.errors import VicinageError
 from vicinage.records import ShardId
 from vicinage.telemetry import events
-from vicinage.wire import DELETED, decode_rows
+from vicinage.wire import DELETED
 
 REST_S: Final = 1.0
 REST_TIMES: Final = 9
@@ -146,8 +147,8 @@ class Counting:
             Part(found.keys, found.version, found.count) for found in self._loading.documents(shard, manifest.segments)
         ]
         log_bytes = 0
-        for record in self._tail.missed(shard, manifest.sealed, watermark):
-            batch = decode_rows(record).batch
+        missed = self._tail.missed(shard, manifest.sealed, watermark)
+        for batch in readable_rows(missed, generation.dimension):
             log_bytes += batch.nbytes
             ids, versions = batch.column("document_id").to_pylist(), batch.column("version").to_numpy()
             runs = document_runs(ids, versions)

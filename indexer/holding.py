@@ -640,12 +640,6 @@ class Holding:
         self.failed[shard] = corrupt.detail
         _event.error("shard failed", shard=str(shard), error=corrupt.detail)
 
-    def give_up(self, shard: ShardId, corrupt: Corrupt) -> None:
-        """The shard's rows in the log cannot be read: refuse it until its manifest names others."""
-        with self._known:
-            self._again_s.pop(shard, None)
-            self._fail(shard, corrupt)
-
     # telling those who wait
 
     def _refusal(self, wait: _Wait, error: VicinageError | None = None) -> VicinageError | None:

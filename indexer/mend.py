@@ -30,6 +30,7 @@ from indexer.segment import (
     read_passages,
 )
 from indexer.serving import generation_of
+from indexer.vectors_log import readable_rows
 from tenants.entities import COPIES, Damage, Generation, Lease, Manifest, SegmentRef
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
@@ -40,7 +41,7 @@ from vicinage.log import Log, read_between
 from vicinage.records import ShardId
 from vicinage.store import Store
 from vicinage.telemetry import counter, events, gauge
-from vicinage.wire import DELETED, decode_rows, rows_key, vectors_schema
+from vicinage.wire import DELETED, rows_key, vectors_schema
 
 LOOK_S: Final = 1.0
 AGAIN_S: Final = (10.0, 3_600.0)
@@ -239,7 +240,7 @@ class Mending:
         key = rows_key(shard.tenant, shard.collection, shard.generation)
         found = [pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))]
         logged = read_between(self._log, VECTORS_TOPIC, shard.slot, *(ref.logged() or (0, 0)))
-        found.extend(decode_rows(s.record.value or b"").batch for s in logged if s.record.key == key)
+        found.extend(readable_rows((s for s in logged if s.record.key == key), generation.dimension))
         return found
 
 

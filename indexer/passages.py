@@ -58,8 +58,7 @@ class Passages:
         """The metadata of that document, which stands in its first row."""
         c = self._columns()
         text = c.metadata[row - max(0, c.numbers[row])]
-        found: Mapping[str, Any] = orjson.loads(text) if text else {}
-        return found
+        return _object(text)
 
     def extent(self, row: int) -> tuple[str | None, int | None, int | None]:
         """Its text, and where in the document that begins and ends."""
@@ -122,10 +121,19 @@ def _valid(column: pa.Array) -> memoryview | None:
     return memoryview(column.is_valid().to_numpy(zero_copy_only=False)) if column.null_count else None
 
 
+def _object(text: str | None) -> Mapping[str, Any]:
+    """Returns the JSON object; {} for what is none: a record that is not ingest's own must not fail every search."""
+    try:
+        found = orjson.loads(text) if text else {}
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def metadata_of(batch: pa.RecordBatch) -> list[Mapping[str, Any]]:
     """Each row's metadata, that of its document's first row; what is the same is parsed once."""
     texts = batch.column("metadata").dictionary_encode()
-    parsed: list[Mapping[str, Any]] = [orjson.loads(t) if t else {} for t in texts.dictionary.to_pylist()]
+    parsed = [_object(text) for text in texts.dictionary.to_pylist()]
     nothing: Mapping[str, Any] = {}
     found = texts.indices.take(pa.array(first_rows(batch))).to_pylist()
     return [nothing if i is None else parsed[i] for i in found]

@@ -20,6 +20,7 @@ import pyarrow as pa
 from indexer.backends import choose
 from indexer.seal import Builder
 from indexer.segment import Damaged, document_runs, newest, no_deletes
+from indexer.vectors_log import readable_rows
 from tenants.entities import Collection, Generation, Group, Job, Lease, Manifest, SegmentRef
 from tenants.jobs import ENDED, Jobs
 from tenants.provisioning import VECTORS_TOPIC, placer
@@ -31,7 +32,7 @@ from vicinage.records import Floats, ShardId
 from vicinage.routing import shard_of
 from vicinage.telemetry import events
 from vicinage.vectors import unit_length
-from vicinage.wire import decode_rows, deletions_schema, rows_key, vector_column, vectors_schema
+from vicinage.wire import deletions_schema, rows_key, vector_column, vectors_schema
 
 PART_PASSAGES: Final = 20_000
 EMBED_TEXTS: Final = 512
@@ -234,7 +235,7 @@ class Reindex:
             batches.extend([segment.rows, _deletions(segment.deleted, segment.version)])
         name = rows_key(shard.tenant, shard.collection, shard.generation)
         logged = read_between(self._log, VECTORS_TOPIC, shard.slot, manifest.sealed, end)
-        batches.extend(decode_rows(s.record.value or b"").batch for s in logged if s.record.key == name)
+        batches.extend(readable_rows((s for s in logged if s.record.key == name), generation.dimension))
         live, _ = newest(batches)
         return live
 

@@ -12,6 +12,7 @@ from indexer.reindex import EmbedTexts, Reindex
 from indexer.seal import Builder, Pending, due
 from indexer.serving import generation_of, serving
 from indexer.upkeep import Upkeep
+from indexer.vectors_log import quarantine, readable
 from tenants.entities import Generation, Lease
 from tenants.jobs import Jobs
 from tenants.leases import Leases
@@ -26,7 +27,7 @@ from vicinage.records import ShardId
 from vicinage.settings import IndexerSettings
 from vicinage.store import Store
 from vicinage.telemetry import counter, events, gauge, histogram
-from vicinage.wire import decode_rows, parse_rows_key
+from vicinage.wire import parse_rows_key
 
 PENDING_BYTES_MAX: Final = 512 << 20
 """Over all shards; beyond it the largest is sealed, whatever its age, and nothing is read until it is."""
@@ -81,8 +82,6 @@ class Indexer:
         """What the manifests of held slots say; nobody else can move it while the lease holds."""
         self._pending: dict[ShardId, Pending] = {}
         self._idle: dict[ShardId, None] = {}
-        self._halted: dict[ShardId, int] = {}
-        """Shards with a record that cannot be read, and its offset: nothing of theirs is sealed beyond it."""
         self._renewed = -1e9
 
     def run(self, stop: threading.Event) -> None:
@@ -162,7 +161,7 @@ class Indexer:
         self._reader.remove(VECTORS_TOPIC, slot)
         for by_slot in (self._places, self._looked):
             by_slot.pop(slot, None)
-        for by_shard in (self._pending, self._sealed, self._idle, self._halted):
+        for by_shard in (self._pending, self._sealed, self._idle):
             for shard in [s for s in by_shard if s.slot == slot]:
                 del by_shard[shard]
 
@@ -199,10 +198,10 @@ class Indexer:
         try:
             shard = ShardId(*parse_rows_key(stored.record.key or b""), slot)
         except Corrupt as stranger:
-            _event.error("a record is of no shard", slot=slot, offset=stored.offset, reason=str(stranger))
+            quarantine(stored, stranger.detail)
         else:
             generation = generation_of(self._registry, shard)
-            if generation is not None and shard not in self._halted:
+            if generation is not None:
                 self._keep(shard, generation, stored)
         self._places[slot] = stored.offset + 1
 
@@ -211,11 +210,8 @@ class Indexer:
             self._sealed[shard] = self._builder.current(shard, generation).sealed
         if stored.offset < self._sealed[shard]:
             return  # replayed for another shard's sake
-        try:
-            batch = decode_rows(stored.record.value or b"").batch
-        except Corrupt as corrupt:
-            self._halted[shard] = stored.offset
-            _event.error("shard halted", shard=str(shard), offset=stored.offset, reason=str(corrupt))
+        batch = readable(stored, generation.dimension)
+        if batch is None:
             return
         if shard not in self._pending:
             self._pending[shard] = Pending(shard, self._clock.monotonic())
@@ -277,11 +273,7 @@ class Indexer:
         generation = generation_of(self._registry, shard)
         pending = self._pending.get(shard)
         place = pending.first() if pending else self._places[shard.slot]
-        if (
-            generation is None
-            or shard in self._halted
-            or place <= self._sealed.get(shard, generation.start(shard.slot))
-        ):
+        if generation is None or place <= self._sealed.get(shard, generation.start(shard.slot)):
             return
         try:
             moved = self._builder.publish(shard, generation, self.lease(shard.slot), lambda m: m.segments, sealed=place)

@@ -29,7 +29,7 @@ from tenants.manifests import Manifests
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Clock, Deadline
-from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Unavailable, VicinageError
+from vicinage.errors import DeadlineExceeded, NotFound, Unavailable, VicinageError
 from vicinage.fair import FairQueue
 from vicinage.log import Log
 from vicinage.records import Partial, ShardId, ShardQuery
@@ -121,7 +121,7 @@ class Searcher:
         self._settings = settings
         self._on_failure = on_failure
         self._clock = clock
-        self.tail = Tail(log, self.slots, clock, self._serves, self._give_up)
+        self.tail = Tail(log, self.slots, clock, self._serves)
         self.holding = Holding(
             self.slots,
             tail=self.tail,
@@ -395,9 +395,6 @@ class Searcher:
 
     def _serves(self, shard: ShardId) -> bool:
         return self.holding.serves(shard)
-
-    def _give_up(self, shard: ShardId, corrupt: Corrupt) -> None:
-        self.holding.give_up(shard, corrupt)
 
     def _spawn(self, name: str, work: Callable[[], None]) -> None:
         thread = EssentialThread(name, work, stopping=self._stop.is_set, on_death=self._on_failure)

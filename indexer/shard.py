@@ -151,7 +151,7 @@ class Shard:
         scans: ScanBudget | None = None,
     ) -> None:
         self.id = shard
-        self._dimension = dimension
+        self.dimension = dimension
         self._metric: Metric = metric
         self._recall = recall
         self._backend = backend
@@ -177,9 +177,9 @@ class Shard:
 
         Raises Corrupt, and changes nothing, where the message is not of this generation's dimension.
         """
-        if not is_deletions(batch) and batch.schema.field("vector").type.list_size != self._dimension:
+        if not is_deletions(batch) and batch.schema.field("vector").type.list_size != self.dimension:
             raise Corrupt(
-                f"the message at offset {offset} of {self.id} is not of dimension {self._dimension}",
+                f"the message at offset {offset} of {self.id} is not of dimension {self.dimension}",
                 path=f"vicinage.vectors/{self.id.slot}/{offset}",
             )
         with self._lock:
@@ -207,7 +207,7 @@ class Shard:
             self._changes += 1
             self._manifest = manifest
             kept = [m for m in self._delta.messages if m.offset >= manifest.sealed]
-            self._delta = Delta(self._dimension)
+            self._delta = Delta(self.dimension)
             for message in kept:
                 self._take(message.batch, message.offset)
             self._watermark = max(self._watermark, manifest.sealed)
@@ -320,11 +320,11 @@ class Shard:
         if query.mode == "lexical":
             nothing = ((),) * len(query.texts)
             return Partial(query.shard, nothing, snapshot.watermark, 0, search_words(snapshot, query))
-        if query.vectors.ndim != 2 or query.vectors.shape[1] != self._dimension:
+        if query.vectors.ndim != 2 or query.vectors.shape[1] != self.dimension:
             raise Refused(
-                f"the vector has {query.vectors.shape[-1]} numbers; the collection's dimension is {self._dimension}",
+                f"the vector has {query.vectors.shape[-1]} numbers; the collection's dimension is {self.dimension}",
                 field="vector",
-                limit=self._dimension,
+                limit=self.dimension,
             )
         found = search(snapshot, query, self._backend, self._metric, self._recall, self._scans)
         self._scan_log.note(found.scanned, found.unscanned, len(query.vectors))
@@ -375,7 +375,7 @@ class Shard:
         rows = s.rows if exact else s.rows_scanned
         if scan and not exact:
             rows += min(s.rows - rows, self._scans.rows_max)
-        return rows * self._dimension
+        return rows * self.dimension
 
     def looked_up(self, text: str) -> int:
         """Pairs of a word of the text and a row that may hold it: at most so many are read. Not cut into words: from its length."""

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from indexer.shard import Shard
+from indexer.vectors_log import quarantine, readable
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import Corrupt, DeadlineExceeded, Refused, Unavailable
@@ -20,7 +21,7 @@ from vicinage.log import Halt, Log, Stored, TopicPartition, read_between
 from vicinage.log.halts import Halts
 from vicinage.records import ShardId
 from vicinage.telemetry import counter, events, gauge, histogram
-from vicinage.wire import decode_rows, parse_rows_key, rows_key
+from vicinage.wire import parse_rows_key, rows_key
 
 POLL_S: Final = 0.25
 POLL_BYTES: Final = 16 << 20
@@ -53,7 +54,7 @@ Noted = tuple[int, int]
 class Tail:
     """One thread runs it; `join` and `set_down` may come from others.
 
-    `serves` says whether a shard's rows are for anybody; `on_corrupt` hears of one whose rows cannot be read.
+    `serves` says whether a shard's rows are for anybody.
     """
 
     def __init__(
@@ -62,13 +63,11 @@ class Tail:
         slots: Iterable[int],
         clock: Clock,
         serves: Callable[[ShardId], bool],
-        on_corrupt: Callable[[ShardId, Corrupt], None],
     ) -> None:
         self._log = log
         self._slots = frozenset(slots)
         self._clock = clock
         self._serves = serves
-        self._on_corrupt = on_corrupt
         self.shards: dict[ShardId, Shard] = {}
         """The shards that take in rows."""
         self._writing = threading.RLock()
@@ -142,7 +141,7 @@ class Tail:
     # who takes in rows: any thread
 
     def join(self, shard: Shard, sealed: int) -> None:
-        """Bring a shard that is complete up to `sealed` to where its slot is, and hand it every row from there on. Raises Corrupt."""
+        """Bring a shard that is complete up to `sealed` to where its slot is, and hand it every row from there on."""
         slot = shard.id.slot
         for turn in range(JOIN_TURNS):  # the log is read while others go on; rows that came meanwhile, in the next turn
             reached = self.watermark(slot)
@@ -183,10 +182,10 @@ class Tail:
         """Whether every row of the shard from `sealed` on was noted; those before the replay's start were not."""
         return sealed >= self._begun.get(shard.slot, 0)
 
-    def missed(self, shard: ShardId, start: int, end: int) -> Iterator[bytes]:
-        """Values of the shard's messages from `start` to `end` that no segment has. Reads the log. Raises Unavailable."""
+    def missed(self, shard: ShardId, start: int, end: int) -> Iterator[Stored]:
+        """Yields the shard's messages from `start` to `end` that no segment has. Reads the log. Raises Unavailable."""
         key = rows_key(shard.tenant, shard.collection, shard.generation)
-        return (s.record.value or b"" for s in self._missed(shard, start, end) if s.record.key == key)
+        return (s for s in self._missed(shard, start, end) if s.record.key == key)
 
     def forget(self, shard: ShardId) -> None:
         """It is served no more, and never will be again."""
@@ -210,8 +209,8 @@ class Tail:
         """Apply what the tail has already passed by: the shard's rows from `start` to `end`."""
         key = rows_key(shard.id.tenant, shard.id.collection, shard.id.generation)
         for stored in self._missed(shard.id, start, end):
-            if stored.record.key == key:
-                shard.apply(decode_rows(stored.record.value or b"").batch, stored.offset)
+            if stored.record.key == key and (batch := readable(stored, shard.dimension)) is not None:
+                shard.apply(batch, stored.offset)
         shard.advance(end)
 
     def _missed(self, shard: ShardId, start: int, end: int) -> Iterator[Stored]:
@@ -269,42 +268,36 @@ class Tail:
         now_ms = self._clock.now_ms()
         last = {stored.partition: stored.offset + 1 for stored in taken}
         with self._writing:
-            found = [self._apply(stored, now_ms) for stored in taken]
+            for stored in taken:
+                self._apply(stored, now_ms)
             self._publish(last)
-        for shard, error in filter(None, found):  # whoever hears of it has locks of its own
-            self._on_corrupt(shard, error)
 
-    def _apply(self, stored: Stored, now_ms: int) -> tuple[ShardId, Corrupt] | None:
-        """Take in a record; the shard whose rows it has, and why, where they cannot be read."""
+    def _apply(self, stored: Stored, now_ms: int) -> None:
+        """Makes a record's rows searchable; one that is no message of ours is quarantined."""
         try:
             tenant, collection, generation = parse_rows_key(stored.record.key or b"")
-        except Corrupt:
-            _event.error("a record is of no shard", slot=stored.partition, offset=stored.offset)
-            return None
+        except Corrupt as stranger:
+            quarantine(stored, stranger.detail)
+            return
         of = ShardId(tenant, collection, generation, stored.partition)
         shard = self.shards.get(of)
         if shard is None:  # whoever it is of may be known only later
             self._passed.setdefault(of, []).append(stored.offset)
             if not self._serves(of):
-                return None
-        try:
-            batch = decode_rows(stored.record.value or b"").batch
-            if shard is not None:
-                shard.apply(batch, stored.offset)
-        except Corrupt as error:
-            self.set_down(of)  # it is never served without these rows; the others go on
-            if shard is not None:
-                self._passed.setdefault(of, []).append(stored.offset)
-            return of, error
+                return
+        batch = readable(stored, shard.dimension if shard is not None else None)
+        if batch is None:
+            return
+        if shard is not None:
+            shard.apply(batch, stored.offset)
         if stored.offset < self._targets.get(stored.partition, 0):
             self._n_replayed[tenant] += 1
-            return None
+            return
         self._n_applied += batch.num_rows
         _applied.inc(batch.num_rows)
         lag_ms = max(0, now_ms - stored.record.event_time_ms)
         self._lags.setdefault(tenant, deque(maxlen=LAGS_KEPT)).append(float(lag_ms))
         _lag.observe(lag_ms / 1000)
-        return None
 
     def _publish(self, watermarks: Mapping[int, int]) -> None:
         with self._reached:

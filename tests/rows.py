@@ -1,11 +1,12 @@
 """Vectors messages for tests, said in one line each."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from vicinage.wire import deletions_schema, vector_column, vectors_schema
+from vicinage.wire import deletions_schema, encode_rows, vector_column, vectors_schema
 
 Row = tuple[str, int, Sequence[np.ndarray] | None, str]
 """(document id, version, one vector per passage or None for a deletion, metadata as JSON)."""
@@ -37,3 +38,30 @@ def unit(seed: int, dimension: int = 4) -> np.ndarray:
     """A unit vector that the seed alone decides."""
     v = np.random.default_rng(seed).standard_normal(dimension).astype(np.float32)
     return v / np.linalg.norm(v)
+
+
+def strangers(collection: str) -> list[bytes]:
+    """Values that are no message of generation 1 of acme's collection, though their key may say so."""
+
+    def encoded(batch: pa.RecordBatch, **names: Any) -> bytes:
+        return encode_rows(batch, **{"tenant": "acme", "collection": collection, "generation": 1, **names})
+
+    whole = message([("p", 9, [unit(1), unit(2)], "{}"), ("q", 9, [unit(3)], "{}")])
+    endless = message([("p", 9, [np.full(4, np.inf, np.float32)], "{}")])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(
+        sink, whole.schema.with_metadata({"vicinage": "2"}), options=pa.ipc.IpcWriteOptions(compression="zstd")
+    ) as writer:
+        writer.write_batch(message([("p", 9, [np.zeros(4, np.float32)] * 700_000, "{}")]))
+    return [
+        b"no arrow",
+        b"",
+        b"22 bytes of something.",
+        encoded(message([("p", 9, [unit(1, 9)], "{}")], 9)),
+        encoded(whole, collection="another"),
+        encoded(whole.slice(1)),
+        encoded(whole.take(pa.array([0, 2, 1]))),
+        encoded(endless),
+        encoded(whole)[:-90],
+        sink.getvalue().to_pybytes(),
+    ]

@@ -32,6 +32,7 @@ CounterName = Literal[
     "vicinage_indexer_rebuilt_total",  # segments that had a damaged object, and were rebuilt
     "vicinage_indexer_scrubbed_total",  # objects of segments that were read and verified, for no other reason
     "vicinage_indexer_swap_conflicts_total",  # manifest swaps refused by compare-and-set or fencing
+    "vicinage_vectors_records_quarantined_total",  # records of the vectors log that are no message of ours, and are passed over
     "vicinage_log_producers_replaced_total",  # Kafka producers replaced, by reason
     "vicinage_log_appends_refused_total",  # appends to Kafka that were refused or failed, by kind of error
     "vicinage_searcher_applied_passages_total",  # passages made searchable; not those replayed at a start

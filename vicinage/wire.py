@@ -31,6 +31,8 @@ ROWS_MAX: Final = 10_000
 """Documents in one Arrow body."""
 MESSAGE_BYTES_MAX: Final = 12 << 20
 """What the rows of one document may take: they stand in one message, and a broker takes a little more."""
+ROWS_BYTES_MAX: Final = 2 * MESSAGE_BYTES_MAX
+"""What a whole message of rows may take in memory."""
 ROW_BYTES: Final = 48
 """Of a row: its numbers, and its places in the columns of changing length."""
 
@@ -144,16 +146,18 @@ def encode_rows(batch: pa.RecordBatch, *, tenant: str, collection: str, generati
 
 
 def decode_rows(value: bytes) -> Rows:
-    """The message that `encode_rows` wrote, its vectors where they lie in `value`: no copy. Raises Corrupt."""
+    """Returns the message that `encode_rows` wrote, its vectors where they lie in `value`: no copy.
+
+    Raises Corrupt for any other bytes, before they take more memory than a message of ours can.
+    """
     try:
-        reader = pa.ipc.open_stream(value)
-        names = reader.schema.metadata or {}
-        _check_columns(reader.schema)
-        batch = reader.read_next_batch()
-        batch.validate()
-        _check_deletions(batch)
+        schema, batches = read_stream(value, bytes_max=ROWS_BYTES_MAX, rows_max=ROWS_BYTES_MAX // ROW_BYTES)
+        names = schema.metadata or {}
+        _check_columns(schema)
+        [batch] = batches
+        _check_rows(batch)
         return Rows(names[b"tenant"].decode(), names[b"collection"].decode(), int(names[b"generation"]), batch)
-    except (pa.ArrowException, StopIteration, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowException, Refused, OSError, KeyError, ValueError) as error:
         raise Corrupt(f"a vectors message cannot be read: {_line(error)}", path="vicinage.vectors") from error
 
 
@@ -170,9 +174,31 @@ def _check_columns(schema: pa.Schema) -> None:
         raise Corrupt("a vectors message has other columns than its format", path="vicinage.vectors")
 
 
-def _check_deletions(batch: pa.RecordBatch) -> None:
-    if is_deletions(batch) and bool((batch.column("passage").to_numpy() != DELETED).any()):
-        raise Corrupt("a vectors message has passages without vectors", path="vicinage.vectors")
+def _check_rows(batch: pa.RecordBatch) -> None:
+    """Raises Corrupt for rows that a search would fail on later."""
+    gone = batch.column("passage").to_numpy() == DELETED
+    first = first_rows(batch)
+    ids, versions = batch.column("document_id"), batch.column("version").to_numpy()
+    stands = (first >= 0) & (batch.column("passage").to_numpy() >= DELETED)
+    if not stands.all():
+        raise Corrupt("a vectors message has a passage without its document's first row", path="vicinage.vectors")
+    same = ids.equals(ids.take(pa.array(first))) and bool((versions[first] == versions).all())
+    heads = batch.column("passage").to_numpy()[first]
+    if not same or not ((heads == 0) | gone).all():
+        raise Corrupt("a vectors message has rows of a document apart", path="vicinage.vectors")
+    if is_deletions(batch):
+        if not gone.all():
+            raise Corrupt("a vectors message has passages without vectors", path="vicinage.vectors")
+        return
+    present = batch.column("vector").is_valid().to_numpy(zero_copy_only=False)
+    if not (present | gone).all():
+        raise Corrupt("a vectors message has a passage without a vector", path="vicinage.vectors")
+    vectors = vectors_of(batch)
+    # The sum is finite where each number is; a pass over the rows is needed for those of deletions, which hold anything.
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = vectors.sum()
+    if not np.isfinite(total) and not np.isfinite(vectors[~gone]).all():
+        raise Corrupt("a vectors message has a vector that is not finite", path="vicinage.vectors")
 
 
 def encode_documents(documents: Sequence[Document], *, collection: str, dimension: int) -> bytes:

@@ -1,0 +1,83 @@
+"""Messages of the vectors log as rows. What is not a message of ours is quarantined: reported, and passed over by every reader.
+
+Any producer with access to the topic can append to it, so a record proves nothing. All readers (tail, seal, repair,
+reindex, counts) decide with `rows_of`, so that they agree on which records count. A quarantined record stays in the
+topic until it is trimmed (`indexer.keep_sealed_s`): there a person can look at it.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import pyarrow as pa
+
+from vicinage.errors import Corrupt
+from vicinage.log import Stored
+from vicinage.telemetry import counter, events
+from vicinage.wire import decode_rows, is_deletions, parse_rows_key
+
+EVENTS_MAX: Final = 100
+"""Events in EVENTS_S; the counter counts every record."""
+EVENTS_S: Final = 60.0
+
+_event = events("indexer")
+_quarantined = counter(
+    "vicinage_vectors_records_quarantined_total", "records of the vectors log that are no message of ours"
+)
+_reported: list[float] = []
+
+
+def rows_of(stored: Stored, dimension: int | None = None) -> pa.RecordBatch:
+    """Returns the rows of a message of the vectors log, fully checked. Raises Corrupt for anything else. Pure.
+
+    `dimension` is that of the message's generation; None: not known here, and not checked.
+    """
+    if stored.record.unreadable:
+        raise Corrupt(stored.record.unreadable, path="vicinage.vectors")
+    rows = decode_rows(stored.record.value or b"")
+    if parse_rows_key(stored.record.key or b"") != (rows.tenant, rows.collection, rows.generation):
+        raise Corrupt("a vectors message names another generation than its key", path="vicinage.vectors")
+    if dimension is not None and not is_deletions(rows.batch):
+        found = rows.batch.schema.field("vector").type.list_size
+        if found != dimension:
+            raise Corrupt(f"a vectors message is of dimension {found}, not {dimension}", path="vicinage.vectors")
+    return rows.batch
+
+
+def readable(stored: Stored, dimension: int | None = None) -> pa.RecordBatch | None:
+    """Returns the rows as `rows_of` does; None, once it is reported, for a record that is quarantined."""
+    try:
+        return rows_of(stored, dimension)
+    except Corrupt as corrupt:
+        quarantine(stored, corrupt.detail)
+        return None
+
+
+def readable_rows(records: Iterable[Stored], dimension: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of each record that is not quarantined."""
+    for stored in records:
+        batch = readable(stored, dimension)
+        if batch is not None:
+            yield batch
+
+
+def quarantine(stored: Stored, reason: str) -> None:
+    """Reports a record that every reader passes over."""
+    _quarantined.inc()
+    now = time.monotonic()
+    _reported[:] = [at for at in _reported if now - at < EVENTS_S]
+    if len(_reported) >= EVENTS_MAX:
+        return
+    _reported.append(now)
+    value = stored.record.value or b""
+    _event.error(
+        "record.quarantined",
+        topic=stored.topic,
+        slot=stored.partition,
+        offset=stored.offset,
+        key=repr((stored.record.key or b"")[:100]),
+        bytes=len(value),
+        sha256=hashlib.sha256(value).hexdigest(),
+        reason=reason,
+    )
