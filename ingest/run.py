@@ -406,8 +406,9 @@ class Ingest:
                 self._lines.written(task)
 
     def _turn(self, line: Hashable) -> Task | None:
+        """Returns what is to be written now. Nothing once this ingest stops: a thread of it may be left behind, beside another."""
         with self._lock:
-            return self._lines.turn(line)
+            return None if self._stopping.is_set() else self._lines.turn(line)
 
     def _write(self, task: Task) -> None:
         """Law 3: effects, then positions."""
@@ -439,7 +440,7 @@ class Ingest:
         (docs/decisions/007-when-a-deletion-is-forgotten.md). The role ends, and begins anew at the stored positions.
         """
         job, lane = task.job, _lane(task)
-        if self._clock.monotonic() - job.read_after < after_s:
+        if self._clock.monotonic() - job.read_after < after_s and not self._stopping.is_set():
             return
         if lane is not None:
             self._detached.check(lane)

@@ -27,6 +27,7 @@ from vicinage.arrow_stream import claimed_of
 from vicinage.errors import TooLarge, Unavailable, VicinageError
 from vicinage.fair import FairQueue
 from vicinage.telemetry import counter, events
+from vicinage.threads import EssentialThread
 from vicinage.wire import ARROW
 
 T = TypeVar("T")
@@ -123,7 +124,9 @@ class Parsers:
 
     def _start(self) -> None:
         while len(self._threads) < self._processes:
-            thread = threading.Thread(target=self._run, name=f"parser-{len(self._threads)}", daemon=True)
+            thread = EssentialThread(
+                f"parser-{len(self._threads)}", self._run, stopping=lambda: self._closed, on_death=self._on_failure
+            )
             self._threads.append(thread)
             thread.start()
 
@@ -134,12 +137,10 @@ class Parsers:
             while (waiting := self._next()) is not None:
                 if not waiting.outcome.done():  # else its request was given up
                     waiting.settle(worker.prepare(waiting.body))
-        except BaseException as error:  # noqa: BLE001  (the thread's boundary: without it every large body would wait for ever)
-            _event.error("the thread of a parser died", exc_info=error)
+        except BaseException:
             if waiting is not None:
                 waiting.settle(Unavailable("the body could not be parsed", dependency="gateway"))
-            if self._on_failure is not None:
-                self._on_failure(error)
+            raise
         finally:
             worker.kill()
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vicinage.threads import EssentialThread
+
 LOOK_S: Final = 2.0
 """How often the topics are listed; less often where that takes more than a twentieth of the time."""
 COST_TIMES: Final = 20
@@ -83,7 +85,7 @@ class Topics:
 
     def _watch(self) -> None:
         if self._thread is None and not self._closed:
-            self._thread = threading.Thread(target=self._run, name="kafka-topics", daemon=True)
+            self._thread = EssentialThread("kafka-topics", self._run, stopping=lambda: self._closed)
             self._thread.start()
 
     def _run(self) -> None:
