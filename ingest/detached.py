@@ -65,12 +65,15 @@ class Detached:
         self._clock = clock
         self._lanes: dict[TopicPartition, dict[Target, Lane]] = {}
         self._turns = 0
+        self._changing = threading.RLock()
+        """Held while lanes are opened, closed or compared: the catalog and the memory agree outside of it."""
         self.changes = 0
         """How often a lane was taken up: it may be of a generation that is over."""
 
     def __iter__(self) -> Iterator[Lane]:
-        for lanes in list(self._lanes.values()):
-            yield from list(lanes.values())
+        with self._changing:
+            found = [lane for lanes in self._lanes.values() for lane in lanes.values()]
+        return iter(found)
 
     def in_turn(self) -> list[Lane]:
         """Returns the lanes, those first that were read longest ago."""
@@ -82,39 +85,45 @@ class Detached:
         lane.turn = self._turns
 
     def __len__(self) -> int:
-        return sum(map(len, self._lanes.values()))
+        with self._changing:
+            return sum(map(len, self._lanes.values()))
 
     def of(self, tp: TopicPartition) -> Mapping[Target, Lane]:
         """Returns the lanes of a partition."""
-        return self._lanes.get(tp, {})
+        with self._changing:
+            return dict(self._lanes.get(tp, {}))
 
     def adopt(self, tps: Iterable[TopicPartition]) -> None:
         """Take up the lanes that the catalog has of these partitions. Raises Unavailable."""
-        if not (known := set(tps)):
-            return
-        present = {t.name: t for t in self._registry.tenants()}
-        for row in self._rows.every():
-            tp = (f"vicinage.docs.{row.tenant}", row.partition)
-            if tp in known and row.tenant in present:
-                self._keep(present[row.tenant], tp, row)
+        with self._changing:
+            if not (known := set(tps)):
+                return
+            present = {t.name: t for t in self._registry.tenants()}
+            for row in self._rows.every():
+                tp = (f"vicinage.docs.{row.tenant}", row.partition)
+                if tp in known and row.tenant in present:
+                    self._keep(present[row.tenant], tp, row)
 
     def compare(self, places: Iterable[TopicPartition]) -> None:
         """Take up lanes that another ingest opened; forget those of tenants that are deleted.
 
         Raises Conflict where a lane of ours is gone: another ingest is at work. Raises Unavailable.
         """
-        rows = {(f"vicinage.docs.{r.tenant}", r.partition, r.collection, r.generation): r for r in self._rows.every()}
-        for lane in self:
-            if (*lane.tp, *lane.target) not in rows:
-                raise Conflict(f"a lane of {lane.tp[0]}/{lane.tp[1]} is gone: another ingest is at work")
-        present = {t.name: t for t in self._registry.tenants()}
-        if ownerless := [row for row in rows.values() if row.tenant not in present]:
-            self._rows.drop(ownerless)
-        tps = set(places)
-        for (topic, partition, *target), row in rows.items():
-            tp = (topic, partition)
-            if tp in tps and row.tenant in present and tuple(target) not in self.of(tp):
-                self._keep(present[row.tenant], tp, row)
+        with self._changing:
+            rows = {
+                (f"vicinage.docs.{r.tenant}", r.partition, r.collection, r.generation): r for r in self._rows.every()
+            }
+            for lane in self:
+                if (*lane.tp, *lane.target) not in rows:
+                    raise Conflict(f"a lane of {lane.tp[0]}/{lane.tp[1]} is gone: another ingest is at work")
+            present = {t.name: t for t in self._registry.tenants()}
+            if ownerless := [row for row in rows.values() if row.tenant not in present]:
+                self._rows.drop(ownerless)
+            tps = set(places)
+            for (topic, partition, *target), row in rows.items():
+                tp = (topic, partition)
+                if tp in tps and row.tenant in present and tuple(target) not in self.of(tp):
+                    self._keep(present[row.tenant], tp, row)
 
     def _keep(self, tenant: Tenant, tp: TopicPartition, row: IngestLane) -> Lane:
         lane = Lane(tenant, tp, row, row.position)
@@ -127,20 +136,21 @@ class Detached:
         self, tenant: Tenant, tp: TopicPartition, needs: Mapping[Target, Need], *, state: LaneState, reason: str
     ) -> None:
         """Open a lane for each generation from its first record on; durable on return. Raises Unavailable, Conflict."""
-        made = [
-            IngestLane(
-                tenant.name, t[0], t[1], tp[1], need.first, need.generation.model or "", state=state, reason=reason
-            )
-            for t, need in needs.items()
-        ]
-        opened = self._rows.open(made)
-        crash_point("ingest.after_lane_opened")
-        for row in opened:
-            self._keep(tenant, tp, row)
-            _event.warning(
-                "generation.detached", tenant=row.tenant, collection=row.collection, generation=row.generation,
-                partition=row.partition, position=row.position, model=row.model, state=row.state, reason=row.reason,
-            )  # fmt: skip
+        with self._changing:
+            made = [
+                IngestLane(
+                    tenant.name, t[0], t[1], tp[1], need.first, need.generation.model or "", state=state, reason=reason
+                )
+                for t, need in needs.items()
+            ]
+            opened = self._rows.open(made)
+            crash_point("ingest.after_lane_opened")
+            for row in opened:
+                self._keep(tenant, tp, row)
+                _event.warning(
+                    "generation.detached", tenant=row.tenant, collection=row.collection, generation=row.generation,
+                    partition=row.partition, position=row.position, model=row.model, state=row.state, reason=row.reason,
+                )  # fmt: skip
 
     def move(self, lane: Lane, position: int, state: LaneState, reason: str = "") -> None:
         """Store how far the lane is; durable on return. Raises Unavailable, and Conflict unless the lane is over."""
@@ -161,30 +171,33 @@ class Detached:
 
     def close(self, lane: Lane) -> None:
         """Delete a lane that owes nothing; its generation is the partition's again. Raises Unavailable, Conflict."""
-        self._rows.close(lane.row)
-        crash_point("ingest.after_lane_closed")
-        self._forget(lane)
-        _event.info(
-            "generation.reattached", tenant=lane.row.tenant, collection=lane.row.collection,
-            generation=lane.row.generation, partition=lane.row.partition, position=lane.row.position,
-        )  # fmt: skip
+        with self._changing:
+            self._rows.close(lane.row)
+            crash_point("ingest.after_lane_closed")
+            self._forget(lane)
+            _event.info(
+                "generation.reattached", tenant=lane.row.tenant, collection=lane.row.collection,
+                generation=lane.row.generation, partition=lane.row.partition, position=lane.row.position,
+            )  # fmt: skip
 
     def drop(self, lanes: list[Lane]) -> None:
         """Delete lanes whose generations are over. Raises Unavailable."""
-        self._rows.drop([lane.row for lane in lanes])
-        for lane in lanes:
-            self._forget(lane)
-            _event.info(
-                "lane.dropped", tenant=lane.row.tenant, collection=lane.row.collection,
-                generation=lane.row.generation, partition=lane.row.partition,
-            )  # fmt: skip
+        with self._changing:
+            self._rows.drop([lane.row for lane in lanes])
+            for lane in lanes:
+                self._forget(lane)
+                _event.info(
+                    "lane.dropped", tenant=lane.row.tenant, collection=lane.row.collection,
+                    generation=lane.row.generation, partition=lane.row.partition,
+                )  # fmt: skip
 
     def forget(self, tp: TopicPartition) -> list[Lane]:
         """Returns the partition's lanes, which stay in the catalog: the partition is read no more."""
-        gone = list(self.of(tp).values())
-        for lane in gone:
-            self._forget(lane)
-        return gone
+        with self._changing:
+            gone = list(self.of(tp).values())
+            for lane in gone:
+                self._forget(lane)
+            return gone
 
     def _forget(self, lane: Lane) -> None:
         lane.over = True

@@ -22,6 +22,8 @@ from vicinage.settings import IngestSettings
 from vicinage.wire import ARROW, decode_documents, load_json
 
 PASSAGE_CHARS: Final = 800
+PARSED_BYTES: Final = 1 << 20
+"""Bytes of records that are parsed in one turn, and then are a job; a single record may have more."""
 
 
 Target = tuple[str, int]
@@ -151,7 +153,7 @@ def jobs_of(
         return Job(tenant, tp, offset, read_after=read_after, only=only)
 
     homes = Homes(collections, look_again, topic_id)
-    job = job_at(records[0].offset if start is None else start)
+    job, size = job_at(records[0].offset if start is None else start), 0
     for stored in records:
         for outcome in parse(stored, tenant, collections, settings, homes):
             if only is not None and not (isinstance(outcome, Write) and outcome.collection.name == only[0]):
@@ -163,9 +165,10 @@ def jobs_of(
             else:
                 job.writes.append(outcome)
         job.end = stored.offset + 1
-        if len(job.writes) + len(job.rejected) >= settings.batch_passages:
+        size += stored.size()
+        if len(job.writes) + len(job.rejected) >= settings.batch_passages or size >= PARSED_BYTES:
             yield _newest(job)
-            job = job_at(job.end)
+            job, size = job_at(job.end), 0
     job.end = job.end if end is None else end
     if job.end > job.start:
         yield _newest(job)

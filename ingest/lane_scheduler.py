@@ -67,10 +67,19 @@ class LaneScheduler:
         self._write_in_turn = write_in_turn
         self._check = check
         self._heads = lanes.Heads()
+        self._gates: dict[TopicPartition, threading.RLock] = {}
         self._looked = -1e9
         self._seen = (-1, -1)
         self._readers = ThreadPoolExecutor(LANE_READERS, thread_name_prefix="ingest-lanes")
         self._reads: dict[Future[None], Lane] = {}
+
+    def gate(self, tp: TopicPartition) -> threading.RLock:
+        """Returns the lock under which a job enters the partition's line, and its lanes change.
+
+        So each record of a generation enters either the line or a lane.
+        """
+        with self._lock:
+            return self._gates.setdefault(tp, threading.RLock())
 
     def behind(self) -> int:
         """Returns how many lanes have records to read."""
@@ -182,15 +191,17 @@ class LaneScheduler:
     @contextmanager
     def _held(self, tp: TopicPartition) -> Iterator[bool]:
         """Have nothing of the partition written in the block; False where something is being written now."""
-        with self._lock:
-            held = self._lines.hold(tp)
-        try:
-            yield held
-        finally:
-            if held:
-                with self._lock:
-                    self._lines.release(tp)
-                self._write_in_turn(tp)
+        with self.gate(tp):
+            with self._lock:
+                held = self._lines.hold(tp)
+            try:
+                yield held
+            finally:
+                if held:
+                    with self._lock:
+                        self._lines.release(tp)
+        if held:
+            self._write_in_turn(tp)
 
     def _skip(self, tp: TopicPartition, targets: frozenset[Target]) -> None:
         with self._lock:
@@ -212,7 +223,7 @@ class LaneScheduler:
             if lane.reading or lane.rest_until > now:
                 continue
             routed, waiting = self._routed.get(lane.tp, 0), self._lines.of(lane)
-            if lanes.caught_up(read=lane.read, written=lane.row.position, routed=routed, waiting=waiting):
+            if self._has_caught_up(lane):
                 self._rejoin(lane)
             elif lane.read < routed and waiting < (IN_FLIGHT if lane.whole else 1):
                 if len(self._reads) >= LANE_READS_MAX or reads[lane.tenant.name] >= LANE_READS_OF_ONE_MAX:
@@ -225,8 +236,15 @@ class LaneScheduler:
     def _rejoin(self, lane: Lane) -> None:
         """Close the lane, unless its generation is always written apart."""
         collection = self._registry.collection(lane.tenant.name, lane.row.collection)
-        if not lanes.own_lane(collection.generation(lane.row.generation), collection):
-            self._detached.close(lane)
+        if lanes.own_lane(collection.generation(lane.row.generation), collection):
+            return
+        with self.gate(lane.tp):
+            if self._has_caught_up(lane):  # nothing was routed meanwhile, nor will be until it is closed
+                self._detached.close(lane)
+
+    def _has_caught_up(self, lane: Lane) -> bool:
+        routed, waiting = self._routed.get(lane.tp, 0), self._lines.of(lane)
+        return lanes.caught_up(read=lane.read, written=lane.row.position, routed=routed, waiting=waiting)
 
     def _read_lane(self, lane: Lane, until: int) -> None:
         """Put the lane's next job into its line. In a lane reader."""

@@ -23,6 +23,7 @@ from ingest.embedding import Embedder
 from ingest.jobs import Job, jobs_of
 from ingest.lane_scheduler import LOOK_S, LaneScheduler
 from ingest.lines import RETRY_S, Lines, Part, Task
+from ingest.parsing import Parsing
 from ingest.pulse import Pulse
 from ingest.rows import messages, rejections
 from ingest.topic_settings import report
@@ -45,8 +46,6 @@ IN_FLIGHT: Final = 2
 IDLE_S: Final = 60.0
 STOP_S: Final = 5.0
 """How long a stop waits for calls that are under way."""
-PARSED_AT_ONCE: Final = 4
-"""Jobs of one partition that are parsed (and, where they need no embedding, written) before the others' turn."""
 LISTED_S: Final = 5.0
 """Partitions that were added to a topic longer ago are read."""
 BUSY_S: Final = 0.02
@@ -105,6 +104,7 @@ class Ingest:
         self._lock = threading.Lock()
         """Of the lines."""
         self._crew = Crew("ingest")
+        self._parsing = Parsing(self._parse_one, self._crew)
         self._detached = Detached(registry.lanes, log, registry, settings, clock)
         self._lanes = LaneScheduler(
             self._detached, self._lines, self._lock, registry, clock, self._routed,
@@ -126,6 +126,7 @@ class Ingest:
     def stop(self) -> None:
         """End its threads; a call of a model that hangs is left behind after STOP_S. Idempotent."""
         self._stopping.set()
+        self._parsing.stop()
         self._lanes.stop()
         self._crew.join(STOP_S)
         self._reader.close()
@@ -216,7 +217,7 @@ class Ingest:
         # A tenant that was suspended and is back begins at its committed position: once nothing of it is under way any more.
         with self._lock:
             lines = self._lines.partitions()
-        under_way = {topic for topic, _ in (*lines, *self._unparsed)}
+        under_way = {topic for topic, _ in (*lines, *self._unparsed, *self._parsing.partitions())}
         new = [t for topic, t in active.items() if topic not in known | under_way]
         topics = self._log.topics("vicinage.docs.", max_age_s=LISTED_S)
         if new:
@@ -282,10 +283,9 @@ class Ingest:
 
     def _rest_s(self) -> float:
         """How long there may be nothing to do: short while a worker may end, or fail; else until an embedder is asked again."""
-        if any(self._lines.of(tp) < IN_FLIGHT for tp in self._unparsed):
-            return 0.0
+        parsing = bool(self._parsing.partitions())
         with self._lock:
-            busy = self._lines.working or self._lanes.reading()
+            busy = self._lines.working or self._lanes.reading() or parsing
             if busy:
                 return BUSY_S
             return min(LOOK_S, self._lines.sleep_s(self._clock.monotonic())) if len(self._lines) else IDLE_S
@@ -308,45 +308,59 @@ class Ingest:
             look_again=self._grow,
             topic_id=self._topic_ids[tp[0]],
         )
-        self._proceed(tp)
+        if self._parsing.is_light(tenant.name, records):
+            self._proceed(tp, tenant)
+        else:
+            self._parsing.put(tp, tenant)
         if tp in self._unparsed or self._lines.of(tp) >= IN_FLIGHT:
             self._reader.remove(*tp)
             self._full.add(tp)
         self._employ()
 
-    def _proceed(self, tp: TopicPartition) -> None:
-        """Parse on what was read of the partition, a few jobs at a time: a record of bytes may hold thousands of documents."""
-        for _ in range(PARSED_AT_ONCE):
-            if self._lines.of(tp) >= IN_FLIGHT:
-                return
-            job = next(self._unparsed[tp], None)
-            if job is None:
-                del self._unparsed[tp]
-                return
-            try:
-                self._lanes.detach_early(job)
-            except Unavailable as away:
-                _event.warning("the catalog is away", reason=str(away))
-                self._unparsed[tp] = chain([job], self._unparsed[tp])
-                return
+    def _proceed(self, tp: TopicPartition, tenant: Tenant) -> None:
+        """Parse the few records that were read of the partition, at once."""
+        began = time.monotonic()
+        while self._parse_one(tp):
+            pass
+        self._parsing.took(tenant.name, time.monotonic() - began)
+
+    def _parse_one(self, tp: TopicPartition) -> bool:
+        """Parse one job of the partition and put it into its line; whether another can follow now.
+
+        One that no model is to be asked for is written at once if it is first.
+        """
+        unparsed = self._unparsed.get(tp)
+        if unparsed is None or self._lines.of(tp) >= IN_FLIGHT or self._stopping.is_set():
+            return False
+        if (job := next(unparsed, None)) is None:
+            self._unparsed.pop(tp, None)
+            return False
+        try:
             self._route(job)
+        except Unavailable as away:
+            _event.warning("the catalog is away", reason=str(away))
+            if tp in self._unparsed:
+                self._unparsed[tp] = chain([job], unparsed)
+            return False
+        self._write_in_turn(tp)
+        self._employ()
+        return True
 
     def _route(self, job: Job) -> None:
-        """Put the job into its partition's line; one that no model is to be asked for is written at once if it is first."""
-        task = Task(job, time.perf_counter())
-        self._routed[job.tp] = job.end
-        self._make_given(task.parts.values())
-        if self._lines.of(job.tp) == 0 and task.ready():
-            self._write(task)
-            return
-        with self._lock:
-            self._lines.add(task)
+        """Put the job into its partition's line. Raises Unavailable: then it is still to be routed."""
+        with self._lanes.gate(job.tp):
+            self._lanes.detach_early(job)
+            task = Task(job, time.perf_counter())
+            self._make_given(task.parts.values())
+            with self._lock:
+                self._lines.add(task)
+            self._routed[job.tp] = job.end
 
     def _land(self) -> None:
         """Raise what a worker raised; read on where a partition has room again; have done what has become due."""
         self._crew.check()
-        for tp in list(self._unparsed):
-            self._proceed(tp)
+        for tp in [tp for tp in list(self._unparsed) if self._lines.of(tp) < IN_FLIGHT]:
+            self._parse_on(tp)
         for tp in [tp for tp in self._full if tp not in self._unparsed and self._lines.of(tp) < IN_FLIGHT]:
             self._full.remove(tp)
             if tp in self._places:
@@ -356,6 +370,12 @@ class Ingest:
         except Unavailable as away:
             _event.warning("the catalog is away", reason=str(away))
         self._employ()
+
+    def _parse_on(self, tp: TopicPartition) -> None:
+        try:
+            self._parsing.put(tp, self._registry.tenant(tp[0].removeprefix("vicinage.docs.")))
+        except NotFound:
+            self._unparsed.pop(tp, None)  # deleted since it was read
 
     def _employ(self) -> None:
         while (part := self._next()) is not None:

@@ -213,7 +213,7 @@ def standing(base) -> dict[str, tuple[int, str | None]]:
     found: dict[str, tuple[int, str | None]] = {}
     [generation] = base.registry.collection("acme", "docs").generations
     for stored in base.log.read("vicinage.vectors", generation.slots[0], generation.starts[0]):
-        for row in decode_rows(stored.record.value).batch.drop_columns(["vector"]).to_pylist():
+        for row in decode_rows(stored.record.value).batch.select(["document_id", "version", "text"]).to_pylist():
             found[row["document_id"]] = max(found.get(row["document_id"], (-1, None)), (row["version"], row["text"]))
     return found
 

@@ -1,0 +1,125 @@
+"""Whose records are parsed next. Parsing is scheduled and charged like all other work (law 7).
+
+A few records are parsed by the thread that reads them, which takes about a millisecond. More of them, and records of a
+tenant whose last ones took long, wait here. Tenants take turns by weight, one job of a partition a turn, and a turn is
+charged with the milliseconds that the partition's last one took.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ingest.crew import Crew
+from tenants.entities import CLASS_WEIGHT, Tenant
+from vicinage.arrow_stream import claimed_of
+from vicinage.fair import FairQueue
+from vicinage.log import Stored, TopicPartition
+from vicinage.wire import ARROW
+
+THREADS: Final = 2
+"""They share the interpreter: more would only take more of it from everything else."""
+LIGHT_BYTES: Final = 32 << 10
+"""Records of so many bytes together, compressed or not, are parsed by the thread that reads them."""
+HEAVY_S: Final = 0.02
+"""A tenant whose records took longer than this to parse is heavy"""
+HEAVY_FOR_S: Final = 5.0
+"""for so long: all of its records wait here."""
+TENANTS_MAX: Final = 10_000
+QUANTUM: Final = 16
+"""Milliseconds of a turn."""
+ITEMS_MAX: Final = 1 << 31
+"""Never reached: a partition stands in the queue once at most."""
+
+
+def bytes_of(records: Sequence[Stored]) -> int:
+    """Returns the bytes of the records, an Arrow stream's as it claims once it is decompressed."""
+    total = 0
+    for stored in records:
+        value = stored.record.value or b""
+        arrow = dict(stored.record.headers).get("content-type") == ARROW.encode()
+        total += max(stored.size(), claimed_of(value) if arrow and len(value) <= LIGHT_BYTES else 0)
+        if total > LIGHT_BYTES:
+            break
+    return total
+
+
+class Parsing:
+    """Threads that parse, by turns among tenants. Safe for many threads.
+
+    `turn` parses one job of a partition, and returns whether another can follow now.
+    """
+
+    def __init__(self, turn: Callable[[TopicPartition], bool], crew: Crew) -> None:
+        self._turn = turn
+        self._crew = crew
+        self._queue: FairQueue[tuple[TopicPartition, Tenant]] = FairQueue(items_max=ITEMS_MAX, quantum=QUANTUM)
+        self._busy: set[TopicPartition] = set()
+        self._heavy: dict[str, float] = {}
+        self._changed = threading.Condition()
+        self._started = self._stopped = False
+
+    def partitions(self) -> set[TopicPartition]:
+        """Returns the partitions that wait or are being parsed."""
+        with self._changed:
+            return set(self._busy)
+
+    def is_light(self, tenant: str, records: Sequence[Stored]) -> bool:
+        """Whether the thread that reads may parse these."""
+        if self._heavy and self._heavy.get(tenant, 0.0) > time.monotonic():
+            return False
+        return bytes_of(records) <= LIGHT_BYTES
+
+    def took(self, tenant: str, seconds: float) -> None:
+        """Take note of how long a tenant's records took."""
+        if seconds < HEAVY_S:
+            return
+        now = time.monotonic()
+        with self._changed:
+            if len(self._heavy) >= TENANTS_MAX:
+                self._heavy = {name: until for name, until in self._heavy.items() if until > now}
+            self._heavy[tenant] = now + HEAVY_FOR_S
+
+    def put(self, tp: TopicPartition, tenant: Tenant) -> None:
+        """Have the partition's next job parsed when its tenant's turn comes; nothing where it waits already."""
+        with self._changed:
+            if tp in self._busy:
+                return
+            self._busy.add(tp)
+            self._offer(tp, tenant, 1)
+            if not self._started:
+                self._started = True
+                for _ in range(THREADS):
+                    self._crew.start(self._work)
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """End the threads once their present turns are over. Idempotent."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _offer(self, tp: TopicPartition, tenant: Tenant, cost: int) -> None:
+        self._queue.put(tenant.name, [((tp, tenant), cost)], weight=CLASS_WEIGHT[tenant.priority])
+
+    def _work(self) -> None:
+        while (taken := self._next()) is not None:
+            tp, tenant = taken
+            began = time.monotonic()
+            more = self._turn(tp)
+            seconds = time.monotonic() - began
+            self.took(tenant.name, seconds)
+            with self._changed:
+                if more and not self._stopped:
+                    self._offer(tp, tenant, max(1, round(1_000 * seconds)))
+                    self._changed.notify()
+                else:
+                    self._busy.discard(tp)
+
+    def _next(self) -> tuple[TopicPartition, Tenant] | None:
+        with self._changed:
+            while not self._stopped:
+                if taken := self._queue.take(1):
+                    return taken[0]
+                self._changed.wait()
+            return None
