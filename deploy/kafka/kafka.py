@@ -75,12 +75,15 @@ def jars() -> Path:
     return folder
 
 
-def start(folder: Path, port: int, *, wait_s: float = 60.0) -> subprocess.Popen[bytes]:
-    """A broker on 127.0.0.1:`port` with its data in `folder`; returns when it answers. Started again, it has its data still."""
+def start(folder: Path, port: int, *, wait_s: float = 60.0, more: str = "") -> subprocess.Popen[bytes]:
+    """A broker on 127.0.0.1:`port` with its data in `folder`; returns when it answers. Started again, it has its data still.
+
+    `more`: further lines of server.properties, at its first start.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     settings, events = folder / "server.properties", folder / "log4j2.properties"
     if not settings.exists():
-        settings.write_text(SETTINGS.format(port=port, controller=_free_port(), dir=folder.resolve()))
+        settings.write_text(SETTINGS.format(port=port, controller=_free_port(), dir=folder.resolve()) + more)
         events.write_text(EVENTS)
         subprocess.run(
             [
