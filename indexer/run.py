@@ -11,6 +11,7 @@ from indexer.backends import Backend
 from indexer.reindex import EmbedTexts, Reindex
 from indexer.seal import Builder, Pending, due
 from indexer.serving import generation_of, serving
+from indexer.superseded import Superseded
 from indexer.upkeep import Upkeep
 from indexer.vectors_log import quarantine, readable
 from tenants.entities import Generation, Lease
@@ -68,10 +69,13 @@ class Indexer:
         self._clock = clock
         self._owner = owner
         self._slots_total = slots_total
-        self._builder = Builder(manifests, store, backend, settings)
+        superseded = Superseded(store, manifests.quarantine, settings.superseded_age_s, clock)
+        self._builder = Builder(manifests, store, backend, settings, superseded.add)
         self._stopping = threading.Event()
         reindex = Reindex(log, registry, jobs, self._builder, slots_total, embed, self.lease, self._stopping)
-        self._upkeep = Upkeep(log, registry, manifests, jobs, self._builder, reindex, slots_total, self.lease, clock)
+        self._upkeep = Upkeep(
+            log, registry, manifests, jobs, self._builder, superseded, reindex, slots_total, self.lease, clock
+        )
         self._leases: dict[int, Lease] = {}
         self._reader = log.reader({})
         self._halts = Halts(_event, _halted)

@@ -80,6 +80,8 @@ class Builder:
     store: Store
     backend: Backend
     settings: IndexerSettings
+    on_superseded: Callable[[Iterable[SegmentRef]], None] = lambda _refs: None
+    """Hears of segments that a manifest names no more."""
     given_up: list[str] = field(default_factory=list)
     """Folders whose drafts are still to be ended."""
 
@@ -188,9 +190,12 @@ class Builder:
         for _ in range(SWAP_TRIES):
             old = self.current(shard, generation)
             try:
-                return self.manifests.swap(old, segments=change(old), sealed=max(old.sealed, sealed or 0), lease=lease)
+                new = self.manifests.swap(old, segments=change(old), sealed=max(old.sealed, sealed or 0), lease=lease)
             except Conflict as conflict:
                 _conflicts.inc()
                 if conflict.found is not None:  # the lease, not the version: no second try can win
                     raise
+            else:
+                self.on_superseded([ref for ref in old.segments if ref not in new.segments])
+                return new
         raise Conflict(f"the manifest of {shard} changed {SWAP_TRIES} times under us")

@@ -4,6 +4,7 @@ Decided from what was seen at the looks of the leading indexer, by its own monot
 and why nobody reads below: docs/decisions/008-when-the-vectors-log-is-trimmed.md.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -13,13 +14,16 @@ from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Clock
 from vicinage.log import Log
 from vicinage.records import ShardId
+from vicinage.settings import IndexerSettings
 from vicinage.telemetry import counter
 
 NOTES: Final = 24
 """Looks remembered of each slot: the log keeps at most one 24th more than it must."""
 STEP_S: Final = 1.0
-STEP_MESSAGES: Final = 200
-"""Let go of a slot's log at once; SQLite reads each page that it frees, and nobody appends meanwhile."""
+STEP_MESSAGES: Final = 1_000
+"""Deleted of a slot's log in one step."""
+LAG_S: Final = 600.0
+"""However many bytes there are, what was sealed less long ago stays, for searchers that lag."""
 
 _trimmed = counter("vicinage_indexer_trimmed_messages_total", "messages of the vectors log let go of")
 
@@ -62,26 +66,38 @@ def below(notes: tuple[Note, ...], *, now: float, keep_s: float) -> int:
 class Trim:
     """Lets go of the vectors log, a little at a time. One thread."""
 
-    def __init__(self, log: Log, slots_total: int, keep_s: float, clock: Clock) -> None:
+    def __init__(self, log: Log, slots_total: int, settings: IndexerSettings, clock: Clock) -> None:
         self._log = log
         self._slots = range(slots_total)
-        self._keep_s = keep_s
+        self._keep_s = settings.keep_sealed_s
+        self._bytes_min = settings.keep_sealed_bytes
+        self._share = settings.keep_sealed_share
         self._clock = clock
         self._notes: dict[int, tuple[Note, ...]] = {}
+        self._recent: dict[int, tuple[Note, ...]] = {}
+        self._heavy: dict[int, int] = {}
+        """Slot → offset from which on its log has as many bytes as it may; nothing below is needed."""
         self._begins: dict[int, int] = {}
         self._stepped = -1e9
 
     def forget(self) -> None:
         """Another leads, or may have meanwhile: what was seen before says nothing about the looks missed."""
-        self._notes.clear()
-        self._begins.clear()
+        for held in (self._notes, self._recent, self._heavy, self._begins):
+            held.clear()
 
     def look(self, served: Mapping[ShardId, Generation], manifests: Iterable[Manifest]) -> None:
         """Note what the slots need now; the manifests were read before what is served."""
+        every = list(manifests)
+        stored: Counter[int] = Counter()
+        for manifest in every:
+            stored[manifest.shard.slot] += sum(ref.bytes() for ref in manifest.segments)
         ends = {slot: self._log.end(VECTORS_TOPIC, slot) for slot in self._slots}
         now = self._clock.monotonic()
-        for slot, floor in floors(self._slots, served, manifests, ends).items():
+        for slot, floor in floors(self._slots, served, every, ends).items():
             self._notes[slot] = noted(self._notes.get(slot, ()), floor, now=now, keep_s=self._keep_s)
+            self._recent[slot] = noted(self._recent.get(slot, ()), floor, now=now, keep_s=LAG_S)
+            bytes_max = max(self._bytes_min, int(self._share * stored[slot]))
+            self._heavy[slot] = self._log.keeping(VECTORS_TOPIC, slot, bytes_max)
 
     def step(self) -> None:
         """Let go of the next few messages of each slot. Raises Unavailable."""
@@ -90,7 +106,8 @@ class Trim:
             return
         self._stepped = now
         for slot, notes in self._notes.items():
-            before = below(notes, now=now, keep_s=self._keep_s)
+            heavy = min(self._heavy[slot], below(self._recent[slot], now=now, keep_s=LAG_S))
+            before = max(below(notes, now=now, keep_s=self._keep_s), heavy)
             if before > self._begin(slot):
                 self._let_go(slot, min(before, self._begin(slot) + STEP_MESSAGES))
 

@@ -10,12 +10,14 @@ from functools import partial
 from typing import Final
 
 from indexer.compact import compact
+from indexer.documents_trim import DocumentsTrim
 from indexer.forgetting import Passed, Seen, is_past, passed
 from indexer.mend import Mending
 from indexer.reindex import Reindex
 from indexer.scrub import Scrub
 from indexer.seal import Builder
 from indexer.serving import generation_of, serving
+from indexer.superseded import Superseded
 from indexer.trim import Trim
 from tenants.entities import Generation, Group, Job, Lease, Manifest
 from tenants.ingest_lanes import owed_from
@@ -46,6 +48,7 @@ class Upkeep:
         manifests: Manifests,
         jobs: Jobs,
         builder: Builder,
+        superseded: Superseded,
         reindex: Reindex,
         slots_total: int,
         lease: Callable[[int], Lease],
@@ -56,6 +59,7 @@ class Upkeep:
         self._manifests = manifests
         self._jobs = jobs
         self._builder = builder
+        self._superseded = superseded
         self._reindex = reindex
         self._slots_total = slots_total
         self._lease = lease
@@ -70,7 +74,8 @@ class Upkeep:
         self._swept = -1e9
         self._mending = Mending(log, registry, builder, lease, clock)
         self._scrub = Scrub(builder, clock)
-        self._trim = Trim(log, slots_total, builder.settings.keep_sealed_s, clock)
+        self._trim = Trim(log, slots_total, builder.settings, clock)
+        self._documents = DocumentsTrim(log, registry, builder.settings, clock)
 
     def compact_soon(self, shards: Iterable[ShardId]) -> None:
         """Have the worker see whether these have segments to merge."""
@@ -79,11 +84,14 @@ class Upkeep:
     def step(self, *, leading: bool) -> None:
         """Give the worker its next work, sweep and trim when it is time. `leading`: jobs, orphans, the log's length are this one's."""
         self._work(leading=leading)
+        self._superseded.step()
         if leading:
             self._sweep()
             self._trim.step()
+            self._documents.step()
         else:
             self._trim.forget()
+            self._documents.forget()
 
     def settle(self, wait_s: float = 20.0) -> None:
         """Wait until the worker's present work is done; raises what it raised. For tests."""
@@ -234,6 +242,7 @@ class Upkeep:
         for manifest in every:
             if manifest.shard not in served:
                 self._manifests.drop(manifest.shard)
+                self._superseded.add(manifest.segments)
                 _event.info("generation forgotten", shard=str(manifest.shard))
 
 

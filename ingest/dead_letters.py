@@ -60,7 +60,8 @@ def _record(stored: Stored, rejected: Sequence[Rejected]) -> Record:
         "value_base64": _base64(value, VALUE_BYTES_MAX),
         "value_truncated": value is not None and len(value) > VALUE_BYTES_MAX,
     }
-    return Record(orjson.dumps(letter), event_time_ms=stored.record.event_time_ms)
+    # NOTE: the record's time is that of the append, by which letters expire; the original's, which its writer chose, is inside.
+    return Record(orjson.dumps(letter))
 
 
 def _named(rejected: Rejected) -> dict[str, str | None]:

@@ -1,7 +1,8 @@
 """Headers of the gateway's records: which collection a record was written to, and what a deletion was judged on. Pure.
 
-A name may be deleted and created again. Records that the gateway writes carry the collection's uid in a header. Records of other producers belong to a collection
-if they lie at or above the end that their partition had at its creation (docs/decisions/031-identity-of-collections.md).
+A name may be deleted and created again. Records that the gateway writes carry the collection's uid in a header. Records
+of other producers belong to a collection if they lie at or above the end that their partition had at its creation
+(docs/decisions/031-identity-of-collections.md).
 """
 
 from typing import Final

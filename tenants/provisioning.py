@@ -15,6 +15,8 @@ VECTORS_TOPIC: Final = "vicinage.vectors"
 HEALTH_TOPIC: Final = "vicinage.health"
 """Probes: of gateways in partition 0, of ingest in partition 1. Their records are empty."""
 HEALTH_RETENTION_MS: Final = 60_000
+DEAD_LETTERS_MS: Final = 30 * 86_400_000
+"""How long dead letters are kept: thirty days after they were written."""
 Place = Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]
 
 
@@ -51,7 +53,7 @@ def check_settings(log: Log, *topics: str) -> None:
 def ensure_topics(log: Log, tenant: Tenant, partitions: int = 1) -> None:
     """Make the tenant's topics exist. Idempotent: whoever needs them calls it, so a crash in between heals itself."""
     log.ensure_topic(tenant.documents_topic, partitions)
-    log.ensure_topic(tenant.dead_topic, 1)
+    log.ensure_topic(tenant.dead_topic, 1, retention_ms=DEAD_LETTERS_MS)
 
 
 def delete_tenant(registry: Registry, log: Log, name: str, *, actor: str) -> Tenant:

@@ -180,6 +180,31 @@ class IndexerSettings(_Group):
         ge=3_600,
         description="how long the vectors log is kept once every shard of its slot has it in segments",
     )
+    keep_sealed_share: float = Field(
+        default=0.5,
+        ge=0,
+        description="what is kept of a slot's vectors log, sealed, takes at most this share of the bytes of the slot's segments (and may take keep_sealed_bytes); SQLite alone",
+    )
+    keep_sealed_bytes: int = Field(
+        default=16 << 20,
+        ge=0,
+        description="bytes of a slot's vectors log that may be kept though its segments are small",
+    )
+    keep_documents_s: float = Field(
+        default=3_600.0,
+        ge=300,
+        description="how long records of documents logs are kept once ingest has done with them",
+    )
+    keep_documents_bytes: int = Field(
+        default=16 << 20,
+        ge=0,
+        description="bytes of each partition of a documents log that are kept at most, once ingest has done with them for five minutes; SQLite alone (on Kafka: the topic's retention.bytes)",
+    )
+    superseded_age_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="how long objects are kept that compaction, a repair or a reindex has replaced; set it longer than copying the store takes where backups are made while the platform runs",
+    )
     lease_s: float = Field(
         default=15.0, gt=1, description="how long an indexer's lease on a slot lasts without renewal"
     )

@@ -28,6 +28,7 @@ CounterName = Literal[
     "vicinage_indexer_written_passages_total",  # passages written to segments: those, and again by compaction, reindex and mending
     "vicinage_indexer_compactions_total",  # compactions finished
     "vicinage_indexer_trimmed_messages_total",  # messages of the vectors log let go of
+    "vicinage_indexer_trimmed_documents_total",  # records of documents logs deleted after their use
     "vicinage_indexer_quarantined_total",  # objects of segments that this process was first to find damaged
     "vicinage_indexer_rebuilt_total",  # segments that had a damaged object, and were rebuilt
     "vicinage_indexer_scrubbed_total",  # objects of segments that were read and verified, for no other reason

@@ -205,6 +205,13 @@ def test_trimmed_records_are_gone_and_their_offsets_refused(log: Log, topic: str
     halts_alone(log, topic, 1, "offset_gone")
 
 
+def test_what_is_kept_of_so_many_bytes_is_never_more_than_there_is(log: Log, topic: str) -> None:
+    log.append(topic, 0, [Record(b"x" * 1_000) for _ in range(10)])
+    log.trim(topic, 0, 4)
+    assert log.keeping(topic, 0, 1 << 30) == 4, "all that there is"
+    assert 4 <= log.keeping(topic, 0, 2_000) <= 8, "the last two, where sizes are known"
+
+
 def test_a_position_beyond_the_end_halts_its_partition_until_it_is_added_anew(log: Log, topic: str) -> None:
     reader = halts_alone(log, topic, 3, "beyond_end", close=False)
     log.append(topic, 0, [Record(str(i).encode()) for i in range(6)])

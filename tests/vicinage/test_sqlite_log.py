@@ -1,9 +1,13 @@
-"""The SQLite log's file: one that an earlier version wrote is brought up to date on opening."""
+"""The SQLite log's file: brought up to date on opening, and what is deleted leaves it."""
 
 import sqlite3
 from pathlib import Path
 
-from vicinage.log import Record, open_log
+import pytest
+from house import eventually
+
+from vicinage.log import Record, open_log, sqlite, sqlite_tidy
+from vicinage.log.sqlite import SqliteLog
 
 
 def test_a_file_without_a_count_of_moves_gets_one_on_opening(tmp_path: Path) -> None:
@@ -21,3 +25,49 @@ def test_a_file_without_a_count_of_moves_gets_one_on_opening(tmp_path: Path) -> 
         log.append("t", 0, [Record(b"c")])
         assert [r.record.value for r in reader.poll()] == [b"c"]
         reader.close()
+
+
+SECRET = b"this text was deleted " * 400
+
+
+def on_disk(folder: Path) -> bytes:
+    """Every byte of the log's files."""
+    return b"".join(file.read_bytes() for file in folder.iterdir() if file.is_file())
+
+
+def test_deleted_text_leaves_the_file_and_the_write_ahead_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_tidy, "TIDY_S", 0.02)
+    monkeypatch.setattr(sqlite_tidy, "CHECKPOINT_S", 0.0)
+    with SqliteLog(tmp_path / "log.db") as log:
+        log.ensure_topic("t")
+        for _ in range(30):
+            log.append("t", 0, [Record(SECRET) for _ in range(20)])
+        log.append("t", 0, [Record(b"kept")])
+        eventually(lambda: SECRET[:21] in on_disk(tmp_path))
+        size = (tmp_path / "log.db").stat().st_size
+        log.trim("t", 0, 600)
+        log.commit("g", {("t", 0): 600})  # wakes the writer, which tidies between transactions
+        eventually(lambda: SECRET[:21] not in on_disk(tmp_path), wait_s=20)
+        eventually(lambda: (tmp_path / "log.db").stat().st_size < size / 2, wait_s=20)
+        assert [s.record.value for s in log.read("t", 0, 600)] == [b"kept"]
+
+
+def test_a_long_trim_lets_appends_go_on_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "TRIM_BYTES", 1_000)
+    with SqliteLog(tmp_path / "log.db") as log:
+        log.ensure_topic("t")
+        log.append("t", 0, [Record(b"x" * 100) for _ in range(100)])
+        log.trim("t", 0, 95)
+        assert (log.begin("t", 0), log.end("t", 0), len(log.read("t", 0, 95))) == (95, 100, 5)
+        log.trim("t", 0, 1_000)
+        assert (log.begin("t", 0), log.end("t", 0)) == (100, 100)
+
+
+def test_what_fits_into_so_many_bytes_is_counted_from_the_end(tmp_path: Path) -> None:
+    with SqliteLog(tmp_path / "log.db") as log:
+        log.ensure_topic("t")
+        log.append("t", 0, [Record(b"x" * 100, b"k") for _ in range(10)])
+        kept = [log.keeping("t", 0, n) for n in (0, 100, 101, 505, 1_010, 10**9)]
+        assert kept == [10, 10, 9, 5, 0, 0]
+        log.trim("t", 0, 7)
+        assert log.keeping("t", 0, 10**9) == 7

@@ -188,6 +188,13 @@ class Log(Protocol):
         """Let go of records below offset `before` (they may stay longer)."""
         ...
 
+    def keeping(self, topic: str, partition: int, bytes_max: int) -> int:
+        """Returns the lowest offset from which on the records take at most `bytes_max`.
+
+        `begin` where the log does not know sizes: on Kafka the topic's own `retention.bytes` bounds them.
+        """
+        ...
+
     def reader(self, starts: Mapping[TopicPartition, int]) -> Reader:
         """A Reader over these partitions, each from its offset."""
         ...

@@ -22,6 +22,7 @@ from vicinage.errors import NotFound, Refused, Unavailable
 from vicinage.log import Record, Stored, TopicPartition, check_start
 from vicinage.log.sqlite_connections import Connections
 from vicinage.log.sqlite_reader import OFFSET_BITS, SqliteReader, find, read_run, reading
+from vicinage.log.sqlite_tidy import TIDY_S, Tidy, prepare
 from vicinage.log.wake import Bell
 from vicinage.threads import EssentialThread
 
@@ -30,6 +31,8 @@ GROUP_MAX: Final = 512
 """Appends that share one transaction at most."""
 DEADLINE_S: Final = 30.0
 EXPIRE_EVERY_S: Final = 60.0
+TRIM_BYTES: Final = 8 << 20
+"""Of records that one transaction deletes: each of their pages is read and overwritten."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, partitions INTEGER NOT NULL, retention_ms INTEGER);
@@ -199,8 +202,23 @@ class SqliteLog:
         self._submit(work)
 
     def trim(self, topic: str, partition: int, before: int) -> None:
-        """Let go of records below `before`."""
-        self._submit(lambda c: _trim(c, *find(c, topic, partition), before))
+        """Deletes records below `before`, TRIM_BYTES in a transaction: appends go on in between."""
+        while self._submit(lambda c: _trim_some(c, *find(c, topic, partition), before)):
+            pass
+
+    def keeping(self, topic: str, partition: int, bytes_max: int) -> int:
+        """Returns the lowest offset from which on the records take at most `bytes_max`."""
+        with reading(), self._connections.borrowed() as connection:
+            number, first, end = find(connection, topic, partition)
+            rows = connection.execute(f"{_SIZES} ORDER BY id DESC", _run_of(number, first))
+            kept = end
+            for row_id, size in rows:
+                bytes_max -= size
+                if bytes_max < 0:
+                    break
+                kept = row_id & ((1 << OFFSET_BITS) - 1)
+            rows.close()
+            return kept
 
     def close(self) -> None:
         """Stop the writer and free everything. Idempotent."""
@@ -233,7 +251,15 @@ class SqliteLog:
 
     def _write_all(self) -> None:
         connection: sqlite3.Connection | None = None
-        while (job := self._jobs.get()) is not None:
+        tidy = Tidy()
+        while True:
+            connection = self._tidied(connection, tidy)
+            try:
+                job = self._jobs.get(timeout=TIDY_S)
+            except queue.Empty:
+                continue
+            if job is None:
+                break
             group = [job]
             while len(group) < GROUP_MAX and not self._jobs.empty():
                 following = self._jobs.get()
@@ -269,6 +295,15 @@ class SqliteLog:
         self._bell.ring()
         return connection
 
+    def _tidied(self, connection: sqlite3.Connection | None, tidy: Tidy) -> sqlite3.Connection | None:
+        """Does the housekeeping that is due; the connection for the next transaction, as `_write` gives it."""
+        try:
+            connection = connection or self._open()
+            tidy.run(connection)
+        except (sqlite3.Error, Unavailable) as error:
+            return _after(connection, error)
+        return connection
+
     def _expire(self, connection: sqlite3.Connection) -> None:
         if time.monotonic() - self._expired_at < EXPIRE_EVERY_S:
             return
@@ -290,6 +325,7 @@ class SqliteLog:
     def _open(self) -> sqlite3.Connection:
         try:
             connection = sqlite3.connect(self._path, timeout=DEADLINE_S, isolation_level=None, check_same_thread=False)
+            prepare(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
         except sqlite3.Error as error:
@@ -336,6 +372,31 @@ def _append(c: sqlite3.Connection, topic: str, partition: int, rows: Sequence[tu
     [(seq,)] = c.execute("UPDATE moves SET n = n + 1 RETURNING n").fetchall()
     c.execute("UPDATE partitions SET next = ?, seq = ? WHERE id = ?", (start + len(rows), seq, number))
     return range(start, start + len(rows))
+
+
+_SIZES: Final = (
+    "SELECT id, coalesce(length(key), 0) + coalesce(length(value), 0) + coalesce(length(headers), 0)"
+    " FROM records WHERE id >= ? AND id < ?"
+)
+
+
+def _run_of(number: int, first: int) -> tuple[int, int]:
+    """Returns the row ids between which a partition's records from offset `first` on lie."""
+    return (number << OFFSET_BITS) + first, (number + 1) << OFFSET_BITS
+
+
+def _trim_some(c: sqlite3.Connection, number: int, first: int, end: int, before: int) -> bool:
+    """Trims at most TRIM_BYTES; True where there is more to trim."""
+    left, upto = TRIM_BYTES, min(before, end)
+    rows = c.execute(f"{_SIZES} ORDER BY id", _run_of(number, first))
+    for row_id, size in rows:
+        if left < 0:
+            upto = min(upto, row_id & ((1 << OFFSET_BITS) - 1))
+            break
+        left -= size
+    rows.close()
+    _trim(c, number, first, end, upto)
+    return upto < min(before, end)
 
 
 def _trim(c: sqlite3.Connection, number: int, first: int, end: int, before: int) -> None:

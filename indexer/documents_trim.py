@@ -1,0 +1,112 @@
+"""How documents logs are trimmed: below what ingest has done with, after an age, or where they take too many bytes.
+
+Nothing is rebuilt from a documents log: what ingest has written is in the vectors log, and once that is trimmed in
+segments (docs/decisions/033-what-is-erased-and-when.md). `floors` decides; `DocumentsTrim` asks and does.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from indexer.trim import STEP_MESSAGES, STEP_S, Note, below, noted
+from tenants.entities import Group, IngestLane
+from tenants.registry import Registry
+from vicinage.clock import Clock
+from vicinage.errors import NotFound
+from vicinage.log import Log, TopicPartition
+from vicinage.settings import IndexerSettings
+from vicinage.telemetry import counter
+
+LOOK_S: Final = 10.0
+PARTITIONS_AT_ONCE: Final = 500
+"""Looked at in one look; the next ones in the next."""
+STAND_STILL_S: Final = 300.0
+"""However many bytes there are, what ingest passed less long ago stays: an ingest that stood still reads on."""
+
+_trimmed = counter("vicinage_indexer_trimmed_documents_total", "records of documents logs deleted after their use")
+
+
+def floors(committed: Mapping[TopicPartition, int], lanes: Iterable[IngestLane]) -> dict[TopicPartition, int]:
+    """Returns the lowest offset that ingest may still read, by partition: its own position, or a lane's. Pure."""
+    found = dict(committed)
+    for lane in lanes:
+        tp = (f"vicinage.docs.{lane.tenant}", lane.partition)
+        if tp in found:
+            found[tp] = min(found[tp], lane.position)
+    return found
+
+
+class DocumentsTrim:
+    """Deletes records of documents logs, a few at a time. One thread; what it saw before a restart is not known."""
+
+    def __init__(self, log: Log, registry: Registry, settings: IndexerSettings, clock: Clock) -> None:
+        self._log = log
+        self._registry = registry
+        self._settings = settings
+        self._clock = clock
+        self._round: list[TopicPartition] = []
+        self._old: dict[TopicPartition, tuple[Note, ...]] = {}
+        self._recent: dict[TopicPartition, tuple[Note, ...]] = {}
+        self._before: dict[TopicPartition, int] = {}
+        """What is to be trimmed, of those that have something."""
+        self._looked = self._stepped = -1e9
+
+    def forget(self) -> None:
+        """Forgets what was seen: another leads."""
+        for held in (self._old, self._recent, self._before):
+            held.clear()
+        self._round.clear()
+
+    def step(self) -> None:
+        """Looks, and deletes the next few records. Raises Unavailable."""
+        now = self._clock.monotonic()
+        if now - self._looked >= LOOK_S:
+            self._looked = now
+            self._look(now)
+        if now - self._stepped >= STEP_S:
+            self._stepped = now
+            for tp in list(self._before):
+                self._trim(tp)
+
+    def _look(self, now: float) -> None:
+        if not self._round:
+            self._round = self._partitions()
+            held = set(self._round)
+            self._old = {tp: notes for tp, notes in self._old.items() if tp in held}
+            self._recent = {tp: notes for tp, notes in self._recent.items() if tp in held}
+        some, self._round = self._round[:PARTITIONS_AT_ONCE], self._round[PARTITIONS_AT_ONCE:]
+        committed = self._log.committed(Group.INGEST, some)
+        for tp, floor in floors(
+            committed, self._registry.lanes.every()
+        ).items():  # lanes after: see tenants/ingest_lanes.py
+            self._note(tp, floor, now)
+
+    def _partitions(self) -> list[TopicPartition]:
+        counts = self._log.topics("vicinage.docs.")
+        topics = [t.documents_topic for t in self._registry.tenants()]
+        return [(topic, p) for topic in topics for p in range(counts.get(topic, 0))]
+
+    def _note(self, tp: TopicPartition, floor: int, now: float) -> None:
+        s = self._settings
+        self._old[tp] = noted(self._old.get(tp, ()), floor, now=now, keep_s=s.keep_documents_s)
+        self._recent[tp] = noted(self._recent.get(tp, ()), floor, now=now, keep_s=STAND_STILL_S)
+        still = below(self._recent[tp], now=now, keep_s=STAND_STILL_S)
+        try:
+            begin = self._log.begin(*tp)
+            heavy = min(still, self._log.keeping(*tp, s.keep_documents_bytes)) if still > begin else 0
+        except NotFound:
+            return  # deleted meanwhile
+        before = max(below(self._old[tp], now=now, keep_s=s.keep_documents_s), heavy)
+        if before > begin:
+            self._before[tp] = before
+
+    def _trim(self, tp: TopicPartition) -> None:
+        try:
+            begin = self._log.begin(*tp)
+            upto = min(self._before[tp], begin + STEP_MESSAGES)
+            if upto > begin:
+                self._log.trim(*tp, upto)
+                _trimmed.inc(upto - begin)
+        except NotFound:
+            upto = self._before[tp]
+        if upto >= self._before[tp]:
+            del self._before[tp]

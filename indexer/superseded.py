@@ -1,0 +1,43 @@
+"""Superseded segments: their objects go soon after no manifest names them, not at the age of an orphan.
+
+Readers that load an older manifest meanwhile take the newer one; segments that are mapped stay readable. What a kill
+leaves is swept like every orphan.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+from tenants.entities import SegmentRef
+from tenants.quarantine import Quarantine
+from vicinage.clock import Clock
+from vicinage.store import Store
+
+
+class Superseded:
+    """Segments that manifests have stopped to name, oldest first. `add` may be called from any thread."""
+
+    def __init__(self, store: Store, quarantine: Quarantine, age_s: float, clock: Clock) -> None:
+        self._store = store
+        self._quarantine = quarantine
+        self._age_s = age_s
+        self._clock = clock
+        self._waiting: deque[tuple[float, SegmentRef]] = deque()
+
+    def add(self, refs: Iterable[SegmentRef]) -> None:
+        """Has their objects deleted once `age_s` has passed."""
+        due = self._clock.monotonic() + self._age_s
+        self._waiting.extend((due, ref) for ref in refs)
+
+    def step(self) -> int:
+        """Deletes what is due, but for objects in quarantine; the number of objects. Raises Unavailable: then again later."""
+        now, n = self._clock.monotonic(), 0
+        if not self._waiting or self._waiting[0][0] > now:
+            return 0
+        kept = {damage.path for damage in self._quarantine.every()}
+        while self._waiting and self._waiting[0][0] <= now:
+            for stored in self._waiting[0][1].objects.values():
+                if stored.path not in kept:
+                    self._store.delete(stored.path)
+                    n += 1
+            self._waiting.popleft()
+        return n

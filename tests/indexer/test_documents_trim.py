@@ -1,0 +1,123 @@
+"""Documents logs end where nobody needs them any more, and superseded segments go soon."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from house import make_indexer, open_ground
+from sealed import append, contents, make_collection, up, version
+
+from cluster.wiring import Ground
+from indexer.documents_trim import STAND_STILL_S, DocumentsTrim, floors
+from indexer.run import Indexer
+from tenants.entities import Group, IngestLane
+from vicinage.clock import ManualClock
+from vicinage.log import Record
+
+DOCS = ("vicinage.docs.acme", 0)
+KEEP_S = 3_600.0
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Ground]:
+    made = open_ground(tmp_path / "data", keep_documents_s=KEEP_S, keep_documents_bytes=10_000, seal_passages=1)
+    yield replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
+    made.close()
+
+
+@pytest.fixture
+def trim(base: Ground) -> DocumentsTrim:
+    make_collection(base)
+    return DocumentsTrim(base.log, base.registry, base.settings.indexer, base.clock)
+
+
+def pass_time(base: Ground, trim: DocumentsTrim, seconds: float) -> None:
+    for _ in range(int(seconds / 20) + 1):
+        base.clock.advance(20)
+        trim.step()
+
+
+def write(base: Ground, n: int, *, bytes_: int = 10) -> None:
+    base.log.append(*DOCS, [Record(b"x" * bytes_) for _ in range(n)])
+
+
+def test_what_ingest_is_beyond_is_kept_for_a_while_and_then_goes(base: Ground, trim: DocumentsTrim) -> None:
+    write(base, 10)
+    base.log.commit(Group.INGEST, {DOCS: 7})
+    pass_time(base, trim, KEEP_S - 100)
+    assert base.log.begin(*DOCS) == 0
+    pass_time(base, trim, 400)
+    assert base.log.begin(*DOCS) == 7, "what ingest has not done is kept however old it is"
+    pass_time(base, trim, 2 * KEEP_S)
+    assert base.log.begin(*DOCS) == 7
+
+
+def test_what_takes_too_many_bytes_goes_sooner(base: Ground, trim: DocumentsTrim) -> None:
+    write(base, 40, bytes_=1_000)
+    base.log.commit(Group.INGEST, {DOCS: 35})
+    pass_time(base, trim, STAND_STILL_S - 60)
+    assert base.log.begin(*DOCS) == 0, "an ingest that stood still may yet read it"
+    pass_time(base, trim, 120)
+    assert base.log.begin(*DOCS) == 30
+    base.log.commit(Group.INGEST, {DOCS: 40})
+    write(base, 40, bytes_=1_000)
+    pass_time(base, trim, STAND_STILL_S + 120)
+    assert base.log.begin(*DOCS) == 40, "never beyond what ingest has done"
+
+
+def test_what_a_lane_still_reads_is_kept(base: Ground, trim: DocumentsTrim) -> None:
+    write(base, 40, bytes_=1_000)
+    [lane] = base.registry.lanes.open([IngestLane("acme", "docs", 1, 0, 12, "model")])
+    base.log.commit(Group.INGEST, {DOCS: 40})
+    pass_time(base, trim, 3 * KEEP_S)
+    assert base.log.begin(*DOCS) == 12
+    base.registry.lanes.close(lane)
+    pass_time(base, trim, KEEP_S + 400)
+    assert base.log.begin(*DOCS) == 40
+
+
+def test_a_position_that_is_not_known_trims_nothing() -> None:
+    lane = IngestLane("acme", "docs", 1, 0, 3, "model")
+    assert floors({}, [lane]) == {}
+    assert floors({DOCS: 9, ("vicinage.docs.other", 0): 5}, [lane]) == {DOCS: 3, ("vicinage.docs.other", 0): 5}
+
+
+def work_off(base: Ground, indexer: Indexer, rounds: int = 6) -> None:
+    for _ in range(rounds):
+        indexer.step()
+        indexer._upkeep.settle()
+        base.clock.advance(1)
+
+
+def test_superseded_objects_go_a_minute_after_the_manifest_stopped_to_name_them(tmp_path: Path) -> None:
+    made = open_ground(tmp_path / "data", seal_passages=1, segments_max=1, superseded_age_s=60, scrub_per_minute=0)
+    base = replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
+    generation, indexer = make_collection(base), make_indexer(base)
+    for i in range(4):
+        append(base, generation, up(f"d{i}", i))
+        work_off(base, indexer)
+    named = base.manifests.paths()
+    assert named < {o.path for o in base.store.list("segments")}
+    base.clock.advance(61)
+    work_off(base, indexer)
+    assert {o.path for o in base.store.list("segments")} == base.manifests.paths() == named
+    assert contents(base, generation) == {f"d{i}": (version(i), 1) for i in range(4)}
+    made.close()
+
+
+def test_objects_of_a_deleted_collection_go_at_the_age_of_an_orphan(tmp_path: Path) -> None:
+    made = open_ground(tmp_path / "data", seal_passages=1, orphan_age_s=100)
+    base = replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
+    generation, indexer = make_collection(base), make_indexer(base)
+    append(base, generation, up("a", 1))
+    work_off(base, indexer)
+    base.registry.delete_collection("acme", "docs", actor="test")
+    for stored in base.store.list("segments"):
+        os.utime(Path(base.settings.store_url) / stored.path, (time.time() - 101,) * 2)
+    base.clock.advance(61)
+    work_off(base, indexer)
+    assert list(base.store.list("segments")) == []
+    made.close()
