@@ -13,6 +13,7 @@ METHODS = {
     "at_least": "true: documents and passages are lower bounds, since a shard did not answer or was not counted yet",
     "host_bytes": "accounted: delta arrays, and segments as if every page were touched; 0 if not in memory",
     "store_bytes": "sizes of the objects that the manifests name",
+    "log_bytes": "size of the log's file and write-ahead log; null on Kafka, whose brokers keep it",
     "bytes_per_passage": "bytes of the collection's own passages in memory, the mean; of shards not in memory, of those in segments",
     "records": "records kept in the tenant's documents log",
     "used_bytes": "resident sets of the searchers' processes on that host",
@@ -47,6 +48,7 @@ def report(snapshot: Snapshot) -> dict[str, Any]:
             for t in snapshot.tenants
         ],
         "headroom": [asdict(row) for row in host_memory(snapshot)],
+        "disk": [{"log_bytes": snapshot.log_bytes, "store_bytes": sum(row.store_bytes for row in rows)}],
         "rates": {"searches": _rate(snapshot.searches), "applied_passages": _rate(snapshot.applied)},
         "methods": METHODS,
     }

@@ -56,6 +56,8 @@ class Snapshot:
     hosts: tuple[Host, ...]
     searches: Rate
     applied: Rate
+    log_bytes: int | None = None
+    """On this machine's disk; None where servers of their own keep the log."""
 
 
 class Rates:
@@ -95,6 +97,7 @@ def take(registry: Registry, log: Log, stats: Sequence[SearcherStats], rates: Ra
         hosts=each_once(s.host for s in stats),
         searches=searches,
         applied=applied,
+        log_bytes=log.disk_bytes(),
     )
 
 

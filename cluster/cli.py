@@ -549,14 +549,14 @@ def reindex_cancel(job_id: str, data: Path, url: str | None, key: str | None, *,
 def capacity(ctx: click.Context, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
     """What every tenant and collection holds, the rates, and what is left."""
     if ctx.invoked_subcommand is None:
-        _capacity(data, url, key, as_json=as_json, parts=("collections", "tenants", "headroom", "rates"))
+        _capacity(data, url, key, as_json=as_json, parts=("collections", "tenants", "disk", "headroom", "rates"))
 
 
 @capacity.command("show")
 @common
 def capacity_show(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
     """Everything."""
-    _capacity(data, url, key, as_json=as_json, parts=("collections", "tenants", "headroom", "rates"))
+    _capacity(data, url, key, as_json=as_json, parts=("collections", "tenants", "disk", "headroom", "rates"))
 
 
 @capacity.command("headroom")

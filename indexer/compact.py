@@ -28,16 +28,19 @@ class Weight:
     id: str
     rows: int
     dead: int
+    created_ms: int = 0
 
 
-def pick(segments: Sequence[Weight], settings: IndexerSettings) -> tuple[str, ...]:
-    """Ids of the segments to merge; () when there is nothing to gain. Pure.
+def pick(segments: Sequence[Weight], settings: IndexerSettings, now_ms: int = 0) -> tuple[str, ...]:
+    """Returns ids of the segments to merge; () when there is nothing to gain. Pure.
 
-    All of them when too much is dead; else, when there are too many, the smallest, as far as each is not much larger than
+    All of them when too much is dead, or anything is in a segment older than `erase_s`: so what is deleted leaves the
+    store within that time, and a shard is rewritten for it once in that time at most. Else, when there are too many, the smallest, as far as each is not much larger than
     those before it together (size-tiered: a row is rewritten about log₂(n) times).
     """
     rows, dead = sum(s.rows for s in segments), sum(s.dead for s in segments)
-    if dead and dead > settings.dead_share_max * rows:
+    overdue = any(s.dead and now_ms - s.created_ms >= 1_000 * settings.erase_s for s in segments)
+    if dead and (dead > settings.dead_share_max * rows or overdue):
         return tuple(s.id for s in segments)
     if len(segments) <= settings.segments_max:
         return ()
@@ -56,14 +59,25 @@ def weigh(segments: Sequence[Segment]) -> tuple[list[Weight], list[Mask]]:
     """The weights of loaded segments, and which documents of each survive."""
     alive = surviving(segments)
     weights = [
-        Weight(s.ref.id, len(s) + s.ref.n_deletes, int(s.count[~a].sum()) + int(np.count_nonzero(~a & (s.count == 0))))
+        Weight(
+            s.ref.id,
+            len(s) + s.ref.n_deletes,
+            int(s.count[~a].sum()) + int(np.count_nonzero(~a & (s.count == 0))),
+            s.ref.created_ms,
+        )
         for s, a in zip(segments, alive, strict=True)
     ]
     return weights, alive
 
 
 def compact(
-    builder: Builder, manifest: Manifest, generation: Generation, lease: Lease, *, forgettable: Callable[[int], bool]
+    builder: Builder,
+    manifest: Manifest,
+    generation: Generation,
+    lease: Lease,
+    *,
+    forgettable: Callable[[int], bool],
+    now_ms: int = 0,
 ) -> Manifest | None:
     """Merge what `pick` picks and publish it; None when there was nothing to do. Raises Conflict, Damaged.
 
@@ -71,7 +85,7 @@ def compact(
     """
     segments = builder.loading().segments(manifest.shard, manifest.segments, generation.metric)
     weights, alive = weigh(segments)
-    chosen = set(pick(weights, builder.settings))
+    chosen = set(pick(weights, builder.settings, now_ms))
     if not chosen:
         return None
     everything = len(chosen) == len(segments) and generation.state == "live"

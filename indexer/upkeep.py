@@ -31,6 +31,8 @@ from vicinage.records import ShardId
 from vicinage.telemetry import counter, events
 
 SWEEP_EVERY_S: Final = 60.0
+LOOKS_FOR_OVERDUE: Final = 8
+"""Within `erase_s`; each reads every manifest, and the segments of shards that have old ones."""
 AGAIN_S: Final = (5.0, 300.0)
 """The least and the most wait before a compaction that failed is tried anew."""
 
@@ -71,7 +73,7 @@ class Upkeep:
         self._working: Future[None] | None = None
         self._turn = 0
         self._passed: dict[tuple[str, str, int], Passed] = {}
-        self._swept = -1e9
+        self._swept = self._overdue_looked = -1e9
         self._mending = Mending(log, registry, builder, lease, clock)
         self._scrub = Scrub(builder, clock)
         self._trim = Trim(log, slots_total, builder.settings, clock)
@@ -83,6 +85,7 @@ class Upkeep:
 
     def step(self, *, leading: bool) -> None:
         """Give the worker its next work, sweep and trim when it is time. `leading`: jobs, orphans, the log's length are this one's."""
+        self._look_for_overdue()
         self._work(leading=leading)
         self._superseded.step()
         if leading:
@@ -160,7 +163,8 @@ class Upkeep:
         try:
             manifest = self._builder.current(shard, generation)
             lease = self._lease(shard.slot)
-            done = compact(self._builder, manifest, generation, lease, forgettable=self.forgettable(shard))
+            forgettable, now_ms = self.forgettable(shard), self._clock.now_ms()
+            done = compact(self._builder, manifest, generation, lease, forgettable=forgettable, now_ms=now_ms)
         except Conflict as lost:
             _event.warning("compaction given up", shard=str(shard), reason=str(lost))
             self._try_later(shard)
@@ -174,6 +178,18 @@ class Upkeep:
             _compactions.inc()
             _event.info("compacted", shard=str(shard), segments=len(done.segments))
             self.compact_soon([shard])  # until there is nothing left to gain
+
+    def _look_for_overdue(self) -> None:
+        """Has the worker see whether old segments of the slots held here hold rows that are deleted (`compact.pick`)."""
+        now, erase_s = self._clock.monotonic(), self._builder.settings.erase_s
+        if now < self._overdue_looked + erase_s / LOOKS_FOR_OVERDUE:
+            return
+        self._overdue_looked = now
+        _, manifests = self._manifests.changed_since(0, self._slots())
+        before_ms = self._clock.now_ms() - 1_000 * erase_s
+        self.compact_soon(
+            m.shard for m in manifests if len(m.segments) > 1 and min(s.created_ms for s in m.segments) <= before_ms
+        )
 
     def _try_later(self, shard: ShardId) -> None:
         """What was due stays due, as long as the shard is this indexer's."""

@@ -170,6 +170,11 @@ class IndexerSettings(_Group):
     dead_share_max: float = Field(
         default=0.25, gt=0, le=1, description="share of deleted passages above which a shard compacts"
     )
+    erase_s: float = Field(
+        default=86_400.0,
+        ge=3_600,
+        description="age of a segment beyond which its shard compacts as soon as any of its rows is deleted, whatever their share",
+    )
     tombstone_age_s: float = Field(
         default=3_600.0,
         ge=100,

@@ -1,17 +1,20 @@
 """What compaction picks, what it keeps, and what it forgets."""
 
+import time
 from dataclasses import replace
 
 import pytest
+from house import make_indexer
 from hypothesis import given
 from hypothesis import strategies as st
 from rows import message
-from sealed import DIMENSION, contents, gone, make_collection, segments, up, version
+from sealed import DIMENSION, append, contents, gone, make_collection, segments, up, version
 
 from indexer.backends import open_backend
 from indexer.compact import Weight, compact, pick
 from indexer.seal import Builder, Pending
 from tenants.leases import Leases
+from vicinage.clock import ManualClock
 from vicinage.errors import Conflict
 from vicinage.settings import IndexerSettings
 
@@ -61,6 +64,30 @@ def test_a_row_is_rewritten_a_logarithmic_number_of_times() -> None:
             written += rows
             held = [*(w for w in held if w.id not in chosen), Weight(f"m{number}", rows, 0)]
     assert written / 10_000 < 12, "log2(1,000) is 10"
+
+
+def test_what_is_deleted_leaves_an_old_segment_whatever_its_share() -> None:
+    day_ms = 86_400_000
+    old, young = Weight("old", 1_000, 0, 0), Weight("young", 10, 1, day_ms)
+    assert pick([old, young], SETTINGS, now_ms=2 * day_ms - 1) == ()
+    assert pick([replace(old, dead=1), young], SETTINGS, now_ms=day_ms - 1) == ()
+    assert pick([replace(old, dead=1), young], SETTINGS, now_ms=day_ms) == ("old", "young")
+
+
+def test_a_deletion_in_an_old_segment_is_carried_out_in_time(base) -> None:
+    base = replace(base, clock=ManualClock(time.time_ns() // 1_000_000))
+    generation, indexer = make_collection(base), make_indexer(base)
+    for rows in ([up(f"d{i}", i) for i in range(20)], [gone("d0", 30)]):
+        append(base, generation, *rows)
+        base.clock.advance(3_700)
+        indexer.step()
+        indexer._upkeep.settle()
+    assert segments(base, generation) == [(20, 0), (0, 1)] or segments(base, generation) == [(19, 1)]
+    for _ in range(30):
+        base.clock.advance(3_600)
+        indexer.step()
+        indexer._upkeep.settle()
+    assert [n for n, _ in segments(base, generation)] == [19], "its row is in no segment any more"
 
 
 @pytest.fixture

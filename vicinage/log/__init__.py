@@ -195,6 +195,10 @@ class Log(Protocol):
         """
         ...
 
+    def disk_bytes(self) -> int | None:
+        """Returns the bytes that the log takes on this machine's disk; None where servers of its own keep it."""
+        ...
+
     def reader(self, starts: Mapping[TopicPartition, int]) -> Reader:
         """A Reader over these partitions, each from its offset."""
         ...

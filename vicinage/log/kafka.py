@@ -111,6 +111,10 @@ class KafkaLog:
         """See Log."""
         return self._offset("end_offsets", topic, partition)
 
+    def disk_bytes(self) -> int | None:
+        """See Log: brokers keep it."""
+        return None
+
     def keeping(self, topic: str, partition: int, bytes_max: int) -> int:
         """See Log: sizes of records are not known here."""
         del bytes_max

@@ -206,6 +206,11 @@ class SqliteLog:
         while self._submit(lambda c: _trim_some(c, *find(c, topic, partition), before)):
             pass
 
+    def disk_bytes(self) -> int | None:
+        """Returns the bytes of the file and its write-ahead log."""
+        files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
     def keeping(self, topic: str, partition: int, bytes_max: int) -> int:
         """Returns the lowest offset from which on the records take at most `bytes_max`."""
         with reading(), self._connections.borrowed() as connection:
