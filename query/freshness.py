@@ -131,10 +131,18 @@ class Freshness:
             while not abandoned.is_set() and not self._committed(topic, p, deadline):
                 if deadline.passed():
                     raise DeadlineExceeded(
-                        f"position {p.partition}-{p.offset} was not ingested in time", dependency="ingest"
+                        f"position {p.partition}-{p.offset} was not ingested in time{self._halted(tenant, p)}",
+                        dependency="ingest",
                     )
             self._wait_for_lane(p, tenant, generation, deadline, abandoned)
         return {slot: self._log.end(VECTORS_TOPIC, slot) for slot in generation.slots}
+
+    def _halted(self, tenant: Tenant, p: Position) -> str:
+        """Returns why ingest does not read the partition, for the tenant; empty where it does."""
+        for state in self._registry.positions.not_reading(tenant.name):
+            if state.partition == p.partition and state.state == "halted":
+                return f": its partition is halted ({state.kind}), until an operator resumes it"
+        return ""
 
     def _committed(self, topic: str, p: Position, deadline: Deadline) -> bool:
         """Whether ingest is beyond it, looked at for a while."""

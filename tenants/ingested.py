@@ -18,8 +18,13 @@ def ingested(log: Log, registry: Registry, tps: Sequence[TopicPartition]) -> dic
     if not missing:
         return found
     tenants = {tp[0].removeprefix(PREFIX) for tp in missing}
-    for state in registry.positions.of(next(iter(tenants)) if len(tenants) == 1 else None):
-        maps, tp = registry.partition_maps(state.tenant), state.topic_partition()
-        if tp in missing and state.state != "resuming" and maps and maps[-1].topic_id == state.topic_id:
-            found[tp] = state.position
-    return found
+    kept = {
+        s.topic_partition(): s
+        for s in registry.positions.of(next(iter(tenants)) if len(tenants) == 1 else None)
+        if s.topic_partition() in missing and s.state != "resuming" and s.position
+    }
+    if not kept:
+        return found
+    # The log may have another topic of that name by now, whose records are not ingested: whatever the catalog knows.
+    ids = log.topic_ids(PREFIX)
+    return found | {tp: s.position for tp, s in kept.items() if ids.get(tp[0]) == s.topic_id}

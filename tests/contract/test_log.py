@@ -300,6 +300,16 @@ def test_partitions_are_added_and_written_and_read(log: Log, topic: str) -> None
         log.add_partitions(f"{topic}-none", 2)
 
 
+def test_partitions_that_another_process_adds_are_known_and_written_at_once(url: str, log: Log, topic: str) -> None:
+    log.append(topic, 1, [Record(b"before")])
+    with open_log(url) as other:
+        other.add_partitions(topic, 5)
+        other.append(topic, 4, [Record(b"theirs")])
+    assert log.end(topic, 4) == 1
+    assert log.append(topic, 3, [Record(b"ours")]) == [0]
+    assert log.append(topic, 4, [Record(b"ours")]) == [1]
+
+
 def test_a_partition_that_appears_later_is_read_once_it_does(log: Log, topic: str) -> None:
     later = f"{topic}-later"
     reader, found = log.reader({(topic, 0): 0, (later, 0): 0}), []

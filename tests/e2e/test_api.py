@@ -476,12 +476,15 @@ def test_a_topic_that_was_made_anew_is_seen_and_resumed(call: Caller) -> None:
     eventually(lambda: call.admin("GET", f"/freshness?tenant={name}")[0]["ingest"] == "halted")
     [partition] = call.admin("GET", f"/freshness?tenant={name}")[0]["partitions"]
     assert (partition["kind"], partition["position"]) == ("topic_replaced", 1)
+    late = {"vector": [1, 0, 0, 0], "wait_for": call.write(key, [doc("x", 1, 0, 0, 0)]), "timeout_ms": 600}
+    told = call("POST", "/v1/collections/c/search", key, json=late)
+    assert (told.status_code, "its partition is halted (topic_replaced)" in told.json()["detail"]) == (504, True)
     plan = call.admin("POST", f"/tenants/{name}/resume-ingest", {"dry_run": True})
     assert [(p["resume_at"], p["skipped"]) for p in plan["partitions"]] == [(0, None)]
     token = call.write(key, [doc("new", 0, 1, 0, 0)])
     assert call.admin("POST", f"/tenants/{name}/resume-ingest", {}) == plan
     hits = call.search(key, vector=[0, 1, 0, 0], k=5, wait_for=token)["hits"]
-    assert sorted(h["document_id"] for h in hits) == ["new", "old"]
+    assert sorted(h["document_id"] for h in hits) == ["new", "old", "x"]
     eventually(lambda: call.admin("GET", f"/freshness?tenant={name}")[0]["ingest"] == "reading")
 
 

@@ -263,7 +263,7 @@ class KafkaLog:
     def _offset(self, which: str, topic: str, partition: int) -> int:
         from kafka import TopicPartition as Tp
 
-        if not 0 <= partition < (self._known(topic) or self._known(topic, fresh=True)):
+        if partition < 0 or (partition >= self._known(topic) and partition >= self.partitions(topic)):
             # Asked of Kafka, a partition that there is not holds this client, and everybody's lock on it, for ten seconds.
             raise NotFound(f"the log has no partition {partition} of a topic {topic!r}")
         tp = Tp(topic, partition)

@@ -30,6 +30,8 @@ from vicinage.log import Record, TopicPartition
 from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX, FactsReader, TopicFacts, compacted, connect
 from vicinage.telemetry import counter, events
 
+LEARN_S: Final = 0.02
+"""How often it is looked whether the producer has read a topic's partitions anew."""
 DEADLINE_S: Final = 10.0
 """An append that is not acknowledged by then fails; it may still reach the log until its batch expires, just as long."""
 LATE_S: Final = 1.0
@@ -107,8 +109,10 @@ class KafkaAppender:
         self._topics.close()
 
     def _append(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
-        if _trouble(self._topics.facts(topic), topic, partition, records) is not None:
-            trouble = _trouble(self._topics.facts(topic, fresh_s=REFUSAL_FRESH_S), topic, partition, records)
+        known = self._topics.facts(topic)
+        if _trouble(known, topic, partition, records) is not None:
+            fresh_s = REFUSAL_FRESH_S if partition < known.partitions else 0.0  # a partition map may name it already
+            trouble = _trouble(self._topics.facts(topic, fresh_s=fresh_s), topic, partition, records)
             if trouble is not None:
                 raise trouble
         try:
@@ -123,6 +127,7 @@ class KafkaAppender:
     def _send(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
         producer, began = self._producers.current(), time.monotonic()
         with self._waiting.of((topic, partition)) as place, self._settled(producer, topic, began):
+            _learn(producer, topic, partition, began + LATE_S)
             sent = [_send(producer, topic, partition, record) for record in records]
             if not _acknowledged(sent, began + LATE_S):
                 self._look(producer, topic)
@@ -346,6 +351,18 @@ def _trouble(
 def _size(record: Record) -> int:
     headers = sum(len(name) + len(value) + 8 for name, value in record.headers)
     return len(record.value or b"") + len(record.key or b"") + headers + RECORD_OVERHEAD
+
+
+def _learn(producer: KafkaProducer, topic: str, partition: int, until: float) -> None:
+    """Has the producer read the topic's partitions anew where it does not know this one: it was added since.
+
+    kafka-python refuses such a partition until its metadata is old (5 minutes), and has no public call for that.
+    """
+    while partition not in (producer.partitions_for(topic) or ()):
+        if time.monotonic() > until:
+            raise kafka_errors.KafkaTimeoutError(f"partition {partition} is not known yet")
+        producer._metadata.request_update()  # noqa: SLF001
+        time.sleep(LEARN_S)
 
 
 def _send(producer: KafkaProducer, topic: str, partition: int, record: Record) -> Any:
