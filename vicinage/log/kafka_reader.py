@@ -11,6 +11,7 @@ from typing import Any, Final
 from vicinage.clock import longer
 from vicinage.errors import Unavailable, VicinageError
 from vicinage.log import STICKY, Halt, HaltKind, Record, Stored, TopicPartition, start_reason, start_trouble
+from vicinage.log.kafka_codecs import bound
 from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX
 from vicinage.log.kafka_topics import Topics
 
@@ -172,6 +173,7 @@ class KafkaReader:
                 max_partition_fetch_bytes=MESSAGE_BYTES_MAX,
             )
             _say_where(self._consumer)
+            bound()
         if not self._changed:
             return
         reading = self._read_now()
