@@ -3,57 +3,22 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.commands.base import EPILOG, EXIT_FAILED, Group, common, here, operator, where_of
+from cluster.commands.config import config
+from cluster.commands.dead_letters import dead_letters
+from cluster.output import show
 from cluster.tables import collection_rows, headroom_rows, holding_rows, recall_rows
-from vicinage.errors import Unavailable, VicinageError
+from vicinage.errors import Unavailable
 
 if TYPE_CHECKING:
     from cluster.operator import Operator
     from vicinage.settings import Settings
-
-EXIT_FAILED, EXIT_AWAY = 1, 3
-EPILOG = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no platform answers."
-
-Command = Callable[..., Any]
-
-
-def common(command: Command) -> Command:
-    """The options of commands that a platform elsewhere can answer, too."""
-    command = click.option("--key", envvar="VICINAGE_KEY", help="Operator key (default: DATA/run/operator.key).")(
-        command
-    )
-    return here(click.option("--url", envvar="VICINAGE_URL", help="A platform elsewhere, by its URL.")(command))
-
-
-def here(command: Command) -> Command:
-    """The options that every command takes; those about DATA alone have no others."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")(command)
-    data = click.Path(path_type=Path, file_okay=False)
-    return click.option(
-        "--data",
-        type=data,
-        envvar="VICINAGE_DATA",
-        default="data",
-        show_default=True,
-        help="Directory of the local platform.",
-    )(command)
-
-
-class Group(click.Group):
-    """A group whose commands say what went wrong and what to do next, without a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run; turn our errors into one line and an exit code."""
-        try:
-            return super().invoke(ctx)
-        except VicinageError as error:
-            click.echo(f"vicinage: {error}", err=True)
-            sys.exit(EXIT_AWAY if isinstance(error, Unavailable) else EXIT_FAILED)
 
 
 @click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,55 +27,29 @@ def main() -> None:
     """Vicinage: a managed vector retrieval platform for many tenants."""
 
 
-def operator(data: Path, url: str | None, key: str | None) -> "Operator":
-    """The road to /v1/admin."""
-    from cluster.operator import Operator
-
-    return Operator(data, url, key)
-
-
-def show(value: Any, as_json: bool, columns: Sequence[str] = ()) -> None:
-    """JSON, or a table of rows, or one line a fact."""
-    if as_json:
-        click.echo(json.dumps(value))
-    elif isinstance(value, list):
-        _table(value, columns or (list(value[0]) if value else ()))
-    else:
-        for name, fact in value.items():
-            click.echo(f"{name:<14} {fact if isinstance(fact, str | int | float) else json.dumps(fact)}")
-
-
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    if not rows:
-        click.echo("(none)")
-        return
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in columns))
-    Console(soft_wrap=True).print(table)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
+RESTARTS_MAX = 4
+"""Restarts of a role, while the platform starts, that end the start."""
+main.add_command(config)
+main.add_command(dead_letters)
 
 
 # The platform itself.
 
 
 def _settings(data: Path, port: int | None = None, host: str | None = None) -> "Settings":
-    from vicinage.settings import Settings
+    """Settings of the platform on `data`; warns of variables that are none. Raises ConfigurationError."""
+    import os
 
-    settings = Settings(data=data.absolute())
+    from cluster.configuration import load, unknown_variables
+    from vicinage.settings import GatewaySettings
+
+    for warning in unknown_variables(os.environ):
+        click.echo(f"vicinage: warning: {warning}", err=True)
+    settings = load(data=data.absolute())
     changes = {k: v for k, v in (("port", port), ("host", host)) if v is not None}
     if changes:
-        settings = settings.model_copy(update={"gateway": settings.gateway.model_copy(update=changes)})
+        gateway = GatewaySettings(**{**settings.gateway.model_dump(), **changes})
+        settings = settings.model_copy(update={"gateway": gateway})
     return settings
 
 
@@ -133,11 +72,16 @@ def up(
 ) -> None:
     """Start the platform and supervise it: gateway with searcher, ingest with indexer, embedder."""
     from cluster import local
+    from cluster.configuration import usable_data
+    from cluster.identity import check_identity
     from vicinage.telemetry import configure_events
 
     settings = _settings(data, port, host)
+    usable_data(data.absolute())
+    check_identity(settings)
     if local.running(data.absolute()) is None:
-        local.check_free(settings.gateway.host, settings.gateway.port)
+        for host_name, number in local.ports_of(settings, on_ray=ray_address is not None):
+            local.check_free(host_name, number)
     if detach:
         _up_detached(data, ray_address, searchers, settings, as_json)
         return
@@ -184,21 +128,56 @@ def _up_detached(data: Path, ray_address: str | None, searchers: int, settings: 
 
 
 def _await_ready(url: str, process: Any, events: Path, wait_s: float = 180.0) -> None:
+    """Waits until every part is ready, saying what it waits for. Stops the platform where a role dies again and again."""
     import httpx
 
-    end = time.monotonic() + wait_s
+    from cluster import local
+
+    end, told = time.monotonic() + wait_s, ""
     while time.monotonic() < end:
         if process.poll() is not None:
             tail = events.read_text(errors="replace").strip().split("\n")[-5:]
             raise Unavailable("it did not start:\n  " + "\n  ".join(tail), dependency="supervisor")
+        missing = "the supervisor"
         try:
-            answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
-            if answer.status_code == httpx.codes.OK and answer.json()["parts"]["embedder"]["ready"]:
+            answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False).json()
+            parts = answer["parts"]
+            if answer["ready"] and parts["embedder"]["ready"]:
                 return
-        except httpx.HTTPError:
-            pass  # not listening yet: that is what is waited for
+            missing = ", ".join(name for name, part in parts.items() if not part["ready"])
+        except (httpx.HTTPError, ValueError, KeyError):
+            missing = "the gateway"  # not listening yet: that is what is waited for
+        if missing != told:
+            told = missing
+            click.echo(f"vicinage: waiting for {missing}", err=True)
+        _stop_if_dying(local.running(events.parent.parent), events.parent)
         time.sleep(0.1)
     raise Unavailable(f"{url} was not ready within {wait_s:.0f} s; see {events.parent}", dependency="gateway")
+
+
+def _stop_if_dying(state: dict[str, Any] | None, folder: Path) -> None:
+    """Raises Unavailable with a role's last error where it was restarted RESTARTS_MAX times, once all is stopped."""
+    from cluster import local
+
+    for name, role_state in (state or {}).get("roles", {}).items():
+        if role_state["restarts"] >= RESTARTS_MAX:
+            error = last_error(folder / f"{name}.log")
+            local.stop(folder.parent)
+            raise Unavailable(f"the role {name} does not start: {error} (more in {folder / name}.log)", dependency=name)
+
+
+def last_error(path: Path) -> str:
+    """Returns the newest error in a role's event file, in one line; else its last line."""
+    lines = path.read_text(errors="replace").strip().split("\n")[-200:] if path.exists() else []
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("level") in ("error", "critical"):
+            facts = {k: v for k, v in event.items() if k not in ("level", "timestamp", "role", "exception")}
+            return " ".join(f"{k}={v}" for k, v in facts.items())[:500]
+    return lines[-1][:500] if lines else "it left no event"
 
 
 @main.command(epilog=EPILOG)
@@ -226,9 +205,11 @@ def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
         )
     try:
         answer = httpx.get(f"{state['url']}/readyz", timeout=10, trust_env=False).json()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ValueError) as error:
         answer = {"ready": False, "parts": {}, "error": str(error)}
     show({**state, **answer}, as_json)
+    if answer.get("ready") is not True:
+        sys.exit(EXIT_FAILED)
 
 
 @main.command(hidden=True)
@@ -237,16 +218,16 @@ def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
 @click.option("--searchers", type=int, default=1)
 def role(name: str, ray_address: str | None, searchers: int) -> None:
     """Run one role in this process (what `up` starts)."""
-    from vicinage.settings import Settings
+    from cluster.configuration import load
 
     if ray_address:
         from cluster.ray import run_gateway
 
-        run_gateway(Settings(), ray_address, searchers)
+        run_gateway(load(), ray_address, searchers)
         return
     from cluster.roles import run_role
 
-    run_role(name, Settings())
+    run_role(name, load())
 
 
 @main.command(epilog=EPILOG)
@@ -298,6 +279,15 @@ def tenant_list(data: Path, url: str | None, key: str | None, *, as_json: bool) 
 def tenant_show(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
     """One tenant."""
     show(operator(data, url, key).call("GET", f"/tenants/{name}"), as_json)
+
+
+@tenant.command("update")
+@click.argument("name")
+@click.option("--class", "priority", type=click.Choice(["gold", "silver", "bronze"]), required=True, help="New class.")
+@common
+def tenant_update(name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    """Change a tenant's class; every role follows within about a second."""
+    show(operator(data, url, key).call("PATCH", f"/tenants/{name}", {"class": priority}), as_json)
 
 
 @tenant.command("suspend")
@@ -468,6 +458,40 @@ def collection_show(
     show(operator(data, url, key).call("GET", f"/tenants/{tenant_name}/collections/{name}"), as_json)
 
 
+@collection.command("update")
+@click.argument("where", metavar="TENANT/COLLECTION")
+@click.option("--recall", type=float, help="Recall objective, 0.5 to 1.")
+@click.option("--freshness-ms", type=int, help="Freshness objective, milliseconds.")
+@click.option("--latency-ms", type=int, help="Latency objective, milliseconds.")
+@common
+def collection_update(
+    where: str, data: Path, url: str | None, key: str | None, *, as_json: bool, **objectives: float | None
+) -> None:
+    r"""Change a collection's objectives; those not named stay.
+
+    \b
+    vicinage collection update acme/docs --recall 0.98
+    """
+    tenant_name, name = where_of(where)
+    body = {"objectives": {k: v for k, v in objectives.items() if v is not None}}
+    if not body["objectives"]:
+        raise click.UsageError("name at least one of --recall, --freshness-ms and --latency-ms")
+    show(operator(data, url, key).call("PATCH", f"/tenants/{tenant_name}/collections/{name}", body), as_json)
+
+
+@collection.command("delete")
+@click.argument("where", metavar="TENANT/COLLECTION")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def collection_delete(where: str, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool) -> None:
+    """Delete a collection with all its documents."""
+    tenant_name, name = where_of(where)
+    if not yes:
+        click.confirm(f"Delete collection {where} with all its documents?", abort=True)
+    path = f"/tenants/{tenant_name}/collections/{name}?confirm={name}"
+    show(operator(data, url, key).call("DELETE", path), as_json)
+
+
 # Reindex, and what is measured.
 
 
@@ -487,9 +511,7 @@ def reindex_start(
     where: str, data: Path, url: str | None, key: str | None, *, wait: bool, as_json: bool, **given: Any
 ) -> None:
     """Start a reindex. Writes and searches go on meanwhile; interrupting --wait leaves it running."""
-    tenant_name, slash, name = where.partition("/")
-    if not slash:
-        raise click.BadParameter("write TENANT/COLLECTION", param_hint="TENANT/COLLECTION")
+    tenant_name, name = where_of(where)
     road = operator(data, url, key)
     body = {k: v for k, v in {"tenant": tenant_name, "collection": name, **given}.items() if v is not None}
     job = road.call("POST", "/reindex", body)
@@ -569,7 +591,7 @@ def capacity_headroom(data: Path, url: str | None, key: str | None, *, as_json: 
 def _capacity(data: Path, url: str | None, key: str | None, *, as_json: bool, parts: Sequence[str]) -> None:
     report = _live(data, url, key).call("GET", "/capacity")
     if as_json:
-        show(report, as_json)
+        show(report if len(parts) > 1 else report[parts[0]], as_json)
         return
     for name in parts:
         click.echo(click.style(name, bold=True))

@@ -3,10 +3,8 @@
 import platform
 import resource
 import shutil
-import socket
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +13,7 @@ from vicinage.settings import Settings
 
 DISK_FREE_MIN: Final = 2 << 30
 FILES_MIN: Final = 1_024
+NOT_YET: Final = "not there yet: `vicinage up` creates it"
 Row = dict[str, Any]
 
 
@@ -75,8 +74,8 @@ def _model() -> str:
 
 
 def _disk(settings: Settings) -> str:
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    free = shutil.disk_usage(settings.data).free
+    there = next(folder for folder in (settings.data, *settings.data.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
     assert free >= DISK_FREE_MIN, f"{free >> 20} MiB free in {settings.data}"
     return f"{free >> 30} GiB free"
 
@@ -87,10 +86,19 @@ def _files() -> str:
     return f"{soft} open files"
 
 
+def _absent(url: str) -> bool:
+    """Whether the URL names a local file or folder that is not there yet: `up` creates it, a check does not."""
+    scheme, _, rest = url.partition("://")
+    path = rest[1:] if scheme == "sqlite" else rest if scheme == "file" else url if "://" not in url else ""
+    return bool(path) and not Path(path).exists()
+
+
 def _catalog(settings: Settings) -> str:
     from tenants.tables import migrate
     from vicinage.catalog import open_catalog
 
+    if _absent(settings.catalog_url.get_secret_value()):
+        return NOT_YET
     engine = open_catalog(settings.catalog_url.get_secret_value())
     try:
         migrate(engine)
@@ -100,20 +108,26 @@ def _catalog(settings: Settings) -> str:
 
 
 def _models(settings: Settings) -> str:
-    """The files of every local model in the catalog are on this machine."""
+    """The files of every local model in the catalog are on this machine, and every model's server answers."""
+    from ingest.embedding.check import check_server
     from ingest.passages import model_folder
     from tenants.registry import Registry
     from vicinage.catalog import open_catalog
     from vicinage.clock import SystemClock
 
+    if _absent(settings.catalog_url.get_secret_value()):
+        return NOT_YET
     engine = open_catalog(settings.catalog_url.get_secret_value())
     try:
         models = Registry(engine, SystemClock()).models()
     finally:
         engine.dispose()
-    for model in models:
+    for model in (m for m in models if not m.retired):
         if model.kind == "local":
             model_folder(model)
+        else:
+            key = settings.embedder.model_keys.get(model.name)
+            check_server(model, key.get_secret_value() if key else None)
     return ", ".join(f"{m.name} ({m.kind})" for m in models)
 
 
@@ -143,6 +157,8 @@ def _reranker(settings: Settings) -> str:
 def _log(settings: Settings) -> str:
     from vicinage.log import Record, open_log
 
+    if _absent(settings.log_url):
+        return NOT_YET
     with open_log(settings.log_url) as log:
         log.ensure_topic("vicinage.doctor", retention_ms=3_600_000)
         offset = log.append("vicinage.doctor", 0, [Record(b"well")])[-1]
@@ -153,6 +169,8 @@ def _topics(settings: Settings) -> str:
     """No topic of the platform has settings that cannot work."""
     from vicinage.log import open_log
 
+    if _absent(settings.log_url):
+        return NOT_YET
     with open_log(settings.log_url) as log:
         topics = sorted(log.topics("vicinage."))
         found = log.topic_problems(topics)
@@ -165,6 +183,8 @@ def _store(settings: Settings) -> str:
 
     from vicinage.store import open_store, shown
 
+    if _absent(settings.store_url):
+        return NOT_YET
     store = open_store(settings.store_url, cache=settings.data / "cache")
     ref = store.put(f"doctor/{uuid.uuid4().hex}", b"well")
     store.get(ref)
@@ -178,6 +198,8 @@ def _segments(settings: Settings) -> str:
     from vicinage.catalog import open_catalog
     from vicinage.clock import SystemClock
 
+    if _absent(settings.catalog_url.get_secret_value()):
+        return NOT_YET
     engine = open_catalog(settings.catalog_url.get_secret_value())
     try:
         every = Quarantine(engine, SystemClock()).every()
@@ -194,7 +216,7 @@ def _port(settings: Settings) -> str:
 
     if local.running(settings.data) is not None:
         return f"{settings.gateway.port}, held by the platform that runs here"
-    with closing(socket.socket()) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((settings.gateway.host, settings.gateway.port))
-    return f"{settings.gateway.port} is free"
+    ports = local.ports_of(settings)
+    for host, port in ports:
+        local.check_free(host, port)
+    return f"{', '.join(str(port) for _, port in ports)} are free"

@@ -19,6 +19,7 @@ from typing import IO, Any, Final
 
 import psutil
 
+from cluster.identity import remember_identity
 from cluster.lifetime import SUPERVISOR
 from cluster.state_file import StateFile
 from vicinage.errors import Conflict, Refused, Unavailable
@@ -170,6 +171,7 @@ def prepare(settings: Settings) -> None:
     from tenants.keys import Keys
 
     folder = run_folder(settings)
+    remember_identity(settings)
     if not (folder / "internal.key").exists():
         _secret(folder / "internal.key", secrets.token_urlsafe(32))
     base = ground(settings)
@@ -179,6 +181,21 @@ def prepare(settings: Settings) -> None:
             _secret(folder / "operator.key", text)
     finally:
         base.close()
+
+
+def ports_of(settings: Settings, *, on_ray: bool = False) -> list[tuple[str, int]]:
+    """Returns the addresses that the roles on this machine listen on: API, embedder, ingest's metrics, health. Pure."""
+    from urllib.parse import urlsplit
+
+    s = settings.resolved()
+    host, port = s.gateway.host, s.gateway.port
+    found = [(host, port), (host, s.gateway.health_port or port + 3)]
+    embedder = urlsplit(s.embedder.url)
+    if not on_ray:
+        found.append((host, s.ingest.metrics_port or port + 2))
+        if embedder.hostname in (host, "127.0.0.1", "localhost") and embedder.port:
+            found.append((embedder.hostname, embedder.port))
+    return [(h, p) for h, p in found if port]  # port 0: the system chooses
 
 
 def check_free(host: str, port: int) -> None:

@@ -7,8 +7,9 @@ from typing import Any, Final
 import httpx
 
 from cluster import local
-from vicinage.errors import Unavailable, VicinageError
-from vicinage.settings import Settings
+from cluster.configuration import load, usable_data
+from cluster.identity import check_identity
+from vicinage.errors import Refused, Unavailable, VicinageError
 
 TIMEOUT_S: Final = 330.0
 """Registering a local model loads it."""
@@ -28,12 +29,19 @@ class Operator:
 
     def __init__(self, data: Path, url: str | None, key: str | None) -> None:
         self._data = data.absolute()
-        state = None if url else local.running(self._data)
-        self._url = url or (state["url"] if state else None)
+        state = local.running(self._data)
+        ours = state["url"] if state else None
+        self._url = url.rstrip("/") if url else ours
         self._key = key
         if self._url and not key:
-            path = self._data / "run" / "operator.key"
-            self._key = path.read_text().strip() if path.exists() else None
+            self._key = self._local_key() if self._url == ours else None
+            if self._key is None and self._url != ours:
+                raise Refused(f"no key for {self._url}: give its operator key with --key or VICINAGE_KEY", field="key")
+
+    def _local_key(self) -> str | None:
+        """The operator key of the platform on DATA: shown to that platform alone, whatever other URL is named."""
+        path = self._data / "run" / "operator.key"
+        return path.read_text().strip() if path.exists() else None
 
     @property
     def live(self) -> bool:
@@ -62,7 +70,10 @@ class Operator:
     async def _inside(self, method: str, path: str, body: Any) -> httpx.Response:
         from cluster.wiring import build_gateway, ground
 
-        base = ground(Settings(data=self._data))
+        settings = load(data=self._data)
+        usable_data(self._data)
+        check_identity(settings)
+        base = ground(settings)
         try:
             app = build_gateway(base, [], embedder_key=None, local_operator=True)
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vicinage") as http:

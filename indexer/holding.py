@@ -273,6 +273,9 @@ class Holding:
                 self._see_manifest(manifest)
             if every is not None:
                 self._whole.update(s for s in self._tail.shards if self._has_all(s))
+                for shard, held in self._tail.shards.items():
+                    if shard in self._serving:
+                        held.aim_at(self._registry.collection(shard.tenant, shard.collection).objectives.recall)
             for wait in self._waits:
                 self._want(wait.shard)
             self._catalog = catalog

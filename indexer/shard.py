@@ -330,6 +330,13 @@ class Shard:
         self._scan_log.note(found.scanned, found.unscanned, len(query.vectors))
         return replace(found, lexical=search_words(snapshot, query)) if query.mode == "hybrid" else found
 
+    def aim_at(self, recall: float) -> None:
+        """Takes the collection's recall objective, where it has changed."""
+        if recall != self._recall:
+            with self._lock:
+                self._recall = recall
+                self.snapshot = self._publish()
+
     def needs(self, query: ShardQuery) -> frozenset[str] | None:
         """What it takes to answer the question besides what is here, by name; None where it is answered at once.
 

@@ -11,12 +11,14 @@ from typing import Any, Final
 import orjson
 
 from tenants.entities import Tenant
+from vicinage.errors import NotFound
 from vicinage.log import Log, Record, Stored
 from vicinage.records import Rejected
 
 VALUE_BYTES_MAX: Final = 512 << 10
 """Of a larger original, only the beginning is kept, and `value_truncated` says so."""
 KEY_BYTES_MAX: Final = 4 << 10
+HEADERS_MAX: Final = 16
 REJECTED_MAX: Final = 100
 """Documents of a record that its letter names; `n_rejected` counts all."""
 REASON_CHARS_MAX: Final = 500
@@ -44,6 +46,24 @@ def read(log: Log, tenant: Tenant, *, after: int = -1, limit: int = 100) -> list
     return [{"position": s.offset, **orjson.loads(s.record.value or b"{}")} for s in found]
 
 
+def read_one(log: Log, tenant: Tenant, position: int) -> dict[str, Any]:
+    """Returns the letter at a position. Raises NotFound."""
+    found = read(log, tenant, after=position - 1, limit=1)
+    if not found or found[0]["position"] != position:
+        raise NotFound(f"there is no dead letter at position {position}")
+    return found[0]
+
+
+def purge(log: Log, tenant: Tenant, last: int) -> int:
+    """Removes the letters up to position `last`; how many there were. They are gone for good."""
+    first, end = log.begin(tenant.dead_topic, 0), log.end(tenant.dead_topic, 0)
+    before = min(last + 1, end)
+    if before <= first:
+        return 0
+    log.trim(tenant.dead_topic, 0, before)
+    return before - first
+
+
 def _record(stored: Stored, rejected: Sequence[Rejected]) -> Record:
     value = stored.record.value
     named = [_named(r) for r in rejected[:REJECTED_MAX]]
@@ -56,6 +76,7 @@ def _record(stored: Stored, rejected: Sequence[Rejected]) -> Record:
         "partition": stored.partition,
         "offset": stored.offset,
         "event_time_ms": stored.record.event_time_ms,
+        "headers": [[name, _base64(value, KEY_BYTES_MAX)] for name, value in stored.record.headers[:HEADERS_MAX]],
         "key_base64": _base64(stored.record.key, KEY_BYTES_MAX),
         "value_base64": _base64(value, VALUE_BYTES_MAX),
         "value_truncated": value is not None and len(value) > VALUE_BYTES_MAX,

@@ -18,10 +18,10 @@ from sqlalchemy import Engine, insert, select, update
 
 from tenants import tables
 from tenants.entities import Key, Principal, Scope
-from tenants.registry import changing
+from tenants.registry import Change, changing
 from vicinage.catalog import look, unreachable
 from vicinage.clock import Clock
-from vicinage.errors import Forbidden, NotFound, Refused, Unauthenticated, Unavailable
+from vicinage.errors import Conflict, Forbidden, NotFound, Refused, Unauthenticated, Unavailable
 
 FRESH_S: Final = 1.0
 """A revoked key may work this much longer: the time for which a looked-up key is remembered, or that there is none."""
@@ -138,12 +138,16 @@ class Keys:
             return tuple(_key(row) for row in connection.execute(query).mappings())
 
     def revoke(self, key_id: str, *, actor: str) -> Key:
-        """End a key; within FRESH_S it works nowhere. Raises NotFound."""
+        """Ends a key; within FRESH_S it works nowhere. Raises NotFound, and Conflict for the last key of operators."""
         k = tables.keys
         with changing(self._engine, self._clock, actor) as at:
             row = at.connection.execute(select(k).where(k.c.id == key_id)).mappings().first()
             if row is None:
                 raise NotFound(f"there is no key {key_id!r}")
+            if row["tenant"] is None and row["revoked_ms"] is None and not _others(at, key_id):
+                raise Conflict(
+                    "this is the last key of operators: make another one first (key create --scopes operate)"
+                )
             at.connection.execute(update(k).where(k.c.id == key_id).values(revoked_ms=at.now_ms))
             at.note("key.revoke", f"{row['tenant'] or 'operator'}/{key_id}")
         self._cache.pop(key_id, None)
@@ -216,6 +220,13 @@ def key_id(text: str | None) -> str | None:
     """Returns the id in a key's text, or None for what is no key."""
     form = _FORM.fullmatch(text or "")
     return form[1] if form else None
+
+
+def _others(at: Change, key_id: str) -> bool:
+    """Whether operators have another key that works."""
+    k = tables.keys.c
+    alive = k.tenant.is_(None) & k.revoked_ms.is_(None) & (k.expires_ms.is_(None) | (k.expires_ms > at.now_ms))
+    return at.connection.execute(select(k.id).where(alive & (k.id != key_id)).limit(1)).first() is not None
 
 
 def _key(row: object) -> Key:

@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -228,6 +228,18 @@ class Registry:
         """Undo a suspension."""
         return self._move_tenant(name, "active", "tenant.resume", actor)
 
+    def set_tenant_class(self, name: str, priority: Class, *, actor: str) -> Tenant:
+        """Changes a tenant's class; every role follows within about a second. Raises Refused, NotFound."""
+        if priority not in ("gold", "silver", "bronze"):
+            raise Refused("class is one of gold, silver, bronze", field="class")
+        with changing(self._engine, self._clock, actor) as at:
+            before = _tenant_now(at, name)
+            t = tables.tenants
+            at.connection.execute(update(t).where(t.c.name == name).values(priority=priority, row_version=at.version))
+            at.note("tenant.class", name, before={"class": before.priority}, after={"class": priority})
+        self.refresh()
+        return self.tenant(name)
+
     def delete_tenant(self, name: str, *, actor: str) -> Tenant:
         """Delete the tenant with its collections. Its name is not given again."""
         c = tables.collections
@@ -241,6 +253,11 @@ class Registry:
             after = _set_tenant(at, name, "deleted", "tenant.delete")
         self.refresh()
         return after
+
+    def note(self, action: str, subject: str, after: Mapping[str, Any], actor: str) -> None:
+        """Writes an audit record of an act that changes nothing in the catalog."""
+        with changing(self._engine, self._clock, actor) as at:
+            at.note(action, subject, after=after)
 
     def deleted_tenant(self, name: str) -> Tenant | None:
         """The tenant that had this name, if it is deleted."""
@@ -315,6 +332,21 @@ class Registry:
         with changing(self._engine, self._clock, actor) as at:
             _end_collection(at, tenant, name)
         self.refresh()
+
+    def set_objectives(self, tenant: str, name: str, objectives: Objectives, *, actor: str) -> Collection:
+        """Changes what a collection promises; searches follow within about a second. Raises NotFound."""
+        c = tables.collections
+        where = (c.c.tenant == tenant) & (c.c.name == name) & (c.c.state == "active")
+        with changing(self._engine, self._clock, actor) as at:
+            before = at.connection.execute(select(c.c.objectives).where(where)).scalar()
+            if before is None:
+                raise NotFound(f"there is no collection {name!r}")
+            after = asdict(objectives)
+            changed = update(c).where(where).values(objectives=json.dumps(after), row_version=at.version)
+            at.connection.execute(changed)
+            at.note("collection.objectives", f"{tenant}/{name}", before=json.loads(before), after=after)
+        self.refresh()
+        return self.collection(tenant, name)
 
     def add_generation(
         self,

@@ -3,8 +3,9 @@
 Every field has a unit in its name or a plain meaning, a default, bounds, and a line in docs/reference/settings.md.
 """
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import (
@@ -14,7 +15,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+CONFIG: Final = "VICINAGE_CONFIG"
+"""The environment variable that names the settings' file; `--config` sets it for this process and those it starts."""
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+def config_path() -> Path:
+    """Returns the settings' file: the one named, else vicinage.toml in the working directory, whether it exists or not."""
+    return Path(os.environ.get(CONFIG) or "vicinage.toml")
 
 
 class _Group(BaseModel):
@@ -278,13 +286,11 @@ class SearcherSettings(_Group):
 class Settings(BaseSettings):
     """Everything that can be set. Components receive the few values they use, never this whole."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="VICINAGE_", env_nested_delimiter="__", toml_file="vicinage.toml"
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="VICINAGE_", env_nested_delimiter="__")
 
     data: Path = Field(
         default=Path("data"),
-        description="directory of the embedded platform; the command line reads it from --data or VICINAGE_DATA alone, not from vicinage.toml",
+        description="directory of the embedded platform",
     )
     log_url: str = Field(default="", description="sqlite:///PATH or kafka://HOST:PORT; empty: DATA/log.db")
     catalog_url: SecretStr = Field(
@@ -315,7 +321,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments first, then the environment, then the file."""
         del dotenv_settings, file_secret_settings
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config_path())
 
     def resolved(self) -> "Settings":
         """The same, with every empty URL filled in from `data`."""

@@ -57,10 +57,11 @@ def check(model: EmbeddingModel, *, model_key: str | None = None) -> None:
     if model.kind == "local":
         _check_local(model)
     elif model.kind == "openai":
-        _check_server(model, model_key)
+        check_server(model, model_key)
 
 
-def _check_server(model: EmbeddingModel, model_key: str | None) -> None:
+def check_server(model: EmbeddingModel, model_key: str | None) -> None:
+    """Calls the model's server for one short text. Raises Refused with what is wrong, for operators."""
     embedder = open_embedder(model, url="", model_key=model_key, timeout_s=CALL_S)
     try:
         embedder.embed([TEXT], tenant="", deadline=Deadline.after(CALL_S))

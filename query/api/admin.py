@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from indexer import reindex
 from ingest.embedding.check import described
-from query.api.collections import FIELDS, create_for, facts, facts_of
+from query.api.collections import FIELDS, create_for, facts, facts_of, update_for
 from query.api.http import answer, check_confirmed, gateway, integer, json_object, name_in, number, principal, typed
 from tenants import provisioning, resuming
 from tenants.entities import EmbeddingModel, Job, Key, Tenant
@@ -63,6 +63,16 @@ async def show_tenant(tenant: str, request: Request) -> Response:
     """One tenant."""
     house, _ = await _operator(request)
     return answer(_shown(house, house.registry.tenant(tenant)))
+
+
+@router.patch("/tenants/{tenant}", response_model=None)
+async def update_tenant(tenant: str, request: Request) -> Response:
+    """Changes a tenant's class: `{"class": "gold"}`."""
+    house, actor = await _operator(request)
+    value = await json_object(request, frozenset({"class"}))
+    priority: Any = typed(value, "class", str, "gold, silver or bronze", needed=True)
+    changed = await run_in_threadpool(house.registry.set_tenant_class, tenant, priority, actor=actor)
+    return answer(_shown(house, changed))
 
 
 @router.post("/tenants/{tenant}/suspend", response_model=None)
@@ -136,9 +146,16 @@ async def create_key(request: Request) -> Response:
 async def list_keys(request: Request) -> Response:
     """Keys without their secrets, of one tenant or of all."""
     house, _ = await _operator(request)
-    return answer(
-        [_key(k) for k in await run_in_threadpool(house.keys.list, name_in(request.query_params.get("tenant")))]
-    )
+    tenant = _known_tenant(house, request)
+    return answer([_key(k) for k in await run_in_threadpool(house.keys.list, tenant)])
+
+
+def _known_tenant(house: Any, request: Request) -> str | None:
+    """Returns the tenant that the query names, if any. Raises NotFound where there is none of that name."""
+    name = name_in(request.query_params.get("tenant"))
+    if name is not None and house.registry.deleted_tenant(name) is None:
+        house.registry.tenant(name)
+    return name
 
 
 @router.delete("/keys/{key_id}", response_model=None)
@@ -164,7 +181,7 @@ async def create_collection(tenant: str, request: Request) -> Response:
 async def list_collections(request: Request) -> Response:
     """Collections of one tenant or of all, with what each holds."""
     house, _ = await _operator(request)
-    tenant = request.query_params.get("tenant")
+    tenant = _known_tenant(house, request)
     return answer(await facts_of(house, house.registry.collections(tenant), tenant))
 
 
@@ -173,6 +190,25 @@ async def show_collection(tenant: str, collection: str, request: Request) -> Res
     """One collection."""
     house, _ = await _operator(request)
     return answer(await facts(house, house.registry.collection(tenant, collection)))
+
+
+@router.patch("/tenants/{tenant}/collections/{collection}", response_model=None)
+async def update_collection(tenant: str, collection: str, request: Request) -> Response:
+    """Changes a collection's objectives; those not named stay."""
+    house, actor = await _operator(request)
+    value = await json_object(request, frozenset({"objectives"}))
+    found = house.registry.collection(tenant, collection)
+    return answer(await facts(house, await run_in_threadpool(update_for, house, found, value, actor)))
+
+
+@router.delete("/tenants/{tenant}/collections/{collection}", response_model=None)
+async def delete_collection(tenant: str, collection: str, request: Request) -> Response:
+    """Deletes a collection with all its documents; `?confirm=` must repeat its name."""
+    house, actor = await _operator(request)
+    house.registry.collection(tenant, collection)
+    check_confirmed(request, collection)
+    await run_in_threadpool(house.registry.delete_collection, tenant, collection, actor=actor)
+    return answer({"deleted": collection})
 
 
 @router.get("/models", response_model=None)
@@ -307,7 +343,7 @@ async def freshness(request: Request) -> Response:
     An index lag is the time at which a message was searchable minus its event time.
     """
     house, _ = await _operator(request)
-    return answer(await house.freshness_report(request.query_params.get("tenant")))
+    return answer(await house.freshness_report(_known_tenant(house, request)))
 
 
 @router.get("/recall", response_model=None)
@@ -315,5 +351,7 @@ async def recall(request: Request) -> Response:
     """Per collection: recall measured on sampled live searches, with its interval, n, target and verdict."""
     house, _ = await _operator(request)
     targets = {(c.tenant, c.name): c.objectives.recall for c in house.registry.collections()}
-    parameters = request.query_params
-    return answer(house.recall.report(targets, parameters.get("tenant"), parameters.get("collection")))
+    tenant, collection = _known_tenant(house, request), request.query_params.get("collection")
+    if tenant is not None and collection is not None:
+        house.registry.collection(tenant, collection)
+    return answer(house.recall.report(targets, tenant, collection))

@@ -59,15 +59,15 @@ def create_for(house: Any, tenant: str, value: Mapping[str, Any], actor: str) ->
     )
 
 
-def objectives_of(value: Mapping[str, Any]) -> Objectives:
-    """The objectives named, the defaults for the others. Raises Refused."""
+def objectives_of(value: Mapping[str, Any], otherwise: Objectives | None = None) -> Objectives:
+    """Returns the objectives named, and for the others those of `otherwise`, else the defaults. Raises Refused."""
     given = typed(value, "objectives", dict, "an object") or {}
     if (unknown := unknown_in(given, OBJECTIVES)) is not None:
         raise Refused(f"unknown objective {unknown!r}; there are recall, freshness_ms, latency_ms", field="objectives")
     recall = typed(given, "recall", (int, float), "a number from 0.5 to 1")
     if recall is not None and not 0.5 <= recall <= 1:
         raise Refused("objectives.recall goes from 0.5 to 1", field="objectives.recall")
-    defaults = Objectives()
+    defaults = otherwise or Objectives()
     return Objectives(
         float(recall if recall is not None else defaults.recall),
         integer(given, "freshness_ms", 1, 86_400_000, defaults.freshness_ms),
@@ -101,6 +101,26 @@ async def show(collection: str, request: Request) -> Response:
     tenant, found = await house.answerer.find(who, collection)
     with house.answerer.admitted(tenant):
         return answer(await facts(house, found))
+
+
+@router.patch("/v1/collections/{collection}", response_model=None)
+async def update(collection: str, request: Request) -> Response:
+    """Changes objectives: `{"objectives": {"recall", "freshness_ms", "latency_ms"}}`; those not named stay."""
+    who = await principal(request, "write")
+    house = gateway(request)
+    tenant, found = await house.answerer.find(who, collection)
+    with house.answerer.admitted(tenant) as place:
+        value = await json_object(request, frozenset({"objectives"}), place)
+        changed = await run_in_threadpool(update_for, house, found, value, who.key_id)
+        return answer(await facts(house, changed))
+
+
+def update_for(house: Any, collection: Collection, value: Mapping[str, Any], actor: str) -> Collection:
+    """Makes the change that a request body describes. Raises Refused, NotFound."""
+    typed(value, "objectives", dict, "an object with at least one objective", needed=True)
+    objectives = objectives_of(value, collection.objectives)
+    changed: Collection = house.registry.set_objectives(collection.tenant, collection.name, objectives, actor=actor)
+    return changed
 
 
 @router.delete("/v1/collections/{collection}", status_code=202, response_model=None)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from indexer import filters
 from indexer.shard import StoredDocument
-from ingest import dead_letters, intake
+from ingest import intake
 from ingest.ids import fault_of, has_dot_segment
 from ingest.preparing import NDJSON, Body, Prepared, prepare
 from ingest.rules import Rules
@@ -23,7 +23,6 @@ from query.api.http import (
     content_type,
     gateway,
     json_object,
-    number,
     principal,
     typed,
     unknown_in,
@@ -259,23 +258,3 @@ def _partitions(house: Any, tenant: Tenant) -> int | None:
     """Returns how many partitions writes are divided over: by the newest map in the catalog, for all gateways alike."""
     maps = house.registry.partition_maps(tenant.name)
     return maps[-1].partitions if maps else None
-
-
-@router.get("/v1/dead-letters", response_model=None)
-async def letters(request: Request) -> Response:
-    """What of this tenant's could not be taken, oldest first; go on with `?after=` the last position."""
-    who = await principal(request, "read")
-    house = gateway(request)
-    if who.tenant is None:
-        raise NotFound("an operator's key has no dead letters; use a tenant's key")
-    after = number(request.query_params.get("after"), "after", -1, 2**53, -1)
-    limit = number(request.query_params.get("limit"), "limit", 1, 1_000, 100)
-    tenant = house.registry.tenant(who.tenant)
-    with ExitStack() as held:
-        place = held.enter_context(house.answerer.admitted(tenant))
-        deadline = Deadline.after(house.settings.timeout_ms / 1000)
-        async with house.turns.take(tenant.name, CLASS_WEIGHT[tenant.priority], deadline):
-            found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=after, limit=limit)
-            data = await joined(orjson.dumps(each) for each in found)
-        last = orjson.dumps(found[-1]["position"] if found else None)
-        return sent(b'{"letters":[' + data + b'],"next":' + last + b"}", place, held)

@@ -1,0 +1,116 @@
+"""What all commands share: options, the operator's connection, and errors as one line (or JSON) with an exit status."""
+
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from vicinage.errors import Refused, Unavailable, VicinageError
+
+if TYPE_CHECKING:
+    from cluster.operator import Operator
+
+EXIT_FAILED, EXIT_USAGE, EXIT_AWAY = 1, 2, 3
+EPILOG: Final = "Exit status: 0 done, 1 refused or failed, 2 wrong usage or settings, 3 no platform answers."
+CONFIG: Final = "VICINAGE_CONFIG"
+
+Command = Callable[..., Any]
+
+
+def common(command: Command) -> Command:
+    """Adds the options of commands that a platform elsewhere can answer, too."""
+    command = click.option("--key", envvar="VICINAGE_KEY", help="Operator key [default: that of --data].")(command)
+    return here(click.option("--url", envvar="VICINAGE_URL", help="A platform elsewhere, by its URL.")(command))
+
+
+def here(command: Command) -> Command:
+    """Adds the options that every command takes."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")(command)
+    command = click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        callback=_set_config,
+        expose_value=False,
+        is_eager=True,
+        help="File of settings [default: VICINAGE_CONFIG, else vicinage.toml here].",
+    )(command)
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="VICINAGE_DATA",
+        callback=_data,
+        help="Directory of the local platform [default: as the settings say; data].",
+    )(command)
+
+
+def _set_config(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        os.environ[CONFIG] = str(value.absolute())
+
+
+def _data(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> Path:
+    """The directory named; else what the file of settings says, read without the weight of all settings."""
+    if value is not None:
+        return value
+    path = Path(os.environ.get(CONFIG) or "vicinage.toml")
+    try:
+        named = tomllib.loads(path.read_text()).get("data")
+    except (OSError, tomllib.TOMLDecodeError):
+        named = None  # said in full where the settings are loaded
+    return Path(named) if isinstance(named, str) else Path("data")
+
+
+class Group(click.Group):
+    """A group whose commands say what went wrong and what to do next, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs; turns our errors into one line, or JSON with --json, and an exit status."""
+        try:
+            return super().invoke(ctx)
+        except VicinageError as error:
+            click.echo(_told(error), err=True)
+            sys.exit(_status(error))
+
+
+def _told(error: VicinageError) -> str:
+    if "--json" not in sys.argv:
+        return f"vicinage: {error}"
+    problem = getattr(error, "body", None) or {
+        "type": f"urn:vicinage:problem:{error.kind}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+    }
+    return json.dumps({"error": problem})
+
+
+def _status(error: VicinageError) -> int:
+    if error.kind == "configuration":
+        return EXIT_USAGE
+    return EXIT_AWAY if isinstance(error, Unavailable) else EXIT_FAILED
+
+
+def operator(data: Path, url: str | None, key: str | None) -> "Operator":
+    """Returns the connection to /v1/admin."""
+    from cluster.operator import Operator
+
+    return Operator(data, url, key)
+
+
+def where_of(text: str) -> tuple[str, str]:
+    """Returns tenant and collection of TENANT/COLLECTION. Raises click.BadParameter."""
+    tenant, slash, collection = text.partition("/")
+    if not slash or not tenant or not collection:
+        raise click.BadParameter("write TENANT/COLLECTION", param_hint="TENANT/COLLECTION")
+    return tenant, collection
+
+
+def refuse_unless(confirmed: bool, what: str) -> None:
+    """Raises Refused where a person said no."""
+    if not confirmed:
+        raise Refused(f"{what} was not confirmed")

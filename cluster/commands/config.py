@@ -1,0 +1,34 @@
+"""`vicinage config`: what is set, and where each value comes from."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from cluster.commands.base import EPILOG, here
+from cluster.output import show
+
+
+@click.group(epilog=EPILOG)
+def config() -> None:
+    """Settings: every value, and where it comes from."""
+
+
+@config.command("show")
+@click.option("--set-only", is_flag=True, help="Leave out what has its default.")
+@here
+def config_show(data: Path, *, set_only: bool, as_json: bool) -> None:
+    r"""Every setting with its value (secrets hidden) and its origin.
+
+    \b
+    vicinage config show --set-only
+    vicinage config show --config /etc/vicinage.toml --json
+    """
+    from cluster.configuration import load, origins, unknown_variables
+
+    for warning in unknown_variables(os.environ):
+        click.echo(f"vicinage: warning: {warning}", err=True)
+    given = {"data": data}
+    rows = [asdict(o) for o in origins(load(**given), os.environ, given)]
+    show([r for r in rows if not set_only or r["origin"] != "default"], as_json, ("name", "value", "origin"))

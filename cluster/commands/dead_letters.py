@@ -1,0 +1,74 @@
+"""`vicinage dead-letters`: records that could not be accepted, of any tenant."""
+
+from pathlib import Path
+
+import click
+
+from cluster.commands.base import EPILOG, common, operator
+from cluster.output import show
+
+COLUMNS = ("position", "reason", "field", "id", "collection", "partition", "offset", "event_time_ms")
+
+
+@click.group("dead-letters", epilog=EPILOG)
+def dead_letters() -> None:
+    """Records that could not be accepted, with their reasons."""
+
+
+@dead_letters.command("list")
+@click.argument("tenant_name", metavar="TENANT")
+@click.option("--after", type=int, default=-1, show_default=True, help="Only letters beyond this position.")
+@click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True, help="Most letters, to 1,000.")
+@common
+def dead_letters_list(
+    tenant_name: str, after: int, limit: int, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
+    r"""Letters, oldest first.
+
+    \b
+    vicinage dead-letters list acme --after 120
+    """
+    found = operator(data, url, key).call("GET", f"/tenants/{tenant_name}/dead-letters?after={after}&limit={limit}")
+    show(found if as_json else found["letters"], as_json, COLUMNS)
+
+
+@dead_letters.command("show")
+@click.argument("tenant_name", metavar="TENANT")
+@click.argument("position", type=click.IntRange(0))
+@common
+def dead_letters_show(
+    tenant_name: str, position: int, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
+    """One letter whole, with the original bytes as base64."""
+    show(operator(data, url, key).call("GET", f"/tenants/{tenant_name}/dead-letters/{position}"), as_json)
+
+
+@dead_letters.command("replay")
+@click.argument("tenant_name", metavar="TENANT")
+@click.option("--from", "first", type=click.IntRange(0), default=0, show_default=True, help="First position.")
+@click.option("--to", "last", type=click.IntRange(0), help="Last position [default: the newest].")
+@common
+def dead_letters_replay(
+    tenant_name: str, first: int, last: int | None, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
+    """Write the original records into the documents log again, as new records: after the cause is mended.
+
+    A letter whose original was too large to be kept whole is skipped, and counted. A replayed record is newer than
+    whatever was written meanwhile.
+    """
+    body = {"from": first, **({} if last is None else {"to": last})}
+    show(operator(data, url, key).call("POST", f"/tenants/{tenant_name}/dead-letters:replay", body), as_json)
+
+
+@dead_letters.command("purge")
+@click.argument("tenant_name", metavar="TENANT")
+@click.option("--to", "last", type=click.IntRange(0), required=True, help="Last position that is removed.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def dead_letters_purge(
+    tenant_name: str, last: int, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool
+) -> None:
+    """Remove letters up to a position, for ever."""
+    if not yes:
+        click.confirm(f"Remove the dead letters of {tenant_name} up to position {last}?", abort=True)
+    show(operator(data, url, key).call("POST", f"/tenants/{tenant_name}/dead-letters:purge", {"to": last}), as_json)

@@ -1,0 +1,64 @@
+"""What a data directory belongs to: its log, catalog, store and number of slots, remembered at its first start.
+
+A platform started with other URLs on the same directory would serve another log's tokens from this one's catalog.
+"""
+
+import json
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+from cluster.configuration import ConfigurationError
+from vicinage.settings import Settings
+
+FILE: Final = "identity.json"
+DEFAULT: Final = "(default)"
+
+
+def identity_of(settings: Settings) -> dict[str, str]:
+    """Returns what the settings say: URLs without passwords, `(default)` for those inside the directory. Pure."""
+    s = settings.resolved()
+    defaults = Settings.model_construct(data=s.data).resolved()
+    found = {
+        "log_url": (s.log_url, defaults.log_url),
+        "catalog_url": (s.catalog_url.get_secret_value(), defaults.catalog_url.get_secret_value()),
+        "store_url": (s.store_url, defaults.store_url),
+    }
+    urls = {name: DEFAULT if url == default else _bare(url) for name, (url, default) in found.items()}
+    return {**urls, "slots": str(s.slots)}
+
+
+def check_identity(settings: Settings) -> None:
+    """Raises ConfigurationError where the directory remembers other URLs or slots than the settings have."""
+    path = settings.data.absolute() / FILE
+    remembered = _read(path)
+    for name, value in identity_of(settings).items():
+        if (before := remembered.get(name, value)) != value:
+            raise ConfigurationError(
+                f"{settings.data} belongs to {name} {before}, and the settings say {value}: use another --data, or, "
+                f"where it has moved, change {path}"
+            )
+
+
+def remember_identity(settings: Settings) -> None:
+    """Writes what the directory belongs to, once. Durable enough: it is written again where it is lost."""
+    path = settings.data.absolute() / FILE
+    if not path.exists():
+        path.write_text(json.dumps(identity_of(settings), indent=2) + "\n")
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _bare(url: str) -> str:
+    """The URL without user, password and query."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = f":{parts.port}" if "," not in parts.netloc and parts.port else ""
+    netloc = parts.netloc.rpartition("@")[2] if "," in parts.netloc else host + port
+    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))

@@ -1,0 +1,158 @@
+"""Dead letters, for their tenant and for operators: list, look at one, replay, purge."""
+
+from contextlib import AbstractAsyncContextManager, ExitStack
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ingest import dead_letters
+from ingest.intake import partitions_of
+from ingest.replay import replay
+from query.api.http import answer, gateway, integer, json_object, number, principal
+from query.api.sending import joined, sent
+from tenants.entities import CLASS_WEIGHT, Scope, Tenant
+from vicinage.clock import Deadline
+from vicinage.errors import NotFound, Refused
+
+router = APIRouter()
+POSITION_MAX = 2**53
+
+
+async def _own(request: Request, scope: Scope) -> tuple[Any, Tenant, str]:
+    who = await principal(request, scope)
+    house = gateway(request)
+    if who.tenant is None:
+        raise NotFound("an operator's key has no dead letters of its own; use /v1/admin/tenants/T/dead-letters")
+    return house, house.registry.tenant(who.tenant), who.key_id
+
+
+async def _of(request: Request, tenant: str) -> tuple[Any, Tenant, str]:
+    who = await principal(request, "operate")
+    house = gateway(request)
+    await run_in_threadpool(house.registry.refresh)
+    return house, house.registry.tenant(tenant), f"operator/{who.key_id}"
+
+
+@router.get("/v1/dead-letters", response_model=None)
+async def letters(request: Request) -> Response:
+    """Records of this tenant that could not be accepted, oldest first; go on with `?after=` the last position."""
+    house, tenant, _ = await _own(request, "read")
+    after, limit = _page(request)
+    with ExitStack() as held:
+        place = held.enter_context(house.answerer.admitted(tenant))
+        async with _turn(house, tenant):
+            found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=after, limit=limit)
+            data = await joined(orjson.dumps(each) for each in found)
+        last = orjson.dumps(found[-1]["position"] if found else None)
+        return sent(b'{"letters":[' + data + b'],"next":' + last + b"}", place, held)
+
+
+@router.get("/v1/dead-letters/{position}", response_model=None)
+async def letter(position: str, request: Request) -> Response:
+    """One letter whole."""
+    house, tenant, _ = await _own(request, "read")
+    with house.answerer.admitted(tenant):
+        async with _turn(house, tenant):
+            return await _one(position, house, tenant)
+
+
+@router.post("/v1/dead-letters:replay", status_code=202, response_model=None)
+async def replay_letters(request: Request) -> Response:
+    """Writes originals again as new records: `{"from": 0, "to": 9}`; both may be left out."""
+    house, tenant, actor = await _own(request, "write")
+    with house.answerer.admitted(tenant):
+        async with _turn(house, tenant):
+            return await _replay(request, house, tenant, actor)
+
+
+@router.post("/v1/dead-letters:purge", response_model=None)
+async def purge_letters(request: Request) -> Response:
+    """Removes letters for good: `{"to": 9}`, up to that position."""
+    house, tenant, actor = await _own(request, "write")
+    with house.answerer.admitted(tenant):
+        async with _turn(house, tenant):
+            return await _purge(request, house, tenant, actor)
+
+
+@router.get("/v1/admin/tenants/{tenant}/dead-letters", response_model=None)
+async def letters_of(tenant: str, request: Request) -> Response:
+    """A tenant's dead letters."""
+    house, found, _ = await _of(request, tenant)
+    return await _list(request, house, found)
+
+
+@router.get("/v1/admin/tenants/{tenant}/dead-letters/{position}", response_model=None)
+async def letter_of(tenant: str, position: str, request: Request) -> Response:
+    """One letter of a tenant."""
+    house, found, _ = await _of(request, tenant)
+    return await _one(position, house, found)
+
+
+@router.post("/v1/admin/tenants/{tenant}/dead-letters:replay", status_code=202, response_model=None)
+async def replay_letters_of(tenant: str, request: Request) -> Response:
+    """Writes originals of a tenant's letters again."""
+    house, found, actor = await _of(request, tenant)
+    return await _replay(request, house, found, actor)
+
+
+@router.post("/v1/admin/tenants/{tenant}/dead-letters:purge", response_model=None)
+async def purge_letters_of(tenant: str, request: Request) -> Response:
+    """Removes a tenant's letters up to a position for good."""
+    house, found, actor = await _of(request, tenant)
+    return await _purge(request, house, found, actor)
+
+
+def _turn(house: Any, tenant: Tenant) -> AbstractAsyncContextManager[None]:
+    """The tenant's turn at work that costs more than a look-up (law 7)."""
+    deadline = Deadline.after(house.settings.timeout_ms / 1000)
+    turn: AbstractAsyncContextManager[None] = house.turns.take(tenant.name, CLASS_WEIGHT[tenant.priority], deadline)
+    return turn
+
+
+def _page(request: Request) -> tuple[int, int]:
+    after = number(request.query_params.get("after"), "after", -1, POSITION_MAX, -1)
+    return after, number(request.query_params.get("limit"), "limit", 1, 1_000, 100)
+
+
+async def _list(request: Request, house: Any, tenant: Tenant) -> Response:
+    after, limit = _page(request)
+    found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=after, limit=limit)
+    return answer({"letters": found, "next": found[-1]["position"] if found else None})
+
+
+async def _one(position: str, house: Any, tenant: Tenant) -> Response:
+    at = number(position, "position", 0, POSITION_MAX, 0)
+    return answer(await run_in_threadpool(dead_letters.read_one, house.log, tenant, at))
+
+
+async def _replay(request: Request, house: Any, tenant: Tenant, actor: str) -> Response:
+    value = await json_object(request, frozenset({"from", "to"}))
+    first = integer(value, "from", 0, POSITION_MAX, 0)
+    last = integer(value, "to", 0, POSITION_MAX, -1)
+
+    def run() -> dict[str, Any]:
+        maps = house.registry.partition_maps(tenant.name)
+        n = maps[-1].partitions if maps else partitions_of(house.log, tenant)
+        done = replay(house.log, tenant, first, None if last < 0 else last, partitions=n, now_ms=house.clock.now_ms())
+        house.registry.note("dead_letters.replay", tenant.name, {"from": first, "replayed": done.replayed}, actor)
+        token = str(done.token) if done.token else None
+        return {"replayed": done.replayed, "skipped": done.skipped, "token": token}
+
+    return answer(await run_in_threadpool(run), 202)
+
+
+async def _purge(request: Request, house: Any, tenant: Tenant, actor: str) -> Response:
+    value = await json_object(request, frozenset({"to"}))
+    if "to" not in value:
+        raise Refused("to is missing: the last position that is removed", field="to")
+    last = integer(value, "to", 0, POSITION_MAX, 0)
+
+    def run() -> dict[str, Any]:
+        house.registry.note("dead_letters.purge", tenant.name, {"to": last}, actor)
+        return {"purged": dead_letters.purge(house.log, tenant, last)}
+
+    return answer(await run_in_threadpool(run))
