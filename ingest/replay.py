@@ -72,8 +72,9 @@ def _single(key: bytes | None, value: bytes | None, partition: int, partitions: 
         collection, _, document_id = (key or b"").decode().partition("/")
     else:
         body = load_json(value, field="value")
-        collection, document_id = (body.get("collection"), body.get("id")) if isinstance(body, dict) else ("", "")
-    known = isinstance(collection, str) and isinstance(document_id, str) and bool(collection and document_id)
+        named = [body.get(name) for name in ("collection", "id")] if isinstance(body, dict) else []
+        collection, document_id = (n if isinstance(n, str) else "" for n in named or ("", ""))
+    known = bool(collection and document_id)
     home = home_of(collection, document_id, partitions) if known else min(partition, partitions - 1)
     return home, Record(value, key, event_time_ms=now_ms)
 
