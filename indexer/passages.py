@@ -60,10 +60,12 @@ class Passages:
         text = c.metadata[row - max(0, c.numbers[row])]
         return _object(text)
 
-    def extent(self, row: int) -> tuple[str | None, int | None, int | None]:
-        """Its text, and where in the document that begins and ends."""
-        c = self._columns()
-        return c.texts[row], c.starts[row], c.ends[row]
+    def extents(self, first: int, n: int) -> tuple[list[str | None], list[int | None], list[int | None]]:
+        """Returns the texts of `n` rows from `first` on, and where in the document each begins and ends."""
+        texts, starts, ends = (
+            self._batch.column(name).slice(first, n).to_pylist() for name in ("text", "start", "end")
+        )
+        return texts, starts, ends
 
 
 class _Columns:

@@ -395,15 +395,17 @@ class Shard:
             view, segments = self._delta.view(), self._segments
             sealed, gone, places = self._sealed_versions([document_id])
         if entry is not None:
-            rows = range(entry.first, entry.first + entry.count)
-            read = [(m.passages, at, view.vectors[m.first + at]) for m, at in map(view.row, rows)]
-            return _stored(document_id, entry.version, read)
+            if not entry.count:
+                return None
+            message, at = view.row(entry.first)
+            vectors = view.vectors[entry.first : entry.first + entry.count]
+            return _stored(document_id, entry.version, message.passages, at, vectors)
         for segment, place in zip(segments, places, strict=True):
-            at = place[0]
+            at = int(place[0])
             if at >= 0 and segment.version[at] == sealed[0] and not gone[0] and segment.count[at]:
-                rows = range(int(segment.first[at]), int(segment.first[at] + segment.count[at]))
-                read = [(segment.passages, row, segment.vectors[row]) for row in rows]
-                return _stored(document_id, int(sealed[0]), read)
+                first, count = int(segment.first[at]), int(segment.count[at])
+                vectors = segment.vectors[first : first + count]
+                return _stored(document_id, int(sealed[0]), segment.passages, first, vectors)
         return None
 
     def matching(self, condition: Mapping[str, Any], *, limit: int) -> tuple[tuple[str, int], ...]:
@@ -637,12 +639,12 @@ def _hits(snapshot: Snapshot, places: Iterable[tuple[int, int, float]], query: S
     return tuple(hits)
 
 
-def _stored(document_id: str, version: int, rows: list[tuple[Passages, int, Floats]]) -> StoredDocument | None:
-    """The document whose passages these are; None of none: it is deleted."""
-    if not rows:
-        return None
-    passages = tuple(StoredPassage(*read.extent(row), vector) for read, row, vector in rows)
-    return StoredDocument(document_id, version, passages, rows[0][0].metadata(rows[0][1]))
+def _stored(document_id: str, version: int, passages: Passages, first: int, vectors: Floats) -> StoredDocument:
+    """Returns the document whose rows are those from `first` on; `vectors` float32 [n, d] are theirs."""
+    extents = zip(*passages.extents(first, len(vectors)), vectors, strict=True)
+    return StoredDocument(
+        document_id, version, tuple(StoredPassage(*each) for each in extents), passages.metadata(first)
+    )
 
 
 def _scanned(segment: Segment, objective: float) -> int:

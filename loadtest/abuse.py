@@ -154,7 +154,7 @@ def cases(target: Target) -> dict[str, Callable[[], str]]:
     """Every request of the table."""
     path = "/v1/collections/c/documents"
     wrong = '{"documents":[{"id":"a","passages":[%s]}]}'
-    bomb = zeros(15_000_000, 4)
+    bomb = zeros(7_500_000, 4)
     gone = orjson.dumps({"ids": [f"never-{i}" for i in range(10_000)]})
     large = f"{path}/large"
     packed = gzip.compress(b" " * (256 * MiB), 1)
