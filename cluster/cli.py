@@ -703,5 +703,29 @@ def model_retire(name: str, data: Path, url: str | None, key: str | None, *, as_
     show(operator(data, url, key).call("POST", f"/models/{name}/retire"), as_json)
 
 
+@main.group("cluster", epilog=EPILOG)
+def cluster_group() -> None:
+    """What the platform stands on."""
+
+
+@cluster_group.command("kafka-acls")
+@click.option("--principal", required=True, help="Whom Kafka permits: User:vicinage for the platform itself.")
+@click.option("--tenant", help="Print what this tenant's producer needs, in place of what the platform needs.")
+@here
+def cluster_kafka_acls(principal: str, tenant: str | None, data: Path, *, as_json: bool) -> None:
+    """Print the commands that give Kafka permissions; changes nothing. Example: --principal User:team-a --tenant team-a."""
+    from dataclasses import asdict
+
+    from cluster.kafka_acls import acls, commands, tenant_acls
+
+    _, _, servers = _settings(data).log_url.partition("kafka://")
+    wanted = acls(principal) if tenant is None else tenant_acls(tenant, principal)
+    if as_json:
+        show([asdict(acl) for acl in wanted], as_json)
+        return
+    for line in commands(wanted, servers or "BROKER:9092"):
+        click.echo(line)
+
+
 if __name__ == "__main__":
     main()

@@ -159,7 +159,7 @@ def _log(settings: Settings) -> str:
 
     if _absent(settings.log_url):
         return NOT_YET
-    with open_log(settings.log_url) as log:
+    with open_log(settings.log_url, settings.kafka) as log:
         log.ensure_topic("vicinage.doctor", retention_ms=3_600_000)
         offset = log.append("vicinage.doctor", 0, [Record(b"well")])[-1]
         return f"{settings.log_url.partition(':')[0]}, wrote position 0-{offset}"
@@ -171,7 +171,7 @@ def _topics(settings: Settings) -> str:
 
     if _absent(settings.log_url):
         return NOT_YET
-    with open_log(settings.log_url) as log:
+    with open_log(settings.log_url, settings.kafka) as log:
         topics = sorted(log.topics("vicinage."))
         found = log.topic_problems(topics)
     assert not found, "; ".join(f"{topic}: {', '.join(problems)}" for topic, problems in list(found.items())[:10])

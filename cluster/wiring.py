@@ -72,7 +72,7 @@ def ground(settings: Settings) -> Ground:
     s.data.mkdir(mode=0o700, parents=True, exist_ok=True)  # tenants' documents lie in it
     engine = open_catalog(s.catalog_url.get_secret_value())
     migrate(engine)
-    log = open_log(s.log_url)
+    log = open_log(s.log_url, s.kafka)
     ensure_vectors(log, s.slots)
     store = open_store(s.store_url, cache=s.data / "cache", cache_bytes_max=s.store_cache_bytes_max)
     return Ground(s, clock, log, engine, store, Registry(engine, clock), Manifests(engine, clock), Jobs(engine, clock))

@@ -283,6 +283,44 @@ class SearcherSettings(_Group):
     )
 
 
+class KafkaSettings(_Group):
+    """vicinage/log: how every Kafka client proves who it is, and checks the brokers."""
+
+    security: Literal["plaintext", "tls", "sasl", "sasl-tls"] = Field(
+        default="plaintext", description="plaintext, tls (with kafka.cert_file: mTLS), sasl, or sasl-tls"
+    )
+    mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
+        default="", description="SASL mechanism: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
+    )
+    username: str = Field(default="", description="SASL user; with kafka.token_url the OAuth client id")
+    password: SecretStr = Field(
+        default=SecretStr(""), description="SASL password; with kafka.token_url the OAuth client secret"
+    )
+    token_file: str = Field(
+        default="",
+        description="file with an OAUTHBEARER token that another program keeps fresh, read at each connection",
+    )
+    token_url: str = Field(default="", description="OAuth token endpoint (client credentials), for OAUTHBEARER")
+    token_scope: str = Field(default="", description="OAuth scope to request; empty: none")
+    ca_file: str = Field(
+        default="", description="PEM file of the authorities that sign the brokers' certificates; empty: the system's"
+    )
+    cert_file: str = Field(default="", description="PEM file of the client's certificate chain, for mTLS")
+    key_file: str = Field(default="", description="PEM file of the client's private key, for mTLS")
+    key_password: SecretStr = Field(default=SecretStr(""), description="password of kafka.key_file")
+    mac_keys: tuple[SecretStr, ...] = Field(
+        default=(),
+        description="keys (JSON list, 16 bytes or more each) of MACs on internal records: the first signs, each verifies",
+    )
+    mac_required: bool = Field(
+        default=False,
+        description="whether an internal record without a MAC is quarantined; set it once indexer.keep_sealed_s has passed with kafka.mac_keys set",
+    )
+    check_hostname: bool = Field(
+        default=True, description="whether a broker's certificate must name the host that is connected to"
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Components receive the few values they use, never this whole."""
 
@@ -303,6 +341,7 @@ class Settings(BaseSettings):
     slots: int = Field(
         default=8, ge=1, le=4_096, description="partitions of the vectors log; fixed when the platform is made"
     )
+    kafka: KafkaSettings = KafkaSettings()
     gateway: GatewaySettings = GatewaySettings()
     embedder: EmbedderSettings = EmbedderSettings()
     rerank: RerankSettings = RerankSettings()

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -75,15 +76,26 @@ def jars() -> Path:
     return folder
 
 
-def start(folder: Path, port: int, *, wait_s: float = 60.0, more: str = "") -> subprocess.Popen[bytes]:
-    """A broker on 127.0.0.1:`port` with its data in `folder`; returns when it answers. Started again, it has its data still.
+def start(
+    folder: Path,
+    port: int,
+    *,
+    wait_s: float = 60.0,
+    more: str = "",
+    template: str = SETTINGS,
+    formatting: Sequence[str] = (),
+    **filled_in: object,
+) -> subprocess.Popen[bytes]:
+    """Starts a broker on 127.0.0.1:`port` with its data in `folder`; returns when it answers. Started again, it has its data.
 
-    `more`: further lines of server.properties, at its first start.
+    At its first start, `template` is its settings, with `filled_in`; `more` are further lines of them, and
+    `formatting` are further arguments of `kafka-storage.sh format`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings, events = folder / "server.properties", folder / "log4j2.properties"
     if not settings.exists():
-        settings.write_text(SETTINGS.format(port=port, controller=_free_port(), dir=folder.resolve()) + more)
+        filled = template.format(port=port, controller=_free_port(), dir=folder.resolve(), **filled_in)
+        settings.write_text(filled + more)
         events.write_text(EVENTS)
         subprocess.run(
             [
@@ -95,6 +107,7 @@ def start(folder: Path, port: int, *, wait_s: float = 60.0, more: str = "") -> s
                 "-c",
                 str(settings),
                 "--ignore-formatted",
+                *formatting,
             ],
             check=True,
             capture_output=True,

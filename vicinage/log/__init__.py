@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol, Self
 
 from vicinage.errors import Refused
+from vicinage.settings import KafkaSettings
 
 TopicPartition = tuple[str, int]
 
@@ -241,7 +242,7 @@ def read_between(
         start = run[-1].offset + 1
 
 
-def open_log(url: str) -> Log:
+def open_log(url: str, kafka: KafkaSettings | None = None) -> Log:
     """The log at `url`: `sqlite:///relative/log.db`, `sqlite:////absolute/log.db` or `kafka://host:port[,host:port]`."""
     scheme, _, rest = url.partition("://")
     match scheme:
@@ -252,7 +253,7 @@ def open_log(url: str) -> Log:
         case "kafka":
             from vicinage.log.kafka import KafkaLog
 
-            return KafkaLog(rest.rstrip("/"))
+            return KafkaLog(rest.rstrip("/"), kafka)
         case _:
             raise Refused(
                 f"log_url {url!r} has an unknown scheme: use sqlite:///PATH or kafka://HOST:PORT", field="log_url"

@@ -16,7 +16,10 @@ from vicinage.log import Record, Stored, TopicPartition, check_start
 from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX, connect
 from vicinage.log.kafka_producer import KafkaAppender
 from vicinage.log.kafka_reader import CALL_MS, DEADLINE_S, KafkaReader
+from vicinage.log.kafka_security import client_options, macs
 from vicinage.log.kafka_topics import Topic, Topics
+from vicinage.log.mac import Macs
+from vicinage.settings import KafkaSettings
 
 COORDINATOR_MOVES: Final = ("CoordinatorNotAvailableError", "CoordinatorLoadInProgressError", "NotCoordinatorError")
 COMMITTED_EVERY_S: Final = 0.005
@@ -29,10 +32,12 @@ logging.getLogger("kafka").setLevel(logging.CRITICAL)
 class KafkaLog:
     """A Log on the brokers `host:port[,host:port]`. Safe for many threads; each reader belongs to one."""
 
-    def __init__(self, servers: str) -> None:
+    def __init__(self, servers: str, security: KafkaSettings | None = None) -> None:
         self._servers = servers.split(",")
         self._lock = threading.RLock()
-        self._appender = KafkaAppender(self._servers, {})
+        self._client = client_options(security) if security is not None else {}
+        self._macs = macs(security) if security is not None else Macs()
+        self._appender = KafkaAppender(self._servers, self._client)
         self._admin: Any = None
         self._looker: Any = None
         self._groups: dict[str, tuple[Any, threading.Lock]] = {}
@@ -131,7 +136,7 @@ class KafkaLog:
 
     def append(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
         """See Log."""
-        return self._appender.append(topic, partition, records)
+        return self._appender.append(topic, partition, self._macs.sign(topic, partition, records))
 
     def topic_problems(self, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """See Log."""
@@ -196,7 +201,7 @@ class KafkaLog:
 
     def reader(self, starts: Mapping[TopicPartition, int]) -> KafkaReader:
         """See Log."""
-        return KafkaReader(self.consumer, self._topics, self._extent, starts)
+        return KafkaReader(self.consumer, self._topics, self._extent, starts, self._macs.check)
 
     def _extent(self, topic: str, partition: int) -> tuple[int, int]:
         return self.begin(topic, partition), self.end(topic, partition)
@@ -234,6 +239,7 @@ class KafkaLog:
                 allow_auto_create_topics=False,
                 reconnect_backoff_max_ms=1_000,
                 bootstrap_timeout_ms=CALL_MS,
+                **self._client,
                 **more,
             )
 
@@ -246,7 +252,10 @@ class KafkaLog:
         from kafka import KafkaAdminClient
 
         return KafkaAdminClient(
-            bootstrap_servers=self._servers, request_timeout_ms=CALL_MS, reconnect_backoff_max_ms=1_000
+            bootstrap_servers=self._servers,
+            request_timeout_ms=CALL_MS,
+            reconnect_backoff_max_ms=1_000,
+            **self._client,
         )
 
     def _group(self, group: str) -> tuple[Any, threading.Lock]:

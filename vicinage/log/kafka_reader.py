@@ -40,7 +40,7 @@ class Misread(Exception):
 class KafkaReader:
     """Reads assigned partitions; Kafka's own long poll wakes it as soon as a record is there.
 
-    `extent` returns a partition's first and next offset; `connect` makes a consumer.
+    `extent` returns a partition's first and next offset; `connect` makes a consumer; `check` marks records unreadable.
     """
 
     def __init__(
@@ -49,10 +49,12 @@ class KafkaReader:
         topics: Topics,
         extent: Callable[[str, int], tuple[int, int]],
         starts: Mapping[TopicPartition, int],
+        check: Callable[[Stored], Stored] = lambda stored: stored,
     ) -> None:
         self._connect = connect
         self._topics = topics
         self._extent = extent
+        self._check_record = check
         self._consumer: Any = None
         self._places: dict[TopicPartition, int] = dict(starts)
         self._ids: dict[TopicPartition, str] = {}
@@ -115,7 +117,7 @@ class KafkaReader:
             return []
         except KafkaError as error:
             raise Unavailable(f"the log is away (reading): {type(error).__name__} {error}", dependency="log") from error
-        taken = [_stored(r) for records in found.values() for r in records]
+        taken = [self._check_record(_stored(r)) for records in found.values() for r in records]
         for stored in taken:
             self._places[stored.topic, stored.partition] = stored.offset + 1
         for tp in found:

@@ -1,0 +1,56 @@
+"""Keyed MACs on the records of internal topics, for brokers that let others write there. Pure.
+
+The MAC covers topic, partition, key and value. It proves that a process of the platform wrote the record to this
+partition; it does not stop a copy of an old record from being appended again, which an older version makes harmless
+unless its document was deleted and forgotten since.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from vicinage.log import Record, Stored
+
+HEADER: Final = "vicinage-mac"
+INTERNAL_TOPICS: Final = frozenset({"vicinage.vectors"})
+"""The topics that the platform alone writes and reads."""
+KEY_BYTES_MIN: Final = 16
+_DIGEST_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Macs:
+    """Keys of at least KEY_BYTES_MIN bytes: the first signs, each verifies. `required`: an unsigned record is unreadable."""
+
+    keys: tuple[bytes, ...] = ()
+    required: bool = False
+
+    def sign(self, topic: str, partition: int, records: Sequence[Record]) -> Sequence[Record]:
+        """Returns the records with a MAC each; the same records without keys, or for a topic that is not internal."""
+        if not self.keys or topic not in INTERNAL_TOPICS:
+            return records
+        return [replace(r, headers=(*r.headers, (HEADER, _mac(self.keys[0], topic, partition, r)))) for r in records]
+
+    def check(self, stored: Stored) -> Stored:
+        """Returns the record; `unreadable` is set on one of an internal topic whose MAC is wrong or, if required, missing."""
+        if not self.keys or stored.topic not in INTERNAL_TOPICS or stored.record.unreadable:
+            return stored
+        given = dict(stored.record.headers).get(HEADER)
+        if given is None and not self.required:
+            return stored
+        if given is not None and any(
+            hmac.compare_digest(given, _mac(key, stored.topic, stored.partition, stored.record)) for key in self.keys
+        ):
+            return stored
+        reason = "its MAC is missing" if given is None else "its MAC is of no known key"
+        return replace(stored, record=replace(stored.record, unreadable=reason))
+
+
+def _mac(key: bytes, topic: str, partition: int, record: Record) -> bytes:
+    found = hashlib.blake2b(key=hashlib.sha256(key).digest(), digest_size=_DIGEST_BYTES, person=b"vicinage-log")
+    for part in (topic.encode(), str(partition).encode(), record.key or b"", record.value or b""):
+        found.update(len(part).to_bytes(8, "little"))
+        found.update(part)
+    return found.digest()
