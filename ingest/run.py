@@ -400,10 +400,11 @@ class Ingest:
         try:
             self._make(part)
         except (Unavailable, Overloaded) as away:
+            reason = away.operator_detail if isinstance(away, Unavailable) else away.detail
             with self._lock:
-                tries = self._lines.failed(part, self._clock.monotonic(), str(away))
+                tries = self._lines.failed(part, self._clock.monotonic(), reason)
             if tries in (1, len(RETRY_S)) and not part.over:
-                _event.warning("waiting for the embedder", tenant=part.share[0], model=part.model, reason=str(away))
+                _event.warning("waiting for the embedder", tenant=part.share[0], model=part.model, reason=reason)
         else:
             with self._lock:
                 self._lines.done(part)

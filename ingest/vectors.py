@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from ingest.embedding import Embedder, Lane
+from ingest.embedding import Embedder, Lane, ServerFailed
 from ingest.jobs import Job, Write, takes_given
 from ingest.pace import Pace
 from tenants.entities import CLASS_WEIGHT, Generation, Tenant
@@ -24,6 +24,8 @@ from vicinage.wire import MESSAGE_BYTES_MAX, rows_bytes
 
 Key = tuple[int, str | None]
 """A write, by its identity, and a model."""
+FAILURES_MAX: Final = 5
+"""A text that a server fails on so often, over about a second, is at fault, if the server answers HARMLESS."""
 HARMLESS: Final = "hello"
 """A server that refuses this refuses everything: it is unwell, and no document is at fault."""
 
@@ -56,6 +58,8 @@ class Embedded:
     vectors: dict[Key, Floats] = field(default_factory=dict)
     calls: deque[Call] | None = None
     refused: dict[int, str] = field(default_factory=dict)
+    failures: dict[int, int] = field(default_factory=dict)
+    """How often the model's server failed on a text of the write that was asked alone."""
 
     def bytes(self, write: Write, generation: Generation) -> int:
         """What the write's rows take in a message of this generation."""
@@ -105,6 +109,8 @@ class Vectors:
                 vectors = self._timed(job.tenant, made.calls[0])
             except Refused as refused:
                 self._narrow(job.tenant, made, made.calls.popleft(), refused)
+            except ServerFailed as failed:
+                self._isolate(job.tenant, made, failed)
             else:
                 _keep(made, made.calls.popleft(), vectors)
 
@@ -135,6 +141,28 @@ class Vectors:
             made.give_up(call.places[0][0][0], f"the model's server refuses it: {refused.detail}")
         else:
             made.calls.extendleft(reversed(_parts(call, refused)))
+
+    def _isolate(self, tenant: Tenant, made: Embedded, failed: ServerFailed) -> None:
+        """Ask a call that the server fails on in parts; give up the document of a text that it fails on again and again.
+
+        Raises Unavailable while it is the server that is unwell, and FAILURES_MAX - 1 times for a text by itself.
+        """
+        assert made.calls is not None
+        call = made.calls[0]
+        write, alone = call.places[0][0][0], len(call.texts) == 1
+        if alone:
+            made.failures[write] = made.failures.get(write, 0) + 1
+            if made.failures[write] < FAILURES_MAX:
+                raise failed
+        try:
+            self._asked(tenant, call.model, [HARMLESS])
+        except Refused:
+            raise failed from None
+        if alone:
+            made.give_up(write, f"the model's server answered 500 to it {FAILURES_MAX} times, and well to another text")
+        else:
+            made.calls.popleft()
+            made.calls.extendleft(reversed(_halves(call)))
 
     def _check_well(self, tenant: Tenant, model: str) -> None:
         try:
@@ -195,6 +223,11 @@ def _parts(call: Call, refused: Refused) -> list[Call]:
     named = int(number) if name == "input" and number.isdecimal() and int(number) < n else None
     bounds = [0, n // 2, n] if named is None else sorted({0, named, named + 1, n})
     return [Call(call.model, call.texts[a:b], call.places[a:b]) for a, b in pairwise(bounds)]
+
+
+def _halves(call: Call) -> list[Call]:
+    half = len(call.texts) // 2
+    return [Call(call.model, call.texts[a:b], call.places[a:b]) for a, b in ((0, half), (half, len(call.texts)))]
 
 
 def _without(call: Call, write: int) -> Call:

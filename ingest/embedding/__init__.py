@@ -6,7 +6,7 @@ from typing import Protocol
 
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
-from vicinage.errors import Refused
+from vicinage.errors import Refused, Unavailable
 from vicinage.records import Floats
 
 
@@ -15,6 +15,10 @@ class Lane(StrEnum):
 
     QUERY = "query"
     DOCUMENT = "document"
+
+
+class ServerFailed(Unavailable):
+    """The server answered 500: it is unwell, or it fails on one of these texts."""
 
 
 class Embedder(Protocol):
@@ -46,7 +50,8 @@ class Embedder(Protocol):
     ) -> Floats:
         """float32 [n, d] in the order of `texts`, L2-normalised.
 
-        Raises Overloaded when its queue is full, Unavailable when it is away, DeadlineExceeded, and Refused (field
+        Raises Overloaded when its queue is full, Unavailable when it is away (ServerFailed where it answered 500),
+        DeadlineExceeded, and Refused (field
         `input.<number>`) for a text over the window: it never truncates.
         """
         ...

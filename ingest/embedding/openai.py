@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import orjson
 
-from ingest.embedding import Lane
+from ingest.embedding import Lane, ServerFailed
 from ingest.embedding.remote import Requests, headers_of, told
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
@@ -167,7 +167,8 @@ class OpenAIEmbedder:
             case 504:
                 return DeadlineExceeded("the embedder did not answer in time", dependency="embedder")
             case _:
-                return Unavailable(
+                kind = ServerFailed if status == httpx.codes.INTERNAL_SERVER_ERROR else Unavailable
+                return kind(
                     f"the embedding model {self.model} is away",
                     dependency="embedder",
                     retry_after_s=retry_s,

@@ -161,3 +161,27 @@ def test_lanes_are_taken_up_after_a_restart(base, acme, far) -> None:
         far.start()
         eventually(lambda: lanes(base) == [])
         assert [r[2] for r in found(base) if r[0] == "far"] == ["a", "b"]
+
+
+def test_a_text_that_its_models_server_fails_on_is_one_dead_letter(base, acme, far) -> None:
+    far.poison = "poison"
+    texts = [f"text {i}" for i in range(20)]
+    texts[7] = texts[13] = "a poison text"
+    with running(base, indexing=False, by_model={"far": far.client()}):
+        send(base, *({"collection": "far", "id": f"d{i}", "text": text} for i, text in enumerate(texts)))
+        eventually(lambda: len(found(base)) == 18, wait_s=30)
+        eventually(lambda: lanes(base) == [] and committed(base) == 20)
+    assert {r[2] for r in found(base)} == {f"d{i}" for i in range(20) if i not in (7, 13)}
+    letters = dead_letters.read(base.log, acme)
+    assert [letter["id"] for letter in letters] == ["d7", "d13"]
+    assert all("127.0.0.1" not in letter["reason"] and "CUDA" not in letter["reason"] for letter in letters)
+
+
+def test_a_server_that_fails_on_everything_gives_up_no_document(base, acme, far) -> None:
+    far.mode = "fails"
+    with running(base, indexing=False, by_model={"far": far.client()}):
+        send(base, *({"collection": "far", "id": f"d{i}", "text": f"text {i}"} for i in range(5)))
+        eventually(lambda: len(far.calls) > 8, wait_s=30)
+        assert dead_letters.read(base.log, acme) == []
+        far.mode = "well"
+        eventually(lambda: len(found(base)) == 5)
