@@ -23,6 +23,10 @@ WAITING_MAX: Final = 5_000
 """Different keys that may wait to be looked up."""
 BURST_S: Final = 10
 """An address may fail this many seconds' worth at once."""
+HOLD_S: Final = 1.0
+"""How long an answer 429 waits."""
+HELD_MAX: Final = 128
+"""Answers that wait at once; more are given without waiting."""
 ADDRESSES_MAX: Final = 10_000
 """Addresses whose failures are remembered: the least recent ones are forgotten."""
 
@@ -57,6 +61,7 @@ class KeyGate:
         self._wanted: dict[str, asyncio.Future[None]] = {}
         """Id → settled once it was looked up."""
         self._looking: asyncio.Task[None] | None = None
+        self._held = 0
 
     async def principal(self, text: str | None, scope: Scope, address: str) -> Principal:
         """Returns whose key `text` is. Raises as Keys.authenticate does, and Overloaded for failures beyond the address's rate."""
@@ -68,11 +73,21 @@ class KeyGate:
             return await run_in_threadpool(self._keys.authenticate, text, scope)
         except Unauthenticated as error:
             if (wait_s := self._failures.wait_s(network(address))) > 0:
+                await self._hold()
                 raise Overloaded(
                     f"too many requests without a key that is known: {error.detail}; send a valid one, or wait",
                     retry_after_s=math.ceil(wait_s),
                 ) from None
             raise
+
+    async def _hold(self) -> None:
+        """Keeps a failure waiting: who asks again at once, as often as connections allow, costs little that way."""
+        if self._held < HELD_MAX:
+            self._held += 1
+            try:
+                await asyncio.sleep(HOLD_S)
+            finally:
+                self._held -= 1
 
     async def _look_up(self, text: str | None) -> None:
         """Have the key looked up with all others that are not in memory. Returns also when the catalog did not answer."""

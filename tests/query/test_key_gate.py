@@ -2,13 +2,14 @@
 
 import asyncio
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gate import platform, problem
 
-from query.key_gate import ADDRESSES_MAX, AT_ONCE, Failures, KeyGate, network
+from query.key_gate import ADDRESSES_MAX, AT_ONCE, HOLD_S, Failures, KeyGate, network
 from tenants.keys import Keys
 from vicinage.errors import Overloaded, Unauthenticated
 from vicinage.settings import GatewaySettings
@@ -84,18 +85,25 @@ def test_many_unknown_keys_share_queries_and_a_valid_one_among_them_is_found(tmp
 
 
 def test_an_address_that_fails_too_often_gets_429_and_its_valid_keys_go_on(tmp_path: Path) -> None:
-    with platform(tmp_path, GatewaySettings(key_failures_per_s=0.5)) as call:
+    with platform(tmp_path, GatewaySettings(key_failures_per_s=0.1)) as call:
         _, key = call.tenant()
         _, fresh = call.tenant()
         call.collection(key)
-        for _ in range(5):
-            problem(call("GET", "/v1/collections", unknown()), 401)
+        problem(call("GET", "/v1/collections", unknown()), 401)
         for wrong in (unknown(), "nonsense", None, key[:-1] + ("A" if key[-1] != "A" else "B")):
             found = call("GET", "/v1/collections", wrong)
             assert problem(found, 429, "overloaded")["retry_after_s"] >= 1
             assert int(found.headers["retry-after"]) >= 1
         assert call("GET", "/v1/collections", key).status_code == 200
         assert call("GET", "/v1/collections", fresh).status_code == 200, "not seen here before"
+
+
+def test_an_address_that_fails_too_often_is_kept_waiting(tmp_path: Path) -> None:
+    with platform(tmp_path, GatewaySettings(key_failures_per_s=0.1)) as call:
+        problem(call("GET", "/v1/collections", unknown()), 401)
+        began = time.monotonic()
+        problem(call("GET", "/v1/collections", unknown()), 429)
+        assert time.monotonic() - began >= HOLD_S
 
 
 def test_an_unknown_key_is_refused_again_without_a_query(tmp_path: Path) -> None:
