@@ -150,7 +150,7 @@ def unread(target: Target, n: int, path: str) -> str:
     return f"{n} left unread"
 
 
-def cases(target: Target) -> dict[str, Callable[[], str]]:
+def cases(target: Target, n_collections: int) -> dict[str, Callable[[], str]]:
     """Every request of the table."""
     path = "/v1/collections/c/documents"
     wrong = '{"documents":[{"id":"a","passages":[%s]}]}'
@@ -173,7 +173,7 @@ def cases(target: Target) -> dict[str, Callable[[], str]]:
         f"10,000 deletions in {WIDE} dimensions": lambda: target.send(
             "POST", "/v1/collections/wide/documents:delete", gone
         ),
-        f"a list of {N_COLLECTIONS} collections, 4 readers": lambda: target.at_once(
+        f"a list of {n_collections} collections, 4 readers": lambda: target.at_once(
             4, lambda: target.send("GET", "/v1/collections")
         ),
         f"a document of {N_PASSAGES:,} passages, {N_READERS} readers": lambda: target.at_once(
@@ -242,7 +242,7 @@ def main() -> None:
         print("| request | seconds | answered | memory, MiB | disk, MiB | neighbor's p99, ms |")
         print("|---|---|---|---|---|---|")
         print(measured(target, "none", lambda: time.sleep(5) or "-"), flush=True)
-        for name, send in cases(target).items():
+        for name, send in cases(target, given.collections).items():
             if given.only in name:
                 print(measured(target, name, send), flush=True)
                 time.sleep(3)
