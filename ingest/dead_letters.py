@@ -11,10 +11,15 @@ from typing import Any, Final
 import orjson
 
 from tenants.entities import Tenant
-from vicinage.errors import NotFound
+from vicinage.errors import NotFound, TooLarge, Unavailable
 from vicinage.log import Log, Record, Stored
 from vicinage.records import Rejected
+from vicinage.telemetry import events
 
+_event = events("ingest")
+
+OPERATOR_S: Final = 30.0
+"""An Unavailable that says to come back no sooner needs an operator: waiting does not help."""
 VALUE_BYTES_MAX: Final = 512 << 10
 """Of a larger original, only the beginning is kept, and `value_truncated` says so."""
 KEY_BYTES_MAX: Final = 4 << 10
@@ -30,11 +35,33 @@ READ_BYTES_MAX: Final = 8 << 20
 
 
 def append(log: Log, tenant: Tenant, rejected: Sequence[tuple[Stored, Rejected]]) -> None:
-    """Write the letters of one partition's records; durable on return."""
+    """Appends the letters of one partition's records; durable on return.
+
+    A dead-letter topic that is gone is created again. One that takes no records (its settings or permissions need an
+    operator) gets none: `dead_letters.lost` names the positions, and ingest goes on with this tenant and all others.
+    """
     letters: dict[int, tuple[Stored, list[Rejected]]] = {}
     for stored, reason in rejected:
         letters.setdefault(stored.offset, (stored, []))[1].append(reason)
-    log.append(tenant.dead_topic, 0, [_record(*letters[offset]) for offset in sorted(letters)])
+    records = [_record(*letters[offset]) for offset in sorted(letters)]
+    try:
+        try:
+            log.append(tenant.dead_topic, 0, records)
+        except NotFound:
+            log.ensure_topic(tenant.dead_topic, 1)
+            log.append(tenant.dead_topic, 0, records)
+    except (NotFound, TooLarge, Unavailable) as error:
+        if isinstance(error, Unavailable) and error.retry_after_s < OPERATOR_S:
+            raise  # the log is away: the job is done again
+        first = rejected[0][0]
+        _event.error(
+            "dead_letters.lost",
+            tenant=tenant.name,
+            topic=first.topic,
+            partition=first.partition,
+            offsets=sorted(letters)[:REJECTED_MAX],
+            reason=error.detail,
+        )
 
 
 def read(log: Log, tenant: Tenant, *, after: int = -1, limit: int = 100) -> list[dict[str, Any]]:

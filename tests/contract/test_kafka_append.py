@@ -257,3 +257,28 @@ def test_everything_comes_back_by_itself_when_the_broker_was_away_under_writes(
         broker.kill()
         broker.wait()
         log.close()
+
+
+def test_dead_letters_that_cannot_be_written_hold_up_nobody(tmp_path: Path, kafka_servers: str) -> None:
+    from house import settings
+
+    from cluster.wiring import ground
+    from ingest import dead_letters
+    from tenants import provisioning
+    from vicinage.log import Stored
+    from vicinage.records import Rejected
+
+    base = ground(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    letters = [(Stored("vicinage.docs.x", 0, 3, Record(b"{")), Rejected("no JSON"))]
+    try:
+        tenant = provisioning.create_tenant(base.registry, base.log, f"team-{uuid.uuid4().hex[:8]}", actor="test")
+        configure(kafka_servers, tenant.dead_topic, cleanup_policy="compact")
+        dead_letters.append(base.log, tenant, letters)
+        assert base.log.end(tenant.dead_topic, 0) == 0
+        base.log.delete_topic(tenant.dead_topic)
+        time.sleep(1.2)  # what was read of its settings is used for a second
+        dead_letters.append(base.log, tenant, letters)
+        [found] = dead_letters.read(base.log, tenant)
+        assert (found["reason"], found["offset"]) == ("no JSON", 3)
+    finally:
+        base.close()
