@@ -22,7 +22,7 @@ NOTES: Final = 24
 STEP_S: Final = 1.0
 STEP_MESSAGES: Final = 1_000
 """Deleted of a slot's log in one step."""
-LAG_S: Final = 600.0
+LAG_S: Final = 120.0
 """However many bytes there are, what was sealed less long ago stays, for searchers that lag."""
 
 _trimmed = counter("vicinage_indexer_trimmed_messages_total", "messages of the vectors log let go of")
