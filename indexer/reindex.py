@@ -256,21 +256,32 @@ class Reindex:
         if self._embed is None or new.model is None or any(t is None for t in texts):
             raise Refused("some passages have no text to embed with the new model", field="model")
         calls = range(0, len(texts), EMBED_TEXTS)
-        vectors = np.concatenate([self._patiently(new.model, texts[i : i + EMBED_TEXTS], tenant) for i in calls])
+        vectors = np.concatenate([self._patiently(new, texts[i : i + EMBED_TEXTS], tenant) for i in calls])
         columns = [part.column(name) for name in part.schema.names[:-1]]
         vectors = unit_length(vectors, new.metric)
         return pa.RecordBatch.from_arrays([*columns, vector_column(vectors)], schema=vectors_schema(new.dimension))
 
-    def _patiently(self, model: str, texts: Sequence[str], tenant: str) -> Floats:
-        """Embed; a full queue is waited out a while, so that a part of many calls gets through a busy embedder."""
+    def _patiently(self, new: Generation, texts: Sequence[str], tenant: str) -> Floats:
+        """Embed; a full queue is waited out a while, so that a part of many calls gets through a busy embedder.
+
+        Raises Conflict once the generation is given up: a job that was canceled asks for no more.
+        """
         assert self._embed is not None
+        assert new.model is not None
         for _ in range(EMBED_TRIES):
+            self._check_wanted(new)
             try:
-                return self._embed(model, texts, tenant)
+                return self._embed(new.model, texts, tenant)
             except Overloaded as busy:
                 if self._stopping.wait(busy.retry_after_s):
                     raise
-        return self._embed(model, texts, tenant)
+        return self._embed(new.model, texts, tenant)
+
+    def _check_wanted(self, new: Generation) -> None:
+        self._registry.refresh()
+        found = self._registry.collection(new.tenant, new.collection)
+        if all(g.number != new.number for g in found.generations):
+            raise Conflict(f"generation {new.number} was given up meanwhile")
 
 
 def start(

@@ -386,6 +386,27 @@ def test_another_model_embeds_every_passage_again(base) -> None:
     assert np.allclose(vectors_of(segment.rows), np.stack([hash_vector(t, 8) for t in texts]))
 
 
+def test_canceled_while_it_waits_for_a_busy_model_it_asks_no_more(base) -> None:
+    house = Modelled(base)
+    house.write(house.live, *[up(f"d{i}", i + 1) for i in range(10)])
+    house.seal()
+    calls = []
+
+    def embed(model: str, texts, tenant: str):
+        calls.append(len(texts))
+        if len(calls) == 2:
+            reindex.cancel(base.registry, base.jobs, job.id, actor="test")
+        raise Overloaded("the queue is full", retry_after_s=0.001)
+
+    worker = _reindex(house, threading.Event(), embed)
+    job = house.ask(model="new")
+    for _ in range(3):
+        worker.advance(base.jobs.get(job.id))
+    assert len(calls) == 2
+    assert base.jobs.get(job.id).state == "cancelled"
+    assert [state for _, state in house.generations()] == ["live"]
+
+
 def test_passages_without_a_text_end_a_change_of_model_with_the_reason(base) -> None:
     from rows import message
     from sealed import DIMENSION
