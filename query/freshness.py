@@ -23,7 +23,7 @@ from tenants.registry import Registry
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable, VicinageError
 from vicinage.log import Log, TopicPartition
-from vicinage.records import Position, Token
+from vicinage.records import LATEST, Position, Token
 from vicinage.telemetry import events
 
 LAG_FRESH_S: Final = 0.2
@@ -126,16 +126,31 @@ class Freshness:
         self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline, abandoned: threading.Event
     ) -> dict[int, int]:
         topic = tenant.documents_topic
-        for p in token.positions:
+        for p in self._latest(topic) if token == LATEST else token.positions:
             self._check_given_out(topic, p)
             while not abandoned.is_set() and not self._committed(topic, p, deadline):
                 if deadline.passed():
+                    ahead = (
+                        p.offset
+                        + 1
+                        - ingested(self._log, self._registry, [(topic, p.partition)]).get(
+                            (topic, p.partition), self._log.begin(topic, p.partition)
+                        )
+                    )
                     raise DeadlineExceeded(
-                        f"position {p.partition}-{p.offset} was not ingested in time{self._halted(tenant, p)}",
+                        f"position {p.partition}-{p.offset} was not ingested in time: {max(1, ahead)} records are to be "
+                        f"ingested up to it{self._halted(tenant, p)}",
                         dependency="ingest",
+                        ahead=max(1, ahead),
                     )
             self._wait_for_lane(p, tenant, generation, deadline, abandoned)
         return {slot: self._log.end(VECTORS_TOPIC, slot) for slot in generation.slots}
+
+    def _latest(self, topic: str) -> list[Position]:
+        """The last position of each partition of the topic that has one."""
+        partitions = self._log.topics(topic).get(topic, 0)
+        ends = [(p, self._log.end(topic, p)) for p in range(partitions)]
+        return [Position(p, end - 1) for p, end in ends if end]
 
     def _halted(self, tenant: Tenant, p: Position) -> str:
         """Returns why ingest does not read the partition, for the tenant; empty where it does."""
@@ -166,6 +181,7 @@ class Freshness:
                     f"position {p.partition}-{p.offset} was not ingested in time: "
                     f"documents of {lane.collection!r} wait for the model {lane.model!r}",
                     dependency="ingest",
+                    ahead=p.offset + 1 - lane.position,
                 )
             if abandoned.wait(min(wait_s, deadline.left_s())):
                 return

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 from starlette.responses import Response
 
-from vicinage.errors import Denied, Overloaded, Refused, Unavailable, VicinageError
+from vicinage.errors import DeadlineExceeded, Denied, Overloaded, Refused, Unavailable, VicinageError
 
 MEDIA_TYPE: Final = "application/problem+json"
 DOCUMENTED: Final[dict[str, Any]] = {
@@ -26,6 +26,7 @@ DOCUMENTED: Final[dict[str, Any]] = {
                     "limit": {"type": ["string", "number"]},
                     "retry_after_s": {"type": "number"},
                     "dependency": {"type": "string"},
+                    "ahead": {"type": "integer"},
                     "request_id": {"type": "string"},
                 },
             },
@@ -55,6 +56,8 @@ def problem(error: VicinageError) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, Unavailable):
         body["dependency"] = error.dependency
+    if isinstance(error, DeadlineExceeded) and error.ahead is not None:
+        body["ahead"] = error.ahead
     if isinstance(error, Denied) and error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="vicinage"'
     return _response(body, error.status, headers)

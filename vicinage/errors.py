@@ -150,8 +150,12 @@ class DeadlineExceeded(Unavailable):
     status = 504
     title = "The deadline passed"
 
-    def __init__(self, detail: str, *, dependency: str = "deadline", retry_after_s: float = 0.1) -> None:
+    def __init__(
+        self, detail: str, *, dependency: str = "deadline", retry_after_s: float = 0.1, ahead: int | None = None
+    ) -> None:
         super().__init__(detail, dependency=dependency, retry_after_s=retry_after_s)
+        self.ahead = ahead
+        """Records that are still before the position waited for, its own included; None where nothing is waited for."""
 
 
 class Corrupt(VicinageError):

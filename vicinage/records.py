@@ -70,6 +70,10 @@ class Token:
         return cls(tuple(Position(p, o) for p, o in sorted(last.items())))
 
 
+LATEST: Final = Token(())
+"""Waits for everything that was acknowledged to the tenant before the wait begins; its text is `latest`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A valid document, as its tenant sent it. Exactly one of `text` and `passages` is set, or only `vectors`.

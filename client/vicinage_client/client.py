@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 import weakref
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from types import TracebackType
 from typing import Any, Self
 
@@ -150,6 +150,17 @@ class Client:
     def collection(self, name: str) -> CollectionFacts:
         """Returns what a collection holds, and what was measured of it."""
         return self._run(op.collection(name))
+
+    def wait(
+        self, collection: str, wait_for: Any = "latest", *, timeout_s: float = 60.0, progress: bool = False
+    ) -> CollectionFacts:
+        """Returns the collection's facts once a write is searchable in it. Raises Timeout, which says why it is not.
+
+        `wait_for`: as in `search`; "latest" is everything acknowledged to this tenant by now. `progress`: a bar on stderr
+        of the records that are before it.
+        """
+        with _countdown(shown=progress) as ahead:
+            return self._run(op.wait(collection, wait_for, timeout_s, ahead, time.monotonic))
 
     def delete_collection(self, name: str) -> None:
         """Deletes a collection with all its documents."""
@@ -314,6 +325,13 @@ class AsyncClient:
         """See Client.collection."""
         return await self._run(op.collection(name))
 
+    async def wait(
+        self, collection: str, wait_for: Any = "latest", *, timeout_s: float = 60.0, progress: bool = False
+    ) -> CollectionFacts:
+        """See Client.wait."""
+        with _countdown(shown=progress) as ahead:
+            return await self._run(op.wait(collection, wait_for, timeout_s, ahead, time.monotonic))
+
     async def delete_collection(self, name: str) -> None:
         """See Client.delete_collection."""
         await self._run(op.delete_collection(name))
@@ -391,3 +409,25 @@ def _bar(documents: object, *, shown: bool) -> Iterator[Any]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("writing", total=total)
         yield lambda n: bar.advance(task, n)
+
+
+@contextlib.contextmanager
+def _countdown(*, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr of records that are before a write: what it is told first is the whole."""
+    if not shown:
+        yield lambda _ahead: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("ingesting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("ingesting", total=None)
+        most = 0
+
+        def ahead(n: int) -> None:
+            nonlocal most
+            most = max(most, n)
+            bar.update(task, total=most, completed=most - n)
+
+        yield ahead

@@ -3,18 +3,19 @@
 Both clients run them; neither HTTP nor waiting happens here. An error of a call is thrown into the generator.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, TypeVar
 
 from vicinage_client import requests as make
 from vicinage_client import results as read
-from vicinage_client.errors import Conflict, DocumentsRejected, InvalidArgument, NotFound, VicinageError
+from vicinage_client.errors import Conflict, DocumentsRejected, InvalidArgument, NotFound, Timeout, VicinageError
 from vicinage_client.requests import Call
 from vicinage_client.results import CollectionFacts, Deleted, Document, SearchResult, Written
 
 T = TypeVar("T")
 Steps = Generator[Call, Any, T]
 OnRejected = Literal["raise", "return"]
+WAIT_S: Final = 2.0
 _REJECTED: Final = ("raise", "return")
 
 
@@ -103,6 +104,22 @@ def create_collection(call: Call, *, exist_ok: bool) -> Steps[CollectionFacts]:
                 f"the collection is there, and differs in {', '.join(different)}", problem=taken.problem, status=409
             ) from taken
         return there
+
+
+def wait(
+    collection: str, wait_for: Any, timeout_s: float, ahead: Callable[[int], None], now_s: Callable[[], float]
+) -> Steps[CollectionFacts]:
+    """Waits until a write is searchable, in calls of at most WAIT_S; `ahead` is told how many records are before it."""
+    end = now_s() + timeout_s
+    while True:
+        left_s = end - now_s()
+        try:
+            return read.collection((yield make.wait(collection, wait_for, max(0.001, min(WAIT_S, left_s)))))
+        except Timeout as late:
+            if isinstance(known := late.problem.get("ahead"), int):
+                ahead(known)
+            if now_s() >= end:
+                raise
 
 
 def collection(name: str) -> Steps[CollectionFacts]:

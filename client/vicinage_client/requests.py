@@ -241,6 +241,18 @@ def dead_letters(after: int, limit: int) -> Call:
     return Call("GET", f"/v1/dead-letters?after={after}&limit={limit}")
 
 
+def wait(name: str, wait_for: Any, timeout_s: float) -> Call:
+    """Returns a wait of at most `timeout_s` until a write is searchable in a collection."""
+    query = f"wait_for={quote(text_of(wait_for) or 'latest', safe='')}&timeout_ms={max(1, int(timeout_s * 1000))}"
+    return Call("GET", f"{collection(name)}?{query}", wait_s=timeout_s)
+
+
+def text_of(wait_for: Any) -> str | None:
+    """Returns a token as text, whatever `token` takes."""
+    waited = token(wait_for)
+    return f"{waited['partition']}-{waited['offset']}" if isinstance(waited, Mapping) else waited
+
+
 def delete_collection(name: str) -> Call:
     """Returns the deletion of a collection; naming it twice is the platform's guard against a path gone wrong."""
     return Call("DELETE", f"{collection(name)}?confirm={quote(name, safe='')}")
@@ -280,8 +292,7 @@ def _segment(name: str) -> str:
 
 def document(name: str, document_id: str, wait_for: Any = None) -> Call:
     """Reading one document."""
-    waited = token(wait_for)
-    text = f"{waited['partition']}-{waited['offset']}" if isinstance(waited, Mapping) else waited
+    text = text_of(wait_for)
     query = f"?wait_for={quote(text, safe='')}" if text else ""
     return Call("GET", f"{collection(name)}/documents/{_segment(document_id)}{query}")
 

@@ -12,8 +12,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from indexer.shard import ShardStats
-from query.api.http import answer, check_confirmed, gateway, integer, json_object, principal, typed, unknown_in
+from query.api.http import (
+    answer,
+    check_confirmed,
+    gateway,
+    integer,
+    json_object,
+    number,
+    principal,
+    typed,
+    unknown_in,
+    unless_gone,
+)
 from query.api.index_facts import search_facts
+from query.api.search import TIMEOUT_MS_MAX, token_of
 from query.api.sending import joined, sent
 from query.waiting import for_tenant, waiting
 from tenants import provisioning
@@ -95,11 +107,21 @@ async def list_all(request: Request) -> Response:
 
 @router.get("/v1/collections/{collection}", response_model=None)
 async def show(collection: str, request: Request) -> Response:
-    """Counts, freshness lag, recall with its interval, generation and index of one collection."""
+    """Counts, freshness lag, recall with its interval, generation and index of one collection.
+
+    `?wait_for=TOKEN` (or `latest`) answers once that is searchable; 504 with `ahead` after `?timeout_ms=`.
+    """
     who = await principal(request, "read")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
+    token = token_of(request.query_params.get("wait_for"))
+    timeout_ms = number(
+        request.query_params.get("timeout_ms"), "timeout_ms", 1, TIMEOUT_MS_MAX, house.settings.timeout_ms
+    )
     with house.answerer.admitted(tenant):
+        if token is not None:
+            deadline = Deadline.after(timeout_ms / 1000)
+            found = await unless_gone(request, house.answerer.reached(token, tenant, found, deadline))
         return answer(await facts(house, found))
 
 

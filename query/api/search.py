@@ -39,7 +39,7 @@ from query.plan import Question
 from tenants.entities import Principal
 from tenants.registry import DIMENSION_MAX
 from vicinage.errors import Refused
-from vicinage.records import Floats, Hit, Position, Token
+from vicinage.records import LATEST, Floats, Hit, Position, Token
 from vicinage.settings import GatewaySettings
 from vicinage.telemetry import counter, histogram
 from vicinage.texts import is_blank
@@ -388,9 +388,11 @@ def _include(given: object) -> frozenset[str]:
 
 
 def token_of(given: object) -> Token | None:
-    """A token as text, or as Kafka's {partition, offset}. Raises Refused."""
+    """Returns a token from its text, from Kafka's {partition, offset}, or from `latest`. Raises Refused."""
     if given is None:
         return None
+    if given == "latest":
+        return LATEST
     if isinstance(given, dict):
         partition = integer(given, "partition", 0, 1_023, -1)
         offset = integer(given, "offset", 0, 2**53, -1)

@@ -618,3 +618,21 @@ def test_a_collection_that_is_there_as_described_is_returned(call: Callable, pla
     platform.refusals = [problem(409, "conflict")]
     with pytest.raises(Conflict, match="conflict it is"):
         call("create_collection", "docs")
+
+
+def test_a_wait_asks_again_until_the_write_is_searchable(
+    call: Callable, platform: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = [problem(504, "deadline-exceeded", ahead=n) for n in (7, 3)]
+    platform.refusals = list(late)
+    assert call("wait", "docs", read.Written(1, (), "0-7"), progress=True).name == "docs"
+    assert [path for _, path, _, _ in platform.asked] == ["/v1/collections/docs?wait_for=0-7&timeout_ms=2000"] * 3
+    assert "4/7" in capsys.readouterr().err
+
+
+def test_a_wait_that_runs_out_says_what_is_before_the_write(call: Callable, platform: Platform) -> None:
+    platform.refusals = [problem(504, "deadline-exceeded", ahead=7)]
+    with pytest.raises(Timeout) as raised:
+        call("wait", "docs", timeout_s=0.0)
+    assert raised.value.problem["ahead"] == 7
+    assert "wait_for=latest" in platform.asked[0][1]

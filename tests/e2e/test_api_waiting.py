@@ -100,3 +100,26 @@ def test_a_reindex_to_a_dead_model_leaves_the_live_generation_alone_and_is_cance
 def _building(call: Caller, name: str) -> bool:
     call.base.registry.refresh()
     return len(call.base.registry.collection(name, "docs").generations) == 2
+
+
+def test_latest_waits_for_everything_acknowledged_and_a_wait_that_runs_out_counts_what_is_before_it(
+    call: Caller, far: ModelServer
+) -> None:
+    _, key = call.tenant()
+    call.collection(key, "far", model="far")
+    call.collection(key, "near")
+    assert call("GET", "/v1/collections/near?wait_for=latest", key).status_code == 200, "nothing was written"
+    call.write(key, [{"id": "a", "vector": Q}], "near")
+    call.write(key, [{"id": "b", "vector": Q}], "near")
+    found = call("GET", "/v1/collections/near?wait_for=latest&timeout_ms=20000", key)
+    assert found.json()["counts"]["documents"] == 2
+    far.stop()
+    for i in range(3):
+        call.write(key, [{"id": f"t{i}", "text": f"text {i}"}], "far")
+    waited = call("GET", "/v1/collections/far?wait_for=latest&timeout_ms=500", key)
+    body = problem(waited, 504, "deadline-exceeded")
+    assert 1 <= body["ahead"] <= 5
+    far.start()
+    asked = {"text": "text", "mode": "lexical", "wait_for": "latest", "timeout_ms": 20_000}
+    assert len(call.search(key, "far", **asked)["hits"]) == 3
+    problem(call("GET", "/v1/collections/far?wait_for=nonsense", key), 400, field="wait_for")
