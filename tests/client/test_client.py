@@ -630,9 +630,9 @@ def test_a_wait_asks_again_until_the_write_is_searchable(
     assert "4/7" in capsys.readouterr().err
 
 
-def test_a_wait_that_runs_out_says_what_is_before_the_write(call: Callable, platform: Platform) -> None:
+def test_a_wait_that_runs_out_says_what_is_before_the_write(url: str, platform: Platform) -> None:
     platform.refusals = [problem(504, "deadline-exceeded", ahead=7)]
-    with pytest.raises(Timeout) as raised:
-        call("wait", "docs", timeout_s=0.0)
+    with Client(url, "k") as client, pytest.raises(Timeout) as raised:
+        client.wait("docs", timeout_s=0.0)
     assert raised.value.problem["ahead"] == 7
     assert "wait_for=latest" in platform.asked[0][1]
