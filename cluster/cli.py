@@ -658,10 +658,21 @@ def audit_list(after: int, limit: int, data: Path, url: str | None, key: str | N
 
 
 @audit.command("verify")
+@click.option("--against", metavar="SEQ:HASH", help="Newest record of an earlier verify, kept outside the catalog.")
 @common
-def audit_verify(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Check that no record was altered or removed."""
-    show(operator(data, url, key).call("POST", "/audit/verify"), as_json)
+def audit_verify(against: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    r"""Check that each record follows from the one before, and print the newest: keep it outside the catalog.
+
+    Whoever can write to the catalog can recompute a whole chain. Only --against an earlier newest record shows that.
+
+    \b
+    vicinage audit verify --against 118:9f2c…
+    """
+    seq, _, digest = (against or "").partition(":")
+    if against and not (seq.isdecimal() and digest):
+        raise click.BadParameter("write SEQ:HASH, as an earlier verify printed them", param_hint="--against")
+    body = {"seq": int(seq), "hash": digest} if against else {}
+    show(operator(data, url, key).call("POST", "/audit/verify", body), as_json)
 
 
 @main.group(epilog=EPILOG)

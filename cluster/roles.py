@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from cluster.configuration import ConfigurationError
 from cluster.descriptors import connections_max, raise_limit
 from cluster.health import serve_health
 from cluster.lifetime import STOP_S, end_with_supervisor, limit_stop
@@ -182,5 +183,11 @@ def serve_embedder(settings: Settings, *, host: str | None = None) -> None:
     models = base.registry.models()
     url = urlsplit(base.settings.embedder.url)
     base.close()
-    app = build_embedder(base.settings, models, key=internal_key(settings), on_failure=die)
+    key = internal_key(settings)
+    if key is None:
+        raise ConfigurationError(
+            f"{settings.resolved().data}/run/internal.key is missing, and without it anyone could use the embedder: "
+            "start the platform with `vicinage up`, which writes it, or copy it from the node that has it"
+        )
+    app = build_embedder(base.settings, models, key=key, on_failure=die)
     run_until_told(serve(app, host or url.hostname or "127.0.0.1", url.port or 8081, drain_s=5))

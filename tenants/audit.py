@@ -1,7 +1,8 @@
 """The audit chain: who changed what, when, from what to what.
 
-Law 10: a record is written in the transaction of the change itself, and holds the hash of the one before it, so that
-nothing can be altered or removed in the middle without `verify` saying so.
+Law 10: a record is written in the transaction of the change itself, and holds the hash of the one before it. `verify` says
+where the chain breaks; against the hash of an earlier newest record, kept outside the catalog, it also shows that a whole
+chain was recomputed or cut off.
 """
 
 import hashlib
@@ -68,16 +69,24 @@ class Audit:
         with look(self._engine) as connection:
             return [AuditRecord(**row._mapping) for row in connection.execute(query)]  # noqa: SLF001  (SQLAlchemy's public name)
 
-    def verify(self) -> int:
-        """The number of records, each of which follows from the one before. Raises Corrupt naming the first that does not."""
+    def verify(self, kept: tuple[int, str] | None = None) -> tuple[int, str]:
+        """Returns number and hash of the newest record, each of which follows from the one before.
+
+        `kept`: number and hash of an earlier newest record, kept outside the catalog. Whoever can write to the catalog can
+        recompute a chain, but not one that still has the kept hash. Raises Corrupt naming the first record that is wrong.
+        """
         seq, previous = 0, GENESIS
         while batch := self.records(after=seq, limit=1_000):
             for r in batch:
                 facts = {k: v for k, v in asdict(r).items() if k != "hash"}
                 if (r.seq, r.previous, r.hash) != (seq + 1, previous, _hash(facts)):
                     raise Corrupt(f"the audit chain breaks at record {r.seq}", path=f"audit/{r.seq}")
+                if kept is not None and r.seq == kept[0] and r.hash != kept[1]:
+                    raise Corrupt(f"audit record {r.seq} is not the one whose hash was kept", path=f"audit/{r.seq}")
                 seq, previous = r.seq, r.hash
-        return seq
+        if kept is not None and seq < kept[0]:
+            raise Corrupt(f"the audit chain ends at record {seq}, before {kept[0]}, which was kept", path="audit")
+        return seq, previous
 
 
 def _json(facts: Facts) -> str | None:

@@ -11,6 +11,8 @@ from house import eventually
 from servers import ROOT, free_port
 from starlette.testclient import TestClient
 
+from cluster.configuration import ConfigurationError
+from cluster.roles import serve_embedder
 from cluster.wiring import build_embedder
 from tenants.entities import EmbeddingModel
 from vicinage.settings import Settings
@@ -72,3 +74,8 @@ def listens(port: int) -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/healthz").is_success
     except httpx.TransportError:
         return False
+
+
+def test_an_embedder_without_its_key_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"internal\.key is missing"):
+        serve_embedder(Settings(data=tmp_path))

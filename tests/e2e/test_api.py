@@ -354,7 +354,7 @@ def test_recall_of_live_searches_appears_with_its_interval(call: Caller) -> None
     assert (found["recall"], found["k"], found["interval"][1]) == (1.0, 5, 1.0)
     (row,) = call.admin("GET", f"/recall?tenant={name}")
     assert (row["collection"], row["verdict"]) == ("c", "not_enough_samples")
-    assert call.admin("GET", f"/recall?tenant={name}&collection=other") == []
+    call.admin("GET", f"/recall?tenant={name}&collection=other", status=404)
 
 
 def test_a_deleted_collection_is_gone_and_its_name_begins_anew(call: Caller) -> None:
@@ -438,7 +438,11 @@ def test_every_change_leaves_an_audit_record_and_the_chain_is_whole(call: Caller
     assert [r["action"] for r in mine] == ["tenant.create", "key.create"]
     assert mine[0]["actor"].startswith("operator/")
     assert call.admin("GET", f"/audit?after={records[-1]['seq']}") == []
-    assert call.admin("POST", "/audit/verify") == {"records": records[-1]["seq"], "intact": True}
+    newest = {name: records[-1][name] for name in ("seq", "hash")}
+    checked = call.admin("POST", "/audit/verify", newest)
+    assert checked == {"records": newest["seq"], "consistent": True, "compared": True, **newest}
+    later = {"seq": newest["seq"] + 1, "hash": newest["hash"]}
+    assert call.admin("POST", "/audit/verify", later, status=500)["type"].endswith("corrupt")
 
 
 def test_a_reindex_is_started_followed_and_cancelled(call: Caller) -> None:
@@ -495,8 +499,9 @@ def test_models_are_listed(call: Caller) -> None:
 def test_a_model_is_registered_once_and_collections_are_made_with_it(call: Caller) -> None:
     entry = {"name": "own/model", "kind": "openai", "location": "http://127.0.0.1:9/v1", "dimension": 8}
     entry |= {"window_tokens": 512, "normalised": False}
-    assert call.admin("POST", "/models", entry, status=201) == entry
-    assert entry in call.admin("GET", "/models")
+    added = {**entry, "query_prompt": "", "document_prompt": "", "retired": False}
+    assert call.admin("POST", "/models", entry, status=201) == added
+    assert added in call.admin("GET", "/models")
     assert call.admin("GET", "/audit?limit=1000")[-1]["action"] == "model.register"
     call.admin("POST", "/models", entry, status=409)
     _, key = call.tenant()
@@ -510,7 +515,7 @@ def test_health_readiness_metrics_and_openapi_need_no_key(call: Caller) -> None:
     assert call("GET", "/healthz").json() == {"status": "ok"}
     ready = call("GET", "/readyz")
     assert (ready.status_code, ready.json()["ready"]) == (200, True)
-    assert set(ready.json()["parts"]) == {"catalog", "log", "searcher", "embedder"}
+    assert set(ready.json()["parts"]) == {"catalog", "log", "ingest", "searcher", "embedder"}
     metrics = call("GET", "/metrics")
     assert "vicinage_query_searches_total" in metrics.text
     assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")

@@ -68,7 +68,10 @@ def test_tenants_keys_and_collections_without_a_running_platform(tmp_path: Path)
     added = vicinage("model", "register", "own", *server, "--no-normalised", "--no-check", data=data)
     assert added["normalised"] is False
     assert [m["name"] for m in vicinage("model", "list", data=data)] == ["all-minilm-l6-v2", "own"]
-    assert vicinage("audit", "verify", data=data)["intact"]
+    newest = vicinage("audit", "verify", data=data)
+    against = f"{newest['seq']}:{newest['hash']}"
+    assert vicinage("audit", "verify", "--against", against, data=data)["compared"]
+    assert "not the one" in vicinage("audit", "verify", "--against", f"{newest['seq']}:00", data=data, wanted=1)
     assert "exists already" in vicinage("tenant", "create", "acme", data=data, wanted=1)
     assert "dimension" in vicinage("collection", "create", "acme", "x", "--dimension", "0", data=data, wanted=1)
     assert "no platform runs" in vicinage("recall", data=data, wanted=3)
