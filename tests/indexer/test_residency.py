@@ -27,7 +27,7 @@ from tenants.entities import Collection
 from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Deadline, ManualClock
-from vicinage.errors import Corrupt, Unavailable
+from vicinage.errors import Unavailable
 from vicinage.log import Record
 from vicinage.records import ShardId, ShardQuery
 from vicinage.wire import rows_key
@@ -180,7 +180,8 @@ def test_nothing_is_in_memory_before_somebody_asks(base: Ground) -> None:
         assert ask(searcher, docs) == [("docs-0", 1), ("docs-1", 2), ("docs-2", 3), ("late", 9)]
         [stats] = asyncio.run(searcher.stats()).shards
         assert (stats.resident, stats.documents) == (True, 4)
-        assert stats.host_bytes > stats.store_bytes
+        loaded = sum(r.loaded_bytes() for r in base.manifests.of(docs, start=0).segments)
+        assert stats.host_bytes > loaded, "the delta too"
 
 
 def test_a_collection_that_is_named_is_brought_in_and_counted_exactly(base: Ground) -> None:
@@ -196,7 +197,7 @@ def test_a_collection_that_is_named_is_brought_in_and_counted_exactly(base: Grou
 def room_for(base: Ground, *shards: ShardId) -> int:
     """So many bytes that these fit in, and no other."""
     manifests = base.manifests.changed_since(0, range(base.settings.slots))[1]
-    return sum(SHARD_BYTES + sum(r.bytes() for r in m.segments) for m in manifests if m.shard in shards)
+    return sum(SHARD_BYTES + sum(r.loaded_bytes() for r in m.segments) for m in manifests if m.shard in shards)
 
 
 def test_what_others_need_the_room_of_is_let_go_and_comes_back_whole(base: Ground) -> None:
@@ -350,14 +351,13 @@ def test_the_next_generation_of_what_is_in_use_comes_in_by_itself(base: Ground) 
         assert made[1] not in searcher.tail.shards
 
 
-def test_rows_that_cannot_be_read_fail_a_shard_that_is_not_in_memory_too(base: Ground) -> None:
+def test_rows_that_cannot_be_read_are_passed_over_by_a_shard_that_is_not_in_memory_too(base: Ground) -> None:
     _, docs = sealed(base, "docs")
     with searching(base) as searcher:
         offset = base.log.append(VECTORS_TOPIC, docs.slot, [Record(b"no arrow", rows_key("acme", "docs", 1))])[0]
         reach(searcher, {docs.slot: offset + 1})
-        eventually(lambda: docs in asyncio.run(searcher.stats()).failed)
-        with pytest.raises(Corrupt):
-            ask(searcher, docs)
+        assert len(ask(searcher, docs)) == 3
+        assert docs not in asyncio.run(searcher.stats()).failed
 
 
 def test_rows_far_apart_in_the_log_are_found_by_who_comes_in(base: Ground) -> None:

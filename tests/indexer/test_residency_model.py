@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from house import open_ground
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from test_searcher import ask, collection, reach, seal, searching, send, shard_o
 
 from tenants import provisioning
 from vicinage.clock import ManualClock
+
+pytestmark = pytest.mark.timeout(600)
 
 COLLECTIONS = ("a", "b", "c")
 NAMES = [f"d{i}" for i in range(4)]

@@ -128,7 +128,7 @@ def test_an_embedder_that_is_away_says_so_at_once() -> None:
         open_embedder(replace(DEFAULT_MODEL, kind="oip"), url="http://x")
 
 
-def test_gathered_questions_each_get_their_own_vector_and_a_bad_one_fails_alone(url: str, model: LocalEmbedder) -> None:
+def test_gathered_searches_each_get_their_own_vector_and_a_long_one_too(url: str, model: LocalEmbedder) -> None:
     async def ask() -> list:
         gathering = GatheringEmbedder(open_embedder(DEFAULT_MODEL, url=url, key="k"))  # type: ignore[arg-type]
         texts = [*(f"question number {i}" for i in range(12)), "word " * 300]
@@ -137,10 +137,10 @@ def test_gathered_questions_each_get_their_own_vector_and_a_bad_one_fails_alone(
         await gathering.aclose()
         return answers
 
-    *vectors, refused = asyncio.run(ask())
+    *vectors, long = asyncio.run(ask())
     truth = model.embed([f"question number {i}" for i in range(12)], tenant="t", lane=Lane.QUERY)
     assert np.einsum("ij,ij->i", np.stack(vectors), truth).min() > 0.999
-    assert isinstance(refused, Refused)
+    assert long @ model.embed(["word " * 200], tenant="t", lane=Lane.QUERY)[0] > 0.9, "read in windows"
 
 
 def test_a_question_overtakes_documents(model: LocalEmbedder) -> None:
@@ -214,12 +214,12 @@ def test_when_the_model_breaks_whoever_waits_hears_of_it_and_so_does_the_role() 
     unknown_word = 10**6
 
     def bad_call() -> None:
-        asked = broken.submit(["x"], tenant="t", lane=Lane.QUERY)
+        asked = broken.submit(["x"], tenant="t")
         asked.vectors.result(30)
 
-    broken._tokenise = lambda texts: [[unknown_word]] * len(texts)  # a device that fails on every call
+    broken._tokenise = lambda texts, prompt="": [[unknown_word]] * len(texts)  # a device that fails on every call
     for _ in range(FAILURES_MAX):
-        with pytest.raises(Unavailable, match="the model failed"):
+        with pytest.raises(Unavailable, match="the embedding model failed"):
             bad_call()
     eventually(lambda: bool(died))
     assert not broken.alive()

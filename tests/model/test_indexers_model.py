@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from house import make_indexer, open_ground
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -19,6 +20,8 @@ from indexer.run import Indexer
 from tenants.entities import Generation, Group
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import ManualClock
+
+pytestmark = pytest.mark.timeout(600)
 
 NAMES = st.sampled_from("abcdefgh")
 WHO = st.sampled_from(["one", "two"])

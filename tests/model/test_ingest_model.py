@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from house import HashEmbedder, make_ingest, open_ground
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -28,6 +29,8 @@ from vicinage.errors import Unavailable
 from vicinage.log import Record
 from vicinage.records import Floats
 from vicinage.wire import decode_rows
+
+pytestmark = pytest.mark.timeout(600)
 
 TP = ("vicinage.docs.acme", 0)
 MODELS = {"red": "m1", "green": "m1", "blue": "m2", "flat": None}

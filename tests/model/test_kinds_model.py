@@ -29,6 +29,8 @@ from tenants.entities import Manifest, Metric
 from vicinage.records import ShardId, ShardQuery
 from vicinage.store import LocalStore
 
+pytestmark = pytest.mark.timeout(600)
+
 D, K, QUESTIONS = 48, 10, 80
 RECALL = 0.95
 BATCH = 300

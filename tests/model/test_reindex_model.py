@@ -14,6 +14,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+import pytest
 from house import make_indexer, open_ground
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -26,6 +27,8 @@ from tenants.entities import Collection, Generation
 from vicinage.clock import ManualClock
 from vicinage.errors import Conflict
 from vicinage.records import ShardQuery
+
+pytestmark = pytest.mark.timeout(600)
 
 NAMES = st.sampled_from([f"d{i}" for i in range(12)])
 SPECS = st.sampled_from(["flat", "auto", "hnsw:M=8,efc=40", "hnsw:M=8,efc=40,codes=sq8", "ivf", "ivfpq", "rabitq"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -19,6 +20,8 @@ from indexer.shard import Shard, surviving
 from tenants.entities import Manifest
 from vicinage.records import ShardId, ShardQuery
 from vicinage.store import LocalStore
+
+pytestmark = pytest.mark.timeout(600)
 
 D = 4
 SHARD = ShardId("acme", "docs", 1, 0)

@@ -29,6 +29,8 @@ from vicinage.log import Record
 from vicinage.records import Position, Token
 from vicinage.routing import home_of
 
+pytestmark = pytest.mark.timeout(600)
+
 WAIT_S = 20.0
 
 

@@ -14,6 +14,7 @@ from vicinage.errors import (
     Refused,
     TooLarge,
     Unavailable,
+    UnsupportedMedia,
     VicinageError,
 )
 
@@ -28,11 +29,12 @@ def tree(kind: type[VicinageError]) -> list[type[VicinageError]]:
 EXAMPLES = [
     Refused("k is 0", field="k", limit=1),
     TooLarge("the body is too large", field="body", limit=10),
+    UnsupportedMedia("brotli is not supported", field="content-encoding"),
     Conflict("it was changed", expected=1, found=2),
     NotFound("there is nothing"),
     Overloaded("full", retry_after_s=2.5),
-    Unavailable("the log is away", dependency="log", retry_after_s=3.0),
-    DeadlineExceeded("too late", dependency="searcher"),
+    Unavailable("the log is away", dependency="log", retry_after_s=3.0, operator_detail="broker-1:9092"),
+    DeadlineExceeded("too late", dependency="searcher", ahead=3),
     Corrupt("flipped", path="segments/a"),
 ]
 
