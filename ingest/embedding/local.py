@@ -210,7 +210,7 @@ class LocalEmbedder:
         """Token ids of what the model reads, and of each text the tokens of each of its rows (see mean_of_windows).
 
         A document is never longer than the window (ingest chunks it): Refused. A search text that is longer is read in
-        windows of equal length, so that all of it counts.
+        windows, so that all of it counts (docs/decisions/034-long-search-texts.md).
         """
         if lane is Lane.DOCUMENT:
             rows = self._tokenise(texts, self._entry.document_prompt)
@@ -226,11 +226,10 @@ class LocalEmbedder:
         return [row for rows in each for row in rows], [[len(row) for row in rows] for rows in each]
 
     def _windows(self, text: str) -> list[list[int]]:
-        """The text's windows of about equal length, each with the prompt and the special tokens."""
+        """The text's windows, each with the prompt and the special tokens; the last may be short."""
         bare = self._tokenizer.encode(text, add_special_tokens=False)
         around = len(self._tokenizer.encode(self._entry.query_prompt).ids)
-        n = -(-len(bare.ids) // max(1, self._entry.window_tokens - around - WINDOW_SLACK))
-        size = -(-len(bare.ids) // n)
+        size = max(1, self._entry.window_tokens - around - WINDOW_SLACK)
         spans = [
             (bare.offsets[at][0], bare.offsets[min(at + size, len(bare.ids)) - 1][1])
             for at in range(0, len(bare.ids), size)
