@@ -32,7 +32,7 @@ from vicinage.log import Record
 from vicinage.records import Partial, ShardId, ShardQuery
 from vicinage.settings import SearcherSettings
 from vicinage.telemetry import REGISTRY
-from vicinage.wire import encode_rows, rows_key
+from vicinage.wire import encode_rows, rows_key, vectors_schema
 
 D = 4
 
@@ -78,7 +78,8 @@ def seal(
     lease = leases.acquire(f"slot/{shard.slot}", "test", ttl_s=30)
     assert lease is not None
     builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
-    ref = builder.write(shard, of.generation(), *newest(batches))
+    nothing = pa.RecordBatch.from_pylist([], schema=vectors_schema(of.generation().dimension))
+    ref = builder.write(shard, of.generation(), *newest([nothing, *batches]))
     before_publish(ref)
     made = builder.publish(shard, of.generation(), lease, lambda m: (*m.segments, ref), sealed=sealed)
     leases.release(lease)
