@@ -2,13 +2,14 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,17 +72,15 @@ class Platform:
 
 
 def free_port() -> int:
-    """A free port whose successors are free too: for the embedder, the metrics of ingest, and the health of the gateway."""
+    """Returns a free port whose three successors are free too: for the embedder, the metrics of ingest, and health.
+
+    Below the range that the system gives to outgoing connections: one of those could take a successor meanwhile.
+    """
     while True:
-        with ExitStack() as held:
-            first = held.enter_context(closing(socket.socket()))
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            try:
-                for successor in (port + 1, port + 2, port + 3):
-                    held.enter_context(closing(socket.socket())).bind(("127.0.0.1", successor))
-            except (OSError, OverflowError):
-                continue
+        port = random.randrange(20_000, 32_000)
+        with ExitStack() as held, suppress(OSError):
+            for each in range(port, port + 4):
+                held.enter_context(closing(socket.socket())).bind(("127.0.0.1", each))
             return port
 
 
