@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import pytest
 from house import HashEmbedder, make_ingest, open_ground
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -233,12 +233,13 @@ class Ingesting(RuleBasedStateMachine):
                 assert found.get(one, (-1, False))[0] >= offset, (g.collection, g.number, one, offset, below)
 
     @invariant()
-    def nothing_is_written_twice_or_out_of_order(self) -> None:
+    def nothing_is_written_twice(self) -> None:
+        """A lane may overtake a job of its partition that is under way (gaps.md): versions order what they write."""
         if not hasattr(self, "ingest") or self.crashed:
             return  # after a crash work may be done again: versions order it
         for g in self._generations():
             offsets = [offset for offset, *_ in self._rows(g)]
-            assert offsets == sorted(set(offsets)), (g.collection, g.number, offsets)
+            assert len(offsets) == len(set(offsets)), (g.collection, g.number, offsets)
 
     def _done(self, g: Generation) -> int:
         committed = self.base.log.committed(Group.INGEST, [TP]).get(TP, 0)
@@ -316,6 +317,10 @@ class Ingesting(RuleBasedStateMachine):
 
 
 Ingesting.TestCase.settings = settings(
-    max_examples=10, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=6,
+    stateful_step_count=12,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 TestIngesting = Ingesting.TestCase
