@@ -101,10 +101,12 @@ class Job:
         for write in self.writes:
             for generation in self.targets(write):
                 target = (write.collection.name, generation.number)
-                known = found.get(target)
-                if known is None or (not known.asks and _asks(write, generation)):
-                    first = known.first if known else write.stored.offset
-                    found[target] = Need(generation, first, _asks(write, generation))
+                known, offset = found.get(target), write.stored.offset
+                asks = _asks(write, generation)
+                if known is None:
+                    found[target] = Need(generation, offset, asks)
+                elif offset < known.first or (asks and not known.asks):  # writes stand by document, not by offset
+                    found[target] = Need(generation, min(offset, known.first), asks or known.asks)
         return found
 
     def cost(self) -> int:

@@ -65,10 +65,13 @@ def blocked(
     slow = waited_s >= SLOW_S
     models = {model for model, known in pending.items() if slow or is_away(known, now)}
     found: dict[Target, Need] = {}
+    firsts: dict[Target, int] = {}
     for each in needs:
         for target, need in each.items():
+            # Of the whole line: an earlier job that asks no model (deletions) is not written yet either.
+            first = firsts.setdefault(target, need.first)
             if need.asks and need.generation.model in models and target not in found:
-                found[target] = need
+                found[target] = replace(need, first=first)
     gone = any(is_away(known, now) for known in pending.values())
     return found if gone or len(found) < serving else {}
 

@@ -234,7 +234,7 @@ class Ingesting(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_written_twice(self) -> None:
-        """A lane may overtake a job of its partition that is under way (gaps.md): versions order what they write."""
+        """Rows of one message stand by document, not by offset: versions order them."""
         if not hasattr(self, "ingest") or self.crashed:
             return  # after a crash work may be done again: versions order it
         for g in self._generations():
