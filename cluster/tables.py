@@ -1,8 +1,9 @@
 """Reports of the platform as rows of a table, for people. Pure."""
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
+
+from cluster.output import moment
 
 Row = dict[str, Any]
 
@@ -17,7 +18,7 @@ def recall_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
                 **{name: r[name] for name in ("tenant", "collection", "generation", "k", "recall")},
                 "interval": "{:.3f} to {:.3f}".format(*r["interval"]),
                 **{name: r[name] for name in ("n", "target", "verdict")},
-                "since": minute(r["window"]["began_ms"]),
+                "since": moment(r["window"]["began_ms"]),
                 "correction": r["correction"],
                 "below": None if proof is None else f"{proof['recall']:.3f} (n {proof['n']})",
             }
@@ -75,8 +76,3 @@ def headroom_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
 def bounded(count: int, *, at_least: bool) -> str:
     """A count, or a lower bound of one."""
     return f"≥{count}" if at_least else str(count)
-
-
-def minute(at_ms: int) -> str:
-    """A time in UTC, to the minute."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from vicinage.errors import Refused, Unavailable, VicinageError
+from vicinage.errors import Unavailable, VicinageError
 
 if TYPE_CHECKING:
     from cluster.operator import Operator
@@ -108,9 +108,3 @@ def where_of(text: str) -> tuple[str, str]:
     if not slash or not tenant or not collection:
         raise click.BadParameter("write TENANT/COLLECTION", param_hint="TENANT/COLLECTION")
     return tenant, collection
-
-
-def refuse_unless(confirmed: bool, what: str) -> None:
-    """Raises Refused where a person said no."""
-    if not confirmed:
-        raise Refused(f"{what} was not confirmed")
