@@ -86,6 +86,7 @@ def test_a_local_model_is_registered_by_its_files(call: Caller, tmp_path: Path) 
 
 def test_a_model_is_retired_when_nothing_uses_it(call: Caller, server: str) -> None:
     register(call, model(server, "old"), 201)
+    register(call, model(server, "kept"), 201)
     name, key = call.tenant()
     call.collection(key, "uses", model="old")
     assert f"{name}/uses" in call.admin("POST", "/models/old/retire", status=409)["detail"]
@@ -94,7 +95,7 @@ def test_a_model_is_retired_when_nothing_uses_it(call: Caller, server: str) -> N
     assert call.admin("POST", "/models/old/retire")["retired"] is True, "twice is no error"
     refused = call("POST", "/v1/collections", key, json={"name": "again", "model": "old"})
     problem(refused, 400, "refused", field="model")
-    call.collection(key, "texts", model="good")
+    call.collection(key, "texts", model="kept")
     body = {"tenant": name, "collection": "texts", "model": "old"}
     assert "retired" in call.admin("POST", "/reindex", body, status=400)["detail"]
     call.admin("POST", "/models/nothing/retire", status=404)
