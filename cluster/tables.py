@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cluster.output import moment
+from cluster.output import moment, size
 
 Row = dict[str, Any]
 
@@ -57,7 +57,7 @@ def headroom_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
     names = ("host", "limit_bytes", "held_bytes", "not_resident_bytes", "available_bytes")
     rows: list[Row] = []
     for host in report:
-        left = f"≤{host['left_bytes']}" if host["at_most"] else str(host["left_bytes"])
+        left = f"{'≤' if host['at_most'] else ''}{size(host['left_bytes'])}"
         every = host["by_dimension"] or [{"dimension": None, "bytes_per_passage": None, "passages_left": None}]
         for d in every:
             fits = d["passages_left"]

@@ -21,7 +21,7 @@ def test_headroom_has_a_row_for_each_dimension_and_marks_what_may_be_less() -> N
         "held_bytes": 1,
         "not_resident_bytes": 2,
         "available_bytes": 8,
-        "left_bytes": 6,
+        "left_bytes": 6_144,
         "at_most": True,
         "by_dimension": [
             {"dimension": d, "n": 1, "bytes_per_passage": b, "passages_left": 6 // b} for d, b in ((96, 1), (384, 3))
@@ -29,11 +29,11 @@ def test_headroom_has_a_row_for_each_dimension_and_marks_what_may_be_less() -> N
     }
     rows = headroom_rows([host])
     assert [(r["dimension"], r["left_bytes"], r["passages_left"]) for r in rows] == [
-        (96, "≤6", "≤6"),
-        (384, "≤6", "≤2"),
+        (96, "≤6.0 KiB", "≤6"),
+        (384, "≤6.0 KiB", "≤2"),
     ]
     (bare,) = headroom_rows([{**host, "at_most": False, "by_dimension": []}])
-    assert (bare["left_bytes"], bare["passages_left"]) == ("6", None)
+    assert (bare["left_bytes"], bare["passages_left"]) == ("6.0 KiB", None)
 
 
 def test_recall_shows_interval_window_and_proof() -> None:
