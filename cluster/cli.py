@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.commands.base import EPILOG, EXIT_FAILED, Group, common, here, operator, where_of
+from cluster.commands.base import EPILOG, EXIT_FAILED, EXIT_PARTLY, Group, common, here, operator, where_of
 from cluster.commands.config import config
 from cluster.commands.dead_letters import dead_letters
 from cluster.output import show
 from cluster.tables import collection_rows, headroom_rows, holding_rows, recall_rows
-from vicinage.errors import Unavailable
+from vicinage.errors import Conflict, Unavailable
 
 if TYPE_CHECKING:
     from cluster.operator import Operator
@@ -661,9 +661,10 @@ def audit_list(after: int, limit: int, data: Path, url: str | None, key: str | N
 @click.option("--against", metavar="SEQ:HASH", help="Newest record of an earlier verify, kept outside the catalog.")
 @common
 def audit_verify(against: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""Check that each record follows from the one before, and print the newest: keep it outside the catalog.
+    r"""Check each record's hash and MAC, and print the newest: keep it outside the catalog.
 
-    Whoever can write to the catalog can recompute a whole chain. Only --against an earlier newest record shows that.
+    "intact" is said of what was verified with the audit key. Without the key the chain alone is checked, which whoever
+    can write to the catalog can recompute: exit status 4. Records cut off the end are seen only --against an earlier newest.
 
     \b
     vicinage audit verify --against 118:9f2c…
@@ -672,7 +673,37 @@ def audit_verify(against: str | None, data: Path, url: str | None, key: str | No
     if against and not (seq.isdecimal() and digest):
         raise click.BadParameter("write SEQ:HASH, as an earlier verify printed them", param_hint="--against")
     body = {"seq": int(seq), "hash": digest} if against else {}
-    show(operator(data, url, key).call("POST", "/audit/verify", body), as_json)
+    found = operator(data, url, key).call("POST", "/audit/verify", body)
+    show(found, as_json)
+    if found["keyed_from"] is None:
+        sys.exit(EXIT_PARTLY)
+
+
+@audit.command("new-key")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@here
+def audit_new_key(data: Path, *, yes: bool, as_json: bool) -> None:
+    r"""Make another audit key in place of one that is lost or known to others; the platform must be down everywhere.
+
+    Records up to now are then verified as they are now, by the hash of the newest; copy the new file to every node.
+
+    \b
+    vicinage audit new-key --yes
+    """
+    from cluster import local
+    from cluster.audit_key import make_key, path_of
+    from cluster.wiring import ground
+
+    if local.running(data.absolute()) is not None:
+        raise Conflict(f"a platform runs on {data} with the key of now: `vicinage down` first")
+    if not yes:
+        click.confirm("Make another audit key? Every node needs its file then", abort=True)
+    base = ground(_settings(data), audit_key_optional=True)
+    try:
+        made = make_key(base.settings, base.engine, again=True)
+    finally:
+        base.close()
+    show({"file": str(path_of(base.settings)), "after": made.after}, as_json)
 
 
 @main.group(epilog=EPILOG)

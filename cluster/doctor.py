@@ -31,6 +31,7 @@ def examine(settings: Settings) -> list[Row]:
         ("disk", lambda: _disk(s), "free some space, or move --data to a larger disk"),
         ("files", _files, "raise the limit of open files: ulimit -n 65536"),
         ("catalog", lambda: _catalog(s), "check catalog_url, and that the database is up"),
+        ("audit", lambda: _audit(s), "copy the key's file from the node that has it, or `vicinage audit new-key`"),
         ("models", lambda: _models(s), "install its package or put its files there; its entry itself never changes"),
         ("reranker", lambda: _reranker(s), "check rerank.model or rerank.url: until then nothing is reranked"),
         ("log", lambda: _log(s), "check log_url, and that the broker is up"),
@@ -105,6 +106,27 @@ def _catalog(settings: Settings) -> str:
         return engine.dialect.name
     finally:
         engine.dispose()
+
+
+def _audit(settings: Settings) -> str:
+    """The key of the audit chain is here, where records have MACs. Makes none."""
+    from cluster.audit_key import path_of, read_key
+    from tenants.audit import newest
+    from vicinage.catalog import look, open_catalog
+
+    path, url = path_of(settings), settings.catalog_url.get_secret_value()
+    if read_key(path) is not None:
+        return f"key in {path}"
+    if _absent(url):
+        return NOT_YET
+    engine = open_catalog(url)
+    try:
+        with look(engine) as connection:
+            _, _, keyed = newest(connection)
+    finally:
+        engine.dispose()
+    assert not keyed, f"{path} is missing, and audit records have MACs"
+    return NOT_YET
 
 
 def _models(settings: Settings) -> str:

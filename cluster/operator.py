@@ -73,7 +73,7 @@ class Operator:
         settings = load(data=self._data)
         usable_data(self._data)
         check_identity(settings)
-        base = ground(settings)
+        base = ground(settings, audit_key_optional=True)
         try:
             app = build_gateway(base, [], embedder_key=None, local_operator=True)
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vicinage") as http:

@@ -134,7 +134,9 @@ def commands() -> str:
                     f"- `{'`, `'.join((*option.opts, *option.secondary_opts))}` {option.help}{_default(option)}"
                 )
         lines.append("")
-    lines.append("Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no platform answers.")
+    lines.append(
+        "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no platform answers, 4 (`audit verify`) not verified with the audit key."
+    )
     return "\n".join(lines) + "\n"
 
 

@@ -57,8 +57,13 @@ class Ground:
         self.engine.dispose()
 
 
-def ground(settings: Settings) -> Ground:
-    """Open log, catalog (brought to the newest schema) and store."""
+def ground(settings: Settings, *, audit_key_optional: bool = False) -> Ground:
+    """Open log, catalog (brought to the newest schema) and store.
+
+    Raises ConfigurationError where the audit key is missing; `audit_key_optional`: then only what writes an audit record does.
+    """
+    from cluster.audit_key import load_key
+    from tenants.audit import use_key
     from tenants.jobs import Jobs
     from tenants.manifests import Manifests
     from tenants.provisioning import ensure_vectors
@@ -72,6 +77,7 @@ def ground(settings: Settings) -> Ground:
     s.data.mkdir(mode=0o700, parents=True, exist_ok=True)  # tenants' documents lie in it
     engine = open_catalog(s.catalog_url.get_secret_value())
     migrate(engine)
+    use_key(engine, load_key(s, engine, optional=audit_key_optional))
     log = open_log(s.log_url, s.kafka)
     ensure_vectors(log, s.slots)
     store = open_store(s.store_url, cache=s.data / "cache", cache_bytes_max=s.store_cache_bytes_max)

@@ -226,6 +226,7 @@ audit = Table(
     Column("after", Text, nullable=True),
     Column("previous", String(64), nullable=False),
     Column("hash", String(64), nullable=False),
+    Column("mac", String(64), nullable=True),
 )
 
 _LOCK: Final = 0x56494349

@@ -321,6 +321,15 @@ class KafkaSettings(_Group):
     )
 
 
+class AuditSettings(_Group):
+    """tenants: the audit chain."""
+
+    key_file: str = Field(
+        default="",
+        description="file of the key of the audit records' MACs, the same on every node and out of reach of those who can write to the catalog; made at the first start; empty: DATA/audit.key",
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Components receive the few values they use, never this whole."""
 
@@ -341,6 +350,7 @@ class Settings(BaseSettings):
     slots: int = Field(
         default=8, ge=1, le=4_096, description="partitions of the vectors log; fixed when the platform is made"
     )
+    audit: AuditSettings = AuditSettings()
     kafka: KafkaSettings = KafkaSettings()
     gateway: GatewaySettings = GatewaySettings()
     embedder: EmbedderSettings = EmbedderSettings()

@@ -15,7 +15,7 @@ from vicinage.errors import Unavailable, VicinageError
 if TYPE_CHECKING:
     from cluster.operator import Operator
 
-EXIT_FAILED, EXIT_USAGE, EXIT_AWAY = 1, 2, 3
+EXIT_FAILED, EXIT_USAGE, EXIT_AWAY, EXIT_PARTLY = 1, 2, 3, 4
 EPILOG: Final = "Exit status: 0 done, 1 refused or failed, 2 wrong usage or settings, 3 no platform answers."
 CONFIG: Final = "VICINAGE_CONFIG"
 

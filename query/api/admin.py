@@ -277,13 +277,13 @@ async def list_audit(request: Request) -> Response:
 
 @router.post("/audit/verify", response_model=None)
 async def verify_audit(request: Request) -> Response:
-    """Checks that the chain is consistent, and with `{"seq", "hash"}` that it still has the newest record kept from before."""
+    """Checks the chain and, with the audit key, each MAC; with `{"seq", "hash"}` also that it has the newest record kept from before."""
     house, _ = await _operator(request)
     value = await json_object(request, frozenset({"seq", "hash"}))
     digest = typed(value, "hash", str, "the hash of the record that was kept")
     kept = None if digest is None else (integer(value, "seq", 1, 2**53, 1), digest)
-    seq, newest = await run_in_threadpool(house.audit.verify, kept)
-    return answer({"records": seq, "consistent": True, "compared": kept is not None, "seq": seq, "hash": newest})
+    found = await run_in_threadpool(house.audit.verify, kept)
+    return answer({"records": found.seq, "compared": kept is not None, "checked": found.checked, **asdict(found)})
 
 
 @router.post("/reindex", status_code=202, response_model=None)

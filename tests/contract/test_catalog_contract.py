@@ -95,7 +95,7 @@ def test_changes_made_at_once_all_happen_and_are_chained(house: House) -> None:
     made = at_once(8, lambda i: house.registry.create_tenant(f"t{i}", actor="test").name)
     house.registry.refresh()
     assert sorted(t.name for t in house.registry.tenants()) == made
-    assert Audit(house.engine).verify()[0] == 8
+    assert Audit(house.engine).verify().seq == 8
 
 
 PROCESS = """
@@ -121,7 +121,7 @@ def test_processes_that_start_at_once_on_an_empty_catalog_all_get_through(fresh_
     assert [(p.communicate(timeout=100)[1], p.returncode) for p in processes] == [("", 0)] * 3
     engine = open_catalog(fresh_url)
     assert len(Registry(engine, ManualClock()).tenants()) == 30
-    assert Audit(engine).verify()[0] == 30
+    assert Audit(engine).verify().seq == 30
     engine.dispose()
 
 
