@@ -4,6 +4,7 @@ Sources, first wins: command-line options, `VICINAGE_*`, the file (`--config`, `
 working directory), defaults.
 """
 
+import contextlib
 import difflib
 import os
 import tomllib
@@ -24,6 +25,10 @@ OTHERS: Final = frozenset(
     | {"VICINAGE_TEST_DEVICE"}
 )
 """Variables with the prefix that are no settings."""
+
+
+PRIVATE: Final = frozenset({"run", "store", "cache", ".db", ".db-wal", ".db-shm", ".key"})
+"""Names, and endings of names, of what holds tenants' documents or keys in the data directory."""
 
 
 class ConfigurationError(Refused):
@@ -167,16 +172,27 @@ def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def usable_data(data: Path) -> Path:
-    """Creates the data directory, readable by its owner alone, and returns it. Raises ConfigurationError."""
+    """Creates the data directory, readable by its owner alone, and returns it. Raises ConfigurationError.
+
+    A directory that is there, its databases, and the folder of keys lose the rights that others have.
+    """
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(data, os.R_OK | os.W_OK | os.X_OK):
             raise ConfigurationError(f"the data directory {data} cannot be written: choose another with --data")
-        if data.stat().st_mode & 0o077 and data.stat().st_uid == os.geteuid():
-            data.chmod(0o700)  # its databases hold what tenants wrote
+        for each in (data, *(path for path in data.iterdir() if path.name in PRIVATE or path.suffix in PRIVATE)):
+            _tighten(each)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigurationError(
             f"the data directory {data} cannot be used ({reason}): choose another with --data"
         ) from None
     return data
+
+
+def _tighten(path: Path) -> None:
+    """Takes away the rights of others, where the path is this user's own. A link is left alone: it leads elsewhere."""
+    with contextlib.suppress(FileNotFoundError):  # a database's own files come and go
+        found = path.lstat()
+        if not path.is_symlink() and found.st_mode & 0o077 and found.st_uid == os.geteuid():
+            path.chmod(found.st_mode & 0o700)

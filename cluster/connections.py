@@ -199,7 +199,9 @@ class BoundedHeads(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, status: HTTPStatus) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        """Answers, unless another answer is under way or due first, and closes."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started):
             self.transport.write(_problem(status))
         self.transport.close()
 

@@ -15,16 +15,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import psutil
 
 from cluster.identity import remember_identity
 from cluster.lifetime import SUPERVISOR
 from cluster.state_file import StateFile
-from vicinage.errors import Conflict, Refused, Unavailable
+from vicinage.errors import Conflict, Denied, Refused, Unavailable
 from vicinage.settings import Settings
 from vicinage.telemetry import events
+
+if TYPE_CHECKING:
+    from tenants.keys import Keys
 
 BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SETTLED_S: Final = 20.0
@@ -176,11 +179,34 @@ def prepare(settings: Settings) -> None:
         _secret(folder / "internal.key", secrets.token_urlsafe(32))
     base = ground(settings)
     try:
-        if not (folder / "operator.key").exists():
-            _, text = Keys(base.engine, base.clock).create(None, {"operate"}, actor="operator/up")
-            _secret(folder / "operator.key", text)
+        _operator_key(folder / "operator.key", Keys(base.engine, base.clock))
     finally:
         base.close()
+
+
+def renew_operator_key(settings: Settings) -> None:
+    """Makes another key for DATA's operator where the one in its file was revoked: who owns DATA is never locked out.
+
+    It goes to the catalog itself, as commands do while no platform runs, and leaves an audit record.
+    """
+    from cluster.wiring import ground
+    from tenants.keys import Keys
+
+    base = ground(settings)
+    try:
+        _operator_key(run_folder(settings) / "operator.key", Keys(base.engine, base.clock))
+    finally:
+        base.close()
+
+
+def _operator_key(path: Path, keys: "Keys") -> None:
+    """Writes an operator's key to the file, unless it holds one that is accepted."""
+    try:
+        keys.authenticate(path.read_text().strip(), "operate")
+    except (FileNotFoundError, Denied):
+        _, text = keys.create(None, {"operate"}, actor="operator/up")
+        path.unlink(missing_ok=True)
+        _secret(path, text)
 
 
 def ports_of(settings: Settings, *, on_ray: bool = False) -> list[tuple[str, int]]:

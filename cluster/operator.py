@@ -33,8 +33,11 @@ class Operator:
         ours = state["url"] if state else None
         self._url = url.rstrip("/") if url else ours
         self._key = key
+        self._renews = False
+        """The key is that of DATA's own operator: one that was revoked is replaced."""
         if self._url and not key:
-            self._key = self._local_key() if self._url == ours else None
+            self._renews = self._url == ours
+            self._key = self._local_key() if self._renews else None
             if self._key is None and self._url != ours:
                 raise Refused(f"no key for {self._url}: give its operator key with --key or VICINAGE_KEY", field="key")
 
@@ -51,6 +54,11 @@ class Operator:
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """The answer's JSON. Raises Answered, or Unavailable when nobody answers."""
         response = self._remote(method, path, body) if self._url else asyncio.run(self._inside(method, path, body))
+        if response.status_code == httpx.codes.UNAUTHORIZED and self._renews:
+            self._renews = False
+            local.renew_operator_key(load(data=self._data))
+            self._key = self._local_key()
+            return self.call(method, path, body)
         value = response.json()
         if response.status_code >= httpx.codes.BAD_REQUEST:
             raise Answered(value)

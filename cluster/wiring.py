@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cluster.configuration import usable_data
 from tenants.entities import EmbeddingModel, Generation
 from vicinage.clock import SystemClock
 from vicinage.records import Floats
@@ -74,7 +75,7 @@ def ground(settings: Settings, *, audit_key_optional: bool = False) -> Ground:
     from vicinage.store import open_store
 
     s, clock = settings.resolved(), SystemClock()
-    s.data.mkdir(mode=0o700, parents=True, exist_ok=True)  # tenants' documents lie in it
+    usable_data(s.data)  # tenants' documents lie in it
     engine = open_catalog(s.catalog_url.get_secret_value())
     migrate(engine)
     use_key(engine, load_key(s, engine, optional=audit_key_optional))

@@ -156,7 +156,7 @@ def platform(
 @contextmanager
 def serving(app: Any, *, http: Any = BoundedHeads, on_stop: Callable[[], None] = lambda: None) -> Iterator[str]:
     """The app on a real server on loopback; its URL."""
-    config = uvicorn.Config(app, http=http, host="127.0.0.1", port=0, log_level="warning", access_log=False)
+    config = uvicorn.Config(app, http=http, host="127.0.0.1", port=0, log_level="warning", access_log=False, ws="none")
     server = DrainingServer(config, on_stop)
     thread = threading.Thread(target=partial(asyncio.run, server.serve()), daemon=True)
     thread.start()

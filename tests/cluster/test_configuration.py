@@ -10,6 +10,7 @@ import pytest
 
 from cluster.configuration import ConfigurationError, load, names, origins, unknown_variables, usable_data
 from cluster.identity import check_identity, identity_of, remember_identity
+from cluster.wiring import ground
 from vicinage.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -103,6 +104,26 @@ def test_a_data_directory_is_for_its_owner_alone(folder: Path) -> None:
     data = folder / "data"
     data.mkdir(mode=0o755)
     assert stat.S_IMODE(usable_data(data).stat().st_mode) == 0o700
+
+
+def test_what_others_could_read_in_a_directory_that_is_there_they_can_no_more(folder: Path) -> None:
+    data = folder / "data"
+    (data / "run").mkdir(mode=0o755, parents=True)
+    (data / "store").mkdir(mode=0o777)
+    for name in ("log.db", "log.db-wal", "catalog.db", "audit.key", "notes"):
+        (data / name).touch(mode=0o644)
+    data.chmod(0o755)
+    usable_data(data)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (data, *data.iterdir())}
+    files = {"log.db": 0o600, "log.db-wal": 0o600, "catalog.db": 0o600, "audit.key": 0o600, "notes": 0o644}
+    assert modes == {"data": 0o700, "run": 0o700, "store": 0o700, **files}
+
+
+def test_every_role_tightens_the_directory_it_is_given(folder: Path) -> None:
+    data = folder / "data"
+    data.mkdir(mode=0o755)
+    ground(Settings(data=data)).close()
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
 
 
 def test_a_data_directory_that_cannot_be_used_is_said(folder: Path) -> None:

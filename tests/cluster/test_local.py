@@ -10,8 +10,11 @@ import pytest
 from house import eventually
 from servers import ROOT
 
-from cluster.local import check_free
+from cluster.local import check_free, prepare
+from cluster.wiring import ground
+from tenants.keys import Keys
 from vicinage.errors import Refused
+from vicinage.settings import Settings
 
 SUPERVISES = """
 import sys
@@ -51,6 +54,24 @@ def test_the_gateway_is_stopped_first_and_the_embedder_last(tmp_path: Path) -> N
     assert not (data / "run" / "platform.json").exists()
     for folder in (data, data / "run"):
         assert folder.stat().st_mode & 0o777 == 0o700, "tenants' documents and the operator's key are its owner's alone"
+
+
+def test_the_operator_of_a_data_directory_gets_another_key_for_one_that_was_revoked(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path / "data")
+    prepare(settings)
+    path = tmp_path / "data" / "run" / "operator.key"
+    first = path.read_text().strip()
+    prepare(settings)
+    assert path.read_text().strip() == first, "a key that is accepted stays"
+    base = ground(settings)
+    keys = Keys(base.engine, base.clock)
+    other, _ = keys.create(None, {"operate"}, actor="test")
+    keys.revoke(first.split("_")[1], actor="test")
+    prepare(settings)
+    second = path.read_text().strip()
+    assert keys.authenticate(second, "operate").key_id not in (other.id, first.split("_")[1])
+    assert path.stat().st_mode & 0o777 == 0o600
+    base.close()
 
 
 def test_a_port_that_is_taken_is_said_before_anything_starts() -> None:

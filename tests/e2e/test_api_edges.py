@@ -106,12 +106,33 @@ def test_a_method_that_is_not_there_is_a_problem_that_names_the_others(
     assert set(found.headers["allow"].replace(" ", "").split(",")) <= allowed
 
 
+POST = b"POST /v1/collections/c/documents HTTP/1.1\r\nhost: x\r\n"
+
+
 @pytest.mark.parametrize(
     ("sent", "status", "kind"),
     [
         (b"nonsense\r\n\r\n", 400, "http"),
         (b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * (80 << 10) + b"\r\n\r\n", 431, "head-too-large"),
         (b"GET /v1/\xff\xfe HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 400, "http"),
+        (b"GET /" + b"y" * (80 << 10) + b" HTTP/1.1\r\nhost: x\r\n\r\n", 431, "head-too-large"),
+        (b"FETCH /healthz HTTP/1.1\r\nhost: x\r\n\r\n", 400, "http"),
+        (b"GET /healthz HTTP/9.9\r\nhost: x\r\n\r\n", 400, "http"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "http"),
+        (b"\x16\x03\x01\x02\x00\x01\x00", 400, "http"),
+        (b"GET /healthz HTTP/1.1\r\nhost: x\r\na\x00b: c\r\n\r\n", 400, "http"),
+        (POST + b"content-length: abc\r\n\r\n", 400, "http"),
+        (POST + b"content-length: -1\r\n\r\n", 400, "http"),
+        (POST + b"content-length: 1\r\ncontent-length: 2\r\n\r\nab", 400, "http"),
+        (POST + b"content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400, "http"),
+        (POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n", 400, "http"),
+        (b"TRACE /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 405, "method-not-allowed"),
+        (b"GET /v1/collections HTTP/1.1\r\nconnection: close\r\n\r\n", 401, "unauthenticated"),
+        (
+            b"GET /v1/collections HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade, close\r\n\r\n",
+            401,
+            "unauthenticated",
+        ),
     ],
 )
 def test_what_the_server_itself_refuses_is_a_problem_document(

@@ -28,6 +28,14 @@ def vicinage(*words: str, data: Path, wanted: int = 0, timeout_s: float = 120) -
     return json.loads(done.stdout) if wanted == 0 else done.stderr
 
 
+def operator_key(data: Path) -> str:
+    return (data / "run" / "operator.key").read_text().strip()
+
+
+def bearer(data: Path) -> dict[str, str]:
+    return {"authorization": f"Bearer {operator_key(data)}"}
+
+
 def restarts(data: Path) -> int:
     """How often the gateway was restarted; -1 while it is not ready, which `status` says by its exit status."""
     done = subprocess.run(
@@ -116,6 +124,12 @@ def test_up_to_down_with_a_kill_and_a_reindex_between(tmp_path: Path) -> None:
         assert vicinage("capacity", data=data)["collections"][0]["documents"] == 30
         assert vicinage("freshness", "acme", data=data)[0]["lag_ms"] == 0
         assert oct((data / "run" / "operator.key").stat().st_mode)[-3:] == "600"
+        vicinage("key", "create", "--scopes", "operate", data=data)
+        [first] = [k["id"] for k in vicinage("key", "list", data=data) if f"_{k['id']}_" in operator_key(data)]
+        vicinage("key", "revoke", first, data=data)
+        eventually(lambda: httpx.get(f"{started['url']}/v1/admin/keys", headers=bearer(data)).status_code == 401)
+        assert vicinage("tenant", "list", data=data), "the operator of DATA is not locked out"
+        assert f"_{first}_" not in operator_key(data)
     finally:
         assert vicinage("down", data=data)["stopped"]
     with pytest.raises(httpx.ConnectError):
