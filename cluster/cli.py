@@ -326,6 +326,37 @@ def tenant_resume_ingest(
     show(plan if as_json else plan["partitions"], as_json, RESUMED)
 
 
+@tenant.command("set-partitions")
+@click.argument("name")
+@click.argument("partitions", type=click.IntRange(1, 1_024))
+@click.option("--dry-run", is_flag=True, help="Say what would change; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def tenant_set_partitions(
+    name: str,
+    partitions: int,
+    data: Path,
+    url: str | None,
+    key: str | None,
+    *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    r"""Grow a tenant's documents topic; its writes stay in order, but see --dry-run about its own Kafka producers.
+
+    A producer that does not know of the new partitions yet (up to metadata.max.age.ms, 5 minutes) loses to writes that do.
+    """
+    road, path = operator(data, url, key), f"/tenants/{name}/partitions"
+    plan = road.call("POST", path, {"partitions": partitions, "dry_run": True})
+    if not dry_run:
+        if not yes:
+            show(plan, as_json=False)
+            click.confirm("No partition can be removed again. Go on?", abort=True)
+        plan = road.call("POST", path, {"partitions": partitions})
+    show(plan, as_json)
+
+
 RESUMED = ("partition", "kind", "position", "resume_at", "skipped_records", "effect")
 
 

@@ -3,6 +3,7 @@
 Law 2: the token is returned once the log has the records.
 """
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,9 @@ from vicinage.records import Position, Rejected, Token
 from vicinage.routing import document_key, home_of
 from vicinage.wire import ARROW
 
+GROWS_S: Final = 5.0
+"""How long a topic may take to grow once its new partition map is recorded."""
+LOOK_S: Final = 0.05
 CONTENT_TYPE: Final = ("content-type", ARROW.encode())
 
 
@@ -91,10 +95,22 @@ def delete(
 def _append(log: Log, tenant: Tenant, partition: int, records: list[Record]) -> list[int]:
     """Appends to the tenant's documents log. Raises Unavailable where it is missing: the request is not at fault."""
     try:
-        return log.append(tenant.documents_topic, partition, records)
+        return _append_to_new(log, tenant.documents_topic, partition, records)
     except NotFound as missing:
         raise Unavailable(
             f"the documents topic {tenant.documents_topic!r} is missing: an operator has to create it again",
             dependency="log",
             retry_after_s=30,
         ) from missing
+
+
+def _append_to_new(log: Log, topic: str, partition: int, records: list[Record]) -> list[int]:
+    """Appends; waits up to GROWS_S for a partition that a map has already and the topic not yet. Raises NotFound."""
+    end = time.monotonic() + GROWS_S
+    while True:
+        try:
+            return log.append(topic, partition, records)
+        except NotFound:
+            if log.partitions(topic) > partition or time.monotonic() > end:
+                raise
+            time.sleep(LOOK_S)

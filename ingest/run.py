@@ -29,7 +29,7 @@ from ingest.rows import messages, rejections
 from ingest.topic_settings import report
 from ingest.vectors import Cutter, Vectors
 from tenants.entities import Group, Tenant
-from tenants.growth import observe
+from tenants.growth import complete, observe
 from tenants.provisioning import VECTORS_TOPIC, ensure_topics
 from tenants.registry import Registry
 from vicinage.clock import Clock
@@ -233,6 +233,8 @@ class Ingest:
         topic, maps = tenant.documents_topic, self._registry.partition_maps(tenant.name)
         if not maps or topics.get(topic, 0) > maps[-1].partitions:
             maps = self._grow(tenant)
+        elif topics.get(topic, maps[-1].partitions) < maps[-1].partitions:
+            complete(self._log, tenant, maps[-1])
         if self._topic_ids.get(topic, maps[-1].topic_id) != maps[-1].topic_id:
             self._begin_anew(topic, maps[-1].partitions)
         self._topic_ids[topic] = maps[-1].topic_id

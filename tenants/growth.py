@@ -1,11 +1,14 @@
-"""Noticing that a documents topic has more partitions than its newest map, and recording the next map.
+"""Growth of a documents topic: recorded before it is done (`set_partitions`), or noticed after another did it (`observe`).
 
-Ingest calls it every `ingest.discover_s`, for tenants whose topic looks different; so does `tenant set-partitions`.
+Ingest calls `observe` and `complete` every `ingest.discover_s`, for tenants whose topic and newest map differ.
 """
+
+import math
+from dataclasses import dataclass
 
 from tenants.entities import Tenant
 from tenants.registry import Registry
-from vicinage.errors import Conflict
+from vicinage.errors import Conflict, Refused
 from vicinage.log import Log
 from vicinage.partition_maps import PartitionMap, grown
 
@@ -30,3 +33,54 @@ def observe(registry: Registry, log: Log, tenant: Tenant, *, actor: str) -> tupl
     except Conflict:
         registry.refresh()  # another process was first: its map holds
     return registry.partition_maps(tenant.name)
+
+
+@dataclass(frozen=True, slots=True)
+class GrowthPlan:
+    """What `set_partitions` does: partitions before and after, and the share of documents whose partition changes (0 to 1)."""
+
+    partitions: int
+    wanted: int
+    moved_ratio: float
+    done: bool
+
+
+def plan(registry: Registry, log: Log, tenant: Tenant, wanted: int, *, actor: str) -> GrowthPlan:
+    """Returns what growth to `wanted` partitions would do. Takes in what grew before, and changes nothing else.
+
+    Raises Refused for fewer partitions than there are (Kafka cannot remove any), Conflict for a topic that was created again.
+    """
+    registry.refresh()
+    newest = observe(registry, log, tenant, actor=actor)[-1]
+    if log.topic_ids(tenant.documents_topic).get(tenant.documents_topic) != newest.topic_id:
+        raise Conflict(f"the documents topic of {tenant.name} was created again: `vicinage tenant resume-ingest` first")
+    if wanted < newest.partitions:
+        raise Refused(
+            f"{tenant.documents_topic} has {newest.partitions} partitions, and none can be removed",
+            field="partitions",
+            limit=newest.partitions,
+        )
+    stay = newest.partitions / math.lcm(newest.partitions, wanted)
+    return GrowthPlan(newest.partitions, wanted, 1 - stay, done=False)
+
+
+def set_partitions(registry: Registry, log: Log, tenant: Tenant, wanted: int, *, actor: str) -> GrowthPlan:
+    """Records the next map in the catalog, then grows the topic to it. Durable on return; asked again, it completes.
+
+    So the map is there before the first record that can be written under it, whoever writes it. Raises as `plan` does,
+    Conflict where another process recorded a map meanwhile, Unavailable, and Refused beyond PARTITIONS_MAX.
+    """
+    planned = plan(registry, log, tenant, wanted, actor=actor)
+    maps = registry.partition_maps(tenant.name)
+    if wanted > maps[-1].partitions:
+        ends = [log.end(tenant.documents_topic, p) for p in range(maps[-1].partitions)]
+        registry.append_partition_map(tenant.name, grown(maps[-1], wanted, ends), epoch=len(maps), actor=actor)
+    complete(log, tenant, registry.partition_maps(tenant.name)[-1])
+    return GrowthPlan(planned.partitions, wanted, planned.moved_ratio, done=True)
+
+
+def complete(log: Log, tenant: Tenant, newest: PartitionMap) -> None:
+    """Grows the topic to its newest map, where a crash came between the record and the growth. Idempotent."""
+    topic = tenant.documents_topic
+    if log.topic_ids(topic).get(topic) == newest.topic_id:
+        log.add_partitions(topic, newest.partitions)

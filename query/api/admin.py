@@ -14,10 +14,11 @@ from indexer import reindex
 from ingest.embedding.check import described
 from query.api.collections import FIELDS, create_for, facts, facts_of, update_for
 from query.api.http import answer, check_confirmed, gateway, integer, json_object, name_in, number, principal, typed
-from tenants import provisioning, resuming
+from tenants import growth, provisioning, resuming
 from tenants.entities import EmbeddingModel, Job, Key, Tenant
 from tenants.registry import WINDOW_MIN, check_entry
 from vicinage.errors import Conflict, Refused
+from vicinage.partition_maps import PARTITIONS_MAX
 
 router = APIRouter(prefix="/v1/admin")
 EXPIRES_S_MAX: Final = 10 * 365 * 86_400
@@ -100,6 +101,20 @@ async def resume_ingest(tenant: str, request: Request) -> Response:
     else:
         plan = await run_in_threadpool(partial(resuming.apply, house.log, house.registry, found, actor=actor))
     return answer(resuming.facts(plan))
+
+
+@router.post("/tenants/{tenant}/partitions", response_model=None)
+async def set_partitions(tenant: str, request: Request) -> Response:
+    """Grows the tenant's documents topic, its partition map first; with `dry_run` says how many documents change partition."""
+    house, actor = await _operator(request)
+    value = await json_object(request, frozenset({"partitions", "dry_run"}))
+    if "partitions" not in value:
+        raise Refused("partitions is missing: how many the documents topic is to have", field="partitions")
+    wanted = integer(value, "partitions", 1, PARTITIONS_MAX, 1)
+    run = growth.plan if typed(value, "dry_run", bool, "true: change nothing") else growth.set_partitions
+    found = house.registry.tenant(tenant)
+    planned = await run_in_threadpool(partial(run, house.registry, house.log, found, wanted, actor=actor))
+    return answer(asdict(planned))
 
 
 @router.delete("/tenants/{tenant}", response_model=None)

@@ -85,6 +85,7 @@ OPERATE: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/admin/tenants/{tenant}/suspend"): {},
     ("POST", "/v1/admin/tenants/{tenant}/resume"): {},
     ("POST", "/v1/admin/tenants/{tenant}/resume-ingest"): {"json": {"dry_run": True}},
+    ("POST", "/v1/admin/tenants/{tenant}/partitions"): {"json": {"partitions": 1, "dry_run": True}},
     ("DELETE", "/v1/admin/tenants/{tenant}"): {},
     ("POST", "/v1/admin/keys"): {"json": {"tenant": f"{SECRET}-corp", "scopes": ["read"]}},
     ("GET", "/v1/admin/keys"): {},

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ingest import dead_letters, intake
 from ingest.documents import parse_json
 from ingest.rules import Rules
-from tenants import provisioning, resuming
+from tenants import growth, provisioning, resuming
 from tenants.entities import Group
 from vicinage.clock import ManualClock
 from vicinage.log import Record
@@ -109,6 +109,15 @@ class Growth(RuleBasedStateMachine):
         self.ingest_some()  # each growth is noticed before the next: what is between two looks has no map
         if n <= MOST:
             self.sizes.append(self.base.log.add_partitions(self.tenant.documents_topic, n))
+
+    @rule(more=st.integers(1, 3))
+    def set_partitions(self, more: int) -> None:
+        """Through the platform: no look is needed before, or between this growth and the next."""
+        n = self.sizes[-1] + more
+        if n <= MOST:
+            self.ingest_some()  # what grew by itself before is recorded first
+            growth.set_partitions(self.base.registry, self.base.log, self.tenant, n, actor="test")
+            self.sizes.append(n)
 
     @rule(partitions=st.integers(1, 3))
     def delete_the_topic_and_resume_in_a_new_one(self, partitions: int) -> None:
