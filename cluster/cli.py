@@ -27,6 +27,10 @@ def main() -> None:
     """Vicinage: a managed vector retrieval platform for many tenants."""
 
 
+READY_S = 600.0
+"""How long `up --detach` waits: the first start after an installation reads gigabytes of libraries, maybe on a busy machine."""
+TOLD_S = 15.0
+"""How often it says what it waits for, when that has not changed."""
 RESTARTS_MAX = 4
 """Restarts of a role, while the platform starts, that end the start."""
 main.add_command(config)
@@ -70,7 +74,12 @@ def up(
     searchers: int,
     as_json: bool,
 ) -> None:
-    """Start the platform and supervise it: gateway with searcher, ingest with indexer, embedder."""
+    r"""Start the platform and supervise it: gateway with searcher, ingest with indexer, embedder.
+
+    \b
+    vicinage up --data /srv/vicinage --port 8080 --detach
+    vicinage up --ray 10.0.0.5:6379 --searchers 2
+    """
     from cluster import local
     from cluster.configuration import usable_data
     from cluster.identity import check_identity
@@ -127,18 +136,18 @@ def _up_detached(data: Path, ray_address: str | None, searchers: int, settings: 
     show({"url": url, "data": str(s.data), "pid": process.pid}, as_json)
 
 
-def _await_ready(url: str, process: Any, events: Path, wait_s: float = 180.0) -> None:
+def _await_ready(url: str, process: Any, events: Path, wait_s: float = READY_S) -> None:
     """Waits until every part is ready, saying what it waits for. Stops the platform where a role dies again and again."""
     import httpx
 
     from cluster import local
 
-    end, told = time.monotonic() + wait_s, ""
-    while time.monotonic() < end:
+    began = time.monotonic()
+    told, again_at, missing = "", began, "the supervisor"
+    while (now := time.monotonic()) < began + wait_s:
         if process.poll() is not None:
             tail = events.read_text(errors="replace").strip().split("\n")[-5:]
             raise Unavailable("it did not start:\n  " + "\n  ".join(tail), dependency="supervisor")
-        missing = "the supervisor"
         try:
             answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False).json()
             parts = answer["parts"]
@@ -147,12 +156,22 @@ def _await_ready(url: str, process: Any, events: Path, wait_s: float = 180.0) ->
             missing = ", ".join(name for name, part in parts.items() if not part["ready"])
         except (httpx.HTTPError, ValueError, KeyError):
             missing = "the gateway"  # not listening yet: that is what is waited for
-        if missing != told:
-            told = missing
-            click.echo(f"vicinage: waiting for {missing}", err=True)
+        if missing != told or now >= again_at:
+            told, again_at = missing, now + TOLD_S
+            click.echo(f"vicinage: waiting for {missing} ({now - began:.0f} s)", err=True)
         _stop_if_dying(local.running(events.parent.parent), events.parent)
         time.sleep(0.1)
-    raise Unavailable(f"{url} was not ready within {wait_s:.0f} s; see {events.parent}", dependency="gateway")
+    raise Unavailable(
+        f"{missing} of {url} not ready within {wait_s:.0f} s. The platform goes on starting: `vicinage status`, or "
+        f"`vicinage down`. {_last_steps(events.parent)}",
+        dependency="gateway",
+    )
+
+
+def _last_steps(folder: Path) -> str:
+    """Returns the newest event of each role, which tells how far its start came, and where there are more."""
+    found = {path.stem: last_error(path) for path in sorted(folder.glob("*.log"))}
+    return "; ".join([f"{name}: {event}" for name, event in found.items()] + [f"more in {folder}"])
 
 
 def _stop_if_dying(state: dict[str, Any] | None, folder: Path) -> None:
@@ -183,7 +202,11 @@ def last_error(path: Path) -> str:
 @main.command(epilog=EPILOG)
 @here
 def down(data: Path, *, as_json: bool) -> None:
-    """Stop the platform: the gateway finishes what is in flight, then ingest, then the embedder."""
+    r"""Stop the platform: the gateway finishes what is in flight, then ingest, then the embedder.
+
+    \b
+    vicinage down --data /srv/vicinage
+    """
     from cluster import local
 
     stopped = local.stop(data.absolute())
@@ -193,7 +216,12 @@ def down(data: Path, *, as_json: bool) -> None:
 @main.command(epilog=EPILOG)
 @common
 def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
-    """Which processes run, how often each was restarted, and which parts are ready."""
+    r"""Which processes run, how often each was restarted, and which parts are ready.
+
+    \b
+    vicinage status
+    vicinage status --url http://10.0.0.5:8080
+    """
     import httpx
 
     from cluster import local
@@ -232,11 +260,21 @@ def role(name: str, ray_address: str | None, searchers: int) -> None:
 
 @main.command(epilog=EPILOG)
 @here
-def doctor(data: Path, *, as_json: bool) -> None:
-    """Check what the platform stands on; each failure says what to do next."""
-    from cluster.doctor import examine
+@click.option(
+    "--port", type=click.IntRange(0, 65_534), help="Port of the API that is checked [default: as the settings say]."
+)
+@click.option("--host", help="Address that is checked [default: as the settings say].")
+@click.option("--url", help="Check only that a platform elsewhere answers and is ready.")
+def doctor(data: Path, port: int | None, host: str | None, url: str | None, *, as_json: bool) -> None:
+    r"""Check what the platform stands on, by the same options as `up`; each failure says what to do next.
 
-    rows = examine(_settings(data))
+    \b
+    vicinage doctor --data /srv/vicinage --config /etc/vicinage.toml --port 9000
+    vicinage doctor --url http://10.0.0.5:8080
+    """
+    from cluster.doctor import examine, examine_url
+
+    rows = examine_url(url) if url else examine(_settings(data, port, host))
     show(rows, as_json, ("check", "ok", "detail", "next"))
     if not all(row["ok"] for row in rows):
         sys.exit(EXIT_FAILED)
@@ -262,14 +300,22 @@ def tenant() -> None:
 )
 @common
 def tenant_create(name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Make a tenant; prints its first key (read and write), which is shown once."""
+    r"""Make a tenant; prints its first key (read and write), which is shown once.
+
+    \b
+    vicinage tenant create acme --class gold
+    """
     show(operator(data, url, key).call("POST", "/tenants", {"name": name, "class": priority}), as_json)
 
 
 @tenant.command("list")
 @common
 def tenant_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """All tenants."""
+    r"""All tenants.
+
+    \b
+    vicinage tenant list --json
+    """
     show(operator(data, url, key).call("GET", "/tenants"), as_json, ("tenant", "class", "state", "collections"))
 
 
@@ -277,7 +323,11 @@ def tenant_list(data: Path, url: str | None, key: str | None, *, as_json: bool) 
 @click.argument("name")
 @common
 def tenant_show(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """One tenant."""
+    r"""One tenant.
+
+    \b
+    vicinage tenant show acme
+    """
     show(operator(data, url, key).call("GET", f"/tenants/{name}"), as_json)
 
 
@@ -286,7 +336,11 @@ def tenant_show(name: str, data: Path, url: str | None, key: str | None, *, as_j
 @click.option("--class", "priority", type=click.Choice(["gold", "silver", "bronze"]), required=True, help="New class.")
 @common
 def tenant_update(name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Change a tenant's class; every role follows within about a second."""
+    r"""Change a tenant's class; every role follows within about a second.
+
+    \b
+    vicinage tenant update acme --class bronze
+    """
     show(operator(data, url, key).call("PATCH", f"/tenants/{name}", {"class": priority}), as_json)
 
 
@@ -294,7 +348,11 @@ def tenant_update(name: str, priority: str, data: Path, url: str | None, key: st
 @click.argument("name")
 @common
 def tenant_suspend(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Refuse a tenant's keys and pause its topic; nothing is lost."""
+    r"""Refuse a tenant's keys and pause its topic; nothing is lost.
+
+    \b
+    vicinage tenant suspend acme
+    """
     show(operator(data, url, key).call("POST", f"/tenants/{name}/suspend"), as_json)
 
 
@@ -302,7 +360,11 @@ def tenant_suspend(name: str, data: Path, url: str | None, key: str | None, *, a
 @click.argument("name")
 @common
 def tenant_resume(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Undo a suspension."""
+    r"""Undo a suspension.
+
+    \b
+    vicinage tenant resume acme
+    """
     show(operator(data, url, key).call("POST", f"/tenants/{name}/resume"), as_json)
 
 
@@ -314,7 +376,11 @@ def tenant_resume(name: str, data: Path, url: str | None, key: str | None, *, as
 def tenant_resume_ingest(
     name: str, data: Path, url: str | None, key: str | None, *, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
-    """Let ingest go on in a tenant's halted partitions; says which records that skips."""
+    r"""Let ingest go on in a tenant's halted partitions; says which records that skips.
+
+    \b
+    vicinage tenant resume-ingest acme --dry-run
+    """
     road, path = operator(data, url, key), f"/tenants/{name}/resume-ingest"
     plan = road.call("POST", path, {"dry_run": True})
     to_do = [p for p in plan["partitions"] if p["resume_at"] is not None]
@@ -346,6 +412,9 @@ def tenant_set_partitions(
     r"""Grow a tenant's documents topic; its writes stay in order, but see --dry-run about its own Kafka producers.
 
     A producer that does not know of the new partitions yet (up to metadata.max.age.ms, 5 minutes) loses to writes that do.
+
+    \b
+    vicinage tenant set-partitions acme 4 --dry-run
     """
     road, path = operator(data, url, key), f"/tenants/{name}/partitions"
     plan = road.call("POST", path, {"partitions": partitions, "dry_run": True})
@@ -365,7 +434,11 @@ RESUMED = ("partition", "kind", "position", "resume_at", "skipped_records", "eff
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
 def tenant_delete(name: str, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool) -> None:
-    """Delete a tenant with its collections and topics. Its name is not given again."""
+    r"""Delete a tenant with its collections and topics. Its name is not given again.
+
+    \b
+    vicinage tenant delete acme --yes
+    """
     if not yes:
         click.confirm(f"Delete tenant {name} with everything it has?", abort=True)
     show(operator(data, url, key).call("DELETE", f"/tenants/{name}?confirm={name}"), as_json)
@@ -391,7 +464,12 @@ def key_create(
     *,
     as_json: bool,
 ) -> None:
-    """Make a key for a tenant; or, with --scopes operate, for an operator."""
+    r"""Make a key for a tenant; or, with --scopes operate, for an operator.
+
+    \b
+    vicinage key create acme --scopes read --expires 90d
+    vicinage key create --scopes operate
+    """
     body = {"tenant": tenant_name, "scopes": scopes.split(","), "expires_s": _seconds(expires)}
     show(operator(data, url, key).call("POST", "/keys", body), as_json)
 
@@ -409,7 +487,11 @@ def _seconds(text: str | None) -> int | None:
 @click.argument("tenant_name", metavar="[TENANT]", required=False)
 @common
 def key_list(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Keys without their secrets."""
+    r"""Keys without their secrets.
+
+    \b
+    vicinage key list acme
+    """
     path = "/keys" + (f"?tenant={tenant_name}" if tenant_name else "")
     show(
         operator(data, url, key).call("GET", path),
@@ -422,7 +504,11 @@ def key_list(tenant_name: str | None, data: Path, url: str | None, key: str | No
 @click.argument("key_id")
 @common
 def key_revoke(key_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """End a key; within a second it works nowhere."""
+    r"""End a key; within a second it works nowhere.
+
+    \b
+    vicinage key revoke 0123456789abcdef
+    """
     show(operator(data, url, key).call("DELETE", f"/keys/{key_id}"), as_json)
 
 
@@ -461,7 +547,12 @@ def collection_create(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Make a collection."""
+    r"""Make a collection.
+
+    \b
+    vicinage collection create acme docs --model all-minilm-l6-v2
+    vicinage collection create acme vectors --dimension 384 --metric dot --index hnsw:M=32
+    """
     body = {k: v for k, v in {"name": name, **given}.items() if v is not None}
     if recall is not None:
         body["objectives"] = {"recall": recall}
@@ -472,7 +563,11 @@ def collection_create(
 @click.argument("tenant_name", metavar="[TENANT]", required=False)
 @common
 def collection_list(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Collections, with what each holds."""
+    r"""Collections, with what each holds.
+
+    \b
+    vicinage collection list acme
+    """
     path = "/collections" + (f"?tenant={tenant_name}" if tenant_name else "")
     found = operator(data, url, key).call("GET", path)
     show(found if as_json else collection_rows(found), as_json)
@@ -485,7 +580,11 @@ def collection_list(tenant_name: str | None, data: Path, url: str | None, key: s
 def collection_show(
     tenant_name: str, name: str, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    """One collection: counts, freshness, recall, index."""
+    r"""One collection: counts, freshness, recall, index.
+
+    \b
+    vicinage collection show acme docs
+    """
     show(operator(data, url, key).call("GET", f"/tenants/{tenant_name}/collections/{name}"), as_json)
 
 
@@ -515,7 +614,11 @@ def collection_update(
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
 def collection_delete(where: str, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool) -> None:
-    """Delete a collection with all its documents."""
+    r"""Delete a collection with all its documents.
+
+    \b
+    vicinage collection delete acme/docs --yes
+    """
     tenant_name, name = where_of(where)
     if not yes:
         click.confirm(f"Delete collection {where} with all its documents?", abort=True)
@@ -541,7 +644,11 @@ def reindex() -> None:
 def reindex_start(
     where: str, data: Path, url: str | None, key: str | None, *, wait: bool, as_json: bool, **given: Any
 ) -> None:
-    """Start a reindex. Writes and searches go on meanwhile; interrupting --wait leaves it running."""
+    r"""Start a reindex. Writes and searches go on meanwhile; interrupting --wait leaves it running.
+
+    \b
+    vicinage reindex start acme/docs --index hnsw --shards 2 --wait
+    """
     tenant_name, name = where_of(where)
     road = operator(data, url, key)
     body = {k: v for k, v in {"tenant": tenant_name, "collection": name, **given}.items() if v is not None}
@@ -576,14 +683,22 @@ def _follow(road: "Operator", job_id: str, *, quiet: bool) -> Any:
 @click.argument("job_id")
 @common
 def reindex_status(job_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """One job."""
+    r"""One job.
+
+    \b
+    vicinage reindex status 0123456789abcdef
+    """
     show(operator(data, url, key).call("GET", f"/reindex/{job_id}"), as_json)
 
 
 @reindex.command("list")
 @common
 def reindex_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """All jobs, oldest first."""
+    r"""All jobs, oldest first.
+
+    \b
+    vicinage reindex list
+    """
     columns = ("id", "tenant", "collection", "state", "index", "shards", "done", "total", "error")
     show(operator(data, url, key).call("GET", "/reindex"), as_json, columns)
 
@@ -592,7 +707,11 @@ def reindex_list(data: Path, url: str | None, key: str | None, *, as_json: bool)
 @click.argument("job_id")
 @common
 def reindex_cancel(job_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Give up a job that has not cut over."""
+    r"""Give up a job that has not cut over.
+
+    \b
+    vicinage reindex cancel 0123456789abcdef
+    """
     show(operator(data, url, key).call("POST", f"/reindex/{job_id}/cancel"), as_json)
 
 
@@ -600,7 +719,11 @@ def reindex_cancel(job_id: str, data: Path, url: str | None, key: str | None, *,
 @common
 @click.pass_context
 def capacity(ctx: click.Context, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """What every tenant and collection holds, the rates, and what is left."""
+    r"""What every tenant and collection holds, the rates, and what is left.
+
+    \b
+    vicinage capacity
+    """
     if ctx.invoked_subcommand is None:
         _capacity(data, url, key, as_json=as_json, parts=("collections", "tenants", "disk", "headroom", "rates"))
 
@@ -608,14 +731,22 @@ def capacity(ctx: click.Context, data: Path, url: str | None, key: str | None, *
 @capacity.command("show")
 @common
 def capacity_show(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Everything."""
+    r"""Everything.
+
+    \b
+    vicinage capacity show --json
+    """
     _capacity(data, url, key, as_json=as_json, parts=("collections", "tenants", "disk", "headroom", "rates"))
 
 
 @capacity.command("headroom")
 @common
 def capacity_headroom(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """What is left."""
+    r"""What is left.
+
+    \b
+    vicinage capacity headroom
+    """
     _capacity(data, url, key, as_json=as_json, parts=("headroom",))
 
 
@@ -635,7 +766,11 @@ def _capacity(data: Path, url: str | None, key: str | None, *, as_json: bool, pa
 @click.argument("tenant_name", metavar="[TENANT]", required=False)
 @common
 def freshness(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Per tenant: the lag now, percentiles of n recent index lags, messages replayed, and what waits for a model."""
+    r"""Per tenant: the lag now, percentiles of n recent index lags, messages replayed, and what waits for a model.
+
+    \b
+    vicinage freshness acme
+    """
     if tenant_name and "/" in tenant_name:
         raise click.BadParameter(
             "write TENANT; one collection's lag is in `vicinage collection show`", param_hint="TENANT"
@@ -655,7 +790,11 @@ def freshness(tenant_name: str | None, data: Path, url: str | None, key: str | N
 @click.argument("where", metavar="[TENANT[/COLLECTION]]", required=False)
 @common
 def recall(where: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Per collection: recall measured on sampled live searches, with interval, n, target and verdict."""
+    r"""Per collection: recall measured on sampled live searches, with interval, n, target and verdict.
+
+    \b
+    vicinage recall acme/docs
+    """
     tenant_name, _, name = (where or "").partition("/")
     query = "&".join(f"{k}={v}" for k, v in (("tenant", tenant_name), ("collection", name)) if v)
     report = _live(data, url, key).call("GET", f"/recall?{query}")
@@ -683,7 +822,11 @@ def audit() -> None:
 @click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True, help="Most records, to 1,000.")
 @common
 def audit_list(after: int, limit: int, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Records, oldest first."""
+    r"""Records, oldest first.
+
+    \b
+    vicinage audit list --after 100 --limit 20
+    """
     rows = operator(data, url, key).call("GET", f"/audit?after={after}&limit={limit}")
     show(rows, as_json, ("seq", "at_ms", "actor", "action", "subject", "after"))
 
@@ -745,7 +888,11 @@ def model() -> None:
 @model.command("list")
 @common
 def model_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """All models."""
+    r"""All models.
+
+    \b
+    vicinage model list
+    """
     show(operator(data, url, key).call("GET", "/models"), as_json)
 
 
@@ -763,7 +910,12 @@ def model_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -
 @click.option("--check/--no-check", default=True, show_default=True, help="Load it, or call its server, first.")
 @common
 def model_register(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool, **given: Any) -> None:
-    """Add a model; entries never change. A local one is served after the embedder's next start."""
+    r"""Add a model; entries never change. A local one is served after the embedder's next start.
+
+    \b
+    vicinage model register e5 --kind local --location /srv/models/e5-small
+    vicinage model register own --kind openai --location http://10.0.0.7:8000/v1 --dimension 1024 --window-tokens 512
+    """
     body = {"name": name, **{field: value for field, value in given.items() if value is not None}}
     show(operator(data, url, key).call("POST", "/models", body), as_json)
 
@@ -772,7 +924,11 @@ def model_register(name: str, data: Path, url: str | None, key: str | None, *, a
 @click.argument("name")
 @common
 def model_retire(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Let no new collection or reindex use a model. Refused while a collection uses it."""
+    r"""Let no new collection or reindex use a model. Refused while a collection uses it.
+
+    \b
+    vicinage model retire e5
+    """
     show(operator(data, url, key).call("POST", f"/models/{name}/retire"), as_json)
 
 
@@ -786,7 +942,12 @@ def cluster_group() -> None:
 @click.option("--tenant", help="Print what this tenant's producer needs, in place of what the platform needs.")
 @here
 def cluster_kafka_acls(principal: str, tenant: str | None, data: Path, *, as_json: bool) -> None:
-    """Print the commands that give Kafka permissions; changes nothing. Example: --principal User:team-a --tenant team-a."""
+    r"""Print the commands that give Kafka permissions; changes nothing.
+
+    \b
+    vicinage cluster kafka-acls --principal User:vicinage
+    vicinage cluster kafka-acls --principal User:team-a --tenant team-a
+    """
     from dataclasses import asdict
 
     from cluster.kafka_acls import acls, commands, tenant_acls

@@ -43,6 +43,25 @@ def examine(settings: Settings) -> list[Row]:
     return [_row(name, check, remedy) for name, check, remedy in checks]
 
 
+def examine_url(url: str) -> list[Row]:
+    """One row for the platform at `url`, and one for each of its parts, as it says itself. Needs no key."""
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=10, trust_env=False).json()
+        parts = dict(answer["parts"])
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        reason = str(error) or type(error).__name__
+        remedy = "check the URL, and `vicinage status` on its machine"
+        return [{"check": "platform", "ok": False, "detail": f"{url} does not answer: {reason}", "next": remedy}]
+    rows = [{"check": "platform", "ok": bool(answer["ready"]), "detail": url, "next": ""}]
+    for name, part in parts.items():
+        ok = bool(part.get("ready"))
+        facts = ", ".join(f"{k} {v}" for k, v in part.items() if k != "ready")
+        rows.append({"check": name, "ok": ok, "detail": facts, "next": "" if ok else "its events in DATA/run say more"})
+    return rows
+
+
 def _row(name: str, check: Callable[[], str], remedy: str) -> Row:
     try:
         return {"check": name, "ok": True, "detail": check(), "next": ""}

@@ -117,7 +117,7 @@ def commands() -> str:
     lines = [
         "# Commands",
         "",
-        "Every command takes `--data DIR` (a local platform) and `--json`; all but `up`, `down` and `doctor`, which are about DIR itself, `--url URL` with `--key KEY`, too.",
+        "Every command takes `--data DIR` (a local platform) and `--json`; all but `up` and `down`, which are about DIR itself, `--url URL`, too, with `--key KEY` where a key is needed.",
         "`VICINAGE_DATA`, `VICINAGE_URL` and `VICINAGE_KEY` stand for the options. `data` in `vicinage.toml` is not read here.",
         "",
         "Where no platform runs on DATA and no URL is given, `tenant`, `key`, `collection`, `model`, `reindex` and `audit` work on DATA's catalog themselves, and make it where there is none: look at `--data` twice.",

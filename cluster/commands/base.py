@@ -68,6 +68,14 @@ def _data(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> P
 class Group(click.Group):
     """A group whose commands say what went wrong and what to do next, without a traceback."""
 
+    group_class = type
+    """Groups within it are of this class, too."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Adds the command. In a raw docstring the mark by which click keeps lines is two characters: makes it one."""
+        cmd.help = cmd.help and cmd.help.replace("\\b\n", "\b\n")
+        super().add_command(cmd, name)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs; turns our errors into one line, or JSON with --json, and an exit status."""
         try:

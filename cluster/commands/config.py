@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from cluster.commands.base import EPILOG, here
+from cluster.commands.base import EPILOG, Group, here
 from cluster.output import show
 
 
-@click.group(epilog=EPILOG)
+@click.group(cls=Group, epilog=EPILOG)
 def config() -> None:
     """Settings: every value, and where it comes from."""
 

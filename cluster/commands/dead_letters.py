@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from cluster.commands.base import EPILOG, common, operator
+from cluster.commands.base import EPILOG, Group, common, operator
 from cluster.output import show
 
 COLUMNS = ("position", "reason", "field", "id", "collection", "partition", "offset", "event_time_ms")
 
 
-@click.group("dead-letters", epilog=EPILOG)
+@click.group("dead-letters", cls=Group, epilog=EPILOG)
 def dead_letters() -> None:
     """Records that could not be accepted, with their reasons."""
 
@@ -39,7 +39,11 @@ def dead_letters_list(
 def dead_letters_show(
     tenant_name: str, position: int, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    """One letter whole, with the original bytes as base64."""
+    r"""One letter whole, with the original bytes as base64.
+
+    \b
+    vicinage dead-letters show acme 42
+    """
     show(operator(data, url, key).call("GET", f"/tenants/{tenant_name}/dead-letters/{position}"), as_json)
 
 
@@ -51,10 +55,13 @@ def dead_letters_show(
 def dead_letters_replay(
     tenant_name: str, first: int, last: int | None, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    """Write the original records into the documents log again, as new records: after the cause is mended.
+    r"""Write the original records into the documents log again, as new records: once the cause is repaired.
 
     A letter whose original was too large to be kept whole is skipped, and counted. A replayed record is newer than
     whatever was written meanwhile.
+
+    \b
+    vicinage dead-letters replay acme --from 40 --to 42
     """
     body = {"from": first, **({} if last is None else {"to": last})}
     show(operator(data, url, key).call("POST", f"/tenants/{tenant_name}/dead-letters:replay", body), as_json)
@@ -68,7 +75,11 @@ def dead_letters_replay(
 def dead_letters_purge(
     tenant_name: str, last: int, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool
 ) -> None:
-    """Remove letters up to a position, for ever."""
+    r"""Remove letters up to a position, for ever.
+
+    \b
+    vicinage dead-letters purge acme --to 42 --yes
+    """
     if not yes:
         click.confirm(f"Remove the dead letters of {tenant_name} up to position {last}?", abort=True)
     show(operator(data, url, key).call("POST", f"/tenants/{tenant_name}/dead-letters:purge", {"to": last}), as_json)

@@ -1,12 +1,26 @@
 """What the command line refuses before anything is opened, and how its usage reads."""
 
+import json
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
+from gate import serving
+from servers import free_port
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from cluster.cli import main
+from cluster.cli import _await_ready, main
 from cluster.reference import pages
+from vicinage.errors import Unavailable
 
 
 def ended(*words: str) -> tuple[int, str]:
@@ -14,7 +28,7 @@ def ended(*words: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-@pytest.mark.parametrize("command", ["up", "down", "doctor"])
+@pytest.mark.parametrize("command", ["up", "down"])
 @pytest.mark.parametrize("option", ["--url", "--key"])
 def test_what_is_about_this_machine_alone_takes_no_platform_elsewhere(
     command: str, option: str, tmp_path: Path
@@ -30,6 +44,47 @@ def test_variables_that_name_a_platform_elsewhere_do_not_stop_it(
     monkeypatch.setenv("VICINAGE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("VICINAGE_KEY", "vk_x")
     assert ended("down", "--data", str(tmp_path), "--json") == (0, f'{{"stopped": false, "data": "{tmp_path}"}}\n')
+
+
+def test_doctor_checks_the_platform_that_it_is_given(tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        (tmp_path / "own.toml").write_text(f"[gateway]\nport = {port}\n")
+        for words in (("--port", str(port)), ("--config", str(tmp_path / "own.toml"))):
+            code, said = ended("doctor", "--json", "--data", str(tmp_path / "data"), *words)
+            [row] = [row for row in json.loads(said) if row["check"] == "port"]
+            assert code == 1 and f":{port}" in row["detail"], words
+        code, said = ended("doctor", "--json", "--url", f"http://127.0.0.1:{free_port()}")
+        assert code == 1 and "does not answer" in json.loads(said)[0]["detail"]
+    assert not (tmp_path / "data").exists()
+
+
+def test_doctor_asks_a_platform_elsewhere_what_it_says_of_itself() -> None:
+    async def readyz(_request: Request) -> JSONResponse:
+        return JSONResponse({"ready": False, "parts": {"log": {"ready": True}, "embedder": {"ready": False}}}, 503)
+
+    with serving(Starlette(routes=[Route("/readyz", readyz)])) as url:
+        code, said = ended("doctor", "--json", "--url", url)
+    assert code == 1
+    assert {row["check"]: row["ok"] for row in json.loads(said)} == {"platform": False, "log": True, "embedder": False}
+
+
+def test_a_start_that_takes_too_long_says_what_is_missing_and_how_far_it_came(tmp_path: Path, capsys) -> None:
+    (tmp_path / "run").mkdir()
+    event = {"event": "model is loaded", "level": "error"}
+    (tmp_path / "run" / "embedder.log").write_text(json.dumps(event) + "\n")
+    running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        with pytest.raises(
+            Unavailable, match=r"the gateway of .* not ready within 0 s.*embedder: event=model is loaded"
+        ):
+            _await_ready(f"http://127.0.0.1:{free_port()}", running, tmp_path / "run" / "supervisor.log", 0.3)
+    finally:
+        running.kill()
+        running.wait()
+    assert "waiting for the gateway (" in capsys.readouterr().err
 
 
 def test_freshness_is_of_tenants_and_does_not_drop_a_collection_in_silence(tmp_path: Path) -> None:
@@ -52,3 +107,40 @@ def test_the_reference_says_what_every_option_means_and_which_arguments_may_be_l
 def test_a_bar_within_a_cell_does_not_end_it(name: str, cells: int) -> None:
     rows = [line.replace(r"\|", "") for line in pages()[name].splitlines() if line.startswith("|")]
     assert len(rows) > 2 and {row.count("|") for row in rows} == {cells + 1}
+
+
+def walked(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, with its words."""
+    if isinstance(command, click.Group):
+        if words and command.invoke_without_command:
+            yield " ".join(words), command
+        for name, each in command.commands.items():
+            yield from walked(each, (*words, name))
+    elif not command.hidden:
+        yield " ".join(words), command
+
+
+def command_of(words: list[str]) -> tuple[str, click.Command]:
+    """Parses a command line without running it. Raises click.UsageError."""
+    command: click.Command = main
+    context = main.make_context("vicinage", words)
+    path: list[str] = []
+    while isinstance(command, click.Group) and (left := [*context._protected_args, *context.args]):
+        name, found, rest = command.resolve_command(context, left)
+        assert name is not None and found is not None
+        path.append(name)
+        command, context = found, found.make_context(name, rest, parent=context)
+    return " ".join(path), command
+
+
+@pytest.mark.parametrize(("words", "command"), list(walked(main)), ids=[words for words, _ in walked(main)])
+def test_the_help_of_every_command_has_examples_that_parse(
+    words: str, command: click.Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VICINAGE_CONFIG", "")  # undone afterwards: an example may name a file of settings
+    lines = [line.strip() for line in (command.help or "").splitlines()]
+    examples = [line for line in lines if line.startswith("vicinage ")]
+    assert examples, f"`vicinage {words} --help` has no example"
+    for example in examples:
+        assert command_of(shlex.split(example)[1:])[1] is command, example
+        assert example in ended(*words.split(), "--help")[1], "each on a line of its own"
