@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.loading import Loading
+from indexer.passed import Noted
 from indexer.segment import Keys, document_runs
-from indexer.tail import Noted, Tail
+from indexer.tail import Tail
 from indexer.vectors_log import readable_rows
 from tenants.entities import Generation
 from tenants.manifests import Manifests

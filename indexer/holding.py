@@ -288,6 +288,7 @@ class Holding:
         for shard in [s for s in (*before, *self._tail.shards) if s not in self._serving]:
             self._forget(shard)
         self._tail.forget_others(lambda s: s not in self._serving and self._registry.is_over(s))
+        self._tail.forget_tenants({s.tenant for s in self._serving})
         for gone in [s for s in self._stored if s not in self._serving and self._registry.is_over(s)]:
             del self._stored[gone]
         for shard in self._serving.keys() - before.keys():

@@ -143,6 +143,13 @@ class Indexer:
                 lease_or_none = self._leases_of.acquire(f"slot/{slot}", self._owner, ttl_s=self._settings.lease_s)
                 if lease_or_none is not None:
                     self._begin(slot, lease_or_none)
+        self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        """Keeps nothing of shards that are served no more."""
+        served = serving(self._registry)
+        self._sealed = {shard: place for shard, place in self._sealed.items() if shard in served}
+        self._upkeep.forget_gone(served)
 
     def _begin(self, slot: int, lease: Lease) -> None:
         """Read the slot from the lowest position that some shard of it has not sealed."""

@@ -7,11 +7,12 @@ published only when everything below it is searchable: applied, or found by the 
 import asyncio
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final
 
+from indexer.passed import Noted, Passed
 from indexer.shard import Shard
 from indexer.vectors_log import quarantine, readable
 from tenants.provisioning import VECTORS_TOPIC
@@ -47,10 +48,6 @@ _lag = histogram(
 )
 
 
-Noted = tuple[int, int]
-"""How many rows of a shard were noted as they passed by, and the offset of the last; (0, -1) without any."""
-
-
 class Tail:
     """One thread runs it; `join` and `set_down` may come from others.
 
@@ -72,9 +69,7 @@ class Tail:
         """The shards that take in rows."""
         self._writing = threading.RLock()
         """Held while shards take in rows, so that one that joins misses none."""
-        self._passed: dict[ShardId, list[int]] = {}
-        """Of shards that are not in memory: the offsets of their rows, rising; of each all from `_begun` on that no segment has."""
-        self._begun: dict[int, int] = {}
+        self._passed = Passed()
         self._watermarks: dict[int, int] = {}
         self._targets: dict[int, int] = {}
         self._caught_up = threading.Event()
@@ -148,30 +143,28 @@ class Tail:
             self._catch_up(shard, sealed, reached)
             sealed = reached
             with self._writing:
-                if turn + 1 < JOIN_TURNS and any(at >= reached for at in self._passed.get(shard.id, ())):
+                if turn + 1 < JOIN_TURNS and self._passed.noted(shard.id)[1] >= reached:
                     continue
                 self._catch_up(shard, reached, self.watermark(slot))
                 self.shards[shard.id] = shard
-                self._passed.pop(shard.id, None)
+                self._passed.forget(shard.id)
                 return
 
     def set_down(self, shard: ShardId) -> None:
         """Hand it no more rows, and note where those stand that no segment has; a no-op where it takes none."""
         with self._writing:
             held = self.shards.pop(shard, None)
-            if held is not None and (unsealed := held.unsealed()):
-                self._passed[shard] = unsealed
+            if held is not None:
+                self._passed.put(shard, held.unsealed())
 
     def sealed(self, shard: ShardId, below: int) -> None:
         """Of a shard that is not in memory, rows below that offset are in segments."""
         with self._writing:
-            if shard in self._passed:
-                self._passed[shard] = [at for at in self._passed[shard] if at >= below]
+            self._passed.sealed(shard, below)
 
     def noted(self, shard: ShardId) -> Noted:
         """What was noted of a shard that is not in memory."""
-        passed = self._passed.get(shard)
-        return (len(passed), passed[-1]) if passed else (0, -1)
+        return self._passed.noted(shard)
 
     def noted_up_to(self, shard: ShardId) -> tuple[int, Noted]:
         """The watermark of its slot, and what was noted of it below that."""
@@ -180,7 +173,7 @@ class Tail:
 
     def knows_all(self, shard: ShardId, sealed: int) -> bool:
         """Whether every row of the shard from `sealed` on was noted; those before the replay's start were not."""
-        return sealed >= self._begun.get(shard.slot, 0)
+        return sealed >= self._passed.begun(shard.slot, 0)
 
     def missed(self, shard: ShardId, start: int, end: int) -> Iterator[Stored]:
         """Yields the shard's messages from `start` to `end` that no segment has. Reads the log. Raises Unavailable."""
@@ -191,19 +184,24 @@ class Tail:
         """It is served no more, and never will be again."""
         with self._writing:
             self.shards.pop(shard, None)
-            self._passed.pop(shard, None)
+            self._passed.forget(shard)
 
     def forget_others(self, is_over: Callable[[ShardId], bool]) -> None:
         """Keep nothing of shards that are over: of deleted collections, and of generations before the live one."""
         with self._writing:
-            for shard in [s for s in self._passed if is_over(s)]:
-                del self._passed[shard]
+            self._passed.forget_where(is_over)
+
+    def forget_tenants(self, served: Container[str]) -> None:
+        """Keeps no figures of tenants that have nothing here."""
+        with self._writing:
+            for figures in (self._lags, self._n_replayed):
+                for tenant in [t for t in figures if t not in served]:
+                    del figures[tenant]
 
     def forget_what_passed(self) -> None:
         """Segments may know less than was noted: whoever joins reads the log from there on, every record."""
         with self._writing:
-            self._passed.clear()
-            self._begun = self.watermarks()
+            self._passed.begin(self.watermarks())
 
     def _catch_up(self, shard: Shard, start: int, end: int) -> None:
         """Apply what the tail has already passed by: the shard's rows from `start` to `end`."""
@@ -214,11 +212,12 @@ class Tail:
         shard.advance(end)
 
     def _missed(self, shard: ShardId, start: int, end: int) -> Iterator[Stored]:
-        """Records from `start` to `end`, the shard's among them: every one before `_begun`, then those that passed and what is near."""
-        begun = min(end, self._begun.get(shard.slot, end))
+        """Records from `start` to `end`, the shard's among them: every one from before rows were noted, then those that passed and what is near."""
+        with self._writing:  # both as of one moment: what is forgotten is behind the next `begun`
+            begun, offsets = min(end, self._passed.begun(shard.slot, end)), self._passed.of(shard)
         read = partial(read_between, self._log, VECTORS_TOPIC, shard.slot)
         yield from read(start, begun, bytes_max=POLL_BYTES)
-        passed = [at for at in tuple(self._passed.get(shard, ())) if max(start, begun) <= at < end]
+        passed = [at for at in offsets if max(start, begun) <= at < end]
         for first, last in _near(passed):
             yield from read(first, last + 1, bytes_max=POLL_BYTES if last > first else NEAR_BYTES)
 
@@ -227,7 +226,7 @@ class Tail:
     def begin(self, starts: Mapping[int, int], targets: Mapping[int, int]) -> None:
         """Say where each slot is read from, and where it has caught up. What joins from here on catches up by itself."""
         self._targets = dict(targets)
-        self._begun = dict(starts)
+        self._passed.begin(starts)
         self._publish(starts)
 
     def run(self, stop: threading.Event) -> None:
@@ -271,6 +270,7 @@ class Tail:
             for stored in taken:
                 self._apply(stored, now_ms)
             self._publish(last)
+            self._passed.bound(self._watermarks)
 
     def _apply(self, stored: Stored, now_ms: int) -> None:
         """Makes a record's rows searchable; one that is no message of ours is quarantined."""
@@ -282,7 +282,7 @@ class Tail:
         of = ShardId(tenant, collection, generation, stored.partition)
         shard = self.shards.get(of)
         if shard is None:  # whoever it is of may be known only later
-            self._passed.setdefault(of, []).append(stored.offset)
+            self._passed.add(of, stored.offset)
             if not self._serves(of):
                 return
         batch = readable(stored, shard.dimension if shard is not None else None)

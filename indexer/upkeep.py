@@ -31,6 +31,10 @@ from vicinage.records import ShardId
 from vicinage.telemetry import counter, events
 
 SWEEP_EVERY_S: Final = 60.0
+LOG_EVERY_S: Final = 10.0
+"""Between two looks at what of the vectors log is needed; longer where a look takes long."""
+LOG_LOOK_SHARE: Final = 50
+"""At most one part in so many of the time is spent on these looks."""
 LOOKS_FOR_OVERDUE: Final = 8
 """Within `erase_s`; each reads every manifest, and the segments of shards that have old ones."""
 AGAIN_S: Final = (5.0, 300.0)
@@ -73,7 +77,7 @@ class Upkeep:
         self._working: Future[None] | None = None
         self._turn = 0
         self._passed: dict[tuple[str, str, int], Passed] = {}
-        self._swept = self._overdue_looked = -1e9
+        self._swept = self._overdue_looked = self._log_due = -1e9
         self._mending = Mending(log, registry, builder, lease, clock)
         self._scrub = Scrub(builder, clock)
         self._trim = Trim(log, slots_total, builder.settings, clock)
@@ -90,6 +94,7 @@ class Upkeep:
         self._superseded.step()
         if leading:
             self._sweep()
+            self._look_at_log()
             self._trim.step()
             self._documents.step()
         else:
@@ -214,13 +219,19 @@ class Upkeep:
         )
         age_s = self._builder.settings.tombstone_age_s
         key = (shard.tenant, shard.collection, shard.generation)
-        self._passed[key] = passed(self._passed.get(key), seen, now=self._clock.monotonic(), age_s=age_s)
-        return partial(is_past, self._passed[key], self._registry.partition_maps(shard.tenant))
+        known = self._passed[key] = passed(self._passed.get(key), seen, now=self._clock.monotonic(), age_s=age_s)
+        return partial(is_past, known, self._registry.partition_maps(shard.tenant))
+
+    def forget_gone(self, served: Iterable[ShardId]) -> None:
+        """Forgets what is known of generations that are served no more."""
+        kept = {(s.tenant, s.collection, s.generation) for s in served}
+        for key in [key for key in tuple(self._passed) if key not in kept]:
+            self._passed.pop(key, None)
 
     # orphans, and what of the log nobody needs any more
 
     def _sweep(self) -> None:
-        """Delete objects that no manifest names and that nobody can still be about to name; see what the log is still needed for."""
+        """Deletes objects that no manifest names and that nothing can still be about to name."""
         now = self._clock.monotonic()
         if now - self._swept < SWEEP_EVERY_S:
             return
@@ -229,12 +240,22 @@ class Upkeep:
         self._registry.refresh()  # after: the generation of every manifest seen above is seen here, if it is still served
         served = serving(self._registry)
         self._forget_gone(every, served)
-        self._trim.look(served, every)
         age_s = self._builder.settings.orphan_age_s
         gone = self._builder.store.sweep("segments", keep=self._kept, age_s=age_s)
         self._manifests.drafts.forget_stale()
         if gone:
             _event.info("swept", objects=len(gone))
+
+    def _look_at_log(self) -> None:
+        """Sees what of the vectors log is still needed."""
+        now = self._clock.monotonic()
+        if now < self._log_due:
+            return
+        _, every = self._manifests.changed_since(0, range(self._slots_total))
+        self._registry.refresh()  # after: as in `_sweep`
+        self._trim.look(serving(self._registry), every)
+        after = self._clock.monotonic()
+        self._log_due = after + max(LOG_EVERY_S, LOG_LOOK_SHARE * (after - now))
 
     def _kept(self) -> "_Kept":
         """The order matters: what leaves the drafts is in a manifest by then, and what leaves those may be in quarantine."""

@@ -81,6 +81,12 @@ class LaneScheduler:
         with self._lock:
             return self._gates.setdefault(tp, threading.RLock())
 
+    def forget_gates(self, is_gone: Callable[[TopicPartition], bool]) -> None:
+        """Forgets the locks of partitions that are gone: no job of theirs is under way, nor will be before they are read anew."""
+        with self._lock:
+            for tp in [tp for tp in self._gates if is_gone(tp)]:
+                del self._gates[tp]
+
     def behind(self) -> int:
         """Returns how many lanes have records to read."""
         return sum(lane.read < self._routed.get(lane.tp, 0) or lane.reading for lane in self._detached)

@@ -225,8 +225,15 @@ class Ingest:
         for tenant in new:
             if tenant.documents_topic not in topics:
                 ensure_topics(self._log, tenant, self._settings.partitions)
+        self._forget(lambda tp: tp not in self._places and tp[0] not in under_way)
         skipped = under_way - known
         self._add([tp for topic, t in active.items() if topic not in skipped for tp in self._partitions(t, topics)])
+
+    def _forget(self, is_gone: Callable[[TopicPartition], bool]) -> None:
+        """Forgets what was kept for the jobs of partitions that are gone."""
+        for tp in [tp for tp in list(self._routed) if is_gone(tp)]:
+            self._routed.pop(tp, None)
+        self._lanes.forget_gates(is_gone)
 
     def _partitions(self, tenant: Tenant, topics: Mapping[str, int]) -> list[TopicPartition]:
         """Returns the partitions of the tenant's topic that are not read yet, by its newest map."""

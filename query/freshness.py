@@ -240,7 +240,7 @@ class Freshness:
             _event.warning("freshness lag is not known", tenant=tenant.name, reason=str(error))
             return [None] * len(generations)
         cost_s = (time.monotonic() - began) / len(generations)
-        self._known |= {name: _Known(lag, time.monotonic(), cost_s) for name, lag in zip(names, lags, strict=True)}
+        self._keep({name: _Known(lag, time.monotonic(), cost_s) for name, lag in zip(names, lags, strict=True)})
         return [
             lag if all(slot in watermarks for slot in g.slots) else None
             for g, lag in zip(generations, lags, strict=True)
@@ -257,8 +257,12 @@ class Freshness:
             _event.warning("freshness lag is not known", tenant=tenant.name, reason=str(error))
         finally:
             del self._looking[name]
-        self._known[name] = _Known(lag, now := time.monotonic(), now - began)
-        self._known = {name: k for name, k in self._known.items() if k.age_s() < LAG_STALE_S}
+        self._keep({name: _Known(lag, now := time.monotonic(), now - began)})
+
+    def _keep(self, measured: Mapping[tuple[str, str], _Known]) -> None:
+        """Keeps what was measured until it is stale."""
+        known = {**self._known, **measured}
+        self._known = {name: k for name, k in known.items() if k.age_s() < LAG_STALE_S}
 
     def measure(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> int:
         """Milliseconds since the oldest record that is accepted but not yet searchable; 0 when none waits. Blocks."""

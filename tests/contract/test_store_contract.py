@@ -16,7 +16,7 @@ import pytest
 from pyarrow import fs
 
 from vicinage.errors import Conflict, Corrupt, NotFound, Refused, Unavailable
-from vicinage.store import LocalStore, RemoteStore, Store, open_store, shown
+from vicinage.store import LocalStore, RemoteStore, Store, objects, open_store, shown
 
 pytestmark = pytest.mark.timeout(600)
 """The S3 server is built from its source where it is not yet there."""
@@ -80,6 +80,17 @@ def test_bytes_that_are_not_what_was_written_are_never_served(store: Store) -> N
             store.get(wrong)
         with pytest.raises(Corrupt):
             store.fetch(wrong)
+
+
+def test_of_many_files_the_last_ones_are_known_to_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "VERIFIED_MAX", 2)
+    store = LocalStore(tmp_path / "store")
+    refs = [store.put(f"a/{i}", bytes([i])) for i in range(4)]
+    assert [store.fetch(ref).read_bytes() for ref in refs] == [bytes([i]) for i in range(4)]
+    assert len(store._verified) == 2
+    spoil(store, "a/0", b"\x09")
+    with pytest.raises(Corrupt):
+        store.fetch(refs[0])
 
 
 def test_what_is_not_there_is_not_found(store: Store) -> None:

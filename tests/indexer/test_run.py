@@ -437,3 +437,19 @@ def test_tombstones_reach_the_segments_and_win_over_a_late_replay(opened) -> Non
     work_off(indexer)
     assert set(contents(base, generation)) == {"b"}
     assert not [p for p in indexer._pending if p == ShardId("acme", "docs", 1, generation.slots[0])]
+
+
+def test_nothing_is_kept_of_a_collection_that_is_gone(opened) -> None:
+    base = opened(seal_passages=1, segments_max=1)
+    generation, indexer = make_collection(base), make_indexer(base)
+    for i in range(3):
+        append(base, generation, up(f"d{i}", i))
+        work_off(indexer)
+    assert indexer._sealed
+    assert indexer._upkeep._passed
+    base.registry.delete_collection("acme", "docs", actor="test")
+    for _ in range(2):
+        base.clock.advance(base.settings.indexer.lease_s / 2)
+        work_off(indexer)
+    assert not indexer._sealed
+    assert not indexer._upkeep._passed

@@ -194,6 +194,17 @@ def test_a_suspended_tenant_is_not_read_and_loses_nothing(base, acme) -> None:
     assert len(rows(base)) == 1
 
 
+def test_nothing_is_kept_of_a_partition_that_is_gone(base, acme) -> None:
+    ingest = make_ingest(base)
+    send(base, {"collection": "docs", "id": "a", "text": "x"})
+    eventually(lambda: ingest.step(0.1) or rows(base))
+    assert ingest._routed
+    assert ingest._lanes._gates
+    base.registry.suspend_tenant("acme", actor="test")
+    eventually(lambda: ingest._discover() or not ingest._routed)
+    assert not ingest._lanes._gates
+
+
 def test_a_document_goes_to_every_serving_generation(base, acme) -> None:
     place = provisioning.placer(base.log, "acme", "docs", 1, 8)
     base.registry.add_generation(

@@ -61,8 +61,7 @@ class LocalStore(VerifiedStore):
             with Away(ref.path):
                 check(ref, file.stat().st_size, digest_file(file))
         except (Corrupt, NotFound):
-            with self._lock:
-                self._verified.discard((str(file), ref.bytes, ref.sha256))
+            self._forget_verified(ref, file)
             raise
 
     def sweep(self, prefix: str, *, keep: Container[str] | Keep, age_s: float) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,10 @@ from vicinage.errors import Corrupt, NotFound, Refused, Unavailable
 from vicinage.records import ObjectRef
 
 CHUNK: Final = 4 << 20
+VERIFIED_MAX: Final = 100_000
+"""Files that are known to be whole: about 50 MB."""
+_Verified = tuple[str, int, str]
+"""A file, its bytes, and its checksum."""
 Keep = Callable[[], Container[str]]
 """Says which objects a sweep keeps."""
 
@@ -66,7 +71,8 @@ class VerifiedStore:
     """What both stores share: sweeping, and verifying a file once."""
 
     def __init__(self) -> None:
-        self._verified: set[tuple[str, int, str]] = set()
+        self._verified: OrderedDict[_Verified, None] = OrderedDict()
+        """Files that were verified, the one fetched last at the end."""
         self._lock = threading.Lock()
 
     def sweep(self, prefix: str, *, keep: Container[str] | Keep, age_s: float) -> Sequence[str]:
@@ -93,12 +99,24 @@ class VerifiedStore:
     def _verify_once(self, ref: ObjectRef, file: Path) -> None:
         if not file.is_file():
             raise NotFound(f"object {ref.path} is not in the store")
-        seen = (str(file), ref.bytes, ref.sha256)
-        if seen in self._verified:
-            return
-        check(ref, file.stat().st_size, digest_file(file))
         with self._lock:
-            self._verified.add(seen)
+            seen = (str(file), ref.bytes, ref.sha256)
+            if seen in self._verified:
+                self._verified.move_to_end(seen)
+                return
+        check(ref, file.stat().st_size, digest_file(file))
+        self._note_verified(ref, file)
+
+    def _note_verified(self, ref: ObjectRef, file: Path) -> None:
+        """Has the file not verified again while it is one of the VERIFIED_MAX fetched last."""
+        with self._lock:
+            self._verified[str(file), ref.bytes, ref.sha256] = None
+            if len(self._verified) > VERIFIED_MAX:
+                self._verified.popitem(last=False)
+
+    def _forget_verified(self, ref: ObjectRef, file: Path) -> None:
+        with self._lock:
+            self._verified.pop((str(file), ref.bytes, ref.sha256), None)
 
 
 class Away:

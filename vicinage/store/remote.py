@@ -112,8 +112,7 @@ class RemoteStore(VerifiedStore):
             part.replace(file)
         finally:
             part.unlink(missing_ok=True)
-        with self._lock:
-            self._verified.add((str(file), ref.bytes, ref.sha256))
+        self._note_verified(ref, file)
 
     def _make_room(self, newest: Path) -> None:
         """Remove the copies used longest ago until the cache is within its bound; what is mapped stays readable."""

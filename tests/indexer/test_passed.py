@@ -1,0 +1,62 @@
+"""What is noted of rows that pass by: no more than a bound, and never less than a shard needs to join."""
+
+from test_searcher import ask, collection, one, reach, searching, send, shard_of
+
+from cluster.wiring import Ground
+from indexer.passed import Passed
+from tenants import provisioning
+from tenants.provisioning import VECTORS_TOPIC
+from vicinage.log import Record
+from vicinage.records import ShardId
+
+NEAR, FAR = ShardId("acme", "docs", 1, 0), ShardId("acme", "docs", 1, 1)
+
+
+def test_a_slot_of_which_too_much_is_noted_begins_anew_and_others_do_not() -> None:
+    passed = Passed(noted_max=3)
+    passed.begin({0: 5, 1: 7})
+    for offset in range(5, 9):
+        passed.add(NEAR, offset)
+    passed.add(FAR, 7)
+    passed.bound({0: 9, 1: 8})
+    assert (passed.of(NEAR), passed.begun(0, -1)) == ((), 9)
+    assert (passed.of(FAR), passed.begun(1, -1)) == ((7,), 7)
+
+
+def test_what_segments_have_and_what_joined_is_not_counted() -> None:
+    passed = Passed(noted_max=3)
+    passed.begin({0: 0})
+    for offset in range(4):
+        passed.add(NEAR, offset)
+    passed.sealed(NEAR, 2)
+    passed.put(NEAR, [2, 3])
+    passed.bound({0: 4})
+    assert passed.of(NEAR) == (2, 3)
+    passed.forget(NEAR)
+    passed.forget(NEAR)
+    assert passed.noted(NEAR) == (0, -1)
+
+
+def test_a_shard_finds_every_row_though_strangers_filled_what_is_noted(base: Ground) -> None:
+    provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
+    docs = shard_of(collection(base))
+    with searching(base) as searcher:
+        searcher.tail._passed._noted_max = 10
+        send(base, docs, one("a", 1))
+        strangers = [Record(b"whatever", f"nobody/here/{i}".encode()) for i in range(50)]
+        base.log.append(VECTORS_TOPIC, docs.slot, strangers)
+        end = send(base, docs, one("b", 2))
+        reach(searcher, {docs.slot: end})
+        assert sum(searcher.tail._passed._counts.values()) <= 10
+        assert ask(searcher, docs) == [("a", 1), ("b", 2)]
+
+
+def test_nothing_is_kept_of_a_tenant_that_is_gone(base: Ground) -> None:
+    provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
+    docs = shard_of(collection(base))
+    with searching(base) as searcher:
+        reach(searcher, {docs.slot: send(base, docs, one("a", 1))})
+        assert searcher.tail.lags_ms() != {}
+        base.registry.delete_collection("acme", "docs", actor="test")
+        searcher.holding.look()
+        assert searcher.tail.lags_ms() == {}
