@@ -41,6 +41,12 @@ QUICK = {"embedder__threads": "1", "embedder__precision": "float32"}
 """No request here needs the embedder: it is not measured at its start."""
 
 
+def memory(pid: int) -> int:
+    """Returns the bytes that a process and those that it started have in memory."""
+    process = psutil.Process(pid)
+    return sum(p.memory_info().rss for p in (process, *process.children(recursive=True)))
+
+
 @dataclass
 class Watch:
     """Searches of a neighbor, one after the other, and the gateway's memory, until it is stopped."""
@@ -68,11 +74,9 @@ class Watch:
 
     def weigh(self) -> None:
         """Looks at the memory of the gateway and what it started."""
-        process = psutil.Process(self.pid)
         while not self._stop.wait(0.02):
             with contextlib.suppress(psutil.Error):
-                every = [process, *process.children(recursive=True)]
-                self.peak = max(self.peak, sum(p.memory_info().rss for p in every))
+                self.peak = max(self.peak, memory(self.pid))
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -215,7 +219,7 @@ def prepared(platform: Platform, n_collections: int) -> Target:
 def measured(target: Target, name: str, send: Callable[[], str]) -> str:
     """One line of the table."""
     gateway = target.platform.pids()["gateway"]
-    before = psutil.Process(gateway).memory_info().rss
+    before = memory(gateway)
     stored = sum(f.stat().st_size for f in target.platform.data.rglob("*") if f.is_file())
     watch = Watch(target.platform.url, target.neighbor, gateway)
     with watch.watching():

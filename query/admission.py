@@ -1,4 +1,4 @@
-"""Who may come in: a bounded number of requests, and bytes of their bodies, of which every tenant leaves some to the others.
+"""Who may come in: a bounded number of requests, and bytes of their bodies and answers, of which every tenant leaves some to the others.
 
 Laws 6 and 7: a tenant holds at most its weight times what is still free (the rule of vicinage/fair.py). Alone, one of weight 1
 gets half of the places, one of weight 4 four fifths; a newcomer always finds one. A place is taken before the body is read: a
@@ -16,9 +16,10 @@ from vicinage.fair import has_room
 class Admission:
     """Requests in flight, in all and per tenant. Belongs to one event loop."""
 
-    def __init__(self, *, in_flight_max: int, bodies_bytes_max: int) -> None:
+    def __init__(self, *, in_flight_max: int, bodies_bytes_max: int, answers_bytes_max: int) -> None:
         self._places = _Shared(in_flight_max)
         self._bodies = _Shared(bodies_bytes_max)
+        self._answers = _Shared(answers_bytes_max)
         self._draining = False
 
     @property
@@ -31,6 +32,11 @@ class Admission:
         """Bytes of the bodies that they brought."""
         return self._bodies.total
 
+    @property
+    def answers_bytes(self) -> int:
+        """Bytes of large answers that are not read yet."""
+        return self._answers.total
+
     def drain(self) -> None:
         """Let nobody in any more; those inside finish."""
         self._draining = True
@@ -42,30 +48,37 @@ class Admission:
             raise Unavailable("this gateway is shutting down", dependency="gateway", retry_after_s=1.0)
         if not self._places.take(tenant, 1, weight):
             raise Overloaded("too many requests are being served; this tenant has its share", retry_after_s=0.5)
-        place = Place(self._places, self._bodies, tenant, weight)
+        place = Place(self._places, self._bodies, self._answers, tenant, weight)
         try:
             yield place
         finally:
             place.leave()
             self._bodies.give_back(tenant, place.bytes)
+            self._answers.give_back(tenant, place.answer_bytes)
 
 
 class Place:
-    """One request inside, and the bytes of its body."""
+    """One request inside, and the bytes of its body and of its answer."""
 
-    __slots__ = ("_bodies", "_inside", "_places", "_tenant", "_weight", "bytes")
+    __slots__ = ("_answers", "_bodies", "_inside", "_places", "_tenant", "_weight", "answer_bytes", "bytes")
 
-    def __init__(self, places: "_Shared", bodies: "_Shared", tenant: str, weight: int) -> None:
-        self._places, self._bodies = places, bodies
+    def __init__(self, places: "_Shared", bodies: "_Shared", answers: "_Shared", tenant: str, weight: int) -> None:
+        self._places, self._bodies, self._answers = places, bodies, answers
         self._tenant, self._weight = tenant, weight
         self._inside = True
-        self.bytes = 0
+        self.bytes = self.answer_bytes = 0
 
     def hold(self, n_bytes: int) -> None:
         """Hold so many bytes more until the request is over. Raises Overloaded."""
         if not self._bodies.take(self._tenant, n_bytes, self._weight):
             raise Overloaded("too many bytes of bodies are held; this tenant has its share", retry_after_s=0.5)
         self.bytes += n_bytes
+
+    def hold_answer(self, n_bytes: int) -> None:
+        """Holds the bytes of an answer until it is read or its reader is gone. Raises Overloaded."""
+        if not self._answers.take(self._tenant, n_bytes, self._weight):
+            raise Overloaded("too many bytes of answers are not read yet; this tenant has its share", retry_after_s=0.5)
+        self.answer_bytes += n_bytes
 
     def leave(self) -> None:
         """Give the place to others now; the bytes stay on account. Idempotent."""

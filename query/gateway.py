@@ -118,7 +118,11 @@ class Gateway:
             self.embedder_for,
             made["freshness"],
             made["recall"],
-            Admission(in_flight_max=s.in_flight_max, bodies_bytes_max=s.bodies_bytes_max),
+            Admission(
+                in_flight_max=s.in_flight_max,
+                bodies_bytes_max=s.bodies_bytes_max,
+                answers_bytes_max=s.answers_bytes_max,
+            ),
             self.reranker,
         )
         made["parsers"] = Parsers(

@@ -54,7 +54,12 @@ class GatewaySettings(_Group):
     bodies_bytes_max: int = Field(
         default=512 << 20,
         ge=1 << 10,
-        description="bytes of bodies, and of large answers that are not read yet, held at once before 429, shared as requests are",
+        description="bytes of bodies held at once before 429, shared as requests are",
+    )
+    answers_bytes_max: int = Field(
+        default=128 << 20,
+        ge=1 << 10,
+        description="bytes of answers of more than 256 KiB that are not read yet, held at once before 429, shared as requests are",
     )
     parse_processes: int = Field(
         default=1, ge=1, le=64, description="processes that parse large bodies; they start with the first one"

@@ -101,8 +101,8 @@ async def list_all(request: Request) -> Response:
         deadline = Deadline.after(house.settings.timeout_ms / 1000)
         async with house.turns.take(tenant.name, CLASS_WEIGHT[tenant.priority], deadline):
             found = await facts_of(house, house.registry.collections(who.tenant), who.tenant)
-            data = await joined(orjson.dumps(each) for each in found)
-        return sent(b'{"collections":[' + data + b"]}", place, held)
+            data = await joined((orjson.dumps(each) for each in found), first=b'{"collections":[', last=b"]}")
+        return sent(data, place, held)
 
 
 @router.get("/v1/collections/{collection}", response_model=None)

@@ -46,9 +46,10 @@ async def letters(request: Request) -> Response:
         place = held.enter_context(house.answerer.admitted(tenant))
         async with _turn(house, tenant):
             found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=after, limit=limit)
-            data = await joined(orjson.dumps(each) for each in found)
-        last = orjson.dumps(found[-1]["position"] if found else None)
-        return sent(b'{"letters":[' + data + b'],"next":' + last + b"}", place, held)
+            last = orjson.dumps(found[-1]["position"] if found else None)
+            pieces = (orjson.dumps(each) for each in found)
+            data = await joined(pieces, first=b'{"letters":[', last=b'],"next":' + last + b"}")
+        return sent(data, place, held)
 
 
 @router.get("/v1/dead-letters/{position}", response_model=None)

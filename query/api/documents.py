@@ -144,7 +144,7 @@ async def read(collection: str, document_id: str, request: Request) -> Response:
 
 async def _stored(
     house: Any, tenant: Tenant, document_id: str, token: Token | None, deadline: Deadline, collection: Collection
-) -> bytes | None:
+) -> memoryview | None:
     """Returns the document as JSON, None if there is none. One of many passages takes its turn as any other."""
     if token is not None:
         collection = await house.answerer.reached(token, tenant, collection, deadline)
@@ -155,13 +155,13 @@ async def _stored(
         return None if found is None else await _written(found)
 
 
-async def _written(stored: StoredDocument) -> bytes:
+async def _written(stored: StoredDocument) -> memoryview:
     head = orjson.dumps({"id": stored.id, "version": stored.version, "metadata": stored.metadata})
-    passages = await joined(
+    passages = (
         orjson.dumps({"passage": i, "text": p.text, "start": p.start, "end": p.end})
         for i, p in enumerate(stored.passages)
     )
-    return head[:-1] + b',"passages":[' + passages + b"]}"
+    return await joined(passages, first=head[:-1] + b',"passages":[', last=b"]}")
 
 
 @router.delete("/v1/collections/{collection}/documents/{document_id:path}", status_code=202, response_model=None)

@@ -228,7 +228,7 @@ async def _line(
             tenant, where = await house.answerer.find(await whoever(), collection)
             own: Place = place.enter_context(house.answerer.admitted(tenant))
             line = await written(await house.answerer.answer(question, tenant, where), index=index)
-            own.hold(len(line))  # until its reader has it
+            own.hold_answer(len(line))  # until its reader has it
         except Exception as error:  # noqa: BLE001  (the request boundary: each question of a batch is one)
             line = orjson.dumps({"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))})
         return line + b"\n", place.pop_all()

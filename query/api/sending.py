@@ -18,28 +18,33 @@ SLICE_BYTES: Final = 256 << 10
 JSON: Final = "application/json"
 
 
-async def joined(pieces: Iterable[bytes], separator: bytes = b",") -> bytes:
-    """Returns the pieces joined; between slices of SLICE_BYTES other requests have their turn."""
-    made: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        made.append(piece)
+async def joined(pieces: Iterable[bytes], *, first: bytes, last: bytes) -> memoryview:
+    """Returns the pieces, joined by commas, between `first` and `last`.
+
+    Between slices of SLICE_BYTES other requests have their turn. No piece is kept beside what was made.
+    """
+    made, size = bytearray(first), 0
+    for i, piece in enumerate(pieces):
+        if i:
+            made += b","
+        made += piece
         size += len(piece)
         if size > SLICE_BYTES:
             size = 0
             await asyncio.sleep(0)
-    return separator.join(made)
+    made += last
+    return memoryview(made)
 
 
-def sent(data: bytes, place: Place, held: ExitStack) -> Response:
+def sent(data: bytes | memoryview, place: Place, held: ExitStack) -> Response:
     """Returns the answer of a request that holds `place` by `held`.
 
     A large one gives the place to others, and keeps its bytes on the account until the reader has them or is gone.
     Raises Overloaded where the tenant's answers that are not read take its share.
     """
     if len(data) <= SLICE_BYTES:
-        return Response(data, media_type=JSON)
-    place.hold(len(data))
+        return Response(bytes(data), media_type=JSON)
+    place.hold_answer(len(data))
     place.leave()
     return _Slices(data, held.pop_all())
 
@@ -47,7 +52,7 @@ def sent(data: bytes, place: Place, held: ExitStack) -> Response:
 class _Slices(Response):
     """A body that is sent slice by slice, each when the reader has taken most of the one before."""
 
-    def __init__(self, data: bytes, held: ExitStack) -> None:
+    def __init__(self, data: bytes | memoryview, held: ExitStack) -> None:
         super().__init__(data, media_type=JSON)
         self._held = held
 

@@ -21,7 +21,7 @@ N = 2_000
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
-    gateway = GatewaySettings(timeout_ms=20_000, bodies_bytes_max=32 << 20)
+    gateway = GatewaySettings(timeout_ms=20_000, answers_bytes_max=32 << 20)
     with platform(tmp_path_factory.mktemp("large"), gateway) as caller:
         yield caller
 
@@ -47,7 +47,7 @@ def test_a_document_of_many_passages_comes_whole(call: Caller, key: str) -> None
     assert int(found.headers["content-length"]) == len(found.content) > 5 << 20
     assert [p["passage"] for p in body["passages"]] == list(range(N))
     assert body["passages"][7]["text"].startswith("passage 7 ")
-    assert app.state.gateway.answerer.admission.bodies_bytes == 0
+    assert app.state.gateway.answerer.admission.answers_bytes == 0
 
 
 def test_answers_that_nobody_reads_are_on_their_tenants_account(call: Caller, key: str) -> None:
@@ -65,9 +65,9 @@ def test_answers_that_nobody_reads_are_on_their_tenants_account(call: Caller, ke
             for connection in held:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 connection.sendall(request)
-            eventually(lambda: admission.bodies_bytes > 12 << 20)
+            eventually(lambda: admission.answers_bytes > 12 << 20)
             eventually(lambda: admission.in_flight == 0)
-            assert admission.bodies_bytes <= 32 << 20
+            assert admission.answers_bytes <= 32 << 20
             refused = sum(c.recv(12) == b"HTTP/1.1 429" for c in held)
             assert refused > 10
             path = f"{url}/v1/collections/c"
@@ -78,7 +78,7 @@ def test_answers_that_nobody_reads_are_on_their_tenants_account(call: Caller, ke
         finally:
             for connection in held:
                 connection.close()
-        eventually(lambda: admission.bodies_bytes == 0)
+        eventually(lambda: admission.answers_bytes == 0)
     assert call("GET", "/v1/collections/c/documents/large", key).status_code == 200
 
 

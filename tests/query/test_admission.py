@@ -20,7 +20,7 @@ def enter(admission: Admission, held: ExitStack, tenant: str, weight: int = 1) -
 
 @pytest.mark.parametrize(("weight", "places"), [(1, 10), (2, 14), (4, 16)])
 def test_a_tenant_alone_leaves_room_for_a_newcomer(weight: int, places: int) -> None:
-    admission = Admission(in_flight_max=20, bodies_bytes_max=1_000)
+    admission = Admission(in_flight_max=20, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     with ExitStack() as held:
         assert sum(enter(admission, held, "loud", weight) for _ in range(100)) == places
         assert enter(admission, held, "newcomer")
@@ -29,13 +29,13 @@ def test_a_tenant_alone_leaves_room_for_a_newcomer(weight: int, places: int) -> 
 
 
 def test_the_only_place_there_is_can_be_had() -> None:
-    admission = Admission(in_flight_max=1, bodies_bytes_max=1_000)
+    admission = Admission(in_flight_max=1, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     with ExitStack() as held:
         assert [enter(admission, held, "a") for _ in range(2)] == [True, False]
 
 
 def test_a_place_is_given_back_when_the_work_fails() -> None:
-    admission = Admission(in_flight_max=1, bodies_bytes_max=1_000)
+    admission = Admission(in_flight_max=1, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), admission.enter("a", 1):
             raise ZeroDivisionError
@@ -43,7 +43,7 @@ def test_a_place_is_given_back_when_the_work_fails() -> None:
 
 
 def test_however_many_are_loud_the_next_one_finds_a_place() -> None:
-    admission = Admission(in_flight_max=256, bodies_bytes_max=1_000)
+    admission = Admission(in_flight_max=256, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     with ExitStack() as held:
         for tenant in range(5):
             while enter(admission, held, f"loud {tenant}"):
@@ -52,7 +52,7 @@ def test_however_many_are_loud_the_next_one_finds_a_place() -> None:
 
 
 def test_once_requests_come_and_go_a_gold_tenant_holds_four_places_to_a_bronze_ones_one() -> None:
-    admission = Admission(in_flight_max=24, bodies_bytes_max=1_000)
+    admission = Admission(in_flight_max=24, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     inside: dict[str, list[ExitStack]] = {"bronze": [], "gold": []}
     for _ in range(200):
         for tenant, weight in (("bronze", 1), ("gold", 4)):
@@ -66,7 +66,7 @@ def test_once_requests_come_and_go_a_gold_tenant_holds_four_places_to_a_bronze_o
 
 
 def test_while_draining_nobody_comes_in_and_those_inside_finish() -> None:
-    admission = Admission(in_flight_max=8, bodies_bytes_max=1_000)
+    admission = Admission(in_flight_max=8, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     with admission.enter("a", 1):
         admission.drain()
         with pytest.raises(Unavailable), admission.enter("a", 1):
@@ -82,7 +82,7 @@ def test_while_draining_nobody_comes_in_and_those_inside_finish() -> None:
 def test_it_never_lets_in_more_than_the_bound_nor_forgets_a_place(
     steps: list[tuple[str, int, bool]], most: int
 ) -> None:
-    admission = Admission(in_flight_max=most, bodies_bytes_max=1_000)
+    admission = Admission(in_flight_max=most, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     inside: dict[str, list[ExitStack]] = {name: [] for name in "abcd"}
     for tenant, weight, comes in steps:
         if comes:
@@ -97,3 +97,17 @@ def test_it_never_lets_in_more_than_the_bound_nor_forgets_a_place(
     assert admission.in_flight == 0
     with admission.enter("a", 1):
         pass
+
+
+def test_answers_that_are_not_read_have_an_account_of_their_own() -> None:
+    admission = Admission(in_flight_max=100, bodies_bytes_max=1_000, answers_bytes_max=1_000)
+    with ExitStack() as held:
+        places = [held.enter_context(admission.enter("loud", 1)) for _ in range(6)]
+        for place in places[:5]:
+            place.hold_answer(100)
+        with pytest.raises(Overloaded, match="answers"):
+            places[5].hold_answer(100)
+        places[5].hold(400)
+        held.enter_context(admission.enter("newcomer", 1)).hold_answer(200)
+        assert (admission.bodies_bytes, admission.answers_bytes) == (400, 700)
+    assert (admission.bodies_bytes, admission.answers_bytes) == (0, 0)
