@@ -1,95 +1,193 @@
-"""Disk under steady updates and deletions: how many bytes the log and the store take, and the gateway's memory and files.
+"""Disk under steady updates and deletions, and at rest after them, by part; and the gateway's memory and files.
 
-`python loadtest/disk.py [--seconds 600] [--updates 200] [--deletions 20] [--documents 20000] [--rest 120]`:
-a platform of its own, one collection of vectors. Prints a line every ten seconds, and at the end the bytes at rest as multiples of the living data.
+`python loadtest/disk.py [--seconds 600] [--updates 200] [--deletions 20] [--documents 20000] [--rest 600]`: a platform
+of its own and one collection of vectors. Prints a line every ten seconds, and at the end the bytes of each phase.
+
+Living data are what a client would have to write again: the float32 vectors, texts and metadata of the documents that
+the collection counts. Ids, versions, indexes and copies are not living data. A document here is a vector alone.
 """
 
 import argparse
 import random
+import sqlite3
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Final
 
 import httpx
 import numpy as np
+import orjson
 import psutil
+import pyarrow as pa
 import running
 
-D = 384
-EVERY_S = 10.0
+D: Final = 384
+EVERY_S: Final = 10.0
+OFFSET_BITS: Final = 40
+"""Of a record's row id in the log: its offset within the partition."""
 
 
-def disk(data: Path) -> dict[str, float]:
-    """Megabytes of the log, its write-ahead log, and the store."""
-
-    def size(*files: Path) -> float:
-        found = 0
-        for file in files:
-            with suppress(FileNotFoundError):  # deleted while it is looked at
-                found += file.lstat().st_size if not file.is_dir() else 0
-        return found / 1e6
-
-    store = size(*(data / "store").rglob("*"))
-    return {"log": size(data / "log.db"), "wal": size(data / "log.db-wal"), "store": store}
+def size(*files: Path) -> int:
+    """Returns the bytes of those of the files that are there."""
+    found = 0
+    for file in files:
+        with suppress(FileNotFoundError):  # deleted while it is looked at
+            found += file.lstat().st_size if not file.is_dir() else 0
+    return found
 
 
-def line(seconds: float, data: Path, gateway: psutil.Process, sent: int) -> None:
-    """Prints one measurement."""
-    sizes = " ".join(f"{name} {mb:.1f}" for name, mb in disk(data).items())
-    memory = gateway.memory_info().rss / 1e6
-    print(
-        f"{seconds:6.0f} s  {sent} writes  MB: {sizes}  gateway: {memory:.0f} MB, {gateway.num_fds()} files", flush=True
-    )
+def opened(database: Path) -> closing[sqlite3.Connection]:
+    """Opens a database to read it."""
+    return closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30))
 
 
-def write(client: Any, names: list[str], chance: np.random.Generator) -> None:
-    """Writes a document of each name."""
-    vectors = chance.standard_normal((len(names), D)).astype(np.float32)
-    body = [{"id": n, "vector": v.tolist()} for n, v in zip(names, vectors, strict=True)]
-    client.post("/v1/collections/c/documents", json={"documents": body}).raise_for_status()
+def of_log(database: Path) -> Counter[str]:
+    """Returns the bytes of the log's file, by the kind of topic; what is neither a record's nor free is page overhead."""
+    sizes = "SELECT id >> ?, sum(length(value) + coalesce(length(key), 0)) FROM records GROUP BY 1"
+    found: Counter[str] = Counter()
+    with opened(database) as log:
+        topics = dict(log.execute("SELECT id, topic FROM partitions"))
+        for number, n in log.execute(sizes, (OFFSET_BITS,)).fetchall():
+            found[f"log {topics[number].split('.')[1]}" if number in topics else "log other"] += n
+        free, page, pages = (
+            log.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_size", "page_count")
+        )
+    found["log free"] = free * page
+    found["log pages"] = max(0, pages * page - found.total())
+    return found
 
 
-def updates(asked: argparse.Namespace, client: Any, show: Callable[[float, int], None]) -> None:
-    """Updates and deletes documents at the rates that were asked, a tenth of a second's at once."""
+def named(catalog: Path) -> dict[str, str]:
+    """Returns path → role of every object that a manifest names."""
+    with opened(catalog) as c:
+        rows = c.execute("SELECT segments FROM manifests").fetchall()
+    segments = [segment for (text,) in rows for segment in orjson.loads(text)]
+    return {o["path"]: role for segment in segments for role, o in segment["objects"].items()}
+
+
+def disk(data: Path) -> Counter[str]:
+    """Returns the bytes of everything that lies in the data directory, by part."""
+    current = named(data / "catalog.db")
+    found = of_log(data / "log.db")
+    store = data / "store"
+    for file in store.rglob("*"):
+        role = current.get(str(file.relative_to(store)))
+        found[f"segments {role}" if role else "superseded"] += size(file)
+    found["log wal"] = size(data / "log.db-wal")
+    found["catalog"] = size(data / "catalog.db", data / "catalog.db-wal")
+    found["cache"] = size(*(data / "cache").rglob("*"))
+    found["run"] = size(*(data / "run").rglob("*"))
+    return found
+
+
+class Phases:
+    """What was seen in each phase, printed as it comes."""
+
+    def __init__(self, data: Path, gateway: psutil.Process, living: Callable[[], int]) -> None:
+        self._data, self._gateway, self._living = data, gateway, living
+        self._seen: dict[str, list[tuple[Counter[str], int]]] = {}
+        self._began = time.monotonic()
+
+    def look(self, phase: str) -> None:
+        """Measures once, and prints it."""
+        parts, living = disk(self._data), max(1, self._living())
+        self._seen.setdefault(phase, []).append((parts, living))
+        memory = self._gateway.memory_info()
+        print(
+            f"{phase:8} {time.monotonic() - self._began:5.0f} s  {parts.total() / living:5.1f} times  gateway "
+            f"{memory.rss / 1e6:.0f} MB ({memory.shared / 1e6:.0f} of files), {self._gateway.num_fds()} descriptors"
+            f"  MB: {described(parts)}",
+            flush=True,
+        )
+
+    def summary(self) -> None:
+        """Prints the ratios of each phase, and the parts of its worst moment and of its last."""
+        for phase, looks in self._seen.items():
+            ratios = [parts.total() / living for parts, living in looks]
+            parts, living = max(looks, key=lambda look: look[0].total() / look[1])
+            print(
+                f"{phase}: times the living data: peak {max(ratios):.1f}, p50 {median(ratios):.1f}, last {ratios[-1]:.1f}"
+            )
+            print(f"  at the peak, MB: living {living / 1e6:.1f}; {described(parts)}")
+            print(f"  at the last, MB: living {looks[-1][1] / 1e6:.1f}; {described(looks[-1][0])}")
+
+
+def described(parts: Counter[str]) -> str:
+    """Returns the parts in megabytes, the largest first; none below a twentieth of one."""
+    return ", ".join(f"{name} {n / 1e6:.1f}" for name, n in parts.most_common() if n >= 5e4)
+
+
+def write(client: httpx.Client, names: list[str], chance: np.random.Generator) -> None:
+    """Writes a document of each name, as Arrow: that costs the machine the least."""
+    numbers = pa.array(chance.standard_normal(len(names) * D).astype(np.float32))
+    batch = pa.record_batch({"id": names, "vector": pa.FixedSizeListArray.from_arrays(numbers, D)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    path, headers = "/v1/collections/c/documents", {"content-type": "application/vnd.apache.arrow.stream"}
+    client.post(path, content=sink.getvalue().to_pybytes(), headers=headers).raise_for_status()
+
+
+def updates(asked: argparse.Namespace, client: httpx.Client, look: Callable[[], None]) -> None:
+    """Updates and deletes documents at the rates that were asked, a tenth of a second's at once, and searches.
+
+    Prints the rate of writes that was reached: a busy machine may not keep up.
+    """
     chance, dice = np.random.default_rng(1), random.Random(0)
     names = [f"d{i}" for i in range(asked.documents)]
     began = shown = time.monotonic()
-    sent = 0
+    rounds = 0
     while (now := time.monotonic()) - began < asked.seconds:
+        rounds += 1
         write(client, dice.sample(names, asked.updates // 10), chance)
         gone = dice.sample(names, asked.deletions // 10)
         client.post("/v1/collections/c/documents:delete", json={"ids": gone}).raise_for_status()
-        sent += asked.updates // 10 + len(gone)
+        search = {"vector": chance.standard_normal(D).tolist(), "k": 10}
+        client.post("/v1/collections/c/search", json=search).raise_for_status()
         if now - shown >= EVERY_S:
             shown = now
-            show(now - began, sent)
+            look()
         time.sleep(max(0.0, 0.1 - (time.monotonic() - now)))
+    per_s = rounds * (asked.updates + asked.deletions) / 10 / asked.seconds
+    print(f"{per_s:.0f} updates and deletions a second were reached", flush=True)
+
+
+def rest(asked: argparse.Namespace, look: Callable[[], None]) -> None:
+    """Writes nothing, and looks."""
+    end = time.monotonic() + asked.rest
+    while time.monotonic() < end:
+        time.sleep(min(EVERY_S, max(0.0, end - time.monotonic())))
+        look()
 
 
 def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
     """Fills a collection, updates it, and says what lies on the disk, meanwhile and at rest."""
-    made = platform.cli("tenant", "create", "disk")
+    made: dict[str, Any] = platform.cli("tenant", "create", "disk")
     headers = {"authorization": f"Bearer {made['key']}"}
     gateway = psutil.Process(platform.pids()["gateway"])
     with httpx.Client(base_url=platform.url, headers=headers, timeout=30, trust_env=False) as client:
+
+        def living() -> int:
+            return 4 * D * int(client.get("/v1/collections/c").json()["counts"]["documents"])
+
         client.post("/v1/collections", json={"name": "c", "dimension": D}).raise_for_status()
         for at in range(0, asked.documents, 500):
             write(client, [f"d{i}" for i in range(at, min(at + 500, asked.documents))], np.random.default_rng(at))
-        updates(asked, client, lambda seconds, sent: line(seconds, platform.data, gateway, sent))
-        time.sleep(asked.rest)
-        line(asked.seconds + asked.rest, platform.data, gateway, 0)
-        count = client.get("/v1/collections/c").json()["counts"]["documents"]
-    living, total = count * D * 4 / 1e6, sum(disk(platform.data).values())
-    print(f"{count} documents, {living:.1f} MB living; {total:.1f} MB on disk: {total / living:.1f} times")
+        phases = Phases(platform.data, gateway, living)
+        updates(asked, client, lambda: phases.look("updates"))
+        rest(asked, lambda: phases.look("rest"))
+    phases.summary()
 
 
 def main() -> None:
     """Measures with what the command line says."""
-    words = argparse.ArgumentParser(description=__doc__)
-    known = {"seconds": 600, "updates": 200, "deletions": 20, "documents": 20_000, "rest": 120}
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = {"seconds": 600, "updates": 200, "deletions": 20, "documents": 20_000, "rest": 600}
     for name, value in known.items():
         words.add_argument(f"--{name}", type=int, default=value)
     running.end_when_told()

@@ -204,7 +204,7 @@ class IndexerSettings(_Group):
         description="what is kept of a slot's vectors log, sealed, takes at most this share of the bytes of the slot's segments (and may take keep_sealed_bytes); SQLite alone",
     )
     keep_sealed_bytes: int = Field(
-        default=16 << 20,
+        default=4 << 20,
         ge=0,
         description="bytes of a slot's vectors log that may be kept though its segments are small",
     )
@@ -214,12 +214,12 @@ class IndexerSettings(_Group):
         description="how long records of documents logs are kept once ingest has done with them",
     )
     keep_documents_bytes: int = Field(
-        default=16 << 20,
+        default=4 << 20,
         ge=0,
         description="bytes of each partition of a documents log that are kept at most, once ingest has done with them for two minutes; SQLite alone (on Kafka: the topic's retention.bytes)",
     )
     superseded_age_s: float = Field(
-        default=60.0,
+        default=30.0,
         ge=0,
         description="how long objects are kept that compaction, a repair or a reindex has replaced; set it longer than copying the store takes where backups are made while the platform runs",
     )

@@ -31,7 +31,7 @@ GROUP_MAX: Final = 512
 """Appends that share one transaction at most."""
 DEADLINE_S: Final = 30.0
 EXPIRE_EVERY_S: Final = 60.0
-TRIM_BYTES: Final = 8 << 20
+TRIM_BYTES: Final = 4 << 20
 """Of records that one transaction deletes: each of their pages is read and overwritten."""
 
 _SCHEMA = """

@@ -18,7 +18,7 @@ WAIT_MS: Final = 100
 """How long emptying the write-ahead log waits for readers; appends wait as long. It is tried again after TIDY_S."""
 PAGES_AT_ONCE: Final = 1_024
 FREE_PAGES_MIN: Final = 256
-FREE_SHARE: Final = 4
+FREE_SHARE: Final = 8
 """One page in so many may be free: the next records take them."""
 INCREMENTAL: Final = 2
 _event = events("log")
