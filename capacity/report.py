@@ -1,11 +1,14 @@
 """The capacity report as JSON, each figure with how it was measured. Pure."""
 
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
 from capacity.accounting import holdings, total
 from capacity.headroom import host_memory
 from capacity.snapshot import Rate, Snapshot
+from tenants.provisioning import DEAD_LETTERS_MS
+from vicinage.settings import IndexerSettings
 
 METHODS = {
     "documents": "living documents in the searchers' snapshots; not in memory: counted from segments and log",
@@ -13,6 +16,8 @@ METHODS = {
     "at_least": "true: documents and passages are lower bounds, since a shard did not answer or was not counted yet",
     "host_bytes": "accounted: delta arrays, and segments as if every page were touched; 0 if not in memory",
     "store_bytes": "sizes of the objects that the manifests name",
+    "age_s": "kept for so long once it is not needed, as this gateway is configured",
+    "bytes_max": "sooner deleted beyond these bytes, but not before two minutes; null: no such bound, as on Kafka",
     "log_bytes": "size of the log's file and write-ahead log; null on Kafka, whose brokers keep it",
     "bytes_per_passage": "bytes of the collection's own passages in memory, the mean; of shards not in memory, of those in segments",
     "records": "records kept in the tenant's documents log",
@@ -28,7 +33,24 @@ METHODS = {
 }
 
 
-def report(snapshot: Snapshot) -> dict[str, Any]:
+def retention(snapshot: Snapshot, settings: IndexerSettings) -> list[dict[str, Any]]:
+    """Returns what is kept beside the living data: its bound in age, and in bytes where the log is on this disk."""
+    of_slot: Counter[int] = Counter()
+    for stats in snapshot.shards:
+        of_slot[stats.shard.slot] += stats.store_bytes
+    least, share = settings.keep_sealed_bytes, settings.keep_sealed_share
+    sealed = sum(max(least, int(share * n)) for n in of_slot.values())
+    here = snapshot.log_bytes is not None
+    rows: list[tuple[str, float, int | None]] = [
+        ("documents log, each partition", settings.keep_documents_s, settings.keep_documents_bytes if here else None),
+        ("vectors log, sealed", settings.keep_sealed_s, sealed if here else None),
+        ("dead letters", DEAD_LETTERS_MS / 1_000, None),
+        ("superseded segments", settings.superseded_age_s, None),
+    ]
+    return [{"kept": name, "age_s": age_s, "bytes_max": most} for name, age_s, most in rows]
+
+
+def report(snapshot: Snapshot, settings: IndexerSettings) -> dict[str, Any]:
     """Everything that `vicinage capacity` shows."""
     rows = holdings(snapshot)
     return {
@@ -49,6 +71,7 @@ def report(snapshot: Snapshot) -> dict[str, Any]:
         ],
         "headroom": [asdict(row) for row in host_memory(snapshot)],
         "disk": [{"log_bytes": snapshot.log_bytes, "store_bytes": sum(row.store_bytes for row in rows)}],
+        "retention": retention(snapshot, settings),
         "rates": {"searches": _rate(snapshot.searches), "applied_passages": _rate(snapshot.applied)},
         "methods": METHODS,
     }

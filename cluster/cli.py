@@ -715,6 +715,9 @@ def reindex_cancel(job_id: str, data: Path, url: str | None, key: str | None, *,
     show(operator(data, url, key).call("POST", f"/reindex/{job_id}/cancel"), as_json)
 
 
+_CAPACITY = ("collections", "tenants", "disk", "retention", "headroom", "rates")
+
+
 @main.group(invoke_without_command=True, epilog=EPILOG)
 @common
 @click.pass_context
@@ -725,7 +728,7 @@ def capacity(ctx: click.Context, data: Path, url: str | None, key: str | None, *
     vicinage capacity
     """
     if ctx.invoked_subcommand is None:
-        _capacity(data, url, key, as_json=as_json, parts=("collections", "tenants", "disk", "headroom", "rates"))
+        _capacity(data, url, key, as_json=as_json, parts=_CAPACITY)
 
 
 @capacity.command("show")
@@ -736,7 +739,7 @@ def capacity_show(data: Path, url: str | None, key: str | None, *, as_json: bool
     \b
     vicinage capacity show --json
     """
-    _capacity(data, url, key, as_json=as_json, parts=("collections", "tenants", "disk", "headroom", "rates"))
+    _capacity(data, url, key, as_json=as_json, parts=_CAPACITY)
 
 
 @capacity.command("headroom")

@@ -159,7 +159,8 @@ def build_gateway(
         from starlette.concurrency import run_in_threadpool
 
         stats = await asked.stats()
-        return report(await run_in_threadpool(take, base.registry, base.log, stats, rates, base.clock.now_ms()))
+        taken = await run_in_threadpool(take, base.registry, base.log, stats, rates, base.clock.now_ms())
+        return report(taken, base.settings.indexer)
 
     return create_app(
         Gateway(

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 from capacity.accounting import holdings, total
 from capacity.headroom import host_memory
-from capacity.report import report
+from capacity.report import report, retention
 from capacity.snapshot import Rate, SearcherMemory, Snapshot, each_once
 from indexer.host import Host
 from indexer.shard import ShardStats
 from tenants.entities import Tenant
 from vicinage.records import ShardId
+from vicinage.settings import IndexerSettings
 
 ONE, TWO = ShardId("acme", "docs", 1, 0), ShardId("acme", "docs", 1, 1)
 
@@ -99,7 +100,7 @@ def test_a_host_with_several_searchers_is_one_row() -> None:
 
 
 def test_the_report_names_every_tenant_and_how_each_figure_was_measured() -> None:
-    whole = report(snapshot(shard("acme", "docs", 1, 0, 10)))
+    whole = report(snapshot(shard("acme", "docs", 1, 0, 10)), IndexerSettings())
     assert [(t["tenant"], t["class"], t["records"]) for t in whole["tenants"]] == [
         ("acme", "silver", 7),
         ("empty", "gold", 0),
@@ -107,3 +108,19 @@ def test_the_report_names_every_tenant_and_how_each_figure_was_measured() -> Non
     assert set(whole["methods"]) >= set(whole["collections"][0]) - {"tenant", "collection"}
     assert set(whole["methods"]) >= set(whole["headroom"][0]) - {"resource", "host", "total_bytes", "by_dimension"}
     assert whole["rates"]["searches"] == {"per_s": 2.5, "window_s": 60}
+
+
+def test_what_is_kept_has_a_bound_in_age_and_where_the_log_is_here_in_bytes() -> None:
+    taken = snapshot(shard("acme", "docs", 1, 0, 1_000), shard("acme", "docs", 1, 1, 10))
+    settings = IndexerSettings(
+        keep_documents_s=600, keep_documents_bytes=7, keep_sealed_bytes=2_000, keep_sealed_share=0.5, superseded_age_s=9
+    )
+    bounds = {
+        "documents log, each partition": (600, 7),
+        "vectors log, sealed": (86_400, 25_000 + 2_000),
+        "dead letters": (30 * 86_400, None),
+        "superseded segments": (9, None),
+    }
+    rows = retention(replace(taken, log_bytes=1), settings)
+    assert {row["kept"]: (row["age_s"], row["bytes_max"]) for row in rows} == bounds
+    assert all(row["bytes_max"] is None for row in retention(taken, settings))

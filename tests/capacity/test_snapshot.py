@@ -17,6 +17,7 @@ from capacity.snapshot import Rates, take
 from ingest import intake
 from tenants import provisioning
 from vicinage.records import Document
+from vicinage.settings import IndexerSettings
 
 
 def write(base, tenant: str, collection: str, n: int, passages: int) -> None:
@@ -61,7 +62,7 @@ def test_counts_and_bytes_are_those_of_what_was_written(tmp_path: Path) -> None:
     assert docs.host_bytes >= 60 * DIMENSION * 4
     assert notes.host_bytes >= 3 * DIMENSION * 4
     assert taken.documents_logged == {"acme": 1, "other": 1}, "one POST is one record"
-    whole = report(taken)
+    whole = report(taken, IndexerSettings())
     [memory] = whole["headroom"]
     [fits] = memory["by_dimension"]
     assert (fits["dimension"], fits["n"]) == (DIMENSION, 63)
