@@ -12,6 +12,7 @@ from cluster.configuration import ConfigurationError
 from cluster.descriptors import connections_max, raise_limit
 from cluster.health import serve_health
 from cluster.lifetime import STOP_S, end_with_supervisor, limit_stop
+from cluster.memory import keep_returning
 from cluster.wiring import Ground, build_embedder, build_gateway, build_indexer, build_ingest, build_searcher, ground
 from vicinage.errors import Unavailable
 from vicinage.scratch import sweep_scratch
@@ -98,6 +99,7 @@ def begin(name: str) -> None:
     configure_events(name)
     when_one_dies(die)
     sweep_scratch()
+    keep_returning()
 
 
 def die(error: BaseException) -> None:
