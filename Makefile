@@ -2,13 +2,15 @@
 LOG ?= sqlite
 CATALOG ?= sqlite
 NODES ?= 1
+ROUNDS ?= 200
+SEED ?= 1
 TESTS ?= tests
 SHELL := /bin/bash
 UV := $(shell command -v uv || echo .uv/bin/uv)
 EXTRAS := --extra cpu --extra embed --extra kafka --extra postgres --extra ray
 RUN := HF_HUB_OFFLINE=1 $(UV) run --frozen --no-sync
 
-.PHONY: help setup demo test test-gpu check bench fmt kill docs clean
+.PHONY: help setup demo test test-gpu check bench fmt kill chaos docs clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -41,6 +43,9 @@ bench: setup ## figures beside their bounds: a table, and build/bench.json
 
 kill: setup ## kill -9 of each process in turn under load: 20 rounds
 	@$(RUN) python loadtest/kill_rounds.py --rounds 20
+
+chaos: setup ## faults at random over Kafka and PostgreSQL, against a model of every document: ROUNDS=200 SEED=1
+	@$(RUN) python loadtest/chaos.py --rounds $(ROUNDS) --seed $(SEED)
 
 docs: setup ## the reference pages, anew
 	@$(RUN) python -m cluster.reference
