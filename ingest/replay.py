@@ -1,6 +1,6 @@
-"""Dead letters back into the documents log, as new records, once the cause is mended.
+"""Writes dead letters into the documents log again, as new records, once their cause is repaired.
 
-Of a record with many documents only the rejected ones are written again: the others were accepted, and may be newer by now.
+Of a record with many documents, only the rejected ones are written again: the others were accepted and may be newer by now.
 """
 
 import base64
@@ -20,36 +20,49 @@ from vicinage.routing import home_of
 from vicinage.wire import ARROW, decode_documents, load_json
 
 PAGE: Final = 100
+AT_ONCE_MAX: Final = 500
+"""Letters of one call, so that a call takes seconds whatever the topic holds."""
 CONTENT_TYPE: Final = "content-type"
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What became of a replay: letters written again, letters whose original is not whole, and the token of the writes."""
+    """Counts of letters written again and of letters without their whole original, and the token of the writes.
+
+    `last` is the position up to which letters were asked for; `next` is the first one that is left, None where none is.
+    """
 
     replayed: int
     skipped: int
     token: Token | None
+    last: int
+    next: int | None
 
 
 def replay(log: Log, tenant: Tenant, first: int, last: int | None, *, partitions: int, now_ms: int) -> Replayed:
-    """Writes the originals of the letters from position `first` to `last` again; durable on return."""
+    """Writes the originals of the letters from position `first` to `last` again, AT_ONCE_MAX at most; durable on return.
+
+    After an Unavailable an unknown number of them is written: call again with the same positions.
+    """
     end = log.end(tenant.dead_topic, 0)
     last = end - 1 if last is None else min(last, end - 1)
     replayed = skipped = 0
     positions: list[Position] = []
     at = first - 1
-    while at < last and (letters := dead_letters.read(log, tenant, after=at, limit=PAGE)):
+    while at < last and replayed + skipped < AT_ONCE_MAX:
+        limit = min(PAGE, AT_ONCE_MAX - replayed - skipped)
+        letters = [each for each in dead_letters.read(log, tenant, after=at, limit=limit) if each["position"] <= last]
+        if not letters:
+            at = last
         for letter in letters:
             at = letter["position"]
-            if at > last:
-                break
             records = originals(letter, partitions, now_ms)
             replayed, skipped = replayed + bool(records), skipped + (not records)
             for partition, record in records:
                 offsets = log.append(tenant.documents_topic, partition, [record])
                 positions.extend(Position(partition, offset) for offset in offsets)
-    return Replayed(replayed, skipped, Token.covering(positions) if positions else None)
+    token = Token.covering(positions) if positions else None
+    return Replayed(replayed, skipped, token, last, at + 1 if at < last else None)
 
 
 def originals(letter: Mapping[str, Any], partitions: int, now_ms: int) -> list[tuple[int, Record]]:

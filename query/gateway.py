@@ -49,7 +49,11 @@ from vicinage.telemetry import events, gauge
 
 REFRESH_S = 0.25
 TURNS_AT_ONCE: Final = 2
-"""Heavy requests at work at once: their slices stand between those of all others on the event loop."""
+"""Large answers that are encoded at once: their slices run between those of all other requests on the event loop."""
+FETCHES_AT_ONCE: Final = 16
+"""Requests that wait for the content of a large answer at once; they take fewer than half of the gateway's threads."""
+FETCHES_OF_ONE_MAX: Final = 2
+"""Of those, one tenant's: a searcher or a topic that hangs delays its own tenants, and no others (bulkhead)."""
 STOP_S: Final = 10.0
 """How long what runs beside the routes may take to end."""
 SAVE_S: Final = 2.0
@@ -95,8 +99,10 @@ class Gateway:
     key_gate: KeyGate = field(init=False)
     parsers: Parsers = field(init=False)
     writers: Writers = field(init=False)
+    fetches: Turns = field(init=False)
+    """For reading what may be a large answer: documents, lists of collections, dead letters."""
     turns: Turns = field(init=False)
-    """For requests that may be heavy: documents, lists of collections, dead letters."""
+    """For encoding it on the event loop. Nothing waits for a searcher, the log or a client while it holds one."""
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -132,6 +138,7 @@ class Gateway:
             on_failure=self.on_failure,
         )
         made["writers"] = Writers()
+        made["fetches"] = Turns(FETCHES_AT_ONCE, FETCHES_OF_ONE_MAX)
         made["turns"] = Turns(TURNS_AT_ONCE)
         for name, part in made.items():
             object.__setattr__(self, name, part)

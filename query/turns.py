@@ -1,4 +1,4 @@
-"""Turns for requests that are heavy before they are known to be: a few at once, by tenant, charged for what they took.
+"""Turns for requests whose cost is not known in advance: a few at once, by tenant, charged for the time that they took.
 
 Law 7: the tenant that has used the least time for its weight goes next (start-time fair queueing, Goyal, Vin and Cheng,
 1996, with the measured time in the place of a known length). What a request costs is measured, so nothing is guessed.
@@ -29,10 +29,14 @@ class _Line:
 
 
 class Turns:
-    """Belongs to one event loop. At most `at_once` turns are taken; how many wait is bounded by admission."""
+    """Belongs to one event loop. At most `at_once` turns are held, `of_one_max` of them by one tenant.
 
-    def __init__(self, at_once: int) -> None:
+    Admission bounds how many requests wait.
+    """
+
+    def __init__(self, at_once: int, of_one_max: int | None = None) -> None:
         self._free = at_once
+        self._of_one_max = at_once if of_one_max is None else of_one_max
         self._lines: dict[str, _Line] = {}
         self._now_s = 0.0
         """What the tenant that went last had used: a newcomer starts there, and has saved nothing up."""
@@ -67,7 +71,7 @@ class Turns:
             raise
 
     def _next(self) -> None:
-        while self._free and (waiting := [line for line in self._lines.values() if line.waiting]):
+        while self._free and (waiting := [line for line in self._lines.values() if self._may_run(line)]):
             line = min(waiting, key=lambda each: (each.running, each.used_s))
             turn = line.waiting.popleft()
             if turn.done():  # given up
@@ -76,6 +80,9 @@ class Turns:
             self._free -= 1
             line.running += 1
             turn.set_result(None)
+
+    def _may_run(self, line: _Line) -> bool:
+        return bool(line.waiting) and line.running < self._of_one_max
 
     def _give_back(self, line: _Line) -> None:
         line.running -= 1

@@ -6,6 +6,7 @@ import click
 
 from cluster.commands.base import EPILOG, Group, common, operator
 from cluster.output import show
+from vicinage.records import Token
 
 COLUMNS = ("position", "reason", "field", "id", "collection", "partition", "offset", "event_time_ms")
 
@@ -63,8 +64,16 @@ def dead_letters_replay(
     \b
     vicinage dead-letters replay acme --from 40 --to 42
     """
+    platform, path = operator(data, url, key), f"/tenants/{tenant_name}/dead-letters:replay"
     body = {"from": first, **({} if last is None else {"to": last})}
-    show(operator(data, url, key).call("POST", f"/tenants/{tenant_name}/dead-letters:replay", body), as_json)
+    done = platform.call("POST", path, body)
+    found = [done]
+    while done["next"] is not None:  # `to` stays: what is rejected again is a new letter behind it
+        done = platform.call("POST", path, {"from": done["next"], "to": done["to"]})
+        found.append(done)
+    positions = [p for each in found if each["token"] for p in Token.parse(each["token"]).positions]
+    totals = {name: sum(each[name] for each in found) for name in ("replayed", "skipped")}
+    show({**totals, "token": str(Token.covering(positions)) if positions else None}, as_json)
 
 
 @dead_letters.command("purge")

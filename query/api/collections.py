@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -99,9 +100,13 @@ async def list_all(request: Request) -> Response:
     with ExitStack() as held:
         place = held.enter_context(house.answerer.admitted(tenant))
         deadline = Deadline.after(house.settings.timeout_ms / 1000)
-        async with house.turns.take(tenant.name, CLASS_WEIGHT[tenant.priority], deadline):
-            found = await facts_of(house, house.registry.collections(who.tenant), who.tenant)
-            data = await joined((orjson.dumps(each) for each in found), first=b'{"collections":[', last=b"]}")
+        weight = CLASS_WEIGHT[tenant.priority]
+        async with house.fetches.take(tenant.name, weight, deadline):
+            collections = house.registry.collections(who.tenant)
+            known = await _measured(house, collections, who.tenant)
+            async with house.turns.take(tenant.name, weight, deadline):
+                found = await _described(house, collections, known)
+                data = await joined((orjson.dumps(each) for each in found), first=b'{"collections":[', last=b"]}")
         return sent(data, place, held)
 
 
@@ -165,18 +170,43 @@ async def facts(house: Any, collection: Collection) -> dict[str, Any]:
 async def facts_of(
     house: Any, collections: Sequence[Collection], tenant: str | None, name: str | None = None
 ) -> list[dict[str, Any]]:
-    """The same of many, of one tenant or of all; the searchers are asked once. Who does not lie in memory is counted by its segments."""
+    """Returns the facts of many collections, of one tenant or of all; each searcher is asked once.
+
+    Documents of a shard that is not in memory are counted from its segments.
+    """
+    return await _described(house, collections, await _measured(house, collections, tenant, name))
+
+
+Waits = Mapping[tuple[str, str], Sequence[Mapping[str, object]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What the searchers, the log and the catalog say of collections; `lags_ms` is in the collections' order."""
+
+    held: Mapping[ShardId, ShardStats]
+    lags_ms: Sequence[int | None]
+    waits: Waits | None
+
+
+async def _measured(
+    house: Any, collections: Sequence[Collection], tenant: str | None, name: str | None = None
+) -> _Measured:
     slots = {slot for c in collections for slot in c.generation().slots}
     stats = await house.searchers.stats(tenant, name, slots=slots)
-    held = {s.shard: s for each in stats for s in each.shards}
     watermarks = {slot: at for each in stats for slot, at in each.watermarks.items()}
     waits = await _waits(house, tenant, name)
-    lags = await _lags(house, collections, watermarks)
+    lags_ms = await _lags(house, collections, watermarks)
+    return _Measured({s.shard: s for each in stats for s in each.shards}, lags_ms, waits)
+
+
+async def _described(house: Any, collections: Sequence[Collection], known: _Measured) -> list[dict[str, Any]]:
+    """Returns each collection's facts. Waits for nothing, and yields to other requests every FACTS_AT_ONCE."""
     found: list[dict[str, Any]] = []
-    for collection, lag_ms in zip(collections, lags, strict=True):
-        found.append(_facts(house, collection, held, lag_ms, waits))
+    for collection, lag_ms in zip(collections, known.lags_ms, strict=True):
+        found.append(_facts(house, collection, known.held, lag_ms, known.waits))
         if len(found) % FACTS_AT_ONCE == 0:
-            await asyncio.sleep(0)  # others have their turn
+            await asyncio.sleep(0)
     return found
 
 
@@ -193,9 +223,6 @@ async def _lags(house: Any, collections: Sequence[Collection], watermarks: Mappi
         found = await house.freshness.lags_ms(house.registry.tenant(name), generations, here)
         lags |= {(name, c.name): lag for c, lag in zip(own, found, strict=True)}
     return [lags[c.tenant, c.name] for c in collections]
-
-
-Waits = Mapping[tuple[str, str], Sequence[Mapping[str, object]]]
 
 
 async def _waits(house: Any, tenant: str | None, name: str | None) -> Waits | None:

@@ -14,6 +14,7 @@ from ingest.intake import partitions_of
 from ingest.replay import replay
 from query.api.http import answer, gateway, integer, json_object, number, principal
 from query.api.sending import joined, sent
+from query.turns import Turns
 from tenants.entities import CLASS_WEIGHT, Scope, Tenant
 from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused
@@ -44,11 +45,12 @@ async def letters(request: Request) -> Response:
     after, limit = _page(request)
     with ExitStack() as held:
         place = held.enter_context(house.answerer.admitted(tenant))
-        async with _turn(house, tenant):
+        async with _turn(house, house.fetches, tenant):
             found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=after, limit=limit)
             last = orjson.dumps(found[-1]["position"] if found else None)
             pieces = (orjson.dumps(each) for each in found)
-            data = await joined(pieces, first=b'{"letters":[', last=b'],"next":' + last + b"}")
+            async with _turn(house, house.turns, tenant):
+                data = await joined(pieces, first=b'{"letters":[', last=b'],"next":' + last + b"}")
         return sent(data, place, held)
 
 
@@ -57,17 +59,19 @@ async def letter(position: str, request: Request) -> Response:
     """One letter whole."""
     house, tenant, _ = await _own(request, "read")
     with house.answerer.admitted(tenant):
-        async with _turn(house, tenant):
+        async with _turn(house, house.fetches, tenant):
             return await _one(position, house, tenant)
 
 
 @router.post("/v1/dead-letters:replay", status_code=202, response_model=None)
 async def replay_letters(request: Request) -> Response:
-    """Writes originals again as new records: `{"from": 0, "to": 9}`; both may be left out."""
+    """Writes originals again as new records: `{"from": 0, "to": 9}`; both may be left out.
+
+    At most replay.AT_ONCE_MAX letters: go on with `from` the `next` and `to` the `to` of the answer, until `next` is null.
+    """
     house, tenant, actor = await _own(request, "write")
     with house.answerer.admitted(tenant):
-        async with _turn(house, tenant):
-            return await _replay(request, house, tenant, actor)
+        return await _replay(request, house, tenant, actor)
 
 
 @router.post("/v1/dead-letters:purge", response_model=None)
@@ -75,8 +79,7 @@ async def purge_letters(request: Request) -> Response:
     """Removes letters for good: `{"to": 9}`, up to that position."""
     house, tenant, actor = await _own(request, "write")
     with house.answerer.admitted(tenant):
-        async with _turn(house, tenant):
-            return await _purge(request, house, tenant, actor)
+        return await _purge(request, house, tenant, actor)
 
 
 @router.get("/v1/admin/tenants/{tenant}/dead-letters", response_model=None)
@@ -107,11 +110,10 @@ async def purge_letters_of(tenant: str, request: Request) -> Response:
     return await _purge(request, house, found, actor)
 
 
-def _turn(house: Any, tenant: Tenant) -> AbstractAsyncContextManager[None]:
-    """The tenant's turn at work that costs more than a look-up (law 7)."""
+def _turn(house: Any, turns: Turns, tenant: Tenant) -> AbstractAsyncContextManager[None]:
+    """Returns the tenant's turn. Read the request's body before: a slow client must not hold it."""
     deadline = Deadline.after(house.settings.timeout_ms / 1000)
-    turn: AbstractAsyncContextManager[None] = house.turns.take(tenant.name, CLASS_WEIGHT[tenant.priority], deadline)
-    return turn
+    return turns.take(tenant.name, CLASS_WEIGHT[tenant.priority], deadline)
 
 
 def _page(request: Request) -> tuple[int, int]:
@@ -141,9 +143,11 @@ async def _replay(request: Request, house: Any, tenant: Tenant, actor: str) -> R
         done = replay(house.log, tenant, first, None if last < 0 else last, partitions=n, now_ms=house.clock.now_ms())
         house.registry.note("dead_letters.replay", tenant.name, {"from": first, "replayed": done.replayed}, actor)
         token = str(done.token) if done.token else None
-        return {"replayed": done.replayed, "skipped": done.skipped, "token": token}
+        counts = {"replayed": done.replayed, "skipped": done.skipped, "token": token}
+        return {**counts, "to": done.last, "next": done.next}
 
-    return answer(await run_in_threadpool(run), 202)
+    async with _turn(house, house.fetches, tenant):
+        return answer(await run_in_threadpool(run), 202)
 
 
 async def _purge(request: Request, house: Any, tenant: Tenant, actor: str) -> Response:
@@ -156,4 +160,5 @@ async def _purge(request: Request, house: Any, tenant: Tenant, actor: str) -> Re
         house.registry.note("dead_letters.purge", tenant.name, {"to": last}, actor)
         return {"purged": dead_letters.purge(house.log, tenant, last)}
 
-    return answer(await run_in_threadpool(run))
+    async with _turn(house, house.fetches, tenant):
+        return answer(await run_in_threadpool(run))

@@ -145,14 +145,18 @@ async def read(collection: str, document_id: str, request: Request) -> Response:
 async def _stored(
     house: Any, tenant: Tenant, document_id: str, token: Token | None, deadline: Deadline, collection: Collection
 ) -> memoryview | None:
-    """Returns the document as JSON, None if there is none. One of many passages takes its turn as any other."""
+    """Returns the document as JSON, None if there is none. Encoding takes a turn; waiting for the searcher takes none."""
     if token is not None:
         collection = await house.answerer.reached(token, tenant, collection, deadline)
     live = collection.generation()
     shard = live.shards()[shard_of(document_id, len(live.slots))]
-    async with house.turns.take(tenant.name, CLASS_WEIGHT[tenant.priority], deadline):
+    weight = CLASS_WEIGHT[tenant.priority]
+    async with house.fetches.take(tenant.name, weight, deadline):
         found: StoredDocument | None = await house.searchers.holding(shard.slot).document(shard, document_id, deadline)
-        return None if found is None else await _written(found)
+        if found is None:
+            return None
+        async with house.turns.take(tenant.name, weight, deadline):
+            return await _written(found)
 
 
 async def _written(stored: StoredDocument) -> memoryview:

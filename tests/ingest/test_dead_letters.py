@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from house import make_ingest
 
-from ingest import dead_letters
+from ingest import dead_letters, replay
 from ingest.dead_letters import LETTER_BYTES_MAX, READ_BYTES_MAX, REJECTED_MAX
 from tenants import provisioning
 from tenants.entities import Tenant
@@ -73,3 +73,19 @@ def test_letters_are_given_as_far_as_they_fit_into_one_answer(base, acme) -> Non
     while more := dead_letters.read(base.log, acme, after=len(found) - 1):
         found += [w["offset"] for w in more]
     assert found == list(range(20))
+
+
+def test_a_replay_is_bounded_and_continues_where_it_stopped(base, acme, monkeypatch) -> None:
+    monkeypatch.setattr(replay, "AT_ONCE_MAX", 3)
+    bad = Rejected("no JSON", collection="docs")
+    originals = [Record(b"{}", b"docs/%d" % i) for i in range(7)]
+    dead_letters.append(base.log, acme, [(Stored(DOCS, 0, i, record), bad) for i, record in enumerate(originals)])
+    before = base.log.end(DOCS, 0)
+    done = replay.replay(base.log, acme, 1, None, partitions=1, now_ms=1)
+    assert (done.replayed, done.skipped, done.last, done.next) == (3, 0, 6, 4)
+    done = replay.replay(base.log, acme, 4, 5, partitions=1, now_ms=1)
+    assert (done.replayed, done.last, done.next) == (2, 5, None)
+    done = replay.replay(base.log, acme, 6, None, partitions=1, now_ms=1)
+    assert (done.replayed, done.last, done.next) == (1, 6, None)
+    written = base.log.read(DOCS, 0, before)
+    assert [s.record.key for s in written] == [b"docs/%d" % i for i in range(1, 7)]

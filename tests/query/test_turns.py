@@ -77,3 +77,18 @@ def test_whoever_waits_too_long_or_goes_away_takes_no_turn_with_him() -> None:
         return done
 
     assert asyncio.run(used()) == ["holder", "next"]
+
+
+def test_one_tenant_holds_no_more_than_its_bound_while_others_still_run() -> None:
+    async def order() -> list[str]:
+        turns, done = Turns(4, of_one_max=2), list[str]()
+        stuck = [asyncio.ensure_future(work(turns, "stuck", done, 10)) for _ in range(8)]
+        await asyncio.sleep(0)
+        await asyncio.gather(*(work(turns, f"t{i}", done) for i in range(3)))
+        for each in stuck:
+            each.cancel()
+        await asyncio.gather(*stuck, return_exceptions=True)
+        await work(turns, "stuck", done)
+        return done
+
+    assert asyncio.run(order()) == ["t0", "t1", "t2", "stuck"]
