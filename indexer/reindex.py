@@ -271,11 +271,11 @@ class Reindex:
         for _ in range(EMBED_TRIES):
             self._check_wanted(new)
             try:
-                return self._embed(new.model, texts, tenant)
+                return _checked(self._embed(new.model, texts, tenant), new, len(texts))
             except Overloaded as busy:
                 if self._stopping.wait(busy.retry_after_s):
                     raise
-        return self._embed(new.model, texts, tenant)
+        return _checked(self._embed(new.model, texts, tenant), new, len(texts))
 
     def _check_wanted(self, new: Generation) -> None:
         self._registry.refresh()
@@ -357,6 +357,16 @@ def abandon(registry: Registry, job: Job) -> None:
 
 def _with(segment: SegmentRef, manifest: Manifest) -> tuple[SegmentRef, ...]:
     return (*manifest.segments, segment)
+
+
+def _checked(vectors: Floats, new: Generation, n: int) -> Floats:
+    """Returns what a model answered. Raises Refused where it is not `n` finite vectors of the generation's dimension."""
+    if np.shape(vectors) != (n, new.dimension):
+        found = " x ".join(str(size) for size in np.shape(vectors)) or "no"
+        raise Refused(f"model {new.model} answered {found} numbers to {n} texts of {new.dimension}", field="model")
+    if not np.isfinite(vectors).all():
+        raise Refused(f"model {new.model} answered a vector that is not finite", field="model")
+    return vectors
 
 
 def _deletions(deleted: Any, version: Any) -> pa.RecordBatch:

@@ -78,6 +78,7 @@ class Indexer:
         )
         self._leases: dict[int, Lease] = {}
         self._reader = log.reader({})
+        self._topic_id: str | None = None
         self._halts = Halts(_event, _halted)
         self._places: dict[int, int] = {}
         self._looked: dict[int, int] = {}
@@ -160,12 +161,18 @@ class Indexer:
         in_slot = {shard: g for shard, g in serving(self._registry).items() if shard.slot == slot}
         sealed = {s: manifests[s].sealed if s in manifests else g.start(s.slot) for s, g in in_slot.items()}
         start = min(sealed.values(), default=end)
-        self._reader.add(VECTORS_TOPIC, slot, start)
+        self._reader.add(VECTORS_TOPIC, slot, start, topic_id=self._topic_of_slots())
         self._sealed |= sealed
         self._places[slot] = self._looked[slot] = start
         self._leases[slot] = lease
         # Whatever was due when the last holder ended, for too many segments or too many dead, is due.
         self._upkeep.compact_soon(s for s in in_slot if s in manifests and len(manifests[s].segments) > 1)
+
+    def _topic_of_slots(self) -> str | None:
+        """Returns the identity of the vectors log as it was first seen: a position counts in that topic alone."""
+        if self._topic_id is None:
+            self._topic_id = self._log.topic_ids(VECTORS_TOPIC).get(VECTORS_TOPIC)
+        return self._topic_id
 
     def _drop(self, slot: int) -> None:
         del self._leases[slot]
@@ -191,7 +198,7 @@ class Indexer:
         except Unavailable:
             for slot, place in self._places.items():
                 self._reader.remove(VECTORS_TOPIC, slot)
-                self._reader.add(VECTORS_TOPIC, slot, place)
+                self._reader.add(VECTORS_TOPIC, slot, place, topic_id=self._topic_id)
             raise
         return taken
 

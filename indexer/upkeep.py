@@ -1,8 +1,9 @@
-"""What the indexer does beside sealing: mending, compaction, jobs and the scrub, one at a time on a worker thread; sweeping; trimming the log.
+"""What the indexer does beside sealing: mending, compaction and the scrub, one at a time on a worker thread; jobs beside them; sweeping; trimming the log.
 
 Nothing here is urgent. A kill loses at most the work under way: what was published stays, the rest becomes orphans.
 """
 
+import threading
 from collections.abc import Callable, Container, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ LOG_LOOK_SHARE: Final = 50
 """At most one part in so many of the time is spent on these looks."""
 LOOKS_FOR_OVERDUE: Final = 8
 """Within `erase_s`; each reads every manifest, and the segments of shards that have old ones."""
+JOBS_AT_ONCE: Final = 4
+"""Reindexes that embed anew with different models, and one that copies vectors, at once."""
 AGAIN_S: Final = (5.0, 300.0)
 """The least and the most wait before a compaction that failed is tried anew."""
 
@@ -70,11 +73,15 @@ class Upkeep:
         self._slots_total = slots_total
         self._lease = lease
         self._clock = clock
+        self._lock = threading.Lock()
         self._to_compact: dict[ShardId, None] = {}
         self._again: dict[ShardId, tuple[float, float]] = {}
         """Those whose compaction failed: when to try anew, and after what wait."""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="indexer-worker")
         self._working: Future[None] | None = None
+        self._job_workers = ThreadPoolExecutor(JOBS_AT_ONCE, thread_name_prefix="indexer-job")
+        self._jobs_under_way: dict[str, Future[None]] = {}
+        """By bulkhead (`_bulkhead`)."""
         self._turn = 0
         self._passed: dict[tuple[str, str, int], Passed] = {}
         self._swept = self._overdue_looked = self._log_due = -1e9
@@ -84,13 +91,16 @@ class Upkeep:
         self._documents = DocumentsTrim(log, registry, builder.settings, clock)
 
     def compact_soon(self, shards: Iterable[ShardId]) -> None:
-        """Have the worker see whether these have segments to merge."""
-        self._to_compact |= dict.fromkeys(shards)
+        """Have the worker see whether these have segments to merge. Safe for several threads."""
+        wanted = dict.fromkeys(shards)
+        with self._lock:
+            self._to_compact |= wanted
 
     def step(self, *, leading: bool) -> None:
-        """Give the worker its next work, sweep and trim when it is time. `leading`: jobs, orphans, the log's length are this one's."""
+        """Give the workers their next work, sweep and trim when it is time. `leading`: jobs, orphans, the log's length are this one's."""
         self._look_for_overdue()
-        self._work(leading=leading)
+        self._work()
+        self._work_on_jobs(leading=leading)
         self._superseded.step()
         if leading:
             self._sweep()
@@ -102,32 +112,32 @@ class Upkeep:
             self._documents.forget()
 
     def settle(self, wait_s: float = 20.0) -> None:
-        """Wait until the worker's present work is done; raises what it raised. For tests."""
-        if self._working is not None:
-            self._working.result(wait_s)
+        """Wait until the workers' present work is done; raises what it raised. For tests."""
+        for work in (self._working, *self._jobs_under_way.values()):
+            if work is not None:
+                work.result(wait_s)
 
     def stop(self) -> None:
-        """End the worker once its present work is done."""
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        """End the workers once their present work is done."""
+        for workers in (self._worker, self._job_workers):
+            workers.shutdown(wait=True, cancel_futures=True)
 
-    # the worker thread: one thing at a time
+    # the worker threads: maintenance one thing at a time, and jobs beside it
 
-    def _work(self, *, leading: bool) -> None:
+    def _work(self) -> None:
         if self._working is not None:
             if not self._working.done():
                 return
             ended, self._working = self._working, None
             ended.result()
-        work = self._next_work(leading=leading)
+        work = self._next_work()
         if work is not None:
             self._working = self._worker.submit(work)
 
-    def _next_work(self, *, leading: bool) -> Callable[[], None] | None:
+    def _next_work(self) -> Callable[[], None] | None:
         """What answers depend on first; the scrub only when there is nothing else."""
         slots = self._slots()
-        return (
-            self._mending.next(slots) or self._next_compaction() or self._next_job(leading) or self._scrub.next(slots)
-        )
+        return self._mending.next(slots) or self._next_compaction() or self._scrub.next(slots)
 
     def _slots(self) -> frozenset[int]:
         """Those whose lease is held here."""
@@ -143,20 +153,32 @@ class Upkeep:
     def _next_compaction(self) -> Callable[[], None] | None:
         now = self._clock.monotonic()
         self.compact_soon([shard for shard, (due, _) in self._again.items() if due <= now])
-        while self._to_compact:
-            shard = next(iter(self._to_compact))
-            del self._to_compact[shard]
+        while (shard := self._first_to_compact()) is not None:
             generation = generation_of(self._registry, shard)
             if generation is not None:
                 return partial(self._compact, shard, generation)
             self._again.pop(shard, None)
         return None
 
-    def _next_job(self, leading: bool) -> Callable[[], None] | None:
-        if leading and (jobs := self._jobs.list(open_only=True)):
-            self._turn += 1  # in turn: one that waits long holds up none
-            return partial(self._advance, jobs[self._turn % len(jobs)])
-        return None
+    def _first_to_compact(self) -> ShardId | None:
+        with self._lock:
+            shard = next(iter(self._to_compact), None)
+            if shard is not None:
+                del self._to_compact[shard]
+            return shard
+
+    def _work_on_jobs(self, *, leading: bool) -> None:
+        """Starts the next step of jobs, one a bulkhead at a time: a model's server that hangs holds the jobs of that model alone."""
+        for bulkhead, work in list(self._jobs_under_way.items()):
+            if work.done():
+                del self._jobs_under_way[bulkhead]
+                work.result()
+        jobs = self._jobs.list(open_only=True) if leading and len(self._jobs_under_way) < JOBS_AT_ONCE else ()
+        self._turn += 1  # in turn: one that waits long holds up none
+        for i in range(len(jobs)):
+            job = jobs[(self._turn + i) % len(jobs)]
+            if len(self._jobs_under_way) < JOBS_AT_ONCE and _bulkhead(job) not in self._jobs_under_way:
+                self._jobs_under_way[_bulkhead(job)] = self._job_workers.submit(self._advance, job)
 
     def _advance(self, job: Job) -> None:
         self._reindex.advance(job)
@@ -281,6 +303,11 @@ class Upkeep:
                 self._manifests.drop(manifest.shard)
                 self._superseded.add(manifest.segments)
                 _event.info("generation forgotten", shard=str(manifest.shard))
+
+
+def _bulkhead(job: Job) -> str:
+    """Returns what jobs share that may hang: the model that they ask for vectors; "" for those that copy vectors."""
+    return job.model or ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from gate import serving
-from house import hash_vector, make_indexer
+from house import eventually, hash_vector, make_indexer
 from rows import Row
 from sealed import append, contents, gone, make_collection, segments, up, version
 from starlette.applications import Starlette
@@ -384,6 +384,56 @@ def test_another_model_embeds_every_passage_again(base) -> None:
     segment = load(ref, base.store, house.indexer._builder.backend, new.metric)
     texts = segment.rows.column("text").to_pylist()
     assert np.allclose(vectors_of(segment.rows), np.stack([hash_vector(t, 8) for t in texts]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda n: np.ones((n, 7), np.float32), "answered 10 x 7 numbers to 10 texts of 8"),
+        (lambda n: np.ones((n - 1, 8), np.float32), "answered 9 x 8 numbers to 10 texts of 8"),
+        (lambda n: np.ones(n, np.float32), "answered 10 numbers to 10 texts of 8"),
+        (lambda n: np.full((n, 8), np.nan, np.float32), "not finite"),
+    ],
+)
+def test_a_model_that_answers_what_was_not_asked_for_ends_its_job_with_the_reason(base, answer, reason) -> None:
+    house = Modelled(base)
+    house.write(house.live, *[up(f"d{i}", i + 1) for i in range(10)])
+    house.seal()
+    worker = _reindex(house, threading.Event(), lambda _model, texts, tenant: answer(len(texts)))
+    house.ask(model="new")
+    for _ in range(3):
+        worker.advance(base.jobs.list()[-1])
+    [job] = base.jobs.list()
+    assert job.state == "failed" and reason in job.error
+    assert [state for _, state in house.generations()] == ["live"]
+
+
+def test_a_model_that_hangs_holds_its_own_jobs_alone(base) -> None:
+    house = Modelled(base)
+    house.write(house.live, *[up(f"d{i}", i + 1) for i in range(10)])
+    house.seal()
+    other = provisioning.create_collection(
+        base.registry, base.log, "acme", "other", dimension=4, slots_total=8, actor="test"
+    ).generation()
+    asked, go_on = threading.Event(), threading.Event()
+
+    def hangs(model: str, texts, tenant: str):
+        asked.set()
+        assert go_on.wait(60)
+        return np.stack([hash_vector(t, 8) for t in texts])
+
+    upkeep = house.indexer._upkeep
+    upkeep._reindex = _reindex(house, threading.Event(), hangs)
+    job = house.ask(model="new")
+    eventually(lambda: house.indexer.step() is not None and asked.is_set())
+    copied = reindex.start(base.registry, base.jobs, "acme", "other", index="flat", model=None, shards=1, actor="test")
+    upkeep.compact_soon(other.shards())
+    eventually(lambda: house.indexer.step() is not None and base.jobs.get(copied.id).state == "done")
+    eventually(lambda: house.indexer.step() is not None and not upkeep._to_compact)
+    assert base.jobs.get(job.id).state == "building"
+    go_on.set()
+    eventually(lambda: house.indexer.step() is not None and base.jobs.get(job.id).state == "done")
+    upkeep.stop()
 
 
 def test_canceled_while_it_waits_for_a_busy_model_it_asks_no_more(base) -> None:

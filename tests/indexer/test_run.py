@@ -386,7 +386,8 @@ def test_a_compaction_that_failed_is_tried_again_later_without_another_seal(open
     generation, indexer = make_collection(base), make_indexer(base)
     seal_alone(base, generation, indexer, [up("a", 1), up("b", 2)])
     with store_away(base):
-        indexer._upkeep._work(leading=True)
+        indexer._upkeep._work()
+        indexer._upkeep._work_on_jobs(leading=True)
         indexer._upkeep.settle()
     assert len(segments(base, generation)) == 2
     work_off(indexer)
