@@ -126,8 +126,26 @@ def test_a_query_asks_for_the_most_specific_form(text: str, question: str) -> No
     assert rows(indexed([text]), question) == []
 
 
+def test_of_a_very_long_query_a_bounded_number_of_terms_is_counted_and_the_same_ones_in_every_shard() -> None:
+    counted: list[str] = []
+
+    class Counting:
+        def __len__(self) -> int:
+            return 10
+
+        def count(self, term: str) -> int:
+            counted.append(term)
+            return 1
+
+    said = {f"w{i:05}": 1 for i in range(5_000)} | {"x": 3, "phosphofructokinase": 1}
+    kept = [set(lexical.weights(said, [Counting()])[0]) for _ in range(2)]
+    assert len(counted) == 2 * lexical.COUNTED_MAX
+    assert {"x", "phosphofructokinase"} <= set(counted), "those that it says most often, then the longest"
+    assert kept[0] == kept[1] and len(kept[0]) == lexical.TERMS_MAX
+
+
 def test_a_query_looks_for_the_terms_that_weigh_most() -> None:
-    many = [f"w{i}" for i in range(10 * lexical.TERMS_MAX)]
+    many = [f"w{i}" for i in range(3 * lexical.TERMS_MAX)]
     index = indexed([" ".join(many[i:]) for i in range(0, len(many), 10)])
     [kept] = weights(terms(" ".join(many)), [index])
     assert set(kept) == set(many[: lexical.TERMS_MAX]), "the rarest"

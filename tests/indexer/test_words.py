@@ -18,7 +18,7 @@ from indexer import lexical
 from indexer import segment as segments
 from indexer.searcher import _asks
 from indexer.segment import load
-from indexer.shard import BEHIND_MAX, LEXICAL, Shard, search_words
+from indexer.shard import BEHIND_MAX, COUNT_PAIRS, CUT_PAIRS, LEXICAL, Shard, search_words
 from tenants import provisioning
 from vicinage.clock import Deadline
 from vicinage.errors import Unavailable
@@ -240,7 +240,8 @@ def test_a_question_for_words_costs_with_its_words_and_rows(base: Ground) -> Non
         rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(5_000)]
         reach(searcher, {docs.slot: send(base, docs, message(rows))})
         short, long = searcher._cost(asked(docs, "two words")), searcher._cost(asked(docs, "word " * 6_000))
-        assert (short, long) == (1, 1 + lexical.TERMS_MAX * 5_000 // (1 << 18))
+        work = 5_001 * CUT_PAIRS + lexical.COUNTED_MAX * COUNT_PAIRS + lexical.TERMS_MAX * 5_000
+        assert (short, long) == (1, 1 + work // (1 << 18)), "what comes before the rows are read is charged, too"
         both = replace(asked(docs, "word " * 6_000), mode="hybrid", vectors=unit(0)[None])
         assert searcher._cost(both) == long + searcher._cost(ShardQuery(docs, unit(0)[None], both.k))
 
