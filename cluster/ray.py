@@ -8,6 +8,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,9 @@ PING_S: Final = 5.0
 START_S: Final = 120.0
 SLOTS_CPU: Final = 0.01
 """What an actor asks of Ray's scheduler: placement is by node, not by processor shares."""
+PUBLIC: Final = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+"""Variables that must be there before an actor's process starts. Ray writes them to logs that everybody may read."""
+NOT_FOR_ACTORS: Final = frozenset({"VICINAGE_SUPERVISED", "VICINAGE_KEY"})
 _UNKNOWN_TO_RAY: Final = "the Ray cluster at {} asks for its token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 _event = events("cluster")
 
@@ -42,8 +46,7 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     begin("gateway")
     connect(address)
     base = ground(settings)
-    environment = _environment(base.settings)
-    handles = place(environment, searchers, base.settings.slots)
+    handles = place(_start(base.settings), searchers, base.settings.slots)
     watch = Watch(handles, base.settings.data / "run" / "actors.json")
     watch.start()
     remote = [h for h in handles.values() if isinstance(h, RaySearcher)]
@@ -82,7 +85,7 @@ def connect(address: str) -> None:
         raise Unavailable(f"no Ray cluster answers at {address}: {error}", dependency="ray") from error
 
 
-def place(environment: dict[str, str], searchers: int, slots: int) -> dict[str, "RaySearcher | RayRole"]:
+def place(start: "Start", searchers: int, slots: int) -> dict[str, "RaySearcher | RayRole"]:
     """One embedder, one ingest with indexer, and `searchers` searchers, each on another node as long as there are some."""
     import ray
 
@@ -92,26 +95,26 @@ def place(environment: dict[str, str], searchers: int, slots: int) -> dict[str, 
     handles: dict[str, RaySearcher | RayRole] = {}
     for i in range(searchers):
         held = [slot for slot in range(slots) if slot % searchers == i]
-        options = _options(f"searcher-{i}", environment, nodes[i % len(nodes)])
-        handles[f"searcher-{i}"] = RaySearcher(f"searcher-{i}", actor.options(**options).remote(held), held)
+        options = _options(f"searcher-{i}", start, nodes[i % len(nodes)])
+        handles[f"searcher-{i}"] = RaySearcher(f"searcher-{i}", actor.options(**options).remote(start, held), held)
     for i, name in enumerate(("embedder", "ingest")):
-        options = _options(name, environment, nodes[i % len(nodes)])
-        handles[name] = RayRole(name, role.options(**options).remote(name))
+        options = _options(name, start, nodes[i % len(nodes)])
+        handles[name] = RayRole(name, role.options(**options).remote(start, name))
     return handles
 
 
-def _options(name: str, environment: dict[str, str], node: str) -> dict[str, Any]:
+def _options(name: str, start: "Start", node: str) -> dict[str, Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return {
-        "name": f"{environment['VICINAGE_DATA']}/{name}",
+        "name": f"{start.environment['VICINAGE_DATA']}/{name}",
         "lifetime": "detached",
         "get_if_exists": True,
         "max_restarts": -1,
         "max_concurrency": 1_000,
         "num_cpus": SLOTS_CPU,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True),
-        "runtime_env": {"env_vars": environment},
+        "runtime_env": {"env_vars": PUBLIC},
     }
 
 
@@ -124,30 +127,39 @@ def remove(handles: Mapping[str, "RaySearcher | RayRole"]) -> None:
     ray.shutdown()
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    """What an actor on another node needs to build the same settings: everything that is not a default."""
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What an actor on another node needs to build the same settings: each variable that is not a default.
+
+    Passwords and keys are among them. It travels as an argument of the actor, which Ray neither logs nor shows.
+    """
+
+    environment: Mapping[str, str] = field(repr=False)
+
+    def settings(self) -> Settings:
+        """Returns the settings, in the actor's process."""
+        os.environ.update(self.environment)
+        return Settings()
+
+
+def _start(settings: Settings) -> Start:
     from cluster.local import as_environment
 
-    given = {k: v for k, v in os.environ.items() if k.startswith("VICINAGE_") and k != "VICINAGE_SUPERVISED"}
-    return {
-        **given,
-        **as_environment(settings),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
-    }
+    given = {k: v for k, v in os.environ.items() if k.startswith("VICINAGE_") and k not in NOT_FOR_ACTORS}
+    return Start({**given, **as_environment(settings)})
 
 
 class SearcherActor:
     """A searcher of some slots, in a process of its own on some node."""
 
-    def __init__(self, slots: list[int]) -> None:
+    def __init__(self, start: Start, slots: list[int]) -> None:
         from cluster.roles import die
         from cluster.wiring import build_searcher, ground
 
         configure_events("searcher")
         when_one_dies(die)
         sweep_scratch()
-        self._searcher = build_searcher(ground(Settings()), slots, on_failure=die)
+        self._searcher = build_searcher(ground(start.settings()), slots, on_failure=die)
         self._searcher.start()
 
     async def ping(self) -> tuple[int, bool]:
@@ -180,7 +192,7 @@ class SearcherActor:
 class RoleActor:
     """Ingest with the indexer, or the embedder, in a process of its own; if it ends, so does the process."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, start: Start, name: str) -> None:
         from cluster import roles
         from cluster.wiring import ground
 
@@ -188,7 +200,7 @@ class RoleActor:
         when_one_dies(roles.die)
         sweep_scratch()
         self._stop = threading.Event()
-        settings = Settings()
+        settings = start.settings()
         if name == "ingest":
             base = ground(settings)
             work: Any = lambda: roles.work_until(self._stop, base, roles.internal_key(settings))  # noqa: E731

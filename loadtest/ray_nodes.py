@@ -29,6 +29,9 @@ def ray_nodes(n: int) -> Iterator[str]:
     address = f"127.0.0.1:{port}"
     with ExitStack() as stack:
         stack.enter_context(_environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)))
+        stack.enter_context(
+            _environment(RAY_raylet_start_wait_time_s=str(int(STARTED_S)))
+        )  # 30 s: not on a busy machine
         stack.enter_context(_node("--head", "--port", str(port), "--include-dashboard", "false"))
         for _ in range(n - 1):
             stack.enter_context(_node("--address", address))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "loadtest"))
 from ray_nodes import ray_nodes
 from running import ROOT, Platform, running
 
+RAY = Path("/tmp/ray")  # where `ray start` puts its sessions
 ARROW = "application/vnd.apache.arrow.stream"
 
 
@@ -105,12 +107,18 @@ def test_a_producer_that_knows_only_kafka_is_found_before_and_after_a_restart(
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.model
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(800)
 def test_a_searcher_that_dies_on_a_ray_cluster_is_missed_out_loud_and_comes_back(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs Ray")
+    began = time.time()
     with (
         ray_nodes(2) as address,
-        running(tmp_path / "data", up=("--ray", address, "--searchers", "2")) as platform,
+        running(
+            tmp_path / "data",
+            up=("--ray", address, "--searchers", "2"),
+            rerank__key=(secret := secrets.token_hex(16)),
+            kafka__mac_keys=json.dumps([secret]),
+        ) as platform,
     ):
         client = tenant(platform, "acme", "--shards", "4")
         written = client.upsert("docs", [{"id": f"d{i}", "vector": [1, i / 10, 0]} for i in range(40)])
@@ -127,6 +135,12 @@ def test_a_searcher_that_dies_on_a_ray_cluster_is_missed_out_loud_and_comes_back
         first_answer(client, whole=True)
         assert ids(client) == found
 
+        told = [path for path in RAY.glob("session_*/logs/**/*") if path.is_file() and path.stat().st_mtime > began]
+        assert any(path.name.startswith("raylet") for path in told)
+        assert not [path for path in told if secret.encode() in path.read_bytes()], "anybody may read Ray's logs"
+        commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+        assert not [command for command in commands if secret in command]
+
         tokenless = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
         refused = subprocess.run(
             [sys.executable, "-c", f"from cluster.ray import connect; connect({address!r})"],
@@ -134,7 +148,7 @@ def test_a_searcher_that_dies_on_a_ray_cluster_is_missed_out_loud_and_comes_back
             env=tokenless,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         assert refused.stderr.strip().splitlines()[-1].startswith("vicinage.errors.Unavailable")
