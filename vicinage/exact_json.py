@@ -18,6 +18,20 @@ def may_be_rounded(value: float) -> bool:
     return abs(value) >= BEYOND and value.is_integer()
 
 
+def has_rounded(value: object) -> bool:
+    """Returns whether a parsed JSON value holds a number that may have been an integer beyond 64 bits. Not recursive."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            left.extend(each.values())
+        elif isinstance(each, list):
+            left.extend(each)
+        elif isinstance(each, float) and may_be_rounded(each):
+            return True
+    return False
+
+
 def has_long_digits(data: bytes) -> bool:
     """Returns whether the text may hold an integer beyond 64 bits. Costs about a nanosecond a byte."""
     return data.translate(_DIGITS).find(_LONG) >= 0

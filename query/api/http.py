@@ -13,7 +13,7 @@ from query.admission import Place
 from query.decoding import decoded
 from tenants.entities import Principal, Scope
 from vicinage.errors import NotFound, Refused, TooLarge
-from vicinage.exact_json import Exactly, has_long_digits
+from vicinage.exact_json import Exactly, has_long_digits, has_rounded
 from vicinage.wire import load_json
 
 if TYPE_CHECKING:
@@ -142,10 +142,26 @@ async def json_object(
             field="body",
             limit=VALUES_MAX,
         )
-    value = load_json(data)
-    if len(data) <= EXACT_BYTES_MAX and b'"filter"' in data and has_long_digits(data):
-        value = Exactly(data).value
-    return checked_object(value, known)
+    return checked_object(_exact(data, load_json(data)), known)
+
+
+def _exact(data: bytes, value: Any) -> Any:
+    """Returns the body's value with every integer of its filters exact. Raises Refused for a large body that has a rounded one."""
+    if b'"filter"' not in data or not has_long_digits(data):
+        return value
+    if len(data) <= EXACT_BYTES_MAX:
+        return Exactly(data).value
+    if isinstance(value, dict):
+        searches = value.get("questions")
+        for each in (value, *(searches if isinstance(searches, list) else ())):
+            if isinstance(each, dict) and has_rounded(each.get("filter")):
+                raise Refused(
+                    f"a number of a filter may be an integer beyond 64 bits, which a body of over {EXACT_BYTES_MAX} bytes "
+                    "cannot hold exactly: documents hold those as strings",
+                    field="filter",
+                    limit=EXACT_BYTES_MAX,
+                )
+    return value
 
 
 def checked_object(value: object, known: frozenset[str]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from query.plan import Question
 from tenants.entities import Principal
 from tenants.registry import DIMENSION_MAX
 from vicinage.errors import Refused
+from vicinage.exact_json import Exactly, has_long_digits
 from vicinage.records import LATEST, Floats, Hit, Position, Token
 from vicinage.settings import GatewaySettings
 from vicinage.telemetry import counter, histogram
@@ -275,12 +276,18 @@ def from_binary(collection: str, data: bytes, parameters: Mapping[str, str], set
             value[name] = number(value[name], name, 1, high, 1)
     for name in ("filter", "fusion"):
         if name in value:
-            value[name] = load_json(value[name].encode(), field=name)
+            value[name] = _parameter(name, value[name].encode())
     if "include" in value:
         value["include"] = [part for part in value["include"].split(",") if part]
     if "exact" in value:
         value["exact"] = {"true": True, "false": False}.get(value["exact"], value["exact"])
     return from_json(collection, {**value, "vector": _from_bytes(data, "body")}, settings)
+
+
+def _parameter(name: str, data: bytes) -> Any:
+    """Returns the JSON value of a query parameter, its integers exact."""
+    value = load_json(data, field=name)
+    return Exactly(data).value if has_long_digits(data) else value
 
 
 async def written(found: Answer, **first: int) -> bytes:

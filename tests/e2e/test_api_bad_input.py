@@ -124,6 +124,34 @@ def test_a_bad_question_text_is_refused(call: Caller, key: str, text: object, na
     problem(call("POST", "/v1/collections/words/search", key, json={"text": text}), 400, field=name)
 
 
+@pytest.mark.parametrize("size", [0, 300 << 10], ids=["small", "large"])
+@pytest.mark.parametrize("number", ["18446744073709551616", "-9223372036854775809", "100000000000000000000000"])
+def test_an_integer_beyond_64_bits_in_a_filter_is_refused_and_never_rounded(
+    call: Caller, key: str, size: int, number: str
+) -> None:
+    one = f'{{"vector": {GOOD}, "filter": {{"$or": [{{"n": {{"$in": [1, {number}]}}}}]}}}}'
+    headers = {"content-type": "application/json"}
+    found = call("POST", SEARCH, key, content=one.encode() + b" " * size, headers=headers)
+    problem(found, 400, field="filter")
+    batch = f'{{"questions": [{one}]}}' + " " * size
+    found = call("POST", f"{SEARCH}:batch", key, content=batch.encode(), headers=headers)
+    refused = found if found.status_code == 400 else None
+    assert refused is not None or json.loads(found.content)["problem"]["field"] == "filter"
+    raw = np.ones(4, "<f4").tobytes()
+    found = call(
+        "POST", SEARCH, key, content=raw, headers={"content-type": "application/octet-stream"},
+        params={"filter": f'{{"n": {number}}}'},
+    )  # fmt: skip
+    problem(found, 400, field="filter")
+
+
+@pytest.mark.parametrize("number", ["18446744073709551615", "-9223372036854775808", "1e300"])
+def test_a_large_body_keeps_integers_of_64_bits_exact(call: Caller, key: str, number: str) -> None:
+    one = f'{{"vector": {GOOD}, "filter": {{"n": {number}}}}}' + " " * (300 << 10)
+    headers = {"content-type": "application/json"}
+    assert call("POST", SEARCH, key, content=one.encode(), headers=headers).status_code == 200
+
+
 def test_half_a_surrogate_pair_is_no_text(call: Caller, key: str) -> None:
     problem(call("POST", "/v1/collections/words/search", key, content=b'{"text": "\\ud800"}'), 400)
 
