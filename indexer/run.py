@@ -219,7 +219,9 @@ class Indexer:
             quarantine(stored, stranger.detail)
         else:
             generation = generation_of(self._registry, shard)
-            if generation is not None:
+            if generation is not None and slot not in generation.slots:
+                quarantine(stored, f"its generation has no shard in slot {slot}")
+            elif generation is not None:
                 self._keep(shard, generation, stored)
         self._places[slot] = stored.offset + 1
 

@@ -274,6 +274,9 @@ class Tail:
 
     def _apply(self, stored: Stored, now_ms: int) -> None:
         """Makes a record's rows searchable; one that is no message of ours is quarantined."""
+        if stored.record.unreadable:  # before anything is noted: others can append any number of them
+            quarantine(stored, stored.record.unreadable)
+            return
         try:
             tenant, collection, generation = parse_rows_key(stored.record.key or b"")
         except Corrupt as stranger:

@@ -23,7 +23,7 @@ from vicinage.clock import ManualClock
 from vicinage.errors import Conflict, Unavailable
 from vicinage.log import Record
 from vicinage.records import ShardId
-from vicinage.wire import rows_key
+from vicinage.wire import encode_rows, rows_key
 
 
 @pytest.fixture
@@ -192,6 +192,21 @@ def test_a_record_that_is_no_message_is_passed_over_and_its_shard_goes_on(opened
     assert set(contents(base, hurt)) == {"a", "b", *(f"h{number}" for number in range(3, 20))}
     assert len(contents(base, well)) == 17
     assert sealed(base, well) > poison
+
+
+def test_a_message_in_a_slot_that_its_generation_does_not_have_is_passed_over(opened) -> None:
+    base = opened(seal_passages=2)
+    [docs] = in_one_slot(base, 1)
+    slot = next(slot for slot in range(base.settings.slots) if slot not in docs.slots)
+    indexer = make_indexer(base)
+    indexer.step()  # a slot without shards is read from its end
+    whole = encode_rows(message([up("a", 1)]), tenant="acme", collection=docs.collection, generation=docs.number)
+    base.log.append(VECTORS_TOPIC, slot, [Record(whole, rows_key("acme", docs.collection, docs.number))] * 3)
+    append(base, docs, up("b", 2))
+    append(base, docs, up("c", 3))
+    work_off(indexer, 2)
+    assert set(contents(base, docs)) == {"b", "c"}
+    assert indexer._places[slot] == base.log.end(VECTORS_TOPIC, slot)
 
 
 def test_rows_of_a_deleted_collection_are_for_nobody_and_hold_nothing_back(opened) -> None:

@@ -28,7 +28,7 @@ from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Deadline, ManualClock
 from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable
-from vicinage.log import Record
+from vicinage.log import Record, Stored
 from vicinage.records import Partial, ShardId, ShardQuery
 from vicinage.settings import SearcherSettings
 from vicinage.telemetry import REGISTRY
@@ -248,6 +248,15 @@ def test_a_record_of_nobody_is_passed_over(base: Ground) -> None:
         end = send(base, docs, one("a", 1))
         reach(searcher, {docs.slot: end})
         assert ask(searcher, docs) == [("a", 1)]
+
+
+def test_unreadable_records_of_shards_that_there_are_not_take_no_memory(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    with searching(base) as searcher:
+        for n in range(20):
+            record = Record(b"x", rows_key("nobody", f"c{n}", 1), unreadable="its MAC is missing")
+            searcher.tail._apply(Stored(VECTORS_TOPIC, docs.slot, n, record), 0)
+        assert not any(searcher.tail.noted(ShardId("nobody", f"c{n}", 1, docs.slot))[0] for n in range(20))
 
 
 class AwayStore:
