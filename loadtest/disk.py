@@ -28,6 +28,8 @@ import running
 
 D: Final = 384
 EVERY_S: Final = 10.0
+BATCH_MAX: Final = 500
+"""Documents of one request."""
 OFFSET_BITS: Final = 40
 """Of a record's row id in the log: its offset within the partition."""
 
@@ -134,27 +136,31 @@ def write(client: httpx.Client, names: list[str], chance: np.random.Generator) -
 
 
 def updates(asked: argparse.Namespace, client: httpx.Client, look: Callable[[], None]) -> None:
-    """Updates and deletes documents at the rates that were asked, a tenth of a second's at once, and searches.
+    """Updates and deletes documents at the rates that were asked, what is due at once, and searches up to ten times a second.
 
-    Prints the rate of writes that was reached: a busy machine may not keep up.
+    Prints the rates that were reached: a busy machine may not keep up.
     """
     chance, dice = np.random.default_rng(1), random.Random(0)
     names = [f"d{i}" for i in range(asked.documents)]
     began = shown = time.monotonic()
-    rounds = 0
-    while (now := time.monotonic()) - began < asked.seconds:
-        rounds += 1
-        write(client, dice.sample(names, asked.updates // 10), chance)
-        gone = dice.sample(names, asked.deletions // 10)
-        client.post("/v1/collections/c/documents:delete", json={"ids": gone}).raise_for_status()
+    written = deleted = 0
+    while (seconds := (now := time.monotonic()) - began) < asked.seconds:
+        due = min(int(seconds * asked.updates) - written, BATCH_MAX)
+        if due > 0:
+            write(client, dice.sample(names, due), chance)
+            written += due
+        gone = dice.sample(names, max(0, min(int(seconds * asked.deletions) - deleted, BATCH_MAX)))
+        if gone:
+            client.post("/v1/collections/c/documents:delete", json={"ids": gone}).raise_for_status()
+            deleted += len(gone)
         search = {"vector": chance.standard_normal(D).tolist(), "k": 10}
         client.post("/v1/collections/c/search", json=search).raise_for_status()
         if now - shown >= EVERY_S:
             shown = now
             look()
         time.sleep(max(0.0, 0.1 - (time.monotonic() - now)))
-    per_s = rounds * (asked.updates + asked.deletions) / 10 / asked.seconds
-    print(f"{per_s:.0f} updates and deletions a second were reached", flush=True)
+    took_s = time.monotonic() - began
+    print(f"{written / took_s:.0f} updates and {deleted / took_s:.0f} deletions a second were reached", flush=True)
 
 
 def rest(asked: argparse.Namespace, look: Callable[[], None]) -> None:
