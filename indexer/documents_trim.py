@@ -11,7 +11,7 @@ from indexer.trim import STEP_MESSAGES, STEP_S, Note, below, noted
 from tenants.entities import Group, IngestLane
 from tenants.registry import Registry
 from vicinage.clock import Clock
-from vicinage.errors import NotFound
+from vicinage.errors import NotFound, Unavailable
 from vicinage.log import Log, TopicPartition
 from vicinage.settings import IndexerSettings
 from vicinage.telemetry import counter
@@ -57,15 +57,28 @@ class DocumentsTrim:
         self._round.clear()
 
     def step(self) -> None:
-        """Looks, and deletes the next few records. Raises Unavailable."""
+        """Looks, and deletes the next few records.
+
+        Raises Unavailable. A partition that caused it is passed over until the next round, so that a topic without a
+        leader keeps no other topic from being trimmed.
+        """
         now = self._clock.monotonic()
-        if now - self._looked >= LOOK_S:
-            self._looked = now
-            self._look(now)
-        if now - self._stepped >= STEP_S:
-            self._stepped = now
-            for tp in list(self._before):
+        try:
+            if now - self._looked >= LOOK_S:
+                self._looked = now
+                self._look(now)
+        finally:
+            if now - self._stepped >= STEP_S:
+                self._stepped = now
+                self._trim_some()
+
+    def _trim_some(self) -> None:
+        for tp in list(self._before):
+            try:
                 self._trim(tp)
+            except Unavailable:
+                del self._before[tp]
+                raise
 
     def _look(self, now: float) -> None:
         if not self._round:
@@ -75,10 +88,14 @@ class DocumentsTrim:
             self._recent = {tp: notes for tp, notes in self._recent.items() if tp in held}
         some, self._round = self._round[:PARTITIONS_AT_ONCE], self._round[PARTITIONS_AT_ONCE:]
         committed = self._log.committed(Group.INGEST, some)
-        for tp, floor in floors(
-            committed, self._registry.lanes.every()
-        ).items():  # lanes after: see tenants/ingest_lanes.py
-            self._note(tp, floor, now)
+        found = floors(committed, self._registry.lanes.every())  # lanes after: see tenants/ingest_lanes.py
+        while found:
+            tp, floor = found.popitem()
+            try:
+                self._note(tp, floor, now)
+            except Unavailable:
+                self._round = [*found, *self._round]
+                raise
 
     def _partitions(self) -> list[TopicPartition]:
         counts = self._log.topics("vicinage.docs.")

@@ -3,8 +3,10 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from house import make_indexer, open_ground
@@ -13,9 +15,11 @@ from sealed import append, contents, make_collection, up, version
 from cluster.wiring import Ground
 from indexer.documents_trim import STAND_STILL_S, DocumentsTrim, floors
 from indexer.run import Indexer
+from tenants import provisioning
 from tenants.entities import Group, IngestLane
 from vicinage.clock import ManualClock
-from vicinage.log import Record
+from vicinage.errors import Unavailable
+from vicinage.log import Log, Record
 
 DOCS = ("vicinage.docs.acme", 0)
 KEEP_S = 3_600.0
@@ -121,3 +125,57 @@ def test_objects_of_a_deleted_collection_go_at_the_age_of_an_orphan(tmp_path: Pa
     work_off(base, indexer)
     assert list(base.store.list("segments")) == []
     made.close()
+
+
+class Leaderless:
+    """The log, but one topic's offsets cannot be looked up."""
+
+    def __init__(self, log: Log, topic: str) -> None:
+        self._log, self._topic = log, topic
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def lose(self, topic: str) -> None:
+        self._topic = topic
+
+    def begin(self, topic: str, partition: int) -> int:
+        if topic == self._topic:
+            raise Unavailable(f"{topic}/{partition} has no leader", dependency="log")
+        return self._log.begin(topic, partition)
+
+
+@pytest.mark.parametrize("broken", ["aaa", "zzz"])
+def test_a_topic_without_a_leader_keeps_no_other_from_being_trimmed(base: Ground, broken: str) -> None:
+    make_collection(base)
+    tenant = provisioning.create_tenant(base.registry, base.log, broken, actor="test")
+    for topic in (DOCS[0], tenant.documents_topic):
+        base.log.append(topic, 0, [Record(b"x") for _ in range(10)])
+        base.log.commit(Group.INGEST, {(topic, 0): 7})
+    trim = DocumentsTrim(Leaderless(base.log, tenant.documents_topic), base.registry, base.settings.indexer, base.clock)  # type: ignore[arg-type]
+    for _ in range(int((KEEP_S + 400) / 20)):
+        base.clock.advance(20)
+        with suppress(Unavailable):
+            trim.step()
+    assert base.log.begin(*DOCS) == 7
+    assert base.log.begin(tenant.documents_topic, 0) == 0
+
+
+def test_a_topic_that_loses_its_leader_before_it_is_trimmed_keeps_no_other(base: Ground, trim: DocumentsTrim) -> None:
+    tenant = provisioning.create_tenant(base.registry, base.log, "aaa", actor="test")
+    log = Leaderless(base.log, "none yet")
+    trim = DocumentsTrim(log, base.registry, base.settings.indexer, base.clock)  # type: ignore[arg-type]
+    for topic in (tenant.documents_topic, DOCS[0]):
+        base.log.append(topic, 0, [Record(b"x") for _ in range(10)])
+        base.log.commit(Group.INGEST, {(topic, 0): 1})
+    pass_time(base, trim, KEEP_S + 400)
+    for topic in (tenant.documents_topic, DOCS[0]):
+        base.log.commit(Group.INGEST, {(topic, 0): 7})
+    pass_time(base, trim, KEEP_S - 200)
+    assert base.log.begin(*DOCS) == 1
+    log.lose(tenant.documents_topic)
+    for _ in range(60):
+        base.clock.advance(20)
+        with suppress(Unavailable):
+            trim.step()
+    assert base.log.begin(*DOCS) == 7
