@@ -100,7 +100,7 @@ class Counting:
             began_s = time.monotonic()
             unknown = self._unknown(None)
             served = self._served()
-            for gone in [s for s in self._counted if s not in served]:
+            for gone in [s for s in list(self._counted) if s not in served]:  # a copy: `at_once` adds meanwhile
                 del self._counted[gone]
             if stop.wait(max(REST_S, REST_TIMES * (time.monotonic() - began_s))):
                 return

@@ -10,7 +10,7 @@ this is its next generation: those come in by themselves. It lies in memory unti
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -272,15 +272,23 @@ class Holding:
             for manifest in changed:
                 self._see_manifest(manifest)
             if every is not None:
-                self._whole.update(s for s in self._tail.shards if self._has_all(s))
-                for shard, held in self._tail.shards.items():
-                    if shard in self._serving:
-                        held.aim_at(self._registry.collection(shard.tenant, shard.collection).objectives.recall)
+                self._whole.update(s for s in list(self._tail.shards) if self._has_all(s))
+                self._aim()
             for wait in self._waits:
                 self._want(wait.shard)
             self._catalog = catalog
             _stale.set(len(self.stale))
             self._known.notify_all()
+
+    def _aim(self) -> None:
+        """Gives each shard in memory its collection's recall objective.
+
+        Meanwhile other threads load shards, and refresh the registry, which then may lack a collection of `_serving`.
+        """
+        for shard, held in list(self._tail.shards.items()):
+            if shard in self._serving:
+                with suppress(NotFound):
+                    held.aim_at(self._registry.collection(shard.tenant, shard.collection).objectives.recall)
 
     def _see(self, every: dict[ShardId, Generation]) -> None:
         before = self._serving

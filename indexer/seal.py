@@ -133,12 +133,16 @@ class Builder:
             raise
 
     def _give_up(self, folders: Iterable[str]) -> None:
-        """Ends drafts, and those that could not be ended before; kept for the next call while the catalog is away."""
+        """Ends drafts, and those that could not be ended before; keeps them for the next call while the catalog is away.
+
+        The thread that seals and the one that compacts may be here at once: each folder is removed by one of them.
+        """
         self.given_up.extend(folders)
         with suppress(Unavailable):
             for folder in tuple(self.given_up):
                 self.manifests.drafts.end([folder])
-                self.given_up.remove(folder)
+                with suppress(ValueError):
+                    self.given_up.remove(folder)
 
     def write(
         self,

@@ -1,6 +1,8 @@
 """Counts of what is not in memory: what a restart shows is what was there before it, or a bound that says so."""
 
 import asyncio
+import threading
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -11,11 +13,16 @@ from rows import message, unit
 from test_searcher import collection, one, reach, seal, searching, send, shard_of
 
 from cluster.wiring import Ground
-from indexer.counting import Part, living
+from indexer.backends import open_backend
+from indexer.counting import Counting, Part, living
+from indexer.loading import Loading
 from indexer.searcher import Searcher
 from indexer.segment import Keys
 from indexer.shard import ShardStats
 from tenants import provisioning
+from tenants.entities import Generation
+from vicinage.clock import Deadline
+from vicinage.records import ShardId
 
 Rows = list[tuple[str, int, int]]
 
@@ -114,3 +121,41 @@ def test_what_cannot_be_counted_is_a_lower_bound(base: Ground) -> None:
     with searching(base) as searcher:
         found = stats_of(searcher, "acme")
         assert (found.documents, found.exact) == (4, False), "those of one segment are there in any case"
+
+
+class Meanwhile(dict[ShardId, Generation]):
+    """Shards that are served; what another thread does runs when one is looked up."""
+
+    def __init__(self, served: Mapping[ShardId, Generation], run: Callable[[], object]) -> None:
+        super().__init__(served)
+        self._run = run
+
+    def __contains__(self, shard: object) -> bool:
+        self._run()
+        return super().__contains__(shard)
+
+
+def test_a_tenant_may_look_while_the_background_counts(base: Ground) -> None:
+    provisioning.create_tenant(base.registry, base.log, "other", actor="test")
+    served = {shard_of(of): of.generation() for of in (collection(base), collection(base, tenant="other"))}
+    end = {shard.slot: send(base, shard, one("d", 1)) for shard in served}
+    stop = threading.Event()
+
+    def meanwhile() -> None:
+        counting.at_once("other", Deadline.after(5))
+        stop.set()
+
+    with searching(base) as searcher:
+        reach(searcher, end)
+        counting = Counting(
+            tail=searcher.tail,
+            manifests=base.manifests,
+            loading=Loading(base.store, open_backend(), base.manifests.quarantine, "searcher"),
+            served=lambda: Meanwhile(served, meanwhile),
+            version_of=lambda _shard: 0,
+            to_count=lambda tenant: [s for s in served if tenant in (None, s.tenant)],
+        )
+        counting.at_once("acme", Deadline.after(5))
+        counting.run(stop)
+        counted = {shard.tenant: counting.known(shard) for shard in served}
+    assert {tenant: found and found.documents for tenant, found in counted.items()} == {"acme": 1, "other": 1}

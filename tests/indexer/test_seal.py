@@ -1,5 +1,7 @@
 """When a shard is sealed, and what is true once it is."""
 
+from collections.abc import Iterable
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ from sealed import DIMENSION, contents, gone, make_collection, segments, up, ver
 
 from indexer.backends import open_backend
 from indexer.seal import Builder, Pending, due
+from tenants.drafts import Drafts
 from tenants.leases import Leases
 from vicinage.errors import Conflict
 from vicinage.records import ShardId
@@ -147,3 +150,24 @@ def test_a_seal_measures_its_effort_on_the_questions_that_were_kept(house, monke
     assert [None if q is None else q.tolist() for q in asked] == [None, [[1.0] * DIMENSION], None], (
         "one that was asked twice says it once"
     )
+
+
+class EndedElsewhere(Drafts):
+    """Drafts of which another thread of the same builder ends each one first."""
+
+    builder: Builder
+
+    def end(self, folders: Iterable[str]) -> None:
+        for folder in folders:
+            super().end([folder])
+            self.builder.given_up.remove(folder)
+
+
+def test_drafts_that_two_threads_end_at_once_end_neither_thread(house) -> None:
+    base, generation, builder, shard, lease = house
+    manifests = copy(base.manifests)
+    manifests.drafts = EndedElsewhere(base.engine, base.clock)
+    builder = manifests.drafts.builder = replace(builder, manifests=manifests, given_up=["segments/left"])
+    rows = waiting(shard, [up("a", 1)])
+    assert builder.seal(rows, generation, lease, sealed=1).sealed == 1
+    assert builder.given_up == []

@@ -23,9 +23,10 @@ from indexer.seal import Builder
 from indexer.searcher import Searcher, _Asked, _asks
 from indexer.segment import newest
 from tenants import provisioning
-from tenants.entities import Class, Collection, Manifest, SegmentRef
+from tenants.entities import Class, Collection, Manifest, Objectives, SegmentRef
 from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC
+from tenants.registry import Registry
 from vicinage.clock import Deadline, ManualClock
 from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable
 from vicinage.log import Record, Stored
@@ -674,6 +675,40 @@ def test_a_thread_that_dies_ends_the_role_and_leaves_nobody_waiting(base: Ground
         assert isinstance(died.result(5), ZeroDivisionError)
     finally:
         searcher.stop()
+
+
+class Racing(Registry):
+    """A registry that runs `before` once, when a collection is looked up: what another thread may do at that moment."""
+
+    before: Callable[[], object] | None = None
+
+    def collection(self, tenant: str, name: str) -> Collection:
+        before, self.before = self.before, None
+        if before is not None:
+            before()
+        return super().collection(tenant, name)
+
+
+@pytest.mark.parametrize("race", ["collection deleted", "shard evicted"])
+def test_a_look_survives_what_other_threads_do_meanwhile(base: Ground, race: str) -> None:
+    registry = Racing(base.engine, base.clock)
+    shards = [shard_of(collection(base, name)) for name in ("one", "two", "three")]
+    with searching(replace(base, registry=registry), adopt_s=60) as searcher:
+        bring_in(searcher, *shards)
+
+        def other_thread() -> None:
+            if race == "collection deleted":
+                for shard in shards:
+                    base.registry.delete_collection(shard.tenant, shard.collection, actor="test")
+                registry.refresh()
+            else:
+                for shard in shards:
+                    searcher.tail.set_down(shard)
+
+        base.registry.set_objectives("acme", "one", Objectives(recall=0.9), actor="test")
+        registry.before = other_thread
+        searcher.holding.look()
+        assert registry.before is None
 
 
 def test_index_lag_is_measured_from_the_event(base: Ground) -> None:
