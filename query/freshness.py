@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -57,6 +58,16 @@ class _Known:
         return self.age_s() < min(max(LAG_FRESH_S, LAG_COST_TIMES * self.cost_s), LAG_STALE_S * 0.8)
 
 
+@contextmanager
+def _named(token: Token) -> Iterator[None]:
+    """A deadline that passes in here names the token waited for, so that the next wait goes on with the same."""
+    try:
+        yield
+    except DeadlineExceeded as late:
+        late.waited_for = str(token)
+        raise
+
+
 class Freshness:
     """Belongs to one event loop; asks the log on threads of its own."""
 
@@ -97,10 +108,11 @@ class Freshness:
         waiting = self._waiters.submit(self._ends, token, tenant, generation, deadline, abandoned)
         waiting.add_done_callback(partial(self._count_off, tenant))  # its thread is free: not before, whoever went away
         try:
-            ends = await asyncio.wrap_future(waiting)
+            waited, ends = await asyncio.wrap_future(waiting)
         finally:
             abandoned.set()
-        await self._searchers.reach(ends, deadline)
+        with _named(waited):
+            await self._searchers.reach(ends, deadline)
 
     def drain(self) -> None:
         """Whoever waits, waits elsewhere: raises Unavailable in every `reach` under way. Idempotent."""
@@ -124,9 +136,18 @@ class Freshness:
 
     def _ends(
         self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline, abandoned: threading.Event
-    ) -> dict[int, int]:
+    ) -> tuple[Token, dict[int, int]]:
+        """Returns what was waited for, and where the vectors log ended once ingest was beyond it."""
+        waited = Token(tuple(self._latest(tenant.documents_topic))) if token == LATEST else token
+        with _named(waited):
+            self._wait_for_ingest(waited, tenant, generation, deadline, abandoned)
+        return waited, {slot: self._log.end(VECTORS_TOPIC, slot) for slot in generation.slots}
+
+    def _wait_for_ingest(
+        self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline, abandoned: threading.Event
+    ) -> None:
         topic = tenant.documents_topic
-        for p in self._latest(topic) if token == LATEST else token.positions:
+        for p in token.positions:
             self._check_given_out(topic, p)
             while not abandoned.is_set() and not self._committed(topic, p, deadline):
                 if deadline.passed():
@@ -144,7 +165,6 @@ class Freshness:
                         ahead=max(1, ahead),
                     )
             self._wait_for_lane(p, tenant, generation, deadline, abandoned)
-        return {slot: self._log.end(VECTORS_TOPIC, slot) for slot in generation.slots}
 
     def _latest(self, topic: str) -> list[Position]:
         """The last position of each partition of the topic that has one."""

@@ -27,6 +27,7 @@ DOCUMENTED: Final[dict[str, Any]] = {
                     "retry_after_s": {"type": "number"},
                     "dependency": {"type": "string"},
                     "ahead": {"type": "integer"},
+                    "wait_for": {"type": "string"},
                     "request_id": {"type": "string"},
                 },
             },
@@ -58,6 +59,8 @@ def problem(error: VicinageError) -> Response:
         body["dependency"] = error.dependency
     if isinstance(error, DeadlineExceeded) and error.ahead is not None:
         body["ahead"] = error.ahead
+    if isinstance(error, DeadlineExceeded) and error.waited_for:
+        body["wait_for"] = error.waited_for
     if isinstance(error, Denied) and error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="vicinage"'
     return _response(body, error.status, headers)

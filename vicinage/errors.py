@@ -156,6 +156,8 @@ class DeadlineExceeded(Unavailable):
         super().__init__(detail, dependency=dependency, retry_after_s=retry_after_s)
         self.ahead = ahead
         """Records that are still before the position waited for, its own included; None where nothing is waited for."""
+        self.waited_for: str | None = None
+        """The token that was waited for, as text: what `latest` was when the wait began."""
 
 
 class Corrupt(VicinageError):

@@ -5,6 +5,7 @@ Both run `operations.py`; each adds only how a call is sent and how it waits.
 
 import asyncio
 import contextlib
+import importlib.util
 import time
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -17,7 +18,7 @@ from vicinage_client import documents as pack
 from vicinage_client import operations as op
 from vicinage_client import requests as make
 from vicinage_client import results as read
-from vicinage_client.errors import VicinageError
+from vicinage_client.errors import InvalidArgument, VicinageError
 from vicinage_client.operations import OnRejected, Steps, T
 from vicinage_client.requests import Call
 from vicinage_client.results import CollectionFacts, Deleted, Document, SearchResult, Written
@@ -195,6 +196,8 @@ class Client:
             return result
 
     def _send(self, call: Call) -> Any:
+        if self._http.is_closed:
+            raise InvalidArgument("this client is closed: make another")
         attempts = make.Attempts(call, self._timeout_s)
         content = call.content()
         while True:
@@ -395,12 +398,19 @@ def _told(bodies: Iterable[tuple[bytes, int]], advance: Any) -> Iterator[tuple[b
         advance(n)
 
 
+def _check_rich() -> None:
+    """Raises InvalidArgument where the bars' library is not installed: before anything is sent."""
+    if importlib.util.find_spec("rich") is None:
+        raise InvalidArgument("progress=True needs the extra `progress`: pip install 'vicinage-client[progress]'")
+
+
 @contextlib.contextmanager
 def _bar(documents: object, *, shown: bool) -> Iterator[Any]:
-    """A progress bar on stderr where rich is installed (extra `progress`); else nothing."""
+    """A progress bar on stderr where it is to be shown. Raises InvalidArgument without rich (extra `progress`)."""
     if not shown:
         yield lambda _n: None
         return
+    _check_rich()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -417,6 +427,7 @@ def _countdown(*, shown: bool) -> Iterator[Callable[[int], None]]:
     if not shown:
         yield lambda _ahead: None
         return
+    _check_rich()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

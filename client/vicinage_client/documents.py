@@ -45,6 +45,10 @@ def batches(documents: Iterable[Mapping[str, Any]], size: int) -> Iterator[tuple
     Raises InvalidArgument that names the document which cannot be sent.
     """
     batcher = Batcher(size)
+    if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
+        raise InvalidArgument(
+            f"documents is a list, or another iterable, of documents, not a value of type {type(documents).__name__}"
+        )
     for document in documents:
         if (full := batcher.add(document)) is not None:
             yield full
@@ -68,8 +72,52 @@ def encoded(document: Mapping[str, Any]) -> bytes:
         return text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgument(
-            f"document {name[:200]!r} cannot be sent as JSON: {error or type(error).__name__}", document_id=name
+            f"document {name[:200]!r} cannot be sent as JSON: {fault(sent, error)}", document_id=name
         ) from error
+
+
+def fault(value: Any, error: Exception) -> str:
+    """Returns what JSON cannot say and the field that holds it; what `error` says where none is found."""
+    found = None if isinstance(error, RecursionError) or "Circular" in str(error) else _fault(value, "")
+    return found or str(error) or type(error).__name__
+
+
+def _fault(value: Any, path: str) -> str | None:
+    """Returns the first fault within `value`, whose field is `path`; None if JSON can say it all."""
+    if isinstance(value, Mapping):
+        inside = ((each, f"{path}.{key}".lstrip(".")) for key, each in value.items())
+        return next((said for each, name in inside if (said := _fault(each, name))), None)
+    if isinstance(value, list | tuple):
+        listed = (_fault(each, f"{path}[{i}]") for i, each in enumerate(value))
+        return next((said for said in listed if said), None)
+    return _said(value, path)
+
+
+def _said(value: Any, path: str) -> str | None:
+    if isinstance(value, str):
+        return None if _is_unicode(value) else f"{path} holds half of a surrogate pair, which is no character"
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{path} is NaN or infinity"
+    return None if value is None or isinstance(value, bool | int) else _foreign(value, path)
+
+
+def _foreign(value: Any, path: str) -> str:
+    kind = type(value).__name__
+    if hasattr(value, "isoformat"):
+        return f"{path} is a {kind}: send {path}.isoformat(), or a number"
+    if hasattr(value, "tolist"):
+        return f"{path} is a numpy {kind}: send {path}.tolist()"
+    if isinstance(value, bytes):
+        return f"{path} is bytes: send a text ({path}.decode())"
+    return f"{path} is a value of type {kind}: send a text, a number, a boolean, None, a list or a mapping of these"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def vector(given: Any, field: str = "vector") -> list[float]:

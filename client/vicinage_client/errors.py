@@ -73,7 +73,7 @@ class DocumentsRejected(Refused):
         first = written.rejected[0] if written.rejected else None
         example = f"; the first is {first.id!r}: {first.reason}" if first else ""
         super().__init__(
-            f"{written.n_rejected} documents were rejected and {written.accepted} accepted{example}"
+            f"{written.n_rejected} rejected, {written.accepted} accepted{example}"
             ' (pass on_rejected="return" to get these facts instead of this error)'
         )
         self.written: Written = written

@@ -118,6 +118,8 @@ def wait(
         except Timeout as late:
             if isinstance(known := late.problem.get("ahead"), int):
                 ahead(known)
+            if isinstance(pinned := late.problem.get("wait_for"), str):
+                wait_for = pinned  # what "latest" was at the first call: writes since then are not waited for
             if now_s() >= end:
                 raise
 

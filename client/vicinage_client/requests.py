@@ -54,7 +54,9 @@ class Call:
             text = json.dumps(self.body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
             return {"content": text.encode(), "headers": JSON}
         except (TypeError, ValueError, RecursionError) as error:
-            raise errors.InvalidArgument(f"the request cannot be sent as JSON: {error}") from error
+            raise errors.InvalidArgument(
+                f"the request cannot be sent as JSON: {documents.fault(self.body, error)}"
+            ) from error
 
 
 class Attempts:
@@ -160,6 +162,8 @@ def search_batches(name: str, searches: Iterable[Mapping[str, Any] | str]) -> It
 
     Raises InvalidArgument that says which search is wrong.
     """
+    if isinstance(searches, str | bytes | Mapping) or not isinstance(searches, Iterable):
+        raise errors.InvalidArgument(f"searches is a list of searches, not {_kind(searches)}")
     bodies: list[dict[str, Any]] = []
     for number, given in enumerate(searches):
         bodies.append(_search_of(number, given))
@@ -277,7 +281,16 @@ def token(wait_for: Any) -> Any:
         return wait_for
     if hasattr(wait_for, "token"):
         return wait_for.token
-    return {"partition": wait_for.partition, "offset": wait_for.offset}
+    try:
+        return {"partition": wait_for.partition, "offset": wait_for.offset}
+    except AttributeError:
+        raise errors.InvalidArgument(
+            f"wait_for is a token, what a write returned, or {{partition, offset}}, not {_kind(wait_for)}"
+        ) from None
+
+
+def _kind(given: object) -> str:
+    return {"str": "a text", "bytes": "bytes"}.get(type(given).__name__, f"a value of type {type(given).__name__}")
 
 
 def collection(name: str) -> str:

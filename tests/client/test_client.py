@@ -7,6 +7,7 @@ import threading
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 from urllib.parse import unquote
 
@@ -392,6 +393,15 @@ def test_a_date_in_retry_after_is_left_to_the_backoff() -> None:
         (lambda c: c("upsert", "docs", [{"id": "a", "text": "x"}], on_rejected="ignore"), "on_rejected"),
         (lambda c: c("upsert", "docs", [{"text": "x"}]), "id is a text"),
         (lambda c: c("upsert", "docs", ["a"]), "a document is a mapping"),
+        (lambda c: c("upsert", "docs", {"id": "a", "text": "x"}), "documents is a list"),
+        (lambda c: c("upsert", "docs", None), "documents is a list"),
+        (lambda c: c("search", "docs", "red", wait_for=3), "wait_for is a token"),
+        (lambda c: c("search", "docs", "red", k=np.int64(3)), r"k is a numpy int64: send k\.tolist"),
+        (
+            lambda c: c("search", "docs", "red", filter={"n": {"$in": np.ones(2)}}),
+            r"filter\.n\.\$in is a numpy ndarray",
+        ),
+        (lambda c: c("search_batch", "docs", "red"), "searches is a list"),
         (lambda c: c("delete", "docs", "nope"), "list of ids"),
         (lambda c: c("delete", "docs", [1]), "an id is a text"),
         (lambda c: c("delete", "docs"), "ids or a filter"),
@@ -412,6 +422,39 @@ def test_an_invalid_argument_is_refused_before_anything_is_sent(
     assert isinstance(raised.value, ValueError)
     assert isinstance(raised.value, VicinageError)
     assert platform.asked == []
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"at": datetime(2026, 1, 1)}, r"metadata\.at is a datetime: send metadata\.at\.isoformat\(\)"),  # noqa: DTZ001
+        ({"n": [1, np.float32(2)]}, r"metadata\.n\[1\] is a numpy float32"),
+        ({"a": {"b": {1}}}, r"metadata\.a\.b is a value of type set"),
+        ({"price": float("inf")}, r"metadata\.price is NaN or infinity"),
+        ({"raw": b"x"}, r"metadata\.raw is bytes"),
+        ({"name": "\udcff"}, r"metadata\.name holds half"),
+    ],
+)
+def test_what_cannot_be_sent_is_named_with_its_field(call: Callable, metadata: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        call("upsert", "docs", [{"id": "a", "text": "x", "metadata": metadata}])
+
+
+def test_progress_without_its_library_is_refused_before_anything_is_sent(
+    call: Callable, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    for method in (("upsert", "docs", [{"id": "a", "text": "x"}]), ("wait", "docs")):
+        with pytest.raises(InvalidArgument, match=r"vicinage-client\[progress\]"):
+            call(*method, progress=True)
+    assert platform.asked == []
+
+
+def test_a_closed_client_says_so(url: str) -> None:
+    client = Client(url, "k")
+    client.close()
+    with pytest.raises(InvalidArgument, match="closed"):
+        client.collections()
 
 
 CIRCULAR: dict[str, Any] = {}
@@ -490,9 +533,7 @@ def test_neither_repr_nor_errors_hold_the_key(call: Callable) -> None:
 
 def test_rejected_documents_raise_after_everything_else_is_written(call: Callable, platform: Platform) -> None:
     documents = [{"id": str(i), "text": "" if i == 1 else "x"} for i in range(5)]
-    with pytest.raises(
-        DocumentsRejected, match=r"1 documents were rejected and 4 accepted.*'1': text is empty"
-    ) as raised:
+    with pytest.raises(DocumentsRejected, match=r"1 rejected, 4 accepted.*'1': text is empty") as raised:
         call("upsert", "docs", documents, batch=2)
     written = raised.value.written
     assert (written.accepted, written.n_rejected, [r.id for r in written.rejected]) == (4, 1, ["1"])
@@ -628,6 +669,13 @@ def test_a_wait_asks_again_until_the_write_is_searchable(
     assert call("wait", "docs", read.Written(1, (), "0-7"), progress=True).name == "docs"
     assert [path for _, path, _, _ in platform.asked] == ["/v1/collections/docs?wait_for=0-7&timeout_ms=2000"] * 3
     assert "4/7" in capsys.readouterr().err
+
+
+def test_a_wait_for_the_latest_write_does_not_move_on_with_later_writes(call: Callable, platform: Platform) -> None:
+    platform.refusals = [problem(504, "deadline-exceeded", ahead=n, wait_for="0-7.1-3") for n in (7, 3)]
+    call("wait", "docs")
+    asked = [path.split("?")[1].split("&")[0] for _, path, _, _ in platform.asked]
+    assert asked == ["wait_for=latest", "wait_for=0-7.1-3", "wait_for=0-7.1-3"]
 
 
 def test_a_wait_that_runs_out_says_what_is_before_the_write(url: str, platform: Platform) -> None:

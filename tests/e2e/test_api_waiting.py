@@ -115,10 +115,11 @@ def test_latest_waits_for_everything_acknowledged_and_a_wait_that_runs_out_count
     assert found.json()["counts"]["documents"] == 2
     far.stop()
     for i in range(3):
-        call.write(key, [{"id": f"t{i}", "text": f"text {i}"}], "far")
+        token = call.write(key, [{"id": f"t{i}", "text": f"text {i}"}], "far")
     waited = call("GET", "/v1/collections/far?wait_for=latest&timeout_ms=500", key)
     body = problem(waited, 504, "deadline-exceeded")
     assert 1 <= body["ahead"] <= 5
+    assert body["wait_for"] == token, "what `latest` was"
     far.start()
     asked = {"text": "text", "mode": "lexical", "wait_for": "latest", "timeout_ms": 20_000}
     assert len(call.search(key, "far", **asked)["hits"]) == 3
