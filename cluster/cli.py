@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.commands.base import EPILOG, EXIT_FAILED, EXIT_PARTLY, Group, common, here, operator, where_of
+from cluster.commands.base import (
+    EPILOG,
+    EXIT_AWAY,
+    EXIT_FAILED,
+    EXIT_PARTLY,
+    Group,
+    common,
+    confirmed,
+    here,
+    operator,
+    part,
+    where_of,
+)
 from cluster.commands.config import config
 from cluster.commands.dead_letters import dead_letters
 from cluster.output import show
@@ -237,7 +249,7 @@ def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
         answer = {"ready": False, "parts": {}, "error": str(error)}
     show({**state, **answer}, as_json)
     if answer.get("ready") is not True:
-        sys.exit(EXIT_FAILED)
+        sys.exit(EXIT_AWAY if "error" in answer else EXIT_FAILED)
 
 
 @main.command(hidden=True)
@@ -328,7 +340,7 @@ def tenant_show(name: str, data: Path, url: str | None, key: str | None, *, as_j
     \b
     vicinage tenant show acme
     """
-    show(operator(data, url, key).call("GET", f"/tenants/{name}"), as_json)
+    show(operator(data, url, key).call("GET", f"/tenants/{part(name)}"), as_json)
 
 
 @tenant.command("update")
@@ -341,7 +353,7 @@ def tenant_update(name: str, priority: str, data: Path, url: str | None, key: st
     \b
     vicinage tenant update acme --class bronze
     """
-    show(operator(data, url, key).call("PATCH", f"/tenants/{name}", {"class": priority}), as_json)
+    show(operator(data, url, key).call("PATCH", f"/tenants/{part(name)}", {"class": priority}), as_json)
 
 
 @tenant.command("suspend")
@@ -353,7 +365,7 @@ def tenant_suspend(name: str, data: Path, url: str | None, key: str | None, *, a
     \b
     vicinage tenant suspend acme
     """
-    show(operator(data, url, key).call("POST", f"/tenants/{name}/suspend"), as_json)
+    show(operator(data, url, key).call("POST", f"/tenants/{part(name)}/suspend"), as_json)
 
 
 @tenant.command("resume")
@@ -365,7 +377,7 @@ def tenant_resume(name: str, data: Path, url: str | None, key: str | None, *, as
     \b
     vicinage tenant resume acme
     """
-    show(operator(data, url, key).call("POST", f"/tenants/{name}/resume"), as_json)
+    show(operator(data, url, key).call("POST", f"/tenants/{part(name)}/resume"), as_json)
 
 
 @tenant.command("resume-ingest")
@@ -381,13 +393,13 @@ def tenant_resume_ingest(
     \b
     vicinage tenant resume-ingest acme --dry-run
     """
-    road, path = operator(data, url, key), f"/tenants/{name}/resume-ingest"
+    road, path = operator(data, url, key), f"/tenants/{part(name)}/resume-ingest"
     plan = road.call("POST", path, {"dry_run": True})
     to_do = [p for p in plan["partitions"] if p["resume_at"] is not None]
     if not dry_run and to_do:
         if not yes:
             show(plan["partitions"], as_json=False, columns=RESUMED)
-            click.confirm("Go on so?", abort=True)
+            confirmed("Go on so?")
         plan = road.call("POST", path, {"dry_run": False})
     show(plan if as_json else plan["partitions"], as_json, RESUMED)
 
@@ -416,12 +428,12 @@ def tenant_set_partitions(
     \b
     vicinage tenant set-partitions acme 4 --dry-run
     """
-    road, path = operator(data, url, key), f"/tenants/{name}/partitions"
+    road, path = operator(data, url, key), f"/tenants/{part(name)}/partitions"
     plan = road.call("POST", path, {"partitions": partitions, "dry_run": True})
     if not dry_run:
         if not yes:
             show(plan, as_json=False)
-            click.confirm("No partition can be removed again. Go on?", abort=True)
+            confirmed("No partition can be removed again. Go on?")
         plan = road.call("POST", path, {"partitions": partitions})
     show(plan, as_json)
 
@@ -440,8 +452,8 @@ def tenant_delete(name: str, data: Path, url: str | None, key: str | None, *, ye
     vicinage tenant delete acme --yes
     """
     if not yes:
-        click.confirm(f"Delete tenant {name} with everything it has?", abort=True)
-    show(operator(data, url, key).call("DELETE", f"/tenants/{name}?confirm={name}"), as_json)
+        confirmed(f"Delete tenant {name} with everything it has?")
+    show(operator(data, url, key).call("DELETE", f"/tenants/{part(name)}?confirm={part(name)}"), as_json)
 
 
 @main.group("key", epilog=EPILOG)
@@ -492,7 +504,7 @@ def key_list(tenant_name: str | None, data: Path, url: str | None, key: str | No
     \b
     vicinage key list acme
     """
-    path = "/keys" + (f"?tenant={tenant_name}" if tenant_name else "")
+    path = "/keys" + (f"?tenant={part(tenant_name)}" if tenant_name else "")
     show(
         operator(data, url, key).call("GET", path),
         as_json,
@@ -509,7 +521,7 @@ def key_revoke(key_id: str, data: Path, url: str | None, key: str | None, *, as_
     \b
     vicinage key revoke 0123456789abcdef
     """
-    show(operator(data, url, key).call("DELETE", f"/keys/{key_id}"), as_json)
+    show(operator(data, url, key).call("DELETE", f"/keys/{part(key_id)}"), as_json)
 
 
 @main.group(epilog=EPILOG)
@@ -521,8 +533,7 @@ INDEX_SPECS = "auto, flat, hnsw[:M=32,efc=80,codes=f32|sq8], ivf[:lists=N], ivfp
 
 
 @collection.command("create")
-@click.argument("tenant_name", metavar="TENANT")
-@click.argument("name")
+@click.argument("where", metavar="TENANT/COLLECTION", nargs=-1, required=True)
 @click.option("--model", help="Embedding model [default: all-minilm-l6-v2].")
 @click.option("--dimension", type=int, help="The tenant sends vectors of this length.")
 @click.option(
@@ -537,8 +548,7 @@ INDEX_SPECS = "auto, flat, hnsw[:M=32,efc=80,codes=f32|sq8], ivf[:lists=N], ivfp
 @click.option("--recall", type=float, help="Recall objective [default: 0.95].")
 @common
 def collection_create(
-    tenant_name: str,
-    name: str,
+    where: tuple[str, ...],
     data: Path,
     url: str | None,
     key: str | None,
@@ -550,13 +560,14 @@ def collection_create(
     r"""Make a collection.
 
     \b
-    vicinage collection create acme docs --model all-minilm-l6-v2
-    vicinage collection create acme vectors --dimension 384 --metric dot --index hnsw:M=32
+    vicinage collection create acme/docs --model all-minilm-l6-v2
+    vicinage collection create acme/vectors --dimension 384 --metric dot --index hnsw:M=32
     """
+    tenant_name, name = where_of(where)
     body = {k: v for k, v in {"name": name, **given}.items() if v is not None}
     if recall is not None:
         body["objectives"] = {"recall": recall}
-    show(operator(data, url, key).call("POST", f"/tenants/{tenant_name}/collections", body), as_json)
+    show(operator(data, url, key).call("POST", f"/tenants/{part(tenant_name)}/collections", body), as_json)
 
 
 @collection.command("list")
@@ -568,34 +579,32 @@ def collection_list(tenant_name: str | None, data: Path, url: str | None, key: s
     \b
     vicinage collection list acme
     """
-    path = "/collections" + (f"?tenant={tenant_name}" if tenant_name else "")
+    path = "/collections" + (f"?tenant={part(tenant_name)}" if tenant_name else "")
     found = operator(data, url, key).call("GET", path)
     show(found if as_json else collection_rows(found), as_json)
 
 
 @collection.command("show")
-@click.argument("tenant_name", metavar="TENANT")
-@click.argument("name")
+@click.argument("where", metavar="TENANT/COLLECTION", nargs=-1, required=True)
 @common
-def collection_show(
-    tenant_name: str, name: str, data: Path, url: str | None, key: str | None, *, as_json: bool
-) -> None:
+def collection_show(where: tuple[str, ...], data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
     r"""One collection: counts, freshness, recall, index.
 
     \b
-    vicinage collection show acme docs
+    vicinage collection show acme/docs
     """
-    show(operator(data, url, key).call("GET", f"/tenants/{tenant_name}/collections/{name}"), as_json)
+    tenant_name, name = where_of(where)
+    show(operator(data, url, key).call("GET", f"/tenants/{part(tenant_name)}/collections/{part(name)}"), as_json)
 
 
 @collection.command("update")
-@click.argument("where", metavar="TENANT/COLLECTION")
+@click.argument("where", metavar="TENANT/COLLECTION", nargs=-1, required=True)
 @click.option("--recall", type=float, help="Recall objective, 0.5 to 1.")
 @click.option("--freshness-ms", type=int, help="Freshness objective, milliseconds.")
 @click.option("--latency-ms", type=int, help="Latency objective, milliseconds.")
 @common
 def collection_update(
-    where: str, data: Path, url: str | None, key: str | None, *, as_json: bool, **objectives: float | None
+    where: tuple[str, ...], data: Path, url: str | None, key: str | None, *, as_json: bool, **objectives: float | None
 ) -> None:
     r"""Change a collection's objectives; those not named stay.
 
@@ -606,14 +615,18 @@ def collection_update(
     body = {"objectives": {k: v for k, v in objectives.items() if v is not None}}
     if not body["objectives"]:
         raise click.UsageError("name at least one of --recall, --freshness-ms and --latency-ms")
-    show(operator(data, url, key).call("PATCH", f"/tenants/{tenant_name}/collections/{name}", body), as_json)
+    show(
+        operator(data, url, key).call("PATCH", f"/tenants/{part(tenant_name)}/collections/{part(name)}", body), as_json
+    )
 
 
 @collection.command("delete")
-@click.argument("where", metavar="TENANT/COLLECTION")
+@click.argument("where", metavar="TENANT/COLLECTION", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
-def collection_delete(where: str, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool) -> None:
+def collection_delete(
+    where: tuple[str, ...], data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool
+) -> None:
     r"""Delete a collection with all its documents.
 
     \b
@@ -621,8 +634,8 @@ def collection_delete(where: str, data: Path, url: str | None, key: str | None, 
     """
     tenant_name, name = where_of(where)
     if not yes:
-        click.confirm(f"Delete collection {where} with all its documents?", abort=True)
-    path = f"/tenants/{tenant_name}/collections/{name}?confirm={name}"
+        confirmed(f"Delete collection {tenant_name}/{name} with all its documents?")
+    path = f"/tenants/{part(tenant_name)}/collections/{part(name)}?confirm={part(name)}"
     show(operator(data, url, key).call("DELETE", path), as_json)
 
 
@@ -635,14 +648,14 @@ def reindex() -> None:
 
 
 @reindex.command("start")
-@click.argument("where", metavar="TENANT/COLLECTION")
+@click.argument("where", metavar="TENANT/COLLECTION", nargs=-1, required=True)
 @click.option("--index", help=f"Of the next generation [default: as it is]: {INDEX_SPECS}")
 @click.option("--model", help="Embedding model of the next generation [default: as it is].")
 @click.option("--shards", type=int, help="Shards of the next generation [default: as it is].")
 @click.option("--wait", is_flag=True, help="Follow it to its end.")
 @common
 def reindex_start(
-    where: str, data: Path, url: str | None, key: str | None, *, wait: bool, as_json: bool, **given: Any
+    where: tuple[str, ...], data: Path, url: str | None, key: str | None, *, wait: bool, as_json: bool, **given: Any
 ) -> None:
     r"""Start a reindex. Writes and searches go on meanwhile; interrupting --wait leaves it running.
 
@@ -669,7 +682,7 @@ def _follow(road: "Operator", job_id: str, *, quiet: bool) -> Any:
         bar = progress.add_task("pending", total=None)
         try:
             while True:
-                job = road.call("GET", f"/reindex/{job_id}")
+                job = road.call("GET", f"/reindex/{part(job_id)}")
                 progress.update(bar, description=job["state"], completed=job["done"], total=job["total"] or None)
                 if job["state"] in ("done", "failed", "cancelled"):
                     return job
@@ -688,7 +701,7 @@ def reindex_status(job_id: str, data: Path, url: str | None, key: str | None, *,
     \b
     vicinage reindex status 0123456789abcdef
     """
-    show(operator(data, url, key).call("GET", f"/reindex/{job_id}"), as_json)
+    show(operator(data, url, key).call("GET", f"/reindex/{part(job_id)}"), as_json)
 
 
 @reindex.command("list")
@@ -712,7 +725,7 @@ def reindex_cancel(job_id: str, data: Path, url: str | None, key: str | None, *,
     \b
     vicinage reindex cancel 0123456789abcdef
     """
-    show(operator(data, url, key).call("POST", f"/reindex/{job_id}/cancel"), as_json)
+    show(operator(data, url, key).call("POST", f"/reindex/{part(job_id)}/cancel"), as_json)
 
 
 _CAPACITY = ("collections", "tenants", "disk", "retention", "headroom", "rates")
@@ -778,7 +791,7 @@ def freshness(tenant_name: str | None, data: Path, url: str | None, key: str | N
         raise click.BadParameter(
             "write TENANT; one collection's lag is in `vicinage collection show`", param_hint="TENANT"
         )
-    query = f"?tenant={tenant_name}" if tenant_name else ""
+    query = f"?tenant={part(tenant_name)}" if tenant_name else ""
     rows = _live(data, url, key).call("GET", f"/freshness{query}")
     if as_json:
         show(rows, as_json)
@@ -799,7 +812,7 @@ def recall(where: str | None, data: Path, url: str | None, key: str | None, *, a
     vicinage recall acme/docs
     """
     tenant_name, _, name = (where or "").partition("/")
-    query = "&".join(f"{k}={v}" for k, v in (("tenant", tenant_name), ("collection", name)) if v)
+    query = "&".join(f"{k}={part(v)}" for k, v in (("tenant", tenant_name), ("collection", name)) if v)
     report = _live(data, url, key).call("GET", f"/recall?{query}")
     show(report if as_json else recall_rows(report), as_json)
 
@@ -874,7 +887,7 @@ def audit_new_key(data: Path, *, yes: bool, as_json: bool) -> None:
     if local.running(data.absolute()) is not None:
         raise Conflict(f"a platform runs on {data} with the key of now: `vicinage down` first")
     if not yes:
-        click.confirm("Make another audit key? Every node needs its file then", abort=True)
+        confirmed("Make another audit key? Every node needs its file then")
     base = ground(_settings(data), audit_key_optional=True)
     try:
         made = make_key(base.settings, base.engine, again=True)
@@ -932,7 +945,7 @@ def model_retire(name: str, data: Path, url: str | None, key: str | None, *, as_
     \b
     vicinage model retire e5
     """
-    show(operator(data, url, key).call("POST", f"/models/{name}/retire"), as_json)
+    show(operator(data, url, key).call("POST", f"/models/{part(name)}/retire"), as_json)
 
 
 @main.group("cluster", epilog=EPILOG)
@@ -954,7 +967,12 @@ def cluster_kafka_acls(principal: str, tenant: str | None, data: Path, *, as_jso
     from dataclasses import asdict
 
     from cluster.kafka_acls import acls, commands, tenant_acls
+    from tenants.registry import TENANT_NAME
 
+    if not all(principal.partition(":")[::2]):
+        raise click.BadParameter("write TYPE:NAME, as User:vicinage", param_hint="--principal")
+    if tenant is not None and not TENANT_NAME.fullmatch(tenant):
+        raise click.BadParameter("no tenant has that name", param_hint="--tenant")
     _, _, servers = _settings(data).log_url.partition("kafka://")
     wanted = acls(principal) if tenant is None else tenant_acls(tenant, principal)
     if as_json:

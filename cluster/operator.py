@@ -52,14 +52,20 @@ class Operator:
         return self._url is not None
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """The answer's JSON. Raises Answered, or Unavailable when nobody answers."""
+        """The answer's JSON. Raises Answered, or Unavailable where no platform answers."""
         response = self._remote(method, path, body) if self._url else asyncio.run(self._inside(method, path, body))
         if response.status_code == httpx.codes.UNAUTHORIZED and self._renews:
             self._renews = False
             local.renew_operator_key(load(data=self._data))
             self._key = self._local_key()
             return self.call(method, path, body)
-        value = response.json()
+        try:
+            value = response.json()
+        except ValueError:
+            raise Unavailable(
+                f"what answers at {self._url} is no Vicinage platform (status {response.status_code}, no JSON): see --url",
+                dependency="gateway",
+            ) from None
         if response.status_code >= httpx.codes.BAD_REQUEST:
             raise Answered(value)
         return value
@@ -72,7 +78,7 @@ class Operator:
             )
         except httpx.HTTPError as error:
             raise Unavailable(
-                f"nobody answers at {self._url}: {error}. Is it up? `vicinage status`", dependency="gateway"
+                f"no platform answers at {self._url} ({error}): `vicinage status` says what runs", dependency="gateway"
             ) from error
 
     async def _inside(self, method: str, path: str, body: Any) -> httpx.Response:

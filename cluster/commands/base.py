@@ -4,9 +4,10 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import click
 
@@ -84,16 +85,30 @@ class Group(click.Group):
             click.echo(_told(error), err=True)
             sys.exit(_status(error))
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs; with --json the errors of usage are JSON, too."""
+        if "--json" not in sys.argv or kwargs.get("standalone_mode") is False:
+            return super().main(*args, **kwargs)
+        try:
+            ended = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.Abort:
+            click.echo(_problem("aborted", "Interrupted", 0, "interrupted before it was done"), err=True)
+            sys.exit(EXIT_FAILED)
+        except click.ClickException as error:
+            click.echo(_problem("usage", "Wrong usage", 400, error.format_message()), err=True)
+            sys.exit(error.exit_code)
+        sys.exit(ended if isinstance(ended, int) else 0)
+
 
 def _told(error: VicinageError) -> str:
     if "--json" not in sys.argv:
         return f"vicinage: {error}"
-    problem = getattr(error, "body", None) or {
-        "type": f"urn:vicinage:problem:{error.kind}",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
-    }
+    body = getattr(error, "body", None)
+    return json.dumps({"error": body}) if body else _problem(error.kind, error.title, error.status, error.detail)
+
+
+def _problem(kind: str, title: str, status: int, detail: str) -> str:
+    problem = {"type": f"urn:vicinage:problem:{kind}", "title": title, "status": status, "detail": detail}
     return json.dumps({"error": problem})
 
 
@@ -110,9 +125,23 @@ def operator(data: Path, url: str | None, key: str | None) -> "Operator":
     return Operator(data, url, key)
 
 
-def where_of(text: str) -> tuple[str, str]:
-    """Returns tenant and collection of TENANT/COLLECTION. Raises click.BadParameter."""
-    tenant, slash, collection = text.partition("/")
-    if not slash or not tenant or not collection:
+def confirmed(question: str) -> None:
+    """Asks on stderr. Raises click.UsageError with --json, whose output is JSON alone; click.Abort for no."""
+    if "--json" in sys.argv:
+        raise click.UsageError(f"{question} Nothing was changed: add --yes")
+    click.confirm(question, abort=True, err=True)
+
+
+def part(name: str) -> str:
+    """Returns a name as one part of a path or query. Raises click.UsageError for a slash: servers decode it before they route."""
+    if "/" in name:
+        raise click.UsageError(f"{name!r} is no name: it holds a slash")
+    return quote(name, safe="")
+
+
+def where_of(words: Sequence[str]) -> tuple[str, str]:
+    """Returns tenant and collection of TENANT/COLLECTION, in one word or two. Raises click.BadParameter."""
+    tenant, _, collection = "/".join(words).partition("/")
+    if not tenant or not collection:
         raise click.BadParameter("write TENANT/COLLECTION", param_hint="TENANT/COLLECTION")
     return tenant, collection

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cluster.commands.base import EPILOG, Group, common, operator
+from cluster.commands.base import EPILOG, Group, common, confirmed, operator, part
 from cluster.output import show
 from vicinage.records import Token
 
@@ -29,7 +29,9 @@ def dead_letters_list(
     \b
     vicinage dead-letters list acme --after 120
     """
-    found = operator(data, url, key).call("GET", f"/tenants/{tenant_name}/dead-letters?after={after}&limit={limit}")
+    found = operator(data, url, key).call(
+        "GET", f"/tenants/{part(tenant_name)}/dead-letters?after={after}&limit={limit}"
+    )
     show(found if as_json else found["letters"], as_json, COLUMNS)
 
 
@@ -45,7 +47,7 @@ def dead_letters_show(
     \b
     vicinage dead-letters show acme 42
     """
-    show(operator(data, url, key).call("GET", f"/tenants/{tenant_name}/dead-letters/{position}"), as_json)
+    show(operator(data, url, key).call("GET", f"/tenants/{part(tenant_name)}/dead-letters/{position}"), as_json)
 
 
 @dead_letters.command("replay")
@@ -64,7 +66,7 @@ def dead_letters_replay(
     \b
     vicinage dead-letters replay acme --from 40 --to 42
     """
-    platform, path = operator(data, url, key), f"/tenants/{tenant_name}/dead-letters:replay"
+    platform, path = operator(data, url, key), f"/tenants/{part(tenant_name)}/dead-letters:replay"
     body = {"from": first, **({} if last is None else {"to": last})}
     done = platform.call("POST", path, body)
     found = [done]
@@ -90,5 +92,7 @@ def dead_letters_purge(
     vicinage dead-letters purge acme --to 42 --yes
     """
     if not yes:
-        click.confirm(f"Remove the dead letters of {tenant_name} up to position {last}?", abort=True)
-    show(operator(data, url, key).call("POST", f"/tenants/{tenant_name}/dead-letters:purge", {"to": last}), as_json)
+        confirmed(f"Remove the dead letters of {tenant_name} up to position {last}?")
+    show(
+        operator(data, url, key).call("POST", f"/tenants/{part(tenant_name)}/dead-letters:purge", {"to": last}), as_json
+    )

@@ -15,7 +15,7 @@ from gate import serving
 from servers import free_port
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cluster.cli import _await_ready, main
@@ -144,3 +144,62 @@ def test_the_help_of_every_command_has_examples_that_parse(
     for example in examples:
         assert command_of(shlex.split(example)[1:])[1] is command, example
         assert example in ended(*words.split(), "--help")[1], "each on a line of its own"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("tenant", "create"), "Missing argument 'NAME'"),
+        (("tenant", "nope"), "No such command 'nope'"),
+        (("tenant", "delete", "acme"), "Nothing was changed: add --yes"),
+        (("collection", "show", "acme"), "write TENANT/COLLECTION"),
+        (("cluster", "kafka-acls", "--principal", "vicinage"), "write TYPE:NAME, as User:vicinage"),
+        (("cluster", "kafka-acls", "--principal", "User:a", "--tenant", "No!"), "no tenant has that name"),
+    ],
+)
+def test_usage_errors_are_json_on_stderr_with_json(
+    words: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["vicinage", *words, "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert says in json.loads(err)["error"]["detail"]
+
+
+def test_a_question_goes_to_stderr(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["tenant", "delete", "acme", "--data", str(tmp_path)], input="n\n")
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert "Delete tenant acme" in done.stderr
+
+
+def test_a_collection_is_named_in_one_word_or_two(tmp_path: Path) -> None:
+    def run(*words: str) -> tuple[int, str]:
+        return ended(*words, "--data", str(tmp_path))
+
+    assert run("tenant", "create", "acme")[0] == 0
+    assert run("collection", "create", "acme/docs", "--dimension", "3")[0] == 0
+    assert run("collection", "create", "acme", "more", "--dimension", "3")[0] == 0
+    assert run("collection", "update", "acme", "docs", "--recall", "0.9")[0] == 0
+    for words in (("acme/docs",), ("acme", "docs")):
+        assert "0.9" in run("collection", "show", *words)[1]
+    assert "no collection 'docs?x'" in run("collection", "show", "acme", "docs?x")[1]
+    assert "holds a slash" in run("tenant", "show", "acme/collections/docs")[1]
+    assert run("collection", "delete", "acme", "more", "--yes")[0] == 0
+
+
+def test_a_server_that_is_no_platform_is_said_to_be_none(tmp_path: Path) -> None:
+    async def page(_request: Request) -> Response:
+        return Response("<html>hello</html>", 200)
+
+    with serving(Starlette(routes=[Route("/{path:path}", page)])) as url:
+        code, said = ended("tenant", "list", "--url", url, "--key", "k", "--data", str(tmp_path))
+    assert code == 3
+    assert "is no Vicinage platform" in said
+
+
+def test_status_of_an_address_where_nothing_answers_is_no_platform(tmp_path: Path) -> None:
+    code, _ = ended("status", "--url", f"http://127.0.0.1:{free_port()}", "--data", str(tmp_path))
+    assert code == 3
