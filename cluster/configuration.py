@@ -57,6 +57,8 @@ def load(**given: Any) -> Settings:
         raise ConfigurationError(_first(error, given)) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8 (its byte {error.start})") from None
     except SettingsError as error:
         raise ConfigurationError(f"environment: {error}: write JSON there, or set its parts one by one") from None
     except OSError as error:

@@ -147,7 +147,7 @@ def _leaf(field: str, op: str, operand: object, at: str, bounds: _Bounds) -> Lea
             _check_exact(value, at)
         return Leaf(field, op, _by_kind(operand))
     elif not _scalar(operand):
-        raise Refused(f"{at}: expected a string, number, boolean or null", field="filter")
+        raise Refused(f"{at}: expected a string, number, boolean or null{_list_hint(operand)}", field="filter")
     elif op in ("$gt", "$gte", "$lt", "$lte") and (operand is None or isinstance(operand, bool)):
         raise Refused(f"{at}: booleans and null have no order", field="filter")
     _check_exact(operand, at)
@@ -382,3 +382,7 @@ def _reach(metadata: Metadata, field: str) -> Any:
             return found
         at = field.rfind(".", 0, at)
     return _MISSING
+
+
+def _list_hint(operand: object) -> str:
+    return "; any of several values is $in" if isinstance(operand, list) else ""

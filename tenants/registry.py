@@ -241,7 +241,7 @@ class Registry:
         return self.tenant(name)
 
     def delete_tenant(self, name: str, *, actor: str) -> Tenant:
-        """Delete the tenant with its collections. Its name is not given again."""
+        """Deletes the tenant with its collections, and revokes its keys. Its name is not given again."""
         c = tables.collections
         with changing(self._engine, self._clock, actor) as at:
             _tenant_now(at, name)
@@ -250,6 +250,9 @@ class Registry:
                 _end_collection(at, name, collection)
             p = tables.ingest_partitions
             at.connection.execute(p.delete().where(p.c.tenant == name))
+            k = tables.keys
+            alive = (k.c.tenant == name) & k.c.revoked_ms.is_(None)
+            at.connection.execute(k.update().where(alive).values(revoked_ms=at.now_ms))
             after = _set_tenant(at, name, "deleted", "tenant.delete")
         self.refresh()
         return after

@@ -243,7 +243,18 @@ def load_json(data: bytes, *, field: str = "body") -> Any:
     except orjson.JSONDecodeError as error:
         if error.msg.startswith("Not enough memory"):
             raise MemoryError from None
+        if "UTF-8: " in error.msg and (at := _first_not_utf8(data)) is not None:
+            raise Refused(f"{field} is not UTF-8 (its byte {at}): send it encoded as UTF-8", field=field) from None
         raise Refused(f"{field} is not JSON: {_line(error)}", field=field) from None
+
+
+def _first_not_utf8(data: bytes) -> int | None:
+    """Returns the index of the first byte that is not UTF-8; None if all are."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
 
 
 def _metadata(document: Document) -> str | None:

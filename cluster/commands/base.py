@@ -61,7 +61,7 @@ def _data(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> P
     path = Path(os.environ.get(CONFIG) or "vicinage.toml")
     try:
         named = tomllib.loads(path.read_text()).get("data")
-    except (OSError, tomllib.TOMLDecodeError):
+    except (OSError, ValueError):  # no TOML, or no UTF-8
         named = None  # said in full where the settings are loaded
     return Path(named) if isinstance(named, str) else Path("data")
 

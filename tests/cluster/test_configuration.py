@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cluster.cli import main
 from cluster.configuration import ConfigurationError, load, names, origins, unknown_variables, usable_data
 from cluster.identity import check_identity, identity_of, remember_identity
 from cluster.wiring import ground
@@ -42,6 +44,15 @@ def test_a_mistake_in_the_file_is_one_line(folder: Path, text: str, says: list[s
         load()
     assert "\n" not in str(raised.value)
     assert [word for word in says if word not in str(raised.value)] == []
+
+
+def test_a_file_that_is_not_utf8_is_one_line(folder: Path) -> None:
+    (folder / "vicinage.toml").write_bytes(b'data = "caf\xe9"')
+    with pytest.raises(ConfigurationError, match=r"vicinage.toml is not UTF-8 \(its byte 11\)"):
+        load()
+    done = CliRunner().invoke(main, ["config", "show"])
+    assert done.exit_code == 2
+    assert "is not UTF-8" in done.output
 
 
 @pytest.mark.parametrize(

@@ -170,3 +170,8 @@ def test_few_rows_and_many_are_found_alike(op: str) -> None:
         for bound in (-1, 0, 3, 500, 990, 999, 1_000):
             tree = parse({"g": {op: bound}})
             assert columns.mask(tree).tolist() == [matches(tree, m) for m in metadata]
+
+
+def test_a_list_in_the_place_of_a_value_names_the_operator_for_lists() -> None:
+    with pytest.raises(Refused, match=r"filter\.lang: expected .*; any of several values is \$in"):
+        parse({"lang": ["en", "de"]})

@@ -7,6 +7,7 @@ import pytest
 
 from cluster.wiring import Ground
 from tenants import provisioning
+from tenants.keys import Keys
 from tenants.provisioning import VECTORS_TOPIC, ensure_vectors, place
 from vicinage.errors import NotFound, Refused
 from vicinage.log import Record
@@ -40,6 +41,15 @@ def test_deleting_a_tenant_deletes_its_topics_and_asking_again_finishes_what_a_c
     assert topics(base) == {}
     with pytest.raises(NotFound):
         provisioning.delete_tenant(base.registry, base.log, "nobody", actor="test")
+
+
+def test_deleting_a_tenant_revokes_its_keys(base: Ground) -> None:
+    keys = Keys(base.engine, base.clock)
+    for name in ("acme", "other"):
+        provisioning.create_tenant(base.registry, base.log, name, actor="test")
+        keys.create(name, ["read"], actor="test")
+    base.registry.delete_tenant("acme", actor="test")
+    assert {key.tenant: key.revoked_ms is not None for key in keys.list()} == {"acme": True, "other": False}
 
 
 def test_a_generation_starts_where_its_slots_end(base: Ground) -> None:

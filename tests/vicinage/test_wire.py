@@ -298,3 +298,10 @@ def test_a_message_of_deletions_has_no_vectors_and_nothing_else_may_lack_them() 
     assert is_deletions(decode_rows(stored).batch)
     with pytest.raises(Corrupt):
         decode_rows(encode_rows(gone(0), tenant="t", collection="c", generation=1))
+
+
+def test_a_body_in_another_encoding_says_so_and_where() -> None:
+    with pytest.raises(Refused, match=r"^line 3 is not UTF-8 \(its byte 12\): send it encoded as UTF-8$"):
+        load_json(b'{"text":"caf\xe9"}', field="line 3")
+    with pytest.raises(Refused, match="is not JSON"):
+        load_json(b'{"text":}', field="line 3")
