@@ -17,7 +17,7 @@ METHODS = {
     "host_bytes": "accounted: delta arrays, and segments as if every page were touched; 0 if not in memory",
     "store_bytes": "sizes of the objects that the manifests name",
     "age_s": "kept for so long once it is not needed, as this gateway is configured",
-    "bytes_max": "sooner deleted beyond these bytes, but not before two minutes; null: no such bound, as on Kafka",
+    "bytes_max": "sooner deleted beyond these bytes, but not before a minute (documents) or two (vectors); null: no such bound, as on Kafka",
     "log_bytes": "size of the log's file and write-ahead log; null on Kafka, whose brokers keep it",
     "bytes_per_passage": "bytes of the collection's own passages in memory, the mean; of shards not in memory, of those in segments",
     "records": "records kept in the tenant's documents log",

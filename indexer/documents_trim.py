@@ -19,7 +19,7 @@ from vicinage.telemetry import counter
 LOOK_S: Final = 10.0
 PARTITIONS_AT_ONCE: Final = 500
 """Looked at in one look; the next ones in the next."""
-STAND_STILL_S: Final = 120.0
+STAND_STILL_S: Final = 60.0
 """However many bytes there are, what ingest passed less long ago stays: an ingest that stood still reads on."""
 
 _trimmed = counter("vicinage_indexer_trimmed_documents_total", "records of documents logs deleted after their use")

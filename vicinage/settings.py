@@ -216,7 +216,7 @@ class IndexerSettings(_Group):
     keep_documents_bytes: int = Field(
         default=4 << 20,
         ge=0,
-        description="bytes of each partition of a documents log that are kept at most, once ingest has done with them for two minutes; SQLite alone (on Kafka: the topic's retention.bytes)",
+        description="bytes of each partition of a documents log that are kept at most, once ingest has done with them for a minute; SQLite alone (on Kafka: the topic's retention.bytes)",
     )
     superseded_age_s: float = Field(
         default=30.0,

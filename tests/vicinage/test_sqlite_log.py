@@ -71,3 +71,12 @@ def test_what_fits_into_so_many_bytes_is_counted_from_the_end(tmp_path: Path) ->
         assert kept == [10, 10, 9, 5, 0, 0]
         log.trim("t", 0, 7)
         assert log.keeping("t", 0, 10**9) == 7
+
+
+def test_a_large_transaction_leaves_no_large_write_ahead_log(tmp_path: Path) -> None:
+    with SqliteLog(tmp_path / "log.db") as log:
+        log.ensure_topic("t")
+        log.append("t", 0, [Record(bytes(1 << 20)) for _ in range(24)])
+        for _ in range(3):
+            log.append("t", 0, [Record(b"x")])
+        assert (tmp_path / "log.db-wal").stat().st_size <= sqlite_tidy.WAL_BYTES

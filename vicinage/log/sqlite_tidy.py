@@ -17,6 +17,8 @@ CHECKPOINT_S: Final = 60.0
 WAIT_MS: Final = 100
 """How long emptying the write-ahead log waits for readers; appends wait as long. It is tried again after TIDY_S."""
 PAGES_AT_ONCE: Final = 1_024
+WAL_BYTES: Final = 8 << 20
+"""Of the write-ahead log's file: where a large transaction made it larger, it is cut when it begins anew."""
 FREE_PAGES_MIN: Final = 256
 FREE_SHARE: Final = 8
 """One page in so many may be free: the next records take them."""
@@ -28,6 +30,7 @@ def prepare(connection: sqlite3.Connection) -> None:
     """Sets what each connection needs. `auto_vacuum` has an effect on a file without tables alone."""
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA secure_delete = ON")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
 
 
 class Tidy:
