@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tenants.entities import Tenant
-from vicinage.errors import Refused
 from vicinage.log import Stored
-from vicinage.partition_maps import PartitionMap, until, version_of
+from vicinage.partition_maps import PartitionMap, is_at_home, until, version_of
 from vicinage.records import Position
 
 LookAgain = Callable[[Tenant], object]
@@ -35,15 +34,13 @@ class Homes:
     def version(self, tenant: Tenant, stored: Stored, collection: str, document_id: str) -> int:
         """Returns the version of a document in this record. Raises Refused where it cannot be ordered.
 
-        Before the first refusal the topic is looked at once more: it may have grown since its last map.
+        Before the first one that is not in its home the topic is looked at once more: it may have grown since its last
+        map, and the record's producer may have known.
         """
         position = Position(stored.partition, stored.offset)
         maps = until(self._maps.partition_maps(tenant.name), self._topic_id)
-        try:
-            return version_of(maps, position, collection, document_id)
-        except Refused:
-            if self._look_again is not None:
-                look_again, self._look_again = self._look_again, None
-                look_again(tenant)
-                return self.version(tenant, stored, collection, document_id)
-            raise
+        if self._look_again is not None and not is_at_home(maps, position, collection, document_id):
+            look_again, self._look_again = self._look_again, None
+            look_again(tenant)
+            maps = until(self._maps.partition_maps(tenant.name), self._topic_id)
+        return version_of(maps, position, collection, document_id)

@@ -42,7 +42,7 @@ LAG_MAX_S = 5.0
 """Default of --lag-max-s."""
 IDS = 25
 """Documents a collection: few, so that they are written and deleted again and again."""
-SHARED_SHARE = 0.3
+SHARED_SHARE = 0.2
 """Of the rounds with events: those in which one touches every tenant."""
 STUCK_MAX = 3
 SETTINGS = {

@@ -155,6 +155,7 @@ class Judge:
     def _reach(self, tenant: Tenant, collection: Collection) -> Reach:
         """Reads the committed positions, then the lanes, then the vectors log's end: each covers the one before."""
         topic = tenant.documents_topic
+        self._check_same_topic(tenant)
         partitions = range(self.log.topics(topic).get(topic, 0))
         ends = {p: self.log.end(topic, p) for p in partitions}
         committed = ingested(self.log, self.registry, [(topic, p) for p in partitions])
@@ -162,6 +163,16 @@ class Judge:
         done = {p: owed_from(lanes, p, committed.get((topic, p), 0)) for p in partitions}
         below = {p: max(done[p], self.log.begin(topic, p)) for p in partitions}
         return Reach(below, ends, {slot: self.log.end(VECTORS_TOPIC, slot) for slot in collection.generation().slots})
+
+    def _check_same_topic(self, tenant: Tenant) -> None:
+        """Raises Unavailable where the topic is not the one that positions and versions are of."""
+        maps, topic = self.registry.partition_maps(tenant.name), tenant.documents_topic
+        if maps and self.log.topic_ids(topic).get(topic) != maps[-1].topic_id:
+            raise Unavailable(
+                "this tenant's documents topic was deleted; nothing is deleted by filter until an operator resumes its ingest",
+                dependency="log",
+                retry_after_s=30,
+            )
 
     def _fold_backlog(
         self, newest: dict[str, Newest], tenant: Tenant, collection: Collection, tree: filters.Tree, reach: Reach

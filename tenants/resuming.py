@@ -76,11 +76,11 @@ def apply(log: Log, registry: Registry, tenant: Tenant, *, actor: str) -> Plan:
         return made
     maps = registry.partition_maps(tenant.name)
     again = made.anew or any(r.kind == "beyond_end" for r in moved)
-    new_map = _map(log, tenant, made, moved) if again else None
+    new_maps = _maps(log, tenant, made, moved, maps[-1:]) if again else []
     with registry.change(actor) as at:
-        if new_map is not None:
-            stamp = {"created_ms": at.now_ms, "row_version": at.version}
-            partitions.append(at.connection, stamp, tenant.name, new_map, epoch=len(maps))
+        stamp = {"created_ms": at.now_ms, "row_version": at.version}
+        for epoch, new_map in enumerate(new_maps, start=len(maps)):
+            partitions.append(at.connection, stamp, tenant.name, new_map, epoch=epoch)
         if made.anew:
             _forget_offsets(at, tenant.name)
         _move_lanes(at, tenant.name, moved)
@@ -104,14 +104,23 @@ def facts(made: Plan) -> dict[str, Any]:
     return asdict(made)
 
 
-def _map(log: Log, tenant: Tenant, made: Plan, moved: Sequence[Resumption]) -> PartitionMap:
-    """Returns the map under which what is read again wins over everything before."""
+def _maps(
+    log: Log, tenant: Tenant, made: Plan, moved: Sequence[Resumption], known: Sequence[PartitionMap]
+) -> list[PartitionMap]:
+    """Returns the maps under which what is read again wins over everything before.
+
+    Until the topic's new number of partitions is recorded, HTTP writes are divided by the newest map that is known: where
+    that is another number, what the topic has by now counts under a map of it.
+    """
+    topic_id, n = made.topic_id or "", made.n_partitions
     begins = {r.partition: r.resume_at for r in moved}
-    starts = [
-        begin if (begin := begins.get(p)) is not None else log.end(tenant.documents_topic, p)
-        for p in range(made.n_partitions)
-    ]
-    return PartitionMap(made.topic_id or "", made.n_partitions, tuple(starts))
+    ends = [log.end(tenant.documents_topic, p) for p in range(n)]
+    starts = tuple(begin if (begin := begins.get(p)) is not None else ends[p] for p in range(n))
+    if not made.anew or not known or known[0].partitions == n:
+        return [PartitionMap(topic_id, n, starts)]
+    so_far = known[0].partitions
+    divided = PartitionMap(topic_id, so_far, (*starts[:so_far], *(0,) * (so_far - n)))
+    return [divided, PartitionMap(topic_id, n, tuple(ends))]
 
 
 def _forget_offsets(at: Change, tenant: str) -> None:

@@ -44,21 +44,37 @@ def unpack_version(version: int) -> tuple[int, Position]:
 def epoch_of(maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str) -> int | None:
     """Returns the map epoch of a document's record at `position` of the newest map's topic.
 
-    Among the maps of that topic under which the partition is the document's home: the newest that counts at this
-    offset, else the oldest. None: under no map is this its home. Without any map, 0.
+    Of the maps of that topic under which the partition is the document's home: the one that counts at this offset; else
+    the next one, because its producer knew the added partitions before they were recorded; else the newest that counted
+    before (its producer does not know them yet); else the oldest. None: under no map is this its home. Without any
+    map, 0.
     """
     if not maps:
         return 0
     topic_id = maps[-1].topic_id
-    at_home = [
-        epoch
-        for epoch, each in enumerate(maps)
-        if each.topic_id == topic_id and home_of(collection, document_id, each.partitions) == position.partition
+    own = [epoch for epoch, each in enumerate(maps) if each.topic_id == topic_id]
+    home = [e for e in own if home_of(collection, document_id, maps[e].partitions) == position.partition]
+    now = counting(maps, position)
+    if now is not None and now not in home and now + 1 in home:
+        return now + 1
+    before = [e for e in home if now is not None and e <= now]
+    if before:
+        return before[-1]
+    return home[0] if home else None
+
+
+def counting(maps: Sequence[PartitionMap], position: Position) -> int | None:
+    """Returns the epoch of the map that counts at this position of the newest map's topic; None where none does."""
+    topic_id, p = maps[-1].topic_id, position.partition
+    found = [
+        e for e, m in enumerate(maps) if m.topic_id == topic_id and p < m.partitions and m.starts[p] <= position.offset
     ]
-    counting = [epoch for epoch in at_home if maps[epoch].starts[position.partition] <= position.offset]
-    if counting:
-        return counting[-1]
-    return at_home[0] if at_home else None
+    return found[-1] if found else None
+
+
+def is_at_home(maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str) -> bool:
+    """Returns whether the partition is the document's home under the newest map: then no later look changes that."""
+    return not maps or home_of(collection, document_id, maps[-1].partitions) == position.partition
 
 
 def until(maps: Sequence[PartitionMap], topic_id: str | None) -> Sequence[PartitionMap]:

@@ -195,6 +195,20 @@ def test_a_reader_wakes_at_once(log: Log, topic: str) -> None:
     assert np.median(lags) < 0.2, f"median wake-up {np.median(lags) * 1e3:.1f} ms"
 
 
+def test_a_topic_that_another_process_deletes_is_missed_at_once(log: Log, topic: str, url: str) -> None:
+    kept = f"{topic}-kept"
+    log.ensure_topic(kept, 1)
+    assert log.end(topic, 1) == log.end(kept, 0) == 0
+    with open_log(url) as other:
+        other.delete_topic(topic)
+    with pytest.raises(NotFound):
+        log.end(topic, 1)
+    with pytest.raises(NotFound):
+        log.begin(topic, 0)
+    log.commit("g", {(topic, 1): 1, (kept, 0): 7})
+    assert log.committed("g", [(kept, 0)]) == {(kept, 0): 7}
+
+
 def test_trimmed_records_are_gone_and_their_offsets_refused(log: Log, topic: str) -> None:
     log.append(topic, 0, [Record(str(i).encode()) for i in range(10)])
     log.trim(topic, 0, 4)

@@ -11,6 +11,7 @@ from tenants import resuming, tables
 from tenants.entities import Group
 from tenants.ingested import ingested
 from vicinage.catalog import look
+from vicinage.routing import home_of
 from vicinage.wire import decode_rows
 
 
@@ -58,6 +59,41 @@ def test_a_topic_made_anew_is_read_from_its_beginning_and_its_small_offsets_win(
     assert (record["actor"], record["subject"]) == ("test", "anew")
     assert json.loads(record["after"])["partitions"][0]["resume_at"] == 0
     end(ingest)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 3), (3, 2), (4, 1)])
+def test_what_is_written_to_a_topic_made_anew_before_its_ingest_is_resumed_is_kept(
+    base, before: int, after: int
+) -> None:
+    """HTTP writes are divided by the earlier topic's map until then, producers by the new topic's partitions."""
+    tenant = make_tenant(base, "anew", partitions=before)
+    names = [f"d{i}" for i in range(12)]
+    for name in names:
+        put(base, tenant, name, before)
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: len(standing(base)) == len(names))
+    base.log.delete_topic(tenant.documents_topic)
+    base.log.ensure_topic(tenant.documents_topic, after)
+    stepping(ingest, lambda: any(state[1] == "halted" for state in states(base, tenant)))
+    by_http = [name for name in names[:6] if home_of("flat", name, before) < after]
+    for name in by_http:
+        base.log.append(tenant.documents_topic, home_of("flat", name, before), [deletion(name)])
+    for name in names[6:9]:
+        base.log.append(tenant.documents_topic, home_of("flat", name, after), [deletion(name)])
+    resuming.apply(base.log, base.registry, tenant, actor="test")
+    stepping(ingest, lambda: standing(base) == set(names) - {*by_http, *names[6:9]})
+    for name in by_http:
+        put(base, tenant, name, after)
+    stepping(ingest, lambda: standing(base) == set(names) - set(names[6:9]))
+    end(ingest)
+
+
+def put(base, tenant, name: str, partitions: int) -> None:
+    """A producer's write to a topic of so many partitions."""
+    from vicinage.log import Record
+
+    value = json.dumps({"collection": "flat", "id": name, "vector": [1.0, 0.0, 0.0]}).encode()
+    base.log.append(tenant.documents_topic, home_of("flat", name, partitions), [Record(value)])
 
 
 def deletion(name: str):

@@ -60,6 +60,18 @@ def test_a_record_has_the_newest_map_under_which_it_is_at_home_and_counts(
     assert epoch_of([TWO, FIVE], Position(partition, offset), "c", name) == expected
 
 
+def test_a_producer_that_knows_added_partitions_before_their_map_wins_in_an_old_one_too() -> None:
+    """The document's home moved away from partition 0 and back to it: there its records have three maps to choose from."""
+    two = PartitionMap("t", 2, (0, 0))
+    four = grown(two, 4, [4, 4])
+    six = grown(four, 6, [17, 15, 2, 0])
+    assert [home_of("texts", "d0", n) for n in (2, 4, 6)] == [0, 2, 0]
+    assert epoch_of([two, four], Position(2, 1), "texts", "d0") == 1
+    assert epoch_of([two, four, six], Position(0, 16), "texts", "d0") == 2
+    assert epoch_of([two, four, six], Position(0, 3), "texts", "d0") == 0, "written before the second map"
+    assert epoch_of([two, four], Position(0, 16), "texts", "d0") == 0, "its producer knows two partitions"
+
+
 def test_a_record_of_another_partitioner_is_refused_with_what_to_do() -> None:
     wrong = next(i for i in IDS if home_of("docs", i, 2) == 0)
     with pytest.raises(Refused, match=f"docs/{wrong} into partition 0 of 2.*murmur2_random"):

@@ -174,7 +174,10 @@ class Log(Protocol):
         ...
 
     def commit(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
-        """Remember, durably and all together, the next offset that `group` will read of each partition."""
+        """Stores the next offset that `group` will read of each partition; durable on return.
+
+        A partition that is gone may have no position. Raises Unavailable when the log is away.
+        """
         ...
 
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:

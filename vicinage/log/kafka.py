@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from vicinage.errors import NotFound, Refused, Unavailable
 from vicinage.log import Record, Stored, TopicPartition, check_start
@@ -22,6 +22,9 @@ from vicinage.log.mac import Macs
 from vicinage.settings import KafkaSettings
 
 COORDINATOR_MOVES: Final = ("CoordinatorNotAvailableError", "CoordinatorLoadInProgressError", "NotCoordinatorError")
+T = TypeVar("T")
+SLICE_MS: Final = 500
+"""How long a call about one partition may keep others waiting, which use the same client."""
 COMMITTED_EVERY_S: Final = 0.005
 COMMITTED_EVERY_MAX_S: Final = 0.05
 """The broker tells nobody that a group has committed: whoever waits asks again after this long, and less often the longer he waits."""
@@ -97,7 +100,10 @@ class KafkaLog:
         return found
 
     def topic_ids(self, prefix: str = "") -> dict[str, str]:
-        """See Log: Kafka's own topic ids. Asks the broker."""
+        """See Log: Kafka's own topic ids. Asks the broker, about one topic where `prefix` is its whole name."""
+        with self._asked("looking up a topic"):
+            if prefix and (found := self._topics.ask(prefix)) is not None:
+                return {prefix: found.id}
         return {name: t.id for name, t in self._every_topic().items() if name.startswith(prefix)}
 
     def delete_topic(self, topic: str) -> None:
@@ -147,10 +153,16 @@ class KafkaLog:
         from kafka import OffsetAndMetadata
         from kafka import TopicPartition as Tp
 
-        offsets = {Tp(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in positions.items()}
         consumer, lock = self._group(group)
-        with self._asked("committing"), lock:
-            _patiently(lambda: consumer.commit(offsets, timeout_ms=CALL_MS))
+
+        def ask(topics: Mapping[str, Topic] | None) -> None:
+            there = {tp: at for tp, at in positions.items() if topics is None or _has(topics, tp)}
+            offsets = {Tp(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in there.items()}
+            with lock:
+                _patiently(lambda: consumer.commit(offsets, timeout_ms=SLICE_MS))
+
+        with self._asked("committing"):
+            self._in_slices(ask)
 
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """See Log."""
@@ -273,11 +285,34 @@ class KafkaLog:
         from kafka import TopicPartition as Tp
 
         if partition < 0 or (partition >= self._known(topic) and partition >= self.partitions(topic)):
-            # Asked of Kafka, a partition that there is not holds this client, and everybody's lock on it, for ten seconds.
             raise NotFound(f"the log has no partition {partition} of a topic {topic!r}")
         tp = Tp(topic, partition)
-        with self._asked("looking up an offset"), self._lock:
-            return int(getattr(self._look(), which)([tp], timeout_ms=CALL_MS)[tp])
+
+        def ask(topics: Mapping[str, Topic] | None) -> int:
+            if topics is not None and not _has(topics, tp):
+                raise NotFound(f"the log has no partition {partition} of a topic {topic!r}")
+            with self._lock:
+                return int(getattr(self._look(), which)([tp], timeout_ms=SLICE_MS)[tp])
+
+        with self._asked("looking up an offset"):
+            return self._in_slices(ask)
+
+    def _in_slices(self, ask: Callable[[Mapping[str, Topic] | None], T]) -> T:
+        """Returns what `ask` answers within CALL_MS. Raises KafkaTimeoutError.
+
+        kafka-python goes on asking about a partition that is gone until its time is up, and others wait for its client
+        meanwhile. So each try is short; from the second on, `ask` is given the topics that there are.
+        """
+        from kafka.errors import KafkaTimeoutError
+
+        end, topics = time.monotonic() + CALL_MS / 1000, None
+        while True:
+            try:
+                return ask(topics)
+            except KafkaTimeoutError:
+                if time.monotonic() > end:
+                    raise
+            topics = self._every_topic()
 
     def _known(self, topic: str, *, fresh: bool = False) -> int:
         """Returns the number of the topic's partitions, seen lately or now; 0 when there is no such topic."""
@@ -301,6 +336,11 @@ class KafkaLog:
             if type(error).__name__ in ("TopicAlreadyExistsError", "UnknownTopicOrPartitionError"):
                 raise
             raise Unavailable(f"the log is away ({what}): {type(error).__name__} {error}", dependency="log") from error
+
+
+def _has(topics: Mapping[str, Topic], tp: TopicPartition) -> bool:
+    found = topics.get(tp[0])
+    return found is not None and tp[1] < found.partitions
 
 
 def _patiently(ask: Callable[[], Any]) -> Any:
