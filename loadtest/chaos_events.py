@@ -55,6 +55,13 @@ class World:
             self.admin = KafkaAdminClient(bootstrap_servers=self.brokers)
         return self.admin
 
+    def forget_admin(self) -> None:
+        """Drops the administrator: its connection does not outlive the broker."""
+        admin, self.admin = self.admin, None
+        if admin is not None:
+            with suppress(Exception):
+                admin.close()
+
     def partitions(self, topic: str) -> int:
         """Returns how many partitions the topic has; 0: there is none."""
         found = self.kafka().describe_topics([topic])
@@ -285,22 +292,25 @@ def ingest_paused(world: World, tenant: Tenant, choose: random.Random) -> Iterat
 
 
 def broker_restarted(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """The broker is killed and started again."""
+    """The broker is killed and started again, after the round's writes or before them."""
     del tenant
     starter, folder = world.broker
-    os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
-    os.waitpid(int((folder / "pid").read_text()), 0)
-    if choose.random() < 0.5:
-        yield
-        starter.start(folder, int(world.brokers.rpartition(":")[2]))
-    else:
-        starter.start(folder, int(world.brokers.rpartition(":")[2]))
-        yield
+    pid, port = int((folder / "pid").read_text()), int(world.brokers.rpartition(":")[2])
+    world.forget_admin()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    first = choose.random() < 0.5
+    if first:
+        starter.start(folder, port)
+    yield
+    if not first:
+        starter.start(folder, port)
 
 
 def broker_paused(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
     """The broker stands still for some seconds."""
     del tenant
+    world.forget_admin()
     pid = int((world.broker[1] / "pid").read_text())
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -16,7 +16,8 @@ from chaos_model import GONE, Ledger, State, part_of
 DIMENSION = 8
 ANSWER_S = 30.0
 """Longer than any request may take: an answer that does not come at all is a finding."""
-SEND_S = 20.0
+SEND_S = 8.0
+"""How long its producer tries to send a record: a broker that was restarted answers within it, or the write is in doubt."""
 K = 1_000
 Pairs = Sequence[tuple[str, State]]
 
