@@ -11,6 +11,7 @@ Not thread-safe: its owner holds a lock.
 """
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ OF_ONE_MAX: Final = 2
 """Parts of one tenant and model under way at once: while one is embedded, the next is cut or the last one written."""
 PROBES_MAX: Final = 4
 """Workers of one model for all tenants together whose last try found it away."""
+WRITE_AGAIN_S: Final = (0.1, 5.0)
+"""The least and the most wait before what could not be written is written again."""
 RETRY_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 """Seconds that such a tenant sleeps, after its first try, its second, …"""
 QUANTUM: Final = 64
@@ -142,6 +145,8 @@ class Lines:
         self._models: dict[str | None, _Bulkhead] = {}
         self._sleepers: list[tuple[float, int, ShareKey]] = []
         self._held: set[Hashable] = set()
+        self._put_off: dict[Hashable, tuple[float, float]] = {}
+        """Lines whose first task could not be written: when to try again, and after what wait."""
         self._naps = 0
         self.working = 0
 
@@ -274,16 +279,22 @@ class Lines:
 
     # writing
 
-    def turn(self, line: Hashable) -> Task | None:
-        """Returns the line's first task, if it is ready and nobody writes it: the caller does, and says so by `written`."""
+    def turn(self, line: Hashable, now: float = math.inf) -> Task | None:
+        """Returns the line's first task, if it is ready and nobody writes it: the caller does, and says so by `written`.
+
+        None, too, while the line is put off beyond `now` (monotonic seconds).
+        """
         tasks = self._lines.get(line)
         if line in self._held or not tasks or tasks[0].writing or not tasks[0].ready():
+            return None
+        if line in self._put_off and now < self._put_off[line][0]:
             return None
         tasks[0].writing = True
         return tasks[0]
 
     def written(self, task: Task) -> None:
         """The task is written: the turn is the next one's."""
+        self._put_off.pop(task.line, None)
         tasks = self._lines.get(task.line)
         if tasks is None:
             return  # the line was discarded meanwhile
@@ -291,6 +302,23 @@ class Lines:
         tasks.popleft()
         if not tasks:
             del self._lines[task.line]
+
+    def put_off(self, task: Task, now: float) -> float:
+        """The task could not be written: its line alone waits, longer each time. Returns for how long, in seconds."""
+        task.writing = False
+        _, waited = self._put_off.get(task.line, (now, 0.0))
+        wait_s = min(max(WRITE_AGAIN_S[0], 2 * waited), WRITE_AGAIN_S[1])
+        if task.line in self._lines:
+            self._put_off[task.line] = now + wait_s, wait_s
+        return wait_s
+
+    def due(self, now: float) -> list[Hashable]:
+        """Returns the lines that were put off, and whose wait is over at `now`; none that is being written."""
+        return [
+            line
+            for line, (at, _) in self._put_off.items()
+            if at <= now and (tasks := self._lines.get(line)) and not tasks[0].writing
+        ]
 
     def hold(self, line: Hashable) -> bool:
         """Have nothing of the line written until `release`; False where something is being written now."""
@@ -326,6 +354,7 @@ class Lines:
 
     def discard(self, line: Hashable) -> None:
         """Gives the line up: none of it is written any more, but for what is being written now."""
+        self._put_off.pop(line, None)
         for task in self._lines.pop(line, ()):
             for part in task.parts.values():
                 part.over = True

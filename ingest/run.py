@@ -55,6 +55,9 @@ PASSED_AT_ONCE: Final = 200
 STALE_S: Final = 10.0
 """A job whose records were read longer ago looks before each append whether another ingest has gone on meanwhile."""
 
+WRITE_AGAIN_AT_ONCE: Final = 8
+"""Lines that could not be written, and are tried again at once."""
+
 _event = events("ingest")
 _documents = counter("vicinage_ingest_documents_total", "documents taken from the documents log")
 _passages = counter("vicinage_ingest_passages_total", "passages written to the vectors log")
@@ -101,6 +104,7 @@ class Ingest:
         self._round: list[TopicPartition] = []
         """Whose readers are still to be asked where they are."""
         self._lines = Lines()
+        self._writing_again: set[Hashable] = set()
         self._lock = threading.Lock()
         """Of the lines."""
         self._crew = Crew("ingest")
@@ -368,6 +372,7 @@ class Ingest:
     def _land(self) -> None:
         """Raise what a worker raised; read on where a partition has room again; have done what has become due."""
         self._crew.check()
+        self._write_again()
         for tp in [tp for tp in list(self._unparsed) if self._lines.of(tp) < IN_FLIGHT]:
             self._parse_on(tp)
         for tp in [tp for tp in self._full if tp not in self._unparsed and self._lines.of(tp) < IN_FLIGHT]:
@@ -431,14 +436,38 @@ class Ingest:
     def _write_in_turn(self, line: Hashable) -> None:
         """Write what the line has ready, in order: positions are stored in order. If another thread does, it does all of it."""
         while (task := self._turn(line)) is not None:
-            self._write(task)
+            try:
+                self._write(task)
+            except Unavailable as away:  # of one tenant, maybe: its dead letters, its topic's positions
+                with self._lock:
+                    again_s = self._lines.put_off(task, self._clock.monotonic())
+                _event.warning("write.put_off", line=str(line), reason=away.operator_detail, again_in_s=again_s)
+                return
             with self._lock:
                 self._lines.written(task)
+
+    def _write_again(self) -> None:
+        """Have lines that were put off written again, each by a thread of its own: one may wait long for its answer."""
+        with self._lock:
+            due = self._lines.due(self._clock.monotonic()) if not self._stopping.is_set() else []
+            due = [line for line in due if line not in self._writing_again][
+                : WRITE_AGAIN_AT_ONCE - len(self._writing_again)
+            ]
+            self._writing_again |= set(due)
+        for line in due:
+            self._crew.start(partial(self._try_again, line))
+
+    def _try_again(self, line: Hashable) -> None:
+        try:
+            self._write_in_turn(line)
+        finally:
+            with self._lock:
+                self._writing_again.discard(line)
 
     def _turn(self, line: Hashable) -> Task | None:
         """Returns what is to be written now. Nothing once this ingest stops: a thread of it may be left behind, beside another."""
         with self._lock:
-            return None if self._stopping.is_set() else self._lines.turn(line)
+            return None if self._stopping.is_set() else self._lines.turn(line, self._clock.monotonic())
 
     def _write(self, task: Task) -> None:
         """Law 3: effects, then positions."""
