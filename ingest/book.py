@@ -41,7 +41,11 @@ class PositionBook:
     def starts(
         self, tps: Sequence[TopicPartition], topic_ids: Mapping[str, str]
     ) -> dict[TopicPartition, tuple[int, Halt | None]]:
-        """Returns where each partition is read from, and the halt that outlasted the last process. Raises Unavailable."""
+        """Returns where each partition is read from, and the halt that outlasted the last process. Raises Unavailable.
+
+        Left out are a partition whose begin the log does not say (it has no leader) and, so that a call waits for one such
+        partition at most, those behind it that have no position either: call again for them.
+        """
         if not tps:
             return {}
         in_log = self._log.committed(Group.INGEST, tps)
@@ -52,12 +56,10 @@ class PositionBook:
             tp: saved[tp].position for tp in tps if tp in saved and (tp not in in_log or saved[tp].state == "resuming")
         }
         self._restore(restored, topic_ids)
-        found: dict[TopicPartition, tuple[int, Halt | None]] = {}
-        for tp in tps:
-            place = restored.get(tp, in_log.get(tp, -1))
-            found[tp] = (place if place >= 0 else self._begin(tp)), _lasting(saved.get(tp))
-            if place >= 0:
-                self._committed[tp] = place, self._clock.monotonic()
+        known = {tp: at for tp in tps if (at := restored.get(tp, in_log.get(tp, -1))) >= 0}
+        self.committed(known)
+        places = known | self._begins([tp for tp in tps if tp not in known])
+        found = {tp: (place, _lasting(saved.get(tp))) for tp, place in places.items()}
         for tp in restored:
             if saved[tp].state == "resuming":
                 self._positions.resumed(saved[tp])
@@ -73,11 +75,18 @@ class PositionBook:
             self._log.commit(Group.INGEST, same)
             _event.warning("positions.restored", partitions=len(same), first=f"{min(same)[0]}/{min(same)[1]}")
 
-    def _begin(self, tp: TopicPartition) -> int:
-        try:
-            return self._log.begin(*tp)
-        except NotFound:
-            return 0  # the reader says that there is no such partition
+    def _begins(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Returns where partitions without a position begin, up to the first one for which the log does not say."""
+        found: dict[TopicPartition, int] = {}
+        for tp in tps:
+            try:
+                found[tp] = self._log.begin(*tp)
+            except NotFound:
+                found[tp] = 0  # the reader says that there is no such partition
+            except Unavailable as away:
+                _event.warning("partition.not_begun", topic=tp[0], partition=tp[1], reason=str(away))
+                break
+        return found
 
     # what an operator decided
 

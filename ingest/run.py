@@ -10,7 +10,7 @@ what the job's line has ready in order. It never waits for another job. Vectors 
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Final
@@ -32,7 +32,7 @@ from tenants.entities import Group, Tenant
 from tenants.growth import complete, observe
 from tenants.provisioning import VECTORS_TOPIC, ensure_topics
 from tenants.registry import Registry
-from vicinage.clock import Clock
+from vicinage.clock import Clock, longer
 from vicinage.errors import Conflict, NotFound, Overloaded, Refused, Unavailable
 from vicinage.faults import crash_point
 from vicinage.log import Halt, Log, Stored, TopicPartition
@@ -48,6 +48,8 @@ STOP_S: Final = 5.0
 """How long a stop waits for calls that are under way."""
 LISTED_S: Final = 5.0
 """Partitions that were added to a topic longer ago are read."""
+TOPIC_AGAIN_S: Final = (30.0, 600.0)
+"""The least and the most wait before a topic is tried again that the log did not make, describe or grow."""
 BUSY_S: Final = 0.02
 AWAY_S: Final = 0.5
 PASSED_AT_ONCE: Final = 200
@@ -94,6 +96,8 @@ class Ingest:
         self._places: dict[TopicPartition, int] = {}
         self._topic_ids: dict[str, str] = {}
         """The topics that the places are of: one that is created again under its name is another."""
+        self._put_off: dict[str, tuple[float, float | None]] = {}
+        """Topics that could not be taken up: when (monotonic) they are tried again, and the wait before that."""
         self._halts = Halts(_event, _halted)
         self._book = PositionBook(log, registry.positions, clock, recommit_s=settings.recommit_s)
         self._unparsed: dict[TopicPartition, Iterator[Job]] = {}
@@ -226,12 +230,42 @@ class Ingest:
         topics = self._log.topics("vicinage.docs.", max_age_s=LISTED_S)
         if new:
             report(self._log, new)
-        for tenant in new:
-            if tenant.documents_topic not in topics:
-                ensure_topics(self._log, tenant, self._settings.partitions)
         self._forget(lambda tp: tp not in self._places and tp[0] not in under_way)
+        self._put_off = {topic: until for topic, until in self._put_off.items() if topic in active}
         skipped = under_way - known
-        self._add([tp for topic, t in active.items() if topic not in skipped for tp in self._partitions(t, topics)])
+        missing = {t.documents_topic for t in new} - topics.keys()
+        self._add(self._to_add([t for topic, t in active.items() if topic not in skipped], topics, missing))
+
+    def _to_add(
+        self, tenants: Iterable[Tenant], topics: Mapping[str, int], missing: Collection[str]
+    ) -> list[TopicPartition]:
+        """Returns the partitions that are not read yet. Makes the topics that are missing, and notices those that have grown.
+
+        A topic for which the log does not do that is put off. The tenants behind it have their turn in the next look,
+        so that a look waits for one such topic at most.
+        """
+        found: list[TopicPartition] = []
+        now = self._clock.monotonic()
+        for tenant in tenants:
+            topic = tenant.documents_topic
+            if self._put_off.get(topic, (0.0, 0.0))[0] > now:
+                continue
+            try:
+                if topic in missing:
+                    ensure_topics(self._log, tenant, self._settings.partitions)
+                found.extend(self._partitions(tenant, topics))
+            except (NotFound, Refused, Unavailable) as error:
+                if isinstance(error, Unavailable) and error.dependency != "log":
+                    raise
+                self._put_off_topic(topic, error.detail)
+                break
+        return found
+
+    def _put_off_topic(self, topic: str, reason: str) -> None:
+        _, waited = self._put_off.get(topic, (0.0, None))
+        wait_s = longer(waited, TOPIC_AGAIN_S)
+        self._put_off[topic] = self._clock.monotonic() + wait_s, wait_s
+        _event.error("topic.put_off", topic=topic, reason=reason, again_in_s=wait_s)
 
     def _forget(self, is_gone: Callable[[TopicPartition], bool]) -> None:
         """Forgets what was kept for the jobs of partitions that are gone."""
@@ -244,6 +278,8 @@ class Ingest:
         topic, maps = tenant.documents_topic, self._registry.partition_maps(tenant.name)
         if not maps or topics.get(topic, 0) > maps[-1].partitions:
             maps = self._grow(tenant)
+            if not maps:
+                raise NotFound(f"the partitions of {topic} are not known")
         elif topics.get(topic, maps[-1].partitions) < maps[-1].partitions:
             complete(self._log, tenant, maps[-1])
         if self._topic_ids.get(topic, maps[-1].topic_id) != maps[-1].topic_id:
@@ -262,16 +298,19 @@ class Ingest:
     def _grow(self, tenant: Tenant) -> tuple[PartitionMap, ...]:
         try:
             return observe(self._registry, self._log, tenant, actor="ingest")
-        except Refused as refused:
+        except (NotFound, Refused) as refused:
             _event.error("topic.refused", tenant=tenant.name, reason=refused.detail)
             return self._registry.partition_maps(tenant.name)
 
     def _add(self, tps: Sequence[TopicPartition]) -> None:
         starts = self._book.starts(tps, self._topic_ids)
-        self._detached.adopt(tps)  # before the first record is read: what a lane has is not written twice
+        self._detached.adopt(starts)  # before the first record is read: what a lane has is not written twice
         for tp, (place, halt) in starts.items():
             self._places[tp] = self._routed[tp] = place
             self._read(tp, halt)
+            self._put_off.pop(tp[0], None)
+        if failed := next((tp for tp in tps if tp not in starts), None):
+            self._put_off_topic(failed[0], f"where partition {failed[1]} begins is not known")
 
     def _read(self, tp: TopicPartition, halt: Halt | None = None) -> None:
         self._reader.add(*tp, self._places[tp], topic_id=self._topic_ids[tp[0]], halt=halt)

@@ -1,12 +1,19 @@
 """A partition that cannot be read on halts alone, whatever its trouble; the others go on."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
+import pytest
 from house import eventually, make_ingest
 
+from ingest import run
 from tenants import provisioning
 from tenants.entities import Group, Tenant
-from vicinage.log import Record
+from vicinage.errors import Unavailable
+from vicinage.log import Log, Record
+from vicinage.partition_maps import grown
+from vicinage.routing import home_of
 
 
 def make_tenant(base, name: str, partitions: int = 1) -> Tenant:
@@ -62,4 +69,57 @@ def test_of_one_topic_the_partition_whose_records_are_gone_halts_and_the_other_i
     stepping(ingest, lambda: committed(base, tenant, 1) == 1)
     assert {tp: halt.kind for tp, halt in ingest._halts.known().items()} == {(tenant.documents_topic, 0): "offset_gone"}
     assert committed(base, tenant) == 1
+    ingest.stop()
+
+
+class Troubled:
+    """The log, but a method fails for one topic."""
+
+    def __init__(self, log: Log, method: str, topic: str) -> None:
+        self._log = log
+        self.failing: str | None = method
+        self._topic = topic
+        self.n_failed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._log, name)
+
+        def called(*given: Any, **named: Any) -> Any:
+            if name == self.failing and given and given[0] == self._topic:
+                self.n_failed += 1
+                raise Unavailable(f"{self._topic} has no leader", dependency="log")
+            return found(*given, **named)
+
+        return called if callable(found) else found
+
+
+@pytest.mark.parametrize(
+    ("method", "trouble"), [("ensure_topic", "missing"), ("begin", "no leader"), ("add_partitions", "not grown")]
+)
+def test_a_topic_that_the_log_does_not_serve_holds_up_no_other_tenant(
+    base, monkeypatch: pytest.MonkeyPatch, method: str, trouble: str
+) -> None:
+    monkeypatch.setattr(run, "TOPIC_AGAIN_S", (0.05, 0.2))
+    well = make_tenant(base, "well")
+    if trouble == "missing":
+        broken = base.registry.create_tenant("broken", actor="test")
+    else:
+        broken = make_tenant(base, "broken")
+    if trouble == "not grown":
+        [known] = base.registry.partition_maps("broken")
+        base.registry.append_partition_map("broken", grown(known, 2, [0]), epoch=1, actor="test")
+    elif trouble == "no leader":
+        send(base, broken, "a")
+    log = Troubled(base.log, method, broken.documents_topic)
+    ingest = make_ingest(replace(base, log=log))
+    for n in (1, 2):
+        send(base, well, f"w{n}")
+        stepping(ingest, lambda n=n: committed(base, well) == n)
+    stepping(ingest, lambda: log.n_failed >= 2)
+    log.failing = None
+    stepping(ingest, lambda: base.log.topics(broken.documents_topic).get(broken.documents_topic, 0) > 0)
+    home = home_of("flat", "a", base.log.partitions(broken.documents_topic))
+    before = base.log.end(broken.documents_topic, home)
+    send(base, broken, "a", partition=home)
+    stepping(ingest, lambda: committed(base, broken, home) == before + 1)
     ingest.stop()
