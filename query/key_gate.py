@@ -1,7 +1,7 @@
-"""Whose key a request has, at a cost that unknown keys cannot raise.
+"""Authenticates requests at a cost that unknown keys cannot raise.
 
-Keys that are not in memory are looked up together: one query of the catalog at a time, for all that wait. Failures are counted
-by address, and beyond a rate they are answered 429. A key that is known is never refused for the failures of others.
+Keys that are not in memory are looked up together: one catalog query at a time, for all requests that wait. Failures are
+counted by address, and beyond a rate they are answered 429. A known key is never refused for the failures of others.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tenants.entities import Principal, Scope
 from tenants.keys import Keys, key_id
-from vicinage.errors import Overloaded, Unauthenticated, Unavailable
+from vicinage.errors import Overloaded, Unauthenticated, VicinageError
 
 AT_ONCE: Final = 500
 """Keys in one query."""
@@ -64,7 +64,10 @@ class KeyGate:
         self._held = 0
 
     async def principal(self, text: str | None, scope: Scope, address: str) -> Principal:
-        """Returns whose key `text` is. Raises as Keys.authenticate does, and Overloaded for failures beyond the address's rate."""
+        """Returns the principal of the key `text`.
+
+        Raises as Keys.authenticate does, and Overloaded for failures beyond the address's rate.
+        """
         try:
             if not self._keys.remembers(text):
                 await self._look_up(text)
@@ -81,7 +84,7 @@ class KeyGate:
             raise
 
     async def _hold(self) -> None:
-        """Keeps a failure waiting: who asks again at once, as often as connections allow, costs little that way."""
+        """Delays a refusal, so that a client that repeats its request at once costs little."""
         if self._held < HELD_MAX:
             self._held += 1
             try:
@@ -90,7 +93,7 @@ class KeyGate:
                 self._held -= 1
 
     async def _look_up(self, text: str | None) -> None:
-        """Have the key looked up with all others that are not in memory. Returns also when the catalog did not answer."""
+        """Looks the key up together with all others that are not in memory. Returns also when that fails."""
         wanted = key_id(text)
         if wanted is None:
             return
@@ -107,8 +110,8 @@ class KeyGate:
             waiting = [self._wanted.pop(each) for each in wanted]
             try:
                 await run_in_threadpool(self._keys.look_up, wanted)
-            except Unavailable:
-                pass  # `authenticate` says what that means for each key
+            except VicinageError:
+                pass  # `authenticate` raises it for each key
             finally:
                 for each in waiting:
                     if not each.done():

@@ -11,7 +11,7 @@ from gate import platform, problem
 
 from query.key_gate import ADDRESSES_MAX, AT_ONCE, HOLD_S, Failures, KeyGate, network
 from tenants.keys import Keys
-from vicinage.errors import Overloaded, Unauthenticated
+from vicinage.errors import Corrupt, Overloaded, Unauthenticated
 from vicinage.settings import GatewaySettings
 
 
@@ -112,3 +112,27 @@ def test_an_unknown_key_is_refused_again_without_a_query(tmp_path: Path) -> None
         problem(call("GET", "/v1/collections", key), 401)
         assert call.house.keys.remembers(key)
         problem(call("GET", "/v1/collections", key), 401)
+
+
+class Damaged:
+    """Keys whose catalog is damaged: look-ups fail, and no key is in memory."""
+
+    def remembers(self, _text: str | None) -> bool:
+        return False
+
+    def look_up(self, _ids: list[str]) -> None:
+        raise Corrupt("the catalog's file is damaged", path="catalog")
+
+    def authenticate(self, _text: str | None, _scope: str) -> None:
+        raise Corrupt("the catalog's file is damaged", path="catalog")
+
+
+def test_look_ups_that_fail_leave_no_request_waiting() -> None:
+    async def outcomes() -> list[object]:
+        gate = KeyGate(Damaged(), Failures(100.0, time.monotonic))  # type: ignore[arg-type]
+        waiting = [gate.principal(unknown(), "read", f"10.0.0.{i % 250}") for i in range(AT_ONCE + 10)]
+        async with asyncio.timeout(10):
+            return await asyncio.gather(*waiting, return_exceptions=True)
+
+    found = asyncio.run(outcomes())
+    assert {type(each) for each in found} == {Corrupt}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from house import eventually
 
+from vicinage.errors import NotFound
 from vicinage.log import Record, open_log, sqlite, sqlite_tidy
 from vicinage.log.sqlite import SqliteLog
 
@@ -80,3 +81,20 @@ def test_a_large_transaction_leaves_no_large_write_ahead_log(tmp_path: Path) -> 
         for _ in range(3):
             log.append("t", 0, [Record(b"x")])
         assert (tmp_path / "log.db-wal").stat().st_size <= sqlite_tidy.WAL_BYTES
+
+
+def test_a_topic_that_is_deleted_while_it_grows_ends_its_own_call_alone(tmp_path: Path) -> None:
+    class Deleting(SqliteLog):
+        """Another thread deletes the topic right after it was looked at."""
+
+        def partitions(self, topic: str) -> int:
+            found = super().partitions(topic)
+            self.delete_topic(topic)
+            return found
+
+    with Deleting(tmp_path / "log.db") as log:
+        log.ensure_topic("gone")
+        log.ensure_topic("here")
+        with pytest.raises(NotFound):
+            log.add_partitions("gone", 4)
+        assert log.append("here", 0, [Record(b"x")]) == [0]

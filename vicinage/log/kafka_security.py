@@ -127,7 +127,7 @@ class ServerTokens(AbstractTokenProvider):  # type: ignore[misc]
                 answered = httpx.post(self._url, data=body, auth=self._client, timeout=TOKEN_TIMEOUT_S)
                 found = answered.raise_for_status().json()
                 token, life_s = str(found["access_token"]), float(found.get("expires_in", TOKEN_LIFE_S))
-            except (httpx.HTTPError, ValueError, KeyError) as error:
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:  # TypeError: no object, or a null
                 raise Unavailable(
                     f"the token server of Kafka gave no token: {type(error).__name__}", dependency="log"
                 ) from error

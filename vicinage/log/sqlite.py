@@ -130,10 +130,11 @@ class SqliteLog:
 
         def work(c: sqlite3.Connection) -> int:
             c.execute("UPDATE topics SET partitions = max(partitions, ?) WHERE name = ?", (partitions, topic))
-            n = int(c.execute("SELECT partitions FROM topics WHERE name = ?", (topic,)).fetchone()[0])
-            rows = [(topic, i) for i in range(n)]
+            if (row := c.execute("SELECT partitions FROM topics WHERE name = ?", (topic,)).fetchone()) is None:
+                raise NotFound(f"the log has no topic {topic!r}")  # deleted since the look below
+            rows = [(topic, i) for i in range(row[0])]
             c.executemany("INSERT OR IGNORE INTO partitions (topic, number) VALUES (?, ?)", rows)
-            return n
+            return int(row[0])
 
         self.partitions(topic)
         return int(self._submit(work))
