@@ -1,6 +1,6 @@
-"""Counts of shards that are not in memory, exact and without their vectors: of what segments and the log hold.
+"""Exact counts of shards that are not in memory, without reading their vectors.
 
-A shard is counted from the `documents` objects of its segments (who is in each, at which version) and from
+A shard is counted from the `documents` objects of its segments (ids with versions) and from
 its rows in the log that no segment has. One thread counts in the background, for at most a tenth of the time;
 a look at one tenant's collections counts what is missing at once, within a deadline. A count is exact
 as long as the shard's manifest and its rows in the log are those that were counted.
@@ -131,7 +131,7 @@ class Counting:
     def _try(self, shard: ShardId) -> None:
         try:
             found = self._count(shard)
-        except VicinageError as error:  # noted by whoever loads it; a bound is stated meanwhile
+        except VicinageError as error:  # loading it reports the cause; a bound is stated meanwhile
             _event.info("shard.count_failed", shard=str(shard), reason=str(error))
             return
         if found is not None:

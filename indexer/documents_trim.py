@@ -1,4 +1,4 @@
-"""How documents logs are trimmed: below what ingest has done with, after an age, or where they take too many bytes.
+"""Trims documents logs below ingest's position, by age and by bytes.
 
 Nothing is rebuilt from a documents log: what ingest has written is in the vectors log, and once that is trimmed in
 segments (docs/decisions/033-what-is-erased-and-when.md). `floors` decides; `DocumentsTrim` asks and does.
@@ -20,7 +20,7 @@ LOOK_S: Final = 10.0
 PARTITIONS_AT_ONCE: Final = 500
 """Looked at in one look; the next ones in the next."""
 STAND_STILL_S: Final = 60.0
-"""However many bytes there are, what ingest passed less long ago stays: an ingest that stood still reads on."""
+"""Records that ingest passed more recently are kept whatever the bytes: an ingest that stalled reads on."""
 
 _trimmed = counter("vicinage_indexer_trimmed_documents_total", "records of documents logs deleted after their use")
 
@@ -51,7 +51,7 @@ class DocumentsTrim:
         self._looked = self._stepped = -1e9
 
     def forget(self) -> None:
-        """Forgets what was seen: another leads."""
+        """Forgets what was seen: another indexer leads."""
         for held in (self._old, self._recent, self._before):
             held.clear()
         self._round.clear()

@@ -1,4 +1,4 @@
-"""With how much effort a segment's index is searched, and when its passages are compared one by one instead.
+"""Chooses the effort of an index search, and when a segment's passages are scanned instead.
 
 An index is used at the least effort that clears the objective by its measured curve, else at the greatest
 measured effort. A curve alone never disqualifies an index: it was measured on other searches. Only where

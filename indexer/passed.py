@@ -54,7 +54,7 @@ class Passed:
             self.put(shard, [at for at in self._offsets[shard] if at >= below])
 
     def forget(self, shard: ShardId) -> None:
-        """Forgets what was noted of the shard: it is in memory, or for nobody."""
+        """Forgets what was noted of the shard: it is in memory, or no longer served."""
         self._counts[shard.slot] -= len(self._offsets.pop(shard, ()))
 
     def forget_where(self, is_over: Callable[[ShardId], bool]) -> None:

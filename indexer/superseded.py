@@ -1,7 +1,7 @@
-"""Superseded segments: their objects go soon after no manifest names them, not at the age of an orphan.
+"""Deletes the objects of superseded segments soon after no manifest names them, not at the age of an orphan.
 
-Readers that load an older manifest meanwhile take the newer one; segments that are mapped stay readable. What a kill
-leaves is swept like every orphan.
+Readers that load an older manifest meanwhile load the newer one instead; mapped segments stay readable. Objects that a
+kill leaves behind are swept as orphans.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from vicinage.store import Store
 
 
 class Superseded:
-    """Segments that manifests have stopped to name, oldest first. `add` may be called from any thread."""
+    """Segments that no manifest names any more, oldest first. `add` may be called from any thread."""
 
     def __init__(self, store: Store, quarantine: Quarantine, age_s: float, clock: Clock) -> None:
         self._store = store

@@ -1,7 +1,7 @@
-"""Threads for calls that may hang: one each, none of which keeps the process alive.
+"""Daemon threads for calls that may hang, one thread a call.
 
-A thread that waits for a server can not be interrupted. So a role that ends waits for its threads for a bounded time and
-leaves the rest behind: what they held in hand was never committed.
+A thread that waits for a server cannot be interrupted. A role that stops waits for its threads for a bounded time and
+abandons the rest: their work was never committed.
 """
 
 import threading
@@ -20,21 +20,21 @@ class Crew:
         self._errors: SimpleQueue[BaseException] = SimpleQueue()
 
     def start(self, work: Callable[[], None]) -> None:
-        """Run `work` in a thread of its own; what it raises, `check` raises."""
+        """Runs `work` in a new thread; `check` raises what it raised."""
         thread = threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True)
         with self._lock:
             self._threads.add(thread)
         thread.start()
 
     def check(self) -> None:
-        """Raise what a piece of work raised."""
+        """Raises the next error that a thread raised, if any."""
         try:
             raise self._errors.get_nowait()
         except Empty:
             return
 
     def join(self, wait_s: float) -> None:
-        """Wait at most `wait_s` for all that is under way."""
+        """Waits at most `wait_s` for the threads that are running."""
         end = time.monotonic() + wait_s
         with self._lock:
             threads = list(self._threads)

@@ -1,6 +1,6 @@
-"""The lanes of the partitions that this ingest reads: their rows in the catalog, and what is read of each.
+"""The lanes of the partitions that this ingest reads: their rows in the catalog, and the records read for each.
 
-`ingest/lanes.py` decides, `Ingest` schedules. Rows are opened, closed and dropped by the thread that reads the log; the
+`ingest/lanes.py` decides and `LaneScheduler` schedules. The thread that reads the log opens, closes and drops rows. The
 worker that writes a lane's rows moves its position.
 """
 
@@ -66,9 +66,9 @@ class Detached:
         self._lanes: dict[TopicPartition, dict[Target, Lane]] = {}
         self._turns = 0
         self._changing = threading.RLock()
-        """Held while lanes are opened, closed or compared: the catalog and the memory agree outside of it."""
+        """Held while lanes are opened, closed or compared: outside of it, catalog and memory agree."""
         self.changes = 0
-        """How often a lane was taken up: it may be of a generation that is over."""
+        """Counts loaded lanes: a new one may be of a generation that gets no more writes."""
 
     def __iter__(self) -> Iterator[Lane]:
         with self._changing:
@@ -80,7 +80,7 @@ class Detached:
         return sorted(self, key=lambda lane: lane.turn)
 
     def to_the_end(self, lane: Lane) -> None:
-        """Have the others read first next time."""
+        """Moves the lane behind all others in `in_turn`."""
         self._turns += 1
         lane.turn = self._turns
 
@@ -94,7 +94,7 @@ class Detached:
             return dict(self._lanes.get(tp, {}))
 
     def adopt(self, tps: Iterable[TopicPartition]) -> None:
-        """Take up the lanes that the catalog has of these partitions. Raises Unavailable."""
+        """Loads the lanes that the catalog has of these partitions. Raises Unavailable."""
         with self._changing:
             if not (known := set(tps)):
                 return
@@ -105,7 +105,7 @@ class Detached:
                     self._keep(present[row.tenant], tp, row)
 
     def compare(self, places: Iterable[TopicPartition]) -> None:
-        """Take up lanes that another ingest opened; forget those of tenants that are deleted.
+        """Loads lanes that another ingest opened, and drops those of deleted tenants.
 
         Raises Conflict where a lane of ours is gone: another ingest is at work. Raises Unavailable.
         """
@@ -135,7 +135,7 @@ class Detached:
     def open(
         self, tenant: Tenant, tp: TopicPartition, needs: Mapping[Target, Need], *, state: LaneState, reason: str
     ) -> None:
-        """Open a lane for each generation from its first record on; durable on return. Raises Unavailable, Conflict."""
+        """Opens a lane for each generation from its first record on; durable on return. Raises Unavailable, Conflict."""
         with self._changing:
             made = [
                 IngestLane(
@@ -153,7 +153,7 @@ class Detached:
                 )  # fmt: skip
 
     def move(self, lane: Lane, position: int, state: LaneState, reason: str = "") -> None:
-        """Store how far the lane is; durable on return. Raises Unavailable, and Conflict unless the lane is over."""
+        """Stores the lane's position; durable on return. Raises Unavailable, and Conflict unless the lane is over."""
         with lane.lock:
             try:
                 lane.row = self._rows.move(lane.row, position=position, state=state, reason=reason)
@@ -162,7 +162,7 @@ class Detached:
                     raise
 
     def check(self, lane: Lane) -> None:
-        """Raise Conflict where the lane is not as it is known here: another ingest is at work."""
+        """Raises Conflict if the catalog has another position of the lane: another ingest is at work."""
         with lane.lock:
             rows = self._rows.of(lane.tenant.name, lane.row.collection, [lane.row.generation])
             found = [r.position for r in rows if r.partition == lane.row.partition]
@@ -170,7 +170,7 @@ class Detached:
                 raise Conflict(f"another ingest wrote a lane of {lane.tp[0]}/{lane.tp[1]}", expected=lane.row.position)
 
     def close(self, lane: Lane) -> None:
-        """Delete a lane that owes nothing; its generation is the partition's again. Raises Unavailable, Conflict."""
+        """Deletes a lane that has caught up; the partition's own jobs write its generation again. Raises Unavailable, Conflict."""
         with self._changing:
             self._rows.close(lane.row)
             crash_point("ingest.after_lane_closed")
@@ -181,7 +181,7 @@ class Detached:
             )  # fmt: skip
 
     def drop(self, lanes: list[Lane]) -> None:
-        """Delete lanes whose generations are over. Raises Unavailable."""
+        """Deletes lanes of generations that get no more writes. Raises Unavailable."""
         with self._changing:
             self._rows.drop([lane.row for lane in lanes])
             for lane in lanes:

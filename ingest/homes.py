@@ -12,7 +12,7 @@ from vicinage.partition_maps import PartitionMap, is_at_home, until, version_of
 from vicinage.records import Position
 
 LookAgain = Callable[[Tenant], object]
-"""Sees whether the tenant's topic has grown; the registry has the new map when it returns."""
+"""Looks whether the tenant's topic has grown. The registry has the new map on return."""
 
 
 class PartitionMaps(Protocol):

@@ -1,4 +1,4 @@
-"""When a generation leaves its partition's line for a lane of its own, and when it comes back. Pure: no clock, no I/O.
+"""Decides when a generation moves from its partition's jobs to a lane of its own, and when it returns. Pure.
 
 A partition is one line of jobs, written in order. A generation that cannot go on would stop every other generation of its
 partition. Such a generation is detached: from a stored position on a lane reads and writes it alone, and the partition goes
@@ -19,16 +19,16 @@ AWAY_TRIES: Final = 3
 AWAY_S: Final = 1.0
 """A model is away once so many tries in a row failed, over at least this long."""
 SLOW_S: Final = 2.0
-"""A generation that keeps its partition's first job waiting longer than this is slow."""
+"""A generation that delays its partition's first job for longer than this is slow."""
 
 
 def is_away(known: Away | None, now: float) -> bool:
-    """Whether a model is known not to answer."""
+    """Returns whether a model is known not to answer."""
     return known is not None and known.tries >= AWAY_TRIES and now - known.since >= AWAY_S
 
 
 def own_lane(generation: Generation, collection: Collection) -> bool:
-    """Whether the generation is always written apart: it is built with another model than the live one's.
+    """Returns whether the generation always has a lane: it is built with another model than the live one's.
 
     A building generation never delays the live one.
     """
@@ -77,7 +77,7 @@ def blocked(
 
 
 def caught_up(*, read: int, written: int, routed: int, waiting: int) -> bool:
-    """Whether a lane owes nothing: it is where its partition is, and nothing of it is under way."""
+    """Returns whether a lane has caught up: it is at its partition's offset, and none of its jobs is in progress."""
     return read == written == routed and waiting == 0
 
 
@@ -107,7 +107,7 @@ class LaneView:
 
 
 def is_serving(collections: Collections, tenant: Tenant, target: Target) -> bool:
-    """Whether the generation still receives writes."""
+    """Returns whether the generation still receives writes."""
     try:
         found = collections.collection(tenant.name, target[0])
     except NotFound:

@@ -1,8 +1,8 @@
-"""Whose records are parsed next. Parsing is scheduled and charged like all other work (law 7).
+"""Schedules parsing by turns among tenants, charged like all other work (law 7).
 
-A few records are parsed by the thread that reads them, which takes about a millisecond. More of them, and records of a
-tenant whose last ones took long, wait here. Tenants take turns by weight, one job of a partition a turn, and a turn is
-charged with the milliseconds that the partition's last one took.
+The thread that reads records also parses them if they are few, which takes about a millisecond. Larger batches, and the
+batches of a tenant whose last one took long, are queued here. Tenants take turns by weight. A turn parses one job of a
+partition and is charged with the milliseconds that the partition's previous turn took.
 """
 
 import threading
@@ -18,18 +18,18 @@ from vicinage.log import Stored, TopicPartition
 from vicinage.wire import ARROW
 
 THREADS: Final = 2
-"""They share the interpreter: more would only take more of it from everything else."""
+"""All threads share the interpreter lock: more of them would slow everything else."""
 LIGHT_BYTES: Final = 32 << 10
 """Records of so many bytes together, compressed or not, are parsed by the thread that reads them."""
 HEAVY_S: Final = 0.02
-"""A tenant whose records took longer than this to parse is heavy"""
+"""A tenant whose records took longer than this to parse is heavy."""
 HEAVY_FOR_S: Final = 5.0
-"""for so long: all of its records wait here."""
+"""How long a tenant stays heavy: meanwhile all its records are queued."""
 TENANTS_MAX: Final = 10_000
 QUANTUM: Final = 16
 """Milliseconds of a turn."""
 ITEMS_MAX: Final = 1 << 31
-"""Never reached: a partition stands in the queue once at most."""
+"""Never reached: a partition is queued at most once."""
 
 
 def bytes_of(records: Sequence[Stored]) -> int:
@@ -71,7 +71,7 @@ class Parsing:
         return bytes_of(records) <= LIGHT_BYTES
 
     def took(self, tenant: str, seconds: float) -> None:
-        """Take note of how long a tenant's records took."""
+        """Records how long parsing a tenant's records took."""
         if seconds < HEAVY_S:
             return
         now = time.monotonic()
@@ -81,7 +81,7 @@ class Parsing:
             self._heavy[tenant] = now + HEAVY_FOR_S
 
     def put(self, tp: TopicPartition, tenant: Tenant) -> None:
-        """Have the partition's next job parsed when its tenant's turn comes; nothing where it waits already."""
+        """Queues the partition, so that its next job is parsed in its tenant's turn. A no-op if it is queued already."""
         with self._changed:
             if tp in self._busy:
                 return
@@ -94,7 +94,7 @@ class Parsing:
             self._changed.notify()
 
     def stop(self) -> None:
-        """End the threads once their present turns are over. Idempotent."""
+        """Stops the threads after their current turns. Idempotent."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""What shows that ingest goes on: it passes the gateways' probes, by the writes that its own work needs."""
+"""Answers the gateways' readiness probes with the writes that ingest's own work needs: an append and a commit."""
 
 from typing import Final
 
@@ -23,7 +23,7 @@ class Pulse:
         self._beaten = -1e9
 
     def beat(self) -> None:
-        """Appends a record and commits beyond the probes that have come: at most every EVERY_S, and for none, nothing."""
+        """Appends a record and commits beyond the probes that have come, at most every EVERY_S. Does nothing without a probe."""
         now = self._clock.monotonic()
         if now - self._beaten < EVERY_S:
             return

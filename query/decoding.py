@@ -1,4 +1,4 @@
-"""Bodies that come compressed (Content-Encoding), within bounds on what they become."""
+"""Decompresses request bodies (Content-Encoding) within bounds on their decompressed size."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -11,9 +11,9 @@ from vicinage.errors import Refused, TooLarge, UnsupportedMedia
 CODECS: Final = {"gzip": "gzip", "x-gzip": "gzip", "zstd": "zstd"}
 PIECE: Final = 1 << 20
 GROWN_FLOOR: Final = 16 << 20
-"""A body of any size may become so much,"""
+"""Decompressed bytes that a body of any size may have."""
 GROWN_RATIO: Final = 32
-"""and so many bytes more for each of its own: JSON and text compress ten times, only made-up data a thousand times."""
+"""Decompressed bytes beyond that, for each compressed byte: JSON and text compress about ten times."""
 
 
 async def decoded(data: bytes, encoding: str, bytes_max: int, hold: Callable[[int], None]) -> bytes:

@@ -1,11 +1,11 @@
-"""Why an answer is less than what was promised, in words for the client. Pure."""
+"""Says in words for the client how an answer is degraded. Pure."""
 
 from query.plan import Plan
 from query.scatter import Gathered
 
 
 def reason_of(plan: Plan, gathered: Gathered) -> str | None:
-    """What is missing of the answer, or was done in another way than promised; None if nothing."""
+    """Returns what the answer lacks or how it deviates from the objectives; None if it does not."""
     reasons: list[str] = []
     if gathered.failures:
         reasons.append(f"{len(gathered.failures)} of {len(plan.queries)} shards did not answer")

@@ -1,4 +1,4 @@
-"""Whether the embedder says that it is ready, over one connection that is kept."""
+"""Asks over one persistent connection whether the embedder is ready."""
 
 from typing import Final
 
@@ -15,7 +15,7 @@ class EmbedderLook:
         self._http: httpx.AsyncClient | None = None
 
     async def ready(self) -> bool:
-        """Asks the embedder; False when it does not answer within ANSWER_S."""
+        """Returns whether the embedder is ready; False if it does not answer within ANSWER_S."""
         if self._http is None:
             self._http = httpx.AsyncClient(
                 timeout=ANSWER_S, trust_env=False, limits=httpx.Limits(max_connections=2, max_keepalive_connections=1)
@@ -27,6 +27,6 @@ class EmbedderLook:
         return answer.status_code == httpx.codes.OK
 
     async def aclose(self) -> None:
-        """Close the connection. Idempotent."""
+        """Closes the connection. Idempotent."""
         if self._http is not None:
             await self._http.aclose()

@@ -1,4 +1,4 @@
-"""Which documents a filter passes now: in the searchers' snapshot, and in the records that ingest has not reached.
+"""Finds the documents that a filter passes now: in the searchers' snapshot and in records that are not ingested yet.
 
 `Judge.judge` reads; `fold` decides. A deletion by filter names the version that was judged, so that a newer document is
 spared and an older one is not missed (docs/decisions/032-deletions-by-filter.md).

@@ -1,4 +1,4 @@
-"""The freshness lag of all tenants, measured beside the requests, whether or not anybody asks for it.
+"""Measures the freshness lag of all tenants in the background.
 
 A sweep reads at most one record of each partition of a documents log that ingest has not read to its end,
 and one of each slot whose watermark is behind. Sweeps take at most a tenth of the time: each is followed
@@ -47,7 +47,7 @@ class LagSweep:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lag-sweep")
 
     async def run(self) -> None:
-        """Measure again and again, until canceled."""
+        """Measures repeatedly, until canceled."""
         try:
             while True:
                 began_s = time.monotonic()
@@ -74,7 +74,7 @@ class LagSweep:
         return max(0, self._clock.now_ms() - min(waiting)) if waiting else 0
 
     def _not_ingested(self) -> Iterator[int]:
-        """Event time of the first record that ingest has not taken, of each partition of a documents log."""
+        """Yields the event time of the first record that is not ingested, of each partition of a documents log."""
         topics = [t.documents_topic for t in self._registry.tenants()]
         partitions = self._log.topics()
         every = [(topic, p) for topic in topics for p in range(partitions.get(topic, 0))]
@@ -87,14 +87,14 @@ class LagSweep:
                 yield from self._first(*tp, lane.position)
 
     def _is_live(self, lane: IngestLane) -> bool:
-        """Whether searches miss what the lane owes."""
+        """Returns whether the lane's generation is live, so that searches miss its records."""
         try:
             return self._registry.collection(lane.tenant, lane.collection).live == lane.generation
         except NotFound:
             return False
 
     def _not_applied(self, watermarks: Mapping[int, int]) -> Iterator[int]:
-        """Event time of the first record that is not searchable, of each slot."""
+        """Yields the event time of the first record that is not searchable, of each slot."""
         for slot, watermark in watermarks.items():
             yield from self._first(VECTORS_TOPIC, slot, watermark)
 

@@ -31,7 +31,7 @@ def main() -> None:
 def _answer(data: bytes, memory_bytes: int) -> bytes:
     made: Prepared | VicinageError
     try:
-        body: Body = pickle.loads(data)  # noqa: S301  (the gateway's own)
+        body: Body = pickle.loads(data)  # noqa: S301  (written by the gateway)
         made = prepare(body)
     except VicinageError as error:
         made = error.with_traceback(None)

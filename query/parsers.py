@@ -1,4 +1,4 @@
-"""Where large bodies are parsed: in a process of their own, fairly among tenants. Small ones need a thread alone.
+"""Parses large bodies in processes of their own, fairly among tenants. Small bodies are parsed in a thread.
 
 Parsing holds the interpreter's lock, so a thread would stop the event loop. A worker process has a bound on its memory,
 and on the time that one body may take; a worker that breaks a bound is killed and the body refused. The bytes of bodies
@@ -37,7 +37,7 @@ SMALL_CLAIM: Final = 1 << 20
 """The same of an Arrow stream once it is decompressed."""
 WAITING_MAX: Final = 1_024
 WRITERS: Final = 8
-"""Threads that append documents: they never take those that keys and the catalog need."""
+"""Threads that append documents, apart from those that authentication and the catalog need."""
 _PIECE: Final = 1 << 20
 _event = events("query")
 _killed = counter("vicinage_query_parsers_killed_total", "workers ended for a body over its bounds", ("reason",))
@@ -61,14 +61,14 @@ class Writers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
-    """A body that waits, and where its outcome goes."""
+    """A queued body and the future of its outcome."""
 
     body: Body
     loop: asyncio.AbstractEventLoop
     outcome: "asyncio.Future[Prepared]"
 
     def settle(self, made: Prepared | VicinageError) -> None:
-        """Tells the request, wherever its event loop runs. One that has ended is told nothing."""
+        """Settles the request's future in its event loop; a no-op if the loop has ended."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self._tell, made)
 
@@ -82,7 +82,7 @@ class _Waiting:
 
 
 class Parsers:
-    """Worker processes, each with a thread that speaks to it. They start with the first large body."""
+    """Worker processes, each with a thread that drives it. They start with the first large body."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Parsers:
             worker.kill()
 
     def _next(self) -> _Waiting | None:
-        """Returns the body whose turn it is; None once this is closed."""
+        """Returns the next body by the tenants' turns; None once this is closed."""
         with self._changed:
             while not self._closed and not (taken := self._queue.take(1)):
                 self._changed.wait()

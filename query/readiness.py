@@ -1,4 +1,4 @@
-"""Whether a write, a wait and a search would succeed now: measured on their real paths, in the background, for all who ask.
+"""Measures in the background, on the real paths, whether a write, a wait and a search would succeed now.
 
 A probe appends a record to `vicinage.health` (the write path of the log), waits until ingest has passed it (as `wait_for` does),
 and until the searchers have applied what the vectors log held meanwhile; then each searcher answers a search. So a dead writer,
@@ -29,17 +29,17 @@ from vicinage.telemetry import events
 T = TypeVar("T")
 Part = dict[str, Any]
 FRESH_S: Final = 1.0
-"""What was measured this long ago is said as it is."""
+"""A measurement of this age is returned as it is."""
 KEPT_S: Final = 3.0
-"""What was measured this long ago is said once more, while it is measured again."""
+"""A measurement of this age is returned while the next one runs."""
 LIMIT_S: Final = 5.0
-"""How long a part may take; then it is not ready."""
+"""Deadline of one part; a part that takes longer is not ready."""
 THREADS: Final = 4
 """Looks at the log and the catalog at once: what hangs holds no other thread of the gateway."""
 SLOTS_AT_ONCE: Final = 8
-"""Slots whose searchers must have caught up, in one probe: the next ones in the next."""
+"""Slots that one probe checks; the next probe checks the next ones."""
 ESSENTIAL: Final = ("catalog", "log", "ingest", "searcher")
-"""Without the embedder only searches by text wait."""
+"""The embedder is not among them: without it, searches by vector and by words go on."""
 _event = events("query")
 
 
@@ -69,11 +69,11 @@ class Readiness:
         """Parts that are not ready, which events say once."""
 
     def begin(self) -> None:
-        """Note the event loop that it belongs to: call it there."""
+        """Binds this to the running event loop."""
         self._loop = asyncio.get_running_loop()
 
     def close(self) -> None:
-        """End the probe under way. Idempotent."""
+        """Cancels the running probe. Idempotent."""
         if self._probing is not None:
             self._probing.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -111,14 +111,14 @@ class Readiness:
         return parts
 
     async def _count_halted(self, part: Part) -> None:
-        """Say how many partitions are halted: that is their tenants' trouble, not the platform's."""
+        """Adds the number of halted partitions, which do not make the platform unready."""
         with contextlib.suppress(VicinageError, TimeoutError):
             states = await asyncio.wait_for(self._look(self._registry.positions.not_reading), LIMIT_S)
             present = {t.name for t in self._registry.tenants()}
             part["halted_partitions"] = sum(s.state == "halted" and s.tenant in present for s in states)
 
     async def _part(self, part: Part, name: str, work: Coroutine[Any, Any, T]) -> T | None:
-        """What `work` comes to, and the part ready; or why it is not, as an event: the answer is for everybody to read."""
+        """Returns the result of `work` and marks the part ready, or logs why it is not: the answer is public."""
         try:
             found = await asyncio.wait_for(work, LIMIT_S)
         except (VicinageError, TimeoutError) as error:
@@ -170,7 +170,7 @@ class Readiness:
 
 
 async def _searches(searcher: Searcher, deadline: Deadline) -> None:
-    """A search of no shard: it passes the searcher's queue, and one of its threads looks for the shard and refuses it."""
+    """Searches a shard that does not exist: the request passes the searcher's queue, and a search thread refuses it."""
     nowhere = ShardId("", "", 0, min(searcher.slots, default=0))
     question = ShardQuery(nowhere, np.zeros((0, 0), np.float32), 1, catalog=NEWEST)
     try:

@@ -16,7 +16,7 @@ from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded
 
 FORGET_AT: Final = 1_024
-"""Tenants that are remembered; those that have nothing waiting are forgotten beyond it."""
+"""Beyond this many tenants, those without a waiting or running request are forgotten."""
 
 
 @dataclass(slots=True)

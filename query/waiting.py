@@ -1,4 +1,4 @@
-"""What waits for a model: the lanes of ingest, as their tenants and operators may see them."""
+"""Records that wait for a model: ingest's lanes, as their tenants and operators may see them."""
 
 from typing import Final, TypedDict
 

@@ -1,4 +1,4 @@
-"""The recall of one collection at one k, judged in windows, one after another. Pure.
+"""Judges the recall of one collection at one k in consecutive windows. Pure.
 
 A confidence sequence describes samples that have one mean. Recall changes when the effort changes, or the
 documents, or the searches. So a window ends after WINDOW samples, when the effort was corrected, when the
@@ -21,7 +21,7 @@ Verdict = Literal["ok", "breach", "not_enough_samples"]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What one window says. `ended_ms` None: it goes on."""
+    """The result of one window. `ended_ms` None: the window is open."""
 
     number: int
     began_ms: int
@@ -33,7 +33,7 @@ class Judged:
     high: float
 
     def verdict(self, objective: float) -> Verdict:
-        """`breach` if the interval lies below the objective, `ok` if it does not."""
+        """Returns `breach` if the interval lies below the objective, else `ok`."""
         if self.n < ENOUGH:
             return "not_enough_samples"
         return "breach" if self.high < objective else "ok"
@@ -52,7 +52,7 @@ class Judged:
 
 
 class Windows:
-    """The window that goes on, and what the last one with enough samples said."""
+    """The open window, and the result of the last one with enough samples."""
 
     def __init__(self, now_ms: int) -> None:
         self.total = 0
@@ -63,7 +63,7 @@ class Windows:
         self._last: Judged | None = None
 
     def add(self, sample: float, now_ms: int) -> None:
-        """Take in the next sample."""
+        """Adds the next sample."""
         if self._sequence.n >= WINDOW:
             self.restart("full", now_ms)
         self._sequence.add(sample)

@@ -34,7 +34,7 @@ class Drafts:
             connection.execute(insert(_D).values(**row, begun_ms=self._clock.now_ms()))
 
     def end(self, folders: Iterable[str]) -> None:
-        """Forgets drafts whose writer has given them up. Idempotent."""
+        """Deletes drafts that their writer has abandoned. Idempotent."""
         with change(self._engine) as connection:
             forget(connection, folders)
 
@@ -45,7 +45,7 @@ class Drafts:
             return frozenset(connection.execute(select(_D.c.folder).join(_L, same)).scalars())
 
     def forget_stale(self) -> None:
-        """Forgets drafts whose lease has passed on."""
+        """Deletes drafts of leases that another holder has taken."""
         current = select(_L.c.epoch).where(_L.c.resource == _D.c.resource).scalar_subquery()
         with look(self._engine) as connection:
             stale = connection.execute(select(_D.c.folder).where(_D.c.epoch != current)).scalars().all()

@@ -67,7 +67,7 @@ def plan(registry: Registry, log: Log, tenant: Tenant, wanted: int, *, actor: st
 def set_partitions(registry: Registry, log: Log, tenant: Tenant, wanted: int, *, actor: str) -> GrowthPlan:
     """Records the next map in the catalog, then grows the topic to it. Durable on return; asked again, it completes.
 
-    So the map is there before the first record that can be written under it, whoever writes it. Raises as `plan` does,
+    So the map is recorded before any producer can write a record under it. Raises as `plan` does,
     Conflict where another process recorded a map meanwhile, Unavailable, and Refused beyond PARTITIONS_MAX.
     """
     planned = plan(registry, log, tenant, wanted, actor=actor)

@@ -1,7 +1,7 @@
 """Lanes of ingest, as rows of the catalog: how far each generation is that is written apart from its partition.
 
 The row of a lane is durable before the partition's committed position passes a record that the lane still owes, and it is
-deleted after the lane's effects are durable. So whoever reads the committed position first and the lanes second knows what
+deleted after the lane's effects are durable. So a reader that reads the committed position first and the lanes second knows what
 is durable for a generation (docs/decisions/029-lanes-of-ingest.md).
 """
 

@@ -1,4 +1,4 @@
-"""How far ingest is in partitions of the documents topics, also where the log has forgotten it."""
+"""Ingest's positions in the documents topics, from the catalog where the log has forgotten them."""
 
 from collections.abc import Sequence
 
@@ -25,6 +25,6 @@ def ingested(log: Log, registry: Registry, tps: Sequence[TopicPartition]) -> dic
     }
     if not kept:
         return found
-    # The log may have another topic of that name by now, whose records are not ingested: whatever the catalog knows.
+    # The log may have another topic of that name by now, whose records are not ingested; the catalog's position is of the earlier one.
     ids = log.topic_ids(PREFIX)
     return found | {tp: s.position for tp, s in kept.items() if ids.get(tp[0]) == s.topic_id}

@@ -1,4 +1,4 @@
-"""Where ingest is in each partition of the documents topics, and whether it reads it: the catalog's copy.
+"""The catalog's copy of ingest's position and state in each partition of the documents topics.
 
 Kafka forgets a group's position that was not committed for `offsets.retention.minutes`; the catalog does not. Rows are
 written in the background, so a position here may be a few seconds behind the log's: law 3 makes that harmless.
@@ -64,7 +64,7 @@ class Positions:
         return self._select(_P.c.state != "reading", *of)
 
     def resuming(self) -> list[PartitionState]:
-        """Returns the partitions whose new position ingest has not taken up yet. Raises Unavailable."""
+        """Returns the partitions with a new position that ingest has not adopted yet. Raises Unavailable."""
         return self._select(_P.c.state == "resuming")
 
     def resumed(self, taken: PartitionState) -> None:

@@ -24,7 +24,7 @@ _P: Final = tables.ingest_partitions
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """One partition. `resume_at` None: it goes on by itself. `skipped_records` None: nobody knows how many.
+    """One partition. `resume_at` None: it goes on by itself. `skipped_records` None: the number is not known.
 
     `skipped` are the offsets [from, to) that are never ingested; None where none are.
     """

@@ -1,6 +1,6 @@
-"""Temporary folders of this process, which go when it goes: at once where it ends in order, else with the next start of a role.
+"""Temporary folders of this process. An orderly exit deletes them at once; after a kill, the next start of a role does.
 
-They lie below one folder of the process, whose lock it holds. A folder whose lock nobody holds is of a process that was killed.
+They are below one folder of the process, which holds that folder's lock. A folder with a free lock is left from a kill.
 """
 
 import fcntl

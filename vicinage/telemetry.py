@@ -76,19 +76,19 @@ REGISTRY = CollectorRegistry()
 
 
 def counter(name: CounterName, meaning: str, labels: tuple[str, ...] = ()) -> Counter:
-    """The counter of that name, made once at import of the room that owns it."""
+    """The counter of that name, made once at import of the module that owns it."""
     assert name in get_args(CounterName), name
     return Counter(name.removesuffix("_total"), meaning, labels, registry=REGISTRY)
 
 
 def gauge(name: GaugeName, meaning: str, labels: tuple[str, ...] = ()) -> Gauge:
-    """The gauge of that name, made once at import of the room that owns it."""
+    """The gauge of that name, made once at import of the module that owns it."""
     assert name in get_args(GaugeName), name
     return Gauge(name, meaning, labels, registry=REGISTRY)
 
 
 def histogram(name: HistogramName, meaning: str, labels: tuple[str, ...] = ()) -> Histogram:
-    """The histogram of that name, in seconds, made once at import of the room that owns it."""
+    """The histogram of that name, in seconds, made once at import of the module that owns it."""
     assert name in get_args(HistogramName), name
     return Histogram(name, meaning, labels, buckets=LATENCY_BUCKETS_S, registry=REGISTRY)
 

@@ -1,4 +1,4 @@
-"""Threads that a process cannot do without: the one place that says what happens when one of them ends.
+"""Threads that a process needs: decides what happens when one of them ends.
 
 A thread that dies leaves its process alive and useless: writes time out while health checks pass. So a role registers what ends
 it (`when_one_dies`) before it starts, and every long-lived thread is an `EssentialThread`.
@@ -20,7 +20,7 @@ class ThreadEnded(Exception):
 
 
 def when_one_dies(on_death: OnDeath | None) -> None:
-    """Set what is called in a dying essential thread that has no handler of its own. For the whole process."""
+    """Sets the process's handler for essential threads that end without a handler of their own."""
     global _on_death  # noqa: PLW0603  (as threading.excepthook is: of the process, set once by the role)
     _on_death = on_death
 
@@ -46,7 +46,7 @@ class EssentialThread(threading.Thread):
         self._handler = on_death
 
     def run(self) -> None:
-        """Work, and report an end that nothing asked for."""
+        """Runs the work, and reports an end that was not requested."""
         try:
             self._work()
         except BaseException as error:

@@ -1,4 +1,4 @@
-"""What the files of a sentence-transformers model say of it. Reads JSON only; loads no weights.
+"""Reads the facts of a sentence-transformers model from its JSON files. Loads no weights.
 
 Sources: sentence-transformers 5 (`modules.json`, `sentence_bert_config.json`, `config_sentence_transformers.json`,
 `1_Pooling/config.json`) and transformers (`config.json`, `tokenizer_config.json`).

@@ -1,7 +1,7 @@
 """The durable, partitioned log: everything downstream of it can be rebuilt from it.
 
 Law 2: `append` returns only when the records survive a kill -9 and a power cut.
-Law 3: a consumer group's position is a hint where to start; whoever reads makes replay harmless.
+Law 3: a consumer group's position is a hint where to start; readers make replay harmless.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ TopicPartition = tuple[str, int]
 class Record:
     """What is appended. `value` None is a deletion of `key`. `event_time_ms` is the writer's own time of the event.
 
-    `unreadable` says why a record that somebody else wrote can't be given to us; the rest of it is empty then.
+    `unreadable` says why a record of another producer cannot be read; its other fields are empty then.
     """
 
     value: bytes | None

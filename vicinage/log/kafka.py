@@ -27,7 +27,7 @@ SLICE_MS: Final = 500
 """How long a call about one partition may keep others waiting, which use the same client."""
 COMMITTED_EVERY_S: Final = 0.005
 COMMITTED_EVERY_MAX_S: Final = 0.05
-"""The broker tells nobody that a group has committed: whoever waits asks again after this long, and less often the longer he waits."""
+"""Brokers do not announce commits: a wait polls, first at this interval, then less often up to COMMITTED_EVERY_MAX_S."""
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 

@@ -19,7 +19,7 @@ MESSAGE_BYTES_MAX: Final = 16 << 20
 """`max.message.bytes` of the topics that the platform creates."""
 FRESH_S: Final = 60.0
 TOPICS_MAX: Final = 20_000
-"""FactsReader whose facts are cached; the least recently used one is dropped."""
+"""Topics that are cached (LRU)."""
 DESCRIBED_MAX: Final = 1_000
 CALL_MS: Final = 3_000
 CONNECT_S: Final = 1.0

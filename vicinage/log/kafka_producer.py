@@ -1,7 +1,7 @@
 """Appends to Kafka. A record that the broker refuses, or a topic that is gone, is the error of its own request alone.
 
 All appends of a process share one idempotent producer: one connection a broker, and no stale retry is written behind a
-newer record. Three faults of kafka-python 3.0 would make that producer everybody's fault; each is contained here:
+newer record. Three faults of kafka-python 3.0 would let one topic stop all appends; each is contained here:
 
 - A refused record puts the idempotent producer into a final state, and all further sends fail with that record's error.
   `_Transactions` starts a new producer epoch in its place, as the Java client does.

@@ -1,6 +1,6 @@
 """Wake-ups between the processes that share a log file, without polling.
 
-Every waiting process binds one Unix datagram socket in a folder that the log's path names; whoever commits sends one byte
+Every waiting process binds one Unix datagram socket in a folder that the log's path names; a committing process sends one byte
 to each. A byte lost (a full buffer) is harmless: the receiver was about to wake anyway, and looks again within SAFETY_S.
 """
 
@@ -81,7 +81,7 @@ class Bell:
         except ConnectionRefusedError:
             Path(path).unlink(missing_ok=True)  # its process is gone
         except (BlockingIOError, FileNotFoundError, OSError):
-            return  # full: it will wake anyway; gone: nobody waits
+            return  # full: it wakes anyway; gone: no process waits
 
     def _listen(self) -> None:
         """Listens from the first call on. Without a free descriptor, or a place for the socket, the next call tries again."""
