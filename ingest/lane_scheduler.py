@@ -1,4 +1,4 @@
-"""Lanes at work: generations leave their partition's line, are read and written apart, and come back.
+"""Moves generations between their partition's line of jobs and lanes of their own, and reads the lanes.
 
 `ingest/lanes.py` decides when; `ingest/detached.py` keeps the lanes' rows. All of this runs on the thread that reads the
 log, but for `_read_lane`, which runs on threads of its own: a lane is read from the log at its own offset.
@@ -27,13 +27,13 @@ IN_FLIGHT: Final = 2
 AWAY_S: Final = 0.5
 """How long a lane rests while the log is away."""
 LOOK_S: Final = 0.1
-"""How often it is looked whether a partition's first job waits too long."""
+"""Interval between checks for partitions whose first job waits too long."""
 LANE_READERS: Final = 4
 LANE_READS_MAX: Final = 8
-"""Lanes that are read at once or wait for it, LANE_READS_OF_ONE_MAX of a tenant."""
+"""Reads of lanes that run or are queued at once; LANE_READS_OF_ONE_MAX of one tenant."""
 LANE_READS_OF_ONE_MAX: Final = 2
 HALTED_S: Final = 60.0
-"""How long a lane rests whose records the log no longer has."""
+"""How long a lane rests if the log no longer has its records."""
 
 _event = events("ingest")
 
@@ -92,19 +92,19 @@ class LaneScheduler:
         return sum(lane.read < self._routed.get(lane.tp, 0) or lane.reading for lane in self._detached)
 
     def reading(self) -> bool:
-        """Whether a lane is being read."""
+        """Returns whether a lane is being read."""
         return bool(self._reads)
 
     def stop(self) -> None:
-        """Wait until no lane is being read any more."""
+        """Waits until no lane is being read."""
         self._readers.shutdown(wait=True, cancel_futures=True)
 
     def forget(self, tp: TopicPartition) -> None:
-        """Leave the partition's lanes alone: it is read no more. Their rows stay."""
+        """Forgets the lanes of a partition that is not read any more. Their catalog rows stay."""
         self._give_up(self._detached.forget(tp))
 
     def detach_early(self, job: Job) -> None:
-        """Open lanes for what must not enter the partition's line. Raises Unavailable: then the job is still to be routed."""
+        """Opens lanes for generations that must not enter the partition's line. After an Unavailable, route the job again."""
         job.apart = frozenset(self._detached.of(job.tp))
         needs = job.needs()
         with self._lock:
@@ -119,7 +119,7 @@ class LaneScheduler:
         job.apart |= frozenset(found)
 
     def tend(self) -> None:
-        """Detach what keeps its partition waiting, drop lanes of generations that are over, and have the others go on."""
+        """Detaches generations that block their partition, drops lanes of retired generations, and continues the others."""
         if (now_seen := (self._registry.version, self._detached.changes)) != self._seen:
             self._release_gone()
             self._seen = now_seen
@@ -130,7 +130,7 @@ class LaneScheduler:
         self._follow()
 
     def _release_gone(self) -> None:
-        """Give up what is for a deleted collection, or for a generation that was retired or canceled."""
+        """Discards work for deleted collections and for retired or canceled generations."""
         gone = [lane for lane in self._detached if not lanes.is_serving(self._registry, lane.tenant, lane.target)]
         if gone:
             self._detached.drop(gone)
@@ -152,7 +152,7 @@ class LaneScheduler:
                 self._lines.discard(lane)
 
     def _look_at_heads(self, now: float) -> None:
-        """Detach what keeps a partition's first job waiting; say in the catalog which lanes wait for a model that is away."""
+        """Detaches generations that block a partition's first job; records in the catalog which lanes wait for a model."""
         with self._lock:
             heads = {task.line: task for task in self._lines.heads() if not task.ready()}
         waited = self._heads.look(heads, now)
@@ -175,7 +175,7 @@ class LaneScheduler:
             self._detached.move(lane, max(lane.row.position, first), "away", known.reason)
 
     def _detach(self, head: Task, pending: dict[str | None, Away | None], waited_s: float, now: float) -> None:
-        """Open lanes for what the partition's first job waits for, then let the partition go on without it."""
+        """Opens lanes for the generations that block the partition's first job; the partition continues without them."""
         job = head.job
         serving = sum(len(c.generations) for c in self._registry.collections(job.tenant.name))
         with self._held(job.tp) as held:
@@ -196,7 +196,7 @@ class LaneScheduler:
 
     @contextmanager
     def _held(self, tp: TopicPartition) -> Iterator[bool]:
-        """Have nothing of the partition written in the block; False where something is being written now."""
+        """Pauses writes of the partition in the block. Yields False if a write is in progress: then it is not paused."""
         with self.gate(tp):
             with self._lock:
                 held = self._lines.hold(tp)
@@ -219,7 +219,7 @@ class LaneScheduler:
                     self._lines.offer(part)
 
     def _follow(self) -> None:
-        """Read on in lanes that have room; close those that have caught up with their partition."""
+        """Continues reading lanes that have room; closes those that have caught up with their partition."""
         for read in [read for read in self._reads if read.done()]:
             self._reads.pop(read).reading = False
             read.result()
@@ -240,7 +240,7 @@ class LaneScheduler:
                 self._reads[self._readers.submit(self._read_lane, lane, routed)] = lane
 
     def _rejoin(self, lane: Lane) -> None:
-        """Close the lane, unless its generation is always written apart."""
+        """Closes the lane, unless its generation always has one."""
         collection = self._registry.collection(lane.tenant.name, lane.row.collection)
         if lanes.own_lane(collection.generation(lane.row.generation), collection):
             return
@@ -253,7 +253,7 @@ class LaneScheduler:
         return lanes.caught_up(read=lane.read, written=lane.row.position, routed=routed, waiting=waiting)
 
     def _read_lane(self, lane: Lane, until: int) -> None:
-        """Put the lane's next job into its line. In a lane reader."""
+        """Appends the lane's next job to its line. Runs in a lane reader's thread."""
         try:
             job = self._detached.next_job(lane, until)
         except Refused as gone:

@@ -1,4 +1,4 @@
-"""Which work is done next, and whose rows may be written. What decides in ingest: no threads, no clock, no I/O.
+"""Schedules ingest: which part is embedded next and which job is written next. No threads, no clock, no I/O.
 
 A line is a sequence of jobs that are written in order (law 3): those of a partition, or those of one generation's lane. The
 part of a job that one model embeds is scheduled by itself, so that an answer of one model never waits for another's.
@@ -82,7 +82,7 @@ class Task:
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """What one model embeds of a job. `over`: nobody wants it any more, whatever becomes of it."""
+    """What one model embeds of a job. `over`: its result is not needed any more."""
 
     task: Task
     model: str | None
@@ -94,7 +94,7 @@ class Part:
 
     @property
     def share(self) -> ShareKey:
-        """Whose turn it takes."""
+        """Returns the tenant and model that it is charged to."""
         return self.task.job.tenant.name, self.model
 
 
@@ -280,9 +280,9 @@ class Lines:
     # writing
 
     def turn(self, line: Hashable, now: float = math.inf) -> Task | None:
-        """Returns the line's first task, if it is ready and nobody writes it: the caller does, and says so by `written`.
+        """Returns the line's first task if it is ready and not being written. The caller writes it, then calls `written`.
 
-        None, too, while the line is put off beyond `now` (monotonic seconds).
+        Returns None, too, while the line is put off beyond `now` (monotonic seconds).
         """
         tasks = self._lines.get(line)
         if line in self._held or not tasks or tasks[0].writing or not tasks[0].ready():
@@ -293,7 +293,7 @@ class Lines:
         return tasks[0]
 
     def written(self, task: Task) -> None:
-        """The task is written: the turn is the next one's."""
+        """Removes a task that is written; the next one becomes first."""
         self._put_off.pop(task.line, None)
         tasks = self._lines.get(task.line)
         if tasks is None:
@@ -321,7 +321,7 @@ class Lines:
         ]
 
     def hold(self, line: Hashable) -> bool:
-        """Have nothing of the line written until `release`; False where something is being written now."""
+        """Pauses writes of the line until `release`; returns False if a write is in progress."""
         tasks = self._lines.get(line)
         if tasks and tasks[0].writing:
             return False
@@ -353,7 +353,7 @@ class Lines:
         return list(dict.fromkeys(renewed))
 
     def discard(self, line: Hashable) -> None:
-        """Gives the line up: none of it is written any more, but for what is being written now."""
+        """Discards the line: none of its tasks is written, except one that is being written now."""
         self._put_off.pop(line, None)
         for task in self._lines.pop(line, ()):
             for part in task.parts.values():
