@@ -119,6 +119,9 @@ class DocumentsTrim:
     def _trim(self, tp: TopicPartition) -> None:
         try:
             begin = self._log.begin(*tp)
+            # NOTE: looked at again each time: the topic may be another one by now, whose records nobody has read yet.
+            floor = floors(self._log.committed(Group.INGEST, [tp]), self._registry.lanes.every()).get(tp, 0)
+            self._before[tp] = min(self._before[tp], floor)
             upto = min(self._before[tp], begin + STEP_MESSAGES)
             if upto > begin:
                 self._log.trim(*tp, upto)

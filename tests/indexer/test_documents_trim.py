@@ -83,6 +83,26 @@ def test_what_a_lane_still_reads_is_kept(base: Ground, trim: DocumentsTrim) -> N
     assert base.log.begin(*DOCS) == 40
 
 
+@pytest.mark.parametrize("resumed", [None, 3])
+def test_a_topic_made_anew_while_its_earlier_one_is_trimmed_keeps_what_ingest_has_not_done(
+    base: Ground, trim: DocumentsTrim, resumed: int | None
+) -> None:
+    write(base, 2_500)
+    base.log.commit(Group.INGEST, {DOCS: 2_500})
+    while base.log.begin(*DOCS) == 0:
+        base.clock.advance(20)
+        trim.step()
+    assert base.log.begin(*DOCS) == 1_000
+    base.log.delete_topic(DOCS[0])
+    base.log.ensure_topic(DOCS[0], 1)
+    write(base, 50)
+    if resumed:
+        base.log.commit(Group.INGEST, {DOCS: resumed})
+    base.clock.advance(2)
+    trim.step()
+    assert base.log.begin(*DOCS) <= (resumed or 0)
+
+
 def test_a_position_that_is_not_known_trims_nothing() -> None:
     lane = IngestLane("acme", "docs", 1, 0, 3, "model")
     assert floors({}, [lane]) == {}
