@@ -123,5 +123,5 @@ def each_once(seen: Iterable[Host]) -> tuple[Host, ...]:
 
 
 def _records(log: Log, topic: str) -> int:
-    partitions = log.topics(topic).get(topic, 0)
-    return sum(log.end(topic, p) - log.begin(topic, p) for p in range(partitions))
+    partitions = range(log.topics(topic).get(topic, 0))
+    return sum(end - first for first, end in log.extents([(topic, p) for p in partitions]).values())

@@ -50,6 +50,8 @@ LISTED_S: Final = 5.0
 """Partitions that were added to a topic longer ago are read."""
 TOPIC_AGAIN_S: Final = (30.0, 600.0)
 """The least and the most wait before a topic is tried again that the log did not make, describe or grow."""
+GROWN_S: Final = 30.0
+"""How often a topic is looked at that has more partitions than its map and gets no new one: it is refused, or another topic."""
 BUSY_S: Final = 0.02
 AWAY_S: Final = 0.5
 PASSED_AT_ONCE: Final = 200
@@ -98,6 +100,8 @@ class Ingest:
         """The topics that the places are of: one that is created again under its name is another."""
         self._put_off: dict[str, tuple[float, float | None]] = {}
         """Topics that could not be taken up: when (monotonic) they are tried again, and the wait before that."""
+        self._grown: dict[str, tuple[int, float]] = {}
+        """With how many partitions a topic was looked at that has more than its map, and when (monotonic)."""
         self._halts = Halts(_event, _halted)
         self._book = PositionBook(log, registry.positions, clock, recommit_s=settings.recommit_s)
         self._unparsed: dict[TopicPartition, Iterator[Job]] = {}
@@ -276,7 +280,8 @@ class Ingest:
     def _partitions(self, tenant: Tenant, topics: Mapping[str, int]) -> list[TopicPartition]:
         """Returns the partitions of the tenant's topic that are not read yet, by its newest map."""
         topic, maps = tenant.documents_topic, self._registry.partition_maps(tenant.name)
-        if not maps or topics.get(topic, 0) > maps[-1].partitions:
+        n = topics.get(topic, 0)
+        if not maps or (n > maps[-1].partitions and self._is_news(topic, n)):
             maps = self._grow(tenant)
             if not maps:
                 raise NotFound(f"the partitions of {topic} are not known")
@@ -294,6 +299,14 @@ class Ingest:
             self._lanes.forget(tp)
             if tp[1] >= partitions:
                 self._drop(tp)
+
+    def _is_news(self, topic: str, partitions: int) -> bool:
+        """Whether the topic was not looked at lately with as many partitions. A look asks the brokers, and delays all reading."""
+        now, (n, at) = self._clock.monotonic(), self._grown.get(topic, (0, -1e9))
+        if n == partitions and now - at < GROWN_S:
+            return False
+        self._grown[topic] = partitions, now
+        return True
 
     def _grow(self, tenant: Tenant) -> tuple[PartitionMap, ...]:
         try:

@@ -169,8 +169,8 @@ class Freshness:
     def _latest(self, topic: str) -> list[Position]:
         """The last position of each partition of the topic that has one."""
         partitions = self._log.topics(topic).get(topic, 0)
-        ends = [(p, self._log.end(topic, p)) for p in range(partitions)]
-        return [Position(p, end - 1) for p, end in ends if end]
+        extents = self._log.extents([(topic, p) for p in range(partitions)])
+        return [Position(p, end - 1) for (_, p), (_, end) in extents.items() if end]
 
     def _halted(self, tenant: Tenant, p: Position) -> str:
         """Returns why ingest does not read the partition, for the tenant; empty where it does."""
@@ -338,12 +338,13 @@ class Freshness:
         topic = tenant.documents_topic
         times: list[int] = []
         partitions = self._log.topics(topic).get(topic, 0)
-        committed = ingested(self._log, self._registry, [(topic, p) for p in range(partitions)])
-        for p in range(partitions):
-            place = max(committed.get((topic, p), 0), self._log.begin(topic, p))
-            if place < self._log.end(topic, p):
-                times.extend(s.record.event_time_ms for s in self._log.read(topic, p, place, bytes_max=1))
-        return {(topic, p): committed.get((topic, p), 0) for p in range(partitions)}, times
+        every = [(topic, p) for p in range(partitions)]
+        committed = ingested(self._log, self._registry, every)
+        for tp, (first, end) in self._log.extents(every).items():
+            place = max(committed.get(tp, 0), first)
+            if place < end:
+                times.extend(s.record.event_time_ms for s in self._log.read(*tp, place, bytes_max=1))
+        return {tp: committed.get(tp, 0) for tp in every}, times
 
     def _owed(
         self, tenant: Tenant, lanes: Sequence[IngestLane], committed: Mapping[TopicPartition, int]

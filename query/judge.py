@@ -156,12 +156,12 @@ class Judge:
         """Reads the committed positions, then the lanes, then the vectors log's end: each covers the one before."""
         topic = tenant.documents_topic
         self._check_same_topic(tenant)
-        partitions = range(self.log.topics(topic).get(topic, 0))
-        ends = {p: self.log.end(topic, p) for p in partitions}
-        committed = ingested(self.log, self.registry, [(topic, p) for p in partitions])
+        every = [(topic, p) for p in range(self.log.topics(topic).get(topic, 0))]
+        ends = {p: end for (_, p), (_, end) in self.log.extents(every).items()}
+        committed = ingested(self.log, self.registry, every)
         lanes = self.registry.lanes.of(tenant.name, collection.name, [collection.live])
-        done = {p: owed_from(lanes, p, committed.get((topic, p), 0)) for p in partitions}
-        below = {p: max(done[p], self.log.begin(topic, p)) for p in partitions}
+        firsts = {p: first for (_, p), (first, _) in self.log.extents(every).items()}
+        below = {p: max(owed_from(lanes, p, committed.get((topic, p), 0)), firsts[p]) for p in ends}
         return Reach(below, ends, {slot: self.log.end(VECTORS_TOPIC, slot) for slot in collection.generation().slots})
 
     def _check_same_topic(self, tenant: Tenant) -> None:

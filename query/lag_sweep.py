@@ -18,7 +18,7 @@ from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import NotFound, Refused, VicinageError
-from vicinage.log import Log
+from vicinage.log import Log, TopicPartition
 from vicinage.telemetry import events, gauge
 
 REST_S: Final = 5.0
@@ -79,12 +79,13 @@ class LagSweep:
         partitions = self._log.topics()
         every = [(topic, p) for topic in topics for p in range(partitions.get(topic, 0))]
         committed = ingested(self._log, self._registry, every)
-        for topic, partition in every:
-            yield from self._first(topic, partition, committed.get((topic, partition), 0))
+        extents = self._log.extents(every)
+        for tp, extent in extents.items():
+            yield from self._first(tp, committed.get(tp, 0), extent)
         for lane in self._registry.lanes.every():
             tp = (f"vicinage.docs.{lane.tenant}", lane.partition)
-            if lane.position < committed.get(tp, 0) and self._is_live(lane):
-                yield from self._first(*tp, lane.position)
+            if tp in extents and lane.position < committed.get(tp, 0) and self._is_live(lane):
+                yield from self._first(tp, lane.position, extents[tp])
 
     def _is_live(self, lane: IngestLane) -> bool:
         """Returns whether the lane's generation is live, so that searches miss its records."""
@@ -95,14 +96,16 @@ class LagSweep:
 
     def _not_applied(self, watermarks: Mapping[int, int]) -> Iterator[int]:
         """Yields the event time of the first record that is not searchable, of each slot."""
-        for slot, watermark in watermarks.items():
-            yield from self._first(VECTORS_TOPIC, slot, watermark)
+        extents = self._log.extents([(VECTORS_TOPIC, slot) for slot in watermarks])
+        for (topic, slot), extent in extents.items():
+            yield from self._first((topic, slot), watermarks[slot], extent)
 
-    def _first(self, topic: str, partition: int, start: int) -> list[int]:
+    def _first(self, tp: TopicPartition, start: int, extent: tuple[int, int]) -> list[int]:
+        first, end = extent
+        start = max(start, first)
+        if start >= end:
+            return []
         try:
-            start = max(start, self._log.begin(topic, partition))
-            if start >= self._log.end(topic, partition):
-                return []
-            return [s.record.event_time_ms for s in self._log.read(topic, partition, start, bytes_max=1)][:1]
+            return [s.record.event_time_ms for s in self._log.read(*tp, start, bytes_max=1)][:1]
         except (NotFound, Refused):
             return []  # deleted, or trimmed, meanwhile

@@ -10,7 +10,7 @@ from tenants.entities import Tenant
 from tenants.registry import Registry
 from vicinage.errors import Conflict, Refused
 from vicinage.log import Log
-from vicinage.partition_maps import PartitionMap, grown
+from vicinage.partition_maps import PartitionMap, check_partitions, grown
 
 
 def observe(registry: Registry, log: Log, tenant: Tenant, *, actor: str) -> tuple[PartitionMap, ...]:
@@ -23,6 +23,7 @@ def observe(registry: Registry, log: Log, tenant: Tenant, *, actor: str) -> tupl
     maps = registry.partition_maps(tenant.name)
     n, topic_id = log.partitions(topic), log.topic_ids(topic).get(topic)
     if not maps:
+        check_partitions(n)
         made = PartitionMap(str(topic_id), n, (0,) * n)
     elif maps[-1].topic_id != topic_id or n <= maps[-1].partitions:
         return maps

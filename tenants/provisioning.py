@@ -10,6 +10,7 @@ from tenants.growth import observe
 from tenants.registry import Registry
 from vicinage.errors import Refused
 from vicinage.log import Log
+from vicinage.partition_maps import check_partitions
 
 VECTORS_TOPIC: Final = "vicinage.vectors"
 HEALTH_TOPIC: Final = "vicinage.health"
@@ -35,9 +36,11 @@ def create_tenant(
 ) -> Tenant:
     """Creates a tenant with its documents and dead-letter topics.
 
-    Raises Refused where a topic of that name exists with settings that cannot work, and creates nothing then.
+    Raises Refused where a topic of that name exists with settings, or as many partitions, as cannot work, and creates
+    nothing then.
     """
     check_settings(log, documents_topic(name), dead_topic(name))
+    check_partitions(log.topics(documents_topic(name)).get(documents_topic(name), 0))
     tenant = registry.create_tenant(name, priority=priority, actor=actor)
     ensure_topics(log, tenant, partitions)
     observe(registry, log, tenant, actor=actor)

@@ -17,7 +17,7 @@ from tenants.provisioning import ensure_topics
 from tenants.registry import Change, Registry
 from vicinage.errors import NotFound, Refused
 from vicinage.log import Log
-from vicinage.partition_maps import PartitionMap
+from vicinage.partition_maps import PartitionMap, check_partitions
 
 _P: Final = tables.ingest_partitions
 
@@ -114,6 +114,7 @@ def _maps(
     """
     topic_id, n = made.topic_id or "", made.n_partitions
     begins = {r.partition: r.resume_at for r in moved}
+    check_partitions(n)
     ends = [log.end(tenant.documents_topic, p) for p in range(n)]
     starts = tuple(begin if (begin := begins.get(p)) is not None else ends[p] for p in range(n))
     if not made.anew or not known or known[0].partitions == n:

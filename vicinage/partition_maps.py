@@ -100,12 +100,21 @@ def version_of(maps: Sequence[PartitionMap], position: Position, collection: str
     return pack_version(epoch, position)
 
 
+def check_partitions(partitions: int) -> None:
+    """Raises Refused beyond PARTITIONS_MAX: versions have no room for more."""
+    if partitions > PARTITIONS_MAX:
+        raise Refused(
+            f"a documents topic has at most {PARTITIONS_MAX} partitions, not {partitions}",
+            field="partitions",
+            limit=PARTITIONS_MAX,
+        )
+
+
 def grown(newest: PartitionMap, partitions: int, ends: Sequence[int]) -> PartitionMap:
     """Returns the map that follows `newest` once its topic has more partitions.
 
     `ends` are the end offsets of the partitions that it had. Raises Refused beyond PARTITIONS_MAX.
     """
     assert len(ends) == newest.partitions < partitions
-    if partitions > PARTITIONS_MAX:
-        raise Refused(f"a documents topic has at most {PARTITIONS_MAX} partitions", field="partitions")
+    check_partitions(partitions)
     return PartitionMap(newest.topic_id, partitions, (*ends, *(0,) * (partitions - len(ends))))

@@ -74,6 +74,15 @@ def test_begin_and_end_follow_what_is_written(log: Log, topic: str) -> None:
     assert log.end(topic, 1) == 0
 
 
+def test_extents_are_those_of_the_partitions_that_exist(log: Log, topic: str) -> None:
+    log.append(topic, 0, [Record(b"x")] * 5)
+    log.trim(topic, 0, 2)
+    found = log.extents([(topic, 0), (topic, 1), (topic, 2), (topic, -1), ("no-such-topic", 0)])
+    assert found == {(topic, p): (log.begin(topic, p), log.end(topic, p)) for p in (0, 1)}
+    assert found[topic, 0] == (2, 5)
+    assert log.extents([]) == {}
+
+
 def test_reading_at_the_end_is_empty_and_beyond_it_is_refused(log: Log, topic: str) -> None:
     log.append(topic, 0, [Record(b"x")])
     assert log.read(topic, 0, 1) == []

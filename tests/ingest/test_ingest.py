@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from house import HashEmbedder, WordCutter, eventually, make_ingest, open_ground, running
@@ -18,8 +19,9 @@ from ingest.rules import Rules
 from tenants import provisioning
 from tenants.entities import Group, Tenant
 from vicinage.clock import Deadline, ManualClock
-from vicinage.errors import Conflict
-from vicinage.log import Record
+from vicinage.errors import Conflict, Refused
+from vicinage.log import Log, Record
+from vicinage.partition_maps import PARTITIONS_MAX
 from vicinage.wire import decode_rows
 
 DOCS = "vicinage.docs.acme"
@@ -253,3 +255,29 @@ def test_killed_at_any_point_nothing_is_lost_or_doubled(tmp_path: Path, point: s
 def test_the_embedder_of_these_tests_finds_shared_words() -> None:
     a, b, c = HashEmbedder().embed(["red house", "red house boat", "blue"], tenant="t")
     assert float(a @ b) > 0.6 > float(a @ c)
+
+
+def test_a_topic_with_too_many_partitions_stops_nobody_and_is_looked_at_seldom(base) -> None:
+    base.log.ensure_topic("vicinage.docs.wide", PARTITIONS_MAX + 1)
+    with pytest.raises(Refused, match="at most"):
+        provisioning.create_tenant(base.registry, base.log, "wide", actor="test")
+    assert not base.registry.tenants()
+    base.registry.create_tenant("wide", priority="silver", actor="test")  # its topic was made or grown meanwhile
+    listed = Asked(base.log)
+    ingest = make_ingest(replace(base, log=listed))
+    for _ in range(5):
+        ingest._discover()
+    assert listed.n == 1
+    assert not [topic for topic, _ in ingest._places if topic == "vicinage.docs.wide"]
+    ingest.stop()
+
+
+class Asked:
+    """The real log, which counts how often it is asked for the partitions of a topic."""
+
+    def __init__(self, log: Log) -> None:
+        self._log, self.n = log, 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.n += name == "partitions"
+        return getattr(self._log, name)

@@ -1,15 +1,18 @@
 """The freshness lag of all tenants is measured, whoever is asked about."""
 
 import asyncio
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from house import open_ground, running
 
+from query.freshness import Freshness
 from query.lag_sweep import LagSweep
 from query.scatter import Searchers
 from tenants import provisioning
-from vicinage.log import Record
+from vicinage.log import Log, Record
 from vicinage.telemetry import REGISTRY
 
 
@@ -29,4 +32,33 @@ def test_the_gauge_covers_tenants_that_nobody_asks_about(tmp_path: Path) -> None
     assert REGISTRY.get_sample_value("vicinage_query_freshness_lag_ms") == lag_ms
     measured_s = REGISTRY.get_sample_value("vicinage_query_freshness_measured_seconds")
     assert measured_s == pytest.approx(now_ms / 1_000, abs=60)
+    base.close()
+
+
+class Counting:
+    """The real log, which counts what it is asked for."""
+
+    def __init__(self, log: Log) -> None:
+        self._log, self.asked = log, Counter[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked[name] += 1
+        return getattr(self._log, name)
+
+
+def test_the_partitions_of_a_tenant_are_looked_up_together_however_many_it_has(tmp_path: Path) -> None:
+    base = open_ground(tmp_path / "data")
+    provisioning.create_tenant(base.registry, base.log, "wide", partitions=64, actor="test")
+    made = provisioning.create_collection(
+        base.registry, base.log, "wide", "docs", dimension=4, slots_total=base.settings.slots, actor="test"
+    )
+    log = Counting(base.log)
+    tenant = base.registry.tenant("wide")
+    freshness = Freshness(log, base.registry, Searchers([]), base.clock)
+    assert freshness.measure(tenant, made.generation(), {}) == 0
+    assert log.asked["extents"] == 1
+    assert not log.asked["begin"] + log.asked["end"]
+    assert asyncio.run(LagSweep(log, base.registry, Searchers([]), base.clock).sweep()) == 0
+    assert not log.asked["begin"] + log.asked["end"]
+    freshness.close()
     base.close()

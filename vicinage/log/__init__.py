@@ -173,6 +173,10 @@ class Log(Protocol):
         """The offset that the next record will get."""
         ...
 
+    def extents(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+        """Returns `begin` and `end` of each partition, looked up together; one that does not exist is absent."""
+        ...
+
     def commit(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
         """Stores the next offset that `group` will read of each partition; durable on return.
 

@@ -38,6 +38,8 @@ class KafkaLog:
     def __init__(self, servers: str, security: KafkaSettings | None = None) -> None:
         self._servers = servers.split(",")
         self._lock = threading.RLock()
+        self._looking = threading.Lock()
+        """Of the consumer that looks up offsets: whoever asks for positions does not wait for it."""
         self._client = client_options(security) if security is not None else {}
         self._macs = macs(security) if security is not None else Macs()
         self._appender = KafkaAppender(self._servers, self._client)
@@ -121,6 +123,26 @@ class KafkaLog:
     def end(self, topic: str, partition: int) -> int:
         """See Log."""
         return self._offset("end_offsets", topic, partition)
+
+    def extents(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+        """See Log: two questions to each broker, however many partitions."""
+        from kafka import TopicPartition as Tp
+
+        counts = {topic: self._count(topic) for topic in {topic for topic, _ in partitions}}
+        wanted = [Tp(*tp) for tp in partitions if 0 <= tp[1] < counts[tp[0]]]
+
+        def ask(topics: Mapping[str, Topic] | None) -> dict[TopicPartition, tuple[int, int]]:
+            tps = [tp for tp in wanted if topics is None or _has(topics, tp)]
+            if not tps:
+                return {}
+            timeout_ms = SLICE_MS + len(tps)  # as many are encoded and decoded
+            with self._looking:
+                firsts = self._look().beginning_offsets(tps, timeout_ms=timeout_ms)
+                ends = self._look().end_offsets(tps, timeout_ms=timeout_ms)
+            return {(tp.topic, tp.partition): (int(firsts[tp]), int(ends[tp])) for tp in tps}
+
+        with self._asked("looking up offsets"):
+            return self._in_slices(ask)
 
     def disk_bytes(self) -> int | None:
         """See Log: brokers keep it."""
@@ -223,7 +245,7 @@ class KafkaLog:
         self._closed = True
         self._appender.close()
         self._topics.close()
-        with self._lock:
+        with self._lock, self._looking:
             clients = [self._looker, self._admin, *(c for c, _ in self._groups.values())]
             for client in clients:
                 if client is not None:
@@ -291,7 +313,7 @@ class KafkaLog:
         def ask(topics: Mapping[str, Topic] | None) -> int:
             if topics is not None and not _has(topics, tp):
                 raise NotFound(f"the log has no partition {partition} of a topic {topic!r}")
-            with self._lock:
+            with self._looking:
                 return int(getattr(self._look(), which)([tp], timeout_ms=SLICE_MS)[tp])
 
         with self._asked("looking up an offset"):
@@ -313,6 +335,13 @@ class KafkaLog:
                 if time.monotonic() > end:
                     raise
             topics = self._every_topic()
+
+    def _count(self, topic: str) -> int:
+        """Returns the number of the topic's partitions, asked for where it is not known; 0 when there is no such topic."""
+        try:
+            return self._known(topic) or self.partitions(topic)
+        except NotFound:
+            return 0
 
     def _known(self, topic: str, *, fresh: bool = False) -> int:
         """Returns the number of the topic's partitions, seen lately or now; 0 when there is no such topic."""

@@ -94,6 +94,15 @@ class SqliteLog:
         """The offset that the next record will get."""
         return self._partition(topic, partition)[2]
 
+    def extents(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+        """See Log."""
+        found: dict[TopicPartition, tuple[int, int]] = {}
+        for tp in partitions:
+            with suppress(NotFound):
+                _, first, end = self._partition(*tp)
+                found[tp] = first, end
+        return found
+
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """The group's next offsets."""
         sql = "SELECT next FROM positions WHERE grp = ? AND topic = ? AND partition = ?"
