@@ -249,7 +249,7 @@ def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
         answer = {"ready": False, "parts": {}, "error": str(error)}
     show({**state, **answer}, as_json)
     if answer.get("ready") is not True:
-        sys.exit(EXIT_AWAY if "error" in answer else EXIT_FAILED)
+        sys.exit(EXIT_AWAY if url is not None and "error" in answer else EXIT_FAILED)
 
 
 @main.command(hidden=True)

@@ -6,7 +6,6 @@ import click
 
 from cluster.commands.base import EPILOG, Group, common, confirmed, operator, part
 from cluster.output import show
-from vicinage.records import Token
 
 COLUMNS = ("position", "reason", "field", "id", "collection", "partition", "offset", "event_time_ms")
 
@@ -66,6 +65,8 @@ def dead_letters_replay(
     \b
     vicinage dead-letters replay acme --from 40 --to 42
     """
+    from vicinage.records import Token
+
     platform, path = operator(data, url, key), f"/tenants/{part(tenant_name)}/dead-letters:replay"
     body = {"from": first, **({} if last is None else {"to": last})}
     done = platform.call("POST", path, body)

@@ -200,6 +200,21 @@ def test_a_server_that_is_no_platform_is_said_to_be_none(tmp_path: Path) -> None
     assert "is no Vicinage platform" in said
 
 
+def test_status_of_a_platform_here_whose_gateway_is_away_is_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"pid": 1, "url": f"http://127.0.0.1:{free_port()}", "roles": {}}
+    monkeypatch.setattr("cluster.local.running", lambda _data: state)
+    assert ended("status", "--data", str(tmp_path))[0] == 1
+
+
 def test_status_of_an_address_where_nothing_answers_is_no_platform(tmp_path: Path) -> None:
     code, _ = ended("status", "--url", f"http://127.0.0.1:{free_port()}", "--data", str(tmp_path))
     assert code == 3
+
+
+def test_the_command_line_imports_no_heavy_library_before_a_command_runs() -> None:
+    heavy = ("numpy", "pyarrow", "httpx", "sqlalchemy", "pydantic", "faiss", "torch", "rich")
+    asked = f"import sys, cluster.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
