@@ -40,14 +40,18 @@ def read_stream(value: bytes, *, bytes_max: int, rows_max: int) -> tuple[pa.Sche
     """
     bytes_max = min(bytes_max, DECODED_FLOOR + DECODED_RATIO * len(value))
     try:
-        messages = pa.ipc.MessageReader.open_stream(value)
+        source = pa.BufferReader(value)
+        messages = pa.ipc.MessageReader.open_stream(source)
         schema = _schema(messages.read_next_message())
-        return schema, _batches(messages, schema, bytes_max, rows_max)
+        batches = _batches(messages, schema, bytes_max, rows_max)
     except StopIteration:
         raise Refused("the body is no Arrow IPC stream: it is empty", field="body") from None
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as error:
         first = (str(error).splitlines() or ["unreadable"])[0][:200]
         raise Refused(f"the body is not a whole Arrow IPC stream: {first}", field="body") from error
+    if (n := len(value) - source.tell()) > 0:
+        raise Refused(f"{n} bytes follow the Arrow stream's end: send one stream", field="body")
+    return schema, batches
 
 
 def _schema(message: Any) -> pa.Schema:

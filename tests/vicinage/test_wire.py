@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vicinage.arrow_stream import DECODED_FLOOR, DECODED_RATIO, claimed_bytes
+from vicinage.arrow_stream import DECODED_FLOOR, DECODED_RATIO, claimed_bytes, read_stream
 from vicinage.errors import Corrupt, Refused
 from vicinage.records import Document, Position, Token
 from vicinage.wire import (
@@ -305,3 +305,17 @@ def test_a_body_in_another_encoding_says_so_and_where() -> None:
         load_json(b'{"text":"caf\xe9"}', field="line 3")
     with pytest.raises(Refused, match="is not JSON"):
         load_json(b'{"text":}', field="line 3")
+
+
+@pytest.mark.parametrize("more", [b"x", b"whole"])
+def test_bytes_behind_the_end_of_a_stream_are_refused(more: bytes) -> None:
+    sink = pa.BufferOutputStream()
+    batch = pa.record_batch({"id": ["a"]})
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    stream = sink.getvalue().to_pybytes()
+    end = len(stream) - 8  # a stream may end without its marker
+    for whole in (stream, stream[:end]):
+        assert len(read_stream(whole, bytes_max=1 << 20, rows_max=10)[1]) == 1
+    with pytest.raises(Refused, match="follow the Arrow stream's end"):
+        read_stream(stream + (stream if more == b"whole" else more), bytes_max=1 << 20, rows_max=10)
