@@ -14,6 +14,7 @@ from ingest.preparing import Prepared, prepared
 from tenants.entities import Collection, Tenant
 from vicinage.errors import NotFound, Unavailable
 from vicinage.log import Log, Record
+from vicinage.partition_maps import PartitionMap
 from vicinage.records import Position, Rejected, Token
 from vicinage.routing import document_key, home_of
 from vicinage.wire import ARROW
@@ -21,6 +22,8 @@ from vicinage.wire import ARROW
 GROWS_S: Final = 5.0
 """How long a topic may take to grow once its new partition map is recorded."""
 LOOK_S: Final = 0.05
+LISTED_S: Final = 30.0
+"""A listing of the topics of this age is good enough; the log renews it within seconds."""
 CONTENT_TYPE: Final = ("content-type", ARROW.encode())
 
 
@@ -64,6 +67,21 @@ def append(log: Log, tenant: Tenant, collection: Collection, ready: Prepared, *,
 def partitions_of(log: Log, tenant: Tenant) -> int:
     """Returns how many partitions the tenant's documents topic has."""
     return log.topics(tenant.documents_topic).get(tenant.documents_topic, 1)
+
+
+def divided_over(log: Log, tenant: Tenant, maps: Sequence[PartitionMap]) -> int:
+    """Returns over how many partitions writes are divided: by the newest map, for all gateways alike.
+
+    A topic that was created again has no map until its ingest is resumed: then it is as many as it has, as its producers
+    divide theirs. Raises Unavailable.
+    """
+    if not maps:
+        return partitions_of(log, tenant)
+    topic, newest = tenant.documents_topic, maps[-1]
+    now = log.topics(topic, max_age_s=LISTED_S).get(topic, newest.partitions)
+    if now == newest.partitions or log.topic_ids(topic).get(topic, newest.topic_id) == newest.topic_id:
+        return newest.partitions
+    return now
 
 
 def delete(

@@ -22,6 +22,8 @@ from running import Platform
 
 PARTITIONS_MAX = 6
 HEAL_S = 60.0
+SEEN_S = 4.0
+"""After this the gateway knows that a topic was created again: it lists the topics every 2 s."""
 WHOLE = str(16 << 20)
 
 
@@ -103,9 +105,24 @@ def topic_recreated(world: World, tenant: Tenant, choose: random.Random) -> Iter
         wanted = {"num_partitions": choose.randrange(1, 4), "configs": {"max.message.bytes": WHOLE}}
         world.until(lambda: _created(world, tenant.topic, wanted), "creating the topic")
     tenant.reconnect()
+    if choose.random() < 0.5:
+        time.sleep(SEEN_S)
+    else:
+        _set_unordered(tenant)
     yield
     _resumed(world, tenant)
     tenant.reconnect()
+    _set_ordered(tenant)
+
+
+def _set_unordered(tenant: Tenant) -> None:
+    for collection in tenant.collections:
+        collection.ledger.begin_unordered()
+
+
+def _set_ordered(tenant: Tenant) -> None:
+    for collection in tenant.collections:
+        collection.ledger.end_unordered()
 
 
 def _created(world: World, topic: str, wanted: dict[str, Any]) -> int:
@@ -132,8 +149,7 @@ def partitions_added(world: World, tenant: Tenant, choose: random.Random) -> Ite
     if wanted == n:
         yield
         return
-    for collection in tenant.collections:
-        collection.ledger.begin_unordered()
+    _set_unordered(tenant)
     maps = _maps(world, tenant)
     world.kafka().create_partitions({tenant.topic: wanted})
     if choose.random() < 0.5:
@@ -141,8 +157,7 @@ def partitions_added(world: World, tenant: Tenant, choose: random.Random) -> Ite
     yield
     world.until(lambda: _maps(world, tenant) > maps, "recording the new partitions")
     tenant.reconnect()
-    for collection in tenant.collections:
-        collection.ledger.end_unordered()
+    _set_ordered(tenant)
 
 
 def _maps(world: World, tenant: Tenant) -> int:

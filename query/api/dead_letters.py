@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingest import dead_letters
-from ingest.intake import partitions_of
+from ingest.intake import divided_over
 from ingest.replay import replay
 from query.api.http import answer, gateway, integer, json_object, number, principal
 from query.api.sending import joined, sent
@@ -138,8 +138,7 @@ async def _replay(request: Request, house: Any, tenant: Tenant, actor: str) -> R
     last = integer(value, "to", 0, POSITION_MAX, -1)
 
     def run() -> dict[str, Any]:
-        maps = house.registry.partition_maps(tenant.name)
-        n = maps[-1].partitions if maps else partitions_of(house.log, tenant)
+        n = divided_over(house.log, tenant, house.registry.partition_maps(tenant.name))
         done = replay(house.log, tenant, first, None if last < 0 else last, partitions=n, now_ms=house.clock.now_ms())
         house.registry.note("dead_letters.replay", tenant.name, {"from": first, "replayed": done.replayed}, actor)
         token = str(done.token) if done.token else None

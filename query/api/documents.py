@@ -111,7 +111,7 @@ def _append(house: Any, tenant: Tenant, collection: Collection, n: int, ready: P
 
 def _where(house: Any, tenant: Tenant, collection: Collection) -> tuple[Collection, int]:
     collection = _now(house, collection)
-    return collection, _partitions(house, tenant) or intake.partitions_of(house.log, tenant)
+    return collection, _partitions(house, tenant)
 
 
 def _now(house: Any, collection: Collection) -> Collection:
@@ -258,7 +258,5 @@ def _deleted(house: Any, tenant: Tenant, collection: Collection, ids: list[str])
     return intake.delete(house.log, tenant, collection, ids, now_ms=house.clock.now_ms(), partitions=n)
 
 
-def _partitions(house: Any, tenant: Tenant) -> int | None:
-    """Returns how many partitions writes are divided over: by the newest map in the catalog, for all gateways alike."""
-    maps = house.registry.partition_maps(tenant.name)
-    return maps[-1].partitions if maps else None
+def _partitions(house: Any, tenant: Tenant) -> int:
+    return intake.divided_over(house.log, tenant, house.registry.partition_maps(tenant.name))

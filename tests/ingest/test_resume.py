@@ -9,6 +9,7 @@ from test_halts import committed, make_tenant, send, stepping
 
 from tenants import resuming, tables
 from tenants.entities import Group
+from tenants.growth import observe
 from tenants.ingested import ingested
 from vicinage.catalog import look
 from vicinage.routing import home_of
@@ -86,6 +87,23 @@ def test_what_is_written_to_a_topic_made_anew_before_its_ingest_is_resumed_is_ke
         put(base, tenant, name, after)
     stepping(ingest, lambda: standing(base) == set(names) - set(names[6:9]))
     end(ingest)
+
+
+def test_writes_are_divided_by_the_newest_map_or_as_a_topic_made_anew_is(base) -> None:
+    from ingest.intake import divided_over
+
+    tenant = make_tenant(base, "anew", partitions=2)
+    assert divided_over(base.log, tenant, ()) == 2
+    maps = observe(base.registry, base.log, tenant, actor="test")
+    assert divided_over(base.log, tenant, maps) == 2
+    base.log.add_partitions(tenant.documents_topic, 4)
+    assert divided_over(base.log, tenant, maps) == 2, "the growth is not recorded yet"
+    base.log.delete_topic(tenant.documents_topic)
+    assert divided_over(base.log, tenant, maps) == 2
+    for n in (1, 3):
+        base.log.ensure_topic(tenant.documents_topic, n)
+        assert divided_over(base.log, tenant, maps) == n
+        base.log.delete_topic(tenant.documents_topic)
 
 
 def put(base, tenant, name: str, partitions: int) -> None:
