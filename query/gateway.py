@@ -21,6 +21,7 @@ from indexer.searcher import SearcherStats
 from query.admission import Admission
 from query.answer import Answerer, QueryEmbedder
 from query.api import admin, collections, dead_letters, documents, health, search
+from query.api.http import NOT_TEXT, has_text_path
 from query.boundary import said
 from query.freshness import Freshness
 from query.key_gate import Failures, KeyGate
@@ -212,6 +213,9 @@ class Api(FastAPI):
         """Answers one request; a search takes the short cut, and HEAD is GET without the body."""
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, partial(_without_body, send)
+        if scope["type"] == "http" and not has_text_path(scope):
+            await said(Refused(NOT_TEXT, field="path"), scope["path"])(scope, receive, send)
+            return
         found = _SEARCH.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if found is None:
             await super().__call__(scope, receive, send)

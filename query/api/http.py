@@ -4,10 +4,12 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import unquote_to_bytes
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope as ASGIScope
 
 from query.admission import Place
 from query.decoding import decoded
@@ -38,6 +40,7 @@ EXACT_BYTES_MAX: Final = 256 << 10
 """Up to here a body with a filter is parsed again for integers beyond 64 bits, which the fast parser rounds: some 10 ms."""
 SHOWN_MAX: Final = 80
 """Characters of an unknown name that are said back."""
+NOT_TEXT: Final = "the path and the query must be UTF-8, percent-encoded"
 JSON_TYPES: Final = ("", "application/json", "text/json")
 
 
@@ -45,6 +48,21 @@ def gateway(request: Request) -> "Gateway":
     """What the app was made of."""
     found: Gateway = request.app.state.gateway
     return found
+
+
+def has_text_path(scope: ASGIScope) -> bool:
+    """Returns whether path and query are UTF-8 once decoded.
+
+    Starlette replaces what is not UTF-8 by U+FFFD, which is another id: a DELETE would name another document.
+    """
+    sent = scope.get("raw_path") or b"", scope["query_string"]
+    try:
+        for part in sent:
+            if b"%" in part:
+                unquote_to_bytes(part).decode()
+    except UnicodeDecodeError:
+        return False
+    return all(part.isascii() for part in sent)
 
 
 async def principal(request: Request, scope: Scope) -> Principal:

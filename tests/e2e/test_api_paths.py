@@ -72,6 +72,24 @@ def test_an_id_with_a_question_mark_that_is_not_encoded_names_no_shorter_one(cal
     assert whole(call, key)
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE", "HEAD"])
+@pytest.mark.parametrize(
+    "tail", [b"documents/%ff", b"documents/a%C3", b"documents/a\xff", b"?confirm=%ff", b"?confirm=\xc3\xbc"]
+)
+def test_a_path_or_query_that_is_not_utf8_names_nothing(
+    call: Caller, key: str, url: str, method: str, tail: bytes
+) -> None:
+    server = urlsplit(url)
+    with socket.create_connection((server.hostname or "", server.port or 0), timeout=10) as connection:
+        head = f"\r\nauthorization: Bearer {key}\r\nhost: gateway\r\nconnection: close\r\n\r\n".encode()
+        path = b"/v1/collections/c" + (tail if tail.startswith(b"?") else b"/" + tail)
+        connection.sendall(method.encode() + b" " + path + b" HTTP/1.1" + head)
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 "), answer[:200]
+    assert method == "HEAD" or b"UTF-8" in answer or b"problem:" in answer
+    assert whole(call, key)
+
+
 @pytest.mark.parametrize("name", ["..", "a/../b", "%2E%2E"])
 def test_a_document_with_such_an_id_is_rejected_and_such_a_deletion_is_taken_in_a_body(
     call: Caller, key: str, name: str
