@@ -9,6 +9,7 @@ from typing import Final
 
 from indexer.trim import STEP_MESSAGES, STEP_S, Note, below, noted
 from tenants.entities import Group, IngestLane
+from tenants.positions import PREFIX, PartitionState
 from tenants.registry import Registry
 from vicinage.clock import Clock
 from vicinage.errors import NotFound, Unavailable
@@ -25,9 +26,17 @@ STAND_STILL_S: Final = 60.0
 _trimmed = counter("vicinage_indexer_trimmed_documents_total", "records of documents logs deleted after their use")
 
 
-def floors(committed: Mapping[TopicPartition, int], lanes: Iterable[IngestLane]) -> dict[TopicPartition, int]:
-    """Returns the lowest offset that ingest may still read, by partition: its own position, or a lane's. Pure."""
+def floors(
+    committed: Mapping[TopicPartition, int], lanes: Iterable[IngestLane], saved: Iterable[PartitionState] = ()
+) -> dict[TopicPartition, int]:
+    """Returns the lowest offset that ingest may still read, by partition. Pure.
+
+    It is the least of its position in the log, of the catalog's copy, where a restart begins, and of its lanes'.
+    """
     found = dict(committed)
+    for state in saved:
+        if (tp := state.topic_partition()) in found:
+            found[tp] = min(found[tp], state.position)
     for lane in lanes:
         tp = (f"vicinage.docs.{lane.tenant}", lane.partition)
         if tp in found:
@@ -88,7 +97,8 @@ class DocumentsTrim:
             self._recent = {tp: notes for tp, notes in self._recent.items() if tp in held}
         some, self._round = self._round[:PARTITIONS_AT_ONCE], self._round[PARTITIONS_AT_ONCE:]
         committed = self._log.committed(Group.INGEST, some)
-        found = floors(committed, self._registry.lanes.every())  # lanes after: see tenants/ingest_lanes.py
+        # NOTE: lanes after the positions: see tenants/ingest_lanes.py
+        found = floors(committed, self._registry.lanes.every(), self._registry.positions.of())
         while found:
             tp, floor = found.popitem()
             try:
@@ -120,7 +130,9 @@ class DocumentsTrim:
         try:
             begin = self._log.begin(*tp)
             # NOTE: looked at again each time: the topic may be another one by now, whose records nobody has read yet.
-            floor = floors(self._log.committed(Group.INGEST, [tp]), self._registry.lanes.every()).get(tp, 0)
+            committed = self._log.committed(Group.INGEST, [tp])
+            saved = self._registry.positions.of(tp[0].removeprefix(PREFIX))
+            floor = floors(committed, self._registry.lanes.every(), saved).get(tp, 0)
             self._before[tp] = min(self._before[tp], floor)
             upto = min(self._before[tp], begin + STEP_MESSAGES)
             if upto > begin:

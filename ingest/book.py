@@ -1,6 +1,7 @@
 """Ingest's positions and what the catalog is told of them: where to begin, what was committed, which partitions halt.
 
-The log's own position comes first. Where the log has forgotten it, the catalog's copy is taken, and committed again.
+The catalog's copy comes first, and is committed again: Kafka forgets a group's positions, and whoever may alter its group
+moves them. The copy is seconds behind at most, and what is read again has no effect (law 3).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,8 +53,18 @@ class PositionBook:
         saved = {
             s.topic_partition(): s for s in self._positions.of() if s.topic_id == topic_ids.get(s.topic_partition()[0])
         }
+        moved = [
+            tp for tp in tps if tp in saved and tp in in_log and saved[tp].state != "resuming"
+            and saved[tp].position != in_log[tp]
+        ]  # fmt: skip
+        begins = self._begins(moved)
+        tps = [tp for tp in tps if tp not in moved or tp in begins]
+        # NOTE: what the log no longer has was read: the catalog is older than the log, restored from a backup.
+        older = {tp for tp, begin in begins.items() if saved[tp].position < begin}
         restored = {
-            tp: saved[tp].position for tp in tps if tp in saved and (tp not in in_log or saved[tp].state == "resuming")
+            tp: saved[tp].position
+            for tp in tps
+            if tp in saved and tp not in older and saved[tp].position != in_log.get(tp)
         }
         self._restore(restored, topic_ids)
         known = {tp: at for tp in tps if (at := restored.get(tp, in_log.get(tp, -1))) >= 0}

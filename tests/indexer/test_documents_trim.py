@@ -17,6 +17,7 @@ from indexer.documents_trim import STAND_STILL_S, DocumentsTrim, floors
 from indexer.run import Indexer
 from tenants import provisioning
 from tenants.entities import Group, IngestLane
+from tenants.positions import PartitionState
 from vicinage.clock import ManualClock
 from vicinage.errors import Unavailable
 from vicinage.log import Log, Record
@@ -101,6 +102,16 @@ def test_a_topic_made_anew_while_its_earlier_one_is_trimmed_keeps_what_ingest_ha
     base.clock.advance(2)
     trim.step()
     assert base.log.begin(*DOCS) <= (resumed or 0)
+
+
+def test_what_a_restart_would_read_again_is_kept(base: Ground, trim: DocumentsTrim) -> None:
+    """Whoever may alter the group's positions in Kafka cannot have records deleted that nobody read."""
+    write(base, 10)
+    (topic_id,) = base.log.topic_ids(DOCS[0]).values()
+    base.registry.positions.save([PartitionState("acme", 0, topic_id, 4, "reading", 0)])
+    base.log.commit(Group.INGEST, {DOCS: 9})
+    pass_time(base, trim, 2 * KEEP_S)
+    assert base.log.begin(*DOCS) == 4
 
 
 def test_a_position_that_is_not_known_trims_nothing() -> None:

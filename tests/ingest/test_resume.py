@@ -173,6 +173,37 @@ def test_a_position_that_the_log_has_forgotten_is_the_catalogs(base) -> None:
     end(ingest)
 
 
+@pytest.mark.parametrize("moved_to", [1, 4])
+def test_a_position_that_another_client_moved_while_ingest_was_down_is_not_followed(base, moved_to: int) -> None:
+    tenant = make_tenant(base, "moved")
+    tp = (tenant.documents_topic, 0)
+    send(base, tenant, "a", "b")
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: states(base, tenant) == [(0, "reading", None, 2)])
+    end(ingest)
+    send(base, tenant, "c", "d")
+    base.log.commit(Group.INGEST, {tp: moved_to})
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: committed(base, tenant) == 4 and standing(base) == {"a", "b", "c", "d"})
+    end(ingest)
+
+
+def test_a_catalog_older_than_what_the_log_keeps_gives_no_position(base) -> None:
+    tenant = make_tenant(base, "older")
+    tp = (tenant.documents_topic, 0)
+    send(base, tenant, "a", "b")
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: states(base, tenant) == [(0, "reading", None, 2)])
+    end(ingest)
+    send(base, tenant, "c", "d")
+    base.log.commit(Group.INGEST, {tp: 3})
+    base.log.trim(*tp, 3)
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: committed(base, tenant) == 4)
+    assert [state for _, state, _, _ in states(base, tenant)] == ["reading"]
+    end(ingest)
+
+
 def forget(base, tp: tuple[str, int]) -> None:
     """As a broker does once offsets.retention.minutes are over."""
     base.log._submit(lambda c: c.execute("DELETE FROM positions WHERE topic = ? AND partition = ?", tp) and None)
