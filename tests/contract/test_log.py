@@ -83,6 +83,14 @@ def test_extents_are_those_of_the_partitions_that_exist(log: Log, topic: str) ->
     assert log.extents([]) == {}
 
 
+def test_extents_are_those_of_a_topic_that_has_just_been_made_too(log: Log, topic: str) -> None:
+    log.extents([(topic, 0)])
+    new = f"new-{uuid.uuid4().hex[:8]}"
+    log.ensure_topic(new, partitions=1)
+    log.extents([(topic, 0)])
+    assert log.extents([(topic, 0), (new, 0)]) == {(topic, 0): (0, 0), (new, 0): (0, 0)}
+
+
 def test_reading_at_the_end_is_empty_and_beyond_it_is_refused(log: Log, topic: str) -> None:
     log.append(topic, 0, [Record(b"x")])
     assert log.read(topic, 0, 1) == []

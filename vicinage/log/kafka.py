@@ -25,6 +25,8 @@ COORDINATOR_MOVES: Final = ("CoordinatorNotAvailableError", "CoordinatorLoadInPr
 T = TypeVar("T")
 SLICE_MS: Final = 500
 """How long a call about one partition may keep others waiting, which use the same client."""
+LEADER_WAIT_S: Final = 0.05
+"""Pause before offsets are looked up again of a partition whose leader was not known."""
 COMMITTED_EVERY_S: Final = 0.005
 COMMITTED_EVERY_MAX_S: Final = 0.05
 """Brokers do not announce commits: a wait polls, first at this interval, then less often up to COMMITTED_EVERY_MAX_S."""
@@ -137,8 +139,8 @@ class KafkaLog:
                 return {}
             timeout_ms = SLICE_MS + len(tps)  # as many are encoded and decoded
             with self._looking:
-                firsts = self._look().beginning_offsets(tps, timeout_ms=timeout_ms)
-                ends = self._look().end_offsets(tps, timeout_ms=timeout_ms)
+                firsts = _offsets(self._look().beginning_offsets, tps, timeout_ms)
+                ends = _offsets(self._look().end_offsets, tps, timeout_ms)
             return {(tp.topic, tp.partition): (int(firsts[tp]), int(ends[tp])) for tp in tps}
 
         with self._asked("looking up offsets"):
@@ -370,6 +372,21 @@ class KafkaLog:
 def _has(topics: Mapping[str, Topic], tp: TopicPartition) -> bool:
     found = topics.get(tp[0])
     return found is not None and tp[1] < found.partitions
+
+
+def _offsets(ask: Callable[..., Mapping[Any, int]], tps: Sequence[Any], timeout_ms: int) -> Mapping[Any, int]:
+    """Returns an offset for each partition. Raises KafkaTimeoutError.
+
+    kafka-python asks only about partitions whose leader it knows, and raises KeyError for the others of one call: a topic
+    is new to it, or has no leader now. It looks for their leaders meanwhile, so the next try finds them.
+    """
+    from kafka.errors import KafkaTimeoutError
+
+    try:
+        return ask(tps, timeout_ms=timeout_ms)
+    except KeyError as unknown:
+        time.sleep(LEADER_WAIT_S)
+        raise KafkaTimeoutError(f"the leader of {unknown} is not known") from unknown
 
 
 def _patiently(ask: Callable[[], Any]) -> Any:
