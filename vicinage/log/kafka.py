@@ -34,18 +34,46 @@ COMMITTED_EVERY_MAX_S: Final = 0.05
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
+class _Shared:
+    """One client for many threads, made when it is first needed. A call that hangs holds up this client's callers alone."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def using(self) -> Iterator[Any]:
+        """Gives the client to one thread at a time."""
+        with self._lock:
+            if self._client is None:
+                self._client = self._make()
+            yield self._client
+
+    def close(self) -> None:
+        """Closes the client once the call under way is over."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+
 class KafkaLog:
     """A Log on the brokers `host:port[,host:port]`. Safe for many threads; each reader belongs to one."""
 
     def __init__(self, servers: str, security: KafkaSettings | None = None) -> None:
         self._servers = servers.split(",")
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        """Of the groups' consumers."""
         self._looking = threading.Lock()
         """Of the consumer that looks up offsets: whoever asks for positions does not wait for it."""
         self._client = client_options(security) if security is not None else {}
         self._macs = macs(security) if security is not None else Macs()
         self._appender = KafkaAppender(self._servers, self._client)
-        self._admin: Any = None
+        self._changes = _Shared(self._new_administrator)
+        """Creates, grows, trims and deletes topics: seconds where a partition has no leader."""
+        self._positions = _Shared(self._new_administrator)
+        """Reads group positions: waits ask it all the time."""
         self._looker: Any = None
         self._groups: dict[str, tuple[Any, threading.Lock]] = {}
         self._topics = Topics(self._new_administrator)
@@ -63,9 +91,9 @@ class KafkaLog:
             "retention.ms": str(-1 if retention_ms is None else retention_ms),
             "max.message.bytes": str(MESSAGE_BYTES_MAX),
         }
-        with self._asked("creating a topic"), suppress(TopicAlreadyExistsError), self._lock:
+        with self._asked("creating a topic"), suppress(TopicAlreadyExistsError), self._changes.using() as admin:
             wanted = {topic: {"num_partitions": partitions, "configs": configs}}
-            self._administrator().create_topics(wanted, timeout_ms=CALL_MS, wait_for_metadata=True)
+            admin.create_topics(wanted, timeout_ms=CALL_MS, wait_for_metadata=True)
         end = time.monotonic() + DEADLINE_S
         while not (found := self._known(topic, fresh=True)):
             if time.monotonic() > end:
@@ -94,8 +122,8 @@ class KafkaLog:
         """See Log."""
         if (found := self.partitions(topic)) >= partitions:
             return found
-        with self._asked("adding partitions"), self._lock:
-            self._administrator().create_partitions({topic: partitions}, timeout_ms=CALL_MS)
+        with self._asked("adding partitions"), self._changes.using() as admin:
+            admin.create_partitions({topic: partitions}, timeout_ms=CALL_MS)
         end = time.monotonic() + DEADLINE_S
         while (found := self.partitions(topic)) < partitions:
             if time.monotonic() > end:
@@ -114,8 +142,8 @@ class KafkaLog:
         """See Log."""
         from kafka.errors import UnknownTopicOrPartitionError
 
-        with self._asked("deleting a topic"), suppress(UnknownTopicOrPartitionError), self._lock:
-            self._administrator().delete_topics([topic], timeout_ms=CALL_MS)
+        with self._asked("deleting a topic"), suppress(UnknownTopicOrPartitionError), self._changes.using() as admin:
+            admin.delete_topics([topic], timeout_ms=CALL_MS)
         self._topics.forget()
 
     def begin(self, topic: str, partition: int) -> int:
@@ -159,8 +187,8 @@ class KafkaLog:
         """See Log."""
         from kafka import TopicPartition as Tp
 
-        with self._asked("trimming"), self._lock:
-            self._administrator().delete_records({Tp(topic, partition): before}, timeout_ms=CALL_MS)
+        with self._asked("trimming"), self._changes.using() as admin:
+            admin.delete_records({Tp(topic, partition): before}, timeout_ms=CALL_MS)
 
     # writing
 
@@ -194,9 +222,9 @@ class KafkaLog:
 
         if not partitions:
             return {}
-        with self._asked("reading positions"), self._lock:
+        with self._asked("reading positions"), self._positions.using() as admin:
             asked = {group: [Tp(*tp) for tp in partitions]}
-            found = _patiently(lambda: self._administrator().list_group_offsets(asked))[group]
+            found = _patiently(lambda: admin.list_group_offsets(asked))[group]
         return {(tp.topic, tp.partition): at.offset for tp, at in found.items() if at.offset >= 0}
 
     def wait_committed(self, group: str, topic: str, partition: int, offset: int, *, wait_s: float) -> bool:
@@ -247,12 +275,13 @@ class KafkaLog:
         self._closed = True
         self._appender.close()
         self._topics.close()
+        self._changes.close()
+        self._positions.close()
         with self._lock, self._looking:
-            clients = [self._looker, self._admin, *(c for c, _ in self._groups.values())]
-            for client in clients:
+            for client in (self._looker, *(c for c, _ in self._groups.values())):
                 if client is not None:
                     client.close()
-            self._looker = self._admin = None
+            self._looker = None
             self._groups.clear()
 
     def __enter__(self) -> Self:
@@ -278,11 +307,6 @@ class KafkaLog:
                 **self._client,
                 **more,
             )
-
-    def _administrator(self) -> Any:
-        if self._admin is None:
-            self._admin = self._new_administrator()
-        return self._admin
 
     def _new_administrator(self) -> Any:
         from kafka import KafkaAdminClient
