@@ -99,6 +99,8 @@ def test_who_is_not_known_is_refused_in_time_and_no_secret_is_told(
         log.append("vicinage.docs.a", 0, [Record(b"x")])
     assert time.monotonic() - began < 30
     assert "wrong" not in refused.value.detail
+    if "password" in changed:
+        assert "credentials" in refused.value.detail
 
 
 @pytest.mark.parametrize(

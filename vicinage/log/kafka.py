@@ -16,7 +16,7 @@ from vicinage.log import Record, Stored, TopicPartition, check_start
 from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX, connect
 from vicinage.log.kafka_producer import KafkaAppender
 from vicinage.log.kafka_reader import CALL_MS, DEADLINE_S, KafkaReader
-from vicinage.log.kafka_security import client_options, macs
+from vicinage.log.kafka_security import client_options, macs, or_refused
 from vicinage.log.kafka_topics import Topic, Topics
 from vicinage.log.mac import Macs
 from vicinage.settings import KafkaSettings
@@ -381,16 +381,17 @@ class KafkaLog:
 
     @contextmanager
     def _asked(self, what: str) -> Iterator[None]:
-        from kafka.errors import KafkaError
+        from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 
         if self._closed:
             raise Unavailable("the log is closed", dependency="log")
         try:
             yield
         except KafkaError as error:
-            if type(error).__name__ in ("TopicAlreadyExistsError", "UnknownTopicOrPartitionError"):
-                raise
-            raise Unavailable(f"the log is away ({what}): {type(error).__name__} {error}", dependency="log") from error
+            if isinstance(error, UnknownTopicOrPartitionError):
+                raise NotFound(f"the log has no such topic or partition ({what})") from error
+            detail = f"the log is away ({what}): {type(error).__name__} {error}{or_refused(self._client)}"
+            raise Unavailable(detail, dependency="log") from error
 
 
 def _has(topics: Mapping[str, Topic], tp: TopicPartition) -> bool:

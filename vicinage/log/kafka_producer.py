@@ -28,6 +28,7 @@ from kafka.producer.transaction_manager import TransactionManager, TransactionSt
 from vicinage.errors import NotFound, TooLarge, Unavailable, VicinageError
 from vicinage.log import Record, TopicPartition
 from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX, FactsReader, TopicFacts, compacted, connect
+from vicinage.log.kafka_security import or_refused
 from vicinage.telemetry import counter, events
 
 LEARN_S: Final = 0.02
@@ -274,7 +275,8 @@ class _Producers:
             self._away_until, self._down = time.monotonic() + AWAY_S, True
             if isinstance(error, Unavailable):
                 raise
-            raise Unavailable(f"no Kafka broker answers: {type(error).__name__}", dependency="log") from error
+            detail = f"no Kafka broker answers: {type(error).__name__}{or_refused(self._client)}"
+            raise Unavailable(detail, dependency="log") from error
         manager = producer._transaction_manager  # noqa: SLF001  (there is no other way to it)
         if type(manager) is TransactionManager:
             manager.__class__ = _Transactions

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,14 @@ def client_options(kafka: KafkaSettings) -> dict[str, Any]:
     elif kafka.mechanism:
         raise Refused('kafka.mechanism needs kafka.security "sasl" or "sasl-tls"', field="kafka.security")
     return options if kafka.security != "plaintext" else {}
+
+
+def or_refused(client: Mapping[str, Any]) -> str:
+    """Returns what else may be wrong where no broker answers a client with these options.
+
+    kafka-python retries after a failed TLS handshake or authentication, and then reports brokers that are away.
+    """
+    return ", or they refuse TLS or credentials: compare the settings kafka.*" if client else ""
 
 
 def macs(kafka: KafkaSettings) -> Macs:
