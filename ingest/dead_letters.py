@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
+from pydantic import BaseModel, Field, ValidationError
 
 from tenants.entities import Tenant
 from vicinage.errors import NotFound, TooLarge, Unavailable
@@ -30,8 +31,34 @@ REASON_CHARS_MAX: Final = 500
 NAME_CHARS_MAX: Final = 128
 """Of an id or a field."""
 LETTER_BYTES_MAX: Final = 2 << 20
+NO_LETTER: Final = "this record of the dead-letter topic is no letter of ingest"
 READ_BYTES_MAX: Final = 8 << 20
 """Letters read at once; one is given whatever its size."""
+
+
+class _Named(BaseModel, strict=True):
+    reason: str
+    field: str | None
+    id: str | None
+
+
+class _Letter(BaseModel, strict=True):
+    """What `_record` writes. Any client of a broker without an authorizer can append to the topic (decision 019)."""
+
+    reason: str
+    field: str | None
+    id: str | None
+    collection: str | None
+    rejected: list[_Named]
+    n_rejected: int
+    topic: str
+    partition: int = Field(ge=0)
+    offset: int = Field(ge=0)
+    event_time_ms: int
+    headers: list[tuple[str, str | None]] = []
+    key_base64: str | None
+    value_base64: str | None
+    value_truncated: bool
 
 
 def append(log: Log, tenant: Tenant, rejected: Sequence[tuple[Stored, Rejected]]) -> None:
@@ -65,12 +92,15 @@ def append(log: Log, tenant: Tenant, rejected: Sequence[tuple[Stored, Rejected]]
 
 
 def read(log: Log, tenant: Tenant, *, after: int = -1, limit: int = 100) -> list[dict[str, Any]]:
-    """The letters beyond position `after`, oldest first; each with its own `position`."""
+    """Returns the letters beyond position `after`, oldest first, each with its own `position`: one of each record.
+
+    A record that is no letter of ingest stands among them with its bytes and without a document to write again.
+    """
     start = max(after + 1, log.begin(tenant.dead_topic, 0))
     if start >= log.end(tenant.dead_topic, 0):
         return []
     found = log.read(tenant.dead_topic, 0, start, bytes_max=READ_BYTES_MAX)[:limit]
-    return [{"position": s.offset, **orjson.loads(s.record.value or b"{}")} for s in found]
+    return [{"position": s.offset, **_content(s.record.value or b"")} for s in found]
 
 
 def read_one(log: Log, tenant: Tenant, position: int) -> dict[str, Any]:
@@ -89,6 +119,18 @@ def purge(log: Log, tenant: Tenant, last: int) -> int:
         return 0
     log.trim(tenant.dead_topic, 0, before)
     return before - first
+
+
+def _content(value: bytes) -> dict[str, Any]:
+    """Returns the letter that a record holds, or what stands for a record that holds none."""
+    try:
+        return _Letter.model_validate_json(value).model_dump(mode="json")
+    except ValidationError:
+        return {
+            "reason": NO_LETTER, "field": None, "id": None, "collection": None, "rejected": [], "n_rejected": 1,
+            "topic": None, "partition": None, "offset": None, "event_time_ms": None, "headers": [], "key_base64": None,
+            "value_base64": _base64(value, VALUE_BYTES_MAX), "value_truncated": len(value) > VALUE_BYTES_MAX,
+        }  # fmt: skip
 
 
 def _record(stored: Stored, rejected: Sequence[Rejected]) -> Record:

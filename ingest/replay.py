@@ -69,13 +69,13 @@ def originals(letter: Mapping[str, Any], partitions: int, now_ms: int) -> list[t
     """Returns what to write again, and to which partition; [] where the letter does not hold all of it. Pure."""
     if letter["value_truncated"] or letter["n_rejected"] > len(letter["rejected"]):
         return []
-    key, value = _bytes(letter["key_base64"]), _bytes(letter["value_base64"])
-    headers = {name: _bytes(text) for name, text in letter.get("headers", ())}
     try:
+        key, value = _bytes(letter["key_base64"]), _bytes(letter["value_base64"])
+        headers = {name: _bytes(text) for name, text in letter.get("headers", ())}
         if headers.get(CONTENT_TYPE) == ARROW.encode():
             return list(_arrow(letter, value or b"", partitions, now_ms))
         return [_single(key, value, letter["partition"], partitions, now_ms)]
-    except (Refused, UnicodeDecodeError):
+    except (Refused, ValueError, KeyError, pa.ArrowException):  # no document, or no table of documents
         return []
 
 
@@ -111,4 +111,4 @@ def _arrow(letter: Mapping[str, Any], value: bytes, partitions: int, now_ms: int
 
 
 def _bytes(text: str | None) -> bytes | None:
-    return None if text is None else base64.b64decode(text)
+    return None if text is None else base64.b64decode(text, validate=True)

@@ -89,3 +89,34 @@ def test_a_replay_is_bounded_and_continues_where_it_stopped(base, acme, monkeypa
     assert (done.replayed, done.last, done.next) == (1, 6, None)
     written = base.log.read(DOCS, 0, before)
     assert [s.record.key for s in written] == [b"docs/%d" % i for i in range(1, 7)]
+
+
+def test_what_is_no_letter_is_listed_and_not_replayed(base, acme) -> None:
+    bad = Rejected("no JSON", collection="docs")
+    dead_letters.append(base.log, acme, [(Stored(DOCS, 0, 0, Record(b"{}", b"docs/a")), bad)])
+    letter = base.log.read(acme.dead_topic, 0, 0)[0].record.value
+    assert letter is not None
+    forged = [b"", None, b"garbage", b"[]", b'{"position": 0}', letter.replace(b'"partition":0', b'"partition":-1')]
+    forged.append(letter.replace(b'"value_base64":"', b'"value_base64":"!'))  # a letter, but of nothing
+    base.log.append(acme.dead_topic, 0, [Record(value) for value in forged])
+    dead_letters.append(base.log, acme, [(Stored(DOCS, 0, 1, Record(b"{}", b"docs/b")), bad)])
+    found = dead_letters.read(base.log, acme)
+    assert [w["position"] for w in found] == list(range(9))
+    assert [w["reason"] == dead_letters.NO_LETTER for w in found] == [False, *[True] * 6, False, False]
+    assert base64.b64decode(found[3]["value_base64"]) == b"garbage"
+    assert dead_letters.read_one(base.log, acme, 3) == found[3]
+    done = replay.replay(base.log, acme, 0, None, partitions=1, now_ms=1)
+    assert (done.replayed, done.skipped, done.next) == (2, 7, None)
+
+
+@pytest.mark.parametrize("columns", [{"text": ["x"]}, {"id": [7]}, {"id": [b"\xff"]}, {"id": [None]}, {"id": [["a"]]}])
+def test_a_table_without_ids_is_not_replayed_and_keeps_no_other_letter(base, acme, columns) -> None:
+    sink = pa.BufferOutputStream()
+    batch = pa.record_batch(columns)
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    record = Record(sink.getvalue().to_pybytes(), headers=(("content-type", ARROW.encode()),))
+    dead_letters.append(base.log, acme, [(Stored(DOCS, 0, 0, record), Rejected("no ids", "id", "a", "docs"))])
+    dead_letters.append(base.log, acme, [(Stored(DOCS, 0, 1, Record(b"{}", b"docs/b")), Rejected("no JSON"))])
+    done = replay.replay(base.log, acme, 0, None, partitions=1, now_ms=1)
+    assert (done.replayed + done.skipped, done.next) == (2, None)
