@@ -4,7 +4,7 @@ import platform
 import resource
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,10 @@ DISK_FREE_MIN: Final = 2 << 30
 FILES_MIN: Final = 1_024
 NOT_YET: Final = "not there yet: `vicinage up` creates it"
 Row = dict[str, Any]
+
+
+class Warned(Exception):
+    """A check that found something to decide on, and nothing that does not work."""
 
 
 def examine(settings: Settings) -> list[Row]:
@@ -36,6 +40,11 @@ def examine(settings: Settings) -> list[Row]:
         ("reranker", lambda: _reranker(s), "check rerank.model or rerank.url: until then nothing is reranked"),
         ("log", lambda: _log(s), "check log_url, and that the broker is up"),
         ("topics", lambda: _topics(s), "set what is named with kafka-configs.sh --alter --entity-type topics"),
+        (
+            "access",
+            lambda: _access(s),
+            'docs/operations.md, "Security", says what any client of the brokers can do, and how to stop it',
+        ),
         ("store", lambda: _store(s), "check store_url, and the right to write there"),
         ("segments", lambda: _segments(s), 'docs/operations.md, "A shard is corrupt"'),
         ("port", lambda: _port(s), "stop what listens there, or choose another with --port"),
@@ -65,6 +74,8 @@ def examine_url(url: str) -> list[Row]:
 def _row(name: str, check: Callable[[], str], remedy: str) -> Row:
     try:
         return {"check": name, "ok": True, "detail": check(), "next": ""}
+    except Warned as warning:
+        return {"check": name, "ok": True, "detail": f"warning: {warning}", "next": remedy}
     except (VicinageError, OSError, ImportError, RuntimeError, AssertionError) as error:
         return {"check": name, "ok": False, "detail": str(error) or type(error).__name__, "next": remedy}
 
@@ -217,6 +228,44 @@ def _topics(settings: Settings) -> str:
         found = log.topic_problems(topics)
     assert not found, "; ".join(f"{topic}: {', '.join(problems)}" for topic, problems in list(found.items())[:10])
     return f"{len(topics)} topics"
+
+
+def access_warning(servers: Sequence[str], security: str, *, tenants: int, authorizer: bool) -> str:
+    """Returns what lets others than the platform read and write its topics; "" for one tenant on this machine. Pure."""
+    if tenants <= 1 and all(_is_loopback(server) for server in servers):
+        return ""
+    found = []
+    if not authorizer:
+        found.append("the brokers have no authorizer: any client can read, write and delete every tenant's topics")
+    if security == "plaintext":
+        found.append("kafka.security is plaintext: the brokers do not know which client is the platform's")
+    return "; ".join(found)
+
+
+def _is_loopback(server: str) -> bool:
+    host = server.rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _access(settings: Settings) -> str:
+    from tenants.registry import Registry
+    from vicinage.catalog import open_catalog
+    from vicinage.clock import SystemClock
+    from vicinage.log.kafka_access import has_authorizer, servers_of
+
+    if not (servers := servers_of(settings.log_url)):
+        return "the log is a file of this machine"
+    tenants = 0
+    if not _absent(settings.catalog_url.get_secret_value()):
+        engine = open_catalog(settings.catalog_url.get_secret_value())
+        try:
+            tenants = len(Registry(engine, SystemClock()).tenants())
+        finally:
+            engine.dispose()
+    authorizer = has_authorizer(settings.log_url, settings.kafka)
+    if warning := access_warning(servers, settings.kafka.security, tenants=tenants, authorizer=authorizer):
+        raise Warned(warning)
+    return "an authorizer decides what a client may do" if authorizer else "one tenant, and brokers of this machine"
 
 
 def _store(settings: Settings) -> str:

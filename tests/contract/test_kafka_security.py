@@ -11,6 +11,7 @@ from secured import Secured, secured_kafka
 from cluster.kafka_acls import Acl, acls
 from vicinage.errors import Refused, Unavailable
 from vicinage.log import Record, open_log
+from vicinage.log.kafka_access import has_authorizer
 from vicinage.log.kafka_security import client_options
 from vicinage.settings import KafkaSettings
 
@@ -59,6 +60,13 @@ def test_every_client_works_with_the_printed_permissions_alone(kafka: Secured, k
         log.trim(topic, 0, 1)
         assert log.begin(topic, 0) == 1
         log.delete_topic(topic)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whether_an_authorizer_is_on_is_known_to_the_platform(kafka: Secured, kafka_servers: str, kind: str) -> None:
+    url = f"kafka://{kafka.mtls if kind == 'mtls' else kafka.sasl}"
+    assert has_authorizer(url, kafka.settings(kind))
+    assert not has_authorizer(f"kafka://{kafka_servers}", KafkaSettings())
 
 
 def test_a_topic_without_permission_fails_alone_and_names_itself(kafka: Secured) -> None:

@@ -1,0 +1,50 @@
+"""What the brokers keep other clients from: one question, for `vicinage doctor`."""
+
+from typing import Final
+
+from vicinage.errors import Unavailable
+from vicinage.log.kafka_facts import CALL_MS
+from vicinage.log.kafka_security import client_options
+from vicinage.settings import KafkaSettings
+
+SCHEME: Final = "kafka://"
+
+
+def servers_of(log_url: str) -> list[str]:
+    """Returns the brokers of a log's URL, as HOST:PORT; [] where the log is not on Kafka."""
+    return log_url.removeprefix(SCHEME).rstrip("/").split(",") if log_url.startswith(SCHEME) else []
+
+
+def has_authorizer(log_url: str, kafka: KafkaSettings) -> bool:
+    """Returns whether the brokers check what a client may do. Raises Unavailable.
+
+    A broker that does not let this client read permissions has an authorizer that says so.
+    """
+    from kafka import KafkaAdminClient
+    from kafka.admin import (
+        ACLFilter,
+        ACLOperation,
+        ACLPermissionType,
+        ACLResourcePatternType,
+        ResourcePatternFilter,
+        ResourceType,
+    )
+    from kafka.errors import ClusterAuthorizationFailedError, KafkaError, SecurityDisabledError
+
+    topic = ResourcePatternFilter(ResourceType.TOPIC, "vicinage.vectors", ACLResourcePatternType.LITERAL)
+    asked = ACLFilter(None, None, ACLOperation.ANY, ACLPermissionType.ANY, topic)
+    try:
+        admin = KafkaAdminClient(
+            bootstrap_servers=servers_of(log_url), request_timeout_ms=CALL_MS, **client_options(kafka)
+        )
+        try:
+            admin.describe_acls(asked)
+        finally:
+            admin.close()
+    except SecurityDisabledError:
+        return False
+    except ClusterAuthorizationFailedError:
+        return True
+    except KafkaError as error:
+        raise Unavailable(f"the log is away (reading permissions): {error}", dependency="log") from error
+    return True
