@@ -54,6 +54,8 @@ FILTERED: Final = 4
 """A filter makes a question cost about so many times more, at most: wider walks, and the mask of every row."""
 TOGETHER_MAX: Final = 4_096
 """Cost of the questions of one call, at most, so that it ends about a second later: nobody else is answered meanwhile."""
+HITS_TOGETHER_MAX: Final = 1_024
+"""Hits of one call, at most, beyond one question's: 1,000 are made in some 5 ms, which other tenants wait."""
 GRAPH_PAIRS: Final = 1 << 18
 """So many pairs of a word and a row, too, at most: 6 words in 100,000 rows were ranked in 0.7 ms, 128 in 3 ms."""
 
@@ -311,7 +313,7 @@ class Searcher:
         turn = self._asked.take(1)
         if turn and self._asked.cost:
             asks = turn[0].asks
-            room = min(self._settings.batch_max, TOGETHER_MAX // turn[0].cost) - 1
+            room = min(self._settings.batch_max, TOGETHER_MAX // turn[0].cost, HITS_TOGETHER_MAX // turn[0].query.k) - 1
             turn += self._asked.take_along(turn[0].query.shard.tenant, lambda a: a.asks == asks, max(0, room))
         return turn
 

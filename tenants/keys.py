@@ -103,10 +103,10 @@ class Keys:
         key, state = known.key, known.state
         if not hmac.compare_digest(known.digest, _digest(form[2])):
             raise Unauthenticated("this key is not known")
+        if state == "deleted":  # before "revoked", which its keys are too: it must read as one that never was
+            raise Unauthenticated("this key is not known")
         if key.revoked_ms is not None or (key.expires_ms is not None and key.expires_ms <= self._clock.now_ms()):
             raise Unauthenticated("this key was revoked or has expired")
-        if state == "deleted":
-            raise Unauthenticated("this key is not known")
         if state == "suspended":
             raise Forbidden("this tenant is suspended; ask an operator")
         if scope not in key.scopes:

@@ -25,6 +25,7 @@ from indexer import reindex
 from query import gateway
 from query.api import http
 from query.api.search import BATCH_AT_ONCE, stream
+from tenants.audit import key_of, use_key
 from tenants.entities import Principal
 from tenants.registry import Registry
 from vicinage.catalog import open_catalog
@@ -204,6 +205,7 @@ def apart(tmp_path: Path) -> Iterator[tuple[Caller, Any, list[bool]]]:
     base = open_ground(tmp_path)
     cut = [False]
     engine = open_catalog(base.settings.catalog_url.get_secret_value())
+    use_key(engine, key_of(base.engine))
 
     @event.listens_for(engine, "begin")
     def begun(_connection: object) -> None:

@@ -531,6 +531,21 @@ def test_questions_that_wait_together_go_together_and_each_gets_its_own(base: Gr
         assert sorted(gate.widths) == [1, 1, 3, 8]
 
 
+def test_questions_for_many_hits_go_alone_so_that_others_are_answered_in_between(base: Ground) -> None:
+    docs = shard_of(collection(base))
+    with searching(base, batch_max=8) as searcher:
+        end = send(base, docs, message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(4)]))
+        reach(searcher, {docs.slot: end})
+        gate = Gate(searcher, docs)
+        asked = [searcher.submit(ShardQuery(docs, unit(0)[None], 1_000), Deadline.after(10))]
+        assert gate.entered.wait(5)
+        every = (ShardQuery(docs, unit(0)[None], k) for k in (1_000, 1_000, 300, 300, 300))
+        asked.extend(searcher.submit(query, Deadline.after(10)) for query in every)
+        gate.open.set()
+        assert all(len(f.result(10).hits[0]) == 4 for f in asked)
+        assert sorted(gate.widths) == [1, 1, 1, 3]
+
+
 def test_filters_that_python_takes_for_equal_do_not_go_together() -> None:
     shard, vector = ShardId("acme", "docs", 1, 0), unit(0)[None]
 
