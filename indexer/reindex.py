@@ -344,7 +344,10 @@ def _is_live(registry: Registry, job: Job) -> bool:
 
 
 def abandon(registry: Registry, job: Job) -> None:
-    """Mark the generation that the job made failed, if it made one and it is not live."""
+    """Mark the generation that the job made failed, if it made one and it is not live.
+
+    The gateway that cancels a job and the indexer that works on it both do: the second finds it done.
+    """
     registry.refresh()
     try:
         collection = collection_of(registry, job)
@@ -352,7 +355,8 @@ def abandon(registry: Registry, job: Job) -> None:
         return
     for g in collection.generations:
         if g.number != collection.live and g.number > job.barrier.get("above", g.number):
-            registry.set_generation_state(job.tenant, job.collection, g.number, "failed", actor=ACTOR)
+            with suppress(Conflict, NotFound):  # it has ended, or gone with its collection, since the refresh
+                registry.set_generation_state(job.tenant, job.collection, g.number, "failed", actor=ACTOR)
 
 
 def _with(segment: SegmentRef, manifest: Manifest) -> tuple[SegmentRef, ...]:

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -244,6 +245,32 @@ def test_cancelled_while_a_step_is_under_way_nothing_is_left(house: House, steps
     house.indexer._upkeep._reindex.advance(held)
     assert house.base.jobs.get(job.id).state == "cancelled"
     assert house.generations() == [(1, "live")]
+
+
+@pytest.mark.parametrize("first", ["failed", "gone"])
+def test_a_generation_that_another_gives_up_at_the_same_time_ends_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """The gateway cancels the job while the indexer, between its look and its change, does the same."""
+    job = house.ask()
+    house.advance(2)
+    [held] = house.base.jobs.list()
+    registry = house.indexer._registry
+    real = registry.set_generation_state
+
+    def second(*of: Any, **more: Any) -> None:
+        if first == "failed":
+            real(*of, **more)
+        else:
+            house.base.registry.delete_collection("acme", "docs", actor="test")
+            make_collection(house.base)
+        real(*of, **more)
+
+    house.base.jobs.cancel(held, actor="test")
+    monkeypatch.setattr(registry, "set_generation_state", second)
+    house.indexer._upkeep._reindex.advance(held)
+    assert house.base.jobs.get(job.id).state == "cancelled"
+    assert house.generations() == [(house.base.registry.collection("acme", "docs").live, "live")]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
