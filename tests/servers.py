@@ -91,12 +91,25 @@ def _shared(name: str, start: Callable[[Path], str], stop: Callable[[Path], None
         server.leave()
 
 
+def kafka_starter() -> ModuleType:
+    """Returns what starts Apache Kafka; skips where it cannot."""
+    if not shutil.which("java") or not shutil.which("mvn"):
+        pytest.skip("needs Java 17 and Maven, to run Apache Kafka")
+    return load("deploy/kafka/kafka.py")
+
+
+def postgres_starter() -> ModuleType:
+    """Returns what starts PostgreSQL; skips where it cannot."""
+    starter = load("deploy/postgres/postgres.py")
+    if not (starter.BIN / "initdb").exists():
+        pytest.skip("needs PostgreSQL's server binaries (Debian: postgresql-15)")
+    return starter
+
+
 @pytest.fixture(scope="session")
 def kafka_servers() -> Iterator[str]:
     """host:port of a real Apache Kafka."""
-    if not shutil.which("java") or not shutil.which("mvn"):
-        pytest.skip("needs Java 17 and Maven, to run Apache Kafka")
-    starter = load("deploy/kafka/kafka.py")
+    starter = kafka_starter()
 
     def start(folder: Path) -> str:
         port = free_port()
@@ -108,9 +121,7 @@ def kafka_servers() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    starter = load("deploy/postgres/postgres.py")
-    if not (starter.BIN / "initdb").exists():
-        pytest.skip("needs PostgreSQL's server binaries (Debian: postgresql-15)")
+    starter = postgres_starter()
 
     def stop(folder: Path) -> None:
         starter.stop(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from catalogs import House, nowhere, questions_to
-from servers import free_port, load
+from servers import free_port, postgres_starter
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 
@@ -52,9 +52,7 @@ def leaving(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Leaving]
         yield made
         made.engine.dispose()
         return
-    starter = load("deploy/postgres/postgres.py")
-    if not (starter.BIN / "initdb").exists():
-        pytest.skip("needs PostgreSQL's server binaries (Debian: postgresql-15)")
+    starter = postgres_starter()
     port, runs = free_port(), [True]
 
     def stop(_engine: Engine | None = None) -> None:

@@ -1,13 +1,12 @@
 """Chaos over a real Kafka and PostgreSQL: a few rounds here, two hundred by `make chaos`."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from servers import load
+from servers import kafka_starter, postgres_starter
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -18,10 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.mark.postgres
 @pytest.mark.timeout(600)
 def test_after_each_round_of_faults_every_collection_is_what_was_acknowledged(tmp_path: Path) -> None:
-    if not shutil.which("java") or not shutil.which("mvn"):
-        pytest.skip("needs Java 17 and Maven, to run Apache Kafka")
-    if not (load("deploy/postgres/postgres.py").BIN / "initdb").exists():
-        pytest.skip("needs PostgreSQL's server binaries (Debian: postgresql-15)")
+    kafka_starter()
+    postgres_starter()
     report = tmp_path / "report.json"
     words = ["--rounds", "6", "--seed", "2", "--json", str(report), "--folder", str(tmp_path / "chaos")]
     words += ["--lag-max-s", "60", "--events", "added,refuses,away,recreated,poison,races"]

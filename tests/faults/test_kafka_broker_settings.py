@@ -1,6 +1,5 @@
 """What a broker's own settings do to reading: it forgets positions of idle groups, and it may refuse one topic."""
 
-import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 from house import eventually, make_ingest, settings
-from servers import free_port, load
+from servers import free_port, kafka_starter
 
 from cluster.wiring import Ground, ground
 from tenants import provisioning
@@ -29,9 +28,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(400), pyt
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A broker of its own."""
-    if not shutil.which("java") or not shutil.which("mvn"):
-        pytest.skip("needs Java 17 and Maven, to run Apache Kafka")
-    starter, folder, port = load("deploy/kafka/kafka.py"), tmp_path_factory.mktemp("kafka"), free_port()
+    starter, folder, port = kafka_starter(), tmp_path_factory.mktemp("kafka"), free_port()
     starter.start(folder, port, more=BROKER)
     yield f"127.0.0.1:{port}"
     starter.stop(folder)

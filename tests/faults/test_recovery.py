@@ -15,7 +15,7 @@ import psutil
 import pytest
 from disk import full, small_disk
 from house import eventually
-from servers import ROOT, free_port, load
+from servers import ROOT, free_port, postgres_starter
 
 sys.path.insert(0, str(ROOT / "loadtest"))
 from running import Platform, running
@@ -92,9 +92,7 @@ def test_a_disk_that_is_full_for_a_while_ends_nothing(tmp_path: Path) -> None:
 
 
 def test_a_catalog_in_postgresql_that_is_away_for_a_while_ends_nothing(tmp_path: Path) -> None:
-    starter, port = load("deploy/postgres/postgres.py"), free_port()
-    if not (starter.BIN / "initdb").exists():
-        pytest.skip("needs PostgreSQL's server binaries (Debian: postgresql-15)")
+    starter, port = postgres_starter(), free_port()
     with ExitStack() as stack:
         url = starter.start(tmp_path / "postgres", port)
         stack.callback(starter.stop, tmp_path / "postgres")

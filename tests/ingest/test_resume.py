@@ -8,10 +8,11 @@ from sqlalchemy import select
 from test_halts import committed, make_tenant, send, stepping
 
 from tenants import resuming, tables
-from tenants.entities import Group
+from tenants.entities import Group, Tenant
 from tenants.growth import observe
 from tenants.ingested import ingested
 from vicinage.catalog import look
+from vicinage.log import TopicPartition
 from vicinage.routing import home_of
 from vicinage.wire import decode_rows
 
@@ -33,6 +34,16 @@ def standing(base) -> set[str]:
 
 def end(ingest) -> None:
     ingest.stop()
+
+
+def ingested_two(base, name: str) -> tuple[Tenant, TopicPartition]:
+    """A tenant with two documents, both ingested, and their position in the catalog, too. No ingest runs any more."""
+    tenant = make_tenant(base, name)
+    send(base, tenant, "a", "b")
+    ingest = make_ingest(base)
+    stepping(ingest, lambda: states(base, tenant) == [(0, "reading", None, 2)])
+    end(ingest)
+    return tenant, (tenant.documents_topic, 0)
 
 
 def test_a_topic_made_anew_is_read_from_its_beginning_and_its_small_offsets_win(base) -> None:
@@ -156,12 +167,7 @@ def test_a_position_beyond_the_end_outlasts_a_restart_and_resuming_reads_the_par
 
 
 def test_a_position_that_the_log_has_forgotten_is_the_catalogs(base) -> None:
-    tenant = make_tenant(base, "idle")
-    send(base, tenant, "a", "b")
-    tp = (tenant.documents_topic, 0)
-    ingest = make_ingest(base)
-    stepping(ingest, lambda: states(base, tenant) == [(0, "reading", None, 2)])
-    end(ingest)
+    tenant, tp = ingested_two(base, "idle")
     rows = len(base.log.read("vicinage.vectors", base.registry.collection("idle", "flat").generation().slots[0], 0))
     forget(base, tp)
     base.registry.refresh()
@@ -175,12 +181,7 @@ def test_a_position_that_the_log_has_forgotten_is_the_catalogs(base) -> None:
 
 @pytest.mark.parametrize("moved_to", [1, 4])
 def test_a_position_that_another_client_moved_while_ingest_was_down_is_not_followed(base, moved_to: int) -> None:
-    tenant = make_tenant(base, "moved")
-    tp = (tenant.documents_topic, 0)
-    send(base, tenant, "a", "b")
-    ingest = make_ingest(base)
-    stepping(ingest, lambda: states(base, tenant) == [(0, "reading", None, 2)])
-    end(ingest)
+    tenant, tp = ingested_two(base, "moved")
     send(base, tenant, "c", "d")
     base.log.commit(Group.INGEST, {tp: moved_to})
     ingest = make_ingest(base)
@@ -189,12 +190,7 @@ def test_a_position_that_another_client_moved_while_ingest_was_down_is_not_follo
 
 
 def test_a_catalog_older_than_what_the_log_keeps_gives_no_position(base) -> None:
-    tenant = make_tenant(base, "older")
-    tp = (tenant.documents_topic, 0)
-    send(base, tenant, "a", "b")
-    ingest = make_ingest(base)
-    stepping(ingest, lambda: states(base, tenant) == [(0, "reading", None, 2)])
-    end(ingest)
+    tenant, tp = ingested_two(base, "older")
     send(base, tenant, "c", "d")
     base.log.commit(Group.INGEST, {tp: 3})
     base.log.trim(*tp, 3)
