@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 from vicinage.errors import NotFound, Refused, Unavailable
@@ -64,9 +65,7 @@ class KafkaLog:
     def __init__(self, servers: str, security: KafkaSettings | None = None) -> None:
         self._servers = servers.split(",")
         self._lock = threading.Lock()
-        """Of the groups' consumers."""
-        self._looking = threading.Lock()
-        """Of the consumer that looks up offsets: whoever asks for positions does not wait for it."""
+        """Of the table of groups."""
         self._client = client_options(security) if security is not None else {}
         self._macs = macs(security) if security is not None else Macs()
         self._appender = KafkaAppender(self._servers, self._client)
@@ -74,8 +73,10 @@ class KafkaLog:
         """Creates, grows, trims and deletes topics: seconds where a partition has no leader."""
         self._positions = _Shared(self._new_administrator)
         """Reads group positions: waits ask it all the time."""
-        self._looker: Any = None
-        self._groups: dict[str, tuple[Any, threading.Lock]] = {}
+        self._looker = _Shared(self.consumer)
+        """Looks up offsets."""
+        self._groups: dict[str, _Shared] = {}
+        """The consumers that commit, by group."""
         self._topics = Topics(self._new_administrator)
         self._closed = False
 
@@ -166,9 +167,9 @@ class KafkaLog:
             if not tps:
                 return {}
             timeout_ms = SLICE_MS + len(tps)  # as many are encoded and decoded
-            with self._looking:
-                firsts = _offsets(self._look().beginning_offsets, tps, timeout_ms)
-                ends = _offsets(self._look().end_offsets, tps, timeout_ms)
+            with self._looker.using() as looker:
+                firsts = _offsets(looker.beginning_offsets, tps, timeout_ms)
+                ends = _offsets(looker.end_offsets, tps, timeout_ms)
             return {(tp.topic, tp.partition): (int(firsts[tp]), int(ends[tp])) for tp in tps}
 
         with self._asked("looking up offsets"):
@@ -205,12 +206,12 @@ class KafkaLog:
         from kafka import OffsetAndMetadata
         from kafka import TopicPartition as Tp
 
-        consumer, lock = self._group(group)
+        consumers = self._group(group)
 
         def ask(topics: Mapping[str, Topic] | None) -> None:
             there = {tp: at for tp, at in positions.items() if topics is None or _has(topics, tp)}
             offsets = {Tp(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in there.items()}
-            with lock:
+            with consumers.using() as consumer:
                 _patiently(lambda: consumer.commit(offsets, timeout_ms=SLICE_MS))
 
         with self._asked("committing"):
@@ -275,14 +276,11 @@ class KafkaLog:
         self._closed = True
         self._appender.close()
         self._topics.close()
-        self._changes.close()
-        self._positions.close()
-        with self._lock, self._looking:
-            for client in (self._looker, *(c for c, _ in self._groups.values())):
-                if client is not None:
-                    client.close()
-            self._looker = None
+        with self._lock:
+            groups = list(self._groups.values())
             self._groups.clear()
+        for shared in (self._changes, self._positions, self._looker, *groups):
+            shared.close()
 
     def __enter__(self) -> Self:
         return self
@@ -318,16 +316,9 @@ class KafkaLog:
             **self._client,
         )
 
-    def _group(self, group: str) -> tuple[Any, threading.Lock]:
+    def _group(self, group: str) -> _Shared:
         with self._lock:
-            if group not in self._groups:
-                self._groups[group] = (self.consumer(group_id=group), threading.Lock())
-            return self._groups[group]
-
-    def _look(self) -> Any:
-        if self._looker is None:
-            self._looker = self.consumer()
-        return self._looker
+            return self._groups.setdefault(group, _Shared(partial(self.consumer, group_id=group)))
 
     def _offset(self, which: str, topic: str, partition: int) -> int:
         from kafka import TopicPartition as Tp
@@ -339,8 +330,8 @@ class KafkaLog:
         def ask(topics: Mapping[str, Topic] | None) -> int:
             if topics is not None and not _has(topics, tp):
                 raise NotFound(f"the log has no partition {partition} of a topic {topic!r}")
-            with self._looking:
-                return int(getattr(self._look(), which)([tp], timeout_ms=SLICE_MS)[tp])
+            with self._looker.using() as looker:
+                return int(_offsets(getattr(looker, which), [tp], SLICE_MS)[tp])
 
         with self._asked("looking up an offset"):
             return self._in_slices(ask)

@@ -14,7 +14,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, for_code
 
 from vicinage.errors import NotFound, Unavailable
-from vicinage.log.kafka_security import or_refused
+from vicinage.log.kafka_security import unanswered
 
 MESSAGE_BYTES_MAX: Final = 16 << 20
 """`max.message.bytes` of the topics that the platform creates."""
@@ -124,8 +124,7 @@ class FactsReader:
             self._away_until, self._down = time.monotonic() + AWAY_S, True
             if isinstance(error, Unavailable):
                 raise
-            detail = f"no Kafka broker answers: {type(error).__name__}{or_refused(self._client)}"
-            raise Unavailable(detail, dependency="log") from error
+            raise unanswered(self._client, error) from error
         self._down = False
         if isinstance(found, Exception):
             self.forget(topic)
@@ -149,8 +148,7 @@ class FactsReader:
                     connect(self._servers)
                     settings = self._settings(topics[start : start + DESCRIBED_MAX])
                 except KafkaError as error:
-                    detail = f"no Kafka broker answers: {type(error).__name__}{or_refused(self._client)}"
-                    raise Unavailable(detail, dependency="log") from error
+                    raise unanswered(self._client, error) from error
                 found |= {topic: wrong for topic, facts in settings.items() if (wrong := problems(facts))}
         return found
 

@@ -28,7 +28,7 @@ from kafka.producer.transaction_manager import TransactionManager, TransactionSt
 from vicinage.errors import NotFound, TooLarge, Unavailable, VicinageError
 from vicinage.log import Record, TopicPartition
 from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX, FactsReader, TopicFacts, compacted, connect
-from vicinage.log.kafka_security import or_refused
+from vicinage.log.kafka_security import unanswered
 from vicinage.telemetry import counter, events
 
 LEARN_S: Final = 0.02
@@ -275,8 +275,7 @@ class _Producers:
             self._away_until, self._down = time.monotonic() + AWAY_S, True
             if isinstance(error, Unavailable):
                 raise
-            detail = f"no Kafka broker answers: {type(error).__name__}{or_refused(self._client)}"
-            raise Unavailable(detail, dependency="log") from error
+            raise unanswered(self._client, error) from error
         manager = producer._transaction_manager  # noqa: SLF001  (there is no other way to it)
         if type(manager) is TransactionManager:
             manager.__class__ = _Transactions

@@ -47,6 +47,11 @@ def or_refused(client: Mapping[str, Any]) -> str:
     return ", or they refuse TLS or credentials: compare the settings kafka.*" if client else ""
 
 
+def unanswered(client: Mapping[str, Any], error: Exception) -> Unavailable:
+    """Returns the error where no broker answers a client with these options."""
+    return Unavailable(f"no Kafka broker answers: {type(error).__name__}{or_refused(client)}", dependency="log")
+
+
 def macs(kafka: KafkaSettings) -> Macs:
     """Returns what signs and checks internal records. Raises Refused for a key that is too short, or required ones that are not set."""
     keys = tuple(key.get_secret_value().encode() for key in kafka.mac_keys)
