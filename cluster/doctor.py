@@ -4,12 +4,16 @@ import platform
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vicinage.errors import VicinageError
 from vicinage.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 DISK_FREE_MIN: Final = 2 << 30
 FILES_MIN: Final = 1_024
@@ -124,37 +128,46 @@ def _absent(url: str) -> bool:
     return bool(path) and not Path(path).exists()
 
 
-def _catalog(settings: Settings) -> str:
-    from tenants.tables import migrate
+@contextmanager
+def _engine(settings: Settings) -> "Iterator[Engine | None]":
+    """Gives the catalog; None where it is a file that is not there yet."""
     from vicinage.catalog import open_catalog
 
-    if _absent(settings.catalog_url.get_secret_value()):
-        return NOT_YET
-    engine = open_catalog(settings.catalog_url.get_secret_value())
+    url = settings.catalog_url.get_secret_value()
+    if _absent(url):
+        yield None
+        return
+    engine = open_catalog(url)
     try:
-        migrate(engine)
-        return engine.dialect.name
+        yield engine
     finally:
         engine.dispose()
+
+
+def _catalog(settings: Settings) -> str:
+    from tenants.tables import migrate
+
+    with _engine(settings) as engine:
+        if engine is None:
+            return NOT_YET
+        migrate(engine)
+        return engine.dialect.name
 
 
 def _audit(settings: Settings) -> str:
     """The key of the audit chain is here, where records have MACs. Makes none."""
     from cluster.audit_key import path_of, read_key
     from tenants.audit import newest
-    from vicinage.catalog import look, open_catalog
+    from vicinage.catalog import look
 
-    path, url = path_of(settings), settings.catalog_url.get_secret_value()
+    path = path_of(settings)
     if read_key(path) is not None:
         return f"key in {path}"
-    if _absent(url):
-        return NOT_YET
-    engine = open_catalog(url)
-    try:
+    with _engine(settings) as engine:
+        if engine is None:
+            return NOT_YET
         with look(engine) as connection:
             _, _, keyed = newest(connection)
-    finally:
-        engine.dispose()
     assert not keyed, f"{path} is missing, and audit records have MACs"
     return NOT_YET
 
@@ -164,16 +177,12 @@ def _models(settings: Settings) -> str:
     from ingest.embedding.check import check_server
     from ingest.passages import model_folder
     from tenants.registry import Registry
-    from vicinage.catalog import open_catalog
     from vicinage.clock import SystemClock
 
-    if _absent(settings.catalog_url.get_secret_value()):
-        return NOT_YET
-    engine = open_catalog(settings.catalog_url.get_secret_value())
-    try:
+    with _engine(settings) as engine:
+        if engine is None:
+            return NOT_YET
         models = Registry(engine, SystemClock()).models()
-    finally:
-        engine.dispose()
     for model in (m for m in models if not m.retired):
         if model.kind == "local":
             model_folder(model)
@@ -249,19 +258,13 @@ def _is_loopback(server: str) -> bool:
 
 def _access(settings: Settings) -> str:
     from tenants.registry import Registry
-    from vicinage.catalog import open_catalog
     from vicinage.clock import SystemClock
     from vicinage.log.kafka_access import has_authorizer, servers_of
 
     if not (servers := servers_of(settings.log_url)):
         return "the log is a file of this machine"
-    tenants = 0
-    if not _absent(settings.catalog_url.get_secret_value()):
-        engine = open_catalog(settings.catalog_url.get_secret_value())
-        try:
-            tenants = len(Registry(engine, SystemClock()).tenants())
-        finally:
-            engine.dispose()
+    with _engine(settings) as engine:
+        tenants = len(Registry(engine, SystemClock()).tenants()) if engine is not None else 0
     authorizer = has_authorizer(settings.log_url, settings.kafka)
     if warning := access_warning(servers, settings.kafka.security, tenants=tenants, authorizer=authorizer):
         raise Warned(warning)
@@ -285,16 +288,12 @@ def _store(settings: Settings) -> str:
 def _segments(settings: Settings) -> str:
     """No object of a segment is damaged, or waits for a person."""
     from tenants.quarantine import Quarantine
-    from vicinage.catalog import open_catalog
     from vicinage.clock import SystemClock
 
-    if _absent(settings.catalog_url.get_secret_value()):
-        return NOT_YET
-    engine = open_catalog(settings.catalog_url.get_secret_value())
-    try:
+    with _engine(settings) as engine:
+        if engine is None:
+            return NOT_YET
         every = Quarantine(engine, SystemClock()).every()
-    finally:
-        engine.dispose()
     stuck = [d for d in every if d.state == "stuck"]
     assert not stuck, "; ".join(f"{d.path}: {d.reason}" for d in stuck[:10])
     noted = sum(d.state == "noted" for d in every)
