@@ -53,19 +53,18 @@ class PositionBook:
         saved = {
             s.topic_partition(): s for s in self._positions.of() if s.topic_id == topic_ids.get(s.topic_partition()[0])
         }
-        moved = [
-            tp for tp in tps if tp in saved and tp in in_log and saved[tp].state != "resuming"
-            and saved[tp].position != in_log[tp]
-        ]  # fmt: skip
-        begins = self._begins(moved)
-        tps = [tp for tp in tps if tp not in moved or tp in begins]
-        # NOTE: what the log no longer has was read: the catalog is older than the log, restored from a backup.
-        older = {tp for tp, begin in begins.items() if saved[tp].position < begin}
-        restored = {
-            tp: saved[tp].position
+        copies = {
+            tp: saved[tp]
             for tp in tps
-            if tp in saved and tp not in older and saved[tp].position != in_log.get(tp)
+            if tp in saved and (saved[tp].state == "resuming" or saved[tp].position != in_log.get(tp))
         }
+        moved = [tp for tp, copy in copies.items() if tp in in_log and copy.state != "resuming"]
+        begins = self._begins(moved)
+        # NOTE: what the log no longer has was read: the catalog is older than the log, restored from a backup.
+        older = {tp for tp, begin in begins.items() if copies[tp].position < begin}
+        not_begun = set(moved) - begins.keys()
+        restored = {tp: copy.position for tp, copy in copies.items() if tp not in older | not_begun}
+        tps = [tp for tp in tps if tp not in not_begun]
         self._restore(restored, topic_ids)
         known = {tp: at for tp in tps if (at := restored.get(tp, in_log.get(tp, -1))) >= 0}
         self.committed(known)

@@ -211,12 +211,15 @@ class Api(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; a search takes the short cut, and HEAD is GET without the body."""
-        if scope["type"] == "http" and scope["method"] == "HEAD":
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, partial(_without_body, send)
-        if scope["type"] == "http" and not has_text_path(scope):
+        if not has_text_path(scope):
             await said(Refused(NOT_TEXT, field="path"), scope["path"])(scope, receive, send)
             return
-        found = _SEARCH.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        found = _SEARCH.fullmatch(scope["path"]) if scope["method"] == "POST" else None
         if found is None:
             await super().__call__(scope, receive, send)
             return
