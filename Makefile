@@ -10,7 +10,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 EXTRAS := --extra cpu --extra embed --extra kafka --extra postgres --extra ray
 RUN := HF_HUB_OFFLINE=1 $(UV) run --frozen --no-sync
 
-.PHONY: help setup demo test test-gpu check bench fmt kill chaos docs clean
+.PHONY: help setup demo test test-gpu check bench fmt kill chaos docs dist clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -50,8 +50,11 @@ chaos: setup ## faults at random over Kafka and PostgreSQL, against a model of e
 docs: setup ## the reference pages, anew
 	@$(RUN) python -m cluster.reference
 
+dist: $(if $(findstring .uv/,$(UV)),.uv/bin/uv) ## wheels and source archives of the platform and of its client, in dist/
+	@rm -rf dist && $(UV) build --quiet --all-packages --out-dir dist && ls dist/*.whl
+
 fmt: setup ## format and mend what can be mended
 	@$(RUN) ruff format . ; $(RUN) ruff check --fix .
 
 clean: ## remove what was built here
-	rm -rf build .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis

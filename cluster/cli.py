@@ -127,9 +127,7 @@ def _up_detached(data: Path, ray_address: str | None, searchers: int, settings: 
         raise Unavailable(f"a platform runs on {data} already: `vicinage status`", dependency="supervisor")
     s = settings.resolved()
     words = [
-        sys.executable,
-        "-m",
-        "cluster.cli",
+        *local.PROGRAM,
         "up",
         "--data",
         str(s.data),

@@ -29,6 +29,8 @@ from vicinage.telemetry import events
 if TYPE_CHECKING:
     from tenants.keys import Keys
 
+PROGRAM: Final = (sys.executable, "-P", "-m", "vicinage")
+"""The command line, for processes of ours. -P: what lies in the working directory is never imported."""
 BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SETTLED_S: Final = 20.0
 """A process that lived this long starts its backoff anew."""
@@ -112,7 +114,8 @@ class Supervisor:
         _event.error("died", child=child.name, reason=reason, again_in_s=wait)
 
     def _start(self, child: Child) -> None:
-        environment = {**os.environ, **as_environment(self.settings), SUPERVISOR: str(os.getpid())}
+        own = {SUPERVISOR: str(os.getpid()), "PYTHONSAFEPATH": "1"}  # the latter is -P for what roles start
+        environment = {**os.environ, **as_environment(self.settings), **own}
         with _events_file(run_folder(self.settings) / f"{child.name}.log") as out:
             child.process = subprocess.Popen(
                 child.command, env=environment, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True
@@ -143,7 +146,7 @@ class Supervisor:
 
 def role_commands(names: Sequence[str], *more: str) -> dict[str, list[str]]:
     """The command line of each role."""
-    return {name: [sys.executable, "-m", "cluster.cli", "role", name, *more] for name in names}
+    return {name: [*PROGRAM, "role", name, *more] for name in names}
 
 
 def run_folder(settings: Settings) -> Path:

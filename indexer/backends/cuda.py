@@ -79,7 +79,7 @@ def _card(number: int) -> Card | None:
 
 def tried(number: int) -> str | None:
     """Run the trial of a GPU in a process of its own: None when it answered rightly, else what it said last."""
-    command = [sys.executable, "-m", "indexer.backends.cuda", str(number)]
+    command = [sys.executable, "-P", "-m", "indexer.backends.cuda", str(number)]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, check=False)
     except subprocess.TimeoutExpired:

@@ -75,7 +75,7 @@ def check_server(model: EmbeddingModel, model_key: str | None) -> None:
 
 
 def _check_local(model: EmbeddingModel) -> None:
-    command = [sys.executable, "-m", "ingest.embedding.check"]
+    command = [sys.executable, "-P", "-m", "ingest.embedding.check"]
     try:
         done = subprocess.run(
             command, input=orjson.dumps(asdict(model)), capture_output=True, timeout=LOAD_S, check=False
