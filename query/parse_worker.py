@@ -1,16 +1,16 @@
 """A process that parses bodies for a gateway: `python -m query.parse_worker MEMORY_BYTES`.
 
-Each frame is a length (8 bytes, little-endian) and a pickle: a Body comes in, a Prepared or an error goes out. It ends
-with its standard input, so it never outlives the gateway.
+Each frame is a length (8 bytes, little-endian) and a pickle: a function and a body come in, its result or an error goes
+out. It ends with its standard input, so it never outlives the gateway.
 """
 
 import pickle
 import resource
 import struct
 import sys
+import traceback
 from typing import BinaryIO
 
-from ingest.preparing import Body, Prepared, prepare
 from vicinage.errors import TooLarge, VicinageError
 
 LENGTH = struct.Struct("<Q")
@@ -29,21 +29,23 @@ def main() -> None:
 
 
 def _answer(data: bytes, memory_bytes: int) -> bytes:
-    made: Prepared | VicinageError
+    made: object
     try:
-        body: Body = pickle.loads(data)  # noqa: S301  (written by the gateway)
-        made = prepare(body)
+        parse, body = pickle.loads(data)  # noqa: S301  (written by the gateway)
+        made = parse(body)
     except VicinageError as error:
         made = error.with_traceback(None)
     except MemoryError:
         made = too_much(memory_bytes)
+    except Exception:  # noqa: BLE001  (the role boundary: a body that finds a fault of ours is one request's failure)
+        made = RuntimeError(traceback.format_exc())
     return pickle.dumps(made, pickle.HIGHEST_PROTOCOL)
 
 
 def too_much(memory_bytes: int) -> TooLarge:
     """Returns the refusal of a body whose parsing takes more memory than a worker may have."""
     return TooLarge(
-        f"parsing the body takes more than {memory_bytes} bytes of memory: send fewer documents at once",
+        f"parsing the body takes more than {memory_bytes} bytes of memory: send less at once",
         field="body",
         limit=memory_bytes,
     )

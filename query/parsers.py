@@ -16,26 +16,28 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 
-from ingest.preparing import Body, Prepared
 from query.parse_worker import LENGTH, too_much
 from vicinage.arrow_stream import claimed_of
-from vicinage.errors import TooLarge, Unavailable, VicinageError
+from vicinage.errors import Overloaded, TooLarge, Unavailable
 from vicinage.fair import FairQueue
 from vicinage.telemetry import counter, events
 from vicinage.threads import EssentialThread
 from vicinage.wire import ARROW
 
+B = TypeVar("B")
 T = TypeVar("T")
 SMALL_BYTES: Final = 128 << 10
 """Up to here a body is parsed in a thread: a few milliseconds."""
 SMALL_CLAIM: Final = 1 << 20
 """The same of an Arrow stream once it is decompressed."""
 WAITING_MAX: Final = 1_024
+WAIT_S: Final = 60.0
+"""How long a body may wait for its turn and be parsed."""
 WRITERS: Final = 8
 """Threads that append documents, apart from those that authentication and the catalog need."""
 _PIECE: Final = 1 << 20
@@ -61,21 +63,22 @@ class Writers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
-    """A queued body and the future of its outcome."""
+    """A queued body, the function that parses it, and the future of its result."""
 
-    body: Body
+    parse: Callable[[Any], object]
+    body: object
     loop: asyncio.AbstractEventLoop
-    outcome: "asyncio.Future[Prepared]"
+    outcome: "asyncio.Future[Any]"
 
-    def settle(self, made: Prepared | VicinageError) -> None:
+    def settle(self, made: object) -> None:
         """Settles the request's future in its event loop; a no-op if the loop has ended."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self._tell, made)
 
-    def _tell(self, made: Prepared | VicinageError) -> None:
+    def _tell(self, made: object) -> None:
         if self.outcome.done():
             return
-        if isinstance(made, VicinageError):
+        if isinstance(made, Exception):
             self.outcome.set_exception(made)
         else:
             self.outcome.set_result(made)
@@ -99,20 +102,26 @@ class Parsers:
         self._threads: list[threading.Thread] = []
         self._closed = False
 
-    async def prepare(self, body: Body, weight: int) -> Prepared:
-        """Returns the body's records.
+    async def run(self, parse: Callable[[B], T], body: B, size: int, *, tenant: str, weight: int) -> T:
+        """Returns `parse(body)`, called in a worker. Both are pickled: `parse` is a function of a module.
 
-        Raises Refused, TooLarge for a body over the bounds on time and memory, Overloaded, Unavailable.
+        `size` is the body's bytes, which the tenant's turn is charged. Raises what `parse` raises, TooLarge for a body
+        over the bounds on time and memory, Overloaded after WAIT_S, Unavailable.
         """
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(body, loop, loop.create_future())
+        waiting = _Waiting(parse, body, loop, loop.create_future())
         with self._changed:
             if self._closed:
                 raise Unavailable("this gateway is shutting down", dependency="gateway")
-            self._queue.put(body.tenant, [(waiting, len(body.data))], weight=weight)
+            self._queue.put(tenant, [(waiting, size)], weight=weight)
             self._start()
             self._changed.notify()
-        return await waiting.outcome
+        try:
+            async with asyncio.timeout(WAIT_S):
+                made: T = await waiting.outcome
+        except TimeoutError:
+            raise Overloaded(f"the body was not parsed within {WAIT_S:g} s: too many large ones wait") from None
+        return made
 
     def close(self) -> None:
         """Ends the workers; what waits is refused. Idempotent."""
@@ -136,7 +145,7 @@ class Parsers:
         try:
             while (waiting := self._next()) is not None:
                 if not waiting.outcome.done():  # else its request was given up
-                    waiting.settle(worker.prepare(waiting.body))
+                    waiting.settle(worker.run(waiting.parse, waiting.body))
         except BaseException:
             if waiting is not None:
                 waiting.settle(Unavailable("the body could not be parsed", dependency="gateway"))
@@ -163,24 +172,23 @@ class _Worker:
         self._parse_s, self._memory_bytes = parse_s, memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
 
-    def prepare(self, body: Body) -> Prepared | VicinageError:
-        """Returns what the process makes of the body, or the error to raise."""
-        data = pickle.dumps(body, pickle.HIGHEST_PROTOCOL)
+    def run(self, parse: Callable[[Any], object], body: object) -> object:
+        """Returns what the function makes of the body in the process, or the error to raise."""
+        data = pickle.dumps((parse, body), pickle.HIGHEST_PROTOCOL)
         process = self._process if self._process and self._process.poll() is None else self._started()
         try:
             found = _exchanged(process, data, time.monotonic() + self._parse_s)
         except TimeoutError:
             self.kill("time")
             return TooLarge(
-                f"parsing the body takes more than {self._parse_s:g} s: send fewer documents at once",
+                f"parsing the body takes more than {self._parse_s:g} s: send less at once",
                 field="body",
                 limit=self._parse_s,
             )
         except OSError:  # it has died, as for memory that it was not given
             self.kill("memory")
             return too_much(self._memory_bytes)
-        made: Prepared | VicinageError = pickle.loads(found)  # noqa: S301  (our own process's)
-        return made
+        return pickle.loads(found)  # noqa: S301  (our own process's)
 
     def kill(self, reason: str | None = None) -> None:
         """Ends the process. `reason`: of a body that broke a bound."""

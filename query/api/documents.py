@@ -83,14 +83,15 @@ async def write(collection: str, request: Request) -> Response:
 
 
 async def _accept(house: Any, tenant: Tenant, collection: Collection, kind: str, data: bytes) -> intake.Accepted:
-    """Parses the body where it stops nothing else, and appends its records. Raises as `Parsers.prepare` and the log."""
+    """Parses the body where it stops nothing else, and appends its records. Raises as `Parsers.run` and the log."""
     if is_small(kind, data):
         at_once: intake.Accepted = await house.writers.run(partial(_at_once, house, tenant, collection, kind, data))
         return at_once
     while True:
         now, n = await house.writers.run(partial(_where, house, tenant, collection))
         body = Body(kind, data, Rules.of(now, house.limits), tenant.name, n)
-        ready = await house.parsers.prepare(body, CLASS_WEIGHT[tenant.priority])
+        weight = CLASS_WEIGHT[tenant.priority]
+        ready = await house.parsers.run(prepare, body, len(data), tenant=tenant.name, weight=weight)
         accepted: intake.Accepted | None = await house.writers.run(partial(_append, house, tenant, now, n, ready))
         if accepted is not None:
             return accepted

@@ -31,7 +31,7 @@ SMALL_BYTES_MAX: Final = 1 << 20
 PARTS_MAX: Final = 50_000
 """Objects and lists in a body that is parsed on the event loop: each takes a microsecond of everybody's time."""
 VALUES_MAX: Final = 600_000
-"""Values in such a body: 1,000 vectors of 384 numbers have fewer, and take some 50 milliseconds.
+"""Values in such a body: they take some 50 milliseconds.
 
 NOTE: parsing holds Python's lock from the first byte to the last. In a thread it stops the event loop all the same (16 MiB of
 names: 0.45 s): only a bound helps.
@@ -142,16 +142,25 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def json_object(
-    request: Request, known: frozenset[str], place: Place | None = None, bytes_max: int | None = SMALL_BYTES_MAX
-) -> dict[str, Any]:
-    """The body as a JSON object whose names are all known. Raises as `body` does, and Refused."""
+def check_json(request: Request) -> None:
+    """Raises Refused unless the body is sent as JSON."""
     if content_type(request) not in JSON_TYPES:
         raise Refused(
             f"content-type {content_type(request)!r} is not understood here; send application/json",
             field="content-type",
         )
-    data = await body(request, place, bytes_max) or b"{}"
+
+
+async def json_object(
+    request: Request, known: frozenset[str], place: Place | None = None, bytes_max: int | None = SMALL_BYTES_MAX
+) -> dict[str, Any]:
+    """The body as a JSON object whose names are all known. Raises as `body` does, and Refused."""
+    check_json(request)
+    return parsed_object(await body(request, place, bytes_max) or b"{}", known)
+
+
+def parsed_object(data: bytes, known: frozenset[str]) -> dict[str, Any]:
+    """Returns the JSON object, its names all known, with every integer of its filter exact. Raises Refused."""
     if data.count(b"{") + data.count(b"[") > PARTS_MAX:
         raise Refused(f"the body has more than {PARTS_MAX} objects and lists", field="body", limit=PARTS_MAX)
     if data.count(b",") > VALUES_MAX:
@@ -164,21 +173,18 @@ async def json_object(
 
 
 def _exact(data: bytes, value: Any) -> Any:
-    """Returns the body's value with every integer of its filters exact. Raises Refused for a large body that has a rounded one."""
+    """Returns the value with every integer of its filter exact. Raises Refused for a large body that has a rounded one."""
     if b'"filter"' not in data or not has_long_digits(data):
         return value
     if len(data) <= EXACT_BYTES_MAX:
         return Exactly(data).value
-    if isinstance(value, dict):
-        searches = value.get("questions")
-        for each in (value, *(searches if isinstance(searches, list) else ())):
-            if isinstance(each, dict) and has_rounded(each.get("filter")):
-                raise Refused(
-                    f"a number of a filter may be an integer beyond 64 bits, which a body of over {EXACT_BYTES_MAX} bytes "
-                    "cannot hold exactly: documents hold those as strings",
-                    field="filter",
-                    limit=EXACT_BYTES_MAX,
-                )
+    if isinstance(value, dict) and has_rounded(value.get("filter")):
+        raise Refused(
+            f"a number of a filter may be an integer beyond 64 bits, which a body of over {EXACT_BYTES_MAX} bytes "
+            "cannot hold exactly: documents hold those as strings",
+            field="filter",
+            limit=EXACT_BYTES_MAX,
+        )
     return value
 
 

@@ -22,23 +22,27 @@ from query.admission import Place
 from query.answer import Answer
 from query.api.http import (
     body,
+    check_json,
     checked_object,
     content_type,
     gateway,
     integer,
     json_object,
     number,
+    parsed_object,
     principal,
     typed,
     unless_gone,
 )
 from query.api.modes import VECTORS, fusion_of, mode_of, rerank_of
 from query.api.sending import SLICE_BYTES, sent
+from query.batch import split
 from query.boundary import said
+from query.parsers import SMALL_BYTES
 from query.plan import Question
-from tenants.entities import Principal
+from tenants.entities import CLASS_WEIGHT, Principal, Tenant
 from tenants.registry import DIMENSION_MAX
-from vicinage.errors import Refused
+from vicinage.errors import Refused, TooLarge
 from vicinage.exact_json import Exactly, has_long_digits
 from vicinage.records import LATEST, Floats, Hit, Position, Token
 from vicinage.settings import GatewaySettings
@@ -51,7 +55,6 @@ TEXT_BYTES_MAX: Final = 32 << 10
 SEARCH_BYTES_MAX: Final = 1 << 20
 """The largest question: it is parsed on the event loop that everybody shares."""
 FILTER_BYTES_MAX: Final = 256 << 10
-BATCH_MAX: Final = 1_000
 BATCH_BYTES_MAX: Final = 16 << 20
 """Of as many questions each may take 16 KiB: a vector of 3,000 numbers in base64. Longer ones go in smaller batches."""
 BATCH_AT_ONCE: Final = 16
@@ -170,12 +173,20 @@ async def search_batch(collection: str, request: Request) -> StreamingResponse:
     tenant, _ = await house.answerer.find(who, collection)
     with ExitStack() as held:
         place = held.enter_context(house.answerer.admitted(tenant))
-        value = await json_object(request, frozenset({"questions"}), place, BATCH_BYTES_MAX)
-        given = typed(value, "questions", list, "a list of searches", needed=True)
-        if not 1 <= len(given) <= BATCH_MAX:
-            raise Refused(f"{len(given)} questions; 1 to {BATCH_MAX}", field="questions", limit=BATCH_MAX)
+        check_json(request)
+        given = await _split(house, tenant, await body(request, place, BATCH_BYTES_MAX))
         place.leave()  # each question takes one of its own
         return _Lines(stream(house, partial(principal, request, "read"), collection, given), held.pop_all())
+
+
+async def _split(house: Any, tenant: Tenant, data: bytes) -> list[bytes]:
+    """Returns the JSON of each search. A large body is parsed in a worker: here it would stop the event loop."""
+    if len(data) <= SMALL_BYTES:
+        return split(data)
+    found: list[bytes] = await house.parsers.run(
+        split, data, len(data), tenant=tenant.name, weight=CLASS_WEIGHT[tenant.priority]
+    )
+    return found
 
 
 class _Lines(StreamingResponse):
@@ -193,7 +204,7 @@ class _Lines(StreamingResponse):
 
 
 async def stream(
-    house: Any, whoever: Callable[[], Awaitable[Principal]], collection: str, given: list[Any]
+    house: Any, whoever: Callable[[], Awaitable[Principal]], collection: str, given: list[bytes]
 ) -> AsyncGenerator[bytes, None]:
     """A line of JSON for each question, as soon as it has its answer or its problem.
 
@@ -204,8 +215,8 @@ async def stream(
     running: set[asyncio.Task[_Line]] = set()
     try:
         while True:
-            for index, value in islice(waiting, BATCH_AT_ONCE - len(running)):
-                running.add(asyncio.create_task(_line(house, whoever, collection, index, value)))
+            for index, data in islice(waiting, BATCH_AT_ONCE - len(running)):
+                running.add(asyncio.create_task(_line(house, whoever, collection, index, data)))
             if not running:
                 return
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -221,11 +232,13 @@ async def stream(
 
 
 async def _line(
-    house: Any, whoever: Callable[[], Awaitable[Principal]], collection: str, index: int, value: object
+    house: Any, whoever: Callable[[], Awaitable[Principal]], collection: str, index: int, data: bytes
 ) -> "_Line":
     with ExitStack() as place:
         try:
-            question = from_json(collection, checked_object(value, FIELDS), house.settings)
+            if len(data) > SEARCH_BYTES_MAX:
+                raise TooLarge(f"a search has at most {SEARCH_BYTES_MAX} bytes", field="body", limit=SEARCH_BYTES_MAX)
+            question = from_json(collection, parsed_object(data, FIELDS), house.settings)
             tenant, where = await house.answerer.find(await whoever(), collection)
             own: Place = place.enter_context(house.answerer.admitted(tenant))
             line = await written(await house.answerer.answer(question, tenant, where), index=index)

@@ -1,6 +1,7 @@
 """The HTTP API as its three users see it: every route, over a whole platform of real embedded parts."""
 
 import base64
+import json
 import time
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -13,6 +14,7 @@ import pytest
 from gate import Caller, platform, problem, serving
 from house import eventually
 
+from query.parsers import SMALL_BYTES
 from tenants import provisioning
 from tenants.registry import Registry
 from vicinage.log import Record
@@ -158,6 +160,31 @@ def test_a_batch_streams_an_answer_or_a_problem_for_every_question(call: Caller)
     assert (ids(lines[0]), ids(lines[3])) == (["a"], ["b"])
     assert lines[1]["problem"]["field"] == "vector"
     assert lines[2]["problem"]["status"] == 400
+
+
+def test_a_large_batch_is_answered_as_a_small_one_and_stops_nothing_else(call: Caller) -> None:
+    _, key = call.tenant()
+    call.collection(key)
+    token = call.write(key, [doc("a", 1, 0, 0, 0, n=1), doc("b", 0, 1, 0, 0, n=2)])
+    call.search(key, vector=[1, 0, 0, 0], wait_for=token)
+    wide = {"n": {"$in": [2, *range(10, 1_000)]}}
+    questions = [{"vector": [1, 0, 0, 0], "k": 1, "filter": wide} for _ in range(40)]
+    questions += [{"vector": [1, 0, 0, 0], "filter": {"n": 2**64}}, {"text": "x" * (33 << 10)}]
+    data = json.dumps({"questions": questions}).encode()
+    assert len(data) > SMALL_BYTES
+    headers = {"content-type": "application/json"}
+    found = call("POST", "/v1/collections/c/search:batch", key, content=data, headers=headers)
+    assert found.status_code == 200, found.text
+    lines = {line["index"]: line for line in map(orjson.loads, found.content.splitlines())}
+    assert sorted(lines) == list(range(42))
+    assert not [line for i, line in lines.items() if i < 40 and "problem" in line]
+    assert all(ids(lines[i]) == ["b"] for i in range(40))
+    assert lines[40]["problem"]["field"] == "filter", "not rounded"
+    assert lines[41]["problem"]["field"] == "text"
+    wrong = b'{"questions": [' + b"[]," * 60_000 + b"[]]}"
+    found = call("POST", "/v1/collections/c/search:batch", key, content=wrong, headers=headers)
+    assert found.status_code == 400
+    assert found.json()["field"] == "questions"
 
 
 # writing, reading, deleting

@@ -22,6 +22,7 @@ from ingest.preparing import Body, entries_of
 from ingest.rules import Rules
 from query.api import search
 from query.api.http import checked_object
+from query.batch import split
 from vicinage.errors import Refused
 from vicinage.json_shape import CONTAINERS_MAX, VALUES_MAX, check_shape
 from vicinage.settings import GatewaySettings, IngestSettings
@@ -221,6 +222,17 @@ QUESTIONS += [
 def test_a_search_body(context: str, fragment: str, n: int) -> None:
     data = repeated(context, fragment, n)
     bounded(data, lambda: search.from_json("c", checked_object(load_json(data), search.FIELDS), GatewaySettings()))
+
+
+@much
+@given(
+    context=st.sampled_from(["%s", '{"questions":%s}', '{"questions":[%s]}', '{"questions":[{"vector":[%s]}]}']),
+    fragment=FRAGMENTS,
+    n=st.sampled_from([900, 20_000]),
+)
+def test_a_body_of_many_searches(context: str, fragment: str, n: int) -> None:
+    data = repeated(context, fragment, n)
+    bounded(data, lambda: split(data), floor=6 * MiB)  # 1,000 searches of at least 4 KiB each
 
 
 @much

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from ingest.preparing import Body, Prepared, prepare
 from ingest.rules import Rules
 from query.parsers import SMALL_BYTES, Parsers
-from vicinage.errors import Refused, TooLarge, Unavailable
+from vicinage.errors import Overloaded, Refused, TooLarge, Unavailable
 from vicinage.settings import IngestSettings
 
 RULES = Rules("docs", 4, "cosine", takes_text=True, limits=IngestSettings())
@@ -28,6 +29,10 @@ def large(n: int = 3_000, tenant: str = "acme") -> Body:
     return made
 
 
+async def run(parsers: Parsers, sent: Body) -> Prepared:
+    return await parsers.run(prepare, sent, len(sent.data), tenant=sent.tenant, weight=1)
+
+
 @pytest.fixture
 def parsers() -> Iterator[Parsers]:
     made = Parsers(processes=1, parse_s=30, memory_bytes=2 << 30)
@@ -36,19 +41,19 @@ def parsers() -> Iterator[Parsers]:
 
 
 def test_a_process_makes_what_a_thread_makes(parsers: Parsers) -> None:
-    assert asyncio.run(parsers.prepare(large(), 1)) == prepare(large())
+    assert asyncio.run(run(parsers, large())) == prepare(large())
 
 
 def test_a_large_body_that_is_refused_is_refused_alike(parsers: Parsers) -> None:
     wrong = body(b'{"documents": [' + b"[]," * SMALL_BYTES + b"[]]}")
     with pytest.raises(Refused) as refused:
-        asyncio.run(parsers.prepare(wrong, 1))
+        asyncio.run(run(parsers, wrong))
     assert refused.value.field == "documents"
 
 
 def test_the_event_loop_goes_on_while_a_body_is_parsed(parsers: Parsers) -> None:
     async def beats() -> tuple[Prepared, int]:
-        parsing = asyncio.ensure_future(parsers.prepare(large(10_000), 1))
+        parsing = asyncio.ensure_future(run(parsers, large(10_000)))
         n = 0
         while not parsing.done():
             await asyncio.sleep(0.001)
@@ -64,7 +69,7 @@ def test_a_body_that_takes_too_long_is_refused_and_the_next_is_parsed() -> None:
     parsers = Parsers(processes=1, parse_s=0.001, memory_bytes=2 << 30)
     try:
         with pytest.raises(TooLarge) as refused:
-            asyncio.run(parsers.prepare(large(), 1))
+            asyncio.run(run(parsers, large()))
         assert refused.value.field == "body"
         parsers._parse_s = 30
     finally:
@@ -76,22 +81,51 @@ def test_a_body_that_takes_too_much_memory_is_refused_and_the_next_is_parsed() -
     try:
         numbers = b",".join([b"1.5"] * 7_500_000)
         with pytest.raises(TooLarge) as refused:
-            asyncio.run(parsers.prepare(body(b'{"documents":[{"id":"a","vector":[' + numbers + b"]}]}"), 1))
+            asyncio.run(run(parsers, body(b'{"documents":[{"id":"a","vector":[' + numbers + b"]}]}")))
         assert refused.value.limit == 256 << 20
-        assert asyncio.run(parsers.prepare(large(), 1)).accepted == 3_000
+        assert asyncio.run(run(parsers, large())).accepted == 3_000
     finally:
         parsers.close()
 
 
 def test_a_worker_that_dies_is_started_again(parsers: Parsers) -> None:
     async def twice() -> int:
-        await parsers.prepare(large(), 1)
+        await run(parsers, large())
         for child in children():
             os.kill(child, 9)
         await asyncio.sleep(0.1)
-        return (await parsers.prepare(large(), 1)).accepted
+        return (await run(parsers, large())).accepted
 
     assert asyncio.run(twice()) == 3_000
+
+
+def test_a_fault_of_a_parser_fails_its_request_alone(parsers: Parsers) -> None:
+    async def both() -> tuple[object, int]:
+        await parsers.run(abs, 1, 1, tenant="acme", weight=1)
+        first = children()
+        failed, made = await asyncio.gather(
+            parsers.run(len, 1, 1, tenant="acme", weight=1), run(parsers, large()), return_exceptions=True
+        )
+        assert children() == first, "the worker goes on"
+        return failed, made.accepted
+
+    failed, accepted = asyncio.run(both())
+    assert isinstance(failed, RuntimeError)
+    assert "TypeError" in str(failed)
+    assert accepted == 3_000
+
+
+def test_a_body_waits_for_its_turn_within_a_deadline(parsers: Parsers, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def crowded() -> tuple[object, object]:
+        await parsers.run(abs, 1, 1, tenant="acme", weight=1)
+        slow = asyncio.ensure_future(parsers.run(time.sleep, 1, 1, tenant="acme", weight=1))
+        await asyncio.sleep(0.2)
+        monkeypatch.setattr("query.parsers.WAIT_S", 0.1)
+        with pytest.raises(Overloaded):
+            await parsers.run(abs, 1, 1, tenant="globex", weight=1)
+        return await slow, await parsers.run(abs, -1, 1, tenant="globex", weight=1)
+
+    assert asyncio.run(crowded()) == (None, 1)
 
 
 def test_tenants_take_turns(parsers: Parsers) -> None:
@@ -99,7 +133,7 @@ def test_tenants_take_turns(parsers: Parsers) -> None:
         done: list[str] = []
 
         async def one(tenant: str) -> None:
-            await parsers.prepare(large(tenant=tenant), 1)
+            await run(parsers, large(tenant=tenant))
             done.append(tenant)
 
         await asyncio.gather(*(one("loud") for _ in range(6)), one("quiet"))
@@ -110,7 +144,7 @@ def test_tenants_take_turns(parsers: Parsers) -> None:
 
 def test_what_waits_is_refused_when_the_gateway_stops(parsers: Parsers) -> None:
     async def stopped() -> list[object]:
-        waiting = [asyncio.ensure_future(parsers.prepare(large(10_000), 1)) for _ in range(4)]
+        waiting = [asyncio.ensure_future(run(parsers, large(10_000))) for _ in range(4)]
         await asyncio.sleep(0)
         await asyncio.to_thread(parsers.close)
         return await asyncio.gather(*waiting, return_exceptions=True)
@@ -130,7 +164,7 @@ def children() -> list[int]:
 def test_vectors_come_through_whole(parsers: Parsers) -> None:
     from vicinage.wire import decode_documents
 
-    made = asyncio.run(parsers.prepare(large(), 1))
+    made = asyncio.run(run(parsers, large()))
     [(_, values), *_] = made.records
     _, [batch] = decode_documents(values[0])
     assert np.linalg.norm(batch.column("vectors")[0].as_py()[0]) == pytest.approx(1)

@@ -1,0 +1,43 @@
+"""The body of search:batch to the JSON of each of its searches. Pure: it may run in another process."""
+
+import json
+from typing import Any, Final
+
+import orjson
+
+from vicinage.errors import Refused
+from vicinage.exact_json import Exactly, has_long_digits
+from vicinage.wire import load_json
+
+SEARCHES_MAX: Final = 1_000
+
+
+def split(data: bytes) -> list[bytes]:
+    """Returns the JSON of each search, in order; what is wrong with one is found when it is parsed itself.
+
+    Integers are exact: a filter may hold one beyond 64 bits, which is refused there. Raises Refused.
+    """
+    value = load_json(data or b"{}")
+    if has_long_digits(data):
+        value = Exactly(data).value
+    return [_encoded(search) for search in _listed(value)]
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, dict):
+        raise Refused("the body is a JSON object", field="body")
+    if (unknown := next((name for name in value if name != "questions"), None)) is not None:
+        raise Refused(f"unknown field {unknown[:80]!r}; known is questions", field=unknown[:80])
+    searches = value.get("questions")
+    if not isinstance(searches, list):
+        raise Refused("questions is missing, or no list of searches", field="questions")
+    if not 1 <= len(searches) <= SEARCHES_MAX:
+        raise Refused(f"{len(searches)} questions; 1 to {SEARCHES_MAX}", field="questions", limit=SEARCHES_MAX)
+    return searches
+
+
+def _encoded(search: object) -> bytes:
+    try:
+        return orjson.dumps(search)
+    except TypeError:  # an integer beyond 64 bits
+        return json.dumps(search).encode()
