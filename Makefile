@@ -20,7 +20,7 @@ help: ## what there is
 	@command -v uv >/dev/null || (python3 -m venv .uv && .uv/bin/pip install -q 'uv>=0.5')
 
 setup: $(if $(findstring .uv/,$(UV)),.uv/bin/uv) ## the project's own environment, from the lock file
-	@$(UV) sync --frozen --quiet $(EXTRAS) --group bench
+	@$(UV) sync --frozen --quiet $(EXTRAS) --group bench --group docs
 
 demo: setup ## the main job on real text: LOG=kafka CATALOG=postgres NODES=2 choose the real servers
 	@$(RUN) python loadtest/demo.py --log $(LOG) --catalog $(CATALOG) --nodes $(NODES)
@@ -47,8 +47,9 @@ kill: setup ## kill -9 of each process in turn under load: 20 rounds
 chaos: setup ## faults at random over Kafka and PostgreSQL, against a model of every document: ROUNDS=200 SEED=1
 	@$(RUN) python loadtest/chaos.py --rounds $(ROUNDS) --seed $(SEED)
 
-docs: setup ## the reference pages, anew
+docs: setup ## the reference pages from the code, and the site in build/site
 	@$(RUN) python -m cluster.reference
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet && echo build/site/index.html
 
 dist: $(if $(findstring .uv/,$(UV)),.uv/bin/uv) ## wheels and source archives of the platform and of its client, in dist/
 	@rm -rf dist && $(UV) build --quiet --all-packages --out-dir dist && ls dist/*.whl

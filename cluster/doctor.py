@@ -47,10 +47,10 @@ def examine(settings: Settings) -> list[Row]:
         (
             "access",
             lambda: _access(s),
-            'docs/operations.md, "Security", says what any client of the brokers can do, and how to stop it',
+            "docs/how-to/secure-kafka.md says what any client of the brokers can do, and how to prevent it",
         ),
         ("store", lambda: _store(s), "check store_url, and the right to write there"),
-        ("segments", lambda: _segments(s), 'docs/operations.md, "A shard is corrupt"'),
+        ("segments", lambda: _segments(s), "docs/operations/runbooks/corrupt-segment.md"),
         ("port", lambda: _port(s), "stop what listens there, or choose another with --port"),
     ]
     return [_row(name, check, remedy) for name, check, remedy in checks]

@@ -24,7 +24,7 @@ def pages() -> dict[str, str]:
         "metrics.md": HEADER + metrics(),
         "errors.md": HEADER + problems(),
         "commands.md": HEADER + commands(),
-        "api.md": HEADER + endpoints(),
+        "http-routes.md": HEADER + endpoints(),
     }
 
 
@@ -168,7 +168,7 @@ def endpoints() -> str:
     lines = [
         "# HTTP API",
         "",
-        "`Authorization: Bearer <key>`. What is sent and what comes back: [requests](../requests.md); `/openapi.json` and `/docs` of a running gateway have the routes.",
+        "`Authorization: Bearer <key>`. What is sent and what comes back: [the HTTP API](http.md); `/openapi.json` and `/docs` of a running gateway have the routes.",
         "",
     ]
     lines += ["| method | path | |", "|---|---|---|"]

@@ -189,7 +189,7 @@ def build_gateway(
 
 
 def build_ingest(base: Ground, *, embedder_key: str | None) -> "Ingest":
-    """The ingest role, with a registry of its own: what it has seen of the catalog is its barrier (docs/architecture.md)."""
+    """The ingest role, with a registry of its own: what it has seen of the catalog is its barrier (docs/concepts/architecture.md)."""
     from ingest.run import Ingest
     from tenants.registry import Registry
 

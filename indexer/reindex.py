@@ -109,7 +109,7 @@ class Reindex:
         started = [g for g in collection.generations if g.number > job.barrier["above"]]
         generation = started[-1] if started else self._add(job)
         crash_point("reindex.after_generation")
-        # Read after the generation is in the catalog: every record from here on reaches it (docs/architecture.md, Reindex).
+        # Read after the generation is in the catalog: every record from here on reaches it (docs/concepts/architecture.md, Reindex).
         ends = self._ends(self._registry.tenant(job.tenant).documents_topic)
         self._jobs.advance(
             job, state="waiting", generation=generation.number, barrier={**job.barrier, "documents": ends}

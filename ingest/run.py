@@ -150,7 +150,7 @@ class Ingest:
         self._look_around()
         self._pulse.beat()
         taken = self._poll(wait_s)
-        self._registry.refresh()  # after the poll: see docs/architecture.md, "Ingest"
+        self._registry.refresh()  # after the poll: see docs/concepts/architecture.md, "Ingest"
         for tp, records in _by_partition(taken).items():
             self._start(tp, records)
         return len(taken)

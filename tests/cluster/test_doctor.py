@@ -35,4 +35,4 @@ def test_a_warning_is_no_failure_and_says_what_to_do(kafka_servers, tmp_path, mo
     [row] = [r for r in rows if r["check"] == "access"]
     assert row["ok"] is True
     assert "no authorizer" in row["detail"]
-    assert "operations.md" in row["next"]
+    assert "secure-kafka.md" in row["next"]

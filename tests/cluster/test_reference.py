@@ -1,6 +1,8 @@
 """The docs cannot drift: the reference is what the code says, and every link between pages leads somewhere."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -34,6 +36,21 @@ def test_every_setting_metric_and_command_has_its_line() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.timeout(180)
+def test_the_site_builds_and_every_anchor_is_there(tmp_path: Path) -> None:
+    """`mkdocs --strict` fails on a link, an anchor or a page of the navigation that is not there."""
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    foreign = re.compile(r'<(?:link|script|img)[^>]+(?:href|src)="https?://')
+    assert not [page for page in tmp_path.rglob("*.html") if foreign.search(page.read_text())], "works without a network"
+
+
+def test_every_decision_is_listed() -> None:
+    listed = (ROOT / "docs/decisions/index.md").read_text()
+    assert [page.name for page in (ROOT / "docs/decisions").glob("0*.md") if f"({page.name})" not in listed] == []
 
 
 def test_the_command_line_names_every_index_spec() -> None:

@@ -1,4 +1,4 @@
-"""What an empty collection costs while nobody asks for it: published in docs/benchmarks.md, and bounded here."""
+"""What an empty collection costs while nobody asks for it: published in docs/decisions/measurements.md, and bounded here."""
 
 import gc
 import tracemalloc
