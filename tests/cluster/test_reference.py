@@ -45,7 +45,9 @@ def test_the_site_builds_and_every_anchor_is_there(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     foreign = re.compile(r'<(?:link|script|img)[^>]+(?:href|src)="https?://')
-    assert not [page for page in tmp_path.rglob("*.html") if foreign.search(page.read_text())], "works without a network"
+    assert not [page for page in tmp_path.rglob("*.html") if foreign.search(page.read_text())], (
+        "works without a network"
+    )
 
 
 def test_every_decision_is_listed() -> None:
