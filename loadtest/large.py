@@ -28,7 +28,8 @@ Floats = NDArray[np.float32]
 D, LATENT, CLUSTERS = 384, 24, 2_000
 BATCH = 2_000
 REST_S = 3_600
-STILL_S = 20.0
+STILL_S = 90.0
+"""Longer than the compaction of the largest segments takes."""
 
 
 def made(n: int, seed: int) -> Floats:

@@ -55,7 +55,7 @@ def run(url: str, key: str, requests: Sequence[Request], *, clients: int, server
         pipes.append(ours)
         processes.append(process)
     for pipe in pipes:
-        pipe.recv()  # connected and warm
+        pipe.recv()  # started
     cpu_before, start = cpu_seconds(server_pids), time.perf_counter()
     for pipe in pipes:
         pipe.send("go")
@@ -88,9 +88,9 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 def _client(pipe: Connection, url: str, key: str, requests: list[Request]) -> None:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=60)
-    connection.connect()
     pipe.send("ready")
     pipe.recv()
+    connection.connect()  # not before: the server ends connections that stay idle while others start
     times, errors, answers = [], 0, []
     for request in requests:
         headers = {"Authorization": f"Bearer {key}", "Content-Type": request.content_type}
