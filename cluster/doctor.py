@@ -33,9 +33,9 @@ def examine(settings: Settings) -> list[Row]:
         (
             "faiss",
             lambda: _faiss(s),
-            "install the extra cpu (or, for devices cuda, gpu) beside those in use: uv sync --extra cpu --extra embed …",
+            "install the extra cpu (or, for devices cuda, gpu) beside those in use: docs/how-to/install.md",
         ),
-        ("model", _model, "install the extra embed beside those in use: uv sync --extra cpu --extra embed …"),
+        ("model", lambda: _model(s), "install the extra cpu or torch beside those in use: docs/how-to/install.md"),
         ("disk", lambda: _disk(s), "free some space, or move --data to a larger disk"),
         ("files", _files, "raise the limit of open files: ulimit -n 65536"),
         ("catalog", lambda: _catalog(s), "check catalog_url, and that the database is up"),
@@ -101,11 +101,13 @@ def _faiss(settings: Settings) -> str:
     return f"{wheel} {version(wheel)}, selectors honoured, on {' and '.join(devices)}"
 
 
-def _model() -> str:
+def _model(settings: Settings) -> str:
+    from ingest.embedding.runtimes import chosen
     from ingest.passages import model_folder
     from tenants.entities import DEFAULT_MODEL
 
-    return f"{DEFAULT_MODEL.name} in {model_folder(DEFAULT_MODEL)}"
+    runtime = chosen(settings.embedder.runtime, settings.embedder.device)
+    return f"{DEFAULT_MODEL.name} in {model_folder(DEFAULT_MODEL)}, by {runtime}"
 
 
 def _disk(settings: Settings) -> str:
@@ -259,10 +261,12 @@ def _is_loopback(server: str) -> bool:
 def _access(settings: Settings) -> str:
     from tenants.registry import Registry
     from vicinage.clock import SystemClock
+
+    if not settings.log_url.startswith("kafka://"):
+        return "the log is a file of this machine"
     from vicinage.log.kafka_access import has_authorizer, servers_of
 
-    if not (servers := servers_of(settings.log_url)):
-        return "the log is a file of this machine"
+    servers = servers_of(settings.log_url)
     with _engine(settings) as engine:
         tenants = len(Registry(engine, SystemClock()).tenants()) if engine is not None else 0
     authorizer = has_authorizer(settings.log_url, settings.kafka)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tenants.entities import EmbeddingModel
+from tenants.entities import DEFAULT_MODEL, EmbeddingModel
 from vicinage.errors import Refused
 from vicinage.records import Passage
 from vicinage.settings import IngestSettings
@@ -22,6 +22,9 @@ BLOCK_CHARS: Final = 16_384
 CHARS_PER_TOKEN_MAX: Final = 8
 """A word of any length may be one (unknown) token; a passage stays of a size that a person can read."""
 BYTES_PER_TOKEN: Final = 4
+
+IN_THE_WHEEL: Final = Path(__file__).parent / "embedding" / "default_model"
+"""Where a wheel made by `make dist` has the default model (hatch_build.py)."""
 
 Count = Callable[[Sequence[str]], list[int]]
 """Tokens of each text, special ones not counted; never fewer than the model will find."""
@@ -140,9 +143,12 @@ def model_folder(model: EmbeddingModel) -> Path:
 
         name = model.location.removeprefix("package:")
         spec = find_spec(name)
-        if spec is None or spec.origin is None:
-            raise Refused(f"model {model.name}: the package {name} is not installed (extra `embed`)", field="model")
-        folder = Path(spec.origin).parent / "model"
+        if spec is not None and spec.origin is not None:
+            folder = Path(spec.origin).parent / "model"
+        elif model.location == DEFAULT_MODEL.location and IN_THE_WHEEL.is_dir():
+            folder = IN_THE_WHEEL
+        else:
+            raise Refused(f"model {model.name}: the package {name} is not installed (extra `torch`)", field="model")
     found = next(iter(sorted(folder.rglob("tokenizer.json"))), None) if folder.is_dir() else None
     if found is None:
         raise Refused(f"model {model.name}: no tokenizer.json under {folder}", field="model")

@@ -7,7 +7,6 @@ with all cores to itself in the faster of float32 and bfloat16, is measured befo
 """
 
 import argparse
-import copy
 import json
 import shutil
 import sys
@@ -42,31 +41,31 @@ def ask(report: Report, case: str, platform: Platform, key: str, texts: list[str
 
 def forms(report: Report, texts: list[str], rounds: int = 5) -> None:
     """CPU of one thread for a question in each form of the model, in calls of 1, 8 and 24."""
-    import torch
-
     from ingest.embedding import local
-    from ingest.embedding.bert import Encoder
+    from ingest.embedding.onnx_runtime import OnnxRuntime
+    from ingest.embedding.torch_runtime import TorchModel, TorchRuntime, load, packed
+    from ingest.passages import model_root
     from tenants.entities import DEFAULT_MODEL
     from vicinage.settings import EmbedderSettings
 
     embedder = local.LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(threads=1, precision="float32"))
-    plain = local._load(DEFAULT_MODEL, "cpu")  # noqa: SLF001
+    root = model_root(DEFAULT_MODEL)
     ways = [
-        ("library's model, laid", local.packed(copy.deepcopy(plain)), local.PAD_SHARE),
-        ("encoder", Encoder(plain, "float32"), local.PAD_SHARE_ATTENTION),
+        ("library's model, laid", TorchModel(packed(load(root, "cpu")))),
+        ("encoder", TorchRuntime(root, "cpu").at("float32", 1)),
+        ("ONNX Runtime", OnnxRuntime(root).at("float32", 1)),
     ]
     rows = embedder._tokenise(texts)  # noqa: SLF001
     least: dict[tuple[str, int], float] = {}
-    torch.set_num_threads(1)
     for _ in range(rounds):
         for n in (1, 8, 24):
-            for name, model, share in ways:
-                start = time.thread_time()
+            for name, model in ways:
+                start = time.process_time()
                 for i in range(0, len(rows), n):
                     items = [Item(row, None, 0) for row in sorted(rows[i : i + n], key=len)]
-                    for call in local._calls(items, share):  # noqa: SLF001
-                        embedder._forward(model, [item.tokens for item in call])  # noqa: SLF001
-                each = (time.thread_time() - start) / len(rows) * 1e3
+                    for call in local._calls(items, model.pad_share):  # noqa: SLF001
+                        embedder._forward(model, [item.tokens for item in call], threads=1)  # noqa: SLF001
+                each = (time.process_time() - start) / len(rows) * 1e3
                 least[name, n] = min(each, least.get((name, n), each))
     embedder.close()
     for (name, n), each in least.items():

@@ -104,7 +104,10 @@ class EmbedderSettings(_Group):
     )
     batch_tokens: int = Field(default=16_384, ge=256, description="tokens (padded) in one model call")
     queue_tokens: int = Field(default=2_000_000, ge=1_024, description="tokens that may wait before 429")
-    threads: int = Field(default=0, ge=0, le=256, description="torch threads; 0: calibrated at start")
+    threads: int = Field(default=0, ge=0, le=256, description="threads of a model call; 0: calibrated at start")
+    runtime: Literal["auto", "torch", "onnx"] = Field(
+        default="auto", description="what computes local models; auto: torch where it is installed, else ONNX Runtime"
+    )
     precision: str = Field(default="auto", pattern="^(auto|float32|bfloat16|float16)$")
     cosine_floor: float = Field(
         default=0.995, ge=0, le=1, description="least mean cosine to float32 that a precision must keep"

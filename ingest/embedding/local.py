@@ -1,11 +1,10 @@
-"""The embedder role's model: sentence-transformers behind one worker thread and one bounded, fair queue.
+"""The embedder role's model: a runtime (runtime.py) behind one worker thread and one bounded, fair queue.
 
 Precision and thread count are measured at start on this very machine; a precision is taken only when its vectors keep a
 cosine to float32's above the floor. Requests gather while a model call is under way.
 """
 
 import contextlib
-import copy
 import os
 import threading
 import time
@@ -13,17 +12,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from ingest.embedding import Lane
 from ingest.embedding.batcher import Batcher, Item
-from ingest.embedding.bert import Encoder, is_bert
 from ingest.embedding.calibration import BATCH, BUDGET_S, PROBE, ROUNDS, Calibration, Trial, choose, measure
-from ingest.embedding.files import check_model_files, read_model_files
-from ingest.embedding.packed import can_lay, packed
-from ingest.passages import model_root, open_tokenizer
+from ingest.embedding.runtime import Model, Runtime
+from ingest.embedding.runtimes import open_runtime
+from ingest.passages import open_tokenizer
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Refused, Unavailable
@@ -37,14 +35,12 @@ CALL_S: Final = 0.1
 THREAD_TOKENS: Final = 128
 """What one thread takes before a second one helps: eight short questions. Threads of smaller calls mostly wait for each other,
 on cores that the gateway wants."""
-PAD_SHARE: Final = 1.25
-"""A call is split when padding would make it this much larger, where the model computes padding,"""
-PAD_SHARE_ATTENTION: Final = 2.0
-"""or this much, where attention alone sees it (bert.py),"""
 CALL_TOKENS: Final = 40
-"""and by more than this: so many tokens take about as long as the fixed part of another call."""
+"""A call is split where padding would make it larger by more than this: about as long as the fixed part of another call."""
 WINDOW_SLACK: Final = 4
 """Tokens that a window of a long text is kept shorter: a text cut out of a longer one may have a token more at each end."""
+NORM_MIN: Final = np.float32(1e-12)
+"""A shorter vector is divided by this instead."""
 TIMEOUT_S: Final = 600.0
 FAILURES_MAX: Final = 3
 """After so many failed model calls in a row the worker ends, and the role with it: a broken device does not mend itself."""
@@ -126,15 +122,15 @@ class LocalEmbedder:
         self._entry = entry
         self._tokenizer = open_tokenizer(entry)
         self._pad = int(self._tokenizer.token_to_id("[PAD]") or 0)
-        self._device = settings.device
-        self._model, self.calibration = self._calibrated(_load(entry, settings.device), settings)
+        runtime = open_runtime(entry, device=settings.device, name=settings.runtime)
+        self._model, self.calibration = self._calibrated(runtime, settings)
         self._batcher = Batcher(queue_tokens=settings.queue_tokens, batch_tokens=settings.batch_tokens)
         n_tokens = sum(len(row) for row in self._tokenise(PROBE))
         self._batcher.aim(self.calibration.chosen.texts_per_s * n_tokens / len(PROBE), CALL_S)
         self._work = threading.Condition()
         self._closed = False
         self._told = threading.Event()
-        _event.info("calibrated", model=entry.name, **self.calibration.facts())
+        _event.info("calibrated", model=entry.name, runtime=runtime.name, **self.calibration.facts())
         self._worker = EssentialThread("embedder", self._run, stopping=self._told.is_set, on_death=on_failure)
         self._worker.start()
 
@@ -258,9 +254,8 @@ class LocalEmbedder:
 
     def _embed_all(self) -> None:
         failures = 0
-        pad_share = PAD_SHARE_ATTENTION if isinstance(self._model, Encoder) else PAD_SHARE
         while items := self._next():
-            for call in _calls(_wanted(items), pad_share):
+            for call in _calls(_wanted(items), self._model.pad_share):
                 failures = 0 if self._answered(call) else failures + 1
                 if failures == FAILURES_MAX:
                     raise RuntimeError(f"{FAILURES_MAX} model calls failed in a row, that of a known text too")
@@ -293,7 +288,7 @@ class LocalEmbedder:
     def _works(self) -> bool:
         """Whether the model still embeds a text that it embedded at its start."""
         try:
-            return bool(np.isfinite(self._forward(self._model, self._tokenise(PROBE[:1]))).all())
+            return bool(np.isfinite(self._forward(self._model, self._tokenise(PROBE[:1]), threads=1)).all())
         except Exception:  # noqa: BLE001  (as above)
             _event.exception("model.failed")
             return False
@@ -309,12 +304,10 @@ class LocalEmbedder:
         return []
 
     def _answer(self, items: list[Item]) -> None:
-        import torch
-
         n_tokens = sum(len(item.tokens) for item in items)
-        torch.set_num_threads(min(self.calibration.chosen.threads, -(-n_tokens // THREAD_TOKENS)))
+        threads = min(self.calibration.chosen.threads, -(-n_tokens // THREAD_TOKENS))
         start = time.perf_counter()
-        vectors = self._forward(self._model, [item.tokens for item in items])
+        vectors = self._forward(self._model, [item.tokens for item in items], threads=threads)
         self._account(n_tokens, time.perf_counter() - start)
         for item, vector in zip(items, vectors, strict=True):
             request: _Request = item.request
@@ -330,30 +323,18 @@ class LocalEmbedder:
             with self._work:
                 self._batcher.aim(n_tokens / seconds, CALL_S)
 
-    def _forward(self, model: Any, rows: list[list[int]]) -> Floats:
+    def _forward(self, model: Model, rows: Sequence[Sequence[int]], *, threads: int) -> Floats:
         """float32 [n, d] of token ids of similar lengths, L2-normalized where the registry's entry says so."""
-        import torch
-
         longest = max(len(r) for r in rows)
         ids = np.full((len(rows), longest), self._pad, np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
             mask[i, : len(row)] = 1
-        features = {
-            "input_ids": self._sent(torch.from_numpy(ids)),
-            "attention_mask": self._sent(torch.from_numpy(mask)),
-        }
-        with torch.inference_mode():
-            out = model(features)["sentence_embedding"].float()
-            if self._entry.normalised:
-                out = torch.nn.functional.normalize(out, dim=1)
-        vectors: Floats = out.cpu().numpy()
+        vectors = model(ids, mask, threads)
+        if self._entry.normalised:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), NORM_MIN)
         return vectors
-
-    def _sent(self, tensor: Any) -> Any:
-        """The tensor on the model's device; to a GPU from pinned memory, so that the copy does not hold up what follows."""
-        return tensor if self._device == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
 
     def _refuse_all(self) -> None:
         """Nobody is left waiting for a worker that is gone."""
@@ -366,85 +347,48 @@ class LocalEmbedder:
 
     # calibration
 
-    def _calibrated(self, model: Any, settings: EmbedderSettings) -> tuple[Any, Calibration]:
-        """The model at the precision that proved fastest. Trials run on copies: rounding weights cannot be undone."""
-        import torch
-
+    def _calibrated(self, runtime: Runtime, settings: EmbedderSettings) -> tuple[Model, Calibration]:
+        """The model at the precision and for the number of threads that proved fastest."""
         rows = sorted(self._tokenise([PROBE[i % len(PROBE)] for i in range(BATCH)]), key=len)
-        truth = self._forward(model, rows)
-        models: dict[str, Any] = {}
+        ways = _ways(runtime, settings)
+        models: dict[tuple[str, int], Model] = {}
+        truth = self._forward(runtime.at("float32", 1), rows, threads=1)
         best: dict[tuple[str, int], Trial] = {}
         end = time.perf_counter() + BUDGET_S
         # Round by round, so that what else the machine does for a moment falls on all of them.
-        for precision, threads in _ways(settings) * ROUNDS:
+        for way in ways * ROUNDS:
+            precision, threads = way
             if time.perf_counter() > end and precision in {known for known, _ in best}:
                 break  # a machine that is busy right now: what is known must do
-            if precision not in models:
-                models[precision] = _at(model, precision, settings.device)
-            torch.set_num_threads(threads)
-            trial = measure(precision, threads, partial(self._probe, models[precision], rows), truth)
-            way = (precision, threads)
+            if way not in models:
+                models[way] = runtime.at(precision, threads)
+            trial = measure(precision, threads, partial(self._probe, models[way], rows, threads), truth)
             best[way] = trial.better(best[way]) if way in best else trial
         calibration = choose(list(best.values()), settings.cosine_floor)
-        return models[calibration.chosen.precision], calibration
+        return models[calibration.chosen.precision, calibration.chosen.threads], calibration
 
-    def _probe(self, model: Any, rows: list[list[int]], n: int) -> Floats:
-        return self._forward(model, rows[:n])
-
-
-def _load(entry: EmbeddingModel, device: str) -> Any:
-    """The model from local files, never from the network. Raises Refused when it is not what the registry says."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # How long an OpenMP thread spins before it sleeps; read when torch is first imported. The default (300,000 turns) is
-    # ruinous when others want the cores (a call of 32 questions on two busy cores: 948 ms; so: 78), and sleeping at once
-    # costs half of the second thread's gain when nobody does (1,006 texts/s; so: 1,110).
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # stderr carries events
-    root = model_root(entry)
-    check_model_files(entry, read_model_files(root))
-    model: Any = SentenceTransformer(str(root), device=device).eval()
-    if (found := model.get_embedding_dimension()) != entry.dimension:
-        raise Refused(f"model {entry.name} has dimension {found}, the registry says {entry.dimension}", field="model")
-    return model
+    def _probe(self, model: Model, rows: list[list[int]], threads: int, n: int) -> Floats:
+        return self._forward(model, rows[:n], threads=threads)
 
 
 def try_model(entry: EmbeddingModel) -> None:
     """Loads the model and embeds a short text and one that fills its window. Raises Refused, or what the library raises."""
-    model = _load(entry, "cpu")
-    model.max_seq_length = entry.window_tokens
-    vectors = np.asarray(model.encode([PROBE[0], "word " * entry.window_tokens], batch_size=1))
-    if vectors.shape != (2, entry.dimension) or not np.isfinite(vectors).all():
-        raise Refused(f"model {entry.name} answers {vectors.shape}, or numbers that are not finite", field="location")
+    model, tokenizer = open_runtime(entry, device="cpu", name="auto").at("float32", 1), open_tokenizer(entry)
+    for text in (PROBE[0], "word " * entry.window_tokens):
+        ids = np.asarray([tokenizer.encode(text).ids[: entry.window_tokens]], np.int64)
+        vectors = model(ids, np.ones_like(ids), 1)
+        if vectors.shape != (1, entry.dimension) or not np.isfinite(vectors).all():
+            raise Refused(
+                f"model {entry.name} answers {vectors.shape}, or numbers that are not finite", field="location"
+            )
 
 
-def _at(model: Any, precision: str, device: str) -> Any:
-    """The model in that precision, in the form that its device runs fastest; `model` stays as it is."""
-    import torch
-
-    if device == "cpu" and is_bert(model):
-        return Encoder(model, precision)
-    copied = copy.deepcopy(model).to(getattr(torch, precision))
-    return packed(copied) if device == "cpu" else copied
-
-
-def _ways(settings: EmbedderSettings) -> list[tuple[str, int]]:
+def _ways(runtime: Runtime, settings: EmbedderSettings) -> list[tuple[str, int]]:
     """Precision and threads worth trying, likely ones first."""
     cores = os.cpu_count() or 1
     threads = [settings.threads] if settings.threads else sorted({1, max(1, cores // 2), cores}, reverse=True)
-    precisions = _precisions(settings.device) if settings.precision == "auto" else (settings.precision,)
+    precisions = runtime.precisions() if settings.precision == "auto" else (settings.precision,)
     return [(precision, n) for n in threads for precision in precisions]
-
-
-def _precisions(device: str) -> tuple[str, ...]:
-    """Those that may be fastest: a processor that only emulates bfloat16 is spared the seconds of its trials."""
-    import torch
-
-    low = torch.float16 if device != "cpu" else torch.bfloat16
-    return ("float32", str(low).removeprefix("torch.")) if device != "cpu" or can_lay(low) else ("float32",)
 
 
 def _wanted(items: list[Item]) -> list[Item]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ingest.embedding.runtimes import has_torch
 from vicinage.clock import Deadline
 from vicinage.errors import Refused, Unavailable
 from vicinage.fair import FairQueue
@@ -176,6 +177,8 @@ def _load(folder: Path, device: str) -> Any:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # see local.py
     if not (folder / "config.json").is_file():
         raise Refused(f"rerank.model: there is no model in {folder}: its config.json is missing", field="rerank.model")
+    if not has_torch():
+        raise Refused("rerank.model needs torch: install vicinage with the extra `torch`", field="rerank.model")
     from sentence_transformers import CrossEncoder
 
     try:

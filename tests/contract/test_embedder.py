@@ -30,9 +30,9 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def local() -> Iterator[LocalEmbedder]:
-    made = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(precision="float32", threads=1))
+@pytest.fixture(scope="module", params=["torch", "onnx"])
+def local(request: pytest.FixtureRequest) -> Iterator[LocalEmbedder]:
+    made = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(precision="float32", threads=1, runtime=request.param))
     yield made
     made.close()
 

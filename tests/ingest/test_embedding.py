@@ -19,9 +19,10 @@ from ingest.embedding import Lane, open_embedder
 from ingest.embedding import packed as packing
 from ingest.embedding.batcher import Item
 from ingest.embedding.gather import GatheringEmbedder
-from ingest.embedding.local import FAILURES_MAX, PAD_SHARE, PAD_SHARE_ATTENTION, LocalEmbedder, Pending, _calls
+from ingest.embedding.local import FAILURES_MAX, LocalEmbedder, Pending, _calls
 from ingest.embedding.packed import can_lay, packed
 from ingest.embedding.server import create_app
+from ingest.embedding.torch_runtime import PAD_SHARE, PAD_SHARE_ATTENTION
 from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable

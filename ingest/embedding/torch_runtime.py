@@ -1,0 +1,91 @@
+"""A sentence-transformers model in torch: any family, on a CPU or a GPU."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from ingest.embedding.bert import Encoder, is_bert
+from ingest.embedding.packed import can_lay, packed
+from ingest.embedding.runtime import Ids
+from vicinage.records import Floats
+
+PAD_SHARE: Final = 1.25
+"""A call is split when padding would make it this much larger, where the model computes padding,"""
+PAD_SHARE_ATTENTION: Final = 2.0
+"""or this much, where attention alone sees it (bert.py)."""
+
+
+class TorchModel:
+    """See `runtime.Model`. `forward` takes and returns what a SentenceTransformer does."""
+
+    def __init__(self, forward: Any, device: str = "cpu") -> None:
+        self._forward = forward
+        self._device = device
+        self.pad_share = PAD_SHARE_ATTENTION if isinstance(forward, Encoder) else PAD_SHARE
+
+    def __call__(self, ids: Ids, mask: Ids, threads: int) -> Floats:
+        """See `runtime.Model`."""
+        import torch
+
+        torch.set_num_threads(threads)
+        features = {
+            "input_ids": self._sent(torch.from_numpy(ids)),
+            "attention_mask": self._sent(torch.from_numpy(mask)),
+        }
+        with torch.inference_mode():
+            vectors: Floats = self._forward(features)["sentence_embedding"].float().cpu().numpy()
+        return vectors
+
+    def _sent(self, tensor: Any) -> Any:
+        """The tensor on the model's device; to a GPU from pinned memory, so that the copy does not hold up what follows."""
+        return tensor if self._device == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+class TorchRuntime:
+    """See `runtime.Runtime`."""
+
+    name = "torch"
+
+    def __init__(self, root: Path, device: str) -> None:
+        self._device = device
+        self._loaded = load(root, device)
+        self._models: dict[str, TorchModel] = {}
+        self.dimension: int = self._loaded.get_embedding_dimension()
+
+    def precisions(self) -> tuple[str, ...]:
+        """A processor that only emulates bfloat16 is spared the seconds of its trials."""
+        import torch
+
+        if self._device != "cpu":
+            return ("float32", "float16")
+        return ("float32", "bfloat16") if can_lay(torch.bfloat16) else ("float32",)
+
+    def at(self, precision: str, threads: int) -> TorchModel:  # noqa: ARG002  (set at each call)
+        """A copy, in the form that the device runs fastest: rounding weights cannot be undone."""
+        if precision not in self._models:
+            self._models[precision] = TorchModel(self._copied(precision), self._device)
+        return self._models[precision]
+
+    def _copied(self, precision: str) -> Any:
+        import torch
+
+        if self._device == "cpu" and is_bert(self._loaded):
+            return Encoder(self._loaded, precision)
+        copied = copy.deepcopy(self._loaded).to(getattr(torch, precision))
+        return packed(copied) if self._device == "cpu" else copied
+
+
+def load(root: Path, device: str) -> Any:
+    """Returns the SentenceTransformer in `root`; never looks on the network."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # How long an OpenMP thread spins before it sleeps; read when torch is first imported. The default (300,000 turns) is
+    # ruinous when others want the cores (a call of 32 questions on two busy cores: 948 ms; so: 78), and sleeping at once
+    # costs half of the second thread's gain when nobody does (1,006 texts/s; so: 1,110).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # stderr carries events
+    return SentenceTransformer(str(root), device=device).eval()
