@@ -18,6 +18,8 @@ ANSWER_S = 30.0
 """Longer than any request may take: an answer that does not come at all is a finding."""
 SEND_S = 8.0
 """How long its producer tries to send a record: a broker that was restarted answers within it, or the write is in doubt."""
+BOOTSTRAP_MS = 3_000
+"""How long its producer looks for a broker before a record is not sent. By itself kafka-python looks for 30 s, each time anew."""
 K = 1_000
 Pairs = Sequence[tuple[str, State]]
 
@@ -153,6 +155,7 @@ class Tenant:
             self._producer = KafkaProducer(
                 bootstrap_servers=self.brokers, acks="all", linger_ms=0, max_block_ms=3_000,
                 delivery_timeout_ms=int(SEND_S * 1_000), request_timeout_ms=5_000, max_request_size=16 << 20,
+                bootstrap_timeout_ms=BOOTSTRAP_MS,
             )  # fmt: skip
         return self._producer
 

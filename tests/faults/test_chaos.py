@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from servers import kafka_starter, postgres_starter
+from servers import free_port, kafka_starter, postgres_starter
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.append(str(ROOT / "loadtest"))
+from chaos_tenant import Collection, Tenant
 
 
 @pytest.mark.serial
@@ -29,3 +32,13 @@ def test_after_each_round_of_faults_every_collection_is_what_was_acknowledged(tm
     assert found["rounds"] == 6
     assert found["writes"] > 0 < found["neighbor"]["others"]["n"]
     assert found["wrong"] == []
+
+
+@pytest.mark.timeout(60)
+def test_a_record_without_a_broker_does_not_hold_up_its_round() -> None:
+    tenant = Tenant("red", "key", f"http://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
+    collection, began = Collection("vectors", None), time.monotonic()
+    tenant.produce(collection, [("d1", 1)])
+    assert time.monotonic() - began < 10, "the broker of a round is started again only after its writes"
+    assert collection.ledger.ids() == [], "nothing was sent"
+    tenant.close()
