@@ -14,7 +14,8 @@ from typing import Any, Final, Self, TypeVar
 
 from vicinage.errors import NotFound, Refused, Unavailable
 from vicinage.log import Record, Stored, TopicPartition, check_start
-from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX, connect
+from vicinage.log.kafka_clients import connect, open_client
+from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX
 from vicinage.log.kafka_producer import KafkaAppender
 from vicinage.log.kafka_reader import CALL_MS, DEADLINE_S, KafkaReader
 from vicinage.log.kafka_security import client_options, macs, or_refused
@@ -295,26 +296,21 @@ class KafkaLog:
         from kafka import KafkaConsumer
 
         with self._asked("connecting"):
-            return KafkaConsumer(
-                bootstrap_servers=self._servers,
+            return open_client(
+                KafkaConsumer,
+                self._servers,
+                self._client,
+                answer_ms=CALL_MS,
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
-                reconnect_backoff_max_ms=1_000,
-                bootstrap_timeout_ms=CALL_MS,
-                **self._client,
                 **more,
             )
 
     def _new_administrator(self) -> Any:
         from kafka import KafkaAdminClient
 
-        return KafkaAdminClient(
-            bootstrap_servers=self._servers,
-            request_timeout_ms=CALL_MS,
-            reconnect_backoff_max_ms=1_000,
-            **self._client,
-        )
+        return open_client(KafkaAdminClient, self._servers, self._client, answer_ms=CALL_MS, request_timeout_ms=CALL_MS)
 
     def _group(self, group: str) -> _Shared:
         with self._lock:

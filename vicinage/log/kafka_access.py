@@ -3,6 +3,7 @@
 from typing import Final
 
 from vicinage.errors import Unavailable
+from vicinage.log.kafka_clients import open_client
 from vicinage.log.kafka_facts import CALL_MS
 from vicinage.log.kafka_security import client_options
 from vicinage.settings import KafkaSettings
@@ -34,9 +35,8 @@ def has_authorizer(log_url: str, kafka: KafkaSettings) -> bool:
     topic = ResourcePatternFilter(ResourceType.TOPIC, "vicinage.vectors", ACLResourcePatternType.LITERAL)
     asked = ACLFilter(None, None, ACLOperation.ANY, ACLPermissionType.ANY, topic)
     try:
-        admin = KafkaAdminClient(
-            bootstrap_servers=servers_of(log_url), request_timeout_ms=CALL_MS, **client_options(kafka)
-        )
+        servers, security = servers_of(log_url), client_options(kafka)
+        admin = open_client(KafkaAdminClient, servers, security, answer_ms=CALL_MS, request_timeout_ms=CALL_MS)
         try:
             admin.describe_acls(asked)
         finally:

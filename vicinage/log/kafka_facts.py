@@ -1,11 +1,9 @@
 """What a Kafka topic is and how it is configured, read from the brokers and cached for a while."""
 
-import socket
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -14,6 +12,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, for_code
 
 from vicinage.errors import NotFound, Unavailable
+from vicinage.log.kafka_clients import connect, open_client
 from vicinage.log.kafka_security import unanswered
 
 MESSAGE_BYTES_MAX: Final = 16 << 20
@@ -23,7 +22,6 @@ TOPICS_MAX: Final = 20_000
 """Topics that are cached (LRU)."""
 DESCRIBED_MAX: Final = 1_000
 CALL_MS: Final = 3_000
-CONNECT_S: Final = 1.0
 AWAY_S: Final = 0.5
 """After a failed attempt to reach the brokers, further attempts fail at once for this long."""
 SETTINGS_READ: Final = ("max.message.bytes", "cleanup.policy")
@@ -56,18 +54,6 @@ def problems(facts: TopicFacts) -> tuple[str, ...]:
 def compacted(facts: TopicFacts) -> bool:
     """Returns whether the brokers compact the topic: they then refuse records without a key."""
     return "compact" in (facts.cleanup_policy or "")
-
-
-def connect(servers: Sequence[str]) -> None:
-    """Opens and closes one TCP connection to any of the servers. Raises Unavailable within CONNECT_S a server.
-
-    The client of kafka-python leaves a thread behind when its first connection fails, so this comes first.
-    """
-    for server in servers:
-        host, _, port = server.rpartition(":")
-        with suppress(OSError, ValueError), socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
-            return
-    raise Unavailable("no Kafka broker can be reached", dependency="log")
 
 
 class FactsReader:
@@ -193,11 +179,7 @@ class FactsReader:
         if self._closed:
             raise Unavailable("the log is closed", dependency="log")
         if self._admin is None:
-            self._admin = KafkaAdminClient(
-                bootstrap_servers=list(self._servers),
-                request_timeout_ms=CALL_MS,
-                bootstrap_timeout_ms=CALL_MS,
-                reconnect_backoff_max_ms=1_000,
-                **self._client,
+            self._admin = open_client(
+                KafkaAdminClient, self._servers, self._client, answer_ms=CALL_MS, request_timeout_ms=CALL_MS
             )
         return self._admin

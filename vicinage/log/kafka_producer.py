@@ -27,7 +27,8 @@ from kafka.producer.transaction_manager import TransactionManager, TransactionSt
 
 from vicinage.errors import NotFound, TooLarge, Unavailable, VicinageError
 from vicinage.log import Record, TopicPartition
-from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX, FactsReader, TopicFacts, compacted, connect
+from vicinage.log.kafka_clients import open_client
+from vicinage.log.kafka_facts import CALL_MS, MESSAGE_BYTES_MAX, FactsReader, TopicFacts, compacted
 from vicinage.log.kafka_security import unanswered
 from vicinage.telemetry import counter, events
 
@@ -254,9 +255,11 @@ class _Producers:
         if time.monotonic() < self._away_until:
             raise Unavailable("no Kafka broker can be reached", dependency="log")
         try:
-            connect(self._servers)
-            producer = KafkaProducer(
-                bootstrap_servers=list(self._servers),
+            producer = open_client(
+                KafkaProducer,
+                self._servers,
+                self._client,
+                answer_ms=CALL_MS,
                 acks="all",
                 enable_idempotence=True,
                 compression_type="lz4",
@@ -266,10 +269,7 @@ class _Producers:
                 delivery_timeout_ms=int(DEADLINE_S * 1000),
                 request_timeout_ms=5_000,
                 allow_auto_create_topics=False,
-                reconnect_backoff_max_ms=1_000,
-                bootstrap_timeout_ms=3_000,
                 metrics_enabled=False,
-                **self._client,
             )
         except (kafka_errors.KafkaError, Unavailable) as error:
             self._away_until, self._down = time.monotonic() + AWAY_S, True

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vicinage.errors import Unavailable
 from vicinage.threads import EssentialThread
 
 LOOK_S: Final = 2.0
@@ -49,7 +50,7 @@ class Topics:
         return self._seen
 
     def look(self) -> Mapping[str, Topic]:
-        """Lists the topics now. Raises KafkaError."""
+        """Lists the topics now. Raises KafkaError, or Unavailable where there is no connection yet."""
         with self._lock:
             began = time.monotonic()
             found = _topics(self._administrator().describe_topics())
@@ -58,7 +59,7 @@ class Topics:
         return found
 
     def ask(self, topic: str) -> Topic | None:
-        """Describes one topic now; None where there is none. Raises KafkaError."""
+        """Describes one topic now; None where there is none. Raises as `look` does."""
         with self._lock:
             found = _topics(self._administrator().describe_topics([topic])).get(topic)
             at, known = self._seen
@@ -96,7 +97,7 @@ class Topics:
             began = time.monotonic()
             try:
                 self.look()
-            except (KafkaError, OSError, RuntimeError):  # RuntimeError: closed meanwhile
+            except (KafkaError, Unavailable, OSError, RuntimeError):  # RuntimeError: closed meanwhile
                 pause_s = LOOK_S  # the last listing grows old; after OLD_S callers see the error themselves
             else:
                 pause_s = max(LOOK_S, COST_TIMES * (time.monotonic() - began))

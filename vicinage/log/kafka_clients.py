@@ -1,0 +1,53 @@
+"""Makes clients of kafka-python. None waits long for a first answer, and none that fails leaves anything behind."""
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from vicinage.errors import Unavailable
+
+CONNECT_S: Final = 1.0
+BACKOFF_MAX_MS: Final = 1_000
+"""Longest pause between two attempts to reconnect: a broker that is back is noticed within it."""
+
+
+def connect(servers: Sequence[str]) -> None:
+    """Opens and closes one TCP connection to any of the servers. Raises Unavailable within CONNECT_S a server."""
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        with suppress(OSError, ValueError), socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
+            return
+    raise Unavailable("no Kafka broker can be reached", dependency="log")
+
+
+def open_client(
+    kind: Callable[..., Any], servers: Sequence[str], security: Mapping[str, Any], *, answer_ms: int, **options: Any
+) -> Any:
+    """Returns a client of the kind (KafkaConsumer, KafkaProducer, KafkaAdminClient) that a broker has answered.
+
+    Raises Unavailable at once where no broker can be reached, and KafkaError where none answers within `answer_ms`.
+    By itself kafka-python waits 30 s, and leaves a thread and three descriptors behind for each client without an answer.
+    """
+    from kafka.net.compat import KafkaNetClient
+
+    opened: list[KafkaNetClient] = []
+
+    def remembered(**given: Any) -> KafkaNetClient:
+        opened.append(KafkaNetClient(**given))
+        return opened[-1]
+
+    connect(servers)
+    try:
+        return kind(
+            bootstrap_servers=list(servers),
+            bootstrap_timeout_ms=answer_ms,
+            reconnect_backoff_max_ms=BACKOFF_MAX_MS,
+            kafka_client=remembered,
+            **security,
+            **options,
+        )
+    except BaseException:
+        for each in opened:
+            each.close()
+        raise
