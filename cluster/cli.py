@@ -226,7 +226,7 @@ def down(data: Path, *, as_json: bool) -> None:
 @main.command(epilog=EPILOG)
 @common
 def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
-    r"""Which processes run, how often each was restarted, and which parts are ready.
+    r"""Which processes run, how often each was restarted, which parts are ready, and what to do about halted partitions.
 
     \b
     vicinage status
@@ -235,6 +235,7 @@ def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
     import httpx
 
     from cluster import local
+    from cluster.doctor import halts_next
 
     state = local.running(data.absolute()) if url is None else {"url": url}
     if state is None:
@@ -245,7 +246,8 @@ def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
         answer = httpx.get(f"{state['url']}/readyz", timeout=10, trust_env=False).json()
     except (httpx.HTTPError, ValueError) as error:
         answer = {"ready": False, "parts": {}, "error": str(error)}
-    show({**state, **answer}, as_json)
+    remedy = halts_next(answer.get("parts", {}))
+    show({**state, **answer, **({"next": remedy} if remedy else {})}, as_json)
     if answer.get("ready") is not True:
         sys.exit(EXIT_AWAY if url is not None and "error" in answer else EXIT_FAILED)
 

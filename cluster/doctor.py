@@ -4,7 +4,7 @@ import platform
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,8 +21,19 @@ NOT_YET: Final = "not there yet: `vicinage up` creates it"
 Row = dict[str, Any]
 
 
+HALTS: Final = 'docs/operations/index.md, "A partition is halted"'
+
+
 class Warned(Exception):
     """A check that found something to decide on, and nothing that does not work."""
+
+
+class Failed(Exception):
+    """A check that failed, where what to do next depends on what it found."""
+
+    def __init__(self, detail: str, remedy: str) -> None:
+        super().__init__(detail)
+        self.remedy = remedy
 
 
 def examine(settings: Settings) -> list[Row]:
@@ -44,6 +55,7 @@ def examine(settings: Settings) -> list[Row]:
         ("reranker", lambda: _reranker(s), "check rerank.model or rerank.url: until then nothing is reranked"),
         ("log", lambda: _log(s), "check log_url, and that the broker is up"),
         ("topics", lambda: _topics(s), "set what is named with kafka-configs.sh --alter --entity-type topics"),
+        ("ingest", lambda: _ingest(s), HALTS),
         (
             "access",
             lambda: _access(s),
@@ -69,10 +81,21 @@ def examine_url(url: str) -> list[Row]:
         return [{"check": "platform", "ok": False, "detail": f"{url} does not answer: {reason}", "next": remedy}]
     rows = [{"check": "platform", "ok": bool(answer["ready"]), "detail": url, "next": ""}]
     for name, part in parts.items():
-        ok = bool(part.get("ready"))
+        ready, halts = bool(part.get("ready")), halts_next(parts) if name == "ingest" else ""
         facts = ", ".join(f"{k} {v}" for k, v in part.items() if k != "ready")
-        rows.append({"check": name, "ok": ok, "detail": facts, "next": "" if ok else "its events in DATA/run say more"})
+        remedy = halts if ready else "its events in DATA/run say more"
+        rows.append({"check": name, "ok": ready and not halts, "detail": facts, "next": remedy})
     return rows
+
+
+def halts_next(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns what to do about the halted partitions that a platform's parts count; "" where there are none. Pure."""
+    if not parts.get("ingest", {}).get("halted_partitions"):
+        return ""
+    return (
+        "`vicinage freshness` says which partitions are halted and why;"
+        f" `vicinage tenant resume-ingest TENANT` goes on ({HALTS})"
+    )
 
 
 def _row(name: str, check: Callable[[], str], remedy: str) -> Row:
@@ -80,6 +103,8 @@ def _row(name: str, check: Callable[[], str], remedy: str) -> Row:
         return {"check": name, "ok": True, "detail": check(), "next": ""}
     except Warned as warning:
         return {"check": name, "ok": True, "detail": f"warning: {warning}", "next": remedy}
+    except Failed as failure:
+        return {"check": name, "ok": False, "detail": str(failure), "next": failure.remedy}
     except (VicinageError, OSError, ImportError, RuntimeError, AssertionError) as error:
         return {"check": name, "ok": False, "detail": str(error) or type(error).__name__, "next": remedy}
 
@@ -239,6 +264,23 @@ def _topics(settings: Settings) -> str:
         found = log.topic_problems(topics)
     assert not found, "; ".join(f"{topic}: {', '.join(problems)}" for topic, problems in list(found.items())[:10])
     return f"{len(topics)} topics"
+
+
+def _ingest(settings: Settings) -> str:
+    """No partition of a documents topic is halted, as the catalog says."""
+    from tenants.registry import Registry
+    from vicinage.clock import SystemClock
+
+    with _engine(settings) as engine:
+        if engine is None:
+            return NOT_YET
+        registry = Registry(engine, SystemClock())
+        halted = registry.positions.halted({t.name for t in registry.tenants()})
+    if halted:
+        named = "; ".join(f"{s.tenant}/{s.partition} ({s.kind}): {s.reason}" for s in halted[:10])
+        resume = "; ".join(f"vicinage tenant resume-ingest {name}" for name in sorted({s.tenant for s in halted})[:10])
+        raise Failed(f"{len(halted)} halted partitions: {named}", f"remove the cause, or {resume} ({HALTS})")
+    return "no partition is halted"
 
 
 def access_warning(servers: Sequence[str], security: str, *, tenants: int, authorizer: bool) -> str:

@@ -113,9 +113,9 @@ class Readiness:
     async def _count_halted(self, part: Part) -> None:
         """Adds the number of halted partitions, which do not make the platform unready."""
         with contextlib.suppress(VicinageError, TimeoutError):
-            states = await asyncio.wait_for(self._look(self._registry.positions.not_reading), LIMIT_S)
             present = {t.name for t in self._registry.tenants()}
-            part["halted_partitions"] = sum(s.state == "halted" and s.tenant in present for s in states)
+            halted = await asyncio.wait_for(self._look(partial(self._registry.positions.halted, present)), LIMIT_S)
+            part["halted_partitions"] = len(halted)
 
     async def _part(self, part: Part, name: str, work: Coroutine[Any, Any, T]) -> T | None:
         """Returns the result of `work` and marks the part ready, or logs why it is not: the answer is public."""

@@ -4,7 +4,7 @@ Kafka forgets a group's position that was not committed for `offsets.retention.m
 written in the background, so a position here may be a few seconds behind the log's: law 3 makes that harmless.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -62,6 +62,10 @@ class Positions:
         """Returns the partitions that are halted, resuming or waiting. Raises Unavailable."""
         of = () if tenant is None else (_P.c.tenant == tenant,)
         return self._select(_P.c.state != "reading", *of)
+
+    def halted(self, tenants: Collection[str]) -> list[PartitionState]:
+        """Returns the halted partitions of these tenants. Raises Unavailable."""
+        return [s for s in self._select(_P.c.state == "halted") if s.tenant in tenants]
 
     def resuming(self) -> list[PartitionState]:
         """Returns the partitions with a new position that ingest has not adopted yet. Raises Unavailable."""

@@ -71,6 +71,20 @@ def test_doctor_asks_a_platform_elsewhere_what_it_says_of_itself() -> None:
     assert {row["check"]: row["ok"] for row in json.loads(said)} == {"platform": False, "log": True, "embedder": False}
 
 
+@pytest.mark.parametrize("halted", [0, 2])
+def test_a_platform_elsewhere_is_asked_about_halted_partitions(halted: int) -> None:
+    async def readyz(_request: Request) -> JSONResponse:
+        return JSONResponse({"ready": True, "parts": {"ingest": {"ready": True, "halted_partitions": halted}}})
+
+    with serving(Starlette(routes=[Route("/readyz", readyz)])) as url:
+        examined, rows = ended("doctor", "--json", "--url", url)
+        code, said = ended("status", "--json", "--url", url)
+    [row] = [row for row in json.loads(rows) if row["check"] == "ingest"]
+    assert (examined, row["ok"], "resume-ingest" in row["next"]) == (int(halted > 0), halted == 0, halted > 0)
+    assert (code, json.loads(said)["ready"]) == (0, True), "every other partition is read"
+    assert ("resume-ingest" in json.loads(said).get("next", "")) == (halted > 0)
+
+
 def test_a_start_that_takes_too_long_says_what_is_missing_and_how_far_it_came(tmp_path: Path, capsys) -> None:
     (tmp_path / "run").mkdir()
     event = {"event": "model is loaded", "level": "error"}
