@@ -173,14 +173,14 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 def prepare(settings: Settings) -> None:
     """What must be there before the roles start: the schema, the vectors log, the internal and the operator's key."""
-    from cluster.wiring import ground
+    from cluster.wiring import LOG_WAIT_S, ground
     from tenants.keys import Keys
 
     folder = run_folder(settings)
     remember_identity(settings)
     if not (folder / "internal.key").exists():
         _secret(folder / "internal.key", secrets.token_urlsafe(32))
-    base = ground(settings)
+    base = ground(settings, log_wait_s=LOG_WAIT_S)
     try:
         _operator_key(folder / "operator.key", Keys(base.engine, base.clock))
     finally:

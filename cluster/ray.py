@@ -41,11 +41,11 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     """The gateway role over a Ray cluster: place (or find) the actors, then serve. Returns after an orderly stop."""
     from cluster.health import serve_health
     from cluster.roles import begin, die, internal_key, run_until_told, serve
-    from cluster.wiring import build_gateway, ground
+    from cluster.wiring import LOG_WAIT_S, build_gateway, ground
 
     begin("gateway")
     connect(address)
-    base = ground(settings)
+    base = ground(settings, log_wait_s=LOG_WAIT_S)
     handles = place(_start(base.settings), searchers, base.settings.slots)
     watch = Watch(handles, base.settings.data / "run" / "actors.json")
     watch.start()
@@ -154,12 +154,12 @@ class SearcherActor:
 
     def __init__(self, start: Start, slots: list[int]) -> None:
         from cluster.roles import die
-        from cluster.wiring import build_searcher, ground
+        from cluster.wiring import LOG_WAIT_S, build_searcher, ground
 
         configure_events("searcher")
         when_one_dies(die)
         sweep_scratch()
-        self._searcher = build_searcher(ground(start.settings()), slots, on_failure=die)
+        self._searcher = build_searcher(ground(start.settings(), log_wait_s=LOG_WAIT_S), slots, on_failure=die)
         self._searcher.start()
 
     async def ping(self) -> tuple[int, bool]:
@@ -194,7 +194,7 @@ class RoleActor:
 
     def __init__(self, start: Start, name: str) -> None:
         from cluster import roles
-        from cluster.wiring import ground
+        from cluster.wiring import LOG_WAIT_S, ground
 
         configure_events(name)
         when_one_dies(roles.die)
@@ -202,7 +202,7 @@ class RoleActor:
         self._stop = threading.Event()
         settings = start.settings()
         if name == "ingest":
-            base = ground(settings)
+            base = ground(settings, log_wait_s=LOG_WAIT_S)
             work: Any = lambda: roles.work_until(self._stop, base, roles.internal_key(settings))  # noqa: E731
         else:
             work = lambda: roles.serve_embedder(settings)  # noqa: E731

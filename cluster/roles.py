@@ -13,7 +13,16 @@ from cluster.descriptors import connections_max, raise_limit
 from cluster.health import serve_health
 from cluster.lifetime import STOP_S, end_with_supervisor, limit_stop
 from cluster.memory import keep_returning
-from cluster.wiring import Ground, build_embedder, build_gateway, build_indexer, build_ingest, build_searcher, ground
+from cluster.wiring import (
+    LOG_WAIT_S,
+    Ground,
+    build_embedder,
+    build_gateway,
+    build_indexer,
+    build_ingest,
+    build_searcher,
+    ground,
+)
 from vicinage.errors import Unavailable
 from vicinage.scratch import sweep_scratch
 from vicinage.settings import Settings
@@ -109,7 +118,7 @@ def die(error: BaseException) -> None:
 
 
 def _gateway(settings: Settings) -> None:
-    base = ground(settings)
+    base = ground(settings, log_wait_s=LOG_WAIT_S)
     searcher = build_searcher(base, on_failure=die)
     searcher.start()
     app = build_gateway(base, [searcher], embedder_key=internal_key(settings), on_failure=die)
@@ -130,7 +139,7 @@ def _gateway(settings: Settings) -> None:
 
 
 def _ingest(settings: Settings) -> None:
-    base, stop = ground(settings), threading.Event()
+    base, stop = ground(settings, log_wait_s=LOG_WAIT_S), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_stop_working, stop))
     work_until(stop, base, internal_key(settings))
@@ -181,7 +190,7 @@ def serve_embedder(settings: Settings, *, host: str | None = None) -> None:
     """Load and calibrate the local models, then serve them until told to stop."""
     from urllib.parse import urlsplit
 
-    base = ground(settings)
+    base = ground(settings, log_wait_s=LOG_WAIT_S)
     models = base.registry.models()
     url = urlsplit(base.settings.embedder.url)
     base.close()

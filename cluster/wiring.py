@@ -3,15 +3,17 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from cluster.configuration import usable_data
 from tenants.entities import EmbeddingModel, Generation
 from vicinage.clock import SystemClock
+from vicinage.errors import Unavailable
 from vicinage.records import Floats
 from vicinage.settings import Settings
 from vicinage.telemetry import events
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+LOG_WAIT_S: Final = 30.0
+"""How long a role that starts waits for the log: brokers may start beside it, or be restarted just now."""
+LOG_AGAIN_S: Final = 0.5
 _event = events("cluster")
 
 
@@ -58,8 +63,8 @@ class Ground:
         self.engine.dispose()
 
 
-def ground(settings: Settings, *, audit_key_optional: bool = False) -> Ground:
-    """Open log, catalog (brought to the newest schema) and store.
+def ground(settings: Settings, *, audit_key_optional: bool = False, log_wait_s: float = 0.0) -> Ground:
+    """Open log, catalog (brought to the newest schema) and store. Waits `log_wait_s` for a log that is away.
 
     Raises ConfigurationError where the audit key is missing; `audit_key_optional`: then only what writes an audit record does.
     """
@@ -67,7 +72,6 @@ def ground(settings: Settings, *, audit_key_optional: bool = False) -> Ground:
     from tenants.audit import use_key
     from tenants.jobs import Jobs
     from tenants.manifests import Manifests
-    from tenants.provisioning import ensure_vectors
     from tenants.registry import Registry
     from tenants.tables import migrate
     from vicinage.catalog import open_catalog
@@ -80,9 +84,24 @@ def ground(settings: Settings, *, audit_key_optional: bool = False) -> Ground:
     migrate(engine)
     use_key(engine, load_key(s, engine, optional=audit_key_optional))
     log = open_log(s.log_url, s.kafka)
-    ensure_vectors(log, s.slots)
+    _ensure_vectors(log, s.slots, log_wait_s)
     store = open_store(s.store_url, cache=s.data / "cache", cache_bytes_max=s.store_cache_bytes_max)
     return Ground(s, clock, log, engine, store, Registry(engine, clock), Manifests(engine, clock), Jobs(engine, clock))
+
+
+def _ensure_vectors(log: "Log", slots: int, wait_s: float) -> None:
+    from tenants.provisioning import ensure_vectors
+
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            ensure_vectors(log, slots)
+        except Unavailable:
+            if time.monotonic() + LOG_AGAIN_S > end:
+                raise
+            time.sleep(LOG_AGAIN_S)
+        else:
+            return
 
 
 def build_searcher(
