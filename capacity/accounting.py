@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from capacity.headroom import measured
 from capacity.snapshot import Snapshot
-from indexer.shard import ShardStats
 from vicinage.records import ShardId
+from vicinage.stats import ShardStats
 
 
 @dataclass(frozen=True, slots=True)

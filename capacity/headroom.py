@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from capacity.snapshot import Snapshot
-from indexer.shard import ShardStats
+from vicinage.stats import ShardStats
 
 
 @dataclass(frozen=True, slots=True)

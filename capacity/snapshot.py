@@ -5,15 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from indexer.host import Host
-from indexer.residency import SHARD_BYTES
-from indexer.searcher import SearcherStats
-from indexer.serving import serving
-from indexer.shard import ShardStats
 from tenants.entities import Tenant
 from tenants.registry import Registry
+from tenants.serving import serving
 from vicinage.log import Log
 from vicinage.records import ShardId
+from vicinage.stats import SHARD_BYTES, Host, SearcherStats, ShardStats
 
 RATE_WINDOW_S: Final = 60.0
 

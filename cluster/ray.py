@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.state_file import StateFile
-from indexer.searcher import SearcherStats
 from indexer.shard import StoredDocument
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Unavailable, VicinageError
 from vicinage.records import Partial, ShardId, ShardQuery
 from vicinage.scratch import sweep_scratch
 from vicinage.settings import Settings
+from vicinage.stats import SearcherStats
 from vicinage.telemetry import configure_events, events
 from vicinage.threads import EssentialThread, when_one_dies
 

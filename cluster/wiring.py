@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from indexer.run import Indexer
-    from indexer.searcher import Searcher
     from ingest.embedding import Embedder
     from ingest.passages import Cutter
     from ingest.run import Ingest
     from query.rerank import TeiReranker
     from query.scatter import Searchers
+    from query.searcher.run import Searcher
     from tenants.jobs import Jobs
     from tenants.manifests import Manifests
     from tenants.registry import Registry
@@ -109,7 +109,7 @@ def build_searcher(
 ) -> "Searcher":
     """A searcher of some slots, or of all."""
     from indexer.backends import open_backend
-    from indexer.searcher import Searcher
+    from query.searcher.run import Searcher
 
     return Searcher(
         range(base.settings.slots) if slots is None else slots,

@@ -29,11 +29,11 @@ from indexer.segment import (
     read_documents,
     read_passages,
 )
-from indexer.serving import generation_of
 from indexer.vectors_log import readable_rows
 from tenants.entities import COPIES, Damage, Generation, Lease, Manifest, SegmentRef
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
+from tenants.serving import generation_of
 from vicinage.clock import Clock, longer
 from vicinage.errors import Conflict, Corrupt, NotFound, Unavailable, VicinageError
 from vicinage.faults import crash_point

@@ -10,7 +10,6 @@ from typing import Any, Final
 from indexer.backends import Backend
 from indexer.reindex import EmbedTexts, Reindex
 from indexer.seal import Builder, Pending, due
-from indexer.serving import generation_of, serving
 from indexer.superseded import Superseded
 from indexer.upkeep import Upkeep
 from indexer.vectors_log import quarantine, readable
@@ -20,6 +19,7 @@ from tenants.leases import Leases
 from tenants.manifests import Manifests
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
+from tenants.serving import generation_of, serving
 from vicinage.clock import Clock
 from vicinage.errors import Conflict, Corrupt, Unavailable
 from vicinage.log import Log, Stored

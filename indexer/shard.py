@@ -7,7 +7,7 @@ Law 3: a document's higher version replaces the lower, wherever either lies; any
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any, Final
@@ -26,6 +26,7 @@ from indexer.segment import Keys, Segment, document_runs
 from tenants.entities import Manifest, Metric
 from vicinage.errors import Corrupt, Refused
 from vicinage.records import Bound, Floats, Hit, Partial, ShardId, ShardQuery
+from vicinage.stats import CurveEnd, ShardStats
 from vicinage.wire import DELETED, is_deletions
 
 BEHIND_MAX: Final = 256
@@ -61,47 +62,6 @@ class StoredDocument:
     version: int
     passages: tuple[StoredPassage, ...]
     metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class CurveEnd:
-    """The end of an effort curve: recall at the greatest measured effort, on so many of the collection's own questions (0: made-up ones)."""
-
-    effort: int
-    recall: float
-    questions: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardStats:
-    """What a shard holds. `host_bytes` is accounted: delta arrays, and segments as if every page were touched.
-
-    `exact`: documents and passages are what is searchable at the watermark; else they are lower bounds (of one that is not `resident`,
-    and was not counted yet).
-    """
-
-    shard: ShardId
-    documents: int
-    passages: int
-    delta_passages: int
-    segments: int
-    kinds: tuple[str, ...]
-    host_bytes: int
-    store_bytes: int
-    watermark: int
-    manifest_version: int
-    resident: bool = True
-    exact: bool = True
-    segment_passages: int = 0
-    """Passages in its segments, those too that are deleted or replaced."""
-    log_bytes: int = 0
-    """Of one that is not resident and was counted: bytes of its rows that no segment has."""
-    scanned_passages: int = 0
-    """Those that every search is compared with one by one; of one that is not resident, 0."""
-    curve: CurveEnd | None = None
-    """What the segment with the least measured recall reaches at its greatest effort."""
-    scans: Mapping[str, int] = field(default_factory=dict)
-    """Searches that were scanned in place of the index, or were not, and why, since the shard was loaded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,7 +17,6 @@ from indexer.mend import Mending
 from indexer.reindex import Reindex
 from indexer.scrub import Scrub
 from indexer.seal import Builder
-from indexer.serving import generation_of, serving
 from indexer.superseded import Superseded
 from indexer.trim import Trim
 from tenants.entities import Generation, Group, Job, Lease, Manifest
@@ -25,6 +24,7 @@ from tenants.ingest_lanes import owed_from
 from tenants.jobs import Jobs
 from tenants.manifests import Manifests
 from tenants.registry import Registry
+from tenants.serving import generation_of, serving
 from vicinage.clock import Clock, longer
 from vicinage.errors import Conflict, VicinageError
 from vicinage.log import Log

@@ -1,1 +1,1 @@
-"""Questions answered: the gateway, admission, plan, scatter, merge, freshness and the recall monitor."""
+"""Searches: the gateway, admission, plan, scatter, merge, freshness, the recall monitor, and the searcher role."""

@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from indexer.searcher import SearcherStats
 from query.admission import Admission
 from query.answer import Answerer, QueryEmbedder
 from query.api import admin, collections, dead_letters, documents, health, search
@@ -46,6 +45,7 @@ from vicinage.errors import Refused, Unavailable, VicinageError
 from vicinage.log import Log
 from vicinage.records import Floats
 from vicinage.settings import GatewaySettings, IngestSettings
+from vicinage.stats import SearcherStats
 from vicinage.telemetry import events, gauge
 
 REFRESH_S = 0.25

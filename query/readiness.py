@@ -15,8 +15,8 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from indexer.holding import NEWEST
 from query.scatter import Searcher, Searchers
+from query.searcher.shards import NEWEST
 from tenants.entities import Group
 from tenants.provisioning import HEALTH_RETENTION_MS, HEALTH_TOPIC, VECTORS_TOPIC
 from tenants.registry import Registry

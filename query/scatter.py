@@ -5,12 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from indexer.searcher import SearcherStats
 from indexer.shard import StoredDocument
 from query.plan import Plan
 from vicinage.clock import Deadline
 from vicinage.errors import Corrupt, Unavailable, VicinageError
 from vicinage.records import Partial, ShardId, ShardQuery
+from vicinage.stats import SearcherStats
 
 
 class Searcher(Protocol):

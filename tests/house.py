@@ -13,12 +13,13 @@ import numpy as np
 from cluster.wiring import Ground, build_searcher, ground
 from indexer.backends import open_backend
 from indexer.run import Indexer
+from ingest import intake
 from ingest.embedding import Embedder, Lane
 from ingest.run import Ingest
 from tenants.leases import Leases
 from tenants.registry import Registry
 from vicinage.clock import Deadline
-from vicinage.records import Floats, Passage
+from vicinage.records import Document, Floats, Passage
 from vicinage.settings import GatewaySettings, IndexerSettings, IngestSettings, Settings
 
 DIMENSION = 32
@@ -154,3 +155,13 @@ def eventually(true: Any, *, wait_s: float = 15.0) -> None:
 
 def open_ground(folder: Path, **indexer: Any) -> Ground:
     return ground(settings(folder, **indexer))
+
+
+def write(base, tenant: str, collection: str, n: int, passages: int) -> None:
+    found = base.registry.collection(tenant, collection)
+    entries = []
+    for i in range(n):
+        texts = tuple(f"{collection} {i} {p}" for p in range(passages))
+        vectors = [hash_vector(t) for t in texts]
+        entries.append(Document(collection, f"d{i}", passages=texts, vectors=np.stack(vectors)))
+    intake.accept(base.log, base.registry.tenant(tenant), found, entries, now_ms=1)

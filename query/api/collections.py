@@ -12,7 +12,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from indexer.shard import ShardStats
 from query.api.http import (
     answer,
     check_confirmed,
@@ -34,6 +33,7 @@ from tenants.entities import CLASS_WEIGHT, Collection, Objectives
 from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused, Unavailable
 from vicinage.records import ShardId
+from vicinage.stats import ShardStats
 
 router = APIRouter()
 FACTS_AT_ONCE: Final = 32

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from indexer.shard import ShardStats
+from vicinage.stats import ShardStats
 
 
 def search_facts(shards: Sequence[ShardStats], proof: Mapping[str, Any] | None) -> dict[str, Any]:

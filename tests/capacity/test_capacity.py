@@ -6,11 +6,10 @@ from capacity.accounting import holdings, total
 from capacity.headroom import host_memory
 from capacity.report import report, retention
 from capacity.snapshot import Rate, SearcherMemory, Snapshot, each_once
-from indexer.host import Host
-from indexer.shard import ShardStats
 from tenants.entities import Tenant
 from vicinage.records import ShardId
 from vicinage.settings import IndexerSettings
+from vicinage.stats import Host, ShardStats
 
 ONE, TWO = ShardId("acme", "docs", 1, 0), ShardId("acme", "docs", 1, 1)
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from house import DIMENSION, eventually, open_ground, running
-from test_snapshot import write
+from house import DIMENSION, eventually, open_ground, running, write
 
 from capacity.accounting import holdings
 from capacity.headroom import host_memory

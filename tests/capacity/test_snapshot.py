@@ -5,29 +5,16 @@ import os
 import socket
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-from house import DIMENSION, eventually, hash_vector, open_ground, running
+from house import DIMENSION, eventually, open_ground, running, write
 
 from capacity import snapshot as gathering
 from capacity.accounting import holdings
 from capacity.report import report
 from capacity.snapshot import Rates, take
-from ingest import intake
 from tenants import provisioning
-from vicinage.records import Document
 from vicinage.settings import IndexerSettings
-
-
-def write(base, tenant: str, collection: str, n: int, passages: int) -> None:
-    found = base.registry.collection(tenant, collection)
-    entries = []
-    for i in range(n):
-        texts = tuple(f"{collection} {i} {p}" for p in range(passages))
-        vectors = [hash_vector(t) for t in texts]
-        entries.append(Document(collection, f"d{i}", passages=texts, vectors=np.stack(vectors)))
-    intake.accept(base.log, base.registry.tenant(tenant), found, entries, now_ms=1)
 
 
 def test_counts_and_bytes_are_those_of_what_was_written(tmp_path: Path) -> None:

@@ -8,47 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from rows import message, unit
+from shards import BACKEND, SHARD, D, adopt, one, segment, shard
 
-from indexer.backends import open_backend
 from indexer.effort import ScanBudget, effort_for
-from indexer.segment import Segment, load, newest, write
+from indexer.segment import Segment
 from indexer.shard import Shard
 from tenants.entities import Manifest, SegmentRef
 from vicinage.errors import Corrupt, Refused
-from vicinage.records import ShardId, ShardQuery
+from vicinage.records import ShardQuery
 from vicinage.store import LocalStore
-
-BACKEND = open_backend()
-SHARD = ShardId("acme", "docs", 1, 0)
-D = 4
-
-
-def shard(sealed: int = 0) -> Shard:
-    manifest = Manifest(SHARD, 0, 0, sealed, ())
-    return Shard(SHARD, dimension=D, metric="cosine", recall=0.95, backend=BACKEND, manifest=manifest)
-
-
-def segment(store: LocalStore, batches: list[pa.RecordBatch], spec: str = "flat") -> Segment:
-    ref = write(
-        *newest(batches), shard=SHARD, spec=spec, metric="cosine", dimension=D,
-        backend=BACKEND, store=store, flat_max=8, threads=1,
-    )  # fmt: skip
-    return load(ref, store, BACKEND, "cosine")
-
-
-def adopt(to: Shard, segments: list[Segment], sealed: int) -> None:
-    old = to.snapshot.manifest
-    refs = tuple(s.ref for s in segments)
-    to.adopt(replace(old, version=old.version + 1, segments=refs, sealed=sealed), segments)
 
 
 def ids(of: Shard, **query) -> list[tuple[str, int]]:
     found = of.search(ShardQuery(SHARD, unit(0)[None], 100, **query)).hits[0]
     return sorted((h.document_id, h.version) for h in found)
-
-
-def one(name: str, version: int, seed: int | None = None, metadata: str = "{}") -> pa.RecordBatch:
-    return message([(name, version, [unit(version if seed is None else seed)], metadata)])
 
 
 @pytest.mark.parametrize("place", ["delta", "segment"])

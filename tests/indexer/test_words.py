@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from rows import message, unit
-from test_searcher import bring_in, collection, reach, seal, searching, send, shard_of
-from test_shard import BACKEND, SHARD, adopt, one, segment, shard
+from searching import bring_in, collection, reach, seal, searching, send, shard_of
+from shards import BACKEND, SHARD, adopt, one, segment, shard
 
 from cluster.wiring import Ground
 from indexer import lexical
 from indexer import segment as segments
-from indexer.searcher import _asks
 from indexer.segment import load
 from indexer.shard import BEHIND_MAX, COUNT_PAIRS, CUT_PAIRS, LEXICAL, Shard, search_words
+from query.searcher.run import _asks
 from tenants import provisioning
 from vicinage.clock import Deadline
 from vicinage.errors import Unavailable

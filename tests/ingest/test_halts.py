@@ -1,44 +1,18 @@
 """A partition that cannot be read on halts alone, whatever its trouble; the others go on."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from house import eventually, make_ingest
+from house import make_ingest
+from stepping import committed, make_tenant, send, stepping
 
 from ingest import run
-from tenants import provisioning
-from tenants.entities import Group, Tenant
+from tenants.entities import Group
 from vicinage.errors import Unavailable
-from vicinage.log import Log, Record
+from vicinage.log import Log
 from vicinage.partition_maps import grown
 from vicinage.routing import home_of
-
-
-def make_tenant(base, name: str, partitions: int = 1) -> Tenant:
-    tenant = provisioning.create_tenant(base.registry, base.log, name, partitions=partitions, actor="test")
-    provisioning.create_collection(base.registry, base.log, name, "flat", dimension=3, slots_total=8, actor="test")
-    return tenant
-
-
-def send(base, tenant: Tenant, *names: str, partition: int = 0) -> int:
-    values = [json.dumps({"collection": "flat", "id": n, "vector": [1, 0, 0]}).encode() for n in names]
-    return base.log.append(tenant.documents_topic, partition, [Record(v) for v in values])[-1]
-
-
-def committed(base, tenant: Tenant, partition: int = 0) -> int:
-    tp = (tenant.documents_topic, partition)
-    return base.log.committed(Group.INGEST, [tp]).get(tp, 0)
-
-
-def stepping(ingest, true) -> None:
-    def step_and_see() -> bool:
-        ingest.step(0.1)
-        ingest.drain()
-        return true()
-
-    eventually(step_and_see, wait_s=20)
 
 
 def test_a_topic_made_anew_halts_its_tenant_alone_and_none_of_its_records_is_skipped(base) -> None:

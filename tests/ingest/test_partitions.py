@@ -4,7 +4,7 @@ import json
 
 import pytest
 from house import make_ingest
-from test_halts import stepping
+from stepping import stepping
 
 from ingest import intake
 from ingest.documents import parse_json

@@ -5,7 +5,7 @@ import json
 import pytest
 from house import eventually, make_ingest
 from sqlalchemy import select
-from test_halts import committed, make_tenant, send, stepping
+from stepping import committed, make_tenant, send, stepping
 
 from tenants import resuming, tables
 from tenants.entities import Group, Tenant

@@ -1,19 +1,10 @@
 """The machine that a searcher runs on, as it measures it itself."""
 
 import socket
-from dataclasses import dataclass
 
 import psutil
 
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """Memory of a machine, in bytes: `resident` is what this process holds of it."""
-
-    name: str
-    total: int
-    available: int
-    resident: int
+from vicinage.stats import Host
 
 
 def here() -> Host:

@@ -3,9 +3,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +13,17 @@ import pyarrow as pa
 import pytest
 from house import eventually
 from rows import message, strangers, unit
+from searching import D, Gate, ask, bring_in, collection, one, reach, seal, searching, send, shard_of
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from cluster.wiring import Ground, build_searcher
 from indexer.backends import open_backend
 from indexer.seal import Builder
-from indexer.searcher import Searcher, _Asked, _asks
 from indexer.segment import newest
+from query.searcher.run import Searcher, _Asked, _asks
 from tenants import provisioning
-from tenants.entities import Class, Collection, Manifest, Objectives, SegmentRef
+from tenants.entities import Class, Collection, Objectives, SegmentRef
 from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
@@ -31,11 +31,8 @@ from vicinage.clock import Deadline, ManualClock
 from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable
 from vicinage.log import Record, Stored
 from vicinage.records import Partial, ShardId, ShardQuery
-from vicinage.settings import SearcherSettings
 from vicinage.telemetry import REGISTRY
-from vicinage.wire import encode_rows, rows_key, vectors_schema
-
-D = 4
+from vicinage.wire import rows_key
 
 
 @pytest.fixture
@@ -43,75 +40,6 @@ def base(base: Ground) -> Ground:
     """With a tenant."""
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     return base
-
-
-def collection(base: Ground, name: str = "docs", dimension: int = D, tenant: str = "acme") -> Collection:
-    return provisioning.create_collection(
-        base.registry, base.log, tenant, name, dimension=dimension, slots_total=base.settings.slots, actor="test"
-    )
-
-
-def shard_of(of: Collection) -> ShardId:
-    return of.generation().shards()[0]
-
-
-def send(base: Ground, to: ShardId, batch: pa.RecordBatch, *, event_time_ms: int = 0) -> int:
-    """Append a vectors message; the offset after it."""
-    key = rows_key(to.tenant, to.collection, to.generation)
-    value = encode_rows(batch, tenant=to.tenant, collection=to.collection, generation=to.generation)
-    return base.log.append(VECTORS_TOPIC, to.slot, [Record(value, key, event_time_ms=event_time_ms)])[0] + 1
-
-
-def one(name: str, version: int) -> pa.RecordBatch:
-    return message([(name, version, [unit(version)], "{}")])
-
-
-def seal(
-    base: Ground,
-    shard: ShardId,
-    of: Collection,
-    batches: list[pa.RecordBatch],
-    sealed: int,
-    *,
-    before_publish: Callable[[SegmentRef], None] = lambda _ref: None,
-) -> Manifest:
-    leases = Leases(base.engine, base.clock)
-    lease = leases.acquire(f"slot/{shard.slot}", "test", ttl_s=30)
-    assert lease is not None
-    builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
-    nothing = pa.RecordBatch.from_pylist([], schema=vectors_schema(of.generation().dimension))
-    ref = builder.write(shard, of.generation(), *newest([nothing, *batches]))
-    before_publish(ref)
-    made = builder.publish(shard, of.generation(), lease, lambda m: (*m.segments, ref), sealed=sealed)
-    leases.release(lease)
-    return made
-
-
-@contextmanager
-def searching(base: Ground, slots: list[int] | None = None, **settings) -> Iterator[Searcher]:
-    quick = base.settings.model_copy(update={"searcher": SearcherSettings(**{"adopt_s": 0.05, **settings})})
-    made = build_searcher(replace(base, settings=quick), slots)
-    made.start()
-    try:
-        eventually(made.ready)
-        yield made
-    finally:
-        made.stop()
-
-
-def ask(searcher: Searcher, shard: ShardId, **query) -> list[tuple[str, int]]:
-    asked = ShardQuery(shard, unit(0)[None], 100, **query)
-    return sorted((h.document_id, h.version) for h in searcher.submit(asked, Deadline.after(5)).result(5).hits[0])
-
-
-def bring_in(searcher: Searcher, *shards: ShardId) -> None:
-    """Have them in memory."""
-    for shard in shards:
-        searcher.holding.soon(shard, Deadline.after(5), 0).result(5)
-
-
-def reach(searcher: Searcher, positions: dict[int, int], wait_s: float = 5) -> dict[int, int]:
-    return asyncio.run(searcher.reach(positions, Deadline.after(wait_s)))
 
 
 def test_what_is_reached_is_searchable_and_the_answer_says_how_far(base: Ground) -> None:
@@ -495,23 +423,6 @@ def test_while_one_tenants_segment_is_fetched_the_others_questions_go_on_whateve
         assert not waiting.done()
         store.open.set()
         assert [h.document_id for h in waiting.result(5).hits[0]] == ["copied"]
-
-
-class Gate:
-    """Holds the only search thread inside a search until opened."""
-
-    def __init__(self, searcher: Searcher, shard: ShardId) -> None:
-        bring_in(searcher, shard)
-        held = searcher.tail.shards[shard]
-        self.entered, self.open, self.widths = threading.Event(), threading.Event(), []
-        self._search: Callable[[ShardQuery], Partial] = held.search
-        held.search = self.search  # type: ignore[method-assign]
-
-    def search(self, query: ShardQuery) -> Partial:
-        self.widths.append(len(query.vectors))
-        self.entered.set()
-        assert self.open.wait(10)
-        return self._search(query)
 
 
 def test_questions_that_wait_together_go_together_and_each_gets_its_own(base: Ground) -> None:

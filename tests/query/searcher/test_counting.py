@@ -10,19 +10,19 @@ from house import eventually
 from hypothesis import given
 from hypothesis import strategies as st
 from rows import message, unit
-from test_searcher import collection, one, reach, seal, searching, send, shard_of
+from searching import collection, one, reach, seal, searching, send, shard_of
 
 from cluster.wiring import Ground
 from indexer.backends import open_backend
-from indexer.counting import Counting, Part, living
 from indexer.loading import Loading
-from indexer.searcher import Searcher
 from indexer.segment import Keys
-from indexer.shard import ShardStats
+from query.searcher.counting import Counting, Part, living
+from query.searcher.run import Searcher
 from tenants import provisioning
 from tenants.entities import Generation
 from vicinage.clock import Deadline
 from vicinage.records import ShardId
+from vicinage.stats import ShardStats
 
 Rows = list[tuple[str, int, int]]
 

@@ -1,9 +1,9 @@
 """What is noted of rows that pass by: no more than a bound, and never less than a shard needs to join."""
 
-from test_searcher import ask, collection, one, reach, searching, send, shard_of
+from searching import ask, collection, one, reach, searching, send, shard_of
 
 from cluster.wiring import Ground
-from indexer.passed import Passed
+from query.searcher.passed import Passed
 from tenants import provisioning
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.log import Record

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from indexer.backends import open_backend
 from indexer.segment import Segment, load, newest, write
 from indexer.shard import Shard

@@ -17,8 +17,6 @@ from vicinage.records import ShardId
 
 IN_USE_S: Final = 1.0
 """A shard asked within it is not let go of for another, unless its tenant holds more than its share."""
-SHARD_BYTES: Final = 8 << 10
-"""What a shard in memory takes beside its segments and its delta's rows."""
 SHARE_OF_HOST: Final = 0.5
 """Of a machine's memory, for all its searchers, where nothing is set."""
 

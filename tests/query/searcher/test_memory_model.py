@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from rows import message, unit
-from test_searcher import ask, collection, reach, seal, searching, send, shard_of
+from searching import ask, collection, reach, seal, searching, send, shard_of
 
 from tenants import provisioning
 from vicinage.clock import ManualClock

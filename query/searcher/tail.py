@@ -12,9 +12,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final
 
-from indexer.passed import Noted, Passed
 from indexer.shard import Shard
 from indexer.vectors_log import quarantine, readable
+from query.searcher.passed import Noted, Passed
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import Corrupt, DeadlineExceeded, Refused, Unavailable

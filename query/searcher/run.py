@@ -1,9 +1,9 @@
 """The searcher role: holds slots, tails their vectors log, answers questions.
 
-The tail thread applies the log (`tail.py`); others see the catalog and fetch segments (`holding.py`), so that neither the log nor
+The tail thread applies the log (`tail.py`); others see the catalog and fetch segments (`shards.py`), so that neither the log nor
 the other tenants wait for a large segment; search threads only read snapshots. While one call is under way the next questions
 gather; those of one shard, mode, k, effort and filter go as one batch. Lexical indexes and filter columns that nobody has asked for yet are
-brought in by threads of their own (`opening.py`).
+brought in by threads of their own (`warmup.py`).
 
 Law 7: questions wait in a fair queue, by their tenants' weight and by what they will cost to answer; a batch is on the account
 of the tenant that asked.
@@ -18,22 +18,23 @@ from typing import Any, Final
 import numpy as np
 
 from indexer.backends import Backend
-from indexer.holding import Holding
-from indexer.host import Host, here
-from indexer.opening import Opening, refuse
-from indexer.serving import serving
-from indexer.shard import Shard, ShardStats, StoredDocument
-from indexer.tail import Tail, within
+from indexer.shard import Shard, StoredDocument
+from query.searcher.host import here
+from query.searcher.shards import Holding
+from query.searcher.tail import Tail, within
+from query.searcher.warmup import Opening, refuse
 from tenants.entities import CLASS_WEIGHT
 from tenants.manifests import Manifests
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
+from tenants.serving import serving
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import DeadlineExceeded, NotFound, Unavailable, VicinageError
 from vicinage.fair import FairQueue
 from vicinage.log import Log
 from vicinage.records import Partial, ShardId, ShardQuery
 from vicinage.settings import SearcherSettings
+from vicinage.stats import SearcherStats, ShardStats
 from vicinage.store import Store
 from vicinage.telemetry import events, gauge
 from vicinage.threads import EssentialThread
@@ -58,32 +59,8 @@ HITS_TOGETHER_MAX: Final = 1_024
 """Hits of one call, at most, beyond one question's: 1,000 are made in some 5 ms, which other tenants wait."""
 GRAPH_PAIRS: Final = 1 << 18
 """So many pairs of a word and a row, too, at most: 6 words in 100,000 rows were ranked in 0.7 ms, 128 in 3 ms."""
-
 _event = events("searcher")
 _resident = gauge("vicinage_searcher_resident_bytes", "bytes of vectors and indexes held in memory")
-
-
-@dataclass(frozen=True, slots=True)
-class SearcherStats:
-    """What a searcher holds and has done.
-
-    `index_lag_ms` are recent index lags per tenant, newest last, of messages that came after the searcher's start; `replayed`
-    counts per tenant the messages that were in the log by then.
-    """
-
-    shards: tuple[ShardStats, ...]
-    watermarks: Mapping[int, int]
-    searches: int
-    applied: int
-    index_lag_ms: Mapping[str, tuple[float, ...]]
-    replayed: Mapping[str, int]
-    failed: Mapping[ShardId, str]
-    stale: Mapping[ShardId, str]
-    """Shards searched as of an older manifest, and what is corrupt in the newest."""
-    host: Host
-    resident_bytes: int
-    """Accounted bytes in memory, as of the last look where one tenant was asked about."""
-    resident_bytes_max: int
 
 
 @dataclass(slots=True, eq=False)

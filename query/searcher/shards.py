@@ -4,7 +4,7 @@ Seeing the catalog and fetching segments are different threads' work. A question
 look, which is two small SELECTs; for the store waits only who asks for the very shard that is being fetched (law 7).
 
 A shard is brought in by the first question for it, unless that would be a long wait (`EAGER_PASSAGES`), or the collection is in use and
-this is its next generation: those come in by themselves. It lies in memory until others need the room (`residency.py`).
+this is its next generation: those come in by themselves. It lies in memory until others need the room (`memory.py`).
 """
 
 import threading
@@ -15,22 +15,23 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from indexer.backends import Backend
-from indexer.counting import Counting
 from indexer.effort import ScanBudget
 from indexer.loading import Loading
-from indexer.residency import SHARD_BYTES, Asker, Held, Residency, to_let_go
 from indexer.segment import Damaged, Segment, placed
-from indexer.serving import serving
-from indexer.shard import Shard, ShardStats
-from indexer.tail import Tail
+from indexer.shard import Shard
+from query.searcher.counting import Counting
+from query.searcher.memory import Asker, Held, Residency, to_let_go
+from query.searcher.tail import Tail
 from tenants.entities import CLASS_WEIGHT, Generation, Manifest
 from tenants.manifests import Manifests
 from tenants.registry import Registry
+from tenants.serving import serving
 from vicinage.catalog import unreachable
 from vicinage.clock import Clock, Deadline, longer
 from vicinage.errors import Corrupt, NotFound, Overloaded, Unavailable, VicinageError
 from vicinage.records import ShardId
 from vicinage.settings import SearcherSettings
+from vicinage.stats import SHARD_BYTES, ShardStats
 from vicinage.store import Store
 from vicinage.telemetry import counter, events, gauge
 

@@ -6,13 +6,13 @@ from concurrent.futures import Future
 
 import pytest
 from rows import message, unit
-from test_searcher import collection, seal, searching, send, shard_of
-from test_shard import one
-from test_shard import shard as new_shard
+from searching import collection, seal, searching, send, shard_of
+from shards import one
+from shards import shard as new_shard
 
 from cluster.wiring import Ground
 from indexer import filters, shard
-from indexer.opening import Opening, refuse
+from query.searcher.warmup import Opening, refuse
 from tenants import provisioning
 from vicinage.clock import Deadline
 from vicinage.errors import Overloaded, Unavailable

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.loading import Loading
-from indexer.passed import Noted
 from indexer.segment import Keys, document_runs
-from indexer.tail import Tail
 from indexer.vectors_log import readable_rows
+from query.searcher.passed import Noted
+from query.searcher.tail import Tail
 from tenants.entities import Generation
 from tenants.manifests import Manifests
 from vicinage.clock import Deadline

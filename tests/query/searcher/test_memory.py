@@ -14,14 +14,14 @@ from house import eventually
 from hypothesis import given
 from hypothesis import strategies as st
 from rows import message, unit
-from test_searcher import D, Gate, ask, bring_in, collection, one, reach, seal, searching, send, shard_of
+from searching import D, Gate, ask, bring_in, collection, one, reach, seal, searching, send, shard_of
 
 from cluster.wiring import Ground
 from indexer.backends import open_backend
-from indexer.holding import EAGER_PASSAGES
-from indexer.residency import IN_USE_S, SHARD_BYTES, Asker, Held, to_let_go
 from indexer.seal import Builder
 from indexer.segment import newest
+from query.searcher.memory import IN_USE_S, Asker, Held, to_let_go
+from query.searcher.shards import EAGER_PASSAGES
 from tenants import provisioning
 from tenants.entities import Collection
 from tenants.leases import Leases
@@ -30,6 +30,7 @@ from vicinage.clock import Deadline, ManualClock
 from vicinage.errors import Unavailable
 from vicinage.log import Record
 from vicinage.records import ShardId, ShardQuery
+from vicinage.stats import SHARD_BYTES
 from vicinage.wire import rows_key
 
 

@@ -3,7 +3,7 @@
 import gc
 import tracemalloc
 
-from test_searcher import collection, searching
+from searching import collection, searching
 
 from cluster.wiring import Ground
 from tenants import provisioning
