@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.state_file import StateFile
-from indexer.shard import StoredDocument
+from indexer.index.snapshot import StoredDocument
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Unavailable, VicinageError
 from vicinage.records import Partial, ShardId, ShardQuery

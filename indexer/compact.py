@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from indexer.backends import Mask
+from indexer.index.rows import newest
+from indexer.index.segment import Segment
+from indexer.index.shard import surviving
 from indexer.seal import Builder
-from indexer.segment import Segment, newest
-from indexer.shard import surviving
 from tenants.entities import Generation, Lease, Manifest, SegmentRef
 from vicinage.errors import Conflict
 from vicinage.faults import crash_point

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from indexer.backends import choose
+from indexer.index.objects import Damaged
+from indexer.index.rows import document_runs, newest, no_deletes
 from indexer.seal import Builder
-from indexer.segment import Damaged, document_runs, newest, no_deletes
 from indexer.vectors_log import readable_rows
 from tenants.entities import Collection, Generation, Group, Job, Lease, Manifest, SegmentRef
 from tenants.jobs import ENDED, Jobs

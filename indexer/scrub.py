@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
+from indexer.index.objects import Damaged, Role
 from indexer.mend import verified
 from indexer.seal import Builder
-from indexer.segment import Damaged, Role
 from tenants.entities import SegmentRef
 from vicinage.clock import Clock
 from vicinage.errors import Unavailable

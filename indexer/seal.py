@@ -12,8 +12,9 @@ from typing import Final
 import pyarrow as pa
 
 from indexer.backends import Backend
-from indexer.loading import Loading
-from indexer.segment import newest, write
+from indexer.index.loader import Loading
+from indexer.index.rows import newest
+from indexer.index.segment_writer import write
 from tenants.entities import Generation, Lease, Manifest, SegmentRef
 from tenants.manifests import Manifests
 from vicinage.errors import Conflict, Unavailable

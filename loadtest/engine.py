@@ -21,8 +21,10 @@ from bench import K
 
 from indexer.backends import open_backend
 from indexer.compact import living, pick, weigh
-from indexer.segment import Segment, load, newest, write
-from indexer.shard import Shard
+from indexer.index.rows import newest
+from indexer.index.segment import Segment, load
+from indexer.index.segment_writer import write
+from indexer.index.shard import Shard
 from tenants.entities import Manifest
 from vicinage.records import ShardId, ShardQuery
 from vicinage.settings import IndexerSettings

@@ -14,8 +14,10 @@ import pyarrow as pa
 from judged_sets import JudgedSet, Ranking
 
 from indexer.backends import open_backend
-from indexer.segment import load, newest, no_deletes, write
-from indexer.shard import Shard
+from indexer.index.rows import newest, no_deletes
+from indexer.index.segment import load
+from indexer.index.segment_writer import write
+from indexer.index.shard import Shard
 from ingest.embedding import Lane
 from ingest.embedding.local import LocalEmbedder
 from ingest.passages import open_cutter, open_tokenizer

@@ -19,7 +19,7 @@ import windows
 from bench import BUILD, K, passages, vectors_of
 
 from indexer.backends import EFFORTS, choose, open_backend
-from indexer.segment import recall
+from indexer.index.effort import recall
 from tenants.index_spec import IndexSpec
 
 Floats = NDArray[np.float32]

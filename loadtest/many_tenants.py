@@ -24,8 +24,8 @@ import bench
 
 from cluster.wiring import Ground, build_searcher, ground
 from indexer.backends import open_backend
+from indexer.index.rows import newest
 from indexer.seal import Builder
-from indexer.segment import newest
 from query.searcher.run import Searcher
 from tenants import provisioning
 from tenants.leases import Leases

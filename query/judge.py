@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
 
-from indexer import filters
-from indexer.order import supersedes
+from indexer.index import filters
+from indexer.index.order import supersedes
 from ingest.homes import Homes
 from ingest.identity import names_another
 from ingest.jobs import Write, parse

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from indexer.shard import StoredDocument
+from indexer.index.snapshot import StoredDocument
 from query.plan import Plan
 from vicinage.clock import Deadline
 from vicinage.errors import Corrupt, Unavailable, VicinageError

@@ -8,8 +8,8 @@ from rows import Row, message, unit
 
 from cluster.wiring import Ground
 from indexer.backends import open_backend
-from indexer.segment import load
-from indexer.shard import Shard
+from indexer.index.segment import load
+from indexer.index.shard import Shard
 from tenants import provisioning
 from tenants.entities import Generation
 from tenants.provisioning import VECTORS_TOPIC

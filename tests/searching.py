@@ -12,8 +12,8 @@ from rows import message, unit
 
 from cluster.wiring import Ground, build_searcher
 from indexer.backends import open_backend
+from indexer.index.rows import newest
 from indexer.seal import Builder
-from indexer.segment import newest
 from query.searcher.run import Searcher
 from tenants import provisioning
 from tenants.entities import Collection, Manifest, SegmentRef

@@ -6,8 +6,10 @@ import pyarrow as pa
 from rows import message, unit
 
 from indexer.backends import open_backend
-from indexer.segment import Segment, load, newest, write
-from indexer.shard import Shard
+from indexer.index.rows import newest
+from indexer.index.segment import Segment, load
+from indexer.index.segment_writer import write
+from indexer.index.shard import Shard
 from tenants.entities import Manifest
 from vicinage.records import ShardId
 from vicinage.store import LocalStore

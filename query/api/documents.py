@@ -11,8 +11,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from indexer import filters
-from indexer.shard import StoredDocument
+from indexer.index import filters
+from indexer.index.snapshot import StoredDocument
 from ingest import intake
 from ingest.ids import fault_of, has_dot_segment
 from ingest.preparing import NDJSON, Body, Prepared, prepare

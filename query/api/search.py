@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from indexer import filters
+from indexer.index import filters
 from query.admission import Place
 from query.answer import Answer
 from query.api.http import (

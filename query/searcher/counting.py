@@ -15,8 +15,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.loading import Loading
-from indexer.segment import Keys, document_runs
+from indexer.index.loader import Loading
+from indexer.index.objects import Keys
+from indexer.index.rows import document_runs
 from indexer.vectors_log import readable_rows
 from query.searcher.passed import Noted
 from query.searcher.tail import Tail

@@ -12,7 +12,7 @@ from typing import Final
 
 import psutil
 
-from indexer.segment import Segment
+from indexer.index.segment import Segment
 from vicinage.records import ShardId
 
 IN_USE_S: Final = 1.0

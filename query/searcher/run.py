@@ -18,7 +18,8 @@ from typing import Any, Final
 import numpy as np
 
 from indexer.backends import Backend
-from indexer.shard import Shard, StoredDocument
+from indexer.index.shard import Shard
+from indexer.index.snapshot import StoredDocument
 from query.searcher.host import here
 from query.searcher.shards import Holding
 from query.searcher.tail import Tail, within

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from indexer.backends import Backend
-from indexer.effort import ScanBudget
-from indexer.loading import Loading
-from indexer.segment import Damaged, Segment, placed
-from indexer.shard import Shard
+from indexer.index.loader import Loading
+from indexer.index.objects import Damaged
+from indexer.index.scans import ScanBudget
+from indexer.index.segment import Segment, placed
+from indexer.index.shard import Shard
 from query.searcher.counting import Counting
 from query.searcher.memory import Asker, Held, Residency, to_let_go
 from query.searcher.tail import Tail

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final
 
-from indexer.shard import Shard
+from indexer.index.shard import Shard
 from indexer.vectors_log import quarantine, readable
 from query.searcher.passed import Noted, Passed
 from tenants.provisioning import VECTORS_TOPIC

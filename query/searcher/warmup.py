@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError, Future, InvalidStateError, Thread
 from contextlib import suppress
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from indexer.shard import Shard
+from indexer.index.shard import Shard
 from vicinage.errors import Overloaded, Unavailable
 from vicinage.records import ShardId
 

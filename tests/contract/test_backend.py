@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from indexer.backends import AUTO, CENTROIDS, EFFORTS, choose, lists_for, open_backend
 from indexer.backends.cpu import beam_for
-from indexer.segment import recall
+from indexer.index.effort import recall
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
 from vicinage.errors import Corrupt, Refused

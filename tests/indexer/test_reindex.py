@@ -404,7 +404,7 @@ def test_another_model_embeds_every_passage_again(base) -> None:
     found = contents(base, new)
     assert len(found) == 700
     assert set(found.values()) == {(v, 2) for v, _ in found.values()}
-    from indexer.segment import load
+    from indexer.index.segment import load
 
     [shard] = new.shards()
     [ref] = base.manifests.of(shard, start=0).segments

@@ -13,8 +13,8 @@ from sealed import append, contents, gone, make_collection, segments, up, versio
 from sqlalchemy import text
 
 from cluster.wiring import Ground
+from indexer.index.rows import newest
 from indexer.run import Indexer
-from indexer.segment import newest
 from tenants.entities import Group, IngestLane
 from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC

@@ -132,7 +132,7 @@ def test_sealed_segments_survive_a_reopened_platform(tmp_path) -> None:
 
 
 def _newest(p: Pending):
-    from indexer.segment import newest
+    from indexer.index.rows import newest
 
     return newest([batch for _, batch in p.batches])
 
@@ -140,7 +140,7 @@ def _newest(p: Pending):
 def test_a_seal_measures_its_effort_on_the_questions_that_were_kept(house, monkeypatch: pytest.MonkeyPatch) -> None:
     base, generation, builder, shard, lease = house
     asked = []
-    monkeypatch.setattr("indexer.segment.effort_curve", lambda *given: asked.append(given[-1]) or ())
+    monkeypatch.setattr("indexer.index.segment_writer.effort_curve", lambda *given: asked.append(given[-1]) or ())
     of_indexed = replace(generation, index="hnsw")
     builder.seal(waiting(shard, [up("a", 1)]), of_indexed, lease, sealed=1)
     base.manifests.questions.keep("acme", "docs", generation.model, np.ones((2, DIMENSION), np.float32))

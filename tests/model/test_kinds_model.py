@@ -23,8 +23,10 @@ from rows import message
 
 from indexer.backends import cpu, open_backend
 from indexer.compact import living
-from indexer.segment import load, newest, write
-from indexer.shard import Shard, surviving
+from indexer.index.rows import newest
+from indexer.index.segment import load
+from indexer.index.segment_writer import write
+from indexer.index.shard import Shard, surviving
 from tenants.entities import Manifest, Metric
 from vicinage.records import ShardId, ShardQuery
 from vicinage.store import LocalStore

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer import filters
+from indexer.index import filters
 from ingest.documents import Entry
 from ingest.preparing import Body, entries_of
 from ingest.rules import Rules

@@ -11,8 +11,10 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from indexer.backends import open_backend
-from indexer.segment import Segment, load, newest, write
-from indexer.shard import Shard
+from indexer.index.rows import newest
+from indexer.index.segment import Segment, load
+from indexer.index.segment_writer import write
+from indexer.index.shard import Shard
 from tenants.entities import Manifest, SegmentRef
 from vicinage.records import ShardId, ShardQuery
 from vicinage.store import LocalStore

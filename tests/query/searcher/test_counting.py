@@ -14,8 +14,8 @@ from searching import collection, one, reach, seal, searching, send, shard_of
 
 from cluster.wiring import Ground
 from indexer.backends import open_backend
-from indexer.loading import Loading
-from indexer.segment import Keys
+from indexer.index.loader import Loading
+from indexer.index.objects import Keys
 from query.searcher.counting import Counting, Part, living
 from query.searcher.run import Searcher
 from tenants import provisioning

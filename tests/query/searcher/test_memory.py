@@ -18,8 +18,8 @@ from searching import D, Gate, ask, bring_in, collection, one, reach, seal, sear
 
 from cluster.wiring import Ground
 from indexer.backends import open_backend
+from indexer.index.rows import newest
 from indexer.seal import Builder
-from indexer.segment import newest
 from query.searcher.memory import IN_USE_S, Asker, Held, to_let_go
 from query.searcher.shards import EAGER_PASSAGES
 from tenants import provisioning

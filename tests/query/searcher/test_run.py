@@ -19,8 +19,8 @@ from sqlalchemy.exc import OperationalError
 
 from cluster.wiring import Ground, build_searcher
 from indexer.backends import open_backend
+from indexer.index.rows import newest
 from indexer.seal import Builder
-from indexer.segment import newest
 from query.searcher.run import Searcher, _Asked, _asks
 from tenants import provisioning
 from tenants.entities import Class, Collection, Objectives, SegmentRef

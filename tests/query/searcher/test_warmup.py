@@ -11,7 +11,7 @@ from shards import one
 from shards import shard as new_shard
 
 from cluster.wiring import Ground
-from indexer import filters, shard
+from indexer.index import filters, shard
 from query.searcher.warmup import Opening, refuse
 from tenants import provisioning
 from vicinage.clock import Deadline

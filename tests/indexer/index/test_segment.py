@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from rows import message, unit
 
 from indexer.backends import open_backend
-from indexer.segment import QUESTIONS_MIN, Damaged, Keys, Segment, effort_curve, load, newest, write
+from indexer.index.effort import QUESTIONS_MIN, effort_curve
+from indexer.index.objects import Damaged, Keys
+from indexer.index.rows import newest
+from indexer.index.segment import Segment, load
+from indexer.index.segment_writer import write
 from tenants.entities import SegmentRef
 from tenants.index_spec import IndexSpec
 from vicinage.errors import Corrupt, Refused

@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rows import message, unit
 
-from indexer import ties
 from indexer.backends import open_backend
-from indexer.segment import load, newest, write
-from indexer.shard import Shard
+from indexer.index import ties
+from indexer.index.rows import newest
+from indexer.index.segment import load
+from indexer.index.segment_writer import write
+from indexer.index.shard import Shard
 from tenants.entities import Manifest
 from vicinage.records import Hit, ShardId, ShardQuery
 from vicinage.store.local import LocalStore

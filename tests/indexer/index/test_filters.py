@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.filters import COLUMNS_MAX, Columns, matches, parse
+from indexer.index.filters import COLUMNS_MAX, Columns, matches, parse
 from vicinage.errors import Refused
 
 BOOK = {"lang": "en", "year": 2020, "tags": ["a", "b"], "open": True, "author": {"name": "Ada"}, "price": 9.5}

@@ -13,22 +13,21 @@ from typing import Final, Literal, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from indexer import lexical
 from indexer.backends import Mask
-from indexer.seal import Builder
-from indexer.segment import (
+from indexer.index import lexical
+from indexer.index.objects import (
     Damaged,
     Documents,
     Keys,
     Role,
     converted,
-    newest,
-    no_deletes,
     opened,
     outdated,
     read_documents,
     read_passages,
 )
+from indexer.index.rows import newest, no_deletes
+from indexer.seal import Builder
 from indexer.vectors_log import readable_rows
 from tenants.entities import COPIES, Damage, Generation, Lease, Manifest, SegmentRef
 from tenants.provisioning import VECTORS_TOPIC

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from indexer.backends import Backend
-from indexer.segment import Damaged, Documents, Segment, load, opened, read_documents
+from indexer.index.objects import Damaged, Documents, opened, read_documents
+from indexer.index.segment import Segment, load
 from tenants.entities import Damage, Metric, SegmentRef
 from tenants.quarantine import Quarantine
 from vicinage.errors import Unavailable

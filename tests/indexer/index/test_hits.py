@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 from rows import message, unit
 
-from indexer.delta import Delta
-from indexer.filters import parse
-from indexer.passages import Passages, metadata_of
-from indexer.segment import LazyColumns
+from indexer.index.delta import Delta
+from indexer.index.filters import parse
+from indexer.index.hits import Passages, metadata_of
+from indexer.index.lazy import LazyColumns
 
 ROWS = [
     ("a", 1, [unit(1), unit(2), unit(3)], '{"n": 1}'),

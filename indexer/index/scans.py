@@ -1,13 +1,9 @@
-"""Chooses the effort of an index search, and when a segment's passages are scanned instead.
+"""Decides when a segment's passages are scanned in place of its index.
 
-An index is used at the least effort that clears the objective by its measured curve, else at the greatest
-measured effort. A curve alone never disqualifies an index: it was measured on other searches. Only where
-live searches prove that the index misses the objective (`ShardQuery.scan`) a scan may take its place, of
-at most `rows_max` passages a shard and within a share of the search threads' time. A collection whose
-objective is 1 asks for exact search: no index is used, and no bound holds.
+Only where live searches prove that the index misses the objective (`ShardQuery.scan`), of at most `rows_max`
+passages a shard and within a share of the search threads' time.
 """
 
-import math
 import threading
 import time
 from collections import Counter
@@ -15,15 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from indexer.segment import Segment
+from indexer.index.segment import Segment
 from vicinage.records import Bound, ShardId
 from vicinage.telemetry import counter, events
 
-EFFORT_DEFAULT: Final = 64
-EFFORT_MARGIN: Final = 0.01
-"""What the effort curve must show above the objective: two standard errors of a recall measured on 256 questions."""
-EXACT: Final = 1.0
-"""The objective that asks for exact search."""
 ROWS_MAX: Final = 50_000
 CPU_SHARE: Final = 0.1
 SAVED_S: Final = 10.0
@@ -35,36 +26,6 @@ _scans = counter(
     "the index), rows or cpu (the index all the same: beyond that bound)",
     ("outcome",),
 )
-
-
-def effort_for(segment: Segment, aim: float, objective: float) -> int | None:
-    """The least effort whose measured recall clears the aim with a margin; the greatest measured if none does.
-
-    Between two measured efforts recall is taken to rise evenly: it rises ever more slowly, so it is no less.
-    None if the objective is to miss nothing: the search is exact by request.
-    """
-    if objective >= EXACT:
-        return None
-    wanted, curve = min(aim + EFFORT_MARGIN, 0.999), segment.ref.curve
-    if not curve:
-        return EFFORT_DEFAULT
-    # Each hundredth that live recall adds is a rung, too: the curve may say of the least effort that it misses nothing.
-    first = min(math.ceil(round(max(0.0, aim - objective) * 100, 6)), len(curve) - 1)
-    for i, (effort, measured) in enumerate(curve):
-        if measured >= wanted and i >= first:
-            at_once = i == 0 or curve[i - 1][1] >= wanted
-            return effort if at_once else _between(curve[i - 1], curve[i], wanted)
-    return curve[-1][0]
-
-
-def greatest_of(segment: Segment) -> int:
-    """The greatest effort at which the segment's recall was measured."""
-    return segment.ref.curve[-1][0] if segment.ref.curve else EFFORT_DEFAULT
-
-
-def _between(low: tuple[int, float], high: tuple[int, float], wanted: float) -> int:
-    share = (wanted - low[1]) / (high[1] - low[1])
-    return math.ceil(low[0] + share * (high[0] - low[0]))
 
 
 def to_scan(segments: Sequence[Segment], rows_max: int) -> frozenset[int]:

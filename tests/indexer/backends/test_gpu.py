@@ -23,8 +23,11 @@ from indexer.backends.cuda import is_full
 from indexer.backends.device import CLASSIC
 from indexer.backends.gpu import GpuBackend, Placed
 from indexer.backends.graphs import as_cagra, as_graph, complete
-from indexer.segment import load, newest, placed, recall, write
-from indexer.shard import Shard
+from indexer.index.effort import recall
+from indexer.index.rows import newest
+from indexer.index.segment import load, placed
+from indexer.index.segment_writer import write
+from indexer.index.shard import Shard
 from tenants.entities import Manifest
 from tenants.index_spec import IndexSpec
 from vicinage.errors import Refused

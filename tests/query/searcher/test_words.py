@@ -14,10 +14,10 @@ from searching import bring_in, collection, reach, seal, searching, send, shard_
 from shards import BACKEND, SHARD, adopt, one, segment, shard
 
 from cluster.wiring import Ground
-from indexer import lexical
-from indexer import segment as segments
-from indexer.segment import load
-from indexer.shard import BEHIND_MAX, COUNT_PAIRS, CUT_PAIRS, LEXICAL, Shard, search_words
+from indexer.index import lazy, lexical
+from indexer.index.search import search_words
+from indexer.index.segment import load
+from indexer.index.shard import BEHIND_MAX, COUNT_PAIRS, CUT_PAIRS, LEXICAL, Shard
 from query.searcher.run import _asks
 from tenants import provisioning
 from vicinage.clock import Deadline
@@ -149,19 +149,19 @@ def test_a_corrupt_lexical_object_is_never_read_and_its_index_is_made_anew(tmp_p
             other = segment(store, [one("x", 1), one("b", 2)])
             data = bytearray((tmp_path / other.ref.objects["lexical"].path).read_bytes())
     file.write_bytes(data) if harm != "lost" else file.unlink()
-    before = segments._rebuilt._value.get()
+    before = lazy._rebuilt._value.get()
     s = shard()
     adopt(s, [load(made.ref, LocalStore(tmp_path), BACKEND, "cosine")], 2)
     assert ids(s, "a") == [("a", 1)]
     assert ids(s, "x") == []
-    assert segments._rebuilt._value.get() == before + 1, "and once is enough"
+    assert lazy._rebuilt._value.get() == before + 1, "and once is enough"
     assert sorted(h.document_id for h in s.search(ShardQuery(SHARD, unit(0)[None], 5)).hits[0]) == ["a", "b"]
 
 
 def test_only_so_many_indexes_are_held_and_the_one_asked_last_longest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "OPEN_MAX", 3)
+    monkeypatch.setattr(lazy, "OPEN_MAX", 3)
     store = LocalStore(tmp_path)
     made = [segment(store, [one(f"d{i}", i + 1)]) for i in range(4)]
     for each in (made[0], made[1], made[2], made[0], made[3]):
@@ -328,7 +328,7 @@ def test_a_delta_far_behind_is_indexed_by_the_threads_that_open(base: Ground) ->
 
 
 def test_a_shard_of_more_segments_than_are_held_still_answers(base: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "OPEN_MAX", 1)
+    monkeypatch.setattr(lazy, "OPEN_MAX", 1)
     of = collection(base)
     docs = shard_of(of)
     for name, number in (("a", 1), ("b", 2), ("c", 3)):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.analysis import STOP_WORDS, TERM_BYTES_MAX, fold, query_terms, text_terms
+from indexer.index.analysis import STOP_WORDS, TERM_BYTES_MAX, fold, query_terms, text_terms
 
 SCRIPTS = st.text(
     st.sampled_from("aZéİıßςΣ09_ \n.+#\u00ad\u200b\u200c\u200d\ufeff東京あカ๑กำ้ີកខ្ំမ္စй\u0301\u0640\U00020000Ａ①ﬁ"),

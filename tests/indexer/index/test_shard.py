@@ -10,9 +10,10 @@ import pytest
 from rows import message, unit
 from shards import BACKEND, SHARD, D, adopt, one, segment, shard
 
-from indexer.effort import ScanBudget, effort_for
-from indexer.segment import Segment
-from indexer.shard import Shard
+from indexer.index.effort import effort_for
+from indexer.index.scans import ScanBudget
+from indexer.index.segment import Segment
+from indexer.index.shard import Shard
 from tenants.entities import Manifest, SegmentRef
 from vicinage.errors import Corrupt, Refused
 from vicinage.records import ShardQuery
@@ -102,7 +103,7 @@ def test_adopting_changes_nothing_that_a_search_sees(tmp_path: Path) -> None:
 
 
 def test_an_older_search_keeps_its_snapshot(tmp_path: Path) -> None:
-    from indexer.shard import search
+    from indexer.index.search import search
 
     s = shard()
     s.apply(one("a", 1), 0)

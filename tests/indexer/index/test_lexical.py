@@ -13,9 +13,9 @@ from house import eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer import lexical
-from indexer.analysis import STOP_WORDS, text_terms
-from indexer.lexical import Growing, Lexical, pack, terms, unpack, weights
+from indexer.index import lexical
+from indexer.index.analysis import STOP_WORDS, text_terms
+from indexer.index.lexical import Growing, Lexical, pack, terms, unpack, weights
 from vicinage.errors import Corrupt
 
 WORDS = ["apple", "banana", "cherry", "plum", "fig", "kiwi"]  # of one form, whether cut by a stemmer or not
@@ -287,7 +287,7 @@ def test_many_threads_read_while_one_adds() -> None:
 def test_what_an_earlier_version_wrote_is_read_and_cut_alike() -> None:
     """`tests/formats/lexical-2.tar`. Where this fails, the change needs a new FILE: older indexes are then rebuilt."""
     assert lexical.FILE == "lexical-2.tar"
-    index = unpack(Path(__file__).parent.parent / "formats" / lexical.FILE)
+    index = unpack(Path(__file__).parents[2] / "formats" / lexical.FILE)
     assert rows(index, "Running foxes of ZÜRICH") == [2, 0]
     assert rows(index, "天気") == [3]
     assert rows(index, "brown") == [0]

@@ -19,11 +19,12 @@ from sealed import DIMENSION, append, contents, gone, loaded, make_collection, u
 from cluster.wiring import Ground
 from indexer import reindex
 from indexer.backends import open_backend
-from indexer.loading import Loading
+from indexer.index.loader import Loading
+from indexer.index.objects import Damaged, Documents, Keys
+from indexer.index.segment import load
 from indexer.mend import Lost, Plan, plan
 from indexer.run import Indexer
 from indexer.scrub import pause_s
-from indexer.segment import Damaged, Documents, Keys, load
 from tenants.audit import Audit
 from tenants.entities import Damage, Generation, Manifest, SegmentRef
 from tenants.provisioning import VECTORS_TOPIC

@@ -1,6 +1,6 @@
 """The only door to tantivy: an index of texts by row number, which ranks the rows that hold a query's words by BM25.
 
-A query is data: `indexer/analysis.py` cuts it into terms as it cut the texts; it is never read as a query language.
+A query is data: `indexer/index/analysis.py` cuts it into terms as it cut the texts; it is never read as a query language.
 Law 8: what is written is one file, stored and verified like every other; it is unpacked anew by each process that uses it.
 """
 
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from indexer import analysis
 from indexer.backends import Mask
+from indexer.index import analysis
 from vicinage.errors import Corrupt, Unavailable
 from vicinage.records import Floats
 from vicinage.scratch import own_folder

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from indexer.backends import Mask
-from indexer.filters import Columns, Joined
-from indexer.lexical import Growing, Lexical
-from indexer.passages import Passages, metadata_of
-from indexer.segment import values_in
+from indexer.index.filters import Columns, Joined
+from indexer.index.hits import Passages, metadata_of
+from indexer.index.lazy import values_in
+from indexer.index.lexical import Growing, Lexical
 from vicinage.records import Floats
 from vicinage.wire import is_deletions, vectors_of
 

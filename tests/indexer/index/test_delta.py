@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rows import message, unit
 
-from indexer import filters
-from indexer.delta import Delta, Entry
+from indexer.index import filters
+from indexer.index.delta import Delta, Entry
 
 RED = filters.parse({"color": "red"})
 
@@ -88,7 +88,7 @@ def test_threads_that_filter_first_at_once_agree(_round: int) -> None:
 
 
 def test_after_a_write_only_the_last_block_of_filter_columns_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexer.delta.BLOCK", 4)
+    monkeypatch.setattr("indexer.index.delta.BLOCK", 4)
     delta, made = Delta(4), []
     column = filters._Column
     monkeypatch.setattr(filters, "_Column", lambda values: made.append(len(values)) or column(values))

@@ -6,9 +6,8 @@ Law 3: a document's higher version replaces the lower, wherever either lies; any
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Final
 
@@ -16,16 +15,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from indexer import filters, lexical, ties
-from indexer.backends import Backend, Mask, Rows
-from indexer.delta import Delta, DeltaView, Entry
-from indexer.effort import EXACT, ScanBudget, ScanLog, effort_for, greatest_of, to_scan
-from indexer.order import supersedes
-from indexer.passages import Passages
-from indexer.segment import Keys, Segment, document_runs
+from indexer.backends import Backend, Mask
+from indexer.index import filters, lexical
+from indexer.index.delta import Delta, Entry
+from indexer.index.effort import EXACT
+from indexer.index.hits import Passages
+from indexer.index.objects import Keys
+from indexer.index.order import supersedes
+from indexer.index.rows import document_runs
+from indexer.index.scans import ScanBudget, ScanLog
+from indexer.index.search import allowed_rows, search, search_words
+from indexer.index.segment import Segment
+from indexer.index.snapshot import Snapshot, StoredDocument, StoredPassage
 from tenants.entities import Manifest, Metric
 from vicinage.errors import Corrupt, Refused
-from vicinage.records import Bound, Floats, Hit, Partial, ShardId, ShardQuery
+from vicinage.records import Floats, Partial, ShardId, ShardQuery
 from vicinage.stats import CurveEnd, ShardStats
 from vicinage.wire import DELETED, is_deletions
 
@@ -40,64 +44,6 @@ CUT_PAIRS: Final = 8_192
 """Pairs of a word and a row whose search takes as long as cutting and stemming a word, about 2 µs."""
 COUNT_PAIRS: Final = 20_480
 """The same of counting the rows of a term in one index, about 5 µs."""
-ANSWER_BYTES_MAX: Final = 16 << 20
-"""Of text in one shard's answer to one question, as Python holds it at most: four a character where one is not ASCII."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPassage:
-    """One passage of a stored document."""
-
-    text: str | None
-    start: int | None
-    end: int | None
-    vector: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class StoredDocument:
-    """A document as it is searchable now."""
-
-    id: str
-    version: int
-    passages: tuple[StoredPassage, ...]
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
-    """Everything a search needs, as of one moment. `alive[i]` None: all rows of segment i."""
-
-    segments: tuple[Segment, ...]
-    alive: tuple[Mask | None, ...]
-    delta: DeltaView
-    watermark: int
-    manifest: Manifest
-    documents: int
-    rows: int
-    changes: int
-    """Of the passages, since the shard was made: where two searches saw the same, they saw the same passages."""
-    rows_scanned: int
-    """Those of the delta, and of segments without a graph: every question is compared with each."""
-
-
-@dataclass(slots=True)
-class _Found:
-    """Candidates of one part, for every question: scores and rows [n, k]."""
-
-    part: int
-    scores: Floats
-    rows: Rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A segment (by its place) or the delta (−1), with its lexical index and the rows that may be found."""
-
-    part: int
-    index: lexical.Lexical
-    allowed: Mask | None
-    n: int
 
 
 class Shard:
@@ -385,11 +331,11 @@ class Shard:
         s = self.snapshot
         found: dict[str, int] = {}
         for segment, alive in zip(s.segments, s.alive, strict=True):
-            allowed = _allowed(alive, segment.columns.columns(), tree)
+            allowed = allowed_rows(alive, segment.columns.columns(), tree)
             rows = np.flatnonzero(allowed if allowed is not None else np.ones(len(segment), np.bool_))
             ids, versions = (segment.rows.column(name).take(pa.array(rows)) for name in ("document_id", "version"))
             found |= zip(ids.to_pylist(), versions.to_pylist(), strict=True)
-        allowed = _allowed(s.delta.alive, s.delta.columns(), tree)
+        allowed = allowed_rows(s.delta.alive, s.delta.columns(), tree)
         for row in np.flatnonzero(allowed if allowed is not None else ()):
             message, at = s.delta.row(int(row))
             found[message.passages.id(at)] = message.batch.column("version")[at].as_py()
@@ -441,173 +387,6 @@ def surviving(segments: Sequence[Segment]) -> list[Mask]:
                 alive[here] &= ~(supersedes(theirs, their_gone, own, own_gone) | (same & (j > i)))
         masks.append(alive)
     return masks
-
-
-def search(
-    snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metric, recall: float, scans: ScanBudget
-) -> Partial:
-    """Search every part, keep the k best of each question, and only then read texts. Pure but for reading, and for `scans`."""
-    tree = filters.parse(query.filter) if query.filter else None
-    queries = np.ascontiguousarray(query.vectors, np.float32)
-    found: list[_Found] = []
-    chosen: list[tuple[Segment, int]] = []
-    instead, bound = _instead(snapshot, query, recall, scans)
-
-    def exact(vectors: Floats, allowed: Mask | None) -> tuple[Floats, Rows]:
-        find = partial(backend.exact, vectors, queries, metric=metric, allowed=allowed)
-        return ties.settled(find, query.k, len(vectors))
-
-    for i, segment in enumerate(snapshot.segments):
-        allowed = _allowed(snapshot.alive[i], segment.columns.columns() if tree else None, tree)
-        effort = _effort(segment, query, recall)
-        if i in instead:
-            with scans.scanning():
-                scores, rows = exact(segment.vectors, allowed)
-        elif query.exact or effort is None:
-            scores, rows = exact(segment.vectors, allowed)
-        else:
-            if "index" in segment.ref.objects:
-                chosen.append((segment, effort))
-            find = partial(
-                backend.search, segment.index, segment.vectors, queries, metric=metric, effort=effort, allowed=allowed
-            )
-            scores, rows = ties.settled(find, query.k, len(segment.vectors))
-        found.append(_Found(i, _bounded(scores, metric), rows))
-    if len(snapshot.delta):
-        allowed = _allowed(snapshot.delta.alive, snapshot.delta.columns() if tree else None, tree)
-        every = None if allowed is not None and bool(allowed.all()) else allowed
-        scores, rows = exact(snapshot.delta.vectors, every)
-        found.append(_Found(-1, _bounded(scores, metric), rows))
-    return Partial(
-        query.shard,
-        _best(snapshot, found, query),
-        snapshot.watermark,
-        max((effort for _, effort in chosen), default=0),
-        asked=min((segment.ref.asked for segment, _ in chosen), default=0),
-        changes=snapshot.changes,
-        greatest=all(effort >= greatest_of(segment) for segment, effort in chosen),
-        scanned=sum(len(snapshot.segments[i]) for i in instead),
-        unscanned=bound,
-    )
-
-
-def _bounded(scores: Floats, metric: Metric) -> Floats:
-    """Returns the scores; a cosine is at most 1, whatever rounding made of it."""
-    return np.clip(scores, -np.inf, 1.0) if metric == "cosine" else scores
-
-
-def _instead(
-    snapshot: Snapshot, query: ShardQuery, recall: float, scans: ScanBudget
-) -> tuple[frozenset[int], Bound | None]:
-    """Places of the segments that are scanned in place of their index, and what kept others from it."""
-    if not query.scan or query.exact or recall >= EXACT:
-        return frozenset(), None
-    indexed = sum(s.index is not None for s in snapshot.segments)
-    found = to_scan(snapshot.segments, scans.rows_max)
-    if found and not scans.has_time():
-        return frozenset(), "cpu"
-    return found, "rows" if len(found) < indexed else None
-
-
-def _effort(segment: Segment, query: ShardQuery, recall: float) -> int | None:
-    """The effort of a search of the segment; None: exact by request."""
-    if query.effort:
-        return query.effort
-    if query.scan and recall < EXACT:
-        return greatest_of(segment)
-    return effort_for(segment, recall if query.recall is None else query.recall, recall)
-
-
-def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:
-    """Returns the best k of each query's text by BM25, of all rows alive that the filter passes.
-
-    How rare a term is counts over all parts of the shard. Never fewer than k hits while k rows hold a term of the query.
-    Raises Unavailable where an index is still to be fetched.
-    """
-    tree = filters.parse(query.filter) if query.filter else None
-    parts = [
-        _Part(i, s.lexical.index(), _allowed(snapshot.alive[i], s.columns.columns() if tree else None, tree), len(s))
-        for i, s in enumerate(snapshot.segments)
-    ]
-    if len(snapshot.delta):
-        delta = snapshot.delta
-        allowed = _allowed(delta.alive, delta.columns() if tree else None, tree)
-        parts.append(_Part(-1, delta.lexical(), allowed, len(delta)))
-    indexes = [part.index for part in parts]
-    asked = [lexical.weights(lexical.terms(text), indexes) for text in query.texts]
-    found = [_found_in(part, [weighted[i] for weighted in asked], query.k) for i, part in enumerate(parts)]
-    return _best(snapshot, found, query)
-
-
-def _found_in(part: _Part, asked: Sequence[Mapping[str, float]], k: int) -> _Found:
-    def find(width: int) -> tuple[Floats, Rows]:
-        scores, rows = np.full((len(asked), width), -np.inf, np.float32), np.full((len(asked), width), -1, np.int64)
-        for i, weighted in enumerate(asked):
-            best, at = part.index.search(weighted, width, part.allowed)
-            scores[i, : len(at)], rows[i, : len(at)] = best, at
-        return scores, rows
-
-    return _Found(part.part, *ties.settled(find, k, part.n))
-
-
-def _allowed(
-    alive: Mask | None, columns: filters.Columns | filters.Joined | None, tree: filters.Tree | None
-) -> Mask | None:
-    if tree is None or columns is None:
-        return alive
-    mask = columns.mask(tree)
-    return mask if alive is None else mask & alive
-
-
-def _best(snapshot: Snapshot, found: list[_Found], query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:
-    """Returns of each query the k best of all parts, best first; equal scores by document id and passage."""
-    if not found:
-        return ((),) * max(len(query.vectors), len(query.texts))
-    parts = np.repeat([f.part for f in found], [f.rows.shape[1] for f in found])
-    rows = np.concatenate([f.rows for f in found], axis=1)
-    scores = np.concatenate([f.scores for f in found], axis=1)
-    answers: list[tuple[Hit, ...]] = []
-    for of_query, own in zip(rows, scores, strict=True):
-        here = np.flatnonzero(of_query >= 0)
-        places = list(zip(parts[here].tolist(), of_query[here].tolist(), strict=True))
-        chosen = ties.best(own[here], places, query.k, partial(_name, snapshot))
-        each = own[here][chosen].tolist()
-        answers.append(_hits(snapshot, [(*places[i], score) for i, score in zip(chosen, each, strict=True)], query))
-    return tuple(answers)
-
-
-def _name(snapshot: Snapshot, place: ties.Place) -> tuple[str, int]:
-    """Returns the document id and the passage at (part, row)."""
-    part, row = place
-    if part >= 0:
-        return snapshot.segments[part].passages.name(row)
-    message, at = snapshot.delta.row(row)
-    return message.passages.name(at)
-
-
-def _hits(snapshot: Snapshot, places: Iterable[tuple[int, int, float]], query: ShardQuery) -> tuple[Hit, ...]:
-    """The hits at these (part, row, score). Raises Refused as soon as their texts are more than an answer holds."""
-    hits: list[Hit] = []
-    left = ANSWER_BYTES_MAX
-    for part, row, score in places:
-        if row < 0:
-            continue
-        if part >= 0:
-            of = snapshot.segments[part]
-            hit = of.passages.hit(row, score, query.include, of.vectors)
-        else:
-            message, at = snapshot.delta.row(row)
-            hit = message.passages.hit(at, score, query.include, snapshot.delta.vectors[message.first :])
-        hits.append(hit)
-        if hit.text is not None:
-            left -= len(hit.text) if hit.text.isascii() else 4 * len(hit.text)
-        if left < 0:
-            raise Refused(
-                f"the texts found take more than {ANSWER_BYTES_MAX} bytes: ask for a smaller k, or leave text out of include",
-                field="k",
-                limit=len(hits) - 1,
-            )
-    return tuple(hits)
 
 
 def _stored(document_id: str, version: int, passages: Passages, first: int, vectors: Floats) -> StoredDocument:
