@@ -31,7 +31,7 @@ test: setup check ## every check and every test: style, types, layers, tests
 
 test-gpu: $(if $(findstring .uv/,$(UV)),.uv/bin/uv) ## the GPU wheel, in an environment of its own; on a GPU where there is one
 	@UV_PROJECT_ENVIRONMENT=build/gpu-venv $(UV) sync --frozen --quiet --extra gpu
-	@build/gpu-venv/bin/pytest tests/gpu tests/indexer/test_gpu.py tests/indexer/test_device.py
+	@build/gpu-venv/bin/pytest tests/gpu tests/indexer/backends/test_gpu.py tests/indexer/backends/test_gpu_limits.py
 	@if [ $$(build/gpu-venv/bin/python -c 'import faiss; print(faiss.get_num_gpus())') -gt 0 ]; then \
 	  VICINAGE_TEST_DEVICE=cuda build/gpu-venv/bin/pytest tests/contract/test_backend.py; fi
 

@@ -128,7 +128,7 @@ def _faiss(settings: Settings) -> str:
 
 def _model(settings: Settings) -> str:
     from ingest.embedding.runtimes import chosen
-    from ingest.passages import model_folder
+    from ingest.embedding.tokenizer import model_folder
     from tenants.entities import DEFAULT_MODEL
 
     runtime = chosen(settings.embedder.runtime, settings.embedder.device)
@@ -202,7 +202,7 @@ def _audit(settings: Settings) -> str:
 def _models(settings: Settings) -> str:
     """The files of every local model in the catalog are on this machine, and every model's server answers."""
     from ingest.embedding.check import check_server
-    from ingest.passages import model_folder
+    from ingest.embedding.tokenizer import model_folder
     from tenants.registry import Registry
     from vicinage.clock import SystemClock
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from indexer.run import Indexer
+    from ingest.chunking import Cutter
     from ingest.embedding import Embedder
-    from ingest.passages import Cutter
     from ingest.run import Ingest
     from query.rerank import TeiReranker
     from query.scatter import Searchers
@@ -298,7 +298,7 @@ def _embedder(base: Ground, model: EmbeddingModel, key: str | None) -> "Embedder
 
 
 def _cutter(base: Ground, model: EmbeddingModel) -> "Cutter":
-    from ingest.passages import open_cutter
+    from ingest.chunking import open_cutter
 
     return open_cutter(model, base.settings.ingest)
 

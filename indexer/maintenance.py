@@ -1,4 +1,4 @@
-"""What the indexer does beside sealing: mending, compaction and the scrub, one at a time on a worker thread; jobs beside them; sweeping; trimming the log.
+"""What the indexer does beside sealing: repair, compaction and the scrub, one at a time on a worker thread; jobs beside them; sweeping; trimming the log.
 
 Nothing here is urgent. A kill loses at most the work under way: what was published stays, the rest becomes orphans.
 """
@@ -13,8 +13,8 @@ from typing import Final
 from indexer.compact import compact
 from indexer.documents_trim import DocumentsTrim
 from indexer.forgetting import Passed, Seen, is_past, passed
-from indexer.mend import Mending
 from indexer.reindex import Reindex
+from indexer.repair import Repair
 from indexer.scrub import Scrub
 from indexer.seal import Builder
 from indexer.superseded import Superseded
@@ -47,7 +47,7 @@ _event = events("indexer")
 _compactions = counter("vicinage_indexer_compactions_total", "compactions finished")
 
 
-class Upkeep:
+class Maintenance:
     """Keeps shards compact, jobs moving and the store clean. One thread calls `step`; the worker is a thread of its own."""
 
     def __init__(
@@ -85,7 +85,7 @@ class Upkeep:
         self._turn = 0
         self._passed: dict[tuple[str, str, int], Passed] = {}
         self._swept = self._overdue_looked = self._log_due = -1e9
-        self._mending = Mending(log, registry, builder, lease, clock)
+        self._repair = Repair(log, registry, builder, lease, clock)
         self._scrub = Scrub(builder, clock)
         self._trim = Trim(log, slots_total, builder.settings, clock)
         self._documents = DocumentsTrim(log, registry, builder.settings, clock)
@@ -137,7 +137,7 @@ class Upkeep:
     def _next_work(self) -> Callable[[], None] | None:
         """What answers depend on first; the scrub only when there is nothing else."""
         slots = self._slots()
-        return self._mending.next(slots) or self._next_compaction() or self._scrub.next(slots)
+        return self._repair.next(slots) or self._next_compaction() or self._scrub.next(slots)
 
     def _slots(self) -> frozenset[int]:
         """Those whose lease is held here."""

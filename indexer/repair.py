@@ -1,6 +1,6 @@
-"""Mending: a segment with an object that cannot be used is rebuilt of what is left, and takes its own place in the manifest.
+"""Repair: a segment with an object that cannot be used is rebuilt of what is left, and takes its own place in the manifest.
 
-`plan` decides; `Mending` does. What is rebuilt is what it was: the same living rows, deletions and versions, under new names. The
+`plan` decides; `Repair` does. What is rebuilt is what it was: the same living rows, deletions and versions, under new names. The
 log is taken for what the other objects do not have, as far as it still has the records that the segment was sealed from.
 """
 
@@ -44,7 +44,7 @@ from vicinage.wire import DELETED, rows_key, vectors_schema
 
 LOOK_S: Final = 1.0
 AGAIN_S: Final = (10.0, 3_600.0)
-"""What could not be mended is tried again after the first, then after twice as long each time, up to the second."""
+"""What could not be repaired is tried again after the first, then after twice as long each time, up to the second."""
 ACTOR: Final = "indexer"
 T = TypeVar("T")
 BY_HAND: Final = "put the object back from a backup of the store (its SHA-256 is in the manifest), or delete the collection and send its documents again"
@@ -97,7 +97,7 @@ def _is_in(batch: pa.RecordBatch, documents: Documents) -> Mask:
     return here
 
 
-class Mending:
+class Repair:
     """Rebuilds what is noted in the slots held here. One thread asks for work; the work is done on another, one at a time."""
 
     def __init__(
@@ -111,10 +111,10 @@ class Mending:
         self._clock = clock
         self._looked = -1e9
         self._waits: dict[str, tuple[float, float]] = {}
-        """What could not be mended: when it is tried again (monotonic), and how long that waited."""
+        """What could not be repaired: when it is tried again (monotonic), and how long that waited."""
 
     def next(self, slots: Collection[int]) -> Callable[[], None] | None:
-        """The next thing to mend in these slots, if anything is due. Raises Unavailable."""
+        """The next thing to repair in these slots, if anything is due. Raises Unavailable."""
         now = self._clock.monotonic()
         if now - self._looked < LOOK_S:
             return None
@@ -124,12 +124,12 @@ class Mending:
             _damaged.labels(state).set(sum(d.state == state for d in found))
         self._waits = {d.path: self._waits[d.path] for d in found if d.path in self._waits}
         due = (d for d in found if d.path not in self._waits or self._waits[d.path][0] <= now)
-        return next((partial(self.mend, d) for d in due), None)
+        return next((partial(self.repair, d) for d in due), None)
 
-    def mend(self, damage: Damage) -> None:
+    def repair(self, damage: Damage) -> None:
         """Rebuild the segment, or say why not. Raises Unavailable only where not even that could be stored."""
         try:
-            self._mend(damage)
+            self._repair_one(damage)
         except Conflict as lost:
             _event.warning("mending given up", shard=str(damage.shard), reason=str(lost))
         except Unavailable as away:
@@ -146,7 +146,7 @@ class Mending:
         wait_s = longer(self._waits[damage.path][1] if damage.path in self._waits else None, AGAIN_S)
         self._waits[damage.path] = self._clock.monotonic() + wait_s, wait_s
 
-    def _mend(self, damage: Damage) -> None:
+    def _repair_one(self, damage: Damage) -> None:
         generation = generation_of(self._registry, damage.shard)
         ref = None if generation is None else self._named(damage, self._builder.current(damage.shard, generation))
         if generation is None or ref is None:
@@ -195,9 +195,9 @@ class Mending:
             self._builder.loading().note(shard, ref, damaged)
         live, deletes = self._recovered(shard, generation, ref, broken)
         with self._builder.written(shard, generation, live, deletes, lease, logged=ref.logged()) as rebuilt:
-            crash_point("mend.after_put_before_swap")
+            crash_point("repair.after_put_before_swap")
             self._builder.publish(shard, generation, lease, partial(_exchanged, ref, rebuilt))
-        crash_point("mend.after_swap")
+        crash_point("repair.after_swap")
         _rebuilt.inc()
         for each in self._quarantine.open([shard.slot]):
             if each.segment == ref.id:

@@ -1,4 +1,4 @@
-"""★ The indexer role: tails the slots it holds leases on and seals them; `upkeep.py` is what it does beside that.
+"""★ The indexer role: tails the slots it holds leases on and seals them; `maintenance.py` is what it does beside that.
 
 It keeps nothing that the log and the catalog do not have: kill it, and the next one begins at the manifests' positions.
 Law 8: every publication goes through a compare-and-set under the slot's lease, so a stale indexer can only lose.
@@ -8,10 +8,10 @@ import threading
 from typing import Any, Final
 
 from indexer.backends import Backend
+from indexer.maintenance import Maintenance
 from indexer.reindex import EmbedTexts, Reindex
 from indexer.seal import Builder, Pending, due
 from indexer.superseded import Superseded
-from indexer.upkeep import Upkeep
 from indexer.vectors_log import quarantine, readable
 from tenants.entities import Generation, Lease
 from tenants.jobs import Jobs
@@ -73,7 +73,7 @@ class Indexer:
         self._builder = Builder(manifests, store, backend, settings, superseded.add)
         self._stopping = threading.Event()
         reindex = Reindex(log, registry, jobs, self._builder, slots_total, embed, self.lease, self._stopping)
-        self._upkeep = Upkeep(
+        self._maintenance = Maintenance(
             log, registry, manifests, jobs, self._builder, superseded, reindex, slots_total, self.lease, clock
         )
         self._leases: dict[int, Lease] = {}
@@ -100,13 +100,13 @@ class Indexer:
                     stop.wait(0.5)
         finally:
             self._stopping.set()
-            self._upkeep.stop()
+            self._maintenance.stop()
             for lease in self._leases.values():
                 self._leases_of.release(lease)
             self._reader.close()
 
     def step(self, wait_s: float = 0.0) -> int:
-        """Hold leases, take what has come, seal what is due, see to the upkeep; the messages taken.
+        """Hold leases, take what has come, seal what is due, do maintenance; the messages taken.
 
         Raises Unavailable when log, catalog or store are away: then nothing that was read is forgotten; step again later.
         """
@@ -116,7 +116,7 @@ class Indexer:
             self._hold_leases()  # a long row of seals must not outlive them
             self._seal(pending)
         self._move_idle()
-        self._upkeep.step(leading=0 in self._leases)
+        self._maintenance.step(leading=0 in self._leases)
         return len(taken)
 
     def lease(self, slot: int) -> Lease:
@@ -150,7 +150,7 @@ class Indexer:
         """Keeps nothing of shards that are served no more."""
         served = serving(self._registry)
         self._sealed = {shard: place for shard, place in self._sealed.items() if shard in served}
-        self._upkeep.forget_gone(served)
+        self._maintenance.forget_gone(served)
 
     def _begin(self, slot: int, lease: Lease) -> None:
         """Read the slot from the lowest position that some shard of it has not sealed."""
@@ -166,7 +166,7 @@ class Indexer:
         self._places[slot] = self._looked[slot] = start
         self._leases[slot] = lease
         # Whatever was due when the last holder ended, for too many segments or too many dead, is due.
-        self._upkeep.compact_soon(s for s in in_slot if s in manifests and len(manifests[s].segments) > 1)
+        self._maintenance.compact_soon(s for s in in_slot if s in manifests and len(manifests[s].segments) > 1)
 
     def _topic_of_slots(self) -> str | None:
         """Returns the identity of the vectors log as it was first seen: a position counts in that topic alone."""
@@ -272,7 +272,7 @@ class Indexer:
             segments=len(manifest.segments),
         )
         if len(manifest.segments) > 1:
-            self._upkeep.compact_soon([shard])
+            self._maintenance.compact_soon([shard])
 
     def _move_idle(self) -> None:
         """Keep a slot's replay within 1.5 × replay_records_max, though most of its shards have nothing to seal.

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from indexer.index.objects import Damaged, Role
-from indexer.mend import verified
+from indexer.repair import verified
 from indexer.seal import Builder
 from tenants.entities import SegmentRef
 from vicinage.clock import Clock

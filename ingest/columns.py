@@ -14,7 +14,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ingest.documents import Entry, fitted
-from ingest.rules import VECTOR_FAULTS, Broken, Inexact, Rules, check_id, checked_metadata, vector_faults
+from ingest.validation import (
+    VECTOR_FAULTS,
+    DocumentLimits,
+    Inexact,
+    ValidationError,
+    check_id,
+    checked_metadata,
+    vector_faults,
+)
 from vicinage.errors import Refused
 from vicinage.exact_json import Exactly
 from vicinage.records import Floats, Rejected
@@ -27,7 +35,7 @@ VALUES_MAX: Final = 500_000
 _COLUMNS: Final = frozenset({"id", "collection", "text", "passages", "vector", "vectors", "metadata"})
 
 
-def parse_arrow_body(data: bytes, rules: Rules) -> list[Entry]:
+def parse_arrow_body(data: bytes, rules: DocumentLimits) -> list[Entry]:
     """A POSTed Arrow stream."""
     name, batches = decode_documents(data)
     if name not in (None, rules.collection):
@@ -35,7 +43,7 @@ def parse_arrow_body(data: bytes, rules: Rules) -> list[Entry]:
     return parse_arrow(batches, rules)
 
 
-def parse_arrow(batches: Sequence[pa.RecordBatch], rules: Rules) -> list[Entry]:
+def parse_arrow(batches: Sequence[pa.RecordBatch], rules: DocumentLimits) -> list[Entry]:
     """The rows of Arrow batches as documents. Raises Refused where the schema itself is wrong."""
     try:
         return [entry for batch in batches for entry in _parse_batch(batch, rules)]
@@ -43,7 +51,7 @@ def parse_arrow(batches: Sequence[pa.RecordBatch], rules: Rules) -> list[Entry]:
         raise Refused(f"the columns cannot be read: {str(error)[:200]}", field="body") from error
 
 
-def _parse_batch(batch: pa.RecordBatch, rules: Rules) -> Iterator[Entry]:
+def _parse_batch(batch: pa.RecordBatch, rules: DocumentLimits) -> Iterator[Entry]:
     _check_schema(batch.schema, rules.dimension)
     ids = batch.column("id").to_pylist()
     texts = _strings(batch, "text")
@@ -56,7 +64,7 @@ def _parse_batch(batch: pa.RecordBatch, rules: Rules) -> Iterator[Entry]:
             given = vectors.row(i)
             facts = _parsed_metadata(metadata[i], rules.limits)
             yield fitted(ids[i], texts[i], passages.row(i), given, facts, rules)
-        except Broken as bad:
+        except ValidationError as bad:
             known = ids[i][:128] if isinstance(ids[i], str) else None
             yield Rejected(f"{bad.field}: {bad}", field=bad.field, id=known, collection=rules.collection)
 
@@ -80,11 +88,11 @@ class _Passages:
         return cls(column, counts.to_pylist(), limits.passages_max)
 
     def row(self, i: int) -> list[str | None] | None:
-        """Returns the row's passages, None where it has none. Raises Broken for too many."""
+        """Returns the row's passages, None where it has none. Raises ValidationError for too many."""
         if self.column is None or (n := self.counts[i]) is None:
             return None
         if n > self.n_max:
-            raise Broken("passages", f"{n} passages; 1 to {self.n_max} in a document")
+            raise ValidationError("passages", f"{n} passages; 1 to {self.n_max} in a document")
         found: list[str | None] = self.column[i].as_py()
         return found
 
@@ -99,7 +107,7 @@ class _Vectors:
     n_max: int
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch, rules: Rules) -> "_Vectors":
+    def of(cls, batch: pa.RecordBatch, rules: DocumentLimits) -> "_Vectors":
         """Returns the batch's vectors, of length 1 under cosine. Raises Refused where the column is wrong."""
         found, counts = _vectors(batch, rules.dimension)
         at = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
@@ -109,15 +117,15 @@ class _Vectors:
         return cls(unit_length(found, rules.metric), faults, at, rules.limits.passages_max)
 
     def row(self, i: int) -> Floats | None:
-        """Returns float32 [n, d], None for a row without vectors. Raises Broken for too many, or one that is no good."""
+        """Returns float32 [n, d], None for a row without vectors. Raises ValidationError for too many, or one that is no good."""
         start, end = int(self.at[i]), int(self.at[i + 1])
         if self.unit is None or start == end:
             return None
         if end - start > self.n_max:
-            raise Broken("vectors", f"{end - start} vectors; 1 to {self.n_max} in a document")
+            raise ValidationError("vectors", f"{end - start} vectors; 1 to {self.n_max} in a document")
         faults = self.faults[start:end]
         if faults.any():
-            raise Broken("vector", VECTOR_FAULTS[int(faults[np.flatnonzero(faults)[0]])])
+            raise ValidationError("vector", VECTOR_FAULTS[int(faults[np.flatnonzero(faults)[0]])])
         return self.unit[start:end]
 
 
@@ -210,13 +218,13 @@ def _parsed_metadata(text: str | None, limits: IngestSettings) -> Mapping[str, A
     if not text:
         return {}
     if len(text) > limits.metadata_bytes_max:
-        raise Broken("metadata", f"{len(text)} bytes; at most {limits.metadata_bytes_max}")
+        raise ValidationError("metadata", f"{len(text)} bytes; at most {limits.metadata_bytes_max}")
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise Broken("metadata", f"is not JSON: {error}") from None
+        raise ValidationError("metadata", f"is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise Broken("metadata", "is not a JSON object")
+        raise ValidationError("metadata", "is not a JSON object")
     try:
         return checked_metadata(value, limits)
     except Inexact:

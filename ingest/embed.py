@@ -2,7 +2,7 @@
 
 A model's server may refuse a text for ever. Its document alone is given up then: what is refused together is asked in parts, and
 a text that is refused alone is believed of a server that takes HARMLESS. What was not answered in time is asked for in smaller
-calls (`ingest/pace.py`).
+calls (`ingest/embedding/batch_size.py`).
 """
 
 from collections import deque
@@ -14,8 +14,8 @@ from typing import Final, Protocol
 import numpy as np
 
 from ingest.embedding import Embedder, Lane, ServerFailed
+from ingest.embedding.batch_size import BatchSizer
 from ingest.jobs import Job, Write, takes_given
-from ingest.pace import Pace
 from tenants.entities import CLASS_WEIGHT, Generation, Tenant
 from vicinage.clock import Clock
 from vicinage.errors import DeadlineExceeded, Refused, Unavailable
@@ -90,7 +90,7 @@ class Vectors:
     ) -> None:
         self._embedder_for = embedder_for
         self._cutter_for = cutter_for
-        self._pace = Pace(batch_passages)
+        self._sizer = BatchSizer(batch_passages)
         self._clock = clock
 
     def make(self, job: Job, model: str | None, made: Embedded, stopping: Callable[[], bool]) -> None:
@@ -117,7 +117,7 @@ class Vectors:
     def _split(self, calls: deque[Call]) -> None:
         """Make the first call no larger than its model answers in time."""
         first = calls[0]
-        n = self._pace.size(first.model)
+        n = self._sizer.size(first.model)
         if len(first.texts) > n:
             calls[0] = Call(first.model, first.texts[n:], first.places[n:])
             calls.appendleft(Call(first.model, first.texts[:n], first.places[:n]))
@@ -127,9 +127,9 @@ class Vectors:
         try:
             vectors = self._asked(tenant, call.model, call.texts)
         except DeadlineExceeded:
-            self._pace.late(call.model, n)
+            self._sizer.late(call.model, n)
             raise
-        self._pace.took(call.model, n, self._clock.monotonic() - start)
+        self._sizer.took(call.model, n, self._clock.monotonic() - start)
         return vectors
 
     def _narrow(self, tenant: Tenant, made: Embedded, call: Call, refused: Refused) -> None:

@@ -12,7 +12,7 @@ from ingest.documents import Entry, parse_json
 from ingest.homes import Homes, LookAgain, PartitionMaps
 from ingest.identity import judged_version, stranger
 from ingest.ids import fault_of
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from tenants.entities import Collection, Generation, Tenant
 from vicinage.errors import NotFound, Refused
 from vicinage.exact_json import Exactly
@@ -245,13 +245,16 @@ def _entries(
     if dict(record.headers).get("content-type") == ARROW.encode():
         name_given, batches = decode_documents(record.value)
         collection = _collection(collections, tenant, name_given or _key_collection(record), stored)
-        return [(collection, e) for e in parse_arrow(batches, Rules.of(collection, limits))]
+        return [(collection, e) for e in parse_arrow(batches, DocumentLimits.of(collection, limits))]
     body = load_json(record.value, field="value")
     if not isinstance(body, dict):
         raise Refused("a document is a JSON object", field="value")
     collection = _collection(collections, tenant, body.get("collection"), stored)
     return [
-        (collection, parse_json(body, Rules.of(collection, limits), tenant=tenant.name, exactly=Exactly(record.value)))
+        (
+            collection,
+            parse_json(body, DocumentLimits.of(collection, limits), tenant=tenant.name, exactly=Exactly(record.value)),
+        )
     ]
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from ingest import lanes
 from ingest.detached import Detached, Lane
 from ingest.jobs import Job, Target
-from ingest.lines import Away, Lines, Part, Task
+from ingest.scheduler import Away, Part, Scheduler, Task
 from tenants.registry import Registry
 from vicinage.clock import Clock
 from vicinage.errors import NotFound, Refused, Unavailable
@@ -47,7 +47,7 @@ class LaneScheduler:
     def __init__(
         self,
         detached: Detached,
-        lines: Lines,
+        lines: Scheduler,
         lock: threading.Lock,
         registry: Registry,
         clock: Clock,

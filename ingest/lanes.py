@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ingest.jobs import Collections, Job, Need, Target
-from ingest.lines import Away
+from ingest.scheduler import Away
 from tenants.entities import Collection, Generation, Tenant
 from vicinage.errors import NotFound
 from vicinage.partition_maps import PartitionMap

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ingest.columns import parse_arrow_body
 from ingest.documents import Entry, parse_json, parse_ndjson
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from vicinage.errors import Refused
 from vicinage.exact_json import Exactly
 from vicinage.records import Document, Rejected
@@ -30,7 +30,7 @@ class Body:
 
     content_type: str
     data: bytes
-    rules: Rules
+    rules: DocumentLimits
     tenant: str
     partitions: int
 

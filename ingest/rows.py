@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from ingest.embed import Embedded
 from ingest.jobs import Job, Write
-from ingest.vectors import Embedded
 from tenants.entities import Generation
 from vicinage.log import Record, Stored
 from vicinage.records import Document, Floats, Passage, Rejected

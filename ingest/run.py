@@ -3,7 +3,7 @@
 Law 3 is visible as line order in `Ingest._write`: the rows and dead letters are durable before the position is stored.
 A crash anywhere does the work again, and versions make that harmless.
 
-`ingest/lines.py` decides whose work is next (law 7) and `ingest/lanes.py` which generations are written apart from their
+`ingest/scheduler.py` decides whose work is next (law 7) and `ingest/lanes.py` which generations are written apart from their
 partition, because their model is away or slow; here it is done. A worker embeds what one model has of a job, and then writes
 what the job's line has ready in order. It never waits for another job. Vectors that tenants computed are written at once.
 """
@@ -19,15 +19,15 @@ from ingest import dead_letters
 from ingest.book import PositionBook
 from ingest.crew import Crew
 from ingest.detached import Detached, Lane
+from ingest.embed import Cutter, Vectors
 from ingest.embedding import Embedder
 from ingest.jobs import Job, jobs_of
 from ingest.lane_scheduler import LOOK_S, LaneScheduler
-from ingest.lines import RETRY_S, Lines, Part, Task
 from ingest.parsing import Parsing
 from ingest.pulse import Pulse
 from ingest.rows import messages, rejections
+from ingest.scheduler import RETRY_S, Part, Scheduler, Task
 from ingest.topic_settings import report
-from ingest.vectors import Cutter, Vectors
 from tenants.entities import Group, Tenant
 from tenants.growth import complete, observe
 from tenants.provisioning import VECTORS_TOPIC, ensure_topics
@@ -111,7 +111,7 @@ class Ingest:
         self._full: set[TopicPartition] = set()
         self._round: list[TopicPartition] = []
         """Whose readers are still to be asked where they are."""
-        self._lines = Lines()
+        self._lines = Scheduler()
         self._writing_again: set[Hashable] = set()
         self._lock = threading.Lock()
         """Of the lines."""

@@ -17,8 +17,8 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from ingest.embed import Embedded
 from ingest.jobs import Job, Need, Target
-from ingest.vectors import Embedded
 from tenants.entities import CLASS_WEIGHT
 from vicinage.fair import FairQueue
 from vicinage.log import TopicPartition
@@ -136,7 +136,7 @@ class Away:
     reason: str
 
 
-class Lines:
+class Scheduler:
     """The jobs of all lines, from parsed to written."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ingest.rules import Broken, Rules
+from ingest.validation import DocumentLimits, ValidationError
 
 FIELDS: Final = ("id", "tenant", "collection", "text", "passages", "vector", "vectors", "metadata")
 NAME_SHOWN: Final = 80
@@ -27,15 +27,15 @@ class Body:
     metadata: dict[str, Any] | None
 
 
-def shaped(value: object, rules: Rules) -> Body:
-    """Returns the document's fields. Raises Broken naming the first that is unknown or of a wrong type or length."""
+def shaped(value: object, rules: DocumentLimits) -> Body:
+    """Returns the document's fields. Raises ValidationError naming the first that is unknown or of a wrong type or length."""
     if not isinstance(value, dict):
-        raise Broken("document", "must be a JSON object")
+        raise ValidationError("document", "must be a JSON object")
     if (unknown := next((name for name in value if name not in FIELDS), None)) is not None:
-        raise Broken(unknown[:NAME_SHOWN], f"unknown field; known are {', '.join(FIELDS)}")
+        raise ValidationError(unknown[:NAME_SHOWN], f"unknown field; known are {', '.join(FIELDS)}")
     document_id = _string(value, "id")
     if document_id is None:
-        raise Broken("id", "a document needs an id: a string that is not empty")
+        raise ValidationError("id", "a document needs an id: a string that is not empty")
     return Body(
         document_id,
         _string(value, "tenant"),
@@ -51,41 +51,41 @@ def _string(value: Mapping[str, Any], name: str) -> str | None:
     found = value.get(name)
     if found is None or isinstance(found, str):
         return found
-    raise Broken(name, "must be a string")
+    raise ValidationError(name, "must be a string")
 
 
 def _object(value: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     found = value.get(name)
     if found is None or isinstance(found, dict):
         return found
-    raise Broken(name, "must be an object")
+    raise ValidationError(name, "must be an object")
 
 
 def _passages(given: object, n_max: int) -> list[str] | None:
     if given is None:
         return None
     if not isinstance(given, list):
-        raise Broken("passages", "must be a list of strings")
+        raise ValidationError("passages", "must be a list of strings")
     if not 1 <= len(given) <= n_max:
-        raise Broken("passages", f"{len(given)} passages; 1 to {n_max} in a document")
+        raise ValidationError("passages", f"{len(given)} passages; 1 to {n_max} in a document")
     for i, passage in enumerate(given):
         if not isinstance(passage, str):
-            raise Broken(f"passages.{i}", "must be a string")
+            raise ValidationError(f"passages.{i}", "must be a string")
     return given
 
 
-def _vectors(value: Mapping[str, Any], rules: Rules) -> Sequence[list[float]] | None:
+def _vectors(value: Mapping[str, Any], rules: DocumentLimits) -> Sequence[list[float]] | None:
     one, many = value.get("vector"), value.get("vectors")
     if one is not None and many is not None:
-        raise Broken("vector", "send vector or vectors, not both")
+        raise ValidationError("vector", "send vector or vectors, not both")
     if one is not None:
         return (_vector(one, "vector", rules.dimension),)
     if many is None:
         return None
     if not isinstance(many, list):
-        raise Broken("vectors", "must be a list of lists of numbers")
+        raise ValidationError("vectors", "must be a list of lists of numbers")
     if not 1 <= len(many) <= rules.limits.passages_max:
-        raise Broken("vectors", f"{len(many)} vectors; 1 to {rules.limits.passages_max} in a document")
+        raise ValidationError("vectors", f"{len(many)} vectors; 1 to {rules.limits.passages_max} in a document")
     for i, vector in enumerate(many):
         _vector(vector, f"vectors.{i}", rules.dimension)
     return many
@@ -93,10 +93,10 @@ def _vectors(value: Mapping[str, Any], rules: Rules) -> Sequence[list[float]] | 
 
 def _vector(given: object, name: str, dimension: int) -> list[float]:
     if not isinstance(given, list):
-        raise Broken(name, "must be a list of numbers")
+        raise ValidationError(name, "must be a list of numbers")
     if len(given) != dimension:
-        raise Broken(name, f"{len(given)} numbers; the collection's dimension is {dimension}")
+        raise ValidationError(name, f"{len(given)} numbers; the collection's dimension is {dimension}")
     if not set(map(type, given)) <= _NUMBERS:  # no booleans, no null
         wrong = next(i for i, number in enumerate(given) if type(number) not in _NUMBERS)
-        raise Broken(f"{name}.{wrong}", "must be a number")
+        raise ValidationError(f"{name}.{wrong}", "must be a number")
     return given

@@ -1,4 +1,4 @@
-"""What a document must keep to. Pure: each check returns what is good, or raises `Broken` with the field and the reason."""
+"""What a document must keep to. Pure: each check returns what is good, or raises `ValidationError` with the field and the reason."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,8 @@ VECTOR_FAULTS: Final = (
 )
 
 
-class Broken(Exception):
-    """One rule broken."""
+class ValidationError(Exception):
+    """A document breaks a rule: `field` names the part that does."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(reason)
@@ -38,7 +38,7 @@ class Broken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class DocumentLimits:
     """What a document must keep to: its collection's dimension and metric, and the platform's limits.
 
     `moving`: a generation of another model is being built, which makes its own vectors of the text.
@@ -52,65 +52,65 @@ class Rules:
     moving: bool = False
 
     @classmethod
-    def of(cls, collection: Collection, limits: IngestSettings) -> "Rules":
+    def of(cls, collection: Collection, limits: IngestSettings) -> "DocumentLimits":
         """The rules of a collection's live generation."""
         live = collection.generation()
         return cls(collection.name, live.dimension, live.metric, live.model is not None, limits, collection.moving())
 
 
 def check_id(document_id: object, limits: IngestSettings) -> None:
-    """Raises Broken unless a document may have this id (`ingest/ids.py`)."""
+    """Raises ValidationError unless a document may have this id (`ingest/ids.py`)."""
     if (fault := fault_of_new(document_id, limits.id_bytes_max)) is not None:
-        raise Broken("id", fault)
+        raise ValidationError("id", fault)
 
 
 def check_text(name: str, text: str, bytes_max: int) -> None:
-    """Raises Broken where there is nothing to read, or too much."""
+    """Raises ValidationError where there is nothing to read, or too much."""
     if is_blank(text):
-        raise Broken(name, "is empty" if not text.strip() else NOTHING_TO_READ)
+        raise ValidationError(name, "is empty" if not text.strip() else NOTHING_TO_READ)
     size = _utf8_bytes(name, text)
     if size > bytes_max:
-        raise Broken(name, f"{size} bytes; at most {bytes_max}")
+        raise ValidationError(name, f"{size} bytes; at most {bytes_max}")
 
 
 def check_passages(passages: Sequence[str | None], limits: IngestSettings) -> None:
-    """Raise Broken where there are none or too many, or where together they are too long."""
+    """Raise ValidationError where there are none or too many, or where together they are too long."""
     if not 1 <= len(passages) <= limits.passages_max:
-        raise Broken("passages", f"{len(passages)} passages; 1 to {limits.passages_max} in a document")
+        raise ValidationError("passages", f"{len(passages)} passages; 1 to {limits.passages_max} in a document")
     left = limits.text_bytes_max
     for i, passage in enumerate(passages):
         check_text(f"passages.{i}", passage or "", left)
         left -= len((passage or "").encode())
 
 
-def check_size(document: Document, rules: Rules) -> None:
-    """Raise Broken where no message can hold the document's rows, as far as is known before its text is cut."""
+def check_size(document: Document, rules: DocumentLimits) -> None:
+    """Raise ValidationError where no message can hold the document's rows, as far as is known before its text is cut."""
     texts = document.passages if document.passages is not None else (document.text or "",)
     n = len(document.vectors) if document.vectors is not None else len(texts)
     text_bytes = sum(len(t.encode()) for t in texts)
     size = rows_bytes(document.id, n, rules.dimension, text_bytes=text_bytes, metadata=document.metadata)
     if size > MESSAGE_BYTES_MAX:
         name = "vectors" if document.vectors is not None else "passages" if document.passages is not None else "text"
-        raise Broken(name, f"the document makes {size} bytes; at most {MESSAGE_BYTES_MAX}")
+        raise ValidationError(name, f"the document makes {size} bytes; at most {MESSAGE_BYTES_MAX}")
 
 
 def _utf8_bytes(name: str, text: str) -> int:
     try:
         return len(text.encode())
     except UnicodeEncodeError:
-        raise Broken(name, "holds half of a surrogate pair: not valid Unicode") from None
+        raise ValidationError(name, "holds half of a surrogate pair: not valid Unicode") from None
 
 
-def checked_vectors(given: Sequence[Sequence[float]], rules: Rules) -> Floats:
+def checked_vectors(given: Sequence[Sequence[float]], rules: DocumentLimits) -> Floats:
     """float32 [n, d], of length 1 under cosine."""
     for vector in given:
         if len(vector) != rules.dimension:
-            raise Broken("vector", f"{len(vector)} numbers; the collection's dimension is {rules.dimension}")
+            raise ValidationError("vector", f"{len(vector)} numbers; the collection's dimension is {rules.dimension}")
     with np.errstate(over="ignore"):
         vectors = np.asarray(given, dtype=np.float64).astype(np.float32).reshape(-1, rules.dimension)
     faults = vector_faults(vectors, rules.metric)
     if faults.any():
-        raise Broken("vector", VECTOR_FAULTS[int(faults[np.flatnonzero(faults)[0]])])
+        raise ValidationError("vector", VECTOR_FAULTS[int(faults[np.flatnonzero(faults)[0]])])
     return unit_length(vectors, rules.metric)
 
 
@@ -125,7 +125,7 @@ def vector_faults(vectors: Floats, metric: str) -> NDArray[np.uint8]:
     return faults
 
 
-class Inexact(Broken):
+class Inexact(ValidationError):
     """A number of the metadata may have been an integer beyond 64 bits: parse its text again, exactly."""
 
 
@@ -134,7 +134,7 @@ def checked_metadata(
 ) -> Mapping[str, Any]:
     """Returns the metadata itself, where every key and value of it can be kept and filtered on.
 
-    `exact`: integers of any length were parsed as integers. Raises Broken; Inexact only without `exact`.
+    `exact`: integers of any length were parsed as integers. Raises ValidationError; Inexact only without `exact`.
     """
     if not metadata:
         return {}
@@ -142,20 +142,20 @@ def checked_metadata(
         size = len(orjson.dumps(metadata))  # first: what is small enough has few values to be looked at
     except (orjson.JSONEncodeError, TypeError, RecursionError) as error:
         hint = " (send it as a string)" if "64-bit" in str(error) else ""
-        raise Broken("metadata", f"cannot be kept: {error}{hint}") from None
+        raise ValidationError("metadata", f"cannot be kept: {error}{hint}") from None
     if size > limits.metadata_bytes_max:
-        raise Broken("metadata", f"{size} bytes; at most {limits.metadata_bytes_max}")
+        raise ValidationError("metadata", f"{size} bytes; at most {limits.metadata_bytes_max}")
     _check_value(metadata, METADATA_DEPTH_MAX, exact=exact)
     return metadata
 
 
 def _check_value(value: object, depth: int, *, exact: bool) -> None:
     if depth < 0:
-        raise Broken("metadata", f"is nested deeper than {METADATA_DEPTH_MAX}")
+        raise ValidationError("metadata", f"is nested deeper than {METADATA_DEPTH_MAX}")
     if isinstance(value, dict):
         for key, inner in value.items():
             if len(key.encode(errors="replace")) > METADATA_KEY_BYTES_MAX or not key or key.startswith("$"):
-                raise Broken(
+                raise ValidationError(
                     "metadata",
                     f"the key {key[:40]!r} is empty, begins with '$', or is over {METADATA_KEY_BYTES_MAX} bytes",
                 )
@@ -164,6 +164,6 @@ def _check_value(value: object, depth: int, *, exact: bool) -> None:
         for inner in value:
             _check_value(inner, depth - 1, exact=exact)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise Broken("metadata", "holds NaN or infinity")
+        raise ValidationError("metadata", "holds NaN or infinity")
     elif isinstance(value, float) and not exact and may_be_rounded(value):
         raise Inexact("metadata", "holds an integer beyond 64 bits: send it as a string")

@@ -18,9 +18,10 @@ from indexer.index.rows import newest, no_deletes
 from indexer.index.segment import load
 from indexer.index.segment_writer import write
 from indexer.index.shard import Shard
+from ingest.chunking import open_cutter
 from ingest.embedding import Lane
 from ingest.embedding.local import LocalEmbedder
-from ingest.passages import open_cutter, open_tokenizer
+from ingest.embedding.tokenizer import open_tokenizer
 from query.merge import answered
 from query.plan import Fusion, Question, make_plan
 from tenants.entities import DEFAULT_MODEL, Collection, Generation, Manifest, Objectives

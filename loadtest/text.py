@@ -43,8 +43,8 @@ def forms(report: Report, texts: list[str], rounds: int = 5) -> None:
     """CPU of one thread for a question in each form of the model, in calls of 1, 8 and 24."""
     from ingest.embedding import local
     from ingest.embedding.onnx_runtime import OnnxRuntime
+    from ingest.embedding.tokenizer import model_root
     from ingest.embedding.torch_runtime import TorchModel, TorchRuntime, load, packed
-    from ingest.passages import model_root
     from tenants.entities import DEFAULT_MODEL
     from vicinage.settings import EmbedderSettings
 

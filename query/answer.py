@@ -31,7 +31,7 @@ EMBED_SHARE: Final = 0.5
 ORDINARY: Final = (1e-24, 1e24)
 """Between them, a square of a length is as good in float32 as it must be."""
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 4
-"""The same bound that documents keep to (ingest/rules.py)."""
+"""The same bound that documents keep to (ingest/validation.py)."""
 
 
 class QueryEmbedder(Protocol):

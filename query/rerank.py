@@ -10,7 +10,7 @@ import aiohttp
 import numpy as np
 import orjson
 
-from ingest.embedding.remote import Requests, told
+from ingest.embedding.http_client import Requests, told
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Unavailable
 from vicinage.records import Floats, Hit, Mode

@@ -6,19 +6,19 @@ from typing import Any
 import faiss
 import numpy as np
 
-from indexer.backends import Rows, device, lists_for
-from indexer.backends.card import Card, Failed, NoRoom
+from indexer.backends import Rows, gpu_limits, lists_for
+from indexer.backends.cagra import as_cagra, as_graph
 from indexer.backends.cpu import Index, faiss_metric
-from indexer.backends.device import CUVS, Ask, Limits
 from indexer.backends.gpu import GpuBackend
-from indexer.backends.graphs import as_cagra, as_graph
+from indexer.backends.gpu_limits import CUVS, Ask, Limits
+from indexer.backends.gpu_worker import Card, Failed, NoRoom
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
 from vicinage.records import Floats
 
 
 class EmulatedDevice:
-    """See card.Device. `full` and `broken` say what the next searches meet; `asked` what it was asked."""
+    """See gpu_worker.Device. `full` and `broken` say what the next searches meet; `asked` what it was asked."""
 
     def __init__(self, name: str = "emulated:0", *, bytes_max: int = 1 << 30, limits: Limits = CUVS) -> None:
         self.name, self.bytes_max, self.limits = name, bytes_max, limits
@@ -34,7 +34,7 @@ class EmulatedDevice:
         lists, d = lists_for(spec, len(vectors)), vectors.shape[1]
         if spec.kind == "hnsw":
             return as_graph(cagra_of(vectors, spec.m, metric), vectors, spec)
-        codes = "Flat" if spec.kind == "ivf" else f"PQ{device.parts_for(d)}x8np"
+        codes = "Flat" if spec.kind == "ivf" else f"PQ{gpu_limits.parts_for(d)}x8np"
         index = faiss.index_factory(d, f"IVF{lists},{codes}", faiss_metric(metric))
         index.train(vectors)
         index.add(vectors)
@@ -52,7 +52,7 @@ class EmulatedDevice:
     def search(self, placed: Any, queries: Floats, ask: Ask) -> Rows:
         self._work()
         self.asked.append(ask)
-        most = device.BEAM_MAX if isinstance(placed, faiss.IndexHNSWCagra) else self.limits.candidates_max
+        most = gpu_limits.BEAM_MAX if isinstance(placed, faiss.IndexHNSWCagra) else self.limits.candidates_max
         assert max(ask.take, ask.width) <= most, "as FAISS and cuVS would throw"
         parameters: Any = None
         if isinstance(placed, faiss.IndexHNSWCagra):

@@ -16,12 +16,12 @@ from typing import Any, Final
 import faiss
 import numpy as np
 
-from indexer.backends import Rows, device, lists_for
-from indexer.backends.card import Card, Failed, NoRoom
+from indexer.backends import Rows, gpu_limits, lists_for
+from indexer.backends.cagra import as_cagra, as_graph
 from indexer.backends.cpu import Index, faiss_metric
-from indexer.backends.device import CLASSIC, CUVS, Ask, Limits
 from indexer.backends.gpu import GpuBackend
-from indexer.backends.graphs import as_cagra, as_graph
+from indexer.backends.gpu_limits import CLASSIC, CUVS, Ask, Limits
+from indexer.backends.gpu_worker import Card, Failed, NoRoom
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
 from vicinage.errors import Refused
@@ -88,7 +88,7 @@ def tried(number: int) -> str | None:
 
 
 class CudaDevice:
-    """See card.Device."""
+    """See gpu_worker.Device."""
 
     def __init__(self, number: int) -> None:
         self.name = f"cuda:{number}"
@@ -100,7 +100,7 @@ class CudaDevice:
         self.bytes_max = max(0, int(SHARE_OF_DEVICE * free_bytes(number)) - TEMPORARY_BYTES)
 
     def build(self, vectors: Floats, spec: IndexSpec, metric: Metric) -> Any:
-        """See card.Device. A graph is CAGRA's, with its upper levels made on the host."""
+        """See gpu_worker.Device. A graph is CAGRA's, with its upper levels made on the host."""
         assert vectors.flags.c_contiguous, "CAGRA keeps their address: FAISS's Python must make no copy of its own"
         with _told():
             index = self._empty(spec, len(vectors), vectors.shape[1], faiss_metric(metric))
@@ -111,7 +111,7 @@ class CudaDevice:
         return as_graph(made, vectors, spec) if spec.kind == "hnsw" else made
 
     def place(self, index: Index | None, vectors: Floats, metric: Metric) -> Any:
-        """See card.Device."""
+        """See gpu_worker.Device."""
         with _told():
             if index is None:
                 flat = faiss.GpuIndexFlat(
@@ -124,7 +124,7 @@ class CudaDevice:
             return faiss.index_cpu_to_gpu(self._resources, self._number, index.faiss, self._cloner())
 
     def search(self, placed: Any, queries: Floats, ask: Ask) -> Rows:
-        """See card.Device."""
+        """See gpu_worker.Device."""
         if isinstance(placed, tuple):
             placed, parameters = placed[0], faiss.SearchParametersCagra(itopk_size=ask.width)
         else:
@@ -139,7 +139,7 @@ class CudaDevice:
             config = self._config(faiss.GpuIndexIVFFlatConfig())
             return faiss.GpuIndexIVFFlat(resources, d, lists, metric, config)
         if spec.kind == "ivfpq":
-            parts = device.parts_for(d)
+            parts = gpu_limits.parts_for(d)
             return faiss.GpuIndexIVFPQ(resources, d, lists, parts, 8, metric, self._codes(parts))
         config = self._config(faiss.GpuIndexCagraConfig())
         config.graph_degree, config.intermediate_graph_degree = 2 * spec.m, 4 * spec.m
@@ -159,7 +159,7 @@ class CudaDevice:
 
     def _codes(self, parts: int) -> Any:
         config = self._config(faiss.GpuIndexIVFPQConfig())
-        config.useFloat16LookupTables = parts > device.FLOAT32_PARTS_MAX
+        config.useFloat16LookupTables = parts > gpu_limits.FLOAT32_PARTS_MAX
         config.interleavedLayout = self.limits.graphs  # cuVS's only layout
         return config
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from indexer.backends import Mask, Rows, device
-from indexer.backends.card import Busy, Card, Failed, NoRoom
+from indexer.backends import Mask, Rows, gpu_limits
+from indexer.backends.cagra import takes
 from indexer.backends.cpu import CpuBackend, Index, faiss_index, mend, scored, width_for
-from indexer.backends.device import by_room
-from indexer.backends.graphs import takes
+from indexer.backends.gpu_limits import by_room
+from indexer.backends.gpu_worker import Busy, Card, Failed, NoRoom
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec, Kind
 from vicinage.records import Floats
@@ -63,7 +63,7 @@ class GpuBackend:
 
     def build(self, vectors: Floats, spec: IndexSpec, metric: Metric, *, threads: int = 0) -> Any:
         """See Backend. On the emptiest GPU; what comes back is its form on the CPU."""
-        for card in self._emptiest(0) if device.builds(spec, len(vectors), self._limits) else ():
+        for card in self._emptiest(0) if gpu_limits.builds(spec, len(vectors), self._limits) else ():
             try:
                 return faiss_index(card.build(np.ascontiguousarray(vectors), spec, metric))
             except (NoRoom, Busy, Failed) as error:
@@ -82,10 +82,10 @@ class GpuBackend:
         """See Backend. On the emptiest GPU that has the room; else the CPU's form is all there is."""
         kind: Kind = index.kind if index else "flat"
         n, d = vectors.shape
-        if not device.serves(kind, n, d, self._limits) or (index and not takes(index)):
+        if not gpu_limits.serves(kind, n, d, self._limits) or (index and not takes(index)):
             return index
         spec = _spec(kind, index)
-        need = device.device_bytes(spec, n, d, self._limits)
+        need = gpu_limits.device_bytes(spec, n, d, self._limits)
         cards = self._emptiest(need)
         if not cards:
             _fallbacks.labels(NoRoom.reason).inc()
@@ -130,14 +130,16 @@ class GpuBackend:
 
     def bytes(self, spec: IndexSpec, n: int, d: int) -> int:
         """See Backend. Of lists with codes a GPU makes other codes than the CPU: a byte a part."""
-        if spec.kind == "ivfpq" and device.builds(spec, n, self._limits):
+        if spec.kind == "ivfpq" and gpu_limits.builds(spec, n, self._limits):
             codes = self._cpu.bytes(IndexSpec("ivf", lists=spec.lists), n, d) - n * 4 * d
-            return codes + n * device.parts_for(d) + device.CENTROIDS * d * 4
+            return codes + n * gpu_limits.parts_for(d) + gpu_limits.CENTROIDS * d * 4
         return self._cpu.bytes(spec, n, d)
 
     def device_bytes(self, spec: IndexSpec, n: int, d: int) -> int:
         """See Backend."""
-        return device.device_bytes(spec, n, d, self._limits) if device.serves(spec.kind, n, d, self._limits) else 0
+        return (
+            gpu_limits.device_bytes(spec, n, d, self._limits) if gpu_limits.serves(spec.kind, n, d, self._limits) else 0
+        )
 
     def _emptiest(self, need: int) -> tuple[Card, ...]:
         live = [card for card in self._cards if not card.lost]
@@ -149,7 +151,7 @@ class GpuBackend:
         if number is None:
             return None
         width = width_for(index.host, n, n_allowed, k, effort) if index.host and n_allowed else None
-        ask = device.asked(index.kind, self._limits, k=k, width=width, n=n, n_allowed=n_allowed, lists=index.lists)
+        ask = gpu_limits.asked(index.kind, self._limits, k=k, width=width, n=n, n_allowed=n_allowed, lists=index.lists)
         if ask is None:
             return None
         try:

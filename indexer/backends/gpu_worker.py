@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from indexer.backends import Rows
 from indexer.backends.cpu import Index
-from indexer.backends.device import Ask, Limits
+from indexer.backends.gpu_limits import Ask, Limits
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
 from vicinage.records import Floats

@@ -36,7 +36,7 @@ MANY: Final = 32
 EXACT_BELOW: Final = 2**53
 """Integers below it are themselves as float64."""
 KEY_MAX: Final = 128
-"""Characters of the longest key that metadata may have (ingest/rules.py, in bytes)."""
+"""Characters of the longest key that metadata may have (ingest/validation.py, in bytes)."""
 _MISSING: Final = object()
 
 

@@ -11,7 +11,7 @@ LONG_S: Final = 15.0
 SHORT_S: Final = 3.0
 
 
-class Pace:
+class BatchSizer:
     """The sizes of calls, by model; at most `most`. Safe for many threads: of calls under way at once, none undoes what another taught."""
 
     def __init__(self, most: int) -> None:

@@ -14,7 +14,7 @@ import orjson
 
 from ingest.embedding import open_embedder
 from ingest.embedding.files import check_model_files, read_model_files
-from ingest.passages import model_root
+from ingest.embedding.tokenizer import model_root
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Refused, VicinageError

@@ -21,7 +21,7 @@ from ingest.embedding.batcher import Batcher, Item
 from ingest.embedding.calibration import BATCH, BUDGET_S, PROBE, ROUNDS, Calibration, Trial, choose, measure
 from ingest.embedding.runtime import Model, Runtime
 from ingest.embedding.runtimes import open_runtime
-from ingest.passages import open_tokenizer
+from ingest.embedding.tokenizer import open_tokenizer
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Refused, Unavailable

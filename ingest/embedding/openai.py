@@ -1,6 +1,6 @@
 """A client of any server that speaks the OpenAI embeddings API; our own embedder role is one.
 
-Threads go through httpx; the gateway's event loop through `remote.py`.
+Threads go through httpx; the gateway's event loop through `http_client.py`.
 """
 
 import base64
@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from ingest.embedding import Lane, ServerFailed
-from ingest.embedding.remote import Requests, headers_of, told
+from ingest.embedding.http_client import Requests, headers_of, told
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable

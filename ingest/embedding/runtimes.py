@@ -6,7 +6,7 @@ from typing import Literal
 
 from ingest.embedding.files import check_model_files, read_model_files
 from ingest.embedding.runtime import Runtime
-from ingest.passages import model_root
+from ingest.embedding.tokenizer import model_root
 from tenants.entities import EmbeddingModel
 from vicinage.errors import Refused
 

@@ -16,7 +16,7 @@ from indexer.index.snapshot import StoredDocument
 from ingest import intake
 from ingest.ids import fault_of, has_dot_segment
 from ingest.preparing import NDJSON, Body, Prepared, prepare
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from query.api.http import (
     answer,
     body,
@@ -89,7 +89,7 @@ async def _accept(house: Any, tenant: Tenant, collection: Collection, kind: str,
         return at_once
     while True:
         now, n = await house.writers.run(partial(_where, house, tenant, collection))
-        body = Body(kind, data, Rules.of(now, house.limits), tenant.name, n)
+        body = Body(kind, data, DocumentLimits.of(now, house.limits), tenant.name, n)
         weight = CLASS_WEIGHT[tenant.priority]
         ready = await house.parsers.run(prepare, body, len(data), tenant=tenant.name, weight=weight)
         accepted: intake.Accepted | None = await house.writers.run(partial(_append, house, tenant, now, n, ready))
@@ -99,7 +99,7 @@ async def _accept(house: Any, tenant: Tenant, collection: Collection, kind: str,
 
 def _at_once(house: Any, tenant: Tenant, collection: Collection, kind: str, data: bytes) -> intake.Accepted:
     now, n = _where(house, tenant, collection)
-    ready = prepare(Body(kind, data, Rules.of(now, house.limits), tenant.name, n))
+    ready = prepare(Body(kind, data, DocumentLimits.of(now, house.limits), tenant.name, n))
     return intake.append(house.log, tenant, now, ready, now_ms=house.clock.now_ms())
 
 

@@ -38,9 +38,9 @@ backend = emulated_backend() if DEVICE == "emulated" else open_backend(DEVICE)
 @pytest.fixture(autouse=True)
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if what is built here were large enough for a GPU."""
-    monkeypatch.setattr("indexer.backends.device.NUMBERS_MIN", 1)
-    monkeypatch.setattr("indexer.backends.device.BUILD_ROWS_MIN", 1)
-    monkeypatch.setattr("indexer.backends.device.TRAIN_PER_LIST", 8)
+    monkeypatch.setattr("indexer.backends.gpu_limits.NUMBERS_MIN", 1)
+    monkeypatch.setattr("indexer.backends.gpu_limits.BUILD_ROWS_MIN", 1)
+    monkeypatch.setattr("indexer.backends.gpu_limits.TRAIN_PER_LIST", 8)
 
 
 def built(vectors: np.ndarray, spec: IndexSpec, metric: Metric) -> Any:

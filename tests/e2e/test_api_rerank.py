@@ -25,7 +25,7 @@ from cluster.wiring import build_embedder
 from ingest.embedding import reranker as reranker_room
 from ingest.embedding.reranker import LocalReranker
 from ingest.embedding.server import create_app
-from ingest.passages import model_folder
+from ingest.embedding.tokenizer import model_folder
 from query.rerank import TeiReranker, reranked
 from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline

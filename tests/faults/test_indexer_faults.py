@@ -149,15 +149,15 @@ def test_a_deletion_made_while_a_reindex_copies_stays_a_deletion(tmp_path: Path)
     indexer = make_indexer(base)
     indexer._hold_leases()
     indexer.step(0.2)
-    indexer._upkeep._reindex.advance(base.jobs.list()[0])  # the new generation is there, nothing is copied yet
+    indexer._maintenance._reindex.advance(base.jobs.list()[0])  # the new generation is there, nothing is copied yet
     intake.delete(
         base.log, base.registry.tenant("acme"), base.registry.collection("acme", "docs"), ["d3", "d4"], now_ms=2
     )
     fill(base, [f"e{i}" for i in range(20)])
     indexer.step(0.2)  # seals the deletions into the new generation before the old rows are copied
     for _ in range(8):
-        indexer._upkeep.step(leading=True)
-        indexer._upkeep.settle()
+        indexer._maintenance.step(leading=True)
+        indexer._maintenance.settle()
         [job] = base.jobs.list()
     assert job.state == "done", job
     base.registry.refresh()
@@ -168,7 +168,7 @@ def test_a_deletion_made_while_a_reindex_copies_stays_a_deletion(tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["mend.after_put_before_swap", "mend.after_swap"])
+@pytest.mark.parametrize("point", ["repair.after_put_before_swap", "repair.after_swap"])
 def test_killed_while_it_rebuilds_a_segment_it_leaves_everything_as_it_was_or_as_it_is_to_be(
     tmp_path: Path, point: str
 ) -> None:
@@ -186,7 +186,7 @@ def test_killed_while_it_rebuilds_a_segment_it_leaves_everything_as_it_was_or_as
     killed = subprocess.run(words, env={**os.environ, "VICINAGE_CRASH": point}, check=False, timeout=60)
     assert killed.returncode == -signal.SIGKILL, "the point was not passed"
     [after] = base.manifests.of_generation("acme", "docs", 1)
-    assert (after == before) == (point == "mend.after_put_before_swap")
+    assert (after == before) == (point == "repair.after_put_before_swap")
     assert [d.state for d in base.manifests.quarantine.open()] == ["noted"]
     with running(base) as searcher:
         eventually(lambda: not base.manifests.quarantine.open())
@@ -237,7 +237,7 @@ def test_while_a_segment_is_rebuilt_the_others_and_the_shard_as_it_was_are_serve
         assert found(searcher, base) == names, "as of the manifest before, with the rows from the log"
         [damage] = base.manifests.quarantine.open()
         store.spoils, store.waits = False, True
-        mending = threading.Thread(target=indexer._upkeep._mending.mend, args=(damage,))
+        mending = threading.Thread(target=indexer._maintenance._repair.repair, args=(damage,))
         mending.start()
         assert store.entered.wait(10)
         assert found(searcher, base) == names

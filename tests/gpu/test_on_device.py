@@ -6,12 +6,12 @@ import faiss
 import numpy as np
 import pytest
 
-from indexer.backends import cuda, device, open_backend
-from indexer.backends.card import NoRoom
+from indexer.backends import cuda, gpu_limits, open_backend
 from indexer.backends.cpu import Index, faiss_index
 from indexer.backends.cuda import CudaDevice
-from indexer.backends.device import Ask
 from indexer.backends.gpu import Placed
+from indexer.backends.gpu_limits import Ask
+from indexer.backends.gpu_worker import NoRoom
 from tenants.index_spec import IndexSpec
 
 N, D = 40_000, 96
@@ -47,7 +47,7 @@ def test_accounted_bytes_are_no_less_than_what_is_allocated(vectors, card: CudaD
     held = card.place(index, vectors, "cosine")
     card.search(held, vectors[:1], Ask(10, 0 if index is None else 32))
     allocated = max(taken(card) - counted, before - cuda.free_bytes(0))
-    assert allocated <= 1.1 * device.device_bytes(spec, N, D, card.limits) + (64 << 20)
+    assert allocated <= 1.1 * gpu_limits.device_bytes(spec, N, D, card.limits) + (64 << 20)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

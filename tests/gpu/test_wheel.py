@@ -4,10 +4,10 @@ import faiss
 import numpy as np
 import pytest
 
-from indexer.backends import cuda, device
+from indexer.backends import cuda, gpu_limits
 from indexer.backends.cpu import CpuBackend, empty
 from indexer.backends.cuda import CudaDevice
-from indexer.backends.device import CLASSIC, CUVS
+from indexer.backends.gpu_limits import CLASSIC, CUVS
 from tenants.index_spec import IndexSpec
 
 D = 32
@@ -75,7 +75,7 @@ def test_what_the_wheel_clones_to_a_device_is_what_we_hand_to_it() -> None:
     for spec, cloned in (("ivf", True), ("hnsw", False), ("rabitq", False), ("ivfpq", False)):
         index = empty(IndexSpec(spec, lists=8), 20_000, D, faiss.METRIC_L2)  # type: ignore[arg-type]
         assert faiss.isGpuIndexImplemented(index) is cloned, spec
-    assert faiss.isGpuIndexImplemented(faiss.index_factory(D, f"IVF8,PQ{device.parts_for(D)}x8np"))
+    assert faiss.isGpuIndexImplemented(faiss.index_factory(D, f"IVF8,PQ{gpu_limits.parts_for(D)}x8np"))
     assert not faiss.isGpuIndexImplemented(faiss.index_factory(D, "IVF8,Flat,RFlat"))
 
 

@@ -81,12 +81,12 @@ def test_a_deletion_in_an_old_segment_is_carried_out_in_time(base) -> None:
         append(base, generation, *rows)
         base.clock.advance(3_700)
         indexer.step()
-        indexer._upkeep.settle()
+        indexer._maintenance.settle()
     assert segments(base, generation) == [(20, 0), (0, 1)] or segments(base, generation) == [(19, 1)]
     for _ in range(30):
         base.clock.advance(3_600)
         indexer.step()
-        indexer._upkeep.settle()
+        indexer._maintenance.settle()
     assert [n for n, _ in segments(base, generation)] == [19], "its row is in no segment any more"
 
 

@@ -123,7 +123,7 @@ def test_a_position_that_is_not_known_trims_nothing() -> None:
 def work_off(base: Ground, indexer: Indexer, rounds: int = 6) -> None:
     for _ in range(rounds):
         indexer.step()
-        indexer._upkeep.settle()
+        indexer._maintenance.settle()
         base.clock.advance(1)
 
 

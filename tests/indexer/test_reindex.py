@@ -59,7 +59,7 @@ class House:
             [job] = self.base.jobs.list(open_only=True) or [None]
             if job is None:
                 break
-            self.indexer._upkeep._reindex.advance(job)
+            self.indexer._maintenance._reindex.advance(job)
         self.base.registry.refresh()
         return self.base.jobs.list()[-1]
 
@@ -186,7 +186,11 @@ def test_a_compaction_of_the_unfinished_generation_forgets_no_deletion(house: Ho
     manifest = builder.current(shard, new)
     assert len(manifest.segments) == 2
     compact(
-        builder, manifest, new, house.indexer.lease(shard.slot), forgettable=house.indexer._upkeep.forgettable(shard)
+        builder,
+        manifest,
+        new,
+        house.indexer.lease(shard.slot),
+        forgettable=house.indexer._maintenance.forgettable(shard),
     )
     assert segments(house.base, new) == [(1, 1)]
     house.advance(2)
@@ -242,7 +246,7 @@ def test_cancelled_while_a_step_is_under_way_nothing_is_left(house: House, steps
     house.advance(steps)
     [held] = house.base.jobs.list()
     reindex.cancel(house.base.registry, house.base.jobs, job.id, actor="test")
-    house.indexer._upkeep._reindex.advance(held)
+    house.indexer._maintenance._reindex.advance(held)
     assert house.base.jobs.get(job.id).state == "cancelled"
     assert house.generations() == [(1, "live")]
 
@@ -268,7 +272,7 @@ def test_a_generation_that_another_gives_up_at_the_same_time_ends_nothing(
 
     house.base.jobs.cancel(held, actor="test")
     monkeypatch.setattr(registry, "set_generation_state", second)
-    house.indexer._upkeep._reindex.advance(held)
+    house.indexer._maintenance._reindex.advance(held)
     assert house.base.jobs.get(job.id).state == "cancelled"
     assert house.generations() == [(house.base.registry.collection("acme", "docs").live, "live")]
 
@@ -282,7 +286,7 @@ def test_deleted_and_created_again_at_any_step_the_job_ends_and_another_may_begi
     assert (ended.state, ended.error) == ("failed", "the collection was deleted")
     again = make_collection(house.base)
     if steps < 3:
-        house.indexer._upkeep._reindex.advance(held)  # a worker that holds the job as it was
+        house.indexer._maintenance._reindex.advance(held)  # a worker that holds the job as it was
     assert house.generations() == [(again.number, "live")], "the earlier job adds nothing to the new collection"
     second = house.ask()
     assert house.advance(4).id == second.id
@@ -297,7 +301,7 @@ def test_a_job_ends_whose_collection_was_replaced_unseen(house: House) -> None:
     house.base.registry.delete_collection("acme", "docs", actor="test")
     make_collection(house.base)
     reopened = house.base.jobs.advance(house.base.jobs.get(ready.id), state="ready", error=None)
-    house.indexer._upkeep._reindex.advance(reopened)
+    house.indexer._maintenance._reindex.advance(reopened)
     ended = house.base.jobs.get(ready.id)
     assert ended.state == "failed"
     assert "created again" in (ended.error or "")
@@ -449,7 +453,7 @@ def test_a_model_that_hangs_holds_its_own_jobs_alone(base) -> None:
         assert go_on.wait(60)
         return np.stack([hash_vector(t, 8) for t in texts])
 
-    upkeep = house.indexer._upkeep
+    upkeep = house.indexer._maintenance
     upkeep._reindex = _reindex(house, threading.Event(), hangs)
     job = house.ask(model="new")
     eventually(lambda: house.indexer.step() is not None and asked.is_set())
@@ -534,6 +538,6 @@ def test_a_model_registered_after_the_indexer_started_is_found(base) -> None:
         reindex.start(elsewhere, base.jobs, "acme", "docs", index="flat", model="late", shards=1, actor="test")
         indexer._hold_leases()
         for _ in range(4):
-            indexer._upkeep._reindex.advance(base.jobs.list()[-1])
+            indexer._maintenance._reindex.advance(base.jobs.list()[-1])
     [job] = base.jobs.list()
     assert (job.state, job.error, job.done) == ("done", None, 1)

@@ -22,7 +22,7 @@ from indexer.backends import open_backend
 from indexer.index.loader import Loading
 from indexer.index.objects import Damaged, Documents, Keys
 from indexer.index.segment import load
-from indexer.mend import Lost, Plan, plan
+from indexer.repair import Lost, Plan, plan
 from indexer.run import Indexer
 from indexer.scrub import pause_s
 from tenants.audit import Audit
@@ -62,7 +62,7 @@ def step(base: Ground, indexer: Indexer, n: int = 1) -> None:
     """Let it do its work, a second later each time."""
     for _ in range(n):
         indexer.step()
-        indexer._upkeep.settle()
+        indexer._maintenance.settle()
         base.clock.advance(2)
 
 
@@ -485,34 +485,34 @@ def test_of_two_indexers_only_the_one_that_holds_the_slot_rebuilds(base: Ground)
     other._hold_leases()
     assert stale.lease(generation.slots[0]) == lease, "it stood still, and believes that it holds the slot"
     stale._registry.refresh()
-    stale._upkeep._mending.mend(noted)
+    stale._maintenance._repair.repair(noted)
     assert manifest_of(base, generation) == before, "it published nothing"
     step(base, other, 2)
     after = manifest_of(base, generation)
     assert (after.version, after.epoch) == (before.version + 1, lease.epoch + 1)
-    stale._upkeep._mending.mend(noted)
+    stale._maintenance._repair.repair(noted)
     assert manifest_of(base, generation) == after, "and what is rebuilt is not rebuilt again"
     assert answers(base, generation) == asked
     with pytest.raises(Conflict):
         base.manifests.swap(after, segments=(), sealed=0, lease=lease)
 
 
-@pytest.mark.parametrize("mendable", [True, False])
+@pytest.mark.parametrize("repairable", [True, False])
 def test_a_reindex_waits_for_a_segment_that_is_being_rebuilt_and_fails_where_that_cannot_be(
-    base: Ground, mendable: bool
+    base: Ground, repairable: bool
 ) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     held = contents(base, generation)
-    if not mendable:
+    if not repairable:
         trim(base, generation)
     flipped(file_of(base, manifest_of(base, generation).segments[0], "passages"))
     meet(base, generation)
     reindex.start(base.registry, base.jobs, "acme", "docs", index="flat", model=None, shards=1, actor="test")
     step(base, indexer, 12)
     [job] = base.jobs.list()
-    assert job.state == ("done" if mendable else "failed")
-    if mendable:
+    assert job.state == ("done" if repairable else "failed")
+    if repairable:
         base.registry.refresh()
         assert contents(base, base.registry.collection("acme", "docs").generation()) == held
 

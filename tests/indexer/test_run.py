@@ -46,7 +46,7 @@ def work_off(indexer: Indexer, rounds: int = 6) -> None:
     """Steps, each with what its worker thread had to do."""
     for _ in range(rounds):
         indexer.step()
-        indexer._upkeep.settle()
+        indexer._maintenance.settle()
 
 
 def seal_alone(base, generation, indexer: Indexer, rows: list) -> None:
@@ -158,7 +158,7 @@ def test_a_restart_never_replays_more_than_one_and_a_half_times_the_bound(opened
     assert max(held) <= 60 + 5, "1.5 × 40, and what came since the last step"
     assert segments(base, idle) == []
     assert len(contents(base, slow)) == 6, "moving on skipped nothing"
-    indexer._upkeep.stop()
+    indexer._maintenance.stop()
     again = make_indexer(base)
     again._hold_leases()
     assert again._places[busy.slots[0]] == min(sealed(base, g) for g in (busy, slow, idle))
@@ -266,7 +266,7 @@ def aged(base: Ground) -> None:
 def swept(base: Ground, indexer: Indexer) -> set[str]:
     """What is left in the store after a sweep."""
     base.clock.advance(61)
-    indexer._upkeep._sweep()
+    indexer._maintenance._sweep()
     return {o.path for o in base.store.list("segments")}
 
 
@@ -332,7 +332,7 @@ def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partitio
     indexer = make_indexer(base)
 
     def forgettable(offset: int, partition: int) -> bool:
-        return indexer._upkeep.forgettable(shard)(version(offset, partition))
+        return indexer._maintenance.forgettable(shard)(version(offset, partition))
 
     for partition, n in ((0, 10), (1, 6)):
         base.log.append("vicinage.docs.acme", partition, [Record(b"x")] * n)
@@ -361,9 +361,9 @@ def test_a_deletion_is_kept_while_a_lane_of_its_generation_is_not_beyond_it(open
 
     def forgettable(offset: int) -> bool:
         for _ in range(2):
-            indexer._upkeep.forgettable(shard)
+            indexer._maintenance.forgettable(shard)
             base.clock.advance(101)
-        return indexer._upkeep.forgettable(shard)(version(offset))
+        return indexer._maintenance.forgettable(shard)(version(offset))
 
     assert forgettable(3)
     assert not forgettable(4), "the lane may still bring an older version of the document"
@@ -376,13 +376,13 @@ def test_a_topic_that_begins_anew_is_waited_for_anew(opened) -> None:
     [shard] = make_collection(base).shards()
     indexer, tp = make_indexer(base), ("vicinage.docs.acme", 0)
     base.log.commit(Group.INGEST, {tp: 10})
-    assert not indexer._upkeep.forgettable(shard)(version(9))
+    assert not indexer._maintenance.forgettable(shard)(version(9))
     base.clock.advance(101)
-    assert indexer._upkeep.forgettable(shard)(version(9))
+    assert indexer._maintenance.forgettable(shard)(version(9))
     base.log.commit(Group.INGEST, {tp: 2})
-    assert not indexer._upkeep.forgettable(shard)(version(1))
+    assert not indexer._maintenance.forgettable(shard)(version(1))
     base.log.commit(Group.INGEST, {tp: 20})
-    assert not indexer._upkeep.forgettable(shard)(version(9))
+    assert not indexer._maintenance.forgettable(shard)(version(9))
 
 
 def test_segments_left_too_many_by_an_indexer_that_died_are_merged_by_the_next(opened) -> None:
@@ -401,9 +401,9 @@ def test_a_compaction_that_failed_is_tried_again_later_without_another_seal(open
     generation, indexer = make_collection(base), make_indexer(base)
     seal_alone(base, generation, indexer, [up("a", 1), up("b", 2)])
     with store_away(base):
-        indexer._upkeep._work()
-        indexer._upkeep._work_on_jobs(leading=True)
-        indexer._upkeep.settle()
+        indexer._maintenance._work()
+        indexer._maintenance._work_on_jobs(leading=True)
+        indexer._maintenance.settle()
     assert len(segments(base, generation)) == 2
     work_off(indexer)
     assert len(segments(base, generation)) == 2, "not at once: whatever is away comes back by itself"
@@ -462,10 +462,10 @@ def test_nothing_is_kept_of_a_collection_that_is_gone(opened) -> None:
         append(base, generation, up(f"d{i}", i))
         work_off(indexer)
     assert indexer._sealed
-    assert indexer._upkeep._passed
+    assert indexer._maintenance._passed
     base.registry.delete_collection("acme", "docs", actor="test")
     for _ in range(2):
         base.clock.advance(base.settings.indexer.lease_s / 2)
         work_off(indexer)
     assert not indexer._sealed
-    assert not indexer._upkeep._passed
+    assert not indexer._maintenance._passed

@@ -37,7 +37,7 @@ def after(base, indexer: Indexer, seconds: float) -> None:
         seconds -= 600
         for _ in range(3):
             indexer.step()
-            indexer._upkeep.settle()
+            indexer._maintenance.settle()
 
 
 def begin(base, generation) -> int:
@@ -136,7 +136,7 @@ def test_an_indexer_that_led_before_begins_to_look_anew(base) -> None:
     generation, indexer = make_collection(base), make_indexer(base)
     append(base, generation, up("a", 1))
     after(base, indexer, KEEP_S)
-    indexer._upkeep.step(leading=False)
+    indexer._maintenance.step(leading=False)
     after(base, indexer, 1_200)
     assert begin(base, generation) == 0
     after(base, indexer, KEEP_S)

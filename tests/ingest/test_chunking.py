@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.passages import CHARS_PER_TOKEN_MAX, Cutter, model_folder, open_cutter, open_tokenizer
+from ingest.chunking import CHARS_PER_TOKEN_MAX, Cutter, open_cutter
+from ingest.embedding.tokenizer import model_folder, open_tokenizer
 from tenants.entities import DEFAULT_MODEL
 from vicinage.errors import Refused
 from vicinage.records import Passage
@@ -131,7 +132,7 @@ def test_of_a_model_behind_a_server_the_window_holds_in_bytes() -> None:
 def test_a_cutter_needs_the_tokenizer_and_not_the_model() -> None:
     code = """
 import sys
-from ingest.passages import open_cutter
+from ingest.chunking import open_cutter
 from tenants.entities import DEFAULT_MODEL
 from vicinage.settings import IngestSettings
 assert open_cutter(DEFAULT_MODEL, IngestSettings()).cut("red apples")

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.columns import parse_arrow_body
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from vicinage.errors import Refused
 from vicinage.records import Document, Rejected
 from vicinage.settings import IngestSettings
 
 LIMITS = IngestSettings()
-TEXT = Rules("docs", 3, "cosine", takes_text=True, limits=LIMITS)
-VECTORS = Rules("docs", 3, "cosine", takes_text=False, limits=LIMITS)
+TEXT = DocumentLimits("docs", 3, "cosine", takes_text=True, limits=LIMITS)
+VECTORS = DocumentLimits("docs", 3, "cosine", takes_text=False, limits=LIMITS)
 
 
 def stream(batch: pa.RecordBatch, metadata: dict | None = None) -> bytes:

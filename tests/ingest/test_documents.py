@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from ingest.documents import parse_json, parse_ndjson
 from ingest.preparing import Body, entries_of
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from vicinage.records import Document, Rejected
 from vicinage.settings import IngestSettings
 
 LIMITS = IngestSettings()
-TEXT = Rules("docs", 3, "cosine", takes_text=True, limits=LIMITS)
-VECTORS = Rules("docs", 3, "cosine", takes_text=False, limits=LIMITS)
+TEXT = DocumentLimits("docs", 3, "cosine", takes_text=True, limits=LIMITS)
+VECTORS = DocumentLimits("docs", 3, "cosine", takes_text=False, limits=LIMITS)
 
 
 def deep(n: int) -> object:

@@ -12,7 +12,7 @@ from house import HashEmbedder, WordCutter, eventually, hash_vector, make_ingest
 
 from ingest import dead_letters
 from ingest.documents import parse_json
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from tenants import provisioning
 from tenants.entities import Group, Tenant
 from vicinage.clock import ManualClock
@@ -202,7 +202,7 @@ def test_vectors_alone_are_refused_while_another_model_is_being_moved_to(base, a
     assert {name for name, _, _ in written(base)} == {"b"}
     [letter] = dead_letters.read(base.log, acme)
     assert (letter["id"], letter["field"], letter["reason"]) == ("a", "text", f"text: {MOVING}")
-    rules = Rules.of(base.registry.collection("acme", "docs"), base.settings.ingest)
+    rules = DocumentLimits.of(base.registry.collection("acme", "docs"), base.settings.ingest)
     posted = parse_json({"id": "a", "vector": [1.0] * 384}, rules, tenant="acme")
     assert isinstance(posted, Rejected)
     assert MOVING in posted.reason

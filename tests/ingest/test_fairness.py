@@ -11,7 +11,7 @@ from zlib import crc32
 import pytest
 from house import HashEmbedder, eventually, make_ingest, running
 
-from ingest.lines import OF_MODEL_MAX
+from ingest.scheduler import OF_MODEL_MAX
 from tenants import provisioning
 from tenants.entities import Group
 from vicinage.errors import Corrupt, Unavailable

@@ -7,7 +7,7 @@ from house import make_ingest
 
 from ingest import dead_letters, intake
 from ingest.documents import parse_json
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from tenants import provisioning
 from tenants.entities import Collection, Group, Tenant
 from vicinage.log import Record
@@ -35,7 +35,7 @@ def create_again(base) -> Collection:
 
 
 def post(base, tenant: Tenant, collection: Collection, *ids: str) -> None:
-    rules = Rules.of(collection, base.settings.ingest)
+    rules = DocumentLimits.of(collection, base.settings.ingest)
     entries = [parse_json({"id": i, "vector": [1, 0, 0]}, rules, tenant="acme") for i in ids]
     assert intake.accept(base.log, tenant, collection, entries, now_ms=1).accepted == len(ids)
 

@@ -15,7 +15,7 @@ from house import HashEmbedder, WordCutter, eventually, make_ingest, open_ground
 from ingest import dead_letters, intake
 from ingest.documents import parse_json
 from ingest.identity import JUDGED_HEADER
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from tenants import provisioning
 from tenants.entities import Group, Tenant
 from vicinage.clock import Deadline, ManualClock
@@ -135,7 +135,7 @@ def test_a_poison_record_is_a_dead_letter_and_the_rest_goes_through(base, acme, 
 
 def test_a_posted_batch_takes_the_same_road(base, acme) -> None:
     collection = base.registry.collection("acme", "docs")
-    rules = Rules.of(collection, base.settings.ingest)
+    rules = DocumentLimits.of(collection, base.settings.ingest)
     entries = [
         parse_json(d, rules, tenant="acme") for d in ({"id": "a", "text": "x"}, {"id": "b"}, {"id": "a", "text": "y"})
     ]

@@ -8,7 +8,7 @@ from stepping import stepping
 
 from ingest import intake
 from ingest.documents import parse_json
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from tenants import provisioning
 from tenants.entities import Group, Tenant
 from vicinage.log import Record
@@ -29,7 +29,7 @@ def acme(base) -> Tenant:
 def post(base, tenant: Tenant, text: str) -> None:
     """As the gateway does."""
     collection = base.registry.collection(tenant.name, "docs")
-    rules = Rules.of(collection, base.settings.ingest)
+    rules = DocumentLimits.of(collection, base.settings.ingest)
     entries = [parse_json({"id": i, "text": text}, rules, tenant=tenant.name) for i in IDS]
     intake.accept(base.log, tenant, collection, entries, now_ms=1)
 

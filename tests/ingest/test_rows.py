@@ -12,7 +12,7 @@ from house import eventually, make_ingest
 from ingest import dead_letters, intake
 from ingest.columns import parse_arrow
 from ingest.documents import parse_json
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from tenants import provisioning
 from tenants.entities import Group, Tenant
 from tenants.provisioning import VECTORS_TOPIC
@@ -50,8 +50,8 @@ def values(base, topic: str = "vicinage.vectors", partitions: int = 8) -> list[b
     ]
 
 
-def rules(base, name: str, tenant: str = "acme") -> Rules:
-    return Rules.of(base.registry.collection(tenant, name), base.settings.ingest)
+def rules(base, name: str, tenant: str = "acme") -> DocumentLimits:
+    return DocumentLimits.of(base.registry.collection(tenant, name), base.settings.ingest)
 
 
 def vectors(n: int, dimension: int = WIDE) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.jobs import Job, Write
-from ingest.lines import OF_MODEL_MAX, OF_ONE_MAX, PROBES_MAX, RETRY_S, WORKERS, Lines, Part, Task
+from ingest.scheduler import OF_MODEL_MAX, OF_ONE_MAX, PROBES_MAX, RETRY_S, WORKERS, Part, Scheduler, Task
 from tenants.entities import Class, Collection, Generation, Objectives, Tenant
 from vicinage.log import Record, Stored
 from vicinage.records import Document
@@ -38,14 +38,14 @@ def only(one: Task) -> Part:
     return part
 
 
-def lines_with(*tasks: Task) -> Lines:
-    lines = Lines()
+def lines_with(*tasks: Task) -> Scheduler:
+    lines = Scheduler()
     for one in tasks:
         lines.add(one)
     return lines
 
 
-def taken(lines: Lines, now: float = 0.0) -> list[Part]:
+def taken(lines: Scheduler, now: float = 0.0) -> list[Part]:
     """Everything that workers are given at once."""
     found = []
     while (one := lines.take(now)) is not None:
@@ -225,7 +225,7 @@ def test_in_whatever_order_jobs_end_each_is_written_once_and_in_its_partitions_o
         task(f"t{rng.randrange(12)}", rng.randrange(2), models=rng.choice(models)) for _ in range(rng.randrange(1, 60))
     ]
     come, written = defaultdict(list), defaultdict(list)
-    lines, waiting, working, writing, now = Lines(), list(tasks), [], [], 0.0
+    lines, waiting, working, writing, now = Scheduler(), list(tasks), [], [], 0.0
     while waiting or len(lines):
         match rng.choice(["add", "take", "end", "write", "time"]):
             case "add" if waiting:

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from ingest import dead_letters, intake
 from ingest.documents import parse_json
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from tenants import growth, provisioning, resuming
 from tenants.entities import Group
 from vicinage.clock import ManualClock
@@ -81,7 +81,7 @@ class Growth(RuleBasedStateMachine):
         if text is None:
             intake.delete(base.log, self.tenant, collection, [name], now_ms=1, partitions=n)
         else:
-            rules = Rules.of(collection, base.settings.ingest)
+            rules = DocumentLimits.of(collection, base.settings.ingest)
             entries = [parse_json({"id": name, "vector": [1, 0], "text": text}, rules, tenant="acme")]
             intake.accept(base.log, self.tenant, collection, entries, now_ms=1, partitions=n)
         self._written(name, text, n)

@@ -128,12 +128,12 @@ class TwoIndexers(RuleBasedStateMachine):
     def _step(self, who: str) -> None:
         indexer = self.indexers[who]
         indexer.step()
-        indexer._upkeep.settle(30)
+        indexer._maintenance.settle(30)
 
     @rule(who=WHO)
     def die_and_start_anew(self, who: str) -> None:
         self.indexers[who]._reader.close()
-        self.indexers[who]._upkeep.stop()
+        self.indexers[who]._maintenance.stop()
         self.indexers[who] = make_indexer(self.base, f"{who} {self._next()}")
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 16.0, 45.0, 200.0]))
@@ -168,7 +168,7 @@ class TwoIndexers(RuleBasedStateMachine):
     def teardown(self) -> None:
         for indexer in self.indexers.values():
             indexer._reader.close()
-            indexer._upkeep.stop()
+            indexer._maintenance.stop()
         self.base.close()
         shutil.rmtree(self.folder)
 

@@ -100,7 +100,7 @@ class Reindexing(RuleBasedStateMachine):
     def step(self, times: int) -> None:
         for _ in range(times):
             self.indexer.step()
-            self.indexer._upkeep.settle(30)
+            self.indexer._maintenance.settle(30)
 
     @rule(index=SPECS, shards=st.integers(1, 3))
     def ask_for_a_reindex(self, index: str, shards: int) -> None:
@@ -181,7 +181,7 @@ class Reindexing(RuleBasedStateMachine):
 
     def _end(self) -> None:
         self.indexer._reader.close()
-        self.indexer._upkeep.stop()
+        self.indexer._maintenance.stop()
 
     def teardown(self) -> None:
         if hasattr(self, "indexer"):

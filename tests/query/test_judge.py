@@ -18,7 +18,7 @@ import query.judge
 from cluster.wiring import Ground, build_searcher
 from ingest import intake
 from ingest.documents import parse_json
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from query.judge import Judge, Judged
 from query.scatter import Searchers
 from tenants import provisioning
@@ -53,7 +53,7 @@ class House:
     def post(self, **colors: str) -> Token:
         """Documents of a color each, by the gateway."""
         collection = self.base.registry.collection("acme", "docs")
-        rules = Rules.of(collection, self.base.settings.ingest)
+        rules = DocumentLimits.of(collection, self.base.settings.ingest)
         bodies = [{"id": i, "vector": [1, 0, 0], "metadata": {"color": c}} for i, c in colors.items()]
         entries = [parse_json(body, rules, tenant="acme") for body in bodies]
         token = intake.accept(self.base.log, self.tenant, collection, entries, now_ms=1).token
@@ -145,7 +145,7 @@ def test_text_that_waits_for_the_embedder_is_covered(base, detached) -> None:
 
     tenant = provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     made = provisioning.create_collection(base.registry, base.log, "acme", "docs", slots_total=8, actor="test")
-    rules = Rules.of(made, base.settings.ingest)
+    rules = DocumentLimits.of(made, base.settings.ingest)
     body = {"id": "a", "text": "some words", "metadata": {"color": "red"}}
     token = intake.accept(base.log, tenant, made, [parse_json(body, rules, tenant="acme")], now_ms=1).token
     ingest = make_ingest(base, Away())

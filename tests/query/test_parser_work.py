@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from indexer.index import filters
 from ingest.documents import Entry
 from ingest.preparing import Body, entries_of
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from query.api import search
 from query.api.http import checked_object
 from query.batch import split
@@ -28,7 +28,7 @@ from vicinage.json_shape import CONTAINERS_MAX, VALUES_MAX, check_shape
 from vicinage.settings import GatewaySettings, IngestSettings
 from vicinage.wire import ARROW, load_json
 
-RULES = Rules("docs", 4, "cosine", takes_text=True, limits=IngestSettings())
+RULES = DocumentLimits("docs", 4, "cosine", takes_text=True, limits=IngestSettings())
 MiB = 1 << 20
 
 

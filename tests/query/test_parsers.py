@@ -10,12 +10,12 @@ import orjson
 import pytest
 
 from ingest.preparing import Body, Prepared, prepare
-from ingest.rules import Rules
+from ingest.validation import DocumentLimits
 from query.parsers import SMALL_BYTES, Parsers
 from vicinage.errors import Overloaded, Refused, TooLarge, Unavailable
 from vicinage.settings import IngestSettings
 
-RULES = Rules("docs", 4, "cosine", takes_text=True, limits=IngestSettings())
+RULES = DocumentLimits("docs", 4, "cosine", takes_text=True, limits=IngestSettings())
 
 
 def body(documents: list[dict[str, object]] | bytes, tenant: str = "acme") -> Body:

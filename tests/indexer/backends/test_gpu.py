@@ -16,13 +16,13 @@ import pytest
 from emulated import EmulatedDevice, cagra_of
 from rows import message
 
-from indexer.backends import card, cuda, open_backend
-from indexer.backends.card import Card, Turns
+from indexer.backends import cuda, gpu_worker, open_backend
+from indexer.backends.cagra import as_cagra, as_graph, complete
 from indexer.backends.cpu import CpuBackend, Index
 from indexer.backends.cuda import is_full
-from indexer.backends.device import CLASSIC
 from indexer.backends.gpu import GpuBackend, Placed
-from indexer.backends.graphs import as_cagra, as_graph, complete
+from indexer.backends.gpu_limits import CLASSIC
+from indexer.backends.gpu_worker import Card, Turns
 from indexer.index.effort import recall
 from indexer.index.rows import newest
 from indexer.index.segment import load, placed
@@ -51,9 +51,9 @@ cpu = CpuBackend()
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if 3,000 × 24 were large: built by a device and served by it, however many rows an exact answer would look at."""
-    monkeypatch.setattr("indexer.backends.device.NUMBERS_MIN", 1)
-    monkeypatch.setattr("indexer.backends.device.BUILD_ROWS_MIN", 1)
-    monkeypatch.setattr("indexer.backends.device.TRAIN_PER_LIST", 1)
+    monkeypatch.setattr("indexer.backends.gpu_limits.NUMBERS_MIN", 1)
+    monkeypatch.setattr("indexer.backends.gpu_limits.BUILD_ROWS_MIN", 1)
+    monkeypatch.setattr("indexer.backends.gpu_limits.TRAIN_PER_LIST", 1)
     monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
 
 
@@ -248,7 +248,7 @@ def test_a_device_that_keeps_failing_is_given_up(data, backend, emulated) -> Non
 def test_a_device_at_work_for_others_is_not_waited_for_long(data, backend, emulated, monkeypatch) -> None:
     vectors, queries = data
     placed = built(backend, vectors, IndexSpec("flat"))
-    monkeypatch.setattr(card, "TURN_S", 0.05)
+    monkeypatch.setattr(gpu_worker, "TURN_S", 0.05)
     emulated.hold.clear()
     ask = lambda: backend.search(placed, vectors, queries, K, metric="cosine", effort=0, allowed=None)[1]  # noqa: E731
     before = fallbacks("busy")
@@ -267,8 +267,8 @@ def test_a_device_at_work_for_others_is_not_waited_for_long(data, backend, emula
 def test_a_device_that_hangs_is_given_up(data, backend, emulated, monkeypatch) -> None:
     vectors, queries = data
     placed = built(backend, vectors, IndexSpec("flat"))
-    monkeypatch.setattr(card, "TURN_S", 0.05)
-    monkeypatch.setattr(card, "ANSWER_S", 0.1)
+    monkeypatch.setattr(gpu_worker, "TURN_S", 0.05)
+    monkeypatch.setattr(gpu_worker, "ANSWER_S", 0.1)
     emulated.hold.clear()
     _, rows = backend.search(placed, vectors, queries, K, metric="cosine", effort=0, allowed=None)
     emulated.hold.set()
@@ -288,13 +288,14 @@ def test_many_threads_ask_and_one_thread_touches_the_device(data, backend, emula
 
 def test_a_queue_that_is_full_is_said_at_once_and_errors_reach_who_asked() -> None:
     turns, go = Turns("test"), threading.Event()
-    with ThreadPoolExecutor(card.QUEUE_MAX + 1) as pool:
+    with ThreadPoolExecutor(gpu_worker.QUEUE_MAX + 1) as pool:
         waiting = [
-            pool.submit(turns.take, lambda: go.wait(20), turn_s=20, answer_s=20) for _ in range(card.QUEUE_MAX + 1)
+            pool.submit(turns.take, lambda: go.wait(20), turn_s=20, answer_s=20)
+            for _ in range(gpu_worker.QUEUE_MAX + 1)
         ]
         while not turns._waiting.full():
             time.sleep(0.01)
-        with pytest.raises(card.Busy):
+        with pytest.raises(gpu_worker.Busy):
             turns.take(lambda: None, turn_s=0.01, answer_s=1)
         go.set()
         assert all(each.result(20) for each in waiting)

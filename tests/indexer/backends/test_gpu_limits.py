@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.backends import device
-from indexer.backends.device import CLASSIC, CUVS, Ask, asked, builds, by_room, device_bytes, parts_for, serves
+from indexer.backends import gpu_limits
+from indexer.backends.gpu_limits import CLASSIC, CUVS, Ask, asked, builds, by_room, device_bytes, parts_for, serves
 from tenants.index_spec import IndexSpec
 
 KINDS = ("flat", "hnsw", "ivf", "ivfpq", "rabitq")
@@ -63,7 +63,7 @@ def test_no_question_ever_breaks_a_limit_and_each_may_yield_k(kind, k, width, n,
 
 @given(d=st.integers(1, 4_096))
 def test_every_dimension_is_cut_into_parts_that_faiss_takes(d: int) -> None:
-    assert d % parts_for(d) == 0 and parts_for(d) in device.PARTS
+    assert d % parts_for(d) == 0 and parts_for(d) in gpu_limits.PARTS
 
 
 def test_the_usual_dimensions_are_cut_into_four_numbers_as_far_as_faiss_goes() -> None:
@@ -76,7 +76,7 @@ def test_what_a_device_builds_and_serves() -> None:
     specs = [IndexSpec(kind) for kind in KINDS]  # type: ignore[arg-type]
     assert [s.kind for s in specs if builds(s, 100_000, CUVS)] == ["hnsw", "ivf", "ivfpq"]
     assert [s.kind for s in specs if builds(s, 100_000, CLASSIC)] == ["ivf", "ivfpq"]
-    assert not any(builds(s, device.BUILD_ROWS_MIN - 1, CUVS) for s in specs)
+    assert not any(builds(s, gpu_limits.BUILD_ROWS_MIN - 1, CUVS) for s in specs)
     assert not builds(IndexSpec("ivf", lists=4_000), 1_000_000, CLASSIC), "more lists than the device can look at"
     assert [k for k in KINDS if serves(k, 100_000, 384, CUVS)] == ["flat", "hnsw", "ivf", "ivfpq"]
     assert [k for k in KINDS if serves(k, 100_000, 384, CLASSIC)] == ["flat", "ivf", "ivfpq"]
@@ -102,8 +102,8 @@ def test_room_of_lists_is_never_less_than_what_padding_takes(rows: list[int]) ->
         return 0 if n == 0 else -(-n // 1_024) * 1_024 if n > 1_024 else max(32, 1 << (n - 1).bit_length())
 
     n, lists = sum(rows), len(rows)
-    assert device.padded_rows(n, lists, CLASSIC) >= sum(-(-r // 32) * 32 for r in rows)
-    assert device.padded_rows(n, lists, CUVS) >= sum(map(cuvs, rows))
+    assert gpu_limits.padded_rows(n, lists, CLASSIC) >= sum(-(-r // 32) * 32 for r in rows)
+    assert gpu_limits.padded_rows(n, lists, CUVS) >= sum(map(cuvs, rows))
 
 
 @given(free=st.lists(st.integers(0, 100), min_size=1, max_size=6), need=st.integers(1, 100))

@@ -8,7 +8,7 @@ import pytest
 
 from ingest.embedding import bert
 from ingest.embedding.bert import Encoder, is_bert
-from ingest.passages import open_tokenizer
+from ingest.embedding.tokenizer import open_tokenizer
 from tenants.entities import DEFAULT_MODEL
 from vicinage.records import Floats
 

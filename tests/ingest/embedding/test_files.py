@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ingest.chunking import open_cutter
 from ingest.embedding import Lane
 from ingest.embedding.check import check, described
 from ingest.embedding.files import check_model_files, read_model_files
 from ingest.embedding.local import LocalEmbedder, mean_of_windows
-from ingest.passages import model_root, open_cutter
+from ingest.embedding.tokenizer import model_root
 from tenants.entities import DEFAULT_MODEL, EmbeddingModel
 from vicinage.errors import Refused
 from vicinage.settings import EmbedderSettings, IngestSettings

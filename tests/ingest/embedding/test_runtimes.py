@@ -15,13 +15,13 @@ from ingest.embedding.onnx_bert import check_bert
 from ingest.embedding.onnx_runtime import OnnxRuntime
 from ingest.embedding.runtime import Ids
 from ingest.embedding.runtimes import chosen, open_runtime
+from ingest.embedding.tokenizer import model_root, open_tokenizer
 from ingest.embedding.torch_runtime import TorchRuntime
-from ingest.passages import model_root, open_tokenizer
 from tenants.entities import DEFAULT_MODEL
 from vicinage.errors import Refused
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model"), pytest.mark.timeout(300)]
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 TEXTS = ["x", "red apples", "the boundary layer on a flat plate", "median of a list of numbers " * 30]
 
 
