@@ -1,1 +1,1 @@
-"""Searches: the gateway, admission, plan, scatter, merge, freshness, the recall monitor, and the searcher role."""
+"""Searches: the gateway, admission, plan, scatter and merge; `searcher/` is the searcher role, `quality/` measures recall and freshness."""

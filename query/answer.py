@@ -13,10 +13,10 @@ from starlette.concurrency import run_in_threadpool
 
 from query.admission import Admission, Place
 from query.degraded import reason_of
-from query.freshness import Freshness
 from query.merge import answered
 from query.plan import Plan, Question, make_plan
-from query.recall import RecallMonitor
+from query.quality.freshness import Freshness
+from query.quality.recall import RecallMonitor
 from query.rerank import Reranker, reranked
 from query.scatter import Gathered, Searchers
 from tenants.entities import CLASS_WEIGHT, Collection, Generation, Principal, Tenant

@@ -22,13 +22,13 @@ from query.answer import Answerer, QueryEmbedder
 from query.api import admin, collections, dead_letters, documents, health, search
 from query.api.http import NOT_TEXT, has_text_path
 from query.boundary import said
-from query.freshness import Freshness
 from query.key_gate import Failures, KeyGate
-from query.lag_sweep import LagSweep
 from query.parsers import Parsers, Writers
 from query.problems import DOCUMENTED, plain, problem
+from query.quality.freshness import Freshness
+from query.quality.lag_sweep import LagSweep
+from query.quality.recall import History, RecallMonitor
 from query.readiness import Readiness
-from query.recall import History, RecallMonitor
 from query.rerank import Reranker
 from query.scatter import Searcher, Searchers
 from query.turns import Turns

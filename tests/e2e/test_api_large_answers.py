@@ -12,7 +12,7 @@ import pytest
 from gate import Caller, platform, problem, serving
 from house import eventually
 
-from query.freshness import Freshness
+from query.quality.freshness import Freshness
 from tenants import provisioning
 from vicinage.settings import GatewaySettings
 

@@ -8,8 +8,8 @@ import numpy as np
 from gate import Caller, build, calling
 from house import eventually, open_ground, running
 
-from query.interval import ENOUGH
-from query.recall import Sample
+from query.quality.interval import ENOUGH
+from query.quality.recall import Sample
 from tenants.recall_history import Kept, RecallHistory
 from vicinage.settings import GatewaySettings
 

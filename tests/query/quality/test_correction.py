@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from query.correction import LEAST, MOST, Correction
-from query.interval import ENOUGH
-from query.windows import WINDOW
+from query.quality.correction import LEAST, MOST, Correction
+from query.quality.interval import ENOUGH
+from query.quality.windows import WINDOW
 
 OBJECTIVE = 0.95
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from house import open_ground, running
 
-from query.freshness import Freshness
-from query.lag_sweep import LagSweep
+from query.quality.freshness import Freshness
+from query.quality.lag_sweep import LagSweep
 from query.scatter import Searchers
 from tenants import provisioning
 from vicinage.log import Log, Record

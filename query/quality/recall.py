@@ -19,12 +19,12 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from query.correction import Correction, Proof
-from query.interval import ENOUGH
 from query.merge import merge
 from query.plan import Plan
+from query.quality.correction import Correction, Proof
+from query.quality.interval import ENOUGH
+from query.quality.windows import Windows
 from query.scatter import Searchers
-from query.windows import Windows
 from tenants.entities import Collection, Generation
 from tenants.questions import QUESTIONS_MAX
 from tenants.recall_history import Kept

@@ -11,14 +11,14 @@ effort, the index is proven to miss the objective (`proven`): no effort helps. T
 again in each window of samples.
 
 Each move begins a new window: samples served at another effort have another mean. All windows of a
-collection together are wrong with probability at most ALPHA (`query/interval.py`, `spent`).
+collection together are wrong with probability at most ALPHA (`query/quality/interval.py`, `spent`).
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from query.interval import ENOUGH, ConfidenceSequence, spent
-from query.windows import WINDOW, Why
+from query.quality.interval import ENOUGH, ConfidenceSequence, spent
+from query.quality.windows import WINDOW, Why
 
 UP: Final = 0.01
 DOWN: Final = 0.005

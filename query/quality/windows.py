@@ -9,7 +9,7 @@ All windows of a collection together exceed the stated error with probability at
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from query.interval import ALPHA, ENOUGH, METHOD, ConfidenceSequence, spent
+from query.quality.interval import ALPHA, ENOUGH, METHOD, ConfidenceSequence, spent
 
 WINDOW: Final = 2_000
 """Samples of a window, at most."""

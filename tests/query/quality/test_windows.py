@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from query.interval import ENOUGH, spent
-from query.windows import WINDOW, Windows
+from query.quality.interval import ENOUGH, spent
+from query.quality.windows import WINDOW, Windows
 
 OBJECTIVE = 0.95
 

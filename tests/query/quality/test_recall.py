@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from query.interval import ENOUGH
 from query.plan import Plan, Question, make_plan
-from query.recall import QUEUE_MAX, RecallMonitor, _fits_half, _offer, recall_of
+from query.quality.interval import ENOUGH
+from query.quality.recall import QUEUE_MAX, RecallMonitor, _fits_half, _offer, recall_of
 from query.scatter import Searchers
 from tenants.entities import Collection, Generation, Objectives
 from tenants.questions import QUESTIONS_MAX
@@ -264,7 +264,7 @@ def test_however_many_are_loud_the_next_one_finds_room_in_the_queue_and_its_turn
 
 
 def test_nobody_rests_for_what_another_tenant_waited_in_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("query.recall.WORKED_S", 0.001)
+    monkeypatch.setattr("query.quality.recall.WORKED_S", 0.001)
 
     class Congested(Drawer):
         async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:

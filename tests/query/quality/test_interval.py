@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from query.interval import ALPHA, ConfidenceSequence, interval, spent
+from query.quality.interval import ALPHA, ConfidenceSequence, interval, spent
 
 OBJECTIVE = 0.95
 RUNS, SAMPLES = 80, 1_200
