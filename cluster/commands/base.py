@@ -14,7 +14,8 @@ import click
 from vicinage.errors import Unavailable, VicinageError
 
 if TYPE_CHECKING:
-    from cluster.operator import Operator
+    from cluster.commands.operator import Operator
+    from vicinage.settings import Settings
 
 EXIT_FAILED, EXIT_USAGE, EXIT_AWAY, EXIT_PARTLY = 1, 2, 3, 4
 EPILOG: Final = "Exit status: 0 done, 1 refused or failed, 2 wrong usage or settings, 3 no platform answers."
@@ -120,7 +121,7 @@ def _status(error: VicinageError) -> int:
 
 def operator(data: Path, url: str | None, key: str | None) -> "Operator":
     """Returns the connection to /v1/admin."""
-    from cluster.operator import Operator
+    from cluster.commands.operator import Operator
 
     return Operator(data, url, key)
 
@@ -145,3 +146,20 @@ def where_of(words: Sequence[str]) -> tuple[str, str]:
     if not tenant or not collection:
         raise click.BadParameter("write TENANT/COLLECTION", param_hint="TENANT/COLLECTION")
     return tenant, collection
+
+
+def settings_on(data: Path, port: int | None = None, host: str | None = None) -> "Settings":
+    """Settings of the platform on `data`; warns of variables that are none. Raises ConfigurationError."""
+    import os
+
+    from cluster.configuration import load, unknown_variables
+    from vicinage.settings import GatewaySettings
+
+    for warning in unknown_variables(os.environ):
+        click.echo(f"vicinage: warning: {warning}", err=True)
+    settings = load(data=data.absolute())
+    changes = {k: v for k, v in (("port", port), ("host", host)) if v is not None}
+    if changes:
+        gateway = GatewaySettings(**{**settings.gateway.model_dump(), **changes})
+        settings = settings.model_copy(update={"gateway": gateway})
+    return settings

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cluster.commands.base import EPILOG, Group, here
-from cluster.output import show
+from cluster.commands.output import show
 
 
 @click.group(cls=Group, epilog=EPILOG)

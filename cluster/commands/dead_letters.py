@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cluster.commands.base import EPILOG, Group, common, confirmed, operator, part
-from cluster.output import show
+from cluster.commands.output import show
 
 COLUMNS = ("position", "reason", "field", "id", "collection", "partition", "offset", "event_time_ms")
 

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from cluster.cli import INDEX_SPECS
+from cluster.commands.collections import INDEX_SPECS
 from cluster.reference import pages
 from tenants.index_spec import GRAMMAR
 from vicinage.telemetry import CounterName, GaugeName, HistogramName

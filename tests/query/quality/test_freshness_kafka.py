@@ -8,7 +8,7 @@ import pytest
 from house import settings
 
 from cluster.wiring import ground
-from query.freshness import Freshness
+from query.quality.freshness import Freshness
 from query.scatter import Searchers
 from tenants import provisioning
 from vicinage.clock import Deadline

@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cluster.cli import _await_ready, main
+from cluster.cli import main
+from cluster.commands.platform import _await_ready
 from cluster.reference import pages
 from vicinage.errors import Unavailable
 

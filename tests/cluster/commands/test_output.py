@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.output import duration, facts_of, moment, person, rows_of, size
+from cluster.commands.output import duration, facts_of, moment, person, rows_of, size
 
 ID = "a" * 40
 

@@ -1,6 +1,6 @@
 """Tables of the command line: bounds are marked, and nothing that is measured is left out."""
 
-from cluster.tables import bounded, collection_rows, headroom_rows, holding_rows, recall_rows
+from cluster.commands.tables import bounded, collection_rows, headroom_rows, holding_rows, recall_rows
 
 COUNTS = {"documents": 401, "passages": 500, "at_least": True}
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cluster.output import moment, size
+from cluster.commands.output import moment, size
 
 Row = dict[str, Any]
 

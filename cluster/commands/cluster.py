@@ -1,0 +1,42 @@
+"""`vicinage cluster`: what the platform stands on."""
+
+from pathlib import Path
+
+import click
+
+from cluster.commands.base import EPILOG, Group, here, settings_on
+from cluster.commands.output import show
+
+
+@click.group("cluster", cls=Group, epilog=EPILOG)
+def cluster_group() -> None:
+    """What the platform stands on."""
+
+
+@cluster_group.command("kafka-acls")
+@click.option("--principal", required=True, help="Whom Kafka permits: User:vicinage for the platform itself.")
+@click.option("--tenant", help="Print what this tenant's producer needs, in place of what the platform needs.")
+@here
+def cluster_kafka_acls(principal: str, tenant: str | None, data: Path, *, as_json: bool) -> None:
+    r"""Print the commands that give Kafka permissions; changes nothing.
+
+    \b
+    vicinage cluster kafka-acls --principal User:vicinage
+    vicinage cluster kafka-acls --principal User:team-a --tenant team-a
+    """
+    from dataclasses import asdict
+
+    from cluster.kafka_acls import acls, commands, tenant_acls
+    from tenants.registry import TENANT_NAME
+
+    if not all(principal.partition(":")[::2]):
+        raise click.BadParameter("write TYPE:NAME, as User:vicinage", param_hint="--principal")
+    if tenant is not None and not TENANT_NAME.fullmatch(tenant):
+        raise click.BadParameter("no tenant has that name", param_hint="--tenant")
+    _, _, servers = settings_on(data).log_url.partition("kafka://")
+    wanted = acls(principal) if tenant is None else tenant_acls(tenant, principal)
+    if as_json:
+        show([asdict(acl) for acl in wanted], as_json)
+        return
+    for line in commands(wanted, servers or "BROKER:9092"):
+        click.echo(line)

@@ -1,0 +1,61 @@
+"""`vicinage model`: the registry of embedding models."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cluster.commands.base import EPILOG, Group, common, operator, part
+from cluster.commands.output import show
+
+
+@click.group(cls=Group, epilog=EPILOG)
+def model() -> None:
+    """The registry of embedding models."""
+
+
+@model.command("list")
+@common
+def model_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    r"""All models.
+
+    \b
+    vicinage model list
+    """
+    show(operator(data, url, key).call("GET", "/models"), as_json)
+
+
+@model.command("register")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(["local", "openai"]), required=True, help="Files, or a server of its own.")
+@click.option("--location", required=True, help="package:MODULE or a folder of files; a server's base URL (…/v1).")
+@click.option("--dimension", type=int, help="Length of its vectors [default: as the files say].")
+@click.option("--window-tokens", type=int, help="Longest input that it reads [default: as the files say].")
+@click.option(
+    "--normalised/--no-normalised", default=None, help="Make its vectors unit length [default: as the files say; yes]."
+)
+@click.option("--query-prompt", help="Text before each search text [default: as the files say].")
+@click.option("--document-prompt", help="Text before each passage [default: as the files say].")
+@click.option("--check/--no-check", default=True, show_default=True, help="Load it, or call its server, first.")
+@common
+def model_register(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool, **given: Any) -> None:
+    r"""Add a model; entries never change. A local one is served after the embedder's next start.
+
+    \b
+    vicinage model register e5 --kind local --location /srv/models/e5-small
+    vicinage model register own --kind openai --location http://10.0.0.7:8000/v1 --dimension 1024 --window-tokens 512
+    """
+    body = {"name": name, **{field: value for field, value in given.items() if value is not None}}
+    show(operator(data, url, key).call("POST", "/models", body), as_json)
+
+
+@model.command("retire")
+@click.argument("name")
+@common
+def model_retire(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    r"""Let no new collection or reindex use a model. Refused while a collection uses it.
+
+    \b
+    vicinage model retire e5
+    """
+    show(operator(data, url, key).call("POST", f"/models/{part(name)}/retire"), as_json)

@@ -1,0 +1,169 @@
+"""`vicinage tenant`: who shares the platform."""
+
+from pathlib import Path
+
+import click
+
+from cluster.commands.base import EPILOG, Group, common, confirmed, operator, part
+from cluster.commands.output import show
+
+
+@click.group(cls=Group, epilog=EPILOG)
+def tenant() -> None:
+    """Tenants: who shares the platform."""
+
+
+@tenant.command("create")
+@click.argument("name")
+@click.option(
+    "--class",
+    "priority",
+    type=click.Choice(["gold", "silver", "bronze"]),
+    default="silver",
+    show_default=True,
+    help="Its fair share: gold weighs 4, silver 2, bronze 1.",
+)
+@common
+def tenant_create(name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    r"""Make a tenant; prints its first key (read and write), which is shown once.
+
+    \b
+    vicinage tenant create acme --class gold
+    """
+    show(operator(data, url, key).call("POST", "/tenants", {"name": name, "class": priority}), as_json)
+
+
+@tenant.command("list")
+@common
+def tenant_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    r"""All tenants.
+
+    \b
+    vicinage tenant list --json
+    """
+    show(operator(data, url, key).call("GET", "/tenants"), as_json, ("tenant", "class", "state", "collections"))
+
+
+@tenant.command("show")
+@click.argument("name")
+@common
+def tenant_show(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    r"""One tenant.
+
+    \b
+    vicinage tenant show acme
+    """
+    show(operator(data, url, key).call("GET", f"/tenants/{part(name)}"), as_json)
+
+
+@tenant.command("update")
+@click.argument("name")
+@click.option("--class", "priority", type=click.Choice(["gold", "silver", "bronze"]), required=True, help="New class.")
+@common
+def tenant_update(name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    r"""Change a tenant's class; every role follows within about a second.
+
+    \b
+    vicinage tenant update acme --class bronze
+    """
+    show(operator(data, url, key).call("PATCH", f"/tenants/{part(name)}", {"class": priority}), as_json)
+
+
+@tenant.command("suspend")
+@click.argument("name")
+@common
+def tenant_suspend(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    r"""Refuse a tenant's keys and pause its topic; nothing is lost.
+
+    \b
+    vicinage tenant suspend acme
+    """
+    show(operator(data, url, key).call("POST", f"/tenants/{part(name)}/suspend"), as_json)
+
+
+@tenant.command("resume")
+@click.argument("name")
+@common
+def tenant_resume(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+    r"""Undo a suspension.
+
+    \b
+    vicinage tenant resume acme
+    """
+    show(operator(data, url, key).call("POST", f"/tenants/{part(name)}/resume"), as_json)
+
+
+@tenant.command("resume-ingest")
+@click.argument("name")
+@click.option("--dry-run", is_flag=True, help="Say what would be skipped; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def tenant_resume_ingest(
+    name: str, data: Path, url: str | None, key: str | None, *, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    r"""Let ingest go on in a tenant's halted partitions; says which records that skips.
+
+    \b
+    vicinage tenant resume-ingest acme --dry-run
+    """
+    road, path = operator(data, url, key), f"/tenants/{part(name)}/resume-ingest"
+    plan = road.call("POST", path, {"dry_run": True})
+    to_do = [p for p in plan["partitions"] if p["resume_at"] is not None]
+    if not dry_run and to_do:
+        if not yes:
+            show(plan["partitions"], as_json=False, columns=RESUMED)
+            confirmed("Go on so?")
+        plan = road.call("POST", path, {"dry_run": False})
+    show(plan if as_json else plan["partitions"], as_json, RESUMED)
+
+
+@tenant.command("set-partitions")
+@click.argument("name")
+@click.argument("partitions", type=click.IntRange(1, 1_024))
+@click.option("--dry-run", is_flag=True, help="Say what would change; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def tenant_set_partitions(
+    name: str,
+    partitions: int,
+    data: Path,
+    url: str | None,
+    key: str | None,
+    *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    r"""Grow a tenant's documents topic; its writes stay in order, but see --dry-run about its own Kafka producers.
+
+    A producer that does not know of the new partitions yet (up to metadata.max.age.ms, 5 minutes) loses to writes that do.
+
+    \b
+    vicinage tenant set-partitions acme 4 --dry-run
+    """
+    road, path = operator(data, url, key), f"/tenants/{part(name)}/partitions"
+    plan = road.call("POST", path, {"partitions": partitions, "dry_run": True})
+    if not dry_run:
+        if not yes:
+            show(plan, as_json=False)
+            confirmed("No partition can be removed again. Go on?")
+        plan = road.call("POST", path, {"partitions": partitions})
+    show(plan, as_json)
+
+
+RESUMED = ("partition", "kind", "position", "resume_at", "skipped_records", "effect")
+
+
+@tenant.command("delete")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def tenant_delete(name: str, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool) -> None:
+    r"""Delete a tenant with its collections and topics. Its name is not given again.
+
+    \b
+    vicinage tenant delete acme --yes
+    """
+    if not yes:
+        confirmed(f"Delete tenant {name} with everything it has?")
+    show(operator(data, url, key).call("DELETE", f"/tenants/{part(name)}?confirm={part(name)}"), as_json)
