@@ -160,10 +160,10 @@ def endpoints() -> str:
     """Every route with its first line."""
     from fastapi import FastAPI
 
-    from query.api import admin, collections, documents, health, search
+    from query.api import admin, collections, documents, health, search, search_batch
 
     app = FastAPI()
-    for each in (search, documents, collections, admin, health):
+    for each in (search, search_batch, documents, collections, admin, health):
         app.include_router(each.router)
     lines = [
         "# HTTP API",

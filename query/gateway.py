@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from query.admission import Admission
 from query.answer import Answerer, QueryEmbedder
-from query.api import admin, collections, dead_letters, documents, health, search
+from query.api import admin, collections, dead_letters, documents, health, search, search_batch
 from query.api.http import NOT_TEXT, has_text_path
 from query.boundary import said
 from query.key_gate import Failures, KeyGate
@@ -267,7 +267,7 @@ def create_app(house: Gateway) -> FastAPI:
         redirect_slashes=False,  # a redirect turns the deletion of a document into that of its collection
     )
     app.state.gateway = house
-    for each in (search, documents, collections, dead_letters, admin, health):
+    for each in (search, search_batch, documents, collections, dead_letters, admin, health):
         app.include_router(each.router)
     app.add_exception_handler(VicinageError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)

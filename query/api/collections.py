@@ -25,7 +25,7 @@ from query.api.http import (
     unless_gone,
 )
 from query.api.index_facts import search_facts
-from query.api.search import TIMEOUT_MS_MAX, token_of
+from query.api.search_request import TIMEOUT_MS_MAX, token_of
 from query.api.sending import joined, sent
 from query.waiting import for_tenant, waiting
 from tenants import provisioning

@@ -28,7 +28,7 @@ from query.api.http import (
     unknown_in,
     unless_gone,
 )
-from query.api.search import token_of
+from query.api.search_request import token_of
 from query.api.sending import joined, sent
 from query.judge import Judge, Judged
 from query.parsers import is_small

@@ -24,7 +24,7 @@ from cluster.wiring import build_searcher, ground
 from indexer import reindex
 from query import gateway
 from query.api import http
-from query.api.search import BATCH_AT_ONCE, stream
+from query.api.search_batch import BATCH_AT_ONCE, stream
 from tenants.audit import key_of, use_key
 from tenants.entities import Principal
 from tenants.registry import Registry

@@ -20,7 +20,7 @@ from indexer.index import filters
 from ingest.documents import Entry
 from ingest.preparing import Body, entries_of
 from ingest.validation import DocumentLimits
-from query.api import search
+from query.api import search_request
 from query.api.http import checked_object
 from query.batch import split
 from vicinage.errors import Refused
@@ -221,7 +221,12 @@ QUESTIONS += [
 @given(context=st.sampled_from(QUESTIONS), fragment=FRAGMENTS, n=sizes)
 def test_a_search_body(context: str, fragment: str, n: int) -> None:
     data = repeated(context, fragment, n)
-    bounded(data, lambda: search.from_json("c", checked_object(load_json(data), search.FIELDS), GatewaySettings()))
+    bounded(
+        data,
+        lambda: search_request.from_json(
+            "c", checked_object(load_json(data), search_request.FIELDS), GatewaySettings()
+        ),
+    )
 
 
 @much

@@ -14,7 +14,8 @@ from gate import platform, problem
 from query.answer import Answer
 from query.api.collections import objectives_of
 from query.api.http import SHOWN_MAX, VALUES_MAX, checked_object
-from query.api.search import BASE64_MAX, FIELDS, SLICE_BYTES, from_json, written
+from query.api.search_request import BASE64_MAX, FIELDS, from_json
+from query.api.search_response import written
 from tenants.registry import DIMENSION_MAX
 from vicinage.errors import Refused
 from vicinage.records import Hit

@@ -1,0 +1,120 @@
+"""POST /v1/collections/{c}/search:batch: answers stream as lines of JSON."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import ExitStack, aclosing
+from functools import partial
+from itertools import islice
+from typing import Any, Final
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from query.admission import Place
+from query.api.http import body, check_json, gateway, parsed_object, principal
+from query.api.search_request import FIELDS, SEARCH_BYTES_MAX, from_json
+from query.api.search_response import written
+from query.batch import split
+from query.boundary import said
+from query.parsers import SMALL_BYTES
+from tenants.entities import CLASS_WEIGHT, Principal, Tenant
+from vicinage.errors import TooLarge
+
+router = APIRouter()
+BATCH_BYTES_MAX: Final = 16 << 20
+"""Of as many questions each may take 16 KiB: a vector of 3,000 numbers in base64. Longer ones go in smaller batches."""
+BATCH_AT_ONCE: Final = 16
+
+
+@router.post("/v1/collections/{collection}/search:batch", response_model=None)
+async def search_batch(collection: str, request: Request) -> StreamingResponse:
+    """`{"questions": [...]}`; answers stream as NDJSON in the order they are done, each with its question's `index`."""
+    who = await principal(request, "read")
+    house = gateway(request)
+    tenant, _ = await house.answerer.find(who, collection)
+    with ExitStack() as held:
+        place = held.enter_context(house.answerer.admitted(tenant))
+        check_json(request)
+        given = await _split(house, tenant, await body(request, place, BATCH_BYTES_MAX))
+        place.leave()  # each question takes one of its own
+        return _Lines(stream(house, partial(principal, request, "read"), collection, given), held.pop_all())
+
+
+async def _split(house: Any, tenant: Tenant, data: bytes) -> list[bytes]:
+    """Returns the JSON of each search. A large body is parsed in a worker: here it would stop the event loop."""
+    if len(data) <= SMALL_BYTES:
+        return split(data)
+    found: list[bytes] = await house.parsers.run(
+        split, data, len(data), tenant=tenant.name, weight=CLASS_WEIGHT[tenant.priority]
+    )
+    return found
+
+
+class _Lines(StreamingResponse):
+    """Lines of JSON; what is held for them is given back when the last was sent, or the reader has gone."""
+
+    def __init__(self, lines: AsyncGenerator[bytes, None], held: ExitStack) -> None:
+        super().__init__(lines, media_type="application/x-ndjson")
+        self._lines, self._held = lines, held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        with self._held:
+            async with aclosing(self._lines):
+                await super().__call__(scope, receive, send)
+
+
+async def stream(
+    house: Any, whoever: Callable[[], Awaitable[Principal]], collection: str, given: list[bytes]
+) -> AsyncGenerator[bytes, None]:
+    """A line of JSON for each question, as soon as it has its answer or its problem.
+
+    A question holds its place until its line was sent, and `whoever` asks proves it for each anew: a reader who is slow holds up
+    his own questions, and a key that was revoked ends the rest.
+    """
+    waiting = iter(enumerate(given))
+    running: set[asyncio.Task[_Line]] = set()
+    try:
+        while True:
+            for index, data in islice(waiting, BATCH_AT_ONCE - len(running)):
+                running.add(asyncio.create_task(_line(house, whoever, collection, index, data)))
+            if not running:
+                return
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            task = done.pop()  # the others are found done at the next turn
+            line, place = task.result()
+            with place:
+                yield line
+            running.discard(task)
+    finally:
+        for task in running:
+            task.cancel()
+            task.add_done_callback(_give_back)
+
+
+async def _line(
+    house: Any, whoever: Callable[[], Awaitable[Principal]], collection: str, index: int, data: bytes
+) -> "_Line":
+    with ExitStack() as place:
+        try:
+            if len(data) > SEARCH_BYTES_MAX:
+                raise TooLarge(f"a search has at most {SEARCH_BYTES_MAX} bytes", field="body", limit=SEARCH_BYTES_MAX)
+            question = from_json(collection, parsed_object(data, FIELDS), house.settings)
+            tenant, where = await house.answerer.find(await whoever(), collection)
+            own: Place = place.enter_context(house.answerer.admitted(tenant))
+            line = await written(await house.answerer.answer(question, tenant, where), index=index)
+            own.hold_answer(len(line))  # until its reader has it
+        except Exception as error:  # noqa: BLE001  (the request boundary: each question of a batch is one)
+            line = orjson.dumps({"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))})
+        return line + b"\n", place.pop_all()
+
+
+_Line = tuple[bytes, ExitStack]
+
+
+def _give_back(task: "asyncio.Task[_Line]") -> None:
+    if not task.cancelled():
+        task.result()[1].close()
