@@ -196,7 +196,7 @@ def measure(report: Any, folder: Path, n: int, each: int, n_idle: int, vectors: 
         "ms",
         p50=round(float(np.median(big)), 2),
     )
-    held = searcher.holding.resident_bytes()
+    held = searcher.shards.budget.resident_bytes()
     report.add("tenants: resident bytes beside the accounted", (resident() - before) / held, "×", accounted=held)
     crowd(report, searcher, small, queries)
     searcher.stop()

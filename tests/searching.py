@@ -90,7 +90,7 @@ def ask(searcher: Searcher, shard: ShardId, **query) -> list[tuple[str, int]]:
 def bring_in(searcher: Searcher, *shards: ShardId) -> None:
     """Have them in memory."""
     for shard in shards:
-        searcher.holding.soon(shard, Deadline.after(5), 0).result(5)
+        searcher.shards.soon(shard, Deadline.after(5), 0).result(5)
 
 
 def reach(searcher: Searcher, positions: dict[int, int], wait_s: float = 5) -> dict[int, int]:

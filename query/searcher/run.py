@@ -21,7 +21,7 @@ from indexer.backends import Backend
 from indexer.index.shard import Shard
 from indexer.index.snapshot import StoredDocument
 from query.searcher.host import here
-from query.searcher.shards import Holding
+from query.searcher.shards import ShardTable
 from query.searcher.tail import Tail, within
 from query.searcher.warmup import Opening, refuse
 from tenants.entities import CLASS_WEIGHT
@@ -102,7 +102,7 @@ class Searcher:
         self._on_failure = on_failure
         self._clock = clock
         self.tail = Tail(log, self.slots, clock, self._serves)
-        self.holding = Holding(
+        self.shards = ShardTable(
             self.slots,
             tail=self.tail,
             registry=registry,
@@ -134,7 +134,7 @@ class Searcher:
     def stop(self) -> None:
         """End all threads; whoever waits hears Unavailable. Idempotent."""
         self._stop.set()
-        self.holding.stop()
+        self.shards.stop()
         with self._asking:
             self._asking.notify_all()
         for thread in self._threads:
@@ -145,7 +145,7 @@ class Searcher:
             asked = self._asked.take(self._asked.cost)
         for each in asked:
             refuse(each.answer, gone)
-        self.holding.refuse_all(gone)
+        self.shards.refuse_all(gone)
         self.tail.give_up(gone)
         for pool in (self._readers, self._scanners, self._counters):
             pool.shutdown(wait=True, cancel_futures=True)
@@ -210,9 +210,9 @@ class Searcher:
         return found
 
     async def _held(self, shard: ShardId, deadline: Deadline) -> Shard:
-        held = self.holding.at_once(shard)
+        held = self.shards.at_once(shard)
         if held is None:
-            held = await within(self.holding.soon(shard, deadline), deadline, "loading the shard")
+            held = await within(self.shards.soon(shard, deadline), deadline, "loading the shard")
         assert held is not None, "the future gives a shard or raises"
         held.asked_s = self._clock.monotonic()
         return held
@@ -225,13 +225,13 @@ class Searcher:
         """
         if tenant is not None and collection is not None:
             await self._bring_in(tenant, collection)
-        elif tenant is not None and self.holding.counting.is_missing(tenant):
+        elif tenant is not None and self.shards.counting.is_missing(tenant):
             await self._count(tenant)
         passed = self.tail.watermarks()
         if tenant is None:
-            self._resident_bytes = self.holding.resident_bytes()
+            self._resident_bytes = self.shards.budget.resident_bytes()
             _resident.set(self._resident_bytes)
-        stale = {shard: s.reason for shard, s in list(self.holding.stale.items()) if tenant in (None, shard.tenant)}
+        stale = {shard: s.reason for shard, s in list(self.shards.stale.items()) if tenant in (None, shard.tenant)}
         return SearcherStats(
             shards=tuple(self._stats_of(tenant, passed)),
             watermarks=passed,
@@ -239,11 +239,11 @@ class Searcher:
             applied=self.tail.applied(),
             index_lag_ms=self.tail.lags_ms(tenant),
             replayed=self.tail.replayed(tenant),
-            failed=dict(self.holding.failed),
+            failed=dict(self.shards.failed),
             stale=stale,
             host=here(),
             resident_bytes=self._resident_bytes,
-            resident_bytes_max=self.holding.bytes_max,
+            resident_bytes_max=self.shards.budget.bytes_max,
         )
 
     def _stats_of(self, tenant: str | None, passed: Mapping[int, int]) -> Iterator[ShardStats]:
@@ -252,7 +252,7 @@ class Searcher:
             if held is not None:
                 found = held.stats()
                 yield replace(found, watermark=max(found.watermark, watermark))
-            elif (known := self.holding.not_resident(shard, watermark)) is not None:
+            elif (known := self.shards.not_resident(shard, watermark)) is not None:
                 yield known
 
     async def _bring_in(self, tenant: str, collection: str) -> None:
@@ -269,7 +269,7 @@ class Searcher:
         """Have the tenant's shards counted, as far as it is done in time."""
         deadline = Deadline.after(COUNT_WAIT_S)
         try:
-            await within(self._counters.submit(self.holding.counting.at_once, tenant, deadline), deadline, "counting")
+            await within(self._counters.submit(self.shards.counting.at_once, tenant, deadline), deadline, "counting")
         except DeadlineExceeded:
             _event.info("shards.not_counted_in_time", tenant=tenant)
 
@@ -304,7 +304,7 @@ class Searcher:
             return
         # Read before the shard is taken: it has all of the slot's log below, even if it is let go of in between.
         passed = self.tail.watermark(live[0].query.shard.slot)
-        shard = self.holding.at_once(live[0].query.shard, max(a.catalog for a in live))
+        shard = self.shards.at_once(live[0].query.shard, max(a.catalog for a in live))
         if shard is None:
             self._answer_later(live)
             return
@@ -337,7 +337,7 @@ class Searcher:
 
         latest = max((a.deadline for a in gathered), key=lambda d: d.at)
         try:
-            self.holding.soon(gathered[0].query.shard, latest, max(a.catalog for a in gathered)).add_done_callback(here)
+            self.shards.soon(gathered[0].query.shard, latest, max(a.catalog for a in gathered)).add_done_callback(here)
         except VicinageError as error:
             for a in gathered:
                 refuse(a.answer, error)
@@ -359,22 +359,22 @@ class Searcher:
 
     def _begin(self) -> None:
         """Bring in what there is, have the other threads go on with it, and follow the log."""
-        self.holding.look()
+        self.shards.look()
         targets = {slot: self._log.end(VECTORS_TOPIC, slot) for slot in self.slots}
-        self.holding.fetch_first()
+        self.shards.load_first()
         self.tail.begin({slot: self._replay_start(slot) for slot in self.slots}, targets)
         # Only now: a shard that joined before would take the tail to begin where it has not.
-        self._spawn("searcher-look", self.holding.look_all)
+        self._spawn("searcher-look", self.shards.look_all)
         for i in range(FETCHERS):
-            self._spawn(f"searcher-fetch-{i}", self.holding.fetch_all)
-        self._spawn("searcher-count", lambda: self.holding.counting.run(self._stop))
+            self._spawn(f"searcher-fetch-{i}", self.shards.load_all)
+        self._spawn("searcher-count", lambda: self.shards.counting.run(self._stop))
         self.tail.run(self._stop)
 
     def _replay_start(self, slot: int) -> int:
-        return self.holding.replay_start(slot, self._log.end(VECTORS_TOPIC, slot))
+        return self.shards.replay_start(slot, self._log.end(VECTORS_TOPIC, slot))
 
     def _serves(self, shard: ShardId) -> bool:
-        return self.holding.serves(shard)
+        return self.shards.serves(shard)
 
     def _spawn(self, name: str, work: Callable[[], None]) -> None:
         thread = EssentialThread(name, work, stopping=self._stop.is_set, on_death=self._on_failure)

@@ -21,13 +21,13 @@ def make(base: Ground, names: list[str]) -> None:
 def test_an_idle_tenant_with_an_empty_collection_takes_at_most_four_kilobytes(base: Ground) -> None:
     with searching(base) as searcher:
         make(base, [f"first-{i}" for i in range(N)])  # after these, one more costs what every one more does
-        searcher.holding.look()
+        searcher.shards.look()
         tracemalloc.start()
         try:
             gc.collect()
             before = tracemalloc.get_traced_memory()[0]
             make(base, [f"idle-{i}" for i in range(N)])
-            searcher.holding.look()
+            searcher.shards.look()
             gc.collect()
             each = (tracemalloc.get_traced_memory()[0] - before) / N
         finally:

@@ -20,8 +20,8 @@ from cluster.wiring import Ground
 from indexer.backends import open_backend
 from indexer.index.rows import newest
 from indexer.seal import Builder
+from query.searcher.catalog_view import EAGER_PASSAGES
 from query.searcher.memory import IN_USE_S, Asker, Held, to_let_go
-from query.searcher.shards import EAGER_PASSAGES
 from tenants import provisioning
 from tenants.entities import Collection
 from tenants.leases import Leases
@@ -123,10 +123,10 @@ def test_what_nobody_asked_for_makes_nobody_let_go(base: Ground) -> None:
     end = send(base, shard, rows)
     with searching(base, resident_bytes_max=4 << 20) as searcher:
         ask(searcher, big)
-        searcher.holding._residency.bytes_max = searcher.holding.resident_bytes() + 10_000
+        searcher.shards.budget.bytes_max = searcher.shards.budget.resident_bytes() + 10_000
         base.clock.advance(5)
         seal(base, shard, of, [rows], end)
-        eventually(lambda: searcher.holding._stored.get(shard) is not None and shard not in searcher.holding._to_fetch)
+        eventually(lambda: searcher.shards.view.stored(shard).version and shard not in searcher.shards.queue.due)
         assert list(searcher.tail.shards) == [big]
 
 
@@ -147,18 +147,6 @@ def test_rows_that_keep_coming_while_a_shard_joins_stop_nobody(base: Ground) -> 
         searcher.tail._missed = watched  # type: ignore[method-assign]
         assert ask(searcher, docs) == [("d0", 1), ("d1", 2)]
         assert held_while_reading[:2] == [False, False]
-
-
-def test_whoever_had_a_turn_longest_ago_is_fetched_for_next(base: Ground) -> None:
-    provisioning.create_tenant(base.registry, base.log, "other", actor="test")
-    many = [sealed(base, f"c{i}")[1] for i in range(6)]
-    one_more = sealed(base, "docs", tenant="other")[1]
-    with searching(base, adopt_s=30) as searcher:
-        searcher.holding.stop()  # nobody fetches: it is only asked who would be next
-        for shard in (*many, one_more):
-            searcher.holding.soon(shard, Deadline.after(60), 0)
-        first, second = searcher.holding._next(), searcher.holding._next()
-        assert {first.tenant, second.tenant} == {"acme", "other"}
 
 
 def sealed(base: Ground, name: str, n: int = 3, tenant: str = "acme") -> tuple[Collection, ShardId]:
@@ -270,15 +258,15 @@ def test_bytes_are_counted_until_the_last_search_in_them_has_ended(base: Ground)
         gate = Gate(searcher, docs)
         waiting = searcher.submit(ShardQuery(docs, unit(0)[None], 1), Deadline.after(10))
         assert gate.entered.wait(5)
-        before = searcher.holding.resident_bytes()
-        searcher.holding._set_down(docs)
+        before = searcher.shards.budget.resident_bytes()
+        searcher.shards.unload(docs)
         segments = room_for(base, docs) - SHARD_BYTES
-        assert searcher.holding.resident_bytes() == before - SHARD_BYTES == segments
+        assert searcher.shards.budget.resident_bytes() == before - SHARD_BYTES == segments
         gate.open.set()
         assert waiting.result(5).hits[0]
         del gate
         gc.collect()  # the gate and the shard know of each other
-        eventually(lambda: searcher.holding.resident_bytes() == 0)
+        eventually(lambda: searcher.shards.budget.resident_bytes() == 0)
 
 
 def test_what_is_held_never_exceeds_what_is_allowed(base: Ground) -> None:
@@ -290,7 +278,7 @@ def test_what_is_held_never_exceeds_what_is_allowed(base: Ground) -> None:
 
         def watch() -> None:
             while not done.wait(0.001):
-                seen.append(searcher.holding.resident_bytes())
+                seen.append(searcher.shards.budget.resident_bytes())
 
         watcher = threading.Thread(target=watch)
         watcher.start()

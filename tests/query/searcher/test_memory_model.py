@@ -84,7 +84,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(COLLECTIONS))
     def let_go(self, name: str) -> None:
-        self.searcher.holding._set_down(shard_of(self.of[name]))
+        self.searcher.shards.unload(shard_of(self.of[name]))
 
     @rule(name=st.sampled_from(COLLECTIONS))
     def ask(self, name: str) -> None:
@@ -94,7 +94,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @invariant()
     def within_its_memory(self) -> None:
-        assert self.searcher.holding.resident_bytes() <= ROOM
+        assert self.searcher.shards.budget.resident_bytes() <= ROOM
 
 
 TestResidency = ResidencyMachine.TestCase

@@ -58,5 +58,5 @@ def test_nothing_is_kept_of_a_tenant_that_is_gone(base: Ground) -> None:
         reach(searcher, {docs.slot: send(base, docs, one("a", 1))})
         assert searcher.tail.lags_ms() != {}
         base.registry.delete_collection("acme", "docs", actor="test")
-        searcher.holding.look()
+        searcher.shards.look()
         assert searcher.tail.lags_ms() == {}

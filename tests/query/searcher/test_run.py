@@ -165,7 +165,7 @@ def test_a_record_that_is_no_message_is_passed_over_and_its_shard_goes_on(base: 
         reach(searcher, {docs.slot: end})
         assert ask(searcher, docs) == [("a", 1)]
         assert not asyncio.run(searcher.stats()).failed
-        searcher.holding._set_down(docs)  # and it is loaded again from the log
+        searcher.shards.unload(docs)  # and it is loaded again from the log
         assert ask(searcher, docs) == [("a", 1)]
 
 
@@ -205,7 +205,7 @@ def test_a_manifest_that_could_not_be_adopted_is_adopted_later(base: Ground) -> 
     of = collection(base)
     docs = shard_of(of)
     with searching(base) as searcher:
-        searcher.holding._store = store = AwayStore(base.store)
+        searcher.shards.loader.store = store = AwayStore(base.store)
         bring_in(searcher, docs)
         batches = [one("a", 1), one("b", 2)]
         end = [send(base, docs, b) for b in batches][-1]
@@ -254,13 +254,13 @@ def test_a_corrupt_shard_that_nobody_held_answers_once_its_bytes_were_found_whol
             ask(searcher, docs)
         file.write_bytes(whole)
         clock.advance(1.5)
-        eventually(lambda: searcher.holding._again_s.get(docs) == 2)
+        eventually(lambda: searcher.shards._again_s.get(docs) == 2)
         with pytest.raises(Corrupt):
             ask(searcher, docs)
         [damage] = base.manifests.quarantine.open()
         base.manifests.quarantine.forget(damage, actor="test", why="found whole")
         clock.advance(2.5)
-        eventually(lambda: not searcher.holding.failed)
+        eventually(lambda: not searcher.shards.failed)
         assert ask(searcher, docs) == [("a", 1)]
 
 
@@ -286,7 +286,7 @@ def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_agai
     seal(base, docs, of, batches[:1], end)
     with searching(base) as searcher:
         bring_in(searcher, docs)
-        searcher.holding._store = store = CountingStore(base.store)
+        searcher.shards.loader.store = store = CountingStore(base.store)
         end = send(base, docs, batches[1])
         reach(searcher, {docs.slot: end})
         whole: list[tuple[Path, bytes]] = []
@@ -312,7 +312,7 @@ def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_agai
             time.sleep(0.2)
             assert store.fetched == tried, "it waits twice as long each time"
             clock.advance(0.5)
-            eventually(lambda wait_s=wait_s: searcher.holding.stale[docs].wait_s == 2 * wait_s)
+            eventually(lambda wait_s=wait_s: searcher.shards.stale[docs].wait_s == 2 * wait_s)
             assert store.fetched == tried, "what is in quarantine is not read"
         assert list(asyncio.run(searcher.stats()).stale) == [docs]
         whole[0][0].write_bytes(whole[0][1])
@@ -380,7 +380,7 @@ def cut_over(base: Ground, of: Collection, copied: list[pa.RecordBatch]) -> Shar
 def test_a_generation_whose_segments_are_not_here_yet_does_not_answer_with_what_the_log_has(base: Ground) -> None:
     of = collection(base)
     with searching(base, adopt_s=30) as searcher:
-        searcher.holding._store = store = AwayStore(base.store)
+        searcher.shards.loader.store = store = AwayStore(base.store)
         store.away = True
         shard = cut_over(base, of, [one("copied", 1)])
         reach(searcher, {shard.slot: send(base, shard, one("later", 2))})
@@ -411,7 +411,7 @@ def test_while_one_tenants_segment_is_fetched_the_others_questions_go_on_whateve
     big, near = collection(base, "big"), shard_of(collection(base, tenant="other"))
     with searching(base, adopt_s=0.05) as searcher:
         reach(searcher, {near.slot: send(base, near, one("a", 1))})
-        searcher.holding._store = store = SlowStore(base.store, "big")
+        searcher.shards.loader.store = store = SlowStore(base.store, "big")
         shard = cut_over(base, big, [one("copied", 1)])
         waiting = searcher.submit(
             ShardQuery(shard, unit(0)[None], 5, catalog=base.registry.refresh()), Deadline.after(20)
@@ -633,7 +633,7 @@ def test_a_look_survives_what_other_threads_do_meanwhile(base: Ground, race: str
 
         base.registry.set_objectives("acme", "one", Objectives(recall=0.9), actor="test")
         registry.before = other_thread
-        searcher.holding.look()
+        searcher.shards.look()
         assert registry.before is None
 
 
@@ -701,7 +701,7 @@ def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_b
             ask(searcher, building.shards()[0], catalog=later)
         away[0] = False
         assert ask(searcher, live, catalog=base.registry.version) == [("a", 1)]
-        eventually(lambda: not searcher.holding._away)
+        eventually(lambda: not searcher.shards.view.away)
 
 
 def test_a_vectors_log_that_was_made_anew_is_not_read_on_and_nobody_waits_for_it_in_vain(base: Ground) -> None:

@@ -1,0 +1,114 @@
+"""Loads shards: a manifest's segments out of the store, then the rows of the log that no segment has."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from indexer.backends import Backend
+from indexer.index.loader import Loading
+from indexer.index.objects import Damaged
+from indexer.index.scans import ScanBudget
+from indexer.index.segment import Segment, placed
+from indexer.index.shard import Shard
+from query.searcher.memory_budget import MemoryBudget, NoRoom, Room
+from query.searcher.tail import Tail
+from tenants.entities import Generation, Manifest
+from tenants.manifests import Manifests
+from vicinage.clock import Clock
+from vicinage.errors import Unavailable, VicinageError
+from vicinage.records import ShardId
+from vicinage.store import Store
+from vicinage.telemetry import counter
+
+RETRY_S: Final = 0.5
+
+_brought_in = counter("vicinage_searcher_brought_in_total", "shards brought into memory")
+
+
+class ShardLoader:
+    """Loads shards, and brings loaded ones up to their manifest. Any thread; one shard in one thread at a time."""
+
+    def __init__(
+        self,
+        *,
+        tail: Tail,
+        manifests: Manifests,
+        store: Store,
+        backend: Backend,
+        budget: MemoryBudget,
+        scans: ScanBudget,
+        objective: Callable[[ShardId], float],
+        clock: Clock,
+    ) -> None:
+        self._tail = tail
+        self._manifests = manifests
+        self.store = store
+        self._backend = backend
+        self._budget = budget
+        self._scans = scans
+        self._objective = objective
+        self._clock = clock
+
+    def load(self, shard: ShardId, generation: Generation, unload: Callable[[ShardId], None]) -> VicinageError | None:
+        """Returns what went wrong; None when the shard is in memory as its manifest says.
+
+        `unload` is called where there is no room for new segments beside those that they replace: the shard is then loaded anew.
+        """
+        held = self._tail.shards.get(shard)
+        try:
+            manifest = self._manifests.of(shard, start=generation.start(shard.slot))
+            if held is None:
+                self._load(shard, generation, manifest)
+            elif manifest.version > held.snapshot.manifest.version:
+                self._adopt(held, generation, manifest, unload)
+        except Damaged as damaged:  # of a segment that is gone: to whoever asks, its collection is there all the same
+            lost = damaged.fault == "lost"
+            return Unavailable(damaged.detail, dependency="store", retry_after_s=RETRY_S) if lost else damaged
+        except VicinageError as error:
+            return error
+        return None
+
+    def _load(self, shard: ShardId, generation: Generation, manifest: Manifest) -> None:
+        """Segments from the store, then the log from `sealed` on."""
+        with self._budget.room(shard, sum(ref.loaded_bytes() for ref in manifest.segments)) as room:
+            made = Shard(
+                shard,
+                dimension=generation.dimension,
+                metric=generation.metric,
+                recall=self._objective(shard),
+                backend=self._backend,
+                manifest=manifest,
+                scans=self._scans,
+            )
+            made.adopt(manifest, self._segments(manifest, generation, {}, room))
+            made.asked_s = self._clock.monotonic()
+            self._tail.join(made, manifest.sealed)
+        _brought_in.inc()
+
+    def _adopt(
+        self, held: Shard, generation: Generation, manifest: Manifest, unload: Callable[[ShardId], None]
+    ) -> None:
+        """The manifest's segments beside those that it replaces; where there is no room for both, the shard is loaded anew."""
+        have = {s.ref.id: s for s in held.snapshot.segments}
+        need = sum(ref.loaded_bytes() for ref in manifest.segments if ref.id not in have)
+        try:
+            with self._budget.room(held.id, need) as room:
+                held.adopt(manifest, self._segments(manifest, generation, have, room))
+        except NoRoom:
+            have.clear()
+            unload(held.id)
+            raise
+
+    def _segments(
+        self, manifest: Manifest, generation: Generation, have: Mapping[str, Segment], room: Room
+    ) -> list[Segment]:
+        loading = Loading(self.store, self._backend, self._manifests.quarantine, "searcher")
+        barred = self._manifests.quarantine.barred(manifest.shard)
+        found = []
+        for ref in manifest.segments:
+            segment = have.get(ref.id)
+            if segment is None:
+                loaded = loading.segment(manifest.shard, ref, generation.metric, barred)
+                segment = placed(loaded, self._backend)
+                self._budget.count(segment, room)
+            found.append(segment)
+        return found

@@ -1,0 +1,68 @@
+"""Which shard is loaded next, by what waits for which."""
+
+from query.searcher.load_queue import LoadQueue
+from vicinage.records import ShardId
+
+A = [ShardId("acme", f"a{i}", 1, 0) for i in range(4)]
+B = ShardId("other", "b", 1, 0)
+
+
+def queue(*shards: ShardId) -> LoadQueue:
+    made = LoadQueue()
+    for shard in shards:
+        made.want(shard)
+    return made
+
+
+def test_without_waits_the_oldest_that_is_due_comes_first_and_none_twice() -> None:
+    q = queue(*A[:2])
+    q.at(A[2], 10.0)
+    assert [q.take((), (), 5.0) for _ in range(3)] == [A[0], A[1], None]
+    assert q.take((), (), 10.0) == A[2]
+    q.drop(A[0])
+    q.done(A[0])
+    q.done(A[1])
+    assert q.take((), (), 10.0) == A[1], "it was not dropped: it is loaded again"
+
+
+def test_what_is_waited_for_comes_before_what_is_older() -> None:
+    q = queue(*A)
+    assert q.take([A[3]], (), 0.0) == A[3]
+    assert q.take([A[3]], (), 0.0) == A[0], "that one is being loaded"
+
+
+def test_a_tenant_that_has_no_load_under_way_comes_before_one_that_has() -> None:
+    q = queue(*A, B)
+    waits = [*A, B]
+    assert {shard.tenant for shard in (q.take(waits, (), 0.0), q.take(waits, (), 0.0))} == {"acme", "other"}
+
+
+def test_tenants_take_turns() -> None:
+    q = queue(*A, B)
+    waits = [*A, B]
+    taken = []
+    for _ in range(4):
+        shard = q.take(waits, (), 0.0)
+        assert shard is not None
+        q.done(shard)
+        q.drop(shard)
+        taken.append(shard.tenant)
+        q.want(B)  # it is asked for again and again
+    assert taken == ["acme", "other", "acme", "other"]
+
+
+def test_waits_do_not_hurry_what_is_unwell_but_its_time_comes() -> None:
+    q = queue()
+    q.at(A[0], 5.0)
+    assert q.take([A[0]], {A[0]}, 1.0) is None
+    assert q.take([A[0]], {A[0]}, 5.0) == A[0]
+    q.done(A[0])
+    assert q.take([A[0]], (), 1.0) == A[0], "waited for and well: at once, whenever it was to be tried"
+
+
+def test_wanting_again_does_not_put_off_and_a_new_time_keeps_the_place() -> None:
+    q = queue(A[0], A[1])
+    q.at(A[0], 3.0)
+    q.want(A[0])
+    assert q.due == {A[0]: 3.0, A[1]: 0.0}
+    assert q.take((), (), 3.0) == A[0]
