@@ -55,7 +55,7 @@ def make_key(settings: Settings, engine: "Engine", *, again: bool = False) -> "A
     writers, so that of two nodes one makes it, and the other, without its file, raises ConfigurationError.
     """
     from tenants.audit import KEYED_BY, AuditKey, newest, use_key
-    from tenants.registry import changing
+    from tenants.changes import changing
     from vicinage.clock import SystemClock
 
     path = path_of(settings)

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
 from tenants import tables
+from tenants.changes import changing
 from tenants.entities import Job
-from tenants.registry import changing
 from vicinage.catalog import change, look
 from vicinage.clock import Clock
 from vicinage.errors import Conflict, NotFound

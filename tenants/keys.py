@@ -17,8 +17,8 @@ from typing import Final, get_args
 from sqlalchemy import Engine, insert, select, update
 
 from tenants import tables
+from tenants.changes import Change, changing
 from tenants.entities import Key, Principal, Scope
-from tenants.registry import Change, changing
 from vicinage.catalog import look, unreachable
 from vicinage.clock import Clock
 from vicinage.errors import Conflict, Forbidden, NotFound, Refused, Unauthenticated, Unavailable

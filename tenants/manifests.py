@@ -17,7 +17,7 @@ from tenants.drafts import Drafts, forget
 from tenants.entities import Lease, Manifest, SegmentRef
 from tenants.quarantine import Quarantine
 from tenants.questions import Questions
-from tenants.registry import SERVING
+from tenants.view import SERVING
 from vicinage.catalog import change, look
 from vicinage.clock import Clock
 from vicinage.errors import Conflict

@@ -8,18 +8,16 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from itertools import groupby
-from operator import attrgetter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, Engine, Table, insert, select, update
+from sqlalchemy import Engine, insert, select, update
 
-from tenants import audit, index_spec, partitions, tables
+from tenants import partitions, tables
+from tenants.changes import Change, changing
+from tenants.collections import end_collection
 from tenants.entities import (
     DEFAULT_MODEL,
     Class,
@@ -32,9 +30,12 @@ from tenants.entities import (
     Tenant,
     TenantState,
 )
+from tenants.generations import check_build, check_number, insert_generation, set_state
 from tenants.ingest_lanes import IngestLanes
+from tenants.models import check_entry
 from tenants.positions import Positions
-from vicinage.catalog import change, look
+from tenants.view import SERVING, View, load_view
+from vicinage.catalog import look
 from vicinage.clock import Clock
 from vicinage.errors import Conflict, NotFound, Refused
 from vicinage.partition_maps import PartitionMap
@@ -42,70 +43,6 @@ from vicinage.records import ShardId
 
 TENANT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 COLLECTION_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
-MODEL_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._/-]{0,62}")
-DIMENSION_MAX: Final = 4_096
-WINDOW_MIN: Final = 16
-WINDOW_MAX: Final = 1_000_000
-PROMPT_MAX: Final = 2_000
-SERVED: Final = ("building", "ready", "live")
-"""States of a generation that receives writes."""
-LOCATION_MAX: Final = 1_000
-SERVING: Final = ("building", "ready", "live")
-"""States of a generation that still receives writes."""
-
-
-@dataclass(frozen=True)
-class _View:
-    """Everything, as of one catalog version. What is sorted is sorted once, when it is first asked for."""
-
-    version: int = 0
-    tenants: dict[str, Tenant] = field(default_factory=dict)
-    collections: dict[tuple[str, str], Collection] = field(default_factory=dict)
-    models: dict[str, EmbeddingModel] = field(default_factory=dict)
-    maps: dict[str, tuple[PartitionMap, ...]] = field(default_factory=dict)
-
-    @cached_property
-    def tenants_now(self) -> tuple[Tenant, ...]:
-        return tuple(t for _, t in sorted(self.tenants.items()) if t.state != "deleted")
-
-    @cached_property
-    def collections_now(self) -> tuple[Collection, ...]:
-        return tuple(c for _, c in sorted(self.collections.items()) if c.state != "deleted")
-
-    @cached_property
-    def collections_of(self) -> dict[str, tuple[Collection, ...]]:
-        return {tenant: tuple(found) for tenant, found in groupby(self.collections_now, key=attrgetter("tenant"))}
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """An open change: its connection, and the version that its rows are stamped with."""
-
-    connection: Connection
-    version: int
-    now_ms: int
-    actor: str
-
-    def note(self, action: str, subject: str, *, before: audit.Facts = None, after: audit.Facts = None) -> None:
-        """Write the audit record."""
-        audit.record(
-            self.connection,
-            actor=self.actor,
-            action=action,
-            subject=subject,
-            before=before,
-            after=after,
-            now_ms=self.now_ms,
-        )
-
-
-@contextmanager
-def changing(engine: Engine, clock: Clock, actor: str) -> Iterator[Change]:
-    """One change of the catalog; the version row's lock puts all changes in one order."""
-    bump = update(tables.catalog_version).values(version=tables.catalog_version.c.version + 1)
-    with change(engine) as connection:
-        version = connection.execute(bump.returning(tables.catalog_version.c.version)).scalar_one()
-        yield Change(connection, version, clock.now_ms(), actor)
 
 
 class Registry:
@@ -115,7 +52,7 @@ class Registry:
         self._engine = engine
         self._clock = clock
         self._lock = threading.Lock()
-        self._view = _View()
+        self._view = View()
         self.lanes = IngestLanes(engine, clock)
         """How far ingest is with generations that it writes apart from their partition."""
         self.positions = Positions(engine, clock)
@@ -128,8 +65,8 @@ class Registry:
             version: int = connection.execute(select(tables.catalog_version.c.version)).scalar_one()
             if version != self._view.version:
                 # A version that went back is a catalog restored from a backup: nothing known of it holds.
-                known = self._view if version > self._view.version else _View()
-                self._view = _load(connection, known, version)
+                known = self._view if version > self._view.version else View()
+                self._view = load_view(connection, known, version)
             return version
 
     # reading
@@ -247,7 +184,7 @@ class Registry:
             _tenant_now(at, name)
             held = select(c.c.name).where(c.c.tenant == name, c.c.state == "active").order_by(c.c.name)
             for collection in at.connection.execute(held).scalars().all():
-                _end_collection(at, name, collection)
+                end_collection(at, name, collection)
             p = tables.ingest_partitions
             at.connection.execute(p.delete().where(p.c.tenant == name))
             k = tables.keys
@@ -301,7 +238,7 @@ class Registry:
                 limit=63,
             )
         model, dimension = self._embedding(model, dimension)
-        _check_build(dimension, metric, index)
+        check_build(dimension, metric, index)
         number = self._next_generation(tenant, name)
         slots, starts = place(number)
         offsets = first_offsets()
@@ -311,7 +248,7 @@ class Registry:
             old = at.connection.execute(select(tables.collections).where(where)).first()
             if old and old.state == "active":
                 raise Conflict(f"collection {name!r} exists already")
-            _check_number(number, old.next_generation if old else 1)
+            check_number(number, old.next_generation if old else 1)
             row = {
                 "state": "active",
                 "live": number,
@@ -325,7 +262,7 @@ class Registry:
             statement = update(tables.collections).where(where) if old else insert(tables.collections)
             at.connection.execute(statement.values(tenant=tenant, name=name, **row))
             made = Generation(tenant, name, number, "live", model, dimension, metric, index, slots, starts, at.now_ms)
-            _insert_generation(at, made)
+            insert_generation(at, made)
             at.note("collection.create", f"{tenant}/{name}", after=asdict(made))
         self.refresh()
         return self.collection(tenant, name)
@@ -333,7 +270,7 @@ class Registry:
     def delete_collection(self, tenant: str, name: str, *, actor: str) -> None:
         """Delete the collection; its rows are forgotten, its objects swept."""
         with changing(self._engine, self._clock, actor) as at:
-            _end_collection(at, tenant, name)
+            end_collection(at, tenant, name)
         self.refresh()
 
     def set_objectives(self, tenant: str, name: str, objectives: Objectives, *, actor: str) -> Collection:
@@ -369,7 +306,7 @@ class Registry:
         """
         self.refresh()
         live = self.collection(tenant, collection).generation()
-        _check_build(dimension, live.metric, index)
+        check_build(dimension, live.metric, index)
         number = self._next_generation(tenant, collection)
         slots, starts = place(number)
         c = tables.collections
@@ -380,11 +317,11 @@ class Registry:
             taken = at.connection.execute(take.returning(c.c.next_generation)).first()
             if taken is None:
                 raise NotFound(f"there is no collection {collection!r}")
-            _check_number(number, taken.next_generation - 1)
+            check_number(number, taken.next_generation - 1)
             made = Generation(
                 tenant, collection, number, "building", model, dimension, live.metric, index, slots, starts, at.now_ms
             )
-            _insert_generation(at, made)
+            insert_generation(at, made)
             at.note("generation.add", f"{tenant}/{collection}/{number}", after=asdict(made))
         self.refresh()
         return made
@@ -395,7 +332,7 @@ class Registry:
         """Move a generation on (building → ready or failed; ready → failed). Raises Conflict for one that is neither."""
         assert state in ("ready", "failed"), "a generation becomes live by cut_over alone"
         with changing(self._engine, self._clock, actor) as at:
-            before = _set_state(at, (tenant, collection, number), state)
+            before = set_state(at, (tenant, collection, number), state)
             if before not in ("building", "ready"):
                 raise Conflict(f"generation {number} is {before}: it stays so", expected="building", found=before)
             at.note(
@@ -411,10 +348,10 @@ class Registry:
             row = at.connection.execute(select(c.c.live).where(where)).first()
             if row is None:
                 raise NotFound(f"there is no collection {collection!r}")
-            before = _set_state(at, (tenant, collection, number), "live")
+            before = set_state(at, (tenant, collection, number), "live")
             if before != "ready":
                 raise Conflict(f"generation {number} is {before}, not ready", expected="ready", found=before)
-            _set_state(at, (tenant, collection, row.live), "retired")
+            set_state(at, (tenant, collection, row.live), "retired")
             at.connection.execute(update(c).where(where).values(live=number, row_version=at.version))
             at.note("collection.cut_over", f"{tenant}/{collection}", before={"live": row.live}, after={"live": number})
         self.refresh()
@@ -440,7 +377,7 @@ class Registry:
             g, m = tables.generations.c, tables.models.c
             if not at.connection.execute(select(m.name).where(m.name == name)).first():
                 raise NotFound(f"there is no model {name!r}")
-            used = select(g.tenant, g.collection).where(g.model == name, g.state.in_(SERVED)).distinct()
+            used = select(g.tenant, g.collection).where(g.model == name, g.state.in_(SERVING)).distinct()
             users = [f"{r.tenant}/{r.collection}" for r in at.connection.execute(used.limit(5))]
             if users:
                 raise Conflict(
@@ -472,64 +409,6 @@ class Registry:
         return entry.name, entry.dimension
 
 
-def check_entry(model: EmbeddingModel) -> None:
-    """Raises Refused for an entry that breaks the registry's bounds, whatever its files or its server are."""
-    if not MODEL_NAME.fullmatch(model.name):
-        raise Refused(
-            "a model's name is 1 to 63 of a-z, A-Z, 0-9, '.', '_', '-' and '/', and begins with a letter or digit",
-            field="name",
-            limit=63,
-        )
-    if not 1 <= model.dimension <= DIMENSION_MAX:
-        raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
-    if not WINDOW_MIN <= model.window_tokens <= WINDOW_MAX:
-        raise Refused(f"window_tokens is {WINDOW_MIN} to {WINDOW_MAX}", field="window_tokens", limit=WINDOW_MAX)
-    for name, prompt in (("query_prompt", model.query_prompt), ("document_prompt", model.document_prompt)):
-        if len(prompt) > PROMPT_MAX or any(ord(c) < 32 and c not in "\n\t" for c in prompt):
-            raise Refused(
-                f"{name} is at most {PROMPT_MAX} characters, without control characters", field=name, limit=PROMPT_MAX
-            )
-    if model.kind == "oip":
-        raise Refused("kind oip is not supported yet: use an OpenAI-compatible server (kind openai)", field="kind")
-    if model.kind not in ("local", "openai"):
-        raise Refused("kind is one of local, openai", field="kind")
-    if not model.location.isprintable() or not 1 <= len(model.location) <= LOCATION_MAX:
-        raise Refused(f"location is 1 to {LOCATION_MAX} printable characters", field="location", limit=LOCATION_MAX)
-    module = model.location.removeprefix("package:")
-    if model.kind == "local" and module != model.location and not module.isidentifier():
-        raise Refused("location package:MODULE names one installed module", field="location")
-    if model.kind == "openai":
-        _check_server(model.location)
-
-
-def _check_server(location: str) -> None:
-    try:
-        url = urlsplit(location)
-        host, user = url.hostname, url.username
-    except ValueError:
-        raise Refused("location is no URL", field="location") from None
-    if url.scheme not in ("http", "https") or not host:
-        raise Refused("location of kind openai is the server's base URL: http(s)://HOST[:PORT]/v1", field="location")
-    if user is not None:
-        raise Refused("a key in the location would be shown: set embedder.model_keys instead", field="location")
-
-
-def _check_number(placed: int, now: int) -> None:
-    if placed != now:
-        raise Conflict("the collection got another generation meanwhile; ask again", expected=placed, found=now)
-
-
-def _check_build(dimension: int, metric: str, index: str) -> None:
-    if not 1 <= dimension <= DIMENSION_MAX:
-        raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
-    if metric not in ("cosine", "dot", "euclidean"):
-        raise Refused("metric is one of cosine, dot, euclidean", field="metric")
-    index_spec.parse(index)
-
-
-# NOTE: the functions below read what they change inside the change itself: memory may be behind another process's.
-
-
 def _tenant_now(at: Change, name: str) -> Tenant:
     """The tenant as the open change sees it. Raises NotFound when it is deleted or never was."""
     t = tables.tenants
@@ -546,91 +425,3 @@ def _set_tenant(at: Change, name: str, state: TenantState, action: str) -> Tenan
     at.connection.execute(update(t).where(t.c.name == name).values(state=state, row_version=at.version))
     at.note(action, name, before=asdict(before), after=asdict(after))
     return after
-
-
-def _end_collection(at: Change, tenant: str, name: str) -> None:
-    c, g, m = tables.collections, tables.generations, tables.manifests
-    end = update(c).where(c.c.tenant == tenant, c.c.name == name, c.c.state == "active")
-    end = end.values(state="deleted", row_version=at.version)
-    row = at.connection.execute(end.returning(c.c.live)).first()
-    if row is None:
-        raise NotFound(f"there is no collection {name!r}")
-    of_it = (g.c.tenant == tenant, g.c.collection == name, g.c.state.in_(SERVING))
-    at.connection.execute(update(g).where(*of_it).values(state="retired", row_version=at.version))
-    at.connection.execute(m.delete().where(m.c.tenant == tenant, m.c.collection == name))
-    for measured in (tables.questions, tables.recall_history):
-        at.connection.execute(measured.delete().where(measured.c.tenant == tenant, measured.c.collection == name))
-    _end_jobs(at, tenant, name)
-    at.note("collection.delete", f"{tenant}/{name}", before={"live": row.live})
-
-
-def _end_jobs(at: Change, tenant: str, collection: str) -> None:
-    """Fails the collection's open jobs: what they were to rebuild is gone, whatever gets its name."""
-    j = tables.jobs
-    of_it = select(j).where(j.c.tenant == tenant, j.c.collection == collection, j.c.state.not_in(tables.JOBS_ENDED))
-    for row in at.connection.execute(of_it).mappings().all():
-        progress = json.dumps({**json.loads(row["progress"]), "error": "the collection was deleted"})
-        values = {"state": "failed", "progress": progress, "version": row["version"] + 1}
-        at.connection.execute(update(j).where(j.c.id == row["id"]).values(**values))
-
-
-def _insert_generation(at: Change, made: Generation) -> None:
-    """Inserts the generation. Raises Refused for a model that is retired, in the same transaction."""
-    m = tables.models.c
-    if made.model is not None and at.connection.execute(select(m.retired).where(m.name == made.model)).scalar():
-        raise Refused(f"model {made.model} is retired: name another one", field="model")
-    row = {
-        **asdict(made),
-        "slots": json.dumps(made.slots),
-        "starts": json.dumps(made.starts),
-        "row_version": at.version,
-    }
-    at.connection.execute(insert(tables.generations).values(**row))
-
-
-def _set_state(at: Change, which: tuple[str, str, int], state: GenerationState) -> str:
-    g = tables.generations
-    where = (g.c.tenant == which[0]) & (g.c.collection == which[1]) & (g.c.number == which[2])
-    row = at.connection.execute(select(g.c.state).where(where)).first()
-    if row is None:
-        raise NotFound(f"there is no generation {which[2]}")
-    at.connection.execute(update(g).where(where).values(state=state, row_version=at.version))
-    # The collection's row is stamped too: a collection and its generations are read as one thing.
-    c = tables.collections
-    at.connection.execute(update(c).where(c.c.tenant == which[0], c.c.name == which[1]).values(row_version=at.version))
-    return str(row.state)
-
-
-def _load(connection: Connection, view: _View, version: int) -> _View:
-    """The view with every row stamped after `view.version` taken in."""
-
-    def since(table: Table) -> list[dict[str, Any]]:
-        query = select(table).where(table.c.row_version > view.version)
-        rows = [dict(r) for r in connection.execute(query).mappings()]
-        for row in rows:
-            del row["row_version"]
-        return rows
-
-    tenants = view.tenants | {r["name"]: Tenant(**r) for r in since(tables.tenants)}
-    models = view.models | {r["name"]: EmbeddingModel(**r) for r in since(tables.models)}
-    generations: dict[tuple[str, str], dict[int, Generation]] = {}
-    for r in since(tables.generations):
-        made = Generation(**{**r, "slots": tuple(json.loads(r["slots"])), "starts": tuple(json.loads(r["starts"]))})
-        generations.setdefault((made.tenant, made.collection), {})[made.number] = made
-    collections = dict(view.collections)
-    for r in since(tables.collections):
-        at = (r["tenant"], r["name"])
-        known = {g.number: g for g in collections[at].generations} if at in collections else {}
-        every = known | generations.get(at, {})
-        collections[at] = Collection(
-            r["tenant"],
-            r["name"],
-            r["state"],
-            r["live"],
-            tuple(g for _, g in sorted(every.items()) if g.state in SERVING),
-            Objectives(**json.loads(r["objectives"])),
-            r["created_ms"],
-            r["uid"],
-            tuple(json.loads(r["first_offsets"])),
-        )
-    return _View(version, tenants, collections, models, partitions.taken_in(view.maps, since(tables.partition_maps)))

@@ -11,10 +11,11 @@ from typing import Any, Final
 from sqlalchemy import delete, update
 
 from tenants import partitions, tables
+from tenants.changes import Change
 from tenants.entities import Tenant
 from tenants.positions import PartitionState, upsert
 from tenants.provisioning import ensure_topics
-from tenants.registry import Change, Registry
+from tenants.registry import Registry
 from vicinage.errors import NotFound, Refused
 from vicinage.log import Log
 from vicinage.partition_maps import PartitionMap, check_partitions

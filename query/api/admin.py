@@ -16,7 +16,7 @@ from query.api.collections import FIELDS, create_for, facts, facts_of, update_fo
 from query.api.http import answer, check_confirmed, gateway, integer, json_object, name_in, number, principal, typed
 from tenants import growth, provisioning, resuming
 from tenants.entities import EmbeddingModel, Job, Key, Tenant
-from tenants.registry import WINDOW_MIN, check_entry
+from tenants.models import WINDOW_MIN, check_entry
 from vicinage.errors import Conflict, Refused
 from vicinage.partition_maps import PARTITIONS_MAX
 

@@ -12,7 +12,7 @@ from indexer.index import filters
 from query.api.http import checked_object, integer, number, typed
 from query.api.modes import VECTORS, fusion_of, mode_of, rerank_of
 from query.plan import Question
-from tenants.registry import DIMENSION_MAX
+from tenants.models import DIMENSION_MAX
 from vicinage.errors import Refused
 from vicinage.exact_json import Exactly, has_long_digits
 from vicinage.records import LATEST, Floats, Position, Token

@@ -16,7 +16,8 @@ from query.api.collections import objectives_of
 from query.api.http import SHOWN_MAX, VALUES_MAX, checked_object
 from query.api.search_request import BASE64_MAX, FIELDS, from_json
 from query.api.search_response import written
-from tenants.registry import DIMENSION_MAX
+from query.api.sending import SLICE_BYTES
+from tenants.models import DIMENSION_MAX
 from vicinage.errors import Refused
 from vicinage.records import Hit
 from vicinage.settings import GatewaySettings

@@ -1,0 +1,58 @@
+"""Rows of generations, within an open change."""
+
+import json
+from dataclasses import asdict
+
+from sqlalchemy import insert, select, update
+
+from tenants import index_spec, tables
+from tenants.changes import Change
+from tenants.entities import (
+    Generation,
+    GenerationState,
+)
+from tenants.models import DIMENSION_MAX
+from vicinage.errors import Conflict, NotFound, Refused
+
+
+def check_number(placed: int, now: int) -> None:
+    """Raises Conflict where another process made a generation since this one was placed."""
+    if placed != now:
+        raise Conflict("the collection got another generation meanwhile; ask again", expected=placed, found=now)
+
+
+def check_build(dimension: int, metric: str, index: str) -> None:
+    """Raises Refused for what no generation is built of."""
+    if not 1 <= dimension <= DIMENSION_MAX:
+        raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
+    if metric not in ("cosine", "dot", "euclidean"):
+        raise Refused("metric is one of cosine, dot, euclidean", field="metric")
+    index_spec.parse(index)
+
+
+def insert_generation(at: Change, made: Generation) -> None:
+    """Inserts the generation. Raises Refused for a model that is retired, in the same transaction."""
+    m = tables.models.c
+    if made.model is not None and at.connection.execute(select(m.retired).where(m.name == made.model)).scalar():
+        raise Refused(f"model {made.model} is retired: name another one", field="model")
+    row = {
+        **asdict(made),
+        "slots": json.dumps(made.slots),
+        "starts": json.dumps(made.starts),
+        "row_version": at.version,
+    }
+    at.connection.execute(insert(tables.generations).values(**row))
+
+
+def set_state(at: Change, which: tuple[str, str, int], state: GenerationState) -> str:
+    """Sets the state of (tenant, collection, number); returns the one before. Raises NotFound."""
+    g = tables.generations
+    where = (g.c.tenant == which[0]) & (g.c.collection == which[1]) & (g.c.number == which[2])
+    row = at.connection.execute(select(g.c.state).where(where)).first()
+    if row is None:
+        raise NotFound(f"there is no generation {which[2]}")
+    at.connection.execute(update(g).where(where).values(state=state, row_version=at.version))
+    # The collection's row is stamped too: a collection and its generations are read as one thing.
+    c = tables.collections
+    at.connection.execute(update(c).where(c.c.tenant == which[0], c.c.name == which[1]).values(row_version=at.version))
+    return str(row.state)
