@@ -7,27 +7,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from ingest.documents import Entry, fitted
+from ingest.given_vectors import GivenVectors
 from ingest.validation import (
-    VECTOR_FAULTS,
     DocumentLimits,
     Inexact,
     ValidationError,
     check_id,
+    check_values,
     checked_metadata,
-    vector_faults,
 )
 from vicinage.errors import Refused
 from vicinage.exact_json import Exactly
 from vicinage.records import Floats, Rejected
 from vicinage.settings import IngestSettings
-from vicinage.vectors import unit_length
 from vicinage.wire import decode_documents
 
 VALUES_MAX: Final = 500_000
@@ -57,7 +54,7 @@ def _parse_batch(batch: pa.RecordBatch, rules: DocumentLimits) -> Iterator[Entry
     texts = _strings(batch, "text")
     passages = _Passages.of(batch, rules.limits)
     metadata = _strings(batch, "metadata")
-    vectors = _Vectors.of(batch, rules)
+    vectors = GivenVectors.flat(*_vectors(batch, rules.dimension), rules)
     for i in range(batch.num_rows):
         try:
             check_id(ids[i], rules.limits)
@@ -95,38 +92,6 @@ class _Passages:
             raise ValidationError("passages", f"{n} passages; 1 to {self.n_max} in a document")
         found: list[str | None] = self.column[i].as_py()
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Vectors:
-    """The vectors of each row: rows [at[i], at[i + 1]) of `unit`; a row without vectors has none there."""
-
-    unit: Floats | None
-    faults: NDArray[np.uint8]
-    at: NDArray[np.int64]
-    n_max: int
-
-    @classmethod
-    def of(cls, batch: pa.RecordBatch, rules: DocumentLimits) -> "_Vectors":
-        """Returns the batch's vectors, of length 1 under cosine. Raises Refused where the column is wrong."""
-        found, counts = _vectors(batch, rules.dimension)
-        at = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        if found is None:
-            return cls(None, np.zeros(0, np.uint8), at, rules.limits.passages_max)
-        faults = vector_faults(found, rules.metric)
-        return cls(unit_length(found, rules.metric), faults, at, rules.limits.passages_max)
-
-    def row(self, i: int) -> Floats | None:
-        """Returns float32 [n, d], None for a row without vectors. Raises ValidationError for too many, or one that is no good."""
-        start, end = int(self.at[i]), int(self.at[i + 1])
-        if self.unit is None or start == end:
-            return None
-        if end - start > self.n_max:
-            raise ValidationError("vectors", f"{end - start} vectors; 1 to {self.n_max} in a document")
-        faults = self.faults[start:end]
-        if faults.any():
-            raise ValidationError("vector", VECTOR_FAULTS[int(faults[np.flatnonzero(faults)[0]])])
-        return self.unit[start:end]
 
 
 def _check_count(name: str, counts: pa.Array) -> None:
@@ -214,18 +179,23 @@ def _vectors(batch: pa.RecordBatch, dimension: int) -> tuple[Floats | None, list
     return flat.to_numpy(zero_copy_only=False).reshape(-1, dimension), counts
 
 
-def _parsed_metadata(text: str | None, limits: IngestSettings) -> Mapping[str, Any]:
+def _parsed_metadata(text: str | None, limits: IngestSettings) -> tuple[Mapping[str, Any], str | None]:
+    """Returns the metadata and its JSON, which is kept as it came."""
     if not text:
-        return {}
-    if len(text) > limits.metadata_bytes_max:
-        raise ValidationError("metadata", f"{len(text)} bytes; at most {limits.metadata_bytes_max}")
+        return {}, None
+    if (size := len(text.encode())) > limits.metadata_bytes_max:
+        raise ValidationError("metadata", f"{size} bytes; at most {limits.metadata_bytes_max}")
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise ValidationError("metadata", f"is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValidationError("metadata", "is not a JSON object")
+    if not value:
+        return {}, None
     try:
-        return checked_metadata(value, limits)
+        check_values(value)
     except Inexact:
-        return checked_metadata(Exactly(text).value, limits, exact=True)
+        exact = Exactly(text).value
+        return exact, checked_metadata(exact, limits, exact=True)
+    return value, text

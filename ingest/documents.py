@@ -4,12 +4,11 @@ Whatever is wrong with one document is said of that one; the rest of its batch g
 `ingest/columns.py` the same for Arrow streams.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
-import numpy as np
-
-from ingest.shapes import shaped
+from ingest.given_vectors import GivenVectors
+from ingest.shapes import Body, shaped
 from ingest.validation import (
     DocumentLimits,
     Inexact,
@@ -19,7 +18,6 @@ from ingest.validation import (
     check_size,
     check_text,
     checked_metadata,
-    checked_vectors,
 )
 from vicinage.errors import Refused
 from vicinage.exact_json import Exactly, Part
@@ -27,6 +25,8 @@ from vicinage.records import Document, Floats, Rejected
 from vicinage.wire import load_json
 
 Entry = Document | Rejected
+ID_SHOWN: Final = 128
+"""Characters of a rejected document's id that are kept."""
 
 
 def parse_json(value: object, rules: DocumentLimits, *, tenant: str, exactly: Exactly | Part | None = None) -> Entry:
@@ -34,41 +34,69 @@ def parse_json(value: object, rules: DocumentLimits, *, tenant: str, exactly: Ex
 
     `exactly`: its text, for integers beyond 64 bits; without it, whole numbers beyond them are rejected.
     """
+    return parse_all([(value, exactly)], rules, tenant=tenant)[0]
+
+
+def parse_all(
+    values: Iterable[tuple[object, Exactly | Part | None]], rules: DocumentLimits, *, tenant: str
+) -> list[Entry]:
+    """Returns each value of a request as `parse_json` does; the vectors of all are checked and normalized at once."""
+    read = [_read(value, exactly, rules, tenant) for value, exactly in values]
+    vectors = GivenVectors.of([r[0].vectors for r in read if not isinstance(r, Rejected)], rules)
+    rows = iter(range(len(read)))
+    return [r if isinstance(r, Rejected) else _fitted(*r, vectors, next(rows), rules) for r in read]
+
+
+def _read(value: object, exactly: Exactly | Part | None, rules: DocumentLimits, tenant: str) -> "_Read | Rejected":
+    """Returns the fields and the metadata as JSON, or why the document is rejected."""
     try:
         try:
-            return _parsed(value, rules, tenant)
+            return _checked(value, rules, tenant)
         except Inexact:
             if exactly is None:
                 raise
-            return _parsed(exactly.value, rules, tenant, exact=True)
+            return _checked(exactly.value, rules, tenant, exact=True)
     except Refused as refused:
         return Rejected(refused.detail, field=refused.field, id=_id_of(value), collection=rules.collection)
     except ValidationError as bad:
-        return Rejected(f"{bad.field}: {bad}", field=bad.field, id=_id_of(value), collection=rules.collection)
+        return _rejected(bad, _id_of(value), rules)
 
 
-def _parsed(value: object, rules: DocumentLimits, tenant: str, *, exact: bool = False) -> Document:
+def _checked(value: object, rules: DocumentLimits, tenant: str, *, exact: bool = False) -> "_Read":
     body = shaped(value, rules)
     if body.tenant not in (None, tenant):
         raise ValidationError("tenant", "the document names another tenant than its key or topic")
     if body.collection not in (None, rules.collection):
         raise ValidationError("collection", "the document names another collection than the request")
     check_id(body.id, rules.limits)
-    metadata = checked_metadata(body.metadata, rules.limits, exact=exact)
-    return fitted(body.id, body.text, body.passages, body.vectors, metadata, rules)
+    return body, checked_metadata(body.metadata, rules.limits, exact=exact)
+
+
+_Read = tuple[Body, str | None]
+
+
+def _fitted(body: Body, metadata_json: str | None, vectors: GivenVectors, row: int, rules: DocumentLimits) -> Entry:
+    try:
+        given = vectors.row(row)
+        return fitted(body.id, body.text, body.passages, given, (body.metadata or {}, metadata_json), rules)
+    except ValidationError as bad:
+        return _rejected(bad, body.id[:ID_SHOWN], rules)
+
+
+def _rejected(bad: ValidationError, document_id: str | None, rules: DocumentLimits) -> Rejected:
+    return Rejected(f"{bad.field}: {bad}", field=bad.field, id=document_id, collection=rules.collection)
 
 
 def parse_ndjson(data: bytes, rules: DocumentLimits, *, tenant: str) -> list[Entry]:
     """One document a line; a line that is not JSON is rejected alone."""
-    return [
-        _parse_line(number, line, rules, tenant) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()
-    ]
+    lines = [_load_line(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    parsed = iter(parse_all([line for line in lines if not isinstance(line, Rejected)], rules, tenant=tenant))
+    return [line if isinstance(line, Rejected) else next(parsed) for line in lines]
 
 
-def _parse_line(number: int, line: bytes, rules: DocumentLimits, tenant: str) -> Entry:
+def _load_line(number: int, line: bytes) -> tuple[object, Exactly] | Rejected:
     try:
-        value = load_json(line, field=f"line {number}")
-        return parse_json(value, rules, tenant=tenant, exactly=Exactly(line))
+        return load_json(line, field=f"line {number}"), Exactly(line)
     except Refused as refused:
         return Rejected(refused.detail, field=refused.field)
 
@@ -77,21 +105,23 @@ def fitted(
     document_id: str,
     text: str | None,
     passages: Sequence[str | None] | None,
-    given: Sequence[Sequence[float]] | Floats | None,
-    metadata: Mapping[str, Any],
+    vectors: Floats | None,
+    metadata: tuple[Mapping[str, Any], str | None],
     rules: DocumentLimits,
 ) -> Document:
-    """A document whose parts fit together, or ValidationError."""
+    """Returns a document whose parts fit together. `metadata` is checked: its value and its JSON.
+
+    Raises ValidationError.
+    """
     limits = rules.limits
     if text is not None and passages is not None:
         raise ValidationError("text", "send text or passages, not both")
-    if text is None and passages is None and given is None:
+    if text is None and passages is None and vectors is None:
         raise ValidationError("text", "send text, passages or a vector")
     if text is not None:
         check_text("text", text, limits.text_bytes_max)
     if passages is not None:
         check_passages(passages, limits)
-    vectors = given if isinstance(given, np.ndarray) or given is None else checked_vectors(given, rules)
     if vectors is None and not rules.takes_text:
         raise ValidationError("text", "this collection has no embedding model: send vectors")
     if rules.moving and text is None and passages is None:
@@ -105,11 +135,11 @@ def fitted(
         if len(vectors) > limits.passages_max:
             raise ValidationError("vectors", f"{len(vectors)} vectors; at most {limits.passages_max} in a document")
     kept = tuple(p for p in passages if p is not None) if passages is not None else None
-    document = Document(rules.collection, document_id, text, kept, vectors, metadata)
+    document = Document(rules.collection, document_id, text, kept, vectors, *metadata)
     check_size(document, rules)
     return document
 
 
 def _id_of(value: object) -> str | None:
     found = value.get("id") if isinstance(value, dict) else None
-    return found[:128] if isinstance(found, str) else None
+    return found[:ID_SHOWN] if isinstance(found, str) else None

@@ -68,7 +68,11 @@ class Embedded:
         pieces = self.pieces[id(write), generation.model]
         text_bytes = sum(len(p.text.encode()) for p in pieces if p is not None)
         return rows_bytes(
-            write.id, len(pieces), generation.dimension, text_bytes=text_bytes, metadata=write.document.metadata
+            write.id,
+            len(pieces),
+            generation.dimension,
+            text_bytes=text_bytes,
+            metadata_json=write.document.metadata_json,
         )
 
     def give_up(self, write: int, reason: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ingest.columns import parse_arrow_body
-from ingest.documents import Entry, parse_json, parse_ndjson
+from ingest.documents import Entry, parse_all, parse_ndjson
 from ingest.validation import DocumentLimits
 from vicinage.errors import Refused
 from vicinage.exact_json import Exactly
@@ -83,10 +83,8 @@ def entries_of(body: Body) -> list[Entry]:
             field="content-type",
         )
     whole = Exactly(data)
-    return [
-        parse_json(d, body.rules, tenant=body.tenant, exactly=whole.part("documents", i))
-        for i, d in enumerate(_listed(load_json(data)))
-    ]
+    values = ((d, whole.part("documents", i)) for i, d in enumerate(_listed(load_json(data))))
+    return parse_all(values, body.rules, tenant=body.tenant)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -125,5 +123,5 @@ def _size(d: Document, dimension: int) -> int:
     """Returns what it takes of a record: vectors, or passages without one, take no more than they will as rows."""
     words = len((d.text or "").encode()) + sum(len(p.encode()) for p in d.passages or ())
     if d.vectors is None:
-        return rows_bytes(d.id, 1 + len(d.passages or ()), 0, text_bytes=words, metadata=d.metadata)
-    return rows_bytes(d.id, len(d.vectors), dimension, text_bytes=words, metadata=d.metadata)
+        return rows_bytes(d.id, 1 + len(d.passages or ()), 0, text_bytes=words, metadata_json=d.metadata_json)
+    return rows_bytes(d.id, len(d.vectors), dimension, text_bytes=words, metadata_json=d.metadata_json)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
 from ingest.embed import Embedded
@@ -118,7 +117,7 @@ def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> p
         texts.extend(p.text if p else None for p in pieces)
         starts.extend(p.start if p else None for p in pieces)
         ends.extend(p.end if p else None for p in pieces)
-        metadata.extend([_json(w.document)] + [None] * (n - 1))
+        metadata.extend([w.document.metadata_json if w.document is not None else None] + [None] * (n - 1))
         if not gone:
             vectors.append(_vectors(w, made, generation))
     columns = [ids, versions, times, passages, texts, starts, ends, metadata]
@@ -134,7 +133,3 @@ def _vectors(write: Write, made: Embedded, generation: Generation) -> Floats:
     assert write.document is not None
     vectors = made.vectors[id(write), generation.model]
     return vectors if write.document.vectors is not None else unit_length(vectors, generation.metric)
-
-
-def _json(document: Document | None) -> str | None:
-    return orjson.dumps(document.metadata).decode() if document is not None and document.metadata else None

@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from ingest.ids import fault_of_new
 from tenants.entities import Collection
 from vicinage.exact_json import may_be_rounded
-from vicinage.records import Document, Floats
+from vicinage.records import Document
 from vicinage.settings import IngestSettings
 from vicinage.texts import is_blank
-from vicinage.vectors import unit_length
+from vicinage.vectors import Squares
 from vicinage.wire import MESSAGE_BYTES_MAX, rows_bytes
 
 METADATA_DEPTH_MAX: Final = 8
 METADATA_KEY_BYTES_MAX: Final = 128
 NOTHING_TO_READ: Final = "is empty: it has white space, control and invisible characters alone"
+_PLAIN: Final = (str, int, type(None))
+"""Values that need no check of their own: most of them."""
 VECTOR_FAULTS: Final = (
     "",
     "holds NaN, infinity, or a number beyond float32",
@@ -88,7 +90,7 @@ def check_size(document: Document, rules: DocumentLimits) -> None:
     texts = document.passages if document.passages is not None else (document.text or "",)
     n = len(document.vectors) if document.vectors is not None else len(texts)
     text_bytes = sum(len(t.encode()) for t in texts)
-    size = rows_bytes(document.id, n, rules.dimension, text_bytes=text_bytes, metadata=document.metadata)
+    size = rows_bytes(document.id, n, rules.dimension, text_bytes=text_bytes, metadata_json=document.metadata_json)
     if size > MESSAGE_BYTES_MAX:
         name = "vectors" if document.vectors is not None else "passages" if document.passages is not None else "text"
         raise ValidationError(name, f"the document makes {size} bytes; at most {MESSAGE_BYTES_MAX}")
@@ -101,27 +103,14 @@ def _utf8_bytes(name: str, text: str) -> int:
         raise ValidationError(name, "holds half of a surrogate pair: not valid Unicode") from None
 
 
-def checked_vectors(given: Sequence[Sequence[float]], rules: DocumentLimits) -> Floats:
-    """float32 [n, d], of length 1 under cosine."""
-    for vector in given:
-        if len(vector) != rules.dimension:
-            raise ValidationError("vector", f"{len(vector)} numbers; the collection's dimension is {rules.dimension}")
-    with np.errstate(over="ignore"):
-        vectors = np.asarray(given, dtype=np.float64).astype(np.float32).reshape(-1, rules.dimension)
-    faults = vector_faults(vectors, rules.metric)
-    if faults.any():
-        raise ValidationError("vector", VECTOR_FAULTS[int(faults[np.flatnonzero(faults)[0]])])
-    return unit_length(vectors, rules.metric)
+def vector_faults(squares: Squares, metric: str) -> NDArray[np.uint8]:
+    """uint8 [n]: the number in VECTOR_FAULTS of why each vector cannot be indexed, 0 where it can.
 
-
-def vector_faults(vectors: Floats, metric: str) -> NDArray[np.uint8]:
-    """uint8 [n]: the number in VECTOR_FAULTS of why each vector cannot be indexed, 0 where it can."""
-    faults = np.zeros(len(vectors), np.uint8)
-    faults[~np.isfinite(vectors).all(axis=1)] = 1
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    `squares` are the vectors' squared lengths, float64 [n]: finite exactly where each of a float32 vector's numbers is.
+    """
     bad = squares == 0 if metric == "cosine" else squares > np.finfo(np.float32).max / 4
-    faults[bad & (faults == 0)] = 2 if metric == "cosine" else 3
+    faults = np.where(bad, np.uint8(2 if metric == "cosine" else 3), np.uint8(0))
+    faults[~np.isfinite(squares)] = 1
     return faults
 
 
@@ -129,28 +118,31 @@ class Inexact(ValidationError):
     """A number of the metadata may have been an integer beyond 64 bits: parse its text again, exactly."""
 
 
-def checked_metadata(
-    metadata: dict[str, Any] | None, limits: IngestSettings, *, exact: bool = False
-) -> Mapping[str, Any]:
-    """Returns the metadata itself, where every key and value of it can be kept and filtered on.
+def checked_metadata(metadata: dict[str, Any] | None, limits: IngestSettings, *, exact: bool = False) -> str | None:
+    """Returns the metadata as JSON, None where there is none, if every key and value can be kept and filtered on.
 
     `exact`: integers of any length were parsed as integers. Raises ValidationError; Inexact only without `exact`.
     """
     if not metadata:
-        return {}
+        return None
     try:
-        size = len(orjson.dumps(metadata))  # first: what is small enough has few values to be looked at
+        text = orjson.dumps(metadata)  # first: what is small enough has few values to be looked at
     except (orjson.JSONEncodeError, TypeError, RecursionError) as error:
         hint = " (send it as a string)" if "64-bit" in str(error) else ""
         raise ValidationError("metadata", f"cannot be kept: {error}{hint}") from None
-    if size > limits.metadata_bytes_max:
-        raise ValidationError("metadata", f"{size} bytes; at most {limits.metadata_bytes_max}")
+    if len(text) > limits.metadata_bytes_max:
+        raise ValidationError("metadata", f"{len(text)} bytes; at most {limits.metadata_bytes_max}")
+    check_values(metadata, exact=exact)
+    return text.decode()
+
+
+def check_values(metadata: Mapping[str, Any], *, exact: bool = False) -> None:
+    """Raises ValidationError for a key or a value that cannot be kept and filtered on, and Inexact without `exact`."""
     _check_value(metadata, METADATA_DEPTH_MAX, exact=exact)
-    return metadata
 
 
 def _check_value(value: object, depth: int, *, exact: bool) -> None:
-    if depth < 0:
+    if depth == 0 and value and isinstance(value, dict | list):
         raise ValidationError("metadata", f"is nested deeper than {METADATA_DEPTH_MAX}")
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -159,10 +151,12 @@ def _check_value(value: object, depth: int, *, exact: bool) -> None:
                     "metadata",
                     f"the key {key[:40]!r} is empty, begins with '$', or is over {METADATA_KEY_BYTES_MAX} bytes",
                 )
-            _check_value(inner, depth - 1, exact=exact)
+            if not isinstance(inner, _PLAIN):
+                _check_value(inner, depth - 1, exact=exact)
     elif isinstance(value, list):
         for inner in value:
-            _check_value(inner, depth - 1, exact=exact)
+            if not isinstance(inner, _PLAIN):
+                _check_value(inner, depth - 1, exact=exact)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValidationError("metadata", "holds NaN or infinity")
     elif isinstance(value, float) and not exact and may_be_rounded(value):

@@ -15,6 +15,7 @@ CONTAINERS_MAX: Final = 500_000
 VALUES_MAX: Final = 8 << 20
 """Values in one text: 64 MiB of vectors have fewer when a number takes eight characters. Each takes up to 36 bytes."""
 _CHUNK: Final = 1 << 20
+_SMALL: Final = 16 << 10
 _QUOTE, _COMMA, _LIST, _OBJECT = b'",[{'
 
 
@@ -25,7 +26,7 @@ def check_shape(
 
     Counts everything first, texts included, and looks for where texts begin and end only if that is too much.
     """
-    if data.count(b"[") + data.count(b"{") <= containers_max and data.count(b",") <= values_max:
+    if data.count(b"[") + data.count(b"{") <= containers_max and _commas(data) <= values_max:
         return
     containers = values = 0
     bare = data.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in data else data
@@ -50,3 +51,11 @@ def check_shape(
                 field=field,
                 limit=values_max,
             )
+
+
+def _commas(data: bytes) -> int:
+    """Returns how many commas the text has. bytes.count takes 4 ns for each one, numpy a tenth of a nanosecond a byte."""
+    if len(data) < _SMALL:
+        return data.count(b",")
+    parts = (np.frombuffer(data, np.uint8, min(_CHUNK, len(data) - at), at) for at in range(0, len(data), _CHUNK))
+    return sum(int(np.count_nonzero(part == _COMMA)) for part in parts)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from vicinage.errors import Refused
@@ -78,7 +79,8 @@ LATEST: Final = Token(())
 class Document:
     """A valid document, as its tenant sent it. Exactly one of `text` and `passages` is set, or only `vectors`.
 
-    `vectors` is float32 [n, d] where the tenant computed them: one row per passage.
+    `vectors` is float32 [n, d] where the tenant computed them: one row per passage. `metadata_json` is the metadata as
+    JSON text, None where there is none; a document that is made without it serializes its metadata.
     """
 
     collection: str
@@ -87,6 +89,11 @@ class Document:
     passages: tuple[str, ...] | None = None
     vectors: Floats | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata_json: str | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.metadata and self.metadata_json is None:
+            object.__setattr__(self, "metadata_json", orjson.dumps(self.metadata).decode())
 
 
 @dataclass(frozen=True, slots=True)

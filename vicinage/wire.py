@@ -3,7 +3,7 @@
 Bytes that come from outside are never trusted: whatever is wrong with them becomes Refused with a reason.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -111,11 +111,11 @@ def vector_column(vectors: Floats, missing: Sequence[bool] | None = None) -> pa.
 
 
 def rows_bytes(
-    document_id: str, n: int, dimension: int, *, text_bytes: int = 0, metadata: Mapping[str, Any] | None = None
+    document_id: str, n: int, dimension: int, *, text_bytes: int = 0, metadata_json: str | None = None
 ) -> int:
     """What the `n` rows of a document take in a vectors message; a little more than they do, never less."""
     each = 4 * dimension + len(document_id.encode()) + ROW_BYTES
-    return n * each + text_bytes + (len(orjson.dumps(metadata)) if metadata else 0)
+    return n * each + text_bytes + len((metadata_json or "").encode())
 
 
 def first_rows(batch: pa.RecordBatch) -> NDArray[np.int64]:
@@ -213,7 +213,7 @@ def encode_documents(documents: Sequence[Document], *, collection: str, dimensio
             "text": pa.array([d.text for d in documents], pa.utf8()),
             "passages": pa.array([d.passages for d in documents], pa.list_(pa.utf8())),
             "vectors": pa.ListArray.from_arrays(offsets, vector_column(flat)),
-            "metadata": pa.array([_metadata(d) for d in documents], pa.utf8()),
+            "metadata": pa.array([d.metadata_json for d in documents], pa.utf8()),
         }
     )
     return _stream(batch.replace_schema_metadata({"vicinage": DOCUMENTS_FORMAT, "collection": collection}))
@@ -255,10 +255,6 @@ def _first_not_utf8(data: bytes) -> int | None:
     except UnicodeDecodeError as error:
         return error.start
     return None
-
-
-def _metadata(document: Document) -> str | None:
-    return orjson.dumps(document.metadata).decode() if document.metadata else None
 
 
 def _stream(batch: pa.RecordBatch) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -265,7 +266,9 @@ def test_rows_take_no_more_than_is_reckoned(documents, dimension) -> None:
     arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
     whole = pa.RecordBatch.from_arrays([*arrays, vector_column(np.zeros((n, dimension), np.float32))], schema=schema)
     reckoned = sum(
-        rows_bytes(name, n, dimension, text_bytes=n * len(text.encode()), metadata={"k": "x" * 500})
+        rows_bytes(
+            name, n, dimension, text_bytes=n * len(text.encode()), metadata_json=orjson.dumps({"k": "x" * 500}).decode()
+        )
         for name, n, text in documents
     )
     taken = len(encode_rows(whole, tenant="acme", collection="docs", generation=1))

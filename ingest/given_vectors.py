@@ -1,0 +1,57 @@
+"""The vectors that a request's documents bring, checked and normalized for all of them at once. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ingest.validation import VECTOR_FAULTS, DocumentLimits, ValidationError, vector_faults
+from vicinage.records import Floats
+from vicinage.vectors import squared_lengths, unit_length
+
+
+@dataclass(frozen=True, slots=True)
+class GivenVectors:
+    """The vectors of each document: rows [at[i], at[i + 1]) of `unit`; a document without vectors has none there.
+
+    `unit`: float32 [m, d], L2-normalized under cosine; None if no document has vectors. `faults`: uint8 [m], the number in
+    VECTOR_FAULTS of why a vector cannot be indexed. `at`: int64 [n + 1].
+    """
+
+    unit: Floats | None
+    faults: NDArray[np.uint8]
+    at: NDArray[np.int64]
+    n_max: int
+
+    @classmethod
+    def of(cls, given: Sequence[Sequence[list[float]] | None], rules: DocumentLimits) -> "GivenVectors":
+        """Returns the vectors of documents in JSON, whose lengths and types were checked."""
+        every = [vector for vectors in given if vectors is not None for vector in vectors]
+        counts = [0 if vectors is None else len(vectors) for vectors in given]
+        if not every:
+            return cls.flat(None, counts, rules)
+        with np.errstate(over="ignore"):
+            return cls.flat(np.array(every, np.float64).astype(np.float32), counts, rules)
+
+    @classmethod
+    def flat(cls, vectors: Floats | None, counts: Sequence[int], rules: DocumentLimits) -> "GivenVectors":
+        """Returns `vectors`, float32 [m, d], of which document i has counts[i]."""
+        at = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        if vectors is None:
+            return cls(None, np.zeros(0, np.uint8), at, rules.limits.passages_max)
+        squares = squared_lengths(vectors)
+        unit = unit_length(vectors, rules.metric, squares)
+        return cls(unit, vector_faults(squares, rules.metric), at, rules.limits.passages_max)
+
+    def row(self, i: int) -> Floats | None:
+        """Returns float32 [n, d], None for a document without vectors. Raises ValidationError for too many, or for a fault."""
+        start, end = int(self.at[i]), int(self.at[i + 1])
+        if self.unit is None or start == end:
+            return None
+        if end - start > self.n_max:
+            raise ValidationError("vectors", f"{end - start} vectors; 1 to {self.n_max} in a document")
+        faults = self.faults[start:end]
+        if faults.any():
+            raise ValidationError("vector", VECTOR_FAULTS[int(faults[np.flatnonzero(faults)[0]])])
+        return self.unit[start:end]
