@@ -21,7 +21,7 @@ NOT_YET: Final = "not there yet: `vicinage up` creates it"
 Row = dict[str, Any]
 
 
-HALTS: Final = 'docs/operations/index.md, "A partition is halted"'
+HALTS: Final = "docs/operations/runbooks/halted-partition.md"
 
 
 class Warned(Exception):

@@ -1,19 +1,26 @@
 """docs/reference, written from the code itself: `python -m cluster.reference`. A test holds the files to it."""
 
+import ast
+import inspect
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from query.problems import HTTP_KINDS
 from vicinage import errors, telemetry
 from vicinage.settings import Settings
 
+ROOT = Path(__file__).resolve().parent.parent
 HEADER = "<!-- Written by `python -m cluster.reference`: change the code, then run it. -->\n\n"
 
 
@@ -25,6 +32,9 @@ def pages() -> dict[str, str]:
         "errors.md": HEADER + problems(),
         "commands.md": HEADER + commands(),
         "http-routes.md": HEADER + endpoints(),
+        "limits.md": HEADER + limits(),
+        "events.md": HEADER + events(),
+        "client.md": HEADER + client(),
     }
 
 
@@ -33,7 +43,8 @@ def settings() -> str:
     lines = [
         "# Settings",
         "",
-        "From arguments, then `VICINAGE_*` (groups joined by `__`), then `vicinage.toml` in the working directory.",
+        "The first source that names a setting wins: an option of the command, the environment variable, the settings",
+        "file. [Configure](../how-to/configure.md) shows how to set and check them.",
         "",
     ]
     lines += ["| setting | environment | default | bounds | meaning |", "|---|---|---|---|---|"]
@@ -73,10 +84,9 @@ def metrics() -> str:
     lines = [
         "# Metrics",
         "",
-        "At `/metrics` of the gateway, of the embedder (the next port) and of ingest (the one after), in Prometheus' text form. Figures per tenant come from the API",
-    ]
-    lines += [
-        "(`vicinage freshness`, `recall`, `capacity`): no metric carries a tenant as its label, so that their number is bounded.",
+        "Every process serves `/metrics` in the text format of Prometheus. [Monitor](../how-to/monitor.md) lists the ports",
+        "and proposes alerts. No metric has a tenant as a label, so their number is bounded; figures of one tenant come",
+        "from `vicinage freshness`, `vicinage recall` and `vicinage capacity`.",
         "",
     ]
     lines += ["| metric | meaning |", "|---|---|", *(_row(f"`{name}`", meaning) for name, meaning in found)]
@@ -88,7 +98,8 @@ def problems() -> str:
     lines = [
         "# Errors",
         "",
-        "Every error is an RFC 9457 problem document: `type`, `title`, `status`, `detail`, and where they apply `field`, `limit`, `retry_after_s`.",
+        "Every error is a problem document (RFC 9457) with `type`, `title`, `status` and `detail`, and where they apply",
+        "`field`, `limit` and `retry_after_s`. [Troubleshoot](../how-to/troubleshoot.md) says what to do.",
         "",
     ]
     lines += ["| type | status | meaning |", "|---|---|---|"]
@@ -117,11 +128,21 @@ def commands() -> str:
     lines = [
         "# Commands",
         "",
-        "Every command takes `--data DIR` (a local platform) and `--json`; all but `up` and `down`, which are about DIR itself, `--url URL`, too, with `--key KEY` where a key is needed.",
-        "`VICINAGE_DATA`, `VICINAGE_URL` and `VICINAGE_KEY` stand for the options. `data` in `vicinage.toml` is not read here.",
+        "Every command takes `--data DIR`, the directory of a local platform, and `--json`. Commands that a platform",
+        "elsewhere can answer also take `--url URL` and `--key KEY`. `VICINAGE_DATA`, `VICINAGE_URL` and `VICINAGE_KEY`",
+        "replace the options.",
         "",
-        "Where no platform runs on DATA and no URL is given, `tenant`, `key`, `collection`, `model`, `reindex` and `audit` work on DATA's catalog themselves, and make it where there is none: look at `--data` twice.",
-        "A reindex started so waits for the next `vicinage up`; counts of collections are then lower bounds of 0 (`at_least`), since no searcher counts them. `status`, `capacity`, `recall` and `freshness` need a running platform (exit 3).",
+        "If no platform runs on DATA and no URL is given, `tenant`, `key`, `collection`, `model`, `reindex` and `audit`",
+        "work on the catalog of DATA and create it if it does not exist. A reindex that is started so waits for the next",
+        "`vicinage up`. `status`, `capacity`, `recall` and `freshness` need a running platform (exit status 3).",
+        "",
+        "| exit status | meaning |",
+        "|---|---|",
+        "| 0 | done |",
+        "| 1 | refused or failed |",
+        "| 2 | wrong usage or settings |",
+        "| 3 | no platform answers |",
+        "| 4 | `audit verify`: not verified with the audit key |",
         "",
     ]
     for words, command in _commands(main, "vicinage"):
@@ -134,10 +155,7 @@ def commands() -> str:
                     f"- `{'`, `'.join((*option.opts, *option.secondary_opts))}` {option.help}{_default(option)}"
                 )
         lines.append("")
-    lines.append(
-        "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no platform answers, 4 (`audit verify`) not verified with the audit key."
-    )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines[:-1]) + "\n"
 
 
 def _default(option: click.Option) -> str:
@@ -166,9 +184,10 @@ def endpoints() -> str:
     for each in (search, search_batch, documents, collections, admin, health):
         app.include_router(each.router)
     lines = [
-        "# HTTP API",
+        "# HTTP routes",
         "",
-        "`Authorization: Bearer <key>`. What is sent and what comes back: [the HTTP API](http.md); `/openapi.json` and `/docs` of a running gateway have the routes.",
+        "[HTTP API](http.md) describes bodies, fields, parameters and limits. A running gateway serves its OpenAPI",
+        "document at `/openapi.json` and a page to try it at `/docs`.",
         "",
     ]
     lines += ["| method | path | |", "|---|---|---|"]
@@ -178,9 +197,135 @@ def endpoints() -> str:
     return "\n".join(lines) + "\n"
 
 
+def limits() -> str:
+    """Every setting that is a bound."""
+    lines = [
+        "# Limits",
+        "",
+        "These settings bound what one request, document or process can take. [HTTP API](http.md) states the limits that",
+        "are fixed: sizes of bodies, documents, filters, searches and names.",
+        "",
+        "| setting | default | meaning |",
+        "|---|---|---|",
+    ]
+    for path, field in _settings(Settings, ""):
+        if path.endswith("_max") or path in BOUNDS:
+            lines.append(_row(f"`{path}`", f"`{field.default}`", field.description or ""))
+    return "\n".join(lines) + "\n"
+
+
+BOUNDS = ("gateway.timeout_ms", "gateway.parse_s", "gateway.parse_memory_bytes", "embedder.queue_tokens")
+"""Settings that are bounds by another name."""
+
+
+def _settings(model: type[BaseModel], path: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _settings(field.annotation, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", field
+
+
+PACKAGES = ("vicinage", "tenants", "ingest", "indexer", "query", "capacity", "cluster", "console")
+LEVELS = ("debug", "info", "warning", "error", "exception")
+
+
+def events() -> str:
+    """Every structured event: its name, level, room and fields, as the calls in the code have them."""
+    found = sorted({event for package in PACKAGES for event in _events_of(ROOT / package)})
+    lines = [
+        "# Events",
+        "",
+        "Each process writes events to `DATA/run/ROLE.log`, one JSON object a line, with `event`, `level`, `timestamp`,",
+        "`role`, `room` and the fields below. [Monitor](../how-to/monitor.md) describes how to watch them.",
+        "",
+        "| event | level | room | fields |",
+        "|---|---|---|---|",
+    ]
+    for name, level, room, names in found:
+        shown = ", ".join(f"`{each}`" for each in names)
+        lines.append(_row(f"`{name}`", "error" if level == "exception" else level, f"`{room}`" if room else "", shown))
+    return "\n".join(lines) + "\n"
+
+
+def _events_of(folder: Path) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
+    for path in sorted(folder.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+        rooms = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "events"]
+        room = next((str(call.args[0].value) for call in rooms if isinstance(call.args[0], ast.Constant)), "")
+        for call in calls:
+            if isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS and _is_event(call.func.value):
+                given = tuple(k.arg for k in call.keywords if k.arg and k.arg != "exc_info")
+                yield from ((name, call.func.attr, room, given) for name in _names(call.args[0]))
+
+
+def _is_event(value: ast.expr) -> bool:
+    name = value.attr if isinstance(value, ast.Attribute) else getattr(value, "id", "")
+    return name in ("_event", "event")
+
+
+def _names(first: ast.expr) -> Iterator[str]:
+    """The event's name; both, where the call chooses between two."""
+    for each in (first.body, first.orelse) if isinstance(first, ast.IfExp) else (first,):
+        if isinstance(each, ast.Constant):
+            yield str(each.value)
+
+
+def client() -> str:
+    """Every method, result and error of the Python client, from its docstrings."""
+    import vicinage_client as package
+
+    lines = [
+        "# Python client",
+        "",
+        "The package `vicinage-client` needs httpx and nothing else. `Client` is for threads, `AsyncClient` is the same for",
+        "asyncio: its methods are coroutines, and `aclose` ends it.",
+        "",
+        *_methods(package.Client),
+        "## Results",
+        "",
+    ]
+    for kind in _members(package, is_dataclass):
+        lines += [f"### {kind.__name__}", "", inspect.getdoc(kind) or "", "", "| field | type |", "|---|---|"]
+        lines += [_row(f"`{each.name}`", f"`{_type(each.type)}`") for each in fields(kind)]
+        lines.append("")
+    lines += ["## Errors", "", "| error | base | meaning |", "|---|---|---|"]
+    for kind in _members(package, lambda kind: issubclass(kind, Exception)):
+        first = (inspect.getdoc(kind) or "").splitlines()[0]
+        lines.append(_row(f"`{kind.__name__}`", f"`{kind.__mro__[1].__name__}`", first))
+    return "\n".join(lines) + "\n"
+
+
+def _type(annotation: Any) -> str:
+    return re.sub(r"\b(?:[a-z_]+\.)+", "", inspect.formatannotation(annotation))
+
+
+def _members(package: ModuleType, is_one: Callable[[Any], bool]) -> list[Any]:
+    return [kind for name in package.__all__ if is_one(kind := getattr(package, name))]
+
+
+def _methods(kind: type) -> Iterator[str]:
+    yield from ("## Client", "", inspect.getdoc(kind) or "", "")
+    for name, method in vars(kind).items():
+        if name == "__init__" or (inspect.isfunction(method) and not name.startswith("_")):
+            shown = kind.__name__ if name == "__init__" else name
+            yield from (f"### {shown}", "", "```text", f"{shown}({_parameters(method)})", "```", "")
+            if name != "__init__":
+                yield from (inspect.getdoc(method) or "", "")
+
+
+def _parameters(method: Any) -> str:
+    """The parameters without their types, in lines of at most 90 characters."""
+    signature = inspect.signature(method)
+    bare = [each.replace(annotation=inspect.Parameter.empty) for each in list(signature.parameters.values())[1:]]
+    words = str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))[1:-1]
+    return "\n    ".join(textwrap.wrap(words, 90, break_long_words=False))
+
+
 def main() -> None:
     """Write the files."""
-    folder = Path(__file__).resolve().parent.parent / "docs" / "reference"
+    folder = ROOT / "docs" / "reference"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (folder / name).write_text(text)

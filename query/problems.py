@@ -67,10 +67,10 @@ def problem(error: VicinageError) -> Response:
 
 
 HTTP_KINDS: Final[Mapping[int, tuple[str, str]]] = {
-    400: ("http", "The bytes are no HTTP request."),
+    400: ("http", "The bytes are not an HTTP request."),
     404: ("not-found", "There is no such path."),
-    405: ("method-not-allowed", "The path has no such method; the header Allow has those that it has."),
-    408: ("request-timeout", "The head of the request did not come whole in time."),
+    405: ("method-not-allowed", "The path does not have this method; the header Allow lists those that it has."),
+    408: ("request-timeout", "The head of the request was not complete in time."),
     431: ("head-too-large", "Request line and headers, or trailers, are too large."),
     503: ("unavailable", "The server has no room for another connection; try again after Retry-After."),
 }

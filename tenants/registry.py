@@ -162,7 +162,7 @@ class Registry:
         return self._move_tenant(name, "suspended", "tenant.suspend", actor)
 
     def resume_tenant(self, name: str, *, actor: str) -> Tenant:
-        """Undo a suspension."""
+        """Ends a suspension."""
         return self._move_tenant(name, "active", "tenant.resume", actor)
 
     def set_tenant_class(self, name: str, priority: Class, *, actor: str) -> Tenant:

@@ -39,7 +39,7 @@ class VicinageError(Exception):
 
 
 class Refused(VicinageError):
-    """The request cannot be served as it is; `field` names the part to mend and `limit` the bound it broke."""
+    """The request cannot be served as it is; `field` names the part to change and `limit` the bound that it exceeds."""
 
     kind = "refused"
     status = 400
@@ -68,7 +68,7 @@ class UnsupportedMedia(Refused):
 
 
 class Conflict(Refused):
-    """Somebody changed it first: read again and decide anew."""
+    """The state changed, or the name is taken: read again and decide anew."""
 
     kind = "conflict"
     status = 409
@@ -81,7 +81,7 @@ class Conflict(Refused):
 
 
 class Denied(VicinageError):
-    """Not allowed, or not there: the answer is the same, so that it reveals nothing."""
+    """Not allowed or not found: the answer is the same, so that it reveals nothing."""
 
     kind = "denied"
     status = 403
@@ -97,7 +97,7 @@ class Unauthenticated(Denied):
 
 
 class Forbidden(Denied):
-    """The key is good but lacks the scope."""
+    """The key is valid but lacks the scope."""
 
     kind = "forbidden"
     status = 403
@@ -113,7 +113,7 @@ class NotFound(Denied):
 
 
 class Overloaded(VicinageError):
-    """A bounded queue is full or a quota is used up; try again after `retry_after_s` seconds."""
+    """A bounded queue is full, or the tenant's share is in use; try again after `retry_after_s` seconds."""
 
     kind = "overloaded"
     status = 429
@@ -125,7 +125,7 @@ class Overloaded(VicinageError):
 
 
 class Unavailable(VicinageError):
-    """A part that is needed is away (`dependency` names it); try again after `retry_after_s` seconds.
+    """A part that is needed does not answer (`dependency` names it); try again after `retry_after_s` seconds.
 
     `operator_detail` may name addresses and foreign messages: events and operators' answers show it, a tenant's never.
     """

@@ -41,59 +41,61 @@ class GatewaySettings(_Group):
         default=4_096,
         ge=16,
         le=65_536,
-        description="connections at once, fewer where the limit of open files is low; one more takes the place of the one idle longest",
+        description="open connections; fewer if the limit of open files is low; at the limit, a new connection replaces the one idle longest",
     )
-    timeout_ms: int = Field(default=10_000, ge=1, le=600_000, description="deadline of a request that names none")
-    k_max: int = Field(default=1_000, ge=1, le=16_384, description="largest k a search may ask for")
+    timeout_ms: int = Field(default=10_000, ge=1, le=600_000, description="deadline of a request without timeout_ms")
+    k_max: int = Field(default=1_000, ge=1, le=16_384, description="largest k of a search")
     body_bytes_max: int = Field(default=64 << 20, ge=1 << 10, description="largest request body")
     in_flight_max: int = Field(
         default=256,
         ge=1,
-        description="requests served at once before 429; a tenant alone holds half of them (bronze) to four fifths (gold)",
+        description="requests in flight before 429; one tenant alone holds at most half of them (bronze) to four fifths (gold)",
     )
     bodies_bytes_max: int = Field(
         default=512 << 20,
         ge=1 << 10,
-        description="bytes of bodies held at once before 429, shared as requests are",
+        description="bytes of request bodies in memory before 429; shared among tenants like gateway.in_flight_max",
     )
     answers_bytes_max: int = Field(
         default=128 << 20,
         ge=1 << 10,
-        description="bytes of answers of more than 256 KiB that are not read yet, held at once before 429, shared as requests are",
+        description="bytes of answers of more than 256 KiB that clients have not read yet, before 429; shared among tenants like gateway.in_flight_max",
     )
     parse_processes: int = Field(
-        default=1, ge=1, le=64, description="processes that parse large bodies; they start with the first one"
+        default=1, ge=1, le=64, description="processes that parse large bodies; started with the first large body"
     )
     parse_s: float = Field(default=30.0, gt=0, le=600, description="seconds that parsing one body may take")
     parse_memory_bytes: int = Field(
-        default=2 << 30, ge=256 << 20, description="bytes of memory that a process which parses bodies may have"
+        default=2 << 30, ge=256 << 20, description="memory of one process that parses bodies, bytes"
     )
     recall_sample_share: float = Field(
-        default=0.01, ge=0, le=1, description="share of live searches checked against exact"
+        default=0.01, ge=0, le=1, description="share of live searches that are repeated exactly to measure recall"
     )
     recall_samples_min: int = Field(
-        default=400, ge=1, description="samples a collection is brought to before the share applies"
+        default=400, ge=1, description="samples of a collection before gateway.recall_sample_share applies"
     )
-    recall_cpu_share: float = Field(default=0.02, gt=0, le=1, description="share of time the recall monitor may work")
+    recall_cpu_share: float = Field(
+        default=0.02, gt=0, le=1, description="share of search CPU time that the recall monitor uses at most"
+    )
     embedding_cache_bytes_max: int = Field(
         default=64 << 20,
         ge=0,
-        description="bytes of vectors of questions asked before, of all tenants; when full, who holds most gives room; 0: off",
+        description="bytes of the cache of search texts' vectors, over all tenants; if full, evicts from the tenant that holds most; 0: off",
     )
     key_away_s: float = Field(
         default=60.0,
         ge=0,
         le=3_600,
-        description="how long after it was looked up a key still searches while the catalog cannot be reached",
+        description="how long a key that was looked up remains valid for searches while the catalog is unreachable",
     )
     key_failures_per_s: float = Field(
         default=5.0,
         gt=0,
         le=1_000_000,
-        description="requests without a valid key that an address may send, ten seconds' worth at once; beyond, they get 429",
+        description="requests without a valid key that one address can send a second, with a burst of ten seconds; 429 beyond",
     )
-    rerank_max: int = Field(default=100, ge=1, le=1_000, description="most hits that a question may have read again")
-    drain_s: float = Field(default=10.0, ge=0, le=300, description="time that in-flight requests get at shutdown")
+    rerank_max: int = Field(default=100, ge=1, le=1_000, description="largest rerank of a search")
+    drain_s: float = Field(default=10.0, ge=0, le=300, description="time for requests in flight to end at shutdown")
 
 
 class EmbedderSettings(_Group):
@@ -103,18 +105,20 @@ class EmbedderSettings(_Group):
         default="", description="base URL of the embedder; empty: the port after the gateway's, on loopback"
     )
     batch_tokens: int = Field(default=16_384, ge=256, description="tokens (padded) in one model call")
-    queue_tokens: int = Field(default=2_000_000, ge=1_024, description="tokens that may wait before 429")
+    queue_tokens: int = Field(default=2_000_000, ge=1_024, description="waiting tokens before 429")
     threads: int = Field(default=0, ge=0, le=256, description="threads of a model call; 0: calibrated at start")
     runtime: Literal["auto", "torch", "onnx"] = Field(
-        default="auto", description="what computes local models; auto: torch where it is installed, else ONNX Runtime"
+        default="auto", description="runtime of local models; auto: torch if it is installed, else ONNX Runtime"
     )
     precision: str = Field(default="auto", pattern="^(auto|float32|bfloat16|float16)$")
     cosine_floor: float = Field(
-        default=0.995, ge=0, le=1, description="least mean cosine to float32 that a precision must keep"
+        default=0.995, ge=0, le=1, description="smallest mean cosine to float32 vectors that a precision must reach"
     )
-    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="what embeds: cpu, cuda or cuda:N")
+    device: str = Field(
+        default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="device of the embedder: cpu, cuda or cuda:N"
+    )
     model_keys: dict[str, SecretStr] = Field(
-        default={}, description="bearer keys of models that have a server of their own, by model name (JSON)"
+        default={}, description="bearer keys of model servers, by model name (JSON)"
     )
 
 
@@ -143,22 +147,24 @@ class IngestSettings(_Group):
         default=16 << 10, ge=2, le=1 << 20, description="largest metadata of one document, bytes of JSON"
     )
     passages_max: int = Field(
-        default=10_000, ge=1, description="most passages of one document, whose rows take at most 12 MiB in all"
+        default=10_000,
+        ge=1,
+        description="largest number of passages of one document; its rows take at most 12 MiB in total",
     )
     passage_tokens: int = Field(
-        default=200, ge=16, description="tokens a passage aims at (never over the model's window)"
+        default=200, ge=16, description="target length of a passage, tokens; at most the model's window"
     )
-    passage_overlap_tokens: int = Field(default=30, ge=0, description="tokens that neighbouring passages share")
+    passage_overlap_tokens: int = Field(default=30, ge=0, description="tokens that consecutive passages share")
     batch_bytes: int = Field(default=4 << 20, ge=1 << 10, description="bytes read from the documents log in one step")
     batch_passages: int = Field(
-        default=512, ge=1, description="passages embedded in one call at most; fewer where the model is slow"
+        default=512, ge=1, description="largest number of passages in one model call; fewer if the model is slow"
     )
-    discover_s: float = Field(default=1.0, gt=0, le=60, description="how often new tenants' topics are looked for")
+    discover_s: float = Field(default=1.0, gt=0, le=60, description="interval of discovering new tenants' topics")
     partitions: int = Field(default=1, ge=1, le=1_024, description="partitions of a new tenant's documents topic")
     recommit_s: float = Field(
         default=600.0,
         ge=1,
-        description="how often an idle partition's position is committed again; less than the broker's offsets.retention.minutes",
+        description="interval of committing an idle partition's position again; less than the broker's offsets.retention.minutes",
     )
     metrics_port: Port = Field(
         default=0, description="port of the /metrics of ingest and indexer; 0: two after the gateway's"
@@ -174,13 +180,15 @@ class IndexerSettings(_Group):
         default=300.0, gt=0, description="age of the oldest unsealed record that makes a shard seal"
     )
     replay_records_max: int = Field(
-        default=50_000, ge=1, description="messages a slot may replay at a restart before its laggards seal"
+        default=50_000, ge=1, description="messages that a slot replays at a restart before lagging shards are sealed"
     )
-    flat_max: int = Field(default=2_000, ge=1, description="passages up to which `auto` stays exact")
+    flat_max: int = Field(
+        default=2_000, ge=1, description="passages of a segment up to which `auto` builds no index and searches exactly"
+    )
     index_bytes_max: int = Field(
         default=0,
         ge=0,
-        description="bytes that `auto` may spend on one segment's index, beside its vectors, before it takes smaller codes (ivfpq); 0: no bound",
+        description="bytes of one segment's index, beside its vectors, above which `auto` uses ivfpq; 0: no bound",
     )
     segments_max: int = Field(default=4, ge=1, description="segments of a shard above which it compacts")
     dead_share_max: float = Field(
@@ -189,76 +197,72 @@ class IndexerSettings(_Group):
     erase_s: float = Field(
         default=86_400.0,
         ge=3_600,
-        description="age of a segment beyond which its shard compacts as soon as any of its rows is deleted, whatever their share",
+        description="age of a segment after which any deleted row makes its shard compact",
     )
     tombstone_age_s: float = Field(
         default=3_600.0,
         ge=100,
-        description="how long ingest must have been beyond a deletion before it is forgotten: longer than an append takes to reach the log",
+        description="how long ingest must have passed a deletion before compaction forgets it; longer than an append takes",
     )
     keep_sealed_s: float = Field(
         default=86_400.0,
         ge=3_600,
-        description="how long the vectors log is kept once every shard of its slot has it in segments",
+        description="how long records of the vectors log are kept after every shard of the slot has sealed them",
     )
     keep_sealed_share: float = Field(
         default=0.5,
         ge=0,
-        description="what is kept of a slot's vectors log, sealed, takes at most this share of the bytes of the slot's segments (and may take keep_sealed_bytes); SQLite alone",
+        description="largest size of a slot's sealed records, as a share of its segments' bytes; at least keep_sealed_bytes; SQLite only",
     )
     keep_sealed_bytes: int = Field(
         default=4 << 20,
         ge=0,
-        description="bytes of a slot's vectors log that may be kept though its segments are small",
+        description="bytes of a slot's sealed records that are kept even if its segments are small",
     )
     keep_documents_s: float = Field(
         default=3_600.0,
         ge=300,
-        description="how long records of documents logs are kept once ingest has done with them",
+        description="how long records of documents logs are kept after ingest has passed them",
     )
     keep_documents_bytes: int = Field(
         default=4 << 20,
         ge=0,
-        description="bytes of each partition of a documents log that are kept at most, once ingest has done with them for a minute; SQLite alone (on Kafka: the topic's retention.bytes)",
+        description="largest size of each partition's records that ingest has passed for a minute; SQLite only (on Kafka: the topic's retention.bytes)",
     )
     superseded_age_s: float = Field(
         default=30.0,
         ge=0,
-        description="how long objects are kept that compaction, a repair or a reindex has replaced; set it longer than copying the store takes where backups are made while the platform runs",
+        description="how long replaced objects are kept; for backups of a running platform, longer than a copy of the store takes",
     )
-    lease_s: float = Field(
-        default=15.0, gt=1, description="how long an indexer's lease on a slot lasts without renewal"
-    )
+    lease_s: float = Field(default=15.0, gt=1, description="duration of an indexer's lease on a slot without renewal")
     orphan_age_s: float = Field(
         default=3_600.0,
         gt=0,
-        description="age after which an object that neither a manifest nor unfinished work names is swept",
+        description="age after which an object that no manifest and no unfinished work names is deleted",
     )
     second_copies: Literal["never", "unlogged", "always"] = Field(
         default="unlogged",
-        description="segments whose passages are stored twice, so that damaged ones can be rebuilt: unlogged: those with rows that the vectors log does not have, as a reindex copies them",
+        description="segments whose passages are stored twice to allow repair; unlogged: those with rows that are not in the vectors log, such as rows copied by a reindex",
     )
     quarantine_s: float = Field(
         default=7 * 86_400.0,
         ge=0,
-        description="how long the bytes of a damaged object are kept for a person to look at, once its segment was rebuilt",
+        description="how long the bytes of a damaged object are kept after its segment was rebuilt",
     )
     scrub_per_minute: float = Field(
-        default=6.0, ge=0, le=6_000, description="objects of segments that are read and verified a minute; 0: none"
+        default=6.0, ge=0, le=6_000, description="objects of segments that the scrub verifies a minute; 0: none"
     )
-    scrub_bytes_s: int = Field(
-        default=1 << 20, ge=1 << 10, description="bytes a second that the scrub reads, over a while"
-    )
+    scrub_bytes_s: int = Field(default=1 << 20, ge=1 << 10, description="mean rate of the scrub, bytes a second")
     threads: int = Field(
         default=0,
         ge=0,
         le=256,
-        description="FAISS threads of one build (seal, compaction, reindex); 0: half of the cores; a seal may run beside a compaction",
+        description="FAISS threads of one build (seal, compaction, reindex); 0: half of the cores; a seal can run beside a compaction",
     )
     device: str = Field(
         default="cpu",
         pattern=r"^(cpu|cuda(:\d+)?)$",
-        description="what builds indexes: cpu, cuda (every GPU) or cuda:N",
+        description="device that builds indexes: cpu, cuda (every GPU) or cuda:N",
     )
 
 
@@ -267,27 +271,29 @@ class SearcherSettings(_Group):
 
     threads: int = Field(default=1, ge=1, le=256, description="threads that search")
     device: str = Field(
-        default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="what searches: cpu, cuda (every GPU) or cuda:N"
+        default="cpu",
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="device that searches: cpu, cuda (every GPU) or cuda:N",
     )
     queue_max: int = Field(
         default=2_048,
         ge=1,
-        description="questions that may wait before 429; a tenant alone holds half of them (bronze) to four fifths (gold)",
+        description="waiting searches before 429; one tenant alone holds at most half of them (bronze) to four fifths (gold)",
     )
-    batch_max: int = Field(default=64, ge=1, description="questions gathered into one call")
-    adopt_s: float = Field(default=0.5, gt=0, le=60, description="how often new manifests are looked for")
+    batch_max: int = Field(default=64, ge=1, description="largest number of searches in one batch")
+    adopt_s: float = Field(default=0.5, gt=0, le=60, description="interval of reading new manifests")
     resident_bytes_max: int = Field(
         default=0,
         ge=0,
-        description="bytes of segments and deltas in memory, as if every mapped page were touched; beyond it, who was not asked for longest is let go of; 0: half of the machine's",
+        description="bytes of loaded segments and deltas, counting every mapped page; beyond it, least recently used shards are unloaded; 0: half of the machine's memory",
     )
     scan_rows_max: int = Field(
         default=50_000,
         ge=0,
-        description="passages of a shard compared one by one, at most, in place of an index that live searches prove to miss the recall objective; 0: the index is always used",
+        description="largest number of passages of a shard that are scanned instead of an index that misses the recall objective; 0: the index is always used",
     )
     scan_cpu_share: float = Field(
-        default=0.1, ge=0, le=1, description="share of the search threads' time that such scans may take together"
+        default=0.1, ge=0, le=1, description="largest share of the search threads' time for such scans"
     )
 
 
@@ -306,7 +312,7 @@ class KafkaSettings(_Group):
     )
     token_file: str = Field(
         default="",
-        description="file with an OAUTHBEARER token that another program keeps fresh, read at each connection",
+        description="file with an OAUTHBEARER token that another program renews; read at each connection",
     )
     token_url: str = Field(default="", description="OAuth token endpoint (client credentials), for OAUTHBEARER")
     token_scope: str = Field(default="", description="OAuth scope to request; empty: none")
@@ -325,7 +331,7 @@ class KafkaSettings(_Group):
         description="whether an internal record without a MAC is quarantined; set it once indexer.keep_sealed_s has passed with kafka.mac_keys set",
     )
     check_hostname: bool = Field(
-        default=True, description="whether a broker's certificate must name the host that is connected to"
+        default=True, description="whether a broker's certificate must name the host of the connection"
     )
 
 

@@ -27,13 +27,13 @@ Documents = Iterable[Mapping[str, Any]]
 
 
 class Client:
-    """Speaks to one platform with one key. Safe for many threads.
+    """A client of one platform with one key. Safe for use by many threads.
 
-    Requests that were refused for load (429), met a part that is away (502, 503) or got no answer are sent again, as
-    Retry-After says, until `timeout_s` is up. Writes are safe to repeat: a document replaces the one of its id.
+    Requests that get 429, 502, 503 or no answer are sent again as Retry-After says, until `timeout_s` has passed.
+    Writes are safe to repeat: a document replaces the document of its id.
 
-    Every method raises a VicinageError (see `errors`): InvalidArgument before anything is sent, else what the platform
-    answered. No error and no `repr` holds the key.
+    Every method raises a VicinageError: InvalidArgument before anything is sent, else the error of the platform's
+    answer. No error and no `repr` contains the key.
     """
 
     def __init__(self, url: str, key: str, *, timeout_s: float = 30.0) -> None:
@@ -91,10 +91,10 @@ class Client:
         progress: bool = False,
         on_rejected: OnRejected = "raise",
     ) -> Written:
-        """Writes documents, however many, in batches; returns when all are durable. Hand `.token` to a search to see them.
+        """Writes any number of documents in batches; returns when all are durable. Pass `.token` to a search to see them.
 
-        Documents that the platform rejects do not keep the others out: after the last batch DocumentsRejected names them,
-        or with `on_rejected="return"` the answer does. An error part way has `written`: what is durable by then.
+        Rejected documents do not stop the others: after the last batch, DocumentsRejected names them, or the result does
+        with `on_rejected="return"`. An error during the upload has `written`: what is durable by then.
         """
         op.check_on_rejected(on_rejected)
         with _bar(documents, shown=progress) as advance:
@@ -109,7 +109,7 @@ class Client:
         filter: Mapping[str, Any] | None = None,  # noqa: A002  (the API's own word)
         wait_for: Any = None,
     ) -> Deleted:
-        """Deletes documents by `ids`, or those that pass a `filter`; hand `.token` to a search to see it.
+        """Deletes documents by `ids`, or those that pass a `filter`. Pass `.token` to a search to see the deletion.
 
         A deletion by filter covers everything that was acknowledged before it, and what `wait_for` names.
         """
@@ -120,7 +120,7 @@ class Client:
         return self._run(op.get(collection, document_id, wait_for))
 
     def get_many(self, collection: str, ids: Iterable[str], *, wait_for: Any = None) -> dict[str, Document]:
-        """Returns those of the documents that are there, by id."""
+        """Returns the documents that exist, by id."""
         return self._run(op.get_many(collection, ids, wait_for))
 
     def create_collection(
@@ -135,11 +135,10 @@ class Client:
         objectives: Mapping[str, Any] | None = None,
         exist_ok: bool = False,
     ) -> CollectionFacts:
-        """Creates a collection. Raises Conflict where the name is taken.
+        """Creates a collection. Raises Conflict if the name is taken.
 
-        Of texts: with an embedding `model` (the platform's default unless named). Of your own vectors: with their
-        `dimension`. `metric`: cosine (default), dot or euclidean. `objectives`: recall, freshness_ms, latency_ms.
-        `exist_ok`: a collection that is there already, and is as described here, is returned instead.
+        For texts, name an embedding `model` or use the platform's default. For your own vectors, name their `dimension`. `metric`: cosine (default), dot or euclidean. `objectives`: recall, freshness_ms, latency_ms.
+        `exist_ok`: returns an existing collection if it is as described here.
         """
         call = make.create_collection(name, model, dimension, metric, index, shards, objectives)
         return self._run(op.create_collection(call, exist_ok=exist_ok))
@@ -149,16 +148,16 @@ class Client:
         return self._run(op.collections())
 
     def collection(self, name: str) -> CollectionFacts:
-        """Returns what a collection holds, and what was measured of it."""
+        """Returns the contents of a collection and its measured quality."""
         return self._run(op.collection(name))
 
     def wait(
         self, collection: str, wait_for: Any = "latest", *, timeout_s: float = 60.0, progress: bool = False
     ) -> CollectionFacts:
-        """Returns the collection's facts once a write is searchable in it. Raises Timeout, which says why it is not.
+        """Returns the collection's facts when a write is searchable in it. Raises Timeout with the reason if it is not.
 
-        `wait_for`: as in `search`; "latest" is everything acknowledged to this tenant by now. `progress`: a bar on stderr
-        of the records that are before it.
+        `wait_for`: as in `search`; "latest" is everything acknowledged to this tenant so far. `progress`: shows a bar on
+        stderr of the records that are still ahead.
         """
         with _countdown(shown=progress) as ahead:
             return self._run(op.wait(collection, wait_for, timeout_s, ahead, time.monotonic))

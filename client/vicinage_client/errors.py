@@ -55,15 +55,15 @@ class InvalidArgument(VicinageError, ValueError):
 
 
 class Refused(VicinageError):
-    """Change the request."""
+    """The platform cannot serve the request as it is: change it."""
 
 
 class Conflict(Refused):
-    """Read again and decide anew."""
+    """The name is taken, or the state changed: read again and decide anew."""
 
 
 class TooLarge(Refused):
-    """Send less at once."""
+    """The body or a part of it is over its limit: send less at once."""
 
 
 class DocumentsRejected(Refused):
@@ -80,19 +80,19 @@ class DocumentsRejected(Refused):
 
 
 class Denied(VicinageError):
-    """Send another key."""
+    """The key is missing, invalid, or lacks the scope: send another one."""
 
 
 class NotFound(Denied):
-    """Nothing of that name is yours."""
+    """Nothing of that name belongs to this key's tenant."""
 
 
 class Overloaded(VicinageError):
-    """Send less at once, or try again later."""
+    """Too much at once: send less, or try again later."""
 
 
 class Unavailable(VicinageError):
-    """A part of the platform is away."""
+    """A part of the platform does not answer: try again."""
 
 
 class Timeout(Unavailable):

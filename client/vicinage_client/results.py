@@ -14,7 +14,7 @@ T = TypeVar("T")
 class Hit:
     """One passage found. `score`: greater is nearer.
 
-    In mode hybrid it is the fused score; `dense_score` and `lexical_score` are those of the lists that the passage stood in.
+    In mode hybrid it is the fused score; `dense_score` and `lexical_score` are the scores before fusion.
     """
 
     document_id: str
@@ -31,7 +31,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Hits, best first; how fresh they are; and, when not None, what is missing (`degraded`)."""
+    """Hits, best first; how fresh they are; and what is missing (`degraded`; None if nothing is)."""
 
     hits: tuple[Hit, ...]
     freshness: Mapping[str, Any]
@@ -42,7 +42,7 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """One document that was not taken, and why."""
+    """One document that was rejected, with the reason."""
 
     id: str | None
     reason: str
@@ -51,7 +51,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a write. Hand `token` to a search to have it see the write; None when nothing was accepted.
+    """The result of a write. Hand `token` to a search to have it see the write; None if nothing was accepted.
 
     `rejected` holds at most REJECTED_MAX reasons; `n_rejected` counts all.
     """
@@ -64,10 +64,10 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """What became of a deletion. Hand `token` to a search to have it see the deletion; None when nothing was deleted.
+    """The result of a deletion. Pass `token` to a search to see the deletion; None if nothing was deleted.
 
-    `matched` and `judged` belong to deletions by filter: how many documents passed it, and up to which position of the
-    documents log that was judged.
+    `matched` and `judged` are set by deletions by filter: how many documents passed it, and up to which position of
+    the documents log it was evaluated.
     """
 
     accepted: int
@@ -103,7 +103,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class CollectionFacts:
-    """What is known of a collection; `raw` is the whole answer."""
+    """Facts of a collection; `raw` is the complete answer."""
 
     name: str
     counts: Mapping[str, int]

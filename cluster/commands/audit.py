@@ -33,7 +33,7 @@ def audit_list(after: int, limit: int, data: Path, url: str | None, key: str | N
 @click.option("--against", metavar="SEQ:HASH", help="Newest record of an earlier verify, kept outside the catalog.")
 @common
 def audit_verify(against: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""Check each record's hash and MAC, and print the newest: keep it outside the catalog.
+    r"""Verify each record's hash and MAC, and print the newest one; keep it outside the catalog.
 
     "intact" is said of what was verified with the audit key. Without the key the chain alone is checked, which whoever
     can write to the catalog can recompute: exit status 4. Records cut off the end are seen only --against an earlier newest.
@@ -55,7 +55,7 @@ def audit_verify(against: str | None, data: Path, url: str | None, key: str | No
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @here
 def audit_new_key(data: Path, *, yes: bool, as_json: bool) -> None:
-    r"""Make another audit key in place of one that is lost or known to others; the platform must be down everywhere.
+    r"""Replace an audit key that is lost or known to others; the platform must be down on every node.
 
     Records up to now are then verified as they are now, by the hash of the newest; copy the new file to every node.
 

@@ -10,15 +10,17 @@ from cluster.commands.output import show
 
 @click.group("cluster", cls=Group, epilog=EPILOG)
 def cluster_group() -> None:
-    """What the platform stands on."""
+    """The servers that the platform uses."""
 
 
 @cluster_group.command("kafka-acls")
-@click.option("--principal", required=True, help="Whom Kafka permits: User:vicinage for the platform itself.")
-@click.option("--tenant", help="Print what this tenant's producer needs, in place of what the platform needs.")
+@click.option(
+    "--principal", required=True, help="Principal that gets the permissions: User:vicinage for the platform itself."
+)
+@click.option("--tenant", help="Print what this tenant's producer needs, instead of what the platform needs.")
 @here
 def cluster_kafka_acls(principal: str, tenant: str | None, data: Path, *, as_json: bool) -> None:
-    r"""Print the commands that give Kafka permissions; changes nothing.
+    r"""Print the commands that grant permissions in Kafka; changes nothing.
 
     \b
     vicinage cluster kafka-acls --principal User:vicinage

@@ -27,10 +27,12 @@ INDEX_SPECS = "auto, flat, hnsw[:M=32,efc=80,codes=f32|sq8], ivf[:lists=N], ivfp
     type=click.Choice(["cosine", "dot", "euclidean"]),
     default="cosine",
     show_default=True,
-    help="How near two vectors are: cosine, dot or euclidean.",
+    help="Similarity of two vectors: cosine, dot or euclidean.",
 )
 @click.option("--index", default="auto", show_default=True, help=INDEX_SPECS)
-@click.option("--shards", type=int, default=1, show_default=True, help="Parts, each in a slot; at most `slots`.")
+@click.option(
+    "--shards", type=int, default=1, show_default=True, help="Number of shards, each in a slot; at most `slots`."
+)
 @click.option("--recall", type=float, help="Recall objective [default: 0.95].")
 @common
 def collection_create(

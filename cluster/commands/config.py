@@ -16,7 +16,7 @@ def config() -> None:
 
 
 @config.command("show")
-@click.option("--set-only", is_flag=True, help="Leave out what has its default.")
+@click.option("--set-only", is_flag=True, help="Show only settings that differ from their defaults.")
 @here
 def config_show(data: Path, *, set_only: bool, as_json: bool) -> None:
     r"""Every setting with its value (secrets hidden) and its origin.

@@ -41,7 +41,7 @@ def dead_letters_list(
 def dead_letters_show(
     tenant_name: str, position: int, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    r"""One letter whole, with the original bytes as base64.
+    r"""One letter with all fields, and the original bytes as base64.
 
     \b
     vicinage dead-letters show acme 42
@@ -57,7 +57,7 @@ def dead_letters_show(
 def dead_letters_replay(
     tenant_name: str, first: int, last: int | None, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    r"""Write the original records into the documents log again, as new records: once the cause is repaired.
+    r"""Write the original records to the documents log again, after the cause is repaired.
 
     A letter whose original was too large to be kept whole is skipped, and counted. A replayed record is newer than
     whatever was written meanwhile.
@@ -87,7 +87,7 @@ def dead_letters_replay(
 def dead_letters_purge(
     tenant_name: str, last: int, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool
 ) -> None:
-    r"""Remove letters up to a position, for ever.
+    r"""Remove letters up to a position for good.
 
     \b
     vicinage dead-letters purge acme --to 42 --yes

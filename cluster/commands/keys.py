@@ -16,7 +16,7 @@ def keys() -> None:
 @keys.command("create")
 @click.argument("tenant_name", metavar="[TENANT]", required=False)
 @click.option("--scopes", default="read,write", show_default=True, help="read, write; or operate, without a tenant.")
-@click.option("--expires", help="How long it lives: 90d, 12h, 30m.")
+@click.option("--expires", help="Lifetime: 90d, 12h, 30m.")
 @common
 def key_create(
     tenant_name: str | None,
@@ -28,7 +28,7 @@ def key_create(
     *,
     as_json: bool,
 ) -> None:
-    r"""Make a key for a tenant; or, with --scopes operate, for an operator.
+    r"""Create a key for a tenant or, with --scopes operate, for an operator.
 
     \b
     vicinage key create acme --scopes read --expires 90d
@@ -68,7 +68,7 @@ def key_list(tenant_name: str | None, data: Path, url: str | None, key: str | No
 @click.argument("key_id")
 @common
 def key_revoke(key_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""End a key; within a second it works nowhere.
+    r"""Revoke a key; within a second it is valid nowhere.
 
     \b
     vicinage key revoke 0123456789abcdef

@@ -27,10 +27,15 @@ def model_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -
 
 @model.command("register")
 @click.argument("name")
-@click.option("--kind", type=click.Choice(["local", "openai"]), required=True, help="Files, or a server of its own.")
+@click.option(
+    "--kind",
+    type=click.Choice(["local", "openai"]),
+    required=True,
+    help="local: files; openai: a server that speaks the OpenAI embeddings API.",
+)
 @click.option("--location", required=True, help="package:MODULE or a folder of files; a server's base URL (…/v1).")
 @click.option("--dimension", type=int, help="Length of its vectors [default: as the files say].")
-@click.option("--window-tokens", type=int, help="Longest input that it reads [default: as the files say].")
+@click.option("--window-tokens", type=int, help="Longest input, tokens [default: as the files say].")
 @click.option(
     "--normalised/--no-normalised", default=None, help="Make its vectors unit length [default: as the files say; yes]."
 )
@@ -53,7 +58,7 @@ def model_register(name: str, data: Path, url: str | None, key: str | None, *, a
 @click.argument("name")
 @common
 def model_retire(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""Let no new collection or reindex use a model. Refused while a collection uses it.
+    r"""Retire a model: no new collection or reindex can use it. Refused while a collection uses it.
 
     \b
     vicinage model retire e5

@@ -181,7 +181,7 @@ def down(data: Path, *, as_json: bool) -> None:
 @click.command(epilog=EPILOG)
 @common
 def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
-    r"""Which processes run, how often each was restarted, which parts are ready, and what to do about halted partitions.
+    r"""Show processes, restarts, ready parts, and what to do about halted partitions.
 
     \b
     vicinage status
@@ -233,7 +233,7 @@ def role(name: str, ray_address: str | None, searchers: int) -> None:
 @click.option("--host", help="Address that is checked [default: as the settings say].")
 @click.option("--url", help="Check only that a platform elsewhere answers and is ready.")
 def doctor(data: Path, port: int | None, host: str | None, url: str | None, *, as_json: bool) -> None:
-    r"""Check what the platform stands on, by the same options as `up`; each failure says what to do next.
+    r"""Check the libraries, servers and files that the platform needs; each failure says what to do next.
 
     \b
     vicinage doctor --data /srv/vicinage --config /etc/vicinage.toml --port 9000

@@ -93,7 +93,7 @@ def reindex_list(data: Path, url: str | None, key: str | None, *, as_json: bool)
 @click.argument("job_id")
 @common
 def reindex_cancel(job_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""Give up a job that has not cut over.
+    r"""Cancel a job that has not cut over.
 
     \b
     vicinage reindex cancel 0123456789abcdef

@@ -21,11 +21,11 @@ def tenant() -> None:
     type=click.Choice(["gold", "silver", "bronze"]),
     default="silver",
     show_default=True,
-    help="Its fair share: gold weighs 4, silver 2, bronze 1.",
+    help="Priority: gold has weight 4, silver 2, bronze 1.",
 )
 @common
 def tenant_create(name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""Make a tenant; prints its first key (read and write), which is shown once.
+    r"""Create a tenant and print its first key (read and write), which is shown once.
 
     \b
     vicinage tenant create acme --class gold
@@ -85,7 +85,7 @@ def tenant_suspend(name: str, data: Path, url: str | None, key: str | None, *, a
 @click.argument("name")
 @common
 def tenant_resume(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""Undo a suspension.
+    r"""End a suspension.
 
     \b
     vicinage tenant resume acme
@@ -95,13 +95,13 @@ def tenant_resume(name: str, data: Path, url: str | None, key: str | None, *, as
 
 @tenant.command("resume-ingest")
 @click.argument("name")
-@click.option("--dry-run", is_flag=True, help="Say what would be skipped; change nothing.")
+@click.option("--dry-run", is_flag=True, help="State what would be skipped; change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
 def tenant_resume_ingest(
     name: str, data: Path, url: str | None, key: str | None, *, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
-    r"""Let ingest go on in a tenant's halted partitions; says which records that skips.
+    r"""Resume a tenant's halted partitions; states which records that skips.
 
     \b
     vicinage tenant resume-ingest acme --dry-run
@@ -120,7 +120,7 @@ def tenant_resume_ingest(
 @tenant.command("set-partitions")
 @click.argument("name")
 @click.argument("partitions", type=click.IntRange(1, 1_024))
-@click.option("--dry-run", is_flag=True, help="Say what would change; change nothing.")
+@click.option("--dry-run", is_flag=True, help="State what would change; change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
 def tenant_set_partitions(
@@ -134,7 +134,7 @@ def tenant_set_partitions(
     yes: bool,
     as_json: bool,
 ) -> None:
-    r"""Grow a tenant's documents topic; its writes stay in order, but see --dry-run about its own Kafka producers.
+    r"""Add partitions to a tenant's documents topic; --dry-run states what changes for its Kafka producers.
 
     A producer that does not know of the new partitions yet (up to metadata.max.age.ms, 5 minutes) loses to writes that do.
 

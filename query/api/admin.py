@@ -33,7 +33,7 @@ async def _operator(request: Request) -> tuple[Any, str]:
 
 @router.post("/tenants", status_code=201, response_model=None)
 async def create_tenant(request: Request) -> Response:
-    """A new tenant with its topics and a first key (read and write), which is shown once."""
+    """Creates a tenant with its topics and a first key (read and write), which is shown once."""
     house, actor = await _operator(request)
     value = await json_object(request, frozenset({"name", "class"}))
     name = typed(value, "name", str, "the tenant's name", needed=True)
@@ -51,7 +51,7 @@ async def create_tenant(request: Request) -> Response:
 
 @router.get("/tenants", response_model=None)
 async def list_tenants(request: Request) -> Response:
-    """All tenants."""
+    """Returns all tenants."""
     house, _ = await _operator(request)
     names: dict[str, list[str]] = {}
     for c in house.registry.collections():
@@ -61,7 +61,7 @@ async def list_tenants(request: Request) -> Response:
 
 @router.get("/tenants/{tenant}", response_model=None)
 async def show_tenant(tenant: str, request: Request) -> Response:
-    """One tenant."""
+    """Returns one tenant."""
     house, _ = await _operator(request)
     return answer(_shown(house, house.registry.tenant(tenant)))
 
@@ -78,21 +78,21 @@ async def update_tenant(tenant: str, request: Request) -> Response:
 
 @router.post("/tenants/{tenant}/suspend", response_model=None)
 async def suspend_tenant(tenant: str, request: Request) -> Response:
-    """Refuse its keys and pause its topic; nothing is lost."""
+    """Suspends a tenant: refuses its keys and pauses its topic; nothing is lost."""
     house, actor = await _operator(request)
     return answer(_shown(house, await run_in_threadpool(house.registry.suspend_tenant, tenant, actor=actor)))
 
 
 @router.post("/tenants/{tenant}/resume", response_model=None)
 async def resume_tenant(tenant: str, request: Request) -> Response:
-    """Undo a suspension."""
+    """Ends a suspension."""
     house, actor = await _operator(request)
     return answer(_shown(house, await run_in_threadpool(house.registry.resume_tenant, tenant, actor=actor)))
 
 
 @router.post("/tenants/{tenant}/resume-ingest", response_model=None)
 async def resume_ingest(tenant: str, request: Request) -> Response:
-    """Says where each halted partition goes on and what that skips; decides so unless `dry_run` is true."""
+    """Resumes halted partitions and returns what that skips; with `dry_run`, changes nothing."""
     house, actor = await _operator(request)
     value = await json_object(request, frozenset({"dry_run"}))
     found = house.registry.tenant(tenant)
@@ -105,7 +105,7 @@ async def resume_ingest(tenant: str, request: Request) -> Response:
 
 @router.post("/tenants/{tenant}/partitions", response_model=None)
 async def set_partitions(tenant: str, request: Request) -> Response:
-    """Grows the tenant's documents topic, its partition map first; with `dry_run` says how many documents change partition."""
+    """Adds partitions to the tenant's documents topic; with `dry_run`, returns what share of documents changes partition."""
     house, actor = await _operator(request)
     value = await json_object(request, frozenset({"partitions", "dry_run"}))
     if "partitions" not in value:
@@ -119,7 +119,7 @@ async def set_partitions(tenant: str, request: Request) -> Response:
 
 @router.delete("/tenants/{tenant}", response_model=None)
 async def delete_tenant(tenant: str, request: Request) -> Response:
-    """Deletes a tenant, its collections and its topics; `?confirm=` must repeat its name, which is not given again."""
+    """Deletes a tenant, its collections and its topics; `?confirm=` must repeat its name. The name cannot be used again."""
     house, actor = await _operator(request)
     house.registry.tenant(tenant)
     check_confirmed(request, tenant)
@@ -144,7 +144,7 @@ def _tenant(tenant: Tenant, collections: list[str]) -> dict[str, Any]:
 
 @router.post("/keys", status_code=201, response_model=None)
 async def create_key(request: Request) -> Response:
-    """A new key, shown once: of a tenant (scopes read, write), or of an operator (tenant null, scope operate)."""
+    """Creates a key, which is shown once: of a tenant (scopes read, write) or of an operator (tenant null, scope operate)."""
     house, actor = await _operator(request)
     value = await json_object(request, frozenset({"tenant", "scopes", "expires_s"}))
     scopes = typed(value, "scopes", list, "a list of scopes", needed=True)
@@ -159,7 +159,7 @@ async def create_key(request: Request) -> Response:
 
 @router.get("/keys", response_model=None)
 async def list_keys(request: Request) -> Response:
-    """Keys without their secrets, of one tenant or of all."""
+    """Returns keys without their secrets, of one tenant or of all."""
     house, _ = await _operator(request)
     tenant = _known_tenant(house, request)
     return answer([_key(k) for k in await run_in_threadpool(house.keys.list, tenant)])
@@ -175,7 +175,7 @@ def _known_tenant(house: Any, request: Request) -> str | None:
 
 @router.delete("/keys/{key_id}", response_model=None)
 async def revoke_key(key_id: str, request: Request) -> Response:
-    """End a key; within a second it works nowhere."""
+    """Revokes a key; within a second it is valid nowhere."""
     house, actor = await _operator(request)
     return answer(_key(await run_in_threadpool(house.keys.revoke, name_in(key_id), actor=actor)))
 
@@ -186,7 +186,7 @@ def _key(key: Key) -> dict[str, Any]:
 
 @router.post("/tenants/{tenant}/collections", status_code=201, response_model=None)
 async def create_collection(tenant: str, request: Request) -> Response:
-    """A collection for a tenant."""
+    """Creates a collection for a tenant."""
     house, actor = await _operator(request)
     made = await run_in_threadpool(create_for, house, tenant, await json_object(request, FIELDS), actor)
     return answer(await facts(house, made), 201)
@@ -194,7 +194,7 @@ async def create_collection(tenant: str, request: Request) -> Response:
 
 @router.get("/collections", response_model=None)
 async def list_collections(request: Request) -> Response:
-    """Collections of one tenant or of all, with what each holds."""
+    """Returns the collections of one tenant or of all, with what each holds."""
     house, _ = await _operator(request)
     tenant = _known_tenant(house, request)
     return answer(await facts_of(house, house.registry.collections(tenant), tenant))
@@ -202,14 +202,14 @@ async def list_collections(request: Request) -> Response:
 
 @router.get("/tenants/{tenant}/collections/{collection}", response_model=None)
 async def show_collection(tenant: str, collection: str, request: Request) -> Response:
-    """One collection."""
+    """Returns one collection."""
     house, _ = await _operator(request)
     return answer(await facts(house, house.registry.collection(tenant, collection)))
 
 
 @router.patch("/tenants/{tenant}/collections/{collection}", response_model=None)
 async def update_collection(tenant: str, collection: str, request: Request) -> Response:
-    """Changes a collection's objectives; those not named stay."""
+    """Changes a collection's objectives; those that are not named stay."""
     house, actor = await _operator(request)
     value = await json_object(request, frozenset({"objectives"}))
     found = house.registry.collection(tenant, collection)
@@ -228,7 +228,7 @@ async def delete_collection(tenant: str, collection: str, request: Request) -> R
 
 @router.get("/models", response_model=None)
 async def list_models(request: Request) -> Response:
-    """The model registry."""
+    """Returns the model registry."""
     house, _ = await _operator(request)
     return answer([asdict(m) for m in house.registry.models()])
 
@@ -282,7 +282,7 @@ async def retire_model(name: str, request: Request) -> Response:
 
 @router.get("/audit", response_model=None)
 async def list_audit(request: Request) -> Response:
-    """Audit records, oldest first; go on with `?after=` the last `seq`."""
+    """Returns audit records, oldest first; continue with `?after=` the last `seq`."""
     house, _ = await _operator(request)
     after = number(request.query_params.get("after"), "after", 0, 2**53, 0)
     limit = number(request.query_params.get("limit"), "limit", 1, 1_000, 100)
@@ -292,7 +292,7 @@ async def list_audit(request: Request) -> Response:
 
 @router.post("/audit/verify", response_model=None)
 async def verify_audit(request: Request) -> Response:
-    """Checks the chain and, with the audit key, each MAC; with `{"seq", "hash"}` also that it has the newest record kept from before."""
+    """Verifies the chain and, with the audit key, each MAC; with `{"seq", "hash"}` also that it contains that record."""
     house, _ = await _operator(request)
     value = await json_object(request, frozenset({"seq", "hash"}))
     digest = typed(value, "hash", str, "the hash of the record that was kept")
@@ -303,7 +303,7 @@ async def verify_audit(request: Request) -> Response:
 
 @router.post("/reindex", status_code=202, response_model=None)
 async def start_reindex(request: Request) -> Response:
-    """Build a collection's next generation beside the live one; follow it by its id."""
+    """Starts a reindex: builds a collection's next generation beside the live one."""
     house, actor = await _operator(request)
     value = await json_object(request, frozenset({"tenant", "collection", "index", "model", "shards"}))
     job = await run_in_threadpool(
@@ -322,7 +322,7 @@ async def start_reindex(request: Request) -> Response:
 
 @router.get("/reindex", response_model=None)
 async def list_reindex(request: Request) -> Response:
-    """Reindex jobs, oldest first."""
+    """Returns reindex jobs, oldest first."""
     house, _ = await _operator(request)
     return answer(
         [_job(j) for j in await run_in_threadpool(house.jobs.list, name_in(request.query_params.get("tenant")))]
@@ -331,14 +331,14 @@ async def list_reindex(request: Request) -> Response:
 
 @router.get("/reindex/{job_id}", response_model=None)
 async def show_reindex(job_id: str, request: Request) -> Response:
-    """One job."""
+    """Returns one job."""
     house, _ = await _operator(request)
     return answer(_job(await run_in_threadpool(house.jobs.get, name_in(job_id))))
 
 
 @router.post("/reindex/{job_id}/cancel", response_model=None)
 async def cancel_reindex(job_id: str, request: Request) -> Response:
-    """Give up a job that has not cut over."""
+    """Cancels a job that has not cut over."""
     house, actor = await _operator(request)
     job = await run_in_threadpool(reindex.cancel, house.registry, house.jobs, name_in(job_id), actor=actor)
     return answer(_job(job))
@@ -350,7 +350,7 @@ def _job(job: Job) -> dict[str, Any]:
 
 @router.get("/capacity", response_model=None)
 async def capacity(request: Request) -> Response:
-    """What every tenant and collection holds, what is left, and how each figure was measured."""
+    """Returns what every tenant and collection holds, and what is left."""
     house, _ = await _operator(request)
     return answer(await house.capacity())
 
@@ -367,7 +367,7 @@ async def freshness(request: Request) -> Response:
 
 @router.get("/recall", response_model=None)
 async def recall(request: Request) -> Response:
-    """Per collection: recall measured on sampled live searches, with its interval, n, target and verdict."""
+    """Returns for each collection the recall measured on sampled live searches, with interval, n, target and verdict."""
     house, _ = await _operator(request)
     targets = {(c.tenant, c.name): c.objectives.recall for c in house.registry.collections()}
     tenant, collection = _known_tenant(house, request), request.query_params.get("collection")

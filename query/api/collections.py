@@ -43,7 +43,7 @@ FIELDS: Final = frozenset({"name", "model", "dimension", "metric", "index", "sha
 
 @router.post("/v1/collections", status_code=201, response_model=None)
 async def create(request: Request) -> Response:
-    """Make a collection: with an embedding `model` (the default one unless `dimension` is named), a `metric` and `objectives`."""
+    """Creates a collection with an embedding `model` or a `dimension`, a `metric` and `objectives`."""
     who = await principal(request, "write")
     if who.tenant is None:
         raise NotFound("an operator's key has no collections; use /v1/admin")
@@ -90,7 +90,7 @@ def objectives_of(value: Mapping[str, Any], otherwise: Objectives | None = None)
 
 @router.get("/v1/collections", response_model=None)
 async def list_all(request: Request) -> Response:
-    """The tenant's collections, with what each holds."""
+    """Returns the tenant's collections, with what each holds."""
     who = await principal(request, "read")
     house = gateway(request)
     await run_in_threadpool(house.registry.refresh)
@@ -112,7 +112,7 @@ async def list_all(request: Request) -> Response:
 
 @router.get("/v1/collections/{collection}", response_model=None)
 async def show(collection: str, request: Request) -> Response:
-    """Counts, freshness lag, recall with its interval, generation and index of one collection.
+    """Returns counts, freshness lag, recall with its interval, generation and index of one collection.
 
     `?wait_for=TOKEN` (or `latest`) answers once that is searchable; 504 with `ahead` after `?timeout_ms=`.
     """

@@ -69,7 +69,7 @@ _DOCS: Final[dict[str, Any]] = {
 
 @router.post("/v1/collections/{collection}/documents", status_code=202, openapi_extra=_DOCS, response_model=None)
 async def write(collection: str, request: Request) -> Response:
-    """Write documents. Each replaces the one of its id as a whole; what is wrong with one is said of that one."""
+    """Writes documents. Each replaces the document of its id as a whole; invalid ones are rejected one by one."""
     who = await principal(request, "write")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)
@@ -171,7 +171,7 @@ async def _written(stored: StoredDocument) -> memoryview:
 
 @router.delete("/v1/collections/{collection}/documents/{document_id:path}", status_code=202, response_model=None)
 async def delete_one(collection: str, document_id: str, request: Request) -> Response:
-    """Deletes one document. No error when it is not there."""
+    """Deletes one document. Succeeds if it does not exist, too."""
     who = await principal(request, "write")
     _check_deletable(request, document_id)
     house = gateway(request)
@@ -182,7 +182,7 @@ async def delete_one(collection: str, document_id: str, request: Request) -> Res
 
 @router.post("/v1/collections/{collection}/documents:delete", status_code=202, response_model=None)
 async def delete_many(collection: str, request: Request) -> Response:
-    """Deletes documents by `ids`, or those that pass a `filter` as of now; a document written since is spared."""
+    """Deletes documents by `ids`, or those that pass a `filter` now; documents written later stay."""
     who = await principal(request, "write")
     house = gateway(request)
     tenant, found = await house.answerer.find(who, collection)

@@ -14,13 +14,13 @@ router = APIRouter()
 
 @router.get("/healthz", response_model=None)
 async def alive() -> Response:
-    """The process answers."""
+    """Returns 200 while the process answers."""
     return answer({"status": "ok"})
 
 
 @router.get("/readyz", response_model=None)
 async def ready(request: Request) -> Response:
-    """Each part by itself, as measured within the last seconds. Ready means: a write, a wait and a search would succeed now.
+    """Returns the readiness of each part, measured within the last seconds. Ready: a write, a wait and a search would succeed.
 
     The embedder does not count: without it, only searches by text and documents of text wait.
     """
@@ -31,5 +31,5 @@ async def ready(request: Request) -> Response:
 
 @router.get("/metrics", response_model=None)
 async def metrics() -> Response:
-    """Prometheus text, at most a second old."""
+    """Returns metrics in the text format of Prometheus, at most a second old."""
     return Response(await run_in_threadpool(metrics_text), media_type="text/plain; version=0.0.4")

@@ -89,7 +89,7 @@ _DOCS: Final[dict[str, Any]] = {
 
 @router.post("/v1/collections/{collection}/search", openapi_extra=_DOCS, response_model=None)
 async def search(collection: str, request: Request) -> Response:
-    """Text (or a vector) in, the best passages out by vectors, words or both (`mode`); and how fresh and how whole the answer is."""
+    """Returns the best passages for a text or a vector, by vectors, words or both (`mode`), with freshness and completeness."""
     start = time.perf_counter()
     who = await principal(request, "read")
     house = gateway(request)

@@ -31,7 +31,7 @@ BATCH_AT_ONCE: Final = 16
 
 @router.post("/v1/collections/{collection}/search:batch", response_model=None)
 async def search_batch(collection: str, request: Request) -> StreamingResponse:
-    """`{"questions": [...]}`; answers stream as NDJSON in the order they are done, each with its question's `index`."""
+    """Answers `{"questions": [...]}` as an NDJSON stream in the order of completion, each with its question's `index`."""
     who = await principal(request, "read")
     house = gateway(request)
     tenant, _ = await house.answerer.find(who, collection)

@@ -3,16 +3,18 @@
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from cluster import reference
 from cluster.commands.collections import INDEX_SPECS
-from cluster.reference import pages
 from tenants.index_spec import GRAMMAR
 from vicinage.telemetry import CounterName, GaugeName, HistogramName
 
+pages = cache(reference.pages)
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -48,6 +50,27 @@ def test_the_site_builds_and_every_anchor_is_there(tmp_path: Path) -> None:
     assert not [page for page in tmp_path.rglob("*.html") if foreign.search(page.read_text())], (
         "works without a network"
     )
+
+
+PAGES = [ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "decisions")]
+
+
+def names(pattern: str, page: Path) -> set[str]:
+    return set(re.findall(pattern, page.read_text()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_metrics_settings_and_commands_that_a_page_names_exist(page: Path) -> None:
+    """A rename in the code fails here until the pages that name it are changed, too."""
+    written = pages()
+    metrics = names(r"\bvicinage_[a-z]+_[a-z_]+", page)
+    assert [m for m in metrics if not re.search(rf"`{m}(_\w+)?`", written["metrics.md"])] == []
+    settings = names(r"`((?:gateway|embedder|ingest|indexer|searcher|kafka|rerank|audit)\.[a-z_]+)[` =]", page)
+    assert [s for s in settings - {"audit.key"} if f"`{s}`" not in written["settings.md"]] == []
+    commands = names(r"\bvicinage ([a-z-]+(?: [a-z-]+)?)", page)
+    known = set(re.findall(r"^## `vicinage ([a-z-]+(?: [a-z-]+)?)", written["commands.md"], re.MULTILINE))
+    nouns = {command.split()[0] for command in known}
+    assert [c for c in commands if c.split()[0] in nouns and not {c, c.split()[0]} & known] == []
 
 
 def test_every_decision_is_listed() -> None:
