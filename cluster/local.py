@@ -173,18 +173,18 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 def prepare(settings: Settings) -> None:
     """What must be there before the roles start: the schema, the vectors log, the internal and the operator's key."""
-    from cluster.wiring import LOG_WAIT_S, ground
+    from cluster.wiring import LOG_WAIT_S, open_resources
     from tenants.keys import Keys
 
     folder = run_folder(settings)
     remember_identity(settings)
     if not (folder / "internal.key").exists():
         _secret(folder / "internal.key", secrets.token_urlsafe(32))
-    base = ground(settings, log_wait_s=LOG_WAIT_S)
+    resources = open_resources(settings, log_wait_s=LOG_WAIT_S)
     try:
-        _operator_key(folder / "operator.key", Keys(base.engine, base.clock))
+        _operator_key(folder / "operator.key", Keys(resources.engine, resources.clock))
     finally:
-        base.close()
+        resources.close()
 
 
 def renew_operator_key(settings: Settings) -> None:
@@ -192,14 +192,14 @@ def renew_operator_key(settings: Settings) -> None:
 
     It goes to the catalog itself, as commands do while no platform runs, and leaves an audit record.
     """
-    from cluster.wiring import ground
+    from cluster.wiring import open_resources
     from tenants.keys import Keys
 
-    base = ground(settings)
+    resources = open_resources(settings)
     try:
-        _operator_key(run_folder(settings) / "operator.key", Keys(base.engine, base.clock))
+        _operator_key(run_folder(settings) / "operator.key", Keys(resources.engine, resources.clock))
     finally:
-        base.close()
+        resources.close()
 
 
 def _operator_key(path: Path, keys: "Keys") -> None:

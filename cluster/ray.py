@@ -41,17 +41,17 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     """The gateway role over a Ray cluster: place (or find) the actors, then serve. Returns after an orderly stop."""
     from cluster.health import serve_health
     from cluster.roles import begin, die, internal_key, run_until_told, serve
-    from cluster.wiring import LOG_WAIT_S, build_gateway, ground
+    from cluster.wiring import LOG_WAIT_S, build_gateway, open_resources
 
     begin("gateway")
     connect(address)
-    base = ground(settings, log_wait_s=LOG_WAIT_S)
-    handles = place(_start(base.settings), searchers, base.settings.slots)
-    watch = Watch(handles, base.settings.data / "run" / "actors.json")
+    resources = open_resources(settings, log_wait_s=LOG_WAIT_S)
+    handles = place(_start(resources.settings), searchers, resources.settings.slots)
+    watch = Watch(handles, resources.settings.data / "run" / "actors.json")
     watch.start()
     remote = [h for h in handles.values() if isinstance(h, RaySearcher)]
-    app = build_gateway(base, remote, embedder_key=internal_key(settings), on_failure=die)
-    s = base.settings.gateway
+    app = build_gateway(resources, remote, embedder_key=internal_key(settings), on_failure=die)
+    s = resources.settings.gateway
     serve_health(s.host, s.health_port or s.port + 3, app.state.gateway.readiness.elsewhere)
     run_until_told(
         serve(
@@ -65,7 +65,7 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     )
     watch.stop()
     remove(handles)
-    base.close()
+    resources.close()
 
 
 def connect(address: str) -> None:
@@ -154,12 +154,12 @@ class SearcherActor:
 
     def __init__(self, start: Start, slots: list[int]) -> None:
         from cluster.roles import die
-        from cluster.wiring import LOG_WAIT_S, build_searcher, ground
+        from cluster.wiring import LOG_WAIT_S, build_searcher, open_resources
 
         configure_events("searcher")
         when_one_dies(die)
         sweep_scratch()
-        self._searcher = build_searcher(ground(start.settings(), log_wait_s=LOG_WAIT_S), slots, on_failure=die)
+        self._searcher = build_searcher(open_resources(start.settings(), log_wait_s=LOG_WAIT_S), slots, on_failure=die)
         self._searcher.start()
 
     async def ping(self) -> tuple[int, bool]:
@@ -194,7 +194,7 @@ class RoleActor:
 
     def __init__(self, start: Start, name: str) -> None:
         from cluster import roles
-        from cluster.wiring import LOG_WAIT_S, ground
+        from cluster.wiring import LOG_WAIT_S, open_resources
 
         configure_events(name)
         when_one_dies(roles.die)
@@ -202,8 +202,8 @@ class RoleActor:
         self._stop = threading.Event()
         settings = start.settings()
         if name == "ingest":
-            base = ground(settings, log_wait_s=LOG_WAIT_S)
-            work: Any = lambda: roles.work_until(self._stop, base, roles.internal_key(settings))  # noqa: E731
+            resources = open_resources(settings, log_wait_s=LOG_WAIT_S)
+            work: Any = lambda: roles.work_until(self._stop, resources, roles.internal_key(settings))  # noqa: E731
         else:
             work = lambda: roles.serve_embedder(settings)  # noqa: E731
         EssentialThread(name, work, stopping=self._stop.is_set).start()

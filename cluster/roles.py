@@ -15,13 +15,13 @@ from cluster.lifetime import STOP_S, end_with_supervisor, limit_stop
 from cluster.memory import keep_returning
 from cluster.wiring import (
     LOG_WAIT_S,
-    Ground,
+    Resources,
     build_embedder,
     build_gateway,
     build_indexer,
     build_ingest,
     build_searcher,
-    ground,
+    open_resources,
 )
 from vicinage.errors import Unavailable
 from vicinage.scratch import sweep_scratch
@@ -118,11 +118,11 @@ def die(error: BaseException) -> None:
 
 
 def _gateway(settings: Settings) -> None:
-    base = ground(settings, log_wait_s=LOG_WAIT_S)
-    searcher = build_searcher(base, on_failure=die)
+    resources = open_resources(settings, log_wait_s=LOG_WAIT_S)
+    searcher = build_searcher(resources, on_failure=die)
     searcher.start()
-    app = build_gateway(base, [searcher], embedder_key=internal_key(settings), on_failure=die)
-    s = base.settings.gateway
+    app = build_gateway(resources, [searcher], embedder_key=internal_key(settings), on_failure=die)
+    s = resources.settings.gateway
     serve_health(s.host, s.health_port or s.port + 3, app.state.gateway.readiness.elsewhere)
     run_until_told(
         serve(
@@ -135,25 +135,25 @@ def _gateway(settings: Settings) -> None:
         )
     )
     searcher.stop()
-    base.close()
+    resources.close()
 
 
 def _ingest(settings: Settings) -> None:
-    base, stop = ground(settings, log_wait_s=LOG_WAIT_S), threading.Event()
+    resources, stop = open_resources(settings, log_wait_s=LOG_WAIT_S), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_stop_working, stop))
-    work_until(stop, base, internal_key(settings))
-    base.close()
+    work_until(stop, resources, internal_key(settings))
+    resources.close()
 
 
-def work_until(stop: threading.Event, base: Ground, key: str | None) -> None:
+def work_until(stop: threading.Event, resources: Resources, key: str | None) -> None:
     """Ingest and index until `stop`; the first of them that dies takes the process with it."""
-    s = base.settings
+    s = resources.settings
     raise_limit()
     serve_health(s.gateway.host, s.ingest.metrics_port or s.gateway.port + 2)
     works = {
-        "ingest": partial(persist, partial(build_ingest, base, embedder_key=key), stop),
-        "indexer": partial(build_indexer(base, embedder_key=key).run, stop),
+        "ingest": partial(persist, partial(build_ingest, resources, embedder_key=key), stop),
+        "indexer": partial(build_indexer(resources, embedder_key=key).run, stop),
     }
     threads = [EssentialThread(name, work, stopping=stop.is_set, on_death=die) for name, work in works.items()]
     for thread in threads:
@@ -190,15 +190,15 @@ def serve_embedder(settings: Settings, *, host: str | None = None) -> None:
     """Load and calibrate the local models, then serve them until told to stop."""
     from urllib.parse import urlsplit
 
-    base = ground(settings, log_wait_s=LOG_WAIT_S)
-    models = base.registry.models()
-    url = urlsplit(base.settings.embedder.url)
-    base.close()
+    resources = open_resources(settings, log_wait_s=LOG_WAIT_S)
+    models = resources.registry.models()
+    url = urlsplit(resources.settings.embedder.url)
+    resources.close()
     key = internal_key(settings)
     if key is None:
         raise ConfigurationError(
             f"{settings.resolved().data}/run/internal.key is missing, and without it anyone could use the embedder: "
             "start the platform with `vicinage up`, which writes it, or copy it from the node that has it"
         )
-    app = build_embedder(base.settings, models, key=key, on_failure=die)
+    app = build_embedder(resources.settings, models, key=key, on_failure=die)
     run_until_told(serve(app, host or url.hostname or "127.0.0.1", url.port or 8081, drain_s=5))

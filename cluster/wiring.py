@@ -45,7 +45,7 @@ _event = events("cluster")
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class Resources:
     """What every role stands on."""
 
     settings: Settings
@@ -63,7 +63,7 @@ class Ground:
         self.engine.dispose()
 
 
-def ground(settings: Settings, *, audit_key_optional: bool = False, log_wait_s: float = 0.0) -> Ground:
+def open_resources(settings: Settings, *, audit_key_optional: bool = False, log_wait_s: float = 0.0) -> Resources:
     """Open log, catalog (brought to the newest schema) and store. Waits `log_wait_s` for a log that is away.
 
     Raises ConfigurationError where the audit key is missing; `audit_key_optional`: then only what writes an audit record does.
@@ -86,7 +86,9 @@ def ground(settings: Settings, *, audit_key_optional: bool = False, log_wait_s: 
     log = open_log(s.log_url, s.kafka)
     _ensure_vectors(log, s.slots, log_wait_s)
     store = open_store(s.store_url, cache=s.data / "cache", cache_bytes_max=s.store_cache_bytes_max)
-    return Ground(s, clock, log, engine, store, Registry(engine, clock), Manifests(engine, clock), Jobs(engine, clock))
+    return Resources(
+        s, clock, log, engine, store, Registry(engine, clock), Manifests(engine, clock), Jobs(engine, clock)
+    )
 
 
 def _ensure_vectors(log: "Log", slots: int, wait_s: float) -> None:
@@ -105,27 +107,30 @@ def _ensure_vectors(log: "Log", slots: int, wait_s: float) -> None:
 
 
 def build_searcher(
-    base: Ground, slots: Sequence[int] | None = None, *, on_failure: Callable[[BaseException], None] | None = None
+    resources: Resources,
+    slots: Sequence[int] | None = None,
+    *,
+    on_failure: Callable[[BaseException], None] | None = None,
 ) -> "Searcher":
     """A searcher of some slots, or of all."""
     from indexer.backends import open_backend
     from query.searcher.run import Searcher
 
     return Searcher(
-        range(base.settings.slots) if slots is None else slots,
-        log=base.log,
-        registry=base.registry,
-        manifests=base.manifests,
-        store=base.store,
-        backend=open_backend(base.settings.searcher.device),
-        settings=base.settings.searcher,
-        clock=base.clock,
+        range(resources.settings.slots) if slots is None else slots,
+        log=resources.log,
+        registry=resources.registry,
+        manifests=resources.manifests,
+        store=resources.store,
+        backend=open_backend(resources.settings.searcher.device),
+        settings=resources.settings.searcher,
+        clock=resources.clock,
         on_failure=on_failure,
     )
 
 
 def build_gateway(
-    base: Ground,
+    resources: Resources,
     searchers: Sequence[Any],
     *,
     embedder_key: str | None,
@@ -146,104 +151,104 @@ def build_gateway(
     from tenants.recall_history import RecallHistory
 
     rates = Rates()
-    cache = EmbeddingCache(base.settings.gateway.embedding_cache_bytes_max)
+    cache = EmbeddingCache(resources.settings.gateway.embedding_cache_bytes_max)
     gathering: list[GatheringEmbedder] = []
     caching: dict[str, CachingEmbedder] = {}
 
     def embedder_for(model: str) -> CachingEmbedder:
         if model not in caching:
-            entry = base.registry.model(model)
-            client = _embedder(base, entry, embedder_key)
+            entry = resources.registry.model(model)
+            client = _embedder(resources, entry, embedder_key)
             assert isinstance(client, OpenAIEmbedder), "every kind of embedder is reached over HTTP"
             gathering.append(GatheringEmbedder(client))
             caching[model] = CachingEmbedder(gathering[-1], entry, cache)
         return caching[model]
 
     def keep_questions(of: Generation, vectors: Floats) -> None:
-        base.manifests.questions.keep(of.tenant, of.collection, of.model, vectors)
+        resources.manifests.questions.keep(of.tenant, of.collection, of.model, vectors)
 
-    reranker = _reranker(base.settings, embedder_key)
+    reranker = _reranker(resources.settings, embedder_key)
 
     async def close_embedders() -> None:
         for each in (*gathering, look, *((reranker,) if reranker else ())):
             await each.aclose()
 
-    look = EmbedderLook(base.settings.embedder.url)
+    look = EmbedderLook(resources.settings.embedder.url)
 
     def check_model(model: EmbeddingModel) -> None:
-        model_key = base.settings.embedder.model_keys.get(model.name)
+        model_key = resources.settings.embedder.model_keys.get(model.name)
         check(model, model_key=model_key.get_secret_value() if model_key else None)
 
     async def measure_capacity(asked: "Searchers") -> Any:
         from starlette.concurrency import run_in_threadpool
 
         stats = await asked.stats()
-        taken = await run_in_threadpool(take, base.registry, base.log, stats, rates, base.clock.now_ms())
-        return report(taken, base.settings.indexer)
+        taken = await run_in_threadpool(take, resources.registry, resources.log, stats, rates, resources.clock.now_ms())
+        return report(taken, resources.settings.indexer)
 
     return create_app(
         Gateway(
-            registry=base.registry,
-            keys=Keys(base.engine, base.clock, away_s=base.settings.gateway.key_away_s),
-            audit=Audit(base.engine),
-            jobs=base.jobs,
-            log=base.log,
+            registry=resources.registry,
+            keys=Keys(resources.engine, resources.clock, away_s=resources.settings.gateway.key_away_s),
+            audit=Audit(resources.engine),
+            jobs=resources.jobs,
+            log=resources.log,
             all_searchers=tuple(searchers),
             embedder_for=embedder_for,
             embedder_ready=look.ready,
             measure_capacity=measure_capacity,
             check_model=check_model,
-            settings=base.settings.gateway,
-            limits=base.settings.ingest,
-            slots_total=base.settings.slots,
-            clock=base.clock,
+            settings=resources.settings.gateway,
+            limits=resources.settings.ingest,
+            slots_total=resources.settings.slots,
+            clock=resources.clock,
             local_operator=local_operator,
             on_failure=on_failure,
             keep_questions=keep_questions,
-            recall_history=RecallHistory(base.engine, base.clock),
+            recall_history=RecallHistory(resources.engine, resources.clock),
             close_embedders=close_embedders,
             reranker=reranker,
         )
     )
 
 
-def build_ingest(base: Ground, *, embedder_key: str | None) -> "Ingest":
+def build_ingest(resources: Resources, *, embedder_key: str | None) -> "Ingest":
     """The ingest role, with a registry of its own: what it has seen of the catalog is its barrier (docs/concepts/architecture.md)."""
     from ingest.run import Ingest
     from tenants.registry import Registry
 
-    registry = Registry(base.engine, base.clock)
+    registry = Registry(resources.engine, resources.clock)
     return Ingest(
-        base.log,
+        resources.log,
         registry,
-        _remembered(lambda name: _embedder(base, registry.model(name), embedder_key)),
-        _remembered(lambda name: _cutter(base, registry.model(name))),
-        base.settings.ingest,
-        base.clock,
+        _remembered(lambda name: _embedder(resources, registry.model(name), embedder_key)),
+        _remembered(lambda name: _cutter(resources, registry.model(name))),
+        resources.settings.ingest,
+        resources.clock,
     )
 
 
-def build_indexer(base: Ground, *, embedder_key: str | None) -> "Indexer":
+def build_indexer(resources: Resources, *, embedder_key: str | None) -> "Indexer":
     """The indexer role, with a registry of its own that it refreshes: a model registered after the start is found in it."""
     from indexer.backends import open_backend
     from indexer.run import Indexer
     from tenants.leases import Leases
     from tenants.registry import Registry
 
-    registry = Registry(base.engine, base.clock)
-    embedder_for = _remembered(lambda name: _embedder(base, registry.model(name), embedder_key))
+    registry = Registry(resources.engine, resources.clock)
+    embedder_for = _remembered(lambda name: _embedder(resources, registry.model(name), embedder_key))
     return Indexer(
-        log=base.log,
+        log=resources.log,
         registry=registry,
-        manifests=base.manifests,
-        leases=Leases(base.engine, base.clock),
-        jobs=base.jobs,
-        store=base.store,
-        backend=open_backend(base.settings.indexer.device),
-        settings=base.settings.indexer,
-        clock=base.clock,
+        manifests=resources.manifests,
+        leases=Leases(resources.engine, resources.clock),
+        jobs=resources.jobs,
+        store=resources.store,
+        backend=open_backend(resources.settings.indexer.device),
+        settings=resources.settings.indexer,
+        clock=resources.clock,
         owner=f"{socket.gethostname()}/{os.getpid()}",
-        slots_total=base.settings.slots,
+        slots_total=resources.settings.slots,
         embed=partial(_embed_texts, embedder_for),
     )
 
@@ -289,18 +294,18 @@ def _reranker(settings: Settings, embedder_key: str | None) -> "TeiReranker | No
     return TeiReranker(settings.embedder.url, key=embedder_key, ours=True) if settings.rerank.model else None
 
 
-def _embedder(base: Ground, model: EmbeddingModel, key: str | None) -> "Embedder":
+def _embedder(resources: Resources, model: EmbeddingModel, key: str | None) -> "Embedder":
     from ingest.embedding import open_embedder
 
-    s = base.settings.embedder
+    s = resources.settings.embedder
     model_key = s.model_keys.get(model.name)
     return open_embedder(model, url=s.url, key=key, model_key=model_key.get_secret_value() if model_key else None)
 
 
-def _cutter(base: Ground, model: EmbeddingModel) -> "Cutter":
+def _cutter(resources: Resources, model: EmbeddingModel) -> "Cutter":
     from ingest.chunking import open_cutter
 
-    return open_cutter(model, base.settings.ingest)
+    return open_cutter(model, resources.settings.ingest)
 
 
 def _embed_texts(embedder_for: Callable[[str], Any], model: str, texts: Sequence[str], tenant: str) -> Any:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 import bench
 
-from cluster.wiring import Ground, build_searcher, ground
+from cluster.wiring import Resources, build_searcher, open_resources
 from indexer.backends import open_backend
 from indexer.index.rows import newest
 from indexer.seal import Builder
@@ -68,7 +68,7 @@ def settings(data: Path) -> Settings:
 
 def make(data: Path, names: list[str], each: int, vectors: Floats, texts: list[str], answer: Any) -> None:
     """Tenants with a sealed collection of `each` passages; `answer` gets the seconds that tenants, and that segments took."""
-    base = ground(settings(data))
+    base = open_resources(settings(data))
     started = time.perf_counter()
     made = []
     for name in names:
@@ -102,7 +102,7 @@ def make(data: Path, names: list[str], each: int, vectors: Floats, texts: list[s
 
 def weigh(data: Path, answer: Any) -> None:
     """`answer` gets the bytes of its own of a process with a searcher of this platform that nobody asks."""
-    base = ground(settings(data))
+    base = open_resources(settings(data))
     searcher, _ = started(base)
     gc.collect()
     answer.put(int(psutil.Process().memory_full_info().uss))
@@ -121,7 +121,7 @@ def in_a_process(work: Callable[..., None], *given: Any) -> Any:
     return found
 
 
-def shards(base: Ground, prefix: str) -> list[ShardId]:
+def shards(base: Resources, prefix: str) -> list[ShardId]:
     """The shards of the tenants whose names begin so."""
     return [c.generation().shards()[0] for c in base.registry.collections() if c.tenant.startswith(prefix)]
 
@@ -142,7 +142,7 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def started(base: Ground) -> tuple[Searcher, float]:
+def started(base: Resources) -> tuple[Searcher, float]:
     """A searcher that is ready, and the seconds it took."""
     at = time.perf_counter()
     searcher = build_searcher(base)
@@ -165,7 +165,7 @@ def measure(report: Any, folder: Path, n: int, each: int, n_idle: int, vectors: 
     _, filled = in_a_process(make, folder, [f"small-{i}" for i in range(n)], each, vectors, texts)
     report.add("tenants: seal a small one", filled / n * 1e3, "ms", **facts)
     in_a_process(make, folder, [f"big-{i}" for i in range(N_BIG)], BIG, vectors, texts)
-    base = ground(settings(folder))
+    base = open_resources(settings(folder))
     before = resident()
     searcher, took = started(base)
     report.add(f"tenants: searcher start with {FIRST + n_idle + n + N_BIG} of them", took, "s", **facts)

@@ -16,16 +16,16 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
-from house import open_ground
+from house import resources_in
 from servers import kafka_servers, postgres_server, postgres_url, s3_server  # noqa: F401
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Iterator[Ground]:
+def base(tmp_path: Path) -> Iterator[Resources]:
     """Log, catalog and store of an embedded platform, empty."""
-    made = open_ground(tmp_path / "data")
+    made = resources_in(tmp_path / "data")
     yield made
     made.close()
 

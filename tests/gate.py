@@ -14,10 +14,10 @@ import httpx
 import orjson
 import uvicorn
 from fastapi import FastAPI
-from house import HashEmbedder, eventually, open_ground, running
+from house import HashEmbedder, eventually, resources_in, running
 
 from cluster.connections import BoundedHeads, DrainingServer
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from query.gateway import Gateway, create_app
 from tenants.audit import Audit
 from tenants.keys import Keys
@@ -37,7 +37,7 @@ class Caller:
     portal: Any
     http: httpx.AsyncClient
     house: Gateway
-    base: Ground
+    base: Resources
     searcher: Any
     operator: str
     made: int = field(default=0)
@@ -85,7 +85,7 @@ class Caller:
         return found.json()
 
 
-def build(base: Ground, searchers: list[Any], settings: GatewaySettings | None = None, **given: Any) -> FastAPI:
+def build(base: Resources, searchers: list[Any], settings: GatewaySettings | None = None, **given: Any) -> FastAPI:
     """The app over these searchers, with an embedder that needs no model."""
 
     async def ready() -> bool:
@@ -122,7 +122,7 @@ def build(base: Ground, searchers: list[Any], settings: GatewaySettings | None =
 
 
 @contextmanager
-def calling(base: Ground, searcher: Any, app: FastAPI) -> Iterator[Caller]:
+def calling(base: Resources, searcher: Any, app: FastAPI) -> Iterator[Caller]:
     """A caller of `app`, whose lifespan runs meanwhile."""
     operator = Keys(base.engine, base.clock).create(None, ["operate"], actor="test")[1]
     with (
@@ -142,7 +142,7 @@ def platform(
     folder: Path, settings: GatewaySettings | None = None, *, indexing: bool = False, **given: Any
 ) -> Iterator[Caller]:
     """Everything: ingest, searcher, gateway, and a caller."""
-    base = open_ground(folder)
+    base = resources_in(folder)
     try:
         with (
             running(base, indexing=indexing) as searcher,

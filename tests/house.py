@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.wiring import Ground, build_searcher, ground
+from cluster.wiring import Resources, build_searcher, open_resources
 from indexer.backends import open_backend
 from indexer.run import Indexer
 from ingest import intake
@@ -87,7 +87,7 @@ def settings(folder: Path, **indexer: Any) -> Settings:
 
 
 def make_ingest(
-    base: Ground, embedder: Embedder | None = None, by_model: Mapping[str, Embedder] | None = None
+    base: Resources, embedder: Embedder | None = None, by_model: Mapping[str, Embedder] | None = None
 ) -> Ingest:
     return Ingest(
         base.log,
@@ -99,7 +99,7 @@ def make_ingest(
     )
 
 
-def make_indexer(base: Ground, owner: str = "test", by_model: Mapping[str, Embedder] | None = None) -> Indexer:
+def make_indexer(base: Resources, owner: str = "test", by_model: Mapping[str, Embedder] | None = None) -> Indexer:
     return Indexer(
         log=base.log,
         registry=Registry(base.engine, base.clock),
@@ -118,7 +118,7 @@ def make_indexer(base: Ground, owner: str = "test", by_model: Mapping[str, Embed
 
 @contextmanager
 def running(
-    base: Ground,
+    base: Resources,
     *,
     indexing: bool = True,
     embedder: Embedder | None = None,
@@ -153,8 +153,8 @@ def eventually(true: Any, *, wait_s: float = 15.0) -> None:
         time.sleep(0.01)
 
 
-def open_ground(folder: Path, **indexer: Any) -> Ground:
-    return ground(settings(folder, **indexer))
+def resources_in(folder: Path, **indexer: Any) -> Resources:
+    return open_resources(settings(folder, **indexer))
 
 
 def write(base, tenant: str, collection: str, n: int, passages: int) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import orjson
 from rows import Row, message, unit
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from indexer.backends import open_backend
 from indexer.index.segment import load
 from indexer.index.shard import Shard
@@ -22,7 +22,7 @@ from vicinage.wire import decode_rows, encode_rows, parse_rows_key, rows_key
 DIMENSION = 4
 
 
-def make_collection(base: Ground, name: str = "docs", *, shards: int = 1, index: str = "flat") -> Generation:
+def make_collection(base: Resources, name: str = "docs", *, shards: int = 1, index: str = "flat") -> Generation:
     """A collection of tenant acme; its live generation."""
     try:
         provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
@@ -57,7 +57,7 @@ def gone(name: str, number: int) -> Row:
     return (name, version(number), None, "")
 
 
-def append(base: Ground, generation: Generation, *rows: Row) -> None:
+def append(base: Resources, generation: Generation, *rows: Row) -> None:
     """One vectors message per shard that the rows touch."""
     g = generation
     by_slot: dict[int, list[Row]] = {}
@@ -69,7 +69,7 @@ def append(base: Ground, generation: Generation, *rows: Row) -> None:
         base.log.append(VECTORS_TOPIC, slot, [Record(value, key, event_time_ms=1)])
 
 
-def loaded(base: Ground, shard: ShardId, generation: Generation) -> Shard:
+def loaded(base: Resources, shard: ShardId, generation: Generation) -> Shard:
     """The shard as a searcher that starts now has it: segments, then the log from `sealed`."""
     backend = open_backend()
     start = generation.start(shard.slot)
@@ -95,7 +95,7 @@ def loaded(base: Ground, shard: ShardId, generation: Generation) -> Shard:
     return made
 
 
-def contents(base: Ground, generation: Generation) -> dict[str, tuple[int, int]]:
+def contents(base: Resources, generation: Generation) -> dict[str, tuple[int, int]]:
     """Document id → (version, passages) of everything that an exact search of all finds."""
     found: dict[str, tuple[int, int]] = {}
     question = np.ones((1, generation.dimension), np.float32)
@@ -109,7 +109,7 @@ def contents(base: Ground, generation: Generation) -> dict[str, tuple[int, int]]
     return found
 
 
-def segments(base: Ground, generation: Generation) -> list[tuple[int, int]]:
+def segments(base: Resources, generation: Generation) -> list[tuple[int, int]]:
     """(passages, deletes) of every segment of the generation, in the manifests' order."""
     every = sorted(base.manifests.of_generation(generation.tenant, generation.collection, generation.number), key=str)
     return [(s.n_passages, s.n_deletes) for m in every for s in m.segments]

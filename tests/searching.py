@@ -10,7 +10,7 @@ import pyarrow as pa
 from house import eventually
 from rows import message, unit
 
-from cluster.wiring import Ground, build_searcher
+from cluster.wiring import Resources, build_searcher
 from indexer.backends import open_backend
 from indexer.index.rows import newest
 from indexer.seal import Builder
@@ -28,7 +28,7 @@ from vicinage.wire import encode_rows, rows_key, vectors_schema
 D = 4
 
 
-def collection(base: Ground, name: str = "docs", dimension: int = D, tenant: str = "acme") -> Collection:
+def collection(base: Resources, name: str = "docs", dimension: int = D, tenant: str = "acme") -> Collection:
     return provisioning.create_collection(
         base.registry, base.log, tenant, name, dimension=dimension, slots_total=base.settings.slots, actor="test"
     )
@@ -38,7 +38,7 @@ def shard_of(of: Collection) -> ShardId:
     return of.generation().shards()[0]
 
 
-def send(base: Ground, to: ShardId, batch: pa.RecordBatch, *, event_time_ms: int = 0) -> int:
+def send(base: Resources, to: ShardId, batch: pa.RecordBatch, *, event_time_ms: int = 0) -> int:
     """Append a vectors message; the offset after it."""
     key = rows_key(to.tenant, to.collection, to.generation)
     value = encode_rows(batch, tenant=to.tenant, collection=to.collection, generation=to.generation)
@@ -50,7 +50,7 @@ def one(name: str, version: int) -> pa.RecordBatch:
 
 
 def seal(
-    base: Ground,
+    base: Resources,
     shard: ShardId,
     of: Collection,
     batches: list[pa.RecordBatch],
@@ -71,7 +71,7 @@ def seal(
 
 
 @contextmanager
-def searching(base: Ground, slots: list[int] | None = None, **settings) -> Iterator[Searcher]:
+def searching(base: Resources, slots: list[int] | None = None, **settings) -> Iterator[Searcher]:
     quick = base.settings.model_copy(update={"searcher": SearcherSettings(**{"adopt_s": 0.05, **settings})})
     made = build_searcher(replace(base, settings=quick), slots)
     made.start()

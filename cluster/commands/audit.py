@@ -64,15 +64,15 @@ def audit_new_key(data: Path, *, yes: bool, as_json: bool) -> None:
     """
     from cluster import local
     from cluster.audit_key import make_key, path_of
-    from cluster.wiring import ground
+    from cluster.wiring import open_resources
 
     if local.running(data.absolute()) is not None:
         raise Conflict(f"a platform runs on {data} with the key of now: `vicinage down` first")
     if not yes:
         confirmed("Make another audit key? Every node needs its file then")
-    base = ground(settings_on(data), audit_key_optional=True)
+    resources = open_resources(settings_on(data), audit_key_optional=True)
     try:
-        made = make_key(base.settings, base.engine, again=True)
+        made = make_key(resources.settings, resources.engine, again=True)
     finally:
-        base.close()
-    show({"file": str(path_of(base.settings)), "after": made.after}, as_json)
+        resources.close()
+    show({"file": str(path_of(resources.settings)), "after": made.after}, as_json)

@@ -82,15 +82,15 @@ class Operator:
             ) from error
 
     async def _inside(self, method: str, path: str, body: Any) -> httpx.Response:
-        from cluster.wiring import build_gateway, ground
+        from cluster.wiring import build_gateway, open_resources
 
         settings = load(data=self._data)
         usable_data(self._data)
         check_identity(settings)
-        base = ground(settings, audit_key_optional=True)
+        resources = open_resources(settings, audit_key_optional=True)
         try:
-            app = build_gateway(base, [], embedder_key=None, local_operator=True)
+            app = build_gateway(resources, [], embedder_key=None, local_operator=True)
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vicinage") as http:
                 return await http.request(method, f"/v1/admin{path}", json=body)
         finally:
-            base.close()
+            resources.close()

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from house import DIMENSION, eventually, open_ground, running, write
+from house import DIMENSION, eventually, resources_in, running, write
 
 from capacity.accounting import holdings
 from capacity.headroom import host_memory
@@ -17,7 +17,7 @@ LIMIT = 20 << 20
 
 
 def test_counts_and_headroom_after_a_restart_are_those_of_before_or_bounds(tmp_path: Path) -> None:
-    base = open_ground(tmp_path / "data", seal_passages=20)
+    base = resources_in(tmp_path / "data", seal_passages=20)
     base = replace(
         base,
         settings=base.settings.model_copy(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from house import DIMENSION, eventually, open_ground, running, write
+from house import DIMENSION, eventually, resources_in, running, write
 
 from capacity import snapshot as gathering
 from capacity.accounting import holdings
@@ -18,7 +18,7 @@ from vicinage.settings import IndexerSettings
 
 
 def test_counts_and_bytes_are_those_of_what_was_written(tmp_path: Path) -> None:
-    base = open_ground(tmp_path / "data", seal_passages=20)
+    base = resources_in(tmp_path / "data", seal_passages=20)
     for tenant, collection in (("acme", "docs"), ("other", "notes")):
         provisioning.create_tenant(base.registry, base.log, tenant, actor="test")
         provisioning.create_collection(

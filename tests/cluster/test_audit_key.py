@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from cluster.audit_key import FILE, path_of
 from cluster.cli import main
 from cluster.configuration import ConfigurationError
-from cluster.wiring import ground
+from cluster.wiring import open_resources
 from tenants.audit import Audit
 from vicinage.settings import AuditSettings, Settings
 
@@ -18,7 +18,7 @@ def settings(folder: Path, **audit: str) -> Settings:
 
 
 def verified(of: Settings) -> tuple[int, int | None]:
-    base = ground(of, audit_key_optional=True)
+    base = open_resources(of, audit_key_optional=True)
     try:
         found = Audit(base.engine).verify()
         return found.seq, found.keyed_from
@@ -49,7 +49,7 @@ def test_a_node_without_the_file_does_not_start_and_makes_no_second_key(tmp_path
     path = tmp_path / "data" / FILE
     kept = path.rename(tmp_path / "kept")
     with pytest.raises(ConfigurationError, match="copy it from the node that has it"):
-        ground(here)
+        open_resources(here)
     assert not path.exists()
     kept.rename(path)
     assert verified(here) == (1, 1)
@@ -60,7 +60,7 @@ def test_a_file_that_is_no_key_is_said_in_one_line(tmp_path: Path) -> None:
     verified(here)
     (tmp_path / "data" / FILE).write_text('{"key": "zz"}')
     with pytest.raises(ConfigurationError, match="is no audit key"):
-        ground(here)
+        open_resources(here)
 
 
 def test_verify_says_intact_with_the_key_alone_and_exits_otherwise_without(tmp_path: Path) -> None:

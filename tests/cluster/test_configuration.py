@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from cluster.cli import main
 from cluster.configuration import ConfigurationError, load, names, origins, unknown_variables, usable_data
 from cluster.identity import check_identity, identity_of, remember_identity
-from cluster.wiring import ground
+from cluster.wiring import open_resources
 from vicinage.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -133,7 +133,7 @@ def test_what_others_could_read_in_a_directory_that_is_there_they_can_no_more(fo
 def test_every_role_tightens_the_directory_it_is_given(folder: Path) -> None:
     data = folder / "data"
     data.mkdir(mode=0o755)
-    ground(Settings(data=data)).close()
+    open_resources(Settings(data=data)).close()
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
 
 

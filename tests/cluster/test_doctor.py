@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from house import eventually, make_ingest, open_ground
+from house import eventually, make_ingest, resources_in
 
 from cluster.doctor import access_warning, examine
 from tenants import provisioning, resuming
@@ -45,7 +45,7 @@ def test_a_warning_is_no_failure_and_says_what_to_do(kafka_servers, tmp_path, mo
 
 
 def test_a_halted_partition_is_a_failure_until_its_tenant_is_resumed(tmp_path: Path) -> None:
-    base = open_ground(tmp_path / "data")
+    base = resources_in(tmp_path / "data")
     tenant = provisioning.create_tenant(base.registry, base.log, "acme", partitions=1, actor="test")
     provisioning.create_collection(base.registry, base.log, "acme", "docs", dimension=3, slots_total=8, actor="test")
     record = Record(json.dumps({"collection": "docs", "id": "a", "vector": [1, 0, 0]}).encode())

@@ -11,7 +11,7 @@ from house import eventually
 from servers import ROOT
 
 from cluster.local import check_free, prepare
-from cluster.wiring import ground
+from cluster.wiring import open_resources
 from tenants.keys import Keys
 from vicinage.errors import Refused
 from vicinage.settings import Settings
@@ -63,7 +63,7 @@ def test_the_operator_of_a_data_directory_gets_another_key_for_one_that_was_revo
     first = path.read_text().strip()
     prepare(settings)
     assert path.read_text().strip() == first, "a key that is accepted stays"
-    base = ground(settings)
+    base = open_resources(settings)
     keys = Keys(base.engine, base.clock)
     other, _ = keys.create(None, {"operate"}, actor="test")
     keys.revoke(first.split("_")[1], actor="test")

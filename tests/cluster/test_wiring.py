@@ -11,7 +11,7 @@ import pytest
 from house import settings
 from servers import free_port
 
-from cluster.wiring import ground
+from cluster.wiring import open_resources
 from vicinage.errors import Unavailable
 from vicinage.settings import Settings
 
@@ -55,11 +55,11 @@ def forwarded_later(port: int, to: str, after_s: float) -> Iterator[None]:
 def test_a_log_that_is_away_is_waited_for_as_long_as_asked(tmp_path: Path) -> None:
     port, began = free_port(), time.monotonic()
     with pytest.raises(Unavailable):
-        ground(on_port(tmp_path, port), log_wait_s=1.2)
+        open_resources(on_port(tmp_path, port), log_wait_s=1.2)
     assert time.monotonic() - began > 0.5
     again = time.monotonic()
     with pytest.raises(Unavailable):
-        ground(on_port(tmp_path, port))
+        open_resources(on_port(tmp_path, port))
     assert time.monotonic() - again < 10, "a command says so at once"
 
 
@@ -69,6 +69,6 @@ def test_brokers_that_start_beside_a_role_are_waited_for(tmp_path: Path, kafka_s
     port = free_port()
     with (
         forwarded_later(port, kafka_servers, after_s=1.5),
-        ground(on_port(tmp_path, port), log_wait_s=30).log as log,
+        open_resources(on_port(tmp_path, port), log_wait_s=30).log as log,
     ):
         assert "vicinage.vectors" in log.topics()

@@ -170,13 +170,13 @@ def test_settings_that_cannot_work_are_named_with_what_to_set(log: Log, kafka_se
 def test_a_tenant_is_not_created_over_a_topic_that_cannot_work(tmp_path: Path, log: Log, kafka_servers: str) -> None:
     from house import settings
 
-    from cluster.wiring import ground
+    from cluster.wiring import open_resources
     from tenants import provisioning
 
     name = f"team-{uuid.uuid4().hex[:8]}"
     log.ensure_topic(f"vicinage.docs.{name}")
     configure(kafka_servers, f"vicinage.docs.{name}", cleanup_policy="compact")
-    base = ground(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
     try:
         with pytest.raises(Refused, match=r"cleanup\.policy"):
             provisioning.create_tenant(base.registry, base.log, name, actor="test")
@@ -262,13 +262,13 @@ def test_everything_comes_back_by_itself_when_the_broker_was_away_under_writes(
 def test_dead_letters_that_cannot_be_written_hold_up_nobody(tmp_path: Path, kafka_servers: str) -> None:
     from house import settings
 
-    from cluster.wiring import ground
+    from cluster.wiring import open_resources
     from ingest import dead_letters
     from tenants import provisioning
     from vicinage.log import Stored
     from vicinage.records import Rejected
 
-    base = ground(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
     letters = [(Stored("vicinage.docs.x", 0, 3, Record(b"{")), Rejected("no JSON"))]
     try:
         tenant = provisioning.create_tenant(base.registry, base.log, f"team-{uuid.uuid4().hex[:8]}", actor="test")

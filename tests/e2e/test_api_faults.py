@@ -16,11 +16,11 @@ import numpy as np
 import orjson
 import pytest
 from gate import Caller, build, calling, platform, problem, serving
-from house import eventually, make_ingest, open_ground, running, settings
+from house import eventually, make_ingest, resources_in, running, settings
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from cluster.wiring import build_searcher, ground
+from cluster.wiring import build_searcher, open_resources
 from indexer import reindex
 from query import gateway
 from query.api import http
@@ -95,7 +95,7 @@ def ingesting(base: Any) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Caller, Wire, Wire, str]]:
     """Two searchers of four slots each, and a collection that lies on all eight."""
-    base = open_ground(tmp_path_factory.mktemp("halves"))
+    base = resources_in(tmp_path_factory.mktemp("halves"))
     searchers = [build_searcher(base, slots) for slots in (range(4), range(4, 8))]
     for searcher in searchers:
         searcher.start()
@@ -183,7 +183,7 @@ def test_a_collection_says_how_many_of_its_shards_answered(halves: Any) -> None:
 
 
 def test_a_slot_that_nobody_holds_is_a_missing_shard(tmp_path: Path) -> None:
-    base = open_ground(tmp_path)
+    base = resources_in(tmp_path)
     searcher = build_searcher(base, range(4))
     searcher.start()
     with calling(base, searcher, build(base, [searcher])) as call:
@@ -202,7 +202,7 @@ def test_a_slot_that_nobody_holds_is_a_missing_shard(tmp_path: Path) -> None:
 @pytest.fixture
 def apart(tmp_path: Path) -> Iterator[tuple[Caller, Any, list[bool]]]:
     """A gateway whose way to the log and to the catalog can be cut, while the rest goes on."""
-    base = open_ground(tmp_path)
+    base = resources_in(tmp_path)
     cut = [False]
     engine = open_catalog(base.settings.catalog_url.get_secret_value())
     use_key(engine, key_of(base.engine))
@@ -263,7 +263,7 @@ def test_while_the_catalog_is_away_a_known_key_still_searches_and_the_rest_refus
 
 
 def test_searches_during_a_reindex_see_the_old_generation_or_the_new_and_nothing_else(tmp_path: Path) -> None:
-    base = open_ground(tmp_path)
+    base = resources_in(tmp_path)
     # The gateway sees the catalog late, as one on another node would.
     own = replace(base, registry=Registry(base.engine, base.clock))
     with running(base) as searcher, calling(own, searcher, build(own, [searcher])) as call:
@@ -288,7 +288,7 @@ def test_searches_during_a_reindex_see_the_old_generation_or_the_new_and_nothing
 
 
 def test_a_question_whose_generation_went_away_on_the_way_is_asked_again_of_the_new_one(tmp_path: Path) -> None:
-    base = open_ground(tmp_path)
+    base = resources_in(tmp_path)
     with running(base, indexing=False) as searcher:
         wire = Wire(searcher)
         with calling(base, searcher, build(base, [wire])) as call:
@@ -324,7 +324,7 @@ def cut_over_unseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
     """A gateway and a searcher that have not seen their collection's cut-over yet, and the tenant's key."""
     monkeypatch.setattr(gateway, "REFRESH_S", 3_600)
     made = settings(folder)
-    base = ground(made.model_copy(update={"searcher": made.searcher.model_copy(update={"adopt_s": 60.0})}))
+    base = open_resources(made.model_copy(update={"searcher": made.searcher.model_copy(update={"adopt_s": 60.0})}))
     own = replace(base, registry=Registry(base.engine, base.clock))
     with running(base) as searcher, calling(own, searcher, build(own, [searcher])) as call:
         name, key = call.tenant()
@@ -360,7 +360,7 @@ def test_a_read_that_waits_for_a_write_finds_it_though_the_cut_over_was_not_seen
 
 
 def test_a_wait_that_ends_with_the_deadline_says_what_was_not_reached(tmp_path: Path) -> None:
-    base = open_ground(tmp_path)
+    base = resources_in(tmp_path)
     searcher = build_searcher(base)  # nobody ingests here
     searcher.start()
     with calling(base, searcher, build(base, [searcher])) as call:
@@ -378,7 +378,7 @@ def test_a_wait_that_ends_with_the_deadline_says_what_was_not_reached(tmp_path: 
 
 
 def test_waits_of_one_tenant_leave_room_for_the_others(tmp_path: Path) -> None:
-    base = open_ground(tmp_path)
+    base = resources_in(tmp_path)
     searcher = build_searcher(base)
     searcher.start()
     with calling(base, searcher, build(base, [searcher])) as call:
@@ -426,7 +426,7 @@ def test_beyond_its_bound_the_gateway_answers_429_at_once_and_200_once_there_is_
 
 
 def test_the_first_answer_of_a_batch_does_not_wait_for_the_last(tmp_path: Path) -> None:
-    base = open_ground(tmp_path)
+    base = resources_in(tmp_path)
     searcher = build_searcher(base)
     searcher.start()
     with calling(base, searcher, build(base, [searcher])) as call:
@@ -435,8 +435,8 @@ def test_the_first_answer_of_a_batch_does_not_wait_for_the_last(tmp_path: Path) 
         with ingesting(base):
             call.search(key, vector=Q, wait_for=call.write(key, [{"id": "a", "vector": Q}]))
         late = call("DELETE", "/v1/collections/c/documents/a", key).json()["token"]  # and nobody ingests it
-        asked = [{"vector": Q, "wait_for": late, "timeout_ms": 60_000}, {"vector": Q}]
-        answers = stream(call.house, asker(name), "c", asked)
+        late_one, other = {"vector": Q, "wait_for": late, "timeout_ms": 60_000}, {"vector": Q}
+        answers = stream(call.house, asker(name), "c", [orjson.dumps(late_one), orjson.dumps(other)])
 
         async def following() -> dict[str, Any]:
             return dict(orjson.loads(await anext(answers)))
@@ -465,7 +465,7 @@ def test_a_question_of_a_batch_holds_its_place_until_its_line_is_taken(tmp_path:
         admission = call.house.answerer.admission
 
         async def slow_reader() -> list[int]:
-            lines = stream(call.house, asker(name), "c", [{"vector": Q}] * 100)
+            lines = stream(call.house, asker(name), "c", [orjson.dumps({"vector": Q})] * 100)
             inside = []
             async for _ in lines:
                 await asyncio.sleep(0.01)  # time for all others to be answered, were they let in
@@ -478,7 +478,7 @@ def test_a_question_of_a_batch_holds_its_place_until_its_line_is_taken(tmp_path:
         assert admission.in_flight == 0
 
         async def reader_who_leaves() -> None:
-            lines = stream(call.house, asker(name), "c", [{"vector": Q}] * 100)
+            lines = stream(call.house, asker(name), "c", [orjson.dumps({"vector": Q})] * 100)
             await anext(lines)
             await lines.aclose()
             await asyncio.sleep(0.1)
@@ -500,7 +500,7 @@ def test_a_key_that_is_revoked_ends_the_batch_that_it_asks(tmp_path: Path) -> No
 
         async def read() -> list[bytes]:
             nonlocal revoked
-            lines = stream(call.house, who, "c", [{"vector": Q}] * 100)
+            lines = stream(call.house, who, "c", [orjson.dumps({"vector": Q})] * 100)
             found = [await anext(lines)]
             revoked = True
             return found + [line async for line in lines]
@@ -511,7 +511,7 @@ def test_a_key_that_is_revoked_ends_the_batch_that_it_asks(tmp_path: Path) -> No
 
 
 def test_a_search_that_waits_gives_up_its_place_when_its_caller_goes_away(tmp_path: Path) -> None:
-    base = open_ground(tmp_path)  # nobody ingests here
+    base = resources_in(tmp_path)  # nobody ingests here
     searcher = build_searcher(base)
     searcher.start()
     with calling(base, searcher, build(base, [searcher])) as call:
@@ -535,7 +535,7 @@ def test_a_search_that_waits_gives_up_its_place_when_its_caller_goes_away(tmp_pa
 
 
 def test_a_search_that_waits_while_the_gateway_stops_is_told_to_ask_again(tmp_path: Path) -> None:
-    base = open_ground(tmp_path)  # nobody ingests here
+    base = resources_in(tmp_path)  # nobody ingests here
     searcher = build_searcher(base)
     searcher.start()
     with calling(base, searcher, build(base, [searcher])) as call, ThreadPoolExecutor(2) as callers:
@@ -671,7 +671,7 @@ def test_while_the_embedder_is_away_text_waits_and_vectors_go_on(tmp_path: Path)
 
 
 def test_the_gateway_ends_even_when_a_cancellation_is_swallowed_on_the_way(tmp_path: Path) -> None:
-    base = open_ground(tmp_path)
+    base = resources_in(tmp_path)
     searcher = build_searcher(base)
     searcher.start()
     wire = Wire(searcher)
@@ -698,7 +698,7 @@ def test_the_gateway_ends_even_when_a_cancellation_is_swallowed_on_the_way(tmp_p
 
 def test_what_runs_beside_the_routes_ends_the_role_when_it_dies(tmp_path: Path) -> None:
     died: list[BaseException] = []
-    base = open_ground(tmp_path)
+    base = resources_in(tmp_path)
     own = replace(base, registry=Registry(base.engine, base.clock))
     with calling(own, None, build(own, [], on_failure=died.append)):
         own.registry.refresh = lambda: 1 // 0  # type: ignore[method-assign]

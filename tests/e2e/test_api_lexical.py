@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import pytest
 from gate import Caller, build, calling, platform, problem
-from house import HashEmbedder, eventually, open_ground, running
+from house import HashEmbedder, eventually, resources_in, running
 
 from vicinage.errors import Unavailable
 from vicinage.settings import GatewaySettings
@@ -266,7 +266,7 @@ def test_the_recall_monitor_samples_vectors_alone(call: Caller) -> None:
 
 def test_words_are_found_before_and_after_sealing_compaction_and_a_restart(tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("sealing")
-    base = open_ground(folder, seal_passages=5, segments_max=2)
+    base = resources_in(folder, seal_passages=5, segments_max=2)
     try:
         with running(base, indexing=True) as searcher, calling(base, searcher, build(base, [searcher])) as caller:
             _, key = caller.tenant()

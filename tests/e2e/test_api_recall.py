@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from gate import Caller, build, calling
-from house import eventually, open_ground, running
+from house import eventually, resources_in, running
 
 from query.quality.interval import ENOUGH
 from query.quality.recall import Sample
@@ -20,7 +20,7 @@ ROWS = 60
 @contextmanager
 def two_gateways(folder: Path) -> Iterator[tuple[Caller, contextmanager]]:
     """A platform that seals after ROWS passages, a caller of its gateway, and a way to start another one."""
-    base = open_ground(folder, seal_passages=ROWS, flat_max=1)
+    base = resources_in(folder, seal_passages=ROWS, flat_max=1)
     try:
         with running(base) as searcher, calling(base, searcher, build(base, [searcher], SETTINGS)) as call:
             yield call, lambda: calling(base, searcher, build(base, [searcher], SETTINGS))

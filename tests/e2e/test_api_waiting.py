@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from gate import Caller, build, calling, problem
-from house import eventually, open_ground, running
+from house import eventually, resources_in, running
 from model_server import ModelServer
 
 Q = [1.0, 0.0, 0.0, 0.0]
@@ -20,7 +20,7 @@ def far() -> Iterator[ModelServer]:
 
 @pytest.fixture
 def call(tmp_path: Path, far: ModelServer) -> Iterator[Caller]:
-    base = open_ground(tmp_path)
+    base = resources_in(tmp_path)
     base.registry.register_model(far.entry(), actor="test")
     with (
         running(base, by_model={"far": far.client()}) as searcher,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from gate import Caller, build, calling
-from house import build_searcher, eventually, make_ingest, open_ground
+from house import build_searcher, eventually, make_ingest, resources_in
 
 from query import readiness
 from tenants.provisioning import HEALTH_TOPIC
@@ -18,7 +18,7 @@ from tenants.provisioning import HEALTH_TOPIC
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Any]:
     """A gateway with a searcher, and ingest that a test may stop: (caller, stop, searcher)."""
-    base = open_ground(tmp_path)
+    base = resources_in(tmp_path)
     stop = threading.Event()
     work = threading.Thread(target=make_ingest(base).run, args=(stop,), daemon=True)
     searcher = build_searcher(base)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from house import DIMENSION, eventually, hash_vector, make_indexer, make_ingest, open_ground, running
+from house import DIMENSION, eventually, hash_vector, make_indexer, make_ingest, resources_in, running
 
 from indexer import reindex
 from ingest import intake
@@ -35,7 +35,7 @@ def fill(base, names: list[str], text: str = "") -> None:
 
 
 def start(folder: Path, **indexer):
-    base = open_ground(folder, **{**SMALL, **indexer})
+    base = resources_in(folder, **{**SMALL, **indexer})
     if not base.registry.tenants():
         provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
         provisioning.create_collection(
@@ -66,8 +66,8 @@ def found(searcher, base) -> list[str]:
 WORK = """
 import sys; sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from house import make_indexer, open_ground
-base = open_ground(Path(sys.argv[1]), seal_passages=10, segments_max=2, flat_max=15, lease_s=1.5)
+from house import make_indexer, resources_in
+base = resources_in(Path(sys.argv[1]), seal_passages=10, segments_max=2, flat_max=15, lease_s=1.5)
 indexer = make_indexer(base, owner="the one that dies")
 for _ in range(30):
     indexer.step(0.1)
@@ -180,7 +180,7 @@ def test_killed_while_it_rebuilds_a_segment_it_leaves_everything_as_it_was_or_as
     file = Path(base.settings.store_url) / before.segments[0].objects["passages"].path
     file.write_bytes(file.read_bytes()[:-40] + b"\xff" * 40)
     with running(base, indexing=False) as searcher, pytest.raises(Corrupt):
-        found(searcher, open_ground(tmp_path / "data"))
+        found(searcher, resources_in(tmp_path / "data"))
     assert [d.state for d in base.manifests.quarantine.open()] == ["noted"]
     words = [sys.executable, "-c", WORK, str(tmp_path / "data"), str(Path(__file__).parent.parent)]
     killed = subprocess.run(words, env={**os.environ, "VICINAGE_CRASH": point}, check=False, timeout=60)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import HashEmbedder, eventually, make_ingest, open_ground
+from house import HashEmbedder, eventually, make_ingest, resources_in
 
 from cluster import roles
 from ingest.run import STOP_S
@@ -43,7 +43,7 @@ class Away:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Any:
-    found = open_ground(tmp_path)
+    found = resources_in(tmp_path)
     create_tenant(found.registry, found.log, "acme", actor="test")
     create_collection(found.registry, found.log, "acme", "c", model="all-minilm-l6-v2", slots_total=8, actor="test")
     yield found

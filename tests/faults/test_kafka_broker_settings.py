@@ -10,7 +10,7 @@ import pytest
 from house import eventually, make_ingest, settings
 from servers import free_port, kafka_starter
 
-from cluster.wiring import Ground, ground
+from cluster.wiring import Resources, open_resources
 from tenants import provisioning
 from tenants.entities import Group
 from tenants.ingested import ingested
@@ -35,25 +35,25 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def base(tmp_path: Path, servers: str) -> Iterator[Ground]:
-    made = ground(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{servers}"}))
+def base(tmp_path: Path, servers: str) -> Iterator[Resources]:
+    made = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{servers}"}))
     yield made
     made.close()
 
 
-def send(base: Ground, topic: str, *ids: str) -> None:
+def send(base: Resources, topic: str, *ids: str) -> None:
     values = [orjson.dumps({"collection": "docs", "id": i, "vector": [1, 0, 0]}) for i in ids]
     base.log.append(topic, 0, [Record(value) for value in values])
 
 
-def make_tenant(base: Ground) -> str:
+def make_tenant(base: Resources) -> str:
     name = f"team-{uuid.uuid4().hex[:8]}"
     tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
     provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
     return tenant.documents_topic
 
 
-def test_a_topic_that_the_broker_refuses_halts_alone_and_goes_on_by_itself_once_it_is_allowed(base: Ground) -> None:
+def test_a_topic_that_the_broker_refuses_halts_alone_and_goes_on_by_itself_once_it_is_allowed(base: Resources) -> None:
     from kafka.admin import ACL, ACLOperation, ACLPermissionType, KafkaAdminClient, ResourcePattern, ResourceType
 
     refused, other = make_tenant(base), make_tenant(base)
@@ -82,7 +82,7 @@ def test_a_topic_that_the_broker_refuses_halts_alone_and_goes_on_by_itself_once_
             ingest.stop()
 
 
-def test_positions_that_expire_at_the_broker_are_taken_from_the_catalog(base: Ground) -> None:
+def test_positions_that_expire_at_the_broker_are_taken_from_the_catalog(base: Resources) -> None:
     topic = make_tenant(base)
     tp, name = (topic, 0), topic.removeprefix("vicinage.docs.")
     send(base, topic, "a", "b")

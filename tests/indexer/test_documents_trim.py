@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import make_indexer, open_ground
+from house import make_indexer, resources_in
 from sealed import append, contents, make_collection, up, version
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from indexer.documents_trim import STAND_STILL_S, DocumentsTrim, floors
 from indexer.run import Indexer
 from tenants import provisioning
@@ -27,29 +27,29 @@ KEEP_S = 3_600.0
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Iterator[Ground]:
-    made = open_ground(tmp_path / "data", keep_documents_s=KEEP_S, keep_documents_bytes=10_000, seal_passages=1)
+def base(tmp_path: Path) -> Iterator[Resources]:
+    made = resources_in(tmp_path / "data", keep_documents_s=KEEP_S, keep_documents_bytes=10_000, seal_passages=1)
     yield replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
     made.close()
 
 
 @pytest.fixture
-def trim(base: Ground) -> DocumentsTrim:
+def trim(base: Resources) -> DocumentsTrim:
     make_collection(base)
     return DocumentsTrim(base.log, base.registry, base.settings.indexer, base.clock)
 
 
-def pass_time(base: Ground, trim: DocumentsTrim, seconds: float) -> None:
+def pass_time(base: Resources, trim: DocumentsTrim, seconds: float) -> None:
     for _ in range(int(seconds / 20) + 1):
         base.clock.advance(20)
         trim.step()
 
 
-def write(base: Ground, n: int, *, bytes_: int = 10) -> None:
+def write(base: Resources, n: int, *, bytes_: int = 10) -> None:
     base.log.append(*DOCS, [Record(b"x" * bytes_) for _ in range(n)])
 
 
-def test_what_ingest_is_beyond_is_kept_for_a_while_and_then_goes(base: Ground, trim: DocumentsTrim) -> None:
+def test_what_ingest_is_beyond_is_kept_for_a_while_and_then_goes(base: Resources, trim: DocumentsTrim) -> None:
     write(base, 10)
     base.log.commit(Group.INGEST, {DOCS: 7})
     pass_time(base, trim, KEEP_S - 100)
@@ -60,7 +60,7 @@ def test_what_ingest_is_beyond_is_kept_for_a_while_and_then_goes(base: Ground, t
     assert base.log.begin(*DOCS) == 7
 
 
-def test_what_takes_too_many_bytes_goes_sooner(base: Ground, trim: DocumentsTrim) -> None:
+def test_what_takes_too_many_bytes_goes_sooner(base: Resources, trim: DocumentsTrim) -> None:
     write(base, 40, bytes_=1_000)
     base.log.commit(Group.INGEST, {DOCS: 35})
     pass_time(base, trim, STAND_STILL_S / 2)
@@ -73,7 +73,7 @@ def test_what_takes_too_many_bytes_goes_sooner(base: Ground, trim: DocumentsTrim
     assert base.log.begin(*DOCS) == 40, "never beyond what ingest has done"
 
 
-def test_what_a_lane_still_reads_is_kept(base: Ground, trim: DocumentsTrim) -> None:
+def test_what_a_lane_still_reads_is_kept(base: Resources, trim: DocumentsTrim) -> None:
     write(base, 40, bytes_=1_000)
     [lane] = base.registry.lanes.open([IngestLane("acme", "docs", 1, 0, 12, "model")])
     base.log.commit(Group.INGEST, {DOCS: 40})
@@ -86,7 +86,7 @@ def test_what_a_lane_still_reads_is_kept(base: Ground, trim: DocumentsTrim) -> N
 
 @pytest.mark.parametrize("resumed", [None, 3])
 def test_a_topic_made_anew_while_its_earlier_one_is_trimmed_keeps_what_ingest_has_not_done(
-    base: Ground, trim: DocumentsTrim, resumed: int | None
+    base: Resources, trim: DocumentsTrim, resumed: int | None
 ) -> None:
     write(base, 2_500)
     base.log.commit(Group.INGEST, {DOCS: 2_500})
@@ -104,7 +104,7 @@ def test_a_topic_made_anew_while_its_earlier_one_is_trimmed_keeps_what_ingest_ha
     assert base.log.begin(*DOCS) <= (resumed or 0)
 
 
-def test_what_a_restart_would_read_again_is_kept(base: Ground, trim: DocumentsTrim) -> None:
+def test_what_a_restart_would_read_again_is_kept(base: Resources, trim: DocumentsTrim) -> None:
     """Whoever may alter the group's positions in Kafka cannot have records deleted that nobody read."""
     write(base, 10)
     (topic_id,) = base.log.topic_ids(DOCS[0]).values()
@@ -120,7 +120,7 @@ def test_a_position_that_is_not_known_trims_nothing() -> None:
     assert floors({DOCS: 9, ("vicinage.docs.other", 0): 5}, [lane]) == {DOCS: 3, ("vicinage.docs.other", 0): 5}
 
 
-def work_off(base: Ground, indexer: Indexer, rounds: int = 6) -> None:
+def work_off(base: Resources, indexer: Indexer, rounds: int = 6) -> None:
     for _ in range(rounds):
         indexer.step()
         indexer._maintenance.settle()
@@ -128,7 +128,7 @@ def work_off(base: Ground, indexer: Indexer, rounds: int = 6) -> None:
 
 
 def test_superseded_objects_go_a_minute_after_the_manifest_stopped_to_name_them(tmp_path: Path) -> None:
-    made = open_ground(tmp_path / "data", seal_passages=1, segments_max=1, superseded_age_s=60, scrub_per_minute=0)
+    made = resources_in(tmp_path / "data", seal_passages=1, segments_max=1, superseded_age_s=60, scrub_per_minute=0)
     base = replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
     generation, indexer = make_collection(base), make_indexer(base)
     for i in range(4):
@@ -144,7 +144,7 @@ def test_superseded_objects_go_a_minute_after_the_manifest_stopped_to_name_them(
 
 
 def test_objects_of_a_deleted_collection_go_at_the_age_of_an_orphan(tmp_path: Path) -> None:
-    made = open_ground(tmp_path / "data", seal_passages=1, orphan_age_s=100)
+    made = resources_in(tmp_path / "data", seal_passages=1, orphan_age_s=100)
     base = replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
     generation, indexer = make_collection(base), make_indexer(base)
     append(base, generation, up("a", 1))
@@ -177,7 +177,7 @@ class Leaderless:
 
 
 @pytest.mark.parametrize("broken", ["aaa", "zzz"])
-def test_a_topic_without_a_leader_keeps_no_other_from_being_trimmed(base: Ground, broken: str) -> None:
+def test_a_topic_without_a_leader_keeps_no_other_from_being_trimmed(base: Resources, broken: str) -> None:
     make_collection(base)
     tenant = provisioning.create_tenant(base.registry, base.log, broken, actor="test")
     for topic in (DOCS[0], tenant.documents_topic):
@@ -192,7 +192,9 @@ def test_a_topic_without_a_leader_keeps_no_other_from_being_trimmed(base: Ground
     assert base.log.begin(tenant.documents_topic, 0) == 0
 
 
-def test_a_topic_that_loses_its_leader_before_it_is_trimmed_keeps_no_other(base: Ground, trim: DocumentsTrim) -> None:
+def test_a_topic_that_loses_its_leader_before_it_is_trimmed_keeps_no_other(
+    base: Resources, trim: DocumentsTrim
+) -> None:
     tenant = provisioning.create_tenant(base.registry, base.log, "aaa", actor="test")
     log = Leaderless(base.log, "none yet")
     trim = DocumentsTrim(log, base.registry, base.settings.indexer, base.clock)  # type: ignore[arg-type]

@@ -11,12 +11,12 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
-from house import make_indexer, open_ground
+from house import make_indexer, resources_in
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sealed import DIMENSION, append, contents, gone, loaded, make_collection, up
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from indexer import reindex
 from indexer.backends import open_backend
 from indexer.index.loader import Loading
@@ -46,19 +46,19 @@ QUIET = {
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Iterator[Ground]:
+def base(tmp_path: Path) -> Iterator[Resources]:
     made = opened(tmp_path)
     yield made
     made.close()
 
 
-def opened(folder: Path, **indexer: Any) -> Ground:
+def opened(folder: Path, **indexer: Any) -> Resources:
     """A platform whose time is the test's."""
-    made = open_ground(folder / "data", **{**QUIET, **indexer})
+    made = resources_in(folder / "data", **{**QUIET, **indexer})
     return replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
 
 
-def step(base: Ground, indexer: Indexer, n: int = 1) -> None:
+def step(base: Resources, indexer: Indexer, n: int = 1) -> None:
     """Let it do its work, a second later each time."""
     for _ in range(n):
         indexer.step()
@@ -66,7 +66,7 @@ def step(base: Ground, indexer: Indexer, n: int = 1) -> None:
         base.clock.advance(2)
 
 
-def two_segments(base: Ground, indexer: Indexer) -> Generation:
+def two_segments(base: Resources, indexer: Indexer) -> Generation:
     """One of documents in several passages, and one that replaces a document, deletes two, and has another."""
     generation = make_collection(base, index="hnsw:M=8")
     append(base, generation, *(up(name, i, 1 + i % 3) for i, name in enumerate("abcdefgh", start=1)))
@@ -78,11 +78,11 @@ def two_segments(base: Ground, indexer: Indexer) -> Generation:
     return generation
 
 
-def manifest_of(base: Ground, generation: Generation) -> Manifest:
+def manifest_of(base: Resources, generation: Generation) -> Manifest:
     return base.manifests.of(generation.shards()[0], start=generation.starts[0])
 
 
-def inside(base: Ground, generation: Generation) -> list[tuple[Any, ...]]:
+def inside(base: Resources, generation: Generation) -> list[tuple[Any, ...]]:
     """Everything that the shard's segments say, in their order, whatever their names."""
     found = []
     for ref in manifest_of(base, generation).segments:
@@ -93,7 +93,7 @@ def inside(base: Ground, generation: Generation) -> list[tuple[Any, ...]]:
     return found
 
 
-def answers(base: Ground, generation: Generation) -> list[Any]:
+def answers(base: Resources, generation: Generation) -> list[Any]:
     """What a searcher that starts now answers: exactly, by the index, by words, by a filter."""
     shard = loaded(base, generation.shards()[0], generation)
     question = np.ones((1, DIMENSION), np.float32)
@@ -107,12 +107,12 @@ def answers(base: Ground, generation: Generation) -> list[Any]:
     return [[(p.hits, p.lexical) for p in found], shard.stats().documents, contents(base, generation)]
 
 
-def fresh(base: Ground) -> Loading:
+def fresh(base: Resources) -> Loading:
     """How a process that starts now loads segments: it has verified nothing yet."""
     return Loading(open_store(base.settings.store_url), open_backend(), base.manifests.quarantine, "searcher")
 
 
-def meet(base: Ground, generation: Generation) -> list[Damaged]:
+def meet(base: Resources, generation: Generation) -> list[Damaged]:
     """Load all of the shard, words included, as a searcher does; what it could not use."""
     shard = generation.shards()[0]
     barred = base.manifests.quarantine.barred(shard)
@@ -125,7 +125,7 @@ def meet(base: Ground, generation: Generation) -> list[Damaged]:
     return met
 
 
-def file_of(base: Ground, ref: SegmentRef, role: str) -> Path:
+def file_of(base: Resources, ref: SegmentRef, role: str) -> Path:
     return Path(base.settings.store_url) / ref.objects[role].path
 
 
@@ -147,7 +147,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("role", ROLES)
 def test_a_damaged_object_is_noted_and_its_segment_rebuilt_as_it_was(
-    base: Ground, role: str, harm: str, at: int
+    base: Resources, role: str, harm: str, at: int
 ) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
@@ -177,7 +177,7 @@ def test_a_damaged_object_is_noted_and_its_segment_rebuilt_as_it_was(
     assert meet(base, generation) == []
 
 
-def put_in(base: Ground, indexer: Indexer, generation: Generation, at: int, role: str, file: str, data: Any) -> None:
+def put_in(base: Resources, indexer: Indexer, generation: Generation, at: int, role: str, file: str, data: Any) -> None:
     """Have the shard's manifest name an object of other content, whose checksum is right: as an older version wrote it."""
     before = manifest_of(base, generation)
     ref = before.segments[at]
@@ -196,7 +196,7 @@ def columns(file: Path, names: Callable[[list[str]], list[str]], sink: Path) -> 
     return sink
 
 
-def older(base: Ground, ref: SegmentRef, form: str, sink: Path) -> tuple[str, str, Any]:
+def older(base: Resources, ref: SegmentRef, form: str, sink: Path) -> tuple[str, str, Any]:
     """Role, name and content of an object in a form that is not read."""
     match form:
         case "passages without their places in the text":
@@ -236,7 +236,9 @@ FORMS = [
 
 @pytest.mark.parametrize("at", [0, 1], ids=["the older segment", "the one with deletions"])
 @pytest.mark.parametrize("form", FORMS)
-def test_an_older_format_is_said_to_be_one_and_is_rewritten(base: Ground, tmp_path: Path, form: str, at: int) -> None:
+def test_an_older_format_is_said_to_be_one_and_is_rewritten(
+    base: Resources, tmp_path: Path, form: str, at: int
+) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     whole, asked, before = inside(base, generation), answers(base, generation), manifest_of(base, generation)
@@ -259,12 +261,12 @@ def test_an_older_format_is_said_to_be_one_and_is_rewritten(base: Ground, tmp_pa
     assert meet(base, generation) == []
 
 
-def trim(base: Ground, generation: Generation) -> None:
+def trim(base: Resources, generation: Generation) -> None:
     slot = generation.slots[0]
     base.log.trim(VECTORS_TOPIC, slot, manifest_of(base, generation).sealed)
 
 
-def test_what_nothing_has_any_more_is_refused_says_what_to_do_and_heals_when_it_is_put_back(base: Ground) -> None:
+def test_what_nothing_has_any_more_is_refused_says_what_to_do_and_heals_when_it_is_put_back(base: Resources) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     whole, asked, before = inside(base, generation), answers(base, generation), manifest_of(base, generation)
@@ -291,7 +293,7 @@ def test_what_nothing_has_any_more_is_refused_says_what_to_do_and_heals_when_it_
 
 
 @pytest.mark.parametrize("role", ["index", "lexical", "documents"])
-def test_without_the_log_it_is_rebuilt_of_its_other_objects(base: Ground, role: str) -> None:
+def test_without_the_log_it_is_rebuilt_of_its_other_objects(base: Resources, role: str) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     whole, asked = inside(base, generation), answers(base, generation)
@@ -302,7 +304,9 @@ def test_without_the_log_it_is_rebuilt_of_its_other_objects(base: Ground, role: 
     assert (inside(base, generation), answers(base, generation)) == (whole, asked)
 
 
-def test_where_no_offsets_are_known_as_of_older_manifests_and_of_copied_rows_the_log_is_not_asked(base: Ground) -> None:
+def test_where_no_offsets_are_known_as_of_older_manifests_and_of_copied_rows_the_log_is_not_asked(
+    base: Resources,
+) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     before = manifest_of(base, generation)
@@ -316,7 +320,7 @@ def test_where_no_offsets_are_known_as_of_older_manifests_and_of_copied_rows_the
 
 @pytest.mark.parametrize("role", ["passages", "documents", "index", "passages_copy"])
 @pytest.mark.parametrize("how", ["a bit flipped", "lost"])
-def test_what_a_reindex_copied_is_rebuilt_without_the_log(base: Ground, role: str, how: str) -> None:
+def test_what_a_reindex_copied_is_rebuilt_without_the_log(base: Resources, role: str, how: str) -> None:
     indexer = make_indexer(base)
     source = two_segments(base, indexer)
     reindex.start(base.registry, base.jobs, "acme", "docs", index="hnsw:M=8", model=None, shards=1, actor="test")
@@ -367,7 +371,7 @@ def test_it_is_taken_from_what_is_left_and_only_then_from_the_log(
             plan(segment(n_deletes), broken, logged=False)
 
 
-def age(base: Ground) -> None:
+def age(base: Resources) -> None:
     """Make every object of the store two hours old."""
     import os
 
@@ -375,7 +379,7 @@ def age(base: Ground) -> None:
         os.utime(Path(base.settings.store_url) / stored.path, (time.time() - 7_200,) * 2)
 
 
-def test_its_bytes_are_kept_for_as_long_as_was_set_and_then_go(base: Ground) -> None:
+def test_its_bytes_are_kept_for_as_long_as_was_set_and_then_go(base: Resources) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     bad = manifest_of(base, generation).segments[0]
@@ -396,7 +400,7 @@ def test_its_bytes_are_kept_for_as_long_as_was_set_and_then_go(base: Ground) -> 
     assert (last.action, "time in quarantine is over" in (last.after or "")) == ("segment.released", True)
 
 
-def test_a_noted_object_is_not_swept_while_its_segment_waits_to_be_rebuilt(base: Ground) -> None:
+def test_a_noted_object_is_not_swept_while_its_segment_waits_to_be_rebuilt(base: Resources) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     trim(base, generation)
@@ -410,7 +414,7 @@ def test_a_noted_object_is_not_swept_while_its_segment_waits_to_be_rebuilt(base:
     assert [d.state for d in base.manifests.quarantine.open()] == ["stuck"]
 
 
-def test_an_empty_store_is_one_that_is_not_mounted_and_nothing_is_rebuilt_into_it(base: Ground) -> None:
+def test_an_empty_store_is_one_that_is_not_mounted_and_nothing_is_rebuilt_into_it(base: Resources) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     before, asked = manifest_of(base, generation), answers(base, generation)
@@ -473,7 +477,7 @@ def test_compaction_takes_nothing_that_another_process_found_corrupt(tmp_path: P
     base.close()
 
 
-def test_of_two_indexers_only_the_one_that_holds_the_slot_rebuilds(base: Ground) -> None:
+def test_of_two_indexers_only_the_one_that_holds_the_slot_rebuilds(base: Resources) -> None:
     stale, other = make_indexer(base, "stale"), make_indexer(base, "other")
     generation = two_segments(base, stale)
     before, asked = manifest_of(base, generation), answers(base, generation)
@@ -499,7 +503,7 @@ def test_of_two_indexers_only_the_one_that_holds_the_slot_rebuilds(base: Ground)
 
 @pytest.mark.parametrize("repairable", [True, False])
 def test_a_reindex_waits_for_a_segment_that_is_being_rebuilt_and_fails_where_that_cannot_be(
-    base: Ground, repairable: bool
+    base: Resources, repairable: bool
 ) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
@@ -520,7 +524,7 @@ def test_a_reindex_waits_for_a_segment_that_is_being_rebuilt_and_fails_where_tha
 # the quarantine itself
 
 
-def test_a_note_is_made_once_and_only_of_what_a_manifest_names(base: Ground) -> None:
+def test_a_note_is_made_once_and_only_of_what_a_manifest_names(base: Resources) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     [first, _] = manifest_of(base, generation).segments
@@ -537,7 +541,7 @@ def test_a_note_is_made_once_and_only_of_what_a_manifest_names(base: Ground) -> 
     assert len([r for r in Audit(base.engine).records() if r.action == "segment.quarantine"]) == 1
 
 
-def test_what_was_lost_and_is_back_with_other_bytes_is_corrupt(base: Ground) -> None:
+def test_what_was_lost_and_is_back_with_other_bytes_is_corrupt(base: Resources) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     file = file_of(base, manifest_of(base, generation).segments[0], "index")

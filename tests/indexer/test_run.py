@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from house import make_indexer, open_ground
+from house import make_indexer, resources_in
 from rows import message, strangers
 from sealed import append, contents, gone, make_collection, segments, up, version
 from sqlalchemy import text
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from indexer.index.rows import newest
 from indexer.run import Indexer
 from tenants.entities import Group, IngestLane
@@ -32,7 +32,7 @@ def opened(tmp_path: Path):
     made = []
 
     def open_with(**indexer):
-        base = open_ground(tmp_path / "data", **indexer)
+        base = resources_in(tmp_path / "data", **indexer)
         made.append(base)
         clock = ManualClock(time.time_ns() // 1_000_000)
         return replace(base, clock=clock)
@@ -257,13 +257,13 @@ def test_objects_of_a_generation_that_is_gone_are_swept_and_no_others(opened) ->
     assert contents(base, new) == {"a": (version(1), 1)}
 
 
-def aged(base: Ground) -> None:
+def aged(base: Resources) -> None:
     """Make every object of the store a day old."""
     for object_ in base.store.list("segments"):
         os.utime(Path(base.settings.store_url) / object_.path, (time.time() - 86_400,) * 2)
 
 
-def swept(base: Ground, indexer: Indexer) -> set[str]:
+def swept(base: Resources, indexer: Indexer) -> set[str]:
     """What is left in the store after a sweep."""
     base.clock.advance(61)
     indexer._maintenance._sweep()

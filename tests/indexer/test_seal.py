@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from house import open_ground
+from house import resources_in
 from rows import message
 from sealed import DIMENSION, contents, gone, make_collection, segments, up, version
 
@@ -119,14 +119,14 @@ def test_a_lease_that_has_passed_on_is_not_tried_twice(house) -> None:
 
 
 def test_sealed_segments_survive_a_reopened_platform(tmp_path) -> None:
-    base = open_ground(tmp_path / "data")
+    base = resources_in(tmp_path / "data")
     generation = make_collection(base)
     [shard] = generation.shards()
     lease = Leases(base.engine, base.clock).acquire(f"slot/{shard.slot}", "one", ttl_s=60)
     builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
     builder.seal(waiting(shard, [up("a", 1, 2)]), generation, lease, sealed=1)
     base.close()
-    again = open_ground(tmp_path / "data")
+    again = resources_in(tmp_path / "data")
     assert contents(again, generation) == {"a": (version(1), 2)}
     again.close()
 

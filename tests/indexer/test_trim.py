@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from house import make_indexer, open_ground
+from house import make_indexer, resources_in
 from sealed import append, contents, gone, make_collection, up, version
 
 from indexer import trim
@@ -25,7 +25,7 @@ KEEP_S = 3_600.0
 @pytest.fixture
 def base(tmp_path: Path):
     """A platform that seals every message at its next step and moves idle shards on at once; its clock stands still until told."""
-    made = open_ground(tmp_path / "data", keep_sealed_s=KEEP_S, seal_passages=1, replay_records_max=1)
+    made = resources_in(tmp_path / "data", keep_sealed_s=KEEP_S, seal_passages=1, replay_records_max=1)
     yield replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
     made.close()
 
@@ -107,7 +107,7 @@ def test_what_is_sealed_is_let_go_of_an_age_later_and_everything_is_still_found(
 
 
 def test_what_is_not_sealed_is_kept_however_old(tmp_path: Path) -> None:
-    made = open_ground(tmp_path / "data", keep_sealed_s=KEEP_S, seal_age_s=1e9)
+    made = resources_in(tmp_path / "data", keep_sealed_s=KEEP_S, seal_age_s=1e9)
     base = replace(made, clock=ManualClock(0))
     generation, indexer = make_collection(base), make_indexer(base)
     append(base, generation, up("a", 1))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import HashEmbedder, WordCutter, eventually, make_ingest, open_ground, running
+from house import HashEmbedder, WordCutter, eventually, make_ingest, resources_in, running
 
 from ingest import dead_letters, intake
 from ingest.documents import parse_json
@@ -220,8 +220,8 @@ def test_a_document_goes_to_every_serving_generation(base, acme) -> None:
 WORK = """
 import sys; sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from house import make_ingest, open_ground
-base = open_ground(Path(sys.argv[1]))
+from house import make_ingest, resources_in
+base = resources_in(Path(sys.argv[1]))
 ingest = make_ingest(base)
 while ingest.step(0.2):
     ingest.drain()
@@ -231,7 +231,7 @@ while ingest.step(0.2):
 @pytest.mark.parametrize("point", ["ingest.before_append", "ingest.between_append_and_commit", "ingest.after_commit"])
 @pytest.mark.parametrize("nth", [1, 2])
 def test_killed_at_any_point_nothing_is_lost_or_doubled(tmp_path: Path, point: str, nth: int) -> None:
-    base = open_ground(tmp_path / "data")
+    base = resources_in(tmp_path / "data")
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     provisioning.create_collection(base.registry, base.log, "acme", "docs", slots_total=8, actor="test")
     names = [f"d{i}" for i in range(6)]

@@ -9,7 +9,7 @@ import pytest
 from house import eventually, make_ingest, settings
 from servers import NoUtf8
 
-from cluster.wiring import ground
+from cluster.wiring import open_resources
 from ingest import dead_letters
 from tenants import provisioning, resuming
 from tenants.entities import Group
@@ -28,7 +28,7 @@ def test_ingest_takes_what_a_transaction_committed_and_reaches_the_end_whatever_
 ) -> None:
     from kafka import KafkaProducer
 
-    base = ground(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
     name = f"team-{uuid.uuid4().hex[:8]}"
     tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
     provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
@@ -68,7 +68,7 @@ def test_a_record_that_cannot_be_decoded_is_a_dead_letter_and_the_next_goes_thro
 ) -> None:
     from kafka import KafkaProducer
 
-    base = ground(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
     name = f"team-{uuid.uuid4().hex[:8]}"
     tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
     provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
@@ -103,7 +103,7 @@ def test_a_real_producers_key_that_moves_when_partitions_are_added_keeps_its_ord
 ) -> None:
     from kafka import KafkaProducer
 
-    base = ground(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
     name = f"team-{uuid.uuid4().hex[:8]}"
     tenant = provisioning.create_tenant(base.registry, base.log, name, partitions=2, actor="test")
     provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
@@ -166,7 +166,7 @@ def test_offsets_that_the_broker_has_forgotten_and_a_topic_made_anew_lose_nothin
     from kafka import KafkaAdminClient
     from kafka import TopicPartition as Tp
 
-    base = ground(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
     name = f"team-{uuid.uuid4().hex[:8]}"
     tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
     provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")

@@ -4,7 +4,7 @@ import json
 
 from house import eventually, make_ingest
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from ingest import dead_letters
 from tenants import provisioning
 from tenants.entities import Group, Tenant
@@ -13,25 +13,25 @@ from vicinage.log import Record
 from vicinage.routing import document_key
 
 
-def tenant(base: Ground, name: str) -> Tenant:
+def tenant(base: Resources, name: str) -> Tenant:
     made = provisioning.create_tenant(base.registry, base.log, name, actor="test")
     provisioning.create_collection(base.registry, base.log, name, "docs", dimension=2, slots_total=8, actor="test")
     return made
 
 
-def write(base: Ground, to: Tenant, name: str, vector: object) -> int:
+def write(base: Resources, to: Tenant, name: str, vector: object) -> int:
     body = json.dumps({"collection": "docs", "id": name, "vector": vector}).encode()
     [offset] = base.log.append(to.documents_topic, 0, [Record(body, document_key("docs", name))])
     return offset
 
 
-def reached(base: Ground, of: Tenant) -> int:
+def reached(base: Resources, of: Tenant) -> int:
     tp = (of.documents_topic, 0)
     return base.log.committed(Group.INGEST, [tp]).get(tp, 0)
 
 
 def test_a_tenant_whose_dead_letters_cannot_be_written_waits_alone_and_goes_on_by_itself(
-    base: Ground, monkeypatch
+    base: Resources, monkeypatch
 ) -> None:
     bad, good = tenant(base, "bad"), tenant(base, "good")
     away, append, tried = True, base.log.append, []
@@ -57,7 +57,7 @@ def test_a_tenant_whose_dead_letters_cannot_be_written_waits_alone_and_goes_on_b
     ingest.stop()
 
 
-def test_a_commit_that_fails_is_done_again(base: Ground, monkeypatch) -> None:
+def test_a_commit_that_fails_is_done_again(base: Resources, monkeypatch) -> None:
     of, commit, failures = tenant(base, "acme"), base.log.commit, [1, 1]
 
     def commits(group, positions):

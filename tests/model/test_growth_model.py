@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from house import eventually, make_ingest, open_ground
+from house import eventually, make_ingest, resources_in
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -40,7 +40,7 @@ class Growth(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
-        self.base = replace(open_ground(self.folder), clock=ManualClock())
+        self.base = replace(resources_in(self.folder), clock=ManualClock())
         self.expected: dict[str, tuple[int, int, str | None]] = {}
         """Of each document: (partitions its writer knew, number of the write, text or None)."""
         self.misplaced = self.n_written = 0

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from house import make_indexer, open_ground
+from house import make_indexer, resources_in
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -34,7 +34,7 @@ class TwoIndexers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
-        opened = open_ground(
+        opened = resources_in(
             self.folder, seal_passages=3, segments_max=2, seal_age_s=40.0, replay_records_max=12, lease_s=LEASE_S,
             tombstone_age_s=100.0,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from house import HashEmbedder, make_ingest, open_ground
+from house import HashEmbedder, make_ingest, resources_in
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -74,7 +74,7 @@ class Ingesting(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
         self.clock = ManualClock(time.time_ns() // 1_000_000)
-        opened = open_ground(self.folder)
+        opened = resources_in(self.folder)
         small = opened.settings.ingest.model_copy(update={"batch_passages": 3})
         self.base = replace(opened, clock=self.clock, settings=opened.settings.model_copy(update={"ingest": small}))
         self.models = {"m1": Model(), "m2": Model()}

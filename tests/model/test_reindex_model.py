@@ -15,7 +15,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from house import make_indexer, open_ground
+from house import make_indexer, resources_in
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -43,7 +43,7 @@ class Reindexing(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
-        opened = open_ground(self.folder, seal_passages=4, segments_max=2, seal_age_s=40.0, tombstone_age_s=100.0)
+        opened = resources_in(self.folder, seal_passages=4, segments_max=2, seal_age_s=40.0, tombstone_age_s=100.0)
         self.clock = ManualClock(time.time_ns() // 1_000_000)
         self.base = replace(opened, clock=self.clock)
         self.position = 0

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import eventually, make_ingest, open_ground
+from house import eventually, make_ingest, resources_in
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 import query.judge
-from cluster.wiring import Ground, build_searcher
+from cluster.wiring import Resources, build_searcher
 from ingest import intake
 from ingest.documents import parse_json
 from ingest.validation import DocumentLimits
@@ -37,7 +37,7 @@ WAIT_S = 20.0
 class House:
     """A tenant with one collection of two shards, whose ingest works when it is told to."""
 
-    def __init__(self, base: Ground, *, partitions: int = 1) -> None:
+    def __init__(self, base: Resources, *, partitions: int = 1) -> None:
         self.base = base
         self.tenant: Tenant = provisioning.create_tenant(
             base.registry, base.log, "acme", partitions=partitions, actor="test"
@@ -193,7 +193,7 @@ class Deletions(RuleBasedStateMachine):
     @initialize(partitions=st.sampled_from([1, 3]))
     def begin(self, partitions: int) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
-        self.house = House(open_ground(self.folder), partitions=partitions)
+        self.house = House(resources_in(self.folder), partitions=partitions)
         self.model: dict[str, str] = {}
         self.late: list[Judged] = []
 

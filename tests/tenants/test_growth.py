@@ -5,7 +5,7 @@ import threading
 import pytest
 from house import eventually, make_ingest
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from ingest import intake
 from tenants import growth, provisioning
 from tenants.audit import Audit
@@ -16,7 +16,7 @@ from vicinage.routing import home_of
 
 
 @pytest.fixture
-def tenant(base: Ground) -> Tenant:
+def tenant(base: Resources) -> Tenant:
     made = provisioning.create_tenant(base.registry, base.log, "acme", partitions=2, actor="test")
     provisioning.create_collection(base.registry, base.log, "acme", "docs", dimension=2, slots_total=8, actor="test")
     return made
@@ -27,7 +27,7 @@ def moving(n: int, m: int) -> str:
     return next(f"d{i}" for i in range(1_000) if home_of("docs", f"d{i}", m) >= n)
 
 
-def test_the_map_is_recorded_before_the_topic_grows(base: Ground, tenant: Tenant, monkeypatch) -> None:
+def test_the_map_is_recorded_before_the_topic_grows(base: Resources, tenant: Tenant, monkeypatch) -> None:
     seen: list[tuple[int, ...]] = []
     add = base.log.add_partitions
 
@@ -45,7 +45,7 @@ def test_the_map_is_recorded_before_the_topic_grows(base: Ground, tenant: Tenant
     assert growth.set_partitions(base.registry, base.log, tenant, 4, actor="test").moved_ratio == 0
 
 
-def test_a_dry_run_changes_nothing_and_fewer_are_refused(base: Ground, tenant: Tenant) -> None:
+def test_a_dry_run_changes_nothing_and_fewer_are_refused(base: Resources, tenant: Tenant) -> None:
     assert growth.plan(base.registry, base.log, tenant, 3, actor="test").moved_ratio == pytest.approx(2 / 3)
     with pytest.raises(Refused, match="none can be removed"):
         growth.plan(base.registry, base.log, tenant, 1, actor="test")
@@ -53,7 +53,7 @@ def test_a_dry_run_changes_nothing_and_fewer_are_refused(base: Ground, tenant: T
     assert len(base.registry.partition_maps("acme")) == 1
 
 
-def test_a_write_waits_for_the_partition_that_its_map_has_already(base: Ground, tenant: Tenant) -> None:
+def test_a_write_waits_for_the_partition_that_its_map_has_already(base: Resources, tenant: Tenant) -> None:
     newest = base.registry.partition_maps("acme")[-1]
     base.registry.append_partition_map("acme", grown(newest, 4, [0, 0]), epoch=1, actor="test")
     collection, name, tokens = base.registry.collection("acme", "docs"), moving(2, 4), []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from tenants import provisioning
 from tenants.keys import Keys
 from tenants.provisioning import VECTORS_TOPIC, ensure_vectors, place
@@ -15,16 +15,16 @@ from vicinage.log import Record
 TOPICS = {"vicinage.docs.acme": 1, "vicinage.dead.acme": 1}
 
 
-def topics(base: Ground) -> dict[str, int]:
+def topics(base: Resources) -> dict[str, int]:
     return {name: n for name, n in base.log.topics("vicinage.").items() if name != VECTORS_TOPIC}
 
 
-def test_a_tenant_has_its_topics_as_soon_as_it_exists(base: Ground) -> None:
+def test_a_tenant_has_its_topics_as_soon_as_it_exists(base: Resources) -> None:
     made = provisioning.create_tenant(base.registry, base.log, "acme", partitions=3, actor="test")
     assert topics(base) == {made.documents_topic: 3, made.dead_topic: 1}
 
 
-def test_topics_that_a_crash_left_unmade_are_made_by_whoever_needs_them(base: Ground) -> None:
+def test_topics_that_a_crash_left_unmade_are_made_by_whoever_needs_them(base: Resources) -> None:
     tenant = base.registry.create_tenant("acme", actor="test")
     assert topics(base) == {}
     for _ in range(2):
@@ -32,7 +32,7 @@ def test_topics_that_a_crash_left_unmade_are_made_by_whoever_needs_them(base: Gr
     assert topics(base) == TOPICS
 
 
-def test_deleting_a_tenant_deletes_its_topics_and_asking_again_finishes_what_a_crash_left(base: Ground) -> None:
+def test_deleting_a_tenant_deletes_its_topics_and_asking_again_finishes_what_a_crash_left(base: Resources) -> None:
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     base.registry.delete_tenant("acme", actor="test")  # the process dies here
     assert topics(base) == TOPICS
@@ -43,7 +43,7 @@ def test_deleting_a_tenant_deletes_its_topics_and_asking_again_finishes_what_a_c
         provisioning.delete_tenant(base.registry, base.log, "nobody", actor="test")
 
 
-def test_deleting_a_tenant_revokes_its_keys(base: Ground) -> None:
+def test_deleting_a_tenant_revokes_its_keys(base: Resources) -> None:
     keys = Keys(base.engine, base.clock)
     for name in ("acme", "other"):
         provisioning.create_tenant(base.registry, base.log, name, actor="test")
@@ -52,7 +52,7 @@ def test_deleting_a_tenant_revokes_its_keys(base: Ground) -> None:
     assert {key.tenant: key.revoked_ms is not None for key in keys.list()} == {"acme": True, "other": False}
 
 
-def test_a_generation_starts_where_its_slots_end(base: Ground) -> None:
+def test_a_generation_starts_where_its_slots_end(base: Resources) -> None:
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     for slot in range(base.settings.slots):
         base.log.append(VECTORS_TOPIC, slot, [Record(b"row")] * slot)
@@ -64,7 +64,7 @@ def test_a_generation_starts_where_its_slots_end(base: Ground) -> None:
 
 
 @pytest.mark.parametrize("shards", [0, -1, 9])
-def test_a_collection_has_at_least_one_shard_and_at_most_one_a_slot(base: Ground, shards: int) -> None:
+def test_a_collection_has_at_least_one_shard_and_at_most_one_a_slot(base: Resources, shards: int) -> None:
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     with pytest.raises(Refused, match="1 to 8") as refused:
         provisioning.create_collection(
@@ -74,7 +74,7 @@ def test_a_collection_has_at_least_one_shard_and_at_most_one_a_slot(base: Ground
     assert base.registry.collections() == ()
 
 
-def test_a_platform_keeps_the_number_of_slots_it_was_made_with(base: Ground, tmp_path: Path) -> None:
+def test_a_platform_keeps_the_number_of_slots_it_was_made_with(base: Resources, tmp_path: Path) -> None:
     ensure_vectors(base.log, base.settings.slots)
     with pytest.raises(Refused, match="made with 8 slots"):
         ensure_vectors(base.log, 16)

@@ -118,7 +118,9 @@ def test_the_reference_says_what_every_option_means_and_which_arguments_may_be_l
         assert f"## `vicinage {usage}`" in page
 
 
-@pytest.mark.parametrize(("name", "cells"), [("settings.md", 5), ("metrics.md", 2), ("errors.md", 3), ("http-routes.md", 3)])
+@pytest.mark.parametrize(
+    ("name", "cells"), [("settings.md", 5), ("metrics.md", 2), ("errors.md", 3), ("http-routes.md", 3)]
+)
 def test_a_bar_within_a_cell_does_not_end_it(name: str, cells: int) -> None:
     rows = [line.replace(r"\|", "") for line in pages()[name].splitlines() if line.startswith("|")]
     assert len(rows) > 2 and {row.count("|") for row in rows} == {cells + 1}

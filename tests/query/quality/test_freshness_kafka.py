@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from house import settings
 
-from cluster.wiring import ground
+from cluster.wiring import open_resources
 from query.quality.freshness import Freshness
 from query.scatter import Searchers
 from tenants import provisioning
@@ -23,7 +23,7 @@ def test_latest_covers_a_partition_that_was_added_since_the_topics_were_listed(
     tmp_path: Path, kafka_servers: str
 ) -> None:
     url = f"kafka://{kafka_servers}"
-    base = ground(settings(tmp_path / "data").model_copy(update={"log_url": url}))
+    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": url}))
     name = f"team-{uuid.uuid4().hex[:8]}"
     tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
     provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")

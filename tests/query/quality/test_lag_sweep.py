@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import open_ground, running
+from house import resources_in, running
 
 from query.quality.freshness import Freshness
 from query.quality.lag_sweep import LagSweep
@@ -17,7 +17,7 @@ from vicinage.telemetry import REGISTRY
 
 
 def test_the_gauge_covers_tenants_that_nobody_asks_about(tmp_path: Path) -> None:
-    base = open_ground(tmp_path / "data")
+    base = resources_in(tmp_path / "data")
     for tenant in ("quiet", "behind"):
         provisioning.create_tenant(base.registry, base.log, tenant, actor="test")
     with running(base, indexing=False) as searcher:
@@ -47,7 +47,7 @@ class Counting:
 
 
 def test_the_partitions_of_a_tenant_are_looked_up_together_however_many_it_has(tmp_path: Path) -> None:
-    base = open_ground(tmp_path / "data")
+    base = resources_in(tmp_path / "data")
     provisioning.create_tenant(base.registry, base.log, "wide", partitions=64, actor="test")
     made = provisioning.create_collection(
         base.registry, base.log, "wide", "docs", dimension=4, slots_total=base.settings.slots, actor="test"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from searching import D, collection, one, seal, send, shard_of
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from query.searcher.catalog_view import NOTHING, CatalogRead, CatalogView
 from tenants import provisioning
 
@@ -21,12 +21,12 @@ def looked(view: CatalogView) -> CatalogRead:
     return read
 
 
-def view_of(base: Ground, slots: range | None = None) -> CatalogView:
+def view_of(base: Resources, slots: range | None = None) -> CatalogView:
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     return CatalogView(frozenset(slots or range(base.settings.slots)), base.registry, base.manifests)
 
 
-def test_shards_of_its_slots_alone_are_served(base: Ground) -> None:
+def test_shards_of_its_slots_alone_are_served(base: Resources) -> None:
     view = view_of(base, range(1))
     made = [shard_of(collection(base, f"c{i}")) for i in range(20)]
     looked(view)
@@ -34,7 +34,7 @@ def test_shards_of_its_slots_alone_are_served(base: Ground) -> None:
     assert set(view.serving) < set(made)
 
 
-def test_a_look_says_which_shards_are_new_and_which_are_gone(base: Ground) -> None:
+def test_a_look_says_which_shards_are_new_and_which_are_gone(base: Resources) -> None:
     view = view_of(base)
     docs = shard_of(collection(base))
     read = view.read()
@@ -49,7 +49,7 @@ def test_a_look_says_which_shards_are_new_and_which_are_gone(base: Ground) -> No
     assert view.is_over(docs)
 
 
-def test_the_newest_manifest_of_a_shard_is_known_until_it_is_gone(base: Ground) -> None:
+def test_the_newest_manifest_of_a_shard_is_known_until_it_is_gone(base: Resources) -> None:
     view, of = view_of(base), collection(base)
     docs = shard_of(of)
     looked(view)
@@ -66,7 +66,7 @@ def test_the_newest_manifest_of_a_shard_is_known_until_it_is_gone(base: Ground) 
     assert view.replay_start(docs.slot, 100) == 100
 
 
-def test_a_catalog_that_went_back_is_one_restored_from_a_backup(base: Ground) -> None:
+def test_a_catalog_that_went_back_is_one_restored_from_a_backup(base: Resources) -> None:
     view, of = view_of(base), collection(base)
     seal(base, shard_of(of), of, [one("a", 1)], 1)
     read = looked(view)
@@ -75,7 +75,7 @@ def test_a_catalog_that_went_back_is_one_restored_from_a_backup(base: Ground) ->
     assert not view.begin(replace(read, change=0))
 
 
-def test_the_next_generation_of_a_collection_in_memory_is_loaded_before_anybody_asks(base: Ground) -> None:
+def test_the_next_generation_of_a_collection_in_memory_is_loaded_before_anybody_asks(base: Resources) -> None:
     view, of = view_of(base), collection(base)
     docs = shard_of(of)
     looked(view)

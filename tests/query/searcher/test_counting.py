@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rows import message, unit
 from searching import collection, one, reach, seal, searching, send, shard_of
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from indexer.backends import open_backend
 from indexer.index.loader import Loading
 from indexer.index.objects import Keys
@@ -28,7 +28,7 @@ Rows = list[tuple[str, int, int]]
 
 
 @pytest.fixture
-def base(base: Ground) -> Ground:
+def base(base: Resources) -> Resources:
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     return base
 
@@ -63,7 +63,7 @@ def counts(found: ShardStats) -> tuple[int, int, bool, bool]:
     return found.documents, found.passages, found.exact, found.resident
 
 
-def test_a_shard_that_is_not_in_memory_is_counted_exactly_from_segments_and_log(base: Ground) -> None:
+def test_a_shard_that_is_not_in_memory_is_counted_exactly_from_segments_and_log(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     first = message([(f"d{i}", i + 1, [unit(i), unit(i + 50)], "{}") for i in range(5)])
@@ -87,7 +87,7 @@ def test_a_shard_that_is_not_in_memory_is_counted_exactly_from_segments_and_log(
         assert named.segment_passages == 12
 
 
-def test_the_background_counts_for_whoever_looks_at_all(base: Ground) -> None:
+def test_the_background_counts_for_whoever_looks_at_all(base: Resources) -> None:
     docs = shard_of(collection(base))
     end = [send(base, docs, one(f"d{i}", i + 1)) for i in range(32)][-1]
     with searching(base) as searcher:
@@ -97,7 +97,7 @@ def test_the_background_counts_for_whoever_looks_at_all(base: Ground) -> None:
         eventually(lambda: counts(stats_of(searcher)) == (32, 32, True, False))
 
 
-def test_one_segment_without_rows_in_the_log_needs_no_counting(base: Ground) -> None:
+def test_one_segment_without_rows_in_the_log_needs_no_counting(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     batch = message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(4)])
@@ -108,7 +108,7 @@ def test_one_segment_without_rows_in_the_log_needs_no_counting(base: Ground) -> 
         assert counts(stats_of(searcher)) == (4, 4, True, False)
 
 
-def test_what_cannot_be_counted_is_a_lower_bound(base: Ground) -> None:
+def test_what_cannot_be_counted_is_a_lower_bound(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     for name in ("a", "b"):
@@ -135,7 +135,7 @@ class Meanwhile(dict[ShardId, Generation]):
         return super().__contains__(shard)
 
 
-def test_a_tenant_may_look_while_the_background_counts(base: Ground) -> None:
+def test_a_tenant_may_look_while_the_background_counts(base: Resources) -> None:
     provisioning.create_tenant(base.registry, base.log, "other", actor="test")
     served = {shard_of(of): of.generation() for of in (collection(base), collection(base, tenant="other"))}
     end = {shard.slot: send(base, shard, one("d", 1)) for shard in served}

@@ -5,20 +5,20 @@ import tracemalloc
 
 from searching import collection, searching
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from tenants import provisioning
 
 N = 100
 BYTES_MAX = 4_096
 
 
-def make(base: Ground, names: list[str]) -> None:
+def make(base: Resources, names: list[str]) -> None:
     for name in names:
         provisioning.create_tenant(base.registry, base.log, name, actor="test")
         collection(base, dimension=384, tenant=name)
 
 
-def test_an_idle_tenant_with_an_empty_collection_takes_at_most_four_kilobytes(base: Ground) -> None:
+def test_an_idle_tenant_with_an_empty_collection_takes_at_most_four_kilobytes(base: Resources) -> None:
     with searching(base) as searcher:
         make(base, [f"first-{i}" for i in range(N)])  # after these, one more costs what every one more does
         searcher.shards.look()

@@ -5,7 +5,7 @@ from pathlib import Path
 from rows import unit
 from searching import D, collection, one, seal, send, shard_of
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from indexer.backends import open_backend
 from indexer.index.scans import ScanBudget
 from indexer.index.shard import Shard
@@ -22,7 +22,7 @@ from vicinage.records import ShardId, ShardQuery
 class Setting:
     """A tail that stands at the end of the log, and a loader; nothing runs by itself. Owner of what the budget counts."""
 
-    def __init__(self, base: Ground, bytes_max: int = 1 << 30) -> None:
+    def __init__(self, base: Resources, bytes_max: int = 1 << 30) -> None:
         self.base = base
         provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
         self.of: Collection = collection(base)
@@ -72,7 +72,7 @@ class Setting:
         return sorted(h.document_id for h in hits)
 
 
-def test_a_shard_is_its_segments_and_what_the_log_has_beyond_them(base: Ground) -> None:
+def test_a_shard_is_its_segments_and_what_the_log_has_beyond_them(base: Resources) -> None:
     s = Setting(base)
     ends = [send(base, s.docs, one(f"d{i}", i)) for i in range(1, 4)]
     seal(base, s.docs, s.of, [one("d1", 1), one("d2", 2)], ends[1])
@@ -83,7 +83,7 @@ def test_a_shard_is_its_segments_and_what_the_log_has_beyond_them(base: Ground) 
     assert s.budget.resident_bytes() > 0
 
 
-def test_a_loaded_shard_keeps_the_segments_that_a_newer_manifest_names_again(base: Ground) -> None:
+def test_a_loaded_shard_keeps_the_segments_that_a_newer_manifest_names_again(base: Resources) -> None:
     s = Setting(base)
     ends = [send(base, s.docs, one(f"d{i}", i)) for i in range(1, 3)]
     seal(base, s.docs, s.of, [one("d1", 1)], ends[0])
@@ -98,7 +98,7 @@ def test_a_loaded_shard_keeps_the_segments_that_a_newer_manifest_names_again(bas
     assert (len(held.snapshot.segments), s.found()) == (2, ["d1", "d2"])
 
 
-def test_what_cannot_be_loaded_is_said_and_leaves_nothing_in_memory(base: Ground) -> None:
+def test_what_cannot_be_loaded_is_said_and_leaves_nothing_in_memory(base: Resources) -> None:
     s = Setting(base)
     end = send(base, s.docs, one("a", 1))
     made = seal(base, s.docs, s.of, [one("a", 1)], end)
@@ -113,7 +113,7 @@ def test_what_cannot_be_loaded_is_said_and_leaves_nothing_in_memory(base: Ground
     assert s.budget.resident_bytes() == 0
 
 
-def test_a_lost_segment_reads_as_a_store_that_is_away(base: Ground) -> None:
+def test_a_lost_segment_reads_as_a_store_that_is_away(base: Resources) -> None:
     s = Setting(base)
     end = send(base, s.docs, one("a", 1))
     made = seal(base, s.docs, s.of, [one("a", 1)], end)
@@ -122,7 +122,7 @@ def test_a_lost_segment_reads_as_a_store_that_is_away(base: Ground) -> None:
     assert isinstance(s.load(), Unavailable)
 
 
-def test_without_room_for_old_and_new_segments_the_shard_is_unloaded_first(base: Ground) -> None:
+def test_without_room_for_old_and_new_segments_the_shard_is_unloaded_first(base: Resources) -> None:
     s = Setting(base)
     batches = [one(f"d{i}", i) for i in range(1, 60)]
     ends = [send(base, s.docs, b) for b in batches]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rows import message, unit
 from searching import D, Gate, ask, bring_in, collection, one, reach, seal, searching, send, shard_of
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from indexer.backends import open_backend
 from indexer.index.rows import newest
 from indexer.seal import Builder
@@ -35,7 +35,7 @@ from vicinage.wire import rows_key
 
 
 @pytest.fixture
-def base(base: Ground) -> Ground:
+def base(base: Resources) -> Resources:
     """With a tenant, and a clock that stands still until told."""
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     return replace(base, clock=ManualClock())
@@ -116,7 +116,7 @@ def test_what_goes_is_enough_or_nothing_and_in_use_only_of_who_holds_too_much(ev
     assert not going or sum(by_shard[s].bytes for s in going) >= need
 
 
-def test_what_nobody_asked_for_makes_nobody_let_go(base: Ground) -> None:
+def test_what_nobody_asked_for_makes_nobody_let_go(base: Resources) -> None:
     of, big = collection(base, "big"), sealed(base, "small")[1]
     rows = message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(EAGER_PASSAGES + 1)])
     shard = shard_of(of)
@@ -130,7 +130,7 @@ def test_what_nobody_asked_for_makes_nobody_let_go(base: Ground) -> None:
         assert list(searcher.tail.shards) == [big]
 
 
-def test_rows_that_keep_coming_while_a_shard_joins_stop_nobody(base: Ground) -> None:
+def test_rows_that_keep_coming_while_a_shard_joins_stop_nobody(base: Resources) -> None:
     """The log is read while others go on: only what came at the very last is read while the tail stands still."""
     docs = shard_of(collection(base))
     with searching(base) as searcher:
@@ -149,7 +149,7 @@ def test_rows_that_keep_coming_while_a_shard_joins_stop_nobody(base: Ground) -> 
         assert held_while_reading[:2] == [False, False]
 
 
-def sealed(base: Ground, name: str, n: int = 3, tenant: str = "acme") -> tuple[Collection, ShardId]:
+def sealed(base: Resources, name: str, n: int = 3, tenant: str = "acme") -> tuple[Collection, ShardId]:
     """A collection with `n` documents in a segment."""
     of = collection(base, name, tenant=tenant)
     batches = [one(f"{name}-{i}", i + 1) for i in range(n)]
@@ -158,7 +158,7 @@ def sealed(base: Ground, name: str, n: int = 3, tenant: str = "acme") -> tuple[C
     return of, shard_of(of)
 
 
-def test_nothing_is_in_memory_before_somebody_asks(base: Ground) -> None:
+def test_nothing_is_in_memory_before_somebody_asks(base: Resources) -> None:
     _, docs = sealed(base, "docs")
     with searching(base) as searcher:
         reach(searcher, {docs.slot: send(base, docs, one("late", 9))})
@@ -173,7 +173,7 @@ def test_nothing_is_in_memory_before_somebody_asks(base: Ground) -> None:
         assert stats.host_bytes > loaded, "the delta too"
 
 
-def test_a_collection_that_is_named_is_brought_in_and_counted_exactly(base: Ground) -> None:
+def test_a_collection_that_is_named_is_brought_in_and_counted_exactly(base: Resources) -> None:
     of, docs = sealed(base, "docs")
     seal(base, docs, of, [one("docs-0", 7)], send(base, docs, one("docs-0", 7)))
     with searching(base) as searcher:
@@ -183,13 +183,13 @@ def test_a_collection_that_is_named_is_brought_in_and_counted_exactly(base: Grou
         assert (stats.documents, stats.resident) == (3, True)
 
 
-def room_for(base: Ground, *shards: ShardId) -> int:
+def room_for(base: Resources, *shards: ShardId) -> int:
     """So many bytes that these fit in, and no other."""
     manifests = base.manifests.changed_since(0, range(base.settings.slots))[1]
     return sum(SHARD_BYTES + sum(r.loaded_bytes() for r in m.segments) for m in manifests if m.shard in shards)
 
 
-def test_what_others_need_the_room_of_is_let_go_and_comes_back_whole(base: Ground) -> None:
+def test_what_others_need_the_room_of_is_let_go_and_comes_back_whole(base: Resources) -> None:
     of, first = sealed(base, "first")
     _, second = sealed(base, "second")
     with searching(base, resident_bytes_max=int(1.9 * room_for(base, first))) as searcher:
@@ -216,7 +216,7 @@ def test_what_others_need_the_room_of_is_let_go_and_comes_back_whole(base: Groun
         assert searcher.tail.shards[first].stats().segments == 2
 
 
-def test_while_all_that_is_there_is_in_use_a_newcomer_is_refused_and_told_to_come_again(base: Ground) -> None:
+def test_while_all_that_is_there_is_in_use_a_newcomer_is_refused_and_told_to_come_again(base: Resources) -> None:
     _, first = sealed(base, "first")
     _, second = sealed(base, "second")
     with searching(base, resident_bytes_max=room_for(base, first) + SHARD_BYTES) as searcher:
@@ -229,7 +229,7 @@ def test_while_all_that_is_there_is_in_use_a_newcomer_is_refused_and_told_to_com
         assert len(ask(searcher, second)) == 3
 
 
-def test_a_shard_that_can_never_fit_is_refused_with_what_to_do(base: Ground) -> None:
+def test_a_shard_that_can_never_fit_is_refused_with_what_to_do(base: Resources) -> None:
     _, docs = sealed(base, "docs")
     with (
         searching(base, resident_bytes_max=SHARD_BYTES + 1) as searcher,
@@ -238,7 +238,7 @@ def test_a_shard_that_can_never_fit_is_refused_with_what_to_do(base: Ground) -> 
         ask(searcher, docs)
 
 
-def test_a_shard_with_no_room_for_its_old_and_new_segments_at_once_is_brought_in_anew(base: Ground) -> None:
+def test_a_shard_with_no_room_for_its_old_and_new_segments_at_once_is_brought_in_anew(base: Resources) -> None:
     of, docs = sealed(base, "docs")
     with searching(base, resident_bytes_max=int(1.5 * room_for(base, docs))) as searcher:
         assert len(ask(searcher, docs)) == 3
@@ -252,7 +252,7 @@ def test_a_shard_with_no_room_for_its_old_and_new_segments_at_once_is_brought_in
         assert searcher.tail.shards[docs].snapshot.manifest == new
 
 
-def test_bytes_are_counted_until_the_last_search_in_them_has_ended(base: Ground) -> None:
+def test_bytes_are_counted_until_the_last_search_in_them_has_ended(base: Resources) -> None:
     _, docs = sealed(base, "docs")
     with searching(base) as searcher:
         gate = Gate(searcher, docs)
@@ -269,7 +269,7 @@ def test_bytes_are_counted_until_the_last_search_in_them_has_ended(base: Ground)
         eventually(lambda: searcher.shards.budget.resident_bytes() == 0)
 
 
-def test_what_is_held_never_exceeds_what_is_allowed(base: Ground) -> None:
+def test_what_is_held_never_exceeds_what_is_allowed(base: Resources) -> None:
     shards = [sealed(base, f"c{i}", 4)[1] for i in range(12)]
     allowed = room_for(base, *shards[:3]) + 1_000
     with searching(base, resident_bytes_max=allowed) as searcher:
@@ -292,7 +292,7 @@ def test_what_is_held_never_exceeds_what_is_allowed(base: Ground) -> None:
         assert len(searcher.tail.shards) <= 3
 
 
-def test_deltas_that_grow_beyond_it_make_others_let_go(base: Ground) -> None:
+def test_deltas_that_grow_beyond_it_make_others_let_go(base: Resources) -> None:
     _, first = sealed(base, "first")
     _, second = sealed(base, "second")
     with searching(base, resident_bytes_max=room_for(base, first, second) + 4_000) as searcher:
@@ -310,7 +310,7 @@ def test_deltas_that_grow_beyond_it_make_others_let_go(base: Ground) -> None:
         assert len(ask(searcher, second)) == 100
 
 
-def test_a_large_shard_comes_in_by_itself(base: Ground) -> None:
+def test_a_large_shard_comes_in_by_itself(base: Resources) -> None:
     of, small = collection(base, "big"), sealed(base, "small")[1]
     big = shard_of(of)
     rows = message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(EAGER_PASSAGES + 1)])
@@ -324,7 +324,7 @@ def test_a_large_shard_comes_in_by_itself(base: Ground) -> None:
         assert len(ask(searcher, small)) == 3
 
 
-def test_the_next_generation_of_what_is_in_use_comes_in_by_itself(base: Ground) -> None:
+def test_the_next_generation_of_what_is_in_use_comes_in_by_itself(base: Resources) -> None:
     of, docs = sealed(base, "docs")
     idle = sealed(base, "idle")[0]
     with searching(base) as searcher:
@@ -340,7 +340,7 @@ def test_the_next_generation_of_what_is_in_use_comes_in_by_itself(base: Ground) 
         assert made[1] not in searcher.tail.shards
 
 
-def test_rows_that_cannot_be_read_are_passed_over_by_a_shard_that_is_not_in_memory_too(base: Ground) -> None:
+def test_rows_that_cannot_be_read_are_passed_over_by_a_shard_that_is_not_in_memory_too(base: Resources) -> None:
     _, docs = sealed(base, "docs")
     with searching(base) as searcher:
         offset = base.log.append(VECTORS_TOPIC, docs.slot, [Record(b"no arrow", rows_key("acme", "docs", 1))])[0]
@@ -349,7 +349,7 @@ def test_rows_that_cannot_be_read_are_passed_over_by_a_shard_that_is_not_in_memo
         assert docs not in asyncio.run(searcher.stats()).failed
 
 
-def test_rows_far_apart_in_the_log_are_found_by_who_comes_in(base: Ground) -> None:
+def test_rows_far_apart_in_the_log_are_found_by_who_comes_in(base: Resources) -> None:
     docs, others = shard_of(collection(base)), [collection(base, f"c{i}") for i in range(30)]
     near = next(shard_of(c) for c in others if shard_of(c).slot == docs.slot)
     with searching(base) as searcher:
@@ -371,7 +371,7 @@ def test_rows_far_apart_in_the_log_are_found_by_who_comes_in(base: Ground) -> No
         assert len(reads) == 3, "not the whole log"
 
 
-def test_who_has_no_rows_in_the_log_reads_none_of_it(base: Ground) -> None:
+def test_who_has_no_rows_in_the_log_reads_none_of_it(base: Resources) -> None:
     _, docs = sealed(base, "docs")
     others = [collection(base, f"c{i}") for i in range(30)]
     near = next(shard_of(c) for c in others if shard_of(c).slot == docs.slot)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from house import open_ground
+from house import resources_in
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -30,7 +30,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-model-"))
-        ground = open_ground(self.folder / "data")
+        ground = resources_in(self.folder / "data")
         provisioning.create_tenant(ground.registry, ground.log, "acme", actor="test")
         self.base = replace(ground, clock=ManualClock())
         self.of = {name: collection(self.base, name) for name in COLLECTIONS}

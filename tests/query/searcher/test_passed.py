@@ -2,7 +2,7 @@
 
 from searching import ask, collection, one, reach, searching, send, shard_of
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from query.searcher.passed import Passed
 from tenants import provisioning
 from tenants.provisioning import VECTORS_TOPIC
@@ -37,7 +37,7 @@ def test_what_segments_have_and_what_joined_is_not_counted() -> None:
     assert passed.noted(NEAR) == (0, -1)
 
 
-def test_a_shard_finds_every_row_though_strangers_filled_what_is_noted(base: Ground) -> None:
+def test_a_shard_finds_every_row_though_strangers_filled_what_is_noted(base: Resources) -> None:
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     docs = shard_of(collection(base))
     with searching(base) as searcher:
@@ -51,7 +51,7 @@ def test_a_shard_finds_every_row_though_strangers_filled_what_is_noted(base: Gro
         assert ask(searcher, docs) == [("a", 1), ("b", 2)]
 
 
-def test_nothing_is_kept_of_a_tenant_that_is_gone(base: Ground) -> None:
+def test_nothing_is_kept_of_a_tenant_that_is_gone(base: Resources) -> None:
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     docs = shard_of(collection(base))
     with searching(base) as searcher:

@@ -17,7 +17,7 @@ from searching import D, Gate, ask, bring_in, collection, one, reach, seal, sear
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from cluster.wiring import Ground, build_searcher
+from cluster.wiring import Resources, build_searcher
 from indexer.backends import open_backend
 from indexer.index.rows import newest
 from indexer.seal import Builder
@@ -36,13 +36,13 @@ from vicinage.wire import rows_key
 
 
 @pytest.fixture
-def base(base: Ground) -> Ground:
+def base(base: Resources) -> Resources:
     """With a tenant."""
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     return base
 
 
-def test_what_is_reached_is_searchable_and_the_answer_says_how_far(base: Ground) -> None:
+def test_what_is_reached_is_searchable_and_the_answer_says_how_far(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base) as searcher:
         for version in range(1, 30):
@@ -52,7 +52,7 @@ def test_what_is_reached_is_searchable_and_the_answer_says_how_far(base: Ground)
             assert (partial.hits[0][0].document_id, partial.watermark) == (f"d{version}", end)
 
 
-def test_the_watermark_of_an_answer_covers_what_was_for_others(base: Ground) -> None:
+def test_the_watermark_of_an_answer_covers_what_was_for_others(base: Resources) -> None:
     docs, others = collection(base), [collection(base, f"c{i}") for i in range(30)]
     near = next(shard_of(c) for c in others if shard_of(c).slot == shard_of(docs).slot)
     with searching(base) as searcher:
@@ -64,7 +64,7 @@ def test_the_watermark_of_an_answer_covers_what_was_for_others(base: Ground) -> 
         assert held[shard_of(docs)] == end
 
 
-def test_everything_logged_before_the_start_is_there_when_it_is_ready(base: Ground) -> None:
+def test_everything_logged_before_the_start_is_there_when_it_is_ready(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     batches = [one(f"d{i}", i) for i in range(1, 41)]
@@ -77,7 +77,7 @@ def test_everything_logged_before_the_start_is_there_when_it_is_ready(base: Grou
             assert (stats.segments, stats.delta_passages, stats.documents) == (1, 15, 40)
 
 
-def test_a_manifest_is_adopted_while_it_serves(base: Ground) -> None:
+def test_a_manifest_is_adopted_while_it_serves(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     with searching(base) as searcher:
@@ -91,7 +91,7 @@ def test_a_manifest_is_adopted_while_it_serves(base: Ground) -> None:
         assert ask(searcher, docs) == before
 
 
-def test_a_collection_made_later_is_brought_in_by_the_question_that_knows_of_it(base: Ground) -> None:
+def test_a_collection_made_later_is_brought_in_by_the_question_that_knows_of_it(base: Resources) -> None:
     with searching(base, adopt_s=30) as searcher:
         docs = shard_of(collection(base))
         reach(searcher, {docs.slot: send(base, docs, one("a", 1))})
@@ -100,7 +100,7 @@ def test_a_collection_made_later_is_brought_in_by_the_question_that_knows_of_it(
         assert asyncio.run(searcher.document(docs, "b", Deadline.after(5))) is None
 
 
-def test_what_the_tail_passes_by_while_a_shard_is_loaded_is_not_lost(base: Ground) -> None:
+def test_what_the_tail_passes_by_while_a_shard_is_loaded_is_not_lost(base: Resources) -> None:
     with searching(base, adopt_s=30) as searcher:
         docs = shard_of(collection(base))
         send(base, docs, one("early", 1))
@@ -116,7 +116,7 @@ def test_what_the_tail_passes_by_while_a_shard_is_loaded_is_not_lost(base: Groun
         assert ask(searcher, docs, catalog=base.registry.refresh()) == [("early", 1), ("late", 2)]
 
 
-def test_a_collection_made_again_has_nothing_of_the_old_one(base: Ground) -> None:
+def test_a_collection_made_again_has_nothing_of_the_old_one(base: Resources) -> None:
     old = shard_of(collection(base))
     with searching(base, adopt_s=30) as searcher:
         end = send(base, old, one("a", 1))
@@ -129,7 +129,7 @@ def test_a_collection_made_again_has_nothing_of_the_old_one(base: Ground) -> Non
             ask(searcher, old)
 
 
-def test_what_is_not_here_is_said_by_kind(base: Ground) -> None:
+def test_what_is_not_here_is_said_by_kind(base: Resources) -> None:
     docs = shard_of(collection(base))
     elsewhere = [slot for slot in range(base.settings.slots) if slot != docs.slot]
     with searching(base, elsewhere) as searcher:
@@ -141,7 +141,7 @@ def test_what_is_not_here_is_said_by_kind(base: Ground) -> None:
             reach(searcher, {elsewhere[0]: 10**6}, wait_s=0.05)
 
 
-def test_a_question_of_the_wrong_width_is_refused_and_the_searcher_lives(base: Ground) -> None:
+def test_a_question_of_the_wrong_width_is_refused_and_the_searcher_lives(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base) as searcher:
         end = send(base, docs, one("a", 1))
@@ -152,7 +152,7 @@ def test_a_question_of_the_wrong_width_is_refused_and_the_searcher_lives(base: G
 
 
 @pytest.mark.parametrize("number", range(len(strangers("docs"))))
-def test_a_record_that_is_no_message_is_passed_over_and_its_shard_goes_on(base: Ground, number: int) -> None:
+def test_a_record_that_is_no_message_is_passed_over_and_its_shard_goes_on(base: Resources, number: int) -> None:
     value = strangers("docs")[number]
     docs, others = shard_of(collection(base)), [collection(base, f"c{i}") for i in range(30)]
     near = next(shard_of(c) for c in others if shard_of(c).slot == docs.slot)
@@ -169,7 +169,7 @@ def test_a_record_that_is_no_message_is_passed_over_and_its_shard_goes_on(base: 
         assert ask(searcher, docs) == [("a", 1)]
 
 
-def test_a_record_of_nobody_is_passed_over(base: Ground) -> None:
+def test_a_record_of_nobody_is_passed_over(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base) as searcher:
         for key in (None, b"", b"\xff/\xfe", b"a/b", b"a/b/c", b"nobody/here/1"):
@@ -179,7 +179,7 @@ def test_a_record_of_nobody_is_passed_over(base: Ground) -> None:
         assert ask(searcher, docs) == [("a", 1)]
 
 
-def test_unreadable_records_of_shards_that_there_are_not_take_no_memory(base: Ground) -> None:
+def test_unreadable_records_of_shards_that_there_are_not_take_no_memory(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base) as searcher:
         for n in range(20):
@@ -201,7 +201,7 @@ class AwayStore:
         return self.store.fetch(ref)
 
 
-def test_a_manifest_that_could_not_be_adopted_is_adopted_later(base: Ground) -> None:
+def test_a_manifest_that_could_not_be_adopted_is_adopted_later(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     with searching(base) as searcher:
@@ -219,7 +219,7 @@ def test_a_manifest_that_could_not_be_adopted_is_adopted_later(base: Ground) -> 
         assert ask(searcher, docs) == [("a", 1), ("b", 2)]
 
 
-def test_a_corrupt_shard_is_whole_again_once_its_manifest_names_whole_segments(base: Ground) -> None:
+def test_a_corrupt_shard_is_whole_again_once_its_manifest_names_whole_segments(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     batches = [one("a", 1), one("b", 2)]
@@ -239,7 +239,7 @@ def test_a_corrupt_shard_is_whole_again_once_its_manifest_names_whole_segments(b
         assert ask(searcher, docs) == [("a", 1), ("b", 2)]
 
 
-def test_a_corrupt_shard_that_nobody_held_answers_once_its_bytes_were_found_whole(base: Ground) -> None:
+def test_a_corrupt_shard_that_nobody_held_answers_once_its_bytes_were_found_whole(base: Resources) -> None:
     clock = ManualClock()
     base = replace(base, clock=clock)
     of = collection(base)
@@ -275,7 +275,9 @@ class CountingStore:
         return self.store.fetch(ref)
 
 
-def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_again_later_and_later(base: Ground) -> None:
+def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_again_later_and_later(
+    base: Resources,
+) -> None:
     clock = ManualClock()
     base = replace(base, clock=clock)
     of = collection(base)
@@ -332,7 +334,7 @@ def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_agai
 
 @pytest.mark.parametrize("seen_before_the_cut_over", [True, False])
 def test_a_generation_whose_copied_rows_are_corrupt_is_refused_and_never_served_without_them(
-    base: Ground, seen_before_the_cut_over: bool
+    base: Resources, seen_before_the_cut_over: bool
 ) -> None:
     """The rows that a reindex copies are in no log: a searcher that lacks their segment has not got them elsewhere."""
     of = collection(base)
@@ -360,7 +362,7 @@ def test_a_generation_whose_copied_rows_are_corrupt_is_refused_and_never_served_
         assert shard_of(of) != shard
 
 
-def cut_over(base: Ground, of: Collection, copied: list[pa.RecordBatch]) -> ShardId:
+def cut_over(base: Resources, of: Collection, copied: list[pa.RecordBatch]) -> ShardId:
     """A next generation of the collection, live, whose rows are in a segment alone; its only shard."""
     place = provisioning.placer(base.log, of.tenant, of.name, 1, base.settings.slots)
     new = base.registry.add_generation(
@@ -377,7 +379,7 @@ def cut_over(base: Ground, of: Collection, copied: list[pa.RecordBatch]) -> Shar
     return shard
 
 
-def test_a_generation_whose_segments_are_not_here_yet_does_not_answer_with_what_the_log_has(base: Ground) -> None:
+def test_a_generation_whose_segments_are_not_here_yet_does_not_answer_with_what_the_log_has(base: Resources) -> None:
     of = collection(base)
     with searching(base, adopt_s=30) as searcher:
         searcher.shards.loader.store = store = AwayStore(base.store)
@@ -405,7 +407,7 @@ class SlowStore:
 
 
 def test_while_one_tenants_segment_is_fetched_the_others_questions_go_on_whatever_changed_in_the_catalog(
-    base: Ground,
+    base: Resources,
 ) -> None:
     provisioning.create_tenant(base.registry, base.log, "other", actor="test")
     big, near = collection(base, "big"), shard_of(collection(base, tenant="other"))
@@ -425,7 +427,7 @@ def test_while_one_tenants_segment_is_fetched_the_others_questions_go_on_whateve
         assert [h.document_id for h in waiting.result(5).hits[0]] == ["copied"]
 
 
-def test_questions_that_wait_together_go_together_and_each_gets_its_own(base: Ground) -> None:
+def test_questions_that_wait_together_go_together_and_each_gets_its_own(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base, batch_max=8) as searcher:
         end = send(base, docs, message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(12)]))
@@ -442,7 +444,7 @@ def test_questions_that_wait_together_go_together_and_each_gets_its_own(base: Gr
         assert sorted(gate.widths) == [1, 1, 3, 8]
 
 
-def test_questions_for_many_hits_go_alone_so_that_others_are_answered_in_between(base: Ground) -> None:
+def test_questions_for_many_hits_go_alone_so_that_others_are_answered_in_between(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base, batch_max=8) as searcher:
         end = send(base, docs, message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(4)]))
@@ -473,7 +475,7 @@ def test_filters_that_python_takes_for_equal_do_not_go_together() -> None:
     assert asks != _asks(ShardQuery(ShardId("evil", "docs", 1, 0), vector, 5))
 
 
-def test_a_full_queue_refuses_at_once_and_a_late_question_is_not_searched(base: Ground) -> None:
+def test_a_full_queue_refuses_at_once_and_a_late_question_is_not_searched(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base, queue_max=2) as searcher:
         gate = Gate(searcher, docs)
@@ -491,14 +493,14 @@ def test_a_full_queue_refuses_at_once_and_a_late_question_is_not_searched(base: 
         assert gate.widths == [1, 1]
 
 
-def neighbours(base: Ground, *classes: Class) -> list[ShardId]:
+def neighbours(base: Resources, *classes: Class) -> list[ShardId]:
     """A shard of a new tenant of each class."""
     for name, priority in zip("xyz", classes, strict=False):
         provisioning.create_tenant(base.registry, base.log, name, priority=priority, actor="test")
     return [shard_of(collection(base, tenant=name)) for name, _ in zip("xyz", classes, strict=False)]
 
 
-def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Ground) -> None:
+def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Resources) -> None:
     loud, quiet = neighbours(base, "gold", "bronze")
     order: list[str] = []
 
@@ -521,7 +523,7 @@ def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Ground) 
     assert order.index("y") <= 200, "one turn of the other at most, and what goes along with its last question"
 
 
-def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Ground) -> None:
+def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Resources) -> None:
     batching, single = neighbours(base, "silver", "silver")
     order: list[str] = []
     with searching(base, queue_max=20_000) as searcher:
@@ -539,7 +541,7 @@ def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Ground)
         assert abs(2 * order[:n].count(batching.tenant) - n) <= 2 * 64 + 2 * 16
 
 
-def test_a_tenant_that_fills_its_part_of_the_queue_leaves_room_for_others(base: Ground) -> None:
+def test_a_tenant_that_fills_its_part_of_the_queue_leaves_room_for_others(base: Resources) -> None:
     loud, quiet = neighbours(base, "bronze", "gold")
     with searching(base, queue_max=100) as searcher:
         bring_in(searcher, loud, quiet)
@@ -555,7 +557,7 @@ def test_a_tenant_that_fills_its_part_of_the_queue_leaves_room_for_others(base: 
         assert [f.result(5).hits for f in (*held, *waiting)] == [((),)] * 80
 
 
-def test_a_scan_of_many_rows_costs_its_tenant_more_than_a_look_at_few(base: Ground) -> None:
+def test_a_scan_of_many_rows_costs_its_tenant_more_than_a_look_at_few(base: Resources) -> None:
     of = collection(base, dimension=1_024)
     big = shard_of(of)
     with searching(base) as searcher:
@@ -569,7 +571,7 @@ def test_a_scan_of_many_rows_costs_its_tenant_more_than_a_look_at_few(base: Grou
         assert searcher._cost(replace(small, k=1_000)) == 33, "and so does who wants many hits"
 
 
-def test_stopping_is_quick_and_tells_everybody_who_waits(base: Ground) -> None:
+def test_stopping_is_quick_and_tells_everybody_who_waits(base: Resources) -> None:
     docs = shard_of(collection(base))
 
     async def wait_and_stop(searcher: Searcher) -> None:
@@ -586,7 +588,7 @@ def test_stopping_is_quick_and_tells_everybody_who_waits(base: Ground) -> None:
         assert not [t.name for t in threading.enumerate() if t.name.startswith("searcher")]
 
 
-def test_a_thread_that_dies_ends_the_role_and_leaves_nobody_waiting(base: Ground) -> None:
+def test_a_thread_that_dies_ends_the_role_and_leaves_nobody_waiting(base: Resources) -> None:
     docs, died = shard_of(collection(base)), Future()
     searcher = build_searcher(base, on_failure=died.set_result)
     searcher.start()
@@ -616,7 +618,7 @@ class Racing(Registry):
 
 
 @pytest.mark.parametrize("race", ["collection deleted", "shard evicted"])
-def test_a_look_survives_what_other_threads_do_meanwhile(base: Ground, race: str) -> None:
+def test_a_look_survives_what_other_threads_do_meanwhile(base: Resources, race: str) -> None:
     registry = Racing(base.engine, base.clock)
     shards = [shard_of(collection(base, name)) for name in ("one", "two", "three")]
     with searching(replace(base, registry=registry), adopt_s=60) as searcher:
@@ -637,7 +639,7 @@ def test_a_look_survives_what_other_threads_do_meanwhile(base: Ground, race: str
         assert registry.before is None
 
 
-def test_index_lag_is_measured_from_the_event(base: Ground) -> None:
+def test_index_lag_is_measured_from_the_event(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base) as searcher:
         end = send(base, docs, one("a", 1), event_time_ms=base.clock.now_ms() - 500)
@@ -646,7 +648,7 @@ def test_index_lag_is_measured_from_the_event(base: Ground) -> None:
         assert 500 <= lag < 5_000
 
 
-def test_records_that_were_in_the_log_at_the_start_have_no_index_lag(base: Ground) -> None:
+def test_records_that_were_in_the_log_at_the_start_have_no_index_lag(base: Resources) -> None:
     docs = shard_of(collection(base))
     end = send(base, docs, one("a", 1), event_time_ms=base.clock.now_ms() - 2_460_000)
     before = REGISTRY.get_sample_value("vicinage_searcher_index_lag_seconds_count")
@@ -665,7 +667,7 @@ def test_records_that_were_in_the_log_at_the_start_have_no_index_lag(base: Groun
         assert (other.index_lag_ms, other.replayed) == ({}, {})
 
 
-def test_a_question_given_up_while_it_waits_harms_nobody(base: Ground) -> None:
+def test_a_question_given_up_while_it_waits_harms_nobody(base: Resources) -> None:
     of = collection(base)
     shard = shard_of(of)
     with searching(base) as searcher:
@@ -677,7 +679,7 @@ def test_a_question_given_up_while_it_waits_harms_nobody(base: Ground) -> None:
         assert kept.answer.result(5).hits == ((),)
 
 
-def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_built_does_not(base: Ground) -> None:
+def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_built_does_not(base: Resources) -> None:
     of = collection(base)
     live, away = shard_of(of), [False]
     place = provisioning.placer(base.log, "acme", "docs", 1, base.settings.slots)
@@ -704,7 +706,7 @@ def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_b
         eventually(lambda: not searcher.shards.view.away)
 
 
-def test_a_vectors_log_that_was_made_anew_is_not_read_on_and_nobody_waits_for_it_in_vain(base: Ground) -> None:
+def test_a_vectors_log_that_was_made_anew_is_not_read_on_and_nobody_waits_for_it_in_vain(base: Resources) -> None:
     docs = shard_of(collection(base))
     end = send(base, docs, one("a", 1))
     with searching(base) as searcher:

@@ -10,7 +10,7 @@ from searching import collection, seal, searching, send, shard_of
 from shards import one
 from shards import shard as new_shard
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from indexer.index import filters, shard
 from query.searcher.warmup import Opening, refuse
 from tenants import provisioning
@@ -22,14 +22,14 @@ NAMES = frozenset({"lang"})
 
 
 @pytest.fixture
-def base(base: Ground) -> Ground:
+def base(base: Resources) -> Resources:
     """With a tenant."""
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     return base
 
 
 def test_while_metadata_is_read_for_a_first_filter_nobody_else_waits(
-    base: Ground, monkeypatch: pytest.MonkeyPatch
+    base: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = collection(base)
     docs = shard_of(of)
@@ -63,7 +63,7 @@ def test_while_metadata_is_read_for_a_first_filter_nobody_else_waits(
         assert held.needs(asked(lang="fr", n=3)) == {"lang", "n"}
 
 
-def test_few_rows_are_read_in_passing(base: Ground) -> None:
+def test_few_rows_are_read_in_passing(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     seal(base, docs, of, [one("a", 1, metadata='{"n": 1}')], send(base, docs, one("a", 1, metadata='{"n": 1}')))

@@ -13,7 +13,7 @@ from rows import message, unit
 from searching import bring_in, collection, reach, seal, searching, send, shard_of
 from shards import BACKEND, SHARD, adopt, one, segment, shard
 
-from cluster.wiring import Ground
+from cluster.wiring import Resources
 from indexer.index import lazy, lexical
 from indexer.index.search import search_words
 from indexer.index.segment import load
@@ -175,7 +175,7 @@ def test_only_so_many_indexes_are_held_and_the_one_asked_last_longest(
 
 
 @pytest.fixture
-def base(base: Ground) -> Ground:
+def base(base: Resources) -> Resources:
     """With a tenant."""
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     return base
@@ -185,7 +185,7 @@ def asked(to: ShardId, text: str, k: int = 100) -> ShardQuery:
     return replace(words(text, k), shard=to)
 
 
-def test_questions_of_one_mode_go_together_and_each_gets_its_own(base: Ground) -> None:
+def test_questions_of_one_mode_go_together_and_each_gets_its_own(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base, threads=1) as searcher:
         reach(searcher, {docs.slot: send(base, docs, message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(12)]))})
@@ -231,7 +231,7 @@ def test_a_question_for_words_is_never_gathered_with_another_mode() -> None:
     assert _asks(words("a", 5)) == _asks(words("another text", 5))
 
 
-def test_a_question_for_words_costs_with_its_words_and_rows(base: Ground) -> None:
+def test_a_question_for_words_costs_with_its_words_and_rows(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     with searching(base) as searcher:
@@ -265,7 +265,7 @@ class SlowFor:
         return getattr(self._store, name)
 
 
-def test_while_an_index_is_fetched_nobody_else_waits(base: Ground) -> None:
+def test_while_an_index_is_fetched_nobody_else_waits(base: Resources) -> None:
     of = collection(base)
     docs, others = shard_of(of), shard_of(collection(base, "others"))
     batches = [one("a", 1), one("b", 2)]
@@ -299,7 +299,7 @@ class AwayFor(SlowFor):
         return self._store.fetch(ref)
 
 
-def test_while_the_store_is_away_words_are_refused_and_found_once_it_is_back(base: Ground) -> None:
+def test_while_the_store_is_away_words_are_refused_and_found_once_it_is_back(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     seal(base, docs, of, [one("a", 1)], send(base, docs, one("a", 1)))
@@ -311,7 +311,7 @@ def test_while_the_store_is_away_words_are_refused_and_found_once_it_is_back(bas
         assert len(searcher.submit(asked(docs, "a"), Deadline.after(5)).result(5).lexical[0]) == 1
 
 
-def test_a_delta_far_behind_is_indexed_by_the_threads_that_open(base: Ground) -> None:
+def test_a_delta_far_behind_is_indexed_by_the_threads_that_open(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base, threads=1) as searcher:
         rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(BEHIND_MAX + 100)]
@@ -327,7 +327,7 @@ def test_a_delta_far_behind_is_indexed_by_the_threads_that_open(base: Ground) ->
         assert len(searcher.submit(asked(docs, "new"), Deadline.after(5)).result(5).lexical[0]) == 1
 
 
-def test_a_shard_of_more_segments_than_are_held_still_answers(base: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_of_more_segments_than_are_held_still_answers(base: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lazy, "OPEN_MAX", 1)
     of = collection(base)
     docs = shard_of(of)
@@ -339,7 +339,7 @@ def test_a_shard_of_more_segments_than_are_held_still_answers(base: Ground, monk
             assert sorted(h.document_id for h in found.lexical[0]) == ["a", "b", "c"]
 
 
-def test_a_searcher_that_stops_tells_who_waits_for_an_index(base: Ground) -> None:
+def test_a_searcher_that_stops_tells_who_waits_for_an_index(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     seal(base, docs, of, [one("a", 1)], send(base, docs, one("a", 1)))
