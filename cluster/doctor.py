@@ -123,7 +123,7 @@ def _faiss(settings: Settings) -> str:
     for device in devices:
         open_backend(device)
     wheel = packages_distributions()["faiss"][0]
-    return f"{wheel} {version(wheel)}, selectors honoured, on {' and '.join(devices)}"
+    return f"{wheel} {version(wheel)}, selectors honored, on {' and '.join(devices)}"
 
 
 def _model(settings: Settings) -> str:

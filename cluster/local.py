@@ -1,4 +1,4 @@
-"""`vicinage up`: a supervisor of local processes. It restarts what dies and stops all in order.
+"""`vicinage up`: a supervisor of local processes. It restarts those that die and stops all in order.
 
 Everything it knows lies in DATA/run: `platform.json` (pids, url), `operator.key`, `internal.key`, one event file a role.
 """
@@ -79,7 +79,7 @@ class Supervisor:
         self.children = [Child(name, command) for name, command in self.commands.items()]
         while not self._stopping:
             for child in self.children:
-                self._tend(child)
+                self._restart_if_dead(child)
             self._state.settle(self._describe)
             time.sleep(0.05)
         # A role is stopped before those that it asks, so that it finishes what it has begun.
@@ -90,28 +90,28 @@ class Supervisor:
     def _stop_soon(self, *_: object) -> None:
         self._stopping = True
 
-    def _tend(self, child: Child) -> None:
+    def _restart_if_dead(self, child: Child) -> None:
         """Starts the child again once it has died and its backoff has passed. Never raises for what the system lacks."""
         if child.process is not None and child.process.poll() is None:
             return
         now = time.monotonic()
         if child.process is not None:
-            self._later(child, now, f"exit status {child.process.returncode}")
+            self._schedule_restart(child, now, f"exit status {child.process.returncode}")
             child.process = None
         if now >= child.again_at:
             try:
                 self._start(child)
-            except OSError as error:  # no process or descriptor to be had just now: the platform goes on
+            except OSError as error:  # no process or descriptor is free now: the platform goes on
                 child.started = now
-                self._later(child, now, str(error))
+                self._schedule_restart(child, now, str(error))
 
-    def _later(self, child: Child, now: float, reason: str) -> None:
-        """Notes a death: the next start follows after the backoff."""
+    def _schedule_restart(self, child: Child, now: float, reason: str) -> None:
+        """Records an exit and sets the next start after the backoff."""
         quick = now - child.started < SETTLED_S
         child.quick_deaths = child.quick_deaths + 1 if quick else 0
         wait = BACKOFF_S[min(child.quick_deaths, len(BACKOFF_S) - 1)]
         child.again_at = now + wait
-        _event.error("died", child=child.name, reason=reason, again_in_s=wait)
+        _event.error("role.died", child=child.name, reason=reason, again_in_s=wait)
 
     def _start(self, child: Child) -> None:
         own = {SUPERVISOR: str(os.getpid()), "PYTHONSAFEPATH": "1"}  # the latter is -P for what roles start
@@ -145,12 +145,12 @@ class Supervisor:
 
 
 def role_commands(names: Sequence[str], *more: str) -> dict[str, list[str]]:
-    """The command line of each role."""
+    """Returns the command line of each role."""
     return {name: [*PROGRAM, "role", name, *more] for name in names}
 
 
 def run_folder(settings: Settings) -> Path:
-    """DATA/run, made if absent, for its owner only, as DATA is."""
+    """Returns DATA/run and creates it if absent, readable for its owner only, as DATA is."""
     folder = settings.resolved().data / "run"
     for each in (folder.parent, folder):
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def run_folder(settings: Settings) -> Path:
 
 
 def as_environment(settings: Settings) -> dict[str, str]:
-    """The settings that command-line options can change, for child processes."""
+    """Returns the settings that command-line options can change, as variables for child processes."""
     s = settings.resolved()
     return {
         "VICINAGE_DATA": str(s.data),
@@ -172,7 +172,7 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 
 def prepare(settings: Settings) -> None:
-    """What must be there before the roles start: the schema, the vectors log, the internal and the operator's key."""
+    """Makes what the roles need at their start: schema, vectors log, internal key and operator key."""
     from cluster.wiring import LOG_WAIT_S, open_resources
     from tenants.keys import Keys
 
@@ -188,9 +188,9 @@ def prepare(settings: Settings) -> None:
 
 
 def renew_operator_key(settings: Settings) -> None:
-    """Makes another key for DATA's operator where the one in its file was revoked: who owns DATA is never locked out.
+    """Makes another operator key where the one in DATA's file was revoked, so that its owner is never locked out.
 
-    It goes to the catalog itself, as commands do while no platform runs, and leaves an audit record.
+    Writes to the catalog directly, as commands do while no platform runs, and leaves an audit record.
     """
     from cluster.wiring import open_resources
     from tenants.keys import Keys
@@ -228,7 +228,7 @@ def ports_of(settings: Settings, *, on_ray: bool = False) -> list[tuple[str, int
 
 
 def check_free(host: str, port: int) -> None:
-    """Raise Refused where something listens there already: another platform would answer in this one's place."""
+    """Raises Refused where another process listens there: it would answer in this platform's place."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         with socket.socket(found[0][0], socket.SOCK_STREAM) as probe:
@@ -242,13 +242,13 @@ def check_free(host: str, port: int) -> None:
 
 
 def running(data: Path) -> dict[str, Any] | None:
-    """The state of the platform that runs on `data`, or None. A file that a dead supervisor left is no platform."""
+    """Returns the state of the platform that runs on `data`, or None. Ignores a file that a dead supervisor left."""
     state = StateFile(data / "run" / "platform.json").read()
     return state if state and state.get("pid") == supervisor_pid(data) else None
 
 
 def supervisor_pid(data: Path) -> int | None:
-    """The process id of the supervisor that holds DATA's lock, or None where none does. Needs no file but the lock."""
+    """Returns the process id of the supervisor that holds DATA's lock, or None. Reads only the lock file."""
     try:
         with (data / "run" / "lock").open("r") as lock:
             try:
@@ -262,10 +262,10 @@ def supervisor_pid(data: Path) -> int | None:
 
 
 def stop(data: Path, *, wait_s: float = DOWN_S) -> bool:
-    """Stops the platform on `data`, whatever state it is in; False when there was nothing to stop.
+    """Stops the platform on `data` in any state. Returns False if there was nothing to stop.
 
-    The supervisor gets `wait_s` for an orderly stop, then it is killed; so is every role that is left, also of a supervisor
-    that is long gone. Raises Unavailable when a process remains nevertheless.
+    The supervisor gets `wait_s` for an orderly stop and is then killed, as is every role that is left, also
+    of an earlier supervisor. Raises Unavailable if a process remains.
     """
     supervisor = supervisor_pid(data)
     if supervisor is not None:
@@ -279,7 +279,7 @@ def stop(data: Path, *, wait_s: float = DOWN_S) -> bool:
 
 
 def _end_process(pid: int, wait_s: float) -> None:
-    """Ends a process: with SIGTERM, or with SIGKILL where that was not enough after `wait_s`."""
+    """Ends a process with SIGTERM, and with SIGKILL if it still runs after `wait_s`."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         process.terminate()
@@ -291,7 +291,7 @@ def _end_process(pid: int, wait_s: float) -> None:
 
 
 def _roles_of(data: Path) -> list[int]:
-    """The roles of the platform on `data` that run now, by what their supervisor gave them in their environment."""
+    """Returns the process ids of the platform's running roles, found by the environment that the supervisor set."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -305,7 +305,7 @@ def _roles_of(data: Path) -> list[int]:
 
 
 def _events_file(path: Path) -> IO[bytes]:
-    """The file of a role's events, the one before it set aside when it is large; none where no file can be opened."""
+    """Opens the file of a role's events and rotates a large one. Returns the null device where no file can be opened."""
     try:
         if path.exists() and path.stat().st_size > EVENTS_BYTES_MAX:
             path.replace(path.with_suffix(".log.1"))
@@ -316,9 +316,12 @@ def _events_file(path: Path) -> IO[bytes]:
 
 
 def _exclusive(folder: Path) -> IO[str]:
-    """DATA's lock, with our process id in it. It is 20 bytes at any time: once it exists, a full disk does not matter."""
+    """Takes DATA's lock and writes this process id into it.
+
+    The file always has 20 bytes: once it exists, a full disk does not matter. Raises Conflict.
+    """
     lock = os.fdopen(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600), "r+")
-    for tries_left in (4, 3, 2, 1, 0):  # whoever asks whether a platform runs holds it for a moment
+    for tries_left in (4, 3, 2, 1, 0):  # a check whether a platform runs holds it for a moment
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break

@@ -31,16 +31,16 @@ START_S: Final = 120.0
 SLOTS_CPU: Final = 0.01
 """What an actor asks of Ray's scheduler: placement is by node, not by processor shares."""
 PUBLIC: Final = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-"""Variables that must be there before an actor's process starts. Ray writes them to logs that everybody may read."""
+"""Variables that must be there before an actor's process starts. Ray writes them to world-readable logs."""
 NOT_FOR_ACTORS: Final = frozenset({"VICINAGE_SUPERVISED", "VICINAGE_KEY"})
 _UNKNOWN_TO_RAY: Final = "the Ray cluster at {} asks for its token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 _event = events("cluster")
 
 
 def run_gateway(settings: Settings, address: str, searchers: int) -> None:
-    """The gateway role over a Ray cluster: place (or find) the actors, then serve. Returns after an orderly stop."""
+    """Runs the gateway over a Ray cluster: places or finds the actors, then serves. Returns after an orderly stop."""
     from cluster.health import serve_health
-    from cluster.roles import begin, die, internal_key, run_until_told, serve
+    from cluster.roles import begin, die, internal_key, run_until_signal, serve
     from cluster.wiring import LOG_WAIT_S, build_gateway, open_resources
 
     begin("gateway")
@@ -53,7 +53,7 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     app = build_gateway(resources, remote, embedder_key=internal_key(settings), on_failure=die)
     s = resources.settings.gateway
     serve_health(s.host, s.health_port or s.port + 3, app.state.gateway.readiness.elsewhere)
-    run_until_told(
+    run_until_signal(
         serve(
             app,
             s.host,
@@ -69,9 +69,10 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
 
 
 def connect(address: str) -> None:
-    """Join the cluster at `address`, with the token of Ray's own environment where it asks for one. Raises Unavailable."""
-    # Ray would start every worker by the `uv run` that this process was started by, in a copy of the working directory where there is
-    # no such uv: actors would never come to be. Each node has the platform installed. Read when ray is first imported.
+    """Joins the cluster at `address`, with the token of Ray's environment if it asks for one. Raises Unavailable."""
+    # Ray would start each worker with the `uv run` that started this process, in a copy of the working
+    # directory that has no uv, so that no actor starts. Each node has the platform installed. Ray reads this
+    # variable when it is first imported.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
@@ -86,7 +87,7 @@ def connect(address: str) -> None:
 
 
 def place(start: "Start", searchers: int, slots: int) -> dict[str, "RaySearcher | RayRole"]:
-    """One embedder, one ingest with indexer, and `searchers` searchers, each on another node as long as there are some."""
+    """Starts or finds one embedder, one ingest with indexer, and `searchers` searchers, spread over the nodes."""
     import ray
 
     actor = ray.remote(SearcherActor)
@@ -119,7 +120,7 @@ def _options(name: str, start: "Start", node: str) -> dict[str, Any]:
 
 
 def remove(handles: Mapping[str, "RaySearcher | RayRole"]) -> None:
-    """End the actors for good: an orderly stop of the platform."""
+    """Ends the actors without a restart, for an orderly stop of the platform."""
     import ray
 
     for handle in handles.values():
@@ -129,9 +130,9 @@ def remove(handles: Mapping[str, "RaySearcher | RayRole"]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What an actor on another node needs to build the same settings: each variable that is not a default.
+    """The variables that an actor on another node needs to build the same settings.
 
-    Passwords and keys are among them. It travels as an argument of the actor, which Ray neither logs nor shows.
+    Passwords and keys are among them. They travel as an argument of the actor, which Ray neither logs nor shows.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -163,7 +164,7 @@ class SearcherActor:
         self._searcher.start()
 
     async def ping(self) -> tuple[int, bool]:
-        """Its process id, and whether it has caught up."""
+        """Returns the process id, and whether the searcher has caught up."""
         return os.getpid(), self._searcher.ready()
 
     async def search(self, query: ShardQuery, left_s: float) -> Partial:
@@ -190,7 +191,7 @@ class SearcherActor:
 
 
 class RoleActor:
-    """Ingest with the indexer, or the embedder, in a process of its own; if it ends, so does the process."""
+    """Ingest with the indexer, or the embedder, in a process that ends with the role."""
 
     def __init__(self, start: Start, name: str) -> None:
         from cluster import roles
@@ -209,12 +210,12 @@ class RoleActor:
         EssentialThread(name, work, stopping=self._stop.is_set).start()
 
     async def ping(self) -> tuple[int, bool]:
-        """Its process id, and that it lives."""
+        """Returns the process id and True."""
         return os.getpid(), True
 
 
 class RayRole:
-    """A handle of an actor that only has to live."""
+    """A handle of an actor whose liveness is watched."""
 
     def __init__(self, name: str, actor: Any) -> None:
         self.name = name
@@ -231,7 +232,7 @@ class RaySearcher(RayRole):
         self.slots = frozenset(slots)
 
     def ready(self) -> bool:
-        """What it said when it was last asked."""
+        """Returns whether the last ping succeeded and reported it ready."""
         return self.alive
 
     async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
@@ -266,7 +267,7 @@ class RaySearcher(RayRole):
         return held
 
     async def _ask(self, method: Any, deadline: Deadline, *arguments: Any) -> Any:
-        """Call the actor. Raises Unavailable at once when it is known to be away or dies meanwhile."""
+        """Calls the actor. Raises Unavailable at once if it is known to be away or dies during the call."""
         import ray
 
         if not self.alive:
@@ -285,13 +286,13 @@ class RaySearcher(RayRole):
 
 
 class Watch:
-    """Asks every actor again and again whether it lives, and writes their process ids down for operators."""
+    """Pings every actor periodically, and writes the process ids to a file for operators."""
 
     def __init__(self, handles: Mapping[str, RayRole], path: Path) -> None:
         self._handles = handles
         self._file = StateFile(path)
         self._before = self._file.read()
-        """What the gateway before this one knew of the actors, which outlived it."""
+        """The actors that the previous gateway recorded; actors outlive a gateway."""
         self._stop = threading.Event()
         self._threads = [
             EssentialThread(f"watch-{h.name}", partial(self._watch, h), stopping=self._stop.is_set)
@@ -299,12 +300,12 @@ class Watch:
         ]
 
     def start(self) -> None:
-        """Begin."""
+        """Starts the threads."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End."""
+        """Stops the threads and removes the file."""
         self._stop.set()
         self._file.remove()
 
@@ -316,7 +317,7 @@ class Watch:
                 pid, ready = ray.get(handle.actor.ping.remote(), timeout=PING_S)
             except (ray.exceptions.RayError, TimeoutError) as error:
                 if handle.alive:
-                    _event.error("actor away", actor=handle.name, reason=type(error).__name__)
+                    _event.error("actor.went_away", actor=handle.name, reason=type(error).__name__)
                 handle.alive = False
             else:
                 handle.pid, handle.alive = pid, ready
@@ -325,6 +326,6 @@ class Watch:
 
 
 def known_actors(before: Mapping[str, Any], handles: Iterable[RayRole]) -> dict[str, Any]:
-    """Actor → its process id: as it said, or else as the file had it before this gateway started."""
+    """Returns the process id of each actor: its own answer, or else what the file held before this gateway started."""
     found = {h.name: {"pid": h.pid} if h.pid is not None else before.get(h.name) for h in handles}
     return {name: entry for name, entry in found.items() if entry}

@@ -1,4 +1,4 @@
-"""One role in this process, until it is told to stop or a part of it dies. The role boundary: whatever dies ends it, loudly."""
+"""Runs one role in this process. The role boundary: an essential thread that dies ends the process, with an event."""
 
 import os
 import signal
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
 
 ROLES = ("gateway", "ingest", "embedder")
 AGAIN_S: Final = (0.25, 5.0)
-"""The first and the longest wait before ingest, whose dependency was away, begins anew."""
+"""The first and the longest wait before ingest restarts after a dependency was away."""
 BACKLOG: Final = 128
-"""Connections that the kernel keeps until they are accepted, and that are accepted in one go at most."""
+"""Connections that the kernel queues, and the most that are accepted at once."""
 SETTLED_S: Final = 20.0
-"""After working this long it begins with the first wait again."""
+"""After this long without a failure, the backoff starts again."""
 _event = events("cluster")
 
 
 def run_role(name: str, settings: Settings) -> None:
-    """Run `gateway` (with its searcher), `ingest` (with the indexer) or `embedder`. Returns after an orderly stop."""
+    """Runs `gateway` (with its searcher), `ingest` (with the indexer) or `embedder`. Returns after an orderly stop."""
     begin(name)
     {"gateway": _gateway, "ingest": _ingest, "embedder": serve_embedder}[name](settings)
 
 
 def internal_key(settings: Settings) -> str | None:
-    """The bearer key between gateway, ingest and embedder, as `up` wrote it; None where there is none."""
+    """Returns the bearer key between gateway, ingest and embedder that `up` wrote, or None."""
     path = settings.resolved().data / "run" / "internal.key"
     return path.read_text().strip() if path.exists() else None
 
@@ -65,9 +65,9 @@ def serve(
     connections: int = 4_096,
     on_stop: Callable[[], None] = lambda: None,
 ) -> "uvicorn.Server":
-    """A uvicorn server, not started yet; `on_stop` is called when it begins to stop.
+    """Returns a uvicorn server that is not started. It calls `on_stop` when it begins to stop.
 
-    It holds at most `connections`, or what the process's descriptors leave.
+    It holds at most `connections`, or as many as the process's descriptors allow.
     """
     import uvicorn
 
@@ -89,8 +89,11 @@ def serve(
     return DrainingServer(config, on_stop)
 
 
-def run_until_told(server: "uvicorn.Server") -> None:
-    """Serve until SIGTERM or SIGINT, and return: uvicorn raises the signal anew once it has ended, and what we still have to end would be left."""
+def run_until_signal(server: "uvicorn.Server") -> None:
+    """Serves until SIGTERM or SIGINT, then returns.
+
+    uvicorn would raise the signal again at its end, before this process has closed the rest.
+    """
     if threading.current_thread() is threading.main_thread():  # signals belong to it
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, partial(_stop_serving, server))
@@ -103,7 +106,7 @@ def _stop_serving(server: "uvicorn.Server", *_: object) -> None:
 
 
 def begin(name: str) -> None:
-    """Bind this process to its supervisor, to its essential threads, and to the name of its events."""
+    """Ties this process to its supervisor and its essential threads, and names its events."""
     end_with_supervisor()
     configure_events(name)
     when_one_dies(die)
@@ -112,8 +115,8 @@ def begin(name: str) -> None:
 
 
 def die(error: BaseException) -> None:
-    """End the process at once: a part of the role has died, and the supervisor starts it anew."""
-    _event.error("role died", error=repr(error))
+    """Ends the process at once: an essential thread has died, and the supervisor restarts the role."""
+    _event.error("role.died", error=repr(error))
     os._exit(70)
 
 
@@ -124,7 +127,7 @@ def _gateway(settings: Settings) -> None:
     app = build_gateway(resources, [searcher], embedder_key=internal_key(settings), on_failure=die)
     s = resources.settings.gateway
     serve_health(s.host, s.health_port or s.port + 3, app.state.gateway.readiness.elsewhere)
-    run_until_told(
+    run_until_signal(
         serve(
             app,
             s.host,
@@ -147,7 +150,7 @@ def _ingest(settings: Settings) -> None:
 
 
 def work_until(stop: threading.Event, resources: Resources, key: str | None) -> None:
-    """Ingest and index until `stop`; the first of them that dies takes the process with it."""
+    """Runs ingest and the indexer until `stop`. The process ends when either dies."""
     s = resources.settings
     raise_limit()
     serve_health(s.gateway.host, s.ingest.metrics_port or s.gateway.port + 2)
@@ -164,9 +167,9 @@ def work_until(stop: threading.Event, resources: Resources, key: str | None) -> 
 
 
 def persist(make: "Callable[[], Ingest]", stop: threading.Event) -> None:
-    """Run ingest until `stop`, from its committed positions anew after a dependency was away: after a while that grows.
+    """Runs ingest until `stop`, and restarts it from its committed positions with backoff after a dependency was away.
 
-    What was under way is done again, and versions absorb what is done twice. All else that ingest raises ends the role.
+    Work in progress is repeated, and versions absorb duplicates. Any other error of ingest ends the role.
     """
     wait = AGAIN_S[0]
     while not stop.is_set():
@@ -176,7 +179,7 @@ def persist(make: "Callable[[], Ingest]", stop: threading.Event) -> None:
         except Unavailable as away:
             if time.monotonic() - began > SETTLED_S:
                 wait = AGAIN_S[0]
-            _event.warning("ingest begins anew", reason=str(away), again_in_s=wait)
+            _event.warning("ingest.restarted", reason=str(away), again_in_s=wait)
             stop.wait(wait)
             wait = min(2 * wait, AGAIN_S[1])
 
@@ -187,7 +190,7 @@ def _stop_working(stop: threading.Event, *_: object) -> None:
 
 
 def serve_embedder(settings: Settings, *, host: str | None = None) -> None:
-    """Load and calibrate the local models, then serve them until told to stop."""
+    """Loads and calibrates the local models, then serves them until a signal."""
     from urllib.parse import urlsplit
 
     resources = open_resources(settings, log_wait_s=LOG_WAIT_S)
@@ -201,4 +204,4 @@ def serve_embedder(settings: Settings, *, host: str | None = None) -> None:
             "start the platform with `vicinage up`, which writes it, or copy it from the node that has it"
         )
     app = build_embedder(resources.settings, models, key=key, on_failure=die)
-    run_until_told(serve(app, host or url.hostname or "127.0.0.1", url.port or 8081, drain_s=5))
+    run_until_signal(serve(app, host or url.hostname or "127.0.0.1", url.port or 8081, drain_s=5))

@@ -48,7 +48,7 @@ class StateFile:
             return True
 
     def read(self) -> dict[str, Any]:
-        """Returns what the file holds, whoever wrote it; {} where it is absent or not whole."""
+        """Returns the content of the file, written by this or another process; {} if it is absent or incomplete."""
         try:
             found = json.loads(self._path.read_text())
         except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""★ The only file that constructs everything: settings in, roles out. Roles know nothing of who runs them."""
+"""★ The only file that constructs everything: settings in, roles out. Roles do not know what runs them."""
 
 import os
 import socket
@@ -46,7 +46,7 @@ _event = events("cluster")
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What every role stands on."""
+    """Log, catalog and store: what every role needs."""
 
     settings: Settings
     clock: SystemClock
@@ -58,15 +58,15 @@ class Resources:
     jobs: "Jobs"
 
     def close(self) -> None:
-        """Let go of the log and the catalog."""
+        """Closes the log and the catalog."""
         self.log.close()
         self.engine.dispose()
 
 
 def open_resources(settings: Settings, *, audit_key_optional: bool = False, log_wait_s: float = 0.0) -> Resources:
-    """Open log, catalog (brought to the newest schema) and store. Waits `log_wait_s` for a log that is away.
+    """Opens log, catalog (migrated to the newest schema) and store. Waits up to `log_wait_s` for the log.
 
-    Raises ConfigurationError where the audit key is missing; `audit_key_optional`: then only what writes an audit record does.
+    Raises ConfigurationError if the audit key is missing. With `audit_key_optional`, only writing an audit record does.
     """
     from cluster.audit_key import load_key
     from tenants.audit import use_key
@@ -112,7 +112,7 @@ def build_searcher(
     *,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> "Searcher":
-    """A searcher of some slots, or of all."""
+    """Returns a searcher of the given slots, by default of all."""
     from indexer.backends import open_backend
     from query.searcher.run import Searcher
 
@@ -137,7 +137,7 @@ def build_gateway(
     local_operator: bool = False,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> "FastAPI":
-    """The gateway's app over searchers in this process or elsewhere."""
+    """Returns the gateway's app over searchers in this process or elsewhere."""
     from capacity.report import report
     from capacity.snapshot import Rates, take
     from ingest.embedding.check import check
@@ -213,7 +213,7 @@ def build_gateway(
 
 
 def build_ingest(resources: Resources, *, embedder_key: str | None) -> "Ingest":
-    """The ingest role, with a registry of its own: what it has seen of the catalog is its barrier (docs/concepts/architecture.md)."""
+    """Returns the ingest role. Its own view of the catalog is its reindex barrier (docs/concepts/architecture.md)."""
     from ingest.run import Ingest
     from tenants.registry import Registry
 
@@ -221,22 +221,22 @@ def build_ingest(resources: Resources, *, embedder_key: str | None) -> "Ingest":
     return Ingest(
         resources.log,
         registry,
-        _remembered(lambda name: _embedder(resources, registry.model(name), embedder_key)),
-        _remembered(lambda name: _cutter(resources, registry.model(name))),
+        _cached(lambda name: _embedder(resources, registry.model(name), embedder_key)),
+        _cached(lambda name: _cutter(resources, registry.model(name))),
         resources.settings.ingest,
         resources.clock,
     )
 
 
 def build_indexer(resources: Resources, *, embedder_key: str | None) -> "Indexer":
-    """The indexer role, with a registry of its own that it refreshes: a model registered after the start is found in it."""
+    """Returns the indexer role. It refreshes its own view of the catalog, so that it finds models registered later."""
     from indexer.backends import open_backend
     from indexer.run import Indexer
     from tenants.leases import Leases
     from tenants.registry import Registry
 
     registry = Registry(resources.engine, resources.clock)
-    embedder_for = _remembered(lambda name: _embedder(resources, registry.model(name), embedder_key))
+    embedder_for = _cached(lambda name: _embedder(resources, registry.model(name), embedder_key))
     return Indexer(
         log=resources.log,
         registry=registry,
@@ -260,9 +260,9 @@ def build_embedder(
     key: str | None,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> "Starlette":
-    """The embedder role's app over the local models, and the cross-encoder if one is set; calibrated and warm when this returns.
+    """Returns the embedder's app over the local models and the optional cross-encoder, calibrated and warm.
 
-    One whose files are not on this machine is left out, loudly: the others' tenants need theirs.
+    A model whose files are missing on this machine is left out with an event: the other models are needed.
     """
     from ingest.embedding.local import LocalEmbedder
     from ingest.embedding.reranker import LocalReranker
@@ -276,7 +276,7 @@ def build_embedder(
                 Path(settings.rerank.model), device=settings.embedder.device, on_failure=on_failure
             )
         except Refused as refused:
-            _event.error("nothing is reranked: see `vicinage doctor`", reason=str(refused))
+            _event.error("reranker.not_served", reason=str(refused))
     served: dict[str, LocalEmbedder] = {}
     for model in (m for m in models if m.kind == "local" and not m.retired):
         try:
@@ -312,8 +312,8 @@ def _embed_texts(embedder_for: Callable[[str], Any], model: str, texts: Sequence
     return embedder_for(model).embed(texts, tenant=tenant)
 
 
-def _remembered(make: Callable[[str], T]) -> Callable[[str], T]:
-    """`make`, called once for each name."""
+def _cached(make: Callable[[str], T]) -> Callable[[str], T]:
+    """Returns `make`, called once for each name."""
     made: dict[str, T] = {}
     lock = threading.Lock()
 

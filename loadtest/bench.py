@@ -36,9 +36,9 @@ KEPT = 102_000
 """Sentences that are embedded once and kept in build/: what is searched for is the last of them."""
 SEGMENTS_MAX = 4
 """What compaction leaves at most."""
-NEIGHBOUR = 50_000
+NEIGHBOR = 50_000
 """Passages of another tenant, half of which are replaced: more than a quarter is dead then, so that it compacts."""
-UPKEEP_S = 180
+MAINTENANCE_S = 180
 """How long its compaction may take."""
 ASKED_BEFORE = 256
 """Questions of the collection, before most of its passages came."""
@@ -268,7 +268,7 @@ def search_batch(
     )
 
 
-def search_beside_upkeep(
+def search_beside_maintenance(
     report: Report,
     platform: Platform,
     key: str,
@@ -277,13 +277,13 @@ def search_beside_upkeep(
     vectors: Floats,
     queries: Floats,
 ) -> None:
-    """One client's searches beside a neighbour who replaces half of his passages, and then while those are compacted (VectorDBBench: streaming)."""
-    their_key = platform.cli("tenant", "create", "neighbour")["key"]
-    platform.cli("collection", "create", "neighbour", "bench", "--model", "all-minilm-l6-v2")
+    """Searches of one client while a neighbor replaces half of its passages, and while those are compacted."""
+    their_key = platform.cli("tenant", "create", "neighbor")["key"]
+    platform.cli("collection", "create", "neighbor", "bench", "--model", "all-minilm-l6-v2")
     theirs = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {their_key}"}, timeout=120)
-    n = min(NEIGHBOUR, len(texts))
+    n = min(NEIGHBOR, len(texts))
     replace_documents(theirs, np.arange(n), texts, vectors[:n])
-    settle(operator, "neighbour/bench")
+    settle(operator, "neighbor/bench")
     requests, pid = binary_requests("/v1/collections/bench/search", queries), platform.pids()["gateway"]
     times: dict[str, list[NDArray[np.float64]]] = {"at rest": [], "beside writing": [], "beside compaction": []}
 
@@ -299,14 +299,14 @@ def search_beside_upkeep(
     while replacing.is_alive():
         ask("beside writing")
     replacing.join()
-    end = time.monotonic() + UPKEEP_S
+    end = time.monotonic() + MAINTENANCE_S
     while compactions(platform) == compacted and time.monotonic() < end:
         ask("beside compaction")
     theirs.close()
     for when in ("beside writing", "beside compaction"):
         for share in (50, 99):
             report.add(
-                f"vector search {when} of a neighbour, 1 client(s), p{share}",
+                f"vector search {when} of a neighbor, 1 client(s), p{share}",
                 float(np.percentile(np.concatenate(times[when]), share)),
                 "ms",
                 bound=float(np.percentile(np.concatenate(times["at rest"]), share)),
@@ -460,7 +460,7 @@ def ingest_text(report: Report, http: httpx.Client, texts: list[str], bound_per_
 
 
 def idle_tenants(report: Report, platform: Platform, operator: httpx.Client, n: int = 1_000) -> None:
-    """What one more tenant with an empty collection costs the gateway while nobody uses it; the first few hundred are not counted."""
+    """What one more tenant with an empty collection costs the gateway while it is unused; the first few hundred are not counted."""
     gateway = psutil.Process(platform.pids()["gateway"])
     make_tenants(operator, "first", n // 4)
     before = settled_bytes(gateway)
@@ -530,7 +530,7 @@ def main() -> None:
         search_http(report, platform.url, key, queries, truth, [pids["gateway"]], raw_ms)
         search_batch(report, http, queries, truth, pids["gateway"], raw_ms)
         search_text(report, platform.url, key, everything[-args.queries :], list(pids.values()))
-        search_beside_upkeep(report, platform, key, operator, texts, vectors, queries)
+        search_beside_maintenance(report, platform, key, operator, texts, vectors, queries)
         freshness(report, http, vectors)
         ingest_text(report, http, texts[: args.texts], raw_per_s)
         idle_tenants(report, platform, operator)

@@ -29,7 +29,7 @@ class Ledger:
         self._unordered: set[str] | None = None
         """While writes have no defined order: the documents that were written since. None: they have one."""
         self.history: defaultdict[str, list[str]] = defaultdict(list)
-        """What happened to each document, for a person who looks for a cause."""
+        """What happened to each document, to find a cause."""
 
     def ids(self) -> list[str]:
         """Returns the documents that were ever written."""

@@ -490,9 +490,9 @@ Keep a platform running, and try it by hand:
   .venv/bin/vicinage tenant create acme --data data        # prints the key, once: export KEY=vk_...
   .venv/bin/vicinage collection create acme docs --data data
   curl -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' http://127.0.0.1:8080/v1/collections/docs/documents \\
-       -d '{"documents":[{"id":"hello","text":"Vicinage finds nearest neighbours for many tenants."}]}'
+       -d '{"documents":[{"id":"hello","text":"Vicinage finds nearest neighbors for many tenants."}]}'
   curl -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' http://127.0.0.1:8080/v1/collections/docs/search \\
-       -d '{"text":"who finds neighbours?","k":3}'
+       -d '{"text":"what finds neighbors?","k":3}'
   .venv/bin/vicinage down --data data
 """
 

@@ -31,7 +31,7 @@ class JudgedSet:
 
 
 def read(folder: Path) -> JudgedSet:
-    """Returns the set in `folder`, without empty documents and without queries that nobody judged."""
+    """Returns the set in `folder`, without empty documents and without unjudged queries."""
     documents = {d["id"]: d["text"] for d in json_lines(folder / "documents.jsonl") if d["text"].strip()}
     grades: dict[str, dict[str, int]] = {}
     with (folder / "qrels.tsv").open(encoding="utf-8", newline="") as file:

@@ -32,11 +32,11 @@ from witness import ANSWERS_S, DIMENSION, Witness
 BETWEEN_S = (1.0, 2.5)
 """Time between kills, drawn anew each time."""
 GIVEN_UP_S = 3.0
-"""Less than a gateway takes to come back, so that answers are lost, and writes go on while a search finds nobody."""
+"""Less than a gateway takes to come back, so that answers are lost, and writes go on while searches fail."""
 
 
 def kill(name: str, platform: Platform, broker: Path | None) -> None:
-    """SIGKILL one process; the supervisor starts it again (the broker, nobody supervises here: we do)."""
+    """SIGKILL one process; the supervisor starts it again; this program restarts the broker."""
     if name != "broker":
         os.kill(platform.pids()[name], signal.SIGKILL)
         return

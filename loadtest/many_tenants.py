@@ -101,7 +101,7 @@ def make(data: Path, names: list[str], each: int, vectors: Floats, texts: list[s
 
 
 def weigh(data: Path, answer: Any) -> None:
-    """`answer` gets the bytes of its own of a process with a searcher of this platform that nobody asks."""
+    """Puts into `answer` the private bytes of a process whose searcher of this platform is idle."""
     base = open_resources(settings(data))
     searcher, _ = started(base)
     gc.collect()

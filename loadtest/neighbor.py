@@ -40,7 +40,7 @@ class Neighbor:
     failures: list[tuple[float, str, str]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     quiet: threading.Lock = field(default_factory=threading.Lock)
-    """Held during each write: who holds it sees the tenant at rest."""
+    """Held during each write: its holder sees the tenant at rest."""
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, which ends with whoever started it and touches no other cluster here."""
+"""A Ray cluster of several nodes on this machine, which ends with the process that started it and touches no other cluster here."""
 
 import os
 import secrets

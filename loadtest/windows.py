@@ -2,7 +2,7 @@
 
 Text: docstrings and comments of every installed package. A text of TOKENS tokens goes through all-MiniLM-L6-v2 once, and a passage is the mean
 of the last layer over WINDOW tokens, one each STEP (“late chunking”): vectors of a text model over real text, for a quarter of the tokens of as many
-sentences. Neighbours overlap, as passages cut with overlap do; questions are windows of texts of which no passage is made.
+sentences. Neighbors overlap, as passages cut with overlap do; questions are windows of texts of which no passage is made.
 """
 
 import re

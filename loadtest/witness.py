@@ -205,7 +205,7 @@ class Witness:
                 self.wrong.append(f"scan: {name} in state {seen.get(name)}, right were {self.allowed.get(name)}")
 
     def _check_counts(self) -> None:
-        """What the collection counts: exact, but for the documents of which nobody can know."""
+        """What the collection counts: exact, except for documents whose state is unknown."""
         least = sum(None not in states for states in self.allowed.values())
         most = sum(states != [None] for states in self.allowed.values())
         counts = self.client.collection(self.collection).counts

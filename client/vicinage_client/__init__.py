@@ -3,8 +3,8 @@
 from vicinage_client import Client
 
 client = Client("http://127.0.0.1:8080", key)
-written = client.upsert("docs", [{"id": "hello", "text": "Vicinage finds nearest neighbours."}])
-client.search("docs", "who finds neighbours?", k=3, wait_for=written.token).hits
+written = client.upsert("docs", [{"id": "hello", "text": "Vicinage finds nearest neighbors."}])
+client.search("docs", "what finds neighbors?", k=3, wait_for=written.token).hits
 """
 
 from vicinage_client.client import AsyncClient, Client

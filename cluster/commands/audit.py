@@ -1,4 +1,4 @@
-"""`vicinage audit`: who changed what."""
+"""`vicinage audit`: the record of privileged acts."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from vicinage.errors import Conflict
 
 @click.group(cls=Group, epilog=EPILOG)
 def audit() -> None:
-    """The audit chain: who changed what."""
+    """The audit chain: each privileged act, and its actor."""
 
 
 @audit.command("list")
@@ -35,8 +35,9 @@ def audit_list(after: int, limit: int, data: Path, url: str | None, key: str | N
 def audit_verify(against: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
     r"""Verify each record's hash and MAC, and print the newest one; keep it outside the catalog.
 
-    "intact" is said of what was verified with the audit key. Without the key the chain alone is checked, which whoever
-    can write to the catalog can recompute: exit status 4. Records cut off the end are seen only --against an earlier newest.
+    "intact" means verified with the audit key. Without the key only the chain is checked, which anyone
+    with write access to the catalog can recompute: exit status 4. Records that were cut off the end are
+    found only with --against and an earlier newest record.
 
     \b
     vicinage audit verify --against 118:9f2c…

@@ -1,4 +1,4 @@
-"""`vicinage tenant`: who shares the platform."""
+"""`vicinage tenant`: the teams that share the platform."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from cluster.commands.output import show
 
 @click.group(cls=Group, epilog=EPILOG)
 def tenant() -> None:
-    """Tenants: who shares the platform."""
+    """Tenants: the teams that share the platform."""
 
 
 @tenant.command("create")
