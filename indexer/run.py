@@ -22,7 +22,7 @@ from tenants.registry import Registry
 from tenants.serving import generation_of, serving
 from vicinage.clock import Clock
 from vicinage.errors import Conflict, Corrupt, Unavailable
-from vicinage.log import Log, Stored
+from vicinage.log import Log, LogRecord
 from vicinage.log.halts import Halts
 from vicinage.records import ShardId
 from vicinage.settings import IndexerSettings
@@ -185,7 +185,7 @@ class Indexer:
 
     # sealing
 
-    def _poll(self, wait_s: float) -> list[Stored]:
+    def _poll(self, wait_s: float) -> list[LogRecord]:
         """What has come is pending, or for nobody; if that could not be decided, it is read again."""
         if sum(p.bytes for p in self._pending.values()) > PENDING_BYTES_MAX:
             return []
@@ -193,8 +193,8 @@ class Indexer:
             taken = self._reader.poll(bytes_max=POLL_BYTES, wait_s=wait_s)
             self._see_halts()
             self._registry.refresh()  # after the poll: the generation of every row was in the catalog before the row
-            for stored in taken:
-                self._take(stored)
+            for record in taken:
+                self._take(record)
         except Unavailable:
             for slot, place in self._places.items():
                 self._reader.remove(VECTORS_TOPIC, slot)
@@ -209,33 +209,33 @@ class Indexer:
                 self._leases_of.release(self._leases[slot])
                 self._drop(slot)
 
-    def _take(self, stored: Stored) -> None:
-        slot = stored.partition
-        if slot not in self._leases or stored.offset < self._places[slot]:
+    def _take(self, record: LogRecord) -> None:
+        slot = record.partition
+        if slot not in self._leases or record.offset < self._places[slot]:
             return
         try:
-            shard = ShardId(*parse_rows_key(stored.record.key or b""), slot)
+            shard = ShardId(*parse_rows_key(record.record.key or b""), slot)
         except Corrupt as stranger:
-            quarantine(stored, stranger.detail)
+            quarantine(record, stranger.detail)
         else:
             generation = generation_of(self._registry, shard)
             if generation is not None and slot not in generation.slots:
-                quarantine(stored, f"its generation has no shard in slot {slot}")
+                quarantine(record, f"its generation has no shard in slot {slot}")
             elif generation is not None:
-                self._keep(shard, generation, stored)
-        self._places[slot] = stored.offset + 1
+                self._keep(shard, generation, record)
+        self._places[slot] = record.offset + 1
 
-    def _keep(self, shard: ShardId, generation: Generation, stored: Stored) -> None:
+    def _keep(self, shard: ShardId, generation: Generation, record: LogRecord) -> None:
         if shard not in self._sealed:
             self._sealed[shard] = self._builder.current(shard, generation).sealed
-        if stored.offset < self._sealed[shard]:
+        if record.offset < self._sealed[shard]:
             return  # replayed for another shard's sake
-        batch = readable(stored, generation.dimension)
+        batch = readable(record, generation.dimension)
         if batch is None:
             return
         if shard not in self._pending:
             self._pending[shard] = Pending(shard, self._clock.monotonic())
-        self._pending[shard].add(stored.offset, batch)
+        self._pending[shard].add(record.offset, batch)
 
     def _due(self) -> list[Pending]:
         now = self._clock.monotonic()

@@ -13,7 +13,7 @@ from typing import Final
 import pyarrow as pa
 
 from vicinage.errors import Corrupt
-from vicinage.log import Stored
+from vicinage.log import LogRecord
 from vicinage.telemetry import counter, events
 from vicinage.wire import decode_rows, is_deletions, parse_rows_key
 
@@ -28,15 +28,15 @@ _quarantined = counter(
 _reported: list[float] = []
 
 
-def rows_of(stored: Stored, dimension: int | None = None) -> pa.RecordBatch:
+def rows_of(record: LogRecord, dimension: int | None = None) -> pa.RecordBatch:
     """Returns the rows of a message of the vectors log, fully checked. Raises Corrupt for anything else. Pure.
 
     `dimension` is that of the message's generation; None: not known here, and not checked.
     """
-    if stored.record.unreadable:
-        raise Corrupt(stored.record.unreadable, path="vicinage.vectors")
-    rows = decode_rows(stored.record.value or b"")
-    if parse_rows_key(stored.record.key or b"") != (rows.tenant, rows.collection, rows.generation):
+    if record.record.unreadable:
+        raise Corrupt(record.record.unreadable, path="vicinage.vectors")
+    rows = decode_rows(record.record.value or b"")
+    if parse_rows_key(record.record.key or b"") != (rows.tenant, rows.collection, rows.generation):
         raise Corrupt("a vectors message names another generation than its key", path="vicinage.vectors")
     if dimension is not None and not is_deletions(rows.batch):
         found = rows.batch.schema.field("vector").type.list_size
@@ -45,24 +45,24 @@ def rows_of(stored: Stored, dimension: int | None = None) -> pa.RecordBatch:
     return rows.batch
 
 
-def readable(stored: Stored, dimension: int | None = None) -> pa.RecordBatch | None:
+def readable(record: LogRecord, dimension: int | None = None) -> pa.RecordBatch | None:
     """Returns the rows as `rows_of` does; None, once it is reported, for a record that is quarantined."""
     try:
-        return rows_of(stored, dimension)
+        return rows_of(record, dimension)
     except Corrupt as corrupt:
-        quarantine(stored, corrupt.detail)
+        quarantine(record, corrupt.detail)
         return None
 
 
-def readable_rows(records: Iterable[Stored], dimension: int | None = None) -> Iterator[pa.RecordBatch]:
+def readable_rows(records: Iterable[LogRecord], dimension: int | None = None) -> Iterator[pa.RecordBatch]:
     """Yields the rows of each record that is not quarantined."""
-    for stored in records:
-        batch = readable(stored, dimension)
+    for record in records:
+        batch = readable(record, dimension)
         if batch is not None:
             yield batch
 
 
-def quarantine(stored: Stored, reason: str) -> None:
+def quarantine(record: LogRecord, reason: str) -> None:
     """Reports a record that every reader passes over."""
     _quarantined.inc()
     now = time.monotonic()
@@ -70,13 +70,13 @@ def quarantine(stored: Stored, reason: str) -> None:
     if len(_reported) >= EVENTS_MAX:
         return
     _reported.append(now)
-    value = stored.record.value or b""
+    value = record.record.value or b""
     _event.error(
         "record.quarantined",
-        topic=stored.topic,
-        slot=stored.partition,
-        offset=stored.offset,
-        key=repr((stored.record.key or b"")[:100]),
+        topic=record.topic,
+        slot=record.partition,
+        offset=record.offset,
+        key=repr((record.record.key or b"")[:100]),
         bytes=len(value),
         sha256=hashlib.sha256(value).hexdigest(),
         reason=reason,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from tenants.entities import Tenant
 from vicinage.errors import NotFound, TooLarge, Unavailable
-from vicinage.log import Log, Record, Stored
+from vicinage.log import Log, LogRecord, Record
 from vicinage.records import Rejected
 from vicinage.telemetry import events
 
@@ -61,15 +61,15 @@ class _Letter(BaseModel, strict=True):
     value_truncated: bool
 
 
-def append(log: Log, tenant: Tenant, rejected: Sequence[tuple[Stored, Rejected]]) -> None:
+def append(log: Log, tenant: Tenant, rejected: Sequence[tuple[LogRecord, Rejected]]) -> None:
     """Appends the letters of one partition's records; durable on return.
 
     A dead-letter topic that is gone is created again. One that takes no records (its settings or permissions need an
     operator) gets none: `dead_letters.lost` names the positions, and ingest goes on with this tenant and all others.
     """
-    letters: dict[int, tuple[Stored, list[Rejected]]] = {}
-    for stored, reason in rejected:
-        letters.setdefault(stored.offset, (stored, []))[1].append(reason)
+    letters: dict[int, tuple[LogRecord, list[Rejected]]] = {}
+    for record, reason in rejected:
+        letters.setdefault(record.offset, (record, []))[1].append(reason)
     records = [_record(*letters[offset]) for offset in sorted(letters)]
     try:
         try:
@@ -133,20 +133,20 @@ def _content(value: bytes) -> dict[str, Any]:
         }  # fmt: skip
 
 
-def _record(stored: Stored, rejected: Sequence[Rejected]) -> Record:
-    value = stored.record.value
+def _record(record: LogRecord, rejected: Sequence[Rejected]) -> Record:
+    value = record.record.value
     named = [_named(r) for r in rejected[:REJECTED_MAX]]
     letter = {
         **named[0],
         "collection": rejected[0].collection,
         "rejected": named,
         "n_rejected": len(rejected),
-        "topic": stored.topic,
-        "partition": stored.partition,
-        "offset": stored.offset,
-        "event_time_ms": stored.record.event_time_ms,
-        "headers": [[name, _base64(value, KEY_BYTES_MAX)] for name, value in stored.record.headers[:HEADERS_MAX]],
-        "key_base64": _base64(stored.record.key, KEY_BYTES_MAX),
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "event_time_ms": record.record.event_time_ms,
+        "headers": [[name, _base64(value, KEY_BYTES_MAX)] for name, value in record.record.headers[:HEADERS_MAX]],
+        "key_base64": _base64(record.record.key, KEY_BYTES_MAX),
         "value_base64": _base64(value, VALUE_BYTES_MAX),
         "value_truncated": value is not None and len(value) > VALUE_BYTES_MAX,
     }

@@ -222,7 +222,7 @@ class Detached:
         bytes_max = min(self._settings.batch_bytes, share) if lane.whole else 1
         read_after = self._clock.monotonic()
         records = self._log.read(*lane.tp, lane.read, bytes_max=bytes_max)
-        taken = [stored for stored in records if stored.offset < until]
+        taken = [record for record in records if record.offset < until]
         # Below `until` the partition was read before: what is not there now is no record (a marker, or compacted away).
         end = taken[-1].offset + 1 if taken and len(taken) == len(records) else until
         view = LaneView(self._registry, lane.target)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tenants.entities import Tenant
-from vicinage.log import Stored
+from vicinage.log import LogRecord
 from vicinage.partition_maps import PartitionMap, is_at_home, until, version_of
 from vicinage.records import Position
 
@@ -31,13 +31,13 @@ class Homes:
         self._topic_id = topic_id
         self._look_again = look_again
 
-    def version(self, tenant: Tenant, stored: Stored, collection: str, document_id: str) -> int:
+    def version(self, tenant: Tenant, record: LogRecord, collection: str, document_id: str) -> int:
         """Returns the version of a document in this record. Raises Refused where it cannot be ordered.
 
         Before the first one that is not in its home the topic is looked at once more: it may have grown since its last
         map, and the record's producer may have known.
         """
-        position = Position(stored.partition, stored.offset)
+        position = Position(record.partition, record.offset)
         maps = until(self._maps.partition_maps(tenant.name), self._topic_id)
         if self._look_again is not None and not is_at_home(maps, position, collection, document_id):
             look_again, self._look_again = self._look_again, None

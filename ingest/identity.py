@@ -9,7 +9,7 @@ from typing import Final
 
 from tenants.entities import Collection
 from vicinage.errors import Refused
-from vicinage.log import Record, Stored
+from vicinage.log import LogRecord, Record
 
 UID_HEADER: Final = "vicinage-collection-uid"
 JUDGED_HEADER: Final = "vicinage-judged-version"
@@ -22,13 +22,13 @@ def header_of(collection: Collection) -> tuple[str, bytes]:
     return UID_HEADER, collection.uid.encode()
 
 
-def stranger(stored: Stored, collection: Collection) -> str | None:
+def stranger(record: LogRecord, collection: Collection) -> str | None:
     """Returns why the record was not written to this collection; None if it was."""
-    uid = _header(stored.record, UID_HEADER)
+    uid = _header(record.record, UID_HEADER)
     if uid is not None:
         return None if uid == collection.uid.encode() else "it was written to an earlier collection of this name"
-    offsets, partition = collection.first_offsets, stored.partition
-    if partition < len(offsets) and stored.offset < offsets[partition]:
+    offsets, partition = collection.first_offsets, record.partition
+    if partition < len(offsets) and record.offset < offsets[partition]:
         return "it was written before this collection was created"
     return None
 

@@ -16,7 +16,7 @@ from ingest.validation import DocumentLimits
 from tenants.entities import Collection, Generation, Tenant
 from vicinage.errors import NotFound, Refused
 from vicinage.exact_json import Exactly
-from vicinage.log import Record, Stored, TopicPartition
+from vicinage.log import LogRecord, Record, TopicPartition
 from vicinage.records import Deletion, Document, Rejected
 from vicinage.settings import IngestSettings
 from vicinage.wire import ARROW, decode_documents, load_json
@@ -56,7 +56,7 @@ class Write:
     version: int
     event_time_ms: int
     document: Document | None
-    stored: Stored
+    stored: LogRecord
     """The record that it came in."""
 
 
@@ -79,7 +79,7 @@ class Job:
     read_after: float = 0.0
     """Monotonic time before which nobody had these records in hand."""
     writes: list[Write] = field(default_factory=list)
-    rejected: list[tuple[Stored, Rejected]] = field(default_factory=list)
+    rejected: list[tuple[LogRecord, Rejected]] = field(default_factory=list)
     skipped: int = 0
     """Deletions that were written to an earlier collection of the name: they have no effect."""
     only: Target | None = None
@@ -132,7 +132,7 @@ def _asks(write: Write, generation: Generation) -> bool:
 def jobs_of(
     tenant: Tenant,
     tp: TopicPartition,
-    records: Sequence[Stored],
+    records: Sequence[LogRecord],
     collections: Collections,
     settings: IngestSettings,
     *,
@@ -156,18 +156,18 @@ def jobs_of(
 
     homes = Homes(collections, look_again, topic_id)
     job, size = job_at(records[0].offset if start is None else start), 0
-    for stored in records:
-        for outcome in parse(stored, tenant, collections, settings, homes):
+    for record in records:
+        for outcome in parse(record, tenant, collections, settings, homes):
             if only is not None and not (isinstance(outcome, Write) and outcome.collection.name == only[0]):
                 continue
             if isinstance(outcome, Rejected):
-                job.rejected.append((stored, outcome))
+                job.rejected.append((record, outcome))
             elif isinstance(outcome, Skipped):
                 job.skipped += 1
             else:
                 job.writes.append(outcome)
-        job.end = stored.offset + 1
-        size += stored.size()
+        job.end = record.offset + 1
+        size += record.size()
         if len(job.writes) + len(job.rejected) >= settings.batch_passages or size >= PARSED_BYTES:
             yield _newest(job)
             job, size = job_at(job.end), 0
@@ -201,14 +201,14 @@ def _rank(write: Write) -> tuple[int, bool]:
 
 
 def parse(
-    stored: Stored, tenant: Tenant, collections: Collections, limits: IngestSettings, homes: Homes | None = None
+    record: LogRecord, tenant: Tenant, collections: Collections, limits: IngestSettings, homes: Homes | None = None
 ) -> list[Write | Rejected | Skipped]:
     """Returns every document that one record holds, as a write or as a reason why not."""
     homes = homes or Homes(collections, None)
     try:
-        entries = list(_entries(stored, tenant, collections, limits))
+        entries = list(_entries(record, tenant, collections, limits))
     except _Strange as strange:
-        return [Skipped() if stored.record.value is None else strange.rejected]
+        return [Skipped() if record.record.value is None else strange.rejected]
     except Refused as refused:
         return [Rejected(refused.detail, field=refused.field)]
     found: list[Write | Rejected | Skipped] = []
@@ -218,18 +218,18 @@ def parse(
         else:
             document = entry if isinstance(entry, Document) else None
             try:
-                version = homes.version(tenant, stored, collection.name, entry.id)
+                version = homes.version(tenant, record, collection.name, entry.id)
                 if document is None:
-                    version = judged_version(stored.record, version)
+                    version = judged_version(record.record, version)
             except Refused as refused:
                 found.append(Rejected(refused.detail, field=refused.field, id=entry.id, collection=collection.name))
                 continue
-            found.append(Write(collection, entry.id, version, stored.record.event_time_ms, document, stored))
+            found.append(Write(collection, entry.id, version, record.record.event_time_ms, document, record))
     return found
 
 
 def _entries(
-    stored: Stored, tenant: Tenant, collections: Collections, limits: IngestSettings
+    stored: LogRecord, tenant: Tenant, collections: Collections, limits: IngestSettings
 ) -> Iterable[tuple[Collection, Entry | Deletion]]:
     record = stored.record
     if record.unreadable is not None:
@@ -270,14 +270,14 @@ class _Strange(Exception):
         self.rejected = Rejected(reason, field="collection", collection=collection)
 
 
-def _collection(collections: Collections, tenant: Tenant, name: object, stored: Stored) -> Collection:
+def _collection(collections: Collections, tenant: Tenant, name: object, record: LogRecord) -> Collection:
     if not isinstance(name, str) or not name:
         raise Refused("the document names no collection", field="collection")
     try:
         found = collections.collection(tenant.name, name)
     except NotFound as missing:
         raise Refused(f"{missing} of this tenant", field="collection") from None
-    if (reason := stranger(stored, found)) is not None:
+    if (reason := stranger(record, found)) is not None:
         raise _Strange(reason, name)
     return found
 

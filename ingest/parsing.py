@@ -14,7 +14,7 @@ from ingest.crew import Crew
 from tenants.entities import CLASS_WEIGHT, Tenant
 from vicinage.arrow_stream import claimed_of
 from vicinage.fair import FairQueue
-from vicinage.log import Stored, TopicPartition
+from vicinage.log import LogRecord, TopicPartition
 from vicinage.wire import ARROW
 
 THREADS: Final = 2
@@ -32,13 +32,13 @@ ITEMS_MAX: Final = 1 << 31
 """Never reached: a partition is queued at most once."""
 
 
-def bytes_of(records: Sequence[Stored]) -> int:
+def bytes_of(records: Sequence[LogRecord]) -> int:
     """Returns the bytes of the records, an Arrow stream's as it claims once it is decompressed."""
     total = 0
-    for stored in records:
-        value = stored.record.value or b""
-        arrow = dict(stored.record.headers).get("content-type") == ARROW.encode()
-        total += max(stored.size(), claimed_of(value) if arrow and len(value) <= LIGHT_BYTES else 0)
+    for record in records:
+        value = record.record.value or b""
+        arrow = dict(record.record.headers).get("content-type") == ARROW.encode()
+        total += max(record.size(), claimed_of(value) if arrow and len(value) <= LIGHT_BYTES else 0)
         if total > LIGHT_BYTES:
             break
     return total
@@ -64,7 +64,7 @@ class Parsing:
         with self._changed:
             return set(self._busy)
 
-    def is_light(self, tenant: str, records: Sequence[Stored]) -> bool:
+    def is_light(self, tenant: str, records: Sequence[LogRecord]) -> bool:
         """Whether the thread that reads may parse these."""
         if self._heavy and self._heavy.get(tenant, 0.0) > time.monotonic():
             return False

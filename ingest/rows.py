@@ -12,7 +12,7 @@ import pyarrow as pa
 from ingest.embed import Embedded
 from ingest.jobs import Job, Write
 from tenants.entities import Generation
-from vicinage.log import Record, Stored
+from vicinage.log import LogRecord, Record
 from vicinage.records import Document, Floats, Passage, Rejected
 from vicinage.routing import shard_of
 from vicinage.vectors import unit_length
@@ -62,7 +62,7 @@ def _standing(job: Job, made: Made) -> Iterable[tuple[Write, Generation]]:
     return found.values()
 
 
-def rejections(job: Job, made: Made) -> list[tuple[Stored, Rejected]]:
+def rejections(job: Job, made: Made) -> list[tuple[LogRecord, Rejected]]:
     """Returns everything of the job that could not be taken: what was wrong when it was parsed, and what was refused since."""
     reasons = {key: reason for embedded in made.values() for key, reason in embedded.refused.items()}
     refused = [

@@ -35,7 +35,7 @@ from tenants.registry import Registry
 from vicinage.clock import Clock, longer
 from vicinage.errors import Conflict, NotFound, Overloaded, Refused, Unavailable
 from vicinage.faults import crash_point
-from vicinage.log import Halt, Log, Stored, TopicPartition
+from vicinage.log import Halt, Log, LogRecord, TopicPartition
 from vicinage.log.halts import Halts
 from vicinage.partition_maps import PartitionMap
 from vicinage.settings import IngestSettings
@@ -335,7 +335,7 @@ class Ingest:
         del self._places[tp]
         self._unparsed.pop(tp, None)
 
-    def _poll(self, wait_s: float) -> list[Stored]:
+    def _poll(self, wait_s: float) -> list[LogRecord]:
         self._read_after, self._polled = self._polled, self._clock.monotonic()
         try:
             taken = self._reader.poll(bytes_max=self._settings.batch_bytes, wait_s=min(wait_s, self._rest_s()))
@@ -357,7 +357,7 @@ class Ingest:
 
     # jobs
 
-    def _start(self, tp: TopicPartition, records: list[Stored]) -> None:
+    def _start(self, tp: TopicPartition, records: list[LogRecord]) -> None:
         try:
             tenant = self._registry.tenant(tp[0].removeprefix("vicinage.docs."))  # law 1: the topic says whose it is
         except NotFound:
@@ -576,8 +576,8 @@ def _count(task: Task, rejected: Sequence[object]) -> None:
     _seconds.observe(time.perf_counter() - task.since)
 
 
-def _by_partition(taken: Sequence[Stored]) -> dict[TopicPartition, list[Stored]]:
-    found: dict[TopicPartition, list[Stored]] = {}
-    for stored in taken:
-        found.setdefault((stored.topic, stored.partition), []).append(stored)
+def _by_partition(taken: Sequence[LogRecord]) -> dict[TopicPartition, list[LogRecord]]:
+    found: dict[TopicPartition, list[LogRecord]] = {}
+    for record in taken:
+        found.setdefault((record.topic, record.partition), []).append(record)
     return found

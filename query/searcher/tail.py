@@ -18,7 +18,7 @@ from query.searcher.passed import Noted, Passed
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import Corrupt, DeadlineExceeded, Refused, Unavailable
-from vicinage.log import Halt, Log, Stored, TopicPartition, read_between
+from vicinage.log import Halt, Log, LogRecord, TopicPartition, read_between
 from vicinage.log.halts import Halts
 from vicinage.records import ShardId
 from vicinage.telemetry import counter, events, gauge, histogram
@@ -175,7 +175,7 @@ class Tail:
         """Whether every row of the shard from `sealed` on was noted; those before the replay's start were not."""
         return sealed >= self._passed.begun(shard.slot, 0)
 
-    def missed(self, shard: ShardId, start: int, end: int) -> Iterator[Stored]:
+    def missed(self, shard: ShardId, start: int, end: int) -> Iterator[LogRecord]:
         """Yields the shard's messages from `start` to `end` that no segment has. Reads the log. Raises Unavailable."""
         key = rows_key(shard.tenant, shard.collection, shard.generation)
         return (s for s in self._missed(shard, start, end) if s.record.key == key)
@@ -206,12 +206,12 @@ class Tail:
     def _catch_up(self, shard: Shard, start: int, end: int) -> None:
         """Apply what the tail has already passed by: the shard's rows from `start` to `end`."""
         key = rows_key(shard.id.tenant, shard.id.collection, shard.id.generation)
-        for stored in self._missed(shard.id, start, end):
-            if stored.record.key == key and (batch := readable(stored, shard.dimension)) is not None:
-                shard.apply(batch, stored.offset)
+        for record in self._missed(shard.id, start, end):
+            if record.record.key == key and (batch := readable(record, shard.dimension)) is not None:
+                shard.apply(batch, record.offset)
         shard.advance(end)
 
-    def _missed(self, shard: ShardId, start: int, end: int) -> Iterator[Stored]:
+    def _missed(self, shard: ShardId, start: int, end: int) -> Iterator[LogRecord]:
         """Records from `start` to `end`, the shard's among them: every one from before rows were noted, then those that passed and what is near."""
         with self._writing:  # both as of one moment: what is forgotten is behind the next `begun`
             begun, offsets = min(end, self._passed.begun(shard.slot, end)), self._passed.of(shard)
@@ -263,42 +263,42 @@ class Tail:
     def _is_hopeless(self, positions: Mapping[int, int]) -> bool:
         return any(self._watermarks.get(slot, 0) < positions.get(slot, 0) for slot in self.halted())
 
-    def _apply_all(self, taken: list[Stored]) -> None:
+    def _apply_all(self, taken: list[LogRecord]) -> None:
         now_ms = self._clock.now_ms()
-        last = {stored.partition: stored.offset + 1 for stored in taken}
+        last = {record.partition: record.offset + 1 for record in taken}
         with self._writing:
-            for stored in taken:
-                self._apply(stored, now_ms)
+            for record in taken:
+                self._apply(record, now_ms)
             self._publish(last)
             self._passed.bound(self._watermarks)
 
-    def _apply(self, stored: Stored, now_ms: int) -> None:
+    def _apply(self, record: LogRecord, now_ms: int) -> None:
         """Makes a record's rows searchable; one that is no message of ours is quarantined."""
-        if stored.record.unreadable:  # before anything is noted: others can append any number of them
-            quarantine(stored, stored.record.unreadable)
+        if record.record.unreadable:  # before anything is noted: others can append any number of them
+            quarantine(record, record.record.unreadable)
             return
         try:
-            tenant, collection, generation = parse_rows_key(stored.record.key or b"")
+            tenant, collection, generation = parse_rows_key(record.record.key or b"")
         except Corrupt as stranger:
-            quarantine(stored, stranger.detail)
+            quarantine(record, stranger.detail)
             return
-        of = ShardId(tenant, collection, generation, stored.partition)
+        of = ShardId(tenant, collection, generation, record.partition)
         shard = self.shards.get(of)
         if shard is None:  # whoever it is of may be known only later
-            self._passed.add(of, stored.offset)
+            self._passed.add(of, record.offset)
             if not self._serves(of):
                 return
-        batch = readable(stored, shard.dimension if shard is not None else None)
+        batch = readable(record, shard.dimension if shard is not None else None)
         if batch is None:
             return
         if shard is not None:
-            shard.apply(batch, stored.offset)
-        if stored.offset < self._targets.get(stored.partition, 0):
+            shard.apply(batch, record.offset)
+        if record.offset < self._targets.get(record.partition, 0):
             self._n_replayed[tenant] += 1
             return
         self._n_applied += batch.num_rows
         _applied.inc(batch.num_rows)
-        lag_ms = max(0, now_ms - stored.record.event_time_ms)
+        lag_ms = max(0, now_ms - record.record.event_time_ms)
         self._lags.setdefault(tenant, deque(maxlen=LAGS_KEPT)).append(float(lag_ms))
         _lag.observe(lag_ms / 1000)
 

@@ -265,11 +265,11 @@ def test_dead_letters_that_cannot_be_written_hold_up_nobody(tmp_path: Path, kafk
     from cluster.wiring import open_resources
     from ingest import dead_letters
     from tenants import provisioning
-    from vicinage.log import Stored
+    from vicinage.log import LogRecord
     from vicinage.records import Rejected
 
     base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
-    letters = [(Stored("vicinage.docs.x", 0, 3, Record(b"{")), Rejected("no JSON"))]
+    letters = [(LogRecord("vicinage.docs.x", 0, 3, Record(b"{")), Rejected("no JSON"))]
     try:
         tenant = provisioning.create_tenant(base.registry, base.log, f"team-{uuid.uuid4().hex[:8]}", actor="test")
         configure(kafka_servers, tenant.dead_topic, cleanup_policy="compact")

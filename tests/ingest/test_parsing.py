@@ -12,7 +12,7 @@ from ingest.jobs import PARSED_BYTES, jobs_of
 from ingest.parsing import HEAVY_S, LIGHT_BYTES, Parsing, bytes_of
 from tenants import provisioning
 from tenants.entities import Group, Tenant
-from vicinage.log import Record, Stored, TopicPartition
+from vicinage.log import LogRecord, Record, TopicPartition
 from vicinage.records import Document
 from vicinage.wire import ARROW, encode_documents
 
@@ -59,7 +59,7 @@ def test_a_job_is_of_bounded_bytes(base) -> None:
     tenant = make(base, "acme")
     tp = (tenant.documents_topic, 0)
     record = Record(b'{"collection":"docs","id":"a","vector":[1],"metadata":{"a":"' + b"x" * 10_000 + b'"}}')
-    records = [Stored(*tp, i, record) for i in range(250)]
+    records = [LogRecord(*tp, i, record) for i in range(250)]
     jobs = list(jobs_of(tenant, tp, records, base.registry, base.settings.ingest, read_after=0.0))
     assert [job.end for job in jobs] == [*(min(250, (i + 1) * jobs[0].end) for i in range(len(jobs)))]
     assert jobs[0].end * 10_000 < PARSED_BYTES + 20_000
@@ -69,8 +69,8 @@ def test_a_stream_counts_as_what_it_claims_to_be_once_decompressed() -> None:
     document = Document("docs", "a", text="a" * (1 << 20))
     value = encode_documents([document], collection="docs", dimension=1)
     arrow = Record(value, headers=(("content-type", ARROW.encode()),))
-    assert bytes_of([Stored("t", 0, 0, arrow)]) > LIGHT_BYTES
-    assert bytes_of([Stored("t", 0, i, Record(b"{}", b"k")) for i in range(10)]) == 30
+    assert bytes_of([LogRecord("t", 0, 0, arrow)]) > LIGHT_BYTES
+    assert bytes_of([LogRecord("t", 0, i, Record(b"{}", b"k")) for i in range(10)]) == 30
 
 
 def test_a_turn_is_charged_with_what_it_took() -> None:
@@ -98,9 +98,9 @@ def test_a_turn_is_charged_with_what_it_took() -> None:
 
 def test_a_tenant_whose_records_took_long_is_not_parsed_by_the_thread_that_reads() -> None:
     parsing = Parsing(lambda _tp: False, Crew("test"))
-    record = [Stored("t", 0, 0, Record(b"{}"))]
+    record = [LogRecord("t", 0, 0, Record(b"{}"))]
     assert parsing.is_light("acme", record)
     parsing.took("acme", HEAVY_S * 2)
     assert not parsing.is_light("acme", record)
     assert parsing.is_light("other", record)
-    assert not parsing.is_light("other", [Stored("t", 0, 0, Record(b"x" * (LIGHT_BYTES + 1)))])
+    assert not parsing.is_light("other", [LogRecord("t", 0, 0, Record(b"x" * (LIGHT_BYTES + 1)))])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ingest.jobs import Job, Write
 from ingest.scheduler import OF_MODEL_MAX, OF_ONE_MAX, PROBES_MAX, RETRY_S, WORKERS, Part, Scheduler, Task
 from tenants.entities import Class, Collection, Generation, Objectives, Tenant
-from vicinage.log import Record, Stored
+from vicinage.log import LogRecord, Record
 from vicinage.records import Document
 
 
@@ -25,9 +25,9 @@ def task(
     """A job of `n` documents for each model, each model's in a collection of its name."""
     tp = (f"docs.{name}", partition)
     job = Job(Tenant(name, priority), tp, 0)
-    stored = Stored(*tp, 0, Record(b""))
+    record = LogRecord(*tp, 0, Record(b""))
     job.writes = [
-        Write(collection(m, m), "a", 0, 0, Document(m, "a", text="x"), stored) for m in models for _ in range(n)
+        Write(collection(m, m), "a", 0, 0, Document(m, "a", text="x"), record) for m in models for _ in range(n)
     ]
     return Task(job)
 

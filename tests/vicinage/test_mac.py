@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from vicinage.errors import Refused
-from vicinage.log import Record, Stored
+from vicinage.log import LogRecord, Record
 from vicinage.log.mac import HEADER, Macs
 
 OLD, NEW = b"an old key of the platform", b"a new key of the platform"
@@ -13,8 +13,8 @@ VECTORS = "vicinage.vectors"
 RECORD = Record(b"rows", b"acme/docs/1", (("a", b"b"),), 5)
 
 
-def stored(record: Record, topic: str = VECTORS, partition: int = 3) -> Stored:
-    return Stored(topic, partition, 7, record)
+def stored(record: Record, topic: str = VECTORS, partition: int = 3) -> LogRecord:
+    return LogRecord(topic, partition, 7, record)
 
 
 def signed(macs: Macs) -> Record:
@@ -39,7 +39,7 @@ def test_a_signed_record_is_read_with_the_key_or_an_older_one_of_the_list() -> N
         stored(replace(RECORD, headers=((HEADER, b""),))),
     ],
 )
-def test_what_was_changed_moved_or_signed_by_another_is_unreadable(forged: Stored) -> None:
+def test_what_was_changed_moved_or_signed_by_another_is_unreadable(forged: LogRecord) -> None:
     for required in (False, True):
         assert "MAC" in (Macs((OLD,), required=required).check(forged).record.unreadable or "")
 

@@ -29,8 +29,8 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A record with its place."""
+class LogRecord:
+    """A record of the log with its topic, partition and offset."""
 
     topic: str
     partition: int
@@ -89,7 +89,7 @@ class Reader(Protocol):
         """Stop reading this partition."""
         ...
 
-    def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[Stored]:
+    def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[LogRecord]:
         """The next records, in order within each partition; [] when none came within `wait_s`.
 
         Wakes as soon as a record is durable (no poll interval). Every partition with records waiting gets a fair
@@ -157,7 +157,7 @@ class Log(Protocol):
         """
         ...
 
-    def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[Stored]:
+    def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[LogRecord]:
         """Records from offset `start`, at once; [] at the end.
 
         Raises Unavailable when the log is away, NotFound without the partition, and Refused when `start` is gone,
@@ -242,10 +242,10 @@ def start_reason(kind: HaltKind, tp: TopicPartition, start: int, first: int, end
 
 def read_between(
     log: Log, topic: str, partition: int, start: int, end: int, *, bytes_max: int = 4 << 20
-) -> Iterator[Stored]:
+) -> Iterator[LogRecord]:
     """The records from `start` up to `end` (exclusive), read `bytes_max` at a time. Raises as Log.read does."""
     while start < end and (run := log.read(topic, partition, start, bytes_max=bytes_max)):
-        yield from (stored for stored in run if stored.offset < end)
+        yield from (record for record in run if record.offset < end)
         start = run[-1].offset + 1
 
 

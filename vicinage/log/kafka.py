@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 from vicinage.errors import NotFound, Refused, Unavailable
-from vicinage.log import Record, Stored, TopicPartition, check_start
+from vicinage.log import LogRecord, Record, TopicPartition, check_start
 from vicinage.log.kafka_clients import connect, open_client
 from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX
 from vicinage.log.kafka_producer import KafkaAppender
@@ -243,7 +243,7 @@ class KafkaLog:
 
     # reading
 
-    def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[Stored]:
+    def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[LogRecord]:
         """See Log."""
         first, end = self.begin(topic, partition), self.end(topic, partition)
         check_start(topic, partition, start, first, end)
@@ -413,12 +413,12 @@ def _patiently(ask: Callable[[], Any]) -> Any:
             time.sleep(0.1)
 
 
-def _within(found: list[Stored], bytes_max: int) -> list[Stored]:
+def _within(found: list[LogRecord], bytes_max: int) -> list[LogRecord]:
     """The first records, until `bytes_max` is passed; one at least."""
     taken, size = [], 0
-    for stored in found:
-        taken.append(stored)
-        size += stored.size()
+    for record in found:
+        taken.append(record)
+        size += record.size()
         if size >= bytes_max:
             break
     return taken

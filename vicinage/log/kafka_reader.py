@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from vicinage.clock import longer
 from vicinage.errors import Unavailable, VicinageError
-from vicinage.log import STICKY, Halt, HaltKind, Record, Stored, TopicPartition, start_reason, start_trouble
+from vicinage.log import STICKY, Halt, HaltKind, LogRecord, Record, TopicPartition, start_reason, start_trouble
 from vicinage.log.kafka_codecs import bound
 from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX
 from vicinage.log.kafka_topics import Topics
@@ -49,7 +49,7 @@ class KafkaReader:
         topics: Topics,
         extent: Callable[[str, int], tuple[int, int]],
         starts: Mapping[TopicPartition, int],
-        check: Callable[[Stored], Stored] = lambda stored: stored,
+        check: Callable[[LogRecord], LogRecord] = lambda record: record,
     ) -> None:
         self._connect = connect
         self._topics = topics
@@ -93,7 +93,7 @@ class KafkaReader:
         self._new.discard(tp)
         self._changed = True
 
-    def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[Stored]:
+    def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[LogRecord]:
         """See Reader. Kafka's own fetch limits stand in for `bytes_max`."""
         del bytes_max
         from kafka.errors import KafkaError, LogTruncationError, TopicAuthorizationFailedError
@@ -118,8 +118,8 @@ class KafkaReader:
         except KafkaError as error:
             raise Unavailable(f"the log is away (reading): {type(error).__name__} {error}", dependency="log") from error
         taken = [self._check_record(_stored(r)) for records in found.values() for r in records]
-        for stored in taken:
-            self._places[stored.topic, stored.partition] = stored.offset + 1
+        for record in taken:
+            self._places[record.topic, record.partition] = record.offset + 1
         for tp in found:
             self._recover((tp.topic, tp.partition))
         return taken
@@ -260,7 +260,7 @@ class KafkaReader:
 
     # what a fetch raised
 
-    def _misread(self, misread: Misread) -> list[Stored]:
+    def _misread(self, misread: Misread) -> list[LogRecord]:
         tp, cause = misread.tp, misread.cause
         if tp not in self._places:
             return []
@@ -275,7 +275,7 @@ class KafkaReader:
                 self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {misread.place} cannot be read: {name} {cause}")
         return []
 
-    def _step_over(self, tp: TopicPartition, place: int) -> Stored:
+    def _step_over(self, tp: TopicPartition, place: int) -> LogRecord:
         """Say in its place that a record cannot be decoded, and go on behind it.
 
         kafka-python decodes the names of headers as UTF-8, which no broker asks of a producer. Behind such a
@@ -284,7 +284,7 @@ class KafkaReader:
         self._places[tp] = place + 1
         self._new.add(tp)
         self._changed = True
-        return Stored(*tp, place, Record(b"", event_time_ms=int(time.time() * 1000), unreadable=UNDECODABLE))
+        return LogRecord(*tp, place, Record(b"", event_time_ms=int(time.time() * 1000), unreadable=UNDECODABLE))
 
     def _out_of_range(self, tp: TopicPartition) -> None:
         place = self._places[tp]
@@ -334,6 +334,6 @@ def _say_where(consumer: Any) -> None:
     fetcher._parse_fetched_data, fetcher._append = parsed, appended  # noqa: SLF001
 
 
-def _stored(r: Any) -> Stored:
+def _stored(r: Any) -> LogRecord:
     headers = tuple((k, v) for k, v in r.headers or ())
-    return Stored(r.topic, r.partition, r.offset, Record(r.value, r.key, headers, r.timestamp))
+    return LogRecord(r.topic, r.partition, r.offset, Record(r.value, r.key, headers, r.timestamp))

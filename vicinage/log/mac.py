@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from vicinage.log import Record, Stored
+from vicinage.log import LogRecord, Record
 
 HEADER: Final = "vicinage-mac"
 INTERNAL_TOPICS: Final = frozenset({"vicinage.vectors"})
@@ -33,19 +33,19 @@ class Macs:
             return records
         return [replace(r, headers=(*r.headers, (HEADER, _mac(self.keys[0], topic, partition, r)))) for r in records]
 
-    def check(self, stored: Stored) -> Stored:
+    def check(self, record: LogRecord) -> LogRecord:
         """Returns the record; `unreadable` is set on one of an internal topic whose MAC is wrong or, if required, missing."""
-        if not self.keys or stored.topic not in INTERNAL_TOPICS or stored.record.unreadable:
-            return stored
-        given = dict(stored.record.headers).get(HEADER)
+        if not self.keys or record.topic not in INTERNAL_TOPICS or record.record.unreadable:
+            return record
+        given = dict(record.record.headers).get(HEADER)
         if given is None and not self.required:
-            return stored
+            return record
         if given is not None and any(
-            hmac.compare_digest(given, _mac(key, stored.topic, stored.partition, stored.record)) for key in self.keys
+            hmac.compare_digest(given, _mac(key, record.topic, record.partition, record.record)) for key in self.keys
         ):
-            return stored
+            return record
         reason = "its MAC is missing" if given is None else "its MAC is of no known key"
-        return replace(stored, record=replace(stored.record, unreadable=reason))
+        return replace(record, record=replace(record.record, unreadable=reason))
 
 
 def _mac(key: bytes, topic: str, partition: int, record: Record) -> bytes:

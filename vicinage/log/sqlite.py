@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 import orjson
 
 from vicinage.errors import NotFound, Refused, Unavailable
-from vicinage.log import Record, Stored, TopicPartition, check_start
+from vicinage.log import LogRecord, Record, TopicPartition, check_start
 from vicinage.log.sqlite_connections import Connections
 from vicinage.log.sqlite_reader import OFFSET_BITS, SqliteReader, find, read_run, reading
 from vicinage.log.sqlite_tidy import TIDY_S, Tidy, prepare
@@ -121,7 +121,7 @@ class SqliteLog:
                 return False
             self._bell.wait(seen, left)
 
-    def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[Stored]:
+    def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[LogRecord]:
         """Records from `start`, at once."""
         number, first, end = self._partition(topic, partition)
         check_start(topic, partition, start, first, end)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from vicinage.errors import NotFound, Unavailable
-from vicinage.log import STICKY, Halt, HaltKind, Record, Stored, TopicPartition, start_reason, start_trouble
+from vicinage.log import STICKY, Halt, HaltKind, LogRecord, Record, TopicPartition, start_reason, start_trouble
 from vicinage.log.wake import Bell
 
 OFFSET_BITS: Final = 40
@@ -57,7 +57,7 @@ class SqliteReader:
             held.pop((topic, partition), None)
         self._new.discard((topic, partition))
 
-    def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[Stored]:
+    def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[LogRecord]:
         """The next records; wakes as soon as there are any."""
         end = time.monotonic() + wait_s
         while True:
@@ -80,10 +80,10 @@ class SqliteReader:
         """Free the connection. Idempotent."""
         self._connection.close()
 
-    def _take(self, bytes_max: int) -> list[Stored]:
+    def _take(self, bytes_max: int) -> list[LogRecord]:
         with reading():
             self._look()
-            found: list[Stored] = []
+            found: list[LogRecord] = []
             moved: dict[TopicPartition, int] = {}
             share = max(1, bytes_max // max(1, len(self._waiting)))
             for tp in list(self._waiting):
@@ -98,7 +98,7 @@ class SqliteReader:
             self._places.update(moved)  # only now: had a later partition failed, nothing would have been returned
             return found
 
-    def _run(self, tp: TopicPartition, bytes_max: int) -> list[Stored]:
+    def _run(self, tp: TopicPartition, bytes_max: int) -> list[LogRecord]:
         try:
             return read_run(self._connection, self._numbers[tp], tp, self._places[tp], bytes_max)
         except (sqlite3.DatabaseError, ValueError) as error:
@@ -179,17 +179,17 @@ def reading() -> Iterator[None]:
 
 def read_run(
     connection: sqlite3.Connection, number: int, tp: TopicPartition, start: int, bytes_max: int
-) -> list[Stored]:
+) -> list[LogRecord]:
     """Records of one partition from `start`: at least one if there is one, then as many as fit into `bytes_max`."""
     rows = connection.execute(
         "SELECT id, key, value, headers, event_time_ms FROM records WHERE id >= ? AND id < ? ORDER BY id",
         ((number << OFFSET_BITS) + start, (number + 1) << OFFSET_BITS),
     )
-    found: list[Stored] = []
+    found: list[LogRecord] = []
     taken = 0
     for row_id, key, value, headers, event_time_ms in rows:
         record = Record(value, key, _unpack(headers), event_time_ms)
-        found.append(Stored(*tp, row_id & ((1 << OFFSET_BITS) - 1), record))
+        found.append(LogRecord(*tp, row_id & ((1 << OFFSET_BITS) - 1), record))
         taken += found[-1].size()
         if taken >= bytes_max:
             break

@@ -29,7 +29,7 @@ from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Deadline, ManualClock
 from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable
-from vicinage.log import Record, Stored
+from vicinage.log import LogRecord, Record
 from vicinage.records import Partial, ShardId, ShardQuery
 from vicinage.telemetry import REGISTRY
 from vicinage.wire import rows_key
@@ -184,7 +184,7 @@ def test_unreadable_records_of_shards_that_there_are_not_take_no_memory(base: Re
     with searching(base) as searcher:
         for n in range(20):
             record = Record(b"x", rows_key("nobody", f"c{n}", 1), unreadable="its MAC is missing")
-            searcher.tail._apply(Stored(VECTORS_TOPIC, docs.slot, n, record), 0)
+            searcher.tail._apply(LogRecord(VECTORS_TOPIC, docs.slot, n, record), 0)
         assert not any(searcher.tail.noted(ShardId("nobody", f"c{n}", 1, docs.slot))[0] for n in range(20))
 
 
