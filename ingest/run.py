@@ -191,7 +191,7 @@ class Ingest:
         some, self._round = self._round[:PASSED_AT_ONCE], self._round[PASSED_AT_ONCE:]
         halted = self._halts.known()
         idle = [tp for tp in some if tp in self._places and tp not in halted and self._is_idle(tp)]
-        places = {tp: self._reader.place(*tp) for tp in idle}
+        places = {tp: self._reader.position(*tp) for tp in idle}
         passed = {tp: at for tp, at in places.items() if at > self._places[tp] or self._book.is_due(tp)}
         if passed:
             self._log.commit(Group.INGEST, passed)

@@ -269,7 +269,7 @@ def test_a_position_beyond_the_end_halts_its_partition_until_it_is_added_anew(lo
     reader = halts_alone(log, topic, 3, "beyond_end", close=False)
     log.append(topic, 0, [Record(str(i).encode()) for i in range(6)])
     assert reader.poll(wait_s=2) == [], "from here on, records would be skipped"
-    assert reader.halted()[topic, 0].position == reader.place(topic, 0) == 3
+    assert reader.halted()[topic, 0].position == reader.position(topic, 0) == 3
     reader.add(topic, 0, 0)
     assert reader.halted() == {}
     assert [s.offset for s in drain(reader, 6)] == list(range(6))
@@ -473,10 +473,10 @@ def test_a_partition_that_there_is_not_is_said_at_once(log: Log, topic: str) -> 
 
 def test_a_readers_place_is_beyond_all_that_it_gave(log: Log, topic: str) -> None:
     reader = log.reader({(topic, 0): 0})
-    assert reader.place(topic, 0) == 0
+    assert reader.position(topic, 0) == 0
     log.append(topic, 0, [Record(b"a"), Record(b"b")])
     found = drain(reader, 2)
-    assert reader.place(topic, 0) == found[-1].offset + 1
+    assert reader.position(topic, 0) == found[-1].offset + 1
     reader.close()
 
 
@@ -550,9 +550,9 @@ def test_of_a_producers_transactions_what_was_aborted_is_not_read_and_their_mark
         end = log.end(topic, 0)
         assert end == 4, "two records and two markers"
         stop = time.monotonic() + 20
-        while reader.place(topic, 0) < end and time.monotonic() < stop:
+        while reader.position(topic, 0) < end and time.monotonic() < stop:
             assert reader.poll(wait_s=0.2) == []
-        assert reader.place(topic, 0) == end
+        assert reader.position(topic, 0) == end
         started = time.monotonic()
         assert log.read(topic, 0, 1) == []
         assert time.monotonic() - started < 10, "there is nothing to wait for"

@@ -102,7 +102,7 @@ class Reader(Protocol):
         """Returns the partitions that are halted now, as of the last poll."""
         ...
 
-    def place(self, topic: str, partition: int) -> int:
+    def position(self, topic: str, partition: int) -> int:
         """The offset that it reads next: beyond everything polled, and beyond what is no record of anybody's.
 
         (Kafka's transactions leave markers in the log, which take offsets and are never read.)

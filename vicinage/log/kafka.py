@@ -257,7 +257,7 @@ class KafkaLog:
                     return _within(found, bytes_max)
                 if halt := reader.halted().get((topic, partition)):
                     raise Refused(halt.reason, field="offset")
-                if reader.place(topic, partition) >= reader.readable(topic, partition):
+                if reader.position(topic, partition) >= reader.readable(topic, partition):
                     return []  # nothing but markers of transactions, or a transaction that is still open
         finally:
             reader.close()

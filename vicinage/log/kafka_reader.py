@@ -30,10 +30,10 @@ UNDECODABLE: Final = (
 class Misread(Exception):
     """What one partition's fetch or decoding raised, and the offset at which."""
 
-    def __init__(self, tp: TopicPartition, place: int, cause: Exception) -> None:
+    def __init__(self, tp: TopicPartition, position: int, cause: Exception) -> None:
         super().__init__(f"{tp[0]}/{tp[1]}: {cause}")
         self.tp = tp
-        self.place = place
+        self.position = position
         self.cause = cause
 
 
@@ -56,7 +56,7 @@ class KafkaReader:
         self._extent = extent
         self._check_record = check
         self._consumer: Any = None
-        self._places: dict[TopicPartition, int] = dict(starts)
+        self._positions: dict[TopicPartition, int] = dict(starts)
         self._ids: dict[TopicPartition, str] = {}
         """The identity of the topic that each place is of, once seen."""
         self._halted: dict[TopicPartition, Halt] = {}
@@ -75,7 +75,7 @@ class KafkaReader:
         tp = (topic, partition)
         known = self._ids.get(tp)
         self.remove(topic, partition)
-        self._places[tp] = start
+        self._positions[tp] = start
         if topic_id is not None:
             self._ids[tp] = topic_id
         if known not in (None, topic_id):
@@ -88,7 +88,7 @@ class KafkaReader:
     def remove(self, topic: str, partition: int) -> None:
         """See Reader."""
         tp = (topic, partition)
-        for held in (self._places, self._ids, self._halted, self._again, self._probed):
+        for held in (self._positions, self._ids, self._halted, self._again, self._probed):
             held.pop(tp, None)
         self._new.discard(tp)
         self._changed = True
@@ -119,7 +119,7 @@ class KafkaReader:
             raise Unavailable(f"the log is away (reading): {type(error).__name__} {error}", dependency="log") from error
         taken = [self._check_record(_stored(r)) for records in found.values() for r in records]
         for record in taken:
-            self._places[record.topic, record.partition] = record.offset + 1
+            self._positions[record.topic, record.partition] = record.offset + 1
         for tp in found:
             self._recover((tp.topic, tp.partition))
         return taken
@@ -128,19 +128,19 @@ class KafkaReader:
         """See Reader."""
         return dict(self._halted)
 
-    def place(self, topic: str, partition: int) -> int:
+    def position(self, topic: str, partition: int) -> int:
         """See Reader."""
         from kafka import TopicPartition as Tp
         from kafka.errors import KafkaError
 
         tp = (topic, partition)
-        place = self._places[tp]
+        position = self._positions[tp]
         if self._consumer is None or tp in self._new or tp in self._halted:
-            return place
+            return position
         try:
-            return max(place, self._consumer.position(Tp(topic, partition), timeout_ms=0) or 0)
+            return max(position, self._consumer.position(Tp(topic, partition), timeout_ms=0) or 0)
         except (KafkaError, Misread):
-            return place
+            return position
 
     def readable(self, topic: str, partition: int) -> int:
         """The offset up to which it can read now: the end, or where the first transaction that is still open begins."""
@@ -161,7 +161,7 @@ class KafkaReader:
     # which partitions are read
 
     def _read_now(self) -> list[TopicPartition]:
-        return [tp for tp in self._places if tp not in self._halted or tp in self._probed]
+        return [tp for tp in self._positions if tp not in self._halted or tp in self._probed]
 
     def _assign(self) -> None:
         from kafka import TopicPartition as Tp
@@ -181,13 +181,13 @@ class KafkaReader:
         reading = self._read_now()
         self._consumer.assign([Tp(*tp) for tp in reading])
         for tp in self._new.intersection(reading):
-            self._consumer.seek(Tp(*tp), self._places[tp])
+            self._consumer.seek(Tp(*tp), self._positions[tp])
         self._new.difference_update(reading)
         self._changed = False
 
     def _reconnect(self) -> None:
         self.close()
-        self._new = set(self._places)
+        self._new = set(self._positions)
         self._changed = True
 
     # halts
@@ -207,10 +207,10 @@ class KafkaReader:
                 self._try_again(tp, now)
 
     def _check(self, topics: Mapping[str, Any], *, fresh: bool) -> None:
-        unsure = self._places if not fresh else [tp for tp in self._new if tp not in self._halted]
+        unsure = self._positions if not fresh else [tp for tp in self._new if tp not in self._halted]
         if any(tp[0] not in topics or tp[1] >= topics[tp[0]].partitions for tp in unsure):
             topics = self._list()
-        for tp in self._places:
+        for tp in self._positions:
             topic = topics.get(tp[0])
             if topic is None or tp[1] >= topic.partitions:
                 self._halt(tp, "topic_missing", f"{tp[0]}/{tp[1]}: the log shows no such topic or partition")
@@ -244,7 +244,7 @@ class KafkaReader:
             self._again[tp] = time.monotonic() + wait, wait
         if known is None or (known.kind != kind and known.kind not in STICKY):
             since_ms = known.since_ms if known else time.time_ns() // 1_000_000
-            self._halted[tp] = Halt(kind, reason, since_ms, self._places[tp])
+            self._halted[tp] = Halt(kind, reason, since_ms, self._positions[tp])
 
     def _try_again(self, tp: TopicPartition, now: float) -> None:
         self._probed[tp] = now
@@ -262,7 +262,7 @@ class KafkaReader:
 
     def _misread(self, misread: Misread) -> list[LogRecord]:
         tp, cause = misread.tp, misread.cause
-        if tp not in self._places:
+        if tp not in self._positions:
             return []
         match type(cause).__name__:
             case "OffsetOutOfRangeError":
@@ -270,24 +270,24 @@ class KafkaReader:
             case "TopicAuthorizationFailedError":
                 self._halt(tp, "unauthorized", _unauthorized(tp))
             case "CorruptRecordError" if "crc" not in str(cause):
-                return [self._step_over(tp, max(misread.place, self._places[tp]))]
+                return [self._step_over(tp, max(misread.position, self._positions[tp]))]
             case name:
                 self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {misread.place} cannot be read: {name} {cause}")
         return []
 
-    def _step_over(self, tp: TopicPartition, place: int) -> LogRecord:
+    def _step_over(self, tp: TopicPartition, position: int) -> LogRecord:
         """Say in its place that a record cannot be decoded, and go on behind it.
 
         kafka-python decodes the names of headers as UTF-8, which no broker asks of a producer. Behind such a
         record nothing of the same batch can be read.
         """
-        self._places[tp] = place + 1
+        self._positions[tp] = position + 1
         self._new.add(tp)
         self._changed = True
-        return LogRecord(*tp, place, Record(b"", event_time_ms=int(time.time() * 1000), unreadable=UNDECODABLE))
+        return LogRecord(*tp, position, Record(b"", event_time_ms=int(time.time() * 1000), unreadable=UNDECODABLE))
 
     def _out_of_range(self, tp: TopicPartition) -> None:
-        place = self._places[tp]
+        position = self._positions[tp]
         try:
             found = self._list().get(tp[0])
             if found is not None and self._ids.get(tp, found.id) != found.id:
@@ -297,9 +297,9 @@ class KafkaReader:
         except VicinageError as error:
             self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {place} is out of range ({error.detail})")
             return
-        kind = start_trouble(place, first, end)
+        kind = start_trouble(position, first, end)
         if kind is not None:
-            self._halt(tp, kind, start_reason(kind, tp, place, first, end))
+            self._halt(tp, kind, start_reason(kind, tp, position, first, end))
         else:  # in range again: the leader has changed meanwhile
             self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {place} was refused as out of range")
 
@@ -327,9 +327,9 @@ def _say_where(consumer: Any) -> None:
         try:
             return append(drained, part, *rest)
         except Exception as error:
-            place = part.next_fetch_offset
+            position = part.next_fetch_offset
             part.drain()  # its generator has ended: asked again, it would give nothing, for ever
-            raise Misread(tuple(part.topic_partition), place, error) from error
+            raise Misread(tuple(part.topic_partition), position, error) from error
 
     fetcher._parse_fetched_data, fetcher._append = parsed, appended  # noqa: SLF001
 

@@ -24,7 +24,7 @@ class SqliteReader:
     def __init__(self, connection: sqlite3.Connection, bell: Bell, starts: Mapping[TopicPartition, int]) -> None:
         self._connection = connection
         self._bell = bell
-        self._places: dict[TopicPartition, int] = {}
+        self._positions: dict[TopicPartition, int] = {}
         self._ids: dict[TopicPartition, str] = {}
         """The identity of the topic that each place is of."""
         self._numbers: dict[TopicPartition, int] = {}
@@ -43,7 +43,7 @@ class SqliteReader:
     ) -> None:
         """See Reader."""
         self.remove(topic, partition)
-        self._places[topic, partition] = start
+        self._positions[topic, partition] = start
         if topic_id is not None:
             self._ids[topic, partition] = topic_id
         if halt is None:
@@ -53,7 +53,7 @@ class SqliteReader:
 
     def remove(self, topic: str, partition: int) -> None:
         """Stop reading this partition."""
-        for held in (self._places, self._ids, self._numbers, self._waiting, self._halted):
+        for held in (self._positions, self._ids, self._numbers, self._waiting, self._halted):
             held.pop((topic, partition), None)
         self._new.discard((topic, partition))
 
@@ -72,9 +72,9 @@ class SqliteReader:
         """See Reader."""
         return dict(self._halted)
 
-    def place(self, topic: str, partition: int) -> int:
+    def position(self, topic: str, partition: int) -> int:
         """The offset read next."""
-        return self._places[topic, partition]
+        return self._positions[topic, partition]
 
     def close(self) -> None:
         """Free the connection. Idempotent."""
@@ -95,12 +95,12 @@ class SqliteReader:
                     found.extend(run)
                 if sum(s.size() for s in found) >= bytes_max:
                     break
-            self._places.update(moved)  # only now: had a later partition failed, nothing would have been returned
+            self._positions.update(moved)  # only now: had a later partition failed, nothing would have been returned
             return found
 
     def _run(self, tp: TopicPartition, bytes_max: int) -> list[LogRecord]:
         try:
-            return read_run(self._connection, self._numbers[tp], tp, self._places[tp], bytes_max)
+            return read_run(self._connection, self._numbers[tp], tp, self._positions[tp], bytes_max)
         except (sqlite3.DatabaseError, ValueError) as error:
             if isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
                 raise
@@ -151,10 +151,10 @@ class SqliteReader:
         if self._numbers.setdefault(tp, number) != number:
             self._replaced(tp)
             return
-        place = self._places[tp]
-        if kind := start_trouble(place, first, end):
-            self._halt(tp, kind, start_reason(kind, tp, place, first, end))
-        elif end > place:
+        position = self._positions[tp]
+        if kind := start_trouble(position, first, end):
+            self._halt(tp, kind, start_reason(kind, tp, position, first, end))
+        elif end > position:
             self._waiting.setdefault(tp)
 
     def _replaced(self, tp: TopicPartition) -> None:
@@ -165,7 +165,7 @@ class SqliteReader:
         known = self._halted.get(tp)
         if known is None or known.kind != kind:
             since_ms = known.since_ms if known else time.time_ns() // 1_000_000
-            self._halted[tp] = Halt(kind, reason, since_ms, self._places[tp])
+            self._halted[tp] = Halt(kind, reason, since_ms, self._positions[tp])
 
 
 @contextmanager
