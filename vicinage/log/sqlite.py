@@ -23,7 +23,7 @@ from vicinage.log import LogRecord, Record, TopicPartition, check_start
 from vicinage.log.sqlite_connections import Connections
 from vicinage.log.sqlite_reader import OFFSET_BITS, SqliteReader, find, read_run, reading
 from vicinage.log.sqlite_tidy import TIDY_S, Tidy, prepare
-from vicinage.log.wake import Bell
+from vicinage.log.wake import Notifier
 from vicinage.threads import EssentialThread
 
 QUEUE_MAX: Final = 4_096
@@ -74,7 +74,7 @@ class SqliteLog:
         connection = self._open()
         connection.executescript(_SCHEMA)
         connection.close()
-        self._bell = Bell(self._path)
+        self._notifier = Notifier(self._path)
         self._writer = EssentialThread("log-writer", self._write_all, stopping=lambda: self._closed)
         self._writer.start()
 
@@ -113,13 +113,13 @@ class SqliteLog:
         """True as soon as `group` has committed beyond `offset`."""
         end = time.monotonic() + wait_s
         while True:
-            seen = self._bell.count()
+            seen = self._notifier.count()
             if self.committed(group, [(topic, partition)]).get((topic, partition), 0) > offset:
                 return True
             left = end - time.monotonic()
             if left <= 0 or self._closed:
                 return False
-            self._bell.wait(seen, left)
+            self._notifier.wait(seen, left)
 
     def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[LogRecord]:
         """Records from `start`, at once."""
@@ -155,7 +155,7 @@ class SqliteLog:
 
     def reader(self, starts: Mapping[TopicPartition, int]) -> SqliteReader:
         """A Reader over these partitions."""
-        return SqliteReader(self._open(), self._bell, starts)
+        return SqliteReader(self._open(), self._notifier, starts)
 
     # writing
 
@@ -242,7 +242,7 @@ class SqliteLog:
         self._closed = True
         self._jobs.put(None)
         self._writer.join(DEADLINE_S)
-        self._bell.close()
+        self._notifier.close()
         self._connections.close()
 
     def __enter__(self) -> Self:
@@ -307,7 +307,7 @@ class SqliteLog:
                 job.done.set_result(result)
             else:
                 job.done.set_exception(refusal)
-        self._bell.ring()
+        self._notifier.notify()
         return connection
 
     def _tidied(self, connection: sqlite3.Connection | None, tidy: Tidy) -> sqlite3.Connection | None:

@@ -10,7 +10,7 @@ import orjson
 
 from vicinage.errors import NotFound, Unavailable
 from vicinage.log import STICKY, Halt, HaltKind, LogRecord, Record, TopicPartition, start_reason, start_trouble
-from vicinage.log.wake import Bell
+from vicinage.log.wake import Notifier
 
 OFFSET_BITS: Final = 40
 """A record's row id is partition id << 40 | offset, so that a partition is one contiguous run of the table."""
@@ -21,9 +21,11 @@ LOOK_S: Final = 1.0
 class SqliteReader:
     """Reads many partitions forward; idle ones cost nothing: only partitions that changed are looked at."""
 
-    def __init__(self, connection: sqlite3.Connection, bell: Bell, starts: Mapping[TopicPartition, int]) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, notifier: Notifier, starts: Mapping[TopicPartition, int]
+    ) -> None:
         self._connection = connection
-        self._bell = bell
+        self._notifier = notifier
         self._positions: dict[TopicPartition, int] = {}
         self._ids: dict[TopicPartition, str] = {}
         """The identity of the topic that each place is of."""
@@ -61,12 +63,12 @@ class SqliteReader:
         """The next records; wakes as soon as there are any."""
         end = time.monotonic() + wait_s
         while True:
-            seen = self._bell.count()
+            seen = self._notifier.count()
             found = self._take(bytes_max)
             left = end - time.monotonic()
             if found or left <= 0:
                 return found
-            self._bell.wait(seen, left)
+            self._notifier.wait(seen, left)
 
     def halted(self) -> Mapping[TopicPartition, Halt]:
         """See Reader."""

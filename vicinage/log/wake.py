@@ -27,14 +27,14 @@ def _folder(path: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"vicinage-{os.getuid()}" / name
 
 
-class Bell:
+class Notifier:
     """Rings in every process that listens to the same path. Safe for many threads."""
 
     def __init__(self, path: Path) -> None:
         self._folder = _folder(path)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._changed = threading.Condition()
-        self._rung = 0
+        self._notified = 0
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sender.setblocking(False)
         self._listener: socket.socket | None = None
@@ -43,9 +43,9 @@ class Bell:
     def count(self) -> int:
         """How often it has rung here; take it *before* looking, hand it to `wait` after."""
         self._listen()
-        return self._rung
+        return self._notified
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wake every waiter, in this process and the others."""
         self._bump()
         # OSError: the folder is gone, or no descriptor is free. The others look again by themselves, within SAFETY_S.
@@ -56,7 +56,7 @@ class Bell:
     def wait(self, seen: int, seconds: float) -> bool:
         """True as soon as it has rung since `seen`; False after `seconds`, or SAFETY_S if that is less."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._rung != seen or self._closed, min(seconds, SAFETY_S))
+            return self._changed.wait_for(lambda: self._notified != seen or self._closed, min(seconds, SAFETY_S))
 
     def close(self) -> None:
         """Stop listening. Idempotent."""
@@ -72,7 +72,7 @@ class Bell:
 
     def _bump(self) -> None:
         with self._changed:
-            self._rung += 1
+            self._notified += 1
             self._changed.notify_all()
 
     def _send(self, path: str) -> None:
