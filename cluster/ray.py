@@ -17,7 +17,7 @@ from cluster.state_file import StateFile
 from indexer.index.snapshot import StoredDocument
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Unavailable, VicinageError
-from vicinage.records import Partial, ShardId, ShardQuery
+from vicinage.records import ShardId, ShardQuery, ShardResult
 from vicinage.scratch import sweep_scratch
 from vicinage.settings import Settings
 from vicinage.stats import SearcherStats
@@ -167,7 +167,7 @@ class SearcherActor:
         """Returns the process id, and whether the searcher has caught up."""
         return os.getpid(), self._searcher.ready()
 
-    async def search(self, query: ShardQuery, left_s: float) -> Partial:
+    async def search(self, query: ShardQuery, left_s: float) -> ShardResult:
         """See Searcher.search; a deadline crosses machines as the time that is left."""
         return await self._searcher.search(query, Deadline.after(left_s))
 
@@ -235,9 +235,9 @@ class RaySearcher(RayRole):
         """Returns whether the last ping succeeded and reported it ready."""
         return self.alive
 
-    async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
+    async def search(self, query: ShardQuery, deadline: Deadline) -> ShardResult:
         """See Searcher."""
-        found: Partial = await self._ask(self.actor.search, deadline, query, deadline.left_s())
+        found: ShardResult = await self._ask(self.actor.search, deadline, query, deadline.left_s())
         return found
 
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:

@@ -100,9 +100,9 @@ class Answerer:
         aim, misses = self.recall.aim(collection), self.recall.misses(collection)
         plan = make_plan(question, collection, vector, self.registry.version, aim, scan=misses)
         gathered = await self.searchers.scatter(plan, deadline)
-        hits = answered(gathered.partials, question)
+        hits = answered(gathered.shard_results, question)
         if not gathered.failures and question.mode == "dense":
-            self.recall.offer(plan, hits, gathered.partials)
+            self.recall.offer(plan, hits, gathered.shard_results)
         found = await self._statement(tenant, plan, gathered, hits)
         if without is not None:
             hits = tuple(hit._replace(lexical_score=hit.score) for hit in found.hits)
@@ -194,14 +194,14 @@ class Answerer:
         return checked_vector(vector, live)
 
     async def _statement(self, tenant: Tenant, plan: Plan, gathered: Gathered, hits: tuple[Hit, ...]) -> Answer:
-        partials = gathered.partials
-        watermarks = {p.shard.slot: p.watermark for p in partials}
+        shard_results = gathered.shard_results
+        watermarks = {p.shard.slot: p.watermark for p in shard_results}
         return Answer(
             hits=hits,
             watermark=".".join(f"{slot}-{offset}" for slot, offset in watermarks.items()),
             lag_ms=await self.freshness.lag_ms(tenant, plan.generation, watermarks),
             generation=plan.generation.number,
-            effort=max(p.effort for p in partials),
+            effort=max(p.effort for p in shard_results),
             missing_share=gathered.missing_share(),
             reason=reason_of(plan, gathered),
         )

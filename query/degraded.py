@@ -9,8 +9,8 @@ def reason_of(plan: Plan, gathered: Gathered) -> str | None:
     reasons: list[str] = []
     if gathered.failures:
         reasons.append(f"{len(gathered.failures)} of {len(plan.queries)} shards did not answer")
-    scanned = sum(p.scanned for p in gathered.partials)
-    unscanned = any(p.unscanned for p in gathered.partials)
+    scanned = sum(p.scanned for p in gathered.shard_results)
+    unscanned = any(p.unscanned for p in gathered.shard_results)
     if scanned or unscanned:
         objective = plan.collection.objectives.recall
         reasons.append(f"live searches prove that the index misses the recall objective of {objective:g}")

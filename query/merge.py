@@ -7,7 +7,7 @@ from statistics import pstdev
 from typing import Final
 
 from query.plan import DEPTH_MIN, Fusion, Question
-from vicinage.records import Hit, Partial
+from vicinage.records import Hit, ShardResult
 
 RANK_CONSTANT: Final = 60
 """Of reciprocal rank fusion, by Cormack, Clarke and Büttcher (SIGIR 2009)."""
@@ -16,21 +16,21 @@ _Key = tuple[str, int]
 _Scores = Mapping[_Key, float]
 
 
-def answered(partials: Sequence[Partial], question: Question) -> tuple[Hit, ...]:
-    """The hits of the first question of each partial, as many as the question's depth: of one kind, or fused from both."""
+def answered(shard_results: Sequence[ShardResult], question: Question) -> tuple[Hit, ...]:
+    """The hits of the first question of each shard result, as many as the question's depth: of one kind, or fused from both."""
     k = question.depth()
     if question.mode == "dense":
-        return merge(partials, k)
-    lexical = [p.lexical[0] for p in partials]
+        return merge(shard_results, k)
+    lexical = [p.lexical[0] for p in shard_results]
     if question.mode == "lexical":
         return _merged(lexical, k)
-    every = sum(len(p.hits[0]) for p in partials), sum(map(len, lexical))
-    return fused(merge(partials, every[0]), _merged(lexical, every[1]), question.fusion, k)
+    every = sum(len(p.hits[0]) for p in shard_results), sum(map(len, lexical))
+    return fused(merge(shard_results, every[0]), _merged(lexical, every[1]), question.fusion, k)
 
 
-def merge(partials: Sequence[Partial], k: int) -> tuple[Hit, ...]:
+def merge(shard_results: Sequence[ShardResult], k: int) -> tuple[Hit, ...]:
     """Returns the k best hits of the first question, best first; equal scores by document id and passage."""
-    return _merged([p.hits[0] for p in partials], k)
+    return _merged([p.hits[0] for p in shard_results], k)
 
 
 def _merged(lists: Sequence[tuple[Hit, ...]], k: int) -> tuple[Hit, ...]:

@@ -9,7 +9,7 @@ from indexer.index.snapshot import StoredDocument
 from query.plan import Plan
 from vicinage.clock import Deadline
 from vicinage.errors import Corrupt, Unavailable, VicinageError
-from vicinage.records import Partial, ShardId, ShardQuery
+from vicinage.records import ShardId, ShardQuery, ShardResult
 from vicinage.stats import SearcherStats
 
 
@@ -22,7 +22,7 @@ class Searcher(Protocol):
         """True once it has caught up with the log."""
         ...
 
-    async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
+    async def search(self, query: ShardQuery, deadline: Deadline) -> ShardResult:
         """One shard's answer."""
         ...
 
@@ -49,12 +49,12 @@ class Searcher(Protocol):
 class Gathered:
     """What the shards answered, and why the others did not."""
 
-    partials: tuple[Partial, ...]
+    shard_results: tuple[ShardResult, ...]
     failures: tuple[Unavailable, ...]
 
     def missing_share(self) -> float:
         """Share of the shards without an answer."""
-        total = len(self.partials) + len(self.failures)
+        total = len(self.shard_results) + len(self.failures)
         return len(self.failures) / total if total else 0.0
 
 
@@ -84,9 +84,9 @@ class Searchers:
         failures = tuple(o for o in outcomes if isinstance(o, Unavailable))
         if len(failures) == len(outcomes):
             raise failures[0]
-        return Gathered(tuple(o for o in outcomes if isinstance(o, Partial)), failures)
+        return Gathered(tuple(o for o in outcomes if isinstance(o, ShardResult)), failures)
 
-    async def _ask(self, query: ShardQuery, deadline: Deadline) -> Partial | Unavailable:
+    async def _ask(self, query: ShardQuery, deadline: Deadline) -> ShardResult | Unavailable:
         """The shard's answer, or why it is missing."""
         try:
             return await self.holding(query.shard.slot).search(query, deadline)

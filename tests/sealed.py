@@ -100,8 +100,8 @@ def contents(base: Resources, generation: Generation) -> dict[str, tuple[int, in
     found: dict[str, tuple[int, int]] = {}
     question = np.ones((1, generation.dimension), np.float32)
     for shard in generation.shards():
-        partial = loaded(base, shard, generation).search(ShardQuery(shard, question, 10_000, exact=True))
-        for hit in partial.hits[0]:
+        shard_result = loaded(base, shard, generation).search(ShardQuery(shard, question, 10_000, exact=True))
+        for hit in shard_result.hits[0]:
             held, n = found.get(hit.document_id, (hit.version, 0))
             assert held == hit.version, "one version of a document at a time"
             assert hit.metadata == {"name": hit.document_id, "version": held}, "whichever passage it is"

@@ -21,7 +21,7 @@ from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Deadline
 from vicinage.log import Record
-from vicinage.records import Partial, ShardId, ShardQuery
+from vicinage.records import ShardId, ShardQuery, ShardResult
 from vicinage.settings import SearcherSettings
 from vicinage.wire import encode_rows, rows_key, vectors_schema
 
@@ -104,10 +104,10 @@ class Gate:
         bring_in(searcher, shard)
         held = searcher.tail.shards[shard]
         self.entered, self.open, self.widths = threading.Event(), threading.Event(), []
-        self._search: Callable[[ShardQuery], Partial] = held.search
+        self._search: Callable[[ShardQuery], ShardResult] = held.search
         held.search = self.search  # type: ignore[method-assign]
 
-    def search(self, query: ShardQuery) -> Partial:
+    def search(self, query: ShardQuery) -> ShardResult:
         self.widths.append(len(query.vectors))
         self.entered.set()
         assert self.open.wait(10)

@@ -186,7 +186,7 @@ class Hit(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Partial:
+class ShardResult:
     """One shard's answer to a ShardQuery: `hits[i]` are the best of question i by their vectors, best first, at most k.
 
     `lexical[i]` are those by their words; () in mode dense. In mode lexical each of `hits` is ().

@@ -15,7 +15,7 @@ from indexer.index.segment import Segment
 from indexer.index.snapshot import Snapshot
 from tenants.entities import Metric
 from vicinage.errors import Refused
-from vicinage.records import Bound, Floats, Hit, Partial, ShardQuery
+from vicinage.records import Bound, Floats, Hit, ShardQuery, ShardResult
 
 ANSWER_BYTES_MAX: Final = 16 << 20
 """Of text in one shard's answer to one question, as Python holds it at most: four a character where one is not ASCII."""
@@ -42,7 +42,7 @@ class _Part:
 
 def search(
     snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metric, recall: float, scans: ScanBudget
-) -> Partial:
+) -> ShardResult:
     """Search every part, keep the k best of each question, and only then read texts. Pure but for reading, and for `scans`."""
     tree = filters.parse(query.filter) if query.filter else None
     queries = np.ascontiguousarray(query.vectors, np.float32)
@@ -75,7 +75,7 @@ def search(
         every = None if allowed is not None and bool(allowed.all()) else allowed
         scores, rows = exact(snapshot.delta.vectors, every)
         found.append(_Found(-1, _bounded(scores, metric), rows))
-    return Partial(
+    return ShardResult(
         query.shard,
         _best(snapshot, found, query),
         snapshot.watermark,

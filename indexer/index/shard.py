@@ -29,7 +29,7 @@ from indexer.index.segment import Segment
 from indexer.index.snapshot import Snapshot, StoredDocument, StoredPassage
 from tenants.entities import Manifest, Metric
 from vicinage.errors import Corrupt, Refused
-from vicinage.records import Floats, Partial, ShardId, ShardQuery
+from vicinage.records import Floats, ShardId, ShardQuery, ShardResult
 from vicinage.stats import CurveEnd, ShardStats
 from vicinage.wire import DELETED, is_deletions
 
@@ -224,12 +224,12 @@ class Shard:
 
     # reading: any thread
 
-    def search(self, query: ShardQuery) -> Partial:
+    def search(self, query: ShardQuery) -> ShardResult:
         """The best k of each question, best first, from one snapshot. Raises Refused, and for words Unavailable."""
         snapshot = self.snapshot
         if query.mode == "lexical":
             nothing = ((),) * len(query.texts)
-            return Partial(query.shard, nothing, snapshot.watermark, 0, search_words(snapshot, query))
+            return ShardResult(query.shard, nothing, snapshot.watermark, 0, search_words(snapshot, query))
         if query.vectors.ndim != 2 or query.vectors.shape[1] != self.dimension:
             raise Refused(
                 f"the vector has {query.vectors.shape[-1]} numbers; the collection's dimension is {self.dimension}",

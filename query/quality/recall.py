@@ -31,7 +31,7 @@ from tenants.recall_history import Kept
 from vicinage.clock import Deadline
 from vicinage.errors import Overloaded, Unavailable, VicinageError
 from vicinage.fair import FairQueue
-from vicinage.records import Floats, Hit, Partial
+from vicinage.records import Floats, Hit, ShardResult
 from vicinage.telemetry import events, gauge
 
 QUEUE_MAX: Final = 256
@@ -196,7 +196,7 @@ class RecallMonitor:
         self._gauges_s = -math.inf
         self._random = random.Random()  # noqa: S311  (sampling, not secrets)
 
-    def offer(self, plan: Plan, hits: tuple[Hit, ...], partials: Sequence[Partial]) -> None:
+    def offer(self, plan: Plan, hits: tuple[Hit, ...], shard_results: Sequence[ShardResult]) -> None:
         """Perhaps take this search as a sample. Never waits."""
         if plan.queries[0].exact:
             return
@@ -204,7 +204,7 @@ class RecallMonitor:
         if sample.taken >= self._samples_min and self._random.random() >= self._share:
             return
         try:
-            self._queue.put(plan.generation.tenant, [(_offer(plan, hits, partials), 1)])
+            self._queue.put(plan.generation.tenant, [(_offer(plan, hits, shard_results), 1)])
         except Overloaded:
             sample.dropped += 1
             return
@@ -288,18 +288,26 @@ class RecallMonitor:
         try:
             exact = await self._searchers.scatter(_exactly(plan), deadline)
             served, chose, changes = offer.hits, offer.chose, offer.changes
-            if _changes(exact.partials) != changes:  # documents came in between: serve it once more
+            if _changes(exact.shard_results) != changes:  # documents came in between: serve it once more
                 again = await self._searchers.scatter(plan, deadline)
-                served, chose, changes = merge(again.partials, k), _chosen(again.partials), _changes(again.partials)
+                served, chose, changes = (
+                    merge(again.shard_results, k),
+                    _chosen(again.shard_results),
+                    _changes(again.shard_results),
+                )
             by_index, seen = served, changes
             if plan.queries[0].scan:  # it was served without the index, which is what is judged
                 index = await self._searchers.scatter(_by_index(plan), deadline)
-                by_index, chose, seen = merge(index.partials, k), _chosen(index.partials), _changes(index.partials)
+                by_index, chose, seen = (
+                    merge(index.shard_results, k),
+                    _chosen(index.shard_results),
+                    _changes(index.shard_results),
+                )
         except VicinageError:
             return None
-        if not _changes(exact.partials) == changes == seen:
+        if not _changes(exact.shard_results) == changes == seen:
             return None
-        return _Measured(merge(exact.partials, k), served, by_index, chose)
+        return _Measured(merge(exact.shard_results, k), served, by_index, chose)
 
     async def _remember(self, offer: _Offer, effort: int) -> None:
         """Note the search's vector, and have the newest kept: once they are enough to say something, whenever they have doubled, then every KEEP_S."""
@@ -406,13 +414,13 @@ class RecallMonitor:
         return [row(name, self._samples[name], targets[name[:2]]) for name in sorted(named)]
 
 
-def _offer(plan: Plan, hits: tuple[Hit, ...], partials: Sequence[Partial]) -> _Offer:
+def _offer(plan: Plan, hits: tuple[Hit, ...], shard_results: Sequence[ShardResult]) -> _Offer:
     bare = tuple(h._replace(text=None, metadata=None, vector=None) for h in hits)  # it may wait for minutes
-    return _Offer(plan, bare, _changes(partials), _chosen(partials))
+    return _Offer(plan, bare, _changes(shard_results), _chosen(shard_results))
 
 
-def _chosen(partials: Sequence[Partial]) -> _Chose:
-    chose = [p for p in partials if p.effort]
+def _chosen(shard_results: Sequence[ShardResult]) -> _Chose:
+    chose = [p for p in shard_results if p.effort]
     return _Chose(
         max((p.effort for p in chose), default=0),
         min((p.asked for p in chose), default=0),
@@ -469,8 +477,8 @@ def below(proof: Proof) -> dict[str, Any]:
     }
 
 
-def _changes(partials: Sequence[Partial]) -> tuple[int, ...]:
-    return tuple(p.changes for p in partials)
+def _changes(shard_results: Sequence[ShardResult]) -> tuple[int, ...]:
+    return tuple(p.changes for p in shard_results)
 
 
 def _exactly(plan: Plan) -> Plan:

@@ -33,7 +33,7 @@ from vicinage.clock import Clock, Deadline
 from vicinage.errors import DeadlineExceeded, NotFound, Unavailable, VicinageError
 from vicinage.fair import FairQueue
 from vicinage.log import Log
-from vicinage.records import Partial, ShardId, ShardQuery
+from vicinage.records import ShardId, ShardQuery, ShardResult
 from vicinage.settings import SearcherSettings
 from vicinage.stats import SearcherStats, ShardStats
 from vicinage.store import Store
@@ -76,7 +76,7 @@ class _Asked:
     """What it must have in common with those that it goes along with; made once, outside of every lock."""
     opened: bool = False
     """What it needs was brought in for it: what is missing again is brought in on the way, once and for all."""
-    answer: Future[Partial] = field(default_factory=Future)
+    answer: Future[ShardResult] = field(default_factory=Future)
 
 
 class Searcher:
@@ -156,12 +156,12 @@ class Searcher:
 
     # questions: any thread, any event loop
 
-    async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
+    async def search(self, query: ShardQuery, deadline: Deadline) -> ShardResult:
         """The shard's answer. Raises Overloaded, Unavailable, DeadlineExceeded, Corrupt."""
-        found: Partial = await within(self.submit(query, deadline), deadline, "the search")
+        found: ShardResult = await within(self.submit(query, deadline), deadline, "the search")
         return found
 
-    def submit(self, query: ShardQuery, deadline: Deadline) -> Future[Partial]:
+    def submit(self, query: ShardQuery, deadline: Deadline) -> Future[ShardResult]:
         """The same, as a future."""
         asked = _Asked(query, deadline, query.catalog, self._cost(query), _asks(query))
         tenant = query.shard.tenant

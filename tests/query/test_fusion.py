@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from query.merge import answered, fused
 from query.plan import DEPTH_MIN, Fusion, Question, make_plan
 from tenants.entities import Collection, Generation, Objectives
-from vicinage.records import Hit, Partial, ShardId
+from vicinage.records import Hit, ShardId, ShardResult
 
 RRF = Fusion("rrf")
 NAMES = [f"d{i}" for i in range(12)]
@@ -103,12 +103,12 @@ def test_nothing_is_lost_or_doubled_and_a_better_place_is_never_worse(
                 assert at[a] < at[b]
 
 
-def partial(slot: int, dense: list[Hit], words: list[Hit]) -> Partial:
-    return Partial(ShardId("t", "c", 1, slot), (tuple(dense),), 0, 0, (tuple(words),))
+def shard_result(slot: int, dense: list[Hit], words: list[Hit]) -> ShardResult:
+    return ShardResult(ShardId("t", "c", 1, slot), (tuple(dense),), 0, 0, (tuple(words),))
 
 
 def test_the_lists_of_all_shards_are_merged_before_they_are_fused() -> None:
-    shards = [partial(0, hits(a=0.9, b=0.1), hits(b=5)), partial(1, hits(c=0.8), hits(c=7, d=6))]
+    shards = [shard_result(0, hits(a=0.9, b=0.1), hits(b=5)), shard_result(1, hits(c=0.8), hits(c=7, d=6))]
     found = answered(shards, Question("c", 10, text="x", mode="hybrid"))
     expected = fused(hits(a=0.9, c=0.8, b=0.1), hits(c=7, d=6, b=5), Fusion(), 10)
     assert found == expected

@@ -11,16 +11,16 @@ from query.merge import merge
 from query.plan import Question, make_plan
 from tenants.entities import Collection, Generation, Objectives
 from vicinage.errors import Refused
-from vicinage.records import Hit, Partial, ShardId
+from vicinage.records import Hit, ShardId, ShardResult
 
 
 def generation(number: int, slots: tuple[int, ...], state: str = "live") -> Generation:
     return Generation("t", "c", number, state, None, 2, "cosine", "auto", slots, (0,) * len(slots))
 
 
-def partial(slot: int, scores: list[float]) -> Partial:
+def shard_result(slot: int, scores: list[float]) -> ShardResult:
     hits = tuple(Hit(f"{slot}-{i}", 0, score, 1) for i, score in enumerate(scores))
-    return Partial(ShardId("t", "c", 1, slot), (hits,), 0, 0)
+    return ShardResult(ShardId("t", "c", 1, slot), (hits,), 0, 0)
 
 
 def test_every_shard_of_the_live_generation_is_asked_and_no_other() -> None:
@@ -46,15 +46,15 @@ def test_more_vectors_than_one_answer_may_hold_are_refused_with_the_k_that_is_al
 
 
 def test_one_shard_alone_is_passed_on_cut_to_k() -> None:
-    assert [h.document_id for h in merge([partial(0, [0.9, 0.8, 0.7])], 2)] == ["0-0", "0-1"]
+    assert [h.document_id for h in merge([shard_result(0, [0.9, 0.8, 0.7])], 2)] == ["0-0", "0-1"]
 
 
 def test_nothing_found_anywhere_is_no_hits() -> None:
-    assert merge([partial(0, []), partial(1, [])], 5) == ()
+    assert merge([shard_result(0, []), shard_result(1, [])], 5) == ()
 
 
 def test_among_equals_the_first_shard_comes_first_and_keeps_its_own_order() -> None:
-    found = merge([partial(0, [0.5, 0.5]), partial(1, [0.5])], 3)
+    found = merge([shard_result(0, [0.5, 0.5]), shard_result(1, [0.5])], 3)
     assert [h.document_id for h in found] == ["0-0", "0-1", "1-0"]
 
 
@@ -63,6 +63,6 @@ Scores = st.lists(st.floats(-10, 10, width=32), max_size=8).map(lambda s: sorted
 
 @given(shards=st.lists(Scores, min_size=1, max_size=5), k=st.integers(1, 12))
 def test_the_merge_of_shards_is_the_best_k_of_all_of_them(shards: list[list[float]], k: int) -> None:
-    found = merge([partial(slot, scores) for slot, scores in enumerate(shards)], k)
+    found = merge([shard_result(slot, scores) for slot, scores in enumerate(shards)], k)
     assert [h.score for h in found] == sorted((s for scores in shards for s in scores), reverse=True)[:k]
     assert len({h.document_id for h in found}) == len(found)

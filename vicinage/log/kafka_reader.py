@@ -272,7 +272,9 @@ class KafkaReader:
             case "CorruptRecordError" if "crc" not in str(cause):
                 return [self._step_over(tp, max(misread.position, self._positions[tp]))]
             case name:
-                self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {misread.place} cannot be read: {name} {cause}")
+                self._halt(
+                    tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {misread.position} cannot be read: {name} {cause}"
+                )
         return []
 
     def _step_over(self, tp: TopicPartition, position: int) -> LogRecord:
@@ -295,13 +297,13 @@ class KafkaReader:
                 return
             first, end = self._extent(*tp)
         except VicinageError as error:
-            self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {place} is out of range ({error.detail})")
+            self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {position} is out of range ({error.detail})")
             return
         kind = start_trouble(position, first, end)
         if kind is not None:
             self._halt(tp, kind, start_reason(kind, tp, position, first, end))
         else:  # in range again: the leader has changed meanwhile
-            self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {place} was refused as out of range")
+            self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {position} was refused as out of range")
 
 
 def _unauthorized(tp: TopicPartition) -> str:

@@ -106,7 +106,7 @@ class SqliteReader:
         except (sqlite3.DatabaseError, ValueError) as error:
             if isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
                 raise
-            self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {self._places[tp]} cannot be read: {error}")
+            self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {self._positions[tp]} cannot be read: {error}")
             return []
 
     def _look(self) -> None:

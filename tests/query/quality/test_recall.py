@@ -17,7 +17,7 @@ from tenants.entities import Collection, Generation, Objectives
 from tenants.questions import QUESTIONS_MAX
 from vicinage.clock import Deadline
 from vicinage.errors import Unavailable
-from vicinage.records import Hit, Partial, ShardId, ShardQuery
+from vicinage.records import Hit, ShardId, ShardQuery, ShardResult
 
 TARGETS = {("t", "c"): 0.95}
 
@@ -37,12 +37,12 @@ class Drawer:
     def ready(self) -> bool:
         return True
 
-    async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
+    async def search(self, query: ShardQuery, deadline: Deadline) -> ShardResult:
         self.asked.append(query)
         if self.away:
             raise Unavailable("away", dependency="searcher")
         found = self.exact if query.exact else self.served
-        return Partial(query.shard, (found[: query.k],), 7, 16, changes=next(self.changes, 0))
+        return ShardResult(query.shard, (found[: query.k],), 7, 16, changes=next(self.changes, 0))
 
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
         return dict(positions)
@@ -80,7 +80,7 @@ def measure(searcher: Drawer, offers: list[tuple[Plan, tuple[Hit, ...]]], **give
         for i, (made, served) in enumerate(offers):
             if i % (QUEUE_MAX // 4) == 0:  # more of one tenant do not wait at once
                 await recall.settled()
-            recall.offer(made, served, [Partial(ShardId("t", "c", 1, 0), (served,), 7, 16)])
+            recall.offer(made, served, [ShardResult(ShardId("t", "c", 1, 0), (served,), 7, 16)])
         await recall.settled()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -179,7 +179,7 @@ def test_beyond_the_minimum_only_the_share_is_sampled() -> None:
         recall = monitor(Drawer(), share=0.0, samples_min=5)
         task = asyncio.create_task(recall.run())
         for _ in range(200):
-            recall.offer(plan(), hits("a"), [Partial(ShardId("t", "c", 1, 0), (hits("a"),), 7, 16)])
+            recall.offer(plan(), hits("a"), [ShardResult(ShardId("t", "c", 1, 0), (hits("a"),), 7, 16)])
             await recall.settled()
         task.cancel()
         return int(recall.report(TARGETS)[0]["n"])
@@ -191,7 +191,7 @@ def test_a_full_queue_drops_and_says_so_and_never_waits() -> None:
     async def work() -> RecallMonitor:
         recall = monitor(Drawer(), samples_min=10_000)
         for _ in range(QUEUE_MAX // 2 + 5):
-            recall.offer(plan(), hits("a"), [Partial(ShardId("t", "c", 1, 0), (hits("a"),), 7, 16)])
+            recall.offer(plan(), hits("a"), [ShardResult(ShardId("t", "c", 1, 0), (hits("a"),), 7, 16)])
         task = asyncio.create_task(recall.run())
         await recall.settled()
         task.cancel()
@@ -207,7 +207,7 @@ def test_searches_that_find_nothing_are_samples_too_and_are_not_all_done_again()
         recall = monitor(searcher, share=0.0, samples_min=5)
         task = asyncio.create_task(recall.run())
         for _ in range(50):
-            recall.offer(plan(), (), [Partial(ShardId("t", "c", 1, 0), ((),), 7, 16)])
+            recall.offer(plan(), (), [ShardResult(ShardId("t", "c", 1, 0), ((),), 7, 16)])
             await recall.settled()
         task.cancel()
         return len(searcher.asked), len(recall.report(TARGETS))
@@ -221,11 +221,11 @@ def test_one_tenant_leaves_room_in_the_queue_for_others() -> None:
         loud, quiet = plan(), plan()
         quiet = replace(quiet, generation=replace(quiet.generation, tenant="quiet"))
         for made in [loud] * QUEUE_MAX + [quiet] * 5:
-            recall.offer(made, hits("a"), [Partial(made.queries[0].shard, (hits("a"),), 7, 16)])
+            recall.offer(made, hits("a"), [ShardResult(made.queries[0].shard, (hits("a"),), 7, 16)])
         task = asyncio.create_task(recall.run())
         await recall.settled()
         found = recall.report({("t", "c"): 0.9, ("quiet", "c"): 0.9})
-        recall.offer(loud, hits("a"), [Partial(loud.queries[0].shard, (hits("a"),), 7, 16)])
+        recall.offer(loud, hits("a"), [ShardResult(loud.queries[0].shard, (hits("a"),), 7, 16)])
         await recall.settled()
         task.cancel()
         dropped = {r["tenant"]: r["dropped"] for r in recall.report({("t", "c"): 0.9, ("quiet", "c"): 0.9})}
@@ -243,7 +243,7 @@ def offered(recall: RecallMonitor, tenant: str, n: int = 1) -> None:
     shard = generation.shards()[0]
     made = replace(made, generation=generation, queries=(replace(made.queries[0], shard=shard),))
     for _ in range(n):
-        recall.offer(made, hits("a"), [Partial(shard, (hits("a"),), 7, 16)])
+        recall.offer(made, hits("a"), [ShardResult(shard, (hits("a"),), 7, 16)])
 
 
 def test_however_many_are_loud_the_next_one_finds_room_in_the_queue_and_its_turn() -> None:
@@ -267,7 +267,7 @@ def test_nobody_rests_for_what_another_tenant_waited_in_its_own_line(monkeypatch
     monkeypatch.setattr("query.quality.recall.WORKED_S", 0.001)
 
     class Congested(Drawer):
-        async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
+        async def search(self, query: ShardQuery, deadline: Deadline) -> ShardResult:
             if query.shard.tenant == "congested":
                 await asyncio.sleep(0.1)
             return await super().search(query, deadline)
@@ -289,7 +289,7 @@ def test_a_collection_that_is_gone_is_not_reported() -> None:
 
     async def work() -> RecallMonitor:
         recall = monitor(searcher)
-        recall.offer(plan(), searcher.exact, [Partial(ShardId("t", "c", 1, 0), (searcher.exact,), 7, 16)])
+        recall.offer(plan(), searcher.exact, [ShardResult(ShardId("t", "c", 1, 0), (searcher.exact,), 7, 16)])
         task = asyncio.create_task(recall.run())
         await recall.settled()
         task.cancel()
@@ -310,12 +310,12 @@ def test_live_recall_below_the_objective_raises_what_is_asked_of_the_curves() ->
         before = recall.aim(made.collection)
         running = asyncio.create_task(recall.run())
         for _ in range(ENOUGH):
-            recall.offer(made, searcher.served, [Partial(ShardId("t", "c", 1, 0), (searcher.served,), 7, 16)])
+            recall.offer(made, searcher.served, [ShardResult(ShardId("t", "c", 1, 0), (searcher.served,), 7, 16)])
         await recall.settled()
         running.cancel()
         assert recall.report(TARGETS)[0]["correction"] > 0
         after = recall.aim(made.collection)
-        known = Partial(ShardId("t", "c", 1, 0), (searcher.served,), 7, 16, asked=30)
+        known = ShardResult(ShardId("t", "c", 1, 0), (searcher.served,), 7, 16, asked=30)
         recall.offer(made, searcher.served, [known])
         running = asyncio.create_task(recall.run())
         await recall.settled()
@@ -329,9 +329,10 @@ def test_live_recall_below_the_objective_raises_what_is_asked_of_the_curves() ->
 
 def test_of_all_shards_that_chose_an_effort_the_least_known_counts() -> None:
     known = [
-        Partial(ShardId("t", "c", 1, slot), ((),), 7, 16, asked=n, greatest=n == 30) for slot, n in ((0, 30), (1, 60))
+        ShardResult(ShardId("t", "c", 1, slot), ((),), 7, 16, asked=n, greatest=n == 30)
+        for slot, n in ((0, 30), (1, 60))
     ]
-    exact_by_nature = Partial(ShardId("t", "c", 1, 2), ((),), 7, 0)
+    exact_by_nature = ShardResult(ShardId("t", "c", 1, 2), ((),), 7, 0)
     chose = _offer(plan(), (), [*known, exact_by_nature]).chose
     assert (chose.effort, chose.asked, chose.greatest) == (16, 30, False)
     assert _offer(plan(), (), [known[0], exact_by_nature]).chose.greatest
@@ -366,21 +367,21 @@ def test_what_waits_to_be_measured_holds_no_texts() -> None:
     found = tuple(
         Hit(h.document_id, h.passage, h.score, h.version, text="long " * 1_000, metadata={}) for h in hits("ab")
     )
-    offered = _offer(plan(), found, [Partial(ShardId("t", "c", 1, 0), (found,), 7, 16)])
+    offered = _offer(plan(), found, [ShardResult(ShardId("t", "c", 1, 0), (found,), 7, 16)])
     assert [(h.document_id, h.text, h.metadata) for h in offered.hits] == [("a", None, None), ("b", None, None)]
 
 
 class Weak(Drawer):
     """A searcher whose index misses half at its greatest effort, and that scans where it may."""
 
-    async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
+    async def search(self, query: ShardQuery, deadline: Deadline) -> ShardResult:
         self.asked.append(query)
         if query.exact or query.scan:
-            return Partial(query.shard, (self.exact[: query.k],), 7, 0, scanned=100 * query.scan)
-        return Partial(query.shard, (self.served[: query.k],), 7, 512, greatest=True)
+            return ShardResult(query.shard, (self.exact[: query.k],), 7, 0, scanned=100 * query.scan)
+        return ShardResult(query.shard, (self.served[: query.k],), 7, 512, greatest=True)
 
 
-async def served_by(recall: RecallMonitor, searcher: Drawer, collection: Collection, n: int) -> Partial:
+async def served_by(recall: RecallMonitor, searcher: Drawer, collection: Collection, n: int) -> ShardResult:
     """Searches as a gateway makes them: planned as live recall says, answered, and offered; the last answer."""
     for _ in range(n):
         vector = np.array([1, 0], np.float32)
@@ -429,8 +430,8 @@ def test_a_sample_that_was_served_at_another_effort_than_now_is_discarded() -> N
 
 def test_what_is_compared_one_by_one_by_nature_teaches_no_effort() -> None:
     class Flat(Drawer):
-        async def search(self, query: ShardQuery, deadline: Deadline) -> Partial:
-            return Partial(query.shard, (self.exact[: query.k],), 7, 0)
+        async def search(self, query: ShardQuery, deadline: Deadline) -> ShardResult:
+            return ShardResult(query.shard, (self.exact[: query.k],), 7, 0)
 
     async def work() -> float:
         recall, searcher = monitor(Flat()), Flat()

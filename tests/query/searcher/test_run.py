@@ -30,7 +30,7 @@ from tenants.registry import Registry
 from vicinage.clock import Deadline, ManualClock
 from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable
 from vicinage.log import LogRecord, Record
-from vicinage.records import Partial, ShardId, ShardQuery
+from vicinage.records import ShardId, ShardQuery, ShardResult
 from vicinage.telemetry import REGISTRY
 from vicinage.wire import rows_key
 
@@ -48,8 +48,8 @@ def test_what_is_reached_is_searchable_and_the_answer_says_how_far(base: Resourc
         for version in range(1, 30):
             end = send(base, docs, one(f"d{version}", version))
             assert reach(searcher, {docs.slot: end})[docs.slot] >= end
-            partial = searcher.submit(ShardQuery(docs, unit(version)[None], 1), Deadline.after(5)).result(5)
-            assert (partial.hits[0][0].document_id, partial.watermark) == (f"d{version}", end)
+            shard_result = searcher.submit(ShardQuery(docs, unit(version)[None], 1), Deadline.after(5)).result(5)
+            assert (shard_result.hits[0][0].document_id, shard_result.watermark) == (f"d{version}", end)
 
 
 def test_the_watermark_of_an_answer_covers_what_was_for_others(base: Resources) -> None:
@@ -58,8 +58,8 @@ def test_the_watermark_of_an_answer_covers_what_was_for_others(base: Resources) 
     with searching(base) as searcher:
         end = send(base, near, one("x", 1))
         reach(searcher, {near.slot: end})
-        partial = searcher.submit(ShardQuery(shard_of(docs), unit(0)[None], 1), Deadline.after(5)).result(5)
-        assert (partial.hits, partial.watermark) == (((),), end)
+        shard_result = searcher.submit(ShardQuery(shard_of(docs), unit(0)[None], 1), Deadline.after(5)).result(5)
+        assert (shard_result.hits, shard_result.watermark) == (((),), end)
         held = {s.shard: s.watermark for s in asyncio.run(searcher.stats()).shards}
         assert held[shard_of(docs)] == end
 
@@ -504,7 +504,7 @@ def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Resource
     loud, quiet = neighbours(base, "gold", "bronze")
     order: list[str] = []
 
-    def ask_in_line(searcher: Searcher, shard: ShardId, k: int) -> Future[Partial]:
+    def ask_in_line(searcher: Searcher, shard: ShardId, k: int) -> Future[ShardResult]:
         asked = searcher.submit(ShardQuery(shard, unit(0)[None], k), Deadline.after(60))
         asked.add_done_callback(lambda _: order.append(shard.tenant))
         return asked

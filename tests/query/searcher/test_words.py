@@ -32,9 +32,9 @@ def words(text: str, k: int = 100, **given: object) -> ShardQuery:
 
 def ids(of: Shard, text: str, **given: object) -> list[tuple[str, int]]:
     """The text of each row is "text NAME VERSION"."""
-    partial = of.search(words(text, **given))
-    assert partial.hits == ((),)
-    return sorted((h.document_id, h.version) for h in partial.lexical[0])
+    shard_result = of.search(words(text, **given))
+    assert shard_result.hits == ((),)
+    return sorted((h.document_id, h.version) for h in shard_result.lexical[0])
 
 
 @pytest.mark.parametrize("place", ["delta", "segment"])
