@@ -164,8 +164,8 @@ def build_gateway(
             caching[model] = CachingEmbedder(gathering[-1], entry, cache)
         return caching[model]
 
-    def keep_questions(of: Generation, vectors: Floats) -> None:
-        resources.manifests.questions.keep(of.tenant, of.collection, of.model, vectors)
+    def keep_recent_queries(of: Generation, vectors: Floats) -> None:
+        resources.manifests.recent_queries.keep(of.tenant, of.collection, of.model, vectors)
 
     reranker = _reranker(resources.settings, embedder_key)
 
@@ -204,7 +204,7 @@ def build_gateway(
             clock=resources.clock,
             local_operator=local_operator,
             on_failure=on_failure,
-            keep_questions=keep_questions,
+            keep_recent_queries=keep_recent_queries,
             recall_history=RecallHistory(resources.engine, resources.clock),
             close_embedders=close_embedders,
             reranker=reranker,

@@ -157,7 +157,7 @@ class Builder:
     ) -> SegmentRef:
         """Writes a segment to the store, which no manifest names yet; `logged` and `claim` as in `segment.write`."""
         copies = {"never": False, "unlogged": logged is None, "always": True}[self.settings.second_copies]
-        asked = self.manifests.questions.of(shard.tenant, shard.collection, generation.model, generation.dimension)
+        asked = self.manifests.recent_queries.of(shard.tenant, shard.collection, generation.model, generation.dimension)
         written = write(
             live,
             deletes,

@@ -86,7 +86,7 @@ class Gateway:
     local_operator: bool = False
     on_failure: Callable[[BaseException], None] | None = None
     """Told when what runs beside the routes dies."""
-    keep_questions: Callable[[Generation, Floats], None] | None = None
+    keep_recent_queries: Callable[[Generation, Floats], None] | None = None
     """Where recent questions go, for the next segments' effort curves."""
     recall_history: History | None = None
     """Where measured recall is kept over a restart."""
@@ -116,7 +116,7 @@ class Gateway:
             share=s.recall_sample_share,
             samples_min=s.recall_samples_min,
             cpu_share=s.recall_cpu_share,
-            keep=self.keep_questions,
+            keep=self.keep_recent_queries,
             history=self.recall_history,
         )
         made["answerer"] = Answerer(

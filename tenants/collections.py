@@ -21,7 +21,7 @@ def end_collection(at: Change, tenant: str, name: str) -> None:
     of_it = (g.c.tenant == tenant, g.c.collection == name, g.c.state.in_(SERVING))
     at.connection.execute(update(g).where(*of_it).values(state="retired", row_version=at.version))
     at.connection.execute(m.delete().where(m.c.tenant == tenant, m.c.collection == name))
-    for measured in (tables.questions, tables.recall_history):
+    for measured in (tables.recent_queries, tables.recall_history):
         at.connection.execute(measured.delete().where(measured.c.tenant == tenant, measured.c.collection == name))
     _end_jobs(at, tenant, name)
     at.note("collection.delete", f"{tenant}/{name}", before={"live": row.live})

@@ -16,7 +16,7 @@ from tenants import tables
 from tenants.drafts import Drafts, forget
 from tenants.entities import Lease, Manifest, SegmentRef
 from tenants.quarantine import Quarantine
-from tenants.questions import Questions
+from tenants.recent_queries import RecentQueries
 from tenants.view import SERVING
 from vicinage.catalog import change, look
 from vicinage.clock import Clock
@@ -34,7 +34,7 @@ class Manifests:
         self._clock = clock
         self.quarantine = Quarantine(engine, clock)
         self.drafts = Drafts(engine, clock)
-        self.questions = Questions(engine, clock)
+        self.recent_queries = RecentQueries(engine, clock)
         """Which of their objects cannot be used."""
 
     def of(self, shard: ShardId, *, start: int) -> Manifest:

@@ -180,7 +180,7 @@ drafts = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("begun_ms", BigInteger, nullable=False),
 )
-questions = Table(
+recent_queries = Table(
     "questions",
     metadata,
     Column("tenant", String(64), primary_key=True),

@@ -26,8 +26,8 @@ from query.quality.interval import ENOUGH
 from query.quality.windows import Windows
 from query.scatter import Searchers
 from tenants.entities import Collection, Generation
-from tenants.questions import QUESTIONS_MAX
 from tenants.recall_history import Kept
+from tenants.recent_queries import RECENT_QUERIES_MAX
 from vicinage.clock import Deadline
 from vicinage.errors import Overloaded, Unavailable, VicinageError
 from vicinage.fair import FairQueue
@@ -44,7 +44,7 @@ HALF_ERROR: Final = 0.01
 SAMPLES_MAX: Final = 4_096
 """Collections that are remembered, at most 0.1 MB each beside their questions."""
 KEEP_S: Final = 600.0
-"""How often the questions of a collection are kept anew, once there are QUESTIONS_MAX."""
+"""How often the questions of a collection are kept anew, once there are RECENT_QUERIES_MAX."""
 FORMAT: Final = 1
 """Of what is kept of a sample."""
 KEEP_HISTORY_S: Final = 30.0
@@ -84,7 +84,7 @@ class Sample:
 
     windows: dict[int, Windows] = field(default_factory=dict)
     """Of each k that is asked, the recall@k of what was served."""
-    questions: deque[Floats] = field(default_factory=lambda: deque(maxlen=QUESTIONS_MAX))
+    questions: deque[Floats] = field(default_factory=lambda: deque(maxlen=RECENT_QUERIES_MAX))
     """Vectors float16 [d] of the newest, where effort has a choice."""
     kept: int = 0
     """How many of them were last kept, and when (monotonic)."""
@@ -318,9 +318,9 @@ class RecallMonitor:
         if not _fits_half(vector):
             return
         sample.questions.append(vector.astype(np.float16))
-        if len(sample.questions) < min(QUESTIONS_MAX, max(ENOUGH, 2 * sample.kept)):
+        if len(sample.questions) < min(RECENT_QUERIES_MAX, max(ENOUGH, 2 * sample.kept)):
             return
-        if sample.kept == QUESTIONS_MAX and now - sample.kept_s < KEEP_S:
+        if sample.kept == RECENT_QUERIES_MAX and now - sample.kept_s < KEEP_S:
             return
         sample.kept, sample.kept_s = len(sample.questions), now
         vectors = np.array(sample.questions, np.float32)

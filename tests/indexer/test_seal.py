@@ -143,9 +143,9 @@ def test_a_seal_measures_its_effort_on_the_questions_that_were_kept(house, monke
     monkeypatch.setattr("indexer.index.segment_writer.effort_curve", lambda *given: asked.append(given[-1]) or ())
     of_indexed = replace(generation, index="hnsw")
     builder.seal(waiting(shard, [up("a", 1)]), of_indexed, lease, sealed=1)
-    base.manifests.questions.keep("acme", "docs", generation.model, np.ones((2, DIMENSION), np.float32))
+    base.manifests.recent_queries.keep("acme", "docs", generation.model, np.ones((2, DIMENSION), np.float32))
     builder.seal(waiting(shard, [up("b", 2)]), of_indexed, lease, sealed=2)
-    base.manifests.questions.keep("acme", "docs", "another", np.ones((2, DIMENSION), np.float32))
+    base.manifests.recent_queries.keep("acme", "docs", "another", np.ones((2, DIMENSION), np.float32))
     builder.seal(waiting(shard, [up("c", 3)]), of_indexed, lease, sealed=3)
     assert [None if q is None else q.tolist() for q in asked] == [None, [[1.0] * DIMENSION], None], (
         "one that was asked twice says it once"

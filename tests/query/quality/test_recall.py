@@ -14,7 +14,7 @@ from query.quality.interval import ENOUGH
 from query.quality.recall import QUEUE_MAX, RecallMonitor, _fits_half, _offer, recall_of
 from query.scatter import Searchers
 from tenants.entities import Collection, Generation, Objectives
-from tenants.questions import QUESTIONS_MAX
+from tenants.recent_queries import RECENT_QUERIES_MAX
 from vicinage.clock import Deadline
 from vicinage.errors import Unavailable
 from vicinage.records import Hit, ShardId, ShardQuery, ShardResult
@@ -345,7 +345,7 @@ def test_questions_are_kept_where_effort_has_a_choice_once_there_are_enough_and_
     of, vectors = kept[0]
     assert (of.tenant, of.collection, of.number) == ("t", "c", 1)
     np.testing.assert_array_equal(vectors, np.tile(np.array([1, 0], np.float32), (ENOUGH, 1)))
-    assert [len(v) for _, v in kept] == [ENOUGH, 2 * ENOUGH, 4 * ENOUGH, 8 * ENOUGH, QUESTIONS_MAX]
+    assert [len(v) for _, v in kept] == [ENOUGH, 2 * ENOUGH, 4 * ENOUGH, 8 * ENOUGH, RECENT_QUERIES_MAX]
 
 
 def test_a_catalog_that_is_away_harms_no_measuring() -> None:

@@ -1,6 +1,6 @@
 """A sample of each collection's recent questions, as vectors: what the effort curves of its next segments are measured on.
 
-Only vectors are kept, never words, of at most QUESTIONS_MAX questions; they go with the collection.
+Only vectors are kept, never words, of at most RECENT_QUERIES_MAX questions; they go with the collection.
 """
 
 from typing import Final
@@ -13,11 +13,11 @@ from vicinage.catalog import change, look
 from vicinage.clock import Clock
 from vicinage.records import Floats
 
-QUESTIONS_MAX: Final = 256
-_Q, _C = tables.questions, tables.collections
+RECENT_QUERIES_MAX: Final = 256
+_Q, _C = tables.recent_queries, tables.collections
 
 
-class Questions:
+class RecentQueries:
     """Safe for many threads and processes."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
@@ -25,11 +25,11 @@ class Questions:
         self._clock = clock
 
     def keep(self, tenant: str, collection: str, model: str | None, vectors: Floats) -> None:
-        """Put the newest QUESTIONS_MAX of `vectors` [n, d] in the place of those kept. Durable; a no-op once the collection is gone.
+        """Put the newest RECENT_QUERIES_MAX of `vectors` [n, d] in the place of those kept. Durable; a no-op once the collection is gone.
 
         More that the same model made are not given up for fewer: a gateway that has just started knows few.
         """
-        newest = np.ascontiguousarray(vectors[-QUESTIONS_MAX:], np.float16)
+        newest = np.ascontiguousarray(vectors[-RECENT_QUERIES_MAX:], np.float16)
         active = select(_C.c.name).where(_C.c.tenant == tenant, _C.c.name == collection, _C.c.state == "active")
         with change(self._engine) as connection:
             # The row is held: of two gateways that keep at once one waits, and so does whoever deletes the collection.
