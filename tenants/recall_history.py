@@ -22,7 +22,7 @@ _H, _C = tables.recall_history, tables.collections
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RecallRecord:
     """What was measured of one generation. `state` is JSON that its writer alone understands; `samples` counts what it is made of."""
 
     tenant: str
@@ -39,7 +39,7 @@ class RecallHistory:
         self._engine = engine
         self._clock = clock
 
-    def keep(self, rows: Sequence[Kept]) -> None:
+    def keep(self, rows: Sequence[RecallRecord]) -> None:
         """Puts each row in the place of the collection's earlier one. Durable on return. Raises Unavailable.
 
         A row is left out if its collection is gone, if the catalog has a newer generation's, or one of the same
@@ -52,7 +52,7 @@ class RecallHistory:
                     connection.execute(delete(_H).where(*of_it))
                     connection.execute(insert(_H).values(**asdict(row), kept_ms=self._clock.now_ms()))
 
-    def _is_wanted(self, connection: Connection, row: Kept) -> bool:
+    def _is_wanted(self, connection: Connection, row: RecallRecord) -> bool:
         active = select(_C.c.name).where(_C.c.tenant == row.tenant, _C.c.name == row.collection, _C.c.state == "active")
         # The row is held: of two gateways one waits, and so does a deletion of the collection.
         if connection.execute(active.with_for_update()).first() is None:
@@ -61,9 +61,9 @@ class RecallHistory:
         kept = connection.execute(query.where(_H.c.tenant == row.tenant, _H.c.collection == row.collection)).first()
         return kept is None or (kept.generation, kept.samples) <= (row.generation, row.samples)
 
-    def newest(self) -> list[Kept]:
+    def newest(self) -> list[RecallRecord]:
         """Returns the rows kept last, at most ROWS_MAX. Raises Unavailable."""
         columns = (_H.c.tenant, _H.c.collection, _H.c.generation, _H.c.samples, _H.c.state)
         with look(self._engine) as connection:
             found = connection.execute(select(*columns).order_by(_H.c.kept_ms.desc()).limit(ROWS_MAX))
-            return [Kept(*row) for row in found]
+            return [RecallRecord(*row) for row in found]

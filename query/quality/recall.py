@@ -26,7 +26,7 @@ from query.quality.interval import ENOUGH
 from query.quality.windows import Windows
 from query.scatter import Searchers
 from tenants.entities import Collection, Generation
-from tenants.recall_history import Kept
+from tenants.recall_history import RecallRecord
 from tenants.recent_queries import RECENT_QUERIES_MAX
 from vicinage.clock import Deadline
 from vicinage.errors import Overloaded, Unavailable, VicinageError
@@ -58,11 +58,11 @@ Keep = Callable[[Generation, Floats], None]
 class History(Protocol):
     """Where what was measured is kept over a restart. Both calls block, and raise Unavailable."""
 
-    def keep(self, rows: Sequence[Kept]) -> None:
+    def keep(self, rows: Sequence[RecallRecord]) -> None:
         """Keep these. Durable on return."""
         ...
 
-    def newest(self) -> list[Kept]:
+    def newest(self) -> list[RecallRecord]:
         """What was kept last."""
         ...
 
@@ -261,7 +261,7 @@ class RecallMonitor:
         changed = [(name, s) for name, s in self._samples.items() if s.samples() > s.kept_samples]
         for at in range(0, len(changed), KEEP_AT_ONCE):
             some = changed[at : at + KEEP_AT_ONCE]
-            rows = [Kept(*name, s.samples(), s.state()) for name, s in some]
+            rows = [RecallRecord(*name, s.samples(), s.state()) for name, s in some]
             await loop.run_in_executor(None, self._history.keep, rows)
             for row, (_, sample) in zip(rows, some, strict=True):
                 sample.kept_samples = row.samples

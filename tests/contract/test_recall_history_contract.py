@@ -3,15 +3,15 @@
 from catalogs import House, at_once, make
 
 from tenants.entities import Generation
-from tenants.recall_history import STATE_BYTES_MAX, Kept, RecallHistory
+from tenants.recall_history import STATE_BYTES_MAX, RecallHistory, RecallRecord
 
 
 def history(house: House) -> RecallHistory:
     return RecallHistory(house.engine, house.clock)
 
 
-def kept(of: Generation, samples: int, state: str = "{}", generation: int | None = None) -> Kept:
-    return Kept(of.tenant, of.collection, generation or of.number, samples, state)
+def kept(of: Generation, samples: int, state: str = "{}", generation: int | None = None) -> RecallRecord:
+    return RecallRecord(of.tenant, of.collection, generation or of.number, samples, state)
 
 
 def test_the_newest_state_is_kept_of_each_collection(house: House) -> None:

@@ -10,7 +10,7 @@ from house import eventually, resources_in, running
 
 from query.quality.interval import ENOUGH
 from query.quality.recall import Sample
-from tenants.recall_history import Kept, RecallHistory
+from tenants.recall_history import RecallHistory, RecallRecord
 from vicinage.settings import GatewaySettings
 
 SETTINGS = GatewaySettings(recall_sample_share=1, recall_cpu_share=1)
@@ -81,7 +81,7 @@ def test_a_scan_in_place_of_an_index_stands_in_the_answer_and_in_the_facts(tmp_p
         missed.of_k(5, 1).add(0.5, 1)
         for _ in range(ENOUGH):
             missed.correction.note(0.5, 0.95, greatest=True, now_ms=77)
-        RecallHistory(call.base.engine, call.base.clock).keep([Kept(tenant, "c", 1, 1, missed.state())])
+        RecallHistory(call.base.engine, call.base.clock).keep([RecallRecord(tenant, "c", 1, 1, missed.state())])
         with another() as later:
             eventually(lambda: facts(later, key)["index"]["below_objective"] is not None)
             found = later.search(key, vector=[1] * 8, k=5)
