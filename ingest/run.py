@@ -29,7 +29,7 @@ from ingest.rows import messages, rejections
 from ingest.scheduler import RETRY_S, Part, Scheduler, Task
 from ingest.topic_settings import report
 from tenants.entities import Group, Tenant
-from tenants.growth import complete, observe
+from tenants.growth import finish_growth, sync_partition_map
 from tenants.provisioning import VECTORS_TOPIC, ensure_topics
 from tenants.registry import Registry
 from vicinage.clock import Clock, longer
@@ -286,7 +286,7 @@ class Ingest:
             if not maps:
                 raise NotFound(f"the partitions of {topic} are not known")
         elif topics.get(topic, maps[-1].partitions) < maps[-1].partitions:
-            complete(self._log, tenant, maps[-1])
+            finish_growth(self._log, tenant, maps[-1])
         if self._topic_ids.get(topic, maps[-1].topic_id) != maps[-1].topic_id:
             self._begin_anew(topic, maps[-1].partitions)
         self._topic_ids[topic] = maps[-1].topic_id
@@ -310,7 +310,7 @@ class Ingest:
 
     def _grow(self, tenant: Tenant) -> tuple[PartitionMap, ...]:
         try:
-            return observe(self._registry, self._log, tenant, actor="ingest")
+            return sync_partition_map(self._registry, self._log, tenant, actor="ingest")
         except (NotFound, Refused) as refused:
             _event.error("topic.refused", tenant=tenant.name, reason=refused.detail)
             return self._registry.partition_maps(tenant.name)

@@ -19,7 +19,7 @@ from ingest.identity import names_another
 from ingest.jobs import Write, parse
 from query.scatter import Searchers
 from tenants.entities import Collection, Tenant
-from tenants.growth import observe
+from tenants.growth import sync_partition_map
 from tenants.ingest_lanes import owed_from
 from tenants.ingested import ingested
 from tenants.provisioning import VECTORS_TOPIC
@@ -180,7 +180,7 @@ class Judge:
     ) -> None:
         """Judges the records that ingest has not reached. Raises Unavailable where they are too many bytes."""
         taken = 0
-        homes = Homes(self.registry, partial(observe, self.registry, self.log, actor="gateway"))
+        homes = Homes(self.registry, partial(sync_partition_map, self.registry, self.log, actor="gateway"))
         for partition, end in reach.ends.items():
             for stored in read_between(self.log, tenant.documents_topic, partition, reach.committed[partition], end):
                 taken += stored.size()

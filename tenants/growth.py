@@ -1,6 +1,8 @@
-"""Growth of a documents topic: recorded before it is done (`set_partitions`), or noticed after another did it (`observe`).
+"""Growth of a documents topic.
 
-Ingest calls `observe` and `complete` every `ingest.discover_s`, for tenants whose topic and newest map differ.
+`set_partitions` records the growth in the catalog before it grows the topic. `sync_partition_map`
+records growth that another program has already done. Ingest calls `sync_partition_map` and
+`finish_growth` every `ingest.discover_s`, for tenants whose topic and newest map differ.
 """
 
 import math
@@ -13,11 +15,12 @@ from vicinage.log import Log
 from vicinage.partition_maps import PartitionMap, check_partitions, grown
 
 
-def observe(registry: Registry, log: Log, tenant: Tenant, *, actor: str) -> tuple[PartitionMap, ...]:
+def sync_partition_map(registry: Registry, log: Log, tenant: Tenant, *, actor: str) -> tuple[PartitionMap, ...]:
     """Returns the tenant's partition maps, with one added where its topic has grown. Durable on return.
 
-    A topic of another identity than the newest map's is left alone: `vicinage tenant resume-ingest` records it.
-    Raises NotFound without a topic, Unavailable, and Refused for a topic with too many partitions.
+    Leaves a topic whose identity differs from the newest map's alone: `vicinage tenant
+    resume-ingest` records it. Raises NotFound if there is no topic, Unavailable, and Refused if the
+    topic has too many partitions.
     """
     topic = tenant.documents_topic
     maps = registry.partition_maps(tenant.name)
@@ -32,13 +35,16 @@ def observe(registry: Registry, log: Log, tenant: Tenant, *, actor: str) -> tupl
     try:
         registry.append_partition_map(tenant.name, made, epoch=len(maps), actor=actor)
     except Conflict:
-        registry.refresh()  # another process was first: its map holds
+        registry.refresh()  # another process recorded its map first: that one is valid
     return registry.partition_maps(tenant.name)
 
 
 @dataclass(frozen=True, slots=True)
 class GrowthPlan:
-    """What `set_partitions` does: partitions before and after, and the share of documents whose partition changes (0 to 1)."""
+    """The effect of `set_partitions`: the partitions before (`partitions`) and after (`wanted`).
+
+    `moved_ratio` is the share of documents whose partition changes (0 to 1).
+    """
 
     partitions: int
     wanted: int
@@ -47,12 +53,14 @@ class GrowthPlan:
 
 
 def plan(registry: Registry, log: Log, tenant: Tenant, wanted: int, *, actor: str) -> GrowthPlan:
-    """Returns what growth to `wanted` partitions would do. Takes in what grew before, and changes nothing else.
+    """Returns the effect of growth to `wanted` partitions.
 
-    Raises Refused for fewer partitions than there are (Kafka cannot remove any), Conflict for a topic that was created again.
+    Records earlier growth that the catalog does not have yet, and changes nothing else. Raises
+    Refused if `wanted` is below the present number (Kafka cannot remove partitions), and Conflict
+    if the topic was created again.
     """
     registry.refresh()
-    newest = observe(registry, log, tenant, actor=actor)[-1]
+    newest = sync_partition_map(registry, log, tenant, actor=actor)[-1]
     if log.topic_ids(tenant.documents_topic).get(tenant.documents_topic) != newest.topic_id:
         raise Conflict(f"the documents topic of {tenant.name} was created again: `vicinage tenant resume-ingest` first")
     if wanted < newest.partitions:
@@ -66,22 +74,23 @@ def plan(registry: Registry, log: Log, tenant: Tenant, wanted: int, *, actor: st
 
 
 def set_partitions(registry: Registry, log: Log, tenant: Tenant, wanted: int, *, actor: str) -> GrowthPlan:
-    """Records the next map in the catalog, then grows the topic to it. Durable on return; asked again, it completes.
+    """Records the next map in the catalog, then grows the topic to it. Durable on return.
 
-    So the map is recorded before any producer can write a record under it. Raises as `plan` does,
-    Conflict where another process recorded a map meanwhile, Unavailable, and Refused beyond PARTITIONS_MAX.
+    The order matters: the map is recorded before any producer can write a record under it. A
+    second call completes growth that a crash interrupted. Raises as `plan` does, Conflict if
+    another process recorded a map meanwhile, Unavailable, and Refused beyond PARTITIONS_MAX.
     """
     planned = plan(registry, log, tenant, wanted, actor=actor)
     maps = registry.partition_maps(tenant.name)
     if wanted > maps[-1].partitions:
         ends = [log.end(tenant.documents_topic, p) for p in range(maps[-1].partitions)]
         registry.append_partition_map(tenant.name, grown(maps[-1], wanted, ends), epoch=len(maps), actor=actor)
-    complete(log, tenant, registry.partition_maps(tenant.name)[-1])
+    finish_growth(log, tenant, registry.partition_maps(tenant.name)[-1])
     return GrowthPlan(planned.partitions, wanted, planned.moved_ratio, done=True)
 
 
-def complete(log: Log, tenant: Tenant, newest: PartitionMap) -> None:
-    """Grows the topic to its newest map, where a crash came between the record and the growth. Idempotent."""
+def finish_growth(log: Log, tenant: Tenant, newest: PartitionMap) -> None:
+    """Grows the topic to its newest map, after a crash between recording and growing. Idempotent."""
     topic = tenant.documents_topic
     if log.topic_ids(topic).get(topic) == newest.topic_id:
         log.add_partitions(topic, newest.partitions)

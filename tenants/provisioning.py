@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from tenants.entities import Class, Collection, Metric, Objectives, Tenant, dead_topic, documents_topic
-from tenants.growth import observe
+from tenants.growth import sync_partition_map
 from tenants.registry import Registry
 from vicinage.errors import Refused
 from vicinage.log import Log
@@ -43,7 +43,7 @@ def create_tenant(
     check_partitions(log.topics(documents_topic(name)).get(documents_topic(name), 0))
     tenant = registry.create_tenant(name, priority=priority, actor=actor)
     ensure_topics(log, tenant, partitions)
-    observe(registry, log, tenant, actor=actor)
+    sync_partition_map(registry, log, tenant, actor=actor)
     return tenant
 
 

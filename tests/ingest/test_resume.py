@@ -9,7 +9,7 @@ from stepping import committed, make_tenant, send, stepping
 
 from tenants import resuming, tables
 from tenants.entities import Group, Tenant
-from tenants.growth import observe
+from tenants.growth import sync_partition_map
 from tenants.ingested import ingested
 from vicinage.catalog import look
 from vicinage.log import TopicPartition
@@ -105,7 +105,7 @@ def test_writes_are_divided_by_the_newest_map_or_as_a_topic_made_anew_is(base) -
 
     tenant = make_tenant(base, "anew", partitions=2)
     assert divided_over(base.log, tenant, ()) == 2
-    maps = observe(base.registry, base.log, tenant, actor="test")
+    maps = sync_partition_map(base.registry, base.log, tenant, actor="test")
     assert divided_over(base.log, tenant, maps) == 2
     base.log.add_partitions(tenant.documents_topic, 4)
     assert divided_over(base.log, tenant, maps) == 2, "the growth is not recorded yet"
