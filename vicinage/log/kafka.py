@@ -245,9 +245,9 @@ class KafkaLog:
 
     def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[LogRecord]:
         """See Log."""
-        first, end = self.begin(topic, partition), self.end(topic, partition)
-        check_start(topic, partition, start, first, end)
-        if start == end:
+        log_start, log_end = self.begin(topic, partition), self.end(topic, partition)
+        check_start(topic, partition, start, log_start, log_end)
+        if start == log_end:
             return []
         reader = self.reader({(topic, partition): start})
         try:

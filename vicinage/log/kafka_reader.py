@@ -295,13 +295,13 @@ class KafkaReader:
             if found is not None and self._ids.get(tp, found.id) != found.id:
                 self._halt(tp, "topic_replaced", f"{tp[0]}/{tp[1]}: the topic was deleted and created again")
                 return
-            first, end = self._extent(*tp)
+            log_start, log_end = self._extent(*tp)
         except VicinageError as error:
             self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {position} is out of range ({error.detail})")
             return
-        kind = start_trouble(position, first, end)
+        kind = start_trouble(position, log_start, log_end)
         if kind is not None:
-            self._halt(tp, kind, start_reason(kind, tp, position, first, end))
+            self._halt(tp, kind, start_reason(kind, tp, position, log_start, log_end))
         else:  # in range again: the leader has changed meanwhile
             self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {position} was refused as out of range")
 

@@ -99,8 +99,8 @@ class SqliteLog:
         found: dict[TopicPartition, tuple[int, int]] = {}
         for tp in partitions:
             with suppress(NotFound):
-                _, first, end = self._partition(*tp)
-                found[tp] = first, end
+                _, log_start, log_end = self._partition(*tp)
+                found[tp] = log_start, log_end
         return found
 
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
@@ -123,8 +123,8 @@ class SqliteLog:
 
     def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[LogRecord]:
         """Records from `start`, at once."""
-        number, first, end = self._partition(topic, partition)
-        check_start(topic, partition, start, first, end)
+        number, log_start, log_end = self._partition(topic, partition)
+        check_start(topic, partition, start, log_start, log_end)
         with reading(), self._connections.borrowed() as connection:
             return read_run(connection, number, (topic, partition), start, bytes_max)
 
@@ -224,9 +224,9 @@ class SqliteLog:
     def keeping(self, topic: str, partition: int, bytes_max: int) -> int:
         """Returns the lowest offset from which on the records take at most `bytes_max`."""
         with reading(), self._connections.borrowed() as connection:
-            number, first, end = find(connection, topic, partition)
-            rows = connection.execute(f"{_SIZES} ORDER BY id DESC", _run_of(number, first))
-            kept = end
+            number, log_start, log_end = find(connection, topic, partition)
+            rows = connection.execute(f"{_SIZES} ORDER BY id DESC", _run_of(number, log_start))
+            kept = log_end
             for row_id, size in rows:
                 bytes_max -= size
                 if bytes_max < 0:
@@ -327,13 +327,13 @@ class SqliteLog:
             "SELECT p.id, p.first, p.next, t.retention_ms FROM partitions p JOIN topics t ON t.name = p.topic"
             " WHERE t.retention_ms IS NOT NULL"
         ).fetchall()
-        for number, first, end, retention_ms in rows:
+        for number, log_start, log_end, retention_ms in rows:
             cutoff = time.time_ns() // 1_000_000 - retention_ms
             run = (number << OFFSET_BITS, (number + 1) << OFFSET_BITS, cutoff)
             kept = connection.execute(
                 "SELECT min(id) FROM records WHERE id >= ? AND id < ? AND event_time_ms >= ?", run
             ).fetchone()[0]
-            _trim(connection, number, first, end, end if kept is None else kept & ((1 << OFFSET_BITS) - 1))
+            _trim(connection, number, log_start, log_end, log_end if kept is None else kept & ((1 << OFFSET_BITS) - 1))
 
     # connections
 
@@ -395,28 +395,28 @@ _SIZES: Final = (
 )
 
 
-def _run_of(number: int, first: int) -> tuple[int, int]:
-    """Returns the row ids between which a partition's records from offset `first` on lie."""
-    return (number << OFFSET_BITS) + first, (number + 1) << OFFSET_BITS
+def _run_of(number: int, log_start: int) -> tuple[int, int]:
+    """Returns the row ids between which a partition's records from offset `log_start` on lie."""
+    return (number << OFFSET_BITS) + log_start, (number + 1) << OFFSET_BITS
 
 
-def _trim_some(c: sqlite3.Connection, number: int, first: int, end: int, before: int) -> bool:
+def _trim_some(c: sqlite3.Connection, number: int, log_start: int, log_end: int, before: int) -> bool:
     """Trims at most TRIM_BYTES; True where there is more to trim."""
-    left, upto = TRIM_BYTES, min(before, end)
-    rows = c.execute(f"{_SIZES} ORDER BY id", _run_of(number, first))
+    left, upto = TRIM_BYTES, min(before, log_end)
+    rows = c.execute(f"{_SIZES} ORDER BY id", _run_of(number, log_start))
     for row_id, size in rows:
         if left < 0:
             upto = min(upto, row_id & ((1 << OFFSET_BITS) - 1))
             break
         left -= size
     rows.close()
-    _trim(c, number, first, end, upto)
-    return upto < min(before, end)
+    _trim(c, number, log_start, log_end, upto)
+    return upto < min(before, log_end)
 
 
-def _trim(c: sqlite3.Connection, number: int, first: int, end: int, before: int) -> None:
-    before = min(before, end)
-    if before <= first:
+def _trim(c: sqlite3.Connection, number: int, log_start: int, log_end: int, before: int) -> None:
+    before = min(before, log_end)
+    if before <= log_start:
         return
     c.execute("DELETE FROM records WHERE id >= ? AND id < ?", (number << OFFSET_BITS, (number << OFFSET_BITS) + before))
     c.execute("UPDATE partitions SET first = ? WHERE id = ?", (before, number))

@@ -120,16 +120,16 @@ class SqliteReader:
         rows = self._connection.execute(
             "SELECT id, topic, number, first, next, seq FROM partitions WHERE seq > ?", (self._seq,)
         ).fetchall()
-        for number, topic, partition, first, end, seq in rows:
+        for number, topic, partition, log_start, log_end, seq in rows:
             self._seq = max(self._seq, seq)
             if (topic, partition) in self._numbers and (topic, partition) not in self._halted:
-                self._note((topic, partition), number, first, end)
+                self._note((topic, partition), number, log_start, log_end)
 
     def _begin(self, tp: TopicPartition) -> None:
         """Start, or start again, to read a partition from its place; halt it where that cannot be."""
         self._new.discard(tp)
         try:
-            number, first, end = find(self._connection, *tp)
+            number, log_start, log_end = find(self._connection, *tp)
         except NotFound:
             self._halt(tp, "topic_missing", f"{tp[0]}/{tp[1]}: the log has no such topic or partition")
             return
@@ -138,7 +138,7 @@ class SqliteReader:
             self._replaced(tp)
             return
         self._halted.pop(tp, None)
-        self._note(tp, number, first, end)
+        self._note(tp, number, log_start, log_end)
 
     def _look_for_deleted(self) -> None:
         # A row id is never given again: while count and maximum stand, nothing was deleted.
@@ -149,14 +149,14 @@ class SqliteReader:
         here = {number for (number,) in self._connection.execute("SELECT id FROM partitions").fetchall()}
         self._new |= {tp for tp, number in self._numbers.items() if number not in here}
 
-    def _note(self, tp: TopicPartition, number: int, first: int, end: int) -> None:
+    def _note(self, tp: TopicPartition, number: int, log_start: int, log_end: int) -> None:
         if self._numbers.setdefault(tp, number) != number:
             self._replaced(tp)
             return
         position = self._positions[tp]
-        if kind := start_trouble(position, first, end):
-            self._halt(tp, kind, start_reason(kind, tp, position, first, end))
-        elif end > position:
+        if kind := start_trouble(position, log_start, log_end):
+            self._halt(tp, kind, start_reason(kind, tp, position, log_start, log_end))
+        elif log_end > position:
             self._waiting.setdefault(tp)
 
     def _replaced(self, tp: TopicPartition) -> None:
