@@ -47,21 +47,18 @@ def settings() -> str:
         "file. [Configure](../how-to/configure.md) shows how to set and check them.",
         "",
     ]
-    lines += ["| setting | environment | default | bounds | meaning |", "|---|---|---|---|---|"]
-    lines += _fields(Settings, "", "VICINAGE_")
-    return "\n".join(lines) + "\n"
-
-
-def _fields(model: type[BaseModel], path: str, variable: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _fields(kind, f"{path}{name}.", f"{variable}{name.upper()}__")
-            continue
-        default = "" if field.default is PydanticUndefined else field.default
+    groups: dict[str, list[str]] = {}
+    for path, field in _settings(Settings, ""):
+        group = path.rpartition(".")[0]
+        variable = "VICINAGE_" + path.upper().replace(".", "__")
+        default = "" if field.default is PydanticUndefined else str(field.default)
         bounds = ", ".join(_bound(m) for m in field.metadata)
-        shown = f"`{path}{name}`", f"`{variable}{name.upper()}`", f"`{default}`", bounds, field.description or ""
-        yield _row(*shown)
+        row = _row(f"`{path}`", f"`{variable}`", f"`{default}`" if default else "", bounds, field.description or "")
+        groups.setdefault(group, []).append(row)
+    for group, rows in groups.items():
+        lines += [f"## {group or 'Platform'}", "", "| setting | environment | default | bounds | meaning |"]
+        lines += ["|---|---|---|---|---|", *rows, ""]
+    return "\n".join(lines[:-1]) + "\n"
 
 
 def _row(*cells: str) -> str:

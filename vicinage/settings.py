@@ -32,7 +32,7 @@ class _Group(BaseModel):
 class GatewaySettings(_Group):
     """query: the HTTP API."""
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", description="address that the API listens on")
     port: Port = Field(default=8080, description="HTTP port of the API")
     health_port: Port = Field(
         default=0, description="port of /healthz, /readyz and /metrics alone; 0: three after the API's"
@@ -110,7 +110,11 @@ class EmbedderSettings(_Group):
     runtime: Literal["auto", "torch", "onnx"] = Field(
         default="auto", description="runtime of local models; auto: torch if it is installed, else ONNX Runtime"
     )
-    precision: str = Field(default="auto", pattern="^(auto|float32|bfloat16|float16)$")
+    precision: str = Field(
+        default="auto",
+        pattern="^(auto|float32|bfloat16|float16)$",
+        description="precision of local models; auto: calibrated at start",
+    )
     cosine_floor: float = Field(
         default=0.995, ge=0, le=1, description="smallest mean cosine to float32 vectors that a precision must reach"
     )
