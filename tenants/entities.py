@@ -194,15 +194,18 @@ class SegmentRef:
     created_ms: int = 0
     curve: tuple[tuple[int, float], ...] = ()
     """Recall@10 against effort, measured on this very segment when it was sealed: (effort, recall), rising."""
-    first: int | None = None
-    """Every record that it was sealed from lies in the vectors log from here to before `end`. None: some are in no log, or nobody knows."""
-    end: int | None = None
-    asked: int = 0
-    """Questions of the collection that the curve was measured on; 0: made-up ones."""
+    log_start: int | None = None
+    """Every record that it was sealed from lies in the vectors log in [log_start, log_end).
+
+    None: some are in no log, or this is unknown.
+    """
+    log_end: int | None = None
+    n_calibration_queries: int = 0
+    """How many recent queries of the collection the curve was measured on; 0: generated queries."""
 
     def logged(self) -> tuple[int, int] | None:
         """The offsets between which all that it was sealed from lies in the log; None where that is not known."""
-        return None if self.first is None or self.end is None else (self.first, self.end)
+        return None if self.log_start is None or self.log_end is None else (self.log_start, self.log_end)
 
     def bytes(self) -> int:
         """Returns the bytes that it takes in the store, second copies included."""

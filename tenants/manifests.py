@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection as Container
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Engine, RowMapping, insert, select, update
 
@@ -124,6 +124,10 @@ def _manifest(row: RowMapping) -> Manifest:
     return Manifest(shard, row["version"], row["epoch"], row["sealed"], _parse(row["segments"]))
 
 
+_RENAMED: Final = {"asked": "n_calibration_queries", "first": "log_start", "end": "log_end"}
+"""Fields of a stored segment by the name that 0.1 wrote."""
+
+
 def _dump(segments: tuple[SegmentRef, ...]) -> str:
     return json.dumps([asdict(s) for s in segments])
 
@@ -134,6 +138,7 @@ def _parse(text: str) -> tuple[SegmentRef, ...]:
 
 def _segment(fields: dict[str, Any]) -> SegmentRef:
     """As any version wrote it: what an older one did not have is its default, what a newer one has beside is passed over."""
+    fields = {_RENAMED.get(name, name): value for name, value in fields.items()}
     known = {name: value for name, value in fields.items() if name in SegmentRef.__dataclass_fields__}
     objects = {role: ObjectRef(**o) for role, o in fields["objects"].items()}
     curve = tuple((int(effort), float(recall)) for effort, recall in fields.get("curve", ()))

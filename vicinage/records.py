@@ -190,9 +190,10 @@ class ShardResult:
     """One shard's answer to a ShardQuery: `hits[i]` are the best of question i by their vectors, best first, at most k.
 
     `lexical[i]` are those by their words; () in mode dense. In mode lexical each of `hits` is ().
-    `watermark` is the vectors-log offset (exclusive) up to which the shard's snapshot is complete. `asked`: questions of the
-    collection that the curves of every segment which chose an effort were measured on, at least; 0: made-up ones. `changes`: how
-    often the shard's passages have changed; the watermark moves with what others write, too.
+    `watermark` is the vectors-log offset (exclusive) up to which the shard's snapshot is complete.
+    `n_calibration_queries`: on how many recent queries of the collection the effort curves were measured, the least over the
+    segments that chose an effort; 0: generated queries. `changes`: how often the shard's passages
+    have changed; writes to other shards of the slot move the watermark, too.
     `greatest`: each of those segments was searched at its greatest measured effort. `scanned`: passages that were compared one by
     one in place of an index, as the query allowed. `unscanned`: why an index was searched all the same.
     """
@@ -202,7 +203,7 @@ class ShardResult:
     watermark: int
     effort: int
     lexical: tuple[tuple[Hit, ...], ...] = ()
-    asked: int = 0
+    n_calibration_queries: int = 0
     changes: int = 0
     greatest: bool = False
     scanned: int = 0

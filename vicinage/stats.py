@@ -9,11 +9,11 @@ from vicinage.records import ShardId
 
 @dataclass(frozen=True, slots=True)
 class CurveEnd:
-    """The end of an effort curve: recall at the greatest measured effort, on so many of the collection's own questions (0: made-up ones)."""
+    """The end of an effort curve: recall at the greatest measured effort, ."""
 
     effort: int
     recall: float
-    questions: int
+    n_calibration_queries: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ def search(
         _best(snapshot, found, query),
         snapshot.watermark,
         max((effort for _, effort in chosen), default=0),
-        asked=min((segment.ref.asked for segment, _ in chosen), default=0),
+        n_calibration_queries=min((segment.ref.n_calibration_queries for segment, _ in chosen), default=0),
         changes=snapshot.changes,
         greatest=all(effort >= greatest_of(segment) for segment, effort in chosen),
         scanned=sum(len(snapshot.segments[i]) for i in instead),

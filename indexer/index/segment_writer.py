@@ -85,9 +85,11 @@ def write(
             objects[copy] = store.put(f"{base}/copy-of-{files[role].name}", files[role])
     if questions is not None:
         questions = np.unique(questions, axis=0)  # a probe that asks the same all day says it once
-    asked = 0 if index is None or questions is None or len(questions) < QUESTIONS_MIN else len(questions)
+    n_calibration_queries = (
+        0 if index is None or questions is None or len(questions) < QUESTIONS_MIN else len(questions)
+    )
     curve = effort_curve(backend, index, chosen.kind, vectors, metric, questions) if index is not None else ()
-    first, end = logged or (None, None)
+    log_start, log_end = logged or (None, None)
     return SegmentRef(
         identity,
         objects,
@@ -97,9 +99,9 @@ def write(
         deletes.num_rows,
         time.time_ns() // 1_000_000,
         curve,
-        first,
-        end,
-        asked,
+        log_start,
+        log_end,
+        n_calibration_queries,
     )
 
 

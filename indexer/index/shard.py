@@ -365,7 +365,7 @@ class Shard:
 
 
 def _curve_end(segments: Sequence[Segment]) -> CurveEnd | None:
-    ends = [CurveEnd(*s.ref.curve[-1], s.ref.asked) for s in segments if s.ref.curve]
+    ends = [CurveEnd(*s.ref.curve[-1], s.ref.n_calibration_queries) for s in segments if s.ref.curve]
     return min(ends, key=lambda end: end.recall, default=None)
 
 

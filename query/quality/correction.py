@@ -47,7 +47,7 @@ class Correction:
     """Of one collection at one generation: what is added to its objective, and the recall of the samples since it last moved."""
 
     added: float = 0.0
-    asked: int = 0
+    n_calibration_queries: int = 0
     """Questions that the curves which it corrects were measured on, at least; 0: made-up ones."""
     proof: Proof | None = None
     number: int = 1
@@ -61,15 +61,26 @@ class Correction:
         return self.proof is not None
 
     def note(
-        self, recall: float, objective: float, asked: int = 0, *, greatest: bool = False, now_ms: int = 0
+        self,
+        recall: float,
+        objective: float,
+        n_calibration_queries: int = 0,
+        *,
+        greatest: bool = False,
+        now_ms: int = 0,
     ) -> Why | None:
         """Take in one more sample of what the index served; why a new window begins, if one does.
 
-        `asked`: questions that the curves were measured on. `greatest`: no segment has a greater measured effort.
+        `n_calibration_queries`: questions that the curves were measured on. `greatest`: no segment has a greater measured effort.
         """
         why: Why | None = None
-        if asked >= 2 * max(1, self.asked):
-            self.added, self.asked, self.proof, why = 0.0, asked, None, "curves_measured"
+        if n_calibration_queries >= 2 * max(1, self.n_calibration_queries):
+            self.added, self.n_calibration_queries, self.proof, why = (
+                0.0,
+                n_calibration_queries,
+                None,
+                "curves_measured",
+            )
             self._begin()
         self.since.add(recall)
         self.at_greatest &= greatest
@@ -118,7 +129,7 @@ class Correction:
         p = self.proof
         return {
             "added": self.added,
-            "asked": self.asked,
+            "n_calibration_queries": self.n_calibration_queries,
             "number": self.number,
             "at_greatest": self.at_greatest,
             "proof": [p.since_ms, p.recall, p.low, p.high, p.n] if p else None,
@@ -130,7 +141,7 @@ class Correction:
         """The correction that `state` was taken of. Raises KeyError, TypeError, ValueError for anything else."""
         return cls(
             float(state["added"]),
-            int(state["asked"]),
+            int(state["n_calibration_queries"]),
             Proof(*state["proof"]) if state["proof"] else None,
             int(state["number"]),
             ConfidenceSequence.of_state(state["since"]),

@@ -45,7 +45,7 @@ SAMPLES_MAX: Final = 4_096
 """Collections that are remembered, at most 0.1 MB each beside their questions."""
 KEEP_S: Final = 600.0
 """How often the questions of a collection are kept anew, once there are RECENT_QUERIES_MAX."""
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of what is kept of a sample."""
 KEEP_HISTORY_S: Final = 30.0
 GAUGES_S: Final = 1.0
@@ -144,7 +144,7 @@ class _Chose:
     """What the segments with an index chose: effort, questions that every curve was measured on, and whether no effort is greater."""
 
     effort: int
-    asked: int
+    n_calibration_queries: int
     greatest: bool
 
 
@@ -342,7 +342,9 @@ class RecallMonitor:
         objective, proven = plan.collection.objectives.recall, sample.correction.proven
         found = recall_of(measured.by_index, measured.exact)
         chose = measured.chose
-        why = sample.correction.note(found, objective, chose.asked, greatest=chose.greatest, now_ms=now_ms)
+        why = sample.correction.note(
+            found, objective, chose.n_calibration_queries, greatest=chose.greatest, now_ms=now_ms
+        )
         if why is not None:
             for windows in sample.windows.values():
                 windows.restart(why, now_ms)
@@ -423,7 +425,7 @@ def _chosen(shard_results: Sequence[ShardResult]) -> _Chose:
     chose = [p for p in shard_results if p.effort]
     return _Chose(
         max((p.effort for p in chose), default=0),
-        min((p.asked for p in chose), default=0),
+        min((p.n_calibration_queries for p in chose), default=0),
         all(p.greatest for p in chose),
     )
 

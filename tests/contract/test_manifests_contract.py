@@ -1,9 +1,14 @@
 """What the catalog promises of manifests, leases and jobs, over SQLite and a real PostgreSQL."""
 
+from dataclasses import replace
+
 import pytest
 from catalogs import House, at_once, make, segment
+from sqlalchemy import select, update
 
 from tenants.audit import Audit
+from tenants.tables import manifests
+from vicinage.catalog import change
 from vicinage.errors import Conflict
 
 
@@ -18,6 +23,20 @@ def test_a_manifest_is_swapped_only_from_what_it_was(house: House) -> None:
         with pytest.raises(Conflict):
             house.manifests.swap(stale, segments=(), sealed=10, lease=lease)
     assert house.manifests.of(shard, start=7) == second
+
+
+def test_a_segment_that_an_earlier_version_stored_is_read(house: House) -> None:
+    shard = make(house).shards()[0]
+    lease = house.leases.acquire("slot/0", "one", ttl_s=10)
+    known = replace(segment("a"), log_start=2, log_end=9, n_calibration_queries=40)
+    house.manifests.swap(house.manifests.of(shard, start=0), segments=(known,), sealed=9, lease=lease)
+    with change(house.engine) as connection:
+        text = connection.execute(select(manifests.c.segments)).scalar_one()
+        for old, new in (("asked", "n_calibration_queries"), ("first", "log_start"), ("end", "log_end")):
+            assert f'"{new}"' in text
+            text = text.replace(f'"{new}"', f'"{old}"')
+        connection.execute(update(manifests).values(segments=text))
+    assert house.manifests.of(shard, start=0).segments == (known,)
 
 
 def test_of_two_indexers_that_swap_at_once_exactly_one_wins(house: House) -> None:

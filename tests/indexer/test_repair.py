@@ -88,7 +88,7 @@ def inside(base: Resources, generation: Generation) -> list[tuple[Any, ...]]:
     for ref in manifest_of(base, generation).segments:
         segment = load(ref, base.store, open_backend(), generation.metric)
         deletes = sorted((name, int(segment.version[place])) for place, name in segment.deleted.items())
-        numbers = ref.kind, ref.n_passages, ref.n_documents, ref.n_deletes, ref.first, ref.end
+        numbers = ref.kind, ref.n_passages, ref.n_documents, ref.n_deletes, ref.log_start, ref.log_end
         found.append((numbers, segment.rows.to_pylist(), deletes, segment.version.tolist()))
     return found
 
@@ -348,7 +348,7 @@ def test_what_a_reindex_copied_is_rebuilt_without_the_log(base: Resources, role:
 
 def segment(n_deletes: int = 0, first: int | None = 0) -> SegmentRef:
     objects = {role: ObjectRef(role, 1, "00") for role in ROLES}
-    return SegmentRef("s", objects, "flat", 3, 2, n_deletes, first=first, end=9)
+    return SegmentRef("s", objects, "flat", 3, 2, n_deletes, log_start=first, log_end=9)
 
 
 @pytest.mark.parametrize(

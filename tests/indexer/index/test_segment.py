@@ -199,8 +199,10 @@ def test_a_segment_says_on_how_many_questions_of_the_collection_its_curve_was_me
     asked = np.eye(QUESTIONS_MIN + 1, 32, dtype=np.float32)
     for questions, known in ((None, 0), (asked[2:], 0), (asked, QUESTIONS_MIN + 1)):
         ref = sealed(store, [batch], spec="hnsw:M=8,efc=40", dimension=32, questions=questions)
-        assert ref.asked == known
-    assert sealed(store, [batch], spec="flat", dimension=32, questions=asked).asked == 0, "without effort, no curve"
+        assert ref.n_calibration_queries == known
+    assert sealed(store, [batch], spec="flat", dimension=32, questions=asked).n_calibration_queries == 0, (
+        "without effort, no curve"
+    )
 
 
 def test_passages_whose_index_cannot_be_built_are_kept_and_searched_exactly(

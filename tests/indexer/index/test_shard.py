@@ -218,11 +218,15 @@ def test_an_answer_says_how_many_questions_every_curve_knew_that_chose_an_effort
     few, many = (segment(store, [message(rows)], "hnsw:M=4,efc=10") for rows in parts[:2])
     flat = segment(store, [message(parts[2])])
     s = shard()
-    adopt(s, [replace(g, ref=replace(g.ref, asked=n)) for g, n in ((few, 30), (many, 256), (flat, 0))], 300)
+    adopt(
+        s,
+        [replace(g, ref=replace(g.ref, n_calibration_queries=n)) for g, n in ((few, 30), (many, 256), (flat, 0))],
+        300,
+    )
     asked = ShardQuery(SHARD, unit(1_000)[None], 10)
-    assert s.search(asked).asked == 30
+    assert s.search(asked).n_calibration_queries == 30
     exact = s.search(replace(asked, exact=True))
-    assert (exact.effort, exact.asked) == (0, 0), "what looks at everything has no effort"
+    assert (exact.effort, exact.n_calibration_queries) == (0, 0), "what looks at everything has no effort"
 
 
 def test_what_others_write_changes_nothing_of_a_shard(tmp_path: Path) -> None:
@@ -260,7 +264,7 @@ def test_an_index_whose_curve_misses_the_objective_is_used_at_its_greatest_effor
     assert s.scanned(exact=False) == 0
     curve = s.stats().curve
     assert curve is not None
-    assert (curve.effort, curve.recall, curve.questions) == (512, 0.5, 0)
+    assert (curve.effort, curve.recall, curve.n_calibration_queries) == (512, 0.5, 0)
     exact = s.search(ShardQuery(SHARD, unit(1_000)[None], 10, exact=True))
     assert (exact.effort, exact.scanned) == (0, 0), "exact by request is no scan in place of an index"
 

@@ -63,14 +63,14 @@ def test_what_was_learned_of_made_up_questions_is_forgotten_once_curves_know_rea
     for _ in range(ENOUGH):
         correction.note(0.5, OBJECTIVE)
     assert correction.added > 0
-    correction.note(1.0, OBJECTIVE, asked=30)
+    correction.note(1.0, OBJECTIVE, n_calibration_queries=30)
     assert (correction.added, correction.since.n) == (0, 1)
     for _ in range(ENOUGH):
-        correction.note(0.5, OBJECTIVE, asked=59)
+        correction.note(0.5, OBJECTIVE, n_calibration_queries=59)
     assert correction.added > 0, "some questions more say nothing new"
-    correction.note(0.5, OBJECTIVE, asked=0)
+    correction.note(0.5, OBJECTIVE, n_calibration_queries=0)
     assert correction.added > 0, "nor does one older segment among the newer"
-    correction.note(1.0, OBJECTIVE, asked=60)
+    correction.note(1.0, OBJECTIVE, n_calibration_queries=60)
     assert correction.added == 0
 
 
@@ -131,7 +131,7 @@ def test_a_proof_ends_when_the_curves_are_measured_on_the_collections_own_search
     for _ in range(ENOUGH):
         correction.note(0.5, OBJECTIVE, greatest=True)
     assert correction.proven
-    assert correction.note(0.5, OBJECTIVE, asked=30, greatest=True) == "curves_measured"
+    assert correction.note(0.5, OBJECTIVE, n_calibration_queries=30, greatest=True) == "curves_measured"
     assert not correction.proven
 
 

@@ -315,7 +315,7 @@ def test_live_recall_below_the_objective_raises_what_is_asked_of_the_curves() ->
         running.cancel()
         assert recall.report(TARGETS)[0]["correction"] > 0
         after = recall.aim(made.collection)
-        known = ShardResult(ShardId("t", "c", 1, 0), (searcher.served,), 7, 16, asked=30)
+        known = ShardResult(ShardId("t", "c", 1, 0), (searcher.served,), 7, 16, n_calibration_queries=30)
         recall.offer(made, searcher.served, [known])
         running = asyncio.create_task(recall.run())
         await recall.settled()
@@ -329,12 +329,12 @@ def test_live_recall_below_the_objective_raises_what_is_asked_of_the_curves() ->
 
 def test_of_all_shards_that_chose_an_effort_the_least_known_counts() -> None:
     known = [
-        ShardResult(ShardId("t", "c", 1, slot), ((),), 7, 16, asked=n, greatest=n == 30)
+        ShardResult(ShardId("t", "c", 1, slot), ((),), 7, 16, n_calibration_queries=n, greatest=n == 30)
         for slot, n in ((0, 30), (1, 60))
     ]
     exact_by_nature = ShardResult(ShardId("t", "c", 1, 2), ((),), 7, 0)
     chose = _offer(plan(), (), [*known, exact_by_nature]).chose
-    assert (chose.effort, chose.asked, chose.greatest) == (16, 30, False)
+    assert (chose.effort, chose.n_calibration_queries, chose.greatest) == (16, 30, False)
     assert _offer(plan(), (), [known[0], exact_by_nature]).chose.greatest
 
 
