@@ -1,7 +1,8 @@
-"""The log on Apache Kafka, through kafka-python: the only door to it.
+"""The log on Apache Kafka, through kafka-python; no other module imports Kafka for the log.
 
-Of data teams' own transactions, only what was committed is read. Law 2: acks=all and an idempotent producer; `append` returns when the broker has acknowledged every record. Group positions are
-stored in Kafka as a hint; correctness never rests on them, nor on Kafka's transactions.
+Law 2: with acks=all and an idempotent producer, `append` returns when the broker has acknowledged
+every record. Where a data team writes in transactions, only committed records are read. Group
+positions are stored in Kafka as a hint; correctness depends neither on them nor on transactions.
 """
 
 import logging
@@ -26,18 +27,24 @@ from vicinage.settings import KafkaSettings
 COORDINATOR_MOVES: Final = ("CoordinatorNotAvailableError", "CoordinatorLoadInProgressError", "NotCoordinatorError")
 T = TypeVar("T")
 SLICE_MS: Final = 500
-"""How long a call about one partition may keep others waiting, which use the same client."""
+"""How long a call about one partition may delay other calls that use the same client."""
 LEADER_WAIT_S: Final = 0.05
-"""Pause before offsets are looked up again of a partition whose leader was not known."""
+"""Pause before the offsets of a partition without a known leader are looked up again."""
 COMMITTED_EVERY_S: Final = 0.005
 COMMITTED_EVERY_MAX_S: Final = 0.05
-"""Brokers do not announce commits: a wait polls, first at this interval, then less often up to COMMITTED_EVERY_MAX_S."""
+"""Interval at which a wait polls for a commit, because brokers do not announce commits.
+
+The interval grows from COMMITTED_EVERY_S to COMMITTED_EVERY_MAX_S.
+"""
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 class _Shared:
-    """One client for many threads, made when it is first needed. A call that hangs holds up this client's callers alone."""
+    """One client for many threads, made when first needed.
+
+    A call that hangs delays only the other callers of this client.
+    """
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
@@ -46,14 +53,14 @@ class _Shared:
 
     @contextmanager
     def using(self) -> Iterator[Any]:
-        """Gives the client to one thread at a time."""
+        """Lends the client to one thread at a time."""
         with self._lock:
             if self._client is None:
                 self._client = self._make()
             yield self._client
 
     def close(self) -> None:
-        """Closes the client once the call under way is over."""
+        """Closes the client after the current call ends."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None:
@@ -66,14 +73,14 @@ class KafkaLog:
     def __init__(self, servers: str, security: KafkaSettings | None = None) -> None:
         self._servers = servers.split(",")
         self._lock = threading.Lock()
-        """Of the table of groups."""
+        """Guards the table of groups."""
         self._client = client_options(security) if security is not None else {}
         self._macs = macs(security) if security is not None else Macs()
         self._appender = KafkaAppender(self._servers, self._client)
         self._changes = _Shared(self._new_administrator)
-        """Creates, grows, trims and deletes topics: seconds where a partition has no leader."""
+        """Creates, grows, trims and deletes topics; slow (seconds) if a partition has no leader."""
         self._positions = _Shared(self._new_administrator)
-        """Reads group positions: waits ask it all the time."""
+        """Reads group positions, often: waits poll through it."""
         self._looker = _Shared(self.consumer)
         """Looks up offsets."""
         self._groups: dict[str, _Shared] = {}
@@ -93,18 +100,18 @@ class KafkaLog:
             "retention.ms": str(-1 if retention_ms is None else retention_ms),
             "max.message.bytes": str(MESSAGE_BYTES_MAX),
         }
-        with self._asked("creating a topic"), suppress(TopicAlreadyExistsError), self._changes.using() as admin:
+        with self._errors("creating a topic"), suppress(TopicAlreadyExistsError), self._changes.using() as admin:
             wanted = {topic: {"num_partitions": partitions, "configs": configs}}
             admin.create_topics(wanted, timeout_ms=CALL_MS, wait_for_metadata=True)
         end = time.monotonic() + DEADLINE_S
         while not (found := self._known(topic, fresh=True)):
             if time.monotonic() > end:
-                raise Unavailable(f"topic {topic} was made but is not to be seen yet", dependency="log")
+                raise Unavailable(f"topic {topic} was created but is not visible yet", dependency="log")
             time.sleep(0.05)
         return found
 
     def topics(self, prefix: str = "", *, max_age_s: float = 0.0) -> dict[str, int]:
-        """See Log. May be kafka_topics.LOOK_S old for topics that exist."""
+        """See Log. The number of an existing topic may be kafka_topics.LOOK_S old."""
         if prefix and (found := self._known(prefix)):
             return {prefix: found}
         at, every = self._topics.every()
@@ -114,7 +121,7 @@ class KafkaLog:
 
     def partitions(self, topic: str) -> int:
         """See Log."""
-        with self._asked("listing partitions"):
+        with self._errors("listing partitions"):
             found = self._topics.ask(topic)
         if found is None:
             raise NotFound(f"the log has no topic {topic!r}")
@@ -124,18 +131,21 @@ class KafkaLog:
         """See Log."""
         if (found := self.partitions(topic)) >= partitions:
             return found
-        with self._asked("adding partitions"), self._changes.using() as admin:
+        with self._errors("adding partitions"), self._changes.using() as admin:
             admin.create_partitions({topic: partitions}, timeout_ms=CALL_MS)
         end = time.monotonic() + DEADLINE_S
         while (found := self.partitions(topic)) < partitions:
             if time.monotonic() > end:
-                raise Unavailable(f"partitions of {topic} were added but are not seen yet", dependency="log")
+                raise Unavailable(f"partitions of {topic} were added but are not visible yet", dependency="log")
             time.sleep(0.05)
         return found
 
     def topic_ids(self, prefix: str = "") -> dict[str, str]:
-        """See Log: Kafka's own topic ids. Asks the broker, about one topic where `prefix` is its whole name."""
-        with self._asked("looking up a topic"):
+        """See Log. Returns Kafka's topic ids, from the broker.
+
+        Asks about one topic only, if `prefix` is the whole name of a topic.
+        """
+        with self._errors("looking up a topic"):
             if prefix and (found := self._topics.ask(prefix)) is not None:
                 return {prefix: found.id}
         return {name: t.id for name, t in self._every_topic().items() if name.startswith(prefix)}
@@ -144,7 +154,7 @@ class KafkaLog:
         """See Log."""
         from kafka.errors import UnknownTopicOrPartitionError
 
-        with self._asked("deleting a topic"), suppress(UnknownTopicOrPartitionError), self._changes.using() as admin:
+        with self._errors("deleting a topic"), suppress(UnknownTopicOrPartitionError), self._changes.using() as admin:
             admin.delete_topics([topic], timeout_ms=CALL_MS)
         self._topics.forget()
 
@@ -157,7 +167,7 @@ class KafkaLog:
         return self._offset("end_offsets", topic, partition)
 
     def extents(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
-        """See Log: two questions to each broker, however many partitions."""
+        """See Log. Makes two requests per broker, however many partitions there are."""
         from kafka import TopicPartition as Tp
 
         counts = {topic: self._count(topic) for topic in {topic for topic, _ in partitions}}
@@ -167,21 +177,21 @@ class KafkaLog:
             tps = [tp for tp in wanted if topics is None or _has(topics, tp)]
             if not tps:
                 return {}
-            timeout_ms = SLICE_MS + len(tps)  # as many are encoded and decoded
+            timeout_ms = SLICE_MS + len(tps)  # time to encode and decode them
             with self._looker.using() as looker:
                 firsts = _offsets(looker.beginning_offsets, tps, timeout_ms)
                 ends = _offsets(looker.end_offsets, tps, timeout_ms)
             return {(tp.topic, tp.partition): (int(firsts[tp]), int(ends[tp])) for tp in tps}
 
-        with self._asked("looking up offsets"):
+        with self._errors("looking up offsets"):
             return self._in_slices(ask)
 
     def disk_bytes(self) -> int | None:
-        """See Log: brokers keep it."""
+        """See Log. Returns None: brokers store the log."""
         return None
 
     def keeping(self, topic: str, partition: int, bytes_max: int) -> int:
-        """See Log: sizes of records are not known here."""
+        """See Log. Returns `begin`: the sizes of records are not known here."""
         del bytes_max
         return self.begin(topic, partition)
 
@@ -189,7 +199,7 @@ class KafkaLog:
         """See Log."""
         from kafka import TopicPartition as Tp
 
-        with self._asked("trimming"), self._changes.using() as admin:
+        with self._errors("trimming"), self._changes.using() as admin:
             admin.delete_records({Tp(topic, partition): before}, timeout_ms=CALL_MS)
 
     # writing
@@ -213,9 +223,9 @@ class KafkaLog:
             there = {tp: at for tp, at in positions.items() if topics is None or _has(topics, tp)}
             offsets = {Tp(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in there.items()}
             with consumers.using() as consumer:
-                _patiently(lambda: consumer.commit(offsets, timeout_ms=SLICE_MS))
+                _retry_while_coordinator_moves(lambda: consumer.commit(offsets, timeout_ms=SLICE_MS))
 
-        with self._asked("committing"):
+        with self._errors("committing"):
             self._in_slices(ask)
 
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
@@ -224,9 +234,9 @@ class KafkaLog:
 
         if not partitions:
             return {}
-        with self._asked("reading positions"), self._positions.using() as admin:
+        with self._errors("reading positions"), self._positions.using() as admin:
             asked = {group: [Tp(*tp) for tp in partitions]}
-            found = _patiently(lambda: admin.list_group_offsets(asked))[group]
+            found = _retry_while_coordinator_moves(lambda: admin.list_group_offsets(asked))[group]
         return {(tp.topic, tp.partition): at.offset for tp, at in found.items() if at.offset >= 0}
 
     def wait_committed(self, group: str, topic: str, partition: int, offset: int, *, wait_s: float) -> bool:
@@ -258,11 +268,11 @@ class KafkaLog:
                 if halt := reader.halted().get((topic, partition)):
                     raise Refused(halt.reason, field="offset")
                 if reader.position(topic, partition) >= reader.readable(topic, partition):
-                    return []  # nothing but markers of transactions, or a transaction that is still open
+                    return []  # only transaction markers, or a transaction that is still open
         finally:
             reader.close()
         raise Unavailable(
-            f"{topic}/{partition}: nothing came from offset {start} within {DEADLINE_S:.0f} s", dependency="log"
+            f"{topic}/{partition}: no record from offset {start} within {DEADLINE_S:.0f} s", dependency="log"
         )
 
     def reader(self, starts: Mapping[TopicPartition, int]) -> KafkaReader:
@@ -292,10 +302,10 @@ class KafkaLog:
     # clients, made when first needed
 
     def consumer(self, **more: Any) -> Any:
-        """A KafkaConsumer of one's own. Raises Unavailable."""
+        """Returns a new KafkaConsumer, which the caller owns. Raises Unavailable."""
         from kafka import KafkaConsumer
 
-        with self._asked("connecting"):
+        with self._errors("connecting"):
             return open_client(
                 KafkaConsumer,
                 self._servers,
@@ -329,14 +339,15 @@ class KafkaLog:
             with self._looker.using() as looker:
                 return int(_offsets(getattr(looker, which), [tp], SLICE_MS)[tp])
 
-        with self._asked("looking up an offset"):
+        with self._errors("looking up an offset"):
             return self._in_slices(ask)
 
     def _in_slices(self, ask: Callable[[Mapping[str, Topic] | None], T]) -> T:
-        """Returns what `ask` answers within CALL_MS. Raises KafkaTimeoutError.
+        """Returns the result of `ask` within CALL_MS, in short attempts. Raises KafkaTimeoutError.
 
-        kafka-python goes on asking about a partition that is gone until its time is up, and others wait for its client
-        meanwhile. So each try is short; from the second on, `ask` is given the topics that there are.
+        kafka-python retries a request about a deleted partition until its timeout, while other callers
+        wait for the client. So each attempt is short; from the second on, `ask` receives the topics
+        that exist.
         """
         from kafka.errors import KafkaTimeoutError
 
@@ -350,24 +361,27 @@ class KafkaLog:
             topics = self._every_topic()
 
     def _count(self, topic: str) -> int:
-        """Returns the number of the topic's partitions, asked for where it is not known; 0 when there is no such topic."""
+        """Returns the topic's number of partitions, from the broker if unknown; 0 without a topic."""
         try:
             return self._known(topic) or self.partitions(topic)
         except NotFound:
             return 0
 
     def _known(self, topic: str, *, fresh: bool = False) -> int:
-        """Returns the number of the topic's partitions, seen lately or now; 0 when there is no such topic."""
+        """Returns the topic's number of partitions, from a recent listing or (`fresh`) a new one.
+
+        Returns 0 if there is no such topic.
+        """
         found = self._every_topic().get(topic) if fresh else self._topics.lately(topic)
         return found.partitions if found else 0
 
     def _every_topic(self) -> Mapping[str, Topic]:
-        connect(self._servers)  # a broker that is gone fails this call at once, not after the client's own timeout
-        with self._asked("listing topics"):
+        connect(self._servers)  # fails at once if no broker can be reached, not after the client's timeout
+        with self._errors("listing topics"):
             return self._topics.look()
 
     @contextmanager
-    def _asked(self, what: str) -> Iterator[None]:
+    def _errors(self, what: str) -> Iterator[None]:
         from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 
         if self._closed:
@@ -377,7 +391,7 @@ class KafkaLog:
         except KafkaError as error:
             if isinstance(error, UnknownTopicOrPartitionError):
                 raise NotFound(f"the log has no such topic or partition ({what})") from error
-            detail = f"the log is away ({what}): {type(error).__name__} {error}{or_refused(self._client)}"
+            detail = f"the log is unavailable ({what}): {type(error).__name__} {error}{or_refused(self._client)}"
             raise Unavailable(detail, dependency="log") from error
 
 
@@ -389,8 +403,9 @@ def _has(topics: Mapping[str, Topic], tp: TopicPartition) -> bool:
 def _offsets(ask: Callable[..., Mapping[Any, int]], tps: Sequence[Any], timeout_ms: int) -> Mapping[Any, int]:
     """Returns an offset for each partition. Raises KafkaTimeoutError.
 
-    kafka-python asks only about partitions whose leader it knows, and raises KeyError for the others of one call: a topic
-    is new to it, or has no leader now. It looks for their leaders meanwhile, so the next try finds them.
+    kafka-python asks only about partitions whose leader it knows. It raises KeyError for the others:
+    the topic is new to it, or has no leader now. Meanwhile it looks up their leaders, so the next
+    attempt succeeds.
     """
     from kafka.errors import KafkaTimeoutError
 
@@ -401,8 +416,11 @@ def _offsets(ask: Callable[..., Mapping[Any, int]], tps: Sequence[Any], timeout_
         raise KafkaTimeoutError(f"the leader of {unknown} is not known") from unknown
 
 
-def _patiently(ask: Callable[[], Any]) -> Any:
-    """What `ask` answers, waiting while the group's coordinator is being found: a broker that has just started says so first."""
+def _retry_while_coordinator_moves(ask: Callable[[], Any]) -> Any:
+    """Returns the result of `ask`, retried for up to CALL_MS while the group's coordinator moves.
+
+    A broker that has just started first answers with such an error.
+    """
     end = time.monotonic() + CALL_MS / 1000
     while True:
         try:
@@ -414,7 +432,7 @@ def _patiently(ask: Callable[[], Any]) -> Any:
 
 
 def _within(found: list[LogRecord], bytes_max: int) -> list[LogRecord]:
-    """The first records, until `bytes_max` is passed; one at least."""
+    """Returns the first records, until their size reaches `bytes_max`; at least one."""
     taken, size = [], 0
     for record in found:
         taken.append(record)

@@ -46,5 +46,5 @@ def has_authorizer(log_url: str, kafka: KafkaSettings) -> bool:
     except ClusterAuthorizationFailedError:
         return True
     except KafkaError as error:
-        raise Unavailable(f"the log is away (reading permissions): {error}", dependency="log") from error
+        raise Unavailable(f"the log is unavailable (reading permissions): {error}", dependency="log") from error
     return True

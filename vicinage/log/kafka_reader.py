@@ -1,7 +1,7 @@
-"""Reads partitions of Kafka forward. Trouble with one partition halts that partition alone.
+"""Reads partitions of Kafka forward. An error in one partition halts only that partition.
 
-kafka-python raises one partition's error from `poll` for all of them, and often does not say which one it
-is. `_say_where` makes it say so; the reader then stops fetching that partition, and the others go on.
+kafka-python raises one partition's error from `poll` for all of them, often without naming it.
+`_locate_errors` adds the partition; the reader then stops fetching it, and the others continue.
 """
 
 import time
@@ -19,16 +19,16 @@ DEADLINE_S: Final = 30.0
 CALL_MS: Final = 10_000
 POLL_RECORDS: Final = 4_000
 AGAIN_S: Final = (1.0, 60.0)
-"""The least and the most wait before a halted partition is tried again."""
+"""Shortest and longest wait before a halted partition is retried."""
 PROBE_S: Final = 2.0
-"""A partition that is tried again without an error for so long is halted no more."""
+"""The halt of a partition ends after a retry without an error for this long."""
 UNDECODABLE: Final = (
-    "this record, or one before it in its batch, can't be decoded: names of headers are UTF-8. Send it again"
+    "this record, or an earlier one of its batch, can't be decoded: header names must be UTF-8. Send it again"
 )
 
 
 class Misread(Exception):
-    """What one partition's fetch or decoding raised, and the offset at which."""
+    """An error from fetching or decoding one partition, with the offset where it occurred."""
 
     def __init__(self, tp: TopicPartition, position: int, cause: Exception) -> None:
         super().__init__(f"{tp[0]}/{tp[1]}: {cause}")
@@ -38,9 +38,10 @@ class Misread(Exception):
 
 
 class KafkaReader:
-    """Reads assigned partitions; Kafka's own long poll wakes it as soon as a record is there.
+    """Reads assigned partitions; Kafka's long poll returns as soon as there is a record.
 
-    `extent` returns a partition's first and next offset; `connect` makes a consumer; `check` marks records unreadable.
+    `connect` makes a consumer; `extent` returns a partition's first and next offset; `check` marks
+    records as unreadable.
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class KafkaReader:
         self._consumer: Any = None
         self._positions: dict[TopicPartition, int] = dict(starts)
         self._ids: dict[TopicPartition, str] = {}
-        """The identity of the topic that each place is of, once seen."""
+        """The identity of the topic that each position belongs to, once it is known."""
         self._halted: dict[TopicPartition, Halt] = {}
         self._again: dict[TopicPartition, tuple[float, float]] = {}
-        """Of halted partitions that may recover: when to try next, and the wait before that."""
+        """Halted partitions that may recover: time of the next retry, and the wait before it."""
         self._probed: dict[TopicPartition, float] = {}
-        """Halted partitions that are being tried again, and since when."""
+        """Halted partitions that are being retried, and since when."""
         self._new: set[TopicPartition] = set(starts)
         self._changed = True
         self._listed = -1.0
@@ -79,7 +80,7 @@ class KafkaReader:
         if topic_id is not None:
             self._ids[tp] = topic_id
         if known not in (None, topic_id):
-            self._reconnect()  # what the consumer remembers of the topic (leader epochs) is of the old one
+            self._reconnect()  # the consumer's state of the topic (leader epochs) is the old topic's
         self._new.add(tp)
         self._listed = -1.0
         if halt is not None:
@@ -94,7 +95,7 @@ class KafkaReader:
         self._changed = True
 
     def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[LogRecord]:
-        """See Reader. Kafka's own fetch limits stand in for `bytes_max`."""
+        """See Reader. Kafka's fetch limits replace `bytes_max`."""
         del bytes_max
         from kafka.errors import KafkaError, LogTruncationError, TopicAuthorizationFailedError
 
@@ -116,7 +117,9 @@ class KafkaReader:
                 self._halt(tp, "unauthorized", _unauthorized(tp))
             return []
         except KafkaError as error:
-            raise Unavailable(f"the log is away (reading): {type(error).__name__} {error}", dependency="log") from error
+            raise Unavailable(
+                f"the log is unavailable (reading): {type(error).__name__} {error}", dependency="log"
+            ) from error
         taken = [self._check_record(_stored(r)) for records in found.values() for r in records]
         for record in taken:
             self._positions[record.topic, record.partition] = record.offset + 1
@@ -143,14 +146,19 @@ class KafkaReader:
             return position
 
     def readable(self, topic: str, partition: int) -> int:
-        """The offset up to which it can read now: the end, or where the first transaction that is still open begins."""
+        """Returns the offset up to which records can be read now (the last stable offset).
+
+        That is the end, or the start of the first transaction that is still open.
+        """
         from kafka import TopicPartition as Tp
         from kafka.errors import KafkaError
 
         try:
             return int(self._consumer.end_offsets([Tp(topic, partition)], timeout_ms=CALL_MS)[Tp(topic, partition)])
         except KafkaError as error:
-            raise Unavailable(f"the log is away (reading): {type(error).__name__} {error}", dependency="log") from error
+            raise Unavailable(
+                f"the log is unavailable (reading): {type(error).__name__} {error}", dependency="log"
+            ) from error
 
     def close(self) -> None:
         """See Reader."""
@@ -174,7 +182,7 @@ class KafkaReader:
                 fetch_max_bytes=32 << 20,
                 max_partition_fetch_bytes=MESSAGE_BYTES_MAX,
             )
-            _say_where(self._consumer)
+            _locate_errors(self._consumer)
             bound()
         if not self._changed:
             return
@@ -193,7 +201,7 @@ class KafkaReader:
     # halts
 
     def _look(self) -> None:
-        """Halt partitions whose topic is gone or another one; try again those whose time has come."""
+        """Halts partitions whose topic is gone or replaced; retries those that are due."""
         now = time.monotonic()
         listed, topics = self._topics.every()
         if listed != self._listed or self._listed < 0:
@@ -225,7 +233,9 @@ class KafkaReader:
         try:
             return self._topics.look()
         except KafkaError as error:
-            raise Unavailable(f"the log is away (listing topics): {type(error).__name__}", dependency="log") from error
+            raise Unavailable(
+                f"the log is unavailable (listing topics): {type(error).__name__}", dependency="log"
+            ) from error
 
     def _kind(self, tp: TopicPartition) -> HaltKind | None:
         halt = self._halted.get(tp)
@@ -252,7 +262,7 @@ class KafkaReader:
         self._changed = True
 
     def _recover(self, tp: TopicPartition) -> None:
-        """End a halt: the partition gives records again, or raises no error any more."""
+        """Ends a halt after the partition returned records, or raised no more errors."""
         if tp in self._halted and self._kind(tp) not in STICKY:
             self._changed = self._changed or tp not in self._probed
             for held in (self._halted, self._again, self._probed):
@@ -278,10 +288,10 @@ class KafkaReader:
         return []
 
     def _step_over(self, tp: TopicPartition, position: int) -> LogRecord:
-        """Say in its place that a record cannot be decoded, and go on behind it.
+        """Returns an unreadable record in place of one that cannot be decoded, and continues after it.
 
-        kafka-python decodes the names of headers as UTF-8, which no broker asks of a producer. Behind such a
-        record nothing of the same batch can be read.
+        kafka-python decodes header names as UTF-8, which no broker requires of a producer. The rest of
+        the batch after such a record cannot be read.
         """
         self._positions[tp] = position + 1
         self._new.add(tp)
@@ -302,7 +312,7 @@ class KafkaReader:
         kind = start_trouble(position, log_start, log_end)
         if kind is not None:
             self._halt(tp, kind, start_reason(kind, tp, position, log_start, log_end))
-        else:  # in range again: the leader has changed meanwhile
+        else:  # in range again: the leader has changed since
             self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {position} was refused as out of range")
 
 
@@ -310,11 +320,11 @@ def _unauthorized(tp: TopicPartition) -> str:
     return f"{tp[0]}/{tp[1]}: the broker does not let this client read the topic"
 
 
-def _say_where(consumer: Any) -> None:
-    """Makes the consumer's fetcher raise Misread, which names partition and offset, for whatever it raises.
+def _locate_errors(consumer: Any) -> None:
+    """Makes the consumer's fetcher raise Misread, with partition and offset, for every error.
 
-    These two methods are where kafka-python parses a fetch (`_parse_fetched_data`) and takes its records
-    (`_append`). tests/contract/test_log.py fails where another version has others.
+    In these two methods kafka-python parses a fetch (`_parse_fetched_data`) and takes its records
+    (`_append`). tests/contract/test_log.py fails if another version has other methods.
     """
     fetcher = consumer._fetcher  # noqa: SLF001  (no public call says which partition failed)
     parse, append = fetcher._parse_fetched_data, fetcher._append  # noqa: SLF001
@@ -330,7 +340,7 @@ def _say_where(consumer: Any) -> None:
             return append(drained, part, *rest)
         except Exception as error:
             position = part.next_fetch_offset
-            part.drain()  # its generator has ended: asked again, it would give nothing, for ever
+            part.drain()  # its generator has ended: another call would return nothing, forever
             raise Misread(tuple(part.topic_partition), position, error) from error
 
     fetcher._parse_fetched_data, fetcher._append = parsed, appended  # noqa: SLF001

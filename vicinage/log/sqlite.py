@@ -1,8 +1,9 @@
 """The log in one SQLite file: WAL, full sync, many appenders sharing one fsync.
 
-Law 2: `append` and `commit` return after the transaction that holds them was synced. A write that fails was not acknowledged.
-After an I/O error the writer opens the file anew (docs/decisions/020-what-ends-a-process.md): no sync is tried again on pages
-that a failed one may have dropped, as SQLite writes the frames of a transaction again before it syncs them.
+Law 2: `append` and `commit` return after the transaction that holds them is synced. A write that
+fails is not acknowledged. After an I/O error the writer reopens the file
+(docs/decisions/020-what-ends-a-process.md). It never retries a sync on pages that a failed sync may
+have dropped: SQLite writes the frames of a transaction again before it syncs them.
 """
 
 import queue
@@ -28,11 +29,11 @@ from vicinage.threads import EssentialThread
 
 QUEUE_MAX: Final = 4_096
 GROUP_MAX: Final = 512
-"""Appends that share one transaction at most."""
+"""Largest number of appends that share one transaction."""
 DEADLINE_S: Final = 30.0
 EXPIRE_EVERY_S: Final = 60.0
 TRIM_BYTES: Final = 4 << 20
-"""Of records that one transaction deletes: each of their pages is read and overwritten."""
+"""Bytes of records that one transaction deletes: it reads and overwrites each of their pages."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, partitions INTEGER NOT NULL, retention_ms INTEGER);
@@ -51,8 +52,8 @@ CREATE TABLE IF NOT EXISTS positions (
 """
 
 Work = Callable[[sqlite3.Connection], Any]
-"""What the writer does in its transaction. It never returns a cursor: the thread that let go of it would reset a
-statement that the writer is using."""
+"""One job of the writer, run in its transaction. It never returns a cursor: a thread that releases the
+cursor would reset a statement that the writer is using."""
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ class _Job:
 
 
 class SqliteLog:
-    """A Log in the file at `path` (made if absent). Safe for many threads and processes."""
+    """A Log in the file at `path` (created if absent). Safe for many threads and processes."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
@@ -81,17 +82,17 @@ class SqliteLog:
     # reading
 
     def topics(self, prefix: str = "", *, max_age_s: float = 0.0) -> dict[str, int]:
-        """See Log: always as of now."""
+        """See Log. The result is always current."""
         del max_age_s
         rows = self._read("SELECT name, partitions FROM topics WHERE substr(name, 1, ?) = ?", (len(prefix), prefix))
         return dict(rows)
 
     def begin(self, topic: str, partition: int) -> int:
-        """The lowest offset still kept."""
+        """Returns the lowest offset that is still kept."""
         return self._partition(topic, partition)[1]
 
     def end(self, topic: str, partition: int) -> int:
-        """The offset that the next record will get."""
+        """Returns the offset that the next record will get."""
         return self._partition(topic, partition)[2]
 
     def extents(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
@@ -104,13 +105,13 @@ class SqliteLog:
         return found
 
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """The group's next offsets."""
+        """Returns the group's next offsets."""
         sql = "SELECT next FROM positions WHERE grp = ? AND topic = ? AND partition = ?"
         found = {tp: self._read(sql, (group, *tp)) for tp in partitions}
         return {tp: rows[0][0] for tp, rows in found.items() if rows}
 
     def wait_committed(self, group: str, topic: str, partition: int, offset: int, *, wait_s: float) -> bool:
-        """True as soon as `group` has committed beyond `offset`."""
+        """Returns True as soon as `group` has committed beyond `offset`."""
         end = time.monotonic() + wait_s
         while True:
             seen = self._notifier.count()
@@ -122,7 +123,7 @@ class SqliteLog:
             self._notifier.wait(seen, left)
 
     def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[LogRecord]:
-        """Records from `start`, at once."""
+        """Returns records from `start` without waiting."""
         number, log_start, log_end = self._partition(topic, partition)
         check_start(topic, partition, start, log_start, log_end)
         with reading(), self._connections.borrowed() as connection:
@@ -140,7 +141,7 @@ class SqliteLog:
         def work(c: sqlite3.Connection) -> int:
             c.execute("UPDATE topics SET partitions = max(partitions, ?) WHERE name = ?", (partitions, topic))
             if (row := c.execute("SELECT partitions FROM topics WHERE name = ?", (topic,)).fetchone()) is None:
-                raise NotFound(f"the log has no topic {topic!r}")  # deleted since the look below
+                raise NotFound(f"the log has no topic {topic!r}")  # deleted since the check below
             rows = [(topic, i) for i in range(row[0])]
             c.executemany("INSERT OR IGNORE INTO partitions (topic, number) VALUES (?, ?)", rows)
             return int(row[0])
@@ -149,18 +150,18 @@ class SqliteLog:
         return int(self._submit(work))
 
     def topic_ids(self, prefix: str = "") -> dict[str, str]:
-        """See Log: the row id of partition 0, which is never given again."""
+        """See Log. The identity is the row id of partition 0, which SQLite never reuses."""
         sql = "SELECT topic, CAST(id AS TEXT) FROM partitions WHERE number = 0 AND substr(topic, 1, ?) = ?"
         return dict(self._read(sql, (len(prefix), prefix)))
 
     def reader(self, starts: Mapping[TopicPartition, int]) -> SqliteReader:
-        """A Reader over these partitions."""
+        """Returns a Reader over these partitions."""
         return SqliteReader(self._open(), self._notifier, starts)
 
     # writing
 
     def ensure_topic(self, topic: str, partitions: int = 1, *, retention_ms: int | None = None) -> int:
-        """Make the topic exist; its number of partitions."""
+        """Creates the topic if it does not exist; returns its number of partitions."""
         found = self._read("SELECT partitions FROM topics WHERE name = ?", (topic,))
         if found:
             return int(found[0][0])
@@ -176,7 +177,7 @@ class SqliteLog:
         return int(self._submit(work))
 
     def delete_topic(self, topic: str) -> None:
-        """Remove the topic, its records and the groups' positions in it."""
+        """Deletes the topic, its records and the groups' positions in it."""
 
         def work(c: sqlite3.Connection) -> None:
             for (number,) in c.execute("SELECT id FROM partitions WHERE topic = ?", (topic,)).fetchall():
@@ -190,7 +191,7 @@ class SqliteLog:
         self._submit(work)
 
     def append(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
-        """Write the records; durable on return."""
+        """Appends the records; returns their offsets. Durable on return."""
         if not records:
             return []
         now_ms = time.time_ns() // 1_000_000
@@ -198,12 +199,12 @@ class SqliteLog:
         return list(self._submit(lambda c: _append(c, topic, partition, rows)))
 
     def topic_problems(self, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """See Log: topics have no settings here."""
+        """See Log. Returns {}: topics have no settings here."""
         del topics
         return {}
 
     def commit(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
-        """Store the group's next offsets, all or none."""
+        """Stores the group's next offsets, all or none."""
         rows = [(group, topic, partition, offset) for (topic, partition), offset in positions.items()]
 
         def work(c: sqlite3.Connection) -> None:
@@ -212,7 +213,7 @@ class SqliteLog:
         self._submit(work)
 
     def trim(self, topic: str, partition: int, before: int) -> None:
-        """Deletes records below `before`, TRIM_BYTES in a transaction: appends go on in between."""
+        """Deletes records below `before`, TRIM_BYTES per transaction; appends run in between."""
         while self._submit(lambda c: _trim_some(c, *find(c, topic, partition), before)):
             pass
 
@@ -222,7 +223,7 @@ class SqliteLog:
         return sum(file.stat().st_size for file in files if file.exists())
 
     def keeping(self, topic: str, partition: int, bytes_max: int) -> int:
-        """Returns the lowest offset from which on the records take at most `bytes_max`."""
+        """Returns the lowest offset from which the records to the end take at most `bytes_max`."""
         with reading(), self._connections.borrowed() as connection:
             number, log_start, log_end = find(connection, topic, partition)
             rows = connection.execute(f"{_SIZES} ORDER BY id DESC", _run_of(number, log_start))
@@ -236,7 +237,7 @@ class SqliteLog:
             return kept
 
     def close(self) -> None:
-        """Stop the writer and free everything. Idempotent."""
+        """Stops the writer and releases all resources. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -255,14 +256,14 @@ class SqliteLog:
 
     def _submit(self, work: Work) -> Any:
         if self._closed or not self._writer.is_alive():
-            raise Unavailable("the log takes no writes: it is closed", dependency="log")
+            raise Unavailable("the log is closed and accepts no writes", dependency="log")
         job = _Job(work)
         try:
             self._jobs.put(job, timeout=DEADLINE_S)
             return job.done.result(DEADLINE_S)
         except (queue.Full, FutureTimeout):
             job.done.cancel()
-            raise Unavailable(f"the log took no write within {DEADLINE_S:.0f} s", dependency="log") from None
+            raise Unavailable(f"the log did not complete a write within {DEADLINE_S:.0f} s", dependency="log") from None
 
     def _write_all(self) -> None:
         connection: sqlite3.Connection | None = None
@@ -287,9 +288,9 @@ class SqliteLog:
             connection.close()
 
     def _write(self, connection: sqlite3.Connection | None, jobs: list[_Job]) -> sqlite3.Connection | None:
-        """One transaction for all of the jobs; a job that fails by itself fails alone.
+        """Runs all jobs in one transaction; a job that is refused does not fail the others.
 
-        Returns the connection for the next one; None where that is to be opened anew.
+        Returns the connection for the next transaction, or None if it must be reopened.
         """
         outcomes: list[tuple[_Job, Any, Exception | None]] = []
         try:
@@ -311,7 +312,7 @@ class SqliteLog:
         return connection
 
     def _tidied(self, connection: sqlite3.Connection | None, tidy: Tidy) -> sqlite3.Connection | None:
-        """Does the housekeeping that is due; the connection for the next transaction, as `_write` gives it."""
+        """Runs the housekeeping that is due; returns the connection, as `_write` does."""
         try:
             connection = connection or self._open()
             tidy.run(connection)
@@ -357,7 +358,10 @@ class SqliteLog:
 
 
 def _after(connection: sqlite3.Connection | None, error: Exception) -> sqlite3.Connection | None:
-    """The connection, ready for another transaction after one that failed; None after an I/O error, which closes it."""
+    """Returns the connection, ready for a transaction after one that failed.
+
+    Closes it and returns None after an I/O error.
+    """
     if connection is None:
         return None
     try:
@@ -366,7 +370,7 @@ def _after(connection: sqlite3.Connection | None, error: Exception) -> sqlite3.C
         if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_IOERR:
             return connection
     except sqlite3.Error:
-        pass  # it cannot even undo: the file's next reader does
+        pass  # the rollback failed, too: the next reader of the file rolls back
     with suppress(sqlite3.Error):
         connection.close()
     return None
@@ -383,7 +387,8 @@ def _append(c: sqlite3.Connection, topic: str, partition: int, rows: Sequence[tu
     number, _, start = find(c, topic, partition)
     base = (number << OFFSET_BITS) + start
     c.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", ((base + i, *row) for i, row in enumerate(rows)))
-    # NOTE: the count of moves never falls, whatever is deleted: readers look only at partitions above the last they saw.
+    # NOTE: the number of changes never falls, even after deletions: readers select only the
+    # partitions whose number is above the last that they saw.
     [(seq,)] = c.execute("UPDATE moves SET n = n + 1 RETURNING n").fetchall()
     c.execute("UPDATE partitions SET next = ?, seq = ? WHERE id = ?", (start + len(rows), seq, number))
     return range(start, start + len(rows))
@@ -396,12 +401,12 @@ _SIZES: Final = (
 
 
 def _run_of(number: int, log_start: int) -> tuple[int, int]:
-    """Returns the row ids between which a partition's records from offset `log_start` on lie."""
+    """Returns the range of row ids of a partition's records from offset `log_start`."""
     return (number << OFFSET_BITS) + log_start, (number + 1) << OFFSET_BITS
 
 
 def _trim_some(c: sqlite3.Connection, number: int, log_start: int, log_end: int, before: int) -> bool:
-    """Trims at most TRIM_BYTES; True where there is more to trim."""
+    """Trims at most TRIM_BYTES; returns True if there is more to trim."""
     left, upto = TRIM_BYTES, min(before, log_end)
     rows = c.execute(f"{_SIZES} ORDER BY id", _run_of(number, log_start))
     for row_id, size in rows:

@@ -1,4 +1,7 @@
-"""The connections that a log in SQLite reads by: a few for many threads, since each takes three descriptors and its own cache."""
+"""The read connections of a log in SQLite.
+
+Many threads share a few, because each connection takes three file descriptors and its own cache.
+"""
 
 import sqlite3
 import threading
@@ -14,7 +17,7 @@ WAIT_S: Final = 30.0
 
 
 class Connections:
-    """At most READERS_MAX connections at once, made when needed and kept. Safe for many threads."""
+    """A pool of at most READERS_MAX connections, opened when needed. Safe for many threads."""
 
     def __init__(self, make: Callable[[], sqlite3.Connection]) -> None:
         self._make = make
@@ -25,7 +28,10 @@ class Connections:
 
     @contextmanager
     def borrowed(self) -> Iterator[sqlite3.Connection]:
-        """A connection of this thread's alone, until the block ends. Raises Unavailable when closed, or when all are taken."""
+        """Lends a connection to this thread until the block ends.
+
+        Raises Unavailable if the pool is closed, or if no connection is free within WAIT_S.
+        """
         if not self._free.acquire(timeout=WAIT_S):
             raise Unavailable(f"the log has not answered for {WAIT_S:.0f} s", dependency="log")
         try:
@@ -38,7 +44,7 @@ class Connections:
             self._free.release()
 
     def close(self) -> None:
-        """Closes the idle connections; those that are borrowed are closed when they come back. Idempotent."""
+        """Closes idle connections at once, and borrowed ones when they are returned. Idempotent."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []

@@ -1,4 +1,4 @@
-"""Reading the log in one SQLite file: partitions as runs of rows, and the reader over many of them."""
+"""Reads the log in one SQLite file, where each partition is one run of rows."""
 
 import sqlite3
 import time
@@ -13,13 +13,13 @@ from vicinage.log import STICKY, Halt, HaltKind, LogRecord, Record, TopicPartiti
 from vicinage.log.wake import Notifier
 
 OFFSET_BITS: Final = 40
-"""A record's row id is partition id << 40 | offset, so that a partition is one contiguous run of the table."""
+"""A record's row id is partition id << 40 | offset, so a partition is one contiguous run of rows."""
 LOOK_S: Final = 1.0
-"""How often a reader looks for topics that were deleted or came back."""
+"""Interval of the check for topics that were deleted or created again."""
 
 
 class SqliteReader:
-    """Reads many partitions forward; idle ones cost nothing: only partitions that changed are looked at."""
+    """Reads many partitions forward. Examines only those that changed: idle ones cost nothing."""
 
     def __init__(
         self, connection: sqlite3.Connection, notifier: Notifier, starts: Mapping[TopicPartition, int]
@@ -28,14 +28,14 @@ class SqliteReader:
         self._notifier = notifier
         self._positions: dict[TopicPartition, int] = {}
         self._ids: dict[TopicPartition, str] = {}
-        """The identity of the topic that each place is of."""
+        """The identity of the topic that each position belongs to."""
         self._numbers: dict[TopicPartition, int] = {}
         self._waiting: dict[TopicPartition, None] = {}
         self._halted: dict[TopicPartition, Halt] = {}
         self._seq = -1
         self._new: set[TopicPartition] = set()
         self._rows: tuple[int, int] = (0, 0)
-        """Number of partitions and greatest row id at the last look for deleted topics."""
+        """Number of partitions and greatest row id at the last check for deleted topics."""
         self._looked = time.monotonic()
         for (topic, partition), start in starts.items():
             self.add(topic, partition, start)
@@ -54,13 +54,13 @@ class SqliteReader:
             self._halted[topic, partition] = halt
 
     def remove(self, topic: str, partition: int) -> None:
-        """Stop reading this partition."""
+        """Stops reading this partition."""
         for held in (self._positions, self._ids, self._numbers, self._waiting, self._halted):
             held.pop((topic, partition), None)
         self._new.discard((topic, partition))
 
     def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[LogRecord]:
-        """The next records; wakes as soon as there are any."""
+        """Returns the next records; wakes as soon as there are any."""
         end = time.monotonic() + wait_s
         while True:
             seen = self._notifier.count()
@@ -75,11 +75,11 @@ class SqliteReader:
         return dict(self._halted)
 
     def position(self, topic: str, partition: int) -> int:
-        """The offset read next."""
+        """Returns the next offset to read."""
         return self._positions[topic, partition]
 
     def close(self) -> None:
-        """Free the connection. Idempotent."""
+        """Closes the connection. Idempotent."""
         self._connection.close()
 
     def _take(self, bytes_max: int) -> list[LogRecord]:
@@ -93,11 +93,11 @@ class SqliteReader:
                 self._waiting.pop(tp, None)
                 if run:
                     moved[tp] = run[-1].offset + 1
-                    self._waiting[tp] = None  # to the end of the line; leaves it when nothing more is found
+                    self._waiting[tp] = None  # requeued last; removed when it has no more records
                     found.extend(run)
                 if sum(s.size() for s in found) >= bytes_max:
                     break
-            self._positions.update(moved)  # only now: had a later partition failed, nothing would have been returned
+            self._positions.update(moved)  # last: if a later partition fails, nothing is returned
             return found
 
     def _run(self, tp: TopicPartition, bytes_max: int) -> list[LogRecord]:
@@ -110,7 +110,7 @@ class SqliteReader:
             return []
 
     def _look(self) -> None:
-        """Note which partitions have moved since the last look, and which are gone or came back."""
+        """Finds the partitions that have new records, and those deleted or created again."""
         if time.monotonic() - self._looked >= LOOK_S:
             self._looked = time.monotonic()
             self._look_for_deleted()
@@ -126,7 +126,7 @@ class SqliteReader:
                 self._note((topic, partition), number, log_start, log_end)
 
     def _begin(self, tp: TopicPartition) -> None:
-        """Start, or start again, to read a partition from its place; halt it where that cannot be."""
+        """Starts or resumes reading a partition at its position; halts it if that is not possible."""
         self._new.discard(tp)
         try:
             number, log_start, log_end = find(self._connection, *tp)
@@ -141,7 +141,7 @@ class SqliteReader:
         self._note(tp, number, log_start, log_end)
 
     def _look_for_deleted(self) -> None:
-        # A row id is never given again: while count and maximum stand, nothing was deleted.
+        # SQLite never reuses a row id here: while count and maximum are the same, nothing was deleted.
         [rows] = self._connection.execute("SELECT count(*), coalesce(max(id), 0) FROM partitions").fetchall()
         if rows == self._rows:
             return
@@ -172,7 +172,7 @@ class SqliteReader:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Say Unavailable where SQLite says that it cannot."""
+    """Turns errors of SQLite into Unavailable."""
     try:
         yield
     except sqlite3.Error as error:
@@ -182,7 +182,10 @@ def reading() -> Iterator[None]:
 def read_run(
     connection: sqlite3.Connection, number: int, tp: TopicPartition, start: int, bytes_max: int
 ) -> list[LogRecord]:
-    """Records of one partition from `start`: at least one if there is one, then as many as fit into `bytes_max`."""
+    """Returns records of one partition from `start`, until their bytes reach `bytes_max`.
+
+    Returns at least one if there is one.
+    """
     rows = connection.execute(
         "SELECT id, key, value, headers, event_time_ms FROM records WHERE id >= ? AND id < ? ORDER BY id",
         ((number << OFFSET_BITS) + start, (number + 1) << OFFSET_BITS),

@@ -1,7 +1,8 @@
-"""Housekeeping of the SQLite log: deleted records leave the disk.
+"""Housekeeping of the SQLite log: removes deleted records from the disk.
 
-Records are overwritten when they are deleted (`secure_delete`). Copies of their pages stay in the write-ahead log until
-it is emptied, which is done every CHECKPOINT_S; pages that are free go back to the file system a few at a time.
+SQLite overwrites records when it deletes them (`secure_delete`). Copies of their pages remain in
+the write-ahead log until a checkpoint truncates it, every CHECKPOINT_S. Free pages are returned to the
+file system a few at a time.
 """
 
 import sqlite3
@@ -12,22 +13,22 @@ from typing import Final
 from vicinage.telemetry import events
 
 TIDY_S: Final = 1.0
-"""Seconds between two looks."""
+"""Interval of the housekeeping."""
 CHECKPOINT_S: Final = 60.0
 WAIT_MS: Final = 100
-"""How long emptying the write-ahead log waits for readers; appends wait as long. It is tried again after TIDY_S."""
+"""How long a checkpoint waits for readers; appends wait as long. It is retried after TIDY_S."""
 PAGES_AT_ONCE: Final = 1_024
 WAL_BYTES: Final = 8 << 20
-"""Of the write-ahead log's file: where a large transaction made it larger, it is cut when it begins anew."""
+"""Size to which SQLite truncates the write-ahead log's file when it restarts it."""
 FREE_PAGES_MIN: Final = 256
 FREE_SHARE: Final = 8
-"""One page in so many may be free: the next records take them."""
+"""One page in this many may be free: the next records use it."""
 INCREMENTAL: Final = 2
 _event = events("log")
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Sets what each connection needs. `auto_vacuum` has an effect on a file without tables alone."""
+    """Sets the pragmas of a connection. `auto_vacuum` takes effect only on a file without tables."""
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
@@ -40,7 +41,7 @@ class Tidy:
         self._looked_s = self._emptied_s = time.monotonic()
 
     def run(self, connection: sqlite3.Connection) -> None:
-        """Does what is due; a few milliseconds. Raises sqlite3.OperationalError for an I/O error alone."""
+        """Runs what is due, in a few milliseconds. Raises sqlite3.OperationalError only for I/O errors."""
         now = time.monotonic()
         if now - self._looked_s < TIDY_S:
             return
@@ -51,17 +52,18 @@ class Tidy:
 
 
 def vacuum(connection: sqlite3.Connection) -> None:
-    """Gives free pages back to the file system, at most PAGES_AT_ONCE, where they are more than their share."""
+    """Returns at most PAGES_AT_ONCE free pages to the file system, if too many pages are free."""
     free, pages, mode = (
         connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count", "auto_vacuum")
     )
     if mode == INCREMENTAL and free > max(FREE_PAGES_MIN, pages // FREE_SHARE):
-        # NOTE: a step of this statement frees one page, and `execute` takes one step where there are no columns.
+        # NOTE: one step of this statement frees one page, and `execute` runs only one step of a
+        # statement without columns.
         connection.executescript(f"PRAGMA incremental_vacuum({min(free, PAGES_AT_ONCE)})")
 
 
 def empty_wal(connection: sqlite3.Connection) -> bool:
-    """Moves the write-ahead log into the file and truncates it. False where a reader stands in the way."""
+    """Checkpoints and truncates the write-ahead log. Returns False if a reader blocks it."""
     [before] = connection.execute("PRAGMA busy_timeout").fetchone()
     try:
         connection.execute(f"PRAGMA busy_timeout = {WAIT_MS}")

@@ -1,7 +1,8 @@
-"""Wake-ups between the processes that share a log file, without polling.
+"""Notifications between the processes that share a log file, without polling.
 
-Every waiting process binds one Unix datagram socket in a folder that the log's path names; a committing process sends one byte
-to each. A byte lost (a full buffer) is harmless: the receiver was about to wake anyway, and looks again within SAFETY_S.
+Each waiting process binds one Unix datagram socket in a folder that the log's path determines. A
+committing process sends one byte to each socket. A byte lost to a full buffer is harmless: the
+receiver already has a byte to wake it, and checks again within SAFETY_S.
 """
 
 import contextlib
@@ -18,17 +19,17 @@ from pathlib import Path
 from vicinage.threads import EssentialThread
 
 SAFETY_S = 0.25
-"""A waiter looks again after this long even when no byte came."""
+"""A waiter checks again after this long, even if no byte came."""
 
 
 def _folder(path: Path) -> Path:
-    # Not beside the log: a socket's path may have 107 bytes at most, a data folder's often has more.
+    # Not beside the log: a socket's path has at most 107 bytes, and a data folder's is often longer.
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"vicinage-{os.getuid()}" / name
 
 
 class Notifier:
-    """Rings in every process that listens to the same path. Safe for many threads."""
+    """Notifies every process that waits on the same path. Safe for many threads."""
 
     def __init__(self, path: Path) -> None:
         self._folder = _folder(path)
@@ -41,25 +42,28 @@ class Notifier:
         self._closed = False
 
     def count(self) -> int:
-        """How often it has rung here; take it *before* looking, hand it to `wait` after."""
+        """Returns the number of notifications so far. Read it *before* a check, for `wait` after it."""
         self._listen()
         return self._notified
 
     def notify(self) -> None:
-        """Wake every waiter, in this process and the others."""
+        """Wakes every waiter, in this process and in others."""
         self._bump()
-        # OSError: the folder is gone, or no descriptor is free. The others look again by themselves, within SAFETY_S.
+        # OSError: the folder is gone, or no descriptor is free. Other processes check within SAFETY_S.
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
                 self._send(entry.path)
 
     def wait(self, seen: int, seconds: float) -> bool:
-        """True as soon as it has rung since `seen`; False after `seconds`, or SAFETY_S if that is less."""
+        """Returns True once there was a notification after `seen`.
+
+        Returns False after `seconds`, or after SAFETY_S if that is less.
+        """
         with self._changed:
             return self._changed.wait_for(lambda: self._notified != seen or self._closed, min(seconds, SAFETY_S))
 
     def close(self) -> None:
-        """Stop listening. Idempotent."""
+        """Stops listening. Idempotent."""
         self._closed = True
         self._bump()
         if self._listener is not None:
@@ -79,12 +83,12 @@ class Notifier:
         try:
             self._sender.sendto(b"!", path)
         except ConnectionRefusedError:
-            Path(path).unlink(missing_ok=True)  # its process is gone
+            Path(path).unlink(missing_ok=True)  # its process has ended
         except (BlockingIOError, FileNotFoundError, OSError):
-            return  # full: it wakes anyway; gone: no process waits
+            return  # full: its process wakes anyway; absent: no process waits
 
     def _listen(self) -> None:
-        """Listens from the first call on. Without a free descriptor, or a place for the socket, the next call tries again."""
+        """Binds the socket at the first call. If that fails, the next call tries again."""
         with self._changed:
             if self._listener is not None or self._closed:
                 return
@@ -107,5 +111,5 @@ class Notifier:
                     time.sleep(0.001)  # shut down: `_closed` follows at once
                     continue
             except OSError:
-                return  # closed; otherwise this end is reported
+                return  # closed; otherwise EssentialThread reports the end of this thread
             self._bump()
