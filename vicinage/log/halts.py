@@ -1,4 +1,4 @@
-"""Which partitions of a reader are halted: events for what changes, and a gauge of how many there are."""
+"""Tracks the halted partitions of a reader: writes events for changes, and sets a gauge."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ class Halts:
         return self._known
 
     def update(self, halted: Mapping[TopicPartition, Halt]) -> dict[TopicPartition, Halt]:
-        """Takes in what the reader says now; returns the halts that are new, or have another kind."""
+        """Replaces the known halts; returns those that are new or have another kind."""
         before, self._known = self._known, dict(halted)
         if before == self._known:
             return {}

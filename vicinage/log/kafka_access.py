@@ -1,4 +1,4 @@
-"""What the brokers keep other clients from: one question, for `vicinage doctor`."""
+"""Checks, for `vicinage doctor`, whether the brokers restrict what clients may do."""
 
 from typing import Final
 
@@ -12,14 +12,14 @@ SCHEME: Final = "kafka://"
 
 
 def servers_of(log_url: str) -> list[str]:
-    """Returns the brokers of a log's URL, as HOST:PORT; [] where the log is not on Kafka."""
+    """Returns the brokers of a log's URL, as HOST:PORT; [] if the log is not on Kafka."""
     return log_url.removeprefix(SCHEME).rstrip("/").split(",") if log_url.startswith(SCHEME) else []
 
 
 def has_authorizer(log_url: str, kafka: KafkaSettings) -> bool:
-    """Returns whether the brokers check what a client may do. Raises Unavailable.
+    """Returns whether the brokers check permissions. Raises Unavailable.
 
-    A broker that does not let this client read permissions has an authorizer that says so.
+    A broker that denies this client the listing of permissions has an authorizer, too.
     """
     from kafka import KafkaAdminClient
     from kafka.admin import (

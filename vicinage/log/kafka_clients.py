@@ -1,4 +1,4 @@
-"""Makes clients of kafka-python. None waits long for a first answer, and none that fails leaves anything behind."""
+"""Makes clients of kafka-python that fail fast without a broker, and release everything then."""
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from vicinage.errors import Unavailable
 
 CONNECT_S: Final = 1.0
 BACKOFF_MAX_MS: Final = 1_000
-"""Longest pause between two attempts to reconnect: a broker that is back is noticed within it."""
+"""Longest pause between two attempts to reconnect, so the bound on noticing a restarted broker."""
 
 
 def connect(servers: Sequence[str]) -> None:
@@ -26,8 +26,9 @@ def open_client(
 ) -> Any:
     """Returns a client of the kind (KafkaConsumer, KafkaProducer, KafkaAdminClient) that a broker has answered.
 
-    Raises Unavailable at once where no broker can be reached, and KafkaError where none answers within `answer_ms`.
-    By itself kafka-python waits 30 s, and leaves a thread and three descriptors behind for each client without an answer.
+    Raises Unavailable at once if no broker can be reached, and KafkaError if none answers within
+    `answer_ms`. By default kafka-python waits 30 s, and leaks a thread and three descriptors for each
+    client without an answer.
     """
     from kafka.net.compat import KafkaNetClient
 

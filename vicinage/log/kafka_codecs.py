@@ -1,7 +1,8 @@
-"""Kafka's codecs with a bound: a batch of a few kilobytes may inflate to gigabytes, and kafka-python inflates it whole.
+"""Kafka's codecs with a bound on the decompressed size of a batch.
 
-`bound` puts these functions in the place of kafka-python's, for all consumers of the process. A batch over the bound raises
-BatchTooLarge, which halts its partition alone (`kafka_reader.py`).
+A batch of a few kilobytes may decompress to gigabytes, and kafka-python decompresses it whole.
+`bound` replaces kafka-python's functions for all consumers of the process. A batch over the bound
+raises BatchTooLarge, which halts only its partition (`kafka_reader.py`).
 """
 
 import struct
@@ -10,18 +11,18 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 BYTES_MAX = 128 << 20
-"""Of one batch, decompressed. Producers make batches of at most 16 MiB; text compresses about ten times."""
+"""Largest decompressed batch. Producers make batches of at most 16 MiB; text compresses about 10:1."""
 FIRST_BYTES: Final = 1 << 20
-"""What is made room for at first."""
+"""Size of the first buffer, and of each step of decompression."""
 
 
 class BatchTooLarge(ValueError):
-    """A batch takes more than the bound once it is decompressed."""
+    """A batch is larger than the bound once decompressed."""
 
     def __init__(self, bytes_max: int) -> None:
         super().__init__(
             f"its batch takes more than {bytes_max} bytes once decompressed: delete it from the topic "
-            "(kafka-delete-records), or go on behind it with `vicinage tenant resume-ingest`"
+            "(kafka-delete-records), or continue after it with `vicinage tenant resume-ingest`"
         )
 
 
@@ -63,7 +64,7 @@ def unzstd(data: bytes | memoryview, bytes_max: int | None = None) -> bytes:
 def unsnappy(data: bytes | memoryview, bytes_max: int | None = None) -> bytes:
     """Returns a Snappy block, or the blocks of the Java client, decompressed. Raises BatchTooLarge, ValueError.
 
-    A block begins with its decompressed length, which the library allocates: it is looked at first.
+    A block begins with its decompressed length, which the library allocates; it is checked first.
     """
     from kafka import codec
 
@@ -76,7 +77,7 @@ def unsnappy(data: bytes | memoryview, bytes_max: int | None = None) -> bytes:
 
 
 def bound() -> None:
-    """Have kafka-python decompress with these. Idempotent."""
+    """Makes kafka-python decompress with these functions. Idempotent."""
     from kafka import codec
     from kafka.record import default_records, legacy_records
 

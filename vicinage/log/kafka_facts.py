@@ -1,4 +1,4 @@
-"""What a Kafka topic is and how it is configured, read from the brokers and cached for a while."""
+"""Partitions and settings of Kafka topics, read from the brokers and cached for FRESH_S."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ MESSAGE_BYTES_MAX: Final = 16 << 20
 """`max.message.bytes` of the topics that the platform creates."""
 FRESH_S: Final = 60.0
 TOPICS_MAX: Final = 20_000
-"""Topics that are cached (LRU)."""
+"""Largest number of cached topics (LRU)."""
 DESCRIBED_MAX: Final = 1_000
 CALL_MS: Final = 3_000
 AWAY_S: Final = 0.5
@@ -29,7 +29,7 @@ SETTINGS_READ: Final = ("max.message.bytes", "cleanup.policy")
 
 @dataclass(frozen=True, slots=True)
 class TopicFacts:
-    """One topic. A setting is None where the brokers do not let this client read it."""
+    """One topic. A setting is None if the brokers do not let this client read it."""
 
     partitions: int
     message_bytes_max: int | None = None
@@ -37,7 +37,7 @@ class TopicFacts:
 
 
 def problems(facts: TopicFacts) -> tuple[str, ...]:
-    """Returns what in a topic's settings cannot work, each with what to set. Pure."""
+    """Returns the invalid settings of a topic, each with the value to set. Pure."""
     found = []
     if compacted(facts):
         found.append(
@@ -45,7 +45,7 @@ def problems(facts: TopicFacts) -> tuple[str, ...]:
         )
     if facts.message_bytes_max is not None and facts.message_bytes_max < MESSAGE_BYTES_MAX:
         found.append(
-            f"max.message.bytes={facts.message_bytes_max} is less than one document may take:"
+            f"max.message.bytes={facts.message_bytes_max} is less than the largest document:"
             f" set max.message.bytes={MESSAGE_BYTES_MAX}"
         )
     return tuple(found)
@@ -63,9 +63,9 @@ class FactsReader:
         self._servers = tuple(servers)
         self._client = dict(client)
         self._lock = threading.Lock()
-        """Of the cache."""
+        """Guards the cache."""
         self._asking = threading.Lock()
-        """Of the admin client: it refuses more requests than its connection may have in flight."""
+        """Guards the admin client, which refuses more requests than may be in flight."""
         self._admin: KafkaAdminClient | None = None
         self._known: OrderedDict[str, tuple[float, TopicFacts]] = OrderedDict()
         self._away_until = 0.0
@@ -85,8 +85,8 @@ class FactsReader:
     def look(self, topic: str) -> TopicFacts:
         """Reads the topic's facts from the brokers.
 
-        Raises NotFound for a topic that does not exist, and Unavailable when this client may not see it or no broker
-        answers within CALL_MS.
+        Raises NotFound for a topic that does not exist, and Unavailable if this client may not see it
+        or no broker answers within CALL_MS.
         """
         asked = time.monotonic()
         if not self._asking.acquire(timeout=0 if self._down else 2 * CALL_MS / 1000):
@@ -95,7 +95,7 @@ class FactsReader:
             with self._lock:
                 at, known = self._known.get(topic, (float("-inf"), None))
             if known is not None and at > asked:
-                return known  # read while this call waited for its turn
+                return known  # read by another thread while this one waited
             return self._look(topic)
         finally:
             self._asking.release()
@@ -123,9 +123,9 @@ class FactsReader:
         return found
 
     def problems(self, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Returns `problems` of each of the topics that has any; none for a topic that does not exist.
+        """Returns `problems` of each topic that has any; none for a topic that does not exist.
 
-        Raises Unavailable when no broker answers. Asks for a thousand topics at once.
+        Requests up to DESCRIBED_MAX topics at once. Raises Unavailable if no broker answers.
         """
         found: dict[str, tuple[str, ...]] = {}
         with self._asking:
@@ -139,7 +139,7 @@ class FactsReader:
         return found
 
     def forget(self, topic: str) -> None:
-        """Drops what is cached of the topic."""
+        """Removes the topic from the cache."""
         with self._lock:
             self._known.pop(topic, None)
 
@@ -152,7 +152,7 @@ class FactsReader:
                 self._admin = None
 
     def _read(self, topic: str) -> TopicFacts | NotFound | Unavailable:
-        """Returns the topic's facts, or what to raise where the brokers answer that they do not show it."""
+        """Returns the topic's facts, or the error to raise if the brokers do not show the topic."""
         admin = self._administrator()
         [described] = admin.describe_topics([topic])
         error = for_code(described["error_code"])
@@ -165,7 +165,7 @@ class FactsReader:
         return replace(self._settings([topic])[topic], partitions=len(described["partitions"]))
 
     def _settings(self, topics: Sequence[str]) -> dict[str, TopicFacts]:
-        """Returns the settings of each topic, with 0 partitions; None in place of what the brokers do not show."""
+        """Returns each topic's settings, with 0 partitions; None for a setting that is not shown."""
         resources = [ConfigResource(ConfigResourceType.TOPIC, topic, list(SETTINGS_READ)) for topic in topics]
         described = self._administrator().describe_configs(resources, config_filter="all").get("topic", {})
         found = {}

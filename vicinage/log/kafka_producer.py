@@ -1,16 +1,19 @@
-"""Appends to Kafka. A record that the broker refuses, or a topic that is gone, is the error of its own request alone.
+"""Appends to Kafka. A record that the broker refuses, or a deleted topic, fails only its own request.
 
-All appends of a process share one idempotent producer: one connection a broker, and no stale retry is written behind a
-newer record. Three faults of kafka-python 3.0 would let one topic stop all appends; each is contained here:
+All appends of a process share one idempotent producer: one connection per broker, and no stale retry
+is written after a newer record. Three defects of kafka-python 3.0 would let one topic stop all
+appends. They are contained here:
 
-- A refused record puts the idempotent producer into a final state, and all further sends fail with that record's error.
-  `_Transactions` starts a new producer epoch in its place, as the Java client does.
-- Records that expire after a first attempt reset the producer id, and no new id is ever requested: nothing is written
-  from then on. `_Transactions` starts a new epoch here, too, which also fences what may still be on its way.
-- A deleted topic is retried until it expires, and asked for ten times a second for ever. `append` looks the topic up
-  when an acknowledgment is late, and replaces the producer.
+- A refused record puts the idempotent producer into a final state: all further sends fail with that
+  record's error. `_Transactions` starts a new producer epoch instead, as the Java client does.
+- Records that expire after a first attempt reset the producer id, and no new id is ever requested:
+  nothing is written from then on. `_Transactions` starts a new epoch here, too. The new epoch also
+  fences requests that may still be in flight.
+- Records of a deleted topic are retried until they expire, and the topic's metadata is requested ten
+  times a second forever. If an acknowledgment is late, `append` looks up the topic and replaces the
+  producer.
 
-A producer that fails in any other way is replaced: `_Producers`.
+`_Producers` replaces a producer that fails in any other way.
 """
 
 import logging
@@ -33,20 +36,23 @@ from vicinage.log.kafka_security import unanswered
 from vicinage.telemetry import counter, events
 
 LEARN_S: Final = 0.02
-"""How often it is looked whether the producer has read a topic's partitions anew."""
+"""Interval of checking whether the producer has refreshed a topic's partitions."""
 DEADLINE_S: Final = 10.0
-"""An append that is not acknowledged by then fails; it may still reach the log until its batch expires, just as long."""
+"""An append that is not acknowledged within this fails.
+
+Its records may still reach the log until their batch expires, after the same time.
+"""
 LATE_S: Final = 1.0
-"""An acknowledgment that takes longer makes `append` look at the topic and the brokers."""
+"""If an acknowledgment takes longer, `append` checks the topic and the brokers."""
 LATE_MAX: Final = 4
-"""Appends to one partition that wait on after LATE_S; others fail at once, so that they hold no threads."""
+"""Appends to one partition that may wait beyond LATE_S; others fail at once and hold no threads."""
 AWAY: Final = "away"
 AWAY_S: Final = 0.5
 """After a failed attempt to connect, further attempts fail at once for this long."""
 REFUSAL_FRESH_S: Final = 1.0
-"""What refuses records is looked at again after this long: a person may have repaired the topic."""
+"""A topic that refuses records is checked again after this long: an operator may have repaired it."""
 RETRY_AFTER_S: Final = 30.0
-"""For what a person must change: a topic's settings, its existence, or the right to write to it."""
+"""For conditions that an operator must change: a topic's settings, existence or write permission."""
 DRAIN_S: Final = 2.0
 DRAINING_MAX: Final = 2
 RECORD_OVERHEAD: Final = 128
@@ -56,7 +62,7 @@ _event = events("log")
 _replaced = counter("vicinage_log_producers_replaced_total", "Kafka producers replaced, by reason", ("reason",))
 _refused = counter("vicinage_log_appends_refused_total", "appends refused or failed, by kind of error", ("kind",))
 
-# Every error of the client reaches a caller; its own lines name topics, and repeat ten times a second.
+# Every error of the client reaches a caller. The client's log lines name topics, ten times a second.
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 _SIZE_ERRORS: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
@@ -75,25 +81,26 @@ _STALE_EPOCH_ERRORS: Final = (
     kafka_errors.UnknownProducerIdError,
     kafka_errors.InvalidProducerEpochError,
 )
-"""The broker wrote nothing, and the producer has begun a new epoch: the same records may be sent again."""
+"""The broker wrote nothing and the producer has started a new epoch: the same records may be resent."""
 
 
 class KafkaAppender:
-    """Appends to any topic. Safe for many threads; a caller waits DEADLINE_S at most."""
+    """Appends to any topic. Safe for many threads; a caller waits at most DEADLINE_S."""
 
     def __init__(self, servers: Sequence[str], client: Mapping[str, Any]) -> None:
         self._topics = FactsReader(servers, client)
         self._producers = _Producers(servers, client)
         self._waiting = _Waiting()
         self._acknowledged_at = 0.0
-        """When any append was acknowledged last."""
+        """Time of the last acknowledgment of any append."""
 
     def append(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
         """Appends the records in order; returns their offsets once every in-sync replica has them.
 
-        Raises NotFound for a topic or partition that does not exist, TooLarge for a record over the topic's limit, and
-        Unavailable when the topic takes no records or no broker answers. After an Unavailable, or where the topic was
-        deleted or its limit lowered within the last minute, records may be in the log: append them again.
+        Raises NotFound for a topic or partition that does not exist, TooLarge for a record over the
+        topic's limit, and Unavailable if the topic takes no records or no broker answers. Records may
+        be in the log after an Unavailable, or if the topic was deleted or its limit lowered within the
+        last minute: append them again.
         """
         try:
             return self._append(topic, partition, records) if records else []
@@ -106,14 +113,16 @@ class KafkaAppender:
         return self._topics.problems(topics)
 
     def close(self) -> None:
-        """Closes the producer; appends under way fail. Idempotent."""
+        """Closes the producer; appends in progress fail. Idempotent."""
         self._producers.close()
         self._topics.close()
 
     def _append(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
         known = self._topics.facts(topic)
         if _trouble(known, topic, partition, records) is not None:
-            fresh_s = REFUSAL_FRESH_S if partition < known.partitions else 0.0  # a partition map may name it already
+            fresh_s = (
+                REFUSAL_FRESH_S if partition < known.partitions else 0.0
+            )  # a new partition map may already name it
             trouble = _trouble(self._topics.facts(topic, fresh_s=fresh_s), topic, partition, records)
             if trouble is not None:
                 raise trouble
@@ -141,7 +150,7 @@ class KafkaAppender:
             return [int(future.value.offset) for future in sent]
 
     def _look(self, producer: KafkaProducer, topic: str) -> None:
-        """Finds out why an acknowledgment is late. Raises NotFound or Unavailable where waiting on is of no use."""
+        """Checks why an acknowledgment is late. Raises NotFound or Unavailable if waiting is futile."""
         try:
             self._topics.look(topic)
         except NotFound:
@@ -154,7 +163,7 @@ class KafkaAppender:
 
     @contextmanager
     def _settled(self, producer: KafkaProducer, topic: str, began: float) -> Iterator[None]:
-        """Turns the client's errors into ours, and replaces a producer that cannot go on."""
+        """Turns the client's errors into VicinageErrors; replaces a producer that is unusable."""
         try:
             yield
         except _STALE_EPOCH_ERRORS:
@@ -174,7 +183,9 @@ class KafkaAppender:
             name = type(error).__name__
             _event.warning("append.failed", topic=topic, error=name, reason=str(error)[:500])
             is_timeout = isinstance(error, kafka_errors.KafkaTimeoutError)
-            if not is_timeout or self._acknowledged_at < began:  # others' records are acknowledged: it is this topic
+            if (
+                not is_timeout or self._acknowledged_at < began
+            ):  # else other topics are acknowledged: only this one fails
                 self._producers.replace(producer, name)
             raise Unavailable(f"the log did not take the records ({name})", dependency="log") from error
         finally:
@@ -198,7 +209,7 @@ class _Producers:
         self._closed = False
 
     def current(self) -> KafkaProducer:
-        """Returns the producer, connecting where there is none. Raises Unavailable."""
+        """Returns the producer, connecting if there is none. Raises Unavailable."""
         current = self._current
         if current is not None:
             return current
@@ -223,7 +234,10 @@ class _Producers:
         return made
 
     def replace(self, producer: KafkaProducer, reason: str, *, drain: bool = False) -> None:
-        """Has later appends use a new producer. What waits on this one fails, with `drain` after DRAIN_S."""
+        """Makes later appends use a new producer.
+
+        Appends that wait on the old producer fail, with `drain` after DRAIN_S.
+        """
         with self._lock:
             if self._current is not producer or (drain and self._draining >= DRAINING_MAX):
                 return
@@ -286,7 +300,7 @@ class _Transactions(TransactionManager):  # type: ignore[misc]
     """The idempotent producer's state; see this module's docstring. Needs Kafka 2.5 or later (KIP-360)."""
 
     def classify_batch_error(self, error: Any, batch: Any, log_start_offset: int = -1) -> str:
-        """Has a refused record end its own batch alone, where kafka-python ends the producer."""
+        """Makes a refused record fail only its batch; kafka-python would end the producer."""
         found = str(super().classify_batch_error(error, batch, log_start_offset=log_start_offset))
         error_type = error if isinstance(error, type) else type(error)
         if found == self.ERROR_CLASS_FATAL and error_type not in self._FATAL_ERRORS and self._supports_epoch_bump():
@@ -294,7 +308,7 @@ class _Transactions(TransactionManager):  # type: ignore[misc]
         return found
 
     def reset_producer_id(self) -> None:
-        """Starts a new epoch; kafka-python forgets the id and never requests another."""
+        """Starts a new epoch; kafka-python would drop the id and never request another."""
         if self._supports_epoch_bump() and self._current_state == TransactionState.READY:
             self.bump_producer_id_and_epoch()
         elif not self.is_bumping_epoch():
@@ -302,7 +316,7 @@ class _Transactions(TransactionManager):  # type: ignore[misc]
 
 
 class _Waiting:
-    """Which appends to a partition wait for their acknowledgment, oldest first."""
+    """The appends that wait for an acknowledgment, by partition, oldest first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -310,7 +324,10 @@ class _Waiting:
 
     @contextmanager
     def of(self, tp: TopicPartition) -> Iterator["_Place"]:
-        """Gives a place behind those that wait. Raises Unavailable where LATE_MAX wait since longer than LATE_S."""
+        """Queues an append after those that wait.
+
+        Raises Unavailable if LATE_MAX appends wait, the oldest for longer than LATE_S.
+        """
         with self._lock:
             waiting = self._places.setdefault(tp, deque())
             if len(waiting) >= LATE_MAX and time.monotonic() - waiting[0].since > LATE_S:
@@ -332,14 +349,14 @@ class _Place:
         self._waiting = waiting
 
     def rank(self) -> int:
-        """Returns how many wait longer."""
+        """Returns the number of appends that have waited longer."""
         return self._waiting.index(self)
 
 
 def _trouble(
     facts: TopicFacts, topic: str, partition: int, records: Sequence[Record]
 ) -> NotFound | TooLarge | Unavailable | None:
-    """Returns what the broker would refuse, before anything is sent. Pure."""
+    """Returns the error for records that the broker would refuse; None if there is none. Pure."""
     if not 0 <= partition < facts.partitions:
         return NotFound(f"the log has no partition {partition} of a topic {topic!r}")
     if compacted(facts) and any(record.key is None for record in records):
@@ -355,9 +372,10 @@ def _size(record: Record) -> int:
 
 
 def _learn(producer: KafkaProducer, topic: str, partition: int, until: float) -> None:
-    """Has the producer read the topic's partitions anew where it does not know this one: it was added since.
+    """Makes the producer refresh the topic's partitions if it does not know this (added) one.
 
-    kafka-python refuses such a partition until its metadata is old (5 minutes), and has no public call for that.
+    kafka-python refuses such a partition until its metadata expires (5 minutes), and has no public
+    call for a refresh.
     """
     while partition not in (producer.partitions_for(topic) or ()):
         if time.monotonic() > until:
@@ -374,13 +392,13 @@ def _send(producer: KafkaProducer, topic: str, partition: int, record: Record) -
         key=record.key,
         headers=list(record.headers),
         partition=partition,
-        # Brokers refuse times far in the future, and negative ones; a writer's clock must not stop its records.
+        # Brokers refuse negative times and times far in the future: clamp a wrong clock's.
         timestamp_ms=min(record.event_time_ms, now_ms) if record.event_time_ms > 0 else now_ms,
     )
 
 
 def _acknowledged(sent: Sequence[Any], until: float) -> bool:
-    """Waits for the futures; returns False when it is `until` first. Raises what one of them failed with."""
+    """Waits for the futures; returns False at `until`. Raises the error of a future that failed."""
     for future in sent:
         try:
             future.get(timeout=max(0.001, until - time.monotonic()))
@@ -397,7 +415,10 @@ def _is_broken(producer: KafkaProducer) -> bool:
 
 
 def _end(producer: KafkaProducer) -> None:
-    """Ends the producer's thread and fails what waits on it; `close` alone raises, and leaves the thread running."""
+    """Ends the producer's thread and fails the appends that wait on it.
+
+    `close` on its own raises, and leaves the thread running.
+    """
     producer._sender.force_close()  # noqa: SLF001  (there is no other way to it)
     producer._sender.join(5)  # noqa: SLF001
     try:
@@ -408,8 +429,8 @@ def _end(producer: KafkaProducer) -> None:
 
 def _too_large(topic: str, limit: int | None) -> TooLarge:
     return TooLarge(
-        f"a record is larger than topic {topic!r} takes: send fewer or smaller documents at once, or have an operator"
-        " raise its max.message.bytes",
+        f"a record is larger than topic {topic!r} accepts: send fewer or smaller documents at once, or ask an operator"
+        " to raise its max.message.bytes",
         field="documents",
         limit=limit,
     )
@@ -417,7 +438,7 @@ def _too_large(topic: str, limit: int | None) -> TooLarge:
 
 def _unusable(topic: str, why: str) -> Unavailable:
     return Unavailable(
-        f"topic {topic!r} does not take records ({why}): an operator has to change its settings or permissions",
+        f"topic {topic!r} does not accept records ({why}): an operator has to change its settings or permissions",
         dependency="log",
         retry_after_s=RETRY_AFTER_S,
     )

@@ -1,4 +1,4 @@
-"""How Kafka clients prove who they are and check the brokers: settings to options of kafka-python. Every client uses them."""
+"""Authentication and TLS of Kafka clients: turns settings into the options of every kafka-python client."""
 
 import threading
 import time
@@ -15,9 +15,9 @@ from vicinage.settings import KafkaSettings
 PROTOCOLS: Final = {"plaintext": "PLAINTEXT", "tls": "SSL", "sasl": "SASL_PLAINTEXT", "sasl-tls": "SASL_SSL"}
 TOKEN_TIMEOUT_S: Final = 5.0
 RENEW_SHARE: Final = 0.8
-"""Share of a token's life after which another is requested."""
+"""Share of a token's lifetime after which another is requested."""
 TOKEN_LIFE_S: Final = 300.0
-"""Life of a token whose server does not say."""
+"""Lifetime of a token if the server does not return one."""
 
 
 def client_options(kafka: KafkaSettings) -> dict[str, Any]:
@@ -40,20 +40,24 @@ def client_options(kafka: KafkaSettings) -> dict[str, Any]:
 
 
 def or_refused(client: Mapping[str, Any]) -> str:
-    """Returns what else may be wrong where no broker answers a client with these options.
+    """Returns the text of another possible cause if no broker answers a client with these options.
 
-    kafka-python retries after a failed TLS handshake or authentication, and then reports brokers that are away.
+    kafka-python retries after a failed TLS handshake or authentication, and then reports that no
+    broker is available.
     """
     return ", or they refuse TLS or credentials: compare the settings kafka.*" if client else ""
 
 
 def unanswered(client: Mapping[str, Any], error: Exception) -> Unavailable:
-    """Returns the error where no broker answers a client with these options."""
+    """Returns the error for a client with these options that no broker answers."""
     return Unavailable(f"no Kafka broker answers: {type(error).__name__}{or_refused(client)}", dependency="log")
 
 
 def macs(kafka: KafkaSettings) -> Macs:
-    """Returns what signs and checks internal records. Raises Refused for a key that is too short, or required ones that are not set."""
+    """Returns the keys that sign and verify internal records.
+
+    Raises Refused for a key that is too short, or if MACs are required and no key is set.
+    """
     keys = tuple(key.get_secret_value().encode() for key in kafka.mac_keys)
     if any(len(key) < KEY_BYTES_MIN for key in keys):
         raise Refused(f"kafka.mac_keys: a key has at least {KEY_BYTES_MIN} bytes", field="kafka.mac_keys")
@@ -106,7 +110,7 @@ def _tokens(kafka: KafkaSettings) -> AbstractTokenProvider:
 
 
 class FileTokens(AbstractTokenProvider):  # type: ignore[misc]
-    """Tokens from a file that another program keeps fresh. Read at each connection."""
+    """Tokens from a file that another program renews. Read at each connection."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -121,7 +125,10 @@ class FileTokens(AbstractTokenProvider):  # type: ignore[misc]
 
 
 class ServerTokens(AbstractTokenProvider):  # type: ignore[misc]
-    """Tokens from an authorization server (RFC 6749, client credentials), each used for most of its life. Thread-safe."""
+    """Tokens from an authorization server (RFC 6749, client credentials). Thread-safe.
+
+    Each token is reused for RENEW_SHARE of its lifetime.
+    """
 
     def __init__(self, url: str, client_id: str, secret: str, scope: str) -> None:
         super().__init__()
@@ -130,7 +137,7 @@ class ServerTokens(AbstractTokenProvider):  # type: ignore[misc]
         self._token, self._until = "", 0.0
 
     def token(self) -> str:
-        """Returns a token that is valid still. Raises Unavailable within TOKEN_TIMEOUT_S."""
+        """Returns a token that is still valid. Raises Unavailable within TOKEN_TIMEOUT_S."""
         import httpx
 
         with self._lock:
@@ -141,7 +148,7 @@ class ServerTokens(AbstractTokenProvider):  # type: ignore[misc]
                 answered = httpx.post(self._url, data=body, auth=self._client, timeout=TOKEN_TIMEOUT_S)
                 found = answered.raise_for_status().json()
                 token, life_s = str(found["access_token"]), float(found.get("expires_in", TOKEN_LIFE_S))
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:  # TypeError: no object, or a null
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:  # TypeError: not an object, or null
                 raise Unavailable(
                     f"the token server of Kafka gave no token: {type(error).__name__}", dependency="log"
                 ) from error

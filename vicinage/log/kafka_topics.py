@@ -1,7 +1,7 @@
-"""Which topics Kafka has, how many partitions each has, and whether one is still the topic it was.
+"""The topics of Kafka: their numbers of partitions and their identities.
 
-A thread of its own looks every LOOK_S, so that partitions added while the platform runs are noticed
-without a request waiting for the broker.
+A background thread lists them every LOOK_S, so that partitions added while the platform runs are
+noticed without a request that waits for the broker.
 """
 
 import threading
@@ -14,10 +14,10 @@ from vicinage.errors import Unavailable
 from vicinage.threads import EssentialThread
 
 LOOK_S: Final = 2.0
-"""How often the topics are listed; less often where that takes more than a twentieth of the time."""
+"""Interval of listing topics; longer if a listing takes more than 1/COST_TIMES of the time."""
 COST_TIMES: Final = 20
 OLD_S: Final = 30.0
-"""A listing older than this is not used: the caller lists the topics itself, and learns that the log is away."""
+"""A listing older than this is not used: the caller lists the topics itself and gets the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Topics:
         self._thread: threading.Thread | None = None
 
     def lately(self, topic: str) -> Topic | None:
-        """Returns the topic as of the last listing, at most about LOOK_S ago. No I/O; None: look again."""
+        """Returns the topic as of the last listing, or None if unknown or OLD_S old. No I/O."""
         at, known = self._seen
         return known.get(topic) if time.monotonic() - at < OLD_S else None
 
@@ -50,7 +50,7 @@ class Topics:
         return self._seen
 
     def look(self) -> Mapping[str, Topic]:
-        """Lists the topics now. Raises KafkaError, or Unavailable where there is no connection yet."""
+        """Lists the topics now. Raises KafkaError, or Unavailable if it cannot connect."""
         with self._lock:
             began = time.monotonic()
             found = _topics(self._administrator().describe_topics())
@@ -59,7 +59,7 @@ class Topics:
         return found
 
     def ask(self, topic: str) -> Topic | None:
-        """Describes one topic now; None where there is none. Raises as `look` does."""
+        """Describes one topic now; returns None if it does not exist. Raises as `look` does."""
         with self._lock:
             found = _topics(self._administrator().describe_topics([topic])).get(topic)
             at, known = self._seen
@@ -68,7 +68,7 @@ class Topics:
         return found
 
     def forget(self) -> None:
-        """Makes the next question list the topics anew."""
+        """Drops the last listing, so that the next call lists the topics."""
         self._seen = (-1e9, {})
 
     def close(self) -> None:
@@ -98,11 +98,11 @@ class Topics:
             try:
                 self.look()
             except (KafkaError, Unavailable, OSError, RuntimeError):  # RuntimeError: closed meanwhile
-                pause_s = LOOK_S  # the last listing grows old; after OLD_S callers see the error themselves
+                pause_s = LOOK_S  # the last listing ages; after OLD_S callers get the error themselves
             else:
                 pause_s = max(LOOK_S, COST_TIMES * (time.monotonic() - began))
 
 
 def _topics(described: Iterable[Mapping[str, Any]]) -> dict[str, Topic]:
-    """Returns the topics that have partitions: one without is being made, being deleted, or not there."""
+    """Returns the topics with partitions; one without is being created or deleted, or is absent."""
     return {t["name"]: Topic(n, str(t["topic_id"])) for t in described if (n := len(t["partitions"]))}

@@ -1,8 +1,9 @@
-"""Keyed MACs on the records of internal topics, for brokers that let others write there. Pure.
+"""Keyed MACs on the records of internal topics, for brokers that let other clients write there. Pure.
 
-The MAC covers topic, partition, key and value. It proves that a process of the platform wrote the record to this
-partition; it does not stop a copy of an old record from being appended again, which an older version makes harmless
-unless its document was deleted and forgotten since.
+The MAC covers topic, partition, key and value. It proves that a process of the platform wrote the
+record to this partition. It does not prevent a replay: another client can append a copy of an old
+record. The copy's older version makes it harmless, unless its document was deleted and the deletion
+forgotten since.
 """
 
 import hashlib
@@ -15,26 +16,35 @@ from vicinage.log import LogRecord, Record
 
 HEADER: Final = "vicinage-mac"
 INTERNAL_TOPICS: Final = frozenset({"vicinage.vectors"})
-"""The topics that the platform alone writes and reads."""
+"""The topics that only the platform writes and reads."""
 KEY_BYTES_MIN: Final = 16
 _DIGEST_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Macs:
-    """Keys of at least KEY_BYTES_MIN bytes: the first signs, each verifies. `required`: an unsigned record is unreadable."""
+    """Keys of at least KEY_BYTES_MIN bytes: the first signs, each verifies.
+
+    If `required`, a record without a MAC is unreadable.
+    """
 
     keys: tuple[bytes, ...] = ()
     required: bool = False
 
     def sign(self, topic: str, partition: int, records: Sequence[Record]) -> Sequence[Record]:
-        """Returns the records with a MAC each; the same records without keys, or for a topic that is not internal."""
+        """Returns the records, each with a MAC.
+
+        Returns them unchanged if there are no keys, or if the topic is not internal.
+        """
         if not self.keys or topic not in INTERNAL_TOPICS:
             return records
         return [replace(r, headers=(*r.headers, (HEADER, _mac(self.keys[0], topic, partition, r)))) for r in records]
 
     def check(self, record: LogRecord) -> LogRecord:
-        """Returns the record; `unreadable` is set on one of an internal topic whose MAC is wrong or, if required, missing."""
+        """Returns the record, with `unreadable` set if its MAC is wrong or, if required, missing.
+
+        Checks only records of internal topics.
+        """
         if not self.keys or record.topic not in INTERNAL_TOPICS or record.record.unreadable:
             return record
         given = dict(record.record.headers).get(HEADER)
