@@ -1,29 +1,30 @@
-"""Every error the platform raises on purpose, sorted by what the caller does next.
+"""Every error that the platform raises deliberately, sorted by what the caller does next.
 
     VicinageError
     ├── Refused            400  fix the request; `field` and `limit` say what
     │   ├── TooLarge       413
     │   ├── UnsupportedMedia 415
-    │   └── Conflict       409  it was changed meanwhile: read again, then decide
+    │   └── Conflict       409  the state changed: read it again, then decide
     ├── Denied             reveals nothing about what exists
     │   ├── Unauthenticated 401  send a valid key
     │   ├── Forbidden      403  the key lacks the scope
-    │   └── NotFound       404  nothing of that name is yours
-    ├── Overloaded         429  come back after `retry_after_s`
-    ├── Unavailable        503  a dependency is away; come back after `retry_after_s`
+    │   └── NotFound       404  nothing of that name belongs to the caller
+    ├── Overloaded         429  retry after `retry_after_s`
+    ├── Unavailable        503  a dependency is unavailable; retry after `retry_after_s`
     │   └── DeadlineExceeded 504 the request's own deadline passed first
     └── Corrupt            500  a stored object failed its checksum; it is never served
 
-They cross processes whole: a searcher on another node raises what one in this process would.
+Errors keep their fields when they are pickled, so a searcher on another node raises the same error
+as one in this process.
 
-`query/problems.py` turns these into RFC 9457 documents: the type is `urn:vicinage:problem:<kind>`.
+`query/problems.py` turns errors into RFC 9457 documents of type `urn:vicinage:problem:<kind>`.
 """
 
 from typing import Any, ClassVar
 
 
 class VicinageError(Exception):
-    """Root of the tree. `kind` is the stable last part of the problem type; `status` its HTTP status."""
+    """Root of the tree. `kind` is the stable last part of the problem type; `status` is the HTTP status."""
 
     kind: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
@@ -34,12 +35,12 @@ class VicinageError(Exception):
         self.detail = detail
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Python would rebuild an exception from its positional arguments alone, and most of these have others.
+        # By default Python rebuilds an exception from its positional arguments; most of these have others.
         return _rebuilt, (type(self), self.args, self.__dict__)
 
 
 class Refused(VicinageError):
-    """The request cannot be served as it is; `field` names the part to change and `limit` the bound that it exceeds."""
+    """The request is invalid; `field` names the part to change, and `limit` the bound that it exceeds."""
 
     kind = "refused"
     status = 400
@@ -68,7 +69,7 @@ class UnsupportedMedia(Refused):
 
 
 class Conflict(Refused):
-    """The state changed, or the name is taken: read again and decide anew."""
+    """The state changed, or the name is taken: read the state again, then decide."""
 
     kind = "conflict"
     status = 409
@@ -81,7 +82,7 @@ class Conflict(Refused):
 
 
 class Denied(VicinageError):
-    """Not allowed or not found: the answer is the same, so that it reveals nothing."""
+    """The request is not allowed or its object is not found. The error does not reveal what exists."""
 
     kind = "denied"
     status = 403
@@ -89,7 +90,7 @@ class Denied(VicinageError):
 
 
 class Unauthenticated(Denied):
-    """No key, or one that is unknown, revoked or expired."""
+    """The request has no key, or one that is unknown, revoked or expired."""
 
     kind = "unauthenticated"
     status = 401
@@ -113,7 +114,7 @@ class NotFound(Denied):
 
 
 class Overloaded(VicinageError):
-    """A bounded queue is full, or the tenant's share is in use; try again after `retry_after_s` seconds."""
+    """A bounded queue is full, or the tenant's share is in use; retry after `retry_after_s` seconds."""
 
     kind = "overloaded"
     status = 429
@@ -125,9 +126,10 @@ class Overloaded(VicinageError):
 
 
 class Unavailable(VicinageError):
-    """A part that is needed does not answer (`dependency` names it); try again after `retry_after_s` seconds.
+    """A dependency, which `dependency` names, does not answer; retry after `retry_after_s` seconds.
 
-    `operator_detail` may name addresses and foreign messages: events and operators' answers show it, a tenant's never.
+    `operator_detail` may contain addresses and messages of other programs. Events and responses to
+    operators show it; responses to tenants never do.
     """
 
     kind = "unavailable"
@@ -155,9 +157,9 @@ class DeadlineExceeded(Unavailable):
     ) -> None:
         super().__init__(detail, dependency=dependency, retry_after_s=retry_after_s)
         self.ahead = ahead
-        """Records that are still before the position waited for, its own included; None where nothing is waited for."""
+        """Records up to and including the position waited for; None if the request did not wait."""
         self.waited_for: str | None = None
-        """The token that was waited for, as text: what `latest` was when the wait began."""
+        """The text of the token waited for; for `latest`, the token when the wait began."""
 
 
 class Corrupt(VicinageError):

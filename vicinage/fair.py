@@ -1,9 +1,9 @@
 """A bounded queue that serves tenants by weight: deficit round robin (Shreedhar and Varghese, 1995).
 
-Law 7: over any span in which two tenants both wait, each gets work in proportion to its weight, within one quantum; and
-no tenant can fill the queue for the others: it may hold at most `weight` times what is still free (dynamic thresholds,
-Choudhury and Hahne, 1998), so alone a tenant of weight 1 gets half of the queue, and room for a newcomer always remains.
-Not thread-safe: whoever owns it holds a lock.
+Law 7: over any period in which two tenants both wait, each is served in proportion to its weight,
+within one quantum. No tenant can fill the queue: it may hold at most `weight` times the free space
+(dynamic thresholds, Choudhury and Hahne, 1998). So a tenant of weight 1 alone gets half of the queue,
+and space for another tenant always remains. Not thread-safe: the owner holds a lock.
 """
 
 from collections import deque
@@ -17,27 +17,33 @@ T = TypeVar("T")
 
 
 def has_room(more: int, *, held: int, free: int, weight: int) -> bool:
-    """Whether a tenant that holds `held` may take `more` of the `free`: at most `weight` times what is free."""
+    """Returns whether a tenant that holds `held` may take `more` of the free space `free`.
+
+    The tenant may hold at most `weight` times the free space.
+    """
     return more <= free and held + more <= weight * free
 
 
 @dataclass(slots=True)
 class _Line(Generic[T]):
-    """One tenant's waiting items, oldest first, and what it may still take in this round (below 0: what it owes)."""
+    """One tenant's waiting items, oldest first, and its deficit counter.
+
+    `deficit` is the cost that the tenant may still take in this round; below 0, it owes that cost.
+    """
 
     weight: int
     deficit: int = 0
     cost: int = 0
     held: int = 0
-    """What it takes of the queue's bound."""
+    """The tenant's part of the queue's bound."""
     items: deque[tuple[T, int]] = field(default_factory=deque)
 
 
 class FairQueue(Generic[T]):
-    """Items with a cost, per tenant; what waits costs at most `cost_max` in all, or is at most `items_max` many.
+    """Items with a cost, per tenant, bounded by total cost (`cost_max`) or by number (`items_max`).
 
-    `cost` is what waits. `cost_per_s` is how fast it is worked off, as its owner measured it: it makes the refusals'
-    retry_after_s true.
+    `cost` is the total cost of waiting items. `cost_per_s` is the service rate that the owner measured;
+    it determines `retry_after_s` of Overloaded.
     """
 
     def __init__(self, *, cost_max: int = 0, items_max: int = 0, quantum: int) -> None:
@@ -54,9 +60,10 @@ class FairQueue(Generic[T]):
         return sum(len(line.items) for line in self._lines.values())
 
     def put(self, tenant: str, items: list[tuple[T, int]], *, weight: int = 1) -> None:
-        """Queue (item, cost) pairs behind the tenant's others, all or none. Raises Overloaded when they do not fit.
+        """Queues (item, cost) pairs after the tenant's others, all or none.
 
-        An empty queue takes anything, so that no request is too large for ever.
+        Raises Overloaded if they do not fit. An empty queue accepts any cost, so that every request
+        can be served eventually.
         """
         if not items:
             return
@@ -71,7 +78,7 @@ class FairQueue(Generic[T]):
         self._count(line, cost, held)
 
     def put_back(self, tenant: str, items: list[tuple[T, int]], *, weight: int = 1) -> None:
-        """Undo their taking: they stand first in their tenant's line again, and cost nothing so far. They always fit."""
+        """Requeues taken items at the head of the tenant's line and refunds their cost. Always fits."""
         line = self._line(tenant, weight)
         for item in reversed(items):
             line.items.appendleft(item)
@@ -86,7 +93,7 @@ class FairQueue(Generic[T]):
         return line
 
     def _count(self, line: _Line[T], cost: int, held: int) -> None:
-        """Note what has come, or, below 0, gone."""
+        """Adds cost and held space to the totals; negative values subtract."""
         line.cost += cost
         line.held += held
         self.cost += cost
@@ -100,7 +107,10 @@ class FairQueue(Generic[T]):
         return Overloaded(f"the queue is full: {self._held} of {self._held_max} wait", retry_after_s=round(wait_s, 1))
 
     def take(self, budget: int) -> list[T]:
-        """Items worth at most `budget`, shared fairly; one at least if any waits, whatever its cost."""
+        """Takes items with a total cost of at most `budget`, by deficit round robin.
+
+        Returns at least one item if any waits, whatever its cost.
+        """
         taken: list[T] = []
         left = budget
         while self._lines:
@@ -109,7 +119,7 @@ class FairQueue(Generic[T]):
             while line.items and line.items[0][1] <= line.deficit:
                 item, cost = line.items[0]
                 if taken and cost > left:
-                    line.deficit -= self._quantum * line.weight  # its turn is not over: it goes first next time
+                    line.deficit -= self._quantum * line.weight  # its turn is not over: it is first next time
                     return taken
                 line.items.popleft()
                 line.deficit -= cost
@@ -117,16 +127,17 @@ class FairQueue(Generic[T]):
                 self._count(line, -cost, -cost if self._by_cost else -1)
                 taken.append(item)
             del self._lines[tenant]
-            if line.items or line.deficit < 0:  # who owes stays until it is paid back
+            if line.items or line.deficit < 0:  # a tenant that owes stays until it is paid back
                 self._lines[tenant] = line  # to the end of the round
             if left <= 0:
                 break
         return taken
 
     def take_along(self, tenant: str, fits: Callable[[T], bool], n_max: int) -> list[T]:
-        """At most `n_max` more of the tenant's items, those that fit, oldest first: for work that is done in one go.
+        """Takes at most `n_max` more items of the tenant that fit, oldest first, to fill a batch.
 
-        They are on its account: what goes beyond its turn it owes, and its next turns pay it back.
+        Their cost is charged to the tenant: cost beyond its turn makes the deficit negative, and its next
+        turns pay it back.
         """
         line = self._lines.get(tenant)
         if line is None or not line.items:

@@ -1,4 +1,4 @@
-"""The nouns that travel between rooms. Frozen values; their bytes are made in `wire.py`."""
+"""Values that packages pass to each other, frozen. `wire.py` encodes them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from vicinage.errors import Refused
 
 Floats = NDArray[np.float32]
-"""float32; shape [d] or [n, d] as the user says."""
+"""float32; each use states the shape, [d] or [n, d]."""
 
 Mode = Literal["dense", "lexical", "hybrid"]
-"""What passages are ranked by: their vectors, their words, or both."""
+"""How passages are ranked: by vectors (dense), by words (lexical), or by both (hybrid)."""
 
 Bound = Literal["rows", "cpu"]
-"""What keeps a search from comparing passages one by one in place of an index: their number, or the share of time."""
+"""The bound that keeps a search from scanning passages: their number, or the share of CPU time."""
 
 PARTITION_BITS: Final = 10
 """A documents topic has at most 1,024 partitions."""
@@ -30,7 +30,7 @@ _TOKEN: Final = re.compile(r"[0-9]{1,4}-[0-9]{1,16}(\.[0-9]{1,4}-[0-9]{1,16}){0,
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """One record's place in a topic, as Kafka acknowledges it."""
+    """The partition and offset of one record of a topic, as Kafka acknowledges it."""
 
     partition: int
     offset: int
@@ -42,9 +42,10 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a write returns and a search can wait for: the last position written, per partition.
+    """A token that a write returns and a search can wait for: the last position per partition.
 
-    Its text is `partition-offset`, joined by dots, so the (partition, offset) that Kafka acknowledged *is* a token.
+    Its text is `partition-offset`, joined by dots, so the (partition, offset) that Kafka acknowledged
+    *is* a token.
     """
 
     positions: tuple[Position, ...]
@@ -54,17 +55,15 @@ class Token:
 
     @classmethod
     def parse(cls, text: str) -> "Token":
-        """The token that `str(token)` wrote. Raises Refused(field="wait_for")."""
+        """Parses the text of a token. Raises Refused(field="wait_for")."""
         if not isinstance(text, str) or not _TOKEN.fullmatch(text):
-            raise Refused(
-                "wait_for is not a token of ours: send back the token that a write returned", field="wait_for"
-            )
+            raise Refused("wait_for is not a valid token: send the token that a write returned", field="wait_for")
         pairs = (part.split("-") for part in text.split("."))
         return cls(tuple(Position(int(p), int(o)) for p, o in pairs))
 
     @classmethod
     def covering(cls, positions: Sequence[Position]) -> "Token":
-        """The smallest token that waits for all `positions`."""
+        """Returns the smallest token that waits for all `positions`."""
         last: dict[int, int] = {}
         for p in positions:
             last[p.partition] = max(last.get(p.partition, -1), p.offset)
@@ -72,15 +71,16 @@ class Token:
 
 
 LATEST: Final = Token(())
-"""Waits for everything that was acknowledged to the tenant before the wait begins; its text is `latest`."""
+"""Waits for every write acknowledged to the tenant before the wait begins; its text is `latest`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
     """A valid document, as its tenant sent it. Exactly one of `text` and `passages` is set, or only `vectors`.
 
-    `vectors` is float32 [n, d] where the tenant computed them: one row per passage. `metadata_json` is the metadata as
-    JSON text, None where there is none; a document that is made without it serializes its metadata.
+    `vectors` is float32 [n, d], one row per passage, if the tenant computed them. `metadata_json` is
+    the metadata as JSON text, or None without metadata; the constructor serializes the metadata if it
+    is not given.
     """
 
     collection: str
@@ -98,7 +98,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """A document to be forgotten."""
+    """A document to delete."""
 
     collection: str
     id: str
@@ -106,7 +106,7 @@ class Deletion:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """One record or one document that cannot be taken, with the reason a person can act on."""
+    """A record or document that cannot be ingested, with a reason that a person can act on."""
 
     reason: str
     field: str | None = None
@@ -125,7 +125,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ShardId:
-    """One collection's part, of one generation, in one slot."""
+    """The part of one generation of a collection in one slot."""
 
     tenant: str
     collection: str
@@ -138,17 +138,19 @@ class ShardId:
 
 @dataclass(frozen=True, slots=True)
 class ShardQuery:
-    """One or more questions to one shard.
+    """One or more searches of one shard.
 
-    `vectors` float32 [n, d] (L2-normalised under cosine). `filter` is the JSON filter object, already validated, or
-    None. `effort` None means: the shard's own choice for its objective. `exact` True scans everything (ground truth).
-    `include` is a subset of {"text", "metadata", "vector"}. `catalog` is the catalog version that the plan was made on:
-    the searcher has seen at least that much of the catalog before it answers. `recall` None means: the collection's objective.
-    `scan` True means: live searches prove that the index misses the objective at its greatest effort; passages may be compared one by
-    one in its place, within the searcher's bounds.
-
-    `texts` has each question's text where `mode` is lexical (then `vectors` is [n, 0]) or hybrid (then both are ranked, each by
-    itself, in one snapshot).
+    - `vectors`: float32 [n, d], L2-normalized under cosine; [n, 0] in mode lexical.
+    - `filter`: the JSON filter object, already validated, or None.
+    - `effort`: None lets the shard choose the effort for its objective.
+    - `exact`: True scans everything (ground truth).
+    - `include`: a subset of {"text", "metadata", "vector"}.
+    - `catalog`: the catalog version of the plan; the searcher answers once it has seen that version.
+    - `recall`: None means the collection's objective.
+    - `scan`: True if live searches prove that the index misses the objective at its greatest effort.
+      The searcher may then scan passages instead, within its bounds.
+    - `texts`: the text of each search in modes lexical and hybrid. Hybrid ranks by vectors and by
+      words separately, in one snapshot.
     """
 
     shard: ShardId
@@ -165,11 +167,13 @@ class ShardQuery:
     texts: tuple[str, ...] = ()
 
 
-# NOTE: a tuple: it is made for every passage of every answer, and a frozen dataclass takes four times as long.
+# NOTE: a tuple, because a frozen dataclass takes four times as long to make, for every hit.
 class Hit(NamedTuple):
-    """One passage found. `score`: greater is nearer (cosine, dot product, or minus the squared distance; of words BM25).
+    """One passage found.
 
-    Of a fused hit it is the fused score, and `dense_score` and `lexical_score` are those of the lists that it stood in.
+    `score` is greater for nearer passages: cosine, dot product, or minus the squared distance; BM25 in
+    mode lexical. For a fused hit, `score` is the fused score; `dense_score` and `lexical_score` are the
+    scores in the lists that contained it.
     """
 
     document_id: str
@@ -187,15 +191,18 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """One shard's answer to a ShardQuery: `hits[i]` are the best of question i by their vectors, best first, at most k.
+    """One shard's answer to a ShardQuery.
 
-    `lexical[i]` are those by their words; () in mode dense. In mode lexical each of `hits` is ().
-    `watermark` is the vectors-log offset (exclusive) up to which the shard's snapshot is complete.
-    `n_calibration_queries`: on how many recent queries of the collection the effort curves were measured, the least over the
-    segments that chose an effort; 0: generated queries. `changes`: how often the shard's passages
-    have changed; writes to other shards of the slot move the watermark, too.
-    `greatest`: each of those segments was searched at its greatest measured effort. `scanned`: passages that were compared one by
-    one in place of an index, as the query allowed. `unscanned`: why an index was searched all the same.
+    - `hits[i]`: the hits of search i by vectors, best first, at most k; () in mode lexical.
+    - `lexical[i]`: the hits of search i by words; `lexical` is () in mode dense.
+    - `watermark`: the vectors-log offset (exclusive) up to which the shard's snapshot is complete.
+    - `n_calibration_queries`: the number of recent queries of the collection that the effort curves
+      were measured on, the least over the segments that chose an effort; 0: generated queries.
+    - `changes`: how often the shard's passages have changed; writes to other shards of the slot move
+      the watermark, too.
+    - `greatest`: each of those segments was searched at its greatest measured effort.
+    - `scanned`: passages that were scanned instead of an index, as the query allowed.
+    - `unscanned`: the bound because of which an index was searched nevertheless.
     """
 
     shard: ShardId
@@ -212,7 +219,7 @@ class ShardResult:
 
 @dataclass(frozen=True, slots=True)
 class ObjectRef:
-    """One stored object: where it is and what its bytes must hash to."""
+    """One stored object: its path, its size, and the SHA-256 that its bytes must have."""
 
     path: str
     bytes: int
