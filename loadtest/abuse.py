@@ -162,7 +162,7 @@ def cases(target: Target, n_collections: int) -> dict[str, Callable[[], str]]:
     gone = orjson.dumps({"ids": [f"never-{i}" for i in range(10_000)]})
     large = f"{path}/large"
     batch = "/v1/collections/c/search:batch"
-    numbers = documents('{"questions":[%s]}', 1_000, documents('{"text":[%s]}', 7_500, "1").decode())
+    numbers = documents('{"searches":[%s]}', 1_000, documents('{"text":[%s]}', 7_500, "1").decode())
     packed = gzip.compress(b" " * (256 * MiB), 1)
     whole = good(9_000)
     return {
@@ -177,7 +177,7 @@ def cases(target: Target, n_collections: int) -> dict[str, Callable[[], str]]:
             "POST", path, packed, **{"content-encoding": "gzip"}
         ),
         "8 MB batch of empty lists": lambda: target.send(
-            "POST", batch, documents('{"questions":[%s]}', 2_700_000, "[]")
+            "POST", batch, documents('{"searches":[%s]}', 2_700_000, "[]")
         ),
         f"{len(numbers) >> 20} MB batch of 1,000 wrong searches": lambda: target.send("POST", batch, numbers),
         f"10,000 deletions in {WIDE} dimensions": lambda: target.send(

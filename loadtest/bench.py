@@ -254,7 +254,7 @@ def search_batch(
     for first in (0, half):
         part = queries[first : first + half]
         questions = [{"vector_base64": base64.b64encode(q.astype("<f4").tobytes()).decode(), "k": K} for q in part]
-        with http.stream("POST", "/v1/collections/bench/search:batch", json={"questions": questions}) as answer:
+        with http.stream("POST", "/v1/collections/bench/search:batch", json={"searches": questions}) as answer:
             for line in map(json.loads, answer.read().splitlines()):  # of bytes: at line feeds alone
                 found[first + line["index"]] = [int(h["document_id"]) for h in line["hits"]]
     report.add(

@@ -26,13 +26,13 @@ def split(data: bytes) -> list[bytes]:
 def _listed(value: Any) -> list[Any]:
     if not isinstance(value, dict):
         raise Refused("the body is a JSON object", field="body")
-    if (unknown := next((name for name in value if name != "questions"), None)) is not None:
-        raise Refused(f"unknown field {unknown[:80]!r}; known is questions", field=unknown[:80])
-    searches = value.get("questions")
+    if (unknown := next((name for name in value if name != "searches"), None)) is not None:
+        raise Refused(f"unknown field {unknown[:80]!r}; known is searches", field=unknown[:80])
+    searches = value.get("searches")
     if not isinstance(searches, list):
-        raise Refused("questions is missing, or no list of searches", field="questions")
+        raise Refused("searches is missing, or no list of searches", field="searches")
     if not 1 <= len(searches) <= SEARCHES_MAX:
-        raise Refused(f"{len(searches)} questions; 1 to {SEARCHES_MAX}", field="questions", limit=SEARCHES_MAX)
+        raise Refused(f"{len(searches)} searches; 1 to {SEARCHES_MAX}", field="searches", limit=SEARCHES_MAX)
     return searches
 
 

@@ -28,7 +28,7 @@ def search_batch(collection: str, searches: Iterable[Mapping[str, Any] | str]) -
     """Many searches; the answers in their order. Raises the first search's error, if one has any."""
     found: list[SearchResult] = []
     for call in make.search_batches(collection, searches):
-        for answer in read.search_results((yield call), len(call.body["questions"])):
+        for answer in read.search_results((yield call), len(call.body["searches"])):
             if isinstance(answer, VicinageError):
                 raise answer
             found.append(answer)

@@ -168,10 +168,10 @@ def search_batches(name: str, searches: Iterable[Mapping[str, Any] | str]) -> It
     for number, given in enumerate(searches):
         bodies.append(_search_of(number, given))
         if len(bodies) == SEARCHES_MAX:
-            yield Call("POST", f"{collection(name)}/search:batch", {"questions": bodies}, lines=True)
+            yield Call("POST", f"{collection(name)}/search:batch", {"searches": bodies}, lines=True)
             bodies = []
     if bodies:
-        yield Call("POST", f"{collection(name)}/search:batch", {"questions": bodies}, lines=True)
+        yield Call("POST", f"{collection(name)}/search:batch", {"searches": bodies}, lines=True)
 
 
 def _search_of(number: int, given: Mapping[str, Any] | str) -> dict[str, Any]:

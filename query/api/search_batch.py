@@ -25,13 +25,13 @@ from vicinage.errors import TooLarge
 
 router = APIRouter()
 BATCH_BYTES_MAX: Final = 16 << 20
-"""Of as many questions each may take 16 KiB: a vector of 3,000 numbers in base64. Longer ones go in smaller batches."""
+"""A batch of 1,000 searches has room for 16 KiB each: a vector of 3,000 numbers in base64."""
 BATCH_AT_ONCE: Final = 16
 
 
 @router.post("/v1/collections/{collection}/search:batch", response_model=None)
 async def search_batch(collection: str, request: Request) -> StreamingResponse:
-    """Answers `{"questions": [...]}` as an NDJSON stream in the order of completion, each with its question's `index`."""
+    """Answers `{"searches": [...]}` as an NDJSON stream in the order of completion, each with its search's `index`."""
     who = await principal(request, "read")
     house = gateway(request)
     tenant, _ = await house.answerer.find(who, collection)
@@ -68,19 +68,19 @@ class _Lines(StreamingResponse):
 
 
 async def stream(
-    house: Any, whoever: Callable[[], Awaitable[Principal]], collection: str, given: list[bytes]
+    house: Any, authenticate: Callable[[], Awaitable[Principal]], collection: str, given: list[bytes]
 ) -> AsyncGenerator[bytes, None]:
-    """A line of JSON for each question, as soon as it has its answer or its problem.
+    """Yields a line of JSON for each search, as soon as it has its answer or its problem.
 
-    A question holds its place until its line was sent, and `whoever` asks proves it for each anew: a reader who is slow holds up
-    his own questions, and a key that was revoked ends the rest.
+    A search holds its place until its line was sent, so that a slow reader delays only its own searches.
+    `authenticate` is called for each of them: a key that was revoked ends the rest.
     """
     waiting = iter(enumerate(given))
     running: set[asyncio.Task[_Line]] = set()
     try:
         while True:
             for index, data in islice(waiting, BATCH_AT_ONCE - len(running)):
-                running.add(asyncio.create_task(_line(house, whoever, collection, index, data)))
+                running.add(asyncio.create_task(_line(house, authenticate, collection, index, data)))
             if not running:
                 return
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -96,18 +96,18 @@ async def stream(
 
 
 async def _line(
-    house: Any, whoever: Callable[[], Awaitable[Principal]], collection: str, index: int, data: bytes
+    house: Any, authenticate: Callable[[], Awaitable[Principal]], collection: str, index: int, data: bytes
 ) -> "_Line":
     with ExitStack() as place:
         try:
             if len(data) > SEARCH_BYTES_MAX:
                 raise TooLarge(f"a search has at most {SEARCH_BYTES_MAX} bytes", field="body", limit=SEARCH_BYTES_MAX)
             question = from_json(collection, parsed_object(data, FIELDS), house.settings)
-            tenant, where = await house.answerer.find(await whoever(), collection)
+            tenant, where = await house.answerer.find(await authenticate(), collection)
             own: Place = place.enter_context(house.answerer.admitted(tenant))
             line = await written(await house.answerer.answer(question, tenant, where), index=index)
             own.hold_answer(len(line))  # until its reader has it
-        except Exception as error:  # noqa: BLE001  (the request boundary: each question of a batch is one)
+        except Exception as error:  # noqa: BLE001  (the request boundary: each search of a batch is one)
             line = orjson.dumps({"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))})
         return line + b"\n", place.pop_all()
 

@@ -80,7 +80,7 @@ class Platform:
         if path.endswith("/documents:delete"):
             return JSONResponse({"accepted": len(body["ids"]), "token": f"0-{len(self.asked)}"}, 202)
         if path.endswith("/search:batch"):
-            lines = [json.dumps({"index": i, **ANSWER, "effort": i}) for i in range(len(body["questions"]))]
+            lines = [json.dumps({"index": i, **ANSWER, "effort": i}) for i in range(len(body["searches"]))]
             return Response("\n".join(reversed(lines)) + "\n", media_type="application/x-ndjson")
         if "/documents/" in path:
             passages = [{"passage": 0, "text": "red", "start": 0, "end": 3}]
@@ -628,7 +628,7 @@ def test_many_searches_are_answered_in_their_order(call: Callable, platform: Pla
         "search_batch", "docs", ["red", {"vector": np.zeros(2), "k": 3, "wait_for": read.Written(1, (), "0-7")}]
     )
     assert [r.effort for r in found] == [0, 1]
-    assert platform.asked[0][2]["questions"] == [
+    assert platform.asked[0][2]["searches"] == [
         {"text": "red"},
         {"k": 3, "wait_for": "0-7", "vector_base64": base64.b64encode(bytes(8)).decode()},
     ]

@@ -153,7 +153,7 @@ def test_a_batch_streams_an_answer_or_a_problem_for_every_question(call: Caller)
     token = call.write(key, [doc("a", 1, 0, 0, 0), doc("b", 0, 1, 0, 0)])
     call.search(key, vector=[1, 0, 0, 0], wait_for=token)
     questions = [{"vector": [1, 0, 0, 0], "k": 1}, {"vector": [1]}, "nonsense", {"vector": [0, 1, 0, 0], "k": 1}]
-    found = call("POST", "/v1/collections/c/search:batch", key, json={"questions": questions})
+    found = call("POST", "/v1/collections/c/search:batch", key, json={"searches": questions})
     assert found.headers["content-type"] == "application/x-ndjson"
     lines = {line["index"]: line for line in map(orjson.loads, found.content.splitlines())}
     assert sorted(lines) == [0, 1, 2, 3]
@@ -170,7 +170,7 @@ def test_a_large_batch_is_answered_as_a_small_one_and_stops_nothing_else(call: C
     wide = {"n": {"$in": [2, *range(10, 1_000)]}}
     questions = [{"vector": [1, 0, 0, 0], "k": 1, "filter": wide} for _ in range(40)]
     questions += [{"vector": [1, 0, 0, 0], "filter": {"n": 2**64}}, {"text": "x" * (33 << 10)}]
-    data = json.dumps({"questions": questions}).encode()
+    data = json.dumps({"searches": questions}).encode()
     assert len(data) > SMALL_BYTES
     headers = {"content-type": "application/json"}
     found = call("POST", "/v1/collections/c/search:batch", key, content=data, headers=headers)
@@ -181,10 +181,10 @@ def test_a_large_batch_is_answered_as_a_small_one_and_stops_nothing_else(call: C
     assert all(ids(lines[i]) == ["b"] for i in range(40))
     assert lines[40]["problem"]["field"] == "filter", "not rounded"
     assert lines[41]["problem"]["field"] == "text"
-    wrong = b'{"questions": [' + b"[]," * 60_000 + b"[]]}"
+    wrong = b'{"searches": [' + b"[]," * 60_000 + b"[]]}"
     found = call("POST", "/v1/collections/c/search:batch", key, content=wrong, headers=headers)
     assert found.status_code == 400
-    assert found.json()["field"] == "questions"
+    assert found.json()["field"] == "searches"
 
 
 # writing, reading, deleting

@@ -133,7 +133,7 @@ def test_an_integer_beyond_64_bits_in_a_filter_is_refused_and_never_rounded(
     headers = {"content-type": "application/json"}
     found = call("POST", SEARCH, key, content=one.encode() + b" " * size, headers=headers)
     problem(found, 400, field="filter")
-    batch = f'{{"questions": [{one}]}}' + " " * size
+    batch = f'{{"searches": [{one}]}}' + " " * size
     found = call("POST", f"{SEARCH}:batch", key, content=batch.encode(), headers=headers)
     refused = found if found.status_code == 400 else None
     assert refused is not None or json.loads(found.content)["problem"]["field"] == "filter"
@@ -495,9 +495,9 @@ def test_any_question_is_answered_or_refused(call: Caller, key: str, question: A
 
 
 @fuzz
-@given(questions=st.lists(Question | Json, max_size=3) | Json)
-def test_any_batch_is_answered_or_refused_line_by_line(call: Caller, key: str, questions: Any) -> None:
-    understood(call, key, f"{SEARCH}:batch", {"questions": questions}, (200,))
+@given(searches=st.lists(Question | Json, max_size=3) | Json)
+def test_any_batch_is_answered_or_refused_line_by_line(call: Caller, key: str, searches: Any) -> None:
+    understood(call, key, f"{SEARCH}:batch", {"searches": searches}, (200,))
 
 
 @fuzz

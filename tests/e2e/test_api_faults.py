@@ -641,7 +641,7 @@ def asking_text(folder: Path, error: Exception) -> tuple[httpx.Response, httpx.R
         call.collection(key, model="all-minilm-l6-v2")
         one = call("POST", "/v1/collections/c/search", key, json={"text": "a secret question"})
         many = call(
-            "POST", "/v1/collections/c/search:batch", key, json={"questions": [{"text": "x"}, {"vector": [0.1] * 384}]}
+            "POST", "/v1/collections/c/search:batch", key, json={"searches": [{"text": "x"}, {"vector": [0.1] * 384}]}
         )
         return (
             one,

@@ -57,7 +57,7 @@ READ: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/collections/{collection}"): {},
     ("GET", "/v1/collections/{collection}/documents/{document_id:path}"): {},
     ("POST", "/v1/collections/{collection}/search"): {"json": {"vector": [1, 0, 0, 0]}},
-    ("POST", "/v1/collections/{collection}/search:batch"): {"json": {"questions": [{"vector": [1, 0, 0, 0]}]}},
+    ("POST", "/v1/collections/{collection}/search:batch"): {"json": {"searches": [{"vector": [1, 0, 0, 0]}]}},
     ("GET", "/v1/dead-letters"): {},
     ("GET", "/v1/dead-letters/{position}"): {},
 }

@@ -213,7 +213,7 @@ def test_the_binary_road_and_batches_take_modes_too(call: Caller) -> None:
         {"text": "apples", "vector": [0, 1, 0, 0], "mode": "hybrid", "k": 1},
         {"text": "apples", "mode": "sparse"},
     ]
-    lines = call("POST", "/v1/collections/c/search:batch", key, json={"questions": questions}).content.splitlines()
+    lines = call("POST", "/v1/collections/c/search:batch", key, json={"searches": questions}).content.splitlines()
     answers = {line["index"]: line for line in map(orjson.loads, lines)}
     assert [ids(answers[i]) for i in range(4)] == [["words"], ["near"], ["near"], ["words"]]
     assert answers[4]["problem"]["field"] == "mode"

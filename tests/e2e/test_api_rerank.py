@@ -127,7 +127,7 @@ def test_texts_are_read_again_and_given_only_where_they_are_asked_for(call: Call
 def test_each_question_of_a_batch_may_be_read_again(call: Caller) -> None:
     key, token = filled(call)
     asked = {"text": QUESTION, "k": 3, "rerank": 12, "wait_for": token}
-    lines = call("POST", "/v1/collections/c/search:batch", key, json={"questions": [asked, asked]}).content.splitlines()
+    lines = call("POST", "/v1/collections/c/search:batch", key, json={"searches": [asked, asked]}).content.splitlines()
     one = call.search(key, **asked)
     assert len(lines) == 2
     assert all(f'"document_id":"{order(one)[0]}"'.encode() in line for line in lines)

@@ -24,13 +24,13 @@ JSON = st.recursive(
 
 @given(st.lists(JSON, min_size=1, max_size=8))
 def test_each_search_comes_out_as_it_went_in(searches: list[Any]) -> None:
-    data = orjson.dumps({"questions": searches})
+    data = orjson.dumps({"searches": searches})
     assert [orjson.loads(one) for one in split(data)] == searches
 
 
 @pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**40])
 def test_an_integer_beyond_64_bits_stays_exact(number: int) -> None:
-    data = b'{"questions": [{"filter": {"n": %d}}, {"k": 3}]}' % number
+    data = b'{"searches": [{"filter": {"n": %d}}, {"k": 3}]}' % number
     first, second = split(data)
     assert parsed_object(first, frozenset({"filter"})) == {"filter": {"n": number}}
     assert orjson.loads(second) == {"k": 3}
@@ -39,16 +39,16 @@ def test_an_integer_beyond_64_bits_stays_exact(number: int) -> None:
 @pytest.mark.parametrize(
     ("data", "field"),
     [
-        (b"", "questions"),
+        (b"", "searches"),
         (b"[]", "body"),
-        (b"{}", "questions"),
-        (b'{"questions": null}', "questions"),
-        (b'{"questions": {}}', "questions"),
-        (b'{"questions": []}', "questions"),
-        (b'{"questions": [' + b"1," * SEARCHES_MAX + b"1]}", "questions"),
-        (b'{"questions": [1], "k": 3}', "k"),
-        (b'{"questions": [1]', "body"),
-        (b'{"questions": [' + b"9" * 5_000 + b"]}", "body"),
+        (b"{}", "searches"),
+        (b'{"searches": null}', "searches"),
+        (b'{"searches": {}}', "searches"),
+        (b'{"searches": []}', "searches"),
+        (b'{"searches": [' + b"1," * SEARCHES_MAX + b"1]}", "searches"),
+        (b'{"searches": [1], "k": 3}', "k"),
+        (b'{"searches": [1]', "body"),
+        (b'{"searches": [' + b"9" * 5_000 + b"]}", "body"),
     ],
 )
 def test_what_is_no_list_of_searches_is_refused(data: bytes, field: str) -> None:
@@ -58,4 +58,4 @@ def test_what_is_no_list_of_searches_is_refused(data: bytes, field: str) -> None
 
 
 def test_as_many_searches_as_are_allowed() -> None:
-    assert len(split(b'{"questions": [' + b"1," * (SEARCHES_MAX - 1) + b"1]}")) == SEARCHES_MAX
+    assert len(split(b'{"searches": [' + b"1," * (SEARCHES_MAX - 1) + b"1]}")) == SEARCHES_MAX

@@ -231,7 +231,7 @@ def test_a_search_body(context: str, fragment: str, n: int) -> None:
 
 @much
 @given(
-    context=st.sampled_from(["%s", '{"questions":%s}', '{"questions":[%s]}', '{"questions":[{"vector":[%s]}]}']),
+    context=st.sampled_from(["%s", '{"searches":%s}', '{"searches":[%s]}', '{"searches":[{"vector":[%s]}]}']),
     fragment=FRAGMENTS,
     n=st.sampled_from([900, 20_000]),
 )

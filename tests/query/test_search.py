@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from gate import platform, problem
+from gate import platform
 
 from query.answer import Answer
 from query.api.collections import objectives_of
 from query.api.http import SHOWN_MAX, VALUES_MAX, checked_object
-from query.api.search_request import BASE64_MAX, FIELDS, from_json
+from query.api.search_request import BASE64_MAX, FIELDS, SEARCH_BYTES_MAX, from_json
 from query.api.search_response import written
 from query.api.sending import SLICE_BYTES
 from tenants.models import DIMENSION_MAX
@@ -75,14 +75,14 @@ def test_an_unknown_name_is_found_without_looking_at_a_million_and_is_said_in_sh
     assert len(refused.value.detail) < 500
 
 
-def test_a_batch_of_more_values_than_the_event_loop_has_time_for_is_refused(tmp_path: Path) -> None:
+def test_a_search_of_a_batch_that_is_too_large_is_refused_alone(tmp_path: Path) -> None:
     with platform(tmp_path) as call:
         _, key = call.tenant()
         call.collection(key)
-        body = b'{"questions":[{"vector":[' + b"1," * (VALUES_MAX + 1) + b"1]}]}"
+        body = b'{"searches":[{"vector":[' + b"1," * (VALUES_MAX + 1) + b"1]}]}"
         headers = {"content-type": "application/json"}
         found = call("POST", "/v1/collections/c/search:batch", key, content=body, headers=headers)
-        assert problem(found, 400, "refused", "body")["limit"] == VALUES_MAX
+        assert orjson.loads(found.content)["problem"]["limit"] == SEARCH_BYTES_MAX
 
 
 def answer_of(n: int, dimension: int) -> Answer:
