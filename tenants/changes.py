@@ -13,7 +13,7 @@ from vicinage.clock import Clock
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An open change: its connection, and the version that its rows are stamped with."""
+    """An open change: its connection, and the version that it stamps rows with."""
 
     connection: Connection
     version: int
@@ -21,7 +21,7 @@ class Change:
     actor: str
 
     def note(self, action: str, subject: str, *, before: audit.Facts = None, after: audit.Facts = None) -> None:
-        """Write the audit record."""
+        """Writes the audit record."""
         audit.record(
             self.connection,
             actor=self.actor,
@@ -35,7 +35,7 @@ class Change:
 
 @contextmanager
 def changing(engine: Engine, clock: Clock, actor: str) -> Iterator[Change]:
-    """One change of the catalog; the version row's lock puts all changes in one order."""
+    """Opens one change of the catalog; the lock of the version row serializes all changes."""
     bump = update(tables.catalog_version).values(version=tables.catalog_version.c.version + 1)
     with change(engine) as connection:
         version = connection.execute(bump.returning(tables.catalog_version.c.version)).scalar_one()

@@ -1,4 +1,4 @@
-"""The end of a collection, within an open change."""
+"""Deletes a collection, within an open change."""
 
 import json
 
@@ -28,7 +28,7 @@ def end_collection(at: Change, tenant: str, name: str) -> None:
 
 
 def _end_jobs(at: Change, tenant: str, collection: str) -> None:
-    """Fails the collection's open jobs: what they were to rebuild is gone, whatever gets its name."""
+    """Fails the collection's open jobs, even if another collection gets its name later."""
     j = tables.jobs
     of_it = select(j).where(j.c.tenant == tenant, j.c.collection == collection, j.c.state.not_in(tables.JOBS_ENDED))
     for row in at.connection.execute(of_it).mappings().all():

@@ -1,4 +1,4 @@
-"""The nouns of tenancy, frozen: what the catalog holds, as the rest of the house sees it."""
+"""The entities of the catalog, as frozen values: tenants, keys, collections, segments and jobs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,9 +14,14 @@ TenantState = Literal["active", "suspended", "deleted"]
 CollectionState = Literal["active", "deleted"]
 GenerationState = Literal["building", "ready", "live", "retired", "failed"]
 Fault = Literal["corrupt", "lost", "format"]
-"""corrupt: not the bytes that were written; lost: not there; format: what was written, which this version does not read."""
+"""How an object is damaged.
+
+corrupt: its bytes are not those that were written. lost: it is absent. format: its bytes are those
+that were written, but this version cannot read them.
+"""
 DamageState = Literal["noted", "stuck", "replaced"]
-"""noted: to be rebuilt; stuck: nothing has it any more, a person must act; replaced: no manifest names it, its bytes are kept a while."""
+"""noted: to be rebuilt. stuck: nothing has its rows, an operator must act. replaced: no manifest names
+it; its bytes are kept for a while."""
 
 CLASS_WEIGHT: Mapping[str, int] = {"gold": 4, "silver": 2, "bronze": 1}
 """Fair-share weight of each class (law 7)."""
@@ -49,12 +54,12 @@ class Tenant:
 
     @property
     def documents_topic(self) -> str:
-        """Where this tenant's documents come in. Law 1: whoever writes here is this tenant."""
+        """The topic of this tenant's documents. Law 1: a record here belongs to this tenant."""
         return documents_topic(self.name)
 
     @property
     def dead_topic(self) -> str:
-        """Where this tenant's rejected records go."""
+        """The topic of this tenant's rejected records."""
         return dead_topic(self.name)
 
 
@@ -72,7 +77,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is asking, as the credential proves it."""
+    """The identity that a request's credential proves."""
 
     key_id: str
     tenant: str | None
@@ -81,7 +86,7 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """What a collection promises its readers."""
+    """The service objectives of a collection."""
 
     recall: float = 0.95
     freshness_ms: int = 1000
@@ -93,9 +98,10 @@ class EmbeddingModel:
     """One immutable entry of the model registry.
 
     `kind`: local (sentence-transformers at `location`: `package:<module>` or a path), openai (base URL), oip (base URL).
-    `window_tokens` is the longest input that it reads, special tokens included; longer texts are chunked into passages,
-    never truncated. `normalised`: its vectors are made unit length. `query_prompt` and `document_prompt` stand before
-    every search text and every passage when they are embedded. `retired`: no new generation may use it.
+    `window_tokens` is the model's longest input, special tokens included; longer texts are chunked
+    into passages, never truncated. `normalised`: its vectors are scaled to unit length.
+    `query_prompt` and `document_prompt` are prepended to every search text and every passage before
+    embedding. `retired`: no new generation may use it.
     """
 
     name: str
@@ -116,14 +122,15 @@ DEFAULT_MODEL = EmbeddingModel(
     dimension=384,
     window_tokens=256,
 )
-"""Comes inside an installed package: no download at run time."""
+"""Part of an installed package: no download at run time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One complete build of a collection. `model` None: the tenant sends vectors. `slots[i]` holds shard i.
+    """One complete build of a collection. `model` None: the tenant sends vectors.
 
-    `starts[i]` is the vectors-log offset of slots[i] below which no row of this generation exists.
+    `slots[i]` is the slot of shard i. `starts[i]` is the vectors-log offset of that slot below which
+    no row of this generation exists.
     """
 
     tenant: str
@@ -139,17 +146,21 @@ class Generation:
     created_ms: int = 0
 
     def shards(self) -> tuple[ShardId, ...]:
-        """Its shards, in order."""
+        """Returns its shards, in order."""
         return tuple(ShardId(self.tenant, self.collection, self.number, slot) for slot in self.slots)
 
     def start(self, slot: int) -> int:
-        """The offset of that slot below which no row of this generation exists."""
+        """Returns the offset of the slot below which no row of this generation exists."""
         return self.starts[self.slots.index(slot)]
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """A tenant's named set of documents. `generations` are those not retired or failed; `live` is the one searched."""
+    """A tenant's named set of documents.
+
+    `generations` are those that are neither retired nor failed; `live` is the number of the one that
+    is searched.
+    """
 
     tenant: str
     name: str
@@ -159,12 +170,12 @@ class Collection:
     objectives: Objectives
     created_ms: int = 0
     uid: str = ""
-    """Names this creation: a collection that is deleted and created again under its name has another."""
+    """Identity of the collection: one that is deleted and created again has another."""
     first_offsets: tuple[int, ...] = ()
-    """End of each partition of the tenant's documents topic at the creation: records below were not written to it."""
+    """Ends of the documents topic's partitions at its creation: earlier records are not for it."""
 
     def generation(self, number: int | None = None) -> Generation:
-        """The generation of that number; the live one by default. KeyError if it is gone."""
+        """Returns the generation of that number, by default the live one. Raises KeyError."""
         wanted = self.live if number is None else number
         for g in self.generations:
             if g.number == wanted:
@@ -172,18 +183,21 @@ class Collection:
         raise KeyError(wanted)
 
     def moving(self) -> bool:
-        """True while a generation of another model than the live one's is there: it can use no vectors made for that."""
+        """Returns whether a generation has another model than the live one.
+
+        Vectors made for the live generation are of no use for such a generation.
+        """
         model = self.generation().model
         return any(g.model != model for g in self.generations)
 
 
 COPIES: Mapping[str, str] = {"passages": "passages_copy", "documents": "documents_copy"}
-"""Objects of a segment that are written twice where the log does not have its rows: role → role of the second copy."""
+"""Objects that are stored twice if the log does not have the segment's rows: role → copy's role."""
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentRef:
-    """One immutable segment: its objects by role ("passages", "index", ...) and what the planner needs to know."""
+    """One immutable segment: its objects by role ("passages", "index", ...), and facts for planning."""
 
     id: str
     objects: Mapping[str, ObjectRef]
@@ -208,7 +222,7 @@ class SegmentRef:
         return None if self.log_start is None or self.log_end is None else (self.log_start, self.log_end)
 
     def bytes(self) -> int:
-        """Returns the bytes that it takes in the store, second copies included."""
+        """Returns the segment's bytes in the store, second copies included."""
         return sum(o.bytes for o in self.objects.values())
 
     def loaded_bytes(self) -> int:
@@ -216,15 +230,16 @@ class SegmentRef:
         return sum(o.bytes for role, o in self.objects.items() if role not in COPIES.values())
 
     def folder(self) -> str:
-        """Returns the folder of its objects, which nothing else lies in."""
+        """Returns the folder of its objects; the folder contains no other objects."""
         return next(iter(self.objects.values())).path.rpartition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Which segments, at which log position, make up a shard. `sealed`: every record below it is in the segments.
+    """The segments of a shard as of a log position. `sealed`: every record below it is in the segments.
 
-    `version` rises by one with each swap (compare-and-set); `epoch` is the fencing epoch of the lease that wrote it.
+    `version` rises by one with each swap (compare-and-set); `epoch` is the fencing epoch of the lease
+    that wrote it.
     """
 
     shard: ShardId
@@ -236,7 +251,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """An object of a segment that cannot be used: what is wrong with it, since when that is known, and what became of it."""
+    """A damaged object of a segment: its fault, the time of detection, and the state of its repair."""
 
     path: str
     shard: ShardId
@@ -249,15 +264,15 @@ class Damage:
 
 
 LaneState = Literal["behind", "away"]
-"""behind: it works off what waits; away: the model's server does not answer, or answers with errors."""
+"""behind: it processes a backlog. away: the model's server does not answer, or returns errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class IngestLane:
-    """A generation that ingest writes apart from the rest of a partition, and how far it has come.
+    """A generation that ingest writes separately from the rest of a partition, and its position.
 
-    Every record of the partition below `position` is durable for this generation. `model` and `state` say what it waits for,
-    `since_ms` since when the state holds. `reason` is for operators: it may name internal addresses.
+    Every record of the partition below `position` is durable for this generation. `state` has been
+    in effect since `since_ms`. `reason` is for operators: it may contain internal addresses.
     """
 
     tenant: str
@@ -286,9 +301,9 @@ JobState = Literal["pending", "waiting", "building", "ready", "done", "cancelled
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A reindex: what was asked (`index`, `model`, `shards`), how far it is, and where it waits (`barrier`).
+    """A reindex job: its request (`index`, `model`, `shards`), its progress, and its `barrier`.
 
-    `version` rises with each step (compare-and-set), so that two workers cannot both move it.
+    `version` rises with each step (compare-and-set), so that two workers cannot both advance it.
     """
 
     id: str
@@ -306,4 +321,4 @@ class Job:
     created_ms: int = 0
     version: int = 0
     uid: str = ""
-    """Of the collection that it rebuilds (`Collection.uid`); "": started before collections had one."""
+    """The rebuilt collection's `Collection.uid`; "" if the job predates uids."""

@@ -16,13 +16,13 @@ from vicinage.errors import Conflict, NotFound, Refused
 
 
 def check_number(placed: int, now: int) -> None:
-    """Raises Conflict where another process made a generation since this one was placed."""
+    """Raises Conflict if another process created a generation since this one was placed."""
     if placed != now:
-        raise Conflict("the collection got another generation meanwhile; ask again", expected=placed, found=now)
+        raise Conflict("the collection has got another generation meanwhile; try again", expected=placed, found=now)
 
 
 def check_build(dimension: int, metric: str, index: str) -> None:
-    """Raises Refused for what no generation is built of."""
+    """Raises Refused for an invalid dimension, metric or index."""
     if not 1 <= dimension <= DIMENSION_MAX:
         raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
     if metric not in ("cosine", "dot", "euclidean"):
@@ -52,7 +52,7 @@ def set_state(at: Change, which: tuple[str, str, int], state: GenerationState) -
     if row is None:
         raise NotFound(f"there is no generation {which[2]}")
     at.connection.execute(update(g).where(where).values(state=state, row_version=at.version))
-    # The collection's row is stamped too: a collection and its generations are read as one thing.
+    # Stamp the collection's row, too: a collection and its generations are read together.
     c = tables.collections
     at.connection.execute(update(c).where(c.c.tenant == which[0], c.c.name == which[1]).values(row_version=at.version))
     return str(row.state)

@@ -1,7 +1,8 @@
-"""THE transaction: `swap` is the only way an index changes.
+"""Manifests of shards. `swap` is the only way to change an index.
 
-Law 8: compare-and-set on the manifest's version, under the epoch of the lease on its slot, in one transaction; of two
-indexers that try, at most one wins, and one whose lease has passed to another never does.
+Law 8: a swap is a compare-and-set on the manifest's version, under the epoch of the lease on its
+slot, in one transaction. Of two indexers that try, at most one succeeds; an indexer whose lease has
+passed to another never does.
 """
 
 import json
@@ -27,41 +28,41 @@ _M = tables.manifests
 
 
 class Manifests:
-    """Which segments make up each shard. Safe for many threads and processes."""
+    """The segments of each shard. Safe for many threads and processes."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
         self.quarantine = Quarantine(engine, clock)
+        """The damaged objects of their segments."""
         self.drafts = Drafts(engine, clock)
         self.recent_queries = RecentQueries(engine, clock)
-        """Which of their objects cannot be used."""
 
     def of(self, shard: ShardId, *, start: int) -> Manifest:
-        """The shard's manifest; an empty one at version 0, sealed up to `start`, when it has none yet."""
+        """Returns the shard's manifest; if there is none, an empty one of version 0, sealed to `start`."""
         with look(self._engine) as connection:
             row = connection.execute(select(_M).where(_is(shard))).mappings().first()
         return _manifest(row) if row else Manifest(shard, 0, 0, start, ())
 
     def of_generation(self, tenant: str, collection: str, number: int) -> list[Manifest]:
-        """The manifests that a generation has so far."""
+        """Returns the manifests that a generation has so far."""
         query = select(_M).where(_M.c.tenant == tenant, _M.c.collection == collection, _M.c.generation == number)
         with look(self._engine) as connection:
             return [_manifest(row) for row in connection.execute(query).mappings()]
 
     def changed_since(self, number: int, slots: Container[int]) -> tuple[int, list[Manifest]]:
-        """The catalog's change number, and the manifests in `slots` changed after `number`, each once."""
+        """Returns the catalog's change number, and the manifests in `slots` changed after `number`."""
         with look(self._engine) as connection:
             now: int = connection.execute(select(tables.catalog_version.c.manifests)).scalar_one()
             if now == number:
                 return now, []
-            # A number that went back is a catalog restored from a backup: whatever it holds is news.
+            # A lower number means a catalog restored from a backup: return every manifest.
             since = number if number < now else -1
             query = select(_M).where(_M.c.change > since, _M.c.slot.in_(sorted(slots))).order_by(_M.c.change)
             return now, [_manifest(row) for row in connection.execute(query).mappings()]
 
     def swap(self, old: Manifest, *, segments: tuple[SegmentRef, ...], sealed: int, lease: Lease) -> Manifest:
-        """Put the new manifest in the place of `old`. Raises Conflict when `old` is stale or the lease is lost."""
+        """Replaces `old` by the new manifest. Raises Conflict if `old` is stale or the lease is lost."""
         new = Manifest(old.shard, old.version + 1, lease.epoch, sealed, segments)
         version = tables.catalog_version
         with change(self._engine) as connection:
@@ -96,7 +97,7 @@ class Manifests:
         connection.execute(insert(_M).values(**where, **row))
 
     def paths(self) -> set[str]:
-        """Every object that the manifest of a serving generation names."""
+        """Returns the path of every object that the manifest of a serving generation names."""
         g = tables.generations
         same = (g.c.tenant == _M.c.tenant) & (g.c.collection == _M.c.collection) & (g.c.number == _M.c.generation)
         query = select(_M.c.segments).join(g, same).where(g.c.state.in_(SERVING))
@@ -105,7 +106,7 @@ class Manifests:
         return {o.path for row in rows for segment in _parse(row) for o in segment.objects.values()}
 
     def drop(self, shard: ShardId) -> None:
-        """Forget the shard's manifest; its objects become orphans."""
+        """Deletes the shard's manifest; its objects become orphans."""
         with change(self._engine) as connection:
             connection.execute(_M.delete().where(_is(shard)))
 
@@ -137,7 +138,7 @@ def _parse(text: str) -> tuple[SegmentRef, ...]:
 
 
 def _segment(fields: dict[str, Any]) -> SegmentRef:
-    """As any version wrote it: what an older one did not have is its default, what a newer one has beside is passed over."""
+    """Returns a segment that any version wrote: absent fields get defaults, unknown ones are ignored."""
     fields = {_RENAMED.get(name, name): value for name, value in fields.items()}
     known = {name: value for name, value in fields.items() if name in SegmentRef.__dataclass_fields__}
     objects = {role: ObjectRef(**o) for role, o in fields["objects"].items()}

@@ -1,4 +1,4 @@
-"""What an entry of the model registry must keep to. Pure."""
+"""Validation of entries of the model registry. Pure."""
 
 import re
 from typing import Final
@@ -18,7 +18,7 @@ LOCATION_MAX: Final = 1_000
 
 
 def check_entry(model: EmbeddingModel) -> None:
-    """Raises Refused for an entry that breaks the registry's bounds, whatever its files or its server are."""
+    """Raises Refused for an entry outside the registry's bounds. Does not access files or servers."""
     if not MODEL_NAME.fullmatch(model.name):
         raise Refused(
             "a model's name is 1 to 63 of a-z, A-Z, 0-9, '.', '_', '-' and '/', and begins with a letter or digit",
@@ -52,7 +52,7 @@ def _check_server(location: str) -> None:
         url = urlsplit(location)
         host, user = url.hostname, url.username
     except ValueError:
-        raise Refused("location is no URL", field="location") from None
+        raise Refused("location is not a URL", field="location") from None
     if url.scheme not in ("http", "https") or not host:
         raise Refused("location of kind openai is the server's base URL: http(s)://HOST[:PORT]/v1", field="location")
     if user is not None:

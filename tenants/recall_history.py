@@ -1,7 +1,7 @@
-"""The measured recall of each collection's newest generation, so that it survives a restart of the gateway.
+"""The measured recall of each collection's newest generation, stored to survive gateway restarts.
 
-One row a collection, of at most STATE_BYTES_MAX; it goes with the collection. Gateways measure apart from
-each other: the row is that of the gateway with the most samples.
+Each collection has one row of at most STATE_BYTES_MAX, deleted with the collection. Gateways measure
+independently; the row is that of the gateway with the most samples.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,18 @@ from vicinage.catalog import change, look
 from vicinage.clock import Clock
 
 STATE_BYTES_MAX: Final = 256 << 10
-"""More is not kept: five sequences of a thousand candidates are less."""
+"""Larger states are not stored. Five sequences of a thousand candidates are smaller."""
 ROWS_MAX: Final = 4_096
-"""Rows that `newest` returns, at most."""
+"""Largest number of rows that `newest` returns."""
 _H, _C = tables.recall_history, tables.collections
 
 
 @dataclass(frozen=True, slots=True)
 class RecallRecord:
-    """What was measured of one generation. `state` is JSON that its writer alone understands; `samples` counts what it is made of."""
+    """The measured recall of one generation, made from `samples` samples.
+
+    `state` is JSON in a format private to its writer.
+    """
 
     tenant: str
     collection: str
@@ -33,17 +36,17 @@ class RecallRecord:
 
 
 class RecallHistory:
-    """Safe for many threads and processes."""
+    """The recall history of all collections. Safe for many threads and processes."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
 
     def keep(self, rows: Sequence[RecallRecord]) -> None:
-        """Puts each row in the place of the collection's earlier one. Durable on return. Raises Unavailable.
+        """Replaces the row of each collection. Durable on return. Raises Unavailable.
 
-        A row is left out if its collection is gone, if the catalog has a newer generation's, or one of the same
-        generation with more samples.
+        Skips a row if its collection is gone, or if the catalog has a row of a newer generation, or of
+        the same generation with more samples.
         """
         with change(self._engine) as connection:
             for row in rows:
@@ -54,7 +57,7 @@ class RecallHistory:
 
     def _is_wanted(self, connection: Connection, row: RecallRecord) -> bool:
         active = select(_C.c.name).where(_C.c.tenant == row.tenant, _C.c.name == row.collection, _C.c.state == "active")
-        # The row is held: of two gateways one waits, and so does a deletion of the collection.
+        # The row lock makes a concurrent `keep`, or a deletion of the collection, wait.
         if connection.execute(active.with_for_update()).first() is None:
             return False
         query = select(_H.c.generation, _H.c.samples)
@@ -62,7 +65,7 @@ class RecallHistory:
         return kept is None or (kept.generation, kept.samples) <= (row.generation, row.samples)
 
     def newest(self) -> list[RecallRecord]:
-        """Returns the rows kept last, at most ROWS_MAX. Raises Unavailable."""
+        """Returns the rows stored most recently, at most ROWS_MAX. Raises Unavailable."""
         columns = (_H.c.tenant, _H.c.collection, _H.c.generation, _H.c.samples, _H.c.state)
         with look(self._engine) as connection:
             found = connection.execute(select(*columns).order_by(_H.c.kept_ms.desc()).limit(ROWS_MAX))

@@ -1,6 +1,7 @@
-"""A sample of each collection's recent questions, as vectors: what the effort curves of its next segments are measured on.
+"""A sample of each collection's recent query vectors, on which effort curves are measured.
 
-Only vectors are kept, never words, of at most RECENT_QUERIES_MAX questions; they go with the collection.
+Only vectors are stored, never texts, of at most RECENT_QUERIES_MAX queries per collection. They are
+deleted with the collection.
 """
 
 from typing import Final
@@ -18,21 +19,22 @@ _Q, _C = tables.recent_queries, tables.collections
 
 
 class RecentQueries:
-    """Safe for many threads and processes."""
+    """Recent queries of all collections. Safe for many threads and processes."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
 
     def keep(self, tenant: str, collection: str, model: str | None, vectors: Floats) -> None:
-        """Put the newest RECENT_QUERIES_MAX of `vectors` [n, d] in the place of those kept. Durable; a no-op once the collection is gone.
+        """Replaces the stored queries by the newest RECENT_QUERIES_MAX of `vectors` [n, d]. Durable.
 
-        More that the same model made are not given up for fewer: a gateway that has just started knows few.
+        A no-op if the collection is gone, or if more queries of the same model are stored: a gateway
+        that has just started knows few.
         """
         newest = np.ascontiguousarray(vectors[-RECENT_QUERIES_MAX:], np.float16)
         active = select(_C.c.name).where(_C.c.tenant == tenant, _C.c.name == collection, _C.c.state == "active")
         with change(self._engine) as connection:
-            # The row is held: of two gateways that keep at once one waits, and so does whoever deletes the collection.
+            # The row lock makes a concurrent `keep`, or a deletion of the collection, wait.
             if connection.execute(active.with_for_update()).first() is None:
                 return
             kept = select(_Q.c.vectors).where(*_made_by(tenant, collection, model, newest.shape[1]))
@@ -51,7 +53,10 @@ class RecentQueries:
             )
 
     def of(self, tenant: str, collection: str, model: str | None, dimension: int) -> Floats | None:
-        """float32 [n, dimension], as that model embedded them; None where none are kept. Raises Unavailable."""
+        """Returns the queries that the model embedded, float32 [n, dimension], or None.
+
+        Raises Unavailable.
+        """
         query = select(_Q.c.vectors).where(*_made_by(tenant, collection, model, dimension))
         with look(self._engine) as connection:
             held = connection.execute(query).scalar()

@@ -1,4 +1,4 @@
-"""The catalog's nouns in memory, as of one version; what changed since is taken in."""
+"""The catalog's entities in memory, as of one version, and their incremental refresh."""
 
 import json
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ SERVING: Final = ("building", "ready", "live")
 
 @dataclass(frozen=True)
 class View:
-    """Everything, as of one catalog version. What is sorted is sorted once, when it is first asked for."""
+    """All entities, as of one catalog version. Sorted tuples are made at first use."""
 
     version: int = 0
     tenants: dict[str, Tenant] = field(default_factory=dict)
@@ -45,12 +45,12 @@ class View:
 
     @cached_property
     def collections_of(self) -> dict[str, tuple[Collection, ...]]:
-        """The same by tenant."""
+        """Collections that are not deleted, by tenant."""
         return {tenant: tuple(found) for tenant, found in groupby(self.collections_now, key=attrgetter("tenant"))}
 
 
 def load_view(connection: Connection, view: View, version: int) -> View:
-    """The view with every row stamped after `view.version` taken in."""
+    """Returns the view, updated with every row stamped after `view.version`."""
 
     def since(table: Table) -> list[dict[str, Any]]:
         query = select(table).where(table.c.row_version > view.version)
