@@ -1,8 +1,9 @@
-"""The audit chain: who changed what, when, from what to what.
+"""The audit chain: actor, time, subject, and the states before and after each change.
 
-Law 10: a record is written in the transaction of the change itself, and holds the hash of the one before it. Its MAC is made
-under a key that is kept outside the catalog, so that writing to the catalog is not enough to make a chain that verifies.
-Records cut off the end are seen by comparing with an earlier newest record alone. See docs/decisions/035-audit-key.md.
+Law 10: a record is written in the transaction of its change, and contains the hash of the record
+before it. Its MAC uses a key that is stored outside the catalog, so that write access to the catalog
+does not suffice to forge a chain that verifies. Records removed from the end are detected only by
+comparison with an earlier newest record. See docs/decisions/035-audit-key.md.
 """
 
 import hashlib
@@ -20,27 +21,30 @@ from vicinage.errors import Corrupt, Refused
 
 GENESIS = "0" * 64
 KEYED_BY: Final = "vicinage_audit_key"
-"""The execution option of the engine, and so of its connections, that holds the key."""
+"""The execution option of the engine, and so of its connections, that has the key."""
 NO_KEY: Final = "the audit key is missing here, and the newest audit record has a MAC: copy the key's file from the node that has it"
 Facts = Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
 class AuditKey:
-    """The secret of the MACs, and the newest record (number, hash) from before it: each later one must have a MAC."""
+    """The secret of the MACs, and the newest record (number, hash) at the time the key was made.
+
+    Each later record must have a MAC.
+    """
 
     secret: bytes = field(repr=False)
     after: int = 0
     after_hash: str = GENESIS
 
     def mac(self, digest: str) -> str:
-        """Returns the MAC of a record's hash, which covers the record and all before it."""
+        """Returns the MAC of a record's hash, which covers the record and all earlier ones."""
         return hmac.new(self.secret, b"vicinage-audit" + digest.encode(), hashlib.sha256).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One change. `before` and `after` are JSON objects or None; `mac` is None where no key was there."""
+    """One change. `before` and `after` are JSON objects or None; `mac` is None if there was no key."""
 
     seq: int
     at_ms: int
@@ -56,7 +60,10 @@ class AuditRecord:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What `verify` found: the newest record, and the first whose MAC was checked (None: there was no key, or none)."""
+    """The result of `verify`: the newest record, and the first whose MAC was checked.
+
+    `keyed_from` is None if there was no key, or no record with a MAC.
+    """
 
     seq: int
     hash: str
@@ -64,7 +71,7 @@ class Verified:
 
     @property
     def checked(self) -> str:
-        """Returns in words what was checked, and what was not."""
+        """Returns a sentence that says what was checked and what was not."""
         if self.keyed_from is None:
             return "consistent, not verified: no MAC was checked, so whoever can write to the catalog may have recomputed it"
         before = (
@@ -74,7 +81,7 @@ class Verified:
 
 
 def use_key(engine: Engine, key: AuditKey | None) -> None:
-    """Has every record that is written through the engine carry a MAC under `key`."""
+    """Makes every record written through the engine carry a MAC under `key`."""
     engine.update_execution_options(**{KEYED_BY: key})
 
 
@@ -94,9 +101,9 @@ def newest(connection: Connection) -> tuple[int, str, bool]:
 def record(
     connection: Connection, *, actor: str, action: str, subject: str, before: Facts, after: Facts, now_ms: int
 ) -> None:
-    """Append one record within the caller's transaction, which must hold the catalog's version row.
+    """Appends one record within the caller's transaction, which must hold the catalog's version row.
 
-    Raises Refused without a key where the newest record has a MAC: the change is then undone with it.
+    Raises Refused if there is no key and the newest record has a MAC; the change is then rolled back.
     """
     key: AuditKey | None = connection.get_execution_options().get(KEYED_BY)
     seq, previous, keyed = newest(connection)
@@ -117,22 +124,23 @@ def record(
 
 
 class Audit:
-    """Reading the chain."""
+    """Reads and verifies the chain."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def records(self, *, after: int = 0, limit: int = 100) -> list[AuditRecord]:
-        """The records beyond `after`, oldest first."""
+        """Returns the records after number `after`, oldest first."""
         query = select(tables.audit).where(tables.audit.c.seq > after).order_by(tables.audit.c.seq).limit(limit)
         with look(self._engine) as connection:
             return [AuditRecord(**row._mapping) for row in connection.execute(query)]  # noqa: SLF001  (SQLAlchemy's public name)
 
     def verify(self, kept: tuple[int, str] | None = None) -> Verified:
-        """Returns the newest record, once each follows from the one before and has its MAC, where there is a key.
+        """Verifies that each record follows from the one before and, if there is a key, has its MAC.
 
-        `kept`: number and hash of an earlier newest record, kept outside the catalog: a chain that was cut off before it, or
-        recomputed without a key, does not have it. Raises Corrupt naming the first record that is wrong.
+        `kept`: number and hash of an earlier newest record, stored outside the catalog. A chain that was
+        truncated before it, or recomputed without a key, does not contain it. Raises Corrupt, naming the first wrong
+        record.
         """
         key = key_of(self._engine)
         seq, previous = 0, GENESIS
@@ -150,7 +158,10 @@ class Audit:
 
 
 def _check(r: AuditRecord, seq: int, previous: str, key: AuditKey | None, kept: tuple[int, str] | None) -> None:
-    """Raises Corrupt where the record does not follow record `seq`, whose hash is `previous`, or has not its MAC."""
+    """Raises Corrupt if the record does not follow record `seq`, whose hash is `previous`.
+
+    Raises it, too, if there is a key and the record's MAC is missing or wrong.
+    """
     path = f"audit/{r.seq}"
     facts = {k: v for k, v in asdict(r).items() if k not in ("hash", "mac")}
     if (r.seq, r.previous, r.hash) != (seq + 1, previous, _hash(facts)):

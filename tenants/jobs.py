@@ -1,4 +1,4 @@
-"""Reindex jobs, as rows of the catalog: moved on by compare-and-set, so that a kill at any step loses nothing."""
+"""Reindex jobs in the catalog, advanced by compare-and-set: a kill at any step loses nothing."""
 
 import json
 import secrets
@@ -28,11 +28,11 @@ class Jobs:
     def create(
         self, tenant: str, collection: str, *, index: str, model: str | None, shards: int, uid: str = "", actor: str
     ) -> Job:
-        """Creates a job, pending. Raises Conflict while another of the same collection is under way."""
+        """Creates a pending job. Raises Conflict while another job of the collection is in progress."""
         with changing(self._engine, self._clock, actor) as at:
             where = (_J.c.tenant == tenant) & (_J.c.collection == collection) & _J.c.state.not_in(ENDED)
             if other := at.connection.execute(select(_J.c.id).where(where)).scalar():
-                raise Conflict(f"reindex {other} of {collection!r} is still under way: wait for it or cancel it")
+                raise Conflict(f"reindex {other} of {collection!r} is still in progress: wait for it or cancel it")
             job = Job(
                 secrets.token_hex(6), tenant, collection, "pending", index, model, shards, created_ms=at.now_ms, uid=uid
             )
@@ -45,7 +45,7 @@ class Jobs:
         return job
 
     def get(self, job_id: str) -> Job:
-        """The job. Raises NotFound."""
+        """Returns the job. Raises NotFound."""
         with look(self._engine) as connection:
             row = connection.execute(select(_J).where(_J.c.id == job_id)).mappings().first()
         if row is None:
@@ -53,7 +53,7 @@ class Jobs:
         return _job(row)
 
     def list(self, tenant: str | None = None, *, open_only: bool = False) -> tuple[Job, ...]:
-        """Jobs, oldest first."""
+        """Returns jobs, oldest first."""
         query = select(_J).order_by(_J.c.created_ms)
         if tenant is not None:
             query = query.where(_J.c.tenant == tenant)
@@ -63,12 +63,12 @@ class Jobs:
             return tuple(_job(row) for row in connection.execute(query).mappings())
 
     def advance(self, job: Job, **changes: Any) -> Job:
-        """The job with these fields changed, stored. Raises Conflict when another moved it meanwhile."""
+        """Stores and returns the job with these fields changed. Raises Conflict if it has changed."""
         with change(self._engine) as connection:
             return _move(connection, job, changes)
 
     def cancel(self, job: Job, *, actor: str) -> Job:
-        """The job, cancelled by an operator (with its audit record). Raises Conflict when another moved it meanwhile."""
+        """Cancels the job, with an audit record; returns it. Raises Conflict if it has changed."""
         with changing(self._engine, self._clock, actor) as at:
             moved = _move(at.connection, job, {"state": "cancelled"})
             facts = {"id": job.id, "state": job.state}
@@ -83,7 +83,7 @@ def _move(connection: Connection, job: Job, changes: dict[str, Any]) -> Job:
     values = {k: v for k, v in _row(moved).items() if k != "id"}
     where = (_J.c.id == job.id) & (_J.c.version == job.version)
     if connection.execute(update(_J).where(where).values(**values)).rowcount != 1:
-        raise Conflict(f"reindex {job.id} was moved on by another", expected=job.version)
+        raise Conflict(f"reindex {job.id} was changed by another process", expected=job.version)
     return moved
 
 

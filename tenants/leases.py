@@ -1,4 +1,4 @@
-"""Leases: the right to write a resource for a while, with a fencing epoch that rises with each holder."""
+"""Leases: the right to write a resource for a limited time, with a fencing epoch per holder."""
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
@@ -19,7 +19,10 @@ class Leases:
         self._clock = clock
 
     def acquire(self, resource: str, owner: str, *, ttl_s: float) -> Lease | None:
-        """The lease if it is free or has run out (its epoch one higher than the last), else None."""
+        """Returns the lease if it is free, expired or the owner's, else None.
+
+        The epoch is one higher than the last.
+        """
         now = self._clock.now_ms()
         expires = now + int(ttl_s * 1000)
         with change(self._engine) as connection:
@@ -35,7 +38,7 @@ class Leases:
             return Lease(resource, owner, row.epoch + 1, expires)
 
     def renew(self, lease: Lease, *, ttl_s: float) -> Lease:
-        """The same lease, for longer. Raises Conflict when it has passed to another."""
+        """Extends the lease; returns it. Raises Conflict if it has passed to another holder."""
         expires = self._clock.now_ms() + int(ttl_s * 1000)
         where = (_L.c.resource == lease.resource) & (_L.c.epoch == lease.epoch)
         with change(self._engine) as connection:
@@ -44,12 +47,12 @@ class Leases:
         return Lease(lease.resource, lease.owner, lease.epoch, expires)
 
     def release(self, lease: Lease) -> None:
-        """Give it back early; a no-op when it has passed on."""
+        """Releases the lease early; a no-op if it has passed to another holder."""
         where = (_L.c.resource == lease.resource) & (_L.c.epoch == lease.epoch)
         with change(self._engine) as connection:
             connection.execute(update(_L).where(where).values(expires_ms=0))
 
     def _serialise(self, connection: Connection) -> None:
-        """Take the catalog's version row, so that two who acquire at once do it one after the other."""
+        """Locks the catalog's version row, so that concurrent acquisitions are serialized."""
         v = tables.catalog_version
         connection.execute(select(v.c.id).with_for_update())

@@ -1,4 +1,4 @@
-"""Making tenants and collections whole: their topics in the log first, then their rows in the catalog."""
+"""Creates and deletes tenants and collections: their rows in the catalog, and their topics in the log."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,20 +14,22 @@ from vicinage.partition_maps import check_partitions
 
 VECTORS_TOPIC: Final = "vicinage.vectors"
 HEALTH_TOPIC: Final = "vicinage.health"
-"""Probes: of gateways in partition 0, of ingest in partition 1. Their records are empty."""
+"""Topic of empty probe records: partition 0 for gateways, partition 1 for ingest."""
 HEALTH_RETENTION_MS: Final = 60_000
 DEAD_LETTERS_MS: Final = 30 * 86_400_000
-"""How long dead letters are kept: thirty days after they were written."""
+"""Retention of dead letters: 30 days."""
 Place = Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def ensure_vectors(log: Log, slots: int) -> None:
-    """Make the vectors log exist with `slots` partitions. Raises Refused when it was made with another number."""
+    """Creates the vectors log with `slots` partitions. Raises Refused if it has another number."""
     check_settings(log, VECTORS_TOPIC)
     found = log.ensure_topic(VECTORS_TOPIC, slots)
     if found != slots:
         raise Refused(
-            f"this platform was made with {found} slots, not {slots}: set slots = {found}", field="slots", limit=found
+            f"this platform was created with {found} slots, not {slots}: set slots = {found}",
+            field="slots",
+            limit=found,
         )
 
 
@@ -36,8 +38,8 @@ def create_tenant(
 ) -> Tenant:
     """Creates a tenant with its documents and dead-letter topics.
 
-    Raises Refused where a topic of that name exists with settings, or as many partitions, as cannot work, and creates
-    nothing then.
+    Raises Refused, and creates nothing, if a topic of that name exists with invalid settings or with
+    too many partitions.
     """
     check_settings(log, documents_topic(name), dead_topic(name))
     check_partitions(log.topics(documents_topic(name)).get(documents_topic(name), 0))
@@ -48,21 +50,21 @@ def create_tenant(
 
 
 def check_settings(log: Log, *topics: str) -> None:
-    """Raises Refused for an existing topic whose settings cannot work, with what to set."""
+    """Raises Refused for an existing topic with invalid settings; the error says what to set."""
     for topic, problems in log.topic_problems(topics).items():
-        raise Refused(f"topic {topic!r} exists with settings that cannot work: {'; '.join(problems)}", field="topic")
+        raise Refused(f"topic {topic!r} exists with invalid settings: {'; '.join(problems)}", field="topic")
 
 
 def ensure_topics(log: Log, tenant: Tenant, partitions: int = 1) -> None:
-    """Make the tenant's topics exist. Idempotent: whoever needs them calls it, so a crash in between heals itself."""
+    """Creates the tenant's topics. Idempotent: each user of the topics calls it, also after a crash."""
     log.ensure_topic(tenant.documents_topic, partitions)
     log.ensure_topic(tenant.dead_topic, 1, retention_ms=DEAD_LETTERS_MS)
 
 
 def delete_tenant(registry: Registry, log: Log, name: str, *, actor: str) -> Tenant:
-    """Delete the tenant, its collections and its topics.
+    """Deletes the tenant, its collections and its topics; in the catalog first.
 
-    The catalog decides first. Asked again for a tenant that is deleted, it deletes the topics that a crash in between left.
+    Called again for a deleted tenant, it deletes topics that a crash left behind.
     """
     registry.refresh()
     tenant = registry.deleted_tenant(name) or registry.delete_tenant(name, actor=actor)
@@ -86,7 +88,7 @@ def create_collection(
     slots_total: int,
     actor: str,
 ) -> Collection:
-    """A new collection, its shards placed on slots."""
+    """Creates a collection and places its shards on slots."""
     return registry.create_collection(
         tenant,
         name,
@@ -107,20 +109,20 @@ def documents_ends(log: Log, topic: str) -> tuple[int, ...]:
 
 
 def placer(log: Log, tenant: str, collection: str, shards: int, slots_total: int) -> Place:
-    """What the registry asks for a new generation's slots, and for where in them its rows can begin."""
+    """Returns the function that places a new generation: its slots, and the starts of its rows there."""
     if not 1 <= shards <= slots_total:
         raise Refused(f"shards is 1 to {slots_total}, the number of slots", field="shards", limit=slots_total)
 
     def chosen(generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         slots = place(tenant, collection, generation, shards, slots_total)
-        # Read before the generation is in the catalog: its first row cannot come before these.
+        # Read before the generation is in the catalog: its first row cannot have a lower offset.
         return slots, tuple(log.end(VECTORS_TOPIC, slot) for slot in slots)
 
     return chosen
 
 
 def place(tenant: str, collection: str, generation: int, shards: int, slots_total: int) -> tuple[int, ...]:
-    """The slots of a generation's shards: neighbours on the ring of slots, from one that the name's hash picks."""
+    """Returns the slots of a generation's shards: consecutive, from one that the name's hash selects."""
     name = f"{tenant}/{collection}/{generation}".encode()
     first = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") % slots_total
     return tuple((first + i) % slots_total for i in range(shards))

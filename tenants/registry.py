@@ -46,7 +46,7 @@ COLLECTION_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
 
 
 class Registry:
-    """The catalog's nouns. Reads do no I/O; safe for many threads."""
+    """Tenants, collections, generations and models. Reads do no I/O. Safe for many threads."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
@@ -54,17 +54,17 @@ class Registry:
         self._lock = threading.Lock()
         self._view = View()
         self.lanes = IngestLanes(engine, clock)
-        """How far ingest is with generations that it writes apart from their partition."""
+        """Positions of generations that ingest writes separately from their partition."""
         self.positions = Positions(engine, clock)
-        """Where ingest is in each partition, and whether it reads it."""
+        """Ingest's position and state in each partition."""
         self.refresh()
 
     def refresh(self) -> int:
-        """See every change committed before this call; the catalog's version."""
+        """Loads every change committed before this call; returns the catalog's version."""
         with self._lock, look(self._engine) as connection:
             version: int = connection.execute(select(tables.catalog_version.c.version)).scalar_one()
             if version != self._view.version:
-                # A version that went back is a catalog restored from a backup: nothing known of it holds.
+                # A lower version means a catalog restored from a backup: discard all that is cached.
                 known = self._view if version > self._view.version else View()
                 self._view = load_view(connection, known, version)
             return version
@@ -73,50 +73,50 @@ class Registry:
 
     @property
     def version(self) -> int:
-        """The catalog version that reads are of."""
+        """The catalog version that reads return."""
         return self._view.version
 
     def tenant(self, name: str) -> Tenant:
-        """The tenant, unless deleted. Raises NotFound."""
+        """Returns the tenant, unless deleted. Raises NotFound."""
         found = self._view.tenants.get(name)
         if found is None or found.state == "deleted":
             raise NotFound(f"there is no tenant {name!r}")
         return found
 
     def tenants(self) -> tuple[Tenant, ...]:
-        """All tenants that are not deleted, by name."""
+        """Returns all tenants that are not deleted, by name."""
         return self._view.tenants_now
 
     def collection(self, tenant: str, name: str) -> Collection:
-        """The tenant's collection, unless deleted. Raises NotFound."""
+        """Returns the tenant's collection, unless deleted. Raises NotFound."""
         found = self._view.collections.get((tenant, name))
         if found is None or found.state == "deleted":
             raise NotFound(f"there is no collection {name!r}")
         return found
 
     def is_over(self, shard: ShardId) -> bool:
-        """Whether the shard's generation is known to be gone for good: numbers only rise."""
+        """Returns whether the shard's generation is known to have ended. Numbers are never reused."""
         found = self._view.collections.get((shard.tenant, shard.collection))
         if found is None or shard.generation > found.live:
             return False
         return found.state == "deleted" or all(g.number != shard.generation for g in found.generations)
 
     def collections(self, tenant: str | None = None) -> tuple[Collection, ...]:
-        """All collections that are not deleted, of one tenant or of all."""
+        """Returns all collections that are not deleted, of one tenant or of all."""
         return self._view.collections_now if tenant is None else self._view.collections_of.get(tenant, ())
 
     def model(self, name: str) -> EmbeddingModel:
-        """The model's entry. Raises NotFound."""
+        """Returns the model's entry. Raises NotFound."""
         if name not in self._view.models:
             raise NotFound(f"there is no model {name!r}")
         return self._view.models[name]
 
     def models(self) -> tuple[EmbeddingModel, ...]:
-        """All models, by name."""
+        """Returns all models, by name."""
         return tuple(m for _, m in sorted(self._view.models.items()))
 
     def partition_maps(self, tenant: str) -> tuple[PartitionMap, ...]:
-        """Returns the partition maps of the tenant's documents topic by epoch; () where none is recorded yet."""
+        """Returns the partition maps of the tenant's documents topic by epoch; () if there are none."""
         return self._view.maps.get(tenant, ())
 
     # changing
@@ -126,7 +126,7 @@ class Registry:
         return changing(self._engine, self._clock, actor)
 
     def append_partition_map(self, tenant: str, made: PartitionMap, *, epoch: int, actor: str) -> None:
-        """Records the tenant's next partition map. Raises Conflict where another process has recorded `epoch` first."""
+        """Records the tenant's next partition map. Raises Conflict if `epoch` is already recorded."""
         with changing(self._engine, self._clock, actor) as at:
             _tenant_now(at, tenant)
             stamp = {"created_ms": at.now_ms, "row_version": at.version}
@@ -136,7 +136,7 @@ class Registry:
         self.refresh()
 
     def create_tenant(self, name: str, *, priority: Class = "silver", actor: str) -> Tenant:
-        """A new tenant. A name is never given twice, so that nobody inherits what another left behind."""
+        """Creates a tenant. Names are never reused, so that no tenant inherits another's remains."""
         if not TENANT_NAME.fullmatch(name):
             raise Refused(
                 "a tenant's name is 1 to 63 of a-z, 0-9 and '-', and does not begin with '-'", field="name", limit=63
@@ -158,15 +158,15 @@ class Registry:
         return made
 
     def suspend_tenant(self, name: str, *, actor: str) -> Tenant:
-        """Refuse its keys and stop reading its topic, until resumed. Nothing is lost."""
+        """Refuses the tenant's keys and stops reading its topic, until resumed. Nothing is lost."""
         return self._move_tenant(name, "suspended", "tenant.suspend", actor)
 
     def resume_tenant(self, name: str, *, actor: str) -> Tenant:
-        """Ends a suspension."""
+        """Ends the suspension of a tenant."""
         return self._move_tenant(name, "active", "tenant.resume", actor)
 
     def set_tenant_class(self, name: str, priority: Class, *, actor: str) -> Tenant:
-        """Changes a tenant's class; every role follows within about a second. Raises Refused, NotFound."""
+        """Changes a tenant's class; every role applies it within about 1 s. Raises Refused, NotFound."""
         if priority not in ("gold", "silver", "bronze"):
             raise Refused("class is one of gold, silver, bronze", field="class")
         with changing(self._engine, self._clock, actor) as at:
@@ -178,7 +178,7 @@ class Registry:
         return self.tenant(name)
 
     def delete_tenant(self, name: str, *, actor: str) -> Tenant:
-        """Deletes the tenant with its collections, and revokes its keys. Its name is not given again."""
+        """Deletes the tenant with its collections, and revokes its keys. Its name is never reused."""
         c = tables.collections
         with changing(self._engine, self._clock, actor) as at:
             _tenant_now(at, name)
@@ -195,12 +195,12 @@ class Registry:
         return after
 
     def note(self, action: str, subject: str, after: Mapping[str, Any], actor: str) -> None:
-        """Writes an audit record of an act that changes nothing in the catalog."""
+        """Writes an audit record of an action that does not change the catalog."""
         with changing(self._engine, self._clock, actor) as at:
             at.note(action, subject, after=after)
 
     def deleted_tenant(self, name: str) -> Tenant | None:
-        """The tenant that had this name, if it is deleted."""
+        """Returns the deleted tenant of this name, or None."""
         found = self._view.tenants.get(name)
         return found if found and found.state == "deleted" else None
 
@@ -224,11 +224,11 @@ class Registry:
         objectives: Objectives | None = None,
         actor: str,
     ) -> Collection:
-        """Creates a collection, its first generation live.
+        """Creates a collection with a live first generation. Raises Conflict if the name is taken.
 
-        `place(generation)` returns that generation's slots and starts, `first_offsets()` the ends of the documents
-        topic. Both are called before the change, because all other changes wait for it. Raises Conflict if the name
-        is taken.
+        `place(generation)` returns the slots and starts of that generation; `first_offsets()` returns
+        the ends of the documents topic. Both are called before the change starts, because all other
+        changes wait for it.
         """
         self.refresh()
         if not COLLECTION_NAME.fullmatch(name):
@@ -268,13 +268,13 @@ class Registry:
         return self.collection(tenant, name)
 
     def delete_collection(self, tenant: str, name: str, *, actor: str) -> None:
-        """Delete the collection; its rows are forgotten, its objects swept."""
+        """Deletes the collection; maintenance then deletes its rows and objects."""
         with changing(self._engine, self._clock, actor) as at:
             end_collection(at, tenant, name)
         self.refresh()
 
     def set_objectives(self, tenant: str, name: str, objectives: Objectives, *, actor: str) -> Collection:
-        """Changes what a collection promises; searches follow within about a second. Raises NotFound."""
+        """Changes a collection's objectives; searches apply them within about 1 s. Raises NotFound."""
         c = tables.collections
         where = (c.c.tenant == tenant) & (c.c.name == name) & (c.c.state == "active")
         with changing(self._engine, self._clock, actor) as at:
@@ -300,9 +300,10 @@ class Registry:
         uid: str = "",
         actor: str,
     ) -> Generation:
-        """Adds the collection's next generation, `building`: from here on it receives every write too. `place` as above.
+        """Adds the collection's next generation, `building`; from then on it receives every write, too.
 
-        `uid`: of the collection that is meant, "" for whichever has the name. Raises NotFound where it is gone.
+        `place` is as for `create_collection`. `uid` is the uid of the intended collection; "" accepts
+        any collection of that name. Raises NotFound if it is gone.
         """
         self.refresh()
         live = self.collection(tenant, collection).generation()
@@ -329,19 +330,27 @@ class Registry:
     def set_generation_state(
         self, tenant: str, collection: str, number: int, state: GenerationState, *, actor: str
     ) -> None:
-        """Move a generation on (building → ready or failed; ready → failed). Raises Conflict for one that is neither."""
-        assert state in ("ready", "failed"), "a generation becomes live by cut_over alone"
+        """Sets a generation's state (building → ready or failed; ready → failed).
+
+        Raises Conflict if the generation is neither building nor ready.
+        """
+        assert state in ("ready", "failed"), "only cut_over makes a generation live"
         with changing(self._engine, self._clock, actor) as at:
             before = set_state(at, (tenant, collection, number), state)
             if before not in ("building", "ready"):
-                raise Conflict(f"generation {number} is {before}: it stays so", expected="building", found=before)
+                raise Conflict(
+                    f"generation {number} is {before}: its state is final", expected="building", found=before
+                )
             at.note(
                 "generation.state", f"{tenant}/{collection}/{number}", before={"state": before}, after={"state": state}
             )
         self.refresh()
 
     def cut_over(self, tenant: str, collection: str, number: int, *, actor: str) -> Collection:
-        """Make a ready generation the live one; the old retires. One transaction. Raises Conflict if it is not ready."""
+        """Makes a ready generation live and retires the old one, in one transaction.
+
+        Raises Conflict if the generation is not ready.
+        """
         c = tables.collections
         with changing(self._engine, self._clock, actor) as at:
             where = (c.c.tenant == tenant) & (c.c.name == collection) & (c.c.state == "active")
@@ -358,7 +367,7 @@ class Registry:
         return self.collection(tenant, collection)
 
     def register_model(self, model: EmbeddingModel, *, actor: str) -> EmbeddingModel:
-        """Adds an entry to the model registry; entries never change. Whether the model works, the caller has checked."""
+        """Adds an entry to the model registry; entries never change. The caller has tested the model."""
         check_entry(model)
         with changing(self._engine, self._clock, actor) as at:
             if at.connection.execute(select(tables.models.c.name).where(tables.models.c.name == model.name)).first():
@@ -369,9 +378,9 @@ class Registry:
         return model
 
     def retire_model(self, name: str, *, actor: str) -> EmbeddingModel:
-        """Marks a model as retired: no new collection or generation may use it. Idempotent.
+        """Retires a model: no new collection or generation may use it. Idempotent.
 
-        Raises NotFound, and Conflict while a generation that is live, ready or being built uses it.
+        Raises NotFound, and Conflict while a live, ready or building generation uses it.
         """
         with changing(self._engine, self._clock, actor) as at:
             g, m = tables.generations.c, tables.models.c
@@ -391,7 +400,7 @@ class Registry:
         return self.model(name)
 
     def _next_generation(self, tenant: str, collection: str) -> int:
-        """The number that a generation made now would have. They go on rising: old rows in the log stay strangers."""
+        """Returns the next generation's number. Numbers are never reused: old rows stay in the log."""
         c = tables.collections
         with look(self._engine) as connection:
             query = select(c.c.next_generation).where(c.c.tenant == tenant, c.c.name == collection)
@@ -410,7 +419,7 @@ class Registry:
 
 
 def _tenant_now(at: Change, name: str) -> Tenant:
-    """The tenant as the open change sees it. Raises NotFound when it is deleted or never was."""
+    """Returns the tenant as of the open change. Raises NotFound if it is deleted or unknown."""
     t = tables.tenants
     row = at.connection.execute(select(t).where(t.c.name == name, t.c.state != "deleted")).mappings().first()
     if row is None:
