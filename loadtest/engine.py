@@ -26,6 +26,7 @@ from indexer.index.segment import Segment, load
 from indexer.index.segment_writer import write
 from indexer.index.shard import Shard
 from tenants.entities import Manifest
+from vicinage.filters import Filter
 from vicinage.records import ShardId, ShardQuery
 from vicinage.settings import IndexerSettings
 from vicinage.store.local import LocalStore
@@ -141,7 +142,8 @@ class Engine:
 
     def ask(self, queries: Floats, condition: Mapping[str, Any] | None = None) -> tuple[float, list[list[int]]]:
         """CPU milliseconds a question, one question a call, the least of some turns, and the documents found."""
-        made = [ShardQuery(SHARD, q[None], K, filter=condition, include=frozenset({"text"})) for q in queries]
+        parsed = None if condition is None else Filter.parse(condition)
+        made = [ShardQuery(SHARD, q[None], K, filter=parsed, include=frozenset({"text"})) for q in queries]
         found, seconds = bench.least(lambda: [self.shard.search(query).hits[0] for query in made])
         return seconds / len(queries) * 1e3, [[int(h.document_id) for h in hits] for hits in found]
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
 
-from indexer.index import filters
+from indexer.index.filters import matches
 from indexer.index.order import supersedes
 from ingest.homes import Homes
 from ingest.identity import names_another
@@ -24,6 +24,7 @@ from tenants.ingest_lanes import owed_from
 from tenants.ingested import ingested
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
+from vicinage import filters
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Refused, Unavailable
 from vicinage.log import Log, read_between
@@ -200,7 +201,7 @@ class Judge:
 
 def _judged(write: Write, tree: filters.Tree) -> Newest:
     document = write.document
-    passes = document is not None and filters.matches(tree, document.metadata)
+    passes = document is not None and matches(tree, document.metadata)
     return Newest(write.version, gone=document is None, passes=passes)
 
 

@@ -1,13 +1,13 @@
 """Which shards are asked what. Pure."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 
 from tenants.entities import Collection, Generation
 from vicinage.errors import Refused
+from vicinage.filters import Filter
 from vicinage.records import Floats, Mode, ShardQuery, Token
 
 NUMBERS_MAX: Final = 1 << 20
@@ -44,7 +44,7 @@ class Question:
     k: int
     text: str | None = None
     vector: Floats | None = None
-    filter: Mapping[str, Any] | None = None
+    filter: Filter | None = None
     include: frozenset[str] = frozenset({"text", "metadata"})
     exact: bool = False
     wait_for: Token | None = None

@@ -10,6 +10,7 @@ import orjson
 from numpy.typing import NDArray
 
 from vicinage.errors import Refused
+from vicinage.filters import Filter
 
 Floats = NDArray[np.float32]
 """float32; each use states the shape, [d] or [n, d]."""
@@ -141,7 +142,7 @@ class ShardQuery:
     """One or more searches of one shard.
 
     - `vectors`: float32 [n, d], L2-normalized under cosine; [n, 0] in mode lexical.
-    - `filter`: the JSON filter object, already validated, or None.
+    - `filter`: the filter that the request parsed; None passes every passage.
     - `effort`: None lets the shard choose the effort for its objective.
     - `exact`: True scans everything (ground truth).
     - `include`: a subset of {"text", "metadata", "vector"}.
@@ -156,7 +157,7 @@ class ShardQuery:
     shard: ShardId
     vectors: Floats
     k: int
-    filter: Mapping[str, Any] | None = None
+    filter: Filter | None = None
     effort: int | None = None
     exact: bool = False
     include: frozenset[str] = frozenset({"text", "metadata"})

@@ -1,34 +1,22 @@
-"""Metadata filters: parsed once, judged exactly.
+"""Evaluates metadata filters (`vicinage/filters.py`), over columns or on one document's metadata.
 
-`{"lang": "en", "year": {"$gte": 2020}, "$or": [...]}` with $eq $ne $gt $gte $lt $lte $in $nin $exists $and $or $not.
-Numbers compare with numbers, strings with strings, booleans with booleans. A list in the metadata matches when any of its
-elements does. A missing field matches only $ne, $nin and {"$exists": false}. Dots reach into nested objects.
-
-Law 7: the thread that searches is everybody's, so what a filter costs is bounded by construction: a field's values lie sorted,
-each comparison is two binary searches a value it names, and it marks the rows it found, or looks at each once.
+Law 7: filters share the thread that searches, so their cost is bounded by construction. The values of a field are
+sorted. Each value that a comparison names takes two binary searches, then its rows are marked, or each row is
+compared once.
 """
 
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vicinage.errors import Refused
+from vicinage.filters import Leaf, Tree, is_scalar, kind_of
 
 Mask = NDArray[np.bool_]
 Metadata = Mapping[str, Any]
-DEPTH_MAX: Final = 8
-CLAUSES_MAX: Final = 64
-NAME_MAX: Final = 1_024
-"""Characters of a field's name, dots included."""
-FIELDS_MAX: Final = 16
-"""The first filter that names a field reads it in every document's metadata."""
-VALUES_MAX: Final = 1_000
-VALUES_OF_ALL_MAX: Final = 2_000
 COLUMNS_MAX: Final = 64
 """Columns that are kept, the last used: names of fields are the asker's to invent."""
 MANY: Final = 32
@@ -40,132 +28,6 @@ KEY_MAX: Final = 128
 _MISSING: Final = object()
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """One comparison of one field. `operand` of $in and $nin is a set a kind: {"number": …, "string": …, "boolean": …}."""
-
-    field: str
-    op: str
-    operand: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """and, or, not over parts."""
-
-    op: str
-    parts: "tuple[Leaf | Node, ...]"
-
-
-Tree = Leaf | Node
-
-
-class _Bounds:
-    """What one filter has taken of what it may have."""
-
-    def __init__(self) -> None:
-        self._clauses = self._values = 0
-        self._fields: set[str] = set()
-
-    def clauses(self, n: int, at: str) -> None:
-        """Count clauses. Raises Refused, as those below."""
-        self._clauses += n
-        if self._clauses > CLAUSES_MAX:
-            raise Refused(f"{at}: a filter has at most {CLAUSES_MAX} clauses", field="filter", limit=CLAUSES_MAX)
-
-    def values(self, n: int, at: str) -> None:
-        """Count the values of a list."""
-        if n > VALUES_MAX:
-            raise Refused(f"{at}: a list has at most {VALUES_MAX} values", field="filter", limit=VALUES_MAX)
-        self._values += n
-        if self._values > VALUES_OF_ALL_MAX:
-            raise Refused(
-                f"{at}: the lists of a filter have at most {VALUES_OF_ALL_MAX} values together",
-                field="filter",
-                limit=VALUES_OF_ALL_MAX,
-            )
-
-    def field(self, name: str, at: str) -> None:
-        """Count a field, once. No metadata has a longer name: to look for one would only take time."""
-        if len(name) > NAME_MAX:
-            raise Refused(
-                f"{at[:80]}…: a field's name has at most {NAME_MAX} characters", field="filter", limit=NAME_MAX
-            )
-        self._fields.add(name)
-        if len(self._fields) > FIELDS_MAX:
-            raise Refused(f"{at}: a filter names at most {FIELDS_MAX} fields", field="filter", limit=FIELDS_MAX)
-
-
-def parse(value: object) -> Tree:
-    """The filter's tree. Raises Refused naming the place and the limit."""
-    return _parse(value, "filter", DEPTH_MAX, _Bounds())
-
-
-def _parse(value: object, at: str, depth: int, bounds: _Bounds) -> Tree:
-    if depth <= 0:
-        raise Refused(f"{at}: a filter is nested at most {DEPTH_MAX} deep", field="filter", limit=DEPTH_MAX)
-    if not isinstance(value, dict):
-        raise Refused(f"{at}: expected an object", field="filter")
-    bounds.clauses(1 if not value else 0, at)  # `{}` passes everything, and is still a clause: no million of them
-    parts: list[Tree] = []
-    for key, operand in value.items():
-        bounds.clauses(1, at)
-        parts.extend(_clause(key, operand, at, depth, bounds))
-    return parts[0] if len(parts) == 1 else Node("$and", tuple(parts))
-
-
-def _clause(key: str, operand: object, at: str, depth: int, bounds: _Bounds) -> list[Tree]:
-    here = f"{at}.{key}"
-    if key in ("$and", "$or"):
-        if not isinstance(operand, list) or not operand:
-            raise Refused(f"{here}: expected a list of filters that is not empty", field="filter")
-        return [Node(key, tuple(_parse(part, f"{here}.{i}", depth - 1, bounds) for i, part in enumerate(operand)))]
-    if key == "$not":
-        return [Node("$not", (_parse(operand, here, depth - 1, bounds),))]
-    if key.startswith("$"):
-        raise Refused(f"{here}: unknown operator; there are $and, $or, $not here", field="filter")
-    bounds.field(key, here)
-    if isinstance(operand, dict):
-        if not operand:
-            raise Refused(f"{here}: expected an operator", field="filter")
-        bounds.clauses(len(operand) - 1, here)
-        return [_leaf(key, op, value, f"{here}.{op}", bounds) for op, value in operand.items()]
-    return [_leaf(key, "$eq", operand, here, bounds)]
-
-
-def _leaf(field: str, op: str, operand: object, at: str, bounds: _Bounds) -> Leaf:
-    if op not in _OPERATORS:
-        raise Refused(f"{at}: unknown operator; there are {', '.join(_OPERATORS)}", field="filter")
-    if op == "$exists":
-        if not isinstance(operand, bool):
-            raise Refused(f"{at}: expected true or false", field="filter")
-    elif op in ("$in", "$nin"):
-        if not isinstance(operand, list) or not all(_scalar(v) for v in operand):
-            raise Refused(f"{at}: expected a list of strings, numbers, booleans and nulls", field="filter")
-        bounds.values(len(operand), at)
-        for value in operand:
-            _check_exact(value, at)
-        return Leaf(field, op, _by_kind(operand))
-    elif not _scalar(operand):
-        raise Refused(f"{at}: expected a string, number, boolean or null{_list_hint(operand)}", field="filter")
-    elif op in ("$gt", "$gte", "$lt", "$lte") and (operand is None or isinstance(operand, bool)):
-        raise Refused(f"{at}: booleans and null have no order", field="filter")
-    _check_exact(operand, at)
-    return Leaf(field, op, operand)
-
-
-def _check_exact(value: object, at: str) -> None:
-    """Raises Refused for an integer that no document can have."""
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        raise Refused(f"{at}: an integer beyond 64 bits: documents hold those as strings", field="filter")
-
-
-def _by_kind(values: Sequence[Any]) -> dict[str, frozenset[Any]]:
-    """The values as sets, so that none is looked for twice; apart by kind, since True equals 1."""
-    kinds = {_kind(v) for v in values}
-    return {kind: frozenset(v for v in values if _kind(v) == kind) for kind in kinds}
-
-
 def matches(tree: Tree, metadata: Metadata) -> bool:
     """Whether one document's metadata passes."""
     if isinstance(tree, Leaf):
@@ -174,11 +36,6 @@ def matches(tree: Tree, metadata: Metadata) -> bool:
         return not matches(tree.parts[0], metadata)
     combine = all if tree.op == "$and" else any
     return combine(matches(part, metadata) for part in tree.parts)
-
-
-def fields(tree: Tree) -> frozenset[str]:
-    """The fields that it looks at."""
-    return frozenset((tree.field,)) if isinstance(tree, Leaf) else frozenset().union(*map(fields, tree.parts))
 
 
 class Columns:
@@ -263,8 +120,8 @@ class _Column:
         rows_of: dict[str, dict[Any, list[int]]] = {}
         for row, value in enumerate(values):
             for element in value if isinstance(value, list) else (value,):
-                if _scalar(element):
-                    rows_of.setdefault(_kind(element), {}).setdefault(_sortable(element), []).append(row)
+                if is_scalar(element):
+                    rows_of.setdefault(kind_of(element), {}).setdefault(_sortable(element), []).append(row)
         self._kinds = {kind: _Sorted(found, len(values)) for kind, found in rows_of.items()}
 
     def mask(self, leaf: Leaf) -> Mask:
@@ -272,7 +129,7 @@ class _Column:
         if leaf.op == "$exists":
             return self._present.copy() if leaf.operand else ~self._present
         found = np.zeros(len(self._present), np.bool_)
-        wanted = leaf.operand if leaf.op in ("$in", "$nin") else {_kind(leaf.operand): (leaf.operand,)}
+        wanted = leaf.operand if leaf.op in ("$in", "$nin") else {kind_of(leaf.operand): (leaf.operand,)}
         for kind, operands in wanted.items():
             held = self._kinds.get(kind, _NOTHING)
             for operand in operands:
@@ -329,12 +186,12 @@ def _judge(leaf: Leaf, value: Any) -> bool:
 
 
 def _same(value: Any, operand: Any) -> bool:
-    return _kind(value) == _kind(operand) and bool(value == operand)
+    return kind_of(value) == kind_of(operand) and bool(value == operand)
 
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     def judge(value: Any, operand: Any) -> bool:
-        return _kind(value) == _kind(operand) and _kind(value) in ("number", "string") and compare(value, operand)
+        return kind_of(value) == kind_of(operand) and kind_of(value) in ("number", "string") and compare(value, operand)
 
     return judge
 
@@ -346,24 +203,10 @@ _OPERATORS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "$gte": _ordered(lambda a, b: bool(a >= b)),
     "$lt": _ordered(lambda a, b: bool(a < b)),
     "$lte": _ordered(lambda a, b: bool(a <= b)),
-    "$in": lambda value, operands: _scalar(value) and value in operands.get(_kind(value), ()),
-    "$nin": lambda value, operands: _scalar(value) and value in operands.get(_kind(value), ()),
+    "$in": lambda value, operands: is_scalar(value) and value in operands.get(kind_of(value), ()),
+    "$nin": lambda value, operands: is_scalar(value) and value in operands.get(kind_of(value), ()),
     "$exists": lambda _value, _operand: True,
 }
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, int | float):
-        return "number"
-    if value is None:
-        return "null"
-    return "string" if isinstance(value, str) else "other"
-
-
-def _scalar(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)
 
 
 def _sortable(value: Any) -> Any:
@@ -382,7 +225,3 @@ def _reach(metadata: Metadata, field: str) -> Any:
             return found
         at = field.rfind(".", 0, at)
     return _MISSING
-
-
-def _list_hint(operand: object) -> str:
-    return "; any of several values is $in" if isinstance(operand, list) else ""

@@ -8,13 +8,15 @@ from typing import Final
 import numpy as np
 
 from indexer.backends import Backend, Mask, Rows
-from indexer.index import filters, lexical, ties
+from indexer.index import lexical, ties
 from indexer.index.effort import EXACT, effort_for, greatest_of
+from indexer.index.filters import Columns, Joined
 from indexer.index.scans import ScanBudget, to_scan
 from indexer.index.segment import Segment
 from indexer.index.snapshot import Snapshot
 from tenants.entities import Metric
 from vicinage.errors import Refused
+from vicinage.filters import Tree
 from vicinage.records import Bound, Floats, Hit, ShardQuery, ShardResult
 
 ANSWER_BYTES_MAX: Final = 16 << 20
@@ -44,7 +46,7 @@ def search(
     snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metric, recall: float, scans: ScanBudget
 ) -> ShardResult:
     """Search every part, keep the k best of each question, and only then read texts. Pure but for reading, and for `scans`."""
-    tree = filters.parse(query.filter) if query.filter else None
+    tree = query.filter.tree if query.filter else None
     queries = np.ascontiguousarray(query.vectors, np.float32)
     found: list[_Found] = []
     chosen: list[tuple[Segment, int]] = []
@@ -121,7 +123,7 @@ def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...]
     How rare a term is counts over all parts of the shard. Never fewer than k hits while k rows hold a term of the query.
     Raises Unavailable where an index is still to be fetched.
     """
-    tree = filters.parse(query.filter) if query.filter else None
+    tree = query.filter.tree if query.filter else None
     parts = [
         _Part(
             i, s.lexical.index(), allowed_rows(snapshot.alive[i], s.columns.columns() if tree else None, tree), len(s)
@@ -149,9 +151,7 @@ def _found_in(part: _Part, asked: Sequence[Mapping[str, float]], k: int) -> _Fou
     return _Found(part.part, *ties.settled(find, k, part.n))
 
 
-def allowed_rows(
-    alive: Mask | None, columns: filters.Columns | filters.Joined | None, tree: filters.Tree | None
-) -> Mask | None:
+def allowed_rows(alive: Mask | None, columns: Columns | Joined | None, tree: Tree | None) -> Mask | None:
     """Returns the rows that are alive and pass the filter; None: all."""
     if tree is None or columns is None:
         return alive

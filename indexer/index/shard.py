@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from indexer.backends import Backend, Mask
-from indexer.index import filters, lexical
+from indexer.index import lexical
 from indexer.index.delta import Delta, Entry
 from indexer.index.effort import EXACT
 from indexer.index.hits import Passages
@@ -28,6 +28,7 @@ from indexer.index.search import allowed_rows, search, search_words
 from indexer.index.segment import Segment
 from indexer.index.snapshot import Snapshot, StoredDocument, StoredPassage
 from tenants.entities import Manifest, Metric
+from vicinage import filters
 from vicinage.errors import Corrupt, Refused
 from vicinage.records import Floats, ShardId, ShardQuery, ShardResult
 from vicinage.stats import CurveEnd, ShardStats
@@ -254,7 +255,7 @@ class Shard:
         """
         if not query.filter and not query.texts:
             return None
-        names = filters.fields(filters.parse(query.filter)) if query.filter else frozenset()
+        names = query.filter.fields if query.filter else frozenset()
         s = self.snapshot
         if sum(g.columns.unread(names) for g in s.segments) + s.delta.metadata.unread(s.delta, names) <= READ_MAX:
             names = frozenset()

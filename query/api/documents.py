@@ -11,7 +11,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from indexer.index import filters
 from indexer.index.snapshot import StoredDocument
 from ingest import intake
 from ingest.ids import fault_of, has_dot_segment
@@ -33,6 +32,7 @@ from query.api.sending import joined, sent
 from query.judge import Judge, Judged
 from query.parsers import is_small
 from tenants.entities import CLASS_WEIGHT, Collection, Tenant
+from vicinage import filters
 from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused
 from vicinage.records import Token

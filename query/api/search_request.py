@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
-import orjson
 
-from indexer.index import filters
 from query.api.http import checked_object, integer, number, typed
 from query.api.modes import VECTORS, fusion_of, mode_of, rerank_of
 from query.plan import Question
 from tenants.models import DIMENSION_MAX
 from vicinage.errors import Refused
 from vicinage.exact_json import Exactly, has_long_digits
+from vicinage.filters import Filter
 from vicinage.records import LATEST, Floats, Position, Token
 from vicinage.settings import GatewaySettings
 from vicinage.texts import is_blank
@@ -126,14 +125,13 @@ def _from_bytes(data: bytes, field: str) -> Floats:
     return np.frombuffer(data, "<f4")
 
 
-def _filter(given: object) -> Mapping[str, Any] | None:
+def _filter(given: object) -> Filter | None:
     if given is None:
         return None
-    filters.parse(given)  # refuses integers that orjson cannot write
-    if len(orjson.dumps(given)) > FILTER_BYTES_MAX:
+    parsed = Filter.parse(given)
+    if len(parsed.text) > FILTER_BYTES_MAX:
         raise Refused(f"a filter has at most {FILTER_BYTES_MAX} bytes", field="filter", limit=FILTER_BYTES_MAX)
-    assert isinstance(given, dict)
-    return given or None
+    return parsed if given else None
 
 
 def _include(given: object) -> frozenset[str]:

@@ -397,8 +397,8 @@ def _answer_together(shard: Shard, asked: list[_Asked], passed: int) -> None:
 
 
 def _asks(query: ShardQuery) -> tuple[object, ...]:
-    """All that questions must have in common to go in one call. A filter by its text: {"x": 1} == {"x": True} in Python, not in a filter."""
-    condition = None if query.filter is None else repr(query.filter)
+    """All that questions must have in common to go in one call."""
+    condition = None if query.filter is None else query.filter.text
     width = query.vectors.shape[1:]
     return (
         query.shard,

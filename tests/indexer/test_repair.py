@@ -30,6 +30,7 @@ from tenants.entities import Damage, Generation, Manifest, SegmentRef
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import ManualClock
 from vicinage.errors import Conflict
+from vicinage.filters import Filter
 from vicinage.records import ObjectRef, ShardId, ShardQuery
 from vicinage.settings import IndexerSettings
 from vicinage.store import open_store
@@ -100,7 +101,7 @@ def answers(base: Resources, generation: Generation) -> list[Any]:
     asked = [
         ShardQuery(shard.id, question, 50, exact=True),
         ShardQuery(shard.id, question, 5),
-        ShardQuery(shard.id, question, 50, filter={"name": {"$in": ["a", "b", "i"]}}),
+        ShardQuery(shard.id, question, 50, filter=Filter.parse({"name": {"$in": ["a", "b", "i"]}})),
         ShardQuery(shard.id, question[:, :0], 50, mode="lexical", texts=("text a b i late",)),
     ]
     found = [shard.search(q) for q in asked]

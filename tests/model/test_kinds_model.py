@@ -28,6 +28,7 @@ from indexer.index.segment import load
 from indexer.index.segment_writer import write
 from indexer.index.shard import Shard, surviving
 from tenants.entities import Manifest, Metric
+from vicinage.filters import Filter
 from vicinage.records import ShardId, ShardQuery
 from vicinage.store import LocalStore
 
@@ -159,7 +160,11 @@ class KindsMachine(RuleBasedStateMachine):
         scores = self._scores(queries, vectors)
         best = np.sort(scores, axis=1)[:, ::-1][:, :K]
         for exact in (True, False):
-            found = self.shard.search(ShardQuery(SHARD, queries, K, filter=condition, exact=exact)).hits
+            found = self.shard.search(
+                ShardQuery(
+                    SHARD, queries, K, filter=None if condition is None else Filter.parse(condition), exact=exact
+                )
+            ).hits
             for i, hits in enumerate(found):
                 assert len(hits) == len({h.document_id for h in hits}) == min(K, len(names))
                 assert {h.document_id for h in hits} <= set(names)

@@ -26,6 +26,7 @@ from indexer import reindex
 from tenants.entities import Collection, Generation
 from vicinage.clock import ManualClock
 from vicinage.errors import Conflict
+from vicinage.filters import Filter
 from vicinage.records import ShardQuery
 
 pytestmark = pytest.mark.timeout(600)
@@ -151,7 +152,9 @@ class Reindexing(RuleBasedStateMachine):
         found = [
             hit
             for shard in live.shards()
-            for hit in loaded(self.base, shard, live).search(ShardQuery(shard, question, K, filter=condition)).hits[0]
+            for hit in loaded(self.base, shard, live)
+            .search(ShardQuery(shard, question, K, filter=None if condition is None else Filter.parse(condition)))
+            .hits[0]
         ]
         names = [name for name in self.expected if not below or name < below]
         scores = sorted((float(question[0] @ v) for name in names for v in self._vectors(name)), reverse=True)

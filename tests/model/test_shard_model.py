@@ -20,6 +20,7 @@ from indexer.index.segment import load
 from indexer.index.segment_writer import write
 from indexer.index.shard import Shard, surviving
 from tenants.entities import Manifest
+from vicinage.filters import Filter
 from vicinage.records import ShardId, ShardQuery
 from vicinage.store import LocalStore
 
@@ -151,7 +152,14 @@ class ShardMachine(RuleBasedStateMachine):
                 for i in range(len(vectors))
             }
             condition = None if color is None else {"color": color}
-            asked = ShardQuery(SHARD, np.empty((1, 0), np.float32), k, filter=condition, mode="lexical", texts=(text,))
+            asked = ShardQuery(
+                SHARD,
+                np.empty((1, 0), np.float32),
+                k,
+                filter=None if condition is None else Filter.parse(condition),
+                mode="lexical",
+                texts=(text,),
+            )
             [hits] = self.shard.search(asked).lexical
             found = {(h.document_id, h.version, h.passage) for h in hits}
             assert found <= wanted
@@ -186,7 +194,14 @@ class ShardMachine(RuleBasedStateMachine):
                 for i, v in enumerate(vectors)
             )[:5]
             for exact in (True, False):
-                asked = ShardQuery(SHARD, query[None], 5, filter=condition, exact=exact, effort=64)
+                asked = ShardQuery(
+                    SHARD,
+                    query[None],
+                    5,
+                    filter=None if condition is None else Filter.parse(condition),
+                    exact=exact,
+                    effort=64,
+                )
                 [hits] = self.shard.search(asked).hits
                 assert [(h.document_id, h.passage) for h in hits] == [(name, i) for _, name, i in wanted]
 

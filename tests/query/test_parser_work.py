@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.index import filters
 from ingest.documents import Entry
 from ingest.preparing import Body, entries_of
 from ingest.validation import DocumentLimits
 from query.api import search_request
 from query.api.http import checked_object
 from query.batch import split
+from vicinage import filters
 from vicinage.errors import Refused
 from vicinage.json_shape import CONTAINERS_MAX, VALUES_MAX, check_shape
 from vicinage.settings import GatewaySettings, IngestSettings

@@ -11,6 +11,7 @@ from query.merge import merge
 from query.plan import Question, make_plan
 from tenants.entities import Collection, Generation, Objectives
 from vicinage.errors import Refused
+from vicinage.filters import Filter
 from vicinage.records import Hit, ShardId, ShardResult
 
 
@@ -26,12 +27,14 @@ def shard_result(slot: int, scores: list[float]) -> ShardResult:
 def test_every_shard_of_the_live_generation_is_asked_and_no_other() -> None:
     generations = (generation(1, (0, 1)), generation(2, (2, 3, 4), "building"))
     collection = Collection("t", "c", "active", 1, generations, Objectives())
-    question = Question("c", 7, vector=np.ones(2, np.float32), filter={"a": 1}, exact=True, include=frozenset({"text"}))
+    question = Question(
+        "c", 7, vector=np.ones(2, np.float32), filter=Filter.parse({"a": 1}), exact=True, include=frozenset({"text"})
+    )
     plan = make_plan(question, collection, np.array([1, 0], np.float32), 42)
     assert [q.shard for q in plan.queries] == [ShardId("t", "c", 1, 0), ShardId("t", "c", 1, 1)]
     for query in plan.queries:
         assert query.vectors.shape == (1, 2)
-        assert (query.k, query.filter, query.exact, query.include) == (7, {"a": 1}, True, {"text"})
+        assert (query.k, query.filter, query.exact, query.include) == (7, question.filter, True, {"text"})
         assert query.catalog == 42
 
 

@@ -31,6 +31,7 @@ from indexer.index.shard import Shard
 from tenants.entities import Manifest
 from tenants.index_spec import IndexSpec
 from vicinage.errors import Refused
+from vicinage.filters import Filter
 from vicinage.records import ShardId, ShardQuery
 from vicinage.store import LocalStore
 from vicinage.telemetry import REGISTRY
@@ -393,5 +394,5 @@ def test_a_shard_searches_through_the_device_with_deletions_filters_and_a_delta(
     found = ask()
     assert found[0] == "new" and "d7" not in found and len(found) == 10
     assert len(emulated.asked) == 1 and emulated.asked[0].take > 10, "one is gone: more than ten are asked for"
-    assert all(int(name[1:]) % 2 == 0 for name in ask(filter={"even": True}))
+    assert all(int(name[1:]) % 2 == 0 for name in ask(filter=Filter.parse({"even": True})))
     assert ask(exact=True)[0] == "new" and len(emulated.asked) == 1

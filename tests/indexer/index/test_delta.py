@@ -9,8 +9,9 @@ from rows import message, unit
 
 from indexer.index import filters
 from indexer.index.delta import Delta, Entry
+from vicinage.filters import parse
 
-RED = filters.parse({"color": "red"})
+RED = parse({"color": "red"})
 
 
 def append(delta: Delta, name: str, version: int, n: int = 1, color: str = "red") -> None:
@@ -96,10 +97,8 @@ def test_after_a_write_only_the_last_block_of_filter_columns_is_made_anew(monkey
     for i in range(10):
         delta.append(message([(f"d{i}", i + 1, [unit(i)], f'{{"n": {i}}}')]), i, np.ones(1, np.bool_))
         views.append(delta.view())
-        assert np.flatnonzero(views[-1].columns().mask(filters.parse({"n": {"$gte": 3}}))).tolist() == [
-            *range(3, i + 1)
-        ]
+        assert np.flatnonzero(views[-1].columns().mask(parse({"n": {"$gte": 3}}))).tolist() == [*range(3, i + 1)]
     assert made == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
     for i, view in enumerate(views):
-        assert np.flatnonzero(view.columns().mask(filters.parse({"n": {"$gte": 3}}))).tolist() == [*range(3, i + 1)]
-    assert len(views[-1].columns().mask(filters.parse({}))) == 10
+        assert np.flatnonzero(view.columns().mask(parse({"n": {"$gte": 3}}))).tolist() == [*range(3, i + 1)]
+    assert len(views[-1].columns().mask(parse({}))) == 10

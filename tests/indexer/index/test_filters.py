@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.index.filters import COLUMNS_MAX, Columns, matches, parse
+from indexer.index.filters import COLUMNS_MAX, Columns, matches
 from vicinage.errors import Refused
+from vicinage.filters import parse
 
 BOOK = {"lang": "en", "year": 2020, "tags": ["a", "b"], "open": True, "author": {"name": "Ada"}, "price": 9.5}
 BOOK |= {"dotted.key": 1, "a.b": {"c": 2, "x.y": 3}, "a": {"b": {"z": 1}}, "nothing": None, "holes": [None, 1]}

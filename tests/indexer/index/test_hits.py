@@ -6,9 +6,9 @@ import pytest
 from rows import message, unit
 
 from indexer.index.delta import Delta
-from indexer.index.filters import parse
 from indexer.index.hits import Passages, metadata_of
 from indexer.index.lazy import LazyColumns
+from vicinage.filters import parse
 
 ROWS = [
     ("a", 1, [unit(1), unit(2), unit(3)], '{"n": 1}'),

@@ -16,6 +16,7 @@ from indexer.index.segment import Segment
 from indexer.index.shard import Shard
 from tenants.entities import Manifest, SegmentRef
 from vicinage.errors import Corrupt, Refused
+from vicinage.filters import Filter
 from vicinage.records import ShardQuery
 from vicinage.store import LocalStore
 
@@ -98,7 +99,7 @@ def test_adopting_changes_nothing_that_a_search_sees(tmp_path: Path) -> None:
     assert (s.stats().delta_passages, s.stats().segments, s.snapshot.watermark) == (8, 1, 20)
     adopt(s, [segment(store, batches[:12]), segment(store, batches[12:], "hnsw:M=8")], 20)
     assert ids(s) == before
-    assert ids(s, filter={"i": {"$gte": 10, "$lt": 14}}) == [(f"d{i}", i + 1) for i in range(10, 14)]
+    assert ids(s, filter=Filter.parse({"i": {"$gte": 10, "$lt": 14}})) == [(f"d{i}", i + 1) for i in range(10, 14)]
     assert s.stats().delta_passages == 0
 
 
@@ -317,7 +318,7 @@ def test_a_filtered_search_in_place_of_an_index_keeps_to_its_filter(tmp_path: Pa
     rows = [(f"d{i}", i + 1, [unit(i)], f'{{"n": {i % 3}}}') for i in range(300)]
     made = segment(LocalStore(tmp_path), [message(rows)], "hnsw:M=4,efc=10")
     s = shard_of([made])
-    asked = ShardQuery(SHARD, unit(1_000)[None], 10, filter={"n": 1}, scan=True)
+    asked = ShardQuery(SHARD, unit(1_000)[None], 10, filter=Filter.parse({"n": 1}), scan=True)
     found = s.search(asked)
     assert found.scanned == 300
     assert found.hits == s.search(replace(asked, exact=True)).hits
@@ -329,7 +330,11 @@ def watch(s: Shard, names: list[str], stop: threading.Event, wrong: list, exact:
     last_look = False
     while not last_look:
         last_look = stop.is_set()
-        hits = s.search(ShardQuery(SHARD, unit(7)[None], 100, exact=exact, filter=condition)).hits[0]
+        hits = s.search(
+            ShardQuery(
+                SHARD, unit(7)[None], 100, exact=exact, filter=None if condition is None else Filter.parse(condition)
+            )
+        ).hits[0]
         if sorted((h.document_id, h.passage) for h in hits) != wanted:
             wrong.append([(h.document_id, h.passage) for h in hits])
         versions = {name: {h.version for h in hits if h.document_id == name} for name in names}

@@ -29,6 +29,7 @@ from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Deadline, ManualClock
 from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable
+from vicinage.filters import Filter
 from vicinage.log import LogRecord, Record
 from vicinage.records import ShardId, ShardQuery, ShardResult
 from vicinage.telemetry import REGISTRY
@@ -463,7 +464,9 @@ def test_filters_that_python_takes_for_equal_do_not_go_together() -> None:
     shard, vector = ShardId("acme", "docs", 1, 0), unit(0)[None]
 
     def gathered(one: object, other: object) -> bool:
-        one_asks, other_asks = (_asks(ShardQuery(shard, vector, 5, filter={"x": x})) for x in (one, other))
+        one_asks, other_asks = (
+            _asks(ShardQuery(shard, vector, 5, filter=Filter.parse({"x": x}))) for x in (one, other)
+        )
         return one_asks == other_asks
 
     assert not gathered(1, True)

@@ -16,6 +16,7 @@ from query.searcher.warmup import Opening, refuse
 from tenants import provisioning
 from vicinage.clock import Deadline
 from vicinage.errors import Overloaded, Unavailable
+from vicinage.filters import Filter
 from vicinage.records import ShardId, ShardQuery
 
 NAMES = frozenset({"lang"})
@@ -47,7 +48,7 @@ def test_while_metadata_is_read_for_a_first_filter_nobody_else_waits(
     monkeypatch.setattr(filters, "_Column", slowly)
 
     def asked(**condition: object) -> ShardQuery:
-        return ShardQuery(docs, unit(1)[None], 10, filter=condition or None)
+        return ShardQuery(docs, unit(1)[None], 10, filter=Filter.parse(condition) if condition else None)
 
     with searching(base, threads=1) as searcher:
         waiting = [searcher.submit(asked(lang=lang), Deadline.after(20)) for lang in ("en", "de", "en")]
@@ -68,9 +69,12 @@ def test_few_rows_are_read_in_passing(base: Resources) -> None:
     docs = shard_of(of)
     seal(base, docs, of, [one("a", 1, metadata='{"n": 1}')], send(base, docs, one("a", 1, metadata='{"n": 1}')))
     with searching(base) as searcher:
-        question = ShardQuery(docs, unit(1)[None], 10, filter={"n": 1})
+        question = ShardQuery(docs, unit(1)[None], 10, filter=Filter.parse({"n": 1}))
         assert len(searcher.submit(question, Deadline.after(5)).result(5).hits[0]) == 1
-        assert searcher.tail.shards[docs].needs(ShardQuery(docs, unit(1)[None], 10, filter={"other": 1})) is None
+        assert (
+            searcher.tail.shards[docs].needs(ShardQuery(docs, unit(1)[None], 10, filter=Filter.parse({"other": 1})))
+            is None
+        )
 
 
 def test_those_who_wait_are_bounded_and_a_stop_tells_them() -> None:
@@ -123,7 +127,7 @@ def test_rows_that_no_segment_has_yet_are_read_beside_the_search_threads_too(mon
     held.apply(message([(f"d{i}", i + 1, [unit(i)], f'{{"n": {i}}}') for i in range(10)]), 0)
 
     def question(**condition: object) -> ShardQuery:
-        return ShardQuery(held.id, unit(1)[None], 10, filter=condition)
+        return ShardQuery(held.id, unit(1)[None], 10, filter=Filter.parse(condition))
 
     assert held.needs(question(n=1)) is None, "few are read in passing"
     monkeypatch.setattr(shard, "READ_MAX", 9)

@@ -22,6 +22,7 @@ from query.searcher.run import _asks
 from tenants import provisioning
 from vicinage.clock import Deadline
 from vicinage.errors import Unavailable
+from vicinage.filters import Filter
 from vicinage.records import Hit, ShardId, ShardQuery
 from vicinage.store import LocalStore, Store
 
@@ -61,11 +62,13 @@ def test_a_filter_and_k_are_exact_over_delta_and_segments(tmp_path: Path) -> Non
     for offset, batch in enumerate(batches[25:], start=25):
         s.apply(batch, offset)
     assert len(ids(s, "text")) == 40
-    assert ids(s, "text", filter={"i": {"$gte": 13, "$lt": 27}}) == sorted((f"d{i}", i + 1) for i in range(13, 27))
-    assert ids(s, "d3 d33 d20", filter={"i": {"$gt": 3}}) == [("d20", 21), ("d33", 34)]
+    assert ids(s, "text", filter=Filter.parse({"i": {"$gte": 13, "$lt": 27}})) == sorted(
+        (f"d{i}", i + 1) for i in range(13, 27)
+    )
+    assert ids(s, "d3 d33 d20", filter=Filter.parse({"i": {"$gt": 3}})) == [("d20", 21), ("d33", 34)]
     for k in (1, 7, 39):
         assert len(ids(s, "text", k=k)) == k
-        assert len(ids(s, "text", k=k, filter={"i": {"$in": [1, 16, 30]}})) == min(k, 3)
+        assert len(ids(s, "text", k=k, filter=Filter.parse({"i": {"$in": [1, 16, 30]}}))) == min(k, 3)
 
 
 def test_one_call_answers_both_lists_from_one_snapshot(tmp_path: Path) -> None:
