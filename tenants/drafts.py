@@ -1,7 +1,8 @@
-"""Drafts: objects of unfinished work, named in the catalog before they are written, so that no sweep takes them.
+"""Drafts: segments in progress, recorded before their objects are written, so that no sweep deletes them.
 
-A draft belongs to a lease's epoch. It ends when a manifest names its segment (`Manifests.swap`, in the same transaction),
-when its writer gives it up, or when the lease passes on: then its writer can publish nothing any more (law 8).
+A draft belongs to the epoch of a lease. It ends when a manifest names its segment (`Manifests.swap`,
+in the same transaction), when its writer abandons it, or when the lease passes to another holder:
+its writer can then publish nothing more (law 8).
 """
 
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ class Drafts:
         self._clock = clock
 
     def begin(self, folder: str, lease: Lease) -> None:
-        """Names a segment's folder; durable on return. Raises Conflict where the lease has passed on."""
+        """Records a segment's folder; durable on return. Raises Conflict if the lease has passed on."""
         with change(self._engine) as connection:
             epoch = connection.execute(select(_L.c.epoch).where(_L.c.resource == lease.resource)).scalar()
             if epoch != lease.epoch:
@@ -39,13 +40,13 @@ class Drafts:
             forget(connection, folders)
 
     def pinned(self) -> frozenset[str]:
-        """Returns the folders that a manifest may still come to name."""
+        """Returns the folders that a future manifest may name."""
         same = (_D.c.resource == _L.c.resource) & (_D.c.epoch == _L.c.epoch)
         with look(self._engine) as connection:
             return frozenset(connection.execute(select(_D.c.folder).join(_L, same)).scalars())
 
     def forget_stale(self) -> None:
-        """Deletes drafts of leases that another holder has taken."""
+        """Deletes drafts of leases that have passed to another holder."""
         current = select(_L.c.epoch).where(_L.c.resource == _D.c.resource).scalar_subquery()
         with look(self._engine) as connection:
             stale = connection.execute(select(_D.c.folder).where(_D.c.epoch != current)).scalars().all()
@@ -54,6 +55,6 @@ class Drafts:
 
 
 def forget(connection: Connection, folders: Iterable[str]) -> None:
-    """Ends drafts within an open transaction."""
+    """Deletes drafts within an open transaction."""
     for folder in folders:
         connection.execute(delete(_D).where(_D.c.folder == folder))

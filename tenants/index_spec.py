@@ -1,4 +1,4 @@
-"""How a segment is indexed: the words in which a generation says it, and what they mean."""
+"""The index specification of a generation: its text form, and its parser."""
 
 import re
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ _NAMES: Final[dict[Kind, frozenset[str]]] = {
 
 
 def parse(spec: str) -> IndexSpec | None:
-    """What `spec` (see GRAMMAR) names; None for auto, which is chosen by size. Raises Refused."""
+    """Parses `spec` (see GRAMMAR); returns None for auto, which chooses by size. Raises Refused."""
     if spec == "auto":
         return None
     form = _SPEC.fullmatch(spec)

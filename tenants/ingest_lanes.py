@@ -1,8 +1,9 @@
-"""Lanes of ingest, as rows of the catalog: how far each generation is that is written apart from its partition.
+"""Lanes of ingest in the catalog: positions of generations written separately from their partition.
 
-The row of a lane is durable before the partition's committed position passes a record that the lane still owes, and it is
-deleted after the lane's effects are durable. So a reader that reads the committed position first and the lanes second knows what
-is durable for a generation (docs/decisions/029-lanes-of-ingest.md).
+The row of a lane is durable before the partition's committed position passes a record that the lane
+has not written. It is deleted after the lane's effects are durable. So a reader that reads the
+committed position first and the lanes second knows what is durable for a generation
+(docs/decisions/029-lanes-of-ingest.md).
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,7 +30,7 @@ class IngestLanes:
         self._clock = clock
 
     def open(self, lanes: Sequence[IngestLane]) -> list[IngestLane]:
-        """Store new lanes, all or none; durable on return. Raises Conflict where one exists already."""
+        """Stores new lanes, all or none; durable on return. Raises Conflict if one already exists."""
         now_ms = self._clock.now_ms()
         made = [replace(lane, since_ms=now_ms, reason=lane.reason[:REASON_MAX]) for lane in lanes]
         with change(self._engine) as connection:
@@ -40,9 +41,9 @@ class IngestLanes:
         return made
 
     def move(self, lane: IngestLane, *, position: int, state: LaneState, reason: str = "") -> IngestLane:
-        """Return the lane moved on to `position`; durable on return.
+        """Advances the lane to `position`; returns it. Durable on return.
 
-        Raises Conflict where the lane is not at `lane.position` any more: another ingest moved or closed it.
+        Raises Conflict if the lane is no longer at `lane.position`: another ingest moved or closed it.
         """
         since_ms = lane.since_ms if state == lane.state else self._clock.now_ms()
         moved = replace(lane, position=position, state=state, reason=reason[:REASON_MAX], since_ms=since_ms)
@@ -54,14 +55,14 @@ class IngestLanes:
         return moved
 
     def close(self, lane: IngestLane) -> None:
-        """Delete a lane that has caught up. Raises Conflict where it is not at `lane.position` any more."""
+        """Deletes a lane that has caught up. Raises Conflict if it is no longer at `lane.position`."""
         with change(self._engine) as connection:
             where = _is(lane) & (_L.c.position == lane.position)
             if connection.execute(delete(_L).where(where)).rowcount != 1:
                 raise Conflict(f"{_name(lane)} was moved on by another ingest", expected=lane.position)
 
     def drop(self, lanes: Iterable[IngestLane]) -> None:
-        """Delete lanes wherever they are: their generations are over. Idempotent."""
+        """Deletes lanes at any position, because their generations have ended. Idempotent."""
         with change(self._engine) as connection:
             for lane in lanes:
                 connection.execute(delete(_L).where(_is(lane)))
@@ -88,7 +89,7 @@ class IngestLanes:
 
 
 def owed_from(lanes: Iterable[IngestLane], partition: int, committed: int) -> int:
-    """Returns the offset of the partition below which all is durable: the committed position, or that of the hindmost lane."""
+    """Returns the offset below which everything is durable: the lowest of the partition and its lanes."""
     return min([committed, *(lane.position for lane in lanes if lane.partition == partition)])
 
 

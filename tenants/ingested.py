@@ -1,4 +1,4 @@
-"""Ingest's positions in the documents topics, from the catalog where the log has forgotten them."""
+"""Ingest's positions in the documents topics: from the log, or else from the catalog's copy."""
 
 from collections.abc import Sequence
 
@@ -25,6 +25,7 @@ def ingested(log: Log, registry: Registry, tps: Sequence[TopicPartition]) -> dic
     }
     if not kept:
         return found
-    # The log may have another topic of that name by now, whose records are not ingested; the catalog's position is of the earlier one.
+    # The log may now have another topic of that name, with no ingested records: the catalog's position
+    # is of the earlier one.
     ids = log.topic_ids(PREFIX)
     return found | {tp: s.position for tp, s in kept.items() if ids.get(tp[0]) == s.topic_id}

@@ -1,7 +1,8 @@
-"""API keys: made once, shown once, stored as a hash; who is asking, as the key proves it.
+"""API keys, shown once and stored as a hash, and the authentication of requests.
 
-Law 1: the tenant of a request is the tenant of its key. While the catalog cannot be reached, a key that it knew a moment ago
-goes on reading for a bounded time; what the catalog says when it answers always holds.
+Law 1: the tenant of a request is the tenant of its key. While the catalog cannot be reached, a key
+that was looked up recently may still read for a bounded time. An answer of the catalog always
+prevails.
 """
 
 import hashlib
@@ -24,17 +25,17 @@ from vicinage.clock import Clock
 from vicinage.errors import Conflict, Forbidden, NotFound, Refused, Unauthenticated, Unavailable
 
 FRESH_S: Final = 1.0
-"""A revoked key may work this much longer: the time for which a looked-up key is remembered, or that there is none."""
+"""How long a lookup is cached, with or without a result: a revoked key may work this much longer."""
 AWAY_S: Final = 60.0
 """A key may read this long after its last lookup while the catalog cannot be reached."""
 CACHE_MAX: Final = 10_000
-"""Keys that are remembered, and, apart from them, ids that are not known."""
+"""Largest number of cached keys, and of cached unknown ids."""
 _FORM: Final = re.compile(r"vk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the catalog said of a key when it was asked at `asked_s`."""
+    """A key as the catalog returned it at `asked_s`."""
 
     asked_s: float
     key: Key
@@ -51,27 +52,33 @@ class Keys:
         self._away_s = away_s
         self._cache: dict[str, _Known] = {}
         self._unknown: OrderedDict[str, float] = OrderedDict()
-        """Ids that the catalog did not know, and when it was asked: the oldest first. No id is given twice."""
+        """Ids that are not in the catalog, with the time of the lookup, oldest first.
+
+        Ids are never reused.
+        """
         self._answers = 0
-        """How often the catalog answered."""
+        """Number of lookups that the catalog has answered."""
         self._ask_again_s = 0.0
-        """Until then the catalog, which was just found unreachable, is not asked."""
+        """The catalog is not queried before this time, because it was unreachable."""
         self._lock = threading.Lock()
 
     def create(
         self, tenant: str | None, scopes: Iterable[Scope], *, expires_ms: int | None = None, actor: str
     ) -> tuple[Key, str]:
-        """A new key and its text, which is not kept: show it once. `tenant` None makes an operator's key."""
+        """Creates a key; returns it and its text, which is not stored: show it once.
+
+        `tenant` None creates an operator's key.
+        """
         wanted = frozenset(scopes)
         if not wanted or wanted - set(get_args(Scope)):
             raise Refused(f"scopes are among {', '.join(get_args(Scope))}", field="scopes")
         if ("operate" in wanted) != (tenant is None) or (tenant is None and len(wanted) > 1):
             raise Refused(
-                "an operator's key has the scope operate alone and no tenant; a tenant's has read, write or both",
+                "an operator's key has only the scope operate, and no tenant; a tenant's key has read, write or both",
                 field="scopes",
             )
         if expires_ms is not None and expires_ms <= self._clock.now_ms():
-            raise Refused("the key would be expired at once", field="expires")
+            raise Refused("expires is not in the future", field="expires")
         secret = secrets.token_urlsafe(32)
         with changing(self._engine, self._clock, actor) as at:
             if tenant is not None:
@@ -92,18 +99,20 @@ class Keys:
         return key, f"vk_{key.id}_{secret}"
 
     def authenticate(self, text: str | None, scope: Scope) -> Principal:
-        """Whose key this is. Raises Unauthenticated, or Forbidden where the key lacks `scope` or its tenant is suspended.
+        """Returns the principal of the key.
 
-        Unavailable when the catalog does not say: it cannot be reached, and the key may not go on without (see `_without_catalog`).
+        Raises Unauthenticated; Forbidden if the key lacks `scope` or its tenant is suspended; and
+        Unavailable if the catalog cannot be reached and the key may not be used without it (see
+        `_without_catalog`).
         """
         form = _FORM.fullmatch(text or "")
         if form is None:
-            raise Unauthenticated("send a key of yours: Authorization: Bearer vk_…")
+            raise Unauthenticated("send an API key: Authorization: Bearer vk_…")
         known = self._lookup(form[1], scope)
         key, state = known.key, known.state
         if not hmac.compare_digest(known.digest, _digest(form[2])):
             raise Unauthenticated("this key is not known")
-        if state == "deleted":  # before "revoked", which its keys are too: it must read as one that never was
+        if state == "deleted":  # before "revoked", true of its keys, too: a deleted tenant's key must look unknown
             raise Unauthenticated("this key is not known")
         if key.revoked_ms is not None or (key.expires_ms is not None and key.expires_ms <= self._clock.now_ms()):
             raise Unauthenticated("this key was revoked or has expired")
@@ -114,7 +123,7 @@ class Keys:
         return Principal(key.id, key.tenant, key.scopes)
 
     def remembers(self, text: str | None) -> bool:
-        """True when `authenticate` of this text needs no I/O just now."""
+        """Returns whether `authenticate` of this text needs no I/O now."""
         form = _FORM.fullmatch(text or "")
         found = self._cache.get(form[1]) if form else None
         now = self._clock.monotonic()
@@ -126,11 +135,11 @@ class Keys:
         )
 
     def look_up(self, ids: Sequence[str]) -> None:
-        """Asks the catalog for all of these keys in one query, for `authenticate` to remember. Raises Unavailable."""
+        """Looks up all of these keys in one query, and caches them. Raises Unavailable."""
         self._ask(ids, self._clock.monotonic())
 
     def list(self, tenant: str | None = None) -> tuple[Key, ...]:
-        """The keys of a tenant, or every key; without their secrets."""
+        """Returns the keys of a tenant, or all keys, without their secrets."""
         query = select(tables.keys).order_by(tables.keys.c.created_ms)
         if tenant is not None:
             query = query.where(tables.keys.c.tenant == tenant)
@@ -138,7 +147,10 @@ class Keys:
             return tuple(_key(row) for row in connection.execute(query).mappings())
 
     def revoke(self, key_id: str, *, actor: str) -> Key:
-        """Ends a key; within FRESH_S it works nowhere. Raises NotFound, and Conflict for the last key of operators."""
+        """Revokes a key; after FRESH_S no process accepts it.
+
+        Raises NotFound, and Conflict for the last key of operators.
+        """
         k = tables.keys
         with changing(self._engine, self._clock, actor) as at:
             row = at.connection.execute(select(k).where(k.c.id == key_id)).mappings().first()
@@ -146,7 +158,7 @@ class Keys:
                 raise NotFound(f"there is no key {key_id!r}")
             if row["tenant"] is None and row["revoked_ms"] is None and not _others(at, key_id):
                 raise Conflict(
-                    "this is the last key of operators: make another one first (key create --scopes operate)"
+                    "this is the last key of operators: create another one first (key create --scopes operate)"
                 )
             at.connection.execute(update(k).where(k.c.id == key_id).values(revoked_ms=at.now_ms))
             at.note("key.revoke", f"{row['tenant'] or 'operator'}/{key_id}")
@@ -167,7 +179,7 @@ class Keys:
             found = self._ask([key_id], now).get(key_id)
         except Unavailable as away:
             if not unreachable(away) or self._answers != answers:
-                raise  # it is there: others heard from it meanwhile
+                raise  # the catalog is reachable: it answered other lookups meanwhile
             self._ask_again_s = self._clock.monotonic() + FRESH_S
             return self._without_catalog(self._cache.get(key_id), scope)
         if found is None:
@@ -179,7 +191,7 @@ class Keys:
         return asked is not None and now - asked < FRESH_S
 
     def _ask(self, ids: Sequence[str], now: float) -> dict[str, _Known]:
-        """What the catalog says of these keys now, those left out that it does not know; remembered. Raises Unavailable."""
+        """Looks up these keys, caches the results, and returns those that exist. Raises Unavailable."""
         k, t = tables.keys, tables.tenants
         query = select(k, t.c.state).outerjoin(t, t.c.name == k.c.tenant).where(k.c.id.in_(ids))
         with look(self._engine) as connection:
@@ -203,27 +215,28 @@ class Keys:
         self._unknown.pop(key_id, None)
         if len(self._cache) >= CACHE_MAX:
             self._cache.clear()
-        if key_id not in self._cache or self._cache[key_id].asked_s <= now:  # a late answer replaces no newer one
+        if key_id not in self._cache or self._cache[key_id].asked_s <= now:  # a late answer never replaces a newer one
             self._cache[key_id] = known
 
     def _without_catalog(self, known: _Known | None, scope: Scope) -> _Known:
-        """What was last known of a key, good for reading alone and for `away_s` after it was asked. Raises Unavailable.
+        """Returns the cached key, valid only for reads and for `away_s` after its lookup.
 
-        NOTE: only what the catalog itself said gets here, so a key that it refused stays refused.
+        Raises Unavailable otherwise. NOTE: the cache has only what the catalog returned, so a refused key
+        stays refused.
         """
         if scope == "read" and known and self._clock.monotonic() - known.asked_s < self._away_s:
             return known
-        raise Unavailable("the catalog is away, and this key needs it", dependency="catalog")
+        raise Unavailable("the catalog is unavailable, and this key cannot be checked without it", dependency="catalog")
 
 
 def key_id(text: str | None) -> str | None:
-    """Returns the id in a key's text, or None for what is no key."""
+    """Returns the id in a key's text, or None if the text is not a key."""
     form = _FORM.fullmatch(text or "")
     return form[1] if form else None
 
 
 def _others(at: Change, key_id: str) -> bool:
-    """Whether operators have another key that works."""
+    """Returns whether operators have another valid key."""
     k = tables.keys.c
     alive = k.tenant.is_(None) & k.revoked_ms.is_(None) & (k.expires_ms.is_(None) | (k.expires_ms > at.now_ms))
     return at.connection.execute(select(k.id).where(alive & (k.id != key_id)).limit(1)).first() is not None
@@ -236,5 +249,5 @@ def _key(row: object) -> Key:
 
 
 def _digest(secret: str) -> str:
-    # The secret is 256 random bits: a plain hash cannot be searched, and costs a microsecond per request.
+    # The secret is 256 random bits: a plain hash is safe from brute force, and takes 1 µs per request.
     return hashlib.sha256(secret.encode()).hexdigest()

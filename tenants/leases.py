@@ -26,7 +26,7 @@ class Leases:
         now = self._clock.now_ms()
         expires = now + int(ttl_s * 1000)
         with change(self._engine) as connection:
-            self._serialise(connection)
+            self._serialize(connection)
             row = connection.execute(select(_L).where(_L.c.resource == resource)).first()
             if row is None:
                 connection.execute(insert(_L).values(resource=resource, owner=owner, epoch=1, expires_ms=expires))
@@ -52,7 +52,7 @@ class Leases:
         with change(self._engine) as connection:
             connection.execute(update(_L).where(where).values(expires_ms=0))
 
-    def _serialise(self, connection: Connection) -> None:
+    def _serialize(self, connection: Connection) -> None:
         """Locks the catalog's version row, so that concurrent acquisitions are serialized."""
         v = tables.catalog_version
         connection.execute(select(v.c.id).with_for_update())

@@ -1,4 +1,4 @@
-"""Partition maps in the catalog: rows to values and back, and noticing that a topic has grown."""
+"""Partition maps in the catalog: conversion between rows and values."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -16,7 +16,8 @@ from vicinage.clock import Clock
 from vicinage.log import HaltKind, TopicPartition
 
 State = Literal["reading", "waiting", "halted", "resuming"]
-"""waiting: what was read is not written yet, so no more is read. resuming: an operator has said where to go on."""
+"""waiting: records read are not written yet, so no more are read. resuming: an operator has set the
+position to continue from."""
 PREFIX: Final = "vicinage.docs."
 _P: Final = tables.ingest_partitions
 
@@ -55,7 +56,7 @@ class Positions:
             connection.execute(upsert(self._engine.dialect.name), rows)
 
     def of(self, tenant: str | None = None) -> list[PartitionState]:
-        """Returns what is known of one tenant's partitions, or of all, by tenant and partition. Raises Unavailable."""
+        """Returns the partitions of one tenant or of all, by tenant and partition. Raises Unavailable."""
         return self._select(*(() if tenant is None else (_P.c.tenant == tenant,)))
 
     def not_reading(self, tenant: str | None = None) -> list[PartitionState]:
@@ -72,7 +73,7 @@ class Positions:
         return self._select(_P.c.state == "resuming")
 
     def resumed(self, taken: PartitionState) -> None:
-        """Says that ingest reads the partition from the position it was given. A no-op where that has changed."""
+        """Records that ingest reads from the position it was given. A no-op if that has changed."""
         where = (_P.c.tenant == taken.tenant) & (_P.c.partition == taken.partition) & (_P.c.state == "resuming")
         facts = {"state": "reading", "kind": None, "reason": None, "since_ms": self._clock.now_ms()}
         with change(self._engine) as connection:

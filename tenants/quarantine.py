@@ -1,6 +1,7 @@
-"""Objects of segments that cannot be used: noted by whoever meets one, read by whoever can mend.
+"""Damaged objects of segments: recorded by any role that finds one, read by maintenance to repair them.
 
-Law 8: what is noted as corrupt is loaded by nobody until it was rebuilt, or found whole. Law 10: each step leaves an audit record.
+Law 8: no process loads an object recorded as corrupt until it is rebuilt or found intact. Law 10:
+each step writes an audit record.
 """
 
 import json
@@ -17,26 +18,29 @@ from vicinage.records import ShardId
 
 _Q = tables.quarantine
 OPEN: Final = ("noted", "stuck")
-"""States of what a manifest still names."""
+"""States of objects that a manifest still names."""
 
 
 class Quarantine:
-    """What is damaged. Safe for many threads and processes."""
+    """The damaged objects. Safe for many threads and processes."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
 
     def note(self, damage: Damage, *, actor: str) -> bool:
-        """Remember it; True where that is news. What the shard's manifest does not name (any more) is none. Raises Unavailable."""
-        with look(self._engine) as connection:  # whoever meets it again and again writes nothing
+        """Records the damage; returns True if it is new. Raises Unavailable.
+
+        Ignores objects that the shard's manifest does not name.
+        """
+        with look(self._engine) as connection:  # repeated reports of known damage write nothing
             if _is_known(connection, damage):
                 return False
         with change(self._engine) as connection:
-            _serialise(connection)
+            _serialize(connection)
             if _is_known(connection, damage) or not _named(connection, damage):
                 return False
-            connection.execute(delete(_Q).where(_Q.c.path == damage.path))  # it was lost, and now is there and corrupt
+            connection.execute(delete(_Q).where(_Q.c.path == damage.path))  # it was lost, and now exists but is corrupt
             self._first(connection, damage, actor)
         return True
 
@@ -51,44 +55,44 @@ class Quarantine:
         self._audit(connection, "segment.quarantine", damage, actor, before=None, after=facts)
 
     def barred(self, shard: ShardId) -> frozenset[str]:
-        """Objects of the shard's manifest that nobody may load: their bytes are not what was written."""
+        """Returns the shard's corrupt objects, which must not be loaded."""
         query = select(_Q.c.path).where(_of(shard), _Q.c.fault == "corrupt", _Q.c.state.in_(OPEN))
         with look(self._engine) as connection:
             return frozenset(connection.execute(query).scalars())
 
     def open(self, slots: Container[int] | None = None) -> list[Damage]:
-        """What manifests still name, of these slots or of all, oldest first."""
+        """Returns the damage that manifests still name, in these slots or in all, oldest first."""
         query = select(_Q).where(_Q.c.state.in_(OPEN)).order_by(_Q.c.seen_ms, _Q.c.path)
         with look(self._engine) as connection:
             found = [_damage(row) for row in connection.execute(query).mappings()]
         return [d for d in found if slots is None or d.shard.slot in slots]
 
     def is_stuck(self, path: str) -> bool:
-        """Whether nothing that is left can rebuild it."""
+        """Returns whether the object cannot be rebuilt without an operator."""
         query = select(_Q.c.path).where(_Q.c.path == path, _Q.c.state == "stuck")
         with look(self._engine) as connection:
             return connection.execute(query).first() is not None
 
     def every(self) -> list[Damage]:
-        """All that is remembered, oldest first."""
+        """Returns all recorded damage, oldest first."""
         with look(self._engine) as connection:
             rows = connection.execute(select(_Q).order_by(_Q.c.seen_ms, _Q.c.path)).mappings()
             return [_damage(row) for row in rows]
 
     def move(self, damage: Damage, state: DamageState, *, actor: str, reason: str | None = None) -> None:
-        """Say what became of it. A no-op where it is so already, or is forgotten."""
+        """Sets the state of recorded damage. A no-op if it has that state or is not recorded."""
         facts = {"state": state, "reason": damage.reason if reason is None else reason}
         before = {"state": damage.state, "reason": damage.reason}
         with change(self._engine) as connection:
-            _serialise(connection)
+            _serialize(connection)
             where = (_Q.c.path == damage.path) & (_Q.c.state != state)
             if connection.execute(update(_Q).where(where).values(**facts)).rowcount:
                 self._audit(connection, f"segment.{state}", damage, actor, before=before, after=facts)
 
     def forget(self, damage: Damage, *, actor: str, why: str) -> None:
-        """Remember it no more: it was found whole, or its bytes are gone. Idempotent."""
+        """Deletes the record: the object was found intact, or its bytes are gone. Idempotent."""
         with change(self._engine) as connection:
-            _serialise(connection)
+            _serialize(connection)
             if connection.execute(delete(_Q).where(_Q.c.path == damage.path)).rowcount:
                 before = {"state": damage.state, "reason": damage.reason}
                 self._audit(connection, "segment.released", damage, actor, before=before, after={"why": why})
@@ -107,8 +111,8 @@ class Quarantine:
         )
 
 
-def _serialise(connection: Connection) -> None:
-    """Take the catalog's version row: of two who note at once one comes first, and the audit chain stays one chain."""
+def _serialize(connection: Connection) -> None:
+    """Locks the catalog's version row: concurrent writers are serialized, so the audit chain is one."""
     connection.execute(select(tables.catalog_version.c.id).with_for_update())
 
 

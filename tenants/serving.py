@@ -1,4 +1,4 @@
-"""Which shards are served: those of every generation that is building, ready or live."""
+"""The shards that are served: those of every generation that is building, ready or live."""
 
 from tenants.entities import Generation
 from tenants.registry import Registry
@@ -7,12 +7,12 @@ from vicinage.records import ShardId
 
 
 def serving(registry: Registry, tenant: str | None = None) -> dict[ShardId, Generation]:
-    """Every shard of the platform, or of a tenant, with its generation, as the registry knows them now."""
+    """Returns every served shard, of the platform or of a tenant, with its generation."""
     return {shard: g for c in registry.collections(tenant) for g in c.generations for shard in g.shards()}
 
 
 def generation_of(registry: Registry, shard: ShardId) -> Generation | None:
-    """The shard's generation; None when it was deleted or retired: its rows are then for nobody."""
+    """Returns the shard's generation; None if it is deleted or retired: its rows are then unused."""
     try:
         return registry.collection(shard.tenant, shard.collection).generation(shard.generation)
     except (NotFound, KeyError):
