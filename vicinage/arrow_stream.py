@@ -1,9 +1,10 @@
-"""Arrow IPC streams that strangers wrote, opened message by message: no claim of theirs is believed before it is checked.
+"""Reads Arrow IPC streams from untrusted clients, message by message, and checks their claims first.
 
-A compressed buffer begins with the length that it claims to have once decompressed, and Arrow allocates that much at once:
-a megabyte can claim a terabyte. So each batch's claims are added up first, from the few fields of its header that say
-them (format: Message.fbs and Schema.fbs of Apache Arrow, columnar format 1.x). Messages of an older metadata version are
-refused: in V4 a compression may stand in the message's own metadata, where these fields do not say it (Arrow 0.17).
+A compressed buffer begins with its claimed decompressed length, and Arrow allocates that much at
+once: a megabyte can claim a terabyte. So the claims of each batch are summed first, from its header
+(format: Message.fbs and Schema.fbs of Apache Arrow, columnar format 1.x). Messages of an older
+metadata version are refused: in V4 the compression may be declared in the message's custom metadata
+instead (Arrow 0.17).
 """
 
 import struct
@@ -20,23 +21,25 @@ _HEADER: Final = 2
 _NODES, _BUFFERS, _COMPRESSION = 1, 2, 3
 """Fields of a RecordBatch."""
 _NOT_COMPRESSED: Final = -1
-"""What a buffer of a compressed batch begins with when it was left as it was."""
+"""Length prefix of a buffer that is not compressed, in a compressed batch."""
 
 
 COLUMNS_MAX: Final = 32
 BATCHES_MAX: Final = 1_000
-"""Record batches in one stream: each costs some 100 µs, however few bytes it has."""
+"""Largest number of record batches in one stream: each costs about 100 µs, however small."""
 DECODED_FLOOR: Final = 16 << 20
-"""Decompressed, a stream of any size may have so much,"""
+"""Decompressed bytes that a stream of any size may have."""
 DECODED_RATIO: Final = 32
-"""and so many bytes more for each of its own: text compresses ten times, only made-up data compresses a thousand times."""
+"""Further decompressed bytes per byte of the stream. Text compresses about 10:1; only artificial data
+compresses 1000:1."""
 
 
 def read_stream(value: bytes, *, bytes_max: int, rows_max: int) -> tuple[pa.Schema, list[pa.RecordBatch]]:
-    """The schema and the fully validated batches of one Arrow stream.
+    """Returns the schema and the fully validated batches of one Arrow stream.
 
-    Raises Refused: for bytes that are no whole stream, and before any batch that would take the sum beyond `bytes_max`,
-    what its own size allows (DECODED_FLOOR, DECODED_RATIO) or `rows_max` is decoded.
+    Raises Refused for bytes that are not a complete stream. Raises it, too, before decoding a batch that
+    would exceed `bytes_max`, the bound for the stream's size (DECODED_FLOOR, DECODED_RATIO), or
+    `rows_max` in total.
     """
     bytes_max = min(bytes_max, DECODED_FLOOR + DECODED_RATIO * len(value))
     try:
@@ -45,17 +48,17 @@ def read_stream(value: bytes, *, bytes_max: int, rows_max: int) -> tuple[pa.Sche
         schema = _schema(messages.read_next_message())
         batches = _batches(messages, schema, bytes_max, rows_max)
     except StopIteration:
-        raise Refused("the body is no Arrow IPC stream: it is empty", field="body") from None
+        raise Refused("the body is not an Arrow IPC stream: it is empty", field="body") from None
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as error:
         first = (str(error).splitlines() or ["unreadable"])[0][:200]
-        raise Refused(f"the body is not a whole Arrow IPC stream: {first}", field="body") from error
+        raise Refused(f"the body is not a complete Arrow IPC stream: {first}", field="body") from error
     if (n := len(value) - source.tell()) > 0:
-        raise Refused(f"{n} bytes follow the Arrow stream's end: send one stream", field="body")
+        raise Refused(f"{n} bytes follow the end of the Arrow stream: send one stream", field="body")
     return schema, batches
 
 
 def _schema(message: Any) -> pa.Schema:
-    # NOTE: pyarrow's own function does not ask what kind of message it is given, and reads beyond its end: a dead process.
+    # NOTE: pyarrow's function does not check the message's type, and reads beyond its end: a crash.
     if message.type != "schema":
         raise Refused(f"the Arrow stream begins with a {message.type}, not with its schema", field="body")
     _check_version(message)

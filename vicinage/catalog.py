@@ -1,4 +1,4 @@
-"""The catalog's engine: SQLAlchemy over SQLite or PostgreSQL, and one place that says when it is away."""
+"""The catalog's engine: SQLAlchemy over SQLite or PostgreSQL, and the translation of its errors."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -13,23 +13,24 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from vicinage.errors import Corrupt, Refused, Unavailable
 
 BUSY_S: Final = 20
-"""How long a change may wait for its turn before it answers Unavailable."""
+"""How long a change may wait for a lock before it raises Unavailable."""
 IDLE_S: Final = 60
-"""How long an open change may stand still before the server undoes it: its client is gone."""
+"""How long an open change may be idle before the server rolls it back: its client is gone."""
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _GONE: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 
 
 def open_catalog(url: str) -> Engine:
-    """The engine at a SQLAlchemy URL: `sqlite:////path` or `postgresql+psycopg://user:password@host/name`.
+    """Returns the engine of a SQLAlchemy URL, without connecting yet.
 
-    Nothing is connected to yet. Raises Refused for a URL that cannot be used.
+    The URL is `sqlite:////path` or `postgresql+psycopg://user:password@host/name`. Raises Refused for
+    an invalid URL.
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:  # the URL may hold a password: it is not repeated
+    except ArgumentError:  # the message omits the URL, which may contain a password
         raise Refused(
-            "catalog_url is no SQLAlchemy URL: sqlite:////path or postgresql+psycopg://…", field="catalog_url"
+            "catalog_url is not a SQLAlchemy URL: sqlite:////path or postgresql+psycopg://…", field="catalog_url"
         ) from None
     match parsed.get_backend_name():
         case "sqlite":
@@ -44,36 +45,42 @@ def open_catalog(url: str) -> Engine:
 
 @contextmanager
 def change(engine: Engine) -> Iterator[Connection]:
-    """One write transaction: durable when the block ends, undone when it raises. Raises Unavailable."""
-    with _said(), engine.begin() as connection:
+    """Opens a write transaction: committed at the end of the block, rolled back if it raises.
+
+    Raises Unavailable.
+    """
+    with _translated_errors(), engine.begin() as connection:
         yield connection
 
 
 @contextmanager
 def look(engine: Engine) -> Iterator[Connection]:
-    """One read-only snapshot: every statement in the block sees the same committed catalog. Raises Unavailable."""
-    # SQLite's deferred transaction is a snapshot by itself; PostgreSQL's default looks anew with each statement.
+    """Opens a read-only snapshot: every statement in the block sees the same committed catalog.
+
+    Raises Unavailable.
+    """
+    # SQLite's deferred transaction is a snapshot; PostgreSQL's default takes one per statement.
     snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     options = snapshot if engine.dialect.name == "postgresql" else {"vicinage_reads": True}
-    with _said(), engine.connect().execution_options(**options) as connection:
+    with _translated_errors(), engine.connect().execution_options(**options) as connection:
         yield connection
 
 
 def unreachable(error: Unavailable) -> bool:
-    """Whether the catalog was not reached at all. A catalog that is there, but busy, slow or full, was reached."""
+    """Returns whether the catalog could not be reached. A busy, slow or full catalog was reached."""
     cause = error.__cause__
     if not isinstance(cause, DBAPIError):
-        return False  # our own pool has no connection free
+        return False  # this process's pool has no free connection
     if cause.connection_invalidated:
         return True
     code = getattr(cause.orig, "sqlite_errorcode", None)
     if code is not None:
-        return code & 0xFF in _GONE  # the low byte is the kind
-    return getattr(cause.orig, "sqlstate", None) is None  # whatever a PostgreSQL session answers has one
+        return code & 0xFF in _GONE  # the low byte is the primary result code
+    return getattr(cause.orig, "sqlstate", None) is None  # each error from a PostgreSQL session has one
 
 
 @contextmanager
-def _said() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     try:
         yield
     except (OperationalError, PoolTimeout) as error:
@@ -101,7 +108,7 @@ def _sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # we begin transactions ourselves, below: the driver would begin them late
+        connection.isolation_level = None  # `begun` begins transactions: the driver would begin them late
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -118,13 +125,13 @@ def _postgres(url: URL) -> Engine:
     limits = {
         "statement_timeout": BUSY_S,
         "lock_timeout": BUSY_S,
-        # Every change holds the version row's lock: one whose client went silent must not hold it for ever.
+        # Every change holds the lock of the version row: a client that hangs must not hold it forever.
         "idle_in_transaction_session_timeout": IDLE_S,
     }
     arguments = {
         "connect_timeout": 5,
         "options": " ".join(f"-c {name}={seconds * 1000}" for name, seconds in limits.items()),
-        # A server that vanished without closing the connection is noticed within BUSY_S.
+        # A server that disappears without closing the connection is detected within BUSY_S.
         "tcp_user_timeout": BUSY_S * 1000,
         "keepalives_idle": BUSY_S // 2,
         "keepalives_interval": BUSY_S // 4,

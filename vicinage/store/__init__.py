@@ -1,6 +1,6 @@
-"""The object store: immutable objects over pyarrow.fs, each verified against its SHA-256 when it is read.
+"""The object store: immutable objects over pyarrow.fs, verified against their SHA-256 when read.
 
-Law 8: an object is never overwritten and never served when its bytes are not what the manifest says.
+Law 8: an object is never overwritten, and never served if its bytes differ from the manifest's hash.
 """
 
 from pathlib import Path
@@ -18,9 +18,10 @@ __all__ = ["LocalStore", "RemoteStore", "Store", "StoredObject", "open_store", "
 
 
 def open_store(url: str, *, cache: Path | None = None, cache_bytes_max: int = CACHE_BYTES_MAX) -> Store:
-    """The store at `url`: a directory, `file://`, or what pyarrow.fs knows (`s3://bucket/prefix?endpoint_override=…`).
+    """Opens the store at `url`: a directory, `file://`, or a URL of pyarrow.fs.
 
-    `cache` and its bound are for stores that are not this machine's own disk. Raises Refused for a URL that cannot be used.
+    An example is `s3://bucket/prefix?endpoint_override=…`. `cache` and its bound apply to remote
+    stores. Raises Refused for an invalid URL.
     """
     if "://" not in url:
         return LocalStore(Path(url))
@@ -31,12 +32,12 @@ def open_store(url: str, *, cache: Path | None = None, cache_bytes_max: int = CA
         return LocalStore(Path(unquote(parts.path)))
     try:
         remote, base = fs.FileSystem.from_uri(url)
-    except (pa.ArrowException, ValueError, OSError):  # their words repeat the URL, which may hold a secret
-        raise Refused(f"store_url, {parts.scheme}://…, is not understood", field="store_url") from None
+    except (pa.ArrowException, ValueError, OSError):  # their messages repeat the URL, which may contain a secret
+        raise Refused(f"store_url, {parts.scheme}://…, is not a valid store URL", field="store_url") from None
     return RemoteStore(remote, base, cache or Path.home() / ".cache" / "vicinage" / "store", cache_bytes_max)
 
 
 def shown(url: str) -> str:
-    """A store's URL without the secret it may hold."""
+    """Returns a store's URL without credentials."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"…@{parts.netloc.rpartition('@')[2]}").geturl() if "@" in parts.netloc else url

@@ -1,4 +1,4 @@
-"""The store in a local directory: written beside, synced, linked into place without replacing."""
+"""The store in a local directory: writes a temporary file, syncs it, and links it into place."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ class LocalStore(VerifiedStore):
         self._incoming.mkdir(parents=True, exist_ok=True)
 
     def put(self, path: str, source: bytes | Path) -> ObjectRef:
-        """Write beside, sync, then link into place: the link fails if the path is taken."""
+        """Writes a temporary file, syncs it, then links it: the link fails if the path is taken."""
         target = self._root / checked(path)
         part = self._incoming / uuid.uuid4().hex
         try:
@@ -40,7 +40,7 @@ class LocalStore(VerifiedStore):
         return ObjectRef(path, size, sha256)
 
     def get(self, ref: ObjectRef) -> bytes:
-        """Read and verify."""
+        """Reads and verifies the object."""
         file = self._root / checked(ref.path)
         with Away(ref.path):
             data = file.read_bytes()
@@ -48,14 +48,14 @@ class LocalStore(VerifiedStore):
         return data
 
     def fetch(self, ref: ObjectRef) -> Path:
-        """The file itself."""
+        """Returns the stored file itself, verified once."""
         file = self._root / checked(ref.path)
         with Away(ref.path):
             self._verify_once(ref, file)
         return file
 
     def verify(self, ref: ObjectRef) -> None:
-        """Read the file; one that was verified before and is not whole any more is fetched by nobody."""
+        """Reads and verifies the file; if it is damaged, `fetch` no longer returns it."""
         file = self._root / checked(ref.path)
         try:
             with Away(ref.path):
@@ -65,17 +65,17 @@ class LocalStore(VerifiedStore):
             raise
 
     def sweep(self, prefix: str, *, keep: Container[str] | Keep, age_s: float) -> Sequence[str]:
-        """Delete what nobody names and nobody is still writing; also what a killed writer left half written."""
+        """Deletes old objects that are not kept, and temporary files that killed writers left."""
         if parts := list(self._incoming.iterdir()):
             before = self.now_ms() - age_s * 1000
             for part in parts:
-                with suppress(FileNotFoundError):  # its writer has just finished
+                with suppress(FileNotFoundError):  # its writer has finished
                     if part.stat().st_mtime_ns // 1_000_000 < before:
                         part.unlink()
         return super().sweep(prefix, keep=keep, age_s=age_s)
 
     def now_ms(self) -> int:
-        """The time that the file system gives a file made now: on a network file system, its server's."""
+        """Returns the file system's time for a new file; on a network file system, its server's."""
         probe = self._incoming / uuid.uuid4().hex
         with Away(probe.name):
             try:
@@ -85,7 +85,7 @@ class LocalStore(VerifiedStore):
                 probe.unlink(missing_ok=True)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """Walk the folder. What another deletes meanwhile is left out."""
+        """Walks the folder. Skips files that are deleted meanwhile."""
         base = self._root / checked(prefix) if prefix else self._root
         for folder, folders, files in os.walk(base):
             folders[:] = [f for f in folders if f != ".incoming"]
@@ -98,7 +98,7 @@ class LocalStore(VerifiedStore):
                 yield StoredObject(file.relative_to(self._root).as_posix(), stat.st_size, stat.st_mtime_ns // 1_000_000)
 
     def delete(self, path: str) -> None:
-        """Unlink, and remove folders that became empty."""
+        """Deletes the file, and folders that become empty."""
         file = self._root / checked(path)
         with Away(path):
             file.unlink(missing_ok=True)
@@ -107,12 +107,12 @@ class LocalStore(VerifiedStore):
                 return
             try:
                 folder.rmdir()
-            except OSError:  # not empty: others live there, or have just come
+            except OSError:  # not empty
                 return
 
 
 def _link(part: Path, target: Path) -> None:
-    """Give the file its name. A sweep may remove a folder that is empty just now: then it is made again."""
+    """Links the file to its path; retries if a sweep deletes the still empty folder."""
     for tries_left in (2, 1, 0):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def _write_synced(file: Path, source: bytes | Path) -> tuple[int, str]:
 
 
 def _sync_folders(folder: Path, root: Path) -> None:
-    """Make the new names durable, up to the root."""
+    """Syncs the folders up to the root, so that the new name is durable."""
     for each in (folder, *folder.parents):
         handle = os.open(each, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""What a store promises, and what all stores share: paths, checksums, and words for a store that is away."""
+"""The interface of a store, and what all stores share: paths, checksums and errors."""
 
 import hashlib
 import threading
@@ -15,16 +15,16 @@ from vicinage.records import ObjectRef
 
 CHUNK: Final = 4 << 20
 VERIFIED_MAX: Final = 100_000
-"""Files that are known to be whole: about 50 MB."""
+"""Largest number of files remembered as intact, in about 50 MB of memory."""
 _Verified = tuple[str, int, str]
-"""A file, its bytes, and its checksum."""
+"""A file's path, its size in bytes, and its checksum."""
 Keep = Callable[[], Container[str]]
-"""Says which objects a sweep keeps."""
+"""Returns the objects that a sweep keeps."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """What `list` knows of an object."""
+    """An object as `list` returns it."""
 
     path: str
     bytes: int
@@ -35,44 +35,50 @@ class Store(Protocol):
     """Objects by path. Safe for many threads and processes."""
 
     def put(self, path: str, source: bytes | Path) -> ObjectRef:
-        """Write an object; durable and visible as a whole on return. Raises Conflict if the path is taken."""
+        """Writes an object atomically; durable on return. Raises Conflict if the path is taken."""
         ...
 
     def get(self, ref: ObjectRef) -> bytes:
-        """The object's bytes, verified. Raises Corrupt, NotFound, Unavailable."""
+        """Returns the object's verified bytes. Raises Corrupt, NotFound, Unavailable."""
         ...
 
     def fetch(self, ref: ObjectRef) -> Path:
-        """A local file with the object's bytes, verified once per process; it may be memory-mapped."""
+        """Returns a local file with the object's bytes, verified once per process.
+
+        The file may be memory-mapped.
+        """
         ...
 
     def verify(self, ref: ObjectRef) -> None:
-        """Read the object as it lies in the store now, whatever was verified before. Raises Corrupt, NotFound, Unavailable."""
+        """Reads and verifies the stored object now, even if it was verified before.
+
+        Raises Corrupt, NotFound, Unavailable.
+        """
         ...
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """All objects whose path lies under the folder `prefix`."""
+        """Yields all objects whose path is under the folder `prefix`."""
         ...
 
     def delete(self, path: str) -> None:
-        """Remove an object. Idempotent."""
+        """Deletes an object. Idempotent."""
         ...
 
     def sweep(self, prefix: str, *, keep: Container[str] | Keep, age_s: float) -> Sequence[str]:
-        """Deletes what is not in `keep` and was last written more than `age_s` ago by the store's own clock.
+        """Deletes objects that are not in `keep` and older than `age_s` by the store's clock.
 
-        Returns the paths deleted. `keep` may be a function: it is called once the store's time was taken, so that an
-        object that was named before it was written is kept, however long the caller stands still.
+        Returns the deleted paths. `keep` may be a function, called after the store's time is read: an
+        object that is named before it is written is kept, however long the caller is suspended.
         """
         ...
 
 
 class VerifiedStore:
-    """What both stores share: sweeping, and verifying a file once."""
+    """Implementation that both stores share: sweeping, and verifying each file once."""
 
     def __init__(self) -> None:
         self._verified: OrderedDict[_Verified, None] = OrderedDict()
-        """Files that were verified, the one fetched last at the end."""
+        """Verified files, the most recently fetched last."""
         self._lock = threading.Lock()
 
     def sweep(self, prefix: str, *, keep: Container[str] | Keep, age_s: float) -> Sequence[str]:
@@ -85,7 +91,10 @@ class VerifiedStore:
         return gone
 
     def now_ms(self) -> int:
-        """What the store would give as the time of an object written now: this host's clock may be wrong, the store's ages cannot."""
+        """Returns the time that the store would give an object written now.
+
+        This host's clock may be wrong; ages by the store's clock are consistent.
+        """
         raise NotImplementedError
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
@@ -108,7 +117,7 @@ class VerifiedStore:
         self._note_verified(ref, file)
 
     def _note_verified(self, ref: ObjectRef, file: Path) -> None:
-        """Has the file not verified again while it is one of the VERIFIED_MAX fetched last."""
+        """Remembers the file as verified while it is among the last VERIFIED_MAX fetched."""
         with self._lock:
             self._verified[str(file), ref.bytes, ref.sha256] = None
             if len(self._verified) > VERIFIED_MAX:
@@ -120,7 +129,7 @@ class VerifiedStore:
 
 
 class Away:
-    """Turns the file system's errors into ours."""
+    """Turns the file system's errors into NotFound and Unavailable."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -136,16 +145,16 @@ class Away:
 
 
 def checked(path: str) -> str:
-    """`path` itself if it stays inside the store and is written the one way that listings write it. Raises Refused."""
+    """Returns `path` if it is inside the store and in the normal form of listings. Raises Refused."""
     pure = PurePosixPath(path)
     plain = path == str(pure) != "." and not pure.is_absolute() and not {"\0", "\\"} & set(path)
     if not plain or ".." in pure.parts or pure.parts[0] == ".incoming":
-        raise Refused(f"{path!r} is no path of an object", field="path")
+        raise Refused(f"{path!r} is not a valid path of an object", field="path")
     return path
 
 
 def check(ref: ObjectRef, size: int, sha256: str) -> None:
-    """Raise Corrupt unless size and digest are those that were written."""
+    """Raises Corrupt unless size and digest are those that were written."""
     if (size, sha256) != (ref.bytes, ref.sha256):
         raise Corrupt(
             f"object {ref.path} is not what was written: {size} bytes, sha256 {sha256[:12]}…; "
@@ -155,13 +164,13 @@ def check(ref: ObjectRef, size: int, sha256: str) -> None:
 
 
 def digest_file(file: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
+    """Returns the SHA-256 of a file, read in chunks."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def chunks(source: bytes | Path) -> Iterator[bytes]:
-    """The source in pieces of at most CHUNK bytes if it is a file, so that no file is held in memory whole."""
+    """Yields bytes as they are, and a file in chunks of at most CHUNK bytes to bound memory."""
     if isinstance(source, bytes):
         yield source
         return

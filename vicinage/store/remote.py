@@ -1,4 +1,4 @@
-"""The store on any file system that pyarrow knows (S3, GCS, Azure), with a bounded cache of copies on this node."""
+"""The store on any file system of pyarrow (S3, GCS, Azure), with a bounded cache on this node."""
 
 import hashlib
 import os
@@ -18,11 +18,11 @@ from vicinage.records import ObjectRef
 from vicinage.store.objects import CHUNK, Away, StoredObject, VerifiedStore, check, checked, chunks, digest_file
 
 CACHE_BYTES_MAX: Final = 64 << 30
-"""Bytes of copies that a remote store keeps on this node unless told otherwise."""
+"""Default size of a remote store's cache on this node."""
 PROBES: Final = "probes"
 """Folder of the objects that ask for the store's time; they are gone at once, and a kill leaves three bytes there."""
 PART_AGE_S: Final = 86_400
-"""Age at which a half-made copy in the cache belongs to nobody any more."""
+"""Age at which an incomplete copy in the cache is abandoned and may be deleted."""
 
 
 class RemoteStore(VerifiedStore):
@@ -40,7 +40,7 @@ class RemoteStore(VerifiedStore):
         self._cache_bytes_max = cache_bytes_max
 
     def put(self, path: str, source: bytes | Path) -> ObjectRef:
-        """Stream the object up; it becomes visible when the upload completes."""
+        """Uploads the object as a stream; it becomes visible when the upload completes."""
         checked(path)
         with Away(path):
             if self._remote.get_file_info(path).type != fs.FileType.NotFound:
@@ -64,14 +64,14 @@ class RemoteStore(VerifiedStore):
         return size, digest.hexdigest()
 
     def get(self, ref: ObjectRef) -> bytes:
-        """Read and verify."""
+        """Reads and verifies the object."""
         with Away(ref.path), self._remote.open_input_stream(checked(ref.path)) as stream:
             data = stream.read()
         check(ref, len(data), hashlib.sha256(data).hexdigest())
         return bytes(data)
 
     def fetch(self, ref: ObjectRef) -> Path:
-        """A verified copy in the cache; open it at once, since later fetches may make room by removing it."""
+        """Returns a verified copy in the cache. Open it at once: later fetches may evict it."""
         file = self._cache / ref.sha256
         if not self._held(ref, file):
             self._download(ref, file)
@@ -79,7 +79,7 @@ class RemoteStore(VerifiedStore):
         return file
 
     def verify(self, ref: ObjectRef) -> None:
-        """Read the object through, and keep nothing of it: a copy in the cache is what was written, and stays."""
+        """Reads and verifies the stored object without caching it. A cached copy is intact and stays."""
         digest, size = hashlib.sha256(), 0
         with Away(ref.path), self._remote.open_input_stream(checked(ref.path)) as stream:
             while chunk := stream.read(CHUNK):
@@ -88,7 +88,7 @@ class RemoteStore(VerifiedStore):
         check(ref, size, digest.hexdigest())
 
     def _held(self, ref: ObjectRef, file: Path) -> bool:
-        """True when the cache has a good copy. A bad one is thrown away: the store has the object still."""
+        """Returns True if the cache has an intact copy. Deletes a damaged copy: the store has the object."""
         try:
             self._verify_once(ref, file)
             os.utime(file)
@@ -115,7 +115,10 @@ class RemoteStore(VerifiedStore):
         self._note_verified(ref, file)
 
     def _make_room(self, newest: Path) -> None:
-        """Remove the copies used longest ago until the cache is within its bound; what is mapped stays readable."""
+        """Evicts least recently used copies until the cache is within its bound (LRU).
+
+        Mapped files stay readable.
+        """
         copies = sorted(_by_use(self._cache))
         held = sum(size for _, size, _ in copies)
         for used_s, size, file in copies:
@@ -126,7 +129,7 @@ class RemoteStore(VerifiedStore):
                 held -= size
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """List recursively."""
+        """Lists the folder recursively."""
         folder = checked(prefix) if prefix else ""
         with Away(prefix):
             infos = self._remote.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
@@ -135,7 +138,7 @@ class RemoteStore(VerifiedStore):
                 yield StoredObject(info.path, info.size, (info.mtime_ns or time.time_ns()) // 1_000_000)
 
     def now_ms(self) -> int:
-        """The time that the store gives an object made now; 0, by which nothing is old, where it gives none."""
+        """Returns the store's time for a new object; 0, by which nothing is old, if it gives none."""
         probe = f"{PROBES}/{uuid.uuid4().hex}"
         with Away(probe):
             try:
@@ -146,15 +149,15 @@ class RemoteStore(VerifiedStore):
                 self.delete(probe)
 
     def delete(self, path: str) -> None:
-        """Remove the object."""
+        """Deletes the object."""
         with Away(path):
             if self._remote.get_file_info(checked(path)).type == fs.FileType.File:
                 self._remote.delete_file(path)
 
 
 def _by_use(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """When each file was last used, its bytes, and itself."""
+    """Yields the time of last use, the size and the path of each file."""
     for file in folder.iterdir():
-        with suppress(FileNotFoundError):  # another process has just removed it
+        with suppress(FileNotFoundError):  # another process has deleted it
             stat = file.stat()
             yield stat.st_mtime, stat.st_size, file
