@@ -1,15 +1,15 @@
 """Vicinage: a managed vector retrieval platform for many tenants.
 
-The map of the house. Imports point one way, from the bottom of this list to its top.
+The packages. Imports point one way, from the bottom of this list to its top.
 
-    vicinage   shared ground: errors, clock, settings, telemetry, records, stats, wire, fair queue, log, store, catalog engine
-    tenants    who may do what: tenants, keys, collections, quotas, model registry, manifests, audit
-    ingest     documents in: intake, validate, cut, embed, dead-letter
-    indexer    vectors to searchable: FAISS backends, delta, segment, shard, seal, compact, reindex
-    capacity   how much is left: accounting, headroom
+    vicinage   foundation: errors, clock, settings, telemetry, records, stats, wire formats, fair queue, log, store, catalog engine
+    tenants    control plane state: tenants, keys, collections, quotas, model registry, manifests, audit
+    ingest     documents to vectors: intake, validation, chunking, embedding, dead letters
+    indexer    vectors to searchable shards: FAISS backends, delta, segment, shard, seal, compaction, reindex
+    capacity   capacity planning: accounting, headroom
     query      searches: gateway, admission, plan, scatter, merge, freshness, recall; the searcher role
-    console    the web page of operators and tenants
-    cluster    where roles run: wiring, local processes or Ray, and the command line
+    console    the web page for operators and tenants
+    cluster    deployment: wiring, roles as local processes or on Ray, and the command line
 """
 
 __version__ = "0.1.0"

@@ -63,7 +63,7 @@ def _schema(message: Any) -> pa.Schema:
         raise Refused(f"the Arrow stream begins with a {message.type}, not with its schema", field="body")
     _check_version(message)
     schema = pa.ipc.read_schema(message)
-    if not schema.names:  # NOTE: asking for them is also what finds a name that is not UTF-8
+    if not schema.names:  # NOTE: reading the names also detects one that is not UTF-8
         raise Refused("the Arrow stream has no columns", field="body")
     if len(schema) > COLUMNS_MAX:
         raise Refused(f"the Arrow stream has more than {COLUMNS_MAX} columns", field="body", limit=COLUMNS_MAX)
@@ -83,7 +83,7 @@ def _batches(messages: Any, schema: pa.Schema, bytes_max: int, rows_max: int) ->
     n_bytes = n_rows = 0
     for message in messages:
         if message.type != "record batch":
-            raise Refused(f"the Arrow stream holds a {message.type}: send plain columns", field="body")
+            raise Refused(f"the Arrow stream has a {message.type}: send plain columns", field="body")
         _check_version(message)
         if len(found) == BATCHES_MAX:
             raise Refused(
@@ -106,18 +106,18 @@ def _batches(messages: Any, schema: pa.Schema, bytes_max: int, rows_max: int) ->
 
 
 def claimed_of(value: bytes) -> int:
-    """Returns what the record batches of a stream will take in memory, as they claim; 0 for what is no stream."""
+    """Returns the claimed memory of a stream's record batches, bytes; 0 if it is not a stream."""
     try:
         messages = pa.ipc.MessageReader.open_stream(value)
         return sum(claimed_bytes(m) for m in islice(messages, BATCHES_MAX) if m.type == "record batch")
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError, Refused):
-        return 0  # whoever reads it will say why
+        return 0  # `read_stream` raises the error
 
 
 def claimed_bytes(message: Any) -> int:
-    """Bytes that a record batch will take in memory, as its header and its buffers' first words claim.
+    """Returns the memory that a record batch claims in its header and its buffers' prefixes, bytes.
 
-    A column may have a length and no buffer at all (lists of nothing): a value counts as a byte at least.
+    A column may have a length but no buffer (lists of nulls): a value counts as at least one byte.
     """
     header = _Table.root(message.metadata.to_pybytes()).table(_HEADER)
     body = memoryview(message.body)
@@ -134,13 +134,16 @@ def _claim(body: memoryview, offset: int, length: int) -> int:
     if claimed == _NOT_COMPRESSED:
         return length
     if claimed < 0:
-        raise Refused("a buffer of the Arrow stream claims less than nothing", field="body")
+        raise Refused("a buffer of the Arrow stream claims a negative length", field="body")
     return int(claimed)
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """A flatbuffers table at byte `at` of `data`: a signed step back to its vtable, which says where each field lies."""
+    """A flatbuffers table at byte `at` of `data`.
+
+    It begins with the signed offset back to its vtable, which has the offset of each field.
+    """
 
     data: bytes
     at: int
@@ -150,7 +153,7 @@ class _Table:
         return cls(data, _u32(data, 0))
 
     def place(self, field: int) -> int | None:
-        """Where the field lies; None when it is left out."""
+        """Returns the field's position in `data`; None if it is omitted."""
         (back,) = struct.unpack_from("<i", self.data, self.at)
         vtable = self.at - back
         size, slot = _u16(self.data, vtable), 4 + 2 * field
@@ -158,11 +161,11 @@ class _Table:
         return self.at + step if step else None
 
     def table(self, field: int) -> "_Table":
-        """The table that the field points to."""
+        """Returns the table that the field points to."""
         return _Table(self.data, self._pointed(field))
 
     def pairs(self, field: int) -> list[tuple[int, int]]:
-        """The field's vector of pairs of int64."""
+        """Returns the field's vector of pairs of int64."""
         start = self._pointed(field)
         numbers = struct.unpack_from(f"<{2 * _u32(self.data, start)}q", self.data, start + 4)
         return list(zip(numbers[::2], numbers[1::2], strict=True))

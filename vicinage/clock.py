@@ -1,4 +1,4 @@
-"""Time as a value that can be handed in: the system's, or one that moves only when told."""
+"""Clocks as injectable values: the system's clock, and a manual one for tests."""
 
 import threading
 import time
@@ -7,13 +7,16 @@ from typing import Protocol
 
 
 def longer(wait_s: float | None, bounds_s: tuple[float, float]) -> float:
-    """How long to wait after having waited `wait_s` (None: not yet): the least first, then twice as long each time, up to the most."""
+    """Returns the next wait of an exponential backoff, after a wait of `wait_s` (None: the first).
+
+    The wait starts at the lower bound and doubles up to the upper bound.
+    """
     least, most = bounds_s
     return least if wait_s is None else min(2 * wait_s, most)
 
 
 class Clock(Protocol):
-    """What the platform asks of time."""
+    """The interface of a clock."""
 
     def now_ms(self) -> int:
         """Wall clock, milliseconds since the Unix epoch."""
@@ -24,7 +27,7 @@ class Clock(Protocol):
         ...
 
     def sleep(self, seconds: float) -> None:
-        """Let `seconds` pass."""
+        """Waits for `seconds`."""
         ...
 
 
@@ -40,12 +43,12 @@ class SystemClock:
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Block the calling thread for `seconds`."""
+        """Blocks the calling thread for `seconds`."""
         time.sleep(seconds)
 
 
 class ManualClock:
-    """A clock for tests: it stands still until `advance` or `sleep` moves it."""
+    """A clock for tests that moves only by `advance` or `sleep`."""
 
     def __init__(self, now_ms: int = 1_700_000_000_000) -> None:
         self._lock = threading.Lock()
@@ -61,11 +64,11 @@ class ManualClock:
         return self._elapsed_s
 
     def sleep(self, seconds: float) -> None:
-        """Move the clock; nobody waits."""
+        """Advances the clock without waiting."""
         self.advance(seconds)
 
     def advance(self, seconds: float) -> None:
-        """Let `seconds` pass at once."""
+        """Advances the clock by `seconds`."""
         assert seconds >= 0, "time does not run backwards"
         with self._lock:
             self._elapsed_s += seconds
@@ -73,19 +76,19 @@ class ManualClock:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A point in monotonic time that a request must not outlive; it travels with the request."""
+    """The monotonic time by which a request must end; passed along with the request."""
 
     at: float
 
     @classmethod
     def after(cls, seconds: float) -> "Deadline":
-        """The deadline `seconds` from now."""
+        """Returns the deadline `seconds` from now."""
         return cls(time.monotonic() + seconds)
 
     def left_s(self) -> float:
-        """Seconds left, never below zero."""
+        """Returns the seconds left, at least 0."""
         return max(0.0, self.at - time.monotonic())
 
     def passed(self) -> bool:
-        """True once no time is left."""
+        """Returns True if no time is left."""
         return time.monotonic() >= self.at

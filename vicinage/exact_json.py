@@ -1,4 +1,4 @@
-"""Integers beyond 64 bits in JSON: the fast parser rounds them to floats without a word. Pure."""
+"""Detects and parses JSON integers beyond 64 bits, which the fast parser silently rounds. Pure."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from vicinage.errors import Refused
 
 _DIGITS: Final = bytes(ord("9") if b in b"0123456789" else ord(" ") for b in range(256))
 _LONG: Final = b"9" * 19
-"""The least integer beyond 64 bits has 19 digits."""
+"""The smallest integer beyond 64 bits has 19 digits."""
 BEYOND: Final = float(1 << 63)
 
 
@@ -19,7 +19,7 @@ def may_be_rounded(value: float) -> bool:
 
 
 def has_rounded(value: object) -> bool:
-    """Returns whether a parsed JSON value holds a number that may have been an integer beyond 64 bits. Not recursive."""
+    """Returns whether a parsed value contains a number that may have been rounded. Not recursive."""
     left = [value]
     while left:
         each = left.pop()
@@ -33,23 +33,23 @@ def has_rounded(value: object) -> bool:
 
 
 def has_long_digits(data: bytes) -> bool:
-    """Returns whether the text may hold an integer beyond 64 bits. Costs about a nanosecond a byte."""
+    """Returns whether the text may contain an integer beyond 64 bits, in about 1 ns per byte."""
     return data.translate(_DIGITS).find(_LONG) >= 0
 
 
 class Exactly:
-    """A JSON text parsed a second time, slowly, with integers of any length; only once it is asked for."""
+    """A JSON text, parsed on demand by a slower parser that keeps integers of any length."""
 
     def __init__(self, data: bytes | str) -> None:
         self._data = data
 
     def part(self, *keys: str | int) -> "Part":
-        """Returns a part of the value, at these keys and numbers."""
+        """Returns the part of the value at these keys and indices."""
         return Part(self, keys)
 
     @cached_property
     def value(self) -> Any:
-        """The value. Raises Refused where the slower parser gives up."""
+        """The value. Raises Refused if the slower parser fails."""
         try:
             return json.loads(self._data)
         except (ValueError, RecursionError) as error:
@@ -58,7 +58,7 @@ class Exactly:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a text's value, parsed with the whole."""
+    """A part of a text's value; reading it parses the whole text."""
 
     of: Exactly
     keys: tuple[str | int, ...]

@@ -1,4 +1,4 @@
-"""Named points at which a test can kill the process; nothing at all in production.
+"""Named points at which a test can kill the process; no-ops in production.
 
 `VICINAGE_CRASH=name` (or `name:3` for the third visit) makes `crash_point("name")` end the process with SIGKILL,
 as a power cut would: no `finally`, no flush.
@@ -13,7 +13,7 @@ _visits: Counter[str] = Counter()
 
 
 def crash_point(name: str) -> None:
-    """Die here, now, without cleaning up, if a test asked for it by `VICINAGE_CRASH`."""
+    """Kills the process here, without cleanup, if `VICINAGE_CRASH` names this point."""
     if name != _TARGET:
         return
     _visits[name] += 1

@@ -1,7 +1,8 @@
-"""How many values a JSON text makes, counted in its bytes before a parser makes objects of them. Pure.
+"""Counts the values of a JSON text in its bytes, before a parser makes objects of them. Pure.
 
-A parsed value takes 8 to 250 bytes where its text takes two (`[],`), and a parser holds the interpreter's lock from the
-first byte to the last. So the count is checked first; it costs about a nanosecond a byte, and numpy releases the lock.
+A parsed value takes 8 to 250 bytes where its text may take two (`[],`), and a parser holds the GIL
+from the first byte to the last. So the count is checked first: it takes about 1 ns per byte, and
+numpy releases the GIL.
 """
 
 from typing import Final
@@ -11,9 +12,12 @@ import numpy as np
 from vicinage.errors import Refused
 
 CONTAINERS_MAX: Final = 500_000
-"""Objects and lists in one text: each takes 56 to 230 bytes once parsed."""
+"""Largest number of objects and lists in one text: each takes 56 to 230 bytes once parsed."""
 VALUES_MAX: Final = 8 << 20
-"""Values in one text: 64 MiB of vectors have fewer when a number takes eight characters. Each takes up to 36 bytes."""
+"""Largest number of values in one text; each takes up to 36 bytes once parsed.
+
+64 MiB of vectors have fewer values if a number takes eight characters.
+"""
 _CHUNK: Final = 1 << 20
 _SMALL: Final = 16 << 10
 _QUOTE, _COMMA, _LIST, _OBJECT = b'",[{'
@@ -22,9 +26,9 @@ _QUOTE, _COMMA, _LIST, _OBJECT = b'",[{'
 def check_shape(
     data: bytes, *, containers_max: int = CONTAINERS_MAX, values_max: int = VALUES_MAX, field: str = "body"
 ) -> None:
-    """Raises Refused where the text makes more objects and lists, or more values, than these. Commas count the values.
+    """Raises Refused if the text has too many objects and lists, or too many values (commas).
 
-    Counts everything first, texts included, and looks for where texts begin and end only if that is too much.
+    First counts the whole text, strings included; finds the strings only if that count is too high.
     """
     if data.count(b"[") + data.count(b"{") <= containers_max and _commas(data) <= values_max:
         return
@@ -54,7 +58,7 @@ def check_shape(
 
 
 def _commas(data: bytes) -> int:
-    """Returns how many commas the text has. bytes.count takes 4 ns for each one, numpy a tenth of a nanosecond a byte."""
+    """Returns the number of commas. bytes.count takes 4 ns per comma, numpy 0.1 ns per byte."""
     if len(data) < _SMALL:
         return data.count(b",")
     parts = (np.frombuffer(data, np.uint8, min(_CHUNK, len(data) - at), at) for at in range(0, len(data), _CHUNK))

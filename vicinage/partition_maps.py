@@ -1,7 +1,7 @@
-"""Partition maps: how a documents topic was divided over time, and the versions that follow from it. Pure.
+"""Partition maps: the partitions of a documents topic over time, and versions derived from them. Pure.
 
-A version orders all writes of one document. Within one map a document has one home partition, whose offsets order its
-writes; across maps the newer map wins (docs/decisions/027-partition-maps.md).
+A version orders all writes of one document. Within one map a document has one home partition, whose
+offsets order its writes; across maps the newer map wins (docs/decisions/027-partition-maps.md).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from vicinage.records import OFFSET_BITS, PARTITION_BITS, Position
 from vicinage.routing import home_of
 
 EPOCHS_MAX: Final = 256
-"""Maps of one tenant's topic, ever: eight bits of a version."""
+"""Largest number of maps of one tenant's topic over its life: eight bits of a version."""
 PARTITIONS_MAX: Final = 1 << PARTITION_BITS
 
 
@@ -21,7 +21,7 @@ PARTITIONS_MAX: Final = 1 << PARTITION_BITS
 class PartitionMap:
     """One division of a documents topic; its index among the tenant's maps is the map epoch.
 
-    `starts[p]` is the offset in partition p from which on this map counts.
+    `starts[p]` is the offset in partition p from which this map applies.
     """
 
     topic_id: str
@@ -44,10 +44,15 @@ def unpack_version(version: int) -> tuple[int, Position]:
 def epoch_of(maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str) -> int | None:
     """Returns the map epoch of a document's record at `position` of the newest map's topic.
 
-    Of the maps of that topic under which the partition is the document's home: the one that counts at this offset; else
-    the next one, because its producer knew the added partitions before they were recorded; else the newest that counted
-    before (its producer does not know them yet); else the oldest. None: under no map is this its home. Without any
-    map, 0.
+    Considers the maps of that topic under which the partition is the document's home. Returns the first
+    of these that exists:
+
+    1. the map that applies at this offset, or if it is not among them the next one, because the
+       producer may know added partitions before they are recorded;
+    2. the newest map that applied before, because the producer may not know them yet;
+    3. the oldest map.
+
+    Returns None if the partition is the document's home under no map, and 0 if there are no maps.
     """
     if not maps:
         return 0
@@ -64,7 +69,7 @@ def epoch_of(maps: Sequence[PartitionMap], position: Position, collection: str, 
 
 
 def counting(maps: Sequence[PartitionMap], position: Position) -> int | None:
-    """Returns the epoch of the map that counts at this position of the newest map's topic; None where none does."""
+    """Returns the epoch of the map that applies at this position of the newest map's topic, or None."""
     topic_id, p = maps[-1].topic_id, position.partition
     found = [
         e for e, m in enumerate(maps) if m.topic_id == topic_id and p < m.partitions and m.starts[p] <= position.offset
@@ -73,12 +78,12 @@ def counting(maps: Sequence[PartitionMap], position: Position) -> int | None:
 
 
 def is_at_home(maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str) -> bool:
-    """Returns whether the partition is the document's home under the newest map: then no later look changes that."""
+    """Returns whether the partition is the document's home under the newest map."""
     return not maps or home_of(collection, document_id, maps[-1].partitions) == position.partition
 
 
 def until(maps: Sequence[PartitionMap], topic_id: str | None) -> Sequence[PartitionMap]:
-    """Returns the maps up to the last one of that topic: those under which a record of it may have been written."""
+    """Returns the maps up to the last one of that topic: those that its records may be written under."""
     n = len(maps)
     while topic_id is not None and n and maps[n - 1].topic_id != topic_id:
         n -= 1
@@ -101,7 +106,7 @@ def version_of(maps: Sequence[PartitionMap], position: Position, collection: str
 
 
 def check_partitions(partitions: int) -> None:
-    """Raises Refused beyond PARTITIONS_MAX: versions have no room for more."""
+    """Raises Refused beyond PARTITIONS_MAX, which the format of versions limits."""
     if partitions > PARTITIONS_MAX:
         raise Refused(
             f"a documents topic has at most {PARTITIONS_MAX} partitions, not {partitions}",

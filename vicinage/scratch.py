@@ -1,6 +1,7 @@
-"""Temporary folders of this process. An orderly exit deletes them at once; after a kill, the next start of a role does.
+"""Temporary folders of this process, deleted at exit or, after a kill, at the next start of a role.
 
-They are below one folder of the process, which holds that folder's lock. A folder with a free lock is left from a kill.
+They are under one folder per process; the process holds a lock on it. A folder whose lock is free was
+left by a killed process.
 """
 
 import fcntl
@@ -17,16 +18,19 @@ from typing import Final
 from vicinage.errors import Unavailable
 
 FREE_MIN: Final = 1 << 20
-"""With fewer bytes free, a disk is full: libraries that write files say so in words of their own."""
+"""A disk with fewer free bytes is considered full: libraries report a full disk in various ways."""
 _LOCK: Final = "lock"
 _making = threading.Lock()
 _own: dict[int, tuple[Path, int]] = {}
-"""Process id → its folder and the descriptor of its lock. A fork has an id of its own."""
+"""Process id → its folder and the descriptor of its lock. A forked process has another id."""
 
 
 @contextmanager
 def scratch(prefix: str) -> Iterator[Path]:
-    """An empty folder, gone when the block ends. Raises Unavailable where there is no room for it, or for what is put in it."""
+    """Creates an empty folder, deleted at the end of the block. Raises Unavailable if the disk is full.
+
+    That includes errors in the block.
+    """
     try:
         folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=own_folder()))
     except OSError as error:
@@ -42,7 +46,7 @@ def scratch(prefix: str) -> Iterator[Path]:
 
 
 def own_folder() -> Path:
-    """Returns the folder of this process, made if absent (or deleted by others since). Raises OSError."""
+    """Returns the folder of this process; creates it if absent or deleted since. Raises OSError."""
     with _making:
         while (known := _own.get(os.getpid())) is None or not (known[0] / _LOCK).exists():
             if known is not None:
@@ -50,13 +54,13 @@ def own_folder() -> Path:
             folder = _root() / uuid.uuid4().hex
             folder.mkdir(mode=0o700, parents=True)
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a sweep may have been quicker: then the folder is gone
+            fcntl.flock(lock, fcntl.LOCK_EX)  # if a sweep was faster, the folder is gone
             _own[os.getpid()] = folder, lock
         return known[0]
 
 
 def sweep_scratch() -> int:
-    """Deletes the folders of processes that are gone. Returns their number."""
+    """Deletes the folders of processes that have ended. Returns their number."""
     swept = 0
     with suppress(OSError):
         for folder in _root().iterdir():
@@ -68,11 +72,11 @@ def _sweep(folder: Path) -> bool:
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR)
     except OSError:
-        return False  # it is just being made, or swept
+        return False  # it is being created, or swept
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return False  # its process lives
+        return False  # its process is alive
     else:
         shutil.rmtree(folder, ignore_errors=True)
         return True

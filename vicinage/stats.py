@@ -1,4 +1,4 @@
-"""What searchers report of themselves: what they hold, what they have done, and the machine that they run on."""
+"""Statistics that searchers report: their shards, their work, and the memory of their machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,10 @@ from vicinage.records import ShardId
 
 @dataclass(frozen=True, slots=True)
 class CurveEnd:
-    """The end of an effort curve: recall at the greatest measured effort, ."""
+    """The end of an effort curve: recall at the greatest measured effort.
+
+    `n_calibration_queries`: recent queries of the collection that it was measured on.
+    """
 
     effort: int
     recall: float
@@ -18,10 +21,11 @@ class CurveEnd:
 
 @dataclass(frozen=True, slots=True)
 class ShardStats:
-    """What a shard holds. `host_bytes` is accounted: delta arrays, and segments as if every page were touched.
+    """Statistics of a shard.
 
-    `exact`: documents and passages are what is searchable at the watermark; else they are lower bounds (of one that is not `resident`,
-    and was not counted yet).
+    `host_bytes` is accounted memory: delta arrays, and segments as if every page were touched.
+    `exact`: `documents` and `passages` are the numbers searchable at the watermark. Otherwise they are
+    lower bounds, for a shard that is not `resident` and was not counted yet.
     """
 
     shard: ShardId
@@ -37,20 +41,20 @@ class ShardStats:
     resident: bool = True
     exact: bool = True
     segment_passages: int = 0
-    """Passages in its segments, those too that are deleted or replaced."""
+    """Passages in its segments, including deleted and replaced ones."""
     log_bytes: int = 0
-    """Of one that is not resident and was counted: bytes of its rows that no segment has."""
+    """Bytes of rows that no segment has, for a counted shard that is not resident."""
     scanned_passages: int = 0
-    """Those that every search is compared with one by one; of one that is not resident, 0."""
+    """Passages that every search scans; 0 for a shard that is not resident."""
     curve: CurveEnd | None = None
-    """What the segment with the least measured recall reaches at its greatest effort."""
+    """The curve end of the segment with the lowest recall at its greatest measured effort."""
     scans: Mapping[str, int] = field(default_factory=dict)
-    """Searches that were scanned in place of the index, or were not, and why, since the shard was loaded."""
+    """Searches by scan outcome since the shard was loaded: scanned, or the bound that prevented it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Memory of a machine, in bytes: `resident` is what this process holds of it."""
+    """Memory of a machine, in bytes; `resident` is the resident memory of this process."""
 
     name: str
     total: int
@@ -59,15 +63,15 @@ class Host:
 
 
 SHARD_BYTES: Final = 8 << 10
-"""What a shard in memory takes beside its segments and its delta's rows."""
+"""Memory of a loaded shard in addition to its segments and the rows of its delta."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearcherStats:
-    """What a searcher holds and has done.
+    """Statistics of a searcher.
 
-    `index_lag_ms` are recent index lags per tenant, newest last, of messages that came after the searcher's start; `replayed`
-    counts per tenant the messages that were in the log by then.
+    `index_lag_ms`: recent index lags per tenant, newest last, of messages that came after the
+    searcher's start. `replayed`: messages per tenant that were in the log before.
     """
 
     shards: tuple[ShardStats, ...]
@@ -78,8 +82,8 @@ class SearcherStats:
     replayed: Mapping[str, int]
     failed: Mapping[ShardId, str]
     stale: Mapping[ShardId, str]
-    """Shards searched as of an older manifest, and what is corrupt in the newest."""
+    """Shards that serve an older manifest, and what is corrupt in the newest one."""
     host: Host
     resident_bytes: int
-    """Accounted bytes in memory, as of the last look where one tenant was asked about."""
+    """Accounted bytes in memory; as of the last count, if the request was for one tenant."""
     resident_bytes_max: int

@@ -1,7 +1,8 @@
-"""Threads that a process needs: decides what happens when one of them ends.
+"""Threads that a process needs, and the handling of their unexpected end.
 
-A thread that dies leaves its process alive and useless: writes time out while health checks pass. So a role registers what ends
-it (`when_one_dies`) before it starts, and every long-lived thread is an `EssentialThread`.
+A process that loses such a thread stays alive but useless: writes time out while health checks pass. So
+a role registers a handler (`when_one_dies`) before it starts, and every long-lived thread is an
+`EssentialThread`.
 """
 
 import threading
@@ -16,7 +17,7 @@ _on_death: OnDeath | None = None
 
 
 class ThreadEnded(Exception):
-    """A thread returned although nothing had told it to stop."""
+    """A thread returned without a request to stop."""
 
 
 def when_one_dies(on_death: OnDeath | None) -> None:
@@ -28,8 +29,9 @@ def when_one_dies(on_death: OnDeath | None) -> None:
 class EssentialThread(threading.Thread):
     """A daemon thread whose end, before `stopping()` is true, is a failure of its process.
 
-    `on_death` (or else the process's handler) hears of it once, in the thread, with what the thread raised, or ThreadEnded.
-    Without any handler the failure goes to `threading.excepthook`, as any thread's does.
+    `on_death` (or else the process's handler) is called once, in the thread, with the exception that the
+    thread raised, or with ThreadEnded. Without a handler, the exception goes to `threading.excepthook`,
+    as for any thread.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class EssentialThread(threading.Thread):
         try:
             self._work()
         except BaseException as error:
-            _event.exception("a thread died", thread=self.name)
+            _event.exception("thread.failed", thread=self.name)
             handler = self._handler or _on_death
             if handler is None:
                 raise
@@ -60,5 +62,5 @@ class EssentialThread(threading.Thread):
         handler = self._handler or _on_death
         if not self._stopping() and handler is not None:
             ended = ThreadEnded(f"thread {self.name} ended by itself")
-            _event.error("a thread ended", thread=self.name)
+            _event.error("thread.ended", thread=self.name)
             handler(ended)

@@ -9,9 +9,9 @@ from vicinage.records import Floats
 
 Squares = NDArray[np.float64]
 NORMALIZED: Final = float(2 * np.finfo(np.float32).eps)
-"""How far the squared length of a normalized float32 vector may be from 1."""
+"""Tolerance of the squared length of a normalized float32 vector."""
 BLOCK_NUMBERS: Final = 1 << 20
-"""Numbers that are divided at once: the quotients are float64."""
+"""Numbers divided at once, to bound the memory of float64 quotients."""
 
 
 def squared_lengths(vectors: Floats) -> Squares:
@@ -22,10 +22,11 @@ def squared_lengths(vectors: Floats) -> Squares:
 
 
 def unit_length(vectors: Floats, metric: str, squares: Squares | None = None) -> Floats:
-    """Returns float32 [n, d], L2-normalized under cosine; under another metric, as it is.
+    """Returns float32 [n, d], L2-normalized under cosine, unchanged under another metric.
 
-    `squares`: the squared lengths, where they are known. Vectors that are all normalized to float32's precision are returned
-    themselves. A vector of zeros stays one, and one with NaN or infinity stays unusable: the caller has looked for both.
+    `squares`: the squared lengths, if known. Vectors that are all normalized to float32 precision are
+    returned without a copy. A zero vector stays zero, and one with NaN or infinity stays invalid: the
+    caller has checked for both.
     """
     if metric != "cosine" or not len(vectors):
         return vectors

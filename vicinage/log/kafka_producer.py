@@ -173,7 +173,7 @@ class KafkaAppender:
             raise _too_large(topic, None) from error
         except _TOPIC_ERRORS as error:
             self._topics.forget(topic)
-            _event.error("topic.refuses_records", topic=topic, reason=type(error).__name__)
+            _event.error("topic.records_refused", topic=topic, reason=type(error).__name__)
             raise _unusable(topic, type(error).__name__) from error
         except kafka_errors.UnknownTopicOrPartitionError as error:
             self._topics.forget(topic)

@@ -20,7 +20,7 @@ from vicinage.store.objects import CHUNK, Away, StoredObject, VerifiedStore, che
 CACHE_BYTES_MAX: Final = 64 << 30
 """Default size of a remote store's cache on this node."""
 PROBES: Final = "probes"
-"""Folder of the objects that ask for the store's time; they are gone at once, and a kill leaves three bytes there."""
+"""Folder of probe objects that read the store's time; deleted at once. A kill leaves three bytes."""
 PART_AGE_S: Final = 86_400
 """Age at which an incomplete copy in the cache is abandoned and may be deleted."""
 
@@ -28,8 +28,9 @@ PART_AGE_S: Final = 86_400
 class RemoteStore(VerifiedStore):
     """Objects on any pyarrow filesystem, copied into `cache` to be read.
 
-    Object stores offer no put-if-absent through pyarrow, so `put` looks first; the platform's paths carry a random part,
-    so no two writers ever have the same one. The cache holds at most `cache_bytes_max`, least recently used out first.
+    Through pyarrow, object stores offer no put-if-absent, so `put` checks first. The platform's paths
+    contain a random part, so no two writers use the same path. The cache is an LRU cache of at most
+    `cache_bytes_max`.
     """
 
     def __init__(self, remote: fs.FileSystem, base: str, cache: Path, cache_bytes_max: int = CACHE_BYTES_MAX) -> None:
@@ -48,7 +49,7 @@ class RemoteStore(VerifiedStore):
             try:
                 size, sha256 = self._upload(path, source)
             except (OSError, pa.ArrowException):
-                # Leaving the stream closes it, and closing completes the object with what it has so far.
+                # The end of the `with` block closed the stream, which completed a truncated object.
                 with suppress(OSError, pa.ArrowException):
                     self._remote.delete_file(path)
                 raise
