@@ -193,17 +193,17 @@ class Maintenance:
             forgettable, now_ms = self.forgettable(shard), self._clock.now_ms()
             done = compact(self._builder, manifest, generation, lease, forgettable=forgettable, now_ms=now_ms)
         except Conflict as lost:
-            _event.warning("compaction given up", shard=str(shard), reason=str(lost))
+            _event.warning("compaction.abandoned", shard=str(shard), reason=str(lost))
             self._try_later(shard)
             return
         except VicinageError as error:
-            _event.error("compaction failed", shard=str(shard), reason=str(error))
+            _event.error("compaction.failed", shard=str(shard), reason=str(error))
             self._try_later(shard)
             return
         self._again.pop(shard, None)
         if done is not None:
             _compactions.inc()
-            _event.info("compacted", shard=str(shard), segments=len(done.segments))
+            _event.info("shard.compacted", shard=str(shard), segments=len(done.segments))
             self.compact_soon([shard])  # until there is nothing left to gain
 
     def _look_for_overdue(self) -> None:
@@ -266,7 +266,7 @@ class Maintenance:
         gone = self._builder.store.sweep("segments", keep=self._kept, age_s=age_s)
         self._manifests.drafts.forget_stale()
         if gone:
-            _event.info("swept", objects=len(gone))
+            _event.info("orphans.swept", objects=len(gone))
 
     def _look_at_log(self) -> None:
         """Sees what of the vectors log is still needed."""
@@ -302,7 +302,7 @@ class Maintenance:
             if manifest.shard not in served:
                 self._manifests.drop(manifest.shard)
                 self._superseded.add(manifest.segments)
-                _event.info("generation forgotten", shard=str(manifest.shard))
+                _event.info("generation.forgotten", shard=str(manifest.shard))
 
 
 def _bulkhead(job: Job) -> str:

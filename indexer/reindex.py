@@ -85,15 +85,15 @@ class Reindex:
         try:
             step(job)
         except (Unavailable, Overloaded) as later:
-            _event.warning("reindex waits", job=job.id, reason=str(later))
+            _event.warning("reindex.waited", job=job.id, reason=str(later))
         except Conflict as moved:
-            _event.warning("reindex waits", job=job.id, reason=str(moved))
+            _event.warning("reindex.waited", job=job.id, reason=str(moved))
             self._tidy(job)
         except Damaged as damaged:
             if self._builder.manifests.quarantine.is_stuck(damaged.path):
                 self._fail(job, damaged)
             else:
-                _event.warning("reindex waits until a segment is rebuilt", job=job.id, reason=str(damaged))
+                _event.warning("reindex.blocked", job=job.id, reason=str(damaged))
         except VicinageError as error:
             self._fail(job, error)
 
@@ -198,7 +198,9 @@ class Reindex:
             self._registry.cut_over(job.tenant, job.collection, job.generation, actor=ACTOR)
         crash_point("reindex.after_cut_over")
         self._jobs.advance(job, state="done")
-        _event.info("reindexed", job=job.id, tenant=job.tenant, collection=job.collection, generation=job.generation)
+        _event.info(
+            "reindex.finished", job=job.id, tenant=job.tenant, collection=job.collection, generation=job.generation
+        )
 
     def _has_caught_up(self, job: Job) -> bool:
         """Whether the new generation has what the live one has: searches would miss what its lanes still owe."""
@@ -212,7 +214,7 @@ class Reindex:
         return not behind
 
     def _fail(self, job: Job, error: VicinageError) -> None:
-        _event.error("reindex failed", job=job.id, reason=str(error))
+        _event.error("reindex.failed", job=job.id, reason=str(error))
         current = self._jobs.get(job.id)
         with suppress(Conflict):  # another ended it first
             abandon(self._registry, current)

@@ -131,14 +131,14 @@ class Repair:
         try:
             self._repair_one(damage)
         except Conflict as lost:
-            _event.warning("mending given up", shard=str(damage.shard), reason=str(lost))
+            _event.warning("repair.abandoned", shard=str(damage.shard), reason=str(lost))
         except Unavailable as away:
             self._later(damage)
-            _event.warning("mending waits", shard=str(damage.shard), reason=str(away))
+            _event.warning("repair.waited", shard=str(damage.shard), reason=str(away))
         except VicinageError as error:
             self._later(damage)
             self._quarantine.move(damage, "stuck", actor=ACTOR, reason=f"{damage.reason}; {error.detail}")
-            _event.error("segment cannot be rebuilt", shard=str(damage.shard), path=damage.path, reason=error.detail)
+            _event.error("rebuild.failed", shard=str(damage.shard), path=damage.path, reason=error.detail)
         else:
             self._looked = -1e9  # there may be more
 
@@ -156,7 +156,7 @@ class Repair:
         broken = self._broken(ref)
         if damage.role not in broken:
             self._quarantine.forget(damage, actor=ACTOR, why="it was read again, and found whole")
-            _event.info("object found whole", shard=str(damage.shard), path=damage.path)
+            _event.info("object.verified", shard=str(damage.shard), path=damage.path)
             return
         self._rebuild(damage.shard, generation, ref, broken, lease)
 
@@ -202,7 +202,7 @@ class Repair:
         for each in self._quarantine.open([shard.slot]):
             if each.segment == ref.id:
                 self._quarantine.move(each, "replaced", actor=ACTOR)
-        _event.info("segment rebuilt", shard=str(shard), segment=ref.id, by=rebuilt.id, damaged=sorted(broken))
+        _event.info("segment.rebuilt", shard=str(shard), segment=ref.id, by=rebuilt.id, damaged=sorted(broken))
 
     def _recovered(
         self, shard: ShardId, generation: Generation, ref: SegmentRef, broken: Mapping[Role, Damaged]

@@ -96,7 +96,7 @@ class Indexer:
                 try:
                     self.step(wait_s=0.25)
                 except Unavailable as away:
-                    _event.warning("waiting", reason=str(away))
+                    _event.warning("step.waited", reason=str(away))
                     stop.wait(0.5)
         finally:
             self._stopping.set()
@@ -137,7 +137,7 @@ class Indexer:
             try:
                 self._leases[slot] = self._leases_of.renew(lease, ttl_s=self._settings.lease_s)
             except Conflict as lost:
-                _event.error("lease lost", slot=slot, reason=str(lost))
+                _event.error("lease.lost", slot=slot, reason=str(lost))
                 self._drop(slot)
         for slot in range(self._slots_total):
             if slot not in self._leases:
@@ -258,14 +258,14 @@ class Indexer:
             with _seconds.time():
                 manifest = self._builder.seal(pending, generation, self.lease(shard.slot), sealed=pending.end())
         except Conflict as lost:
-            _event.error("seal refused", shard=str(shard), reason=str(lost))
+            _event.error("seal.refused", shard=str(shard), reason=str(lost))
             self._drop(shard.slot)
             return
         del self._pending[shard]  # only now: what could not be published stays pending
         self._sealed[shard] = manifest.sealed
         _seals.inc()
         _event.info(
-            "sealed",
+            "shard.sealed",
             shard=str(shard),
             passages=pending.passages,
             sealed=manifest.sealed,
@@ -299,7 +299,7 @@ class Indexer:
             moved = self._builder.publish(shard, generation, self.lease(shard.slot), lambda m: m.segments, sealed=place)
             self._sealed[shard] = moved.sealed
         except Conflict as lost:
-            _event.error("idle shard not moved on", shard=str(shard), reason=str(lost))
+            _event.error("advance.refused", shard=str(shard), reason=str(lost))
             self._drop(shard.slot)
 
     def stats(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Scrub:
             self._verify(shard, ref, role)
         except Unavailable as away:
             self._left.appendleft((shard, ref, role))
-            _event.warning("scrub waits", reason=str(away))
+            _event.warning("scrub.waited", reason=str(away))
         else:
             _scrubbed.inc()
 

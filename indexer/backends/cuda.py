@@ -73,7 +73,7 @@ def _card(number: int) -> Card | None:
     reason = tried(number)
     if reason is None:
         return Card(CudaDevice(number))
-    _event.error("a GPU failed its trial and is not used", device=f"cuda:{number}", error=reason)
+    _event.error("gpu.trial_failed", device=f"cuda:{number}", error=reason)
     return None
 
 

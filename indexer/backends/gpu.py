@@ -89,7 +89,7 @@ class GpuBackend:
         cards = self._emptiest(need)
         if not cards:
             _fallbacks.labels(NoRoom.reason).inc()
-            _event.error("no GPU has room for a segment: the CPU serves it", bytes=need)
+            _event.error("gpu.placement_refused", bytes=need)
         for card in cards:
             try:
                 return _placed(index, card, card.place(index, vectors, metric, need), spec.lists)
@@ -168,7 +168,7 @@ def _left(what: str, card: Card, error: NoRoom | Busy | Failed) -> None:
     """Count, and say, that the CPU does it in the device's place."""
     _fallbacks.labels(error.reason).inc()
     if not isinstance(error, Busy):
-        _event.error("a GPU left its work to the CPU", work=what, device=card.device.name, error=str(error))
+        _event.error("gpu.work_failed", work=what, device=card.device.name, error=str(error))
 
 
 def _placed(index: Index | None, card: Card, number: int, lists: int) -> Placed:

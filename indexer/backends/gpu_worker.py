@@ -170,7 +170,7 @@ class Card:
         self._failures += 1
         if isinstance(error, Hangs) or self._failures >= FAILURES_MAX:
             self.lost = True
-            _event.error("a GPU is given up: the CPU answers in its place", device=self.device.name, error=str(error))
+            _event.error("gpu.abandoned", device=self.device.name, error=str(error))
 
     # in the device's thread
 

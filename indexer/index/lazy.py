@@ -105,7 +105,7 @@ class LazyLexical:
             self._on_damage(damaged)
             if damaged.fault != "format":
                 _rebuilt.inc()
-                _event.error("lexical index made anew", path=damaged.path, error=damaged.detail)
+                _event.error("lexical_index.rebuilt", path=damaged.path, error=damaged.detail)
             return None
 
     def _made(self) -> lexical.Lexical:

@@ -66,7 +66,7 @@ class Loading:
         if self.quarantine.note(damage, actor=self.actor):
             _quarantined.inc()
             _event.error(
-                "object quarantined", shard=str(shard), path=damage.path, fault=damage.fault, why=damage.reason
+                "object.quarantined", shard=str(shard), path=damage.path, fault=damage.fault, why=damage.reason
             )
 
     def _note_in_passing(self, shard: ShardId, ref: SegmentRef, damaged: Damaged) -> None:
@@ -74,4 +74,4 @@ class Loading:
         try:
             self.note(shard, ref, damaged)
         except Unavailable as away:
-            _event.warning("damage not noted", path=damaged.path, reason=str(away))
+            _event.warning("damage.note_failed", path=damaged.path, reason=str(away))

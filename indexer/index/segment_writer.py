@@ -63,7 +63,7 @@ def write(
     try:
         index = backend.build(vectors, chosen, metric, threads=threads)
     except Refused as error:  # its passages are searched all the same
-        _event.error("no index could be built: exact instead", shard=str(shard), kind=str(chosen), reason=error.detail)
+        _event.error("index.build_failed", shard=str(shard), kind=str(chosen), reason=error.detail)
         chosen, index = IndexSpec("flat"), None
     documents, n_documents = _documents(live, deletes)
     identity = uuid.uuid4().hex
