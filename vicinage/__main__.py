@@ -1,7 +1,8 @@
-"""Entry of the `vicinage` command and of `python -m vicinage`: refuses to start where another package shadows one of ours.
+"""Entry point of the `vicinage` command and of `python -m vicinage`.
 
-The distribution has top-level packages with general names (docs/decisions/036-packaging.md), so it is installed into an
-environment of its own. Anything earlier on Python's path that has one of the names would be imported in its place.
+Refuses to start if another package shadows one of this distribution. Its top-level packages have
+general names (docs/decisions/036-packaging.md), so it needs its own environment: a package of the same
+name earlier on Python's path would be imported instead.
 """
 
 import sys
@@ -18,16 +19,16 @@ EXIT_USAGE: Final = 2
 
 
 def main() -> None:
-    """Runs the command line. Exits with 2, and one line that says why, where a package is shadowed."""
+    """Runs the command line. Exits with status 2 and a one-line error if a package is shadowed."""
     if clash := shadowed(ROOT, sys.path):
         sys.stderr.write(f"vicinage: {clash}\n")
         sys.exit(EXIT_USAGE)
-    # By name: no import of this package points upwards but this one, which only starts the program.
+    # By name: the only upward import of this package, to start the program.
     import_module("cluster.cli").main()
 
 
 def shadowed(root: Path, path: Sequence[str]) -> str | None:
-    """Returns which package would be imported from elsewhere than `root`, and what to do; None where none would."""
+    """Returns an error if a package would be imported from outside `root`, else None."""
     for name in PACKAGES:
         spec = PathFinder.find_spec(name, path)
         found = Path(spec.origin).resolve() if spec is not None and spec.origin is not None else None

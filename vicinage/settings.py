@@ -1,6 +1,7 @@
-"""Frozen settings, one group per room, read once at start from arguments, `VICINAGE_*` and `vicinage.toml`.
+"""Frozen settings, grouped by component, read once at start.
 
-Every field has a unit in its name or a plain meaning, a default, bounds, and a line in docs/reference/settings.md.
+Sources are arguments, `VICINAGE_*` and `vicinage.toml`. Every field has a unit in its name or its
+description, a default, bounds, and a line in docs/reference/settings.md.
 """
 
 import os
@@ -16,12 +17,15 @@ from pydantic_settings import (
 )
 
 CONFIG: Final = "VICINAGE_CONFIG"
-"""The environment variable that names the settings' file; `--config` sets it for this process and those it starts."""
+"""Environment variable that names the settings file; `--config` sets it, also for child processes."""
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
 def config_path() -> Path:
-    """Returns the settings' file: the one named, else vicinage.toml in the working directory, whether it exists or not."""
+    """Returns the path of the settings file: the named one, or vicinage.toml in the working directory.
+
+    The file need not exist.
+    """
     return Path(os.environ.get(CONFIG) or "vicinage.toml")
 
 
@@ -127,7 +131,7 @@ class EmbedderSettings(_Group):
 
 
 class RerankSettings(_Group):
-    """query/rerank.py: reading the best hits again with a cross-encoder, for questions that ask for it."""
+    """query/rerank.py: reranking of the best hits by a cross-encoder, for searches that request it."""
 
     model: str = Field(
         default="",
@@ -141,7 +145,7 @@ class RerankSettings(_Group):
 
 
 class IngestSettings(_Group):
-    """ingest: documents in."""
+    """ingest: documents to vectors."""
 
     text_bytes_max: int = Field(
         default=1 << 20, ge=1, le=8 << 20, description="largest text of one document, bytes of UTF-8"
@@ -271,7 +275,7 @@ class IndexerSettings(_Group):
 
 
 class SearcherSettings(_Group):
-    """indexer: the searcher role."""
+    """query/searcher: the searcher role."""
 
     threads: int = Field(default=1, ge=1, le=256, description="threads that search")
     device: str = Field(
@@ -302,7 +306,7 @@ class SearcherSettings(_Group):
 
 
 class KafkaSettings(_Group):
-    """vicinage/log: how every Kafka client proves who it is, and checks the brokers."""
+    """vicinage/log: authentication of every Kafka client, and its verification of the brokers."""
 
     security: Literal["plaintext", "tls", "sasl", "sasl-tls"] = Field(
         default="plaintext", description="plaintext, tls (with kafka.cert_file: mTLS), sasl, or sasl-tls"
@@ -349,7 +353,7 @@ class AuditSettings(_Group):
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. Components receive the few values they use, never this whole."""
+    """All settings. Components receive only the values that they use, never the whole object."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="VICINAGE_", env_nested_delimiter="__")
 
@@ -386,12 +390,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments first, then the environment, then the file."""
+        """Returns the sources by precedence: arguments, the environment, the file."""
         del dotenv_settings, file_secret_settings
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config_path())
 
     def resolved(self) -> "Settings":
-        """The same, with every empty URL filled in from `data`."""
+        """Returns the settings with every empty URL derived from `data`."""
         data = self.data.absolute()
         fill: dict[str, Any] = {
             "data": data,

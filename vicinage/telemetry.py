@@ -1,6 +1,7 @@
-"""Metric names as a type, with a line of meaning each; structured events.
+"""Metric names as types, each with its help text, and structured events.
 
-Law 5: a metric is only ever set from something that was measured. Label `tenant` is bounded: see `docs/reference/metrics.md`.
+Law 5: a metric is set only from a measurement. The label `tenant` is bounded: see
+`docs/reference/metrics.md`.
 """
 
 import logging
@@ -76,19 +77,19 @@ REGISTRY = CollectorRegistry()
 
 
 def counter(name: CounterName, meaning: str, labels: tuple[str, ...] = ()) -> Counter:
-    """The counter of that name, made once at import of the module that owns it."""
+    """Creates the counter of that name, once, at import of the module that owns it."""
     assert name in get_args(CounterName), name
     return Counter(name.removesuffix("_total"), meaning, labels, registry=REGISTRY)
 
 
 def gauge(name: GaugeName, meaning: str, labels: tuple[str, ...] = ()) -> Gauge:
-    """The gauge of that name, made once at import of the module that owns it."""
+    """Creates the gauge of that name, once, at import of the module that owns it."""
     assert name in get_args(GaugeName), name
     return Gauge(name, meaning, labels, registry=REGISTRY)
 
 
 def histogram(name: HistogramName, meaning: str, labels: tuple[str, ...] = ()) -> Histogram:
-    """The histogram of that name, in seconds, made once at import of the module that owns it."""
+    """Creates the histogram of that name, in seconds, once, at import of the module that owns it."""
     assert name in get_args(HistogramName), name
     return Histogram(name, meaning, labels, buckets=LATENCY_BUCKETS_S, registry=REGISTRY)
 
@@ -97,7 +98,7 @@ _lost: Final = counter("vicinage_events_lost_total", "events that could not be w
 
 
 def configure_events(role: str, *, level: int = logging.INFO) -> None:
-    """Send structured events of this process to stderr, one JSON object a line, each with its role."""
+    """Sends structured events of this process to stderr, one JSON object per line, with the role."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -119,7 +120,7 @@ _metrics: tuple[float, bytes] = (-1e9, b"")
 
 
 def metrics_text() -> bytes:
-    """Returns the process's metrics as Prometheus text, at most METRICS_FRESH_S old: they are written once for many that ask."""
+    """Returns the process's metrics as Prometheus text, cached for METRICS_FRESH_S."""
     global _metrics  # noqa: PLW0603  (the text of the one registry)
     with _metrics_lock:
         if time.monotonic() - _metrics[0] >= METRICS_FRESH_S:
@@ -128,9 +129,9 @@ def metrics_text() -> bytes:
 
 
 class EventWriter:
-    """Writes events to a stream, one a line. An event that cannot be written is counted and dropped, never raised.
+    """Writes events to a stream, one per line. Counts and drops an event that cannot be written.
 
-    Events are written by the threads that serve and recover: a full disk must not end them.
+    It never raises: threads that serve and recover write events, and a full disk must not end them.
     """
 
     _lock = threading.Lock()
@@ -144,12 +145,12 @@ class EventWriter:
             with self._lock:
                 self._stream.write(message + "\n")
                 self._stream.flush()
-        except (OSError, ValueError):  # the disk is full; or the stream is closed, at the end of the process
+        except (OSError, ValueError):  # the disk is full, or the stream is closed at process exit
             _lost.inc()
 
     log = debug = info = warning = error = critical = exception = fatal = msg
 
 
 def events(room: str) -> Any:
-    """The event writer of a room: `events("ingest").info("step", documents=12)`."""
-    return structlog.get_logger(room=room)  # not bound yet: made at import, before `configure_events` says where to
+    """Returns the event writer of a component (field `room`): `events("ingest").info("step.done")`."""
+    return structlog.get_logger(room=room)  # bound lazily: made at import, before `configure_events`

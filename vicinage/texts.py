@@ -1,4 +1,4 @@
-"""What of a text can be read. Pure."""
+"""Detection of texts without visible characters. Pure."""
 
 import re
 from typing import Final
@@ -14,5 +14,5 @@ _VISIBLE = re.compile(rf"[^\s\x00-\x1f\x7f-\x9f{IGNORABLE}]")
 
 
 def is_blank(text: str) -> bool:
-    """Returns whether a text is nothing but white space, control and invisible characters."""
+    """Returns whether a text has only white space, control and invisible characters."""
     return _VISIBLE.search(text) is None

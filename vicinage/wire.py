@@ -1,6 +1,6 @@
-"""Records to bytes and back: documents as JSON or Arrow, vectors as Arrow. Each format carries its version.
+"""Encodes and decodes records: documents as JSON or Arrow, vectors as Arrow. Each format has a version.
 
-Bytes that come from outside are never trusted: whatever is wrong with them becomes Refused with a reason.
+Bytes from clients are never trusted: every error in them becomes Refused with a reason.
 """
 
 from collections.abc import Sequence
@@ -20,21 +20,22 @@ from vicinage.records import Document, Floats
 ARROW: Final = "application/vnd.apache.arrow.stream"
 DOCUMENTS_FORMAT: Final = b"1"
 VECTORS_FORMAT: Final = b"3"
-"""3: deletions stand in messages of their own, which have no column of vectors; before, each had a vector of zeros.
+"""3: deletions are in separate messages without a vector column; before, each had a zero vector.
 
-2: a document's metadata stands in its first row alone; 1: in each. Readers look at the first, and read all three.
+2: a document's metadata is only in its first row; 1: it is in each row. Readers support all three
+versions and use the first row's metadata.
 """
 VECTORS_FORMATS: Final = (b"1", b"2", VECTORS_FORMAT)
 DECODED_BYTES_MAX: Final = 128 << 20
-"""An Arrow body may claim no more than this once decompressed."""
+"""Largest claimed size of an Arrow body once decompressed."""
 ROWS_MAX: Final = 10_000
-"""Documents in one Arrow body."""
+"""Largest number of documents in one Arrow body."""
 MESSAGE_BYTES_MAX: Final = 12 << 20
-"""What the rows of one document may take: they stand in one message, and a broker takes a little more."""
+"""Largest size of one document's rows: they are in one message, and brokers accept a little more."""
 ROWS_BYTES_MAX: Final = 2 * MESSAGE_BYTES_MAX
-"""What a whole message of rows may take in memory."""
+"""Largest size of a message of rows in memory."""
 ROW_BYTES: Final = 48
-"""Of a row: its numbers, and its places in the columns of changing length."""
+"""Bytes of a row's numbers and of its offsets in the columns of variable length."""
 
 VECTOR_COLUMNS: Final = (
     "document_id",
@@ -48,7 +49,7 @@ VECTOR_COLUMNS: Final = (
     "vector",
 )
 DELETED: Final = -1
-"""The passage number of a row that says: this document is deleted."""
+"""The passage number of a row that deletes its document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,10 @@ class Rows:
 
 
 def vectors_schema(dimension: int) -> pa.Schema:
-    """Columns of a vectors message, and of a segment's passages.
+    """Returns the columns of a vectors message, and of a segment's passages.
 
-    NOTE: the rows of one version of a document stand together, passage 0 first. So the first row of the document that a row
-    belongs to is `row - passage`, in a message and in a segment alike, and that one alone has the metadata.
+    NOTE: the rows of one version of a document are adjacent, passage 0 first. So the first row of a
+    row's document is `row - passage`, in messages and segments, and only that row has the metadata.
     """
     return pa.schema(
         [
@@ -83,18 +84,21 @@ def vectors_schema(dimension: int) -> pa.Schema:
 
 
 def deletions_schema() -> pa.Schema:
-    """Returns the columns of a message that has deletions alone: a vector that is null takes as much room as any other."""
+    """Returns the columns of a message of deletions: without vectors, because nulls take full space."""
     schema = vectors_schema(1)
     return schema.remove(schema.get_field_index("vector"))
 
 
 def is_deletions(batch: pa.RecordBatch) -> bool:
-    """Returns whether the batch has deletions alone, and no column of vectors."""
+    """Returns whether the batch has only deletions, and no vector column."""
     return "vector" not in batch.schema.names
 
 
 def vectors_of(batch: pa.RecordBatch) -> Floats:
-    """The vector column, float32 [n, d], without a copy. Rows that have no vector (deletions) hold anything."""
+    """Returns the vector column, float32 [n, d], without a copy.
+
+    The values of rows without a vector (deletions) are undefined.
+    """
     column = batch.column("vector")
     d = column.type.list_size
     flat = column.values.slice(column.offset * d, len(column) * d)
@@ -103,7 +107,7 @@ def vectors_of(batch: pa.RecordBatch) -> Floats:
 
 
 def vector_column(vectors: Floats, missing: Sequence[bool] | None = None) -> pa.FixedSizeListArray:
-    """float32 [n, d] as an Arrow column, without a copy."""
+    """Returns float32 [n, d] as an Arrow column, without a copy."""
     d = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
     mask = pa.array(missing, pa.bool_()) if missing is not None and any(missing) else None
@@ -113,42 +117,42 @@ def vector_column(vectors: Floats, missing: Sequence[bool] | None = None) -> pa.
 def rows_bytes(
     document_id: str, n: int, dimension: int, *, text_bytes: int = 0, metadata_json: str | None = None
 ) -> int:
-    """What the `n` rows of a document take in a vectors message; a little more than they do, never less."""
+    """Returns an upper bound, close to the size, of the bytes of a document's `n` rows in a message."""
     each = 4 * dimension + len(document_id.encode()) + ROW_BYTES
     return n * each + text_bytes + len((metadata_json or "").encode())
 
 
 def first_rows(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """Of each row, the first row of its document: int64 [n]. A deletion is its own."""
+    """Returns the first row of each row's document, int64 [n]. A deletion is its own first row."""
     passages = batch.column("passage").to_numpy()
     first: NDArray[np.int64] = np.arange(len(passages), dtype=np.int64) - np.maximum(passages, 0)
     return first
 
 
 def rows_key(tenant: str, collection: str, generation: int) -> bytes:
-    """The key of a vectors message; neither name can hold a slash."""
+    """Returns the key of a vectors message; neither name can contain a slash."""
     return f"{tenant}/{collection}/{generation}".encode()
 
 
 def parse_rows_key(key: bytes) -> tuple[str, str, int]:
-    """What `rows_key` was made of. Raises Corrupt for a key that is not ours."""
+    """Parses the result of `rows_key`. Raises Corrupt for any other key."""
     try:
         tenant, collection, generation = key.decode().split("/")
         return tenant, collection, int(generation)
     except ValueError:
-        raise Corrupt(f"{key[:80]!r} is no key of a vectors message", path="vicinage.vectors") from None
+        raise Corrupt(f"{key[:80]!r} is not a key of a vectors message", path="vicinage.vectors") from None
 
 
 def encode_rows(batch: pa.RecordBatch, *, tenant: str, collection: str, generation: int) -> bytes:
-    """A vectors message's value: an Arrow stream of one batch."""
+    """Returns the value of a vectors message: an Arrow stream of one batch."""
     names = {"vicinage": VECTORS_FORMAT, "tenant": tenant, "collection": collection, "generation": str(generation)}
     return _stream(batch.replace_schema_metadata(names))
 
 
 def decode_rows(value: bytes) -> Rows:
-    """Returns the message that `encode_rows` wrote, its vectors where they lie in `value`: no copy.
+    """Returns the message that `encode_rows` wrote. Its vectors are views of `value`, without a copy.
 
-    Raises Corrupt for any other bytes, before they take more memory than a message of ours can.
+    Raises Corrupt for any other bytes, before they take more memory than a valid message can.
     """
     try:
         schema, batches = read_stream(value, bytes_max=ROWS_BYTES_MAX, rows_max=ROWS_BYTES_MAX // ROW_BYTES)
@@ -175,7 +179,7 @@ def _check_columns(schema: pa.Schema) -> None:
 
 
 def _check_rows(batch: pa.RecordBatch) -> None:
-    """Raises Corrupt for rows that a search would fail on later."""
+    """Raises Corrupt for rows that would fail a later search."""
     gone = batch.column("passage").to_numpy() == DELETED
     first = first_rows(batch)
     ids, versions = batch.column("document_id"), batch.column("version").to_numpy()
@@ -185,7 +189,7 @@ def _check_rows(batch: pa.RecordBatch) -> None:
     same = ids.equals(ids.take(pa.array(first))) and bool((versions[first] == versions).all())
     heads = batch.column("passage").to_numpy()[first]
     if not same or not ((heads == 0) | gone).all():
-        raise Corrupt("a vectors message has rows of a document apart", path="vicinage.vectors")
+        raise Corrupt("a vectors message has a document's rows in separate places", path="vicinage.vectors")
     if is_deletions(batch):
         if not gone.all():
             raise Corrupt("a vectors message has passages without vectors", path="vicinage.vectors")
@@ -194,7 +198,7 @@ def _check_rows(batch: pa.RecordBatch) -> None:
     if not (present | gone).all():
         raise Corrupt("a vectors message has a passage without a vector", path="vicinage.vectors")
     vectors = vectors_of(batch)
-    # The sum is finite where each number is; a pass over the rows is needed for those of deletions, which hold anything.
+    # A finite sum proves finite numbers, cheaply. Otherwise check the rows: deletions' are undefined.
     with np.errstate(invalid="ignore", over="ignore"):
         total = vectors.sum()
     if not np.isfinite(total) and not np.isfinite(vectors[~gone]).all():
@@ -202,7 +206,7 @@ def _check_rows(batch: pa.RecordBatch) -> None:
 
 
 def encode_documents(documents: Sequence[Document], *, collection: str, dimension: int) -> bytes:
-    """Valid documents of one collection as an Arrow stream, as the gateway writes them into the documents log."""
+    """Returns valid documents of one collection as an Arrow stream, for the documents log."""
     counts = [0 if d.vectors is None else len(d.vectors) for d in documents]
     given = [d.vectors for d in documents if d.vectors is not None]
     flat = np.concatenate(given) if given else np.zeros((0, dimension), np.float32)
@@ -220,11 +224,14 @@ def encode_documents(documents: Sequence[Document], *, collection: str, dimensio
 
 
 def decode_documents(value: bytes, *, rows_max: int = ROWS_MAX) -> tuple[str | None, list[pa.RecordBatch]]:
-    """The collection named in the stream's metadata, if any, and its batches, fully checked. Raises Refused."""
+    """Returns the collection named in the stream's metadata, if any, and its validated batches.
+
+    Raises Refused.
+    """
     schema, batches = read_stream(value, bytes_max=DECODED_BYTES_MAX, rows_max=rows_max)
     names = schema.metadata or {}
     if (found := names.get(b"vicinage", DOCUMENTS_FORMAT)) != DOCUMENTS_FORMAT:
-        raise Refused(f"the stream's format is {found[:20]!r}; known is {DOCUMENTS_FORMAT!r}", field="body")
+        raise Refused(f"the stream's format is {found[:20]!r}; supported is {DOCUMENTS_FORMAT!r}", field="body")
     name = names.get(b"collection")
     try:
         return (name.decode() if name else None), batches
@@ -235,7 +242,7 @@ def decode_documents(value: bytes, *, rows_max: int = ROWS_MAX) -> tuple[str | N
 def load_json(data: bytes, *, field: str = "body") -> Any:
     """Returns the JSON value in `data`.
 
-    Raises Refused naming what is wrong and where, before it makes too many objects; MemoryError.
+    Raises Refused, which names the error and its position, before making too many objects; MemoryError.
     """
     check_shape(data, field=field)
     try:
