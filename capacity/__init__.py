@@ -1,1 +1,1 @@
-"""How much is left: accounting and headroom, pure over a Snapshot; `snapshot.py` is the I/O."""
+"""Capacity: accounting and headroom, pure over a Snapshot; `snapshot.py` does the I/O."""

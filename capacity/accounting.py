@@ -11,10 +11,10 @@ from vicinage.stats import ShardStats
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """One collection's part of the platform: counts, and bytes in memory and in the store.
+    """One collection's use of the platform: counts, and bytes in memory and in the store.
 
-    `at_least`: the counts are lower bounds, since a shard did not answer or was not counted yet. `bytes_per_passage` is what its own
-    passages take in memory, the mean; None if none was measured.
+    `at_least`: the counts are lower bounds, because a shard did not answer or was not counted yet.
+    `bytes_per_passage` is the mean memory of its passages; None if none was measured.
     """
 
     tenant: str
@@ -28,7 +28,7 @@ class Holding:
 
 
 def holdings(snapshot: Snapshot) -> tuple[Holding, ...]:
-    """One row per collection, generations being built included in its bytes, counts of the live one."""
+    """Returns one row per collection: counts of the live generation, bytes of all generations."""
     shards: dict[tuple[str, str], list[ShardStats]] = {}
     for s in snapshot.shards:
         shards.setdefault((s.shard.tenant, s.shard.collection), []).append(s)
@@ -50,7 +50,7 @@ def _holding(name: tuple[str, str], live: tuple[ShardId, ...], shards: list[Shar
 
 
 def total(rows: Iterable[Holding]) -> Holding:
-    """The sum of some rows; no mean over collections."""
+    """Returns the sum of some rows, without a mean over collections."""
     every = list(rows)
     return Holding(
         "*",

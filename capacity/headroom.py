@@ -1,4 +1,4 @@
-"""What is left of each host's memory, in bytes and in passages. Pure over a Snapshot."""
+"""Headroom of each host's memory, in bytes and in passages. Pure over a Snapshot."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +9,10 @@ from vicinage.stats import ShardStats
 
 @dataclass(frozen=True, slots=True)
 class ByDimension:
-    """What a passage of one dimension takes in memory, the mean over `n` of them, and how many more would fit if all were of it."""
+    """Mean memory of a passage of one dimension, over `n` passages.
+
+    `passages_left`: how many more passages fit if all have this dimension.
+    """
 
     dimension: int
     n: int
@@ -19,10 +22,12 @@ class ByDimension:
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
-    """Of one host. `left_bytes` is what is left once every shard of its searchers lies in memory; 0: they take turns already.
+    """The headroom of one host.
 
-    `passages_left` are those of the dimension that takes the most bytes, so at least as many fit; None if no passage was measured.
-    `at_most`: some shards that are not in memory are not counted yet, so `left_bytes` may be less.
+    `left_bytes` is the memory left if every shard of its searchers is loaded; 0: not all fit at once.
+    `passages_left` is for the dimension with the most bytes per passage, so at least as many fit; None
+    if no passage was measured. `at_most`: some unloaded shards are not counted yet, so `left_bytes` may
+    be less.
     """
 
     resource: str
@@ -40,9 +45,10 @@ class Headroom:
 
 
 def host_memory(snapshot: Snapshot) -> tuple[Headroom, ...]:
-    """For each host: what its searchers may hold, hold, and would hold with every shard in memory.
+    """Returns the headroom of each host: limit, use, and use with every shard loaded.
 
-    The bound is the lesser of what `searcher.resident_bytes_max` leaves and of what the operating system says can be had.
+    The bound is the lesser of the rest of `searcher.resident_bytes_max` and of the available memory
+    that the operating system reports.
     """
     each = bytes_per_passage(snapshot)
     rows: list[Headroom] = []
@@ -72,7 +78,7 @@ def host_memory(snapshot: Snapshot) -> tuple[Headroom, ...]:
 
 
 def bytes_per_passage(snapshot: Snapshot) -> dict[int, tuple[int, float]]:
-    """Dimension → passages that were measured, and bytes that each takes in memory on the mean."""
+    """Returns dimension → number of measured passages, and their mean bytes in memory."""
     shards: dict[int, list[ShardStats]] = {}
     for s in snapshot.shards:
         if s.shard in snapshot.dimensions:
@@ -86,7 +92,10 @@ def bytes_per_passage(snapshot: Snapshot) -> dict[int, tuple[int, float]]:
 
 
 def measured(shards: Iterable[ShardStats]) -> tuple[int, int]:
-    """Passages whose bytes are known, and those bytes: living ones in memory; of other shards those that are in segments."""
+    """Returns the number of passages with known bytes, and those bytes.
+
+    Counts live passages and memory of loaded shards, and segments' passages and objects of others.
+    """
     n = size = 0
     for s in shards:
         n += s.passages if s.resident else s.segment_passages

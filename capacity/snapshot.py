@@ -1,4 +1,4 @@
-"""What the platform holds at one moment, from the catalog, the log and the searchers. The only I/O of this package."""
+"""The state of the platform at one moment, from catalog, log and searchers. This package's only I/O."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ RATE_WINDOW_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Events a second over the last `window_s` seconds."""
+    """Events per second over the last `window_s` seconds."""
 
     per_s: float
     window_s: float
@@ -25,9 +25,9 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class SearcherMemory:
-    """Of one searcher, in bytes: what it holds of what it may hold, and what its other shards would take.
+    """Memory of one searcher, in bytes: in use, its bound, and what its unloaded shards would take.
 
-    `at_least`: rows in the log of some of those are not counted yet.
+    `at_least`: rows in the log of some unloaded shards are not counted yet.
     """
 
     host: str
@@ -46,7 +46,7 @@ class Snapshot:
     live: Mapping[tuple[str, str], tuple[ShardId, ...]]
     """(tenant, collection) → shards of the live generation."""
     dimensions: Mapping[ShardId, int]
-    """Of every shard that is served."""
+    """Dimension of every shard that is served."""
     shards: tuple[ShardStats, ...]
     memory: tuple[SearcherMemory, ...]
     documents_logged: Mapping[str, int]
@@ -54,21 +54,19 @@ class Snapshot:
     searches: Rate
     applied: Rate
     log_bytes: int | None = None
-    """On this machine's disk; None where servers of their own keep the log."""
+    """Bytes of the log on this machine's disk; None if brokers store it."""
 
 
 class Rates:
-    """Turns counters that only rise into rates, over the last RATE_WINDOW_S or since the last call, whichever is longer."""
+    """Turns monotonic counters into rates over RATE_WINDOW_S, or since the last call if that is longer."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[float, int, int]] = [(time.monotonic(), 0, 0)]
 
     def rate(self, searches: int, applied: int) -> tuple[Rate, Rate]:
-        """Rates between the oldest reading that still counts and this one."""
+        """Returns the rates between the oldest reading in the window and this one."""
         now = time.monotonic()
-        earlier = [
-            s for s in self._seen if s[1] <= searches and s[2] <= applied
-        ]  # a searcher started anew counts from 0
+        earlier = [s for s in self._seen if s[1] <= searches and s[2] <= applied]  # a restarted searcher counts from 0
         lately = [s for s in earlier if now - s[0] <= RATE_WINDOW_S]
         then = (lately or earlier[-1:] or [(now, searches, applied)])[0]
         self._seen = [*(lately or earlier[-1:]), (now, searches, applied)]
@@ -79,7 +77,7 @@ class Rates:
 
 
 def take(registry: Registry, log: Log, stats: Sequence[SearcherStats], rates: Rates, now_ms: int) -> Snapshot:
-    """Gather one. Blocks on the log. Raises Unavailable."""
+    """Takes a snapshot. Blocks on the log. Raises Unavailable."""
     tenants = registry.tenants()
     logged = {t.name: _records(log, t.documents_topic) for t in tenants}
     searches, applied = rates.rate(sum(s.searches for s in stats), sum(s.applied for s in stats))
@@ -99,7 +97,7 @@ def take(registry: Registry, log: Log, stats: Sequence[SearcherStats], rates: Ra
 
 
 def memory_of(stats: SearcherStats) -> SearcherMemory:
-    """What a searcher's shards take of its memory. Pure."""
+    """Returns the memory of a searcher, from its statistics. Pure."""
     others = [s for s in stats.shards if not s.resident]
     return SearcherMemory(
         stats.host.name,
@@ -111,7 +109,10 @@ def memory_of(stats: SearcherStats) -> SearcherMemory:
 
 
 def each_once(seen: Iterable[Host]) -> tuple[Host, ...]:
-    """Every host once, by name: what its searchers hold together, and the least that one of them found available. Pure."""
+    """Returns each host once, by name. Pure.
+
+    Sums the resident memory of its searchers, and takes the least available memory that they found.
+    """
     found: dict[str, Host] = {}
     for h in seen:
         before = found.get(h.name, replace(h, resident=0))

@@ -21,10 +21,11 @@ GRAMMAR: Final = "auto, flat, hnsw[:M=32,efc=80,codes=f32|sq8], ivf[:lists=N], i
 
 @dataclass(frozen=True, slots=True)
 class IndexSpec:
-    """How a segment is indexed: a kind, and what that kind lets one choose.
+    """The index of a segment: a kind and its parameters.
 
-    hnsw: `m`, `ef_construction`, and `codes`, in which the graph keeps the vectors (whole, or a byte a number). ivf, ivfpq: `lists`;
-    0 means by the number of passages. What finds by codes scores its candidates again from the stored vectors.
+    hnsw has `m`, `ef_construction` and `codes`, the encoding of the graph's vectors: float32, or one
+    byte per number. ivf and ivfpq have `lists`; 0 chooses by the number of passages. Indexes that
+    search codes rescore their candidates with the stored vectors.
     """
 
     kind: Kind

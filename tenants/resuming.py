@@ -1,7 +1,8 @@
-"""`vicinage tenant resume-ingest`: where each halted partition goes on, and what that skips.
+"""`vicinage tenant resume-ingest`: the offset where each halted partition resumes, and what it skips.
 
-`plan` looks, `apply` decides in one change of the catalog, with its audit record; ingest takes the positions up within
-seconds. A partition that goes on by itself once its cause is gone (unauthorized) is left as it is.
+`plan` computes it; `apply` records it in one change of the catalog, with an audit record. Ingest
+adopts the positions within seconds. A partition that resumes automatically after its cause is gone
+(unauthorized) is left unchanged.
 """
 
 from collections.abc import Sequence
@@ -25,9 +26,10 @@ _P: Final = tables.ingest_partitions
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """One partition. `resume_at` None: it goes on by itself. `skipped_records` None: the number is not known.
+    """The resumption of one partition.
 
-    `skipped` are the offsets [from, to) that are never ingested; None where none are.
+    `resume_at` None: it resumes automatically. `skipped` are the offsets [from, to) that are never
+    ingested, None if there are none. `skipped_records` None: the number is unknown.
     """
 
     partition: int
@@ -42,7 +44,11 @@ class Resumption:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What resuming does. `topic_id` None: the topic is created again first. `anew`: it is another topic than before."""
+    """The effect of a resumption.
+
+    `topic_id` None: the topic is created again first. `anew`: the topic has another identity than
+    before.
+    """
 
     tenant: str
     topic_id: str | None
@@ -67,7 +73,7 @@ def plan(log: Log, registry: Registry, tenant: Tenant) -> Plan:
 
 
 def apply(log: Log, registry: Registry, tenant: Tenant, *, actor: str) -> Plan:
-    """Decides as `plan` says; durable on return. Raises Conflict where the topic's partitions changed meanwhile."""
+    """Applies the plan; durable on return. Raises Conflict if the topic's partitions have changed."""
     made = plan(log, registry, tenant)
     if made.topic_id is None and made.anew:
         ensure_topics(log, tenant, made.n_partitions)
@@ -108,10 +114,10 @@ def facts(made: Plan) -> dict[str, Any]:
 def _maps(
     log: Log, tenant: Tenant, made: Plan, moved: Sequence[Resumption], known: Sequence[PartitionMap]
 ) -> list[PartitionMap]:
-    """Returns the maps under which what is read again wins over everything before.
+    """Returns maps under which records that are read again get newer versions than all before.
 
-    Until the topic's new number of partitions is recorded, HTTP writes are divided by the newest map that is known: where
-    that is another number, what the topic has by now counts under a map of it.
+    Until the topic's new number of partitions is recorded, HTTP writes are partitioned by the newest
+    known map. If its number differs, the topic's present records get a map of that number first.
     """
     topic_id, n = made.topic_id or "", made.n_partitions
     begins = {r.partition: r.resume_at for r in moved}
@@ -126,7 +132,7 @@ def _maps(
 
 
 def _forget_offsets(at: Change, tenant: str) -> None:
-    """Offsets of the earlier topic say nothing about the new one: what lies in it now belongs to today's collections."""
+    """Resets offsets of the earlier topic: the new topic's records belong to today's collections."""
     c = tables.collections
     change = update(c).where(c.c.tenant == tenant, c.c.state == "active")
     at.connection.execute(change.values(first_offsets="[]", row_version=at.version))
@@ -134,7 +140,7 @@ def _forget_offsets(at: Change, tenant: str) -> None:
 
 
 def _move_lanes(at: Change, tenant: str, moved: Sequence[Resumption]) -> None:
-    """Lanes owe nothing of what is skipped, and nothing at all where the partition is read again from its beginning."""
+    """Advances lanes beyond skipped records; deletes them if the partition is read from its beginning."""
     lane = tables.ingest_lanes
     for r in moved:
         of_it = (lane.c.tenant == tenant, lane.c.partition == r.partition)
@@ -159,7 +165,7 @@ def _anew(log: Log, topic: str, partition: int, known: PartitionState | None, *,
         resume_at=begin,
         skipped=None,
         skipped_records=None,
-        effect=f"{effect}; what the earlier topic had from offset {position} on is gone with it",
+        effect=f"{effect}; records of the earlier topic from offset {position} are lost",
     )
 
 
@@ -167,18 +173,18 @@ def _one(log: Log, topic: str, state: PartitionState) -> Resumption:
     p, position = state.partition, state.position
     resume_at: int | None = None
     skipped: tuple[int, int] | None = None
-    effect = "nothing: it goes on by itself once its cause is gone"
+    effect = "nothing: it resumes automatically once its cause is gone"
     try:
         match state.kind:
             case "offset_gone":
                 resume_at = max(position, log.begin(topic, p))
                 skipped, effect = (
                     (position, resume_at),
-                    "retention has removed these records; reading goes on behind them",
+                    "retention has removed these records; reading continues after them",
                 )
             case "unreadable":
                 resume_at = first_readable(log, topic, p, position)
-                skipped, effect = (position, resume_at), "these records cannot be read; reading goes on behind them"
+                skipped, effect = (position, resume_at), "these records cannot be read; reading continues after them"
             case "beyond_end":
                 resume_at = log.begin(topic, p)
                 effect = f"all {log.end(topic, p) - resume_at} records that the partition has are ingested again"
@@ -198,9 +204,12 @@ def _one(log: Log, topic: str, state: PartitionState) -> Resumption:
 
 
 def first_readable(log: Log, topic: str, partition: int, start: int) -> int:
-    """Returns the lowest offset ≥ `start` that can be read from; the end where none can. About 2 log2(n) reads."""
+    """Returns the lowest readable offset ≥ `start`, or the end if there is none.
+
+    Bisects: about 2 log2(n) reads.
+    """
     end = log.end(topic, partition)
-    low, step = start, 1  # nothing below `low` can be read from
+    low, step = start, 1  # no offset below `low` is readable
     while low < end and not _readable(log, topic, partition, low):
         bad, low, step = low, min(low + step, end), step * 2
     if low == start:

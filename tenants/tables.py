@@ -1,4 +1,4 @@
-"""The catalog's tables, and `migrate`, which brings a database to the newest of them."""
+"""The catalog's tables, and `migrate`, which upgrades a database to the newest schema."""
 
 from pathlib import Path
 from typing import Final
@@ -201,7 +201,7 @@ recall_history = Table(
     Column("kept_ms", BigInteger, nullable=False),
 )
 JOBS_ENDED: Final = ("done", "cancelled", "failed")
-"""States in which a job stays."""
+"""Final states of a job."""
 jobs = Table(
     "jobs",
     metadata,
@@ -234,7 +234,7 @@ _LOCK: Final = 0x56494349
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the catalog to the newest schema. Idempotent, and safe when several processes call it at once."""
+    """Upgrades the catalog to the newest schema. Idempotent; safe for concurrent processes."""
     from alembic import command
     from alembic.config import Config
 
