@@ -1,4 +1,7 @@
-"""The state of the platform at one moment, from catalog, log and searchers. This package's only I/O."""
+"""The state of the platform at one moment, from catalog, log and searchers.
+
+This package's only I/O.
+"""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,7 +69,8 @@ class Rates:
     def rate(self, searches: int, applied: int) -> tuple[Rate, Rate]:
         """Returns the rates between the oldest reading in the window and this one."""
         now = time.monotonic()
-        earlier = [s for s in self._seen if s[1] <= searches and s[2] <= applied]  # a restarted searcher counts from 0
+        # a restarted searcher counts from 0
+        earlier = [s for s in self._seen if s[1] <= searches and s[2] <= applied]
         lately = [s for s in earlier if now - s[0] <= RATE_WINDOW_S]
         then = (lately or earlier[-1:] or [(now, searches, applied)])[0]
         self._seen = [*(lately or earlier[-1:]), (now, searches, applied)]

@@ -44,7 +44,10 @@ class AuditKey:
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One change. `before` and `after` are JSON objects or None; `mac` is None if there was no key."""
+    """One change.
+
+    `before` and `after` are JSON objects or None; `mac` is None if there was no key.
+    """
 
     seq: int
     at_ms: int

@@ -19,14 +19,20 @@ _D, _L = tables.drafts, tables.leases
 
 
 class Drafts:
-    """Drafts of all indexers, by the folder of their objects. Safe for many threads and processes."""
+    """Drafts of all indexers, by the folder of their objects.
+
+    Safe for many threads and processes.
+    """
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
 
     def begin(self, folder: str, lease: Lease) -> None:
-        """Records a segment's folder; durable on return. Raises Conflict if the lease has passed on."""
+        """Records a segment's folder; durable on return.
+
+        Raises Conflict if the lease has passed on.
+        """
         with change(self._engine) as connection:
             epoch = connection.execute(select(_L.c.epoch).where(_L.c.resource == lease.resource)).scalar()
             if epoch != lease.epoch:

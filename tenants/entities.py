@@ -65,7 +65,10 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An API key, without its secret (only its SHA-256 is stored). `tenant` is None for an operator's key."""
+    """An API key, without its secret (only its SHA-256 is stored).
+
+    `tenant` is None for an operator's key.
+    """
 
     id: str
     tenant: str | None
@@ -236,7 +239,9 @@ class SegmentRef:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The segments of a shard as of a log position. `sealed`: every record below it is in the segments.
+    """The segments of a shard as of a log position.
+
+    `sealed`: every record below it is in the segments.
 
     `version` rises by one with each swap (compare-and-set); `epoch` is the fencing epoch of the lease
     that wrote it.

@@ -31,7 +31,10 @@ def check_build(dimension: int, metric: str, index: str) -> None:
 
 
 def insert_generation(at: Change, made: Generation) -> None:
-    """Inserts the generation. Raises Refused for a model that is retired, in the same transaction."""
+    """Inserts the generation.
+
+    Raises Refused for a model that is retired, in the same transaction.
+    """
     m = tables.models.c
     if made.model is not None and at.connection.execute(select(m.retired).where(m.name == made.model)).scalar():
         raise Refused(f"model {made.model} is retired: name another one", field="model")

@@ -16,7 +16,9 @@ from vicinage.partition_maps import PartitionMap, check_partitions, grown
 
 
 def sync_partition_map(registry: Registry, log: Log, tenant: Tenant, *, actor: str) -> tuple[PartitionMap, ...]:
-    """Returns the tenant's partition maps, with one added where its topic has grown. Durable on return.
+    """Returns the tenant's partition maps, with one added where its topic has grown.
+
+    Durable on return.
 
     Leaves a topic whose identity differs from the newest map's alone: `vicinage tenant
     resume-ingest` records it. Raises NotFound if there is no topic, Unavailable, and Refused if the
@@ -90,7 +92,10 @@ def set_partitions(registry: Registry, log: Log, tenant: Tenant, wanted: int, *,
 
 
 def finish_growth(log: Log, tenant: Tenant, newest: PartitionMap) -> None:
-    """Grows the topic to its newest map, after a crash between recording and growing. Idempotent."""
+    """Grows the topic to its newest map, after a crash between recording and growing.
+
+    Idempotent.
+    """
     topic = tenant.documents_topic
     if log.topic_ids(topic).get(topic) == newest.topic_id:
         log.add_partitions(topic, newest.partitions)

@@ -30,7 +30,10 @@ class IngestLanes:
         self._clock = clock
 
     def open(self, lanes: Sequence[IngestLane]) -> list[IngestLane]:
-        """Stores new lanes, all or none; durable on return. Raises Conflict if one already exists."""
+        """Stores new lanes, all or none; durable on return.
+
+        Raises Conflict if one already exists.
+        """
         now_ms = self._clock.now_ms()
         made = [replace(lane, since_ms=now_ms, reason=lane.reason[:REASON_MAX]) for lane in lanes]
         with change(self._engine) as connection:
@@ -55,7 +58,10 @@ class IngestLanes:
         return moved
 
     def close(self, lane: IngestLane) -> None:
-        """Deletes a lane that has caught up. Raises Conflict if it is no longer at `lane.position`."""
+        """Deletes a lane that has caught up.
+
+        Raises Conflict if it is no longer at `lane.position`.
+        """
         with change(self._engine) as connection:
             where = _is(lane) & (_L.c.position == lane.position)
             if connection.execute(delete(_L).where(where)).rowcount != 1:

@@ -25,7 +25,7 @@ def ingested(log: Log, registry: Registry, tps: Sequence[TopicPartition]) -> dic
     }
     if not kept:
         return found
-    # The log may now have another topic of that name, with no ingested records: the catalog's position
-    # is of the earlier one.
+    # The log may now have another topic of that name, with no ingested records: the catalog's
+    # position is of the earlier one.
     ids = log.topic_ids(PREFIX)
     return found | {tp: s.position for tp, s in kept.items() if ids.get(tp[0]) == s.topic_id}

@@ -28,7 +28,10 @@ class Jobs:
     def create(
         self, tenant: str, collection: str, *, index: str, model: str | None, shards: int, uid: str = "", actor: str
     ) -> Job:
-        """Creates a pending job. Raises Conflict while another job of the collection is in progress."""
+        """Creates a pending job.
+
+        Raises Conflict while another job of the collection is in progress.
+        """
         with changing(self._engine, self._clock, actor) as at:
             where = (_J.c.tenant == tenant) & (_J.c.collection == collection) & _J.c.state.not_in(ENDED)
             if other := at.connection.execute(select(_J.c.id).where(where)).scalar():
@@ -63,7 +66,10 @@ class Jobs:
             return tuple(_job(row) for row in connection.execute(query).mappings())
 
     def advance(self, job: Job, **changes: Any) -> Job:
-        """Stores and returns the job with these fields changed. Raises Conflict if it has changed."""
+        """Stores and returns the job with these fields changed.
+
+        Raises Conflict if it has changed.
+        """
         with change(self._engine) as connection:
             return _move(connection, job, changes)
 

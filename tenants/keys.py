@@ -191,7 +191,10 @@ class Keys:
         return asked is not None and now - asked < FRESH_S
 
     def _ask(self, ids: Sequence[str], now: float) -> dict[str, _Known]:
-        """Looks up these keys, caches the results, and returns those that exist. Raises Unavailable."""
+        """Looks up these keys, caches the results, and returns those that exist.
+
+        Raises Unavailable.
+        """
         k, t = tables.keys, tables.tenants
         query = select(k, t.c.state).outerjoin(t, t.c.name == k.c.tenant).where(k.c.id.in_(ids))
         with look(self._engine) as connection:
@@ -215,7 +218,8 @@ class Keys:
         self._unknown.pop(key_id, None)
         if len(self._cache) >= CACHE_MAX:
             self._cache.clear()
-        if key_id not in self._cache or self._cache[key_id].asked_s <= now:  # a late answer never replaces a newer one
+        # a late answer never replaces a newer one
+        if key_id not in self._cache or self._cache[key_id].asked_s <= now:
             self._cache[key_id] = known
 
     def _without_catalog(self, known: _Known | None, scope: Scope) -> _Known:
@@ -249,5 +253,6 @@ def _key(row: object) -> Key:
 
 
 def _digest(secret: str) -> str:
-    # The secret is 256 random bits: a plain hash is safe from brute force, and takes 1 µs per request.
+    # The secret is 256 random bits: a plain hash is safe from brute force, and takes 1 µs per
+    # request.
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -62,7 +62,10 @@ class Manifests:
             return now, [_manifest(row) for row in connection.execute(query).mappings()]
 
     def swap(self, old: Manifest, *, segments: tuple[SegmentRef, ...], sealed: int, lease: Lease) -> Manifest:
-        """Replaces `old` by the new manifest. Raises Conflict if `old` is stale or the lease is lost."""
+        """Replaces `old` by the new manifest.
+
+        Raises Conflict if `old` is stale or the lease is lost.
+        """
         new = Manifest(old.shard, old.version + 1, lease.epoch, sealed, segments)
         version = tables.catalog_version
         with change(self._engine) as connection:

@@ -18,7 +18,10 @@ LOCATION_MAX: Final = 1_000
 
 
 def check_entry(model: EmbeddingModel) -> None:
-    """Raises Refused for an entry outside the registry's bounds. Does not access files or servers."""
+    """Raises Refused for an entry outside the registry's bounds.
+
+    Does not access files or servers.
+    """
     if not MODEL_NAME.fullmatch(model.name):
         raise Refused(
             "a model's name is 1 to 63 of a-z, A-Z, 0-9, '.', '_', '-' and '/', and begins with a letter or digit",

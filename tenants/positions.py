@@ -24,7 +24,10 @@ _P: Final = tables.ingest_partitions
 
 @dataclass(frozen=True, slots=True)
 class PartitionState:
-    """One partition of a tenant's documents topic. `position` is the next offset that is not ingested."""
+    """One partition of a tenant's documents topic.
+
+    `position` is the next offset that is not ingested.
+    """
 
     tenant: str
     partition: int
@@ -48,7 +51,10 @@ class Positions:
         self._clock = clock
 
     def save(self, states: Sequence[PartitionState]) -> None:
-        """Writes the states, durably and all together, except over `resuming`. Raises Unavailable."""
+        """Writes the states, durably and all together, except over `resuming`.
+
+        Raises Unavailable.
+        """
         if not states:
             return
         rows = [{**asdict(s), "updated_ms": self._clock.now_ms()} for s in states]
@@ -56,7 +62,10 @@ class Positions:
             connection.execute(upsert(self._engine.dialect.name), rows)
 
     def of(self, tenant: str | None = None) -> list[PartitionState]:
-        """Returns the partitions of one tenant or of all, by tenant and partition. Raises Unavailable."""
+        """Returns the partitions of one tenant or of all, by tenant and partition.
+
+        Raises Unavailable.
+        """
         return self._select(*(() if tenant is None else (_P.c.tenant == tenant,)))
 
     def not_reading(self, tenant: str | None = None) -> list[PartitionState]:
@@ -69,7 +78,10 @@ class Positions:
         return [s for s in self._select(_P.c.state == "halted") if s.tenant in tenants]
 
     def resuming(self) -> list[PartitionState]:
-        """Returns the partitions with a new position that ingest has not adopted yet. Raises Unavailable."""
+        """Returns the partitions with a new position that ingest has not adopted yet.
+
+        Raises Unavailable.
+        """
         return self._select(_P.c.state == "resuming")
 
     def resumed(self, taken: PartitionState) -> None:

@@ -56,7 +56,10 @@ def check_settings(log: Log, *topics: str) -> None:
 
 
 def ensure_topics(log: Log, tenant: Tenant, partitions: int = 1) -> None:
-    """Creates the tenant's topics. Idempotent: each user of the topics calls it, also after a crash."""
+    """Creates the tenant's topics.
+
+    Idempotent: each user of the topics calls it, also after a crash.
+    """
     log.ensure_topic(tenant.documents_topic, partitions)
     log.ensure_topic(tenant.dead_topic, 1, retention_ms=DEAD_LETTERS_MS)
 

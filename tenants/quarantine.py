@@ -40,7 +40,8 @@ class Quarantine:
             _serialize(connection)
             if _is_known(connection, damage) or not _named(connection, damage):
                 return False
-            connection.execute(delete(_Q).where(_Q.c.path == damage.path))  # it was lost, and now exists but is corrupt
+            # it was lost, and now exists but is corrupt
+            connection.execute(delete(_Q).where(_Q.c.path == damage.path))
             self._first(connection, damage, actor)
         return True
 

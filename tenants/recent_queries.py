@@ -26,7 +26,9 @@ class RecentQueries:
         self._clock = clock
 
     def keep(self, tenant: str, collection: str, model: str | None, vectors: Floats) -> None:
-        """Replaces the stored queries by the newest RECENT_QUERIES_MAX of `vectors` [n, d]. Durable.
+        """Replaces the stored queries by the newest RECENT_QUERIES_MAX of `vectors` [n, d].
+
+        Durable.
 
         A no-op if the collection is gone, or if more queries of the same model are stored: a gateway
         that has just started knows few.

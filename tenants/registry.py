@@ -64,7 +64,8 @@ class Registry:
         with self._lock, look(self._engine) as connection:
             version: int = connection.execute(select(tables.catalog_version.c.version)).scalar_one()
             if version != self._view.version:
-                # A lower version means a catalog restored from a backup: discard all that is cached.
+                # A lower version means a catalog restored from a backup: discard all that is
+                # cached.
                 known = self._view if version > self._view.version else View()
                 self._view = load_view(connection, known, version)
             return version
@@ -95,7 +96,10 @@ class Registry:
         return found
 
     def is_over(self, shard: ShardId) -> bool:
-        """Returns whether the shard's generation is known to have ended. Numbers are never reused."""
+        """Returns whether the shard's generation is known to have ended.
+
+        Numbers are never reused.
+        """
         found = self._view.collections.get((shard.tenant, shard.collection))
         if found is None or shard.generation > found.live:
             return False
@@ -126,7 +130,10 @@ class Registry:
         return changing(self._engine, self._clock, actor)
 
     def append_partition_map(self, tenant: str, made: PartitionMap, *, epoch: int, actor: str) -> None:
-        """Records the tenant's next partition map. Raises Conflict if `epoch` is already recorded."""
+        """Records the tenant's next partition map.
+
+        Raises Conflict if `epoch` is already recorded.
+        """
         with changing(self._engine, self._clock, actor) as at:
             _tenant_now(at, tenant)
             stamp = {"created_ms": at.now_ms, "row_version": at.version}
@@ -136,7 +143,10 @@ class Registry:
         self.refresh()
 
     def create_tenant(self, name: str, *, priority: Class = "silver", actor: str) -> Tenant:
-        """Creates a tenant. Names are never reused, so that no tenant inherits another's remains."""
+        """Creates a tenant.
+
+        Names are never reused, so that no tenant inherits another's remains.
+        """
         if not TENANT_NAME.fullmatch(name):
             raise Refused(
                 "a tenant's name is 1 to 63 of a-z, 0-9 and '-', and does not begin with '-'", field="name", limit=63
@@ -166,7 +176,10 @@ class Registry:
         return self._move_tenant(name, "active", "tenant.resume", actor)
 
     def set_tenant_class(self, name: str, priority: Class, *, actor: str) -> Tenant:
-        """Changes a tenant's class; every role applies it within about 1 s. Raises Refused, NotFound."""
+        """Changes a tenant's class; every role applies it within about 1 s.
+
+        Raises Refused, NotFound.
+        """
         if priority not in ("gold", "silver", "bronze"):
             raise Refused("class is one of gold, silver, bronze", field="class")
         with changing(self._engine, self._clock, actor) as at:
@@ -178,7 +191,10 @@ class Registry:
         return self.tenant(name)
 
     def delete_tenant(self, name: str, *, actor: str) -> Tenant:
-        """Deletes the tenant with its collections, and revokes its keys. Its name is never reused."""
+        """Deletes the tenant with its collections, and revokes its keys.
+
+        Its name is never reused.
+        """
         c = tables.collections
         with changing(self._engine, self._clock, actor) as at:
             _tenant_now(at, name)
@@ -274,7 +290,10 @@ class Registry:
         self.refresh()
 
     def set_objectives(self, tenant: str, name: str, objectives: Objectives, *, actor: str) -> Collection:
-        """Changes a collection's objectives; searches apply them within about 1 s. Raises NotFound."""
+        """Changes a collection's objectives; searches apply them within about 1 s.
+
+        Raises NotFound.
+        """
         c = tables.collections
         where = (c.c.tenant == tenant) & (c.c.name == name) & (c.c.state == "active")
         with changing(self._engine, self._clock, actor) as at:
@@ -367,7 +386,10 @@ class Registry:
         return self.collection(tenant, collection)
 
     def register_model(self, model: EmbeddingModel, *, actor: str) -> EmbeddingModel:
-        """Adds an entry to the model registry; entries never change. The caller has tested the model."""
+        """Adds an entry to the model registry; entries never change.
+
+        The caller has tested the model.
+        """
         check_entry(model)
         with changing(self._engine, self._clock, actor) as at:
             if at.connection.execute(select(tables.models.c.name).where(tables.models.c.name == model.name)).first():
@@ -400,7 +422,10 @@ class Registry:
         return self.model(name)
 
     def _next_generation(self, tenant: str, collection: str) -> int:
-        """Returns the next generation's number. Numbers are never reused: old rows stay in the log."""
+        """Returns the next generation's number.
+
+        Numbers are never reused: old rows stay in the log.
+        """
         c = tables.collections
         with look(self._engine) as connection:
             query = select(c.c.next_generation).where(c.c.tenant == tenant, c.c.name == collection)

@@ -73,7 +73,10 @@ def plan(log: Log, registry: Registry, tenant: Tenant) -> Plan:
 
 
 def apply(log: Log, registry: Registry, tenant: Tenant, *, actor: str) -> Plan:
-    """Applies the plan; durable on return. Raises Conflict if the topic's partitions have changed."""
+    """Applies the plan; durable on return.
+
+    Raises Conflict if the topic's partitions have changed.
+    """
     made = plan(log, registry, tenant)
     if made.topic_id is None and made.anew:
         ensure_topics(log, tenant, made.n_partitions)

@@ -30,8 +30,10 @@ BATCHES_MAX: Final = 1_000
 DECODED_FLOOR: Final = 16 << 20
 """Decompressed bytes that a stream of any size may have."""
 DECODED_RATIO: Final = 32
-"""Further decompressed bytes per byte of the stream. Text compresses about 10:1; only artificial data
-compresses 1000:1."""
+"""Further decompressed bytes per byte of the stream.
+
+Text compresses about 10:1; only artificial data compresses 1000:1.
+"""
 
 
 def read_stream(value: bytes, *, bytes_max: int, rows_max: int) -> tuple[pa.Schema, list[pa.RecordBatch]]:

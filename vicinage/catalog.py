@@ -67,7 +67,10 @@ def look(engine: Engine) -> Iterator[Connection]:
 
 
 def unreachable(error: Unavailable) -> bool:
-    """Returns whether the catalog could not be reached. A busy, slow or full catalog was reached."""
+    """Returns whether the catalog could not be reached.
+
+    A busy, slow or full catalog was reached.
+    """
     cause = error.__cause__
     if not isinstance(cause, DBAPIError):
         return False  # this process's pool has no free connection
@@ -76,7 +79,8 @@ def unreachable(error: Unavailable) -> bool:
     code = getattr(cause.orig, "sqlite_errorcode", None)
     if code is not None:
         return code & 0xFF in _GONE  # the low byte is the primary result code
-    return getattr(cause.orig, "sqlstate", None) is None  # each error from a PostgreSQL session has one
+    # each error from a PostgreSQL session has one
+    return getattr(cause.orig, "sqlstate", None) is None
 
 
 @contextmanager
@@ -108,7 +112,8 @@ def _sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # `begun` begins transactions: the driver would begin them late
+        # `begun` begins transactions: the driver would begin them late
+        connection.isolation_level = None
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -125,7 +130,8 @@ def _postgres(url: URL) -> Engine:
     limits = {
         "statement_timeout": BUSY_S,
         "lock_timeout": BUSY_S,
-        # Every change holds the lock of the version row: a client that hangs must not hold it forever.
+        # Every change holds the lock of the version row: a client that hangs must not hold it
+        # forever.
         "idle_in_transaction_session_timeout": IDLE_S,
     }
     arguments = {

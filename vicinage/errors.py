@@ -24,7 +24,10 @@ from typing import Any, ClassVar
 
 
 class VicinageError(Exception):
-    """Root of the tree. `kind` is the stable last part of the problem type; `status` is the HTTP status."""
+    """Root of the tree.
+
+    `kind` is the stable last part of the problem type; `status` is the HTTP status.
+    """
 
     kind: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
@@ -35,7 +38,8 @@ class VicinageError(Exception):
         self.detail = detail
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By default Python rebuilds an exception from its positional arguments; most of these have others.
+        # By default Python rebuilds an exception from its positional arguments; most of these have
+        # others.
         return _rebuilt, (type(self), self.args, self.__dict__)
 
 
@@ -82,7 +86,10 @@ class Conflict(Refused):
 
 
 class Denied(VicinageError):
-    """The request is not allowed or its object is not found. The error does not reveal what exists."""
+    """The request is not allowed or its object is not found.
+
+    The error does not reveal what exists.
+    """
 
     kind = "denied"
     status = 403

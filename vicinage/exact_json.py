@@ -19,7 +19,10 @@ def may_be_rounded(value: float) -> bool:
 
 
 def has_rounded(value: object) -> bool:
-    """Returns whether a parsed value contains a number that may have been rounded. Not recursive."""
+    """Returns whether a parsed value contains a number that may have been rounded.
+
+    Not recursive.
+    """
     left = [value]
     while left:
         each = left.pop()

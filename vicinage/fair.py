@@ -78,7 +78,10 @@ class FairQueue(Generic[T]):
         self._count(line, cost, held)
 
     def put_back(self, tenant: str, items: list[tuple[T, int]], *, weight: int = 1) -> None:
-        """Requeues taken items at the head of the tenant's line and refunds their cost. Always fits."""
+        """Requeues taken items at the head of the tenant's line and refunds their cost.
+
+        Always fits.
+        """
         line = self._line(tenant, weight)
         for item in reversed(items):
             line.items.appendleft(item)
@@ -119,7 +122,8 @@ class FairQueue(Generic[T]):
             while line.items and line.items[0][1] <= line.deficit:
                 item, cost = line.items[0]
                 if taken and cost > left:
-                    line.deficit -= self._quantum * line.weight  # its turn is not over: it is first next time
+                    # its turn is not over: it is first next time
+                    line.deficit -= self._quantum * line.weight
                     return taken
                 line.items.popleft()
                 line.deficit -= cost

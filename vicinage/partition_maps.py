@@ -1,4 +1,6 @@
-"""Partition maps: the partitions of a documents topic over time, and versions derived from them. Pure.
+"""Partition maps: the partitions of a documents topic over time, and versions derived from them.
+
+Pure.
 
 A version orders all writes of one document. Within one map a document has one home partition, whose
 offsets order its writes; across maps the newer map wins (docs/decisions/027-partition-maps.md).
@@ -91,7 +93,10 @@ def until(maps: Sequence[PartitionMap], topic_id: str | None) -> Sequence[Partit
 
 
 def version_of(maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str) -> int:
-    """Returns the version of a document's record. Raises Refused, which names the right partition."""
+    """Returns the version of a document's record.
+
+    Raises Refused, which names the right partition.
+    """
     epoch = epoch_of(maps, position, collection, document_id)
     if epoch is None:
         n = maps[-1].partitions

@@ -77,7 +77,9 @@ LATEST: Final = Token(())
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A valid document, as its tenant sent it. Exactly one of `text` and `passages` is set, or only `vectors`.
+    """A valid document, as its tenant sent it.
+
+    Exactly one of `text` and `passages` is set, or only `vectors`.
 
     `vectors` is float32 [n, d], one row per passage, if the tenant computed them. `metadata_json` is
     the metadata as JSON text, or None without metadata; the constructor serializes the metadata if it

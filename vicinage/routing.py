@@ -1,4 +1,7 @@
-"""Routing of documents to shards, and to partitions of the documents topic. Stable across languages."""
+"""Routing of documents to shards, and to partitions of the documents topic.
+
+Stable across languages.
+"""
 
 import hashlib
 from typing import Final

@@ -27,7 +27,9 @@ _own: dict[int, tuple[Path, int]] = {}
 
 @contextmanager
 def scratch(prefix: str) -> Iterator[Path]:
-    """Creates an empty folder, deleted at the end of the block. Raises Unavailable if the disk is full.
+    """Creates an empty folder, deleted at the end of the block.
+
+    Raises Unavailable if the disk is full.
 
     That includes errors in the block.
     """

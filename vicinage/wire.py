@@ -1,4 +1,6 @@
-"""Encodes and decodes records: documents as JSON or Arrow, vectors as Arrow. Each format has a version.
+"""Encodes and decodes records: documents as JSON or Arrow, vectors as Arrow.
+
+Each format has a version.
 
 Bytes from clients are never trusted: every error in them becomes Refused with a reason.
 """
@@ -150,7 +152,9 @@ def encode_rows(batch: pa.RecordBatch, *, tenant: str, collection: str, generati
 
 
 def decode_rows(value: bytes) -> Rows:
-    """Returns the message that `encode_rows` wrote. Its vectors are views of `value`, without a copy.
+    """Returns the message that `encode_rows` wrote.
+
+    Its vectors are views of `value`, without a copy.
 
     Raises Corrupt for any other bytes, before they take more memory than a valid message can.
     """
@@ -198,7 +202,8 @@ def _check_rows(batch: pa.RecordBatch) -> None:
     if not (present | gone).all():
         raise Corrupt("a vectors message has a passage without a vector", path="vicinage.vectors")
     vectors = vectors_of(batch)
-    # A finite sum proves finite numbers, cheaply. Otherwise check the rows: deletions' are undefined.
+    # A finite sum proves finite numbers, cheaply. Otherwise check the rows: deletions' are
+    # undefined.
     with np.errstate(invalid="ignore", over="ignore"):
         total = vectors.sum()
     if not np.isfinite(total) and not np.isfinite(vectors[~gone]).all():

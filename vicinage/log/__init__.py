@@ -122,7 +122,9 @@ class Log(Protocol):
     """Topics of ordered partitions. Safe for many threads and many processes."""
 
     def ensure_topic(self, topic: str, partitions: int = 1, *, retention_ms: int | None = None) -> int:
-        """Creates the topic if it does not exist; returns its actual number of partitions. Idempotent.
+        """Creates the topic if it does not exist; returns its actual number of partitions.
+
+        Idempotent.
 
         `retention_ms` None keeps records forever.
         """
@@ -137,7 +139,10 @@ class Log(Protocol):
         ...
 
     def add_partitions(self, topic: str, partitions: int) -> int:
-        """Grows the topic to at least `partitions` partitions; returns their number. Raises NotFound."""
+        """Grows the topic to at least `partitions` partitions; returns their number.
+
+        Raises NotFound.
+        """
         ...
 
     def topic_ids(self, prefix: str = "") -> dict[str, str]:

@@ -68,7 +68,10 @@ class _Shared:
 
 
 class KafkaLog:
-    """A Log on the brokers `host:port[,host:port]`. Safe for many threads; each reader belongs to one."""
+    """A Log on the brokers `host:port[,host:port]`.
+
+    Safe for many threads; each reader belongs to one.
+    """
 
     def __init__(self, servers: str, security: KafkaSettings | None = None) -> None:
         self._servers = servers.split(",")
@@ -376,7 +379,8 @@ class KafkaLog:
         return found.partitions if found else 0
 
     def _every_topic(self) -> Mapping[str, Topic]:
-        connect(self._servers)  # fails at once if no broker can be reached, not after the client's timeout
+        # fails at once if no broker can be reached, not after the client's timeout
+        connect(self._servers)
         with self._errors("listing topics"):
             return self._topics.look()
 

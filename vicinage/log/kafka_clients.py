@@ -13,7 +13,10 @@ BACKOFF_MAX_MS: Final = 1_000
 
 
 def connect(servers: Sequence[str]) -> None:
-    """Opens and closes one TCP connection to any of the servers. Raises Unavailable within CONNECT_S a server."""
+    """Opens and closes one TCP connection to any of the servers.
+
+    Raises Unavailable within CONNECT_S a server.
+    """
     for server in servers:
         host, _, port = server.rpartition(":")
         with suppress(OSError, ValueError), socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):

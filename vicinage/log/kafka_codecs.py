@@ -11,7 +11,10 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 BYTES_MAX = 128 << 20
-"""Largest decompressed batch. Producers make batches of at most 16 MiB; text compresses about 10:1."""
+"""Largest decompressed batch.
+
+Producers make batches of at most 16 MiB; text compresses about 10:1.
+"""
 FIRST_BYTES: Final = 1 << 20
 """Size of the first buffer, and of each step of decompression."""
 
@@ -48,7 +51,10 @@ def unlz4(data: bytes | memoryview, bytes_max: int | None = None) -> bytes:
 
 
 def unzstd(data: bytes | memoryview, bytes_max: int | None = None) -> bytes:
-    """Returns the frames of a Zstandard stream, decompressed. Raises BatchTooLarge, zstandard.ZstdError."""
+    """Returns the frames of a Zstandard stream, decompressed.
+
+    Raises BatchTooLarge, zstandard.ZstdError.
+    """
     import zstandard
 
     bytes_max = _bound_of(bytes_max)
@@ -62,7 +68,9 @@ def unzstd(data: bytes | memoryview, bytes_max: int | None = None) -> bytes:
 
 
 def unsnappy(data: bytes | memoryview, bytes_max: int | None = None) -> bytes:
-    """Returns a Snappy block, or the blocks of the Java client, decompressed. Raises BatchTooLarge, ValueError.
+    """Returns a Snappy block, or the blocks of the Java client, decompressed.
+
+    Raises BatchTooLarge, ValueError.
 
     A block begins with its decompressed length, which the library allocates; it is checked first.
     """

@@ -1,4 +1,6 @@
-"""Appends to Kafka. A record that the broker refuses, or a deleted topic, fails only its own request.
+"""Appends to Kafka.
+
+A record that the broker refuses, or a deleted topic, fails only its own request.
 
 All appends of a process share one idempotent producer: one connection per broker, and no stale retry
 is written after a newer record. Three defects of kafka-python 3.0 would let one topic stop all
@@ -62,7 +64,8 @@ _event = events("log")
 _replaced = counter("vicinage_log_producers_replaced_total", "Kafka producers replaced, by reason", ("reason",))
 _refused = counter("vicinage_log_appends_refused_total", "appends refused or failed, by kind of error", ("kind",))
 
-# Every error of the client reaches a caller. The client's log lines name topics, ten times a second.
+# Every error of the client reaches a caller. The client's log lines name topics, ten times a
+# second.
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 _SIZE_ERRORS: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
@@ -150,7 +153,10 @@ class KafkaAppender:
             return [int(future.value.offset) for future in sent]
 
     def _look(self, producer: KafkaProducer, topic: str) -> None:
-        """Checks why an acknowledgment is late. Raises NotFound or Unavailable if waiting is futile."""
+        """Checks why an acknowledgment is late.
+
+        Raises NotFound or Unavailable if waiting is futile.
+        """
         try:
             self._topics.look(topic)
         except NotFound:
@@ -297,7 +303,10 @@ class _Producers:
 
 
 class _Transactions(TransactionManager):  # type: ignore[misc]
-    """The idempotent producer's state; see this module's docstring. Needs Kafka 2.5 or later (KIP-360)."""
+    """The idempotent producer's state; see this module's docstring.
+
+    Needs Kafka 2.5 or later (KIP-360).
+    """
 
     def classify_batch_error(self, error: Any, batch: Any, log_start_offset: int = -1) -> str:
         """Makes a refused record fail only its batch; kafka-python would end the producer."""

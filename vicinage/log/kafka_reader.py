@@ -80,7 +80,8 @@ class KafkaReader:
         if topic_id is not None:
             self._ids[tp] = topic_id
         if known not in (None, topic_id):
-            self._reconnect()  # the consumer's state of the topic (leader epochs) is the old topic's
+            # the consumer's state of the topic (leader epochs) is the old topic's
+            self._reconnect()
         self._new.add(tp)
         self._listed = -1.0
         if halt is not None:

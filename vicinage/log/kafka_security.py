@@ -21,7 +21,9 @@ TOKEN_LIFE_S: Final = 300.0
 
 
 def client_options(kafka: KafkaSettings) -> dict[str, Any]:
-    """Returns the security options of every kafka-python client. Raises Refused for settings that contradict each other.
+    """Returns the security options of every kafka-python client.
+
+    Raises Refused for settings that contradict each other.
 
     No option is returned for a cluster without TLS and SASL.
     """

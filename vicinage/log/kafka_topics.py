@@ -98,7 +98,8 @@ class Topics:
             try:
                 self.look()
             except (KafkaError, Unavailable, OSError, RuntimeError):  # RuntimeError: closed meanwhile
-                pause_s = LOOK_S  # the last listing ages; after OLD_S callers get the error themselves
+                # the last listing ages; after OLD_S callers get the error themselves
+                pause_s = LOOK_S
             else:
                 pause_s = max(LOOK_S, COST_TIMES * (time.monotonic() - began))
 

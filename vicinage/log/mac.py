@@ -1,4 +1,6 @@
-"""Keyed MACs on the records of internal topics, for brokers that let other clients write there. Pure.
+"""Keyed MACs on the records of internal topics, for brokers that let other clients write there.
+
+Pure.
 
 The MAC covers topic, partition, key and value. It proves that a process of the platform wrote the
 record to this partition. It does not prevent a replay: another client can append a copy of an old

@@ -52,7 +52,9 @@ CREATE TABLE IF NOT EXISTS positions (
 """
 
 Work = Callable[[sqlite3.Connection], Any]
-"""One job of the writer, run in its transaction. It never returns a cursor: a thread that releases the
+"""One job of the writer, run in its transaction.
+
+It never returns a cursor: a thread that releases the
 cursor would reset a statement that the writer is using."""
 
 

@@ -141,7 +141,8 @@ class SqliteReader:
         self._note(tp, number, log_start, log_end)
 
     def _look_for_deleted(self) -> None:
-        # SQLite never reuses a row id here: while count and maximum are the same, nothing was deleted.
+        # SQLite never reuses a row id here: while count and maximum are the same, nothing was
+        # deleted.
         [rows] = self._connection.execute("SELECT count(*), coalesce(max(id), 0) FROM partitions").fetchall()
         if rows == self._rows:
             return
@@ -203,7 +204,10 @@ def read_run(
 
 
 def find(c: sqlite3.Connection, topic: str, partition: int) -> tuple[int, int, int]:
-    """Returns a partition's row id, the lowest offset kept, and the next offset. Raises NotFound."""
+    """Returns a partition's row id, the lowest offset kept, and the next offset.
+
+    Raises NotFound.
+    """
     row = c.execute(
         "SELECT id, first, next FROM partitions WHERE topic = ? AND number = ?", (topic, partition)
     ).fetchone()

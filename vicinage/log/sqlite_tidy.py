@@ -28,7 +28,10 @@ _event = events("log")
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Sets the pragmas of a connection. `auto_vacuum` takes effect only on a file without tables."""
+    """Sets the pragmas of a connection.
+
+    `auto_vacuum` takes effect only on a file without tables.
+    """
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
@@ -41,7 +44,10 @@ class Tidy:
         self._looked_s = self._emptied_s = time.monotonic()
 
     def run(self, connection: sqlite3.Connection) -> None:
-        """Runs what is due, in a few milliseconds. Raises sqlite3.OperationalError only for I/O errors."""
+        """Runs what is due, in a few milliseconds.
+
+        Raises sqlite3.OperationalError only for I/O errors.
+        """
         now = time.monotonic()
         if now - self._looked_s < TIDY_S:
             return

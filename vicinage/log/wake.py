@@ -23,7 +23,8 @@ SAFETY_S = 0.25
 
 
 def _folder(path: Path) -> Path:
-    # Not beside the log: a socket's path has at most 107 bytes, and a data folder's is often longer.
+    # Not beside the log: a socket's path has at most 107 bytes, and a data folder's is often
+    # longer.
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"vicinage-{os.getuid()}" / name
 
@@ -42,14 +43,18 @@ class Notifier:
         self._closed = False
 
     def count(self) -> int:
-        """Returns the number of notifications so far. Read it *before* a check, for `wait` after it."""
+        """Returns the number of notifications so far.
+
+        Read it *before* a check, for `wait` after it.
+        """
         self._listen()
         return self._notified
 
     def notify(self) -> None:
         """Wakes every waiter, in this process and in others."""
         self._bump()
-        # OSError: the folder is gone, or no descriptor is free. Other processes check within SAFETY_S.
+        # OSError: the folder is gone, or no descriptor is free. Other processes check within
+        # SAFETY_S.
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
                 self._send(entry.path)

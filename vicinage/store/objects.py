@@ -145,7 +145,10 @@ class Away:
 
 
 def checked(path: str) -> str:
-    """Returns `path` if it is inside the store and in the normal form of listings. Raises Refused."""
+    """Returns `path` if it is inside the store and in the normal form of listings.
+
+    Raises Refused.
+    """
     pure = PurePosixPath(path)
     plain = path == str(pure) != "." and not pure.is_absolute() and not {"\0", "\\"} & set(path)
     if not plain or ".." in pure.parts or pure.parts[0] == ".incoming":

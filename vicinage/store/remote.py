@@ -20,7 +20,10 @@ from vicinage.store.objects import CHUNK, Away, StoredObject, VerifiedStore, che
 CACHE_BYTES_MAX: Final = 64 << 30
 """Default size of a remote store's cache on this node."""
 PROBES: Final = "probes"
-"""Folder of probe objects that read the store's time; deleted at once. A kill leaves three bytes."""
+"""Folder of probe objects that read the store's time; deleted at once.
+
+A kill leaves three bytes.
+"""
 PART_AGE_S: Final = 86_400
 """Age at which an incomplete copy in the cache is abandoned and may be deleted."""
 
@@ -80,7 +83,10 @@ class RemoteStore(VerifiedStore):
         return file
 
     def verify(self, ref: ObjectRef) -> None:
-        """Reads and verifies the stored object without caching it. A cached copy is intact and stays."""
+        """Reads and verifies the stored object without caching it.
+
+        A cached copy is intact and stays.
+        """
         digest, size = hashlib.sha256(), 0
         with Away(ref.path), self._remote.open_input_stream(checked(ref.path)) as stream:
             while chunk := stream.read(CHUNK):
@@ -89,7 +95,10 @@ class RemoteStore(VerifiedStore):
         check(ref, size, digest.hexdigest())
 
     def _held(self, ref: ObjectRef, file: Path) -> bool:
-        """Returns True if the cache has an intact copy. Deletes a damaged copy: the store has the object."""
+        """Returns True if the cache has an intact copy.
+
+        Deletes a damaged copy: the store has the object.
+        """
         try:
             self._verify_once(ref, file)
             os.utime(file)
