@@ -67,6 +67,7 @@ def test_metrics_settings_and_commands_that_a_page_names_exist(page: Path) -> No
     assert [m for m in metrics if not re.search(rf"`{m}(_\w+)?`", written["metrics.md"])] == []
     settings = names(r"`((?:gateway|embedder|ingest|indexer|searcher|kafka|rerank|audit)\.[a-z_]+)[` =]", page)
     events = names(r"^\| `(\w+\.\w+)`", ROOT / "docs" / "reference" / "events.md")
+    assert names(r"\bevents? `([a-z_]+\.[a-z_]+)`", page) - events == set()
     assert [s for s in settings - {"audit.key"} - events if f"`{s}`" not in written["settings.md"]] == []
     commands = names(r"\bvicinage ([a-z-]+(?: [a-z-]+)?)", page)
     known = set(re.findall(r"^## `vicinage ([a-z-]+(?: [a-z-]+)?)", written["commands.md"], re.MULTILINE))
