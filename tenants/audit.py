@@ -76,7 +76,7 @@ class Verified:
     def checked(self) -> str:
         """Returns a sentence that says what was checked and what was not."""
         if self.keyed_from is None:
-            return "consistent, not verified: no MAC was checked, so whoever can write to the catalog may have recomputed it"
+            return "consistent, not verified: no MAC was checked, so anyone with write access to the catalog may have recomputed it"
         before = (
             f"; records 1 to {self.keyed_from - 1}: as they were when the key was made" if self.keyed_from > 1 else ""
         )

@@ -221,7 +221,7 @@ class SegmentRef:
     """How many recent queries of the collection the curve was measured on; 0: generated queries."""
 
     def logged(self) -> tuple[int, int] | None:
-        """The offsets between which all that it was sealed from lies in the log; None where that is not known."""
+        """Returns the offsets in the log of all records that it was sealed from; None if unknown."""
         return None if self.log_start is None or self.log_end is None else (self.log_start, self.log_end)
 
     def bytes(self) -> int:

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 
 class VicinageError(Exception):
-    """Root of the tree.
+    """Root of the error tree; by itself, an internal error.
 
     `kind` is the stable last part of the problem type; `status` is the HTTP status.
     """
@@ -86,10 +86,7 @@ class Conflict(Refused):
 
 
 class Denied(VicinageError):
-    """The request is not allowed or its object is not found.
-
-    The error does not reveal what exists.
-    """
+    """The request is not allowed or its object is not found; the error does not reveal which."""
 
     kind = "denied"
     status = 403

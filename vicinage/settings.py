@@ -53,7 +53,7 @@ class GatewaySettings(_Group):
     in_flight_max: int = Field(
         default=256,
         ge=1,
-        description="requests in flight before 429; one tenant alone holds at most half of them (bronze) to four fifths (gold)",
+        description="requests in flight before 429; one tenant alone has at most half of them (bronze) to four fifths (gold)",
     )
     bodies_bytes_max: int = Field(
         default=512 << 20,
@@ -84,7 +84,7 @@ class GatewaySettings(_Group):
     embedding_cache_bytes_max: int = Field(
         default=64 << 20,
         ge=0,
-        description="bytes of the cache of search texts' vectors, over all tenants; if full, evicts from the tenant that holds most; 0: off",
+        description="bytes of the cache of search texts' vectors, over all tenants; if full, evicts from the tenant that uses most; 0: off",
     )
     key_away_s: float = Field(
         default=60.0,
@@ -286,7 +286,7 @@ class SearcherSettings(_Group):
     queue_max: int = Field(
         default=2_048,
         ge=1,
-        description="waiting searches before 429; one tenant alone holds at most half of them (bronze) to four fifths (gold)",
+        description="waiting searches before 429; one tenant alone has at most half of them (bronze) to four fifths (gold)",
     )
     batch_max: int = Field(default=64, ge=1, description="largest number of searches in one batch")
     adopt_s: float = Field(default=0.5, gt=0, le=60, description="interval of reading new manifests")

@@ -38,8 +38,8 @@ CounterName = Literal[
     "vicinage_log_producers_replaced_total",  # Kafka producers replaced, by reason
     "vicinage_log_appends_refused_total",  # appends to Kafka that were refused or failed, by kind of error
     "vicinage_searcher_applied_passages_total",  # passages made searchable; not those replayed at a start
-    "vicinage_searcher_brought_in_total",  # shards loaded into memory
-    "vicinage_searcher_let_go_total",  # shards evicted from memory
+    "vicinage_searcher_shards_loaded_total",  # shards loaded into memory
+    "vicinage_searcher_shards_evicted_total",  # shards evicted from memory
     "vicinage_searcher_lexical_rebuilt_total",  # lexical indexes that were corrupt or missing and were rebuilt from their texts
     "vicinage_searcher_index_scans_total",  # searches of a shard whose index misses the recall objective, by outcome: scanned (instead of the index), or rows, cpu (the index was used because that bound was reached)
     "vicinage_searcher_index_short_total",  # searches for which an index returned fewer than k passages, and that scanned the segment

@@ -21,7 +21,7 @@ from vicinage.telemetry import counter
 
 RETRY_S: Final = 0.5
 
-_brought_in = counter("vicinage_searcher_brought_in_total", "shards brought into memory")
+_brought_in = counter("vicinage_searcher_shards_loaded_total", "shards loaded into memory")
 
 
 class ShardLoader:

@@ -44,7 +44,7 @@ CORRUPT_RETRY_S: Final = (1.0, 300.0)
 """A corrupt manifest is tried again after the first, then after twice as long each time, up to the second: it may have been found whole."""
 
 _event = events("searcher")
-_let_go = counter("vicinage_searcher_let_go_total", "shards let go of from memory, since others needed the room")
+_let_go = counter("vicinage_searcher_shards_evicted_total", "shards evicted from memory")
 _stale = gauge(
     "vicinage_searcher_stale_shards",
     "shards searched as of an older manifest, since a segment of the newest is corrupt",
