@@ -67,9 +67,9 @@ def test_a_manifest_of_an_older_or_a_newer_version_is_read() -> None:
     """Before, segments had no offsets of the log."""
     objects = '{"passages": {"path": "s1/passages", "bytes": 1, "sha256": "00"}}'
     facts = f'"id": "s1", "objects": {objects}, "kind": "flat", "n_passages": 1, "n_documents": 1, "n_deletes": 0'
-    older, newer = manifests._parse(f'[{{{facts}}}, {{{facts}, "first": 3, "end": 9, "colour": "blue"}}]')
+    older, newer = manifests._parse(f'[{{{facts}}}, {{{facts}, "first": 3, "end": 9, "color": "blue"}}]')
     assert older == segment("s1")
-    assert newer == replace(older, first=3, end=9)
+    assert newer == replace(older, log_start=3, log_end=9)
 
 
 def test_what_became_of_it_is_said_once(house: House) -> None:
