@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from indexer.run import Indexer
-    from ingest.chunking import Cutter
+    from ingest.chunking import Chunker
     from ingest.embedding import Embedder
     from ingest.run import Ingest
     from query.rerank import TeiReranker
@@ -222,7 +222,7 @@ def build_ingest(resources: Resources, *, embedder_key: str | None) -> "Ingest":
         resources.log,
         registry,
         _cached(lambda name: _embedder(resources, registry.model(name), embedder_key)),
-        _cached(lambda name: _cutter(resources, registry.model(name))),
+        _cached(lambda name: _chunker(resources, registry.model(name))),
         resources.settings.ingest,
         resources.clock,
     )
@@ -302,10 +302,10 @@ def _embedder(resources: Resources, model: EmbeddingModel, key: str | None) -> "
     return open_embedder(model, url=s.url, key=key, model_key=model_key.get_secret_value() if model_key else None)
 
 
-def _cutter(resources: Resources, model: EmbeddingModel) -> "Cutter":
-    from ingest.chunking import open_cutter
+def _chunker(resources: Resources, model: EmbeddingModel) -> "Chunker":
+    from ingest.chunking import open_chunker
 
-    return open_cutter(model, resources.settings.ingest)
+    return open_chunker(model, resources.settings.ingest)
 
 
 def _embed_texts(embedder_for: Callable[[str], Any], model: str, texts: Sequence[str], tenant: str) -> Any:

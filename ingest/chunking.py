@@ -26,7 +26,7 @@ Count = Callable[[Sequence[str]], list[int]]
 """Tokens of each text, special ones not counted; never fewer than the model will find."""
 
 
-class Cutter:
+class Chunker:
     """Cuts for one model. Safe for many threads."""
 
     def __init__(self, count: Count, *, aim: int, window: int, overlap: int) -> None:
@@ -36,7 +36,7 @@ class Cutter:
         self._window = window
         self._overlap = overlap
 
-    def cut(self, text: str) -> list[Passage]:
+    def chunk(self, text: str) -> list[Passage]:
         """Passages in order, `text[start:end]` each: about `aim` tokens, never over the window, neighbours overlapping.
 
         Every character that can be read is in one. A text that fits is one passage.
@@ -45,16 +45,16 @@ class Cutter:
         whole = _trimmed(text)
         if n <= self._aim and len(whole.text) <= self._aim * CHARS_PER_TOKEN_MAX:
             return [whole]
-        return _in_order(self._cut(text, 0, n)) or [whole]
+        return _in_order(self._chunk(text, 0, n)) or [whole]
 
-    def _cut(self, text: str, start: int, n_tokens: int) -> Iterator[Passage]:
+    def _chunk(self, text: str, start: int, n_tokens: int) -> Iterator[Passage]:
         """The passages of a text of `n_tokens` that stands at `start`; a piece that is denser than the rest is cut again."""
         pieces = list(self._pieces(text, n_tokens))
         for (at, piece), n in zip(pieces, self._count([p for _, p in pieces]), strict=True):
             if n <= self._window or len(piece) == 1:
                 yield Passage(piece, start + at, start + at + len(piece))
             else:
-                yield from self._cut(piece, start + at, n)
+                yield from self._chunk(piece, start + at, n)
 
     def _pieces(self, text: str, n_tokens: int) -> Iterator[tuple[int, str]]:
         density = min(CHARS_PER_TOKEN_MAX, len(text) / max(1, n_tokens))  # characters a token
@@ -92,8 +92,8 @@ def _trimmed(text: str) -> Passage:
     return Passage(trimmed, start, start + len(trimmed))
 
 
-def open_cutter(model: EmbeddingModel, settings: IngestSettings) -> Cutter:
-    """The cutter for `model`; loads its tokenizer, not the model.
+def open_chunker(model: EmbeddingModel, settings: IngestSettings) -> Chunker:
+    """The chunker for `model`; loads its tokenizer, not the model.
 
     Of a model behind a server only the window is known: its tokens are taken to be bytes, which they never outnumber.
     """
@@ -106,7 +106,7 @@ def open_cutter(model: EmbeddingModel, settings: IngestSettings) -> Cutter:
     if window < 1:
         raise Refused(f"the document prompt of model {model.name} fills its window", field="document_prompt")
     aim = min(settings.passage_tokens * unit, window)
-    return Cutter(count, aim=aim, window=window, overlap=min(settings.passage_overlap_tokens * unit, aim // 2))
+    return Chunker(count, aim=aim, window=window, overlap=min(settings.passage_overlap_tokens * unit, aim // 2))
 
 
 def _token_count(tokenizer: Any) -> Count:

@@ -30,10 +30,10 @@ HARMLESS: Final = "hello"
 """A server that refuses this refuses everything: it is unwell, and no document is at fault."""
 
 
-class Cutter(Protocol):
+class Chunker(Protocol):
     """Cuts a text into passages that its model reads whole."""
 
-    def cut(self, text: str) -> list[Passage]:
+    def chunk(self, text: str) -> list[Passage]:
         """At least one passage, in order; `text[start:end]` each."""
         ...
 
@@ -88,23 +88,29 @@ class Vectors:
     def __init__(
         self,
         embedder_for: Callable[[str], Embedder],
-        cutter_for: Callable[[str], Cutter],
+        chunker_for: Callable[[str], Chunker],
         batch_passages: int,
         clock: Clock,
     ) -> None:
         self._embedder_for = embedder_for
-        self._cutter_for = cutter_for
+        self._chunker_for = chunker_for
         self._sizer = BatchSizer(batch_passages)
         self._clock = clock
 
-    def make(self, job: Job, model: str | None, made: Embedded, stopping: Callable[[], bool]) -> None:
-        """Completes `made`: passages and vectors of every document of the job that a generation of this model takes.
+    def chunk(self, job: Job, model: str | None, made: Embedded) -> None:
+        """Chunks every document of the job that a generation of this model takes. A no-op for what is chunked already.
 
-        Raises Unavailable or Overloaded where the embedder is away or busy, and Unavailable once `stopping()`; what was made
-        until then is kept in `made`, and the next try goes on from there.
+        Raises Unavailable where the model's tokenizer is missing.
         """
         if made.calls is None:
-            made.calls = deque(self._cut_all(job, model, made))
+            made.calls = deque(self._chunk_all(job, model, made))
+
+    def embed(self, job: Job, made: Embedded, stopping: Callable[[], bool]) -> None:
+        """Completes `made`, which is chunked: the vectors of its passages.
+
+        Raises Unavailable or Overloaded where the embedder is away or busy, and Unavailable once `stopping()`. What was made
+        until then is kept in `made`, and the next call continues from there.
+        """
         while made.calls:
             if stopping():
                 raise Unavailable("this work is given up", dependency="ingest")
@@ -174,12 +180,12 @@ class Vectors:
         except Refused as unwell:
             raise Unavailable(f"the embedder refuses everything: {unwell}", dependency="embedder") from unwell
 
-    def _cut_all(self, job: Job, model: str | None, made: Embedded) -> Iterator[Call]:
+    def _chunk_all(self, job: Job, model: str | None, made: Embedded) -> Iterator[Call]:
         """Cuts every document for the model; yields the call that its passages need, if any."""
         for write in job.writes:
             for generation in job.targets(write) if write.document is not None else ():
                 if generation.model == model:
-                    self._cut(write, generation, made)
+                    self._chunk(write, generation, made)
         wanted = [
             (key, i)
             for key, pieces in made.pieces.items()
@@ -190,7 +196,7 @@ class Vectors:
             assert model is not None, "text without a model is rejected when it is parsed"
             yield Call(model, [_text(made, place) for place in wanted], wanted)
 
-    def _cut(self, write: Write, generation: Generation, made: Embedded) -> None:
+    def _chunk(self, write: Write, generation: Generation, made: Embedded) -> None:
         """Cuts the write's passages for the generation's model; gives it up where no message can hold its rows."""
         document, key = write.document, (id(write), generation.model)
         if document is None or key in made.pieces:
@@ -201,16 +207,16 @@ class Vectors:
             made.vectors[key] = document.vectors
         else:
             assert generation.model is not None, "text without a model is rejected when it is parsed"
-            made.pieces[key] = _cut_pieces(document, self._cutter(generation.model))
+            made.pieces[key] = _chunk_pieces(document, self._chunker(generation.model))
         size = made.bytes(write, generation)
         if size > MESSAGE_BYTES_MAX:
             n = len(made.pieces[key])
             made.give_up(id(write), f"its {n} passages make {size} bytes; at most {MESSAGE_BYTES_MAX} in a document")
 
-    def _cutter(self, model: str) -> Cutter:
+    def _chunker(self, model: str) -> Chunker:
         """A model whose tokenizer is not to be had is as good as away: it may be installed or mended while its documents wait."""
         try:
-            return self._cutter_for(model)
+            return self._chunker_for(model)
         except Refused as missing:
             raise Unavailable(missing.detail, dependency="embedder") from missing
 
@@ -263,8 +269,8 @@ def _given_pieces(document: Document) -> list[Passage | None]:
     return [None] * len(document.vectors)
 
 
-def _cut_pieces(document: Document, cutter: Cutter) -> list[Passage | None]:
+def _chunk_pieces(document: Document, chunker: Chunker) -> list[Passage | None]:
     assert document.text is not None or document.passages is not None, "else it is rejected when it is parsed"
     if document.text is not None:
-        return list(cutter.cut(document.text))
-    return [piece for passage in document.passages or () for piece in cutter.cut(passage)]
+        return list(chunker.chunk(document.text))
+    return [piece for passage in document.passages or () for piece in chunker.chunk(passage)]

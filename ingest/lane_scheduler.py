@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Final
 
 from ingest import lanes
-from ingest.detached import Detached, Lane
 from ingest.jobs import Job, Target
+from ingest.lane_registry import Lane, LaneRegistry
 from ingest.scheduler import Away, Part, Scheduler, Task
 from tenants.registry import Registry
 from vicinage.clock import Clock
@@ -46,7 +46,7 @@ class LaneScheduler:
 
     def __init__(
         self,
-        detached: Detached,
+        detached: LaneRegistry,
         lines: Scheduler,
         lock: threading.Lock,
         registry: Registry,

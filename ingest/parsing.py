@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ingest.crew import Crew
+from ingest.workers import Workers
 from tenants.entities import CLASS_WEIGHT, Tenant
 from vicinage.arrow_stream import claimed_of
 from vicinage.fair import FairQueue
@@ -50,9 +50,9 @@ class Parsing:
     `turn` parses one job of a partition, and returns whether another can follow now.
     """
 
-    def __init__(self, turn: Callable[[TopicPartition], bool], crew: Crew) -> None:
+    def __init__(self, turn: Callable[[TopicPartition], bool], workers: Workers) -> None:
         self._turn = turn
-        self._crew = crew
+        self._workers = workers
         self._queue: FairQueue[tuple[TopicPartition, Tenant]] = FairQueue(items_max=ITEMS_MAX, quantum=QUANTUM)
         self._busy: set[TopicPartition] = set()
         self._heavy: dict[str, float] = {}
@@ -90,7 +90,7 @@ class Parsing:
             if not self._started:
                 self._started = True
                 for _ in range(THREADS):
-                    self._crew.start(self._work)
+                    self._workers.start(self._work)
             self._changed.notify()
 
     def stop(self) -> None:

@@ -18,7 +18,7 @@ from indexer.index.rows import newest, no_deletes
 from indexer.index.segment import load
 from indexer.index.segment_writer import write
 from indexer.index.shard import Shard
-from ingest.chunking import open_cutter
+from ingest.chunking import open_chunker
 from ingest.embedding import Lane
 from ingest.embedding.local import LocalEmbedder
 from ingest.embedding.tokenizer import open_tokenizer
@@ -40,8 +40,8 @@ Piece = tuple[str, Passage]
 
 def pieces_of(judged: JudgedSet) -> list[Piece]:
     """Returns (document id, passage) as ingest would cut the documents."""
-    cutter = open_cutter(DEFAULT_MODEL, Settings().ingest)
-    return [(d, passage) for d, text in judged.documents.items() for passage in cutter.cut(text)]
+    chunker = open_chunker(DEFAULT_MODEL, Settings().ingest)
+    return [(d, passage) for d, text in judged.documents.items() for passage in chunker.chunk(text)]
 
 
 def _name(texts: Sequence[str]) -> str:

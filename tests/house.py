@@ -60,10 +60,10 @@ class HashEmbedder:
         return None
 
 
-class WordCutter:
+class WordChunker:
     """Cuts after every 50 words."""
 
-    def cut(self, text: str) -> list[Passage]:
+    def chunk(self, text: str) -> list[Passage]:
         pieces, start = [], 0
         words = text.split()
         for i in range(0, len(words), 50):
@@ -93,7 +93,7 @@ def make_ingest(
         base.log,
         Registry(base.engine, base.clock),
         lambda name: (by_model or {}).get(name) or embedder or HashEmbedder(),
-        lambda _name: WordCutter(),
+        lambda _name: WordChunker(),
         base.settings.ingest,
         base.clock,
     )

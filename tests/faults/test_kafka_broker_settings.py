@@ -71,13 +71,15 @@ def test_a_topic_that_the_broker_refuses_halts_alone_and_goes_on_by_itself_once_
 
         try:
             send(base, refused, "a")
-            working(ingest._reader.halted)
-            assert {tp: halt.kind for tp, halt in ingest._reader.halted().items()} == {(refused, 0): "unauthorized"}
+            working(ingest._partitions.reader.halted)
+            assert {tp: halt.kind for tp, halt in ingest._partitions.reader.halted().items()} == {
+                (refused, 0): "unauthorized"
+            }
             send(base, other, "b")
             working(lambda: base.log.committed(Group.INGEST, [(other, 0)]) == {(other, 0): 1})
             admin.create_acls([ACL("User:ANONYMOUS", "*", ACLOperation.READ, ACLPermissionType.ALLOW, pattern)])
             working(lambda: base.log.committed(Group.INGEST, [(refused, 0)]) == {(refused, 0): 1})
-            working(lambda: not ingest._reader.halted())
+            working(lambda: not ingest._partitions.reader.halted())
         finally:
             ingest.stop()
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.chunking import CHARS_PER_TOKEN_MAX, Cutter, open_cutter
+from ingest.chunking import CHARS_PER_TOKEN_MAX, Chunker, open_chunker
 from ingest.embedding.tokenizer import model_folder, open_tokenizer
 from tenants.entities import DEFAULT_MODEL
 from vicinage.errors import Refused
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.model
 TOKENIZER = open_tokenizer(DEFAULT_MODEL)
 SMALL = IngestSettings(passage_tokens=20, passage_overlap_tokens=5)
 WINDOW = 30
-CUTTER = open_cutter(replace(DEFAULT_MODEL, window_tokens=WINDOW + 2), SMALL)
+CHUNKER = open_chunker(replace(DEFAULT_MODEL, window_tokens=WINDOW + 2), SMALL)
 PROSE = " ".join(f"Sentence number {i} speaks of the {w}, briefly." for i, w in enumerate(["sea", "wind", "hull"] * 30))
 ODD = [
     "漢字",
@@ -60,7 +60,7 @@ def check(text: str, passages: list[Passage], window: int = WINDOW) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=400).filter(str.strip))
 def test_places_are_exact_and_nothing_is_left_out(text: str) -> None:
-    check(text, CUTTER.cut(text))
+    check(text, CHUNKER.chunk(text))
 
 
 @settings(max_examples=60, deadline=None)
@@ -68,32 +68,32 @@ def test_places_are_exact_and_nothing_is_left_out(text: str) -> None:
 def test_a_text_whose_parts_are_of_very_different_density_fits_the_window_everywhere(runs: list) -> None:
     text = "".join(part * times for part, times in runs)
     if text.strip():
-        check(text, CUTTER.cut(text))
+        check(text, CHUNKER.chunk(text))
 
 
 def test_a_text_that_fits_is_one_passage_without_the_space_around_it() -> None:
-    assert CUTTER.cut("  \n red apples\t") == [Passage("red apples", 4, 14)]
+    assert CHUNKER.chunk("  \n red apples\t") == [Passage("red apples", 4, 14)]
 
 
 def test_cuts_fall_between_sentences_and_neighbours_share_some_text() -> None:
-    passages = CUTTER.cut(PROSE)
+    passages = CHUNKER.chunk(PROSE)
     check(PROSE, passages)
     assert len(passages) > 10
     assert sum(p.text.endswith(".") for p in passages) >= len(passages) * 0.9
-    without = open_cutter(DEFAULT_MODEL, IngestSettings(passage_tokens=40, passage_overlap_tokens=0)).cut(PROSE)
+    without = open_chunker(DEFAULT_MODEL, IngestSettings(passage_tokens=40, passage_overlap_tokens=0)).chunk(PROSE)
     assert all(a.end <= b.start for a, b in pairwise(without))
-    shared = open_cutter(DEFAULT_MODEL, IngestSettings(passage_tokens=40, passage_overlap_tokens=20)).cut(PROSE)
+    shared = open_chunker(DEFAULT_MODEL, IngestSettings(passage_tokens=40, passage_overlap_tokens=20)).chunk(PROSE)
     assert all(a.end > b.start for a, b in pairwise(shared))
 
 
 def test_passages_are_about_as_long_as_asked() -> None:
-    sizes = [tokens(p.text) for p in open_cutter(DEFAULT_MODEL, IngestSettings()).cut(PROSE * 20)]
+    sizes = [tokens(p.text) for p in open_chunker(DEFAULT_MODEL, IngestSettings()).chunk(PROSE * 20)]
     assert max(sizes) <= 254
     assert 120 <= sum(sizes) / len(sizes) <= 230
 
 
 def test_what_cannot_be_read_makes_no_passage() -> None:
-    passages = CUTTER.cut("red apples " + "\u200b\u00ad\0 " * 5_000 + " green pears")
+    passages = CHUNKER.chunk("red apples " + "\u200b\u00ad\0 " * 5_000 + " green pears")
     assert passages
     assert not any(is_blank(p.text) for p in passages)
     assert {word for p in passages for word in ("red", "apples", "green", "pears") if word in p.text} == {
@@ -103,7 +103,7 @@ def test_what_cannot_be_read_makes_no_passage() -> None:
 
 @pytest.mark.parametrize("text", ["a" * 60_000, "👨‍👩‍👧" * 9_000], ids=["one word", "no words"])
 def test_one_endless_word_is_cut_to_a_readable_size(text: str) -> None:
-    passages = CUTTER.cut(text)
+    passages = CHUNKER.chunk(text)
     check(text, passages)
     assert max(len(p.text) for p in passages) <= SMALL.passage_tokens * CHARS_PER_TOKEN_MAX
 
@@ -117,25 +117,25 @@ def test_the_work_grows_with_the_text_and_not_faster() -> None:
         return [tokens(t) for t in texts]
 
     text = "." * 100_000 + "word " * 20_000
-    check(text, Cutter(count, aim=20, window=WINDOW, overlap=5).cut(text))
+    check(text, Chunker(count, aim=20, window=WINDOW, overlap=5).chunk(text))
     assert worked < 6 * len(text)
 
 
 def test_of_a_model_behind_a_server_the_window_holds_in_bytes() -> None:
     remote = replace(DEFAULT_MODEL, kind="openai", location="http://127.0.0.1:1/v1", window_tokens=102)
     text = PROSE + "漢字" * 300
-    passages = open_cutter(remote, IngestSettings()).cut(text)
+    passages = open_chunker(remote, IngestSettings()).chunk(text)
     assert max(len(p.text.encode()) for p in passages) <= 100
     assert all(text[p.start : p.end] == p.text for p in passages)
 
 
-def test_a_cutter_needs_the_tokenizer_and_not_the_model() -> None:
+def test_a_chunker_needs_the_tokenizer_and_not_the_model() -> None:
     code = """
 import sys
-from ingest.chunking import open_cutter
+from ingest.chunking import open_chunker
 from tenants.entities import DEFAULT_MODEL
 from vicinage.settings import IngestSettings
-assert open_cutter(DEFAULT_MODEL, IngestSettings()).cut("red apples")
+assert open_chunker(DEFAULT_MODEL, IngestSettings()).chunk("red apples")
 sys.exit("torch" in sys.modules or "transformers" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

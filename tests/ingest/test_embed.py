@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from house import HashEmbedder, WordCutter, eventually, hash_vector, make_ingest
+from house import HashEmbedder, WordChunker, eventually, hash_vector, make_ingest
 
 from ingest import dead_letters
 from ingest.documents import parse_json
@@ -189,7 +189,7 @@ def test_vectors_of_the_live_model_do_not_enter_a_generation_of_another(base, ac
     found = written(base)
     assert [i for i, (name, g, _) in enumerate(found) if (name, g) == ("a", 1)] == [0]
     assert np.array_equal(found["a", 1, 0], own)
-    cut = [hash_vector(p.text, 384) for p in WordCutter().cut(text)]
+    cut = [hash_vector(p.text, 384) for p in WordChunker().chunk(text)]
     assert np.array_equal([found["a", 2, i] for i in range(2)], cut)
     assert np.array_equal([found["b", 1, i] for i in range(2)], [own, own])
     assert np.array_equal([found["b", 2, i] for i in range(2)], [hash_vector("x", 384), hash_vector("y", 384)])

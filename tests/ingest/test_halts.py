@@ -7,7 +7,7 @@ import pytest
 from house import make_ingest
 from stepping import committed, make_tenant, send, stepping
 
-from ingest import run
+from ingest import topics
 from tenants.entities import Group
 from vicinage.errors import Unavailable
 from vicinage.log import Log
@@ -23,11 +23,11 @@ def test_a_topic_made_anew_halts_its_tenant_alone_and_none_of_its_records_is_ski
     base.log.delete_topic(anew.documents_topic)
     base.log.ensure_topic(anew.documents_topic)
     send(base, anew, "c", "d", "e")
-    stepping(ingest, ingest._halts.known)
+    stepping(ingest, ingest._partitions.halts.known)
     for n in range(1, 4):
         send(base, well, f"w{n}")
         stepping(ingest, lambda n=n: committed(base, well) == n)
-    [((topic, partition), halt)] = ingest._halts.known().items()
+    [((topic, partition), halt)] = ingest._partitions.halts.known().items()
     assert (topic, partition, halt.kind) == (anew.documents_topic, 0, "topic_replaced")
     assert committed(base, anew) == 0, "the new topic has no position yet"
     ingest.stop()
@@ -41,7 +41,9 @@ def test_of_one_topic_the_partition_whose_records_are_gone_halts_and_the_other_i
     send(base, tenant, "d", partition=1)
     ingest = make_ingest(base)
     stepping(ingest, lambda: committed(base, tenant, 1) == 1)
-    assert {tp: halt.kind for tp, halt in ingest._halts.known().items()} == {(tenant.documents_topic, 0): "offset_gone"}
+    assert {tp: halt.kind for tp, halt in ingest._partitions.halts.known().items()} == {
+        (tenant.documents_topic, 0): "offset_gone"
+    }
     assert committed(base, tenant) == 1
     ingest.stop()
 
@@ -73,7 +75,7 @@ class Troubled:
 def test_a_topic_that_the_log_does_not_serve_holds_up_no_other_tenant(
     base, monkeypatch: pytest.MonkeyPatch, method: str, trouble: str
 ) -> None:
-    monkeypatch.setattr(run, "TOPIC_AGAIN_S", (0.05, 0.2))
+    monkeypatch.setattr(topics, "BACKOFF_S", (0.05, 0.2))
     well = make_tenant(base, "well")
     if trouble == "missing":
         broken = base.registry.create_tenant("broken", actor="test")

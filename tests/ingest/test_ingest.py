@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import HashEmbedder, WordCutter, eventually, make_ingest, resources_in, running
+from house import HashEmbedder, WordChunker, eventually, make_ingest, resources_in, running
 
 from ingest import dead_letters, intake
 from ingest.documents import parse_json
@@ -75,7 +75,7 @@ def test_a_long_text_is_cut_and_its_passages_stay_together(base, acme) -> None:
     text = " ".join(f"w{i}" for i in range(120))
     send(base, {"collection": "docs", "id": "a", "text": text})
     work(base)
-    assert [(r[3], r[4]) for r in rows(base)] == [(i, p.text) for i, p in enumerate(WordCutter().cut(text))]
+    assert [(r[3], r[4]) for r in rows(base)] == [(i, p.text) for i, p in enumerate(WordChunker().chunk(text))]
 
 
 def test_deletions_and_the_last_of_several_writes_win(base, acme) -> None:
@@ -148,9 +148,9 @@ def test_a_posted_batch_takes_the_same_road(base, acme) -> None:
 def taken_and_held(base) -> tuple:
     """An ingest that has read records and then stands still, and its records."""
     held = make_ingest(base)
-    held._discover()
+    held._topics.discover()
     records: list = []
-    eventually(lambda: records.extend(held._poll(0.1)) or records)
+    eventually(lambda: records.extend(held._partitions.poll(0.1, 0.1).get((DOCS, 0), ())) or records)
     return held, records
 
 
@@ -163,7 +163,7 @@ def test_one_that_stood_still_while_another_went_on_writes_nothing_and_ends(base
     written = rows(base)
     base.clock.advance(3_600)
     with pytest.raises(Conflict):
-        held._start((DOCS, 0), records)
+        held._parse((DOCS, 0), records)
     assert rows(base) == written
     assert base.log.committed(Group.INGEST, [(DOCS, 0)]) == {(DOCS, 0): 2}
 
@@ -173,7 +173,7 @@ def test_one_that_took_long_and_was_overtaken_by_nobody_writes(base, acme) -> No
     send(base, *({"collection": "flat", "id": f"d{i}", "vector": [1, 0, 0]} for i in range(3)))
     held, records = taken_and_held(base)
     base.clock.advance(3_600)
-    held._start((DOCS, 0), records)
+    held._parse((DOCS, 0), records)
     assert len(rows(base)) == 3
     assert base.log.committed(Group.INGEST, [(DOCS, 0)]) == {(DOCS, 0): 3}
 
@@ -200,10 +200,10 @@ def test_nothing_is_kept_of_a_partition_that_is_gone(base, acme) -> None:
     ingest = make_ingest(base)
     send(base, {"collection": "docs", "id": "a", "text": "x"})
     eventually(lambda: ingest.step(0.1) or rows(base))
-    assert ingest._routed
+    assert ingest._partitions.routed
     assert ingest._lanes._gates
     base.registry.suspend_tenant("acme", actor="test")
-    eventually(lambda: ingest._discover() or not ingest._routed)
+    eventually(lambda: ingest._topics.discover() or not ingest._partitions.routed)
     assert not ingest._lanes._gates
 
 
@@ -266,9 +266,9 @@ def test_a_topic_with_too_many_partitions_stops_nobody_and_is_looked_at_seldom(b
     listed = Asked(base.log)
     ingest = make_ingest(replace(base, log=listed))
     for _ in range(5):
-        ingest._discover()
+        ingest._topics.discover()
     assert listed.n == 1
-    assert not [topic for topic, _ in ingest._places if topic == "vicinage.docs.wide"]
+    assert not [topic for topic, _ in ingest._partitions.positions if topic == "vicinage.docs.wide"]
     ingest.stop()
 
 

@@ -201,7 +201,7 @@ def test_offsets_that_the_broker_has_forgotten_and_a_topic_made_anew_lose_nothin
             admin.delete_group_offsets(Group.INGEST, [Tp(*tp)])
         assert base.log.committed(Group.INGEST, [tp]) == {}
         assert ingested(base.log, base.registry, [tp]) == {tp: 2}, "a wait for an old token is answered"
-        ingest._book._recommit_s = 0.0
+        ingest._positions._recommit_s = 0.0
         working(lambda: base.log.committed(Group.INGEST, [tp]) == {tp: 2})
         with KafkaAdminClient(bootstrap_servers=kafka_servers) as admin:
             admin.delete_group_offsets(Group.INGEST, [Tp(*tp)])

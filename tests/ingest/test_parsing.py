@@ -7,9 +7,9 @@ import time
 from house import eventually, running
 
 from ingest import dead_letters
-from ingest.crew import Crew
 from ingest.jobs import PARSED_BYTES, jobs_of
 from ingest.parsing import HEAVY_S, LIGHT_BYTES, Parsing, bytes_of
+from ingest.workers import Workers
 from tenants import provisioning
 from tenants.entities import Group, Tenant
 from vicinage.log import LogRecord, Record, TopicPartition
@@ -85,19 +85,19 @@ def test_a_turn_is_charged_with_what_it_took() -> None:
             ended.set()
         return not ended.is_set()
 
-    crew = Crew("test")
-    parsing = Parsing(turn, crew)
+    workers = Workers("test")
+    parsing = Parsing(turn, workers)
     for partition in range(10):
         parsing.put(("slow", partition), Tenant("slow"))
         parsing.put(("quick", partition), Tenant("quick"))
     assert ended.wait(30)
     parsing.stop()
-    crew.join(5)
+    workers.join(5)
     assert turns.count("slow") <= 40, "an equal share of turns would be a hundred"
 
 
 def test_a_tenant_whose_records_took_long_is_not_parsed_by_the_thread_that_reads() -> None:
-    parsing = Parsing(lambda _tp: False, Crew("test"))
+    parsing = Parsing(lambda _tp: False, Workers("test"))
     record = [LogRecord("t", 0, 0, Record(b"{}"))]
     assert parsing.is_light("acme", record)
     parsing.took("acme", HEAVY_S * 2)

@@ -64,7 +64,7 @@ def test_a_topic_made_anew_is_read_from_its_beginning_and_its_small_offsets_win(
     stepping(ingest, lambda: committed(base, tenant) == 2)
     assert standing(base) == {"old", "new"}
     stepping(ingest, lambda: states(base, tenant) == [(0, "reading", None, 2)])
-    assert ingest._halts.known() == {}
+    assert ingest._partitions.halts.known() == {}
     with look(base.engine) as connection:
         records = connection.execute(select(tables.audit).order_by(tables.audit.c.seq.desc())).mappings()
         record = next(r for r in records if r["action"] == "tenant.resume_ingest")
@@ -158,7 +158,7 @@ def test_a_position_beyond_the_end_outlasts_a_restart_and_resuming_reads_the_par
     end(ingest)
     send(base, tenant, "b", "c", "d", "e")
     ingest = make_ingest(base)
-    stepping(ingest, ingest._halts.known)
+    stepping(ingest, ingest._partitions.halts.known)
     assert committed(base, tenant) == 3
     resuming.apply(base.log, base.registry, tenant, actor="test")
     stepping(ingest, lambda: committed(base, tenant) == 5)
@@ -215,7 +215,7 @@ def test_an_idle_partitions_position_is_committed_again(base, was: int) -> None:
     ingest = make_ingest(base)
     stepping(ingest, lambda: committed(base, tenant) == was)
     forget(base, tp)
-    ingest._book._recommit_s = 0.0
+    ingest._positions._recommit_s = 0.0
     if was:
         stepping(ingest, lambda: base.log.committed(Group.INGEST, [tp]) == {tp: 1})
     else:

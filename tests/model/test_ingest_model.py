@@ -85,7 +85,9 @@ class Ingesting(RuleBasedStateMachine):
         self.armed: tuple[str, int] | None = None
         self.visits = 0
         self.crashed = self.dead = False
-        self.patches = [patch(f"ingest.{module}.crash_point", self._crash_point) for module in ("run", "detached")]
+        self.patches = [
+            patch(f"ingest.{module}.crash_point", self._crash_point) for module in ("writer", "lane_registry")
+        ]
         for each in self.patches:
             each.start()
 

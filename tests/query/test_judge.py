@@ -71,7 +71,7 @@ class House:
         ingest = make_ingest(self.base)
         while ingest.step():
             ingest.drain()
-        ingest._reader.close()
+        ingest._partitions.reader.close()
 
     def passing(self, color: str, wait_for: Token | None = None) -> Judged:
         return asyncio.run(

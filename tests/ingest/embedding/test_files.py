@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ingest.chunking import open_cutter
+from ingest.chunking import open_chunker
 from ingest.embedding import Lane
 from ingest.embedding.check import check, described
 from ingest.embedding.files import check_model_files, read_model_files
@@ -172,10 +172,10 @@ def test_a_search_text_longer_than_the_window_is_read_whole(folder: Path) -> Non
 def test_a_prompt_takes_its_tokens_from_the_passages() -> None:
     model = replace(DEFAULT_MODEL, window_tokens=32, document_prompt="represent this passage for search: ")
     settings = IngestSettings(passage_tokens=200, passage_overlap_tokens=0)
-    longest = max(len(p.text.split()) for p in open_cutter(model, settings).cut("apple " * 100))
+    longest = max(len(p.text.split()) for p in open_chunker(model, settings).chunk("apple " * 100))
     assert longest <= 32 - 2 - 6
     with pytest.raises(Refused, match="fills its window"):
-        open_cutter(replace(model, document_prompt="word " * 40), settings)
+        open_chunker(replace(model, document_prompt="word " * 40), settings)
 
 
 def test_windows_count_by_their_tokens() -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 from ingest.jobs import Job, Need, Target, jobs_of
 from ingest.lanes import LaneView
+from ingest.scheduler import Task
 from tenants.entities import IngestLane, LaneState, Tenant
 from tenants.ingest_lanes import IngestLanes
 from tenants.registry import Registry
@@ -54,7 +55,12 @@ class Lane:
         return self.row.collection, self.row.generation
 
 
-class Detached:
+def lane_of(task: Task) -> Lane | None:
+    """Returns the lane that the task belongs to; None for a partition's own task."""
+    return task.line if isinstance(task.line, Lane) else None
+
+
+class LaneRegistry:
     """The lanes of this ingest's partitions."""
 
     def __init__(self, rows: IngestLanes, log: Log, registry: Registry, settings: IngestSettings, clock: Clock) -> None:

@@ -13,7 +13,7 @@ EVERY_S: Final = 0.25
 _event = events("ingest")
 
 
-class Pulse:
+class Heartbeat:
     """Belongs to the thread that steps ingest."""
 
     def __init__(self, log: Log, clock: Clock) -> None:

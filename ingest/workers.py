@@ -10,7 +10,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 
-class Crew:
+class Workers:
     """Runs pieces of work, each in a daemon thread of its own. Safe for many threads."""
 
     def __init__(self, name: str) -> None:

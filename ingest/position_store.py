@@ -20,7 +20,7 @@ SAVE_S: Final = 2.0
 _event = events("ingest")
 
 
-class PositionBook:
+class PositionStore:
     """One thread calls everything but `committed`, which any may."""
 
     def __init__(self, log: Log, positions: Positions, clock: Clock, *, recommit_s: float) -> None:
