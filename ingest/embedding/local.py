@@ -4,12 +4,10 @@ Precision and thread count are measured at start on this very machine; a precisi
 cosine to float32's above the floor. Requests gather while a model call is under way.
 """
 
-import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -19,6 +17,7 @@ import numpy as np
 from ingest.embedding import Lane
 from ingest.embedding.batcher import Batcher, Item
 from ingest.embedding.calibration import BATCH, BUDGET_S, PROBE, ROUNDS, Calibration, Trial, choose, measure
+from ingest.embedding.model_worker import FAILURES_MAX, ModelWorker, settle
 from ingest.embedding.runtime import Model, Runtime
 from ingest.embedding.runtimes import open_runtime
 from ingest.embedding.tokenizer import open_tokenizer
@@ -28,7 +27,6 @@ from vicinage.errors import DeadlineExceeded, Refused, Unavailable
 from vicinage.records import Floats
 from vicinage.settings import EmbedderSettings
 from vicinage.telemetry import counter, events, gauge, histogram
-from vicinage.threads import EssentialThread
 
 CALL_S: Final = 0.1
 """About how long a question may wait behind a model call."""
@@ -42,8 +40,6 @@ WINDOW_SLACK: Final = 4
 NORM_MIN: Final = np.float32(1e-12)
 """A shorter vector is divided by this instead."""
 TIMEOUT_S: Final = 600.0
-FAILURES_MAX: Final = 3
-"""After so many failed model calls in a row the worker ends, and the role with it: a broken device does not mend itself."""
 
 _event = events("embedder")
 _tokens = counter("vicinage_ingest_embed_tokens_total", "tokens embedded")
@@ -74,13 +70,9 @@ class _Request:
     def late(self) -> bool:
         return self.deadline is not None and self.deadline.passed()
 
-    def settle(self, refusal: Exception | None = None) -> None:
-        """Hand over the vectors, or the refusal. Whoever waited may have gone away, at this very moment too."""
-        with contextlib.suppress(InvalidStateError):
-            if refusal is None:
-                self.done.set_result(mean_of_windows(self.vectors, self.windows, normalized=self.normalized))
-            else:
-                self.done.set_exception(refusal)
+    def finish(self) -> None:
+        """Completes the request with its vectors."""
+        settle(self.done, mean_of_windows(self.vectors, self.windows, normalized=self.normalized))
 
 
 def mean_of_windows(vectors: Floats, windows: Sequence[Sequence[int]], *, normalized: bool) -> Floats:
@@ -127,11 +119,15 @@ class LocalEmbedder:
         self._batcher = Batcher(queue_tokens=settings.queue_tokens, batch_tokens=settings.batch_tokens)
         n_tokens = sum(len(row) for row in self._tokenise(PROBE))
         self._batcher.aim(self.calibration.chosen.texts_per_s * n_tokens / len(PROBE), CALL_S)
-        self._work = threading.Condition()
-        self._closed = False
-        self._told = threading.Event()
+        self._failures = 0
+        self._worker = ModelWorker(
+            "embedder",
+            take=self._take,
+            serve=self._serve,
+            refuse=lambda item, error: settle(item.request.done, error),
+            on_failure=on_failure,
+        )
         _event.info("calibrated", model=entry.name, runtime=runtime.name, **self.calibration.facts())
-        self._worker = EssentialThread("embedder", self._run, stopping=self._told.is_set, on_death=on_failure)
         self._worker.start()
 
     @property
@@ -151,7 +147,7 @@ class LocalEmbedder:
 
     def alive(self) -> bool:
         """True while it answers."""
-        return not self._closed and self._worker.is_alive()
+        return self._worker.alive()
 
     def embed(
         self,
@@ -185,22 +181,23 @@ class LocalEmbedder:
             np.empty((len(rows), self.dimension), np.float32), len(rows), deadline, windows, self._entry.normalised
         )
         if not rows:
-            request.settle()
-        with self._work:
-            if not self.alive():
-                raise Unavailable("the embedder is stopping", dependency="embedder")
-            self._batcher.put(tenant, lane, [Item(ids, request, i) for i, ids in enumerate(rows)], weight=weight)
-            _queue.set(self._batcher.waiting_tokens())
-            self._work.notify()
+            request.finish()
+        items = [Item(ids, request, i) for i, ids in enumerate(rows)]
+        self._worker.put(lambda: self._put(items, tenant, lane, weight))
         return Pending(request.done, sum(len(ids) for ids in rows))
 
     def close(self) -> None:
         """Finish the call under way, refuse the rest. Idempotent."""
-        self._told.set()
-        with self._work:
-            self._closed = True
-            self._work.notify_all()
-        self._worker.join(30)
+        self._worker.close()
+
+    def _put(self, items: list[Item], tenant: str, lane: Lane, weight: int) -> None:
+        self._batcher.put(tenant, lane, items, weight=weight)
+        _queue.set(self._batcher.waiting_tokens())
+
+    def _take(self) -> list[Item]:
+        items = self._batcher.take()
+        _queue.set(self._batcher.waiting_tokens())
+        return items
 
     def _rows(self, texts: Sequence[str], lane: Lane) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of what the model reads, and of each text the tokens of each of its rows (see mean_of_windows).
@@ -246,19 +243,12 @@ class LocalEmbedder:
 
     # the worker thread
 
-    def _run(self) -> None:
-        try:
-            self._embed_all()
-        finally:
-            self._refuse_all()
-
-    def _embed_all(self) -> None:
-        failures = 0
-        while items := self._next():
-            for call in _calls(_wanted(items), self._model.pad_share):
-                failures = 0 if self._answered(call) else failures + 1
-                if failures == FAILURES_MAX:
-                    raise RuntimeError(f"{FAILURES_MAX} model calls failed in a row, that of a known text too")
+    def _serve(self, items: list[Item]) -> None:
+        """Embeds the items in one call or several. Raises RuntimeError after FAILURES_MAX failed calls in a row."""
+        for call in _calls(_wanted(items), self._model.pad_share):
+            self._failures = 0 if self._answered(call) else self._failures + 1
+            if self._failures == FAILURES_MAX:
+                raise RuntimeError(f"{FAILURES_MAX} model calls failed in a row, that of a known text too")
 
     def _answered(self, call: list[Item]) -> bool:
         """Answers a call, whatever becomes of it. Returns False where the model fails, not the texts.
@@ -271,14 +261,15 @@ class LocalEmbedder:
             _event.exception("model_call.failed", texts=len(call))
             if not self._works():
                 for item in call:
-                    item.request.settle(Unavailable("the embedding model failed", dependency="embedder"))
+                    settle(item.request.done, Unavailable("the embedding model failed", dependency="embedder"))
                 return False
             if len(call) == 1:
-                call[0].request.settle(
+                settle(
+                    call[0].request.done,
                     Refused(
                         f"the model cannot embed this text: {type(error).__name__}",
                         field=f"input.{call[0].request.text_of(call[0].row)}",
-                    )
+                    ),
                 )
             else:
                 alone = [self._answered([item]) for item in call]  # each is answered, whatever the others are
@@ -293,16 +284,6 @@ class LocalEmbedder:
             _event.exception("model.failed")
             return False
 
-    def _next(self) -> list[Item]:
-        """The texts of the next call, waited for; [] when it is time to stop."""
-        with self._work:
-            while not self._closed:
-                if items := self._batcher.take():
-                    _queue.set(self._batcher.waiting_tokens())
-                    return items
-                self._work.wait()
-        return []
-
     def _answer(self, items: list[Item]) -> None:
         n_tokens = sum(len(item.tokens) for item in items)
         threads = min(self.calibration.chosen.threads, -(-n_tokens // THREAD_TOKENS))
@@ -314,13 +295,13 @@ class LocalEmbedder:
             request.vectors[item.row] = vector
             request.left -= 1
             if request.left == 0:
-                request.settle()
+                request.finish()
 
     def _account(self, n_tokens: int, seconds: float) -> None:
         _tokens.inc(n_tokens)
         _seconds.observe(seconds)
         if n_tokens > 256:  # a smaller call says little of the model's speed
-            with self._work:
+            with self._worker.lock:
                 self._batcher.aim(n_tokens / seconds, CALL_S)
 
     def _forward(self, model: Model, rows: Sequence[Sequence[int]], *, threads: int) -> Floats:
@@ -335,15 +316,6 @@ class LocalEmbedder:
         if self._entry.normalised:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), NORM_MIN)
         return vectors
-
-    def _refuse_all(self) -> None:
-        """Nobody is left waiting for a worker that is gone."""
-        with self._work:
-            self._closed = True
-            while items := self._batcher.take():
-                for item in items:
-                    item.request.settle(Unavailable("the embedder is stopping", dependency="embedder"))
-            _queue.set(0)
 
     # calibration
 
@@ -395,7 +367,7 @@ def _wanted(items: list[Item]) -> list[Item]:
     """Those that somebody still waits for; of the late ones that is said."""
     for item in items:
         if item.request.late():
-            item.request.settle(DeadlineExceeded("the deadline passed in the queue", dependency="embedder"))
+            settle(item.request.done, DeadlineExceeded("the deadline passed in the queue", dependency="embedder"))
     return [item for item in items if not item.request.done.done()]
 
 

@@ -1,24 +1,22 @@
 """The embedder role's cross-encoder: a question and a passage read together, and scored, behind one worker thread and one fair queue."""
 
-import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from ingest.embedding.model_worker import FAILURES_MAX, ModelWorker, settle
 from ingest.embedding.runtimes import has_torch
 from vicinage.clock import Deadline
 from vicinage.errors import Refused, Unavailable
 from vicinage.fair import FairQueue
 from vicinage.records import Floats
 from vicinage.telemetry import counter, events, histogram
-from vicinage.threads import EssentialThread
 
 QUEUE_PAIRS: Final = 4_096
 CALL_PAIRS: Final = 16
@@ -27,8 +25,6 @@ QUANTUM: Final = 16
 CHARS_A_TOKEN: Final = 16
 """A text is cut by length before it is cut into tokens: what no model would read is not even looked at."""
 WINDOW_MAX: Final = 8_192
-FAILURES_MAX: Final = 3
-"""After so many failed model calls in a row the worker ends, and the role with it: a broken device does not mend itself."""
 
 _event = events("embedder")
 _pairs = counter("vicinage_ingest_rerank_pairs_total", "passages read together with a question")
@@ -47,14 +43,6 @@ class _Request:
     def over(self) -> bool:
         """Whether nobody waits for it any more."""
         return self.done.done() or self.deadline.passed()
-
-    def settle(self, refusal: Exception | None = None) -> None:
-        """Hand over the scores, or the refusal. Whoever waited may have gone away, at this very moment too."""
-        with contextlib.suppress(InvalidStateError):
-            if refusal is None:
-                self.done.set_result(self.scores)
-            else:
-                self.done.set_exception(refusal)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,15 +65,19 @@ class LocalReranker:
         self._model = _load(folder, device)
         self._chars = CHARS_A_TOKEN * min(int(self._model.tokenizer.model_max_length), WINDOW_MAX)
         self._queue = FairQueue[_Pair](items_max=QUEUE_PAIRS, quantum=QUANTUM)
-        self._work = threading.Condition()
-        self._closed = False
-        self._told = threading.Event()
-        self._worker = EssentialThread("reranker", self._run, stopping=self._told.is_set, on_death=on_failure)
+        self._failures = 0
+        self._worker = ModelWorker(
+            "reranker",
+            take=lambda: self._queue.take(CALL_PAIRS),
+            serve=self._serve,
+            refuse=lambda pair, error: settle(pair.request.done, error),
+            on_failure=on_failure,
+        )
         self._worker.start()
 
     def alive(self) -> bool:
         """True while it answers."""
-        return not self._closed and self._worker.is_alive()
+        return self._worker.alive()
 
     def submit(
         self, question: str, passages: Sequence[str], *, tenant: str, weight: int, deadline: Deadline
@@ -96,55 +88,31 @@ class LocalReranker:
         """
         request = _Request(np.empty(len(passages), np.float32), len(passages), deadline)
         if not passages:
-            request.settle()
+            settle(request.done, request.scores)
         asked = question[: self._chars]
         pairs = [(_Pair(asked, passage[: self._chars], request, i), 1) for i, passage in enumerate(passages)]
-        with self._work:
-            if not self.alive():
-                raise Unavailable("the reranker is stopping", dependency="reranker")
-            self._queue.put(tenant, pairs, weight=weight)
-            self._work.notify()
+        self._worker.put(lambda: self._queue.put(tenant, pairs, weight=weight))
         return request.done
 
     def close(self) -> None:
         """Finish the call under way, refuse the rest. Idempotent."""
-        self._told.set()
-        with self._work:
-            self._closed = True
-            self._work.notify_all()
-        self._worker.join(30)
+        self._worker.close()
 
     # the worker thread
 
-    def _run(self) -> None:
+    def _serve(self, pairs: list[_Pair]) -> None:
+        """Scores the pairs that are still waited for. Raises what the model raised FAILURES_MAX times in a row."""
+        wanted = [pair for pair in pairs if not pair.request.over()]
         try:
-            self._read_all()
-        finally:
-            self._refuse_all()
-
-    def _read_all(self) -> None:
-        failures = 0
-        while pairs := self._next():
-            wanted = [pair for pair in pairs if not pair.request.over()]
-            try:
-                self._read(wanted)
-                failures = 0
-            except Exception as error:
-                failures += 1
-                _event.exception("a call of the cross-encoder failed", failures=failures)
-                for pair in wanted:
-                    pair.request.settle(Unavailable(f"the model failed: {error}", dependency="reranker"))
-                if failures == FAILURES_MAX:
-                    raise
-
-    def _next(self) -> list[_Pair]:
-        """The pairs of the next call, waited for; [] when it is time to stop."""
-        with self._work:
-            while not self._closed:
-                if pairs := self._queue.take(CALL_PAIRS):
-                    return pairs
-                self._work.wait()
-        return []
+            self._read(wanted)
+            self._failures = 0
+        except Exception as error:
+            self._failures += 1
+            _event.exception("a call of the cross-encoder failed", failures=self._failures)
+            for pair in wanted:
+                settle(pair.request.done, Unavailable(f"the model failed: {error}", dependency="reranker"))
+            if self._failures == FAILURES_MAX:
+                raise
 
     def _read(self, pairs: list[_Pair]) -> None:
         if not pairs:
@@ -159,15 +127,7 @@ class LocalReranker:
             pair.request.scores[pair.row] = score
             pair.request.left -= 1
             if pair.request.left == 0:
-                pair.request.settle()
-
-    def _refuse_all(self) -> None:
-        """Nobody is left waiting for a worker that is gone."""
-        with self._work:
-            self._closed = True
-            while pairs := self._queue.take(CALL_PAIRS):
-                for pair in pairs:
-                    pair.request.settle(Unavailable("the reranker is stopping", dependency="reranker"))
+                settle(pair.request.done, pair.request.scores)
 
 
 def _load(folder: Path, device: str) -> Any:

@@ -19,7 +19,8 @@ from ingest.embedding import Lane, open_embedder
 from ingest.embedding import packed as packing
 from ingest.embedding.batcher import Item
 from ingest.embedding.gather import GatheringEmbedder
-from ingest.embedding.local import FAILURES_MAX, LocalEmbedder, Pending, _calls
+from ingest.embedding.local import LocalEmbedder, Pending, _calls
+from ingest.embedding.model_worker import FAILURES_MAX
 from ingest.embedding.packed import can_lay, packed
 from ingest.embedding.server import create_app
 from ingest.embedding.torch_runtime import PAD_SHARE, PAD_SHARE_ATTENTION
