@@ -1,6 +1,6 @@
 """Moves generations between their partition's line of jobs and lanes of their own, and reads the lanes.
 
-`ingest/lanes.py` decides when; `ingest/detached.py` keeps the lanes' rows. All of this runs on the thread that reads the
+`ingest/lanes.py` decides when; `ingest/lane_registry.py` keeps the lanes' rows. All of this runs on the thread that reads the
 log, but for `_read_lane`, which runs on threads of its own: a lane is read from the log at its own offset.
 """
 
