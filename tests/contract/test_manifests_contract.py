@@ -95,7 +95,7 @@ def test_objects_of_a_collection_that_is_gone_are_named_no_more(house: House) ->
 def test_a_job_moves_forward_once(house: House) -> None:
     make(house)
     job = house.jobs.create("acme", "docs", index="flat", model=None, shards=1, actor="test")
-    with pytest.raises(Conflict, match="under way"):
+    with pytest.raises(Conflict, match="in progress"):
         house.jobs.create("acme", "docs", index="flat", model=None, shards=1, actor="test")
     moved = house.jobs.advance(job, state="waiting", barrier={"documents": {"0": 3}}, done=1)
     assert house.jobs.get(job.id) == moved
