@@ -1,7 +1,7 @@
-"""Compaction: several segments become one with their living rows.
+"""Compaction: merges several segments into one that holds their live rows.
 
-`pick` decides, pure. A deletion is kept until no older version of its document can come back: until every segment takes
-part, and ingest has been beyond its version for so long that an older one can never come again (decision 007).
+`pick` decides and is pure. A deletion is dropped only if every segment is merged, and if ingest passed its version
+so long ago that no older one can arrive again (decision 007).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from vicinage.settings import IndexerSettings
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What compaction weighs of one segment."""
+    """The numbers of one segment that `pick` decides on."""
 
     id: str
     rows: int
@@ -33,11 +33,12 @@ class Weight:
 
 
 def pick(segments: Sequence[Weight], settings: IndexerSettings, now_ms: int = 0) -> tuple[str, ...]:
-    """Returns ids of the segments to merge; () when there is nothing to gain. Pure.
+    """Returns ids of the segments to merge; () if no merge is due. Pure.
 
-    All of them when too much is dead, or anything is in a segment older than `erase_s`: so what is deleted leaves the
-    store within that time, and a shard is rewritten for it once in that time at most. Else, when there are too many, the smallest, as far as each is not much larger than
-    those before it together (size-tiered: a row is rewritten about log₂(n) times).
+    Picks all segments if the share of dead rows exceeds `dead_share_max`, or if a segment older than `erase_s` has any.
+    Deleted rows thus leave the store within `erase_s`, and a shard is rewritten for them at most once in that time.
+    Else, beyond `segments_max`, picks the smallest, up to the first that has more than twice the rows of those before
+    it (size-tiered: a row is rewritten about log₂(n) times).
     """
     rows, dead = sum(s.rows for s in segments), sum(s.dead for s in segments)
     overdue = any(s.dead and now_ms - s.created_ms >= 1_000 * settings.erase_s for s in segments)
@@ -57,7 +58,7 @@ def pick(segments: Sequence[Weight], settings: IndexerSettings, now_ms: int = 0)
 
 
 def weigh(segments: Sequence[Segment]) -> tuple[list[Weight], list[Mask]]:
-    """The weights of loaded segments, and which documents of each survive."""
+    """Returns the weights of loaded segments, and which documents of each survive."""
     alive = surviving(segments)
     weights = [
         Weight(
@@ -80,9 +81,9 @@ def compact(
     forgettable: Callable[[int], bool],
     now_ms: int = 0,
 ) -> Manifest | None:
-    """Merge what `pick` picks and publish it; None when there was nothing to do. Raises Conflict, Damaged.
+    """Merges the segments that `pick` returns and publishes the result; None if none is due. Raises Conflict, Damaged.
 
-    `forgettable(version)`: no record of that version or below can ever be replayed.
+    `forgettable(version)`: whether no record of that version or a lower one can ever arrive again.
     """
     segments = builder.loading().segments(manifest.shard, manifest.segments, generation.metric)
     weights, alive = weigh(segments)
@@ -101,7 +102,7 @@ def compact(
 
 
 def logged_together(refs: Sequence[SegmentRef]) -> tuple[int, int] | None:
-    """The offsets between which all that these were sealed from lies in the log; None where that is not known of each. Pure."""
+    """Returns the log range [start, end) that covers the records of all `refs`; None if that of one is unknown. Pure."""
     logged = [at for at in (r.logged() for r in refs) if at is not None]
     return (
         (min(first for first, _ in logged), max(end for _, end in logged))
@@ -112,7 +113,7 @@ def logged_together(refs: Sequence[SegmentRef]) -> tuple[int, int] | None:
 
 def _exchanged(current: Manifest, gone: set[str], merged: SegmentRef | None) -> tuple[SegmentRef, ...]:
     if not gone <= {s.id for s in current.segments}:
-        raise Conflict(f"segments of {current.shard} were merged by another meanwhile", found=current.version)
+        raise Conflict(f"segments of {current.shard} were replaced meanwhile", found=current.version)
     kept = [s for s in current.segments if s.id not in gone]
     return (*([merged] if merged else []), *kept)
 
@@ -120,7 +121,7 @@ def _exchanged(current: Manifest, gone: set[str], merged: SegmentRef | None) -> 
 def living(
     parts: list[tuple[Segment, Mask]], forgettable: Callable[[int], bool]
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """The living rows and the deletions still needed of these segments."""
+    """Returns the live rows of these segments and the deletions that are still needed."""
     rows = [s.rows.filter(pa.array(s.rows_mask(a))) for s, a in parts]
     live, _ = newest(rows)
     names: list[str] = []

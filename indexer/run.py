@@ -1,7 +1,8 @@
-"""★ The indexer role: tails the slots it holds leases on and seals them; `maintenance.py` is what it does beside that.
+"""★ The indexer role: tails the slots that it holds leases on and seals their shards.
 
-It keeps nothing that the log and the catalog do not have: kill it, and the next one begins at the manifests' positions.
-Law 8: every publication goes through a compare-and-set under the slot's lease, so a stale indexer can only lose.
+`maintenance.py` has its other work. The indexer keeps no state that the log and the catalog lack: after a kill, the
+next one starts at the positions of the manifests. Law 8: every publication is a compare-and-set under the slot's
+lease, so a stale indexer cannot publish.
 """
 
 import threading
@@ -31,19 +32,19 @@ from vicinage.telemetry import counter, events, gauge, histogram
 from vicinage.wire import parse_rows_key
 
 PENDING_BYTES_MAX: Final = 512 << 20
-"""Over all shards; beyond it the largest is sealed, whatever its age, and nothing is read until it is."""
+"""Bound on pending bytes of all shards. Beyond it, reading stops until the largest shard is sealed."""
 IDLE_PER_STEP: Final = 32
-"""Idle shards whose `sealed` is moved on in one step: ten thousand at once would hold up the seals."""
+"""Idle shards whose `sealed` advances in one step: ten thousand at once would delay the seals."""
 POLL_BYTES: Final = 16 << 20
 
 _event = events("indexer")
 _seals = counter("vicinage_indexer_seals_total", "segments sealed")
-_halted = gauge("vicinage_indexer_halted_slots", "slots of the vectors log that this indexer holds and does not read")
-_seconds = histogram("vicinage_indexer_seal_seconds", "building and publishing one segment")
+_halted = gauge("vicinage_indexer_halted_slots", "slots that this indexer holds a lease on and whose reading is halted")
+_seconds = histogram("vicinage_indexer_seal_seconds", "time to build and publish one segment")
 
 
 class Indexer:
-    """The role. One thread calls `step`."""
+    """The indexer role. One thread calls `step`."""
 
     def __init__(
         self,
@@ -80,23 +81,23 @@ class Indexer:
         self._reader = log.reader({})
         self._topic_id: str | None = None
         self._halts = Halts(_event, _halted)
-        self._places: dict[int, int] = {}
-        self._looked: dict[int, int] = {}
-        """Each slot's place when its idle shards were last looked at."""
+        self._positions: dict[int, int] = {}
+        self._idle_checked: dict[int, int] = {}
+        """The position of each slot when its idle shards were last queued."""
         self._sealed: dict[ShardId, int] = {}
-        """What the manifests of held slots say; nobody else can move it while the lease holds."""
+        """`sealed` of each shard's manifest in the held slots; it cannot change elsewhere while the lease is held."""
         self._pending: dict[ShardId, Pending] = {}
         self._idle: dict[ShardId, None] = {}
         self._renewed = -1e9
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set, then give the leases back."""
+        """Runs until `stop` is set, then releases the leases."""
         try:
             while not stop.is_set():
                 try:
                     self.step(wait_s=0.25)
-                except Unavailable as away:
-                    _event.warning("step.waited", reason=str(away))
+                except Unavailable as unavailable:
+                    _event.warning("step.waited", reason=str(unavailable))
                     stop.wait(0.5)
         finally:
             self._stopping.set()
@@ -106,21 +107,22 @@ class Indexer:
             self._reader.close()
 
     def step(self, wait_s: float = 0.0) -> int:
-        """Hold leases, take what has come, seal what is due, do maintenance; the messages taken.
+        """Renews leases, reads new messages, seals due shards and starts maintenance; returns the number of messages read.
 
-        Raises Unavailable when log, catalog or store are away: then nothing that was read is forgotten; step again later.
+        Raises Unavailable while the log, the catalog or the store is unavailable. Nothing that was read is lost then;
+        call `step` again later.
         """
         self._hold_leases()
-        taken = self._poll(wait_s)
+        records = self._poll(wait_s)
         for pending in self._due():
-            self._hold_leases()  # a long row of seals must not outlive them
+            self._hold_leases()  # many seals in a row may take longer than a lease lasts
             self._seal(pending)
-        self._move_idle()
+        self._advance_idle()
         self._maintenance.step(leading=0 in self._leases)
-        return len(taken)
+        return len(records)
 
     def lease(self, slot: int) -> Lease:
-        """The lease held on a slot. Raises Conflict when it is not held here."""
+        """Returns the lease held on a slot. Raises Conflict if this indexer does not hold it."""
         if slot not in self._leases:
             raise Conflict(f"the lease on slot {slot} is not held here", found="none")
         return self._leases[slot]
@@ -128,7 +130,7 @@ class Indexer:
     # leases
 
     def _hold_leases(self) -> None:
-        """Renew at a third of their time; take every slot that is free. A slot whose lease was lost is let go at once."""
+        """Renews leases at a third of their duration and acquires free slots. Drops a slot at once if its lease is lost."""
         now = self._clock.monotonic()
         if now - self._renewed < self._settings.lease_s / 3:
             return
@@ -143,17 +145,17 @@ class Indexer:
             if slot not in self._leases:
                 lease_or_none = self._leases_of.acquire(f"slot/{slot}", self._owner, ttl_s=self._settings.lease_s)
                 if lease_or_none is not None:
-                    self._begin(slot, lease_or_none)
+                    self._start_slot(slot, lease_or_none)
         self._forget_gone()
 
     def _forget_gone(self) -> None:
-        """Keeps nothing of shards that are served no more."""
+        """Forgets shards that are no longer served."""
         served = serving(self._registry)
-        self._sealed = {shard: place for shard, place in self._sealed.items() if shard in served}
+        self._sealed = {shard: position for shard, position in self._sealed.items() if shard in served}
         self._maintenance.forget_gone(served)
 
-    def _begin(self, slot: int, lease: Lease) -> None:
-        """Read the slot from the lowest position that some shard of it has not sealed."""
+    def _start_slot(self, slot: int, lease: Lease) -> None:
+        """Starts reading the slot at the lowest `sealed` of its shards."""
         end = self._log.end(VECTORS_TOPIC, slot)
         _, found = self._manifests.changed_since(0, [slot])
         self._registry.refresh()
@@ -163,13 +165,13 @@ class Indexer:
         start = min(sealed.values(), default=end)
         self._reader.add(VECTORS_TOPIC, slot, start, topic_id=self._topic_of_slots())
         self._sealed |= sealed
-        self._places[slot] = self._looked[slot] = start
+        self._positions[slot] = self._idle_checked[slot] = start
         self._leases[slot] = lease
-        # Whatever was due when the last holder ended, for too many segments or too many dead, is due.
+        # Compactions that were due when the previous holder ended are still due.
         self._maintenance.compact_soon(s for s in in_slot if s in manifests and len(manifests[s].segments) > 1)
 
     def _topic_of_slots(self) -> str | None:
-        """Returns the identity of the vectors log as it was first seen: a position counts in that topic alone."""
+        """Returns the vectors topic's identity as first seen: positions are valid only in that topic."""
         if self._topic_id is None:
             self._topic_id = self._log.topic_ids(VECTORS_TOPIC).get(VECTORS_TOPIC)
         return self._topic_id
@@ -177,7 +179,7 @@ class Indexer:
     def _drop(self, slot: int) -> None:
         del self._leases[slot]
         self._reader.remove(VECTORS_TOPIC, slot)
-        for by_slot in (self._places, self._looked):
+        for by_slot in (self._positions, self._idle_checked):
             by_slot.pop(slot, None)
         for by_shard in (self._pending, self._sealed, self._idle):
             for shard in [s for s in by_shard if s.slot == slot]:
@@ -186,50 +188,50 @@ class Indexer:
     # sealing
 
     def _poll(self, wait_s: float) -> list[LogRecord]:
-        """What has come is pending, or for nobody; if that could not be decided, it is read again."""
+        """Reads new records into `_pending`. Rewinds to the known positions if the catalog is unavailable."""
         if sum(p.bytes for p in self._pending.values()) > PENDING_BYTES_MAX:
             return []
         try:
-            taken = self._reader.poll(bytes_max=POLL_BYTES, wait_s=wait_s)
-            self._see_halts()
-            self._registry.refresh()  # after the poll: the generation of every row was in the catalog before the row
-            for record in taken:
-                self._take(record)
+            records = self._reader.poll(bytes_max=POLL_BYTES, wait_s=wait_s)
+            self._check_halts()
+            self._registry.refresh()  # after the poll: the catalog has a row's generation before the log has the row
+            for record in records:
+                self._receive(record)
         except Unavailable:
-            for slot, place in self._places.items():
+            for slot, position in self._positions.items():
                 self._reader.remove(VECTORS_TOPIC, slot)
-                self._reader.add(VECTORS_TOPIC, slot, place, topic_id=self._topic_id)
+                self._reader.add(VECTORS_TOPIC, slot, position, topic_id=self._topic_id)
             raise
-        return taken
+        return records
 
-    def _see_halts(self) -> None:
-        """Begin a slot anew whose next records are gone: its manifests say where. Other halts stay, and are seen."""
+    def _check_halts(self) -> None:
+        """Releases each slot whose next records are gone: it restarts at its manifests. Other halts stay reported."""
         for (_, slot), halt in self._halts.update(self._reader.halted()).items():
             if halt.kind == "offset_gone" and slot in self._leases:
                 self._leases_of.release(self._leases[slot])
                 self._drop(slot)
 
-    def _take(self, record: LogRecord) -> None:
+    def _receive(self, record: LogRecord) -> None:
         slot = record.partition
-        if slot not in self._leases or record.offset < self._places[slot]:
+        if slot not in self._leases or record.offset < self._positions[slot]:
             return
         try:
             shard = ShardId(*parse_rows_key(record.record.key or b""), slot)
-        except Corrupt as stranger:
-            quarantine(record, stranger.detail)
+        except Corrupt as corrupt:
+            quarantine(record, corrupt.detail)
         else:
             generation = generation_of(self._registry, shard)
             if generation is not None and slot not in generation.slots:
                 quarantine(record, f"its generation has no shard in slot {slot}")
             elif generation is not None:
-                self._keep(shard, generation, record)
-        self._places[slot] = record.offset + 1
+                self._add_pending(shard, generation, record)
+        self._positions[slot] = record.offset + 1
 
-    def _keep(self, shard: ShardId, generation: Generation, record: LogRecord) -> None:
+    def _add_pending(self, shard: ShardId, generation: Generation, record: LogRecord) -> None:
         if shard not in self._sealed:
             self._sealed[shard] = self._builder.current(shard, generation).sealed
         if record.offset < self._sealed[shard]:
-            return  # replayed for another shard's sake
+            return  # replayed for another shard of the slot
         batch = readable(record, generation.dimension)
         if batch is None:
             return
@@ -240,7 +242,7 @@ class Indexer:
     def _due(self) -> list[Pending]:
         now = self._clock.monotonic()
         found = [
-            p for p in self._pending.values() if due(p, self._settings, now=now, slot_end=self._places[p.shard.slot])
+            p for p in self._pending.values() if due(p, self._settings, now=now, slot_end=self._positions[p.shard.slot])
         ]
         if not found and sum(p.bytes for p in self._pending.values()) > PENDING_BYTES_MAX:
             found = [max(self._pending.values(), key=lambda p: p.bytes)]
@@ -249,7 +251,7 @@ class Indexer:
     def _seal(self, pending: Pending) -> None:
         shard = pending.shard
         if self._pending.get(shard) is not pending:
-            return  # its slot was let go meanwhile
+            return  # its slot was dropped meanwhile
         generation = generation_of(self._registry, shard)
         if generation is None:
             del self._pending[shard]
@@ -261,7 +263,7 @@ class Indexer:
             _event.error("seal.refused", shard=str(shard), reason=str(lost))
             self._drop(shard.slot)
             return
-        del self._pending[shard]  # only now: what could not be published stays pending
+        del self._pending[shard]  # only now: rows stay pending until they are published
         self._sealed[shard] = manifest.sealed
         _seals.inc()
         _event.info(
@@ -274,36 +276,38 @@ class Indexer:
         if len(manifest.segments) > 1:
             self._maintenance.compact_soon([shard])
 
-    def _move_idle(self) -> None:
-        """Keep a slot's replay within 1.5 × replay_records_max, though most of its shards have nothing to seal.
+    def _advance_idle(self) -> None:
+        """Keeps a slot's replay within 1.5 × replay_records_max although most of its shards have nothing to seal.
 
-        `due` seals whatever pends for longer than the bound; here `sealed` follows for the shards in between, a few at a time.
+        `due` seals rows that are pending beyond the bound. This advances `sealed` of the other shards, a few per step.
         """
-        for slot, place in self._places.items():
-            if place - self._looked[slot] > self._settings.replay_records_max // 2:
-                self._looked[slot] = place
+        for slot, position in self._positions.items():
+            if position - self._idle_checked[slot] > self._settings.replay_records_max // 2:
+                self._idle_checked[slot] = position
                 self._idle |= {shard: None for shard in serving(self._registry) if shard.slot == slot}
         for shard in list(self._idle)[:IDLE_PER_STEP]:
             if shard in self._idle:  # its slot is still held
-                self._move(shard)
+                self._advance(shard)
                 self._idle.pop(shard, None)
 
-    def _move(self, shard: ShardId) -> None:
-        """Say in the manifest that the shard has nothing unsealed below its oldest pending row."""
+    def _advance(self, shard: ShardId) -> None:
+        """Advances the manifest's `sealed` to the shard's oldest pending row, or to the slot's position if it has none."""
         generation = generation_of(self._registry, shard)
         pending = self._pending.get(shard)
-        place = pending.first() if pending else self._places[shard.slot]
-        if generation is None or place <= self._sealed.get(shard, generation.start(shard.slot)):
+        position = pending.first() if pending else self._positions[shard.slot]
+        if generation is None or position <= self._sealed.get(shard, generation.start(shard.slot)):
             return
         try:
-            moved = self._builder.publish(shard, generation, self.lease(shard.slot), lambda m: m.segments, sealed=place)
+            moved = self._builder.publish(
+                shard, generation, self.lease(shard.slot), lambda m: m.segments, sealed=position
+            )
             self._sealed[shard] = moved.sealed
         except Conflict as lost:
             _event.error("advance.refused", shard=str(shard), reason=str(lost))
             self._drop(shard.slot)
 
     def stats(self) -> dict[str, Any]:
-        """What waits to be sealed."""
+        """Returns the passages that wait to be sealed, the slots held, and the halted ones with reasons."""
         return {
             "pending_passages": sum(p.passages for p in self._pending.values()),
             "slots": sorted(self._leases),

@@ -1,7 +1,7 @@
-"""Sealing: pending rows of a shard become a segment, and the manifest moves on.
+"""Sealing: writes a shard's pending rows as a segment and publishes it in the manifest.
 
-`due` decides; `seal` does. Objects are durable before the manifest names them (law 8), and the manifest's `sealed` is the
-position up to which they are complete (law 3).
+`due` decides, `Builder.seal` acts. Objects are durable before the manifest names them (law 8). The manifest's `sealed`
+is the position below which every record is in the segments (law 3).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +30,7 @@ _conflicts = counter("vicinage_indexer_swap_conflicts_total", "manifest swaps re
 _sealed = counter("vicinage_indexer_sealed_passages_total", "passages written to a segment for the first time")
 _written = counter(
     "vicinage_indexer_written_passages_total",
-    "passages written to segments: beside those sealed, again by compaction, reindex and mending (write amplification)",
+    "passages written to segments by seals, compaction, reindex and repair (write amplification)",
 )
 
 
@@ -40,28 +40,28 @@ class Pending:
 
     shard: ShardId
     since: float
-    """Monotonic time at which the oldest came."""
+    """Monotonic time at which the oldest row was read."""
     batches: list[tuple[int, pa.RecordBatch]] = field(default_factory=list)
     passages: int = 0
     bytes: int = 0
 
     def add(self, offset: int, batch: pa.RecordBatch) -> None:
-        """One more message."""
+        """Appends one message."""
         self.batches.append((offset, batch))
         self.passages += batch.num_rows
         self.bytes += batch.nbytes
 
     def first(self) -> int:
-        """Offset of the oldest message: the slot's replay must begin there or before."""
+        """Returns the offset of the oldest message: a replay of the slot must start at or before it."""
         return self.batches[0][0]
 
     def end(self) -> int:
-        """The offset after the newest message."""
+        """Returns the offset after the newest message."""
         return self.batches[-1][0] + 1
 
 
 def due(pending: Pending, settings: IndexerSettings, *, now: float, slot_end: int) -> str | None:
-    """Why the shard is to be sealed now, or None. Pure."""
+    """Returns why the shard must be sealed now; None if it need not be. Pure."""
     if pending.passages >= settings.seal_passages:
         return "passages"
     if pending.bytes >= settings.seal_bytes:
@@ -75,21 +75,21 @@ def due(pending: Pending, settings: IndexerSettings, *, now: float, slot_end: in
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """What it takes to make segments and publish them."""
+    """Writes segments and publishes them."""
 
     manifests: Manifests
     store: Store
     backend: Backend
     settings: IndexerSettings
     on_superseded: Callable[[Iterable[SegmentRef]], None] = lambda _refs: None
-    """Hears of segments that a manifest names no more."""
+    """Called with the segments that a manifest no longer names."""
     given_up: list[str] = field(default_factory=list)
-    """Folders whose drafts are still to be ended."""
+    """Folders of abandoned drafts that the catalog does not know as ended yet."""
 
     def seal(self, pending: Pending, generation: Generation, lease: Lease, *, sealed: int) -> Manifest:
-        """Write the pending rows as a segment and publish it; everything below `sealed` is then in segments.
+        """Writes the pending rows as a segment and publishes it with `sealed`; returns the new manifest.
 
-        Raises Conflict when the lease has passed to another: nothing was published then.
+        Raises Conflict if another indexer holds the lease; nothing is published then.
         """
         nothing = pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))
         live, deletes = newest([nothing, *(batch for _, batch in pending.batches)])
@@ -102,7 +102,7 @@ class Builder:
         return published
 
     def loading(self) -> Loading:
-        """How this indexer loads segments."""
+        """Returns the loader of segments for this indexer."""
         return Loading(self.store, self.backend, self.manifests.quarantine, "indexer")
 
     @contextmanager
@@ -116,9 +116,9 @@ class Builder:
         *,
         logged: tuple[int, int] | None = None,
     ) -> Iterator[SegmentRef]:
-        """Writes a segment and pins it for the block, which publishes it; what the block fails to publish is given up.
+        """Writes a segment and pins its objects for the block, which publishes it. Abandons it if the block raises.
 
-        However long that takes, no sweep removes its objects while the lease is the writer's. Raises Conflict, Unavailable.
+        No sweep removes the objects while the writer holds the lease. Raises Conflict, Unavailable.
         """
         folders: list[str] = []
 
@@ -134,9 +134,9 @@ class Builder:
             raise
 
     def _give_up(self, folders: Iterable[str]) -> None:
-        """Ends drafts, and those that could not be ended before; keeps them for the next call while the catalog is away.
+        """Ends drafts, those of failed calls included. While the catalog is unavailable, keeps them for the next call.
 
-        The thread that seals and the one that compacts may be here at once: each folder is removed by one of them.
+        The sealing and the compacting thread may call this at once; each folder is removed by one of them.
         """
         self.given_up.extend(folders)
         with suppress(Unavailable):
@@ -155,9 +155,11 @@ class Builder:
         logged: tuple[int, int] | None = None,
         claim: Callable[[str], None] = lambda _folder: None,
     ) -> SegmentRef:
-        """Writes a segment to the store, which no manifest names yet; `logged` and `claim` as in `segment.write`."""
+        """Writes a segment to the store, in no manifest yet; `logged` and `claim` as in `segment_writer.write`."""
         copies = {"never": False, "unlogged": logged is None, "always": True}[self.settings.second_copies]
-        asked = self.manifests.recent_queries.of(shard.tenant, shard.collection, generation.model, generation.dimension)
+        recent_queries = self.manifests.recent_queries.of(
+            shard.tenant, shard.collection, generation.model, generation.dimension
+        )
         written = write(
             live,
             deletes,
@@ -170,7 +172,7 @@ class Builder:
             flat_max=self.settings.flat_max,
             index_bytes_max=self.settings.index_bytes_max,
             threads=self.settings.threads,
-            questions=asked,
+            recent_queries=recent_queries,
             logged=logged,
             copies=copies,
             claim=claim,
@@ -179,7 +181,7 @@ class Builder:
         return written
 
     def current(self, shard: ShardId, generation: Generation) -> Manifest:
-        """The shard's manifest as it is now."""
+        """Returns the shard's present manifest."""
         return self.manifests.of(shard, start=generation.start(shard.slot))
 
     def publish(
@@ -191,16 +193,16 @@ class Builder:
         *,
         sealed: int | None = None,
     ) -> Manifest:
-        """Swap in `change(current manifest)`; again on the newest one when another swap came first. Raises Conflict."""
+        """Swaps in `change(current manifest)`, and retries on the newest manifest after a concurrent swap. Raises Conflict."""
         for _ in range(SWAP_TRIES):
             old = self.current(shard, generation)
             try:
                 new = self.manifests.swap(old, segments=change(old), sealed=max(old.sealed, sealed or 0), lease=lease)
             except Conflict as conflict:
                 _conflicts.inc()
-                if conflict.found is not None:  # the lease, not the version: no second try can win
+                if conflict.found is not None:  # the lease was lost, not a race of versions: a retry cannot succeed
                     raise
             else:
                 self.on_superseded([ref for ref in old.segments if ref not in new.segments])
                 return new
-        raise Conflict(f"the manifest of {shard} changed {SWAP_TRIES} times under us")
+        raise Conflict(f"the manifest of {shard} changed {SWAP_TRIES} times during the swap")

@@ -264,7 +264,7 @@ def search_batch(
         bound=raw_ms,
         recall=round(recall([found[i] for i in range(2 * half)], truth[: 2 * half]), 4),
         per_s=round(len(found) / (time.perf_counter() - start)),
-        questions=half,
+        recent_queries=half,
     )
 
 

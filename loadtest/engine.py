@@ -114,7 +114,7 @@ class Engine:
     def _written(self, live: pa.RecordBatch, deletes: pa.RecordBatch) -> Segment:
         ref = write(
             live, deletes, shard=SHARD, spec="auto", metric="cosine", dimension=self._d, backend=self._backend,
-            store=self._store, flat_max=2_000, threads=1, questions=self._questions,
+            store=self._store, flat_max=2_000, threads=1, recent_queries=self._questions,
         )  # fmt: skip
         self.rows_written += ref.n_passages
         return load(ref, self._store, self._backend, "cosine")

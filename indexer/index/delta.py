@@ -1,7 +1,7 @@
 """The delta: passages newer than the segments, in memory, searched exactly.
 
-Append-only under its writer; readers hold a `DeltaView`, whose arrays are never written below its length again. Which rows
-are alive is copied on write. Nothing is ever added to an index under a reader.
+One writer appends; readers hold a `DeltaView`, and the writer never changes its rows. The mask of alive rows is
+copied on write. Nothing is added to an index that a reader uses.
 """
 
 import threading
@@ -22,9 +22,9 @@ from vicinage.records import Floats
 from vicinage.wire import is_deletions, vectors_of
 
 BLOCK: Final = 1_024
-"""Rows whose filter columns are made together: at most so many are read again after a write."""
+"""Rows per block of filter columns: a write makes at most one block be read again."""
 ROWS_AT_FIRST: Final = 64
-"""Room made by the first message; before it a delta holds none, so that an idle shard costs next to nothing."""
+"""Rows allocated by the first message. An empty delta allocates none, so that an idle shard costs little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One applied vectors message: its rows begin at `first`; it stood at `offset` in the log."""
+    """One applied vectors message. `first`: its first row in the delta; `offset`: its position in the log."""
 
     batch: pa.RecordBatch
     passages: Passages
@@ -48,7 +48,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeltaView:
-    """The delta as of one moment."""
+    """An immutable view of the delta."""
 
     vectors: Floats
     alive: Mask
@@ -62,32 +62,32 @@ class DeltaView:
         return len(self.vectors)
 
     def row(self, row: int) -> tuple[Message, int]:
-        """The message that holds `row`, and where in it."""
+        """Returns the message that holds `row`, and the row's number in it."""
         message = self.messages[bisect_right(self.starts, row, hi=self.n_messages) - 1]
         return message, row - message.first
 
     def columns(self) -> Joined:
-        """Metadata by row, as filter columns."""
+        """Returns the metadata by row, as filter columns."""
         return self.metadata.columns(self)
 
     def lexical(self) -> Lexical:
-        """An index of the texts of its rows, and perhaps of later ones; those not indexed yet are added first."""
+        """Returns a lexical index of at least its rows; adds those that are not indexed yet. It may have later rows, too."""
         return self.words.lexical(self)
 
 
 class Metadata:
-    """Each row's metadata, parsed once in the delta's life by whoever filters first, in columns of BLOCK rows. Safe for many threads."""
+    """Each row's metadata, parsed once, at the first filter, in columns of BLOCK rows. Safe for many threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.bytes = 0
-        """Of the JSON, by now."""
+        """Bytes of the metadata as JSON."""
         self._parsed: list[Mapping[str, Any]] = []
         self._blocks: list[Columns] = []
-        """All full but for the last: after a write only that is made anew."""
+        """All but the last are full: after a write, only the last is rebuilt."""
 
     def columns(self, view: DeltaView) -> Joined:
-        """The columns of the view's rows."""
+        """Returns the columns of the view's rows."""
         with self._lock:
             while len(self._parsed) < len(view):
                 message, _ = view.row(len(self._parsed))
@@ -95,7 +95,7 @@ class Metadata:
             return Joined([self._block(first, min(first + BLOCK, len(view))) for first in range(0, len(view), BLOCK)])
 
     def unread(self, view: DeltaView, names: Collection[str]) -> int:
-        """Values that are still to be read before a filter on these fields, about. Does not wait for who reads them."""
+        """Returns about how many values a filter on these fields still has to read. Does not wait for a reading thread."""
         values, blocks = values_in(len(view), self.bytes), self._blocks
         rows = 0
         for at, first in enumerate(range(0, len(view), BLOCK) if names else ()):
@@ -116,18 +116,18 @@ class Metadata:
 
 
 class Words:
-    """The lexical index of the rows: made by whoever asks for words first, then added to. Safe for many threads."""
+    """The lexical index of the rows: built at the first lexical search, then extended. Safe for many threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._index: Growing | None = None
 
     def behind(self, view: DeltaView) -> int:
-        """Rows of the view that are not indexed yet."""
+        """Returns how many rows of the view are not indexed yet."""
         return max(0, len(view) - (self._index.n if self._index else 0))
 
     def lexical(self, view: DeltaView) -> Lexical:
-        """See DeltaView. Rows that died are indexed too: an older view may see them alive."""
+        """Returns the index: see DeltaView. Indexes dead rows, too: in an older view they are alive."""
         with self._lock:
             index = self._index = self._index or Growing()
             texts: list[str | None] = []
@@ -141,7 +141,7 @@ class Words:
 
 @dataclass(slots=True, eq=False)
 class Delta:
-    """The writer's side. One thread writes; `view()` may be handed to any."""
+    """The delta as its single writer uses it. Any thread may use what `view()` returns."""
 
     dimension: int
     documents: dict[str, Entry] = field(default_factory=dict)
@@ -159,9 +159,9 @@ class Delta:
         self._alive = np.zeros(0, np.bool_)
 
     def append(self, batch: pa.RecordBatch, offset: int, alive: Mask) -> int:
-        """Adds a message's rows, those not `alive` only so that rows and batch agree; returns the first row's number.
+        """Appends a message's rows and returns the first row's number. Dead rows are kept: rows and batch stay aligned.
 
-        A message of deletions adds no rows: it is held until a segment has it, and its documents have no rows.
+        A message of deletions adds no rows; it is kept until a segment holds it.
         """
         if is_deletions(batch):
             self._hold(batch, offset, self.n)
@@ -172,7 +172,7 @@ class Delta:
             grown[:first] = self._vectors[:first]
             self._vectors = grown
         self._vectors[first : self.n] = vectors_of(batch)
-        self._vectors[first : self.n][~alive] = 0  # a deletion's row has no vector: whatever lies there may be NaN
+        self._vectors[first : self.n][~alive] = 0  # a deletion has no vector: the memory there may hold NaN
         self._alive = np.concatenate([self._alive, alive])
         self._hold(batch, offset, first)
         self.bytes += 4 * self.dimension * batch.num_rows
@@ -185,12 +185,12 @@ class Delta:
         self.bytes += batch.nbytes
 
     def kill(self, entries: list[Entry]) -> None:
-        """Take rows out of every later view; `append` has just made the mask a copy of its own."""
+        """Marks rows dead in all later views. `append` must come first: it copies the mask."""
         for entry in entries:
             self._alive[entry.first : entry.first + entry.count] = False
 
     def view(self) -> DeltaView:
-        """What readers may hold."""
+        """Returns the delta as of now, for readers."""
         return DeltaView(
             self._vectors[: self.n],
             self._alive,

@@ -1,8 +1,8 @@
 """Chooses the effort of an index search, and measures a segment's effort curve.
 
-An index is used at the least effort that clears the objective by its measured curve, else at the greatest
+An index is searched at the least effort whose measured recall exceeds the objective, else at the greatest
 measured effort. A curve alone never disqualifies an index: it was measured on other searches (`scans.py`
-says what does). A collection whose objective is 1 asks for exact search: no index is used, and no bound holds.
+states what does). An objective of 1 asks for exact search: no index is used, and no bound on scans applies.
 """
 
 import math
@@ -18,23 +18,23 @@ from vicinage.records import Floats
 
 EFFORT_DEFAULT: Final = 64
 EFFORT_MARGIN: Final = 0.01
-"""What the effort curve must show above the objective: two standard errors of a recall measured on 256 questions."""
+"""Margin of the curve above the objective: two standard errors of a recall measured on 256 queries."""
 EXACT: Final = 1.0
 """The objective that asks for exact search."""
 
 
 def effort_for(segment: Segment, aim: float, objective: float) -> int | None:
-    """The least effort whose measured recall clears the aim with a margin; the greatest measured if none does.
+    """Returns the least effort whose measured recall exceeds the aim by EFFORT_MARGIN, else the greatest measured one.
 
-    Between two measured efforts recall is taken to rise evenly: it rises ever more slowly, so it is no less.
-    None if the objective is to miss nothing: the search is exact by request.
+    Interpolates linearly between measured efforts: recall rises ever more slowly, so the line underestimates it.
+    Returns None if the objective is EXACT: the search is exact by request.
     """
     if objective >= EXACT:
         return None
     wanted, curve = min(aim + EFFORT_MARGIN, 0.999), segment.ref.curve
     if not curve:
         return EFFORT_DEFAULT
-    # Each hundredth that live recall adds is a rung, too: the curve may say of the least effort that it misses nothing.
+    # Each hundredth of the correction by live recall also skips a measured effort: an easy curve may be 1 from the start.
     first = min(math.ceil(round(max(0.0, aim - objective) * 100, 6)), len(curve) - 1)
     for i, (effort, measured) in enumerate(curve):
         if measured >= wanted and i >= first:
@@ -44,7 +44,7 @@ def effort_for(segment: Segment, aim: float, objective: float) -> int | None:
 
 
 def greatest_of(segment: Segment) -> int:
-    """The greatest effort at which the segment's recall was measured."""
+    """Returns the greatest effort at which the segment's recall was measured."""
     return segment.ref.curve[-1][0] if segment.ref.curve else EFFORT_DEFAULT
 
 
@@ -56,22 +56,23 @@ def _between(low: tuple[int, float], high: tuple[int, float], wanted: float) -> 
 CURVE_QUERIES: Final = 200
 RUNGS_MIN: Final = 6
 """One for each hundredth that the correction may add, and the first."""
-QUESTIONS_MIN: Final = 30
-"""Real questions that say more of recall than made-up ones."""
+CALIBRATION_QUERIES_MIN: Final = 30
+"""The least number of recent queries that replaces generated ones."""
 
 
 def effort_curve(
-    backend: Backend, index: Any, kind: Kind, vectors: Floats, metric: Metric, questions: Floats | None = None
+    backend: Backend, index: Any, kind: Kind, vectors: Floats, metric: Metric, recent_queries: Floats | None = None
 ) -> tuple[tuple[int, float], ...]:
-    """Recall@10 at each effort; ends once it is as good as perfect, but not before RUNGS_MIN: live recall may say that the questions were too easy.
+    """Returns (effort, recall@10), ascending. Ends at a recall of 0.999, but not before RUNGS_MIN efforts.
 
-    Measured on the collection's own recent `questions` [n, d], where QUESTIONS_MIN are known, else on `_made_up` ones.
+    Live recall may prove the queries too easy; it then needs the greater efforts. Measured on the collection's
+    `recent_queries` float32 [n, d] if there are CALIBRATION_QUERIES_MIN, else on generated queries.
     """
     k = min(K_MEASURED, len(vectors) - 1)
     if k < 1:
         return ()
-    known = questions is not None and len(questions) >= QUESTIONS_MIN
-    queries = questions if questions is not None and known else _made_up(vectors, metric)
+    known = recent_queries is not None and len(recent_queries) >= CALIBRATION_QUERIES_MIN
+    queries = recent_queries if recent_queries is not None and known else _generated(vectors, metric)
     _, truth = backend.exact(vectors, queries, k, metric=metric, allowed=None)
     curve: list[tuple[int, float]] = []
     for effort in EFFORTS[kind]:
@@ -82,11 +83,11 @@ def effort_curve(
     return tuple(curve)
 
 
-def _made_up(vectors: Floats, metric: Metric) -> Floats:
-    """Questions [n, d] made of a segment's own vectors: means of two.
+def _generated(vectors: Floats, metric: Metric) -> Floats:
+    """Returns queries float32 [n, d], each the mean of two vectors of the segment.
 
-    They lie between the passages, as questions do that were written by others. A passage itself is far too easy a question: its
-    neighbours in a graph are its answer (docs/decisions/010 has the figures).
+    Like real queries, they lie between the passages. A passage itself is too easy a query: its neighbors in the
+    graph are its answer (docs/decisions/010 has the figures).
     """
     rng = np.random.default_rng(0)
     own = rng.choice(len(vectors), min(CURVE_QUERIES, len(vectors)), replace=False)
@@ -97,5 +98,5 @@ def _made_up(vectors: Floats, metric: Metric) -> Floats:
 
 
 def recall(found: Rows, truth: Rows) -> float:
-    """Share of `truth` [n, k] that is in `found` [n, k], mean over rows."""
+    """Returns the share of `truth` [n, k] that is in `found` [n, k], averaged over rows."""
     return float(np.mean([len(np.intersect1d(f, t)) / max(1, len(t)) for f, t in zip(found, truth, strict=True)]))

@@ -1,4 +1,4 @@
-"""What a segment makes or fetches when it is first needed: filter columns and the lexical index."""
+"""Parts of a segment that load on first use: filter columns and the lexical index."""
 
 import threading
 from collections.abc import Collection
@@ -18,53 +18,53 @@ from vicinage.telemetry import counter, events
 
 COLUMN_TIMES: Final = 8
 VALUE_BYTES: Final = 64
-"""Of metadata: about what takes as long to read as one value does. A list's numbers take some bytes each."""
+"""Metadata bytes that take about as long to read as one value. Numbers of a list take a few bytes each."""
 OPEN_MAX: Final = 256
-"""Lexical indexes of segments that a process holds."""
+"""Lexical indexes of segments that a process keeps open, at most."""
 _event = events("segment")
 _rebuilt = counter(
     "vicinage_searcher_lexical_rebuilt_total",
-    "lexical indexes that were corrupt or lost, and were made anew of their texts",
+    "lexical indexes that were corrupt or lost and were rebuilt from their texts",
 )
 
 
 def values_in(n_rows: int, metadata_bytes: int) -> int:
-    """What reading one field of so many rows costs, in values: a row's may be a list of thousands."""
+    """Returns the cost of reading one field of `n_rows`, in values: one row's value may be a list of thousands."""
     return max(n_rows, metadata_bytes // VALUE_BYTES)
 
 
 class LazyColumns:
-    """The segment's metadata as filter columns, by row; parsed at the first filtered search."""
+    """A segment's metadata as filter columns, by row. Parsed at the first filtered search."""
 
     def __init__(self, rows: pa.RecordBatch) -> None:
         self._rows = rows
         self._columns: Columns | None = None
 
     def bytes(self) -> int:
-        """Bytes they take by now; 0 before the first filtered search. Parsed values are COLUMN_TIMES as large as their JSON (measured: 5 to 8)."""
+        """Returns their bytes; 0 before the first filtered search. Parsed values take COLUMN_TIMES their JSON (measured: 5 to 8)."""
         return 0 if self._columns is None else COLUMN_TIMES * int(self._rows.column("metadata").nbytes)
 
     def unread(self, names: Collection[str]) -> int:
-        """Values that are still to be read before a filter on these fields: rows × fields, and more where lists are long."""
+        """Returns how many values a filter on these fields still has to read: rows × fields, more for long lists."""
         fields = len(names) if self._columns is None else self._columns.unread(names)
         return fields and fields * values_in(len(self._rows), int(self._rows.column("metadata").nbytes))
 
     def columns(self) -> Columns:
-        """One entry per row."""
+        """Returns the columns, one entry per row."""
         if self._columns is None:
             self._columns = Columns(metadata_of(self._rows))
         return self._columns
 
 
 class LazyLexical:
-    """The segment's lexical index: fetched, verified and mapped when somebody first asks for words. Safe for many threads.
+    """A segment's lexical index: fetched, verified and mapped at its first search by words. Safe for many threads.
 
-    A segment that was written without one, or whose file is not what was written, has its own made in memory, of the texts.
-    Only the OPEN_MAX that were asked last are held: tantivy gives each a thread, which sleeps.
+    If the file is absent or damaged, the index is built in memory from the texts. An LRU of OPEN_MAX indexes stays
+    open, because tantivy keeps a (sleeping) thread for each.
     """
 
     _open: ClassVar["WeakKeyDictionary[LazyLexical, None]"] = WeakKeyDictionary()
-    """Those of this process that hold an index, the one asked last at the end."""
+    """The LRU of this process: most recently used last."""
     _opening: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(
@@ -76,24 +76,24 @@ class LazyLexical:
         self._index: lexical.Lexical | None = None
 
     def here(self) -> bool:
-        """Whether `index` answers at once."""
+        """Returns whether `index` returns at once."""
         return self._index is not None
 
     def index(self) -> lexical.Lexical:
-        """The index. The first time it may take as long as the store takes. Raises Unavailable."""
+        """Returns the index. The first call waits for the store. Raises Unavailable."""
         with self._lock:
-            index = self._index = self._index or self._fetched() or self._made()
+            index = self._index = self._index or self._fetched() or self._built()
         with self._opening:
             self._open.pop(self, None)
             self._open[self] = None
             if len(self._open) > OPEN_MAX:
                 oldest = next(iter(self._open.keys()))
-                oldest.let_go()
+                oldest.evict()
                 del self._open[oldest]
         return index
 
-    def let_go(self) -> None:
-        """Hold it no more; who searches in it now goes on."""
+    def evict(self) -> None:
+        """Releases the index; searches under way keep it."""
         self._index = None
 
     def _fetched(self) -> lexical.Lexical | None:
@@ -108,8 +108,8 @@ class LazyLexical:
                 _event.error("lexical_index.rebuilt", path=damaged.path, error=damaged.detail)
             return None
 
-    def _made(self) -> lexical.Lexical:
-        made = lexical.Growing()
+    def _built(self) -> lexical.Lexical:
+        built = lexical.Growing()
         if has_text(self._rows):
-            made.add(self._rows.column("text").to_pylist())
-        return made.now
+            built.add(self._rows.column("text").to_pylist())
+        return built.now

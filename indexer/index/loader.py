@@ -1,6 +1,6 @@
-"""The door through which segments are loaded, by searchers and indexers alike: what is quarantined is refused, what is damaged is noted.
+"""Loads segments for searchers and indexers: refuses quarantined objects, and reports damaged ones.
 
-Law 8: an object that somebody found corrupt is loaded by nobody until it is rebuilt, or was found whole by who holds its slot.
+Law 8: a corrupt object is not loaded until its segment is rebuilt, or until the indexer of its slot verifies it.
 """
 
 from collections.abc import Iterable
@@ -19,13 +19,13 @@ from vicinage.telemetry import counter, events
 
 _event = events("segment")
 _quarantined = counter(
-    "vicinage_indexer_quarantined_total", "objects of segments that this process was first to find damaged"
+    "vicinage_indexer_quarantined_total", "objects of segments that this process was the first to find damaged"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """Loads segments for `actor`, whom the audit names."""
+    """Loads segments. `actor` is the name in the audit records."""
 
     store: Store
     backend: Backend
@@ -33,22 +33,22 @@ class Loading:
     actor: str
 
     def segments(self, shard: ShardId, refs: Iterable[SegmentRef], metric: Metric) -> list[Segment]:
-        """All of them, verified. Raises Damaged, once that is noted, and Unavailable."""
+        """Returns all segments, verified. Raises Damaged after reporting the damage, and Unavailable."""
         barred = self.quarantine.barred(shard)
         return [self.segment(shard, ref, metric, barred) for ref in refs]
 
     def segment(self, shard: ShardId, ref: SegmentRef, metric: Metric, barred: frozenset[str]) -> Segment:
-        """One of them."""
-        unheard = partial(self._note_in_passing, shard, ref)
+        """Returns one segment, verified; raises as `segments` does."""
+        on_damage = partial(self._note_in_passing, shard, ref)
         try:
-            return load(ref, self.store, self.backend, metric, barred=barred, on_damage=unheard)
+            return load(ref, self.store, self.backend, metric, barred=barred, on_damage=on_damage)
         except Damaged as damaged:
             if damaged.path not in barred:
                 self.note(shard, ref, damaged)
             raise
 
     def documents(self, shard: ShardId, refs: Iterable[SegmentRef]) -> list[Documents]:
-        """Who is in each of them, without its rows. Raises Damaged, once that is noted, and Unavailable."""
+        """Returns the documents object of each segment. Raises Damaged after reporting the damage, and Unavailable."""
         barred = self.quarantine.barred(shard)
         return [self._documents(shard, ref, barred) for ref in refs]
 
@@ -61,7 +61,7 @@ class Loading:
             raise
 
     def note(self, shard: ShardId, ref: SegmentRef, damaged: Damaged) -> None:
-        """Have it rebuilt, if the shard's manifest names it. Raises Unavailable."""
+        """Quarantines the object, so that it is rebuilt if the shard's manifest names it. Raises Unavailable."""
         damage = Damage(damaged.path, shard, ref.id, damaged.role, damaged.fault, damaged.detail)
         if self.quarantine.note(damage, actor=self.actor):
             _quarantined.inc()
@@ -70,8 +70,8 @@ class Loading:
             )
 
     def _note_in_passing(self, shard: ShardId, ref: SegmentRef, damaged: Damaged) -> None:
-        """The same, from within a search that goes on without: if the catalog is away, the next who meets it notes it."""
+        """Calls `note` during a search, which goes on. If the catalog is unavailable, a later reader reports the damage."""
         try:
             self.note(shard, ref, damaged)
-        except Unavailable as away:
-            _event.warning("damage.note_failed", path=damaged.path, reason=str(away))
+        except Unavailable as unavailable:
+            _event.warning("damage.note_failed", path=damaged.path, reason=str(unavailable))

@@ -1,4 +1,4 @@
-"""The objects of a segment as they are read from the store: verified, and of the format that this version reads."""
+"""Reads the objects of a segment from the store: verifies their bytes and their format."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
@@ -25,14 +25,14 @@ DOCUMENT_COLUMNS: Final = {
     "version": pa.int64(),
     "deleted_id": pa.utf8(),
 }
-"""Of the documents object."""
+"""Columns of the documents object."""
 T = TypeVar("T")
 Role = str
-"""What an object is to its segment: passages, documents, index or lexical."""
+"""The role of an object in its segment: passages, documents, index or lexical."""
 
 
 class Damaged(Corrupt):
-    """An object of a segment that cannot be used, and is not."""
+    """An object of a segment that cannot be used."""
 
     def __init__(self, detail: str, *, path: str, role: Role, fault: Fault) -> None:
         super().__init__(detail, path=path)
@@ -49,13 +49,13 @@ class Keys:
 
     @classmethod
     def of(cls, ids: Iterable[str]) -> "Keys":
-        """Hash every id."""
+        """Returns the keys of these ids."""
         digests = b"".join(hashlib.blake2b(i.encode(), digest_size=16).digest() for i in ids)
         halves = np.frombuffer(digests, "<u8").reshape(-1, 2)
         return cls(halves[:, 0].copy(), halves[:, 1].copy())
 
     def find(self, keys: "Keys") -> NDArray[np.int64]:
-        """Place of each key among these, which are sorted; −1 where it is not."""
+        """Returns the index of each key among these, which must be sorted; −1 for an absent key."""
         found = np.full(len(keys.high), -1, np.int64)
         if len(self.high) == 0:
             return found
@@ -74,7 +74,10 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """Who is in a segment, sorted by key: rows [first, first + count) at `version`; `count` 0: deleted, and `deleted` has its id by place."""
+    """The documents of a segment, sorted by key: rows [first, first + count) at `version`.
+
+    `count` 0 means deleted; `deleted` has the ids of those documents by index.
+    """
 
     keys: Keys
     first: NDArray[np.int32]
@@ -83,7 +86,7 @@ class Documents:
     deleted: Mapping[int, str]
 
     def deletes(self) -> pa.RecordBatch:
-        """Its deletions, as `write` takes them."""
+        """Returns the deletions as `segment_writer.write` takes them."""
         places = list(self.deleted)
         names = pa.array([self.deleted[p] for p in places], pa.utf8())
         return pa.record_batch({"document_id": names, "version": pa.array(self.version[places], pa.int64())})
@@ -95,7 +98,7 @@ OnDamage = Callable[[Damaged], None]
 def opened(
     ref: SegmentRef, role: Role, store: Store, read: Callable[[Path], T], barred: frozenset[str] = frozenset()
 ) -> T:
-    """What `read` makes of the segment's object, which was verified. Raises Damaged, Unavailable."""
+    """Returns `read(file)` for the segment's object once it is verified. Raises Damaged, Unavailable."""
     stored = ref.objects[role]
     fault: Fault = "corrupt"
     try:
@@ -114,7 +117,7 @@ def opened(
 
 
 def outdated(ref: SegmentRef) -> dict[Role, str]:
-    """Objects that this version does not read, as the manifest alone tells, and why. Pure."""
+    """Returns the objects that this version does not read, and why, from the manifest alone. Pure."""
     found: dict[Role, str] = {}
     if "lexical" in ref.objects and not ref.objects["lexical"].path.endswith(f"/{lexical.FILE}"):
         found["lexical"] = f"its words are in {Path(ref.objects['lexical'].path).name}; {lexical.FILE} is read"
@@ -127,7 +130,7 @@ def outdated(ref: SegmentRef) -> dict[Role, str]:
 
 
 def read_passages(path: Path, n: int) -> pa.RecordBatch:
-    """The `n` rows of a segment. Raises Corrupt."""
+    """Returns the `n` rows of a segment, memory-mapped. Raises Corrupt."""
     rows = _read(path)
     if rows.num_rows != n:
         raise Corrupt(f"{path.name} has {rows.num_rows} rows, its manifest says {n}", path=str(path))
@@ -137,7 +140,7 @@ def read_passages(path: Path, n: int) -> pa.RecordBatch:
 
 
 def read_documents(path: Path) -> Documents:
-    """Who is in a segment. Raises Corrupt."""
+    """Returns the documents of a segment. Raises Corrupt."""
     found = _read(path)
     if not DOCUMENT_COLUMNS.items() <= dict(_columns(found.schema)).items():
         raise Corrupt(f"older format: the columns of {path.name} are {', '.join(found.schema.names)}", path=str(path))
@@ -151,7 +154,7 @@ def read_documents(path: Path) -> Documents:
 
 
 def converted(path: Path) -> pa.RecordBatch:
-    """The rows of a segment whose columns an older version wrote: what it did not have is null. Raises Corrupt."""
+    """Returns the rows of a segment that an older version wrote; columns that it lacks are null. Raises Corrupt."""
     rows = _read(path)
     schema = vectors_schema(_dimension(rows.schema))
     try:
@@ -174,7 +177,7 @@ def _columns(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
 
 
 def _dimension(schema: pa.Schema) -> int:
-    """Numbers of a vector; 1, which no segment of ours has for nothing, where there is no column of vectors."""
+    """Returns the dimension of the vectors; 1 if there is no column of vectors, so that the schemas differ."""
     found = schema.field("vector").type if "vector" in schema.names else None
     return int(found.list_size) if found is not None and pa.types.is_fixed_size_list(found) else 1
 

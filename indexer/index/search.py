@@ -1,4 +1,4 @@
-"""Searches of one snapshot of a shard: every part is searched, the best are kept, and only then are texts read."""
+"""★ Searches one snapshot of a shard: searches every part, keeps the best hits, and then reads their texts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from vicinage.filters import Tree
 from vicinage.records import Bound, Floats, Hit, ShardQuery, ShardResult
 
 ANSWER_BYTES_MAX: Final = 16 << 20
-"""Of text in one shard's answer to one question, as Python holds it at most: four a character where one is not ASCII."""
+"""Bound on the text in one shard's result of one search. A text that is not ASCII counts four bytes per character."""
 
 
 @dataclass(slots=True)
 class _Found:
-    """Candidates of one part, for every question: scores and rows [n, k]."""
+    """Candidates of one part for every search: scores and rows, [n, k] each."""
 
     part: int
     scores: Floats
@@ -34,7 +34,7 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A segment (by its place) or the delta (−1), with its lexical index and the rows that may be found."""
+    """A segment (its index) or the delta (−1), with its lexical index and the allowed rows."""
 
     part: int
     index: lexical.Lexical
@@ -45,12 +45,12 @@ class _Part:
 def search(
     snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metric, recall: float, scans: ScanBudget
 ) -> ShardResult:
-    """Search every part, keep the k best of each question, and only then read texts. Pure but for reading, and for `scans`."""
+    """Returns the k best hits of each search. Pure but for reading mapped files and accounting in `scans`."""
     tree = query.filter.tree if query.filter else None
     queries = np.ascontiguousarray(query.vectors, np.float32)
     found: list[_Found] = []
     chosen: list[tuple[Segment, int]] = []
-    instead, bound = _instead(snapshot, query, recall, scans)
+    instead, bound = _to_scan_instead(snapshot, query, recall, scans)
 
     def exact(vectors: Floats, allowed: Mask | None) -> tuple[Floats, Rows]:
         find = partial(backend.exact, vectors, queries, metric=metric, allowed=allowed)
@@ -91,14 +91,14 @@ def search(
 
 
 def _bounded(scores: Floats, metric: Metric) -> Floats:
-    """Returns the scores; a cosine is at most 1, whatever rounding made of it."""
+    """Returns the scores, clipped to at most 1 under cosine: rounding may exceed it."""
     return np.clip(scores, -np.inf, 1.0) if metric == "cosine" else scores
 
 
-def _instead(
+def _to_scan_instead(
     snapshot: Snapshot, query: ShardQuery, recall: float, scans: ScanBudget
 ) -> tuple[frozenset[int], Bound | None]:
-    """Places of the segments that are scanned in place of their index, and what kept others from it."""
+    """Returns which segments are scanned instead of searched by their index, and the bound that kept others from it."""
     if not query.scan or query.exact or recall >= EXACT:
         return frozenset(), None
     indexed = sum(s.index is not None for s in snapshot.segments)
@@ -109,7 +109,7 @@ def _instead(
 
 
 def _effort(segment: Segment, query: ShardQuery, recall: float) -> int | None:
-    """The effort of a search of the segment; None: exact by request."""
+    """Returns the effort of a search of the segment; None for exact search by request."""
     if query.effort:
         return query.effort
     if query.scan and recall < EXACT:
@@ -118,10 +118,10 @@ def _effort(segment: Segment, query: ShardQuery, recall: float) -> int | None:
 
 
 def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:
-    """Returns the best k of each query's text by BM25, of all rows alive that the filter passes.
+    """Returns the k best hits of each query's text by BM25, among the alive rows that pass the filter.
 
-    How rare a term is counts over all parts of the shard. Never fewer than k hits while k rows hold a term of the query.
-    Raises Unavailable where an index is still to be fetched.
+    Term statistics are those of the whole shard. There are k hits if k rows hold a term of the query. Raises
+    Unavailable if an index must be fetched and the store is unavailable.
     """
     tree = query.filter.tree if query.filter else None
     parts = [
@@ -152,7 +152,7 @@ def _found_in(part: _Part, asked: Sequence[Mapping[str, float]], k: int) -> _Fou
 
 
 def allowed_rows(alive: Mask | None, columns: Columns | Joined | None, tree: Tree | None) -> Mask | None:
-    """Returns the rows that are alive and pass the filter; None: all."""
+    """Returns the rows that are alive and pass the filter; None for all rows."""
     if tree is None or columns is None:
         return alive
     mask = columns.mask(tree)
@@ -160,7 +160,7 @@ def allowed_rows(alive: Mask | None, columns: Columns | Joined | None, tree: Tre
 
 
 def _best(snapshot: Snapshot, found: list[_Found], query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:
-    """Returns of each query the k best of all parts, best first; equal scores by document id and passage."""
+    """Returns the k best hits of each query over all parts, best first; equal scores by document id and passage."""
     if not found:
         return ((),) * max(len(query.vectors), len(query.texts))
     parts = np.repeat([f.part for f in found], [f.rows.shape[1] for f in found])
@@ -186,7 +186,7 @@ def _name(snapshot: Snapshot, place: ties.Place) -> tuple[str, int]:
 
 
 def _hits(snapshot: Snapshot, places: Iterable[tuple[int, int, float]], query: ShardQuery) -> tuple[Hit, ...]:
-    """The hits at these (part, row, score). Raises Refused as soon as their texts are more than an answer holds."""
+    """Returns the hits at these (part, row, score). Raises Refused once their texts exceed ANSWER_BYTES_MAX."""
     hits: list[Hit] = []
     left = ANSWER_BYTES_MAX
     for part, row, score in places:

@@ -1,7 +1,11 @@
-"""A segment: an immutable set of passages with its index, written once, verified when it is loaded.
+"""★ A segment: an immutable set of passages with its index, written once and verified when it is loaded.
 
-Its objects: `passages` (Arrow file, memory-mapped: rows of whole documents, vectors among them), `documents` (Arrow file: who is in
-it, who is deleted by it, at which version), `index` (FAISS) where the kind is not flat, and `lexical` (words to rows) where there is text.
+Its objects:
+
+- `passages`: an Arrow file, memory-mapped; the rows of whole documents, with their vectors.
+- `documents`: an Arrow file; the documents that the segment holds or deletes, and their versions.
+- `index`: the FAISS index, if the kind is not flat.
+- `lexical`: the lexical index, if any passage has text.
 """
 
 from collections.abc import Mapping
@@ -25,7 +29,7 @@ from vicinage.wire import vectors_of
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Segment:
-    """A loaded segment. Documents are sorted by key; `count` 0 means: deleted at `version`."""
+    """A loaded segment. Documents are sorted by key; `count` 0 means deleted at `version`."""
 
     ref: SegmentRef
     metric: Metric
@@ -38,7 +42,7 @@ class Segment:
     count: NDArray[np.int32]
     version: NDArray[np.int64]
     deleted: Mapping[int, str]
-    """Id of each deleted document, by its place."""
+    """The id of each deleted document, by its index among the documents."""
     columns: "LazyColumns"
     lexical: "LazyLexical"
 
@@ -46,18 +50,18 @@ class Segment:
         return len(self.vectors)
 
     def find(self, keys: Keys) -> NDArray[np.int64]:
-        """Place of each key among this segment's documents; −1 where it has none."""
+        """Returns the index of each key among this segment's documents; −1 for an absent key."""
         return self.keys.find(keys)
 
     def rows_mask(self, documents: Mask) -> Mask:
-        """Bool [n documents] in key order → bool [n rows]."""
+        """Returns a mask of rows, bool [n rows], from a mask of documents, bool [n documents] in key order."""
         live = np.flatnonzero(self.count)
         order = live[np.argsort(self.first[live], kind="stable")]  # rows lie document after document
         mask: Mask = np.repeat(documents[order], self.count[order])
         return mask
 
     def resident_bytes(self) -> int:
-        """Returns the bytes it takes when every page is touched and its words are searched."""
+        """Returns the bytes that it takes when every page is resident and its lexical index is open."""
         return self.ref.loaded_bytes()
 
 
@@ -70,9 +74,10 @@ def load(
     barred: frozenset[str] = frozenset(),
     on_damage: OnDamage = lambda _damaged: None,
 ) -> Segment:
-    """The segment, every object verified, memory-mapped. Raises Damaged, Unavailable.
+    """Returns the segment, memory-mapped, with every object verified. Raises Damaged, Unavailable.
 
-    What is `barred` counts as corrupt, and is not read. `on_damage` hears of a lexical index that cannot be used, once that is opened: the segment goes on without.
+    An object whose path is in `barred` counts as corrupt and is not read. `on_damage` is called if the lexical index
+    cannot be used when it is first opened; the segment is served with a rebuilt one.
     """
     rows = opened(ref, "passages", store, partial(read_passages, n=ref.n_passages), barred)
     documents = opened(ref, "documents", store, read_documents, barred)
@@ -95,5 +100,5 @@ def load(
 
 
 def placed(segment: Segment, backend: Backend) -> Segment:
-    """The same, to be searched from now on: on a GPU where the backend has one with room."""
+    """Returns the segment with its index placed for searching: on a GPU if the backend has one with room."""
     return replace(segment, index=backend.place(segment.index, segment.vectors, segment.metric))

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from indexer.backends import Backend, choose
 from indexer.index import lexical
-from indexer.index.effort import QUESTIONS_MIN, effort_curve
+from indexer.index.effort import CALIBRATION_QUERIES_MIN, effort_curve
 from indexer.index.objects import Keys
 from indexer.index.rows import document_runs, has_text
 from tenants.entities import COPIES, Metric, SegmentRef
@@ -41,17 +41,17 @@ def write(
     index_bytes_max: int = 0,
     threads: int = 0,
     logged: tuple[int, int] | None = None,
-    questions: Floats | None = None,
+    recent_queries: Floats | None = None,
     copies: bool = False,
     claim: Callable[[str], None] = lambda _folder: None,
 ) -> SegmentRef:
-    """Builds and stores a segment of `live` rows (documents together) and `deletes`; durable on return, in no manifest yet.
+    """Builds and stores a segment of `live` rows (each document's together) and `deletes`. Durable on return, in no manifest.
 
-    `logged`: the offsets in the vectors log between which every record lies that these are of; None where some are in no
-    log. `copies`: passages and documents are stored twice. `claim` is called with the folder before anything is put there.
+    `logged`: the offsets [start, end) in the vectors log of the records that the rows come from; None if some are in no
+    log. `copies`: whether passages and documents are stored twice. `claim` is called with the folder before the first write.
     """
-    assert tuple(live.schema.names) == VECTOR_COLUMNS, "rows come in the columns of a vectors message"
-    assert live.schema.field("vector").type.list_size == dimension, "and of the generation's dimension"
+    assert tuple(live.schema.names) == VECTOR_COLUMNS, "rows have the columns of a vectors message"
+    assert live.schema.field("vector").type.list_size == dimension, "vectors have the generation's dimension"
     n = live.num_rows
     chosen = choose(
         spec,
@@ -62,7 +62,7 @@ def write(
     vectors = np.ascontiguousarray(vectors_of(live))
     try:
         index = backend.build(vectors, chosen, metric, threads=threads)
-    except Refused as error:  # its passages are searched all the same
+    except Refused as error:  # the passages are searched exactly
         _event.error("index.build_failed", shard=str(shard), kind=str(chosen), reason=error.detail)
         chosen, index = IndexSpec("flat"), None
     documents, n_documents = _documents(live, deletes)
@@ -83,12 +83,14 @@ def write(
         objects = {role: store.put(f"{base}/{file.name}", file) for role, file in files.items()}
         for role, copy in COPIES.items() if copies else ():
             objects[copy] = store.put(f"{base}/copy-of-{files[role].name}", files[role])
-    if questions is not None:
-        questions = np.unique(questions, axis=0)  # a probe that asks the same all day says it once
+    if recent_queries is not None:
+        recent_queries = np.unique(recent_queries, axis=0)  # a probe repeats one query all day
     n_calibration_queries = (
-        0 if index is None or questions is None or len(questions) < QUESTIONS_MIN else len(questions)
+        0
+        if index is None or recent_queries is None or len(recent_queries) < CALIBRATION_QUERIES_MIN
+        else len(recent_queries)
     )
-    curve = effort_curve(backend, index, chosen.kind, vectors, metric, questions) if index is not None else ()
+    curve = effort_curve(backend, index, chosen.kind, vectors, metric, recent_queries) if index is not None else ()
     log_start, log_end = logged or (None, None)
     return SegmentRef(
         identity,
@@ -106,11 +108,11 @@ def write(
 
 
 def _documents(live: pa.RecordBatch, deletes: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
-    """The documents object: one row per document, live or deleted, sorted by key."""
+    """Returns the documents object, one row per document, live or deleted, sorted by key; and the number of live ones."""
     ids, versions = live.column("document_id").to_pylist(), live.column("version").to_numpy()
     runs = document_runs(ids, versions)
     names = [ids[start] for start, _ in runs] + deletes.column("document_id").to_pylist()
-    assert len(set(names)) == len(names), "a document stands once in a segment"
+    assert len(set(names)) == len(names), "a segment holds a document once"
     keys = Keys.of(names)
     n_gone = deletes.num_rows
     first = np.array([s for s, _ in runs] + [0] * n_gone, np.int32)

@@ -1,8 +1,8 @@
-"""★ A shard: segments and delta as one searchable whole.
+"""★ A shard: its segments and its delta, searched together.
 
-Law 4: every change publishes a new immutable `Snapshot`, and a search takes one. A message's additions and what they
-replace become visible together, so a document is never there twice and never gone in between.
-Law 3: a document's higher version replaces the lower, wherever either lies; anything else is dropped.
+Law 4: every change publishes a new immutable `Snapshot`, and a search uses one. A message's additions and the rows
+that they replace change visibility together: a document is never visible twice and never missing in between.
+Law 3: a document's higher version replaces the lower one, in segments and delta alike; other writes are dropped.
 """
 
 import threading
@@ -35,20 +35,20 @@ from vicinage.stats import CurveEnd, ShardStats
 from vicinage.wire import DELETED, is_deletions
 
 BEHIND_MAX: Final = 256
-"""Rows of the delta that a question adds to its lexical index in passing, about 10 ms."""
+"""Rows that a search itself adds to the delta's lexical index, about 10 ms; more are added before it."""
 READ_MAX: Final = 4_096
-"""Values of metadata that a question reads for its filter in passing, about 8 ms."""
+"""Metadata values that a search itself reads for its filter, about 8 ms; more are read before it."""
 LEXICAL: Final = "$lexical"
-"""Among names of fields, none of which a filter may begin with $."""
+"""Stands for the lexical indexes among names of fields; no field of a filter begins with $."""
 CHARS_A_WORD: Final = 6
 CUT_PAIRS: Final = 8_192
-"""Pairs of a word and a row whose search takes as long as cutting and stemming a word, about 2 µs."""
+"""Pairs of a word and a row that take as long to search as tokenizing and stemming one word, about 2 µs."""
 COUNT_PAIRS: Final = 20_480
-"""The same of counting the rows of a term in one index, about 5 µs."""
+"""Pairs that take as long as counting the rows of a term in one index, about 5 µs."""
 
 
 class Shard:
-    """One collection's part in one slot. One thread writes (`apply`, `adopt`); any number search meanwhile."""
+    """One collection's part in one slot. One thread writes (`apply`, `adopt`); any number of threads search."""
 
     def __init__(
         self,
@@ -78,15 +78,16 @@ class Shard:
         self._changes = 0
         self._lock = threading.Lock()
         self.asked_s = 0.0
-        """When it was last asked, or brought in (monotonic)."""
+        """Monotonic time of the last search or of loading."""
         self.snapshot = self._publish()
 
     # writing: one thread
 
     def apply(self, batch: pa.RecordBatch, offset: int) -> int:
-        """Make a message's rows searchable; the new watermark. Rows already sealed, or older than what is here, are dropped.
+        """Makes a message's rows searchable and returns the new watermark.
 
-        Raises Corrupt, and changes nothing, where the message is not of this generation's dimension.
+        Drops rows that are sealed already, or older than the document's present version. Raises Corrupt and changes
+        nothing if the message has another dimension than this generation.
         """
         if not is_deletions(batch) and batch.schema.field("vector").type.list_size != self.dimension:
             raise Corrupt(
@@ -102,15 +103,15 @@ class Shard:
         return self._watermark
 
     def advance(self, watermark: int) -> None:
-        """Everything below `watermark` was for others: this shard is complete up to there."""
+        """Raises the watermark: no record below it that was not applied belongs to this shard."""
         with self._lock:
             if watermark > self._watermark:
                 self._watermark = watermark
                 self.snapshot = self._publish()
 
     def adopt(self, manifest: Manifest, segments: Sequence[Segment]) -> None:
-        """Put the manifest's segments in the place of the present ones and of the delta's rows that they contain."""
-        alive = surviving(segments)  # outside the lock, for which whoever applies messages of everybody would wait
+        """Replaces the segments by the manifest's, and drops the rows of the delta that these contain."""
+        alive = surviving(segments)  # outside the lock: the thread that applies messages of all shards waits for it
         rows = [_rows_alive(s, a) for s, a in zip(segments, alive, strict=True)]
         n = sum(int(np.count_nonzero(a & (s.count > 0))) for s, a in zip(segments, alive, strict=True))
         with self._lock:
@@ -125,20 +126,20 @@ class Shard:
             self.snapshot = self._publish()
 
     def unsealed(self) -> list[int]:
-        """Offsets of the messages that no segment of the manifest has, as far as something of them is held; rising."""
+        """Returns the offsets of the messages in the delta, ascending."""
         with self._lock:
             return [m.offset for m in self._delta.messages]
 
     def made_bytes(self) -> int:
-        """Bytes of what is made in memory: the delta, and the columns of segments that were filtered."""
+        """Returns the bytes allocated by the delta and by filter columns of segments."""
         return self._delta.bytes + sum(g.columns.bytes() for g in self.snapshot.segments)
 
     def held_bytes(self) -> int:
-        """Bytes that its rows take in memory: the delta's, and the segments' as if every page were touched."""
+        """Returns the bytes that it takes in memory; every page of its segments counts as resident."""
         return self.made_bytes() + sum(g.resident_bytes() for g in self.snapshot.segments)
 
     def _take(self, batch: pa.RecordBatch, offset: int) -> None:
-        """Add what is newer, kill what it replaces."""
+        """Adds the documents that are newer, and marks the rows that they replace as dead."""
         ids, versions = batch.column("document_id").to_pylist(), batch.column("version").to_numpy()
         passages = batch.column("passage").to_numpy()
         runs = document_runs(ids, versions)
@@ -159,10 +160,10 @@ class Shard:
             self._count(held, sealed[number], places, number, gone=gone)
             if held:
                 replaced.append(held)
-            # Noted at once: the same document may stand again further down in this message.
+            # Noted at once: the message may hold the same document again.
             self._delta.documents[names[number]] = Entry(self._delta.n + start, 0 if gone else end - start, version)
         if not accepted:
-            return  # a record that came again: nothing to hold
+            return  # a duplicate delivery
         self._delta.append(batch, offset, alive)
         self._delta.kill(replaced)
         self._kill_sealed(places, [number for number, _, _ in accepted])
@@ -180,9 +181,9 @@ class Shard:
         )
 
     def _sealed_versions(self, names: list[str]) -> tuple[NDArray[np.int64], Mask, list[NDArray[np.int64]]]:
-        """Returns of each name what its newest write in a segment is, and its place in each segment (−1: none).
+        """Returns each document's newest write in the segments, and its index in each segment (−1: none).
 
-        The write: its version (−1: none), and whether it is a deletion.
+        The write is its version (−1: none), and whether it is a deletion.
         """
         best, gone = np.full(len(names), -1, np.int64), np.zeros(len(names), np.bool_)
         if not self._segments:
@@ -197,7 +198,7 @@ class Shard:
         return best, gone, places
 
     def _kill_sealed(self, places: list[NDArray[np.int64]], numbers: list[int]) -> None:
-        """Take replaced documents out of the segments, in masks of their own: snapshots keep the old ones."""
+        """Marks replaced documents of segments as dead, in copies of the masks: snapshots keep the old ones."""
         for i, place in enumerate(places):
             hit = place[numbers]
             hit = hit[hit >= 0]
@@ -226,7 +227,10 @@ class Shard:
     # reading: any thread
 
     def search(self, query: ShardQuery) -> ShardResult:
-        """The best k of each question, best first, from one snapshot. Raises Refused, and for words Unavailable."""
+        """Returns the k best hits of each search, best first, from one snapshot.
+
+        Raises Refused; in modes lexical and hybrid also Unavailable.
+        """
         snapshot = self.snapshot
         if query.mode == "lexical":
             nothing = ((),) * len(query.texts)
@@ -242,16 +246,16 @@ class Shard:
         return replace(found, lexical=search_words(snapshot, query)) if query.mode == "hybrid" else found
 
     def aim_at(self, recall: float) -> None:
-        """Takes the collection's recall objective, where it has changed."""
+        """Sets the collection's recall objective."""
         if recall != self._recall:
             with self._lock:
                 self._recall = recall
                 self.snapshot = self._publish()
 
     def needs(self, query: ShardQuery) -> frozenset[str] | None:
-        """What it takes to answer the question besides what is here, by name; None where it is answered at once.
+        """Returns the names of what the search needs loaded first; None if it can be answered at once.
 
-        Lexical indexes of segments, a delta's that is far behind, and filter columns of many rows.
+        These are lexical indexes of segments, a delta's lexical index that is far behind, and filter columns of many rows.
         """
         if not query.filter and not query.texts:
             return None
@@ -264,7 +268,7 @@ class Shard:
         return names or None
 
     def bring_in(self, names: frozenset[str]) -> None:
-        """Have what `needs` said, of the snapshot of now. Waits for the store. Raises Unavailable."""
+        """Loads what `needs` named, for the present snapshot. Waits for the store. Raises Unavailable."""
         if named := names - {LEXICAL}:
             s = self.snapshot
             for segment in s.segments:
@@ -285,9 +289,9 @@ class Shard:
             s.delta.lexical()
 
     def scanned(self, *, exact: bool, scan: bool = False) -> int:
-        """Numbers that one search is compared with one by one: rows without a graph (or all, where exact) × dimension.
+        """Returns how many numbers one search is compared with: rows without an index (all if `exact`) × dimension.
 
-        With `scan`, those too that may be scanned in place of an index.
+        With `scan`, includes the rows that may be scanned instead of an index.
         """
         s = self.snapshot
         rows = s.rows if exact else s.rows_scanned
@@ -296,9 +300,9 @@ class Shard:
         return rows * self.dimension
 
     def looked_up(self, text: str) -> int:
-        """Returns what searching the text costs, in pairs of a word and a row that may hold it. Not cut into words: from its length.
+        """Returns the estimated cost of a lexical search, in pairs of a word and a row. Uses the text's length only.
 
-        Every word is cut and stemmed, at most COUNTED_MAX are counted in each index, and at most TERMS_MAX are read in the rows.
+        Every word is tokenized and stemmed, at most COUNTED_MAX are counted in each index, and at most TERMS_MAX are searched.
         """
         s = self.snapshot
         words = 1 + len(text) // CHARS_A_WORD
@@ -307,7 +311,7 @@ class Shard:
         return before + min(lexical.TERMS_MAX, words) * s.rows
 
     def document(self, document_id: str) -> StoredDocument | None:
-        """The document as it is searchable now, or None."""
+        """Returns the document as it is searchable now; None if there is none."""
         with self._lock:
             entry = self._delta.documents.get(document_id)
             view, segments = self._delta.view(), self._segments
@@ -343,7 +347,7 @@ class Shard:
         return tuple(islice(found.items(), limit))
 
     def stats(self) -> ShardStats:
-        """What it holds now."""
+        """Returns what the shard holds now."""
         s = self.snapshot
         alive = sum(len(g) if a is None else int(np.count_nonzero(a)) for g, a in zip(s.segments, s.alive, strict=True))
         delta = int(np.count_nonzero(s.delta.alive))
@@ -371,9 +375,9 @@ def _curve_end(segments: Sequence[Segment]) -> CurveEnd | None:
 
 
 def surviving(segments: Sequence[Segment]) -> list[Mask]:
-    """Returns of each segment which of its documents (deletions too) no other segment replaces. Pure.
+    """Returns for each segment which of its documents, deletions included, no other segment replaces. Pure.
 
-    The newer write stays (`order.supersedes`); of equal ones, that of the later segment.
+    The newer write survives (`order.supersedes`); of equal writes, the one in the later segment.
     """
     masks: list[Mask] = []
     for i, segment in enumerate(segments):
@@ -391,7 +395,7 @@ def surviving(segments: Sequence[Segment]) -> list[Mask]:
 
 
 def _stored(document_id: str, version: int, passages: Passages, first: int, vectors: Floats) -> StoredDocument:
-    """Returns the document whose rows are those from `first` on; `vectors` float32 [n, d] are theirs."""
+    """Returns the document whose rows begin at `first`; `vectors` float32 [n, d] are the vectors of its rows."""
     extents = zip(*passages.extents(first, len(vectors)), vectors, strict=True)
     return StoredDocument(
         document_id, version, tuple(StoredPassage(*each) for each in extents), passages.metadata(first)
@@ -399,14 +403,14 @@ def _stored(document_id: str, version: int, passages: Passages, first: int, vect
 
 
 def _scanned(segment: Segment, objective: float) -> int:
-    """Rows that each question is compared with: all where no index serves it; codes of a bit a number are an eighth of the work."""
+    """Returns the rows that each search scans: all without an index; for RaBitQ, an eighth, as its codes cost that."""
     if segment.index is None or objective >= EXACT:
         return len(segment)
     return len(segment) // 8 if segment.ref.kind == "rabitq" else 0
 
 
 def _without(segment: Segment, alive: Mask | None, gone: NDArray[np.int64]) -> Mask | None:
-    """The rows alive once these documents are gone. Only theirs are looked for: every message does this."""
+    """Returns the alive rows without those of the `gone` documents. Visits only their rows: every message calls this."""
     rows = [(int(segment.first[d]), int(segment.count[d])) for d in gone if segment.count[d]]
     if not rows:
         return alive

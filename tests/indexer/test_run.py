@@ -206,7 +206,7 @@ def test_a_message_in_a_slot_that_its_generation_does_not_have_is_passed_over(op
     append(base, docs, up("c", 3))
     work_off(indexer, 2)
     assert set(contents(base, docs)) == {"b", "c"}
-    assert indexer._places[slot] == base.log.end(VECTORS_TOPIC, slot)
+    assert indexer._positions[slot] == base.log.end(VECTORS_TOPIC, slot)
 
 
 def test_rows_of_a_deleted_collection_are_for_nobody_and_hold_nothing_back(opened) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rows import message, unit
 
 from indexer.backends import open_backend
-from indexer.index.effort import QUESTIONS_MIN, effort_curve
+from indexer.index.effort import CALIBRATION_QUERIES_MIN, effort_curve
 from indexer.index.objects import Damaged, Keys
 from indexer.index.rows import newest
 from indexer.index.segment import Segment, load
@@ -37,7 +37,7 @@ def sealed(
     *,
     spec: str = "flat",
     dimension: int = 4,
-    questions: Floats | None = None,
+    recent_queries: Floats | None = None,
 ) -> SegmentRef:
     return write(
         *newest(batches),
@@ -49,7 +49,7 @@ def sealed(
         store=store,
         flat_max=8,
         threads=1,
-        questions=questions,
+        recent_queries=recent_queries,
     )
 
 
@@ -187,7 +187,7 @@ def test_the_effort_curve_is_that_of_the_collections_own_questions_where_enough_
     vectors = rng.standard_normal((3_000, 32)).astype(np.float32)
     backend = open_backend()
     index = backend.build(vectors, IndexSpec("hnsw", 8, 40), "euclidean", threads=1)
-    far = rng.standard_normal((QUESTIONS_MIN, 32)).astype(np.float32) * 8
+    far = rng.standard_normal((CALIBRATION_QUERIES_MIN, 32)).astype(np.float32) * 8
     made_up = effort_curve(backend, index, "hnsw", vectors, "euclidean")
     asked = effort_curve(backend, index, "hnsw", vectors, "euclidean", far)
     assert asked[0][1] < made_up[0][1], "questions from afar are harder"
@@ -196,11 +196,11 @@ def test_the_effort_curve_is_that_of_the_collections_own_questions_where_enough_
 
 def test_a_segment_says_on_how_many_questions_of_the_collection_its_curve_was_measured(store: LocalStore) -> None:
     batch = message([(f"d{i}", 1, [unit(i, 32)], "{}") for i in range(100)], 32)
-    asked = np.eye(QUESTIONS_MIN + 1, 32, dtype=np.float32)
-    for questions, known in ((None, 0), (asked[2:], 0), (asked, QUESTIONS_MIN + 1)):
-        ref = sealed(store, [batch], spec="hnsw:M=8,efc=40", dimension=32, questions=questions)
+    asked = np.eye(CALIBRATION_QUERIES_MIN + 1, 32, dtype=np.float32)
+    for questions, known in ((None, 0), (asked[2:], 0), (asked, CALIBRATION_QUERIES_MIN + 1)):
+        ref = sealed(store, [batch], spec="hnsw:M=8,efc=40", dimension=32, recent_queries=questions)
         assert ref.n_calibration_queries == known
-    assert sealed(store, [batch], spec="flat", dimension=32, questions=asked).n_calibration_queries == 0, (
+    assert sealed(store, [batch], spec="flat", dimension=32, recent_queries=asked).n_calibration_queries == 0, (
         "without effort, no curve"
     )
 
