@@ -1,7 +1,7 @@
-"""Repair: a segment with an object that cannot be used is rebuilt of what is left, and takes its own place in the manifest.
+"""Repair: rebuilds a segment that has a damaged object, and replaces it in the manifest.
 
-`plan` decides; `Repair` does. What is rebuilt is what it was: the same living rows, deletions and versions, under new names. The
-log is taken for what the other objects do not have, as far as it still has the records that the segment was sealed from.
+`plan` decides, `Repair` acts. The rebuilt segment has the same live rows, deletions and versions, under new names. What
+its other objects lack comes from the log, if the log still has the records that the segment was sealed from.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -44,12 +44,12 @@ from vicinage.wire import DELETED, rows_key, vectors_schema
 
 LOOK_S: Final = 1.0
 AGAIN_S: Final = (10.0, 3_600.0)
-"""What could not be repaired is tried again after the first, then after twice as long each time, up to the second."""
+"""Exponential backoff of a repair that failed: the first and the longest wait."""
 ACTOR: Final = "indexer"
 T = TypeVar("T")
 BY_HAND: Final = "put the object back from a backup of the store (its SHA-256 is in the manifest), or delete the collection and send its documents again"
 _event = events("indexer")
-_rebuilt = counter("vicinage_indexer_rebuilt_total", "segments that had a damaged object, and were rebuilt")
+_rebuilt = counter("vicinage_indexer_rebuilt_total", "segments that were rebuilt because of a damaged object")
 _damaged = gauge(
     "vicinage_indexer_damaged_objects",
     "objects of segments that cannot be used, in the slots held here, by state",
@@ -58,19 +58,19 @@ _damaged = gauge(
 
 
 class Lost(Corrupt):
-    """Nothing that is left has what the segment had."""
+    """Neither the other objects nor the log have the content of a damaged object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a segment's rows and its deletions are taken from."""
+    """The sources of a segment's rows and deletions."""
 
     rows: Literal["segment", "log"]
     deletes: Literal["segment", "log", "none"]
 
 
 def plan(ref: SegmentRef, broken: Collection[Role], *, logged: bool) -> Plan:
-    """How to rebuild it. `logged`: the log still has what it was sealed from. Pure. Raises Lost."""
+    """Returns how to rebuild a segment. `logged`: whether the log still has its records. Raises Lost. Pure."""
     rows: Literal["segment", "log"] = "log" if "passages" in broken else "segment"
     deletes: Literal["segment", "log", "none"] = "segment"
     if "documents" in broken:
@@ -83,7 +83,7 @@ def plan(ref: SegmentRef, broken: Collection[Role], *, logged: bool) -> Plan:
 
 
 def exactly(batches: Sequence[pa.RecordBatch], documents: Documents) -> list[pa.RecordBatch]:
-    """Of these rows those that are of a segment's living documents, in the version that it has. Pure."""
+    """Returns the rows that belong to live documents of a segment, in the version that it holds. Pure."""
     return [batch.filter(pa.array(_is_in(batch, documents))) for batch in batches]
 
 
@@ -98,7 +98,7 @@ def _is_in(batch: pa.RecordBatch, documents: Documents) -> Mask:
 
 
 class Repair:
-    """Rebuilds what is noted in the slots held here. One thread asks for work; the work is done on another, one at a time."""
+    """Rebuilds damaged segments of the held slots. One thread calls `next`; another runs what it returns, one at a time."""
 
     def __init__(
         self, log: Log, registry: Registry, builder: Builder, lease: Callable[[int], Lease], clock: Clock
@@ -111,10 +111,10 @@ class Repair:
         self._clock = clock
         self._looked = -1e9
         self._waits: dict[str, tuple[float, float]] = {}
-        """What could not be repaired: when it is tried again (monotonic), and how long that waited."""
+        """By path: when a failed repair is retried (monotonic), and its last wait."""
 
     def next(self, slots: Collection[int]) -> Callable[[], None] | None:
-        """The next thing to repair in these slots, if anything is due. Raises Unavailable."""
+        """Returns the next repair that is due in these slots, if any. Raises Unavailable."""
         now = self._clock.monotonic()
         if now - self._looked < LOOK_S:
             return None
@@ -127,7 +127,7 @@ class Repair:
         return next((partial(self.repair, d) for d in due), None)
 
     def repair(self, damage: Damage) -> None:
-        """Rebuild the segment, or say why not. Raises Unavailable only where not even that could be stored."""
+        """Rebuilds the segment, or stores why it cannot. Raises Unavailable only if the reason cannot be stored."""
         try:
             self._repair_one(damage)
         except Conflict as lost:
@@ -164,7 +164,7 @@ class Repair:
         return next((s for s in manifest.segments if any(o.path == damage.path for o in s.objects.values())), None)
 
     def _broken(self, ref: SegmentRef) -> dict[Role, Damaged]:
-        """Every object of the segment that cannot be used, read anew from the store. Raises Unavailable."""
+        """Returns the damaged objects of the segment, as read again from the store. Raises Unavailable."""
         found = {d.role: d for d in map(partial(self._tried, ref), ref.objects) if d is not None}
         if any(d.fault == "lost" for d in found.values()) and not any(
             True for _ in self._builder.store.list("segments")

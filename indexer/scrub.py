@@ -1,7 +1,7 @@
-"""The scrub: objects of segments are read and verified, a few a minute, so that rot is found before somebody asks.
+"""The scrub: reads and verifies objects of segments, a few per minute, to find bit rot before a search does.
 
-`pause_s` decides how long to rest. Each pass goes through the slots held here in the order of the segments' random ids, and a new
-process begins anywhere: whoever is restarted often still comes round.
+`pause_s` decides the pace. A pass visits the held slots in the order of the segments' random ids. A new process
+starts at a random id, so that frequent restarts still cover every object.
 """
 
 import uuid
@@ -21,21 +21,19 @@ from vicinage.settings import IndexerSettings
 from vicinage.telemetry import counter, events
 
 PASS_S: Final = 60.0
-"""A pass begins at most so often: it reads every manifest."""
+"""The least time between starts of passes: each reads every manifest."""
 
 _event = events("indexer")
-_scrubbed = counter(
-    "vicinage_indexer_scrubbed_total", "objects of segments that were read and verified, for no other reason"
-)
+_scrubbed = counter("vicinage_indexer_scrubbed_total", "objects of segments that the scrub read and verified")
 
 
 def pause_s(n_bytes: int, settings: IndexerSettings) -> float:
-    """Seconds to rest after an object of so many bytes. Pure."""
+    """Returns the seconds to wait after an object of `n_bytes`. Pure."""
     return max(60 / settings.scrub_per_minute, n_bytes / settings.scrub_bytes_s)
 
 
 class Scrub:
-    """Goes round. One thread asks for work; the work is done on another."""
+    """Verifies objects in turn. One thread calls `next`; another runs what it returns."""
 
     def __init__(self, builder: Builder, clock: Clock) -> None:
         self._builder = builder
@@ -45,7 +43,7 @@ class Scrub:
         self._due = self._pass_due = -1e9
 
     def next(self, slots: Collection[int]) -> Callable[[], None] | None:
-        """The next object to verify, when it is time. Raises Unavailable."""
+        """Returns the verification of the next object, if one is due. Raises Unavailable."""
         now = self._clock.monotonic()
         settings = self._builder.settings
         if not settings.scrub_per_minute or now < self._due:
@@ -67,7 +65,7 @@ class Scrub:
         self._left.extend((shard, ref, role) for _, shard, ref in turned for role in ref.objects)
 
     def verify(self, shard: ShardId, ref: SegmentRef, role: Role) -> None:
-        """Read an object, and note it if it is not what was written. One that no manifest names any more may be gone."""
+        """Verifies an object and reports damage. An object that no manifest names any more may be gone."""
         try:
             self._verify(shard, ref, role)
         except Unavailable as away:

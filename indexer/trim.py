@@ -1,7 +1,7 @@
-"""How the vectors log is trimmed: below what every shard of a slot has in segments, and has had for long.
+"""Trims the vectors log below what every shard of a slot has had in segments for long enough.
 
-Decided from what was seen at the looks of the leading indexer, by its own monotonic clock; `Trim` asks and does. Why an age,
-and why nobody reads below: docs/decisions/008-when-the-vectors-log-is-trimmed.md.
+Pure functions decide from the observations of the leading indexer, by its own monotonic clock; `Trim` observes and
+trims. docs/decisions/008-when-the-vectors-log-is-trimmed.md states why an age is used and why no process reads below.
 """
 
 from collections import Counter
@@ -18,19 +18,19 @@ from vicinage.settings import IndexerSettings
 from vicinage.telemetry import counter
 
 NOTES: Final = 24
-"""Looks remembered of each slot: the log keeps at most one 24th more than it must."""
+"""Observations kept per slot: the log keeps at most one 24th more than necessary."""
 STEP_S: Final = 1.0
 STEP_MESSAGES: Final = 1_000
-"""Deleted of a slot's log in one step."""
+"""Messages of one slot that one step deletes, at most."""
 LAG_S: Final = 120.0
-"""However many bytes there are, what was sealed less long ago stays, for searchers that lag."""
+"""Messages sealed more recently stay at any log size, for searchers that lag."""
 
-_trimmed = counter("vicinage_indexer_trimmed_messages_total", "messages of the vectors log let go of")
+_trimmed = counter("vicinage_indexer_trimmed_messages_total", "messages trimmed from the vectors log")
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """No look since `at` found a shard of the slot that needs the log below `place`."""
+    """No observation since `at` found a shard of the slot that needs the log below `place`."""
 
     at: float
     place: int
@@ -39,7 +39,7 @@ class Note:
 def floors(
     slots: Iterable[int], served: Mapping[ShardId, Generation], manifests: Iterable[Manifest], ends: Mapping[int, int]
 ) -> dict[int, int]:
-    """Slot → the lowest offset that a served shard of it may still read; its end where there is none. Pure."""
+    """Returns per slot the lowest offset that a served shard may still read; the log's end if it has no shard. Pure."""
     sealed = {m.shard: m.sealed for m in manifests}
     found = {slot: ends[slot] for slot in slots}
     for shard, generation in served.items():
@@ -49,7 +49,7 @@ def floors(
 
 
 def noted(notes: tuple[Note, ...], floor: int, *, now: float, keep_s: float) -> tuple[Note, ...]:
-    """What is known of a slot after one more look. Pure; a floor that fell takes all that was noted down with it."""
+    """Returns a slot's notes after one more observation. A floor that fell lowers the earlier notes, too. Pure."""
     held = [Note(n.at, min(n.place, floor)) for n in notes]
     old = [n for n in held if now - n.at >= keep_s]
     young = [n for n in held if now - n.at < keep_s]
@@ -59,12 +59,12 @@ def noted(notes: tuple[Note, ...], floor: int, *, now: float, keep_s: float) -> 
 
 
 def below(notes: tuple[Note, ...], *, now: float, keep_s: float) -> int:
-    """The offset below which nobody has read for `keep_s`, nor will. Pure."""
+    """Returns the offset below which no shard has needed the log for `keep_s`. Pure."""
     return max((n.place for n in notes if now - n.at >= keep_s), default=0)
 
 
 class Trim:
-    """Lets go of the vectors log, a little at a time. One thread."""
+    """Trims the vectors log, a few messages at a time. Used by one thread."""
 
     def __init__(self, log: Log, slots_total: int, settings: IndexerSettings, clock: Clock) -> None:
         self._log = log
@@ -76,17 +76,17 @@ class Trim:
         self._notes: dict[int, tuple[Note, ...]] = {}
         self._recent: dict[int, tuple[Note, ...]] = {}
         self._heavy: dict[int, int] = {}
-        """Slot → offset from which on its log has as many bytes as it may; nothing below is needed."""
+        """Slot → the offset from which on its log has the bytes that it may keep."""
         self._begins: dict[int, int] = {}
         self._stepped = -1e9
 
     def forget(self) -> None:
-        """Another leads, or may have meanwhile: what was seen before says nothing about the looks missed."""
+        """Forgets all observations: while another indexer leads, this one misses some."""
         for held in (self._notes, self._recent, self._heavy, self._begins):
             held.clear()
 
     def look(self, served: Mapping[ShardId, Generation], manifests: Iterable[Manifest]) -> None:
-        """Note what the slots need now; the manifests were read before what is served."""
+        """Records what the slots need now. The caller reads `manifests` before `served`."""
         every = list(manifests)
         stored: Counter[int] = Counter()
         for manifest in every:
@@ -100,7 +100,7 @@ class Trim:
             self._heavy[slot] = self._log.keeping(VECTORS_TOPIC, slot, bytes_max)
 
     def step(self) -> None:
-        """Let go of the next few messages of each slot. Raises Unavailable."""
+        """Trims the next few messages of each slot. Raises Unavailable."""
         now = self._clock.monotonic()
         if now - self._stepped < STEP_S:
             return

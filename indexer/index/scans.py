@@ -18,7 +18,7 @@ from vicinage.telemetry import counter, events
 ROWS_MAX: Final = 50_000
 CPU_SHARE: Final = 0.1
 SAVED_S: Final = 10.0
-"""The share of time that was not used is saved for so long."""
+"""Unused time accumulates up to this many seconds' worth."""
 _event = events("searcher")
 _scans = counter(
     "vicinage_searcher_index_scans_total",
@@ -29,7 +29,7 @@ _scans = counter(
 
 
 def to_scan(segments: Sequence[Segment], rows_max: int) -> frozenset[int]:
-    """Places of the segments whose index a scan may replace: the least recall first, while they have at most `rows_max` rows. Pure."""
+    """Returns the segments that are scanned instead of searched by index: least recall first, `rows_max` rows in all. Pure."""
     indexed = [i for i, s in enumerate(segments) if s.index is not None]
     found: set[int] = set()
     left = rows_max
@@ -41,7 +41,7 @@ def to_scan(segments: Sequence[Segment], rows_max: int) -> frozenset[int]:
 
 
 class ScanBudget:
-    """The share of the search threads' time that scans in place of indexes may take, of all shards of a searcher. Any thread."""
+    """Bounds the share of search threads' time that scans take, over all shards of a searcher. Safe for many threads."""
 
     def __init__(
         self,
@@ -59,14 +59,14 @@ class ScanBudget:
         self._lock = threading.Lock()
 
     def has_time(self) -> bool:
-        """Whether another scan may begin: what earlier ones took is paid back."""
+        """Returns whether another scan may start: earlier scans have been paid for."""
         with self._lock:
             self._refill()
             return self._left_s > 0
 
     @contextmanager
     def scanning(self) -> Iterator[None]:
-        """A scan under way: the time it takes is charged."""
+        """Charges the time of the block, which scans."""
         began_s = self._now_s()
         try:
             yield
@@ -89,7 +89,7 @@ class ScanLog:
         self._seen: Counter[str] = Counter()
 
     def note(self, scanned: int, bound: Bound | None, searches: int) -> None:
-        """Count searches; the first of each outcome is an event."""
+        """Counts searches; the first of each outcome is logged as an event."""
         for outcome in (("scanned",) if scanned else ()) + ((bound,) if bound else ()):
             if not self._seen[outcome]:
                 _event.warning(
