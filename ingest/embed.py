@@ -1,4 +1,4 @@
-"""The documents of a job cut into passages, each with its vector: the tenant's own, or the embedder's.
+"""The documents of a job chunked into passages, each with its vector: the tenant's own, or the embedder's.
 
 A model's server may refuse a text for ever. Its document alone is given up then: what is refused together is asked in parts, and
 a text that is refused alone is believed of a server that takes HARMLESS. What was not answered in time is asked for in smaller
@@ -31,7 +31,7 @@ HARMLESS: Final = "hello"
 
 
 class Chunker(Protocol):
-    """Cuts a text into passages that its model reads whole."""
+    """Chunks a text into passages that its model reads whole."""
 
     def chunk(self, text: str) -> list[Passage]:
         """At least one passage, in order; `text[start:end]` each."""
@@ -51,7 +51,7 @@ class Call:
 class Embedded:
     """The passages of a job's writes for one model and their vectors, as far as they are made.
 
-    `calls` are still to be made; None until the documents are cut. `refused` has the reason of each write that is given up.
+    `calls` are still to be made; None until the documents are chunked. `refused` has the reason of each write that is given up.
     """
 
     pieces: dict[Key, list[Passage | None]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Embedded:
 
 
 class Vectors:
-    """Cuts and embeds, by the collection's models. Safe for many threads."""
+    """Chunks and embeds, by the collection's models. Safe for many threads."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Vectors:
             raise Unavailable(f"the embedder refuses everything: {unwell}", dependency="embedder") from unwell
 
     def _chunk_all(self, job: Job, model: str | None, made: Embedded) -> Iterator[Call]:
-        """Cuts every document for the model; yields the call that its passages need, if any."""
+        """Chunks every document for the model; yields the call that its passages need, if any."""
         for write in job.writes:
             for generation in job.targets(write) if write.document is not None else ():
                 if generation.model == model:
@@ -197,7 +197,7 @@ class Vectors:
             yield Call(model, [_text(made, place) for place in wanted], wanted)
 
     def _chunk(self, write: Write, generation: Generation, made: Embedded) -> None:
-        """Cuts the write's passages for the generation's model; gives it up where no message can hold its rows."""
+        """Chunks the write's passages for the generation's model; gives it up where no message can hold its rows."""
         document, key = write.document, (id(write), generation.model)
         if document is None or key in made.pieces:
             return

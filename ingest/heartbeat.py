@@ -14,26 +14,26 @@ _event = events("ingest")
 
 
 class Heartbeat:
-    """Belongs to the thread that steps ingest."""
+    """Answers probes. Used by the thread that steps ingest."""
 
     def __init__(self, log: Log, clock: Clock) -> None:
         self._log = log
         self._clock = clock
-        self._passed = 0
-        self._beaten = -1e9
+        self._answered = 0
+        self._last_beat = -1e9
 
     def beat(self) -> None:
         """Appends a record and commits beyond the probes that have come, at most every EVERY_S. Does nothing without a probe."""
         now = self._clock.monotonic()
-        if now - self._beaten < EVERY_S:
+        if now - self._last_beat < EVERY_S:
             return
-        self._beaten = now
+        self._last_beat = now
         try:
             end = self._log.end(HEALTH_TOPIC, 0)
-            if end != self._passed:
+            if end != self._answered:
                 self._log.append(HEALTH_TOPIC, 1, [Record(b"")])
                 self._log.commit(Group.INGEST, {(HEALTH_TOPIC, 0): end})
-                self._passed = end
+                self._answered = end
         except NotFound:
             return  # no gateway has asked yet
         except Unavailable as away:

@@ -22,7 +22,7 @@ def header_of(collection: Collection) -> tuple[str, bytes]:
     return UID_HEADER, collection.uid.encode()
 
 
-def stranger(record: LogRecord, collection: Collection) -> str | None:
+def mismatch(record: LogRecord, collection: Collection) -> str | None:
     """Returns why the record was not written to this collection; None if it was."""
     uid = _header(record.record, UID_HEADER)
     if uid is not None:

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from ingest.columns import parse_arrow
 from ingest.documents import Entry, parse_json
 from ingest.homes import Homes, LookAgain, PartitionMaps
-from ingest.identity import judged_version, stranger
+from ingest.identity import judged_version, mismatch
 from ingest.ids import fault_of
 from ingest.validation import DocumentLimits
 from tenants.entities import Collection, Generation, Tenant
@@ -207,8 +207,8 @@ def parse(
     homes = homes or Homes(collections, None)
     try:
         entries = list(_entries(record, tenant, collections, limits))
-    except _Strange as strange:
-        return [Skipped() if record.record.value is None else strange.rejected]
+    except _OtherCollection as other:
+        return [Skipped() if record.record.value is None else other.rejected]
     except Refused as refused:
         return [Rejected(refused.detail, field=refused.field)]
     found: list[Write | Rejected | Skipped] = []
@@ -262,7 +262,7 @@ def _key_collection(record: Record) -> str:
     return _text(record.key or b"", "key").partition("/")[0]
 
 
-class _Strange(Exception):
+class _OtherCollection(Exception):
     """The record was not written to the collection that now has its name."""
 
     def __init__(self, reason: str, collection: str) -> None:
@@ -277,8 +277,8 @@ def _collection(collections: Collections, tenant: Tenant, name: object, record: 
         found = collections.collection(tenant.name, name)
     except NotFound as missing:
         raise Refused(f"{missing} of this tenant", field="collection") from None
-    if (reason := stranger(record, found)) is not None:
-        raise _Strange(reason, name)
+    if (reason := mismatch(record, found)) is not None:
+        raise _OtherCollection(reason, name)
     return found
 
 

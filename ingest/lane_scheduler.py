@@ -46,25 +46,25 @@ class LaneScheduler:
 
     def __init__(
         self,
-        detached: LaneRegistry,
+        lane_registry: LaneRegistry,
         lines: Scheduler,
         lock: threading.Lock,
         registry: Registry,
         clock: Clock,
         routed: Mapping[TopicPartition, int],
         *,
-        make_given: Callable[[Iterable[Part]], None],
-        write_in_turn: Callable[[Hashable], None],
+        complete_given: Callable[[Iterable[Part]], None],
+        write_ready: Callable[[Hashable], None],
         check: Callable[[Task, float], None],
     ) -> None:
-        self._detached = detached
+        self._lane_registry = lane_registry
         self._lines = lines
         self._lock = lock
         self._registry = registry
         self._clock = clock
         self._routed = routed
-        self._make_given = make_given
-        self._write_in_turn = write_in_turn
+        self._complete_given = complete_given
+        self._write_ready = write_ready
         self._check = check
         self._heads = lanes.Heads()
         self._gates: dict[TopicPartition, threading.RLock] = {}
@@ -89,7 +89,7 @@ class LaneScheduler:
 
     def behind(self) -> int:
         """Returns how many lanes have records to read."""
-        return sum(lane.read < self._routed.get(lane.tp, 0) or lane.reading for lane in self._detached)
+        return sum(lane.read < self._routed.get(lane.tp, 0) or lane.reading for lane in self._lane_registry)
 
     def reading(self) -> bool:
         """Returns whether a lane is being read."""
@@ -101,18 +101,18 @@ class LaneScheduler:
 
     def forget(self, tp: TopicPartition) -> None:
         """Forgets the lanes of a partition that is not read any more. Their catalog rows stay."""
-        self._give_up(self._detached.forget(tp))
+        self._give_up(self._lane_registry.forget(tp))
 
     def detach_early(self, job: Job) -> None:
         """Opens lanes for generations that must not enter the partition's line. After an Unavailable, route the job again."""
-        job.apart = frozenset(self._detached.of(job.tp))
+        job.apart = frozenset(self._lane_registry.of(job.tp))
         needs = job.needs()
         with self._lock:
             away = {n.generation.model: self._lines.away((job.tenant.name, n.generation.model)) for n in needs.values()}
         found = lanes.detached_at_once(job, needs, away, self._clock.monotonic())
         for target, need in found.items():
             known = away[need.generation.model]
-            self._detached.open(
+            self._lane_registry.open(
                 job.tenant, job.tp, {target: need},
                 state="away" if known else "behind", reason=known.reason if known else "building",
             )  # fmt: skip
@@ -120,7 +120,7 @@ class LaneScheduler:
 
     def tend(self) -> None:
         """Detaches generations that block their partition, drops lanes of retired generations, and continues the others."""
-        if (now_seen := (self._registry.version, self._detached.changes)) != self._seen:
+        if (now_seen := (self._registry.version, self._lane_registry.changes)) != self._seen:
             self._release_gone()
             self._seen = now_seen
         now = self._clock.monotonic()
@@ -131,9 +131,9 @@ class LaneScheduler:
 
     def _release_gone(self) -> None:
         """Discards work for deleted collections and for retired or canceled generations."""
-        gone = [lane for lane in self._detached if not lanes.is_serving(self._registry, lane.tenant, lane.target)]
+        gone = [lane for lane in self._lane_registry if not lanes.is_serving(self._registry, lane.tenant, lane.target)]
         if gone:
-            self._detached.drop(gone)
+            self._lane_registry.drop(gone)
             self._give_up(gone)
         with self._lock:
             waiting = {tp: self._lines.tasks(tp) for tp in self._lines.partitions()}
@@ -172,7 +172,7 @@ class LaneScheduler:
             lane.whole, lane.unparsed = False, None  # read again once the model answers: no backlog is kept
         if lane.row.state != "away":
             first = min((need.first for need in head.needs.values()), default=lane.row.position)
-            self._detached.move(lane, max(lane.row.position, first), "away", known.reason)
+            self._lane_registry.move(lane, max(lane.row.position, first), "away", known.reason)
 
     def _detach(self, head: Task, pending: dict[str | None, Away | None], waited_s: float, now: float) -> None:
         """Opens lanes for the generations that block the partition's first job; the partition continues without them."""
@@ -188,7 +188,7 @@ class LaneScheduler:
                 return
             self._check(head, 0.0)
             known = next((k for k in pending.values() if k is not None), None)
-            self._detached.open(
+            self._lane_registry.open(
                 job.tenant, job.tp, found,
                 state="away" if known else "behind", reason=known.reason if known else "slow",
             )  # fmt: skip
@@ -207,12 +207,12 @@ class LaneScheduler:
                     with self._lock:
                         self._lines.release(tp)
         if held:
-            self._write_in_turn(tp)
+            self._write_ready(tp)
 
     def _skip(self, tp: TopicPartition, targets: frozenset[Target]) -> None:
         with self._lock:
             renewed = self._lines.skip(tp, targets)
-        self._make_given(renewed)
+        self._complete_given(renewed)
         with self._lock:
             for part in renewed:
                 if not part.ready:
@@ -225,7 +225,7 @@ class LaneScheduler:
             read.result()
         reads = Counter(lane.tenant.name for lane in self._reads.values())
         now = self._clock.monotonic()
-        for lane in self._detached.in_turn():
+        for lane in self._lane_registry.in_turn():
             if lane.reading or lane.rest_until > now:
                 continue
             routed, waiting = self._routed.get(lane.tp, 0), self._lines.of(lane)
@@ -236,7 +236,7 @@ class LaneScheduler:
                     continue
                 lane.reading = True
                 reads[lane.tenant.name] += 1
-                self._detached.to_the_end(lane)
+                self._lane_registry.to_the_end(lane)
                 self._reads[self._readers.submit(self._read_lane, lane, routed)] = lane
 
     def _rejoin(self, lane: Lane) -> None:
@@ -246,7 +246,7 @@ class LaneScheduler:
             return
         with self.gate(lane.tp):
             if self._has_caught_up(lane):  # nothing was routed meanwhile, nor will be until it is closed
-                self._detached.close(lane)
+                self._lane_registry.close(lane)
 
     def _has_caught_up(self, lane: Lane) -> bool:
         routed, waiting = self._routed.get(lane.tp, 0), self._lines.of(lane)
@@ -255,7 +255,7 @@ class LaneScheduler:
     def _read_lane(self, lane: Lane, until: int) -> None:
         """Appends the lane's next job to its line. Runs in a lane reader's thread."""
         try:
-            job = self._detached.next_job(lane, until)
+            job = self._lane_registry.next_job(lane, until)
         except Refused as gone:
             _event.error("lane.halted", topic=lane.tp[0], partition=lane.tp[1], reason=gone.detail)
             lane.rest_until = self._clock.monotonic() + HALTED_S
@@ -267,10 +267,10 @@ class LaneScheduler:
         if job is None:
             return
         task = Task(job, time.perf_counter(), lane)
-        self._make_given(task.parts.values())
+        self._complete_given(task.parts.values())
         with self._lock:
             if lane.over:
                 return
             lane.read = job.end
             self._lines.add(task)
-        self._write_in_turn(lane)
+        self._write_ready(lane)

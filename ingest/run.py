@@ -71,7 +71,7 @@ class Ingest:
         self._writer = Writer(log, self._positions, self._lane_registry, fence)
         self._lanes = LaneScheduler(
             self._lane_registry, self._dispatcher.scheduler, self._dispatcher.lock, registry, clock, self._partitions.routed,
-            make_given=self._make_given, write_in_turn=self._write_ready, check=fence.check,
+            complete_given=self._complete_given, write_ready=self._write_ready, check=fence.check,
         )  # fmt: skip
         self._parser = JobParser(self._partitions, registry, self._workers, self._stopping, route=self._route)
         positions = (self._partitions, self._positions, self._lane_registry, self._lanes)
@@ -143,7 +143,7 @@ class Ingest:
         with self._lanes.gate(job.tp):
             self._lanes.detach_early(job)
             task = Task(job, time.perf_counter())
-            self._make_given(task.parts.values())
+            self._complete_given(task.parts.values())
             self._dispatcher.add(task)
             self._partitions.routed[job.tp] = job.end
         self._write_ready(job.tp)
@@ -165,7 +165,7 @@ class Ingest:
                     self._writer.commit(task)
                     count_written(task, n_rejected)
 
-    def _make_given(self, parts: Iterable[Part]) -> None:
+    def _complete_given(self, parts: Iterable[Part]) -> None:
         """Completes the parts that need no model: their vectors came with the documents."""
         for part in parts:
             if not part.asks:

@@ -28,7 +28,7 @@ WORKERS: Final = 64
 OF_MODEL_MAX: Final = 16
 """Workers of one model."""
 OF_ONE_MAX: Final = 2
-"""Parts of one tenant and model under way at once: while one is embedded, the next is cut or the last one written."""
+"""Parts of one tenant and model under way at once: while one is embedded, the next is chunked or the last one written."""
 PROBES_MAX: Final = 4
 """Workers of one model for all tenants together whose last try found it away."""
 WRITE_AGAIN_S: Final = (0.1, 5.0)
