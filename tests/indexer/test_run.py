@@ -161,7 +161,7 @@ def test_a_restart_never_replays_more_than_one_and_a_half_times_the_bound(opened
     indexer._maintenance.stop()
     again = make_indexer(base)
     again._hold_leases()
-    assert again._places[busy.slots[0]] == min(sealed(base, g) for g in (busy, slow, idle))
+    assert again._positions[busy.slots[0]] == min(sealed(base, g) for g in (busy, slow, idle))
     assert len(contents(base, busy)) == 199
 
 
