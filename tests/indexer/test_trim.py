@@ -101,7 +101,7 @@ def test_what_is_sealed_is_let_go_of_an_age_later_and_everything_is_still_found(
     assert contents(base, generation) == expected
     again = make_indexer(base, "another")
     indexer._drop(generation.slots[0])
-    again._begin(generation.slots[0], Leases(base.engine, base.clock).acquire("slot/again", "another", ttl_s=10))
+    again._start_slot(generation.slots[0], Leases(base.engine, base.clock).acquire("slot/again", "another", ttl_s=10))
     append(base, generation, up("later", 7))
     assert again._poll(1.0)
 
