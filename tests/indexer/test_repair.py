@@ -311,7 +311,7 @@ def test_where_no_offsets_are_known_as_of_older_manifests_and_of_copied_rows_the
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     before = manifest_of(base, generation)
-    unknown = tuple(replace(s, first=None, end=None) for s in before.segments)
+    unknown = tuple(replace(s, log_start=None, log_end=None) for s in before.segments)
     base.manifests.swap(before, segments=unknown, sealed=before.sealed, lease=indexer.lease(before.shard.slot))
     flipped(file_of(base, before.segments[0], "passages"))
     meet(base, generation)
@@ -472,7 +472,7 @@ def test_compaction_takes_nothing_that_another_process_found_corrupt(tmp_path: P
     append(base, generation, *(up(name, i, 2) for i, name in enumerate("uvwxyz", start=10)))
     step(base, indexer, 4)
     found = manifest_of(base, generation)
-    assert [(s.n_passages, s.first, s.end) for s in found.segments] == [(24, 0, 2)]
+    assert [(s.n_passages, s.log_start, s.log_end) for s in found.segments] == [(24, 0, 2)]
     assert len(contents(base, generation)) == 12
     assert {d.state for d in base.manifests.quarantine.every()} == {"replaced"}
     base.close()
