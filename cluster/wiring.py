@@ -145,7 +145,8 @@ def build_gateway(
     from ingest.embedding.openai import OpenAIEmbedder
     from query.embedder_look import EmbedderLook
     from query.embedding_cache import CachingEmbedder, EmbeddingCache
-    from query.gateway import Gateway, create_app
+    from query.gateway import create_app
+    from query.state import Dependencies, open_state
     from tenants.audit import Audit
     from tenants.keys import Keys
     from tenants.recall_history import RecallHistory
@@ -179,21 +180,21 @@ def build_gateway(
         model_key = resources.settings.embedder.model_keys.get(model.name)
         check(model, model_key=model_key.get_secret_value() if model_key else None)
 
-    async def measure_capacity(asked: "Searchers") -> Any:
+    async def measure_capacity(asked: "Searchers") -> dict[str, Any]:
         from starlette.concurrency import run_in_threadpool
 
         stats = await asked.stats()
         taken = await run_in_threadpool(take, resources.registry, resources.log, stats, rates, resources.clock.now_ms())
         return report(taken, resources.settings.indexer)
 
-    return create_app(
-        Gateway(
+    state = open_state(
+        Dependencies(
             registry=resources.registry,
             keys=Keys(resources.engine, resources.clock, away_s=resources.settings.gateway.key_away_s),
             audit=Audit(resources.engine),
             jobs=resources.jobs,
             log=resources.log,
-            all_searchers=tuple(searchers),
+            searchers=tuple(searchers),
             embedder_for=embedder_for,
             embedder_ready=look.ready,
             measure_capacity=measure_capacity,
@@ -210,6 +211,7 @@ def build_gateway(
             reranker=reranker,
         )
     )
+    return create_app(state)
 
 
 def build_ingest(resources: Resources, *, embedder_key: str | None) -> "Ingest":

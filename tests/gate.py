@@ -18,7 +18,8 @@ from house import HashEmbedder, eventually, resources_in, running
 
 from cluster.connections import BoundedHeads, DrainingServer
 from cluster.wiring import Resources
-from query.gateway import Gateway, create_app
+from query.gateway import create_app
+from query.state import Dependencies, GatewayState, open_state
 from tenants.audit import Audit
 from tenants.keys import Keys
 from tenants.recall_history import RecallHistory
@@ -36,7 +37,7 @@ class Caller:
     app: FastAPI
     portal: Any
     http: httpx.AsyncClient
-    house: Gateway
+    state: GatewayState
     base: Resources
     searcher: Any
     operator: str
@@ -50,7 +51,7 @@ class Caller:
 
     def another(self) -> FastAPI:
         """Another gateway over the same platform."""
-        return build(self.base, [self.searcher], self.house.settings)
+        return build(self.base, [self.searcher], self.state.settings)
 
     def admin(self, method: str, path: str, body: Any = None, *, status: int = 200) -> Any:
         """An operator's request that must be answered with `status`."""
@@ -104,14 +105,14 @@ def build(base: Resources, searchers: list[Any], settings: GatewaySettings | Non
         "recall_history": RecallHistory(base.engine, base.clock),
         **given,
     }
-    return create_app(
-        Gateway(
+    state = open_state(
+        Dependencies(
             registry=base.registry,
             keys=Keys(base.engine, base.clock, away_s=(settings or base.settings.gateway).key_away_s),
             audit=Audit(base.engine),
             jobs=base.jobs,
             log=base.log,
-            all_searchers=tuple(searchers),
+            searchers=tuple(searchers),
             settings=settings or base.settings.gateway,
             limits=base.settings.ingest,
             slots_total=base.settings.slots,
@@ -119,6 +120,7 @@ def build(base: Resources, searchers: list[Any], settings: GatewaySettings | Non
             **parts,
         )
     )
+    return create_app(state)
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from starlette.responses import Response
 from query.api.http import (
     answer,
     check_confirmed,
-    gateway,
     integer,
     json_object,
     number,
     principal,
+    state_of,
     typed,
     unknown_in,
     unless_gone,
@@ -27,6 +27,7 @@ from query.api.http import (
 from query.api.index_facts import search_facts
 from query.api.search_request import TIMEOUT_MS_MAX, token_of
 from query.api.sending import joined, sent
+from query.state import GatewayState
 from query.waiting import for_tenant, waiting
 from tenants import provisioning
 from tenants.entities import CLASS_WEIGHT, Collection, Objectives
@@ -47,27 +48,27 @@ async def create(request: Request) -> Response:
     who = await principal(request, "write")
     if who.tenant is None:
         raise NotFound("an operator's key has no collections; use /v1/admin")
-    house = gateway(request)
-    with house.answerer.admitted(house.registry.tenant(who.tenant)) as place:
+    state = state_of(request)
+    with state.answerer.admitted(state.registry.tenant(who.tenant)) as place:
         value = await json_object(request, FIELDS, place)
-        made = await run_in_threadpool(create_for, house, who.tenant, value, who.key_id)
-    return answer(await facts(house, made), 201)
+        made = await run_in_threadpool(create_for, state, who.tenant, value, who.key_id)
+    return answer(await facts(state, made), 201)
 
 
-def create_for(house: Any, tenant: str, value: Mapping[str, Any], actor: str) -> Collection:
+def create_for(state: GatewayState, tenant: str, value: Mapping[str, Any], actor: str) -> Collection:
     """Make the collection that a request body describes. Raises Refused, Conflict."""
     return provisioning.create_collection(
-        house.registry,
-        house.log,
+        state.registry,
+        state.log,
         tenant,
         typed(value, "name", str, "the collection's name", needed=True),
         model=typed(value, "model", str, "a model's name"),
         dimension=typed(value, "dimension", int, "the length of a vector"),
         metric=typed(value, "metric", str, "cosine, dot or euclidean") or "cosine",
         index=typed(value, "index", str, "an index spec") or "auto",
-        shards=integer(value, "shards", 1, house.slots_total, 1),
+        shards=integer(value, "shards", 1, state.slots_total, 1),
         objectives=objectives_of(value),
-        slots_total=house.slots_total,
+        slots_total=state.slots_total,
         actor=actor,
     )
 
@@ -92,20 +93,20 @@ def objectives_of(value: Mapping[str, Any], otherwise: Objectives | None = None)
 async def list_all(request: Request) -> Response:
     """Returns the tenant's collections, with what each holds."""
     who = await principal(request, "read")
-    house = gateway(request)
-    await run_in_threadpool(house.registry.refresh)
+    state = state_of(request)
+    await run_in_threadpool(state.registry.refresh)
     if not who.tenant:
         return answer({"collections": []})
-    tenant = house.registry.tenant(who.tenant)
+    tenant = state.registry.tenant(who.tenant)
     with ExitStack() as held:
-        place = held.enter_context(house.answerer.admitted(tenant))
-        deadline = Deadline.after(house.settings.timeout_ms / 1000)
+        place = held.enter_context(state.answerer.admitted(tenant))
+        deadline = Deadline.after(state.settings.timeout_ms / 1000)
         weight = CLASS_WEIGHT[tenant.priority]
-        async with house.fetches.take(tenant.name, weight, deadline):
-            collections = house.registry.collections(who.tenant)
-            known = await _measured(house, collections, who.tenant)
-            async with house.turns.take(tenant.name, weight, deadline):
-                found = await _described(house, collections, known)
+        async with state.fetches.take(tenant.name, weight, deadline):
+            collections = state.registry.collections(who.tenant)
+            known = await _measured(state, collections, who.tenant)
+            async with state.turns.take(tenant.name, weight, deadline):
+                found = await _described(state, collections, known)
                 data = await joined((orjson.dumps(each) for each in found), first=b'{"collections":[', last=b"]}")
         return sent(data, place, held)
 
@@ -117,36 +118,36 @@ async def show(collection: str, request: Request) -> Response:
     `?wait_for=TOKEN` (or `latest`) answers once that is searchable; 504 with `ahead` after `?timeout_ms=`.
     """
     who = await principal(request, "read")
-    house = gateway(request)
-    tenant, found = await house.answerer.find(who, collection)
+    state = state_of(request)
+    tenant, found = await state.answerer.find(who, collection)
     token = token_of(request.query_params.get("wait_for"))
     timeout_ms = number(
-        request.query_params.get("timeout_ms"), "timeout_ms", 1, TIMEOUT_MS_MAX, house.settings.timeout_ms
+        request.query_params.get("timeout_ms"), "timeout_ms", 1, TIMEOUT_MS_MAX, state.settings.timeout_ms
     )
-    with house.answerer.admitted(tenant):
+    with state.answerer.admitted(tenant):
         if token is not None:
             deadline = Deadline.after(timeout_ms / 1000)
-            found = await unless_gone(request, house.answerer.reached(token, tenant, found, deadline))
-        return answer(await facts(house, found))
+            found = await unless_gone(request, state.answerer.reached(token, tenant, found, deadline))
+        return answer(await facts(state, found))
 
 
 @router.patch("/v1/collections/{collection}", response_model=None)
 async def update(collection: str, request: Request) -> Response:
     """Changes objectives: `{"objectives": {"recall", "freshness_ms", "latency_ms"}}`; those not named stay."""
     who = await principal(request, "write")
-    house = gateway(request)
-    tenant, found = await house.answerer.find(who, collection)
-    with house.answerer.admitted(tenant) as place:
+    state = state_of(request)
+    tenant, found = await state.answerer.find(who, collection)
+    with state.answerer.admitted(tenant) as place:
         value = await json_object(request, frozenset({"objectives"}), place)
-        changed = await run_in_threadpool(update_for, house, found, value, who.key_id)
-        return answer(await facts(house, changed))
+        changed = await run_in_threadpool(update_for, state, found, value, who.key_id)
+        return answer(await facts(state, changed))
 
 
-def update_for(house: Any, collection: Collection, value: Mapping[str, Any], actor: str) -> Collection:
+def update_for(state: GatewayState, collection: Collection, value: Mapping[str, Any], actor: str) -> Collection:
     """Makes the change that a request body describes. Raises Refused, NotFound."""
     typed(value, "objectives", dict, "an object with at least one objective", needed=True)
     objectives = objectives_of(value, collection.objectives)
-    changed: Collection = house.registry.set_objectives(collection.tenant, collection.name, objectives, actor=actor)
+    changed: Collection = state.registry.set_objectives(collection.tenant, collection.name, objectives, actor=actor)
     return changed
 
 
@@ -154,27 +155,27 @@ def update_for(house: Any, collection: Collection, value: Mapping[str, Any], act
 async def delete(collection: str, request: Request) -> Response:
     """Deletes a collection with all its documents; `?confirm=` must repeat its name."""
     who = await principal(request, "write")
-    house = gateway(request)
-    tenant, _ = await house.answerer.find(who, collection)
+    state = state_of(request)
+    tenant, _ = await state.answerer.find(who, collection)
     check_confirmed(request, collection)
-    with house.answerer.admitted(tenant):
-        await run_in_threadpool(house.registry.delete_collection, tenant.name, collection, actor=who.key_id)
+    with state.answerer.admitted(tenant):
+        await run_in_threadpool(state.registry.delete_collection, tenant.name, collection, actor=who.key_id)
     return answer({"deleted": collection}, 202)
 
 
-async def facts(house: Any, collection: Collection) -> dict[str, Any]:
+async def facts(state: GatewayState, collection: Collection) -> dict[str, Any]:
     """What is known of a collection: what was set, and what was measured; it is brought into memory to be counted."""
-    return (await facts_of(house, [collection], collection.tenant, collection.name))[0]
+    return (await facts_of(state, [collection], collection.tenant, collection.name))[0]
 
 
 async def facts_of(
-    house: Any, collections: Sequence[Collection], tenant: str | None, name: str | None = None
+    state: GatewayState, collections: Sequence[Collection], tenant: str | None, name: str | None = None
 ) -> list[dict[str, Any]]:
     """Returns the facts of many collections, of one tenant or of all; each searcher is asked once.
 
     Documents of a shard that is not in memory are counted from its segments.
     """
-    return await _described(house, collections, await _measured(house, collections, tenant, name))
+    return await _described(state, collections, await _measured(state, collections, tenant, name))
 
 
 Waits = Mapping[tuple[str, str], Sequence[Mapping[str, object]]]
@@ -190,27 +191,29 @@ class _Measured:
 
 
 async def _measured(
-    house: Any, collections: Sequence[Collection], tenant: str | None, name: str | None = None
+    state: GatewayState, collections: Sequence[Collection], tenant: str | None, name: str | None = None
 ) -> _Measured:
     slots = {slot for c in collections for slot in c.generation().slots}
-    stats = await house.searchers.stats(tenant, name, slots=slots)
+    stats = await state.searchers.stats(tenant, name, slots=slots)
     watermarks = {slot: at for each in stats for slot, at in each.watermarks.items()}
-    waits = await _waits(house, tenant, name)
-    lags_ms = await _lags(house, collections, watermarks)
+    waits = await _waits(state, tenant, name)
+    lags_ms = await _lags(state, collections, watermarks)
     return _Measured({s.shard: s for each in stats for s in each.shards}, lags_ms, waits)
 
 
-async def _described(house: Any, collections: Sequence[Collection], known: _Measured) -> list[dict[str, Any]]:
+async def _described(state: GatewayState, collections: Sequence[Collection], known: _Measured) -> list[dict[str, Any]]:
     """Returns each collection's facts. Waits for nothing, and yields to other requests every FACTS_AT_ONCE."""
     found: list[dict[str, Any]] = []
     for collection, lag_ms in zip(collections, known.lags_ms, strict=True):
-        found.append(_facts(house, collection, known.held, lag_ms, known.waits))
+        found.append(_facts(state, collection, known.held, lag_ms, known.waits))
         if len(found) % FACTS_AT_ONCE == 0:
             await asyncio.sleep(0)
     return found
 
 
-async def _lags(house: Any, collections: Sequence[Collection], watermarks: Mapping[int, int]) -> list[int | None]:
+async def _lags(
+    state: GatewayState, collections: Sequence[Collection], watermarks: Mapping[int, int]
+) -> list[int | None]:
     """Returns the freshness lag of each collection; each tenant's log is read once."""
     of_tenant: dict[str, list[Collection]] = {}
     for c in collections:
@@ -220,15 +223,15 @@ async def _lags(house: Any, collections: Sequence[Collection], watermarks: Mappi
         generations = [c.generation() for c in own]
         slots = {slot for g in generations for slot in g.slots}
         here = {slot: at for slot, at in watermarks.items() if slot in slots}
-        found = await house.freshness.lags_ms(house.registry.tenant(name), generations, here)
+        found = await state.freshness.lags_ms(state.registry.tenant(name), generations, here)
         lags |= {(name, c.name): lag for c, lag in zip(own, found, strict=True)}
     return [lags[c.tenant, c.name] for c in collections]
 
 
-async def _waits(house: Any, tenant: str | None, name: str | None) -> Waits | None:
+async def _waits(state: GatewayState, tenant: str | None, name: str | None) -> Waits | None:
     """Returns what waits for a model, by tenant and collection; None while the log or the catalog is away."""
     try:
-        found = await run_in_threadpool(waiting, house.registry, house.log, tenant, name)
+        found = await run_in_threadpool(waiting, state.registry, state.log, tenant, name)
     except Unavailable:
         return None
     by_name: dict[tuple[str, str], list[Mapping[str, object]]] = {}
@@ -238,7 +241,7 @@ async def _waits(house: Any, tenant: str | None, name: str | None) -> Waits | No
 
 
 def _facts(
-    house: Any,
+    state: GatewayState,
     collection: Collection,
     held: Mapping[ShardId, ShardStats],
     lag_ms: int | None,
@@ -267,7 +270,7 @@ def _facts(
             "lag_ms": lag_ms,
             "waiting": None if waits is None else waits.get((collection.tenant, collection.name), []),
         },
-        "recall": house.recall.of(collection),
+        "recall": state.recall.of(collection),
         "generation": live.number,
         "building": [g.number for g in collection.generations if g.number != live.number],
         "index": {
@@ -277,6 +280,6 @@ def _facts(
             "delta_passages": sum(s.delta_passages for s in shards),
             "host_bytes": sum(s.host_bytes for s in shards),
             "resident": all(s.resident for s in shards),
-            **search_facts(shards, house.recall.proof(collection)),
+            **search_facts(shards, state.recall.proof(collection)),
         },
     }

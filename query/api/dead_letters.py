@@ -12,8 +12,9 @@ from starlette.responses import Response
 from ingest import dead_letters
 from ingest.intake import divided_over
 from ingest.replay import replay
-from query.api.http import answer, gateway, integer, json_object, number, principal
+from query.api.http import answer, integer, json_object, number, principal, state_of
 from query.api.sending import joined, sent
+from query.state import GatewayState
 from query.turns import Turns
 from tenants.entities import CLASS_WEIGHT, Scope, Tenant
 from vicinage.clock import Deadline
@@ -23,33 +24,33 @@ router = APIRouter()
 POSITION_MAX = 2**53
 
 
-async def _own(request: Request, scope: Scope) -> tuple[Any, Tenant, str]:
+async def _own(request: Request, scope: Scope) -> tuple[GatewayState, Tenant, str]:
     who = await principal(request, scope)
-    house = gateway(request)
+    state = state_of(request)
     if who.tenant is None:
         raise NotFound("an operator's key has no dead letters of its own; use /v1/admin/tenants/T/dead-letters")
-    return house, house.registry.tenant(who.tenant), who.key_id
+    return state, state.registry.tenant(who.tenant), who.key_id
 
 
-async def _of(request: Request, tenant: str) -> tuple[Any, Tenant, str]:
+async def _of(request: Request, tenant: str) -> tuple[GatewayState, Tenant, str]:
     who = await principal(request, "operate")
-    house = gateway(request)
-    await run_in_threadpool(house.registry.refresh)
-    return house, house.registry.tenant(tenant), f"operator/{who.key_id}"
+    state = state_of(request)
+    await run_in_threadpool(state.registry.refresh)
+    return state, state.registry.tenant(tenant), f"operator/{who.key_id}"
 
 
 @router.get("/v1/dead-letters", response_model=None)
 async def letters(request: Request) -> Response:
     """Records of this tenant that could not be accepted, oldest first; go on with `?after=` the last position."""
-    house, tenant, _ = await _own(request, "read")
+    state, tenant, _ = await _own(request, "read")
     after, limit = _page(request)
     with ExitStack() as held:
-        place = held.enter_context(house.answerer.admitted(tenant))
-        async with _turn(house, house.fetches, tenant):
-            found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=after, limit=limit)
+        place = held.enter_context(state.answerer.admitted(tenant))
+        async with _turn(state, state.fetches, tenant):
+            found = await run_in_threadpool(dead_letters.read, state.log, tenant, after=after, limit=limit)
             last = orjson.dumps(found[-1]["position"] if found else None)
             pieces = (orjson.dumps(each) for each in found)
-            async with _turn(house, house.turns, tenant):
+            async with _turn(state, state.turns, tenant):
                 data = await joined(pieces, first=b'{"letters":[', last=b'],"next":' + last + b"}")
         return sent(data, place, held)
 
@@ -57,10 +58,10 @@ async def letters(request: Request) -> Response:
 @router.get("/v1/dead-letters/{position}", response_model=None)
 async def letter(position: str, request: Request) -> Response:
     """One letter whole."""
-    house, tenant, _ = await _own(request, "read")
-    with house.answerer.admitted(tenant):
-        async with _turn(house, house.fetches, tenant):
-            return await _one(position, house, tenant)
+    state, tenant, _ = await _own(request, "read")
+    with state.answerer.admitted(tenant):
+        async with _turn(state, state.fetches, tenant):
+            return await _one(position, state, tenant)
 
 
 @router.post("/v1/dead-letters:replay", status_code=202, response_model=None)
@@ -69,50 +70,50 @@ async def replay_letters(request: Request) -> Response:
 
     At most replay.AT_ONCE_MAX letters: go on with `from` the `next` and `to` the `to` of the answer, until `next` is null.
     """
-    house, tenant, actor = await _own(request, "write")
-    with house.answerer.admitted(tenant):
-        return await _replay(request, house, tenant, actor)
+    state, tenant, actor = await _own(request, "write")
+    with state.answerer.admitted(tenant):
+        return await _replay(request, state, tenant, actor)
 
 
 @router.post("/v1/dead-letters:purge", response_model=None)
 async def purge_letters(request: Request) -> Response:
     """Removes letters for good: `{"to": 9}`, up to that position."""
-    house, tenant, actor = await _own(request, "write")
-    with house.answerer.admitted(tenant):
-        return await _purge(request, house, tenant, actor)
+    state, tenant, actor = await _own(request, "write")
+    with state.answerer.admitted(tenant):
+        return await _purge(request, state, tenant, actor)
 
 
 @router.get("/v1/admin/tenants/{tenant}/dead-letters", response_model=None)
 async def letters_of(tenant: str, request: Request) -> Response:
     """A tenant's dead letters."""
-    house, found, _ = await _of(request, tenant)
-    return await _list(request, house, found)
+    state, found, _ = await _of(request, tenant)
+    return await _list(request, state, found)
 
 
 @router.get("/v1/admin/tenants/{tenant}/dead-letters/{position}", response_model=None)
 async def letter_of(tenant: str, position: str, request: Request) -> Response:
     """One letter of a tenant."""
-    house, found, _ = await _of(request, tenant)
-    return await _one(position, house, found)
+    state, found, _ = await _of(request, tenant)
+    return await _one(position, state, found)
 
 
 @router.post("/v1/admin/tenants/{tenant}/dead-letters:replay", status_code=202, response_model=None)
 async def replay_letters_of(tenant: str, request: Request) -> Response:
     """Writes originals of a tenant's letters again."""
-    house, found, actor = await _of(request, tenant)
-    return await _replay(request, house, found, actor)
+    state, found, actor = await _of(request, tenant)
+    return await _replay(request, state, found, actor)
 
 
 @router.post("/v1/admin/tenants/{tenant}/dead-letters:purge", response_model=None)
 async def purge_letters_of(tenant: str, request: Request) -> Response:
     """Removes a tenant's letters up to a position for good."""
-    house, found, actor = await _of(request, tenant)
-    return await _purge(request, house, found, actor)
+    state, found, actor = await _of(request, tenant)
+    return await _purge(request, state, found, actor)
 
 
-def _turn(house: Any, turns: Turns, tenant: Tenant) -> AbstractAsyncContextManager[None]:
+def _turn(state: GatewayState, turns: Turns, tenant: Tenant) -> AbstractAsyncContextManager[None]:
     """Returns the tenant's turn. Read the request's body before: a slow client must not hold it."""
-    deadline = Deadline.after(house.settings.timeout_ms / 1000)
+    deadline = Deadline.after(state.settings.timeout_ms / 1000)
     return turns.take(tenant.name, CLASS_WEIGHT[tenant.priority], deadline)
 
 
@@ -121,43 +122,43 @@ def _page(request: Request) -> tuple[int, int]:
     return after, number(request.query_params.get("limit"), "limit", 1, 1_000, 100)
 
 
-async def _list(request: Request, house: Any, tenant: Tenant) -> Response:
+async def _list(request: Request, state: GatewayState, tenant: Tenant) -> Response:
     after, limit = _page(request)
-    found = await run_in_threadpool(dead_letters.read, house.log, tenant, after=after, limit=limit)
+    found = await run_in_threadpool(dead_letters.read, state.log, tenant, after=after, limit=limit)
     return answer({"letters": found, "next": found[-1]["position"] if found else None})
 
 
-async def _one(position: str, house: Any, tenant: Tenant) -> Response:
+async def _one(position: str, state: GatewayState, tenant: Tenant) -> Response:
     at = number(position, "position", 0, POSITION_MAX, 0)
-    return answer(await run_in_threadpool(dead_letters.read_one, house.log, tenant, at))
+    return answer(await run_in_threadpool(dead_letters.read_one, state.log, tenant, at))
 
 
-async def _replay(request: Request, house: Any, tenant: Tenant, actor: str) -> Response:
+async def _replay(request: Request, state: GatewayState, tenant: Tenant, actor: str) -> Response:
     value = await json_object(request, frozenset({"from", "to"}))
     first = integer(value, "from", 0, POSITION_MAX, 0)
     last = integer(value, "to", 0, POSITION_MAX, -1)
 
     def run() -> dict[str, Any]:
-        n = divided_over(house.log, tenant, house.registry.partition_maps(tenant.name))
-        done = replay(house.log, tenant, first, None if last < 0 else last, partitions=n, now_ms=house.clock.now_ms())
-        house.registry.note("dead_letters.replay", tenant.name, {"from": first, "replayed": done.replayed}, actor)
+        n = divided_over(state.log, tenant, state.registry.partition_maps(tenant.name))
+        done = replay(state.log, tenant, first, None if last < 0 else last, partitions=n, now_ms=state.clock.now_ms())
+        state.registry.note("dead_letters.replay", tenant.name, {"from": first, "replayed": done.replayed}, actor)
         token = str(done.token) if done.token else None
         counts = {"replayed": done.replayed, "skipped": done.skipped, "token": token}
         return {**counts, "to": done.last, "next": done.next}
 
-    async with _turn(house, house.fetches, tenant):
+    async with _turn(state, state.fetches, tenant):
         return answer(await run_in_threadpool(run), 202)
 
 
-async def _purge(request: Request, house: Any, tenant: Tenant, actor: str) -> Response:
+async def _purge(request: Request, state: GatewayState, tenant: Tenant, actor: str) -> Response:
     value = await json_object(request, frozenset({"to"}))
     if "to" not in value:
         raise Refused("to is missing: the last position that is removed", field="to")
     last = integer(value, "to", 0, POSITION_MAX, 0)
 
     def run() -> dict[str, Any]:
-        house.registry.note("dead_letters.purge", tenant.name, {"to": last}, actor)
-        return {"purged": dead_letters.purge(house.log, tenant, last)}
+        state.registry.note("dead_letters.purge", tenant.name, {"to": last}, actor)
+        return {"purged": dead_letters.purge(state.log, tenant, last)}
 
-    async with _turn(house, house.fetches, tenant):
+    async with _turn(state, state.fetches, tenant):
         return answer(await run_in_threadpool(run))

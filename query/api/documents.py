@@ -20,9 +20,9 @@ from query.api.http import (
     answer,
     body,
     content_type,
-    gateway,
     json_object,
     principal,
+    state_of,
     typed,
     unknown_in,
     unless_gone,
@@ -31,6 +31,7 @@ from query.api.search_request import token_of
 from query.api.sending import joined, sent
 from query.judge import Judge, Judged
 from query.parsers import is_small
+from query.state import GatewayState
 from tenants.entities import CLASS_WEIGHT, Collection, Tenant
 from vicinage import filters
 from vicinage.clock import Deadline
@@ -71,57 +72,61 @@ _DOCS: Final[dict[str, Any]] = {
 async def write(collection: str, request: Request) -> Response:
     """Writes documents. Each replaces the document of its id as a whole; invalid ones are rejected one by one."""
     who = await principal(request, "write")
-    house = gateway(request)
-    tenant, found = await house.answerer.find(who, collection)
+    state = state_of(request)
+    tenant, found = await state.answerer.find(who, collection)
     kind = content_type(request)
-    with house.answerer.admitted(tenant) as place:
+    with state.answerer.admitted(tenant) as place:
         data = await body(request, place)
-        accepted = await _accept(house, tenant, found, kind, data)
+        accepted = await _accept(state, tenant, found, kind, data)
     rejected = [{"id": r.id, "reason": r.reason, "field": r.field} for r in accepted.rejected]
     token = str(accepted.token) if accepted.token else None
     return answer({"accepted": accepted.accepted, "rejected": rejected, "token": token}, 202)
 
 
-async def _accept(house: Any, tenant: Tenant, collection: Collection, kind: str, data: bytes) -> intake.Accepted:
+async def _accept(
+    state: GatewayState, tenant: Tenant, collection: Collection, kind: str, data: bytes
+) -> intake.Accepted:
     """Parses the body where it stops nothing else, and appends its records. Raises as `Parsers.run` and the log."""
     if is_small(kind, data):
-        at_once: intake.Accepted = await house.writers.run(partial(_at_once, house, tenant, collection, kind, data))
+        at_once: intake.Accepted = await state.writers.run(partial(_at_once, state, tenant, collection, kind, data))
         return at_once
     while True:
-        now, n = await house.writers.run(partial(_where, house, tenant, collection))
-        body = Body(kind, data, DocumentLimits.of(now, house.limits), tenant.name, n)
+        now, n = await state.writers.run(partial(_where, state, tenant, collection))
+        body = Body(kind, data, DocumentLimits.of(now, state.limits), tenant.name, n)
         weight = CLASS_WEIGHT[tenant.priority]
-        ready = await house.parsers.run(prepare, body, len(data), tenant=tenant.name, weight=weight)
-        accepted: intake.Accepted | None = await house.writers.run(partial(_append, house, tenant, now, n, ready))
+        ready = await state.parsers.run(prepare, body, len(data), tenant=tenant.name, weight=weight)
+        accepted: intake.Accepted | None = await state.writers.run(partial(_append, state, tenant, now, n, ready))
         if accepted is not None:
             return accepted
 
 
-def _at_once(house: Any, tenant: Tenant, collection: Collection, kind: str, data: bytes) -> intake.Accepted:
-    now, n = _where(house, tenant, collection)
-    ready = prepare(Body(kind, data, DocumentLimits.of(now, house.limits), tenant.name, n))
-    return intake.append(house.log, tenant, now, ready, now_ms=house.clock.now_ms())
+def _at_once(state: GatewayState, tenant: Tenant, collection: Collection, kind: str, data: bytes) -> intake.Accepted:
+    now, n = _where(state, tenant, collection)
+    ready = prepare(Body(kind, data, DocumentLimits.of(now, state.limits), tenant.name, n))
+    return intake.append(state.log, tenant, now, ready, now_ms=state.clock.now_ms())
 
 
-def _append(house: Any, tenant: Tenant, collection: Collection, n: int, ready: Prepared) -> intake.Accepted | None:
+def _append(
+    state: GatewayState, tenant: Tenant, collection: Collection, n: int, ready: Prepared
+) -> intake.Accepted | None:
     """Returns what was appended; None where the documents' partitions are others than when they were prepared."""
-    if _where(house, tenant, collection)[1] != n:
+    if _where(state, tenant, collection)[1] != n:
         return None
-    return intake.append(house.log, tenant, collection, ready, now_ms=house.clock.now_ms())
+    return intake.append(state.log, tenant, collection, ready, now_ms=state.clock.now_ms())
 
 
-def _where(house: Any, tenant: Tenant, collection: Collection) -> tuple[Collection, int]:
-    collection = _now(house, collection)
-    return collection, _partitions(house, tenant)
+def _where(state: GatewayState, tenant: Tenant, collection: Collection) -> tuple[Collection, int]:
+    collection = _now(state, collection)
+    return collection, _partitions(state, tenant)
 
 
-def _now(house: Any, collection: Collection) -> Collection:
+def _now(state: GatewayState, collection: Collection) -> Collection:
     """Returns the collection as the catalog has it. Raises NotFound, Unavailable.
 
     A write names the creation that it is for: memory may still hold a collection that was deleted and created again.
     """
-    house.registry.refresh()
-    found: Collection = house.registry.collection(collection.tenant, collection.name)
+    state.registry.refresh()
+    found: Collection = state.registry.collection(collection.tenant, collection.name)
     return found
 
 
@@ -130,13 +135,13 @@ async def read(collection: str, document_id: str, request: Request) -> Response:
     """Returns one document as it is searchable now: passages, metadata, version. `?wait_for=TOKEN` waits for a write."""
     who = await principal(request, "read")
     _check_query(request, frozenset({"wait_for"}))
-    house = gateway(request)
-    tenant, found = await house.answerer.find(who, collection)
-    deadline = Deadline.after(house.settings.timeout_ms / 1000)
+    state = state_of(request)
+    tenant, found = await state.answerer.find(who, collection)
+    deadline = Deadline.after(state.settings.timeout_ms / 1000)
     token = token_of(request.query_params.get("wait_for"))
     with ExitStack() as held:
-        place = held.enter_context(house.answerer.admitted(tenant))
-        reading = house.answerer.on_live(found, partial(_stored, house, tenant, document_id, token, deadline))
+        place = held.enter_context(state.answerer.admitted(tenant))
+        reading = state.answerer.on_live(found, partial(_stored, state, tenant, document_id, token, deadline))
         data = await (reading if token is None else unless_gone(request, reading))
         if data is None:
             raise NotFound(f"there is no document of that id in {collection!r}")
@@ -144,19 +149,24 @@ async def read(collection: str, document_id: str, request: Request) -> Response:
 
 
 async def _stored(
-    house: Any, tenant: Tenant, document_id: str, token: Token | None, deadline: Deadline, collection: Collection
+    state: GatewayState,
+    tenant: Tenant,
+    document_id: str,
+    token: Token | None,
+    deadline: Deadline,
+    collection: Collection,
 ) -> memoryview | None:
     """Returns the document as JSON, None if there is none. Encoding takes a turn; waiting for the searcher takes none."""
     if token is not None:
-        collection = await house.answerer.reached(token, tenant, collection, deadline)
+        collection = await state.answerer.reached(token, tenant, collection, deadline)
     live = collection.generation()
     shard = live.shards()[shard_of(document_id, len(live.slots))]
     weight = CLASS_WEIGHT[tenant.priority]
-    async with house.fetches.take(tenant.name, weight, deadline):
-        found: StoredDocument | None = await house.searchers.holding(shard.slot).document(shard, document_id, deadline)
+    async with state.fetches.take(tenant.name, weight, deadline):
+        found: StoredDocument | None = await state.searchers.holding(shard.slot).document(shard, document_id, deadline)
         if found is None:
             return None
-        async with house.turns.take(tenant.name, weight, deadline):
+        async with state.turns.take(tenant.name, weight, deadline):
             return await _written(found)
 
 
@@ -174,46 +184,46 @@ async def delete_one(collection: str, document_id: str, request: Request) -> Res
     """Deletes one document. Succeeds if it does not exist, too."""
     who = await principal(request, "write")
     _check_deletable(request, document_id)
-    house = gateway(request)
-    tenant, found = await house.answerer.find(who, collection)
-    with house.answerer.admitted(tenant):
-        return await _delete(house, tenant, found, [document_id])
+    state = state_of(request)
+    tenant, found = await state.answerer.find(who, collection)
+    with state.answerer.admitted(tenant):
+        return await _delete(state, tenant, found, [document_id])
 
 
 @router.post("/v1/collections/{collection}/documents:delete", status_code=202, response_model=None)
 async def delete_many(collection: str, request: Request) -> Response:
     """Deletes documents by `ids`, or those that pass a `filter` now; documents written later stay."""
     who = await principal(request, "write")
-    house = gateway(request)
-    tenant, found = await house.answerer.find(who, collection)
-    with house.answerer.admitted(tenant) as place:
+    state = state_of(request)
+    tenant, found = await state.answerer.find(who, collection)
+    with state.answerer.admitted(tenant) as place:
         value = await json_object(request, frozenset({"ids", "filter", "wait_for"}), place, DELETE_BYTES_MAX)
         if (value.get("ids") is None) == (value.get("filter") is None):
             raise Refused("send ids or a filter", field="ids")
         ids = typed(value, "ids", list, "a list of document ids")
         token = token_of(value.get("wait_for"))  # what is acknowledged is covered, searchable or not
         if ids is None:
-            return await _delete_matching(house, tenant, found, value["filter"], token)
+            return await _delete_matching(state, tenant, found, value["filter"], token)
         if not all(isinstance(i, str) and i for i in ids) or len(ids) > DELETE_MAX:
             raise Refused(f"ids is a list of at most {DELETE_MAX} strings", field="ids", limit=DELETE_MAX)
-        return await _delete(house, tenant, found, ids)
+        return await _delete(state, tenant, found, ids)
 
 
 async def _delete_matching(
-    house: Any, tenant: Tenant, found: Collection, condition: object, wait_for: Token | None
+    state: GatewayState, tenant: Tenant, found: Collection, condition: object, wait_for: Token | None
 ) -> Response:
     filters.parse(condition)
     if not condition:
         raise Refused("an empty filter would delete everything: delete the collection instead", field="filter")
-    deadline = Deadline.after(house.settings.timeout_ms / 1000)
-    judge = Judge(house.log, house.registry, house.searchers, house.limits, DELETE_MAX)
-    found = await house.answerer.newest(found)  # what is deleted is what is live now, not what was a moment ago
+    deadline = Deadline.after(state.settings.timeout_ms / 1000)
+    judge = Judge(state.log, state.registry, state.searchers, state.limits, DELETE_MAX)
+    found = await state.answerer.newest(found)  # what is deleted is what is live now, not what was a moment ago
 
     async def judged(collection: Collection) -> Judged:
         return await judge.judge(tenant, collection, cast("Mapping[str, Any]", condition), wait_for, deadline)
 
-    was: Judged = await house.answerer.on_live(found, judged)
-    token = await run_in_threadpool(_delete_judged, house, tenant, was) if was.passed else None
+    was: Judged = await state.answerer.on_live(found, judged)
+    token = await run_in_threadpool(_delete_judged, state, tenant, was) if was.passed else None
     n = len(was.passed)
     return answer({"accepted": n, "matched": n, "judged": _text(was.token), "token": _text(token)}, 202)
 
@@ -222,12 +232,12 @@ def _text(token: Token | None) -> str | None:
     return None if token is None else str(token)
 
 
-def _delete_judged(house: Any, tenant: Tenant, judged: Judged) -> Token:
-    now_ms = house.clock.now_ms()
-    house.registry.refresh()
-    n = _partitions(house, tenant)
+def _delete_judged(state: GatewayState, tenant: Tenant, judged: Judged) -> Token:
+    now_ms = state.clock.now_ms()
+    state.registry.refresh()
+    n = _partitions(state, tenant)
     found, passed = judged.collection, judged.passed
-    return intake.delete(house.log, tenant, found, passed, judged=passed, now_ms=now_ms, partitions=n)
+    return intake.delete(state.log, tenant, found, passed, judged=passed, now_ms=now_ms, partitions=n)
 
 
 def _check_deletable(request: Request, document_id: str) -> None:
@@ -243,21 +253,21 @@ def _check_query(request: Request, known: frozenset[str]) -> None:
         raise Refused(f"unknown parameter {unknown!r}; a '?' in an id is sent as %3F", field=unknown)
 
 
-async def _delete(house: Any, tenant: Tenant, collection: Collection, ids: list[str]) -> Response:
-    bytes_max = house.limits.id_bytes_max
+async def _delete(state: GatewayState, tenant: Tenant, collection: Collection, ids: list[str]) -> Response:
+    bytes_max = state.limits.id_bytes_max
     if (fault := next(filter(None, (fault_of(i, bytes_max) for i in ids)), None)) is not None:
         raise Refused(f"an id {fault}", field="id", limit=bytes_max)
     if not ids:
         return answer({"accepted": 0, "token": None}, 202)
-    token = await run_in_threadpool(_deleted, house, tenant, collection, ids)
+    token = await run_in_threadpool(_deleted, state, tenant, collection, ids)
     return answer({"accepted": len(ids), "token": str(token)}, 202)
 
 
-def _deleted(house: Any, tenant: Tenant, collection: Collection, ids: list[str]) -> Token:
-    collection = _now(house, collection)
-    n = _partitions(house, tenant)
-    return intake.delete(house.log, tenant, collection, ids, now_ms=house.clock.now_ms(), partitions=n)
+def _deleted(state: GatewayState, tenant: Tenant, collection: Collection, ids: list[str]) -> Token:
+    collection = _now(state, collection)
+    n = _partitions(state, tenant)
+    return intake.delete(state.log, tenant, collection, ids, now_ms=state.clock.now_ms(), partitions=n)
 
 
-def _partitions(house: Any, tenant: Tenant) -> int:
-    return intake.divided_over(house.log, tenant, house.registry.partition_maps(tenant.name))
+def _partitions(state: GatewayState, tenant: Tenant) -> int:
+    return intake.divided_over(state.log, tenant, state.registry.partition_maps(tenant.name))

@@ -5,7 +5,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from query.api.http import answer, gateway
+from query.api.http import answer, state_of
 from query.readiness import ready as is_ready
 from vicinage.telemetry import metrics_text
 
@@ -24,7 +24,7 @@ async def ready(request: Request) -> Response:
 
     The embedder does not count: without it, only searches by text and documents of text wait.
     """
-    parts = await gateway(request).readiness.parts()
+    parts = await state_of(request).readiness.parts()
     whole = is_ready(parts)
     return answer({"ready": whole, "parts": parts}, 200 if whole else 503)
 

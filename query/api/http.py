@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import orjson
@@ -13,13 +13,11 @@ from starlette.types import Scope as ASGIScope
 
 from query.admission import Place
 from query.decoding import decoded
+from query.state import GatewayState
 from tenants.entities import Principal, Scope
 from vicinage.errors import NotFound, Refused, TooLarge
 from vicinage.exact_json import Exactly, has_long_digits, has_rounded
 from vicinage.wire import load_json
-
-if TYPE_CHECKING:
-    from query.gateway import Gateway
 
 T = TypeVar("T")
 Name = TypeVar("Name", str, str | None)
@@ -44,9 +42,9 @@ NOT_TEXT: Final = "the path and the query must be UTF-8, percent-encoded"
 JSON_TYPES: Final = ("", "application/json", "text/json")
 
 
-def gateway(request: Request) -> "Gateway":
-    """What the app was made of."""
-    found: Gateway = request.app.state.gateway
+def state_of(request: Request) -> GatewayState:
+    """Returns the state of the gateway that answers this request."""
+    found: GatewayState = request.app.state.gateway
     return found
 
 
@@ -67,13 +65,13 @@ def has_text_path(scope: ASGIScope) -> bool:
 
 async def principal(request: Request, scope: Scope) -> Principal:
     """Who asks, as the bearer key proves it. Raises Unauthenticated, Forbidden; Unavailable for a key not seen lately."""
-    house = gateway(request)
-    if house.local_operator and scope == "operate":
+    state = state_of(request)
+    if state.local_operator and scope == "operate":
         return Principal("local", None, frozenset({"operate"}))
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     text = key.strip() if scheme.lower() == "bearer" else None
     address = request.client.host if request.client else ""
-    return await house.key_gate.principal(text, scope, address)
+    return await state.key_gate.principal(text, scope, address)
 
 
 async def body(request: Request, place: Place | None, bytes_max: int | None = None) -> bytes:
@@ -82,7 +80,7 @@ async def body(request: Request, place: Place | None, bytes_max: int | None = No
     Compressed ones (gzip, zstd) are decompressed, within the same limit. Raises TooLarge as soon as it is over the limit,
     UnsupportedMedia, Overloaded, and Refused when it was cut off or is too slow.
     """
-    settings = gateway(request).settings
+    settings = state_of(request).settings
     limit = settings.body_bytes_max if bytes_max is None else min(bytes_max, settings.body_bytes_max)
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and (len(announced) > 15 or int(announced) > limit):

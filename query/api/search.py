@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from query.admission import Place
-from query.api.http import body, content_type, gateway, json_object, principal, unless_gone
+from query.api.http import body, content_type, json_object, principal, state_of, unless_gone
 from query.api.search_request import BINARY, FIELDS, INCLUDE, K_DEFAULT, SEARCH_BYTES_MAX, from_binary, from_json
 from query.api.search_response import written
 from query.api.sending import sent
@@ -92,12 +92,12 @@ async def search(collection: str, request: Request) -> Response:
     """Returns the best passages for a text or a vector, by vectors, words or both (`mode`), with freshness and completeness."""
     start = time.perf_counter()
     who = await principal(request, "read")
-    house = gateway(request)
-    tenant, where = await house.answerer.find(who, collection)
+    state = state_of(request)
+    tenant, where = await state.answerer.find(who, collection)
     with ExitStack() as held:
-        place = held.enter_context(house.answerer.admitted(tenant))
+        place = held.enter_context(state.answerer.admitted(tenant))
         question = await _asked(request, collection, place)
-        answering = house.answerer.answer(question, tenant, where)
+        answering = state.answerer.answer(question, tenant, where)
         found = await (answering if question.wait_for is None else unless_gone(request, answering))
         response = sent(await written(found), place, held)
     (_degraded if found.reason else _whole).inc()
@@ -106,7 +106,7 @@ async def search(collection: str, request: Request) -> Response:
 
 
 async def _asked(request: Request, collection: str, place: Place) -> Question:
-    settings = gateway(request).settings
+    settings = state_of(request).settings
     if content_type(request) == BINARY:
         data = await body(request, place, SEARCH_BYTES_MAX)
         return from_binary(collection, data, request.query_params, settings)

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import orjson
 from fastapi import APIRouter
@@ -14,12 +14,13 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from query.admission import Place
-from query.api.http import body, check_json, gateway, parsed_object, principal
+from query.api.http import body, check_json, parsed_object, principal, state_of
 from query.api.search_request import FIELDS, SEARCH_BYTES_MAX, from_json
 from query.api.search_response import written
 from query.batch import split
 from query.boundary import said
 from query.parsers import SMALL_BYTES
+from query.state import GatewayState
 from tenants.entities import CLASS_WEIGHT, Principal, Tenant
 from vicinage.errors import TooLarge
 
@@ -33,21 +34,21 @@ BATCH_AT_ONCE: Final = 16
 async def search_batch(collection: str, request: Request) -> StreamingResponse:
     """Answers `{"searches": [...]}` as an NDJSON stream in the order of completion, each with its search's `index`."""
     who = await principal(request, "read")
-    house = gateway(request)
-    tenant, _ = await house.answerer.find(who, collection)
+    state = state_of(request)
+    tenant, _ = await state.answerer.find(who, collection)
     with ExitStack() as held:
-        place = held.enter_context(house.answerer.admitted(tenant))
+        place = held.enter_context(state.answerer.admitted(tenant))
         check_json(request)
-        given = await _split(house, tenant, await body(request, place, BATCH_BYTES_MAX))
+        given = await _split(state, tenant, await body(request, place, BATCH_BYTES_MAX))
         place.leave()  # each question takes one of its own
-        return _Lines(stream(house, partial(principal, request, "read"), collection, given), held.pop_all())
+        return _Lines(stream(state, partial(principal, request, "read"), collection, given), held.pop_all())
 
 
-async def _split(house: Any, tenant: Tenant, data: bytes) -> list[bytes]:
+async def _split(state: GatewayState, tenant: Tenant, data: bytes) -> list[bytes]:
     """Returns the JSON of each search. A large body is parsed in a worker: here it would stop the event loop."""
     if len(data) <= SMALL_BYTES:
         return split(data)
-    found: list[bytes] = await house.parsers.run(
+    found: list[bytes] = await state.parsers.run(
         split, data, len(data), tenant=tenant.name, weight=CLASS_WEIGHT[tenant.priority]
     )
     return found
@@ -68,7 +69,7 @@ class _Lines(StreamingResponse):
 
 
 async def stream(
-    house: Any, authenticate: Callable[[], Awaitable[Principal]], collection: str, given: list[bytes]
+    state: GatewayState, authenticate: Callable[[], Awaitable[Principal]], collection: str, given: list[bytes]
 ) -> AsyncGenerator[bytes, None]:
     """Yields a line of JSON for each search, as soon as it has its answer or its problem.
 
@@ -80,7 +81,7 @@ async def stream(
     try:
         while True:
             for index, data in islice(waiting, BATCH_AT_ONCE - len(running)):
-                running.add(asyncio.create_task(_line(house, authenticate, collection, index, data)))
+                running.add(asyncio.create_task(_line(state, authenticate, collection, index, data)))
             if not running:
                 return
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -96,16 +97,16 @@ async def stream(
 
 
 async def _line(
-    house: Any, authenticate: Callable[[], Awaitable[Principal]], collection: str, index: int, data: bytes
+    state: GatewayState, authenticate: Callable[[], Awaitable[Principal]], collection: str, index: int, data: bytes
 ) -> "_Line":
     with ExitStack() as place:
         try:
             if len(data) > SEARCH_BYTES_MAX:
                 raise TooLarge(f"a search has at most {SEARCH_BYTES_MAX} bytes", field="body", limit=SEARCH_BYTES_MAX)
-            question = from_json(collection, parsed_object(data, FIELDS), house.settings)
-            tenant, where = await house.answerer.find(await authenticate(), collection)
-            own: Place = place.enter_context(house.answerer.admitted(tenant))
-            line = await written(await house.answerer.answer(question, tenant, where), index=index)
+            question = from_json(collection, parsed_object(data, FIELDS), state.settings)
+            tenant, where = await state.answerer.find(await authenticate(), collection)
+            own: Place = place.enter_context(state.answerer.admitted(tenant))
+            line = await written(await state.answerer.answer(question, tenant, where), index=index)
             own.hold_answer(len(line))  # until its reader has it
         except Exception as error:  # noqa: BLE001  (the request boundary: each search of a batch is one)
             line = orjson.dumps({"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))})

@@ -71,7 +71,7 @@ def test_reads_that_a_searcher_leaves_waiting_hold_no_turn(call: Caller) -> None
     name, stuck = reader(call)
     _, key = reader(call)
     searcher = Stuck(call.searcher, name)
-    app = build(call.base, [searcher], call.house.settings)
+    app = build(call.base, [searcher], call.state.settings)
     path = "/v1/collections/c/documents/a"
     with serving(app) as url:
 

@@ -165,12 +165,12 @@ def test_when_nobody_answers_it_is_503_and_not_an_empty_answer(halves: Any, faul
 def test_a_degraded_answer_is_never_a_sample_of_recall(halves: Any) -> None:
     call, _, second, key = halves
     second.fault = AWAY
-    name = call.house.keys.authenticate(key, "read").tenant
-    call.portal.call(call.house.recall.settled)
+    name = call.state.keys.authenticate(key, "read").tenant
+    call.portal.call(call.state.recall.settled)
     before = [r["n"] for r in call.admin("GET", f"/recall?tenant={name}")]
     for _ in range(5):
         call.search(key, vector=Q, k=10)
-    call.portal.call(call.house.recall.settled)
+    call.portal.call(call.state.recall.settled)
     assert [r["n"] for r in call.admin("GET", f"/recall?tenant={name}")] == before
 
 
@@ -303,7 +303,7 @@ def test_a_question_whose_generation_went_away_on_the_way_is_asked_again_of_the_
                     made_anew.append(str(query.shard))
                     name = query.shard.tenant
                     base.registry.delete_collection(name, "c", actor="test")
-                    call.house.registry.create_collection(
+                    call.state.registry.create_collection(
                         name,
                         "c",
                         dimension=4,
@@ -410,7 +410,7 @@ def test_beyond_its_bound_the_gateway_answers_429_at_once_and_200_once_there_is_
     with platform(tmp_path, GatewaySettings(in_flight_max=2)) as call:
         _, key = call.tenant()
         call.collection(key)
-        held = call.house.answerer.admission
+        held = call.state.answerer.admission
 
         async def crowd() -> tuple[httpx.Response, httpx.Response]:
             headers = {"authorization": f"Bearer {key}"}
@@ -436,7 +436,7 @@ def test_the_first_answer_of_a_batch_does_not_wait_for_the_last(tmp_path: Path) 
             call.search(key, vector=Q, wait_for=call.write(key, [{"id": "a", "vector": Q}]))
         late = call("DELETE", "/v1/collections/c/documents/a", key).json()["token"]  # and nobody ingests it
         late_one, other = {"vector": Q, "wait_for": late, "timeout_ms": 60_000}, {"vector": Q}
-        answers = stream(call.house, asker(name), "c", [orjson.dumps(late_one), orjson.dumps(other)])
+        answers = stream(call.state, asker(name), "c", [orjson.dumps(late_one), orjson.dumps(other)])
 
         async def following() -> dict[str, Any]:
             return dict(orjson.loads(await anext(answers)))
@@ -462,10 +462,10 @@ def test_a_question_of_a_batch_holds_its_place_until_its_line_is_taken(tmp_path:
     with platform(tmp_path) as call:
         name, key = call.tenant()
         call.collection(key)
-        admission = call.house.answerer.admission
+        admission = call.state.answerer.admission
 
         async def slow_reader() -> list[int]:
-            lines = stream(call.house, asker(name), "c", [orjson.dumps({"vector": Q})] * 100)
+            lines = stream(call.state, asker(name), "c", [orjson.dumps({"vector": Q})] * 100)
             inside = []
             async for _ in lines:
                 await asyncio.sleep(0.01)  # time for all others to be answered, were they let in
@@ -478,7 +478,7 @@ def test_a_question_of_a_batch_holds_its_place_until_its_line_is_taken(tmp_path:
         assert admission.in_flight == 0
 
         async def reader_who_leaves() -> None:
-            lines = stream(call.house, asker(name), "c", [orjson.dumps({"vector": Q})] * 100)
+            lines = stream(call.state, asker(name), "c", [orjson.dumps({"vector": Q})] * 100)
             await anext(lines)
             await lines.aclose()
             await asyncio.sleep(0.1)
@@ -500,7 +500,7 @@ def test_a_key_that_is_revoked_ends_the_batch_that_it_asks(tmp_path: Path) -> No
 
         async def read() -> list[bytes]:
             nonlocal revoked
-            lines = stream(call.house, who, "c", [orjson.dumps({"vector": Q})] * 100)
+            lines = stream(call.state, who, "c", [orjson.dumps({"vector": Q})] * 100)
             found = [await anext(lines)]
             revoked = True
             return found + [line async for line in lines]
@@ -519,17 +519,17 @@ def test_a_search_that_waits_gives_up_its_place_when_its_caller_goes_away(tmp_pa
         call.collection(key)
         token = call.write(key, [{"id": "a", "vector": Q}])
         app = call.another()
-        house = app.state.gateway
+        state = app.state.gateway
         headers = {"authorization": f"Bearer {key}"}
         body = {"vector": Q, "wait_for": token, "timeout_ms": 600_000}
         with serving(app) as url, httpx.Client(base_url=url, timeout=1, trust_env=False) as http:
             with pytest.raises(httpx.ReadTimeout):
                 http.post("/v1/collections/c/search", json=body, headers=headers)
-            eventually(lambda: house.answerer.admission.in_flight == 0, wait_s=5)
+            eventually(lambda: state.answerer.admission.in_flight == 0, wait_s=5)
             with pytest.raises(httpx.ReadTimeout):
                 http.get("/v1/collections/c/documents/a", params={"wait_for": token}, headers=headers)
-            eventually(lambda: house.answerer.admission.in_flight == 0, wait_s=5)
-            eventually(lambda: house.freshness.waits() == 0, wait_s=5)
+            eventually(lambda: state.answerer.admission.in_flight == 0, wait_s=5)
+            eventually(lambda: state.freshness.waits() == 0, wait_s=5)
     searcher.stop()
     base.close()
 
@@ -543,8 +543,8 @@ def test_a_search_that_waits_while_the_gateway_stops_is_told_to_ask_again(tmp_pa
         call.collection(key)
         token = call.write(key, [{"id": "a", "vector": Q}])
         app = call.another()
-        house = app.state.gateway
-        with serving(app, on_stop=house.drain) as url:
+        state = app.state.gateway
+        with serving(app, on_stop=state.drain) as url:
             headers = {"authorization": f"Bearer {key}"}
             with httpx.Client(base_url=url, timeout=30, trust_env=False, headers=headers) as http:
                 body = {"vector": Q, "wait_for": token, "timeout_ms": 600_000}
@@ -552,9 +552,9 @@ def test_a_search_that_waits_while_the_gateway_stops_is_told_to_ask_again(tmp_pa
                     callers.submit(http.post, "/v1/collections/c/search", json=body),
                     callers.submit(http.get, "/v1/collections/c/documents/a", params={"wait_for": token}),
                 ]
-                eventually(lambda: house.freshness.waits() == len(asked))
+                eventually(lambda: state.freshness.waits() == len(asked))
                 began = time.monotonic()
-                house.drain()
+                state.drain()
                 for each in asked:
                     found = each.result(timeout=10)
                     assert problem(found, 503, "unavailable")["dependency"] == "gateway"
@@ -572,7 +572,7 @@ def test_a_body_takes_a_place_and_its_bytes_before_it_is_read_and_gives_them_bac
         _, other = call.tenant("bronze")
         for each in (key, other):
             call.collection(each)
-        admission = call.house.answerer.admission
+        admission = call.state.answerer.admission
         seen: list[tuple[int, int]] = []
 
         async def body(n_chunks: int) -> Any:
@@ -599,7 +599,7 @@ def test_while_draining_nobody_is_let_in_and_whoever_looks_is_told_when_to_come_
     with platform(tmp_path) as call:
         _, key = call.tenant()
         call.collection(key)
-        call.house.answerer.admission.drain()
+        call.state.answerer.admission.drain()
         found = call("POST", "/v1/collections/c/search", key, json={"vector": Q})
         assert problem(found, 503, "unavailable")["dependency"] == "gateway"
         assert found.headers["retry-after"]

@@ -1,9 +1,10 @@
 """Law 1 on every route: whose key it is decides, and nothing of another tenant shows."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.routing import APIRoute
 from gate import Caller, platform, problem
@@ -243,12 +244,7 @@ def test_the_other_tenant_still_has_everything(two: Two) -> None:
 
 
 def test_an_app_for_the_local_operator_lets_nobody_read_data_without_a_key(two: Two) -> None:
-    from dataclasses import fields
-
-    house = two.call.house
-    given = {f.name: getattr(house, f.name) for f in fields(house) if f.init}
-    app = create_app(type(house)(**{**given, "local_operator": True}))
-    import httpx
+    app = create_app(replace(two.call.state, local_operator=True))
 
     async def ask(path: str) -> int:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://g") as http:

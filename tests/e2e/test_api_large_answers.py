@@ -110,7 +110,7 @@ def test_a_list_of_collections_reads_the_log_as_often_as_one_does(call: Caller) 
     tenant = call.base.registry.tenant(name)
     generations = [c.generation() for c in call.base.registry.collections(name)]
     log = Counted(call.base.log)
-    freshness = Freshness(log, call.base.registry, call.house.searchers, call.base.clock)  # type: ignore[arg-type]
+    freshness = Freshness(log, call.base.registry, call.state.searchers, call.base.clock)  # type: ignore[arg-type]
     watermarks = {slot: 0 for g in generations for slot in g.slots}
     many = freshness.measure_all(tenant, generations, watermarks)
     calls = log.calls.total()

@@ -255,7 +255,7 @@ def test_the_recall_monitor_samples_vectors_alone(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
     token = call.write(key, [doc("a", "apples")])
-    monitor = call.house.answerer.recall
+    monitor = call.state.answerer.recall
     samples = len(monitor._samples)
     call.search(key, text="apples", mode="lexical", wait_for=token)
     call.search(key, text="apples", mode="hybrid", vector=[1, 0, 0, 0])

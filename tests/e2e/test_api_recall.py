@@ -50,7 +50,7 @@ def test_measured_recall_survives_a_restart_of_the_gateway(tmp_path: Path) -> No
             call.search(key, vector=[1, i, 2, 3, 4, 5, 6, 7], k=5)
         eventually(lambda: (facts(call, key)["recall"] or {"n": 0})["n"] >= ENOUGH)
         before = facts(call, key)["recall"]
-        call.portal.call(call.house.recall.save)
+        call.portal.call(call.state.recall.save)
         with another() as later:
             eventually(lambda: facts(later, key)["recall"] is not None)
             assert facts(later, key)["recall"] == before

@@ -73,6 +73,6 @@ def test_many_that_ask_share_one_probe(gateway: Any) -> None:
 def test_another_event_loop_is_told_the_same(gateway: Any) -> None:
     call, _, _ = gateway
     eventually(lambda: call("GET", "/readyz").status_code == 200)
-    whole, found = asyncio.run(call.house.readiness.elsewhere())
+    whole, found = asyncio.run(call.state.readiness.elsewhere())
     assert whole
     assert found == call("GET", "/readyz").json()["parts"]

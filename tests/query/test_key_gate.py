@@ -110,7 +110,7 @@ def test_an_unknown_key_is_refused_again_without_a_query(tmp_path: Path) -> None
     with platform(tmp_path) as call:
         key = unknown()
         problem(call("GET", "/v1/collections", key), 401)
-        assert call.house.keys.remembers(key)
+        assert call.state.keys.remembers(key)
         problem(call("GET", "/v1/collections", key), 401)
 
 

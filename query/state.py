@@ -1,0 +1,164 @@
+"""The gateway's state: every dependency of its routes, built once by `open_state`."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from query.admission import Admission
+from query.answer import Answerer, QueryEmbedder
+from query.key_gate import Failures, KeyGate
+from query.parsers import Parsers, Writers
+from query.quality.freshness import Freshness
+from query.quality.recall import History, RecallMonitor
+from query.readiness import Readiness
+from query.rerank import Reranker
+from query.scatter import Searcher, Searchers
+from query.turns import Turns
+from tenants.audit import Audit
+from tenants.entities import EmbeddingModel, Generation
+from tenants.jobs import Jobs
+from tenants.keys import Keys
+from tenants.registry import Registry
+from vicinage.clock import Clock
+from vicinage.log import Log
+from vicinage.records import Floats
+from vicinage.settings import GatewaySettings, IngestSettings
+
+TURNS_AT_ONCE: Final = 2
+"""Large answers that are encoded at once, in slices between other requests on the event loop."""
+FETCHES_AT_ONCE: Final = 16
+"""Requests that wait for the content of a large answer at once: fewer than half of the threads."""
+FETCHES_OF_ONE_MAX: Final = 2
+"""Fetches of one tenant at once (bulkhead): a hung searcher or topic delays its own tenants only."""
+MeasureCapacity = Callable[[Searchers], Awaitable[Mapping[str, object]]]
+"""Returns the capacity report (capacity/report.py)."""
+KeepRecentQueries = Callable[[Generation, Floats], None]
+"""Stores recent query vectors, on which the next segments' effort curves are measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What the wiring provides: the platform's resources and the gateway's options."""
+
+    registry: Registry
+    keys: Keys
+    audit: Audit
+    jobs: Jobs
+    log: Log
+    searchers: tuple[Searcher, ...]
+    embedder_for: Callable[[str], QueryEmbedder]
+    embedder_ready: Callable[[], Awaitable[bool]]
+    measure_capacity: MeasureCapacity
+    check_model: Callable[[EmbeddingModel], None]
+    """Tries a model before it is registered. Raises Refused."""
+    settings: GatewaySettings
+    limits: IngestSettings
+    slots_total: int
+    clock: Clock
+    local_operator: bool = False
+    on_failure: Callable[[BaseException], None] | None = None
+    """Called when a background task of the gateway fails."""
+    keep_recent_queries: KeepRecentQueries | None = None
+    recall_history: History | None = None
+    """Keeps measured recall over a restart."""
+    close_embedders: Callable[[], Awaitable[None]] | None = None
+    reranker: Reranker | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayState:
+    """What the routes share. Its parts change; the set of parts does not."""
+
+    registry: Registry
+    keys: Keys
+    audit: Audit
+    jobs: Jobs
+    log: Log
+    settings: GatewaySettings
+    limits: IngestSettings
+    slots_total: int
+    clock: Clock
+    local_operator: bool
+    check_model: Callable[[EmbeddingModel], None]
+    measure_capacity: MeasureCapacity
+    on_failure: Callable[[BaseException], None] | None
+    close_embedders: Callable[[], Awaitable[None]] | None
+    searchers: Searchers
+    freshness: Freshness
+    recall: RecallMonitor
+    answerer: Answerer
+    readiness: Readiness
+    key_gate: KeyGate
+    parsers: Parsers
+    writers: Writers
+    fetches: Turns
+    """Limits reads of what may be large: documents, lists of collections, dead letters."""
+    turns: Turns
+    """Limits encoding of large answers. A holder never waits for a searcher, the log or a client."""
+
+    def drain(self) -> None:
+        """Refuses new requests and ends waits for writes; other requests in flight are answered."""
+        self.answerer.admission.drain()
+        self.freshness.drain()
+
+
+def open_state(given: Dependencies) -> GatewayState:
+    """Returns the state of a gateway over these dependencies."""
+    searchers = Searchers(given.searchers)
+    freshness = Freshness(given.log, given.registry, searchers, given.clock)
+    recall = _recall(given, searchers)
+    return GatewayState(
+        registry=given.registry,
+        keys=given.keys,
+        audit=given.audit,
+        jobs=given.jobs,
+        log=given.log,
+        settings=given.settings,
+        limits=given.limits,
+        slots_total=given.slots_total,
+        clock=given.clock,
+        local_operator=given.local_operator,
+        check_model=given.check_model,
+        measure_capacity=given.measure_capacity,
+        on_failure=given.on_failure,
+        close_embedders=given.close_embedders,
+        searchers=searchers,
+        freshness=freshness,
+        recall=recall,
+        answerer=_answerer(given, searchers, freshness, recall),
+        readiness=Readiness(given.registry, given.log, searchers, given.slots_total, given.embedder_ready),
+        key_gate=KeyGate(given.keys, Failures(given.settings.key_failures_per_s, given.clock.monotonic)),
+        parsers=_parsers(given),
+        writers=Writers(),
+        fetches=Turns(FETCHES_AT_ONCE, FETCHES_OF_ONE_MAX),
+        turns=Turns(TURNS_AT_ONCE),
+    )
+
+
+def _recall(given: Dependencies, searchers: Searchers) -> RecallMonitor:
+    return RecallMonitor(
+        searchers,
+        share=given.settings.recall_sample_share,
+        samples_min=given.settings.recall_samples_min,
+        cpu_share=given.settings.recall_cpu_share,
+        keep=given.keep_recent_queries,
+        history=given.recall_history,
+    )
+
+
+def _answerer(given: Dependencies, searchers: Searchers, freshness: Freshness, recall: RecallMonitor) -> Answerer:
+    admission = Admission(
+        in_flight_max=given.settings.in_flight_max,
+        bodies_bytes_max=given.settings.bodies_bytes_max,
+        answers_bytes_max=given.settings.answers_bytes_max,
+    )
+    return Answerer(given.registry, searchers, given.embedder_for, freshness, recall, admission, given.reranker)
+
+
+def _parsers(given: Dependencies) -> Parsers:
+    return Parsers(
+        processes=given.settings.parse_processes,
+        parse_s=given.settings.parse_s,
+        memory_bytes=given.settings.parse_memory_bytes,
+        on_failure=given.on_failure,
+    )
