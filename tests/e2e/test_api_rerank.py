@@ -262,14 +262,14 @@ def test_the_queue_is_bounded_and_what_nobody_waits_for_is_not_read(
         return own(pairs, **more)
 
     monkeypatch.setattr(model._model, "predict", predict)
-    with model._work:  # the worker cannot take anything meanwhile
+    with model._worker.lock:  # the worker cannot take anything meanwhile
         waiting = model.submit("a", ["b"] * reranker_room.QUEUE_PAIRS, **given)
         with pytest.raises(Overloaded):
             model.submit("a", ["b"], **given)
         waiting.cancel()
 
     def nothing_waits() -> bool:
-        with model._work:
+        with model._worker.lock:
             return len(model._queue) == 0
 
     eventually(nothing_waits)
@@ -296,7 +296,7 @@ def test_a_model_that_fails_again_and_again_ends_the_role(folder: Path, monkeypa
     for _ in range(reranker_room.FAILURES_MAX):
         with pytest.raises(Unavailable):
             broken.submit("a", ["b"], tenant="t", weight=1, deadline=Deadline.after(30)).result(30)
-    broken._worker.join(10)
+    broken._worker._thread.join(10)
     assert [str(error) for error in died] == ["the device is gone"]
     assert not broken.alive()
 
