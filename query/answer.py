@@ -18,7 +18,7 @@ from query.plan import Plan, Question, make_plan
 from query.quality.freshness import Freshness
 from query.quality.recall import RecallMonitor
 from query.rerank import Reranker, reranked
-from query.scatter import Gathered, Searchers
+from query.scatter import ScatterResult, Searchers
 from tenants.entities import CLASS_WEIGHT, Collection, Generation, Principal, Tenant
 from tenants.registry import Registry
 from vicinage.clock import Deadline
@@ -99,11 +99,11 @@ class Answerer:
         question, vector, without = await self._embedded(question, tenant, collection.generation(), deadline)
         aim, misses = self.recall.aim(collection), self.recall.misses(collection)
         plan = make_plan(question, collection, vector, self.registry.version, aim, scan=misses)
-        gathered = await self.searchers.scatter(plan, deadline)
-        hits = answered(gathered.shard_results, question)
-        if not gathered.failures and question.mode == "dense":
-            self.recall.offer(plan, hits, gathered.shard_results)
-        found = await self._statement(tenant, plan, gathered, hits)
+        scattered = await self.searchers.scatter(plan, deadline)
+        hits = answered(scattered.shard_results, question)
+        if not scattered.failures and question.mode == "dense":
+            self.recall.offer(plan, hits, scattered.shard_results)
+        found = await self._statement(tenant, plan, scattered, hits)
         if without is not None:
             hits = tuple(hit._replace(lexical_score=hit.score) for hit in found.hits)
             found = replace(found, hits=hits, reason="; ".join(filter(None, (found.reason, without))))
@@ -193,8 +193,8 @@ class Answerer:
         )
         return checked_vector(vector, live)
 
-    async def _statement(self, tenant: Tenant, plan: Plan, gathered: Gathered, hits: tuple[Hit, ...]) -> Answer:
-        shard_results = gathered.shard_results
+    async def _statement(self, tenant: Tenant, plan: Plan, scattered: ScatterResult, hits: tuple[Hit, ...]) -> Answer:
+        shard_results = scattered.shard_results
         watermarks = {p.shard.slot: p.watermark for p in shard_results}
         return Answer(
             hits=hits,
@@ -202,8 +202,8 @@ class Answerer:
             lag_ms=await self.freshness.lag_ms(tenant, plan.generation, watermarks),
             generation=plan.generation.number,
             effort=max(p.effort for p in shard_results),
-            missing_share=gathered.missing_share(),
-            reason=reason_of(plan, gathered),
+            missing_share=scattered.missing_share(),
+            reason=reason_of(plan, scattered),
         )
 
 

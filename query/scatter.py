@@ -46,8 +46,8 @@ class Searcher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
-    """What the shards answered, and why the others did not."""
+class ScatterResult:
+    """The results of the shards that answered, and the errors of the others."""
 
     shard_results: tuple[ShardResult, ...]
     failures: tuple[Unavailable, ...]
@@ -72,7 +72,7 @@ class Searchers:
             raise Unavailable(f"nobody holds slot {slot}", dependency="searcher")
         return found
 
-    async def scatter(self, plan: Plan, deadline: Deadline) -> Gathered:
+    async def scatter(self, plan: Plan, deadline: Deadline) -> ScatterResult:
         """Ask every shard; a shard that fails or is late is missing, never waited for beyond the deadline.
 
         Raises the first failure when no shard answered, and at once what would be the same everywhere (Refused, Overloaded).
@@ -84,7 +84,7 @@ class Searchers:
         failures = tuple(o for o in outcomes if isinstance(o, Unavailable))
         if len(failures) == len(outcomes):
             raise failures[0]
-        return Gathered(tuple(o for o in outcomes if isinstance(o, ShardResult)), failures)
+        return ScatterResult(tuple(o for o in outcomes if isinstance(o, ShardResult)), failures)
 
     async def _ask(self, query: ShardQuery, deadline: Deadline) -> ShardResult | Unavailable:
         """The shard's answer, or why it is missing."""

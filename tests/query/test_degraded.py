@@ -4,7 +4,7 @@ import numpy as np
 
 from query.degraded import reason_of
 from query.plan import Plan, Question, make_plan
-from query.scatter import Gathered
+from query.scatter import ScatterResult
 from tenants.entities import Collection, Generation, Objectives
 from vicinage.errors import Unavailable
 from vicinage.records import Bound, ShardResult
@@ -22,16 +22,16 @@ def shard_result(slot: int, scanned: int = 0, unscanned: Bound | None = None) ->
 
 
 def test_a_whole_answer_has_no_reason() -> None:
-    assert reason_of(planned(), Gathered((shard_result(0), shard_result(1)), ())) is None
+    assert reason_of(planned(), ScatterResult((shard_result(0), shard_result(1)), ())) is None
 
 
 def test_missing_shards_are_counted() -> None:
-    missing = Gathered((shard_result(0),), (Unavailable("away", dependency="searcher"),))
+    missing = ScatterResult((shard_result(0),), (Unavailable("away", dependency="searcher"),))
     assert reason_of(planned(), missing) == "1 of 2 shards did not answer"
 
 
 def test_a_scan_in_place_of_an_index_is_named_with_its_objective_and_its_passages() -> None:
-    reason = reason_of(planned(), Gathered((shard_result(0, 300), shard_result(1, 200)), ()))
+    reason = reason_of(planned(), ScatterResult((shard_result(0, 300), shard_result(1, 200)), ()))
     assert reason == (
         "live searches prove that the index misses the recall objective of 0.95; "
         "500 passages were compared one by one in its place"
@@ -40,7 +40,7 @@ def test_a_scan_in_place_of_an_index_is_named_with_its_objective_and_its_passage
 
 def test_an_index_that_serves_below_its_objective_because_of_a_bound_is_named() -> None:
     for bound in ("rows", "cpu"):
-        reason = reason_of(planned(), Gathered((shard_result(0, 0, bound), shard_result(1)), ()))
+        reason = reason_of(planned(), ScatterResult((shard_result(0, 0, bound), shard_result(1)), ()))
         assert reason is not None
         assert "misses the recall objective of 0.95" in reason
         assert "searched at its greatest effort" in reason
