@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from cluster.roles import run_role
 from query import gateway
+from query.quality import recall
 from vicinage.settings import GatewaySettings, Settings
 
 async def dead(*_):
@@ -32,7 +33,7 @@ run_role("gateway", Settings(data=Path(sys.argv[1]), gateway=GatewaySettings(por
 """
 
 
-@pytest.mark.parametrize("part", ["gateway.RecallMonitor.run", "gateway._keep_fresh"])
+@pytest.mark.parametrize("part", ["recall.RecallMonitor.run", "gateway._keep_fresh"])
 def test_a_gateway_whose_part_died_ends_its_process(tmp_path: Path, part: str) -> None:
     words = [sys.executable, "-c", DIES.format(part=part), str(tmp_path), str(free_port())]
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
