@@ -38,3 +38,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
         report.outcome = "failed"
         report.longrepr = f"skipped under VICINAGE_REQUIRE=all: {report.longrepr}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def no_settings_file_is_left() -> Iterator[None]:
+    """`--config` sets a variable of its process, for the roles that it starts: the next test must not see it."""
+    yield
+    os.environ.pop("VICINAGE_CONFIG", None)
