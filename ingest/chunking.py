@@ -1,8 +1,9 @@
-"""Documents to passages: a splitter library cuts at the best boundary that the model's window allows.
+"""Chunks documents: a splitter library splits at the best boundary that the model's window allows.
 
-Nothing is truncated, ever: a text longer than the window becomes several passages, with their places kept. The library cuts by
-characters, as many as the text's own density of tokens makes worth a passage, and every piece is then counted in tokens;
-cutting by tokens directly tokenises everything some twenty times over, and took 19 s for a megabyte where this takes one.
+No text is truncated: a text longer than the window becomes several passages with their positions.
+The library splits by characters; the text's characters per token give the length of a passage.
+Then the tokens of every piece are counted. Splitting by tokens tokenizes everything some twenty
+times over, and takes 19 s for a megabyte instead of 1 s.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,18 +17,24 @@ from vicinage.settings import IngestSettings
 from vicinage.texts import is_blank
 
 SPECIAL_TOKENS: Final = 2
-"""What a model's own tokenizer adds around a text."""
+"""Tokens that a model's tokenizer adds around a text."""
 BLOCK_CHARS: Final = 16_384
-"""The library's time grows with the square of a text without paragraphs: longer texts are first cut into blocks."""
+"""Longer texts are split into blocks first.
+
+The library's time grows with the square of the length of a text without paragraphs.
+"""
 CHARS_PER_TOKEN_MAX: Final = 8
-"""A word of any length may be one (unknown) token; a passage stays of a size that a person can read."""
+"""Bound on the length of a passage: a word of any length may be one (unknown) token.
+
+It keeps a passage to a size that a person can read.
+"""
 BYTES_PER_TOKEN: Final = 4
 Count = Callable[[Sequence[str]], list[int]]
-"""Tokens of each text, special ones not counted; never fewer than the model will find."""
+"""Counts the tokens of each text, without special tokens; never fewer than the model counts."""
 
 
 class Chunker:
-    """Cuts for one model. Safe for many threads."""
+    """Chunks texts for one model. Safe for many threads."""
 
     def __init__(self, count: Count, *, aim: int, window: int, overlap: int) -> None:
         assert 0 <= overlap < aim <= window, (overlap, aim, window)
@@ -37,9 +44,10 @@ class Chunker:
         self._overlap = overlap
 
     def chunk(self, text: str) -> list[Passage]:
-        """Passages in order, `text[start:end]` each: about `aim` tokens, never over the window, neighbours overlapping.
+        """Returns passages in order, each `text[start:end]`; neighbors overlap.
 
-        Every character that can be read is in one. A text that fits is one passage.
+        A passage has about `aim` tokens and never more than the window. Every visible character
+        is in a passage. A text that fits is one passage.
         """
         [n] = self._count([text])
         whole = _trimmed(text)
@@ -48,7 +56,10 @@ class Chunker:
         return _in_order(self._chunk(text, 0, n)) or [whole]
 
     def _chunk(self, text: str, start: int, n_tokens: int) -> Iterator[Passage]:
-        """The passages of a text of `n_tokens` that stands at `start`; a piece that is denser than the rest is cut again."""
+        """Yields the passages of a text of `n_tokens` that begins at `start`.
+
+        Splits a piece again if it has more tokens than the window.
+        """
         pieces = list(self._pieces(text, n_tokens))
         for (at, piece), n in zip(pieces, self._count([p for _, p in pieces]), strict=True):
             if n <= self._window or len(piece) == 1:
@@ -66,7 +77,10 @@ class Chunker:
 
 
 def _split(text: str, chars: int, overlap: int) -> list[tuple[int, str]]:
-    """(place, piece) of at most `chars` characters, cut between sentences, words or characters, as high as possible."""
+    """Returns (position, piece) pairs of at most `chars` characters.
+
+    Splits between sentences, else words, else characters.
+    """
     from semantic_text_splitter import TextSplitter
 
     found: list[tuple[int, str]] = TextSplitter(chars, overlap=overlap, trim=True).chunk_indices(text)
@@ -74,9 +88,9 @@ def _split(text: str, chars: int, overlap: int) -> list[tuple[int, str]]:
 
 
 def _in_order(passages: Iterable[Passage]) -> list[Passage]:
-    """Returns passages by place, without blank ones and those that lie wholly within the one before.
+    """Returns passages by position, without blank ones and those within the previous passage.
 
-    An overlap of a piece that was cut again may do so.
+    The overlap of a piece that was split again can lie within the previous passage.
     """
     kept: list[Passage] = []
     for p in sorted(passages, key=lambda p: (p.start, -p.end)):
@@ -86,16 +100,17 @@ def _in_order(passages: Iterable[Passage]) -> list[Passage]:
 
 
 def _trimmed(text: str) -> Passage:
-    """The whole text but the white space around it."""
+    """Returns the whole text without the white space around it."""
     trimmed = text.strip() or text
     start = text.index(trimmed)
     return Passage(trimmed, start, start + len(trimmed))
 
 
 def open_chunker(model: EmbeddingModel, settings: IngestSettings) -> Chunker:
-    """The chunker for `model`; loads its tokenizer, not the model.
+    """Returns the chunker for `model`; loads its tokenizer, not the model.
 
-    Of a model behind a server only the window is known: its tokens are taken to be bytes, which they never outnumber.
+    The tokenizer of a model behind a server is unknown: a text counts one token per byte, because
+    a text never has more tokens than bytes. Raises Refused if the document prompt fills the window.
     """
     if model.kind == "local":
         count, unit = _token_count(open_tokenizer(model)), 1

@@ -1,8 +1,8 @@
-"""The documents of a job chunked into passages, each with its vector: the tenant's own, or the embedder's.
+"""Chunks and embeds a job's documents. A vector is the tenant's own or comes from the embedder.
 
-A model's server may refuse a text for ever. Its document alone is given up then: what is refused together is asked in parts, and
-a text that is refused alone is believed of a server that takes HARMLESS. What was not answered in time is asked for in smaller
-calls (`ingest/embedding/batch_size.py`).
+A model's server may refuse a text permanently. Then only that text's document is given up: a
+refused call is bisected until the text is alone. A refusal of one text counts only while the
+server accepts HARMLESS. After a timeout, calls get smaller (`ingest/embedding/batch_size.py`).
 """
 
 from collections import deque
@@ -23,24 +23,30 @@ from vicinage.records import Document, Floats, Passage
 from vicinage.wire import MESSAGE_BYTES_MAX, rows_bytes
 
 Key = tuple[int, str | None]
-"""A write, by its identity, and a model."""
+"""The `id()` of a write, and a model."""
 FAILURES_MAX: Final = 5
-"""A text that a server fails on so often, over about a second, is at fault, if the server answers HARMLESS."""
+"""Failures of the server on one text before its document is given up, over about a second.
+
+The server must embed HARMLESS after the last of them.
+"""
 HARMLESS: Final = "hello"
-"""A server that refuses this refuses everything: it is unwell, and no document is at fault."""
+"""A server that refuses this text refuses everything: the server is at fault, not a document."""
 
 
 class Chunker(Protocol):
-    """Chunks a text into passages that its model reads whole."""
+    """Chunks a text into passages that fit the model's window."""
 
     def chunk(self, text: str) -> list[Passage]:
-        """At least one passage, in order; `text[start:end]` each."""
+        """Returns at least one passage, in order; each is `text[start:end]`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Texts for a model to embed in one go, and where each one's vector belongs: whose it is and which passage."""
+    """Texts that a model embeds in one call.
+
+    `places` has the destination of each vector: the write and the number of the passage.
+    """
 
     model: str
     texts: list[str]
@@ -49,9 +55,10 @@ class Call:
 
 @dataclass(slots=True)
 class Embedded:
-    """The passages of a job's writes for one model and their vectors, as far as they are made.
+    """Passages of a job's writes for one model, and the vectors that are embedded so far.
 
-    `calls` are still to be made; None until the documents are chunked. `refused` has the reason of each write that is given up.
+    `calls` are the calls that remain; None until the documents are chunked. `refused` has the
+    reason for each write that is given up.
     """
 
     pieces: dict[Key, list[Passage | None]] = field(default_factory=dict)
@@ -59,10 +66,10 @@ class Embedded:
     calls: deque[Call] | None = None
     refused: dict[int, str] = field(default_factory=dict)
     failures: dict[int, int] = field(default_factory=dict)
-    """How often the model's server failed on a text of the write that was asked alone."""
+    """Failures of the model's server on calls with one text, by write."""
 
     def bytes(self, write: Write, generation: Generation) -> int:
-        """What the write's rows take in a message of this generation."""
+        """Returns the size of the write's rows in a message of this generation."""
         if write.document is None:
             return rows_bytes(write.id, 1, 0)
         pieces = self.pieces[id(write), generation.model]
@@ -76,14 +83,14 @@ class Embedded:
         )
 
     def give_up(self, write: int, reason: str) -> None:
-        """Make no more of this write for this model."""
+        """Gives the write up for this model, and removes its texts from the remaining calls."""
         self.refused[write] = reason
         if self.calls is not None:
             self.calls = deque(left for call in self.calls if (left := _without(call, write)).texts)
 
 
 class Vectors:
-    """Chunks and embeds, by the collection's models. Safe for many threads."""
+    """Chunks and embeds with the collection's models. Safe for many threads."""
 
     def __init__(
         self,
@@ -98,18 +105,18 @@ class Vectors:
         self._clock = clock
 
     def chunk(self, job: Job, model: str | None, made: Embedded) -> None:
-        """Chunks every document of the job that a generation of this model takes. A no-op for what is chunked already.
+        """Chunks every document of the job that goes to a generation of this model.
 
-        Raises Unavailable where the model's tokenizer is missing.
+        A no-op if they are chunked already. Raises Unavailable if the model's tokenizer is missing.
         """
         if made.calls is None:
             made.calls = deque(self._chunk_all(job, model, made))
 
     def embed(self, job: Job, made: Embedded, stopping: Callable[[], bool]) -> None:
-        """Completes `made`, which is chunked: the vectors of its passages.
+        """Completes the vectors of `made`, which must be chunked.
 
-        Raises Unavailable or Overloaded where the embedder is away or busy, and Unavailable once `stopping()`. What was made
-        until then is kept in `made`, and the next call continues from there.
+        Raises Unavailable if the embedder is away or once `stopping()` is true, and Overloaded if
+        it is busy. `made` keeps the vectors embedded so far; the next call continues from there.
         """
         while made.calls:
             if stopping():
@@ -125,7 +132,7 @@ class Vectors:
                 _keep(made, made.calls.popleft(), vectors)
 
     def _split(self, calls: deque[Call]) -> None:
-        """Make the first call no larger than its model answers in time."""
+        """Splits the first call so that it is no larger than its model answers in time."""
         first = calls[0]
         n = self._sizer.size(first.model)
         if len(first.texts) > n:
@@ -143,7 +150,10 @@ class Vectors:
         return vectors
 
     def _narrow(self, tenant: Tenant, made: Embedded, call: Call, refused: Refused) -> None:
-        """Ask a refused call in parts; give up the document of a text that is refused alone. Raises Unavailable."""
+        """Splits a refused call; gives up the document of a text that is refused alone.
+
+        Raises Unavailable if the server refuses HARMLESS too.
+        """
         assert made.calls is not None
         if len(call.texts) == 1:
             made.calls.appendleft(call)
@@ -153,9 +163,10 @@ class Vectors:
             made.calls.extendleft(reversed(_parts(call, refused)))
 
     def _isolate(self, tenant: Tenant, made: Embedded, failed: ServerFailed) -> None:
-        """Ask a call that the server fails on in parts; give up the document of a text that it fails on again and again.
+        """Bisects a call that the server fails on; gives up the document of a text at fault.
 
-        Raises Unavailable while it is the server that is unwell, and FAILURES_MAX - 1 times for a text by itself.
+        Raises `failed` while the server is at fault, and for the first FAILURES_MAX - 1 failures
+        of a call with one text.
         """
         assert made.calls is not None
         call = made.calls[0]
@@ -181,7 +192,7 @@ class Vectors:
             raise Unavailable(f"the embedder refuses everything: {unwell}", dependency="embedder") from unwell
 
     def _chunk_all(self, job: Job, model: str | None, made: Embedded) -> Iterator[Call]:
-        """Chunks every document for the model; yields the call that its passages need, if any."""
+        """Chunks every document for the model; yields a call for the passages to embed, if any."""
         for write in job.writes:
             for generation in job.targets(write) if write.document is not None else ():
                 if generation.model == model:
@@ -197,7 +208,7 @@ class Vectors:
             yield Call(model, [_text(made, place) for place in wanted], wanted)
 
     def _chunk(self, write: Write, generation: Generation, made: Embedded) -> None:
-        """Chunks the write's passages for the generation's model; gives it up where no message can hold its rows."""
+        """Chunks the write for the generation's model; gives it up if its rows exceed a message."""
         document, key = write.document, (id(write), generation.model)
         if document is None or key in made.pieces:
             return
@@ -214,7 +225,10 @@ class Vectors:
             made.give_up(id(write), f"its {n} passages make {size} bytes; at most {MESSAGE_BYTES_MAX} in a document")
 
     def _chunker(self, model: str) -> Chunker:
-        """A model whose tokenizer is not to be had is as good as away: it may be installed or mended while its documents wait."""
+        """Returns the model's chunker. Raises Unavailable where its tokenizer is missing.
+
+        The model counts as away: it may be installed or repaired while its documents wait.
+        """
         try:
             return self._chunker_for(model)
         except Refused as missing:
@@ -227,7 +241,10 @@ class Vectors:
 
 
 def _parts(call: Call, refused: Refused) -> list[Call]:
-    """A refused call without, and with only, the text that the server names (field `input.<number>`); else its halves."""
+    """Splits a refused call around the text that the server names (field `input.<number>`).
+
+    Returns its halves if the server names none.
+    """
     n = len(call.texts)
     name, _, number = (refused.field or "").partition(".")
     named = int(number) if name == "input" and number.isdecimal() and int(number) < n else None

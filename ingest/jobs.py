@@ -1,6 +1,7 @@
-"""Records of the documents log to jobs: which documents they write, which they delete, which are rejected. Pure.
+"""Turns records of the documents log into jobs of writes, deletions and rejections. Pure.
 
-A version is the record's position under its partition map (law 3); the tenant is the topic's, whatever the record says (law 1).
+A version is the record's position under its partition map (law 3). The tenant is the topic's; a
+tenant named in the record does not change it (law 1).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,15 +24,15 @@ from vicinage.wire import ARROW, decode_documents, load_json
 
 PASSAGE_CHARS: Final = 800
 PARSED_BYTES: Final = 1 << 20
-"""Bytes of records that are parsed in one turn, and then are a job; a single record may have more."""
+"""Bytes of records that are parsed in one turn and form a job; a single record may have more."""
 
 
 Target = tuple[str, int]
-"""A generation within its tenant: collection and number."""
+"""A generation within its tenant: the collection's name and the generation's number."""
 
 
 class Collections(PartitionMaps, Protocol):
-    """Where a record's collection and partition maps are looked up; a Registry is one."""
+    """A lookup of a record's collection and partition maps; a Registry is one."""
 
     def collection(self, tenant: str, name: str) -> Collection:
         """Returns the tenant's collection. Raises NotFound."""
@@ -40,7 +41,10 @@ class Collections(PartitionMaps, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a job has for one generation: the offset of the first record, and whether its model is to be asked."""
+    """A job's work for one generation: the offset of its first record, and whether it is embedded.
+
+    `asks`: the generation's model must embed at least one document.
+    """
 
     generation: Generation
     first: int
@@ -57,7 +61,7 @@ class Write:
     event_time_ms: int
     document: Document | None
     stored: LogRecord
-    """The record that it came in."""
+    """The record that holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +71,10 @@ class Skipped:
 
 @dataclass(slots=True)
 class Job:
-    """Records of one partition, parsed: what to write, what to reject, and the offsets from `start` to before `end`.
+    """Parsed records of one partition: writes and rejections for the offsets [start, end).
 
-    `only` is the one generation that a lane's job writes; `apart` are those that a lane writes instead of this job.
+    `only` is the one generation that a lane's job writes. `apart` has the generations that a lane
+    writes instead of this job.
     """
 
     tenant: Tenant
@@ -77,16 +82,16 @@ class Job:
     start: int
     end: int = 0
     read_after: float = 0.0
-    """Monotonic time before which nobody had these records in hand."""
+    """Monotonic time, in seconds, before the records were read."""
     writes: list[Write] = field(default_factory=list)
     rejected: list[tuple[LogRecord, Rejected]] = field(default_factory=list)
     skipped: int = 0
-    """Deletions that were written to an earlier collection of the name: they have no effect."""
+    """Deletions that were written to an earlier collection of this name; they have no effect."""
     only: Target | None = None
     apart: frozenset[Target] = frozenset()
 
     def targets(self, write: Write) -> Sequence[Generation]:
-        """Returns the generations that this job brings the write to."""
+        """Returns the generations that this job writes the write to."""
         every = write.collection.generations
         if self.only is None and not self.apart:
             return every
@@ -96,7 +101,7 @@ class Job:
         return target not in self.apart if self.only is None else target == self.only
 
     def needs(self) -> dict[Target, Need]:
-        """Returns what the job has for each generation that it writes to."""
+        """Returns the job's work for each generation that it writes to."""
         found: dict[Target, Need] = {}
         for write in self.writes:
             for generation in self.targets(write):
@@ -105,18 +110,21 @@ class Job:
                 asks = _asks(write, generation)
                 if known is None:
                     found[target] = Need(generation, offset, asks)
-                elif offset < known.first or (asks and not known.asks):  # writes stand by document, not by offset
+                elif offset < known.first or (asks and not known.asks):  # writes are ordered by document
                     found[target] = Need(generation, min(offset, known.first), asks or known.asks)
         return found
 
     def cost(self) -> int:
-        """Returns about how many passages it makes: what it takes of its tenant's share."""
+        """Returns the estimated number of passages, which is charged to the tenant's share."""
         documents = [w.document for w in self.writes if w.document is not None]
         return 1 + sum(1 + len(d.passages or ()) + len(d.text or "") // PASSAGE_CHARS for d in documents)
 
 
 def takes_given(write: Write, generation: Generation) -> bool:
-    """Whether the generation takes the vectors that came with the document: they are of the live generation's model."""
+    """Returns whether the generation uses the vectors that were sent with the document.
+
+    Such vectors are of the live generation's model.
+    """
     document = write.document
     return (
         document is not None
@@ -143,12 +151,12 @@ def jobs_of(
     end: int | None = None,
     only: Target | None = None,
 ) -> Iterator[Job]:
-    """Yields the records as jobs of about `batch_passages` documents; a record is never split over two.
+    """Yields the records as jobs of about `batch_passages` documents; no record spans two jobs.
 
-    They cover the offsets from `start` to before `end`: by default those of the records. With `only` they hold that
-    generation's writes and nothing else: what cannot be parsed is the partition's to reject. `look_again` is called once,
-    for the first document that is not in its home partition. `topic_id`: of the topic that the records are from; None:
-    the one that has the name.
+    The jobs cover the offsets [start, end), by default those of the records. With `only`, they hold
+    that generation's writes alone; the partition's own jobs reject what cannot be parsed.
+    `look_again` is called once, for the first document outside its home partition. `topic_id` is
+    the identity of the records' topic; None means the topic that has the name now.
     """
 
     def job_at(offset: int) -> Job:
@@ -177,10 +185,11 @@ def jobs_of(
 
 
 def _newest(job: Job) -> Job:
-    """Keeps of each document what may come to stand, oldest first: its writes since the newest deletion.
+    """Keeps the writes of each document since its newest deletion, oldest first.
 
-    Which one stands is known once they are embedded: the last one may yet be refused by the model's server, then the
-    one before it stands. A deletion is never refused; one by filter takes out only what is not newer than its version.
+    The write to keep is known after embedding: if the model's server refuses the last one, the
+    previous one applies. A deletion is never refused. A deletion by filter removes only writes
+    that are not newer than its version.
     """
     lines: dict[tuple[str, str], list[Write]] = {}
     for write in job.writes:
@@ -203,7 +212,7 @@ def _rank(write: Write) -> tuple[int, bool]:
 def parse(
     record: LogRecord, tenant: Tenant, collections: Collections, limits: IngestSettings, homes: Homes | None = None
 ) -> list[Write | Rejected | Skipped]:
-    """Returns every document that one record holds, as a write or as a reason why not."""
+    """Returns every document of one record as a write, a rejection or a skipped deletion."""
     homes = homes or Homes(collections, None)
     try:
         entries = list(_entries(record, tenant, collections, limits))

@@ -1,13 +1,15 @@
-"""Schedules ingest: which part is embedded next and which job is written next. No threads, no clock, no I/O.
+"""Schedules ingest: selects the part to embed next and the job to write next. Pure.
 
-A line is a sequence of jobs that are written in order (law 3): those of a partition, or those of one generation's lane. The
-part of a job that one model embeds is scheduled by itself, so that an answer of one model never waits for another's.
+A `line` is a queue of jobs that are written in order (law 3): the jobs of a partition, or of one
+generation's lane. A job has one part per model. Each part is scheduled separately, so that no
+model's part waits for another model.
 
-Law 7: tenants take turns by weight, `OF_ONE_MAX` parts of a tenant and a model at once, and a model has `OF_MODEL_MAX`
-workers (a bulkhead): a server that keeps its callers waiting takes no worker from another model. A tenant whose model is
-away sleeps between its tries and tries one part at a time, `PROBES_MAX` of all such tenants of a model at once.
+Law 7: tenants take turns by weight, with `OF_ONE_MAX` parts per tenant and model in progress. Each
+model is a bulkhead of `OF_MODEL_MAX` workers, so that a slow server takes no worker from another
+model. A tenant whose model is away backs off between attempts and attempts one part at a time. At
+most `PROBES_MAX` workers of a model run such attempts, over all tenants.
 
-Not thread-safe: its owner holds a lock.
+No threads, no clock, no I/O. Not thread-safe: the owner holds a lock.
 """
 
 import heapq
@@ -24,20 +26,26 @@ from vicinage.fair import FairQueue
 from vicinage.log import TopicPartition
 
 WORKERS: Final = 64
-"""Parts under way at once; most of them wait for an answer of their model's server."""
+"""Parts in progress at once; most of them wait for a response of their model's server."""
 OF_MODEL_MAX: Final = 16
 """Workers of one model."""
 OF_ONE_MAX: Final = 2
-"""Parts of one tenant and model under way at once: while one is embedded, the next is chunked or the last one written."""
+"""Parts of one tenant and model in progress at once.
+
+While one is embedded, the next is chunked or the previous one is written.
+"""
 PROBES_MAX: Final = 4
-"""Workers of one model for all tenants together whose last try found it away."""
+"""Workers of one model for all tenants whose last attempt found the model away."""
 WRITE_AGAIN_S: Final = (0.1, 5.0)
-"""The least and the most wait before what could not be written is written again."""
+"""Minimum and maximum wait, in seconds, before a failed write is retried."""
 RETRY_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
-"""Seconds that such a tenant sleeps, after its first try, its second, …"""
+"""Backoff, in seconds, of a tenant whose model is away: after its first attempt, its second, …"""
 QUANTUM: Final = 64
 ITEMS_MAX: Final = 1 << 31
-"""Never reached: OF_ONE_MAX of each tenant and model are queued, and a line with enough jobs is not read on."""
+"""Never reached: at most OF_ONE_MAX parts per tenant and model are queued.
+
+A partition or lane with enough jobs is not read further.
+"""
 
 ShareKey = tuple[str, str | None]
 """A tenant and a model."""
@@ -45,9 +53,9 @@ ShareKey = tuple[str, str | None]
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """A job on its way, what it has for each generation, and the parts that its models embed.
+    """A job in progress, its needs by generation, and its parts by model.
 
-    `line` is the partition, or the lane, whose jobs are written in order.
+    `line` is the partition or the lane whose jobs are written in order.
     """
 
     job: Job
@@ -64,25 +72,25 @@ class Task:
             self.part(need.generation.model).asks |= need.asks
 
     def part(self, model: str | None) -> "Part":
-        """Returns the part of this model, a new one where there is none."""
+        """Returns the part of this model; creates it if there is none."""
         return self.parts.setdefault(model, Part(self, model))
 
     def asks(self) -> bool:
-        """Whether any model is still to be asked for vectors."""
+        """Returns whether a model still has vectors to embed."""
         return any(part.asks and not part.ready for part in self.parts.values())
 
     def ready(self) -> bool:
-        """Whether everything is embedded."""
+        """Returns whether every part is embedded."""
         return all(part.ready for part in self.parts.values())
 
     def made(self) -> dict[str | None, Embedded]:
-        """Returns what is embedded, by model."""
+        """Returns the embedded passages and vectors, by model."""
         return {model: part.made for model, part in self.parts.items()}
 
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """What one model embeds of a job. `over`: its result is not needed any more."""
+    """The part of a job that one model embeds. `over`: its result is no longer needed."""
 
     task: Task
     model: str | None
@@ -94,13 +102,16 @@ class Part:
 
     @property
     def share(self) -> ShareKey:
-        """Returns the tenant and model that it is charged to."""
+        """Returns the tenant and model that the part is charged to."""
         return self.task.job.tenant.name, self.model
 
 
 @dataclass(slots=True)
 class _Share:
-    """What a tenant has for one model: waiting, queued or under way (`taken`), and how often the model was away in a row."""
+    """A tenant's parts for one model, and the model's state for this tenant.
+
+    `taken` counts parts that are queued or in progress; `tries` counts failed attempts in a row.
+    """
 
     weight: int = 1
     waiting: deque[Part] = field(default_factory=deque)
@@ -129,7 +140,7 @@ class _Bulkhead:
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """A model that did not answer a tenant: how often in a row, since when (monotonic), and what was last said."""
+    """A model that fails for a tenant: failures in a row, their start (monotonic), the last reason."""
 
     tries: int
     since: float
@@ -137,7 +148,7 @@ class Away:
 
 
 class Scheduler:
-    """The jobs of all lines, from parsed to written."""
+    """The jobs of all partitions and lanes, from parsed to written."""
 
     def __init__(self) -> None:
         self._lines: dict[Hashable, deque[Task]] = {}
@@ -146,7 +157,7 @@ class Scheduler:
         self._sleepers: list[tuple[float, int, ShareKey]] = []
         self._held: set[Hashable] = set()
         self._put_off: dict[Hashable, tuple[float, float]] = {}
-        """Lines whose first task could not be written: when to try again, and after what wait."""
+        """Queues whose first task could not be written: the time of the retry, and the wait."""
         self._naps = 0
         self.working = 0
 
@@ -154,11 +165,11 @@ class Scheduler:
         return sum(len(line) for line in self._lines.values())
 
     def of(self, line: Hashable) -> int:
-        """Returns how many tasks of this line are not written yet."""
+        """Returns the number of tasks of this partition or lane that are not written yet."""
         return len(self._lines.get(line, ()))
 
     def tasks(self, line: Hashable) -> list[Task]:
-        """Returns the tasks of this line that are not written yet, in order."""
+        """Returns the tasks of this partition or lane that are not written yet, in order."""
         return list(self._lines.get(line, ()))
 
     def partitions(self) -> list[TopicPartition]:
@@ -166,24 +177,24 @@ class Scheduler:
         return [line for line in self._lines if isinstance(line, tuple)]
 
     def heads(self) -> Iterator[Task]:
-        """Yields the first task of each line."""
+        """Yields the first task of each partition and lane."""
         for line in self._lines.values():
             yield line[0]
 
     def away(self, share: ShareKey) -> Away | None:
-        """Returns what is known of a model that did not answer this tenant at its last try."""
+        """Returns the failures of a model whose last attempt for this tenant failed, else None."""
         found = self._shares.get(share)
         return Away(found.tries, found.failing_since, found.reason) if found and found.tries else None
 
     def add(self, task: Task) -> None:
-        """Appends the task to its line, and its parts that are not ready to their shares."""
+        """Appends the task to its queue, and its parts that are not ready to their shares."""
         self._lines.setdefault(task.line, deque()).append(task)
         for part in task.parts.values():
             if not part.ready:
                 self.offer(part)
 
     def offer(self, part: Part) -> None:
-        """Has the part embedded when its tenant's turn comes."""
+        """Queues the part to be embedded in its tenant's turn."""
         share = self._shares.setdefault(part.share, _Share())
         share.weight = CLASS_WEIGHT[part.task.job.tenant.priority]
         share.waiting.append(part)
@@ -192,9 +203,9 @@ class Scheduler:
     # workers
 
     def take(self, now: float) -> Part | None:
-        """Returns the part that a worker is to embed now, which it must `free` later.
+        """Returns the part that a worker embeds now; the worker must `free` it later.
 
-        None: nothing is due, or the workers are taken.
+        Returns None if nothing is due or no worker is available.
         """
         self._wake(now)
         for model in list(self._models):
@@ -205,7 +216,7 @@ class Scheduler:
                 if part.over:
                     self._leave(part)
                     continue
-                self._models[model] = self._models.pop(model)  # to the end of the round
+                self._models[model] = self._models.pop(model)  # round robin over the models
                 bulkhead.working += 1
                 bulkhead.probing += part.probe
                 self.working += 1
@@ -222,14 +233,17 @@ class Scheduler:
                 self._forget(key, share)
 
     def done(self, part: Part) -> None:
-        """The part is embedded: its model answers its tenant."""
+        """Marks the part as embedded, and ends the backoff count of its tenant and model."""
         part.ready = True
         share = self._shares.get(part.share)
         if share is not None:
             share.tries = 0
 
     def failed(self, part: Part, now: float, reason: str) -> int:
-        """The part's model was away: it is tried again after a while; returns how many tries in a row that makes."""
+        """Requeues a part whose model was away, to be retried after a backoff.
+
+        Returns the number of failed attempts in a row.
+        """
         share = self._shares[part.share]
         if not part.over:
             share.waiting.append(part)
@@ -244,7 +258,7 @@ class Scheduler:
         return share.tries
 
     def free(self, part: Part) -> None:
-        """The part's worker is free again."""
+        """Releases the part's worker."""
         bulkhead = self._models[part.model]
         bulkhead.working -= 1
         bulkhead.probing -= part.probe
@@ -262,11 +276,11 @@ class Scheduler:
             self._shares.pop(key, None)
 
     def sleep_s(self, now: float) -> float:
-        """Returns seconds until a sleeping tenant is due; infinite when none sleeps."""
+        """Returns the seconds until a backoff ends; infinity if no tenant backs off."""
         return max(0.0, self._sleepers[0][0] - now) if self._sleepers else float("inf")
 
     def _offer(self, key: ShareKey, share: _Share) -> None:
-        """Queues as many of the share's parts as it may have under way."""
+        """Queues as many of the share's parts as it may have in progress."""
         bulkhead = self._models.setdefault(key[1], _Bulkhead())
         queue, most = (bulkhead.probes, 1) if share.tries else (bulkhead.queue, OF_ONE_MAX)
         while share.waiting and share.taken < most and not share.asleep:
@@ -280,9 +294,10 @@ class Scheduler:
     # writing
 
     def turn(self, line: Hashable, now: float = math.inf) -> Task | None:
-        """Returns the line's first task if it is ready and not being written. The caller writes it, then calls `written`.
+        """Returns the first task of a partition or lane if it is ready and not being written.
 
-        Returns None, too, while the line is put off beyond `now` (monotonic seconds).
+        The caller writes it, then calls `written`. Returns None also while writes are held, or
+        put off beyond `now` (monotonic seconds).
         """
         tasks = self._lines.get(line)
         if line in self._held or not tasks or tasks[0].writing or not tasks[0].ready():
@@ -293,18 +308,21 @@ class Scheduler:
         return tasks[0]
 
     def written(self, task: Task) -> None:
-        """Removes a task that is written; the next one becomes first."""
+        """Removes a task that is written; the next task of its queue becomes the first."""
         self._put_off.pop(task.line, None)
         tasks = self._lines.get(task.line)
         if tasks is None:
-            return  # the line was discarded meanwhile
+            return  # the queue was discarded meanwhile
         assert tasks[0] is task, "a line is written in order"
         tasks.popleft()
         if not tasks:
             del self._lines[task.line]
 
     def put_off(self, task: Task, now: float) -> float:
-        """The task could not be written: its line alone waits, longer each time. Returns for how long, in seconds."""
+        """Puts off a task that could not be written, with exponential backoff.
+
+        Only the task's own queue waits. Returns the wait in seconds.
+        """
         task.writing = False
         _, waited = self._put_off.get(task.line, (now, 0.0))
         wait_s = min(max(WRITE_AGAIN_S[0], 2 * waited), WRITE_AGAIN_S[1])
@@ -313,7 +331,7 @@ class Scheduler:
         return wait_s
 
     def due(self, now: float) -> list[Hashable]:
-        """Returns the lines that were put off, and whose wait is over at `now`; none that is being written."""
+        """Returns the partitions and lanes whose wait is over at `now`, if none is being written."""
         return [
             line
             for line, (at, _) in self._put_off.items()
@@ -321,7 +339,10 @@ class Scheduler:
         ]
 
     def hold(self, line: Hashable) -> bool:
-        """Pauses writes of the line until `release`; returns False if a write is in progress."""
+        """Pauses writes of a partition or lane until `release`.
+
+        Returns False, without a pause, if a write is in progress.
+        """
         tasks = self._lines.get(line)
         if tasks and tasks[0].writing:
             return False
@@ -329,13 +350,14 @@ class Scheduler:
         return True
 
     def release(self, line: Hashable) -> None:
-        """End a `hold`."""
+        """Ends a `hold`."""
         self._held.discard(line)
 
     def skip(self, line: Hashable, targets: frozenset[Target]) -> list[Part]:
-        """Takes these generations out of the line's tasks; returns new parts in place of those that had something for them.
+        """Removes these generations from the tasks of a partition or lane, which is held.
 
-        The line is held. A new part begins anew: the caller makes or `offer`s it.
+        Returns new parts that replace those with work for the generations. A new part is not
+        embedded: the caller completes it or `offer`s it.
         """
         renewed = []
         for task in self._lines.get(line, ()):
@@ -353,7 +375,7 @@ class Scheduler:
         return list(dict.fromkeys(renewed))
 
     def discard(self, line: Hashable) -> None:
-        """Discards the line: none of its tasks is written, except one that is being written now."""
+        """Discards the tasks of a partition or lane, except one that is being written now."""
         self._put_off.pop(line, None)
         for task in self._lines.pop(line, ()):
             for part in task.parts.values():
