@@ -1,6 +1,7 @@
-"""Arrow bodies: columns to documents. What is wrong with a column refuses the stream, what is wrong with a row rejects that row.
+"""Parses the columns of Arrow bodies into documents.
 
-Vectors are checked and brought to length 1 for the whole batch at once, never row by row.
+A fault in a column refuses the stream; a fault in a row rejects that row. Vectors are checked and
+normalized for the whole batch at once, never row by row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,12 +29,12 @@ from vicinage.settings import IngestSettings
 from vicinage.wire import decode_documents
 
 VALUES_MAX: Final = 500_000
-"""Passages, or vectors, in one record batch: each takes 50 bytes or more once it is one of Python's."""
+"""Passages, or vectors, in one record batch: each takes at least 50 bytes as a Python object."""
 _COLUMNS: Final = frozenset({"id", "collection", "text", "passages", "vector", "vectors", "metadata"})
 
 
 def parse_arrow_body(data: bytes, rules: DocumentLimits) -> list[Entry]:
-    """A POSTed Arrow stream."""
+    """Returns the documents of a POSTed Arrow stream. Raises Refused."""
     name, batches = decode_documents(data)
     if name not in (None, rules.collection):
         raise Refused("the stream names another collection than the request", field="collection")
@@ -41,7 +42,7 @@ def parse_arrow_body(data: bytes, rules: DocumentLimits) -> list[Entry]:
 
 
 def parse_arrow(batches: Sequence[pa.RecordBatch], rules: DocumentLimits) -> list[Entry]:
-    """The rows of Arrow batches as documents. Raises Refused where the schema itself is wrong."""
+    """Returns the rows of Arrow batches as documents. Raises Refused for a wrong schema."""
     try:
         return [entry for batch in batches for entry in _parse_batch(batch, rules)]
     except (pa.ArrowException, MemoryError) as error:
@@ -68,7 +69,7 @@ def _parse_batch(batch: pa.RecordBatch, rules: DocumentLimits) -> Iterator[Entry
 
 @dataclass(frozen=True, slots=True)
 class _Passages:
-    """The passages of each row, made into Python's texts row by row, where there are not too many."""
+    """The passages of each row, converted to Python strings row by row, within the limits."""
 
     column: pa.Array | None
     counts: list[int | None]
@@ -85,7 +86,7 @@ class _Passages:
         return cls(column, counts.to_pylist(), limits.passages_max)
 
     def row(self, i: int) -> list[str | None] | None:
-        """Returns the row's passages, None where it has none. Raises ValidationError for too many."""
+        """Returns the row's passages, None if it has none. Raises ValidationError for too many."""
         if self.column is None or (n := self.counts[i]) is None:
             return None
         if n > self.n_max:
@@ -95,7 +96,7 @@ class _Passages:
 
 
 def _check_count(name: str, counts: pa.Array) -> None:
-    """Raises Refused where the lists of a column hold more than VALUES_MAX together."""
+    """Raises Refused if the lists of a column hold more than VALUES_MAX values together."""
     n = pc.sum(counts).as_py() or 0
     if n > VALUES_MAX:
         raise Refused(
@@ -104,7 +105,7 @@ def _check_count(name: str, counts: pa.Array) -> None:
 
 
 def _check_schema(schema: pa.Schema, dimension: int) -> None:
-    """Raise Refused unless the columns are those of documents."""
+    """Raises Refused unless the columns are those of documents."""
     names = set(schema.names)
     if unknown := sorted(names - _COLUMNS):
         raise Refused(f"unknown column {unknown[0]!r}; known are {', '.join(sorted(_COLUMNS))}", field=unknown[0])
@@ -123,7 +124,7 @@ def _check_schema(schema: pa.Schema, dimension: int) -> None:
         if name in names and not _floats_deep(schema.field(name).type, levels):
             raise Refused(f"column {name!r} must hold lists of floats, not {schema.field(name).type}", field=name)
         if name in names and (width := _width(schema.field(name).type, levels)) not in (None, dimension):
-            # Before anything is made of them: of lists of nothing, a few bytes can claim billions.
+            # Checked before the lists are read: a few bytes can claim billions of empty lists.
             raise Refused(
                 f"a vector has {width} numbers; the collection's dimension is {dimension}", field=name, limit=dimension
             )
@@ -141,7 +142,10 @@ def _floats_deep(kind: pa.DataType, levels: int) -> bool:
 
 
 def _width(kind: pa.DataType, levels: int) -> int | None:
-    """How many numbers the innermost lists have, where their type says it; a list of lists of a fixed number says 0."""
+    """Returns the size of the innermost lists if their type fixes it, else None.
+
+    Returns 0 for lists of lists whose outer fixed size is 0.
+    """
     if levels == 2:
         return 0 if pa.types.is_fixed_size_list(kind) and kind.list_size == 0 else _width(kind.value_type, 1)
     return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else None
@@ -152,7 +156,7 @@ def _strings(batch: pa.RecordBatch, name: str) -> list[str | None]:
 
 
 def _vectors(batch: pa.RecordBatch, dimension: int) -> tuple[Floats | None, list[int]]:
-    """All vectors of the batch, float32 [m, d], and how many belong to each row."""
+    """Returns all vectors of the batch, float32 [m, d], and the number of vectors of each row."""
     n = batch.num_rows
     names = [name for name in ("vector", "vectors") if name in batch.schema.names]
     if not names:
@@ -180,7 +184,10 @@ def _vectors(batch: pa.RecordBatch, dimension: int) -> tuple[Floats | None, list
 
 
 def _parsed_metadata(text: str | None, limits: IngestSettings) -> tuple[Mapping[str, Any], str | None]:
-    """Returns the metadata and its JSON, which is kept as it came."""
+    """Returns the metadata and its JSON text.
+
+    The text is unchanged unless a number needed exact parsing. Raises ValidationError.
+    """
     if not text:
         return {}, None
     if (size := len(text.encode())) > limits.metadata_bytes_max:

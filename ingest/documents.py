@@ -1,7 +1,7 @@
-"""Bytes to documents. Pure: data in, `Document` or `Rejected(reason, field)` out.
+"""Parses documents in JSON into `Document` or `Rejected(reason, field)`. Pure.
 
-Whatever is wrong with one document is said of that one; the rest of its batch goes through. `ingest/validation.py` has the limits,
-`ingest/columns.py` the same for Arrow streams.
+A fault rejects its own document alone; the rest of the batch is accepted. `ingest/validation.py`
+has the limits. `ingest/columns.py` parses Arrow streams.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ ID_SHOWN: Final = 128
 def parse_json(value: object, rules: DocumentLimits, *, tenant: str, exactly: Exactly | Part | None = None) -> Entry:
     """Returns one decoded JSON value as a document of `rules.collection`.
 
-    `exactly`: its text, for integers beyond 64 bits; without it, whole numbers beyond them are rejected.
+    `exactly` is the JSON text, for integers beyond 64 bits; without it they are rejected.
     """
     return parse_all([(value, exactly)], rules, tenant=tenant)[0]
 
@@ -40,7 +40,10 @@ def parse_json(value: object, rules: DocumentLimits, *, tenant: str, exactly: Ex
 def parse_all(
     values: Iterable[tuple[object, Exactly | Part | None]], rules: DocumentLimits, *, tenant: str
 ) -> list[Entry]:
-    """Returns each value of a request as `parse_json` does; the vectors of all are checked and normalized at once."""
+    """Returns each value of a request as `parse_json` does.
+
+    Checks and normalizes the vectors of all documents at once.
+    """
     read = [_read(value, exactly, rules, tenant) for value, exactly in values]
     vectors = GivenVectors.of([r[0].vectors for r in read if not isinstance(r, Rejected)], rules)
     rows = iter(range(len(read)))
@@ -88,7 +91,7 @@ def _rejected(bad: ValidationError, document_id: str | None, rules: DocumentLimi
 
 
 def parse_ndjson(data: bytes, rules: DocumentLimits, *, tenant: str) -> list[Entry]:
-    """One document a line; a line that is not JSON is rejected alone."""
+    """Returns one document per line; a line that is not JSON is rejected alone."""
     lines = [_load_line(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
     parsed = iter(parse_all([line for line in lines if not isinstance(line, Rejected)], rules, tenant=tenant))
     return [line if isinstance(line, Rejected) else next(parsed) for line in lines]
@@ -109,9 +112,9 @@ def fitted(
     metadata: tuple[Mapping[str, Any], str | None],
     rules: DocumentLimits,
 ) -> Document:
-    """Returns a document whose parts fit together. `metadata` is checked: its value and its JSON.
+    """Returns a document after checking its parts against each other and the limits.
 
-    Raises ValidationError.
+    `metadata` is the value and its JSON, already checked. Raises ValidationError.
     """
     limits = rules.limits
     if text is not None and passages is not None:

@@ -110,7 +110,7 @@ class Job:
                 asks = _asks(write, generation)
                 if known is None:
                     found[target] = Need(generation, offset, asks)
-                elif offset < known.first or (asks and not known.asks):  # writes are ordered by document
+                elif offset < known.first or (asks and not known.asks):  # writes are ordered by document, not offset
                     found[target] = Need(generation, min(offset, known.first), asks or known.asks)
         return found
 

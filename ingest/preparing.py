@@ -1,6 +1,6 @@
-"""★ A POSTed body to records of the documents log, ready to be appended. Pure: it may run in another process.
+"""★ Turns a POSTed body into records for the documents log. Pure: it may run in another process.
 
-How many documents there are is checked before what they are. What is wrong with one is said of that one.
+The number of documents is checked before their contents. A fault rejects its own document alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,17 @@ from vicinage.wire import ARROW, encode_documents, load_json, rows_bytes
 NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 DOCUMENTS_MAX: Final = 10_000
 RECORD_BYTES: Final = 2 << 20
-"""What a record of many documents aims at."""
+"""Target size of a record of many documents."""
 REJECTED_MAX: Final = 1_000
-"""Rejections that are kept; the others are counted."""
+"""Rejections of one body that are returned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a request brought, and what is known of where it goes. `partitions`: of the tenant's documents topic."""
+    """A request's body and its destination.
+
+    `partitions` is the number of partitions of the tenant's documents topic.
+    """
 
     content_type: str
     data: bytes
@@ -37,7 +40,7 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Records by partition, in the order of the documents in them, and what was rejected."""
+    """Records by partition, in the order of their documents, and the rejections."""
 
     accepted: int
     records: tuple[tuple[int, tuple[bytes, ...]], ...]
@@ -45,12 +48,12 @@ class Prepared:
 
 
 def prepare(body: Body) -> Prepared:
-    """Returns the body's records. Raises Refused where it cannot be read as a whole."""
+    """Returns the body's records. Raises Refused if the body as a whole cannot be parsed."""
     return prepared(entries_of(body), body.rules.collection, body.rules.dimension, body.partitions)
 
 
 def prepared(entries: Sequence[Entry], collection: str, dimension: int, partitions: int) -> Prepared:
-    """Returns the records of documents that were parsed, and the first REJECTED_MAX rejections."""
+    """Returns the records of parsed documents, and the first REJECTED_MAX rejections."""
     documents = [e for e in entries if isinstance(e, Document)]
     rejected = [e for e in entries if isinstance(e, Rejected)]
     homes: dict[int, list[Document]] = {}
@@ -67,12 +70,12 @@ def prepared(entries: Sequence[Entry], collection: str, dimension: int, partitio
 
 
 def entries_of(body: Body) -> list[Entry]:
-    """Returns every document of the body, or why it is rejected. Raises Refused."""
+    """Returns every entry of the body: a document or its rejection. Raises Refused."""
     kind, data = body.content_type, body.data
     if kind == ARROW:
         return parse_arrow_body(data, body.rules)  # bounded by wire.ROWS_MAX
     if kind in NDJSON:
-        if data.count(b"\n") > 2 * DOCUMENTS_MAX:  # empty lines are no documents, and are no millions either
+        if data.count(b"\n") > 2 * DOCUMENTS_MAX:  # bounds empty lines, which are not documents
             raise _too_many(f"more than {2 * DOCUMENTS_MAX} lines")
         if (n := sum(1 for line in data.split(b"\n") if line.strip())) > DOCUMENTS_MAX:
             raise _too_many(f"{n} documents")
@@ -105,7 +108,10 @@ def _too_many(what: str) -> Refused:
 
 
 def _chunks(documents: list[Document], dimension: int) -> Iterator[list[Document]]:
-    """Yields runs of documents for a record each: of RECORD_BYTES, or a single one of at most wire.MESSAGE_BYTES_MAX."""
+    """Yields the documents of each record, in order.
+
+    A record has up to RECORD_BYTES, or a single document of at most wire.MESSAGE_BYTES_MAX.
+    """
     chunk: list[Document] = []
     size = 0
     for d in documents:
@@ -120,7 +126,7 @@ def _chunks(documents: list[Document], dimension: int) -> Iterator[list[Document
 
 
 def _size(d: Document, dimension: int) -> int:
-    """Returns what it takes of a record: vectors, or passages without one, take no more than they will as rows."""
+    """Returns the size of a document in a record: no more than the size of its rows later."""
     words = len((d.text or "").encode()) + sum(len(p.encode()) for p in d.passages or ())
     if d.vectors is None:
         return rows_bytes(d.id, 1 + len(d.passages or ()), 0, text_bytes=words, metadata_json=d.metadata_json)

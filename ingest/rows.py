@@ -1,6 +1,6 @@
-"""Embedded documents to the messages of the vectors log. Pure.
+"""Turns embedded documents into messages of the vectors log. Pure.
 
-One message holds rows of many documents of one generation and slot, and all passages of each of them.
+A message holds rows of many documents of one generation and slot, with all passages of each.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,18 +19,22 @@ from vicinage.vectors import unit_length
 from vicinage.wire import DELETED, deletions_schema, encode_rows, rows_key, vector_column, vectors_schema
 
 Made = Mapping[str | None, Embedded]
-"""What is embedded of a job, by model."""
+"""The embedded passages of a job, by model."""
 NOTHING: Final = Embedded()
-"""Of a model that the job has nothing for but deletions."""
+"""The value for a model that has no part in the job: the job has only deletions for it."""
 MESSAGE_BYTES: Final = 3 << 20
-"""What a message of many documents aims at; one of a single document may be of wire.MESSAGE_BYTES_MAX."""
+"""Target size of a message of many documents.
+
+A message of one document may have wire.MESSAGE_BYTES_MAX.
+"""
 
 
 def messages(job: Job, made: Made) -> Iterator[tuple[int, Record]]:
-    """Yields one message per generation and slot (more where it grows large), all passages of a document together.
+    """Yields (slot, message) for each generation and slot; several if they exceed MESSAGE_BYTES.
 
-    Deletions stand in messages of their own, which have no vectors. A write that a generation's model refused has no rows
-    there; of a document's other writes the last one has.
+    All passages of a document are in one message. Deletions are in separate messages without
+    vectors. A write that a generation's model refused has no rows there; the last of the
+    document's other writes has.
     """
     runs: dict[tuple[str, int, int, bool], tuple[Generation, list[Write]]] = {}
     for write, generation in _standing(job, made):
@@ -63,7 +67,7 @@ def _standing(job: Job, made: Made) -> Iterable[tuple[Write, Generation]]:
 
 
 def rejections(job: Job, made: Made) -> list[tuple[LogRecord, Rejected]]:
-    """Returns everything of the job that could not be taken: what was wrong when it was parsed, and what was refused since."""
+    """Returns the job's rejections: those of parsing, and those of embedding."""
     reasons = {key: reason for embedded in made.values() for key, reason in embedded.refused.items()}
     refused = [
         (w.stored, Rejected(reasons[id(w)], field=_content(w.document), id=w.id, collection=w.collection.name))
@@ -92,9 +96,10 @@ def _parts(writes: list[Write], generation: Generation, made: Embedded) -> Itera
 
 
 def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> pa.RecordBatch:
-    """Returns the rows of these writes, documents or deletions alone, in the columns of a vectors message.
+    """Returns the rows of these writes in the columns of a vectors message.
 
-    Passages stand together, metadata with the first.
+    The writes are all documents or all deletions. A document's passages are consecutive, with the
+    metadata in the first row.
     """
     gone = writes[0].document is None
     ids: list[str] = []
@@ -129,7 +134,10 @@ def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> p
 
 
 def _vectors(write: Write, made: Embedded, generation: Generation) -> Floats:
-    """The write's vectors; those of a model that does not normalize are made unit length where cosine asks for it."""
+    """Returns the write's vectors, L2-normalized under cosine even if its model does not normalize.
+
+    The vectors of a document that was sent with vectors are returned unchanged.
+    """
     assert write.document is not None
     vectors = made.vectors[id(write), generation.model]
     return vectors if write.document.vectors is not None else unit_length(vectors, generation.metric)

@@ -108,7 +108,7 @@ class Part:
 
 @dataclass(slots=True)
 class _Share:
-    """A tenant's parts for one model, and the model's state for this tenant.
+    """A tenant's parts for one model, and the failures of the model for this tenant.
 
     `taken` counts parts that are queued or in progress; `tries` counts failed attempts in a row.
     """
@@ -140,7 +140,7 @@ class _Bulkhead:
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """A model that fails for a tenant: failures in a row, their start (monotonic), the last reason."""
+    """A model that fails for a tenant: failures in a row, since when (monotonic), last reason."""
 
     tries: int
     since: float
@@ -233,7 +233,7 @@ class Scheduler:
                 self._forget(key, share)
 
     def done(self, part: Part) -> None:
-        """Marks the part as embedded, and ends the backoff count of its tenant and model."""
+        """Marks the part as embedded, and resets the failed attempts of its tenant and model."""
         part.ready = True
         share = self._shares.get(part.share)
         if share is not None:
@@ -331,7 +331,10 @@ class Scheduler:
         return wait_s
 
     def due(self, now: float) -> list[Hashable]:
-        """Returns the partitions and lanes whose wait is over at `now`, if none is being written."""
+        """Returns the partitions and lanes that were put off and whose wait is over at `now`.
+
+        Leaves out those with a write in progress.
+        """
         return [
             line
             for line, (at, _) in self._put_off.items()

@@ -1,4 +1,7 @@
-"""What a document must keep to. Pure: each check returns what is good, or raises `ValidationError` with the field and the reason."""
+"""Checks documents against their limits. Pure.
+
+A check that fails raises `ValidationError` with the field and the reason.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +25,7 @@ METADATA_DEPTH_MAX: Final = 8
 METADATA_KEY_BYTES_MAX: Final = 128
 NOTHING_TO_READ: Final = "is empty: it has white space, control and invisible characters alone"
 _PLAIN: Final = (str, int, type(None))
-"""Values that need no check of their own: most of them."""
+"""Types of most values; they need no check."""
 VECTOR_FAULTS: Final = (
     "",
     "holds NaN, infinity, or a number beyond float32",
@@ -32,7 +35,7 @@ VECTOR_FAULTS: Final = (
 
 
 class ValidationError(Exception):
-    """A document breaks a rule: `field` names the part that does."""
+    """A document violates a limit; `field` names the part at fault."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(reason)
@@ -41,9 +44,9 @@ class ValidationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DocumentLimits:
-    """What a document must keep to: its collection's dimension and metric, and the platform's limits.
+    """Limits of a document: its collection's dimension and metric, and the platform's limits.
 
-    `moving`: a generation of another model is being built, which makes its own vectors of the text.
+    `moving`: a generation of another model is being built; it embeds the text itself.
     """
 
     collection: str
@@ -55,7 +58,7 @@ class DocumentLimits:
 
     @classmethod
     def of(cls, collection: Collection, limits: IngestSettings) -> "DocumentLimits":
-        """The rules of a collection's live generation."""
+        """Returns the limits of a collection's live generation."""
         live = collection.generation()
         return cls(collection.name, live.dimension, live.metric, live.model is not None, limits, collection.moving())
 
@@ -67,7 +70,7 @@ def check_id(document_id: object, limits: IngestSettings) -> None:
 
 
 def check_text(name: str, text: str, bytes_max: int) -> None:
-    """Raises ValidationError where there is nothing to read, or too much."""
+    """Raises ValidationError if the text is blank, too long, or not valid Unicode."""
     if is_blank(text):
         raise ValidationError(name, "is empty" if not text.strip() else NOTHING_TO_READ)
     size = _utf8_bytes(name, text)
@@ -76,7 +79,7 @@ def check_text(name: str, text: str, bytes_max: int) -> None:
 
 
 def check_passages(passages: Sequence[str | None], limits: IngestSettings) -> None:
-    """Raise ValidationError where there are none or too many, or where together they are too long."""
+    """Raises ValidationError for no passages, too many, or more than `text_bytes_max` together."""
     if not 1 <= len(passages) <= limits.passages_max:
         raise ValidationError("passages", f"{len(passages)} passages; 1 to {limits.passages_max} in a document")
     left = limits.text_bytes_max
@@ -86,7 +89,10 @@ def check_passages(passages: Sequence[str | None], limits: IngestSettings) -> No
 
 
 def check_size(document: Document, rules: DocumentLimits) -> None:
-    """Raise ValidationError where no message can hold the document's rows, as far as is known before its text is cut."""
+    """Raises ValidationError if no message can hold the document's rows.
+
+    The number of rows of a text is not known before it is chunked; it counts as one.
+    """
     texts = document.passages if document.passages is not None else (document.text or "",)
     n = len(document.vectors) if document.vectors is not None else len(texts)
     text_bytes = sum(len(t.encode()) for t in texts)
@@ -104,9 +110,10 @@ def _utf8_bytes(name: str, text: str) -> int:
 
 
 def vector_faults(squares: Squares, metric: str) -> NDArray[np.uint8]:
-    """uint8 [n]: the number in VECTOR_FAULTS of why each vector cannot be indexed, 0 where it can.
+    """Returns uint8 [n]: each vector's fault as an index in VECTOR_FAULTS; 0 for a valid vector.
 
-    `squares` are the vectors' squared lengths, float64 [n]: finite exactly where each of a float32 vector's numbers is.
+    `squares` are the vectors' squared lengths, float64 [n]. A squared length is finite exactly if
+    each number of its float32 vector is finite.
     """
     bad = squares == 0 if metric == "cosine" else squares > np.finfo(np.float32).max / 4
     faults = np.where(bad, np.uint8(2 if metric == "cosine" else 3), np.uint8(0))
@@ -115,18 +122,19 @@ def vector_faults(squares: Squares, metric: str) -> NDArray[np.uint8]:
 
 
 class Inexact(ValidationError):
-    """A number of the metadata may have been an integer beyond 64 bits: parse its text again, exactly."""
+    """A number of the metadata may be a rounded integer beyond 64 bits: parse its text exactly."""
 
 
 def checked_metadata(metadata: dict[str, Any] | None, limits: IngestSettings, *, exact: bool = False) -> str | None:
-    """Returns the metadata as JSON, None where there is none, if every key and value can be kept and filtered on.
+    """Returns the metadata as JSON, None if there is none.
 
-    `exact`: integers of any length were parsed as integers. Raises ValidationError; Inexact only without `exact`.
+    `exact`: integers of any length were parsed as integers. Raises ValidationError for a key or
+    value that cannot be stored and filtered on, and Inexact only without `exact`.
     """
     if not metadata:
         return None
     try:
-        text = orjson.dumps(metadata)  # first: what is small enough has few values to be looked at
+        text = orjson.dumps(metadata)  # first: the size limit bounds the number of values to check
     except (orjson.JSONEncodeError, TypeError, RecursionError) as error:
         hint = " (send it as a string)" if "64-bit" in str(error) else ""
         raise ValidationError("metadata", f"cannot be kept: {error}{hint}") from None
@@ -137,7 +145,10 @@ def checked_metadata(metadata: dict[str, Any] | None, limits: IngestSettings, *,
 
 
 def check_values(metadata: Mapping[str, Any], *, exact: bool = False) -> None:
-    """Raises ValidationError for a key or a value that cannot be kept and filtered on, and Inexact without `exact`."""
+    """Raises ValidationError for a key or a value that cannot be stored and filtered on.
+
+    Raises Inexact only without `exact`.
+    """
     _check_value(metadata, METADATA_DEPTH_MAX, exact=exact)
 
 
