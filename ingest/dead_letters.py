@@ -1,7 +1,8 @@
-"""What could not be taken, with the reason, the position and the original bytes, readable by its tenant.
+"""Dead letters: rejected records with reason, position and original bytes, for their tenant.
 
-One letter per record, however many of its documents are rejected: its bytes stand in it once, and the first REJECTED_MAX reasons.
-Every part of a letter is bounded, so that it is of at most LETTER_BYTES_MAX whatever was sent: a broker takes it.
+A record has one letter, however many of its documents are rejected. The letter holds the bytes
+once, and the first REJECTED_MAX reasons. Every part of a letter is bounded, so that a letter has at
+most LETTER_BYTES_MAX and a broker accepts it.
 """
 
 import base64
@@ -20,20 +21,20 @@ from vicinage.telemetry import events
 _event = events("ingest")
 
 OPERATOR_S: Final = 30.0
-"""An Unavailable that says to come back no sooner needs an operator: waiting does not help."""
+"""An Unavailable with a `retry_after_s` of at least this needs an operator, not a retry."""
 VALUE_BYTES_MAX: Final = 512 << 10
-"""Of a larger original, only the beginning is kept, and `value_truncated` says so."""
+"""A longer original is truncated to this, and `value_truncated` is true."""
 KEY_BYTES_MAX: Final = 4 << 10
 HEADERS_MAX: Final = 16
 REJECTED_MAX: Final = 100
-"""Documents of a record that its letter names; `n_rejected` counts all."""
+"""Rejected documents of a record that its letter names; `n_rejected` counts all."""
 REASON_CHARS_MAX: Final = 500
 NAME_CHARS_MAX: Final = 128
-"""Of an id or a field."""
+"""Characters of an id or a field that a letter keeps."""
 LETTER_BYTES_MAX: Final = 2 << 20
 NO_LETTER: Final = "this record of the dead-letter topic is no letter of ingest"
 READ_BYTES_MAX: Final = 8 << 20
-"""Letters read at once; one is given whatever its size."""
+"""Bytes of letters read at once; the first letter is returned whatever its size."""
 
 
 class _Named(BaseModel, strict=True):
@@ -43,7 +44,11 @@ class _Named(BaseModel, strict=True):
 
 
 class _Letter(BaseModel, strict=True):
-    """What `_record` writes. Any client of a broker without an authorizer can append to the topic (decision 019)."""
+    """A letter as `_record` writes it.
+
+    Letters are validated because any client of a broker without an authorizer can append to the
+    topic (decision 019).
+    """
 
     reason: str
     field: str | None
@@ -64,8 +69,9 @@ class _Letter(BaseModel, strict=True):
 def append(log: Log, tenant: Tenant, rejected: Sequence[tuple[LogRecord, Rejected]]) -> None:
     """Appends the letters of one partition's records; durable on return.
 
-    A dead-letter topic that is gone is created again. One that takes no records (its settings or permissions need an
-    operator) gets none: `dead_letters.lost` names the positions, and ingest goes on with this tenant and all others.
+    Creates a missing dead-letter topic again. A topic that refuses records (its settings or
+    permissions need an operator) loses the letters: `dead_letters.lost` names the positions, and
+    ingest continues with this tenant and all others. Raises Unavailable while the log is away.
     """
     letters: dict[int, tuple[LogRecord, list[Rejected]]] = {}
     for record, reason in rejected:
@@ -79,7 +85,7 @@ def append(log: Log, tenant: Tenant, rejected: Sequence[tuple[LogRecord, Rejecte
             log.append(tenant.dead_topic, 0, records)
     except (NotFound, TooLarge, Unavailable) as error:
         if isinstance(error, Unavailable) and error.retry_after_s < OPERATOR_S:
-            raise  # the log is away: the job is done again
+            raise  # the log is away: the job is retried
         first = rejected[0][0]
         _event.error(
             "dead_letters.lost",
@@ -92,9 +98,10 @@ def append(log: Log, tenant: Tenant, rejected: Sequence[tuple[LogRecord, Rejecte
 
 
 def read(log: Log, tenant: Tenant, *, after: int = -1, limit: int = 100) -> list[dict[str, Any]]:
-    """Returns the letters beyond position `after`, oldest first, each with its own `position`: one of each record.
+    """Returns the letters after position `after`, oldest first, each with its own `position`.
 
-    A record that is no letter of ingest stands among them with its bytes and without a document to write again.
+    A record that is not a letter of ingest is included with its bytes, without a document to
+    replay.
     """
     start = max(after + 1, log.begin(tenant.dead_topic, 0))
     if start >= log.end(tenant.dead_topic, 0):
@@ -112,7 +119,7 @@ def read_one(log: Log, tenant: Tenant, position: int) -> dict[str, Any]:
 
 
 def purge(log: Log, tenant: Tenant, last: int) -> int:
-    """Removes the letters up to position `last`; how many there were. They are gone for good."""
+    """Removes the letters up to position `last` permanently; returns the number of removed ones."""
     first, end = log.begin(tenant.dead_topic, 0), log.end(tenant.dead_topic, 0)
     before = min(last + 1, end)
     if before <= first:
@@ -122,7 +129,7 @@ def purge(log: Log, tenant: Tenant, last: int) -> int:
 
 
 def _content(value: bytes) -> dict[str, Any]:
-    """Returns the letter that a record holds, or what stands for a record that holds none."""
+    """Returns the letter that a record holds, or a substitute with NO_LETTER if it holds none."""
     try:
         return _Letter.model_validate_json(value).model_dump(mode="json")
     except ValidationError:
@@ -150,7 +157,8 @@ def _record(record: LogRecord, rejected: Sequence[Rejected]) -> Record:
         "value_base64": _base64(value, VALUE_BYTES_MAX),
         "value_truncated": value is not None and len(value) > VALUE_BYTES_MAX,
     }
-    # NOTE: the record's time is that of the append, by which letters expire; the original's, which its writer chose, is inside.
+    # NOTE: letters expire by the record's time, that of the append; the letter holds the
+    # original's time, which the producer chose.
     return Record(orjson.dumps(letter))
 
 

@@ -1,4 +1,4 @@
-"""The vectors that a request's documents bring, checked and normalized for all of them at once. Pure."""
+"""Checks and normalizes the vectors that are sent with a request's documents, at once. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from vicinage.vectors import squared_lengths, unit_length
 
 @dataclass(frozen=True, slots=True)
 class GivenVectors:
-    """The vectors of each document: rows [at[i], at[i + 1]) of `unit`; a document without vectors has none there.
+    """The vectors of each document i: rows [at[i], at[i + 1]) of `unit`, possibly none.
 
-    `unit`: float32 [m, d], L2-normalized under cosine; None if no document has vectors. `faults`: uint8 [m], the number in
-    VECTOR_FAULTS of why a vector cannot be indexed. `at`: int64 [n + 1].
+    `unit`: float32 [m, d], L2-normalized under cosine; None if no document has vectors.
+    `faults`: uint8 [m], each vector's fault as an index in VECTOR_FAULTS. `at`: int64 [n + 1].
     """
 
     unit: Floats | None
@@ -26,7 +26,7 @@ class GivenVectors:
 
     @classmethod
     def of(cls, given: Sequence[Sequence[list[float]] | None], rules: DocumentLimits) -> "GivenVectors":
-        """Returns the vectors of documents in JSON, whose lengths and types were checked."""
+        """Returns the vectors of documents in JSON, whose lengths and types are checked."""
         every = [vector for vectors in given if vectors is not None for vector in vectors]
         counts = [0 if vectors is None else len(vectors) for vectors in given]
         if not every:
@@ -36,7 +36,7 @@ class GivenVectors:
 
     @classmethod
     def flat(cls, vectors: Floats | None, counts: Sequence[int], rules: DocumentLimits) -> "GivenVectors":
-        """Returns `vectors`, float32 [m, d], of which document i has counts[i]."""
+        """Returns `vectors`, float32 [m, d]; document i has the next counts[i] rows."""
         at = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         if vectors is None:
             return cls(None, np.zeros(0, np.uint8), at, rules.limits.passages_max)
@@ -45,7 +45,10 @@ class GivenVectors:
         return cls(unit, vector_faults(squares, rules.metric), at, rules.limits.passages_max)
 
     def row(self, i: int) -> Floats | None:
-        """Returns float32 [n, d], None for a document without vectors. Raises ValidationError for too many, or for a fault."""
+        """Returns float32 [n, d], None for a document without vectors.
+
+        Raises ValidationError for too many vectors, or for a fault.
+        """
         start, end = int(self.at[i]), int(self.at[i + 1])
         if self.unit is None or start == end:
             return None

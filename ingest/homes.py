@@ -1,6 +1,7 @@
-"""The version of each document in a record, by the partition maps of its tenant's topic.
+"""Versions of the documents in a record, by the partition maps of the tenant's topic.
 
-A document in a partition that is not its home is refused: its order among the document's other writes is not known.
+A document outside its home partition is refused, because its order among the document's other
+writes is unknown.
 """
 
 from collections.abc import Callable
@@ -12,11 +13,11 @@ from vicinage.partition_maps import PartitionMap, is_at_home, until, version_of
 from vicinage.records import Position
 
 LookAgain = Callable[[Tenant], object]
-"""Looks whether the tenant's topic has grown. The registry has the new map on return."""
+"""Checks whether the tenant's topic has grown. The registry has the new map on return."""
 
 
 class PartitionMaps(Protocol):
-    """Where a tenant's partition maps are looked up; a Registry is one."""
+    """A lookup of a tenant's partition maps; a Registry is one."""
 
     def partition_maps(self, tenant: str) -> tuple[PartitionMap, ...]:
         """Returns the maps of the tenant's documents topic, oldest first."""
@@ -32,10 +33,10 @@ class Homes:
         self._look_again = look_again
 
     def version(self, tenant: Tenant, record: LogRecord, collection: str, document_id: str) -> int:
-        """Returns the version of a document in this record. Raises Refused where it cannot be ordered.
+        """Returns the version of a document in this record. Raises Refused if it has no order.
 
-        Before the first one that is not in its home the topic is looked at once more: it may have grown since its last
-        map, and the record's producer may have known.
+        For the first document outside its home, the topic is checked again before the refusal: it
+        may have grown since its last map, and the record's producer may have used the growth.
         """
         position = Position(record.partition, record.offset)
         maps = until(self._maps.partition_maps(tenant.name), self._topic_id)

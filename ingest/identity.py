@@ -1,7 +1,8 @@
-"""Headers of the gateway's records: which collection a record was written to, and what a deletion was judged on. Pure.
+"""Headers of the gateway's records: a record's collection, and a deletion's judged version. Pure.
 
-A name may be deleted and created again. Records that the gateway writes carry the collection's uid in a header. Records
-of other producers belong to a collection if they lie at or above the end that their partition had at its creation
+A collection may be deleted and its name created again. Records of the gateway carry the
+collection's uid in a header. A record of another producer belongs to a collection if its offset is
+at or above the end of its partition at the collection's creation
 (docs/decisions/031-identity-of-collections.md).
 """
 
@@ -13,7 +14,10 @@ from vicinage.log import LogRecord, Record
 
 UID_HEADER: Final = "vicinage-collection-uid"
 JUDGED_HEADER: Final = "vicinage-judged-version"
-"""On a deletion by filter: the version of the document that passed (docs/decisions/032-deletions-by-filter.md)."""
+"""Header of a deletion by filter: the version of the document that passed the filter.
+
+See docs/decisions/032-deletions-by-filter.md.
+"""
 VERSION_DIGITS: Final = 19
 
 
@@ -34,20 +38,21 @@ def mismatch(record: LogRecord, collection: Collection) -> str | None:
 
 
 def names_another(record: Record, collection: Collection) -> bool:
-    """Returns whether the record's header names another collection: it need not be parsed to know that."""
+    """Returns whether the record's header names another collection, without parsing the record."""
     uid = _header(record, UID_HEADER)
     return uid is not None and uid != collection.uid.encode()
 
 
 def judged_header(version: int) -> tuple[str, bytes]:
-    """Returns the header of a deletion that holds for this version of its document, and older ones, alone."""
+    """Returns the header of a deletion that applies to versions up to this one."""
     return JUDGED_HEADER, str(version).encode()
 
 
 def judged_version(record: Record, own: int) -> int:
-    """Returns the version that a deletion was judged on; `own`, that of its record, for one without condition.
+    """Returns the version that a deletion was judged on.
 
-    Raises Refused for a header that is no version, or not one of an earlier record.
+    Returns `own`, the version of its record, for a deletion without a condition. Raises Refused for
+    a header that is not a version of an earlier record.
     """
     value = _header(record, JUDGED_HEADER)
     if value is None:

@@ -1,6 +1,6 @@
-"""POSTed batches into the tenant's documents log: the same road that a data team's own producer takes.
+"""Appends POSTed batches to the tenant's documents log, as a data team's own producer does.
 
-Law 2: the token is returned once the log has the records.
+Law 2: the token is returned once the records are durable in the log.
 """
 
 import time
@@ -20,16 +20,19 @@ from vicinage.routing import document_key, home_of
 from vicinage.wire import ARROW
 
 GROWS_S: Final = 5.0
-"""How long a topic may take to grow once its new partition map is recorded."""
+"""Longest wait, in seconds, for a topic to grow after its new partition map is recorded."""
 LOOK_S: Final = 0.05
 LISTED_S: Final = 30.0
-"""A listing of the topics of this age is good enough; the log renews it within seconds."""
+"""Maximum age, in seconds, of a listing of the topics; the log renews it within seconds."""
 CONTENT_TYPE: Final = ("content-type", ARROW.encode())
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What became of a batch. `token` is None when nothing was accepted; `rejected` has the first of many."""
+    """The result of a batch.
+
+    `token` is None if nothing was accepted. `rejected` has the first rejections if there are many.
+    """
 
     accepted: int
     rejected: tuple[Rejected, ...]
@@ -45,9 +48,9 @@ def accept(
     now_ms: int,
     partitions: int | None = None,
 ) -> Accepted:
-    """Writes the batch's documents, in order; durable on return. What was rejected stays out and is reported.
+    """Appends the batch's documents, in order; durable on return. Reports the rejected ones.
 
-    `partitions`: of the newest partition map; None: as many as the topic has.
+    `partitions` is the number in the newest partition map; None means the topic's number.
     """
     n = partitions or partitions_of(log, tenant)
     ready = prepared(entries, collection.name, collection.generation().dimension, n)
@@ -65,15 +68,16 @@ def append(log: Log, tenant: Tenant, collection: Collection, ready: Prepared, *,
 
 
 def partitions_of(log: Log, tenant: Tenant) -> int:
-    """Returns how many partitions the tenant's documents topic has."""
+    """Returns the number of partitions of the tenant's documents topic."""
     return log.topics(tenant.documents_topic).get(tenant.documents_topic, 1)
 
 
 def divided_over(log: Log, tenant: Tenant, maps: Sequence[PartitionMap]) -> int:
-    """Returns over how many partitions writes are divided: by the newest map, for all gateways alike.
+    """Returns the number of partitions that writes are divided over.
 
-    A topic that was created again has no map until its ingest is resumed: then it is as many as it has, as its producers
-    divide theirs. Raises Unavailable.
+    It is the newest map's number, the same in all gateways. A topic that was created again has no
+    map until its ingest is resumed. Until then it is the topic's number, which its producers use.
+    Raises Unavailable.
     """
     if not maps:
         return partitions_of(log, tenant)
@@ -94,9 +98,10 @@ def delete(
     now_ms: int,
     partitions: int | None = None,
 ) -> Token:
-    """Appends the deletions; durable on return. Deleting what is not there is no error. `partitions` as for `accept`.
+    """Appends the deletions; durable on return. Deleting a missing document is not an error.
 
-    With `judged`, id → version, each holds only while its document is not newer than that version.
+    With `judged`, id → version, a deletion applies only to versions up to the given one.
+    `partitions` as for `accept`.
     """
     n = partitions or partitions_of(log, tenant)
     homes: dict[int, list[Record]] = {}
@@ -111,7 +116,10 @@ def delete(
 
 
 def _append(log: Log, tenant: Tenant, partition: int, records: list[Record]) -> list[int]:
-    """Appends to the tenant's documents log. Raises Unavailable where it is missing: the request is not at fault."""
+    """Appends to the tenant's documents log.
+
+    Raises Unavailable if the topic is missing, because the request is not at fault.
+    """
     try:
         return _append_to_new(log, tenant.documents_topic, partition, records)
     except NotFound as missing:
@@ -123,7 +131,10 @@ def _append(log: Log, tenant: Tenant, partition: int, records: list[Record]) -> 
 
 
 def _append_to_new(log: Log, topic: str, partition: int, records: list[Record]) -> list[int]:
-    """Appends; waits up to GROWS_S for a partition that a map has already and the topic not yet. Raises NotFound."""
+    """Appends; waits up to GROWS_S for a partition of the map that the topic does not have yet.
+
+    Raises NotFound.
+    """
     end = time.monotonic() + GROWS_S
     while True:
         try:

@@ -1,7 +1,7 @@
-"""The lanes of the partitions that this ingest reads: their rows in the catalog, and the records read for each.
+"""The lanes of the partitions that this ingest reads: catalog rows, and records read for each.
 
-`ingest/lanes.py` decides and `LaneScheduler` schedules. The thread that reads the log opens, closes and drops rows. The
-worker that writes a lane's rows moves its position.
+`ingest/lanes.py` decides and `LaneScheduler` schedules. The thread that reads the log opens, closes
+and drops rows. The worker that writes a lane's rows moves its position.
 """
 
 import threading
@@ -23,7 +23,7 @@ from vicinage.settings import IngestSettings
 from vicinage.telemetry import events, gauge
 
 BYTES_MAX: Final = 64 << 20
-"""Bytes read and not yet parsed, of all lanes together."""
+"""Bytes read and not yet parsed, over all lanes."""
 
 _event = events("ingest")
 _lanes = gauge(
@@ -34,7 +34,7 @@ _lanes = gauge(
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """One generation's lane in one partition: its row, and the offset up to which its records are parsed."""
+    """One generation's lane in one partition: its row, and the end offset of its parsed records."""
 
     tenant: Tenant
     tp: TopicPartition
@@ -43,7 +43,7 @@ class Lane:
     unparsed: Iterator[Job] | None = None
     reading: bool = False
     whole: bool = False
-    """Whether its model answers: then whole batches are read, else single records."""
+    """True while its model answers: whole batches are read then, else single records."""
     rest_until: float = 0.0
     turn: int = 0
     over: bool = False
@@ -51,7 +51,7 @@ class Lane:
 
     @property
     def target(self) -> Target:
-        """Its generation."""
+        """The lane's generation."""
         return self.row.collection, self.row.generation
 
 
@@ -72,9 +72,9 @@ class LaneRegistry:
         self._lanes: dict[TopicPartition, dict[Target, Lane]] = {}
         self._turns = 0
         self._changing = threading.RLock()
-        """Held while lanes are opened, closed or compared: outside of it, catalog and memory agree."""
+        """Held while lanes are opened, closed or compared; otherwise catalog and memory agree."""
         self.changes = 0
-        """Counts loaded lanes: a new one may be of a generation that gets no more writes."""
+        """Counts loaded lanes: a new lane's generation may receive no more writes."""
 
     def __iter__(self) -> Iterator[Lane]:
         with self._changing:
@@ -82,11 +82,11 @@ class LaneRegistry:
         return iter(found)
 
     def in_turn(self) -> list[Lane]:
-        """Returns the lanes, those first that were read longest ago."""
+        """Returns the lanes, the least recently read first."""
         return sorted(self, key=lambda lane: lane.turn)
 
     def to_the_end(self, lane: Lane) -> None:
-        """Moves the lane behind all others in `in_turn`."""
+        """Moves the lane to the end of `in_turn`."""
         self._turns += 1
         lane.turn = self._turns
 
@@ -113,7 +113,7 @@ class LaneRegistry:
     def compare(self, places: Iterable[TopicPartition]) -> None:
         """Loads lanes that another ingest opened, and drops those of deleted tenants.
 
-        Raises Conflict where a lane of ours is gone: another ingest is at work. Raises Unavailable.
+        Raises Conflict if a known lane has no row: another ingest is at work. Raises Unavailable.
         """
         with self._changing:
             rows = {
@@ -141,7 +141,10 @@ class LaneRegistry:
     def open(
         self, tenant: Tenant, tp: TopicPartition, needs: Mapping[Target, Need], *, state: LaneState, reason: str
     ) -> None:
-        """Opens a lane for each generation from its first record on; durable on return. Raises Unavailable, Conflict."""
+        """Opens a lane for each generation from its first record on; durable on return.
+
+        Raises Unavailable and Conflict.
+        """
         with self._changing:
             made = [
                 IngestLane(
@@ -159,7 +162,10 @@ class LaneRegistry:
                 )  # fmt: skip
 
     def move(self, lane: Lane, position: int, state: LaneState, reason: str = "") -> None:
-        """Stores the lane's position; durable on return. Raises Unavailable, and Conflict unless the lane is over."""
+        """Stores the lane's position; durable on return.
+
+        Raises Unavailable, and Conflict unless the lane is over.
+        """
         with lane.lock:
             try:
                 lane.row = self._rows.move(lane.row, position=position, state=state, reason=reason)
@@ -168,7 +174,7 @@ class LaneRegistry:
                     raise
 
     def check(self, lane: Lane) -> None:
-        """Raises Conflict if the catalog has another position of the lane: another ingest is at work."""
+        """Raises Conflict if the catalog has another position: another ingest is at work."""
         with lane.lock:
             rows = self._rows.of(lane.tenant.name, lane.row.collection, [lane.row.generation])
             found = [r.position for r in rows if r.partition == lane.row.partition]
@@ -176,7 +182,10 @@ class LaneRegistry:
                 raise Conflict(f"another ingest wrote a lane of {lane.tp[0]}/{lane.tp[1]}", expected=lane.row.position)
 
     def close(self, lane: Lane) -> None:
-        """Deletes a lane that has caught up; the partition's own jobs write its generation again. Raises Unavailable, Conflict."""
+        """Deletes a lane that has caught up; the partition's own jobs write its generation again.
+
+        Raises Unavailable and Conflict.
+        """
         with self._changing:
             self._rows.close(lane.row)
             crash_point("ingest.after_lane_closed")
@@ -187,7 +196,7 @@ class LaneRegistry:
             )  # fmt: skip
 
     def drop(self, lanes: list[Lane]) -> None:
-        """Deletes lanes of generations that get no more writes. Raises Unavailable."""
+        """Deletes lanes of generations that receive no more writes. Raises Unavailable."""
         with self._changing:
             self._rows.drop([lane.row for lane in lanes])
             for lane in lanes:
@@ -198,7 +207,10 @@ class LaneRegistry:
                 )  # fmt: skip
 
     def forget(self, tp: TopicPartition) -> list[Lane]:
-        """Returns the partition's lanes, which stay in the catalog: the partition is read no more."""
+        """Forgets the lanes of a partition that is no longer read; returns them.
+
+        Their catalog rows stay.
+        """
         with self._changing:
             gone = list(self.of(tp).values())
             for lane in gone:
@@ -214,7 +226,10 @@ class LaneRegistry:
         _lanes.set(len(self))
 
     def next_job(self, lane: Lane, until: int) -> Job | None:
-        """Returns the lane's next records below `until` as a job. Raises Unavailable, and Refused where they are gone."""
+        """Returns the lane's next records below `until` as a job, None if there are none.
+
+        Raises Unavailable, and Refused if the log no longer has the records.
+        """
         while lane.read < until:
             if lane.unparsed is None:
                 lane.unparsed = self._jobs(lane, until)
@@ -229,7 +244,8 @@ class LaneRegistry:
         read_after = self._clock.monotonic()
         records = self._log.read(*lane.tp, lane.read, bytes_max=bytes_max)
         taken = [record for record in records if record.offset < until]
-        # Below `until` the partition was read before: what is not there now is no record (a marker, or compacted away).
+        # The partition was read up to `until` before. An offset without a record now is a marker,
+        # or its record was compacted away.
         end = taken[-1].offset + 1 if taken and len(taken) == len(records) else until
         view = LaneView(self._registry, lane.target)
         return jobs_of(

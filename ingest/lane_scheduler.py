@@ -1,7 +1,8 @@
-"""Moves generations between their partition's line of jobs and lanes of their own, and reads the lanes.
+"""Moves generations between their partition's jobs and lanes of their own, and reads the lanes.
 
-`ingest/lanes.py` decides when; `ingest/lane_registry.py` keeps the lanes' rows. All of this runs on the thread that reads the
-log, but for `_read_lane`, which runs on threads of its own: a lane is read from the log at its own offset.
+`ingest/lanes.py` decides when; `ingest/lane_registry.py` keeps the lanes' rows. All of this runs on
+the thread that reads the log, except `_read_lane`. It runs on separate threads, because a lane is
+read from the log at its own offset.
 """
 
 import threading
@@ -25,23 +26,24 @@ from vicinage.telemetry import events
 IN_FLIGHT: Final = 2
 """Jobs of one lane that are not written yet, while its model answers."""
 AWAY_S: Final = 0.5
-"""How long a lane rests while the log is away."""
+"""Seconds that a lane rests while the log is away."""
 LOOK_S: Final = 0.1
-"""Interval between checks for partitions whose first job waits too long."""
+"""Seconds between checks for partitions whose first job waits too long."""
 LANE_READERS: Final = 4
 LANE_READS_MAX: Final = 8
-"""Reads of lanes that run or are queued at once; LANE_READS_OF_ONE_MAX of one tenant."""
+"""Reads of lanes that run or are queued at once; LANE_READS_OF_ONE_MAX per tenant."""
 LANE_READS_OF_ONE_MAX: Final = 2
 HALTED_S: Final = 60.0
-"""How long a lane rests if the log no longer has its records."""
+"""Seconds that a lane rests if the log no longer has its records."""
 
 _event = events("ingest")
 
 
 class LaneScheduler:
-    """Moves generations between their partition's line and lanes of their own. One thread, but where said.
+    """Moves generations between their partition's jobs and lanes. One thread, unless stated.
 
-    `routed` has the offset up to which each partition's records are in its line, or left to lanes.
+    `routed` has each partition's offset up to which records are queued as its jobs, or left to
+    lanes.
     """
 
     def __init__(
@@ -74,21 +76,24 @@ class LaneScheduler:
         self._reads: dict[Future[None], Lane] = {}
 
     def gate(self, tp: TopicPartition) -> threading.RLock:
-        """Returns the lock under which a job enters the partition's line, and its lanes change.
+        """Returns the lock for adding jobs to the partition's queue and for changing its lanes.
 
-        So each record of a generation enters either the line or a lane.
+        So each record of a generation enters either the queue or a lane. Safe for many threads.
         """
         with self._lock:
             return self._gates.setdefault(tp, threading.RLock())
 
     def forget_gates(self, is_gone: Callable[[TopicPartition], bool]) -> None:
-        """Forgets the locks of partitions that are gone: no job of theirs is under way, nor will be before they are read anew."""
+        """Forgets the locks of partitions that are gone.
+
+        Such a partition has no job in progress, and gets none before it is read again.
+        """
         with self._lock:
             for tp in [tp for tp in self._gates if is_gone(tp)]:
                 del self._gates[tp]
 
     def behind(self) -> int:
-        """Returns how many lanes have records to read."""
+        """Returns the number of lanes that have records to read or are being read."""
         return sum(lane.read < self._routed.get(lane.tp, 0) or lane.reading for lane in self._lane_registry)
 
     def reading(self) -> bool:
@@ -96,15 +101,18 @@ class LaneScheduler:
         return bool(self._reads)
 
     def stop(self) -> None:
-        """Waits until no lane is being read."""
+        """Cancels queued reads of lanes and waits for the running ones."""
         self._readers.shutdown(wait=True, cancel_futures=True)
 
     def forget(self, tp: TopicPartition) -> None:
-        """Forgets the lanes of a partition that is not read any more. Their catalog rows stay."""
+        """Forgets the lanes of a partition that is no longer read. Their catalog rows stay."""
         self._give_up(self._lane_registry.forget(tp))
 
     def detach_early(self, job: Job) -> None:
-        """Opens lanes for generations that must not enter the partition's line. After an Unavailable, route the job again."""
+        """Opens lanes for generations whose writes must not enter the partition's queue.
+
+        After Unavailable, the caller routes the job again.
+        """
         job.apart = frozenset(self._lane_registry.of(job.tp))
         needs = job.needs()
         with self._lock:
@@ -119,7 +127,10 @@ class LaneScheduler:
         job.apart |= frozenset(found)
 
     def tend(self) -> None:
-        """Detaches generations that block their partition, drops lanes of retired generations, and continues the others."""
+        """Detaches generations that block their partition, and drops lanes of retired generations.
+
+        Continues reading the other lanes.
+        """
         if (now_seen := (self._registry.version, self._lane_registry.changes)) != self._seen:
             self._release_gone()
             self._seen = now_seen
@@ -152,7 +163,10 @@ class LaneScheduler:
                 self._lines.discard(lane)
 
     def _look_at_heads(self, now: float) -> None:
-        """Detaches generations that block a partition's first job; records in the catalog which lanes wait for a model."""
+        """Detaches generations that block a partition's first job.
+
+        Records in the catalog which lanes wait for a model that is away.
+        """
         with self._lock:
             heads = {task.line: task for task in self._lines.heads() if not task.ready()}
         waited = self._heads.look(heads, now)
@@ -175,7 +189,10 @@ class LaneScheduler:
             self._lane_registry.move(lane, max(lane.row.position, first), "away", known.reason)
 
     def _detach(self, head: Task, pending: dict[str | None, Away | None], waited_s: float, now: float) -> None:
-        """Opens lanes for the generations that block the partition's first job; the partition continues without them."""
+        """Opens lanes for the generations that block the partition's first job.
+
+        The partition continues without them.
+        """
         job = head.job
         serving = sum(len(c.generations) for c in self._registry.collections(job.tenant.name))
         with self._held(job.tp) as held:
@@ -196,7 +213,10 @@ class LaneScheduler:
 
     @contextmanager
     def _held(self, tp: TopicPartition) -> Iterator[bool]:
-        """Pauses writes of the partition in the block. Yields False if a write is in progress: then it is not paused."""
+        """Pauses writes of the partition in the block.
+
+        Yields False, without a pause, if a write is in progress.
+        """
         with self.gate(tp):
             with self._lock:
                 held = self._lines.hold(tp)
@@ -219,7 +239,7 @@ class LaneScheduler:
                     self._lines.offer(part)
 
     def _follow(self) -> None:
-        """Continues reading lanes that have room; closes those that have caught up with their partition."""
+        """Continues reading lanes that have room; closes those that have caught up."""
         for read in [read for read in self._reads if read.done()]:
             self._reads.pop(read).reading = False
             read.result()
@@ -245,7 +265,7 @@ class LaneScheduler:
         if lanes.own_lane(collection.generation(lane.row.generation), collection):
             return
         with self.gate(lane.tp):
-            if self._has_caught_up(lane):  # nothing was routed meanwhile, nor will be until it is closed
+            if self._has_caught_up(lane):  # the gate prevents routing until it is closed
                 self._lane_registry.close(lane)
 
     def _has_caught_up(self, lane: Lane) -> bool:
@@ -253,7 +273,7 @@ class LaneScheduler:
         return lanes.caught_up(read=lane.read, written=lane.row.position, routed=routed, waiting=waiting)
 
     def _read_lane(self, lane: Lane, until: int) -> None:
-        """Appends the lane's next job to its line. Runs in a lane reader's thread."""
+        """Appends the lane's next job to its queue. Runs on a lane reader's thread."""
         try:
             job = self._lane_registry.next_job(lane, until)
         except Refused as gone:

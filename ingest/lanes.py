@@ -1,8 +1,8 @@
-"""Decides when a generation moves from its partition's jobs to a lane of its own, and when it returns. Pure.
+"""Decides when a generation moves from its partition's jobs to a lane of its own and back. Pure.
 
-A partition is one line of jobs, written in order. A generation that cannot go on would stop every other generation of its
-partition. Such a generation is detached: from a stored position on a lane reads and writes it alone, and the partition goes
-on without it (docs/decisions/029-lanes-of-ingest.md).
+A partition's jobs are written in order. A generation that cannot continue would stop every other
+generation of its partition. Such a generation is detached: a lane reads and writes it alone from a
+stored position on. The partition continues without it (docs/decisions/029-lanes-of-ingest.md).
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,20 +17,20 @@ from vicinage.partition_maps import PartitionMap
 
 AWAY_TRIES: Final = 3
 AWAY_S: Final = 1.0
-"""A model is away once so many tries in a row failed, over at least this long."""
+"""A model is away after AWAY_TRIES failed attempts in a row, over at least AWAY_S seconds."""
 SLOW_S: Final = 2.0
-"""A generation that delays its partition's first job for longer than this is slow."""
+"""A generation that delays its partition's first job for at least this many seconds is slow."""
 
 
 def is_away(known: Away | None, now: float) -> bool:
-    """Returns whether a model is known not to answer."""
+    """Returns whether a model is away: AWAY_TRIES failures in a row, over at least AWAY_S."""
     return known is not None and known.tries >= AWAY_TRIES and now - known.since >= AWAY_S
 
 
 def own_lane(generation: Generation, collection: Collection) -> bool:
-    """Returns whether the generation always has a lane: it is built with another model than the live one's.
+    """Returns whether the generation always has a lane: it is being built with another model.
 
-    A building generation never delays the live one.
+    So a generation that is being built never delays the live one.
     """
     return generation.number != collection.live and generation.model != collection.generation().model
 
@@ -38,7 +38,10 @@ def own_lane(generation: Generation, collection: Collection) -> bool:
 def detached_at_once(
     job: Job, needs: Mapping[Target, Need], away: Mapping[str | None, Away | None], now: float
 ) -> dict[Target, Need]:
-    """Returns what must not enter the partition's line: building generations, and models known to be away."""
+    """Returns the generations whose writes must not enter the partition's queue of jobs.
+
+    They are those with a lane of their own, and those with texts for a model that is away.
+    """
     collections = {w.collection.name: w.collection for w in job.writes}
     return {
         target: need
@@ -56,11 +59,12 @@ def blocked(
     now: float,
     serving: int,
 ) -> dict[Target, Need]:
-    """Returns the generations to detach from a line, each with its first need there.
+    """Returns the generations to detach from a partition, each with its first need there.
 
-    `needs` are those of the line's jobs, in order; `pending` are the models that the first job waits for, with what is known
-    of them; `waited_s` is how long it has been first. The tenant has `serving` generations: where all of them would be detached
-    from a slow model, it is waited for, because a lane would gain nothing and read everything twice.
+    `needs` are those of the partition's jobs, in order. `pending` has the models that the first job
+    waits for, and their failures. `waited_s` is how long that job has been first. `serving` is the
+    number of the tenant's generations. If all of them wait for slow models, none is detached:
+    lanes would gain nothing and read everything twice.
     """
     slow = waited_s >= SLOW_S
     models = {model for model, known in pending.items() if slow or is_away(known, now)}
@@ -68,7 +72,7 @@ def blocked(
     firsts: dict[Target, int] = {}
     for each in needs:
         for target, need in each.items():
-            # Of the whole line: an earlier job that asks no model (deletions) is not written yet either.
+            # First need in all jobs: an earlier job of deletions alone is not written yet either.
             first = firsts.setdefault(target, need.first)
             if need.asks and need.generation.model in models and target not in found:
                 found[target] = replace(need, first=first)
@@ -77,16 +81,17 @@ def blocked(
 
 
 def caught_up(*, read: int, written: int, routed: int, waiting: int) -> bool:
-    """Returns whether a lane has caught up: it is at its partition's offset, and none of its jobs is in progress."""
+    """Returns whether a lane is at its partition's offset and has no job in progress."""
     return read == written == routed and waiting == 0
 
 
 @dataclass(frozen=True, slots=True)
 class LaneView:
-    """What a lane sees of its tenant's collections: its own, and of that its generation alone where that is live.
+    """A lane's view of its tenant's collections: its own collection alone.
 
-    So a document is parsed for the lane by the rules of its generation: vectors that were sent for a live generation stay
-    valid for it while another model's generation is built.
+    If the lane's generation is live, the view has that generation alone. So the lane parses a
+    document by the limits of its generation. Vectors that were sent for the live generation stay
+    valid for it while a generation of another model is built.
     """
 
     collections: Collections
@@ -117,12 +122,12 @@ def is_serving(collections: Collections, tenant: Tenant, target: Target) -> bool
 
 @dataclass(slots=True)
 class Heads:
-    """Since when each line's first task is its first. One owner."""
+    """Start times of the first task of each partition and lane as the first. One owner."""
 
     since: dict[object, tuple[object, float]] = field(default_factory=dict)
 
     def look(self, heads: Mapping[object, object], now: float) -> dict[object, float]:
-        """Returns seconds that each line's present head has been seen as such; notes new ones."""
+        """Returns the seconds since each present head was first seen as a head; adds new heads."""
         self.since = {
             line: known if (known := self.since.get(line)) and known[0] is head else (head, now)
             for line, head in heads.items()

@@ -1,8 +1,9 @@
 """Schedules parsing by turns among tenants, charged like all other work (law 7).
 
-The thread that reads records also parses them if they are few, which takes about a millisecond. Larger batches, and the
-batches of a tenant whose last one took long, are queued here. Tenants take turns by weight. A turn parses one job of a
-partition and is charged with the milliseconds that the partition's previous turn took.
+The thread that reads records also parses them if they are few, which takes about a millisecond.
+Larger batches, and the batches of a tenant whose last one took long, are queued here. Tenants take
+turns by weight. A turn parses one job of a partition. It is charged the milliseconds of the
+partition's previous turn.
 """
 
 import threading
@@ -20,11 +21,11 @@ from vicinage.wire import ARROW
 THREADS: Final = 2
 """All threads share the interpreter lock: more of them would slow everything else."""
 LIGHT_BYTES: Final = 32 << 10
-"""Records of so many bytes together, compressed or not, are parsed by the thread that reads them."""
+"""Records of up to this many bytes together, decompressed, are parsed by the thread that reads."""
 HEAVY_S: Final = 0.02
 """A tenant whose records took longer than this to parse is heavy."""
 HEAVY_FOR_S: Final = 5.0
-"""How long a tenant stays heavy: meanwhile all its records are queued."""
+"""Seconds that a tenant stays heavy; meanwhile all its records are queued."""
 TENANTS_MAX: Final = 10_000
 QUANTUM: Final = 16
 """Milliseconds of a turn."""
@@ -33,7 +34,10 @@ ITEMS_MAX: Final = 1 << 31
 
 
 def bytes_of(records: Sequence[LogRecord]) -> int:
-    """Returns the bytes of the records, an Arrow stream's as it claims once it is decompressed."""
+    """Returns the bytes of the records; an Arrow stream counts its claimed decompressed size.
+
+    Stops counting beyond LIGHT_BYTES.
+    """
     total = 0
     for record in records:
         value = record.record.value or b""
@@ -65,7 +69,7 @@ class Parsing:
             return set(self._busy)
 
     def is_light(self, tenant: str, records: Sequence[LogRecord]) -> bool:
-        """Whether the thread that reads may parse these."""
+        """Returns whether the thread that reads may parse these records."""
         if self._heavy and self._heavy.get(tenant, 0.0) > time.monotonic():
             return False
         return bytes_of(records) <= LIGHT_BYTES
@@ -81,7 +85,10 @@ class Parsing:
             self._heavy[tenant] = now + HEAVY_FOR_S
 
     def put(self, tp: TopicPartition, tenant: Tenant) -> None:
-        """Queues the partition, so that its next job is parsed in its tenant's turn. A no-op if it is queued already."""
+        """Queues the partition, so that its next job is parsed in its tenant's turn.
+
+        A no-op if the partition is queued already.
+        """
         with self._changed:
             if tp in self._busy:
                 return

@@ -1,7 +1,8 @@
-"""Ingest's positions and what the catalog is told of them: where to begin, what was committed, which partitions halt.
+"""Ingest's positions in the log and their copy in the catalog: starts, commits and halts.
 
-The catalog's copy comes first, and is committed again: Kafka forgets a group's positions, and whoever may alter its group
-moves them. The copy is seconds behind at most, and what is read again has no effect (law 3).
+The catalog's copy takes precedence and is committed again. Kafka expires a group's positions, and
+any client that may alter the group can move them. The copy is at most seconds old, and records that
+are read again have no effect (law 3).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +17,12 @@ from vicinage.log import STICKY, Halt, Log, TopicPartition
 from vicinage.telemetry import events
 
 SAVE_S: Final = 2.0
-"""How often changed positions are written to the catalog."""
+"""Interval, in seconds, of writing changed positions to the catalog."""
 _event = events("ingest")
 
 
 class PositionStore:
-    """One thread calls everything but `committed`, which any may."""
+    """Not thread-safe: one thread calls every method; any thread may call `committed`."""
 
     def __init__(self, log: Log, positions: Positions, clock: Clock, *, recommit_s: float) -> None:
         self._log = log
@@ -29,23 +30,24 @@ class PositionStore:
         self._clock = clock
         self._recommit_s = recommit_s
         self._committed: dict[TopicPartition, tuple[int, float]] = {}
-        """The position last committed of each partition, and when (monotonic)."""
+        """The last committed position of each partition, and the time of the commit (monotonic)."""
         self._saved: dict[TopicPartition, PartitionState] = {}
         self._waiting: frozenset[TopicPartition] = frozenset()
-        self._saved_at = clock.monotonic()  # what halts is known once the partitions were read
+        self._saved_at = clock.monotonic()  # halts are known only after the first reads
         self._resumed_version = -1
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ingest-positions")
         self._writing: Future[None] | None = None
 
-    # where to begin
+    # starts
 
     def starts(
         self, tps: Sequence[TopicPartition], topic_ids: Mapping[str, str]
     ) -> dict[TopicPartition, tuple[int, Halt | None]]:
-        """Returns where each partition is read from, and the halt that outlasted the last process. Raises Unavailable.
+        """Returns each partition's start position, and the halt that a previous process left.
 
-        Left out are a partition whose begin the log does not say (it has no leader) and, so that a call waits for one such
-        partition at most, those behind it that have no position either: call again for them.
+        Leaves out a partition whose start the log cannot state (it has no leader), and those
+        after it that have no position either: call again for them. So a call waits for one such
+        partition at most. Raises Unavailable.
         """
         if not tps:
             return {}
@@ -60,7 +62,8 @@ class PositionStore:
         }
         moved = [tp for tp, copy in copies.items() if tp in in_log and copy.state != "resuming"]
         begins = self._begins(moved)
-        # NOTE: what the log no longer has was read: the catalog is older than the log, restored from a backup.
+        # NOTE: records below the log's start were read already: such a copy is from a catalog that
+        # was restored from a backup and is older than the log.
         older = {tp for tp, begin in begins.items() if copies[tp].position < begin}
         not_begun = set(moved) - begins.keys()
         restored = {tp: copy.position for tp, copy in copies.items() if tp not in older | not_begun}
@@ -76,7 +79,7 @@ class PositionStore:
         return found
 
     def _restore(self, positions: Mapping[TopicPartition, int], topic_ids: Mapping[str, str]) -> None:
-        """Commit again what the log has forgotten, unless the topic is another one now: the reader halts it then."""
+        """Commits the copy's positions again, except for a replaced topic: the reader halts it."""
         if not positions:
             return
         now = self._log.topic_ids(PREFIX)
@@ -86,22 +89,25 @@ class PositionStore:
             _event.warning("positions.restored", partitions=len(same), first=f"{min(same)[0]}/{min(same)[1]}")
 
     def _begins(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Returns where partitions without a position begin, up to the first one for which the log does not say."""
+        """Returns the log's start of each partition, up to the first that is unavailable."""
         found: dict[TopicPartition, int] = {}
         for tp in tps:
             try:
                 found[tp] = self._log.begin(*tp)
             except NotFound:
-                found[tp] = 0  # the reader says that there is no such partition
+                found[tp] = 0  # the reader reports that there is no such partition
             except Unavailable as away:
                 _event.warning("partition.not_begun", topic=tp[0], partition=tp[1], reason=str(away))
                 break
         return found
 
-    # what an operator decided
+    # resumption by an operator
 
     def resuming(self, version: int) -> list[PartitionState]:
-        """Returns partitions with a new position, where the catalog has changed to `version` since the last call."""
+        """Returns the partitions that an operator resumes at a new position.
+
+        Returns [] for a catalog version that `all_resumed` has recorded.
+        """
         return [] if version == self._resumed_version else self._positions.resuming()
 
     def resume(self, taken: PartitionState) -> None:
@@ -113,27 +119,27 @@ class PositionStore:
         self._saved.pop(tp, None)
 
     def all_resumed(self, version: int) -> None:
-        """Says that nothing of that catalog version is left to resume."""
+        """Records that no partition of this catalog version remains to be resumed."""
         self._resumed_version = version
 
-    # what was committed
+    # commits
 
     def committed(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Notes positions that are durable in the log."""
+        """Records positions that are durable in the log."""
         now = self._clock.monotonic()
         self._committed.update({tp: (at, now) for tp, at in positions.items()})
 
     def is_due(self, tp: TopicPartition) -> bool:
-        """Returns whether an idle partition's position is to be committed again, so that the log does not forget it."""
+        """Returns whether an idle partition's position must be committed again, lest it expire."""
         known = self._committed.get(tp)
         return known is not None and self._clock.monotonic() - known[1] >= self._recommit_s
 
     def forget(self, tp: TopicPartition) -> None:
-        """The partition is not read any more."""
+        """Forgets a partition that is no longer read."""
         self._committed.pop(tp, None)
         self._saved.pop(tp, None)
 
-    # what the catalog is told
+    # the catalog's copy
 
     def tend(
         self,
@@ -141,7 +147,10 @@ class PositionStore:
         halts: Mapping[TopicPartition, Halt],
         full: Iterable[TopicPartition],
     ) -> None:
-        """Writes what has changed, in the background, every SAVE_S. `full`: partitions that are not read on now."""
+        """Writes changed states to the catalog in the background, every SAVE_S.
+
+        `full` are partitions whose reading is paused now.
+        """
         at = self._clock.monotonic()
         if self._writing is not None and not self._writing.done():
             return
@@ -149,7 +158,7 @@ class PositionStore:
             return
         self._saved_at = at
         was, self._waiting = self._waiting, frozenset(full)
-        waiting = was & self._waiting  # at two looks in a row
+        waiting = was & self._waiting  # in two checks in a row
         changed = [s for tp in {*self._committed, *halts} if (s := self._state(tp, topic_ids, halts, waiting))]
         if changed:
             self._writing = self._writer.submit(self._save, changed)
@@ -161,7 +170,7 @@ class PositionStore:
         halts: Mapping[TopicPartition, Halt],
         waiting: frozenset[TopicPartition],
     ) -> PartitionState | None:
-        """Returns the partition's state if the catalog has another."""
+        """Returns the partition's state if it differs from the catalog's."""
         if tp[0] not in topic_ids:
             return None
         halt, known = halts.get(tp), self._saved.get(tp)
@@ -188,12 +197,12 @@ class PositionStore:
         self._saved.update({s.topic_partition(): s for s in states})
 
     def close(self) -> None:
-        """Ends its thread. Idempotent."""
+        """Stops the writer thread. Idempotent."""
         self._writer.shutdown(wait=True, cancel_futures=True)
 
 
 def _lasting(saved: PartitionState | None) -> Halt | None:
-    """Returns the halt that a new process keeps: one that only an operator ends."""
+    """Returns the halt that a new process keeps: one that only an operator can end."""
     if saved is None or saved.state != "halted" or saved.kind not in STICKY or saved.kind == "topic_replaced":
         return None
     return Halt(saved.kind, saved.reason or "", saved.since_ms, saved.position)

@@ -1,6 +1,7 @@
-"""Writes dead letters into the documents log again, as new records, once their cause is repaired.
+"""Replays dead letters into the documents log, as new records, once their cause is repaired.
 
-Of a record with many documents, only the rejected ones are written again: the others were accepted and may be newer by now.
+From a record with many documents, only the rejected ones are written again. The others were
+accepted and may be newer by now.
 """
 
 import base64
@@ -21,15 +22,16 @@ from vicinage.wire import ARROW, decode_documents, load_json
 
 PAGE: Final = 100
 AT_ONCE_MAX: Final = 500
-"""Letters of one call, so that a call takes seconds whatever the topic holds."""
+"""Letters per call; bounds a call to seconds, whatever the topic holds."""
 CONTENT_TYPE: Final = "content-type"
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """Counts of letters written again and of letters without their whole original, and the token of the writes.
+    """Counts of replayed letters and of those without their whole original, and the writes' token.
 
-    `last` is the position up to which letters were asked for; `next` is the first one that is left, None where none is.
+    `last` is the last requested position. `next` is the first remaining position, None if none
+    remains.
     """
 
     replayed: int
@@ -40,9 +42,10 @@ class Replayed:
 
 
 def replay(log: Log, tenant: Tenant, first: int, last: int | None, *, partitions: int, now_ms: int) -> Replayed:
-    """Writes the originals of the letters from position `first` to `last` again, AT_ONCE_MAX at most; durable on return.
+    """Replays the originals of the letters from position `first` to `last`; durable on return.
 
-    After an Unavailable an unknown number of them is written: call again with the same positions.
+    Replays at most AT_ONCE_MAX letters. After Unavailable, an unknown number of them is written:
+    call again with the same positions.
     """
     end = log.end(tenant.dead_topic, 0)
     last = end - 1 if last is None else min(last, end - 1)
@@ -66,7 +69,10 @@ def replay(log: Log, tenant: Tenant, first: int, last: int | None, *, partitions
 
 
 def originals(letter: Mapping[str, Any], partitions: int, now_ms: int) -> list[tuple[int, Record]]:
-    """Returns what to write again, and to which partition; [] where the letter does not hold all of it. Pure."""
+    """Returns the (partition, record) pairs to write again. Pure.
+
+    Returns [] if the letter does not hold its whole original.
+    """
     if letter["value_truncated"] or letter["n_rejected"] > len(letter["rejected"]):
         return []
     try:
@@ -80,7 +86,10 @@ def originals(letter: Mapping[str, Any], partitions: int, now_ms: int) -> list[t
 
 
 def _single(key: bytes | None, value: bytes | None, partition: int, partitions: int, now_ms: int) -> tuple[int, Record]:
-    """A deletion or a JSON document, in its home partition where it says what it is."""
+    """Returns a deletion or a JSON document, and its home partition.
+
+    Without a collection and an id, the partition is the letter's, or the last one if that is gone.
+    """
     if value is None:
         collection, _, document_id = (key or b"").decode().partition("/")
     else:
@@ -93,7 +102,7 @@ def _single(key: bytes | None, value: bytes | None, partition: int, partitions: 
 
 
 def _arrow(letter: Mapping[str, Any], value: bytes, partitions: int, now_ms: int) -> Iterator[tuple[int, Record]]:
-    """The rejected rows of an Arrow stream, by home partition."""
+    """Yields the rejected rows of an Arrow stream, by home partition."""
     name, batches = decode_documents(value)
     collection = name or letter["collection"] or ""
     wanted = [r["id"] for r in letter["rejected"]]

@@ -1,6 +1,6 @@
-"""The types of a document's fields, checked up to the first that is wrong. Pure.
+"""Checks the types of a document's fields, up to the first wrong one. Pure.
 
-Counts come before contents: of a list that is too long no element is looked at.
+Checks lengths before contents: the elements of a list that is too long are not read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _NUMBERS: Final = frozenset({int, float})
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A document as JSON, its fields of the right types. `vectors` has a single `vector`, too."""
+    """The fields of a document in JSON, with checked types. `vectors` includes a lone `vector`."""
 
     id: str
     tenant: str | None
@@ -28,7 +28,10 @@ class Body:
 
 
 def shaped(value: object, rules: DocumentLimits) -> Body:
-    """Returns the document's fields. Raises ValidationError naming the first that is unknown or of a wrong type or length."""
+    """Returns the document's fields.
+
+    Raises ValidationError with the first field that is unknown or has a wrong type or length.
+    """
     if not isinstance(value, dict):
         raise ValidationError("document", "must be a JSON object")
     if (unknown := next((name for name in value if name not in FIELDS), None)) is not None:

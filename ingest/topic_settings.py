@@ -1,4 +1,4 @@
-"""Reports topics whose settings cannot work, when ingest begins to read them."""
+"""Reports topics with settings that cannot work, when ingest begins to read them."""
 
 from collections.abc import Iterable
 
@@ -11,9 +11,10 @@ _event = events("ingest")
 
 
 def report(log: Log, tenants: Iterable[Tenant]) -> None:
-    """Logs an event for each topic of these tenants with settings that cannot work; their records are read all the same.
+    """Logs an event for each topic of these tenants with settings that cannot work.
 
-    A topic that refuses records does so at each append, too; `vicinage doctor` lists the same topics.
+    Records of such a topic are read nevertheless. A topic that refuses records refuses each append
+    too. `vicinage doctor` lists the same topics.
     """
     topics = [topic for tenant in tenants for topic in (tenant.documents_topic, tenant.dead_topic)]
     try:
