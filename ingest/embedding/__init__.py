@@ -1,4 +1,4 @@
-"""Texts to vectors: one protocol, local or remote."""
+"""Embeds texts: one protocol for local and remote models."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -11,14 +11,14 @@ from vicinage.records import Floats
 
 
 class Lane(StrEnum):
-    """Which queue a text waits in: questions go before documents."""
+    """The queue that a text waits in: query texts are embedded before documents."""
 
     QUERY = "query"
     DOCUMENT = "document"
 
 
 class ServerFailed(Unavailable):
-    """The server answered 500: it is unwell, or it fails on one of these texts."""
+    """The server returned 500: the server is at fault, or it fails on one of these texts."""
 
 
 class Embedder(Protocol):
@@ -26,7 +26,7 @@ class Embedder(Protocol):
 
     @property
     def model(self) -> str:
-        """Name of the model, as the registry has it."""
+        """Name of the model in the registry."""
         ...
 
     @property
@@ -36,7 +36,7 @@ class Embedder(Protocol):
 
     @property
     def window_tokens(self) -> int:
-        """The longest text it reads, in its own tokens (special tokens not counted)."""
+        """Longest text that the model takes, in its own tokens (special tokens not counted)."""
         ...
 
     def embed(
@@ -48,26 +48,27 @@ class Embedder(Protocol):
         weight: int = 1,
         deadline: Deadline | None = None,
     ) -> Floats:
-        """float32 [n, d] in the order of `texts`, L2-normalised.
+        """Returns float32 [n, d] in the order of `texts`, L2-normalized if the model normalizes.
 
-        Raises Overloaded when its queue is full, Unavailable when it is away (ServerFailed where it answered 500),
-        DeadlineExceeded, and Refused (field
-        `input.<number>`) for a text over the window: it never truncates.
+        Raises Overloaded if its queue is full, Unavailable if it is away (ServerFailed if the
+        server returned 500), and DeadlineExceeded. Raises Refused (field `input.<number>`) for a
+        text over the window: it never truncates.
         """
         ...
 
     def close(self) -> None:
-        """Free what it holds. Idempotent."""
+        """Releases its resources. Idempotent."""
         ...
 
 
 def open_embedder(
     model: EmbeddingModel, *, url: str, key: str | None = None, model_key: str | None = None, timeout_s: float = 60.0
 ) -> Embedder:
-    """The client of a model: the platform's own embedder role at `url` for local models, else the model's own server.
+    """Returns the client of a model.
 
-    `key` opens the embedder role and is shown to nobody else; `model_key` is the one for the model's own server.
-    Raises Refused for a kind that is not supported.
+    A local model is served by the platform's embedder role at `url`, another model by its own
+    server. `key` is sent to the embedder role only; `model_key` is sent to the model's own server.
+    Raises Refused for an unsupported kind.
     """
     from ingest.embedding.openai import OpenAIEmbedder
 

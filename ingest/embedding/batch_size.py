@@ -1,34 +1,38 @@
-"""How many passages a model is asked for at once. What decides: no clock, no I/O.
+"""Sizes the calls of a model, in passages. Pure: no clock, no I/O.
 
-A call that its server cannot answer within its deadline is lost whole, and the next as large would be too: on a slow machine, or
-one whose cores many want, a fixed size would come to nothing for ever. A call that took long halves the next; a short one doubles it.
+A call that its server cannot complete within the deadline is lost whole. On a slow or busy machine,
+calls of a fixed size would all be lost. A long call halves the size of the next one; a short call
+doubles it.
 """
 
 from typing import Final
 
 LONG_S: Final = 15.0
-"""From here on a call took long; a quarter of the time that one is given."""
+"""A call of at least this many seconds is long; it is a quarter of a call's timeout."""
 SHORT_S: Final = 3.0
 
 
 class BatchSizer:
-    """The sizes of calls, by model; at most `most`. Safe for many threads: of calls under way at once, none undoes what another taught."""
+    """Sizes of calls, by model; at most `most`. Safe for many threads.
+
+    Among concurrent calls, none reverts the adjustment of another.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._sizes: dict[str, int] = {}
 
     def size(self, model: str) -> int:
-        """Passages for its next call."""
+        """Returns the number of passages for the model's next call."""
         return self._sizes.get(model, self._most)
 
     def took(self, model: str, n: int, seconds: float) -> None:
-        """A call of `n` passages was answered."""
+        """Records a completed call of `n` passages, and adjusts the size."""
         if seconds >= LONG_S:
             self.late(model, n)
         elif seconds <= SHORT_S and n == self.size(model):
             self._sizes[model] = min(2 * n, self._most)
 
     def late(self, model: str, n: int) -> None:
-        """A call of `n` passages was not answered in time."""
+        """Records a call of `n` passages that was not completed in time; halves the size."""
         self._sizes[model] = min(self.size(model), max(1, n // 2))

@@ -1,4 +1,7 @@
-"""Which precision and how many threads: measured at start on this very machine, within a floor on fidelity. Pure but for time."""
+"""Selects precision and threads by trials at start on this machine, above a floor on fidelity.
+
+Pure except for the clock.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +14,7 @@ from vicinage.errors import Refused
 from vicinage.records import Floats
 
 BUDGET_S: Final = 3.0
-"""Beyond it no further trial begins, once every precision has had one."""
+"""Seconds after which no trial begins, except the first one of a precision."""
 ROUNDS: Final = 3
 PROBE: Final = (
     "A managed vector retrieval platform answers questions of many tenants from their own documents.",
@@ -32,12 +35,16 @@ PROBE: Final = (
     "How do I reset my password if I no longer have the phone that it was set up with?",
 )
 BATCH: Final = 32
-"""Texts of the larger call; it and a single text make a trial."""
+"""Texts of the larger call of a trial; the other call has one text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One way to run the model: texts a second in calls of BATCH, milliseconds of a single question, mean cosine to float32."""
+    """Measurements of one precision and thread count.
+
+    `texts_per_s` is for calls of BATCH texts, `query_ms` for one query text. `cosine` is the mean
+    cosine to float32's vectors.
+    """
 
     precision: str
     threads: int
@@ -46,25 +53,28 @@ class Trial:
     cosine: float
 
     def better(self, other: "Trial") -> "Trial":
-        """The best of both: what else runs on the machine can only slow a trial down."""
+        """Returns the best of both, because other load can only slow a trial down."""
         texts_per_s, query_ms = max(self.texts_per_s, other.texts_per_s), min(self.query_ms, other.query_ms)
         return replace(self, texts_per_s=texts_per_s, query_ms=query_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was chosen, and everything that was measured to choose it."""
+    """The chosen trial, and all trials."""
 
     chosen: Trial
     tried: tuple[Trial, ...]
 
     def facts(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the calibration as values for JSON."""
         return {**asdict(self.chosen), "tried": [asdict(t) for t in self.tried]}
 
 
 def measure(precision: str, threads: int, embed: Callable[[int], Floats], truth: Floats) -> Trial:
-    """One trial. `embed(n)` embeds the first n texts of the probe; `truth` is float32's answer to all of them."""
+    """Runs one trial. Raises what `embed` raises.
+
+    `embed(n)` embeds the first n texts of the probe; `truth` has float32's vectors of all of them.
+    """
     embed(1)
     query_s, _ = _timed(embed, 1)
     batch_s, vectors = _timed(embed, len(truth))
@@ -74,7 +84,7 @@ def measure(precision: str, threads: int, embed: Callable[[int], Floats], truth:
 
 
 def choose(tried: Sequence[Trial], cosine_floor: float) -> Calibration:
-    """The fastest whose vectors are still the model's own. Raises Refused when none is."""
+    """Returns the fastest trial with at least `cosine_floor`. Raises Refused if there is none."""
     good = [t for t in tried if t.cosine >= cosine_floor]
     if not good:
         raise Refused(f"no precision keeps a cosine of {cosine_floor} to float32: {list(tried)}", field="precision")

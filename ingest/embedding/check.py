@@ -1,7 +1,7 @@
-"""Checks a model before it enters the registry: its files are read and loaded, or its server is called.
+"""Checks a model before it enters the registry: loads its files, or calls its server.
 
-A local model is loaded in a process of its own: weights of any size leave no memory behind, and a crash of the library is a
-refusal.
+A local model is loaded in a separate process. So weights of any size leave no memory allocated, and
+a crash of the library becomes a refusal.
 """
 
 import subprocess
@@ -20,16 +20,17 @@ from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Refused, VicinageError
 
 LOAD_S: Final = 300.0
-"""How long loading a local model may take."""
+"""Longest time, in seconds, to load a local model."""
 CALL_S: Final = 15.0
-"""How long a server may take to embed one short text."""
+"""Longest time, in seconds, for a server to embed one short text."""
 TEXT: Final = "A short text that any embedding model takes."
 
 
 def described(given: Mapping[str, Any]) -> EmbeddingModel:
-    """Returns the registry entry for what was `given`, with the facts of a local model's files where nothing was given.
+    """Returns the registry entry for the `given` fields.
 
-    Raises Refused where a fact is neither given nor in files.
+    A local model's files supply the facts that are not given. Raises Refused if a fact is neither
+    given nor in the files, or if the files contradict it.
     """
     bare = EmbeddingModel(given["name"], given["kind"], given["location"], 1, 16)
     known: dict[str, Any] = {}
@@ -53,7 +54,10 @@ def described(given: Mapping[str, Any]) -> EmbeddingModel:
 
 
 def check(model: EmbeddingModel, *, model_key: str | None = None) -> None:
-    """Embeds one text. Raises Refused, with the reason, where that fails or gives other vectors than the entry says."""
+    """Checks a model by embedding with it.
+
+    Raises Refused, with the reason, if that fails or the vectors differ from the entry's facts.
+    """
     if model.kind == "local":
         _check_local(model)
     elif model.kind == "openai":
@@ -61,7 +65,7 @@ def check(model: EmbeddingModel, *, model_key: str | None = None) -> None:
 
 
 def check_server(model: EmbeddingModel, model_key: str | None) -> None:
-    """Calls the model's server for one short text. Raises Refused with what is wrong, for operators."""
+    """Embeds one short text on the model's server. Raises Refused with the reason for operators."""
     embedder = open_embedder(model, url="", model_key=model_key, timeout_s=CALL_S)
     try:
         embedder.embed([TEXT], tenant="", deadline=Deadline.after(CALL_S))

@@ -1,7 +1,8 @@
 """Reads the facts of a sentence-transformers model from its JSON files. Loads no weights.
 
-Sources: sentence-transformers 5 (`modules.json`, `sentence_bert_config.json`, `config_sentence_transformers.json`,
-`1_Pooling/config.json`) and transformers (`config.json`, `tokenizer_config.json`).
+Sources: sentence-transformers 5 (`modules.json`, `sentence_bert_config.json`,
+`config_sentence_transformers.json`, `1_Pooling/config.json`) and transformers (`config.json`,
+`tokenizer_config.json`).
 """
 
 from collections.abc import Mapping
@@ -16,19 +17,23 @@ from vicinage.errors import Refused
 
 QUERY_PROMPTS: Final = ("query",)
 DOCUMENT_PROMPTS: Final = ("document", "passage", "corpus")
-"""Names that `encode_query` and `encode_document` of sentence-transformers look for, in this order."""
+"""Prompt names that `encode_query` and `encode_document` of sentence-transformers try, in order."""
 PADDED_POSITIONS: Final = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl"})
-"""Architectures whose position embeddings begin after the padding index: two fewer than `max_position_embeddings`."""
+"""Architectures whose position embeddings begin after the padding index.
+
+They have two positions fewer than `max_position_embeddings`.
+"""
 UNBOUNDED: Final = 1_000_000
-"""A `model_max_length` beyond this is the library's word for "not known"."""
+"""From this on, a `model_max_length` is the library's placeholder for an unknown length."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Facts of a model folder; None where the files do not say.
+    """Facts of a model folder; None if the files do not state them.
 
     `positions`: the longest input, special tokens included, that the network can compute.
-    `window_tokens`: the longest that the model is meant for (`max_seq_length`), never more than `positions`.
+    `window_tokens`: the longest input that the model is intended for (`max_seq_length`), never more
+    than `positions`.
     """
 
     dimension: int | None
@@ -42,7 +47,7 @@ class ModelFiles:
 
 
 def read_model_files(folder: Path) -> ModelFiles:
-    """Returns what the files in `folder` say. Raises Refused for a file that is not JSON."""
+    """Returns the facts in the files of `folder`. Raises Refused for a file that is not JSON."""
     modules = _modules(folder)
     transformer = _transformer_folder(folder, modules)
     config = _json(transformer / "config.json")
@@ -62,7 +67,7 @@ def read_model_files(folder: Path) -> ModelFiles:
 
 
 def check_model_files(model: EmbeddingModel, files: ModelFiles) -> None:
-    """Raises Refused where the registry's entry says what the model's files rule out."""
+    """Raises Refused if the registry's entry contradicts the model's files."""
     if files.dimension not in (None, model.dimension):
         raise Refused(
             f"model {model.name} has dimension {files.dimension}, not {model.dimension}",
@@ -101,7 +106,7 @@ def _pooling(folder: Path, modules: list[Mapping[str, Any]]) -> Mapping[str, Any
 def _dimension(
     folder: Path, modules: list[Mapping[str, Any]], pooling: Mapping[str, Any], config: Mapping[str, Any]
 ) -> int | None:
-    """Of the last module that changes it: a dense layer, else the pooling, else the network's width."""
+    """Returns the dimension of the last dense layer, else the pooling's, else the network's width."""
     dense = [str(m.get("path", "")) for m in modules if str(m.get("type", "")).endswith("Dense")]
     if dense:
         return _whole(_json(folder / dense[-1] / "config.json").get("out_features"))
@@ -122,7 +127,7 @@ def _positions(config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> int |
 
 
 def _prompt(config: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The prompt of the first of `names` that there is, else the default one, else none."""
+    """Returns the prompt of the first of `names` that exists, else the default prompt, else ''."""
     prompts = config.get("prompts")
     if not isinstance(prompts, dict):
         return ""

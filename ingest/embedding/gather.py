@@ -1,7 +1,7 @@
-"""Questions on their way to the embedder: while one call is under way, the next ones gather and go as one.
+"""Batches query texts for the embedder: while one call is in progress, the next texts gather.
 
-Costs nothing when idle, and spreads the cost of the HTTP call over all who wait when busy. Law 7: each call takes from the
-tenants that wait by their weights, so that one tenant's crowd does not delay another's question.
+Costs nothing when idle; when busy, the waiting texts share the cost of an HTTP call. Law 7: each
+call takes texts from the waiting tenants by weight, so that no tenant's load delays another's text.
 """
 
 import asyncio
@@ -19,22 +19,22 @@ from vicinage.fair import FairQueue
 from vicinage.records import Floats
 
 CALLS_MAX: Final = 1
-"""Calls under way at once. A second one, on its way while the first is in the model, only makes both smaller."""
+"""Calls in progress at once. A second call while the first is in the model makes both smaller."""
 WAITING_MAX: Final = 1_024
 GATHER_MAX: Final = 64
 QUANTUM: Final = 1
-"""A text that fits the window costs one: a tenant's turn is as many of them as its weight."""
+"""A text that fits the window costs one: a tenant's turn has as many texts as its weight."""
 CHARS_PER_TOKEN: Final = 4
 _INPUT: Final = re.compile(r"input\.(\d{1,4})")
-"""How the embedder names the text that it refuses."""
+"""The field in which the embedder names a refused text."""
 
 
 class AsyncEmbedder(Protocol):
-    """What is gathered for."""
+    """An asynchronous embedder that receives the batches."""
 
     @property
     def window_tokens(self) -> int:
-        """The longest text that it reads, special tokens not counted."""
+        """Longest text that the model takes, special tokens not counted."""
         ...
 
     async def embed_async(
@@ -46,11 +46,11 @@ class AsyncEmbedder(Protocol):
         weight: int = 1,
         deadline: Deadline | None = None,
     ) -> Floats:
-        """float32 [n, d]."""
+        """Returns float32 [n, d]."""
         ...
 
     async def aclose(self) -> None:
-        """Close its connections. Idempotent."""
+        """Closes its connections. Idempotent."""
         ...
 
 
@@ -64,7 +64,7 @@ class _Question:
 
 
 class GatheringEmbedder:
-    """One model, asked by many at once, on one event loop."""
+    """One model for many concurrent callers on one event loop."""
 
     def __init__(self, embedder: AsyncEmbedder) -> None:
         self._embedder = embedder
@@ -72,7 +72,7 @@ class GatheringEmbedder:
         self._calls: set[asyncio.Task[None]] = set()
 
     async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
-        """float32 [d]. Raises as Embedder.embed does."""
+        """Returns float32 [d]. Raises as Embedder.embed does."""
         question = _Question(text, tenant, weight, deadline, asyncio.get_running_loop().create_future())
         self._waiting.put(tenant, [(question, self._cost(text))], weight=weight)
         self._go()
@@ -82,16 +82,16 @@ class GatheringEmbedder:
             raise DeadlineExceeded("the text was not embedded in time", dependency="embedder") from None
 
     async def aclose(self) -> None:
-        """Close the connections. Idempotent."""
+        """Closes the connections. Idempotent."""
         await self._embedder.aclose()
 
     def _cost(self, text: str) -> int:
-        """What a text takes of its tenant's turn: one, or as many as it may have windows."""
+        """Returns the cost of a text in its tenant's turn: its estimated windows, at least one."""
         return max(1, len(text) // (CHARS_PER_TOKEN * self._embedder.window_tokens))
 
     def _go(self) -> None:
         while self._waiting.cost and len(self._calls) < CALLS_MAX:
-            # Whoever gave up meanwhile (its deadline passed, its caller went away) is left out.
+            # Leaves out texts whose deadline passed or whose caller disconnected meanwhile.
             gathered = [q for q in self._waiting.take(GATHER_MAX) if not q.answer.done()]
             if gathered:
                 call = asyncio.create_task(self._answer(gathered))
@@ -106,12 +106,12 @@ class GatheringEmbedder:
         try:
             await self._ask(gathered)
         finally:
-            # Whatever happened, nobody is left waiting for this call.
+            # Every future is settled, whatever the outcome of the call.
             for q in gathered:
                 _settle(q, Unavailable("the question was not embedded", dependency="embedder"))
 
     async def _ask(self, gathered: list[_Question]) -> None:
-        # One call for many tenants: it weighs what they weigh together, under the first one's name.
+        # One call for many tenants: it has the sum of their weights, and the first one's name.
         weights = {q.tenant: q.weight for q in gathered}
         try:
             vectors = await self._embedder.embed_async(
@@ -131,9 +131,10 @@ class GatheringEmbedder:
                     q.answer.set_result(vector)
 
     async def _without_the_bad(self, gathered: list[_Question], refused: Refused) -> None:
-        """One bad text must not spoil the others' call: it is refused alone, and the others are asked again.
+        """Refuses the text at fault alone, and embeds the others again.
 
-        A server that does not name it is asked in halves: one text among 64 costs about twelve calls, not 64.
+        If the server does not name the text, bisects the batch: one text among 64 costs about
+        twelve calls, not 64.
         """
         named = _INPUT.fullmatch(refused.field or "")
         bad = gathered[int(named[1])] if named and int(named[1]) < len(gathered) else None
@@ -147,7 +148,10 @@ class GatheringEmbedder:
             await self._ask(rest)
 
     async def _refuse_or_split(self, question: _Question, refused: Refused) -> None:
-        """Refuses a text; one that may only be too long is embedded in windows, all in one call, and answered by their mean."""
+        """Refuses a text, unless it may be too long.
+
+        A text that may be too long is embedded in windows, all in one call, and gets their mean.
+        """
         windows = windows_of(question.text, self._embedder.window_tokens)
         if len(windows) == 1:
             _settle(question, Refused(refused.detail, field="text", limit=refused.limit))
@@ -164,9 +168,10 @@ class GatheringEmbedder:
 
 
 def windows_of(text: str, window_tokens: int) -> list[str]:
-    """Returns the text in parts of at most `window_tokens` bytes, cut at white space where there is some. Pure.
+    """Returns the text in parts of at most `window_tokens` bytes, split at white space. Pure.
 
-    A server tells no tokens, and they never outnumber bytes: such a part fits whatever its tokens are.
+    Splits within a word if there is no white space in the second half of a part. A server does not
+    report tokens; a part fits because its tokens never outnumber its bytes.
     """
     parts: list[str] = []
     left = text.strip()
@@ -180,7 +185,10 @@ def windows_of(text: str, window_tokens: int) -> list[str]:
 
 
 def _mean(vectors: Floats, weights: list[int]) -> Floats:
-    """The weighted mean of rows, float32 [d], with the mean length of its parts: unit length where theirs is."""
+    """Returns the weighted mean of rows, float32 [d], scaled to the mean length of the rows.
+
+    So the mean of normalized rows is normalized.
+    """
     total = np.average(vectors, axis=0, weights=weights)
     length = float(np.linalg.norm(total))
     wanted = float(np.average([np.linalg.norm(v) for v in vectors], weights=weights))

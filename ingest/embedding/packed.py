@@ -1,16 +1,18 @@
-"""A model's weights in the order in which the processor's kernels read them, laid once instead of in every call.
+"""Packs a model's weights once into the layout that the processor's kernels read.
 
-oneDNN reorders the weight of each linear layer whenever it is called; for a question or two that is a third of the call.
-These are the operators that torch's own compiler emits when it freezes a model; torch is pinned by the lock file.
+Otherwise oneDNN reorders the weight of each linear layer in every call; for one or two query texts
+that is a third of the call. The operators here are those that torch's compiler emits when it
+freezes a model; torch is pinned by the lock file.
 """
 
 from typing import Any
 
 
 def packed(model: Any) -> Any:
-    """`model` with its linear layers packed, in place: for inference on the CPU only.
+    """Packs the linear layers of `model` in place and returns it; for inference on the CPU only.
 
-    Unchanged where torch lacks oneDNN, or the processor what oneDNN needs for weights of that precision.
+    The model is unchanged if torch lacks oneDNN, or if the processor lacks the instructions that
+    oneDNN needs for weights of that precision.
     """
     import torch
 
@@ -19,7 +21,7 @@ def packed(model: Any) -> Any:
         return model
 
     class Packed(torch.nn.Module):
-        """Linear, its weight packed: [.., in] → [.., out]."""
+        """A linear layer with a packed weight: [.., in] → [.., out]."""
 
         def __init__(self, linear: torch.nn.Linear) -> None:
             super().__init__()
@@ -38,7 +40,10 @@ def packed(model: Any) -> Any:
 
 
 def can_lay(dtype: Any) -> bool:
-    """Whether this processor has the instructions for weights of that type; without them the operators raise."""
+    """Returns whether the processor has the instructions for weights of that type.
+
+    Without them the operators raise.
+    """
     import torch
 
     ops = torch.ops.mkldnn

@@ -1,4 +1,8 @@
-"""The embedder role's face: the OpenAI embeddings API over the local models, and text-embeddings-inference's `/rerank` over a cross-encoder."""
+"""The embedder role's HTTP API.
+
+Serves the OpenAI embeddings API over the local models, and the `/rerank` of
+text-embeddings-inference over a cross-encoder.
+"""
 
 import asyncio
 import base64
@@ -28,11 +32,11 @@ from vicinage.telemetry import events, metrics_text
 INPUTS_MAX: Final = 2_048
 BODY_BYTES_MAX: Final = 32 << 20
 BODY_S: Final = 60
-"""How long a body may take to arrive."""
+"""Longest time, in seconds, for a body to arrive."""
 TIMEOUT_MS: Final = 60_000
 WEIGHT_MAX: Final = 100
 THREAD_FROM: Final = 8
-"""From this many texts on, tokenising leaves the event loop."""
+"""From this many texts on, a worker thread tokenizes them instead of the event loop."""
 
 _event = events("embedder")
 
@@ -40,7 +44,10 @@ _event = events("embedder")
 def create_app(
     models: Mapping[str, LocalEmbedder], *, key: str | None, reranker: LocalReranker | None = None
 ) -> Starlette:
-    """The app over models by name; it closes them when it stops. `key`, when given, is asked of every call for vectors or scores."""
+    """Returns the app over models by name; it closes them when it stops.
+
+    If `key` is given, calls for vectors, scores and the list of models must send it.
+    """
 
     async def embeddings(request: Request) -> Response:
         _authorise(request, key)
@@ -160,7 +167,10 @@ def _number(text: str | None, otherwise: int) -> int:
 
 
 async def _body(request: Request) -> bytes:
-    """The whole body, given up as soon as it is over the limit. Raises TooLarge, Refused when it was cut off."""
+    """Returns the whole body.
+
+    Raises TooLarge as soon as it exceeds the limit, and Refused if it is late or incomplete.
+    """
     chunks: list[bytes] = []
     size = 0
     try:
@@ -235,7 +245,7 @@ async def _http(_request: Request, error: Exception) -> Response:
 
 
 async def _ours(request: Request, error: Exception) -> Response:
-    """The request boundary: our own mistake, recorded, and said without details."""
+    """The request boundary: logs an internal error and returns a problem without details."""
     _event.error("request failed", path=request.url.path, exc_info=error)
     return _problem(500, "internal", "something went wrong in the embedder")
 
@@ -243,7 +253,7 @@ async def _ours(request: Request, error: Exception) -> Response:
 def _problem(
     status: int, kind: str, detail: str, param: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """An error in the form of the OpenAI API."""
+    """Returns an error in the form of the OpenAI API."""
     return _json({"error": {"message": detail, "type": kind, "param": param, "code": kind}}, status, headers)
 
 
