@@ -1,4 +1,8 @@
-"""★ One question, top to bottom: who asks → admit → wait for what it asked for → embed → plan → scatter → merge → perhaps read again → answer."""
+"""★ Answers a search.
+
+Find the tenant and the collection → admit → wait for a token → embed → plan → scatter → merge →
+rerank if requested → answer.
+"""
 
 import asyncio
 import math
@@ -27,30 +31,33 @@ from vicinage.records import Floats, Hit, Token
 
 T = TypeVar("T")
 EMBED_SHARE: Final = 0.5
-"""Of a hybrid search's time, what its model gets: the rest is for searching by words where the model is late."""
+"""Share of a hybrid search's remaining time that its model gets.
+
+The rest is for lexical search if the model is late.
+"""
 ORDINARY: Final = (1e-24, 1e24)
-"""Between them, a square of a length is as good in float32 as it must be."""
+"""Between these bounds, a squared length is accurate enough in float32."""
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 4
-"""The same bound that documents keep to (ingest/validation.py)."""
+"""Maximum squared length; documents have the same bound (ingest/validation.py)."""
 
 
 class QueryEmbedder(Protocol):
-    """How a question's text becomes a vector."""
+    """Embeds the text of a search."""
 
     async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
-        """float32 [d], L2-normalised."""
+        """Returns the vector of the text: float32 [d], L2-normalized."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The best passages, and what they are worth: of which moment, of which generation, and what is missing."""
+    """The best passages, with the search's watermark, lag, generation, effort and missing share."""
 
     hits: tuple[Hit, ...]
     watermark: str
     """`slot-offset` of every shard that answered, joined by dots."""
     lag_ms: int | None
-    """None while it cannot be measured."""
+    """Freshness lag in milliseconds; None while it cannot be measured."""
     generation: int
     effort: int
     missing_share: float
@@ -59,7 +66,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Answerer:
-    """What it takes to answer."""
+    """The search pipeline and its dependencies."""
 
     registry: Registry
     searchers: Searchers
@@ -70,11 +77,14 @@ class Answerer:
     reranker: Reranker | None = None
 
     def admitted(self, tenant: Tenant) -> AbstractContextManager[Place]:
-        """A place for one request of the tenant's. Raises Overloaded, Unavailable."""
+        """Returns a permit for one request of the tenant. Raises Overloaded, Unavailable."""
         return self.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority])
 
     async def answer(self, question: Question, tenant: Tenant, collection: Collection) -> Answer:
-        """The answer to one who was found (`find`) and has a place (`admitted`). Raises what the steps raise."""
+        """Returns the answer to a search. Raises what the steps raise.
+
+        The caller looks up the tenant and the collection (`find`) and holds a permit (`admitted`).
+        """
         if question.rerank and self.reranker is None:
             raise Refused(
                 "this platform has no reranker (its operator sets rerank.model or rerank.url)", field="rerank"
@@ -83,7 +93,10 @@ class Answerer:
         return await self.on_live(collection, partial(self._answer, question, tenant, deadline))
 
     async def on_live(self, collection: Collection, ask: Callable[[Collection], Awaitable[T]]) -> T:
-        """What `ask` makes of the collection; asked once more where its live generation was cut over on the way."""
+        """Returns the result of `ask` for the collection.
+
+        Calls `ask` once more if it raises NotFound and another generation has become live.
+        """
         try:
             return await ask(collection)
         except NotFound:
@@ -110,7 +123,11 @@ class Answerer:
         return await self._read_again(question, tenant, found, deadline) if question.rerank else found
 
     async def _read_again(self, question: Question, tenant: Tenant, found: Answer, deadline: Deadline) -> Answer:
-        """The k best of what was found, in the cross-encoder's order; as they were found, and said so, where it is away or late."""
+        """Returns the k best hits in the cross-encoder's order.
+
+        If the reranker is unavailable, busy or late, keeps the order of the hits and adds the reason
+        to the answer.
+        """
         assert self.reranker is not None, "else the question was refused"
         assert question.text is not None, "what reads again has a text"
         hits, reason = found.hits, found.reason
@@ -129,10 +146,11 @@ class Answerer:
         return replace(found, hits=hits, reason=reason)
 
     async def reached(self, token: Token, tenant: Tenant, collection: Collection, deadline: Deadline) -> Collection:
-        """The collection as of now, everything up to `token` searchable in its live generation.
+        """Returns the current collection once everything up to `token` is searchable in it.
 
-        NOTE: memory may be behind a cut-over, and the generation that it calls live gets no more writes. Ingest knew of the
-        cut-over before it committed the token: a catalog read after the commit was seen names a generation that has it.
+        NOTE: the registry in memory may be behind a cut-over. The generation that it names as live
+        then gets no more writes. Ingest knew of the cut-over before it committed the token. So a
+        catalog read after the commit was seen names a generation that has the token's writes.
         """
         await self.freshness.reach(token, tenant, collection.generation(), deadline)
         await self._refresh(deadline)
@@ -142,12 +160,12 @@ class Answerer:
         return now
 
     async def newest(self, collection: Collection) -> Collection:
-        """The collection as the catalog has it now. Raises NotFound, Unavailable."""
+        """Returns the collection as the catalog has it now. Raises NotFound, Unavailable."""
         await run_in_threadpool(self.registry.refresh)
         return self.registry.collection(collection.tenant, collection.name)
 
     async def _refresh(self, deadline: Deadline) -> None:
-        """See the catalog as of now. Raises Unavailable, DeadlineExceeded."""
+        """Refreshes the registry from the catalog. Raises Unavailable, DeadlineExceeded."""
         try:
             async with asyncio.timeout(deadline.left_s()):
                 await asyncio.get_running_loop().run_in_executor(None, self.registry.refresh)
@@ -155,7 +173,10 @@ class Answerer:
             raise DeadlineExceeded("the catalog did not answer in time", dependency="catalog") from None
 
     async def find(self, principal: Principal, name: str) -> tuple[Tenant, Collection]:
-        """The principal's tenant (law 1) and its collection; looked for once more when not there, it may be new. Raises NotFound."""
+        """Returns the principal's tenant (law 1) and its collection. Raises NotFound.
+
+        If either is not in memory, refreshes the registry and retries once: it may be new.
+        """
         if principal.tenant is None:
             raise NotFound("an operator's key has no collections; use a tenant's key")
         try:
@@ -167,9 +188,10 @@ class Answerer:
     async def _embedded(
         self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline
     ) -> tuple[Question, Floats | None, str | None]:
-        """Returns the search, its vector and why it has none.
+        """Returns the search, its vector, and the reason if it has no vector.
 
-        A hybrid search whose model is away, busy or late (it gets half of the time that is left) goes on by words alone.
+        The model of a hybrid search gets half of the time that is left (EMBED_SHARE). If the model
+        is unavailable, busy or late, the search becomes lexical.
         """
         if question.mode != "hybrid" or question.vector is not None or live.model is None:
             return question, await self._vector(question, tenant, live, deadline), None
@@ -181,7 +203,7 @@ class Answerer:
 
     async def _vector(self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline) -> Floats | None:
         if question.mode == "lexical":
-            return None  # words need no model
+            return None  # a lexical search needs no model
         if question.vector is not None:
             return checked_vector(question.vector, live)
         if live.model is None:
@@ -208,7 +230,7 @@ class Answerer:
 
 
 def checked_vector(vector: Floats, live: Generation) -> Floats:
-    """float32 [d] fit to be searched for, of length 1 under cosine. Raises Refused."""
+    """Returns a valid query vector: float32 [d], L2-normalized under cosine. Raises Refused."""
     if vector.shape != (live.dimension,):
         raise Refused(
             f"vector has {vector.size} numbers; the collection's dimension is {live.dimension}",
@@ -217,7 +239,7 @@ def checked_vector(vector: Floats, live: Generation) -> Floats:
         )
     with np.errstate(over="ignore", invalid="ignore"):
         square = float(vector @ vector)
-    if not ORDINARY[0] < square < ORDINARY[1]:  # its squares may be beyond float32, or lost below it
+    if not ORDINARY[0] < square < ORDINARY[1]:  # its squares may overflow or underflow float32
         return _checked_exactly(vector, live)
     unit: Floats = vector if live.metric != "cosine" else vector * np.float32(1 / math.sqrt(square))
     return unit
