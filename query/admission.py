@@ -1,8 +1,9 @@
-"""Who may come in: a bounded number of requests, and bytes of their bodies and answers, of which every tenant leaves some to the others.
+"""Admits requests within bounds on their number and on the bytes of their bodies and answers.
 
-Laws 6 and 7: a tenant holds at most its weight times what is still free (the rule of vicinage/fair.py). Alone, one of weight 1
-gets half of the places, one of weight 4 four fifths; a newcomer always finds one. A place is taken before the body is read: a
-body that is slow or large takes from its own tenant's share.
+Laws 6 and 7: a tenant holds at most its weight times what is still free (the rule of
+vicinage/fair.py). A tenant of weight 1 that is alone gets half of the permits, one of weight 4 gets
+four fifths. A permit for another tenant always remains. A request takes its permit before its body
+is read, so a slow or large body counts against its own tenant's share.
 """
 
 from collections import Counter
@@ -14,7 +15,7 @@ from vicinage.fair import has_room
 
 
 class Admission:
-    """Requests in flight, in all and per tenant. Belongs to one event loop."""
+    """Requests in flight, in total and per tenant. Belongs to one event loop."""
 
     def __init__(self, *, in_flight_max: int, bodies_bytes_max: int, answers_bytes_max: int) -> None:
         self._places = _Shared(in_flight_max)
@@ -24,26 +25,29 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
-        """Requests being served."""
+        """Number of requests in flight."""
         return self._places.total
 
     @property
     def bodies_bytes(self) -> int:
-        """Bytes of the bodies that they brought."""
+        """Bytes of the bodies of requests in flight."""
         return self._bodies.total
 
     @property
     def answers_bytes(self) -> int:
-        """Bytes of large answers that are not read yet."""
+        """Bytes of large answers that their clients have not read yet."""
         return self._answers.total
 
     def drain(self) -> None:
-        """Let nobody in any more; those inside finish."""
+        """Refuses new requests; requests in flight finish."""
         self._draining = True
 
     @contextmanager
     def enter(self, tenant: str, weight: int) -> "Iterator[Place]":
-        """Hold one place, and what is held with it, while the block runs. Raises Overloaded, or Unavailable while draining."""
+        """Holds a permit and the bytes charged to it while the block runs.
+
+        Raises Overloaded, or Unavailable while draining.
+        """
         if self._draining:
             raise Unavailable("this gateway is shutting down", dependency="gateway", retry_after_s=1.0)
         if not self._places.take(tenant, 1, weight):
@@ -58,7 +62,7 @@ class Admission:
 
 
 class Place:
-    """One request inside, and the bytes of its body and of its answer."""
+    """A permit for one request, and the bytes of its body and its answer."""
 
     __slots__ = ("_answers", "_bodies", "_inside", "_places", "_tenant", "_weight", "answer_bytes", "bytes")
 
@@ -69,26 +73,26 @@ class Place:
         self.bytes = self.answer_bytes = 0
 
     def hold(self, n_bytes: int) -> None:
-        """Hold so many bytes more until the request is over. Raises Overloaded."""
+        """Holds `n_bytes` more for the body until the request is over. Raises Overloaded."""
         if not self._bodies.take(self._tenant, n_bytes, self._weight):
             raise Overloaded("too many bytes of bodies are held; this tenant has its share", retry_after_s=0.5)
         self.bytes += n_bytes
 
     def hold_answer(self, n_bytes: int) -> None:
-        """Holds the bytes of an answer until it is read or its reader is gone. Raises Overloaded."""
+        """Holds an answer's bytes until the client reads it or disconnects. Raises Overloaded."""
         if not self._answers.take(self._tenant, n_bytes, self._weight):
             raise Overloaded("too many bytes of answers are not read yet; this tenant has its share", retry_after_s=0.5)
         self.answer_bytes += n_bytes
 
     def leave(self) -> None:
-        """Give the place to others now; the bytes stay on account. Idempotent."""
+        """Releases the permit now; the bytes stay held. Idempotent."""
         if self._inside:
             self._inside = False
             self._places.give_back(self._tenant, 1)
 
 
 class _Shared:
-    """A bounded amount of something, and who holds how much of it."""
+    """A bounded resource, and how much of it each tenant holds."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -96,7 +100,10 @@ class _Shared:
         self.total = 0
 
     def take(self, tenant: str, n: int, weight: int) -> bool:
-        """Hold `n` more; False where that is beyond the tenant's share. Of a whole that nobody holds, one may take all."""
+        """Takes `n` more for the tenant; returns False if that exceeds its share.
+
+        While no tenant holds anything, one tenant may take all.
+        """
         held = self._held[tenant]
         if self.total and not has_room(n, held=held, free=self._most - self.total, weight=weight):
             return False
@@ -105,7 +112,7 @@ class _Shared:
         return True
 
     def give_back(self, tenant: str, n: int) -> None:
-        """Hold `n` less."""
+        """Returns `n` of what the tenant holds to the free part."""
         self.total -= n
         self._held[tenant] -= n
         if not self._held[tenant]:

@@ -1,7 +1,8 @@
-"""Turns for requests whose cost is not known in advance: a few at once, by tenant, charged for the time that they took.
+"""Schedules requests of unknown cost: a few run at once, and each tenant is charged their time.
 
-Law 7: the tenant that has used the least time for its weight goes next (start-time fair queueing, Goyal, Vin and Cheng,
-1996, with the measured time in the place of a known length). What a request costs is measured, so nothing is guessed.
+Law 7: the tenant that has used the least time for its weight goes next. This is start-time fair
+queueing (Goyal, Vin and Cheng, 1996), with the measured time in place of a known length. The cost
+of a request is measured, never estimated.
 """
 
 import asyncio
@@ -16,12 +17,15 @@ from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded
 
 FORGET_AT: Final = 1_024
-"""Beyond this many tenants, those without a waiting or running request are forgotten."""
+"""At this number of tenants, those without a waiting or running request are removed."""
 
 
 @dataclass(slots=True)
 class _Line:
-    """One tenant's waiting requests, oldest first. `used_s`: seconds that it took for its weight."""
+    """One tenant's waiting requests, oldest first.
+
+    `used_s` is the seconds that the tenant used, divided by its weight.
+    """
 
     used_s: float
     waiting: "deque[asyncio.Future[None]]" = field(default_factory=deque)
@@ -29,9 +33,9 @@ class _Line:
 
 
 class Turns:
-    """Belongs to one event loop. At most `at_once` turns are held, `of_one_max` of them by one tenant.
+    """Grants at most `at_once` turns at once, at most `of_one_max` of them to one tenant.
 
-    Admission bounds how many requests wait.
+    Admission bounds how many requests wait. Belongs to one event loop.
     """
 
     def __init__(self, at_once: int, of_one_max: int | None = None) -> None:
@@ -39,11 +43,14 @@ class Turns:
         self._of_one_max = at_once if of_one_max is None else of_one_max
         self._lines: dict[str, _Line] = {}
         self._now_s = 0.0
-        """What the tenant that went last had used: a newcomer starts there, and has saved nothing up."""
+        """Highest `used_s` of a tenant when it was granted a turn.
+
+        A new or idle tenant starts there, so it has no credit from the time without requests.
+        """
 
     @asynccontextmanager
     async def take(self, tenant: str, weight: int, deadline: Deadline) -> AsyncIterator[None]:
-        """Holds a turn while the block runs. Raises DeadlineExceeded if none comes in time."""
+        """Holds a turn while the block runs. Raises DeadlineExceeded if none is granted in time."""
         line = self._line(tenant)
         await self._wait(line, deadline)
         began_s = time.monotonic()
@@ -64,7 +71,7 @@ class Turns:
             if turn.done() and not turn.cancelled():
                 self._give_back(line)
             else:
-                with suppress(ValueError):  # it may have been passed over already
+                with suppress(ValueError):  # `_next` may have removed it already
                     line.waiting.remove(turn)
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded("others were served until the deadline passed", dependency="gateway") from None
@@ -74,7 +81,7 @@ class Turns:
         while self._free and (waiting := [line for line in self._lines.values() if self._may_run(line)]):
             line = min(waiting, key=lambda each: (each.running, each.used_s))
             turn = line.waiting.popleft()
-            if turn.done():  # given up
+            if turn.done():  # canceled while it waited
                 continue
             self._now_s = max(self._now_s, line.used_s)
             self._free -= 1
