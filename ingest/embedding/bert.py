@@ -1,8 +1,9 @@
-"""A BERT encoder in as few calls of the processor's kernels as it takes: the model's own weights, without the layers of Python between.
+"""Runs a BERT encoder in few calls of the processor's kernels, with little Python between them.
 
-For a question or two, half of a call of the library's model is what stands between the products. Here query, key and value are
-one product, and GELU belongs to the product before it. Models of other families run as they are (packed.py).
-CPU only. torch's operators used here are those that its compiler emits; torch is pinned by the lock file.
+For one or two query texts, half of a call of the library's model is spent between the products.
+Here query, key and value are one product, and GELU is part of the product before it. Models of
+other families run as they are (packed.py). CPU only. The torch operators used here are those that
+torch's compiler emits; torch is pinned by the lock file.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,10 @@ class _Step(Protocol):
 
 
 def is_bert(model: Any) -> bool:
-    """Whether this SentenceTransformer is one that `Encoder` can run: a plain BERT, the mean of its tokens, nothing more."""
+    """Returns whether `Encoder` can run this model: a plain BERT with mean pooling.
+
+    `model` is a SentenceTransformer; a Normalize module may follow the pooling.
+    """
     from transformers import BertModel
 
     first, *rest = model
@@ -53,7 +57,10 @@ class Encoder:
             self._layers = [_layer(each, dtype, self._heads) for each in bert.encoder.layer]
 
     def __call__(self, features: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
-        """`sentence_embedding` [n, d] of `input_ids` and `attention_mask` [n, tokens], padded on the right."""
+        """Returns `sentence_embedding` [n, d] for `input_ids` and `attention_mask` [n, tokens].
+
+        Rows are padded on the right.
+        """
         import torch
 
         mask = features["attention_mask"]
@@ -61,7 +68,7 @@ class Encoder:
         return {"sentence_embedding": torch.einsum("nt,ntd->nd", share, self.states(features).float())}
 
     def states(self, features: dict[str, "Tensor"]) -> "Tensor":
-        """[n, tokens, d]: what the last layer makes of each token, zero where there is none."""
+        """Returns the last layer's state of each token, [n, tokens, d]; zero for padding."""
         import torch
 
         mask = features["attention_mask"]
@@ -75,7 +82,10 @@ class Encoder:
 
 
 class _Rows:
-    """Which places of a padded batch hold tokens. Products are made of tokens alone [tokens, ..]; attention sees [n, longest, ..]."""
+    """Positions of tokens in a padded batch.
+
+    Products use tokens alone, [tokens, ..]; attention uses [n, longest, ..].
+    """
 
     def __init__(self, mask: "Tensor", dtype: Any) -> None:
         import torch
@@ -85,15 +95,15 @@ class _Rows:
         self._at = None if full else mask.flatten().nonzero().squeeze(1)
         lowest = torch.zeros(mask.shape, dtype=dtype).masked_fill_(mask == 0, float("-inf"))
         self.hidden = None if full else lowest[:, None, None, :]
-        """What is added to the scores of attention: -inf where there is no token. None where nothing is padded."""
+        """Added to the scores of attention: -inf for padding. None if the batch has no padding."""
 
     def packed(self, x: "Tensor") -> "Tensor":
-        """[n, longest, ..] → [tokens, ..]."""
+        """Removes padding: [n, longest, ..] → [tokens, ..]."""
         flat = x.flatten(0, 1)
         return flat if self._at is None else flat.index_select(0, self._at)
 
     def padded(self, x: "Tensor") -> "Tensor":
-        """[tokens, d] → [n, longest, d], zero where there is no token."""
+        """Restores padding, as zeros: [tokens, d] → [n, longest, d]."""
         if self._at is not None:
             x = x.new_zeros(self.shape.numel(), x.shape[1]).index_copy_(0, self._at, x)
         return x.view(*self.shape, -1)
@@ -129,7 +139,7 @@ def _norm(norm: Any, dtype: Any) -> _Step:
 
 
 def _linear(weight: "Tensor", bias: "Tensor", dtype: Any, *, gelu: bool = False) -> _Step:
-    """The product as oneDNN lays it (see packed.py), or torch's plain one where it cannot."""
+    """Returns a product with weights in oneDNN's layout (see packed.py), else torch's plain one."""
     import torch
 
     weight, bias = weight.to(dtype), bias.to(dtype)

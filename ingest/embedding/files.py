@@ -106,7 +106,7 @@ def _pooling(folder: Path, modules: list[Mapping[str, Any]]) -> Mapping[str, Any
 def _dimension(
     folder: Path, modules: list[Mapping[str, Any]], pooling: Mapping[str, Any], config: Mapping[str, Any]
 ) -> int | None:
-    """Returns the dimension of the last dense layer, else the pooling's, else the network's width."""
+    """Returns the last dense layer's dimension, else the pooling's, else the network's width."""
     dense = [str(m.get("path", "")) for m in modules if str(m.get("type", "")).endswith("Dense")]
     if dense:
         return _whole(_json(folder / dense[-1] / "config.json").get("out_features"))

@@ -1,4 +1,7 @@
-"""A model's server, asked over HTTP from one event loop: through aiohttp, which costs it 0.18 ms of CPU a request where httpx takes 0.81."""
+"""Calls a model's server over HTTP from one event loop.
+
+Uses aiohttp, which takes 0.18 ms of CPU per request where httpx takes 0.81 ms.
+"""
 
 from collections.abc import Mapping
 from typing import Final
@@ -7,16 +10,16 @@ import aiohttp
 
 CONNECTIONS: Final = 16
 KEEPALIVE_S: Final = 4.0
-"""Less than a server's usual five seconds, so that it is mostly we who close an idle connection."""
+"""Less than a server's usual five seconds, so that this client mostly closes idle connections."""
 
 
 def headers_of(key: str | None) -> dict[str, str]:
-    """Of every request: JSON, and the bearer key if there is one."""
+    """Returns the headers of every request: JSON, and the bearer key if there is one."""
     return {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
 
 
 def told(tenant: str, weight: int, timeout_s: float) -> dict[str, str]:
-    """What the platform's own embedder role is told of a request, and nobody else."""
+    """Returns the request headers for the platform's embedder role, which no other server gets."""
     return {
         "x-vicinage-tenant": tenant,
         "x-vicinage-weight": str(weight),
@@ -25,7 +28,7 @@ def told(tenant: str, weight: int, timeout_s: float) -> dict[str, str]:
 
 
 class Requests:
-    """Connections to one address of a server, opened when they are first needed. Belongs to one event loop."""
+    """Connections to one URL, opened on first use. Belongs to one event loop."""
 
     def __init__(self, url: str, key: str | None) -> None:
         self._url = url
@@ -35,9 +38,11 @@ class Requests:
     async def post(
         self, body: bytes, headers: Mapping[str, str], timeout_s: float
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and content of the answer; asked once more where an idle connection turns out to have been closed meanwhile.
+        """Posts a body; returns status, headers and content of the response.
 
-        Raises TimeoutError and aiohttp.ClientError. `timeout_s` is above 0, which aiohttp takes for no limit at all.
+        Retries once after a connection error, because the server may have closed an idle
+        connection. `timeout_s` must be above 0, which aiohttp takes as no limit. Raises
+        TimeoutError and aiohttp.ClientError.
         """
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE_S)
@@ -53,7 +58,7 @@ class Requests:
         raise AssertionError("unreachable")
 
     async def aclose(self) -> None:
-        """Close them. Idempotent."""
+        """Closes the connections. Idempotent."""
         if self._session is not None:
             await self._session.close()
             self._session = None

@@ -1,7 +1,8 @@
-"""The embedder role's model: a runtime (runtime.py) behind one worker thread and one bounded, fair queue.
+"""The embedder role's model: a runtime (runtime.py), one worker thread and a bounded fair queue.
 
-Precision and thread count are measured at start on this very machine; a precision is taken only when its vectors keep a
-cosine to float32's above the floor. Requests gather while a model call is under way.
+Trials at start on this machine select the precision and the thread count. A precision qualifies
+only if the cosine of its vectors to float32's is at least the floor. Requests gather while a model
+call is in progress.
 """
 
 import os
@@ -29,16 +30,24 @@ from vicinage.settings import EmbedderSettings
 from vicinage.telemetry import counter, events, gauge, histogram
 
 CALL_S: Final = 0.1
-"""About how long a question may wait behind a model call."""
+"""About how long, in seconds, a query text may wait behind a model call."""
 THREAD_TOKENS: Final = 128
-"""What one thread takes before a second one helps: eight short questions. Threads of smaller calls mostly wait for each other,
-on cores that the gateway wants."""
+"""Tokens of a call per thread before another thread helps: eight short query texts.
+
+The threads of smaller calls mostly wait for each other, on cores that the gateway needs.
+"""
 CALL_TOKENS: Final = 40
-"""A call is split where padding would make it larger by more than this: about as long as the fixed part of another call."""
+"""Tokens of padding that never split a call.
+
+Computing them takes about as long as the fixed part of another call.
+"""
 WINDOW_SLACK: Final = 4
-"""Tokens that a window of a long text is kept shorter: a text cut out of a longer one may have a token more at each end."""
+"""Tokens that a window of a long text leaves free.
+
+A text split from a longer one may have one more token at each end.
+"""
 NORM_MIN: Final = np.float32(1e-12)
-"""A shorter vector is divided by this instead."""
+"""Lower bound on the length by which a vector is divided."""
 TIMEOUT_S: Final = 600.0
 
 _event = events("embedder")
@@ -49,10 +58,10 @@ _seconds = histogram("vicinage_ingest_embed_seconds", "one model call")
 
 @dataclass(slots=True)
 class _Request:
-    """Texts asked together; done when every row is there.
+    """Texts of one caller; done when every row is embedded.
 
-    `vectors` float32 [rows, d]; a text has one row, or where it is longer than the window several, and `windows[i]` then
-    names text i's rows and the tokens of each.
+    `vectors` is float32 [rows, d]. A text has one row, or several if it is longer than the window.
+    `windows[i]` has the number of tokens of each row of text i.
     """
 
     vectors: Floats
@@ -76,9 +85,10 @@ class _Request:
 
 
 def mean_of_windows(vectors: Floats, windows: Sequence[Sequence[int]], *, normalized: bool) -> Floats:
-    """Returns float32 [texts, d] of the rows of their windows: each text's mean, weighted by its windows' tokens.
+    """Returns float32 [texts, d]: the mean of each text's windows, weighted by their tokens. Pure.
 
-    `windows[i]` has the number of tokens of each window of text i; () means one row per text. Pure.
+    `vectors` has a row per window. `windows[i]` has the number of tokens of each window of text i;
+    () means one row per text.
     """
     if len(windows) == len(vectors) or not windows:
         return vectors
@@ -92,7 +102,7 @@ def mean_of_windows(vectors: Floats, windows: Sequence[Sequence[int]], *, normal
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A request on its way: its vectors to come, and the tokens (special ones included) that they take."""
+    """A request in progress: the future of its vectors, and its tokens, special ones included."""
 
     vectors: Future[Floats]
     tokens: int
@@ -101,7 +111,8 @@ class Pending:
 class LocalEmbedder:
     """One model in this process. Safe for many threads; starting it takes seconds.
 
-    `on_failure` hears of a worker that died; whoever waits, and whoever asks afterwards, gets Unavailable.
+    `on_failure` gets the error of a worker that ended by itself. Waiting and later callers get
+    Unavailable.
     """
 
     def __init__(
@@ -132,7 +143,7 @@ class LocalEmbedder:
 
     @property
     def model(self) -> str:
-        """Its name in the registry."""
+        """The model's name in the registry."""
         return self._entry.name
 
     @property
@@ -146,7 +157,7 @@ class LocalEmbedder:
         return self._entry.window_tokens - 2
 
     def alive(self) -> bool:
-        """True while it answers."""
+        """Returns whether the worker still serves."""
         return self._worker.alive()
 
     def embed(
@@ -175,7 +186,11 @@ class LocalEmbedder:
         weight: int = 1,
         deadline: Deadline | None = None,
     ) -> Pending:
-        """The same, to be waited for; cancelling it spares the model the work. Raises Refused and Overloaded at once."""
+        """Queues the texts, and returns a future of what `embed` returns.
+
+        Canceling the future saves the model the work. Raises Refused, Overloaded and Unavailable at
+        once.
+        """
         rows, windows = self._rows(texts, lane)
         request = _Request(
             np.empty((len(rows), self.dimension), np.float32), len(rows), deadline, windows, self._entry.normalised
@@ -187,7 +202,7 @@ class LocalEmbedder:
         return Pending(request.done, sum(len(ids) for ids in rows))
 
     def close(self) -> None:
-        """Finish the call under way, refuse the rest. Idempotent."""
+        """Finishes the call in progress and refuses the rest. Idempotent."""
         self._worker.close()
 
     def _put(self, items: list[Item], tenant: str, lane: Lane, weight: int) -> None:
@@ -200,10 +215,11 @@ class LocalEmbedder:
         return items
 
     def _rows(self, texts: Sequence[str], lane: Lane) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids of what the model reads, and of each text the tokens of each of its rows (see mean_of_windows).
+        """Returns the token ids of each row, and each text's windows (see mean_of_windows).
 
-        A document is never longer than the window (ingest chunks it): Refused. A search text that is longer is read in
-        windows, so that all of it counts (docs/decisions/034-long-search-texts.md).
+        Raises Refused for a document longer than the window, because ingest chunks documents. A
+        longer query text is split into windows, so that all of it counts
+        (docs/decisions/034-long-search-texts.md).
         """
         if lane is Lane.DOCUMENT:
             rows = self._tokenise(texts, self._entry.document_prompt)
@@ -219,7 +235,10 @@ class LocalEmbedder:
         return [row for rows in each for row in rows], [[len(row) for row in rows] for rows in each]
 
     def _windows(self, text: str) -> list[list[int]]:
-        """The text's windows, each with the prompt and the special tokens; the last may be short."""
+        """Returns the token ids of the text's windows, each with prompt and special tokens.
+
+        The last window may be short.
+        """
         bare = self._tokenizer.encode(text, add_special_tokens=False)
         around = len(self._tokenizer.encode(self._entry.query_prompt).ids)
         size = max(1, self._entry.window_tokens - around - WINDOW_SLACK)
@@ -244,20 +263,24 @@ class LocalEmbedder:
     # the worker thread
 
     def _serve(self, items: list[Item]) -> None:
-        """Embeds the items in one call or several. Raises RuntimeError after FAILURES_MAX failed calls in a row."""
+        """Embeds the items in one call or several.
+
+        Raises RuntimeError after FAILURES_MAX failed calls in a row.
+        """
         for call in _calls(_wanted(items), self._model.pad_share):
             self._failures = 0 if self._answered(call) else self._failures + 1
             if self._failures == FAILURES_MAX:
                 raise RuntimeError(f"{FAILURES_MAX} model calls failed in a row, that of a known text too")
 
     def _answered(self, call: list[Item]) -> bool:
-        """Answers a call, whatever becomes of it. Returns False where the model fails, not the texts.
+        """Embeds a call and settles its requests, even on failure.
 
-        A call that fails while a known text still works has a text at fault: each is then embedded alone.
+        Returns False if the model fails rather than a text. If a call fails while a known text
+        still works, a text is at fault: each text is then embedded alone.
         """
         try:
             self._answer(call)
-        except Exception as error:  # noqa: BLE001  (whatever a model raises, those who wait must hear of it)
+        except Exception as error:  # noqa: BLE001  (waiting callers must get any error of a model)
             _event.exception("model_call.failed", texts=len(call))
             if not self._works():
                 for item in call:
@@ -272,12 +295,12 @@ class LocalEmbedder:
                     ),
                 )
             else:
-                alone = [self._answered([item]) for item in call]  # each is answered, whatever the others are
+                alone = [self._answered([item]) for item in call]  # each is embedded, even after a failure of another
                 return all(alone)
         return True
 
     def _works(self) -> bool:
-        """Whether the model still embeds a text that it embedded at its start."""
+        """Returns whether the model still embeds a text that it embedded at its start."""
         try:
             return bool(np.isfinite(self._forward(self._model, self._tokenise(PROBE[:1]), threads=1)).all())
         except Exception:  # noqa: BLE001  (as above)
@@ -300,12 +323,15 @@ class LocalEmbedder:
     def _account(self, n_tokens: int, seconds: float) -> None:
         _tokens.inc(n_tokens)
         _seconds.observe(seconds)
-        if n_tokens > 256:  # a smaller call says little of the model's speed
+        if n_tokens > 256:  # the time of a smaller call says little about the model's speed
             with self._worker.lock:
                 self._batcher.aim(n_tokens / seconds, CALL_S)
 
     def _forward(self, model: Model, rows: Sequence[Sequence[int]], *, threads: int) -> Floats:
-        """float32 [n, d] of token ids of similar lengths, L2-normalized where the registry's entry says so."""
+        """Returns float32 [n, d] for rows of token ids of similar lengths.
+
+        The vectors are L2-normalized if the registry's entry says so.
+        """
         longest = max(len(r) for r in rows)
         ids = np.full((len(rows), longest), self._pad, np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
@@ -320,18 +346,18 @@ class LocalEmbedder:
     # calibration
 
     def _calibrated(self, runtime: Runtime, settings: EmbedderSettings) -> tuple[Model, Calibration]:
-        """The model at the precision and for the number of threads that proved fastest."""
+        """Returns the model at the fastest precision and thread count, and the calibration."""
         rows = sorted(self._tokenise([PROBE[i % len(PROBE)] for i in range(BATCH)]), key=len)
         ways = _ways(runtime, settings)
         models: dict[tuple[str, int], Model] = {}
         truth = self._forward(runtime.at("float32", 1), rows, threads=1)
         best: dict[tuple[str, int], Trial] = {}
         end = time.perf_counter() + BUDGET_S
-        # Round by round, so that what else the machine does for a moment falls on all of them.
+        # Rounds, so that other load on the machine for a moment affects all of them.
         for way in ways * ROUNDS:
             precision, threads = way
             if time.perf_counter() > end and precision in {known for known, _ in best}:
-                break  # a machine that is busy right now: what is known must do
+                break  # the machine is busy now: the trials so far must suffice
             if way not in models:
                 models[way] = runtime.at(precision, threads)
             trial = measure(precision, threads, partial(self._probe, models[way], rows, threads), truth)
@@ -344,7 +370,10 @@ class LocalEmbedder:
 
 
 def try_model(entry: EmbeddingModel) -> None:
-    """Loads the model and embeds a short text and one that fills its window. Raises Refused, or what the library raises."""
+    """Loads the model, and embeds a short text and one that fills its window.
+
+    Raises Refused, or the library's error.
+    """
     model, tokenizer = open_runtime(entry, device="cpu", name="auto").at("float32", 1), open_tokenizer(entry)
     for text in (PROBE[0], "word " * entry.window_tokens):
         ids = np.asarray([tokenizer.encode(text).ids[: entry.window_tokens]], np.int64)
@@ -356,7 +385,7 @@ def try_model(entry: EmbeddingModel) -> None:
 
 
 def _ways(runtime: Runtime, settings: EmbedderSettings) -> list[tuple[str, int]]:
-    """Precision and threads worth trying, likely ones first."""
+    """Returns the (precision, threads) pairs to try, the most likely ones first."""
     cores = os.cpu_count() or 1
     threads = [settings.threads] if settings.threads else sorted({1, max(1, cores // 2), cores}, reverse=True)
     precisions = runtime.precisions() if settings.precision == "auto" else (settings.precision,)
@@ -364,7 +393,7 @@ def _ways(runtime: Runtime, settings: EmbedderSettings) -> list[tuple[str, int]]
 
 
 def _wanted(items: list[Item]) -> list[Item]:
-    """Those that somebody still waits for; of the late ones that is said."""
+    """Returns the items of requests that still wait; fails requests whose deadline passed."""
     for item in items:
         if item.request.late():
             settle(item.request.done, DeadlineExceeded("the deadline passed in the queue", dependency="embedder"))
@@ -372,7 +401,10 @@ def _wanted(items: list[Item]) -> list[Item]:
 
 
 def _calls(items: list[Item], pad_share: float) -> list[list[Item]]:
-    """Split items, ordered by length, wherever one call would be mostly padding."""
+    """Splits items, ordered by length, into calls without too much padding.
+
+    A call is split if padding exceeds both `pad_share` and CALL_TOKENS.
+    """
     calls: list[list[Item]] = []
     tokens = 0
     for item in items:

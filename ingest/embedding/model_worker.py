@@ -1,4 +1,7 @@
-"""The worker of a model in this process: one thread behind a bounded queue, which settles the futures of its callers."""
+"""The worker of a model in this process: one thread that serves a bounded queue.
+
+It settles the futures of its callers.
+"""
 
 import contextlib
 import threading
@@ -12,13 +15,16 @@ from vicinage.threads import EssentialThread
 R = TypeVar("R")
 T = TypeVar("T")
 FAILURES_MAX: Final = 3
-"""Failed model calls in a row that end a worker, and its role: a broken device does not repair itself."""
+"""Failed model calls in a row that end a worker, and its role.
+
+A device that failed does not recover by itself.
+"""
 JOIN_S: Final = 30.0
 """Longest wait for the call that is in progress when a worker is closed."""
 
 
 def settle(future: Future[R], outcome: R | Exception) -> None:
-    """Completes the future with a result or an error, unless its caller cancels it, even at this very moment."""
+    """Completes the future with a result or an error, unless its caller cancels it meanwhile."""
     with contextlib.suppress(InvalidStateError):
         if isinstance(outcome, Exception):
             future.set_exception(outcome)
@@ -27,11 +33,12 @@ def settle(future: Future[R], outcome: R | Exception) -> None:
 
 
 class ModelWorker(Generic[T]):
-    """Hands queued items to `serve` on one thread, call by call. Safe for many threads.
+    """Passes queued items to `serve` on one thread, call by call. Safe for many threads.
 
-    `take` returns the items of the next call, [] if none wait; it runs under `lock`. An error of `serve` ends the worker.
-    `refuse` gets each item that is left at its end, with the error for its caller. `name` is the thread's name, and the
-    dependency that errors state. `on_failure` gets the error of a worker that ended by itself.
+    `take` returns the items of the next call, [] if none wait; it runs under `lock`. An error of
+    `serve` ends the worker. Then `refuse` gets each remaining item with the error for its caller.
+    `name` is the thread's name, and the dependency that errors state. `on_failure` gets the error
+    of a worker that ended by itself.
     """
 
     def __init__(
@@ -57,11 +64,14 @@ class ModelWorker(Generic[T]):
         self._thread.start()
 
     def alive(self) -> bool:
-        """Returns whether it still serves."""
+        """Returns whether the worker still serves."""
         return not self._closed and self._thread.is_alive()
 
     def put(self, add: Callable[[], None]) -> None:
-        """Has `add` queue items, under `lock`. Raises Unavailable once the worker ends, and what `add` raises."""
+        """Calls `add`, which queues items, under `lock`.
+
+        Raises Unavailable once the worker ends, and the errors of `add`.
+        """
         with self.lock:
             if not self.alive():
                 raise self._ended()
@@ -84,7 +94,7 @@ class ModelWorker(Generic[T]):
             self._refuse_all()
 
     def _next(self) -> list[T]:
-        """Returns the items of the next call, and waits for them; [] once the worker is closed."""
+        """Waits for the items of the next call and returns them; [] once the worker is closed."""
         with self.lock:
             while not self._closed:
                 if items := self._take():

@@ -1,7 +1,7 @@
-"""A BERT encoder as an ONNX graph, made of the weights and the configuration in a sentence-transformers folder.
+"""Builds a BERT encoder as an ONNX graph from a sentence-transformers folder.
 
-The graph is written in ONNX Runtime's own operators where they do in one step what ONNX takes several for: attention over
-query, key and value as one product, a sum with its layer normalization, GELU with its bias
+The graph uses ONNX Runtime's own operators where one replaces several of ONNX. They are attention
+over query, key and value as one product, a sum with its layer normalization, and GELU with bias
 (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md).
 """
 
@@ -24,7 +24,10 @@ OUTPUT: Final = "sentence_embedding"
 
 
 def check_bert(root: Path) -> Mapping[str, Any]:
-    """Returns the configuration of a plain BERT encoder that answers the mean of its tokens. Raises Refused for another."""
+    """Returns the configuration of a plain BERT encoder with mean pooling.
+
+    Raises Refused for another model.
+    """
     config = _json(root / "config.json")
     modules = _json(root / "modules.json")
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
@@ -55,7 +58,10 @@ def _json(path: Path) -> Any:
 
 
 def serialized(root: Path) -> bytes:
-    """Returns the graph with its weights: INPUTS int64 [n, tokens] to OUTPUT float32 [n, d]. Raises Refused."""
+    """Returns the graph with its weights, serialized. Raises Refused.
+
+    It maps INPUTS, int64 [n, tokens], to OUTPUT, float32 [n, d].
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -72,7 +78,7 @@ def serialized(root: Path) -> bytes:
 
 
 class _Graph:
-    """Nodes and constants of the graph, as they are added."""
+    """A graph under construction: its nodes and constants."""
 
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Floats]) -> None:
         self._weights = weights
@@ -103,7 +109,7 @@ class _Graph:
         return whole
 
     def _embedded(self) -> str:
-        """Each token's word, position and type, summed and normalized: [n, tokens, d]."""
+        """Adds the normalized sum of each token's word, position and type: [n, tokens, d]."""
         types = self._weights["embeddings.token_type_embeddings.weight"]
         positions = self._constant(self._weights["embeddings.position_embeddings.weight"] + types[0])
         words = self._node("Gather", [self._weight("embeddings.word_embeddings.weight"), "input_ids"])
@@ -126,7 +132,7 @@ class _Graph:
         return self._node("MatMul", [x, self._constant(self._weights[f"{name}.weight"].T)])
 
     def _added(self, x: str, before: str, name: str) -> str:
-        """x, its bias and what was before it, summed and normalized."""
+        """Adds the normalized sum of x, its bias and the residual `before`."""
         parts = (f"{name}.LayerNorm.weight", f"{name}.LayerNorm.bias", f"{name}.dense.bias")
         return self._node("SkipLayerNormalization", [x, before, *map(self._weight, parts)], OWN, epsilon=self._eps)
 

@@ -1,4 +1,7 @@
-"""A BERT encoder in ONNX Runtime, on the CPU and in float32: what the extra `cpu` installs, without torch."""
+"""A BERT encoder in ONNX Runtime, on the CPU and in float32.
+
+The extra `cpu` installs this runtime, without torch.
+"""
 
 from pathlib import Path
 from typing import Any, Final
@@ -10,11 +13,14 @@ from vicinage.records import Floats
 
 PRECISION: Final = "float32"
 PAD_SHARE: Final = 1.25
-"""Padding is computed."""
+"""A call is split if padding makes it larger by more than this factor: padding is computed."""
 
 
 class OnnxModel:
-    """See `runtime.Model`. A session has a fixed number of threads: there is one for small calls, and one for the others."""
+    """See `runtime.Model`.
+
+    A session has a fixed number of threads: one session is for small calls, another for the rest.
+    """
 
     pad_share = PAD_SHARE
 
@@ -54,6 +60,6 @@ def _session(graph: bytes, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other roles want the cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other roles need the cores
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

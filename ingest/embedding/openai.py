@@ -1,6 +1,6 @@
-"""A client of any server that speaks the OpenAI embeddings API; our own embedder role is one.
+"""A client of any server with the OpenAI embeddings API, such as the platform's embedder role.
 
-Threads go through httpx; the gateway's event loop through `http_client.py`.
+Threads use httpx; the gateway's event loop uses `http_client.py`.
 """
 
 import base64
@@ -21,14 +21,15 @@ from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
 from vicinage.records import Floats
 
 INPUTS_MAX: Final = 2_048
-"""What the API takes in one request."""
+"""Texts that the API takes in one request."""
 RETRY_S_MAX: Final = 60.0
 
 
 class OpenAIEmbedder:
     """One model behind HTTP. Safe for many threads; `embed_async` belongs to one event loop.
 
-    `ours`: the server is the platform's embedder role, which is told tenant, lane, weight and deadline. Nobody else is.
+    `ours`: the server is the platform's embedder role. Only this role gets the tenant, lane, weight
+    and deadline.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class OpenAIEmbedder:
 
     @property
     def model(self) -> str:
-        """Its name in the registry."""
+        """The model's name in the registry."""
         return self._entry.name
 
     @property
@@ -88,7 +89,7 @@ class OpenAIEmbedder:
         weight: int = 1,
         deadline: Deadline | None = None,
     ) -> Floats:
-        """The same without blocking the event loop; at most INPUTS_MAX texts."""
+        """Embeds as `embed` does, without blocking the event loop; at most INPUTS_MAX texts."""
         assert len(texts) <= INPUTS_MAX
         body, headers, timeout = self._request(texts, tenant, lane, weight, deadline)
         try:
@@ -100,11 +101,11 @@ class OpenAIEmbedder:
         return self._vectors(status, answered, content, len(texts))
 
     def close(self) -> None:
-        """Close the connections. Idempotent."""
+        """Closes the synchronous connections. Idempotent."""
         self._http.close()
 
     async def aclose(self) -> None:
-        """Close the asynchronous ones too. Idempotent."""
+        """Closes the synchronous and the asynchronous connections. Idempotent."""
         self.close()
         await self._requests.aclose()
 
@@ -114,7 +115,7 @@ class OpenAIEmbedder:
         timeout = min(self._timeout_s, deadline.left_s()) if deadline else self._timeout_s
         if timeout <= 0:
             raise DeadlineExceeded("the deadline passed before the text was embedded", dependency="embedder")
-        # Our own embedder role knows the prompts of its models; another server is sent them with the text.
+        # The embedder role adds the prompts of its models; another server gets them in the text.
         before = self._entry.query_prompt if lane is Lane.QUERY else self._entry.document_prompt
         sent = list(texts) if self._ours or not before else [before + text for text in texts]
         body = orjson.dumps({"model": self._entry.name, "input": sent, "encoding_format": "base64"})
@@ -123,7 +124,11 @@ class OpenAIEmbedder:
         return body, told(tenant, weight, timeout) | {"x-vicinage-lane": lane.value}, timeout
 
     def _vectors(self, status: int, headers: Mapping[str, str], content: bytes, n: int) -> Floats:
-        """The n vectors of an answer. Whatever is wrong with it is the server's doing, not the texts'."""
+        """Returns the n vectors of a response.
+
+        Raises the error for the response's status. An invalid response with status 200 raises
+        Unavailable, because the server is at fault, not the texts.
+        """
         if status != httpx.codes.OK:
             raise self._refusal(status, headers.get("retry-after"), content)
         try:
@@ -139,7 +144,10 @@ class OpenAIEmbedder:
         return vectors if self._ours or not self._entry.normalised else _normalised(vectors)
 
     def _away(self, error: Exception) -> Unavailable:
-        """The server's address and the cause are for operators: a tenant is told the model's name alone."""
+        """Returns the error of a server that cannot be reached.
+
+        The server's address and the cause are for operators; a tenant sees only the model's name.
+        """
         return Unavailable(
             f"the embedding model {self.model} is away",
             dependency="embedder",
@@ -190,7 +198,10 @@ def _floats(embedding: str | list[float]) -> Floats:
 
 
 def _said(content: bytes) -> tuple[str, str | None]:
-    """The message and the parameter that an error names, as far as it is in the API's form."""
+    """Returns the message and the parameter of an error in the API's form.
+
+    Returns the beginning of the content if it has another form.
+    """
     try:
         error = orjson.loads(content)["error"]
         return str(error["message"]), error.get("param")
@@ -199,7 +210,7 @@ def _said(content: bytes) -> tuple[str, str | None]:
 
 
 def _retry_s(header: str | None) -> float:
-    """Seconds of a Retry-After; its other form, a date, counts as one second."""
+    """Returns the seconds of a Retry-After, at most RETRY_S_MAX; a date counts as one second."""
     try:
         return min(RETRY_S_MAX, max(0.0, float(header or 1)))
     except ValueError:

@@ -1,4 +1,7 @@
-"""The embedder role's cross-encoder: a question and a passage read together, and scored, behind one worker thread and one fair queue."""
+"""The embedder role's cross-encoder: scores pairs of a query text and a passage.
+
+It has one worker thread and one fair queue.
+"""
 
 import os
 import time
@@ -20,10 +23,13 @@ from vicinage.telemetry import counter, events, histogram
 
 QUEUE_PAIRS: Final = 4_096
 CALL_PAIRS: Final = 16
-"""Pairs read in one model call: small, so that a question never waits long behind another's."""
+"""Pairs in one model call: few, so that a request never waits long behind another one's call."""
 QUANTUM: Final = 16
 CHARS_A_TOKEN: Final = 16
-"""A text is cut by length before it is cut into tokens: what no model would read is not even looked at."""
+"""Characters per token of the model's window at which a text is truncated before tokenization.
+
+Text that no model would read is not tokenized.
+"""
 WINDOW_MAX: Final = 8_192
 
 _event = events("embedder")
@@ -33,7 +39,7 @@ _seconds = histogram("vicinage_ingest_rerank_seconds", "one call of the cross-en
 
 @dataclass(slots=True)
 class _Request:
-    """Passages to be read with one question; done when every score is there."""
+    """Passages to score against one query text; done when every score is computed."""
 
     scores: Floats
     left: int
@@ -41,7 +47,7 @@ class _Request:
     done: Future[Floats] = field(default_factory=Future)
 
     def over(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Returns whether the request is settled or its deadline passed."""
         return self.done.done() or self.deadline.passed()
 
 
@@ -56,7 +62,8 @@ class _Pair:
 class LocalReranker:
     """One cross-encoder in this process. Safe for many threads; starting it takes seconds.
 
-    `on_failure` hears of a worker that died; whoever waits, and whoever asks afterwards, gets Unavailable.
+    `on_failure` gets the error of a worker that ended by itself. Waiting and later callers get
+    Unavailable.
     """
 
     def __init__(
@@ -76,15 +83,16 @@ class LocalReranker:
         self._worker.start()
 
     def alive(self) -> bool:
-        """True while it answers."""
+        """Returns whether the worker still serves."""
         return self._worker.alive()
 
     def submit(
         self, question: str, passages: Sequence[str], *, tenant: str, weight: int, deadline: Deadline
     ) -> Future[Floats]:
-        """Scores float32 [n] in the order of `passages`, greater is nearer, from 0 to 1; what is longer than the model reads is cut off.
+        """Returns a future of scores, float32 [n] from 0 to 1, in the order of `passages`.
 
-        Cancelling it spares the model the work. Raises Overloaded and Unavailable at once.
+        A greater score is nearer. Texts longer than the model's window are truncated. Canceling the
+        future saves the model the work. Raises Overloaded and Unavailable at once.
         """
         request = _Request(np.empty(len(passages), np.float32), len(passages), deadline)
         if not passages:
@@ -95,13 +103,16 @@ class LocalReranker:
         return request.done
 
     def close(self) -> None:
-        """Finish the call under way, refuse the rest. Idempotent."""
+        """Finishes the call in progress and refuses the rest. Idempotent."""
         self._worker.close()
 
     # the worker thread
 
     def _serve(self, pairs: list[_Pair]) -> None:
-        """Scores the pairs that are still waited for. Raises what the model raised FAILURES_MAX times in a row."""
+        """Scores the pairs of requests that still wait.
+
+        Raises the model's error after FAILURES_MAX failed calls in a row.
+        """
         wanted = [pair for pair in pairs if not pair.request.over()]
         try:
             self._read(wanted)
@@ -131,10 +142,13 @@ class LocalReranker:
 
 
 def _load(folder: Path, device: str) -> Any:
-    """The model from local files, never from the network. Raises Refused when it is none of those that give a pair one score."""
+    """Loads the model from local files, never from the network.
+
+    Raises Refused for a model that does not give a pair exactly one score, and without torch.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # see local.py
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # see torch_runtime.py
     if not (folder / "config.json").is_file():
         raise Refused(f"rerank.model: there is no model in {folder}: its config.json is missing", field="rerank.model")
     if not has_torch():

@@ -1,4 +1,7 @@
-"""Which runtime computes a local model: torch, or ONNX Runtime, which is smaller by gigabytes and runs BERT encoders on a CPU."""
+"""Selects the runtime of a local model: torch or ONNX Runtime.
+
+ONNX Runtime is smaller by gigabytes; it runs BERT encoders on a CPU.
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +17,11 @@ Name = Literal["auto", "torch", "onnx"]
 
 
 def open_runtime(entry: EmbeddingModel, *, device: str, name: Name) -> Runtime:
-    """Returns the model from local files, never from the network, in the runtime that is asked for.
+    """Returns the model from local files, never from the network, in the runtime `name`.
 
-    `auto` is torch where it is installed: its batches are faster (docs/decisions/036-packaging.md). Raises Refused where the
-    files are not what the registry says, or nothing that is installed runs the model.
+    `auto` is torch if it is installed, because its batches are faster
+    (docs/decisions/036-packaging.md). Raises Refused if the files contradict the registry, or if no
+    installed runtime runs the model.
     """
     root = model_root(entry)
     check_model_files(entry, read_model_files(root))
@@ -30,7 +34,7 @@ def open_runtime(entry: EmbeddingModel, *, device: str, name: Name) -> Runtime:
 
 
 def chosen(name: Name, device: str) -> Name:
-    """Returns which runtime `name` stands for on this machine. Raises Refused where it is not installed."""
+    """Returns the runtime that `name` selects on this machine. Raises Refused if it is missing."""
     if name == "auto":
         name = "torch" if device != "cpu" or has_torch() else "onnx"
     if name == "onnx" and not (find_spec("onnx") and find_spec("onnxruntime")):
@@ -41,7 +45,7 @@ def chosen(name: Name, device: str) -> Name:
 
 
 def has_torch() -> bool:
-    """Returns whether torch and the library of models above it are installed. Imports neither."""
+    """Returns whether torch and sentence-transformers are installed. Imports neither."""
     return find_spec("torch") is not None and find_spec("sentence_transformers") is not None
 
 

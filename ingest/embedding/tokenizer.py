@@ -1,4 +1,4 @@
-"""Where a model's files lie, and its tokenizer."""
+"""Locates a model's files, and opens its tokenizer."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -7,11 +7,11 @@ from tenants.entities import DEFAULT_MODEL, EmbeddingModel
 from vicinage.errors import Refused
 
 IN_THE_WHEEL: Final = Path(__file__).parent / "default_model"
-"""Where a wheel made by `make dist` has the default model (hatch_build.py)."""
+"""The folder of the default model in a wheel built by `make dist` (hatch_build.py)."""
 
 
 def open_tokenizer(model: EmbeddingModel) -> Any:
-    """The model's `tokenizers.Tokenizer`, neither truncating nor padding."""
+    """Returns the model's `tokenizers.Tokenizer`, without truncation or padding."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model_folder(model) / "tokenizer.json"))
@@ -21,7 +21,10 @@ def open_tokenizer(model: EmbeddingModel) -> Any:
 
 
 def model_folder(model: EmbeddingModel) -> Path:
-    """Where a model's files lie: inside an installed package (`package:<module>`) or at a path. Raises Refused."""
+    """Returns the folder of a model's tokenizer. Raises Refused.
+
+    The location is an installed package (`package:<module>`) or a path.
+    """
     if not model.location.startswith("package:"):
         folder = Path(model.location)
     else:
@@ -42,7 +45,10 @@ def model_folder(model: EmbeddingModel) -> Path:
 
 
 def model_root(model: EmbeddingModel) -> Path:
-    """Returns the folder of a model's `modules.json`: that of its tokenizer, or the one above. Raises Refused."""
+    """Returns the folder of a model's `modules.json`: its tokenizer's folder or the parent.
+
+    Raises Refused.
+    """
     folder = model_folder(model)
     above = folder.parent
     return above if not (folder / "modules.json").exists() and (above / "modules.json").exists() else folder

@@ -1,4 +1,4 @@
-"""A sentence-transformers model in torch: any family, on a CPU or a GPU."""
+"""A sentence-transformers model of any family in torch, on a CPU or a GPU."""
 
 import copy
 import os
@@ -11,9 +11,12 @@ from ingest.embedding.runtime import Ids
 from vicinage.records import Floats
 
 PAD_SHARE: Final = 1.25
-"""A call is split when padding would make it this much larger, where the model computes padding,"""
+"""A call is split if padding makes it larger by more than this factor.
+
+For models that compute padding like tokens.
+"""
 PAD_SHARE_ATTENTION: Final = 2.0
-"""or this much, where attention alone sees it (bert.py)."""
+"""PAD_SHARE for models in which only attention computes padding (bert.py)."""
 
 
 class TorchModel:
@@ -38,7 +41,10 @@ class TorchModel:
         return vectors
 
     def _sent(self, tensor: Any) -> Any:
-        """The tensor on the model's device; to a GPU from pinned memory, so that the copy does not hold up what follows."""
+        """Returns the tensor on the model's device.
+
+        Copies to a GPU from pinned memory, so that the copy does not block.
+        """
         return tensor if self._device == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
 
 
@@ -54,7 +60,10 @@ class TorchRuntime:
         self.dimension: int = self._loaded.get_embedding_dimension()
 
     def precisions(self) -> tuple[str, ...]:
-        """A processor that only emulates bfloat16 is spared the seconds of its trials."""
+        """Returns the precisions to try.
+
+        Leaves out bfloat16 on a processor that only emulates it, to save the seconds of its trials.
+        """
         import torch
 
         if self._device != "cpu":
@@ -62,7 +71,10 @@ class TorchRuntime:
         return ("float32", "bfloat16") if can_lay(torch.bfloat16) else ("float32",)
 
     def at(self, precision: str, threads: int) -> TorchModel:  # noqa: ARG002  (set at each call)
-        """A copy, in the form that the device runs fastest: rounding weights cannot be undone."""
+        """Returns a copy in the form that the device runs fastest.
+
+        A copy, because rounding of the weights cannot be reversed.
+        """
         if precision not in self._models:
             self._models[precision] = TorchModel(self._copied(precision), self._device)
         return self._models[precision]
@@ -77,12 +89,13 @@ class TorchRuntime:
 
 
 def load(root: Path, device: str) -> Any:
-    """Returns the SentenceTransformer in `root`; never looks on the network."""
+    """Returns the SentenceTransformer in `root`; never accesses the network."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # How long an OpenMP thread spins before it sleeps; read when torch is first imported. The default (300,000 turns) is
-    # ruinous when others want the cores (a call of 32 questions on two busy cores: 948 ms; so: 78), and sleeping at once
-    # costs half of the second thread's gain when nobody does (1,006 texts/s; so: 1,110).
+    # Spins of an OpenMP thread before it sleeps; read when torch is first imported. On two busy
+    # cores, a call of 32 query texts takes 948 ms with the default (300,000) and 78 ms with this
+    # value. On idle cores, sleeping at once costs half of the second thread's gain: 1,006 texts/s
+    # instead of 1,110.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
