@@ -125,8 +125,8 @@ class Answerer:
     async def _read_again(self, question: Question, tenant: Tenant, found: Answer, deadline: Deadline) -> Answer:
         """Returns the k best hits in the cross-encoder's order.
 
-        If the reranker is unavailable, busy or late, keeps the order of the hits and adds the reason
-        to the answer.
+        If the reranker is unavailable, busy or late, keeps the order of the hits and adds the
+        reason to the answer.
         """
         assert self.reranker is not None, "else the question was refused"
         assert question.text is not None, "what reads again has a text"

@@ -1,4 +1,4 @@
-"""The best k of what the shards found. Pure."""
+"""Merges shard results into the best k hits. Pure."""
 
 from collections.abc import Mapping, Sequence
 from heapq import merge as merge_sorted
@@ -10,14 +10,17 @@ from query.plan import DEPTH_MIN, Fusion, Question
 from vicinage.records import Hit, ShardResult
 
 RANK_CONSTANT: Final = 60
-"""Of reciprocal rank fusion, by Cormack, Clarke and Büttcher (SIGIR 2009)."""
+"""The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009)."""
 
 _Key = tuple[str, int]
 _Scores = Mapping[_Key, float]
 
 
 def answered(shard_results: Sequence[ShardResult], question: Question) -> tuple[Hit, ...]:
-    """The hits of the first question of each shard result, as many as the question's depth: of one kind, or fused from both."""
+    """Returns the best hits of the first search of each shard result, at most the request's depth.
+
+    The hits are dense, lexical, or fused from both, by the request's mode.
+    """
     k = question.depth()
     if question.mode == "dense":
         return merge(shard_results, k)
@@ -29,7 +32,10 @@ def answered(shard_results: Sequence[ShardResult], question: Question) -> tuple[
 
 
 def merge(shard_results: Sequence[ShardResult], k: int) -> tuple[Hit, ...]:
-    """Returns the k best hits of the first question, best first; equal scores by document id and passage."""
+    """Returns the k best hits of the first search, best first.
+
+    Orders hits of equal score by document id and passage.
+    """
     return _merged([p.hits[0] for p in shard_results], k)
 
 
@@ -40,10 +46,11 @@ def _merged(lists: Sequence[tuple[Hit, ...]], k: int) -> tuple[Hit, ...]:
 
 
 def fused(dense: Sequence[Hit], lexical: Sequence[Hit], fusion: Fusion, k: int) -> tuple[Hit, ...]:
-    """Returns the k best hits of two lists, best first, of equal ones by document and passage.
+    """Returns the k best hits of two lists, best first; equal scores by document id and passage.
 
-    Each list is best first. A hit keeps its score of either list beside the fused one. The order does
-    not depend on how far the lists go beyond the best DEPTH_MIN: a longer answer begins as a shorter one.
+    Each list is best first. A hit keeps its score in either list beside the fused one. The order
+    does not depend on how many hits beyond the best DEPTH_MIN the lists have. So a longer answer
+    begins with the hits of a shorter one.
     """
     by_key = {_key(hit): hit for hit in (*lexical, *dense)}
     own = {_key(hit): hit.score for hit in dense}, {_key(hit): hit.score for hit in lexical}
@@ -61,7 +68,10 @@ def _by_rank(dense: _Scores, lexical: _Scores) -> _Scores:
 
 
 def _by_score(dense: _Scores, lexical: _Scores, dense_weight: float) -> _Scores:
-    """Returns the weighted sum of standardized scores; below 0 those of hits among the best of neither list."""
+    """Returns weighted sums of standardized scores.
+
+    The sum is below 0 for a hit that is not among the best of either list.
+    """
     parts = (dense_weight, _standardized(dense, [])), (1 - dense_weight, _standardized(lexical, [0.0] * DEPTH_MIN))
     lasts = [min(0.0, *part.values(), 0.0) for _, part in parts]
     fused_scores: dict[_Key, float] = {}
@@ -78,7 +88,10 @@ def _key(hit: Hit) -> _Key:
 
 
 def _reciprocal(scores: _Scores) -> _Scores:
-    """1 / (60 + rank), the first rank being 1; equal scores have the rank of the first of them, whatever their order."""
+    """Returns 1 / (60 + rank) of each hit; the first rank is 1.
+
+    Equal scores have the rank of the first of them, whatever their order.
+    """
     ranks: dict[_Key, float] = {}
     before, rank = None, 0
     for n, (key, score) in enumerate(scores.items(), start=1):
@@ -89,9 +102,10 @@ def _reciprocal(scores: _Scores) -> _Scores:
 
 
 def _standardized(scores: _Scores, rest: Sequence[float]) -> _Scores:
-    """Returns standard deviations above the last of the best DEPTH_MIN scores; 1 where those are all equal.
+    """Returns each score as standard deviations above the last of the best DEPTH_MIN scores.
 
-    `rest` stands for passages that are in no list: to words, a passage without them has a score of 0.
+    If those are all equal, each of them becomes 1. `rest` holds the scores of passages that are not
+    in the list: a passage without the words of the text has a lexical score of 0.
     """
     best = [*islice(scores.values(), DEPTH_MIN), *rest][:DEPTH_MIN]
     if not scores:

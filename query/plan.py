@@ -1,4 +1,4 @@
-"""Which shards are asked what. Pure."""
+"""Plans the shard queries of a search. Pure."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -11,11 +11,14 @@ from vicinage.filters import Filter
 from vicinage.records import Floats, Mode, ShardQuery, Token
 
 NUMBERS_MAX: Final = 1 << 20
-"""Of the vectors in one answer: they are written as text on the event loop that everybody shares, 0.1 µs each."""
-DEPTH_MIN: Final = 50
-"""Hits that each of two lists has at least when they are fused: a hit far down in both may be the best of all.
+"""Maximum numbers in the vectors of one answer.
 
-Scores are standardized over as many, whatever `k` is.
+Numbers are written as text on the shared event loop, at 0.1 µs each.
+"""
+DEPTH_MIN: Final = 50
+"""Minimum hits to request for each of two lists to fuse: a hit low in both may be the best.
+
+Scores are standardized over this many hits, whatever `k` is.
 """
 
 
@@ -24,8 +27,9 @@ Method = Literal["rrf", "weighted"]
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """How two lists become one: by scores, weighted `dense_weight` to 1 − `dense_weight`, or by reciprocal rank.
+    """How to fuse the dense and the lexical list: by weighted scores or by reciprocal rank.
 
+    Method weighted weights dense scores by `dense_weight` and lexical ones by 1 − `dense_weight`.
     docs/decisions/026-fusion.md has the measurements behind the defaults.
     """
 
@@ -35,9 +39,10 @@ class Fusion:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question, as parsed and checked. Of `text` and `vector` (float32 [d]) exactly one is set.
+    """A search request, parsed and validated.
 
-    But in mode lexical it is `text`, and in mode hybrid `text`, perhaps with a `vector` in the place of the text's own.
+    In mode dense, exactly one of `text` and `vector` (float32 [d]) is set. In mode lexical, `text`
+    is set. In mode hybrid, `text` is set, and `vector` may replace the vector of the text.
     """
 
     collection: str
@@ -52,16 +57,16 @@ class Question:
     mode: Mode = "dense"
     fusion: Fusion = Fusion()
     rerank: int = 0
-    """So many of the best, k at least, are read again by a cross-encoder; 0: none."""
+    """Number of the best hits, at least k, that a cross-encoder reranks; 0 means no reranking."""
 
     def depth(self) -> int:
-        """Hits that are to be found."""
+        """Returns the number of hits to find."""
         return max(self.k, self.rerank)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One query per shard of one generation (law 4)."""
+    """One query for each shard of one generation (law 4)."""
 
     collection: Collection
     generation: Generation
@@ -77,10 +82,12 @@ def make_plan(
     *,
     scan: bool = False,
 ) -> Plan:
-    """Ask every shard of the live generation for the best k.
+    """Returns a plan that queries every shard of the live generation for its best hits.
 
-    `vector` float32 [d]; None in mode lexical. `catalog` is the version that `collection` was read at; `recall`, what to ask of
-    effort curves instead of the objective; `scan`, whether live searches prove that no effort reaches it. Raises Refused for an answer of too many numbers.
+    `vector` is float32 [d], None in mode lexical. `catalog` is the catalog version at which
+    `collection` was read. `recall` is the recall to look up in effort curves instead of the
+    objective. `scan` says whether live searches prove that no effort reaches the objective. Raises
+    Refused if the vectors of the answer would have more than NUMBERS_MAX numbers.
     """
     live = collection.generation()
     if "vector" in question.include and question.k * live.dimension > NUMBERS_MAX:

@@ -1,4 +1,4 @@
-"""A plan's queries to the searchers that hold its slots, all at once; what comes back in time, and what is missing."""
+"""Scatters a plan's queries to the searchers of its slots at once, and collects the results."""
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
@@ -14,24 +14,24 @@ from vicinage.stats import SearcherStats
 
 
 class Searcher(Protocol):
-    """A searcher, in this process or on another node: the same methods."""
+    """A searcher; the methods are the same in this process and on another node."""
 
     slots: frozenset[int]
 
     def ready(self) -> bool:
-        """True once it has caught up with the log."""
+        """Returns whether the searcher has caught up with the log."""
         ...
 
     async def search(self, query: ShardQuery, deadline: Deadline) -> ShardResult:
-        """One shard's answer."""
+        """Returns one shard's result."""
         ...
 
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
-        """Wait for watermarks."""
+        """Waits until each slot's watermark reaches its position."""
         ...
 
     async def document(self, shard: ShardId, document_id: str, deadline: Deadline) -> StoredDocument | None:
-        """A document as it is searchable now."""
+        """Returns the document as it is searchable now."""
         ...
 
     async def matching(
@@ -41,7 +41,7 @@ class Searcher(Protocol):
         ...
 
     async def stats(self, tenant: str | None = None, collection: str | None = None) -> SearcherStats:
-        """What it holds."""
+        """Returns statistics about what the searcher holds."""
         ...
 
 
@@ -53,31 +53,32 @@ class ScatterResult:
     failures: tuple[Unavailable, ...]
 
     def missing_share(self) -> float:
-        """Share of the shards without an answer."""
+        """Returns the share of the shards that did not answer."""
         total = len(self.shard_results) + len(self.failures)
         return len(self.failures) / total if total else 0.0
 
 
 class Searchers:
-    """All searchers, by the slots they hold."""
+    """All searchers, by the slots that they hold."""
 
     def __init__(self, searchers: Sequence[Searcher]) -> None:
         self.all = tuple(searchers)
         self._by_slot = {slot: s for s in searchers for slot in s.slots}
 
     def holding(self, slot: int) -> Searcher:
-        """The searcher of a slot. Raises Unavailable."""
+        """Returns the searcher of a slot. Raises Unavailable."""
         found = self._by_slot.get(slot)
         if found is None:
             raise Unavailable(f"nobody holds slot {slot}", dependency="searcher")
         return found
 
     async def scatter(self, plan: Plan, deadline: Deadline) -> ScatterResult:
-        """Ask every shard; a shard that fails or is late is missing, never waited for beyond the deadline.
+        """Queries every shard; a shard that fails or is late is missing from the result.
 
-        Raises the first failure when no shard answered, and at once what would be the same everywhere (Refused, Overloaded).
+        Never waits beyond the deadline. Raises the first failure if no shard answered. Raises at
+        once an error that every shard would raise (Refused, Overloaded).
         """
-        if len(plan.queries) == 1:  # no task for the one that most collections have
+        if len(plan.queries) == 1:  # most collections have one shard: no task for it
             outcomes = [await self._ask(plan.queries[0], deadline)]
         else:
             outcomes = await asyncio.gather(*(self._ask(query, deadline) for query in plan.queries))
@@ -87,7 +88,7 @@ class Searchers:
         return ScatterResult(tuple(o for o in outcomes if isinstance(o, ShardResult)), failures)
 
     async def _ask(self, query: ShardQuery, deadline: Deadline) -> ShardResult | Unavailable:
-        """The shard's answer, or why it is missing."""
+        """Returns the shard's result, or the error that explains why it is missing."""
         try:
             return await self.holding(query.shard.slot).search(query, deadline)
         except Unavailable as missing:
@@ -96,7 +97,7 @@ class Searchers:
             return Unavailable("a shard failed its checksum and is not served", dependency="searcher", retry_after_s=5)
 
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> None:
-        """Wait until every slot is searchable up to its position. Raises DeadlineExceeded."""
+        """Waits until every slot is searchable up to its position. Raises DeadlineExceeded."""
         by_searcher: dict[Searcher, dict[int, int]] = {}
         for slot, offset in positions.items():
             by_searcher.setdefault(self.holding(slot), {})[slot] = offset
@@ -105,7 +106,10 @@ class Searchers:
     async def stats(
         self, tenant: str | None = None, collection: str | None = None, *, slots: Collection[int] | None = None
     ) -> list[SearcherStats]:
-        """What the searchers (of these slots) hold; one that is away is left out. A collection that is named is counted exactly."""
+        """Returns the statistics of all searchers, or of those that hold one of `slots`.
+
+        Omits a searcher that is unavailable. If `collection` is given, it is counted exactly.
+        """
         asked = [s for s in self.all if slots is None or s.slots & set(slots)]
         outcomes = await asyncio.gather(*(s.stats(tenant, collection) for s in asked), return_exceptions=True)
         for o in outcomes:
