@@ -109,8 +109,9 @@ def _trimmed(text: str) -> Passage:
 def open_chunker(model: EmbeddingModel, settings: IngestSettings) -> Chunker:
     """Returns the chunker for `model`; loads its tokenizer, not the model.
 
-    The tokenizer of a model behind a server is unknown: a text counts one token per byte, because
-    a text never has more tokens than bytes. Raises Refused if the document prompt fills the window.
+    The tokenizer of a model behind a server is unknown. A text counts one token per byte then,
+    because it never has more tokens than bytes. Raises Refused if the document prompt fills the
+    window.
     """
     if model.kind == "local":
         count, unit = _token_count(open_tokenizer(model)), 1

@@ -69,9 +69,10 @@ class _Letter(BaseModel, strict=True):
 def append(log: Log, tenant: Tenant, rejected: Sequence[tuple[LogRecord, Rejected]]) -> None:
     """Appends the letters of one partition's records; durable on return.
 
-    Creates a missing dead-letter topic again. A topic that refuses records (its settings or
-    permissions need an operator) loses the letters: `dead_letters.lost` names the positions, and
-    ingest continues with this tenant and all others. Raises Unavailable while the log is away.
+    Creates a missing dead-letter topic again. If a topic refuses records (its settings or
+    permissions need an operator), the letters are lost. The event `dead_letters.lost` names the
+    positions, and ingest continues with this tenant and all others. Raises Unavailable while the
+    log is away.
     """
     letters: dict[int, tuple[LogRecord, list[Rejected]]] = {}
     for record, reason in rejected:

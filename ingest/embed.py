@@ -165,8 +165,8 @@ class Vectors:
     def _isolate(self, tenant: Tenant, made: Embedded, failed: ServerFailed) -> None:
         """Bisects a call that the server fails on; gives up the document of a text at fault.
 
-        Raises `failed` while the server is at fault, and for the first FAILURES_MAX - 1 failures
-        of a call with one text.
+        Raises Unavailable while the server is at fault, and for the first FAILURES_MAX - 1
+        failures of a call with one text.
         """
         assert made.calls is not None
         call = made.calls[0]
@@ -225,7 +225,7 @@ class Vectors:
             made.give_up(id(write), f"its {n} passages make {size} bytes; at most {MESSAGE_BYTES_MAX} in a document")
 
     def _chunker(self, model: str) -> Chunker:
-        """Returns the model's chunker. Raises Unavailable where its tokenizer is missing.
+        """Returns the model's chunker. Raises Unavailable if its tokenizer is missing.
 
         The model counts as away: it may be installed or repaired while its documents wait.
         """

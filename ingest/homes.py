@@ -35,8 +35,8 @@ class Homes:
     def version(self, tenant: Tenant, record: LogRecord, collection: str, document_id: str) -> int:
         """Returns the version of a document in this record. Raises Refused if it has no order.
 
-        For the first document outside its home, the topic is checked again before the refusal: it
-        may have grown since its last map, and the record's producer may have used the growth.
+        For the first document outside its home, the topic is checked again before the refusal. The
+        topic may have grown since its last map, and the record's producer may know the new size.
         """
         position = Position(record.partition, record.offset)
         maps = until(self._maps.partition_maps(tenant.name), self._topic_id)

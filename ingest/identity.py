@@ -1,8 +1,8 @@
 """Headers of the gateway's records: a record's collection, and a deletion's judged version. Pure.
 
 A collection may be deleted and its name created again. Records of the gateway carry the
-collection's uid in a header. A record of another producer belongs to a collection if its offset is
-at or above the end of its partition at the collection's creation
+collection's uid in a header. A record of another producer belongs to a collection if it lies at or
+above the end that its partition had at the collection's creation
 (docs/decisions/031-identity-of-collections.md).
 """
 

@@ -45,9 +45,9 @@ class PositionStore:
     ) -> dict[TopicPartition, tuple[int, Halt | None]]:
         """Returns each partition's start position, and the halt that a previous process left.
 
-        Leaves out a partition whose start the log cannot state (it has no leader), and those
-        after it that have no position either: call again for them. So a call waits for one such
-        partition at most. Raises Unavailable.
+        Leaves out a partition whose start the log cannot state, because it has no leader. Leaves
+        out later partitions without a position too: call again for them. So a call waits for one
+        such partition at most. Raises Unavailable.
         """
         if not tps:
             return {}

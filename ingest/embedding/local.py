@@ -353,7 +353,7 @@ class LocalEmbedder:
         truth = self._forward(runtime.at("float32", 1), rows, threads=1)
         best: dict[tuple[str, int], Trial] = {}
         end = time.perf_counter() + BUDGET_S
-        # Rounds, so that other load on the machine for a moment affects all of them.
+        # Trials run in rounds, so that a moment of other load affects all of them.
         for way in ways * ROUNDS:
             precision, threads = way
             if time.perf_counter() > end and precision in {known for known, _ in best}:
