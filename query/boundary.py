@@ -1,4 +1,4 @@
-"""The request boundary: whatever a request raises becomes a problem document, counted by kind."""
+"""The request boundary: turns every error of a request into a problem document."""
 
 import uuid
 
@@ -13,7 +13,10 @@ _errors = counter("vicinage_query_errors_total", "requests refused or failed, by
 
 
 def said(error: Exception, path: str) -> Response:
-    """What the caller is told. Our own mistake is told without details; the event has them, under an id he can name."""
+    """Returns the problem document of an error and counts the error by kind.
+
+    Internal errors hide details; the log has them under request_id.
+    """
     if isinstance(error, VicinageError):
         _errors.labels(error.kind).inc()
         return problem(error)

@@ -1,4 +1,4 @@
-"""The gateway: the list of routes, and what runs beside them."""
+"""The gateway: its routes and its background tasks."""
 
 import asyncio
 import contextlib
@@ -28,23 +28,24 @@ from vicinage.telemetry import events, gauge
 
 REFRESH_S = 0.25
 STOP_S: Final = 10.0
-"""How long what runs beside the routes may take to end."""
+"""Seconds that the background tasks may take to end."""
 SAVE_S: Final = 2.0
-"""How long keeping measured recall may take at the end."""
+"""Seconds that saving measured recall may take at shutdown."""
 _SEARCH: Final = re.compile(r"/v1/collections/([^/]+)/search")
 _event = events("query")
 _in_flight = gauge("vicinage_query_in_flight", "requests being served")
 
 
 class Api(FastAPI):
-    """FastAPI with one short cut: a search goes from the server straight to its function.
+    """FastAPI with one shortcut: a search goes from the server directly to its function.
 
-    The layers in between (exception groups, exit stacks, routers within routers) do nothing for it, and cost about as much CPU
-    as the whole of its handling. The route itself stays FastAPI's: listed, documented, and the same function.
+    The layers in between (exception groups, exit stacks, nested routers) do nothing for a search,
+    and cost about as much CPU as all of its handling. The route itself stays FastAPI's: listed,
+    documented, and the same function.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request; a search takes the short cut, and HEAD is GET without the body."""
+        """Answers one request. A search takes the shortcut; HEAD is GET without the body."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
@@ -70,7 +71,7 @@ async def _without_body(send: Send, message: Message) -> None:
 
 
 def create_app(state: GatewayState) -> FastAPI:
-    """The application."""
+    """Returns the application over the gateway's state."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -111,7 +112,10 @@ def create_app(state: GatewayState) -> FastAPI:
 
 
 def _ended(state: GatewayState, task: asyncio.Task[None]) -> None:
-    """The role's boundary: what runs beside the routes ends only with them, or ends the role, loudly."""
+    """Logs the failure of a background task and calls `on_failure` (the role boundary).
+
+    A background task otherwise ends only with the routes.
+    """
     if task.cancelled() or (error := task.exception()) is None:
         return
     _event.error("a part of the gateway died", exc_info=error)
@@ -120,7 +124,10 @@ def _ended(state: GatewayState, task: asyncio.Task[None]) -> None:
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """End the tasks. Asked again until they do: asyncio.wait_for of Python 3.11 can swallow a cancellation."""
+    """Cancels the tasks until they end, at most STOP_S.
+
+    Repeats the cancellation, because asyncio.wait_for of Python 3.11 can swallow one.
+    """
     pending = set(tasks)
     end = Deadline.after(STOP_S)
     while pending and not end.passed():
@@ -132,7 +139,7 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 async def _save_recall(state: GatewayState) -> None:
-    """Keep the samples since the last time, if the catalog answers soon."""
+    """Saves the samples since the last save if the catalog answers within SAVE_S."""
     try:
         async with asyncio.timeout(SAVE_S):
             await state.recall.save()
@@ -141,7 +148,7 @@ async def _save_recall(state: GatewayState) -> None:
 
 
 async def _keep_fresh(state: GatewayState) -> None:
-    """See the catalog's changes within REFRESH_S, whoever made them."""
+    """Refreshes the registry every REFRESH_S, to see the changes that other processes make."""
     while True:
         try:
             await run_in_threadpool(state.registry.refresh)

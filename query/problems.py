@@ -1,4 +1,7 @@
-"""Errors as RFC 9457 problem documents: the only place that knows HTTP statuses. Never another tenant's names."""
+"""Writes errors as RFC 9457 problem documents.
+
+Only this module maps errors to HTTP responses. A problem document never has another tenant's names.
+"""
 
 import math
 from collections.abc import Mapping
@@ -42,11 +45,11 @@ DOCUMENTED: Final[dict[str, Any]] = {
         }
     },
 }
-"""How OpenAPI shows them."""
+"""The OpenAPI description of a problem document."""
 
 
 def problem(error: VicinageError) -> Response:
-    """The problem document of one of our errors."""
+    """Returns the problem document of one of the platform's errors."""
     body: dict[str, Any] = {"type": f"urn:vicinage:problem:{error.kind}", "title": error.title, "status": error.status}
     body["detail"] = error.detail
     headers: dict[str, str] = {}
@@ -74,22 +77,25 @@ HTTP_KINDS: Final[Mapping[int, tuple[str, str]]] = {
     431: ("head-too-large", "Request line and headers, or trailers, are too large."),
     503: ("unavailable", "The server has no room for another connection; try again after Retry-After."),
 }
-"""Problems that HTTP itself has, by status: the kind and its meaning."""
+"""Problems of HTTP itself, by status: the kind and its meaning."""
 
 
 def plain(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Returns a problem that HTTP itself has: no such path, no such method."""
+    """Returns a problem of HTTP itself, for example an unknown path or method."""
     return _response(http_body(status, title, detail), status, headers or {})
 
 
 def http_body(status: int, title: str, detail: str) -> dict[str, object]:
-    """Returns the problem document of a status that HTTP itself has."""
+    """Returns the problem document of a status of HTTP itself."""
     kind = HTTP_KINDS.get(status, ("http", ""))[0]
     return {"type": f"urn:vicinage:problem:{kind}", "title": title, "status": status, "detail": detail}
 
 
 def internal(request_id: str) -> Response:
-    """Our own mistake: said without details; the events have them under `request_id`."""
+    """Returns the problem of an internal error.
+
+    Internal errors hide details; the log has them under `request_id`.
+    """
     body = {
         "type": "urn:vicinage:problem:internal",
         "title": "Internal error",

@@ -38,7 +38,7 @@ KeepRecentQueries = Callable[[Generation, Floats], None]
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """What the wiring provides: the platform's resources and the gateway's options."""
+    """The platform's resources and the gateway's options, which the wiring provides."""
 
     registry: Registry
     keys: Keys
@@ -67,7 +67,7 @@ class Dependencies:
 
 @dataclass(frozen=True, slots=True)
 class GatewayState:
-    """What the routes share. Its parts change; the set of parts does not."""
+    """The dependencies that the routes share. Their state changes; the set of them does not."""
 
     registry: Registry
     keys: Keys
@@ -92,7 +92,7 @@ class GatewayState:
     parsers: Parsers
     writers: Writers
     fetches: Turns
-    """Limits reads of what may be large: documents, lists of collections, dead letters."""
+    """Limits reads whose results may be large: documents, lists of collections, dead letters."""
     turns: Turns
     """Limits encoding of large answers. A holder never waits for a searcher, the log or a client."""
 
