@@ -1,4 +1,4 @@
-"""The body of search:batch to the JSON of each of its searches. Pure: it may run in another process."""
+"""Splits the body of search:batch into its searches. Pure: it may run in another process."""
 
 import json
 from typing import Any, Final
@@ -13,9 +13,10 @@ SEARCHES_MAX: Final = 1_000
 
 
 def split(data: bytes) -> list[bytes]:
-    """Returns the JSON of each search, in order; what is wrong with one is found when it is parsed itself.
+    """Returns the JSON of each search, in order. Raises Refused.
 
-    Integers are exact: a filter may hold one beyond 64 bits, which is refused there. Raises Refused.
+    Does not validate the searches; each is validated when it is parsed. Integers stay exact: a
+    filter may hold one beyond 64 bits, which that validation refuses.
     """
     value = load_json(data or b"{}")
     if has_long_digits(data):

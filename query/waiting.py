@@ -1,4 +1,4 @@
-"""Records that wait for a model: ingest's lanes, as their tenants and operators may see them."""
+"""Reports records that wait for a model: ingest's lanes, as tenants and operators may see them."""
 
 from typing import Final, TypedDict
 
@@ -11,9 +11,10 @@ from vicinage.log import Log
 class Waiting(TypedDict):
     """Records of one partition that wait for a generation's model.
 
-    `state` is away (the model does not answer) or behind (they are being worked off). `records_at_most`
-    counts the partition's records from the first that waits on; other collections' are among them.
-    `server` and `reason` may name internal addresses: they are for operators alone.
+    `state` is away (the model does not answer) or behind (ingest is processing the records).
+    `records_at_most` counts all records of the partition from the first that waits, including those
+    of other collections. `server` and `reason` may name internal addresses, so only operators may
+    see them.
     """
 
     tenant: str
@@ -32,7 +33,10 @@ FOR_OPERATORS: Final = ("tenant", "server", "reason")
 
 
 def waiting(registry: Registry, log: Log, tenant: str | None, collection: str | None = None) -> list[Waiting]:
-    """Returns what waits for a model, of one tenant or of all, for operators. Blocks. Raises Unavailable."""
+    """Returns the waiting records by lane, with the operators' fields. Blocks. Raises Unavailable.
+
+    Covers one tenant, or all tenants if `tenant` is None.
+    """
     lanes = registry.lanes.every() if tenant is None else registry.lanes.of(tenant, collection)
     found = [(lane, _records(log, lane)) for lane in lanes]
     return [_fact(registry, lane, n) for lane, n in found if n]
@@ -46,7 +50,7 @@ def _records(log: Log, lane: IngestLane) -> int:
 
 
 def for_tenant(fact: Waiting) -> dict[str, object]:
-    """Returns the fact without what only operators may see."""
+    """Returns the fact without the fields that only operators may see."""
     return {name: value for name, value in fact.items() if name not in FOR_OPERATORS}
 
 
