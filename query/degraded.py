@@ -1,4 +1,4 @@
-"""Says in words for the client how an answer is degraded. Pure."""
+"""Describes to the client how an answer is degraded. Pure."""
 
 from query.plan import Plan
 from query.scatter import ScatterResult

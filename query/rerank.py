@@ -1,6 +1,7 @@
-"""Reading again: the best hits, each together with the question, by a cross-encoder; and put in its order.
+"""Reranks the best hits of a search with a cross-encoder, which reads each hit with the query text.
 
-The server speaks the API of text-embeddings-inference, `POST /rerank`: the platform's own embedder role does, and so do others.
+The server speaks the API of text-embeddings-inference, `POST /rerank`. The platform's own embedder
+role speaks it, and so do other servers.
 """
 
 from collections.abc import Sequence
@@ -16,27 +17,34 @@ from vicinage.errors import DeadlineExceeded, Overloaded, Unavailable
 from vicinage.records import Floats, Hit, Mode
 
 SHARE: Final = 0.8
-"""Of the time that is left of a question, what reading again may take: the rest is for an answer without it."""
+"""Share of a search's remaining time that reranking may take.
+
+The rest is for an answer without reranking.
+"""
 
 
 class Reranker(Protocol):
-    """What scores passages for a question."""
+    """Scores passages for a query text."""
 
     async def scores(
         self, question: str, passages: Sequence[str], *, tenant: str, weight: int, deadline: Deadline
     ) -> Floats:
-        """float32 [n] in the order of `passages`, greater is nearer. Raises Unavailable, Overloaded."""
+        """Returns float32 [n] in the order of `passages`; a greater score means a nearer passage.
+
+        Raises Unavailable, Overloaded.
+        """
         ...
 
     async def aclose(self) -> None:
-        """Close its connections. Idempotent."""
+        """Closes the connections. Idempotent."""
         ...
 
 
 def reranked(hits: Sequence[Hit], scores: Floats, mode: Mode) -> tuple[Hit, ...]:
-    """The hits in the order of `scores`, one for each that has a text. What has none comes last, with a score of 0. Pure.
+    """Returns the hits in the order of `scores`. Pure.
 
-    The score that a hit was found by stays beside the new one.
+    `scores` has one score for each hit with a text, in the order of the hits. Hits without
+    a text come last, with a score of 0. The score that a hit was found by stays beside the new one.
     """
     new = iter(scores.tolist())
     read = [_scored(hit, next(new) if hit.text is not None else 0.0, mode) for hit in hits]
@@ -50,9 +58,10 @@ def _scored(hit: Hit, score: float, mode: Mode) -> Hit:
 
 
 class TeiReranker:
-    """A server's `/rerank`. Belongs to one event loop.
+    """The `/rerank` endpoint of a server. Belongs to one event loop.
 
-    `ours`: it is the platform's embedder role, which is told tenant, weight and deadline. Nobody else is.
+    `ours` means that the server is the platform's embedder role. Only that server gets the tenant,
+    the weight and the deadline.
     """
 
     def __init__(self, url: str, *, key: str | None, ours: bool = False) -> None:
@@ -63,9 +72,9 @@ class TeiReranker:
     async def scores(
         self, question: str, passages: Sequence[str], *, tenant: str, weight: int, deadline: Deadline
     ) -> Floats:
-        """See Reranker."""
+        """Implements Reranker.scores."""
         left_s = deadline.left_s() * SHARE
-        if not left_s:  # which aiohttp would take for no limit at all
+        if not left_s:  # aiohttp reads 0 as no limit
             raise DeadlineExceeded("no time was left to read them", dependency="reranker")
         body = orjson.dumps({"query": question, "texts": list(passages), "truncate": True})
         headers = told(tenant, weight, left_s) if self._ours else {}
@@ -78,7 +87,10 @@ class TeiReranker:
         return self._read(status, content, len(passages))
 
     def _read(self, status: int, content: bytes, n: int) -> Floats:
-        """The n scores of an answer. Whatever is wrong with it is the server's doing, not the question's."""
+        """Returns the n scores of a response. Raises Overloaded, Unavailable.
+
+        An invalid response is an error of the server, never of the search request.
+        """
         if status == Overloaded.status:
             raise Overloaded("the reranker is busy")
         scores = np.full(n, np.nan, np.float32)
@@ -95,5 +107,5 @@ class TeiReranker:
         return scores
 
     async def aclose(self) -> None:
-        """Close the connections. Idempotent."""
+        """Closes the connections. Idempotent."""
         await self._requests.aclose()
