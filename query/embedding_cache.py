@@ -1,9 +1,9 @@
-"""Vectors of questions that were asked before, so that the same question costs no model call.
+"""Caches the vectors of query texts, so that a repeated search costs no model call.
 
-Law 1: a vector is found by its own tenant alone, and only by the very text, under the very entry of the model registry, that
-it was made of; questions under way are shared within a tenant, never between two. Law 7: when room is needed it is taken from
-whoever holds most for its weight, so that no crowd of questions costs a small tenant what it remembers.
-Both classes belong to one event loop.
+Law 1: a vector is returned only to its own tenant, for the exact text and the exact entry of the
+model registry that it was made from. Calls in progress are shared within a tenant, never between
+tenants. Law 7: vectors are evicted from the tenant that holds most for its weight. So a tenant with
+many searches does not evict the vectors of a small one. Both classes belong to one event loop.
 """
 
 import asyncio
@@ -22,9 +22,15 @@ from vicinage.records import Floats
 from vicinage.telemetry import counter, gauge
 
 ENTRY_BYTES: Final = 400
-"""What an entry takes beside the numbers of its vector and its text: the array, the key, its place in the dictionary (measured: 270; more when the tenant has few)."""
+"""Bytes of an entry beside the numbers of its vector and its text.
+
+They are for the array, the key and the dictionary slot (measured: 270; more if the tenant has few).
+"""
 ROOM_SHARE: Final = 64
-"""Evicting stops when this part of the bound is free: who holds most is looked for once in many questions, not at each."""
+"""Eviction stops when 1 / ROOM_SHARE of the bound is free.
+
+So the search for the tenant that holds most runs once in many searches, not at each.
+"""
 
 _asked = counter(
     "vicinage_query_embedding_cache_total",
@@ -39,7 +45,7 @@ _Key = tuple[EmbeddingModel, str]
 
 @dataclass(slots=True)
 class _Held:
-    """One tenant's vectors, the least recently asked first."""
+    """One tenant's vectors, the least recently used first (LRU)."""
 
     weight: int
     bytes: int = 0
@@ -47,7 +53,7 @@ class _Held:
 
 
 class EmbeddingCache:
-    """At most `bytes_max` of vectors, of all tenants and models together."""
+    """A cache of at most `bytes_max` of vectors, for all tenants and models together."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
@@ -55,7 +61,7 @@ class EmbeddingCache:
         self.bytes = 0
 
     def get(self, tenant: str, model: EmbeddingModel, text: str) -> Floats | None:
-        """float32 [d], read-only, if it is known to this tenant."""
+        """Returns the vector: float32 [d], read-only; None if this tenant has none for the text."""
         held = self._of.get(tenant)
         vector = held.vectors.get((model, text)) if held else None
         if held and vector is not None:
@@ -63,7 +69,10 @@ class EmbeddingCache:
         return vector
 
     def put(self, tenant: str, model: EmbeddingModel, text: str, vector: Floats, *, weight: int) -> None:
-        """Remember a copy of the vector, unless it alone is beyond the bound; others make room where there is none."""
+        """Stores a copy of the vector, and evicts others if necessary.
+
+        Does nothing if the vector alone exceeds the bound.
+        """
         more = _cost(text, vector)
         if more > self._bytes_max:
             return
@@ -76,7 +85,10 @@ class EmbeddingCache:
             self._count(held, more)
 
     def _make_room(self, more: int) -> None:
-        """Evict from whoever holds most for its weight, again and again, until `more` fits and ROOM_SHARE is free."""
+        """Evicts until `more` fits and 1 / ROOM_SHARE of the bound is free.
+
+        Evicts the LRU vector of the tenant that holds most for its weight, and repeats.
+        """
         target = self._bytes_max - max(more, self._bytes_max // ROOM_SHARE)
         most = [(-held.bytes / held.weight, tenant) for tenant, held in self._of.items()]
         heapq.heapify(most)
@@ -98,7 +110,7 @@ class EmbeddingCache:
 
 
 def _copy(vector: Floats) -> Floats:
-    """Read-only. A row of a batch would keep the whole batch in memory."""
+    """Returns a read-only copy. A row of a batch would keep the whole batch in memory."""
     kept = vector.copy()
     kept.setflags(write=False)
     return kept
@@ -109,7 +121,11 @@ def _cost(text: str, vector: Floats) -> int:
 
 
 class CachingEmbedder:
-    """One model behind the cache: what its tenant knows already is not asked, and what is on its way is asked once."""
+    """A query embedder behind the cache.
+
+    Calls the model only for texts that the tenant has no vector for. Concurrent requests of one
+    tenant for the same text share one call.
+    """
 
     def __init__(self, embedder: QueryEmbedder, model: EmbeddingModel, cache: EmbeddingCache) -> None:
         self._embedder = embedder
@@ -118,7 +134,10 @@ class CachingEmbedder:
         self._calls: dict[tuple[str, str], _Call] = {}
 
     async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
-        """float32 [d], L2-normalised, read-only. Raises as the embedder does; a failure is never remembered."""
+        """Returns the vector of the text: float32 [d], L2-normalized, read-only.
+
+        Raises as the embedder does; a failure is never cached.
+        """
         known = self._cache.get(tenant, self._model, text)
         if known is not None:
             _hit.inc()
@@ -134,7 +153,7 @@ class CachingEmbedder:
             except DeadlineExceeded:
                 if ours or deadline.passed():
                     raise
-                # It was the deadline of whoever began the call: this question still has time, and asks again.
+                # Only the deadline of the call's first request passed: this one retries.
 
     def _begin(self, text: str, tenant: str, weight: int, deadline: Deadline) -> "_Call":
         call = self._calls[tenant, text] = _Call(self._embed(text, tenant, weight, deadline))
@@ -152,18 +171,24 @@ class CachingEmbedder:
 
 
 class _Call:
-    """One call under way, in a task of its own: whoever gives up takes it from nobody else, and the last one ends it."""
+    """One model call in progress, in its own task, shared by the requests that wait for it.
+
+    A request that stops waiting does not end the call for the others; the last one cancels it.
+    """
 
     def __init__(self, work: Coroutine[Any, Any, Floats]) -> None:
         self.task = asyncio.create_task(work)
         self._waiting = 0
 
     def ended(self) -> bool:
-        """True when there is nothing to wait for any more: it is done, or everybody gave up."""
+        """Returns whether the call is done, or canceled because no request waits for it."""
         return self.task.done() or self.task.cancelling() > 0
 
     async def answer(self, deadline: Deadline) -> Floats:
-        """What comes of it, waited for until `deadline`. Raises what the call raises, or DeadlineExceeded."""
+        """Waits for the call until `deadline` and returns its vector.
+
+        Raises what the call raises, or DeadlineExceeded.
+        """
         self._waiting += 1
         try:
             async with asyncio.timeout(deadline.left_s()):
