@@ -11,16 +11,17 @@ from vicinage.errors import Refused, TooLarge, UnsupportedMedia
 CODECS: Final = {"gzip": "gzip", "x-gzip": "gzip", "zstd": "zstd"}
 PIECE: Final = 1 << 20
 GROWN_FLOOR: Final = 16 << 20
-"""Decompressed bytes that a body of any size may have."""
+"""Decompressed bytes that a body of any compressed size may have."""
 GROWN_RATIO: Final = 32
-"""Decompressed bytes beyond that, for each compressed byte: JSON and text compress about ten times."""
+"""Further decompressed bytes for each compressed byte; JSON and text compress about ten times."""
 
 
 async def decoded(data: bytes, encoding: str, bytes_max: int, hold: Callable[[int], None]) -> bytes:
-    """Returns the body as it was before it was compressed. `hold` is told the bytes of each piece before the next is made.
+    """Returns the decompressed body. Calls `hold` with the bytes of each piece before the next one.
 
-    Raises UnsupportedMedia for an encoding other than gzip and zstd, TooLarge beyond `bytes_max`, Refused for data that is
-    damaged, and what `hold` raises.
+    Raises UnsupportedMedia for an encoding other than gzip and zstd, and Refused for damaged data.
+    Raises TooLarge beyond `bytes_max` or the bound of GROWN_FLOOR and GROWN_RATIO, and what `hold`
+    raises.
     """
     name = encoding.strip().lower()
     if name in ("", "identity"):

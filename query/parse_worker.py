@@ -1,7 +1,8 @@
-"""A process that parses bodies for a gateway: `python -m query.parse_worker MEMORY_BYTES`.
+"""Process that parses bodies for a gateway: `python -m query.parse_worker MEMORY_BYTES`.
 
-Each frame is a length (8 bytes, little-endian) and a pickle: a function and a body come in, its result or an error goes
-out. It ends with its standard input, so it never outlives the gateway.
+A frame is a length (8 bytes, little-endian) and a pickle. A request frame has a function and a
+body; a response frame has the result or an error. The process ends when its standard input ends, so
+it never outlives the gateway.
 """
 
 import pickle
@@ -17,7 +18,7 @@ LENGTH = struct.Struct("<Q")
 
 
 def main() -> None:
-    """Answers bodies until standard input ends."""
+    """Parses bodies until standard input ends."""
     memory_bytes = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     while (data := read_frame(sys.stdin.buffer)) is not None:
@@ -37,13 +38,13 @@ def _answer(data: bytes, memory_bytes: int) -> bytes:
         made = error.with_traceback(None)
     except MemoryError:
         made = too_much(memory_bytes)
-    except Exception:  # noqa: BLE001  (the role boundary: a body that finds a fault of ours is one request's failure)
+    except Exception:  # noqa: BLE001  (the role boundary: a bug fails one request)
         made = RuntimeError(traceback.format_exc())
     return pickle.dumps(made, pickle.HIGHEST_PROTOCOL)
 
 
 def too_much(memory_bytes: int) -> TooLarge:
-    """Returns the refusal of a body whose parsing takes more memory than a worker may have."""
+    """Returns the error for a body whose parsing takes more memory than a worker may use."""
     return TooLarge(
         f"parsing the body takes more than {memory_bytes} bytes of memory: send less at once",
         field="body",
@@ -52,7 +53,7 @@ def too_much(memory_bytes: int) -> TooLarge:
 
 
 def read_frame(source: BinaryIO) -> bytes | None:
-    """Returns the next frame, None where the other end has gone."""
+    """Returns the content of the next frame; None if the other end has closed the pipe."""
     head = source.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None

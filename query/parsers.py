@@ -1,8 +1,8 @@
-"""Parses large bodies in processes of their own, fairly among tenants. Small bodies are parsed in a thread.
+"""Parses large bodies in worker processes, fairly among tenants, and small bodies in a thread.
 
-Parsing holds the interpreter's lock, so a thread would stop the event loop. A worker process has a bound on its memory,
-and on the time that one body may take; a worker that breaks a bound is killed and the body refused. The bytes of bodies
-that wait are on their requests' account (query/admission.py).
+Parsing holds the interpreter's lock, so a thread would stop the event loop. A worker process has a
+bound on its memory, and on the time for one body. A worker that exceeds a bound is killed, and the
+body is refused. The bytes of waiting bodies are charged to their requests (query/admission.py).
 """
 
 import asyncio
@@ -32,27 +32,27 @@ from vicinage.wire import ARROW
 B = TypeVar("B")
 T = TypeVar("T")
 SMALL_BYTES: Final = 128 << 10
-"""Up to here a body is parsed in a thread: a few milliseconds."""
+"""Maximum bytes of a body that is parsed in a thread, which takes a few milliseconds."""
 SMALL_CLAIM: Final = 1 << 20
-"""The same of an Arrow stream once it is decompressed."""
+"""Maximum bytes, once decompressed, of an Arrow stream that is parsed in a thread."""
 WAITING_MAX: Final = 1_024
 WAIT_S: Final = 60.0
-"""How long a body may wait for its turn and be parsed."""
+"""Seconds that a body may take to wait for its turn and to be parsed."""
 WRITERS: Final = 8
-"""Threads that append documents, apart from those that authentication and the catalog need."""
+"""Threads that append documents, separate from those for authentication and the catalog."""
 _PIECE: Final = 1 << 20
 _event = events("query")
 _killed = counter("vicinage_query_parsers_killed_total", "workers ended for a body over its bounds", ("reason",))
 
 
 class Writers:
-    """Threads for what appends to the log; one limit for each event loop, as anyio wants it."""
+    """Threads for appends to the log; each event loop has its own limit, as anyio requires."""
 
     def __init__(self) -> None:
         self._limiter: RunVar[CapacityLimiter] = RunVar("writers")
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Returns what `work` returns in a thread."""
+        """Runs `work` in a thread and returns its result."""
         try:
             limiter = self._limiter.get()
         except LookupError:
@@ -103,10 +103,11 @@ class Parsers:
         self._closed = False
 
     async def run(self, parse: Callable[[B], T], body: B, size: int, *, tenant: str, weight: int) -> T:
-        """Returns `parse(body)`, called in a worker. Both are pickled: `parse` is a function of a module.
+        """Returns `parse(body)`, called in a worker. Both are pickled: `parse` is at module level.
 
-        `size` is the body's bytes, which the tenant's turn is charged. Raises what `parse` raises, TooLarge for a body
-        over the bounds on time and memory, Overloaded after WAIT_S, Unavailable.
+        `size` is the body's bytes, which are charged to the tenant's turn. Raises what `parse`
+        raises, TooLarge for a body over the bounds on time and memory, Overloaded after WAIT_S,
+        Unavailable.
         """
         loop = asyncio.get_running_loop()
         waiting = _Waiting(parse, body, loop, loop.create_future())
@@ -124,7 +125,7 @@ class Parsers:
         return made
 
     def close(self) -> None:
-        """Ends the workers; what waits is refused. Idempotent."""
+        """Ends the workers and refuses the waiting bodies. Idempotent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -144,7 +145,7 @@ class Parsers:
         waiting: _Waiting | None = None
         try:
             while (waiting := self._next()) is not None:
-                if not waiting.outcome.done():  # else its request was given up
+                if not waiting.outcome.done():  # else its request was canceled
                     waiting.settle(worker.run(waiting.parse, waiting.body))
         except BaseException:
             if waiting is not None:
@@ -154,7 +155,7 @@ class Parsers:
             worker.kill()
 
     def _next(self) -> _Waiting | None:
-        """Returns the next body by the tenants' turns; None once this is closed."""
+        """Returns the next body by the tenants' turns; None after `close`."""
         with self._changed:
             while not self._closed and not (taken := self._queue.take(1)):
                 self._changed.wait()
@@ -166,14 +167,14 @@ class Parsers:
 
 
 class _Worker:
-    """One process, started when it is first needed and again after it was killed. Belongs to one thread."""
+    """One process, started on first use and again after a kill. Belongs to one thread."""
 
     def __init__(self, parse_s: float, memory_bytes: int) -> None:
         self._parse_s, self._memory_bytes = parse_s, memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, parse: Callable[[Any], object], body: object) -> object:
-        """Returns what the function makes of the body in the process, or the error to raise."""
+        """Returns the result of `parse(body)` in the process, or the error to raise."""
         data = pickle.dumps((parse, body), pickle.HIGHEST_PROTOCOL)
         process = self._process if self._process and self._process.poll() is None else self._started()
         try:
@@ -185,13 +186,13 @@ class _Worker:
                 field="body",
                 limit=self._parse_s,
             )
-        except OSError:  # it has died, as for memory that it was not given
+        except OSError:  # the process died, for example for lack of memory
             self.kill("memory")
             return too_much(self._memory_bytes)
-        return pickle.loads(found)  # noqa: S301  (our own process's)
+        return pickle.loads(found)  # noqa: S301  (written by our own process)
 
     def kill(self, reason: str | None = None) -> None:
-        """Ends the process. `reason`: of a body that broke a bound."""
+        """Kills the process. `reason` names the bound that a body exceeded."""
         if self._process is None:
             return
         if reason is not None:
@@ -217,12 +218,15 @@ class _Worker:
 
 
 def is_small(content_type: str, data: bytes) -> bool:
-    """Returns whether a thread may parse the body: it takes a few milliseconds."""
+    """Returns whether a thread may parse the body, which then takes a few milliseconds."""
     return len(data) <= SMALL_BYTES and (content_type != ARROW or claimed_of(data) <= SMALL_CLAIM)
 
 
 def _exchanged(process: "subprocess.Popen[bytes]", data: bytes, end_s: float) -> bytes:
-    """Sends a frame and returns the answer's. Raises TimeoutError at `end_s` (monotonic), OSError where the process has died."""
+    """Sends a frame and returns the content of the response frame.
+
+    Raises TimeoutError at `end_s` (monotonic), OSError if the process has died.
+    """
     assert process.stdin is not None, "it was started with pipes"
     assert process.stdout is not None, "it was started with pipes"
     to, back = process.stdin.fileno(), process.stdout.fileno()
