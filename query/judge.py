@@ -1,7 +1,9 @@
-"""Finds the documents that a filter passes now: in the searchers' snapshot and in records that are not ingested yet.
+"""Finds the documents that pass a filter now.
 
-`Judge.judge` reads; `fold` decides. A deletion by filter names the version that was judged, so that a newer document is
-spared and an older one is not missed (docs/decisions/032-deletions-by-filter.md).
+Reads the searchers' snapshot and the records that are not ingested yet.
+
+`Judge.judge` reads; `fold` decides. A deletion by filter names the version that was judged. So it
+spares a newer document and does not miss an older one (docs/decisions/032-deletions-by-filter.md).
 """
 
 import asyncio
@@ -32,17 +34,18 @@ from vicinage.records import Position, Token
 from vicinage.settings import IngestSettings
 
 BACKLOG_BYTES_MAX: Final = 16 << 20
-"""Of records that ingest has not reached, a deletion by filter reads at most so many bytes."""
+"""Maximum bytes of not yet ingested records that a deletion by filter reads."""
 CUT_OVERS_MAX: Final = 3
-"""A reindex that cuts over while the snapshot is awaited makes the judging begin again, at most so often."""
+"""Maximum attempts: a cut-over during the wait for the snapshot makes the judging start again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Positions of one moment: what is judged in the snapshot ends at `committed`, what is judged at all at `ends`.
+    """Positions at one moment.
 
-    `committed` and `ends` are by partition of the documents topic; `vectors` by slot: a snapshot that has these has
-    everything below `committed`.
+    Records below `committed` are judged in the snapshot; the others, below `ends`, in the log. Both
+    are by partition of the documents topic, `vectors` is by slot. A snapshot that has reached
+    `vectors` has everything below `committed`.
     """
 
     committed: Mapping[int, int]
@@ -52,7 +55,11 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Newest:
-    """The newest write of one document that was seen: its version, whether it is a deletion, whether it passes."""
+    """The newest write that was read of one document.
+
+    `version` is its version, `gone` says whether it is a deletion, `passes` whether it passes the
+    filter.
+    """
 
     version: int
     gone: bool
@@ -61,7 +68,10 @@ class Newest:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What passed: id → version, of this collection; everything written up to `token` was judged."""
+    """The documents of a collection that passed (id → version).
+
+    Everything written up to `token` was judged.
+    """
 
     collection: Collection
     passed: Mapping[str, int] = field(default_factory=dict)
@@ -69,7 +79,10 @@ class Judged:
 
 
 def fold(newest: dict[str, Newest], document_id: str, write: Newest) -> None:
-    """Takes a write into account; a document of an equal version later in its record replaces the earlier one. Pure."""
+    """Adds a write to `newest` unless a newer one is there. Changes nothing else.
+
+    Of documents with equal versions, the one later in the record replaces the earlier one.
+    """
     held = newest.get(document_id)
     if held is None or not supersedes(held.version, held.gone, write.version, write.gone):
         newest[document_id] = write
@@ -77,7 +90,7 @@ def fold(newest: dict[str, Newest], document_id: str, write: Newest) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Judges filters. Safe for many requests at once."""
+    """Judges filters. Safe for concurrent requests."""
 
     log: Log
     registry: Registry
@@ -93,11 +106,11 @@ class Judge:
         wait_for: Token | None,
         deadline: Deadline,
     ) -> Judged:
-        """Returns the documents that pass, as of everything that was acknowledged before the call.
+        """Returns the documents that pass, as of all writes acknowledged before the call.
 
-        A write named by `wait_for` is among those, whether or not it is searchable yet. Raises Refused for too many
-        documents, or a position that no write has; Unavailable for a backlog of more than BACKLOG_BYTES_MAX; and
-        DeadlineExceeded. Nothing was deleted then.
+        These include a write that `wait_for` names, whether or not it is searchable yet. Raises
+        Refused for too many documents, or for a position that no write has. Raises Unavailable for
+        a backlog of more than BACKLOG_BYTES_MAX, and DeadlineExceeded. Nothing was deleted then.
         """
         try:
             async with asyncio.timeout(deadline.left_s()):
@@ -137,10 +150,11 @@ class Judge:
     async def _reached(
         self, tenant: Tenant, collection: Collection, wait_for: Token | None, deadline: Deadline
     ) -> tuple[Collection, Reach]:
-        """Waits until the snapshot has everything below the committed positions of now.
+        """Waits until the snapshot has everything below the positions that are committed now.
 
-        NOTE: memory may be behind a cut-over, and the generation that it calls live gets no more writes. A catalog read
-        after the snapshot was reached names the same generation, or everything is looked at again.
+        NOTE: the registry in memory may be behind a cut-over. The generation that it names as live
+        then gets no more writes. So the catalog is read after the snapshot was reached. If it names
+        another generation, the wait starts again for that one.
         """
         for _ in range(CUT_OVERS_MAX):
             reach = await run_in_threadpool(self._reach, tenant, collection)
@@ -154,10 +168,13 @@ class Judge:
         raise Unavailable("the collection is being rebuilt; nothing was deleted", dependency="catalog")
 
     def _reach(self, tenant: Tenant, collection: Collection) -> Reach:
-        """Reads the committed positions, then the lanes, then the vectors log's end: each covers the one before."""
+        """Reads committed positions, then lanes, then the vectors log's end.
+
+        The order matters: each covers the one before.
+        """
         topic = tenant.documents_topic
         self._check_same_topic(tenant)
-        n = self.log.partitions(topic)  # as of now: one that was just added may have records
+        n = self.log.partitions(topic)  # read now: a partition that was just added may have records
         every = [(topic, p) for p in range(n)]
         ends = {p: end for (_, p), (_, end) in self.log.extents(every).items()}
         committed = ingested(self.log, self.registry, every)
@@ -167,7 +184,7 @@ class Judge:
         return Reach(below, ends, {slot: self.log.end(VECTORS_TOPIC, slot) for slot in collection.generation().slots})
 
     def _check_same_topic(self, tenant: Tenant) -> None:
-        """Raises Unavailable where the topic is not the one that positions and versions are of."""
+        """Raises Unavailable if the topic is not the one that positions and versions refer to."""
         maps, topic = self.registry.partition_maps(tenant.name), tenant.documents_topic
         if maps and self.log.topic_ids(topic).get(topic) != maps[-1].topic_id:
             raise Unavailable(
@@ -179,7 +196,7 @@ class Judge:
     def _fold_backlog(
         self, newest: dict[str, Newest], tenant: Tenant, collection: Collection, tree: filters.Tree, reach: Reach
     ) -> None:
-        """Judges the records that ingest has not reached. Raises Unavailable where they are too many bytes."""
+        """Judges the records that ingest has not reached. Raises Unavailable for too many bytes."""
         taken = 0
         homes = Homes(self.registry, partial(sync_partition_map, self.registry, self.log, actor="gateway"))
         for partition, end in reach.ends.items():
