@@ -1,12 +1,13 @@
-"""The searcher role: holds slots, tails their vectors log, answers questions.
+"""The searcher role: serves slots, tails their vectors log, and runs search requests.
 
-The tail thread applies the log (`tail.py`); others see the catalog and fetch segments (`shards.py`), so that neither the log nor
-the other tenants wait for a large segment; search threads only read snapshots. While one call is under way the next questions
-gather; those of one shard, mode, k, effort and filter go as one batch. Lexical indexes and filter columns that nobody has asked for yet are
-brought in by threads of their own (`warmup.py`).
+The tail thread applies the log (`tail.py`). Other threads read the catalog and load segments
+(`shards.py`), so that neither the log nor other tenants wait for a large segment. Search threads
+only read snapshots. Requests queue while a call runs; those that agree in shard, mode, k, effort
+and filter (all of `_asks`) run as one batch. Separate threads load lexical indexes and filter
+columns before their first use (`warmup.py`).
 
-Law 7: questions wait in a fair queue, by their tenants' weight and by what they will cost to answer; a batch is on the account
-of the tenant that asked.
+Law 7: requests wait in a fair queue, by their tenant's weight and their estimated cost. A batch is
+charged to the tenant that sent it.
 """
 
 import threading
@@ -43,44 +44,53 @@ from vicinage.threads import EssentialThread
 READERS: Final = 4
 """Threads that read single documents."""
 FETCHERS: Final = 2
-"""Threads that fetch segments: while one has a large shard in hand, another brings in a small one."""
+"""Threads that load segments: while one loads a large shard, another loads a small one."""
 COUNT_WAIT_S: Final = 1.0
-"""How long a collection is waited for that is brought in to be counted."""
+"""Bound on the wait for a collection to be loaded, or for a tenant's shards to be counted."""
 TURN: Final = 8
-"""What a tenant of weight 1 may ask in a turn, in questions to a graph."""
+"""The fair queue's quantum: cost that a tenant of weight 1 may use in a turn, in graph searches."""
 GRAPH_NUMBERS: Final = 1 << 20
-"""So many numbers compared one by one (4,096 rows × 256) cost about what a question to a graph does."""
+"""Numbers compared in a scan (4,096 rows × 256) that cost about as much as one graph search."""
 MANY_HITS: Final = 100
-"""So many hits more cost about what another question does."""
+"""Additional hits that cost about as much as another graph search."""
 FILTERED: Final = 4
-"""A filter makes a question cost about so many times more, at most: wider walks, and the mask of every row."""
+"""Maximum factor by which a filter raises the cost: wider walks, and the mask of every row."""
 TOGETHER_MAX: Final = 4_096
-"""Cost of the questions of one call, at most, so that it ends about a second later: nobody else is answered meanwhile."""
+"""Maximum cost of one batch of several requests, so that it ends about a second later.
+
+No other request is answered meanwhile.
+"""
 HITS_TOGETHER_MAX: Final = 1_024
-"""Hits of one call, at most, beyond one question's: 1,000 are made in some 5 ms, which other tenants wait."""
+"""Maximum hits of one batch of several requests.
+
+Making 1,000 hits takes about 5 ms, and other tenants wait for it.
+"""
 GRAPH_PAIRS: Final = 1 << 18
-"""So many pairs of a word and a row, too, at most: 6 words in 100,000 rows were ranked in 0.7 ms, 128 in 3 ms."""
+"""Pairs of a word and a row that cost at most about as much as one graph search.
+
+Ranking 6 words in 100,000 rows took 0.7 ms; 128 words took 3 ms.
+"""
 _event = events("searcher")
 _resident = gauge("vicinage_searcher_resident_bytes", "bytes of vectors and indexes held in memory")
 
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """One waiting question, and the catalog version it was planned on (0: it has been seen here)."""
+    """A waiting search request. `catalog`: the version it was planned on (0: already read here)."""
 
     query: ShardQuery
     deadline: Deadline
     catalog: int = 0
     cost: int = 1
     asks: tuple[object, ...] = ()
-    """What it must have in common with those that it goes along with; made once, outside of every lock."""
+    """The batch key: equal for all requests of a batch. Computed once, outside every lock."""
     opened: bool = False
-    """What it needs was brought in for it: what is missing again is brought in on the way, once and for all."""
+    """True once its warm-up is done: the search itself then loads what is missing again."""
     answer: Future[ShardResult] = field(default_factory=Future)
 
 
 class Searcher:
-    """Searches the shards of its slots. `start` returns at once; `ready` says when it has caught up."""
+    """Searches the shards of its slots. `start` returns at once; `ready` tells when it caught up."""
 
     def __init__(
         self,
@@ -118,21 +128,21 @@ class Searcher:
         self._stop = threading.Event()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="searcher-read")
         self._scanners = ThreadPoolExecutor(1, thread_name_prefix="searcher-scan")
-        """Scans for deletions by filter, one after the other: nobody's reads or searches wait behind them."""
+        """Scans for deletions by filter, one at a time: no read or search waits for them."""
         self._counters = ThreadPoolExecutor(1, thread_name_prefix="searcher-counts")
-        """Counts what one tenant looks at; beyond COUNT_WAIT_S bounds are stated instead."""
+        """Counts one tenant's shards for `stats`, which reports lower bounds after COUNT_WAIT_S."""
         self._searches = 0
         self._resident_bytes = 0
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Begin to tail and to answer."""
+        """Starts the tail and the search threads."""
         self._spawn("searcher-tail", self._begin)
         for i in range(self._settings.threads):
             self._spawn(f"searcher-{i}", self._answer_all)
 
     def stop(self) -> None:
-        """End all threads; whoever waits hears Unavailable. Idempotent."""
+        """Stops all threads; waiting requests fail with Unavailable. Idempotent."""
         self._stop.set()
         self.shards.stop()
         with self._asking:
@@ -140,7 +150,7 @@ class Searcher:
         for thread in self._threads:
             thread.join(10)
         gone = Unavailable("the searcher is stopping", dependency="searcher")
-        self._opening.stop(gone)  # before the queue is emptied: it may have put questions back
+        self._opening.stop(gone)  # before the queue is emptied: it may have requeued requests
         with self._asking:
             asked = self._asked.take(self._asked.cost)
         for each in asked:
@@ -151,18 +161,18 @@ class Searcher:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def ready(self) -> bool:
-        """True once everything that was in the log at the start is searchable."""
+        """Returns whether everything that was in the log at the start is searchable."""
         return self.tail.caught_up()
 
-    # questions: any thread, any event loop
+    # requests: any thread, any event loop
 
     async def search(self, query: ShardQuery, deadline: Deadline) -> ShardResult:
-        """The shard's answer. Raises Overloaded, Unavailable, DeadlineExceeded, Corrupt."""
+        """Returns the shard's result. Raises Overloaded, Unavailable, DeadlineExceeded, Corrupt."""
         found: ShardResult = await within(self.submit(query, deadline), deadline, "the search")
         return found
 
     def submit(self, query: ShardQuery, deadline: Deadline) -> Future[ShardResult]:
-        """The same, as a future."""
+        """Queues the request and returns its future. Raises Overloaded if the queue is full."""
         asked = _Asked(query, deadline, query.catalog, self._cost(query), _asks(query))
         tenant = query.shard.tenant
         with self._asking:
@@ -186,14 +196,17 @@ class Searcher:
         try:
             return CLASS_WEIGHT[self._registry.tenant(tenant).priority]
         except NotFound:
-            return 1  # not seen here yet, or no more
+            return 1  # not read from the catalog yet, or deleted
 
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
-        """Wait until every slot's watermark is at least as asked; the watermarks then. Raises DeadlineExceeded."""
+        """Waits until every slot's watermark reaches its position; returns all watermarks.
+
+        Raises DeadlineExceeded, and Unavailable if a slot below its position is not being read.
+        """
         return await self.tail.reach(positions, deadline)
 
     async def document(self, shard: ShardId, document_id: str, deadline: Deadline) -> StoredDocument | None:
-        """The document as it is searchable now, or None."""
+        """Returns the document as it is searchable now; None if there is none."""
         held = await self._held(shard, deadline)
         found: StoredDocument | None = await within(
             self._readers.submit(held.document, document_id), deadline, "reading the document"
@@ -203,7 +216,7 @@ class Searcher:
     async def matching(
         self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int
     ) -> tuple[tuple[str, int], ...]:
-        """Returns (id, version) of at most `limit` documents of the shard whose metadata passes the filter."""
+        """Returns (id, version) of at most `limit` documents of the shard that pass the filter."""
         held = await self._held(shard, deadline)
         scan = self._scanners.submit(held.matching, condition, limit=limit)
         found: tuple[tuple[str, int], ...] = await within(scan, deadline, "looking for what the filter passes")
@@ -218,9 +231,10 @@ class Searcher:
         return held
 
     async def stats(self, tenant: str | None = None, collection: str | None = None) -> SearcherStats:
-        """What it holds now, of all tenants, of one, or of one's collection, which is brought in first.
+        """Returns the statistics of all tenants, of one tenant, or of one tenant's collection.
 
-        What is not in memory is counted: for one tenant at once, as far as COUNT_WAIT_S allows; for all in the background. Counts
+        Loads the collection's shards first, each within COUNT_WAIT_S. Shards that are not in memory
+        are counted: for one tenant within COUNT_WAIT_S, for all tenants in the background. Counts
         that are not known yet are lower bounds (`ShardStats.exact`).
         """
         if tenant is not None and collection is not None:
@@ -256,7 +270,10 @@ class Searcher:
                 yield known
 
     async def _bring_in(self, tenant: str, collection: str) -> None:
-        """The shards of its live generation, as far as they come in time; what does not is counted by its segments."""
+        """Loads the shards of the collection's live generation, each within COUNT_WAIT_S.
+
+        Stops at the first error; the shards not loaded are counted by their segments.
+        """
         try:
             live = self._registry.collection(tenant, collection).generation()
             for shard in live.shards():
@@ -266,7 +283,7 @@ class Searcher:
             _event.info("counted by its segments", tenant=tenant, collection=collection, reason=str(error))
 
     async def _count(self, tenant: str) -> None:
-        """Have the tenant's shards counted, as far as it is done in time."""
+        """Counts the tenant's shards, as far as possible within COUNT_WAIT_S."""
         deadline = Deadline.after(COUNT_WAIT_S)
         try:
             await within(self._counters.submit(self.shards.counting.at_once, tenant, deadline), deadline, "counting")
@@ -274,10 +291,10 @@ class Searcher:
             _event.info("shards.not_counted_in_time", tenant=tenant)
 
     def watermarks(self) -> dict[int, int]:
-        """Slot → the offset up to which everything is searchable."""
+        """Returns slot → the offset up to which everything is searchable."""
         return self.tail.watermarks()
 
-    # answering: the worker threads
+    # searching: the worker threads
 
     def _answer_all(self) -> None:
         while not self._stop.is_set():
@@ -287,7 +304,7 @@ class Searcher:
             self._answer(gathered)
 
     def _gather(self) -> list[_Asked]:
-        """The question whose turn it is, and those that can go along in the same call."""
+        """Takes the request whose turn it is, and those that fit in its batch."""
         turn = self._asked.take(1)
         if turn and self._asked.cost:
             asks = turn[0].asks
@@ -302,7 +319,7 @@ class Searcher:
                 refuse(a.answer, DeadlineExceeded("the deadline passed while waiting to search", dependency="searcher"))
         if not live:
             return
-        # Read before the shard is taken: it has all of the slot's log below, even if it is let go of in between.
+        # Read before the shard, which thus has all of the log below it, even if evicted since.
         passed = self.tail.watermark(live[0].query.shard.slot)
         shard = self.shards.at_once(live[0].query.shard, max(a.catalog for a in live))
         if shard is None:
@@ -314,19 +331,22 @@ class Searcher:
             return
         live = [a for a in live if a.answer.set_running_or_notify_cancel()]
         if not live:
-            return  # whoever asked has given up meanwhile
+            return  # all were canceled meanwhile
         self._searches += len(live)
         try:
             _answer_together(shard, live, passed)
         except VicinageError as error:
             for a in live:
                 refuse(a.answer, error)
-        finally:  # what else it may be ends the role; nobody is left waiting for it
+        finally:  # any other error ends the role; no request is left waiting
             for a in live:
                 refuse(a.answer, Unavailable("the search failed", dependency="searcher"))
 
     def _answer_later(self, gathered: list[_Asked]) -> None:
-        """Have the shard brought in, or the catalog looked at, then ask again; other questions go on meanwhile."""
+        """Has the shard loaded, or the catalog read, then requeues the requests.
+
+        Other requests run meanwhile.
+        """
 
         def here(done: Future[Shard]) -> None:
             error = done.exception()
@@ -350,7 +370,7 @@ class Searcher:
     def _ask_again(self, gathered: Sequence[_Asked]) -> None:
         tenant = gathered[0].query.shard.tenant
         for a in gathered:
-            a.catalog = 0  # seen by now
+            a.catalog = 0  # read by now
         with self._asking:
             self._asked.put_back(tenant, [(a, a.cost) for a in gathered], weight=self._weight(tenant))
             self._asking.notify()
@@ -358,12 +378,12 @@ class Searcher:
     # the other threads
 
     def _begin(self) -> None:
-        """Bring in what there is, have the other threads go on with it, and follow the log."""
+        """Loads the shards that are due, starts the other threads, and tails the log."""
         self.shards.look()
         targets = {slot: self._log.end(VECTORS_TOPIC, slot) for slot in self.slots}
         self.shards.load_first()
         self.tail.begin({slot: self._replay_start(slot) for slot in self.slots}, targets)
-        # Only now: a shard that joined before would take the tail to begin where it has not.
+        # Only now: a shard that joins before `begin` would assume a wrong start of the tail.
         self._spawn("searcher-look", self.shards.look_all)
         for i in range(FETCHERS):
             self._spawn(f"searcher-fetch-{i}", self.shards.load_all)
@@ -397,7 +417,7 @@ def _answer_together(shard: Shard, asked: list[_Asked], passed: int) -> None:
 
 
 def _asks(query: ShardQuery) -> tuple[object, ...]:
-    """All that questions must have in common to go in one call."""
+    """Returns the batch key: requests with equal keys may run in one call."""
     condition = None if query.filter is None else query.filter.text
     width = query.vectors.shape[1:]
     return (
