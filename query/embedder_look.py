@@ -8,7 +8,7 @@ ANSWER_S: Final = 2.0
 
 
 class EmbedderLook:
-    """Belongs to one event loop."""
+    """A readiness check of the embedder. Belongs to one event loop."""
 
     def __init__(self, url: str) -> None:
         self._url = f"{url}/readyz"

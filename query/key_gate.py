@@ -1,7 +1,8 @@
 """Authenticates requests at a cost that unknown keys cannot raise.
 
-Keys that are not in memory are looked up together: one catalog query at a time, for all requests that wait. Failures are
-counted by address, and beyond a rate they are answered 429. A known key is never refused for the failures of others.
+Keys that are not in memory are looked up together: one catalog query at a time, for all requests
+that wait. Failures are counted by address; those beyond a rate get status 429. A known key is never
+refused for the failures of others.
 """
 
 import asyncio
@@ -18,30 +19,30 @@ from tenants.keys import Keys, key_id
 from vicinage.errors import Overloaded, Unauthenticated, VicinageError
 
 AT_ONCE: Final = 500
-"""Keys in one query."""
+"""Maximum keys in one catalog query."""
 WAITING_MAX: Final = 5_000
-"""Different keys that may wait to be looked up."""
+"""Maximum different keys that wait to be looked up."""
 BURST_S: Final = 10
-"""An address may fail this many seconds' worth at once."""
+"""Burst of failures that an address may have, in seconds of its rate."""
 HOLD_S: Final = 1.0
-"""How long an answer 429 waits."""
+"""Seconds by which a response 429 is delayed."""
 HELD_MAX: Final = 128
-"""Answers that wait at once; more are given without waiting."""
+"""Maximum responses that are delayed at once; further ones are sent without delay."""
 ADDRESSES_MAX: Final = 10_000
-"""Addresses whose failures are remembered: the least recent ones are forgotten."""
+"""Maximum addresses whose failures are kept; the least recent ones are removed (LRU)."""
 
 
 class Failures:
-    """A token bucket for each address. Pure, but for the clock that it is given."""
+    """A token bucket for each address, over the given clock."""
 
     def __init__(self, per_s: float, now: Callable[[], float]) -> None:
         self._per_s = per_s
         self._now = now
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Address → failures that are left to it, and when that was so."""
+        """Address → failures that it has left, and the time of that count."""
 
     def wait_s(self, address: str) -> float:
-        """Counts a failure; 0 where the address may fail once more, else the seconds until it may."""
+        """Counts a failure. Returns 0 if the address may fail now, else the seconds until then."""
         now, most = self._now(), self._per_s * BURST_S
         left, at = self._left.pop(address, (most, now))
         left = min(most, left + (now - at) * self._per_s)
@@ -53,13 +54,13 @@ class Failures:
 
 
 class KeyGate:
-    """Belongs to one event loop."""
+    """Authenticates keys and limits failures. Belongs to one event loop."""
 
     def __init__(self, keys: Keys, failures: Failures) -> None:
         self._keys = keys
         self._failures = failures
         self._wanted: dict[str, asyncio.Future[None]] = {}
-        """Id → settled once it was looked up."""
+        """Key id → future that is settled once the key was looked up."""
         self._looking: asyncio.Task[None] | None = None
         self._held = 0
 
@@ -84,7 +85,7 @@ class KeyGate:
             raise
 
     async def _hold(self) -> None:
-        """Delays a refusal, so that a client that repeats its request at once costs little."""
+        """Delays a refusal, so that a client that retries at once costs little."""
         if self._held < HELD_MAX:
             self._held += 1
             try:
@@ -93,7 +94,10 @@ class KeyGate:
                 self._held -= 1
 
     async def _look_up(self, text: str | None) -> None:
-        """Looks the key up together with all others that are not in memory. Returns also when that fails."""
+        """Looks the key up together with all others that wait; returns even if the lookup fails.
+
+        Raises Overloaded if WAITING_MAX keys wait.
+        """
         wanted = key_id(text)
         if wanted is None:
             return
@@ -119,7 +123,7 @@ class KeyGate:
 
 
 def network(address: str) -> str:
-    """Returns what counts as one address: of IPv6, the 64 bits that a customer is given."""
+    """Returns the address that failures are counted by: for IPv6, the /64 network of a customer."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -1,8 +1,9 @@
-"""Measures in the background, on the real paths, whether a write, a wait and a search would succeed now.
+"""Measures in the background, on the real paths, whether a write, a wait and a search succeed now.
 
-A probe appends a record to `vicinage.health` (the write path of the log), waits until ingest has passed it (as `wait_for` does),
-and until the searchers have applied what the vectors log held meanwhile; then each searcher answers a search. So a dead writer,
-a stuck ingest or a searcher that does not advance is seen, whatever the state of their processes.
+A probe appends a record to `vicinage.health` (the write path of the log). It waits until ingest has
+passed the record (as `wait_for` does). It also waits until the searchers have applied what the
+vectors log holds; then each searcher answers a search. So the probe detects a dead writer, a stuck
+ingest or a searcher that does not advance, whatever the state of their processes.
 """
 
 import asyncio
@@ -29,22 +30,28 @@ from vicinage.telemetry import events
 T = TypeVar("T")
 Part = dict[str, Any]
 FRESH_S: Final = 1.0
-"""A measurement of this age is returned as it is."""
+"""A measurement younger than this is returned without a new probe."""
 KEPT_S: Final = 3.0
-"""A measurement of this age is returned while the next one runs."""
+"""A measurement younger than this is returned while the next probe runs."""
 LIMIT_S: Final = 5.0
-"""Deadline of one part; a part that takes longer is not ready."""
+"""Deadline of one part in seconds; a part that takes longer is not ready."""
 THREADS: Final = 4
-"""Looks at the log and the catalog at once: what hangs holds no other thread of the gateway."""
+"""Concurrent checks of the log and the catalog, in threads of their own.
+
+A check that hangs blocks no other thread of the gateway.
+"""
 SLOTS_AT_ONCE: Final = 8
-"""Slots that one probe checks; the next probe checks the next ones."""
+"""Slots that one probe checks; the next probe checks the following slots."""
 ESSENTIAL: Final = ("catalog", "log", "ingest", "searcher")
-"""The embedder is not among them: without it, searches by vector and by words go on."""
+"""The embedder is not essential: vector and lexical searches work without it."""
 _event = events("query")
 
 
 class Readiness:
-    """Belongs to one event loop; `elsewhere` may be asked from another. A probe at a time, however many ask."""
+    """Measures the readiness of the platform's parts, with one probe at a time for all callers.
+
+    Belongs to one event loop; `elsewhere` may be called from another.
+    """
 
     def __init__(
         self,
@@ -66,7 +73,7 @@ class Readiness:
         self._next_slot = 0
         self._topic_made = False
         self._away: set[str] = set()
-        """Parts that are not ready, which events say once."""
+        """Parts that are not ready; each is logged once."""
 
     def begin(self) -> None:
         """Binds this to the running event loop."""
@@ -79,14 +86,17 @@ class Readiness:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def elsewhere(self) -> tuple[bool, dict[str, Part]]:
-        """Returns whether the platform is ready, and its parts, to another event loop. Waits as long as this one is busy."""
+        """Returns whether the platform is ready, and its parts, to another event loop.
+
+        Waits as long as this object's event loop is busy.
+        """
         if self._loop is None:
             return False, {}
         parts = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.parts(), self._loop))
         return ready(parts), parts
 
     async def parts(self) -> dict[str, Part]:
-        """Returns each part's readiness as it was measured within the last seconds, or, failing that, as it is now."""
+        """Returns each part's readiness as measured within KEPT_S; else measures it now."""
         age_s = time.monotonic() - self._known[0] if self._known else float("inf")
         if age_s < FRESH_S and self._known:
             return self._known[1]
@@ -118,7 +128,10 @@ class Readiness:
             part["halted_partitions"] = len(halted)
 
     async def _part(self, part: Part, name: str, work: Coroutine[Any, Any, T]) -> T | None:
-        """Returns the result of `work` and marks the part ready, or logs why it is not: the answer is public."""
+        """Returns the result of `work` and marks the part ready; None if it fails.
+
+        Logs the reason of a failure and omits it from the answer, because the answer is public.
+        """
         try:
             found = await asyncio.wait_for(work, LIMIT_S)
         except (VicinageError, TimeoutError) as error:
@@ -176,12 +189,12 @@ async def _searches(searcher: Searcher, deadline: Deadline) -> None:
     try:
         await searcher.search(question, deadline)
     except (NotFound, Overloaded):
-        return  # it answered
+        return  # the searcher answered
     except Unavailable as away:
-        if away.dependency != "catalog":  # without it, searches go on from memory
+        if away.dependency != "catalog":  # without the catalog, searches go on from memory
             raise
 
 
 def ready(parts: Mapping[str, Part]) -> bool:
-    """Whether all that is essential is ready."""
+    """Returns whether all essential parts are ready."""
     return all(parts[name]["ready"] for name in ESSENTIAL)
