@@ -1,1 +1,4 @@
-"""Searches: the gateway, admission, plan, scatter and merge; `searcher/` is the searcher role, `quality/` measures recall and freshness."""
+"""The gateway role: HTTP API, admission, plan, scatter and merge.
+
+`searcher/` is the searcher role; `quality/` measures recall and freshness.
+"""

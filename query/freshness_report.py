@@ -1,4 +1,4 @@
-"""Reports each tenant's freshness: its lag now, recent index lags, and what waits for a model."""
+"""Reports each tenant's freshness: its lag now, recent index lags, and waits for a model."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,11 @@ from vicinage.stats import SearcherStats
 
 
 async def freshness_report(state: GatewayState, tenant: str | None) -> list[dict[str, object]]:
-    """Returns per tenant: the lag now, percentiles of n recent index lags, messages replayed at a start, and waits for a model."""
+    """Returns the freshness of one tenant, or of all if `tenant` is None.
+
+    Each row has the lag now, percentiles of n recent index lags, messages replayed at a start,
+    waits for a model, and the state of ingest.
+    """
     stats = await state.searchers.stats(tenant)
     waits_of: dict[str, list[Waiting]] = {}
     for fact in await run_in_threadpool(waiting, state.registry, state.log, tenant):
