@@ -15,8 +15,8 @@ from vicinage.stats import SearcherStats
 async def freshness_report(state: GatewayState, tenant: str | None) -> list[dict[str, object]]:
     """Returns the freshness of one tenant, or of all if `tenant` is None.
 
-    Each row has the lag now, percentiles of n recent index lags, messages replayed at a start,
-    waits for a model, and the state of ingest.
+    Each row has the lag now, percentiles of n recent index lags, and messages replayed at a start.
+    It also has waits for a model and the state of ingest.
     """
     stats = await state.searchers.stats(tenant)
     waits_of: dict[str, list[Waiting]] = {}

@@ -39,8 +39,8 @@ _in_flight = gauge("vicinage_query_in_flight", "requests being served")
 class Api(FastAPI):
     """FastAPI with one shortcut: a search goes from the server directly to its function.
 
-    The layers in between (exception groups, exit stacks, nested routers) do nothing for a search,
-    and cost about as much CPU as all of its handling. The route itself stays FastAPI's: listed,
+    The layers in between (exception groups, exit stacks, nested routers) do nothing for a search.
+    They cost about as much CPU as all of its handling. The route itself stays FastAPI's: listed,
     documented, and the same function.
     """
 

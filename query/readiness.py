@@ -183,7 +183,10 @@ class Readiness:
 
 
 async def _searches(searcher: Searcher, deadline: Deadline) -> None:
-    """Searches a shard that does not exist: the request passes the searcher's queue, and a search thread refuses it."""
+    """Searches a shard that does not exist.
+
+    The request passes the searcher's queue, and a search thread refuses it.
+    """
     nowhere = ShardId("", "", 0, min(searcher.slots, default=0))
     question = ShardQuery(nowhere, np.zeros((0, 0), np.float32), 1, catalog=NEWEST)
     try:

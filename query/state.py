@@ -29,7 +29,10 @@ TURNS_AT_ONCE: Final = 2
 FETCHES_AT_ONCE: Final = 16
 """Requests that wait for the content of a large answer at once: fewer than half of the threads."""
 FETCHES_OF_ONE_MAX: Final = 2
-"""Fetches of one tenant at once (bulkhead): a hung searcher or topic delays its own tenants only."""
+"""Fetches of one tenant at once (bulkhead).
+
+A hung searcher or topic delays its own tenants only.
+"""
 MeasureCapacity = Callable[[Searchers], Awaitable[Mapping[str, object]]]
 """Returns the capacity report (capacity/report.py)."""
 KeepRecentQueries = Callable[[Generation, Floats], None]
@@ -94,7 +97,10 @@ class GatewayState:
     fetches: Turns
     """Limits reads whose results may be large: documents, lists of collections, dead letters."""
     turns: Turns
-    """Limits encoding of large answers. A holder never waits for a searcher, the log or a client."""
+    """Limits encoding of large answers.
+
+    A holder never waits for a searcher, the log or a client.
+    """
 
     def drain(self) -> None:
         """Refuses new requests and ends waits for writes; other requests in flight are answered."""
