@@ -134,10 +134,5 @@ def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> p
 
 
 def _vectors(write: Write, made: Embedded, generation: Generation) -> Floats:
-    """Returns the write's vectors, L2-normalized under cosine even if its model does not normalize.
-
-    The vectors of a document that was sent with vectors are returned unchanged.
-    """
-    assert write.document is not None
-    vectors = made.vectors[id(write), generation.model]
-    return vectors if write.document.vectors is not None else unit_length(vectors, generation.metric)
+    """Returns the write's vectors, L2-normalized under cosine even if its model does not normalize."""
+    return unit_length(made.vectors[id(write), generation.model], generation.metric)

@@ -12,13 +12,16 @@ from house import eventually, make_ingest
 from ingest import dead_letters, intake
 from ingest.columns import parse_arrow
 from ingest.documents import parse_json
+from ingest.embed import Embedded
+from ingest.jobs import Job, Write
+from ingest.rows import messages
 from ingest.validation import DocumentLimits
 from tenants import provisioning
-from tenants.entities import Group, Tenant
+from tenants.entities import Collection, Generation, Group, Objectives, Tenant
 from tenants.provisioning import VECTORS_TOPIC
-from vicinage.log import Record, open_log
+from vicinage.log import LogRecord, Record, open_log
 from vicinage.log.kafka import MESSAGE_BYTES_MAX as BROKER_BYTES_MAX
-from vicinage.records import Document, Rejected
+from vicinage.records import Document, Passage, Rejected
 from vicinage.wire import MESSAGE_BYTES_MAX, decode_documents, decode_rows, encode_documents
 
 DOCS = "vicinage.docs.acme"
@@ -70,6 +73,21 @@ def test_metadata_is_written_with_the_first_passage_alone(base, acme) -> None:
     assert sorted((r["document_id"], r["passage"], r["metadata"]) for r in found) == [
         ("a", 0, '{"k":1}'), ("a", 1, None), ("a", 2, None), ("b", 0, None),
     ]  # fmt: skip
+
+
+def test_vectors_of_a_model_that_does_not_normalize_are_normalized_though_the_document_brought_others(acme) -> None:
+    live = Generation("acme", "docs", 1, "live", None, 3, "cosine", "flat", (0,), (0,))
+    generations = (live, replace(live, number=2, state="building", model="raw"))
+    moving = Collection("acme", "docs", "active", 1, generations, Objectives())
+    given = Document("docs", "a", text="x", vectors=np.array([[1, 0, 0]], np.float32))
+    write = Write(moving, "a", 1, 0, given, LogRecord(DOCS, 0, 0, Record(b"")))
+    made = {
+        model: Embedded(pieces={(id(write), model): [Passage("x", 0, 1)]}, vectors={(id(write), model): of})
+        for model, of in ((None, given.vectors), ("raw", np.array([[0, 3, 4]], np.float32)))
+    }
+    found = [decode_rows(r.value) for _, r in messages(Job(acme, (DOCS, 0), 0, writes=[write]), made)]
+    vectors = {rows.generation: rows.batch.column("vector").to_pylist() for rows in found}
+    assert vectors == {1: [[1, 0, 0]], 2: [pytest.approx([0, 0.6, 0.8])]}
 
 
 def test_many_documents_of_large_metadata_are_messages_that_a_broker_takes(base, acme) -> None:

@@ -76,7 +76,7 @@ def test_a_collection_has_at_least_one_shard_and_at_most_one_a_slot(base: Resour
 
 def test_a_platform_keeps_the_number_of_slots_it_was_made_with(base: Resources, tmp_path: Path) -> None:
     ensure_vectors(base.log, base.settings.slots)
-    with pytest.raises(Refused, match="made with 8 slots"):
+    with pytest.raises(Refused, match="created with 8 slots"):
         ensure_vectors(base.log, 16)
 
 
