@@ -1,7 +1,8 @@
-"""Which shards lie in memory: the bytes that are held, and who lets go when more are needed.
+"""Accounts for the bytes in memory, and chooses the shards to evict when more are needed.
 
-A shard that does not lie in memory costs a few bytes of bookkeeping; its rows lie in the store, and behind them in the log. Bytes are
-accounted as if every mapped page were touched, so that what is held never grows beyond what was allowed, whoever reads what.
+A shard that is not in memory costs a few bytes of bookkeeping: its rows are in the store and in the
+log. Accounting counts every mapped page as resident. Memory thus never exceeds the budget,
+whichever pages searches read.
 """
 
 import weakref
@@ -16,14 +17,17 @@ from indexer.index.segment import Segment
 from vicinage.records import ShardId
 
 IN_USE_S: Final = 1.0
-"""A shard asked within it is not let go of for another, unless its tenant holds more than its share."""
+"""A shard accessed within it is not evicted, unless its tenant exceeds its fair share."""
 SHARE_OF_HOST: Final = 0.5
-"""Of a machine's memory, for all its searchers, where nothing is set."""
+"""Share of a machine's memory for all its searchers, if no budget is set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A shard in memory: `weight` is that of its tenant's class, `idle_s` the time since it was asked or brought in."""
+    """A shard in memory.
+
+    `weight` is that of its tenant's class, `idle_s` the time since its last access or its load.
+    """
 
     shard: ShardId
     bytes: int
@@ -33,7 +37,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """The tenant that needs the room, and its class's weight."""
+    """The tenant that needs the memory, and its class's weight."""
 
     tenant: str
     weight: int
@@ -48,11 +52,12 @@ def to_let_go(
     spare: int = 0,
     partial: bool = False,
 ) -> tuple[ShardId, ...]:
-    """The shards that make room for `need` bytes, and for `spare` more where that is easy. Pure.
+    """Returns shards to evict for `need` bytes, and for `spare` more if candidates remain. Pure.
 
-    None, where all that may go would not make the room, unless `partial`. Who was not asked for longest goes first. The time counts for more the
-    lower the class, and much more where its tenant holds beyond its share: who walks through all that he has lets go of his own.
-    Who was asked just now stays, but for tenants beyond their share.
+    Returns () if evicting every candidate frees too little, unless `partial`. The order is LRU,
+    with idle time divided by class weight and multiplied by the square of the tenant's excess over
+    its fair share. A tenant that scans all its shards thus evicts its own. Shards accessed within
+    IN_USE_S stay, except those of tenants above their share.
     """
     every = list(held)
     excess = _excess(every, bytes_max, asker)
@@ -74,7 +79,7 @@ def to_let_go(
 
 
 def _excess(held: Iterable[Held], bytes_max: int, asker: Asker | None) -> dict[str, float]:
-    """How many times its fair share of all the bytes each tenant holds; at least 1."""
+    """Returns each tenant's bytes as a multiple of its fair share of the budget; at least 1."""
     bytes_of: dict[str, int] = {}
     weight_of: dict[str, int] = {asker.tenant: asker.weight} if asker else {}
     for h in held:
@@ -85,22 +90,28 @@ def _excess(held: Iterable[Held], bytes_max: int, asker: Asker | None) -> dict[s
 
 
 class Residency:
-    """Counts the segments of a searcher that are in memory, those too that only a search under way still holds. Any thread."""
+    """Counts the bytes of a searcher's segments in memory.
+
+    Includes segments that only a running search still references. Any thread may call `count`.
+    """
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max or int(SHARE_OF_HOST * psutil.virtual_memory().total)
         self._bytes = 0
         self._gone: deque[int] = deque()
-        """Bytes of segments that were freed since the last look: a finalizer may run anywhere, and so takes no lock."""
+        """Bytes freed since the last `bytes` (negative: added).
+
+        A finalizer may run in any thread at any time, and so takes no lock.
+        """
 
     def count(self, segment: Segment) -> None:
-        """The segment's bytes are held until nobody holds it any more."""
+        """Counts the segment's bytes until the segment is garbage-collected."""
         n = segment.resident_bytes()
         self._gone.append(-n)
         weakref.finalize(segment, self._gone.append, n).atexit = False
 
     def bytes(self) -> int:
-        """Bytes of segments in memory. One thread at a time."""
+        """Returns the bytes of segments in memory. One thread at a time."""
         while self._gone:
             self._bytes -= self._gone.popleft()
         return self._bytes

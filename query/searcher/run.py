@@ -90,7 +90,7 @@ class _Asked:
 
 
 class Searcher:
-    """Searches the shards of its slots. `start` returns at once; `ready` tells when it caught up."""
+    """Searches the shards of its slots. `start` returns at once; `ready` says when it caught up."""
 
     def __init__(
         self,

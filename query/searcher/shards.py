@@ -1,12 +1,16 @@
-"""What a searcher holds: the shards of its slots, as the catalog has them; in memory those that are asked for.
+"""The shard table of a searcher: the shards of its slots as the catalog names them, some in memory.
 
-`catalog_view.py` is what the catalog says, `load_queue.py` which shard is loaded next, `loading.py` how, `memory_budget.py` makes room
-for it. Here they meet: who waits for a shard, which shards may answer, and which cannot be used. Seeing the catalog and loading
-segments are different threads' work. A search that was planned on a newer catalog waits for a look, which is two small SELECTs;
-for the store waits only who asks for the very shard that is being loaded (law 7).
+`catalog_view.py` holds what the catalog says. `load_queue.py` chooses the next shard to load,
+`loading.py` loads it, and `memory_budget.py` makes room for it. This module tracks which searches
+wait for a shard, which shards may answer, and which cannot be used.
 
-A shard is loaded by the first search for it, unless that would be a long wait (`EAGER_PASSAGES`), or the collection is in use and
-this is its next generation: those are loaded by themselves. It stays in memory until others need the room (`memory.py`).
+Separate threads read the catalog and load segments. A search that was planned on a newer catalog
+waits for a catalog read, which is two small SELECTs. Only searches of a shard that is being loaded
+wait for the store (law 7).
+
+The first search of a shard loads it. Two kinds are loaded before a search: large shards, whose load
+takes long (`EAGER_PASSAGES`), and the next generation of a collection in use. A shard stays in
+memory until others need the room (`memory.py`).
 """
 
 import threading
@@ -39,9 +43,12 @@ from vicinage.store import Store
 from vicinage.telemetry import counter, events, gauge
 
 NEWEST: Final = 1 << 62
-"""No catalog has this version: whoever asks for it waits for the next look."""
+"""A version that no catalog has: a search planned on it waits for the next catalog read."""
 CORRUPT_RETRY_S: Final = (1.0, 300.0)
-"""A corrupt manifest is tried again after the first, then after twice as long each time, up to the second: it may have been found whole."""
+"""Initial and maximum exponential backoff, in seconds, between retries of a corrupt manifest.
+
+It is retried because it may have been found whole meanwhile.
+"""
 
 _event = events("searcher")
 _let_go = counter("vicinage_searcher_shards_evicted_total", "shards evicted from memory")
@@ -53,7 +60,7 @@ _stale = gauge(
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """A manifest that was found corrupt while an older one serves: why, and how long it is let be."""
+    """A corrupt manifest while an older one serves: the reason, and the backoff until the retry."""
 
     reason: str
     wait_s: float
@@ -61,7 +68,7 @@ class Stale:
 
 @dataclass(slots=True, eq=False)
 class _Wait:
-    """A search that needs a shard, once this version of the catalog has been seen (0: it has)."""
+    """A search that waits for a shard and for this version of the catalog (0: already read)."""
 
     shard: ShardId
     catalog: int
@@ -73,7 +80,10 @@ class _Wait:
 
 
 class ShardTable:
-    """The shards held. `look_all` and any number of `load_all` are threads; the rest may be called from any."""
+    """The table of shards. Any thread may call it, except the thread loops.
+
+    One thread runs `look_all`; any number run `load_all`.
+    """
 
     def __init__(
         self,
@@ -92,22 +102,26 @@ class ShardTable:
         self._clock = clock
         self._stop = threading.Event()
         self._looked_for = threading.Event()
-        """Set while somebody waits for a look."""
+        """Set while a search waits for a catalog read."""
         self._known = threading.Condition()
-        """Guards everything below; notified when there is something to load."""
+        """Guards all that follows; notified when there is a shard to load."""
         self.view = CatalogView(frozenset(slots), registry, manifests)
         self.queue = LoadQueue()
         self._whole: set[ShardId] = set()
-        """Shards that had all of their manifest once their generation was live: what came since is in the log, and so here.
+        """Shards in memory that had all of their manifest after their generation became live.
 
-        What a reindex copies before the cut-over is in its segments alone, so no other shard ever answers.
+        Later rows are in the log, and so in memory. Rows that a reindex copies before the cutover
+        are in its segments alone, so only these shards may answer.
         """
         self.failed: dict[ShardId, str] = {}
-        """Shards with rows that cannot be read, and why: refused until their manifest names others."""
+        """Shards with unreadable rows → the reason.
+
+        They are refused until the manifest changes or a retry succeeds.
+        """
         self._again_s: dict[ShardId, float] = {}
-        """Of those that failed because of a segment: how long they wait until they are tried again."""
+        """Shards that failed because of a segment → the backoff until the retry, in seconds."""
         self.stale: dict[ShardId, Stale] = {}
-        """Shards whose newest manifest is corrupt: they are searched as they were meanwhile."""
+        """Shards whose newest manifest is corrupt; meanwhile the previous one serves."""
         self._waits: list[_Wait] = []
         self.budget = MemoryBudget(settings.resident_bytes_max, self, clock)
         self.loader = ShardLoader(
@@ -129,17 +143,18 @@ class ShardTable:
             to_count=self._to_count,
         )
 
-    # asking for a shard: any thread
+    # requests for a shard: any thread
 
     def at_once(self, shard: ShardId, catalog: int = 0) -> Shard | None:
-        """The shard, if it can answer a search that was planned on that catalog version right now."""
-        # NOTE: without the lock: each of these is replaced or changed in one step, and only ever becomes true after the facts.
+        """Returns the shard if it can now answer a search planned on that catalog version."""
+        # NOTE: without the lock: each value changes in one step, and only after it is true.
         return self._tail.shards.get(shard) if self._may_answer(shard, catalog) else None
 
     def soon(self, shard: ShardId, deadline: Deadline, catalog: int = NEWEST) -> Future[Shard]:
-        """The same, once it can; forgotten when the deadline has passed. Raises Unavailable, Corrupt, NotFound, Overloaded.
+        """Returns a future of the shard, set once it can answer; dropped after the deadline.
 
-        At once or by the future. A tenant's waits are at most half of all, so that others find room.
+        Raises Unavailable, Corrupt, NotFound or Overloaded, at once or through the future. One
+        tenant may have at most half of all waits, so that others find room.
         """
         if shard.slot not in self.view.slots:
             raise Unavailable(f"slot {shard.slot} is not held here", dependency="searcher")
@@ -156,13 +171,20 @@ class ShardTable:
         return wait.future
 
     def _may_answer(self, shard: ShardId, catalog: int) -> bool:
-        """While the catalog is away, a whole shard that was live at the last look answers: its rows are here, sealed or not."""
+        """Returns whether the shard may answer a search planned on that catalog version.
+
+        While the catalog is unreachable, a complete shard that was live at the last read answers:
+        all its rows are in memory, sealed or not.
+        """
         return shard in self._whole and (catalog <= self.view.catalog or self.view.away)
 
-    # seeing the catalog: one thread
+    # reading the catalog: one thread
 
     def look_all(self) -> None:
-        """See the catalog every `adopt_s`, and whenever somebody waits for it, until stopped. What deltas grew is shed as often, no more: that asks all shards."""
+        """Reads the catalog every `adopt_s`, and whenever a search waits for it, until stopped.
+
+        Evicts shards for grown deltas at most every `adopt_s`, because that visits all shards.
+        """
         shed_at = self._clock.monotonic()
         while not self._stop.is_set():
             self._looked_for.wait(self._settings.adopt_s)
@@ -185,13 +207,12 @@ class ShardTable:
             self._settle(lambda w: away if w in asked and w.catalog > self.view.catalog else None)
         else:
             for wait in asked:
-                wait.catalog = (
-                    0  # seen, whatever its number: a catalog restored from a backup may count from a lower one
-                )
+                # Read, whatever its version: a catalog restored from a backup may have a lower one.
+                wait.catalog = 0
             self._settle(self._refusal)
 
     def look(self) -> None:
-        """Take in what the catalog has now: shards that are new or gone, and manifests that changed. Raises Unavailable."""
+        """Applies the catalog's changes of shards and manifests. Raises Unavailable."""
         read = self.view.read()
         with self._known:
             if self.view.begin(read):
@@ -212,7 +233,8 @@ class ShardTable:
     def _aim(self) -> None:
         """Gives each shard in memory its collection's recall objective.
 
-        Meanwhile other threads load shards, and refresh the registry, which then may lack a collection that is served.
+        Meanwhile other threads load shards and refresh the registry, which then may lack a
+        collection that is served.
         """
         for shard, held in list(self._tail.shards.items()):
             if shard in self.view.serving:
@@ -231,7 +253,7 @@ class ShardTable:
                 self._want(shard)
 
     def _see_manifest(self, manifest: Manifest) -> None:
-        """It has other segments now: they may be whole."""
+        """Applies a changed manifest, and clears failures: its segments may be intact."""
         shard = manifest.shard
         self.view.note(manifest)
         self.stale.pop(shard, None)
@@ -241,13 +263,13 @@ class ShardTable:
             self.queue.at(shard)
             return
         if failed:
-            self.queue.drop(shard)  # now, not when it was to be tried again
+            self.queue.drop(shard)  # load it now, not after its backoff
         self._tail.sealed(shard, manifest.sealed)
         if failed or self.view.is_eager(shard, self._tail.shards):
             self._want(shard)
 
     def _want(self, shard: ShardId) -> None:
-        """Have it loaded, if it may be and is not here."""
+        """Queues the shard's load if it is served, not in memory and not failed."""
         if shard in self.view.serving and shard not in self._tail.shards and shard not in self.failed:
             self.queue.want(shard)
 
@@ -259,7 +281,7 @@ class ShardTable:
         return bool(held and generation and generation.state == "live" and not self._is_behind(shard, held))
 
     def _forget(self, shard: ShardId) -> None:
-        """It is served no more, and never will be again."""
+        """Removes all state of a shard that is no longer served and never will be again."""
         self._tail.forget(shard)
         self._whole.discard(shard)
         self.view.forget(shard)
@@ -268,18 +290,21 @@ class ShardTable:
             held.pop(shard, None)
 
     def serves(self, shard: ShardId) -> bool:
-        """Whether the shard is one of those that may be asked here."""
+        """Returns whether the shard may be searched here."""
         return shard in self.view.serving
 
     def replay_start(self, slot: int, end: int) -> int:
-        """The lowest offset that some shard of the slot has not sealed; `end` if there is none."""
+        """Returns the lowest offset that a shard of the slot has not sealed; `end` if none."""
         with self._known:
             return self.view.replay_start(slot, end)
 
-    # counts of what is not in memory: any thread
+    # counts of shards that are not in memory: any thread
 
     def not_resident(self, shard: ShardId, watermark: int) -> ShardStats | None:
-        """What is known of a shard that may be searched and is not in memory: counted exactly, or as a lower bound."""
+        """Returns the statistics of a shard that is not in memory; None if failed or not served.
+
+        The counts are exact or lower bounds (`ShardStats.exact`).
+        """
         if shard not in self.view.serving or shard in self.failed:
             return None
         s, known = self.view.stored(shard), self.counting.known(shard)
@@ -304,7 +329,10 @@ class ShardTable:
         )
 
     def _is_to_count(self, shard: ShardId) -> bool:
-        """Whether its manifest alone does not say what it holds: segments may replace each other's, and the log has rows."""
+        """Returns whether the manifest alone does not determine the shard's counts.
+
+        Segments may replace each other's documents, and the log may have rows.
+        """
         generation = self.view.serving.get(shard)
         if generation is None:
             return False
@@ -312,13 +340,16 @@ class ShardTable:
         return segments > 1 or self._tail.noted(shard)[0] > 0 or not self._tail.knows_all(shard, sealed)
 
     def _to_count(self, tenant: str | None) -> list[ShardId]:
-        """Shards of one tenant, or of all, whose manifest does not say what they hold. About 1.5 µs a shard."""
+        """Returns shards of one or all tenants whose manifest does not determine their counts.
+
+        Takes about 1.5 µs per shard.
+        """
         return [s for s in self.view.of_tenant(tenant) if s not in self.failed and self._is_to_count(s)]
 
     # loading: any number of threads, a shard at a time each
 
     def load_all(self) -> None:
-        """Load shards, or bring them up to their manifests, until stopped; those that somebody waits for first."""
+        """Loads or updates shards until stopped; those that searches wait for come first."""
         while not self._stop.is_set():
             with self._known:
                 shard = self._next()
@@ -329,7 +360,10 @@ class ShardTable:
             self._loaded(shard, version, self.loader.load(shard, generation, self.unload))
 
     def load_first(self) -> None:
-        """Load, once, what the first look found to be wanted. Before the tail has begun there is no log to catch up with."""
+        """Loads each shard that the first catalog read queued, once.
+
+        Runs before the tail begins, so that there is no log to catch up with.
+        """
         for shard in list(self.queue.due):
             version = self.view.stored(shard).version
             self._loaded(shard, version, self.loader.load(shard, self.view.serving[shard], self.unload))
@@ -339,7 +373,7 @@ class ShardTable:
         return self.queue.take((w.shard for w in self._waits), unwell, self._clock.monotonic())
 
     def _loaded(self, shard: ShardId, version: int, error: VicinageError | None) -> None:
-        """`version`: of the manifest that was known when it was begun."""
+        """Records the end of a load. `version`: the manifest version known when the load began."""
         with self._known:
             self.queue.done(shard)
             if shard not in self.view.serving:
@@ -347,7 +381,7 @@ class ShardTable:
             elif error is None:
                 self._note_here(shard)
             elif self.view.stored(shard).version != version:
-                self.queue.at(shard)  # it has other segments by now
+                self.queue.at(shard)  # its manifest changed meanwhile
             else:
                 self._note_failed(shard, error)
             _stale.set(len(self.stale))
@@ -356,20 +390,23 @@ class ShardTable:
     def _note_here(self, shard: ShardId) -> None:
         held = self._tail.shards.get(shard)
         if held is None:
-            return  # the tail has given it up meanwhile
+            return  # the tail dropped it meanwhile
         for unwell in (self.stale, self.failed, self._again_s):
             unwell.pop(shard, None)
         if self._is_behind(shard, held):
-            self.queue.at(shard)  # it got other segments meanwhile
+            self.queue.at(shard)  # its manifest changed meanwhile
         else:
             self.queue.drop(shard)
         if self._has_all(shard):
             self._whole.add(shard)
 
     def _note_failed(self, shard: ShardId, error: VicinageError) -> None:
-        """What is corrupt is never served; anything else is tried again soon, as long as somebody waits or it is searched meanwhile."""
+        """Handles a failed load: corrupt data is never served, and other errors are retried.
+
+        Without memory for a shard that is not loaded, only the next search retries.
+        """
         if isinstance(error, NoRoom) and shard not in self._tail.shards:
-            self.queue.drop(shard)  # it stays where it is until the next search
+            self.queue.drop(shard)  # it stays unloaded until the next search
         elif not isinstance(error, Corrupt):
             self.queue.at(shard, self._clock.monotonic() + RETRY_S)
             _event.error("shard not brought in", shard=str(shard), error=str(error), kind=error.kind)
@@ -377,12 +414,12 @@ class ShardTable:
             self._let_be(shard, error)
         else:
             self._fail(shard, error)
-            if isinstance(error, Damaged):  # it may be put back, or found whole; rows in the log stay as they are
+            if isinstance(error, Damaged):  # may be restored or intact later; log rows stay as they are
                 self._again_s[shard] = wait_s = longer(self._again_s.get(shard), CORRUPT_RETRY_S)
                 self.queue.at(shard, self._clock.monotonic() + wait_s)
 
     def _let_be(self, shard: ShardId, corrupt: Corrupt) -> None:
-        """Serve on from what is held, and try the manifest again later and later."""
+        """Keeps serving the older manifest, and retries the newest with exponential backoff."""
         before = self.stale.get(shard)
         wait_s = longer(before.wait_s if before else None, CORRUPT_RETRY_S)
         self.stale[shard] = Stale(corrupt.detail, wait_s)
@@ -397,7 +434,7 @@ class ShardTable:
         self.failed[shard] = corrupt.detail
         _event.error("shard failed", shard=str(shard), error=corrupt.detail)
 
-    # owner of what the memory budget accounts for
+    # owner of the shards that the memory budget accounts for
 
     def resident(self) -> Mapping[ShardId, Shard]:
         """Returns the shards in memory."""
@@ -408,34 +445,37 @@ class ShardTable:
         return self.view.weights()
 
     def is_asked(self, shard: ShardId) -> bool:
-        """Whether somebody waits for it, or it is in memory already."""
+        """Returns whether a search waits for the shard, or it is in memory already."""
         return shard in self._tail.shards or any(wait.shard == shard for wait in self._waits)
 
     def staying(self) -> Collection[ShardId]:
-        """Returns those that are being loaded, or could not be loaded again as they are."""
+        """Returns shards that must not be evicted: being loaded, or stale and so not reloadable."""
         with self._known:
             return {*self.queue.loading, *self.stale}
 
     def evict(self, shard: ShardId) -> None:
-        """Unloads it, unless it is being brought up to its manifest by now."""
+        """Unloads the shard unless it is being loaded or updated by now."""
         with self._known:
             if shard not in self.queue.loading:
                 self.unload(shard)
 
     def unload(self, shard: ShardId) -> None:
-        """Unloads it; the next search loads it again."""
+        """Unloads the shard; the next search loads it again."""
         with self._known:
             self._whole.discard(shard)
             self.queue.drop(shard)
             self._tail.set_down(shard)
         _let_go.inc()
 
-    # telling those who wait
+    # resolving waits
 
     def _refusal(self, wait: _Wait, error: VicinageError | None = None) -> VicinageError | None:
-        """Why it cannot be had; None where waiting on helps. `error`: what its last load met."""
+        """Returns why the wait cannot be served; None while waiting may help.
+
+        `error` is the error of the shard's last load.
+        """
         if wait.catalog > self.view.catalog:
-            return None  # the next look is for it
+            return None  # waits for the next catalog read
         if wait.shard in self.failed:
             return Corrupt(self.failed[wait.shard], path=str(wait.shard))
         if wait.shard not in self.view.serving:
@@ -447,7 +487,7 @@ class ShardTable:
         return error
 
     def _settle(self, refusal: Callable[[_Wait], VicinageError | None]) -> None:
-        """Hand over what can answer now, and refuse what never will; the others wait on."""
+        """Resolves waits that can be served, fails those that cannot, and keeps the others."""
         settled: list[tuple[_Wait, Shard | VicinageError]] = []
         with self._known:
             for wait in self._waits:
@@ -456,7 +496,7 @@ class ShardTable:
                     settled.append((wait, outcome))
             ended = {id(wait) for wait, _ in settled}
             self._waits = [w for w in self._waits if id(w) not in ended and not w.over()]
-        for wait, outcome in settled:  # without the lock: whoever is told may ask again at once
+        for wait, outcome in settled:  # without the lock: a callback may call `soon` at once
             if wait.future.set_running_or_notify_cancel():
                 if isinstance(outcome, Shard):
                     wait.future.set_result(outcome)
@@ -464,12 +504,12 @@ class ShardTable:
                     wait.future.set_exception(outcome)
 
     def stop(self) -> None:
-        """End the threads; whoever waits hears Unavailable."""
+        """Stops the thread loops. `refuse_all` then fails the remaining waits."""
         self._stop.set()
         self._looked_for.set()
         with self._known:
             self._known.notify_all()
 
     def refuse_all(self, error: VicinageError) -> None:
-        """Tell whoever still waits."""
+        """Resolves waits that can be served, and fails the others with `error`."""
         self._settle(lambda _: error)
