@@ -1,7 +1,8 @@
-"""The tail of a searcher: the vectors log of its slots, applied to the shards that are in memory, in log order.
+"""The tail of a searcher: applies the vectors log of its slots to the shards in memory, in order.
 
-Of every other shard it notes where the rows stand that passed by: it joins by reading those alone, and misses none. A watermark is
-published only when everything below it is searchable: applied, or found by the question that brings the shard in.
+For every other shard, it notes the offsets of the rows that it passes. A shard joins by reading
+those rows alone, and misses none. A watermark is published only when everything below it is
+searchable: applied, or found by the search that loads the shard.
 """
 
 import asyncio
@@ -27,15 +28,18 @@ from vicinage.wire import parse_rows_key, rows_key
 POLL_S: Final = 0.25
 POLL_BYTES: Final = 16 << 20
 NEAR: Final = 16
-"""Rows of a shard that stand as near to one another are read in one go, with what stands between them."""
+"""Maximum distance of a shard's rows that are read together, with the records between them."""
 JOIN_TURNS: Final = 20
-"""After so many a shard whose rows keep coming joins while its slot's tail stands still."""
+"""Turns after which a shard whose rows keep arriving joins while the tail is blocked."""
 NEAR_BYTES: Final = 1 << 20
 RETRY_S: Final = 0.5
 ANEW_S: Final = 60.0
-"""A tail that has run for so long ends where a slot's next records are gone: its next start reads the manifests."""
+"""Minimum run time after which a tail ends if a slot's next records are gone.
+
+Its next start reads the manifests.
+"""
 LAGS_KEPT: Final = 500
-"""Recent index lags kept per tenant that writes: 16 KB."""
+"""Number of recent index lags kept per tenant that writes: 16 KB."""
 
 _event = events("searcher")
 _applied = counter(
@@ -49,9 +53,9 @@ _lag = histogram(
 
 
 class Tail:
-    """One thread runs it; `join` and `set_down` may come from others.
+    """Applies the vectors log. One thread runs `run`; others may call `join` and `set_down`.
 
-    `serves` says whether a shard's rows are for anybody.
+    `serves` returns whether a shard is served, and so its rows are needed.
     """
 
     def __init__(
@@ -66,9 +70,9 @@ class Tail:
         self._clock = clock
         self._serves = serves
         self.shards: dict[ShardId, Shard] = {}
-        """The shards that take in rows."""
+        """The shards that receive rows."""
         self._writing = threading.RLock()
-        """Held while shards take in rows, so that one that joins misses none."""
+        """Held while rows are applied, so that a shard that joins misses none."""
         self._passed = Passed()
         self._watermarks: dict[int, int] = {}
         self._targets: dict[int, int] = {}
@@ -80,42 +84,48 @@ class Tail:
         self._lags: dict[str, deque[float]] = {}
         self._n_replayed: Counter[str] = Counter()
 
-    # how far it is: any thread
+    # progress: any thread
 
     def caught_up(self) -> bool:
-        """True once everything that was in the log at the start is searchable."""
+        """Returns whether everything that was in the log at the start is searchable."""
         return self._caught_up.is_set()
 
     def watermarks(self) -> dict[int, int]:
-        """Slot → the offset up to which everything is searchable."""
+        """Returns slot → the offset up to which everything is searchable."""
         return dict(self._watermarks)
 
     def watermark(self, slot: int) -> int:
-        """The same of one slot; 0 before the start."""
+        """Returns the watermark of one slot; 0 before the start."""
         return self._watermarks.get(slot, 0)
 
     def applied(self) -> int:
-        """Passages made searchable so far; not those that were in the log at the start."""
+        """Returns the number of passages made searchable, without those in the log at the start."""
         return self._n_applied
 
     def lags_ms(self, tenant: str | None = None) -> dict[str, tuple[float, ...]]:
-        """Returns the recent index lags per tenant, or of one, newest last: of messages that came after the start."""
+        """Returns recent index lags per tenant, or of one tenant, newest last.
+
+        Only messages after those in the log at the start count.
+        """
         every = list(self._lags.items()) if tenant is None else [(tenant, self._lags.get(tenant, ()))]
         return {name: tuple(recent) for name, recent in every if recent}
 
     def replayed(self, tenant: str | None = None) -> dict[str, int]:
-        """Returns the messages per tenant that were in the log at the start: when each was first searchable is not known."""
+        """Returns the number of messages per tenant that were in the log at the start.
+
+        The time when each was first searchable is not known.
+        """
         every = dict(self._n_replayed)
         return every if tenant is None else {name: n for name, n in every.items() if name == tenant}
 
     def halted(self) -> dict[int, Halt]:
-        """Slot → why its part of the vectors log is not read."""
+        """Returns slot → why its part of the vectors log is not read."""
         return {slot: halt for (_, slot), halt in self._halts.known().items()}
 
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
-        """Wait until every slot's watermark is at least as asked; the watermarks then.
+        """Waits until every slot's watermark reaches its position; returns all watermarks.
 
-        Raises DeadlineExceeded, and Unavailable where a slot that is not there yet is not read at present.
+        Raises DeadlineExceeded, and Unavailable if a slot below its position is not being read.
         """
         with self._reached:
             if self._has_reached(positions):
@@ -128,17 +138,20 @@ class Tail:
         return self.watermarks()
 
     def give_up(self, error: Exception) -> None:
-        """Tell whoever waits that it will not be reached any more."""
+        """Fails all waits for positions with `error`."""
         for _, future in self._waiters:
             if not future.done():
                 future.set_exception(error)
 
-    # who takes in rows: any thread
+    # shards that receive rows: any thread
 
     def join(self, shard: Shard, sealed: int) -> None:
-        """Bring a shard that is complete up to `sealed` to where its slot is, and hand it every row from there on."""
+        """Brings a shard from `sealed` up to its slot's watermark, and then applies every new row.
+
+        The shard must be complete up to `sealed`.
+        """
         slot = shard.id.slot
-        for turn in range(JOIN_TURNS):  # the log is read while others go on; rows that came meanwhile, in the next turn
+        for turn in range(JOIN_TURNS):  # reads without the lock; the next turn reads newer rows
             reached = self.watermark(slot)
             self._catch_up(shard, sealed, reached)
             sealed = reached
@@ -151,60 +164,75 @@ class Tail:
                 return
 
     def set_down(self, shard: ShardId) -> None:
-        """Hand it no more rows, and note where those stand that no segment has; a no-op where it takes none."""
+        """Stops applying rows to the shard, and notes the offsets of its rows that no segment has.
+
+        A no-op if the shard receives no rows.
+        """
         with self._writing:
             held = self.shards.pop(shard, None)
             if held is not None:
                 self._passed.put(shard, held.unsealed())
 
     def sealed(self, shard: ShardId, below: int) -> None:
-        """Of a shard that is not in memory, rows below that offset are in segments."""
+        """Notes that segments have the rows below that offset, for a shard that is not in memory."""
         with self._writing:
             self._passed.sealed(shard, below)
 
     def noted(self, shard: ShardId) -> Noted:
-        """What was noted of a shard that is not in memory."""
+        """Returns what was noted of a shard that is not in memory."""
         return self._passed.noted(shard)
 
     def noted_up_to(self, shard: ShardId) -> tuple[int, Noted]:
-        """The watermark of its slot, and what was noted of it below that."""
+        """Returns the watermark of the shard's slot, and what was noted of the shard below it."""
         with self._writing:
             return self.watermark(shard.slot), self.noted(shard)
 
     def knows_all(self, shard: ShardId, sealed: int) -> bool:
-        """Whether every row of the shard from `sealed` on was noted; those before the replay's start were not."""
+        """Returns whether every row of the shard from `sealed` on was noted.
+
+        Rows before the start of the replay were not.
+        """
         return sealed >= self._passed.begun(shard.slot, 0)
 
     def missed(self, shard: ShardId, start: int, end: int) -> Iterator[LogRecord]:
-        """Yields the shard's messages from `start` to `end` that no segment has. Reads the log. Raises Unavailable."""
+        """Yields the shard's messages from `start` to `end` that no segment has.
+
+        Reads the log. Raises Unavailable.
+        """
         key = rows_key(shard.tenant, shard.collection, shard.generation)
         return (s for s in self._missed(shard, start, end) if s.record.key == key)
 
     def forget(self, shard: ShardId) -> None:
-        """It is served no more, and never will be again."""
+        """Removes all state of a shard that is no longer served and never will be again."""
         with self._writing:
             self.shards.pop(shard, None)
             self._passed.forget(shard)
 
     def forget_others(self, is_over: Callable[[ShardId], bool]) -> None:
-        """Keep nothing of shards that are over: of deleted collections, and of generations before the live one."""
+        """Removes the notes of ended shards.
+
+        These are of deleted collections, and of generations before the live one.
+        """
         with self._writing:
             self._passed.forget_where(is_over)
 
     def forget_tenants(self, served: Container[str]) -> None:
-        """Keeps no figures of tenants that have nothing here."""
+        """Removes the figures of tenants without a shard here."""
         with self._writing:
             for figures in (self._lags, self._n_replayed):
                 for tenant in [t for t in figures if t not in served]:
                     del figures[tenant]
 
     def forget_what_passed(self) -> None:
-        """Segments may know less than was noted: whoever joins reads the log from there on, every record."""
+        """Forgets what was noted, because segments may have fewer rows than was noted.
+
+        A shard that joins reads every record of the log up to the present watermark.
+        """
         with self._writing:
             self._passed.begin(self.watermarks())
 
     def _catch_up(self, shard: Shard, start: int, end: int) -> None:
-        """Apply what the tail has already passed by: the shard's rows from `start` to `end`."""
+        """Applies the shard's rows from `start` to `end`, which the tail has already passed."""
         key = rows_key(shard.id.tenant, shard.id.collection, shard.id.generation)
         for record in self._missed(shard.id, start, end):
             if record.record.key == key and (batch := readable(record, shard.dimension)) is not None:
@@ -212,8 +240,11 @@ class Tail:
         shard.advance(end)
 
     def _missed(self, shard: ShardId, start: int, end: int) -> Iterator[LogRecord]:
-        """Records from `start` to `end`, the shard's among them: every one from before rows were noted, then those that passed and what is near."""
-        with self._writing:  # both as of one moment: what is forgotten is behind the next `begun`
+        """Yields records from `start` to `end`, including all of the shard's.
+
+        Reads every record from before rows were noted, then the noted ones and those near them.
+        """
+        with self._writing:  # one consistent view: forgotten offsets are below the next `begun`
             begun, offsets = min(end, self._passed.begun(shard.slot, end)), self._passed.of(shard)
         read = partial(read_between, self._log, VECTORS_TOPIC, shard.slot)
         yield from read(start, begun, bytes_max=POLL_BYTES)
@@ -224,13 +255,16 @@ class Tail:
     # the tail thread
 
     def begin(self, starts: Mapping[int, int], targets: Mapping[int, int]) -> None:
-        """Say where each slot is read from, and where it has caught up. What joins from here on catches up by itself."""
+        """Sets where each slot is read from, and the offset at which it has caught up.
+
+        A shard that joins from now on catches up by itself.
+        """
         self._targets = dict(targets)
         self._passed.begin(starts)
         self._publish(starts)
 
     def run(self, stop: threading.Event) -> None:
-        """Read every slot from where it is, until told to stop."""
+        """Reads every slot from its watermark until `stop` is set."""
         reader = self._log.reader({(VECTORS_TOPIC, slot): start for slot, start in self._watermarks.items()})
         began = self._clock.monotonic()
         try:
@@ -249,7 +283,10 @@ class Tail:
             reader.close()
 
     def _stand_still(self, new: Mapping[TopicPartition, Halt], *, anew: bool) -> None:
-        """Tell who waits for these slots. Raises Refused where the role's next start finds another way."""
+        """Fails waits for slots that are not read.
+
+        Raises Refused if records are gone and `anew`: the role's next start reads the manifests.
+        """
         with self._reached:
             hopeless = [w for w in self._waiters if self._is_hopeless(w[0])]
             self._waiters = [w for w in self._waiters if w not in hopeless]
@@ -273,8 +310,8 @@ class Tail:
             self._passed.bound(self._watermarks)
 
     def _apply(self, record: LogRecord, now_ms: int) -> None:
-        """Makes a record's rows searchable; one that is no message of ours is quarantined."""
-        if record.record.unreadable:  # before anything is noted: others can append any number of them
+        """Makes a record's rows searchable; quarantines a record that is not a valid message."""
+        if record.record.unreadable:  # before any note: other producers can append any number of them
             quarantine(record, record.record.unreadable)
             return
         try:
@@ -284,7 +321,7 @@ class Tail:
             return
         of = ShardId(tenant, collection, generation, record.partition)
         shard = self.shards.get(of)
-        if shard is None:  # whoever it is of may be known only later
+        if shard is None:  # the catalog may name it only later
             self._passed.add(of, record.offset)
             if not self._serves(of):
                 return
@@ -323,7 +360,7 @@ def _not_read() -> Unavailable:
 
 
 def _near(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First and last of each run in which neighbours are at most NEAR apart. Pure."""
+    """Yields the first and last of each run of neighbors at most NEAR apart. Pure."""
     first: int | None = None
     for i, at in enumerate(offsets):
         first = at if first is None else first
@@ -333,7 +370,7 @@ def _near(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 async def within(future: Future[Any], deadline: Deadline, what: str) -> Any:
-    """What the future gives, if in time. Raises DeadlineExceeded."""
+    """Returns the future's result within the deadline. Raises DeadlineExceeded."""
     try:
         async with asyncio.timeout(deadline.left_s()):
             return await asyncio.wrap_future(future)

@@ -1,6 +1,7 @@
-"""Bringing in what a question is the first to need, off the threads that search: lexical indexes, and columns of metadata for filters.
+"""Warm-up: loads lexical indexes and metadata columns for filters, off the threads that search.
 
-It waits for the store, or for the reading of every row's metadata; nobody else does (law 7).
+Only the requests that are the first to need them wait for the store, or for the read of every row's
+metadata (law 7).
 """
 
 import threading
@@ -14,11 +15,11 @@ from vicinage.errors import Overloaded, Unavailable
 from vicinage.records import ShardId
 
 THREADS: Final = 2
-"""While one has a large shard in hand, the other sees to small ones."""
+"""Number of warm-up threads: while one loads for a large shard, the other serves small ones."""
 
 
 class Waiting(Protocol):
-    """A question; `answer` is for whoever asked."""
+    """A waiting request; `answer` is the caller's future."""
 
     answer: Future[Any]
 
@@ -28,9 +29,9 @@ _Needed = tuple[ShardId, frozenset[str]]
 
 
 class Opening(Generic[W]):
-    """Questions that wait for what `Shard.needs` named; `again` asks them once more. Safe for many threads.
+    """Requests that wait for what `Shard.needs` named; `again` requeues them. Thread-safe.
 
-    At most `waiting_max` wait, and of one tenant half as many.
+    At most `waiting_max` requests wait, and at most half as many of one tenant.
     """
 
     def __init__(self, again: Callable[[Sequence[W]], None], *, waiting_max: int) -> None:
@@ -41,7 +42,10 @@ class Opening(Generic[W]):
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="searcher-open")
 
     def wait(self, shard: Shard, names: frozenset[str], asked: Sequence[W]) -> None:
-        """Have it brought in, once for all who need the same of the shard meanwhile, then ask again. Refused are those beyond the bounds."""
+        """Loads `names`, once for all requests that need the same, then requeues the requests.
+
+        Refuses requests beyond the bounds with Overloaded.
+        """
         needed = shard.id, names
         with self._lock:
             room = self._room(shard.id.tenant)
@@ -78,7 +82,7 @@ class Opening(Generic[W]):
             return self._waiting.pop(needed, [])
 
     def stop(self, error: BaseException) -> None:
-        """End the threads; whoever waits hears `error`."""
+        """Stops the threads; waiting requests fail with `error`."""
         with self._lock:
             waiting = list(self._waiting)
         for needed in waiting:
@@ -87,6 +91,6 @@ class Opening(Generic[W]):
 
 
 def refuse(future: Future[Any], error: BaseException) -> None:
-    """Tell whoever waits, unless it was told, or has given up."""
-    with suppress(InvalidStateError):  # asking first would not do: it may give up in between
+    """Fails the future, unless it is done or canceled."""
+    with suppress(InvalidStateError):  # a check first would race with a cancel
         future.set_exception(error)
