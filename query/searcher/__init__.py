@@ -2,10 +2,10 @@
 
 run        ★ search requests, fairly, in batches
 tail       the vectors log → the shards in memory; watermarks
-passed     where rows stand that passed by while their shard was not in memory
-shards     which shards it holds: sees the catalog, loads segments
-memory     which shards lie in memory, and which are evicted for which
+passed     offsets of rows that the tail passed while their shard was not in memory
+shards     the shard table: reads the catalog, loads segments
+memory     memory accounting, and the choice of shards to evict
 warmup     lexical indexes and columns for a first filter, loaded off the threads that search
-counting   what shards that are not in memory hold, counted without their vectors
-host       the machine that it runs on
+counting   exact counts of shards that are not in memory, without reading vectors
+host       the machine that the searcher runs on
 """

@@ -1,7 +1,7 @@
 """Which shard is loaded next. Pure: no clock, no I/O; the shard table's lock guards it.
 
-Law 7: of shards that searches wait for, the one whose tenant has had its turn longest ago comes first, and a tenant without a
-load under way before one with.
+Law 7: among shards that searches wait for, tenants without a running load come first. Among those,
+the tenant whose last turn is oldest comes first.
 """
 
 from collections.abc import Collection, Iterable
@@ -10,30 +10,33 @@ from vicinage.records import ShardId
 
 
 class LoadQueue:
-    """Shards to be loaded, or brought up to their manifest, and when (monotonic seconds), oldest first."""
+    """Shards to load or update, and their due times (monotonic seconds), in queue order."""
 
     def __init__(self) -> None:
         self.due: dict[ShardId, float] = {}
         self.loading: set[ShardId] = set()
-        """Those that a thread is loading."""
+        """Shards that a thread is loading."""
         self._turn = 0
         self._turns: dict[str, int] = {}
-        """When each tenant that waits had its last turn, as a number that rises."""
+        """Waiting tenant → an increasing number of its last turn."""
 
     def want(self, shard: ShardId) -> None:
-        """Has it loaded now, unless it is queued already."""
+        """Queues the shard to load now, unless it is queued already."""
         self.due.setdefault(shard, 0.0)
 
     def at(self, shard: ShardId, when: float = 0.0) -> None:
-        """Has it loaded from `when` on; a place in the queue is kept."""
+        """Queues the shard to load from `when` on; a queued shard keeps its position."""
         self.due[shard] = when
 
     def drop(self, shard: ShardId) -> None:
-        """Has it loaded no more."""
+        """Removes the shard from the queue."""
         self.due.pop(shard, None)
 
     def take(self, waited_for: Iterable[ShardId], unwell: Collection[ShardId], now: float) -> ShardId | None:
-        """Returns the shard to load now; the caller must say `done`. Shards that are `unwell` are not hurried by waits."""
+        """Returns the shard to load now, or None; the caller must call `done`.
+
+        Waits do not shorten the backoff of `unwell` shards.
+        """
         found = self._wanted(waited_for, unwell)
         if found is None:
             self._turns.clear()
@@ -52,5 +55,5 @@ class LoadQueue:
         return found
 
     def done(self, shard: ShardId) -> None:
-        """Its load ended, well or not."""
+        """Marks the shard's load as ended, successful or not."""
         self.loading.discard(shard)

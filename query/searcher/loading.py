@@ -1,4 +1,4 @@
-"""Loads shards: a manifest's segments out of the store, then the rows of the log that no segment has."""
+"""Loads shards: a manifest's segments from the store, then the log rows that no segment has."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -25,7 +25,10 @@ _brought_in = counter("vicinage_searcher_shards_loaded_total", "shards loaded in
 
 
 class ShardLoader:
-    """Loads shards, and brings loaded ones up to their manifest. Any thread; one shard in one thread at a time."""
+    """Loads shards, and updates loaded shards to their manifest.
+
+    Any thread may call it; one thread at a time per shard.
+    """
 
     def __init__(
         self,
@@ -49,9 +52,10 @@ class ShardLoader:
         self._clock = clock
 
     def load(self, shard: ShardId, generation: Generation, unload: Callable[[ShardId], None]) -> VicinageError | None:
-        """Returns what went wrong; None when the shard is in memory as its manifest says.
+        """Loads or updates the shard to its manifest; returns the error, or None on success.
 
-        `unload` is called where there is no room for new segments beside those that they replace: the shard is then loaded anew.
+        Calls `unload` if memory lacks room for new segments beside those that they replace: the
+        shard is then loaded again.
         """
         held = self._tail.shards.get(shard)
         try:
@@ -60,7 +64,7 @@ class ShardLoader:
                 self._load(shard, generation, manifest)
             elif manifest.version > held.snapshot.manifest.version:
                 self._adopt(held, generation, manifest, unload)
-        except Damaged as damaged:  # of a segment that is gone: to whoever asks, its collection is there all the same
+        except Damaged as damaged:  # a lost segment is Unavailable: its collection still exists
             lost = damaged.fault == "lost"
             return Unavailable(damaged.detail, dependency="store", retry_after_s=RETRY_S) if lost else damaged
         except VicinageError as error:
@@ -68,7 +72,7 @@ class ShardLoader:
         return None
 
     def _load(self, shard: ShardId, generation: Generation, manifest: Manifest) -> None:
-        """Segments from the store, then the log from `sealed` on."""
+        """Loads segments from the store, then applies the log from `sealed` on."""
         with self._budget.room(shard, sum(ref.loaded_bytes() for ref in manifest.segments)) as room:
             made = Shard(
                 shard,
@@ -87,7 +91,10 @@ class ShardLoader:
     def _adopt(
         self, held: Shard, generation: Generation, manifest: Manifest, unload: Callable[[ShardId], None]
     ) -> None:
-        """The manifest's segments beside those that it replaces; where there is no room for both, the shard is loaded anew."""
+        """Loads the manifest's new segments beside those that they replace.
+
+        Without room for both, unloads the shard, so that it is loaded again. Raises NoRoom.
+        """
         have = {s.ref.id: s for s in held.snapshot.segments}
         need = sum(ref.loaded_bytes() for ref in manifest.segments if ref.id not in have)
         try:

@@ -1,4 +1,4 @@
-"""The memory that shards may take: room is made before a shard is loaded, by evicting others (`memory.py` decides which)."""
+"""The memory budget of shards: evicts other shards before a load (`memory.py` chooses which)."""
 
 import threading
 from collections.abc import Collection, Iterator, Mapping
@@ -14,32 +14,32 @@ from vicinage.records import ShardId
 from vicinage.stats import SHARD_BYTES
 
 SPARE_SHARE: Final = 64
-"""Where shards must be evicted, this part of the bound is freed beside: one choice serves several loads."""
+"""An eviction frees 1/SPARE_SHARE of the budget in addition, so that it serves several loads."""
 
 
 class NoRoom(Unavailable):
-    """Memory is in use by shards that are asked right now."""
+    """The shard exceeds the memory budget, or other shards use the memory."""
 
 
 class Resident(Protocol):
-    """A shard in memory, as far as it is accounted for."""
+    """The properties of a shard in memory that the budget accounts for."""
 
     asked_s: float
 
     def made_bytes(self) -> int:
-        """Bytes of what is made in memory."""
+        """Returns the bytes of what is made in memory: its delta and filter columns."""
         ...
 
     def held_bytes(self) -> int:
-        """Bytes that its rows take in memory."""
+        """Returns the bytes that the shard takes in memory."""
         ...
 
 
 class Owner(Protocol):
-    """Who has the shards: says which are there, and evicts."""
+    """The owner of the shards: lists those in memory, and evicts."""
 
     def resident(self) -> Mapping[ShardId, Resident]:
-        """Returns those in memory."""
+        """Returns the shards in memory."""
         ...
 
     def weights(self) -> Mapping[str, int]:
@@ -47,43 +47,46 @@ class Owner(Protocol):
         ...
 
     def is_asked(self, shard: ShardId) -> bool:
-        """Whether a search waits for it, or it is in memory."""
+        """Returns whether a search waits for the shard, or it is in memory."""
         ...
 
     def staying(self) -> Collection[ShardId]:
-        """Returns those that must not be evicted: none that could not be loaded again as it is."""
+        """Returns shards that must not be evicted, such as those that could not be reloaded."""
         ...
 
     def evict(self, shard: ShardId) -> None:
-        """Unloads it, unless it must stay by now."""
+        """Unloads the shard, unless it must stay by now."""
         ...
 
 
 @dataclass(slots=True)
 class Room:
-    """Bytes that were promised, and are not loaded yet."""
+    """Bytes that are reserved and not loaded yet."""
 
     left: int
 
 
 class MemoryBudget:
-    """Accounts for shards in memory, at most `bytes_max` of them. Any thread."""
+    """Accounts for shards in memory, at most `bytes_max` bytes. Thread-safe."""
 
     def __init__(self, bytes_max: int, owner: Owner, clock: Clock) -> None:
         self._residency = Residency(bytes_max)
         self.bytes_max = self._residency.bytes_max
-        """Accounted bytes that may be in memory."""
+        """Maximum accounted bytes in memory."""
         self._owner = owner
         self._clock = clock
         self._lock = threading.Lock()
         self._made = 0
-        """Bytes of deltas and columns, when they were last counted."""
+        """Bytes of deltas and columns at the last count."""
         self._promised = 0
-        """Bytes for which room was made, and that are still being loaded."""
+        """Bytes that are reserved and still being loaded."""
 
     @contextmanager
     def room(self, shard: ShardId, need: int) -> Iterator[Room]:
-        """Room for so many bytes until they are loaded, and counted; evicts other shards. Raises NoRoom."""
+        """Reserves `need` bytes until they are loaded and counted; evicts other shards.
+
+        Raises NoRoom.
+        """
         room = Room(need + SHARD_BYTES)
         with self._lock:
             self._make_room(shard, room.left)
@@ -95,21 +98,21 @@ class MemoryBudget:
                 self._promised -= room.left
 
     def count(self, segment: Segment, room: Room) -> None:
-        """The segment is loaded: held from now on, and no more promised."""
+        """Moves a loaded segment's bytes from reserved to resident."""
         with self._lock:
             self._residency.count(segment)
             self._promised -= segment.resident_bytes()
             room.left -= segment.resident_bytes()
 
     def shed(self) -> None:
-        """Evicts what is too much: deltas grow by themselves."""
+        """Evicts shards until the budget holds, because deltas grow without a load."""
         with self._lock:
             over = self._resident_bytes() + self._promised - self.bytes_max
             if over > 0:
                 self._evict(to_let_go(self._held(but=None), over, self.bytes_max, partial=True))
 
     def resident_bytes(self) -> int:
-        """Bytes of memory that are accounted for: segments, deltas, and what each shard takes."""
+        """Returns the accounted bytes: segments, deltas, columns, and SHARD_BYTES per shard."""
         with self._lock:
             return self._resident_bytes()
 
@@ -126,7 +129,7 @@ class MemoryBudget:
         over = self._resident_bytes() + self._promised + need - most
         if over <= 0:
             return
-        if self._owner.is_asked(shard):  # nothing is evicted for what nobody asked for
+        if self._owner.is_asked(shard):  # only a shard in use or waited for may evict others
             asker = Asker(shard.tenant, self._owner.weights().get(shard.tenant, 1))
             self._evict(to_let_go(self._held(but=shard), over, most, asker=asker, spare=most // SPARE_SHARE))
         if self._resident_bytes() + self._promised + need > most:
@@ -139,7 +142,10 @@ class MemoryBudget:
         return self._about_resident()
 
     def _about_resident(self) -> int:
-        """The same, with deltas and columns as last counted, at every look at least: to ask 10,000 shards takes longer than to load one."""
+        """Returns the accounted bytes, with deltas and columns as last counted.
+
+        `shed` counts them again at least: to visit 10,000 shards takes longer than to load one.
+        """
         return self._residency.bytes() + self._made + len(self._owner.resident()) * SHARD_BYTES
 
     def _held(self, *, but: ShardId | None) -> list[Held]:

@@ -414,7 +414,7 @@ class ShardTable:
             self._let_be(shard, error)
         else:
             self._fail(shard, error)
-            if isinstance(error, Damaged):  # may be restored or intact later; log rows stay as they are
+            if isinstance(error, Damaged):  # may be restored or found intact; log rows may not
                 self._again_s[shard] = wait_s = longer(self._again_s.get(shard), CORRUPT_RETRY_S)
                 self.queue.at(shard, self._clock.monotonic() + wait_s)
 

@@ -174,7 +174,7 @@ class Tail:
                 self._passed.put(shard, held.unsealed())
 
     def sealed(self, shard: ShardId, below: int) -> None:
-        """Notes that segments have the rows below that offset, for a shard that is not in memory."""
+        """Notes that segments have a shard's rows below that offset. For shards not in memory."""
         with self._writing:
             self._passed.sealed(shard, below)
 
@@ -311,7 +311,7 @@ class Tail:
 
     def _apply(self, record: LogRecord, now_ms: int) -> None:
         """Makes a record's rows searchable; quarantines a record that is not a valid message."""
-        if record.record.unreadable:  # before any note: other producers can append any number of them
+        if record.record.unreadable:  # before any note: others can append any number of them
             quarantine(record, record.record.unreadable)
             return
         try:
