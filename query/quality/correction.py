@@ -1,17 +1,18 @@
-"""How far the effort curves of a collection are off, as its live recall shows. Pure.
+"""Corrects the effort curves of a collection by its live recall. Pure.
 
-A curve is measured when a segment is sealed, on the questions of before or on made-up ones; those of now
-may be harder or easier. What is added to the objective before the curves are asked rises as soon as the
-interval of the live recall lies below the objective. It falls, more slowly, while the interval lies well
-above. Once every curve has been measured on twice as many of the collection's own questions as before,
-the curves know what was learned of the older ones, and the correction begins anew.
+A curve is measured when a segment is sealed, on earlier or synthetic queries; present queries may
+be harder or easier. The correction is added to the objective before the curves are read. It rises
+as soon as the interval of live recall lies below the objective. It falls, more slowly, while the
+interval lies well above. Once every curve is measured on twice as many of the collection's own
+queries as before, the curves include what the correction learned, and it restarts at 0.
 
 If the interval lies below the objective although every sample was served at the greatest measured
-effort, the index is proven to miss the objective (`proven`): no effort helps. The proof is looked at
-again in each window of samples.
+effort, the index is proven to miss the objective (`proven`): no effort helps. Each window of
+samples checks the proof again.
 
-Each move begins a new window: samples served at another effort have another mean. All windows of a
-collection together are wrong with probability at most ALPHA (`query/quality/interval.py`, `spent`).
+Each change begins a new window: samples served at another effort have another mean. All windows of
+a collection together are wrong with probability at most ALPHA (`query/quality/interval.py`,
+`spent`).
 """
 
 from dataclasses import dataclass, field
@@ -23,17 +24,23 @@ from query.quality.windows import WINDOW, Why
 UP: Final = 0.01
 DOWN: Final = 0.005
 MOST: Final = 0.11
-"""A curve has at most eleven efforts, and each hundredth is a rung: so much leads to the greatest."""
+"""Maximum correction; it leads to the greatest effort.
+
+A curve has at most eleven efforts, and each hundredth is one step.
+"""
 LEAST: Final = -0.1
 ROOM: Final = 0.01
-"""How far above the objective the whole interval must lie before effort is taken back."""
+"""Minimum distance of the whole interval above the objective before the correction falls."""
 PATIENCE: Final = 180
-"""Samples before effort is taken back, at least."""
+"""Minimum number of samples before the correction falls."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """That the index at its greatest effort misses the objective: the interval of n samples, and when it was seen."""
+    """Proof that the index misses the objective at its greatest effort.
+
+    Has the interval of n samples, and the time of the first proof.
+    """
 
     since_ms: int
     recall: float
@@ -44,11 +51,14 @@ class Proof:
 
 @dataclass(slots=True)
 class Correction:
-    """Of one collection at one generation: what is added to its objective, and the recall of the samples since it last moved."""
+    """The correction of one collection at one generation.
+
+    `added` is added to its objective; `since` has the recall of samples since the last change.
+    """
 
     added: float = 0.0
     n_calibration_queries: int = 0
-    """Questions that the curves which it corrects were measured on, at least; 0: made-up ones."""
+    """Minimum number of own queries that each curve was measured on; 0: synthetic queries."""
     proof: Proof | None = None
     number: int = 1
     since: ConfidenceSequence = field(default_factory=lambda: ConfidenceSequence(spent(1)))
@@ -69,9 +79,10 @@ class Correction:
         greatest: bool = False,
         now_ms: int = 0,
     ) -> Why | None:
-        """Take in one more sample of what the index served; why a new window begins, if one does.
+        """Adds a sample of what the index found; returns why a new window begins, or None.
 
-        `n_calibration_queries`: questions that the curves were measured on. `greatest`: no segment has a greater measured effort.
+        `n_calibration_queries` is the number of queries that the curves were measured on.
+        `greatest` means that no segment has a greater measured effort.
         """
         why: Why | None = None
         if n_calibration_queries >= 2 * max(1, self.n_calibration_queries):
@@ -117,7 +128,7 @@ class Correction:
         return "effort_corrected" if self._served() != before else None
 
     def _served(self) -> tuple[float, bool]:
-        """What decides how searches are served."""
+        """Returns the values that determine how searches are served."""
         return self.added, self.proven
 
     def _begin(self) -> None:
@@ -125,7 +136,7 @@ class Correction:
         self.since, self.at_greatest = ConfidenceSequence(spent(self.number)), True
 
     def state(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
+        """Returns the complete state as JSON values."""
         p = self.proof
         return {
             "added": self.added,
@@ -138,7 +149,7 @@ class Correction:
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Correction":
-        """The correction that `state` was taken of. Raises KeyError, TypeError, ValueError for anything else."""
+        """Returns the correction of a `state`. Raises KeyError, TypeError, ValueError if invalid."""
         return cls(
             float(state["added"]),
             int(state["n_calibration_queries"]),

@@ -1,7 +1,7 @@
-"""What the catalog says of a searcher's slots: which shards are served, and what their newest manifests name.
+"""The catalog's view of a searcher's slots: the shards served, and their newest manifests.
 
-`read` asks the catalog and changes nothing but `away`; the other methods are called under the lock of the shard table. Single
-facts may be read without it: each is replaced in one step.
+`read` reads the catalog and changes only `away`. Other methods run under the shard table's lock.
+Single facts may be read without the lock: each is replaced in one step.
 """
 
 from collections.abc import Container, Iterable, Mapping
@@ -17,12 +17,15 @@ from vicinage.errors import NotFound, Unavailable
 from vicinage.records import ShardId
 
 EAGER_PASSAGES: Final = 10_000
-"""A shard with more is loaded before anybody asks, as long as there is room: verifying its bytes takes longer than 100 ms."""
+"""A shard with more passages is loaded before its first search, while memory has room.
+
+To verify its bytes takes longer than 100 ms.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the newest manifest seen says of a shard, in memory or not."""
+    """Figures of a shard from the newest manifest read, in memory or not."""
 
     version: int
     sealed: int
@@ -32,11 +35,11 @@ class Stored:
     passages: int
     bytes: int
     at_least: int = 0
-    """Documents that are there in any case: those of one segment, but for what the others may delete."""
+    """Lower bound on documents: those of one segment minus the deletes of the others."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Stored":
-        """Counted over its segments."""
+        """Returns the figures summed over the manifest's segments."""
         refs = manifest.segments
         return cls(
             manifest.version,
@@ -51,12 +54,12 @@ class Stored:
 
 
 NOTHING: Final = Stored(0, 0, 0, (), 0, 0, 0)
-"""Of a shard without a manifest."""
+"""Figures of a shard without a manifest."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogRead:
-    """What one look at the catalog found. `every`: all shards of all slots; None where the catalog is as it was."""
+    """Result of one catalog read. `every`: all shards of all slots; None if unchanged."""
 
     catalog: int
     every: Mapping[ShardId, Generation] | None
@@ -65,26 +68,26 @@ class CatalogRead:
 
 
 class CatalogView:
-    """The catalog as it was last seen, for these slots."""
+    """The catalog as last read, for these slots."""
 
     def __init__(self, slots: frozenset[int], registry: Registry, manifests: Manifests) -> None:
         self.slots = slots
         self._registry = registry
         self._manifests = manifests
         self.catalog = -1
-        """The catalog version seen."""
+        """The catalog version last read."""
         self.away = False
-        """Whether the catalog could not be reached at the last look."""
+        """Whether the catalog was unreachable at the last read."""
         self.serving: dict[ShardId, Generation] = {}
-        """Every shard that lies in these slots and may be searched."""
+        """Every shard in these slots that may be searched."""
         self._change = 0
         self._stored: dict[ShardId, Stored] = {}
-        """Of each shard that has segments."""
+        """Figures of each shard with a manifest."""
 
     def read(self) -> CatalogRead:
-        """Asks the catalog what it has now. Raises Unavailable."""
+        """Reads the catalog's present state. Raises Unavailable."""
         try:
-            # Before the manifests: those of a generation that is live here name all that was copied into it.
+            # Before the manifests: those of a live generation name all that was copied into it.
             catalog = self._registry.refresh()
             every = serving(self._registry) if catalog != self.catalog else None
             change, changed = self._manifests.changed_since(self._change, self.slots)
@@ -94,17 +97,17 @@ class CatalogView:
         return CatalogRead(catalog, every, change, tuple(changed))
 
     def begin(self, read: CatalogRead) -> bool:
-        """Notes that the catalog answered; returns whether it went back: it was restored from a backup."""
+        """Notes a successful read; returns whether the catalog was restored from a backup."""
         went_back = read.change < self._change
         self._change, self.away = read.change, False
         return went_back
 
     def end(self, read: CatalogRead) -> None:
-        """The last step of a look: from here on searches planned on this version are answered."""
+        """Ends a catalog read: from now on, searches planned on this version are answered."""
         self.catalog = read.catalog
 
     def serve(self, every: Mapping[ShardId, Generation]) -> tuple[frozenset[ShardId], frozenset[ShardId]]:
-        """Takes in which shards are served; returns those that are no more, and those that are new."""
+        """Sets the shards served; returns those no longer served, and those that are new."""
         before = self.serving
         self.serving = {shard: g for shard, g in every.items() if shard.slot in self.slots}
         for gone in [s for s in self._stored if s not in self.serving and self.is_over(s)]:
@@ -112,21 +115,21 @@ class CatalogView:
         return frozenset(before.keys() - self.serving.keys()), frozenset(self.serving.keys() - before.keys())
 
     def is_over(self, shard: ShardId) -> bool:
-        """Whether the shard's generation ended for ever."""
+        """Returns whether the shard's generation ended permanently."""
         return self._registry.is_over(shard)
 
     def note(self, manifest: Manifest) -> None:
-        """Takes in a shard's newest manifest."""
+        """Notes a shard's newest manifest."""
         self._stored[manifest.shard] = Stored.of(manifest)
 
     def forget(self, shard: ShardId) -> None:
-        """The shard is served no more."""
+        """Removes the figures of a shard that is no longer served."""
         self._stored.pop(shard, None)
 
     # facts of a shard
 
     def stored(self, shard: ShardId) -> Stored:
-        """Returns what its newest manifest says; NOTHING without one."""
+        """Returns the figures of its newest manifest; NOTHING without one."""
         return self._stored.get(shard, NOTHING)
 
     def sealed(self, shard: ShardId, generation: Generation) -> int:
@@ -139,11 +142,17 @@ class CatalogView:
         return min((self.sealed(s, g) for s, g in self.serving.items() if s.slot == slot), default=end)
 
     def is_eager(self, shard: ShardId, resident: Container[ShardId]) -> bool:
-        """Whether it is loaded before anybody asks: it is large, or follows one that is `resident`."""
+        """Returns whether it is loaded before its first search.
+
+        It is large, or another generation of its collection is `resident`.
+        """
         return self.stored(shard).passages > EAGER_PASSAGES or self._follows(shard, resident)
 
     def _follows(self, shard: ShardId, resident: Container[ShardId]) -> bool:
-        """Whether an older generation of the same collection is in memory: whoever asks for that will soon ask for this."""
+        """Returns whether another generation of the collection is in memory.
+
+        Searches of an older generation soon need this one.
+        """
         try:
             of = self._registry.collection(shard.tenant, shard.collection)
         except NotFound:
@@ -151,11 +160,14 @@ class CatalogView:
         return len(of.generations) > 1 and any(s in resident for g in of.generations for s in g.shards())
 
     def objective(self, shard: ShardId) -> float:
-        """Returns the recall objective of its collection. Raises NotFound, also for one in `serving`: it may be gone meanwhile."""
+        """Returns the recall objective of its collection.
+
+        Raises NotFound, also for a shard in `serving`: its collection may be deleted meanwhile.
+        """
         return self._registry.collection(shard.tenant, shard.collection).objectives.recall
 
     def of_tenant(self, tenant: str | None) -> Iterable[ShardId]:
-        """Returns the shards of one tenant as the registry knows them now; of all, those that are served here."""
+        """Returns one tenant's shards as the registry has them now; for None, those served here."""
         return list(self.serving) if tenant is None else list(serving(self._registry, tenant))
 
     def weights(self) -> dict[str, int]:

@@ -1,9 +1,9 @@
 """Exact counts of shards that are not in memory, without reading their vectors.
 
-A shard is counted from the `documents` objects of its segments (ids with versions) and from
-its rows in the log that no segment has. One thread counts in the background, for at most a tenth of the time;
-a look at one tenant's collections counts what is missing at once, within a deadline. A count is exact
-as long as the shard's manifest and its rows in the log are those that were counted.
+A shard is counted from the `documents` objects of its segments (ids with versions) and from its
+rows in the log that no segment has. One thread counts in the background, for at most a tenth of the
+time. A request for one tenant's statistics counts what is missing at once, within a deadline. A
+count is exact while the shard's manifest and its rows in the log are those that were counted.
 """
 
 import threading
@@ -45,7 +45,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What a shard holds as of a manifest and of the rows noted by then. `log_bytes`: those of its rows in the log alone."""
+    """Counts of a shard as of a manifest version and the rows noted by then.
+
+    `log_bytes` counts its rows in the log alone.
+    """
 
     version: int
     noted: Noted
@@ -55,7 +58,10 @@ class Counted:
 
 
 def living(parts: Sequence[Part]) -> tuple[int, int]:
-    """Documents and passages that no newer version replaces; of equal versions the later part's count. Pure, n log n."""
+    """Returns the counts of documents and passages that no newer version replaces. Pure.
+
+    Among equal versions, the later part counts. Takes O(n log n).
+    """
     if not parts:
         return 0, 0
     high, low = np.concatenate([p.keys.high for p in parts]), np.concatenate([p.keys.low for p in parts])
@@ -68,7 +74,10 @@ def living(parts: Sequence[Part]) -> tuple[int, int]:
 
 
 class Counting:
-    """`run` is a thread; `at_once` may be called from any. `served` are the shards of this searcher that may be searched."""
+    """Counts shards that are not in memory. A thread runs `run`; any thread may call `at_once`.
+
+    `served` returns the shards of this searcher that may be searched.
+    """
 
     def __init__(
         self,
@@ -89,14 +98,14 @@ class Counting:
         self._counted: dict[ShardId, Counted] = {}
 
     def known(self, shard: ShardId) -> Counted | None:
-        """The count, if it is that of now."""
+        """Returns the count if it is current; else None."""
         found = self._counted.get(shard)
         if found is None or found.version != self._version_of(shard) or found.noted != self._tail.noted(shard):
             return None
         return found
 
     def run(self, stop: threading.Event) -> None:
-        """Count what is not known, until stopped."""
+        """Counts shards without a current count until stopped."""
         while not stop.is_set():
             began_s = time.monotonic()
             unknown = self._unknown(None)
@@ -113,14 +122,14 @@ class Counting:
                     return
 
     def at_once(self, tenant: str, deadline: Deadline) -> None:
-        """Count the tenant's shards, as far as the deadline allows. Blocks."""
+        """Counts the tenant's shards, as far as the deadline allows. Blocks."""
         for shard in self._unknown(tenant):
             if deadline.passed():
                 return
             self._try(shard)
 
     def is_missing(self, tenant: str) -> bool:
-        """Whether a count of the tenant's shards is not known."""
+        """Returns whether a current count of any of the tenant's shards is missing."""
         return bool(self._unknown(tenant))
 
     def _unknown(self, tenant: str | None) -> list[ShardId]:
@@ -132,14 +141,14 @@ class Counting:
     def _try(self, shard: ShardId) -> None:
         try:
             found = self._count(shard)
-        except VicinageError as error:  # loading it reports the cause; a bound is stated meanwhile
+        except VicinageError as error:  # its load reports the cause; meanwhile `stats` has a bound
             _event.info("shard.count_failed", shard=str(shard), reason=str(error))
             return
         if found is not None:
             self._counted[shard] = found
 
     def _count(self, shard: ShardId) -> Counted | None:
-        """None for a shard that is served no more."""
+        """Returns the counts; None if the shard is no longer served."""
         generation = self._served().get(shard)
         if generation is None:
             return None
