@@ -1,9 +1,9 @@
-"""What searches reach, measured: recall on live traffic, and freshness.
+"""Measures search quality: recall on live traffic, and freshness.
 
-recall      sampled searches done again exactly, and compared
-windows     of which time and which searches a figure is
+recall      sampled searches repeated exactly, and compared
+windows     consecutive windows of samples, each with its interval
 interval    confidence sequences, valid under continuous watching
 correction  how much effort is added where live recall misses the objective
-freshness   the age of what is accepted and not searchable yet
+freshness   the age of records that are accepted and not yet searchable
 lag_sweep   every tenant's freshness lag, one after the other
 """

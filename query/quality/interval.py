@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 ENOUGH: Final = 30
-"""Fewer samples judge nothing."""
+"""Minimum number of samples for a verdict."""
 ALPHA: Final = 0.05
-"""Probability, at most, that an interval misses the mean at any time."""
+"""Maximum probability that an interval misses the mean at any time."""
 GRID: Final = 1_000
 """Candidate means are thousandths; bounds are rounded outward to one."""
 BET_MAX: Final = 0.75
-"""The part of its capital that a gambler stakes at most."""
+"""Maximum part of its capital that a gambler stakes."""
 METHOD: Final = "betting confidence sequence, valid at every time"
 
 
@@ -64,7 +64,7 @@ class ConfidenceSequence:
         return self._first > self._last
 
     def add(self, sample: float) -> None:
-        """Take in the next sample, in the order in which they were taken."""
+        """Adds the next sample. Samples come in the order in which they were taken."""
         candidates = np.arange(self._first, self._last + 1) / GRID
         self._above += np.log1p(self._stakes(candidates) * (sample - candidates))
         self._below += np.log1p(self._stakes(1 - candidates) * (candidates - sample))
@@ -74,7 +74,10 @@ class ConfidenceSequence:
         self._exclude(math.log(2 / self.alpha))
 
     def _stakes(self, room: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What is bet at each candidate, decided before the sample is seen; `room`: what a bet of 1 may lose."""
+        """Returns the bet at each candidate, decided before the sample is seen.
+
+        `room` is the most that a bet of 1 may lose.
+        """
         variance = self._spread / (self.n + 1)
         times = (self.n + 1) * math.log(self.n + 2)
         bet = math.sqrt(2 * math.log(2 / self.alpha) / (variance * times))
@@ -89,7 +92,10 @@ class ConfidenceSequence:
         self._first, self._last = self._first + left, self._last - right
 
     def state(self) -> dict[str, Any]:
-        """Everything, as JSON takes it; at most about 40 kB, and 4 kB from some hundred samples on."""
+        """Returns the complete state as JSON values.
+
+        It takes at most about 40 kB, and 4 kB from some hundred samples on.
+        """
         return {
             "alpha": self.alpha,
             "n": self.n,
@@ -103,7 +109,7 @@ class ConfidenceSequence:
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "ConfidenceSequence":
-        """The sequence that `state` was taken of. Raises KeyError, TypeError, ValueError for anything else."""
+        """Returns the sequence of a `state`. Raises KeyError, TypeError, ValueError if invalid."""
         made = cls(float(state["alpha"]))
         made.n, made._sum, made._spread = int(state["n"]), float(state["sum"]), float(state["spread"])
         made._first, made._last = int(state["first"]), int(state["last"])
@@ -114,7 +120,7 @@ class ConfidenceSequence:
 
 
 def interval(samples: Iterable[float], alpha: float = ALPHA) -> tuple[float, float]:
-    """The interval after the last of `samples`, in the order in which they were taken."""
+    """Returns the interval after the last of `samples`, in the order in which they were taken."""
     sequence = ConfidenceSequence(alpha)
     for sample in samples:
         sequence.add(sample)
@@ -122,5 +128,5 @@ def interval(samples: Iterable[float], alpha: float = ALPHA) -> tuple[float, flo
 
 
 def spent(number: int, alpha: float = ALPHA) -> float:
-    """The error allowed to the window `number` (from 1): over all windows there ever are, they sum to `alpha`."""
+    """Returns the error allowed to the window `number` (from 1); all windows sum to `alpha`."""
     return alpha / (number * (number + 1))

@@ -1,9 +1,9 @@
-"""Recall measured on live traffic: sampled searches are done again exactly, and compared.
+"""Measures recall on live traffic: repeats sampled searches exactly, and compares the hits.
 
-Off the request's path, in a bounded queue that drops rather than waits, within a stated share of time.
-Law 5: every figure comes with its sample count and an interval that is valid at every time
-(`interval.py`), of a stated window (`windows.py`). The unit of the sample is the search, since the hits
-of one search are correlated.
+It runs off the request's path, in a bounded queue that drops samples instead of waiting, within a
+configured share of time. Law 5: every figure has its sample count, a stated window (`windows.py`)
+and an interval that is valid at every time (`interval.py`). The unit of the sample is the search,
+because the hits of one search are correlated.
 """
 
 import asyncio
@@ -36,34 +36,37 @@ from vicinage.telemetry import events, gauge
 
 QUEUE_MAX: Final = 256
 KS_MAX: Final = 4
-"""Values of k whose recall is judged in each collection; the least used gives way to a new one."""
+"""Maximum values of k judged per collection; a new one evicts the least used."""
 DEADLINE_S: Final = 5.0
 WORKED_S: Final = 1.0
-"""Of the time that a sample took, what is believed to be work: the rest was waiting in its tenant's own line, for which others do not pay."""
+"""Maximum seconds of a sample that count as work.
+
+The rest is taken as waiting in its tenant's own queue, which other tenants do not pay for.
+"""
 HALF_ERROR: Final = 0.01
 SAMPLES_MAX: Final = 4_096
-"""Collections that are remembered, at most 0.1 MB each beside their questions."""
+"""Maximum number of collections kept, at most 0.1 MB each without their recent queries."""
 KEEP_S: Final = 600.0
-"""How often the questions of a collection are kept anew, once there are RECENT_QUERIES_MAX."""
+"""Interval at which a collection's recent queries are stored, once it has RECENT_QUERIES_MAX."""
 FORMAT: Final = 2
-"""Of what is kept of a sample."""
+"""Format version of a stored sample."""
 KEEP_HISTORY_S: Final = 30.0
 GAUGES_S: Final = 1.0
-"""How often the gauges follow the samples, at most."""
+"""Minimum interval between updates of the gauges."""
 KEEP_AT_ONCE: Final = 100
-"""Collections that are kept in one transaction."""
+"""Number of collections stored in one transaction."""
 Keep = Callable[[Generation, Floats], None]
 
 
 class History(Protocol):
-    """Where what was measured is kept over a restart. Both calls block, and raise Unavailable."""
+    """Storage of measurements across restarts. Both calls block, and raise Unavailable."""
 
     def keep(self, rows: Sequence[RecallRecord]) -> None:
-        """Keep these. Durable on return."""
+        """Stores the rows. Durable on return."""
         ...
 
     def newest(self) -> list[RecallRecord]:
-        """What was kept last."""
+        """Returns the newest stored rows."""
         ...
 
 
@@ -80,39 +83,42 @@ _below = gauge(
 
 @dataclass(slots=True)
 class Sample:
-    """What is known of one collection's recall at one generation."""
+    """Measurements of one collection's recall at one generation."""
 
     windows: dict[int, Windows] = field(default_factory=dict)
-    """Of each k that is asked, the recall@k of what was served."""
+    """k → windows of the recall@k of served searches."""
     questions: deque[Floats] = field(default_factory=lambda: deque(maxlen=RECENT_QUERIES_MAX))
-    """Vectors float16 [d] of the newest, where effort has a choice."""
+    """Newest query vectors, float16 [d], of searches that used an effort."""
     kept: int = 0
-    """How many of them were last kept, and when (monotonic)."""
+    """Number of queries last stored; `kept_s` is the time (monotonic)."""
     kept_s: float = 0.0
     taken: int = 0
-    """Searches that were taken for samples, whatever came of them."""
+    """Searches taken as samples, including discarded ones."""
     discarded: int = 0
     dropped: int = 0
     correction: Correction = field(default_factory=Correction)
     kept_samples: int = 0
-    """How many samples the catalog has."""
+    """Number of samples that the catalog has."""
 
     def samples(self) -> int:
-        """Samples of all windows of all k."""
+        """Returns the number of samples of all windows of all k."""
         return sum(w.total for w in self.windows.values())
 
     def usual(self) -> tuple[int, Windows] | None:
-        """The k that is asked most often, and recall at it: recall at different k has no mean."""
+        """Returns the most frequent k and its windows: recall at different k has no mean."""
         return max(self.windows.items(), key=lambda each: each[1].total, default=None)
 
     def of_k(self, k: int, now_ms: int) -> Windows:
-        """The windows of a k; the least used of the others gives way."""
+        """Returns the windows of a k; beyond KS_MAX, evicts the least used k."""
         if k not in self.windows and len(self.windows) >= KS_MAX:
             del self.windows[min(self.windows, key=lambda other: self.windows[other].total)]
         return self.windows.setdefault(k, Windows(now_ms))
 
     def state(self) -> str:
-        """What survives a restart, as JSON: all but the questions, which the catalog keeps by themselves."""
+        """Returns the state that survives a restart, as JSON, without the recent queries.
+
+        The catalog stores those separately.
+        """
         return json.dumps(
             {
                 "format": FORMAT,
@@ -126,7 +132,7 @@ class Sample:
 
     @classmethod
     def of_state(cls, text: str) -> "Sample":
-        """The sample that `state` was taken of. Raises KeyError, TypeError, ValueError for anything else."""
+        """Returns the sample of a `state`. Raises KeyError, TypeError, ValueError if invalid."""
         state = json.loads(text)
         if state["format"] != FORMAT:
             raise ValueError("another format")
@@ -141,7 +147,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class _Chose:
-    """What the segments with an index chose: effort, questions that every curve was measured on, and whether no effort is greater."""
+    """The choice of the segments with an index.
+
+    `n_calibration_queries`: of every curve, at least. `greatest`: no greater effort was measured.
+    """
 
     effort: int
     n_calibration_queries: int
@@ -158,7 +167,7 @@ class _Offer:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """One sample: the exact hits, those served, and those that the index finds, which differ where it was scanned instead."""
+    """A sample's hits: exact, served, and by index, which differ if a scan replaced the index."""
 
     exact: tuple[Hit, ...]
     served: tuple[Hit, ...]
@@ -169,7 +178,8 @@ class _Measured:
 class RecallMonitor:
     """Belongs to one event loop. `cpu_share` bounds the time spent on exact searches.
 
-    `keep` hears now and then of the newest questions [n, d] of a collection whose segments have efforts; it may block, and raise Unavailable.
+    `keep` is called at intervals with the newest queries [n, d] of a collection whose segments have
+    efforts; it may block, and raise Unavailable.
     """
 
     def __init__(
@@ -189,15 +199,15 @@ class RecallMonitor:
         self._samples_min = samples_min
         self._cpu_share = cpu_share
         self._queue: FairQueue[_Offer] = FairQueue(items_max=QUEUE_MAX, quantum=1)
-        """In turns, tenant by tenant: who waits long in its own line does not make the others wait behind all that it asked."""
+        """Serves tenants in turns: a tenant with slow samples does not delay others by its backlog."""
         self._some: asyncio.Queue[None] = asyncio.Queue()
-        """One for each offer in the queue: what `run` and `settled` wait for."""
+        """One item per offer in the queue; `run` and `settled` wait for it."""
         self._samples: dict[tuple[str, str, int], Sample] = {}
         self._gauges_s = -math.inf
         self._random = random.Random()  # noqa: S311  (sampling, not secrets)
 
     def offer(self, plan: Plan, hits: tuple[Hit, ...], shard_results: Sequence[ShardResult]) -> None:
-        """Perhaps take this search as a sample. Never waits."""
+        """Takes this search as a sample, or not. Never waits."""
         if plan.queries[0].exact:
             return
         sample = self._sample(plan)
@@ -212,7 +222,7 @@ class RecallMonitor:
         self._some.put_nowait(None)
 
     async def run(self) -> None:
-        """Work off the samples, resting in proportion, until cancelled."""
+        """Measures queued samples, with proportional rests, until canceled."""
         while True:
             await self._some.get()
             [offer] = self._queue.take(1)
@@ -224,7 +234,7 @@ class RecallMonitor:
             await asyncio.sleep(worked * (1 / self._cpu_share - 1))
 
     async def keep_history(self) -> None:
-        """Take in what was measured before the restart, then keep what is measured, until canceled."""
+        """Restores earlier measurements, then stores new ones periodically, until canceled."""
         if self._history is None:
             return
         restored = False
@@ -241,7 +251,7 @@ class RecallMonitor:
             await asyncio.sleep(KEEP_HISTORY_S)
 
     async def _restore(self, history: History) -> None:
-        """What the catalog has takes the place of the few samples since the start."""
+        """Replaces the samples since the start by the catalog's, if those are more."""
         loop = asyncio.get_running_loop()
         for kept in await loop.run_in_executor(None, history.newest):
             name = (kept.tenant, kept.collection, kept.generation)
@@ -254,7 +264,7 @@ class RecallMonitor:
         self._set_gauges()
 
     async def save(self) -> None:
-        """Keep what was measured since it was last kept. Durable on return. Raises Unavailable."""
+        """Stores measurements since the last save. Durable on return. Raises Unavailable."""
         if self._history is None:
             return
         loop = asyncio.get_running_loop()
@@ -267,28 +277,28 @@ class RecallMonitor:
                 sample.kept_samples = row.samples
 
     async def settled(self) -> None:
-        """Return once every sample offered so far is worked off."""
+        """Waits until every sample offered so far is measured."""
         await self._some.join()
 
     async def _measure(self, offer: _Offer) -> _Chose:
-        """Note what a sample says; what the index chose."""
+        """Records a sample; returns the choice of the index."""
         sample = self._sample(offer.plan)
         measured = await self._measured(offer)
         if measured is None or not self._is_current(offer.plan):
             sample.discarded += 1
             return offer.chose
-        if measured.exact:  # where there is nothing to find, nothing is said about finding
+        if measured.exact:  # without exact hits, recall is undefined
             self._note(sample, offer.plan, measured)
         return measured.chose
 
     async def _measured(self, offer: _Offer) -> _Measured | None:
-        """The exact hits beside those served; None where both cannot be had of the same passages."""
+        """Returns exact and served hits of the same passages; None if that fails."""
         plan, deadline = _without_content(offer.plan), Deadline.after(DEADLINE_S)
         k = plan.queries[0].k
         try:
             exact = await self._searchers.scatter(_exactly(plan), deadline)
             served, chose, changes = offer.hits, offer.chose, offer.changes
-            if _changes(exact.shard_results) != changes:  # documents came in between: serve it once more
+            if _changes(exact.shard_results) != changes:  # documents changed: search again
                 again = await self._searchers.scatter(plan, deadline)
                 served, chose, changes = (
                     merge(again.shard_results, k),
@@ -296,7 +306,7 @@ class RecallMonitor:
                     _changes(again.shard_results),
                 )
             by_index, seen = served, changes
-            if plan.queries[0].scan:  # it was served without the index, which is what is judged
+            if plan.queries[0].scan:  # served without the index, which is what is judged
                 index = await self._searchers.scatter(_by_index(plan), deadline)
                 by_index, chose, seen = (
                     merge(index.shard_results, k),
@@ -310,7 +320,10 @@ class RecallMonitor:
         return _Measured(merge(exact.shard_results, k), served, by_index, chose)
 
     async def _remember(self, offer: _Offer, effort: int) -> None:
-        """Note the search's vector, and have the newest kept: once they are enough to say something, whenever they have doubled, then every KEEP_S."""
+        """Records the search's vector, and stores the newest.
+
+        Stores them at ENOUGH, at each doubling, and then every KEEP_S.
+        """
         if self._keep is None or not effort:
             return
         sample, now = self._sample(offer.plan), time.monotonic()
@@ -338,7 +351,7 @@ class RecallMonitor:
             self._set_gauges()
 
     def _correct(self, sample: Sample, plan: Plan, measured: _Measured, now_ms: int) -> None:
-        """Have the effort follow what the index found."""
+        """Corrects the effort by the hits that the index found."""
         objective, proven = plan.collection.objectives.recall, sample.correction.proven
         found = recall_of(measured.by_index, measured.exact)
         chose = measured.chose
@@ -352,7 +365,7 @@ class RecallMonitor:
             self._say(plan, sample.correction.proof)
 
     def _set_gauges(self) -> None:
-        """Set them from all collections: some milliseconds with thousands."""
+        """Sets the gauges from all collections. Takes some milliseconds with thousands."""
         self._gauges_s = time.monotonic()
         usual = [each for each in (s.usual() for s in self._samples.values()) if each is not None]
         if usual:
@@ -368,28 +381,28 @@ class RecallMonitor:
             _event.warning("index.objective_missed", **names, **below(proof))
 
     def aim(self, collection: Collection) -> float:
-        """The recall to ask of the effort curves, so that the objective is what live searches have."""
+        """Returns the recall to look up in effort curves, so that live searches meet the objective."""
         sample = self._samples.get((collection.tenant, collection.name, collection.live))
         return collection.objectives.recall + (sample.correction.added if sample else 0.0)
 
     def misses(self, collection: Collection) -> bool:
-        """Whether live searches prove that the index misses the objective at its greatest effort."""
+        """Returns whether live searches prove a missed objective at the index's greatest effort."""
         sample = self._samples.get((collection.tenant, collection.name, collection.live))
         return sample is not None and sample.correction.proven
 
     def proof(self, collection: Collection) -> dict[str, Any] | None:
-        """That proof, as the collection's facts state it; None without one."""
+        """Returns that proof for the collection's facts; None without one."""
         sample = self._samples.get((collection.tenant, collection.name, collection.live))
         return below(sample.correction.proof) if sample and sample.correction.proof else None
 
     def _is_current(self, plan: Plan) -> bool:
-        """Whether the plan asks for what would be asked for now: else its recall is that of another effort."""
+        """Returns whether a plan made now would be the same: else its recall is of another effort."""
         query = plan.queries[0]
         aim, misses = self.aim(plan.collection), self.misses(plan.collection)
         return query.recall is None or (query.recall == aim and query.scan == misses)
 
     def _sample(self, plan: Plan) -> Sample:
-        """That of the plan's generation; beyond SAMPLES_MAX the one that was asked for longest ago is forgotten."""
+        """Returns the sample of the plan's generation; evicts the LRU one beyond SAMPLES_MAX."""
         g = plan.generation
         name = (g.tenant, g.collection, g.number)
         sample = self._samples.pop(name) if name in self._samples else Sample()
@@ -399,7 +412,7 @@ class RecallMonitor:
         return sample
 
     def of(self, collection: Collection) -> dict[str, Any] | None:
-        """The row of the live generation, as `report` has it; None where nothing was measured."""
+        """Returns the `report` row of the live generation; None without measurements."""
         name = (collection.tenant, collection.name, collection.live)
         sample = self._samples.get(name)
         return row(name, sample, collection.objectives.recall) if sample and sample.windows else None
@@ -407,7 +420,10 @@ class RecallMonitor:
     def report(
         self, targets: dict[tuple[str, str], float], tenant: str | None = None, collection: str | None = None
     ) -> list[dict[str, Any]]:
-        """One row per collection of `targets` that was measured: recall, interval, n, and the verdict against its target."""
+        """Returns one row per measured collection of `targets`.
+
+        A row has recall, interval, n, and the verdict against the target.
+        """
         named = [
             name
             for name, sample in self._samples.items()
@@ -431,14 +447,17 @@ def _chosen(shard_results: Sequence[ShardResult]) -> _Chose:
 
 
 def _fits_half(vector: Floats) -> bool:
-    """Whether float16 holds it within a hundredth: of long or tiny vectors it holds nothing."""
+    """Returns whether float16 is exact within HALF_ERROR; it fails for long or tiny vectors."""
     with np.errstate(over="ignore", invalid="ignore"):
         off = float(np.linalg.norm(vector.astype(np.float16).astype(np.float32) - vector))
     return off <= HALF_ERROR * float(np.linalg.norm(vector))
 
 
 def recall_of(served: Sequence[Hit], exact: Sequence[Hit]) -> float:
-    """Share of the exact hits (at least one) that were served; one as near as the last exact hit counts: ties have no order."""
+    """Returns the share of the exact hits (at least one) that were served.
+
+    A hit as near as the last exact hit counts, because ties have no order.
+    """
     truth = {(h.document_id, h.passage) for h in exact}
     worst = min(h.score for h in exact)
     found = sum((h.document_id, h.passage) in truth or h.score >= worst for h in served)
@@ -446,7 +465,7 @@ def recall_of(served: Sequence[Hit], exact: Sequence[Hit]) -> float:
 
 
 def row(name: tuple[str, str, int], sample: Sample, target: float) -> dict[str, Any]:
-    """The report of one collection: a window of the k that is asked most often."""
+    """Returns the report of one collection: a window of the most frequent k."""
     usual = sample.usual()
     assert usual is not None, "only what was measured is reported"
     k, judged = usual[0], usual[1].judged()
@@ -470,7 +489,7 @@ def row(name: tuple[str, str, int], sample: Sample, target: float) -> dict[str, 
 
 
 def below(proof: Proof) -> dict[str, Any]:
-    """What live searches prove of an index at its greatest effort."""
+    """Returns the report's form of the proof that an index misses its objective."""
     return {
         "since_ms": proof.since_ms,
         "recall": round(proof.recall, 4),

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from query.quality.interval import ALPHA, ENOUGH, METHOD, ConfidenceSequence, spent
 
 WINDOW: Final = 2_000
-"""Samples of a window, at most."""
+"""Maximum number of samples of a window."""
 
 Why = Literal["first", "full", "effort_corrected", "curves_measured", "recall_changed"]
 """Why a window began."""
@@ -39,7 +39,7 @@ class Judged:
         return "breach" if self.high < objective else "ok"
 
     def window(self) -> dict[str, Any]:
-        """The window as the recall report states it."""
+        """Returns the window's facts for the recall report."""
         return {
             "number": self.number,
             "began_ms": self.began_ms,
@@ -72,7 +72,7 @@ class Windows:
             self.restart("recall_changed", now_ms)
 
     def restart(self, why: Why, now_ms: int) -> None:
-        """Begin a new window; a no-op if the present one is still without samples."""
+        """Begins a new window; a no-op if the present one has no samples."""
         if not self._sequence.n:
             return
         ended = self._judged(now_ms)
@@ -82,7 +82,7 @@ class Windows:
         self._sequence = ConfidenceSequence(spent(self._number))
 
     def judged(self) -> Judged:
-        """The window that goes on, or the last one while that has fewer than ENOUGH samples."""
+        """Returns the open window; while it has fewer than ENOUGH samples, the last one if any."""
         return self._judged(None) if self._sequence.n >= ENOUGH or self._last is None else self._last
 
     def _judged(self, ended_ms: int | None) -> Judged:
@@ -90,7 +90,7 @@ class Windows:
         return Judged(self._number, self._began_ms, ended_ms, self._why, s.n, s.mean, s.low, s.high)
 
     def state(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
+        """Returns the complete state as JSON values."""
         return {
             "total": self.total,
             "number": self._number,
@@ -102,7 +102,7 @@ class Windows:
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Windows":
-        """The windows that `state` was taken of. Raises KeyError, TypeError, ValueError for anything else."""
+        """Returns the windows of a `state`. Raises KeyError, TypeError, ValueError if invalid."""
         made = cls(int(state["began_ms"]))
         made.total, made._number, made._why = int(state["total"]), int(state["number"]), state["why"]
         made._sequence = ConfidenceSequence.of_state(state["sequence"])
