@@ -24,7 +24,7 @@ from vicinage.telemetry import events, gauge
 REST_S: Final = 5.0
 REST_TIMES: Final = 9
 WATERMARKS_S: Final = 2.0
-"""Deadline for asking the searchers how far they are."""
+"""Deadline for reading the searchers' watermarks."""
 _event = events("query")
 _lag = gauge(
     "vicinage_query_freshness_lag_ms",
@@ -60,7 +60,10 @@ class LagSweep:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def sweep(self) -> int:
-        """Measures once and sets the gauges; the greatest lag in milliseconds, 0 if no record waits. Raises Unavailable."""
+        """Measures once and sets the gauges; returns the greatest lag in milliseconds.
+
+        The lag is 0 if no record waits. Raises Unavailable.
+        """
         watermarks: dict[int, int] = {}
         for searcher in self._searchers.all:
             watermarks |= await searcher.reach({}, Deadline.after(WATERMARKS_S))

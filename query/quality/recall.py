@@ -199,7 +199,7 @@ class RecallMonitor:
         self._samples_min = samples_min
         self._cpu_share = cpu_share
         self._queue: FairQueue[_Offer] = FairQueue(items_max=QUEUE_MAX, quantum=1)
-        """Serves tenants in turns: a tenant with slow samples does not delay others by its backlog."""
+        """Serves tenants in turns: a tenant with slow samples does not delay the others."""
         self._some: asyncio.Queue[None] = asyncio.Queue()
         """One item per offer in the queue; `run` and `settled` wait for it."""
         self._samples: dict[tuple[str, str, int], Sample] = {}
@@ -381,7 +381,7 @@ class RecallMonitor:
             _event.warning("index.objective_missed", **names, **below(proof))
 
     def aim(self, collection: Collection) -> float:
-        """Returns the recall to look up in effort curves, so that live searches meet the objective."""
+        """Returns the recall to look up in effort curves for live searches to meet the objective."""
         sample = self._samples.get((collection.tenant, collection.name, collection.live))
         return collection.objectives.recall + (sample.correction.added if sample else 0.0)
 
@@ -396,7 +396,7 @@ class RecallMonitor:
         return below(sample.correction.proof) if sample and sample.correction.proof else None
 
     def _is_current(self, plan: Plan) -> bool:
-        """Returns whether a plan made now would be the same: else its recall is of another effort."""
+        """Returns whether a plan made now would be the same; else its effort is another one."""
         query = plan.queries[0]
         aim, misses = self.aim(plan.collection), self.misses(plan.collection)
         return query.recall is None or (query.recall == aim and query.scan == misses)
