@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pages import Session, blocks, check_syntax
-from servers import free_port
+from servers import free_port, kafka_starter
 
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "loadtest"))
 from running import ROOT, Platform, running
@@ -68,9 +68,20 @@ def test_a_page_from_installation_to_the_first_answer(page: Path, tmp_path: Path
         run(page, in_session)
 
 
+@pytest.fixture
+def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of a real Apache Kafka for one test: topics of the shared one have fixed names."""
+    starter, folder, port = kafka_starter(), tmp_path_factory.mktemp("kafka"), free_port()
+    starter.start(folder, port)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        starter.stop(folder)
+
+
 @pytest.mark.kafka
-def test_the_kafka_tutorial_with_a_real_broker(tmp_path: Path, kafka_servers: str) -> None:
-    with own_platform(tmp_path, {"127.0.0.1:9092": kafka_servers}) as in_session:
+def test_the_kafka_tutorial_with_a_real_broker(tmp_path: Path, own_kafka: str) -> None:
+    with own_platform(tmp_path, {"127.0.0.1:9092": own_kafka}) as in_session:
         run(KAFKA, in_session)
 
 
