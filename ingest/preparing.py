@@ -14,7 +14,7 @@ from vicinage.errors import Refused
 from vicinage.exact_json import Exactly
 from vicinage.records import Document, Rejected
 from vicinage.routing import home_of
-from vicinage.wire import ARROW, encode_documents, load_json, rows_bytes
+from vicinage.wire import ARROW, encode_documents, list_field, load_json, rows_bytes
 
 NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 DOCUMENTS_MAX: Final = 10_000
@@ -91,13 +91,7 @@ def entries_of(body: Body) -> list[Entry]:
 
 
 def _listed(value: Any) -> list[Any]:
-    if not isinstance(value, dict):
-        raise Refused("the body is a JSON object", field="body")
-    if (unknown := next((name for name in value if name != "documents"), None)) is not None:
-        raise Refused(f"unknown field {unknown[:80]!r}; known is documents", field=unknown[:80])
-    documents = value.get("documents")
-    if not isinstance(documents, list):
-        raise Refused("documents is missing, or no list of documents", field="documents")
+    documents = list_field(value, "documents", "documents")
     if len(documents) > DOCUMENTS_MAX:
         raise _too_many(f"{len(documents)} documents")
     return documents

@@ -7,7 +7,7 @@ import orjson
 
 from vicinage.errors import Refused
 from vicinage.exact_json import Exactly, has_long_digits
-from vicinage.wire import load_json
+from vicinage.wire import list_field, load_json
 
 SEARCHES_MAX: Final = 1_000
 
@@ -25,13 +25,7 @@ def split(data: bytes) -> list[bytes]:
 
 
 def _listed(value: Any) -> list[Any]:
-    if not isinstance(value, dict):
-        raise Refused("the body is a JSON object", field="body")
-    if (unknown := next((name for name in value if name != "searches"), None)) is not None:
-        raise Refused(f"unknown field {unknown[:80]!r}; known is searches", field=unknown[:80])
-    searches = value.get("searches")
-    if not isinstance(searches, list):
-        raise Refused("searches is missing, or no list of searches", field="searches")
+    searches = list_field(value, "searches", "searches")
     if not 1 <= len(searches) <= SEARCHES_MAX:
         raise Refused(f"{len(searches)} searches; 1 to {SEARCHES_MAX}", field="searches", limit=SEARCHES_MAX)
     return searches

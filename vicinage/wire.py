@@ -260,6 +260,18 @@ def load_json(data: bytes, *, field: str = "body") -> Any:
         raise Refused(f"{field} is not JSON: {_line(error)}", field=field) from None
 
 
+def list_field(value: Any, name: str, of: str) -> list[Any]:
+    """Returns the list in the only field that a JSON body has. Raises Refused. `of`: what it lists, for the message."""
+    if not isinstance(value, dict):
+        raise Refused("the body is a JSON object", field="body")
+    if (unknown := next((given for given in value if given != name), None)) is not None:
+        raise Refused(f"unknown field {unknown[:80]!r}; known is {name}", field=unknown[:80])
+    found = value.get(name)
+    if not isinstance(found, list):
+        raise Refused(f"{name} is missing, or no list of {of}", field=name)
+    return found
+
+
 def _first_not_utf8(data: bytes) -> int | None:
     """Returns the index of the first byte that is not UTF-8; None if all are."""
     try:
