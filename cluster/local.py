@@ -134,14 +134,19 @@ class Supervisor:
             child.process.wait()
 
     def _describe(self) -> dict[str, Any]:
-        s = self.settings.resolved()
-        host = "127.0.0.1" if s.gateway.host in ("0.0.0.0", "::") else s.gateway.host  # noqa: S104  (compared, not bound)
         roles = {c.name: {"pid": c.process.pid, "restarts": c.restarts} for c in self.children if c.process is not None}
         return {
             "pid": os.getpid(),
-            "url": f"http://{host}:{s.gateway.port}",
+            "url": url_of(self.settings),
             "roles": roles,
         }
+
+
+def url_of(settings: Settings) -> str:
+    """Returns the gateway's URL for clients on this machine."""
+    s = settings.resolved().gateway
+    host = "127.0.0.1" if s.host in ("0.0.0.0", "::") else s.host  # noqa: S104  (compared, not bound)
+    return f"http://{host}:{s.port}"
 
 
 def role_commands(names: Sequence[str], *more: str) -> dict[str, list[str]]:

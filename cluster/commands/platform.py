@@ -96,7 +96,7 @@ def _up_detached(data: Path, ray_address: str | None, searchers: int, settings: 
     path = local.run_folder(settings) / "supervisor.log"
     with path.open("ab") as out:
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
-    url = f"http://{'127.0.0.1' if s.gateway.host == '0.0.0.0' else s.gateway.host}:{s.gateway.port}"  # noqa: S104  (compared)
+    url = local.url_of(settings)
     _await_ready(url, process, path)
     show({"url": url, "data": str(s.data), "pid": process.pid}, as_json)
 
