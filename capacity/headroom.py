@@ -24,10 +24,10 @@ class ByDimension:
 class Headroom:
     """The headroom of one host.
 
-    `left_bytes` is the memory left if every shard of its searchers is loaded; 0: not all fit at once.
-    `passages_left` is for the dimension with the most bytes per passage, so at least as many fit; None
-    if no passage was measured. `at_most`: some unloaded shards are not counted yet, so `left_bytes` may
-    be less.
+    `left_bytes` is the memory left if every shard of its searchers is loaded; 0: not all fit at
+    once. `passages_left` is for the dimension with the most bytes per passage, so at least as many
+    fit; None if no passage was measured. `at_most`: some unloaded shards are not counted yet, so
+    `left_bytes` may be less.
     """
 
     resource: str
@@ -57,7 +57,9 @@ def host_memory(snapshot: Snapshot) -> tuple[Headroom, ...]:
         limit, held = sum(m.resident_bytes_max for m in here), sum(m.resident_bytes for m in here)
         waiting = sum(m.not_resident_bytes for m in here)
         left = max(0, min(host.available, limit - held) - waiting)
-        fits = tuple(ByDimension(d, n, round(b, 1), int(left / b)) for d, (n, b) in sorted(each.items()))
+        fits = tuple(
+            ByDimension(d, n, round(b, 1), int(left / b)) for d, (n, b) in sorted(each.items())
+        )
         rows.append(
             Headroom(
                 resource="host_memory",

@@ -42,7 +42,11 @@ def retention(snapshot: Snapshot, settings: IndexerSettings) -> list[dict[str, A
     sealed = sum(max(least, int(share * n)) for n in of_slot.values())
     here = snapshot.log_bytes is not None
     rows: list[tuple[str, float, int | None]] = [
-        ("documents log, each partition", settings.keep_documents_s, settings.keep_documents_bytes if here else None),
+        (
+            "documents log, each partition",
+            settings.keep_documents_s,
+            settings.keep_documents_bytes if here else None,
+        ),
         ("vectors log, sealed", settings.keep_sealed_s, sealed if here else None),
         ("dead letters", DEAD_LETTERS_MS / 1_000, None),
         ("superseded segments", settings.superseded_age_s, None),
@@ -70,9 +74,14 @@ def report(snapshot: Snapshot, settings: IndexerSettings) -> dict[str, Any]:
             for t in snapshot.tenants
         ],
         "headroom": [asdict(row) for row in host_memory(snapshot)],
-        "disk": [{"log_bytes": snapshot.log_bytes, "store_bytes": sum(row.store_bytes for row in rows)}],
+        "disk": [
+            {"log_bytes": snapshot.log_bytes, "store_bytes": sum(row.store_bytes for row in rows)}
+        ],
         "retention": retention(snapshot, settings),
-        "rates": {"searches": _rate(snapshot.searches), "applied_passages": _rate(snapshot.applied)},
+        "rates": {
+            "searches": _rate(snapshot.searches),
+            "applied_passages": _rate(snapshot.applied),
+        },
         "methods": METHODS,
     }
 

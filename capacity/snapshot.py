@@ -77,10 +77,14 @@ class Rates:
         seconds = now - then[0]
         if seconds <= 0:
             return Rate(0.0, 0.0), Rate(0.0, 0.0)
-        return Rate((searches - then[1]) / seconds, seconds), Rate((applied - then[2]) / seconds, seconds)
+        return Rate((searches - then[1]) / seconds, seconds), Rate(
+            (applied - then[2]) / seconds, seconds
+        )
 
 
-def take(registry: Registry, log: Log, stats: Sequence[SearcherStats], rates: Rates, now_ms: int) -> Snapshot:
+def take(
+    registry: Registry, log: Log, stats: Sequence[SearcherStats], rates: Rates, now_ms: int
+) -> Snapshot:
     """Takes a snapshot. Blocks on the log. Raises Unavailable."""
     tenants = registry.tenants()
     logged = {t.name: _records(log, t.documents_topic) for t in tenants}
@@ -120,7 +124,9 @@ def each_once(seen: Iterable[Host]) -> tuple[Host, ...]:
     found: dict[str, Host] = {}
     for h in seen:
         before = found.get(h.name, replace(h, resident=0))
-        found[h.name] = replace(h, available=min(h.available, before.available), resident=h.resident + before.resident)
+        found[h.name] = replace(
+            h, available=min(h.available, before.available), resident=h.resident + before.resident
+        )
     return tuple(h for _, h in sorted(found.items()))
 
 

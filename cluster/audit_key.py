@@ -25,13 +25,18 @@ _MISSING: Final = (
 
 def path_of(settings: Settings) -> Path:
     """Returns the file: `audit.key_file`, else DATA/audit.key."""
-    return Path(settings.audit.key_file).absolute() if settings.audit.key_file else settings.data.absolute() / FILE
+    return (
+        Path(settings.audit.key_file).absolute()
+        if settings.audit.key_file
+        else settings.data.absolute() / FILE
+    )
 
 
 def load_key(settings: Settings, engine: "Engine", *, optional: bool = False) -> "AuditKey | None":
     """Returns the key of the catalog's audit chain; makes it where no record has a MAC yet.
 
-    Raises ConfigurationError where the file is not usable, or missing though records have MACs; `optional`: then None.
+    Raises ConfigurationError where the file is not usable, or missing though records have MACs;
+    `optional`: then None.
     """
     from tenants.audit import newest
     from vicinage.catalog import look
@@ -97,7 +102,9 @@ def _write(path: Path, key: "AuditKey") -> None:
     text = json.dumps({"key": key.secret.hex(), "after": key.after, "after_hash": key.after_hash})
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as part:  # mode 0600
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=f".{path.name}."
+        ) as part:  # mode 0600
             part.write(text + "\n")
             part.flush()
             os.fsync(part.fileno())
@@ -106,4 +113,6 @@ def _write(path: Path, key: "AuditKey") -> None:
         os.fsync(folder)
         os.close(folder)
     except OSError as error:
-        raise ConfigurationError(f"the audit key {path} cannot be written: {error.strerror}") from None
+        raise ConfigurationError(
+            f"the audit key {path} cannot be written: {error.strerror}"
+        ) from None

@@ -1,4 +1,7 @@
-"""The command line: `vicinage`. Heavy imports happen inside the commands, so that --help answers at once."""
+"""The command line: `vicinage`.
+
+Heavy imports happen inside the commands, so that --help answers at once.
+"""
 
 import click
 
@@ -23,7 +26,21 @@ def main() -> None:
     """Vicinage: a managed vector retrieval platform for many tenants."""
 
 
-for command in (up, down, demo, status, role, doctor, tenant, keys, collection, reindex, capacity, freshness, recall):
+for command in (
+    up,
+    down,
+    demo,
+    status,
+    role,
+    doctor,
+    tenant,
+    keys,
+    collection,
+    reindex,
+    capacity,
+    freshness,
+    recall,
+):
     main.add_command(command)
 for command in (audit, model, cluster_group, config, dead_letters):
     main.add_command(command)

@@ -21,7 +21,14 @@ from vicinage.settings import CONFIG, Settings, config_path
 
 PREFIX: Final = "VICINAGE_"
 OTHERS: Final = frozenset(
-    {CONFIG, "VICINAGE_KEY", "VICINAGE_URL", "VICINAGE_SUPERVISED", "VICINAGE_CRASH", "VICINAGE_REQUIRE"}
+    {
+        CONFIG,
+        "VICINAGE_KEY",
+        "VICINAGE_URL",
+        "VICINAGE_SUPERVISED",
+        "VICINAGE_CRASH",
+        "VICINAGE_REQUIRE",
+    }
     | {"VICINAGE_TEST_DEVICE"}
 )
 """Variables with the prefix that are no settings."""
@@ -32,7 +39,10 @@ PRIVATE: Final = frozenset({"run", "store", "cache", ".db", ".db-wal", ".db-shm"
 
 
 class ConfigurationError(Refused):
-    """The settings cannot be used: one line says which, where it stands and what to change. Exit status 2."""
+    """The settings cannot be used: one line says which, where it stands and what to change.
+
+    Exit status 2.
+    """
 
     kind = "configuration"
 
@@ -60,7 +70,9 @@ def load(**given: Any) -> Settings:
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not UTF-8 (its byte {error.start})") from None
     except SettingsError as error:
-        raise ConfigurationError(f"environment: {error}: write JSON there, or set its parts one by one") from None
+        raise ConfigurationError(
+            f"environment: {error}: write JSON there, or set its parts one by one"
+        ) from None
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -85,12 +97,19 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
         parts_of_one = any(key.startswith(f"{one}__") for one in known)
         if key.startswith(PREFIX) and key not in known | groups | OTHERS and not parts_of_one:
             nearest = difflib.get_close_matches(key, sorted(known), 1)
-            found.append(f"{name} is no setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+            found.append(
+                f"{name} is no setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
+            )
     return found
 
 
-def origins(settings: Settings, environment: Mapping[str, str], given: Mapping[str, Any]) -> list[Origin]:
-    """Returns every setting with its origin. `given` are the options of the command line, by dotted name."""
+def origins(
+    settings: Settings, environment: Mapping[str, str], given: Mapping[str, Any]
+) -> list[Origin]:
+    """Returns every setting with its origin.
+
+    `given` are the options of the command line, by dotted name.
+    """
     path = config_path()
     file = _flat(tomllib.loads(path.read_text())) if path.is_file() else {}
     upper = {name.upper() for name in environment}
@@ -128,7 +147,9 @@ def _origin(name: str, given: Mapping[str, Any]) -> str:
     if name.partition(".")[0] in given:
         return "command line"
     upper = {key.upper() for key in os.environ}
-    if variable(name) in upper or (name not in names() and any(k.startswith(variable(name)) for k in upper)):
+    if variable(name) in upper or (
+        name not in names() and any(k.startswith(variable(name)) for k in upper)
+    ):
         return f"environment {variable(name)}"
     return str(config_path())
 
@@ -174,15 +195,23 @@ def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def usable_data(data: Path) -> Path:
-    """Creates the data directory, readable by its owner alone, and returns it. Raises ConfigurationError.
+    """Creates the data directory, readable by its owner alone, and returns it.
 
-    A directory that is there, its databases, and the folder of keys lose the rights that others have.
+    Raises ConfigurationError.
+
+    A directory that is there, its databases, and the folder of keys lose the rights that others
+    have.
     """
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(data, os.R_OK | os.W_OK | os.X_OK):
-            raise ConfigurationError(f"the data directory {data} cannot be written: choose another with --data")
-        for each in (data, *(path for path in data.iterdir() if path.name in PRIVATE or path.suffix in PRIVATE)):
+            raise ConfigurationError(
+                f"the data directory {data} cannot be written: choose another with --data"
+            )
+        for each in (
+            data,
+            *(path for path in data.iterdir() if path.name in PRIVATE or path.suffix in PRIVATE),
+        ):
             _tighten(each)
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -193,7 +222,10 @@ def usable_data(data: Path) -> Path:
 
 
 def _tighten(path: Path) -> None:
-    """Takes away the rights of others, where the path is this user's own. A link is left alone: it leads elsewhere."""
+    """Takes away the rights of others, where the path is this user's own.
+
+    A link is left alone: it leads elsewhere.
+    """
     with contextlib.suppress(FileNotFoundError):  # a database's own files come and go
         found = path.lstat()
         if not path.is_symlink() and found.st_mode & 0o077 and found.st_uid == os.geteuid():

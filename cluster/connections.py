@@ -32,7 +32,10 @@ class BoundedHeads(HttpToolsProtocol):
     linger_s: ClassVar[float] = 2.0
     """How long the rest of a body is thrown away after its answer: the sender reads the answer meanwhile."""
     connections_max: ClassVar[int] = 4_096
-    """Connections of one server at once. One more takes the place of the one that has been idle longest; else it gets 503."""
+    """Connections of one server at once.
+
+    One more takes the place of the one that has been idle longest; else it gets 503.
+    """
 
     _open = True
     """A head is awaited or has begun, and has not ended."""
@@ -68,7 +71,10 @@ class BoundedHeads(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse it, and see whether a head is still open. A head that comes in one piece costs no timer."""
+        """Parse it, and see whether a head is still open.
+
+        A head that comes in one piece costs no timer.
+        """
         if self._discarding:
             return
         if self._between:
@@ -107,20 +113,30 @@ class BoundedHeads(HttpToolsProtocol):
         self._between, self._bytes = True, 0
         super().on_message_complete()
 
-    async def _send(self, cycle: RequestResponseCycle, send: Callable[..., Awaitable[None]], message: Any) -> None:
-        """Sends a part of an answer. One that begins before its request has ended says that the connection closes."""
+    async def _send(
+        self, cycle: RequestResponseCycle, send: Callable[..., Awaitable[None]], message: Any
+    ) -> None:
+        """Sends a part of an answer.
+
+        One that begins before its request has ended says that the connection closes.
+        """
         early = message["type"] == "http.response.start" and cycle.more_body
         if early:
             cycle.keep_alive = False
         await send(message)
-        if early:  # uvicorn would close with unread bytes, and lose the answer: `on_response_complete` closes
+        # uvicorn would close with unread bytes, and lose the answer: `on_response_complete` closes
+        if early:
             cycle.keep_alive, self._last = True, cycle
 
     def on_response_complete(self) -> None:
         """The answer has ended. Of a request that had not, nothing more is read."""
         self.idle_since = self.loop.time()
         super().on_response_complete()
-        if self._last is not None and self._last.response_complete and not self.transport.is_closing():
+        if (
+            self._last is not None
+            and self._last.response_complete
+            and not self.transport.is_closing()
+        ):
             self._discard()
 
     def pause_writing(self) -> None:
@@ -144,7 +160,11 @@ class BoundedHeads(HttpToolsProtocol):
 
     def _take_place(self) -> bool:
         """Closes the connection that has been idle longest; False where none is."""
-        idle = [c for c in self.connections if c is not self and isinstance(c, BoundedHeads) and c.is_idle()]
+        idle = [
+            c
+            for c in self.connections
+            if c is not self and isinstance(c, BoundedHeads) and c.is_idle()
+        ]
         if not idle:
             return False
         longest = min(idle, key=lambda c: c.idle_since)
@@ -155,7 +175,11 @@ class BoundedHeads(HttpToolsProtocol):
     def is_idle(self) -> bool:
         """No request is under way, and no answer waits for its reader."""
         answered = self.cycle is None or self.cycle.response_complete
-        return answered and not self.transport.is_closing() and not self.transport.get_write_buffer_size()
+        return (
+            answered
+            and not self.transport.is_closing()
+            and not self.transport.get_write_buffer_size()
+        )
 
     def _discard(self) -> None:
         """Sends what is left of the answer, and closes a little later: closing with unread bytes would lose the answer."""
@@ -201,7 +225,11 @@ class BoundedHeads(HttpToolsProtocol):
     def _refuse(self, status: HTTPStatus) -> None:
         """Answers, unless another answer is under way or due first, and closes."""
         cycle = self.cycle
-        if cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started):
+        if (
+            cycle is None
+            or cycle.response_complete
+            or (cycle.more_body and not cycle.response_started)
+        ):
             self.transport.write(_problem(status))
         self.transport.close()
 

@@ -13,7 +13,10 @@ _RAISED: Final = 65_536
 
 
 def raise_limit() -> int:
-    """Raises the soft limit of open files towards the hard one. Returns the limit that holds now."""
+    """Raises the soft limit of open files towards the hard one.
+
+    Returns the limit that holds now.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _RAISED if hard == resource.RLIM_INFINITY else min(hard, _RAISED)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -46,15 +46,35 @@ def examine(settings: Settings) -> list[Row]:
             lambda: _faiss(s),
             "install the extra cpu (or, for devices cuda, gpu) beside those in use: docs/how-to/install.md",
         ),
-        ("model", lambda: _model(s), "install the extra cpu or torch beside those in use: docs/how-to/install.md"),
+        (
+            "model",
+            lambda: _model(s),
+            "install the extra cpu or torch beside those in use: docs/how-to/install.md",
+        ),
         ("disk", lambda: _disk(s), "free some space, or move --data to a larger disk"),
         ("files", _files, "raise the limit of open files: ulimit -n 65536"),
         ("catalog", lambda: _catalog(s), "check catalog_url, and that the database is up"),
-        ("audit", lambda: _audit(s), "copy the key's file from the node that has it, or `vicinage audit new-key`"),
-        ("models", lambda: _models(s), "install its package or put its files there; its entry itself never changes"),
-        ("reranker", lambda: _reranker(s), "check rerank.model or rerank.url: until then nothing is reranked"),
+        (
+            "audit",
+            lambda: _audit(s),
+            "copy the key's file from the node that has it, or `vicinage audit new-key`",
+        ),
+        (
+            "models",
+            lambda: _models(s),
+            "install its package or put its files there; its entry itself never changes",
+        ),
+        (
+            "reranker",
+            lambda: _reranker(s),
+            "check rerank.model or rerank.url: until then nothing is reranked",
+        ),
         ("log", lambda: _log(s), "check log_url, and that the broker is up"),
-        ("topics", lambda: _topics(s), "set what is named with kafka-configs.sh --alter --entity-type topics"),
+        (
+            "topics",
+            lambda: _topics(s),
+            "set what is named with kafka-configs.sh --alter --entity-type topics",
+        ),
         ("ingest", lambda: _ingest(s), HALTS),
         (
             "access",
@@ -69,7 +89,10 @@ def examine(settings: Settings) -> list[Row]:
 
 
 def examine_url(url: str) -> list[Row]:
-    """One row for the platform at `url`, and one for each of its parts, as it says itself. Needs no key."""
+    """One row for the platform at `url`, and one for each of its parts, as it says itself.
+
+    Needs no key.
+    """
     import httpx
 
     try:
@@ -78,7 +101,14 @@ def examine_url(url: str) -> list[Row]:
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         reason = str(error) or type(error).__name__
         remedy = "check the URL, and `vicinage status` on its machine"
-        return [{"check": "platform", "ok": False, "detail": f"{url} does not answer: {reason}", "next": remedy}]
+        return [
+            {
+                "check": "platform",
+                "ok": False,
+                "detail": f"{url} does not answer: {reason}",
+                "next": remedy,
+            }
+        ]
     rows = [{"check": "platform", "ok": bool(answer["ready"]), "detail": url, "next": ""}]
     for name, part in parts.items():
         ready, halts = bool(part.get("ready")), halts_next(parts) if name == "ingest" else ""
@@ -106,7 +136,12 @@ def _row(name: str, check: Callable[[], str], remedy: str) -> Row:
     except Failed as failure:
         return {"check": name, "ok": False, "detail": str(failure), "next": failure.remedy}
     except (VicinageError, OSError, ImportError, RuntimeError, AssertionError) as error:
-        return {"check": name, "ok": False, "detail": str(error) or type(error).__name__, "next": remedy}
+        return {
+            "check": name,
+            "ok": False,
+            "detail": str(error) or type(error).__name__,
+            "next": remedy,
+        }
 
 
 def _python() -> str:
@@ -151,7 +186,15 @@ def _files() -> str:
 def _absent(url: str) -> bool:
     """Whether the URL names a local file or folder that is not there yet: `up` creates it, a check does not."""
     scheme, _, rest = url.partition("://")
-    path = rest[1:] if scheme == "sqlite" else rest if scheme == "file" else url if "://" not in url else ""
+    path = (
+        rest[1:]
+        if scheme == "sqlite"
+        else rest
+        if scheme == "file"
+        else url
+        if "://" not in url
+        else ""
+    )
     return bool(path) and not Path(path).exists()
 
 
@@ -229,7 +272,9 @@ def _reranker(settings: Settings) -> str:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         body = {"query": "well", "texts": ["well"]}
         try:
-            answered = httpx.post(f"{rerank.url.rstrip('/')}/rerank", json=body, headers=headers, timeout=10)
+            answered = httpx.post(
+                f"{rerank.url.rstrip('/')}/rerank", json=body, headers=headers, timeout=10
+            )
         except httpx.HTTPError as error:
             raise RuntimeError(f"{rerank.url} does not answer: {error}") from error
         assert answered.status_code == httpx.codes.OK, (
@@ -262,7 +307,9 @@ def _topics(settings: Settings) -> str:
     with open_log(settings.log_url, settings.kafka) as log:
         topics = sorted(log.topics("vicinage."))
         found = log.topic_problems(topics)
-    assert not found, "; ".join(f"{topic}: {', '.join(problems)}" for topic, problems in list(found.items())[:10])
+    assert not found, "; ".join(
+        f"{topic}: {', '.join(problems)}" for topic, problems in list(found.items())[:10]
+    )
     return f"{len(topics)} topics"
 
 
@@ -278,8 +325,13 @@ def _ingest(settings: Settings) -> str:
         halted = registry.positions.halted({t.name for t in registry.tenants()})
     if halted:
         named = "; ".join(f"{s.tenant}/{s.partition} ({s.kind}): {s.reason}" for s in halted[:10])
-        resume = "; ".join(f"vicinage tenant resume-ingest {name}" for name in sorted({s.tenant for s in halted})[:10])
-        raise Failed(f"{len(halted)} halted partitions: {named}", f"remove the cause, or {resume} ({HALTS})")
+        resume = "; ".join(
+            f"vicinage tenant resume-ingest {name}"
+            for name in sorted({s.tenant for s in halted})[:10]
+        )
+        raise Failed(
+            f"{len(halted)} halted partitions: {named}", f"remove the cause, or {resume} ({HALTS})"
+        )
     return "no partition is halted"
 
 
@@ -289,9 +341,13 @@ def access_warning(servers: Sequence[str], security: str, *, tenants: int, autho
         return ""
     found = []
     if not authorizer:
-        found.append("the brokers have no authorizer: any client can read, write and delete every tenant's topics")
+        found.append(
+            "the brokers have no authorizer: any client can read, write and delete every tenant's topics"
+        )
     if security == "plaintext":
-        found.append("kafka.security is plaintext: the brokers do not know which client is the platform's")
+        found.append(
+            "kafka.security is plaintext: the brokers do not know which client is the platform's"
+        )
     return "; ".join(found)
 
 
@@ -312,9 +368,15 @@ def _access(settings: Settings) -> str:
     with _engine(settings) as engine:
         tenants = len(Registry(engine, SystemClock()).tenants()) if engine is not None else 0
     authorizer = has_authorizer(settings.log_url, settings.kafka)
-    if warning := access_warning(servers, settings.kafka.security, tenants=tenants, authorizer=authorizer):
+    if warning := access_warning(
+        servers, settings.kafka.security, tenants=tenants, authorizer=authorizer
+    ):
         raise Warned(warning)
-    return "an authorizer decides what a client may do" if authorizer else "one tenant, and brokers of this machine"
+    return (
+        "an authorizer decides what a client may do"
+        if authorizer
+        else "one tenant, and brokers of this machine"
+    )
 
 
 def _store(settings: Settings) -> str:

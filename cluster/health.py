@@ -23,12 +23,17 @@ async def alive() -> tuple[bool, dict[str, Any]]:
 
 
 def serve_health(host: str, port: int, ready: Ready = alive) -> None:
-    """Serve /healthz, /readyz and /metrics of this process. Returns at once; a port that is taken is reported, and ends nothing.
+    """Serve /healthz, /readyz and /metrics of this process.
 
-    Connections are few, idle ones are closed, and one that is too many takes the place of the one that has been idle longest.
+    Returns at once; a port that is taken is reported, and ends nothing.
+
+    Connections are few, idle ones are closed, and one that is too many takes the place of the one
+    that has been idle longest.
     """
     try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
     except (OSError, OverflowError) as error:
         _event.error("health and metrics are not served", host=host, port=port, error=str(error))
         return

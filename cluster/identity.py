@@ -24,7 +24,9 @@ def identity_of(settings: Settings) -> dict[str, str]:
         "catalog_url": (s.catalog_url.get_secret_value(), defaults.catalog_url.get_secret_value()),
         "store_url": (s.store_url, defaults.store_url),
     }
-    urls = {name: DEFAULT if url == default else _bare(url) for name, (url, default) in found.items()}
+    urls = {
+        name: DEFAULT if url == default else _bare(url) for name, (url, default) in found.items()
+    }
     return {**urls, "slots": str(s.slots)}
 
 
@@ -41,7 +43,10 @@ def check_identity(settings: Settings) -> None:
 
 
 def remember_identity(settings: Settings) -> None:
-    """Writes what the directory belongs to, once. Durable enough: it is written again where it is lost."""
+    """Writes what the directory belongs to, once.
+
+    Durable enough: it is written again where it is lost.
+    """
     path = settings.data.absolute() / FILE
     if not path.exists():
         path.write_text(json.dumps(identity_of(settings), indent=2) + "\n")

@@ -1,7 +1,9 @@
-"""Which permissions Kafka has to give: to the platform itself, and to the producer of one tenant. Pure.
+"""Which permissions Kafka has to give: to the platform itself, and to the producer of one tenant.
 
-With an authorizer on the brokers and these permissions, a tenant's producer can append to its own documents topic and to
-nothing else: neither to another tenant's topic nor to the vectors log.
+Pure.
+
+With an authorizer on the brokers and these permissions, a tenant's producer can append to its own
+documents topic and to nothing else: neither to another tenant's topic nor to the vectors log.
 """
 
 from collections.abc import Sequence
@@ -32,7 +34,10 @@ def acls(platform: str) -> list[Acl]:
     topics = ("Read", "Write", "Create", "Delete", "Describe", "Describe_Configs", "Alter")
     return [
         *(Acl(platform, "Topic", PREFIX, "prefixed", operation) for operation in topics),
-        *(Acl(platform, "Group", PREFIX, "prefixed", operation) for operation in ("Read", "Describe")),
+        *(
+            Acl(platform, "Group", PREFIX, "prefixed", operation)
+            for operation in ("Read", "Describe")
+        ),
         Acl(platform, "Cluster", "kafka-cluster", "literal", "Idempotent_Write"),
     ]
 
@@ -44,7 +49,10 @@ def tenant_acls(tenant: str, principal: str) -> list[Acl]:
             Acl(principal, "Topic", documents_topic(tenant), "literal", operation)
             for operation in ("Write", "Describe")
         ),
-        *(Acl(principal, "Topic", dead_topic(tenant), "literal", operation) for operation in ("Read", "Describe")),
+        *(
+            Acl(principal, "Topic", dead_topic(tenant), "literal", operation)
+            for operation in ("Read", "Describe")
+        ),
     ]
 
 

@@ -26,7 +26,10 @@ _event = events("cluster")
 
 
 def end_with_supervisor() -> None:
-    """Ends this process as soon as its supervisor is gone, however that ends. Does nothing where no supervisor started it."""
+    """Ends this process as soon as its supervisor is gone, however that ends.
+
+    Does nothing where no supervisor started it.
+    """
     supervisor = os.environ.get(SUPERVISOR, "")
     if not supervisor.isdecimal():
         return
@@ -55,5 +58,7 @@ def limit_stop(seconds: float = STOP_S) -> None:
 
 
 def _late(seconds: float) -> None:
-    _event.error("did not stop in time", seconds=seconds, threads=[t.name for t in threading.enumerate()])
+    _event.error(
+        "did not stop in time", seconds=seconds, threads=[t.name for t in threading.enumerate()]
+    )
     os._exit(LATE)

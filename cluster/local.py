@@ -1,6 +1,9 @@
-"""`vicinage up`: a supervisor of local processes. It restarts those that die and stops all in order.
+"""`vicinage up`: a supervisor of local processes.
 
-Everything it knows lies in DATA/run: `platform.json` (pids, url), `operator.key`, `internal.key`, one event file a role.
+It restarts those that die and stops all in order.
+
+Everything it knows lies in DATA/run: `platform.json` (pids, url), `operator.key`, `internal.key`,
+one event file a role.
 """
 
 import contextlib
@@ -69,7 +72,10 @@ class Supervisor:
     _state: StateFile = field(init=False)
 
     def run(self) -> None:
-        """Supervise until SIGTERM or SIGINT, then stop everything in order. Raises Conflict where another supervises DATA."""
+        """Supervise until SIGTERM or SIGINT, then stop everything in order.
+
+        Raises Conflict where another supervises DATA.
+        """
         folder = run_folder(self.settings)
         self._lock = _exclusive(folder)
         self._state = StateFile(folder / "platform.json")
@@ -91,7 +97,10 @@ class Supervisor:
         self._stopping = True
 
     def _restart_if_dead(self, child: Child) -> None:
-        """Starts the child again once it has died and its backoff has passed. Never raises for what the system lacks."""
+        """Starts the child again once it has died and its backoff has passed.
+
+        Never raises for what the system lacks.
+        """
         if child.process is not None and child.process.poll() is None:
             return
         now = time.monotonic()
@@ -114,11 +123,19 @@ class Supervisor:
         _event.error("role.died", child=child.name, reason=reason, again_in_s=wait)
 
     def _start(self, child: Child) -> None:
-        own = {SUPERVISOR: str(os.getpid()), "PYTHONSAFEPATH": "1"}  # the latter is -P for what roles start
+        own = {
+            SUPERVISOR: str(os.getpid()),
+            "PYTHONSAFEPATH": "1",
+        }  # the latter is -P for what roles start
         environment = {**os.environ, **as_environment(self.settings), **own}
         with _events_file(run_folder(self.settings) / f"{child.name}.log") as out:
             child.process = subprocess.Popen(
-                child.command, env=environment, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True
+                child.command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         child.started = time.monotonic()
         child.restarts += 1
@@ -134,7 +151,11 @@ class Supervisor:
             child.process.wait()
 
     def _describe(self) -> dict[str, Any]:
-        roles = {c.name: {"pid": c.process.pid, "restarts": c.restarts} for c in self.children if c.process is not None}
+        roles = {
+            c.name: {"pid": c.process.pid, "restarts": c.restarts}
+            for c in self.children
+            if c.process is not None
+        }
         return {
             "pid": os.getpid(),
             "url": url_of(self.settings),
@@ -202,7 +223,9 @@ def renew_operator_key(settings: Settings) -> None:
 
     resources = open_resources(settings)
     try:
-        _operator_key(run_folder(settings) / "operator.key", Keys(resources.engine, resources.clock))
+        _operator_key(
+            run_folder(settings) / "operator.key", Keys(resources.engine, resources.clock)
+        )
     finally:
         resources.close()
 
@@ -247,13 +270,19 @@ def check_free(host: str, port: int) -> None:
 
 
 def running(data: Path) -> dict[str, Any] | None:
-    """Returns the state of the platform that runs on `data`, or None. Ignores a file that a dead supervisor left."""
+    """Returns the state of the platform that runs on `data`, or None.
+
+    Ignores a file that a dead supervisor left.
+    """
     state = StateFile(data / "run" / "platform.json").read()
     return state if state and state.get("pid") == supervisor_pid(data) else None
 
 
 def supervisor_pid(data: Path) -> int | None:
-    """Returns the process id of the supervisor that holds DATA's lock, or None. Reads only the lock file."""
+    """Returns the process id of the supervisor that holds DATA's lock, or None.
+
+    Reads only the lock file.
+    """
     try:
         with (data / "run" / "lock").open("r") as lock:
             try:
@@ -269,8 +298,8 @@ def supervisor_pid(data: Path) -> int | None:
 def stop(data: Path, *, wait_s: float = DOWN_S) -> bool:
     """Stops the platform on `data` in any state. Returns False if there was nothing to stop.
 
-    The supervisor gets `wait_s` for an orderly stop and is then killed, as is every role that is left, also
-    of an earlier supervisor. Raises Unavailable if a process remains.
+    The supervisor gets `wait_s` for an orderly stop and is then killed, as is every role that is
+    left, also of an earlier supervisor. Raises Unavailable if a process remains.
     """
     supervisor = supervisor_pid(data)
     if supervisor is not None:
@@ -279,7 +308,10 @@ def stop(data: Path, *, wait_s: float = DOWN_S) -> bool:
     for pid in left:
         _end_process(pid, LEFTOVER_S)
     if (remaining := _roles_of(data)) or supervisor_pid(data) is not None:
-        raise Unavailable(f"the platform did not stop: processes {remaining or supervisor}", dependency="supervisor")
+        raise Unavailable(
+            f"the platform did not stop: processes {remaining or supervisor}",
+            dependency="supervisor",
+        )
     return supervisor is not None or bool(left)
 
 
@@ -310,7 +342,10 @@ def _roles_of(data: Path) -> list[int]:
 
 
 def _events_file(path: Path) -> IO[bytes]:
-    """Opens the file of a role's events and rotates a large one. Returns the null device where no file can be opened."""
+    """Opens the file of a role's events and rotates a large one.
+
+    Returns the null device where no file can be opened.
+    """
     try:
         if path.exists() and path.stat().st_size > EVENTS_BYTES_MAX:
             path.replace(path.with_suffix(".log.1"))

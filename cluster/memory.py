@@ -1,7 +1,8 @@
 """Memory that was freed goes back to the system.
 
-glibc keeps freed pages between blocks that are in use, in an arena of nearly each thread: under steady updates the gateway
-held 97 to 171 MB of them, beside 47 to 98 MB in use (docs/decisions/measurements.md). `malloc_trim` gives them back.
+glibc keeps freed pages between blocks that are in use, in an arena of nearly each thread: under
+steady updates the gateway held 97 to 171 MB of them, beside 47 to 98 MB in use
+(docs/decisions/measurements.md). `malloc_trim` gives them back.
 """
 
 import ctypes

@@ -31,14 +31,20 @@ START_S: Final = 120.0
 SLOTS_CPU: Final = 0.01
 """What an actor asks of Ray's scheduler: placement is by node, not by processor shares."""
 PUBLIC: Final = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-"""Variables that must be there before an actor's process starts. Ray writes them to world-readable logs."""
+"""Variables that must be there before an actor's process starts.
+
+Ray writes them to world-readable logs.
+"""
 NOT_FOR_ACTORS: Final = frozenset({"VICINAGE_SUPERVISED", "VICINAGE_KEY"})
 _UNKNOWN_TO_RAY: Final = "the Ray cluster at {} asks for its token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 _event = events("cluster")
 
 
 def run_gateway(settings: Settings, address: str, searchers: int) -> None:
-    """Runs the gateway over a Ray cluster: places or finds the actors, then serves. Returns after an orderly stop."""
+    """Runs the gateway over a Ray cluster: places or finds the actors, then serves.
+
+    Returns after an orderly stop.
+    """
     from cluster.health import serve_health
     from cluster.roles import begin, die, internal_key, run_until_signal, serve
     from cluster.wiring import LOG_WAIT_S, build_gateway, open_resources
@@ -69,21 +75,34 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
 
 
 def connect(address: str) -> None:
-    """Joins the cluster at `address`, with the token of Ray's environment if it asks for one. Raises Unavailable."""
-    # Ray would start each worker with the `uv run` that started this process, in a copy of the working
-    # directory that has no uv, so that no actor starts. Each node has the platform installed. Ray reads this
+    """Joins the cluster at `address`, with the token of Ray's environment if it asks for one.
+
+    Raises Unavailable.
+    """
+    # Ray would start each worker with the `uv run` that started this process, in a copy of the
+    # working
+    # directory that has no uv, so that no actor starts. Each node has the platform installed. Ray
+    # reads this
     # variable when it is first imported.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
     try:
         ray.init(
-            address=address, namespace=NAMESPACE, logging_level="ERROR", log_to_driver=False, configure_logging=False
+            address=address,
+            namespace=NAMESPACE,
+            logging_level="ERROR",
+            log_to_driver=False,
+            configure_logging=False,
         )
     except (ConnectionError, RuntimeError) as error:
-        if "AuthenticationError" in f"{error} {error.__cause__}":  # Ray says it in the text of the cause alone
+        if (
+            "AuthenticationError" in f"{error} {error.__cause__}"
+        ):  # Ray says it in the text of the cause alone
             raise Unavailable(_UNKNOWN_TO_RAY.format(address), dependency="ray") from error
-        raise Unavailable(f"no Ray cluster answers at {address}: {error}", dependency="ray") from error
+        raise Unavailable(
+            f"no Ray cluster answers at {address}: {error}", dependency="ray"
+        ) from error
 
 
 def place(start: "Start", searchers: int, slots: int) -> dict[str, "RaySearcher | RayRole"]:
@@ -97,7 +116,9 @@ def place(start: "Start", searchers: int, slots: int) -> dict[str, "RaySearcher 
     for i in range(searchers):
         held = [slot for slot in range(slots) if slot % searchers == i]
         options = _options(f"searcher-{i}", start, nodes[i % len(nodes)])
-        handles[f"searcher-{i}"] = RaySearcher(f"searcher-{i}", actor.options(**options).remote(start, held), held)
+        handles[f"searcher-{i}"] = RaySearcher(
+            f"searcher-{i}", actor.options(**options).remote(start, held), held
+        )
     for i, name in enumerate(("embedder", "ingest")):
         options = _options(name, start, nodes[i % len(nodes)])
         handles[name] = RayRole(name, role.options(**options).remote(start, name))
@@ -132,7 +153,8 @@ def remove(handles: Mapping[str, "RaySearcher | RayRole"]) -> None:
 class Start:
     """The variables that an actor on another node needs to build the same settings.
 
-    Passwords and keys are among them. They travel as an argument of the actor, which Ray neither logs nor shows.
+    Passwords and keys are among them. They travel as an argument of the actor, which Ray neither
+    logs nor shows.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -146,7 +168,9 @@ class Start:
 def _start(settings: Settings) -> Start:
     from cluster.local import as_environment
 
-    given = {k: v for k, v in os.environ.items() if k.startswith("VICINAGE_") and k not in NOT_FOR_ACTORS}
+    given = {
+        k: v for k, v in os.environ.items() if k.startswith("VICINAGE_") and k not in NOT_FOR_ACTORS
+    }
     return Start({**given, **as_environment(settings)})
 
 
@@ -160,7 +184,9 @@ class SearcherActor:
         configure_events("searcher")
         when_one_dies(die)
         sweep_scratch()
-        self._searcher = build_searcher(open_resources(start.settings(), log_wait_s=LOG_WAIT_S), slots, on_failure=die)
+        self._searcher = build_searcher(
+            open_resources(start.settings(), log_wait_s=LOG_WAIT_S), slots, on_failure=die
+        )
         self._searcher.start()
 
     async def ping(self) -> tuple[int, bool]:
@@ -175,7 +201,9 @@ class SearcherActor:
         """See Searcher.reach."""
         return await self._searcher.reach(positions, Deadline.after(left_s))
 
-    async def document(self, shard: ShardId, document_id: str, left_s: float) -> StoredDocument | None:
+    async def document(
+        self, shard: ShardId, document_id: str, left_s: float
+    ) -> StoredDocument | None:
         """See Searcher.document."""
         return await self._searcher.document(shard, document_id, Deadline.after(left_s))
 
@@ -204,9 +232,10 @@ class RoleActor:
         settings = start.settings()
         if name == "ingest":
             resources = open_resources(settings, log_wait_s=LOG_WAIT_S)
-            work: Any = lambda: roles.work_until(self._stop, resources, roles.internal_key(settings))  # noqa: E731
+            key = roles.internal_key(settings)
+            work: Any = partial(roles.work_until, self._stop, resources, key)
         else:
-            work = lambda: roles.serve_embedder(settings)  # noqa: E731
+            work = partial(roles.serve_embedder, settings)
         EssentialThread(name, work, stopping=self._stop.is_set).start()
 
     async def ping(self) -> tuple[int, bool]:
@@ -242,10 +271,14 @@ class RaySearcher(RayRole):
 
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
         """See Searcher."""
-        reached: dict[int, int] = await self._ask(self.actor.reach, deadline, dict(positions), deadline.left_s())
+        reached: dict[int, int] = await self._ask(
+            self.actor.reach, deadline, dict(positions), deadline.left_s()
+        )
         return reached
 
-    async def document(self, shard: ShardId, document_id: str, deadline: Deadline) -> StoredDocument | None:
+    async def document(
+        self, shard: ShardId, document_id: str, deadline: Deadline
+    ) -> StoredDocument | None:
         """See Searcher."""
         found: StoredDocument | None = await self._ask(
             self.actor.document, deadline, shard, document_id, deadline.left_s()
@@ -261,13 +294,20 @@ class RaySearcher(RayRole):
         )
         return found
 
-    async def stats(self, tenant: str | None = None, collection: str | None = None) -> SearcherStats:
+    async def stats(
+        self, tenant: str | None = None, collection: str | None = None
+    ) -> SearcherStats:
         """See Searcher."""
-        held: SearcherStats = await self._ask(self.actor.stats, Deadline.after(PING_S), tenant, collection)
+        held: SearcherStats = await self._ask(
+            self.actor.stats, Deadline.after(PING_S), tenant, collection
+        )
         return held
 
     async def _ask(self, method: Any, deadline: Deadline, *arguments: Any) -> Any:
-        """Calls the actor. Raises Unavailable at once if it is known to be away or dies during the call."""
+        """Calls the actor.
+
+        Raises Unavailable at once if it is known to be away or dies during the call.
+        """
         import ray
 
         if not self.alive:
@@ -275,14 +315,18 @@ class RaySearcher(RayRole):
         try:
             return await asyncio.wait_for(method.remote(*arguments), deadline.left_s())
         except TimeoutError:
-            raise DeadlineExceeded(f"{self.name} did not answer in time", dependency="searcher") from None
+            raise DeadlineExceeded(
+                f"{self.name} did not answer in time", dependency="searcher"
+            ) from None
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, VicinageError):
                 raise error.cause from None
             raise
         except ray.exceptions.RayError as error:
             self.alive = False
-            raise Unavailable(f"{self.name} is away: {type(error).__name__}", dependency="searcher") from error
+            raise Unavailable(
+                f"{self.name} is away: {type(error).__name__}", dependency="searcher"
+            ) from error
 
 
 class Watch:

@@ -1,4 +1,7 @@
-"""docs/reference, written from the code itself: `python -m cluster.reference`. A test holds the files to it."""
+"""docs/reference, written from the code itself: `python -m cluster.reference`.
+
+A test holds the files to it.
+"""
 
 import ast
 import inspect
@@ -53,10 +56,20 @@ def settings() -> str:
         variable = "VICINAGE_" + path.upper().replace(".", "__")
         default = "" if field.default is PydanticUndefined else str(field.default)
         bounds = ", ".join(_bound(m) for m in field.metadata)
-        row = _row(f"`{path}`", f"`{variable}`", f"`{default}`" if default else "", bounds, field.description or "")
+        row = _row(
+            f"`{path}`",
+            f"`{variable}`",
+            f"`{default}`" if default else "",
+            bounds,
+            field.description or "",
+        )
         groups.setdefault(group, []).append(row)
     for group, rows in groups.items():
-        lines += [f"## {group or 'Platform'}", "", "| setting | environment | default | bounds | meaning |"]
+        lines += [
+            f"## {group or 'Platform'}",
+            "",
+            "| setting | environment | default | bounds | meaning |",
+        ]
         lines += ["|---|---|---|---|---|", *rows, ""]
     return "\n".join(lines[:-1]) + "\n"
 
@@ -69,7 +82,9 @@ def _row(*cells: str) -> str:
 def _bound(rule: Any) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "pattern": ""}
     found = [
-        f"{sign} {getattr(rule, name)}".strip() for name, sign in signs.items() if getattr(rule, name, None) is not None
+        f"{sign} {getattr(rule, name)}".strip()
+        for name, sign in signs.items()
+        if getattr(rule, name, None) is not None
     ]
     return "; ".join(f"`{f}`" for f in found) or "see code"
 
@@ -86,7 +101,11 @@ def metrics() -> str:
         "from `vicinage freshness`, `vicinage recall` and `vicinage capacity`.",
         "",
     ]
-    lines += ["| metric | meaning |", "|---|---|", *(_row(f"`{name}`", meaning) for name, meaning in found)]
+    lines += [
+        "| metric | meaning |",
+        "|---|---|",
+        *(_row(f"`{name}`", meaning) for name, meaning in found),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -102,7 +121,11 @@ def problems() -> str:
     lines += ["| type | status | meaning |", "|---|---|---|"]
     for kind in _tree(errors.VicinageError):
         lines.append(
-            _row(f"`urn:vicinage:problem:{kind.kind}`", str(kind.status), (kind.__doc__ or "").splitlines()[0])
+            _row(
+                f"`urn:vicinage:problem:{kind.kind}`",
+                str(kind.status),
+                (kind.__doc__ or "").splitlines()[0],
+            )
         )
     known = {kind.kind for kind in _tree(errors.VicinageError)}
     for status, (name, meaning) in HTTP_KINDS.items():
@@ -147,7 +170,12 @@ def commands() -> str:
         usage = " ".join(command.collect_usage_pieces(context))
         lines += [f"## `{words} {usage}`", "", command.get_short_help_str(200), ""]
         for option in command.params:
-            if isinstance(option, click.Option) and option.name not in ("data", "url", "key", "as_json"):
+            if isinstance(option, click.Option) and option.name not in (
+                "data",
+                "url",
+                "key",
+                "as_json",
+            ):
                 lines.append(
                     f"- `{'`, `'.join((*option.opts, *option.secondary_opts))}` {option.help}{_default(option)}"
                 )
@@ -190,7 +218,9 @@ def endpoints() -> str:
     lines += ["| method | path | |", "|---|---|---|"]
     for path, methods in sorted(app.openapi()["paths"].items()):
         for method, facts in methods.items():
-            lines.append(_row(method.upper(), f"`{path}`", facts.get("description", "").splitlines()[0]))
+            lines.append(
+                _row(method.upper(), f"`{path}`", facts.get("description", "").splitlines()[0])
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -211,7 +241,12 @@ def limits() -> str:
     return "\n".join(lines) + "\n"
 
 
-BOUNDS = ("gateway.timeout_ms", "gateway.parse_s", "gateway.parse_memory_bytes", "embedder.queue_tokens")
+BOUNDS = (
+    "gateway.timeout_ms",
+    "gateway.parse_s",
+    "gateway.parse_memory_bytes",
+    "embedder.queue_tokens",
+)
 """Settings that are bounds by another name."""
 
 
@@ -241,7 +276,14 @@ def events() -> str:
     ]
     for name, level, room, names in found:
         shown = ", ".join(f"`{each}`" for each in names)
-        lines.append(_row(f"`{name}`", "error" if level == "exception" else level, f"`{room}`" if room else "", shown))
+        lines.append(
+            _row(
+                f"`{name}`",
+                "error" if level == "exception" else level,
+                f"`{room}`" if room else "",
+                shown,
+            )
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -249,10 +291,19 @@ def _events_of(folder: Path) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
     for path in sorted(folder.rglob("*.py")):
         tree = ast.parse(path.read_text())
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
-        rooms = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "events"]
-        room = next((str(call.args[0].value) for call in rooms if isinstance(call.args[0], ast.Constant)), "")
+        rooms = [
+            call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "events"
+        ]
+        room = next(
+            (str(call.args[0].value) for call in rooms if isinstance(call.args[0], ast.Constant)),
+            "",
+        )
         for call in calls:
-            if isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS and _is_event(call.func.value):
+            if (
+                isinstance(call.func, ast.Attribute)
+                and call.func.attr in LEVELS
+                and _is_event(call.func.value)
+            ):
                 given = tuple(k.arg for k in call.keywords if k.arg and k.arg != "exc_info")
                 yield from ((name, call.func.attr, room, given) for name in _names(call.args[0]))
 
@@ -284,7 +335,14 @@ def client() -> str:
         "",
     ]
     for kind in _members(package, is_dataclass):
-        lines += [f"### {kind.__name__}", "", inspect.getdoc(kind) or "", "", "| field | type |", "|---|---|"]
+        lines += [
+            f"### {kind.__name__}",
+            "",
+            inspect.getdoc(kind) or "",
+            "",
+            "| field | type |",
+            "|---|---|",
+        ]
         lines += [_row(f"`{each.name}`", f"`{_type(each.type)}`") for each in fields(kind)]
         lines.append("")
     lines += ["## Errors", "", "| error | base | meaning |", "|---|---|---|"]
@@ -315,7 +373,10 @@ def _methods(kind: type) -> Iterator[str]:
 def _parameters(method: Any) -> str:
     """The parameters without their types, in lines of at most 90 characters."""
     signature = inspect.signature(method)
-    bare = [each.replace(annotation=inspect.Parameter.empty) for each in list(signature.parameters.values())[1:]]
+    bare = [
+        each.replace(annotation=inspect.Parameter.empty)
+        for each in list(signature.parameters.values())[1:]
+    ]
     words = str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))[1:-1]
     return "\n    ".join(textwrap.wrap(words, 90, break_long_words=False))
 

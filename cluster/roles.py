@@ -1,4 +1,7 @@
-"""Runs one role in this process. The role boundary: an essential thread that dies ends the process, with an event."""
+"""Runs one role in this process.
+
+The role boundary: an essential thread that dies ends the process, with an event.
+"""
 
 import os
 import signal
@@ -45,7 +48,10 @@ _event = events("cluster")
 
 
 def run_role(name: str, settings: Settings) -> None:
-    """Runs `gateway` (with its searcher), `ingest` (with the indexer) or `embedder`. Returns after an orderly stop."""
+    """Runs `gateway` (with its searcher), `ingest` (with the indexer) or `embedder`.
+
+    Returns after an orderly stop.
+    """
     begin(name)
     {"gateway": _gateway, "ingest": _ingest, "embedder": serve_embedder}[name](settings)
 
@@ -158,7 +164,10 @@ def work_until(stop: threading.Event, resources: Resources, key: str | None) -> 
         "ingest": partial(persist, partial(build_ingest, resources, embedder_key=key), stop),
         "indexer": partial(build_indexer(resources, embedder_key=key).run, stop),
     }
-    threads = [EssentialThread(name, work, stopping=stop.is_set, on_death=die) for name, work in works.items()]
+    threads = [
+        EssentialThread(name, work, stopping=stop.is_set, on_death=die)
+        for name, work in works.items()
+    ]
     for thread in threads:
         thread.start()
     stop.wait()

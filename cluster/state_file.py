@@ -14,7 +14,9 @@ _event = events("cluster")
 
 
 class StateFile:
-    """Keeps one file equal to the newest state. Safe for many threads; each write replaces the whole file.
+    """Keeps one file equal to the newest state.
+
+    Safe for many threads; each write replaces the whole file.
 
     A write that fails is retried by the next `settle`; until then the file holds the state before.
     """
@@ -26,7 +28,9 @@ class StateFile:
         self._retry_at = 0.0
 
     def settle(self, state: Callable[[], dict[str, Any]]) -> bool:
-        """Writes `state()` if the file does not hold it yet; whether it does now. Call it again, also without a change.
+        """Writes `state()` if the file does not hold it yet; whether it does now.
+
+        Call it again, also without a change.
 
         The state is taken under the lock, so that a later one is never replaced by an earlier one.
         """
@@ -41,7 +45,9 @@ class StateFile:
                 part.write_text(text)
                 part.replace(self._path)
             except OSError as error:
-                _event.warning("a state file is not written", path=str(self._path), reason=str(error))
+                _event.warning(
+                    "a state file is not written", path=str(self._path), reason=str(error)
+                )
                 self._retry_at = time.monotonic() + RETRY_S
                 return False
             self._written = text

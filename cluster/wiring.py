@@ -1,4 +1,7 @@
-"""★ The only file that constructs everything: settings in, roles out. Roles do not know what runs them."""
+"""★ The only file that constructs everything: settings in, roles out.
+
+Roles do not know what runs them.
+"""
 
 import os
 import socket
@@ -63,10 +66,15 @@ class Resources:
         self.engine.dispose()
 
 
-def open_resources(settings: Settings, *, audit_key_optional: bool = False, log_wait_s: float = 0.0) -> Resources:
-    """Opens log, catalog (migrated to the newest schema) and store. Waits up to `log_wait_s` for the log.
+def open_resources(
+    settings: Settings, *, audit_key_optional: bool = False, log_wait_s: float = 0.0
+) -> Resources:
+    """Opens log, catalog (migrated to the newest schema) and store.
 
-    Raises ConfigurationError if the audit key is missing. With `audit_key_optional`, only writing an audit record does.
+    Waits up to `log_wait_s` for the log.
+
+    Raises ConfigurationError if the audit key is missing. With `audit_key_optional`, only writing
+    an audit record does.
     """
     from cluster.audit_key import load_key
     from tenants.audit import use_key
@@ -87,7 +95,14 @@ def open_resources(settings: Settings, *, audit_key_optional: bool = False, log_
     _ensure_vectors(log, s.slots, log_wait_s)
     store = open_store(s.store_url, cache=s.data / "cache", cache_bytes_max=s.store_cache_bytes_max)
     return Resources(
-        s, clock, log, engine, store, Registry(engine, clock), Manifests(engine, clock), Jobs(engine, clock)
+        s,
+        clock,
+        log,
+        engine,
+        store,
+        Registry(engine, clock),
+        Manifests(engine, clock),
+        Jobs(engine, clock),
     )
 
 
@@ -184,13 +199,17 @@ def build_gateway(
         from starlette.concurrency import run_in_threadpool
 
         stats = await asked.stats()
-        taken = await run_in_threadpool(take, resources.registry, resources.log, stats, rates, resources.clock.now_ms())
+        taken = await run_in_threadpool(
+            take, resources.registry, resources.log, stats, rates, resources.clock.now_ms()
+        )
         return report(taken, resources.settings.indexer)
 
     state = open_state(
         Dependencies(
             registry=resources.registry,
-            keys=Keys(resources.engine, resources.clock, away_s=resources.settings.gateway.key_away_s),
+            keys=Keys(
+                resources.engine, resources.clock, away_s=resources.settings.gateway.key_away_s
+            ),
             audit=Audit(resources.engine),
             jobs=resources.jobs,
             log=resources.log,
@@ -215,7 +234,10 @@ def build_gateway(
 
 
 def build_ingest(resources: Resources, *, embedder_key: str | None) -> "Ingest":
-    """Returns the ingest role. Its own view of the catalog is its reindex barrier (docs/concepts/architecture.md)."""
+    """Returns the ingest role.
+
+    Its own view of the catalog is its reindex barrier (docs/concepts/architecture.md).
+    """
     from ingest.run import Ingest
     from tenants.registry import Registry
 
@@ -231,7 +253,10 @@ def build_ingest(resources: Resources, *, embedder_key: str | None) -> "Ingest":
 
 
 def build_indexer(resources: Resources, *, embedder_key: str | None) -> "Indexer":
-    """Returns the indexer role. It refreshes its own view of the catalog, so that it finds models registered later."""
+    """Returns the indexer role.
+
+    It refreshes its own view of the catalog, so that it finds models registered later.
+    """
     from indexer.backends import open_backend
     from indexer.run import Indexer
     from tenants.leases import Leases
@@ -293,7 +318,11 @@ def _reranker(settings: Settings, embedder_key: str | None) -> "TeiReranker | No
 
     if settings.rerank.url:
         return TeiReranker(settings.rerank.url, key=settings.rerank.key.get_secret_value() or None)
-    return TeiReranker(settings.embedder.url, key=embedder_key, ours=True) if settings.rerank.model else None
+    return (
+        TeiReranker(settings.embedder.url, key=embedder_key, ours=True)
+        if settings.rerank.model
+        else None
+    )
 
 
 def _embedder(resources: Resources, model: EmbeddingModel, key: str | None) -> "Embedder":
@@ -301,7 +330,9 @@ def _embedder(resources: Resources, model: EmbeddingModel, key: str | None) -> "
 
     s = resources.settings.embedder
     model_key = s.model_keys.get(model.name)
-    return open_embedder(model, url=s.url, key=key, model_key=model_key.get_secret_value() if model_key else None)
+    return open_embedder(
+        model, url=s.url, key=key, model_key=model_key.get_secret_value() if model_key else None
+    )
 
 
 def _chunker(resources: Resources, model: EmbeddingModel) -> "Chunker":
@@ -310,7 +341,9 @@ def _chunker(resources: Resources, model: EmbeddingModel) -> "Chunker":
     return open_chunker(model, resources.settings.ingest)
 
 
-def _embed_texts(embedder_for: Callable[[str], Any], model: str, texts: Sequence[str], tenant: str) -> Any:
+def _embed_texts(
+    embedder_for: Callable[[str], Any], model: str, texts: Sequence[str], tenant: str
+) -> Any:
     return embedder_for(model).embed(texts, tenant=tenant)
 
 

@@ -1,7 +1,7 @@
 """Compaction: merges several segments into one that holds their live rows.
 
-`pick` decides and is pure. A deletion is dropped only if every segment is merged, and if ingest passed its version
-so long ago that no older one can arrive again (decision 007).
+`pick` decides and is pure. A deletion is dropped only if every segment is merged, and if ingest
+passed its version so long ago that no older one can arrive again (decision 007).
 """
 
 from collections.abc import Callable, Sequence
@@ -35,10 +35,11 @@ class Weight:
 def pick(segments: Sequence[Weight], settings: IndexerSettings, now_ms: int = 0) -> tuple[str, ...]:
     """Returns ids of the segments to merge; () if no merge is due. Pure.
 
-    Picks all segments if the share of dead rows exceeds `dead_share_max`, or if a segment older than `erase_s` has any.
-    Deleted rows thus leave the store within `erase_s`, and a shard is rewritten for them at most once in that time.
-    Else, beyond `segments_max`, picks the smallest, up to the first that has more than twice the rows of those before
-    it (size-tiered: a row is rewritten about log₂(n) times).
+    Picks all segments if the share of dead rows exceeds `dead_share_max`, or if a segment older
+    than `erase_s` has any. Deleted rows thus leave the store within `erase_s`, and a shard is
+    rewritten for them at most once in that time. Else, beyond `segments_max`, picks the smallest,
+    up to the first that has more than twice the rows of those before it (size-tiered: a row is
+    rewritten about log₂(n) times).
     """
     rows, dead = sum(s.rows for s in segments), sum(s.dead for s in segments)
     overdue = any(s.dead and now_ms - s.created_ms >= 1_000 * settings.erase_s for s in segments)
@@ -81,7 +82,9 @@ def compact(
     forgettable: Callable[[int], bool],
     now_ms: int = 0,
 ) -> Manifest | None:
-    """Merges the segments that `pick` returns and publishes the result; None if none is due. Raises Conflict, Damaged.
+    """Merges the segments that `pick` returns and publishes the result; None if none is due.
+
+    Raises Conflict, Damaged.
 
     `forgettable(version)`: whether no record of that version or a lower one can ever arrive again.
     """
@@ -98,7 +101,9 @@ def compact(
     writing = builder.written(manifest.shard, generation, live, deletes, lease, logged=logged)
     with writing if anything else nullcontext() as merged:
         crash_point("compact.after_put_before_swap")
-        return builder.publish(manifest.shard, generation, lease, lambda current: _exchanged(current, chosen, merged))
+        return builder.publish(
+            manifest.shard, generation, lease, lambda current: _exchanged(current, chosen, merged)
+        )
 
 
 def logged_together(refs: Sequence[SegmentRef]) -> tuple[int, int] | None:
@@ -111,9 +116,13 @@ def logged_together(refs: Sequence[SegmentRef]) -> tuple[int, int] | None:
     )
 
 
-def _exchanged(current: Manifest, gone: set[str], merged: SegmentRef | None) -> tuple[SegmentRef, ...]:
+def _exchanged(
+    current: Manifest, gone: set[str], merged: SegmentRef | None
+) -> tuple[SegmentRef, ...]:
     if not gone <= {s.id for s in current.segments}:
-        raise Conflict(f"segments of {current.shard} were replaced meanwhile", found=current.version)
+        raise Conflict(
+            f"segments of {current.shard} were replaced meanwhile", found=current.version
+        )
     kept = [s for s in current.segments if s.id not in gone]
     return (*([merged] if merged else []), *kept)
 

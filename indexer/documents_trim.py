@@ -1,7 +1,8 @@
 """Trims documents logs below ingest's position, by age and by bytes.
 
-Nothing is rebuilt from a documents log: what ingest has written is in the vectors log, and once that is trimmed in
-segments (docs/decisions/033-what-is-erased-and-when.md). `floors` decides; `DocumentsTrim` asks and does.
+Nothing is rebuilt from a documents log: what ingest has written is in the vectors log, and once
+that is trimmed in segments (docs/decisions/033-what-is-erased-and-when.md). `floors` decides;
+`DocumentsTrim` asks and does.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,15 +24,20 @@ PARTITIONS_AT_ONCE: Final = 500
 STAND_STILL_S: Final = 60.0
 """Records that ingest passed more recently are kept whatever the bytes: an ingest that stalled reads on."""
 
-_trimmed = counter("vicinage_indexer_trimmed_documents_total", "records of documents logs deleted after their use")
+_trimmed = counter(
+    "vicinage_indexer_trimmed_documents_total", "records of documents logs deleted after their use"
+)
 
 
 def floors(
-    committed: Mapping[TopicPartition, int], lanes: Iterable[IngestLane], saved: Iterable[PartitionState] = ()
+    committed: Mapping[TopicPartition, int],
+    lanes: Iterable[IngestLane],
+    saved: Iterable[PartitionState] = (),
 ) -> dict[TopicPartition, int]:
     """Returns the lowest offset that ingest may still read, by partition. Pure.
 
-    It is the least of its position in the log, of the catalog's copy, where a restart begins, and of its lanes'.
+    It is the least of its position in the log, of the catalog's copy, where a restart begins, and
+    of its lanes'.
     """
     found = dict(committed)
     for state in saved:
@@ -45,9 +51,14 @@ def floors(
 
 
 class DocumentsTrim:
-    """Deletes records of documents logs, a few at a time. One thread; what it saw before a restart is not known."""
+    """Deletes records of documents logs, a few at a time.
 
-    def __init__(self, log: Log, registry: Registry, settings: IndexerSettings, clock: Clock) -> None:
+    One thread; what it saw before a restart is not known.
+    """
+
+    def __init__(
+        self, log: Log, registry: Registry, settings: IndexerSettings, clock: Clock
+    ) -> None:
         self._log = log
         self._registry = registry
         self._settings = settings
@@ -68,8 +79,8 @@ class DocumentsTrim:
     def step(self) -> None:
         """Looks, and deletes the next few records.
 
-        Raises Unavailable. A partition that caused it is passed over until the next round, so that a topic without a
-        leader keeps no other topic from being trimmed.
+        Raises Unavailable. A partition that caused it is passed over until the next round, so that
+        a topic without a leader keeps no other topic from being trimmed.
         """
         now = self._clock.monotonic()
         try:
@@ -119,7 +130,9 @@ class DocumentsTrim:
         still = below(self._recent[tp], now=now, keep_s=STAND_STILL_S)
         try:
             begin = self._log.begin(*tp)
-            heavy = min(still, self._log.keeping(*tp, s.keep_documents_bytes)) if still > begin else 0
+            heavy = (
+                min(still, self._log.keeping(*tp, s.keep_documents_bytes)) if still > begin else 0
+            )
         except NotFound:
             return  # deleted meanwhile
         before = max(below(self._old[tp], now=now, keep_s=s.keep_documents_s), heavy)
@@ -129,7 +142,8 @@ class DocumentsTrim:
     def _trim(self, tp: TopicPartition) -> None:
         try:
             begin = self._log.begin(*tp)
-            # NOTE: looked at again each time: the topic may be another one by now, whose records nobody has read yet.
+            # NOTE: looked at again each time: the topic may be another one by now, whose records
+            # nobody has read yet.
             committed = self._log.committed(Group.INGEST, [tp])
             saved = self._registry.positions.of(tp[0].removeprefix(PREFIX))
             floor = floors(committed, self._registry.lanes.every(), saved).get(tp, 0)

@@ -22,9 +22,12 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What is known of a tenant's topic. `below`: deletions at lower offsets are past; () while none is.
+    """What is known of a tenant's topic.
 
-    `round` is what the current round began with, `reached_s` when ingest was first seen beyond its ends (monotonic).
+    `below`: deletions at lower offsets are past; () while none is.
+
+    `round` is what the current round began with, `reached_s` when ingest was first seen beyond its
+    ends (monotonic).
     """
 
     below: tuple[int, ...]
@@ -35,7 +38,11 @@ class Passed:
 
 def passed(before: Passed | None, seen: Seen, *, now: float, age_s: float) -> Passed:
     """Returns what is known after one more look."""
-    if before is None or len(seen.committed) < len(before.last) or not _beyond(seen.committed, before.last):
+    if (
+        before is None
+        or len(seen.committed) < len(before.last)
+        or not _beyond(seen.committed, before.last)
+    ):
         return _round((), seen, now)  # nothing known yet, or the topic has begun anew
     reached_s = before.reached_s
     if reached_s is None and _beyond(seen.committed, before.round.ends):
@@ -48,12 +55,15 @@ def passed(before: Passed | None, seen: Seen, *, now: float, age_s: float) -> Pa
 def is_past(known: Passed, maps: Sequence[PartitionMap], version: int) -> bool:
     """Returns whether a deletion with this version may be forgotten.
 
-    Of a topic that was created again, no earlier record can come again once a round of the new one is over.
+    Of a topic that was created again, no earlier record can come again once a round of the new one
+    is over.
     """
     epoch, position = unpack_version(version)
     if known.below and epoch < len(maps) and maps[epoch].topic_id != maps[-1].topic_id:
         return True
-    return position.partition < len(known.below) and position.offset < known.below[position.partition]
+    return (
+        position.partition < len(known.below) and position.offset < known.below[position.partition]
+    )
 
 
 def _round(below: tuple[int, ...], seen: Seen, now: float) -> Passed:

@@ -48,7 +48,10 @@ _compactions = counter("vicinage_indexer_compactions_total", "compactions finish
 
 
 class Maintenance:
-    """Keeps shards compact, jobs moving and the store clean. One thread calls `step`; the worker is a thread of its own."""
+    """Keeps shards compact, jobs moving and the store clean.
+
+    One thread calls `step`; the worker is a thread of its own.
+    """
 
     def __init__(
         self,
@@ -97,7 +100,10 @@ class Maintenance:
             self._to_compact |= wanted
 
     def step(self, *, leading: bool) -> None:
-        """Give the workers their next work, sweep and trim when it is time. `leading`: jobs, orphans, the log's length are this one's."""
+        """Give the workers their next work, sweep and trim when it is time.
+
+        `leading`: jobs, orphans, the log's length are this one's.
+        """
         self._look_for_overdue()
         self._work()
         self._work_on_jobs(leading=leading)
@@ -173,25 +179,38 @@ class Maintenance:
             if work.done():
                 del self._jobs_under_way[bulkhead]
                 work.result()
-        jobs = self._jobs.list(open_only=True) if leading and len(self._jobs_under_way) < JOBS_AT_ONCE else ()
+        jobs = (
+            self._jobs.list(open_only=True)
+            if leading and len(self._jobs_under_way) < JOBS_AT_ONCE
+            else ()
+        )
         self._turn += 1  # in turn: one that waits long holds up none
         for i in range(len(jobs)):
             job = jobs[(self._turn + i) % len(jobs)]
-            if len(self._jobs_under_way) < JOBS_AT_ONCE and _bulkhead(job) not in self._jobs_under_way:
+            if (
+                len(self._jobs_under_way) < JOBS_AT_ONCE
+                and _bulkhead(job) not in self._jobs_under_way
+            ):
                 self._jobs_under_way[_bulkhead(job)] = self._job_workers.submit(self._advance, job)
 
     def _advance(self, job: Job) -> None:
         self._reindex.advance(job)
-        if job.state == "building":  # what was copied part by part becomes one before it is searched
+        if (
+            job.state == "building"
+        ):  # what was copied part by part becomes one before it is searched
             every = serving(self._registry)
-            self.compact_soon(s for s in every if (s.tenant, s.collection) == (job.tenant, job.collection))
+            self.compact_soon(
+                s for s in every if (s.tenant, s.collection) == (job.tenant, job.collection)
+            )
 
     def _compact(self, shard: ShardId, generation: Generation) -> None:
         try:
             manifest = self._builder.current(shard, generation)
             lease = self._lease(shard.slot)
             forgettable, now_ms = self.forgettable(shard), self._clock.now_ms()
-            done = compact(self._builder, manifest, generation, lease, forgettable=forgettable, now_ms=now_ms)
+            done = compact(
+                self._builder, manifest, generation, lease, forgettable=forgettable, now_ms=now_ms
+            )
         except Conflict as lost:
             _event.warning("compaction.abandoned", shard=str(shard), reason=str(lost))
             self._try_later(shard)
@@ -215,7 +234,9 @@ class Maintenance:
         _, manifests = self._manifests.changed_since(0, self._slots())
         before_ms = self._clock.now_ms() - 1_000 * erase_s
         self.compact_soon(
-            m.shard for m in manifests if len(m.segments) > 1 and min(s.created_ms for s in m.segments) <= before_ms
+            m.shard
+            for m in manifests
+            if len(m.segments) > 1 and min(s.created_ms for s in m.segments) <= before_ms
         )
 
     def _try_later(self, shard: ShardId) -> None:
@@ -228,20 +249,25 @@ class Maintenance:
     def forgettable(self, shard: ShardId) -> Callable[[int], bool]:
         """Returns whether no record with a version or a lower one can reach the shard again.
 
-        That is so once ingest, and the lanes of the shard's generation, have long been beyond it in every partition. How long,
-        and why that is enough: docs/decisions/007-when-a-deletion-is-forgotten.md.
+        That is so once ingest, and the lanes of the shard's generation, have long been beyond it in
+        every partition. How long, and why that is enough:
+        docs/decisions/007-when-a-deletion-is-forgotten.md.
         """
         topic = self._registry.tenant(shard.tenant).documents_topic
         tps = [(topic, p) for p in range(self._log.topics(topic).get(topic, 1))]
         committed = self._log.committed(Group.INGEST, tps)
-        lanes = self._registry.lanes.of(shard.tenant, shard.collection, [shard.generation])  # after what was committed
+        lanes = self._registry.lanes.of(
+            shard.tenant, shard.collection, [shard.generation]
+        )  # after what was committed
         seen = Seen(
             committed=tuple(owed_from(lanes, tp[1], committed.get(tp, 0)) for tp in tps),
             ends=tuple(self._log.end(*tp) for tp in tps),
         )
         age_s = self._builder.settings.tombstone_age_s
         key = (shard.tenant, shard.collection, shard.generation)
-        known = self._passed[key] = passed(self._passed.get(key), seen, now=self._clock.monotonic(), age_s=age_s)
+        known = self._passed[key] = passed(
+            self._passed.get(key), seen, now=self._clock.monotonic(), age_s=age_s
+        )
         return partial(is_past, known, self._registry.partition_maps(shard.tenant))
 
     def forget_gone(self, served: Iterable[ShardId]) -> None:
@@ -259,7 +285,8 @@ class Maintenance:
             return
         self._swept = now
         _, every = self._manifests.changed_since(0, range(self._slots_total))
-        self._registry.refresh()  # after: the generation of every manifest seen above is seen here, if it is still served
+        # after: the generation of every manifest seen above is seen here, if it is still served
+        self._registry.refresh()
         served = serving(self._registry)
         self._forget_gone(every, served)
         age_s = self._builder.settings.orphan_age_s
@@ -318,4 +345,6 @@ class _Kept:
     folders: frozenset[str]
 
     def __contains__(self, path: object) -> bool:
-        return path in self.paths or (isinstance(path, str) and path.rpartition("/")[0] in self.folders)
+        return path in self.paths or (
+            isinstance(path, str) and path.rpartition("/")[0] in self.folders
+        )

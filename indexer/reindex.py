@@ -51,7 +51,10 @@ class EmbedTexts(Protocol):
 
 
 class Reindex:
-    """Moves reindex jobs on. `lease(slot)` is the lease under which a slot's manifests are swapped."""
+    """Moves reindex jobs on.
+
+    `lease(slot)` is the lease under which a slot's manifests are swapped.
+    """
 
     def __init__(
         self,
@@ -74,13 +77,18 @@ class Reindex:
         self._stopping = stopping
 
     def advance(self, job: Job) -> None:
-        """Do the job's next step and store it. What cannot be mended by waiting ends the job as failed, with the reason.
+        """Do the job's next step and store it.
+
+        What cannot be mended by waiting ends the job as failed, with the reason.
 
         Raises Unavailable only when not even that could be stored.
         """
-        step = {"pending": self._begin, "waiting": self._wait, "building": self._build, "ready": self._cut_over}[
-            job.state
-        ]
+        step = {
+            "pending": self._begin,
+            "waiting": self._wait,
+            "building": self._build,
+            "ready": self._cut_over,
+        }[job.state]
         self._registry.refresh()
         try:
             step(job)
@@ -105,19 +113,29 @@ class Reindex:
 
     def _begin(self, job: Job) -> None:
         collection = collection_of(self._registry, job)
-        if "above" not in job.barrier:  # noted first: after a kill, a generation above it is known as this job's own
-            job = self._jobs.advance(job, barrier={"above": max(g.number for g in collection.generations)})
+        if (
+            "above" not in job.barrier
+        ):  # noted first: after a kill, a generation above it is known as this job's own
+            job = self._jobs.advance(
+                job, barrier={"above": max(g.number for g in collection.generations)}
+            )
         started = [g for g in collection.generations if g.number > job.barrier["above"]]
         generation = started[-1] if started else self._add(job)
         crash_point("reindex.after_generation")
-        # Read after the generation is in the catalog: every record from here on reaches it (docs/concepts/architecture.md, Reindex).
+        # Read after the generation is in the catalog: every record from here on reaches it
+        # (docs/concepts/architecture.md, Reindex).
         ends = self._ends(self._registry.tenant(job.tenant).documents_topic)
         self._jobs.advance(
-            job, state="waiting", generation=generation.number, barrier={**job.barrier, "documents": ends}
+            job,
+            state="waiting",
+            generation=generation.number,
+            barrier={**job.barrier, "documents": ends},
         )
 
     def _ends(self, topic: str) -> dict[str, int]:
-        return {str(p): self._log.end(topic, p) for p in range(self._log.topics(topic).get(topic, 0))}
+        return {
+            str(p): self._log.end(topic, p) for p in range(self._log.topics(topic).get(topic, 0))
+        }
 
     def _is_topic_new(self, topic: str, barrier: Mapping[str, int]) -> bool:
         """Whether the topic was deleted and created again: the positions that are waited for may never come."""
@@ -128,7 +146,10 @@ class Reindex:
         live = self._live(job)
         model = job.model or live.model
         if model != live.model and live.model is None:
-            raise Refused("this collection's tenant sends vectors: its model cannot be changed here", field="model")
+            raise Refused(
+                "this collection's tenant sends vectors: its model cannot be changed here",
+                field="model",
+            )
         dimension = self._registry.model(model).dimension if model else live.dimension
         return self._registry.add_generation(
             job.tenant,
@@ -136,7 +157,13 @@ class Reindex:
             index=job.index or live.index,
             model=model,
             dimension=dimension,
-            place=placer(self._log, job.tenant, job.collection, job.shards or len(live.slots), self._slots_total),
+            place=placer(
+                self._log,
+                job.tenant,
+                job.collection,
+                job.shards or len(live.slots),
+                self._slots_total,
+            ),
             uid=job.uid,
             actor=ACTOR,
         )
@@ -148,17 +175,33 @@ class Reindex:
             return
         for partition, end in job.barrier["documents"].items():
             reached = (
-                self._log.wait_committed(Group.INGEST, topic, int(partition), end - 1, wait_s=0.5) if end else True
+                self._log.wait_committed(Group.INGEST, topic, int(partition), end - 1, wait_s=0.5)
+                if end
+                else True
             )
             if not reached:
                 return
         live = self._live(job)
-        lanes = self._registry.lanes.of(job.tenant, job.collection, [live.number, self._new(job).number])
-        if any(lane.position < job.barrier["documents"].get(str(lane.partition), 0) for lane in lanes):
-            return  # what is copied below must have all that the new generation does not receive itself
+        lanes = self._registry.lanes.of(
+            job.tenant, job.collection, [live.number, self._new(job).number]
+        )
+        if any(
+            lane.position < job.barrier["documents"].get(str(lane.partition), 0) for lane in lanes
+        ):
+            # what is copied below must have all that the new generation does not receive itself
+            return
         ends = {str(slot): self._log.end(VECTORS_TOPIC, slot) for slot in live.slots}
-        total = sum(s.n_passages for shard in live.shards() for s in self._builder.current(shard, live).segments)
-        self._jobs.advance(job, state="building", barrier={**job.barrier, "vectors": ends, "after": {}}, total=total)
+        total = sum(
+            s.n_passages
+            for shard in live.shards()
+            for s in self._builder.current(shard, live).segments
+        )
+        self._jobs.advance(
+            job,
+            state="building",
+            barrier={**job.barrier, "vectors": ends, "after": {}},
+            total=total,
+        )
 
     def _build(self, job: Job) -> None:
         live, new = self._live(job), self._new(job)
@@ -168,7 +211,9 @@ class Reindex:
                 continue
             rows = self._rows(shard, live, job.barrier["vectors"][str(shard.slot)])
             todo = rows.filter(
-                pa.array(np.array([i > after for i in rows.column("document_id").to_pylist()], np.bool_))
+                pa.array(
+                    np.array([i > after for i in rows.column("document_id").to_pylist()], np.bool_)
+                )
             )
             done_before = job.done
             for part in _parts(todo):
@@ -179,14 +224,19 @@ class Reindex:
                 if self._stopping.is_set():
                     return
             job = self._progress(job, shard, None, 0, job.done)
-        self._registry.set_generation_state(job.tenant, job.collection, new.number, "ready", actor=ACTOR)
+        self._registry.set_generation_state(
+            job.tenant, job.collection, new.number, "ready", actor=ACTOR
+        )
         crash_point("reindex.after_ready")
         self._jobs.advance(job, state="ready", total=job.done)
 
     def _progress(self, job: Job, shard: ShardId, last: str | None, n: int, total: int) -> Job:
         after = {**job.barrier["after"], str(shard.slot): last}
         return self._jobs.advance(
-            job, barrier={**job.barrier, "after": after}, done=job.done + n, total=max(job.total, total)
+            job,
+            barrier={**job.barrier, "after": after},
+            done=job.done + n,
+            total=max(job.total, total),
         )
 
     def _cut_over(self, job: Job) -> None:
@@ -199,7 +249,11 @@ class Reindex:
         crash_point("reindex.after_cut_over")
         self._jobs.advance(job, state="done")
         _event.info(
-            "reindex.finished", job=job.id, tenant=job.tenant, collection=job.collection, generation=job.generation
+            "reindex.finished",
+            job=job.id,
+            tenant=job.tenant,
+            collection=job.collection,
+            generation=job.generation,
         )
 
     def _has_caught_up(self, job: Job) -> bool:
@@ -210,7 +264,13 @@ class Reindex:
         lanes = self._registry.lanes.of(job.tenant, job.collection, [self._new(job).number])
         behind = [x for x in lanes if x.position < committed.get((topic, x.partition), 0)]
         for lane in behind:
-            _event.info("reindex.waited", job=job.id, model=lane.model, partition=lane.partition, state=lane.state)
+            _event.info(
+                "reindex.waited",
+                job=job.id,
+                model=lane.model,
+                partition=lane.partition,
+                state=lane.state,
+            )
         return not behind
 
     def _fail(self, job: Job, error: VicinageError) -> None:
@@ -234,15 +294,21 @@ class Reindex:
         """Everything the shard holds as of `end`: living rows, by document id."""
         manifest = self._builder.current(shard, generation)
         batches = [pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))]
-        for segment in self._builder.loading().segments(shard, manifest.segments, generation.metric):
+        for segment in self._builder.loading().segments(
+            shard, manifest.segments, generation.metric
+        ):
             batches.extend([segment.rows, _deletions(segment.deleted, segment.version)])
         name = rows_key(shard.tenant, shard.collection, shard.generation)
         logged = read_between(self._log, VECTORS_TOPIC, shard.slot, manifest.sealed, end)
-        batches.extend(readable_rows((s for s in logged if s.record.key == name), generation.dimension))
+        batches.extend(
+            readable_rows((s for s in logged if s.record.key == name), generation.dimension)
+        )
         live, _ = newest(batches)
         return live
 
-    def _write_part(self, part: pa.RecordBatch, live: Generation, new: Generation, tenant: str) -> None:
+    def _write_part(
+        self, part: pa.RecordBatch, live: Generation, new: Generation, tenant: str
+    ) -> None:
         if new.model != live.model:
             part = self._embedded_again(part, new, tenant)
         ids = part.column("document_id").to_pylist()
@@ -259,10 +325,14 @@ class Reindex:
         if self._embed is None or new.model is None or any(t is None for t in texts):
             raise Refused("some passages have no text to embed with the new model", field="model")
         calls = range(0, len(texts), EMBED_TEXTS)
-        vectors = np.concatenate([self._patiently(new, texts[i : i + EMBED_TEXTS], tenant) for i in calls])
+        vectors = np.concatenate(
+            [self._patiently(new, texts[i : i + EMBED_TEXTS], tenant) for i in calls]
+        )
         columns = [part.column(name) for name in part.schema.names[:-1]]
         vectors = unit_length(vectors, new.metric)
-        return pa.RecordBatch.from_arrays([*columns, vector_column(vectors)], schema=vectors_schema(new.dimension))
+        return pa.RecordBatch.from_arrays(
+            [*columns, vector_column(vectors)], schema=vectors_schema(new.dimension)
+        )
 
     def _patiently(self, new: Generation, texts: Sequence[str], tenant: str) -> Floats:
         """Embed; a full queue is waited out a while, so that a part of many calls gets through a busy embedder.
@@ -307,7 +377,9 @@ def start(
         if registry.model(model).retired:
             raise Refused(f"model {model} is retired: name another one", field="model")
         if live.model is None:
-            raise Refused("this collection's tenant sends vectors: it has no model to change", field="model")
+            raise Refused(
+                "this collection's tenant sends vectors: it has no model to change", field="model"
+            )
     return jobs.create(
         tenant,
         collection,
@@ -320,7 +392,10 @@ def start(
 
 
 def collection_of(registry: Registry, job: Job) -> Collection:
-    """Returns the collection that the job rebuilds. Raises NotFound where it is gone, even if another has its name."""
+    """Returns the collection that the job rebuilds.
+
+    Raises NotFound where it is gone, even if another has its name.
+    """
     found = registry.collection(job.tenant, job.collection)
     if job.uid not in ("", found.uid):
         raise NotFound(f"collection {job.collection!r} was deleted, and created again")
@@ -328,14 +403,19 @@ def collection_of(registry: Registry, job: Job) -> Collection:
 
 
 def cancel(registry: Registry, jobs: Jobs, job_id: str, *, actor: str) -> Job:
-    """End a job that has not cut over; its generation is given up and its objects swept. Raises Conflict when it has ended."""
+    """End a job that has not cut over; its generation is given up and its objects swept.
+
+    Raises Conflict when it has ended.
+    """
     job = jobs.get(job_id)
     if job.state in ("done", "failed", "cancelled"):
         raise Conflict(f"reindex {job_id} has ended: {job.state}", found=job.state)
     ended = jobs.cancel(job, actor=actor)
     abandon(registry, ended)
     if job.generation is not None and _is_live(registry, job):
-        raise Conflict(f"reindex {job_id} had just cut over: generation {job.generation} is live", found="live")
+        raise Conflict(
+            f"reindex {job_id} had just cut over: generation {job.generation} is live", found="live"
+        )
     return ended
 
 
@@ -349,7 +429,8 @@ def _is_live(registry: Registry, job: Job) -> bool:
 def abandon(registry: Registry, job: Job) -> None:
     """Mark the generation that the job made failed, if it made one and it is not live.
 
-    The gateway that cancels a job and the indexer that works on it both do: the second finds it done.
+    The gateway that cancels a job and the indexer that works on it both do: the second finds it
+    done.
     """
     registry.refresh()
     try:
@@ -358,8 +439,12 @@ def abandon(registry: Registry, job: Job) -> None:
         return
     for g in collection.generations:
         if g.number != collection.live and g.number > job.barrier.get("above", g.number):
-            with suppress(Conflict, NotFound):  # it has ended, or gone with its collection, since the refresh
-                registry.set_generation_state(job.tenant, job.collection, g.number, "failed", actor=ACTOR)
+            with suppress(
+                Conflict, NotFound
+            ):  # it has ended, or gone with its collection, since the refresh
+                registry.set_generation_state(
+                    job.tenant, job.collection, g.number, "failed", actor=ACTOR
+                )
 
 
 def _with(segment: SegmentRef, manifest: Manifest) -> tuple[SegmentRef, ...]:
@@ -367,10 +452,16 @@ def _with(segment: SegmentRef, manifest: Manifest) -> tuple[SegmentRef, ...]:
 
 
 def _checked(vectors: Floats, new: Generation, n: int) -> Floats:
-    """Returns what a model answered. Raises Refused where it is not `n` finite vectors of the generation's dimension."""
+    """Returns what a model answered.
+
+    Raises Refused where it is not `n` finite vectors of the generation's dimension.
+    """
     if np.shape(vectors) != (n, new.dimension):
         found = " x ".join(str(size) for size in np.shape(vectors)) or "no"
-        raise Refused(f"model {new.model} answered {found} numbers to {n} texts of {new.dimension}", field="model")
+        raise Refused(
+            f"model {new.model} answered {found} numbers to {n} texts of {new.dimension}",
+            field="model",
+        )
     if not np.isfinite(vectors).all():
         raise Refused(f"model {new.model} answered a vector that is not finite", field="model")
     return vectors

@@ -1,7 +1,8 @@
 """Repair: rebuilds a segment that has a damaged object, and replaces it in the manifest.
 
-`plan` decides, `Repair` acts. The rebuilt segment has the same live rows, deletions and versions, under new names. What
-its other objects lack comes from the log, if the log still has the records that the segment was sealed from.
+`plan` decides, `Repair` acts. The rebuilt segment has the same live rows, deletions and versions,
+under new names. What its other objects lack comes from the log, if the log still has the records
+that the segment was sealed from.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -49,7 +50,9 @@ ACTOR: Final = "indexer"
 T = TypeVar("T")
 BY_HAND: Final = "put the object back from a backup of the store (its SHA-256 is in the manifest), or delete the collection and send its documents again"
 _event = events("indexer")
-_rebuilt = counter("vicinage_indexer_rebuilt_total", "segments that were rebuilt because of a damaged object")
+_rebuilt = counter(
+    "vicinage_indexer_rebuilt_total", "segments that were rebuilt because of a damaged object"
+)
 _damaged = gauge(
     "vicinage_indexer_damaged_objects",
     "objects of segments that cannot be used, in the slots held here, by state",
@@ -70,20 +73,30 @@ class Plan:
 
 
 def plan(ref: SegmentRef, broken: Collection[Role], *, logged: bool) -> Plan:
-    """Returns how to rebuild a segment. `logged`: whether the log still has its records. Raises Lost. Pure."""
+    """Returns how to rebuild a segment.
+
+    `logged`: whether the log still has its records. Raises Lost. Pure.
+    """
     rows: Literal["segment", "log"] = "log" if "passages" in broken else "segment"
     deletes: Literal["segment", "log", "none"] = "segment"
     if "documents" in broken:
         deletes = "log" if ref.n_deletes else "none"
     if "log" in (rows, deletes) and not logged:
-        what = "its passages" if rows == "log" else f"which {ref.n_deletes} documents it says are deleted"
+        what = (
+            "its passages"
+            if rows == "log"
+            else f"which {ref.n_deletes} documents it says are deleted"
+        )
         path = ref.objects["passages" if rows == "log" else "documents"].path
         raise Lost(f"neither its other objects nor the log have {what}: {BY_HAND}", path=path)
     return Plan(rows, deletes)
 
 
 def exactly(batches: Sequence[pa.RecordBatch], documents: Documents) -> list[pa.RecordBatch]:
-    """Returns the rows that belong to live documents of a segment, in the version that it holds. Pure."""
+    """Returns the rows that belong to live documents of a segment, in the version that it holds.
+
+    Pure.
+    """
     return [batch.filter(pa.array(_is_in(batch, documents))) for batch in batches]
 
 
@@ -92,16 +105,26 @@ def _is_in(batch: pa.RecordBatch, documents: Documents) -> Mask:
     here: Mask = places >= 0
     at = places[here]
     versions = batch.column("version").to_numpy()
-    lives = batch.column("passage").to_numpy() != DELETED  # a deletion may have the version of its document
+    lives = (
+        batch.column("passage").to_numpy() != DELETED
+    )  # a deletion may have the version of its document
     here[here] = (documents.version[at] == versions[here]) & (documents.count[at] > 0) & lives[here]
     return here
 
 
 class Repair:
-    """Rebuilds damaged segments of the held slots. One thread calls `next`; another runs what it returns, one at a time."""
+    """Rebuilds damaged segments of the held slots.
+
+    One thread calls `next`; another runs what it returns, one at a time.
+    """
 
     def __init__(
-        self, log: Log, registry: Registry, builder: Builder, lease: Callable[[int], Lease], clock: Clock
+        self,
+        log: Log,
+        registry: Registry,
+        builder: Builder,
+        lease: Callable[[int], Lease],
+        clock: Clock,
     ) -> None:
         self._log = log
         self._registry = registry
@@ -127,7 +150,10 @@ class Repair:
         return next((partial(self.repair, d) for d in due), None)
 
     def repair(self, damage: Damage) -> None:
-        """Rebuilds the segment, or stores why it cannot. Raises Unavailable only if the reason cannot be stored."""
+        """Rebuilds the segment, or stores why it cannot.
+
+        Raises Unavailable only if the reason cannot be stored.
+        """
         try:
             self._repair_one(damage)
         except Conflict as lost:
@@ -137,18 +163,28 @@ class Repair:
             _event.warning("repair.waited", shard=str(damage.shard), reason=str(away))
         except VicinageError as error:
             self._later(damage)
-            self._quarantine.move(damage, "stuck", actor=ACTOR, reason=f"{damage.reason}; {error.detail}")
-            _event.error("rebuild.failed", shard=str(damage.shard), path=damage.path, reason=error.detail)
+            self._quarantine.move(
+                damage, "stuck", actor=ACTOR, reason=f"{damage.reason}; {error.detail}"
+            )
+            _event.error(
+                "rebuild.failed", shard=str(damage.shard), path=damage.path, reason=error.detail
+            )
         else:
             self._looked = -1e9  # there may be more
 
     def _later(self, damage: Damage) -> None:
-        wait_s = longer(self._waits[damage.path][1] if damage.path in self._waits else None, AGAIN_S)
+        wait_s = longer(
+            self._waits[damage.path][1] if damage.path in self._waits else None, AGAIN_S
+        )
         self._waits[damage.path] = self._clock.monotonic() + wait_s, wait_s
 
     def _repair_one(self, damage: Damage) -> None:
         generation = generation_of(self._registry, damage.shard)
-        ref = None if generation is None else self._named(damage, self._builder.current(damage.shard, generation))
+        ref = (
+            None
+            if generation is None
+            else self._named(damage, self._builder.current(damage.shard, generation))
+        )
         if generation is None or ref is None:
             self._quarantine.move(damage, "replaced", actor=ACTOR)
             return
@@ -161,15 +197,28 @@ class Repair:
         self._rebuild(damage.shard, generation, ref, broken, lease)
 
     def _named(self, damage: Damage, manifest: Manifest) -> SegmentRef | None:
-        return next((s for s in manifest.segments if any(o.path == damage.path for o in s.objects.values())), None)
+        return next(
+            (
+                s
+                for s in manifest.segments
+                if any(o.path == damage.path for o in s.objects.values())
+            ),
+            None,
+        )
 
     def _broken(self, ref: SegmentRef) -> dict[Role, Damaged]:
-        """Returns the damaged objects of the segment, as read again from the store. Raises Unavailable."""
+        """Returns the damaged objects of the segment, as read again from the store.
+
+        Raises Unavailable.
+        """
         found = {d.role: d for d in map(partial(self._tried, ref), ref.objects) if d is not None}
         if any(d.fault == "lost" for d in found.values()) and not any(
             True for _ in self._builder.store.list("segments")
         ):
-            raise Unavailable("the store has no segment at all: is it the right one, and mounted?", dependency="store")
+            raise Unavailable(
+                "the store has no segment at all: is it the right one, and mounted?",
+                dependency="store",
+            )
         return found
 
     def _tried(self, ref: SegmentRef, role: Role) -> Damaged | None:
@@ -189,12 +238,21 @@ class Repair:
         return None
 
     def _rebuild(
-        self, shard: ShardId, generation: Generation, ref: SegmentRef, broken: Mapping[Role, Damaged], lease: Lease
+        self,
+        shard: ShardId,
+        generation: Generation,
+        ref: SegmentRef,
+        broken: Mapping[Role, Damaged],
+        lease: Lease,
     ) -> None:
-        for damaged in broken.values():  # those too that nobody had met: their bytes are kept for a while
+        for (
+            damaged
+        ) in broken.values():  # those too that nobody had met: their bytes are kept for a while
             self._builder.loading().note(shard, ref, damaged)
         live, deletes = self._recovered(shard, generation, ref, broken)
-        with self._builder.written(shard, generation, live, deletes, lease, logged=ref.logged()) as rebuilt:
+        with self._builder.written(
+            shard, generation, live, deletes, lease, logged=ref.logged()
+        ) as rebuilt:
             crash_point("repair.after_put_before_swap")
             self._builder.publish(shard, generation, lease, partial(_exchanged, ref, rebuilt))
         crash_point("repair.after_swap")
@@ -202,10 +260,20 @@ class Repair:
         for each in self._quarantine.open([shard.slot]):
             if each.segment == ref.id:
                 self._quarantine.move(each, "replaced", actor=ACTOR)
-        _event.info("segment.rebuilt", shard=str(shard), segment=ref.id, by=rebuilt.id, damaged=sorted(broken))
+        _event.info(
+            "segment.rebuilt",
+            shard=str(shard),
+            segment=ref.id,
+            by=rebuilt.id,
+            damaged=sorted(broken),
+        )
 
     def _recovered(
-        self, shard: ShardId, generation: Generation, ref: SegmentRef, broken: Mapping[Role, Damaged]
+        self,
+        shard: ShardId,
+        generation: Generation,
+        ref: SegmentRef,
+        broken: Mapping[Role, Damaged],
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """The rows and the deletions that the segment had. Raises Lost, Unavailable."""
         store = self._builder.store
@@ -213,7 +281,9 @@ class Repair:
         if rows is None and broken["passages"].fault == "format":
             rows = _converted(ref, store)
         documents = _either(ref, "documents", broken, store, read_documents)
-        missing = {role for role, found in (("passages", rows), ("documents", documents)) if found is None}
+        missing = {
+            role for role, found in (("passages", rows), ("documents", documents)) if found is None
+        }
         how = plan(ref, missing, logged=self._is_logged(shard, ref))
         records = self._records(shard, generation, ref) if "log" in (how.rows, how.deletes) else []
         if how.rows == "log":
@@ -234,16 +304,22 @@ class Repair:
             and self._log.end(VECTORS_TOPIC, shard.slot) >= logged[1]
         )
 
-    def _records(self, shard: ShardId, generation: Generation, ref: SegmentRef) -> list[pa.RecordBatch]:
+    def _records(
+        self, shard: ShardId, generation: Generation, ref: SegmentRef
+    ) -> list[pa.RecordBatch]:
         """The shard's rows in the log, from where the segment begins to where it ends."""
         key = rows_key(shard.tenant, shard.collection, shard.generation)
         found = [pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))]
         logged = read_between(self._log, VECTORS_TOPIC, shard.slot, *(ref.logged() or (0, 0)))
-        found.extend(readable_rows((s for s in logged if s.record.key == key), generation.dimension))
+        found.extend(
+            readable_rows((s for s in logged if s.record.key == key), generation.dimension)
+        )
         return found
 
 
-def _either(ref: SegmentRef, role: Role, broken: Collection[Role], store: Store, read: Callable[[Path], T]) -> T | None:
+def _either(
+    ref: SegmentRef, role: Role, broken: Collection[Role], store: Store, read: Callable[[Path], T]
+) -> T | None:
     """Returns what the object holds, or its second copy; None where neither can be read."""
     whole = next((r for r in (role, COPIES[role]) if r in ref.objects and r not in broken), None)
     return None if whole is None else opened(ref, whole, store, read)
@@ -278,11 +354,14 @@ def _deleted(records: Sequence[pa.RecordBatch], live: pa.RecordBatch) -> pa.Reco
     return deletes.filter(pc.invert(lives))
 
 
-def _check_complete(ref: SegmentRef, rows: pa.RecordBatch, deletes: pa.RecordBatch, *, exact: bool) -> None:
+def _check_complete(
+    ref: SegmentRef, rows: pa.RecordBatch, deletes: pa.RecordBatch, *, exact: bool
+) -> None:
     """Raise Lost unless all is there that the manifest says.
 
-    Not `exact`: who was in the segment is known from the log alone. Of one that came of a compaction it has more, since the log still
-    says what that had left out: each of those is true, and older than what took its place.
+    Not `exact`: who was in the segment is known from the log alone. Of one that came of a
+    compaction it has more, since the log still says what that had left out: each of those is true,
+    and older than what took its place.
     """
     found = rows.num_rows, len(rows.column("document_id").unique()), deletes.num_rows
     wanted = ref.n_passages, ref.n_documents, ref.n_deletes
@@ -296,5 +375,7 @@ def _check_complete(ref: SegmentRef, rows: pa.RecordBatch, deletes: pa.RecordBat
 def _exchanged(gone: SegmentRef, rebuilt: SegmentRef, current: Manifest) -> tuple[SegmentRef, ...]:
     """The rebuilt one stands where the other stood: of equal versions the later segment's counts."""
     if gone.id not in {s.id for s in current.segments}:
-        raise Conflict(f"a segment of {current.shard} was merged by another meanwhile", found=current.version)
+        raise Conflict(
+            f"a segment of {current.shard} was merged by another meanwhile", found=current.version
+        )
     return tuple(rebuilt if s.id == gone.id else s for s in current.segments)

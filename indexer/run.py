@@ -1,8 +1,8 @@
 """★ The indexer role: tails the slots that it holds leases on and seals their shards.
 
-`maintenance.py` has its other work. The indexer keeps no state that the log and the catalog lack: after a kill, the
-next one starts at the positions of the manifests. Law 8: every publication is a compare-and-set under the slot's
-lease, so a stale indexer cannot publish.
+`maintenance.py` has its other work. The indexer keeps no state that the log and the catalog lack:
+after a kill, the next one starts at the positions of the manifests. Law 8: every publication is a
+compare-and-set under the slot's lease, so a stale indexer cannot publish.
 """
 
 import threading
@@ -32,14 +32,20 @@ from vicinage.telemetry import counter, events, gauge, histogram
 from vicinage.wire import parse_rows_key
 
 PENDING_BYTES_MAX: Final = 512 << 20
-"""Bound on pending bytes of all shards. Beyond it, reading stops until the largest shard is sealed."""
+"""Bound on pending bytes of all shards.
+
+Beyond it, reading stops until the largest shard is sealed.
+"""
 IDLE_PER_STEP: Final = 32
 """Idle shards whose `sealed` advances in one step: ten thousand at once would delay the seals."""
 POLL_BYTES: Final = 16 << 20
 
 _event = events("indexer")
 _seals = counter("vicinage_indexer_seals_total", "segments sealed")
-_halted = gauge("vicinage_indexer_halted_slots", "slots that this indexer holds a lease on and whose reading is halted")
+_halted = gauge(
+    "vicinage_indexer_halted_slots",
+    "slots that this indexer holds a lease on and whose reading is halted",
+)
 _seconds = histogram("vicinage_indexer_seal_seconds", "time to build and publish one segment")
 
 
@@ -73,9 +79,20 @@ class Indexer:
         superseded = Superseded(store, manifests.quarantine, settings.superseded_age_s, clock)
         self._builder = Builder(manifests, store, backend, settings, superseded.add)
         self._stopping = threading.Event()
-        reindex = Reindex(log, registry, jobs, self._builder, slots_total, embed, self.lease, self._stopping)
+        reindex = Reindex(
+            log, registry, jobs, self._builder, slots_total, embed, self.lease, self._stopping
+        )
         self._maintenance = Maintenance(
-            log, registry, manifests, jobs, self._builder, superseded, reindex, slots_total, self.lease, clock
+            log,
+            registry,
+            manifests,
+            jobs,
+            self._builder,
+            superseded,
+            reindex,
+            slots_total,
+            self.lease,
+            clock,
         )
         self._leases: dict[int, Lease] = {}
         self._reader = log.reader({})
@@ -130,7 +147,10 @@ class Indexer:
     # leases
 
     def _hold_leases(self) -> None:
-        """Renews leases at a third of their duration and acquires free slots. Drops a slot at once if its lease is lost."""
+        """Renews leases at a third of their duration and acquires free slots.
+
+        Drops a slot at once if its lease is lost.
+        """
         now = self._clock.monotonic()
         if now - self._renewed < self._settings.lease_s / 3:
             return
@@ -143,7 +163,9 @@ class Indexer:
                 self._drop(slot)
         for slot in range(self._slots_total):
             if slot not in self._leases:
-                lease_or_none = self._leases_of.acquire(f"slot/{slot}", self._owner, ttl_s=self._settings.lease_s)
+                lease_or_none = self._leases_of.acquire(
+                    f"slot/{slot}", self._owner, ttl_s=self._settings.lease_s
+                )
                 if lease_or_none is not None:
                     self._start_slot(slot, lease_or_none)
         self._forget_gone()
@@ -151,7 +173,9 @@ class Indexer:
     def _forget_gone(self) -> None:
         """Forgets shards that are no longer served."""
         served = serving(self._registry)
-        self._sealed = {shard: position for shard, position in self._sealed.items() if shard in served}
+        self._sealed = {
+            shard: position for shard, position in self._sealed.items() if shard in served
+        }
         self._maintenance.forget_gone(served)
 
     def _start_slot(self, slot: int, lease: Lease) -> None:
@@ -161,14 +185,19 @@ class Indexer:
         self._registry.refresh()
         manifests = {m.shard: m for m in found}
         in_slot = {shard: g for shard, g in serving(self._registry).items() if shard.slot == slot}
-        sealed = {s: manifests[s].sealed if s in manifests else g.start(s.slot) for s, g in in_slot.items()}
+        sealed = {
+            s: manifests[s].sealed if s in manifests else g.start(s.slot)
+            for s, g in in_slot.items()
+        }
         start = min(sealed.values(), default=end)
         self._reader.add(VECTORS_TOPIC, slot, start, topic_id=self._topic_of_slots())
         self._sealed |= sealed
         self._positions[slot] = self._idle_checked[slot] = start
         self._leases[slot] = lease
         # Compactions that were due when the previous holder ended are still due.
-        self._maintenance.compact_soon(s for s in in_slot if s in manifests and len(manifests[s].segments) > 1)
+        self._maintenance.compact_soon(
+            s for s in in_slot if s in manifests and len(manifests[s].segments) > 1
+        )
 
     def _topic_of_slots(self) -> str | None:
         """Returns the vectors topic's identity as first seen: positions are valid only in that topic."""
@@ -188,13 +217,17 @@ class Indexer:
     # sealing
 
     def _poll(self, wait_s: float) -> list[LogRecord]:
-        """Reads new records into `_pending`. Rewinds to the known positions if the catalog is unavailable."""
+        """Reads new records into `_pending`.
+
+        Rewinds to the known positions if the catalog is unavailable.
+        """
         if sum(p.bytes for p in self._pending.values()) > PENDING_BYTES_MAX:
             return []
         try:
             records = self._reader.poll(bytes_max=POLL_BYTES, wait_s=wait_s)
             self._check_halts()
-            self._registry.refresh()  # after the poll: the catalog has a row's generation before the log has the row
+            # after the poll: the catalog has a row's generation before the log has the row
+            self._registry.refresh()
             for record in records:
                 self._receive(record)
         except Unavailable:
@@ -205,7 +238,10 @@ class Indexer:
         return records
 
     def _check_halts(self) -> None:
-        """Releases each slot whose next records are gone: it restarts at its manifests. Other halts stay reported."""
+        """Releases each slot whose next records are gone: it restarts at its manifests.
+
+        Other halts stay reported.
+        """
         for (_, slot), halt in self._halts.update(self._reader.halted()).items():
             if halt.kind == "offset_gone" and slot in self._leases:
                 self._leases_of.release(self._leases[slot])
@@ -242,7 +278,9 @@ class Indexer:
     def _due(self) -> list[Pending]:
         now = self._clock.monotonic()
         found = [
-            p for p in self._pending.values() if due(p, self._settings, now=now, slot_end=self._positions[p.shard.slot])
+            p
+            for p in self._pending.values()
+            if due(p, self._settings, now=now, slot_end=self._positions[p.shard.slot])
         ]
         if not found and sum(p.bytes for p in self._pending.values()) > PENDING_BYTES_MAX:
             found = [max(self._pending.values(), key=lambda p: p.bytes)]
@@ -258,7 +296,9 @@ class Indexer:
             return
         try:
             with _seconds.time():
-                manifest = self._builder.seal(pending, generation, self.lease(shard.slot), sealed=pending.end())
+                manifest = self._builder.seal(
+                    pending, generation, self.lease(shard.slot), sealed=pending.end()
+                )
         except Conflict as lost:
             _event.error("seal.refused", shard=str(shard), reason=str(lost))
             self._drop(shard.slot)
@@ -284,7 +324,9 @@ class Indexer:
         for slot, position in self._positions.items():
             if position - self._idle_checked[slot] > self._settings.replay_records_max // 2:
                 self._idle_checked[slot] = position
-                self._idle |= {shard: None for shard in serving(self._registry) if shard.slot == slot}
+                self._idle |= {
+                    shard: None for shard in serving(self._registry) if shard.slot == slot
+                }
         for shard in list(self._idle)[:IDLE_PER_STEP]:
             if shard in self._idle:  # its slot is still held
                 self._advance(shard)

@@ -24,7 +24,9 @@ PASS_S: Final = 60.0
 """The least time between starts of passes: each reads every manifest."""
 
 _event = events("indexer")
-_scrubbed = counter("vicinage_indexer_scrubbed_total", "objects of segments that the scrub read and verified")
+_scrubbed = counter(
+    "vicinage_indexer_scrubbed_total", "objects of segments that the scrub read and verified"
+)
 
 
 def pause_s(n_bytes: int, settings: IndexerSettings) -> float:
@@ -60,12 +62,18 @@ class Scrub:
 
     def _begin(self, slots: Collection[int]) -> None:
         _, manifests = self._builder.manifests.changed_since(0, sorted(slots))
-        every = sorted(((ref.id, m.shard, ref) for m in manifests for ref in m.segments), key=lambda each: each[0])
+        every = sorted(
+            ((ref.id, m.shard, ref) for m in manifests for ref in m.segments),
+            key=lambda each: each[0],
+        )
         turned = [e for e in every if e[0] >= self._from] + [e for e in every if e[0] < self._from]
         self._left.extend((shard, ref, role) for _, shard, ref in turned for role in ref.objects)
 
     def verify(self, shard: ShardId, ref: SegmentRef, role: Role) -> None:
-        """Verifies an object and reports damage. An object that no manifest names any more may be gone."""
+        """Verifies an object and reports damage.
+
+        An object that no manifest names any more may be gone.
+        """
         try:
             self._verify(shard, ref, role)
         except Unavailable as away:

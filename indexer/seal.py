@@ -1,7 +1,7 @@
 """Sealing: writes a shard's pending rows as a segment and publishes it in the manifest.
 
-`due` decides, `Builder.seal` acts. Objects are durable before the manifest names them (law 8). The manifest's `sealed`
-is the position below which every record is in the segments (law 3).
+`due` decides, `Builder.seal` acts. Objects are durable before the manifest names them (law 8). The
+manifest's `sealed` is the position below which every record is in the segments (law 3).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +26,12 @@ from vicinage.telemetry import counter
 from vicinage.wire import vectors_schema
 
 SWAP_TRIES: Final = 5
-_conflicts = counter("vicinage_indexer_swap_conflicts_total", "manifest swaps refused by compare-and-set or fencing")
-_sealed = counter("vicinage_indexer_sealed_passages_total", "passages written to a segment for the first time")
+_conflicts = counter(
+    "vicinage_indexer_swap_conflicts_total", "manifest swaps refused by compare-and-set or fencing"
+)
+_sealed = counter(
+    "vicinage_indexer_sealed_passages_total", "passages written to a segment for the first time"
+)
 _written = counter(
     "vicinage_indexer_written_passages_total",
     "passages written to segments by seals, compaction, reindex and repair (write amplification)",
@@ -86,7 +90,9 @@ class Builder:
     given_up: list[str] = field(default_factory=list)
     """Folders of abandoned drafts that the catalog does not know as ended yet."""
 
-    def seal(self, pending: Pending, generation: Generation, lease: Lease, *, sealed: int) -> Manifest:
+    def seal(
+        self, pending: Pending, generation: Generation, lease: Lease, *, sealed: int
+    ) -> Manifest:
         """Writes the pending rows as a segment and publishes it with `sealed`; returns the new manifest.
 
         Raises Conflict if another indexer holds the lease; nothing is published then.
@@ -94,9 +100,13 @@ class Builder:
         nothing = pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))
         live, deletes = newest([nothing, *(batch for _, batch in pending.batches)])
         logged = (pending.first(), pending.end())
-        with self.written(pending.shard, generation, live, deletes, lease, logged=logged) as segment:
+        with self.written(
+            pending.shard, generation, live, deletes, lease, logged=logged
+        ) as segment:
             crash_point("seal.after_put_before_swap")
-            published = self.publish(pending.shard, generation, lease, lambda m: (*m.segments, segment), sealed=sealed)
+            published = self.publish(
+                pending.shard, generation, lease, lambda m: (*m.segments, segment), sealed=sealed
+            )
         crash_point("seal.after_swap")
         _sealed.inc(live.num_rows)
         return published
@@ -116,7 +126,9 @@ class Builder:
         *,
         logged: tuple[int, int] | None = None,
     ) -> Iterator[SegmentRef]:
-        """Writes a segment and pins its objects for the block, which publishes it. Abandons it if the block raises.
+        """Writes a segment and pins its objects for the block, which publishes it.
+
+        Abandons it if the block raises.
 
         No sweep removes the objects while the writer holds the lease. Raises Conflict, Unavailable.
         """
@@ -134,9 +146,12 @@ class Builder:
             raise
 
     def _give_up(self, folders: Iterable[str]) -> None:
-        """Ends drafts, those of failed calls included. While the catalog is unavailable, keeps them for the next call.
+        """Ends drafts, those of failed calls included.
 
-        The sealing and the compacting thread may call this at once; each folder is removed by one of them.
+        While the catalog is unavailable, keeps them for the next call.
+
+        The sealing and the compacting thread may call this at once; each folder is removed by one
+        of them.
         """
         self.given_up.extend(folders)
         with suppress(Unavailable):
@@ -156,7 +171,9 @@ class Builder:
         claim: Callable[[str], None] = lambda _folder: None,
     ) -> SegmentRef:
         """Writes a segment to the store, in no manifest yet; `logged` and `claim` as in `segment_writer.write`."""
-        copies = {"never": False, "unlogged": logged is None, "always": True}[self.settings.second_copies]
+        copies = {"never": False, "unlogged": logged is None, "always": True}[
+            self.settings.second_copies
+        ]
         recent_queries = self.manifests.recent_queries.of(
             shard.tenant, shard.collection, generation.model, generation.dimension
         )
@@ -197,10 +214,14 @@ class Builder:
         for _ in range(SWAP_TRIES):
             old = self.current(shard, generation)
             try:
-                new = self.manifests.swap(old, segments=change(old), sealed=max(old.sealed, sealed or 0), lease=lease)
+                new = self.manifests.swap(
+                    old, segments=change(old), sealed=max(old.sealed, sealed or 0), lease=lease
+                )
             except Conflict as conflict:
                 _conflicts.inc()
-                if conflict.found is not None:  # the lease was lost, not a race of versions: a retry cannot succeed
+                if (
+                    conflict.found is not None
+                ):  # the lease was lost, not a race of versions: a retry cannot succeed
                     raise
             else:
                 self.on_superseded([ref for ref in old.segments if ref not in new.segments])

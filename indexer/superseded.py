@@ -14,7 +14,10 @@ from vicinage.store import Store
 
 
 class Superseded:
-    """Segments that no manifest names any more, oldest first. `add` may be called from any thread."""
+    """Segments that no manifest names any more, oldest first.
+
+    `add` may be called from any thread.
+    """
 
     def __init__(self, store: Store, quarantine: Quarantine, age_s: float, clock: Clock) -> None:
         self._store = store
@@ -29,7 +32,10 @@ class Superseded:
         self._waiting.extend((due, ref) for ref in refs)
 
     def step(self) -> int:
-        """Deletes what is due, but for objects in quarantine; the number of objects. Raises Unavailable: then again later."""
+        """Deletes what is due, but for objects in quarantine; the number of objects.
+
+        Raises Unavailable: then again later.
+        """
         now, n = self._clock.monotonic(), 0
         if not self._waiting or self._waiting[0][0] > now:
             return 0

@@ -1,7 +1,8 @@
 """Trims the vectors log below what every shard of a slot has had in segments for long enough.
 
-Pure functions decide from the observations of the leading indexer, by its own monotonic clock; `Trim` observes and
-trims. docs/decisions/008-when-the-vectors-log-is-trimmed.md states why an age is used and why no process reads below.
+Pure functions decide from the observations of the leading indexer, by its own monotonic clock;
+`Trim` observes and trims. docs/decisions/008-when-the-vectors-log-is-trimmed.md states why an age
+is used and why no process reads below.
 """
 
 from collections import Counter
@@ -25,7 +26,9 @@ STEP_MESSAGES: Final = 1_000
 LAG_S: Final = 120.0
 """Messages sealed more recently stay at any log size, for searchers that lag."""
 
-_trimmed = counter("vicinage_indexer_trimmed_messages_total", "messages trimmed from the vectors log")
+_trimmed = counter(
+    "vicinage_indexer_trimmed_messages_total", "messages trimmed from the vectors log"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,10 @@ class Note:
 
 
 def floors(
-    slots: Iterable[int], served: Mapping[ShardId, Generation], manifests: Iterable[Manifest], ends: Mapping[int, int]
+    slots: Iterable[int],
+    served: Mapping[ShardId, Generation],
+    manifests: Iterable[Manifest],
+    ends: Mapping[int, int],
 ) -> dict[int, int]:
     """Returns per slot the lowest offset that a served shard may still read; the log's end if it has no shard. Pure."""
     sealed = {m.shard: m.sealed for m in manifests}
@@ -49,7 +55,10 @@ def floors(
 
 
 def noted(notes: tuple[Note, ...], floor: int, *, now: float, keep_s: float) -> tuple[Note, ...]:
-    """Returns a slot's notes after one more observation. A floor that fell lowers the earlier notes, too. Pure."""
+    """Returns a slot's notes after one more observation.
+
+    A floor that fell lowers the earlier notes, too. Pure.
+    """
     held = [Note(n.at, min(n.place, floor)) for n in notes]
     old = [n for n in held if now - n.at >= keep_s]
     young = [n for n in held if now - n.at < keep_s]
@@ -94,7 +103,9 @@ class Trim:
         ends = {slot: self._log.end(VECTORS_TOPIC, slot) for slot in self._slots}
         now = self._clock.monotonic()
         for slot, floor in floors(self._slots, served, every, ends).items():
-            self._notes[slot] = noted(self._notes.get(slot, ()), floor, now=now, keep_s=self._keep_s)
+            self._notes[slot] = noted(
+                self._notes.get(slot, ()), floor, now=now, keep_s=self._keep_s
+            )
             self._recent[slot] = noted(self._recent.get(slot, ()), floor, now=now, keep_s=LAG_S)
             bytes_max = max(self._bytes_min, int(self._share * stored[slot]))
             self._heavy[slot] = self._log.keeping(VECTORS_TOPIC, slot, bytes_max)

@@ -1,8 +1,11 @@
-"""Messages of the vectors log as rows. What is not a message of ours is quarantined: reported, and passed over by every reader.
+"""Messages of the vectors log as rows.
 
-Any producer with access to the topic can append to it, so a record proves nothing. All readers (tail, seal, repair,
-reindex, counts) decide with `rows_of`, so that they agree on which records count. A quarantined record stays in the
-topic until it is trimmed (`indexer.keep_sealed_s`): there a person can look at it.
+What is not a message of ours is quarantined: reported, and passed over by every reader.
+
+Any producer with access to the topic can append to it, so a record proves nothing. All readers
+(tail, seal, repair, reindex, counts) decide with `rows_of`, so that they agree on which records
+count. A quarantined record stays in the topic until it is trimmed (`indexer.keep_sealed_s`): there
+a person can look at it.
 """
 
 import hashlib
@@ -23,13 +26,16 @@ EVENTS_S: Final = 60.0
 
 _event = events("indexer")
 _quarantined = counter(
-    "vicinage_vectors_records_quarantined_total", "records of the vectors log that are no message of ours"
+    "vicinage_vectors_records_quarantined_total",
+    "records of the vectors log that are no message of ours",
 )
 _reported: list[float] = []
 
 
 def rows_of(record: LogRecord, dimension: int | None = None) -> pa.RecordBatch:
-    """Returns the rows of a message of the vectors log, fully checked. Raises Corrupt for anything else. Pure.
+    """Returns the rows of a message of the vectors log, fully checked.
+
+    Raises Corrupt for anything else. Pure.
 
     `dimension` is that of the message's generation; None: not known here, and not checked.
     """
@@ -37,11 +43,16 @@ def rows_of(record: LogRecord, dimension: int | None = None) -> pa.RecordBatch:
         raise Corrupt(record.record.unreadable, path="vicinage.vectors")
     rows = decode_rows(record.record.value or b"")
     if parse_rows_key(record.record.key or b"") != (rows.tenant, rows.collection, rows.generation):
-        raise Corrupt("a vectors message names another generation than its key", path="vicinage.vectors")
+        raise Corrupt(
+            "a vectors message names another generation than its key", path="vicinage.vectors"
+        )
     if dimension is not None and not is_deletions(rows.batch):
         found = rows.batch.schema.field("vector").type.list_size
         if found != dimension:
-            raise Corrupt(f"a vectors message is of dimension {found}, not {dimension}", path="vicinage.vectors")
+            raise Corrupt(
+                f"a vectors message is of dimension {found}, not {dimension}",
+                path="vicinage.vectors",
+            )
     return rows.batch
 
 
@@ -54,7 +65,9 @@ def readable(record: LogRecord, dimension: int | None = None) -> pa.RecordBatch 
         return None
 
 
-def readable_rows(records: Iterable[LogRecord], dimension: int | None = None) -> Iterator[pa.RecordBatch]:
+def readable_rows(
+    records: Iterable[LogRecord], dimension: int | None = None
+) -> Iterator[pa.RecordBatch]:
     """Yields the rows of each record that is not quarantined."""
     for record in records:
         batch = readable(record, dimension)

@@ -3,7 +3,8 @@
 run        ★ the role: read → parse → validate → chunk → embed → append → commit
 dispatcher runs what the scheduler chooses; workers are its threads
 topics     which partitions are read; partitions reads them, position_store keeps how far
-writer     appends and commits a job's result; fencing stops an ingest that another one has overtaken
+writer     appends and commits a job's result; fencing stops an ingest that another one has
+overtaken
 scheduler  decides which part is embedded next and which job is written next
 lanes      when a generation is written apart from its partition; lane_scheduler does it
 jobs       records of the documents log → jobs of writes, deletions and rejections

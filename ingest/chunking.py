@@ -71,7 +71,9 @@ class Chunker:
         density = min(CHARS_PER_TOKEN_MAX, len(text) / max(1, n_tokens))  # characters a token
         chars = max(1, min(int(self._aim * density), len(text) - 1))
         overlap = min(int(self._overlap * density), chars - 1)
-        for start, block in _split(text, BLOCK_CHARS, overlap) if len(text) > BLOCK_CHARS else [(0, text)]:
+        for start, block in (
+            _split(text, BLOCK_CHARS, overlap) if len(text) > BLOCK_CHARS else [(0, text)]
+        ):
             for at, piece in _split(block, chars, overlap):
                 yield start + at, piece
 
@@ -83,7 +85,9 @@ def _split(text: str, chars: int, overlap: int) -> list[tuple[int, str]]:
     """
     from semantic_text_splitter import TextSplitter
 
-    found: list[tuple[int, str]] = TextSplitter(chars, overlap=overlap, trim=True).chunk_indices(text)
+    found: list[tuple[int, str]] = TextSplitter(chars, overlap=overlap, trim=True).chunk_indices(
+        text
+    )
     return found
 
 
@@ -120,14 +124,20 @@ def open_chunker(model: EmbeddingModel, settings: IngestSettings) -> Chunker:
     prompt = count([model.document_prompt])[0] if model.document_prompt else 0
     window = model.window_tokens - SPECIAL_TOKENS - prompt
     if window < 1:
-        raise Refused(f"the document prompt of model {model.name} fills its window", field="document_prompt")
+        raise Refused(
+            f"the document prompt of model {model.name} fills its window", field="document_prompt"
+        )
     aim = min(settings.passage_tokens * unit, window)
-    return Chunker(count, aim=aim, window=window, overlap=min(settings.passage_overlap_tokens * unit, aim // 2))
+    return Chunker(
+        count, aim=aim, window=window, overlap=min(settings.passage_overlap_tokens * unit, aim // 2)
+    )
 
 
 def _token_count(tokenizer: Any) -> Count:
     def count(texts: Sequence[str]) -> list[int]:
-        return [len(e.ids) for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            len(e.ids) for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
     return count
 

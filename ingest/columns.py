@@ -30,7 +30,9 @@ from vicinage.wire import decode_documents
 
 VALUES_MAX: Final = 500_000
 """Passages, or vectors, in one record batch: each takes at least 50 bytes as a Python object."""
-_COLUMNS: Final = frozenset({"id", "collection", "text", "passages", "vector", "vectors", "metadata"})
+_COLUMNS: Final = frozenset(
+    {"id", "collection", "text", "passages", "vector", "vectors", "metadata"}
+)
 
 
 def parse_arrow_body(data: bytes, rules: DocumentLimits) -> list[Entry]:
@@ -64,7 +66,9 @@ def _parse_batch(batch: pa.RecordBatch, rules: DocumentLimits) -> Iterator[Entry
             yield fitted(ids[i], texts[i], passages.row(i), given, facts, rules)
         except ValidationError as bad:
             known = ids[i][:128] if isinstance(ids[i], str) else None
-            yield Rejected(f"{bad.field}: {bad}", field=bad.field, id=known, collection=rules.collection)
+            yield Rejected(
+                f"{bad.field}: {bad}", field=bad.field, id=known, collection=rules.collection
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,9 @@ def _check_count(name: str, counts: pa.Array) -> None:
     n = pc.sum(counts).as_py() or 0
     if n > VALUES_MAX:
         raise Refused(
-            f"the column {name!r} has {n} {name} in one batch; at most {VALUES_MAX}", field=name, limit=VALUES_MAX
+            f"the column {name!r} has {n} {name} in one batch; at most {VALUES_MAX}",
+            field=name,
+            limit=VALUES_MAX,
         )
 
 
@@ -108,25 +114,39 @@ def _check_schema(schema: pa.Schema, dimension: int) -> None:
     """Raises Refused unless the columns are those of documents."""
     names = set(schema.names)
     if unknown := sorted(names - _COLUMNS):
-        raise Refused(f"unknown column {unknown[0]!r}; known are {', '.join(sorted(_COLUMNS))}", field=unknown[0])
+        raise Refused(
+            f"unknown column {unknown[0]!r}; known are {', '.join(sorted(_COLUMNS))}",
+            field=unknown[0],
+        )
     if len(names) != len(schema.names):
         raise Refused("a column stands twice", field="body")
     if "id" not in names:
         raise Refused("the stream has no column 'id'", field="id")
     for name in ("id", "collection", "text", "metadata"):
         if name in names and not (
-            pa.types.is_string(schema.field(name).type) or pa.types.is_large_string(schema.field(name).type)
+            pa.types.is_string(schema.field(name).type)
+            or pa.types.is_large_string(schema.field(name).type)
         ):
-            raise Refused(f"column {name!r} must be utf8, not {schema.field(name).type}", field=name)
+            raise Refused(
+                f"column {name!r} must be utf8, not {schema.field(name).type}", field=name
+            )
     if "passages" in names and not _list_of(schema.field("passages").type, pa.types.is_string):
         raise Refused("column 'passages' must be list<utf8>", field="passages")
     for name, levels in (("vector", 1), ("vectors", 2)):
         if name in names and not _floats_deep(schema.field(name).type, levels):
-            raise Refused(f"column {name!r} must hold lists of floats, not {schema.field(name).type}", field=name)
-        if name in names and (width := _width(schema.field(name).type, levels)) not in (None, dimension):
+            raise Refused(
+                f"column {name!r} must hold lists of floats, not {schema.field(name).type}",
+                field=name,
+            )
+        if name in names and (width := _width(schema.field(name).type, levels)) not in (
+            None,
+            dimension,
+        ):
             # Checked before the lists are read: a few bytes can claim billions of empty lists.
             raise Refused(
-                f"a vector has {width} numbers; the collection's dimension is {dimension}", field=name, limit=dimension
+                f"a vector has {width} numbers; the collection's dimension is {dimension}",
+                field=name,
+                limit=dimension,
             )
 
 
@@ -147,7 +167,11 @@ def _width(kind: pa.DataType, levels: int) -> int | None:
     Returns 0 for lists of lists whose outer fixed size is 0.
     """
     if levels == 2:
-        return 0 if pa.types.is_fixed_size_list(kind) and kind.list_size == 0 else _width(kind.value_type, 1)
+        return (
+            0
+            if pa.types.is_fixed_size_list(kind) and kind.list_size == 0
+            else _width(kind.value_type, 1)
+        )
     return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else None
 
 
@@ -177,13 +201,17 @@ def _vectors(batch: pa.RecordBatch, dimension: int) -> tuple[Floats | None, list
     if lengths and lengths != [dimension]:
         wrong = next(length for length in lengths if length != dimension)
         raise Refused(
-            f"a vector has {wrong} numbers; the collection's dimension is {dimension}", field=names[0], limit=dimension
+            f"a vector has {wrong} numbers; the collection's dimension is {dimension}",
+            field=names[0],
+            limit=dimension,
         )
     flat = pc.fill_null(column.flatten(), float("nan")).cast(pa.float32())
     return flat.to_numpy(zero_copy_only=False).reshape(-1, dimension), counts
 
 
-def _parsed_metadata(text: str | None, limits: IngestSettings) -> tuple[Mapping[str, Any], str | None]:
+def _parsed_metadata(
+    text: str | None, limits: IngestSettings
+) -> tuple[Mapping[str, Any], str | None]:
     """Returns the metadata and its JSON text.
 
     The text is unchanged unless a number needed exact parsing. Raises ValidationError.

@@ -153,7 +153,10 @@ def _record(record: LogRecord, rejected: Sequence[Rejected]) -> Record:
         "partition": record.partition,
         "offset": record.offset,
         "event_time_ms": record.record.event_time_ms,
-        "headers": [[name, _base64(value, KEY_BYTES_MAX)] for name, value in record.record.headers[:HEADERS_MAX]],
+        "headers": [
+            [name, _base64(value, KEY_BYTES_MAX)]
+            for name, value in record.record.headers[:HEADERS_MAX]
+        ],
         "key_base64": _base64(record.record.key, KEY_BYTES_MAX),
         "value_base64": _base64(value, VALUE_BYTES_MAX),
         "value_truncated": value is not None and len(value) > VALUE_BYTES_MAX,

@@ -31,8 +31,9 @@ _event = events("ingest")
 class Dispatcher:
     """Runs parts and writes on workers. Safe for many threads.
 
-    `process` embeds a part and writes its line; `write` writes what a line has ready, in order. `scheduler` is used under
-    `lock`. Once `stopping` is set, no part and no write begins: a thread may be left behind, beside another ingest.
+    `process` embeds a part and writes its line; `write` writes what a line has ready, in order.
+    `scheduler` is used under `lock`. Once `stopping` is set, no part and no write begins: a thread
+    may be left behind, beside another ingest.
     """
 
     def __init__(
@@ -68,7 +69,11 @@ class Dispatcher:
         with self.lock:
             if self.scheduler.working or is_reading:
                 return BUSY_S
-            return min(LOOK_S, self.scheduler.sleep_s(self._clock.monotonic())) if len(self.scheduler) else IDLE_S
+            return (
+                min(LOOK_S, self.scheduler.sleep_s(self._clock.monotonic()))
+                if len(self.scheduler)
+                else IDLE_S
+            )
 
     def dispatch(self) -> None:
         """Starts a worker for each part that is to be embedded now."""
@@ -89,7 +94,10 @@ class Dispatcher:
 
     @contextmanager
     def embedding(self, part: Part) -> Iterator[None]:
-        """Marks the part embedded when the block ends. If its model is away or busy, the part is tried again later."""
+        """Marks the part embedded when the block ends.
+
+        If its model is away or busy, the part is tried again later.
+        """
         try:
             yield
         except (Unavailable, Overloaded) as away:
@@ -97,7 +105,12 @@ class Dispatcher:
             with self.lock:
                 tries = self.scheduler.failed(part, self._clock.monotonic(), reason)
             if tries in (1, len(RETRY_S)) and not part.over:
-                _event.warning("waiting for the embedder", tenant=part.share[0], model=part.model, reason=reason)
+                _event.warning(
+                    "waiting for the embedder",
+                    tenant=part.share[0],
+                    model=part.model,
+                    reason=reason,
+                )
         else:
             with self.lock:
                 self.scheduler.done(part)
@@ -112,17 +125,29 @@ class Dispatcher:
 
     def _turn(self, line: Hashable) -> Task | None:
         with self.lock:
-            return None if self._stopping.is_set() else self.scheduler.turn(line, self._clock.monotonic())
+            return (
+                None
+                if self._stopping.is_set()
+                else self.scheduler.turn(line, self._clock.monotonic())
+            )
 
     @contextmanager
     def writing(self, task: Task) -> Iterator[None]:
-        """Marks the task written when the block ends. After an Unavailable, which may concern one tenant, its line waits."""
+        """Marks the task written when the block ends.
+
+        After an Unavailable, which may concern one tenant, its line waits.
+        """
         try:
             yield
         except Unavailable as away:
             with self.lock:
                 again_s = self.scheduler.put_off(task, self._clock.monotonic())
-            _event.warning("write.put_off", line=str(task.line), reason=away.operator_detail, again_in_s=again_s)
+            _event.warning(
+                "write.put_off",
+                line=str(task.line),
+                reason=away.operator_detail,
+                again_in_s=again_s,
+            )
         else:
             with self.lock:
                 self.scheduler.written(task)
@@ -131,7 +156,9 @@ class Dispatcher:
         """Has lines that were put off written again, each on a thread of its own: one may wait long for its answer."""
         with self.lock:
             due = self.scheduler.due(self._clock.monotonic()) if not self._stopping.is_set() else []
-            due = [line for line in due if line not in self._retrying][: RETRIES_AT_ONCE_MAX - len(self._retrying)]
+            due = [line for line in due if line not in self._retrying][
+                : RETRIES_AT_ONCE_MAX - len(self._retrying)
+            ]
             self._retrying |= set(due)
         for line in due:
             self._workers.start(partial(self._retry, line))

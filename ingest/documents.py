@@ -29,7 +29,9 @@ ID_SHOWN: Final = 128
 """Characters of a rejected document's id that are kept."""
 
 
-def parse_json(value: object, rules: DocumentLimits, *, tenant: str, exactly: Exactly | Part | None = None) -> Entry:
+def parse_json(
+    value: object, rules: DocumentLimits, *, tenant: str, exactly: Exactly | Part | None = None
+) -> Entry:
     """Returns one decoded JSON value as a document of `rules.collection`.
 
     `exactly` is the JSON text, for integers beyond 64 bits; without it they are rejected.
@@ -50,7 +52,9 @@ def parse_all(
     return [r if isinstance(r, Rejected) else _fitted(*r, vectors, next(rows), rules) for r in read]
 
 
-def _read(value: object, exactly: Exactly | Part | None, rules: DocumentLimits, tenant: str) -> "_Read | Rejected":
+def _read(
+    value: object, exactly: Exactly | Part | None, rules: DocumentLimits, tenant: str
+) -> "_Read | Rejected":
     """Returns the fields and the metadata as JSON, or why the document is rejected."""
     try:
         try:
@@ -60,7 +64,9 @@ def _read(value: object, exactly: Exactly | Part | None, rules: DocumentLimits, 
                 raise
             return _checked(exactly.value, rules, tenant, exact=True)
     except Refused as refused:
-        return Rejected(refused.detail, field=refused.field, id=_id_of(value), collection=rules.collection)
+        return Rejected(
+            refused.detail, field=refused.field, id=_id_of(value), collection=rules.collection
+        )
     except ValidationError as bad:
         return _rejected(bad, _id_of(value), rules)
 
@@ -70,7 +76,9 @@ def _checked(value: object, rules: DocumentLimits, tenant: str, *, exact: bool =
     if body.tenant not in (None, tenant):
         raise ValidationError("tenant", "the document names another tenant than its key or topic")
     if body.collection not in (None, rules.collection):
-        raise ValidationError("collection", "the document names another collection than the request")
+        raise ValidationError(
+            "collection", "the document names another collection than the request"
+        )
     check_id(body.id, rules.limits)
     return body, checked_metadata(body.metadata, rules.limits, exact=exact)
 
@@ -78,22 +86,32 @@ def _checked(value: object, rules: DocumentLimits, tenant: str, *, exact: bool =
 _Read = tuple[Body, str | None]
 
 
-def _fitted(body: Body, metadata_json: str | None, vectors: GivenVectors, row: int, rules: DocumentLimits) -> Entry:
+def _fitted(
+    body: Body, metadata_json: str | None, vectors: GivenVectors, row: int, rules: DocumentLimits
+) -> Entry:
     try:
         given = vectors.row(row)
-        return fitted(body.id, body.text, body.passages, given, (body.metadata or {}, metadata_json), rules)
+        return fitted(
+            body.id, body.text, body.passages, given, (body.metadata or {}, metadata_json), rules
+        )
     except ValidationError as bad:
         return _rejected(bad, body.id[:ID_SHOWN], rules)
 
 
 def _rejected(bad: ValidationError, document_id: str | None, rules: DocumentLimits) -> Rejected:
-    return Rejected(f"{bad.field}: {bad}", field=bad.field, id=document_id, collection=rules.collection)
+    return Rejected(
+        f"{bad.field}: {bad}", field=bad.field, id=document_id, collection=rules.collection
+    )
 
 
 def parse_ndjson(data: bytes, rules: DocumentLimits, *, tenant: str) -> list[Entry]:
     """Returns one document per line; a line that is not JSON is rejected alone."""
-    lines = [_load_line(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
-    parsed = iter(parse_all([line for line in lines if not isinstance(line, Rejected)], rules, tenant=tenant))
+    lines = [
+        _load_line(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()
+    ]
+    parsed = iter(
+        parse_all([line for line in lines if not isinstance(line, Rejected)], rules, tenant=tenant)
+    )
     return [line if isinstance(line, Rejected) else next(parsed) for line in lines]
 
 
@@ -129,14 +147,19 @@ def fitted(
         raise ValidationError("text", "this collection has no embedding model: send vectors")
     if rules.moving and text is None and passages is None:
         raise ValidationError(
-            "text", "the collection is being moved to another model: send text with the vectors until that is done"
+            "text",
+            "the collection is being moved to another model: send text with the vectors until that is done",
         )
     if vectors is not None:
-        expected = len(passages) if passages is not None else 1 if text is not None else len(vectors)
+        expected = (
+            len(passages) if passages is not None else 1 if text is not None else len(vectors)
+        )
         if len(vectors) != expected or len(vectors) == 0:
             raise ValidationError("vectors", f"{len(vectors)} vectors for {expected} passages")
         if len(vectors) > limits.passages_max:
-            raise ValidationError("vectors", f"{len(vectors)} vectors; at most {limits.passages_max} in a document")
+            raise ValidationError(
+                "vectors", f"{len(vectors)} vectors; at most {limits.passages_max} in a document"
+            )
     kept = tuple(p for p in passages if p is not None) if passages is not None else None
     document = Document(rules.collection, document_id, text, kept, vectors, *metadata)
     check_size(document, rules)

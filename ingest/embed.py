@@ -180,7 +180,10 @@ class Vectors:
         except Refused:
             raise failed from None
         if alone:
-            made.give_up(write, f"the model's server answered 500 to it {FAILURES_MAX} times, and well to another text")
+            made.give_up(
+                write,
+                f"the model's server answered 500 to it {FAILURES_MAX} times, and well to another text",
+            )
         else:
             made.calls.popleft()
             made.calls.extendleft(reversed(_halves(call)))
@@ -189,7 +192,9 @@ class Vectors:
         try:
             self._asked(tenant, model, [HARMLESS])
         except Refused as unwell:
-            raise Unavailable(f"the embedder refuses everything: {unwell}", dependency="embedder") from unwell
+            raise Unavailable(
+                f"the embedder refuses everything: {unwell}", dependency="embedder"
+            ) from unwell
 
     def _chunk_all(self, job: Job, model: str | None, made: Embedded) -> Iterator[Call]:
         """Chunks every document for the model; yields a call for the passages to embed, if any."""
@@ -217,12 +222,17 @@ class Vectors:
             made.pieces[key] = _given_pieces(document)
             made.vectors[key] = document.vectors
         else:
-            assert generation.model is not None, "text without a model is rejected when it is parsed"
+            assert generation.model is not None, (
+                "text without a model is rejected when it is parsed"
+            )
             made.pieces[key] = _chunk_pieces(document, self._chunker(generation.model))
         size = made.bytes(write, generation)
         if size > MESSAGE_BYTES_MAX:
             n = len(made.pieces[key])
-            made.give_up(id(write), f"its {n} passages make {size} bytes; at most {MESSAGE_BYTES_MAX} in a document")
+            made.give_up(
+                id(write),
+                f"its {n} passages make {size} bytes; at most {MESSAGE_BYTES_MAX} in a document",
+            )
 
     def _chunker(self, model: str) -> Chunker:
         """Returns the model's chunker. Raises Unavailable if its tokenizer is missing.
@@ -254,7 +264,10 @@ def _parts(call: Call, refused: Refused) -> list[Call]:
 
 def _halves(call: Call) -> list[Call]:
     half = len(call.texts) // 2
-    return [Call(call.model, call.texts[a:b], call.places[a:b]) for a, b in ((0, half), (half, len(call.texts)))]
+    return [
+        Call(call.model, call.texts[a:b], call.places[a:b])
+        for a, b in ((0, half), (half, len(call.texts)))
+    ]
 
 
 def _without(call: Call, write: int) -> Call:
@@ -287,7 +300,9 @@ def _given_pieces(document: Document) -> list[Passage | None]:
 
 
 def _chunk_pieces(document: Document, chunker: Chunker) -> list[Passage | None]:
-    assert document.text is not None or document.passages is not None, "else it is rejected when it is parsed"
+    assert document.text is not None or document.passages is not None, (
+        "else it is rejected when it is parsed"
+    )
     if document.text is not None:
         return list(chunker.chunk(document.text))
     return [piece for passage in document.passages or () for piece in chunker.chunk(passage)]

@@ -17,7 +17,9 @@ STALE_S: Final = 10.0
 class Fence:
     """Compares a task's start with the stored position. Safe for many threads."""
 
-    def __init__(self, log: Log, lanes: LaneRegistry, clock: Clock, stopping: threading.Event) -> None:
+    def __init__(
+        self, log: Log, lanes: LaneRegistry, clock: Clock, stopping: threading.Event
+    ) -> None:
         self._log = log
         self._lanes = lanes
         self._clock = clock
@@ -26,9 +28,10 @@ class Fence:
     def check(self, task: Task, after_s: float = STALE_S) -> None:
         """Raises Conflict if another ingest has done this job while this process was paused.
 
-        Then a later deletion may be done too, and already forgotten: a write now could bring its document back
-        (docs/decisions/007-when-a-deletion-is-forgotten.md). The role ends, and starts again at the stored positions.
-        Asks only for records that were read more than `after_s` ago, or once this ingest stops.
+        Then a later deletion may be done too, and already forgotten: a write now could bring its
+        document back (docs/decisions/007-when-a-deletion-is-forgotten.md). The role ends, and
+        starts again at the stored positions. Asks only for records that were read more than
+        `after_s` ago, or once this ingest stops.
         """
         job, lane = task.job, lane_of(task)
         if self._clock.monotonic() - job.read_after < after_s and not self._stopping.is_set():
@@ -39,5 +42,7 @@ class Fence:
         position = self._log.committed(Group.INGEST, [job.tp]).get(job.tp, 0)
         if position > job.start:
             raise Conflict(
-                f"another ingest is at {position} of {job.tp[0]}/{job.tp[1]}", expected=job.start, found=position
+                f"another ingest is at {position} of {job.tp[0]}/{job.tp[1]}",
+                expected=job.start,
+                found=position,
             )

@@ -25,7 +25,9 @@ class GivenVectors:
     n_max: int
 
     @classmethod
-    def of(cls, given: Sequence[Sequence[list[float]] | None], rules: DocumentLimits) -> "GivenVectors":
+    def of(
+        cls, given: Sequence[Sequence[list[float]] | None], rules: DocumentLimits
+    ) -> "GivenVectors":
         """Returns the vectors of documents in JSON, whose lengths and types are checked."""
         every = [vector for vectors in given if vectors is not None for vector in vectors]
         counts = [0 if vectors is None else len(vectors) for vectors in given]
@@ -35,7 +37,9 @@ class GivenVectors:
             return cls.flat(np.array(every, np.float64).astype(np.float32), counts, rules)
 
     @classmethod
-    def flat(cls, vectors: Floats | None, counts: Sequence[int], rules: DocumentLimits) -> "GivenVectors":
+    def flat(
+        cls, vectors: Floats | None, counts: Sequence[int], rules: DocumentLimits
+    ) -> "GivenVectors":
         """Returns `vectors`, float32 [m, d]; document i has the next counts[i] rows."""
         at = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         if vectors is None:
@@ -53,7 +57,9 @@ class GivenVectors:
         if self.unit is None or start == end:
             return None
         if end - start > self.n_max:
-            raise ValidationError("vectors", f"{end - start} vectors; 1 to {self.n_max} in a document")
+            raise ValidationError(
+                "vectors", f"{end - start} vectors; 1 to {self.n_max} in a document"
+            )
         faults = self.faults[start:end]
         if faults.any():
             raise ValidationError("vector", VECTOR_FAULTS[int(faults[np.flatnonzero(faults)[0]])])

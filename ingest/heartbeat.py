@@ -23,7 +23,10 @@ class Heartbeat:
         self._last_beat = -1e9
 
     def beat(self) -> None:
-        """Appends a record and commits beyond the probes that have come, at most every EVERY_S. Does nothing without a probe."""
+        """Appends a record and commits beyond the probes that have come, at most every EVERY_S.
+
+        Does nothing without a probe.
+        """
         now = self._clock.monotonic()
         if now - self._last_beat < EVERY_S:
             return

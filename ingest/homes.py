@@ -27,7 +27,9 @@ class PartitionMaps(Protocol):
 class Homes:
     """Versions for the documents of one batch of records. One thread."""
 
-    def __init__(self, maps: PartitionMaps, look_again: LookAgain | None, topic_id: str | None = None) -> None:
+    def __init__(
+        self, maps: PartitionMaps, look_again: LookAgain | None, topic_id: str | None = None
+    ) -> None:
         self._maps = maps
         self._topic_id = topic_id
         self._look_again = look_again

@@ -30,7 +30,11 @@ def mismatch(record: LogRecord, collection: Collection) -> str | None:
     """Returns why the record was not written to this collection; None if it was."""
     uid = _header(record.record, UID_HEADER)
     if uid is not None:
-        return None if uid == collection.uid.encode() else "it was written to an earlier collection of this name"
+        return (
+            None
+            if uid == collection.uid.encode()
+            else "it was written to an earlier collection of this name"
+        )
     offsets, partition = collection.first_offsets, record.partition
     if partition < len(offsets) and record.offset < offsets[partition]:
         return "it was written before this collection was created"
@@ -59,7 +63,9 @@ def judged_version(record: Record, own: int) -> int:
         return own
     version = int(value) if value.isdigit() and len(value) <= VERSION_DIGITS else own
     if version >= own:
-        raise Refused(f"the header {JUDGED_HEADER} is not the version of an earlier document", field="headers")
+        raise Refused(
+            f"the header {JUDGED_HEADER} is not the version of an earlier document", field="headers"
+        )
     return version
 
 

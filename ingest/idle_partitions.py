@@ -38,7 +38,11 @@ class IdlePartitions:
     def resume(self) -> None:
         """Moves partitions to the positions that `vicinage tenant resume-ingest` gave, once nothing of them is in progress."""
         version = self._registry.version
-        resuming = [s for s in self._store.resuming(version) if s.topic_partition() in self._partitions.positions]
+        resuming = [
+            s
+            for s in self._store.resuming(version)
+            if s.topic_partition() in self._partitions.positions
+        ]
         for state in resuming:
             tp = state.topic_partition()
             if self._partitions.is_idle(tp) and state.topic_id == self._partitions.topic_ids[tp[0]]:
@@ -60,7 +64,9 @@ class IdlePartitions:
             self._unchecked = list(self._partitions.positions)
         some, self._unchecked = self._unchecked[:CHECKED_AT_ONCE], self._unchecked[CHECKED_AT_ONCE:]
         known, halted = self._partitions.positions, self._partitions.halts.known()
-        idle = [tp for tp in some if tp in known and tp not in halted and self._partitions.is_idle(tp)]
+        idle = [
+            tp for tp in some if tp in known and tp not in halted and self._partitions.is_idle(tp)
+        ]
         now = {tp: self._partitions.reader.position(*tp) for tp in idle}
         passed = {tp: at for tp, at in now.items() if at > known[tp] or self._store.is_due(tp)}
         if passed:

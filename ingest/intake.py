@@ -57,14 +57,18 @@ def accept(
     return append(log, tenant, collection, ready, now_ms=now_ms)
 
 
-def append(log: Log, tenant: Tenant, collection: Collection, ready: Prepared, *, now_ms: int) -> Accepted:
+def append(
+    log: Log, tenant: Tenant, collection: Collection, ready: Prepared, *, now_ms: int
+) -> Accepted:
     """Appends the records of a body, in order; durable on return."""
     headers = (CONTENT_TYPE, header_of(collection))
     positions: list[Position] = []
     for partition, values in ready.records:
         records = [Record(value, headers=headers, event_time_ms=now_ms) for value in values]
         positions.extend(Position(partition, o) for o in _append(log, tenant, partition, records))
-    return Accepted(ready.accepted, ready.rejected, Token.covering(positions) if positions else None)
+    return Accepted(
+        ready.accepted, ready.rejected, Token.covering(positions) if positions else None
+    )
 
 
 def partitions_of(log: Log, tenant: Tenant) -> int:
@@ -83,7 +87,10 @@ def divided_over(log: Log, tenant: Tenant, maps: Sequence[PartitionMap]) -> int:
         return partitions_of(log, tenant)
     topic, newest = tenant.documents_topic, maps[-1]
     now = log.topics(topic, max_age_s=LISTED_S).get(topic, newest.partitions)
-    if now == newest.partitions or log.topic_ids(topic).get(topic, newest.topic_id) == newest.topic_id:
+    if (
+        now == newest.partitions
+        or log.topic_ids(topic).get(topic, newest.topic_id) == newest.topic_id
+    ):
         return newest.partitions
     return now
 
@@ -106,7 +113,10 @@ def delete(
     n = partitions or partitions_of(log, tenant)
     homes: dict[int, list[Record]] = {}
     for i in ids:
-        headers = (header_of(collection), *([judged_header(judged[i])] if judged is not None else []))
+        headers = (
+            header_of(collection),
+            *([judged_header(judged[i])] if judged is not None else []),
+        )
         record = Record(None, document_key(collection.name, i), headers, now_ms)
         homes.setdefault(home_of(collection.name, i, n), []).append(record)
     positions: list[Position] = []

@@ -40,8 +40,13 @@ class JobParser:
         self._route = route
         self._turns = Parsing(self._parse_next, workers)
 
-    def start(self, tp: TopicPartition, tenant: Tenant, records: Sequence[LogRecord], jobs: Iterator[Job]) -> None:
-        """Parses `records` into `jobs`, as far as there is room now. The partition is paused while some are left."""
+    def start(
+        self, tp: TopicPartition, tenant: Tenant, records: Sequence[LogRecord], jobs: Iterator[Job]
+    ) -> None:
+        """Parses `records` into `jobs`, as far as there is room now.
+
+        The partition is paused while some are left.
+        """
         self._partitions.unparsed[tp] = jobs
         if self._turns.is_light(tenant.name, records):
             began = time.monotonic()

@@ -110,14 +110,18 @@ class Job:
                 asks = _asks(write, generation)
                 if known is None:
                     found[target] = Need(generation, offset, asks)
-                elif offset < known.first or (asks and not known.asks):  # writes are ordered by document, not offset
+                elif offset < known.first or (
+                    asks and not known.asks
+                ):  # writes are ordered by document, not offset
                     found[target] = Need(generation, min(offset, known.first), asks or known.asks)
         return found
 
     def cost(self) -> int:
         """Returns the estimated number of passages, which is charged to the tenant's share."""
         documents = [w.document for w in self.writes if w.document is not None]
-        return 1 + sum(1 + len(d.passages or ()) + len(d.text or "") // PASSAGE_CHARS for d in documents)
+        return 1 + sum(
+            1 + len(d.passages or ()) + len(d.text or "") // PASSAGE_CHARS for d in documents
+        )
 
 
 def takes_given(write: Write, generation: Generation) -> bool:
@@ -166,7 +170,9 @@ def jobs_of(
     job, size = job_at(records[0].offset if start is None else start), 0
     for record in records:
         for outcome in parse(record, tenant, collections, settings, homes):
-            if only is not None and not (isinstance(outcome, Write) and outcome.collection.name == only[0]):
+            if only is not None and not (
+                isinstance(outcome, Write) and outcome.collection.name == only[0]
+            ):
                 continue
             if isinstance(outcome, Rejected):
                 job.rejected.append((record, outcome))
@@ -210,7 +216,11 @@ def _rank(write: Write) -> tuple[int, bool]:
 
 
 def parse(
-    record: LogRecord, tenant: Tenant, collections: Collections, limits: IngestSettings, homes: Homes | None = None
+    record: LogRecord,
+    tenant: Tenant,
+    collections: Collections,
+    limits: IngestSettings,
+    homes: Homes | None = None,
 ) -> list[Write | Rejected | Skipped]:
     """Returns every document of one record as a write, a rejection or a skipped deletion."""
     homes = homes or Homes(collections, None)
@@ -231,9 +241,15 @@ def parse(
                 if document is None:
                     version = judged_version(record.record, version)
             except Refused as refused:
-                found.append(Rejected(refused.detail, field=refused.field, id=entry.id, collection=collection.name))
+                found.append(
+                    Rejected(
+                        refused.detail, field=refused.field, id=entry.id, collection=collection.name
+                    )
+                )
                 continue
-            found.append(Write(collection, entry.id, version, record.record.event_time_ms, document, record))
+            found.append(
+                Write(collection, entry.id, version, record.record.event_time_ms, document, record)
+            )
     return found
 
 
@@ -254,7 +270,9 @@ def _entries(
     if dict(record.headers).get("content-type") == ARROW.encode():
         name_given, batches = decode_documents(record.value)
         collection = _collection(collections, tenant, name_given or _key_collection(record), stored)
-        return [(collection, e) for e in parse_arrow(batches, DocumentLimits.of(collection, limits))]
+        return [
+            (collection, e) for e in parse_arrow(batches, DocumentLimits.of(collection, limits))
+        ]
     body = load_json(record.value, field="value")
     if not isinstance(body, dict):
         raise Refused("a document is a JSON object", field="value")
@@ -262,7 +280,12 @@ def _entries(
     return [
         (
             collection,
-            parse_json(body, DocumentLimits.of(collection, limits), tenant=tenant.name, exactly=Exactly(record.value)),
+            parse_json(
+                body,
+                DocumentLimits.of(collection, limits),
+                tenant=tenant.name,
+                exactly=Exactly(record.value),
+            ),
         )
     ]
 
@@ -279,7 +302,9 @@ class _OtherCollection(Exception):
         self.rejected = Rejected(reason, field="collection", collection=collection)
 
 
-def _collection(collections: Collections, tenant: Tenant, name: object, record: LogRecord) -> Collection:
+def _collection(
+    collections: Collections, tenant: Tenant, name: object, record: LogRecord
+) -> Collection:
     if not isinstance(name, str) or not name:
         raise Refused("the document names no collection", field="collection")
     try:

@@ -63,7 +63,14 @@ def lane_of(task: Task) -> Lane | None:
 class LaneRegistry:
     """The lanes of this ingest's partitions."""
 
-    def __init__(self, rows: IngestLanes, log: Log, registry: Registry, settings: IngestSettings, clock: Clock) -> None:
+    def __init__(
+        self,
+        rows: IngestLanes,
+        log: Log,
+        registry: Registry,
+        settings: IngestSettings,
+        clock: Clock,
+    ) -> None:
         self._rows = rows
         self._log = log
         self._registry = registry
@@ -117,11 +124,14 @@ class LaneRegistry:
         """
         with self._changing:
             rows = {
-                (f"vicinage.docs.{r.tenant}", r.partition, r.collection, r.generation): r for r in self._rows.every()
+                (f"vicinage.docs.{r.tenant}", r.partition, r.collection, r.generation): r
+                for r in self._rows.every()
             }
             for lane in self:
                 if (*lane.tp, *lane.target) not in rows:
-                    raise Conflict(f"a lane of {lane.tp[0]}/{lane.tp[1]} is gone: another ingest is at work")
+                    raise Conflict(
+                        f"a lane of {lane.tp[0]}/{lane.tp[1]} is gone: another ingest is at work"
+                    )
             present = {t.name: t for t in self._registry.tenants()}
             if ownerless := [row for row in rows.values() if row.tenant not in present]:
                 self._rows.drop(ownerless)
@@ -139,7 +149,13 @@ class LaneRegistry:
         return lane
 
     def open(
-        self, tenant: Tenant, tp: TopicPartition, needs: Mapping[Target, Need], *, state: LaneState, reason: str
+        self,
+        tenant: Tenant,
+        tp: TopicPartition,
+        needs: Mapping[Target, Need],
+        *,
+        state: LaneState,
+        reason: str,
     ) -> None:
         """Opens a lane for each generation from its first record on; durable on return.
 
@@ -148,7 +164,14 @@ class LaneRegistry:
         with self._changing:
             made = [
                 IngestLane(
-                    tenant.name, t[0], t[1], tp[1], need.first, need.generation.model or "", state=state, reason=reason
+                    tenant.name,
+                    t[0],
+                    t[1],
+                    tp[1],
+                    need.first,
+                    need.generation.model or "",
+                    state=state,
+                    reason=reason,
                 )
                 for t, need in needs.items()
             ]
@@ -179,7 +202,10 @@ class LaneRegistry:
             rows = self._rows.of(lane.tenant.name, lane.row.collection, [lane.row.generation])
             found = [r.position for r in rows if r.partition == lane.row.partition]
             if found != [lane.row.position] and not lane.over:
-                raise Conflict(f"another ingest wrote a lane of {lane.tp[0]}/{lane.tp[1]}", expected=lane.row.position)
+                raise Conflict(
+                    f"another ingest wrote a lane of {lane.tp[0]}/{lane.tp[1]}",
+                    expected=lane.row.position,
+                )
 
     def close(self, lane: Lane) -> None:
         """Deletes a lane that has caught up; the partition's own jobs write its generation again.

@@ -94,7 +94,9 @@ class LaneScheduler:
 
     def behind(self) -> int:
         """Returns the number of lanes that have records to read or are being read."""
-        return sum(lane.read < self._routed.get(lane.tp, 0) or lane.reading for lane in self._lane_registry)
+        return sum(
+            lane.read < self._routed.get(lane.tp, 0) or lane.reading for lane in self._lane_registry
+        )
 
     def reading(self) -> bool:
         """Returns whether a lane is being read."""
@@ -116,7 +118,10 @@ class LaneScheduler:
         job.apart = frozenset(self._lane_registry.of(job.tp))
         needs = job.needs()
         with self._lock:
-            away = {n.generation.model: self._lines.away((job.tenant.name, n.generation.model)) for n in needs.values()}
+            away = {
+                n.generation.model: self._lines.away((job.tenant.name, n.generation.model))
+                for n in needs.values()
+            }
         found = lanes.detached_at_once(job, needs, away, self._clock.monotonic())
         for target, need in found.items():
             known = away[need.generation.model]
@@ -142,7 +147,11 @@ class LaneScheduler:
 
     def _release_gone(self) -> None:
         """Discards work for deleted collections and for retired or canceled generations."""
-        gone = [lane for lane in self._lane_registry if not lanes.is_serving(self._registry, lane.tenant, lane.target)]
+        gone = [
+            lane
+            for lane in self._lane_registry
+            if not lanes.is_serving(self._registry, lane.tenant, lane.target)
+        ]
         if gone:
             self._lane_registry.drop(gone)
             self._give_up(gone)
@@ -172,23 +181,34 @@ class LaneScheduler:
         waited = self._heads.look(heads, now)
         for line, head in heads.items():
             with self._lock:
-                pending = {m: self._lines.away(p.share) for m, p in list(head.parts.items()) if not p.ready}
+                pending = {
+                    m: self._lines.away(p.share) for m, p in list(head.parts.items()) if not p.ready
+                }
             if isinstance(line, Lane):
                 self._say_away(line, head, pending, now)
-            elif waited[line] >= lanes.SLOW_S or any(lanes.is_away(known, now) for known in pending.values()):
+            elif waited[line] >= lanes.SLOW_S or any(
+                lanes.is_away(known, now) for known in pending.values()
+            ):
                 self._detach(head, pending, waited[line], now)
 
-    def _say_away(self, lane: Lane, head: Task, pending: dict[str | None, Away | None], now: float) -> None:
+    def _say_away(
+        self, lane: Lane, head: Task, pending: dict[str | None, Away | None], now: float
+    ) -> None:
         known = pending.get(lane.row.model)
         if known is None or not lanes.is_away(known, now):
             return
         if not lane.reading:
-            lane.whole, lane.unparsed = False, None  # read again once the model answers: no backlog is kept
+            lane.whole, lane.unparsed = (
+                False,
+                None,
+            )  # read again once the model answers: no backlog is kept
         if lane.row.state != "away":
             first = min((need.first for need in head.needs.values()), default=lane.row.position)
             self._lane_registry.move(lane, max(lane.row.position, first), "away", known.reason)
 
-    def _detach(self, head: Task, pending: dict[str | None, Away | None], waited_s: float, now: float) -> None:
+    def _detach(
+        self, head: Task, pending: dict[str | None, Away | None], waited_s: float, now: float
+    ) -> None:
         """Opens lanes for the generations that block the partition's first job.
 
         The partition continues without them.
@@ -252,7 +272,10 @@ class LaneScheduler:
             if self._has_caught_up(lane):
                 self._rejoin(lane)
             elif lane.read < routed and waiting < (IN_FLIGHT if lane.whole else 1):
-                if len(self._reads) >= LANE_READS_MAX or reads[lane.tenant.name] >= LANE_READS_OF_ONE_MAX:
+                if (
+                    len(self._reads) >= LANE_READS_MAX
+                    or reads[lane.tenant.name] >= LANE_READS_OF_ONE_MAX
+                ):
                     continue
                 lane.reading = True
                 reads[lane.tenant.name] += 1
@@ -270,7 +293,9 @@ class LaneScheduler:
 
     def _has_caught_up(self, lane: Lane) -> bool:
         routed, waiting = self._routed.get(lane.tp, 0), self._lines.of(lane)
-        return lanes.caught_up(read=lane.read, written=lane.row.position, routed=routed, waiting=waiting)
+        return lanes.caught_up(
+            read=lane.read, written=lane.row.position, routed=routed, waiting=waiting
+        )
 
     def _read_lane(self, lane: Lane, until: int) -> None:
         """Appends the lane's next job to its queue. Runs on a lane reader's thread."""

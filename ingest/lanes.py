@@ -32,7 +32,9 @@ def own_lane(generation: Generation, collection: Collection) -> bool:
 
     So a generation that is being built never delays the live one.
     """
-    return generation.number != collection.live and generation.model != collection.generation().model
+    return (
+        generation.number != collection.live and generation.model != collection.generation().model
+    )
 
 
 def detached_at_once(

@@ -10,17 +10,27 @@ _documents = counter("vicinage_ingest_documents_total", "documents taken from th
 _passages = counter("vicinage_ingest_passages_total", "passages written to the vectors log")
 _rejected = counter("vicinage_ingest_rejected_total", "documents sent to dead letters")
 _skipped = counter(
-    "vicinage_ingest_skipped_total", "deletions written to an earlier collection of the same name, without effect"
+    "vicinage_ingest_skipped_total",
+    "deletions written to an earlier collection of the same name, without effect",
 )
 _seconds = histogram("vicinage_ingest_step_seconds", "one job of ingest: parsed to committed")
 
 
 def count_written(task: Task, n_rejected: int) -> None:
-    """Counts a task that is written and committed. The partition's own job alone counts the documents, not its lanes'."""
+    """Counts a task that is written and committed.
+
+    The partition's own job alone counts the documents, not its lanes'.
+    """
     if lane_of(task) is None:
         _documents.inc(len(task.job.writes))
     _rejected.inc(n_rejected)
     _skipped.inc(task.job.skipped)
     for part in task.parts.values():
-        _passages.inc(sum(len(p) for (write, _), p in part.made.pieces.items() if write not in part.made.refused))
+        _passages.inc(
+            sum(
+                len(p)
+                for (write, _), p in part.made.pieces.items()
+                if write not in part.made.refused
+            )
+        )
     _seconds.observe(time.perf_counter() - task.since)

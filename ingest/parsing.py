@@ -57,7 +57,9 @@ class Parsing:
     def __init__(self, turn: Callable[[TopicPartition], bool], workers: Workers) -> None:
         self._turn = turn
         self._workers = workers
-        self._queue: FairQueue[tuple[TopicPartition, Tenant]] = FairQueue(items_max=ITEMS_MAX, quantum=QUANTUM)
+        self._queue: FairQueue[tuple[TopicPartition, Tenant]] = FairQueue(
+            items_max=ITEMS_MAX, quantum=QUANTUM
+        )
         self._busy: set[TopicPartition] = set()
         self._heavy: dict[str, float] = {}
         self._changed = threading.Condition()

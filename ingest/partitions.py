@@ -26,10 +26,18 @@ _halted = gauge(
 
 
 class Partitions:
-    """The partitions that are read. Owned by the thread that reads the log; parser threads change `unparsed` and `routed`."""
+    """The partitions that are read.
+
+    Owned by the thread that reads the log; parser threads change `unparsed` and `routed`.
+    """
 
     def __init__(
-        self, log: Log, scheduler: Scheduler, settings: IngestSettings, clock: Clock, stopping: threading.Event
+        self,
+        log: Log,
+        scheduler: Scheduler,
+        settings: IngestSettings,
+        clock: Clock,
+        stopping: threading.Event,
     ) -> None:
         self.reader = log.reader({})
         self.positions: dict[TopicPartition, int] = {}
@@ -54,7 +62,9 @@ class Partitions:
         """Returns new records by partition, after `wait_s` or `idle_s` at most; none while the log is away."""
         self.read_after, self._polled = self._polled, self._clock.monotonic()
         try:
-            taken = self.reader.poll(bytes_max=self._settings.batch_bytes, wait_s=min(wait_s, idle_s))
+            taken = self.reader.poll(
+                bytes_max=self._settings.batch_bytes, wait_s=min(wait_s, idle_s)
+            )
         except Unavailable as away:
             _event.warning("the log is away", reason=str(away))
             self._stopping.wait(min(wait_s, AWAY_S))

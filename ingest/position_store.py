@@ -53,12 +53,15 @@ class PositionStore:
             return {}
         in_log = self._log.committed(Group.INGEST, tps)
         saved = {
-            s.topic_partition(): s for s in self._positions.of() if s.topic_id == topic_ids.get(s.topic_partition()[0])
+            s.topic_partition(): s
+            for s in self._positions.of()
+            if s.topic_id == topic_ids.get(s.topic_partition()[0])
         }
         copies = {
             tp: saved[tp]
             for tp in tps
-            if tp in saved and (saved[tp].state == "resuming" or saved[tp].position != in_log.get(tp))
+            if tp in saved
+            and (saved[tp].state == "resuming" or saved[tp].position != in_log.get(tp))
         }
         moved = [tp for tp, copy in copies.items() if tp in in_log and copy.state != "resuming"]
         begins = self._begins(moved)
@@ -78,7 +81,9 @@ class PositionStore:
                 self._positions.resumed(saved[tp])
         return found
 
-    def _restore(self, positions: Mapping[TopicPartition, int], topic_ids: Mapping[str, str]) -> None:
+    def _restore(
+        self, positions: Mapping[TopicPartition, int], topic_ids: Mapping[str, str]
+    ) -> None:
         """Commits the copy's positions again, except for a replaced topic: the reader halts it."""
         if not positions:
             return
@@ -86,7 +91,9 @@ class PositionStore:
         same = {tp: at for tp, at in positions.items() if now.get(tp[0]) == topic_ids.get(tp[0])}
         if same:
             self._log.commit(Group.INGEST, same)
-            _event.warning("positions.restored", partitions=len(same), first=f"{min(same)[0]}/{min(same)[1]}")
+            _event.warning(
+                "positions.restored", partitions=len(same), first=f"{min(same)[0]}/{min(same)[1]}"
+            )
 
     def _begins(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """Returns the log's start of each partition, up to the first that is unavailable."""
@@ -97,7 +104,9 @@ class PositionStore:
             except NotFound:
                 found[tp] = 0  # the reader reports that there is no such partition
             except Unavailable as away:
-                _event.warning("partition.not_begun", topic=tp[0], partition=tp[1], reason=str(away))
+                _event.warning(
+                    "partition.not_begun", topic=tp[0], partition=tp[1], reason=str(away)
+                )
                 break
         return found
 
@@ -159,7 +168,11 @@ class PositionStore:
         self._saved_at = at
         was, self._waiting = self._waiting, frozenset(full)
         waiting = was & self._waiting  # in two checks in a row
-        changed = [s for tp in {*self._committed, *halts} if (s := self._state(tp, topic_ids, halts, waiting))]
+        changed = [
+            s
+            for tp in {*self._committed, *halts}
+            if (s := self._state(tp, topic_ids, halts, waiting))
+        ]
         if changed:
             self._writing = self._writer.submit(self._save, changed)
 
@@ -177,10 +190,21 @@ class PositionStore:
         position = self._committed[tp][0] if tp in self._committed else 0
         tenant, topic_id = tp[0].removeprefix(PREFIX), topic_ids[tp[0]]
         if halt is not None:
-            if known and (known.state, known.kind, known.reason) == ("halted", halt.kind, halt.reason):
+            if known and (known.state, known.kind, known.reason) == (
+                "halted",
+                halt.kind,
+                halt.reason,
+            ):
                 return None
             return PartitionState(
-                tenant, tp[1], topic_id, halt.position, "halted", halt.since_ms, halt.kind, halt.reason
+                tenant,
+                tp[1],
+                topic_id,
+                halt.position,
+                "halted",
+                halt.since_ms,
+                halt.kind,
+                halt.reason,
             )
         state: State = "waiting" if tp in waiting else "reading"
         if known and (known.state, known.position, known.topic_id) == (state, position, topic_id):
@@ -203,6 +227,11 @@ class PositionStore:
 
 def _lasting(saved: PartitionState | None) -> Halt | None:
     """Returns the halt that a new process keeps: one that only an operator can end."""
-    if saved is None or saved.state != "halted" or saved.kind not in STICKY or saved.kind == "topic_replaced":
+    if (
+        saved is None
+        or saved.state != "halted"
+        or saved.kind not in STICKY
+        or saved.kind == "topic_replaced"
+    ):
         return None
     return Halt(saved.kind, saved.reason or "", saved.since_ms, saved.position)

@@ -52,7 +52,9 @@ def prepare(body: Body) -> Prepared:
     return prepared(entries_of(body), body.rules.collection, body.rules.dimension, body.partitions)
 
 
-def prepared(entries: Sequence[Entry], collection: str, dimension: int, partitions: int) -> Prepared:
+def prepared(
+    entries: Sequence[Entry], collection: str, dimension: int, partitions: int
+) -> Prepared:
     """Returns the records of parsed documents, and the first REJECTED_MAX rejections."""
     documents = [e for e in entries if isinstance(e, Document)]
     rejected = [e for e in entries if isinstance(e, Rejected)]
@@ -62,7 +64,10 @@ def prepared(entries: Sequence[Entry], collection: str, dimension: int, partitio
     records = tuple(
         (
             partition,
-            tuple(encode_documents(c, collection=collection, dimension=dimension) for c in _chunks(run, dimension)),
+            tuple(
+                encode_documents(c, collection=collection, dimension=dimension)
+                for c in _chunks(run, dimension)
+            ),
         )
         for partition, run in sorted(homes.items())
     )
@@ -98,7 +103,9 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _too_many(what: str) -> Refused:
-    return Refused(f"{what} in one request; at most {DOCUMENTS_MAX}", field="documents", limit=DOCUMENTS_MAX)
+    return Refused(
+        f"{what} in one request; at most {DOCUMENTS_MAX}", field="documents", limit=DOCUMENTS_MAX
+    )
 
 
 def _chunks(documents: list[Document], dimension: int) -> Iterator[list[Document]]:
@@ -123,5 +130,9 @@ def _size(d: Document, dimension: int) -> int:
     """Returns the size of a document in a record: no more than the size of its rows later."""
     words = len((d.text or "").encode()) + sum(len(p.encode()) for p in d.passages or ())
     if d.vectors is None:
-        return rows_bytes(d.id, 1 + len(d.passages or ()), 0, text_bytes=words, metadata_json=d.metadata_json)
-    return rows_bytes(d.id, len(d.vectors), dimension, text_bytes=words, metadata_json=d.metadata_json)
+        return rows_bytes(
+            d.id, 1 + len(d.passages or ()), 0, text_bytes=words, metadata_json=d.metadata_json
+        )
+    return rows_bytes(
+        d.id, len(d.vectors), dimension, text_bytes=words, metadata_json=d.metadata_json
+    )

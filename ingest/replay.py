@@ -41,7 +41,9 @@ class Replayed:
     next: int | None
 
 
-def replay(log: Log, tenant: Tenant, first: int, last: int | None, *, partitions: int, now_ms: int) -> Replayed:
+def replay(
+    log: Log, tenant: Tenant, first: int, last: int | None, *, partitions: int, now_ms: int
+) -> Replayed:
     """Replays the originals of the letters from position `first` to `last`; durable on return.
 
     Replays at most AT_ONCE_MAX letters. After Unavailable, an unknown number of them is written:
@@ -54,7 +56,11 @@ def replay(log: Log, tenant: Tenant, first: int, last: int | None, *, partitions
     at = first - 1
     while at < last and replayed + skipped < AT_ONCE_MAX:
         limit = min(PAGE, AT_ONCE_MAX - replayed - skipped)
-        letters = [each for each in dead_letters.read(log, tenant, after=at, limit=limit) if each["position"] <= last]
+        letters = [
+            each
+            for each in dead_letters.read(log, tenant, after=at, limit=limit)
+            if each["position"] <= last
+        ]
         if not letters:
             at = last
         for letter in letters:
@@ -81,11 +87,18 @@ def originals(letter: Mapping[str, Any], partitions: int, now_ms: int) -> list[t
         if headers.get(CONTENT_TYPE) == ARROW.encode():
             return list(_arrow(letter, value or b"", partitions, now_ms))
         return [_single(key, value, letter["partition"], partitions, now_ms)]
-    except (Refused, ValueError, KeyError, pa.ArrowException):  # no document, or no table of documents
+    except (
+        Refused,
+        ValueError,
+        KeyError,
+        pa.ArrowException,
+    ):  # no document, or no table of documents
         return []
 
 
-def _single(key: bytes | None, value: bytes | None, partition: int, partitions: int, now_ms: int) -> tuple[int, Record]:
+def _single(
+    key: bytes | None, value: bytes | None, partition: int, partitions: int, now_ms: int
+) -> tuple[int, Record]:
     """Returns a deletion or a JSON document, and its home partition.
 
     Without a collection and an id, the partition is the letter's, or the last one if that is gone.
@@ -101,14 +114,18 @@ def _single(key: bytes | None, value: bytes | None, partition: int, partitions: 
     return home, Record(value, key, event_time_ms=now_ms)
 
 
-def _arrow(letter: Mapping[str, Any], value: bytes, partitions: int, now_ms: int) -> Iterator[tuple[int, Record]]:
+def _arrow(
+    letter: Mapping[str, Any], value: bytes, partitions: int, now_ms: int
+) -> Iterator[tuple[int, Record]]:
     """Yields the rejected rows of an Arrow stream, by home partition."""
     name, batches = decode_documents(value)
     collection = name or letter["collection"] or ""
     wanted = [r["id"] for r in letter["rejected"]]
     table = pa.Table.from_batches(batches)
     if None not in wanted:
-        table = table.filter(pc.is_in(table.column("id"), pa.array(wanted, table.schema.field("id").type)))
+        table = table.filter(
+            pc.is_in(table.column("id"), pa.array(wanted, table.schema.field("id").type))
+        )
     homes = [home_of(collection, str(i), partitions) for i in table.column("id").to_pylist()]
     for partition in sorted(set(homes)):
         rows = table.filter(pa.array([home == partition for home in homes]))
@@ -116,7 +133,10 @@ def _arrow(letter: Mapping[str, Any], value: bytes, partitions: int, now_ms: int
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(rows)
         headers = ((CONTENT_TYPE, ARROW.encode()),)
-        yield partition, Record(sink.getvalue().to_pybytes(), f"{collection}/".encode(), headers, now_ms)
+        yield (
+            partition,
+            Record(sink.getvalue().to_pybytes(), f"{collection}/".encode(), headers, now_ms),
+        )
 
 
 def _bytes(text: str | None) -> bytes | None:

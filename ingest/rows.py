@@ -16,7 +16,14 @@ from vicinage.log import LogRecord, Record
 from vicinage.records import Document, Floats, Passage, Rejected
 from vicinage.routing import shard_of
 from vicinage.vectors import unit_length
-from vicinage.wire import DELETED, deletions_schema, encode_rows, rows_key, vector_column, vectors_schema
+from vicinage.wire import (
+    DELETED,
+    deletions_schema,
+    encode_rows,
+    rows_key,
+    vector_column,
+    vectors_schema,
+)
 
 Made = Mapping[str | None, Embedded]
 """The embedded passages of a job, by model."""
@@ -45,7 +52,10 @@ def messages(job: Job, made: Made) -> Iterator[tuple[int, Record]]:
         embedded = made.get(generation.model, NOTHING)
         for part in _parts(writes, generation, embedded):
             value = encode_rows(
-                _batch(part, generation, embedded), tenant=job.tenant.name, collection=collection, generation=number
+                _batch(part, generation, embedded),
+                tenant=job.tenant.name,
+                collection=collection,
+                generation=number,
             )
             yield (
                 slot,
@@ -68,9 +78,16 @@ def _standing(job: Job, made: Made) -> Iterable[tuple[Write, Generation]]:
 
 def rejections(job: Job, made: Made) -> list[tuple[LogRecord, Rejected]]:
     """Returns the job's rejections: those of parsing, and those of embedding."""
-    reasons = {key: reason for embedded in made.values() for key, reason in embedded.refused.items()}
+    reasons = {
+        key: reason for embedded in made.values() for key, reason in embedded.refused.items()
+    }
     refused = [
-        (w.stored, Rejected(reasons[id(w)], field=_content(w.document), id=w.id, collection=w.collection.name))
+        (
+            w.stored,
+            Rejected(
+                reasons[id(w)], field=_content(w.document), id=w.id, collection=w.collection.name
+            ),
+        )
         for w in job.writes
         if id(w) in reasons
     ]
@@ -122,7 +139,9 @@ def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> p
         texts.extend(p.text if p else None for p in pieces)
         starts.extend(p.start if p else None for p in pieces)
         ends.extend(p.end if p else None for p in pieces)
-        metadata.extend([w.document.metadata_json if w.document is not None else None] + [None] * (n - 1))
+        metadata.extend(
+            [w.document.metadata_json if w.document is not None else None] + [None] * (n - 1)
+        )
         if not gone:
             vectors.append(_vectors(w, made, generation))
     columns = [ids, versions, times, passages, texts, starts, ends, metadata]

@@ -64,8 +64,12 @@ class Ingest:
         self._dispatcher = Dispatcher(
             self._workers, clock, self._stopping, process=self._process, write=self._write_ready
         )
-        self._partitions = Partitions(log, self._dispatcher.scheduler, settings, clock, self._stopping)
-        self._positions = PositionStore(log, registry.positions, clock, recommit_s=settings.recommit_s)
+        self._partitions = Partitions(
+            log, self._dispatcher.scheduler, settings, clock, self._stopping
+        )
+        self._positions = PositionStore(
+            log, registry.positions, clock, recommit_s=settings.recommit_s
+        )
         self._lane_registry = LaneRegistry(registry.lanes, log, registry, settings, clock)
         fence = Fence(log, self._lane_registry, clock, self._stopping)
         self._writer = Writer(log, self._positions, self._lane_registry, fence)
@@ -73,9 +77,13 @@ class Ingest:
             self._lane_registry, self._dispatcher.scheduler, self._dispatcher.lock, registry, clock, self._partitions.routed,
             complete_given=self._complete_given, write_ready=self._write_ready, check=fence.check,
         )  # fmt: skip
-        self._parser = JobParser(self._partitions, registry, self._workers, self._stopping, route=self._route)
+        self._parser = JobParser(
+            self._partitions, registry, self._workers, self._stopping, route=self._route
+        )
         positions = (self._partitions, self._positions, self._lane_registry, self._lanes)
-        self._topics = Topics(log, registry, settings, clock, *positions, self._parser, self._dispatcher)
+        self._topics = Topics(
+            log, registry, settings, clock, *positions, self._parser, self._dispatcher
+        )
         self._idle = IdlePartitions(log, registry, *positions)
         self._heartbeat = Heartbeat(log, clock)
         self._checked = -1e9
@@ -98,7 +106,10 @@ class Ingest:
         self._positions.close()
 
     def drain(self, deadline_s: float = 60.0) -> None:
-        """Waits until no work is left. For tests and for an orderly stop. Raises Unavailable after `deadline_s`."""
+        """Waits until no work is left.
+
+        For tests and for an orderly stop. Raises Unavailable after `deadline_s`.
+        """
         end = time.monotonic() + deadline_s
         while self._has_work():
             if time.monotonic() > end:
@@ -108,12 +119,19 @@ class Ingest:
 
     def _has_work(self) -> bool:
         with self._dispatcher.lock:
-            return bool(len(self._dispatcher.scheduler) + len(self._partitions.unparsed) + self._lanes.behind())
+            return bool(
+                len(self._dispatcher.scheduler)
+                + len(self._partitions.unparsed)
+                + self._lanes.behind()
+            )
 
     # the path of a record
 
     def step(self, wait_s: float = 0.0) -> int:
-        """Reads what has come and has it parsed; returns the number of records. Raises what a worker raised."""
+        """Reads what has come and has it parsed; returns the number of records.
+
+        Raises what a worker raised.
+        """
         self._proceed()
         self._check_partitions()
         self._heartbeat.beat()
@@ -127,7 +145,9 @@ class Ingest:
     def _parse(self, tp: TopicPartition, records: Sequence[LogRecord]) -> None:
         """Parses and validates records into jobs; `_route` gets each one when its partition's line has room."""
         try:
-            tenant = self._registry.tenant(tp[0].removeprefix(PREFIX))  # law 1: the topic says whose record it is
+            tenant = self._registry.tenant(
+                tp[0].removeprefix(PREFIX)
+            )  # law 1: the topic says whose record it is
         except NotFound:
             return  # deleted since it was read; `Topics.discover` stops reading it
         self._partitions.positions[tp] = records[-1].offset + 1
@@ -139,7 +159,10 @@ class Ingest:
         self._dispatcher.dispatch()
 
     def _route(self, job: Job) -> None:
-        """Puts the job into its partition's line, except what lanes write. Raises Unavailable: then route it again."""
+        """Puts the job into its partition's line, except what lanes write.
+
+        Raises Unavailable: then route it again.
+        """
         with self._lanes.gate(job.tp):
             self._lanes.detach_early(job)
             task = Task(job, time.perf_counter())
@@ -150,10 +173,15 @@ class Ingest:
         self._dispatcher.dispatch()
 
     def _process(self, part: Part) -> None:
-        """★ Chunks and embeds the part, then appends and commits what its line has ready. Runs on a worker."""
+        """★ Chunks and embeds the part, then appends and commits what its line has ready.
+
+        Runs on a worker.
+        """
         with self._dispatcher.embedding(part):
             self._vectors.chunk(part.task.job, part.model, part.made)
-            self._vectors.embed(part.task.job, part.made, lambda: part.over or self._stopping.is_set())
+            self._vectors.embed(
+                part.task.job, part.made, lambda: part.over or self._stopping.is_set()
+            )
         self._write_ready(part.task.line)
 
     def _write_ready(self, line: Hashable) -> None:
@@ -175,7 +203,10 @@ class Ingest:
     # between two reads
 
     def _proceed(self) -> None:
-        """Does what has become due: writes again, parses and reads on where there is room. Raises what a worker raised."""
+        """Does what has become due: writes again, parses and reads on where there is room.
+
+        Raises what a worker raised.
+        """
         self._workers.check()
         self._dispatcher.retry_writes()
         self._parser.proceed()
@@ -195,4 +226,8 @@ class Ingest:
             self._idle.resume()
             self._lane_registry.compare(self._partitions.positions)
             self._idle.commit_markers()
-            self._positions.tend(self._partitions.topic_ids, self._partitions.reader.halted(), self._partitions.paused)
+            self._positions.tend(
+                self._partitions.topic_ids,
+                self._partitions.reader.halted(),
+                self._partitions.paused,
+            )

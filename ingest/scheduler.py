@@ -126,8 +126,12 @@ class _Share:
 class _Bulkhead:
     """The workers of one model, and the parts that wait for them."""
 
-    queue: FairQueue[Part] = field(default_factory=lambda: FairQueue(items_max=ITEMS_MAX, quantum=QUANTUM))
-    probes: FairQueue[Part] = field(default_factory=lambda: FairQueue(items_max=ITEMS_MAX, quantum=QUANTUM))
+    queue: FairQueue[Part] = field(
+        default_factory=lambda: FairQueue(items_max=ITEMS_MAX, quantum=QUANTUM)
+    )
+    probes: FairQueue[Part] = field(
+        default_factory=lambda: FairQueue(items_max=ITEMS_MAX, quantum=QUANTUM)
+    )
     working: int = 0
     probing: int = 0
 
@@ -184,7 +188,9 @@ class Scheduler:
     def away(self, share: ShareKey) -> Away | None:
         """Returns the failures of a model whose last attempt for this tenant failed, else None."""
         found = self._shares.get(share)
-        return Away(found.tries, found.failing_since, found.reason) if found and found.tries else None
+        return (
+            Away(found.tries, found.failing_since, found.reason) if found and found.tries else None
+        )
 
     def add(self, task: Task) -> None:
         """Appends the task to its queue, and its parts that are not ready to their shares."""

@@ -88,7 +88,9 @@ def _vectors(value: Mapping[str, Any], rules: DocumentLimits) -> Sequence[list[f
     if not isinstance(many, list):
         raise ValidationError("vectors", "must be a list of lists of numbers")
     if not 1 <= len(many) <= rules.limits.passages_max:
-        raise ValidationError("vectors", f"{len(many)} vectors; 1 to {rules.limits.passages_max} in a document")
+        raise ValidationError(
+            "vectors", f"{len(many)} vectors; 1 to {rules.limits.passages_max} in a document"
+        )
     for i, vector in enumerate(many):
         _vector(vector, f"vectors.{i}", rules.dimension)
     return many
@@ -98,7 +100,9 @@ def _vector(given: object, name: str, dimension: int) -> list[float]:
     if not isinstance(given, list):
         raise ValidationError(name, "must be a list of numbers")
     if len(given) != dimension:
-        raise ValidationError(name, f"{len(given)} numbers; the collection's dimension is {dimension}")
+        raise ValidationError(
+            name, f"{len(given)} numbers; the collection's dimension is {dimension}"
+        )
     if not set(map(type, given)) <= _NUMBERS:  # no booleans, no null
         wrong = next(i for i, number in enumerate(given) if type(number) not in _NUMBERS)
         raise ValidationError(f"{name}.{wrong}", "must be a number")

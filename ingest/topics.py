@@ -1,6 +1,9 @@
-"""Decides which partitions are read: those of active tenants' topics. Creates missing topics, and follows topics that grow.
+"""Decides which partitions are read: those of active tenants' topics.
 
-A topic that the log does not create, describe or grow is put off, with exponential backoff; the others are read meanwhile.
+Creates missing topics, and follows topics that grow.
+
+A topic that the log does not create, describe or grow is put off, with exponential backoff; the
+others are read meanwhile.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -74,8 +77,11 @@ class Topics:
             self._drop(tp)
             self._partitions.topic_ids.pop(tp[0], None)
         known = {topic for topic, _ in self._partitions.positions}
-        # A tenant that was suspended and is active again starts at its committed position, once none of its jobs is in progress.
-        in_progress = {topic for topic, _ in (*self._dispatcher.partitions(), *self._parser.in_progress())}
+        # A tenant that was suspended and is active again starts at its committed position, once
+        # none of its jobs is in progress.
+        in_progress = {
+            topic for topic, _ in (*self._dispatcher.partitions(), *self._parser.in_progress())
+        }
         new = [t for topic, t in active.items() if topic not in known | in_progress]
         topics = self._log.topics(PREFIX, max_age_s=LISTED_S)
         if new:
@@ -84,15 +90,22 @@ class Topics:
         self._put_off = {topic: until for topic, until in self._put_off.items() if topic in active}
         skipped = in_progress - known
         missing = {t.documents_topic for t in new} - topics.keys()
-        self._add(self._unread([t for topic, t in active.items() if topic not in skipped], topics, missing))
+        self._add(
+            self._unread(
+                [t for topic, t in active.items() if topic not in skipped], topics, missing
+            )
+        )
 
     def _unread(
         self, tenants: Iterable[Tenant], topics: Mapping[str, int], missing: Collection[str]
     ) -> list[TopicPartition]:
-        """Returns the partitions that are not read yet. Creates missing topics, and records the growth of others.
+        """Returns the partitions that are not read yet.
 
-        Stops at the first topic for which the log does not do that, so that a check waits for one such topic at most.
-        The topic is put off, and the tenants behind it have their turn in the next check.
+        Creates missing topics, and records the growth of others.
+
+        Stops at the first topic for which the log does not do that, so that a check waits for one
+        such topic at most. The topic is put off, and the tenants behind it have their turn in the
+        next check.
         """
         found: list[TopicPartition] = []
         now = self._clock.monotonic()
@@ -150,7 +163,10 @@ class Topics:
                 self._drop(tp)
 
     def _is_new_size(self, topic: str, partitions: int) -> bool:
-        """Returns whether this size was not checked lately. A check asks the brokers, and delays all reading."""
+        """Returns whether this size was not checked lately.
+
+        A check asks the brokers, and delays all reading.
+        """
         now, (n, at) = self._clock.monotonic(), self._grown.get(topic, (0, -1e9))
         if n == partitions and now - at < GROWN_S:
             return False
@@ -167,7 +183,9 @@ class Topics:
 
     def _add(self, tps: Sequence[TopicPartition]) -> None:
         starts = self._store.starts(tps, self._partitions.topic_ids)
-        self._lane_registry.adopt(starts)  # before the first record is read: what a lane has is not written twice
+        self._lane_registry.adopt(
+            starts
+        )  # before the first record is read: what a lane has is not written twice
         for tp, (position, halt) in starts.items():
             self._partitions.move(tp, position)
             self._partitions.read(tp, halt)

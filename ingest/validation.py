@@ -60,7 +60,14 @@ class DocumentLimits:
     def of(cls, collection: Collection, limits: IngestSettings) -> "DocumentLimits":
         """Returns the limits of a collection's live generation."""
         live = collection.generation()
-        return cls(collection.name, live.dimension, live.metric, live.model is not None, limits, collection.moving())
+        return cls(
+            collection.name,
+            live.dimension,
+            live.metric,
+            live.model is not None,
+            limits,
+            collection.moving(),
+        )
 
 
 def check_id(document_id: object, limits: IngestSettings) -> None:
@@ -81,7 +88,9 @@ def check_text(name: str, text: str, bytes_max: int) -> None:
 def check_passages(passages: Sequence[str | None], limits: IngestSettings) -> None:
     """Raises ValidationError for no passages, too many, or more than `text_bytes_max` together."""
     if not 1 <= len(passages) <= limits.passages_max:
-        raise ValidationError("passages", f"{len(passages)} passages; 1 to {limits.passages_max} in a document")
+        raise ValidationError(
+            "passages", f"{len(passages)} passages; 1 to {limits.passages_max} in a document"
+        )
     left = limits.text_bytes_max
     for i, passage in enumerate(passages):
         check_text(f"passages.{i}", passage or "", left)
@@ -96,9 +105,17 @@ def check_size(document: Document, rules: DocumentLimits) -> None:
     texts = document.passages if document.passages is not None else (document.text or "",)
     n = len(document.vectors) if document.vectors is not None else len(texts)
     text_bytes = sum(len(t.encode()) for t in texts)
-    size = rows_bytes(document.id, n, rules.dimension, text_bytes=text_bytes, metadata_json=document.metadata_json)
+    size = rows_bytes(
+        document.id, n, rules.dimension, text_bytes=text_bytes, metadata_json=document.metadata_json
+    )
     if size > MESSAGE_BYTES_MAX:
-        name = "vectors" if document.vectors is not None else "passages" if document.passages is not None else "text"
+        name = (
+            "vectors"
+            if document.vectors is not None
+            else "passages"
+            if document.passages is not None
+            else "text"
+        )
         raise ValidationError(name, f"the document makes {size} bytes; at most {MESSAGE_BYTES_MAX}")
 
 
@@ -125,7 +142,9 @@ class Inexact(ValidationError):
     """A number of the metadata may be a rounded integer beyond 64 bits: parse its text exactly."""
 
 
-def checked_metadata(metadata: dict[str, Any] | None, limits: IngestSettings, *, exact: bool = False) -> str | None:
+def checked_metadata(
+    metadata: dict[str, Any] | None, limits: IngestSettings, *, exact: bool = False
+) -> str | None:
     """Returns the metadata as JSON, None if there is none.
 
     `exact`: integers of any length were parsed as integers. Raises ValidationError for a key or
@@ -157,7 +176,11 @@ def _check_value(value: object, depth: int, *, exact: bool) -> None:
         raise ValidationError("metadata", f"is nested deeper than {METADATA_DEPTH_MAX}")
     if isinstance(value, dict):
         for key, inner in value.items():
-            if len(key.encode(errors="replace")) > METADATA_KEY_BYTES_MAX or not key or key.startswith("$"):
+            if (
+                len(key.encode(errors="replace")) > METADATA_KEY_BYTES_MAX
+                or not key
+                or key.startswith("$")
+            ):
                 raise ValidationError(
                     "metadata",
                     f"the key {key[:40]!r} is empty, begins with '$', or is over {METADATA_KEY_BYTES_MAX} bytes",

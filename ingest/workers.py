@@ -1,7 +1,7 @@
 """Daemon threads for calls that may hang, one thread a call.
 
-A thread that waits for a server cannot be interrupted. A role that stops waits for its threads for a bounded time and
-abandons the rest: their work was never committed.
+A thread that waits for a server cannot be interrupted. A role that stops waits for its threads for
+a bounded time and abandons the rest: their work was never committed.
 """
 
 import threading

@@ -15,14 +15,19 @@ from vicinage.log import Log
 class Writer:
     """Appends and commits. Safe for many threads, one a line."""
 
-    def __init__(self, log: Log, positions: PositionStore, lanes: LaneRegistry, fence: Fence) -> None:
+    def __init__(
+        self, log: Log, positions: PositionStore, lanes: LaneRegistry, fence: Fence
+    ) -> None:
         self._log = log
         self._positions = positions
         self._lanes = lanes
         self._fence = fence
 
     def append(self, task: Task) -> int:
-        """Appends the task's rows and dead letters; durable on return. Returns the number of rejected documents."""
+        """Appends the task's rows and dead letters; durable on return.
+
+        Returns the number of rejected documents.
+        """
         job, made = task.job, task.made()
         rejected = rejections(job, made)
         for slot, record in messages(job, made):

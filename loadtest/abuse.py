@@ -93,7 +93,11 @@ class Watch:
 
     def p99_ms(self) -> float:
         """The 99th percentile of the searches, the slowest if there are few."""
-        return float(np.percentile(self.latencies_ms, 99, method="higher")) if self.latencies_ms else float("nan")
+        return (
+            float(np.percentile(self.latencies_ms, 99, method="higher"))
+            if self.latencies_ms
+            else float("nan")
+        )
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,23 @@ class Target:
     neighbor: str
 
     def send(
-        self, method: str, path: str, body: bytes | None = None, kind: str = "application/json", **more: str
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        kind: str = "application/json",
+        **more: str,
     ) -> str:
         """Sends one request as the abuser; its status, or why it has none."""
         headers = {"authorization": f"Bearer {self.key}", "content-type": kind, **more}
         try:
             found = httpx.request(
-                method, self.platform.url + path, content=body, headers=headers, timeout=LIMIT_S, trust_env=False
+                method,
+                self.platform.url + path,
+                content=body,
+                headers=headers,
+                timeout=LIMIT_S,
+                trust_env=False,
             )
         except httpx.HTTPError as error:
             return type(error).__name__
@@ -121,7 +135,9 @@ class Target:
         """Sends n requests at once; how often each status came."""
         with ThreadPoolExecutor(n) as pool:
             found = collections.Counter(pool.map(lambda _: send(), range(n)))
-        return ", ".join(f"{count} x {status}" if count > 1 else status for status, count in found.most_common())
+        return ", ".join(
+            f"{count} x {status}" if count > 1 else status for status, count in found.most_common()
+        )
 
 
 def documents(inner: str, n: int, fragment: str) -> bytes:
@@ -131,10 +147,16 @@ def documents(inner: str, n: int, fragment: str) -> bytes:
 
 def zeros(n: int, dimension: int) -> bytes:
     """A compressed Arrow stream of one document with n zero vectors."""
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(n * dimension, np.float32)), dimension)
-    batch = pa.record_batch({"id": ["a"], "vectors": pa.ListArray.from_arrays(pa.array([0, n], pa.int32()), flat)})
+    flat = pa.FixedSizeListArray.from_arrays(
+        pa.array(np.zeros(n * dimension, np.float32)), dimension
+    )
+    batch = pa.record_batch(
+        {"id": ["a"], "vectors": pa.ListArray.from_arrays(pa.array([0, n], pa.int32()), flat)}
+    )
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+    with pa.ipc.new_stream(
+        sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
+    ) as writer:
         writer.write_batch(batch)
     made: bytes = sink.getvalue().to_pybytes()
     return made
@@ -143,7 +165,9 @@ def zeros(n: int, dimension: int) -> bytes:
 def unread(target: Target, n: int, path: str) -> str:
     """Asks for answers and reads none of them."""
     place = urlsplit(target.platform.url)
-    request = f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {target.key}\r\n\r\n".encode()
+    request = (
+        f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {target.key}\r\n\r\n".encode()
+    )
     with contextlib.ExitStack() as stack:
         for _ in range(n):
             connection = stack.enter_context(socket.socket())
@@ -167,8 +191,12 @@ def cases(target: Target, n_collections: int) -> dict[str, Callable[[], str]]:
     whole = good(9_000)
     return {
         "1 MB of wrong passages": lambda: target.send("POST", path, documents(wrong, 500_000, "1")),
-        "8 MB of wrong passages": lambda: target.send("POST", path, documents(wrong, 4_000_000, "1")),
-        "33 MB of empty lists": lambda: target.send("POST", path, documents('{"documents":[%s]}', 11_000_000, "[]")),
+        "8 MB of wrong passages": lambda: target.send(
+            "POST", path, documents(wrong, 4_000_000, "1")
+        ),
+        "33 MB of empty lists": lambda: target.send(
+            "POST", path, documents('{"documents":[%s]}', 11_000_000, "[]")
+        ),
         f"{len(bomb) // 1000} kB of compressed zeros, 8 at once": lambda: target.at_once(
             8, lambda: target.send("POST", path, bomb, ARROW)
         ),
@@ -179,7 +207,9 @@ def cases(target: Target, n_collections: int) -> dict[str, Callable[[], str]]:
         "8 MB batch of empty lists": lambda: target.send(
             "POST", batch, documents('{"searches":[%s]}', 2_700_000, "[]")
         ),
-        f"{len(numbers) >> 20} MB batch of 1,000 wrong searches": lambda: target.send("POST", batch, numbers),
+        f"{len(numbers) >> 20} MB batch of 1,000 wrong searches": lambda: target.send(
+            "POST", batch, numbers
+        ),
         f"10,000 deletions in {WIDE} dimensions": lambda: target.send(
             "POST", "/v1/collections/wide/documents:delete", gone
         ),
@@ -195,7 +225,11 @@ def cases(target: Target, n_collections: int) -> dict[str, Callable[[], str]]:
 
 def good(n: int) -> bytes:
     """A body of n documents with vectors and texts."""
-    document = {"id": "x" * 12, "vector": [0.5, 0.25, 0.125, 1.0], "text": "a word and another " * 300}
+    document = {
+        "id": "x" * 12,
+        "vector": [0.5, 0.25, 0.125, 1.0],
+        "text": "a word and another " * 300,
+    }
     return orjson.dumps({"documents": [document] * n})
 
 
@@ -204,18 +238,37 @@ def prepared(platform: Platform, n_collections: int) -> Target:
     keys = [platform.cli("tenant", "create", name)["key"] for name in ("abuser", "neighbor")]
     for key in keys:
         with httpx.Client(
-            base_url=platform.url, headers={"authorization": f"Bearer {key}"}, timeout=120, trust_env=False
+            base_url=platform.url,
+            headers={"authorization": f"Bearer {key}"},
+            timeout=120,
+            trust_env=False,
         ) as http:
             http.post("/v1/collections", json={"name": "c", "dimension": 4}).raise_for_status()
-            body: dict[str, object] = {"documents": [{"id": f"d{i}", "vector": [1, i, 0, 0]} for i in range(1_000)]}
-            token = http.post("/v1/collections/c/documents", json=body).raise_for_status().json()["token"]
+            body: dict[str, object] = {
+                "documents": [{"id": f"d{i}", "vector": [1, i, 0, 0]} for i in range(1_000)]
+            }
+            token = (
+                http.post("/v1/collections/c/documents", json=body)
+                .raise_for_status()
+                .json()["token"]
+            )
             if key == keys[0]:
-                http.post("/v1/collections", json={"name": "wide", "dimension": WIDE}).raise_for_status()
+                http.post(
+                    "/v1/collections", json={"name": "wide", "dimension": WIDE}
+                ).raise_for_status()
                 for i in range(n_collections):
-                    http.post("/v1/collections", json={"name": f"c{i:03d}", "dimension": 4}).raise_for_status()
+                    http.post(
+                        "/v1/collections", json={"name": f"c{i:03d}", "dimension": 4}
+                    ).raise_for_status()
                 passages = [f"p{i} " + "\x01" * 90 for i in range(N_PASSAGES)]
-                large = {"id": "large", "passages": passages, "vectors": [[1, i, 0, 0] for i in range(N_PASSAGES)]}
-                written = http.post("/v1/collections/c/documents", json={"documents": [large]}).raise_for_status()
+                large = {
+                    "id": "large",
+                    "passages": passages,
+                    "vectors": [[1, i, 0, 0] for i in range(N_PASSAGES)],
+                }
+                written = http.post(
+                    "/v1/collections/c/documents", json={"documents": [large]}
+                ).raise_for_status()
                 token = written.json()["token"]
             question = {"vector": [1, 0, 0, 0], "wait_for": token, "timeout_ms": 60_000}
             http.post("/v1/collections/c/search", json=question).raise_for_status()
@@ -236,7 +289,13 @@ def measured(target: Target, name: str, send: Callable[[], str]) -> str:
         took_s = time.perf_counter() - began
         time.sleep(0.5)
     grown = sum(f.stat().st_size for f in target.platform.data.rglob("*") if f.is_file()) - stored
-    cells = (name, f"{took_s:.2f}", outcome, f"{max(0, watch.peak - before) / MiB:.0f}", f"{grown / MiB:.1f}")
+    cells = (
+        name,
+        f"{took_s:.2f}",
+        outcome,
+        f"{max(0, watch.peak - before) / MiB:.0f}",
+        f"{grown / MiB:.1f}",
+    )
     return f"| {' | '.join(cells)} | {watch.p99_ms():.0f} |"
 
 
@@ -247,7 +306,10 @@ def main() -> None:
     options.add_argument("--collections", type=int, default=N_COLLECTIONS)
     given = options.parse_args()
     end_when_told()
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "data", **QUICK) as platform:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(Path(folder) / "data", **QUICK) as platform,
+    ):
         target = prepared(platform, given.collections)
         print("| request | seconds | answered | memory, MiB | disk, MiB | neighbor's p99, ms |")
         print("|---|---|---|---|---|---|")

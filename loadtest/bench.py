@@ -1,7 +1,9 @@
 """`make bench`: what the platform does beside the bound that this very machine sets, in one run.
 
-Every figure is printed with its recall and clients where it has them; machine, data, dimensions and k head the table, and `build/bench.json`
-has them all. Nothing here passes or fails: it reports what is. Ten thousand tenants, the text of questions and judged text have programs of their own beside this one.
+Every figure is printed with its recall and clients where it has them; machine, data, dimensions and
+k head the table, and `build/bench.json` has them all. Nothing here passes or fails: it reports what
+is. Ten thousand tenants, the text of questions and judged text have programs of their own beside
+this one.
 """
 
 import argparse
@@ -54,7 +56,9 @@ class Report:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, case: str, value: float, unit: str, *, bound: float | None = None, **facts: object) -> None:
+    def add(
+        self, case: str, value: float, unit: str, *, bound: float | None = None, **facts: object
+    ) -> None:
         """One measured figure; `bound` is what the machine itself allows, measured in this run, in the same unit."""
         row = {"case": case, "value": value, "unit": unit, "bound": bound, **facts}
         self.rows.append(row)
@@ -132,7 +136,9 @@ def exact(vectors: Floats, queries: Floats) -> NDArray[np.int64]:
 
 def recall(found: list[list[int]], truth: NDArray[np.int64]) -> float:
     """Share of the true nearest that were found, mean over queries."""
-    return float(np.mean([len(set(f) & set(t)) / K for f, t in zip(found, truth.tolist(), strict=True)]))
+    return float(
+        np.mean([len(set(f) & set(t)) / K for f, t in zip(found, truth.tolist(), strict=True)])
+    )
 
 
 def least(work: Callable[[], T], turns: int = 3) -> tuple[T, float]:
@@ -186,7 +192,10 @@ def floor(report: Report, queries: Floats) -> None:
         ):
             done = load.run(url, "", requests, clients=1, server_pids=[process.pid])
             report.add(
-                f"bare HTTP endpoint that parses {name}", done.server_cpu_ms, "CPU ms/req", per_s=round(done.per_s)
+                f"bare HTTP endpoint that parses {name}",
+                done.server_cpu_ms,
+                "CPU ms/req",
+                per_s=round(done.per_s),
             )
     finally:
         process.terminate()
@@ -208,7 +217,10 @@ def json_requests(path: str, queries: Floats) -> list[load.Request]:
     """One search body each, the vector as JSON numbers."""
     return [
         load.Request(
-            path, json.dumps({"vector": [round(float(x), 6) for x in q], "k": K, "include": ["text"]}).encode()
+            path,
+            json.dumps(
+                {"vector": [round(float(x), 6) for x in q], "k": K, "include": ["text"]}
+            ).encode(),
         )
         for q in queries
     ]
@@ -217,13 +229,21 @@ def json_requests(path: str, queries: Floats) -> list[load.Request]:
 def binary_requests(path: str, queries: Floats) -> list[load.Request]:
     """One search body each, raw little-endian float32; the rest stands in the query string."""
     return [
-        load.Request(f"{path}?k={K}&include=text", q.astype("<f4").tobytes(), "application/octet-stream")
+        load.Request(
+            f"{path}?k={K}&include=text", q.astype("<f4").tobytes(), "application/octet-stream"
+        )
         for q in queries
     ]
 
 
 def search_http(
-    report: Report, url: str, key: str, queries: Floats, truth: NDArray[np.int64], pids: list[int], raw_ms: float
+    report: Report,
+    url: str,
+    key: str,
+    queries: Floats,
+    truth: NDArray[np.int64],
+    pids: list[int],
+    raw_ms: float,
 ) -> None:
     """Vector searches over HTTP, one client and eight, JSON and binary."""
     path = "/v1/collections/bench/search"
@@ -231,7 +251,10 @@ def search_http(
         load.run(url, key, make(path, queries[:100]), clients=1, server_pids=pids)  # warm
         for clients in (1, 8):
             done = load.run(url, key, make(path, queries), clients=clients, server_pids=pids)
-            found = [[int(h["document_id"]) for h in json.loads(b)["hits"]] if b else [] for b in done.bodies]
+            found = [
+                [int(h["document_id"]) for h in json.loads(b)["hits"]] if b else []
+                for b in done.bodies
+            ]
             report.add(
                 f"vector search over HTTP, {name}, {clients} client(s)",
                 done.server_cpu_ms,
@@ -246,16 +269,28 @@ def search_http(
 
 
 def search_batch(
-    report: Report, http: httpx.Client, queries: Floats, truth: NDArray[np.int64], pid: int, raw_ms: float
+    report: Report,
+    http: httpx.Client,
+    queries: Floats,
+    truth: NDArray[np.int64],
+    pid: int,
+    raw_ms: float,
 ) -> None:
     """All questions in two requests of many, the answers streamed."""
     found: dict[int, list[int]] = {}
     cpu, start, half = load.cpu_seconds([pid]), time.perf_counter(), len(queries) // 2
     for first in (0, half):
         part = queries[first : first + half]
-        questions = [{"vector_base64": base64.b64encode(q.astype("<f4").tobytes()).decode(), "k": K} for q in part]
-        with http.stream("POST", "/v1/collections/bench/search:batch", json={"searches": questions}) as answer:
-            for line in map(json.loads, answer.read().splitlines()):  # of bytes: at line feeds alone
+        questions = [
+            {"vector_base64": base64.b64encode(q.astype("<f4").tobytes()).decode(), "k": K}
+            for q in part
+        ]
+        with http.stream(
+            "POST", "/v1/collections/bench/search:batch", json={"searches": questions}
+        ) as answer:
+            for line in map(
+                json.loads, answer.read().splitlines()
+            ):  # of bytes: at line feeds alone
                 found[first + line["index"]] = [int(h["document_id"]) for h in line["hits"]]
     report.add(
         "vector search over HTTP, in batches of many, streamed",
@@ -280,21 +315,34 @@ def search_beside_maintenance(
     """Searches of one client while a neighbor replaces half of its passages, and while those are compacted."""
     their_key = platform.cli("tenant", "create", "neighbor")["key"]
     platform.cli("collection", "create", "neighbor", "bench", "--model", "all-minilm-l6-v2")
-    theirs = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {their_key}"}, timeout=120)
+    theirs = httpx.Client(
+        base_url=platform.url, headers={"Authorization": f"Bearer {their_key}"}, timeout=120
+    )
     n = min(NEIGHBOR, len(texts))
     replace_documents(theirs, np.arange(n), texts, vectors[:n])
     settle(operator, "neighbor/bench")
-    requests, pid = binary_requests("/v1/collections/bench/search", queries), platform.pids()["gateway"]
-    times: dict[str, list[NDArray[np.float64]]] = {"at rest": [], "beside writing": [], "beside compaction": []}
+    requests, pid = (
+        binary_requests("/v1/collections/bench/search", queries),
+        platform.pids()["gateway"],
+    )
+    times: dict[str, list[NDArray[np.float64]]] = {
+        "at rest": [],
+        "beside writing": [],
+        "beside compaction": [],
+    }
 
     def ask(when: str) -> None:
-        times[when].append(load.run(platform.url, key, requests[:500], clients=1, server_pids=[pid]).times_ms)
+        times[when].append(
+            load.run(platform.url, key, requests[:500], clients=1, server_pids=[pid]).times_ms
+        )
 
     for _ in range(8):
         ask("at rest")
     compacted = compactions(platform)
     chosen = np.random.default_rng(2).permutation(n)[: n // 2]
-    replacing = threading.Thread(target=replace_documents, args=(theirs, chosen, texts, vectors[chosen[::-1]]))
+    replacing = threading.Thread(
+        target=replace_documents, args=(theirs, chosen, texts, vectors[chosen[::-1]])
+    )
     replacing.start()
     while replacing.is_alive():
         ask("beside writing")
@@ -315,12 +363,16 @@ def search_beside_maintenance(
             )
 
 
-def replace_documents(http: httpx.Client, chosen: NDArray[np.int64], texts: list[str], vectors: Floats) -> None:
+def replace_documents(
+    http: httpx.Client, chosen: NDArray[np.int64], texts: list[str], vectors: Floats
+) -> None:
     """Write these documents, perhaps with others' vectors."""
     for i in range(0, len(chosen), 2_000):
         part = chosen[i : i + 2_000].tolist()
         body = arrow_body([str(j) for j in part], [texts[j] for j in part], vectors[i : i + 2_000])
-        http.post("/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW}).raise_for_status()
+        http.post(
+            "/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW}
+        ).raise_for_status()
 
 
 def compactions(platform: Platform) -> float:
@@ -381,7 +433,9 @@ def ask_before(
     """A few passages and some questions, so that the segments to come are measured on the collection's own questions."""
     n = 5_000
     body = arrow_body([str(i) for i in range(n)], texts[:n], vectors[:n])
-    answer = http.post("/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW})
+    answer = http.post(
+        "/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW}
+    )
     answer.raise_for_status()
     wait_searchable(http, "bench", answer.json()["token"], vectors[0])
     time.sleep(12)  # it is sealed, and has a graph
@@ -393,18 +447,25 @@ def ask_before(
         while measured < first + len(part) and time.monotonic() < end:  # they are kept by and by
             time.sleep(1)
             measured = sum(
-                row["samples"] + row["discarded"] for row in operator.get("/v1/admin/recall?tenant=bench").json()
+                row["samples"] + row["discarded"]
+                for row in operator.get("/v1/admin/recall?tenant=bench").json()
             )
     print(f"{'':<58} {measured} questions known")
 
 
-def ingest_vectors(report: Report, http: httpx.Client, texts: list[str], vectors: Floats, pids: list[int]) -> None:
+def ingest_vectors(
+    report: Report, http: httpx.Client, texts: list[str], vectors: Floats, pids: list[int]
+) -> None:
     """Pre-computed vectors, POSTed as Arrow, until the last of them is searchable."""
     cpu, start, token = load.cpu_seconds(pids), time.perf_counter(), ""
     for i in range(0, len(texts), 2_000):
         part = slice(i, min(i + 2_000, len(texts)))
-        body = arrow_body([str(j) for j in range(part.start, part.stop)], texts[part], vectors[part])
-        answer = http.post("/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW})
+        body = arrow_body(
+            [str(j) for j in range(part.start, part.stop)], texts[part], vectors[part]
+        )
+        answer = http.post(
+            "/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW}
+        )
         answer.raise_for_status()
         token = answer.json()["token"]
     wait_searchable(http, "bench", token, vectors[0])
@@ -456,10 +517,18 @@ def ingest_text(report: Report, http: httpx.Client, texts: list[str], bound_per_
         token = answer.json()["token"]
     wait_searchable(http, "words", token, None, texts[0])
     seconds = time.perf_counter() - start
-    report.add("text, POST to searchable", len(texts) / seconds, "passages/s", bound=bound_per_s, n=len(texts))
+    report.add(
+        "text, POST to searchable",
+        len(texts) / seconds,
+        "passages/s",
+        bound=bound_per_s,
+        n=len(texts),
+    )
 
 
-def idle_tenants(report: Report, platform: Platform, operator: httpx.Client, n: int = 1_000) -> None:
+def idle_tenants(
+    report: Report, platform: Platform, operator: httpx.Client, n: int = 1_000
+) -> None:
     """What one more tenant with an empty collection costs the gateway while it is unused; the first few hundred are not counted."""
     gateway = psutil.Process(platform.pids()["gateway"])
     make_tenants(operator, "first", n // 4)
@@ -472,7 +541,9 @@ def idle_tenants(report: Report, platform: Platform, operator: httpx.Client, n: 
 def make_tenants(operator: httpx.Client, prefix: str, n: int) -> None:
     """Tenants with an empty collection each."""
     for i in range(n):
-        operator.post("/v1/admin/tenants", json={"name": f"{prefix}-{i}", "class": "bronze"}).raise_for_status()
+        operator.post(
+            "/v1/admin/tenants", json={"name": f"{prefix}-{i}", "class": "bronze"}
+        ).raise_for_status()
         made = {"name": "c", "dimension": 384}
         operator.post(f"/v1/admin/tenants/{prefix}-{i}/collections", json=made).raise_for_status()
 
@@ -489,21 +560,36 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=2_000)
     parser.add_argument("--texts", type=int, default=5_000)
-    parser.add_argument("--tenants", type=int, default=1_000, help="small tenants; 0 leaves them out")
+    parser.add_argument(
+        "--tenants", type=int, default=1_000, help="small tenants; 0 leaves them out"
+    )
     args = parser.parse_args()
     report, n = Report(), args.passages
-    about = {"machine": machine(), "data": DATA, "passages": n, "d": 384, "metric": "cosine", "k": K}
+    about = {
+        "machine": machine(),
+        "data": DATA,
+        "passages": n,
+        "d": 384,
+        "metric": "cosine",
+        "k": K,
+    }
     print(json.dumps(about))
     kept = max(KEPT, n + args.queries)
     everything = passages(kept)
     all_vectors = vectors_of(everything, kept)
-    texts, vectors, queries = everything[:n], np.ascontiguousarray(all_vectors[:n]), all_vectors[-args.queries :]
+    texts, vectors, queries = (
+        everything[:n],
+        np.ascontiguousarray(all_vectors[:n]),
+        all_vectors[-args.queries :],
+    )
     truth = exact(vectors, queries)
     raw_ms = raw_faiss(report, vectors, queries, truth)
     in_process(report, vectors, texts, queries, truth, raw_ms, args.tenants)
     floor(report, queries)
     _, raw_per_s = raw_encode(texts[: args.texts])
-    report.add("raw model.encode, float32 or bfloat16, batch 64", raw_per_s, "texts/s", n=args.texts)
+    report.add(
+        "raw model.encode, float32 or bfloat16, batch 64", raw_per_s, "texts/s", n=args.texts
+    )
     data = BUILD / "bench" / "data"
     shutil.rmtree(data, ignore_errors=True)
     with running(data, indexer__seal_age_s="5") as platform:
@@ -512,9 +598,13 @@ def main() -> None:
         platform.cli("collection", "create", "bench", "fresh", "--dimension", "384")
         platform.cli("collection", "create", "bench", "words")
         pids = platform.pids()
-        http = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=120)
+        http = httpx.Client(
+            base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=120
+        )
         operator_key = (data / "run" / "operator.key").read_text().strip()
-        operator = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}, timeout=120)
+        operator = httpx.Client(
+            base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}, timeout=120
+        )
         gateway = psutil.Process(pids["gateway"])
         resident = gateway.memory_info().rss
         ask_before(platform, key, http, operator, texts, vectors, queries)
@@ -554,19 +644,32 @@ def in_process(
 
     engine.measure(report, vectors, queries, truth, raw_ms)
     if tenants:
-        many_tenants.measure(report, BUILD / "bench" / "tenants", tenants, 100, tenants, vectors, texts)
+        many_tenants.measure(
+            report, BUILD / "bench" / "tenants", tenants, 100, tenants, vectors, texts
+        )
 
 
 def machine() -> dict[str, Any]:
     """What the figures are of."""
     found = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    model = next((line.partition(":")[2].strip() for line in found.splitlines() if line.startswith("model name")), "")
-    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni") if f" {flag} " in found]
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in found.splitlines()
+            if line.startswith("model name")
+        ),
+        "",
+    )
+    wide = [
+        flag for flag in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni") if f" {flag} " in found
+    ]
     memory = round(psutil.virtual_memory().total / 2**30)
     return {"processor": model, "cores": psutil.cpu_count(), "simd": wide, "memory_gib": memory}
 
 
-def settle(operator: httpx.Client, collection: str, wait_s: float = 300, still_s: float = 10) -> None:
+def settle(
+    operator: httpx.Client, collection: str, wait_s: float = 300, still_s: float = 10
+) -> None:
     """Wait until everything is sealed and compaction rests, as a collection at rest is."""
     tenant, _, name = collection.partition("/")
     end, since, before = time.monotonic() + wait_s, time.monotonic(), None

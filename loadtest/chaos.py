@@ -84,7 +84,9 @@ class Run:
         plan = self._plan(choose)
         names = [f"{name}({tenant.name})" for name, tenant in plan]
         self.struck.update(name for name, _ in plan)
-        self.neighbor.label = "shared" if any(name in SHARED for name, _ in plan) else "others" if plan else "calm"
+        self.neighbor.label = (
+            "shared" if any(name in SHARED for name, _ in plan) else "others" if plan else "calm"
+        )
         wrong = len(self.wrong)
         try:
             self._writes(choose, choose.randrange(2, 7))
@@ -109,7 +111,10 @@ class Run:
             print(f"  WRONG {each}", flush=True)
 
     def _plan(self, choose: random.Random) -> list[tuple[str, Tenant]]:
-        """Returns the events of a round, none to two, each with its tenant. At most one of them is shared."""
+        """Returns the events of a round, none to two, each with its tenant.
+
+        At most one of them is shared.
+        """
         n = choose.choices([0, 1, 2], [0.1, 0.6, 0.3])[0]
         alone, shared = ([name for name in self.events if name in kind] for kind in (ALONE, SHARED))
         names = choose.sample(alone, min(n, len(alone)))
@@ -121,7 +126,9 @@ class Run:
     def _writes(self, choose: random.Random, n: int, injured: Sequence[Tenant] = ()) -> None:
         """Writes of tenants drawn anew each time, two of three of them the injured ones'."""
         for _ in range(n):
-            tenant = choose.choice(injured if injured and choose.random() < 0.67 else self.world.tenants)
+            tenant = choose.choice(
+                injured if injured and choose.random() < 0.67 else self.world.tenants
+            )
             self._write(choose, tenant, choose.choice(tenant.collections))
 
     def _write(self, choose: random.Random, tenant: Tenant, collection: Collection) -> None:
@@ -155,13 +162,20 @@ class Run:
         for collection in tenant.collections:
             try:
                 seen = tenant.look(collection, HEAL_S)
-                self.wrong += [f"{tenant.name}/{collection.name}: {w}" for w in collection.ledger.found(seen)]
-                self.wrong += [f"{tenant.name}/{collection.name}: {w}" for w in tenant.probe(collection, seen, choose)]
+                self.wrong += [
+                    f"{tenant.name}/{collection.name}: {w}" for w in collection.ledger.found(seen)
+                ]
+                self.wrong += [
+                    f"{tenant.name}/{collection.name}: {w}"
+                    for w in tenant.probe(collection, seen, choose)
+                ]
             except AssertionError as error:
                 self.wrong.append(f"{tenant.name}/{collection.name}: {error}")
             except (TimeoutError, httpx.HTTPError) as error:
                 self.stuck += 1
-                self.wrong.append(f"STUCK {tenant.name}/{collection.name}: {type(error).__name__} {error}")
+                self.wrong.append(
+                    f"STUCK {tenant.name}/{collection.name}: {type(error).__name__} {error}"
+                )
         self.wrong += tenant.slow
         tenant.slow.clear()
 
@@ -171,7 +185,9 @@ class Run:
             self._look_at(self.neighbor.tenant, random.Random(self.seed))
         for began, label, why in self.neighbor.failures:
             if label != "shared":
-                self.wrong.append(f"neighbor: failed at {began - self.began:.1f} s while {label}: {why}")
+                self.wrong.append(
+                    f"neighbor: failed at {began - self.began:.1f} s while {label}: {why}"
+                )
         for s in self.neighbor.samples:
             if s.kind != "shared" and s.lag_s > self.lag_max_s:
                 self.wrong.append(
@@ -225,7 +241,12 @@ def prepared(folder: Path) -> Iterator[tuple[World, Tenant]]:
             (postgres, folder / "postgres", database_port), models[0], models[1],
         )  # fmt: skip
         for model in models:
-            facts = {"kind": "openai", "location": model.url, "dimension": DIMENSION, "window_tokens": 256}
+            facts = {
+                "kind": "openai",
+                "location": model.url,
+                "dimension": DIMENSION,
+                "window_tokens": 256,
+            }
             assert world.ask("POST", "models", {"name": model.name, **facts}), world.notes
         world.tenants = [_tenant(world, name, models[0].name) for name in ("red", "green", "blue")]
         beside = _tenant(world, "beside", models[2].name)
@@ -242,7 +263,12 @@ def _stopped(postgres: Any, folder: Path) -> None:
 
 def _operator(platform: Platform) -> httpx.Client:
     key = (platform.data / "run" / "operator.key").read_text().strip()
-    return httpx.Client(base_url=platform.url, headers={"authorization": f"Bearer {key}"}, timeout=30, trust_env=False)
+    return httpx.Client(
+        base_url=platform.url,
+        headers={"authorization": f"Bearer {key}"},
+        timeout=30,
+        trust_env=False,
+    )
 
 
 def _tenant(world: World, name: str, model: str) -> Tenant:
@@ -257,7 +283,9 @@ def _tenant(world: World, name: str, model: str) -> Tenant:
 
 def main() -> None:
     """Runs the rounds; exits 1 if anything was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument(
@@ -266,9 +294,18 @@ def main() -> None:
         default=LAG_MAX_S,
         help="a write of the neighbor that takes longer to be searchable was delayed by what is done to others",
     )
-    parser.add_argument("--events", default="", help="words: only events with one of them in their names")
-    parser.add_argument("--json", type=Path, default=ROOT / "build" / "chaos.json", help="where the report goes")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "chaos", help="everything started lies there")
+    parser.add_argument(
+        "--events", default="", help="words: only events with one of them in their names"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=ROOT / "build" / "chaos.json", help="where the report goes"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT / "build" / "chaos",
+        help="everything started lies there",
+    )
     args = parser.parse_args()
     end_when_told()
     words = args.events.split(",")
@@ -291,7 +328,9 @@ def main() -> None:
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(report, indent=2))
     print(json.dumps({k: v for k, v in report.items() if k != "wrong"}, indent=2))
-    print(f"seed {args.seed}: {report['rounds']} rounds, {report['writes']} writes, {len(run.wrong)} wrong")
+    print(
+        f"seed {args.seed}: {report['rounds']} rounds, {report['writes']} writes, {len(run.wrong)} wrong"
+    )
     sys.exit(1 if run.wrong else 0)
 
 

@@ -143,7 +143,10 @@ def _resumed(world: World, tenant: Tenant) -> None:
 
 
 def partitions_added(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """Partitions are added to its documents topic. Its writes have no defined order until all producers know."""
+    """Partitions are added to its documents topic.
+
+    Its writes have no defined order until all producers know.
+    """
     n = world.partitions(tenant.topic)
     wanted = min(PARTITIONS_MAX, n + choose.randrange(1, 3))
     if wanted == n:
@@ -165,15 +168,23 @@ def _maps(world: World, tenant: Tenant) -> int:
     after = found = 0
     while records := world.ask("GET", f"audit?after={after}&limit=1000"):
         after = records[-1]["seq"]
-        found += sum(r["subject"] == tenant.name and r["action"] == "tenant.partitions" for r in records)
+        found += sum(
+            r["subject"] == tenant.name and r["action"] == "tenant.partitions" for r in records
+        )
     return found
 
 
 def broker_refuses(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
     """Its documents topic gets a setting that makes the broker refuse records; then it is restored."""
-    setting, bad, good = choose.choice([("max.message.bytes", "700", WHOLE), ("cleanup.policy", "compact", "delete")])
+    setting, bad, good = choose.choice(
+        [("max.message.bytes", "700", WHOLE), ("cleanup.policy", "compact", "delete")]
+    )
     _configure(world, tenant.topic, setting, bad)
-    tenant.write(choose.choice(tenant.collections), [("large", choose.randrange(10**7, 10**8))], padding=5_000)
+    tenant.write(
+        choose.choice(tenant.collections),
+        [("large", choose.randrange(10**7, 10**8))],
+        padding=5_000,
+    )
     world.notes.append(f"{setting}={bad}: {tenant.last[:200]}")
     yield
     _configure(world, tenant.topic, setting, good)
@@ -187,7 +198,10 @@ def _configure(world: World, topic: str, setting: str, value: str) -> None:
 
 
 def model_away(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """The server of the tenants' model dies, or hangs, or fails, and is back. Vectors go on meanwhile."""
+    """The server of the tenants' model dies, or hangs, or fails, and is back.
+
+    Vectors go on meanwhile.
+    """
     if choose.random() < 0.6:
         world.model.stop()
     else:
@@ -196,7 +210,9 @@ def model_away(world: World, tenant: Tenant, choose: random.Random) -> Iterator[
     vectors = next(c for c in tenant.collections if c.model is None)
     began = time.monotonic()
     seen = tenant.look(vectors, HEAL_S)
-    world.notes.append(f"vectors searchable in {time.monotonic() - began:.1f} s while the model was away")
+    world.notes.append(
+        f"vectors searchable in {time.monotonic() - began:.1f} s while the model was away"
+    )
     _compare(tenant, vectors, seen)
     world.model.mode = "well"
     world.model.stop()
@@ -213,10 +229,15 @@ def collection_recreated(world: World, tenant: Tenant, choose: random.Random) ->
     """A collection is deleted and created again under its name: nothing older may be seen in it."""
     collection = choose.choice(tenant.collections)
     path = f"/v1/collections/{collection.name}"
-    world.until(lambda: tenant.http.delete(f"{path}?confirm={collection.name}").status_code in (202, 404), "deleting")
+    world.until(
+        lambda: tenant.http.delete(f"{path}?confirm={collection.name}").status_code in (202, 404),
+        "deleting",
+    )
     body = {"name": collection.name, "shards": choose.randrange(1, 3)}
     body |= {"model": collection.model} if collection.model else {"dimension": 8}
-    world.until(lambda: tenant.http.post("/v1/collections", json=body).status_code in (201, 409), "creating")
+    world.until(
+        lambda: tenant.http.post("/v1/collections", json=body).status_code in (201, 409), "creating"
+    )
     old, collection.ledger = collection.ledger, Ledger()
     for name in old.ids():
         collection.ledger.wrote(name, None, acknowledged=True, note="recreated")
@@ -233,7 +254,11 @@ def poison(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None
     records: list[tuple[bytes | None, bytes | None, Any]] = [
         (b"this is not JSON", key, ()),
         (b'{"collection":"%s","id":"poison","vector":[1,2]}' % vectors.name.encode(), key, ()),
-        (b'{"collection":"nowhere","id":"poison","vector":[1,2,3,4,5,6,7,8]}', b"nowhere/poison", ()),
+        (
+            b'{"collection":"nowhere","id":"poison","vector":[1,2,3,4,5,6,7,8]}',
+            b"nowhere/poison",
+            (),
+        ),
         (b"\xff\xfe" * 500, None, arrow),
         (b"[" * 20_000, key, ()),
         (None, b"no-slash", ()),
@@ -263,8 +288,12 @@ def reindexed(world: World, tenant: Tenant, choose: random.Random) -> Iterator[N
     if choose.random() < 0.4:
         world.ask("POST", f"reindex/{job}/cancel")
     ended = ("done", "failed", "cancelled", "canceled")
-    state = world.until(lambda: (world.ask("GET", f"reindex/{job}") or {}).get("state") in ended, f"reindex {job}")
-    world.notes.append(f"reindex of {place} ended: {(world.ask('GET', f'reindex/{job}') or {}).get('state')} {state}")
+    state = world.until(
+        lambda: (world.ask("GET", f"reindex/{job}") or {}).get("state") in ended, f"reindex {job}"
+    )
+    world.notes.append(
+        f"reindex of {place} ended: {(world.ask('GET', f'reindex/{job}') or {}).get('state')} {state}"
+    )
     del world.jobs[place]
 
 
@@ -274,7 +303,9 @@ def filter_races(world: World, tenant: Tenant, choose: random.Random) -> Iterato
     collection = choose.choice(tenant.collections)
     base = choose.randrange(10**6, 10**7)
     names = choose.sample(range(25), 6)
-    tenant.race(collection, choose.randrange(4), [(f"d{name}", base + i) for i, name in enumerate(names)])
+    tenant.race(
+        collection, choose.randrange(4), [(f"d{name}", base + i) for i, name in enumerate(names)]
+    )
     yield
 
 

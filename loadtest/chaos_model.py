@@ -1,7 +1,8 @@
 """What each document of a collection may be, given which writes were acknowledged. Pure.
 
-A state is the number of the write that made the document, or GONE. A document may be in several states where an answer
-was lost, or where a deletion by filter ran beside writes; everything else is one state.
+A state is the number of the write that made the document, or GONE. A document may be in several
+states where an answer was lost, or where a deletion by filter ran beside writes; everything else is
+one state.
 """
 
 from collections import defaultdict
@@ -27,7 +28,10 @@ class Ledger:
         self._trail: defaultdict[str, set[State]] = defaultdict(set)
         """Every state that a document may have had since all writes were last seen."""
         self._unordered: set[str] | None = None
-        """While writes have no defined order: the documents that were written since. None: they have one."""
+        """While writes have no defined order: the documents that were written since.
+
+        None: they have one.
+        """
         self.history: defaultdict[str, list[str]] = defaultdict(list)
         """What happened to each document, to find a cause."""
 
@@ -88,7 +92,10 @@ class Ledger:
             self._now[name] = self.may_be(name) | trail
 
     def found(self, seen: Mapping[str, int]) -> list[str]:
-        """Takes in what a complete look found, and returns what is wrong with it. From now on that is what is."""
+        """Takes in what a complete look found, and returns what is wrong with it.
+
+        From now on that is what is.
+        """
         wrong = []
         for name in sorted(self._now.keys() | seen.keys()):
             state = seen.get(name)

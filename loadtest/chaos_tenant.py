@@ -19,7 +19,10 @@ ANSWER_S = 30.0
 SEND_S = 8.0
 """How long its producer tries to send a record: a broker that was restarted answers within it, or the write is in doubt."""
 BOOTSTRAP_MS = 3_000
-"""How long its producer looks for a broker before a record is not sent. By itself kafka-python looks for 30 s, each time anew."""
+"""How long its producer looks for a broker before a record is not sent.
+
+By itself kafka-python looks for 30 s, each time anew.
+"""
 K = 1_000
 Pairs = Sequence[tuple[str, State]]
 
@@ -54,7 +57,10 @@ class Collection:
 
 @dataclass
 class Tenant:
-    """Its key, its collections and its clients. Every method sends a request once: nothing is repeated behind the model."""
+    """Its key, its collections and its clients.
+
+    Every method sends a request once: nothing is repeated behind the model.
+    """
 
     name: str
     key: str
@@ -71,7 +77,10 @@ class Tenant:
 
     def __post_init__(self) -> None:
         self.http = httpx.Client(
-            base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=ANSWER_S, trust_env=False
+            base_url=self.url,
+            headers={"authorization": f"Bearer {self.key}"},
+            timeout=ANSWER_S,
+            trust_env=False,
         )
 
     @property
@@ -83,7 +92,9 @@ class Tenant:
 
     def write(self, collection: Collection, pairs: Pairs, *, padding: int = 0) -> str | None:
         """POSTs documents; returns the token, None where they were not acknowledged."""
-        documents = [collection.document(name, n, padding=padding) for name, n in pairs if n is not None]
+        documents = [
+            collection.document(name, n, padding=padding) for name, n in pairs if n is not None
+        ]
         answer = self._post(collection, "documents", {"documents": documents})
         if answer is not None and answer["rejected"]:
             raise AssertionError(f"rejected: {answer['rejected']}")
@@ -128,21 +139,29 @@ class Tenant:
                 collection.ledger.wrote(name, n, acknowledged=True, note=note)
             except Exception as error:  # noqa: BLE001  (whatever kept it away: the write is in doubt)
                 self.last = f"kafka: {error}"
-                collection.ledger.wrote(name, n, acknowledged=False, note=f"kafka {type(error).__name__}")
+                collection.ledger.wrote(
+                    name, n, acknowledged=False, note=f"kafka {type(error).__name__}"
+                )
                 self.reconnect()
 
     def produce_raw(self, value: bytes | None, key: bytes | None = None, headers: Any = ()) -> None:
         """Sends a record that is no document of the model."""
         with suppress(Exception):
-            self._producer_now().send(self.topic, key=key, value=value, headers=list(headers)).get(timeout=SEND_S)
+            self._producer_now().send(self.topic, key=key, value=value, headers=list(headers)).get(
+                timeout=SEND_S
+            )
 
     def _send(self, collection: Collection, name: str, n: State) -> Any:
         """Returns the future of a record; None where the producer does not take it, so that nothing was written."""
         value = None
         if n is not GONE:
-            value = json.dumps({"collection": collection.name, **collection.document(name, n)}).encode()
+            value = json.dumps(
+                {"collection": collection.name, **collection.document(name, n)}
+            ).encode()
         try:
-            return self._producer_now().send(self.topic, key=f"{collection.name}/{name}".encode(), value=value)
+            return self._producer_now().send(
+                self.topic, key=f"{collection.name}/{name}".encode(), value=value
+            )
         except Exception as error:  # noqa: BLE001  (no such topic, no broker)
             self.last = f"kafka: {error}"
             self.reconnect()
@@ -160,7 +179,10 @@ class Tenant:
         return self._producer
 
     def reconnect(self) -> None:
-        """Forgets its producer: the next one knows the topic as it is then. Nothing is left on its way."""
+        """Forgets its producer: the next one knows the topic as it is then.
+
+        Nothing is left on its way.
+        """
         if self._producer is not None:
             with suppress(Exception):
                 self._producer.close(timeout=1)
@@ -182,7 +204,10 @@ class Tenant:
                 self.slow.append(f"{what} of {self.name}/{collection.name}: {self.last}")
             return None
         if answer.status_code != httpx.codes.ACCEPTED:
-            self.last, self.refused = f"{answer.status_code} {answer.text[:300]}", answer.is_client_error
+            self.last, self.refused = (
+                f"{answer.status_code} {answer.text[:300]}",
+                answer.is_client_error,
+            )
             return None
         return answer.json()
 
@@ -198,11 +223,17 @@ class Tenant:
     def look(self, collection: Collection, wait_s: float) -> dict[str, int]:
         """Returns id → state of every document, once everything acknowledged is searchable.
 
-        Raises TimeoutError where it is not within `wait_s`, or where an answer is degraded all the while, and
-        AssertionError where a document is found twice or the counts say something else.
+        Raises TimeoutError where it is not within `wait_s`, or where an answer is degraded all the
+        while, and AssertionError where a document is found twice or the counts say something else.
         """
         end = time.monotonic() + wait_s
-        body = {"vector": vector_of(0), "k": K, "exact": True, "include": ["metadata"], "wait_for": "latest"}
+        body = {
+            "vector": vector_of(0),
+            "k": K,
+            "exact": True,
+            "include": ["metadata"],
+            "wait_for": "latest",
+        }
         while True:
             left_s = max(0.5, end - time.monotonic())
             said = self._ask(collection, {**body, "timeout_ms": round(min(5.0, left_s) * 1_000)})
@@ -214,7 +245,12 @@ class Tenant:
         seen = {hit["document_id"]: int(hit["metadata"]["n"]) for hit in said}
         assert len(seen) == len(said), f"{self.name}/{collection.name}: documents found twice"
         counts = self._counts(collection, end)
-        assert counts["documents"] == counts["passages"] == len(seen), (self.name, collection.name, counts, len(seen))
+        assert counts["documents"] == counts["passages"] == len(seen), (
+            self.name,
+            collection.name,
+            counts,
+            len(seen),
+        )
         return seen
 
     def _ask(self, collection: Collection, body: Mapping[str, Any]) -> list[Any] | str:
@@ -238,15 +274,21 @@ class Tenant:
                 return {"documents": -1, "passages": -1}
             time.sleep(0.1)
 
-    def probe(self, collection: Collection, seen: Mapping[str, int], choose: random.Random) -> list[str]:
+    def probe(
+        self, collection: Collection, seen: Mapping[str, int], choose: random.Random
+    ) -> list[str]:
         """Returns what is wrong with reading one document and finding it by its words, and with one that is gone."""
         wrong = []
         gone = sorted(set(collection.ledger.ids()) - seen.keys())
-        for name in ([choose.choice(sorted(seen))] if seen else []) + ([choose.choice(gone)] if gone else []):
+        for name in ([choose.choice(sorted(seen))] if seen else []) + (
+            [choose.choice(gone)] if gone else []
+        ):
             answer = self.http.get(f"/v1/collections/{collection.name}/documents/{name}")
             found = answer.json()["metadata"]["n"] if answer.status_code == httpx.codes.OK else GONE
             if found != seen.get(name):
-                wrong.append(f"reading {name}: {answer.status_code} {found}, the search had {seen.get(name)}")
+                wrong.append(
+                    f"reading {name}: {answer.status_code} {found}, the search had {seen.get(name)}"
+                )
         if seen:
             name, n = choose.choice(sorted(seen.items()))
             modes = ["dense", "lexical"] if collection.model else ["dense"]

@@ -48,7 +48,9 @@ def installed_packages(limit: int = 3_000) -> list[dict[str, Any]]:
 def sentences(n: int) -> list[str]:
     """`n` distinct sentences of 60 to 200 characters out of every installed package's docstrings, in a stable order."""
     root = Path(sysconfig.get_paths()["purelib"])
-    files = sorted(p for p in root.rglob("*.py") if not {"tests", "testing", "__pycache__"} & set(p.parts))
+    files = sorted(
+        p for p in root.rglob("*.py") if not {"tests", "testing", "__pycache__"} & set(p.parts)
+    )
     found: dict[str, None] = {}
     for file in files:
         for document in _docstrings(root, file):
@@ -89,11 +91,21 @@ def _walk(node: ast.AST, name: str, package: str) -> Iterator[dict[str, Any]]:
         text = ast.get_docstring(node)
         if text and len(text) >= LENGTH_MIN:
             kind = (
-                "module" if isinstance(node, ast.Module) else "class" if isinstance(node, ast.ClassDef) else "function"
+                "module"
+                if isinstance(node, ast.Module)
+                else "class"
+                if isinstance(node, ast.ClassDef)
+                else "function"
             )
-            yield {"id": name, "text": text, "metadata": {"package": package, "kind": kind, "length": len(text)}}
+            yield {
+                "id": name,
+                "text": text,
+                "metadata": {"package": package, "kind": kind, "length": len(text)},
+            }
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
+        if isinstance(
+            child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ) and not child.name.startswith("_"):
             yield from _walk(child, f"{name}.{child.name}", package)
 
 

@@ -1,8 +1,9 @@
 """`make demo`: the main job on real text, for two tenants, with every promise checked.
 
-Exits 0 only if all of it held: documents come in by two roads while the ingest process is killed, nothing is lost or
-doubled, a search that waits for what was acknowledged is answered when all of it is there, an HNSW index is built while writes
-go on, questions find their known answers, one tenant cannot reach the other, recall is measured.
+Exits 0 only if all of it held: documents come in by two roads while the ingest process is killed,
+nothing is lost or doubled, a search that waits for what was acknowledged is answered when all of it
+is there, an HNSW index is built while writes go on, questions find their known answers, one tenant
+cannot reach the other, recall is measured.
 """
 
 import argparse
@@ -89,7 +90,9 @@ def step(title: str) -> None:
 
 
 @contextmanager
-def servers(args: argparse.Namespace, folder: Path) -> Iterator[tuple[dict[str, str], tuple[str, ...], str | None]]:
+def servers(
+    args: argparse.Namespace, folder: Path
+) -> Iterator[tuple[dict[str, str], tuple[str, ...], str | None]]:
     """Start the real servers that were asked for: settings for the platform, words for `up`, and Kafka's address."""
     settings: dict[str, str] = {}
     up: tuple[str, ...] = ()
@@ -112,7 +115,10 @@ def kafka(folder: Path) -> Iterator[str]:
     """A real Apache Kafka, one node, KRaft."""
     step("Starting Apache Kafka (KRaft)")
     script, port = str(ROOT / "deploy" / "kafka" / "kafka.py"), free_port()
-    run([sys.executable, script, "start", "--dir", str(folder), "--port", str(port), "--detach"], 300)
+    run(
+        [sys.executable, script, "start", "--dir", str(folder), "--port", str(port), "--detach"],
+        300,
+    )
     try:
         yield f"127.0.0.1:{port}"
     finally:
@@ -124,7 +130,10 @@ def postgres(folder: Path) -> Iterator[str]:
     """A real PostgreSQL."""
     step("Starting PostgreSQL")
     script, port = str(ROOT / "deploy" / "postgres" / "postgres.py"), free_port()
-    out = run([sys.executable, script, "start", "--dir", str(folder), "--port", str(port), "--detach"], 120)
+    out = run(
+        [sys.executable, script, "start", "--dir", str(folder), "--port", str(port), "--detach"],
+        120,
+    )
     try:
         yield out.strip().splitlines()[-1]
     finally:
@@ -133,9 +142,13 @@ def postgres(folder: Path) -> Iterator[str]:
 
 def run(words: list[str], timeout_s: float) -> str:
     """Run a command to its end; its standard output. Ends the demo when it fails."""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=ROOT)
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=ROOT
+    )
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise SystemExit(
+            f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
     return done.stdout
 
 
@@ -145,7 +158,9 @@ def make_tenants(platform: Platform, nodes: int) -> list[Tenant]:
     texts = {"library": corpus.standard_library(), "packages": corpus.installed_packages()}
     made = []
     for name, documents in texts.items():
-        key = platform.cli("tenant", "create", name, "--class", "gold" if name == "library" else "silver")["key"]
+        key = platform.cli(
+            "tenant", "create", name, "--class", "gold" if name == "library" else "silver"
+        )["key"]
         platform.cli("collection", "create", name, COLLECTION, "--shards", str(nodes))
         made.append(Tenant(name, Client(platform.url, key, timeout_s=60), key, documents))
         console.print(f"  {name}: {len(documents)} documents")
@@ -159,10 +174,14 @@ def send_library(tenant: Tenant) -> str:
     return str(written.token)
 
 
-def start_producer(platform: Platform, tenant: Tenant, brokers: str | None, folder: Path) -> subprocess.Popen[str]:
+def start_producer(
+    platform: Platform, tenant: Tenant, brokers: str | None, folder: Path
+) -> subprocess.Popen[str]:
     """The second road: a data team's own script, with kafka-python where there is Kafka, else plain HTTP."""
     file = folder / f"{tenant.name}.jsonl"
-    file.write_text("\n".join(json.dumps({"collection": COLLECTION, **d}) for d in tenant.documents))
+    file.write_text(
+        "\n".join(json.dumps({"collection": COLLECTION, **d}) for d in tenant.documents)
+    )
     words = [sys.executable, str(ROOT / "loadtest" / "producer.py"), str(file)]
     if brokers:
         words += ["--kafka", brokers, "--topic", f"vicinage.docs.{tenant.name}"]
@@ -183,7 +202,9 @@ class Waiting(threading.Thread):
     def run(self) -> None:
         """Ask; count at once when it is answered."""
         self.before = count(self.tenant)["documents"]
-        self.tenant.client.search(COLLECTION, "ready", k=1, wait_for=self.position, timeout_ms=WAIT_MS)
+        self.tenant.client.search(
+            COLLECTION, "ready", k=1, wait_for=self.position, timeout_ms=WAIT_MS
+        )
         self.found = count(self.tenant)["documents"]
 
     def check(self, checks: Checks) -> None:
@@ -196,7 +217,9 @@ class Waiting(threading.Thread):
         )
 
 
-def stream_in(platform: Platform, tenants: list[Tenant], brokers: str | None, folder: Path, checks: Checks) -> None:
+def stream_in(
+    platform: Platform, tenants: list[Tenant], brokers: str | None, folder: Path, checks: Checks
+) -> None:
     """Both roads at once; kill -9 of the ingest process in the middle; wait until everything is searchable."""
     library, packages = tenants
     step("Documents stream in by two roads; the ingest process is killed with -9 in the middle")
@@ -219,9 +242,17 @@ def stream_in(platform: Platform, tenants: list[Tenant], brokers: str | None, fo
 def watch_until_answered(platform: Platform, waiting: list[Waiting]) -> bool:
     """Show how many documents are searchable until every waiting search is answered; kills ingest at a quarter. Whether it did."""
     killed, end = False, time.monotonic() + SEARCHABLE_WITHIN_S
-    columns = (TextColumn("  {task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("  {task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as progress:
-        bars = {w.tenant.name: progress.add_task(w.tenant.name, total=len(w.tenant.documents)) for w in waiting}
+        bars = {
+            w.tenant.name: progress.add_task(w.tenant.name, total=len(w.tenant.documents))
+            for w in waiting
+        }
         quarter = sum(len(w.tenant.documents) for w in waiting) // 4
         while time.monotonic() < end and any(w.is_alive() for w in waiting):
             counts = {w.tenant.name: count(w.tenant)["documents"] for w in waiting}
@@ -257,9 +288,13 @@ def nothing_lost_or_doubled(tenants: list[Tenant], checks: Checks) -> None:
             passages += len(t.client.get(COLLECTION, d["id"]).passages)
         found = count(t)
         checks.that(
-            found["documents"] == len(t.documents), f"{t.name}: {len(t.documents)} documents sent, as many found", found
+            found["documents"] == len(t.documents),
+            f"{t.name}: {len(t.documents)} documents sent, as many found",
+            found,
         )
-        checks.that(found["passages"] == passages, f"{t.name}: its documents' passages, each once", passages)
+        checks.that(
+            found["passages"] == passages, f"{t.name}: its documents' passages, each once", passages
+        )
 
 
 class Notes(threading.Thread):
@@ -295,12 +330,18 @@ def reindex(platform: Platform, tenant: Tenant, checks: Checks) -> None:
     step(f"{tenant.name}/{COLLECTION} is indexed anew with HNSW, while writes go on")
     notes = Notes(tenant)
     start = time.monotonic()
-    done = operate(platform, "reindex", "start", f"{tenant.name}/{COLLECTION}", "--index", "hnsw", "--wait")
+    done = operate(
+        platform, "reindex", "start", f"{tenant.name}/{COLLECTION}", "--index", "hnsw", "--wait"
+    )
     seconds = time.monotonic() - start
     notes.end()
     facts = tenant.client.collection(COLLECTION)
     n = len(tenant.documents) + len(notes.ids)
-    checks.that(done and facts.generation == 2, "the new generation is the one that answers", f"after {seconds:.1f} s")
+    checks.that(
+        done and facts.generation == 2,
+        "the new generation is the one that answers",
+        f"after {seconds:.1f} s",
+    )
     kinds = [kind.partition(":")[0] for kind in facts.raw["index"]["kinds"]]
     checks.that(kinds == ["hnsw"], "its index is HNSW", facts.raw["index"])
     checks.that(
@@ -311,7 +352,9 @@ def reindex(platform: Platform, tenant: Tenant, checks: Checks) -> None:
     gone = tenant.client.delete(COLLECTION, notes.ids)
     tenant.client.search(COLLECTION, "a note", k=1, wait_for=gone, timeout_ms=60_000)
     found = count(tenant)["documents"]
-    checks.that(found == len(tenant.documents), "and its documents alone, once those are deleted", found)
+    checks.that(
+        found == len(tenant.documents), "and its documents alone, once those are deleted", found
+    )
 
 
 def operate(platform: Platform, *words: str) -> bool:
@@ -334,10 +377,16 @@ def ask(tenants: list[Tenant], checks: Checks) -> None:
         for question, begins in QUESTIONS[t.name].items():
             hits = t.client.search(COLLECTION, question, k=5).hits
             found = next((h.document_id for h in hits if h.document_id.startswith(begins)), None)
-            checks.that(found is not None, f"{t.name}: {question!r}", f"→ {found or [h.document_id for h in hits]}")
+            checks.that(
+                found is not None,
+                f"{t.name}: {question!r}",
+                f"→ {found or [h.document_id for h in hits]}",
+            )
     filtered = tenants[1].client.search(COLLECTION, "a table", k=5, filter={"package": "rich"}).hits
     only = {h.metadata["package"] for h in filtered}
-    checks.that(only == {"rich"} and len(filtered) == 5, "a filter is exact", f"package = rich → {only}")
+    checks.that(
+        only == {"rich"} and len(filtered) == 5, "a filter is exact", f"package = rich → {only}"
+    )
 
 
 def freshness(tenant: Tenant, checks: Checks) -> None:
@@ -355,7 +404,9 @@ def freshness(tenant: Tenant, checks: Checks) -> None:
         if not hits or hits[0].text != text:
             checks.that(False, "the search that waited for the token saw the write", hits)
             return
-    tenant.client.search(COLLECTION, "gone", wait_for=tenant.client.delete(COLLECTION, ["note/today"]))
+    tenant.client.search(
+        COLLECTION, "gone", wait_for=tenant.client.delete(COLLECTION, ["note/today"])
+    )
     p50, p99 = np.percentile(lags, [50, 99])
     checks.that(
         True,
@@ -382,12 +433,20 @@ def isolation(platform: Platform, tenants: list[Tenant], checks: Checks) -> None
             checks.that(False, f"{what} with the other tenant's key is refused")
         except VicinageError as refusal:
             checks.that(
-                refusal.status == 404, f"{what} with the other tenant's key is refused", f"{refusal.status} {refusal}"
+                refusal.status == 404,
+                f"{what} with the other tenant's key is refused",
+                f"{refusal.status} {refusal}",
             )
-    hits = [h.document_id for q in QUESTIONS["library"] for h in packages.client.search(COLLECTION, q, k=20).hits]
+    hits = [
+        h.document_id
+        for q in QUESTIONS["library"]
+        for h in packages.client.search(COLLECTION, q, k=20).hits
+    ]
     ours = {d["id"] for d in packages.documents}
     checks.that(
-        set(hits) <= ours, "searching the collection of the same name finds one's own documents only", len(hits)
+        set(hits) <= ours,
+        "searching the collection of the same name finds one's own documents only",
+        len(hits),
     )
 
 
@@ -399,7 +458,11 @@ def measured(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
             t.client.search(COLLECTION, d["text"].split("\n")[0][:200], k=10)
     live = {t.name: t.client.collection(COLLECTION).generation for t in tenants}
     rows = recall_rows(platform, live)
-    checks.that({row["tenant"] for row in rows} == set(live), "recall is measured on the generations that answer", live)
+    checks.that(
+        {row["tenant"] for row in rows} == set(live),
+        "recall is measured on the generations that answer",
+        live,
+    )
     for row in rows:
         low, high = row["interval"]
         promise = f"recall@{row['k']} of {row['tenant']}/{row['collection']}: {row['recall']:.3f}"
@@ -415,13 +478,21 @@ def measured(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
     checks.that(operate(platform, "capacity"), "capacity is shown")
 
 
-def recall_rows(platform: Platform, live: dict[str, int], wait_s: float = 90) -> list[dict[str, Any]]:
+def recall_rows(
+    platform: Platform, live: dict[str, int], wait_s: float = 90
+) -> list[dict[str, Any]]:
     """The recall report of the live generations, once enough samples are worked off (the monitor rests in proportion to its work)."""
     end = time.monotonic() + wait_s
     while True:
-        asked = [row for row in platform.cli("recall") if row["collection"] == COLLECTION and row["k"] == 10]
+        asked = [
+            row
+            for row in platform.cli("recall")
+            if row["collection"] == COLLECTION and row["k"] == 10
+        ]
         rows = [row for row in asked if row["generation"] == live.get(row["tenant"])]
-        if (len(rows) >= len(live) and all(row["samples"] >= 100 for row in rows)) or time.monotonic() > end:
+        if (
+            len(rows) >= len(live) and all(row["samples"] >= 100 for row in rows)
+        ) or time.monotonic() > end:
             return rows
         time.sleep(1)
 
@@ -445,7 +516,9 @@ def lose_a_node(platform: Platform, tenant: Tenant, checks: Checks) -> None:
         time.sleep(0.05)
     checks.that(degraded is not None, "answers said that a part was missing", degraded)
     checks.that(
-        not answer.degraded, "and were whole again when it was back", f"after {60 - (end - time.monotonic()):.1f} s"
+        not answer.degraded,
+        "and were whole again when it was back",
+        f"after {60 - (end - time.monotonic()):.1f} s",
     )
     checks.that(count(tenant)["documents"] == len(tenant.documents), "with every document")
 
@@ -464,8 +537,12 @@ def main() -> None:
     checks, start = Checks(), time.monotonic()
     with servers(args, folder) as (settings, up, brokers):
         step("Starting the platform")
-        with running(folder / "data", up=up, gateway__recall_cpu_share="0.25", **settings) as platform:
-            console.print(f"  {platform.url}  (log: {args.log}, catalog: {args.catalog}, nodes: {args.nodes})")
+        with running(
+            folder / "data", up=up, gateway__recall_cpu_share="0.25", **settings
+        ) as platform:
+            console.print(
+                f"  {platform.url}  (log: {args.log}, catalog: {args.catalog}, nodes: {args.nodes})"
+            )
             tenants = make_tenants(platform, args.nodes)
             stream_in(platform, tenants, brokers, folder, checks)
             nothing_lost_or_doubled(tenants, checks)

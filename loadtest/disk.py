@@ -57,7 +57,8 @@ def of_log(database: Path) -> Counter[str]:
         for number, n in log.execute(sizes, (OFFSET_BITS,)).fetchall():
             found[f"log {topics[number].split('.')[1]}" if number in topics else "log other"] += n
         free, page, pages = (
-            log.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_size", "page_count")
+            log.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("freelist_count", "page_size", "page_count")
         )
     found["log free"] = free * page
     found["log pages"] = max(0, pages * page - found.total())
@@ -131,7 +132,10 @@ def write(client: httpx.Client, names: list[str], chance: np.random.Generator) -
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    path, headers = "/v1/collections/c/documents", {"content-type": "application/vnd.apache.arrow.stream"}
+    path, headers = (
+        "/v1/collections/c/documents",
+        {"content-type": "application/vnd.apache.arrow.stream"},
+    )
     client.post(path, content=sink.getvalue().to_pybytes(), headers=headers).raise_for_status()
 
 
@@ -160,7 +164,10 @@ def updates(asked: argparse.Namespace, client: httpx.Client, look: Callable[[], 
             look()
         time.sleep(max(0.0, 0.1 - (time.monotonic() - now)))
     took_s = time.monotonic() - began
-    print(f"{written / took_s:.0f} updates and {deleted / took_s:.0f} deletions a second were reached", flush=True)
+    print(
+        f"{written / took_s:.0f} updates and {deleted / took_s:.0f} deletions a second were reached",
+        flush=True,
+    )
 
 
 def rest(asked: argparse.Namespace, look: Callable[[], None]) -> None:
@@ -176,14 +183,20 @@ def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
     made: dict[str, Any] = platform.cli("tenant", "create", "disk")
     headers = {"authorization": f"Bearer {made['key']}"}
     gateway = psutil.Process(platform.pids()["gateway"])
-    with httpx.Client(base_url=platform.url, headers=headers, timeout=30, trust_env=False) as client:
+    with httpx.Client(
+        base_url=platform.url, headers=headers, timeout=30, trust_env=False
+    ) as client:
 
         def living() -> int:
             return 4 * D * int(client.get("/v1/collections/c").json()["counts"]["documents"])
 
         client.post("/v1/collections", json={"name": "c", "dimension": D}).raise_for_status()
         for at in range(0, asked.documents, 500):
-            write(client, [f"d{i}" for i in range(at, min(at + 500, asked.documents))], np.random.default_rng(at))
+            write(
+                client,
+                [f"d{i}" for i in range(at, min(at + 500, asked.documents))],
+                np.random.default_rng(at),
+            )
         phases = Phases(platform.data, gateway, living)
         updates(asked, client, lambda: phases.look("updates"))
         rest(asked, lambda: phases.look("rest"))
@@ -192,12 +205,17 @@ def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
 
 def main() -> None:
     """Measures with what the command line says."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     known = {"seconds": 600, "updates": 200, "deletions": 20, "documents": 20_000, "rest": 600}
     for name, value in known.items():
         words.add_argument(f"--{name}", type=int, default=value)
     running.end_when_told()
-    with tempfile.TemporaryDirectory(prefix="vicinage-disk-") as folder, running.running(Path(folder)) as platform:
+    with (
+        tempfile.TemporaryDirectory(prefix="vicinage-disk-") as folder,
+        running.running(Path(folder)) as platform,
+    ):
         measure(words.parse_args(), platform)
 
 

@@ -45,13 +45,22 @@ REPLACED = 0.3
 
 
 def measure(
-    report: Any, vectors: Floats, queries: Floats, truth: NDArray[np.int64], raw_ms: float, batch: int = 64
+    report: Any,
+    vectors: Floats,
+    queries: Floats,
+    truth: NDArray[np.int64],
+    raw_ms: float,
+    batch: int = 64,
 ) -> None:
-    """Add the engine's rows to the report. The first questions are those that the collection was asked before; the others are measured."""
+    """Add the engine's rows to the report.
+
+    The first questions are those that the collection was asked before; the others are measured.
+    """
     known, queries, truth = queries[:KNOWN], queries[KNOWN:], truth[KNOWN:]
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 1_000, len(vectors))
-    # The half of the passages that a question's own lies in, and the other: what a filter that runs against the question leaves.
+    # The half of the passages that a question's own lies in, and the other: what a filter that runs
+    # against the question leaves.
     side = vectors @ (vectors[0] - vectors[1]) > 0
     with tempfile.TemporaryDirectory(prefix="vicinage-engine-") as folder:
         engine = Engine(Path(folder), vectors.shape[1], known)
@@ -67,14 +76,25 @@ def measure(
             kind=ref.kind,
             seconds=round(built, 1),
         )
-        report.add("engine: index bytes of a passage, beside its vector", index / len(vectors), "bytes", kind=ref.kind)
+        report.add(
+            "engine: index bytes of a passage, beside its vector",
+            index / len(vectors),
+            "bytes",
+            kind=ref.kind,
+        )
         engine.plain(report, "engine: Shard.search", queries, truth, raw_ms)
         engine.batch(report, queries, truth, raw_ms, batch)
         scores = queries @ vectors.T
         for share, bound in SHARES.items():
             allowed = groups < bound
             engine.filtered(
-                report, f"engine: filter of {share:.1%}", queries, scores, allowed, {"g": {"$lt": bound}}, raw_ms
+                report,
+                f"engine: filter of {share:.1%}",
+                queries,
+                scores,
+                allowed,
+                {"g": {"$lt": bound}},
+                raw_ms,
             )
         some = np.flatnonzero(queries @ (vectors[0] - vectors[1]) > 0)[:500]
         for name, wanted in (("runs with", True), ("runs against", False)):
@@ -106,7 +126,14 @@ class Engine:
             manifest=Manifest(SHARD, 0, 0, 0, ()),
         )
 
-    def seal(self, ids: Any, vectors: Floats, version: int, groups: NDArray[np.int64], side: NDArray[np.bool_]) -> None:
+    def seal(
+        self,
+        ids: Any,
+        vectors: Floats,
+        version: int,
+        groups: NDArray[np.int64],
+        side: NDArray[np.bool_],
+    ) -> None:
         """One more segment of these documents, a passage each."""
         rows = batch_of([str(i) for i in ids], vectors, version, groups, side)
         self._publish([*self.shard.snapshot.segments, self._written(*newest([rows]))])
@@ -121,7 +148,11 @@ class Engine:
 
     def _publish(self, segments: list[Segment]) -> None:
         self._version += 1
-        manifest = replace(self.shard.snapshot.manifest, version=self._version, segments=tuple(s.ref for s in segments))
+        manifest = replace(
+            self.shard.snapshot.manifest,
+            version=self._version,
+            segments=tuple(s.ref for s in segments),
+        )
         self.shard.adopt(manifest, segments)
 
     def bytes(self) -> int:
@@ -140,14 +171,21 @@ class Engine:
             kept = [s for s in segments if s.ref.id not in chosen]
             self._publish([self._written(*living(parts, lambda _version: False)), *kept])
 
-    def ask(self, queries: Floats, condition: Mapping[str, Any] | None = None) -> tuple[float, list[list[int]]]:
+    def ask(
+        self, queries: Floats, condition: Mapping[str, Any] | None = None
+    ) -> tuple[float, list[list[int]]]:
         """CPU milliseconds a question, one question a call, the least of some turns, and the documents found."""
         parsed = None if condition is None else Filter.parse(condition)
-        made = [ShardQuery(SHARD, q[None], K, filter=parsed, include=frozenset({"text"})) for q in queries]
+        made = [
+            ShardQuery(SHARD, q[None], K, filter=parsed, include=frozenset({"text"}))
+            for q in queries
+        ]
         found, seconds = bench.least(lambda: [self.shard.search(query).hits[0] for query in made])
         return seconds / len(queries) * 1e3, [[int(h.document_id) for h in hits] for hits in found]
 
-    def plain(self, report: Any, case: str, queries: Floats, truth: NDArray[np.int64], raw_ms: float) -> None:
+    def plain(
+        self, report: Any, case: str, queries: Floats, truth: NDArray[np.int64], raw_ms: float
+    ) -> None:
         """Without a filter."""
         ms, found = self.ask(queries)
         effort = self.shard.search(ShardQuery(SHARD, queries[:1], K)).effort
@@ -161,14 +199,21 @@ class Engine:
             per_s=round(1e3 / ms),
         )
 
-    def batch(self, report: Any, queries: Floats, truth: NDArray[np.int64], raw_ms: float, size: int) -> None:
+    def batch(
+        self, report: Any, queries: Floats, truth: NDArray[np.int64], raw_ms: float, size: int
+    ) -> None:
         """Many questions in one call, as the gather queue makes them."""
         made = [
             ShardQuery(SHARD, queries[i : i + size], K, include=frozenset({"text"}))
             for i in range(0, len(queries), size)
         ]
-        answers, seconds = bench.least(lambda: [hits for query in made for hits in self.shard.search(query).hits])
-        ms, found = seconds / len(queries) * 1e3, [[int(h.document_id) for h in hits] for hits in answers]
+        answers, seconds = bench.least(
+            lambda: [hits for query in made for hits in self.shard.search(query).hits]
+        )
+        ms, found = (
+            seconds / len(queries) * 1e3,
+            [[int(h.document_id) for h in hits] for hits in answers],
+        )
         report.add(
             f"engine: Shard.search, {size} questions a call",
             ms,
@@ -209,7 +254,9 @@ def churn(
 
     A shard is at its largest just before it compacts: the worst of all rounds is reported beside the last.
     """
-    churned, fresh = (Engine(folder / name, vectors.shape[1], known) for name in ("churned", "fresh"))
+    churned, fresh = (
+        Engine(folder / name, vectors.shape[1], known) for name in ("churned", "fresh")
+    )
     everyone, rng, now = range(len(vectors)), np.random.default_rng(1), vectors.copy()
     churned.seal(everyone, now, 1, groups, side)
     at_first, sizes, times = churned.rows_written, [], []
@@ -234,14 +281,28 @@ def churn(
 
 
 def batch_of(
-    ids: list[str], vectors: Floats, version: int, groups: NDArray[np.int64], side: NDArray[np.bool_]
+    ids: list[str],
+    vectors: Floats,
+    version: int,
+    groups: NDArray[np.int64],
+    side: NDArray[np.bool_],
 ) -> pa.RecordBatch:
     """Rows as a vectors message has them."""
     n, schema = len(ids), vectors_schema(vectors.shape[1])
     metadata = [
-        f'{{"g":{g},"side":{"true" if s else "false"}}}' for g, s in zip(groups.tolist(), side.tolist(), strict=True)
+        f'{{"g":{g},"side":{"true" if s else "false"}}}'
+        for g, s in zip(groups.tolist(), side.tolist(), strict=True)
     ]
-    columns = [ids, [version] * n, [1] * n, [0] * n, [f"passage {i}" for i in ids], [0] * n, [1] * n, metadata]
+    columns = [
+        ids,
+        [version] * n,
+        [1] * n,
+        [0] * n,
+        [f"passage {i}" for i in ids],
+        [0] * n,
+        [1] * n,
+        metadata,
+    ]
     arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
     return pa.RecordBatch.from_arrays([*arrays, vector_column(vectors)], schema=schema)
 

@@ -1,4 +1,7 @@
-"""The floor: an endpoint that only parses what a search sends. Nothing that answers over HTTP can cost less."""
+"""The floor: an endpoint that only parses what a search sends.
+
+Nothing that answers over HTTP can cost less.
+"""
 
 import sys
 
@@ -23,7 +26,12 @@ async def parse_binary(request: Request) -> Response:
     return Response(orjson.dumps({"n": len(vector)}), media_type="application/json")
 
 
-app = Starlette(routes=[Route("/json", parse_json, methods=["POST"]), Route("/binary", parse_binary, methods=["POST"])])
+app = Starlette(
+    routes=[
+        Route("/json", parse_json, methods=["POST"]),
+        Route("/binary", parse_binary, methods=["POST"]),
+    ]
+)
 
 if __name__ == "__main__":
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error", access_log=False)

@@ -3,10 +3,10 @@
     python loadtest/judged.py FOLDER [--mode dense|lexical|hybrid]   # a whole platform, over HTTP
     python loadtest/judged.py FOLDER --in-process [--long]           # one shard in this process
 
-FOLDER has documents.jsonl {id, text}, queries.jsonl {id, text} and qrels.tsv. `--long` asks whole documents
-instead of the set's queries (see judged_sets.long_queries). A document's score is that of its best
-passage. Exit status 1 when dense search, served and exact, differ by more than 0.005, or words rank worse
-than the reference by more than that.
+FOLDER has documents.jsonl {id, text}, queries.jsonl {id, text} and qrels.tsv. `--long` asks whole
+documents instead of the set's queries (see judged_sets.long_queries). A document's score is that of
+its best passage. Exit status 1 when dense search, served and exact, differ by more than 0.005, or
+words rank worse than the reference by more than that.
 """
 
 import argparse
@@ -39,7 +39,10 @@ MODES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("hybrid, default", {"mode": "hybrid"}),
         (RRF, {"mode": "hybrid", "fusion": {"method": "rrf"}}),
         *(
-            (WEIGHTED.format(w), {"mode": "hybrid", "fusion": {"method": "weighted", "dense_weight": w}})
+            (
+                WEIGHTED.format(w),
+                {"mode": "hybrid", "fusion": {"method": "weighted", "dense_weight": w}},
+            )
             for w in WEIGHTS
         ),
     ],
@@ -54,7 +57,10 @@ def exact_rankings(judged: JudgedSet, pieces: list[Piece]) -> Ranking:
     vectors = embedded([p.text for _, p in pieces], KEPT)
     asked = embedded_queries(list(judged.queries.values()), KEPT)
     order = np.argsort(-(asked @ vectors.T), axis=1, kind="stable")[:, :PASSAGES]
-    return {q: list(dict.fromkeys(pieces[i][0] for i in row)) for q, row in zip(judged.queries, order, strict=True)}
+    return {
+        q: list(dict.fromkeys(pieces[i][0] for i in row))
+        for q, row in zip(judged.queries, order, strict=True)
+    }
 
 
 def reference_rankings(judged: JudgedSet, pieces: list[Piece]) -> Ranking:
@@ -65,8 +71,13 @@ def reference_rankings(judged: JudgedSet, pieces: list[Piece]) -> Ranking:
     stemmer = Stemmer.Stemmer("english")
     index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
     texts, queries = [p.text for _, p in pieces], list(judged.queries.values())
-    index.index(bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False), show_progress=False)
-    asked = bm25s.tokenize(queries, stopwords="en", stemmer=stemmer, show_progress=False, return_ids=False)
+    index.index(
+        bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False),
+        show_progress=False,
+    )
+    asked = bm25s.tokenize(
+        queries, stopwords="en", stemmer=stemmer, show_progress=False, return_ids=False
+    )
     found: Ranking = {}
     for name, tokens in zip(judged.queries, asked, strict=True):
         order = np.argsort(-index.get_scores(tokens), kind="stable")[:PASSAGES]
@@ -76,7 +87,10 @@ def reference_rankings(judged: JudgedSet, pieces: list[Piece]) -> Ranking:
 
 def served_rankings(client: Client, judged: JudgedSet, **asked: Any) -> Ranking:
     """Returns the platform's own answers; `asked` goes with each query."""
-    found = {q: client.search("judged", text, k=PASSAGES, **asked).hits for q, text in judged.queries.items()}
+    found = {
+        q: client.search("judged", text, k=PASSAGES, **asked).hits
+        for q, text in judged.queries.items()
+    }
     return {q: list(dict.fromkeys(hit.document_id for hit in hits)) for q, hits in found.items()}
 
 
@@ -114,41 +128,60 @@ def over_http(args: argparse.Namespace, judged: JudgedSet, modes: list[str]) -> 
         platform.cli("collection", "create", "judged", "judged", "--index", args.index)
         client = Client(platform.url, key, timeout_s=600)
         start = time.perf_counter()
-        written = client.upsert("judged", ({"id": d, "text": t} for d, t in judged.documents.items()), progress=True)
+        written = client.upsert(
+            "judged", ({"id": d, "text": t} for d, t in judged.documents.items()), progress=True
+        )
         client.search("judged", "ready", wait_for=written.token, timeout_ms=600_000)
         seconds = time.perf_counter() - start
         print(json.dumps({"rejected": len(written.rejected), "ingest_s": round(seconds, 1)}))
         time.sleep(5)  # let what is due be sealed: the served figures are to be those of segments
         asked = [each for mode in modes for each in MODES[mode]]
-        return {name: measure(served_rankings(client, judged, **given), judged) for name, given in asked}
+        return {
+            name: measure(served_rankings(client, judged, **given), judged) for name, given in asked
+        }
 
 
 def main() -> None:
     """Index, search, judge, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--index", default="auto", help="index spec of the collection")
-    parser.add_argument("--mode", choices=sorted(MODES), help="one mode alone; otherwise all of them")
+    parser.add_argument(
+        "--mode", choices=sorted(MODES), help="one mode alone; otherwise all of them"
+    )
     parser.add_argument("--long", action="store_true", help="whole documents as queries")
-    parser.add_argument("--in-process", action="store_true", help="one shard in this process, no platform")
+    parser.add_argument(
+        "--in-process", action="store_true", help="one shard in this process, no platform"
+    )
     args = parser.parse_args()
     judged = read(args.folder)
     judged = long_queries(judged) if args.long else judged
     modes = [args.mode] if args.mode else list(MODES)
     pieces = pieces_of(judged)
-    results = in_process(judged, pieces, modes) if args.in_process else over_http(args, judged, modes)
+    results = (
+        in_process(judged, pieces, modes) if args.in_process else over_http(args, judged, modes)
+    )
     if "dense" in modes:
         results[OUTSIDE] = measure(exact_rankings(judged, pieces), judged)
     if "lexical" in modes:
         results[REFERENCE] = measure(reference_rankings(judged, pieces), judged)
-    print(json.dumps({"documents": len(judged.documents), "passages": len(pieces), **results}, indent=2))
+    print(
+        json.dumps(
+            {"documents": len(judged.documents), "passages": len(pieces), **results}, indent=2
+        )
+    )
     print(table(results))
     sys.exit(1 if apart(results) > ALLOWED else 0)
 
 
 def table(results: Results) -> str:
     """Returns the figures as a Markdown table."""
-    lines = [f"| {name} | {r['ndcg@10']:.4f} | {r[f'recall@{DEPTH}']:.4f} |" for name, r in results.items()]
+    lines = [
+        f"| {name} | {r['ndcg@10']:.4f} | {r[f'recall@{DEPTH}']:.4f} |"
+        for name, r in results.items()
+    ]
     n = next(iter(results.values()))["questions"]
     return "\n".join([f"| {n} questions | nDCG@10 | recall@{DEPTH} |", "|---|---|---|", *lines])
 

@@ -32,13 +32,17 @@ class JudgedSet:
 
 def read(folder: Path) -> JudgedSet:
     """Returns the set in `folder`, without empty documents and without unjudged queries."""
-    documents = {d["id"]: d["text"] for d in json_lines(folder / "documents.jsonl") if d["text"].strip()}
+    documents = {
+        d["id"]: d["text"] for d in json_lines(folder / "documents.jsonl") if d["text"].strip()
+    }
     grades: dict[str, dict[str, int]] = {}
     with (folder / "qrels.tsv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             grades.setdefault(row["query_id"], {})[row["document_id"]] = int(row["grade"])
     queries = {
-        q["id"]: q["text"] for q in json_lines(folder / "queries.jsonl") if any(grades.get(q["id"], {}).values())
+        q["id"]: q["text"]
+        for q in json_lines(folder / "queries.jsonl")
+        if any(grades.get(q["id"], {}).values())
     }
     return JudgedSet(documents, queries, grades)
 
@@ -70,7 +74,10 @@ def long_queries(of: JudgedSet) -> JudgedSet:
 def ndcg(ranking: list[str], grades: dict[str, int], k: int = 10) -> float:
     """Returns the normalized discounted cumulative gain at k, with exponential gain."""
     gain = [(2 ** grades.get(d, 0) - 1) / math.log2(i + 2) for i, d in enumerate(ranking[:k])]
-    ideal = [(2**g - 1) / math.log2(i + 2) for i, g in enumerate(sorted(grades.values(), reverse=True)[:k])]
+    ideal = [
+        (2**g - 1) / math.log2(i + 2)
+        for i, g in enumerate(sorted(grades.values(), reverse=True)[:k])
+    ]
     return sum(gain) / sum(ideal) if sum(ideal) else 0.0
 
 
@@ -85,6 +92,8 @@ def measure(rankings: Ranking, judged: JudgedSet) -> dict[str, float]:
     counted = {q: [d for d in found if d != judged.own.get(q)] for q, found in rankings.items()}
     return {
         "ndcg@10": float(np.mean([ndcg(found, judged.grades[q]) for q, found in counted.items()])),
-        f"recall@{DEPTH}": float(np.mean([recall_at(found, judged.grades[q]) for q, found in counted.items()])),
+        f"recall@{DEPTH}": float(
+            np.mean([recall_at(found, judged.grades[q]) for q, found in counted.items()])
+        ),
         "questions": len(counted),
     }

@@ -77,7 +77,9 @@ def embedded_queries(texts: Sequence[str], kept: Path) -> Floats:
         embedder = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(precision="float32"))
         for at in range(0, len(long), BATCH):
             some = long[at : at + BATCH]
-            vectors[some] = embedder.embed([texts[i] for i in some], tenant="judged", lane=Lane.QUERY)
+            vectors[some] = embedder.embed(
+                [texts[i] for i in some], tenant="judged", lane=Lane.QUERY
+            )
         embedder.close()
     np.save(file, vectors)
     return vectors
@@ -89,12 +91,23 @@ class JudgedShard:
     def __init__(self, pieces: Sequence[Piece], vectors: Floats, folder: Path) -> None:
         store, backend, dimension = LocalStore(folder), open_backend(), vectors.shape[1]
         manifest = Manifest(SHARD, 0, 0, 0, ())
-        self._shard = Shard(SHARD, dimension=dimension, metric="cosine", recall=1.0, backend=backend, manifest=manifest)
-        live = Generation("judged", "judged", 1, "live", None, dimension, "cosine", "flat", (0,), (0,))
+        self._shard = Shard(
+            SHARD,
+            dimension=dimension,
+            metric="cosine",
+            recall=1.0,
+            backend=backend,
+            manifest=manifest,
+        )
+        live = Generation(
+            "judged", "judged", 1, "live", None, dimension, "cosine", "flat", (0,), (0,)
+        )
         self._collection = Collection("judged", "judged", "active", 1, (live,), Objectives())
         batch = _rows(pieces, vectors)
         starts = [i for i, (d, _) in enumerate(pieces) if i == 0 or d != pieces[i - 1][0]]
-        cuts = [starts[len(starts) * i // (SEGMENTS + 1)] for i in range(SEGMENTS + 1)] + [len(pieces)]
+        cuts = [starts[len(starts) * i // (SEGMENTS + 1)] for i in range(SEGMENTS + 1)] + [
+            len(pieces)
+        ]
         parts = [batch.slice(a, b - a) for a, b in pairwise(cuts)]
         segments = []
         for part in parts[:-1]:
@@ -113,7 +126,9 @@ class JudgedShard:
         """Returns the documents of each query, by their best passage."""
         found: Ranking = {}
         for i, (name, text) in enumerate(queries.items()):
-            question = Question("judged", k, text=text, mode=mode, include=frozenset(), fusion=fusion or Fusion())
+            question = Question(
+                "judged", k, text=text, mode=mode, include=frozenset(), fusion=fusion or Fusion()
+            )
             vector = vectors[i] if vectors is not None and mode != "lexical" else None
             [query] = make_plan(question, self._collection, vector, 1).queries
             hits = answered([self._shard.search(query)], question)

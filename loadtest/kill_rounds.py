@@ -73,7 +73,9 @@ def answers_again(witnesses: list[Witness], strike: Callable[[], None]) -> float
 
 def main() -> None:
     """Run the rounds; exit 1 if anything acknowledged was lost or doubled."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=20, help="kills of each process")
     parser.add_argument("--log", choices=["sqlite", "kafka"], default="sqlite")
     parser.add_argument("--catalog", choices=["sqlite", "postgres"], default="sqlite")
@@ -84,7 +86,11 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     print(f"seed {args.seed}", flush=True)
     with ExitStack() as stack:
-        settings = {"indexer__seal_passages": "60", "indexer__segments_max": "3", "indexer__lease_s": "3"}
+        settings = {
+            "indexer__seal_passages": "60",
+            "indexer__segments_max": "3",
+            "indexer__lease_s": "3",
+        }
         broker = folder / "kafka" if args.log == "kafka" else None
         if broker is not None:
             settings["log_url"] = f"kafka://{stack.enter_context(kafka(broker))}"
@@ -92,11 +98,19 @@ def main() -> None:
             settings["catalog_url"] = stack.enter_context(postgres(folder / "postgres"))
         platform = stack.enter_context(running(folder / "data", **settings))
         results, rounds = run_rounds(platform, broker, args.rounds, args.seed)
-    report = {"seed": args.seed, "log": args.log, "catalog": args.catalog, "kills": rounds, "collections": results}
+    report = {
+        "seed": args.seed,
+        "log": args.log,
+        "catalog": args.catalog,
+        "kills": rounds,
+        "collections": results,
+    }
     (ROOT / "build" / "kill.json").write_text(json.dumps(report, indent=2))
     print(json.dumps(report, indent=2))
     acknowledged, found = (sum(r[count] for r in results) for count in ("acknowledged", "found"))
-    print(f"acknowledged writes: {acknowledged}; found: {found}; wrong: {sum(len(r['wrong']) for r in results)}")
+    print(
+        f"acknowledged writes: {acknowledged}; found: {found}; wrong: {sum(len(r['wrong']) for r in results)}"
+    )
     sys.exit(1 if any(r["wrong"] or r["acknowledged"] != r["found"] for r in results) else 0)
 
 
@@ -105,8 +119,16 @@ def make_witnesses(platform: Platform, seed: int) -> list[Witness]:
     made = []
     for i, (tenant, text) in enumerate((("alpha", False), ("beta", True))):
         key = platform.cli("tenant", "create", tenant)["key"]
-        platform.cli("collection", "create", tenant, "docs", *([] if text else ["--dimension", str(DIMENSION)]))
-        made.append(Witness(Client(platform.url, key, timeout_s=GIVEN_UP_S), "docs", text, seed + i))
+        platform.cli(
+            "collection",
+            "create",
+            tenant,
+            "docs",
+            *([] if text else ["--dimension", str(DIMENSION)]),
+        )
+        made.append(
+            Witness(Client(platform.url, key, timeout_s=GIVEN_UP_S), "docs", text, seed + i)
+        )
     return made
 
 
@@ -125,7 +147,9 @@ def run_rounds(
             for number in range(n):
                 for name, again_s in pauses.items():
                     time.sleep(choose.uniform(*BETWEEN_S))
-                    again_s.append(answers_again(witnesses, lambda name=name: kill(name, platform, broker)))
+                    again_s.append(
+                        answers_again(witnesses, lambda name=name: kill(name, platform, broker))
+                    )
                     written = sum(w.acknowledged.total() for w in witnesses)
                     wrong = sum(len(w.wrong) for w in witnesses)
                     print(

@@ -1,7 +1,8 @@
 """What each kind of index costs and gives: the measurements behind `auto` (docs/decisions/012).
 
-Real sentences (the bench's) or, by the million, windows of real text (windows.py); in-process, one thread, k = 10, at the least effort whose measured
-recall reaches the objective. Figures are CPU time: of a search this thread's, of building all threads'. Filters are random.
+Real sentences (the bench's) or, by the million, windows of real text (windows.py); in-process, one
+thread, k = 10, at the least effort whose measured recall reaches the objective. Figures are CPU
+time: of a search this thread's, of building all threads'. Filters are random.
 """
 
 import argparse
@@ -57,11 +58,15 @@ def measure(spec: IndexSpec, vectors: Floats, queries: Floats, objective: float)
         row |= {"effort": effort, "ms": round(ms, 4), "recall": round(recall(found, truth), 4)}
         if row["recall"] >= objective:
             break
-    row["filtered"] = [_filtered(backend, index, vectors, queries, row["effort"], share) for share in SHARES]
+    row["filtered"] = [
+        _filtered(backend, index, vectors, queries, row["effort"], share) for share in SHARES
+    ]
     return row
 
 
-def _filtered(backend: Any, index: Any, vectors: Floats, queries: Floats, effort: int, share: float) -> dict[str, Any]:
+def _filtered(
+    backend: Any, index: Any, vectors: Floats, queries: Floats, effort: int, share: float
+) -> dict[str, Any]:
     allowed = np.random.default_rng(1).random(len(vectors)) < share
     _, truth = backend.exact(vectors, queries, K, metric="cosine", allowed=allowed)
     ms, found = _timed(backend, index, vectors, queries, effort, allowed)
@@ -80,11 +85,19 @@ def _data(n: int, *, of_windows: bool) -> tuple[Floats, Floats]:
 
 
 def _timed(
-    backend: Any, index: Any, vectors: Floats, queries: Floats, effort: int, allowed: NDArray[np.bool_] | None
+    backend: Any,
+    index: Any,
+    vectors: Floats,
+    queries: Floats,
+    effort: int,
+    allowed: NDArray[np.bool_] | None,
 ) -> tuple[float, NDArray[np.int64]]:
     start = time.thread_time()
     found = [
-        backend.search(index, vectors, q[None], K, metric="cosine", effort=effort, allowed=allowed)[1] for q in queries
+        backend.search(index, vectors, q[None], K, metric="cosine", effort=effort, allowed=allowed)[
+            1
+        ]
+        for q in queries
     ]
     return (time.thread_time() - start) / len(queries) * 1e3, np.concatenate(found)
 
@@ -94,7 +107,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 50_000])
     parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--windows", action="store_true", help="windows of texts instead of sentences")
+    parser.add_argument(
+        "--windows", action="store_true", help="windows of texts instead of sentences"
+    )
     parser.add_argument("--objective", type=float, default=0.95)
     parser.add_argument("--specs", nargs="+", default=list(SPECS))
     args = parser.parse_args()
@@ -102,9 +117,16 @@ def main() -> None:
     queries, rows = asked[:: max(1, len(asked) // args.queries)][: args.queries], []
     for n in args.sizes:
         for text in args.specs:
-            row = measure(choose(text, n, flat_max=0), np.ascontiguousarray(every[:n]), queries, args.objective)
+            row = measure(
+                choose(text, n, flat_max=0),
+                np.ascontiguousarray(every[:n]),
+                queries,
+                args.objective,
+            )
             rows.append(row)
-            filtered = "  ".join(f"{f['share']:g}: {f['ms']:.3f} ms @{f['recall']:.3f}" for f in row["filtered"])
+            filtered = "  ".join(
+                f"{f['share']:g}: {f['ms']:.3f} ms @{f['recall']:.3f}" for f in row["filtered"]
+            )
             print(
                 f"{n:>8} {row['spec']:<32} build {row['build_s']:>6.2f} s  {row['bytes']:>5} B  effort {row['effort']:>4}"
                 f"  {row['ms']:.3f} ms @{row['recall']:.3f}  {filtered}",

@@ -1,8 +1,9 @@
 """A large collection in the default platform: is its index used, at what effort, recall and time.
 
-`python loadtest/large.py [--passages 300000] [--searches 2000] [--quiet]`: fills one collection of 384-d vectors while
-searches go on (with `--quiet`, none do), waits until it is at rest, and prints what searches get then, beside raw FAISS
-on the same vectors. Vectors are made: 2,000 clusters in 24 dimensions, turned into 384 with noise, L2-normalized.
+`python loadtest/large.py [--passages 300000] [--searches 2000] [--quiet]`: fills one collection of
+384-d vectors while searches go on (with `--quiet`, none do), waits until it is at rest, and prints
+what searches get then, beside raw FAISS on the same vectors. Vectors are made: 2,000 clusters in 24
+dimensions, turned into 384 with noise, L2-normalized.
 """
 
 import argparse
@@ -33,14 +34,19 @@ STILL_S = 90.0
 
 
 def made(n: int, seed: int) -> Floats:
-    """Returns n vectors, float32 [n, 384], L2-normalized. The clusters are the same for every seed."""
+    """Returns n vectors, float32 [n, 384], L2-normalized.
+
+    The clusters are the same for every seed.
+    """
     shape, chance = np.random.default_rng(0), np.random.default_rng(seed)
     centers = shape.standard_normal((CLUSTERS, LATENT))
     turn = shape.standard_normal((LATENT, D)) / np.sqrt(LATENT)
     found = np.empty((n, D), np.float32)
     for i in range(0, n, 50_000):
         rows = found[i : i + 50_000]
-        latent = centers[chance.integers(CLUSTERS, size=len(rows))] + 0.6 * chance.standard_normal((len(rows), LATENT))
+        latent = centers[chance.integers(CLUSTERS, size=len(rows))] + 0.6 * chance.standard_normal(
+            (len(rows), LATENT)
+        )
         rows[:] = latent @ turn + 0.15 * chance.standard_normal((len(rows), D))
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return found
@@ -74,10 +80,14 @@ def fill(http: httpx.Client, vectors: Floats) -> float:
     for i in range(0, len(vectors), BATCH):
         part = vectors[i : i + BATCH]
         body = arrow_body(i, part)
-        answer = http.post("/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW})
+        answer = http.post(
+            "/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW}
+        )
         while answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
             time.sleep(float(answer.headers["retry-after"]))
-            answer = http.post("/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW})
+            answer = http.post(
+                "/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW}
+            )
         answer.raise_for_status()
         token = answer.json()["token"]
         assert answer.json()["accepted"] == len(part), answer.text[:500]
@@ -92,7 +102,11 @@ def searching(http: httpx.Client, queries: Floats, stop: threading.Event) -> Non
             if stop.wait(0.1):
                 return
             with suppress(httpx.HTTPError):
-                http.post(request.path, content=request.body, headers={"Content-Type": request.content_type})
+                http.post(
+                    request.path,
+                    content=request.body,
+                    headers={"Content-Type": request.content_type},
+                )
 
 
 def at_rest(operator: httpx.Client) -> dict[str, Any]:
@@ -107,13 +121,19 @@ def at_rest(operator: httpx.Client) -> dict[str, Any]:
     return dict(before or {})
 
 
-def look(name: str, platform: running.Platform, key: str, queries: Floats, truth: NDArray[np.int64]) -> None:
+def look(
+    name: str, platform: running.Platform, key: str, queries: Floats, truth: NDArray[np.int64]
+) -> None:
     """Searches with one client and with eight, and prints what they got."""
     requests = binary_requests("/v1/collections/bench/search", queries)
     for clients in (1, 8):
-        done = load.run(platform.url, key, requests, clients=clients, server_pids=[platform.pids()["gateway"]])
+        done = load.run(
+            platform.url, key, requests, clients=clients, server_pids=[platform.pids()["gateway"]]
+        )
         answers = [json.loads(body) for body in done.bodies if body]
-        found = [[int(h["document_id"]) for h in json.loads(b)["hits"]] if b else [] for b in done.bodies]
+        found = [
+            [int(h["document_id"]) for h in json.loads(b)["hits"]] if b else [] for b in done.bodies
+        ]
         efforts = Counter(a["effort"] for a in answers)
         degraded = Counter((a["degraded"] or {}).get("reason") for a in answers)
         print(
@@ -130,7 +150,9 @@ def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
     platform.cli("collection", "create", "bench/bench", "--dimension", str(D), "--metric", "cosine")
     vectors, queries, others = made(asked.passages, 1), made(asked.searches, 2), made(1_000, 3)
     truth = nearest(vectors, queries)
-    client = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=660)
+    client = httpx.Client(
+        base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=660
+    )
     stop = threading.Event()
     thread = threading.Thread(target=searching, args=(client, others, stop), daemon=True)
     if not asked.quiet:
@@ -140,7 +162,9 @@ def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
     look("at once", platform, key, queries[:500], truth[:500])
     began = time.perf_counter()
     operator_key = (platform.data / "run" / "operator.key").read_text().strip()
-    operator = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}, timeout=60)
+    operator = httpx.Client(
+        base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}, timeout=60
+    )
     facts = at_rest(operator)
     print(f"at rest after {time.perf_counter() - began:.0f} s: {json.dumps(facts)}", flush=True)
     stop.set()
@@ -153,12 +177,19 @@ def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
 
 def main() -> None:
     """Measures with what the command line says."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     words.add_argument("--passages", type=int, default=300_000)
     words.add_argument("--searches", type=int, default=2_000)
-    words.add_argument("--quiet", action="store_true", help="no searches before the collection is at rest")
+    words.add_argument(
+        "--quiet", action="store_true", help="no searches before the collection is at rest"
+    )
     running.end_when_told()
-    with tempfile.TemporaryDirectory(prefix="vicinage-large-") as folder, running.running(Path(folder)) as platform:
+    with (
+        tempfile.TemporaryDirectory(prefix="vicinage-large-") as folder,
+        running.running(Path(folder)) as platform,
+    ):
         measure(words.parse_args(), platform)
 
 

@@ -44,13 +44,17 @@ class Load:
         return self.n / self.seconds
 
 
-def run(url: str, key: str, requests: Sequence[Request], *, clients: int, server_pids: Sequence[int]) -> Load:
+def run(
+    url: str, key: str, requests: Sequence[Request], *, clients: int, server_pids: Sequence[int]
+) -> Load:
     """Send every request once, spread over `clients` processes; `server_cpu_ms` is CPU per request of `server_pids`."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for i in range(clients):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_client, args=(theirs, url, key, list(requests[i::clients])), daemon=True)
+        process = context.Process(
+            target=_client, args=(theirs, url, key, list(requests[i::clients])), daemon=True
+        )
         process.start()
         pipes.append(ours)
         processes.append(process)
@@ -90,7 +94,8 @@ def _client(pipe: Connection, url: str, key: str, requests: list[Request]) -> No
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=60)
     pipe.send("ready")
     pipe.recv()
-    connection.connect()  # not before: the server ends connections that stay idle while others start
+    # not before: the server ends connections that stay idle while others start
+    connection.connect()
     times, errors, answers = [], 0, []
     for request in requests:
         headers = {"Authorization": f"Bearer {key}", "Content-Type": request.content_type}

@@ -1,6 +1,7 @@
 """App teams at work: text and vector searches and a trickle of writes, as locust users.
 
-VICINAGE_KEY=vk_... locust -f loadtest/locustfile.py --headless -u 8 -r 8 -t 30s --host http://127.0.0.1:8080
+VICINAGE_KEY=vk_... locust -f loadtest/locustfile.py --headless -u 8 -r 8 -t 30s --host
+http://127.0.0.1:8080
 """
 
 import os
@@ -42,11 +43,16 @@ class AppTeam(HttpUser):
         vector = np.random.default_rng().standard_normal(DIMENSION).astype("<f4").tobytes()
         headers = {"Content-Type": "application/octet-stream"}
         self.client.post(
-            f"/v1/collections/{COLLECTION}/search?k=10", data=vector, headers=headers, name="search vector"
+            f"/v1/collections/{COLLECTION}/search?k=10",
+            data=vector,
+            headers=headers,
+            name="search vector",
         )
 
     @task(1)
     def write(self) -> None:
         """One document, replaced again and again."""
         document = {"id": f"locust-{random.randrange(1_000)}", "text": random.choice(QUESTIONS) * 3}
-        self.client.post(f"/v1/collections/{COLLECTION}/documents", json={"documents": [document]}, name="write")
+        self.client.post(
+            f"/v1/collections/{COLLECTION}/documents", json={"documents": [document]}, name="write"
+        )

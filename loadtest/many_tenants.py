@@ -66,7 +66,9 @@ def settings(data: Path) -> Settings:
     return Settings(data=data).resolved()
 
 
-def make(data: Path, names: list[str], each: int, vectors: Floats, texts: list[str], answer: Any) -> None:
+def make(
+    data: Path, names: list[str], each: int, vectors: Floats, texts: list[str], answer: Any
+) -> None:
     """Tenants with a sealed collection of `each` passages; `answer` gets the seconds that tenants, and that segments took."""
     base = open_resources(settings(data))
     started = time.perf_counter()
@@ -75,7 +77,13 @@ def make(data: Path, names: list[str], each: int, vectors: Floats, texts: list[s
         provisioning.create_tenant(base.registry, base.log, name, actor="bench")
         made.append(
             provisioning.create_collection(
-                base.registry, base.log, name, "c", dimension=D, slots_total=base.settings.slots, actor="bench"
+                base.registry,
+                base.log,
+                name,
+                "c",
+                dimension=D,
+                slots_total=base.settings.slots,
+                actor="bench",
             )
         )
     created = time.perf_counter() - started
@@ -84,12 +92,17 @@ def make(data: Path, names: list[str], each: int, vectors: Floats, texts: list[s
         Builder(base.manifests, base.store, open_backend(), base.settings.indexer),
         Leases(base.engine, base.clock),
     )
-    held = {slot: leases.acquire(f"slot/{slot}", "bench", ttl_s=3_600) for slot in range(base.settings.slots)}
+    held = {
+        slot: leases.acquire(f"slot/{slot}", "bench", ttl_s=3_600)
+        for slot in range(base.settings.slots)
+    }
     for i, of in enumerate(made if each else ()):
         at = i * each % max(1, len(vectors) - each)
         generation = of.generation()
         shard = generation.shards()[0]
-        ref = builder.write(shard, generation, *newest([rows(vectors[at : at + each], texts[at : at + each])]))
+        ref = builder.write(
+            shard, generation, *newest([rows(vectors[at : at + each], texts[at : at + each])])
+        )
         lease = held[shard.slot]
         assert lease is not None
         builder.publish(shard, generation, lease, lambda m, ref=ref: (*m.segments, ref))
@@ -123,7 +136,11 @@ def in_a_process(work: Callable[..., None], *given: Any) -> Any:
 
 def shards(base: Resources, prefix: str) -> list[ShardId]:
     """The shards of the tenants whose names begin so."""
-    return [c.generation().shards()[0] for c in base.registry.collections() if c.tenant.startswith(prefix)]
+    return [
+        c.generation().shards()[0]
+        for c in base.registry.collections()
+        if c.tenant.startswith(prefix)
+    ]
 
 
 def ask(searcher: Searcher, asked: list[ShardId], queries: Floats) -> NDArray[np.float64]:
@@ -152,7 +169,9 @@ def started(base: Resources) -> tuple[Searcher, float]:
     return searcher, time.perf_counter() - at
 
 
-def measure(report: Any, folder: Path, n: int, each: int, n_idle: int, vectors: Floats, texts: list[str]) -> None:
+def measure(
+    report: Any, folder: Path, n: int, each: int, n_idle: int, vectors: Floats, texts: list[str]
+) -> None:
     """`n` tenants of `each` passages, `n_idle` without any, and a few large ones; FIRST of those are there before anything is counted."""
     queries, facts = vectors[-ASKED:], {"n": n, "passages": each, "d": D}
     shutil.rmtree(folder, ignore_errors=True)
@@ -168,7 +187,9 @@ def measure(report: Any, folder: Path, n: int, each: int, n_idle: int, vectors: 
     base = open_resources(settings(folder))
     before = resident()
     searcher, took = started(base)
-    report.add(f"tenants: searcher start with {FIRST + n_idle + n + N_BIG} of them", took, "s", **facts)
+    report.add(
+        f"tenants: searcher start with {FIRST + n_idle + n + N_BIG} of them", took, "s", **facts
+    )
     rng = np.random.default_rng(0)
     small = shards(base, "small-")
     chosen = [small[i] for i in rng.choice(len(small), min(ASKED, len(small)), replace=False)]
@@ -197,7 +218,12 @@ def measure(report: Any, folder: Path, n: int, each: int, n_idle: int, vectors: 
         p50=round(float(np.median(big)), 2),
     )
     held = searcher.shards.budget.resident_bytes()
-    report.add("tenants: resident bytes beside the accounted", (resident() - before) / held, "×", accounted=held)
+    report.add(
+        "tenants: resident bytes beside the accounted",
+        (resident() - before) / held,
+        "×",
+        accounted=held,
+    )
     crowd(report, searcher, small, queries)
     searcher.stop()
     base.close()

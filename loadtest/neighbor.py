@@ -72,9 +72,13 @@ class Neighbor:
         except httpx.HTTPError as error:
             self.failures.append((began, self._label(label), f"{type(error).__name__} {error}"))
             return
-        self.samples.append(Sample(began, self._label(label), write_s, lag_s, time.monotonic() - searched))
+        self.samples.append(
+            Sample(began, self._label(label), write_s, lag_s, time.monotonic() - searched)
+        )
         if [hit["metadata"]["n"] for hit in hits] != [number]:
-            self.wrong.append(f"neighbor: wrote {number} to {name} of {collection.name}, its search found {hits}")
+            self.wrong.append(
+                f"neighbor: wrote {number} to {name} of {collection.name}, its search found {hits}"
+            )
 
     def _label(self, before: str) -> str:
         """A sample that a shared outage touched at either end counts to it."""
@@ -97,5 +101,9 @@ class Neighbor:
         for what in ("write", "lag", "search"):
             values = np.array([getattr(s, f"{what}_s") for s in own]) * 1_000
             p50, p99 = np.percentile(values, [50, 99])
-            found |= {f"{what}_p50_ms": round(p50), f"{what}_p99_ms": round(p99), f"{what}_max_ms": round(values.max())}
+            found |= {
+                f"{what}_p50_ms": round(p50),
+                f"{what}_p99_ms": round(p99),
+                f"{what}_max_ms": round(values.max()),
+            }
         return found

@@ -52,7 +52,9 @@ def to_http(lines: list[str], url: str, key: str, collection: str) -> dict[str, 
 
 def main() -> None:
     """Send the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path)
     parser.add_argument("--kafka")
     parser.add_argument("--topic")
@@ -62,7 +64,9 @@ def main() -> None:
     args = parser.parse_args()
     lines = [line for line in args.file.read_text("utf-8").split("\n") if line.strip()]
     position = (
-        to_kafka(lines, args.kafka, args.topic) if args.kafka else to_http(lines, args.url, args.key, args.collection)
+        to_kafka(lines, args.kafka, args.topic)
+        if args.kafka
+        else to_http(lines, args.url, args.key, args.collection)
     )
     print(json.dumps({"sent": len(lines), "last": position}))
 

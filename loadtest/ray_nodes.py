@@ -28,7 +28,9 @@ def ray_nodes(n: int) -> Iterator[str]:
         port = probe.getsockname()[1]
     address = f"127.0.0.1:{port}"
     with ExitStack() as stack:
-        stack.enter_context(_environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)))
+        stack.enter_context(
+            _environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        )
         stack.enter_context(
             _environment(RAY_raylet_start_wait_time_s=str(int(STARTED_S)))
         )  # 30 s: not on a busy machine
@@ -54,10 +56,20 @@ def _environment(**given: str) -> Iterator[None]:
 
 @contextmanager
 def _node(*words: str) -> Iterator[None]:
-    # NOTE: `ray stop` ends every cluster of the machine; a node in a session of its own is ended by that session alone.
+    # NOTE: `ray stop` ends every cluster of the machine; a node in a session of its own is ended by
+    # that session alone.
     with tempfile.NamedTemporaryFile("w+") as out:
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", *words, *SMALL, *LOOPBACK]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--block",
+            *words,
+            *SMALL,
+            *LOOPBACK,
+        ]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
         try:
             _await_start(process, Path(out.name))
             yield

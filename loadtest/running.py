@@ -30,12 +30,23 @@ class Platform:
     environment: dict[str, str]
 
     def cli(self, *words: str, timeout_s: float = 180, first: tuple[str, ...] = ()) -> Any:
-        """What `vicinage WORDS --json --data DATA` prints, parsed. Ends the program when the command fails.
+        """What `vicinage WORDS --json --data DATA` prints, parsed.
+
+        Ends the program when the command fails.
 
         `first` goes before the command: a program that starts it.
         """
         done = subprocess.run(
-            [*first, sys.executable, "-m", "cluster.cli", *words, "--json", "--data", str(self.data)],
+            [
+                *first,
+                sys.executable,
+                "-m",
+                "cluster.cli",
+                *words,
+                "--json",
+                "--data",
+                str(self.data),
+            ],
             cwd=ROOT,
             env=self.environment,
             capture_output=True,
@@ -44,7 +55,9 @@ class Platform:
             check=False,
         )
         if done.returncode != 0:
-            raise SystemExit(f"vicinage {' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+            raise SystemExit(
+                f"vicinage {' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+            )
         return json.loads(done.stdout) if done.stdout.strip() else None
 
     def pids(self) -> dict[str, int]:
@@ -68,7 +81,9 @@ class Platform:
             except (httpx.HTTPError, ValueError):
                 pass  # not listening yet: that is what is waited for
             time.sleep(0.1)
-        raise SystemExit(f"{self.url}/readyz: {part or 'the platform'} was not ready within {wait_s} s")
+        raise SystemExit(
+            f"{self.url}/readyz: {part or 'the platform'} was not ready within {wait_s} s"
+        )
 
 
 def free_port() -> int:
@@ -91,14 +106,23 @@ def end_when_told() -> None:
 
 @contextmanager
 def running(
-    data: Path, *, up: tuple[str, ...] = (), wait_s: float = UP_S, ulimit: int | None = None, **settings: str
+    data: Path,
+    *,
+    up: tuple[str, ...] = (),
+    wait_s: float = UP_S,
+    ulimit: int | None = None,
+    **settings: str,
 ) -> Iterator[Platform]:
     """Start a platform in `data` (settings as VICINAGE_* words), hand it over, and stop it whatever happens.
 
     `ulimit` is how many files each of its processes may have open; None: as many as this one.
     """
     port = free_port()
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **{f"VICINAGE_{k.upper()}": v for k, v in settings.items()}}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        **{f"VICINAGE_{k.upper()}": v for k, v in settings.items()},
+    }
     platform = Platform(data, f"http://127.0.0.1:{port}", environment)
     first = ("prlimit", f"--nofile={ulimit}:{ulimit}") if ulimit else ()
     data.mkdir(parents=True, exist_ok=True)

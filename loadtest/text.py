@@ -17,7 +17,18 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent))
 import load
-from bench import BUILD, KEPT, WORDS, K, Report, ingest_vectors, passages, raw_encode, settle, vectors_of
+from bench import (
+    BUILD,
+    KEPT,
+    WORDS,
+    K,
+    Report,
+    ingest_vectors,
+    passages,
+    raw_encode,
+    settle,
+    vectors_of,
+)
 from running import Platform, end_when_told, running
 
 from ingest.embedding.batcher import Item
@@ -25,7 +36,9 @@ from ingest.embedding.batcher import Item
 PATH = "/v1/collections/bench/search"
 
 
-def ask(report: Report, case: str, platform: Platform, key: str, texts: list[str], clients: int) -> None:
+def ask(
+    report: Report, case: str, platform: Platform, key: str, texts: list[str], clients: int
+) -> None:
     """Ask each of `texts` once; searches a second, latency, and CPU a search by process."""
     requests = [load.Request(PATH, json.dumps({"text": t, "k": K}).encode()) for t in texts]
     pids = platform.pids()
@@ -93,16 +106,27 @@ def main() -> None:
 
     def bounds() -> None:
         for calls_of in (1, 8):
-            report.add(f"the model alone, calls of {calls_of}", raw_encode(short[:200], calls_of)[1], "texts/s")
+            report.add(
+                f"the model alone, calls of {calls_of}",
+                raw_encode(short[:200], calls_of)[1],
+                "texts/s",
+            )
 
     bounds()
     with running(data, indexer__seal_age_s="5") as platform:
         key = platform.cli("tenant", "create", "bench")["key"]
         platform.cli("collection", "create", "bench", "bench", "--model", "all-minilm-l6-v2")
-        http = httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=120)
+        http = httpx.Client(
+            base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=120
+        )
         ingest_vectors(report, http, everything[:n], vectors[:n], list(platform.pids().values()))
         operator_key = (data / "run" / "operator.key").read_text().strip()
-        settle(httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}), "bench/bench")
+        settle(
+            httpx.Client(
+                base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}
+            ),
+            "bench/bench",
+        )
         ask(report, "warm", platform, key, short[:100], 8)
         ask(report, f"{WORDS} words, 1 client", platform, key, short[100:300], 1)
         ask(report, f"{WORDS} words, 8 clients", platform, key, short[300:], 8)

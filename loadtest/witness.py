@@ -77,7 +77,8 @@ class Witness:
             time.sleep(0.01)
 
     def _write(self, name: str, state: State, *, kept: bool) -> None:
-        # NOTE: what is sent is allowed before it is sent, and alone allowed only once it is acknowledged.
+        # NOTE: what is sent is allowed before it is sent, and alone allowed only once it is
+        # acknowledged.
         self.allowed.setdefault(name, [None]).append(state)
         self.sent[name].add(state)
         try:
@@ -97,7 +98,10 @@ class Witness:
     def _send(self, name: str, state: State) -> str | None:
         if state is None:
             return self.client.delete(self.collection, [name]).token
-        document: dict[str, Any] = {"id": name, "metadata": {"name": name, "state": state, "part": state // PART}}
+        document: dict[str, Any] = {
+            "id": name,
+            "metadata": {"name": name, "state": state, "part": state // PART},
+        }
         document |= {"text": f"state {state} of {name}"} if self.text else {"vector": vector(state)}
         return self.client.upsert(self.collection, [document]).token
 
@@ -115,9 +119,15 @@ class Witness:
         what = f"search {self.number}"
         self._note_doubles(hits, what)
         for hit in hits:
-            right = self.allowed.get(hit.document_id, ()) if waiting else self.sent.get(hit.document_id, ())
+            right = (
+                self.allowed.get(hit.document_id, ())
+                if waiting
+                else self.sent.get(hit.document_id, ())
+            )
             if state_of(hit) not in right:
-                self.wrong.append(f"{what}: {hit.document_id} in state {state_of(hit)}, right were {list(right)}")
+                self.wrong.append(
+                    f"{what}: {hit.document_id} in state {state_of(hit)}, right were {list(right)}"
+                )
 
     def find(
         self,
@@ -128,7 +138,10 @@ class Witness:
         k: int = 10,
         exact: bool = False,
     ) -> tuple[Hit, ...]:
-        """The hits of one search. Raises Unavailable when a part was missing, for then nothing is said of what is not there."""
+        """The hits of one search.
+
+        Raises Unavailable when a part was missing, for then nothing is said of what is not there.
+        """
         asked = {"text": f"state {number}"} if self.text else {"vector": vector(number)}
         answer = self.client.search(
             self.collection,
@@ -197,12 +210,16 @@ class Witness:
     def _check_scan(self) -> None:
         """Every document there is, by exact searches of one part of the states after another, against those expected."""
         parts = [*range(self.number // PART + 1), {"$exists": False}]
-        hits = [h for part in parts for h in self.patiently(only={"part": part}, k=1_000, exact=True)]
+        hits = [
+            h for part in parts for h in self.patiently(only={"part": part}, k=1_000, exact=True)
+        ]
         self._note_doubles(hits, "scan")
         seen = {hit.document_id: state_of(hit) for hit in hits}
         for name in seen.keys() | self.allowed.keys():
             if seen.get(name) not in self.allowed.get(name, [None]):
-                self.wrong.append(f"scan: {name} in state {seen.get(name)}, right were {self.allowed.get(name)}")
+                self.wrong.append(
+                    f"scan: {name} in state {seen.get(name)}, right were {self.allowed.get(name)}"
+                )
 
     def _check_counts(self) -> None:
         """What the collection counts: exact, except for documents whose state is unknown."""
@@ -211,7 +228,9 @@ class Witness:
         counts = self.client.collection(self.collection).counts
         for what in ("documents", "passages"):
             if not least <= counts[what] <= most:
-                self.wrong.append(f"{counts[what]} {what} are counted, right were {least} to {most}")
+                self.wrong.append(
+                    f"{counts[what]} {what} are counted, right were {least} to {most}"
+                )
 
     def _note_doubles(self, hits: Sequence[Hit], where: str) -> None:
         for name, times in Counter(hit.document_id for hit in hits).items():

@@ -17,7 +17,9 @@ from vicinage.fair import has_room
 class Admission:
     """Requests in flight, in total and per tenant. Belongs to one event loop."""
 
-    def __init__(self, *, in_flight_max: int, bodies_bytes_max: int, answers_bytes_max: int) -> None:
+    def __init__(
+        self, *, in_flight_max: int, bodies_bytes_max: int, answers_bytes_max: int
+    ) -> None:
         self._places = _Shared(in_flight_max)
         self._bodies = _Shared(bodies_bytes_max)
         self._answers = _Shared(answers_bytes_max)
@@ -49,9 +51,13 @@ class Admission:
         Raises Overloaded, or Unavailable while draining.
         """
         if self._draining:
-            raise Unavailable("this gateway is shutting down", dependency="gateway", retry_after_s=1.0)
+            raise Unavailable(
+                "this gateway is shutting down", dependency="gateway", retry_after_s=1.0
+            )
         if not self._places.take(tenant, 1, weight):
-            raise Overloaded("too many requests are being served; this tenant has its share", retry_after_s=0.5)
+            raise Overloaded(
+                "too many requests are being served; this tenant has its share", retry_after_s=0.5
+            )
         place = Place(self._places, self._bodies, self._answers, tenant, weight)
         try:
             yield place
@@ -64,9 +70,20 @@ class Admission:
 class Place:
     """A permit for one request, and the bytes of its body and its answer."""
 
-    __slots__ = ("_answers", "_bodies", "_inside", "_places", "_tenant", "_weight", "answer_bytes", "bytes")
+    __slots__ = (
+        "_answers",
+        "_bodies",
+        "_inside",
+        "_places",
+        "_tenant",
+        "_weight",
+        "answer_bytes",
+        "bytes",
+    )
 
-    def __init__(self, places: "_Shared", bodies: "_Shared", answers: "_Shared", tenant: str, weight: int) -> None:
+    def __init__(
+        self, places: "_Shared", bodies: "_Shared", answers: "_Shared", tenant: str, weight: int
+    ) -> None:
         self._places, self._bodies, self._answers = places, bodies, answers
         self._tenant, self._weight = tenant, weight
         self._inside = True
@@ -75,13 +92,18 @@ class Place:
     def hold(self, n_bytes: int) -> None:
         """Holds `n_bytes` more for the body until the request is over. Raises Overloaded."""
         if not self._bodies.take(self._tenant, n_bytes, self._weight):
-            raise Overloaded("too many bytes of bodies are held; this tenant has its share", retry_after_s=0.5)
+            raise Overloaded(
+                "too many bytes of bodies are held; this tenant has its share", retry_after_s=0.5
+            )
         self.bytes += n_bytes
 
     def hold_answer(self, n_bytes: int) -> None:
         """Holds an answer's bytes until the client reads it or disconnects. Raises Overloaded."""
         if not self._answers.take(self._tenant, n_bytes, self._weight):
-            raise Overloaded("too many bytes of answers are not read yet; this tenant has its share", retry_after_s=0.5)
+            raise Overloaded(
+                "too many bytes of answers are not read yet; this tenant has its share",
+                retry_after_s=0.5,
+            )
         self.answer_bytes += n_bytes
 
     def leave(self) -> None:

@@ -44,7 +44,9 @@ SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 4
 class QueryEmbedder(Protocol):
     """Embeds the text of a search."""
 
-    async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
+    async def embed_query(
+        self, text: str, *, tenant: str, weight: int, deadline: Deadline
+    ) -> Floats:
         """Returns the vector of the text: float32 [d], L2-normalized."""
         ...
 
@@ -87,7 +89,8 @@ class Answerer:
         """
         if question.rerank and self.reranker is None:
             raise Refused(
-                "this platform has no reranker (its operator sets rerank.model or rerank.url)", field="rerank"
+                "this platform has no reranker (its operator sets rerank.model or rerank.url)",
+                field="rerank",
             )
         deadline = Deadline.after(question.timeout_s)
         return await self.on_live(collection, partial(self._answer, question, tenant, deadline))
@@ -106,10 +109,14 @@ class Answerer:
                 raise
             return await ask(now)
 
-    async def _answer(self, question: Question, tenant: Tenant, deadline: Deadline, collection: Collection) -> Answer:
+    async def _answer(
+        self, question: Question, tenant: Tenant, deadline: Deadline, collection: Collection
+    ) -> Answer:
         if question.wait_for is not None:
             collection = await self.reached(question.wait_for, tenant, collection, deadline)
-        question, vector, without = await self._embedded(question, tenant, collection.generation(), deadline)
+        question, vector, without = await self._embedded(
+            question, tenant, collection.generation(), deadline
+        )
         aim, misses = self.recall.aim(collection), self.recall.misses(collection)
         plan = make_plan(question, collection, vector, self.registry.version, aim, scan=misses)
         scattered = await self.searchers.scatter(plan, deadline)
@@ -119,10 +126,16 @@ class Answerer:
         found = await self._statement(tenant, plan, scattered, hits)
         if without is not None:
             hits = tuple(hit._replace(lexical_score=hit.score) for hit in found.hits)
-            found = replace(found, hits=hits, reason="; ".join(filter(None, (found.reason, without))))
-        return await self._read_again(question, tenant, found, deadline) if question.rerank else found
+            found = replace(
+                found, hits=hits, reason="; ".join(filter(None, (found.reason, without)))
+            )
+        return (
+            await self._read_again(question, tenant, found, deadline) if question.rerank else found
+        )
 
-    async def _read_again(self, question: Question, tenant: Tenant, found: Answer, deadline: Deadline) -> Answer:
+    async def _read_again(
+        self, question: Question, tenant: Tenant, found: Answer, deadline: Deadline
+    ) -> Answer:
         """Returns the k best hits in the cross-encoder's order.
 
         If the reranker is unavailable, busy or late, keeps the order of the hits and adds the
@@ -145,7 +158,9 @@ class Answerer:
             hits = tuple(hit._replace(text=None, start=None, end=None) for hit in hits)
         return replace(found, hits=hits, reason=reason)
 
-    async def reached(self, token: Token, tenant: Tenant, collection: Collection, deadline: Deadline) -> Collection:
+    async def reached(
+        self, token: Token, tenant: Tenant, collection: Collection, deadline: Deadline
+    ) -> Collection:
         """Returns the current collection once everything up to `token` is searchable in it.
 
         NOTE: the registry in memory may be behind a cut-over. The generation that it names as live
@@ -170,7 +185,9 @@ class Answerer:
             async with asyncio.timeout(deadline.left_s()):
                 await asyncio.get_running_loop().run_in_executor(None, self.registry.refresh)
         except TimeoutError:
-            raise DeadlineExceeded("the catalog did not answer in time", dependency="catalog") from None
+            raise DeadlineExceeded(
+                "the catalog did not answer in time", dependency="catalog"
+            ) from None
 
     async def find(self, principal: Principal, name: str) -> tuple[Tenant, Collection]:
         """Returns the principal's tenant (law 1) and its collection. Raises NotFound.
@@ -180,10 +197,14 @@ class Answerer:
         if principal.tenant is None:
             raise NotFound("an operator's key has no collections; use a tenant's key")
         try:
-            return self.registry.tenant(principal.tenant), self.registry.collection(principal.tenant, name)
+            return self.registry.tenant(principal.tenant), self.registry.collection(
+                principal.tenant, name
+            )
         except NotFound:
             await run_in_threadpool(self.registry.refresh)
-            return self.registry.tenant(principal.tenant), self.registry.collection(principal.tenant, name)
+            return self.registry.tenant(principal.tenant), self.registry.collection(
+                principal.tenant, name
+            )
 
     async def _embedded(
         self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline
@@ -201,7 +222,9 @@ class Answerer:
         except (Unavailable, Overloaded) as away:
             return replace(question, mode="lexical"), None, f"ranked by words alone: {away.detail}"
 
-    async def _vector(self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline) -> Floats | None:
+    async def _vector(
+        self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline
+    ) -> Floats | None:
         if question.mode == "lexical":
             return None  # a lexical search needs no model
         if question.vector is not None:
@@ -211,11 +234,16 @@ class Answerer:
         assert question.text is not None, "a question has a text or a vector"
         embedder = self.embedder_for(live.model)
         vector = await embedder.embed_query(
-            question.text, tenant=tenant.name, weight=CLASS_WEIGHT[tenant.priority], deadline=deadline
+            question.text,
+            tenant=tenant.name,
+            weight=CLASS_WEIGHT[tenant.priority],
+            deadline=deadline,
         )
         return checked_vector(vector, live)
 
-    async def _statement(self, tenant: Tenant, plan: Plan, scattered: ScatterResult, hits: tuple[Hit, ...]) -> Answer:
+    async def _statement(
+        self, tenant: Tenant, plan: Plan, scattered: ScatterResult, hits: tuple[Hit, ...]
+    ) -> Answer:
         shard_results = scattered.shard_results
         watermarks = {p.shard.slot: p.watermark for p in shard_results}
         return Answer(

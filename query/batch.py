@@ -27,7 +27,9 @@ def split(data: bytes) -> list[bytes]:
 def _listed(value: Any) -> list[Any]:
     searches = list_field(value, "searches", "searches")
     if not 1 <= len(searches) <= SEARCHES_MAX:
-        raise Refused(f"{len(searches)} searches; 1 to {SEARCHES_MAX}", field="searches", limit=SEARCHES_MAX)
+        raise Refused(
+            f"{len(searches)} searches; 1 to {SEARCHES_MAX}", field="searches", limit=SEARCHES_MAX
+        )
     return searches
 
 

@@ -28,7 +28,8 @@ async def decoded(data: bytes, encoding: str, bytes_max: int, hold: Callable[[in
         return data
     if name not in CODECS:
         raise UnsupportedMedia(
-            f"content-encoding {encoding[:80]!r} is not supported: send gzip, zstd or none", field="content-encoding"
+            f"content-encoding {encoding[:80]!r} is not supported: send gzip, zstd or none",
+            field="content-encoding",
         )
     limit = min(bytes_max, GROWN_FLOOR + GROWN_RATIO * len(data))
     pieces: list[bytes] = []
@@ -38,7 +39,9 @@ async def decoded(data: bytes, encoding: str, bytes_max: int, hold: Callable[[in
         while piece := await run_in_threadpool(_read, stream):
             size += len(piece)
             if size > limit:
-                raise TooLarge(f"the body has over {limit} bytes once decompressed", field="body", limit=limit)
+                raise TooLarge(
+                    f"the body has over {limit} bytes once decompressed", field="body", limit=limit
+                )
             hold(len(piece))
             pieces.append(piece)
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -13,7 +13,9 @@ def reason_of(plan: Plan, result: ScatterResult) -> str | None:
     unscanned = any(p.unscanned for p in result.shard_results)
     if scanned or unscanned:
         objective = plan.collection.objectives.recall
-        reasons.append(f"live searches prove that the index misses the recall objective of {objective:g}")
+        reasons.append(
+            f"live searches prove that the index misses the recall objective of {objective:g}"
+        )
     if scanned:
         reasons.append(f"{scanned} passages were compared one by one in its place")
     if unscanned:

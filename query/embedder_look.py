@@ -18,7 +18,9 @@ class EmbedderLook:
         """Returns whether the embedder is ready; False if it does not answer within ANSWER_S."""
         if self._http is None:
             self._http = httpx.AsyncClient(
-                timeout=ANSWER_S, trust_env=False, limits=httpx.Limits(max_connections=2, max_keepalive_connections=1)
+                timeout=ANSWER_S,
+                trust_env=False,
+                limits=httpx.Limits(max_connections=2, max_keepalive_connections=1),
             )
         try:
             answer = await self._http.get(self._url)

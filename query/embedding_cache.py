@@ -38,7 +38,9 @@ _asked = counter(
     ("outcome",),
 )
 _hit, _shared, _miss = (_asked.labels(outcome) for outcome in ("hit", "shared", "miss"))
-_bytes = gauge("vicinage_query_embedding_cache_bytes", "bytes that the cache of questions' vectors takes")
+_bytes = gauge(
+    "vicinage_query_embedding_cache_bytes", "bytes that the cache of questions' vectors takes"
+)
 
 _Key = tuple[EmbeddingModel, str]
 
@@ -68,7 +70,9 @@ class EmbeddingCache:
             held.vectors.move_to_end((model, text))
         return vector
 
-    def put(self, tenant: str, model: EmbeddingModel, text: str, vector: Floats, *, weight: int) -> None:
+    def put(
+        self, tenant: str, model: EmbeddingModel, text: str, vector: Floats, *, weight: int
+    ) -> None:
         """Stores a copy of the vector, and evicts others if necessary.
 
         Does nothing if the vector alone exceeds the bound.
@@ -127,13 +131,17 @@ class CachingEmbedder:
     tenant for the same text share one call.
     """
 
-    def __init__(self, embedder: QueryEmbedder, model: EmbeddingModel, cache: EmbeddingCache) -> None:
+    def __init__(
+        self, embedder: QueryEmbedder, model: EmbeddingModel, cache: EmbeddingCache
+    ) -> None:
         self._embedder = embedder
         self._model = model
         self._cache = cache
         self._calls: dict[tuple[str, str], _Call] = {}
 
-    async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
+    async def embed_query(
+        self, text: str, *, tenant: str, weight: int, deadline: Deadline
+    ) -> Floats:
         """Returns the vector of the text: float32 [d], L2-normalized, read-only.
 
         Raises as the embedder does; a failure is never cached.
@@ -161,7 +169,9 @@ class CachingEmbedder:
         return call
 
     async def _embed(self, text: str, tenant: str, weight: int, deadline: Deadline) -> Floats:
-        vector = await self._embedder.embed_query(text, tenant=tenant, weight=weight, deadline=deadline)
+        vector = await self._embedder.embed_query(
+            text, tenant=tenant, weight=weight, deadline=deadline
+        )
         self._cache.put(tenant, self._model, text, vector, weight=weight)
         return vector
 
@@ -194,7 +204,9 @@ class _Call:
             async with asyncio.timeout(deadline.left_s()):
                 return await asyncio.shield(self.task)
         except TimeoutError:
-            raise DeadlineExceeded("the text was not embedded in time", dependency="embedder") from None
+            raise DeadlineExceeded(
+                "the text was not embedded in time", dependency="embedder"
+            ) from None
         finally:
             self._waiting -= 1
             if not self._waiting:

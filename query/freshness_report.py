@@ -32,7 +32,11 @@ async def freshness_report(state: GatewayState, tenant: str | None) -> list[dict
         lags = lags_of.get(t.name, [])
         known = [lag for lag in lags if lag is not None]
         lag_ms = max(known, default=0) if len(known) == len(lags) else None
-        p50, p99 = (round(float(np.percentile(recent, q)), 1) for q in (50, 99)) if recent else (None, None)
+        p50, p99 = (
+            (round(float(np.percentile(recent, q)), 1) for q in (50, 99))
+            if recent
+            else (None, None)
+        )
         replayed = sum(s.replayed.get(t.name, 0) for s in stats)
         rows.append(
             {
@@ -49,18 +53,28 @@ async def freshness_report(state: GatewayState, tenant: str | None) -> list[dict
     return rows
 
 
-async def _lag(state: GatewayState, collection: Collection, stats: list[SearcherStats]) -> int | None:
+async def _lag(
+    state: GatewayState, collection: Collection, stats: list[SearcherStats]
+) -> int | None:
     live = collection.generation()
-    watermarks = {slot: at for s in stats for slot, at in s.watermarks.items() if slot in live.slots}
+    watermarks = {
+        slot: at for s in stats for slot, at in s.watermarks.items() if slot in live.slots
+    }
     return await state.freshness.lag_ms(state.registry.tenant(collection.tenant), live, watermarks)
 
 
 def _ingest(tenant: str, not_reading: Sequence[PartitionState]) -> dict[str, object]:
     """Returns whether ingest reads the tenant's topic, and each partition that it does not read."""
     own = [s for s in not_reading if s.tenant == tenant]
-    state = next((each for each in ("halted", "resuming", "waiting") if any(s.state == each for s in own)), "reading")
+    state = next(
+        (each for each in ("halted", "resuming", "waiting") if any(s.state == each for s in own)),
+        "reading",
+    )
     named = [
-        {name: getattr(s, name) for name in ("partition", "state", "kind", "reason", "since_ms", "position")}
+        {
+            name: getattr(s, name)
+            for name in ("partition", "state", "kind", "reason", "since_ms", "position")
+        }
         for s in own
     ]
     return {"ingest": state, "partitions": named}

@@ -99,7 +99,8 @@ def create_app(state: GatewayState) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
         responses={"default": DOCUMENTED},
-        redirect_slashes=False,  # a redirect turns the deletion of a document into that of its collection
+        # a redirect turns the deletion of a document into that of its collection
+        redirect_slashes=False,
     )
     app.state.gateway = state
     for each in (search, search_batch, documents, collections, dead_letters, admin, health):
@@ -135,7 +136,9 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=0.1)
     if pending:
-        _event.error("tasks beside the routes did not end", tasks=[str(t.get_coro()) for t in pending])
+        _event.error(
+            "tasks beside the routes did not end", tasks=[str(t.get_coro()) for t in pending]
+        )
 
 
 async def _save_recall(state: GatewayState) -> None:

@@ -116,7 +116,9 @@ class Judge:
             async with asyncio.timeout(deadline.left_s()):
                 return await self._judge(tenant, collection, condition, wait_for, deadline)
         except TimeoutError:
-            raise DeadlineExceeded("the filter was not judged in time; nothing was deleted") from None
+            raise DeadlineExceeded(
+                "the filter was not judged in time; nothing was deleted"
+            ) from None
 
     async def _judge(
         self,
@@ -130,10 +132,14 @@ class Judge:
         newest: dict[str, Newest] = {}
         for shard in collection.generation().shards():
             searcher = self.searchers.holding(shard.slot)
-            found = await searcher.matching(shard, condition, deadline, limit=self.documents_max + 1)
+            found = await searcher.matching(
+                shard, condition, deadline, limit=self.documents_max + 1
+            )
             newest |= {name: Newest(version, gone=False, passes=True) for name, version in found}
             self._check_number(len(newest))
-        await run_in_threadpool(self._fold_backlog, newest, tenant, collection, filters.parse(condition), reach)
+        await run_in_threadpool(
+            self._fold_backlog, newest, tenant, collection, filters.parse(condition), reach
+        )
         passed = {name: write.version for name, write in newest.items() if write.passes}
         self._check_number(len(passed))
         last = [Position(partition, end - 1) for partition, end in reach.ends.items() if end]
@@ -165,7 +171,9 @@ class Judge:
             if (now.uid, now.live) == (collection.uid, collection.live):
                 return now, reach
             collection = now
-        raise Unavailable("the collection is being rebuilt; nothing was deleted", dependency="catalog")
+        raise Unavailable(
+            "the collection is being rebuilt; nothing was deleted", dependency="catalog"
+        )
 
     def _reach(self, tenant: Tenant, collection: Collection) -> Reach:
         """Reads committed positions, then lanes, then the vectors log's end.
@@ -181,7 +189,11 @@ class Judge:
         lanes = self.registry.lanes.of(tenant.name, collection.name, [collection.live])
         firsts = {p: first for (_, p), (first, _) in self.log.extents(every).items()}
         below = {p: max(owed_from(lanes, p, committed.get((topic, p), 0)), firsts[p]) for p in ends}
-        return Reach(below, ends, {slot: self.log.end(VECTORS_TOPIC, slot) for slot in collection.generation().slots})
+        return Reach(
+            below,
+            ends,
+            {slot: self.log.end(VECTORS_TOPIC, slot) for slot in collection.generation().slots},
+        )
 
     def _check_same_topic(self, tenant: Tenant) -> None:
         """Raises Unavailable if the topic is not the one that positions and versions refer to."""
@@ -194,13 +206,22 @@ class Judge:
             )
 
     def _fold_backlog(
-        self, newest: dict[str, Newest], tenant: Tenant, collection: Collection, tree: filters.Tree, reach: Reach
+        self,
+        newest: dict[str, Newest],
+        tenant: Tenant,
+        collection: Collection,
+        tree: filters.Tree,
+        reach: Reach,
     ) -> None:
         """Judges the records that ingest has not reached. Raises Unavailable for too many bytes."""
         taken = 0
-        homes = Homes(self.registry, partial(sync_partition_map, self.registry, self.log, actor="gateway"))
+        homes = Homes(
+            self.registry, partial(sync_partition_map, self.registry, self.log, actor="gateway")
+        )
         for partition, end in reach.ends.items():
-            for stored in read_between(self.log, tenant.documents_topic, partition, reach.committed[partition], end):
+            for stored in read_between(
+                self.log, tenant.documents_topic, partition, reach.committed[partition], end
+            ):
                 taken += stored.size()
                 if taken > BACKLOG_BYTES_MAX:
                     raise Unavailable(
@@ -225,4 +246,7 @@ def _judged(write: Write, tree: filters.Tree) -> Newest:
 def _check_given_out(token: Token | None, ends: Mapping[int, int]) -> None:
     for p in token.positions if token is not None else ():
         if p.offset >= ends.get(p.partition, 0):
-            raise Refused(f"wait_for names position {p.partition}-{p.offset}, which no write has", field="wait_for")
+            raise Refused(
+                f"wait_for names position {p.partition}-{p.offset}, which no write has",
+                field="wait_for",
+            )

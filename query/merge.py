@@ -57,7 +57,9 @@ def fused(dense: Sequence[Hit], lexical: Sequence[Hit], fusion: Fusion, k: int) 
     scores = _by_rank(*own) if fusion.method == "rrf" else _by_score(*own, fusion.dense_weight)
     best = sorted(scores, key=lambda key: (-scores[key], key))[:k]
     return tuple(
-        by_key[key]._replace(score=scores[key], dense_score=own[0].get(key), lexical_score=own[1].get(key))
+        by_key[key]._replace(
+            score=scores[key], dense_score=own[0].get(key), lexical_score=own[1].get(key)
+        )
         for key in best
     )
 
@@ -72,14 +74,19 @@ def _by_score(dense: _Scores, lexical: _Scores, dense_weight: float) -> _Scores:
 
     The sum is below 0 for a hit that is not among the best of either list.
     """
-    parts = (dense_weight, _standardized(dense, [])), (1 - dense_weight, _standardized(lexical, [0.0] * DEPTH_MIN))
+    parts = (
+        (dense_weight, _standardized(dense, [])),
+        (1 - dense_weight, _standardized(lexical, [0.0] * DEPTH_MIN)),
+    )
     lasts = [min(0.0, *part.values(), 0.0) for _, part in parts]
     fused_scores: dict[_Key, float] = {}
     for key in dense.keys() | lexical.keys():
         if any(part.get(key, -1.0) >= 0 for _, part in parts):
             fused_scores[key] = sum(weight * max(0.0, part.get(key, 0.0)) for weight, part in parts)
         else:
-            fused_scores[key] = sum(w * part.get(key, last) for (w, part), last in zip(parts, lasts, strict=True))
+            fused_scores[key] = sum(
+                w * part.get(key, last) for (w, part), last in zip(parts, lasts, strict=True)
+            )
     return fused_scores
 
 

@@ -42,7 +42,9 @@ WRITERS: Final = 8
 """Threads that append documents, separate from those for authentication and the catalog."""
 _PIECE: Final = 1 << 20
 _event = events("query")
-_killed = counter("vicinage_query_parsers_killed_total", "workers ended for a body over its bounds", ("reason",))
+_killed = counter(
+    "vicinage_query_parsers_killed_total", "workers ended for a body over its bounds", ("reason",)
+)
 
 
 class Writers:
@@ -102,7 +104,9 @@ class Parsers:
         self._threads: list[threading.Thread] = []
         self._closed = False
 
-    async def run(self, parse: Callable[[B], T], body: B, size: int, *, tenant: str, weight: int) -> T:
+    async def run(
+        self, parse: Callable[[B], T], body: B, size: int, *, tenant: str, weight: int
+    ) -> T:
         """Returns `parse(body)`, called in a worker. Both are pickled: `parse` is at module level.
 
         `size` is the body's bytes, which are charged to the tenant's turn. Raises what `parse`
@@ -121,7 +125,9 @@ class Parsers:
             async with asyncio.timeout(WAIT_S):
                 made: T = await waiting.outcome
         except TimeoutError:
-            raise Overloaded(f"the body was not parsed within {WAIT_S:g} s: too many large ones wait") from None
+            raise Overloaded(
+                f"the body was not parsed within {WAIT_S:g} s: too many large ones wait"
+            ) from None
         return made
 
     def close(self) -> None:
@@ -135,7 +141,10 @@ class Parsers:
     def _start(self) -> None:
         while len(self._threads) < self._processes:
             thread = EssentialThread(
-                f"parser-{len(self._threads)}", self._run, stopping=lambda: self._closed, on_death=self._on_failure
+                f"parser-{len(self._threads)}",
+                self._run,
+                stopping=lambda: self._closed,
+                on_death=self._on_failure,
             )
             self._threads.append(thread)
             thread.start()
@@ -176,7 +185,9 @@ class _Worker:
     def run(self, parse: Callable[[Any], object], body: object) -> object:
         """Returns the result of `parse(body)` in the process, or the error to raise."""
         data = pickle.dumps((parse, body), pickle.HIGHEST_PROTOCOL)
-        process = self._process if self._process and self._process.poll() is None else self._started()
+        process = (
+            self._process if self._process and self._process.poll() is None else self._started()
+        )
         try:
             found = _exchanged(process, data, time.monotonic() + self._parse_s)
         except TimeoutError:
@@ -208,11 +219,20 @@ class _Worker:
 
     def _started(self) -> "subprocess.Popen[bytes]":
         self.kill()
-        environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OPENBLAS_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "ARROW_DEFAULT_MEMORY_POOL": "system",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         command = [sys.executable, "-m", "query.parse_worker", str(self._memory_bytes)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True, bufsize=0
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+            bufsize=0,
         )
         return self._process
 

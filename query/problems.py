@@ -10,7 +10,14 @@ from typing import Any, Final
 import orjson
 from starlette.responses import Response
 
-from vicinage.errors import DeadlineExceeded, Denied, Overloaded, Refused, Unavailable, VicinageError
+from vicinage.errors import (
+    DeadlineExceeded,
+    Denied,
+    Overloaded,
+    Refused,
+    Unavailable,
+    VicinageError,
+)
 
 MEDIA_TYPE: Final = "application/problem+json"
 DOCUMENTED: Final[dict[str, Any]] = {
@@ -50,7 +57,11 @@ DOCUMENTED: Final[dict[str, Any]] = {
 
 def problem(error: VicinageError) -> Response:
     """Returns the problem document of one of the platform's errors."""
-    body: dict[str, Any] = {"type": f"urn:vicinage:problem:{error.kind}", "title": error.title, "status": error.status}
+    body: dict[str, Any] = {
+        "type": f"urn:vicinage:problem:{error.kind}",
+        "title": error.title,
+        "status": error.status,
+    }
     body["detail"] = error.detail
     headers: dict[str, str] = {}
     if isinstance(error, Refused):
@@ -72,15 +83,23 @@ def problem(error: VicinageError) -> Response:
 HTTP_KINDS: Final[Mapping[int, tuple[str, str]]] = {
     400: ("http", "The bytes are not an HTTP request."),
     404: ("not-found", "There is no such path."),
-    405: ("method-not-allowed", "The path does not have this method; the header Allow lists those that it has."),
+    405: (
+        "method-not-allowed",
+        "The path does not have this method; the header Allow lists those that it has.",
+    ),
     408: ("request-timeout", "The head of the request was not complete in time."),
     431: ("head-too-large", "Request line and headers, or trailers, are too large."),
-    503: ("unavailable", "The server has no room for another connection; try again after Retry-After."),
+    503: (
+        "unavailable",
+        "The server has no room for another connection; try again after Retry-After.",
+    ),
 }
 """Problems of HTTP itself, by status: the kind and its meaning."""
 
 
-def plain(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+def plain(
+    status: int, title: str, detail: str, headers: Mapping[str, str] | None = None
+) -> Response:
     """Returns a problem of HTTP itself, for example an unknown path or method."""
     return _response(http_body(status, title, detail), status, headers or {})
 
@@ -88,7 +107,12 @@ def plain(status: int, title: str, detail: str, headers: Mapping[str, str] | Non
 def http_body(status: int, title: str, detail: str) -> dict[str, object]:
     """Returns the problem document of a status of HTTP itself."""
     kind = HTTP_KINDS.get(status, ("http", ""))[0]
-    return {"type": f"urn:vicinage:problem:{kind}", "title": title, "status": status, "detail": detail}
+    return {
+        "type": f"urn:vicinage:problem:{kind}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+    }
 
 
 def internal(request_id: str) -> Response:

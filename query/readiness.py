@@ -92,7 +92,9 @@ class Readiness:
         """
         if self._loop is None:
             return False, {}
-        parts = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.parts(), self._loop))
+        parts = await asyncio.wrap_future(
+            asyncio.run_coroutine_threadsafe(self.parts(), self._loop)
+        )
         return ready(parts), parts
 
     async def parts(self) -> dict[str, Part]:
@@ -124,7 +126,9 @@ class Readiness:
         """Adds the number of halted partitions, which do not make the platform unready."""
         with contextlib.suppress(VicinageError, TimeoutError):
             present = {t.name for t in self._registry.tenants()}
-            halted = await asyncio.wait_for(self._look(partial(self._registry.positions.halted, present)), LIMIT_S)
+            halted = await asyncio.wait_for(
+                self._look(partial(self._registry.positions.halted, present)), LIMIT_S
+            )
             part["halted_partitions"] = len(halted)
 
     async def _part(self, part: Part, name: str, work: Coroutine[Any, Any, T]) -> T | None:
@@ -137,7 +141,9 @@ class Readiness:
         except (VicinageError, TimeoutError) as error:
             if name not in self._away:
                 self._away.add(name)
-                _event.warning("part.lost", part=name, reason=str(error) or f"no answer within {LIMIT_S} s")
+                _event.warning(
+                    "part.lost", part=name, reason=str(error) or f"no answer within {LIMIT_S} s"
+                )
             return None
         part["ready"] = True
         if name in self._away:
@@ -157,7 +163,9 @@ class Readiness:
         return self._log.append(HEALTH_TOPIC, 0, [Record(b"")])[0]
 
     async def _wait(self, offset: int) -> None:
-        passed = partial(self._log.wait_committed, Group.INGEST, HEALTH_TOPIC, 0, offset, wait_s=LIMIT_S * 0.9)
+        passed = partial(
+            self._log.wait_committed, Group.INGEST, HEALTH_TOPIC, 0, offset, wait_s=LIMIT_S * 0.9
+        )
         if not await self._look(passed):
             raise TimeoutError("ingest did not pass a write in time")
 
@@ -166,7 +174,10 @@ class Readiness:
         if not held >= set(range(self._slots_total)):
             raise TimeoutError("a slot has no searcher that has caught up")
         deadline = Deadline.after(LIMIT_S * 0.9)
-        slots = [(self._next_slot + i) % self._slots_total for i in range(min(SLOTS_AT_ONCE, self._slots_total))]
+        slots = [
+            (self._next_slot + i) % self._slots_total
+            for i in range(min(SLOTS_AT_ONCE, self._slots_total))
+        ]
         self._next_slot = (slots[-1] + 1) % self._slots_total
         await self._searchers.reach(await self._look(partial(self._ends, slots)), deadline)
         await asyncio.gather(*(_searches(s, deadline) for s in self._searchers.all))

@@ -27,7 +27,13 @@ class Reranker(Protocol):
     """Scores passages for a query text."""
 
     async def scores(
-        self, question: str, passages: Sequence[str], *, tenant: str, weight: int, deadline: Deadline
+        self,
+        question: str,
+        passages: Sequence[str],
+        *,
+        tenant: str,
+        weight: int,
+        deadline: Deadline,
     ) -> Floats:
         """Returns float32 [n] in the order of `passages`; a greater score means a nearer passage.
 
@@ -54,7 +60,11 @@ def reranked(hits: Sequence[Hit], scores: Floats, mode: Mode) -> tuple[Hit, ...]
 def _scored(hit: Hit, score: float, mode: Mode) -> Hit:
     if mode == "dense":
         return hit._replace(score=score, dense_score=hit.score)
-    return hit._replace(score=score, lexical_score=hit.score) if mode == "lexical" else hit._replace(score=score)
+    return (
+        hit._replace(score=score, lexical_score=hit.score)
+        if mode == "lexical"
+        else hit._replace(score=score)
+    )
 
 
 class TeiReranker:
@@ -70,7 +80,13 @@ class TeiReranker:
         self._requests = Requests(self._url, key)
 
     async def scores(
-        self, question: str, passages: Sequence[str], *, tenant: str, weight: int, deadline: Deadline
+        self,
+        question: str,
+        passages: Sequence[str],
+        *,
+        tenant: str,
+        weight: int,
+        deadline: Deadline,
     ) -> Floats:
         """Implements Reranker.scores."""
         left_s = deadline.left_s() * SHARE
@@ -81,9 +97,13 @@ class TeiReranker:
         try:
             status, _, content = await self._requests.post(body, headers, left_s)
         except TimeoutError as error:
-            raise DeadlineExceeded("the reranker did not answer in time", dependency="reranker") from error
+            raise DeadlineExceeded(
+                "the reranker did not answer in time", dependency="reranker"
+            ) from error
         except aiohttp.ClientError as error:
-            raise Unavailable(f"the reranker cannot be reached: {error}", dependency="reranker") from error
+            raise Unavailable(
+                f"the reranker cannot be reached: {error}", dependency="reranker"
+            ) from error
         return self._read(status, content, len(passages))
 
     def _read(self, status: int, content: bytes, n: int) -> Floats:
@@ -98,11 +118,14 @@ class TeiReranker:
             for line in orjson.loads(content) if status == 200 else ():
                 scores[line["index"]] = line["score"]
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise Unavailable(f"{self._url} answered what is no ranking: {error!r}", dependency="reranker") from error
+            raise Unavailable(
+                f"{self._url} answered what is no ranking: {error!r}", dependency="reranker"
+            ) from error
         if not np.isfinite(scores).all():
             said = content[:200].decode(errors="replace")
             raise Unavailable(
-                f"{self._url} answered {status} without a score for each text: {said}", dependency="reranker"
+                f"{self._url} answered {status} without a score for each text: {said}",
+                dependency="reranker",
             )
         return scores
 

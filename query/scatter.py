@@ -30,7 +30,9 @@ class Searcher(Protocol):
         """Waits until each slot's watermark reaches its position."""
         ...
 
-    async def document(self, shard: ShardId, document_id: str, deadline: Deadline) -> StoredDocument | None:
+    async def document(
+        self, shard: ShardId, document_id: str, deadline: Deadline
+    ) -> StoredDocument | None:
         """Returns the document as it is searchable now."""
         ...
 
@@ -40,7 +42,9 @@ class Searcher(Protocol):
         """Returns (id, version) of documents that pass a filter."""
         ...
 
-    async def stats(self, tenant: str | None = None, collection: str | None = None) -> SearcherStats:
+    async def stats(
+        self, tenant: str | None = None, collection: str | None = None
+    ) -> SearcherStats:
         """Returns statistics about what the searcher holds."""
         ...
 
@@ -94,7 +98,11 @@ class Searchers:
         except Unavailable as missing:
             return missing
         except Corrupt:
-            return Unavailable("a shard failed its checksum and is not served", dependency="searcher", retry_after_s=5)
+            return Unavailable(
+                "a shard failed its checksum and is not served",
+                dependency="searcher",
+                retry_after_s=5,
+            )
 
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> None:
         """Waits until every slot is searchable up to its position. Raises DeadlineExceeded."""
@@ -104,14 +112,20 @@ class Searchers:
         await asyncio.gather(*(s.reach(wanted, deadline) for s, wanted in by_searcher.items()))
 
     async def stats(
-        self, tenant: str | None = None, collection: str | None = None, *, slots: Collection[int] | None = None
+        self,
+        tenant: str | None = None,
+        collection: str | None = None,
+        *,
+        slots: Collection[int] | None = None,
     ) -> list[SearcherStats]:
         """Returns the statistics of all searchers, or of those that hold one of `slots`.
 
         Omits a searcher that is unavailable. If `collection` is given, it is counted exactly.
         """
         asked = [s for s in self.all if slots is None or s.slots & set(slots)]
-        outcomes = await asyncio.gather(*(s.stats(tenant, collection) for s in asked), return_exceptions=True)
+        outcomes = await asyncio.gather(
+            *(s.stats(tenant, collection) for s in asked), return_exceptions=True
+        )
         for o in outcomes:
             if isinstance(o, BaseException) and not isinstance(o, VicinageError):
                 raise o

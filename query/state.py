@@ -132,8 +132,12 @@ def open_state(given: Dependencies) -> GatewayState:
         freshness=freshness,
         recall=recall,
         answerer=_answerer(given, searchers, freshness, recall),
-        readiness=Readiness(given.registry, given.log, searchers, given.slots_total, given.embedder_ready),
-        key_gate=KeyGate(given.keys, Failures(given.settings.key_failures_per_s, given.clock.monotonic)),
+        readiness=Readiness(
+            given.registry, given.log, searchers, given.slots_total, given.embedder_ready
+        ),
+        key_gate=KeyGate(
+            given.keys, Failures(given.settings.key_failures_per_s, given.clock.monotonic)
+        ),
         parsers=_parsers(given),
         writers=Writers(),
         fetches=Turns(FETCHES_AT_ONCE, FETCHES_OF_ONE_MAX),
@@ -152,13 +156,17 @@ def _recall(given: Dependencies, searchers: Searchers) -> RecallMonitor:
     )
 
 
-def _answerer(given: Dependencies, searchers: Searchers, freshness: Freshness, recall: RecallMonitor) -> Answerer:
+def _answerer(
+    given: Dependencies, searchers: Searchers, freshness: Freshness, recall: RecallMonitor
+) -> Answerer:
     admission = Admission(
         in_flight_max=given.settings.in_flight_max,
         bodies_bytes_max=given.settings.bodies_bytes_max,
         answers_bytes_max=given.settings.answers_bytes_max,
     )
-    return Answerer(given.registry, searchers, given.embedder_for, freshness, recall, admission, given.reranker)
+    return Answerer(
+        given.registry, searchers, given.embedder_for, freshness, recall, admission, given.reranker
+    )
 
 
 def _parsers(given: Dependencies) -> Parsers:

@@ -74,11 +74,15 @@ class Turns:
                 with suppress(ValueError):  # `_next` may have removed it already
                     line.waiting.remove(turn)
             if isinstance(error, TimeoutError):
-                raise DeadlineExceeded("others were served until the deadline passed", dependency="gateway") from None
+                raise DeadlineExceeded(
+                    "others were served until the deadline passed", dependency="gateway"
+                ) from None
             raise
 
     def _next(self) -> None:
-        while self._free and (waiting := [line for line in self._lines.values() if self._may_run(line)]):
+        while self._free and (
+            waiting := [line for line in self._lines.values() if self._may_run(line)]
+        ):
             line = min(waiting, key=lambda each: (each.running, each.used_s))
             turn = line.waiting.popleft()
             if turn.done():  # canceled while it waited
@@ -98,7 +102,9 @@ class Turns:
 
     def _line(self, tenant: str) -> _Line:
         if len(self._lines) >= FORGET_AT:
-            self._lines = {name: line for name, line in self._lines.items() if line.waiting or line.running}
+            self._lines = {
+                name: line for name, line in self._lines.items() if line.waiting or line.running
+            }
         line = self._lines.get(tenant)
         if line is None:
             line = self._lines[tenant] = _Line(self._now_s)

@@ -32,7 +32,9 @@ class Waiting(TypedDict):
 FOR_OPERATORS: Final = ("tenant", "server", "reason")
 
 
-def waiting(registry: Registry, log: Log, tenant: str | None, collection: str | None = None) -> list[Waiting]:
+def waiting(
+    registry: Registry, log: Log, tenant: str | None, collection: str | None = None
+) -> list[Waiting]:
     """Returns the waiting records by lane, with the operators' fields. Blocks. Raises Unavailable.
 
     Covers one tenant, or all tenants if `tenant` is None.

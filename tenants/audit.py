@@ -1,9 +1,9 @@
 """The audit chain: actor, time, subject, and the states before and after each change.
 
 Law 10: a record is written in the transaction of its change, and contains the hash of the record
-before it. Its MAC uses a key that is stored outside the catalog, so that write access to the catalog
-does not suffice to forge a chain that verifies. Records removed from the end are detected only by
-comparison with an earlier newest record. See docs/decisions/035-audit-key.md.
+before it. Its MAC uses a key that is stored outside the catalog, so that write access to the
+catalog does not suffice to forge a chain that verifies. Records removed from the end are detected
+only by comparison with an earlier newest record. See docs/decisions/035-audit-key.md.
 """
 
 import hashlib
@@ -39,7 +39,9 @@ class AuditKey:
 
     def mac(self, digest: str) -> str:
         """Returns the MAC of a record's hash, which covers the record and all earlier ones."""
-        return hmac.new(self.secret, b"vicinage-audit" + digest.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(
+            self.secret, b"vicinage-audit" + digest.encode(), hashlib.sha256
+        ).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,13 @@ class Verified:
         if self.keyed_from is None:
             return "consistent, not verified: no MAC was checked, so anyone with write access to the catalog may have recomputed it"
         before = (
-            f"; records 1 to {self.keyed_from - 1}: as they were when the key was made" if self.keyed_from > 1 else ""
+            f"; records 1 to {self.keyed_from - 1}: as they were when the key was made"
+            if self.keyed_from > 1
+            else ""
         )
-        return f"intact: records {self.keyed_from} to {self.seq} have the MAC of the audit key{before}"
+        return (
+            f"intact: records {self.keyed_from} to {self.seq} have the MAC of the audit key{before}"
+        )
 
 
 def use_key(engine: Engine, key: AuditKey | None) -> None:
@@ -102,7 +108,14 @@ def newest(connection: Connection) -> tuple[int, str, bool]:
 
 
 def record(
-    connection: Connection, *, actor: str, action: str, subject: str, before: Facts, after: Facts, now_ms: int
+    connection: Connection,
+    *,
+    actor: str,
+    action: str,
+    subject: str,
+    before: Facts,
+    after: Facts,
+    now_ms: int,
 ) -> None:
     """Appends one record within the caller's transaction, which must hold the catalog's version row.
 
@@ -123,7 +136,9 @@ def record(
         "previous": previous,
     }
     digest = _hash(row)
-    connection.execute(insert(tables.audit).values(**row, hash=digest, mac=key.mac(digest) if key else None))
+    connection.execute(
+        insert(tables.audit).values(**row, hash=digest, mac=key.mac(digest) if key else None)
+    )
 
 
 class Audit:
@@ -134,7 +149,12 @@ class Audit:
 
     def records(self, *, after: int = 0, limit: int = 100) -> list[AuditRecord]:
         """Returns the records after number `after`, oldest first."""
-        query = select(tables.audit).where(tables.audit.c.seq > after).order_by(tables.audit.c.seq).limit(limit)
+        query = (
+            select(tables.audit)
+            .where(tables.audit.c.seq > after)
+            .order_by(tables.audit.c.seq)
+            .limit(limit)
+        )
         with look(self._engine) as connection:
             return [AuditRecord(**row._mapping) for row in connection.execute(query)]  # noqa: SLF001  (SQLAlchemy's public name)
 
@@ -152,15 +172,23 @@ class Audit:
                 _check(r, seq, previous, key, kept)
                 seq, previous = r.seq, r.hash
         if kept is not None and seq < kept[0]:
-            raise Corrupt(f"the audit chain ends at record {seq}, before {kept[0]}, which was kept", path="audit")
+            raise Corrupt(
+                f"the audit chain ends at record {seq}, before {kept[0]}, which was kept",
+                path="audit",
+            )
         if key is not None and seq < key.after:
             raise Corrupt(
-                f"the audit chain ends at record {seq}, and record {key.after} was there before", path="audit"
+                f"the audit chain ends at record {seq}, and record {key.after} was there before",
+                path="audit",
             )
-        return Verified(seq, previous, key.after + 1 if key is not None and seq > key.after else None)
+        return Verified(
+            seq, previous, key.after + 1 if key is not None and seq > key.after else None
+        )
 
 
-def _check(r: AuditRecord, seq: int, previous: str, key: AuditKey | None, kept: tuple[int, str] | None) -> None:
+def _check(
+    r: AuditRecord, seq: int, previous: str, key: AuditKey | None, kept: tuple[int, str] | None
+) -> None:
     """Raises Corrupt if the record does not follow record `seq`, whose hash is `previous`.
 
     Raises it, too, if there is a key and the record's MAC is missing or wrong.
@@ -174,10 +202,16 @@ def _check(r: AuditRecord, seq: int, previous: str, key: AuditKey | None, kept: 
     if key is None:
         return
     if r.seq == key.after and r.hash != key.after_hash:
-        raise Corrupt(f"audit record {r.seq} is not the one that was there when the audit key was made", path=path)
+        raise Corrupt(
+            f"audit record {r.seq} is not the one that was there when the audit key was made",
+            path=path,
+        )
     if r.seq > key.after and (r.mac is None or not hmac.compare_digest(r.mac, key.mac(r.hash))):
         what = "has no MAC" if r.mac is None else "has a MAC of another key"
-        raise Corrupt(f"audit record {r.seq} {what}: it was not written with this platform's audit key", path=path)
+        raise Corrupt(
+            f"audit record {r.seq} {what}: it was not written with this platform's audit key",
+            path=path,
+        )
 
 
 def _json(facts: Facts) -> str | None:

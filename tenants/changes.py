@@ -20,7 +20,9 @@ class Change:
     now_ms: int
     actor: str
 
-    def note(self, action: str, subject: str, *, before: audit.Facts = None, after: audit.Facts = None) -> None:
+    def note(
+        self, action: str, subject: str, *, before: audit.Facts = None, after: audit.Facts = None
+    ) -> None:
         """Writes the audit record."""
         audit.record(
             self.connection,

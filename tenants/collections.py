@@ -22,7 +22,9 @@ def end_collection(at: Change, tenant: str, name: str) -> None:
     at.connection.execute(update(g).where(*of_it).values(state="retired", row_version=at.version))
     at.connection.execute(m.delete().where(m.c.tenant == tenant, m.c.collection == name))
     for measured in (tables.recent_queries, tables.recall_history):
-        at.connection.execute(measured.delete().where(measured.c.tenant == tenant, measured.c.collection == name))
+        at.connection.execute(
+            measured.delete().where(measured.c.tenant == tenant, measured.c.collection == name)
+        )
     _end_jobs(at, tenant, name)
     at.note("collection.delete", f"{tenant}/{name}", before={"live": row.live})
 
@@ -30,8 +32,12 @@ def end_collection(at: Change, tenant: str, name: str) -> None:
 def _end_jobs(at: Change, tenant: str, collection: str) -> None:
     """Fails the collection's open jobs, even if another collection gets its name later."""
     j = tables.jobs
-    of_it = select(j).where(j.c.tenant == tenant, j.c.collection == collection, j.c.state.not_in(tables.JOBS_ENDED))
+    of_it = select(j).where(
+        j.c.tenant == tenant, j.c.collection == collection, j.c.state.not_in(tables.JOBS_ENDED)
+    )
     for row in at.connection.execute(of_it).mappings().all():
-        progress = json.dumps({**json.loads(row["progress"]), "error": "the collection was deleted"})
+        progress = json.dumps(
+            {**json.loads(row["progress"]), "error": "the collection was deleted"}
+        )
         values = {"state": "failed", "progress": progress, "version": row["version"] + 1}
         at.connection.execute(update(j).where(j.c.id == row["id"]).values(**values))

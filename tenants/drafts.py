@@ -34,9 +34,15 @@ class Drafts:
         Raises Conflict if the lease has passed on.
         """
         with change(self._engine) as connection:
-            epoch = connection.execute(select(_L.c.epoch).where(_L.c.resource == lease.resource)).scalar()
+            epoch = connection.execute(
+                select(_L.c.epoch).where(_L.c.resource == lease.resource)
+            ).scalar()
             if epoch != lease.epoch:
-                raise Conflict(f"the lease on {lease.resource} has passed on", expected=lease.epoch, found=epoch)
+                raise Conflict(
+                    f"the lease on {lease.resource} has passed on",
+                    expected=lease.epoch,
+                    found=epoch,
+                )
             row = {"folder": folder, "resource": lease.resource, "epoch": lease.epoch}
             connection.execute(insert(_D).values(**row, begun_ms=self._clock.now_ms()))
 
@@ -55,7 +61,9 @@ class Drafts:
         """Deletes drafts of leases that have passed to another holder."""
         current = select(_L.c.epoch).where(_L.c.resource == _D.c.resource).scalar_subquery()
         with look(self._engine) as connection:
-            stale = connection.execute(select(_D.c.folder).where(_D.c.epoch != current)).scalars().all()
+            stale = (
+                connection.execute(select(_D.c.folder).where(_D.c.epoch != current)).scalars().all()
+            )
         if stale:
             self.end(stale)
 

@@ -100,11 +100,11 @@ class Objectives:
 class EmbeddingModel:
     """One immutable entry of the model registry.
 
-    `kind`: local (sentence-transformers at `location`: `package:<module>` or a path), openai (base URL), oip (base URL).
-    `window_tokens` is the model's longest input, special tokens included; longer texts are chunked
-    into passages, never truncated. `normalised`: its vectors are scaled to unit length.
-    `query_prompt` and `document_prompt` are prepended to every search text and every passage before
-    embedding. `retired`: no new generation may use it.
+    `kind`: local (sentence-transformers at `location`: `package:<module>` or a path), openai (base
+    URL), oip (base URL). `window_tokens` is the model's longest input, special tokens included;
+    longer texts are chunked into passages, never truncated. `normalised`: its vectors are scaled to
+    unit length. `query_prompt` and `document_prompt` are prepended to every search text and every
+    passage before embedding. `retired`: no new generation may use it.
     """
 
     name: str
@@ -132,8 +132,8 @@ DEFAULT_MODEL = EmbeddingModel(
 class Generation:
     """One complete build of a collection. `model` None: the tenant sends vectors.
 
-    `slots[i]` is the slot of shard i. `starts[i]` is the vectors-log offset of that slot below which
-    no row of this generation exists.
+    `slots[i]` is the slot of shard i. `starts[i]` is the vectors-log offset of that slot below
+    which no row of this generation exists.
     """
 
     tenant: str
@@ -150,7 +150,9 @@ class Generation:
 
     def shards(self) -> tuple[ShardId, ...]:
         """Returns its shards, in order."""
-        return tuple(ShardId(self.tenant, self.collection, self.number, slot) for slot in self.slots)
+        return tuple(
+            ShardId(self.tenant, self.collection, self.number, slot) for slot in self.slots
+        )
 
     def start(self, slot: int) -> int:
         """Returns the offset of the slot below which no row of this generation exists."""
@@ -161,8 +163,8 @@ class Generation:
 class Collection:
     """A tenant's named set of documents.
 
-    `generations` are those that are neither retired nor failed; `live` is the number of the one that
-    is searched.
+    `generations` are those that are neither retired nor failed; `live` is the number of the one
+    that is searched.
     """
 
     tenant: str
@@ -222,7 +224,11 @@ class SegmentRef:
 
     def logged(self) -> tuple[int, int] | None:
         """Returns the offsets in the log of all records that it was sealed from; None if unknown."""
-        return None if self.log_start is None or self.log_end is None else (self.log_start, self.log_end)
+        return (
+            None
+            if self.log_start is None or self.log_end is None
+            else (self.log_start, self.log_end)
+        )
 
     def bytes(self) -> int:
         """Returns the segment's bytes in the store, second copies included."""
@@ -243,8 +249,8 @@ class Manifest:
 
     `sealed`: every record below it is in the segments.
 
-    `version` rises by one with each swap (compare-and-set); `epoch` is the fencing epoch of the lease
-    that wrote it.
+    `version` rises by one with each swap (compare-and-set); `epoch` is the fencing epoch of the
+    lease that wrote it.
     """
 
     shard: ShardId

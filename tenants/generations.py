@@ -18,7 +18,11 @@ from vicinage.errors import Conflict, NotFound, Refused
 def check_number(placed: int, now: int) -> None:
     """Raises Conflict if another process created a generation since this one was placed."""
     if placed != now:
-        raise Conflict("the collection has got another generation meanwhile; try again", expected=placed, found=now)
+        raise Conflict(
+            "the collection has got another generation meanwhile; try again",
+            expected=placed,
+            found=now,
+        )
 
 
 def check_build(dimension: int, metric: str, index: str) -> None:
@@ -36,7 +40,10 @@ def insert_generation(at: Change, made: Generation) -> None:
     Raises Refused for a model that is retired, in the same transaction.
     """
     m = tables.models.c
-    if made.model is not None and at.connection.execute(select(m.retired).where(m.name == made.model)).scalar():
+    if (
+        made.model is not None
+        and at.connection.execute(select(m.retired).where(m.name == made.model)).scalar()
+    ):
         raise Refused(f"model {made.model} is retired: name another one", field="model")
     row = {
         **asdict(made),
@@ -57,5 +64,7 @@ def set_state(at: Change, which: tuple[str, str, int], state: GenerationState) -
     at.connection.execute(update(g).where(where).values(state=state, row_version=at.version))
     # Stamp the collection's row, too: a collection and its generations are read together.
     c = tables.collections
-    at.connection.execute(update(c).where(c.c.tenant == which[0], c.c.name == which[1]).values(row_version=at.version))
+    at.connection.execute(
+        update(c).where(c.c.tenant == which[0], c.c.name == which[1]).values(row_version=at.version)
+    )
     return str(row.state)

@@ -15,7 +15,9 @@ from vicinage.log import Log
 from vicinage.partition_maps import PartitionMap, check_partitions, grown
 
 
-def sync_partition_map(registry: Registry, log: Log, tenant: Tenant, *, actor: str) -> tuple[PartitionMap, ...]:
+def sync_partition_map(
+    registry: Registry, log: Log, tenant: Tenant, *, actor: str
+) -> tuple[PartitionMap, ...]:
     """Returns the tenant's partition maps, with one added where its topic has grown.
 
     Durable on return.
@@ -64,7 +66,9 @@ def plan(registry: Registry, log: Log, tenant: Tenant, wanted: int, *, actor: st
     registry.refresh()
     newest = sync_partition_map(registry, log, tenant, actor=actor)[-1]
     if log.topic_ids(tenant.documents_topic).get(tenant.documents_topic) != newest.topic_id:
-        raise Conflict(f"the documents topic of {tenant.name} was created again: `vicinage tenant resume-ingest` first")
+        raise Conflict(
+            f"the documents topic of {tenant.name} was created again: `vicinage tenant resume-ingest` first"
+        )
     if wanted < newest.partitions:
         raise Refused(
             f"{tenant.documents_topic} has {newest.partitions} partitions, and none can be removed",
@@ -75,7 +79,9 @@ def plan(registry: Registry, log: Log, tenant: Tenant, wanted: int, *, actor: st
     return GrowthPlan(newest.partitions, wanted, 1 - stay, done=False)
 
 
-def set_partitions(registry: Registry, log: Log, tenant: Tenant, wanted: int, *, actor: str) -> GrowthPlan:
+def set_partitions(
+    registry: Registry, log: Log, tenant: Tenant, wanted: int, *, actor: str
+) -> GrowthPlan:
     """Records the next map in the catalog, then grows the topic to it. Durable on return.
 
     The order matters: the map is recorded before any producer can write a record under it. A
@@ -86,7 +92,9 @@ def set_partitions(registry: Registry, log: Log, tenant: Tenant, wanted: int, *,
     maps = registry.partition_maps(tenant.name)
     if wanted > maps[-1].partitions:
         ends = [log.end(tenant.documents_topic, p) for p in range(maps[-1].partitions)]
-        registry.append_partition_map(tenant.name, grown(maps[-1], wanted, ends), epoch=len(maps), actor=actor)
+        registry.append_partition_map(
+            tenant.name, grown(maps[-1], wanted, ends), epoch=len(maps), actor=actor
+        )
     finish_growth(log, tenant, registry.partition_maps(tenant.name)[-1])
     return GrowthPlan(planned.partitions, wanted, planned.moved_ratio, done=True)
 

@@ -16,16 +16,18 @@ EFC_MIN: Final = 8
 EFC_MAX: Final = 2_000
 LISTS_MAX: Final = 65_536
 
-GRAMMAR: Final = "auto, flat, hnsw[:M=32,efc=80,codes=f32|sq8], ivf[:lists=N], ivfpq[:lists=N] or rabitq"
+GRAMMAR: Final = (
+    "auto, flat, hnsw[:M=32,efc=80,codes=f32|sq8], ivf[:lists=N], ivfpq[:lists=N] or rabitq"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class IndexSpec:
     """The index of a segment: a kind and its parameters.
 
-    hnsw has `m`, `ef_construction` and `codes`, the encoding of the graph's vectors: float32, or one
-    byte per number. ivf and ivfpq have `lists`; 0 chooses by the number of passages. Indexes that
-    search codes rescore their candidates with the stored vectors.
+    hnsw has `m`, `ef_construction` and `codes`, the encoding of the graph's vectors: float32, or
+    one byte per number. ivf and ivfpq have `lists`; 0 chooses by the number of passages. Indexes
+    that search codes rescore their candidates with the stored vectors.
     """
 
     kind: Kind
@@ -37,7 +39,11 @@ class IndexSpec:
     def __str__(self) -> str:
         if self.kind == "hnsw":
             return f"hnsw:M={self.m},efc={self.ef_construction},codes={self.codes}"
-        return f"{self.kind}:lists={self.lists}" if self.kind in ("ivf", "ivfpq") and self.lists else self.kind
+        return (
+            f"{self.kind}:lists={self.lists}"
+            if self.kind in ("ivf", "ivfpq") and self.lists
+            else self.kind
+        )
 
 
 _SPEC: Final = re.compile(
@@ -62,7 +68,10 @@ def parse(spec: str) -> IndexSpec | None:
     kind: Kind = form[1]  # type: ignore[assignment]  # the pattern has no other
     given = dict(part.split("=") for part in form[2].split(",")) if form[2] else {}
     if not given.keys() <= _NAMES[kind]:
-        raise Refused(f"index: {kind} takes {', '.join(sorted(_NAMES[kind])) or 'no parameters'}", field="index")
+        raise Refused(
+            f"index: {kind} takes {', '.join(sorted(_NAMES[kind])) or 'no parameters'}",
+            field="index",
+        )
     return IndexSpec(
         kind,
         m=_whole(given, "M", 32, M_MIN, M_MAX),

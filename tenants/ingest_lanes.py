@@ -43,18 +43,30 @@ class IngestLanes:
                 connection.execute(insert(_L).values(**asdict(lane)))
         return made
 
-    def move(self, lane: IngestLane, *, position: int, state: LaneState, reason: str = "") -> IngestLane:
+    def move(
+        self, lane: IngestLane, *, position: int, state: LaneState, reason: str = ""
+    ) -> IngestLane:
         """Advances the lane to `position`; returns it. Durable on return.
 
-        Raises Conflict if the lane is no longer at `lane.position`: another ingest moved or closed it.
+        Raises Conflict if the lane is no longer at `lane.position`: another ingest moved or closed
+        it.
         """
         since_ms = lane.since_ms if state == lane.state else self._clock.now_ms()
-        moved = replace(lane, position=position, state=state, reason=reason[:REASON_MAX], since_ms=since_ms)
-        values = {"position": position, "state": state, "reason": moved.reason, "since_ms": since_ms}
+        moved = replace(
+            lane, position=position, state=state, reason=reason[:REASON_MAX], since_ms=since_ms
+        )
+        values = {
+            "position": position,
+            "state": state,
+            "reason": moved.reason,
+            "since_ms": since_ms,
+        }
         with change(self._engine) as connection:
             where = _is(lane) & (_L.c.position == lane.position)
             if connection.execute(update(_L).where(where).values(**values)).rowcount != 1:
-                raise Conflict(f"{_name(lane)} was moved on by another ingest", expected=lane.position)
+                raise Conflict(
+                    f"{_name(lane)} was moved on by another ingest", expected=lane.position
+                )
         return moved
 
     def close(self, lane: IngestLane) -> None:
@@ -65,7 +77,9 @@ class IngestLanes:
         with change(self._engine) as connection:
             where = _is(lane) & (_L.c.position == lane.position)
             if connection.execute(delete(_L).where(where)).rowcount != 1:
-                raise Conflict(f"{_name(lane)} was moved on by another ingest", expected=lane.position)
+                raise Conflict(
+                    f"{_name(lane)} was moved on by another ingest", expected=lane.position
+                )
 
     def drop(self, lanes: Iterable[IngestLane]) -> None:
         """Deletes lanes at any position, because their generations have ended. Idempotent."""

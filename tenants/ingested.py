@@ -8,7 +8,9 @@ from tenants.registry import Registry
 from vicinage.log import Log, TopicPartition
 
 
-def ingested(log: Log, registry: Registry, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+def ingested(
+    log: Log, registry: Registry, tps: Sequence[TopicPartition]
+) -> dict[TopicPartition, int]:
     """Returns ingest's position in each partition: the log's, else the catalog's copy of the same topic's.
 
     A partition from which nothing was ever ingested is absent. Raises Unavailable.

@@ -26,18 +26,38 @@ class Jobs:
         self._clock = clock
 
     def create(
-        self, tenant: str, collection: str, *, index: str, model: str | None, shards: int, uid: str = "", actor: str
+        self,
+        tenant: str,
+        collection: str,
+        *,
+        index: str,
+        model: str | None,
+        shards: int,
+        uid: str = "",
+        actor: str,
     ) -> Job:
         """Creates a pending job.
 
         Raises Conflict while another job of the collection is in progress.
         """
         with changing(self._engine, self._clock, actor) as at:
-            where = (_J.c.tenant == tenant) & (_J.c.collection == collection) & _J.c.state.not_in(ENDED)
+            where = (
+                (_J.c.tenant == tenant) & (_J.c.collection == collection) & _J.c.state.not_in(ENDED)
+            )
             if other := at.connection.execute(select(_J.c.id).where(where)).scalar():
-                raise Conflict(f"reindex {other} of {collection!r} is still in progress: wait for it or cancel it")
+                raise Conflict(
+                    f"reindex {other} of {collection!r} is still in progress: wait for it or cancel it"
+                )
             job = Job(
-                secrets.token_hex(6), tenant, collection, "pending", index, model, shards, created_ms=at.now_ms, uid=uid
+                secrets.token_hex(6),
+                tenant,
+                collection,
+                "pending",
+                index,
+                model,
+                shards,
+                created_ms=at.now_ms,
+                uid=uid,
             )
             at.connection.execute(insert(_J).values(**_row(job)))
             at.note(
@@ -79,7 +99,10 @@ class Jobs:
             moved = _move(at.connection, job, {"state": "cancelled"})
             facts = {"id": job.id, "state": job.state}
             at.note(
-                "reindex.cancel", f"{job.tenant}/{job.collection}", before=facts, after={**facts, "state": "cancelled"}
+                "reindex.cancel",
+                f"{job.tenant}/{job.collection}",
+                before=facts,
+                after={**facts, "state": "cancelled"},
             )
         return moved
 
@@ -102,10 +125,15 @@ def _row(job: Job) -> dict[str, Any]:
         "total": job.total,
         "error": job.error,
     }
-    row = {name: getattr(job, name) for name in ("id", "tenant", "collection", "state", "created_ms", "version")}
+    row = {
+        name: getattr(job, name)
+        for name in ("id", "tenant", "collection", "state", "created_ms", "version")
+    }
     return {**row, "spec": json.dumps(spec), "progress": json.dumps(progress)}
 
 
 def _job(row: RowMapping) -> Job:
-    plain = {name: row[name] for name in ("id", "tenant", "collection", "state", "created_ms", "version")}
+    plain = {
+        name: row[name] for name in ("id", "tenant", "collection", "state", "created_ms", "version")
+    }
     return Job(**plain, **json.loads(row["spec"]), **json.loads(row["progress"]))

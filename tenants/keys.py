@@ -63,7 +63,12 @@ class Keys:
         self._lock = threading.Lock()
 
     def create(
-        self, tenant: str | None, scopes: Iterable[Scope], *, expires_ms: int | None = None, actor: str
+        self,
+        tenant: str | None,
+        scopes: Iterable[Scope],
+        *,
+        expires_ms: int | None = None,
+        actor: str,
     ) -> tuple[Key, str]:
         """Creates a key; returns it and its text, which is not stored: show it once.
 
@@ -112,14 +117,20 @@ class Keys:
         key, state = known.key, known.state
         if not hmac.compare_digest(known.digest, _digest(form[2])):
             raise Unauthenticated("this key is not known")
-        if state == "deleted":  # before "revoked", true of its keys, too: a deleted tenant's key must look unknown
+        if (
+            state == "deleted"
+        ):  # before "revoked", true of its keys, too: a deleted tenant's key must look unknown
             raise Unauthenticated("this key is not known")
-        if key.revoked_ms is not None or (key.expires_ms is not None and key.expires_ms <= self._clock.now_ms()):
+        if key.revoked_ms is not None or (
+            key.expires_ms is not None and key.expires_ms <= self._clock.now_ms()
+        ):
             raise Unauthenticated("this key was revoked or has expired")
         if state == "suspended":
             raise Forbidden("this tenant is suspended; ask an operator")
         if scope not in key.scopes:
-            raise Forbidden(f"this key has {', '.join(sorted(key.scopes))}; the request needs {scope}")
+            raise Forbidden(
+                f"this key has {', '.join(sorted(key.scopes))}; the request needs {scope}"
+            )
         return Principal(key.id, key.tenant, key.scopes)
 
     def remembers(self, text: str | None) -> bool:
@@ -199,7 +210,10 @@ class Keys:
         query = select(k, t.c.state).outerjoin(t, t.c.name == k.c.tenant).where(k.c.id.in_(ids))
         with look(self._engine) as connection:
             rows = connection.execute(query).mappings().all()
-        found = {row["id"]: _Known(now, _key(row), str(row["sha256"]), str(row["state"] or "active")) for row in rows}
+        found = {
+            row["id"]: _Known(now, _key(row), str(row["sha256"]), str(row["state"] or "active"))
+            for row in rows
+        }
         with self._lock:
             self._answers += 1
             self._ask_again_s = 0.0
@@ -225,12 +239,15 @@ class Keys:
     def _without_catalog(self, known: _Known | None, scope: Scope) -> _Known:
         """Returns the cached key, valid only for reads and for `away_s` after its lookup.
 
-        Raises Unavailable otherwise. NOTE: the cache has only what the catalog returned, so a refused key
-        stays refused.
+        Raises Unavailable otherwise. NOTE: the cache has only what the catalog returned, so a
+        refused key stays refused.
         """
         if scope == "read" and known and self._clock.monotonic() - known.asked_s < self._away_s:
             return known
-        raise Unavailable("the catalog is unavailable, and this key cannot be checked without it", dependency="catalog")
+        raise Unavailable(
+            "the catalog is unavailable, and this key cannot be checked without it",
+            dependency="catalog",
+        )
 
 
 def key_id(text: str | None) -> str | None:
@@ -242,8 +259,15 @@ def key_id(text: str | None) -> str | None:
 def _others(at: Change, key_id: str) -> bool:
     """Returns whether operators have another valid key."""
     k = tables.keys.c
-    alive = k.tenant.is_(None) & k.revoked_ms.is_(None) & (k.expires_ms.is_(None) | (k.expires_ms > at.now_ms))
-    return at.connection.execute(select(k.id).where(alive & (k.id != key_id)).limit(1)).first() is not None
+    alive = (
+        k.tenant.is_(None)
+        & k.revoked_ms.is_(None)
+        & (k.expires_ms.is_(None) | (k.expires_ms > at.now_ms))
+    )
+    return (
+        at.connection.execute(select(k.id).where(alive & (k.id != key_id)).limit(1)).first()
+        is not None
+    )
 
 
 def _key(row: object) -> Key:

@@ -29,7 +29,9 @@ class Leases:
             self._serialize(connection)
             row = connection.execute(select(_L).where(_L.c.resource == resource)).first()
             if row is None:
-                connection.execute(insert(_L).values(resource=resource, owner=owner, epoch=1, expires_ms=expires))
+                connection.execute(
+                    insert(_L).values(resource=resource, owner=owner, epoch=1, expires_ms=expires)
+                )
                 return Lease(resource, owner, 1, expires)
             if row.expires_ms > now and row.owner != owner:
                 return None

@@ -46,7 +46,9 @@ class Manifests:
 
     def of_generation(self, tenant: str, collection: str, number: int) -> list[Manifest]:
         """Returns the manifests that a generation has so far."""
-        query = select(_M).where(_M.c.tenant == tenant, _M.c.collection == collection, _M.c.generation == number)
+        query = select(_M).where(
+            _M.c.tenant == tenant, _M.c.collection == collection, _M.c.generation == number
+        )
         with look(self._engine) as connection:
             return [_manifest(row) for row in connection.execute(query).mappings()]
 
@@ -58,10 +60,16 @@ class Manifests:
                 return now, []
             # A lower number means a catalog restored from a backup: return every manifest.
             since = number if number < now else -1
-            query = select(_M).where(_M.c.change > since, _M.c.slot.in_(sorted(slots))).order_by(_M.c.change)
+            query = (
+                select(_M)
+                .where(_M.c.change > since, _M.c.slot.in_(sorted(slots)))
+                .order_by(_M.c.change)
+            )
             return now, [_manifest(row) for row in connection.execute(query).mappings()]
 
-    def swap(self, old: Manifest, *, segments: tuple[SegmentRef, ...], sealed: int, lease: Lease) -> Manifest:
+    def swap(
+        self, old: Manifest, *, segments: tuple[SegmentRef, ...], sealed: int, lease: Lease
+    ) -> Manifest:
         """Replaces `old` by the new manifest.
 
         Raises Conflict if `old` is stale or the lease is lost.
@@ -75,7 +83,9 @@ class Manifests:
                 select(tables.leases.c.epoch).where(tables.leases.c.resource == lease.resource)
             ).scalar()
             if held != lease.epoch:
-                raise Conflict(f"the lease on {lease.resource} has passed on", expected=lease.epoch, found=held)
+                raise Conflict(
+                    f"the lease on {lease.resource} has passed on", expected=lease.epoch, found=held
+                )
             row = {
                 "version": new.version,
                 "epoch": new.epoch,
@@ -89,20 +99,31 @@ class Manifests:
                 return new
             where = _is(old.shard) & (_M.c.version == old.version)
             if connection.execute(update(_M).where(where).values(**row)).rowcount != 1:
-                raise Conflict(f"the manifest of {old.shard} was swapped meanwhile", expected=old.version)
+                raise Conflict(
+                    f"the manifest of {old.shard} was swapped meanwhile", expected=old.version
+                )
         return new
 
     def _first(self, connection: Any, old: Manifest, row: Mapping[str, object]) -> None:
         if connection.execute(select(_M.c.version).where(_is(old.shard))).first():
             raise Conflict(f"the manifest of {old.shard} was swapped meanwhile", expected=0)
         s = old.shard
-        where = {"tenant": s.tenant, "collection": s.collection, "generation": s.generation, "slot": s.slot}
+        where = {
+            "tenant": s.tenant,
+            "collection": s.collection,
+            "generation": s.generation,
+            "slot": s.slot,
+        }
         connection.execute(insert(_M).values(**where, **row))
 
     def paths(self) -> set[str]:
         """Returns the path of every object that the manifest of a serving generation names."""
         g = tables.generations
-        same = (g.c.tenant == _M.c.tenant) & (g.c.collection == _M.c.collection) & (g.c.number == _M.c.generation)
+        same = (
+            (g.c.tenant == _M.c.tenant)
+            & (g.c.collection == _M.c.collection)
+            & (g.c.number == _M.c.generation)
+        )
         query = select(_M.c.segments).join(g, same).where(g.c.state.in_(SERVING))
         with look(self._engine) as connection:
             rows = connection.execute(query).scalars().all()
@@ -143,7 +164,9 @@ def _parse(text: str) -> tuple[SegmentRef, ...]:
 def _segment(fields: dict[str, Any]) -> SegmentRef:
     """Returns a segment that any version wrote: absent fields get defaults, unknown ones are ignored."""
     fields = {_RENAMED.get(name, name): value for name, value in fields.items()}
-    known = {name: value for name, value in fields.items() if name in SegmentRef.__dataclass_fields__}
+    known = {
+        name: value for name, value in fields.items() if name in SegmentRef.__dataclass_fields__
+    }
     objects = {role: ObjectRef(**o) for role, o in fields["objects"].items()}
     curve = tuple((int(effort), float(recall)) for effort, recall in fields.get("curve", ()))
     return SegmentRef(**{**known, "objects": objects, "curve": curve})

@@ -31,18 +31,34 @@ def check_entry(model: EmbeddingModel) -> None:
     if not 1 <= model.dimension <= DIMENSION_MAX:
         raise Refused(f"dimension is 1 to {DIMENSION_MAX}", field="dimension", limit=DIMENSION_MAX)
     if not WINDOW_MIN <= model.window_tokens <= WINDOW_MAX:
-        raise Refused(f"window_tokens is {WINDOW_MIN} to {WINDOW_MAX}", field="window_tokens", limit=WINDOW_MAX)
-    for name, prompt in (("query_prompt", model.query_prompt), ("document_prompt", model.document_prompt)):
+        raise Refused(
+            f"window_tokens is {WINDOW_MIN} to {WINDOW_MAX}",
+            field="window_tokens",
+            limit=WINDOW_MAX,
+        )
+    for name, prompt in (
+        ("query_prompt", model.query_prompt),
+        ("document_prompt", model.document_prompt),
+    ):
         if len(prompt) > PROMPT_MAX or any(ord(c) < 32 and c not in "\n\t" for c in prompt):
             raise Refused(
-                f"{name} is at most {PROMPT_MAX} characters, without control characters", field=name, limit=PROMPT_MAX
+                f"{name} is at most {PROMPT_MAX} characters, without control characters",
+                field=name,
+                limit=PROMPT_MAX,
             )
     if model.kind == "oip":
-        raise Refused("kind oip is not supported yet: use an OpenAI-compatible server (kind openai)", field="kind")
+        raise Refused(
+            "kind oip is not supported yet: use an OpenAI-compatible server (kind openai)",
+            field="kind",
+        )
     if model.kind not in ("local", "openai"):
         raise Refused("kind is one of local, openai", field="kind")
     if not model.location.isprintable() or not 1 <= len(model.location) <= LOCATION_MAX:
-        raise Refused(f"location is 1 to {LOCATION_MAX} printable characters", field="location", limit=LOCATION_MAX)
+        raise Refused(
+            f"location is 1 to {LOCATION_MAX} printable characters",
+            field="location",
+            limit=LOCATION_MAX,
+        )
     module = model.location.removeprefix("package:")
     if model.kind == "local" and module != model.location and not module.isidentifier():
         raise Refused("location package:MODULE names one installed module", field="location")
@@ -57,6 +73,12 @@ def _check_server(location: str) -> None:
     except ValueError:
         raise Refused("location is not a URL", field="location") from None
     if url.scheme not in ("http", "https") or not host:
-        raise Refused("location of kind openai is the server's base URL: http(s)://HOST[:PORT]/v1", field="location")
+        raise Refused(
+            "location of kind openai is the server's base URL: http(s)://HOST[:PORT]/v1",
+            field="location",
+        )
     if user is not None:
-        raise Refused("a key in the location would be shown: set embedder.model_keys instead", field="location")
+        raise Refused(
+            "a key in the location would be shown: set embedder.model_keys instead",
+            field="location",
+        )

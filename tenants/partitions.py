@@ -13,7 +13,9 @@ from vicinage.partition_maps import EPOCHS_MAX, PartitionMap
 _P = tables.partition_maps
 
 
-def append(connection: Connection, stamp: Mapping[str, int], tenant: str, made: PartitionMap, *, epoch: int) -> None:
+def append(
+    connection: Connection, stamp: Mapping[str, int], tenant: str, made: PartitionMap, *, epoch: int
+) -> None:
     """Inserts the tenant's map of that epoch, inside an open change; `stamp` has created_ms and row_version.
 
     Raises Conflict unless `epoch` is the next one, Refused beyond EPOCHS_MAX.
@@ -27,8 +29,14 @@ def append(connection: Connection, stamp: Mapping[str, int], tenant: str, made: 
         )
     found = connection.execute(select(func.count()).where(_P.c.tenant == tenant)).scalar_one()
     if found != epoch:
-        raise Conflict("another process has recorded the topic's partitions", expected=epoch, found=found)
-    facts = {"topic_id": made.topic_id, "partitions": made.partitions, "starts": json.dumps(made.starts)}
+        raise Conflict(
+            "another process has recorded the topic's partitions", expected=epoch, found=found
+        )
+    facts = {
+        "topic_id": made.topic_id,
+        "partitions": made.partitions,
+        "starts": json.dumps(made.starts),
+    }
     connection.execute(insert(_P).values(tenant=tenant, epoch=epoch, **facts, **stamp))
 
 

@@ -1,7 +1,8 @@
 """The catalog's copy of ingest's position and state in each partition of the documents topics.
 
-Kafka forgets a group's position that was not committed for `offsets.retention.minutes`; the catalog does not. Rows are
-written in the background, so a position here may be a few seconds behind the log's: law 3 makes that harmless.
+Kafka forgets a group's position that was not committed for `offsets.retention.minutes`; the catalog
+does not. Rows are written in the background, so a position here may be a few seconds behind the
+log's: law 3 makes that harmless.
 """
 
 from collections.abc import Collection, Sequence
@@ -86,10 +87,16 @@ class Positions:
 
     def resumed(self, taken: PartitionState) -> None:
         """Records that ingest reads from the position it was given. A no-op if that has changed."""
-        where = (_P.c.tenant == taken.tenant) & (_P.c.partition == taken.partition) & (_P.c.state == "resuming")
+        where = (
+            (_P.c.tenant == taken.tenant)
+            & (_P.c.partition == taken.partition)
+            & (_P.c.state == "resuming")
+        )
         facts = {"state": "reading", "kind": None, "reason": None, "since_ms": self._clock.now_ms()}
         with change(self._engine) as connection:
-            connection.execute(update(_P).where(where, _P.c.position == taken.position).values(**facts))
+            connection.execute(
+                update(_P).where(where, _P.c.position == taken.position).values(**facts)
+            )
 
     def _select(self, *where: Any) -> list[PartitionState]:
         columns = [_P.c[name] for name in PartitionState.__dataclass_fields__]
@@ -105,4 +112,6 @@ def upsert(dialect: str) -> Any:
     insert = postgresql.insert(_P) if dialect == "postgresql" else sqlite.insert(_P)
     changed = {c.name: insert.excluded[c.name] for c in _P.c if not c.primary_key}
     keys = [c for c in _P.c if c.primary_key]
-    return insert.on_conflict_do_update(index_elements=keys, set_=changed, where=_P.c.state != "resuming")
+    return insert.on_conflict_do_update(
+        index_elements=keys, set_=changed, where=_P.c.state != "resuming"
+    )

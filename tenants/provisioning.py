@@ -5,7 +5,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from tenants.entities import Class, Collection, Metric, Objectives, Tenant, dead_topic, documents_topic
+from tenants.entities import (
+    Class,
+    Collection,
+    Metric,
+    Objectives,
+    Tenant,
+    dead_topic,
+    documents_topic,
+)
 from tenants.growth import sync_partition_map
 from tenants.registry import Registry
 from vicinage.errors import Refused
@@ -34,12 +42,18 @@ def ensure_vectors(log: Log, slots: int) -> None:
 
 
 def create_tenant(
-    registry: Registry, log: Log, name: str, *, priority: Class = "silver", partitions: int = 1, actor: str
+    registry: Registry,
+    log: Log,
+    name: str,
+    *,
+    priority: Class = "silver",
+    partitions: int = 1,
+    actor: str,
 ) -> Tenant:
     """Creates a tenant with its documents and dead-letter topics.
 
-    Raises Refused, and creates nothing, if a topic of that name exists with invalid settings or with
-    too many partitions.
+    Raises Refused, and creates nothing, if a topic of that name exists with invalid settings or
+    with too many partitions.
     """
     check_settings(log, documents_topic(name), dead_topic(name))
     check_partitions(log.topics(documents_topic(name)).get(documents_topic(name), 0))
@@ -52,7 +66,9 @@ def create_tenant(
 def check_settings(log: Log, *topics: str) -> None:
     """Raises Refused for an existing topic with invalid settings; the error says what to set."""
     for topic, problems in log.topic_problems(topics).items():
-        raise Refused(f"topic {topic!r} exists with invalid settings: {'; '.join(problems)}", field="topic")
+        raise Refused(
+            f"topic {topic!r} exists with invalid settings: {'; '.join(problems)}", field="topic"
+        )
 
 
 def ensure_topics(log: Log, tenant: Tenant, partitions: int = 1) -> None:
@@ -114,7 +130,9 @@ def documents_ends(log: Log, topic: str) -> tuple[int, ...]:
 def placer(log: Log, tenant: str, collection: str, shards: int, slots_total: int) -> Place:
     """Returns the function that places a new generation: its slots, and the starts of its rows there."""
     if not 1 <= shards <= slots_total:
-        raise Refused(f"shards is 1 to {slots_total}, the number of slots", field="shards", limit=slots_total)
+        raise Refused(
+            f"shards is 1 to {slots_total}, the number of slots", field="shards", limit=slots_total
+        )
 
     def chosen(generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         slots = place(tenant, collection, generation, shards, slots_total)
@@ -124,7 +142,9 @@ def placer(log: Log, tenant: str, collection: str, shards: int, slots_total: int
     return chosen
 
 
-def place(tenant: str, collection: str, generation: int, shards: int, slots_total: int) -> tuple[int, ...]:
+def place(
+    tenant: str, collection: str, generation: int, shards: int, slots_total: int
+) -> tuple[int, ...]:
     """Returns the slots of a generation's shards: consecutive, from one that the name's hash selects."""
     name = f"{tenant}/{collection}/{generation}".encode()
     first = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") % slots_total

@@ -47,7 +47,12 @@ class Quarantine:
 
     def _first(self, connection: Connection, damage: Damage, actor: str) -> None:
         s = damage.shard
-        where = {"tenant": s.tenant, "collection": s.collection, "generation": s.generation, "slot": s.slot}
+        where = {
+            "tenant": s.tenant,
+            "collection": s.collection,
+            "generation": s.generation,
+            "slot": s.slot,
+        }
         facts = {
             "path": damage.path, "segment": damage.segment, "role": damage.role, "fault": damage.fault,
             "reason": damage.reason, "seen_ms": self._clock.now_ms(), "state": "noted",
@@ -80,7 +85,9 @@ class Quarantine:
             rows = connection.execute(select(_Q).order_by(_Q.c.seen_ms, _Q.c.path)).mappings()
             return [_damage(row) for row in rows]
 
-    def move(self, damage: Damage, state: DamageState, *, actor: str, reason: str | None = None) -> None:
+    def move(
+        self, damage: Damage, state: DamageState, *, actor: str, reason: str | None = None
+    ) -> None:
         """Sets the state of recorded damage. A no-op if it has that state or is not recorded."""
         facts = {"state": state, "reason": damage.reason if reason is None else reason}
         before = {"state": damage.state, "reason": damage.reason}
@@ -88,7 +95,9 @@ class Quarantine:
             _serialize(connection)
             where = (_Q.c.path == damage.path) & (_Q.c.state != state)
             if connection.execute(update(_Q).where(where).values(**facts)).rowcount:
-                self._audit(connection, f"segment.{state}", damage, actor, before=before, after=facts)
+                self._audit(
+                    connection, f"segment.{state}", damage, actor, before=before, after=facts
+                )
 
     def forget(self, damage: Damage, *, actor: str, why: str) -> None:
         """Deletes the record: the object was found intact, or its bytes are gone. Idempotent."""
@@ -96,10 +105,19 @@ class Quarantine:
             _serialize(connection)
             if connection.execute(delete(_Q).where(_Q.c.path == damage.path)).rowcount:
                 before = {"state": damage.state, "reason": damage.reason}
-                self._audit(connection, "segment.released", damage, actor, before=before, after={"why": why})
+                self._audit(
+                    connection, "segment.released", damage, actor, before=before, after={"why": why}
+                )
 
     def _audit(
-        self, connection: Connection, action: str, damage: Damage, actor: str, *, before: Any, after: Any
+        self,
+        connection: Connection,
+        action: str,
+        damage: Damage,
+        actor: str,
+        *,
+        before: Any,
+        after: Any,
     ) -> None:
         audit.record(
             connection,
@@ -119,7 +137,9 @@ def _serialize(connection: Connection) -> None:
 
 def _is_known(connection: Connection, damage: Damage) -> bool:
     row = connection.execute(select(_Q.c.fault, _Q.c.state).where(_Q.c.path == damage.path)).first()
-    return row is not None and (row.state == "replaced" or row.fault == damage.fault or damage.fault != "corrupt")
+    return row is not None and (
+        row.state == "replaced" or row.fault == damage.fault or damage.fault != "corrupt"
+    )
 
 
 def _named(connection: Connection, damage: Damage) -> bool:
@@ -141,5 +161,8 @@ def _of(shard: ShardId) -> Any:
 
 def _damage(row: RowMapping) -> Damage:
     shard = ShardId(row["tenant"], row["collection"], row["generation"], row["slot"])
-    facts = {name: row[name] for name in ("path", "segment", "role", "fault", "reason", "seen_ms", "state")}
+    facts = {
+        name: row[name]
+        for name in ("path", "segment", "role", "fault", "reason", "seen_ms", "state")
+    }
     return Damage(shard=shard, **facts)

@@ -30,11 +30,13 @@ class RecentQueries:
 
         Durable.
 
-        A no-op if the collection is gone, or if more queries of the same model are stored: a gateway
-        that has just started knows few.
+        A no-op if the collection is gone, or if more queries of the same model are stored: a
+        gateway that has just started knows few.
         """
         newest = np.ascontiguousarray(vectors[-RECENT_QUERIES_MAX:], np.float16)
-        active = select(_C.c.name).where(_C.c.tenant == tenant, _C.c.name == collection, _C.c.state == "active")
+        active = select(_C.c.name).where(
+            _C.c.tenant == tenant, _C.c.name == collection, _C.c.state == "active"
+        )
         with change(self._engine) as connection:
             # The row lock makes a concurrent `keep`, or a deletion of the collection, wait.
             if connection.execute(active.with_for_update()).first() is None:
@@ -42,7 +44,9 @@ class RecentQueries:
             kept = select(_Q.c.vectors).where(*_made_by(tenant, collection, model, newest.shape[1]))
             if len(connection.execute(kept).scalar() or b"") > newest.nbytes:
                 return
-            connection.execute(delete(_Q).where(_Q.c.tenant == tenant, _Q.c.collection == collection))
+            connection.execute(
+                delete(_Q).where(_Q.c.tenant == tenant, _Q.c.collection == collection)
+            )
             connection.execute(
                 insert(_Q).values(
                     tenant=tenant,
@@ -62,10 +66,16 @@ class RecentQueries:
         query = select(_Q.c.vectors).where(*_made_by(tenant, collection, model, dimension))
         with look(self._engine) as connection:
             held = connection.execute(query).scalar()
-        return None if held is None else np.frombuffer(held, np.float16).reshape(-1, dimension).astype(np.float32)
+        return (
+            None
+            if held is None
+            else np.frombuffer(held, np.float16).reshape(-1, dimension).astype(np.float32)
+        )
 
 
-def _made_by(tenant: str, collection: str, model: str | None, dimension: int) -> tuple[ColumnElement[bool], ...]:
+def _made_by(
+    tenant: str, collection: str, model: str | None, dimension: int
+) -> tuple[ColumnElement[bool], ...]:
     return (
         _Q.c.tenant == tenant,
         _Q.c.collection == collection,

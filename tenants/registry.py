@@ -1,7 +1,8 @@
 """Tenants, collections, generations and models: read from memory, changed in the catalog.
 
-Every change bumps the catalog's version, stamps the rows it touched with it, and writes its audit record, in one
-transaction (law 10). `refresh` is one small SELECT; it loads only rows stamped since.
+Every change bumps the catalog's version, stamps the rows it touched with it, and writes its audit
+record, in one transaction (law 10). `refresh` is one small SELECT; it loads only rows stamped
+since.
 """
 
 import json
@@ -103,11 +104,17 @@ class Registry:
         found = self._view.collections.get((shard.tenant, shard.collection))
         if found is None or shard.generation > found.live:
             return False
-        return found.state == "deleted" or all(g.number != shard.generation for g in found.generations)
+        return found.state == "deleted" or all(
+            g.number != shard.generation for g in found.generations
+        )
 
     def collections(self, tenant: str | None = None) -> tuple[Collection, ...]:
         """Returns all collections that are not deleted, of one tenant or of all."""
-        return self._view.collections_now if tenant is None else self._view.collections_of.get(tenant, ())
+        return (
+            self._view.collections_now
+            if tenant is None
+            else self._view.collections_of.get(tenant, ())
+        )
 
     def model(self, name: str) -> EmbeddingModel:
         """Returns the model's entry. Raises NotFound."""
@@ -129,7 +136,9 @@ class Registry:
         """Returns an open change of the catalog; call `refresh` after it."""
         return changing(self._engine, self._clock, actor)
 
-    def append_partition_map(self, tenant: str, made: PartitionMap, *, epoch: int, actor: str) -> None:
+    def append_partition_map(
+        self, tenant: str, made: PartitionMap, *, epoch: int, actor: str
+    ) -> None:
         """Records the tenant's next partition map.
 
         Raises Conflict if `epoch` is already recorded.
@@ -149,12 +158,16 @@ class Registry:
         """
         if not TENANT_NAME.fullmatch(name):
             raise Refused(
-                "a tenant's name is 1 to 63 of a-z, 0-9 and '-', and does not begin with '-'", field="name", limit=63
+                "a tenant's name is 1 to 63 of a-z, 0-9 and '-', and does not begin with '-'",
+                field="name",
+                limit=63,
             )
         if priority not in ("gold", "silver", "bronze"):
             raise Refused("class is one of gold, silver, bronze", field="class")
         with changing(self._engine, self._clock, actor) as at:
-            taken = at.connection.execute(select(tables.tenants.c.state).where(tables.tenants.c.name == name)).first()
+            taken = at.connection.execute(
+                select(tables.tenants.c.state).where(tables.tenants.c.name == name)
+            ).first()
             if taken:
                 raise Conflict(
                     f"tenant {name!r} exists already"
@@ -162,7 +175,9 @@ class Registry:
                     else f"{name!r} belonged to a deleted tenant; names are not reused"
                 )
             made = Tenant(name, priority, "active", at.now_ms)
-            at.connection.execute(insert(tables.tenants).values(**asdict(made), row_version=at.version))
+            at.connection.execute(
+                insert(tables.tenants).values(**asdict(made), row_version=at.version)
+            )
             at.note("tenant.create", name, after=asdict(made))
         self.refresh()
         return made
@@ -185,8 +200,12 @@ class Registry:
         with changing(self._engine, self._clock, actor) as at:
             before = _tenant_now(at, name)
             t = tables.tenants
-            at.connection.execute(update(t).where(t.c.name == name).values(priority=priority, row_version=at.version))
-            at.note("tenant.class", name, before={"class": before.priority}, after={"class": priority})
+            at.connection.execute(
+                update(t).where(t.c.name == name).values(priority=priority, row_version=at.version)
+            )
+            at.note(
+                "tenant.class", name, before={"class": before.priority}, after={"class": priority}
+            )
         self.refresh()
         return self.tenant(name)
 
@@ -198,7 +217,9 @@ class Registry:
         c = tables.collections
         with changing(self._engine, self._clock, actor) as at:
             _tenant_now(at, name)
-            held = select(c.c.name).where(c.c.tenant == name, c.c.state == "active").order_by(c.c.name)
+            held = (
+                select(c.c.name).where(c.c.tenant == name, c.c.state == "active").order_by(c.c.name)
+            )
             for collection in at.connection.execute(held).scalars().all():
                 end_collection(at, name, collection)
             p = tables.ingest_partitions
@@ -242,9 +263,9 @@ class Registry:
     ) -> Collection:
         """Creates a collection with a live first generation. Raises Conflict if the name is taken.
 
-        `place(generation)` returns the slots and starts of that generation; `first_offsets()` returns
-        the ends of the documents topic. Both are called before the change starts, because all other
-        changes wait for it.
+        `place(generation)` returns the slots and starts of that generation; `first_offsets()`
+        returns the ends of the documents topic. Both are called before the change starts, because
+        all other changes wait for it.
         """
         self.refresh()
         if not COLLECTION_NAME.fullmatch(name):
@@ -275,9 +296,23 @@ class Registry:
                 "created_ms": at.now_ms,
                 "row_version": at.version,
             }
-            statement = update(tables.collections).where(where) if old else insert(tables.collections)
+            statement = (
+                update(tables.collections).where(where) if old else insert(tables.collections)
+            )
             at.connection.execute(statement.values(tenant=tenant, name=name, **row))
-            made = Generation(tenant, name, number, "live", model, dimension, metric, index, slots, starts, at.now_ms)
+            made = Generation(
+                tenant,
+                name,
+                number,
+                "live",
+                model,
+                dimension,
+                metric,
+                index,
+                slots,
+                starts,
+                at.now_ms,
+            )
             insert_generation(at, made)
             at.note("collection.create", f"{tenant}/{name}", after=asdict(made))
         self.refresh()
@@ -289,7 +324,9 @@ class Registry:
             end_collection(at, tenant, name)
         self.refresh()
 
-    def set_objectives(self, tenant: str, name: str, objectives: Objectives, *, actor: str) -> Collection:
+    def set_objectives(
+        self, tenant: str, name: str, objectives: Objectives, *, actor: str
+    ) -> Collection:
         """Changes a collection's objectives; searches apply them within about 1 s.
 
         Raises NotFound.
@@ -301,9 +338,13 @@ class Registry:
             if before is None:
                 raise NotFound(f"there is no collection {name!r}")
             after = asdict(objectives)
-            changed = update(c).where(where).values(objectives=json.dumps(after), row_version=at.version)
+            changed = (
+                update(c).where(where).values(objectives=json.dumps(after), row_version=at.version)
+            )
             at.connection.execute(changed)
-            at.note("collection.objectives", f"{tenant}/{name}", before=json.loads(before), after=after)
+            at.note(
+                "collection.objectives", f"{tenant}/{name}", before=json.loads(before), after=after
+            )
         self.refresh()
         return self.collection(tenant, name)
 
@@ -331,7 +372,9 @@ class Registry:
         slots, starts = place(number)
         c = tables.collections
         with changing(self._engine, self._clock, actor) as at:
-            take = update(c).where(c.c.tenant == tenant, c.c.name == collection, c.c.state == "active")
+            take = update(c).where(
+                c.c.tenant == tenant, c.c.name == collection, c.c.state == "active"
+            )
             take = take.where(c.c.uid == uid) if uid else take
             take = take.values(next_generation=c.c.next_generation + 1, row_version=at.version)
             taken = at.connection.execute(take.returning(c.c.next_generation)).first()
@@ -339,7 +382,17 @@ class Registry:
                 raise NotFound(f"there is no collection {collection!r}")
             check_number(number, taken.next_generation - 1)
             made = Generation(
-                tenant, collection, number, "building", model, dimension, live.metric, index, slots, starts, at.now_ms
+                tenant,
+                collection,
+                number,
+                "building",
+                model,
+                dimension,
+                live.metric,
+                index,
+                slots,
+                starts,
+                at.now_ms,
             )
             insert_generation(at, made)
             at.note("generation.add", f"{tenant}/{collection}/{number}", after=asdict(made))
@@ -358,10 +411,15 @@ class Registry:
             before = set_state(at, (tenant, collection, number), state)
             if before not in ("building", "ready"):
                 raise Conflict(
-                    f"generation {number} is {before}: its state is final", expected="building", found=before
+                    f"generation {number} is {before}: its state is final",
+                    expected="building",
+                    found=before,
                 )
             at.note(
-                "generation.state", f"{tenant}/{collection}/{number}", before={"state": before}, after={"state": state}
+                "generation.state",
+                f"{tenant}/{collection}/{number}",
+                before={"state": before},
+                after={"state": state},
             )
         self.refresh()
 
@@ -378,10 +436,19 @@ class Registry:
                 raise NotFound(f"there is no collection {collection!r}")
             before = set_state(at, (tenant, collection, number), "live")
             if before != "ready":
-                raise Conflict(f"generation {number} is {before}, not ready", expected="ready", found=before)
+                raise Conflict(
+                    f"generation {number} is {before}, not ready", expected="ready", found=before
+                )
             set_state(at, (tenant, collection, row.live), "retired")
-            at.connection.execute(update(c).where(where).values(live=number, row_version=at.version))
-            at.note("collection.cut_over", f"{tenant}/{collection}", before={"live": row.live}, after={"live": number})
+            at.connection.execute(
+                update(c).where(where).values(live=number, row_version=at.version)
+            )
+            at.note(
+                "collection.cut_over",
+                f"{tenant}/{collection}",
+                before={"live": row.live},
+                after={"live": number},
+            )
         self.refresh()
         return self.collection(tenant, collection)
 
@@ -392,9 +459,13 @@ class Registry:
         """
         check_entry(model)
         with changing(self._engine, self._clock, actor) as at:
-            if at.connection.execute(select(tables.models.c.name).where(tables.models.c.name == model.name)).first():
+            if at.connection.execute(
+                select(tables.models.c.name).where(tables.models.c.name == model.name)
+            ).first():
                 raise Conflict(f"model {model.name!r} exists already; entries never change")
-            at.connection.execute(insert(tables.models).values(**asdict(model), row_version=at.version))
+            at.connection.execute(
+                insert(tables.models).values(**asdict(model), row_version=at.version)
+            )
             at.note("model.register", model.name, after=asdict(model))
         self.refresh()
         return model
@@ -408,14 +479,21 @@ class Registry:
             g, m = tables.generations.c, tables.models.c
             if not at.connection.execute(select(m.name).where(m.name == name)).first():
                 raise NotFound(f"there is no model {name!r}")
-            used = select(g.tenant, g.collection).where(g.model == name, g.state.in_(SERVING)).distinct()
+            used = (
+                select(g.tenant, g.collection)
+                .where(g.model == name, g.state.in_(SERVING))
+                .distinct()
+            )
             users = [f"{r.tenant}/{r.collection}" for r in at.connection.execute(used.limit(5))]
             if users:
                 raise Conflict(
-                    f"model {name!r} is used by {', '.join(users)}: reindex or delete them first", found=users
+                    f"model {name!r} is used by {', '.join(users)}: reindex or delete them first",
+                    found=users,
                 )
             at.connection.execute(
-                update(tables.models).where(m.name == name).values(retired=True, row_version=at.version)
+                update(tables.models)
+                .where(m.name == name)
+                .values(retired=True, row_version=at.version)
             )
             at.note("model.retire", name, before={"retired": False}, after={"retired": True})
         self.refresh()
@@ -446,7 +524,11 @@ class Registry:
 def _tenant_now(at: Change, name: str) -> Tenant:
     """Returns the tenant as of the open change. Raises NotFound if it is deleted or unknown."""
     t = tables.tenants
-    row = at.connection.execute(select(t).where(t.c.name == name, t.c.state != "deleted")).mappings().first()
+    row = (
+        at.connection.execute(select(t).where(t.c.name == name, t.c.state != "deleted"))
+        .mappings()
+        .first()
+    )
     if row is None:
         raise NotFound(f"there is no tenant {name!r}")
     return Tenant(row["name"], row["priority"], row["state"], row["created_ms"])
@@ -456,6 +538,8 @@ def _set_tenant(at: Change, name: str, state: TenantState, action: str) -> Tenan
     before = _tenant_now(at, name)
     after = replace(before, state=state)
     t = tables.tenants
-    at.connection.execute(update(t).where(t.c.name == name).values(state=state, row_version=at.version))
+    at.connection.execute(
+        update(t).where(t.c.name == name).values(state=state, row_version=at.version)
+    )
     at.note(action, name, before=asdict(before), after=asdict(after))
     return after

@@ -61,7 +61,10 @@ def plan(log: Log, registry: Registry, tenant: Tenant) -> Plan:
     """Returns what `apply` would do now; changes nothing. Raises Unavailable."""
     registry.refresh()
     topic, states = tenant.documents_topic, registry.positions.of(tenant.name)
-    maps, topic_id = registry.partition_maps(tenant.name), log.topic_ids(tenant.documents_topic).get(topic)
+    maps, topic_id = (
+        registry.partition_maps(tenant.name),
+        log.topic_ids(tenant.documents_topic).get(topic),
+    )
     if maps and topic_id != maps[-1].topic_id and any(s.state == "halted" for s in states):
         n = log.partitions(topic) if topic_id else maps[-1].partitions
         known = {s.partition: s for s in states}
@@ -96,13 +99,19 @@ def apply(log: Log, registry: Registry, tenant: Tenant, *, actor: str) -> Plan:
         _move_lanes(at, tenant.name, moved)
         topic_id = made.topic_id or ""
         rows = [
-            PartitionState(tenant.name, r.partition, topic_id, r.resume_at or 0, "resuming", at.now_ms) for r in moved
+            PartitionState(
+                tenant.name, r.partition, topic_id, r.resume_at or 0, "resuming", at.now_ms
+            )
+            for r in moved
         ]
         at.connection.execute(
-            delete(_P).where(_P.c.tenant == tenant.name, _P.c.partition.in_([r.partition for r in moved]))
+            delete(_P).where(
+                _P.c.tenant == tenant.name, _P.c.partition.in_([r.partition for r in moved])
+            )
         )
         at.connection.execute(
-            upsert(at.connection.dialect.name), [{**asdict(row), "updated_ms": at.now_ms} for row in rows]
+            upsert(at.connection.dialect.name),
+            [{**asdict(row), "updated_ms": at.now_ms} for row in rows],
         )
         at.note("tenant.resume_ingest", tenant.name, after=facts(made))
     registry.refresh()
@@ -119,8 +128,9 @@ def _maps(
 ) -> list[PartitionMap]:
     """Returns maps under which records that are read again get newer versions than all before.
 
-    Until the topic's new number of partitions is recorded, HTTP writes are partitioned by the newest
-    known map. If its number differs, the topic's present records get a map of that number first.
+    Until the topic's new number of partitions is recorded, HTTP writes are partitioned by the
+    newest known map. If its number differs, the topic's present records get a map of that number
+    first.
     """
     topic_id, n = made.topic_id or "", made.n_partitions
     begins = {r.partition: r.resume_at for r in moved}
@@ -154,11 +164,15 @@ def _move_lanes(at: Change, tenant: str, moved: Sequence[Resumption]) -> None:
             at.connection.execute(delete(lane).where(*of_it))
 
 
-def _anew(log: Log, topic: str, partition: int, known: PartitionState | None, *, missing: bool) -> Resumption:
+def _anew(
+    log: Log, topic: str, partition: int, known: PartitionState | None, *, missing: bool
+) -> Resumption:
     begin = 0 if missing else log.begin(topic, partition)
     position = known.position if known else 0
     effect = (
-        "the topic is created again, empty" if missing else "the topic that has the name now is read from its beginning"
+        "the topic is created again, empty"
+        if missing
+        else "the topic that has the name now is read from its beginning"
     )
     return Resumption(
         partition,
@@ -187,7 +201,10 @@ def _one(log: Log, topic: str, state: PartitionState) -> Resumption:
                 )
             case "unreadable":
                 resume_at = first_readable(log, topic, p, position)
-                skipped, effect = (position, resume_at), "these records cannot be read; reading continues after them"
+                skipped, effect = (
+                    (position, resume_at),
+                    "these records cannot be read; reading continues after them",
+                )
             case "beyond_end":
                 resume_at = log.begin(topic, p)
                 effect = f"all {log.end(topic, p) - resume_at} records that the partition has are ingested again"

@@ -8,7 +8,12 @@ from vicinage.records import ShardId
 
 def serving(registry: Registry, tenant: str | None = None) -> dict[ShardId, Generation]:
     """Returns every served shard, of the platform or of a tenant, with its generation."""
-    return {shard: g for c in registry.collections(tenant) for g in c.generations for shard in g.shards()}
+    return {
+        shard: g
+        for c in registry.collections(tenant)
+        for g in c.generations
+        for shard in g.shards()
+    }
 
 
 def generation_of(registry: Registry, shard: ShardId) -> Generation | None:

@@ -46,7 +46,10 @@ class View:
     @cached_property
     def collections_of(self) -> dict[str, tuple[Collection, ...]]:
         """Collections that are not deleted, by tenant."""
-        return {tenant: tuple(found) for tenant, found in groupby(self.collections_now, key=attrgetter("tenant"))}
+        return {
+            tenant: tuple(found)
+            for tenant, found in groupby(self.collections_now, key=attrgetter("tenant"))
+        }
 
 
 def load_view(connection: Connection, view: View, version: int) -> View:
@@ -63,7 +66,13 @@ def load_view(connection: Connection, view: View, version: int) -> View:
     models = view.models | {r["name"]: EmbeddingModel(**r) for r in since(tables.models)}
     generations: dict[tuple[str, str], dict[int, Generation]] = {}
     for r in since(tables.generations):
-        made = Generation(**{**r, "slots": tuple(json.loads(r["slots"])), "starts": tuple(json.loads(r["starts"]))})
+        made = Generation(
+            **{
+                **r,
+                "slots": tuple(json.loads(r["slots"])),
+                "starts": tuple(json.loads(r["starts"])),
+            }
+        )
         generations.setdefault((made.tenant, made.collection), {})[made.number] = made
     collections = dict(view.collections)
     for r in since(tables.collections):
@@ -81,4 +90,10 @@ def load_view(connection: Connection, view: View, version: int) -> View:
             r["uid"],
             tuple(json.loads(r["first_offsets"])),
         )
-    return View(version, tenants, collections, models, partitions.taken_in(view.maps, since(tables.partition_maps)))
+    return View(
+        version,
+        tenants,
+        collections,
+        models,
+        partitions.taken_in(view.maps, since(tables.partition_maps)),
+    )

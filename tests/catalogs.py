@@ -34,7 +34,11 @@ class House:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
-    url = f"sqlite:///{tmp_path}/catalog.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    url = (
+        f"sqlite:///{tmp_path}/catalog.db"
+        if request.param == "sqlite"
+        else request.getfixturevalue("postgres_url")
+    )
     engine, clock = open_catalog(url), ManualClock()
     migrate(engine)
     parts = (
@@ -52,7 +56,9 @@ def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
 def fresh_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A catalog that nobody has migrated yet."""
     return (
-        f"sqlite:///{tmp_path}/new/catalog.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+        f"sqlite:///{tmp_path}/new/catalog.db"
+        if request.param == "sqlite"
+        else request.getfixturevalue("postgres_url")
     )
 
 
@@ -63,7 +69,9 @@ def nowhere(_generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def make(house: House, name: str = "docs", tenant: str = "acme") -> Generation:
     if tenant not in {t.name for t in house.registry.tenants()}:
         house.registry.create_tenant(tenant, actor="test")
-    return house.registry.create_collection(tenant, name, dimension=4, place=nowhere, actor="test").generation()
+    return house.registry.create_collection(
+        tenant, name, dimension=4, place=nowhere, actor="test"
+    ).generation()
 
 
 def url_of(engine: Engine) -> str:

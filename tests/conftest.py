@@ -34,7 +34,11 @@ def base(tmp_path: Path) -> Iterator[Resources]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """Turn a skip into a failure when CI requires every component."""
     report = yield
-    if report.skipped and os.environ.get("VICINAGE_REQUIRE") == "all" and not hasattr(report, "wasxfail"):
+    if (
+        report.skipped
+        and os.environ.get("VICINAGE_REQUIRE") == "all"
+        and not hasattr(report, "wasxfail")
+    ):
         report.outcome = "failed"
         report.longrepr = f"skipped under VICINAGE_REQUIRE=all: {report.longrepr}"
     return report

@@ -18,9 +18,14 @@ from vicinage.records import Floats
 
 
 class EmulatedDevice:
-    """See gpu_worker.Device. `full` and `broken` say what the next searches meet; `asked` what it was asked."""
+    """See gpu_worker.Device.
 
-    def __init__(self, name: str = "emulated:0", *, bytes_max: int = 1 << 30, limits: Limits = CUVS) -> None:
+    `full` and `broken` say what the next searches meet; `asked` what it was asked.
+    """
+
+    def __init__(
+        self, name: str = "emulated:0", *, bytes_max: int = 1 << 30, limits: Limits = CUVS
+    ) -> None:
         self.name, self.bytes_max, self.limits = name, bytes_max, limits
         self.asked: list[Ask] = []
         self.n_placed = 0
@@ -47,12 +52,20 @@ class EmulatedDevice:
             flat = faiss.IndexFlat(vectors.shape[1], faiss_metric(metric))
             flat.add(np.ascontiguousarray(vectors))
             return flat
-        return as_cagra(index.faiss, vectors) if index.kind == "hnsw" else faiss.clone_index(index.faiss)
+        return (
+            as_cagra(index.faiss, vectors)
+            if index.kind == "hnsw"
+            else faiss.clone_index(index.faiss)
+        )
 
     def search(self, placed: Any, queries: Floats, ask: Ask) -> Rows:
         self._work()
         self.asked.append(ask)
-        most = gpu_limits.BEAM_MAX if isinstance(placed, faiss.IndexHNSWCagra) else self.limits.candidates_max
+        most = (
+            gpu_limits.BEAM_MAX
+            if isinstance(placed, faiss.IndexHNSWCagra)
+            else self.limits.candidates_max
+        )
         assert max(ask.take, ask.width) <= most, "as FAISS and cuVS would throw"
         parameters: Any = None
         if isinstance(placed, faiss.IndexHNSWCagra):

@@ -43,7 +43,9 @@ class Caller:
     operator: str
     made: int = field(default=0)
 
-    def __call__(self, method: str, path: str, key: str | None = None, **given: Any) -> httpx.Response:
+    def __call__(
+        self, method: str, path: str, key: str | None = None, **given: Any
+    ) -> httpx.Response:
         headers = dict(given.pop("headers", {}))
         if key is not None:
             headers["authorization"] = f"Bearer {key}"
@@ -63,30 +65,42 @@ class Caller:
         """A new tenant's name and key."""
         self.made += 1
         name = f"t{self.made}"
-        return name, self.admin("POST", "/tenants", {"name": name, "class": priority}, status=201)["key"]
+        return name, self.admin("POST", "/tenants", {"name": name, "class": priority}, status=201)[
+            "key"
+        ]
 
     def collection(self, key: str, name: str = "c", **given: Any) -> dict[str, Any]:
         """A new collection of `key`'s tenant; of 4 dimensions unless said otherwise."""
-        body = {"name": name, **({"dimension": 4} if not given.keys() & {"dimension", "model"} else {}), **given}
+        body = {
+            "name": name,
+            **({"dimension": 4} if not given.keys() & {"dimension", "model"} else {}),
+            **given,
+        }
         found = self("POST", "/v1/collections", key, json=body)
         assert found.status_code == 201, found.text
         return found.json()
 
     def write(self, key: str, documents: list[dict[str, Any]], name: str = "c") -> str:
         """Write the documents, all of them good; the token."""
-        found = self("POST", f"/v1/collections/{name}/documents", key, json={"documents": documents})
+        found = self(
+            "POST", f"/v1/collections/{name}/documents", key, json={"documents": documents}
+        )
         assert found.status_code == 202, found.text
         assert found.json()["rejected"] == []
         return found.json()["token"]
 
-    def search(self, key: str, name: str = "c", *, status: int = 200, **question: Any) -> dict[str, Any]:
+    def search(
+        self, key: str, name: str = "c", *, status: int = 200, **question: Any
+    ) -> dict[str, Any]:
         """A search that must be answered with `status`."""
         found = self("POST", f"/v1/collections/{name}/search", key, json=question)
         assert found.status_code == status, found.text
         return found.json()
 
 
-def build(base: Resources, searchers: list[Any], settings: GatewaySettings | None = None, **given: Any) -> FastAPI:
+def build(
+    base: Resources, searchers: list[Any], settings: GatewaySettings | None = None, **given: Any
+) -> FastAPI:
     """The app over these searchers, with an embedder that needs no model."""
 
     async def ready() -> bool:
@@ -108,7 +122,9 @@ def build(base: Resources, searchers: list[Any], settings: GatewaySettings | Non
     state = open_state(
         Dependencies(
             registry=base.registry,
-            keys=Keys(base.engine, base.clock, away_s=(settings or base.settings.gateway).key_away_s),
+            keys=Keys(
+                base.engine, base.clock, away_s=(settings or base.settings.gateway).key_away_s
+            ),
             audit=Audit(base.engine),
             jobs=base.jobs,
             log=base.log,
@@ -132,7 +148,9 @@ def calling(base: Resources, searcher: Any, app: FastAPI) -> Iterator[Caller]:
         portal.wrap_async_context_manager(app.router.lifespan_context(app)),
         portal.wrap_async_context_manager(
             httpx.AsyncClient(
-                transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://gateway", timeout=30
+                transport=httpx.ASGITransport(app, raise_app_exceptions=False),
+                base_url="http://gateway",
+                timeout=30,
             )
         ) as http,
     ):
@@ -156,9 +174,13 @@ def platform(
 
 
 @contextmanager
-def serving(app: Any, *, http: Any = BoundedHeads, on_stop: Callable[[], None] = lambda: None) -> Iterator[str]:
+def serving(
+    app: Any, *, http: Any = BoundedHeads, on_stop: Callable[[], None] = lambda: None
+) -> Iterator[str]:
     """The app on a real server on loopback; its URL."""
-    config = uvicorn.Config(app, http=http, host="127.0.0.1", port=0, log_level="warning", access_log=False, ws="none")
+    config = uvicorn.Config(
+        app, http=http, host="127.0.0.1", port=0, log_level="warning", access_log=False, ws="none"
+    )
     server = DrainingServer(config, on_stop)
     thread = threading.Thread(target=partial(asyncio.run, server.serve()), daemon=True)
     thread.start()
@@ -170,7 +192,9 @@ def serving(app: Any, *, http: Any = BoundedHeads, on_stop: Callable[[], None] =
         thread.join(20)
 
 
-def problem(found: httpx.Response, status: int, kind: str | None = None, field: str | None = None) -> dict[str, Any]:
+def problem(
+    found: httpx.Response, status: int, kind: str | None = None, field: str | None = None
+) -> dict[str, Any]:
     """The problem document of a refusal, which must be of this status, kind and field."""
     assert found.status_code == status, found.text
     assert found.headers["content-type"] == PROBLEM

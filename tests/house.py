@@ -53,7 +53,9 @@ class HashEmbedder:
     ) -> Floats:
         return np.stack([hash_vector(t, self.dimension) for t in texts])
 
-    async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
+    async def embed_query(
+        self, text: str, *, tenant: str, weight: int, deadline: Deadline
+    ) -> Floats:
         return hash_vector(text, self.dimension)
 
     def close(self) -> None:
@@ -87,7 +89,9 @@ def settings(folder: Path, **indexer: Any) -> Settings:
 
 
 def make_ingest(
-    base: Resources, embedder: Embedder | None = None, by_model: Mapping[str, Embedder] | None = None
+    base: Resources,
+    embedder: Embedder | None = None,
+    by_model: Mapping[str, Embedder] | None = None,
 ) -> Ingest:
     return Ingest(
         base.log,
@@ -99,7 +103,9 @@ def make_ingest(
     )
 
 
-def make_indexer(base: Resources, owner: str = "test", by_model: Mapping[str, Embedder] | None = None) -> Indexer:
+def make_indexer(
+    base: Resources, owner: str = "test", by_model: Mapping[str, Embedder] | None = None
+) -> Indexer:
     return Indexer(
         log=base.log,
         registry=Registry(base.engine, base.clock),
@@ -112,7 +118,9 @@ def make_indexer(base: Resources, owner: str = "test", by_model: Mapping[str, Em
         clock=base.clock,
         owner=owner,
         slots_total=base.settings.slots,
-        embed=lambda model, texts, tenant: (by_model or {}).get(model, HashEmbedder()).embed(texts, tenant=tenant),
+        embed=lambda model, texts, tenant: (
+            (by_model or {}).get(model, HashEmbedder()).embed(texts, tenant=tenant)
+        ),
     )
 
 

@@ -14,7 +14,10 @@ Mode = Literal["well", "hangs", "fails"]
 
 
 class ModelServer:
-    """An OpenAI-compatible embeddings server. `poison`: it answers 500 to a call with a text that holds this word."""
+    """An OpenAI-compatible embeddings server.
+
+    `poison`: it answers 500 to a call with a text that holds this word.
+    """
 
     def __init__(self, name: str, dimension: int = 8) -> None:
         self.name, self.dimension = name, dimension

@@ -81,7 +81,9 @@ def check_syntax(block: Block) -> None:
         case "toml":
             tomllib.loads(block.code)
         case kind:
-            assert kind in SHOWN_KINDS, f"{block.where}: a block of kind {kind!r} is not checked by anything"
+            assert kind in SHOWN_KINDS, (
+                f"{block.where}: a block of kind {kind!r} is not checked by anything"
+            )
 
 
 class Session:
@@ -101,14 +103,21 @@ class Session:
         )  # fmt: skip
 
     def run(self, block: Block) -> str:
-        """What the block prints. Raises AssertionError, with the output, where a command of it fails."""
+        """What the block prints.
+
+        Raises AssertionError, with the output, where a command of it fails.
+        """
         code = block.code
         for written, here in self._replaced.items():
             code = code.replace(written, here)
         if block.kind == "sh":
-            # -e ends the subshell at the first failure; variables and the directory are handed to the next block.
+            # -e ends the subshell at the first failure; variables and the directory are handed to
+            # the next block.
             kept = shlex.quote(str(self._folder / ".variables"))
-            self._tell(self._shell, f"( set -euo pipefail\n{code}\nexport -p > {kept} ) < /dev/null 2>&1; S=$?")
+            self._tell(
+                self._shell,
+                f"( set -euo pipefail\n{code}\nexport -p > {kept} ) < /dev/null 2>&1; S=$?",
+            )
             self._tell(self._shell, f"[ $S = 0 ] && . {kept}; printf '\\0%s\\n' $S")
             status, said = self._heard(self._shell)
         else:

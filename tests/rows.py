@@ -13,11 +13,22 @@ Row = tuple[str, int, Sequence[np.ndarray] | None, str]
 
 
 def message(rows: Sequence[Row], dimension: int = 4, *, older: bool = False) -> pa.RecordBatch:
-    """A vectors message's batch; `older`: of format 1, with the metadata in every row. Deletions alone have no vectors."""
+    """A vectors message's batch; `older`: of format 1, with the metadata in every row.
+
+    Deletions alone have no vectors.
+    """
     flat = [
-        (name, version, i if vectors is not None else -1, vector, metadata if older or not i else None)
+        (
+            name,
+            version,
+            i if vectors is not None else -1,
+            vector,
+            metadata if older or not i else None,
+        )
         for name, version, vectors, metadata in rows
-        for i, vector in enumerate(vectors if vectors is not None else [np.full(dimension, np.nan, np.float32)])
+        for i, vector in enumerate(
+            vectors if vectors is not None else [np.full(dimension, np.nan, np.float32)]
+        )
     ]
     n = len(flat)
     columns = [
@@ -29,7 +40,8 @@ def message(rows: Sequence[Row], dimension: int = 4, *, older: bool = False) -> 
     if flat and not older and all(vectors is None for _, _, vectors, _ in rows):
         return pa.RecordBatch.from_arrays(arrays, schema=deletions_schema())
     vectors = vector_column(
-        np.stack([f[3] for f in flat]) if flat else np.empty((0, dimension), np.float32), [f[2] < 0 for f in flat]
+        np.stack([f[3] for f in flat]) if flat else np.empty((0, dimension), np.float32),
+        [f[2] < 0 for f in flat],
     )
     return pa.RecordBatch.from_arrays([*arrays, vectors], schema=schema)
 
@@ -44,13 +56,17 @@ def strangers(collection: str) -> list[bytes]:
     """Values that are no message of generation 1 of acme's collection, though their key may say so."""
 
     def encoded(batch: pa.RecordBatch, **names: Any) -> bytes:
-        return encode_rows(batch, **{"tenant": "acme", "collection": collection, "generation": 1, **names})
+        return encode_rows(
+            batch, **{"tenant": "acme", "collection": collection, "generation": 1, **names}
+        )
 
     whole = message([("p", 9, [unit(1), unit(2)], "{}"), ("q", 9, [unit(3)], "{}")])
     endless = message([("p", 9, [np.full(4, np.inf, np.float32)], "{}")])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(
-        sink, whole.schema.with_metadata({"vicinage": "2"}), options=pa.ipc.IpcWriteOptions(compression="zstd")
+        sink,
+        whole.schema.with_metadata({"vicinage": "2"}),
+        options=pa.ipc.IpcWriteOptions(compression="zstd"),
     ) as writer:
         writer.write_batch(message([("p", 9, [np.zeros(4, np.float32)] * 700_000, "{}")]))
     return [

@@ -22,7 +22,9 @@ from vicinage.wire import decode_rows, encode_rows, parse_rows_key, rows_key
 DIMENSION = 4
 
 
-def make_collection(base: Resources, name: str = "docs", *, shards: int = 1, index: str = "flat") -> Generation:
+def make_collection(
+    base: Resources, name: str = "docs", *, shards: int = 1, index: str = "flat"
+) -> Generation:
     """A collection of tenant acme; its live generation."""
     try:
         provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
@@ -49,7 +51,12 @@ def version(offset: int, partition: int = 0) -> int:
 def up(name: str, number: int, passages: int = 1) -> Row:
     """A document's new content, as of position `number` of the documents log."""
     vectors = [unit(crc32(f"{name} {number} {i}".encode())) for i in range(passages)]
-    return (name, version(number), vectors, orjson.dumps({"name": name, "version": version(number)}).decode())
+    return (
+        name,
+        version(number),
+        vectors,
+        orjson.dumps({"name": name, "version": version(number)}).decode(),
+    )
 
 
 def gone(name: str, number: int) -> Row:
@@ -65,7 +72,9 @@ def append(base: Resources, generation: Generation, *rows: Row) -> None:
         by_slot.setdefault(g.slots[shard_of(row[0], len(g.slots))], []).append(row)
     key = rows_key(g.tenant, g.collection, g.number)
     for slot, part in by_slot.items():
-        value = encode_rows(message(part, DIMENSION), tenant=g.tenant, collection=g.collection, generation=g.number)
+        value = encode_rows(
+            message(part, DIMENSION), tenant=g.tenant, collection=g.collection, generation=g.number
+        )
         base.log.append(VECTORS_TOPIC, slot, [Record(value, key, event_time_ms=1)])
 
 
@@ -82,7 +91,9 @@ def loaded(base: Resources, shard: ShardId, generation: Generation) -> Shard:
         backend=backend,
         manifest=manifest,
     )
-    made.adopt(manifest, [load(ref, base.store, backend, generation.metric) for ref in manifest.segments])
+    made.adopt(
+        manifest, [load(ref, base.store, backend, generation.metric) for ref in manifest.segments]
+    )
     name = (shard.tenant, shard.collection, shard.generation)
     at = manifest.sealed
     end = base.log.end(VECTORS_TOPIC, shard.slot)
@@ -100,16 +111,23 @@ def contents(base: Resources, generation: Generation) -> dict[str, tuple[int, in
     found: dict[str, tuple[int, int]] = {}
     question = np.ones((1, generation.dimension), np.float32)
     for shard in generation.shards():
-        shard_result = loaded(base, shard, generation).search(ShardQuery(shard, question, 10_000, exact=True))
+        shard_result = loaded(base, shard, generation).search(
+            ShardQuery(shard, question, 10_000, exact=True)
+        )
         for hit in shard_result.hits[0]:
             held, n = found.get(hit.document_id, (hit.version, 0))
             assert held == hit.version, "one version of a document at a time"
-            assert hit.metadata == {"name": hit.document_id, "version": held}, "whichever passage it is"
+            assert hit.metadata == {"name": hit.document_id, "version": held}, (
+                "whichever passage it is"
+            )
             found[hit.document_id] = (held, n + 1)
     return found
 
 
 def segments(base: Resources, generation: Generation) -> list[tuple[int, int]]:
     """(passages, deletes) of every segment of the generation, in the manifests' order."""
-    every = sorted(base.manifests.of_generation(generation.tenant, generation.collection, generation.number), key=str)
+    every = sorted(
+        base.manifests.of_generation(generation.tenant, generation.collection, generation.number),
+        key=str,
+    )
     return [(s.n_passages, s.n_deletes) for m in every for s in m.segments]

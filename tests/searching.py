@@ -28,9 +28,17 @@ from vicinage.wire import encode_rows, rows_key, vectors_schema
 D = 4
 
 
-def collection(base: Resources, name: str = "docs", dimension: int = D, tenant: str = "acme") -> Collection:
+def collection(
+    base: Resources, name: str = "docs", dimension: int = D, tenant: str = "acme"
+) -> Collection:
     return provisioning.create_collection(
-        base.registry, base.log, tenant, name, dimension=dimension, slots_total=base.settings.slots, actor="test"
+        base.registry,
+        base.log,
+        tenant,
+        name,
+        dimension=dimension,
+        slots_total=base.settings.slots,
+        actor="test",
     )
 
 
@@ -42,7 +50,12 @@ def send(base: Resources, to: ShardId, batch: pa.RecordBatch, *, event_time_ms: 
     """Append a vectors message; the offset after it."""
     key = rows_key(to.tenant, to.collection, to.generation)
     value = encode_rows(batch, tenant=to.tenant, collection=to.collection, generation=to.generation)
-    return base.log.append(VECTORS_TOPIC, to.slot, [Record(value, key, event_time_ms=event_time_ms)])[0] + 1
+    return (
+        base.log.append(VECTORS_TOPIC, to.slot, [Record(value, key, event_time_ms=event_time_ms)])[
+            0
+        ]
+        + 1
+    )
 
 
 def one(name: str, version: int) -> pa.RecordBatch:
@@ -65,14 +78,18 @@ def seal(
     nothing = pa.RecordBatch.from_pylist([], schema=vectors_schema(of.generation().dimension))
     ref = builder.write(shard, of.generation(), *newest([nothing, *batches]))
     before_publish(ref)
-    made = builder.publish(shard, of.generation(), lease, lambda m: (*m.segments, ref), sealed=sealed)
+    made = builder.publish(
+        shard, of.generation(), lease, lambda m: (*m.segments, ref), sealed=sealed
+    )
     leases.release(lease)
     return made
 
 
 @contextmanager
 def searching(base: Resources, slots: list[int] | None = None, **settings) -> Iterator[Searcher]:
-    quick = base.settings.model_copy(update={"searcher": SearcherSettings(**{"adopt_s": 0.05, **settings})})
+    quick = base.settings.model_copy(
+        update={"searcher": SearcherSettings(**{"adopt_s": 0.05, **settings})}
+    )
     made = build_searcher(replace(base, settings=quick), slots)
     made.start()
     try:
@@ -84,7 +101,10 @@ def searching(base: Resources, slots: list[int] | None = None, **settings) -> It
 
 def ask(searcher: Searcher, shard: ShardId, **query) -> list[tuple[str, int]]:
     asked = ShardQuery(shard, unit(0)[None], 100, **query)
-    return sorted((h.document_id, h.version) for h in searcher.submit(asked, Deadline.after(5)).result(5).hits[0])
+    return sorted(
+        (h.document_id, h.version)
+        for h in searcher.submit(asked, Deadline.after(5)).result(5).hits[0]
+    )
 
 
 def bring_in(searcher: Searcher, *shards: ShardId) -> None:

@@ -78,7 +78,10 @@ class Secured:
             file.write_text(unsigned_token("vicinage"))
             given["token_file"] = str(file)
         else:
-            given |= {"username": "vicinage", "password": "plain-secret" if kind == "PLAIN" else "scram-secret"}
+            given |= {
+                "username": "vicinage",
+                "password": "plain-secret" if kind == "PLAIN" else "scram-secret",
+            }
         return KafkaSettings(**{**given, **changed})
 
 
@@ -127,7 +130,9 @@ def make_certificates(folder: Path) -> None:
         (folder / "san").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
         run("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-out",
             f"{name}.crt", "-days", "2", "-extfile", "san")  # fmt: skip
-    (folder / "broker.pem").write_text((folder / "broker.key").read_text() + (folder / "broker.crt").read_text())
+    (folder / "broker.pem").write_text(
+        (folder / "broker.key").read_text() + (folder / "broker.crt").read_text()
+    )
 
 
 @contextmanager

@@ -48,7 +48,9 @@ def free_port() -> int:
 class Shared:
     """One server for all workers of a test run: the first starts it, the last one out stops it."""
 
-    def __init__(self, name: str, start: Callable[[Path], str], stop: Callable[[Path], None]) -> None:
+    def __init__(
+        self, name: str, start: Callable[[Path], str], stop: Callable[[Path], None]
+    ) -> None:
         run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"alone-{os.getpid()}")
         self.folder = Path(tempfile.gettempdir()) / f"vicinage-tests-{run}" / name
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +159,12 @@ def s3_server() -> Iterator[str]:
                 environment = {**os.environ, "GOBIN": str(binary.parent)}
                 words = ["go", "install", "github.com/versity/versitygw/cmd/versitygw@v1.8.0"]
                 done = subprocess.run(
-                    words, env=environment, capture_output=True, text=True, timeout=1_200, check=False
+                    words,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    timeout=1_200,
+                    check=False,
                 )
                 if done.returncode != 0:
                     pytest.skip(f"the S3 server does not build here: {done.stderr[-300:]}")
@@ -176,7 +183,9 @@ def s3_server() -> Iterator[str]:
             "posix",
             str(folder / "data"),
         ]
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         (folder / "pid").write_text(str(process.pid))
         for _ in range(200):
             with socket.socket() as probe:

@@ -21,7 +21,9 @@ D = 4
 
 def shard(sealed: int = 0) -> Shard:
     manifest = Manifest(SHARD, 0, 0, sealed, ())
-    return Shard(SHARD, dimension=D, metric="cosine", recall=0.95, backend=BACKEND, manifest=manifest)
+    return Shard(
+        SHARD, dimension=D, metric="cosine", recall=0.95, backend=BACKEND, manifest=manifest
+    )
 
 
 def segment(store: LocalStore, batches: list[pa.RecordBatch], spec: str = "flat") -> Segment:

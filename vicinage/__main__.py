@@ -1,8 +1,8 @@
 """Entry point of the `vicinage` command and of `python -m vicinage`.
 
 Refuses to start if another package shadows one of this distribution. Its top-level packages have
-general names (docs/decisions/036-packaging.md), so it needs its own environment: a package of the same
-name earlier on Python's path would be imported instead.
+general names (docs/decisions/036-packaging.md), so it needs its own environment: a package of the
+same name earlier on Python's path would be imported instead.
 """
 
 import sys
@@ -31,7 +31,9 @@ def shadowed(root: Path, path: Sequence[str]) -> str | None:
     """Returns an error if a package would be imported from outside `root`, else None."""
     for name in PACKAGES:
         spec = PathFinder.find_spec(name, path)
-        found = Path(spec.origin).resolve() if spec is not None and spec.origin is not None else None
+        found = (
+            Path(spec.origin).resolve() if spec is not None and spec.origin is not None else None
+        )
         if found != root / name / "__init__.py":
             where = "nowhere" if found is None else str(found)
             return (

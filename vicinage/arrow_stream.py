@@ -36,12 +36,14 @@ Text compresses about 10:1; only artificial data compresses 1000:1.
 """
 
 
-def read_stream(value: bytes, *, bytes_max: int, rows_max: int) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+def read_stream(
+    value: bytes, *, bytes_max: int, rows_max: int
+) -> tuple[pa.Schema, list[pa.RecordBatch]]:
     """Returns the schema and the fully validated batches of one Arrow stream.
 
-    Raises Refused for bytes that are not a complete stream. Raises it, too, before decoding a batch that
-    would exceed `bytes_max`, the bound for the stream's size (DECODED_FLOOR, DECODED_RATIO), or
-    `rows_max` in total.
+    Raises Refused for bytes that are not a complete stream. Raises it, too, before decoding a batch
+    that would exceed `bytes_max`, the bound for the stream's size (DECODED_FLOOR, DECODED_RATIO),
+    or `rows_max` in total.
     """
     bytes_max = min(bytes_max, DECODED_FLOOR + DECODED_RATIO * len(value))
     try:
@@ -53,22 +55,30 @@ def read_stream(value: bytes, *, bytes_max: int, rows_max: int) -> tuple[pa.Sche
         raise Refused("the body is not an Arrow IPC stream: it is empty", field="body") from None
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as error:
         first = (str(error).splitlines() or ["unreadable"])[0][:200]
-        raise Refused(f"the body is not a complete Arrow IPC stream: {first}", field="body") from error
+        raise Refused(
+            f"the body is not a complete Arrow IPC stream: {first}", field="body"
+        ) from error
     if (n := len(value) - source.tell()) > 0:
-        raise Refused(f"{n} bytes follow the end of the Arrow stream: send one stream", field="body")
+        raise Refused(
+            f"{n} bytes follow the end of the Arrow stream: send one stream", field="body"
+        )
     return schema, batches
 
 
 def _schema(message: Any) -> pa.Schema:
     # NOTE: pyarrow's function does not check the message's type, and reads beyond its end: a crash.
     if message.type != "schema":
-        raise Refused(f"the Arrow stream begins with a {message.type}, not with its schema", field="body")
+        raise Refused(
+            f"the Arrow stream begins with a {message.type}, not with its schema", field="body"
+        )
     _check_version(message)
     schema = pa.ipc.read_schema(message)
     if not schema.names:  # NOTE: reading the names also detects one that is not UTF-8
         raise Refused("the Arrow stream has no columns", field="body")
     if len(schema) > COLUMNS_MAX:
-        raise Refused(f"the Arrow stream has more than {COLUMNS_MAX} columns", field="body", limit=COLUMNS_MAX)
+        raise Refused(
+            f"the Arrow stream has more than {COLUMNS_MAX} columns", field="body", limit=COLUMNS_MAX
+        )
     return schema
 
 
@@ -80,12 +90,16 @@ def _check_version(message: Any) -> None:
         )
 
 
-def _batches(messages: Any, schema: pa.Schema, bytes_max: int, rows_max: int) -> list[pa.RecordBatch]:
+def _batches(
+    messages: Any, schema: pa.Schema, bytes_max: int, rows_max: int
+) -> list[pa.RecordBatch]:
     found: list[pa.RecordBatch] = []
     n_bytes = n_rows = 0
     for message in messages:
         if message.type != "record batch":
-            raise Refused(f"the Arrow stream has a {message.type}: send plain columns", field="body")
+            raise Refused(
+                f"the Arrow stream has a {message.type}: send plain columns", field="body"
+            )
         _check_version(message)
         if len(found) == BATCHES_MAX:
             raise Refused(
@@ -96,12 +110,16 @@ def _batches(messages: Any, schema: pa.Schema, bytes_max: int, rows_max: int) ->
         n_bytes += claimed_bytes(message)
         if n_bytes > bytes_max:
             raise Refused(
-                f"the Arrow stream is larger than {bytes_max} bytes once decompressed", field="body", limit=bytes_max
+                f"the Arrow stream is larger than {bytes_max} bytes once decompressed",
+                field="body",
+                limit=bytes_max,
             )
         batch = pa.ipc.read_record_batch(message, schema)
         n_rows += batch.num_rows
         if n_rows > rows_max:
-            raise Refused(f"the Arrow stream has more than {rows_max} rows", field="body", limit=rows_max)
+            raise Refused(
+                f"the Arrow stream has more than {rows_max} rows", field="body", limit=rows_max
+            )
         batch.validate(full=True)
         found.append(batch)
     return found
@@ -111,7 +129,9 @@ def claimed_of(value: bytes) -> int:
     """Returns the claimed memory of a stream's record batches, bytes; 0 if it is not a stream."""
     try:
         messages = pa.ipc.MessageReader.open_stream(value)
-        return sum(claimed_bytes(m) for m in islice(messages, BATCHES_MAX) if m.type == "record batch")
+        return sum(
+            claimed_bytes(m) for m in islice(messages, BATCHES_MAX) if m.type == "record batch"
+        )
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError, Refused):
         return 0  # `read_stream` raises the error
 

@@ -23,14 +23,15 @@ _GONE: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 def open_catalog(url: str) -> Engine:
     """Returns the engine of a SQLAlchemy URL, without connecting yet.
 
-    The URL is `sqlite:////path` or `postgresql+psycopg://user:password@host/name`. Raises Refused for
-    an invalid URL.
+    The URL is `sqlite:////path` or `postgresql+psycopg://user:password@host/name`. Raises Refused
+    for an invalid URL.
     """
     try:
         parsed = make_url(url)
     except ArgumentError:  # the message omits the URL, which may contain a password
         raise Refused(
-            "catalog_url is not a SQLAlchemy URL: sqlite:////path or postgresql+psycopg://…", field="catalog_url"
+            "catalog_url is not a SQLAlchemy URL: sqlite:////path or postgresql+psycopg://…",
+            field="catalog_url",
         ) from None
     match parsed.get_backend_name():
         case "sqlite":
@@ -39,7 +40,8 @@ def open_catalog(url: str) -> Engine:
             return _postgres(parsed)
         case other:
             raise Refused(
-                f"catalog_url: {other} is not supported; use sqlite or postgresql+psycopg", field="catalog_url"
+                f"catalog_url: {other} is not supported; use sqlite or postgresql+psycopg",
+                field="catalog_url",
             )
 
 
@@ -88,12 +90,18 @@ def _translated_errors() -> Iterator[None]:
     try:
         yield
     except (OperationalError, PoolTimeout) as error:
-        raise Unavailable(f"the catalog is away: {_first_line(error)}", dependency="catalog") from error
+        raise Unavailable(
+            f"the catalog is away: {_first_line(error)}", dependency="catalog"
+        ) from error
     except DBAPIError as error:
         if getattr(error.orig, "sqlite_errorcode", None) in _DAMAGED:
-            raise Corrupt(f"the catalog's file is damaged: {_first_line(error)}", path="catalog") from error
+            raise Corrupt(
+                f"the catalog's file is damaged: {_first_line(error)}", path="catalog"
+            ) from error
         if error.connection_invalidated:
-            raise Unavailable(f"the catalog is away: {_first_line(error)}", dependency="catalog") from error
+            raise Unavailable(
+                f"the catalog is away: {_first_line(error)}", dependency="catalog"
+            ) from error
         raise
 
 
@@ -105,10 +113,13 @@ def _sqlite(url: URL) -> Engine:
     path = url.database
     if not path or path == ":memory:":
         raise Refused(
-            "catalog_url: SQLite needs a file, so that every process sees the same catalog", field="catalog_url"
+            "catalog_url: SQLite needs a file, so that every process sees the same catalog",
+            field="catalog_url",
         )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": BUSY_S}, pool_size=8, max_overflow=24, pool_timeout=BUSY_S)
+    engine = create_engine(
+        url, connect_args={"timeout": BUSY_S}, pool_size=8, max_overflow=24, pool_timeout=BUSY_S
+    )
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: object) -> None:
@@ -145,7 +156,14 @@ def _postgres(url: URL) -> Engine:
     }
     try:
         return create_engine(
-            url, connect_args=arguments, pool_size=8, max_overflow=24, pool_timeout=BUSY_S, pool_pre_ping=True
+            url,
+            connect_args=arguments,
+            pool_size=8,
+            max_overflow=24,
+            pool_timeout=BUSY_S,
+            pool_pre_ping=True,
         )
     except ModuleNotFoundError as error:
-        raise Refused(f"catalog_url needs {error.name}: install vicinage[postgres]", field="catalog_url") from error
+        raise Refused(
+            f"catalog_url needs {error.name}: install vicinage[postgres]", field="catalog_url"
+        ) from error

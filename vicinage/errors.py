@@ -50,7 +50,9 @@ class Refused(VicinageError):
     status = 400
     title = "The request was refused"
 
-    def __init__(self, detail: str, *, field: str | None = None, limit: str | float | None = None) -> None:
+    def __init__(
+        self, detail: str, *, field: str | None = None, limit: str | float | None = None
+    ) -> None:
         super().__init__(detail)
         self.field = field
         self.limit = limit
@@ -141,7 +143,12 @@ class Unavailable(VicinageError):
     title = "A dependency is unavailable"
 
     def __init__(
-        self, detail: str, *, dependency: str, retry_after_s: float = 1.0, operator_detail: str | None = None
+        self,
+        detail: str,
+        *,
+        dependency: str,
+        retry_after_s: float = 1.0,
+        operator_detail: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.dependency = dependency
@@ -157,7 +164,12 @@ class DeadlineExceeded(Unavailable):
     title = "The deadline passed"
 
     def __init__(
-        self, detail: str, *, dependency: str = "deadline", retry_after_s: float = 0.1, ahead: int | None = None
+        self,
+        detail: str,
+        *,
+        dependency: str = "deadline",
+        retry_after_s: float = 0.1,
+        ahead: int | None = None,
     ) -> None:
         super().__init__(detail, dependency=dependency, retry_after_s=retry_after_s)
         self.ahead = ahead
@@ -178,7 +190,9 @@ class Corrupt(VicinageError):
         self.path = path
 
 
-def _rebuilt(kind: type[VicinageError], args: tuple[object, ...], facts: dict[str, object]) -> VicinageError:
+def _rebuilt(
+    kind: type[VicinageError], args: tuple[object, ...], facts: dict[str, object]
+) -> VicinageError:
     made = kind.__new__(kind, *args)
     made.__dict__.update(facts)
     return made

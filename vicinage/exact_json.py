@@ -56,7 +56,9 @@ class Exactly:
         try:
             return json.loads(self._data)
         except (ValueError, RecursionError) as error:
-            raise Refused(f"a number of the JSON is too long: {str(error)[:100]}", field="body") from None
+            raise Refused(
+                f"a number of the JSON is too long: {str(error)[:100]}", field="body"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

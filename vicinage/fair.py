@@ -42,8 +42,8 @@ class _Line(Generic[T]):
 class FairQueue(Generic[T]):
     """Items with a cost, per tenant, bounded by total cost (`cost_max`) or by number (`items_max`).
 
-    `cost` is the total cost of waiting items. `cost_per_s` is the service rate that the owner measured;
-    it determines `retry_after_s` of Overloaded.
+    `cost` is the total cost of waiting items. `cost_per_s` is the service rate that the owner
+    measured; it determines `retry_after_s` of Overloaded.
     """
 
     def __init__(self, *, cost_max: int = 0, items_max: int = 0, quantum: int) -> None:
@@ -103,11 +103,16 @@ class FairQueue(Generic[T]):
         self._held += held
 
     def _has_room(self, line: _Line[T] | None, more: int, weight: int) -> bool:
-        return has_room(more, held=line.held if line else 0, free=self._held_max - self._held, weight=weight)
+        return has_room(
+            more, held=line.held if line else 0, free=self._held_max - self._held, weight=weight
+        )
 
     def _full(self, own: int) -> Overloaded:
         wait_s = max(0.1, min(30.0, own / self.cost_per_s)) if self.cost_per_s else 1.0
-        return Overloaded(f"the queue is full: {self._held} of {self._held_max} wait", retry_after_s=round(wait_s, 1))
+        return Overloaded(
+            f"the queue is full: {self._held} of {self._held_max} wait",
+            retry_after_s=round(wait_s, 1),
+        )
 
     def take(self, budget: int) -> list[T]:
         """Takes items with a total cost of at most `budget`, by deficit round robin.
@@ -140,8 +145,8 @@ class FairQueue(Generic[T]):
     def take_along(self, tenant: str, fits: Callable[[T], bool], n_max: int) -> list[T]:
         """Takes at most `n_max` more items of the tenant that fit, oldest first, to fill a batch.
 
-        Their cost is charged to the tenant: cost beyond its turn makes the deficit negative, and its next
-        turns pay it back.
+        Their cost is charged to the tenant: cost beyond its turn makes the deficit negative, and
+        its next turns pay it back.
         """
         line = self._lines.get(tenant)
         if line is None or not line.items:

@@ -1,7 +1,7 @@
 """Named points at which a test can kill the process; no-ops in production.
 
-`VICINAGE_CRASH=name` (or `name:3` for the third visit) makes `crash_point("name")` end the process with SIGKILL,
-as a power cut would: no `finally`, no flush.
+`VICINAGE_CRASH=name` (or `name:3` for the third visit) makes `crash_point("name")` end the process
+with SIGKILL, as a power cut would: no `finally`, no flush.
 """
 
 import os

@@ -1,9 +1,10 @@
 """Metadata filters of searches, parsed once per request.
 
-`{"lang": "en", "year": {"$gte": 2020}, "$or": [...]}` with $eq $ne $gt $gte $lt $lte $in $nin $exists $and $or $not.
-Numbers compare with numbers, strings with strings, booleans with booleans. A list in the metadata matches if any of
-its elements does. A missing field matches only $ne, $nin and {"$exists": false}. A dot in a field's name reaches into
-nested objects. `indexer/index/filters.py` evaluates what is parsed here.
+`{"lang": "en", "year": {"$gte": 2020}, "$or": [...]}` with $eq $ne $gt $gte $lt $lte $in $nin
+$exists $and $or $not. Numbers compare with numbers, strings with strings, booleans with booleans. A
+list in the metadata matches if any of its elements does. A missing field matches only $ne, $nin and
+{"$exists": false}. A dot in a field's name reaches into nested objects. `indexer/index/filters.py`
+evaluates what is parsed here.
 
 Law 7: the limits below bound what a filter costs the searcher that evaluates it.
 """
@@ -30,7 +31,10 @@ OPERATORS: Final = ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One comparison of one field. For $in and $nin, `operand` has a set per kind: {"number": …, "string": …}."""
+    """One comparison of one field.
+
+    For $in and $nin, `operand` has a set per kind: {"number": …, "string": …}.
+    """
 
     field: str
     op: str
@@ -50,9 +54,12 @@ Tree = Leaf | Node
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A parsed filter. Immutable and picklable: a request makes it once, and its shard queries carry it.
+    """A parsed filter.
 
-    `text` is the filter's JSON. Compare filters by it: trees compare 1 and True as equal, filters do not.
+    Immutable and picklable: a request makes it once, and its shard queries carry it.
+
+    `text` is the filter's JSON. Compare filters by it: trees compare 1 and True as equal, filters
+    do not.
     """
 
     tree: Tree
@@ -78,12 +85,18 @@ class _Bounds:
         """Counts clauses."""
         self._clauses += n
         if self._clauses > CLAUSES_MAX:
-            raise Refused(f"{at}: a filter has at most {CLAUSES_MAX} clauses", field="filter", limit=CLAUSES_MAX)
+            raise Refused(
+                f"{at}: a filter has at most {CLAUSES_MAX} clauses",
+                field="filter",
+                limit=CLAUSES_MAX,
+            )
 
     def values(self, n: int, at: str) -> None:
         """Counts the values of a list."""
         if n > VALUES_MAX:
-            raise Refused(f"{at}: a list has at most {VALUES_MAX} values", field="filter", limit=VALUES_MAX)
+            raise Refused(
+                f"{at}: a list has at most {VALUES_MAX} values", field="filter", limit=VALUES_MAX
+            )
         self._values += n
         if self._values > VALUES_OF_ALL_MAX:
             raise Refused(
@@ -93,14 +106,23 @@ class _Bounds:
             )
 
     def field(self, name: str, at: str) -> None:
-        """Counts a field once. No metadata key is longer than NAME_MAX, so a longer name cannot match."""
+        """Counts a field once.
+
+        No metadata key is longer than NAME_MAX, so a longer name cannot match.
+        """
         if len(name) > NAME_MAX:
             raise Refused(
-                f"{at[:80]}…: a field's name has at most {NAME_MAX} characters", field="filter", limit=NAME_MAX
+                f"{at[:80]}…: a field's name has at most {NAME_MAX} characters",
+                field="filter",
+                limit=NAME_MAX,
             )
         self._fields.add(name)
         if len(self._fields) > FIELDS_MAX:
-            raise Refused(f"{at}: a filter names at most {FIELDS_MAX} fields", field="filter", limit=FIELDS_MAX)
+            raise Refused(
+                f"{at}: a filter names at most {FIELDS_MAX} fields",
+                field="filter",
+                limit=FIELDS_MAX,
+            )
 
 
 def parse(value: object) -> Tree:
@@ -110,7 +132,9 @@ def parse(value: object) -> Tree:
 
 def _parse(value: object, at: str, depth: int, bounds: _Bounds) -> Tree:
     if depth <= 0:
-        raise Refused(f"{at}: a filter is nested at most {DEPTH_MAX} deep", field="filter", limit=DEPTH_MAX)
+        raise Refused(
+            f"{at}: a filter is nested at most {DEPTH_MAX} deep", field="filter", limit=DEPTH_MAX
+        )
     if not isinstance(value, dict):
         raise Refused(f"{at}: expected an object", field="filter")
     bounds.clauses(
@@ -128,7 +152,14 @@ def _clause(key: str, operand: object, at: str, depth: int, bounds: _Bounds) -> 
     if key in ("$and", "$or"):
         if not isinstance(operand, list) or not operand:
             raise Refused(f"{here}: expected a list of filters that is not empty", field="filter")
-        return [Node(key, tuple(_parse(part, f"{here}.{i}", depth - 1, bounds) for i, part in enumerate(operand)))]
+        return [
+            Node(
+                key,
+                tuple(
+                    _parse(part, f"{here}.{i}", depth - 1, bounds) for i, part in enumerate(operand)
+                ),
+            )
+        ]
     if key == "$not":
         return [Node("$not", (_parse(operand, here, depth - 1, bounds),))]
     if key.startswith("$"):
@@ -150,13 +181,17 @@ def _leaf(field: str, op: str, operand: object, at: str, bounds: _Bounds) -> Lea
             raise Refused(f"{at}: expected true or false", field="filter")
     elif op in ("$in", "$nin"):
         if not isinstance(operand, list) or not all(is_scalar(v) for v in operand):
-            raise Refused(f"{at}: expected a list of strings, numbers, booleans and nulls", field="filter")
+            raise Refused(
+                f"{at}: expected a list of strings, numbers, booleans and nulls", field="filter"
+            )
         bounds.values(len(operand), at)
         for value in operand:
             _check_exact(value, at)
         return Leaf(field, op, _by_kind(operand))
     elif not is_scalar(operand):
-        raise Refused(f"{at}: expected a string, number, boolean or null{_list_hint(operand)}", field="filter")
+        raise Refused(
+            f"{at}: expected a string, number, boolean or null{_list_hint(operand)}", field="filter"
+        )
     elif op in ("$gt", "$gte", "$lt", "$lte") and (operand is None or isinstance(operand, bool)):
         raise Refused(f"{at}: booleans and null have no order", field="filter")
     _check_exact(operand, at)
@@ -166,7 +201,9 @@ def _leaf(field: str, op: str, operand: object, at: str, bounds: _Bounds) -> Lea
 def _check_exact(value: object, at: str) -> None:
     """Raises Refused for an integer beyond 64 bits, which no document can hold."""
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        raise Refused(f"{at}: an integer beyond 64 bits: documents hold those as strings", field="filter")
+        raise Refused(
+            f"{at}: an integer beyond 64 bits: documents hold those as strings", field="filter"
+        )
 
 
 def _by_kind(values: Sequence[Any]) -> dict[str, frozenset[Any]]:
@@ -177,7 +214,11 @@ def _by_kind(values: Sequence[Any]) -> dict[str, frozenset[Any]]:
 
 def _fields(tree: Tree) -> frozenset[str]:
     """Returns the names of the fields that the tree reads."""
-    return frozenset((tree.field,)) if isinstance(tree, Leaf) else frozenset().union(*map(_fields, tree.parts))
+    return (
+        frozenset((tree.field,))
+        if isinstance(tree, Leaf)
+        else frozenset().union(*map(_fields, tree.parts))
+    )
 
 
 def kind_of(value: Any) -> str:

@@ -40,14 +40,18 @@ def pack_version(epoch: int, position: Position) -> int:
 def unpack_version(version: int) -> tuple[int, Position]:
     """Returns the map epoch and the position of the record that wrote this version."""
     offset = (version >> PARTITION_BITS) & ((1 << OFFSET_BITS) - 1)
-    return version >> (OFFSET_BITS + PARTITION_BITS), Position(version & (PARTITIONS_MAX - 1), offset)
+    return version >> (OFFSET_BITS + PARTITION_BITS), Position(
+        version & (PARTITIONS_MAX - 1), offset
+    )
 
 
-def epoch_of(maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str) -> int | None:
+def epoch_of(
+    maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str
+) -> int | None:
     """Returns the map epoch of a document's record at `position` of the newest map's topic.
 
-    Considers the maps of that topic under which the partition is the document's home. Returns the first
-    of these that exists:
+    Considers the maps of that topic under which the partition is the document's home. Returns the
+    first of these that exists:
 
     1. the map that applies at this offset, or if it is not among them the next one, because the
        producer may know added partitions before they are recorded;
@@ -60,7 +64,9 @@ def epoch_of(maps: Sequence[PartitionMap], position: Position, collection: str, 
         return 0
     topic_id = maps[-1].topic_id
     own = [epoch for epoch, each in enumerate(maps) if each.topic_id == topic_id]
-    home = [e for e in own if home_of(collection, document_id, maps[e].partitions) == position.partition]
+    home = [
+        e for e in own if home_of(collection, document_id, maps[e].partitions) == position.partition
+    ]
     now = counting(maps, position)
     if now is not None and now not in home and now + 1 in home:
         return now + 1
@@ -74,12 +80,16 @@ def counting(maps: Sequence[PartitionMap], position: Position) -> int | None:
     """Returns the epoch of the map that applies at this position of the newest map's topic, or None."""
     topic_id, p = maps[-1].topic_id, position.partition
     found = [
-        e for e, m in enumerate(maps) if m.topic_id == topic_id and p < m.partitions and m.starts[p] <= position.offset
+        e
+        for e, m in enumerate(maps)
+        if m.topic_id == topic_id and p < m.partitions and m.starts[p] <= position.offset
     ]
     return found[-1] if found else None
 
 
-def is_at_home(maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str) -> bool:
+def is_at_home(
+    maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str
+) -> bool:
     """Returns whether the partition is the document's home under the newest map."""
     return not maps or home_of(collection, document_id, maps[-1].partitions) == position.partition
 
@@ -92,7 +102,9 @@ def until(maps: Sequence[PartitionMap], topic_id: str | None) -> Sequence[Partit
     return maps[:n] or maps
 
 
-def version_of(maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str) -> int:
+def version_of(
+    maps: Sequence[PartitionMap], position: Position, collection: str, document_id: str
+) -> int:
     """Returns the version of a document's record.
 
     Raises Refused, which names the right partition.

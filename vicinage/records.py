@@ -45,7 +45,8 @@ class Position:
 class Token:
     """A token that a write returns and a search can wait for: the last position per partition.
 
-    Its text is `partition-offset`, joined by dots, so the (partition, offset) that Kafka acknowledged
+    Its text is `partition-offset`, joined by dots, so the (partition, offset) that Kafka
+    acknowledged
     *is* a token.
     """
 
@@ -58,7 +59,10 @@ class Token:
     def parse(cls, text: str) -> "Token":
         """Parses the text of a token. Raises Refused(field="wait_for")."""
         if not isinstance(text, str) or not _TOKEN.fullmatch(text):
-            raise Refused("wait_for is not a valid token: send the token that a write returned", field="wait_for")
+            raise Refused(
+                "wait_for is not a valid token: send the token that a write returned",
+                field="wait_for",
+            )
         pairs = (part.split("-") for part in text.split("."))
         return cls(tuple(Position(int(p), int(o)) for p, o in pairs))
 
@@ -81,9 +85,9 @@ class Document:
 
     Exactly one of `text` and `passages` is set, or only `vectors`.
 
-    `vectors` is float32 [n, d], one row per passage, if the tenant computed them. `metadata_json` is
-    the metadata as JSON text, or None without metadata; the constructor serializes the metadata if it
-    is not given.
+    `vectors` is float32 [n, d], one row per passage, if the tenant computed them. `metadata_json`
+    is the metadata as JSON text, or None without metadata; the constructor serializes the metadata
+    if it is not given.
     """
 
     collection: str
@@ -148,9 +152,11 @@ class ShardQuery:
     - `effort`: None lets the shard choose the effort for its objective.
     - `exact`: True scans everything (ground truth).
     - `include`: a subset of {"text", "metadata", "vector"}.
-    - `catalog`: the catalog version of the plan; the searcher answers once it has seen that version.
+    - `catalog`: the catalog version of the plan; the searcher answers once it has seen that
+      version.
     - `recall`: None means the collection's objective.
-    - `scan`: True if live searches prove that the index misses the objective at its greatest effort.
+    - `scan`: True if live searches prove that the index misses the objective at its greatest
+      effort.
       The searcher may then scan passages instead, within its bounds.
     - `texts`: the text of each search in modes lexical and hybrid. Hybrid ranks by vectors and by
       words separately, in one snapshot.
@@ -174,9 +180,9 @@ class ShardQuery:
 class Hit(NamedTuple):
     """One passage found.
 
-    `score` is greater for nearer passages: cosine, dot product, or minus the squared distance; BM25 in
-    mode lexical. For a fused hit, `score` is the fused score; `dense_score` and `lexical_score` are the
-    scores in the lists that contained it.
+    `score` is greater for nearer passages: cosine, dot product, or minus the squared distance; BM25
+    in mode lexical. For a fused hit, `score` is the fused score; `dense_score` and `lexical_score`
+    are the scores in the lists that contained it.
     """
 
     document_id: str
@@ -201,7 +207,8 @@ class ShardResult:
     - `watermark`: the vectors-log offset (exclusive) up to which the shard's snapshot is complete.
     - `n_calibration_queries`: the number of recent queries of the collection that the effort curves
       were measured on, the least over the segments that chose an effort; 0: generated queries.
-    - `changes`: how often the shard's passages have changed; writes to other shards of the slot move
+    - `changes`: how often the shard's passages have changed; writes to other shards of the slot
+      move
       the watermark, too.
     - `greatest`: each of those segments was searched at its greatest measured effort.
     - `scanned`: passages that were scanned instead of an index, as the query allowed.

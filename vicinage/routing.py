@@ -15,7 +15,10 @@ def shard_of(document_id: str, n_shards: int) -> int:
     """Returns 0 ≤ shard < n_shards, from the first 8 bytes (little-endian) of the id's BLAKE2b."""
     if n_shards == 1:
         return 0
-    return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest(), "little") % n_shards
+    return (
+        int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest(), "little")
+        % n_shards
+    )
 
 
 def document_key(collection: str, document_id: str) -> bytes:

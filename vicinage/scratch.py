@@ -1,7 +1,7 @@
 """Temporary folders of this process, deleted at exit or, after a kill, at the next start of a role.
 
-They are under one folder per process; the process holds a lock on it. A folder whose lock is free was
-left by a killed process.
+They are under one folder per process; the process holds a lock on it. A folder whose lock is free
+was left by a killed process.
 """
 
 import fcntl

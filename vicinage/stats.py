@@ -24,8 +24,8 @@ class ShardStats:
     """Statistics of a shard.
 
     `host_bytes` is accounted memory: delta arrays, and segments as if every page were touched.
-    `exact`: `documents` and `passages` are the numbers searchable at the watermark. Otherwise they are
-    lower bounds, for a shard that is not `resident` and was not counted yet.
+    `exact`: `documents` and `passages` are the numbers searchable at the watermark. Otherwise they
+    are lower bounds, for a shard that is not `resident` and was not counted yet.
     """
 
     shard: ShardId

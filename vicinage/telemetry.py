@@ -16,59 +16,87 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 CounterName = Literal[
     "vicinage_query_searches_total",  # searches answered, by outcome
     "vicinage_query_errors_total",  # requests refused or failed, by kind
-    "vicinage_query_parsers_killed_total",  # parser processes that were ended because a body exceeded a bound, by reason: time, memory
-    "vicinage_query_embedding_cache_total",  # lookups of search texts in the cache of vectors, by outcome
+    # parser processes that were ended because a body exceeded a bound, by reason: time, memory
+    "vicinage_query_parsers_killed_total",
+    # lookups of search texts in the cache of vectors, by outcome
+    "vicinage_query_embedding_cache_total",
     "vicinage_ingest_documents_total",  # documents read from the documents log
     "vicinage_ingest_passages_total",  # passages written to the vectors log
     "vicinage_ingest_rejected_total",  # documents sent to dead letters
-    "vicinage_ingest_skipped_total",  # deletions written to an earlier collection of the same name, without effect
+    # deletions written to an earlier collection of the same name, without effect
+    "vicinage_ingest_skipped_total",
     "vicinage_ingest_embed_tokens_total",  # tokens embedded, by lane
-    "vicinage_ingest_rerank_pairs_total",  # pairs of search text and passage that the cross-encoder scored
+    # pairs of search text and passage that the cross-encoder scored
+    "vicinage_ingest_rerank_pairs_total",
     "vicinage_indexer_seals_total",  # segments sealed
     "vicinage_indexer_sealed_passages_total",  # passages written to a segment for the first time
-    "vicinage_indexer_written_passages_total",  # passages written to segments, including rewrites by compaction, reindex and repair
+    # passages written to segments, including rewrites by compaction, reindex and repair
+    "vicinage_indexer_written_passages_total",
     "vicinage_indexer_compactions_total",  # compactions finished
     "vicinage_indexer_trimmed_messages_total",  # messages trimmed from the vectors log
     "vicinage_indexer_trimmed_documents_total",  # records of documents logs deleted after their use
-    "vicinage_indexer_quarantined_total",  # objects of segments that this process was first to find damaged
+    # objects of segments that this process was first to find damaged
+    "vicinage_indexer_quarantined_total",
     "vicinage_indexer_rebuilt_total",  # segments that had a damaged object, and were rebuilt
     "vicinage_indexer_scrubbed_total",  # objects of segments that the scrub verified
     "vicinage_indexer_swap_conflicts_total",  # manifest swaps refused by compare-and-set or fencing
-    "vicinage_vectors_records_quarantined_total",  # records of the vectors log that are not valid messages and were skipped
+    # records of the vectors log that are not valid messages and were skipped
+    "vicinage_vectors_records_quarantined_total",
     "vicinage_log_producers_replaced_total",  # Kafka producers replaced, by reason
-    "vicinage_log_appends_refused_total",  # appends to Kafka that were refused or failed, by kind of error
-    "vicinage_searcher_applied_passages_total",  # passages made searchable; not those replayed at a start
+    # appends to Kafka that were refused or failed, by kind of error
+    "vicinage_log_appends_refused_total",
+    # passages made searchable; not those replayed at a start
+    "vicinage_searcher_applied_passages_total",
     "vicinage_searcher_shards_loaded_total",  # shards loaded into memory
     "vicinage_searcher_shards_evicted_total",  # shards evicted from memory
-    "vicinage_searcher_lexical_rebuilt_total",  # lexical indexes that were corrupt or missing and were rebuilt from their texts
-    "vicinage_searcher_index_scans_total",  # searches of a shard whose index misses the recall objective, by outcome: scanned (instead of the index), or rows, cpu (the index was used because that bound was reached)
-    "vicinage_searcher_index_short_total",  # searches for which an index returned fewer than k passages, and that scanned the segment
+    # lexical indexes that were corrupt or missing and were rebuilt from their texts
+    "vicinage_searcher_lexical_rebuilt_total",
+    # searches of a shard whose index misses the recall objective, by outcome: scanned (instead of
+    # the index), or rows, cpu (the index was used because that bound was reached)
+    "vicinage_searcher_index_scans_total",
+    # searches for which an index returned fewer than k passages, and that scanned the segment
+    "vicinage_searcher_index_short_total",
     "vicinage_events_lost_total",  # events that could not be written because the disk was full
-    "vicinage_searcher_device_fallbacks_total",  # GPU work that the CPU did instead, by reason: memory, busy, failed
+    # GPU work that the CPU did instead, by reason: memory, busy, failed
+    "vicinage_searcher_device_fallbacks_total",
 ]
 GaugeName = Literal[
     "vicinage_query_in_flight",  # requests being served
     "vicinage_query_embedding_cache_bytes",  # bytes of the cache of search texts' vectors
     "vicinage_ingest_embed_queue_tokens",  # tokens waiting at the embedder
-    "vicinage_ingest_halted_partitions",  # partitions of documents topics that ingest does not read: `vicinage freshness` says why
+    # partitions of documents topics that ingest does not read: `vicinage freshness` says why
+    "vicinage_ingest_halted_partitions",
     "vicinage_searcher_halted_slots",  # slots of the vectors log that this searcher does not read
-    "vicinage_indexer_halted_slots",  # slots of the vectors log that this indexer holds and does not read
-    "vicinage_ingest_lanes",  # generations that are written in a lane, because their model is away, slow or new
+    # slots of the vectors log that this indexer holds and does not read
+    "vicinage_indexer_halted_slots",
+    # generations that are written in a lane, because their model is away, slow or new
+    "vicinage_ingest_lanes",
     "vicinage_searcher_resident_bytes",  # bytes of vectors and indexes held in memory
-    "vicinage_indexer_damaged_objects",  # damaged objects of segments in the slots held here, by state (noted: waits to be rebuilt; stuck: needs an operator)
+    # damaged objects of segments in the slots held here, by state (noted: waits to be rebuilt;
+    # stuck: needs an operator)
+    "vicinage_indexer_damaged_objects",
     "vicinage_searcher_device_bytes",  # estimated bytes of indexes on each GPU
-    "vicinage_searcher_stale_shards",  # shards that serve an older manifest because a segment of the newest is corrupt
-    "vicinage_query_recall",  # recall@k measured on sampled live searches, mean over collections; by collection: `vicinage recall`
-    "vicinage_query_below_objective_collections",  # collections whose index misses the recall objective at its greatest effort, as live searches prove
-    "vicinage_query_freshness_lag_ms",  # greatest freshness lag of all tenants, measured at vicinage_query_freshness_measured_seconds
-    "vicinage_query_freshness_measured_seconds",  # Unix time at which the freshness lag of all tenants was last measured; old while the log is away
+    # shards that serve an older manifest because a segment of the newest is corrupt
+    "vicinage_searcher_stale_shards",
+    # recall@k measured on sampled live searches, mean over collections; by collection: `vicinage
+    # recall`
+    "vicinage_query_recall",
+    # collections whose index misses the recall objective at its greatest effort, as live searches
+    # prove
+    "vicinage_query_below_objective_collections",
+    # greatest freshness lag of all tenants, measured at vicinage_query_freshness_measured_seconds
+    "vicinage_query_freshness_lag_ms",
+    # Unix time at which the freshness lag of all tenants was last measured; old while the log is
+    # away
+    "vicinage_query_freshness_measured_seconds",
 ]
 HistogramName = Literal[
     "vicinage_query_search_seconds",  # time from request to answer
     "vicinage_ingest_step_seconds",  # one step of ingest: read to commit
     "vicinage_ingest_embed_seconds",  # one model call
     "vicinage_ingest_rerank_seconds",  # one call of the cross-encoder
-    "vicinage_searcher_index_lag_seconds",  # searchable time minus event time, per message that came after the searcher's start
+    # searchable time minus event time, per message that came after the searcher's start
+    "vicinage_searcher_index_lag_seconds",
     "vicinage_indexer_seal_seconds",  # building and publishing one segment
 ]
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -94,7 +122,9 @@ def histogram(name: HistogramName, meaning: str, labels: tuple[str, ...] = ()) -
     return Histogram(name, meaning, labels, buckets=LATENCY_BUCKETS_S, registry=REGISTRY)
 
 
-_lost: Final = counter("vicinage_events_lost_total", "events that could not be written because the disk was full")
+_lost: Final = counter(
+    "vicinage_events_lost_total", "events that could not be written because the disk was full"
+)
 
 
 def configure_events(role: str, *, level: int = logging.INFO) -> None:
@@ -153,4 +183,6 @@ class EventWriter:
 
 def events(room: str) -> Any:
     """Returns the event writer of a component (field `room`): `events("ingest").info("step.done")`."""
-    return structlog.get_logger(room=room)  # bound lazily: made at import, before `configure_events`
+    return structlog.get_logger(
+        room=room
+    )  # bound lazily: made at import, before `configure_events`

@@ -1,8 +1,8 @@
 """Threads that a process needs, and the handling of their unexpected end.
 
-A process that loses such a thread stays alive but useless: writes time out while health checks pass. So
-a role registers a handler (`when_one_dies`) before it starts, and every long-lived thread is an
-`EssentialThread`.
+A process that loses such a thread stays alive but useless: writes time out while health checks
+pass. So a role registers a handler (`when_one_dies`) before it starts, and every long-lived thread
+is an `EssentialThread`.
 """
 
 import threading
@@ -29,9 +29,9 @@ def when_one_dies(on_death: OnDeath | None) -> None:
 class EssentialThread(threading.Thread):
     """A daemon thread whose end, before `stopping()` is true, is a failure of its process.
 
-    `on_death` (or else the process's handler) is called once, in the thread, with the exception that the
-    thread raised, or with ThreadEnded. Without a handler, the exception goes to `threading.excepthook`,
-    as for any thread.
+    `on_death` (or else the process's handler) is called once, in the thread, with the exception
+    that the thread raised, or with ThreadEnded. Without a handler, the exception goes to
+    `threading.excepthook`, as for any thread.
     """
 
     def __init__(

@@ -24,9 +24,9 @@ def squared_lengths(vectors: Floats) -> Squares:
 def unit_length(vectors: Floats, metric: str, squares: Squares | None = None) -> Floats:
     """Returns float32 [n, d], L2-normalized under cosine, unchanged under another metric.
 
-    `squares`: the squared lengths, if known. Vectors that are all normalized to float32 precision are
-    returned without a copy. A zero vector stays zero, and one with NaN or infinity stays invalid: the
-    caller has checked for both.
+    `squares`: the squared lengths, if known. Vectors that are all normalized to float32 precision
+    are returned without a copy. A zero vector stays zero, and one with NaN or infinity stays
+    invalid: the caller has checked for both.
     """
     if metric != "cosine" or not len(vectors):
         return vectors

@@ -117,7 +117,12 @@ def vector_column(vectors: Floats, missing: Sequence[bool] | None = None) -> pa.
 
 
 def rows_bytes(
-    document_id: str, n: int, dimension: int, *, text_bytes: int = 0, metadata_json: str | None = None
+    document_id: str,
+    n: int,
+    dimension: int,
+    *,
+    text_bytes: int = 0,
+    metadata_json: str | None = None,
 ) -> int:
     """Returns an upper bound, close to the size, of the bytes of a document's `n` rows in a message."""
     each = 4 * dimension + len(document_id.encode()) + ROW_BYTES
@@ -142,12 +147,19 @@ def parse_rows_key(key: bytes) -> tuple[str, str, int]:
         tenant, collection, generation = key.decode().split("/")
         return tenant, collection, int(generation)
     except ValueError:
-        raise Corrupt(f"{key[:80]!r} is not a key of a vectors message", path="vicinage.vectors") from None
+        raise Corrupt(
+            f"{key[:80]!r} is not a key of a vectors message", path="vicinage.vectors"
+        ) from None
 
 
 def encode_rows(batch: pa.RecordBatch, *, tenant: str, collection: str, generation: int) -> bytes:
     """Returns the value of a vectors message: an Arrow stream of one batch."""
-    names = {"vicinage": VECTORS_FORMAT, "tenant": tenant, "collection": collection, "generation": str(generation)}
+    names = {
+        "vicinage": VECTORS_FORMAT,
+        "tenant": tenant,
+        "collection": collection,
+        "generation": str(generation),
+    }
     return _stream(batch.replace_schema_metadata(names))
 
 
@@ -159,27 +171,43 @@ def decode_rows(value: bytes) -> Rows:
     Raises Corrupt for any other bytes, before they take more memory than a valid message can.
     """
     try:
-        schema, batches = read_stream(value, bytes_max=ROWS_BYTES_MAX, rows_max=ROWS_BYTES_MAX // ROW_BYTES)
+        schema, batches = read_stream(
+            value, bytes_max=ROWS_BYTES_MAX, rows_max=ROWS_BYTES_MAX // ROW_BYTES
+        )
         names = schema.metadata or {}
         _check_columns(schema)
         [batch] = batches
         _check_rows(batch)
-        return Rows(names[b"tenant"].decode(), names[b"collection"].decode(), int(names[b"generation"]), batch)
+        return Rows(
+            names[b"tenant"].decode(),
+            names[b"collection"].decode(),
+            int(names[b"generation"]),
+            batch,
+        )
     except (pa.ArrowException, Refused, OSError, KeyError, ValueError) as error:
-        raise Corrupt(f"a vectors message cannot be read: {_line(error)}", path="vicinage.vectors") from error
+        raise Corrupt(
+            f"a vectors message cannot be read: {_line(error)}", path="vicinage.vectors"
+        ) from error
 
 
 def _check_columns(schema: pa.Schema) -> None:
     found = (schema.metadata or {}).get(b"vicinage")
     if found not in VECTORS_FORMATS:
-        raise Corrupt(f"a vectors message has format {found!r}, not {VECTORS_FORMAT!r}", path="vicinage.vectors")
+        raise Corrupt(
+            f"a vectors message has format {found!r}, not {VECTORS_FORMAT!r}",
+            path="vicinage.vectors",
+        )
     if "vector" not in schema.names:
         wanted = deletions_schema()
     else:
         vector = schema.field("vector").type
-        wanted = vectors_schema(max(1, vector.list_size) if pa.types.is_fixed_size_list(vector) else 1)
+        wanted = vectors_schema(
+            max(1, vector.list_size) if pa.types.is_fixed_size_list(vector) else 1
+        )
     if not schema.equals(wanted):
-        raise Corrupt("a vectors message has other columns than its format", path="vicinage.vectors")
+        raise Corrupt(
+            "a vectors message has other columns than its format", path="vicinage.vectors"
+        )
 
 
 def _check_rows(batch: pa.RecordBatch) -> None:
@@ -189,11 +217,16 @@ def _check_rows(batch: pa.RecordBatch) -> None:
     ids, versions = batch.column("document_id"), batch.column("version").to_numpy()
     stands = (first >= 0) & (batch.column("passage").to_numpy() >= DELETED)
     if not stands.all():
-        raise Corrupt("a vectors message has a passage without its document's first row", path="vicinage.vectors")
+        raise Corrupt(
+            "a vectors message has a passage without its document's first row",
+            path="vicinage.vectors",
+        )
     same = ids.equals(ids.take(pa.array(first))) and bool((versions[first] == versions).all())
     heads = batch.column("passage").to_numpy()[first]
     if not same or not ((heads == 0) | gone).all():
-        raise Corrupt("a vectors message has a document's rows in separate places", path="vicinage.vectors")
+        raise Corrupt(
+            "a vectors message has a document's rows in separate places", path="vicinage.vectors"
+        )
     if is_deletions(batch):
         if not gone.all():
             raise Corrupt("a vectors message has passages without vectors", path="vicinage.vectors")
@@ -225,10 +258,14 @@ def encode_documents(documents: Sequence[Document], *, collection: str, dimensio
             "metadata": pa.array([d.metadata_json for d in documents], pa.utf8()),
         }
     )
-    return _stream(batch.replace_schema_metadata({"vicinage": DOCUMENTS_FORMAT, "collection": collection}))
+    return _stream(
+        batch.replace_schema_metadata({"vicinage": DOCUMENTS_FORMAT, "collection": collection})
+    )
 
 
-def decode_documents(value: bytes, *, rows_max: int = ROWS_MAX) -> tuple[str | None, list[pa.RecordBatch]]:
+def decode_documents(
+    value: bytes, *, rows_max: int = ROWS_MAX
+) -> tuple[str | None, list[pa.RecordBatch]]:
     """Returns the collection named in the stream's metadata, if any, and its validated batches.
 
     Raises Refused.
@@ -236,7 +273,10 @@ def decode_documents(value: bytes, *, rows_max: int = ROWS_MAX) -> tuple[str | N
     schema, batches = read_stream(value, bytes_max=DECODED_BYTES_MAX, rows_max=rows_max)
     names = schema.metadata or {}
     if (found := names.get(b"vicinage", DOCUMENTS_FORMAT)) != DOCUMENTS_FORMAT:
-        raise Refused(f"the stream's format is {found[:20]!r}; supported is {DOCUMENTS_FORMAT!r}", field="body")
+        raise Refused(
+            f"the stream's format is {found[:20]!r}; supported is {DOCUMENTS_FORMAT!r}",
+            field="body",
+        )
     name = names.get(b"collection")
     try:
         return (name.decode() if name else None), batches
@@ -247,7 +287,8 @@ def decode_documents(value: bytes, *, rows_max: int = ROWS_MAX) -> tuple[str | N
 def load_json(data: bytes, *, field: str = "body") -> Any:
     """Returns the JSON value in `data`.
 
-    Raises Refused, which names the error and its position, before making too many objects; MemoryError.
+    Raises Refused, which names the error and its position, before making too many objects;
+    MemoryError.
     """
     check_shape(data, field=field)
     try:
@@ -256,12 +297,17 @@ def load_json(data: bytes, *, field: str = "body") -> Any:
         if error.msg.startswith("Not enough memory"):
             raise MemoryError from None
         if "UTF-8: " in error.msg and (at := _first_not_utf8(data)) is not None:
-            raise Refused(f"{field} is not UTF-8 (its byte {at}): send it encoded as UTF-8", field=field) from None
+            raise Refused(
+                f"{field} is not UTF-8 (its byte {at}): send it encoded as UTF-8", field=field
+            ) from None
         raise Refused(f"{field} is not JSON: {_line(error)}", field=field) from None
 
 
 def list_field(value: Any, name: str, of: str) -> list[Any]:
-    """Returns the list in the only field that a JSON body has. Raises Refused. `of`: what it lists, for the message."""
+    """Returns the list in the only field that a JSON body has.
+
+    Raises Refused. `of`: what it lists, for the message.
+    """
     if not isinstance(value, dict):
         raise Refused("the body is a JSON object", field="body")
     if (unknown := next((given for given in value if given != name), None)) is not None:

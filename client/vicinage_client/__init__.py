@@ -22,7 +22,16 @@ from vicinage_client.errors import (
     Unreachable,
     VicinageError,
 )
-from vicinage_client.results import CollectionFacts, Deleted, Document, Hit, Passage, Rejection, SearchResult, Written
+from vicinage_client.results import (
+    CollectionFacts,
+    Deleted,
+    Document,
+    Hit,
+    Passage,
+    Rejection,
+    SearchResult,
+    Written,
+)
 
 __all__ = [
     "AsyncClient",

@@ -29,11 +29,11 @@ Documents = Iterable[Mapping[str, Any]]
 class Client:
     """A client of one platform with one key. Safe for use by many threads.
 
-    Requests that get 429, 502, 503 or no answer are sent again as Retry-After says, until `timeout_s` has passed.
-    Writes are safe to repeat: a document replaces the document of its id.
+    Requests that get 429, 502, 503 or no answer are sent again as Retry-After says, until
+    `timeout_s` has passed. Writes are safe to repeat: a document replaces the document of its id.
 
-    Every method raises a VicinageError: InvalidArgument before anything is sent, else the error of the platform's
-    answer. No error and no `repr` contains the key.
+    Every method raises a VicinageError: InvalidArgument before anything is sent, else the error of
+    the platform's answer. No error and no `repr` contains the key.
     """
 
     def __init__(self, url: str, key: str, *, timeout_s: float = 30.0) -> None:
@@ -62,12 +62,13 @@ class Client:
     ) -> SearchResult:
         """Returns the k best passages for a text or a vector.
 
-        `wait_for`: a token, a Written, a Deleted, or what a Kafka producer got back: the search sees that write.
-        `vector`: one vector, a list or a one-dimensional array.
-        `mode`: "dense" (by vectors), "lexical" (by the text's words, without a model) or "hybrid" (by both; a `vector`
-        beside the text takes the place of the text's own). `fusion`, for hybrid: {"method": "weighted",
-        "dense_weight": 0.75} (the default) or {"method": "rrf"}. `rerank`: that many of the best are scored again, each together
-        with the text, by the platform's cross-encoder, where it has one.
+        `wait_for`: a token, a Written, a Deleted, or what a Kafka producer got back: the search
+        sees that write. `vector`: one vector, a list or a one-dimensional array. `mode`: "dense"
+        (by vectors), "lexical" (by the text's words, without a model) or "hybrid" (by both; a
+        `vector` beside the text takes the place of the text's own). `fusion`, for hybrid:
+        {"method": "weighted", "dense_weight": 0.75} (the default) or {"method": "rrf"}. `rerank`:
+        that many of the best are scored again, each together with the text, by the platform's
+        cross-encoder, where it has one.
         """
         call = make.search(
             collection, text, vector, k, filter, wait_for, include,
@@ -75,7 +76,9 @@ class Client:
         )  # fmt: skip
         return self._run(op.search(call))
 
-    def search_batch(self, collection: str, searches: Iterable[Mapping[str, Any] | str]) -> list[SearchResult]:
+    def search_batch(
+        self, collection: str, searches: Iterable[Mapping[str, Any] | str]
+    ) -> list[SearchResult]:
         """Returns the answers of many searches, in their order: each a text, or a mapping of `search`'s arguments.
 
         Raises the error of the first search that has one.
@@ -91,14 +94,19 @@ class Client:
         progress: bool = False,
         on_rejected: OnRejected = "raise",
     ) -> Written:
-        """Writes any number of documents in batches; returns when all are durable. Pass `.token` to a search to see them.
+        """Writes any number of documents in batches; returns when all are durable.
 
-        Rejected documents do not stop the others: after the last batch, DocumentsRejected names them, or the result does
-        with `on_rejected="return"`. An error during the upload has `written`: what is durable by then.
+        Pass `.token` to a search to see them.
+
+        Rejected documents do not stop the others: after the last batch, DocumentsRejected names
+        them, or the result does with `on_rejected="return"`. An error during the upload has
+        `written`: what is durable by then.
         """
         op.check_on_rejected(on_rejected)
         with _bar(documents, shown=progress) as advance:
-            total = self._run(op.upsert(collection, _told(pack.batches(documents, batch), advance), read.NOTHING))
+            total = self._run(
+                op.upsert(collection, _told(pack.batches(documents, batch), advance), read.NOTHING)
+            )
         return op.settled(total, on_rejected)
 
     def delete(
@@ -109,9 +117,12 @@ class Client:
         filter: Mapping[str, Any] | None = None,  # noqa: A002  (the API's own word)
         wait_for: Any = None,
     ) -> Deleted:
-        """Deletes documents by `ids`, or those that pass a `filter`. Pass `.token` to a search to see the deletion.
+        """Deletes documents by `ids`, or those that pass a `filter`.
 
-        A deletion by filter covers everything that was acknowledged before it, and what `wait_for` names.
+        Pass `.token` to a search to see the deletion.
+
+        A deletion by filter covers everything that was acknowledged before it, and what `wait_for`
+        names.
         """
         return self._run(op.delete(collection, ids, filter, wait_for))
 
@@ -119,7 +130,9 @@ class Client:
         """Returns one document as it is searchable now. Raises NotFound."""
         return self._run(op.get(collection, document_id, wait_for))
 
-    def get_many(self, collection: str, ids: Iterable[str], *, wait_for: Any = None) -> dict[str, Document]:
+    def get_many(
+        self, collection: str, ids: Iterable[str], *, wait_for: Any = None
+    ) -> dict[str, Document]:
         """Returns the documents that exist, by id."""
         return self._run(op.get_many(collection, ids, wait_for))
 
@@ -137,8 +150,10 @@ class Client:
     ) -> CollectionFacts:
         """Creates a collection. Raises Conflict if the name is taken.
 
-        For texts, name an embedding `model` or use the platform's default. For your own vectors, name their `dimension`. `metric`: cosine (default), dot or euclidean. `objectives`: recall, freshness_ms, latency_ms.
-        `exist_ok`: returns an existing collection if it is as described here.
+        For texts, name an embedding `model` or use the platform's default. For your own vectors,
+        name their `dimension`. `metric`: cosine (default), dot or euclidean. `objectives`: recall,
+        freshness_ms, latency_ms. `exist_ok`: returns an existing collection if it is as described
+        here.
         """
         call = make.create_collection(name, model, dimension, metric, index, shards, objectives)
         return self._run(op.create_collection(call, exist_ok=exist_ok))
@@ -152,12 +167,19 @@ class Client:
         return self._run(op.collection(name))
 
     def wait(
-        self, collection: str, wait_for: Any = "latest", *, timeout_s: float = 60.0, progress: bool = False
+        self,
+        collection: str,
+        wait_for: Any = "latest",
+        *,
+        timeout_s: float = 60.0,
+        progress: bool = False,
     ) -> CollectionFacts:
-        """Returns the collection's facts when a write is searchable in it. Raises Timeout with the reason if it is not.
+        """Returns the collection's facts when a write is searchable in it.
 
-        `wait_for`: as in `search`; "latest" is everything acknowledged to this tenant so far. `progress`: shows a bar on
-        stderr of the records that are still ahead.
+        Raises Timeout with the reason if it is not.
+
+        `wait_for`: as in `search`; "latest" is everything acknowledged to this tenant so far.
+        `progress`: shows a bar on stderr of the records that are still ahead.
         """
         with _countdown(shown=progress) as ahead:
             return self._run(op.wait(collection, wait_for, timeout_s, ahead, time.monotonic))
@@ -201,7 +223,9 @@ class Client:
         content = call.content()
         while True:
             try:
-                answer = self._http.request(call.method, call.path, timeout=attempts.left_s(), **content)
+                answer = self._http.request(
+                    call.method, call.path, timeout=attempts.left_s(), **content
+                )
                 pause_s = attempts.answered(answer.status_code, answer.headers.get("retry-after"))
             except httpx.TransportError as error:
                 pause_s = attempts.failed(error, self._url)
@@ -211,7 +235,10 @@ class Client:
 
 
 class AsyncClient:
-    """The same for asyncio. It may be used in several event loops, one after the other or at once: each has its connections."""
+    """The same for asyncio.
+
+    It may be used in several event loops, one after the other or at once: each has its connections.
+    """
 
     def __init__(self, url: str, key: str, *, timeout_s: float = 30.0) -> None:
         self._url = url
@@ -247,7 +274,9 @@ class AsyncClient:
         )  # fmt: skip
         return await self._run(op.search(call))
 
-    async def search_batch(self, collection: str, searches: Iterable[Mapping[str, Any] | str]) -> list[SearchResult]:
+    async def search_batch(
+        self, collection: str, searches: Iterable[Mapping[str, Any] | str]
+    ) -> list[SearchResult]:
         """See Client.search_batch."""
         return await self._run(op.search_batch(collection, searches))
 
@@ -299,7 +328,9 @@ class AsyncClient:
         """See Client.get."""
         return await self._run(op.get(collection, document_id, wait_for))
 
-    async def get_many(self, collection: str, ids: Iterable[str], *, wait_for: Any = None) -> dict[str, Document]:
+    async def get_many(
+        self, collection: str, ids: Iterable[str], *, wait_for: Any = None
+    ) -> dict[str, Document]:
         """See Client.get_many."""
         return await self._run(op.get_many(collection, ids, wait_for))
 
@@ -328,7 +359,12 @@ class AsyncClient:
         return await self._run(op.collection(name))
 
     async def wait(
-        self, collection: str, wait_for: Any = "latest", *, timeout_s: float = 60.0, progress: bool = False
+        self,
+        collection: str,
+        wait_for: Any = "latest",
+        *,
+        timeout_s: float = 60.0,
+        progress: bool = False,
     ) -> CollectionFacts:
         """See Client.wait."""
         with _countdown(shown=progress) as ahead:
@@ -343,7 +379,10 @@ class AsyncClient:
         return await self._run(op.dead_letters(after, limit))
 
     async def aclose(self) -> None:
-        """Closes this event loop's connections. Those of a loop that has ended were closed with it."""
+        """Closes this event loop's connections.
+
+        Those of a loop that has ended were closed with it.
+        """
         mine = self._clients.pop(asyncio.get_running_loop(), None)
         if mine is not None:
             await mine.aclose()
@@ -352,14 +391,19 @@ class AsyncClient:
         return self
 
     async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
     ) -> None:
         await self.aclose()
 
     def _http(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
-            self._clients[loop] = httpx.AsyncClient(base_url=self._url, headers=self._headers, timeout=self._timeout_s)
+            self._clients[loop] = httpx.AsyncClient(
+                base_url=self._url, headers=self._headers, timeout=self._timeout_s
+            )
         return self._clients[loop]
 
     async def _run(self, steps: Steps[T]) -> T:
@@ -381,7 +425,9 @@ class AsyncClient:
         content = call.content()
         while True:
             try:
-                answer = await self._http().request(call.method, call.path, timeout=attempts.left_s(), **content)
+                answer = await self._http().request(
+                    call.method, call.path, timeout=attempts.left_s(), **content
+                )
                 pause_s = attempts.answered(answer.status_code, answer.headers.get("retry-after"))
             except httpx.TransportError as error:
                 pause_s = attempts.failed(error, self._url)
@@ -400,12 +446,17 @@ def _told(bodies: Iterable[tuple[bytes, int]], advance: Any) -> Iterator[tuple[b
 def _check_rich() -> None:
     """Raises InvalidArgument where the bars' library is not installed: before anything is sent."""
     if importlib.util.find_spec("rich") is None:
-        raise InvalidArgument("progress=True needs the extra `progress`: pip install 'vicinage-client[progress]'")
+        raise InvalidArgument(
+            "progress=True needs the extra `progress`: pip install 'vicinage-client[progress]'"
+        )
 
 
 @contextlib.contextmanager
 def _bar(documents: object, *, shown: bool) -> Iterator[Any]:
-    """A progress bar on stderr where it is to be shown. Raises InvalidArgument without rich (extra `progress`)."""
+    """A progress bar on stderr where it is to be shown.
+
+    Raises InvalidArgument without rich (extra `progress`).
+    """
     if not shown:
         yield lambda _n: None
         return

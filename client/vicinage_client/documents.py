@@ -57,7 +57,10 @@ def batches(documents: Iterable[Mapping[str, Any]], size: int) -> Iterator[tuple
 
 
 def encoded(document: Mapping[str, Any]) -> bytes:
-    """Returns a document as JSON, its vectors as lists. Raises InvalidArgument that names the document."""
+    """Returns a document as JSON, its vectors as lists.
+
+    Raises InvalidArgument that names the document.
+    """
     if not isinstance(document, Mapping):
         raise InvalidArgument(f"a document is a mapping with an id, not {type(document).__name__}")
     name = document.get("id")
@@ -72,13 +75,16 @@ def encoded(document: Mapping[str, Any]) -> bytes:
         return text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgument(
-            f"document {name[:200]!r} cannot be sent as JSON: {fault(sent, error)}", document_id=name
+            f"document {name[:200]!r} cannot be sent as JSON: {fault(sent, error)}",
+            document_id=name,
         ) from error
 
 
 def fault(value: Any, error: Exception) -> str:
     """Returns what JSON cannot say and the field that holds it; what `error` says where none is found."""
-    found = None if isinstance(error, RecursionError) or "Circular" in str(error) else _fault(value, "")
+    found = (
+        None if isinstance(error, RecursionError) or "Circular" in str(error) else _fault(value, "")
+    )
     return found or str(error) or type(error).__name__
 
 
@@ -95,7 +101,11 @@ def _fault(value: Any, path: str) -> str | None:
 
 def _said(value: Any, path: str) -> str | None:
     if isinstance(value, str):
-        return None if _is_unicode(value) else f"{path} holds half of a surrogate pair, which is no character"
+        return (
+            None
+            if _is_unicode(value)
+            else f"{path} holds half of a surrogate pair, which is no character"
+        )
     if isinstance(value, float):
         return None if math.isfinite(value) else f"{path} is NaN or infinity"
     return None if value is None or isinstance(value, bool | int) else _foreign(value, path)
@@ -127,13 +137,18 @@ def vector(given: Any, field: str = "vector") -> list[float]:
 
 
 def _numbers(given: Any, depth: int, field: str, document_id: str | None) -> list[Any]:
-    """`given` (lists, numpy or torch) as lists of finite floats, `depth` levels deep. Raises InvalidArgument."""
+    """`given` (lists, numpy or torch) as lists of finite floats, `depth` levels deep.
+
+    Raises InvalidArgument.
+    """
     try:
         return _level(given.tolist() if hasattr(given, "tolist") else given, depth)
     except (TypeError, ValueError, OverflowError) as error:
         whose = f"document {document_id[:200]!r}: " if document_id is not None else ""
         what = "a list of numbers" if depth == 1 else "a list of lists of numbers"
-        raise InvalidArgument(f"{whose}{field} is {what}: {error}", document_id=document_id) from error
+        raise InvalidArgument(
+            f"{whose}{field} is {what}: {error}", document_id=document_id
+        ) from error
 
 
 def _level(given: Any, depth: int) -> list[Any]:

@@ -2,7 +2,8 @@
 
 VicinageError
 ├── InvalidArgument      refused by the client before anything was sent (also a ValueError)
-├── Refused              the platform cannot serve the request as it is: `field` and `limit` say what to change
+├── Refused              the platform cannot serve the request as it is: `field` and `limit` say
+what to change
 │   ├── Conflict         the state changed, or the name is taken: read again and decide anew
 │   ├── TooLarge         the body, or one part of it, is over its limit: send less at once
 │   └── DocumentsRejected  some documents were not accepted: `written` names each, with its reason
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
 class VicinageError(Exception):
     """Root of the tree.
 
-    `type` is the stable problem type, `status` the HTTP status (0: no answer), `problem` the whole problem document.
-    `written` is set when a bulk write fails part way: what was durable before the failure.
+    `type` is the stable problem type, `status` the HTTP status (0: no answer), `problem` the whole
+    problem document. `written` is set when a bulk write fails part way: what was durable before the
+    failure.
     """
 
-    def __init__(self, detail: str, *, problem: Mapping[str, Any] | None = None, status: int = 0) -> None:
+    def __init__(
+        self, detail: str, *, problem: Mapping[str, Any] | None = None, status: int = 0
+    ) -> None:
         super().__init__(detail)
         facts = problem or {}
         self.detail = detail
@@ -67,7 +71,10 @@ class TooLarge(Refused):
 
 
 class DocumentsRejected(Refused):
-    """Some documents were not accepted; all others are durable. `written` has the reasons and the token."""
+    """Some documents were not accepted; all others are durable.
+
+    `written` has the reasons and the token.
+    """
 
     def __init__(self, written: "Written") -> None:
         first = written.rejected[0] if written.rejected else None

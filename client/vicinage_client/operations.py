@@ -8,7 +8,14 @@ from typing import Any, Final, Literal, TypeVar
 
 from vicinage_client import requests as make
 from vicinage_client import results as read
-from vicinage_client.errors import Conflict, DocumentsRejected, InvalidArgument, NotFound, Timeout, VicinageError
+from vicinage_client.errors import (
+    Conflict,
+    DocumentsRejected,
+    InvalidArgument,
+    NotFound,
+    Timeout,
+    VicinageError,
+)
 from vicinage_client.requests import Call
 from vicinage_client.results import CollectionFacts, Deleted, Document, SearchResult, Written
 
@@ -24,8 +31,13 @@ def search(call: Call) -> Steps[SearchResult]:
     return read.search_result((yield call))
 
 
-def search_batch(collection: str, searches: Iterable[Mapping[str, Any] | str]) -> Steps[list[SearchResult]]:
-    """Many searches; the answers in their order. Raises the first search's error, if one has any."""
+def search_batch(
+    collection: str, searches: Iterable[Mapping[str, Any] | str]
+) -> Steps[list[SearchResult]]:
+    """Many searches; the answers in their order.
+
+    Raises the first search's error, if one has any.
+    """
     found: list[SearchResult] = []
     for call in make.search_batches(collection, searches):
         for answer in read.search_results((yield call), len(call.body["searches"])):
@@ -36,7 +48,10 @@ def search_batch(collection: str, searches: Iterable[Mapping[str, Any] | str]) -
 
 
 def upsert(collection: str, bodies: Iterable[tuple[bytes, int]], total: Written) -> Steps[Written]:
-    """Writes encoded batches; `total` is what was written before. An error carries `written`: what is durable by then."""
+    """Writes encoded batches; `total` is what was written before.
+
+    An error carries `written`: what is durable by then.
+    """
     try:
         for body, n in bodies:
             total = read.written(total, (yield make.upsert(collection, body)), n)
@@ -47,7 +62,10 @@ def upsert(collection: str, bodies: Iterable[tuple[bytes, int]], total: Written)
 
 
 def settled(total: Written, on_rejected: OnRejected) -> Written:
-    """Returns what was written. Raises DocumentsRejected where documents were rejected and the caller did not ask for them."""
+    """Returns what was written.
+
+    Raises DocumentsRejected where documents were rejected and the caller did not ask for them.
+    """
     if total.n_rejected and on_rejected == "raise":
         raise DocumentsRejected(total)
     return total
@@ -79,7 +97,9 @@ def get_many(collection: str, ids: Iterable[str], wait_for: Any) -> Steps[dict[s
     found: dict[str, Document] = {}
     for document_id in _list_of_ids(ids):
         try:
-            found[document_id] = read.document((yield make.document(collection, document_id, wait_for)))
+            found[document_id] = read.document(
+                (yield make.document(collection, document_id, wait_for))
+            )
         except NotFound:
             continue
     return found
@@ -92,7 +112,10 @@ def _list_of_ids(ids: Iterable[str]) -> Iterator[str]:
 
 
 def create_collection(call: Call, *, exist_ok: bool) -> Steps[CollectionFacts]:
-    """A new collection; with `exist_ok` also one that is there already, if it is as described. Raises Conflict."""
+    """A new collection; with `exist_ok` also one that is there already, if it is as described.
+
+    Raises Conflict.
+    """
     try:
         return read.collection((yield call))
     except Conflict as taken:
@@ -101,25 +124,34 @@ def create_collection(call: Call, *, exist_ok: bool) -> Steps[CollectionFacts]:
         there = read.collection((yield Call("GET", make.collection(call.body["name"]))))
         if different := read.differences(there, call.body):
             raise Conflict(
-                f"the collection is there, and differs in {', '.join(different)}", problem=taken.problem, status=409
+                f"the collection is there, and differs in {', '.join(different)}",
+                problem=taken.problem,
+                status=409,
             ) from taken
         return there
 
 
 def wait(
-    collection: str, wait_for: Any, timeout_s: float, ahead: Callable[[int], None], now_s: Callable[[], float]
+    collection: str,
+    wait_for: Any,
+    timeout_s: float,
+    ahead: Callable[[int], None],
+    now_s: Callable[[], float],
 ) -> Steps[CollectionFacts]:
     """Waits until a write is searchable, in calls of at most WAIT_S; `ahead` is told how many records are before it."""
     end = now_s() + timeout_s
     while True:
         left_s = end - now_s()
         try:
-            return read.collection((yield make.wait(collection, wait_for, max(0.001, min(WAIT_S, left_s)))))
+            return read.collection(
+                (yield make.wait(collection, wait_for, max(0.001, min(WAIT_S, left_s))))
+            )
         except Timeout as late:
             if isinstance(known := late.problem.get("ahead"), int):
                 ahead(known)
             if isinstance(pinned := late.problem.get("wait_for"), str):
-                wait_for = pinned  # what "latest" was at the first call: writes since then are not waited for
+                # what "latest" was at the first call: writes since then are not waited for
+                wait_for = pinned
             if now_s() >= end:
                 raise
 

@@ -22,7 +22,19 @@ SEARCHES_MAX = 1_000
 DELETE_MAX = 10_000
 """Ids that the platform takes in one deletion."""
 SEARCH_FIELDS = frozenset(
-    {"text", "vector", "k", "filter", "wait_for", "include", "exact", "timeout_ms", "mode", "fusion", "rerank"}
+    {
+        "text",
+        "vector",
+        "k",
+        "filter",
+        "wait_for",
+        "include",
+        "exact",
+        "timeout_ms",
+        "mode",
+        "fusion",
+        "rerank",
+    }
 )
 _NEVER = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -32,7 +44,8 @@ _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 class Call:
     """One request. `wait_s`: how long the answer may take beyond the client's own timeout.
 
-    `repeatable`: doing it twice is as good as once, so it may be sent again when its answer was lost.
+    `repeatable`: doing it twice is as good as once, so it may be sent again when its answer was
+    lost.
     """
 
     method: str
@@ -45,7 +58,10 @@ class Call:
     """The answer is NDJSON, to be read as it came."""
 
     def content(self) -> dict[str, Any]:
-        """Returns body and headers as httpx takes them. Raises InvalidArgument for what JSON cannot say."""
+        """Returns body and headers as httpx takes them.
+
+        Raises InvalidArgument for what JSON cannot say.
+        """
         if self.body is None:
             return {}
         if isinstance(self.body, bytes):
@@ -60,7 +76,10 @@ class Call:
 
 
 class Attempts:
-    """When to send a call again, and when its time is up. Both clients ask it; neither waits in here."""
+    """When to send a call again, and when its time is up.
+
+    Both clients ask it; neither waits in here.
+    """
 
     def __init__(self, call: Call, timeout_s: float) -> None:
         self._call = call
@@ -77,7 +96,9 @@ class Attempts:
 
     def failed(self, error: httpx.TransportError, where: object) -> float:
         """The same for a call without an answer. Raises Unreachable when it will have none."""
-        sendable = not isinstance(error, _NEVER) and (self._call.repeatable or isinstance(error, _NOT_SENT))
+        sendable = not isinstance(error, _NEVER) and (
+            self._call.repeatable or isinstance(error, _NOT_SENT)
+        )
         pause_s = self._pause_s(None) if sendable else None
         if pause_s is None:
             raise errors.Unreachable(f"{where}: {error or type(error).__name__}") from error
@@ -178,8 +199,14 @@ def _search_of(number: int, given: Mapping[str, Any] | str) -> dict[str, Any]:
     if isinstance(given, str):
         given = {"text": given}
     if not isinstance(given, Mapping) or (unknown := sorted(set(given) - SEARCH_FIELDS)):
-        what = f"has the unknown field {unknown[0]!r}" if isinstance(given, Mapping) else "is a text or a mapping"
-        raise errors.InvalidArgument(f"search {number} {what}; known are {', '.join(sorted(SEARCH_FIELDS))}")
+        what = (
+            f"has the unknown field {unknown[0]!r}"
+            if isinstance(given, Mapping)
+            else "is a text or a mapping"
+        )
+        raise errors.InvalidArgument(
+            f"search {number} {what}; known are {', '.join(sorted(SEARCH_FIELDS))}"
+        )
     body = {key: value for key, value in given.items() if key != "vector" and value is not None}
     if "wait_for" in body:
         body["wait_for"] = token(body["wait_for"])
@@ -194,7 +221,10 @@ def upsert(name: str, body: bytes) -> Call:
 def deletions(
     name: str, ids: Iterable[str] | None, condition: Mapping[str, Any] | None, wait_for: Any
 ) -> Iterator[Call]:
-    """Yields the calls that delete documents by id, DELETE_MAX at a time, or by filter. Raises InvalidArgument."""
+    """Yields the calls that delete documents by id, DELETE_MAX at a time, or by filter.
+
+    Raises InvalidArgument.
+    """
     path = f"{collection(name)}/documents:delete"
     if (ids is None) == (condition is None):
         raise errors.InvalidArgument("delete takes ids or a filter: exactly one of them")
@@ -204,7 +234,9 @@ def deletions(
         return
     if isinstance(ids, str | bytes) or wait_for is not None:
         raise errors.InvalidArgument(
-            "ids is a list of ids, not a text" if wait_for is None else "wait_for belongs to a deletion by filter"
+            "ids is a list of ids, not a text"
+            if wait_for is None
+            else "wait_for belongs to a deletion by filter"
         )
     source = iter(_checked(ids or ()))
     while some := list(islice(source, DELETE_MAX)):
@@ -227,7 +259,10 @@ def create_collection(
     shards: int | None,
     objectives: Mapping[str, Any] | None,
 ) -> Call:
-    """Making a collection: what is not named, the platform decides. Made twice, the second is a conflict."""
+    """Making a collection: what is not named, the platform decides.
+
+    Made twice, the second is a conflict.
+    """
     body = {
         "name": name,
         "model": model,
@@ -237,7 +272,12 @@ def create_collection(
         "shards": shards,
         "objectives": objectives,
     }
-    return Call("POST", "/v1/collections", {k: v for k, v in body.items() if v is not None}, repeatable=False)
+    return Call(
+        "POST",
+        "/v1/collections",
+        {k: v for k, v in body.items() if v is not None},
+        repeatable=False,
+    )
 
 
 def dead_letters(after: int, limit: int) -> Call:
@@ -290,7 +330,9 @@ def token(wait_for: Any) -> Any:
 
 
 def _kind(given: object) -> str:
-    return {"str": "a text", "bytes": "bytes"}.get(type(given).__name__, f"a value of type {type(given).__name__}")
+    return {"str": "a text", "bytes": "bytes"}.get(
+        type(given).__name__, f"a value of type {type(given).__name__}"
+    )
 
 
 def collection(name: str) -> str:
@@ -311,15 +353,23 @@ def document(name: str, document_id: str, wait_for: Any = None) -> Call:
 
 
 def headers(key: str) -> dict[str, str]:
-    """Returns the headers that carry the key. Raises InvalidArgument, without the key, where no header can."""
+    """Returns the headers that carry the key.
+
+    Raises InvalidArgument, without the key, where no header can.
+    """
     bare = key.strip() if isinstance(key, str) else ""
     if not bare or not bare.isascii() or not bare.isprintable() or " " in bare:
-        raise errors.InvalidArgument("the key is one line of ASCII without spaces, as the platform gave it out")
+        raise errors.InvalidArgument(
+            "the key is one line of ASCII without spaces, as the platform gave it out"
+        )
     return {"authorization": f"Bearer {bare}"}
 
 
 def outcome(call: Call, status: int, content: bytes) -> Any:
-    """Returns the answer's JSON, or its bytes where it is lines. Raises what the status and the problem document say."""
+    """Returns the answer's JSON, or its bytes where it is lines.
+
+    Raises what the status and the problem document say.
+    """
     if call.lines and status < 400:
         return content
     try:

@@ -14,7 +14,8 @@ T = TypeVar("T")
 class Hit:
     """One passage found. `score`: greater is nearer.
 
-    In mode hybrid it is the fused score; `dense_score` and `lexical_score` are the scores before fusion.
+    In mode hybrid it is the fused score; `dense_score` and `lexical_score` are the scores before
+    fusion.
     """
 
     document_id: str
@@ -51,7 +52,9 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The result of a write. Hand `token` to a search to have it see the write; None if nothing was accepted.
+    """The result of a write.
+
+    Hand `token` to a search to have it see the write; None if nothing was accepted.
 
     `rejected` holds at most REJECTED_MAX reasons; `n_rejected` counts all.
     """
@@ -64,10 +67,12 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """The result of a deletion. Pass `token` to a search to see the deletion; None if nothing was deleted.
+    """The result of a deletion.
 
-    `matched` and `judged` are set by deletions by filter: how many documents passed it, and up to which position of
-    the documents log it was evaluated.
+    Pass `token` to a search to see the deletion; None if nothing was deleted.
+
+    `matched` and `judged` are set by deletions by filter: how many documents passed it, and up to
+    which position of the documents log it was evaluated.
     """
 
     accepted: int
@@ -114,7 +119,9 @@ class CollectionFacts:
 def search_result(body: Mapping[str, Any]) -> SearchResult:
     """From the answer's JSON."""
     hits = tuple(_of(Hit, hit) for hit in body["hits"])
-    return SearchResult(hits, body["freshness"], body["generation"], body["effort"], body["degraded"])
+    return SearchResult(
+        hits, body["freshness"], body["generation"], body["effort"], body["degraded"]
+    )
 
 
 def written(before: Written, body: Mapping[str, Any], sent: int) -> Written:
@@ -142,14 +149,19 @@ def deleted(before: Deleted, body: Mapping[str, Any]) -> Deleted:
 def search_results(content: bytes, n: int) -> "list[SearchResult | errors.VicinageError]":
     """Returns the answers of a batch of `n` searches in the order of the searches: a result, or its own error."""
     found: list[SearchResult | errors.VicinageError] = [
-        errors.Unavailable("the answer of this search did not arrive; send it again") for _ in range(n)
+        errors.Unavailable("the answer of this search did not arrive; send it again")
+        for _ in range(n)
     ]
     for line in content.split(b"\n"):
         if line.strip():
             body = json.loads(line)
             problem = body.get("problem")
             index = body["index"]
-            found[index] = search_result(body) if problem is None else errors.of(problem.get("status", 500), problem)
+            found[index] = (
+                search_result(body)
+                if problem is None
+                else errors.of(problem.get("status", 500), problem)
+            )
     return found
 
 
@@ -166,7 +178,12 @@ def latest(tokens: Iterable[str | None]) -> str | None:
 
 def document(body: Mapping[str, Any]) -> Document:
     """From the answer's JSON."""
-    return Document(body["id"], body["version"], body["metadata"], tuple(_of(Passage, p) for p in body["passages"]))
+    return Document(
+        body["id"],
+        body["version"],
+        body["metadata"],
+        tuple(_of(Passage, p) for p in body["passages"]),
+    )
 
 
 def collection(body: Mapping[str, Any]) -> CollectionFacts:
@@ -177,12 +194,20 @@ def collection(body: Mapping[str, Any]) -> CollectionFacts:
 def differences(there: CollectionFacts, wanted: Mapping[str, Any]) -> list[str]:
     """Returns the names of what was asked for (the body of its creation) and is otherwise in the collection."""
     raw = there.raw
-    found = {**raw, "index": raw.get("index", {}).get("spec"), "shards": raw.get("shards", {}).get("asked")}
+    found = {
+        **raw,
+        "index": raw.get("index", {}).get("spec"),
+        "shards": raw.get("shards", {}).get("asked"),
+    }
     objectives = raw.get("objectives", {})
     return [
         name
         for name, value in wanted.items()
-        if (any(objectives.get(k) != v for k, v in value.items()) if name == "objectives" else found.get(name) != value)
+        if (
+            any(objectives.get(k) != v for k, v in value.items())
+            if name == "objectives"
+            else found.get(name) != value
+        )
     ]
 
 

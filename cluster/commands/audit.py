@@ -5,7 +5,16 @@ from pathlib import Path
 
 import click
 
-from cluster.commands.base import EPILOG, EXIT_PARTLY, Group, common, confirmed, here, operator, settings_on
+from cluster.commands.base import (
+    EPILOG,
+    EXIT_PARTLY,
+    Group,
+    common,
+    confirmed,
+    here,
+    operator,
+    settings_on,
+)
 from cluster.commands.output import show
 from vicinage.errors import Conflict
 
@@ -16,10 +25,20 @@ def audit() -> None:
 
 
 @audit.command("list")
-@click.option("--after", type=int, default=0, show_default=True, help="Only records beyond this number.")
-@click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True, help="Most records, to 1,000.")
+@click.option(
+    "--after", type=int, default=0, show_default=True, help="Only records beyond this number."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1_000),
+    default=100,
+    show_default=True,
+    help="Most records, to 1,000.",
+)
 @common
-def audit_list(after: int, limit: int, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def audit_list(
+    after: int, limit: int, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""Records, oldest first.
 
     \b
@@ -30,21 +49,29 @@ def audit_list(after: int, limit: int, data: Path, url: str | None, key: str | N
 
 
 @audit.command("verify")
-@click.option("--against", metavar="SEQ:HASH", help="Newest record of an earlier verify, kept outside the catalog.")
+@click.option(
+    "--against",
+    metavar="SEQ:HASH",
+    help="Newest record of an earlier verify, kept outside the catalog.",
+)
 @common
-def audit_verify(against: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def audit_verify(
+    against: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""Verify each record's hash and MAC, and print the newest one; keep it outside the catalog.
 
-    "intact" means verified with the audit key. Without the key only the chain is checked, which anyone
-    with write access to the catalog can recompute: exit status 4. Records that were cut off the end are
-    found only with --against and an earlier newest record.
+    "intact" means verified with the audit key. Without the key only the chain is checked, which
+    anyone with write access to the catalog can recompute: exit status 4. Records that were cut off
+    the end are found only with --against and an earlier newest record.
 
     \b
     vicinage audit verify --against 118:9f2c…
     """
     seq, _, digest = (against or "").partition(":")
     if against and not (seq.isdecimal() and digest):
-        raise click.BadParameter("write SEQ:HASH, as an earlier verify printed them", param_hint="--against")
+        raise click.BadParameter(
+            "write SEQ:HASH, as an earlier verify printed them", param_hint="--against"
+        )
     body = {"seq": int(seq), "hash": digest} if against else {}
     found = operator(data, url, key).call("POST", "/audit/verify", body)
     show(found, as_json)

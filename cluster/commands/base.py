@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from vicinage.settings import Settings
 
 EXIT_FAILED, EXIT_USAGE, EXIT_AWAY, EXIT_PARTLY = 1, 2, 3, 4
-EPILOG: Final = "Exit status: 0 done, 1 refused or failed, 2 wrong usage or settings, 3 no platform answers."
+EPILOG: Final = (
+    "Exit status: 0 done, 1 refused or failed, 2 wrong usage or settings, 3 no platform answers."
+)
 CONFIG: Final = "VICINAGE_CONFIG"
 
 Command = Callable[..., Any]
@@ -26,13 +28,21 @@ Command = Callable[..., Any]
 
 def common(command: Command) -> Command:
     """Adds the options of commands that a platform elsewhere can answer, too."""
-    command = click.option("--key", envvar="VICINAGE_KEY", help="Operator key [default: that of --data].")(command)
-    return here(click.option("--url", envvar="VICINAGE_URL", help="A platform elsewhere, by its URL.")(command))
+    command = click.option(
+        "--key", envvar="VICINAGE_KEY", help="Operator key [default: that of --data]."
+    )(command)
+    return here(
+        click.option("--url", envvar="VICINAGE_URL", help="A platform elsewhere, by its URL.")(
+            command
+        )
+    )
 
 
 def here(command: Command) -> Command:
     """Adds the options that every command takes."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")(command)
+    command = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")(
+        command
+    )
     command = click.option(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -74,7 +84,10 @@ class Group(click.Group):
     """Groups within it are of this class, too."""
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Adds the command. In a raw docstring the mark by which click keeps lines is two characters: makes it one."""
+        """Adds the command.
+
+        In a raw docstring the mark by which click keeps lines is two characters: makes it one.
+        """
         cmd.help = cmd.help and cmd.help.replace("\\b\n", "\b\n")
         super().add_command(cmd, name)
 
@@ -93,7 +106,9 @@ class Group(click.Group):
         try:
             ended = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.Abort:
-            click.echo(_problem("aborted", "Interrupted", 0, "interrupted before it was done"), err=True)
+            click.echo(
+                _problem("aborted", "Interrupted", 0, "interrupted before it was done"), err=True
+            )
             sys.exit(EXIT_FAILED)
         except click.ClickException as error:
             click.echo(_problem("usage", "Wrong usage", 400, error.format_message()), err=True)
@@ -105,11 +120,20 @@ def _told(error: VicinageError) -> str:
     if "--json" not in sys.argv:
         return f"vicinage: {error}"
     body = getattr(error, "body", None)
-    return json.dumps({"error": body}) if body else _problem(error.kind, error.title, error.status, error.detail)
+    return (
+        json.dumps({"error": body})
+        if body
+        else _problem(error.kind, error.title, error.status, error.detail)
+    )
 
 
 def _problem(kind: str, title: str, status: int, detail: str) -> str:
-    problem = {"type": f"urn:vicinage:problem:{kind}", "title": title, "status": status, "detail": detail}
+    problem = {
+        "type": f"urn:vicinage:problem:{kind}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+    }
     return json.dumps({"error": problem})
 
 
@@ -127,21 +151,30 @@ def operator(data: Path, url: str | None, key: str | None) -> "Operator":
 
 
 def confirmed(question: str) -> None:
-    """Asks on stderr. Raises click.UsageError with --json, whose output is JSON alone; click.Abort for no."""
+    """Asks on stderr.
+
+    Raises click.UsageError with --json, whose output is JSON alone; click.Abort for no.
+    """
     if "--json" in sys.argv:
         raise click.UsageError(f"{question} Nothing was changed: add --yes")
     click.confirm(question, abort=True, err=True)
 
 
 def part(name: str) -> str:
-    """Returns a name as one part of a path or query. Raises click.UsageError for a slash: servers decode it before they route."""
+    """Returns a name as one part of a path or query.
+
+    Raises click.UsageError for a slash: servers decode it before they route.
+    """
     if "/" in name:
         raise click.UsageError(f"{name!r} is no name: it holds a slash")
     return quote(name, safe="")
 
 
 def where_of(words: Sequence[str]) -> tuple[str, str]:
-    """Returns tenant and collection of TENANT/COLLECTION, in one word or two. Raises click.BadParameter."""
+    """Returns tenant and collection of TENANT/COLLECTION, in one word or two.
+
+    Raises click.BadParameter.
+    """
     tenant, _, collection = "/".join(words).partition("/")
     if not tenant or not collection:
         raise click.BadParameter("write TENANT/COLLECTION", param_hint="TENANT/COLLECTION")
@@ -149,7 +182,10 @@ def where_of(words: Sequence[str]) -> tuple[str, str]:
 
 
 def settings_on(data: Path, port: int | None = None, host: str | None = None) -> "Settings":
-    """Settings of the platform on `data`; warns of variables that are none. Raises ConfigurationError."""
+    """Settings of the platform on `data`; warns of variables that are none.
+
+    Raises ConfigurationError.
+    """
     import os
 
     from cluster.configuration import load, unknown_variables

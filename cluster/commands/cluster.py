@@ -15,9 +15,13 @@ def cluster_group() -> None:
 
 @cluster_group.command("kafka-acls")
 @click.option(
-    "--principal", required=True, help="Principal that gets the permissions: User:vicinage for the platform itself."
+    "--principal",
+    required=True,
+    help="Principal that gets the permissions: User:vicinage for the platform itself.",
 )
-@click.option("--tenant", help="Print what this tenant's producer needs, instead of what the platform needs.")
+@click.option(
+    "--tenant", help="Print what this tenant's producer needs, instead of what the platform needs."
+)
 @here
 def cluster_kafka_acls(principal: str, tenant: str | None, data: Path, *, as_json: bool) -> None:
     r"""Print the commands that grant permissions in Kafka; changes nothing.

@@ -15,7 +15,9 @@ def collection() -> None:
     """Collections: a tenant's named sets of documents."""
 
 
-INDEX_SPECS = "auto, flat, hnsw[:M=32,efc=80,codes=f32|sq8], ivf[:lists=N], ivfpq[:lists=N] or rabitq."
+INDEX_SPECS = (
+    "auto, flat, hnsw[:M=32,efc=80,codes=f32|sq8], ivf[:lists=N], ivfpq[:lists=N] or rabitq."
+)
 
 
 @collection.command("create")
@@ -31,7 +33,11 @@ INDEX_SPECS = "auto, flat, hnsw[:M=32,efc=80,codes=f32|sq8], ivf[:lists=N], ivfp
 )
 @click.option("--index", default="auto", show_default=True, help=INDEX_SPECS)
 @click.option(
-    "--shards", type=int, default=1, show_default=True, help="Number of shards, each in a slot; at most `slots`."
+    "--shards",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Number of shards, each in a slot; at most `slots`.",
 )
 @click.option("--recall", type=float, help="Recall objective [default: 0.95].")
 @common
@@ -55,13 +61,18 @@ def collection_create(
     body = {k: v for k, v in {"name": name, **given}.items() if v is not None}
     if recall is not None:
         body["objectives"] = {"recall": recall}
-    show(operator(data, url, key).call("POST", f"/tenants/{part(tenant_name)}/collections", body), as_json)
+    show(
+        operator(data, url, key).call("POST", f"/tenants/{part(tenant_name)}/collections", body),
+        as_json,
+    )
 
 
 @collection.command("list")
 @click.argument("tenant_name", metavar="[TENANT]", required=False)
 @common
-def collection_list(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def collection_list(
+    tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""Collections, with what each holds.
 
     \b
@@ -75,14 +86,21 @@ def collection_list(tenant_name: str | None, data: Path, url: str | None, key: s
 @collection.command("show")
 @click.argument("where", metavar="TENANT/COLLECTION", nargs=-1, required=True)
 @common
-def collection_show(where: tuple[str, ...], data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def collection_show(
+    where: tuple[str, ...], data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""One collection: counts, freshness, recall, index.
 
     \b
     vicinage collection show acme/docs
     """
     tenant_name, name = where_of(where)
-    show(operator(data, url, key).call("GET", f"/tenants/{part(tenant_name)}/collections/{part(name)}"), as_json)
+    show(
+        operator(data, url, key).call(
+            "GET", f"/tenants/{part(tenant_name)}/collections/{part(name)}"
+        ),
+        as_json,
+    )
 
 
 @collection.command("update")
@@ -92,7 +110,13 @@ def collection_show(where: tuple[str, ...], data: Path, url: str | None, key: st
 @click.option("--latency-ms", type=int, help="Latency objective, milliseconds.")
 @common
 def collection_update(
-    where: tuple[str, ...], data: Path, url: str | None, key: str | None, *, as_json: bool, **objectives: float | None
+    where: tuple[str, ...],
+    data: Path,
+    url: str | None,
+    key: str | None,
+    *,
+    as_json: bool,
+    **objectives: float | None,
 ) -> None:
     r"""Change a collection's objectives; those not named stay.
 
@@ -104,7 +128,10 @@ def collection_update(
     if not body["objectives"]:
         raise click.UsageError("name at least one of --recall, --freshness-ms and --latency-ms")
     show(
-        operator(data, url, key).call("PATCH", f"/tenants/{part(tenant_name)}/collections/{part(name)}", body), as_json
+        operator(data, url, key).call(
+            "PATCH", f"/tenants/{part(tenant_name)}/collections/{part(name)}", body
+        ),
+        as_json,
     )
 
 
@@ -113,7 +140,13 @@ def collection_update(
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
 def collection_delete(
-    where: tuple[str, ...], data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool
+    where: tuple[str, ...],
+    data: Path,
+    url: str | None,
+    key: str | None,
+    *,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     r"""Delete a collection with all its documents.
 

@@ -16,7 +16,9 @@ def config() -> None:
 
 
 @config.command("show")
-@click.option("--set-only", is_flag=True, help="Show only settings that differ from their defaults.")
+@click.option(
+    "--set-only", is_flag=True, help="Show only settings that differ from their defaults."
+)
 @here
 def config_show(data: Path, *, set_only: bool, as_json: bool) -> None:
     r"""Every setting with its value (secrets hidden) and its origin.
@@ -31,4 +33,8 @@ def config_show(data: Path, *, set_only: bool, as_json: bool) -> None:
         click.echo(f"vicinage: warning: {warning}", err=True)
     given = {"data": data}
     rows = [asdict(o) for o in origins(load(**given), os.environ, given)]
-    show([r for r in rows if not set_only or r["origin"] != "default"], as_json, ("name", "value", "origin"))
+    show(
+        [r for r in rows if not set_only or r["origin"] != "default"],
+        as_json,
+        ("name", "value", "origin"),
+    )

@@ -7,7 +7,16 @@ import click
 from cluster.commands.base import EPILOG, Group, common, confirmed, operator, part
 from cluster.commands.output import show
 
-COLUMNS = ("position", "reason", "field", "id", "collection", "partition", "offset", "event_time_ms")
+COLUMNS = (
+    "position",
+    "reason",
+    "field",
+    "id",
+    "collection",
+    "partition",
+    "offset",
+    "event_time_ms",
+)
 
 
 @click.group("dead-letters", cls=Group, epilog=EPILOG)
@@ -17,11 +26,26 @@ def dead_letters() -> None:
 
 @dead_letters.command("list")
 @click.argument("tenant_name", metavar="TENANT")
-@click.option("--after", type=int, default=-1, show_default=True, help="Only letters beyond this position.")
-@click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True, help="Most letters, to 1,000.")
+@click.option(
+    "--after", type=int, default=-1, show_default=True, help="Only letters beyond this position."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1_000),
+    default=100,
+    show_default=True,
+    help="Most letters, to 1,000.",
+)
 @common
 def dead_letters_list(
-    tenant_name: str, after: int, limit: int, data: Path, url: str | None, key: str | None, *, as_json: bool
+    tenant_name: str,
+    after: int,
+    limit: int,
+    data: Path,
+    url: str | None,
+    key: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     r"""Letters, oldest first.
 
@@ -46,21 +70,35 @@ def dead_letters_show(
     \b
     vicinage dead-letters show acme 42
     """
-    show(operator(data, url, key).call("GET", f"/tenants/{part(tenant_name)}/dead-letters/{position}"), as_json)
+    show(
+        operator(data, url, key).call(
+            "GET", f"/tenants/{part(tenant_name)}/dead-letters/{position}"
+        ),
+        as_json,
+    )
 
 
 @dead_letters.command("replay")
 @click.argument("tenant_name", metavar="TENANT")
-@click.option("--from", "first", type=click.IntRange(0), default=0, show_default=True, help="First position.")
+@click.option(
+    "--from", "first", type=click.IntRange(0), default=0, show_default=True, help="First position."
+)
 @click.option("--to", "last", type=click.IntRange(0), help="Last position [default: the newest].")
 @common
 def dead_letters_replay(
-    tenant_name: str, first: int, last: int | None, data: Path, url: str | None, key: str | None, *, as_json: bool
+    tenant_name: str,
+    first: int,
+    last: int | None,
+    data: Path,
+    url: str | None,
+    key: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     r"""Write the original records to the documents log again, after the cause is repaired.
 
-    A letter whose original was too large to be kept whole is skipped, and counted. A replayed record is newer than
-    whatever was written meanwhile.
+    A letter whose original was too large to be kept whole is skipped, and counted. A replayed
+    record is newer than whatever was written meanwhile.
 
     \b
     vicinage dead-letters replay acme --from 40 --to 42
@@ -81,11 +119,20 @@ def dead_letters_replay(
 
 @dead_letters.command("purge")
 @click.argument("tenant_name", metavar="TENANT")
-@click.option("--to", "last", type=click.IntRange(0), required=True, help="Last position that is removed.")
+@click.option(
+    "--to", "last", type=click.IntRange(0), required=True, help="Last position that is removed."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
 def dead_letters_purge(
-    tenant_name: str, last: int, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool
+    tenant_name: str,
+    last: int,
+    data: Path,
+    url: str | None,
+    key: str | None,
+    *,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     r"""Remove letters up to a position for good.
 
@@ -95,5 +142,8 @@ def dead_letters_purge(
     if not yes:
         confirmed(f"Remove the dead letters of {tenant_name} up to position {last}?")
     show(
-        operator(data, url, key).call("POST", f"/tenants/{part(tenant_name)}/dead-letters:purge", {"to": last}), as_json
+        operator(data, url, key).call(
+            "POST", f"/tenants/{part(tenant_name)}/dead-letters:purge", {"to": last}
+        ),
+        as_json,
     )

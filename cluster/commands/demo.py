@@ -23,10 +23,16 @@ PORTS = 4
     help="Empty or new directory for the platform, kept afterwards [default: a temporary one, removed].",
 )
 @click.option(
-    "--port", type=click.IntRange(1, 65_532), help="Port of its API; the next three are used, too [default: free ones]."
+    "--port",
+    type=click.IntRange(1, 65_532),
+    help="Port of its API; the next three are used, too [default: free ones].",
 )
 @click.option(
-    "--documents", type=click.IntRange(50, 2_000), default=150, show_default=True, help="Most documents of each tenant."
+    "--documents",
+    type=click.IntRange(50, 2_000),
+    default=150,
+    show_default=True,
+    help="Most documents of each tenant.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
 def demo(data: Path | None, port: int | None, documents: int, *, as_json: bool) -> None:
@@ -44,19 +50,30 @@ def demo(data: Path | None, port: int | None, documents: int, *, as_json: bool) 
     began = time.monotonic()
     with ExitStack() as stack:
         folder = (
-            _folder(data) if data else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vicinage-demo-")))
+            _folder(data)
+            if data
+            else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vicinage-demo-")))
         )
-        story = run_demo(folder, port or _free_ports(), documents, _quiet if as_json else click.echo)
+        story = run_demo(
+            folder, port or _free_ports(), documents, _quiet if as_json else click.echo
+        )
     seconds = round(time.monotonic() - began, 1)
     if as_json:
         show(
-            {"ok": story.ok(), "seconds": seconds, "data": str(folder) if data else None, "checks": story.checks},
+            {
+                "ok": story.ok(),
+                "seconds": seconds,
+                "data": str(folder) if data else None,
+                "checks": story.checks,
+            },
             as_json,
         )
     else:
         failed = [check["check"] for check in story.checks if not check["ok"]]
         kept = f" Look around: vicinage up --data {data}" if data else ""
-        click.echo(f"\n{'Failed: ' + ', '.join(failed) if failed else 'All of it held'}, in {seconds:.0f} s.{kept}")
+        click.echo(
+            f"\n{'Failed: ' + ', '.join(failed) if failed else 'All of it held'}, in {seconds:.0f} s.{kept}"
+        )
     if not story.ok():
         raise SystemExit(EXIT_FAILED)
 
@@ -66,9 +83,14 @@ def _quiet(_line: str) -> None:
 
 
 def _folder(data: Path) -> Path:
-    """Returns the directory, made where it is not there. Raises click.BadParameter where it holds anything."""
+    """Returns the directory, made where it is not there.
+
+    Raises click.BadParameter where it holds anything.
+    """
     if data.exists() and any(data.iterdir()):
-        raise click.BadParameter(f"{data} is not empty: the demo makes tenants of its own", param_hint="--data")
+        raise click.BadParameter(
+            f"{data} is not empty: the demo makes tenants of its own", param_hint="--data"
+        )
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     return data.absolute()
 

@@ -35,7 +35,18 @@ class Corpus:
 
 LIBRARY: Final = Corpus(
     "library",
-    ("bisect", "calendar", "difflib", "heapq", "random", "shutil", "smtplib", "statistics", "tempfile", "textwrap"),
+    (
+        "bisect",
+        "calendar",
+        "difflib",
+        "heapq",
+        "random",
+        "shutil",
+        "smtplib",
+        "statistics",
+        "tempfile",
+        "textwrap",
+    ),
     (
         ("median of a list of numbers", "statistics.median"),
         ("insert an item in a sorted list and keep it sorted", "bisect.insort"),
@@ -56,7 +67,10 @@ CORPORA: Final[Sequence[Corpus]] = (LIBRARY, PACKAGES)
 
 
 def _documents(module: str) -> Iterator[dict[str, Any]]:
-    """The docstrings of a module's functions and classes. Reads its source; nothing is imported but the packages above it."""
+    """The docstrings of a module's functions and classes.
+
+    Reads its source; nothing is imported but the packages above it.
+    """
     spec = find_spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return
@@ -68,11 +82,15 @@ def _documents(module: str) -> Iterator[dict[str, Any]]:
             yield {"id": name, "text": text, "metadata": {"module": module, "kind": kind}}
 
 
-def _defined(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+def _defined(
+    tree: ast.AST, prefix: str
+) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Each name is given once, though it may be defined again."""
     seen: set[str] = set()
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+        if isinstance(
+            node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ) and not node.name.startswith("_"):
             name = f"{prefix}.{node.name}"
             if name not in seen:
                 seen.add(name)

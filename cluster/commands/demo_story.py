@@ -23,7 +23,10 @@ WAIT_MS: Final = 600_000
 """The most that a search may wait: a machine that is busy embeds slowly."""
 START_S: Final = 650.0
 """A little longer than `vicinage up --detach` waits."""
-NEWS: Final = {"id": "news", "text": "The ferry to the northern islands leaves at seven from pier four."}
+NEWS: Final = {
+    "id": "news",
+    "text": "The ferry to the northern islands leaves at seven from pier four.",
+}
 NEWS_QUESTION: Final = "when does the boat leave?"
 Tell = Callable[[str], None]
 
@@ -64,21 +67,30 @@ class Side:
 
     def search(self, text: str, **more: Any) -> dict[str, Any]:
         """Returns what a search for a text answers."""
-        found: dict[str, Any] = self.call("POST", "/search", {"text": text, "k": WITHIN, "timeout_ms": WAIT_MS, **more})
+        found: dict[str, Any] = self.call(
+            "POST", "/search", {"text": text, "k": WITHIN, "timeout_ms": WAIT_MS, **more}
+        )
         return found
 
 
 def run_demo(data: Path, port: int, n_documents: int, tell: Tell) -> Story:
-    """Starts a platform on `data`, tells its story, and stops it. Raises Unavailable where it does not start."""
+    """Starts a platform on `data`, tells its story, and stops it.
+
+    Raises Unavailable where it does not start.
+    """
     story = Story(tell)
     began = time.monotonic()
-    story.step(f"Starting a platform in {data}: gateway with searcher, ingest with indexer, embedder")
+    story.step(
+        f"Starting a platform in {data}: gateway with searcher, ingest with indexer, embedder"
+    )
     with _platform(data, port) as url:
         story.check(True, "ready", f"{url} after {time.monotonic() - began:.0f} s")
         try:
             _told(story, url, Operator(data, None, None), n_documents)
         except httpx.HTTPError as error:
-            raise Unavailable(f"the platform did not answer as it should: {error}", dependency="gateway") from error
+            raise Unavailable(
+                f"the platform did not answer as it should: {error}", dependency="gateway"
+            ) from error
     return story
 
 
@@ -98,14 +110,24 @@ def _told(story: Story, url: str, operator: Operator, n_documents: int) -> None:
 @contextmanager
 def _platform(data: Path, port: int) -> Iterator[str]:
     """A platform with default settings, whatever this process's environment and directory set."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("VICINAGE_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("VICINAGE_")
+    }
     command = [*local.PROGRAM, "up", "--data", str(data), "--port", str(port), "--detach", "--json"]
     try:
         done = subprocess.run(
-            command, cwd=data, env=environment, capture_output=True, text=True, timeout=START_S, check=False
+            command,
+            cwd=data,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+            check=False,
         )
         if done.returncode != 0:
-            raise Unavailable(f"the platform did not start: {done.stderr.strip()[-500:]}", dependency="supervisor")
+            raise Unavailable(
+                f"the platform did not start: {done.stderr.strip()[-500:]}", dependency="supervisor"
+            )
         yield f"http://127.0.0.1:{port}"
     finally:
         local.stop(data)
@@ -115,18 +137,25 @@ def _side(operator: Operator, url: str, corpus: Corpus) -> Side:
     key = operator.call("POST", "/tenants", {"name": corpus.tenant})["key"]
     operator.call("POST", f"/tenants/{corpus.tenant}/collections", {"name": COLLECTION})
     http = httpx.Client(
-        base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=WAIT_MS / 1000 + 10, trust_env=False
+        base_url=url,
+        headers={"authorization": f"Bearer {key}"},
+        timeout=WAIT_MS / 1000 + 10,
+        trust_env=False,
     )
     return Side(corpus, http)
 
 
 def _index(story: Story, side: Side, limit: int) -> str:
     documents = side.corpus.documents(limit)
-    story.step(f"Tenant {side.corpus.tenant}: {len(documents)} docstrings into its collection {COLLECTION}")
+    story.step(
+        f"Tenant {side.corpus.tenant}: {len(documents)} docstrings into its collection {COLLECTION}"
+    )
     began = time.monotonic()
     written = side.call("POST", "/documents", {"documents": documents})
     story.check(
-        written["accepted"] == len(documents), "durable", f"{_since_ms(began):.0f} ms, token {written['token']}"
+        written["accepted"] == len(documents),
+        "durable",
+        f"{_since_ms(began):.0f} ms, token {written['token']}",
     )
     token: str = written["token"]
     side.search("any", wait_for=token)
@@ -162,7 +191,11 @@ def _isolation(story: Story, one: Side, other: Side) -> None:
     detail = f"{len(hits)} hits of {other.corpus.tenant}, {len(strangers)} of {one.corpus.tenant}"
     story.check(bool(hits) and not strangers, "the same question by the other tenant", detail)
     status = other.http.get(f"/v1/collections/{COLLECTION}/documents/{NEWS['id']}").status_code
-    story.check(status == httpx.codes.NOT_FOUND, "the other tenant asks for the document by its id", f"HTTP {status}")
+    story.check(
+        status == httpx.codes.NOT_FOUND,
+        "the other tenant asks for the document by its id",
+        f"HTTP {status}",
+    )
     bare = httpx.get(one.http.base_url.join("/v1/collections"), trust_env=False).status_code
     story.check(bare == httpx.codes.UNAUTHORIZED, "without a key", f"HTTP {bare}")
 

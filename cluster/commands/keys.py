@@ -15,7 +15,12 @@ def keys() -> None:
 
 @keys.command("create")
 @click.argument("tenant_name", metavar="[TENANT]", required=False)
-@click.option("--scopes", default="read,write", show_default=True, help="read, write; or operate, without a tenant.")
+@click.option(
+    "--scopes",
+    default="read,write",
+    show_default=True,
+    help="read, write; or operate, without a tenant.",
+)
 @click.option("--expires", help="Lifetime: 90d, 12h, 30m.")
 @common
 def key_create(
@@ -50,7 +55,9 @@ def _seconds(text: str | None) -> int | None:
 @keys.command("list")
 @click.argument("tenant_name", metavar="[TENANT]", required=False)
 @common
-def key_list(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def key_list(
+    tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""Keys without their secrets.
 
     \b

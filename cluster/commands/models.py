@@ -33,22 +33,37 @@ def model_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -
     required=True,
     help="local: files; openai: a server that speaks the OpenAI embeddings API.",
 )
-@click.option("--location", required=True, help="package:MODULE or a folder of files; a server's base URL (…/v1).")
-@click.option("--dimension", type=int, help="Length of its vectors [default: as the files say].")
-@click.option("--window-tokens", type=int, help="Longest input, tokens [default: as the files say].")
 @click.option(
-    "--normalised/--no-normalised", default=None, help="Make its vectors unit length [default: as the files say; yes]."
+    "--location",
+    required=True,
+    help="package:MODULE or a folder of files; a server's base URL (…/v1).",
+)
+@click.option("--dimension", type=int, help="Length of its vectors [default: as the files say].")
+@click.option(
+    "--window-tokens", type=int, help="Longest input, tokens [default: as the files say]."
+)
+@click.option(
+    "--normalised/--no-normalised",
+    default=None,
+    help="Make its vectors unit length [default: as the files say; yes].",
 )
 @click.option("--query-prompt", help="Text before each search text [default: as the files say].")
 @click.option("--document-prompt", help="Text before each passage [default: as the files say].")
-@click.option("--check/--no-check", default=True, show_default=True, help="Load it, or call its server, first.")
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="Load it, or call its server, first.",
+)
 @common
-def model_register(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool, **given: Any) -> None:
+def model_register(
+    name: str, data: Path, url: str | None, key: str | None, *, as_json: bool, **given: Any
+) -> None:
     r"""Add a model; entries never change. A local one is served after the embedder's next start.
 
-    \b
-    vicinage model register e5 --kind local --location /srv/models/e5-small
-    vicinage model register own --kind openai --location http://10.0.0.7:8000/v1 --dimension 1024 --window-tokens 512
+    \b vicinage model register e5 --kind local --location /srv/models/e5-small vicinage model
+    register own --kind openai --location http://10.0.0.7:8000/v1 --dimension 1024 --window-tokens
+    512
     """
     body = {"name": name, **{field: value for field, value in given.items() if value is not None}}
     show(operator(data, url, key).call("POST", "/models", body), as_json)

@@ -21,7 +21,9 @@ _CAPACITY = ("collections", "tenants", "disk", "retention", "headroom", "rates")
 @click.group(cls=Group, invoke_without_command=True, epilog=EPILOG)
 @common
 @click.pass_context
-def capacity(ctx: click.Context, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def capacity(
+    ctx: click.Context, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""What every tenant and collection holds, the rates, and what is left.
 
     \b
@@ -53,14 +55,20 @@ def capacity_headroom(data: Path, url: str | None, key: str | None, *, as_json: 
     _capacity(data, url, key, as_json=as_json, parts=("headroom",))
 
 
-def _capacity(data: Path, url: str | None, key: str | None, *, as_json: bool, parts: Sequence[str]) -> None:
+def _capacity(
+    data: Path, url: str | None, key: str | None, *, as_json: bool, parts: Sequence[str]
+) -> None:
     report = _live(data, url, key).call("GET", "/capacity")
     if as_json:
         show(report if len(parts) > 1 else report[parts[0]], as_json)
         return
     for name in parts:
         click.echo(click.style(name, bold=True))
-        shown = {"collections": holding_rows, "tenants": holding_rows, "headroom": headroom_rows}.get(name)
+        shown = {
+            "collections": holding_rows,
+            "tenants": holding_rows,
+            "headroom": headroom_rows,
+        }.get(name)
         show(shown(report[name]) if shown else report[name], as_json)
         click.echo()
 
@@ -68,7 +76,9 @@ def _capacity(data: Path, url: str | None, key: str | None, *, as_json: bool, pa
 @click.command(epilog=EPILOG)
 @click.argument("tenant_name", metavar="[TENANT]", required=False)
 @common
-def freshness(tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def freshness(
+    tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""Per tenant: the lag now, percentiles of n recent index lags, messages replayed, and what waits for a model.
 
     \b
@@ -76,7 +86,8 @@ def freshness(tenant_name: str | None, data: Path, url: str | None, key: str | N
     """
     if tenant_name and "/" in tenant_name:
         raise click.BadParameter(
-            "write TENANT; one collection's lag is in `vicinage collection show`", param_hint="TENANT"
+            "write TENANT; one collection's lag is in `vicinage collection show`",
+            param_hint="TENANT",
         )
     query = f"?tenant={part(tenant_name)}" if tenant_name else ""
     rows = _live(data, url, key).call("GET", f"/freshness{query}")
@@ -92,14 +103,18 @@ def freshness(tenant_name: str | None, data: Path, url: str | None, key: str | N
 @click.command(epilog=EPILOG)
 @click.argument("where", metavar="[TENANT[/COLLECTION]]", required=False)
 @common
-def recall(where: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def recall(
+    where: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""Per collection: recall measured on sampled live searches, with interval, n, target and verdict.
 
     \b
     vicinage recall acme/docs
     """
     tenant_name, _, name = (where or "").partition("/")
-    query = "&".join(f"{k}={part(v)}" for k, v in (("tenant", tenant_name), ("collection", name)) if v)
+    query = "&".join(
+        f"{k}={part(v)}" for k, v in (("tenant", tenant_name), ("collection", name)) if v
+    )
     report = _live(data, url, key).call("GET", f"/recall?{query}")
     show(report if as_json else recall_rows(report), as_json)
 

@@ -39,7 +39,10 @@ class Operator:
             self._renews = self._url == ours
             self._key = self._local_key() if self._renews else None
             if self._key is None and self._url != ours:
-                raise Refused(f"no key for {self._url}: give its operator key with --key or VICINAGE_KEY", field="key")
+                raise Refused(
+                    f"no key for {self._url}: give its operator key with --key or VICINAGE_KEY",
+                    field="key",
+                )
 
     def _local_key(self) -> str | None:
         """The operator key of the platform on DATA: shown to that platform alone, whatever other URL is named."""
@@ -53,7 +56,11 @@ class Operator:
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """The answer's JSON. Raises Answered, or Unavailable where no platform answers."""
-        response = self._remote(method, path, body) if self._url else asyncio.run(self._inside(method, path, body))
+        response = (
+            self._remote(method, path, body)
+            if self._url
+            else asyncio.run(self._inside(method, path, body))
+        )
         if response.status_code == httpx.codes.UNAUTHORIZED and self._renews:
             self._renews = False
             local.renew_operator_key(load(data=self._data))
@@ -74,11 +81,17 @@ class Operator:
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
         try:
             return httpx.request(
-                method, f"{self._url}/v1/admin{path}", json=body, headers=headers, timeout=TIMEOUT_S, trust_env=False
+                method,
+                f"{self._url}/v1/admin{path}",
+                json=body,
+                headers=headers,
+                timeout=TIMEOUT_S,
+                trust_env=False,
             )
         except httpx.HTTPError as error:
             raise Unavailable(
-                f"no platform answers at {self._url} ({error}): `vicinage status` says what runs", dependency="gateway"
+                f"no platform answers at {self._url} ({error}): `vicinage status` says what runs",
+                dependency="gateway",
             ) from error
 
     async def _inside(self, method: str, path: str, body: Any) -> httpx.Response:
@@ -90,7 +103,9 @@ class Operator:
         resources = open_resources(settings, audit_key_optional=True)
         try:
             app = build_gateway(resources, [], embedder_key=None, local_operator=True)
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vicinage") as http:
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(app), base_url="http://vicinage"
+            ) as http:
                 return await http.request(method, f"/v1/admin{path}", json=body)
         finally:
             resources.close()

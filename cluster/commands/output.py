@@ -1,4 +1,7 @@
-"""How commands print: JSON, or text for people. Nothing is ever cut: a table that is too wide becomes a block a row. Pure but for printing."""
+"""How commands print: JSON, or text for people.
+
+Nothing is ever cut: a table that is too wide becomes a block a row. Pure but for printing.
+"""
 
 import json
 import shutil
@@ -34,17 +37,29 @@ def text_of(value: Any, columns: Sequence[str], wide: int) -> str:
 
 
 def rows_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], wide: int) -> str:
-    """Returns the rows as a table where they fit `wide` columns of text, else as one block a row. Nothing is cut."""
+    """Returns the rows as a table where they fit `wide` columns of text, else as one block a row.
+
+    Nothing is cut.
+    """
     if not rows:
         return "(none)"
     cells = [[person(name, row.get(name)) for name in columns] for row in rows]
     widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(columns)]
-    if sum(widths) + len(PAD) * (len(widths) - 1) > wide or any("\n" in cell for row in cells for cell in row):
+    if sum(widths) + len(PAD) * (len(widths) - 1) > wide or any(
+        "\n" in cell for row in cells for cell in row
+    ):
         blocks = [facts_of({name: row.get(name) for name in columns}) for row in rows]
         return "\n\n".join(blocks)
     right = [all(_is_number(row.get(name)) for row in rows) for name in columns]
-    lines = [[click.style(_put(name, w, r), bold=True) for name, w, r in zip(columns, widths, right, strict=True)]]
-    lines += [[_put(cell, w, r) for cell, w, r in zip(row, widths, right, strict=True)] for row in cells]
+    lines = [
+        [
+            click.style(_put(name, w, r), bold=True)
+            for name, w, r in zip(columns, widths, right, strict=True)
+        ]
+    ]
+    lines += [
+        [_put(cell, w, r) for cell, w, r in zip(row, widths, right, strict=True)] for row in cells
+    ]
     return "\n".join(PAD.join(line).rstrip() for line in lines)
 
 
@@ -58,14 +73,20 @@ def facts_of(value: Mapping[str, Any]) -> str:
         elif isinstance(fact, list) and fact and isinstance(fact[0], Mapping):
             lines.append(name)
             for each in fact:
-                lines += [("- " if i == 0 else PAD) + line for i, line in enumerate(facts_of(each).splitlines())]
+                lines += [
+                    ("- " if i == 0 else PAD) + line
+                    for i, line in enumerate(facts_of(each).splitlines())
+                ]
         else:
             lines.append(f"{name:<{longest}}{PAD}{person(name, fact)}")
     return "\n".join(lines)
 
 
 def person(name: str, value: Any) -> str:
-    """Returns a value as a person reads it: bytes and times by the unit that its name ends with. Whole, never cut."""
+    """Returns a value as a person reads it: bytes and times by the unit that its name ends with.
+
+    Whole, never cut.
+    """
     if value is None:
         return "-"
     if isinstance(value, bool):

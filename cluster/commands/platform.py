@@ -28,9 +28,17 @@ RESTARTS_MAX = 4
 @here
 @click.option("--port", type=click.IntRange(0, 65_534), help="Port of the API [default: 8080].")
 @click.option("--host", help="Address to listen on [default: 127.0.0.1].")
-@click.option("--detach", is_flag=True, help="Return when it is ready; stop it with `vicinage down`.")
+@click.option(
+    "--detach", is_flag=True, help="Return when it is ready; stop it with `vicinage down`."
+)
 @click.option("--ray", "ray_address", help="Place the roles on the Ray cluster at this address.")
-@click.option("--searchers", type=click.IntRange(1, 256), default=1, show_default=True, help="Searchers on Ray.")
+@click.option(
+    "--searchers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Searchers on Ray.",
+)
 def up(
     data: Path,
     port: int | None,
@@ -63,23 +71,30 @@ def up(
         return
     configure_events("supervisor")
     if ray_address:
-        commands = local.role_commands(["gateway"], "--ray", ray_address, "--searchers", str(searchers))
+        commands = local.role_commands(
+            ["gateway"], "--ray", ray_address, "--searchers", str(searchers)
+        )
     else:
         commands = local.role_commands(["embedder", "ingest", "gateway"])
     s = settings.resolved()
     click.echo(
-        f"starting on http://{s.gateway.host}:{s.gateway.port} with data in {s.data} (events in {s.data}/run)", err=True
+        f"starting on http://{s.gateway.host}:{s.gateway.port} with data in {s.data} (events in {s.data}/run)",
+        err=True,
     )
     local.Supervisor(settings, commands).run()
 
 
-def _up_detached(data: Path, ray_address: str | None, searchers: int, settings: "Settings", as_json: bool) -> None:
+def _up_detached(
+    data: Path, ray_address: str | None, searchers: int, settings: "Settings", as_json: bool
+) -> None:
     import subprocess
 
     from cluster import local
 
     if local.running(data.absolute()) is not None:
-        raise Unavailable(f"a platform runs on {data} already: `vicinage status`", dependency="supervisor")
+        raise Unavailable(
+            f"a platform runs on {data} already: `vicinage status`", dependency="supervisor"
+        )
     s = settings.resolved()
     words = [
         *local.PROGRAM,
@@ -95,14 +110,19 @@ def _up_detached(data: Path, ray_address: str | None, searchers: int, settings: 
         words += ["--ray", ray_address, "--searchers", str(searchers)]
     path = local.run_folder(settings) / "supervisor.log"
     with path.open("ab") as out:
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
     url = local.url_of(settings)
     _await_ready(url, process, path)
     show({"url": url, "data": str(s.data), "pid": process.pid}, as_json)
 
 
 def _await_ready(url: str, process: Any, events: Path, wait_s: float = READY_S) -> None:
-    """Waits until every part is ready, saying what it waits for. Stops the platform where a role dies again and again."""
+    """Waits until every part is ready, saying what it waits for.
+
+    Stops the platform where a role dies again and again.
+    """
     import httpx
 
     from cluster import local
@@ -147,7 +167,10 @@ def _stop_if_dying(state: dict[str, Any] | None, folder: Path) -> None:
         if role_state["restarts"] >= RESTARTS_MAX:
             error = last_error(folder / f"{name}.log")
             local.stop(folder.parent)
-            raise Unavailable(f"the role {name} does not start: {error} (more in {folder / name}.log)", dependency=name)
+            raise Unavailable(
+                f"the role {name} does not start: {error} (more in {folder / name}.log)",
+                dependency=name,
+            )
 
 
 def last_error(path: Path) -> str:
@@ -159,7 +182,11 @@ def last_error(path: Path) -> str:
         except ValueError:
             continue
         if event.get("level") in ("error", "critical"):
-            facts = {k: v for k, v in event.items() if k not in ("level", "timestamp", "role", "exception")}
+            facts = {
+                k: v
+                for k, v in event.items()
+                if k not in ("level", "timestamp", "role", "exception")
+            }
             return " ".join(f"{k}={v}" for k, v in facts.items())[:500]
     return lines[-1][:500] if lines else "it left no event"
 
@@ -195,7 +222,8 @@ def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
     state = local.running(data.absolute()) if url is None else {"url": url}
     if state is None:
         raise Unavailable(
-            f"no platform runs on {data}: start it with `vicinage up --data {data}`", dependency="supervisor"
+            f"no platform runs on {data}: start it with `vicinage up --data {data}`",
+            dependency="supervisor",
         )
     try:
         answer = httpx.get(f"{state['url']}/readyz", timeout=10, trust_env=False).json()
@@ -228,11 +256,15 @@ def role(name: str, ray_address: str | None, searchers: int) -> None:
 @click.command(epilog=EPILOG)
 @here
 @click.option(
-    "--port", type=click.IntRange(0, 65_534), help="Port of the API that is checked [default: as the settings say]."
+    "--port",
+    type=click.IntRange(0, 65_534),
+    help="Port of the API that is checked [default: as the settings say].",
 )
 @click.option("--host", help="Address that is checked [default: as the settings say].")
 @click.option("--url", help="Check only that a platform elsewhere answers and is ready.")
-def doctor(data: Path, port: int | None, host: str | None, url: str | None, *, as_json: bool) -> None:
+def doctor(
+    data: Path, port: int | None, host: str | None, url: str | None, *, as_json: bool
+) -> None:
     r"""Check the libraries, servers and files that the platform needs; each failure says what to do next.
 
     \b

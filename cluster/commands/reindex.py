@@ -28,7 +28,14 @@ def reindex() -> None:
 @click.option("--wait", is_flag=True, help="Follow it to its end.")
 @common
 def reindex_start(
-    where: tuple[str, ...], data: Path, url: str | None, key: str | None, *, wait: bool, as_json: bool, **given: Any
+    where: tuple[str, ...],
+    data: Path,
+    url: str | None,
+    key: str | None,
+    *,
+    wait: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     r"""Start a reindex. Writes and searches go on meanwhile; interrupting --wait leaves it running.
 
@@ -37,7 +44,11 @@ def reindex_start(
     """
     tenant_name, name = where_of(where)
     road = operator(data, url, key)
-    body = {k: v for k, v in {"tenant": tenant_name, "collection": name, **given}.items() if v is not None}
+    body = {
+        k: v
+        for k, v in {"tenant": tenant_name, "collection": name, **given}.items()
+        if v is not None
+    }
     job = road.call("POST", "/reindex", body)
     if wait:
         job = _follow(road, job["id"], quiet=as_json)
@@ -50,25 +61,36 @@ def _follow(road: "Operator", job_id: str, *, quiet: bool) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         bar = progress.add_task("pending", total=None)
         try:
             while True:
                 job = road.call("GET", f"/reindex/{part(job_id)}")
-                progress.update(bar, description=job["state"], completed=job["done"], total=job["total"] or None)
+                progress.update(
+                    bar, description=job["state"], completed=job["done"], total=job["total"] or None
+                )
                 if job["state"] in ("done", "failed", "cancelled"):
                     return job
                 time.sleep(0.2)
         except KeyboardInterrupt:
-            click.echo(f"still running: follow it with `vicinage reindex status {job_id}`", err=True)
+            click.echo(
+                f"still running: follow it with `vicinage reindex status {job_id}`", err=True
+            )
             sys.exit(130)
 
 
 @reindex.command("status")
 @click.argument("job_id")
 @common
-def reindex_status(job_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def reindex_status(
+    job_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""One job.
 
     \b
@@ -92,7 +114,9 @@ def reindex_list(data: Path, url: str | None, key: str | None, *, as_json: bool)
 @reindex.command("cancel")
 @click.argument("job_id")
 @common
-def reindex_cancel(job_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def reindex_cancel(
+    job_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""Cancel a job that has not cut over.
 
     \b

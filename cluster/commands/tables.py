@@ -32,7 +32,8 @@ def collection_rows(collections: Iterable[Mapping[str, Any]]) -> list[Row]:
         {
             **{name: c[name] for name in ("tenant", "name")},
             **{
-                name: bounded(c["counts"][name], at_least=c["counts"]["at_least"]) for name in ("documents", "passages")
+                name: bounded(c["counts"][name], at_least=c["counts"]["at_least"])
+                for name in ("documents", "passages")
             },
             **{name: c[name] for name in ("generation", "model", "dimension")},
         }
@@ -44,7 +45,9 @@ def holding_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
     """One row a collection or tenant of the capacity report; counts that are lower bounds are marked with ≥."""
     return [
         {
-            name: bounded(value, at_least=row["at_least"]) if name in ("documents", "passages") else value
+            name: bounded(value, at_least=row["at_least"])
+            if name in ("documents", "passages")
+            else value
             for name, value in row.items()
             if name != "at_least"
         }
@@ -58,7 +61,9 @@ def headroom_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
     rows: list[Row] = []
     for host in report:
         left = f"{'≤' if host['at_most'] else ''}{size(host['left_bytes'])}"
-        every = host["by_dimension"] or [{"dimension": None, "bytes_per_passage": None, "passages_left": None}]
+        every = host["by_dimension"] or [
+            {"dimension": None, "bytes_per_passage": None, "passages_left": None}
+        ]
         for d in every:
             fits = d["passages_left"]
             rows.append(

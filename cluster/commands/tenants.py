@@ -24,13 +24,18 @@ def tenant() -> None:
     help="Priority: gold has weight 4, silver 2, bronze 1.",
 )
 @common
-def tenant_create(name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def tenant_create(
+    name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""Create a tenant and print its first key (read and write), which is shown once.
 
     \b
     vicinage tenant create acme --class gold
     """
-    show(operator(data, url, key).call("POST", "/tenants", {"name": name, "class": priority}), as_json)
+    show(
+        operator(data, url, key).call("POST", "/tenants", {"name": name, "class": priority}),
+        as_json,
+    )
 
 
 @tenant.command("list")
@@ -41,7 +46,11 @@ def tenant_list(data: Path, url: str | None, key: str | None, *, as_json: bool) 
     \b
     vicinage tenant list --json
     """
-    show(operator(data, url, key).call("GET", "/tenants"), as_json, ("tenant", "class", "state", "collections"))
+    show(
+        operator(data, url, key).call("GET", "/tenants"),
+        as_json,
+        ("tenant", "class", "state", "collections"),
+    )
 
 
 @tenant.command("show")
@@ -58,21 +67,34 @@ def tenant_show(name: str, data: Path, url: str | None, key: str | None, *, as_j
 
 @tenant.command("update")
 @click.argument("name")
-@click.option("--class", "priority", type=click.Choice(["gold", "silver", "bronze"]), required=True, help="New class.")
+@click.option(
+    "--class",
+    "priority",
+    type=click.Choice(["gold", "silver", "bronze"]),
+    required=True,
+    help="New class.",
+)
 @common
-def tenant_update(name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def tenant_update(
+    name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""Change a tenant's class; every role follows within about a second.
 
     \b
     vicinage tenant update acme --class bronze
     """
-    show(operator(data, url, key).call("PATCH", f"/tenants/{part(name)}", {"class": priority}), as_json)
+    show(
+        operator(data, url, key).call("PATCH", f"/tenants/{part(name)}", {"class": priority}),
+        as_json,
+    )
 
 
 @tenant.command("suspend")
 @click.argument("name")
 @common
-def tenant_suspend(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def tenant_suspend(
+    name: str, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""Refuse a tenant's keys and pause its topic; nothing is lost.
 
     \b
@@ -84,7 +106,9 @@ def tenant_suspend(name: str, data: Path, url: str | None, key: str | None, *, a
 @tenant.command("resume")
 @click.argument("name")
 @common
-def tenant_resume(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
+def tenant_resume(
+    name: str, data: Path, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     r"""End a suspension.
 
     \b
@@ -99,7 +123,14 @@ def tenant_resume(name: str, data: Path, url: str | None, key: str | None, *, as
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
 def tenant_resume_ingest(
-    name: str, data: Path, url: str | None, key: str | None, *, dry_run: bool, yes: bool, as_json: bool
+    name: str,
+    data: Path,
+    url: str | None,
+    key: str | None,
+    *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     r"""Resume a tenant's halted partitions; states which records that skips.
 
@@ -158,7 +189,9 @@ RESUMED = ("partition", "kind", "position", "resume_at", "skipped_records", "eff
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
-def tenant_delete(name: str, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool) -> None:
+def tenant_delete(
+    name: str, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool
+) -> None:
     r"""Delete a tenant with its collections and topics. Its name is not given again.
 
     \b
@@ -166,4 +199,7 @@ def tenant_delete(name: str, data: Path, url: str | None, key: str | None, *, ye
     """
     if not yes:
         confirmed(f"Delete tenant {name} with everything it has?")
-    show(operator(data, url, key).call("DELETE", f"/tenants/{part(name)}?confirm={part(name)}"), as_json)
+    show(
+        operator(data, url, key).call("DELETE", f"/tenants/{part(name)}?confirm={part(name)}"),
+        as_json,
+    )

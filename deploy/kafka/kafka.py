@@ -52,7 +52,9 @@ appender.file.layout.pattern = %d %p %c %m%n
 
 def version() -> str:
     """The Kafka version that pom.xml names."""
-    found = re.search(r"<artifactId>kafka_2.13</artifactId>\s*<version>([^<]+)", (HERE / "pom.xml").read_text())
+    found = re.search(
+        r"<artifactId>kafka_2.13</artifactId>\s*<version>([^<]+)", (HERE / "pom.xml").read_text()
+    )
     assert found, "pom.xml names the version"
     return found[1]
 
@@ -86,15 +88,19 @@ def start(
     formatting: Sequence[str] = (),
     **filled_in: object,
 ) -> subprocess.Popen[bytes]:
-    """Starts a broker on 127.0.0.1:`port` with its data in `folder`; returns when it answers. Started again, it has its data.
+    """Starts a broker on 127.0.0.1:`port` with its data in `folder`; returns when it answers.
 
-    At its first start, `template` is its settings, with `filled_in`; `more` are further lines of them, and
-    `formatting` are further arguments of `kafka-storage.sh format`.
+    Started again, it has its data.
+
+    At its first start, `template` is its settings, with `filled_in`; `more` are further lines of
+    them, and `formatting` are further arguments of `kafka-storage.sh format`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings, events = folder / "server.properties", folder / "log4j2.properties"
     if not settings.exists():
-        filled = template.format(port=port, controller=_free_port(), dir=folder.resolve(), **filled_in)
+        filled = template.format(
+            port=port, controller=_free_port(), dir=folder.resolve(), **filled_in
+        )
         settings.write_text(filled + more)
         events.write_text(EVENTS)
         subprocess.run(
@@ -158,7 +164,9 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], events: Path, wait_s:
     end = time.monotonic() + wait_s
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise RuntimeError(f"Kafka ended with {process.returncode}:\n{events.read_text(errors='replace')[-2000:]}")
+            raise RuntimeError(
+                f"Kafka ended with {process.returncode}:\n{events.read_text(errors='replace')[-2000:]}"
+            )
         with socket.socket() as probe:
             probe.settimeout(1)
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -176,7 +184,9 @@ def _free_port() -> int:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=["start", "stop"])
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--port", type=int, default=9092)

@@ -3,7 +3,8 @@
     python deploy/postgres/postgres.py start --dir DIR --port PORT [--detach]
     python deploy/postgres/postgres.py stop --dir DIR
 
-`start` prints the SQLAlchemy URL of its database. The server does not run as root: as root, it runs as the user `postgres`.
+`start` prints the SQLAlchemy URL of its database. The server does not run as root: as root, it runs
+as the user `postgres`.
 """
 
 import argparse
@@ -89,7 +90,11 @@ def _run(home: Path, program: str, *words: str) -> str:
         check=False,
         cwd=home,
         stdin=subprocess.DEVNULL,
-        **({"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} if program == "pg_ctl" else {}),
+        **(
+            {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            if program == "pg_ctl"
+            else {}
+        ),
         **user,
     )
     if done.returncode != 0:
@@ -101,11 +106,15 @@ def _run(home: Path, program: str, *words: str) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=["start", "stop"])
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--port", type=int, default=5432)
-    parser.add_argument("--detach", action="store_true", help="accepted for symmetry: the server always detaches")
+    parser.add_argument(
+        "--detach", action="store_true", help="accepted for symmetry: the server always detaches"
+    )
     args = parser.parse_args()
     if args.action == "stop":
         stop(args.dir)

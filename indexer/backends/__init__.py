@@ -1,6 +1,9 @@
-"""Index backends: one protocol over FAISS on each device. Nothing outside this folder touches FAISS.
+"""Index backends: one protocol over FAISS on each device.
 
-Scores everywhere: greater is nearer (cosine and dot product as they are, Euclidean as minus the squared distance).
+Nothing outside this folder touches FAISS.
+
+Scores everywhere: greater is nearer (cosine and dot product as they are, Euclidean as minus the
+squared distance).
 """
 
 import math
@@ -39,7 +42,10 @@ EFFORTS: Final[dict[Kind, tuple[int, ...]]] = {
 of ivfpq the candidates, too), or the candidates that are scored again from their vectors; each for k = 10."""
 
 K_MEASURED: Final = 10
-"""At which curves are measured. Of fewer hits each counts for more, and the best is no easier to find: they cost what ten do."""
+"""At which curves are measured.
+
+Of fewer hits each counts for more, and the best is no easier to find: they cost what ten do.
+"""
 
 AUTO: Final = IndexSpec("hnsw", m=24, ef_construction=80, codes="sq8")
 """What `auto` means above `flat_max`; docs/decisions/012 has the measurements."""
@@ -51,21 +57,32 @@ AUTO_SMALL: Final = IndexSpec("ivfpq")
 
 def lists_for(spec: IndexSpec, n: int) -> int:
     """Lists of an IVF over n passages: as the spec says, as far as there is enough to train them, and time."""
-    wanted = min(spec.lists or int(LISTS_PER_ROOT * math.sqrt(n)), int(LISTS_PER_ROOT_MAX * math.sqrt(n)))
+    wanted = min(
+        spec.lists or int(LISTS_PER_ROOT * math.sqrt(n)), int(LISTS_PER_ROOT_MAX * math.sqrt(n))
+    )
     return max(1, min(wanted, n // TRAIN_PER_LIST))
 
 
-def choose(spec: str, n: int, *, flat_max: int, fits: Callable[[IndexSpec], bool] = lambda _spec: True) -> IndexSpec:
+def choose(
+    spec: str, n: int, *, flat_max: int, fits: Callable[[IndexSpec], bool] = lambda _spec: True
+) -> IndexSpec:
     """The index that `spec` means for `n` passages; `fits` says whether the bytes of one are within what may be spent. Raises Refused."""
-    named = parse(spec) or (IndexSpec("flat") if n <= flat_max else AUTO if fits(AUTO) else AUTO_SMALL)
+    named = parse(spec) or (
+        IndexSpec("flat") if n <= flat_max else AUTO if fits(AUTO) else AUTO_SMALL
+    )
     return IndexSpec("flat") if n < (CENTROIDS if named.kind == "ivfpq" else 1) else named
 
 
 class Backend(Protocol):
-    """FAISS on one device. Indexes are opaque to everybody else. Searches are safe from many threads."""
+    """FAISS on one device.
+
+    Indexes are opaque to everybody else. Searches are safe from many threads.
+    """
 
     def build(self, vectors: Floats, spec: IndexSpec, metric: Metric, *, threads: int = 0) -> Any:
-        """An index over `vectors` [n, d]; None for flat, whose index is the vectors themselves. `threads` 0: half of the cores.
+        """An index over `vectors` [n, d]; None for flat, whose index is the vectors themselves.
+
+        `threads` 0: half of the cores.
 
         Raises Refused for what cannot be built.
         """
@@ -76,7 +93,10 @@ class Backend(Protocol):
         ...
 
     def load(self, path: Path) -> Any:
-        """Read it back, memory-mapped where FAISS can. The caller has verified the file. Raises Corrupt."""
+        """Read it back, memory-mapped where FAISS can.
+
+        The caller has verified the file. Raises Corrupt.
+        """
         ...
 
     def place(self, index: Any, vectors: Floats, metric: Metric) -> Any:
@@ -99,9 +119,10 @@ class Backend(Protocol):
     ) -> tuple[Floats, Rows]:
         """Scores and rows [n, k] of the nearest allowed rows; row −1 where there are fewer than k.
 
-        `allowed` [n rows] None means all. Never fewer than k while k are allowed. `effort` is within the kind's EFFORTS, meant for
-        k = 10 and no filter: the backend raises it by itself for a greater k, or where fewer rows are allowed. Scores are those of
-        the vectors, never of codes.
+        `allowed` [n rows] None means all. Never fewer than k while k are allowed. `effort` is
+        within the kind's EFFORTS, meant for k = 10 and no filter: the backend raises it by itself
+        for a greater k, or where fewer rows are allowed. Scores are those of the vectors, never of
+        codes.
         """
         ...
 
@@ -121,7 +142,10 @@ class Backend(Protocol):
 
 
 def open_backend(device: str = "cpu") -> Backend:
-    """The backend of a device: cpu, cuda (every GPU of this machine), or cuda:N. Raises Refused for one that is not there."""
+    """The backend of a device: cpu, cuda (every GPU of this machine), or cuda:N.
+
+    Raises Refused for one that is not there.
+    """
     if device == "cpu":
         from indexer.backends.cpu import CpuBackend
 

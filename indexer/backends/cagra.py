@@ -23,7 +23,9 @@ def as_graph(cagra: Any, vectors: Floats, spec: IndexSpec) -> Any:
 
 def as_cagra(graph: Any, vectors: Floats) -> Any:
     """The same the other way: the links of `graph` over whole vectors, for a device; of a graph that is complete."""
-    source = faiss.IndexHNSWCagra(vectors.shape[1], graph.hnsw.nb_neighbors(0) // 2, graph.metric_type)
+    source = faiss.IndexHNSWCagra(
+        vectors.shape[1], graph.hnsw.nb_neighbors(0) // 2, graph.metric_type
+    )
     source.storage.add(np.ascontiguousarray(vectors))
     source.hnsw = graph.hnsw
     source.ntotal = len(vectors)
@@ -32,7 +34,10 @@ def as_cagra(graph: Any, vectors: Floats) -> Any:
 
 def complete(hnsw: Any) -> bool:
     """Whether every node of the lowest level has all its links: CAGRA's graphs are so, and it takes no others."""
-    links, starts = faiss.vector_to_array(hnsw.neighbors), faiss.vector_to_array(hnsw.offsets)[:-1].astype(np.int64)
+    links, starts = (
+        faiss.vector_to_array(hnsw.neighbors),
+        faiss.vector_to_array(hnsw.offsets)[:-1].astype(np.int64),
+    )
     return all(bool((links[starts + i] >= 0).all()) for i in range(hnsw.nb_neighbors(0)))
 
 

@@ -1,9 +1,11 @@
 """FAISS on the CPU.
 
-Recall under a filter: FAISS's own selector on a graph only post-checks what the beam meets, and says nothing when the beam met the
-wrong part of it. So a graph is walked without the filter, wide enough that the k-th allowed row is expected well inside the beam
-(`beam_for`). Where it lies then says how selective the filter is around this very question: too near the beam's end, as under a
-filter that runs against the question, and it is walked once more, wider; still too near, and the question is answered exactly.
+Recall under a filter: FAISS's own selector on a graph only post-checks what the beam meets, and
+says nothing when the beam met the wrong part of it. So a graph is walked without the filter, wide
+enough that the k-th allowed row is expected well inside the beam (`beam_for`). Where it lies then
+says how selective the filter is around this very question: too near the beam's end, as under a
+filter that runs against the question, and it is walked once more, wider; still too near, and the
+question is answered exactly.
 """
 
 import math
@@ -88,8 +90,12 @@ class CpuBackend:
             index = empty(spec, len(vectors), vectors.shape[1], faiss_metric(metric))
             index.train(vectors)
             index.add(vectors)
-        except RuntimeError as error:  # FAISS's own: one tenant's spec and vectors are no reason to end for all
-            raise Refused(f"no index of {spec} over {vectors.shape}: {str(error)[:200]}", field="index") from error
+        except (
+            RuntimeError
+        ) as error:  # FAISS's own: one tenant's spec and vectors are no reason to end for all
+            raise Refused(
+                f"no index of {spec} over {vectors.shape}: {str(error)[:200]}", field="index"
+            ) from error
         return faiss_index(index)
 
     def save(self, index: Any, path: Path) -> None:
@@ -101,7 +107,9 @@ class CpuBackend:
         try:
             return faiss_index(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
         except (RuntimeError, KeyError) as error:
-            raise Corrupt(f"{path.name} is no FAISS index of ours: {str(error)[:200]}", path=str(path)) from error
+            raise Corrupt(
+                f"{path.name} is no FAISS index of ours: {str(error)[:200]}", path=str(path)
+            ) from error
 
     def place(self, index: Any, vectors: Floats, metric: Metric) -> Any:  # noqa: ARG002  (of the protocol)
         """See Backend. It lies where it is searched."""
@@ -126,7 +134,10 @@ class CpuBackend:
             return self.exact(vectors, queries, k, metric=metric, allowed=allowed)
         _use_threads(1)
         if index.kind == "hnsw" and allowed is not None:
-            scores, rows = np.empty(0, np.float32), _walk_allowed(index, queries, k, effort, width, allowed, n_allowed)
+            scores, rows = (
+                np.empty(0, np.float32),
+                _walk_allowed(index, queries, k, effort, width, allowed, n_allowed),
+            )
         else:
             find = {"hnsw": _walk, "ivf": _probe, "ivfpq": _probe, "rabitq": _scan}[index.kind]
             scores, rows = find(index, queries, k, width, allowed)
@@ -134,11 +145,14 @@ class CpuBackend:
             scores, rows = scored(vectors, queries, rows, k, metric)
         elif metric == "euclidean":
             scores = -scores
-        # An index loses what it does not reach: rows behind many equal ones, or ruled out along the way.
+        # An index loses what it does not reach: rows behind many equal ones, or ruled out along the
+        # way.
         short = rows[:, min(k, n_allowed) - 1] < 0
         if short.any():
             _short.inc(int(short.sum()))
-            scores[short], rows[short] = self.exact(vectors, queries[short], k, metric=metric, allowed=allowed)
+            scores[short], rows[short] = self.exact(
+                vectors, queries[short], k, metric=metric, allowed=allowed
+            )
         return scores, rows
 
     def exact(
@@ -155,7 +169,11 @@ class CpuBackend:
         return _padded(scores, rows, k)
 
     def bytes(self, spec: IndexSpec, n: int, d: int) -> int:
-        """See Backend. A graph holds codes and links (2·M at the bottom, 4 bytes each); lists hold codes, ids and centroids."""
+        """See Backend.
+
+        A graph holds codes and links (2·M at the bottom, 4 bytes each); lists hold codes, ids and
+        centroids.
+        """
         lists = lists_for(spec, n) if n else 0
         if spec.kind == "flat" or not n:
             return 0
@@ -174,7 +192,10 @@ class CpuBackend:
 
 
 def beam_for(effort: int, depth: float) -> int:
-    """The beam in which the row of that rank is found as surely as the tenth is at `effort`. Pure."""
+    """The beam in which the row of that rank is found as surely as the tenth is at `effort`.
+
+    Pure.
+    """
     return math.ceil(_needed(effort, depth))
 
 
@@ -206,13 +227,20 @@ def _pays(beam: int, n_allowed: int) -> bool:
     return beam <= BEAM_MAX and n_allowed > ROWS_PER_STEP * beam
 
 
-def _walk(index: Index, queries: Floats, k: int, beam: int, _allowed: Mask | None) -> tuple[Floats, Rows]:
+def _walk(
+    index: Index, queries: Floats, k: int, beam: int, _allowed: Mask | None
+) -> tuple[Floats, Rows]:
     """A graph without a filter."""
-    return _met(index, queries, min(max(k, K_MEASURED) * GRAPH_CANDIDATES, beam) if index.coded else k, beam)
+    return _met(
+        index, queries, min(max(k, K_MEASURED) * GRAPH_CANDIDATES, beam) if index.coded else k, beam
+    )
 
 
 def _met(index: Index, queries: Floats, take: int, beam: int) -> tuple[Floats, Rows]:
-    """The best `take` of each question's beam. FAISS's own Python around the call costs as much as a tenth of it."""
+    """The best `take` of each question's beam.
+
+    FAISS's own Python around the call costs as much as a tenth of it.
+    """
     n = len(queries)
     scores, rows = np.empty((n, take), np.float32), np.empty((n, take), np.int64)
     index.faiss.search_c(n, swig_ptr(queries), take, swig_ptr(scores), swig_ptr(rows), _beam(beam))
@@ -225,7 +253,9 @@ def _beam(width: int) -> Any:
     return faiss.SearchParametersHNSW(efSearch=width)
 
 
-def _walk_allowed(index: Index, queries: Floats, k: int, effort: int, beam: int, allowed: Mask, n_allowed: int) -> Rows:
+def _walk_allowed(
+    index: Index, queries: Floats, k: int, effort: int, beam: int, allowed: Mask, n_allowed: int
+) -> Rows:
     """Of each question the allowed rows of its beam, −1 behind them; a question that no walk is sure of has none."""
     sure_of: dict[int, Rows] = {}
     unsure = list(range(len(queries)))
@@ -236,7 +266,8 @@ def _walk_allowed(index: Index, queries: Floats, k: int, effort: int, beam: int,
             reached = rows if rows[-1] >= 0 else rows[rows >= 0]
             places = np.flatnonzero(allowed[reached])
             held = len(places)
-            # Where the k-th allowed row lies; where there are fewer, where it would at their share of the beam.
+            # Where the k-th allowed row lies; where there are fewer, where it would at their share
+            # of the beam.
             depth = int(places[k - 1]) + 1 if held >= k else beam * k / max(held, 0.5)
             wanted = _needed(effort, depth)
             if held >= k and beam >= SURE * wanted:
@@ -253,30 +284,44 @@ def _walk_allowed(index: Index, queries: Floats, k: int, effort: int, beam: int,
     return found
 
 
-def _probe(index: Index, queries: Floats, k: int, lists: int, allowed: Mask | None) -> tuple[Floats, Rows]:
-    """Lists: FAISS honours a selector inside each. Beyond the last list only the candidates become more."""
+def _probe(
+    index: Index, queries: Floats, k: int, lists: int, allowed: Mask | None
+) -> tuple[Floats, Rows]:
+    """Lists: FAISS honours a selector inside each.
+
+    Beyond the last list only the candidates become more.
+    """
     candidates = max(k, K_MEASURED) * max(LIST_CANDIDATES, lists // 5)
     take = min(candidates, int(index.faiss.ntotal)) if index.coded else k
-    parameters = faiss.SearchParametersIVF(nprobe=min(lists, int(index.faiss.nlist)), sel=_selector(allowed))
+    parameters = faiss.SearchParametersIVF(
+        nprobe=min(lists, int(index.faiss.nlist)), sel=_selector(allowed)
+    )
     return index.faiss.search(queries, take, params=parameters)  # type: ignore[no-any-return]
 
 
-def _scan(index: Index, queries: Floats, _k: int, candidates: int, allowed: Mask | None) -> tuple[Floats, Rows]:
+def _scan(
+    index: Index, queries: Floats, _k: int, candidates: int, allowed: Mask | None
+) -> tuple[Floats, Rows]:
     """Codes of one bit a number: every allowed row is looked at."""
     parameters = faiss.RaBitQSearchParameters(qb=QUERY_BITS, sel=_selector(allowed))
     return index.faiss.search(queries, candidates, params=parameters)  # type: ignore[no-any-return]
 
 
 def _selector(allowed: Mask | None) -> Any:
-    return None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+    return (
+        None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+    )
 
 
-def scored(vectors: Floats, queries: Floats, rows: Rows, k: int, metric: Metric) -> tuple[Floats, Rows]:
+def scored(
+    vectors: Floats, queries: Floats, rows: Rows, k: int, metric: Metric
+) -> tuple[Floats, Rows]:
     """The k best of each question's candidate rows [n, c], −1 behind them, by their vectors; −1 where there are fewer."""
     rows = np.ascontiguousarray(rows)
     scores, found = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     score = faiss.knn_L2sqr_by_idx if metric == "euclidean" else faiss.knn_inner_products_by_idx
-    # NOTE: the stride is given: FAISS 1.15's own default for it (−1) reads the second question's rows from nowhere.
+    # NOTE: the stride is given: FAISS 1.15's own default for it (−1) reads the second question's
+    # rows from nowhere.
     n, c, d = len(queries), rows.shape[-1], vectors.shape[1]
     stride = c if rows.ndim > 1 else 0
     places = (swig_ptr(queries), swig_ptr(vectors), swig_ptr(rows))
@@ -327,7 +372,9 @@ def _knn(queries: Floats, vectors: Floats, k: int, metric: Metric) -> tuple[Floa
     return (-scores if metric == "euclidean" else scores), rows
 
 
-def _chosen(vectors: Floats, queries: Floats, k: int, metric: Metric, allowed: Mask) -> tuple[Floats, Rows]:
+def _chosen(
+    vectors: Floats, queries: Floats, k: int, metric: Metric, allowed: Mask
+) -> tuple[Floats, Rows]:
     """Few questions look at the allowed rows where they lie; many, at a copy of few rows, or at every row with the others ruled out."""
     places = np.flatnonzero(allowed)
     if len(places) == 0:
@@ -339,15 +386,24 @@ def _chosen(vectors: Floats, queries: Floats, k: int, metric: Metric, allowed: M
         return scores, places[rows]
     step = max(1, CELLS_MAX // len(vectors))
     k = min(k, len(places))
-    blocks = [_masked(vectors, queries[i : i + step], k, metric, allowed) for i in range(0, len(queries), step)]
+    blocks = [
+        _masked(vectors, queries[i : i + step], k, metric, allowed)
+        for i in range(0, len(queries), step)
+    ]
     return np.concatenate([s for s, _ in blocks]), np.concatenate([r for _, r in blocks])
 
 
-def _masked(vectors: Floats, queries: Floats, k: int, metric: Metric, allowed: Mask) -> tuple[Floats, Rows]:
+def _masked(
+    vectors: Floats, queries: Floats, k: int, metric: Metric, allowed: Mask
+) -> tuple[Floats, Rows]:
     """Score every row by one matrix product, rule out what is not allowed, keep the k best (k at most the allowed)."""
     scores = queries @ vectors.T
     if metric == "euclidean":
-        scores = 2 * scores - np.einsum("ij,ij->i", vectors, vectors) - np.einsum("ij,ij->i", queries, queries)[:, None]
+        scores = (
+            2 * scores
+            - np.einsum("ij,ij->i", vectors, vectors)
+            - np.einsum("ij,ij->i", queries, queries)[:, None]
+        )
     scores = np.where(allowed, scores, -np.inf).astype(np.float32)
     part = np.argpartition(-scores, k - 1, axis=1)[:, :k]
     best = np.take_along_axis(scores, part, axis=1)
@@ -355,7 +411,9 @@ def _masked(vectors: Floats, queries: Floats, k: int, metric: Metric, allowed: M
     return np.take_along_axis(best, order, axis=1), np.take_along_axis(part, order, axis=1)
 
 
-def mend(vectors: Floats, queries: Floats, scores: Floats, rows: Rows, allowed: Mask | None) -> None:
+def mend(
+    vectors: Floats, queries: Floats, scores: Floats, rows: Rows, allowed: Mask | None
+) -> None:
     """Mend, in place, what a matrix product gets wrong of Euclidean distances.
 
     |q|² + |v|² − 2·q·v cancels where distances are small beside the vectors' lengths; such questions are scored again by
@@ -367,7 +425,9 @@ def mend(vectors: Floats, queries: Floats, scores: Floats, rows: Rows, allowed: 
     if doubtful.any():
         candidates = np.arange(len(vectors)) if allowed is None else np.flatnonzero(allowed)
         for i in np.flatnonzero(doubtful):
-            scores[i], rows[i] = scored(vectors, queries[i : i + 1], candidates, rows.shape[1], "euclidean")
+            scores[i], rows[i] = scored(
+                vectors, queries[i : i + 1], candidates, rows.shape[1], "euclidean"
+            )
 
 
 def _padded(scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:

@@ -1,7 +1,10 @@
-"""The door to NVIDIA GPUs: FAISS's GPU classes, by cuVS where the wheel has it. `gpu.py` decides what they are asked.
+"""The door to NVIDIA GPUs: FAISS's GPU classes, by cuVS where the wheel has it.
 
-A CUDA call that fails for another reason than memory ends the process in many places of FAISS (an assertion, not an exception). So a
-GPU is tried in a process of its own before it is used here; one that does not answer rightly there is left out.
+`gpu.py` decides what they are asked.
+
+A CUDA call that fails for another reason than memory ends the process in many places of FAISS (an
+assertion, not an exception). So a GPU is tried in a process of its own before it is used here; one
+that does not answer rightly there is left out.
 """
 
 import contextlib
@@ -39,7 +42,14 @@ TRIAL_ROWS: Final = 20_000
 CANDIDATES: Final = 100
 TRIAL_RECALL: Final = 0.8
 """Far below what each kind finds among so many (codes of four numbers a byte: 0.94); far above what a wrong answer holds."""
-FULL: Final = ("memory allocation", "out of memory", "out_of_memory", "alloc fail", "bad_alloc", "bad alloc")
+FULL: Final = (
+    "memory allocation",
+    "out of memory",
+    "out_of_memory",
+    "alloc fail",
+    "bad_alloc",
+    "bad alloc",
+)
 """How a GPU's full memory is told, in FAISS's and in RMM's words."""
 
 _event = events("searcher")
@@ -49,27 +59,42 @@ _opening = threading.Lock()
 def limits() -> Limits:
     """What the installed wheel's GPU code takes. Raises Refused where it has none."""
     if not hasattr(faiss, "StandardGpuResources"):
-        raise Refused("this FAISS is built for CPUs alone: install the extra gpu in place of cpu", field="device")
+        raise Refused(
+            "this FAISS is built for CPUs alone: install the extra gpu in place of cpu",
+            field="device",
+        )
     return CUVS if "NVIDIA_CUVS" in faiss.get_compile_options() else CLASSIC
 
 
 def open_gpus(number: int | None) -> GpuBackend:
-    """The backend of one GPU of this machine, or of all. Raises Refused where there is none, or none that answers rightly."""
+    """The backend of one GPU of this machine, or of all.
+
+    Raises Refused where there is none, or none that answers rightly.
+    """
     limits()
     n = faiss.get_num_gpus()
     wanted = range(n) if number is None else [number]
     if not wanted or max(wanted) >= n:
-        raise Refused(f"this machine has {n} GPUs that FAISS can use; there is none of that number", field="device")
+        raise Refused(
+            f"this machine has {n} GPUs that FAISS can use; there is none of that number",
+            field="device",
+        )
     with _opening:
         cards = [card for i in wanted if (card := _card(i)) is not None]
     if not cards:
-        raise Refused("no GPU passed its trial: see the events above; use cpu until it is mended", field="device")
+        raise Refused(
+            "no GPU passed its trial: see the events above; use cpu until it is mended",
+            field="device",
+        )
     return GpuBackend(cards)
 
 
 @cache
 def _card(number: int) -> Card | None:
-    """One for each GPU in a process, whoever opens it: one thread, one resources object. None: it failed its trial."""
+    """One for each GPU in a process, whoever opens it: one thread, one resources object.
+
+    None: it failed its trial.
+    """
     reason = tried(number)
     if reason is None:
         return Card(CudaDevice(number))
@@ -81,10 +106,16 @@ def tried(number: int) -> str | None:
     """Run the trial of a GPU in a process of its own: None when it answered rightly, else what it said last."""
     command = [sys.executable, "-P", "-m", "indexer.backends.cuda", str(number)]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, check=False)
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=TRIAL_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"no answer within {TRIAL_S} s"
-    return None if ended.returncode == 0 else f"ended with {ended.returncode}: {ended.stderr.strip()[-400:]}"
+    return (
+        None
+        if ended.returncode == 0
+        else f"ended with {ended.returncode}: {ended.stderr.strip()[-400:]}"
+    )
 
 
 class CudaDevice:
@@ -101,7 +132,9 @@ class CudaDevice:
 
     def build(self, vectors: Floats, spec: IndexSpec, metric: Metric) -> Any:
         """See gpu_worker.Device. A graph is CAGRA's, with its upper levels made on the host."""
-        assert vectors.flags.c_contiguous, "CAGRA keeps their address: FAISS's Python must make no copy of its own"
+        assert vectors.flags.c_contiguous, (
+            "CAGRA keeps their address: FAISS's Python must make no copy of its own"
+        )
         with _told():
             index = self._empty(spec, len(vectors), vectors.shape[1], faiss_metric(metric))
             index.train(vectors)
@@ -115,13 +148,18 @@ class CudaDevice:
         with _told():
             if index is None:
                 flat = faiss.GpuIndexFlat(
-                    self._resources, vectors.shape[1], faiss_metric(metric), self._config(faiss.GpuIndexFlatConfig())
+                    self._resources,
+                    vectors.shape[1],
+                    faiss_metric(metric),
+                    self._config(faiss.GpuIndexFlatConfig()),
                 )
                 flat.add(np.ascontiguousarray(vectors))
                 return flat
             if index.kind == "hnsw":
                 return self._graph(index, vectors, metric)
-            return faiss.index_cpu_to_gpu(self._resources, self._number, index.faiss, self._cloner())
+            return faiss.index_cpu_to_gpu(
+                self._resources, self._number, index.faiss, self._cloner()
+            )
 
     def search(self, placed: Any, queries: Floats, ask: Ask) -> Rows:
         """See gpu_worker.Device."""
@@ -166,7 +204,8 @@ class CudaDevice:
     def _cloner(self) -> Any:
         options = faiss.GpuClonerOptions()
         options.use_cuvs = self.limits.graphs
-        options.useFloat16 = True  # tables of more than 48 parts fit only so; candidates are scored again in any case
+        # tables of more than 48 parts fit only so; candidates are scored again in any case
+        options.useFloat16 = True
         return options
 
 
@@ -174,7 +213,9 @@ def free_bytes(number: int) -> int:
     """Free memory of a GPU, as CUDA says: FAISS's Python has no call for it, and holds CUDA's library already."""
     runtime = ctypes.CDLL(_runtime())
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    if runtime.cudaSetDevice(number) or runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)):
+    if runtime.cudaSetDevice(number) or runtime.cudaMemGetInfo(
+        ctypes.byref(free), ctypes.byref(total)
+    ):
         raise Refused(f"CUDA does not say how much memory cuda:{number} has", field="device")
     return free.value
 
@@ -200,7 +241,9 @@ def _told() -> Iterator[None]:
 
 
 def trial(made: Any) -> None:
-    """Ask a device what the CPU knows, of every kind that it serves. Raises AssertionError where it answers wrongly.
+    """Ask a device what the CPU knows, of every kind that it serves.
+
+    Raises AssertionError where it answers wrongly.
 
     No selector is ever handed to it: which rows are allowed is looked at here, on the host.
     """
@@ -212,10 +255,20 @@ def trial(made: Any) -> None:
         spec = IndexSpec(kind, m=16, lists=8)  # type: ignore[arg-type]  # of the tuple above
         if kind == "hnsw" and not made.limits.graphs:
             continue
-        index = None if kind == "flat" else Index(made.build(vectors, spec, "cosine"), spec.kind, coded=False)
-        found = made.search(made.place(index, vectors, "cosine"), vectors[:50], Ask(CANDIDATES, width))
-        share = np.mean([len(np.intersect1d(f, t)) / 10 for f, t in zip(found, nearest, strict=True)])
-        assert share >= TRIAL_RECALL, f"{kind}: of the nearest 10, {share:.2f} were among {CANDIDATES} candidates"
+        index = (
+            None
+            if kind == "flat"
+            else Index(made.build(vectors, spec, "cosine"), spec.kind, coded=False)
+        )
+        found = made.search(
+            made.place(index, vectors, "cosine"), vectors[:50], Ask(CANDIDATES, width)
+        )
+        share = np.mean(
+            [len(np.intersect1d(f, t)) / 10 for f, t in zip(found, nearest, strict=True)]
+        )
+        assert share >= TRIAL_RECALL, (
+            f"{kind}: of the nearest 10, {share:.2f} were among {CANDIDATES} candidates"
+        )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ class GpuBackend:
 
     def build(self, vectors: Floats, spec: IndexSpec, metric: Metric, *, threads: int = 0) -> Any:
         """See Backend. On the emptiest GPU; what comes back is its form on the CPU."""
-        for card in self._emptiest(0) if gpu_limits.builds(spec, len(vectors), self._limits) else ():
+        for card in (
+            self._emptiest(0) if gpu_limits.builds(spec, len(vectors), self._limits) else ()
+        ):
             try:
                 return faiss_index(card.build(np.ascontiguousarray(vectors), spec, metric))
             except (NoRoom, Busy, Failed) as error:
@@ -79,7 +81,10 @@ class GpuBackend:
         return self._cpu.load(path)
 
     def place(self, index: Any, vectors: Floats, metric: Metric) -> Any:
-        """See Backend. On the emptiest GPU that has the room; else the CPU's form is all there is."""
+        """See Backend.
+
+        On the emptiest GPU that has the room; else the CPU's form is all there is.
+        """
         kind: Kind = index.kind if index else "flat"
         n, d = vectors.shape
         if not gpu_limits.serves(kind, n, d, self._limits) or (index and not takes(index)):
@@ -109,8 +114,20 @@ class GpuBackend:
         allowed: Mask | None,
     ) -> tuple[Floats, Rows]:
         """See Backend."""
-        by_cpu = partial(self._cpu.search, _host(index), vectors, k=k, metric=metric, effort=effort, allowed=allowed)
-        rows = self._rows(index, len(vectors), queries, k, effort, allowed) if isinstance(index, Placed) else None
+        by_cpu = partial(
+            self._cpu.search,
+            _host(index),
+            vectors,
+            k=k,
+            metric=metric,
+            effort=effort,
+            allowed=allowed,
+        )
+        rows = (
+            self._rows(index, len(vectors), queries, k, effort, allowed)
+            if isinstance(index, Placed)
+            else None
+        )
         if rows is None:
             return by_cpu(queries)
         scores, rows = scored(vectors, queries, rows, k, metric)
@@ -125,7 +142,11 @@ class GpuBackend:
     def exact(
         self, vectors: Floats, queries: Floats, k: int, *, metric: Metric, allowed: Mask | None
     ) -> tuple[Floats, Rows]:
-        """See Backend. On the CPU: what is asked so are deltas, which change, and checks, which must not depend on a GPU."""
+        """See Backend.
+
+        On the CPU: what is asked so are deltas, which change, and checks, which must not depend on
+        a GPU.
+        """
         return self._cpu.exact(vectors, queries, k, metric=metric, allowed=allowed)
 
     def bytes(self, spec: IndexSpec, n: int, d: int) -> int:
@@ -138,20 +159,26 @@ class GpuBackend:
     def device_bytes(self, spec: IndexSpec, n: int, d: int) -> int:
         """See Backend."""
         return (
-            gpu_limits.device_bytes(spec, n, d, self._limits) if gpu_limits.serves(spec.kind, n, d, self._limits) else 0
+            gpu_limits.device_bytes(spec, n, d, self._limits)
+            if gpu_limits.serves(spec.kind, n, d, self._limits)
+            else 0
         )
 
     def _emptiest(self, need: int) -> tuple[Card, ...]:
         live = [card for card in self._cards if not card.lost]
         return tuple(live[i] for i in by_room([card.free() for card in live], need))
 
-    def _rows(self, index: Placed, n: int, queries: Floats, k: int, effort: int, allowed: Mask | None) -> Rows | None:
+    def _rows(
+        self, index: Placed, n: int, queries: Floats, k: int, effort: int, allowed: Mask | None
+    ) -> Rows | None:
         """The allowed candidates of each question, −1 behind them; None: the CPU answers."""
         number, n_allowed = index.number, n if allowed is None else int(np.count_nonzero(allowed))
         if number is None:
             return None
         width = width_for(index.host, n, n_allowed, k, effort) if index.host and n_allowed else None
-        ask = gpu_limits.asked(index.kind, self._limits, k=k, width=width, n=n, n_allowed=n_allowed, lists=index.lists)
+        ask = gpu_limits.asked(
+            index.kind, self._limits, k=k, width=width, n=n, n_allowed=n_allowed, lists=index.lists
+        )
         if ask is None:
             return None
         try:

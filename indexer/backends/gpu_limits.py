@@ -1,7 +1,11 @@
-"""What a GPU can take: its limits, the bytes of an index on it, and which questions it is asked. Pure; FAISS is not touched here.
+"""What a GPU can take: its limits, the bytes of an index on it, and which questions it is asked.
 
-Sources: FAISS 1.15's gpu/impl/IndexUtils.cu (k and nprobe), gpu/impl/IVFPQ.cu (code sizes), gpu/GpuIndexIVFPQ.cu (bits, shared
-memory); cuVS 26.06's neighbors/common.hpp (how lists are padded) and detail/cagra/search_plan.cuh (beams).
+Pure; FAISS is not touched here.
+
+Sources: FAISS 1.15's gpu/impl/IndexUtils.cu (k and nprobe), gpu/impl/IVFPQ.cu (code sizes),
+    gpu/GpuIndexIVFPQ.cu (bits, shared
+memory); cuVS 26.06's neighbors/common.hpp (how lists are padded) and detail/cagra/search_plan.cuh
+(beams).
 """
 
 import math
@@ -61,7 +65,10 @@ class Ask:
 
 
 def builds(spec: IndexSpec, n: int, limits: Limits) -> bool:
-    """Whether a device builds this index. The CPU builds the others: kinds that GPUs have not, and what is soon built."""
+    """Whether a device builds this index.
+
+    The CPU builds the others: kinds that GPUs have not, and what is soon built.
+    """
     if n < BUILD_ROWS_MIN or lists_for(spec, n) > limits.candidates_max:
         return False
     if spec.kind == "ivfpq":
@@ -70,14 +77,19 @@ def builds(spec: IndexSpec, n: int, limits: Limits) -> bool:
 
 
 def parts_for(d: int) -> int:
-    """Bytes of a code: about four numbers a part, as far as that divides d and a GPU takes it. Fewer numbers rather than more."""
+    """Bytes of a code: about four numbers a part, as far as that divides d and a GPU takes it.
+
+    Fewer numbers rather than more.
+    """
     fit = [p for p in PARTS if d % p == 0]
     return next((p for p in fit if p >= d / 4), fit[-1])
 
 
 def serves(kind: Kind, n: int, d: int, limits: Limits) -> bool:
     """Whether a segment of that kind and size is worth a device's memory, and of a kind that it has."""
-    return n * d >= NUMBERS_MIN and (kind in ("flat", "ivf", "ivfpq") or (kind == "hnsw" and limits.graphs))
+    return n * d >= NUMBERS_MIN and (
+        kind in ("flat", "ivf", "ivfpq") or (kind == "hnsw" and limits.graphs)
+    )
 
 
 def asked(
@@ -96,7 +108,11 @@ def asked(
 
 
 def _candidates(kind: Kind, k: int, lists: int) -> int:
-    return max(k, K_MEASURED) * max(LIST_CANDIDATES, lists // 5) if kind == "ivfpq" else k * GRAPH_CANDIDATES
+    return (
+        max(k, K_MEASURED) * max(LIST_CANDIDATES, lists // 5)
+        if kind == "ivfpq"
+        else k * GRAPH_CANDIDATES
+    )
 
 
 def device_bytes(spec: IndexSpec, n: int, d: int, limits: Limits) -> int:

@@ -1,6 +1,7 @@
 """A GPU with its one thread and what it holds.
 
-NOTE: FAISS's GPU indexes are not safe for concurrent calls, reads included, and neither are their resources: everything that
+NOTE: FAISS's GPU indexes are not safe for concurrent calls, reads included, and neither are their
+    resources: everything that
 touches a device runs in its one thread (`Turns`). Others wait for it there, for a bounded time.
 """
 
@@ -33,7 +34,9 @@ FAILURES_MAX: Final = 3
 
 T = TypeVar("T")
 _event = events("searcher")
-_bytes = gauge("vicinage_searcher_device_bytes", "bytes of indexes held by each GPU, as accounted", ("device",))
+_bytes = gauge(
+    "vicinage_searcher_device_bytes", "bytes of indexes held by each GPU, as accounted", ("device",)
+)
 
 
 class NoRoom(Exception):
@@ -87,7 +90,10 @@ class Turns:
         EssentialThread(name, self._run).start()
 
     def take(self, work: Callable[[], T], *, turn_s: float, answer_s: float) -> T:
-        """What `work` returns or raises there. Raises Busy when its turn has not come in time, Hangs when it does not end."""
+        """What `work` returns or raises there.
+
+        Raises Busy when its turn has not come in time, Hangs when it does not end.
+        """
         done: Future[T] = Future()
         with _waits(Busy("the device's queue is full"), queue.Full):
             self._waiting.put((done, work), timeout=turn_s)
@@ -118,7 +124,10 @@ def _waits(refusal: Exception, late: type[Exception]) -> Iterator[None]:
 
 
 class Card:
-    """A device with its thread and what it holds. Any thread; what a device does is done in its own."""
+    """A device with its thread and what it holds.
+
+    Any thread; what a device does is done in its own.
+    """
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -133,7 +142,10 @@ class Card:
         self._failures = 0
 
     def free(self) -> int:
-        """Bytes for which there is room. What was let go of is freed first, where its thread comes to it soon."""
+        """Bytes for which there is room.
+
+        What was let go of is freed first, where its thread comes to it soon.
+        """
         if self._gone:
             with contextlib.suppress(Busy, Failed):
                 self._take(self._forget, turn_s=TURN_S, answer_s=ANSWER_S)
@@ -141,15 +153,21 @@ class Card:
 
     def build(self, vectors: Floats, spec: IndexSpec, metric: Metric) -> Any:
         """See Device."""
-        return self._take(lambda: self.device.build(vectors, spec, metric), turn_s=BUILD_S, answer_s=BUILD_S)
+        return self._take(
+            lambda: self.device.build(vectors, spec, metric), turn_s=BUILD_S, answer_s=BUILD_S
+        )
 
     def place(self, index: Index | None, vectors: Floats, metric: Metric, need: int) -> int:
         """Hold a copy; the number by which it is asked. Raises NoRoom, Busy, Failed."""
-        return self._take(lambda: self._place(index, vectors, metric, need), turn_s=PLACE_S, answer_s=PLACE_S)
+        return self._take(
+            lambda: self._place(index, vectors, metric, need), turn_s=PLACE_S, answer_s=PLACE_S
+        )
 
     def search(self, number: int, queries: Floats, ask: Ask) -> Rows:
         """See Device. Raises NoRoom, Busy, Failed."""
-        return self._take(lambda: self._search(number, queries, ask), turn_s=TURN_S, answer_s=ANSWER_S)
+        return self._take(
+            lambda: self._search(number, queries, ask), turn_s=TURN_S, answer_s=ANSWER_S
+        )
 
     def let_go(self, number: int) -> None:
         """Free that copy, as soon as its thread runs again."""
@@ -177,7 +195,9 @@ class Card:
     def _place(self, index: Index | None, vectors: Floats, metric: Metric, need: int) -> int:
         self._forget()
         if need > self.device.bytes_max - self._bytes:
-            raise NoRoom(f"{need} bytes are asked for, {self.device.bytes_max - self._bytes} are free")
+            raise NoRoom(
+                f"{need} bytes are asked for, {self.device.bytes_max - self._bytes} are free"
+            )
         placed = self.device.place(index, vectors, metric)
         self._made += 1
         self._held[self._made] = (placed, need)

@@ -113,7 +113,11 @@ def _terms(text: str, *, query: bool) -> list[str]:
     words = _words(fold(text))
     if all(map(_is_plain, words)):
         return words
-    return [term for word in words for term in ((word,) if _is_plain(word) else _forms(word, query=query))]
+    return [
+        term
+        for word in words
+        for term in ((word,) if _is_plain(word) else _forms(word, query=query))
+    ]
 
 
 def _is_plain(word: str) -> bool:
@@ -182,6 +186,9 @@ def _signs(run: str) -> list[str]:
 
 
 def _bounded(term: str) -> str:
-    if len(term) * 4 <= TERM_BYTES_MAX or len(encoded := term.encode(errors="surrogatepass")) <= TERM_BYTES_MAX:
+    if (
+        len(term) * 4 <= TERM_BYTES_MAX
+        or len(encoded := term.encode(errors="surrogatepass")) <= TERM_BYTES_MAX
+    ):
         return term
     return "h" + blake2b(encoded, digest_size=16).hexdigest()

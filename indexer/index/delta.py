@@ -1,7 +1,7 @@
 """The delta: passages newer than the segments, in memory, searched exactly.
 
-One writer appends; readers hold a `DeltaView`, and the writer never changes its rows. The mask of alive rows is
-copied on write. Nothing is added to an index that a reader uses.
+One writer appends; readers hold a `DeltaView`, and the writer never changes its rows. The mask of
+alive rows is copied on write. Nothing is added to an index that a reader uses.
 """
 
 import threading
@@ -24,7 +24,10 @@ from vicinage.wire import is_deletions, vectors_of
 BLOCK: Final = 1_024
 """Rows per block of filter columns: a write makes at most one block be read again."""
 ROWS_AT_FIRST: Final = 64
-"""Rows allocated by the first message. An empty delta allocates none, so that an idle shard costs little."""
+"""Rows allocated by the first message.
+
+An empty delta allocates none, so that an idle shard costs little.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One applied vectors message. `first`: its first row in the delta; `offset`: its position in the log."""
+    """One applied vectors message.
+
+    `first`: its first row in the delta; `offset`: its position in the log.
+    """
 
     batch: pa.RecordBatch
     passages: Passages
@@ -71,12 +77,18 @@ class DeltaView:
         return self.metadata.columns(self)
 
     def lexical(self) -> Lexical:
-        """Returns a lexical index of at least its rows; adds those that are not indexed yet. It may have later rows, too."""
+        """Returns a lexical index of at least its rows; adds those that are not indexed yet.
+
+        It may have later rows, too.
+        """
         return self.words.lexical(self)
 
 
 class Metadata:
-    """Each row's metadata, parsed once, at the first filter, in columns of BLOCK rows. Safe for many threads."""
+    """Each row's metadata, parsed once, at the first filter, in columns of BLOCK rows.
+
+    Safe for many threads.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -92,10 +104,18 @@ class Metadata:
             while len(self._parsed) < len(view):
                 message, _ = view.row(len(self._parsed))
                 self._parsed.extend(metadata_of(message.batch))
-            return Joined([self._block(first, min(first + BLOCK, len(view))) for first in range(0, len(view), BLOCK)])
+            return Joined(
+                [
+                    self._block(first, min(first + BLOCK, len(view)))
+                    for first in range(0, len(view), BLOCK)
+                ]
+            )
 
     def unread(self, view: DeltaView, names: Collection[str]) -> int:
-        """Returns about how many values a filter on these fields still has to read. Does not wait for a reading thread."""
+        """Returns about how many values a filter on these fields still has to read.
+
+        Does not wait for a reading thread.
+        """
         values, blocks = values_in(len(view), self.bytes), self._blocks
         rows = 0
         for at, first in enumerate(range(0, len(view), BLOCK) if names else ()):
@@ -116,7 +136,10 @@ class Metadata:
 
 
 class Words:
-    """The lexical index of the rows: built at the first lexical search, then extended. Safe for many threads."""
+    """The lexical index of the rows: built at the first lexical search, then extended.
+
+    Safe for many threads.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -127,7 +150,10 @@ class Words:
         return max(0, len(view) - (self._index.n if self._index else 0))
 
     def lexical(self, view: DeltaView) -> Lexical:
-        """Returns the index: see DeltaView. Indexes dead rows, too: in an older view they are alive."""
+        """Returns the index: see DeltaView.
+
+        Indexes dead rows, too: in an older view they are alive.
+        """
         with self._lock:
             index = self._index = self._index or Growing()
             texts: list[str | None] = []
@@ -159,7 +185,9 @@ class Delta:
         self._alive = np.zeros(0, np.bool_)
 
     def append(self, batch: pa.RecordBatch, offset: int, alive: Mask) -> int:
-        """Appends a message's rows and returns the first row's number. Dead rows are kept: rows and batch stay aligned.
+        """Appends a message's rows and returns the first row's number.
+
+        Dead rows are kept: rows and batch stay aligned.
 
         A message of deletions adds no rows; it is kept until a segment holds it.
         """
@@ -172,7 +200,9 @@ class Delta:
             grown[:first] = self._vectors[:first]
             self._vectors = grown
         self._vectors[first : self.n] = vectors_of(batch)
-        self._vectors[first : self.n][~alive] = 0  # a deletion has no vector: the memory there may hold NaN
+        self._vectors[first : self.n][~alive] = (
+            0  # a deletion has no vector: the memory there may hold NaN
+        )
         self._alive = np.concatenate([self._alive, alive])
         self._hold(batch, offset, first)
         self.bytes += 4 * self.dimension * batch.num_rows

@@ -1,8 +1,9 @@
 """Chooses the effort of an index search, and measures a segment's effort curve.
 
-An index is searched at the least effort whose measured recall exceeds the objective, else at the greatest
-measured effort. A curve alone never disqualifies an index: it was measured on other searches (`scans.py`
-states what does). An objective of 1 asks for exact search: no index is used, and no bound on scans applies.
+An index is searched at the least effort whose measured recall exceeds the objective, else at the
+greatest measured effort. A curve alone never disqualifies an index: it was measured on other
+searches (`scans.py` states what does). An objective of 1 asks for exact search: no index is used,
+and no bound on scans applies.
 """
 
 import math
@@ -34,7 +35,8 @@ def effort_for(segment: Segment, aim: float, objective: float) -> int | None:
     wanted, curve = min(aim + EFFORT_MARGIN, 0.999), segment.ref.curve
     if not curve:
         return EFFORT_DEFAULT
-    # Each hundredth of the correction by live recall also skips a measured effort: an easy curve may be 1 from the start.
+    # Each hundredth of the correction by live recall also skips a measured effort: an easy curve
+    # may be 1 from the start.
     first = min(math.ceil(round(max(0.0, aim - objective) * 100, 6)), len(curve) - 1)
     for i, (effort, measured) in enumerate(curve):
         if measured >= wanted and i >= first:
@@ -61,22 +63,34 @@ CALIBRATION_QUERIES_MIN: Final = 30
 
 
 def effort_curve(
-    backend: Backend, index: Any, kind: Kind, vectors: Floats, metric: Metric, recent_queries: Floats | None = None
+    backend: Backend,
+    index: Any,
+    kind: Kind,
+    vectors: Floats,
+    metric: Metric,
+    recent_queries: Floats | None = None,
 ) -> tuple[tuple[int, float], ...]:
-    """Returns (effort, recall@10), ascending. Ends at a recall of 0.999, but not before RUNGS_MIN efforts.
+    """Returns (effort, recall@10), ascending.
 
-    Live recall may prove the queries too easy; it then needs the greater efforts. Measured on the collection's
-    `recent_queries` float32 [n, d] if there are CALIBRATION_QUERIES_MIN, else on generated queries.
+    Ends at a recall of 0.999, but not before RUNGS_MIN efforts.
+
+    Live recall may prove the queries too easy; it then needs the greater efforts. Measured on the
+    collection's `recent_queries` float32 [n, d] if there are CALIBRATION_QUERIES_MIN, else on
+    generated queries.
     """
     k = min(K_MEASURED, len(vectors) - 1)
     if k < 1:
         return ()
     known = recent_queries is not None and len(recent_queries) >= CALIBRATION_QUERIES_MIN
-    queries = recent_queries if recent_queries is not None and known else _generated(vectors, metric)
+    queries = (
+        recent_queries if recent_queries is not None and known else _generated(vectors, metric)
+    )
     _, truth = backend.exact(vectors, queries, k, metric=metric, allowed=None)
     curve: list[tuple[int, float]] = []
     for effort in EFFORTS[kind]:
-        _, rows = backend.search(index, vectors, queries, k, metric=metric, effort=effort, allowed=None)
+        _, rows = backend.search(
+            index, vectors, queries, k, metric=metric, effort=effort, allowed=None
+        )
         curve.append((effort, round(recall(rows, truth), 4)))
         if curve[-1][1] >= 0.999 and len(curve) >= RUNGS_MIN:
             break
@@ -86,8 +100,8 @@ def effort_curve(
 def _generated(vectors: Floats, metric: Metric) -> Floats:
     """Returns queries float32 [n, d], each the mean of two vectors of the segment.
 
-    Like real queries, they lie between the passages. A passage itself is too easy a query: its neighbors in the
-    graph are its answer (docs/decisions/010 has the figures).
+    Like real queries, they lie between the passages. A passage itself is too easy a query: its
+    neighbors in the graph are its answer (docs/decisions/010 has the figures).
     """
     rng = np.random.default_rng(0)
     own = rng.choice(len(vectors), min(CURVE_QUERIES, len(vectors)), replace=False)
@@ -99,4 +113,8 @@ def _generated(vectors: Floats, metric: Metric) -> Floats:
 
 def recall(found: Rows, truth: Rows) -> float:
     """Returns the share of `truth` [n, k] that is in `found` [n, k], averaged over rows."""
-    return float(np.mean([len(np.intersect1d(f, t)) / max(1, len(t)) for f, t in zip(found, truth, strict=True)]))
+    return float(
+        np.mean(
+            [len(np.intersect1d(f, t)) / max(1, len(t)) for f, t in zip(found, truth, strict=True)]
+        )
+    )

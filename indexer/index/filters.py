@@ -1,8 +1,8 @@
 """Evaluates metadata filters (`vicinage/filters.py`), over columns or on one document's metadata.
 
-Law 7: filters share the thread that searches, so their cost is bounded by construction. The values of a field are
-sorted. Each value that a comparison names takes two binary searches, then its rows are marked, or each row is
-compared once.
+Law 7: filters share the thread that searches, so their cost is bounded by construction. The values
+of a field are sorted. Each value that a comparison names takes two binary searches, then its rows
+are marked, or each row is compared once.
 """
 
 import threading
@@ -72,7 +72,9 @@ class Columns:
             if found is not None:
                 self._held[field] = found  # the one asked last stands last
                 return found
-        made = _Column([_reach(m, field) for m in self._metadata])  # of two threads each may make it: neither waits
+        made = _Column(
+            [_reach(m, field) for m in self._metadata]
+        )  # of two threads each may make it: neither waits
         with self._lock:
             self._held[field] = made
             if len(self._held) > COLUMNS_MAX:
@@ -109,19 +111,27 @@ class Joined:
 
     def mask(self, tree: Tree) -> Mask:
         """Bool [n]: see Columns."""
-        return np.concatenate([part.mask(tree) for part in self._parts]) if self._parts else np.zeros(0, np.bool_)
+        return (
+            np.concatenate([part.mask(tree) for part in self._parts])
+            if self._parts
+            else np.zeros(0, np.bool_)
+        )
 
 
 class _Column:
     """One field of every document, inverted: each kind's distinct values in order, and which rows have each."""
 
     def __init__(self, values: list[Any]) -> None:
-        self._present: Mask = np.fromiter((v is not _MISSING for v in values), np.bool_, len(values))
+        self._present: Mask = np.fromiter(
+            (v is not _MISSING for v in values), np.bool_, len(values)
+        )
         rows_of: dict[str, dict[Any, list[int]]] = {}
         for row, value in enumerate(values):
             for element in value if isinstance(value, list) else (value,):
                 if is_scalar(element):
-                    rows_of.setdefault(kind_of(element), {}).setdefault(_sortable(element), []).append(row)
+                    rows_of.setdefault(kind_of(element), {}).setdefault(
+                        _sortable(element), []
+                    ).append(row)
         self._kinds = {kind: _Sorted(found, len(values)) for kind, found in rows_of.items()}
 
     def mask(self, leaf: Leaf) -> Mask:
@@ -129,7 +139,9 @@ class _Column:
         if leaf.op == "$exists":
             return self._present.copy() if leaf.operand else ~self._present
         found = np.zeros(len(self._present), np.bool_)
-        wanted = leaf.operand if leaf.op in ("$in", "$nin") else {kind_of(leaf.operand): (leaf.operand,)}
+        wanted = (
+            leaf.operand if leaf.op in ("$in", "$nin") else {kind_of(leaf.operand): (leaf.operand,)}
+        )
         for kind, operands in wanted.items():
             held = self._kinds.get(kind, _NOTHING)
             for operand in operands:
@@ -152,7 +164,9 @@ class _Sorted:
         self._ranks: NDArray[np.int32] | None = None
         if len(np.unique(self._rows)) == len(rows):
             self._ranks = np.full(n, -1, np.int32)
-            self._ranks[self._rows] = np.repeat(np.arange(len(values), dtype=np.int32), np.diff(self._starts))
+            self._ranks[self._rows] = np.repeat(
+                np.arange(len(values), dtype=np.int32), np.diff(self._starts)
+            )
         if all(type(v) in (int, float) and abs(v) < EXACT_BELOW for v in values):
             self._values = np.array(values, np.float64)  # 8 bytes each, where Python's take 32
 
@@ -177,7 +191,9 @@ def _judge(leaf: Leaf, value: Any) -> bool:
     if leaf.op == "$exists":
         return bool((value is not _MISSING) == leaf.operand)
     if leaf.op in ("$ne", "$nin"):
-        return not _judge(Leaf(leaf.field, "$eq" if leaf.op == "$ne" else "$in", leaf.operand), value)
+        return not _judge(
+            Leaf(leaf.field, "$eq" if leaf.op == "$ne" else "$in", leaf.operand), value
+        )
     if value is _MISSING:
         return False
     operator = _OPERATORS[leaf.op]
@@ -191,7 +207,11 @@ def _same(value: Any, operand: Any) -> bool:
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     def judge(value: Any, operand: Any) -> bool:
-        return kind_of(value) == kind_of(operand) and kind_of(value) in ("number", "string") and compare(value, operand)
+        return (
+            kind_of(value) == kind_of(operand)
+            and kind_of(value) in ("number", "string")
+            and compare(value, operand)
+        )
 
     return judge
 
@@ -215,7 +235,10 @@ def _sortable(value: Any) -> Any:
 
 
 def _reach(metadata: Metadata, field: str) -> Any:
-    """Returns the value at a dotted path, _MISSING if there is none. A longer key comes first: keys may have dots."""
+    """Returns the value at a dotted path, _MISSING if there is none.
+
+    A longer key comes first: keys may have dots.
+    """
     if field in metadata:
         return metadata[field]
     at = field.rfind(".", 0, KEY_MAX + 1)

@@ -11,7 +11,10 @@ from vicinage.wire import first_rows
 
 
 class Passages:
-    """The rows of a vectors message or of a segment, by number. Immutable; safe for many threads."""
+    """The rows of a vectors message or of a segment, by number.
+
+    Immutable; safe for many threads.
+    """
 
     __slots__ = ("_batch", "_read")
 
@@ -60,10 +63,13 @@ class Passages:
         text = c.metadata[row - max(0, c.numbers[row])]
         return _object(text)
 
-    def extents(self, first: int, n: int) -> tuple[list[str | None], list[int | None], list[int | None]]:
+    def extents(
+        self, first: int, n: int
+    ) -> tuple[list[str | None], list[int | None], list[int | None]]:
         """Returns the texts of `n` rows from `first` on, and where in the document each begins and ends."""
         texts, starts, ends = (
-            self._batch.column(name).slice(first, n).to_pylist() for name in ("text", "start", "end")
+            self._batch.column(name).slice(first, n).to_pylist()
+            for name in ("text", "start", "end")
         )
         return texts, starts, ends
 
@@ -76,7 +82,10 @@ class _Columns:
     def __init__(self, batch: pa.RecordBatch) -> None:
         ids, versions, _, passages, texts, starts, ends, metadata = batch.columns[:8]
         self.ids, self.texts, self.metadata = _Strings(ids), _Strings(texts), _Strings(metadata)
-        self.versions, self.numbers = memoryview(versions.to_numpy()), memoryview(passages.to_numpy())
+        self.versions, self.numbers = (
+            memoryview(versions.to_numpy()),
+            memoryview(passages.to_numpy()),
+        )
         self.starts, self.ends = _numbers(starts), _numbers(ends)
 
 
@@ -88,7 +97,9 @@ class _Strings:
     def __init__(self, column: pa.StringArray) -> None:
         _, offsets, data = column.buffers()
         self._ends = (
-            memoryview(offsets).cast("i")[column.offset :] if offsets is not None else memoryview(bytes(4)).cast("i")
+            memoryview(offsets).cast("i")[column.offset :]
+            if offsets is not None
+            else memoryview(bytes(4)).cast("i")
         )
         self._bytes = memoryview(data if data is not None else b"")
         self._valid = _valid(column)
@@ -114,13 +125,17 @@ class _Nullable:
 def _numbers(column: pa.Array) -> "memoryview | _Nullable":
     valid = _valid(column)
     return (
-        memoryview(column.to_numpy()) if valid is None else _Nullable(memoryview(column.fill_null(0).to_numpy()), valid)
+        memoryview(column.to_numpy())
+        if valid is None
+        else _Nullable(memoryview(column.fill_null(0).to_numpy()), valid)
     )
 
 
 def _valid(column: pa.Array) -> memoryview | None:
     """Which rows have a value; None where all have."""
-    return memoryview(column.is_valid().to_numpy(zero_copy_only=False)) if column.null_count else None
+    return (
+        memoryview(column.is_valid().to_numpy(zero_copy_only=False)) if column.null_count else None
+    )
 
 
 def _object(text: str | None) -> Mapping[str, Any]:

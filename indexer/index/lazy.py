@@ -18,7 +18,10 @@ from vicinage.telemetry import counter, events
 
 COLUMN_TIMES: Final = 8
 VALUE_BYTES: Final = 64
-"""Metadata bytes that take about as long to read as one value. Numbers of a list take a few bytes each."""
+"""Metadata bytes that take about as long to read as one value.
+
+Numbers of a list take a few bytes each.
+"""
 OPEN_MAX: Final = 256
 """Lexical indexes of segments that a process keeps open, at most."""
 _event = events("segment")
@@ -41,13 +44,20 @@ class LazyColumns:
         self._columns: Columns | None = None
 
     def bytes(self) -> int:
-        """Returns their bytes; 0 before the first filtered search. Parsed values take COLUMN_TIMES their JSON (measured: 5 to 8)."""
-        return 0 if self._columns is None else COLUMN_TIMES * int(self._rows.column("metadata").nbytes)
+        """Returns their bytes; 0 before the first filtered search.
+
+        Parsed values take COLUMN_TIMES their JSON (measured: 5 to 8).
+        """
+        return (
+            0 if self._columns is None else COLUMN_TIMES * int(self._rows.column("metadata").nbytes)
+        )
 
     def unread(self, names: Collection[str]) -> int:
         """Returns how many values a filter on these fields still has to read: rows × fields, more for long lists."""
         fields = len(names) if self._columns is None else self._columns.unread(names)
-        return fields and fields * values_in(len(self._rows), int(self._rows.column("metadata").nbytes))
+        return fields and fields * values_in(
+            len(self._rows), int(self._rows.column("metadata").nbytes)
+        )
 
     def columns(self) -> Columns:
         """Returns the columns, one entry per row."""
@@ -57,10 +67,12 @@ class LazyColumns:
 
 
 class LazyLexical:
-    """A segment's lexical index: fetched, verified and mapped at its first search by words. Safe for many threads.
+    """A segment's lexical index: fetched, verified and mapped at its first search by words.
 
-    If the file is absent or damaged, the index is built in memory from the texts. An LRU of OPEN_MAX indexes stays
-    open, because tantivy keeps a (sleeping) thread for each.
+    Safe for many threads.
+
+    If the file is absent or damaged, the index is built in memory from the texts. An LRU of
+    OPEN_MAX indexes stays open, because tantivy keeps a (sleeping) thread for each.
     """
 
     _open: ClassVar["WeakKeyDictionary[LazyLexical, None]"] = WeakKeyDictionary()
@@ -68,7 +80,12 @@ class LazyLexical:
     _opening: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(
-        self, ref: SegmentRef, store: Store, rows: pa.RecordBatch, barred: frozenset[str], on_damage: "OnDamage"
+        self,
+        ref: SegmentRef,
+        store: Store,
+        rows: pa.RecordBatch,
+        barred: frozenset[str],
+        on_damage: "OnDamage",
     ) -> None:
         self._ref, self._store, self._rows = ref, store, rows
         self._barred, self._on_damage = barred, on_damage

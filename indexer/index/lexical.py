@@ -34,7 +34,10 @@ FILE: Final = "lexical-2.tar"
 TERMS_MAX: Final = 128
 """Different terms of a query that are looked for: those that weigh most."""
 COUNTED_MAX: Final = 512
-"""Different terms of a query whose rarity is looked up. English text has so many from about 5 KiB on."""
+"""Different terms of a query whose rarity is looked up.
+
+English text has so many from about 5 KiB on.
+"""
 REMOVE_TRIES: Final = 100
 _ANALYZER: Final = "terms-2"
 _HEAP_BYTES: Final = (15_000_000, 64_000_000)
@@ -75,23 +78,30 @@ def terms(query: str) -> Counter[str]:
     A single Latin letter or digit counts once: in a long text it is a symbol, whatever it is about.
     """
     counts = Counter(_analyzer().analyze(" ".join(analysis.query_terms(query))))
-    return Counter({term: 1 if len(term) == 1 and term.isascii() else n for term, n in counts.items()})
+    return Counter(
+        {term: 1 if len(term) == 1 and term.isascii() else n for term, n in counts.items()}
+    )
 
 
 def weights(query: Mapping[str, int], parts: "Sequence[Lexical]") -> list[dict[str, float]]:
     """Returns for each part the weight of each term of `query` there, for `Lexical.search`.
 
-    A term weighs as often as the query says it. How rare it is counts over all parts together, so that
-    the scores of different parts compare: a weight corrects the part's own statistics by those of all.
-    At most TERMS_MAX terms are kept, those of the greatest frequency times rarity. Of a query of more than COUNTED_MAX
-    terms, only those that it says most often, then the longest, are counted: about 5 µs a term and part.
+    A term weighs as often as the query says it. How rare it is counts over all parts together, so
+    that the scores of different parts compare: a weight corrects the part's own statistics by those
+    of all. At most TERMS_MAX terms are kept, those of the greatest frequency times rarity. Of a
+    query of more than COUNTED_MAX terms, only those that it says most often, then the longest, are
+    counted: about 5 µs a term and part.
     """
     counts = {term: [part.count(term) for part in parts] for term in _most_said(query)}
     n = sum(len(part) for part in parts)
     rarity = {term: _idf(n, sum(of)) for term, of in counts.items() if any(of)}
     kept = nlargest(TERMS_MAX, rarity, key=lambda term: query[term] * rarity[term])
     return [
-        {term: query[term] * rarity[term] / _idf(len(part), counts[term][i]) for term in kept if counts[term][i]}
+        {
+            term: query[term] * rarity[term] / _idf(len(part), counts[term][i])
+            for term in kept
+            if counts[term][i]
+        }
         for i, part in enumerate(parts)
     ]
 
@@ -124,7 +134,9 @@ class Lexical:
         """Returns how many rows hold `term`, those that died since included."""
         return self._searcher.doc_freq("text", term)
 
-    def search(self, weighted: Mapping[str, float], k: int, allowed: Mask | None) -> "tuple[Floats, NDArray[np.int64]]":
+    def search(
+        self, weighted: Mapping[str, float], k: int, allowed: Mask | None
+    ) -> "tuple[Floats, NDArray[np.int64]]":
         """Returns scores float32 [m] and rows int64 [m], best first, of equal ones the lower row; m ≤ k.
 
         A score is the sum over `weighted` of weight × BM25 (k1 1.2, b 0.75). Found are the rows that hold at least one term
@@ -149,7 +161,9 @@ class Lexical:
         scores, rows = self._ranked(query, self._n, allowed)
         return scores[:k], rows[:k]
 
-    def _ranked(self, query: "tantivy.Query", limit: int, allowed: Mask | None) -> "tuple[Floats, NDArray[np.int64]]":
+    def _ranked(
+        self, query: "tantivy.Query", limit: int, allowed: Mask | None
+    ) -> "tuple[Floats, NDArray[np.int64]]":
         """The allowed ones among the `limit` best."""
         found = self._searcher.search(query, min(limit, self._n), count=False).hits
         scores = np.array([score for score, _ in found], np.float32)
@@ -169,8 +183,13 @@ def _nothing() -> "tuple[Floats, NDArray[np.int64]]":
 def _any_of(weighted: Mapping[str, float]) -> "tantivy.Query":
     from tantivy import Occur, Query
 
-    each = ((Query.term_query(_schema(), "text", term, "freq"), weight) for term, weight in weighted.items())
-    return Query.boolean_query([(Occur.Should, q if w == 1 else Query.boost_query(q, w)) for q, w in each])
+    each = (
+        (Query.term_query(_schema(), "text", term, "freq"), weight)
+        for term, weight in weighted.items()
+    )
+    return Query.boolean_query(
+        [(Occur.Should, q if w == 1 else Query.boost_query(q, w)) for q, w in each]
+    )
 
 
 def _among(query: "tantivy.Query", rows: list[int]) -> "tantivy.Query":
@@ -182,7 +201,10 @@ def _among(query: "tantivy.Query", rows: list[int]) -> "tantivy.Query":
 
 
 class Growing:
-    """An index in memory, to which texts are added. One thread at a time adds; what `now` gave stays as it was."""
+    """An index in memory, to which texts are added.
+
+    One thread at a time adds; what `now` gave stays as it was.
+    """
 
     __slots__ = ("_index", "n", "now")
 
@@ -223,9 +245,10 @@ def pack(texts: Sequence[str | None], file: Path) -> Path:
 def unpack(file: Path) -> Lexical:
     """The index in `file`, which was verified. Raises Corrupt, Unavailable.
 
-    Its parts lie on the disk for temporary files without a name, mapped, as long as it is used: nobody else can change them
-    unseen, and whatever ends this process leaves nothing behind. As long, tantivy has a thread that looks for changes twice a
-    second (there are none), which cannot be forbidden: whoever opens many bounds how many.
+    Its parts lie on the disk for temporary files without a name, mapped, as long as it is used:
+    nobody else can change them unseen, and whatever ends this process leaves nothing behind. As
+    long, tantivy has a thread that looks for changes twice a second (there are none), which cannot
+    be forbidden: whoever opens many bounds how many.
     """
     import tantivy
 
@@ -244,7 +267,10 @@ def unpack(file: Path) -> Lexical:
 
 @contextmanager
 def _folder(parent: Path | None) -> Iterator[Path]:
-    """A folder of our own, gone afterwards. A thread of tantivy's may still put a lock file into it: then once more."""
+    """A folder of our own, gone afterwards.
+
+    A thread of tantivy's may still put a lock file into it: then once more.
+    """
     folder = Path(tempfile.mkdtemp(prefix="vicinage-lexical-", dir=parent or own_folder()))
     try:
         yield folder

@@ -1,6 +1,7 @@
 """Loads segments for searchers and indexers: refuses quarantined objects, and reports damaged ones.
 
-Law 8: a corrupt object is not loaded until its segment is rebuilt, or until the indexer of its slot verifies it.
+Law 8: a corrupt object is not loaded until its segment is rebuilt, or until the indexer of its slot
+verifies it.
 """
 
 from collections.abc import Iterable
@@ -19,7 +20,8 @@ from vicinage.telemetry import counter, events
 
 _event = events("segment")
 _quarantined = counter(
-    "vicinage_indexer_quarantined_total", "objects of segments that this process was the first to find damaged"
+    "vicinage_indexer_quarantined_total",
+    "objects of segments that this process was the first to find damaged",
 )
 
 
@@ -33,11 +35,16 @@ class Loading:
     actor: str
 
     def segments(self, shard: ShardId, refs: Iterable[SegmentRef], metric: Metric) -> list[Segment]:
-        """Returns all segments, verified. Raises Damaged after reporting the damage, and Unavailable."""
+        """Returns all segments, verified.
+
+        Raises Damaged after reporting the damage, and Unavailable.
+        """
         barred = self.quarantine.barred(shard)
         return [self.segment(shard, ref, metric, barred) for ref in refs]
 
-    def segment(self, shard: ShardId, ref: SegmentRef, metric: Metric, barred: frozenset[str]) -> Segment:
+    def segment(
+        self, shard: ShardId, ref: SegmentRef, metric: Metric, barred: frozenset[str]
+    ) -> Segment:
         """Returns one segment, verified; raises as `segments` does."""
         on_damage = partial(self._note_in_passing, shard, ref)
         try:
@@ -48,7 +55,10 @@ class Loading:
             raise
 
     def documents(self, shard: ShardId, refs: Iterable[SegmentRef]) -> list[Documents]:
-        """Returns the documents object of each segment. Raises Damaged after reporting the damage, and Unavailable."""
+        """Returns the documents object of each segment.
+
+        Raises Damaged after reporting the damage, and Unavailable.
+        """
         barred = self.quarantine.barred(shard)
         return [self._documents(shard, ref, barred) for ref in refs]
 
@@ -61,16 +71,26 @@ class Loading:
             raise
 
     def note(self, shard: ShardId, ref: SegmentRef, damaged: Damaged) -> None:
-        """Quarantines the object, so that it is rebuilt if the shard's manifest names it. Raises Unavailable."""
+        """Quarantines the object, so that it is rebuilt if the shard's manifest names it.
+
+        Raises Unavailable.
+        """
         damage = Damage(damaged.path, shard, ref.id, damaged.role, damaged.fault, damaged.detail)
         if self.quarantine.note(damage, actor=self.actor):
             _quarantined.inc()
             _event.error(
-                "object.quarantined", shard=str(shard), path=damage.path, fault=damage.fault, why=damage.reason
+                "object.quarantined",
+                shard=str(shard),
+                path=damage.path,
+                fault=damage.fault,
+                why=damage.reason,
             )
 
     def _note_in_passing(self, shard: ShardId, ref: SegmentRef, damaged: Damaged) -> None:
-        """Calls `note` during a search, which goes on. If the catalog is unavailable, a later reader reports the damage."""
+        """Calls `note` during a search, which goes on.
+
+        If the catalog is unavailable, a later reader reports the damage.
+        """
         try:
             self.note(shard, ref, damaged)
         except Unavailable as unavailable:

@@ -89,16 +89,25 @@ class Documents:
         """Returns the deletions as `segment_writer.write` takes them."""
         places = list(self.deleted)
         names = pa.array([self.deleted[p] for p in places], pa.utf8())
-        return pa.record_batch({"document_id": names, "version": pa.array(self.version[places], pa.int64())})
+        return pa.record_batch(
+            {"document_id": names, "version": pa.array(self.version[places], pa.int64())}
+        )
 
 
 OnDamage = Callable[[Damaged], None]
 
 
 def opened(
-    ref: SegmentRef, role: Role, store: Store, read: Callable[[Path], T], barred: frozenset[str] = frozenset()
+    ref: SegmentRef,
+    role: Role,
+    store: Store,
+    read: Callable[[Path], T],
+    barred: frozenset[str] = frozenset(),
 ) -> T:
-    """Returns `read(file)` for the segment's object once it is verified. Raises Damaged, Unavailable."""
+    """Returns `read(file)` for the segment's object once it is verified.
+
+    Raises Damaged, Unavailable.
+    """
     stored = ref.objects[role]
     fault: Fault = "corrupt"
     try:
@@ -117,10 +126,15 @@ def opened(
 
 
 def outdated(ref: SegmentRef) -> dict[Role, str]:
-    """Returns the objects that this version does not read, and why, from the manifest alone. Pure."""
+    """Returns the objects that this version does not read, and why, from the manifest alone.
+
+    Pure.
+    """
     found: dict[Role, str] = {}
     if "lexical" in ref.objects and not ref.objects["lexical"].path.endswith(f"/{lexical.FILE}"):
-        found["lexical"] = f"its words are in {Path(ref.objects['lexical'].path).name}; {lexical.FILE} is read"
+        found["lexical"] = (
+            f"its words are in {Path(ref.objects['lexical'].path).name}; {lexical.FILE} is read"
+        )
     try:
         parse(ref.kind)
     except Refused:
@@ -133,9 +147,14 @@ def read_passages(path: Path, n: int) -> pa.RecordBatch:
     """Returns the `n` rows of a segment, memory-mapped. Raises Corrupt."""
     rows = _read(path)
     if rows.num_rows != n:
-        raise Corrupt(f"{path.name} has {rows.num_rows} rows, its manifest says {n}", path=str(path))
+        raise Corrupt(
+            f"{path.name} has {rows.num_rows} rows, its manifest says {n}", path=str(path)
+        )
     if _columns(rows.schema) != _columns(vectors_schema(_dimension(rows.schema))):
-        raise Corrupt(f"older format: the columns of {path.name} are {', '.join(rows.schema.names)}", path=str(path))
+        raise Corrupt(
+            f"older format: the columns of {path.name} are {', '.join(rows.schema.names)}",
+            path=str(path),
+        )
     return rows
 
 
@@ -143,24 +162,39 @@ def read_documents(path: Path) -> Documents:
     """Returns the documents of a segment. Raises Corrupt."""
     found = _read(path)
     if not DOCUMENT_COLUMNS.items() <= dict(_columns(found.schema)).items():
-        raise Corrupt(f"older format: the columns of {path.name} are {', '.join(found.schema.names)}", path=str(path))
+        raise Corrupt(
+            f"older format: the columns of {path.name} are {', '.join(found.schema.names)}",
+            path=str(path),
+        )
     column = {
-        name: found.column(name).to_numpy(zero_copy_only=False) for name in ("high", "low", "first", "count", "version")
+        name: found.column(name).to_numpy(zero_copy_only=False)
+        for name in ("high", "low", "first", "count", "version")
     }
     gone = np.flatnonzero(column["count"] == 0)
     names = found.column("deleted_id").take(pa.array(gone)).to_pylist()
     deleted = dict(zip(gone.tolist(), names, strict=True))
-    return Documents(Keys(column["high"], column["low"]), column["first"], column["count"], column["version"], deleted)
+    return Documents(
+        Keys(column["high"], column["low"]),
+        column["first"],
+        column["count"],
+        column["version"],
+        deleted,
+    )
 
 
 def converted(path: Path) -> pa.RecordBatch:
-    """Returns the rows of a segment that an older version wrote; columns that it lacks are null. Raises Corrupt."""
+    """Returns the rows of a segment that an older version wrote; columns that it lacks are null.
+
+    Raises Corrupt.
+    """
     rows = _read(path)
     schema = vectors_schema(_dimension(rows.schema))
     try:
         columns = [_column(rows, field) for field in schema]
     except (pa.ArrowException, KeyError) as error:
-        raise Corrupt(f"the columns of {path.name} cannot be converted: {error}", path=str(path)) from error
+        raise Corrupt(
+            f"the columns of {path.name} cannot be converted: {error}", path=str(path)
+        ) from error
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -186,7 +220,9 @@ def _read(path: Path) -> pa.RecordBatch:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         if reader.num_record_batches != 1:
-            raise Corrupt(f"{path.name} has {reader.num_record_batches} batches, not one", path=str(path))
+            raise Corrupt(
+                f"{path.name} has {reader.num_record_batches} batches, not one", path=str(path)
+            )
         return reader.get_batch(0)
     except (pa.ArrowException, OSError) as error:
         raise Corrupt(f"{path.name} cannot be read: {error}", path=str(path)) from error

@@ -1,7 +1,7 @@
 """Which of two writes of one document counts (law 3). Pure.
 
-A deletion by filter has the version of the document that it was judged on: it beats that document, and any newer one
-beats it (docs/decisions/032-deletions-by-filter.md).
+A deletion by filter has the version of the document that it was judged on: it beats that document,
+and any newer one beats it (docs/decisions/032-deletions-by-filter.md).
 """
 
 from typing import TypeVar

@@ -29,20 +29,31 @@ def newest(batches: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.Record
     for start, end in _runs_by_batch(batches, ids, versions):
         held, version = best.get(ids[start]), int(versions[start])
         deleted = bool(passages[start] == DELETED)
-        if held is None or not supersedes(held[0], bool(passages[held[1]] == DELETED), version, deleted):
+        if held is None or not supersedes(
+            held[0], bool(passages[held[1]] == DELETED), version, deleted
+        ):
             best[ids[start]] = (version, start, end)
     gone = sorted(i for i, (_, start, _) in best.items() if passages[start] == DELETED)
     live = sorted(i for i, (_, start, _) in best.items() if passages[start] != DELETED)
-    order = np.concatenate([np.arange(best[i][1], best[i][2]) for i in live]) if live else np.zeros(0, np.int64)
+    order = (
+        np.concatenate([np.arange(best[i][1], best[i][2]) for i in live])
+        if live
+        else np.zeros(0, np.int64)
+    )
     deletes = pa.record_batch(
-        {"document_id": pa.array(gone, pa.utf8()), "version": pa.array([best[i][0] for i in gone], pa.int64())}
+        {
+            "document_id": pa.array(gone, pa.utf8()),
+            "version": pa.array([best[i][0] for i in gone], pa.int64()),
+        }
     )
     return rows.take(order), deletes
 
 
 def no_deletes() -> pa.RecordBatch:
     """Deletions as `newest` gives them, of nobody."""
-    return pa.record_batch({"document_id": pa.array([], pa.utf8()), "version": pa.array([], pa.int64())})
+    return pa.record_batch(
+        {"document_id": pa.array([], pa.utf8()), "version": pa.array([], pa.int64())}
+    )
 
 
 class _Joined:
@@ -56,7 +67,9 @@ class _Joined:
         self._vectors = pa.concat_arrays([b.column("vector") for b in wide])
         has_vector = np.concatenate([np.full(b.num_rows, not is_deletions(b)) for b in bare])
         self._place = np.cumsum(has_vector) - 1
-        self._others = pa.concat_batches([b if is_deletions(b) else b.drop_columns(["vector"]) for b in bare])
+        self._others = pa.concat_batches(
+            [b if is_deletions(b) else b.drop_columns(["vector"]) for b in bare]
+        )
 
     def column(self, name: str) -> pa.Array:
         """Returns a column of all rows; not that of vectors."""
@@ -67,7 +80,9 @@ class _Joined:
         vectors = self._vectors.take(pa.array(self._place[order]))
         others = self._others.take(pa.array(order))
         columns = {**dict(zip(others.schema.names, others.columns, strict=True)), "vector": vectors}
-        return pa.RecordBatch.from_arrays([columns[name] for name in self._schema.names], schema=self._schema)
+        return pa.RecordBatch.from_arrays(
+            [columns[name] for name in self._schema.names], schema=self._schema
+        )
 
 
 def _joined(batches: Sequence[pa.RecordBatch]) -> _Joined:
@@ -94,5 +109,7 @@ def document_runs(ids: Sequence[str], versions: NDArray[np.int64]) -> list[tuple
     n = len(ids)
     if n == 0:
         return []
-    starts = [0] + [i for i in range(1, n) if ids[i] != ids[i - 1] or versions[i] != versions[i - 1]]
+    starts = [0] + [
+        i for i in range(1, n) if ids[i] != ids[i - 1] or versions[i] != versions[i - 1]
+    ]
     return list(zip(starts, [*starts[1:], n], strict=True))

@@ -1,7 +1,7 @@
 """Decides when a segment's passages are scanned in place of its index.
 
-Only where live searches prove that the index misses the objective (`ShardQuery.scan`), of at most `rows_max`
-passages a shard and within a share of the search threads' time.
+Only where live searches prove that the index misses the objective (`ShardQuery.scan`), of at most
+`rows_max` passages a shard and within a share of the search threads' time.
 """
 
 import threading
@@ -33,7 +33,9 @@ def to_scan(segments: Sequence[Segment], rows_max: int) -> frozenset[int]:
     indexed = [i for i, s in enumerate(segments) if s.index is not None]
     found: set[int] = set()
     left = rows_max
-    for i in sorted(indexed, key=lambda i: segments[i].ref.curve[-1][1] if segments[i].ref.curve else 1.0):
+    for i in sorted(
+        indexed, key=lambda i: segments[i].ref.curve[-1][1] if segments[i].ref.curve else 1.0
+    ):
         if len(segments[i]) <= left:
             found.add(i)
             left -= len(segments[i])
@@ -41,7 +43,10 @@ def to_scan(segments: Sequence[Segment], rows_max: int) -> frozenset[int]:
 
 
 class ScanBudget:
-    """Bounds the share of search threads' time that scans take, over all shards of a searcher. Safe for many threads."""
+    """Bounds the share of search threads' time that scans take, over all shards of a searcher.
+
+    Safe for many threads.
+    """
 
     def __init__(
         self,
@@ -82,7 +87,10 @@ class ScanBudget:
 
 
 class ScanLog:
-    """How often searches of one shard were scanned in place of its index, or were not, and why. Any thread."""
+    """How often searches of one shard were scanned in place of its index, or were not, and why.
+
+    Any thread.
+    """
 
     def __init__(self, shard: ShardId) -> None:
         self._shard = shard

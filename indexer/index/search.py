@@ -20,7 +20,10 @@ from vicinage.filters import Tree
 from vicinage.records import Bound, Floats, Hit, ShardQuery, ShardResult
 
 ANSWER_BYTES_MAX: Final = 16 << 20
-"""Bound on the text in one shard's result of one search. A text that is not ASCII counts four bytes per character."""
+"""Bound on the text in one shard's result of one search.
+
+A text that is not ASCII counts four bytes per character.
+"""
 
 
 @dataclass(slots=True)
@@ -43,9 +46,17 @@ class _Part:
 
 
 def search(
-    snapshot: Snapshot, query: ShardQuery, backend: Backend, metric: Metric, recall: float, scans: ScanBudget
+    snapshot: Snapshot,
+    query: ShardQuery,
+    backend: Backend,
+    metric: Metric,
+    recall: float,
+    scans: ScanBudget,
 ) -> ShardResult:
-    """Returns the k best hits of each search. Pure but for reading mapped files and accounting in `scans`."""
+    """Returns the k best hits of each search.
+
+    Pure but for reading mapped files and accounting in `scans`.
+    """
     tree = query.filter.tree if query.filter else None
     queries = np.ascontiguousarray(query.vectors, np.float32)
     found: list[_Found] = []
@@ -68,12 +79,20 @@ def search(
             if "index" in segment.ref.objects:
                 chosen.append((segment, effort))
             find = partial(
-                backend.search, segment.index, segment.vectors, queries, metric=metric, effort=effort, allowed=allowed
+                backend.search,
+                segment.index,
+                segment.vectors,
+                queries,
+                metric=metric,
+                effort=effort,
+                allowed=allowed,
             )
             scores, rows = ties.settled(find, query.k, len(segment.vectors))
         found.append(_Found(i, _bounded(scores, metric), rows))
     if len(snapshot.delta):
-        allowed = allowed_rows(snapshot.delta.alive, snapshot.delta.columns() if tree else None, tree)
+        allowed = allowed_rows(
+            snapshot.delta.alive, snapshot.delta.columns() if tree else None, tree
+        )
         every = None if allowed is not None and bool(allowed.all()) else allowed
         scores, rows = exact(snapshot.delta.vectors, every)
         found.append(_Found(-1, _bounded(scores, metric), rows))
@@ -82,7 +101,9 @@ def search(
         _best(snapshot, found, query),
         snapshot.watermark,
         max((effort for _, effort in chosen), default=0),
-        n_calibration_queries=min((segment.ref.n_calibration_queries for segment, _ in chosen), default=0),
+        n_calibration_queries=min(
+            (segment.ref.n_calibration_queries for segment, _ in chosen), default=0
+        ),
         changes=snapshot.changes,
         greatest=all(effort >= greatest_of(segment) for segment, effort in chosen),
         scanned=sum(len(snapshot.segments[i]) for i in instead),
@@ -126,7 +147,10 @@ def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...]
     tree = query.filter.tree if query.filter else None
     parts = [
         _Part(
-            i, s.lexical.index(), allowed_rows(snapshot.alive[i], s.columns.columns() if tree else None, tree), len(s)
+            i,
+            s.lexical.index(),
+            allowed_rows(snapshot.alive[i], s.columns.columns() if tree else None, tree),
+            len(s),
         )
         for i, s in enumerate(snapshot.segments)
     ]
@@ -136,13 +160,19 @@ def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...]
         parts.append(_Part(-1, delta.lexical(), allowed, len(delta)))
     indexes = [part.index for part in parts]
     asked = [lexical.weights(lexical.terms(text), indexes) for text in query.texts]
-    found = [_found_in(part, [weighted[i] for weighted in asked], query.k) for i, part in enumerate(parts)]
+    found = [
+        _found_in(part, [weighted[i] for weighted in asked], query.k)
+        for i, part in enumerate(parts)
+    ]
     return _best(snapshot, found, query)
 
 
 def _found_in(part: _Part, asked: Sequence[Mapping[str, float]], k: int) -> _Found:
     def find(width: int) -> tuple[Floats, Rows]:
-        scores, rows = np.full((len(asked), width), -np.inf, np.float32), np.full((len(asked), width), -1, np.int64)
+        scores, rows = (
+            np.full((len(asked), width), -np.inf, np.float32),
+            np.full((len(asked), width), -1, np.int64),
+        )
         for i, weighted in enumerate(asked):
             best, at = part.index.search(weighted, width, part.allowed)
             scores[i, : len(at)], rows[i, : len(at)] = best, at
@@ -151,7 +181,9 @@ def _found_in(part: _Part, asked: Sequence[Mapping[str, float]], k: int) -> _Fou
     return _Found(part.part, *ties.settled(find, k, part.n))
 
 
-def allowed_rows(alive: Mask | None, columns: Columns | Joined | None, tree: Tree | None) -> Mask | None:
+def allowed_rows(
+    alive: Mask | None, columns: Columns | Joined | None, tree: Tree | None
+) -> Mask | None:
     """Returns the rows that are alive and pass the filter; None for all rows."""
     if tree is None or columns is None:
         return alive
@@ -159,7 +191,9 @@ def allowed_rows(alive: Mask | None, columns: Columns | Joined | None, tree: Tre
     return mask if alive is None else mask & alive
 
 
-def _best(snapshot: Snapshot, found: list[_Found], query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:
+def _best(
+    snapshot: Snapshot, found: list[_Found], query: ShardQuery
+) -> tuple[tuple[Hit, ...], ...]:
     """Returns the k best hits of each query over all parts, best first; equal scores by document id and passage."""
     if not found:
         return ((),) * max(len(query.vectors), len(query.texts))
@@ -172,7 +206,13 @@ def _best(snapshot: Snapshot, found: list[_Found], query: ShardQuery) -> tuple[t
         places = list(zip(parts[here].tolist(), of_query[here].tolist(), strict=True))
         chosen = ties.best(own[here], places, query.k, partial(_name, snapshot))
         each = own[here][chosen].tolist()
-        answers.append(_hits(snapshot, [(*places[i], score) for i, score in zip(chosen, each, strict=True)], query))
+        answers.append(
+            _hits(
+                snapshot,
+                [(*places[i], score) for i, score in zip(chosen, each, strict=True)],
+                query,
+            )
+        )
     return tuple(answers)
 
 
@@ -185,8 +225,13 @@ def _name(snapshot: Snapshot, place: ties.Place) -> tuple[str, int]:
     return message.passages.name(at)
 
 
-def _hits(snapshot: Snapshot, places: Iterable[tuple[int, int, float]], query: ShardQuery) -> tuple[Hit, ...]:
-    """Returns the hits at these (part, row, score). Raises Refused once their texts exceed ANSWER_BYTES_MAX."""
+def _hits(
+    snapshot: Snapshot, places: Iterable[tuple[int, int, float]], query: ShardQuery
+) -> tuple[Hit, ...]:
+    """Returns the hits at these (part, row, score).
+
+    Raises Refused once their texts exceed ANSWER_BYTES_MAX.
+    """
     hits: list[Hit] = []
     left = ANSWER_BYTES_MAX
     for part, row, score in places:
@@ -197,7 +242,9 @@ def _hits(snapshot: Snapshot, places: Iterable[tuple[int, int, float]], query: S
             hit = of.passages.hit(row, score, query.include, of.vectors)
         else:
             message, at = snapshot.delta.row(row)
-            hit = message.passages.hit(at, score, query.include, snapshot.delta.vectors[message.first :])
+            hit = message.passages.hit(
+                at, score, query.include, snapshot.delta.vectors[message.first :]
+            )
         hits.append(hit)
         if hit.text is not None:
             left -= len(hit.text) if hit.text.isascii() else 4 * len(hit.text)

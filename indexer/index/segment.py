@@ -56,7 +56,9 @@ class Segment:
     def rows_mask(self, documents: Mask) -> Mask:
         """Returns a mask of rows, bool [n rows], from a mask of documents, bool [n documents] in key order."""
         live = np.flatnonzero(self.count)
-        order = live[np.argsort(self.first[live], kind="stable")]  # rows lie document after document
+        order = live[
+            np.argsort(self.first[live], kind="stable")
+        ]  # rows lie document after document
         mask: Mask = np.repeat(documents[order], self.count[order])
         return mask
 
@@ -76,8 +78,9 @@ def load(
 ) -> Segment:
     """Returns the segment, memory-mapped, with every object verified. Raises Damaged, Unavailable.
 
-    An object whose path is in `barred` counts as corrupt and is not read. `on_damage` is called if the lexical index
-    cannot be used when it is first opened; the segment is served with a rebuilt one.
+    An object whose path is in `barred` counts as corrupt and is not read. `on_damage` is called if
+    the lexical index cannot be used when it is first opened; the segment is served with a rebuilt
+    one.
     """
     rows = opened(ref, "passages", store, partial(read_passages, n=ref.n_passages), barred)
     documents = opened(ref, "documents", store, read_documents, barred)

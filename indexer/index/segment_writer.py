@@ -45,13 +45,18 @@ def write(
     copies: bool = False,
     claim: Callable[[str], None] = lambda _folder: None,
 ) -> SegmentRef:
-    """Builds and stores a segment of `live` rows (each document's together) and `deletes`. Durable on return, in no manifest.
+    """Builds and stores a segment of `live` rows (each document's together) and `deletes`.
 
-    `logged`: the offsets [start, end) in the vectors log of the records that the rows come from; None if some are in no
-    log. `copies`: whether passages and documents are stored twice. `claim` is called with the folder before the first write.
+    Durable on return, in no manifest.
+
+    `logged`: the offsets [start, end) in the vectors log of the records that the rows come from;
+    None if some are in no log. `copies`: whether passages and documents are stored twice. `claim`
+    is called with the folder before the first write.
     """
     assert tuple(live.schema.names) == VECTOR_COLUMNS, "rows have the columns of a vectors message"
-    assert live.schema.field("vector").type.list_size == dimension, "vectors have the generation's dimension"
+    assert live.schema.field("vector").type.list_size == dimension, (
+        "vectors have the generation's dimension"
+    )
     n = live.num_rows
     chosen = choose(
         spec,
@@ -90,7 +95,11 @@ def write(
         if index is None or recent_queries is None or len(recent_queries) < CALIBRATION_QUERIES_MIN
         else len(recent_queries)
     )
-    curve = effort_curve(backend, index, chosen.kind, vectors, metric, recent_queries) if index is not None else ()
+    curve = (
+        effort_curve(backend, index, chosen.kind, vectors, metric, recent_queries)
+        if index is not None
+        else ()
+    )
     log_start, log_end = logged or (None, None)
     return SegmentRef(
         identity,
@@ -118,7 +127,10 @@ def _documents(live: pa.RecordBatch, deletes: pa.RecordBatch) -> tuple[pa.Record
     first = np.array([s for s, _ in runs] + [0] * n_gone, np.int32)
     count = np.array([e - s for s, e in runs] + [0] * n_gone, np.int32)
     version = np.concatenate(
-        [versions[[s for s, _ in runs]] if runs else np.zeros(0, np.int64), deletes.column("version").to_numpy()]
+        [
+            versions[[s for s, _ in runs]] if runs else np.zeros(0, np.int64),
+            deletes.column("version").to_numpy(),
+        ]
     )
     order = np.argsort(keys.high, kind="stable")
     columns: dict[str, Any] = {
@@ -129,7 +141,9 @@ def _documents(live: pa.RecordBatch, deletes: pa.RecordBatch) -> tuple[pa.Record
         "version": version.astype(np.int64),
     }
     arrays = {name: pa.array(values[order]) for name, values in columns.items()}
-    arrays["deleted_id"] = pa.array([None] * len(runs) + names[len(runs) :], pa.utf8()).take(pa.array(order))
+    arrays["deleted_id"] = pa.array([None] * len(runs) + names[len(runs) :], pa.utf8()).take(
+        pa.array(order)
+    )
     return pa.record_batch(arrays), len(runs)
 
 

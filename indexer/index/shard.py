@@ -1,8 +1,9 @@
 """★ A shard: its segments and its delta, searched together.
 
-Law 4: every change publishes a new immutable `Snapshot`, and a search uses one. A message's additions and the rows
-that they replace change visibility together: a document is never visible twice and never missing in between.
-Law 3: a document's higher version replaces the lower one, in segments and delta alike; other writes are dropped.
+Law 4: every change publishes a new immutable `Snapshot`, and a search uses one. A message's
+additions and the rows that they replace change visibility together: a document is never visible
+twice and never missing in between. Law 3: a document's higher version replaces the lower one, in
+segments and delta alike; other writes are dropped.
 """
 
 import threading
@@ -48,7 +49,10 @@ COUNT_PAIRS: Final = 20_480
 
 
 class Shard:
-    """One collection's part in one slot. One thread writes (`apply`, `adopt`); any number of threads search."""
+    """One collection's part in one slot.
+
+    One thread writes (`apply`, `adopt`); any number of threads search.
+    """
 
     def __init__(
         self,
@@ -86,10 +90,13 @@ class Shard:
     def apply(self, batch: pa.RecordBatch, offset: int) -> int:
         """Makes a message's rows searchable and returns the new watermark.
 
-        Drops rows that are sealed already, or older than the document's present version. Raises Corrupt and changes
-        nothing if the message has another dimension than this generation.
+        Drops rows that are sealed already, or older than the document's present version. Raises
+        Corrupt and changes nothing if the message has another dimension than this generation.
         """
-        if not is_deletions(batch) and batch.schema.field("vector").type.list_size != self.dimension:
+        if (
+            not is_deletions(batch)
+            and batch.schema.field("vector").type.list_size != self.dimension
+        ):
             raise Corrupt(
                 f"the message at offset {offset} of {self.id} is not of dimension {self.dimension}",
                 path=f"vicinage.vectors/{self.id.slot}/{offset}",
@@ -111,11 +118,20 @@ class Shard:
 
     def adopt(self, manifest: Manifest, segments: Sequence[Segment]) -> None:
         """Replaces the segments by the manifest's, and drops the rows of the delta that these contain."""
-        alive = surviving(segments)  # outside the lock: the thread that applies messages of all shards waits for it
+        alive = surviving(
+            segments
+        )  # outside the lock: the thread that applies messages of all shards waits for it
         rows = [_rows_alive(s, a) for s, a in zip(segments, alive, strict=True)]
-        n = sum(int(np.count_nonzero(a & (s.count > 0))) for s, a in zip(segments, alive, strict=True))
+        n = sum(
+            int(np.count_nonzero(a & (s.count > 0))) for s, a in zip(segments, alive, strict=True)
+        )
         with self._lock:
-            self._segments, self._alive_documents, self._alive_rows, self._n_documents = tuple(segments), alive, rows, n
+            self._segments, self._alive_documents, self._alive_rows, self._n_documents = (
+                tuple(segments),
+                alive,
+                rows,
+                n,
+            )
             self._changes += 1
             self._manifest = manifest
             kept = [m for m in self._delta.messages if m.offset >= manifest.sealed]
@@ -161,7 +177,9 @@ class Shard:
             if held:
                 replaced.append(held)
             # Noted at once: the message may hold the same document again.
-            self._delta.documents[names[number]] = Entry(self._delta.n + start, 0 if gone else end - start, version)
+            self._delta.documents[names[number]] = Entry(
+                self._delta.n + start, 0 if gone else end - start, version
+            )
         if not accepted:
             return  # a duplicate delivery
         self._delta.append(batch, offset, alive)
@@ -169,7 +187,13 @@ class Shard:
         self._kill_sealed(places, [number for number, _, _ in accepted])
 
     def _count(
-        self, held: Entry | None, sealed: int, places: list[NDArray[np.int64]], number: int, *, gone: bool
+        self,
+        held: Entry | None,
+        sealed: int,
+        places: list[NDArray[np.int64]],
+        number: int,
+        *,
+        gone: bool,
     ) -> None:
         was = held.count > 0 if held else sealed >= 0 and self._lives(places, number)
         self._n_documents += int(not gone) - int(was)
@@ -180,7 +204,9 @@ class Shard:
             for s, a, p in zip(self._segments, self._alive_documents, places, strict=True)
         )
 
-    def _sealed_versions(self, names: list[str]) -> tuple[NDArray[np.int64], Mask, list[NDArray[np.int64]]]:
+    def _sealed_versions(
+        self, names: list[str]
+    ) -> tuple[NDArray[np.int64], Mask, list[NDArray[np.int64]]]:
         """Returns each document's newest write in the segments, and its index in each segment (−1: none).
 
         The write is its version (−1: none), and whether it is a deletion.
@@ -234,7 +260,9 @@ class Shard:
         snapshot = self.snapshot
         if query.mode == "lexical":
             nothing = ((),) * len(query.texts)
-            return ShardResult(query.shard, nothing, snapshot.watermark, 0, search_words(snapshot, query))
+            return ShardResult(
+                query.shard, nothing, snapshot.watermark, 0, search_words(snapshot, query)
+            )
         if query.vectors.ndim != 2 or query.vectors.shape[1] != self.dimension:
             raise Refused(
                 f"the vector has {query.vectors.shape[-1]} numbers; the collection's dimension is {self.dimension}",
@@ -243,7 +271,11 @@ class Shard:
             )
         found = search(snapshot, query, self._backend, self._metric, self._recall, self._scans)
         self._scan_log.note(found.scanned, found.unscanned, len(query.vectors))
-        return replace(found, lexical=search_words(snapshot, query)) if query.mode == "hybrid" else found
+        return (
+            replace(found, lexical=search_words(snapshot, query))
+            if query.mode == "hybrid"
+            else found
+        )
 
     def aim_at(self, recall: float) -> None:
         """Sets the collection's recall objective."""
@@ -261,14 +293,21 @@ class Shard:
             return None
         names = query.filter.fields if query.filter else frozenset()
         s = self.snapshot
-        if sum(g.columns.unread(names) for g in s.segments) + s.delta.metadata.unread(s.delta, names) <= READ_MAX:
+        if (
+            sum(g.columns.unread(names) for g in s.segments)
+            + s.delta.metadata.unread(s.delta, names)
+            <= READ_MAX
+        ):
             names = frozenset()
         if query.texts and not self._lexical_here():
             names |= {LEXICAL}
         return names or None
 
     def bring_in(self, names: frozenset[str]) -> None:
-        """Loads what `needs` named, for the present snapshot. Waits for the store. Raises Unavailable."""
+        """Loads what `needs` named, for the present snapshot.
+
+        Waits for the store. Raises Unavailable.
+        """
         if named := names - {LEXICAL}:
             s = self.snapshot
             for segment in s.segments:
@@ -279,7 +318,10 @@ class Shard:
 
     def _lexical_here(self) -> bool:
         s = self.snapshot
-        return all(g.lexical.here() for g in s.segments) and s.delta.words.behind(s.delta) <= BEHIND_MAX
+        return (
+            all(g.lexical.here() for g in s.segments)
+            and s.delta.words.behind(s.delta) <= BEHIND_MAX
+        )
 
     def _open_lexical(self) -> None:
         s = self.snapshot
@@ -300,9 +342,12 @@ class Shard:
         return rows * self.dimension
 
     def looked_up(self, text: str) -> int:
-        """Returns the estimated cost of a lexical search, in pairs of a word and a row. Uses the text's length only.
+        """Returns the estimated cost of a lexical search, in pairs of a word and a row.
 
-        Every word is tokenized and stemmed, at most COUNTED_MAX are counted in each index, and at most TERMS_MAX are searched.
+        Uses the text's length only.
+
+        Every word is tokenized and stemmed, at most COUNTED_MAX are counted in each index, and at
+        most TERMS_MAX are searched.
         """
         s = self.snapshot
         words = 1 + len(text) // CHARS_A_WORD
@@ -337,8 +382,13 @@ class Shard:
         found: dict[str, int] = {}
         for segment, alive in zip(s.segments, s.alive, strict=True):
             allowed = allowed_rows(alive, segment.columns.columns(), tree)
-            rows = np.flatnonzero(allowed if allowed is not None else np.ones(len(segment), np.bool_))
-            ids, versions = (segment.rows.column(name).take(pa.array(rows)) for name in ("document_id", "version"))
+            rows = np.flatnonzero(
+                allowed if allowed is not None else np.ones(len(segment), np.bool_)
+            )
+            ids, versions = (
+                segment.rows.column(name).take(pa.array(rows))
+                for name in ("document_id", "version")
+            )
             found |= zip(ids.to_pylist(), versions.to_pylist(), strict=True)
         allowed = allowed_rows(s.delta.alive, s.delta.columns(), tree)
         for row in np.flatnonzero(allowed if allowed is not None else ()):
@@ -349,7 +399,10 @@ class Shard:
     def stats(self) -> ShardStats:
         """Returns what the shard holds now."""
         s = self.snapshot
-        alive = sum(len(g) if a is None else int(np.count_nonzero(a)) for g, a in zip(s.segments, s.alive, strict=True))
+        alive = sum(
+            len(g) if a is None else int(np.count_nonzero(a))
+            for g, a in zip(s.segments, s.alive, strict=True)
+        )
         delta = int(np.count_nonzero(s.delta.alive))
         return ShardStats(
             shard=self.id,
@@ -370,7 +423,9 @@ class Shard:
 
 
 def _curve_end(segments: Sequence[Segment]) -> CurveEnd | None:
-    ends = [CurveEnd(*s.ref.curve[-1], s.ref.n_calibration_queries) for s in segments if s.ref.curve]
+    ends = [
+        CurveEnd(*s.ref.curve[-1], s.ref.n_calibration_queries) for s in segments if s.ref.curve
+    ]
     return min(ends, key=lambda end: end.recall, default=None)
 
 
@@ -394,11 +449,16 @@ def surviving(segments: Sequence[Segment]) -> list[Mask]:
     return masks
 
 
-def _stored(document_id: str, version: int, passages: Passages, first: int, vectors: Floats) -> StoredDocument:
+def _stored(
+    document_id: str, version: int, passages: Passages, first: int, vectors: Floats
+) -> StoredDocument:
     """Returns the document whose rows begin at `first`; `vectors` float32 [n, d] are the vectors of its rows."""
     extents = zip(*passages.extents(first, len(vectors)), vectors, strict=True)
     return StoredDocument(
-        document_id, version, tuple(StoredPassage(*each) for each in extents), passages.metadata(first)
+        document_id,
+        version,
+        tuple(StoredPassage(*each) for each in extents),
+        passages.metadata(first),
     )
 
 
@@ -410,7 +470,10 @@ def _scanned(segment: Segment, objective: float) -> int:
 
 
 def _without(segment: Segment, alive: Mask | None, gone: NDArray[np.int64]) -> Mask | None:
-    """Returns the alive rows without those of the `gone` documents. Visits only their rows: every message calls this."""
+    """Returns the alive rows without those of the `gone` documents.
+
+    Visits only their rows: every message calls this.
+    """
     rows = [(int(segment.first[d]), int(segment.count[d])) for d in gone if segment.count[d]]
     if not rows:
         return alive

@@ -34,7 +34,9 @@ def _runs_on(scores: Floats, rows: Rows, k: int) -> bool:
     return bool(((scores[:, -1] == scores[:, k - 1]) & (rows[:, -1] >= 0)).any())
 
 
-def best(scores: Floats, places: list[Place], k: int, name: Callable[[Place], tuple[str, int]]) -> list[int]:
+def best(
+    scores: Floats, places: list[Place], k: int, name: Callable[[Place], tuple[str, int]]
+) -> list[int]:
     """Returns the numbers of the k best candidates, best first; equal scores by their `name` (document id, passage).
 
     Names are looked up for equal scores alone.
@@ -49,4 +51,6 @@ def best(scores: Floats, places: list[Place], k: int, name: Callable[[Place], tu
     equal[1:] |= kept[1:] == kept[:-1]
     equal[:-1] |= kept[1:] == kept[:-1]
     names = {int(i): name(places[i]) for i in order[equal]}
-    return sorted((int(i) for i in order), key=lambda i: (-float(scores[i]), names.get(i, ("", 0))))[:k]
+    return sorted(
+        (int(i) for i in order), key=lambda i: (-float(scores[i]), names.get(i, ("", 0)))
+    )[:k]

@@ -62,7 +62,12 @@ class Embedder(Protocol):
 
 
 def open_embedder(
-    model: EmbeddingModel, *, url: str, key: str | None = None, model_key: str | None = None, timeout_s: float = 60.0
+    model: EmbeddingModel,
+    *,
+    url: str,
+    key: str | None = None,
+    model_key: str | None = None,
+    timeout_s: float = 60.0,
 ) -> Embedder:
     """Returns the client of a model.
 
@@ -74,8 +79,14 @@ def open_embedder(
 
     match model.kind:
         case "local":
-            return OpenAIEmbedder(model, base_url=f"{url}/v1", key=key, timeout_s=timeout_s, ours=True)
+            return OpenAIEmbedder(
+                model, base_url=f"{url}/v1", key=key, timeout_s=timeout_s, ours=True
+            )
         case "openai":
-            return OpenAIEmbedder(model, base_url=model.location, key=model_key, timeout_s=timeout_s)
+            return OpenAIEmbedder(
+                model, base_url=model.location, key=model_key, timeout_s=timeout_s
+            )
         case _:
-            raise Refused(f"model {model.name}: kind {model.kind} is not supported yet", field="model")
+            raise Refused(
+                f"model {model.name}: kind {model.kind} is not supported yet", field="model"
+            )

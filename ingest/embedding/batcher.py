@@ -31,7 +31,9 @@ class Batcher:
     """A fair queue per lane. Not thread-safe: the owner holds a lock."""
 
     def __init__(self, *, queue_tokens: int, batch_tokens: int) -> None:
-        self._lanes = {lane: FairQueue[Item](cost_max=queue_tokens, quantum=QUANTUM_TOKENS) for lane in Lane}
+        self._lanes = {
+            lane: FairQueue[Item](cost_max=queue_tokens, quantum=QUANTUM_TOKENS) for lane in Lane
+        }
         self._batch_tokens = batch_tokens
         self._call_tokens = batch_tokens
         self._questions_in_a_row = 0
@@ -51,7 +53,9 @@ class Batcher:
         else:
             busy = self._questions_in_a_row > 0
             self._questions_in_a_row = 0
-            taken = documents.take(int(self._call_tokens * BUSY_SHARE) if busy else self._call_tokens)
+            taken = documents.take(
+                int(self._call_tokens * BUSY_SHARE) if busy else self._call_tokens
+            )
         return sorted(taken, key=lambda item: len(item.tokens))
 
     def waiting_tokens(self) -> int:
@@ -60,6 +64,8 @@ class Batcher:
 
     def aim(self, tokens_per_s: float, call_s: float) -> None:
         """Sizes calls to last about `call_s` seconds at the measured speed of the model."""
-        self._call_tokens = max(CALL_TOKENS_MIN, min(self._batch_tokens, int(tokens_per_s * call_s)))
+        self._call_tokens = max(
+            CALL_TOKENS_MIN, min(self._batch_tokens, int(tokens_per_s * call_s))
+        )
         for lane in self._lanes.values():
             lane.cost_per_s = tokens_per_s

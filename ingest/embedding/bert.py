@@ -52,7 +52,9 @@ class Encoder:
         self._heads: int = bert.config.num_attention_heads
         with torch.inference_mode():
             self._words = table.word_embeddings.weight.to(dtype)
-            self._places = (table.position_embeddings.weight + table.token_type_embeddings.weight[0]).to(dtype)
+            self._places = (
+                table.position_embeddings.weight + table.token_type_embeddings.weight[0]
+            ).to(dtype)
             self._norm = _norm(table.LayerNorm, dtype)
             self._layers = [_layer(each, dtype, self._heads) for each in bert.encoder.layer]
 
@@ -65,7 +67,9 @@ class Encoder:
 
         mask = features["attention_mask"]
         share = mask / mask.sum(1, keepdim=True)
-        return {"sentence_embedding": torch.einsum("nt,ntd->nd", share, self.states(features).float())}
+        return {
+            "sentence_embedding": torch.einsum("nt,ntd->nd", share, self.states(features).float())
+        }
 
     def states(self, features: dict[str, "Tensor"]) -> "Tensor":
         """Returns the last layer's state of each token, [n, tokens, d]; zero for padding."""
@@ -115,9 +119,13 @@ def _layer(layer: Any, dtype: Any, heads: int) -> Callable[["Tensor", _Rows], "T
 
     own, after = layer.attention.self, layer.attention.output
     of_all = (own.query, own.key, own.value)
-    attend = _linear(torch.cat([m.weight for m in of_all]), torch.cat([m.bias for m in of_all]), dtype)
+    attend = _linear(
+        torch.cat([m.weight for m in of_all]), torch.cat([m.bias for m in of_all]), dtype
+    )
     mix = _linear(after.dense.weight, after.dense.bias, dtype)
-    widen = _linear(layer.intermediate.dense.weight, layer.intermediate.dense.bias, dtype, gelu=True)
+    widen = _linear(
+        layer.intermediate.dense.weight, layer.intermediate.dense.bias, dtype, gelu=True
+    )
     narrow = _linear(layer.output.dense.weight, layer.output.dense.bias, dtype)
     norm_attended, norm_out = _norm(after.LayerNorm, dtype), _norm(layer.output.LayerNorm, dtype)
 
@@ -134,7 +142,12 @@ def _layer(layer: Any, dtype: Any, heads: int) -> Callable[["Tensor", _Rows], "T
 def _norm(norm: Any, dtype: Any) -> _Step:
     import torch
 
-    weight, bias, shape, eps = norm.weight.to(dtype), norm.bias.to(dtype), norm.normalized_shape, norm.eps
+    weight, bias, shape, eps = (
+        norm.weight.to(dtype),
+        norm.bias.to(dtype),
+        norm.normalized_shape,
+        norm.eps,
+    )
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
 

@@ -54,7 +54,10 @@ class Trial:
 
     def better(self, other: "Trial") -> "Trial":
         """Returns the best of both, because other load can only slow a trial down."""
-        texts_per_s, query_ms = max(self.texts_per_s, other.texts_per_s), min(self.query_ms, other.query_ms)
+        texts_per_s, query_ms = (
+            max(self.texts_per_s, other.texts_per_s),
+            min(self.query_ms, other.query_ms),
+        )
         return replace(self, texts_per_s=texts_per_s, query_ms=query_ms)
 
 
@@ -80,14 +83,23 @@ def measure(precision: str, threads: int, embed: Callable[[int], Floats], truth:
     batch_s, vectors = _timed(embed, len(truth))
     lengths = np.linalg.norm(truth, axis=1) * np.linalg.norm(vectors, axis=1)
     cosine = float((np.einsum("ij,ij->i", truth, vectors) / lengths).mean())
-    return Trial(precision, threads, round(len(truth) / batch_s, 1), round(query_s * 1000, 2), round(cosine, 5))
+    return Trial(
+        precision,
+        threads,
+        round(len(truth) / batch_s, 1),
+        round(query_s * 1000, 2),
+        round(cosine, 5),
+    )
 
 
 def choose(tried: Sequence[Trial], cosine_floor: float) -> Calibration:
     """Returns the fastest trial with at least `cosine_floor`. Raises Refused if there is none."""
     good = [t for t in tried if t.cosine >= cosine_floor]
     if not good:
-        raise Refused(f"no precision keeps a cosine of {cosine_floor} to float32: {list(tried)}", field="precision")
+        raise Refused(
+            f"no precision keeps a cosine of {cosine_floor} to float32: {list(tried)}",
+            field="precision",
+        )
     best = max(good, key=lambda t: t.texts_per_s)
     return Calibration(best, tuple(tried))
 

@@ -44,7 +44,10 @@ def described(given: Mapping[str, Any]) -> EmbeddingModel:
             "document_prompt": files.document_prompt,
         }
     known |= {name: value for name, value in given.items() if value is not None}
-    for name, what in (("dimension", "the length of its vectors"), ("window_tokens", "the longest input it reads")):
+    for name, what in (
+        ("dimension", "the length of its vectors"),
+        ("window_tokens", "the longest input it reads"),
+    ):
         if known.get(name) is None:
             raise Refused(f"{name} is missing: {what}; no file of the model says it", field=name)
     model = replace(bare, **known)
@@ -70,7 +73,9 @@ def check_server(model: EmbeddingModel, model_key: str | None) -> None:
     try:
         embedder.embed([TEXT], tenant="", deadline=Deadline.after(CALL_S))
     except DeadlineExceeded:
-        raise Refused(f"{model.location} did not answer within {CALL_S:.0f} s", field="location") from None
+        raise Refused(
+            f"{model.location} did not answer within {CALL_S:.0f} s", field="location"
+        ) from None
     except VicinageError as error:
         reason = getattr(error, "operator_detail", error.detail)
         raise Refused(f"the model's server cannot be used: {reason}", field="location") from None
@@ -82,7 +87,11 @@ def _check_local(model: EmbeddingModel) -> None:
     command = [sys.executable, "-P", "-m", "ingest.embedding.check"]
     try:
         done = subprocess.run(
-            command, input=orjson.dumps(asdict(model)), capture_output=True, timeout=LOAD_S, check=False
+            command,
+            input=orjson.dumps(asdict(model)),
+            capture_output=True,
+            timeout=LOAD_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise Refused(f"the model did not load within {LOAD_S:.0f} s", field="location") from None
@@ -92,9 +101,13 @@ def _check_local(model: EmbeddingModel) -> None:
     except orjson.JSONDecodeError:
         answer = {}
     if answer.get("good") is not True:
-        end = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it ended without a word"]
+        end = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [
+            "it ended without a word"
+        ]
         reason = answer.get("reason") or f"exit status {done.returncode}: {end[0][:300]}"
-        raise Refused(f"the model cannot be used: {reason}", field=answer.get("field") or "location")
+        raise Refused(
+            f"the model cannot be used: {reason}", field=answer.get("field") or "location"
+        )
 
 
 def _main() -> int:

@@ -18,7 +18,9 @@ from vicinage.errors import Refused
 QUERY_PROMPTS: Final = ("query",)
 DOCUMENT_PROMPTS: Final = ("document", "passage", "corpus")
 """Prompt names that `encode_query` and `encode_document` of sentence-transformers try, in order."""
-PADDED_POSITIONS: Final = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl"})
+PADDED_POSITIONS: Final = frozenset(
+    {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl"}
+)
 """Architectures whose position embeddings begin after the padding index.
 
 They have two positions fewer than `max_position_embeddings`.
@@ -94,7 +96,9 @@ def _modules(folder: Path) -> list[Mapping[str, Any]]:
 
 
 def _transformer_folder(folder: Path, modules: list[Mapping[str, Any]]) -> Path:
-    paths = [str(m.get("path", "")) for m in modules if str(m.get("type", "")).endswith("Transformer")]
+    paths = [
+        str(m.get("path", "")) for m in modules if str(m.get("type", "")).endswith("Transformer")
+    ]
     return folder / paths[0] if paths and paths[0] else folder
 
 
@@ -104,14 +108,19 @@ def _pooling(folder: Path, modules: list[Mapping[str, Any]]) -> Mapping[str, Any
 
 
 def _dimension(
-    folder: Path, modules: list[Mapping[str, Any]], pooling: Mapping[str, Any], config: Mapping[str, Any]
+    folder: Path,
+    modules: list[Mapping[str, Any]],
+    pooling: Mapping[str, Any],
+    config: Mapping[str, Any],
 ) -> int | None:
     """Returns the last dense layer's dimension, else the pooling's, else the network's width."""
     dense = [str(m.get("path", "")) for m in modules if str(m.get("type", "")).endswith("Dense")]
     if dense:
         return _whole(_json(folder / dense[-1] / "config.json").get("out_features"))
     if any(value is True for key, value in pooling.items() if key.startswith("pooling_mode_")):
-        ways = sum(value is True for key, value in pooling.items() if key.startswith("pooling_mode_"))
+        ways = sum(
+            value is True for key, value in pooling.items() if key.startswith("pooling_mode_")
+        )
         width = _whole(pooling.get("word_embedding_dimension"))
         return width * ways if width is not None else None
     return _whole(config.get("hidden_size"))
@@ -137,7 +146,11 @@ def _prompt(config: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 
 def _whole(value: object) -> int | None:
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 else None
+    return (
+        int(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
+        else None
+    )
 
 
 def _json(path: Path) -> Mapping[str, Any]:
@@ -151,4 +164,6 @@ def _load(path: Path) -> object:
     except FileNotFoundError:
         return {}
     except (OSError, orjson.JSONDecodeError) as error:
-        raise Refused(f"{path.name} of the model cannot be read: {str(error)[:200]}", field="location") from None
+        raise Refused(
+            f"{path.name} of the model cannot be read: {str(error)[:200]}", field="location"
+        ) from None

@@ -71,15 +71,21 @@ class GatheringEmbedder:
         self._waiting: FairQueue[_Question] = FairQueue(cost_max=WAITING_MAX, quantum=QUANTUM)
         self._calls: set[asyncio.Task[None]] = set()
 
-    async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
+    async def embed_query(
+        self, text: str, *, tenant: str, weight: int, deadline: Deadline
+    ) -> Floats:
         """Returns float32 [d]. Raises as Embedder.embed does."""
-        question = _Question(text, tenant, weight, deadline, asyncio.get_running_loop().create_future())
+        question = _Question(
+            text, tenant, weight, deadline, asyncio.get_running_loop().create_future()
+        )
         self._waiting.put(tenant, [(question, self._cost(text))], weight=weight)
         self._go()
         try:
             return await asyncio.wait_for(question.answer, deadline.left_s())
         except TimeoutError:
-            raise DeadlineExceeded("the text was not embedded in time", dependency="embedder") from None
+            raise DeadlineExceeded(
+                "the text was not embedded in time", dependency="embedder"
+            ) from None
 
     async def aclose(self) -> None:
         """Closes the connections. Idempotent."""

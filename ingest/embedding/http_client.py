@@ -15,7 +15,9 @@ KEEPALIVE_S: Final = 4.0
 
 def headers_of(key: str | None) -> dict[str, str]:
     """Returns the headers of every request: JSON, and the bearer key if there is one."""
-    return {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    return {"content-type": "application/json"} | (
+        {"authorization": f"Bearer {key}"} if key else {}
+    )
 
 
 def told(tenant: str, weight: int, timeout_s: float) -> dict[str, str]:
@@ -46,11 +48,15 @@ class Requests:
         """
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE_S)
-            self._session = aiohttp.ClientSession(connector=connector, headers=headers_of(self._key))
+            self._session = aiohttp.ClientSession(
+                connector=connector, headers=headers_of(self._key)
+            )
         for last in (False, True):
             try:
                 limit = aiohttp.ClientTimeout(total=timeout_s)
-                async with self._session.post(self._url, data=body, headers=headers, timeout=limit) as answer:
+                async with self._session.post(
+                    self._url, data=body, headers=headers, timeout=limit
+                ) as answer:
                     return answer.status, answer.headers, await answer.read()
             except aiohttp.ClientConnectionError:
                 if last:

@@ -17,7 +17,16 @@ import numpy as np
 
 from ingest.embedding import Lane
 from ingest.embedding.batcher import Batcher, Item
-from ingest.embedding.calibration import BATCH, BUDGET_S, PROBE, ROUNDS, Calibration, Trial, choose, measure
+from ingest.embedding.calibration import (
+    BATCH,
+    BUDGET_S,
+    PROBE,
+    ROUNDS,
+    Calibration,
+    Trial,
+    choose,
+    measure,
+)
 from ingest.embedding.model_worker import FAILURES_MAX, ModelWorker, settle
 from ingest.embedding.runtime import Model, Runtime
 from ingest.embedding.runtimes import open_runtime
@@ -84,7 +93,9 @@ class _Request:
         settle(self.done, mean_of_windows(self.vectors, self.windows, normalized=self.normalized))
 
 
-def mean_of_windows(vectors: Floats, windows: Sequence[Sequence[int]], *, normalized: bool) -> Floats:
+def mean_of_windows(
+    vectors: Floats, windows: Sequence[Sequence[int]], *, normalized: bool
+) -> Floats:
     """Returns float32 [texts, d]: the mean of each text's windows, weighted by their tokens. Pure.
 
     `vectors` has a row per window. `windows[i]` has the number of tokens of each window of text i;
@@ -127,7 +138,9 @@ class LocalEmbedder:
         self._pad = int(self._tokenizer.token_to_id("[PAD]") or 0)
         runtime = open_runtime(entry, device=settings.device, name=settings.runtime)
         self._model, self.calibration = self._calibrated(runtime, settings)
-        self._batcher = Batcher(queue_tokens=settings.queue_tokens, batch_tokens=settings.batch_tokens)
+        self._batcher = Batcher(
+            queue_tokens=settings.queue_tokens, batch_tokens=settings.batch_tokens
+        )
         n_tokens = sum(len(row) for row in self._tokenise(PROBE))
         self._batcher.aim(self.calibration.chosen.texts_per_s * n_tokens / len(PROBE), CALL_S)
         self._failures = 0
@@ -138,7 +151,9 @@ class LocalEmbedder:
             refuse=lambda item, error: settle(item.request.done, error),
             on_failure=on_failure,
         )
-        _event.info("calibrated", model=entry.name, runtime=runtime.name, **self.calibration.facts())
+        _event.info(
+            "calibrated", model=entry.name, runtime=runtime.name, **self.calibration.facts()
+        )
         self._worker.start()
 
     @property
@@ -175,7 +190,9 @@ class LocalEmbedder:
             return asked.vectors.result(deadline.left_s() if deadline else TIMEOUT_S)
         except TimeoutError:
             asked.vectors.cancel()
-            raise DeadlineExceeded("the embedder did not answer in time", dependency="embedder") from None
+            raise DeadlineExceeded(
+                "the embedder did not answer in time", dependency="embedder"
+            ) from None
 
     def submit(
         self,
@@ -193,7 +210,11 @@ class LocalEmbedder:
         """
         rows, windows = self._rows(texts, lane)
         request = _Request(
-            np.empty((len(rows), self.dimension), np.float32), len(rows), deadline, windows, self._entry.normalised
+            np.empty((len(rows), self.dimension), np.float32),
+            len(rows),
+            deadline,
+            windows,
+            self._entry.normalised,
         )
         if not rows:
             request.finish()
@@ -225,7 +246,9 @@ class LocalEmbedder:
             rows = self._tokenise(texts, self._entry.document_prompt)
             return rows, [[len(row)] for row in rows]
         prompt = self._entry.query_prompt
-        encoded = [e.ids for e in self._tokenizer.encode_batch_fast([prompt + text for text in texts])]
+        encoded = [
+            e.ids for e in self._tokenizer.encode_batch_fast([prompt + text for text in texts])
+        ]
         if all(len(ids) <= self._entry.window_tokens for ids in encoded):
             return encoded, [[len(row)] for row in encoded]
         each = [
@@ -249,7 +272,9 @@ class LocalEmbedder:
         return self._tokenise([text[start:end] for start, end in spans], self._entry.query_prompt)
 
     def _tokenise(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
-        encoded = [e.ids for e in self._tokenizer.encode_batch_fast([prompt + text for text in texts])]
+        encoded = [
+            e.ids for e in self._tokenizer.encode_batch_fast([prompt + text for text in texts])
+        ]
         window = self._entry.window_tokens
         for i, ids in enumerate(encoded):
             if len(ids) > window:
@@ -270,7 +295,9 @@ class LocalEmbedder:
         for call in _calls(_wanted(items), self._model.pad_share):
             self._failures = 0 if self._answered(call) else self._failures + 1
             if self._failures == FAILURES_MAX:
-                raise RuntimeError(f"{FAILURES_MAX} model calls failed in a row, that of a known text too")
+                raise RuntimeError(
+                    f"{FAILURES_MAX} model calls failed in a row, that of a known text too"
+                )
 
     def _answered(self, call: list[Item]) -> bool:
         """Embeds a call and settles its requests, even on failure.
@@ -284,7 +311,10 @@ class LocalEmbedder:
             _event.exception("model_call.failed", texts=len(call))
             if not self._works():
                 for item in call:
-                    settle(item.request.done, Unavailable("the embedding model failed", dependency="embedder"))
+                    settle(
+                        item.request.done,
+                        Unavailable("the embedding model failed", dependency="embedder"),
+                    )
                 return False
             if len(call) == 1:
                 settle(
@@ -295,14 +325,18 @@ class LocalEmbedder:
                     ),
                 )
             else:
-                alone = [self._answered([item]) for item in call]  # each is embedded, even after a failure of another
+                alone = [
+                    self._answered([item]) for item in call
+                ]  # each is embedded, even after a failure of another
                 return all(alone)
         return True
 
     def _works(self) -> bool:
         """Returns whether the model still embeds a text that it embedded at its start."""
         try:
-            return bool(np.isfinite(self._forward(self._model, self._tokenise(PROBE[:1]), threads=1)).all())
+            return bool(
+                np.isfinite(self._forward(self._model, self._tokenise(PROBE[:1]), threads=1)).all()
+            )
         except Exception:  # noqa: BLE001  (as above)
             _event.exception("model.failed")
             return False
@@ -345,7 +379,9 @@ class LocalEmbedder:
 
     # calibration
 
-    def _calibrated(self, runtime: Runtime, settings: EmbedderSettings) -> tuple[Model, Calibration]:
+    def _calibrated(
+        self, runtime: Runtime, settings: EmbedderSettings
+    ) -> tuple[Model, Calibration]:
         """Returns the model at the fastest precision and thread count, and the calibration."""
         rows = sorted(self._tokenise([PROBE[i % len(PROBE)] for i in range(BATCH)]), key=len)
         ways = _ways(runtime, settings)
@@ -360,7 +396,9 @@ class LocalEmbedder:
                 break  # the machine is busy now: the trials so far must suffice
             if way not in models:
                 models[way] = runtime.at(precision, threads)
-            trial = measure(precision, threads, partial(self._probe, models[way], rows, threads), truth)
+            trial = measure(
+                precision, threads, partial(self._probe, models[way], rows, threads), truth
+            )
             best[way] = trial.better(best[way]) if way in best else trial
         calibration = choose(list(best.values()), settings.cosine_floor)
         return models[calibration.chosen.precision, calibration.chosen.threads], calibration
@@ -374,20 +412,28 @@ def try_model(entry: EmbeddingModel) -> None:
 
     Raises Refused, or the library's error.
     """
-    model, tokenizer = open_runtime(entry, device="cpu", name="auto").at("float32", 1), open_tokenizer(entry)
+    model, tokenizer = (
+        open_runtime(entry, device="cpu", name="auto").at("float32", 1),
+        open_tokenizer(entry),
+    )
     for text in (PROBE[0], "word " * entry.window_tokens):
         ids = np.asarray([tokenizer.encode(text).ids[: entry.window_tokens]], np.int64)
         vectors = model(ids, np.ones_like(ids), 1)
         if vectors.shape != (1, entry.dimension) or not np.isfinite(vectors).all():
             raise Refused(
-                f"model {entry.name} answers {vectors.shape}, or numbers that are not finite", field="location"
+                f"model {entry.name} answers {vectors.shape}, or numbers that are not finite",
+                field="location",
             )
 
 
 def _ways(runtime: Runtime, settings: EmbedderSettings) -> list[tuple[str, int]]:
     """Returns the (precision, threads) pairs to try, the most likely ones first."""
     cores = os.cpu_count() or 1
-    threads = [settings.threads] if settings.threads else sorted({1, max(1, cores // 2), cores}, reverse=True)
+    threads = (
+        [settings.threads]
+        if settings.threads
+        else sorted({1, max(1, cores // 2), cores}, reverse=True)
+    )
     precisions = runtime.precisions() if settings.precision == "auto" else (settings.precision,)
     return [(precision, n) for n in threads for precision in precisions]
 
@@ -396,7 +442,10 @@ def _wanted(items: list[Item]) -> list[Item]:
     """Returns the items of requests that still wait; fails requests whose deadline passed."""
     for item in items:
         if item.request.late():
-            settle(item.request.done, DeadlineExceeded("the deadline passed in the queue", dependency="embedder"))
+            settle(
+                item.request.done,
+                DeadlineExceeded("the deadline passed in the queue", dependency="embedder"),
+            )
     return [item for item in items if not item.request.done.done()]
 
 

@@ -57,7 +57,9 @@ class ModelWorker(Generic[T]):
         self._refuse = refuse
         self._closed = False
         self._stopping = threading.Event()
-        self._thread = EssentialThread(name, self._run, stopping=self._stopping.is_set, on_death=on_failure)
+        self._thread = EssentialThread(
+            name, self._run, stopping=self._stopping.is_set, on_death=on_failure
+        )
 
     def start(self) -> None:
         """Starts the thread."""

@@ -37,24 +37,35 @@ def check_bert(root: Path) -> Mapping[str, Any]:
         raise _unfit("its encoder lies in a folder of its own")
     if config.get("model_type") != "bert":
         raise _unfit(f"its architecture is {config.get('model_type')}")
-    if config.get("hidden_act") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
+    if (
+        config.get("hidden_act") != "gelu"
+        or config.get("position_embedding_type", "absolute") != "absolute"
+    ):
         raise _unfit("its activation or its position embeddings are not BERT's own")
     pooling = _json(root / str(modules[1].get("path", "")) / "config.json")
-    ways = {name for name, value in pooling.items() if name.startswith("pooling_mode_") and value is True}
+    ways = {
+        name
+        for name, value in pooling.items()
+        if name.startswith("pooling_mode_") and value is True
+    }
     if ways != {"pooling_mode_mean_tokens"} and pooling.get("pooling_mode") != "mean":
         raise _unfit("its pooling is not the mean of the tokens")
     return config  # type: ignore[no-any-return]
 
 
 def _unfit(why: str) -> Refused:
-    return Refused(f"ONNX Runtime runs plain BERT encoders here, and {why}: install vicinage with the extra `torch`")
+    return Refused(
+        f"ONNX Runtime runs plain BERT encoders here, and {why}: install vicinage with the extra `torch`"
+    )
 
 
 def _json(path: Path) -> Any:
     try:
         return orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
-        raise Refused(f"{path.name} of the model cannot be read: {str(error)[:200]}", field="location") from None
+        raise Refused(
+            f"{path.name} of the model cannot be read: {str(error)[:200]}", field="location"
+        ) from None
 
 
 def serialized(root: Path) -> bytes:
@@ -68,9 +79,19 @@ def serialized(root: Path) -> bytes:
     config = check_bert(root)
     try:
         loaded = load_file(root / "model.safetensors")
-    except (OSError, SafetensorError, KeyError, TypeError) as error:  # the latter two: a type that numpy lacks
-        raise Refused(f"the model's weights cannot be read: {str(error)[:200]}", field="location") from None
-    weights = {name.removeprefix("bert."): value.astype(np.float32, copy=False) for name, value in loaded.items()}
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        TypeError,
+    ) as error:  # the latter two: a type that numpy lacks
+        raise Refused(
+            f"the model's weights cannot be read: {str(error)[:200]}", field="location"
+        ) from None
+    weights = {
+        name.removeprefix("bert."): value.astype(np.float32, copy=False)
+        for name, value in loaded.items()
+    }
     try:
         return _Graph(config, weights).serialized()
     except KeyError as error:
@@ -93,37 +114,56 @@ class _Graph:
         from onnx import TensorProto, helper
 
         x = self._embedded()
-        lengths = self._node("ReduceSum", [self._cast(TensorProto.INT32), self._constant(np.array([1]))], keepdims=0)
+        lengths = self._node(
+            "ReduceSum", [self._cast(TensorProto.INT32), self._constant(np.array([1]))], keepdims=0
+        )
         for number in range(self._layers):
             x = self._layer(x, lengths, f"encoder.layer.{number}.")
         self._mean(x, self._cast(TensorProto.FLOAT))
         graph = helper.make_graph(
             self._nodes,
             "bert",
-            [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "tokens"]) for name in INPUTS],
+            [
+                helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "tokens"])
+                for name in INPUTS
+            ],
             [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["n", self._width])],
             self._constants,
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(OWN, 1)]
-        whole: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=IR).SerializeToString()
+        whole: bytes = helper.make_model(
+            graph, opset_imports=opsets, ir_version=IR
+        ).SerializeToString()
         return whole
 
     def _embedded(self) -> str:
         """Adds the normalized sum of each token's word, position and type: [n, tokens, d]."""
         types = self._weights["embeddings.token_type_embeddings.weight"]
-        positions = self._constant(self._weights["embeddings.position_embeddings.weight"] + types[0])
-        words = self._node("Gather", [self._weight("embeddings.word_embeddings.weight"), "input_ids"])
+        positions = self._constant(
+            self._weights["embeddings.position_embeddings.weight"] + types[0]
+        )
+        words = self._node(
+            "Gather", [self._weight("embeddings.word_embeddings.weight"), "input_ids"]
+        )
         zero = self._constant(np.array([0]))
-        near = self._node("Slice", [positions, zero, self._node("Shape", ["input_ids"], start=1, end=2), zero])
+        near = self._node(
+            "Slice", [positions, zero, self._node("Shape", ["input_ids"], start=1, end=2), zero]
+        )
         norm = [self._weight(f"embeddings.LayerNorm.{part}") for part in ("weight", "bias")]
-        return self._node("LayerNormalization", [self._node("Add", [words, near]), *norm], epsilon=self._eps)
+        return self._node(
+            "LayerNormalization", [self._node("Add", [words, near]), *norm], epsilon=self._eps
+        )
 
     def _layer(self, x: str, lengths: str, prefix: str) -> str:
         own = [f"{prefix}attention.self.{name}" for name in ("query", "key", "value")]
-        product = self._constant(np.concatenate([self._weights[f"{name}.weight"] for name in own]).T)
+        product = self._constant(
+            np.concatenate([self._weights[f"{name}.weight"] for name in own]).T
+        )
         bias = self._constant(np.concatenate([self._weights[f"{name}.bias"] for name in own]))
         seen = self._node("Attention", [x, product, bias, lengths], OWN, num_heads=self._heads)
-        x = self._added(self._product(seen, f"{prefix}attention.output.dense"), x, f"{prefix}attention.output")
+        x = self._added(
+            self._product(seen, f"{prefix}attention.output.dense"), x, f"{prefix}attention.output"
+        )
         wide = self._product(x, f"{prefix}intermediate.dense")
         wide = self._node("BiasGelu", [wide, self._weight(f"{prefix}intermediate.dense.bias")], OWN)
         return self._added(self._product(wide, f"{prefix}output.dense"), x, f"{prefix}output")
@@ -134,11 +174,15 @@ class _Graph:
     def _added(self, x: str, before: str, name: str) -> str:
         """Adds the normalized sum of x, its bias and the residual `before`."""
         parts = (f"{name}.LayerNorm.weight", f"{name}.LayerNorm.bias", f"{name}.dense.bias")
-        return self._node("SkipLayerNormalization", [x, before, *map(self._weight, parts)], OWN, epsilon=self._eps)
+        return self._node(
+            "SkipLayerNormalization", [x, before, *map(self._weight, parts)], OWN, epsilon=self._eps
+        )
 
     def _mean(self, x: str, mask: str) -> None:
         one = self._constant(np.array([1]))
-        counted = self._node("Mul", [x, self._node("Unsqueeze", [mask, self._constant(np.array([2]))])])
+        counted = self._node(
+            "Mul", [x, self._node("Unsqueeze", [mask, self._constant(np.array([2]))])]
+        )
         total = self._node("ReduceSum", [counted, one], keepdims=0)
         self._node("Div", [total, self._node("ReduceSum", [mask, one], keepdims=1)], out=OUTPUT)
 
@@ -155,7 +199,9 @@ class _Graph:
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def _node(self, kind: str, inputs: list[str], domain: str = "", *, out: str = "", **attributes: Any) -> str:
+    def _node(
+        self, kind: str, inputs: list[str], domain: str = "", *, out: str = "", **attributes: Any
+    ) -> str:
         from onnx import helper
 
         out = out or f"node_{len(self._nodes)}"

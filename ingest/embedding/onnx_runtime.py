@@ -50,7 +50,9 @@ class OnnxRuntime:
     def at(self, precision: str, threads: int) -> OnnxModel:
         """See `runtime.Runtime`."""
         if precision != PRECISION:
-            raise Refused(f"ONNX Runtime computes in {PRECISION} here, not in {precision}", field="precision")
+            raise Refused(
+                f"ONNX Runtime computes in {PRECISION} here, not in {precision}", field="precision"
+            )
         return OnnxModel(self._graph, threads)
 
 
@@ -60,6 +62,8 @@ def _session(graph: bytes, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other roles need the cores
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # other roles need the cores
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -33,7 +33,13 @@ class OpenAIEmbedder:
     """
 
     def __init__(
-        self, entry: EmbeddingModel, *, base_url: str, key: str | None, timeout_s: float, ours: bool = False
+        self,
+        entry: EmbeddingModel,
+        *,
+        base_url: str,
+        key: str | None,
+        timeout_s: float,
+        ours: bool = False,
     ) -> None:
         self._entry = entry
         self._ours = ours
@@ -69,11 +75,17 @@ class OpenAIEmbedder:
         """See Embedder."""
         parts = []
         for i in range(0, len(texts), INPUTS_MAX):
-            body, headers, timeout = self._request(texts[i : i + INPUTS_MAX], tenant, lane, weight, deadline)
+            body, headers, timeout = self._request(
+                texts[i : i + INPUTS_MAX], tenant, lane, weight, deadline
+            )
             try:
-                response = self._http.post(self._url, content=body, headers=headers, timeout=timeout)
+                response = self._http.post(
+                    self._url, content=body, headers=headers, timeout=timeout
+                )
             except httpx.TimeoutException as error:
-                raise DeadlineExceeded("the embedder did not answer in time", dependency="embedder") from error
+                raise DeadlineExceeded(
+                    "the embedder did not answer in time", dependency="embedder"
+                ) from error
             except httpx.HTTPError as error:
                 raise self._away(error) from error
             n = len(texts[i : i + INPUTS_MAX])
@@ -95,7 +107,9 @@ class OpenAIEmbedder:
         try:
             status, answered, content = await self._requests.post(body, headers, timeout)
         except TimeoutError as error:
-            raise DeadlineExceeded("the embedder did not answer in time", dependency="embedder") from error
+            raise DeadlineExceeded(
+                "the embedder did not answer in time", dependency="embedder"
+            ) from error
         except aiohttp.ClientError as error:
             raise self._away(error) from error
         return self._vectors(status, answered, content, len(texts))
@@ -114,7 +128,9 @@ class OpenAIEmbedder:
     ) -> tuple[bytes, Mapping[str, str], float]:
         timeout = min(self._timeout_s, deadline.left_s()) if deadline else self._timeout_s
         if timeout <= 0:
-            raise DeadlineExceeded("the deadline passed before the text was embedded", dependency="embedder")
+            raise DeadlineExceeded(
+                "the deadline passed before the text was embedded", dependency="embedder"
+            )
         # The embedder role adds the prompts of its models; another server gets them in the text.
         before = self._entry.query_prompt if lane is Lane.QUERY else self._entry.document_prompt
         sent = list(texts) if self._ours or not before else [before + text for text in texts]
@@ -173,7 +189,9 @@ class OpenAIEmbedder:
             case 400 | 413 | 422 if param != "model":
                 return Refused(said, field=param or "text")
             case 504:
-                return DeadlineExceeded("the embedder did not answer in time", dependency="embedder")
+                return DeadlineExceeded(
+                    "the embedder did not answer in time", dependency="embedder"
+                )
             case _:
                 kind = ServerFailed if status == httpx.codes.INTERNAL_SERVER_ERROR else Unavailable
                 return kind(

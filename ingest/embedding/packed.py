@@ -47,5 +47,8 @@ def can_lay(dtype: Any) -> bool:
     import torch
 
     ops = torch.ops.mkldnn
-    needs = {torch.bfloat16: ops._is_mkldnn_bf16_supported, torch.float16: ops._is_mkldnn_fp16_supported}  # noqa: SLF001
+    needs = {
+        torch.bfloat16: ops._is_mkldnn_bf16_supported,  # noqa: SLF001
+        torch.float16: ops._is_mkldnn_fp16_supported,  # noqa: SLF001
+    }
     return bool(needs[dtype]()) if dtype in needs else True

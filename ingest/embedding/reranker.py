@@ -67,7 +67,11 @@ class LocalReranker:
     """
 
     def __init__(
-        self, folder: Path, *, device: str = "cpu", on_failure: Callable[[BaseException], None] | None = None
+        self,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._model = _load(folder, device)
         self._chars = CHARS_A_TOKEN * min(int(self._model.tokenizer.model_max_length), WINDOW_MAX)
@@ -87,7 +91,13 @@ class LocalReranker:
         return self._worker.alive()
 
     def submit(
-        self, question: str, passages: Sequence[str], *, tenant: str, weight: int, deadline: Deadline
+        self,
+        question: str,
+        passages: Sequence[str],
+        *,
+        tenant: str,
+        weight: int,
+        deadline: Deadline,
     ) -> Future[Floats]:
         """Returns a future of scores, float32 [n] from 0 to 1, in the order of `passages`.
 
@@ -98,7 +108,10 @@ class LocalReranker:
         if not passages:
             settle(request.done, request.scores)
         asked = question[: self._chars]
-        pairs = [(_Pair(asked, passage[: self._chars], request, i), 1) for i, passage in enumerate(passages)]
+        pairs = [
+            (_Pair(asked, passage[: self._chars], request, i), 1)
+            for i, passage in enumerate(passages)
+        ]
         self._worker.put(lambda: self._queue.put(tenant, pairs, weight=weight))
         return request.done
 
@@ -121,7 +134,10 @@ class LocalReranker:
             self._failures += 1
             _event.exception("a call of the cross-encoder failed", failures=self._failures)
             for pair in wanted:
-                settle(pair.request.done, Unavailable(f"the model failed: {error}", dependency="reranker"))
+                settle(
+                    pair.request.done,
+                    Unavailable(f"the model failed: {error}", dependency="reranker"),
+                )
             if self._failures == FAILURES_MAX:
                 raise
 
@@ -130,7 +146,9 @@ class LocalReranker:
             return
         start = time.perf_counter()
         scores = self._model.predict(
-            [(pair.question, pair.passage) for pair in pairs], batch_size=len(pairs), show_progress_bar=False
+            [(pair.question, pair.passage) for pair in pairs],
+            batch_size=len(pairs),
+            show_progress_bar=False,
         )
         _seconds.observe(time.perf_counter() - start)
         _pairs.inc(len(pairs))
@@ -150,17 +168,26 @@ def _load(folder: Path, device: str) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # see torch_runtime.py
     if not (folder / "config.json").is_file():
-        raise Refused(f"rerank.model: there is no model in {folder}: its config.json is missing", field="rerank.model")
+        raise Refused(
+            f"rerank.model: there is no model in {folder}: its config.json is missing",
+            field="rerank.model",
+        )
     if not has_torch():
-        raise Refused("rerank.model needs torch: install vicinage with the extra `torch`", field="rerank.model")
+        raise Refused(
+            "rerank.model needs torch: install vicinage with the extra `torch`",
+            field="rerank.model",
+        )
     from sentence_transformers import CrossEncoder
 
     try:
         model: Any = CrossEncoder(str(folder), device=device, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise Refused(f"rerank.model: {folder} is no cross-encoder: {error}", field="rerank.model") from error
+        raise Refused(
+            f"rerank.model: {folder} is no cross-encoder: {error}", field="rerank.model"
+        ) from error
     if model.num_labels != 1:
         raise Refused(
-            f"rerank.model: {folder} gives a pair {model.num_labels} scores; a reranker gives one", field="rerank.model"
+            f"rerank.model: {folder} gives a pair {model.num_labels} scores; a reranker gives one",
+            field="rerank.model",
         )
     return model

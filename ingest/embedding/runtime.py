@@ -35,5 +35,8 @@ class Runtime(Protocol):
         ...
 
     def at(self, precision: str, threads: int) -> Model:
-        """Returns the model at a precision, for calls of one or `threads` threads. Raises Refused."""
+        """Returns the model at a precision, for calls of one or `threads` threads.
+
+        Raises Refused.
+        """
         ...

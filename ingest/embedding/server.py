@@ -25,7 +25,15 @@ from ingest.embedding import Lane
 from ingest.embedding.local import LocalEmbedder
 from ingest.embedding.reranker import LocalReranker
 from vicinage.clock import Deadline
-from vicinage.errors import DeadlineExceeded, Overloaded, Refused, TooLarge, Unauthenticated, Unavailable, VicinageError
+from vicinage.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    Refused,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    VicinageError,
+)
 from vicinage.records import Floats
 from vicinage.telemetry import events, metrics_text
 
@@ -71,7 +79,9 @@ def create_app(
         return _json({"ready": whole, "models": parts}, 200 if whole else 503)
 
     async def metrics(_request: Request) -> Response:
-        return Response(await run_in_threadpool(metrics_text), media_type="text/plain; version=0.0.4")
+        return Response(
+            await run_in_threadpool(metrics_text), media_type="text/plain; version=0.0.4"
+        )
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -101,14 +111,20 @@ async def _embed(request: Request, models: Mapping[str, LocalEmbedder]) -> Respo
     body = _object(await _body(request))
     model = models.get(str(body.get("model")))
     if model is None:
-        raise Refused(f"there is no model {body.get('model')!r} here; there are {', '.join(models)}", field="model")
+        raise Refused(
+            f"there is no model {body.get('model')!r} here; there are {', '.join(models)}",
+            field="model",
+        )
     texts = _texts(body.get("input"))
     if body.get("dimensions") not in (None, model.dimension):
         raise Refused(f"{model.model} has {model.dimension} dimensions", field="dimensions")
     if (form := body.get("encoding_format", "float")) not in ("float", "base64"):
         raise Refused("encoding_format is float or base64", field="encoding_format")
     vectors, tokens = await _vectors(request, model, texts)
-    data = [{"object": "embedding", "index": i, "embedding": _encode(v, form)} for i, v in enumerate(vectors)]
+    data = [
+        {"object": "embedding", "index": i, "embedding": _encode(v, form)}
+        for i, v in enumerate(vectors)
+    ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return _json({"object": "list", "data": data, "model": model.model, "usage": usage})
 
@@ -127,7 +143,9 @@ async def _vectors(request: Request, model: LocalEmbedder, texts: list[str]) -> 
     else:
         pending = await run_in_threadpool(model.submit, texts, **arguments)
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(pending.vectors), deadline.left_s()), pending.tokens
+        return await asyncio.wait_for(
+            asyncio.wrap_future(pending.vectors), deadline.left_s()
+        ), pending.tokens
     except TimeoutError:
         raise DeadlineExceeded("the text was not embedded in time", dependency="embedder") from None
 
@@ -178,10 +196,16 @@ async def _body(request: Request) -> bytes:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > BODY_BYTES_MAX:
-                    raise TooLarge(f"the body is over {BODY_BYTES_MAX} bytes", field="input", limit=BODY_BYTES_MAX)
+                    raise TooLarge(
+                        f"the body is over {BODY_BYTES_MAX} bytes",
+                        field="input",
+                        limit=BODY_BYTES_MAX,
+                    )
                 chunks.append(chunk)
     except TimeoutError:
-        raise Refused(f"the body did not come whole within {BODY_S} s", field="body", limit=BODY_S) from None
+        raise Refused(
+            f"the body did not come whole within {BODY_S} s", field="body", limit=BODY_S
+        ) from None
     except ClientDisconnect:
         raise Refused("the body was cut off", field="body") from None
     return b"".join(chunks)
@@ -241,7 +265,9 @@ async def _said(_request: Request, error: Exception) -> Response:
 
 async def _http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _problem(error.status_code, "not-found" if error.status_code == 404 else "http", error.detail)
+    return _problem(
+        error.status_code, "not-found" if error.status_code == 404 else "http", error.detail
+    )
 
 
 async def _ours(request: Request, error: Exception) -> Response:
@@ -251,10 +277,16 @@ async def _ours(request: Request, error: Exception) -> Response:
 
 
 def _problem(
-    status: int, kind: str, detail: str, param: str | None = None, headers: Mapping[str, str] | None = None
+    status: int,
+    kind: str,
+    detail: str,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Returns an error in the form of the OpenAI API."""
-    return _json({"error": {"message": detail, "type": kind, "param": param, "code": kind}}, status, headers)
+    return _json(
+        {"error": {"message": detail, "type": kind, "param": param, "code": kind}}, status, headers
+    )
 
 
 def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

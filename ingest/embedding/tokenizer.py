@@ -37,7 +37,10 @@ def model_folder(model: EmbeddingModel) -> Path:
         elif model.location == DEFAULT_MODEL.location and IN_THE_WHEEL.is_dir():
             folder = IN_THE_WHEEL
         else:
-            raise Refused(f"model {model.name}: the package {name} is not installed (extra `torch`)", field="model")
+            raise Refused(
+                f"model {model.name}: the package {name} is not installed (extra `torch`)",
+                field="model",
+            )
     found = next(iter(sorted(folder.rglob("tokenizer.json"))), None) if folder.is_dir() else None
     if found is None:
         raise Refused(f"model {model.name}: no tokenizer.json under {folder}", field="model")
@@ -51,4 +54,8 @@ def model_root(model: EmbeddingModel) -> Path:
     """
     folder = model_folder(model)
     above = folder.parent
-    return above if not (folder / "modules.json").exists() and (above / "modules.json").exists() else folder
+    return (
+        above
+        if not (folder / "modules.json").exists() and (above / "modules.json").exists()
+        else folder
+    )

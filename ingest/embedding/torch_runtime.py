@@ -45,7 +45,11 @@ class TorchModel:
 
         Copies to a GPU from pinned memory, so that the copy does not block.
         """
-        return tensor if self._device == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+        return (
+            tensor
+            if self._device == "cpu"
+            else tensor.pin_memory().to(self._device, non_blocking=True)
+        )
 
 
 class TorchRuntime:

@@ -1,4 +1,7 @@
-"""/v1/admin: what operators do. Operator keys only; every change leaves an audit record (law 10)."""
+"""/v1/admin: what operators do.
+
+Operator keys only; every change leaves an audit record (law 10).
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +16,17 @@ from starlette.responses import Response
 from indexer import reindex
 from ingest.embedding.check import described
 from query.api.collections import FIELDS, create_for, facts, facts_of, update_for
-from query.api.http import answer, check_confirmed, integer, json_object, name_in, number, principal, state_of, typed
+from query.api.http import (
+    answer,
+    check_confirmed,
+    integer,
+    json_object,
+    name_in,
+    number,
+    principal,
+    state_of,
+    typed,
+)
 from query.freshness_report import freshness_report
 from query.state import GatewayState
 from tenants import growth, provisioning, resuming
@@ -43,12 +56,25 @@ async def create_tenant(request: Request) -> Response:
 
     def make() -> tuple[Tenant, str]:
         tenant = provisioning.create_tenant(
-            state.registry, state.log, name, priority=priority, partitions=state.limits.partitions, actor=actor
+            state.registry,
+            state.log,
+            name,
+            priority=priority,
+            partitions=state.limits.partitions,
+            actor=actor,
         )
         return tenant, state.keys.create(name, {"read", "write"}, actor=actor)[1]
 
     tenant, key = await run_in_threadpool(make)
-    return answer({"tenant": tenant.name, "class": tenant.priority, "key": key, "topic": tenant.documents_topic}, 201)
+    return answer(
+        {
+            "tenant": tenant.name,
+            "class": tenant.priority,
+            "key": key,
+            "topic": tenant.documents_topic,
+        },
+        201,
+    )
 
 
 @router.get("/tenants", response_model=None)
@@ -74,7 +100,9 @@ async def update_tenant(tenant: str, request: Request) -> Response:
     state, actor = await _operator(request)
     value = await json_object(request, frozenset({"class"}))
     priority: Any = typed(value, "class", str, "gold, silver or bronze", needed=True)
-    changed = await run_in_threadpool(state.registry.set_tenant_class, tenant, priority, actor=actor)
+    changed = await run_in_threadpool(
+        state.registry.set_tenant_class, tenant, priority, actor=actor
+    )
     return answer(_shown(state, changed))
 
 
@@ -82,14 +110,18 @@ async def update_tenant(tenant: str, request: Request) -> Response:
 async def suspend_tenant(tenant: str, request: Request) -> Response:
     """Suspends a tenant: refuses its keys and pauses its topic; nothing is lost."""
     state, actor = await _operator(request)
-    return answer(_shown(state, await run_in_threadpool(state.registry.suspend_tenant, tenant, actor=actor)))
+    return answer(
+        _shown(state, await run_in_threadpool(state.registry.suspend_tenant, tenant, actor=actor))
+    )
 
 
 @router.post("/tenants/{tenant}/resume", response_model=None)
 async def resume_tenant(tenant: str, request: Request) -> Response:
     """Ends a suspension."""
     state, actor = await _operator(request)
-    return answer(_shown(state, await run_in_threadpool(state.registry.resume_tenant, tenant, actor=actor)))
+    return answer(
+        _shown(state, await run_in_threadpool(state.registry.resume_tenant, tenant, actor=actor))
+    )
 
 
 @router.post("/tenants/{tenant}/resume-ingest", response_model=None)
@@ -101,7 +133,9 @@ async def resume_ingest(tenant: str, request: Request) -> Response:
     if typed(value, "dry_run", bool, "true: change nothing"):
         plan = await run_in_threadpool(resuming.plan, state.log, state.registry, found)
     else:
-        plan = await run_in_threadpool(partial(resuming.apply, state.log, state.registry, found, actor=actor))
+        plan = await run_in_threadpool(
+            partial(resuming.apply, state.log, state.registry, found, actor=actor)
+        )
     return answer(resuming.facts(plan))
 
 
@@ -111,21 +145,34 @@ async def set_partitions(tenant: str, request: Request) -> Response:
     state, actor = await _operator(request)
     value = await json_object(request, frozenset({"partitions", "dry_run"}))
     if "partitions" not in value:
-        raise Refused("partitions is missing: how many the documents topic is to have", field="partitions")
+        raise Refused(
+            "partitions is missing: how many the documents topic is to have", field="partitions"
+        )
     wanted = integer(value, "partitions", 1, PARTITIONS_MAX, 1)
-    run = growth.plan if typed(value, "dry_run", bool, "true: change nothing") else growth.set_partitions
+    run = (
+        growth.plan
+        if typed(value, "dry_run", bool, "true: change nothing")
+        else growth.set_partitions
+    )
     found = state.registry.tenant(tenant)
-    planned = await run_in_threadpool(partial(run, state.registry, state.log, found, wanted, actor=actor))
+    planned = await run_in_threadpool(
+        partial(run, state.registry, state.log, found, wanted, actor=actor)
+    )
     return answer(asdict(planned))
 
 
 @router.delete("/tenants/{tenant}", response_model=None)
 async def delete_tenant(tenant: str, request: Request) -> Response:
-    """Deletes a tenant, its collections and its topics; `?confirm=` must repeat its name. The name cannot be used again."""
+    """Deletes a tenant, its collections and its topics; `?confirm=` must repeat its name.
+
+    The name cannot be used again.
+    """
     state, actor = await _operator(request)
     state.registry.tenant(tenant)
     check_confirmed(request, tenant)
-    await run_in_threadpool(provisioning.delete_tenant, state.registry, state.log, tenant, actor=actor)
+    await run_in_threadpool(
+        provisioning.delete_tenant, state.registry, state.log, tenant, actor=actor
+    )
     return answer({"deleted": tenant})
 
 
@@ -155,7 +202,9 @@ async def create_key(request: Request) -> Response:
     expires_s = integer(value, "expires_s", 1, EXPIRES_S_MAX, 0)
     expires_ms = state.clock.now_ms() + expires_s * 1000 if expires_s else None
     tenant = typed(value, "tenant", str, "a tenant's name")
-    key, text = await run_in_threadpool(state.keys.create, tenant, scopes, expires_ms=expires_ms, actor=actor)
+    key, text = await run_in_threadpool(
+        state.keys.create, tenant, scopes, expires_ms=expires_ms, actor=actor
+    )
     return answer({**_key(key), "key": text}, 201)
 
 
@@ -168,7 +217,10 @@ async def list_keys(request: Request) -> Response:
 
 
 def _known_tenant(state: GatewayState, request: Request) -> str | None:
-    """Returns the tenant that the query names, if any. Raises NotFound where there is none of that name."""
+    """Returns the tenant that the query names, if any.
+
+    Raises NotFound where there is none of that name.
+    """
     name = name_in(request.query_params.get("tenant"))
     if name is not None and state.registry.deleted_tenant(name) is None:
         state.registry.tenant(name)
@@ -190,7 +242,9 @@ def _key(key: Key) -> dict[str, Any]:
 async def create_collection(tenant: str, request: Request) -> Response:
     """Creates a collection for a tenant."""
     state, actor = await _operator(request)
-    made = await run_in_threadpool(create_for, state, tenant, await json_object(request, FIELDS), actor)
+    made = await run_in_threadpool(
+        create_for, state, tenant, await json_object(request, FIELDS), actor
+    )
     return answer(await facts(state, made), 201)
 
 
@@ -215,7 +269,9 @@ async def update_collection(tenant: str, collection: str, request: Request) -> R
     state, actor = await _operator(request)
     value = await json_object(request, frozenset({"objectives"}))
     found = state.registry.collection(tenant, collection)
-    return answer(await facts(state, await run_in_threadpool(update_for, state, found, value, actor)))
+    return answer(
+        await facts(state, await run_in_threadpool(update_for, state, found, value, actor))
+    )
 
 
 @router.delete("/tenants/{tenant}/collections/{collection}", response_model=None)
@@ -236,24 +292,41 @@ async def list_models(request: Request) -> Response:
 
 
 MODEL_FIELDS: Final = frozenset(
-    {"name", "kind", "location", "dimension", "window_tokens", "normalised", "query_prompt", "document_prompt", "check"}
+    {
+        "name",
+        "kind",
+        "location",
+        "dimension",
+        "window_tokens",
+        "normalised",
+        "query_prompt",
+        "document_prompt",
+        "check",
+    }
 )
 
 
 @router.post("/models", status_code=201, response_model=None)
 async def register_model(request: Request) -> Response:
-    """Adds a model to the registry: `kind` local (files) or openai (a server that speaks its API). Entries never change.
+    """Adds a model to the registry: `kind` local (files) or openai (a server that speaks its API).
 
-    What is not given is read from a local model's files. The model is loaded, or its server called, unless `check` is false.
+    Entries never change.
+
+    What is not given is read from a local model's files. The model is loaded, or its server called,
+    unless `check` is false.
     """
     state, actor = await _operator(request)
     value = await json_object(request, MODEL_FIELDS)
     given = {
         "name": typed(value, "name", str, "the model's name", needed=True),
         "kind": typed(value, "kind", str, "local or openai", needed=True),
-        "location": typed(value, "location", str, "package:MODULE, a path, or a server's base URL", needed=True),
+        "location": typed(
+            value, "location", str, "package:MODULE, a path, or a server's base URL", needed=True
+        ),
         "dimension": typed(value, "dimension", int, "the length of its vectors"),
-        "window_tokens": typed(value, "window_tokens", int, "the longest input that it reads, in tokens"),
+        "window_tokens": typed(
+            value, "window_tokens", int, "the longest input that it reads, in tokens"
+        ),
         "normalised": typed(value, "normalised", bool, "whether its vectors are made unit length"),
         "query_prompt": typed(value, "query_prompt", str, "the text before a search text"),
         "document_prompt": typed(value, "document_prompt", str, "the text before a passage"),
@@ -263,7 +336,9 @@ async def register_model(request: Request) -> Response:
     return answer(asdict(made), 201)
 
 
-def _registered(state: GatewayState, given: Mapping[str, Any], *, checked: bool, actor: str) -> EmbeddingModel:
+def _registered(
+    state: GatewayState, given: Mapping[str, Any], *, checked: bool, actor: str
+) -> EmbeddingModel:
     check_entry(EmbeddingModel(given["name"], given["kind"], given["location"], 1, WINDOW_MIN))
     if any(m.name == given["name"] for m in state.registry.models()):
         raise Conflict(f"model {given['name']!r} exists already; entries never change")
@@ -300,14 +375,23 @@ async def verify_audit(request: Request) -> Response:
     digest = typed(value, "hash", str, "the hash of the record that was kept")
     kept = None if digest is None else (integer(value, "seq", 1, 2**53, 1), digest)
     found = await run_in_threadpool(state.audit.verify, kept)
-    return answer({"records": found.seq, "compared": kept is not None, "checked": found.checked, **asdict(found)})
+    return answer(
+        {
+            "records": found.seq,
+            "compared": kept is not None,
+            "checked": found.checked,
+            **asdict(found),
+        }
+    )
 
 
 @router.post("/reindex", status_code=202, response_model=None)
 async def start_reindex(request: Request) -> Response:
     """Starts a reindex: builds a collection's next generation beside the live one."""
     state, actor = await _operator(request)
-    value = await json_object(request, frozenset({"tenant", "collection", "index", "model", "shards"}))
+    value = await json_object(
+        request, frozenset({"tenant", "collection", "index", "model", "shards"})
+    )
     job = await run_in_threadpool(
         reindex.start,
         state.registry,
@@ -327,7 +411,12 @@ async def list_reindex(request: Request) -> Response:
     """Returns reindex jobs, oldest first."""
     state, _ = await _operator(request)
     return answer(
-        [_job(j) for j in await run_in_threadpool(state.jobs.list, name_in(request.query_params.get("tenant")))]
+        [
+            _job(j)
+            for j in await run_in_threadpool(
+                state.jobs.list, name_in(request.query_params.get("tenant"))
+            )
+        ]
     )
 
 
@@ -342,12 +431,18 @@ async def show_reindex(job_id: str, request: Request) -> Response:
 async def cancel_reindex(job_id: str, request: Request) -> Response:
     """Cancels a job that has not cut over."""
     state, actor = await _operator(request)
-    job = await run_in_threadpool(reindex.cancel, state.registry, state.jobs, name_in(job_id), actor=actor)
+    job = await run_in_threadpool(
+        reindex.cancel, state.registry, state.jobs, name_in(job_id), actor=actor
+    )
     return answer(_job(job))
 
 
 def _job(job: Job) -> dict[str, Any]:
-    return {name: value for name, value in asdict(job).items() if name not in ("barrier", "version", "uid")}
+    return {
+        name: value
+        for name, value in asdict(job).items()
+        if name not in ("barrier", "version", "uid")
+    }
 
 
 @router.get("/capacity", response_model=None)

@@ -55,7 +55,9 @@ async def create(request: Request) -> Response:
     return answer(await facts(state, made), 201)
 
 
-def create_for(state: GatewayState, tenant: str, value: Mapping[str, Any], actor: str) -> Collection:
+def create_for(
+    state: GatewayState, tenant: str, value: Mapping[str, Any], actor: str
+) -> Collection:
     """Make the collection that a request body describes. Raises Refused, Conflict."""
     return provisioning.create_collection(
         state.registry,
@@ -74,10 +76,16 @@ def create_for(state: GatewayState, tenant: str, value: Mapping[str, Any], actor
 
 
 def objectives_of(value: Mapping[str, Any], otherwise: Objectives | None = None) -> Objectives:
-    """Returns the objectives named, and for the others those of `otherwise`, else the defaults. Raises Refused."""
+    """Returns the objectives named, and for the others those of `otherwise`, else the defaults.
+
+    Raises Refused.
+    """
     given = typed(value, "objectives", dict, "an object") or {}
     if (unknown := unknown_in(given, OBJECTIVES)) is not None:
-        raise Refused(f"unknown objective {unknown!r}; there are recall, freshness_ms, latency_ms", field="objectives")
+        raise Refused(
+            f"unknown objective {unknown!r}; there are recall, freshness_ms, latency_ms",
+            field="objectives",
+        )
     recall = typed(given, "recall", (int, float), "a number from 0.5 to 1")
     if recall is not None and not 0.5 <= recall <= 1:
         raise Refused("objectives.recall goes from 0.5 to 1", field="objectives.recall")
@@ -107,7 +115,9 @@ async def list_all(request: Request) -> Response:
             known = await _measured(state, collections, who.tenant)
             async with state.turns.take(tenant.name, weight, deadline):
                 found = await _described(state, collections, known)
-                data = await joined((orjson.dumps(each) for each in found), first=b'{"collections":[', last=b"]}")
+                data = await joined(
+                    (orjson.dumps(each) for each in found), first=b'{"collections":[', last=b"]}"
+                )
         return sent(data, place, held)
 
 
@@ -122,12 +132,18 @@ async def show(collection: str, request: Request) -> Response:
     tenant, found = await state.answerer.find(who, collection)
     token = token_of(request.query_params.get("wait_for"))
     timeout_ms = number(
-        request.query_params.get("timeout_ms"), "timeout_ms", 1, TIMEOUT_MS_MAX, state.settings.timeout_ms
+        request.query_params.get("timeout_ms"),
+        "timeout_ms",
+        1,
+        TIMEOUT_MS_MAX,
+        state.settings.timeout_ms,
     )
     with state.answerer.admitted(tenant):
         if token is not None:
             deadline = Deadline.after(timeout_ms / 1000)
-            found = await unless_gone(request, state.answerer.reached(token, tenant, found, deadline))
+            found = await unless_gone(
+                request, state.answerer.reached(token, tenant, found, deadline)
+            )
         return answer(await facts(state, found))
 
 
@@ -143,11 +159,15 @@ async def update(collection: str, request: Request) -> Response:
         return answer(await facts(state, changed))
 
 
-def update_for(state: GatewayState, collection: Collection, value: Mapping[str, Any], actor: str) -> Collection:
+def update_for(
+    state: GatewayState, collection: Collection, value: Mapping[str, Any], actor: str
+) -> Collection:
     """Makes the change that a request body describes. Raises Refused, NotFound."""
     typed(value, "objectives", dict, "an object with at least one objective", needed=True)
     objectives = objectives_of(value, collection.objectives)
-    changed: Collection = state.registry.set_objectives(collection.tenant, collection.name, objectives, actor=actor)
+    changed: Collection = state.registry.set_objectives(
+        collection.tenant, collection.name, objectives, actor=actor
+    )
     return changed
 
 
@@ -159,7 +179,9 @@ async def delete(collection: str, request: Request) -> Response:
     tenant, _ = await state.answerer.find(who, collection)
     check_confirmed(request, collection)
     with state.answerer.admitted(tenant):
-        await run_in_threadpool(state.registry.delete_collection, tenant.name, collection, actor=who.key_id)
+        await run_in_threadpool(
+            state.registry.delete_collection, tenant.name, collection, actor=who.key_id
+        )
     return answer({"deleted": collection}, 202)
 
 
@@ -169,7 +191,10 @@ async def facts(state: GatewayState, collection: Collection) -> dict[str, Any]:
 
 
 async def facts_of(
-    state: GatewayState, collections: Sequence[Collection], tenant: str | None, name: str | None = None
+    state: GatewayState,
+    collections: Sequence[Collection],
+    tenant: str | None,
+    name: str | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the facts of many collections, of one tenant or of all; each searcher is asked once.
 
@@ -191,7 +216,10 @@ class _Measured:
 
 
 async def _measured(
-    state: GatewayState, collections: Sequence[Collection], tenant: str | None, name: str | None = None
+    state: GatewayState,
+    collections: Sequence[Collection],
+    tenant: str | None,
+    name: str | None = None,
 ) -> _Measured:
     slots = {slot for c in collections for slot in c.generation().slots}
     stats = await state.searchers.stats(tenant, name, slots=slots)
@@ -201,8 +229,13 @@ async def _measured(
     return _Measured({s.shard: s for each in stats for s in each.shards}, lags_ms, waits)
 
 
-async def _described(state: GatewayState, collections: Sequence[Collection], known: _Measured) -> list[dict[str, Any]]:
-    """Returns each collection's facts. Waits for nothing, and yields to other requests every FACTS_AT_ONCE."""
+async def _described(
+    state: GatewayState, collections: Sequence[Collection], known: _Measured
+) -> list[dict[str, Any]]:
+    """Returns each collection's facts.
+
+    Waits for nothing, and yields to other requests every FACTS_AT_ONCE.
+    """
     found: list[dict[str, Any]] = []
     for collection, lag_ms in zip(collections, known.lags_ms, strict=True):
         found.append(_facts(state, collection, known.held, lag_ms, known.waits))
@@ -268,7 +301,9 @@ def _facts(
         "shards": {"asked": len(live.slots), "answered": len(shards)},
         "freshness": {
             "lag_ms": lag_ms,
-            "waiting": None if waits is None else waits.get((collection.tenant, collection.name), []),
+            "waiting": None
+            if waits is None
+            else waits.get((collection.tenant, collection.name), []),
         },
         "recall": state.recall.of(collection),
         "generation": live.number,

@@ -28,7 +28,9 @@ async def _own(request: Request, scope: Scope) -> tuple[GatewayState, Tenant, st
     who = await principal(request, scope)
     state = state_of(request)
     if who.tenant is None:
-        raise NotFound("an operator's key has no dead letters of its own; use /v1/admin/tenants/T/dead-letters")
+        raise NotFound(
+            "an operator's key has no dead letters of its own; use /v1/admin/tenants/T/dead-letters"
+        )
     return state, state.registry.tenant(who.tenant), who.key_id
 
 
@@ -47,7 +49,9 @@ async def letters(request: Request) -> Response:
     with ExitStack() as held:
         place = held.enter_context(state.answerer.admitted(tenant))
         async with _turn(state, state.fetches, tenant):
-            found = await run_in_threadpool(dead_letters.read, state.log, tenant, after=after, limit=limit)
+            found = await run_in_threadpool(
+                dead_letters.read, state.log, tenant, after=after, limit=limit
+            )
             last = orjson.dumps(found[-1]["position"] if found else None)
             pieces = (orjson.dumps(each) for each in found)
             async with _turn(state, state.turns, tenant):
@@ -68,7 +72,8 @@ async def letter(position: str, request: Request) -> Response:
 async def replay_letters(request: Request) -> Response:
     """Writes originals again as new records: `{"from": 0, "to": 9}`; both may be left out.
 
-    At most replay.AT_ONCE_MAX letters: go on with `from` the `next` and `to` the `to` of the answer, until `next` is null.
+    At most replay.AT_ONCE_MAX letters: go on with `from` the `next` and `to` the `to` of the
+    answer, until `next` is null.
     """
     state, tenant, actor = await _own(request, "write")
     with state.answerer.admitted(tenant):
@@ -140,8 +145,17 @@ async def _replay(request: Request, state: GatewayState, tenant: Tenant, actor: 
 
     def run() -> dict[str, Any]:
         n = divided_over(state.log, tenant, state.registry.partition_maps(tenant.name))
-        done = replay(state.log, tenant, first, None if last < 0 else last, partitions=n, now_ms=state.clock.now_ms())
-        state.registry.note("dead_letters.replay", tenant.name, {"from": first, "replayed": done.replayed}, actor)
+        done = replay(
+            state.log,
+            tenant,
+            first,
+            None if last < 0 else last,
+            partitions=n,
+            now_ms=state.clock.now_ms(),
+        )
+        state.registry.note(
+            "dead_letters.replay", tenant.name, {"from": first, "replayed": done.replayed}, actor
+        )
         token = str(done.token) if done.token else None
         counts = {"replayed": done.replayed, "skipped": done.skipped, "token": token}
         return {**counts, "to": done.last, "next": done.next}

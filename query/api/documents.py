@@ -51,7 +51,11 @@ _DOCS: Final[dict[str, Any]] = {
             "application/json": {
                 "example": {
                     "documents": [
-                        {"id": "hello", "text": "Vicinage finds nearest neighbours.", "metadata": {"lang": "en"}}
+                        {
+                            "id": "hello",
+                            "text": "Vicinage finds nearest neighbours.",
+                            "metadata": {"lang": "en"},
+                        }
                     ]
                 }
             },
@@ -62,15 +66,25 @@ _DOCS: Final[dict[str, Any]] = {
     "responses": {
         "202": {
             "description": "Durable. Wait for `token` to read it.",
-            "content": {"application/json": {"example": {"accepted": 1, "rejected": [], "token": "0-41"}}},
+            "content": {
+                "application/json": {"example": {"accepted": 1, "rejected": [], "token": "0-41"}}
+            },
         }
     },
 }
 
 
-@router.post("/v1/collections/{collection}/documents", status_code=202, openapi_extra=_DOCS, response_model=None)
+@router.post(
+    "/v1/collections/{collection}/documents",
+    status_code=202,
+    openapi_extra=_DOCS,
+    response_model=None,
+)
 async def write(collection: str, request: Request) -> Response:
-    """Writes documents. Each replaces the document of its id as a whole; invalid ones are rejected one by one."""
+    """Writes documents.
+
+    Each replaces the document of its id as a whole; invalid ones are rejected one by one.
+    """
     who = await principal(request, "write")
     state = state_of(request)
     tenant, found = await state.answerer.find(who, collection)
@@ -86,21 +100,30 @@ async def write(collection: str, request: Request) -> Response:
 async def _accept(
     state: GatewayState, tenant: Tenant, collection: Collection, kind: str, data: bytes
 ) -> intake.Accepted:
-    """Parses the body where it stops nothing else, and appends its records. Raises as `Parsers.run` and the log."""
+    """Parses the body where it stops nothing else, and appends its records.
+
+    Raises as `Parsers.run` and the log.
+    """
     if is_small(kind, data):
-        at_once: intake.Accepted = await state.writers.run(partial(_at_once, state, tenant, collection, kind, data))
+        at_once: intake.Accepted = await state.writers.run(
+            partial(_at_once, state, tenant, collection, kind, data)
+        )
         return at_once
     while True:
         now, n = await state.writers.run(partial(_where, state, tenant, collection))
         body = Body(kind, data, DocumentLimits.of(now, state.limits), tenant.name, n)
         weight = CLASS_WEIGHT[tenant.priority]
         ready = await state.parsers.run(prepare, body, len(data), tenant=tenant.name, weight=weight)
-        accepted: intake.Accepted | None = await state.writers.run(partial(_append, state, tenant, now, n, ready))
+        accepted: intake.Accepted | None = await state.writers.run(
+            partial(_append, state, tenant, now, n, ready)
+        )
         if accepted is not None:
             return accepted
 
 
-def _at_once(state: GatewayState, tenant: Tenant, collection: Collection, kind: str, data: bytes) -> intake.Accepted:
+def _at_once(
+    state: GatewayState, tenant: Tenant, collection: Collection, kind: str, data: bytes
+) -> intake.Accepted:
     now, n = _where(state, tenant, collection)
     ready = prepare(Body(kind, data, DocumentLimits.of(now, state.limits), tenant.name, n))
     return intake.append(state.log, tenant, now, ready, now_ms=state.clock.now_ms())
@@ -123,7 +146,8 @@ def _where(state: GatewayState, tenant: Tenant, collection: Collection) -> tuple
 def _now(state: GatewayState, collection: Collection) -> Collection:
     """Returns the collection as the catalog has it. Raises NotFound, Unavailable.
 
-    A write names the creation that it is for: memory may still hold a collection that was deleted and created again.
+    A write names the creation that it is for: memory may still hold a collection that was deleted
+    and created again.
     """
     state.registry.refresh()
     found: Collection = state.registry.collection(collection.tenant, collection.name)
@@ -132,7 +156,10 @@ def _now(state: GatewayState, collection: Collection) -> Collection:
 
 @router.get("/v1/collections/{collection}/documents/{document_id:path}", response_model=None)
 async def read(collection: str, document_id: str, request: Request) -> Response:
-    """Returns one document as it is searchable now: passages, metadata, version. `?wait_for=TOKEN` waits for a write."""
+    """Returns one document as it is searchable now: passages, metadata, version.
+
+    `?wait_for=TOKEN` waits for a write.
+    """
     who = await principal(request, "read")
     _check_query(request, frozenset({"wait_for"}))
     state = state_of(request)
@@ -141,7 +168,9 @@ async def read(collection: str, document_id: str, request: Request) -> Response:
     token = token_of(request.query_params.get("wait_for"))
     with ExitStack() as held:
         place = held.enter_context(state.answerer.admitted(tenant))
-        reading = state.answerer.on_live(found, partial(_stored, state, tenant, document_id, token, deadline))
+        reading = state.answerer.on_live(
+            found, partial(_stored, state, tenant, document_id, token, deadline)
+        )
         data = await (reading if token is None else unless_gone(request, reading))
         if data is None:
             raise NotFound(f"there is no document of that id in {collection!r}")
@@ -156,14 +185,19 @@ async def _stored(
     deadline: Deadline,
     collection: Collection,
 ) -> memoryview | None:
-    """Returns the document as JSON, None if there is none. Encoding takes a turn; waiting for the searcher takes none."""
+    """Returns the document as JSON, None if there is none.
+
+    Encoding takes a turn; waiting for the searcher takes none.
+    """
     if token is not None:
         collection = await state.answerer.reached(token, tenant, collection, deadline)
     live = collection.generation()
     shard = live.shards()[shard_of(document_id, len(live.slots))]
     weight = CLASS_WEIGHT[tenant.priority]
     async with state.fetches.take(tenant.name, weight, deadline):
-        found: StoredDocument | None = await state.searchers.holding(shard.slot).document(shard, document_id, deadline)
+        found: StoredDocument | None = await state.searchers.holding(shard.slot).document(
+            shard, document_id, deadline
+        )
         if found is None:
             return None
         async with state.turns.take(tenant.name, weight, deadline):
@@ -179,7 +213,11 @@ async def _written(stored: StoredDocument) -> memoryview:
     return await joined(passages, first=head[:-1] + b',"passages":[', last=b"]}")
 
 
-@router.delete("/v1/collections/{collection}/documents/{document_id:path}", status_code=202, response_model=None)
+@router.delete(
+    "/v1/collections/{collection}/documents/{document_id:path}",
+    status_code=202,
+    response_model=None,
+)
 async def delete_one(collection: str, document_id: str, request: Request) -> Response:
     """Deletes one document. Succeeds if it does not exist, too."""
     who = await principal(request, "write")
@@ -197,35 +235,53 @@ async def delete_many(collection: str, request: Request) -> Response:
     state = state_of(request)
     tenant, found = await state.answerer.find(who, collection)
     with state.answerer.admitted(tenant) as place:
-        value = await json_object(request, frozenset({"ids", "filter", "wait_for"}), place, DELETE_BYTES_MAX)
+        value = await json_object(
+            request, frozenset({"ids", "filter", "wait_for"}), place, DELETE_BYTES_MAX
+        )
         if (value.get("ids") is None) == (value.get("filter") is None):
             raise Refused("send ids or a filter", field="ids")
         ids = typed(value, "ids", list, "a list of document ids")
-        token = token_of(value.get("wait_for"))  # what is acknowledged is covered, searchable or not
+        token = token_of(
+            value.get("wait_for")
+        )  # what is acknowledged is covered, searchable or not
         if ids is None:
             return await _delete_matching(state, tenant, found, value["filter"], token)
         if not all(isinstance(i, str) and i for i in ids) or len(ids) > DELETE_MAX:
-            raise Refused(f"ids is a list of at most {DELETE_MAX} strings", field="ids", limit=DELETE_MAX)
+            raise Refused(
+                f"ids is a list of at most {DELETE_MAX} strings", field="ids", limit=DELETE_MAX
+            )
         return await _delete(state, tenant, found, ids)
 
 
 async def _delete_matching(
-    state: GatewayState, tenant: Tenant, found: Collection, condition: object, wait_for: Token | None
+    state: GatewayState,
+    tenant: Tenant,
+    found: Collection,
+    condition: object,
+    wait_for: Token | None,
 ) -> Response:
     filters.parse(condition)
     if not condition:
-        raise Refused("an empty filter would delete everything: delete the collection instead", field="filter")
+        raise Refused(
+            "an empty filter would delete everything: delete the collection instead", field="filter"
+        )
     deadline = Deadline.after(state.settings.timeout_ms / 1000)
     judge = Judge(state.log, state.registry, state.searchers, state.limits, DELETE_MAX)
-    found = await state.answerer.newest(found)  # what is deleted is what is live now, not what was a moment ago
+    found = await state.answerer.newest(
+        found
+    )  # what is deleted is what is live now, not what was a moment ago
 
     async def judged(collection: Collection) -> Judged:
-        return await judge.judge(tenant, collection, cast("Mapping[str, Any]", condition), wait_for, deadline)
+        return await judge.judge(
+            tenant, collection, cast("Mapping[str, Any]", condition), wait_for, deadline
+        )
 
     was: Judged = await state.answerer.on_live(found, judged)
     token = await run_in_threadpool(_delete_judged, state, tenant, was) if was.passed else None
     n = len(was.passed)
-    return answer({"accepted": n, "matched": n, "judged": _text(was.token), "token": _text(token)}, 202)
+    return answer(
+        {"accepted": n, "matched": n, "judged": _text(was.token), "token": _text(token)}, 202
+    )
 
 
 def _text(token: Token | None) -> str | None:
@@ -237,23 +293,31 @@ def _delete_judged(state: GatewayState, tenant: Tenant, judged: Judged) -> Token
     state.registry.refresh()
     n = _partitions(state, tenant)
     found, passed = judged.collection, judged.passed
-    return intake.delete(state.log, tenant, found, passed, judged=passed, now_ms=now_ms, partitions=n)
+    return intake.delete(
+        state.log, tenant, found, passed, judged=passed, now_ms=now_ms, partitions=n
+    )
 
 
 def _check_deletable(request: Request, document_id: str) -> None:
     """Raises Refused where the path may not name the document that the caller means."""
     if has_dot_segment(document_id):
-        raise Refused("an id with the segment '.' or '..' goes into the body of documents:delete", field="id")
+        raise Refused(
+            "an id with the segment '.' or '..' goes into the body of documents:delete", field="id"
+        )
     _check_query(request, frozenset())
 
 
 def _check_query(request: Request, known: frozenset[str]) -> None:
     """Raises Refused for an unknown parameter: an id that was not percent-encoded loses what follows its '?'."""
     if (unknown := unknown_in(request.query_params, known)) is not None:
-        raise Refused(f"unknown parameter {unknown!r}; a '?' in an id is sent as %3F", field=unknown)
+        raise Refused(
+            f"unknown parameter {unknown!r}; a '?' in an id is sent as %3F", field=unknown
+        )
 
 
-async def _delete(state: GatewayState, tenant: Tenant, collection: Collection, ids: list[str]) -> Response:
+async def _delete(
+    state: GatewayState, tenant: Tenant, collection: Collection, ids: list[str]
+) -> Response:
     bytes_max = state.limits.id_bytes_max
     if (fault := next(filter(None, (fault_of(i, bytes_max) for i in ids)), None)) is not None:
         raise Refused(f"an id {fault}", field="id", limit=bytes_max)
@@ -266,7 +330,9 @@ async def _delete(state: GatewayState, tenant: Tenant, collection: Collection, i
 def _deleted(state: GatewayState, tenant: Tenant, collection: Collection, ids: list[str]) -> Token:
     collection = _now(state, collection)
     n = _partitions(state, tenant)
-    return intake.delete(state.log, tenant, collection, ids, now_ms=state.clock.now_ms(), partitions=n)
+    return intake.delete(
+        state.log, tenant, collection, ids, now_ms=state.clock.now_ms(), partitions=n
+    )
 
 
 def _partitions(state: GatewayState, tenant: Tenant) -> int:

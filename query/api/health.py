@@ -20,7 +20,9 @@ async def alive() -> Response:
 
 @router.get("/readyz", response_model=None)
 async def ready(request: Request) -> Response:
-    """Returns the readiness of each part, measured within the last seconds. Ready: a write, a wait and a search would succeed.
+    """Returns the readiness of each part, measured within the last seconds.
+
+    Ready: a write, a wait and a search would succeed.
 
     The embedder does not count: without it, only searches by text and documents of text wait.
     """

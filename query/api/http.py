@@ -31,7 +31,8 @@ PARTS_MAX: Final = 50_000
 VALUES_MAX: Final = 600_000
 """Values in such a body: they take some 50 milliseconds.
 
-NOTE: parsing holds Python's lock from the first byte to the last. In a thread it stops the event loop all the same (16 MiB of
+NOTE: parsing holds Python's lock from the first byte to the last. In a thread it stops the event
+    loop all the same (16 MiB of
 names: 0.45 s): only a bound helps.
 """
 EXACT_BYTES_MAX: Final = 256 << 10
@@ -51,7 +52,8 @@ def state_of(request: Request) -> GatewayState:
 def has_text_path(scope: ASGIScope) -> bool:
     """Returns whether path and query are UTF-8 once decoded.
 
-    Starlette replaces what is not UTF-8 by U+FFFD, which is another id: a DELETE would name another document.
+    Starlette replaces what is not UTF-8 by U+FFFD, which is another id: a DELETE would name another
+    document.
     """
     sent = scope.get("raw_path") or b"", scope["query_string"]
     try:
@@ -64,7 +66,10 @@ def has_text_path(scope: ASGIScope) -> bool:
 
 
 async def principal(request: Request, scope: Scope) -> Principal:
-    """Who asks, as the bearer key proves it. Raises Unauthenticated, Forbidden; Unavailable for a key not seen lately."""
+    """Who asks, as the bearer key proves it.
+
+    Raises Unauthenticated, Forbidden; Unavailable for a key not seen lately.
+    """
     state = state_of(request)
     if state.local_operator and scope == "operate":
         return Principal("local", None, frozenset({"operate"}))
@@ -77,21 +82,28 @@ async def principal(request: Request, scope: Scope) -> Principal:
 async def body(request: Request, place: Place | None, bytes_max: int | None = None) -> bytes:
     """The whole body, its bytes held at `place`.
 
-    Compressed ones (gzip, zstd) are decompressed, within the same limit. Raises TooLarge as soon as it is over the limit,
-    UnsupportedMedia, Overloaded, and Refused when it was cut off or is too slow.
+    Compressed ones (gzip, zstd) are decompressed, within the same limit. Raises TooLarge as soon as
+    it is over the limit, UnsupportedMedia, Overloaded, and Refused when it was cut off or is too
+    slow.
     """
     settings = state_of(request).settings
-    limit = settings.body_bytes_max if bytes_max is None else min(bytes_max, settings.body_bytes_max)
+    limit = (
+        settings.body_bytes_max if bytes_max is None else min(bytes_max, settings.body_bytes_max)
+    )
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and (len(announced) > 15 or int(announced) > limit):
-        raise TooLarge(f"the body has {announced[:20]} bytes; at most {limit}", field="body", limit=limit)
+        raise TooLarge(
+            f"the body has {announced[:20]} bytes; at most {limit}", field="body", limit=limit
+        )
     try:
         async with asyncio.timeout(BODY_S):
             data = await _collected(request, limit, place)
     except ClientDisconnect:
         raise Refused("the body was cut off", field="body") from None
     except TimeoutError:
-        raise Refused(f"the body did not come whole within {BODY_S} s", field="body", limit=BODY_S) from None
+        raise Refused(
+            f"the body did not come whole within {BODY_S} s", field="body", limit=BODY_S
+        ) from None
     encoding = request.headers.get("content-encoding")
     return data if encoding is None else await decoded(data, encoding, limit, _holder(place))
 
@@ -114,7 +126,9 @@ async def _collected(request: Request, limit: int, place: Place | None) -> bytes
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """What `work` comes to; it is given up as soon as the caller goes away. For what may wait long: it costs two tasks.
+    """What `work` comes to; it is given up as soon as the caller goes away.
+
+    For what may wait long: it costs two tasks.
 
     A body that was not read is lost. Raises Refused, which nobody hears.
     """
@@ -150,7 +164,10 @@ def check_json(request: Request) -> None:
 
 
 async def json_object(
-    request: Request, known: frozenset[str], place: Place | None = None, bytes_max: int | None = SMALL_BYTES_MAX
+    request: Request,
+    known: frozenset[str],
+    place: Place | None = None,
+    bytes_max: int | None = SMALL_BYTES_MAX,
 ) -> dict[str, Any]:
     """The body as a JSON object whose names are all known. Raises as `body` does, and Refused."""
     check_json(request)
@@ -158,9 +175,14 @@ async def json_object(
 
 
 def parsed_object(data: bytes, known: frozenset[str]) -> dict[str, Any]:
-    """Returns the JSON object, its names all known, with every integer of its filter exact. Raises Refused."""
+    """Returns the JSON object, its names all known, with every integer of its filter exact.
+
+    Raises Refused.
+    """
     if data.count(b"{") + data.count(b"[") > PARTS_MAX:
-        raise Refused(f"the body has more than {PARTS_MAX} objects and lists", field="body", limit=PARTS_MAX)
+        raise Refused(
+            f"the body has more than {PARTS_MAX} objects and lists", field="body", limit=PARTS_MAX
+        )
     if data.count(b",") > VALUES_MAX:
         raise Refused(
             f"the body has more than {VALUES_MAX} values: send fewer at once, or vectors as vector_base64",
@@ -171,7 +193,10 @@ def parsed_object(data: bytes, known: frozenset[str]) -> dict[str, Any]:
 
 
 def _exact(data: bytes, value: Any) -> Any:
-    """Returns the value with every integer of its filter exact. Raises Refused for a large body that has a rounded one."""
+    """Returns the value with every integer of its filter exact.
+
+    Raises Refused for a large body that has a rounded one.
+    """
     if b'"filter"' not in data or not has_long_digits(data):
         return value
     if len(data) <= EXACT_BYTES_MAX:
@@ -191,19 +216,32 @@ def checked_object(value: object, known: frozenset[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refused("the body is a JSON object", field="body")
     if (unknown := unknown_in(value, known)) is not None:
-        raise Refused(f"unknown field {unknown!r}; known are {', '.join(sorted(known))}", field=unknown)
+        raise Refused(
+            f"unknown field {unknown!r}; known are {', '.join(sorted(known))}", field=unknown
+        )
     return value
 
 
 def unknown_in(value: Mapping[str, Any], known: frozenset[str]) -> str | None:
-    """The first name that is not known, not too long to be said. The others are not looked at: there may be a million."""
+    """The first name that is not known, not too long to be said.
+
+    The others are not looked at: there may be a million.
+    """
     return next((name[:SHOWN_MAX] for name in value if name not in known), None)
 
 
 def typed(
-    value: Mapping[str, Any], name: str, kind: type | tuple[type, ...], what: str, *, needed: bool = False
+    value: Mapping[str, Any],
+    name: str,
+    kind: type | tuple[type, ...],
+    what: str,
+    *,
+    needed: bool = False,
 ) -> Any:
-    """`value[name]` if it is of `kind` (booleans are no integers), None if absent. Raises Refused."""
+    """`value[name]` if it is of `kind` (booleans are no integers), None if absent.
+
+    Raises Refused.
+    """
     found = value.get(name)
     if found is None:
         if needed:
@@ -222,7 +260,9 @@ def integer(value: Mapping[str, Any], name: str, low: int, high: int, otherwise:
         return otherwise
     if not low <= found <= high:
         raise Refused(
-            f"{name} is {found}; it goes from {low} to {high}", field=name, limit=high if found > high else low
+            f"{name} is {found}; it goes from {low} to {high}",
+            field=name,
+            limit=high if found > high else low,
         )
     return int(found)
 
@@ -237,7 +277,10 @@ def number(text: str | None, name: str, low: int, high: int, otherwise: int) -> 
 
 
 def name_in(text: Name) -> Name:
-    """A name out of a path or a query. Raises NotFound where nothing can have it: a catalog need not be asked."""
+    """A name out of a path or a query.
+
+    Raises NotFound where nothing can have it: a catalog need not be asked.
+    """
     if text is not None and not (text.isascii() and text.isprintable()):
         raise NotFound("there is nothing of that name")
     return text
@@ -249,9 +292,16 @@ def check_confirmed(request: Request, name: str) -> None:
     The path alone does not decide: a URL parser may have shortened the path of something smaller.
     """
     if request.query_params.getlist("confirm") != [name]:
-        raise Refused(f"this deletes {name!r} with everything it has: add ?confirm={name} to the path", field="confirm")
+        raise Refused(
+            f"this deletes {name!r} with everything it has: add ?confirm={name} to the path",
+            field="confirm",
+        )
 
 
 def answer(value: object, status: int = 200) -> Response:
     """JSON."""
-    return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type="application/json")
+    return Response(
+        orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY),
+        status,
+        media_type="application/json",
+    )

@@ -22,7 +22,9 @@ def search_facts(shards: Sequence[ShardStats], proof: Mapping[str, Any] | None) 
     for s in shards:
         scans.update(s.scans)
     return {
-        "scanned_passages": sum(s.scanned_passages for s in shards) if all(s.resident for s in shards) else None,
+        "scanned_passages": sum(s.scanned_passages for s in shards)
+        if all(s.resident for s in shards)
+        else None,
         "curve": asdict(least) if least is not None else None,
         "below_objective": {**proof, "searches": dict(scans)} if proof is not None else None,
     }

@@ -14,15 +14,23 @@ FUSION: Final = frozenset({"method", "dense_weight"})
 
 
 def mode_of(value: Mapping[str, Any]) -> Mode:
-    """The question's mode, once it has what that mode needs and nothing else. Raises Refused naming the field."""
+    """The question's mode, once it has what that mode needs and nothing else.
+
+    Raises Refused naming the field.
+    """
     given = value.get("mode")
-    mode: Mode | None = next((m for m in get_args(Mode) if m == given), None) if given is not None else "dense"
+    mode: Mode | None = (
+        next((m for m in get_args(Mode) if m == given), None) if given is not None else "dense"
+    )
     if mode is None:
         raise Refused("mode is dense, lexical or hybrid", field="mode")
     vectors = [name for name in VECTORS if value.get(name) is not None]
     ways = [name for name in ("text",) if value.get(name) is not None] + vectors
     if mode == "dense" and len(ways) != 1:
-        raise Refused("ask with exactly one of text, vector and vector_base64", field=ways[1] if ways else "text")
+        raise Refused(
+            "ask with exactly one of text, vector and vector_base64",
+            field=ways[1] if ways else "text",
+        )
     if mode != "dense" and "text" not in ways:
         raise Refused(f"mode {mode} looks for words: it needs text", field="text")
     if mode == "lexical" and vectors:
@@ -30,37 +38,58 @@ def mode_of(value: Mapping[str, Any]) -> Mode:
     if len(vectors) > 1:
         raise Refused("send the vector once, as vector or vector_base64", field=vectors[1])
     if mode != "hybrid" and value.get("fusion") is not None:
-        raise Refused("fusion is for mode hybrid: the other modes have nothing to fuse", field="fusion")
+        raise Refused(
+            "fusion is for mode hybrid: the other modes have nothing to fuse", field="fusion"
+        )
     return mode
 
 
 def fusion_of(value: Mapping[str, Any]) -> Fusion:
-    """Returns how to fuse: `{"method": "weighted" | "rrf", "dense_weight": 0..1}`. Raises Refused(field="fusion")."""
+    """Returns how to fuse: `{"method": "weighted" | "rrf", "dense_weight": 0..1}`.
+
+    Raises Refused(field="fusion").
+    """
     given = typed(value, "fusion", dict, "an object")
     if given is None:
         return Fusion()
     if (unknown := unknown_in(given, FUSION)) is not None:
-        raise Refused(f"fusion has no {unknown!r}; there are method and dense_weight", field="fusion")
-    method: Method | None = next((m for m in get_args(Method) if m == given.get("method", Fusion().method)), None)
+        raise Refused(
+            f"fusion has no {unknown!r}; there are method and dense_weight", field="fusion"
+        )
+    method: Method | None = next(
+        (m for m in get_args(Method) if m == given.get("method", Fusion().method)), None
+    )
     if method is None:
         raise Refused("fusion.method is weighted or rrf", field="fusion")
     weight = given.get("dense_weight")
     if weight is None:
         return Fusion(method)
     if method == "rrf":
-        raise Refused("fusion.dense_weight is for method weighted: rrf counts both lists alike", field="fusion")
+        raise Refused(
+            "fusion.dense_weight is for method weighted: rrf counts both lists alike",
+            field="fusion",
+        )
     if type(weight) not in (int, float) or not math.isfinite(weight) or not 0 <= weight <= 1:
         raise Refused("fusion.dense_weight is a number from 0 to 1", field="fusion")
     return Fusion(method, float(weight))
 
 
 def rerank_of(value: Mapping[str, Any], k: int, most: int) -> int:
-    """How many hits to read again, 0 where that is not asked for. Raises Refused(field="rerank")."""
+    """How many hits to read again, 0 where that is not asked for.
+
+    Raises Refused(field="rerank").
+    """
     if value.get("rerank") is None:
         return 0
     n = integer(value, "rerank", 1, most, 0)
     if value.get("text") is None:
-        raise Refused("what is read again is read with the question's words: send text", field="rerank")
+        raise Refused(
+            "what is read again is read with the question's words: send text", field="rerank"
+        )
     if n < k:
-        raise Refused(f"rerank is at least k, which is {k}: only what was read again is given", field="rerank", limit=k)
+        raise Refused(
+            f"rerank is at least k, which is {k}: only what was read again is given",
+            field="rerank",
+            limit=k,
+        )
     return n

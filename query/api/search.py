@@ -10,7 +10,15 @@ from starlette.responses import Response
 
 from query.admission import Place
 from query.api.http import body, content_type, json_object, principal, state_of, unless_gone
-from query.api.search_request import BINARY, FIELDS, INCLUDE, K_DEFAULT, SEARCH_BYTES_MAX, from_binary, from_json
+from query.api.search_request import (
+    BINARY,
+    FIELDS,
+    INCLUDE,
+    K_DEFAULT,
+    SEARCH_BYTES_MAX,
+    from_binary,
+    from_json,
+)
 from query.api.search_response import written
 from query.api.sending import sent
 from query.plan import Question
@@ -20,10 +28,21 @@ router = APIRouter()
 _searches = counter("vicinage_query_searches_total", "searches answered, by outcome", ("outcome",))
 _whole, _degraded = _searches.labels("whole"), _searches.labels("degraded")
 _seconds = histogram("vicinage_query_search_seconds", "time from request to answer")
-_EXAMPLE: Final = {"text": "who finds neighbours?", "k": 3, "filter": {"lang": "en"}, "wait_for": "0-41"}
+_EXAMPLE: Final = {
+    "text": "who finds neighbours?",
+    "k": 3,
+    "filter": {"lang": "en"},
+    "wait_for": "0-41",
+}
 _ANSWER: Final = {
     "hits": [
-        {"document_id": "hello", "passage": 0, "score": 0.61, "text": "Vicinage finds…", "metadata": {"lang": "en"}}
+        {
+            "document_id": "hello",
+            "passage": 0,
+            "score": 0.61,
+            "text": "Vicinage finds…",
+            "metadata": {"lang": "en"},
+        }
     ],
     "freshness": {"watermark": "3-118", "lag_ms": 0},
     "generation": 1,
@@ -46,7 +65,9 @@ _DOCS: Final[dict[str, Any]] = {
                         "vector_base64": {"type": "string", "description": "little-endian float32"},
                         "k": {"type": "integer", "minimum": 1, "default": K_DEFAULT},
                         "filter": {"type": "object", "description": "conditions on metadata"},
-                        "wait_for": {"description": "a token, or {partition, offset} as Kafka acknowledged it"},
+                        "wait_for": {
+                            "description": "a token, or {partition, offset} as Kafka acknowledged it"
+                        },
                         "timeout_ms": {"type": "integer", "minimum": 1},
                         "include": {"type": "array", "items": {"enum": sorted(INCLUDE)}},
                         "exact": {"type": "boolean", "default": False},
@@ -60,7 +81,12 @@ _DOCS: Final[dict[str, Any]] = {
                             "description": "of mode hybrid: weighted (by standardized scores, the default) or rrf (by reciprocal rank)",
                             "properties": {
                                 "method": {"enum": ["weighted", "rrf"], "default": "weighted"},
-                                "dense_weight": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.75},
+                                "dense_weight": {
+                                    "type": "number",
+                                    "minimum": 0,
+                                    "maximum": 1,
+                                    "default": 0.75,
+                                },
                             },
                             "additionalProperties": False,
                         },
@@ -83,7 +109,12 @@ _DOCS: Final[dict[str, Any]] = {
             },
         },
     },
-    "responses": {"200": {"description": "The best passages.", "content": {"application/json": {"example": _ANSWER}}}},
+    "responses": {
+        "200": {
+            "description": "The best passages.",
+            "content": {"application/json": {"example": _ANSWER}},
+        }
+    },
 }
 
 
@@ -110,4 +141,6 @@ async def _asked(request: Request, collection: str, place: Place) -> Question:
     if content_type(request) == BINARY:
         data = await body(request, place, SEARCH_BYTES_MAX)
         return from_binary(collection, data, request.query_params, settings)
-    return from_json(collection, await json_object(request, FIELDS, place, SEARCH_BYTES_MAX), settings)
+    return from_json(
+        collection, await json_object(request, FIELDS, place, SEARCH_BYTES_MAX), settings
+    )

@@ -41,11 +41,16 @@ async def search_batch(collection: str, request: Request) -> StreamingResponse:
         check_json(request)
         given = await _split(state, tenant, await body(request, place, BATCH_BYTES_MAX))
         place.leave()  # each question takes one of its own
-        return _Lines(stream(state, partial(principal, request, "read"), collection, given), held.pop_all())
+        return _Lines(
+            stream(state, partial(principal, request, "read"), collection, given), held.pop_all()
+        )
 
 
 async def _split(state: GatewayState, tenant: Tenant, data: bytes) -> list[bytes]:
-    """Returns the JSON of each search. A large body is parsed in a worker: here it would stop the event loop."""
+    """Returns the JSON of each search.
+
+    A large body is parsed in a worker: here it would stop the event loop.
+    """
     if len(data) <= SMALL_BYTES:
         return split(data)
     found: list[bytes] = await state.parsers.run(
@@ -69,19 +74,24 @@ class _Lines(StreamingResponse):
 
 
 async def stream(
-    state: GatewayState, authenticate: Callable[[], Awaitable[Principal]], collection: str, given: list[bytes]
+    state: GatewayState,
+    authenticate: Callable[[], Awaitable[Principal]],
+    collection: str,
+    given: list[bytes],
 ) -> AsyncGenerator[bytes, None]:
     """Yields a line of JSON for each search, as soon as it has its answer or its problem.
 
-    A search holds its place until its line was sent, so that a slow reader delays only its own searches.
-    `authenticate` is called for each of them: a key that was revoked ends the rest.
+    A search holds its place until its line was sent, so that a slow reader delays only its own
+    searches. `authenticate` is called for each of them: a key that was revoked ends the rest.
     """
     waiting = iter(enumerate(given))
     running: set[asyncio.Task[_Line]] = set()
     try:
         while True:
             for index, data in islice(waiting, BATCH_AT_ONCE - len(running)):
-                running.add(asyncio.create_task(_line(state, authenticate, collection, index, data)))
+                running.add(
+                    asyncio.create_task(_line(state, authenticate, collection, index, data))
+                )
             if not running:
                 return
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -97,19 +107,29 @@ async def stream(
 
 
 async def _line(
-    state: GatewayState, authenticate: Callable[[], Awaitable[Principal]], collection: str, index: int, data: bytes
+    state: GatewayState,
+    authenticate: Callable[[], Awaitable[Principal]],
+    collection: str,
+    index: int,
+    data: bytes,
 ) -> "_Line":
     with ExitStack() as place:
         try:
             if len(data) > SEARCH_BYTES_MAX:
-                raise TooLarge(f"a search has at most {SEARCH_BYTES_MAX} bytes", field="body", limit=SEARCH_BYTES_MAX)
+                raise TooLarge(
+                    f"a search has at most {SEARCH_BYTES_MAX} bytes",
+                    field="body",
+                    limit=SEARCH_BYTES_MAX,
+                )
             question = from_json(collection, parsed_object(data, FIELDS), state.settings)
             tenant, where = await state.answerer.find(await authenticate(), collection)
             own: Place = place.enter_context(state.answerer.admitted(tenant))
             line = await written(await state.answerer.answer(question, tenant, where), index=index)
             own.hold_answer(len(line))  # until its reader has it
         except Exception as error:  # noqa: BLE001  (the request boundary: each search of a batch is one)
-            line = orjson.dumps({"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))})
+            line = orjson.dumps(
+                {"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))}
+            )
         return line + b"\n", place.pop_all()
 
 

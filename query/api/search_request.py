@@ -24,7 +24,19 @@ SEARCH_BYTES_MAX: Final = 1 << 20
 """The largest question: it is parsed on the event loop that everybody shares."""
 FILTER_BYTES_MAX: Final = 256 << 10
 FIELDS: Final = frozenset(
-    {"text", "vector", "vector_base64", "k", "filter", "wait_for", "timeout_ms", "include", "exact", "mode", "fusion"}
+    {
+        "text",
+        "vector",
+        "vector_base64",
+        "k",
+        "filter",
+        "wait_for",
+        "timeout_ms",
+        "include",
+        "exact",
+        "mode",
+        "fusion",
+    }
     | {"rerank"}
 )
 BASE64_MAX: Final = -(-4 * DIMENSION_MAX // 3) * 4
@@ -58,12 +70,18 @@ def from_json(collection: str, value: Mapping[str, Any], settings: GatewaySettin
     )
 
 
-def from_binary(collection: str, data: bytes, parameters: Mapping[str, str], settings: GatewaySettings) -> Question:
+def from_binary(
+    collection: str, data: bytes, parameters: Mapping[str, str], settings: GatewaySettings
+) -> Question:
     """The same from a raw vector and query parameters."""
     value: dict[str, Any] = dict(parameters)
     alone = {"text"} if value.get("mode", "dense") == "dense" else set()  # the body is the question
     checked_object(value, FIELDS - set(VECTORS) - alone)
-    for name, high in (("k", settings.k_max), ("timeout_ms", TIMEOUT_MS_MAX), ("rerank", settings.rerank_max)):
+    for name, high in (
+        ("k", settings.k_max),
+        ("timeout_ms", TIMEOUT_MS_MAX),
+        ("rerank", settings.rerank_max),
+    ):
         if name in value:
             value[name] = number(value[name], name, 1, high, 1)
     for name in ("filter", "fusion"):
@@ -84,13 +102,18 @@ def _parameter(name: str, data: bytes) -> Any:
 
 def _check_text(text: str) -> None:
     if is_blank(text):
-        raise Refused("text is empty: it needs more than white space, control and invisible characters", field="text")
+        raise Refused(
+            "text is empty: it needs more than white space, control and invisible characters",
+            field="text",
+        )
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
         raise Refused("text holds half of a surrogate pair", field="text") from None
     if size > TEXT_BYTES_MAX:
-        raise Refused(f"text has {size} bytes; at most {TEXT_BYTES_MAX}", field="text", limit=TEXT_BYTES_MAX)
+        raise Refused(
+            f"text has {size} bytes; at most {TEXT_BYTES_MAX}", field="text", limit=TEXT_BYTES_MAX
+        )
 
 
 def _vector(value: Mapping[str, Any]) -> Floats | None:
@@ -103,7 +126,11 @@ def _vector(value: Mapping[str, Any]) -> Floats | None:
     if encoded is None:
         return None
     if len(encoded) > BASE64_MAX:
-        raise Refused(f"vector_base64 has over {DIMENSION_MAX} numbers", field="vector_base64", limit=DIMENSION_MAX)
+        raise Refused(
+            f"vector_base64 has over {DIMENSION_MAX} numbers",
+            field="vector_base64",
+            limit=DIMENSION_MAX,
+        )
     try:
         return _from_bytes(base64.b64decode(encoded, validate=True), "vector_base64")
     except (binascii.Error, ValueError):
@@ -111,9 +138,17 @@ def _vector(value: Mapping[str, Any]) -> Floats | None:
 
 
 def _from_list(given: object) -> Floats:
-    if isinstance(given, list) and len(given) > DIMENSION_MAX:  # before what they are: there may be half a million
-        raise Refused(f"vector has {len(given)} numbers; at most {DIMENSION_MAX}", field="vector", limit=DIMENSION_MAX)
-    if not isinstance(given, list) or not given or not set(map(type, given)) <= {int, float}:  # no booleans, no null
+    if (
+        isinstance(given, list) and len(given) > DIMENSION_MAX
+    ):  # before what they are: there may be half a million
+        raise Refused(
+            f"vector has {len(given)} numbers; at most {DIMENSION_MAX}",
+            field="vector",
+            limit=DIMENSION_MAX,
+        )
+    if (
+        not isinstance(given, list) or not given or not set(map(type, given)) <= {int, float}
+    ):  # no booleans, no null
         raise Refused("vector must be a list of numbers", field="vector")
     with np.errstate(over="ignore"):
         return np.array(given, np.float64).astype(np.float32)
@@ -130,7 +165,9 @@ def _filter(given: object) -> Filter | None:
         return None
     parsed = Filter.parse(given)
     if len(parsed.text) > FILTER_BYTES_MAX:
-        raise Refused(f"a filter has at most {FILTER_BYTES_MAX} bytes", field="filter", limit=FILTER_BYTES_MAX)
+        raise Refused(
+            f"a filter has at most {FILTER_BYTES_MAX} bytes", field="filter", limit=FILTER_BYTES_MAX
+        )
     return parsed if given else None
 
 
@@ -147,7 +184,10 @@ def _include(given: object) -> frozenset[str]:
 
 
 def token_of(given: object) -> Token | None:
-    """Returns a token from its text, from Kafka's {partition, offset}, or from `latest`. Raises Refused."""
+    """Returns a token from its text, from Kafka's {partition, offset}, or from `latest`.
+
+    Raises Refused.
+    """
     if given is None:
         return None
     if given == "latest":

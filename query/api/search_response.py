@@ -12,7 +12,10 @@ from vicinage.records import Hit
 
 
 async def written(found: Answer, **first: int) -> bytes:
-    """The answer's JSON, after what stands `first`. A long one is written in slices, between which others have their turn."""
+    """The answer's JSON, after what stands `first`.
+
+    A long one is written in slices, between which others have their turn.
+    """
     hits: list[orjson.Fragment] = []
     size = 0
     for hit in found.hits:
@@ -22,7 +25,9 @@ async def written(found: Answer, **first: int) -> bytes:
         if size > SLICE_BYTES:
             size = 0
             await asyncio.sleep(0)
-    degraded = {"reason": found.reason, "missing_share": found.missing_share} if found.reason else None
+    degraded = (
+        {"reason": found.reason, "missing_share": found.missing_share} if found.reason else None
+    )
     return orjson.dumps(
         {
             **first,
@@ -36,7 +41,11 @@ async def written(found: Answer, **first: int) -> bytes:
 
 
 def _hit(hit: Hit) -> dict[str, Any]:
-    line: dict[str, Any] = {"document_id": hit.document_id, "passage": hit.passage, "score": hit.score}
+    line: dict[str, Any] = {
+        "document_id": hit.document_id,
+        "passage": hit.passage,
+        "score": hit.score,
+    }
     if hit.dense_score is not None:
         line["dense_score"] = hit.dense_score
     if hit.lexical_score is not None:
@@ -46,5 +55,7 @@ def _hit(hit: Hit) -> dict[str, Any]:
     if hit.metadata is not None:
         line["metadata"] = hit.metadata
     if hit.vector is not None:
-        line["vector"] = np.ascontiguousarray(hit.vector)  # written as float32: half the digits of a Python float
+        line["vector"] = np.ascontiguousarray(
+            hit.vector
+        )  # written as float32: half the digits of a Python float
     return line

@@ -21,7 +21,8 @@ JSON: Final = "application/json"
 async def joined(pieces: Iterable[bytes], *, first: bytes, last: bytes) -> memoryview:
     """Returns the pieces, joined by commas, between `first` and `last`.
 
-    Between slices of SLICE_BYTES other requests have their turn. No piece is kept beside what was made.
+    Between slices of SLICE_BYTES other requests have their turn. No piece is kept beside what was
+    made.
     """
     made, size = bytearray(first), 0
     for i, piece in enumerate(pieces):
@@ -39,8 +40,8 @@ async def joined(pieces: Iterable[bytes], *, first: bytes, last: bytes) -> memor
 def sent(data: bytes | memoryview, place: Place, held: ExitStack) -> Response:
     """Returns the answer of a request that holds `place` by `held`.
 
-    A large one gives the place to others, and keeps its bytes on the account until the reader has them or is gone.
-    Raises Overloaded where the tenant's answers that are not read take its share.
+    A large one gives the place to others, and keeps its bytes on the account until the reader has
+    them or is gone. Raises Overloaded where the tenant's answers that are not read take its share.
     """
     if len(data) <= SLICE_BYTES:
         return Response(bytes(data), media_type=JSON)
@@ -59,10 +60,20 @@ class _Slices(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (as ASGI has it)
         """Sends it."""
         with self._held:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
             view = memoryview(self.body)
             for at in range(0, len(view), SLICE_BYTES):
                 more = at + SLICE_BYTES < len(view)
                 await send(
-                    {"type": "http.response.body", "body": bytes(view[at : at + SLICE_BYTES]), "more_body": more}
+                    {
+                        "type": "http.response.body",
+                        "body": bytes(view[at : at + SLICE_BYTES]),
+                        "more_body": more,
+                    }
                 )

@@ -149,7 +149,10 @@ class Correction:
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Correction":
-        """Returns the correction of a `state`. Raises KeyError, TypeError, ValueError if invalid."""
+        """Returns the correction of a `state`.
+
+        Raises KeyError, TypeError, ValueError if invalid.
+        """
         return cls(
             float(state["added"]),
             int(state["n_calibration_queries"]),

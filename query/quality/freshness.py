@@ -1,8 +1,8 @@
 """How fresh an answer is, and waiting until it is fresh enough.
 
-A token is positions in the tenant's documents log. Once ingest has committed beyond them, and the lanes of the generation are
-beyond them, their rows are in the vectors log (law 3); once the searchers' watermarks reach the end that the vectors log has
-then, they are searchable.
+A token is positions in the tenant's documents log. Once ingest has committed beyond them, and the
+lanes of the generation are beyond them, their rows are in the vectors log (law 3); once the
+searchers' watermarks reach the end that the vectors log has then, they are searchable.
 """
 
 import asyncio
@@ -22,7 +22,14 @@ from tenants.ingested import ingested
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Clock, Deadline
-from vicinage.errors import DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable, VicinageError
+from vicinage.errors import (
+    DeadlineExceeded,
+    NotFound,
+    Overloaded,
+    Refused,
+    Unavailable,
+    VicinageError,
+)
 from vicinage.log import Log, TopicPartition
 from vicinage.records import LATEST, Position, Token
 from vicinage.telemetry import events
@@ -86,10 +93,13 @@ class Freshness:
         self._counting = threading.Lock()
         self._lookers = ThreadPoolExecutor(2, thread_name_prefix="freshness")
 
-    async def reach(self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline) -> None:
+    async def reach(
+        self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline
+    ) -> None:
         """Return when everything up to `token` is searchable in this generation.
 
-        Raises DeadlineExceeded, Overloaded, Unavailable once drained, and Refused for a position that the log never gave out.
+        Raises DeadlineExceeded, Overloaded, Unavailable once drained, and Refused for a position
+        that the log never gave out.
         """
         reaching = asyncio.ensure_future(self._reach(token, tenant, generation, deadline))
         self._reaching.add(reaching)
@@ -102,11 +112,15 @@ class Freshness:
         finally:
             self._reaching.discard(reaching)
 
-    async def _reach(self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline) -> None:
+    async def _reach(
+        self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline
+    ) -> None:
         self._count(tenant)
         abandoned = threading.Event()
         waiting = self._waiters.submit(self._ends, token, tenant, generation, deadline, abandoned)
-        waiting.add_done_callback(partial(self._count_off, tenant))  # its thread is free: not before, whoever went away
+        waiting.add_done_callback(
+            partial(self._count_off, tenant)
+        )  # its thread is free: not before, whoever went away
         try:
             waited, ends = await asyncio.wrap_future(waiting)
         finally:
@@ -115,7 +129,10 @@ class Freshness:
             await self._searchers.reach(ends, deadline)
 
     def drain(self) -> None:
-        """Whoever waits, waits elsewhere: raises Unavailable in every `reach` under way. Idempotent."""
+        """Whoever waits, waits elsewhere: raises Unavailable in every `reach` under way.
+
+        Idempotent.
+        """
         self._draining = True
         for reaching in self._reaching:
             reaching.cancel()
@@ -126,7 +143,10 @@ class Freshness:
 
     def _count(self, tenant: Tenant) -> None:
         with self._counting:
-            if self._waiting.total() >= WAITERS_MAX or self._waiting[tenant.name] >= WAITERS_OF_ONE_TENANT_MAX:
+            if (
+                self._waiting.total() >= WAITERS_MAX
+                or self._waiting[tenant.name] >= WAITERS_OF_ONE_TENANT_MAX
+            ):
                 raise Overloaded("too many searches wait for their writes", retry_after_s=0.5)
             self._waiting[tenant.name] += 1
 
@@ -135,7 +155,12 @@ class Freshness:
             self._waiting -= Counter([tenant.name])
 
     def _ends(
-        self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline, abandoned: threading.Event
+        self,
+        token: Token,
+        tenant: Tenant,
+        generation: Generation,
+        deadline: Deadline,
+        abandoned: threading.Event,
     ) -> tuple[Token, dict[int, int]]:
         """Returns what was waited for, and where the vectors log ended once ingest was beyond it."""
         waited = Token(tuple(self._latest(tenant.documents_topic))) if token == LATEST else token
@@ -144,7 +169,12 @@ class Freshness:
         return waited, {slot: self._log.end(VECTORS_TOPIC, slot) for slot in generation.slots}
 
     def _wait_for_ingest(
-        self, token: Token, tenant: Tenant, generation: Generation, deadline: Deadline, abandoned: threading.Event
+        self,
+        token: Token,
+        tenant: Tenant,
+        generation: Generation,
+        deadline: Deadline,
+        abandoned: threading.Event,
     ) -> None:
         topic = tenant.documents_topic
         for p in token.positions:
@@ -169,7 +199,9 @@ class Freshness:
     def _latest(self, topic: str) -> list[Position]:
         """The last position of each partition of the topic that has one."""
         try:
-            partitions = self._log.partitions(topic)  # as of now: one that was just added may have records
+            partitions = self._log.partitions(
+                topic
+            )  # as of now: one that was just added may have records
         except NotFound:
             return []
         extents = self._log.extents([(topic, p) for p in range(partitions)])
@@ -188,14 +220,24 @@ class Freshness:
         if self._log.wait_committed(Group.INGEST, topic, p.partition, p.offset, wait_s=wait_s):
             return True
         tp = (topic, p.partition)
-        return ingested(self._log, self._registry, [tp]).get(tp, 0) > p.offset  # the log may have forgotten it
+        return (
+            ingested(self._log, self._registry, [tp]).get(tp, 0) > p.offset
+        )  # the log may have forgotten it
 
     def _wait_for_lane(
-        self, p: Position, tenant: Tenant, generation: Generation, deadline: Deadline, abandoned: threading.Event
+        self,
+        p: Position,
+        tenant: Tenant,
+        generation: Generation,
+        deadline: Deadline,
+        abandoned: threading.Event,
     ) -> None:
-        """Wait until the generation's lane is beyond the position, if it has one there. Raises DeadlineExceeded.
+        """Wait until the generation's lane is beyond the position, if it has one there.
 
-        Ingest is committed beyond the position: a lane that still owes its record is in the catalog.
+        Raises DeadlineExceeded.
+
+        Ingest is committed beyond the position: a lane that still owes its record is in the
+        catalog.
         """
         wait_s = LANE_LOOK_S[0]
         while (lane := self._lane_behind(p, tenant, generation)) is not None:
@@ -210,9 +252,13 @@ class Freshness:
                 return
             wait_s = min(2 * wait_s, LANE_LOOK_S[1])
 
-    def _lane_behind(self, p: Position, tenant: Tenant, generation: Generation) -> IngestLane | None:
+    def _lane_behind(
+        self, p: Position, tenant: Tenant, generation: Generation
+    ) -> IngestLane | None:
         lanes = self._lanes.of(tenant.name, generation.collection, [generation.number])
-        return next((x for x in lanes if x.partition == p.partition and x.position <= p.offset), None)
+        return next(
+            (x for x in lanes if x.partition == p.partition and x.position <= p.offset), None
+        )
 
     def _check_given_out(self, topic: str, position: Position) -> None:
         """A position that does not exist yet is nobody's write: it is refused, and holds up no thread until its deadline."""
@@ -222,13 +268,17 @@ class Freshness:
             known = False
         if not known:
             raise Refused(
-                f"wait_for names position {position.partition}-{position.offset}, which no write has", field="wait_for"
+                f"wait_for names position {position.partition}-{position.offset}, which no write has",
+                field="wait_for",
             )
 
-    async def lag_ms(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> int | None:
+    async def lag_ms(
+        self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]
+    ) -> int | None:
         """The tenant's freshness lag in this collection, measured at most LAG_STALE_S ago.
 
-        None while it cannot be known: the log is away, or a slot of the collection has no watermark.
+        None while it cannot be known: the log is away, or a slot of the collection has no
+        watermark.
         """
         if any(slot not in watermarks for slot in generation.slots):
             return None
@@ -238,7 +288,9 @@ class Freshness:
             return known.lag_ms
         looking = self._looking.get(name)
         if looking is None:
-            looking = self._looking[name] = asyncio.create_task(self._look(tenant, generation, watermarks))
+            looking = self._looking[name] = asyncio.create_task(
+                self._look(tenant, generation, watermarks)
+            )
         if known is None or known.age_s() > LAG_STALE_S:
             await asyncio.wait((looking,), timeout=LAG_WAIT_S)
             known = self._known.get(name)
@@ -263,19 +315,28 @@ class Freshness:
             _event.warning("freshness lag is not known", tenant=tenant.name, reason=str(error))
             return [None] * len(generations)
         cost_s = (time.monotonic() - began) / len(generations)
-        self._keep({name: _Known(lag, time.monotonic(), cost_s) for name, lag in zip(names, lags, strict=True)})
+        self._keep(
+            {
+                name: _Known(lag, time.monotonic(), cost_s)
+                for name, lag in zip(names, lags, strict=True)
+            }
+        )
         return [
             lag if all(slot in watermarks for slot in g.slots) else None
             for g, lag in zip(generations, lags, strict=True)
         ]
 
-    async def _look(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> None:
+    async def _look(
+        self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]
+    ) -> None:
         name = (tenant.name, generation.collection)
         lag: int | None = None
         began = time.monotonic()
         try:
             loop = asyncio.get_running_loop()
-            lag = await loop.run_in_executor(self._lookers, self.measure, tenant, generation, watermarks)
+            lag = await loop.run_in_executor(
+                self._lookers, self.measure, tenant, generation, watermarks
+            )
         except VicinageError as error:
             _event.warning("freshness lag is not known", tenant=tenant.name, reason=str(error))
         finally:
@@ -295,7 +356,10 @@ class Freshness:
     def measure_all(
         self, tenant: Tenant, generations: Sequence[Generation], watermarks: Mapping[int, int]
     ) -> list[int]:
-        """Returns what `measure` does of each generation. Blocks; reads each partition and slot once."""
+        """Returns what `measure` does of each generation.
+
+        Blocks; reads each partition and slot once.
+        """
         committed, not_ingested = self._not_ingested(tenant)
         lanes: dict[tuple[str, int], list[IngestLane]] = {}
         for lane in self._lanes.every():
@@ -304,13 +368,22 @@ class Freshness:
         slots = {slot for g in generations for slot in g.slots}
         not_applied: dict[tuple[int, str], int] = {}
         for slot in slots & watermarks.keys():
-            for name, event_time_ms in self._first_of_each(slot, watermarks[slot], tenant.name).items():
+            for name, event_time_ms in self._first_of_each(
+                slot, watermarks[slot], tenant.name
+            ).items():
                 not_applied[slot, name] = event_time_ms
         now_ms = self._clock.now_ms()
         lags: list[int] = []
         for g in generations:
-            times = [*not_ingested, *self._owed(tenant, lanes.get((g.collection, g.number), ()), committed)]
-            times.extend(not_applied[slot, g.collection] for slot in g.slots if (slot, g.collection) in not_applied)
+            times = [
+                *not_ingested,
+                *self._owed(tenant, lanes.get((g.collection, g.number), ()), committed),
+            ]
+            times.extend(
+                not_applied[slot, g.collection]
+                for slot in g.slots
+                if (slot, g.collection) in not_applied
+            )
             lags.append(max(0, now_ms - min(times)) if times else 0)
         return lags
 
@@ -328,7 +401,9 @@ class Freshness:
                 found.setdefault(rest.partition("/")[0], stored.record.event_time_ms)
         return found
 
-    def _waiting_since(self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]) -> list[int]:
+    def _waiting_since(
+        self, tenant: Tenant, generation: Generation, watermarks: Mapping[int, int]
+    ) -> list[int]:
         committed, times = self._not_ingested(tenant)
         lanes = self._lanes.of(tenant.name, generation.collection, [generation.number])
         times.extend(self._owed(tenant, lanes, committed))
@@ -346,7 +421,9 @@ class Freshness:
         for tp, (first, end) in self._log.extents(every).items():
             place = max(committed.get(tp, 0), first)
             if place < end:
-                times.extend(s.record.event_time_ms for s in self._log.read(*tp, place, bytes_max=1))
+                times.extend(
+                    s.record.event_time_ms for s in self._log.read(*tp, place, bytes_max=1)
+                )
         return {tp: committed.get(tp, 0) for tp in every}, times
 
     def _owed(
@@ -372,6 +449,9 @@ class Freshness:
         return []
 
     def close(self) -> None:
-        """End its threads; no look at the log is under way any more when this returns. Idempotent."""
+        """End its threads; no look at the log is under way any more when this returns.
+
+        Idempotent.
+        """
         self._waiters.shutdown(wait=False, cancel_futures=True)
         self._lookers.shutdown(wait=True, cancel_futures=True)

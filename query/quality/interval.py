@@ -84,7 +84,8 @@ class ConfidenceSequence:
         return np.minimum(bet, BET_MAX / np.maximum(room, 1e-9))
 
     def _exclude(self, limit: float) -> None:
-        # Capital above falls with the candidate and capital below rises: what is excluded lies at the ends.
+        # Capital above falls with the candidate and capital below rises: what is excluded lies at
+        # the ends.
         left = int(np.count_nonzero(self._above >= limit))
         right = int(np.count_nonzero(self._below >= limit))
         end = max(left, len(self._below) - right)
@@ -111,9 +112,16 @@ class ConfidenceSequence:
     def of_state(cls, state: dict[str, Any]) -> "ConfidenceSequence":
         """Returns the sequence of a `state`. Raises KeyError, TypeError, ValueError if invalid."""
         made = cls(float(state["alpha"]))
-        made.n, made._sum, made._spread = int(state["n"]), float(state["sum"]), float(state["spread"])
+        made.n, made._sum, made._spread = (
+            int(state["n"]),
+            float(state["sum"]),
+            float(state["spread"]),
+        )
         made._first, made._last = int(state["first"]), int(state["last"])
-        made._above, made._below = np.array(state["above"], np.float64), np.array(state["below"], np.float64)
+        made._above, made._below = (
+            np.array(state["above"], np.float64),
+            np.array(state["below"], np.float64),
+        )
         if not len(made._above) == len(made._below) == max(0, made._last - made._first + 1):
             raise ValueError("the capitals are not those of the candidates")
         return made

@@ -1,8 +1,8 @@
 """Measures the freshness lag of all tenants in the background.
 
-A sweep reads at most one record of each partition of a documents log that ingest has not read to its end,
-and one of each slot whose watermark is behind. Sweeps take at most a tenth of the time: each is followed
-by a rest of nine times what it took, at least REST_S.
+A sweep reads at most one record of each partition of a documents log that ingest has not read to
+its end, and one of each slot whose watermark is behind. Sweeps take at most a tenth of the time:
+each is followed by a rest of nine times what it took, at least REST_S.
 """
 
 import asyncio
@@ -67,7 +67,9 @@ class LagSweep:
         watermarks: dict[int, int] = {}
         for searcher in self._searchers.all:
             watermarks |= await searcher.reach({}, Deadline.after(WATERMARKS_S))
-        lag_ms = await asyncio.get_running_loop().run_in_executor(self._thread, self._measure, watermarks)
+        lag_ms = await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._measure, watermarks
+        )
         _lag.set(lag_ms)
         _measured.set(self._clock.now_ms() / 1_000)
         return lag_ms

@@ -139,7 +139,11 @@ class Sample:
         windows = {int(k): Windows.of_state(each) for k, each in state["windows"].items()}
         correction = Correction.of_state(state["correction"])
         made = cls(
-            windows, taken=state["taken"], discarded=state["discarded"], dropped=state["dropped"], correction=correction
+            windows,
+            taken=state["taken"],
+            discarded=state["discarded"],
+            dropped=state["dropped"],
+            correction=correction,
         )
         made.kept_samples = made.samples()
         return made
@@ -206,7 +210,9 @@ class RecallMonitor:
         self._gauges_s = -math.inf
         self._random = random.Random()  # noqa: S311  (sampling, not secrets)
 
-    def offer(self, plan: Plan, hits: tuple[Hit, ...], shard_results: Sequence[ShardResult]) -> None:
+    def offer(
+        self, plan: Plan, hits: tuple[Hit, ...], shard_results: Sequence[ShardResult]
+    ) -> None:
         """Takes this search as a sample, or not. Never waits."""
         if plan.queries[0].exact:
             return
@@ -260,7 +266,12 @@ class RecallMonitor:
             try:
                 self._samples[name] = Sample.of_state(kept.state)
             except (KeyError, TypeError, ValueError) as error:
-                _event.warning("recall.not_restored", tenant=kept.tenant, collection=kept.collection, reason=str(error))
+                _event.warning(
+                    "recall.not_restored",
+                    tenant=kept.tenant,
+                    collection=kept.collection,
+                    reason=str(error),
+                )
         self._set_gauges()
 
     async def save(self) -> None:
@@ -338,13 +349,17 @@ class RecallMonitor:
         sample.kept, sample.kept_s = len(sample.questions), now
         vectors = np.array(sample.questions, np.float32)
         try:
-            await asyncio.get_running_loop().run_in_executor(None, self._keep, offer.plan.generation, vectors)
+            await asyncio.get_running_loop().run_in_executor(
+                None, self._keep, offer.plan.generation, vectors
+            )
         except Unavailable as away:
             _event.warning("questions not kept", reason=str(away))
 
     def _note(self, sample: Sample, plan: Plan, measured: _Measured) -> None:
         now_ms = time.time_ns() // 1_000_000
-        sample.of_k(plan.queries[0].k, now_ms).add(recall_of(measured.served, measured.exact), now_ms)
+        sample.of_k(plan.queries[0].k, now_ms).add(
+            recall_of(measured.served, measured.exact), now_ms
+        )
         if measured.chose.effort:
             self._correct(sample, plan, measured, now_ms)
         if time.monotonic() - self._gauges_s > GAUGES_S:
@@ -374,7 +389,12 @@ class RecallMonitor:
 
     def _say(self, plan: Plan, proof: Proof | None) -> None:
         g, objective = plan.generation, plan.collection.objectives.recall
-        names = {"tenant": g.tenant, "collection": g.collection, "generation": g.number, "objective": objective}
+        names = {
+            "tenant": g.tenant,
+            "collection": g.collection,
+            "generation": g.number,
+            "objective": objective,
+        }
         if proof is None:
             _event.info("index.objective_met", **names)
         else:
@@ -415,10 +435,15 @@ class RecallMonitor:
         """Returns the `report` row of the live generation; None without measurements."""
         name = (collection.tenant, collection.name, collection.live)
         sample = self._samples.get(name)
-        return row(name, sample, collection.objectives.recall) if sample and sample.windows else None
+        return (
+            row(name, sample, collection.objectives.recall) if sample and sample.windows else None
+        )
 
     def report(
-        self, targets: dict[tuple[str, str], float], tenant: str | None = None, collection: str | None = None
+        self,
+        targets: dict[tuple[str, str], float],
+        tenant: str | None = None,
+        collection: str | None = None,
     ) -> list[dict[str, Any]]:
         """Returns one row per measured collection of `targets`.
 
@@ -427,13 +452,18 @@ class RecallMonitor:
         named = [
             name
             for name, sample in self._samples.items()
-            if name[:2] in targets and tenant in (None, name[0]) and collection in (None, name[1]) and sample.windows
+            if name[:2] in targets
+            and tenant in (None, name[0])
+            and collection in (None, name[1])
+            and sample.windows
         ]
         return [row(name, self._samples[name], targets[name[:2]]) for name in sorted(named)]
 
 
 def _offer(plan: Plan, hits: tuple[Hit, ...], shard_results: Sequence[ShardResult]) -> _Offer:
-    bare = tuple(h._replace(text=None, metadata=None, vector=None) for h in hits)  # it may wait for minutes
+    bare = tuple(
+        h._replace(text=None, metadata=None, vector=None) for h in hits
+    )  # it may wait for minutes
     return _Offer(plan, bare, _changes(shard_results), _chosen(shard_results))
 
 

@@ -1,9 +1,10 @@
 """Judges the recall of one collection at one k in consecutive windows. Pure.
 
-A confidence sequence describes samples that have one mean. Recall changes when the effort changes, or the
-documents, or the searches. So a window ends after WINDOW samples, when the effort was corrected, when the
-curves were measured anew, or when its interval proves that recall has changed, and the next one begins.
-All windows of a collection together exceed the stated error with probability at most ALPHA (`spent`).
+A confidence sequence describes samples that have one mean. Recall changes when the effort changes,
+or the documents, or the searches. So a window ends after WINDOW samples, when the effort was
+corrected, when the curves were measured anew, or when its interval proves that recall has changed,
+and the next one begins. All windows of a collection together exceed the stated error with
+probability at most ALPHA (`spent`).
 """
 
 from dataclasses import asdict, dataclass
@@ -83,7 +84,9 @@ class Windows:
 
     def judged(self) -> Judged:
         """Returns the open window; while it has fewer than ENOUGH samples, the last one if any."""
-        return self._judged(None) if self._sequence.n >= ENOUGH or self._last is None else self._last
+        return (
+            self._judged(None) if self._sequence.n >= ENOUGH or self._last is None else self._last
+        )
 
     def _judged(self, ended_ms: int | None) -> Judged:
         s = self._sequence
@@ -104,7 +107,11 @@ class Windows:
     def of_state(cls, state: dict[str, Any]) -> "Windows":
         """Returns the windows of a `state`. Raises KeyError, TypeError, ValueError if invalid."""
         made = cls(int(state["began_ms"]))
-        made.total, made._number, made._why = int(state["total"]), int(state["number"]), state["why"]
+        made.total, made._number, made._why = (
+            int(state["total"]),
+            int(state["number"]),
+            state["why"],
+        )
         made._sequence = ConfidenceSequence.of_state(state["sequence"])
         made._last = Judged(**state["last"]) if state["last"] else None
         return made

@@ -49,7 +49,10 @@ class Stored:
             sum(ref.n_documents for ref in refs),
             sum(ref.n_passages for ref in refs),
             sum(ref.bytes() for ref in refs),
-            max((ref.n_documents - sum(r.n_deletes for r in refs if r is not ref) for ref in refs), default=0),
+            max(
+                (ref.n_documents - sum(r.n_deletes for r in refs if r is not ref) for ref in refs),
+                default=0,
+            ),
         )
 
 
@@ -106,13 +109,17 @@ class CatalogView:
         """Ends a catalog read: from now on, searches planned on this version are answered."""
         self.catalog = read.catalog
 
-    def serve(self, every: Mapping[ShardId, Generation]) -> tuple[frozenset[ShardId], frozenset[ShardId]]:
+    def serve(
+        self, every: Mapping[ShardId, Generation]
+    ) -> tuple[frozenset[ShardId], frozenset[ShardId]]:
         """Sets the shards served; returns those no longer served, and those that are new."""
         before = self.serving
         self.serving = {shard: g for shard, g in every.items() if shard.slot in self.slots}
         for gone in [s for s in self._stored if s not in self.serving and self.is_over(s)]:
             del self._stored[gone]
-        return frozenset(before.keys() - self.serving.keys()), frozenset(self.serving.keys() - before.keys())
+        return frozenset(before.keys() - self.serving.keys()), frozenset(
+            self.serving.keys() - before.keys()
+        )
 
     def is_over(self, shard: ShardId) -> bool:
         """Returns whether the shard's generation ended permanently."""
@@ -139,7 +146,9 @@ class CatalogView:
 
     def replay_start(self, slot: int, end: int) -> int:
         """Returns the lowest offset that some shard of the slot has not sealed; `end` if there is none."""
-        return min((self.sealed(s, g) for s, g in self.serving.items() if s.slot == slot), default=end)
+        return min(
+            (self.sealed(s, g) for s, g in self.serving.items() if s.slot == slot), default=end
+        )
 
     def is_eager(self, shard: ShardId, resident: Container[ShardId]) -> bool:
         """Returns whether it is loaded before its first search.
@@ -157,7 +166,9 @@ class CatalogView:
             of = self._registry.collection(shard.tenant, shard.collection)
         except NotFound:
             return False
-        return len(of.generations) > 1 and any(s in resident for g in of.generations for s in g.shards())
+        return len(of.generations) > 1 and any(
+            s in resident for g in of.generations for s in g.shards()
+        )
 
     def objective(self, shard: ShardId) -> float:
         """Returns the recall objective of its collection.

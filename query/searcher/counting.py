@@ -64,8 +64,14 @@ def living(parts: Sequence[Part]) -> tuple[int, int]:
     """
     if not parts:
         return 0, 0
-    high, low = np.concatenate([p.keys.high for p in parts]), np.concatenate([p.keys.low for p in parts])
-    version, count = np.concatenate([p.version for p in parts]), np.concatenate([p.count for p in parts])
+    high, low = (
+        np.concatenate([p.keys.high for p in parts]),
+        np.concatenate([p.keys.low for p in parts]),
+    )
+    version, count = (
+        np.concatenate([p.version for p in parts]),
+        np.concatenate([p.count for p in parts]),
+    )
     order = np.lexsort((np.arange(len(high)), version, low, high))
     high, low, count = high[order], low[order], count[order]
     last = np.ones(len(high), np.bool_)
@@ -100,7 +106,11 @@ class Counting:
     def known(self, shard: ShardId) -> Counted | None:
         """Returns the count if it is current; else None."""
         found = self._counted.get(shard)
-        if found is None or found.version != self._version_of(shard) or found.noted != self._tail.noted(shard):
+        if (
+            found is None
+            or found.version != self._version_of(shard)
+            or found.noted != self._tail.noted(shard)
+        ):
             return None
         return found
 
@@ -110,7 +120,9 @@ class Counting:
             began_s = time.monotonic()
             unknown = self._unknown(None)
             served = self._served()
-            for gone in [s for s in list(self._counted) if s not in served]:  # a copy: `at_once` adds meanwhile
+            for gone in [
+                s for s in list(self._counted) if s not in served
+            ]:  # a copy: `at_once` adds meanwhile
                 del self._counted[gone]
             if stop.wait(max(REST_S, REST_TIMES * (time.monotonic() - began_s))):
                 return
@@ -155,13 +167,17 @@ class Counting:
         watermark, noted = self._tail.noted_up_to(shard)
         manifest = self._manifests.of(shard, start=generation.start(shard.slot))
         parts = [
-            Part(found.keys, found.version, found.count) for found in self._loading.documents(shard, manifest.segments)
+            Part(found.keys, found.version, found.count)
+            for found in self._loading.documents(shard, manifest.segments)
         ]
         log_bytes = 0
         missed = self._tail.missed(shard, manifest.sealed, watermark)
         for batch in readable_rows(missed, generation.dimension):
             log_bytes += batch.nbytes
-            ids, versions = batch.column("document_id").to_pylist(), batch.column("version").to_numpy()
+            ids, versions = (
+                batch.column("document_id").to_pylist(),
+                batch.column("version").to_numpy(),
+            )
             runs = document_runs(ids, versions)
             starts = [start for start, _ in runs]
             gone = batch.column("passage").to_numpy()[starts] == DELETED

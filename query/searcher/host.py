@@ -10,4 +10,6 @@ from vicinage.stats import Host
 def here() -> Host:
     """Returns the machine's present figures. Takes about 0.1 ms."""
     memory = psutil.virtual_memory()
-    return Host(socket.gethostname(), memory.total, memory.available, psutil.Process().memory_info().rss)
+    return Host(
+        socket.gethostname(), memory.total, memory.available, psutil.Process().memory_info().rss
+    )

@@ -32,7 +32,9 @@ class LoadQueue:
         """Removes the shard from the queue."""
         self.due.pop(shard, None)
 
-    def take(self, waited_for: Iterable[ShardId], unwell: Collection[ShardId], now: float) -> ShardId | None:
+    def take(
+        self, waited_for: Iterable[ShardId], unwell: Collection[ShardId], now: float
+    ) -> ShardId | None:
         """Returns the shard to load now, or None; the caller must call `done`.
 
         Waits do not shorten the backoff of `unwell` shards.
@@ -40,13 +42,17 @@ class LoadQueue:
         found = self._wanted(waited_for, unwell)
         if found is None:
             self._turns.clear()
-            found = next((s for s, at in self.due.items() if at <= now and s not in self.loading), None)
+            found = next(
+                (s for s, at in self.due.items() if at <= now and s not in self.loading), None
+            )
         if found is not None:
             self.loading.add(found)
         return found
 
     def _wanted(self, waited_for: Iterable[ShardId], unwell: Collection[ShardId]) -> ShardId | None:
-        wanted = [s for s in waited_for if s in self.due and s not in unwell and s not in self.loading]
+        wanted = [
+            s for s in waited_for if s in self.due and s not in unwell and s not in self.loading
+        ]
         if not wanted:
             return None
         busy = {s.tenant for s in self.loading}

@@ -51,7 +51,9 @@ class ShardLoader:
         self._objective = objective
         self._clock = clock
 
-    def load(self, shard: ShardId, generation: Generation, unload: Callable[[ShardId], None]) -> VicinageError | None:
+    def load(
+        self, shard: ShardId, generation: Generation, unload: Callable[[ShardId], None]
+    ) -> VicinageError | None:
         """Loads or updates the shard to its manifest; returns the error, or None on success.
 
         Calls `unload` if memory lacks room for new segments beside those that they replace: the
@@ -66,7 +68,11 @@ class ShardLoader:
                 self._adopt(held, generation, manifest, unload)
         except Damaged as damaged:  # a lost segment is Unavailable: its collection still exists
             lost = damaged.fault == "lost"
-            return Unavailable(damaged.detail, dependency="store", retry_after_s=RETRY_S) if lost else damaged
+            return (
+                Unavailable(damaged.detail, dependency="store", retry_after_s=RETRY_S)
+                if lost
+                else damaged
+            )
         except VicinageError as error:
             return error
         return None
@@ -89,7 +95,11 @@ class ShardLoader:
         _brought_in.inc()
 
     def _adopt(
-        self, held: Shard, generation: Generation, manifest: Manifest, unload: Callable[[ShardId], None]
+        self,
+        held: Shard,
+        generation: Generation,
+        manifest: Manifest,
+        unload: Callable[[ShardId], None],
     ) -> None:
         """Loads the manifest's new segments beside those that they replace.
 

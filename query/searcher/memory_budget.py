@@ -131,10 +131,14 @@ class MemoryBudget:
             return
         if self._owner.is_asked(shard):  # only a shard in use or waited for may evict others
             asker = Asker(shard.tenant, self._owner.weights().get(shard.tenant, 1))
-            self._evict(to_let_go(self._held(but=shard), over, most, asker=asker, spare=most // SPARE_SHARE))
+            self._evict(
+                to_let_go(self._held(but=shard), over, most, asker=asker, spare=most // SPARE_SHARE)
+            )
         if self._resident_bytes() + self._promised + need > most:
             raise NoRoom(
-                "memory is in use by collections that are asked right now", dependency="searcher", retry_after_s=1.0
+                "memory is in use by collections that are asked right now",
+                dependency="searcher",
+                retry_after_s=1.0,
             )
 
     def _resident_bytes(self) -> int:

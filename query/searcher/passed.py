@@ -10,7 +10,10 @@ from typing import Final
 from vicinage.records import ShardId
 
 NOTED_MAX: Final = 200_000
-"""Offsets noted of one slot at most: 16 MB. Beyond, none is noted, and a shard that joins reads every record instead."""
+"""Offsets noted of one slot at most: 16 MB.
+
+Beyond, none is noted, and a shard that joins reads every record instead.
+"""
 Noted = tuple[int, int]
 """How many rows of a shard were noted as they passed by, and the offset of the last; (0, -1) without any."""
 

@@ -205,7 +205,9 @@ class Searcher:
         """
         return await self.tail.reach(positions, deadline)
 
-    async def document(self, shard: ShardId, document_id: str, deadline: Deadline) -> StoredDocument | None:
+    async def document(
+        self, shard: ShardId, document_id: str, deadline: Deadline
+    ) -> StoredDocument | None:
         """Returns the document as it is searchable now; None if there is none."""
         held = await self._held(shard, deadline)
         found: StoredDocument | None = await within(
@@ -219,7 +221,9 @@ class Searcher:
         """Returns (id, version) of at most `limit` documents of the shard that pass the filter."""
         held = await self._held(shard, deadline)
         scan = self._scanners.submit(held.matching, condition, limit=limit)
-        found: tuple[tuple[str, int], ...] = await within(scan, deadline, "looking for what the filter passes")
+        found: tuple[tuple[str, int], ...] = await within(
+            scan, deadline, "looking for what the filter passes"
+        )
         return found
 
     async def _held(self, shard: ShardId, deadline: Deadline) -> Shard:
@@ -230,7 +234,9 @@ class Searcher:
         held.asked_s = self._clock.monotonic()
         return held
 
-    async def stats(self, tenant: str | None = None, collection: str | None = None) -> SearcherStats:
+    async def stats(
+        self, tenant: str | None = None, collection: str | None = None
+    ) -> SearcherStats:
         """Returns the statistics of all tenants, of one tenant, or of one tenant's collection.
 
         Loads the collection's shards first, each within COUNT_WAIT_S. Shards that are not in memory
@@ -245,7 +251,11 @@ class Searcher:
         if tenant is None:
             self._resident_bytes = self.shards.budget.resident_bytes()
             _resident.set(self._resident_bytes)
-        stale = {shard: s.reason for shard, s in list(self.shards.stale.items()) if tenant in (None, shard.tenant)}
+        stale = {
+            shard: s.reason
+            for shard, s in list(self.shards.stale.items())
+            if tenant in (None, shard.tenant)
+        }
         return SearcherStats(
             shards=tuple(self._stats_of(tenant, passed)),
             watermarks=passed,
@@ -280,13 +290,19 @@ class Searcher:
                 if shard.slot in self.slots:
                     await self._held(shard, Deadline.after(COUNT_WAIT_S))
         except VicinageError as error:
-            _event.info("counted by its segments", tenant=tenant, collection=collection, reason=str(error))
+            _event.info(
+                "counted by its segments", tenant=tenant, collection=collection, reason=str(error)
+            )
 
     async def _count(self, tenant: str) -> None:
         """Counts the tenant's shards, as far as possible within COUNT_WAIT_S."""
         deadline = Deadline.after(COUNT_WAIT_S)
         try:
-            await within(self._counters.submit(self.shards.counting.at_once, tenant, deadline), deadline, "counting")
+            await within(
+                self._counters.submit(self.shards.counting.at_once, tenant, deadline),
+                deadline,
+                "counting",
+            )
         except DeadlineExceeded:
             _event.info("shards.not_counted_in_time", tenant=tenant)
 
@@ -308,15 +324,29 @@ class Searcher:
         turn = self._asked.take(1)
         if turn and self._asked.cost:
             asks = turn[0].asks
-            room = min(self._settings.batch_max, TOGETHER_MAX // turn[0].cost, HITS_TOGETHER_MAX // turn[0].query.k) - 1
-            turn += self._asked.take_along(turn[0].query.shard.tenant, lambda a: a.asks == asks, max(0, room))
+            room = (
+                min(
+                    self._settings.batch_max,
+                    TOGETHER_MAX // turn[0].cost,
+                    HITS_TOGETHER_MAX // turn[0].query.k,
+                )
+                - 1
+            )
+            turn += self._asked.take_along(
+                turn[0].query.shard.tenant, lambda a: a.asks == asks, max(0, room)
+            )
         return turn
 
     def _answer(self, gathered: list[_Asked]) -> None:
         live = [a for a in gathered if not a.deadline.passed()]
         for a in gathered:
             if a not in live:
-                refuse(a.answer, DeadlineExceeded("the deadline passed while waiting to search", dependency="searcher"))
+                refuse(
+                    a.answer,
+                    DeadlineExceeded(
+                        "the deadline passed while waiting to search", dependency="searcher"
+                    ),
+                )
         if not live:
             return
         # Read before the shard, which thus has all of the log below it, even if evicted since.
@@ -357,7 +387,9 @@ class Searcher:
 
         latest = max((a.deadline for a in gathered), key=lambda d: d.at)
         try:
-            self.shards.soon(gathered[0].query.shard, latest, max(a.catalog for a in gathered)).add_done_callback(here)
+            self.shards.soon(
+                gathered[0].query.shard, latest, max(a.catalog for a in gathered)
+            ).add_done_callback(here)
         except VicinageError as error:
             for a in gathered:
                 refuse(a.answer, error)
@@ -372,7 +404,9 @@ class Searcher:
         for a in gathered:
             a.catalog = 0  # read by now
         with self._asking:
-            self._asked.put_back(tenant, [(a, a.cost) for a in gathered], weight=self._weight(tenant))
+            self._asked.put_back(
+                tenant, [(a, a.cost) for a in gathered], weight=self._weight(tenant)
+            )
             self._asking.notify()
 
     # the other threads
@@ -406,13 +440,17 @@ def _answer_together(shard: Shard, asked: list[_Asked], passed: int) -> None:
     query = asked[0].query
     if len(asked) > 1:
         texts = tuple(text for a in asked for text in a.query.texts)
-        query = replace(query, vectors=np.concatenate([a.query.vectors for a in asked]), texts=texts)
+        query = replace(
+            query, vectors=np.concatenate([a.query.vectors for a in asked]), texts=texts
+        )
     found = shard.search(query)
     watermark, at = max(found.watermark, passed), 0
     for a in asked:
         n = len(a.query.vectors)
         mine = slice(at, at + n)
-        a.answer.set_result(replace(found, hits=found.hits[mine], lexical=found.lexical[mine], watermark=watermark))
+        a.answer.set_result(
+            replace(found, hits=found.hits[mine], lexical=found.lexical[mine], watermark=watermark)
+        )
         at += n
 
 

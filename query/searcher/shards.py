@@ -130,7 +130,9 @@ class ShardTable:
             store=store,
             backend=backend,
             budget=self.budget,
-            scans=ScanBudget(settings.scan_rows_max, settings.scan_cpu_share, threads=settings.threads),
+            scans=ScanBudget(
+                settings.scan_rows_max, settings.scan_cpu_share, threads=settings.threads
+            ),
             objective=self.view.objective,
             clock=clock,
         )
@@ -162,8 +164,12 @@ class ShardTable:
         with self._known:
             self._waits = [w for w in self._waits if not w.over()]
             own = sum(w.shard.tenant == shard.tenant for w in self._waits)
-            if len(self._waits) >= self._settings.queue_max or own >= max(1, self._settings.queue_max // 2):
-                raise Overloaded("too many questions wait for their shards to be loaded", retry_after_s=1.0)
+            if len(self._waits) >= self._settings.queue_max or own >= max(
+                1, self._settings.queue_max // 2
+            ):
+                raise Overloaded(
+                    "too many questions wait for their shards to be loaded", retry_after_s=1.0
+                )
             self._waits.append(wait)
             self._want(shard)
             self._known.notify_all()
@@ -270,7 +276,11 @@ class ShardTable:
 
     def _want(self, shard: ShardId) -> None:
         """Queues the shard's load if it is served, not in memory and not failed."""
-        if shard in self.view.serving and shard not in self._tail.shards and shard not in self.failed:
+        if (
+            shard in self.view.serving
+            and shard not in self._tail.shards
+            and shard not in self.failed
+        ):
             self.queue.want(shard)
 
     def _is_behind(self, shard: ShardId, held: Shard) -> bool:
@@ -278,7 +288,9 @@ class ShardTable:
 
     def _has_all(self, shard: ShardId) -> bool:
         held, generation = self._tail.shards.get(shard), self.view.serving.get(shard)
-        return bool(held and generation and generation.state == "live" and not self._is_behind(shard, held))
+        return bool(
+            held and generation and generation.state == "live" and not self._is_behind(shard, held)
+        )
 
     def _forget(self, shard: ShardId) -> None:
         """Removes all state of a shard that is no longer served and never will be again."""
@@ -310,7 +322,9 @@ class ShardTable:
         s, known = self.view.stored(shard), self.counting.known(shard)
         whole = not self._is_to_count(shard)
         passed = bool(self._tail.noted(shard)[0])
-        documents, passages = (s.documents, s.passages) if whole else (0, 0) if passed else (max(0, s.at_least),) * 2
+        documents, passages = (
+            (s.documents, s.passages) if whole else (0, 0) if passed else (max(0, s.at_least),) * 2
+        )
         return ShardStats(
             shard,
             known.documents if known else documents,
@@ -337,14 +351,20 @@ class ShardTable:
         if generation is None:
             return False
         sealed, segments = self.view.sealed(shard, generation), self.view.stored(shard).segments
-        return segments > 1 or self._tail.noted(shard)[0] > 0 or not self._tail.knows_all(shard, sealed)
+        return (
+            segments > 1
+            or self._tail.noted(shard)[0] > 0
+            or not self._tail.knows_all(shard, sealed)
+        )
 
     def _to_count(self, tenant: str | None) -> list[ShardId]:
         """Returns shards of one or all tenants whose manifest does not determine their counts.
 
         Takes about 1.5 µs per shard.
         """
-        return [s for s in self.view.of_tenant(tenant) if s not in self.failed and self._is_to_count(s)]
+        return [
+            s for s in self.view.of_tenant(tenant) if s not in self.failed and self._is_to_count(s)
+        ]
 
     # loading: any number of threads, a shard at a time each
 
@@ -366,7 +386,9 @@ class ShardTable:
         """
         for shard in list(self.queue.due):
             version = self.view.stored(shard).version
-            self._loaded(shard, version, self.loader.load(shard, self.view.serving[shard], self.unload))
+            self._loaded(
+                shard, version, self.loader.load(shard, self.view.serving[shard], self.unload)
+            )
 
     def _next(self) -> ShardId | None:
         unwell = self.stale.keys() | self.failed.keys()
@@ -409,7 +431,9 @@ class ShardTable:
             self.queue.drop(shard)  # it stays unloaded until the next search
         elif not isinstance(error, Corrupt):
             self.queue.at(shard, self._clock.monotonic() + RETRY_S)
-            _event.error("shard not brought in", shard=str(shard), error=str(error), kind=error.kind)
+            _event.error(
+                "shard not brought in", shard=str(shard), error=str(error), kind=error.kind
+            )
         elif shard in self._whole and shard in self._tail.shards:
             self._let_be(shard, error)
         else:
@@ -424,7 +448,13 @@ class ShardTable:
         wait_s = longer(before.wait_s if before else None, CORRUPT_RETRY_S)
         self.stale[shard] = Stale(corrupt.detail, wait_s)
         self.queue.at(shard, self._clock.monotonic() + wait_s)
-        _event.error("manifest not adopted", shard=str(shard), error=corrupt.detail, path=corrupt.path, retry_s=wait_s)
+        _event.error(
+            "manifest not adopted",
+            shard=str(shard),
+            error=corrupt.detail,
+            path=corrupt.path,
+            retry_s=wait_s,
+        )
 
     def _fail(self, shard: ShardId, corrupt: Corrupt) -> None:
         self._tail.set_down(shard)
@@ -479,10 +509,14 @@ class ShardTable:
         if wait.shard in self.failed:
             return Corrupt(self.failed[wait.shard], path=str(wait.shard))
         if wait.shard not in self.view.serving:
-            return NotFound(f"there is no generation {wait.shard.generation} of {wait.shard.collection!r}")
+            return NotFound(
+                f"there is no generation {wait.shard.generation} of {wait.shard.collection!r}"
+            )
         if self.view.serving[wait.shard].state != "live":
             return Unavailable(
-                "the generation is not seen to be live yet", dependency="searcher", retry_after_s=RETRY_S
+                "the generation is not seen to be live yet",
+                dependency="searcher",
+                retry_after_s=RETRY_S,
             )
         return error
 

@@ -43,9 +43,12 @@ LAGS_KEPT: Final = 500
 
 _event = events("searcher")
 _applied = counter(
-    "vicinage_searcher_applied_passages_total", "passages made searchable; not those replayed at a start"
+    "vicinage_searcher_applied_passages_total",
+    "passages made searchable; not those replayed at a start",
 )
-_halted = gauge("vicinage_searcher_halted_slots", "slots of the vectors log that this searcher does not read")
+_halted = gauge(
+    "vicinage_searcher_halted_slots", "slots of the vectors log that this searcher does not read"
+)
 _lag = histogram(
     "vicinage_searcher_index_lag_seconds",
     "searchable time minus event time, per message that came after the searcher's start",
@@ -107,7 +110,9 @@ class Tail:
 
         Only messages after those in the log at the start count.
         """
-        every = list(self._lags.items()) if tenant is None else [(tenant, self._lags.get(tenant, ()))]
+        every = (
+            list(self._lags.items()) if tenant is None else [(tenant, self._lags.get(tenant, ()))]
+        )
         return {name: tuple(recent) for name, recent in every if recent}
 
     def replayed(self, tenant: str | None = None) -> dict[str, int]:
@@ -235,7 +240,10 @@ class Tail:
         """Applies the shard's rows from `start` to `end`, which the tail has already passed."""
         key = rows_key(shard.id.tenant, shard.id.collection, shard.id.generation)
         for record in self._missed(shard.id, start, end):
-            if record.record.key == key and (batch := readable(record, shard.dimension)) is not None:
+            if (
+                record.record.key == key
+                and (batch := readable(record, shard.dimension)) is not None
+            ):
                 shard.apply(batch, record.offset)
         shard.advance(end)
 
@@ -265,7 +273,9 @@ class Tail:
 
     def run(self, stop: threading.Event) -> None:
         """Reads every slot from its watermark until `stop` is set."""
-        reader = self._log.reader({(VECTORS_TOPIC, slot): start for slot, start in self._watermarks.items()})
+        reader = self._log.reader(
+            {(VECTORS_TOPIC, slot): start for slot, start in self._watermarks.items()}
+        )
         began = self._clock.monotonic()
         try:
             while not stop.is_set():
@@ -356,7 +366,10 @@ class Tail:
 
 
 def _not_read() -> Unavailable:
-    return Unavailable("a part of the log is not read at present; `vicinage status` says more", dependency="searcher")
+    return Unavailable(
+        "a part of the log is not read at present; `vicinage status` says more",
+        dependency="searcher",
+    )
 
 
 def _near(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -53,16 +53,25 @@ class Opening(Generic[W]):
             if room > 0:
                 self._waiting.setdefault(needed, []).extend(asked[:room])
         for each in asked[max(0, room) :]:
-            refuse(each.answer, Overloaded("too many questions wait for what they need", retry_after_s=1.0))
+            refuse(
+                each.answer,
+                Overloaded("too many questions wait for what they need", retry_after_s=1.0),
+            )
         if room > 0 and not known:
             try:
-                self._pool.submit(shard.bring_in, names).add_done_callback(lambda done: self._opened(needed, done))
+                self._pool.submit(shard.bring_in, names).add_done_callback(
+                    lambda done: self._opened(needed, done)
+                )
             except RuntimeError:  # stopped meanwhile
-                self._refuse_all(needed, Unavailable("the searcher is stopping", dependency="searcher"))
+                self._refuse_all(
+                    needed, Unavailable("the searcher is stopping", dependency="searcher")
+                )
 
     def _room(self, tenant: str) -> int:
         waiting = sum(map(len, self._waiting.values()))
-        own = sum(len(asked) for (shard, _), asked in self._waiting.items() if shard.tenant == tenant)
+        own = sum(
+            len(asked) for (shard, _), asked in self._waiting.items() if shard.tenant == tenant
+        )
         return min(self._waiting_max - waiting, max(1, self._waiting_max // 2) - own)
 
     def _opened(self, needed: _Needed, done: Future[None]) -> None:

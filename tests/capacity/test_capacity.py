@@ -14,7 +14,9 @@ from vicinage.stats import Host, ShardStats
 ONE, TWO = ShardId("acme", "docs", 1, 0), ShardId("acme", "docs", 1, 1)
 
 
-def shard(tenant: str, collection: str, generation: int, slot: int, passages: int, each: int = 100) -> ShardStats:
+def shard(
+    tenant: str, collection: str, generation: int, slot: int, passages: int, each: int = 100
+) -> ShardStats:
     """A shard in memory, of so many bytes a passage."""
     return ShardStats(
         ShardId(tenant, collection, generation, slot),
@@ -30,7 +32,9 @@ def shard(tenant: str, collection: str, generation: int, slot: int, passages: in
     )
 
 
-def memory(host: str, held: int, limit: int, waiting: int = 0, *, at_least: bool = False) -> SearcherMemory:
+def memory(
+    host: str, held: int, limit: int, waiting: int = 0, *, at_least: bool = False
+) -> SearcherMemory:
     return SearcherMemory(host, held, limit, waiting, at_least)
 
 
@@ -43,14 +47,21 @@ def snapshot(*shards: ShardStats, dimensions: dict[ShardId, int] | None = None) 
         shards=shards,
         memory=(memory("one", 1_000, 10_000_000), memory("two", 0, 100_000)),
         documents_logged={"acme": 7},
-        hosts=(Host("one", 10_000_000, 1_000_000, 50_000), Host("two", 20_000_000, 3_000_000, 70_000)),
+        hosts=(
+            Host("one", 10_000_000, 1_000_000, 50_000),
+            Host("two", 20_000_000, 3_000_000, 70_000),
+        ),
         searches=Rate(2.5, 60),
         applied=Rate(0, 60),
     )
 
 
 def test_a_collections_shards_are_added_and_a_next_generation_counts_in_bytes_only() -> None:
-    taken = snapshot(shard("acme", "docs", 1, 0, 10), shard("acme", "docs", 1, 1, 20), shard("acme", "docs", 2, 0, 30))
+    taken = snapshot(
+        shard("acme", "docs", 1, 0, 10),
+        shard("acme", "docs", 1, 1, 20),
+        shard("acme", "docs", 2, 0, 30),
+    )
     docs, bare = holdings(taken)
     assert (docs.documents, docs.passages, docs.at_least) == (15, 30, False)
     assert (docs.host_bytes, docs.store_bytes, docs.bytes_per_passage) == (6_000, 3_000, 100)
@@ -78,17 +89,27 @@ def test_headroom_divides_what_is_left_by_what_a_passage_of_each_dimension_took(
         (384, 20, 400, 2_500),
     ]
     assert one.passages_left == 2_500, "as many at least, whatever comes"
-    assert (two.left_bytes, two.passages_left) == (100_000, 250), "no more than the searchers may hold"
-    assert {r.passages_left for r in host_memory(snapshot())} == {None}, "nothing measured, nothing said"
+    assert (two.left_bytes, two.passages_left) == (100_000, 250), (
+        "no more than the searchers may hold"
+    )
+    assert {r.passages_left for r in host_memory(snapshot())} == {None}, (
+        "nothing measured, nothing said"
+    )
 
 
 def test_headroom_leaves_room_for_what_is_not_in_memory() -> None:
-    away = replace(shard("acme", "docs", 1, 1, 20), resident=False, host_bytes=0, segment_passages=10)
-    taken = replace(snapshot(away), memory=(memory("one", 30_000, 100_000, 50_000), memory("one", 0, 5_000)))
+    away = replace(
+        shard("acme", "docs", 1, 1, 20), resident=False, host_bytes=0, segment_passages=10
+    )
+    taken = replace(
+        snapshot(away), memory=(memory("one", 30_000, 100_000, 50_000), memory("one", 0, 5_000))
+    )
     one = host_memory(taken)[0]
     assert (one.limit_bytes, one.held_bytes, one.not_resident_bytes) == (105_000, 30_000, 50_000)
     assert (one.left_bytes, one.at_most) == (25_000, False)
-    assert [(d.n, d.bytes_per_passage) for d in one.by_dimension] == [(10, 100)], "as its segments say"
+    assert [(d.n, d.bytes_per_passage) for d in one.by_dimension] == [(10, 100)], (
+        "as its segments say"
+    )
     crowded = replace(taken, memory=(memory("one", 30_000, 60_000, 50_000, at_least=True),))
     assert (host_memory(crowded)[0].left_bytes, host_memory(crowded)[0].at_most) == (0, True)
 
@@ -105,14 +126,23 @@ def test_the_report_names_every_tenant_and_how_each_figure_was_measured() -> Non
         ("empty", "gold", 0),
     ]
     assert set(whole["methods"]) >= set(whole["collections"][0]) - {"tenant", "collection"}
-    assert set(whole["methods"]) >= set(whole["headroom"][0]) - {"resource", "host", "total_bytes", "by_dimension"}
+    assert set(whole["methods"]) >= set(whole["headroom"][0]) - {
+        "resource",
+        "host",
+        "total_bytes",
+        "by_dimension",
+    }
     assert whole["rates"]["searches"] == {"per_s": 2.5, "window_s": 60}
 
 
 def test_what_is_kept_has_a_bound_in_age_and_where_the_log_is_here_in_bytes() -> None:
     taken = snapshot(shard("acme", "docs", 1, 0, 1_000), shard("acme", "docs", 1, 1, 10))
     settings = IndexerSettings(
-        keep_documents_s=600, keep_documents_bytes=7, keep_sealed_bytes=2_000, keep_sealed_share=0.5, superseded_age_s=9
+        keep_documents_s=600,
+        keep_documents_bytes=7,
+        keep_sealed_bytes=2_000,
+        keep_sealed_share=0.5,
+        superseded_age_s=9,
     )
     bounds = {
         "documents log, each partition": (600, 7),

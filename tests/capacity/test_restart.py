@@ -21,7 +21,9 @@ def test_counts_and_headroom_after_a_restart_are_those_of_before_or_bounds(tmp_p
     base = replace(
         base,
         settings=base.settings.model_copy(
-            update={"searcher": base.settings.searcher.model_copy(update={"resident_bytes_max": LIMIT})}
+            update={
+                "searcher": base.settings.searcher.model_copy(update={"resident_bytes_max": LIMIT})
+            }
         ),
     )
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")

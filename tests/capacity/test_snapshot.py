@@ -22,7 +22,13 @@ def test_counts_and_bytes_are_those_of_what_was_written(tmp_path: Path) -> None:
     for tenant, collection in (("acme", "docs"), ("other", "notes")):
         provisioning.create_tenant(base.registry, base.log, tenant, actor="test")
         provisioning.create_collection(
-            base.registry, base.log, tenant, collection, dimension=DIMENSION, slots_total=8, actor="test"
+            base.registry,
+            base.log,
+            tenant,
+            collection,
+            dimension=DIMENSION,
+            slots_total=8,
+            actor="test",
         )
     with running(base) as searcher:
         write(base, "acme", "docs", 30, 2)
@@ -36,7 +42,11 @@ def test_counts_and_bytes_are_those_of_what_was_written(tmp_path: Path) -> None:
 
         def complete() -> bool:
             rows = {h.collection: h for h in holdings(measured())}
-            return rows["docs"].passages == 60 and rows["docs"].store_bytes > 0 and rows["notes"].passages == 3
+            return (
+                rows["docs"].passages == 60
+                and rows["docs"].store_bytes > 0
+                and rows["notes"].passages == 3
+            )
 
         eventually(complete)
         taken = measured()
@@ -58,7 +68,11 @@ def test_counts_and_bytes_are_those_of_what_was_written(tmp_path: Path) -> None:
     assert 0 < memory["used_bytes"] <= memory["total_bytes"]
     assert abs(memory["used_bytes"] - psutil.Process(os.getpid()).memory_info().rss) < 500 << 20
     left = min(taken.hosts[0].available, memory["limit_bytes"] - memory["held_bytes"])
-    assert (memory["left_bytes"], memory["not_resident_bytes"], memory["at_most"]) == (left, 0, False)
+    assert (memory["left_bytes"], memory["not_resident_bytes"], memory["at_most"]) == (
+        left,
+        0,
+        False,
+    )
     assert memory["held_bytes"] >= docs.host_bytes + notes.host_bytes
     assert memory["passages_left"] == int(left / ((docs.host_bytes + notes.host_bytes) / 63))
     base.close()

@@ -40,13 +40,28 @@ from vicinage_client import requests as make
 from vicinage_client import results as read
 
 ANSWER = {
-    "hits": [{"document_id": "a", "passage": 0, "score": 0.5, "text": "red", "start": 0, "end": 3, "new_field": 1}],
+    "hits": [
+        {
+            "document_id": "a",
+            "passage": 0,
+            "score": 0.5,
+            "text": "red",
+            "start": 0,
+            "end": 3,
+            "new_field": 1,
+        }
+    ],
     "freshness": {"watermark": "0-4", "lag_ms": 0},
     "generation": 1,
     "effort": 16,
     "degraded": None,
 }
-FACTS = {"name": "docs", "counts": {"documents": 2, "passages": 3}, "generation": 1, "metric": "cosine"}
+FACTS = {
+    "name": "docs",
+    "counts": {"documents": 2, "passages": 3},
+    "generation": 1,
+    "metric": "cosine",
+}
 
 
 class Platform:
@@ -59,8 +74,12 @@ class Platform:
 
     async def serve(self, request: Request) -> Response:
         body = await request.body()
-        path = request.scope["raw_path"].decode() + (f"?{request.url.query}" if request.url.query else "")
-        self.asked.append((request.method, path, json.loads(body) if body else None, dict(request.headers)))
+        path = request.scope["raw_path"].decode() + (
+            f"?{request.url.query}" if request.url.query else ""
+        )
+        self.asked.append(
+            (request.method, path, json.loads(body) if body else None, dict(request.headers))
+        )
         if self.refusals:
             return self.refusals.pop(0)
         return self.answer(request.method, path, self.asked[-1][2])
@@ -71,16 +90,26 @@ class Platform:
         if path.endswith("/documents"):
             self.written += len(body["documents"])
             bad = [
-                {"id": d["id"], "reason": "text is empty", "field": "text"} for d in body["documents"] if not d["text"]
+                {"id": d["id"], "reason": "text is empty", "field": "text"}
+                for d in body["documents"]
+                if not d["text"]
             ]
             token = f"{len(self.asked) % 2}-{self.written}"
-            return JSONResponse({"accepted": len(body["documents"]) - len(bad), "rejected": bad, "token": token}, 202)
+            return JSONResponse(
+                {"accepted": len(body["documents"]) - len(bad), "rejected": bad, "token": token},
+                202,
+            )
         if path.endswith("/documents:delete") and "filter" in body:
             return JSONResponse({"accepted": 2, "matched": 2, "judged": "0-7", "token": "0-9"}, 202)
         if path.endswith("/documents:delete"):
-            return JSONResponse({"accepted": len(body["ids"]), "token": f"0-{len(self.asked)}"}, 202)
+            return JSONResponse(
+                {"accepted": len(body["ids"]), "token": f"0-{len(self.asked)}"}, 202
+            )
         if path.endswith("/search:batch"):
-            lines = [json.dumps({"index": i, **ANSWER, "effort": i}) for i in range(len(body["searches"]))]
+            lines = [
+                json.dumps({"index": i, **ANSWER, "effort": i})
+                for i in range(len(body["searches"]))
+            ]
             return Response("\n".join(reversed(lines)) + "\n", media_type="application/x-ndjson")
         if "/documents/" in path:
             passages = [{"passage": 0, "text": "red", "start": 0, "end": 3}]
@@ -93,7 +122,13 @@ class Platform:
 
 
 def problem(status: int, kind: str, retry_after: str | None = None, **facts: Any) -> Response:
-    body = {"type": f"urn:vicinage:problem:{kind}", "title": kind, "status": status, "detail": f"{kind} it is", **facts}
+    body = {
+        "type": f"urn:vicinage:problem:{kind}",
+        "title": kind,
+        "status": status,
+        "detail": f"{kind} it is",
+        **facts,
+    }
     headers = {"retry-after": retry_after} if retry_after else {}
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
@@ -105,7 +140,9 @@ def platform() -> Platform:
 
 @pytest.fixture
 def url(platform: Platform) -> Iterator[str]:
-    app = Starlette(routes=[Route("/{path:path}", platform.serve, methods=["GET", "POST", "DELETE"])])
+    app = Starlette(
+        routes=[Route("/{path:path}", platform.serve, methods=["GET", "POST", "DELETE"])]
+    )
     config = uvicorn.Config(app, port=free_port(), log_level="critical", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -135,10 +172,28 @@ def call(request: pytest.FixtureRequest, url: str) -> Callable[..., Any]:
 
 
 def test_a_search_sends_what_was_said_and_nothing_else(call: Callable, platform: Platform) -> None:
-    found = call("search", "my docs", "red things", k=3, filter={"lang": "en"}, wait_for="0-4", include=["text"])
+    found = call(
+        "search",
+        "my docs",
+        "red things",
+        k=3,
+        filter={"lang": "en"},
+        wait_for="0-4",
+        include=["text"],
+    )
     [(method, path, body, headers)] = platform.asked
-    assert (method, path, headers["authorization"]) == ("POST", "/v1/collections/my%20docs/search", "Bearer vk_key")
-    assert body == {"text": "red things", "k": 3, "filter": {"lang": "en"}, "wait_for": "0-4", "include": ["text"]}
+    assert (method, path, headers["authorization"]) == (
+        "POST",
+        "/v1/collections/my%20docs/search",
+        "Bearer vk_key",
+    )
+    assert body == {
+        "text": "red things",
+        "k": 3,
+        "filter": {"lang": "en"},
+        "wait_for": "0-4",
+        "include": ["text"],
+    }
     [hit] = found.hits
     assert (hit.document_id, hit.score, hit.text, found.freshness["lag_ms"]) == ("a", 0.5, "red", 0)
     assert found.degraded is None and found.effort == 16
@@ -186,7 +241,9 @@ RecordMetadata = namedtuple("RecordMetadata", ["topic", "partition", "offset"]) 
         (None, None),
     ],
 )
-def test_wait_for_takes_whatever_a_write_gave(wait_for: Any, sent: Any, url: str, platform: Platform) -> None:
+def test_wait_for_takes_whatever_a_write_gave(
+    wait_for: Any, sent: Any, url: str, platform: Platform
+) -> None:
     with Client(url, "k") as client:
         client.search("docs", "red", wait_for=wait_for)
         client.get("docs", "a", wait_for=wait_for)
@@ -201,7 +258,11 @@ def test_an_upsert_draws_from_any_iterable_in_batches(call: Callable, platform: 
     def endless() -> Iterator[dict[str, Any]]:
         for i in range(25):
             drawn.append((i, len(platform.asked)))
-            yield {"id": str(i), "text": "" if i == 3 else f"text {i}", "vector": np.zeros(2, np.float32)}
+            yield {
+                "id": str(i),
+                "text": "" if i == 3 else f"text {i}",
+                "vector": np.zeros(2, np.float32),
+            }
 
     written = call("upsert", "docs", endless(), batch=10, on_rejected="return")
     assert [len(body["documents"]) for _, _, body, _ in platform.asked] == [10, 10, 5]
@@ -242,7 +303,10 @@ def test_a_path_is_sent_as_it_was_meant(call: Callable, platform: Platform, name
     call("get", "docs", name)
     call("collection", name)
     sent = [path for _, path, _, _ in platform.asked]
-    assert [unquote(path) for path in sent] == [f"/v1/collections/docs/documents/{name}", f"/v1/collections/{name}"]
+    assert [unquote(path) for path in sent] == [
+        f"/v1/collections/docs/documents/{name}",
+        f"/v1/collections/{name}",
+    ]
     assert [path.count("/") for path in sent] == [5, 3]
 
 
@@ -268,11 +332,18 @@ def test_an_error_says_what_to_do_next_and_is_not_tried_again(
         call("search", "docs", "red")
     e = raised.value
     assert type(e) is error
-    assert (e.type, e.status, e.field, e.limit) == (f"urn:vicinage:problem:{kind}", status, "k", 1000)
+    assert (e.type, e.status, e.field, e.limit) == (
+        f"urn:vicinage:problem:{kind}",
+        status,
+        "k",
+        1000,
+    )
     assert len(platform.asked) == 1
 
 
-def test_load_is_waited_out_as_long_as_the_platform_asks(call: Callable, platform: Platform) -> None:
+def test_load_is_waited_out_as_long_as_the_platform_asks(
+    call: Callable, platform: Platform
+) -> None:
     platform.refusals = [problem(429, "overloaded", "1"), problem(503, "unavailable")]
     start = time.monotonic()
     assert call("search", "docs", "red").generation == 1
@@ -280,7 +351,9 @@ def test_load_is_waited_out_as_long_as_the_platform_asks(call: Callable, platfor
     assert len(platform.asked) == 3
 
 
-def test_when_its_time_is_up_the_refusal_is_handed_over_at_once(call: Callable, platform: Platform) -> None:
+def test_when_its_time_is_up_the_refusal_is_handed_over_at_once(
+    call: Callable, platform: Platform
+) -> None:
     platform.refusals = [problem(429, "overloaded", "30", retry_after_s=30)] * 5
     start = time.monotonic()
     with pytest.raises(Overloaded) as raised:
@@ -307,7 +380,10 @@ def test_a_platform_that_comes_back_is_found_again() -> None:
 def test_nobody_there_is_said_when_the_time_is_up(call: Callable) -> None:
     port = free_port()
     start = time.monotonic()
-    with Client(f"http://127.0.0.1:{port}", "k", timeout_s=0.5) as client, pytest.raises(Unreachable, match=str(port)):
+    with (
+        Client(f"http://127.0.0.1:{port}", "k", timeout_s=0.5) as client,
+        pytest.raises(Unreachable, match=str(port)),
+    ):
         client.collections()
     assert time.monotonic() - start < 2
 
@@ -365,7 +441,9 @@ def test_what_json_cannot_say_is_refused_here(url: str, platform: Platform) -> N
     assert platform.asked == []
 
 
-def test_an_answer_that_is_no_problem_document_is_an_error_all_the_same(call: Callable, platform: Platform) -> None:
+def test_an_answer_that_is_no_problem_document_is_an_error_all_the_same(
+    call: Callable, platform: Platform
+) -> None:
     platform.refusals = [Response("<html>proxy says no</html>", 413)]
     with pytest.raises(Refused, match="proxy says no"):
         call("search", "docs", "red")
@@ -390,13 +468,19 @@ def test_a_date_in_retry_after_is_left_to_the_backoff() -> None:
     [
         (lambda c: c("upsert", "docs", [{"id": "a", "text": "x"}], batch=0), "batch is 0"),
         (lambda c: c("upsert", "docs", [{"id": "a", "text": "x"}], batch=True), "batch is True"),
-        (lambda c: c("upsert", "docs", [{"id": "a", "text": "x"}], on_rejected="ignore"), "on_rejected"),
+        (
+            lambda c: c("upsert", "docs", [{"id": "a", "text": "x"}], on_rejected="ignore"),
+            "on_rejected",
+        ),
         (lambda c: c("upsert", "docs", [{"text": "x"}]), "id is a text"),
         (lambda c: c("upsert", "docs", ["a"]), "a document is a mapping"),
         (lambda c: c("upsert", "docs", {"id": "a", "text": "x"}), "documents is a list"),
         (lambda c: c("upsert", "docs", None), "documents is a list"),
         (lambda c: c("search", "docs", "red", wait_for=3), "wait_for is a token"),
-        (lambda c: c("search", "docs", "red", k=np.int64(3)), r"k is a numpy int64: send k\.tolist"),
+        (
+            lambda c: c("search", "docs", "red", k=np.int64(3)),
+            r"k is a numpy int64: send k\.tolist",
+        ),
         (
             lambda c: c("search", "docs", "red", filter={"n": {"$in": np.ones(2)}}),
             r"filter\.n\.\$in is a numpy ndarray",
@@ -410,8 +494,14 @@ def test_a_date_in_retry_after_is_left_to_the_backoff() -> None:
         (lambda c: c("search", "docs", vector=np.zeros((2, 192), np.float32)), r"shape \(2, 192\)"),
         (lambda c: c("search", "docs", vector=[[0.0] * 3]), "vector is a list of numbers"),
         (lambda c: c("search", "docs", vector="0.1"), "vector is a list of numbers"),
-        (lambda c: c("search_batch", "docs", [{"txt": "red"}]), "search 0 has the unknown field 'txt'"),
-        (lambda c: c("search_batch", "docs", ["red", {"vector": np.zeros((2, 2))}]), r"shape \(2, 2\)"),
+        (
+            lambda c: c("search_batch", "docs", [{"txt": "red"}]),
+            "search 0 has the unknown field 'txt'",
+        ),
+        (
+            lambda c: c("search_batch", "docs", ["red", {"vector": np.zeros((2, 2))}]),
+            r"shape \(2, 2\)",
+        ),
     ],
 )
 def test_an_invalid_argument_is_refused_before_anything_is_sent(
@@ -427,7 +517,10 @@ def test_an_invalid_argument_is_refused_before_anything_is_sent(
 @pytest.mark.parametrize(
     ("metadata", "says"),
     [
-        ({"at": datetime(2026, 1, 1)}, r"metadata\.at is a datetime: send metadata\.at\.isoformat\(\)"),  # noqa: DTZ001
+        (
+            {"at": datetime(2026, 1, 1)},  # noqa: DTZ001
+            r"metadata\.at is a datetime: send metadata\.at\.isoformat\(\)",
+        ),
         ({"n": [1, np.float32(2)]}, r"metadata\.n\[1\] is a numpy float32"),
         ({"a": {"b": {1}}}, r"metadata\.a\.b is a value of type set"),
         ({"price": float("inf")}, r"metadata\.price is NaN or infinity"),
@@ -435,7 +528,9 @@ def test_an_invalid_argument_is_refused_before_anything_is_sent(
         ({"name": "\udcff"}, r"metadata\.name holds half"),
     ],
 )
-def test_what_cannot_be_sent_is_named_with_its_field(call: Callable, metadata: dict[str, Any], says: str) -> None:
+def test_what_cannot_be_sent_is_named_with_its_field(
+    call: Callable, metadata: dict[str, Any], says: str
+) -> None:
     with pytest.raises(InvalidArgument, match=says):
         call("upsert", "docs", [{"id": "a", "text": "x", "metadata": metadata}])
 
@@ -475,7 +570,9 @@ CIRCULAR["self"] = CIRCULAR
         {"vector": np.array([1.0, np.inf])},
     ],
 )
-def test_a_document_that_cannot_be_sent_is_named(call: Callable, bad: dict[str, Any], platform: Platform) -> None:
+def test_a_document_that_cannot_be_sent_is_named(
+    call: Callable, bad: dict[str, Any], platform: Platform
+) -> None:
     documents = [{"id": "good", "text": "x"}, {"id": "wrong", **bad}, {"id": "later", "text": "x"}]
     with pytest.raises(InvalidArgument, match="'wrong'") as raised:
         call("upsert", "docs", documents, batch=1)
@@ -497,7 +594,11 @@ except InvalidArgument:
     print("refused")
 """
     found = subprocess.run(
-        [sys.executable, "-O", "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-O", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert found.stdout.strip() == "refused"
 
@@ -505,9 +606,13 @@ except InvalidArgument:
 # the key is never shown
 
 
-@pytest.mark.parametrize("key", ["vk_secret\nx-other: 1", "vk_secret x", "vk_secrét", "", " \n", None, 7])
+@pytest.mark.parametrize(
+    "key", ["vk_secret\nx-other: 1", "vk_secret x", "vk_secrét", "", " \n", None, 7]
+)
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(kind: type, key: Any) -> None:
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
+    kind: type, key: Any
+) -> None:
     with pytest.raises(InvalidArgument) as raised:
         kind("http://127.0.0.1:1", key)
     assert "vk_" not in str(raised.value) + repr(raised.value) + repr(raised.value.__cause__)
@@ -531,9 +636,13 @@ def test_neither_repr_nor_errors_hold_the_key(call: Callable) -> None:
 # bulk writes
 
 
-def test_rejected_documents_raise_after_everything_else_is_written(call: Callable, platform: Platform) -> None:
+def test_rejected_documents_raise_after_everything_else_is_written(
+    call: Callable, platform: Platform
+) -> None:
     documents = [{"id": str(i), "text": "" if i == 1 else "x"} for i in range(5)]
-    with pytest.raises(DocumentsRejected, match=r"1 rejected, 4 accepted.*'1': text is empty") as raised:
+    with pytest.raises(
+        DocumentsRejected, match=r"1 rejected, 4 accepted.*'1': text is empty"
+    ) as raised:
         call("upsert", "docs", documents, batch=2)
     written = raised.value.written
     assert (written.accepted, written.n_rejected, [r.id for r in written.rejected]) == (4, 1, ["1"])
@@ -604,7 +713,9 @@ def test_an_async_client_works_in_a_second_event_loop(url: str) -> None:
 # deletions, many reads, many searches
 
 
-def test_a_deletion_by_filter_says_what_it_matched_and_until_when_it_judged(call: Callable, platform: Platform) -> None:
+def test_a_deletion_by_filter_says_what_it_matched_and_until_when_it_judged(
+    call: Callable, platform: Platform
+) -> None:
     found = call("delete", "docs", filter={"lang": "en"}, wait_for="0-5")
     assert found == read.Deleted(2, "0-9", 2, "0-7")
     assert platform.asked[0][2] == {"filter": {"lang": "en"}, "wait_for": "0-5"}
@@ -617,7 +728,9 @@ def test_many_ids_are_deleted_in_several_calls(call: Callable, platform: Platfor
     assert call("delete", "docs", []) == read.NOTHING_DELETED
 
 
-def test_many_documents_are_read_and_those_that_are_not_there_are_left_out(call: Callable, platform: Platform) -> None:
+def test_many_documents_are_read_and_those_that_are_not_there_are_left_out(
+    call: Callable, platform: Platform
+) -> None:
     platform.refusals = [problem(404, "not-found")]
     found = call("get_many", "docs", ["gone", "a"])
     assert {name: d.version for name, d in found.items()} == {"a": 7}
@@ -625,7 +738,9 @@ def test_many_documents_are_read_and_those_that_are_not_there_are_left_out(call:
 
 def test_many_searches_are_answered_in_their_order(call: Callable, platform: Platform) -> None:
     found = call(
-        "search_batch", "docs", ["red", {"vector": np.zeros(2), "k": 3, "wait_for": read.Written(1, (), "0-7")}]
+        "search_batch",
+        "docs",
+        ["red", {"vector": np.zeros(2), "k": 3, "wait_for": read.Written(1, (), "0-7")}],
     )
     assert [r.effort for r in found] == [0, 1]
     assert platform.asked[0][2]["searches"] == [
@@ -637,7 +752,14 @@ def test_many_searches_are_answered_in_their_order(call: Callable, platform: Pla
 
 
 def test_one_search_of_many_that_fails_is_raised(call: Callable, platform: Platform) -> None:
-    bad = {"index": 1, "problem": {"status": 504, "type": "urn:vicinage:problem:deadline-exceeded", "detail": "late"}}
+    bad = {
+        "index": 1,
+        "problem": {
+            "status": 504,
+            "type": "urn:vicinage:problem:deadline-exceeded",
+            "detail": "late",
+        },
+    }
     lines = [json.dumps({"index": 0, **ANSWER}), json.dumps(bad)]
     platform.refusals = [Response("\n".join(lines), media_type="application/x-ndjson")]
     with pytest.raises(Timeout, match="late"):
@@ -650,7 +772,9 @@ def test_one_search_of_many_that_fails_is_raised(call: Callable, platform: Platf
 # collections that are there already
 
 
-def test_a_collection_that_is_there_as_described_is_returned(call: Callable, platform: Platform) -> None:
+def test_a_collection_that_is_there_as_described_is_returned(
+    call: Callable, platform: Platform
+) -> None:
     platform.refusals = [problem(409, "conflict")]
     assert call("create_collection", "docs", metric="cosine", exist_ok=True).name == "docs"
     platform.refusals = [problem(409, "conflict")]
@@ -667,12 +791,18 @@ def test_a_wait_asks_again_until_the_write_is_searchable(
     late = [problem(504, "deadline-exceeded", ahead=n) for n in (7, 3)]
     platform.refusals = list(late)
     assert call("wait", "docs", read.Written(1, (), "0-7"), progress=True).name == "docs"
-    assert [path for _, path, _, _ in platform.asked] == ["/v1/collections/docs?wait_for=0-7&timeout_ms=2000"] * 3
+    assert [path for _, path, _, _ in platform.asked] == [
+        "/v1/collections/docs?wait_for=0-7&timeout_ms=2000"
+    ] * 3
     assert "4/7" in capsys.readouterr().err
 
 
-def test_a_wait_for_the_latest_write_does_not_move_on_with_later_writes(call: Callable, platform: Platform) -> None:
-    platform.refusals = [problem(504, "deadline-exceeded", ahead=n, wait_for="0-7.1-3") for n in (7, 3)]
+def test_a_wait_for_the_latest_write_does_not_move_on_with_later_writes(
+    call: Callable, platform: Platform
+) -> None:
+    platform.refusals = [
+        problem(504, "deadline-exceeded", ahead=n, wait_for="0-7.1-3") for n in (7, 3)
+    ]
     call("wait", "docs")
     asked = [path.split("?")[1].split("&")[0] for _, path, _, _ in platform.asked]
     assert asked == ["wait_for=latest", "wait_for=0-7.1-3", "wait_for=0-7.1-3"]

@@ -26,7 +26,9 @@ def verified(of: Settings) -> tuple[int, int | None]:
         base.close()
 
 
-def test_the_first_start_makes_the_key_for_its_owner_alone_and_the_next_uses_it(tmp_path: Path) -> None:
+def test_the_first_start_makes_the_key_for_its_owner_alone_and_the_next_uses_it(
+    tmp_path: Path,
+) -> None:
     here = settings(tmp_path / "data")
     assert verified(here) == (1, 1)
     path = tmp_path / "data" / FILE

@@ -10,7 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from cluster.cli import main
-from cluster.configuration import ConfigurationError, load, names, origins, unknown_variables, usable_data
+from cluster.configuration import (
+    ConfigurationError,
+    load,
+    names,
+    origins,
+    unknown_variables,
+    usable_data,
+)
 from cluster.identity import check_identity, identity_of, remember_identity
 from cluster.wiring import open_resources
 from vicinage.settings import Settings
@@ -81,7 +88,12 @@ def test_a_secret_is_not_shown_in_a_mistake(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_variable_that_is_no_setting_is_a_warning() -> None:
-    environment = {"VICINAGE_SLOTZ": "4", "VICINAGE_SLOTS": "4", "VICINAGE_KEY": "vk", "VICINAGE_GATEWAY__PORT": "1"}
+    environment = {
+        "VICINAGE_SLOTZ": "4",
+        "VICINAGE_SLOTS": "4",
+        "VICINAGE_KEY": "vk",
+        "VICINAGE_GATEWAY__PORT": "1",
+    }
     assert unknown_variables({**environment, "HOME": "/"}) == [
         "VICINAGE_SLOTZ is no setting; did you mean VICINAGE_SLOTS?"
     ]
@@ -126,7 +138,13 @@ def test_what_others_could_read_in_a_directory_that_is_there_they_can_no_more(fo
     data.chmod(0o755)
     usable_data(data)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (data, *data.iterdir())}
-    files = {"log.db": 0o600, "log.db-wal": 0o600, "catalog.db": 0o600, "audit.key": 0o600, "notes": 0o644}
+    files = {
+        "log.db": 0o600,
+        "log.db-wal": 0o600,
+        "catalog.db": 0o600,
+        "audit.key": 0o600,
+        "notes": 0o644,
+    }
     assert modes == {"data": 0o700, "run": 0o700, "store": 0o700, **files}
 
 
@@ -148,7 +166,9 @@ def test_a_data_directory_that_cannot_be_used_is_said(folder: Path) -> None:
 def test_a_data_directory_remembers_what_it_belongs_to(folder: Path) -> None:
     data = folder / "data"
     data.mkdir()
-    mine = Settings(data=data, log_url="kafka://a:1,b:2", catalog_url="postgresql://u:secret@db:5432/x")
+    mine = Settings(
+        data=data, log_url="kafka://a:1,b:2", catalog_url="postgresql://u:secret@db:5432/x"
+    )
     check_identity(mine)
     remember_identity(mine)
     check_identity(mine)
@@ -157,11 +177,18 @@ def test_a_data_directory_remembers_what_it_belongs_to(folder: Path) -> None:
     for other in (
         Settings(data=data),
         Settings(data=data, log_url="kafka://c:1", catalog_url="postgresql://u:secret@db:5432/x"),
-        Settings(data=data, log_url="kafka://a:1,b:2", catalog_url="postgresql://u:secret@db:5432/x", slots=9),
+        Settings(
+            data=data,
+            log_url="kafka://a:1,b:2",
+            catalog_url="postgresql://u:secret@db:5432/x",
+            slots=9,
+        ),
     ):
         with pytest.raises(ConfigurationError, match="belongs to"):
             check_identity(other)
-    check_identity(Settings(data=data, log_url="kafka://a:1,b:2", catalog_url="postgresql://v:new@db:5432/x"))
+    check_identity(
+        Settings(data=data, log_url="kafka://a:1,b:2", catalog_url="postgresql://v:new@db:5432/x")
+    )
 
 
 def test_a_directory_that_moves_with_its_defaults_stays_itself(folder: Path) -> None:

@@ -78,7 +78,9 @@ def test_a_header_without_end_is_refused_when_it_is_over_the_bound(port: int) ->
         assert rest(line).startswith(b"HTTP/1.1 431 ")
 
 
-@pytest.mark.parametrize("whole", [b"x: " + b"a" * (66 << 10) + b"\r\n", b"a: b\r\n" * 40_000], ids=["long", "many"])
+@pytest.mark.parametrize(
+    "whole", [b"x: " + b"a" * (66 << 10) + b"\r\n", b"a: b\r\n" * 40_000], ids=["long", "many"]
+)
 def test_a_whole_head_over_the_bound_is_refused(port: int, whole: bytes) -> None:
     with connected(port) as line:
         line.sendall(GET + whole + b"\r\n")
@@ -110,7 +112,13 @@ def test_neither_does_dripping_prolong_it_nor_a_good_request_before(port: int, d
 
 def test_heads_in_pieces_large_bodies_and_requests_behind_one_another_go_through(port: int) -> None:
     with connected(port) as line:
-        for piece in (b"PO", b"ST / HTTP/1.1\r\nho", b"st: x\r\ncontent-length: 3\r\n\r", b"\nab", b"c"):
+        for piece in (
+            b"PO",
+            b"ST / HTTP/1.1\r\nho",
+            b"st: x\r\ncontent-length: 3\r\n\r",
+            b"\nab",
+            b"c",
+        ):
             line.sendall(piece)
             time.sleep(0.02)
         until(line, b"<3>")
@@ -123,7 +131,9 @@ def test_heads_in_pieces_large_bodies_and_requests_behind_one_another_go_through
 
 def test_trailers_without_end_close_the_connection(port: int) -> None:
     with connected(port) as line, pytest.raises(OSError, match=r"(?i)broken pipe|reset"):
-        line.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n")
+        line.sendall(
+            b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
+        )
         for _ in range(200):
             line.sendall(b"t: " + b"v" * 50_000 + b"\r\n")
             time.sleep(0.01)
@@ -150,7 +160,9 @@ async def refuse(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         await echo(scope, receive, send)
         return
-    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
+    await send(
+        {"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]}
+    )
     await send({"type": "http.response.body", "body": b"no"})
 
 
@@ -159,7 +171,13 @@ async def large(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         await echo(scope, receive, send)
         return
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % (32 << 20))]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-length", b"%d" % (32 << 20))],
+        }
+    )
     await send({"type": "http.response.body", "body": b"x" * (32 << 20)})
 
 
@@ -187,7 +205,9 @@ def test_a_body_that_goes_on_after_its_answer_ends_the_connection() -> None:
         assert time.monotonic() - began < 5
 
 
-def test_the_answer_to_a_body_that_is_not_read_arrives_and_says_that_the_connection_closes() -> None:
+def test_the_answer_to_a_body_that_is_not_read_arrives_and_says_that_the_connection_closes() -> (
+    None
+):
     with serving(refuse, http=Impatient) as url, connected(number(url)) as line:
         line.sendall(POST % 200_000 + b"x" * 100_000)
         found = rest(line)

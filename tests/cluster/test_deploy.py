@@ -32,7 +32,9 @@ def test_every_variable_is_a_setting() -> None:
     assert unknown_variables({**image, **service}) == []
 
 
-def test_the_images_settings_are_valid_and_listen_where_it_exposes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_images_settings_are_valid_and_listen_where_it_exposes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name, value in re.findall(r"(VICINAGE_\w+)=(\S+)", DOCKERFILE):
         monkeypatch.setenv(name, value)
     gateway = Settings().gateway
@@ -43,7 +45,9 @@ def test_the_images_settings_are_valid_and_listen_where_it_exposes(monkeypatch: 
 
 def test_bases_and_images_are_pinned() -> None:
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
-    images = [service["image"] for service in COMPOSE["services"].values() if "build" not in service]
+    images = [
+        service["image"] for service in COMPOSE["services"].values() if "build" not in service
+    ]
     for name in (*bases, *images):
         assert re.search(r":\d+\.\d+", name), name
     assert len({*bases}) == 1
@@ -66,7 +70,11 @@ def test_the_unit_starts_the_installed_command_and_leaves_it_time_to_stop() -> N
 
     service = unit()["Service"]
     command, verb, *words = service["ExecStart"].split()
-    assert (command, verb, words) == ("/opt/vicinage/bin/vicinage", "up", ["--data", "/var/lib/vicinage"])
+    assert (command, verb, words) == (
+        "/opt/vicinage/bin/vicinage",
+        "up",
+        ["--data", "/var/lib/vicinage"],
+    )
     assert float(service["TimeoutStopSec"]) > DOWN_S
     assert service["KillMode"] == "mixed", "roles are stopped by their supervisor, in order"
     assert "/opt/vicinage" in (ROOT / "deploy" / "container" / "install.sh").read_text()

@@ -25,7 +25,9 @@ HERE, AWAY = ["127.0.0.1:9092", "localhost:9092", "[::1]:9092"], ["127.0.0.1:909
         (AWAY, 9, True, "sasl-tls", 0),
     ],
 )
-def test_what_lets_other_clients_in_is_warned_of(servers, tenants, authorizer, security, parts) -> None:
+def test_what_lets_other_clients_in_is_warned_of(
+    servers, tenants, authorizer, security, parts
+) -> None:
     said = access_warning(servers, security, tenants=tenants, authorizer=authorizer)
     assert ("authorizer" in said, "plaintext" in said) == (
         parts > 0 and not authorizer, parts > 0 and security == "plaintext",
@@ -47,13 +49,22 @@ def test_a_warning_is_no_failure_and_says_what_to_do(kafka_servers, tmp_path, mo
 def test_a_halted_partition_is_a_failure_until_its_tenant_is_resumed(tmp_path: Path) -> None:
     base = resources_in(tmp_path / "data")
     tenant = provisioning.create_tenant(base.registry, base.log, "acme", partitions=1, actor="test")
-    provisioning.create_collection(base.registry, base.log, "acme", "docs", dimension=3, slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, "acme", "docs", dimension=3, slots_total=8, actor="test"
+    )
     record = Record(json.dumps({"collection": "docs", "id": "a", "vector": [1, 0, 0]}).encode())
     ingest = make_ingest(base)
 
     def state() -> str | None:
         ingest.step(wait_s=0.05)
-        return next((s.state for s in base.registry.positions.of("acme") if s.position or s.state == "halted"), None)
+        return next(
+            (
+                s.state
+                for s in base.registry.positions.of("acme")
+                if s.position or s.state == "halted"
+            ),
+            None,
+        )
 
     def row() -> dict[str, object]:
         return next(r for r in examine(base.settings) if r["check"] == "ingest")

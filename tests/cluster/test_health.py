@@ -33,7 +33,9 @@ def test_health_and_metrics_are_served_and_a_taken_port_ends_nothing() -> None:
     serve_health("127.0.0.1", 65_536)
 
 
-def test_a_role_that_does_not_say_whether_it_is_ready_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_role_that_does_not_say_whether_it_is_ready_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(health, "ANSWER_S", 0.1)
 
     async def hangs() -> tuple[bool, dict[str, Any]]:
@@ -79,7 +81,12 @@ def test_metrics_are_written_once_for_many_that_ask() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "wanted", "allowed"),
-    [(65_536, 4_096, 4_096), (1_024, 4_096, 1_024 - RESERVE - HEALTH), (256, 4_096, 80), (64, 4_096, LEAST)],
+    [
+        (65_536, 4_096, 4_096),
+        (1_024, 4_096, 1_024 - RESERVE - HEALTH),
+        (256, 4_096, 80),
+        (64, 4_096, LEAST),
+    ],
 )
 def test_connections_leave_a_reserve_of_descriptors(limit: int, wanted: int, allowed: int) -> None:
     assert connections_max(limit, wanted) == allowed

@@ -44,7 +44,9 @@ HOLDS_THE_LOCK = "import re; re.match(r'(a*)*b', 'a' * 60)"
 
 
 @contextmanager
-def supervised(data: Path, told: str = ENDS, work: str = SLEEPS) -> Iterator[subprocess.Popen[bytes]]:
+def supervised(
+    data: Path, told: str = ENDS, work: str = SLEEPS
+) -> Iterator[subprocess.Popen[bytes]]:
     """A supervisor of three roles that have all started."""
     words = [sys.executable, "-c", SUPERVISES.format(told=told, work=work), str(data)]
     with (data.parent / "supervisor.log").open("wb") as out:
@@ -115,7 +117,11 @@ def test_down_ends_a_role_that_no_supervisor_has(tmp_path: Path) -> None:
 
 
 def test_a_role_that_does_not_stop_in_time_ends(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", f"import time; from cluster.lifetime import limit_stop; limit_stop(0.2); {SLEEPS}"]
+    words = [
+        sys.executable,
+        "-c",
+        f"import time; from cluster.lifetime import limit_stop; limit_stop(0.2); {SLEEPS}",
+    ]
     done = subprocess.run(words, cwd=ROOT, timeout=30, capture_output=True, check=False)
     assert done.returncode == LATE
 
@@ -129,7 +135,8 @@ def test_a_full_disk_does_not_end_the_supervisor_and_a_role_that_dies_meanwhile_
             psutil.Process(before["ingest"]).kill()
             eventually(
                 lambda: (
-                    any(p.pid not in before.values() for p in children(supervisor)) and len(children(supervisor)) == 3
+                    any(p.pid not in before.values() for p in children(supervisor))
+                    and len(children(supervisor)) == 3
                 )
             )
             time.sleep(1.5)  # its state file would be written again meanwhile
@@ -141,7 +148,9 @@ def test_a_full_disk_does_not_end_the_supervisor_and_a_role_that_dies_meanwhile_
 
 
 def children(supervisor: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return [p for p in psutil.Process(supervisor.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+    return [
+        p for p in psutil.Process(supervisor.pid).children() if p.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 def test_events_that_a_full_disk_does_not_take_end_no_thread(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ Supervisor(Settings(data=Path(sys.argv[1])), commands).run()
 
 def test_the_gateway_is_stopped_first_and_the_embedder_last(tmp_path: Path) -> None:
     data, order = tmp_path / "data", tmp_path / "order"
-    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISES, str(data), str(order)], cwd=ROOT)
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISES, str(data), str(order)], cwd=ROOT
+    )
     try:
         names = ("embedder", "ingest", "gateway")
         eventually(lambda: all(Path(f"{order}.{name}").exists() for name in names), wait_s=60)
@@ -53,10 +55,14 @@ def test_the_gateway_is_stopped_first_and_the_embedder_last(tmp_path: Path) -> N
     assert order.read_text().split() == ["gateway", "ingest", "embedder"]
     assert not (data / "run" / "platform.json").exists()
     for folder in (data, data / "run"):
-        assert folder.stat().st_mode & 0o777 == 0o700, "tenants' documents and the operator's key are its owner's alone"
+        assert folder.stat().st_mode & 0o777 == 0o700, (
+            "tenants' documents and the operator's key are its owner's alone"
+        )
 
 
-def test_the_operator_of_a_data_directory_gets_another_key_for_one_that_was_revoked(tmp_path: Path) -> None:
+def test_the_operator_of_a_data_directory_gets_another_key_for_one_that_was_revoked(
+    tmp_path: Path,
+) -> None:
     settings = Settings(data=tmp_path / "data")
     prepare(settings)
     path = tmp_path / "data" / "run" / "operator.key"

@@ -20,20 +20,30 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @pytest.mark.parametrize("name", sorted(pages()))
 def test_the_reference_is_what_the_code_says(name: str) -> None:
-    assert (ROOT / "docs" / "reference" / name).read_text() == pages()[name], "run `python -m cluster.reference`"
+    assert (ROOT / "docs" / "reference" / name).read_text() == pages()[name], (
+        "run `python -m cluster.reference`"
+    )
 
 
 def test_every_setting_metric_and_command_has_its_line() -> None:
     written = pages()
     for row in written["settings.md"].splitlines():
         if row.startswith("| `") and "VICINAGE_" in row:
-            assert not row.endswith("|  |") or "url" in row or "data" in row or "host" in row or "precision" in row, row
+            assert (
+                not row.endswith("|  |")
+                or "url" in row
+                or "data" in row
+                or "host" in row
+                or "precision" in row
+            ), row
     assert written["commands.md"].count("## ") >= 25
     assert written["metrics.md"].count("| `vicinage_") >= 15
 
 
 @pytest.mark.parametrize(
-    "page", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "client" / "README.md"], ids=lambda p: p.name
+    "page",
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "client" / "README.md"],
+    ids=lambda p: p.name,
 )
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
@@ -43,7 +53,16 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.timeout(180)
 def test_the_site_builds_and_every_anchor_is_there(tmp_path: Path) -> None:
     """`mkdocs --strict` fails on a link, an anchor or a page of the navigation that is not there."""
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    words = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path),
+    ]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     foreign = re.compile(r'<(?:link|script|img)[^>]+(?:href|src)="https?://')
@@ -52,7 +71,10 @@ def test_the_site_builds_and_every_anchor_is_there(tmp_path: Path) -> None:
     )
 
 
-PAGES = [ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "decisions")]
+PAGES = [
+    ROOT / "README.md",
+    *(p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "decisions"),
+]
 
 
 def names(pattern: str, page: Path) -> set[str]:
@@ -65,18 +87,28 @@ def test_metrics_settings_and_commands_that_a_page_names_exist(page: Path) -> No
     written = pages()
     metrics = names(r"\bvicinage_[a-z]+_[a-z_]+", page)
     assert [m for m in metrics if not re.search(rf"`{m}(_\w+)?`", written["metrics.md"])] == []
-    settings = names(r"`((?:gateway|embedder|ingest|indexer|searcher|kafka|rerank|audit)\.[a-z_]+)[` =]", page)
+    settings = names(
+        r"`((?:gateway|embedder|ingest|indexer|searcher|kafka|rerank|audit)\.[a-z_]+)[` =]", page
+    )
     events = names(r"^\| `(\w+\.\w+)`", ROOT / "docs" / "reference" / "events.md")
     assert names(r"\bevents? `([a-z_]+\.[a-z_]+)`", page) - events == set()
-    assert [s for s in settings - {"audit.key"} - events if f"`{s}`" not in written["settings.md"]] == []
+    assert [
+        s for s in settings - {"audit.key"} - events if f"`{s}`" not in written["settings.md"]
+    ] == []
     commands = names(r"\bvicinage ([a-z-]+(?: [a-z-]+)?)", page)
-    known = set(re.findall(r"^## `vicinage ([a-z-]+(?: [a-z-]+)?)", written["commands.md"], re.MULTILINE))
+    known = set(
+        re.findall(r"^## `vicinage ([a-z-]+(?: [a-z-]+)?)", written["commands.md"], re.MULTILINE)
+    )
     nouns = {command.split()[0] for command in known}
     assert [c for c in commands if c.split()[0] in nouns and not {c, c.split()[0]} & known] == []
 
 
 GENERATED = {f"docs/reference/{name}" for name in pages()}
-WRITTEN = [page for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if page.name != "CHANGELOG.md"]
+WRITTEN = [
+    page
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    if page.name != "CHANGELOG.md"
+]
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda p: str(p.relative_to(ROOT)))
@@ -91,7 +123,11 @@ def test_text_is_wrapped_at_100_columns(page: Path) -> None:
 
 def test_every_decision_is_listed() -> None:
     listed = (ROOT / "docs/decisions/index.md").read_text()
-    assert [page.name for page in (ROOT / "docs/decisions").glob("0*.md") if f"({page.name})" not in listed] == []
+    assert [
+        page.name
+        for page in (ROOT / "docs/decisions").glob("0*.md")
+        if f"({page.name})" not in listed
+    ] == []
 
 
 def test_the_command_line_names_every_index_spec() -> None:

@@ -60,7 +60,9 @@ print("ended in order", file=sys.stderr)
 
 
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
-def test_a_gateway_that_is_told_to_stop_ends_what_it_holds_before_it_ends(tmp_path: Path, told: signal.Signals) -> None:
+def test_a_gateway_that_is_told_to_stop_ends_what_it_holds_before_it_ends(
+    tmp_path: Path, told: signal.Signals
+) -> None:
     port = free_port()
     words = [sys.executable, "-c", STOPS, str(tmp_path), str(port)]
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:

@@ -37,11 +37,16 @@ def test_the_newest_state_is_the_one_that_stays_whoever_writes_it(tmp_path: Path
     assert file.read().keys() == set(names)
 
 
-def test_actors_that_a_gateway_has_not_heard_from_since_its_restart_keep_what_was_known_of_them() -> None:
+def test_actors_that_a_gateway_has_not_heard_from_since_its_restart_keep_what_was_known_of_them() -> (
+    None
+):
     heard, silent, new = (RayRole(name, None) for name in ("ingest", "searcher-0", "searcher-1"))
     heard.pid = 20
     before = {"ingest": {"pid": 10}, "searcher-0": {"pid": 11}, "gone": {"pid": 12}}
-    assert known_actors(before, [heard, silent, new]) == {"ingest": {"pid": 20}, "searcher-0": {"pid": 11}}
+    assert known_actors(before, [heard, silent, new]) == {
+        "ingest": {"pid": 20},
+        "searcher-0": {"pid": 11},
+    }
 
 
 def test_a_file_that_is_absent_or_not_whole_says_nothing(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def test_a_log_that_is_away_is_waited_for_as_long_as_asked(tmp_path: Path) -> No
 
 @pytest.mark.kafka
 @pytest.mark.xdist_group("kafka")
-def test_brokers_that_start_beside_a_role_are_waited_for(tmp_path: Path, kafka_servers: str) -> None:
+def test_brokers_that_start_beside_a_role_are_waited_for(
+    tmp_path: Path, kafka_servers: str
+) -> None:
     port = free_port()
     with (
         forwarded_later(port, kafka_servers, after_s=1.5),

@@ -31,7 +31,9 @@ def recompute(house: House, key: AuditKey | None) -> None:
             c.execute(update(tables.audit).where(tables.audit.c.seq == row["seq"]).values(**values))
 
 
-def test_with_the_key_a_recomputed_chain_is_seen_and_without_it_is_said_to_be_unverified(house: House) -> None:
+def test_with_the_key_a_recomputed_chain_is_seen_and_without_it_is_said_to_be_unverified(
+    house: House,
+) -> None:
     audit = keyed(house)
     for name in ("a", "b", "c"):
         house.registry.create_tenant(name, actor="test")
@@ -45,7 +47,11 @@ def test_with_the_key_a_recomputed_chain_is_seen_and_without_it_is_said_to_be_un
         audit.verify()
     with another(house) as engine:
         without = Audit(engine).verify()
-    assert without.keyed_from is None and "not verified" in without.checked and "intact" not in without.checked
+    assert (
+        without.keyed_from is None
+        and "not verified" in without.checked
+        and "intact" not in without.checked
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,9 @@ def test_macs_cannot_be_removed_or_moved(house: House, tamper: str, where: str) 
         audit.verify()
 
 
-def test_records_from_before_the_key_are_verified_as_a_chain_that_ends_where_the_key_was_made(house: House) -> None:
+def test_records_from_before_the_key_are_verified_as_a_chain_that_ends_where_the_key_was_made(
+    house: House,
+) -> None:
     for name in ("a", "b", "c"):
         house.registry.create_tenant(name, actor="test")
     with house.engine.connect() as c:
@@ -76,7 +84,10 @@ def test_records_from_before_the_key_are_verified_as_a_chain_that_ends_where_the
     assert audit.verify().keyed_from is None, "no record has been written under the key"
     house.registry.create_tenant("d", actor="test")
     found = audit.verify()
-    assert (found.seq, found.keyed_from) == (4, 4) and "records 1 to 3: as they were" in found.checked
+    assert (found.seq, found.keyed_from) == (
+        4,
+        4,
+    ) and "records 1 to 3: as they were" in found.checked
     with house.engine.begin() as c:
         c.execute(text("DELETE FROM audit WHERE seq = 4"))
     recompute(house, None)

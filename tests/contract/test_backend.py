@@ -60,7 +60,11 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 def truth(
     vectors: np.ndarray, queries: np.ndarray, metric: str, allowed: np.ndarray | None, k: int = K
 ) -> tuple[np.ndarray, np.ndarray]:
-    scores = queries @ vectors.T if metric != "euclidean" else -((queries[:, None] - vectors[None]) ** 2).sum(-1)
+    scores = (
+        queries @ vectors.T
+        if metric != "euclidean"
+        else -((queries[:, None] - vectors[None]) ** 2).sum(-1)
+    )
     if allowed is not None:
         scores = np.where(allowed, scores, -np.inf)
     rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -72,20 +76,29 @@ def truth(
 @pytest.mark.parametrize("share", [None, 0.99, 0.5, 0.2, 0.05, 0.001])
 @pytest.mark.parametrize("always", [False, True], ids=["cheapest", "by-index"])
 def test_the_nearest_allowed_rows_are_found(
-    data, spec: IndexSpec, metric: str, share: float | None, always: bool, monkeypatch: pytest.MonkeyPatch
+    data,
+    spec: IndexSpec,
+    metric: str,
+    share: float | None,
+    always: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vectors, queries = data
     if always:  # even where looking at every allowed row is cheaper
         monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
     allowed = None if share is None else np.random.default_rng(2).random(N) < share
     index = built(vectors, spec, metric)
-    scores, rows = backend.search(index, vectors, queries, K, metric=metric, effort=EFFORT[spec.kind], allowed=allowed)
+    scores, rows = backend.search(
+        index, vectors, queries, K, metric=metric, effort=EFFORT[spec.kind], allowed=allowed
+    )
     wanted_scores, wanted = truth(vectors, queries, metric, allowed)
     possible = min(K, N if allowed is None else int(allowed.sum()))
     assert (rows[:, :possible] >= 0).all() and (rows[:, possible:] == -1).all()
     assert allowed is None or allowed[rows[rows >= 0]].all()
     assert (np.diff(scores[:, :possible], axis=1) <= 1e-6).all()
-    assert recall(rows[:, :possible], wanted[:, :possible]) >= (0.999 if spec.kind == "flat" else 0.95)
+    assert recall(rows[:, :possible], wanted[:, :possible]) >= (
+        0.999 if spec.kind == "flat" else 0.95
+    )
     if spec.kind == "flat":
         np.testing.assert_allclose(scores[:, :possible], wanted_scores[:, :possible], atol=1e-4)
 
@@ -103,12 +116,20 @@ def test_a_build_leaves_half_of_the_cores_to_searches(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("spec", INDEXED, ids=str)
 @pytest.mark.parametrize("metric", METRICS)
-def test_scores_are_those_of_the_vectors_whatever_the_index_keeps(data, spec: IndexSpec, metric: str) -> None:
+def test_scores_are_those_of_the_vectors_whatever_the_index_keeps(
+    data, spec: IndexSpec, metric: str
+) -> None:
     vectors, queries = data
     index = built(vectors, spec, metric)
-    scores, rows = backend.search(index, vectors, queries, K, metric=metric, effort=EFFORT[spec.kind], allowed=None)
+    scores, rows = backend.search(
+        index, vectors, queries, K, metric=metric, effort=EFFORT[spec.kind], allowed=None
+    )
     every, _ = truth(vectors, queries, metric, None, N)
-    whole = queries @ vectors.T if metric != "euclidean" else -((queries[:, None] - vectors[None]) ** 2).sum(-1)
+    whole = (
+        queries @ vectors.T
+        if metric != "euclidean"
+        else -((queries[:, None] - vectors[None]) ** 2).sum(-1)
+    )
     np.testing.assert_allclose(scores, np.take_along_axis(whole, rows, axis=1), atol=1e-4)
     assert every.shape == whole.shape
 
@@ -124,13 +145,22 @@ def test_a_filter_that_runs_against_the_question_loses_nothing(
     monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
     asked = np.ascontiguousarray(queries[:1] + 0.001 * np.arange(n, dtype=np.float32)[:, None])
     scores, _ = truth(vectors, asked[:1], metric, None, N)
-    whole = asked[:1] @ vectors.T if metric != "euclidean" else -((asked[:1, None] - vectors[None]) ** 2).sum(-1)
+    whole = (
+        asked[:1] @ vectors.T
+        if metric != "euclidean"
+        else -((asked[:1, None] - vectors[None]) ** 2).sum(-1)
+    )
     allowed = whole[0] < np.median(scores)
     index = built(vectors, spec, metric)
-    _, rows = backend.search(index, vectors, asked, K, metric=metric, effort=EFFORT[spec.kind], allowed=allowed)
+    _, rows = backend.search(
+        index, vectors, asked, K, metric=metric, effort=EFFORT[spec.kind], allowed=allowed
+    )
     assert allowed[rows].all()
-    # Of 3,000 rows that are all far, a bit a number tells little apart in 24 dimensions, whatever is scored again.
-    assert recall(rows, truth(vectors, asked, metric, allowed)[1]) >= (0.75 if spec.kind == "rabitq" else 0.95)
+    # Of 3,000 rows that are all far, a bit a number tells little apart in 24 dimensions, whatever
+    # is scored again.
+    assert recall(rows, truth(vectors, asked, metric, allowed)[1]) >= (
+        0.75 if spec.kind == "rabitq" else 0.95
+    )
 
 
 @pytest.mark.parametrize("spec", INDEXED, ids=str)
@@ -141,12 +171,16 @@ def test_recall_holds_for_every_k_at_the_effort_of_ten(
     vectors, queries = data
     monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
     index = built(vectors, spec, "cosine")
-    _, rows = backend.search(index, vectors, queries, k, metric="cosine", effort=EFFORT[spec.kind], allowed=None)
+    _, rows = backend.search(
+        index, vectors, queries, k, metric="cosine", effort=EFFORT[spec.kind], allowed=None
+    )
     assert recall(rows, truth(vectors, queries, "cosine", None, k)[1]) >= 0.95
 
 
 @given(effort=st.integers(10, 512), depth=st.floats(10, 1e6), more=st.floats(1.0, 10.0))
-def test_a_beam_holds_the_rank_that_is_sought_and_widens_with_it(effort: int, depth: float, more: float) -> None:
+def test_a_beam_holds_the_rank_that_is_sought_and_widens_with_it(
+    effort: int, depth: float, more: float
+) -> None:
     beam = beam_for(effort, depth)
     assert beam >= depth
     assert beam_for(effort, 10) == effort
@@ -195,7 +229,9 @@ def test_fewer_rows_than_k_are_said_by_minus_one(data) -> None:
     vectors, queries = data
     nothing = np.zeros(N, np.bool_)
     for few, allowed, n in ((vectors[:3], None, 3), (vectors[:0], None, 0), (vectors, nothing, 0)):
-        _, rows = backend.exact(np.ascontiguousarray(few), queries[:2], K, metric="cosine", allowed=allowed)
+        _, rows = backend.exact(
+            np.ascontiguousarray(few), queries[:2], K, metric="cosine", allowed=allowed
+        )
         assert rows.shape == (2, K) and (rows >= 0).sum() == 2 * n
 
 
@@ -206,19 +242,25 @@ def test_rows_that_the_graph_cannot_reach_are_found_all_the_same(metric: str, k:
     vectors = np.repeat(np.eye(3, 16, dtype=np.float32), 3_000, axis=0)
     index = built(vectors, KINDS[1], metric)
     for allowed in (None, np.arange(len(vectors)) % 2 == 0):
-        scores, rows = backend.search(index, vectors, vectors[:2], k, metric=metric, effort=16, allowed=allowed)
+        scores, rows = backend.search(
+            index, vectors, vectors[:2], k, metric=metric, effort=16, allowed=allowed
+        )
         assert all(len(set(found)) == k for found in rows.tolist()) and (rows >= 0).all()
         assert np.isfinite(scores).all()
 
 
 @pytest.mark.parametrize("share", [None, 0.5, 0.1])
 @pytest.mark.parametrize("n", [1, 3, 64])
-def test_exact_euclidean_distances_survive_vectors_far_from_zero(share: float | None, n: int) -> None:
+def test_exact_euclidean_distances_survive_vectors_far_from_zero(
+    share: float | None, n: int
+) -> None:
     """|q|² + |v|² − 2·q·v leaves no digit of a distance of 0.04 between vectors of length 20,000."""
     rng = np.random.default_rng(3)
     vectors = (1_000 + rng.standard_normal((3_000, 384))).astype(np.float32)
     allowed = None if share is None else (np.arange(3_000) < n) | (rng.random(3_000) < share)
-    scores, rows = backend.exact(vectors, vectors[:n] + 0.01, 5, metric="euclidean", allowed=allowed)
+    scores, rows = backend.exact(
+        vectors, vectors[:n] + 0.01, 5, metric="euclidean", allowed=allowed
+    )
     wanted, nearest = truth(
         vectors.astype(np.float64), (vectors[:n] + 0.01).astype(np.float64), "euclidean", allowed, 5
     )
@@ -228,7 +270,9 @@ def test_exact_euclidean_distances_survive_vectors_far_from_zero(share: float | 
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_masked_scan_by_blocks_is_the_same_as_in_one(data, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_masked_scan_by_blocks_is_the_same_as_in_one(
+    data, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vectors, queries = data
     allowed = np.arange(N) % 3 != 0
     whole = backend.exact(vectors, queries, K, metric=metric, allowed=allowed)
@@ -238,12 +282,16 @@ def test_a_masked_scan_by_blocks_is_the_same_as_in_one(data, metric: str, monkey
 
 
 @pytest.mark.parametrize("spec", INDEXED, ids=str)
-def test_threads_search_one_index_at_once(data, spec: IndexSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_search_one_index_at_once(
+    data, spec: IndexSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vectors, queries = data
     monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
     index = built(vectors, spec, "cosine")
     allowed = np.random.default_rng(5).random(N) < 0.5
-    ask = lambda: backend.search(index, vectors, queries, K, metric="cosine", effort=64, allowed=allowed)[1]  # noqa: E731
+    ask = lambda: backend.search(  # noqa: E731
+        index, vectors, queries, K, metric="cosine", effort=64, allowed=allowed
+    )[1]
     alone = ask()
     with ThreadPoolExecutor(4) as pool:
         for rows in pool.map(lambda _: ask(), range(24)):
@@ -261,7 +309,8 @@ def test_an_index_is_the_same_after_saving(
     again = backend.place(backend.load(tmp_path / "index"), vectors, "cosine")
     search = {"metric": "cosine", "effort": 64, "allowed": None}
     np.testing.assert_array_equal(
-        backend.search(index, vectors, queries, K, **search)[1], backend.search(again, vectors, queries, K, **search)[1]
+        backend.search(index, vectors, queries, K, **search)[1],
+        backend.search(again, vectors, queries, K, **search)[1],
     )
 
 
@@ -277,7 +326,9 @@ def test_the_kind_is_chosen_by_size() -> None:
     assert choose("hnsw:M=16,efc=40", 5, flat_max=100) == IndexSpec("hnsw", 16, 40)
     assert choose("hnsw:codes=sq8", 5, flat_max=100) == IndexSpec("hnsw", codes="sq8")
     assert choose("ivfpq:lists=7", CENTROIDS, flat_max=100) == IndexSpec("ivfpq", lists=7)
-    assert choose("ivfpq:lists=7", CENTROIDS - 1, flat_max=100) == IndexSpec("flat"), "fewer have no such codes"
+    assert choose("ivfpq:lists=7", CENTROIDS - 1, flat_max=100) == IndexSpec("flat"), (
+        "fewer have no such codes"
+    )
     assert choose("rabitq", 0, flat_max=100) == IndexSpec("flat"), "there is nothing to index"
 
 
@@ -286,11 +337,15 @@ def test_auto_takes_smaller_codes_where_the_graph_is_more_than_may_be_spent() ->
     graph = backend.bytes(AUTO, n, d)
 
     def within(bytes_max: int) -> IndexSpec:
-        return choose("auto", n, flat_max=100, fits=lambda spec: backend.bytes(spec, n, d) <= bytes_max)
+        return choose(
+            "auto", n, flat_max=100, fits=lambda spec: backend.bytes(spec, n, d) <= bytes_max
+        )
 
     assert within(graph) == AUTO
     assert backend.bytes(within(graph - 1), n, d) < graph / 5
-    assert choose("hnsw", n, flat_max=100, fits=lambda _spec: False) == IndexSpec("hnsw"), "what is named is taken"
+    assert choose("hnsw", n, flat_max=100, fits=lambda _spec: False) == IndexSpec("hnsw"), (
+        "what is named is taken"
+    )
 
 
 @pytest.mark.parametrize("spec", [*KINDS, AUTO, IndexSpec("ivf")], ids=str)
@@ -300,7 +355,9 @@ def test_a_manifest_names_a_kind_as_a_spec_does(spec: IndexSpec) -> None:
 
 @pytest.mark.parametrize("spec", INDEXED, ids=str)
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_fewer_hits_are_found_as_surely_as_ten(data, spec: IndexSpec, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_hits_are_found_as_surely_as_ten(
+    data, spec: IndexSpec, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the least effort at which ten are."""
     vectors, queries = data
     monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
@@ -309,7 +366,9 @@ def test_fewer_hits_are_found_as_surely_as_ten(data, spec: IndexSpec, k: int, mo
     _, wanted = truth(vectors, asked, "dot", None)
 
     def found(k: int, effort: int) -> float:
-        _, rows = backend.search(index, vectors, asked, k, metric="dot", effort=effort, allowed=None)
+        _, rows = backend.search(
+            index, vectors, asked, k, metric="dot", effort=effort, allowed=None
+        )
         return recall(rows, wanted[:, :k])
 
     enough = next(effort for effort in EFFORTS[spec.kind] if found(10, effort) >= 0.95)
@@ -324,7 +383,9 @@ def test_few_passages_are_indexed_as_asked_or_exactly(spec: IndexSpec, metric: M
         vectors = np.eye(n, D, dtype=np.float32) + 1
         index = built(vectors, chosen, metric)
         effort = EFFORT[chosen.kind]
-        _, rows = backend.search(index, vectors, vectors[:1], K, metric=metric, effort=effort, allowed=None)
+        _, rows = backend.search(
+            index, vectors, vectors[:1], K, metric=metric, effort=effort, allowed=None
+        )
         assert min(rows[0, : min(K, n)].tolist()) >= 0
 
 
@@ -354,4 +415,6 @@ def test_a_spec_that_is_none_is_refused(bad: str) -> None:
 def test_accounted_bytes_are_what_the_file_takes(spec: IndexSpec, d: int, tmp_path: Path) -> None:
     vectors = np.random.default_rng(7).standard_normal((3_000, d)).astype(np.float32)
     backend.save(backend.build(vectors, spec, "cosine", threads=2), tmp_path / "index")
-    assert backend.bytes(spec, len(vectors), d) == pytest.approx((tmp_path / "index").stat().st_size, rel=0.1)
+    assert backend.bytes(spec, len(vectors), d) == pytest.approx(
+        (tmp_path / "index").stat().st_size, rel=0.1
+    )

@@ -71,7 +71,9 @@ def leaving(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Leaving]
     shutil.rmtree(starter.home_of(tmp_path), ignore_errors=True)
 
 
-def test_a_key_just_known_reads_on_for_a_bounded_time_and_only_while_the_catalog_is_away(leaving: Leaving) -> None:
+def test_a_key_just_known_reads_on_for_a_bounded_time_and_only_while_the_catalog_is_away(
+    leaving: Leaving,
+) -> None:
     leaving.registry.create_tenant("acme", actor="test")
     _, secret = leaving.keys.create("acme", {"read", "write"}, actor="test")
     revoked, dead = leaving.keys.create("acme", {"read"}, actor="test")
@@ -103,7 +105,9 @@ def test_a_key_just_known_reads_on_for_a_bounded_time_and_only_while_the_catalog
     with pytest.raises(Unavailable):
         leaving.registry.refresh()
     assert leaving.registry.version > version
-    assert leaving.registry.collection("acme", "docs"), "what searches read of the registry is in memory"
+    assert leaving.registry.collection("acme", "docs"), (
+        "what searches read of the registry is in memory"
+    )
     leaving.clock.advance(20)
     with pytest.raises(Unauthenticated, match="expired"):
         leaving.keys.authenticate(brief, "read")
@@ -144,7 +148,9 @@ def test_what_the_catalog_says_when_it_is_back_holds_within_a_second(leaving: Le
             leaving.keys.authenticate(forgotten, "read")
 
 
-def test_one_failed_attempt_is_no_outage_where_others_hear_from_the_catalog(leaving: Leaving) -> None:
+def test_one_failed_attempt_is_no_outage_where_others_hear_from_the_catalog(
+    leaving: Leaving,
+) -> None:
     leaving.registry.create_tenant("acme", actor="test")
     key, secret = leaving.keys.create("acme", {"read"}, actor="test")
     _, other = leaving.keys.create("acme", {"read"}, actor="test")
@@ -153,7 +159,9 @@ def test_one_failed_attempt_is_no_outage_where_others_hear_from_the_catalog(leav
     leaving.clock.advance(FRESH_S)
 
     @event.listens_for(leaving.engine, "before_cursor_execute")
-    def executed(_connection: object, _cursor: object, _statement: object, given: object, *_rest: object) -> None:
+    def executed(
+        _connection: object, _cursor: object, _statement: object, given: object, *_rest: object
+    ) -> None:
         if key.id in str(given):  # this key's question alone fails, while another's is answered
             leaving.keys.authenticate(other, "read")
             raise OperationalError("SELECT", {}, Exception("the server closed the connection"))
@@ -162,7 +170,9 @@ def test_one_failed_attempt_is_no_outage_where_others_hear_from_the_catalog(leav
         leaving.keys.authenticate(secret, "read")
 
 
-def test_while_the_catalog_is_away_it_is_asked_once_a_second_whoever_comes(leaving: Leaving) -> None:
+def test_while_the_catalog_is_away_it_is_asked_once_a_second_whoever_comes(
+    leaving: Leaving,
+) -> None:
     leaving.registry.create_tenant("acme", actor="test")
     _, secret = leaving.keys.create("acme", {"read"}, actor="test")
     leaving.keys.authenticate(secret, "read")

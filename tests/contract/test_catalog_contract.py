@@ -69,7 +69,9 @@ def test_each_creation_of_a_collection_has_an_identity_of_its_own(house: House) 
 
 def test_the_default_model_gives_the_dimension_and_disagreement_is_refused(house: House) -> None:
     house.registry.create_tenant("acme", actor="test")
-    made = house.registry.create_collection("acme", "docs", place=nowhere, actor="test").generation()
+    made = house.registry.create_collection(
+        "acme", "docs", place=nowhere, actor="test"
+    ).generation()
     assert (made.model, made.dimension) == ("all-minilm-l6-v2", 384)
     with pytest.raises(Refused, match="384"):
         house.registry.create_collection(
@@ -82,7 +84,10 @@ def test_cutting_over_is_one_step_and_only_for_a_ready_generation(house: House) 
     new = house.registry.add_generation(
         "acme", "docs", index="flat", model=None, dimension=4, place=nowhere, actor="test"
     )
-    assert [g.state for g in house.registry.collection("acme", "docs").generations] == ["live", "building"]
+    assert [g.state for g in house.registry.collection("acme", "docs").generations] == [
+        "live",
+        "building",
+    ]
     with pytest.raises(Conflict):
         house.registry.cut_over("acme", "docs", new.number, actor="test")
     assert house.registry.collection("acme", "docs").live == 1
@@ -115,7 +120,9 @@ for i in range(10):
 
 def test_processes_that_start_at_once_on_an_empty_catalog_all_get_through(fresh_url: str) -> None:
     processes = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, fresh_url, name], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, fresh_url, name], stderr=subprocess.PIPE, text=True
+        )
         for name in ("a", "b", "c")
     ]
     assert [(p.communicate(timeout=100)[1], p.returncode) for p in processes] == [("", 0)] * 3
@@ -140,7 +147,10 @@ def test_a_refresh_sees_one_moment_while_changes_go_on(house: House) -> None:
         assert came
         assert [c.generation().number for c in reader.collections()] == [1]
         reader.refresh()
-        assert [(c.name, c.generation().number) for c in reader.collections()] == [("docs", 1), ("late", 1)]
+        assert [(c.name, c.generation().number) for c in reader.collections()] == [
+            ("docs", 1),
+            ("late", 1),
+        ]
 
 
 def test_a_refresh_loads_only_what_changed(house: House) -> None:
@@ -152,7 +162,9 @@ def test_a_refresh_loads_only_what_changed(house: House) -> None:
         questions = questions_to(engine)
         reader.refresh()
         assert len(questions) == 1
-        house.registry.add_generation("acme", "b", index="flat", model=None, dimension=4, place=nowhere, actor="test")
+        house.registry.add_generation(
+            "acme", "b", index="flat", model=None, dimension=4, place=nowhere, actor="test"
+        )
         reader.refresh()
         after = {c.name: c for c in reader.collections()}
         assert [name for name in after if after[name] is not before[name]] == ["b"]
@@ -178,7 +190,11 @@ def test_a_tenant_that_is_deleted_stays_deleted_whatever_others_still_believe(ho
     make(house)
     with another(house) as engine:
         behind = Registry(engine, house.clock)
-        came = once_after(engine, "FROM catalog_version", lambda: house.registry.delete_tenant("acme", actor="test"))
+        came = once_after(
+            engine,
+            "FROM catalog_version",
+            lambda: house.registry.delete_tenant("acme", actor="test"),
+        )
         with pytest.raises(NotFound):
             behind.create_collection("acme", "late", dimension=4, place=nowhere, actor="test")
         assert came
@@ -195,7 +211,9 @@ def test_a_tenant_that_is_deleted_stays_deleted_whatever_others_still_believe(ho
 def test_deleting_a_tenant_takes_its_collections_with_it_also_those_just_made(house: House) -> None:
     make(house)
     with another(house) as engine:
-        Registry(engine, house.clock).create_collection("acme", "new", dimension=4, place=nowhere, actor="test")
+        Registry(engine, house.clock).create_collection(
+            "acme", "new", dimension=4, place=nowhere, actor="test"
+        )
         house.registry.delete_tenant("acme", actor="test")
     assert house.registry.collections() == ()
     assert [r.action for r in Audit(house.engine).records(after=3)] == [
@@ -225,11 +243,15 @@ def test_nobody_waits_for_the_log_that_places_a_new_generation(house: House) -> 
 
     def slow(generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         others.append(f"other-{len(others)}")
-        Registry(engine, house.clock).create_tenant(others[-1], actor="test")  # stuck if this change is open already
+        Registry(engine, house.clock).create_tenant(
+            others[-1], actor="test"
+        )  # stuck if this change is open already
         return (generation,), (7,)
 
     with another(house) as engine:
-        made = house.registry.create_collection("acme", "docs", dimension=4, place=slow, actor="test").generation()
+        made = house.registry.create_collection(
+            "acme", "docs", dimension=4, place=slow, actor="test"
+        ).generation()
         assert (made.number, made.slots, made.starts) == (1, (1,), (7,))
         more = {"index": "flat", "model": None, "dimension": 4, "actor": "test"}
         added = house.registry.add_generation("acme", "docs", place=slow, **more)
@@ -238,7 +260,9 @@ def test_nobody_waits_for_the_log_that_places_a_new_generation(house: House) -> 
     assert {t.name for t in house.registry.tenants()} == {"acme", *others}
 
 
-def test_a_generation_placed_under_a_number_that_was_taken_meanwhile_is_not_made(house: House) -> None:
+def test_a_generation_placed_under_a_number_that_was_taken_meanwhile_is_not_made(
+    house: House,
+) -> None:
     make(house)
     more = {"index": "flat", "model": None, "dimension": 4, "actor": "test"}
 
@@ -255,7 +279,9 @@ def test_a_generation_placed_under_a_number_that_was_taken_meanwhile_is_not_made
     with pytest.raises(Conflict, match="meanwhile"):
         house.registry.add_generation("acme", "docs", place=overtaken, **more)
     with pytest.raises(Conflict, match="meanwhile"):
-        house.registry.create_collection("acme", "new", dimension=4, place=made_and_gone, actor="test")
+        house.registry.create_collection(
+            "acme", "new", dimension=4, place=made_and_gone, actor="test"
+        )
     house.registry.refresh()
     [docs] = house.registry.collections()
     assert [g.number for g in docs.generations] == [1, 2]
@@ -289,7 +315,9 @@ def test_what_cannot_be_built_is_refused_and_the_rule_named(house: House) -> Non
         "rabitq",
     ):
         name = index.translate(str.maketrans(":=,", "---"))
-        made = house.registry.create_collection("acme", name, dimension=4, index=index, place=nowhere, actor="test")
+        made = house.registry.create_collection(
+            "acme", name, dimension=4, index=index, place=nowhere, actor="test"
+        )
         assert made.generation().index == index
     with pytest.raises(NotFound, match="model"):
         house.registry.create_collection("acme", "y", model="unknown", place=nowhere, actor="test")
@@ -303,7 +331,9 @@ def test_a_models_entry_never_changes(house: House) -> None:
         house.registry.register_model(entry, actor="test")
     for name in ("", "x" * 64, "a b"):
         with pytest.raises(Refused, match="name"):
-            house.registry.register_model(EmbeddingModel(name, "openai", "http://x", 4, 8), actor="test")
+            house.registry.register_model(
+                EmbeddingModel(name, "openai", "http://x", 4, 8), actor="test"
+            )
 
 
 @pytest.mark.postgres

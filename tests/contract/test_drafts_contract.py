@@ -19,7 +19,9 @@ def test_a_draft_is_pinned_until_a_manifest_names_it(house: House) -> None:
     drafts.begin("segments/x/1", lease)
     drafts.begin("segments/x/2", lease)
     assert drafts.pinned() == {"segments/x/1", "segments/x/2"}
-    named = SegmentRef("1", {"passages": ObjectRef("segments/x/1/passages.arrow", 1, "0")}, "flat", 1, 1, 0)
+    named = SegmentRef(
+        "1", {"passages": ObjectRef("segments/x/1/passages.arrow", 1, "0")}, "flat", 1, 1, 0
+    )
     empty = house.manifests.of(shard, start=0)
     house.manifests.swap(empty, segments=(named,), sealed=1, lease=lease)
     assert drafts.pinned() == {"segments/x/2"}
@@ -33,7 +35,9 @@ def test_a_draft_ends_with_the_lease_of_its_writer(house: House) -> None:
     drafts.begin("segments/x/1", lost)
     house.clock.advance(60)
     drafts.forget_stale()
-    assert drafts.pinned() == {"segments/x/1"}, "a lease that ran out is still its holder's until another takes it"
+    assert drafts.pinned() == {"segments/x/1"}, (
+        "a lease that ran out is still its holder's until another takes it"
+    )
     drafts.begin("segments/x/2", held := lease_of(house, "two"))
     assert drafts.pinned() == {"segments/x/2"}
     with pytest.raises(Conflict):

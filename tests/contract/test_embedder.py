@@ -32,14 +32,18 @@ TEXTS = [
 
 @pytest.fixture(scope="module", params=["torch", "onnx"])
 def local(request: pytest.FixtureRequest) -> Iterator[LocalEmbedder]:
-    made = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(precision="float32", threads=1, runtime=request.param))
+    made = LocalEmbedder(
+        DEFAULT_MODEL, EmbedderSettings(precision="float32", threads=1, runtime=request.param)
+    )
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
 def url(local: LocalEmbedder) -> Iterator[str]:
-    config = uvicorn.Config(create_app({local.model: local}, key="k"), port=free_port(), log_level="error")
+    config = uvicorn.Config(
+        create_app({local.model: local}, key="k"), port=free_port(), log_level="error"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -65,7 +69,11 @@ def embedder(request: pytest.FixtureRequest, local: LocalEmbedder, url: str) -> 
 
 
 def test_it_says_what_it_is(embedder: Embedder) -> None:
-    assert (embedder.model, embedder.dimension, embedder.window_tokens) == ("all-minilm-l6-v2", 384, 254)
+    assert (embedder.model, embedder.dimension, embedder.window_tokens) == (
+        "all-minilm-l6-v2",
+        384,
+        254,
+    )
 
 
 @pytest.mark.parametrize("lane", list(Lane))
@@ -89,7 +97,9 @@ def test_more_texts_than_one_request_takes(embedder: Embedder) -> None:
     np.testing.assert_allclose(vectors[:7], vectors[2_093:], atol=1e-3)
 
 
-def test_a_text_of_just_the_window_is_read_whole_and_one_more_is_refused_by_number(embedder: Embedder) -> None:
+def test_a_text_of_just_the_window_is_read_whole_and_one_more_is_refused_by_number(
+    embedder: Embedder,
+) -> None:
     whole = "word " * 253
     [a, b] = embedder.embed([whole + "apple", whole + "pear"], tenant="t")
     assert a @ b < 0.99999, "the last word is read too"

@@ -1,4 +1,7 @@
-"""What one topic's trouble does to others' appends on a real Kafka: nothing. And what comes back after an outage."""
+"""What one topic's trouble does to others' appends on a real Kafka: nothing.
+
+And what comes back after an outage.
+"""
 
 import os
 import threading
@@ -82,26 +85,41 @@ def moves_on(acknowledged: list[bytes], by: int = 5) -> None:
         time.sleep(0.01)
 
 
-def test_a_record_over_its_topics_limit_is_refused_alone(log: Log, names: tuple[str, str], kafka_servers: str) -> None:
+def test_a_record_over_its_topics_limit_is_refused_alone(
+    log: Log, names: tuple[str, str], kafka_servers: str
+) -> None:
     bad, good = names
     with a_neighbor(log, good) as acknowledged:
-        configure(kafka_servers, bad, max_message_bytes="10000")  # not known here yet: the broker itself refuses first
+        configure(
+            kafka_servers, bad, max_message_bytes="10000"
+        )  # not known here yet: the broker itself refuses first
         for _ in range(3):
             with pytest.raises(TooLarge, match=bad) as refused:
                 log.append(bad, 0, [Record(os.urandom(20_000))])
             assert good not in refused.value.detail
             moves_on(acknowledged)
-        assert log.append(bad, 0, [Record(os.urandom(3_000)) for _ in range(6)]) == [1, 2, 3, 4, 5, 6]
+        assert log.append(bad, 0, [Record(os.urandom(3_000)) for _ in range(6)]) == [
+            1,
+            2,
+            3,
+            4,
+            5,
+            6,
+        ]
         moves_on(acknowledged)
 
 
-def test_nothing_is_written_of_what_is_too_large_for_any_topic(log: Log, names: tuple[str, str]) -> None:
+def test_nothing_is_written_of_what_is_too_large_for_any_topic(
+    log: Log, names: tuple[str, str]
+) -> None:
     with pytest.raises(TooLarge):
         log.append(names[0], 0, [Record(b"small"), Record(bytes(17 << 20))])
     assert log.end(names[0], 0) == 1
 
 
-def test_a_compacted_topic_refuses_its_own_records_alone(log: Log, names: tuple[str, str], kafka_servers: str) -> None:
+def test_a_compacted_topic_refuses_its_own_records_alone(
+    log: Log, names: tuple[str, str], kafka_servers: str
+) -> None:
     bad, good = names
     with a_neighbor(log, good) as acknowledged:
         configure(kafka_servers, bad, cleanup_policy="compact")
@@ -167,7 +185,9 @@ def test_settings_that_cannot_work_are_named_with_what_to_set(log: Log, kafka_se
     assert "max.message.bytes=16777216" in found[small][0]
 
 
-def test_a_tenant_is_not_created_over_a_topic_that_cannot_work(tmp_path: Path, log: Log, kafka_servers: str) -> None:
+def test_a_tenant_is_not_created_over_a_topic_that_cannot_work(
+    tmp_path: Path, log: Log, kafka_servers: str
+) -> None:
     from house import settings
 
     from cluster.wiring import open_resources
@@ -176,7 +196,9 @@ def test_a_tenant_is_not_created_over_a_topic_that_cannot_work(tmp_path: Path, l
     name = f"team-{uuid.uuid4().hex[:8]}"
     log.ensure_topic(f"vicinage.docs.{name}")
     configure(kafka_servers, f"vicinage.docs.{name}", cleanup_policy="compact")
-    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    base = open_resources(
+        settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"})
+    )
     try:
         with pytest.raises(Refused, match=r"cleanup\.policy"):
             provisioning.create_tenant(base.registry, base.log, name, actor="test")
@@ -259,7 +281,9 @@ def test_everything_comes_back_by_itself_when_the_broker_was_away_under_writes(
         log.close()
 
 
-def test_dead_letters_that_cannot_be_written_hold_up_nobody(tmp_path: Path, kafka_servers: str) -> None:
+def test_dead_letters_that_cannot_be_written_hold_up_nobody(
+    tmp_path: Path, kafka_servers: str
+) -> None:
     from house import settings
 
     from cluster.wiring import open_resources
@@ -268,10 +292,14 @@ def test_dead_letters_that_cannot_be_written_hold_up_nobody(tmp_path: Path, kafk
     from vicinage.log import LogRecord
     from vicinage.records import Rejected
 
-    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    base = open_resources(
+        settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"})
+    )
     letters = [(LogRecord("vicinage.docs.x", 0, 3, Record(b"{")), Rejected("no JSON"))]
     try:
-        tenant = provisioning.create_tenant(base.registry, base.log, f"team-{uuid.uuid4().hex[:8]}", actor="test")
+        tenant = provisioning.create_tenant(
+            base.registry, base.log, f"team-{uuid.uuid4().hex[:8]}", actor="test"
+        )
         configure(kafka_servers, tenant.dead_topic, cleanup_policy="compact")
         dead_letters.append(base.log, tenant, letters)
         assert base.log.end(tenant.dead_topic, 0) == 0

@@ -29,7 +29,14 @@ def kafka(tmp_path_factory: pytest.TempPathFactory, kafka_servers: str) -> Itera
 
 def permit(kafka: Secured, wanted: list[Acl]) -> None:
     from kafka import KafkaAdminClient
-    from kafka.admin import ACL, ACLOperation, ACLPermissionType, ACLResourcePatternType, ResourcePattern, ResourceType
+    from kafka.admin import (
+        ACL,
+        ACLOperation,
+        ACLPermissionType,
+        ACLResourcePatternType,
+        ResourcePattern,
+        ResourceType,
+    )
 
     admin = KafkaAdminClient(bootstrap_servers=kafka.internal)
     admin.create_acls(
@@ -50,7 +57,9 @@ def permit(kafka: Secured, wanted: list[Acl]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_client_works_with_the_printed_permissions_alone(kafka: Secured, kind: str) -> None:
     topic, group = f"vicinage.docs.t-{uuid.uuid4().hex[:8]}", "vicinage.ingest"
-    with open_log(f"kafka://{kafka.mtls if kind == 'mtls' else kafka.sasl}", kafka.settings(kind)) as log:
+    with open_log(
+        f"kafka://{kafka.mtls if kind == 'mtls' else kafka.sasl}", kafka.settings(kind)
+    ) as log:
         assert log.ensure_topic(topic, 2) == 2
         assert log.append(topic, 0, [Record(b"a"), Record(None, b"key")]) == [0, 1]
         assert [s.record.value for s in log.read(topic, 0, 0)] == [b"a", None]
@@ -63,7 +72,9 @@ def test_every_client_works_with_the_printed_permissions_alone(kafka: Secured, k
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whether_an_authorizer_is_on_is_known_to_the_platform(kafka: Secured, kafka_servers: str, kind: str) -> None:
+def test_whether_an_authorizer_is_on_is_known_to_the_platform(
+    kafka: Secured, kafka_servers: str, kind: str
+) -> None:
     url = f"kafka://{kafka.mtls if kind == 'mtls' else kafka.sasl}"
     assert has_authorizer(url, kafka.settings(kind))
     assert not has_authorizer(f"kafka://{kafka_servers}", KafkaSettings())
@@ -76,7 +87,9 @@ def test_a_topic_without_permission_fails_alone_and_names_itself(kafka: Secured)
     admin = KafkaAdminClient(bootstrap_servers=kafka.internal)
     admin.create_topics({foreign: {"num_partitions": 1}})
     admin.close()
-    permit(kafka, [Acl("User:vicinage", "Topic", foreign, "literal", "Describe")])  # seen, and not to be written
+    permit(
+        kafka, [Acl("User:vicinage", "Topic", foreign, "literal", "Describe")]
+    )  # seen, and not to be written
     with open_log(f"kafka://{kafka.sasl}", kafka.settings("SCRAM-SHA-512")) as log:
         log.ensure_topic(own)
         for i in range(3):
@@ -123,7 +136,9 @@ def test_who_is_not_known_is_refused_in_time_and_no_secret_is_told(
         ({"security": "tls", "cert_file": __file__}, "kafka.cert_file"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused_by_name(given: dict[str, str], field: str) -> None:
+def test_settings_that_contradict_each_other_are_refused_by_name(
+    given: dict[str, str], field: str
+) -> None:
     with pytest.raises(Refused) as refused:
         client_options(KafkaSettings(**given))
     assert refused.value.field == field

@@ -1,4 +1,7 @@
-"""What every log promises: order, durability on return, replay, wake-ups, refusals. Over SQLite and a real Kafka."""
+"""What every log promises: order, durability on return, replay, wake-ups, refusals.
+
+Over SQLite and a real Kafka.
+"""
 
 import multiprocessing
 import os
@@ -22,7 +25,12 @@ from vicinage.errors import NotFound, Refused, Unavailable
 from vicinage.log import Log, Record, open_log
 
 
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.xdist_group("kafka")])])
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.xdist_group("kafka")]),
+    ]
+)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/log.db"
@@ -164,7 +172,9 @@ def test_a_reader_takes_partitions_in_and_lets_go_of_them(log: Log, topic: str) 
     reader.close()
 
 
-def test_an_idle_reader_misses_nothing_when_another_topic_that_moved_last_is_deleted(log: Log, topic: str) -> None:
+def test_an_idle_reader_misses_nothing_when_another_topic_that_moved_last_is_deleted(
+    log: Log, topic: str
+) -> None:
     other = f"{topic}-other"
     log.ensure_topic(other)
     log.append(topic, 0, [Record(b"a")])
@@ -221,7 +231,9 @@ def is_missed(log: Log, topic: str) -> bool:
     return False
 
 
-def test_a_topic_that_another_process_deletes_is_missed_at_once(log: Log, topic: str, url: str) -> None:
+def test_a_topic_that_another_process_deletes_is_missed_at_once(
+    log: Log, topic: str, url: str
+) -> None:
     kept = f"{topic}-kept"
     log.ensure_topic(kept, 1)
     assert log.end(topic, 1) == log.end(kept, 0) == 0
@@ -265,7 +277,9 @@ def test_what_is_kept_of_so_many_bytes_is_never_more_than_there_is(log: Log, top
     assert 4 <= log.keeping(topic, 0, 2_000) <= 8, "the last two, where sizes are known"
 
 
-def test_a_position_beyond_the_end_halts_its_partition_until_it_is_added_anew(log: Log, topic: str) -> None:
+def test_a_position_beyond_the_end_halts_its_partition_until_it_is_added_anew(
+    log: Log, topic: str
+) -> None:
     reader = halts_alone(log, topic, 3, "beyond_end", close=False)
     log.append(topic, 0, [Record(str(i).encode()) for i in range(6)])
     assert reader.poll(wait_s=2) == [], "from here on, records would be skipped"
@@ -302,7 +316,9 @@ def until(reader, true, found: list, wait_s: float = 20.0) -> None:
         found.extend(reader.poll(wait_s=0.2))
 
 
-def test_a_topic_that_is_deleted_and_created_again_halts_alone_and_skips_nothing(log: Log, topic: str) -> None:
+def test_a_topic_that_is_deleted_and_created_again_halts_alone_and_skips_nothing(
+    log: Log, topic: str
+) -> None:
     other = f"{topic}-other"
     log.ensure_topic(other)
     log.append(topic, 0, [Record(b"old")] * 2)
@@ -321,7 +337,9 @@ def test_a_topic_that_is_deleted_and_created_again_halts_alone_and_skips_nothing
     until(reader, lambda: reader.halted()[topic, 0].kind == "topic_replaced", found)
     log.append(other, 0, [Record(b"y")])
     until(reader, lambda: len(found) == 4, found)
-    assert {s.topic for s in found[2:]} == {other}, "nothing of the new topic is read from the old one's offset"
+    assert {s.topic for s in found[2:]} == {other}, (
+        "nothing of the new topic is read from the old one's offset"
+    )
     reader.add(topic, 0, 0, topic_id=log.topic_ids(topic)[topic])
     assert values(drain(reader, 5)) == [b"0", b"1", b"2", b"3", b"4"]
     assert reader.halted() == {}
@@ -346,14 +364,19 @@ def test_partitions_are_added_and_written_and_read(log: Log, topic: str) -> None
     assert log.add_partitions(topic, 4) == log.partitions(topic) == 4
     assert log.add_partitions(topic, 3) == 4, "none is ever taken away"
     [offset] = log.append(topic, 3, [Record(b"x")])
-    assert (log.end(topic, 3), values(drain(log.reader({(topic, 3): 0}), 1))) == (offset + 1, [b"x"])
+    assert (log.end(topic, 3), values(drain(log.reader({(topic, 3): 0}), 1))) == (
+        offset + 1,
+        [b"x"],
+    )
     with pytest.raises(NotFound):
         log.partitions(f"{topic}-none")
     with pytest.raises(NotFound):
         log.add_partitions(f"{topic}-none", 2)
 
 
-def test_partitions_that_another_process_adds_are_known_and_written_at_once(url: str, log: Log, topic: str) -> None:
+def test_partitions_that_another_process_adds_are_known_and_written_at_once(
+    url: str, log: Log, topic: str
+) -> None:
     log.append(topic, 1, [Record(b"before")])
     with open_log(url) as other:
         other.add_partitions(topic, 5)
@@ -377,13 +400,17 @@ def test_a_partition_that_appears_later_is_read_once_it_does(log: Log, topic: st
 
 @pytest.mark.kafka
 @pytest.mark.xdist_group("kafka")
-def test_a_batch_that_was_damaged_on_the_brokers_disk_halts_its_partition_alone(kafka_servers: str) -> None:
+def test_a_batch_that_was_damaged_on_the_brokers_disk_halts_its_partition_alone(
+    kafka_servers: str,
+) -> None:
     topic = f"t-{uuid.uuid4().hex[:8]}"
     with open_log(f"kafka://{kafka_servers}") as log:
         log.ensure_topic(topic, partitions=2)
         log.append(topic, 0, [Record(b"whole")])
         log.append(topic, 0, [Record(b"damaged " * 100)])
-        [file] = Path(tempfile.gettempdir()).glob(f"vicinage-tests-*/kafka/server/log/{topic}-0/*.log")
+        [file] = Path(tempfile.gettempdir()).glob(
+            f"vicinage-tests-*/kafka/server/log/{topic}-0/*.log"
+        )
         with file.open("r+b") as segment:
             segment.seek(-20, os.SEEK_END)
             segment.write(b"\xff" * 10)
@@ -441,7 +468,11 @@ for i in range(10_000):
 
 def test_what_was_acknowledged_survives_a_kill(url: str, log: Log, topic: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WRITE_AND_DIE, url, topic], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", WRITE_AND_DIE, url, topic],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL
     acknowledged = [int(line) for line in done.stdout.split()]
@@ -464,7 +495,12 @@ def test_an_unknown_scheme_is_refused() -> None:
 
 
 def test_a_partition_that_there_is_not_is_said_at_once(log: Log, topic: str) -> None:
-    for ask in (log.begin, log.end, lambda t, p: log.read(t, p, 0), lambda t, p: log.append(t, p, [Record(b"x")])):
+    for ask in (
+        log.begin,
+        log.end,
+        lambda t, p: log.read(t, p, 0),
+        lambda t, p: log.append(t, p, [Record(b"x")]),
+    ):
         started = time.monotonic()
         with pytest.raises(NotFound):
             ask(topic, 7)
@@ -494,7 +530,9 @@ def test_records_in_every_codec_of_kafkas_producers_are_read(kafka_servers: str)
             assert producer.flush(30) == 0
         reader = log.reader({(topic, p): 0 for p in range(len(codecs))})
         found = drain(reader, len(codecs))
-        assert {s.partition: s.record.value for s in found} == {p: (c * 100).encode() for p, c in enumerate(codecs)}
+        assert {s.partition: s.record.value for s in found} == {
+            p: (c * 100).encode() for p, c in enumerate(codecs)
+        }
         assert reader.halted() == {}
         reader.close()
 
@@ -510,7 +548,9 @@ def test_a_record_that_cannot_be_decoded_is_said_in_its_place_and_holds_nobody_u
     topic = f"t-{uuid.uuid4().hex[:8]}"
     with open_log(f"kafka://{kafka_servers}") as log:
         log.ensure_topic(topic, partitions=3)
-        producer = KafkaProducer(bootstrap_servers=kafka_servers, compression_type=compression, linger_ms=200)
+        producer = KafkaProducer(
+            bootstrap_servers=kafka_servers, compression_type=compression, linger_ms=200
+        )
         for value, name in ((b"a", "n"), (b"b", NoUtf8("n")), (b"c", "n")):
             producer.send(topic, value, headers=[(name, b"v")], partition=0)
         producer.flush()
@@ -522,7 +562,9 @@ def test_a_record_that_cannot_be_decoded_is_said_in_its_place_and_holds_nobody_u
         found = drain(reader, 5)
         assert drain(reader, 1, wait_s=1) == []
         reader.close()
-        one = {s.offset: (s.record.value, bool(s.record.unreadable)) for s in found if s.partition == 0}
+        one = {
+            s.offset: (s.record.value, bool(s.record.unreadable)) for s in found if s.partition == 0
+        }
         assert one == {0: (b"a", False), 1: (b"", True), 2: (b"", True), 3: (b"d", False)}
         assert [s.record.value for s in found if s.partition == 1] == [b"other"]
         assert [s.offset for s in log.read(topic, 0, 1, bytes_max=1)] == [1]
@@ -540,7 +582,10 @@ def test_of_a_producers_transactions_what_was_aborted_is_not_read_and_their_mark
         log.ensure_topic(topic)
         producer = KafkaProducer(bootstrap_servers=kafka_servers, transactional_id=topic)
         producer.init_transactions()
-        for value, end in ((b"kept", producer.commit_transaction), (b"undone", producer.abort_transaction)):
+        for value, end in (
+            (b"kept", producer.commit_transaction),
+            (b"undone", producer.abort_transaction),
+        ):
             producer.begin_transaction()
             producer.send(topic, value, partition=0).get(timeout=30)
             end()
@@ -561,7 +606,9 @@ def test_of_a_producers_transactions_what_was_aborted_is_not_read_and_their_mark
         still_open.begin_transaction()
         still_open.send(topic, b"not yet", partition=0).get(timeout=30)
         [behind] = log.append(topic, 0, [Record(b"behind it")])
-        assert behind < log.end(topic, 0), "what was acknowledged is in the log, whoever may read it yet"
+        assert behind < log.end(topic, 0), (
+            "what was acknowledged is in the log, whoever may read it yet"
+        )
         assert log.read(topic, 0, 4) == [] == reader.poll(wait_s=0.5)
         still_open.commit_transaction()
         still_open.close()

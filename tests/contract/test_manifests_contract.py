@@ -29,10 +29,16 @@ def test_a_segment_that_an_earlier_version_stored_is_read(house: House) -> None:
     shard = make(house).shards()[0]
     lease = house.leases.acquire("slot/0", "one", ttl_s=10)
     known = replace(segment("a"), log_start=2, log_end=9, n_calibration_queries=40)
-    house.manifests.swap(house.manifests.of(shard, start=0), segments=(known,), sealed=9, lease=lease)
+    house.manifests.swap(
+        house.manifests.of(shard, start=0), segments=(known,), sealed=9, lease=lease
+    )
     with change(house.engine) as connection:
         text = connection.execute(select(manifests.c.segments)).scalar_one()
-        for old, new in (("asked", "n_calibration_queries"), ("first", "log_start"), ("end", "log_end")):
+        for old, new in (
+            ("asked", "n_calibration_queries"),
+            ("first", "log_start"),
+            ("end", "log_end"),
+        ):
             assert f'"{new}"' in text
             text = text.replace(f'"{new}"', f'"{old}"')
         connection.execute(update(manifests).values(segments=text))
@@ -42,10 +48,16 @@ def test_a_segment_that_an_earlier_version_stored_is_read(house: House) -> None:
 def test_of_two_indexers_that_swap_at_once_exactly_one_wins(house: House) -> None:
     shard = make(house).shards()[0]
     lease = house.leases.acquire("slot/0", "one", ttl_s=10)
-    for old in (house.manifests.of(shard, start=0), None):  # the first manifest of a shard, and a later one
+    for old in (
+        house.manifests.of(shard, start=0),
+        None,
+    ):  # the first manifest of a shard, and a later one
         known = old or house.manifests.of(shard, start=0)
         outcomes = at_once(
-            6, lambda i, known=known: house.manifests.swap(known, segments=(segment(f"s{i}"),), sealed=1, lease=lease)
+            6,
+            lambda i, known=known: house.manifests.swap(
+                known, segments=(segment(f"s{i}"),), sealed=1, lease=lease
+            ),
         )
         [winner] = [o for o in outcomes if not isinstance(o, Conflict)]
         assert house.manifests.of(shard, start=0) == winner
@@ -76,7 +88,10 @@ def test_the_change_feed_names_each_changed_manifest_once(house: House) -> None:
     for shard in generation.shards():
         for sealed in (1, 2):
             house.manifests.swap(
-                house.manifests.of(shard, start=0), segments=(), sealed=sealed, lease=leases[shard.slot]
+                house.manifests.of(shard, start=0),
+                segments=(),
+                sealed=sealed,
+                lease=leases[shard.slot],
             )
     seen, changed = house.manifests.changed_since(seen, {0, 1})
     assert [(m.shard.slot, m.sealed) for m in changed] == [(0, 2), (1, 2)]
@@ -86,7 +101,9 @@ def test_the_change_feed_names_each_changed_manifest_once(house: House) -> None:
 def test_objects_of_a_collection_that_is_gone_are_named_no_more(house: House) -> None:
     shard = make(house).shards()[0]
     lease = house.leases.acquire("slot/0", "one", ttl_s=10)
-    house.manifests.swap(house.manifests.of(shard, start=0), segments=(segment("a"),), sealed=1, lease=lease)
+    house.manifests.swap(
+        house.manifests.of(shard, start=0), segments=(segment("a"),), sealed=1, lease=lease
+    )
     assert house.manifests.paths() == {"a/passages"}
     house.registry.delete_collection("acme", "docs", actor="test")
     assert house.manifests.paths() == set()
@@ -111,12 +128,16 @@ def test_of_many_that_ask_for_a_lease_at_once_one_gets_it(house: House) -> None:
     assert (lease.epoch, house.leases.acquire("slot/0", lease.owner, ttl_s=10).epoch) == (1, 2)
     house.clock.advance(11)
     [second] = [
-        o for o in at_once(6, lambda i: house.leases.acquire("slot/0", f"owner-{i}", ttl_s=10)) if o is not None
+        o
+        for o in at_once(6, lambda i: house.leases.acquire("slot/0", f"owner-{i}", ttl_s=10))
+        if o is not None
     ]
     assert second.epoch == 3
 
 
-def test_of_two_workers_that_move_a_job_one_wins_and_a_cancelled_one_moves_no_more(house: House) -> None:
+def test_of_two_workers_that_move_a_job_one_wins_and_a_cancelled_one_moves_no_more(
+    house: House,
+) -> None:
     make(house)
     job = house.jobs.create("acme", "docs", index="flat", model=None, shards=1, actor="test")
     outcomes = at_once(4, lambda i: house.jobs.advance(job, state="waiting", done=i))

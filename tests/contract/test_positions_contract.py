@@ -11,7 +11,9 @@ def test_states_are_replaced_but_not_over_what_an_operator_decided(house: House)
     other = PartitionState("acme", 1, "id", 2, "waiting", 1)
     positions.save([reading, other])
     assert positions.of("acme") == positions.of() == [reading, other]
-    halted = PartitionState("acme", 0, "id", 7, "halted", 2, "offset_gone", "acme/0: offset 7 is gone")
+    halted = PartitionState(
+        "acme", 0, "id", 7, "halted", 2, "offset_gone", "acme/0: offset 7 is gone"
+    )
     positions.save([halted])
     assert positions.not_reading("acme") == [halted, other]
     assert positions.not_reading("umbrella") == positions.resuming() == []

@@ -19,7 +19,13 @@ def published(house: House, generation: Generation, *names: str) -> None:
 
 
 def damage(generation: Generation, name: str, **facts: object) -> Damage:
-    made = {"path": f"{name}/passages", "segment": name, "role": "passages", "fault": "corrupt", "reason": "a bit"}
+    made = {
+        "path": f"{name}/passages",
+        "segment": name,
+        "role": "passages",
+        "fault": "corrupt",
+        "reason": "a bit",
+    }
     return Damage(shard=generation.shards()[0], **{**made, **facts})  # type: ignore[arg-type]
 
 
@@ -28,11 +34,18 @@ def test_of_all_who_meet_it_at_once_one_notes_it(house: House) -> None:
     published(house, generation, "s1")
     quarantine = house.manifests.quarantine
     noted = at_once(
-        6, lambda i: Manifests(house.engine, house.clock).quarantine.note(damage(generation, "s1"), actor=f"{i}")
+        6,
+        lambda i: Manifests(house.engine, house.clock).quarantine.note(
+            damage(generation, "s1"), actor=f"{i}"
+        ),
     )
     assert sorted(map(str, noted)) == ["False"] * 5 + ["True"]
     [found] = quarantine.open()
-    assert (found.path, found.state, found.seen_ms) == ("s1/passages", "noted", house.clock.now_ms())
+    assert (found.path, found.state, found.seen_ms) == (
+        "s1/passages",
+        "noted",
+        house.clock.now_ms(),
+    )
     assert len([r for r in Audit(house.engine).records() if r.action == "segment.quarantine"]) == 1
     assert Audit(house.engine).verify()
 
@@ -51,14 +64,19 @@ def test_what_is_corrupt_is_barred_until_it_is_replaced_or_found_whole(house: Ho
     quarantine, shard = house.manifests.quarantine, generation.shards()[0]
     for name, fault in (("s1", "corrupt"), ("s2", "lost"), ("s3", "corrupt")):
         assert quarantine.note(damage(generation, name, fault=fault), actor="test")
-    assert quarantine.barred(shard) == {"s1/passages", "s3/passages"}, "of what is lost there are no bytes"
+    assert quarantine.barred(shard) == {"s1/passages", "s3/passages"}, (
+        "of what is lost there are no bytes"
+    )
     quarantine.move(damage(generation, "s1"), "stuck", actor="test", reason="gone")
     assert (quarantine.is_stuck("s1/passages"), quarantine.is_stuck("s2/passages")) == (True, False)
     assert quarantine.barred(shard) == {"s1/passages", "s3/passages"}
     quarantine.move(damage(generation, "s1"), "replaced", actor="test")
     quarantine.forget(damage(generation, "s3"), actor="test", why="found whole")
     assert quarantine.barred(shard) == frozenset()
-    assert [(d.segment, d.state) for d in quarantine.every()] == [("s1", "replaced"), ("s2", "noted")]
+    assert [(d.segment, d.state) for d in quarantine.every()] == [
+        ("s1", "replaced"),
+        ("s2", "noted"),
+    ]
     assert [d.segment for d in quarantine.open([shard.slot])] == ["s2"]
     assert quarantine.open([shard.slot + 1]) == []
 
@@ -67,7 +85,9 @@ def test_a_manifest_of_an_older_or_a_newer_version_is_read() -> None:
     """Before, segments had no offsets of the log."""
     objects = '{"passages": {"path": "s1/passages", "bytes": 1, "sha256": "00"}}'
     facts = f'"id": "s1", "objects": {objects}, "kind": "flat", "n_passages": 1, "n_documents": 1, "n_deletes": 0'
-    older, newer = manifests._parse(f'[{{{facts}}}, {{{facts}, "first": 3, "end": 9, "color": "blue"}}]')
+    older, newer = manifests._parse(
+        f'[{{{facts}}}, {{{facts}, "first": 3, "end": 9, "color": "blue"}}]'
+    )
     assert older == segment("s1")
     assert newer == replace(older, log_start=3, log_end=9)
 

@@ -10,7 +10,9 @@ def history(house: House) -> RecallHistory:
     return RecallHistory(house.engine, house.clock)
 
 
-def kept(of: Generation, samples: int, state: str = "{}", generation: int | None = None) -> RecallRecord:
+def kept(
+    of: Generation, samples: int, state: str = "{}", generation: int | None = None
+) -> RecallRecord:
     return RecallRecord(of.tenant, of.collection, generation or of.number, samples, state)
 
 
@@ -46,7 +48,9 @@ def test_a_state_without_bound_is_not_kept(house: House) -> None:
     assert h.newest() == []
 
 
-def test_of_many_gateways_that_keep_at_once_the_one_with_the_most_samples_stays(house: House) -> None:
+def test_of_many_gateways_that_keep_at_once_the_one_with_the_most_samples_stays(
+    house: House,
+) -> None:
     of, h = make(house), history(house)
     at_once(6, lambda i: [h.keep([kept(of, 10 * i + n)]) for n in range(5)])
     assert h.newest() == [kept(of, 54)]

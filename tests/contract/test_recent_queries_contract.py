@@ -43,7 +43,12 @@ def test_they_go_with_the_collection_and_come_to_none_that_is_gone(house: House)
 def test_of_many_who_keep_at_once_nobody_fails_and_one_set_stays(house: House) -> None:
     of = make(house)
     queries = house.manifests.recent_queries
-    at_once(8, lambda i: [queries.keep(of.tenant, of.collection, of.model, vectors(3, first=i)) for _ in range(5)])
+    at_once(
+        8,
+        lambda i: [
+            queries.keep(of.tenant, of.collection, of.model, vectors(3, first=i)) for _ in range(5)
+        ],
+    )
     held = queries.of(of.tenant, of.collection, of.model, 4)
     assert held is not None and any(np.array_equal(held, vectors(3, first=i)) for i in range(8))
 

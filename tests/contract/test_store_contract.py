@@ -82,7 +82,9 @@ def test_bytes_that_are_not_what_was_written_are_never_served(store: Store) -> N
             store.fetch(wrong)
 
 
-def test_of_many_files_the_last_ones_are_known_to_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_files_the_last_ones_are_known_to_be_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(objects, "VERIFIED_MAX", 2)
     store = LocalStore(tmp_path / "store")
     refs = [store.put(f"a/{i}", bytes([i])) for i in range(4)]
@@ -138,7 +140,21 @@ def test_listing_and_sweeping_keep_what_is_named_or_young(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", ".", "/etc/passwd", "../x", "a/../../x", "a\0b", ".incoming/x", "a\\b", "a//b", "./a", "a/./b", "a/"]
+    "path",
+    [
+        "",
+        ".",
+        "/etc/passwd",
+        "../x",
+        "a/../../x",
+        "a\0b",
+        ".incoming/x",
+        "a\\b",
+        "a//b",
+        "./a",
+        "a/./b",
+        "a/",
+    ],
 )
 def test_paths_stay_inside_and_are_written_one_way(store: Store, path: str) -> None:
     with pytest.raises(Refused):
@@ -158,7 +174,9 @@ def test_bytes_that_changed_in_the_store_are_never_served(store: Store, data: by
 
 
 @pytest.mark.parametrize("data", [b"hellO world", b"hello", b"", b"hello world "])
-def test_verifying_reads_the_store_itself_whatever_was_fetched_before(store: Store, data: bytes) -> None:
+def test_verifying_reads_the_store_itself_whatever_was_fetched_before(
+    store: Store, data: bytes
+) -> None:
     ref = store.put("a", b"hello world")
     store.fetch(ref)
     store.verify(ref)
@@ -197,7 +215,9 @@ def test_writers_of_one_path_at_once_leave_one_whole_object(tmp_path: Path) -> N
     assert len(set(store.get(won))) == 1
 
 
-def test_deleting_beside_a_writer_neither_fails_nor_takes_the_folder_from_under_it(tmp_path: Path) -> None:
+def test_deleting_beside_a_writer_neither_fails_nor_takes_the_folder_from_under_it(
+    tmp_path: Path,
+) -> None:
     """A folder that is empty goes away; a writer who was about to use it makes it again."""
     store, written = LocalStore(tmp_path), queue.SimpleQueue()
     outcomes: list[object] = []
@@ -291,7 +311,9 @@ def test_a_copy_that_went_bad_in_the_cache_is_fetched_again(s3_url: str, tmp_pat
 
 
 @pytest.mark.s3
-def test_the_cache_keeps_to_its_bound_and_lets_go_of_what_was_used_longest_ago(s3_url: str, tmp_path: Path) -> None:
+def test_the_cache_keeps_to_its_bound_and_lets_go_of_what_was_used_longest_ago(
+    s3_url: str, tmp_path: Path
+) -> None:
     store = open_store(s3_url, cache=tmp_path / "cache", cache_bytes_max=2_500)
     refs = [store.put(f"o/{i}", bytes([i]) * 1_000) for i in range(3)]
     leftover = tmp_path / "cache" / ".part"
@@ -300,18 +322,26 @@ def test_the_cache_keeps_to_its_bound_and_lets_go_of_what_was_used_longest_ago(s
     for i, ref in enumerate(refs):
         used = store.fetch(ref)
         os.utime(used, (i, i))
-    assert sorted(f.name for f in (tmp_path / "cache").iterdir()) == sorted(r.sha256 for r in refs[1:])
+    assert sorted(f.name for f in (tmp_path / "cache").iterdir()) == sorted(
+        r.sha256 for r in refs[1:]
+    )
     assert store.fetch(refs[0]).read_bytes() == b"\0" * 1_000
 
 
 @pytest.mark.s3
-def test_a_store_that_is_away_is_unavailable_and_good_copies_are_still_there(s3_url: str, tmp_path: Path) -> None:
+def test_a_store_that_is_away_is_unavailable_and_good_copies_are_still_there(
+    s3_url: str, tmp_path: Path
+) -> None:
     near = open_store(s3_url, cache=tmp_path / "cache")
     ref = near.put("a", b"hello")
     near.fetch(ref)
     away = RemoteStore(
         fs.S3FileSystem(
-            access_key="x", secret_key="y", endpoint_override="127.0.0.1:9", scheme="http", region="us-east-1"
+            access_key="x",
+            secret_key="y",
+            endpoint_override="127.0.0.1:9",
+            scheme="http",
+            region="us-east-1",
         ),
         "bucket/prefix",
         tmp_path / "cache",

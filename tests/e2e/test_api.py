@@ -24,7 +24,9 @@ from vicinage.wire import ARROW
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
-    with platform(tmp_path_factory.mktemp("api"), GatewaySettings(body_bytes_max=1 << 20, timeout_ms=5_000)) as caller:
+    with platform(
+        tmp_path_factory.mktemp("api"), GatewaySettings(body_bytes_max=1 << 20, timeout_ms=5_000)
+    ) as caller:
         yield caller
 
 
@@ -77,7 +79,9 @@ def test_a_document_written_is_found_through_its_token(call: Caller) -> None:
 def test_text_is_embedded_on_both_sides(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key, model="all-minilm-l6-v2")
-    token = call.write(key, [{"id": "cat", "text": "the cat sat"}, {"id": "dog", "text": "a dog barked loudly"}])
+    token = call.write(
+        key, [{"id": "cat", "text": "the cat sat"}, {"id": "dog", "text": "a dog barked loudly"}]
+    )
     found = call.search(key, text="dog barked", wait_for=token, k=1)
     assert ids(found) == ["dog"]
     assert found["hits"][0]["text"] == "a dog barked loudly"
@@ -87,7 +91,9 @@ def test_text_is_embedded_on_both_sides(call: Caller) -> None:
 def test_a_vector_may_come_as_numbers_as_base64_or_as_the_raw_body(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
-    token = call.write(key, [doc("a", 1, 0, 0, 0, n=1), doc("b", 0, 1, 0, 0, n=2), doc("c", 0, 0, 1, 0, n=3)])
+    token = call.write(
+        key, [doc("a", 1, 0, 0, 0, n=1), doc("b", 0, 1, 0, 0, n=2), doc("c", 0, 0, 1, 0, n=3)]
+    )
     vector = np.array([0.9, 0.5, 0.1, 0], "<f4")
     asked = {"k": 2, "filter": {"n": {"$gte": 2}}, "wait_for": token, "include": ["metadata"]}
     as_numbers = call.search(key, vector=vector.tolist(), **asked)
@@ -98,7 +104,13 @@ def test_a_vector_may_come_as_numbers_as_base64_or_as_the_raw_body(call: Caller)
         key,
         content=vector.tobytes(),
         headers={"content-type": "application/octet-stream"},
-        params={"k": "2", "filter": '{"n": {"$gte": 2}}', "wait_for": token, "include": "metadata", "exact": "false"},
+        params={
+            "k": "2",
+            "filter": '{"n": {"$gte": 2}}',
+            "wait_for": token,
+            "include": "metadata",
+            "exact": "false",
+        },
     )
     assert raw.status_code == 200, raw.text
     assert ids(as_numbers) == ["b", "c"]
@@ -108,7 +120,10 @@ def test_a_vector_may_come_as_numbers_as_base64_or_as_the_raw_body(call: Caller)
 def test_include_decides_what_a_hit_carries(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
-    token = call.write(key, [{"id": "a", "text": "words", "vector": [1, 2, 2, 0], "metadata": {"x": [1, {"y": None}]}}])
+    token = call.write(
+        key,
+        [{"id": "a", "text": "words", "vector": [1, 2, 2, 0], "metadata": {"x": [1, {"y": None}]}}],
+    )
     usual = call.search(key, vector=[1, 0, 0, 0], wait_for=token)["hits"][0]
     assert (usual["text"], usual["metadata"]) == ("words", {"x": [1, {"y": None}]})
     assert "vector" not in usual
@@ -118,7 +133,9 @@ def test_include_decides_what_a_hit_carries(call: Caller) -> None:
     assert whole["vector"] == pytest.approx([1 / 3, 2 / 3, 2 / 3, 0])
 
 
-@pytest.mark.parametrize(("metric", "best"), [("cosine", "near"), ("dot", "long"), ("euclidean", "near")])
+@pytest.mark.parametrize(
+    ("metric", "best"), [("cosine", "near"), ("dot", "long"), ("euclidean", "near")]
+)
 def test_each_metric_orders_by_itself(call: Caller, metric: str, best: str) -> None:
     _, key = call.tenant()
     call.collection(key, metric=metric)
@@ -152,7 +169,12 @@ def test_a_batch_streams_an_answer_or_a_problem_for_every_question(call: Caller)
     call.collection(key)
     token = call.write(key, [doc("a", 1, 0, 0, 0), doc("b", 0, 1, 0, 0)])
     call.search(key, vector=[1, 0, 0, 0], wait_for=token)
-    questions = [{"vector": [1, 0, 0, 0], "k": 1}, {"vector": [1]}, "nonsense", {"vector": [0, 1, 0, 0], "k": 1}]
+    questions = [
+        {"vector": [1, 0, 0, 0], "k": 1},
+        {"vector": [1]},
+        "nonsense",
+        {"vector": [0, 1, 0, 0], "k": 1},
+    ]
     found = call("POST", "/v1/collections/c/search:batch", key, json={"searches": questions})
     assert found.headers["content-type"] == "application/x-ndjson"
     lines = {line["index"]: line for line in map(orjson.loads, found.content.splitlines())}
@@ -211,7 +233,9 @@ def test_documents_come_in_as_json_as_lines_or_as_arrow(call: Caller, kind: str)
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
         content, media = sink.getvalue().to_pybytes(), ARROW
-    found = call("POST", "/v1/collections/c/documents", key, content=content, headers={"content-type": media})
+    found = call(
+        "POST", "/v1/collections/c/documents", key, content=content, headers={"content-type": media}
+    )
     assert found.status_code == 202, found.text
     body = found.json()
     assert (body["accepted"], body["rejected"]) == (2, [])
@@ -219,7 +243,9 @@ def test_documents_come_in_as_json_as_lines_or_as_arrow(call: Caller, kind: str)
     assert ids(answer) == ["b"]
 
 
-def test_what_is_wrong_with_one_document_is_said_of_that_one_and_the_rest_goes_through(call: Caller) -> None:
+def test_what_is_wrong_with_one_document_is_said_of_that_one_and_the_rest_goes_through(
+    call: Caller,
+) -> None:
     _, key = call.tenant()
     call.collection(key)
     bad = {
@@ -298,7 +324,9 @@ def test_any_printable_id_can_be_read_and_deleted_percent_encoded(call: Caller) 
 def test_a_document_is_read_back_with_its_passages_and_its_version(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
-    token = call.write(key, [{"id": "a", "passages": ["one", "two"], "vectors": [[1, 0, 0, 0], [0, 1, 0, 0]]}])
+    token = call.write(
+        key, [{"id": "a", "passages": ["one", "two"], "vectors": [[1, 0, 0, 0], [0, 1, 0, 0]]}]
+    )
     found = call("GET", f"/v1/collections/c/documents/a?wait_for={token}", key).json()
     assert [p["text"] for p in found["passages"]] == ["one", "two"]
     again = call.write(key, [doc("a", 0, 0, 1, 0, second=True)])
@@ -313,14 +341,21 @@ def test_deleting_by_ids_and_by_filter(call: Caller) -> None:
     call.collection(key, shards=3)
     token = call.write(key, [doc(f"d{i}", 1, i, 0, 0, even=i % 2 == 0) for i in range(10)])
     call.search(key, vector=[1, 0, 0, 0], wait_for=token)
-    found = call("POST", "/v1/collections/c/documents:delete", key, json={"ids": ["d1", "d3", "never-was"]})
+    found = call(
+        "POST", "/v1/collections/c/documents:delete", key, json={"ids": ["d1", "d3", "never-was"]}
+    )
     assert (found.status_code, found.json()["accepted"]) == (202, 3)
     found = call("POST", "/v1/collections/c/documents:delete", key, json={"filter": {"even": True}})
     assert (found.status_code, found.json()["accepted"]) == (202, 5)
     left = call.search(key, vector=[1, 0, 0, 0], wait_for=found.json()["token"])
     assert sorted(ids(left)) == ["d5", "d7", "d9"]
     none = call("POST", "/v1/collections/c/documents:delete", key, json={"filter": {"even": True}})
-    assert none.json() == {"accepted": 0, "matched": 0, "judged": found.json()["token"], "token": None}
+    assert none.json() == {
+        "accepted": 0,
+        "matched": 0,
+        "judged": found.json()["token"],
+        "token": None,
+    }
 
 
 def test_a_deletion_by_filter_covers_what_was_just_written(call: Caller) -> None:
@@ -328,7 +363,9 @@ def test_a_deletion_by_filter_covers_what_was_just_written(call: Caller) -> None
     call.collection(key, shards=2)
     path = "/v1/collections/c/documents:delete"
     for turn in range(5):
-        token = call.write(key, [doc(f"old{turn}", 1, 0, 0, 0, old=True), doc(f"new{turn}", 1, 0, 0, 0, old=True)])
+        token = call.write(
+            key, [doc(f"old{turn}", 1, 0, 0, 0, old=True), doc(f"new{turn}", 1, 0, 0, 0, old=True)]
+        )
         token = call.write(key, [doc(f"new{turn}", 1, 0, 0, 0, old=False)])
         found = call("POST", path, key, json={"filter": {"old": True}, "wait_for": token}).json()
         assert (found["accepted"], found["matched"], found["judged"]) == (1, 1, token)
@@ -349,7 +386,10 @@ def test_dead_letters_are_read_in_pages(call: Caller) -> None:
     letters = first["letters"] + rest["letters"]
     assert [base64.b64decode(w["value_base64"]) for w in letters] == values
     assert all(w["reason"] for w in letters)
-    assert call("GET", f"/v1/dead-letters?after={rest['next']}", key).json() == {"letters": [], "next": None}
+    assert call("GET", f"/v1/dead-letters?after={rest['next']}", key).json() == {
+        "letters": [],
+        "next": None,
+    }
 
 
 # collections
@@ -357,7 +397,9 @@ def test_dead_letters_are_read_in_pages(call: Caller) -> None:
 
 def test_a_collection_says_what_it_was_given_and_what_it_holds(call: Caller) -> None:
     _, key = call.tenant()
-    made = call.collection(key, metric="dot", shards=2, objectives={"recall": 0.9, "latency_ms": 50})
+    made = call.collection(
+        key, metric="dot", shards=2, objectives={"recall": 0.9, "latency_ms": 50}
+    )
     assert made["counts"] == {"documents": 0, "passages": 0, "at_least": False}
     assert made["objectives"] == {"recall": 0.9, "freshness_ms": 1000, "latency_ms": 50}
     token = call.write(key, [doc("a", 1, 0, 0, 0), doc("b", 0, 1, 0, 0)])
@@ -390,25 +432,37 @@ def test_a_deleted_collection_is_gone_and_its_name_begins_anew(call: Caller) -> 
     token = call.write(key, [doc("old", 1, 0, 0, 0)])
     call.search(key, vector=[1, 0, 0, 0], wait_for=token)
     assert call("DELETE", "/v1/collections/c?confirm=c", key).status_code == 202
-    problem(call("POST", "/v1/collections/c/search", key, json={"vector": [1, 0, 0, 0]}), 404, "not-found")
+    problem(
+        call("POST", "/v1/collections/c/search", key, json={"vector": [1, 0, 0, 0]}),
+        404,
+        "not-found",
+    )
     call.collection(key, dimension=2)
     token = call.write(key, [{"id": "new", "vector": [1, 0]}])
     assert ids(call.search(key, vector=[1, 0], wait_for=token)) == ["new"]
 
 
-@pytest.mark.parametrize("query", ["", "?confirm=", "?confirm=true", "?confirm=C", "?confirm=c&confirm=other"])
-def test_what_holds_other_things_is_deleted_only_where_its_name_is_repeated(call: Caller, query: str) -> None:
+@pytest.mark.parametrize(
+    "query", ["", "?confirm=", "?confirm=true", "?confirm=C", "?confirm=c&confirm=other"]
+)
+def test_what_holds_other_things_is_deleted_only_where_its_name_is_repeated(
+    call: Caller, query: str
+) -> None:
     name, key = call.tenant()
     call.collection(key)
     problem(call("DELETE", f"/v1/collections/c{query}", key), 400, "refused", "confirm")
-    problem(call("DELETE", f"/v1/admin/tenants/{name}{query}", call.operator), 400, "refused", "confirm")
+    problem(
+        call("DELETE", f"/v1/admin/tenants/{name}{query}", call.operator), 400, "refused", "confirm"
+    )
     assert call("GET", "/v1/collections/c", key).status_code == 200
 
 
 def test_a_collection_is_made_once(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
-    problem(call("POST", "/v1/collections", key, json={"name": "c", "dimension": 4}), 409, "conflict")
+    problem(
+        call("POST", "/v1/collections", key, json={"name": "c", "dimension": 4}), 409, "conflict"
+    )
 
 
 # operators
@@ -429,28 +483,40 @@ def test_the_life_of_a_tenant(call: Caller) -> None:
     assert call.admin("DELETE", "/tenants/acme?confirm=acme") == {"deleted": "acme"}
     eventually(lambda: call("GET", "/v1/collections", key).status_code == 401)
     assert "acme" not in [t["tenant"] for t in call.admin("GET", "/tenants")]
-    problem(call("POST", "/v1/admin/tenants", call.operator, json={"name": "acme"}), 409, "conflict")
+    problem(
+        call("POST", "/v1/admin/tenants", call.operator, json={"name": "acme"}), 409, "conflict"
+    )
 
 
 def test_keys_are_shown_once_and_end_when_revoked(call: Caller) -> None:
     name, _ = call.tenant()
-    made = call.admin("POST", "/keys", {"tenant": name, "scopes": ["read"], "expires_s": 3600}, status=201)
+    made = call.admin(
+        "POST", "/keys", {"tenant": name, "scopes": ["read"], "expires_s": 3600}, status=201
+    )
     assert made["key"].startswith(f"vk_{made['id']}_")
     assert made["expires_ms"] - made["created_ms"] == pytest.approx(3_600_000, abs=5_000)
-    problem(call("POST", "/v1/collections", made["key"], json={"name": "c", "dimension": 2}), 403, "forbidden")
+    problem(
+        call("POST", "/v1/collections", made["key"], json={"name": "c", "dimension": 2}),
+        403,
+        "forbidden",
+    )
     listed = call.admin("GET", f"/keys?tenant={name}")
     assert made["id"] in [k["id"] for k in listed]
     assert all("key" not in k and "sha256" not in k for k in listed)
     assert call("GET", "/v1/collections", made["key"]).status_code == 200
     assert call.admin("DELETE", f"/keys/{made['id']}")["revoked_ms"]
     problem(call("GET", "/v1/collections", made["key"]), 401, "unauthenticated")
-    operator = call.admin("POST", "/keys", {"tenant": None, "scopes": ["operate"]}, status=201)["key"]
+    operator = call.admin("POST", "/keys", {"tenant": None, "scopes": ["operate"]}, status=201)[
+        "key"
+    ]
     assert call("GET", "/v1/admin/tenants", operator).status_code == 200
 
 
 def test_collections_of_any_tenant(call: Caller) -> None:
     name, key = call.tenant()
-    made = call.admin("POST", f"/tenants/{name}/collections", {"name": "c", "dimension": 3}, status=201)
+    made = call.admin(
+        "POST", f"/tenants/{name}/collections", {"name": "c", "dimension": 3}, status=201
+    )
     assert (made["tenant"], made["dimension"]) == (name, 3)
     assert call.admin("GET", f"/tenants/{name}/collections/c")["name"] == "c"
     assert [c["name"] for c in call.admin("GET", f"/collections?tenant={name}")] == ["c"]
@@ -480,11 +546,15 @@ def test_every_change_leaves_an_audit_record_and_the_chain_is_whole(call: Caller
 def test_a_reindex_is_started_followed_and_cancelled(call: Caller) -> None:
     name, key = call.tenant()
     call.collection(key)
-    job = call.admin("POST", "/reindex", {"tenant": name, "collection": "c", "index": "flat"}, status=202)
+    job = call.admin(
+        "POST", "/reindex", {"tenant": name, "collection": "c", "index": "flat"}, status=202
+    )
     assert (job["state"], job["index"], job["tenant"]) == ("pending", "flat", name)
     assert call.admin("GET", f"/reindex/{job['id']}") == job
     assert call.admin("GET", f"/reindex?tenant={name}") == [job]
-    again = call("POST", "/v1/admin/reindex", call.operator, json={"tenant": name, "collection": "c"})
+    again = call(
+        "POST", "/v1/admin/reindex", call.operator, json={"tenant": name, "collection": "c"}
+    )
     problem(again, 409, "conflict")
     assert call.admin("POST", f"/reindex/{job['id']}/cancel")["state"] == "cancelled"
     problem(call("POST", f"/v1/admin/reindex/{job['id']}/cancel", call.operator), 409, "conflict")
@@ -512,9 +582,16 @@ def test_a_topic_that_was_made_anew_is_seen_and_resumed(call: Caller) -> None:
     eventually(lambda: call.admin("GET", f"/freshness?tenant={name}")[0]["ingest"] == "halted")
     [partition] = call.admin("GET", f"/freshness?tenant={name}")[0]["partitions"]
     assert (partition["kind"], partition["position"]) == ("topic_replaced", 1)
-    late = {"vector": [1, 0, 0, 0], "wait_for": call.write(key, [doc("x", 1, 0, 0, 0)]), "timeout_ms": 600}
+    late = {
+        "vector": [1, 0, 0, 0],
+        "wait_for": call.write(key, [doc("x", 1, 0, 0, 0)]),
+        "timeout_ms": 600,
+    }
     told = call("POST", "/v1/collections/c/search", key, json=late)
-    assert (told.status_code, "its partition is halted (topic_replaced)" in told.json()["detail"]) == (504, True)
+    assert (
+        told.status_code,
+        "its partition is halted (topic_replaced)" in told.json()["detail"],
+    ) == (504, True)
     plan = call.admin("POST", f"/tenants/{name}/resume-ingest", {"dry_run": True})
     assert [(p["resume_at"], p["skipped"]) for p in plan["partitions"]] == [(0, None)]
     token = call.write(key, [doc("new", 0, 1, 0, 0)])
@@ -529,7 +606,12 @@ def test_models_are_listed(call: Caller) -> None:
 
 
 def test_a_model_is_registered_once_and_collections_are_made_with_it(call: Caller) -> None:
-    entry = {"name": "own/model", "kind": "openai", "location": "http://127.0.0.1:9/v1", "dimension": 8}
+    entry = {
+        "name": "own/model",
+        "kind": "openai",
+        "location": "http://127.0.0.1:9/v1",
+        "dimension": 8,
+    }
     entry |= {"window_tokens": 512, "normalised": False}
     added = {**entry, "query_prompt": "", "document_prompt": "", "retired": False}
     assert call.admin("POST", "/models", entry, status=201) == added
@@ -566,7 +648,10 @@ def test_openapi_describes_every_route_and_shows_examples_of_the_main_ones(call:
     for path, operations in spec["paths"].items():
         for method, operation in operations.items():
             assert operation.get("description"), (method, path)
-            assert "application/problem+json" in operation["responses"]["default"]["content"], (method, path)
+            assert "application/problem+json" in operation["responses"]["default"]["content"], (
+                method,
+                path,
+            )
             assert "422" not in operation["responses"], (method, path)
 
 

@@ -69,10 +69,19 @@ QUESTIONS: dict[str, tuple[Any, str]] = {
     "a number beyond float64": ({"vector": [10**400, 0, 0, 0]}, "body"),
     "base64 that is not": ({"vector_base64": "%%%"}, "vector_base64"),
     "base64 beyond ASCII": ({"vector_base64": "ü"}, "vector_base64"),
-    "base64 of half a number": ({"vector_base64": base64.b64encode(b"123").decode()}, "vector_base64"),
+    "base64 of half a number": (
+        {"vector_base64": base64.b64encode(b"123").decode()},
+        "vector_base64",
+    ),
     "base64 of nothing": ({"vector_base64": ""}, "vector_base64"),
-    "base64 of NaN": ({"vector_base64": base64.b64encode(np.full(4, np.nan, "<f4").tobytes()).decode()}, "vector"),
-    "base64 of infinity": ({"vector_base64": base64.b64encode(np.full(4, np.inf, "<f4").tobytes()).decode()}, "vector"),
+    "base64 of NaN": (
+        {"vector_base64": base64.b64encode(np.full(4, np.nan, "<f4").tobytes()).decode()},
+        "vector",
+    ),
+    "base64 of infinity": (
+        {"vector_base64": base64.b64encode(np.full(4, np.inf, "<f4").tobytes()).decode()},
+        "vector",
+    ),
     "a text for vectors": ({"text": "hello"}, "text"),
     "k of zero": ({"vector": GOOD, "k": 0}, "k"),
     "k below zero": ({"vector": GOOD, "k": -1}, "k"),
@@ -87,11 +96,20 @@ QUESTIONS: dict[str, tuple[Any, str]] = {
     "include of lists": ({"vector": GOOD, "include": [["text"]]}, "include"),
     "include in words": ({"vector": GOOD, "include": "text"}, "include"),
     "a filter that is a list": ({"vector": GOOD, "filter": []}, "filter"),
-    "a filter of an unknown operator": ({"vector": GOOD, "filter": {"n": {"$regex": "x"}}}, "filter"),
+    "a filter of an unknown operator": (
+        {"vector": GOOD, "filter": {"n": {"$regex": "x"}}},
+        "filter",
+    ),
     "a filter nested deeply": ({"vector": GOOD, "filter": deep(9)}, "filter"),
     "a filter nested very deeply": ({"vector": GOOD, "filter": deep(400)}, "filter"),
-    "a filter of many clauses": ({"vector": GOOD, "filter": {f"f{i}": i for i in range(65)}}, "filter"),
-    "a filter of many values": ({"vector": GOOD, "filter": {"n": {"$in": list(range(1_001))}}}, "filter"),
+    "a filter of many clauses": (
+        {"vector": GOOD, "filter": {f"f{i}": i for i in range(65)}},
+        "filter",
+    ),
+    "a filter of many values": (
+        {"vector": GOOD, "filter": {"n": {"$in": list(range(1_001))}}},
+        "filter",
+    ),
     "a token of another kind": ({"vector": GOOD, "wait_for": "yesterday"}, "wait_for"),
     "a token that is a number": ({"vector": GOOD, "wait_for": 7}, "wait_for"),
     "a token of another alphabet": ({"vector": GOOD, "wait_for": "٠-١"}, "wait_for"),
@@ -109,7 +127,12 @@ def test_a_bad_question_is_refused_naming_the_field(call: Caller, key: str, what
     assert problem(found, 400, field=name)["type"].endswith((":refused", ":too-large"))
 
 
-LIMITS = {"k of zero": 1, "k of a million": 100, "another dimension": 4, "a filter of many values": 1_000}
+LIMITS = {
+    "k of zero": 1,
+    "k of a million": 100,
+    "another dimension": 4,
+    "a filter of many values": 1_000,
+}
 
 
 @pytest.mark.parametrize("what", LIMITS)
@@ -118,14 +141,17 @@ def test_a_broken_limit_is_named(call: Caller, key: str, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "name"), [("", "text"), (" \n\t ", "text"), ("x" * (33 << 10), "text"), (7, "text"), (["x"], "text")]
+    ("text", "name"),
+    [("", "text"), (" \n\t ", "text"), ("x" * (33 << 10), "text"), (7, "text"), (["x"], "text")],
 )
 def test_a_bad_question_text_is_refused(call: Caller, key: str, text: object, name: str) -> None:
     problem(call("POST", "/v1/collections/words/search", key, json={"text": text}), 400, field=name)
 
 
 @pytest.mark.parametrize("size", [0, 300 << 10], ids=["small", "large"])
-@pytest.mark.parametrize("number", ["18446744073709551616", "-9223372036854775809", "100000000000000000000000"])
+@pytest.mark.parametrize(
+    "number", ["18446744073709551616", "-9223372036854775809", "100000000000000000000000"]
+)
 def test_an_integer_beyond_64_bits_in_a_filter_is_refused_and_never_rounded(
     call: Caller, key: str, size: int, number: str
 ) -> None:
@@ -156,10 +182,16 @@ def test_half_a_surrogate_pair_is_no_text(call: Caller, key: str) -> None:
     problem(call("POST", "/v1/collections/words/search", key, content=b'{"text": "\\ud800"}'), 400)
 
 
-def test_very_small_and_very_long_vectors_are_judged_by_what_they_are(call: Caller, key: str) -> None:
+def test_very_small_and_very_long_vectors_are_judged_by_what_they_are(
+    call: Caller, key: str
+) -> None:
     assert call.search(key, vector=[1e-30, 0, 0, 0])["hits"][0]["score"] == pytest.approx(1)
     assert call.search(key, vector=[3e38, 0, 0, 0])["hits"][0]["score"] == pytest.approx(1)
-    problem(call("POST", "/v1/collections/dots/search", key, json={"vector": [3e38, 0, 0, 0]}), 400, field="vector")
+    problem(
+        call("POST", "/v1/collections/dots/search", key, json={"vector": [3e38, 0, 0, 0]}),
+        400,
+        field="vector",
+    )
 
 
 PARAMETERS: dict[str, tuple[dict[str, str], str]] = {
@@ -178,15 +210,23 @@ PARAMETERS: dict[str, tuple[dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize("what", PARAMETERS)
-def test_a_bad_parameter_beside_a_raw_vector_is_refused_naming_it(call: Caller, key: str, what: str) -> None:
+def test_a_bad_parameter_beside_a_raw_vector_is_refused_naming_it(
+    call: Caller, key: str, what: str
+) -> None:
     parameters, name = PARAMETERS[what]
     raw = np.array(GOOD, "<f4").tobytes()
     headers = {"content-type": "application/octet-stream"}
-    problem(call("POST", SEARCH, key, content=raw, headers=headers, params=parameters), 400, field=name)
+    problem(
+        call("POST", SEARCH, key, content=raw, headers=headers, params=parameters), 400, field=name
+    )
 
 
-@pytest.mark.parametrize(("raw", "name"), [(b"", "body"), (b"12345", "body"), (b"1234" * 3, "vector")])
-def test_a_raw_vector_of_the_wrong_length_is_refused(call: Caller, key: str, raw: bytes, name: str) -> None:
+@pytest.mark.parametrize(
+    ("raw", "name"), [(b"", "body"), (b"12345", "body"), (b"1234" * 3, "vector")]
+)
+def test_a_raw_vector_of_the_wrong_length_is_refused(
+    call: Caller, key: str, raw: bytes, name: str
+) -> None:
     headers = {"content-type": "application/octet-stream"}
     problem(call("POST", SEARCH, key, content=raw, headers=headers), 400, field=name)
 
@@ -206,20 +246,30 @@ POSTS = [SEARCH, f"{SEARCH}:batch", DOCUMENTS, f"{DOCUMENTS}:delete", "/v1/colle
 
 @pytest.mark.parametrize("what", BODIES)
 @pytest.mark.parametrize("path", POSTS)
-def test_a_body_that_is_no_json_object_is_refused(call: Caller, key: str, path: str, what: str) -> None:
-    found = call("POST", path, key, content=BODIES[what], headers={"content-type": "application/json"})
+def test_a_body_that_is_no_json_object_is_refused(
+    call: Caller, key: str, path: str, what: str
+) -> None:
+    found = call(
+        "POST", path, key, content=BODIES[what], headers={"content-type": "application/json"}
+    )
     problem(found, 400)
 
 
 @pytest.mark.parametrize("path", POSTS)
-@pytest.mark.parametrize("kind", ["text/plain", "application/xml", "multipart/form-data", "nonsense"])
-def test_a_content_type_that_is_not_understood_is_refused(call: Caller, key: str, path: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/xml", "multipart/form-data", "nonsense"]
+)
+def test_a_content_type_that_is_not_understood_is_refused(
+    call: Caller, key: str, path: str, kind: str
+) -> None:
     found = call("POST", path, key, content=b"{}", headers={"content-type": kind})
     problem(found, 400, field="content-type")
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_a_body_over_the_limit_is_refused_whether_announced_or_streamed(call: Caller, key: str, path: str) -> None:
+def test_a_body_over_the_limit_is_refused_whether_announced_or_streamed(
+    call: Caller, key: str, path: str
+) -> None:
     headers = {"content-type": "application/json"}
     found = call("POST", path, key, content=b" " * (BODY_MAX + 1), headers=headers)
     assert problem(found, 413, "too-large", "body")["limit"] <= BODY_MAX
@@ -229,7 +279,10 @@ def test_a_body_over_the_limit_is_refused_whether_announced_or_streamed(call: Ca
             yield b" " * (1 << 16)
 
     problem(call("POST", path, key, content=endless(), headers=headers), 413, "too-large", "body")
-    problem(call("POST", path, key, content=b"{}", headers={**headers, "content-length": "9" * 5_000}), 413)
+    problem(
+        call("POST", path, key, content=b"{}", headers={**headers, "content-length": "9" * 5_000}),
+        413,
+    )
 
 
 def test_a_body_that_is_cut_off_harms_nobody(call: Caller, key: str) -> None:
@@ -261,9 +314,13 @@ STREAMS = {
     "without ids": arrow({"vector": VECTORS}),
     "ids that are numbers": arrow({"id": [1], "vector": VECTORS}),
     "an unknown column": arrow({"id": ["a"], "vector": VECTORS, "colour": ["red"]}),
-    "vectors of integers": arrow({"id": ["a"], "vector": pa.array([[1, 0, 0, 0]], pa.list_(pa.int64()))}),
+    "vectors of integers": arrow(
+        {"id": ["a"], "vector": pa.array([[1, 0, 0, 0]], pa.list_(pa.int64()))}
+    ),
     "vectors of words": arrow({"id": ["a"], "vector": ["1,0,0,0"]}),
-    "another dimension": arrow({"id": ["a"], "vector": pa.array([[1.0, 2.0]], pa.list_(pa.float32()))}),
+    "another dimension": arrow(
+        {"id": ["a"], "vector": pa.array([[1.0, 2.0]], pa.list_(pa.float32()))}
+    ),
 }
 
 
@@ -275,20 +332,30 @@ def test_an_arrow_stream_of_the_wrong_form_is_refused(call: Caller, key: str, wh
 
 def test_lines_that_are_no_json_are_rejected_alone(call: Caller, key: str) -> None:
     lines = b'{"id": "l1", "vector": [1,0,0,0]}\n{"id": \n[]\n\n{"id": "l2", "vector": [0,1,0,0]}'
-    found = call("POST", DOCUMENTS, key, content=lines, headers={"content-type": "application/x-ndjson"}).json()
+    found = call(
+        "POST", DOCUMENTS, key, content=lines, headers={"content-type": "application/x-ndjson"}
+    ).json()
     assert found["accepted"] == 2
     assert [r["field"] for r in found["rejected"]] == ["line 2", "document"]
 
 
 def test_a_text_of_ten_megabytes_is_refused_whole(call: Caller, key: str) -> None:
     body = {"documents": [{"id": "big", "text": "x" * (10 << 20)}]}
-    problem(call("POST", "/v1/collections/words/documents", key, json=body), 413, "too-large", "body")
+    problem(
+        call("POST", "/v1/collections/words/documents", key, json=body), 413, "too-large", "body"
+    )
 
 
 def test_a_text_over_the_documents_limit_is_rejected_alone(call: Caller, key: str) -> None:
-    body = {"documents": [{"id": "big", "text": "x" * ((1 << 20) + 1)}, {"id": "small", "text": "x"}]}
+    body = {
+        "documents": [{"id": "big", "text": "x" * ((1 << 20) + 1)}, {"id": "small", "text": "x"}]
+    }
     found = call("POST", "/v1/collections/words/documents", key, json=body).json()
-    assert (found["accepted"], found["rejected"][0]["id"], found["rejected"][0]["field"]) == (1, "big", "text")
+    assert (found["accepted"], found["rejected"][0]["id"], found["rejected"][0]["field"]) == (
+        1,
+        "big",
+        "text",
+    )
 
 
 def test_more_documents_than_a_request_may_hold_are_refused(call: Caller, key: str) -> None:
@@ -317,7 +384,9 @@ def test_a_bad_deletion_is_refused_and_deletes_nothing(call: Caller, key: str, w
 
 
 @pytest.mark.parametrize("name", ["", "%00", "a%07b", "x" * 10_240])
-def test_an_id_that_no_document_can_have_is_not_found_and_not_deleted(call: Caller, key: str, name: str) -> None:
+def test_an_id_that_no_document_can_have_is_not_found_and_not_deleted(
+    call: Caller, key: str, name: str
+) -> None:
     problem(call("GET", f"{DOCUMENTS}/{name}", key), 404, "not-found")
     problem(call("DELETE", f"{DOCUMENTS}/{name}", key), 400, field="id")
 
@@ -330,13 +399,22 @@ COLLECTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "no dimension at all": ({"name": "x", "dimension": 0}, "dimension"),
     "a dimension too great": ({"name": "x", "dimension": 4_097}, "dimension"),
     "a dimension of a half": ({"name": "x", "dimension": 1.5}, "dimension"),
-    "model and dimension at odds": ({"name": "x", "model": "all-minilm-l6-v2", "dimension": 3}, "dimension"),
+    "model and dimension at odds": (
+        {"name": "x", "model": "all-minilm-l6-v2", "dimension": 3},
+        "dimension",
+    ),
     "a metric nobody knows": ({"name": "x", "dimension": 4, "metric": "hamming"}, "metric"),
     "an index nobody knows": ({"name": "x", "dimension": 4, "index": "magic"}, "index"),
     "no shards": ({"name": "x", "dimension": 4, "shards": 0}, "shards"),
     "more shards than slots": ({"name": "x", "dimension": 4, "shards": 9}, "shards"),
-    "an objective nobody knows": ({"name": "x", "dimension": 4, "objectives": {"cost": 1}}, "objectives"),
-    "recall beyond one": ({"name": "x", "dimension": 4, "objectives": {"recall": 1.1}}, "objectives.recall"),
+    "an objective nobody knows": (
+        {"name": "x", "dimension": 4, "objectives": {"cost": 1}},
+        "objectives",
+    ),
+    "recall beyond one": (
+        {"name": "x", "dimension": 4, "objectives": {"recall": 1.1}},
+        "objectives.recall",
+    ),
     "an unknown field": ({"name": "x", "dimension": 4, "colour": "red"}, "colour"),
 }
 
@@ -348,17 +426,27 @@ def test_a_bad_collection_is_refused_naming_the_field(call: Caller, key: str, wh
 
 
 def test_a_model_nobody_registered_is_not_found(call: Caller, key: str) -> None:
-    problem(call("POST", "/v1/collections", key, json={"name": "x", "model": "gpt-9"}), 404, "not-found")
+    problem(
+        call("POST", "/v1/collections", key, json={"name": "x", "model": "gpt-9"}), 404, "not-found"
+    )
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=²", "limit=x", "after=--1", "after=" + "9" * 5_000])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=1001", "limit=²", "limit=x", "after=--1", "after=" + "9" * 5_000]
+)
 @pytest.mark.parametrize("path", ["/v1/dead-letters", "/v1/admin/audit"])
 def test_a_bad_page_is_refused(call: Caller, key: str, path: str, query: str) -> None:
     who = call.operator if "admin" in path else key
     problem(call("GET", f"{path}?{query}", who), 400, field=query.split("=", maxsplit=1)[0])
 
 
-MODEL = {"name": "m", "kind": "openai", "location": "http://127.0.0.1:9/v1", "dimension": 4, "window_tokens": 100}
+MODEL = {
+    "name": "m",
+    "kind": "openai",
+    "location": "http://127.0.0.1:9/v1",
+    "dimension": 4,
+    "window_tokens": 100,
+}
 OPERATIONS: list[tuple[str, Any, int]] = [
     ("/tenants", {}, 400),
     ("/tenants", {"name": "Not Good"}, 400),
@@ -400,7 +488,9 @@ OPERATIONS: list[tuple[str, Any, int]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "status"), OPERATIONS, ids=lambda v: str(v)[:60])
-def test_a_bad_operation_is_refused(call: Caller, key: str, path: str, body: Any, status: int) -> None:
+def test_a_bad_operation_is_refused(
+    call: Caller, key: str, path: str, body: Any, status: int
+) -> None:
     problem(call("POST", f"/v1/admin{path}", call.operator, json=body), status)
 
 
@@ -411,7 +501,12 @@ def test_deleting_what_is_not_there_is_not_found(call: Caller, path: str) -> Non
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nowhere", 404), ("GET", "/v1/nowhere", 404), ("PUT", DOCUMENTS, 405), ("GET", SEARCH, 405)],
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/v1/nowhere", 404),
+        ("PUT", DOCUMENTS, 405),
+        ("GET", SEARCH, 405),
+    ],
 )
 def test_https_own_mistakes_are_problem_documents_too(
     call: Caller, key: str, method: str, path: str, status: int
@@ -423,14 +518,22 @@ def test_https_own_mistakes_are_problem_documents_too(
 
 Json = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=10), inner, max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=10), inner, max_size=5)
+    ),
     max_leaves=12,
 )
 Vector = st.lists(st.floats(-10, 10) | Json, min_size=3, max_size=5) | st.just(GOOD)
 Filter = st.recursive(
     st.dictionaries(st.sampled_from(["n", "a.b", "$and", "$not", "$or", ""]), Json, max_size=3),
     lambda inner: st.fixed_dictionaries(
-        {}, optional={"$and": st.lists(inner, max_size=3), "$or": st.lists(inner, max_size=3), "$not": inner, "n": Json}
+        {},
+        optional={
+            "$and": st.lists(inner, max_size=3),
+            "$or": st.lists(inner, max_size=3),
+            "$not": inner,
+            "n": Json,
+        },
     ),
     max_leaves=6,
 )
@@ -471,7 +574,10 @@ fuzz = settings(
 def dumped(value: object) -> bytes | None:
     try:
         return orjson.dumps(value)
-    except (orjson.JSONEncodeError, TypeError):  # an integer or half a character that JSON cannot hold
+    except (
+        orjson.JSONEncodeError,
+        TypeError,
+    ):  # an integer or half a character that JSON cannot hold
         return None
 
 
@@ -496,41 +602,62 @@ def test_any_question_is_answered_or_refused(call: Caller, key: str, question: A
 
 @fuzz
 @given(searches=st.lists(Question | Json, max_size=3) | Json)
-def test_any_batch_is_answered_or_refused_line_by_line(call: Caller, key: str, searches: Any) -> None:
+def test_any_batch_is_answered_or_refused_line_by_line(
+    call: Caller, key: str, searches: Any
+) -> None:
     understood(call, key, f"{SEARCH}:batch", {"searches": searches}, (200,))
 
 
 @fuzz
-@given(documents=st.lists(Doc | Json, max_size=4) | Json, name=st.sampled_from(["c", "words", "dots"]))
-def test_any_documents_are_taken_or_rejected(call: Caller, key: str, documents: Any, name: str) -> None:
+@given(
+    documents=st.lists(Doc | Json, max_size=4) | Json, name=st.sampled_from(["c", "words", "dots"])
+)
+def test_any_documents_are_taken_or_rejected(
+    call: Caller, key: str, documents: Any, name: str
+) -> None:
     understood(call, key, f"/v1/collections/{name}/documents", {"documents": documents}, (202,))
 
 
 @fuzz
-@given(value=st.fixed_dictionaries({}, optional={"ids": Json | st.lists(st.text(max_size=5)), "filter": Filter | Json}))
+@given(
+    value=st.fixed_dictionaries(
+        {}, optional={"ids": Json | st.lists(st.text(max_size=5)), "filter": Filter | Json}
+    )
+)
 def test_any_deletion_is_taken_or_refused(call: Caller, key: str, value: Any) -> None:
     understood(call, key, "/v1/collections/dots/documents:delete", value, (202,))
 
 
 @fuzz
-@given(value=Json, path=st.sampled_from([*POSTS, "/v1/admin/tenants", "/v1/admin/keys", "/v1/admin/reindex"]))
-def test_any_json_on_any_route_is_answered_or_refused(call: Caller, key: str, value: Any, path: str) -> None:
+@given(
+    value=Json,
+    path=st.sampled_from([*POSTS, "/v1/admin/tenants", "/v1/admin/keys", "/v1/admin/reindex"]),
+)
+def test_any_json_on_any_route_is_answered_or_refused(
+    call: Caller, key: str, value: Any, path: str
+) -> None:
     understood(call, call.operator if "admin" in path else key, path, value, (200, 201, 202))
 
 
 @fuzz
 @given(
     data=st.binary(max_size=200),
-    kind=st.sampled_from(["application/json", "application/x-ndjson", ARROW, "application/octet-stream"]),
+    kind=st.sampled_from(
+        ["application/json", "application/x-ndjson", ARROW, "application/octet-stream"]
+    ),
 )
 def test_any_bytes_are_answered_or_refused(call: Caller, key: str, data: bytes, kind: str) -> None:
     for path in (SEARCH, DOCUMENTS):
         found = call("POST", path, key, content=data, headers={"content-type": kind})
-        assert found.status_code in (200, 202) or problem(found, found.status_code)["status"] == 400, found.text
+        assert (
+            found.status_code in (200, 202) or problem(found, found.status_code)["status"] == 400
+        ), found.text
 
 
 @fuzz
-@given(flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4)
+)
 def test_an_arrow_stream_with_flipped_bytes_is_taken_or_refused(
     call: Caller, key: str, flips: list[tuple[int, int]]
 ) -> None:
@@ -543,4 +670,6 @@ def test_an_arrow_stream_with_flipped_bytes_is_taken_or_refused(
 
 def test_after_all_that_everything_still_works(call: Caller, key: str) -> None:
     token = call.write(key, [{"id": "last", "vector": [0, 0, 0, 1]}])
-    assert call.search(key, vector=[0, 0, 0, 1], wait_for=token, k=1)["hits"][0]["score"] == pytest.approx(1)
+    assert call.search(key, vector=[0, 0, 0, 1], wait_for=token, k=1)["hits"][0][
+        "score"
+    ] == pytest.approx(1)

@@ -18,7 +18,9 @@ from vicinage.settings import GatewaySettings
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
-    with platform(tmp_path_factory.mktemp("bulkheads"), GatewaySettings(timeout_ms=3_000)) as caller:
+    with platform(
+        tmp_path_factory.mktemp("bulkheads"), GatewaySettings(timeout_ms=3_000)
+    ) as caller:
         yield caller
 
 
@@ -39,14 +41,18 @@ def test_bodies_that_come_slowly_hold_no_turn(call: Caller) -> None:
     with serving(app) as url, ExitStack() as held:
         place = urlsplit(url)
         for action in ("replay", "purge") * 2:
-            connection = held.enter_context(socket.create_connection((place.hostname, place.port), timeout=10))
+            connection = held.enter_context(
+                socket.create_connection((place.hostname, place.port), timeout=10)
+            )
             connection.sendall(
                 f"POST /v1/dead-letters:{action} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {slow}\r\n"
                 "content-type: application/json\r\ncontent-length: 10\r\n\r\n{".encode()
             )
         eventually(lambda: admission.in_flight == 4)
         for path in ("/v1/collections", "/v1/collections/c/documents/a", "/v1/dead-letters"):
-            found = httpx.get(f"{url}{path}", headers={"authorization": f"Bearer {key}"}, trust_env=False)
+            found = httpx.get(
+                f"{url}{path}", headers={"authorization": f"Bearer {key}"}, trust_env=False
+            )
             assert found.status_code == 200, found.text
 
 
@@ -77,7 +83,9 @@ def test_reads_that_a_searcher_leaves_waiting_hold_no_turn(call: Caller) -> None
 
         def read(with_key: str) -> int:
             headers = {"authorization": f"Bearer {with_key}"}
-            return httpx.get(f"{url}{path}", headers=headers, trust_env=False, timeout=20).status_code
+            return httpx.get(
+                f"{url}{path}", headers=headers, trust_env=False, timeout=20
+            ).status_code
 
         threads = [threading.Thread(target=read, args=(stuck,)) for _ in range(6)]
         for thread in threads:

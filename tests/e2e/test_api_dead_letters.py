@@ -18,8 +18,12 @@ def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
         yield caller
 
 
-def send(call: Caller, tenant: str, value: bytes | None, key: bytes | None = None, **headers: str) -> None:
-    record = Record(value, key, tuple((name.replace("_", "-"), v.encode()) for name, v in headers.items()))
+def send(
+    call: Caller, tenant: str, value: bytes | None, key: bytes | None = None, **headers: str
+) -> None:
+    record = Record(
+        value, key, tuple((name.replace("_", "-"), v.encode()) for name, v in headers.items())
+    )
     call.base.log.append(f"vicinage.docs.{tenant}", 0, [record])
 
 
@@ -46,15 +50,21 @@ def test_a_letter_is_replayed_once_its_cause_is_mended(call: Caller) -> None:
     assert (done["replayed"], done["skipped"]) == (1, 0)
     found = call.search(key, "late", vector=[1, 0, 0, 0], wait_for=done["token"])
     assert [h["document_id"] for h in found["hits"]] == ["a"]
-    assert call("POST", "/v1/dead-letters:purge", key, json={"to": letter["position"]}).json() == {"purged": 1}
+    assert call("POST", "/v1/dead-letters:purge", key, json={"to": letter["position"]}).json() == {
+        "purged": 1
+    }
     assert call("GET", "/v1/dead-letters", key).json()["letters"] == []
     problem(call("GET", f"/v1/dead-letters/{letter['position']}", key), 404)
 
 
-def test_of_a_record_with_many_documents_only_the_refused_ones_are_written_again(call: Caller) -> None:
+def test_of_a_record_with_many_documents_only_the_refused_ones_are_written_again(
+    call: Caller,
+) -> None:
     name, key = call.tenant()
     call.collection(key, "c")
-    schema = pa.schema([("id", pa.utf8()), ("vector", pa.list_(pa.float32(), 4)), ("metadata", pa.utf8())])
+    schema = pa.schema(
+        [("id", pa.utf8()), ("vector", pa.list_(pa.float32(), 4)), ("metadata", pa.utf8())]
+    )
     vectors = [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
     rows = {"id": ["good", "zero", "other"], "vector": vectors, "metadata": [None] * 3}
     sink = pa.BufferOutputStream()
@@ -67,9 +77,13 @@ def test_of_a_record_with_many_documents_only_the_refused_ones_are_written_again
     done = call.admin("POST", f"/tenants/{name}/dead-letters:replay", {}, status=202)
     assert done["replayed"] == 1
     again = letters(call, key, 2)
-    assert (again[1]["n_rejected"], again[1]["id"]) == (1, "zero"), "it is refused again, and nothing else was sent"
+    assert (again[1]["n_rejected"], again[1]["id"]) == (1, "zero"), (
+        "it is refused again, and nothing else was sent"
+    )
     best = call.search(key, vector=[0, 0, 1, 0], k=1, wait_for=token)["hits"][0]
-    assert (best["document_id"], best["score"]) == ("good", pytest.approx(1)), "the newer version stands"
+    assert (best["document_id"], best["score"]) == ("good", pytest.approx(1)), (
+        "the newer version stands"
+    )
 
 
 def test_what_is_wrong_with_a_request_is_said(call: Caller) -> None:
@@ -90,7 +104,10 @@ def test_classes_and_objectives_change_while_the_platform_runs(call: Caller) -> 
     changed = call("PATCH", "/v1/collections/c", key, json={"objectives": {"recall": 0.99}}).json()
     assert changed["objectives"] == {"recall": 0.99, "freshness_ms": 1000, "latency_ms": 50}
     path = f"/tenants/{name}/collections/c"
-    assert call.admin("PATCH", path, {"objectives": {"latency_ms": 20}})["objectives"]["latency_ms"] == 20
+    assert (
+        call.admin("PATCH", path, {"objectives": {"latency_ms": 20}})["objectives"]["latency_ms"]
+        == 20
+    )
     problem(call("PATCH", "/v1/collections/c", key, json={}), 400, field="objectives")
     call.admin("DELETE", path, status=400)
     assert call.admin("DELETE", f"{path}?confirm=c") == {"deleted": "c"}

@@ -38,13 +38,21 @@ def zstd(data: bytes) -> bytes:
     return packed
 
 
-PACKED = {"gzip": gzip.compress, "x-gzip": gzip.compress, "zstd": zstd, "identity": bytes, "GZIP": gzip.compress}
+PACKED = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "zstd": zstd,
+    "identity": bytes,
+    "GZIP": gzip.compress,
+}
 
 
 @pytest.mark.parametrize("encoding", PACKED)
 def test_bodies_may_come_compressed(call: Caller, key: str, encoding: str) -> None:
     headers = {"content-type": "application/json", "content-encoding": encoding}
-    body = orjson.dumps({"documents": [{"id": f"{encoding}{i}", "vector": [1, i, 0, 0]} for i in range(50)]})
+    body = orjson.dumps(
+        {"documents": [{"id": f"{encoding}{i}", "vector": [1, i, 0, 0]} for i in range(50)]}
+    )
     found = call("POST", DOCUMENTS, key, content=PACKED[encoding](body), headers=headers)
     assert (found.status_code, found.json()["accepted"]) == (202, 50)
     question = orjson.dumps({"vector": [1, 0, 0, 0], "k": 1})
@@ -69,7 +77,9 @@ def test_a_compressed_body_that_is_damaged_is_refused(call: Caller, key: str, da
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
-def test_a_body_that_grows_beyond_its_limit_is_refused_before_it_has(call: Caller, key: str, pack) -> None:
+def test_a_body_that_grows_beyond_its_limit_is_refused_before_it_has(
+    call: Caller, key: str, pack
+) -> None:
     encoding = "gzip" if pack is gzip.compress else "zstd"
     bomb = pack(b" " * (256 << 20))
     found = call("POST", DOCUMENTS, key, content=bomb, headers={"content-encoding": encoding})
@@ -80,7 +90,15 @@ def test_a_body_that_grows_beyond_its_limit_is_refused_before_it_has(call: Calle
 
 
 @pytest.mark.parametrize(
-    "path", ["/healthz", "/metrics", "/openapi.json", "/v1/collections", "/v1/collections/c", f"{DOCUMENTS}/a"]
+    "path",
+    [
+        "/healthz",
+        "/metrics",
+        "/openapi.json",
+        "/v1/collections",
+        "/v1/collections/c",
+        f"{DOCUMENTS}/a",
+    ],
 )
 def test_head_is_get_without_the_body(call: Caller, key: str, path: str) -> None:
     head, get = call("HEAD", path, key), call("GET", path, key)
@@ -117,7 +135,11 @@ POST = b"POST /v1/collections/c/documents HTTP/1.1\r\nhost: x\r\n"
     ("sent", "status", "kind"),
     [
         (b"nonsense\r\n\r\n", 400, "http"),
-        (b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * (80 << 10) + b"\r\n\r\n", 431, "head-too-large"),
+        (
+            b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * (80 << 10) + b"\r\n\r\n",
+            431,
+            "head-too-large",
+        ),
         (b"GET /v1/\xff\xfe HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 400, "http"),
         (b"GET /" + b"y" * (80 << 10) + b" HTTP/1.1\r\nhost: x\r\n\r\n", 431, "head-too-large"),
         (b"FETCH /healthz HTTP/1.1\r\nhost: x\r\n\r\n", 400, "http"),
@@ -130,7 +152,11 @@ POST = b"POST /v1/collections/c/documents HTTP/1.1\r\nhost: x\r\n"
         (POST + b"content-length: 1\r\ncontent-length: 2\r\n\r\nab", 400, "http"),
         (POST + b"content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400, "http"),
         (POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n", 400, "http"),
-        (b"TRACE /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 405, "method-not-allowed"),
+        (
+            b"TRACE /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+            405,
+            "method-not-allowed",
+        ),
         (b"GET /v1/collections HTTP/1.1\r\nconnection: close\r\n\r\n", 401, "unauthenticated"),
         (
             b"GET /v1/collections HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade, close\r\n\r\n",

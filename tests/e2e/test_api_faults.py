@@ -100,7 +100,8 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Caller, W
     for searcher in searchers:
         searcher.start()
     wires = [Wire(s) for s in searchers]
-    # The monitor rests in proportion to what a sample took; with a share of 1 a late searcher does not make it rest for minutes.
+    # The monitor rests in proportion to what a sample took; with a share of 1 a late searcher does
+    # not make it rest for minutes.
     at_once = GatewaySettings(recall_cpu_share=1.0)
     with ingesting(base), calling(base, None, build(base, wires, at_once)) as call:
         eventually(lambda: all(s.ready() for s in searchers))
@@ -108,7 +109,11 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Caller, W
         call.collection(key, shards=8)
         chance = np.random.default_rng(1)
         token = call.write(
-            key, [{"id": f"d{i}", "vector": v.tolist()} for i, v in enumerate(chance.standard_normal((80, 4)))]
+            key,
+            [
+                {"id": f"d{i}", "vector": v.tolist()}
+                for i, v in enumerate(chance.standard_normal((80, 4)))
+            ],
         )
         assert len(call.search(key, vector=Q, k=80, wait_for=token)["hits"]) == 80
         yield call, wires[0], wires[1], key
@@ -128,7 +133,9 @@ def _whole_again(request: pytest.FixtureRequest) -> Iterator[None]:
 AWAY = Unavailable("the node is gone", dependency="searcher", retry_after_s=2)
 
 
-@pytest.mark.parametrize("fault", [AWAY, Corrupt("a segment failed its checksum", path="segments/x")])
+@pytest.mark.parametrize(
+    "fault", [AWAY, Corrupt("a segment failed its checksum", path="segments/x")]
+)
 def test_a_missing_half_is_said_and_the_other_half_answers(halves: Any, fault: Exception) -> None:
     call, _, second, key = halves
     second.fault = fault
@@ -152,8 +159,12 @@ def test_a_late_half_is_missing_and_not_waited_for_beyond_the_deadline(halves: A
     assert found["degraded"]["missing_share"] == 0.5
 
 
-@pytest.mark.parametrize("fault", [AWAY, Corrupt("a segment failed its checksum", path="segments/x")])
-def test_when_nobody_answers_it_is_503_and_not_an_empty_answer(halves: Any, fault: Exception) -> None:
+@pytest.mark.parametrize(
+    "fault", [AWAY, Corrupt("a segment failed its checksum", path="segments/x")]
+)
+def test_when_nobody_answers_it_is_503_and_not_an_empty_answer(
+    halves: Any, fault: Exception
+) -> None:
     call, first, second, key = halves
     first.fault = second.fault = fault
     found = call("POST", "/v1/collections/c/search", key, json={"vector": Q})
@@ -214,7 +225,10 @@ def apart(tmp_path: Path) -> Iterator[tuple[Caller, Any, list[bool]]]:
 
     log = Road(base.log)
     own = replace(base, engine=engine, registry=Registry(engine, base.clock), log=log)
-    with running(base, indexing=False) as searcher, calling(own, searcher, build(own, [searcher])) as call:
+    with (
+        running(base, indexing=False) as searcher,
+        calling(own, searcher, build(own, [searcher])) as call,
+    ):
         yield call, log, cut
     engine.dispose()
     base.close()
@@ -229,15 +243,21 @@ def test_while_the_log_is_away_searches_go_on_and_writes_refuse_with_503(apart: 
     log.cut = True
     eventually(lambda: call.search(key, vector=Q)["freshness"]["lag_ms"] is None)
     assert [h["document_id"] for h in call.search(key, vector=Q)["hits"]] == ["a"]
-    found = call("POST", "/v1/collections/c/documents", key, json={"documents": [{"id": "b", "vector": Q}]})
+    found = call(
+        "POST", "/v1/collections/c/documents", key, json={"documents": [{"id": "b", "vector": Q}]}
+    )
     assert problem(found, 503, "unavailable")["dependency"] == "log"
     assert int(found.headers["retry-after"]) >= 1
-    problem(call("POST", "/v1/collections/c/search", key, json={"vector": Q, "wait_for": token}), 503)
+    problem(
+        call("POST", "/v1/collections/c/search", key, json={"vector": Q, "wait_for": token}), 503
+    )
     ready = call("GET", "/readyz")
     assert (ready.status_code, ready.json()["parts"]["log"]) == (503, {"ready": False})
 
 
-def test_while_the_catalog_is_away_a_known_key_still_searches_and_the_rest_refuses(apart: Any) -> None:
+def test_while_the_catalog_is_away_a_known_key_still_searches_and_the_rest_refuses(
+    apart: Any,
+) -> None:
     call, _, cut = apart
     _, key = call.tenant()
     call.collection(key)
@@ -249,10 +269,16 @@ def test_while_the_catalog_is_away_a_known_key_still_searches_and_the_rest_refus
     assert problem(found, 503, "unavailable")["dependency"] == "catalog"
     ready = call("GET", "/readyz")
     assert (ready.status_code, ready.json()["parts"]["catalog"]) == (503, {"ready": False})
-    time.sleep(1.1)  # the background refresh has failed meanwhile, and must be alive to see what comes next
+    time.sleep(
+        1.1
+    )  # the background refresh has failed meanwhile, and must be alive to see what comes next
     for _ in range(3):
-        assert call.search(key, vector=Q)["hits"], "a second is over, and everything it needs is in memory"
-    found = call("POST", "/v1/collections/c/documents", key, json={"documents": [{"id": "b", "vector": Q}]})
+        assert call.search(key, vector=Q)["hits"], (
+            "a second is over, and everything it needs is in memory"
+        )
+    found = call(
+        "POST", "/v1/collections/c/documents", key, json={"documents": [{"id": "b", "vector": Q}]}
+    )
     assert problem(found, 503, "unavailable")["dependency"] == "catalog"
     cut[0] = False
     call.base.registry.refresh()
@@ -262,7 +288,9 @@ def test_while_the_catalog_is_away_a_known_key_still_searches_and_the_rest_refus
 # Changed under a question's feet
 
 
-def test_searches_during_a_reindex_see_the_old_generation_or_the_new_and_nothing_else(tmp_path: Path) -> None:
+def test_searches_during_a_reindex_see_the_old_generation_or_the_new_and_nothing_else(
+    tmp_path: Path,
+) -> None:
     base = resources_in(tmp_path)
     # The gateway sees the catalog late, as one on another node would.
     own = replace(base, registry=Registry(base.engine, base.clock))
@@ -271,10 +299,14 @@ def test_searches_during_a_reindex_see_the_old_generation_or_the_new_and_nothing
         call.collection(key, shards=2)
         chance = np.random.default_rng(2)
         vectors = chance.standard_normal((300, 4))
-        token = call.write(key, [{"id": f"d{i}", "vector": v.tolist()} for i, v in enumerate(vectors)])
+        token = call.write(
+            key, [{"id": f"d{i}", "vector": v.tolist()} for i, v in enumerate(vectors)]
+        )
         expected = [h["document_id"] for h in call.search(key, vector=Q, wait_for=token)["hits"]]
         for wanted in (2, 3):
-            job = call.admin("POST", "/reindex", {"tenant": name, "collection": "c", "shards": 2}, status=202)
+            job = call.admin(
+                "POST", "/reindex", {"tenant": name, "collection": "c", "shards": 2}, status=202
+            )
             end = time.monotonic() + 60
             seen = set()
             while wanted not in seen:
@@ -287,7 +319,9 @@ def test_searches_during_a_reindex_see_the_old_generation_or_the_new_and_nothing
     base.close()
 
 
-def test_a_question_whose_generation_went_away_on_the_way_is_asked_again_of_the_new_one(tmp_path: Path) -> None:
+def test_a_question_whose_generation_went_away_on_the_way_is_asked_again_of_the_new_one(
+    tmp_path: Path,
+) -> None:
     base = resources_in(tmp_path)
     with running(base, indexing=False) as searcher:
         wire = Wire(searcher)
@@ -324,14 +358,18 @@ def cut_over_unseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
     """A gateway and a searcher that have not seen their collection's cut-over yet, and the tenant's key."""
     monkeypatch.setattr(gateway, "REFRESH_S", 3_600)
     made = settings(folder)
-    base = open_resources(made.model_copy(update={"searcher": made.searcher.model_copy(update={"adopt_s": 60.0})}))
+    base = open_resources(
+        made.model_copy(update={"searcher": made.searcher.model_copy(update={"adopt_s": 60.0})})
+    )
     own = replace(base, registry=Registry(base.engine, base.clock))
     with running(base) as searcher, calling(own, searcher, build(own, [searcher])) as call:
         name, key = call.tenant()
         call.collection(key)
         call.search(key, vector=Q, wait_for=call.write(key, [{"id": "old", "vector": Q}]))
         theirs = Registry(base.engine, base.clock)
-        job = reindex.start(theirs, base.jobs, name, "c", index="", model=None, shards=1, actor="test")
+        job = reindex.start(
+            theirs, base.jobs, name, "c", index="", model=None, shards=1, actor="test"
+        )
         eventually(lambda: base.jobs.get(job.id).state == "done", wait_s=60)
         assert own.registry.collection(name, "c").live == 1
         yield call, key
@@ -368,7 +406,12 @@ def test_a_wait_that_ends_with_the_deadline_says_what_was_not_reached(tmp_path: 
         call.collection(key)
         token = call.write(key, [{"id": "a", "vector": Q}])
         start = time.perf_counter()
-        found = call("POST", "/v1/collections/c/search", key, json={"vector": Q, "wait_for": token, "timeout_ms": 200})
+        found = call(
+            "POST",
+            "/v1/collections/c/search",
+            key,
+            json={"vector": Q, "wait_for": token, "timeout_ms": 200},
+        )
         body = problem(found, 504, "deadline-exceeded")
         assert (body["dependency"], token in body["detail"]) == ("ingest", True)
         assert 0.15 < time.perf_counter() - start < 3
@@ -392,7 +435,9 @@ def test_waits_of_one_tenant_leave_room_for_the_others(tmp_path: Path) -> None:
         async def ask(key: str, wait_for: str, timeout_ms: int) -> int:
             body = {"vector": Q, "wait_for": wait_for, "timeout_ms": timeout_ms}
             headers = {"authorization": f"Bearer {key}"}
-            return (await call.http.post("/v1/collections/c/search", json=body, headers=headers)).status_code
+            return (
+                await call.http.post("/v1/collections/c/search", json=body, headers=headers)
+            ).status_code
 
         async def all_at_once() -> list[int]:
             many = [asyncio.create_task(ask(loud, token, 1_500)) for _ in range(40)]
@@ -406,7 +451,9 @@ def test_waits_of_one_tenant_leave_room_for_the_others(tmp_path: Path) -> None:
     base.close()
 
 
-def test_beyond_its_bound_the_gateway_answers_429_at_once_and_200_once_there_is_room(tmp_path: Path) -> None:
+def test_beyond_its_bound_the_gateway_answers_429_at_once_and_200_once_there_is_room(
+    tmp_path: Path,
+) -> None:
     with platform(tmp_path, GatewaySettings(in_flight_max=2)) as call:
         _, key = call.tenant()
         call.collection(key)
@@ -415,8 +462,12 @@ def test_beyond_its_bound_the_gateway_answers_429_at_once_and_200_once_there_is_
         async def crowd() -> tuple[httpx.Response, httpx.Response]:
             headers = {"authorization": f"Bearer {key}"}
             with held.enter("other", 2), held.enter("another", 2):
-                full = await call.http.post("/v1/collections/c/search", json={"vector": Q}, headers=headers)
-            return full, await call.http.post("/v1/collections/c/search", json={"vector": Q}, headers=headers)
+                full = await call.http.post(
+                    "/v1/collections/c/search", json={"vector": Q}, headers=headers
+                )
+            return full, await call.http.post(
+                "/v1/collections/c/search", json={"vector": Q}, headers=headers
+            )
 
         full, after = call.portal.call(crowd)
         assert problem(full, 429, "overloaded")["retry_after_s"] > 0
@@ -434,9 +485,13 @@ def test_the_first_answer_of_a_batch_does_not_wait_for_the_last(tmp_path: Path) 
         call.collection(key)
         with ingesting(base):
             call.search(key, vector=Q, wait_for=call.write(key, [{"id": "a", "vector": Q}]))
-        late = call("DELETE", "/v1/collections/c/documents/a", key).json()["token"]  # and nobody ingests it
+        late = call("DELETE", "/v1/collections/c/documents/a", key).json()[
+            "token"
+        ]  # and nobody ingests it
         late_one, other = {"vector": Q, "wait_for": late, "timeout_ms": 60_000}, {"vector": Q}
-        answers = stream(call.state, asker(name), "c", [orjson.dumps(late_one), orjson.dumps(other)])
+        answers = stream(
+            call.state, asker(name), "c", [orjson.dumps(late_one), orjson.dumps(other)]
+        )
 
         async def following() -> dict[str, Any]:
             return dict(orjson.loads(await anext(answers)))
@@ -527,7 +582,9 @@ def test_a_search_that_waits_gives_up_its_place_when_its_caller_goes_away(tmp_pa
                 http.post("/v1/collections/c/search", json=body, headers=headers)
             eventually(lambda: state.answerer.admission.in_flight == 0, wait_s=5)
             with pytest.raises(httpx.ReadTimeout):
-                http.get("/v1/collections/c/documents/a", params={"wait_for": token}, headers=headers)
+                http.get(
+                    "/v1/collections/c/documents/a", params={"wait_for": token}, headers=headers
+                )
             eventually(lambda: state.answerer.admission.in_flight == 0, wait_s=5)
             eventually(lambda: state.freshness.waits() == 0, wait_s=5)
     searcher.stop()
@@ -550,7 +607,9 @@ def test_a_search_that_waits_while_the_gateway_stops_is_told_to_ask_again(tmp_pa
                 body = {"vector": Q, "wait_for": token, "timeout_ms": 600_000}
                 asked = [
                     callers.submit(http.post, "/v1/collections/c/search", json=body),
-                    callers.submit(http.get, "/v1/collections/c/documents/a", params={"wait_for": token}),
+                    callers.submit(
+                        http.get, "/v1/collections/c/documents/a", params={"wait_for": token}
+                    ),
                 ]
                 eventually(lambda: state.freshness.waits() == len(asked))
                 began = time.monotonic()
@@ -560,13 +619,17 @@ def test_a_search_that_waits_while_the_gateway_stops_is_told_to_ask_again(tmp_pa
                     assert problem(found, 503, "unavailable")["dependency"] == "gateway"
                     assert int(found.headers["retry-after"]) >= 1
                 assert time.monotonic() - began < 5
-                problem(http.post("/v1/collections/c/search", json={"vector": Q}), 503, "unavailable")
+                problem(
+                    http.post("/v1/collections/c/search", json={"vector": Q}), 503, "unavailable"
+                )
     searcher.stop()
     base.close()
 
 
 @pytest.mark.parametrize("path", ["search", "search:batch", "documents", "documents:delete"])
-def test_a_body_takes_a_place_and_its_bytes_before_it_is_read_and_gives_them_back(tmp_path: Path, path: str) -> None:
+def test_a_body_takes_a_place_and_its_bytes_before_it_is_read_and_gives_them_back(
+    tmp_path: Path, path: str
+) -> None:
     with platform(tmp_path, GatewaySettings(bodies_bytes_max=4_000)) as call:
         _, key = call.tenant("bronze")
         _, other = call.tenant("bronze")
@@ -582,7 +645,9 @@ def test_a_body_takes_a_place_and_its_bytes_before_it_is_read_and_gives_them_bac
 
         def post(who: str, n_chunks: int) -> httpx.Response:
             headers = {"content-type": "application/json"}
-            return call("POST", f"/v1/collections/c/{path}", who, content=body(n_chunks), headers=headers)
+            return call(
+                "POST", f"/v1/collections/c/{path}", who, content=body(n_chunks), headers=headers
+            )
 
         problem(post(key, 3), 400, "refused")
         assert (1, 1_000) in seen
@@ -595,7 +660,9 @@ def test_a_body_takes_a_place_and_its_bytes_before_it_is_read_and_gives_them_bac
         assert (admission.in_flight, admission.bodies_bytes) == (0, 0)
 
 
-def test_while_draining_nobody_is_let_in_and_whoever_looks_is_told_when_to_come_back(tmp_path: Path) -> None:
+def test_while_draining_nobody_is_let_in_and_whoever_looks_is_told_when_to_come_back(
+    tmp_path: Path,
+) -> None:
     with platform(tmp_path) as call:
         _, key = call.tenant()
         call.collection(key)
@@ -606,7 +673,9 @@ def test_while_draining_nobody_is_let_in_and_whoever_looks_is_told_when_to_come_
         assert call("GET", "/healthz").status_code == 200
 
 
-def test_a_body_that_trickles_in_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_trickles_in_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http, "BODY_S", 0.2)
     with platform(tmp_path) as call:
         _, key = call.tenant()
@@ -635,13 +704,18 @@ class Broken:
         raise self.error
 
 
-def asking_text(folder: Path, error: Exception) -> tuple[httpx.Response, httpx.Response, list[Mapping[str, Any]]]:
+def asking_text(
+    folder: Path, error: Exception
+) -> tuple[httpx.Response, httpx.Response, list[Mapping[str, Any]]]:
     with platform(folder, embedder_for=lambda _name: Broken(error)) as call:
         _, key = call.tenant()
         call.collection(key, model="all-minilm-l6-v2")
         one = call("POST", "/v1/collections/c/search", key, json={"text": "a secret question"})
         many = call(
-            "POST", "/v1/collections/c/search:batch", key, json={"searches": [{"text": "x"}, {"vector": [0.1] * 384}]}
+            "POST",
+            "/v1/collections/c/search:batch",
+            key,
+            json={"searches": [{"text": "x"}, {"vector": [0.1] * 384}]},
         )
         return (
             one,
@@ -663,7 +737,9 @@ def test_our_own_mistake_is_500_with_an_id_and_without_details(tmp_path: Path) -
 
 
 def test_while_the_embedder_is_away_text_waits_and_vectors_go_on(tmp_path: Path) -> None:
-    one, _, lines = asking_text(tmp_path, Unavailable("connection refused", dependency="embedder", retry_after_s=1))
+    one, _, lines = asking_text(
+        tmp_path, Unavailable("connection refused", dependency="embedder", retry_after_s=1)
+    )
     assert problem(one, 503, "unavailable")["dependency"] == "embedder"
     assert one.headers["retry-after"] == "1"
     assert lines[0]["problem"]["status"] == 503
@@ -680,12 +756,16 @@ def test_the_gateway_ends_even_when_a_cancellation_is_swallowed_on_the_way(tmp_p
     async def search(query: ShardQuery, deadline: Deadline) -> Any:
         if query.exact:
             measuring.set()
-            with contextlib.suppress(asyncio.CancelledError):  # as asyncio.wait_for of Python 3.11 may do
+            with contextlib.suppress(
+                asyncio.CancelledError
+            ):  # as asyncio.wait_for of Python 3.11 may do
                 await asyncio.sleep(30)
         return await searcher.search(query, deadline)
 
     wire.search = search  # type: ignore[method-assign]
-    with calling(base, searcher, build(base, [wire], GatewaySettings(recall_cpu_share=1.0))) as call:
+    with calling(
+        base, searcher, build(base, [wire], GatewaySettings(recall_cpu_share=1.0))
+    ) as call:
         _, key = call.tenant()
         call.collection(key)
         call.search(key, vector=Q)

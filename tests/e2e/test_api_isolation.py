@@ -39,17 +39,35 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
         theirs = f"{SECRET}-corp"
         their_key = call.admin("POST", "/tenants", {"name": theirs}, status=201)["key"]
         call.collection(their_key, f"{SECRET}s")
-        document = {"id": f"{SECRET}-1", "text": SECRET, "vector": [1, 0, 0, 0], "metadata": {SECRET: SECRET}}
+        document = {
+            "id": f"{SECRET}-1",
+            "text": SECRET,
+            "vector": [1, 0, 0, 0],
+            "metadata": {SECRET: SECRET},
+        }
         token = call.write(their_key, [document], f"{SECRET}s")
         assert call.search(their_key, f"{SECRET}s", vector=[1, 0, 0, 0], wait_for=token)["hits"]
         token = call.write(my_key, [{"id": "own", "vector": [1, 0, 0, 0]}], "mine")
         call.search(my_key, "mine", vector=[1, 0, 0, 0], wait_for=token)
-        job = call.admin("POST", "/reindex", {"tenant": theirs, "collection": f"{SECRET}s"}, status=202)["id"]
+        job = call.admin(
+            "POST", "/reindex", {"tenant": theirs, "collection": f"{SECRET}s"}, status=202
+        )["id"]
 
         def narrow(scope: str) -> str:
-            return call.admin("POST", "/keys", {"tenant": mine, "scopes": [scope]}, status=201)["key"]
+            return call.admin("POST", "/keys", {"tenant": mine, "scopes": [scope]}, status=201)[
+                "key"
+            ]
 
-        yield Two(call, mine, my_key, narrow("read"), narrow("write"), theirs, their_key.split("_")[1], job)
+        yield Two(
+            call,
+            mine,
+            my_key,
+            narrow("read"),
+            narrow("write"),
+            theirs,
+            their_key.split("_")[1],
+            job,
+        )
 
 
 COLLECTION: dict[str, Any] = {"json": {"name": "x", "dimension": 2}}
@@ -58,7 +76,9 @@ READ: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/collections/{collection}"): {},
     ("GET", "/v1/collections/{collection}/documents/{document_id:path}"): {},
     ("POST", "/v1/collections/{collection}/search"): {"json": {"vector": [1, 0, 0, 0]}},
-    ("POST", "/v1/collections/{collection}/search:batch"): {"json": {"searches": [{"vector": [1, 0, 0, 0]}]}},
+    ("POST", "/v1/collections/{collection}/search:batch"): {
+        "json": {"searches": [{"vector": [1, 0, 0, 0]}]}
+    },
     ("GET", "/v1/dead-letters"): {},
     ("GET", "/v1/dead-letters/{position}"): {},
 }
@@ -68,7 +88,9 @@ WRITE: dict[tuple[str, str], dict[str, Any]] = {
     ("PATCH", "/v1/collections/{collection}"): {"json": {"objectives": {"recall": 0.9}}},
     ("POST", "/v1/dead-letters:replay"): {"json": {}},
     ("POST", "/v1/dead-letters:purge"): {"json": {"to": 0}},
-    ("POST", "/v1/collections/{collection}/documents"): {"json": {"documents": [{"id": "x", "vector": [1, 0, 0, 0]}]}},
+    ("POST", "/v1/collections/{collection}/documents"): {
+        "json": {"documents": [{"id": "x", "vector": [1, 0, 0, 0]}]}
+    },
     ("DELETE", "/v1/collections/{collection}/documents/{document_id:path}"): {},
     ("POST", "/v1/collections/{collection}/documents:delete"): {"json": {"ids": [f"{SECRET}-1"]}},
 }
@@ -81,7 +103,9 @@ OPERATE: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/admin/tenants/{tenant}/dead-letters/{position}"): {},
     ("POST", "/v1/admin/tenants/{tenant}/dead-letters:replay"): {"json": {}},
     ("POST", "/v1/admin/tenants/{tenant}/dead-letters:purge"): {"json": {"to": 0}},
-    ("PATCH", "/v1/admin/tenants/{tenant}/collections/{collection}"): {"json": {"objectives": {"recall": 0.9}}},
+    ("PATCH", "/v1/admin/tenants/{tenant}/collections/{collection}"): {
+        "json": {"objectives": {"recall": 0.9}}
+    },
     ("DELETE", "/v1/admin/tenants/{tenant}/collections/{collection}"): {},
     ("POST", "/v1/admin/tenants/{tenant}/suspend"): {},
     ("POST", "/v1/admin/tenants/{tenant}/resume"): {},
@@ -99,7 +123,9 @@ OPERATE: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/admin/models/{name:path}/retire"): {},
     ("GET", "/v1/admin/audit"): {},
     ("POST", "/v1/admin/audit/verify"): {},
-    ("POST", "/v1/admin/reindex"): {"json": {"tenant": f"{SECRET}-corp", "collection": f"{SECRET}s"}},
+    ("POST", "/v1/admin/reindex"): {
+        "json": {"tenant": f"{SECRET}-corp", "collection": f"{SECRET}s"}
+    },
     ("GET", "/v1/admin/reindex"): {},
     ("GET", "/v1/admin/reindex/{job_id}"): {},
     ("POST", "/v1/admin/reindex/{job_id}/cancel"): {},
@@ -174,7 +200,9 @@ def test_a_key_with_another_keys_secret_is_no_key(two: Two) -> None:
 
 
 @each
-def test_another_tenants_key_finds_nothing_of_theirs_on_any_route(two: Two, route: tuple[str, str]) -> None:
+def test_another_tenants_key_finds_nothing_of_theirs_on_any_route(
+    two: Two, route: tuple[str, str]
+) -> None:
     if route in OPERATE:
         found = two.call(route[0], filled(route[1], two), two.my_key, **EVERY[route])
         problem(found, 403, "forbidden")
@@ -192,7 +220,9 @@ def test_another_tenants_key_finds_nothing_of_theirs_on_any_route(two: Two, rout
 
 
 @pytest.mark.parametrize("route", sorted(READ), ids=" ".join)
-def test_what_is_not_there_and_what_is_anothers_look_the_same(two: Two, route: tuple[str, str]) -> None:
+def test_what_is_not_there_and_what_is_anothers_look_the_same(
+    two: Two, route: tuple[str, str]
+) -> None:
     theirs = two.call(route[0], filled(route[1], two), two.my_key, **EVERY[route])
     path = filled(route[1], two).replace(SECRET, "nobody")
     nobodys = two.call(route[0], path, two.my_key, **EVERY[route])
@@ -202,7 +232,9 @@ def test_what_is_not_there_and_what_is_anothers_look_the_same(two: Two, route: t
 
 
 @each
-def test_an_operators_key_has_no_business_with_a_tenants_data(two: Two, route: tuple[str, str]) -> None:
+def test_an_operators_key_has_no_business_with_a_tenants_data(
+    two: Two, route: tuple[str, str]
+) -> None:
     if route not in OPERATE:
         found = two.call(route[0], filled(route[1], two), two.call.operator, **EVERY[route])
         problem(found, 403, "forbidden")
@@ -247,7 +279,9 @@ def test_an_app_for_the_local_operator_lets_nobody_read_data_without_a_key(two: 
     app = create_app(replace(two.call.state, local_operator=True))
 
     async def ask(path: str) -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://g") as http:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://g"
+        ) as http:
             return (await http.get(path)).status_code
 
     assert two.call.portal.call(ask, "/v1/admin/tenants") == 200

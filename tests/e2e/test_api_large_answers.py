@@ -31,7 +31,9 @@ def key(call: Caller) -> str:
     made = call.tenant()[1]
     call.collection(made)
     passages = [f"passage {i} " + "\x01" * 480 for i in range(N)]  # six bytes each in JSON
-    call.write(made, [{"id": "large", "passages": passages, "vectors": [[1, i, 0, 0] for i in range(N)]}])
+    call.write(
+        made, [{"id": "large", "passages": passages, "vectors": [[1, i, 0, 0] for i in range(N)]}]
+    )
     token = call.write(made, [{"id": "small", "vector": [1, 0, 0, 0]}])
     call.search(made, vector=[1, 0, 0, 0], wait_for=token)
     return made
@@ -41,7 +43,9 @@ def test_a_document_of_many_passages_comes_whole(call: Caller, key: str) -> None
     app = call.another()
     with serving(app) as url:
         found = httpx.get(
-            f"{url}/v1/collections/c/documents/large", headers={"authorization": f"Bearer {key}"}, trust_env=False
+            f"{url}/v1/collections/c/documents/large",
+            headers={"authorization": f"Bearer {key}"},
+            trust_env=False,
         )
     body = orjson.loads(found.content)
     assert int(found.headers["content-length"]) == len(found.content) > 5 << 20
@@ -55,12 +59,12 @@ def test_answers_that_nobody_reads_are_on_their_tenants_account(call: Caller, ke
     call.collection(neighbor)
     app = call.another()
     admission = app.state.gateway.answerer.admission
-    request = (
-        f"GET /v1/collections/c/documents/large HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n".encode()
-    )
+    request = f"GET /v1/collections/c/documents/large HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n".encode()
     with serving(app) as url:
         place = urlsplit(url)
-        held = [socket.create_connection((place.hostname, place.port), timeout=10) for _ in range(24)]
+        held = [
+            socket.create_connection((place.hostname, place.port), timeout=10) for _ in range(24)
+        ]
         try:
             for connection in held:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -71,9 +75,15 @@ def test_answers_that_nobody_reads_are_on_their_tenants_account(call: Caller, ke
             refused = sum(c.recv(12) == b"HTTP/1.1 429" for c in held)
             assert refused > 10
             path = f"{url}/v1/collections/c"
-            theirs = httpx.get(path, headers={"authorization": f"Bearer {neighbor}"}, trust_env=False)
+            theirs = httpx.get(
+                path, headers={"authorization": f"Bearer {neighbor}"}, trust_env=False
+            )
             assert theirs.status_code == 200
-            mine = httpx.get(f"{path}/documents/large", headers={"authorization": f"Bearer {key}"}, trust_env=False)
+            mine = httpx.get(
+                f"{path}/documents/large",
+                headers={"authorization": f"Bearer {key}"},
+                trust_env=False,
+            )
             problem(mine, 429, "overloaded")
         finally:
             for connection in held:
@@ -102,7 +112,13 @@ def test_a_list_of_collections_reads_the_log_as_often_as_one_does(call: Caller) 
     name, key = call.tenant()
     for i in range(40):
         provisioning.create_collection(
-            call.base.registry, call.base.log, name, f"c{i:02d}", dimension=4, slots_total=8, actor="test"
+            call.base.registry,
+            call.base.log,
+            name,
+            f"c{i:02d}",
+            dimension=4,
+            slots_total=8,
+            actor="test",
         )
     found = call("GET", "/v1/collections", key).json()["collections"]
     assert [c["name"] for c in found] == [f"c{i:02d}" for i in range(40)]

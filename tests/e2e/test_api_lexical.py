@@ -23,7 +23,9 @@ class EmbedderAway(HashEmbedder):
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
-    with platform(tmp_path_factory.mktemp("api"), GatewaySettings(body_bytes_max=1 << 20, timeout_ms=5_000)) as caller:
+    with platform(
+        tmp_path_factory.mktemp("api"), GatewaySettings(body_bytes_max=1 << 20, timeout_ms=5_000)
+    ) as caller:
         yield caller
 
 
@@ -38,16 +40,25 @@ def ids(found: dict) -> list[str]:
 def test_a_document_written_is_found_by_its_words_through_its_token(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
-    token = call.write(key, [doc("cat", "the cat sat", lang="en"), doc("dog", "a dog barked loudly at a cat")])
+    token = call.write(
+        key, [doc("cat", "the cat sat", lang="en"), doc("dog", "a dog barked loudly at a cat")]
+    )
     found = call.search(key, text="Barking dogs", mode="lexical", wait_for=token)
     assert ids(found) == ["dog"]
     best = found["hits"][0]
     assert best["score"] > 0
-    assert (best["text"], best["passage"], best["start"], best["end"]) == ("a dog barked loudly at a cat", 0, 0, 28)
+    assert (best["text"], best["passage"], best["start"], best["end"]) == (
+        "a dog barked loudly at a cat",
+        0,
+        0,
+        28,
+    )
     assert set(best) == {"document_id", "passage", "score", "text", "start", "end", "metadata"}
     assert (found["generation"], found["degraded"]) == (1, None)
     assert ids(call.search(key, text="cat", mode="lexical", k=1)) == ["cat"], "the shorter text"
-    assert ids(call.search(key, text="cat", mode="lexical", filter={"lang": {"$exists": False}})) == ["dog"]
+    assert ids(
+        call.search(key, text="cat", mode="lexical", filter={"lang": {"$exists": False}})
+    ) == ["dog"]
     assert ids(call.search(key, text="zebra", mode="lexical")) == []
     assert ids(call.search(key, text="a dog", mode="lexical", exact=True)) == ["dog"]
 
@@ -75,7 +86,11 @@ def test_both_lists_are_fused_and_each_score_is_said(call: Caller) -> None:
         ],
     )
     asked = {"text": "quick fox", "vector": [1, 0, 0, 0], "mode": "hybrid", "wait_for": token}
-    assert [h["document_id"] for h in call.search(key, **asked)["hits"]] == ["both", "near", "words"]
+    assert [h["document_id"] for h in call.search(key, **asked)["hits"]] == [
+        "both",
+        "near",
+        "words",
+    ]
     hits = call.search(key, **asked, fusion={"method": "rrf"})["hits"]
     assert {h["document_id"] for h in hits} == {"both", "words", "near"}
     assert hits[0]["document_id"] in {"both", "words"}
@@ -86,15 +101,21 @@ def test_both_lists_are_fused_and_each_score_is_said(call: Caller) -> None:
     assert {h["score"] for h in hits[:2]} <= {1 / 61 + 1 / 63, 1 / 62 + 1 / 62, 1 / 61 + 1 / 62}
     by_vector = call.search(key, **asked, fusion={"method": "weighted", "dense_weight": 1})["hits"]
     assert [h["document_id"] for h in by_vector] == ["near", "both", "words"]
-    by_words = call.search(key, **asked, fusion={"method": "weighted", "dense_weight": 0}, k=1)["hits"]
+    by_words = call.search(key, **asked, fusion={"method": "weighted", "dense_weight": 0}, k=1)[
+        "hits"
+    ]
     assert by_words[0]["document_id"] == ids(call.search(key, text="quick fox", mode="lexical"))[0]
-    assert call.search(key, **asked, fusion={"dense_weight": 0}, k=1)["hits"] == by_words, "weighted is the default"
+    assert call.search(key, **asked, fusion={"dense_weight": 0}, k=1)["hits"] == by_words, (
+        "weighted is the default"
+    )
 
 
 def test_hybrid_embeds_the_text_unless_a_vector_stands_beside_it(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key, model="all-minilm-l6-v2")
-    token = call.write(key, [{"id": "cat", "text": "the cat sat"}, {"id": "dog", "text": "a dog barked loudly"}])
+    token = call.write(
+        key, [{"id": "cat", "text": "the cat sat"}, {"id": "dog", "text": "a dog barked loudly"}]
+    )
     found = call.search(key, text="dog barked", mode="hybrid", wait_for=token)["hits"]
     assert found[0]["document_id"] == "dog"
     assert {"dense_score", "lexical_score"} <= set(found[0])
@@ -104,7 +125,9 @@ def test_hybrid_embeds_the_text_unless_a_vector_stands_beside_it(call: Caller) -
 
 
 def test_words_need_no_model(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with platform(tmp_path_factory.mktemp("away"), embedder_for=lambda _model: EmbedderAway()) as caller:
+    with platform(
+        tmp_path_factory.mktemp("away"), embedder_for=lambda _model: EmbedderAway()
+    ) as caller:
         _, key = caller.tenant()
         caller.collection(key)
         token = caller.write(key, [doc("a", "apples")])
@@ -129,7 +152,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"mode": "lexical", "text": 7}, "text"),
     ({"mode": "hybrid"}, "text"),
     ({"mode": "hybrid", "vector": [1, 0, 0, 0]}, "text"),
-    ({"mode": "hybrid", "text": "a", "vector": [1, 0, 0, 0], "vector_base64": "AAAA"}, "vector_base64"),
+    (
+        {"mode": "hybrid", "text": "a", "vector": [1, 0, 0, 0], "vector_base64": "AAAA"},
+        "vector_base64",
+    ),
     ({"mode": "hybrid", "text": "a", "vector": [1, 0, 0]}, "vector"),
     ({"mode": "hybrid", "text": "a"}, "text"),  # this collection has no model
     ({"mode": "dense", "text": "a", "vector": [1, 0, 0, 0]}, "vector"),
@@ -158,7 +184,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("asked", "field"), BAD, ids=str)
-def test_what_does_not_go_together_is_refused_naming_the_field(call: Caller, asked: dict, field: str) -> None:
+def test_what_does_not_go_together_is_refused_naming_the_field(
+    call: Caller, asked: dict, field: str
+) -> None:
     _, key = call.tenant()
     call.collection(key)
     problem(call("POST", "/v1/collections/c/search", key, json=asked), 400, "refused", field)
@@ -197,7 +225,9 @@ def test_the_binary_road_and_batches_take_modes_too(call: Caller) -> None:
             params={"wait_for": token, **parameters},
         )
 
-    found = binary(mode="hybrid", text="apples", fusion='{"method": "weighted", "dense_weight": 0.1}')
+    found = binary(
+        mode="hybrid", text="apples", fusion='{"method": "weighted", "dense_weight": 0.1}'
+    )
     assert found.status_code == 200, found.text
     assert ids(found.json()) == ["words", "near"]
     problem(binary(mode="lexical", text="apples"), 400, "refused", "vector")
@@ -213,7 +243,9 @@ def test_the_binary_road_and_batches_take_modes_too(call: Caller) -> None:
         {"text": "apples", "vector": [0, 1, 0, 0], "mode": "hybrid", "k": 1},
         {"text": "apples", "mode": "sparse"},
     ]
-    lines = call("POST", "/v1/collections/c/search:batch", key, json={"searches": questions}).content.splitlines()
+    lines = call(
+        "POST", "/v1/collections/c/search:batch", key, json={"searches": questions}
+    ).content.splitlines()
     answers = {line["index"]: line for line in map(orjson.loads, lines)}
     assert [ids(answers[i]) for i in range(4)] == [["words"], ["near"], ["near"], ["words"]]
     assert answers[4]["problem"]["field"] == "mode"
@@ -232,13 +264,17 @@ def test_no_tenant_finds_anothers_words(call: Caller) -> None:
     assert "lexical_score" not in hybrid[0]
     alone = call.search(mine, text="secret", mode="lexical")["hits"][0]["score"]
     call.write(theirs, [doc(f"d{i}", "secret") for i in range(50)])
-    assert call.search(mine, text="secret", mode="lexical")["hits"][0]["score"] == alone, "nor by how rare a word is"
+    assert call.search(mine, text="secret", mode="lexical")["hits"][0]["score"] == alone, (
+        "nor by how rare a word is"
+    )
 
 
 def test_many_shards_answer_as_one_and_alike_each_time(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key, shards=5)
-    token = call.write(key, [doc(f"d{i}", f"apple number{i}", *np.eye(4)[i % 4], n=i) for i in range(60)])
+    token = call.write(
+        key, [doc(f"d{i}", f"apple number{i}", *np.eye(4)[i % 4], n=i) for i in range(60)]
+    )
     found = call.search(key, text="apple", mode="lexical", k=60, wait_for=token)
     assert sorted(ids(found)) == sorted(f"d{i}" for i in range(60))
     scores = [h["score"] for h in found["hits"]]
@@ -264,11 +300,16 @@ def test_the_recall_monitor_samples_vectors_alone(call: Caller) -> None:
     assert len(monitor._samples) == samples + 1
 
 
-def test_words_are_found_before_and_after_sealing_compaction_and_a_restart(tmp_path_factory) -> None:
+def test_words_are_found_before_and_after_sealing_compaction_and_a_restart(
+    tmp_path_factory,
+) -> None:
     folder = tmp_path_factory.mktemp("sealing")
     base = resources_in(folder, seal_passages=5, segments_max=2)
     try:
-        with running(base, indexing=True) as searcher, calling(base, searcher, build(base, [searcher])) as caller:
+        with (
+            running(base, indexing=True) as searcher,
+            calling(base, searcher, build(base, [searcher])) as caller,
+        ):
             _, key = caller.tenant()
             caller.collection(key)
 
@@ -283,18 +324,25 @@ def test_words_are_found_before_and_after_sealing_compaction_and_a_restart(tmp_p
                 eventually(lambda: held().manifest_version > i and held().delta_passages == 0)  # noqa: B023
             token = caller.write(key, [doc("d0-0", "pear"), doc("d1-1", "pear")])
             expected = sorted(
-                f"d{i}-{j}" for i, j in itertools.product(range(4), range(6)) if (i, j) not in {(0, 0), (1, 1)}
+                f"d{i}-{j}"
+                for i, j in itertools.product(range(4), range(6))
+                if (i, j) not in {(0, 0), (1, 1)}
             )
 
             def apples() -> list[str]:
-                return sorted(ids(caller.search(key, text="apple", mode="lexical", k=100, wait_for=token)))
+                return sorted(
+                    ids(caller.search(key, text="apple", mode="lexical", k=100, wait_for=token))
+                )
 
             assert apples() == expected
             eventually(lambda: held().segments <= 2 and held().manifest_version >= 5)
             assert held().delta_passages == 2
             assert apples() == expected
             assert sorted(ids(caller.search(key, text="pear", mode="lexical"))) == ["d0-0", "d1-1"]
-        with running(base, indexing=False) as searcher, calling(base, searcher, build(base, [searcher])) as caller:
+        with (
+            running(base, indexing=False) as searcher,
+            calling(base, searcher, build(base, [searcher])) as caller,
+        ):
             assert apples() == expected
     finally:
         base.close()

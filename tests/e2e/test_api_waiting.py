@@ -30,7 +30,9 @@ def call(tmp_path: Path, far: ModelServer) -> Iterator[Caller]:
     base.close()
 
 
-def test_a_token_waits_for_its_own_collection_and_for_no_other(call: Caller, far: ModelServer) -> None:
+def test_a_token_waits_for_its_own_collection_and_for_no_other(
+    call: Caller, far: ModelServer
+) -> None:
     _, key = call.tenant()
     call.collection(key, "far", model="far")
     call.collection(key, "near")
@@ -41,7 +43,9 @@ def test_a_token_waits_for_its_own_collection_and_for_no_other(call: Caller, far
     found = call("POST", "/v1/collections/near/search", key, json=asked)
     assert [h["document_id"] for h in found.json()["hits"]] == ["a"]
     asked = {"text": "x", "mode": "lexical", "wait_for": waiting, "timeout_ms": 500}
-    body = problem(call("POST", "/v1/collections/far/search", key, json=asked), 504, "deadline-exceeded")
+    body = problem(
+        call("POST", "/v1/collections/far/search", key, json=asked), 504, "deadline-exceeded"
+    )
     assert "wait for the model 'far'" in body["detail"]
     assert "127.0.0.1" not in body["detail"]
     far.start()
@@ -67,7 +71,9 @@ def test_what_waits_is_shown_to_its_tenant_without_addresses_and_to_operators_wi
     assert (fact["model"], fact["records_at_most"], fact["collection"]) == ("far", 1, "far")
     assert not {"server", "reason", "tenant"} & fact.keys()
     assert call("GET", "/v1/collections/near", key).json()["freshness"]["waiting"] == []
-    eventually(lambda: (call("GET", "/v1/collections/far", key).json()["freshness"]["lag_ms"] or 0) > 500)
+    eventually(
+        lambda: (call("GET", "/v1/collections/far", key).json()["freshness"]["lag_ms"] or 0) > 500
+    )
     [row] = call.admin("GET", f"/freshness?tenant={name}")
     [fact] = row["waiting"]
     assert (fact["tenant"], fact["server"]) == (name, far.url)
@@ -84,7 +90,9 @@ def test_a_reindex_to_a_dead_model_leaves_the_live_generation_alone_and_is_cance
     call.collection(key, "docs", model="all-minilm-l6-v2")
     token = call.write(key, [{"id": "a", "text": "one"}], "docs")
     far.stop()
-    job = call.admin("POST", "/reindex", {"tenant": name, "collection": "docs", "model": "far"}, status=202)
+    job = call.admin(
+        "POST", "/reindex", {"tenant": name, "collection": "docs", "model": "far"}, status=202
+    )
     eventually(lambda: _building(call, name))
     for i in range(3):
         token = call.write(key, [{"id": f"d{i}", "text": f"text {i}"}], "docs")
@@ -108,7 +116,9 @@ def test_latest_waits_for_everything_acknowledged_and_a_wait_that_runs_out_count
     _, key = call.tenant()
     call.collection(key, "far", model="far")
     call.collection(key, "near")
-    assert call("GET", "/v1/collections/near?wait_for=latest", key).status_code == 200, "nothing was written"
+    assert call("GET", "/v1/collections/near?wait_for=latest", key).status_code == 200, (
+        "nothing was written"
+    )
     call.write(key, [{"id": "a", "vector": Q}], "near")
     call.write(key, [{"id": "b", "vector": Q}], "near")
     found = call("GET", "/v1/collections/near?wait_for=latest&timeout_ms=20000", key)

@@ -52,11 +52,17 @@ def test_help_answers_at_once() -> None:
     for _ in range(3):
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "cluster.cli", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+            [sys.executable, "-m", "cluster.cli", "--help"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
         )
         times.append(time.perf_counter() - start)
     assert "tenant" in done.stdout and "Exit status" in done.stdout
-    assert min(times) < 1.0, "heavy imports belong inside the commands; 0.13 s when nothing else runs"
+    assert min(times) < 1.0, (
+        "heavy imports belong inside the commands; 0.13 s when nothing else runs"
+    )
 
 
 @pytest.mark.timeout(400)
@@ -64,24 +70,42 @@ def test_tenants_keys_and_collections_without_a_running_platform(tmp_path: Path)
     data = tmp_path / "data"
     made = vicinage("tenant", "create", "acme", "--class", "gold", data=data)
     assert made["tenant"] == "acme" and made["key"].startswith("vk_")
-    assert vicinage("collection", "create", "acme", "docs", "--dimension", "3", data=data)["dimension"] == 3
+    assert (
+        vicinage("collection", "create", "acme", "docs", "--dimension", "3", data=data)["dimension"]
+        == 3
+    )
     assert [t["tenant"] for t in vicinage("tenant", "list", data=data)] == ["acme"]
     key = vicinage("key", "create", "acme", "--scopes", "read", "--expires", "90d", data=data)
     assert key["scopes"] == ["read"] and key["expires_ms"]
     assert vicinage("key", "revoke", key["id"], data=data)["revoked_ms"]
     assert len(vicinage("key", "list", "acme", data=data)) == 2
     assert vicinage("tenant", "suspend", "acme", data=data)["state"] == "suspended"
-    server = ("--kind", "openai", "--location", "http://127.0.0.1:9/v1", "--dimension", "8", "--window-tokens", "512")
+    server = (
+        "--kind",
+        "openai",
+        "--location",
+        "http://127.0.0.1:9/v1",
+        "--dimension",
+        "8",
+        "--window-tokens",
+        "512",
+    )
     assert "cannot be used" in vicinage("model", "register", "own", *server, data=data, wanted=1)
-    added = vicinage("model", "register", "own", *server, "--no-normalised", "--no-check", data=data)
+    added = vicinage(
+        "model", "register", "own", *server, "--no-normalised", "--no-check", data=data
+    )
     assert added["normalised"] is False
     assert [m["name"] for m in vicinage("model", "list", data=data)] == ["all-minilm-l6-v2", "own"]
     newest = vicinage("audit", "verify", data=data)
     against = f"{newest['seq']}:{newest['hash']}"
     assert vicinage("audit", "verify", "--against", against, data=data)["compared"]
-    assert "not the one" in vicinage("audit", "verify", "--against", f"{newest['seq']}:00", data=data, wanted=1)
+    assert "not the one" in vicinage(
+        "audit", "verify", "--against", f"{newest['seq']}:00", data=data, wanted=1
+    )
     assert "exists already" in vicinage("tenant", "create", "acme", data=data, wanted=1)
-    assert "dimension" in vicinage("collection", "create", "acme", "x", "--dimension", "0", data=data, wanted=1)
+    assert "dimension" in vicinage(
+        "collection", "create", "acme", "x", "--dimension", "0", data=data, wanted=1
+    )
     assert "no platform runs" in vicinage("recall", data=data, wanted=3)
     assert "no platform runs" in vicinage("status", data=data, wanted=3)
     vicinage("tenant", "create", data=data, wanted=2)
@@ -90,7 +114,16 @@ def test_tenants_keys_and_collections_without_a_running_platform(tmp_path: Path)
 @pytest.mark.timeout(300)
 def test_doctor_checks_every_part(tmp_path: Path) -> None:
     rows = vicinage("doctor", data=tmp_path / "data")
-    assert {r["check"] for r in rows} >= {"faiss", "model", "disk", "catalog", "log", "store", "segments", "port"}
+    assert {r["check"] for r in rows} >= {
+        "faiss",
+        "model",
+        "disk",
+        "catalog",
+        "log",
+        "store",
+        "segments",
+        "port",
+    }
     assert all(r["ok"] for r in rows)
 
 
@@ -108,16 +141,25 @@ def test_up_to_down_with_a_kill_and_a_reindex_between(tmp_path: Path) -> None:
         vicinage("collection", "create", "acme", "docs", data=data)
         client = Client(started["url"], key)
         written = client.upsert(
-            "docs", [{"id": f"d{i}", "text": f"document number {i} of the shelf"} for i in range(30)]
+            "docs",
+            [{"id": f"d{i}", "text": f"document number {i} of the shelf"} for i in range(30)],
         )
-        assert client.search("docs", "document number 7", k=1, wait_for=written).hits[0].document_id == "d7"
+        assert (
+            client.search("docs", "document number 7", k=1, wait_for=written).hits[0].document_id
+            == "d7"
+        )
 
         before = vicinage("status", data=data)["roles"]["gateway"]
         os.kill(before["pid"], signal.SIGKILL)
         eventually(lambda: restarts(data) == 1, wait_s=60)
-        assert client.search("docs", "document number 7", k=1, timeout_ms=60_000).hits[0].document_id == "d7"
+        assert (
+            client.search("docs", "document number 7", k=1, timeout_ms=60_000).hits[0].document_id
+            == "d7"
+        )
 
-        job = vicinage("reindex", "start", "acme/docs", "--index", "hnsw", "--shards", "2", "--wait", data=data)
+        job = vicinage(
+            "reindex", "start", "acme/docs", "--index", "hnsw", "--shards", "2", "--wait", data=data
+        )
         assert (job["state"], job["done"]) == ("done", 30)
         facts = vicinage("collection", "show", "acme", "docs", data=data)
         assert facts["generation"] == 2 and facts["counts"]["documents"] == 30
@@ -125,9 +167,18 @@ def test_up_to_down_with_a_kill_and_a_reindex_between(tmp_path: Path) -> None:
         assert vicinage("freshness", "acme", data=data)[0]["lag_ms"] == 0
         assert oct((data / "run" / "operator.key").stat().st_mode)[-3:] == "600"
         vicinage("key", "create", "--scopes", "operate", data=data)
-        [first] = [k["id"] for k in vicinage("key", "list", data=data) if f"_{k['id']}_" in operator_key(data)]
+        [first] = [
+            k["id"]
+            for k in vicinage("key", "list", data=data)
+            if f"_{k['id']}_" in operator_key(data)
+        ]
         vicinage("key", "revoke", first, data=data)
-        eventually(lambda: httpx.get(f"{started['url']}/v1/admin/keys", headers=bearer(data)).status_code == 401)
+        eventually(
+            lambda: (
+                httpx.get(f"{started['url']}/v1/admin/keys", headers=bearer(data)).status_code
+                == 401
+            )
+        )
         assert vicinage("tenant", "list", data=data), "the operator of DATA is not locked out"
         assert f"_{first}_" not in operator_key(data)
     finally:

@@ -37,7 +37,9 @@ def run(*words: str | Path, cwd: Path, timeout_s: float = 900, **environment: st
         [str(word) for word in words],
         cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=timeout_s, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout[-2_000:]}\n{done.stderr[-4_000:]}"
+    assert done.returncode == 0, (
+        f"{words}: {done.returncode}\n{done.stdout[-2_000:]}\n{done.stderr[-4_000:]}"
+    )
     return done.stdout
 
 
@@ -71,31 +73,45 @@ def empty(tmp_path: Path) -> Path:
 
 
 def test_an_installation_for_a_cpu_is_small_and_has_no_torch(installed: Installed) -> None:
-    files = [path for path in installed.environment.rglob("*") if path.is_file() and not path.is_symlink()]
+    files = [
+        path
+        for path in installed.environment.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    ]
     assert sum(path.stat().st_size for path in files) < SIZE_MAX
     [packages] = installed.environment.glob("lib/*/site-packages")
     assert (packages / "tenants" / "migrations" / "versions" / "0001_first.py").is_file()
     assert not {"torch", "triton", "nvidia"} & {path.name for path in packages.iterdir()}
 
 
-def test_the_demo_works_in_an_empty_directory_and_leaves_it_empty(installed: Installed, empty: Path) -> None:
+def test_the_demo_works_in_an_empty_directory_and_leaves_it_empty(
+    installed: Installed, empty: Path
+) -> None:
     told = json.loads(run(installed.command, "demo", "--json", "--documents", "50", cwd=empty))
     assert told["ok"], [check for check in told["checks"] if not check["ok"]]
     assert len(told["checks"]) > 10
     assert not list(empty.iterdir())
 
 
-def test_a_first_search_by_the_installed_command_and_client(installed: Installed, empty: Path) -> None:
+def test_a_first_search_by_the_installed_command_and_client(
+    installed: Installed, empty: Path
+) -> None:
     port = free_port()
     run(UV, "venv", "--quiet", "--python", PYTHON, "app", cwd=empty)
     python = empty / "app" / "bin" / "python"
     run(UV, "pip", "install", "--quiet", "--python", python, installed.client, cwd=empty)
-    url = json.loads(run(installed.command, "up", "--port", str(port), "--detach", "--json", cwd=empty))["url"]
+    url = json.loads(
+        run(installed.command, "up", "--port", str(port), "--detach", "--json", cwd=empty)
+    )["url"]
     try:
-        key = json.loads(run(installed.command, "tenant", "create", "acme", "--json", cwd=empty))["key"]
+        key = json.loads(run(installed.command, "tenant", "create", "acme", "--json", cwd=empty))[
+            "key"
+        ]
         run(installed.command, "collection", "create", "acme/docs", cwd=empty)
         assert run(python, "-c", SEARCH, url, key, cwd=empty) == "['hello'] None\n"
-        rows = json.loads(run(installed.command, "doctor", "--port", str(free_port()), "--json", cwd=empty))
+        rows = json.loads(
+            run(installed.command, "doctor", "--port", str(free_port()), "--json", cwd=empty)
+        )
         assert [row for row in rows if not row["ok"]] == []
     finally:
         run(installed.command, "down", cwd=empty)
@@ -105,4 +121,13 @@ def test_every_extra_can_be_resolved(installed: Installed, empty: Path) -> None:
     run(UV, "venv", "--quiet", "--python", PYTHON, "app", cwd=empty)
     for extras in ("cpu,torch,kafka,postgres,s3,ray", "gpu,torch"):
         wanted = f"vicinage[{extras}] @ {installed.wheel.as_uri()}"
-        run(UV, "pip", "install", "--dry-run", "--python", empty / "app" / "bin" / "python", wanted, cwd=empty)
+        run(
+            UV,
+            "pip",
+            "install",
+            "--dry-run",
+            "--python",
+            empty / "app" / "bin" / "python",
+            wanted,
+            cwd=empty,
+        )

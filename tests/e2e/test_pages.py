@@ -13,11 +13,21 @@ from servers import free_port, kafka_starter
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "loadtest"))
 from running import ROOT, Platform, running
 
-README, FIRST, KAFKA = ROOT / "README.md", ROOT / "docs/tutorials/first-search.md", ROOT / "docs/tutorials/kafka.md"
-RUN = [README, *sorted((ROOT / "docs/tutorials").glob("*.md")), *sorted((ROOT / "docs/how-to").glob("*.md"))]
+README, FIRST, KAFKA = (
+    ROOT / "README.md",
+    ROOT / "docs/tutorials/first-search.md",
+    ROOT / "docs/tutorials/kafka.md",
+)
+RUN = [
+    README,
+    *sorted((ROOT / "docs/tutorials").glob("*.md")),
+    *sorted((ROOT / "docs/how-to").glob("*.md")),
+]
 OWN = (README, FIRST, KAFKA)
 """Pages that start a platform themselves."""
-SHARED = [page for page in RUN if page not in OWN and any(block.runs for block in blocks(page, ROOT))]
+SHARED = [
+    page for page in RUN if page not in OWN and any(block.runs for block in blocks(page, ROOT))
+]
 SENT = ROOT / "docs/reference/http.md"
 """Its JSON blocks with a note are sent."""
 PAGES = [*RUN, *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page not in RUN)]
@@ -34,7 +44,9 @@ def test_every_block_is_what_it_says_and_runs_unless_it_says_why(page: Path) -> 
     for block in blocks(page, ROOT):
         check_syntax(block)
         if block.note.startswith("no"):
-            assert block.note.removeprefix("no").lstrip(", "), f"{block.where}: why does it not run?"
+            assert block.note.removeprefix("no").lstrip(", "), (
+                f"{block.where}: why does it not run?"
+            )
 
 
 def run(page: Path, in_session: Session, url: str = "") -> None:
@@ -54,7 +66,11 @@ def own_platform(folder: Path, replaced: dict[str, str]) -> Iterator[Session]:
     (folder / ".venv").symlink_to(sys.prefix)
     try:
         with closing(
-            Session(folder, {"VICINAGE_GATEWAY__PORT": str(port)}, {"127.0.0.1:8080": f"127.0.0.1:{port}", **replaced})
+            Session(
+                folder,
+                {"VICINAGE_GATEWAY__PORT": str(port)},
+                {"127.0.0.1:8080": f"127.0.0.1:{port}", **replaced},
+            )
         ) as made:
             yield made
     finally:
@@ -93,7 +109,9 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platfor
 
 
 @pytest.mark.parametrize("page", [*SHARED, SENT], ids=name)
-def test_a_page_on_a_running_platform(page: Path, platform: tuple[Platform, str], tmp_path: Path) -> None:
+def test_a_page_on_a_running_platform(
+    page: Path, platform: tuple[Platform, str], tmp_path: Path
+) -> None:
     """Pages begin with an empty collection `docs` of the tenant `acme`, and its key in KEY."""
     at, key = platform
     at.cli("collection", "create", "acme/docs")
@@ -102,7 +120,11 @@ def test_a_page_on_a_running_platform(page: Path, platform: tuple[Platform, str]
         with closing(
             Session(
                 tmp_path,
-                {"VICINAGE_DATA": str(at.data), "VICINAGE_GATEWAY__PORT": at.url.rpartition(":")[2], "KEY": key},
+                {
+                    "VICINAGE_DATA": str(at.data),
+                    "VICINAGE_GATEWAY__PORT": at.url.rpartition(":")[2],
+                    "KEY": key,
+                },
                 {"http://127.0.0.1:8080": at.url},
             )
         ) as made:

@@ -37,7 +37,9 @@ def json_document(name: str, vector: list[float]) -> bytes:
 
 def arrow_documents(documents: dict[str, list[float]]) -> bytes:
     vectors = pa.array(list(documents.values()), pa.list_(pa.float32()))
-    batch = pa.record_batch({"id": list(documents), "vector": vectors}).replace_schema_metadata({"collection": "docs"})
+    batch = pa.record_batch({"id": list(documents), "vector": vectors}).replace_schema_metadata(
+        {"collection": "docs"}
+    )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -69,7 +71,9 @@ def ids(client: Client, **question: Any) -> list[str]:
 def test_a_producer_that_knows_only_kafka_is_found_before_and_after_a_restart(
     tmp_path: Path, kafka_servers: str, postgres_url: str
 ) -> None:
-    with running(tmp_path / "data", log_url=f"kafka://{kafka_servers}", catalog_url=postgres_url) as platform:
+    with running(
+        tmp_path / "data", log_url=f"kafka://{kafka_servers}", catalog_url=postgres_url
+    ) as platform:
         acme, other = tenant(platform, "acme"), tenant(platform, "other")
         last = produce(
             kafka_servers,
@@ -108,7 +112,9 @@ def test_a_producer_that_knows_only_kafka_is_found_before_and_after_a_restart(
 @pytest.mark.ray
 @pytest.mark.model
 @pytest.mark.timeout(800)
-def test_a_searcher_that_dies_on_a_ray_cluster_is_missed_out_loud_and_comes_back(tmp_path: Path) -> None:
+def test_a_searcher_that_dies_on_a_ray_cluster_is_missed_out_loud_and_comes_back(
+    tmp_path: Path,
+) -> None:
     pytest.importorskip("ray", reason="needs Ray")
     began = time.time()
     with (
@@ -121,11 +127,16 @@ def test_a_searcher_that_dies_on_a_ray_cluster_is_missed_out_loud_and_comes_back
         ) as platform,
     ):
         client = tenant(platform, "acme", "--shards", "4")
-        written = client.upsert("docs", [{"id": f"d{i}", "vector": [1, i / 10, 0]} for i in range(40)])
+        written = client.upsert(
+            "docs", [{"id": f"d{i}", "vector": [1, i / 10, 0]} for i in range(40)]
+        )
         found = ids(client, wait_for=written)
         assert found[0] == "d2" and sorted(found) == sorted(f"d{i}" for i in range(40))
         facts = client.collection("docs")
-        assert facts.counts["documents"] == 40 and facts.raw["shards"] == {"asked": 4, "answered": 4}
+        assert facts.counts["documents"] == 40 and facts.raw["shards"] == {
+            "asked": 4,
+            "answered": 4,
+        }
 
         pids = platform.pids()
         assert {"gateway", "ingest", "embedder", "searcher-0", "searcher-1"} <= pids.keys()
@@ -135,13 +146,23 @@ def test_a_searcher_that_dies_on_a_ray_cluster_is_missed_out_loud_and_comes_back
         first_answer(client, whole=True)
         assert ids(client) == found
 
-        told = [path for path in RAY.glob("session_*/logs/**/*") if path.is_file() and path.stat().st_mtime > began]
+        told = [
+            path
+            for path in RAY.glob("session_*/logs/**/*")
+            if path.is_file() and path.stat().st_mtime > began
+        ]
         assert any(path.name.startswith("raylet") for path in told)
-        assert not [path for path in told if secret.encode() in path.read_bytes()], "anybody may read Ray's logs"
-        commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+        assert not [path for path in told if secret.encode() in path.read_bytes()], (
+            "anybody may read Ray's logs"
+        )
+        commands = [
+            " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])
+        ]
         assert not [command for command in commands if secret in command]
 
-        tokenless = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+        tokenless = {
+            name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")
+        }
         refused = subprocess.run(
             [sys.executable, "-c", f"from cluster.ray import connect; connect({address!r})"],
             cwd=ROOT,

@@ -42,16 +42,26 @@ def test_everything_is_ready_on_a_whole_platform(gateway: Any) -> None:
     assert parts(call) == dict.fromkeys(("catalog", "log", "ingest", "searcher", "embedder"), True)
 
 
-def test_an_ingest_that_does_not_go_on_is_not_ready(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ingest_that_does_not_go_on_is_not_ready(
+    gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(readiness, "LIMIT_S", 1.5)
     call, stop, _ = gateway
     eventually(lambda: call("GET", "/readyz").status_code == 200)
     stop.set()
     eventually(lambda: call("GET", "/readyz").status_code == 503)
-    assert parts(call) == {"catalog": True, "log": True, "ingest": False, "searcher": True, "embedder": True}
+    assert parts(call) == {
+        "catalog": True,
+        "log": True,
+        "ingest": False,
+        "searcher": True,
+        "embedder": True,
+    }
 
 
-def test_a_searcher_whose_threads_do_not_go_on_is_not_ready(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_searcher_whose_threads_do_not_go_on_is_not_ready(
+    gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(readiness, "LIMIT_S", 1.5)
     call, _, searcher = gateway
     eventually(lambda: call("GET", "/readyz").status_code == 200)

@@ -19,14 +19,27 @@ from chaos_tenant import Collection, Tenant
 @pytest.mark.kafka
 @pytest.mark.postgres
 @pytest.mark.timeout(600)
-def test_after_each_round_of_faults_every_collection_is_what_was_acknowledged(tmp_path: Path) -> None:
+def test_after_each_round_of_faults_every_collection_is_what_was_acknowledged(
+    tmp_path: Path,
+) -> None:
     kafka_starter()
     postgres_starter()
     report = tmp_path / "report.json"
-    words = ["--rounds", "6", "--seed", "2", "--json", str(report), "--folder", str(tmp_path / "chaos")]
+    words = [
+        "--rounds",
+        "6",
+        "--seed",
+        "2",
+        "--json",
+        str(report),
+        "--folder",
+        str(tmp_path / "chaos"),
+    ]
     words += ["--lag-max-s", "60", "--events", "added,refuses,away,recreated,poison,races"]
     command = [sys.executable, str(ROOT / "loadtest" / "chaos.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=580, cwd=ROOT)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=580, cwd=ROOT
+    )
     assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
     found = json.loads(report.read_text())
     assert found["rounds"] == 6
@@ -39,6 +52,8 @@ def test_a_record_without_a_broker_does_not_hold_up_its_round() -> None:
     tenant = Tenant("red", "key", f"http://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
     collection, began = Collection("vectors", None), time.monotonic()
     tenant.produce(collection, [("d1", 1)])
-    assert time.monotonic() - began < 10, "the broker of a round is started again only after its writes"
+    assert time.monotonic() - began < 10, (
+        "the broker of a round is started again only after its writes"
+    )
     assert collection.ledger.ids() == [], "nothing was sent"
     tenant.close()

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from house import DIMENSION, eventually, hash_vector, make_indexer, make_ingest, resources_in, running
+from house import (
+    DIMENSION,
+    eventually,
+    hash_vector,
+    make_indexer,
+    make_ingest,
+    resources_in,
+    running,
+)
 
 from indexer import reindex
 from ingest import intake
@@ -26,9 +34,14 @@ SMALL = {"seal_passages": 10, "segments_max": 2, "flat_max": 15}
 
 def fill(base, names: list[str], text: str = "") -> None:
     collection = base.registry.collection("acme", "docs")
-    entries = [Document("docs", n, vectors=hash_vector(f"{n}{text}")[None], metadata={"n": n}) for n in names]
+    entries = [
+        Document("docs", n, vectors=hash_vector(f"{n}{text}")[None], metadata={"n": n})
+        for n in names
+    ]
     for i in range(0, len(entries), 5):
-        intake.accept(base.log, base.registry.tenant("acme"), collection, entries[i : i + 5], now_ms=1)
+        intake.accept(
+            base.log, base.registry.tenant("acme"), collection, entries[i : i + 5], now_ms=1
+        )
     ingest = make_ingest(base)
     while ingest.step(0.1):
         ingest.drain()
@@ -39,7 +52,13 @@ def start(folder: Path, **indexer):
     if not base.registry.tenants():
         provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
         provisioning.create_collection(
-            base.registry, base.log, "acme", "docs", dimension=DIMENSION, slots_total=8, actor="test"
+            base.registry,
+            base.log,
+            "acme",
+            "docs",
+            dimension=DIMENSION,
+            slots_total=8,
+            actor="test",
         )
     return base
 
@@ -58,7 +77,9 @@ def found(searcher, base) -> list[str]:
     live = base.registry.collection("acme", "docs").generation()
     hits = []
     for shard in live.shards():
-        query = ShardQuery(shard, hash_vector("anything")[None], 1_000, exact=True, catalog=base.registry.refresh())
+        query = ShardQuery(
+            shard, hash_vector("anything")[None], 1_000, exact=True, catalog=base.registry.refresh()
+        )
         hits.extend(searcher.submit(query, Deadline.after(10)).result(10).hits[0])
     return sorted(h.document_id for h in hits)
 
@@ -72,13 +93,23 @@ indexer = make_indexer(base, owner="the one that dies")
 for _ in range(30):
     indexer.step(0.1)
 """
-POINTS = ["seal.before_put", "seal.after_put_before_swap", "seal.after_swap", "compact.after_put_before_swap",
-          "reindex.after_generation", "reindex.after_part", "reindex.after_ready", "reindex.after_cut_over"]  # fmt: skip
+POINTS = [
+    "seal.before_put",
+    "seal.after_put_before_swap",
+    "seal.after_swap",
+    "compact.after_put_before_swap",
+    "reindex.after_generation",
+    "reindex.after_part",
+    "reindex.after_ready",
+    "reindex.after_cut_over",
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_at_any_step_it_goes_on_and_searches_see_no_difference(tmp_path: Path, point: str) -> None:
+def test_killed_at_any_step_it_goes_on_and_searches_see_no_difference(
+    tmp_path: Path, point: str
+) -> None:
     base = start(tmp_path / "data", lease_s=1.5)
     names = sorted(f"d{i}" for i in range(60))
     if point.startswith("compact"):
@@ -86,9 +117,20 @@ def test_killed_at_any_step_it_goes_on_and_searches_see_no_difference(tmp_path: 
     else:
         fill(base, names)
     if point.startswith("reindex"):
-        reindex.start(base.registry, base.jobs, "acme", "docs", index="flat", model=None, shards=2, actor="test")
+        reindex.start(
+            base.registry,
+            base.jobs,
+            "acme",
+            "docs",
+            index="flat",
+            model=None,
+            shards=2,
+            actor="test",
+        )
     words = [sys.executable, "-c", WORK, str(tmp_path / "data"), str(Path(__file__).parent.parent)]
-    killed = subprocess.run(words, env={**os.environ, "VICINAGE_CRASH": point}, check=False, timeout=60)
+    killed = subprocess.run(
+        words, env={**os.environ, "VICINAGE_CRASH": point}, check=False, timeout=60
+    )
     assert killed.returncode == -signal.SIGKILL, "the point was not passed"
     base.registry.refresh()
     with running(base) as searcher:
@@ -107,7 +149,11 @@ def test_sealing_compacting_and_restarting_keep_every_document(tmp_path: Path) -
     base = start(tmp_path / "data")
     with running(base) as searcher:
         for round_number in range(4):
-            fill(base, [f"d{i}" for i in range(round_number * 12, round_number * 12 + 20)], f" {round_number}")
+            fill(
+                base,
+                [f"d{i}" for i in range(round_number * 12, round_number * 12 + 20)],
+                f" {round_number}",
+            )
         names = sorted(f"d{i}" for i in range(56))
         eventually(lambda: found(searcher, base) == names)
         eventually(lambda: max(s.segments for s in asyncio.run(searcher.stats()).shards) in (1, 2))
@@ -145,13 +191,21 @@ def test_a_deletion_made_while_a_reindex_copies_stays_a_deletion(tmp_path: Path)
     base = start(tmp_path / "data")
     names = [f"d{i}" for i in range(40)]
     fill(base, names)
-    reindex.start(base.registry, base.jobs, "acme", "docs", index="flat", model=None, shards=1, actor="test")
+    reindex.start(
+        base.registry, base.jobs, "acme", "docs", index="flat", model=None, shards=1, actor="test"
+    )
     indexer = make_indexer(base)
     indexer._hold_leases()
     indexer.step(0.2)
-    indexer._maintenance._reindex.advance(base.jobs.list()[0])  # the new generation is there, nothing is copied yet
+    indexer._maintenance._reindex.advance(
+        base.jobs.list()[0]
+    )  # the new generation is there, nothing is copied yet
     intake.delete(
-        base.log, base.registry.tenant("acme"), base.registry.collection("acme", "docs"), ["d3", "d4"], now_ms=2
+        base.log,
+        base.registry.tenant("acme"),
+        base.registry.collection("acme", "docs"),
+        ["d3", "d4"],
+        now_ms=2,
     )
     fill(base, [f"e{i}" for i in range(20)])
     indexer.step(0.2)  # seals the deletions into the new generation before the old rows are copied
@@ -183,7 +237,9 @@ def test_killed_while_it_rebuilds_a_segment_it_leaves_everything_as_it_was_or_as
         found(searcher, resources_in(tmp_path / "data"))
     assert [d.state for d in base.manifests.quarantine.open()] == ["noted"]
     words = [sys.executable, "-c", WORK, str(tmp_path / "data"), str(Path(__file__).parent.parent)]
-    killed = subprocess.run(words, env={**os.environ, "VICINAGE_CRASH": point}, check=False, timeout=60)
+    killed = subprocess.run(
+        words, env={**os.environ, "VICINAGE_CRASH": point}, check=False, timeout=60
+    )
     assert killed.returncode == -signal.SIGKILL, "the point was not passed"
     [after] = base.manifests.of_generation("acme", "docs", 1)
     assert (after == before) == (point == "repair.after_put_before_swap")
@@ -219,7 +275,9 @@ class FaultyStore:
         return ref
 
 
-def test_while_a_segment_is_rebuilt_the_others_and_the_shard_as_it_was_are_served(tmp_path: Path) -> None:
+def test_while_a_segment_is_rebuilt_the_others_and_the_shard_as_it_was_are_served(
+    tmp_path: Path,
+) -> None:
     base = start(tmp_path / "data")
     provisioning.create_tenant(base.registry, base.log, "other", actor="test")
     provisioning.create_collection(
@@ -234,7 +292,9 @@ def test_while_a_segment_is_rebuilt_the_others_and_the_shard_as_it_was_are_serve
         store.spoils = True
         indexer.step(0.2)
         eventually(lambda: asyncio.run(searcher.stats()).stale)
-        assert found(searcher, base) == names, "as of the manifest before, with the rows from the log"
+        assert found(searcher, base) == names, (
+            "as of the manifest before, with the rows from the log"
+        )
         [damage] = base.manifests.quarantine.open()
         store.spoils, store.waits = False, True
         mending = threading.Thread(target=indexer._maintenance._repair.repair, args=(damage,))

@@ -45,7 +45,15 @@ class Away:
 def base(tmp_path: Path) -> Any:
     found = resources_in(tmp_path)
     create_tenant(found.registry, found.log, "acme", actor="test")
-    create_collection(found.registry, found.log, "acme", "c", model="all-minilm-l6-v2", slots_total=8, actor="test")
+    create_collection(
+        found.registry,
+        found.log,
+        "acme",
+        "c",
+        model="all-minilm-l6-v2",
+        slots_total=8,
+        actor="test",
+    )
     yield found
     found.close()
 

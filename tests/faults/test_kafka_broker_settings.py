@@ -22,7 +22,12 @@ offsets.retention.check.interval.ms=5000
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 allow.everyone.if.no.acl.found=true
 """
-pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.xdist_group("kafka")]
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.xdist_group("kafka"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def base(tmp_path: Path, servers: str) -> Iterator[Resources]:
-    made = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{servers}"}))
+    made = open_resources(
+        settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{servers}"})
+    )
     yield made
     made.close()
 
@@ -49,12 +56,23 @@ def send(base: Resources, topic: str, *ids: str) -> None:
 def make_tenant(base: Resources) -> str:
     name = f"team-{uuid.uuid4().hex[:8]}"
     tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
-    provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test"
+    )
     return tenant.documents_topic
 
 
-def test_a_topic_that_the_broker_refuses_halts_alone_and_goes_on_by_itself_once_it_is_allowed(base: Resources) -> None:
-    from kafka.admin import ACL, ACLOperation, ACLPermissionType, KafkaAdminClient, ResourcePattern, ResourceType
+def test_a_topic_that_the_broker_refuses_halts_alone_and_goes_on_by_itself_once_it_is_allowed(
+    base: Resources,
+) -> None:
+    from kafka.admin import (
+        ACL,
+        ACLOperation,
+        ACLPermissionType,
+        KafkaAdminClient,
+        ResourcePattern,
+        ResourceType,
+    )
 
     refused, other = make_tenant(base), make_tenant(base)
     pattern = ResourcePattern(ResourceType.TOPIC, refused)
@@ -62,7 +80,9 @@ def test_a_topic_that_the_broker_refuses_halts_alone_and_goes_on_by_itself_once_
         ACL("User:ANONYMOUS", "*", operation, ACLPermissionType.ALLOW, pattern)
         for operation in (ACLOperation.DESCRIBE, ACLOperation.WRITE)
     ]
-    with KafkaAdminClient(bootstrap_servers=base.settings.log_url.removeprefix("kafka://")) as admin:
+    with KafkaAdminClient(
+        bootstrap_servers=base.settings.log_url.removeprefix("kafka://")
+    ) as admin:
         admin.create_acls(rules)
         ingest = make_ingest(base)
 
@@ -77,7 +97,9 @@ def test_a_topic_that_the_broker_refuses_halts_alone_and_goes_on_by_itself_once_
             }
             send(base, other, "b")
             working(lambda: base.log.committed(Group.INGEST, [(other, 0)]) == {(other, 0): 1})
-            admin.create_acls([ACL("User:ANONYMOUS", "*", ACLOperation.READ, ACLPermissionType.ALLOW, pattern)])
+            admin.create_acls(
+                [ACL("User:ANONYMOUS", "*", ACLOperation.READ, ACLPermissionType.ALLOW, pattern)]
+            )
             working(lambda: base.log.committed(Group.INGEST, [(refused, 0)]) == {(refused, 0): 1})
             working(lambda: not ingest._partitions.reader.halted())
         finally:
@@ -90,7 +112,10 @@ def test_positions_that_expire_at_the_broker_are_taken_from_the_catalog(base: Re
     send(base, topic, "a", "b")
     ingest = make_ingest(base)
     eventually(
-        lambda: ingest.step(wait_s=0.1) >= 0 and [s.position for s in base.registry.positions.of(name)] == [2],
+        lambda: (
+            ingest.step(wait_s=0.1) >= 0
+            and [s.position for s in base.registry.positions.of(name)] == [2]
+        ),
         wait_s=60,
     )
     ingest.stop()
@@ -103,6 +128,11 @@ def test_positions_that_expire_at_the_broker_are_taken_from_the_catalog(base: Re
     [generation] = base.registry.collection(name, "docs").generations
     rows = base.log.end("vicinage.vectors", generation.slots[0])
     ingest = make_ingest(base)
-    eventually(lambda: ingest.step(wait_s=0.1) >= 0 and base.log.committed(Group.INGEST, [tp]) == {tp: 2}, wait_s=60)
+    eventually(
+        lambda: ingest.step(wait_s=0.1) >= 0 and base.log.committed(Group.INGEST, [tp]) == {tp: 2},
+        wait_s=60,
+    )
     ingest.stop()
-    assert base.log.end("vicinage.vectors", generation.slots[0]) == rows, "nothing is ingested twice"
+    assert base.log.end("vicinage.vectors", generation.slots[0]) == rows, (
+        "nothing is ingested twice"
+    )

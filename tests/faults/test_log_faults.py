@@ -38,14 +38,18 @@ def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.xdist_group("kafka")
-def test_a_broker_killed_and_started_again_has_everything_acknowledged(tmp_path: Path, kafka_servers: str) -> None:
+def test_a_broker_killed_and_started_again_has_everything_acknowledged(
+    tmp_path: Path, kafka_servers: str
+) -> None:
     del kafka_servers  # only says that Kafka can run here; this broker is one of its own
     starter, port = load("deploy/kafka/kafka.py"), free_port()
     broker = starter.start(tmp_path / "kafka", port)
     try:
         with open_log(f"kafka://127.0.0.1:{port}") as log:
             log.ensure_topic("t")
-            acknowledged = [o for i in range(50) for o in log.append("t", 0, [Record(str(i).encode())])]
+            acknowledged = [
+                o for i in range(50) for o in log.append("t", 0, [Record(str(i).encode())])
+            ]
             broker.kill()
             broker.wait()
             with pytest.raises(Unavailable):

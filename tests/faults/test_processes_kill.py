@@ -21,6 +21,11 @@ def test_what_was_acknowledged_is_what_is_found_after_every_process_was_killed()
     report = json.loads((ROOT / "build" / "kill.json").read_text())
     assert [k["process"] for k in report["kills"]] == ["gateway", "ingest", "embedder"]
     for collection in report["collections"]:
-        assert collection["acknowledged"] == collection["found"] > collection["never_written_again"] > 0
+        assert (
+            collection["acknowledged"]
+            == collection["found"]
+            > collection["never_written_again"]
+            > 0
+        )
         assert collection["searches"] > 0
         assert collection["wrong"] == []

@@ -35,7 +35,10 @@ class User:
 
     def write(self) -> httpx.Response:
         """Write the next document."""
-        document = {"id": f"d{self.acknowledged}", "vector": [1.0, float(self.acknowledged), 0.0, 0.0]}
+        document = {
+            "id": f"d{self.acknowledged}",
+            "vector": [1.0, float(self.acknowledged), 0.0, 0.0],
+        }
         found = self.http.post("/v1/collections/c/documents", json={"documents": [document]})
         self.acknowledged += found.status_code == 202
         return found
@@ -47,19 +50,26 @@ class User:
     def writes_and_finds(self) -> bool:
         """Whether a write is searchable as soon as it was waited for."""
         found = self.write()
-        return found.status_code == 202 and self.search(wait_for=found.json()["token"]).status_code == 200
+        return (
+            found.status_code == 202
+            and self.search(wait_for=found.json()["token"]).status_code == 200
+        )
 
     def ready(self) -> int:
         return self.http.get("/readyz").status_code
 
     def check_all_found(self) -> None:
-        assert {h["document_id"] for h in self.search().json()["hits"]} == {f"d{i}" for i in range(self.acknowledged)}
+        assert {h["document_id"] for h in self.search().json()["hits"]} == {
+            f"d{i}" for i in range(self.acknowledged)
+        }
 
 
 @contextmanager
 def user(platform: Platform) -> Iterator[User]:
     key = platform.cli("tenant", "create", "acme")["key"]
-    with httpx.Client(base_url=platform.url, headers={"authorization": f"Bearer {key}"}, timeout=40) as http:
+    with httpx.Client(
+        base_url=platform.url, headers={"authorization": f"Bearer {key}"}, timeout=40
+    ) as http:
         assert http.post("/v1/collections", json={"name": "c", "dimension": 4}).status_code == 201
         someone = User(platform, http)
         eventually(someone.writes_and_finds, wait_s=30)
@@ -71,7 +81,11 @@ def supervisor(platform: Platform) -> int:
 
 
 def test_a_disk_that_is_full_for_a_while_ends_nothing(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "small", 64) as small, running(small / "data") as platform, user(platform) as someone:
+    with (
+        small_disk(tmp_path / "small", 64) as small,
+        running(small / "data") as platform,
+        user(platform) as someone,
+    ):
         pids, above = platform.pids(), supervisor(platform)
         statuses = []
         with full(small):
@@ -86,7 +100,13 @@ def test_a_disk_that_is_full_for_a_while_ends_nothing(tmp_path: Path) -> None:
         began = time.monotonic()
         eventually(someone.writes_and_finds, wait_s=RECOVERED_S)
         eventually(lambda: someone.ready() == 200, wait_s=RECOVERED_S)
-        print("recovered after", round(time.monotonic() - began, 1), "s;", len(statuses), "writes asked meanwhile")
+        print(
+            "recovered after",
+            round(time.monotonic() - began, 1),
+            "s;",
+            len(statuses),
+            "writes asked meanwhile",
+        )
         someone.check_all_found()
         assert (platform.pids(), supervisor(platform)) == (pids, above)
 

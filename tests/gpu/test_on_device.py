@@ -1,4 +1,7 @@
-"""On a real GPU. Beside it `make test-gpu` runs the contract suite of backends there (VICINAGE_TEST_DEVICE=cuda)."""
+"""On a real GPU.
+
+Beside it `make test-gpu` runs the contract suite of backends there (VICINAGE_TEST_DEVICE=cuda).
+"""
 
 from dataclasses import replace
 
@@ -32,7 +35,11 @@ def card() -> CudaDevice:
 
 def taken(made: CudaDevice) -> int:
     """Bytes that indexes take, as FAISS counts them; its own temporary memory left out."""
-    return sum(n for kind, (_, n) in made._resources.getMemoryInfo()[0].items() if not kind.startswith("Temporary"))
+    return sum(
+        n
+        for kind, (_, n) in made._resources.getMemoryInfo()[0].items()
+        if not kind.startswith("Temporary")
+    )
 
 
 def test_the_trial_passes() -> None:
@@ -40,7 +47,9 @@ def test_the_trial_passes() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_accounted_bytes_are_no_less_than_what_is_allocated(vectors, card: CudaDevice, spec: IndexSpec) -> None:
+def test_accounted_bytes_are_no_less_than_what_is_allocated(
+    vectors, card: CudaDevice, spec: IndexSpec
+) -> None:
     """Of what cuVS allocates, FAISS counts nothing: there the memory that CUDA has left is compared."""
     index = None if spec.kind == "flat" else faiss_index(card.build(vectors, spec, "cosine"))
     before, counted = cuda.free_bytes(0), taken(card)
@@ -65,7 +74,9 @@ def test_memory_that_runs_out_is_told_as_such(vectors, card: CudaDevice, spec: I
 
 
 @pytest.mark.parametrize("spec", GRAPHS, ids=str)
-def test_cagra_takes_nothing_after_it_is_trained(vectors, card: CudaDevice, spec: IndexSpec) -> None:
+def test_cagra_takes_nothing_after_it_is_trained(
+    vectors, card: CudaDevice, spec: IndexSpec
+) -> None:
     graph = card._empty(spec, N, D, faiss.METRIC_INNER_PRODUCT)
     graph.train(vectors)
     graph.add(vectors[:10])  # returns without adding
@@ -80,11 +91,15 @@ def test_over_the_ceilings_faiss_throws(vectors, card: CudaDevice) -> None:
 
 
 @pytest.mark.parametrize("spec", [replace(spec, codes="sq8") for spec in GRAPHS], ids=str)
-def test_a_graph_of_codes_is_served_from_its_links_and_the_vectors(vectors, spec: IndexSpec) -> None:
+def test_a_graph_of_codes_is_served_from_its_links_and_the_vectors(
+    vectors, spec: IndexSpec
+) -> None:
     backend = open_backend("cuda:0")
     index = backend.build(vectors, spec, "cosine")
     assert isinstance(index, Index) and type(index.faiss).__name__ == "IndexHNSWSQ"
     placed = backend.place(index, vectors, "cosine")
     assert isinstance(placed, Placed) and placed.number is not None
-    _, rows = backend.search(placed, vectors, vectors[:64], 10, metric="cosine", effort=64, allowed=None)
+    _, rows = backend.search(
+        placed, vectors, vectors[:64], 10, metric="cosine", effort=64, allowed=None
+    )
     assert (rows[:, 0] == np.arange(64)).mean() > 0.99

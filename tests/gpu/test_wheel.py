@@ -34,7 +34,9 @@ def test_the_wheels_limits_are_those_of_its_build() -> None:
 
 @pytest.mark.parametrize("kind", ["ivf", "ivfpq", *GRAPHS])
 @pytest.mark.parametrize("metric", [faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT])
-def test_each_class_takes_the_arguments_that_it_is_made_with(unready: CudaDevice, kind: str, metric: int) -> None:
+def test_each_class_takes_the_arguments_that_it_is_made_with(
+    unready: CudaDevice, kind: str, metric: int
+) -> None:
     """FAISS looks at the device last: a wrong argument would be a TypeError or an AttributeError before it."""
     with pytest.raises(RuntimeError, match="Invalid GPU device 999"):
         unready._empty(IndexSpec(kind), 20_000, D, metric)  # type: ignore[arg-type]
@@ -56,9 +58,15 @@ def test_the_configurations_hold_what_is_set_in_them(unready: CudaDevice) -> Non
         999, HAS_CUVS, True, HAS_CUVS,
     )  # fmt: skip
     assert not unready._codes(48).useFloat16LookupTables
-    assert codes.indicesOptions == faiss.INDICES_64_BIT, "row numbers are kept on the device, and come back to the CPU"
+    assert codes.indicesOptions == faiss.INDICES_64_BIT, (
+        "row numbers are kept on the device, and come back to the CPU"
+    )
     cloner = unready._cloner()
-    assert cloner.use_cuvs is HAS_CUVS and cloner.useFloat16 and cloner.indicesOptions == faiss.INDICES_64_BIT
+    assert (
+        cloner.use_cuvs is HAS_CUVS
+        and cloner.useFloat16
+        and cloner.indicesOptions == faiss.INDICES_64_BIT
+    )
     assert not cloner.allowCpuCoarseQuantizer
     if HAS_CUVS:
         graph = unready._config(faiss.GpuIndexCagraConfig())
@@ -75,7 +83,9 @@ def test_what_the_wheel_clones_to_a_device_is_what_we_hand_to_it() -> None:
     for spec, cloned in (("ivf", True), ("hnsw", False), ("rabitq", False), ("ivfpq", False)):
         index = empty(IndexSpec(spec, lists=8), 20_000, D, faiss.METRIC_L2)  # type: ignore[arg-type]
         assert faiss.isGpuIndexImplemented(index) is cloned, spec
-    assert faiss.isGpuIndexImplemented(faiss.index_factory(D, f"IVF8,PQ{gpu_limits.parts_for(D)}x8np"))
+    assert faiss.isGpuIndexImplemented(
+        faiss.index_factory(D, f"IVF8,PQ{gpu_limits.parts_for(D)}x8np")
+    )
     assert not faiss.isGpuIndexImplemented(faiss.index_factory(D, "IVF8,Flat,RFlat"))
 
 
@@ -86,7 +96,10 @@ def test_what_the_wheel_clones_to_a_device_is_what_we_hand_to_it() -> None:
         ("GpuIndexIVFFlat", "train add search copyTo copyFrom"),
         ("GpuIndexIVFPQ", "train add search copyTo copyFrom"),
         ("GpuIndexCagra", "train search copyTo copyFrom"),
-        ("StandardGpuResources", "setTempMemory setPinnedMemory getMemoryInfo getTempMemoryAvailable"),
+        (
+            "StandardGpuResources",
+            "setTempMemory setPinnedMemory getMemoryInfo getTempMemoryAvailable",
+        ),
     ],
 )
 def test_the_methods_are_there(name: str, methods: str) -> None:

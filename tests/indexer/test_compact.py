@@ -39,7 +39,10 @@ def test_too_many_segments_merge_the_small_ones_and_spare_the_large() -> None:
     assert set(pick(weights(100_000, 10, 12, 11, 9), SETTINGS)) == {"1", "2", "3", "4"}
 
 
-@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), max_size=12), st.integers(1, 6))
+@given(
+    st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), max_size=12),
+    st.integers(1, 6),
+)
 def test_after_a_merge_there_are_few_enough_and_another_pick_finds_an_end(sizes, most) -> None:
     settings = IndexerSettings(segments_max=most, dead_share_max=0.25)
     held = [Weight(str(i), rows, min(rows, dead)) for i, (rows, dead) in enumerate(sizes)]
@@ -82,7 +85,9 @@ def test_a_deletion_in_an_old_segment_is_carried_out_in_time(base) -> None:
         base.clock.advance(3_700)
         indexer.step()
         indexer._maintenance.settle()
-    assert segments(base, generation) == [(20, 0), (0, 1)] or segments(base, generation) == [(19, 1)]
+    assert segments(base, generation) == [(20, 0), (0, 1)] or segments(base, generation) == [
+        (19, 1)
+    ]
     for _ in range(30):
         base.clock.advance(3_600)
         indexer.step()
@@ -175,7 +180,11 @@ def test_a_segment_sealed_during_the_merge_is_kept(house) -> None:
     sealed(up("a", 3), up("c", 4))
     compact(builder, old, generation, lease, forgettable=always)
     assert segments(base, generation) == [(2, 0), (2, 0)]
-    assert contents(base, generation) == {"a": (version(3), 1), "b": (version(2), 1), "c": (version(4), 1)}
+    assert contents(base, generation) == {
+        "a": (version(3), 1),
+        "b": (version(2), 1),
+        "c": (version(4), 1),
+    }
 
 
 def test_a_merge_of_segments_that_another_has_merged_is_given_up(house) -> None:

@@ -28,7 +28,9 @@ KEEP_S = 3_600.0
 
 @pytest.fixture
 def base(tmp_path: Path) -> Iterator[Resources]:
-    made = resources_in(tmp_path / "data", keep_documents_s=KEEP_S, keep_documents_bytes=10_000, seal_passages=1)
+    made = resources_in(
+        tmp_path / "data", keep_documents_s=KEEP_S, keep_documents_bytes=10_000, seal_passages=1
+    )
     yield replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
     made.close()
 
@@ -49,7 +51,9 @@ def write(base: Resources, n: int, *, bytes_: int = 10) -> None:
     base.log.append(*DOCS, [Record(b"x" * bytes_) for _ in range(n)])
 
 
-def test_what_ingest_is_beyond_is_kept_for_a_while_and_then_goes(base: Resources, trim: DocumentsTrim) -> None:
+def test_what_ingest_is_beyond_is_kept_for_a_while_and_then_goes(
+    base: Resources, trim: DocumentsTrim
+) -> None:
     write(base, 10)
     base.log.commit(Group.INGEST, {DOCS: 7})
     pass_time(base, trim, KEEP_S - 100)
@@ -117,7 +121,10 @@ def test_what_a_restart_would_read_again_is_kept(base: Resources, trim: Document
 def test_a_position_that_is_not_known_trims_nothing() -> None:
     lane = IngestLane("acme", "docs", 1, 0, 3, "model")
     assert floors({}, [lane]) == {}
-    assert floors({DOCS: 9, ("vicinage.docs.other", 0): 5}, [lane]) == {DOCS: 3, ("vicinage.docs.other", 0): 5}
+    assert floors({DOCS: 9, ("vicinage.docs.other", 0): 5}, [lane]) == {
+        DOCS: 3,
+        ("vicinage.docs.other", 0): 5,
+    }
 
 
 def work_off(base: Resources, indexer: Indexer, rounds: int = 6) -> None:
@@ -127,8 +134,12 @@ def work_off(base: Resources, indexer: Indexer, rounds: int = 6) -> None:
         base.clock.advance(1)
 
 
-def test_superseded_objects_go_a_minute_after_the_manifest_stopped_to_name_them(tmp_path: Path) -> None:
-    made = resources_in(tmp_path / "data", seal_passages=1, segments_max=1, superseded_age_s=60, scrub_per_minute=0)
+def test_superseded_objects_go_a_minute_after_the_manifest_stopped_to_name_them(
+    tmp_path: Path,
+) -> None:
+    made = resources_in(
+        tmp_path / "data", seal_passages=1, segments_max=1, superseded_age_s=60, scrub_per_minute=0
+    )
     base = replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
     generation, indexer = make_collection(base), make_indexer(base)
     for i in range(4):
@@ -177,13 +188,20 @@ class Leaderless:
 
 
 @pytest.mark.parametrize("broken", ["aaa", "zzz"])
-def test_a_topic_without_a_leader_keeps_no_other_from_being_trimmed(base: Resources, broken: str) -> None:
+def test_a_topic_without_a_leader_keeps_no_other_from_being_trimmed(
+    base: Resources, broken: str
+) -> None:
     make_collection(base)
     tenant = provisioning.create_tenant(base.registry, base.log, broken, actor="test")
     for topic in (DOCS[0], tenant.documents_topic):
         base.log.append(topic, 0, [Record(b"x") for _ in range(10)])
         base.log.commit(Group.INGEST, {(topic, 0): 7})
-    trim = DocumentsTrim(Leaderless(base.log, tenant.documents_topic), base.registry, base.settings.indexer, base.clock)  # type: ignore[arg-type]
+    trim = DocumentsTrim(
+        Leaderless(base.log, tenant.documents_topic),
+        base.registry,
+        base.settings.indexer,
+        base.clock,
+    )  # type: ignore[arg-type]
     for _ in range(int((KEEP_S + 400) / 20)):
         base.clock.advance(20)
         with suppress(Unavailable):

@@ -26,15 +26,24 @@ def test_a_lagging_partition_holds_deletions_of_all_others() -> None:
 
 
 def test_new_partitions_begin_a_round_of_their_own() -> None:
-    grown = looks(((10,), (10,), 0.0), ((10, 0), (10, 5), 50.0), ((10, 5), (10, 5), 60.0), ((10, 5), (10, 5), 161.0))
+    grown = looks(
+        ((10,), (10,), 0.0),
+        ((10, 0), (10, 5), 50.0),
+        ((10, 5), (10, 5), 60.0),
+        ((10, 5), (10, 5), 161.0),
+    )
     assert is_past(grown, [], pack_version(0, Position(0, 9)))
     assert not is_past(grown, [], pack_version(1, Position(1, 0)))
-    assert is_past(looks(((5,), (5,), 0.0), ((5,), (5,), 101.0)), [], pack_version(0, Position(0, 4)))
+    assert is_past(
+        looks(((5,), (5,), 0.0), ((5,), (5,), 101.0)), [], pack_version(0, Position(0, 4))
+    )
 
 
 def test_of_a_topic_that_was_made_anew_every_deletion_is_past_after_one_round() -> None:
     old = pack_version(0, Position(0, 1_000))
     begun = looks(((900,), (2_000,), 0.0), ((0,), (2,), 10.0))
     assert not is_past(begun, [OLD, NEW], old)
-    over = looks(((900,), (2_000,), 0.0), ((0,), (2,), 10.0), ((2,), (2,), 20.0), ((2,), (2,), 121.0))
+    over = looks(
+        ((900,), (2_000,), 0.0), ((0,), (2,), 10.0), ((2,), (2,), 20.0), ((2,), (2,), 121.0)
+    )
     assert is_past(over, [OLD, NEW], old)

@@ -51,7 +51,14 @@ class House:
 
     def ask(self, *, index: str = "flat", model: str | None = None, shards: int = 1) -> Job:
         return reindex.start(
-            self.base.registry, self.base.jobs, "acme", "docs", index=index, model=model, shards=shards, actor="test"
+            self.base.registry,
+            self.base.jobs,
+            "acme",
+            "docs",
+            index=index,
+            model=model,
+            shards=shards,
+            actor="test",
         )
 
     def advance(self, times: int = 1) -> Job:
@@ -65,7 +72,9 @@ class House:
 
     def generations(self) -> list[tuple[int, str]]:
         self.base.registry.refresh()
-        return [(g.number, g.state) for g in self.base.registry.collection("acme", "docs").generations]
+        return [
+            (g.number, g.state) for g in self.base.registry.collection("acme", "docs").generations
+        ]
 
     def generation(self, number: int) -> Generation:
         self.base.registry.refresh()
@@ -77,7 +86,9 @@ def house(base) -> House:
     made = House(base)
     made.write(made.live, *[up(f"d{i}", i, 2) for i in range(10)])
     made.seal()
-    made.write(made.live, *[up(f"d{i}", i, 1) for i in range(10, 15)], gone("d0", 20), up("d1", 21, 3))
+    made.write(
+        made.live, *[up(f"d{i}", i, 1) for i in range(10, 15)], gone("d0", 20), up("d1", 21, 3)
+    )
     return made
 
 
@@ -100,7 +111,9 @@ def test_it_goes_from_pending_to_done_and_the_new_generation_holds_the_same(hous
     assert before["d1"] == (version(21), 3)
 
 
-def test_it_waits_until_ingest_has_done_what_was_there_when_the_generation_was_made(house: House) -> None:
+def test_it_waits_until_ingest_has_done_what_was_there_when_the_generation_was_made(
+    house: House,
+) -> None:
     log = house.base.log
     log.append(TOPIC, 0, [Record(b"{}") for _ in range(5)])
     house.ask()
@@ -108,7 +121,9 @@ def test_it_waits_until_ingest_has_done_what_was_there_when_the_generation_was_m
     log.append(TOPIC, 0, [Record(b"{}")])  # later than the barrier: not waited for
     assert house.advance().state == "waiting"
     log.commit(Group.INGEST, {(TOPIC, 0): 4})
-    assert house.advance().state == "waiting", "the last one may still be on its way to the old generation only"
+    assert house.advance().state == "waiting", (
+        "the last one may still be on its way to the old generation only"
+    )
     log.commit(Group.INGEST, {(TOPIC, 0): 5})
     assert house.advance().state == "building"
 
@@ -132,7 +147,9 @@ def test_it_cuts_over_only_once_the_new_generation_has_what_the_live_one_has(hou
     log.commit(Group.INGEST, {(TOPIC, 0): 5})
     [lane] = lanes.open([IngestLane("acme", "docs", 2, 0, 3, "m")])
     assert house.advance(2).state == "ready"
-    assert house.advance().state == "ready", "a search of the new generation would miss what its lane owes"
+    assert house.advance().state == "ready", (
+        "a search of the new generation would miss what its lane owes"
+    )
     lanes.move(lane, position=5, state="behind")
     house.advance()
     assert house.base.jobs.list()[-1].state == "done"
@@ -144,7 +161,8 @@ def test_what_the_new_generation_got_by_itself_wins_over_what_is_copied(house: H
     new = house.generation(2)
     for generation in (house.live, new):  # as ingest writes: to every generation
         house.write(generation, gone("d2", 30), up("d3", 31, 4), up("fresh", 32))
-    house.seal()  # its deletion and its newer version lie in a segment before the older rows are copied behind it
+    # its deletion and its newer version lie in a segment before the older rows are copied behind it
+    house.seal()
     assert segments(house.base, new)
     house.advance(2)
     found = contents(house.base, house.generation(2))
@@ -181,7 +199,8 @@ def test_a_compaction_of_the_unfinished_generation_forgets_no_deletion(house: Ho
     house.seal()
     [shard] = new.shards()
     builder = replace(
-        house.indexer._builder, settings=house.base.settings.indexer.model_copy(update={"segments_max": 1})
+        house.indexer._builder,
+        settings=house.base.settings.indexer.model_copy(update={"segments_max": 1}),
     )
     manifest = builder.current(shard, new)
     assert len(manifest.segments) == 2
@@ -211,7 +230,9 @@ def test_a_build_that_was_interrupted_goes_on_after_its_last_part(
         stopped.advance(house.base.jobs.list(open_only=True)[0])
         [job] = house.base.jobs.list()
         assert job.state == "building"
-        assert len(segments(house.base, house.generation(2))) == expected, "one part each time, none twice"
+        assert len(segments(house.base, house.generation(2))) == expected, (
+            "one part each time, none twice"
+        )
     done_so_far = job.done
     assert 0 < done_so_far < job.total
     done = house.advance(2)
@@ -221,7 +242,9 @@ def test_a_build_that_was_interrupted_goes_on_after_its_last_part(
 
 def _reindex(house: House, stopping: threading.Event, embed=None) -> Reindex:
     i = house.indexer
-    return Reindex(house.base.log, i._registry, house.base.jobs, i._builder, 8, embed, i.lease, stopping)
+    return Reindex(
+        house.base.log, i._registry, house.base.jobs, i._builder, 8, embed, i.lease, stopping
+    )
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
@@ -278,7 +301,9 @@ def test_a_generation_that_another_gives_up_at_the_same_time_ends_nothing(
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
-def test_deleted_and_created_again_at_any_step_the_job_ends_and_another_may_begin(house: House, steps: int) -> None:
+def test_deleted_and_created_again_at_any_step_the_job_ends_and_another_may_begin(
+    house: House, steps: int
+) -> None:
     job = house.ask()
     held = house.advance(steps)
     house.base.registry.delete_collection("acme", "docs", actor="test")
@@ -287,7 +312,9 @@ def test_deleted_and_created_again_at_any_step_the_job_ends_and_another_may_begi
     again = make_collection(house.base)
     if steps < 3:
         house.indexer._maintenance._reindex.advance(held)  # a worker that holds the job as it was
-    assert house.generations() == [(again.number, "live")], "the earlier job adds nothing to the new collection"
+    assert house.generations() == [(again.number, "live")], (
+        "the earlier job adds nothing to the new collection"
+    )
     second = house.ask()
     assert house.advance(4).id == second.id
     assert house.base.jobs.get(second.id).state == "done"
@@ -320,7 +347,9 @@ def test_it_waits_no_longer_for_positions_of_a_topic_that_was_made_anew(house: H
     assert house.advance(4).state == "done"
 
 
-def test_a_finished_one_cannot_be_cancelled_and_a_second_cannot_begin_meanwhile(house: House) -> None:
+def test_a_finished_one_cannot_be_cancelled_and_a_second_cannot_begin_meanwhile(
+    house: House,
+) -> None:
     job = house.ask()
     with pytest.raises(Conflict):
         house.ask()
@@ -344,7 +373,9 @@ def test_a_collection_deleted_meanwhile_ends_the_job_with_its_reason(house: Hous
     house.advance(2)
     house.base.registry.delete_collection("acme", "docs", actor="test")
     [job] = house.base.jobs.list()
-    assert (job.state, job.error) == ("failed", "the collection was deleted"), "at once, whether or not an indexer runs"
+    assert (job.state, job.error) == ("failed", "the collection was deleted"), (
+        "at once, whether or not an indexer runs"
+    )
 
 
 def test_what_cannot_be_is_refused_at_once(house: House) -> None:
@@ -356,7 +387,14 @@ def test_what_cannot_be_is_refused_at_once(house: House) -> None:
         house.ask(model="no-such-model")
     with pytest.raises(NotFound):
         reindex.start(
-            house.base.registry, house.base.jobs, "acme", "none", index="", model=None, shards=0, actor="test"
+            house.base.registry,
+            house.base.jobs,
+            "acme",
+            "none",
+            index="",
+            model=None,
+            shards=0,
+            actor="test",
         )
     assert house.base.jobs.list() == ()
 
@@ -374,8 +412,12 @@ class Modelled(House):
 
     def __init__(self, base) -> None:
         super().__init__(base)
-        base.registry.register_model(EmbeddingModel("old", "openai", "http://127.0.0.1:9", 4, 100), actor="test")
-        base.registry.register_model(EmbeddingModel("new", "openai", "http://127.0.0.1:9", 8, 100), actor="test")
+        base.registry.register_model(
+            EmbeddingModel("old", "openai", "http://127.0.0.1:9", 4, 100), actor="test"
+        )
+        base.registry.register_model(
+            EmbeddingModel("new", "openai", "http://127.0.0.1:9", 8, 100), actor="test"
+        )
         base.registry.delete_collection("acme", "docs", actor="test")
         made = provisioning.create_collection(
             base.registry, base.log, "acme", "docs", model="old", slots_total=8, actor="test"
@@ -401,7 +443,12 @@ def test_another_model_embeds_every_passage_again(base) -> None:
     for _ in range(4):
         worker.advance(house.base.jobs.list()[-1])
     assert house.base.jobs.list()[-1].state == "done"
-    assert calls == [("new", 512, "acme"), ("new", 512, "acme"), ("new", 512, "acme"), ("new", 376, "acme")]
+    assert calls == [
+        ("new", 512, "acme"),
+        ("new", 512, "acme"),
+        ("new", 512, "acme"),
+        ("new", 376, "acme"),
+    ]
     number, _ = house.generations()[-1]
     new = house.generation(number)
     assert (new.model, new.dimension) == ("new", 8)
@@ -426,7 +473,9 @@ def test_another_model_embeds_every_passage_again(base) -> None:
         (lambda n: np.full((n, 8), np.nan, np.float32), "not finite"),
     ],
 )
-def test_a_model_that_answers_what_was_not_asked_for_ends_its_job_with_the_reason(base, answer, reason) -> None:
+def test_a_model_that_answers_what_was_not_asked_for_ends_its_job_with_the_reason(
+    base, answer, reason
+) -> None:
     house = Modelled(base)
     house.write(house.live, *[up(f"d{i}", i + 1) for i in range(10)])
     house.seal()
@@ -457,9 +506,13 @@ def test_a_model_that_hangs_holds_its_own_jobs_alone(base) -> None:
     upkeep._reindex = _reindex(house, threading.Event(), hangs)
     job = house.ask(model="new")
     eventually(lambda: house.indexer.step() is not None and asked.is_set())
-    copied = reindex.start(base.registry, base.jobs, "acme", "other", index="flat", model=None, shards=1, actor="test")
+    copied = reindex.start(
+        base.registry, base.jobs, "acme", "other", index="flat", model=None, shards=1, actor="test"
+    )
     upkeep.compact_soon(other.shards())
-    eventually(lambda: house.indexer.step() is not None and base.jobs.get(copied.id).state == "done")
+    eventually(
+        lambda: house.indexer.step() is not None and base.jobs.get(copied.id).state == "done"
+    )
     eventually(lambda: house.indexer.step() is not None and not upkeep._to_compact)
     assert base.jobs.get(job.id).state == "building"
     go_on.set()
@@ -522,11 +575,18 @@ def test_a_model_registered_after_the_indexer_started_is_found(base) -> None:
     async def embeddings(request: Request) -> JSONResponse:
         texts = (await request.json())["input"]
         return JSONResponse(
-            {"data": [{"index": i, "embedding": hash_vector(t, 8).tolist()} for i, t in enumerate(texts)]}
+            {
+                "data": [
+                    {"index": i, "embedding": hash_vector(t, 8).tolist()}
+                    for i, t in enumerate(texts)
+                ]
+            }
         )
 
     base.registry.create_tenant("acme", actor="test")
-    base.registry.register_model(EmbeddingModel("old", "openai", "http://127.0.0.1:9", 4, 100), actor="test")
+    base.registry.register_model(
+        EmbeddingModel("old", "openai", "http://127.0.0.1:9", 4, 100), actor="test"
+    )
     made = provisioning.create_collection(
         base.registry, base.log, "acme", "docs", model="old", slots_total=8, actor="test"
     )
@@ -534,8 +594,12 @@ def test_a_model_registered_after_the_indexer_started_is_found(base) -> None:
     indexer = build_indexer(base, embedder_key=None)
     elsewhere = Registry(base.engine, base.clock)  # the gateway's process, not the indexer's
     with serving(Starlette(routes=[Route("/v1/embeddings", embeddings, methods=["POST"])])) as url:
-        elsewhere.register_model(EmbeddingModel("late", "openai", f"{url}/v1", 8, 100), actor="test")
-        reindex.start(elsewhere, base.jobs, "acme", "docs", index="flat", model="late", shards=1, actor="test")
+        elsewhere.register_model(
+            EmbeddingModel("late", "openai", f"{url}/v1", 8, 100), actor="test"
+        )
+        reindex.start(
+            elsewhere, base.jobs, "acme", "docs", index="flat", model="late", shards=1, actor="test"
+        )
         indexer._hold_leases()
         for _ in range(4):
             indexer._maintenance._reindex.advance(base.jobs.list()[-1])

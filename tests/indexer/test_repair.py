@@ -70,9 +70,18 @@ def step(base: Resources, indexer: Indexer, n: int = 1) -> None:
 def two_segments(base: Resources, indexer: Indexer) -> Generation:
     """One of documents in several passages, and one that replaces a document, deletes two, and has another."""
     generation = make_collection(base, index="hnsw:M=8")
-    append(base, generation, *(up(name, i, 1 + i % 3) for i, name in enumerate("abcdefgh", start=1)))
+    append(
+        base, generation, *(up(name, i, 1 + i % 3) for i, name in enumerate("abcdefgh", start=1))
+    )
     step(base, indexer)
-    append(base, generation, up("a", 20, 2), gone("b", 21), gone("nobody", 22), *(up(n, 30, 2) for n in "ijkl"))
+    append(
+        base,
+        generation,
+        up("a", 20, 2),
+        gone("b", 21),
+        gone("nobody", 22),
+        *(up(n, 30, 2) for n in "ijkl"),
+    )
     step(base, indexer)
     append(base, generation, up("late", 40))
     assert [len(s.objects) for s in manifest_of(base, generation).segments] == [4, 4]
@@ -88,8 +97,17 @@ def inside(base: Resources, generation: Generation) -> list[tuple[Any, ...]]:
     found = []
     for ref in manifest_of(base, generation).segments:
         segment = load(ref, base.store, open_backend(), generation.metric)
-        deletes = sorted((name, int(segment.version[place])) for place, name in segment.deleted.items())
-        numbers = ref.kind, ref.n_passages, ref.n_documents, ref.n_deletes, ref.log_start, ref.log_end
+        deletes = sorted(
+            (name, int(segment.version[place])) for place, name in segment.deleted.items()
+        )
+        numbers = (
+            ref.kind,
+            ref.n_passages,
+            ref.n_documents,
+            ref.n_deletes,
+            ref.log_start,
+            ref.log_end,
+        )
         found.append((numbers, segment.rows.to_pylist(), deletes, segment.version.tolist()))
     return found
 
@@ -105,12 +123,18 @@ def answers(base: Resources, generation: Generation) -> list[Any]:
         ShardQuery(shard.id, question[:, :0], 50, mode="lexical", texts=("text a b i late",)),
     ]
     found = [shard.search(q) for q in asked]
-    return [[(p.hits, p.lexical) for p in found], shard.stats().documents, contents(base, generation)]
+    return [
+        [(p.hits, p.lexical) for p in found],
+        shard.stats().documents,
+        contents(base, generation),
+    ]
 
 
 def fresh(base: Resources) -> Loading:
     """How a process that starts now loads segments: it has verified nothing yet."""
-    return Loading(open_store(base.settings.store_url), open_backend(), base.manifests.quarantine, "searcher")
+    return Loading(
+        open_store(base.settings.store_url), open_backend(), base.manifests.quarantine, "searcher"
+    )
 
 
 def meet(base: Resources, generation: Generation) -> list[Damaged]:
@@ -152,7 +176,11 @@ def test_a_damaged_object_is_noted_and_its_segment_rebuilt_as_it_was(
 ) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
-    whole, asked, before = inside(base, generation), answers(base, generation), manifest_of(base, generation)
+    whole, asked, before = (
+        inside(base, generation),
+        answers(base, generation),
+        manifest_of(base, generation),
+    )
     HARMS[harm](file_of(base, before.segments[at], role))
     met = meet(base, generation)
     assert [d.role for d in met] == ([] if role == "lexical" else [role]), (
@@ -172,26 +200,48 @@ def test_a_damaged_object_is_noted_and_its_segment_rebuilt_as_it_was(
     assert after.segments[1 - at] == before.segments[1 - at]
     old, new = before.segments[at].objects.values(), after.segments[at].objects.values()
     assert not {o.path for o in old} & {o.path for o in new}, "nothing is written in place"
-    actions = [(r.action, r.actor) for r in Audit(base.engine).records() if r.action.startswith("segment.")]
+    actions = [
+        (r.action, r.actor) for r in Audit(base.engine).records() if r.action.startswith("segment.")
+    ]
     assert actions == [("segment.quarantine", "searcher"), ("segment.replaced", "indexer")]
     assert Audit(base.engine).verify().seq > 0
     assert meet(base, generation) == []
 
 
-def put_in(base: Resources, indexer: Indexer, generation: Generation, at: int, role: str, file: str, data: Any) -> None:
+def put_in(
+    base: Resources,
+    indexer: Indexer,
+    generation: Generation,
+    at: int,
+    role: str,
+    file: str,
+    data: Any,
+) -> None:
     """Have the shard's manifest name an object of other content, whose checksum is right: as an older version wrote it."""
     before = manifest_of(base, generation)
     ref = before.segments[at]
     stored: ObjectRef = base.store.put(f"segments/{before.shard}/{ref.id}/older/{file}", data)
-    changed = replace(ref, objects={**ref.objects, role: stored}, kind="ivf2:M=8" if file == "index.ivf2" else ref.kind)
+    changed = replace(
+        ref,
+        objects={**ref.objects, role: stored},
+        kind="ivf2:M=8" if file == "index.ivf2" else ref.kind,
+    )
     segments = tuple(changed if s.id == ref.id else s for s in before.segments)
-    base.manifests.swap(before, segments=segments, sealed=before.sealed, lease=indexer.lease(before.shard.slot))
+    base.manifests.swap(
+        before, segments=segments, sealed=before.sealed, lease=indexer.lease(before.shard.slot)
+    )
 
 
 def columns(file: Path, names: Callable[[list[str]], list[str]], sink: Path) -> Path:
     """The Arrow file with other columns."""
     batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
-    chosen = pa.record_batch({n: batch.column(o) for o, n in zip(batch.schema.names, names(batch.schema.names), strict=True) if n})  # fmt: skip
+    chosen = pa.record_batch(
+        {
+            n: batch.column(o)
+            for o, n in zip(batch.schema.names, names(batch.schema.names), strict=True)
+            if n
+        }
+    )
     with pa.OSFile(str(sink), "wb") as out, pa.ipc.new_file(out, chosen.schema) as writer:
         writer.write_batch(chosen)
     return sink
@@ -202,7 +252,11 @@ def older(base: Resources, ref: SegmentRef, form: str, sink: Path) -> tuple[str,
     match form:
         case "passages without their places in the text":
             without = [n if n not in ("start", "end") else "" for n in COLUMNS]
-            return "passages", "passages.arrow", columns(file_of(base, ref, "passages"), lambda _: without, sink)
+            return (
+                "passages",
+                "passages.arrow",
+                columns(file_of(base, ref, "passages"), lambda _: without, sink),
+            )
         case "passages of other columns":
             return (
                 "passages",
@@ -221,10 +275,24 @@ def older(base: Resources, ref: SegmentRef, form: str, sink: Path) -> tuple[str,
         case "a kind that is not known":
             return "index", "index.ivf2", b"whatever it was"
         case _:
-            return "lexical", "lexical-1.tar", Path(__file__).parent.parent / "formats" / "lexical-1.tar"
+            return (
+                "lexical",
+                "lexical-1.tar",
+                Path(__file__).parent.parent / "formats" / "lexical-1.tar",
+            )
 
 
-COLUMNS = ["document_id", "version", "event_time_ms", "passage", "text", "start", "end", "metadata", "vector"]
+COLUMNS = [
+    "document_id",
+    "version",
+    "event_time_ms",
+    "passage",
+    "text",
+    "start",
+    "end",
+    "metadata",
+    "vector",
+]
 FORMS = [
     "passages without their places in the text",
     "passages of other columns",
@@ -242,8 +310,14 @@ def test_an_older_format_is_said_to_be_one_and_is_rewritten(
 ) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
-    whole, asked, before = inside(base, generation), answers(base, generation), manifest_of(base, generation)
-    put_in(base, indexer, generation, at, *older(base, before.segments[at], form, tmp_path / "older"))
+    whole, asked, before = (
+        inside(base, generation),
+        answers(base, generation),
+        manifest_of(base, generation),
+    )
+    put_in(
+        base, indexer, generation, at, *older(base, before.segments[at], form, tmp_path / "older")
+    )
     meet(base, generation)
     [noted] = base.manifests.quarantine.open()
     assert noted.fault == "format"
@@ -267,10 +341,16 @@ def trim(base: Resources, generation: Generation) -> None:
     base.log.trim(VECTORS_TOPIC, slot, manifest_of(base, generation).sealed)
 
 
-def test_what_nothing_has_any_more_is_refused_says_what_to_do_and_heals_when_it_is_put_back(base: Resources) -> None:
+def test_what_nothing_has_any_more_is_refused_says_what_to_do_and_heals_when_it_is_put_back(
+    base: Resources,
+) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
-    whole, asked, before = inside(base, generation), answers(base, generation), manifest_of(base, generation)
+    whole, asked, before = (
+        inside(base, generation),
+        answers(base, generation),
+        manifest_of(base, generation),
+    )
     trim(base, generation)
     file = file_of(base, before.segments[1], "documents")
     data = file.read_bytes()
@@ -312,7 +392,9 @@ def test_where_no_offsets_are_known_as_of_older_manifests_and_of_copied_rows_the
     generation = two_segments(base, indexer)
     before = manifest_of(base, generation)
     unknown = tuple(replace(s, log_start=None, log_end=None) for s in before.segments)
-    base.manifests.swap(before, segments=unknown, sealed=before.sealed, lease=indexer.lease(before.shard.slot))
+    base.manifests.swap(
+        before, segments=unknown, sealed=before.sealed, lease=indexer.lease(before.shard.slot)
+    )
     flipped(file_of(base, before.segments[0], "passages"))
     meet(base, generation)
     step(base, indexer, 2)
@@ -321,23 +403,40 @@ def test_where_no_offsets_are_known_as_of_older_manifests_and_of_copied_rows_the
 
 @pytest.mark.parametrize("role", ["passages", "documents", "index", "passages_copy"])
 @pytest.mark.parametrize("how", ["a bit flipped", "lost"])
-def test_what_a_reindex_copied_is_rebuilt_without_the_log(base: Resources, role: str, how: str) -> None:
+def test_what_a_reindex_copied_is_rebuilt_without_the_log(
+    base: Resources, role: str, how: str
+) -> None:
     indexer = make_indexer(base)
     source = two_segments(base, indexer)
-    reindex.start(base.registry, base.jobs, "acme", "docs", index="hnsw:M=8", model=None, shards=1, actor="test")
+    reindex.start(
+        base.registry,
+        base.jobs,
+        "acme",
+        "docs",
+        index="hnsw:M=8",
+        model=None,
+        shards=1,
+        actor="test",
+    )
     for _ in range(12):
         step(base, indexer)
     base.registry.refresh()
     generation = base.registry.collection("acme", "docs").generation()
     assert generation.number > source.number
     trim(base, generation)
-    whole, asked, before = inside(base, generation), answers(base, generation), manifest_of(base, generation)
+    whole, asked, before = (
+        inside(base, generation),
+        answers(base, generation),
+        manifest_of(base, generation),
+    )
     [ref] = before.segments
     assert ref.logged() is None
     assert ref.loaded_bytes() < ref.bytes()
     HARMS[how](file_of(base, ref, role))
     if role == "passages_copy":
-        found = Damage(ref.objects[role].path, before.shard, ref.id, role, "corrupt", "found by the scrub")
+        found = Damage(
+            ref.objects[role].path, before.shard, ref.id, role, "corrupt", "found by the scrub"
+        )
         base.manifests.quarantine.note(found, actor="test")
     else:
         assert {d.role for d in meet(base, generation)} == {role}
@@ -392,13 +491,18 @@ def test_its_bytes_are_kept_for_as_long_as_was_set_and_then_go(base: Resources) 
     base.clock.advance(120)
     step(base, indexer)
     assert file.is_file()
-    assert not file_of(base, bad, "passages").is_file(), "what was whole of it is an orphan like every other"
+    assert not file_of(base, bad, "passages").is_file(), (
+        "what was whole of it is an orphan like every other"
+    )
     base.clock.advance(7 * 86_400)
     step(base, indexer, 2)
     assert not file.is_file()
     assert base.manifests.quarantine.every() == []
     last = Audit(base.engine).records(limit=1_000)[-1]
-    assert (last.action, "time in quarantine is over" in (last.after or "")) == ("segment.released", True)
+    assert (last.action, "time in quarantine is over" in (last.after or "")) == (
+        "segment.released",
+        True,
+    )
 
 
 def test_a_noted_object_is_not_swept_while_its_segment_waits_to_be_rebuilt(base: Resources) -> None:
@@ -415,7 +519,9 @@ def test_a_noted_object_is_not_swept_while_its_segment_waits_to_be_rebuilt(base:
     assert [d.state for d in base.manifests.quarantine.open()] == ["stuck"]
 
 
-def test_an_empty_store_is_one_that_is_not_mounted_and_nothing_is_rebuilt_into_it(base: Resources) -> None:
+def test_an_empty_store_is_one_that_is_not_mounted_and_nothing_is_rebuilt_into_it(
+    base: Resources,
+) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     before, asked = manifest_of(base, generation), answers(base, generation)
@@ -439,7 +545,11 @@ def test_the_scrub_finds_what_nobody_asked_for(tmp_path: Path) -> None:
     base = opened(tmp_path, scrub_per_minute=60)
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
-    whole, asked, before = inside(base, generation), answers(base, generation), manifest_of(base, generation)
+    whole, asked, before = (
+        inside(base, generation),
+        answers(base, generation),
+        manifest_of(base, generation),
+    )
     flipped(file_of(base, before.segments[1], "lexical"))
     step(base, indexer, 45)
     assert [d.state for d in base.manifests.quarantine.every()] == ["replaced"], (
@@ -488,7 +598,9 @@ def test_of_two_indexers_only_the_one_that_holds_the_slot_rebuilds(base: Resourc
     lease = stale.lease(generation.slots[0])
     base.clock.advance(base.settings.indexer.lease_s + 1)
     other._hold_leases()
-    assert stale.lease(generation.slots[0]) == lease, "it stood still, and believes that it holds the slot"
+    assert stale.lease(generation.slots[0]) == lease, (
+        "it stood still, and believes that it holds the slot"
+    )
     stale._registry.refresh()
     stale._maintenance._repair.repair(noted)
     assert manifest_of(base, generation) == before, "it published nothing"
@@ -513,7 +625,9 @@ def test_a_reindex_waits_for_a_segment_that_is_being_rebuilt_and_fails_where_tha
         trim(base, generation)
     flipped(file_of(base, manifest_of(base, generation).segments[0], "passages"))
     meet(base, generation)
-    reindex.start(base.registry, base.jobs, "acme", "docs", index="flat", model=None, shards=1, actor="test")
+    reindex.start(
+        base.registry, base.jobs, "acme", "docs", index="flat", model=None, shards=1, actor="test"
+    )
     step(base, indexer, 12)
     [job] = base.jobs.list()
     assert job.state == ("done" if repairable else "failed")
@@ -535,7 +649,8 @@ def test_a_note_is_made_once_and_only_of_what_a_manifest_names(base: Resources) 
     assert [quarantine.note(damage, actor="test") for _ in range(3)] == [True, False, False]
     assert not quarantine.note(replace(damage, path="segments/of/nobody"), actor="test")
     assert not quarantine.note(
-        replace(damage, shard=ShardId("other", "docs", 1, 0), path=first.objects["passages"].path), actor="test"
+        replace(damage, shard=ShardId("other", "docs", 1, 0), path=first.objects["passages"].path),
+        actor="test",
     )
     assert quarantine.barred(shard) == {path}
     assert quarantine.barred(replace(shard, tenant="other")) == frozenset()
@@ -553,7 +668,10 @@ def test_what_was_lost_and_is_back_with_other_bytes_is_corrupt(base: Resources) 
     file.write_bytes(data[::-1])
     meet(base, generation)
     [damage] = base.manifests.quarantine.open()
-    assert (damage.fault, base.manifests.quarantine.barred(damage.shard)) == ("corrupt", {damage.path})
+    assert (damage.fault, base.manifests.quarantine.barred(damage.shard)) == (
+        "corrupt",
+        {damage.path},
+    )
 
 
 def test_deletions_come_back_as_they_were() -> None:
@@ -572,7 +690,10 @@ def test_deletions_come_back_as_they_were() -> None:
     ]
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=12,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(seed=st.integers(0, 2**32 - 1))
 @example(seed=297)  # every object that there is was lost
 def test_whatever_was_written_merged_and_damaged_answers_are_what_they_were(
@@ -581,7 +702,10 @@ def test_whatever_was_written_merged_and_damaged_answers_are_what_they_were(
     """Seals, compactions and damage in any order: as long as the log has it, nobody can tell that a segment was rebuilt."""
     rng = random.Random(seed)
     base = opened(
-        tmp_path_factory.mktemp("any"), seal_passages=1, segments_max=rng.choice([1, 2, 4]), tombstone_age_s=100
+        tmp_path_factory.mktemp("any"),
+        seal_passages=1,
+        segments_max=rng.choice([1, 2, 4]),
+        tombstone_age_s=100,
     )
     another = tmp_path_factory.mktemp("another") / "passages.arrow"
     another.write_bytes(b"of another tenant")

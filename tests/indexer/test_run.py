@@ -182,7 +182,10 @@ def test_a_record_that_is_no_message_is_passed_over_and_its_shard_goes_on(opened
     indexer = make_indexer(base)
     append(base, hurt, up("a", 1), up("b", 2))
     indexer.step()
-    poisons = [Record(value, rows_key("acme", hurt.collection, hurt.number)) for value in strangers(hurt.collection)]
+    poisons = [
+        Record(value, rows_key("acme", hurt.collection, hurt.number))
+        for value in strangers(hurt.collection)
+    ]
     poison = base.log.append(VECTORS_TOPIC, hurt.slots[0], poisons)[-1]
     for number in range(3, 20):
         append(base, hurt, up(f"h{number}", number))
@@ -200,8 +203,12 @@ def test_a_message_in_a_slot_that_its_generation_does_not_have_is_passed_over(op
     slot = next(slot for slot in range(base.settings.slots) if slot not in docs.slots)
     indexer = make_indexer(base)
     indexer.step()  # a slot without shards is read from its end
-    whole = encode_rows(message([up("a", 1)]), tenant="acme", collection=docs.collection, generation=docs.number)
-    base.log.append(VECTORS_TOPIC, slot, [Record(whole, rows_key("acme", docs.collection, docs.number))] * 3)
+    whole = encode_rows(
+        message([up("a", 1)]), tenant="acme", collection=docs.collection, generation=docs.number
+    )
+    base.log.append(
+        VECTORS_TOPIC, slot, [Record(whole, rows_key("acme", docs.collection, docs.number))] * 3
+    )
     append(base, docs, up("b", 2))
     append(base, docs, up("c", 3))
     work_off(indexer, 2)
@@ -229,7 +236,13 @@ def test_objects_of_a_generation_that_is_gone_are_swept_and_no_others(opened) ->
     append(base, generation, up("a", 1))
     work_off(indexer)
     new = base.registry.add_generation(
-        "acme", "docs", index="flat", model=None, dimension=4, place=lambda _n: (generation.slots, (1,)), actor="test"
+        "acme",
+        "docs",
+        index="flat",
+        model=None,
+        dimension=4,
+        place=lambda _n: (generation.slots, (1,)),
+        actor="test",
     )
     append(base, new, up("a", 1))
     work_off(indexer)
@@ -239,7 +252,9 @@ def test_objects_of_a_generation_that_is_gone_are_swept_and_no_others(opened) ->
     base.clock.advance(61)
     work_off(indexer)
     assert base.manifests.of_generation("acme", "docs", 1) == []
-    assert len(list(base.store.list("segments"))) == 7, "too young to be swept: somebody may be about to name them"
+    assert len(list(base.store.list("segments"))) == 7, (
+        "too young to be swept: somebody may be about to name them"
+    )
     base.clock.advance(100_000)
     work_off(indexer)
     left = {o.path for o in base.store.list("segments")}
@@ -247,7 +262,9 @@ def test_objects_of_a_generation_that_is_gone_are_swept_and_no_others(opened) ->
         "the retired generation's are gone, at an age of this process's clock"
     )
     for object_ in base.store.list("segments"):
-        os.utime(Path(base.settings.store_url) / object_.path, (time.time() - 101, time.time() - 101))
+        os.utime(
+            Path(base.settings.store_url) / object_.path, (time.time() - 101, time.time() - 101)
+        )
     base.clock.advance(61)
     work_off(indexer)
     left = {o.path for o in base.store.list("segments")}
@@ -279,7 +296,9 @@ def test_one_that_stands_still_between_writing_and_publishing_loses_nothing(open
     live, deletes = newest([message([up("a", 1), up("b", 2)], 4)])
     with builder.written(shard, generation, live, deletes, lease) as segment:
         aged(base)
-        assert swept(base, indexer) == {o.path for o in segment.objects.values()}, "pinned, however old"
+        assert swept(base, indexer) == {o.path for o in segment.objects.values()}, (
+            "pinned, however old"
+        )
         builder.publish(shard, generation, lease, lambda m: (*m.segments, segment), sealed=0)
     assert contents(base, generation) == {"a": (version(1), 1), "b": (version(2), 1)}
     assert base.manifests.drafts.pinned() == set()
@@ -324,7 +343,9 @@ def test_what_one_wrote_whose_lease_passed_on_is_swept_and_never_published(opene
     assert contents(base, generation) == {}
 
 
-def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partition_and_has_long_been(opened) -> None:
+def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partition_and_has_long_been(
+    opened,
+) -> None:
     base = opened(tombstone_age_s=100)
     [shard] = make_collection(base).shards()
     base.log.delete_topic("vicinage.docs.acme")
@@ -388,7 +409,12 @@ def test_a_topic_that_begins_anew_is_waited_for_anew(opened) -> None:
 def test_segments_left_too_many_by_an_indexer_that_died_are_merged_by_the_next(opened) -> None:
     base = opened(seal_passages=1, segments_max=2)
     generation = make_collection(base)
-    seal_alone(base, generation, make_indexer(base, "first"), [up(f"d{number}", number) for number in range(1, 6)])
+    seal_alone(
+        base,
+        generation,
+        make_indexer(base, "first"),
+        [up(f"d{number}", number) for number in range(1, 6)],
+    )
     assert len(segments(base, generation)) == 5
     base.clock.advance(60)
     work_off(make_indexer(base, "second"))
@@ -406,7 +432,9 @@ def test_a_compaction_that_failed_is_tried_again_later_without_another_seal(open
         indexer._maintenance.settle()
     assert len(segments(base, generation)) == 2
     work_off(indexer)
-    assert len(segments(base, generation)) == 2, "not at once: whatever is away comes back by itself"
+    assert len(segments(base, generation)) == 2, (
+        "not at once: whatever is away comes back by itself"
+    )
     base.clock.advance(5)
     work_off(indexer)
     assert len(segments(base, generation)) == 1

@@ -18,7 +18,9 @@ from vicinage.errors import Conflict
 from vicinage.records import ShardId
 from vicinage.settings import IndexerSettings
 
-SETTINGS = IndexerSettings(seal_passages=10, seal_bytes=10_000, seal_age_s=60, replay_records_max=100)
+SETTINGS = IndexerSettings(
+    seal_passages=10, seal_bytes=10_000, seal_age_s=60, replay_records_max=100
+)
 NEAR = {"now": 1.0, "slot_end": 6}
 
 
@@ -38,7 +40,9 @@ def test_each_bound_by_itself_makes_a_shard_due() -> None:
     assert due(pending(), SETTINGS, now=59.9, slot_end=6) is None
     assert due(pending(), SETTINGS, now=60.0, slot_end=6) == "age"
     assert due(pending(first=5), SETTINGS, now=1.0, slot_end=105) is None
-    assert due(pending(first=5), SETTINGS, now=1.0, slot_end=106) == "replay", "it holds the slot's replay back"
+    assert due(pending(first=5), SETTINGS, now=1.0, slot_end=106) == "replay", (
+        "it holds the slot's replay back"
+    )
 
 
 @pytest.fixture
@@ -137,19 +141,29 @@ def _newest(p: Pending):
     return newest([batch for _, batch in p.batches])
 
 
-def test_a_seal_measures_its_effort_on_the_questions_that_were_kept(house, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seal_measures_its_effort_on_the_questions_that_were_kept(
+    house, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, generation, builder, shard, lease = house
     asked = []
-    monkeypatch.setattr("indexer.index.segment_writer.effort_curve", lambda *given: asked.append(given[-1]) or ())
+    monkeypatch.setattr(
+        "indexer.index.segment_writer.effort_curve", lambda *given: asked.append(given[-1]) or ()
+    )
     of_indexed = replace(generation, index="hnsw")
     builder.seal(waiting(shard, [up("a", 1)]), of_indexed, lease, sealed=1)
-    base.manifests.recent_queries.keep("acme", "docs", generation.model, np.ones((2, DIMENSION), np.float32))
-    builder.seal(waiting(shard, [up("b", 2)]), of_indexed, lease, sealed=2)
-    base.manifests.recent_queries.keep("acme", "docs", "another", np.ones((2, DIMENSION), np.float32))
-    builder.seal(waiting(shard, [up("c", 3)]), of_indexed, lease, sealed=3)
-    assert [None if q is None else q.tolist() for q in asked] == [None, [[1.0] * DIMENSION], None], (
-        "one that was asked twice says it once"
+    base.manifests.recent_queries.keep(
+        "acme", "docs", generation.model, np.ones((2, DIMENSION), np.float32)
     )
+    builder.seal(waiting(shard, [up("b", 2)]), of_indexed, lease, sealed=2)
+    base.manifests.recent_queries.keep(
+        "acme", "docs", "another", np.ones((2, DIMENSION), np.float32)
+    )
+    builder.seal(waiting(shard, [up("c", 3)]), of_indexed, lease, sealed=3)
+    assert [None if q is None else q.tolist() for q in asked] == [
+        None,
+        [[1.0] * DIMENSION],
+        None,
+    ], "one that was asked twice says it once"
 
 
 class EndedElsewhere(Drafts):
@@ -167,7 +181,9 @@ def test_drafts_that_two_threads_end_at_once_end_neither_thread(house) -> None:
     base, generation, builder, shard, lease = house
     manifests = copy(base.manifests)
     manifests.drafts = EndedElsewhere(base.engine, base.clock)
-    builder = manifests.drafts.builder = replace(builder, manifests=manifests, given_up=["segments/left"])
+    builder = manifests.drafts.builder = replace(
+        builder, manifests=manifests, given_up=["segments/left"]
+    )
     rows = waiting(shard, [up("a", 1)])
     assert builder.seal(rows, generation, lease, sealed=1).sealed == 1
     assert builder.given_up == []

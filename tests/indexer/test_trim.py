@@ -25,7 +25,9 @@ KEEP_S = 3_600.0
 @pytest.fixture
 def base(tmp_path: Path):
     """A platform that seals every message at its next step and moves idle shards on at once; its clock stands still until told."""
-    made = resources_in(tmp_path / "data", keep_sealed_s=KEEP_S, seal_passages=1, replay_records_max=1)
+    made = resources_in(
+        tmp_path / "data", keep_sealed_s=KEEP_S, seal_passages=1, replay_records_max=1
+    )
     yield replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
     made.close()
 
@@ -101,7 +103,10 @@ def test_what_is_sealed_is_let_go_of_an_age_later_and_everything_is_still_found(
     assert contents(base, generation) == expected
     again = make_indexer(base, "another")
     indexer._drop(generation.slots[0])
-    again._start_slot(generation.slots[0], Leases(base.engine, base.clock).acquire("slot/again", "another", ttl_s=10))
+    again._start_slot(
+        generation.slots[0],
+        Leases(base.engine, base.clock).acquire("slot/again", "another", ttl_s=10),
+    )
     append(base, generation, up("later", 7))
     assert again._poll(1.0)
 
@@ -155,4 +160,7 @@ def test_a_reindex_finds_all_that_it_copies_after_the_log_was_trimmed(base) -> N
     base.registry.refresh()
     live = base.registry.collection("acme", "docs").generation()
     assert live.number == generation.number + 1
-    assert contents(base, live) == {**{f"d{i}": (version(i), 1) for i in range(8)}, "new": (version(9), 1)}
+    assert contents(base, live) == {
+        **{f"d{i}": (version(i), 1) for i in range(8)},
+        "new": (version(9), 1),
+    }

@@ -23,7 +23,10 @@ TOKENIZER = open_tokenizer(DEFAULT_MODEL)
 SMALL = IngestSettings(passage_tokens=20, passage_overlap_tokens=5)
 WINDOW = 30
 CHUNKER = open_chunker(replace(DEFAULT_MODEL, window_tokens=WINDOW + 2), SMALL)
-PROSE = " ".join(f"Sentence number {i} speaks of the {w}, briefly." for i, w in enumerate(["sea", "wind", "hull"] * 30))
+PROSE = " ".join(
+    f"Sentence number {i} speaks of the {w}, briefly."
+    for i, w in enumerate(["sea", "wind", "hull"] * 30)
+)
 ODD = [
     "漢字",
     "👨‍👩‍👧 ",
@@ -53,7 +56,9 @@ def check(text: str, passages: list[Passage], window: int = WINDOW) -> None:
         assert text[p.start : p.end] == p.text, "characters, not bytes"
         assert tokens(p.text) <= window
         covered.update(range(p.start, p.end))
-    assert all(a.start < b.start and a.end < b.end for a, b in pairwise(passages)), "in order, none within another"
+    assert all(a.start < b.start and a.end < b.end for a, b in pairwise(passages)), (
+        "in order, none within another"
+    )
     assert all(i in covered for i, char in enumerate(text) if not is_blank(char)), text
 
 
@@ -65,7 +70,9 @@ def test_places_are_exact_and_nothing_is_left_out(text: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(ODD), st.integers(1, 80)), min_size=1, max_size=8))
-def test_a_text_whose_parts_are_of_very_different_density_fits_the_window_everywhere(runs: list) -> None:
+def test_a_text_whose_parts_are_of_very_different_density_fits_the_window_everywhere(
+    runs: list,
+) -> None:
     text = "".join(part * times for part, times in runs)
     if text.strip():
         check(text, CHUNKER.chunk(text))
@@ -80,14 +87,20 @@ def test_cuts_fall_between_sentences_and_neighbours_share_some_text() -> None:
     check(PROSE, passages)
     assert len(passages) > 10
     assert sum(p.text.endswith(".") for p in passages) >= len(passages) * 0.9
-    without = open_chunker(DEFAULT_MODEL, IngestSettings(passage_tokens=40, passage_overlap_tokens=0)).chunk(PROSE)
+    without = open_chunker(
+        DEFAULT_MODEL, IngestSettings(passage_tokens=40, passage_overlap_tokens=0)
+    ).chunk(PROSE)
     assert all(a.end <= b.start for a, b in pairwise(without))
-    shared = open_chunker(DEFAULT_MODEL, IngestSettings(passage_tokens=40, passage_overlap_tokens=20)).chunk(PROSE)
+    shared = open_chunker(
+        DEFAULT_MODEL, IngestSettings(passage_tokens=40, passage_overlap_tokens=20)
+    ).chunk(PROSE)
     assert all(a.end > b.start for a, b in pairwise(shared))
 
 
 def test_passages_are_about_as_long_as_asked() -> None:
-    sizes = [tokens(p.text) for p in open_chunker(DEFAULT_MODEL, IngestSettings()).chunk(PROSE * 20)]
+    sizes = [
+        tokens(p.text) for p in open_chunker(DEFAULT_MODEL, IngestSettings()).chunk(PROSE * 20)
+    ]
     assert max(sizes) <= 254
     assert 120 <= sum(sizes) / len(sizes) <= 230
 
@@ -122,7 +135,9 @@ def test_the_work_grows_with_the_text_and_not_faster() -> None:
 
 
 def test_of_a_model_behind_a_server_the_window_holds_in_bytes() -> None:
-    remote = replace(DEFAULT_MODEL, kind="openai", location="http://127.0.0.1:1/v1", window_tokens=102)
+    remote = replace(
+        DEFAULT_MODEL, kind="openai", location="http://127.0.0.1:1/v1", window_tokens=102
+    )
     text = PROSE + "漢字" * 300
     passages = open_chunker(remote, IngestSettings()).chunk(text)
     assert max(len(p.text.encode()) for p in passages) <= 100

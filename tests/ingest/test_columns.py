@@ -46,9 +46,14 @@ def test_arrow_rows_become_documents_and_bad_rows_are_rejected_alone() -> None:
     assert [o.field for o in outcomes[1:]] == ["text", "vector", "vector"]
 
 
-@pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.list_(pa.float32(), 3), pa.large_list(pa.float16())])
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float64()), pa.list_(pa.float32(), 3), pa.large_list(pa.float16())]
+)
 def test_any_width_and_list_of_floats_will_do(kind: pa.DataType) -> None:
-    values = pa.array([np.array([1, 0, 0], np.float16)] if kind.value_type == pa.float16() else [[1.0, 0.0, 0.0]], kind)
+    values = pa.array(
+        [np.array([1, 0, 0], np.float16)] if kind.value_type == pa.float16() else [[1.0, 0.0, 0.0]],
+        kind,
+    )
     [made] = parse_arrow_body(stream(pa.record_batch({"id": ["a"], "vector": values})), VECTORS)
     assert isinstance(made, Document)
 
@@ -61,7 +66,9 @@ def test_any_width_and_list_of_floats_will_do(kind: pa.DataType) -> None:
         pa.record_batch({"id": ["a"], "text": ["x"], "extra": [1]}),
         pa.record_batch({"id": ["a"], "vector": vectors([[1, 2]], pa.list_(pa.float32(), 2))}),
         pa.record_batch({"id": ["a"], "vector": vectors([[1, 2, 3]], pa.list_(pa.int32(), 3))}),
-        pa.record_batch({"id": ["a"], "vector": vectors([[1, 2, 3]]), "vectors": pa.array([[[1.0, 2.0, 3.0]]])}),
+        pa.record_batch(
+            {"id": ["a"], "vector": vectors([[1, 2, 3]]), "vectors": pa.array([[[1.0, 2.0, 3.0]]])}
+        ),
     ],
 )
 def test_a_stream_of_another_schema_is_refused_whole(batch: pa.RecordBatch) -> None:
@@ -89,11 +96,15 @@ def test_lists_of_nothing_are_refused_before_anything_is_made_of_them() -> None:
         pa.list_(pa.float32(), 0), n, [None], children=[pa.array([], pa.float32())]
     )
     offsets = pa.py_buffer(np.array([0, n], "<i4").tobytes())
-    column = pa.ListArray.from_buffers(pa.list_(nothing.type), 1, [None, offsets], children=[nothing])
+    column = pa.ListArray.from_buffers(
+        pa.list_(nothing.type), 1, [None, offsets], children=[nothing]
+    )
     data = stream(pa.record_batch({"id": pa.array(["x"]), "vectors": column}))
     assert len(data) < 1_000
     with pytest.raises(Refused):
         parse_arrow_body(data, VECTORS)
-    few = stream(pa.record_batch({"id": ["x"], "vector": pa.array([[]], pa.list_(pa.float32(), 0))}))
+    few = stream(
+        pa.record_batch({"id": ["x"], "vector": pa.array([[]], pa.list_(pa.float32(), 0))})
+    )
     with pytest.raises(Refused):
         parse_arrow_body(few, VECTORS)

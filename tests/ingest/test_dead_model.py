@@ -31,7 +31,9 @@ def acme(base, far) -> Tenant:
     base.registry.register_model(far.entry(), actor="test")
     tenant = provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     for name, given in (("far", {"model": "far"}), ("near", {}), ("flat", {"dimension": 3})):
-        provisioning.create_collection(base.registry, base.log, "acme", name, slots_total=8, actor="test", **given)
+        provisioning.create_collection(
+            base.registry, base.log, "acme", name, slots_total=8, actor="test", **given
+        )
     return tenant
 
 
@@ -55,7 +57,9 @@ def found(base) -> list[tuple[str, int, str]]:
         for stored in base.log.read("vicinage.vectors", slot, 0, bytes_max=1 << 30):
             message = decode_rows(stored.record.value)
             of = (message.collection, message.generation)
-            rows += [(*of, r["document_id"]) for r in message.batch.drop_columns(["vector"]).to_pylist()]
+            rows += [
+                (*of, r["document_id"]) for r in message.batch.drop_columns(["vector"]).to_pylist()
+            ]
     return rows
 
 
@@ -76,7 +80,12 @@ def test_the_other_collections_of_the_partition_go_on(base, acme, far, how) -> N
     with running(base, indexing=False, by_model={"far": far.client()}):
         last = send(base, *some("a"), *some("b"))
         eventually(lambda: committed(base) == last + 1)
-        assert {r[::2] for r in found(base)} == {("near", "a"), ("flat", "a"), ("near", "b"), ("flat", "b")}
+        assert {r[::2] for r in found(base)} == {
+            ("near", "a"),
+            ("flat", "a"),
+            ("near", "b"),
+            ("flat", "b"),
+        }
         [lane] = lanes(base)
         assert (lane.collection, lane.model, lane.position) == ("far", "far", 0)
         assert committed(base) == send(base, *some("c"), *some("d")) - 5
@@ -102,7 +111,9 @@ def test_a_deleted_collection_is_released_within_a_second(base, acme, far) -> No
     assert [w["offset"] for w in dead_letters.read(base.log, acme)] == [3]
 
 
-def test_a_collection_that_is_deleted_before_it_is_detached_is_released_too(base, acme, far) -> None:
+def test_a_collection_that_is_deleted_before_it_is_detached_is_released_too(
+    base, acme, far
+) -> None:
     far.stop()
     base.registry.delete_collection("acme", "near", actor="test")
     base.registry.delete_collection("acme", "flat", actor="test")
@@ -121,7 +132,9 @@ def test_a_collection_that_is_deleted_before_it_is_detached_is_released_too(base
 def test_a_generation_of_another_model_never_delays_the_live_one(base, acme, far) -> None:
     far.mode = "hangs"
     place = provisioning.placer(base.log, "acme", "near", 1, 8)
-    base.registry.add_generation("acme", "near", index="flat", model="far", dimension=8, place=place, actor="test")
+    base.registry.add_generation(
+        "acme", "near", index="flat", model="far", dimension=8, place=place, actor="test"
+    )
     near = HashEmbedder()
     with running(base, indexing=False, embedder=near, by_model={"far": far.client()}):
         last = send(base, *some("a")[1:])
@@ -135,10 +148,17 @@ def test_a_generation_of_another_model_never_delays_the_live_one(base, acme, far
 
 def test_a_generation_that_is_built_keeps_its_lane_until_it_is_live(base, acme, far) -> None:
     place = provisioning.placer(base.log, "acme", "near", 1, 8)
-    base.registry.add_generation("acme", "near", index="flat", model="far", dimension=8, place=place, actor="test")
+    base.registry.add_generation(
+        "acme", "near", index="flat", model="far", dimension=8, place=place, actor="test"
+    )
     with running(base, indexing=False, by_model={"far": far.client()}):
         send(base, *some("a")[1:], {"collection": "near", "id": "b", "text": "b"})
-        eventually(lambda: {r for r in found(base) if r[0] == "near"} == {("near", g, i) for g in (1, 2) for i in "ab"})
+        eventually(
+            lambda: (
+                {r for r in found(base) if r[0] == "near"}
+                == {("near", g, i) for g in (1, 2) for i in "ab"}
+            )
+        )
         eventually(lambda: [lane.position for lane in lanes(base)] == [3])
         base.registry.set_generation_state("acme", "near", 2, "ready", actor="test")
         base.registry.cut_over("acme", "near", 2, actor="test")
@@ -168,13 +188,18 @@ def test_a_text_that_its_models_server_fails_on_is_one_dead_letter(base, acme, f
     texts = [f"text {i}" for i in range(20)]
     texts[7] = texts[13] = "a poison text"
     with running(base, indexing=False, by_model={"far": far.client()}):
-        send(base, *({"collection": "far", "id": f"d{i}", "text": text} for i, text in enumerate(texts)))
+        send(
+            base,
+            *({"collection": "far", "id": f"d{i}", "text": text} for i, text in enumerate(texts)),
+        )
         eventually(lambda: len(found(base)) == 18, wait_s=30)
         eventually(lambda: lanes(base) == [] and committed(base) == 20)
     assert {r[2] for r in found(base)} == {f"d{i}" for i in range(20) if i not in (7, 13)}
     letters = dead_letters.read(base.log, acme)
     assert [letter["id"] for letter in letters] == ["d7", "d13"]
-    assert all("127.0.0.1" not in letter["reason"] and "CUDA" not in letter["reason"] for letter in letters)
+    assert all(
+        "127.0.0.1" not in letter["reason"] and "CUDA" not in letter["reason"] for letter in letters
+    )
 
 
 def test_a_server_that_fails_on_everything_gives_up_no_document(base, acme, far) -> None:

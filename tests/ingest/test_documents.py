@@ -77,17 +77,24 @@ def test_whatever_can_be_read_is_a_text(text: str) -> None:
 def test_a_text_of_invisible_characters_is_refused_with_the_reason() -> None:
     refused = parse_json({"id": "a", "text": "\u200b" * 1_000}, TEXT, tenant="acme")
     assert isinstance(refused, Rejected)
-    assert refused.reason == "text: is empty: it has white space, control and invisible characters alone"
+    assert (
+        refused.reason
+        == "text: is empty: it has white space, control and invisible characters alone"
+    )
 
 
-@pytest.mark.parametrize("name", ["a/b", "it's", 'say "so"', "ünïcode", "..etc/passwd..", "a b", "%2F", "x" * 512])
+@pytest.mark.parametrize(
+    "name", ["a/b", "it's", 'say "so"', "ünïcode", "..etc/passwd..", "a b", "%2F", "x" * 512]
+)
 def test_unusual_ids_are_fine(name: str) -> None:
     assert parse_json({"id": name, "text": "x"}, TEXT, tenant="acme") == Document("docs", name, "x")
 
 
 def test_text_needs_a_model_and_vectors_do_not() -> None:
     assert isinstance(parse_json({"id": "a", "text": "x"}, VECTORS, tenant="acme"), Rejected)
-    made = parse_json({"id": "a", "vector": [3, 0, 4], "metadata": {"k": 1}}, VECTORS, tenant="acme")
+    made = parse_json(
+        {"id": "a", "vector": [3, 0, 4], "metadata": {"k": 1}}, VECTORS, tenant="acme"
+    )
     assert isinstance(made, Document)
     np.testing.assert_allclose(made.vectors, [[0.6, 0, 0.8]], atol=1e-6)
 
@@ -101,13 +108,18 @@ def test_a_bad_line_spoils_only_itself() -> None:
 
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
 @given(
-    st.dictionaries(st.sampled_from(["id", "text", "passages", "vector", "vectors", "metadata", "tenant", "x"]), values)
+    st.dictionaries(
+        st.sampled_from(["id", "text", "passages", "vector", "vectors", "metadata", "tenant", "x"]),
+        values,
+    )
 )
 def test_no_json_makes_it_fall_over(document: dict) -> None:
     outcome = parse_json(document, TEXT, tenant="acme")
@@ -129,7 +141,15 @@ def test_an_integer_beyond_64_bits_is_rejected_and_never_rounded(number: int, co
 
 
 @pytest.mark.parametrize(
-    "number", ["9223372036854775807", "-9223372036854775808", "18446744073709551615", "1e30", "6.02e23", "-1e300"]
+    "number",
+    [
+        "9223372036854775807",
+        "-9223372036854775808",
+        "18446744073709551615",
+        "1e30",
+        "6.02e23",
+        "-1e300",
+    ],
 )
 def test_a_number_that_can_be_kept_is_kept_as_it_is(number: str) -> None:
     line = f'{{"id": "a", "text": "x", "metadata": {{"n": {number}}}}}'.encode()

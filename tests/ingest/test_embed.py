@@ -22,7 +22,9 @@ from vicinage.records import Floats, Rejected
 from vicinage.wire import decode_rows, vectors_of
 
 DOCS = "vicinage.docs.acme"
-MOVING = "the collection is being moved to another model: send text with the vectors until that is done"
+MOVING = (
+    "the collection is being moved to another model: send text with the vectors until that is done"
+)
 
 
 @dataclass
@@ -48,12 +50,16 @@ class Picky(HashEmbedder):
 @pytest.fixture
 def acme(base) -> Tenant:
     tenant = provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
-    provisioning.create_collection(base.registry, base.log, "acme", "docs", slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, "acme", "docs", slots_total=8, actor="test"
+    )
     return tenant
 
 
 def send(base, *documents: dict[str, Any]) -> None:
-    base.log.append(DOCS, 0, [Record(json.dumps({"collection": "docs", **d}).encode()) for d in documents])
+    base.log.append(
+        DOCS, 0, [Record(json.dumps({"collection": "docs", **d}).encode()) for d in documents]
+    )
 
 
 def work(base, model: HashEmbedder) -> None:
@@ -81,13 +87,17 @@ def texts(n: int, **bad: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("names", [True, False])
-def test_a_document_that_the_server_refuses_is_one_dead_letter_and_the_rest_goes_through(base, acme, names) -> None:
+def test_a_document_that_the_server_refuses_is_one_dead_letter_and_the_rest_goes_through(
+    base, acme, names
+) -> None:
     send(base, *texts(100, d7="a bad word", d70="another bad word"))
     model = Picky(words=("bad",), names=names)
     work(base, model)
     found = written(base)
     assert {name for name, _, _ in found} == {f"d{i}" for i in range(100) if i not in (7, 70)}
-    assert all(np.array_equal(v, hash_vector(f"text {name[1:]}", 384)) for (name, _, _), v in found.items())
+    assert all(
+        np.array_equal(v, hash_vector(f"text {name[1:]}", 384)) for (name, _, _), v in found.items()
+    )
     letters = dead_letters.read(base.log, acme)
     assert [(w["id"], w["offset"], w["field"], w["collection"]) for w in letters] == [
         ("d7", 7, "text", "docs"),
@@ -177,14 +187,20 @@ def test_a_model_that_is_slow_is_asked_for_less_until_it_answers_in_time(base, a
 
 def move(base) -> None:
     place = provisioning.placer(base.log, "acme", "docs", 1, 8)
-    base.registry.add_generation("acme", "docs", index="flat", model="other", dimension=384, place=place, actor="test")
+    base.registry.add_generation(
+        "acme", "docs", index="flat", model="other", dimension=384, place=place, actor="test"
+    )
 
 
 def test_vectors_of_the_live_model_do_not_enter_a_generation_of_another(base, acme) -> None:
     move(base)
     own = [0.0] * 383 + [1.0]
     text = " ".join(f"w{i}" for i in range(60))
-    send(base, {"id": "a", "text": text, "vector": own}, {"id": "b", "passages": ["x", "y"], "vectors": [own, own]})
+    send(
+        base,
+        {"id": "a", "text": text, "vector": own},
+        {"id": "b", "passages": ["x", "y"], "vectors": [own, own]},
+    )
     work(base, HashEmbedder())
     found = written(base)
     assert [i for i, (name, g, _) in enumerate(found) if (name, g) == ("a", 1)] == [0]
@@ -192,7 +208,9 @@ def test_vectors_of_the_live_model_do_not_enter_a_generation_of_another(base, ac
     cut = [hash_vector(p.text, 384) for p in WordChunker().chunk(text)]
     assert np.array_equal([found["a", 2, i] for i in range(2)], cut)
     assert np.array_equal([found["b", 1, i] for i in range(2)], [own, own])
-    assert np.array_equal([found["b", 2, i] for i in range(2)], [hash_vector("x", 384), hash_vector("y", 384)])
+    assert np.array_equal(
+        [found["b", 2, i] for i in range(2)], [hash_vector("x", 384), hash_vector("y", 384)]
+    )
 
 
 def test_vectors_alone_are_refused_while_another_model_is_being_moved_to(base, acme) -> None:
@@ -213,8 +231,14 @@ def standing(base) -> dict[str, tuple[int, str | None]]:
     found: dict[str, tuple[int, str | None]] = {}
     [generation] = base.registry.collection("acme", "docs").generations
     for stored in base.log.read("vicinage.vectors", generation.slots[0], generation.starts[0]):
-        for row in decode_rows(stored.record.value).batch.select(["document_id", "version", "text"]).to_pylist():
-            found[row["document_id"]] = max(found.get(row["document_id"], (-1, None)), (row["version"], row["text"]))
+        for row in (
+            decode_rows(stored.record.value)
+            .batch.select(["document_id", "version", "text"])
+            .to_pylist()
+        ):
+            found[row["document_id"]] = max(
+                found.get(row["document_id"], (-1, None)), (row["version"], row["text"])
+            )
     return found
 
 

@@ -1,4 +1,7 @@
-"""Law 7 in ingest: whose model is slow or away, and who sends much, stops nobody else. Told by calls of the model, not by a watch."""
+"""Law 7 in ingest: whose model is slow or away, and who sends much, stops nobody else.
+
+Told by calls of the model, not by a watch.
+"""
 
 import json
 import threading
@@ -41,11 +44,16 @@ class Controlled(HashEmbedder):
 def tenants(base, *names: str) -> None:
     for name in names:
         provisioning.create_tenant(base.registry, base.log, name, actor="test")
-        provisioning.create_collection(base.registry, base.log, name, "docs", slots_total=8, actor="test")
+        provisioning.create_collection(
+            base.registry, base.log, name, "docs", slots_total=8, actor="test"
+        )
 
 
 def send(base, tenant: str, n: int) -> None:
-    values = [json.dumps({"collection": "docs", "id": f"d{i}", "text": f"text {i}"}).encode() for i in range(n)]
+    values = [
+        json.dumps({"collection": "docs", "id": f"d{i}", "text": f"text {i}"}).encode()
+        for i in range(n)
+    ]
     base.log.append(f"vicinage.docs.{tenant}", 0, [Record(v) for v in values])
 
 
@@ -65,7 +73,9 @@ def at_work(base, model: Controlled) -> Iterator[None]:
     """Ingest at work with this model; jobs are small, so that a backlog is many of them."""
     small = base.settings.ingest.model_copy(update={"batch_passages": 4})
     with running(
-        replace(base, settings=base.settings.model_copy(update={"ingest": small})), indexing=False, embedder=model
+        replace(base, settings=base.settings.model_copy(update={"ingest": small})),
+        indexing=False,
+        embedder=model,
     ):
         try:
             yield
@@ -75,7 +85,9 @@ def at_work(base, model: Controlled) -> Iterator[None]:
                 gate.set()
 
 
-def test_a_backlog_of_one_tenant_holds_two_calls_and_another_tenants_document_goes_through(base) -> None:
+def test_a_backlog_of_one_tenant_holds_two_calls_and_another_tenants_document_goes_through(
+    base,
+) -> None:
     tenants(base, "long", "short")
     send(base, "long", 400)
     model = Controlled("long")
@@ -102,7 +114,11 @@ def test_many_tenants_whose_embedder_is_away_do_not_stop_another(base) -> None:
         assert written(base) == {"well"}
         model.absent.clear()
         eventually(lambda: written(base) == {"well", *away})
-        eventually(lambda: base.registry.lanes.every() == [] and all(committed(base, n) == 20 for n in away))
+        eventually(
+            lambda: (
+                base.registry.lanes.every() == [] and all(committed(base, n) == 20 for n in away)
+            )
+        )
 
 
 def test_one_whose_embedder_is_away_is_tried_less_and_less_often(base) -> None:
@@ -170,7 +186,10 @@ def test_calls_that_end_in_any_order_are_committed_in_order(base, monkeypatch, s
     monkeypatch.setattr(
         base.log,
         "commit",
-        lambda group, places: (commits.extend((t[0], n) for t, n in places.items()), commit(group, places)),
+        lambda group, places: (
+            commits.extend((t[0], n) for t, n in places.items()),
+            commit(group, places),
+        ),
     )
     send(base, "a", 100)
     send(base, "b", 100)

@@ -33,7 +33,9 @@ def test_a_topic_made_anew_halts_its_tenant_alone_and_none_of_its_records_is_ski
     ingest.stop()
 
 
-def test_of_one_topic_the_partition_whose_records_are_gone_halts_and_the_other_is_read(base) -> None:
+def test_of_one_topic_the_partition_whose_records_are_gone_halts_and_the_other_is_read(
+    base,
+) -> None:
     tenant = make_tenant(base, "two", partitions=2)
     send(base, tenant, "a", "b", "c")
     base.log.commit(Group.INGEST, {(tenant.documents_topic, 0): 1})
@@ -70,7 +72,8 @@ class Troubled:
 
 
 @pytest.mark.parametrize(
-    ("method", "trouble"), [("ensure_topic", "missing"), ("begin", "no leader"), ("add_partitions", "not grown")]
+    ("method", "trouble"),
+    [("ensure_topic", "missing"), ("begin", "no leader"), ("add_partitions", "not grown")],
 )
 def test_a_topic_that_the_log_does_not_serve_holds_up_no_other_tenant(
     base, monkeypatch: pytest.MonkeyPatch, method: str, trouble: str
@@ -93,7 +96,9 @@ def test_a_topic_that_the_log_does_not_serve_holds_up_no_other_tenant(
         stepping(ingest, lambda n=n: committed(base, well) == n)
     stepping(ingest, lambda: log.n_failed >= 2)
     log.failing = None
-    stepping(ingest, lambda: base.log.topics(broken.documents_topic).get(broken.documents_topic, 0) > 0)
+    stepping(
+        ingest, lambda: base.log.topics(broken.documents_topic).get(broken.documents_topic, 0) > 0
+    )
     home = home_of("flat", "a", base.log.partitions(broken.documents_topic))
     before = base.log.end(broken.documents_topic, home)
     send(base, broken, "a", partition=home)

@@ -42,7 +42,9 @@ def post(base, tenant: Tenant, collection: Collection, *ids: str) -> None:
 
 def produce(base, *ids: str) -> None:
     """As a data team's own producer, which knows of no header."""
-    bodies = [json.dumps({"collection": "docs", "id": i, "vector": [1, 0, 0]}).encode() for i in ids]
+    bodies = [
+        json.dumps({"collection": "docs", "id": i, "vector": [1, 0, 0]}).encode() for i in ids
+    ]
     base.log.append(DOCS, 0, [Record(body) for body in bodies])
 
 
@@ -76,10 +78,15 @@ def test_a_collection_created_again_receives_only_what_was_written_to_it(base, a
     work(base)
     assert rows(base) == [("a", 0), ("b", 0)]
     letters = dead_letters.read(base.log, acme)
-    assert sum(letter["n_rejected"] for letter in letters) == 22, "one record of 20 posted, 20 produced, one late"
+    assert sum(letter["n_rejected"] for letter in letters) == 22, (
+        "one record of 20 posted, 20 produced, one late"
+    )
     reasons = {letter["reason"] for letter in letters}
     assert len(reasons) == 2
-    assert all("earlier collection of this name" in r or "before this collection was created" in r for r in reasons)
+    assert all(
+        "earlier collection of this name" in r or "before this collection was created" in r
+        for r in reasons
+    )
     assert {letter["collection"] for letter in letters} == {"docs"}
 
 
@@ -100,7 +107,11 @@ def test_deletions_written_to_an_earlier_collection_have_no_effect(base, acme) -
 def test_a_record_is_judged_by_the_partition_in_which_it_lies(base) -> None:
     tenant = provisioning.create_tenant(base.registry, base.log, "acme", partitions=2, actor="test")
     create(base)
-    base.log.append(DOCS, 1, [Record(json.dumps({"collection": "docs", "id": "old", "vector": [1, 0, 0]}).encode())])
+    base.log.append(
+        DOCS,
+        1,
+        [Record(json.dumps({"collection": "docs", "id": "old", "vector": [1, 0, 0]}).encode())],
+    )
     assert create_again(base).first_offsets == (0, 1)
     for partition, name in enumerate(("x", "y")):
         body = json.dumps({"collection": "docs", "id": name, "vector": [1, 0, 0]}).encode()

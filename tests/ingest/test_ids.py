@@ -45,7 +45,9 @@ FINE = [
 
 
 @pytest.mark.parametrize("name", DOTS)
-def test_an_id_that_shortens_a_path_is_refused_for_new_documents_and_can_still_be_deleted(name: str) -> None:
+def test_an_id_that_shortens_a_path_is_refused_for_new_documents_and_can_still_be_deleted(
+    name: str,
+) -> None:
     assert "'..'" in (fault_of_new(name, 512) or "")
     assert fault_of(name, 512) is None
 
@@ -55,7 +57,9 @@ def test_what_file_systems_and_browsers_write_is_an_id(name: str) -> None:
     assert fault_of_new(name, 512) is None
 
 
-@pytest.mark.parametrize("name", ["", "a\x00", "a\nb", "\x7f", "\x85", "\ud800", "é" * 257, None, 7, ["a"]])
+@pytest.mark.parametrize(
+    "name", ["", "a\x00", "a\nb", "\x7f", "\x85", "\ud800", "é" * 257, None, 7, ["a"]]
+)
 def test_what_no_line_can_hold_is_no_id(name: object) -> None:
     assert fault_of(name, 512)
     assert fault_of_new(name, 512)

@@ -30,14 +30,20 @@ DOCS = "vicinage.docs.acme"
 @pytest.fixture
 def acme(base) -> Tenant:
     tenant = provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
-    provisioning.create_collection(base.registry, base.log, "acme", "docs", slots_total=8, shards=2, actor="test")
-    provisioning.create_collection(base.registry, base.log, "acme", "flat", dimension=3, slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, "acme", "docs", slots_total=8, shards=2, actor="test"
+    )
+    provisioning.create_collection(
+        base.registry, base.log, "acme", "flat", dimension=3, slots_total=8, actor="test"
+    )
     return tenant
 
 
 def send(base, *documents: object, key: bytes | None = None) -> int:
     """As a data team's producer would."""
-    records = [Record(d if isinstance(d, bytes | None) else json.dumps(d).encode(), key) for d in documents]
+    records = [
+        Record(d if isinstance(d, bytes | None) else json.dumps(d).encode(), key) for d in documents
+    ]
     return base.log.append(DOCS, 0, records)[-1]
 
 
@@ -75,7 +81,9 @@ def test_a_long_text_is_cut_and_its_passages_stay_together(base, acme) -> None:
     text = " ".join(f"w{i}" for i in range(120))
     send(base, {"collection": "docs", "id": "a", "text": text})
     work(base)
-    assert [(r[3], r[4]) for r in rows(base)] == [(i, p.text) for i, p in enumerate(WordChunker().chunk(text))]
+    assert [(r[3], r[4]) for r in rows(base)] == [
+        (i, p.text) for i, p in enumerate(WordChunker().chunk(text))
+    ]
 
 
 def test_deletions_and_the_last_of_several_writes_win(base, acme) -> None:
@@ -94,13 +102,19 @@ def test_a_deletion_by_filter_holds_for_the_version_that_was_judged(base, acme) 
     ]
     base.log.append(DOCS, 0, judged)
     work(base)
-    assert rows(base) == [("docs", "a", 0, -1, None), ("docs", "b", 2, 0, "newer"), ("docs", "c", 2, -1, None)]
+    assert rows(base) == [
+        ("docs", "a", 0, -1, None),
+        ("docs", "b", 2, 0, "newer"),
+        ("docs", "c", 2, -1, None),
+    ]
     assert dead_letters.read(base.log, acme) == []
 
 
 @pytest.mark.parametrize("judged", [b"", b"x", b"-1", b"9" * 19, b"9" * 40, b"1024"])
 def test_a_deletion_judged_on_what_did_not_exist_is_a_dead_letter(base, acme, judged) -> None:
-    base.log.append(DOCS, 0, [Record(None, b"docs/a"), Record(None, b"docs/a", ((JUDGED_HEADER, judged),))])
+    base.log.append(
+        DOCS, 0, [Record(None, b"docs/a"), Record(None, b"docs/a", ((JUDGED_HEADER, judged),))]
+    )
     work(base)
     assert rows(base) == [("docs", "a", 0, -1, None)]
     assert [letter["field"] for letter in dead_letters.read(base.log, acme)] == ["headers"]
@@ -122,7 +136,9 @@ def test_a_deletion_judged_on_what_did_not_exist_is_a_dead_letter(base, acme, ju
         (None, b"nope/a", "collection"),
     ],
 )
-def test_a_poison_record_is_a_dead_letter_and_the_rest_goes_through(base, acme, value, key, field) -> None:
+def test_a_poison_record_is_a_dead_letter_and_the_rest_goes_through(
+    base, acme, value, key, field
+) -> None:
     bad = send(base, value, key=key)
     send(base, {"collection": "docs", "id": "good", "text": "x"})
     work(base)
@@ -137,7 +153,8 @@ def test_a_posted_batch_takes_the_same_road(base, acme) -> None:
     collection = base.registry.collection("acme", "docs")
     rules = DocumentLimits.of(collection, base.settings.ingest)
     entries = [
-        parse_json(d, rules, tenant="acme") for d in ({"id": "a", "text": "x"}, {"id": "b"}, {"id": "a", "text": "y"})
+        parse_json(d, rules, tenant="acme")
+        for d in ({"id": "a", "text": "x"}, {"id": "b"}, {"id": "a", "text": "y"})
     ]
     accepted = intake.accept(base.log, acme, collection, entries, now_ms=5)
     assert (accepted.accepted, len(accepted.rejected), str(accepted.token)) == (2, 1, "0-0")
@@ -150,7 +167,9 @@ def taken_and_held(base) -> tuple:
     held = make_ingest(base)
     held._topics.discover()
     records: list = []
-    eventually(lambda: records.extend(held._partitions.poll(0.1, 0.1).get((DOCS, 0), ())) or records)
+    eventually(
+        lambda: records.extend(held._partitions.poll(0.1, 0.1).get((DOCS, 0), ())) or records
+    )
     return held, records
 
 
@@ -181,8 +200,12 @@ def test_one_that_took_long_and_was_overtaken_by_nobody_writes(base, acme) -> No
 def test_a_new_tenants_topic_is_read_within_seconds(base) -> None:
     with running(base, indexing=False):
         tenant = provisioning.create_tenant(base.registry, base.log, "late", actor="test")
-        provisioning.create_collection(base.registry, base.log, "late", "docs", slots_total=8, actor="test")
-        base.log.append(tenant.documents_topic, 0, [Record(b'{"collection": "docs", "id": "a", "text": "x"}')])
+        provisioning.create_collection(
+            base.registry, base.log, "late", "docs", slots_total=8, actor="test"
+        )
+        base.log.append(
+            tenant.documents_topic, 0, [Record(b'{"collection": "docs", "id": "a", "text": "x"}')]
+        )
         eventually(lambda: rows(base), wait_s=5)
 
 
@@ -210,7 +233,13 @@ def test_nothing_is_kept_of_a_partition_that_is_gone(base, acme) -> None:
 def test_a_document_goes_to_every_serving_generation(base, acme) -> None:
     place = provisioning.placer(base.log, "acme", "docs", 1, 8)
     base.registry.add_generation(
-        "acme", "docs", index="flat", model="all-minilm-l6-v2", dimension=384, place=place, actor="test"
+        "acme",
+        "docs",
+        index="flat",
+        model="all-minilm-l6-v2",
+        dimension=384,
+        place=place,
+        actor="test",
     )
     send(base, {"collection": "docs", "id": "a", "text": "x"})
     work(base)
@@ -228,19 +257,32 @@ while ingest.step(0.2):
 """
 
 
-@pytest.mark.parametrize("point", ["ingest.before_append", "ingest.between_append_and_commit", "ingest.after_commit"])
+@pytest.mark.parametrize(
+    "point", ["ingest.before_append", "ingest.between_append_and_commit", "ingest.after_commit"]
+)
 @pytest.mark.parametrize("nth", [1, 2])
-def test_killed_at_any_point_nothing_is_lost_or_doubled(tmp_path: Path, point: str, nth: int) -> None:
+def test_killed_at_any_point_nothing_is_lost_or_doubled(
+    tmp_path: Path, point: str, nth: int
+) -> None:
     base = resources_in(tmp_path / "data")
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
-    provisioning.create_collection(base.registry, base.log, "acme", "docs", slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, "acme", "docs", slots_total=8, actor="test"
+    )
     names = [f"d{i}" for i in range(6)]
     words = [sys.executable, "-c", WORK, str(tmp_path / "data"), str(Path(__file__).parent.parent)]
     for half in (names[:3], names[3:]):
         send(base, *({"collection": "docs", "id": n, "text": n} for n in half))
-        done = subprocess.run(words, env={**os.environ, "VICINAGE_CRASH": f"{point}:{nth}"}, check=False, timeout=60)
+        done = subprocess.run(
+            words, env={**os.environ, "VICINAGE_CRASH": f"{point}:{nth}"}, check=False, timeout=60
+        )
         assert done.returncode in (0, -signal.SIGKILL)
-    subprocess.run(words, env={k: v for k, v in os.environ.items() if k != "VICINAGE_CRASH"}, check=True, timeout=60)
+    subprocess.run(
+        words,
+        env={k: v for k, v in os.environ.items() if k != "VICINAGE_CRASH"},
+        check=True,
+        timeout=60,
+    )
     with running(base, indexing=False) as searcher:
         [shard] = base.registry.collection("acme", "docs").generation().shards()
         import asyncio
@@ -262,7 +304,9 @@ def test_a_topic_with_too_many_partitions_stops_nobody_and_is_looked_at_seldom(b
     with pytest.raises(Refused, match="at most"):
         provisioning.create_tenant(base.registry, base.log, "wide", actor="test")
     assert not base.registry.tenants()
-    base.registry.create_tenant("wide", priority="silver", actor="test")  # its topic was made or grown meanwhile
+    base.registry.create_tenant(
+        "wide", priority="silver", actor="test"
+    )  # its topic was made or grown meanwhile
     listed = Asked(base.log)
     ingest = make_ingest(replace(base, log=listed))
     for _ in range(5):

@@ -28,14 +28,21 @@ def test_ingest_takes_what_a_transaction_committed_and_reaches_the_end_whatever_
 ) -> None:
     from kafka import KafkaProducer
 
-    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    base = open_resources(
+        settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"})
+    )
     name = f"team-{uuid.uuid4().hex[:8]}"
     tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
-    provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test"
+    )
     topic = tenant.documents_topic
     producer = KafkaProducer(bootstrap_servers=kafka_servers, transactional_id=name)
     producer.init_transactions()
-    for document_id, end in (("kept", producer.commit_transaction), ("undone", producer.abort_transaction)):
+    for document_id, end in (
+        ("kept", producer.commit_transaction),
+        ("undone", producer.abort_transaction),
+    ):
         producer.begin_transaction()
         value = orjson.dumps({"collection": "docs", "id": document_id, "vector": [1, 0, 0]})
         producer.send(topic, value, partition=0).get(timeout=30)
@@ -53,7 +60,9 @@ def test_ingest_takes_what_a_transaction_committed_and_reaches_the_end_whatever_
         [generation] = base.registry.collection(name, "docs").generations
         [slot] = generation.slots
         ours = [
-            s for s in base.log.read("vicinage.vectors", slot, generation.starts[0]) if name.encode() in s.record.key
+            s
+            for s in base.log.read("vicinage.vectors", slot, generation.starts[0])
+            if name.encode() in s.record.key
         ]
         assert len(ours) == 1, "what was aborted never was"
     finally:
@@ -68,10 +77,14 @@ def test_a_record_that_cannot_be_decoded_is_a_dead_letter_and_the_next_goes_thro
 ) -> None:
     from kafka import KafkaProducer
 
-    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    base = open_resources(
+        settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"})
+    )
     name = f"team-{uuid.uuid4().hex[:8]}"
     tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
-    provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test"
+    )
     topic = tenant.documents_topic
     with KafkaProducer(bootstrap_servers=kafka_servers) as producer:
         for document_id, header in (("bad", NoUtf8("h")), ("good", "h")):
@@ -103,10 +116,14 @@ def test_a_real_producers_key_that_moves_when_partitions_are_added_keeps_its_ord
 ) -> None:
     from kafka import KafkaProducer
 
-    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    base = open_resources(
+        settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"})
+    )
     name = f"team-{uuid.uuid4().hex[:8]}"
     tenant = provisioning.create_tenant(base.registry, base.log, name, partitions=2, actor="test")
-    provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test"
+    )
     topic, ids = tenant.documents_topic, [f"d{i}" for i in range(30)]
     moving = {i for i in ids if home_of("docs", i, 2) != home_of("docs", i, 5)}
     assert moving and moving != set(ids)
@@ -124,7 +141,9 @@ def test_a_real_producers_key_that_moves_when_partitions_are_added_keeps_its_ord
 
         def send(text: str) -> None:
             for i in ids:
-                value = orjson.dumps({"collection": "docs", "id": i, "text": text, "vector": [1, 0, 0]})
+                value = orjson.dumps(
+                    {"collection": "docs", "id": i, "text": text, "vector": [1, 0, 0]}
+                )
                 producer.send(topic, key=document_key("docs", i), value=value).get(timeout=30)
 
         try:
@@ -142,12 +161,18 @@ def test_a_real_producers_key_that_moves_when_partitions_are_added_keeps_its_ord
             eventually(lambda: reached(ends(5)), wait_s=40)
             [generation] = base.registry.collection(name, "docs").generations
             newest: dict[str, tuple[int, str | None]] = {}
-            for stored in base.log.read("vicinage.vectors", generation.slots[0], generation.starts[0]):
+            for stored in base.log.read(
+                "vicinage.vectors", generation.slots[0], generation.starts[0]
+            ):
                 for row in (
-                    decode_rows(stored.record.value).batch.to_pylist() if name.encode() in stored.record.key else ()
+                    decode_rows(stored.record.value).batch.to_pylist()
+                    if name.encode() in stored.record.key
+                    else ()
                 ):
                     known = newest.get(row["document_id"], (-1, None))
-                    newest[row["document_id"]] = max(known, (row["version"], row["text"]), key=lambda v: v[0])
+                    newest[row["document_id"]] = max(
+                        known, (row["version"], row["text"]), key=lambda v: v[0]
+                    )
             standing = {i: text for i, (_, text) in newest.items() if text is not None}
             assert standing == dict.fromkeys(set(ids) - set(sorted(moving)[:2]), "after")
             assert dead_letters.read(base.log, tenant) == []
@@ -166,10 +191,14 @@ def test_offsets_that_the_broker_has_forgotten_and_a_topic_made_anew_lose_nothin
     from kafka import KafkaAdminClient
     from kafka import TopicPartition as Tp
 
-    base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"}))
+    base = open_resources(
+        settings(tmp_path / "data").model_copy(update={"log_url": f"kafka://{kafka_servers}"})
+    )
     name = f"team-{uuid.uuid4().hex[:8]}"
     tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
-    provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test"
+    )
     tp = (tenant.documents_topic, 0)
 
     def send(*ids: str) -> None:
@@ -180,7 +209,9 @@ def test_offsets_that_the_broker_has_forgotten_and_a_topic_made_anew_lose_nothin
         [generation] = base.registry.collection(name, "docs").generations
         read = base.log.read("vicinage.vectors", generation.slots[0], generation.starts[0])
         batches = [decode_rows(s.record.value).batch for s in read if name.encode() in s.record.key]
-        return [(row["document_id"], row["version"]) for batch in batches for row in batch.to_pylist()]
+        return [
+            (row["document_id"], row["version"]) for batch in batches for row in batch.to_pylist()
+        ]
 
     def saved() -> list[tuple[str, str | None, int]]:
         return [(s.state, s.kind, s.position) for s in base.registry.positions.of(name)]
@@ -200,7 +231,9 @@ def test_offsets_that_the_broker_has_forgotten_and_a_topic_made_anew_lose_nothin
         with KafkaAdminClient(bootstrap_servers=kafka_servers) as admin:
             admin.delete_group_offsets(Group.INGEST, [Tp(*tp)])
         assert base.log.committed(Group.INGEST, [tp]) == {}
-        assert ingested(base.log, base.registry, [tp]) == {tp: 2}, "a wait for an old token is answered"
+        assert ingested(base.log, base.registry, [tp]) == {tp: 2}, (
+            "a wait for an old token is answered"
+        )
         ingest._positions._recommit_s = 0.0
         working(lambda: base.log.committed(Group.INGEST, [tp]) == {tp: 2})
         with KafkaAdminClient(bootstrap_servers=kafka_servers) as admin:

@@ -1,4 +1,7 @@
-"""Law 7 in parsing: records that take long to parse take their own tenant's turns. Told by what came first, not by a watch."""
+"""Law 7 in parsing: records that take long to parse take their own tenant's turns.
+
+Told by what came first, not by a watch.
+"""
 
 import json
 import threading
@@ -16,13 +19,19 @@ from vicinage.log import LogRecord, Record, TopicPartition
 from vicinage.records import Document
 from vicinage.wire import ARROW, encode_documents
 
-POISON = b'{"collection":"docs","id":"a","vector":[1],"metadata":{"a":[' + b",".join([b"[]"] * 200_000) + b"]}}"
+POISON = (
+    b'{"collection":"docs","id":"a","vector":[1],"metadata":{"a":['
+    + b",".join([b"[]"] * 200_000)
+    + b"]}}"
+)
 """Takes the better part of a second to parse, and is refused."""
 
 
 def make(base, name: str) -> Tenant:
     tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
-    provisioning.create_collection(base.registry, base.log, name, "docs", dimension=1, slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, name, "docs", dimension=1, slots_total=8, actor="test"
+    )
     return tenant
 
 
@@ -48,7 +57,10 @@ def test_records_that_take_long_to_parse_delay_their_own_tenant_alone(base) -> N
 
 def test_large_batches_are_written_whole_and_in_order(base) -> None:
     tenant = make(base, "acme")
-    values = [json.dumps({"collection": "docs", "id": f"d{i}", "vector": [1 + i]}).encode() for i in range(3_000)]
+    values = [
+        json.dumps({"collection": "docs", "id": f"d{i}", "vector": [1 + i]}).encode()
+        for i in range(3_000)
+    ]
     with running(base, indexing=False):
         base.log.append(tenant.documents_topic, 0, [Record(v) for v in values])
         eventually(lambda: committed(base, tenant) == 3_000)
@@ -58,10 +70,14 @@ def test_large_batches_are_written_whole_and_in_order(base) -> None:
 def test_a_job_is_of_bounded_bytes(base) -> None:
     tenant = make(base, "acme")
     tp = (tenant.documents_topic, 0)
-    record = Record(b'{"collection":"docs","id":"a","vector":[1],"metadata":{"a":"' + b"x" * 10_000 + b'"}}')
+    record = Record(
+        b'{"collection":"docs","id":"a","vector":[1],"metadata":{"a":"' + b"x" * 10_000 + b'"}}'
+    )
     records = [LogRecord(*tp, i, record) for i in range(250)]
     jobs = list(jobs_of(tenant, tp, records, base.registry, base.settings.ingest, read_after=0.0))
-    assert [job.end for job in jobs] == [*(min(250, (i + 1) * jobs[0].end) for i in range(len(jobs)))]
+    assert [job.end for job in jobs] == [
+        *(min(250, (i + 1) * jobs[0].end) for i in range(len(jobs)))
+    ]
     assert jobs[0].end * 10_000 < PARSED_BYTES + 20_000
 
 

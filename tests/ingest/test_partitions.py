@@ -22,7 +22,9 @@ N = 4
 @pytest.fixture
 def acme(base) -> Tenant:
     tenant = provisioning.create_tenant(base.registry, base.log, "acme", partitions=N, actor="test")
-    provisioning.create_collection(base.registry, base.log, "acme", "docs", slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, "acme", "docs", slots_total=8, actor="test"
+    )
     return tenant
 
 
@@ -37,7 +39,11 @@ def post(base, tenant: Tenant, text: str) -> None:
 def produce(base, tenant: Tenant, text: str | None, n: int = N) -> None:
     """As a data team's producer with Kafka's default partitioner does."""
     for i in IDS:
-        value = None if text is None else json.dumps({"collection": "docs", "id": i, "text": text}).encode()
+        value = (
+            None
+            if text is None
+            else json.dumps({"collection": "docs", "id": i, "text": text}).encode()
+        )
         partition = home_of("docs", i, n)
         base.log.append(tenant.documents_topic, partition, [Record(value, document_key("docs", i))])
 
@@ -45,7 +51,10 @@ def produce(base, tenant: Tenant, text: str | None, n: int = N) -> None:
 def ingested(base, tenant: Tenant) -> None:
     ingest = make_ingest(base)
     tps = [(tenant.documents_topic, p) for p in range(base.log.topics()[tenant.documents_topic])]
-    stepping(ingest, lambda: base.log.committed(Group.INGEST, tps) == {tp: base.log.end(*tp) for tp in tps})
+    stepping(
+        ingest,
+        lambda: base.log.committed(Group.INGEST, tps) == {tp: base.log.end(*tp) for tp in tps},
+    )
     ingest.stop()
 
 

@@ -18,7 +18,9 @@ from vicinage.wire import decode_rows
 
 
 def states(base, tenant) -> list[tuple]:
-    return [(s.partition, s.state, s.kind, s.position) for s in base.registry.positions.of(tenant.name)]
+    return [
+        (s.partition, s.state, s.kind, s.position) for s in base.registry.positions.of(tenant.name)
+    ]
 
 
 def standing(base) -> set[str]:
@@ -37,7 +39,10 @@ def end(ingest) -> None:
 
 
 def ingested_two(base, name: str) -> tuple[Tenant, TopicPartition]:
-    """A tenant with two documents, both ingested, and their position in the catalog, too. No ingest runs any more."""
+    """A tenant with two documents, both ingested, and their position in the catalog, too.
+
+    No ingest runs any more.
+    """
     tenant = make_tenant(base, name)
     send(base, tenant, "a", "b")
     ingest = make_ingest(base)
@@ -58,7 +63,10 @@ def test_a_topic_made_anew_is_read_from_its_beginning_and_its_small_offsets_win(
     base.log.append(tenant.documents_topic, 0, [deletion("both")])
     stepping(ingest, lambda: (0, "halted", "topic_replaced", 4) in states(base, tenant))
     dry = resuming.plan(base.log, base.registry, tenant)
-    assert (dry.anew, [(p.position, p.resume_at, p.skipped) for p in dry.partitions]) == (True, [(4, 0, None)])
+    assert (dry.anew, [(p.position, p.resume_at, p.skipped) for p in dry.partitions]) == (
+        True,
+        [(4, 0, None)],
+    )
     assert states(base, tenant)[0][1] == "halted", "a dry run changes nothing"
     assert resuming.apply(base.log, base.registry, tenant, actor="test") == dry
     stepping(ingest, lambda: committed(base, tenant) == 2)
@@ -66,7 +74,9 @@ def test_a_topic_made_anew_is_read_from_its_beginning_and_its_small_offsets_win(
     stepping(ingest, lambda: states(base, tenant) == [(0, "reading", None, 2)])
     assert ingest._partitions.halts.known() == {}
     with look(base.engine) as connection:
-        records = connection.execute(select(tables.audit).order_by(tables.audit.c.seq.desc())).mappings()
+        records = connection.execute(
+            select(tables.audit).order_by(tables.audit.c.seq.desc())
+        ).mappings()
         record = next(r for r in records if r["action"] == "tenant.resume_ingest")
     assert (record["actor"], record["subject"]) == ("test", "anew")
     assert json.loads(record["after"])["partitions"][0]["resume_at"] == 0
@@ -149,7 +159,9 @@ def test_what_retention_has_removed_is_named_and_skipped_on_demand_alone(base) -
     end(ingest)
 
 
-def test_a_position_beyond_the_end_outlasts_a_restart_and_resuming_reads_the_partition_again(base) -> None:
+def test_a_position_beyond_the_end_outlasts_a_restart_and_resuming_reads_the_partition_again(
+    base,
+) -> None:
     tenant = make_tenant(base, "beyond")
     send(base, tenant, "a")
     base.log.commit(Group.INGEST, {(tenant.documents_topic, 0): 3})
@@ -168,24 +180,34 @@ def test_a_position_beyond_the_end_outlasts_a_restart_and_resuming_reads_the_par
 
 def test_a_position_that_the_log_has_forgotten_is_the_catalogs(base) -> None:
     tenant, tp = ingested_two(base, "idle")
-    rows = len(base.log.read("vicinage.vectors", base.registry.collection("idle", "flat").generation().slots[0], 0))
+    rows = len(
+        base.log.read(
+            "vicinage.vectors", base.registry.collection("idle", "flat").generation().slots[0], 0
+        )
+    )
     forget(base, tp)
     base.registry.refresh()
     assert ingested(base.log, base.registry, [tp]) == {tp: 2}
     ingest = make_ingest(base)
     stepping(ingest, lambda: committed(base, tenant) == 2)
-    again = base.log.read("vicinage.vectors", base.registry.collection("idle", "flat").generation().slots[0], 0)
+    again = base.log.read(
+        "vicinage.vectors", base.registry.collection("idle", "flat").generation().slots[0], 0
+    )
     assert len(again) == rows, "nothing is ingested twice"
     end(ingest)
 
 
 @pytest.mark.parametrize("moved_to", [1, 4])
-def test_a_position_that_another_client_moved_while_ingest_was_down_is_not_followed(base, moved_to: int) -> None:
+def test_a_position_that_another_client_moved_while_ingest_was_down_is_not_followed(
+    base, moved_to: int
+) -> None:
     tenant, tp = ingested_two(base, "moved")
     send(base, tenant, "c", "d")
     base.log.commit(Group.INGEST, {tp: moved_to})
     ingest = make_ingest(base)
-    stepping(ingest, lambda: committed(base, tenant) == 4 and standing(base) == {"a", "b", "c", "d"})
+    stepping(
+        ingest, lambda: committed(base, tenant) == 4 and standing(base) == {"a", "b", "c", "d"}
+    )
     end(ingest)
 
 
@@ -202,7 +224,9 @@ def test_a_catalog_older_than_what_the_log_keeps_gives_no_position(base) -> None
 
 def forget(base, tp: tuple[str, int]) -> None:
     """As a broker does once offsets.retention.minutes are over."""
-    base.log._submit(lambda c: c.execute("DELETE FROM positions WHERE topic = ? AND partition = ?", tp) and None)
+    base.log._submit(
+        lambda c: c.execute("DELETE FROM positions WHERE topic = ? AND partition = ?", tp) and None
+    )
     assert base.log.committed(Group.INGEST, [tp]) == {}
 
 

@@ -32,8 +32,12 @@ WIDE = 2_048
 @pytest.fixture
 def acme(base) -> Tenant:
     tenant = provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
-    provisioning.create_collection(base.registry, base.log, "acme", "docs", slots_total=8, actor="test")
-    provisioning.create_collection(base.registry, base.log, "acme", "wide", dimension=WIDE, slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, "acme", "docs", slots_total=8, actor="test"
+    )
+    provisioning.create_collection(
+        base.registry, base.log, "acme", "wide", dimension=WIDE, slots_total=8, actor="test"
+    )
     return tenant
 
 
@@ -49,7 +53,9 @@ def work(base) -> None:
 
 def values(base, topic: str = "vicinage.vectors", partitions: int = 8) -> list[bytes]:
     return [
-        stored.record.value for slot in range(partitions) for stored in base.log.read(topic, slot, 0, bytes_max=1 << 30)
+        stored.record.value
+        for slot in range(partitions)
+        for stored in base.log.read(topic, slot, 0, bytes_max=1 << 30)
     ]
 
 
@@ -75,23 +81,35 @@ def test_metadata_is_written_with_the_first_passage_alone(base, acme) -> None:
     ]  # fmt: skip
 
 
-def test_vectors_of_a_model_that_does_not_normalize_are_normalized_though_the_document_brought_others(acme) -> None:
+def test_vectors_of_a_model_that_does_not_normalize_are_normalized_though_the_document_brought_others(
+    acme,
+) -> None:
     live = Generation("acme", "docs", 1, "live", None, 3, "cosine", "flat", (0,), (0,))
     generations = (live, replace(live, number=2, state="building", model="raw"))
     moving = Collection("acme", "docs", "active", 1, generations, Objectives())
     given = Document("docs", "a", text="x", vectors=np.array([[1, 0, 0]], np.float32))
     write = Write(moving, "a", 1, 0, given, LogRecord(DOCS, 0, 0, Record(b"")))
     made = {
-        model: Embedded(pieces={(id(write), model): [Passage("x", 0, 1)]}, vectors={(id(write), model): of})
+        model: Embedded(
+            pieces={(id(write), model): [Passage("x", 0, 1)]}, vectors={(id(write), model): of}
+        )
         for model, of in ((None, given.vectors), ("raw", np.array([[0, 3, 4]], np.float32)))
     }
-    found = [decode_rows(r.value) for _, r in messages(Job(acme, (DOCS, 0), 0, writes=[write]), made)]
+    found = [
+        decode_rows(r.value) for _, r in messages(Job(acme, (DOCS, 0), 0, writes=[write]), made)
+    ]
     vectors = {rows.generation: rows.batch.column("vector").to_pylist() for rows in found}
     assert vectors == {1: [[1, 0, 0]], 2: [pytest.approx([0, 0.6, 0.8])]}
 
 
 def test_many_documents_of_large_metadata_are_messages_that_a_broker_takes(base, acme) -> None:
-    send(base, *({"collection": "docs", "id": f"{i}" * 100, "text": "x", "metadata": LARGE} for i in range(600)))
+    send(
+        base,
+        *(
+            {"collection": "docs", "id": f"{i}" * 100, "text": "x", "metadata": LARGE}
+            for i in range(600)
+        ),
+    )
     work(base)
     found = values(base)
     assert sum(decode_rows(v).batch.num_rows for v in found) == 600
@@ -107,21 +125,33 @@ def test_many_deletions_of_wide_vectors_are_too(base, acme) -> None:
 
 
 def test_a_document_and_its_deletion_in_one_batch_end_as_they_were_sent(base, acme) -> None:
-    records = [Record(json.dumps({"collection": "docs", "id": i, "text": "x"}).encode()) for i in "ab"]
+    records = [
+        Record(json.dumps({"collection": "docs", "id": i, "text": "x"}).encode()) for i in "ab"
+    ]
     gone = [Record(None, key=f"docs/{i}".encode()) for i in "ac"]
     base.log.append(DOCS, 0, [*records, *gone])
     work(base)
     rows = [r for v in values(base) for r in decode_rows(v).batch.to_pylist()]
-    assert sorted((r["document_id"], r["passage"]) for r in rows) == [("a", -1), ("b", 0), ("c", -1)]
+    assert sorted((r["document_id"], r["passage"]) for r in rows) == [
+        ("a", -1),
+        ("b", 0),
+        ("c", -1),
+    ]
 
 
 def test_a_text_that_makes_more_than_a_message_is_a_dead_letter_once_it_is_cut(base, acme) -> None:
     small = base.settings.ingest.model_copy(update={"text_bytes_max": 8 << 20})
     base = replace(base, settings=base.settings.model_copy(update={"ingest": small}))
     long = "a b " * 200_000  # 8,000 passages of 50 words, 384 numbers each
-    send(base, {"collection": "docs", "id": "long", "text": long}, {"collection": "docs", "id": "short", "text": "x"})
+    send(
+        base,
+        {"collection": "docs", "id": "long", "text": long},
+        {"collection": "docs", "id": "short", "text": "x"},
+    )
     work(base)
-    assert [r["document_id"] for v in values(base) for r in decode_rows(v).batch.to_pylist()] == ["short"]
+    assert [r["document_id"] for v in values(base) for r in decode_rows(v).batch.to_pylist()] == [
+        "short"
+    ]
     [letter] = dead_letters.read(base.log, acme)
     assert (letter["id"], letter["field"]) == ("long", "text")
     assert str(MESSAGE_BYTES_MAX) in letter["reason"]
@@ -129,7 +159,9 @@ def test_a_text_that_makes_more_than_a_message_is_a_dead_letter_once_it_is_cut(b
 
 
 @pytest.mark.parametrize("n", [1_400, 2_000])
-def test_vectors_that_make_more_than_a_message_are_refused_where_they_come_in(base, acme, n) -> None:
+def test_vectors_that_make_more_than_a_message_are_refused_where_they_come_in(
+    base, acme, n
+) -> None:
     given = {"id": "a", "passages": ["x"] * n, "vectors": vectors(n).tolist(), "metadata": LARGE}
     found = parse_json(given, rules(base, "wide"), tenant="acme")
     stream = encode_documents(
@@ -144,7 +176,9 @@ def test_vectors_that_make_more_than_a_message_are_refused_where_they_come_in(ba
             assert str(MESSAGE_BYTES_MAX) in entry.reason
 
 
-def test_passages_too_many_for_their_vectors_are_refused_before_they_are_embedded(base, acme) -> None:
+def test_passages_too_many_for_their_vectors_are_refused_before_they_are_embedded(
+    base, acme
+) -> None:
     found = parse_json({"id": "a", "passages": ["x"] * 9_000}, rules(base, "docs"), tenant="acme")
     assert isinstance(found, Rejected)
     assert found.field == "passages"
@@ -154,12 +188,21 @@ def largest(base, tenant: str = "acme") -> list[Document]:
     """Documents of every kind, as large as rules let them be."""
     n = 1_350
     given = [
-        {"id": f"{i}" * 500, "passages": ["x" * 500] * n, "vectors": vectors(n).tolist(), "metadata": LARGE}
+        {
+            "id": f"{i}" * 500,
+            "passages": ["x" * 500] * n,
+            "vectors": vectors(n).tolist(),
+            "metadata": LARGE,
+        }
         for i in range(2)
     ]
-    given += [{"id": f"v{i}", "vector": vectors(1)[0].tolist(), "metadata": LARGE} for i in range(600)]
+    given += [
+        {"id": f"v{i}", "vector": vectors(1)[0].tolist(), "metadata": LARGE} for i in range(600)
+    ]
     entries = [parse_json(g, rules(base, "wide", tenant), tenant=tenant) for g in given]
-    assert all(isinstance(e, Document) for e in entries), next(e for e in entries if isinstance(e, Rejected))
+    assert all(isinstance(e, Document) for e in entries), next(
+        e for e in entries if isinstance(e, Rejected)
+    )
     return [e for e in entries if isinstance(e, Document)]
 
 
@@ -168,7 +211,9 @@ def test_posted_documents_are_records_that_a_broker_takes(base, acme) -> None:
     intake.accept(base.log, acme, base.registry.collection("acme", "wide"), documents, now_ms=1)
     records = values(base, DOCS, 1)
     assert max(map(len, records)) < BROKER_BYTES_MAX
-    assert sorted(map(len, records))[-3] < 3 << 20, "only a single document may be more than a record aims at"
+    assert sorted(map(len, records))[-3] < 3 << 20, (
+        "only a single document may be more than a record aims at"
+    )
     work(base)
     found = values(base)
     assert max(map(len, found)) < BROKER_BYTES_MAX
@@ -182,14 +227,27 @@ def test_a_real_broker_takes_the_largest(base, kafka_servers) -> None:
     with open_log(f"kafka://{kafka_servers}") as log:
         base = replace(base, log=log)
         log.ensure_topic(VECTORS_TOPIC, base.settings.slots)
-        tenant = provisioning.create_tenant(base.registry, log, f"t{uuid.uuid4().hex[:8]}", actor="test")
+        tenant = provisioning.create_tenant(
+            base.registry, log, f"t{uuid.uuid4().hex[:8]}", actor="test"
+        )
         provisioning.create_collection(
-            base.registry, log, tenant.name, "wide", dimension=WIDE, slots_total=base.settings.slots, actor="test"
+            base.registry,
+            log,
+            tenant.name,
+            "wide",
+            dimension=WIDE,
+            slots_total=base.settings.slots,
+            actor="test",
         )
         documents = largest(base, tenant.name)
         collection = base.registry.collection(tenant.name, "wide")
         intake.accept(log, tenant, collection, documents, now_ms=1)
         tp = (tenant.documents_topic, 0)
         ingest = make_ingest(base)
-        eventually(lambda: ingest.step(0.2) < 0 or log.committed(Group.INGEST, [tp]).get(tp) == log.end(*tp), wait_s=60)
+        eventually(
+            lambda: (
+                ingest.step(0.2) < 0 or log.committed(Group.INGEST, [tp]).get(tp) == log.end(*tp)
+            ),
+            wait_s=60,
+        )
         assert dead_letters.read(log, tenant) == []

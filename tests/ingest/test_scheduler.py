@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.jobs import Job, Write
-from ingest.scheduler import OF_MODEL_MAX, OF_ONE_MAX, PROBES_MAX, RETRY_S, WORKERS, Part, Scheduler, Task
+from ingest.scheduler import (
+    OF_MODEL_MAX,
+    OF_ONE_MAX,
+    PROBES_MAX,
+    RETRY_S,
+    WORKERS,
+    Part,
+    Scheduler,
+    Task,
+)
 from tenants.entities import Class, Collection, Generation, Objectives, Tenant
 from vicinage.log import LogRecord, Record
 from vicinage.records import Document
@@ -20,14 +29,21 @@ def collection(name: str, model: str) -> Collection:
 
 
 def task(
-    name: str, partition: int = 0, *, n: int = 1, priority: Class = "silver", models: tuple[str, ...] = ("m",)
+    name: str,
+    partition: int = 0,
+    *,
+    n: int = 1,
+    priority: Class = "silver",
+    models: tuple[str, ...] = ("m",),
 ) -> Task:
     """A job of `n` documents for each model, each model's in a collection of its name."""
     tp = (f"docs.{name}", partition)
     job = Job(Tenant(name, priority), tp, 0)
     record = LogRecord(*tp, 0, Record(b""))
     job.writes = [
-        Write(collection(m, m), "a", 0, 0, Document(m, "a", text="x"), record) for m in models for _ in range(n)
+        Write(collection(m, m), "a", 0, 0, Document(m, "a", text="x"), record)
+        for m in models
+        for _ in range(n)
     ]
     return Task(job)
 
@@ -63,7 +79,9 @@ def test_a_backlog_has_two_workers_and_no_more() -> None:
 
 
 def test_a_model_has_so_many_workers_and_leaves_the_others_to_other_models() -> None:
-    lines = lines_with(*(task(f"t{i}") for i in range(OF_MODEL_MAX + 4)), task("other", models=("n",)))
+    lines = lines_with(
+        *(task(f"t{i}") for i in range(OF_MODEL_MAX + 4)), task("other", models=("n",))
+    )
     first = taken(lines)
     assert Counter(p.model for p in first) == {"m": OF_MODEL_MAX, "n": 1}
     done = next(p for p in first if p.model == "m")
@@ -99,7 +117,9 @@ def test_a_job_of_several_models_is_ready_once_each_has_its_part() -> None:
 def test_what_is_left_of_a_part_begins_anew() -> None:
     one = task("a")
     one.job.writes += task("a", models=("n",)).job.writes
-    one.job.writes[-1] = Write(collection("n", "m"), "b", 0, 0, Document("n", "b", text="x"), one.job.writes[0].stored)
+    one.job.writes[-1] = Write(
+        collection("n", "m"), "b", 0, 0, Document("n", "b", text="x"), one.job.writes[0].stored
+    )
     one = Task(one.job)
     lines = lines_with(one)
     [old] = taken(lines)
@@ -198,7 +218,9 @@ def test_all_whose_embedder_is_away_share_a_few_workers() -> None:
         lines.add(task(f"well{i}"))
     found = names(taken(lines, 1.0))
     assert sum(n for name, n in found.items() if name.startswith("t")) == PROBES_MAX
-    assert sum(n for name, n in found.items() if name.startswith("well")) == OF_MODEL_MAX - PROBES_MAX
+    assert (
+        sum(n for name, n in found.items() if name.startswith("well")) == OF_MODEL_MAX - PROBES_MAX
+    )
 
 
 def test_a_partitions_rows_are_written_by_whoever_has_its_first() -> None:
@@ -218,11 +240,14 @@ def test_a_partitions_rows_are_written_by_whoever_has_its_first() -> None:
 
 
 @given(st.integers(0, 2**32))
-def test_in_whatever_order_jobs_end_each_is_written_once_and_in_its_partitions_order(seed: int) -> None:
+def test_in_whatever_order_jobs_end_each_is_written_once_and_in_its_partitions_order(
+    seed: int,
+) -> None:
     rng = random.Random(seed)
     models = [("m",), ("n",), ("m", "n")]
     tasks = [
-        task(f"t{rng.randrange(12)}", rng.randrange(2), models=rng.choice(models)) for _ in range(rng.randrange(1, 60))
+        task(f"t{rng.randrange(12)}", rng.randrange(2), models=rng.choice(models))
+        for _ in range(rng.randrange(1, 60))
     ]
     come, written = defaultdict(list), defaultdict(list)
     lines, waiting, working, writing, now = Scheduler(), list(tasks), [], [], 0.0

@@ -15,7 +15,9 @@ from vicinage.routing import document_key
 
 def tenant(base: Resources, name: str) -> Tenant:
     made = provisioning.create_tenant(base.registry, base.log, name, actor="test")
-    provisioning.create_collection(base.registry, base.log, name, "docs", dimension=2, slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, name, "docs", dimension=2, slots_total=8, actor="test"
+    )
     return made
 
 

@@ -21,13 +21,20 @@ FORBIDDEN = {
     "American spelling": r"\w*(?:normalis|initialis|serialis|optimis|recognis|organis|quantis)\w*|neighbour\w*|honour\w*"
     r"|behaviour\w*|colour\w*|cancelled|cancelling|favour\w*|catalogue\w*",
 }
-PATTERNS = {why: re.compile(rf"(?<![\w-])(?:{words})(?![\w-])", re.IGNORECASE) for why, words in FORBIDDEN.items()}
+PATTERNS = {
+    why: re.compile(rf"(?<![\w-])(?:{words})(?![\w-])", re.IGNORECASE)
+    for why, words in FORBIDDEN.items()
+}
 """A word within an identifier counts, too: `_` is taken for a space before."""
 
 
 def files() -> list[str]:
     listed = subprocess.run(
-        ["git", "ls-files", "*.py", "*.md", "*.toml", "Makefile"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "*.py", "*.md", "*.toml", "Makefile"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return [name for name in listed.stdout.splitlines() if not name.startswith("tests/language/")]
 

@@ -48,7 +48,9 @@ class Growth(RuleBasedStateMachine):
     @initialize(partitions=st.integers(1, 2))
     def begin(self, partitions: int) -> None:
         base = self.base
-        self.tenant = provisioning.create_tenant(base.registry, base.log, "acme", partitions=partitions, actor="test")
+        self.tenant = provisioning.create_tenant(
+            base.registry, base.log, "acme", partitions=partitions, actor="test"
+        )
         provisioning.create_collection(
             base.registry, base.log, "acme", "docs", dimension=2, slots_total=8, actor="test"
         )
@@ -63,7 +65,9 @@ class Growth(RuleBasedStateMachine):
 
     def _records(self, name: str, text: str | None) -> list[Record]:
         body = {"collection": "docs", "id": name, "vector": [1, 0], "text": text}
-        return [Record(None if text is None else json.dumps(body).encode(), document_key("docs", name))]
+        return [
+            Record(None if text is None else json.dumps(body).encode(), document_key("docs", name))
+        ]
 
     def _wanders(self, name: str) -> bool:
         """Whether growth brought the document back to a partition that it had left: who wrote there cannot be told."""
@@ -82,7 +86,9 @@ class Growth(RuleBasedStateMachine):
             intake.delete(base.log, self.tenant, collection, [name], now_ms=1, partitions=n)
         else:
             rules = DocumentLimits.of(collection, base.settings.ingest)
-            entries = [parse_json({"id": name, "vector": [1, 0], "text": text}, rules, tenant="acme")]
+            entries = [
+                parse_json({"id": name, "vector": [1, 0], "text": text}, rules, tenant="acme")
+            ]
             intake.accept(base.log, self.tenant, collection, entries, now_ms=1, partitions=n)
         self._written(name, text, n)
 
@@ -93,20 +99,29 @@ class Growth(RuleBasedStateMachine):
             return
         n = self.sizes[max(0, len(self.sizes) - 1 - back)]
         text = None if deleted else f"kafka {self.n_written}"
-        self.base.log.append(self.tenant.documents_topic, home_of("docs", name, n), self._records(name, text))
+        self.base.log.append(
+            self.tenant.documents_topic, home_of("docs", name, n), self._records(name, text)
+        )
         self._written(name, text, n)
 
     @rule(name=NAMES, partition=st.integers(0, MOST - 1))
     def produce_with_another_partitioner(self, name: str, partition: int) -> None:
-        if partition >= self.sizes[-1] or partition in {home_of("docs", name, n) for n in range(1, MOST + 1)}:
+        if partition >= self.sizes[-1] or partition in {
+            home_of("docs", name, n) for n in range(1, MOST + 1)
+        }:
             return
-        self.base.log.append(self.tenant.documents_topic, partition, self._records(name, f"misplaced {self.misplaced}"))
+        self.base.log.append(
+            self.tenant.documents_topic,
+            partition,
+            self._records(name, f"misplaced {self.misplaced}"),
+        )
         self.misplaced += 1
 
     @rule(more=st.integers(1, 3))
     def grow(self, more: int) -> None:
         n = self.sizes[-1] + more
-        self.ingest_some()  # each growth is noticed before the next: what is between two looks has no map
+        # each growth is noticed before the next: what is between two looks has no map
+        self.ingest_some()
         if n <= MOST:
             self.sizes.append(self.base.log.add_partitions(self.tenant.documents_topic, n))
 
@@ -126,11 +141,15 @@ class Growth(RuleBasedStateMachine):
         self.base.log.delete_topic(topic)
         self.base.log.ensure_topic(topic, partitions)
         states = self.base.registry.positions
-        eventually(lambda: self.ingest_some() or any(s.state == "halted" for s in states.of("acme")))
+        eventually(
+            lambda: self.ingest_some() or any(s.state == "halted" for s in states.of("acme"))
+        )
         resuming.apply(self.base.log, self.base.registry, self.tenant, actor="test")
         eventually(lambda: self.ingest_some() or not states.resuming())
         self.sizes = [partitions]
-        self.expected = {name: (0, number, text) for name, (_, number, text) in self.expected.items()}
+        self.expected = {
+            name: (0, number, text) for name, (_, number, text) in self.expected.items()
+        }
 
     @rule()
     def ingest_some(self) -> None:
@@ -171,11 +190,17 @@ class Growth(RuleBasedStateMachine):
             for stored in self.base.log.read("vicinage.vectors", slot, 0, bytes_max=1 << 30):
                 for row in decode_rows(stored.record.value).batch.to_pylist():
                     known = newest.get(row["document_id"], (-1, None))
-                    newest[row["document_id"]] = max(known, (row["version"], row["text"]), key=lambda v: v[0])
+                    newest[row["document_id"]] = max(
+                        known, (row["version"], row["text"]), key=lambda v: v[0]
+                    )
         standing = {name: text for name, (_, text) in newest.items() if text is not None}
-        assert standing == {name: text for name, (_, _, text) in self.expected.items() if text is not None}
+        assert standing == {
+            name: text for name, (_, _, text) in self.expected.items() if text is not None
+        }
         # By what was written: a topic that is created again gives the same positions once more.
-        letters = {x["value_base64"] for x in dead_letters.read(self.base.log, self.tenant, limit=1_000)}
+        letters = {
+            x["value_base64"] for x in dead_letters.read(self.base.log, self.tenant, limit=1_000)
+        }
         assert len(letters) == self.misplaced
 
     def teardown(self) -> None:

@@ -65,7 +65,11 @@ class TwoIndexers(RuleBasedStateMachine):
         """Documents with so many passages; none: deleted."""
         for name, passages in writes:
             number = self._next()
-            append(self.base, self.generation, up(name, number, passages) if passages else gone(name, number))
+            append(
+                self.base,
+                self.generation,
+                up(name, number, passages) if passages else gone(name, number),
+            )
             if passages:
                 self.expected[name] = (version(number), passages)
             else:

@@ -76,7 +76,9 @@ class Ingesting(RuleBasedStateMachine):
         self.clock = ManualClock(time.time_ns() // 1_000_000)
         opened = resources_in(self.folder)
         small = opened.settings.ingest.model_copy(update={"batch_passages": 3})
-        self.base = replace(opened, clock=self.clock, settings=opened.settings.model_copy(update={"ingest": small}))
+        self.base = replace(
+            opened, clock=self.clock, settings=opened.settings.model_copy(update={"ingest": small})
+        )
         self.models = {"m1": Model(), "m2": Model()}
         self.written: dict[str, list[tuple[int, str, bool]]] = {name: [] for name in MODELS}
         """Collection → (offset, document, whether it is a deletion)."""
@@ -86,7 +88,8 @@ class Ingesting(RuleBasedStateMachine):
         self.visits = 0
         self.crashed = self.dead = False
         self.patches = [
-            patch(f"ingest.{module}.crash_point", self._crash_point) for module in ("writer", "lane_registry")
+            patch(f"ingest.{module}.crash_point", self._crash_point)
+            for module in ("writer", "lane_registry")
         ]
         for each in self.patches:
             each.start()
@@ -103,7 +106,9 @@ class Ingesting(RuleBasedStateMachine):
     def begin(self) -> None:
         base = self.base
         for name in self.models:
-            base.registry.register_model(EmbeddingModel(name, "openai", "http://x/v1", 4, 200), actor="test")
+            base.registry.register_model(
+                EmbeddingModel(name, "openai", "http://x/v1", 4, 200), actor="test"
+            )
         provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
         for name in MODELS:
             self._create(name)
@@ -135,7 +140,9 @@ class Ingesting(RuleBasedStateMachine):
         gone=st.booleans(),
         seconds=st.sampled_from([0.1, 0.5, 3.0]),
     )
-    def write(self, names: list[str], modes: tuple[str, str], number: int, gone: bool, seconds: float) -> None:
+    def write(
+        self, names: list[str], modes: tuple[str, str], number: int, gone: bool, seconds: float
+    ) -> None:
         """Documents of several collections in a row, while models are as they are; then a few steps."""
         for model, mode in zip(self.models.values(), modes, strict=True):
             model.become(mode)
@@ -171,9 +178,14 @@ class Ingesting(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(["green", "blue"]))
     def build_with_another_model(self, name: str) -> None:
-        if not self._exists(name) or len(self.base.registry.collection("acme", name).generations) > 1:
+        if (
+            not self._exists(name)
+            or len(self.base.registry.collection("acme", name).generations) > 1
+        ):
             return
-        other = "m2" if self.base.registry.collection("acme", name).generation().model == "m1" else "m1"
+        other = (
+            "m2" if self.base.registry.collection("acme", name).generation().model == "m1" else "m1"
+        )
         place = provisioning.placer(self.base.log, "acme", name, 1, 8)
         made = self.base.registry.add_generation(
             "acme", name, index="flat", model=other, dimension=4, place=place, actor="test"
@@ -184,9 +196,13 @@ class Ingesting(RuleBasedStateMachine):
     def end_building(self, name: str, how: str) -> None:
         for g in [g for g in self._generations() if g.collection == name and g.state == "building"]:
             if how == "cancel":
-                self.base.registry.set_generation_state("acme", name, g.number, "failed", actor="test")
+                self.base.registry.set_generation_state(
+                    "acme", name, g.number, "failed", actor="test"
+                )
             else:
-                self.base.registry.set_generation_state("acme", name, g.number, "ready", actor="test")
+                self.base.registry.set_generation_state(
+                    "acme", name, g.number, "ready", actor="test"
+                )
                 self.base.registry.cut_over("acme", name, g.number, actor="test")
 
     @rule(name=st.sampled_from(["red", "blue"]))
@@ -215,11 +231,15 @@ class Ingesting(RuleBasedStateMachine):
     def come_to_rest(self) -> None:
         for model in self.models.values():
             model.become("well")
-        self._until(lambda: all(self._done(g) == self.base.log.end(*TP) for g in self._generations()))
+        self._until(
+            lambda: all(self._done(g) == self.base.log.end(*TP) for g in self._generations())
+        )
         for g in self._generations():
             assert self._found(g) == self._expected(g, self.base.log.end(*TP)), g
         own = {(g.collection, g.number) for g in self._generations() if g.state != "live"}
-        self._until(lambda: {(x.collection, x.generation) for x in self.base.registry.lanes.every()} <= own)
+        self._until(
+            lambda: {(x.collection, x.generation) for x in self.base.registry.lanes.every()} <= own
+        )
 
     # what holds
 
@@ -232,7 +252,13 @@ class Ingesting(RuleBasedStateMachine):
             below = self._done(g)
             found = self._found(g)
             for one, (offset, _) in self._expected(g, below).items():
-                assert found.get(one, (-1, False))[0] >= offset, (g.collection, g.number, one, offset, below)
+                assert found.get(one, (-1, False))[0] >= offset, (
+                    g.collection,
+                    g.number,
+                    one,
+                    offset,
+                    below,
+                )
 
     @invariant()
     def nothing_is_written_twice(self) -> None:
@@ -245,7 +271,9 @@ class Ingesting(RuleBasedStateMachine):
 
     def _done(self, g: Generation) -> int:
         committed = self.base.log.committed(Group.INGEST, [TP]).get(TP, 0)
-        return owed_from(self.base.registry.lanes.of("acme", g.collection, [g.number]), 0, committed)
+        return owed_from(
+            self.base.registry.lanes.of("acme", g.collection, [g.number]), 0, committed
+        )
 
     def _expected(self, g: Generation, below: int) -> dict[str, tuple[int, bool]]:
         since = self.since[g.collection, g.number]
@@ -258,7 +286,8 @@ class Ingesting(RuleBasedStateMachine):
                 message = decode_rows(stored.record.value or b"")
                 if (message.collection, message.generation) == (g.collection, g.number):
                     names, versions, passages = (
-                        message.batch.column(c).to_pylist() for c in ("document_id", "version", "passage")
+                        message.batch.column(c).to_pylist()
+                        for c in ("document_id", "version", "passage")
                     )
                     rows += [
                         ((v >> 10) & ((1 << 45) - 1), n, p < 0)
@@ -271,7 +300,11 @@ class Ingesting(RuleBasedStateMachine):
         for offset, one, gone in self._rows(g):
             if offset >= found.get(one, (-1, False))[0]:
                 found[one] = (offset, gone)
-        return {one: (o, gone) for one, (o, gone) in found.items() if o >= self.since[g.collection, g.number]}
+        return {
+            one: (o, gone)
+            for one, (o, gone) in found.items()
+            if o >= self.since[g.collection, g.number]
+        }
 
     # the role
 

@@ -77,8 +77,14 @@ class KindsMachine(RuleBasedStateMachine):
 
     def _vectors(self, n: int) -> np.ndarray:
         """Around a few centres, as texts lie around their subjects."""
-        drawn = self.centres[self.rng.integers(0, CENTRES, n)] + self.rng.standard_normal((n, D)).astype(np.float32)
-        return drawn / np.linalg.norm(drawn, axis=1, keepdims=True) if self.metric == "cosine" else drawn
+        drawn = self.centres[self.rng.integers(0, CENTRES, n)] + self.rng.standard_normal(
+            (n, D)
+        ).astype(np.float32)
+        return (
+            drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+            if self.metric == "cosine"
+            else drawn
+        )
 
     def _send(self, rows: list[Any]) -> None:
         self.log.append(message(rows, D))
@@ -92,7 +98,14 @@ class KindsMachine(RuleBasedStateMachine):
             self.version += 1
             group, side = int(self.rng.integers(0, 100)), bool(vector[0] > 0)
             self.model[f"d{which}-{i}"] = (vector, group, side)
-            rows.append((f"d{which}-{i}", self.version, [vector], f'{{"group": {group}, "side": {str(side).lower()}}}'))
+            rows.append(
+                (
+                    f"d{which}-{i}",
+                    self.version,
+                    [vector],
+                    f'{{"group": {group}, "side": {str(side).lower()}}}',
+                )
+            )
         self._send(rows)
 
     @rule(share=st.sampled_from([0.01, 0.3]))
@@ -113,13 +126,18 @@ class KindsMachine(RuleBasedStateMachine):
     @rule()
     def seal(self) -> None:
         if pending := self.log[self.manifest.sealed :]:
-            self._adopt((*self.manifest.segments, self._write(*newest([message([], D), *pending]))), len(self.log))
+            self._adopt(
+                (*self.manifest.segments, self._write(*newest([message([], D), *pending]))),
+                len(self.log),
+            )
 
     def _merge(self) -> None:
         segments = [load(ref, self.store, BACKEND, self.metric) for ref in self.manifest.segments]
         if segments:
             parts = list(zip(segments, surviving(segments), strict=True))
-            self._adopt((self._write(*living(parts, lambda _version: False)),), self.manifest.sealed)
+            self._adopt(
+                (self._write(*living(parts, lambda _version: False)),), self.manifest.sealed
+            )
 
     @rule()
     def compact(self) -> None:
@@ -133,15 +151,27 @@ class KindsMachine(RuleBasedStateMachine):
         self.now = self.spec
 
     def _adopt(self, segments: tuple, sealed: int) -> None:
-        self.manifest = replace(self.manifest, version=self.manifest.version + 1, segments=segments, sealed=sealed)
-        self.shard.adopt(self.manifest, [load(ref, self.store, BACKEND, self.metric) for ref in segments])
+        self.manifest = replace(
+            self.manifest, version=self.manifest.version + 1, segments=segments, sealed=sealed
+        )
+        self.shard.adopt(
+            self.manifest, [load(ref, self.store, BACKEND, self.metric) for ref in segments]
+        )
 
     @rule()
     def restart(self) -> None:
         self.shard = Shard(
-            SHARD, dimension=D, metric=self.metric, recall=RECALL, backend=BACKEND, manifest=self.manifest
+            SHARD,
+            dimension=D,
+            metric=self.metric,
+            recall=RECALL,
+            backend=BACKEND,
+            manifest=self.manifest,
         )
-        self.shard.adopt(self.manifest, [load(ref, self.store, BACKEND, self.metric) for ref in self.manifest.segments])
+        self.shard.adopt(
+            self.manifest,
+            [load(ref, self.store, BACKEND, self.metric) for ref in self.manifest.segments],
+        )
         for offset, batch in enumerate(self.log):
             if offset >= self.manifest.sealed:
                 self.shard.apply(batch, offset)
@@ -162,7 +192,11 @@ class KindsMachine(RuleBasedStateMachine):
         for exact in (True, False):
             found = self.shard.search(
                 ShardQuery(
-                    SHARD, queries, K, filter=None if condition is None else Filter.parse(condition), exact=exact
+                    SHARD,
+                    queries,
+                    K,
+                    filter=None if condition is None else Filter.parse(condition),
+                    exact=exact,
                 )
             ).hits
             for i, hits in enumerate(found):
@@ -189,12 +223,16 @@ class KindsMachine(RuleBasedStateMachine):
 def test_a_shard_of_this_kind_keeps_what_it_promises(
     spec: str, metric: Metric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In segments of a few thousand rows a tenth would always be looked at row by row: here an index is asked wherever it can be.
+    # In segments of a few thousand rows a tenth would always be looked at row by row: here an index
+    # is asked wherever it can be.
     monkeypatch.setattr(cpu, "ROWS_PER_STEP", 1)
     machine = type("Machine", (KindsMachine,), {"spec": spec, "metric": metric})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=4, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=4,
+            stateful_step_count=14,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )

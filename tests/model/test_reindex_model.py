@@ -32,8 +32,13 @@ from vicinage.records import ShardQuery
 pytestmark = pytest.mark.timeout(600)
 
 NAMES = st.sampled_from([f"d{i}" for i in range(12)])
-SPECS = st.sampled_from(["flat", "auto", "hnsw:M=8,efc=40", "hnsw:M=8,efc=40,codes=sq8", "ivf", "ivfpq", "rabitq"])
-CONDITIONS: tuple[tuple[Mapping[str, Any] | None, str], ...] = ((None, ""), ({"name": {"$lt": "d5"}}, "d5"))
+SPECS = st.sampled_from(
+    ["flat", "auto", "hnsw:M=8,efc=40", "hnsw:M=8,efc=40,codes=sq8", "ivf", "ivfpq", "rabitq"]
+)
+CONDITIONS: tuple[tuple[Mapping[str, Any] | None, str], ...] = (
+    (None, ""),
+    ({"name": {"$lt": "d5"}}, "d5"),
+)
 K = 5
 RECALL = 0.95
 
@@ -44,7 +49,9 @@ class Reindexing(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
-        opened = resources_in(self.folder, seal_passages=4, segments_max=2, seal_age_s=40.0, tombstone_age_s=100.0)
+        opened = resources_in(
+            self.folder, seal_passages=4, segments_max=2, seal_age_s=40.0, tombstone_age_s=100.0
+        )
         self.clock = ManualClock(time.time_ns() // 1_000_000)
         self.base = replace(opened, clock=self.clock)
         self.position = 0
@@ -63,7 +70,9 @@ class Reindexing(RuleBasedStateMachine):
 
     def _receiving(self) -> list[Generation]:
         """Those that ingest writes to."""
-        return [g for g in self._collection().generations if g.state in ("live", "building", "ready")]
+        return [
+            g for g in self._collection().generations if g.state in ("live", "building", "ready")
+        ]
 
     @rule(writes=st.lists(st.tuples(NAMES, st.integers(0, 2)), min_size=1, max_size=5))
     def write(self, writes: list[tuple[str, int]]) -> None:
@@ -108,7 +117,14 @@ class Reindexing(RuleBasedStateMachine):
         open_ = self.base.jobs.list(open_only=True)
         try:
             reindex.start(
-                self.base.registry, self.base.jobs, "acme", "docs", index=index, model=None, shards=shards, actor="test"
+                self.base.registry,
+                self.base.jobs,
+                "acme",
+                "docs",
+                index=index,
+                model=None,
+                shards=shards,
+                actor="test",
             )
         except Conflict:
             assert open_, "only another one stands in the way"
@@ -153,11 +169,20 @@ class Reindexing(RuleBasedStateMachine):
             hit
             for shard in live.shards()
             for hit in loaded(self.base, shard, live)
-            .search(ShardQuery(shard, question, K, filter=None if condition is None else Filter.parse(condition)))
+            .search(
+                ShardQuery(
+                    shard,
+                    question,
+                    K,
+                    filter=None if condition is None else Filter.parse(condition),
+                )
+            )
             .hits[0]
         ]
         names = [name for name in self.expected if not below or name < below]
-        scores = sorted((float(question[0] @ v) for name in names for v in self._vectors(name)), reverse=True)
+        scores = sorted(
+            (float(question[0] @ v) for name in names for v in self._vectors(name)), reverse=True
+        )
         served = sorted((hit.score for hit in found), reverse=True)[:K]
         assert {hit.document_id for hit in found} <= set(names)
         assert len(served) == min(K, len(scores))

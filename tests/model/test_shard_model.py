@@ -63,7 +63,9 @@ class ShardMachine(RuleBasedStateMachine):
         rows = []
         for name in names:
             self.version += 1
-            vectors = [v / np.linalg.norm(v) for v in self.rng.standard_normal((n, D)).astype(np.float32)]
+            vectors = [
+                v / np.linalg.norm(v) for v in self.rng.standard_normal((n, D)).astype(np.float32)
+            ]
             rows.append((name, self.version, vectors, f'{{"color": {color}}}'))
             self.model[name] = (self.version, vectors, color)
             self.versions[name] = self.version
@@ -123,19 +125,36 @@ class ShardMachine(RuleBasedStateMachine):
         self._adopt((self._write(live, deletes, "flat"),), self.manifest.sealed)
 
     def _adopt(self, segments: tuple, sealed: int) -> None:
-        self.manifest = replace(self.manifest, version=self.manifest.version + 1, segments=segments, sealed=sealed)
-        self.shard.adopt(self.manifest, [load(ref, self.store, BACKEND, "cosine") for ref in segments])
+        self.manifest = replace(
+            self.manifest, version=self.manifest.version + 1, segments=segments, sealed=sealed
+        )
+        self.shard.adopt(
+            self.manifest, [load(ref, self.store, BACKEND, "cosine") for ref in segments]
+        )
 
     @rule()
     def restart(self) -> None:
-        self.shard = Shard(SHARD, dimension=D, metric="cosine", recall=0.95, backend=BACKEND, manifest=self.manifest)
-        self.shard.adopt(self.manifest, [load(ref, self.store, BACKEND, "cosine") for ref in self.manifest.segments])
+        self.shard = Shard(
+            SHARD,
+            dimension=D,
+            metric="cosine",
+            recall=0.95,
+            backend=BACKEND,
+            manifest=self.manifest,
+        )
+        self.shard.adopt(
+            self.manifest,
+            [load(ref, self.store, BACKEND, "cosine") for ref in self.manifest.segments],
+        )
         for offset, batch in enumerate(self.log):
             if offset >= self.manifest.sealed:
                 self.shard.apply(batch, offset)
 
     @rule(
-        back=st.integers(0, 4), name=st.sampled_from(NAMES), color=st.none() | st.integers(0, 2), k=st.integers(1, 30)
+        back=st.integers(0, 4),
+        name=st.sampled_from(NAMES),
+        color=st.none() | st.integers(0, 2),
+        k=st.integers(1, 30),
     )
     def search_words(self, back: int, name: str, color: int | None, k: int) -> None:
         """A row's text is "text NAME VERSION": by its version a document is found while that is its newest, and never again."""
@@ -174,7 +193,9 @@ class ShardMachine(RuleBasedStateMachine):
         assert stats.passages == sum(len(vectors) for _, vectors, _ in self.model.values())
         for name in NAMES:
             found = self.shard.document(name)
-            assert (found and found.version) == (self.model[name][0] if name in self.model else None)
+            assert (found and found.version) == (
+                self.model[name][0] if name in self.model else None
+            )
 
     @invariant()
     def searches_are_exact(self) -> None:
@@ -203,7 +224,9 @@ class ShardMachine(RuleBasedStateMachine):
                     effort=64,
                 )
                 [hits] = self.shard.search(asked).hits
-                assert [(h.document_id, h.passage) for h in hits] == [(name, i) for _, name, i in wanted]
+                assert [(h.document_id, h.passage) for h in hits] == [
+                    (name, i) for _, name, i in wanted
+                ]
 
 
 TestShard = ShardMachine.TestCase

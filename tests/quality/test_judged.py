@@ -28,7 +28,9 @@ def folder(name: str) -> Path:
 def test_lines_end_at_a_line_feed_alone(tmp_path: Path) -> None:
     file = tmp_path / "documents.jsonl"
     file.write_text(
-        '{"id": "a", "text": "one\u2028two\u0085three"}\n{"id": "b", "text": "four"}\r\n\n', "utf-8", newline=""
+        '{"id": "a", "text": "one\u2028two\u0085three"}\n{"id": "b", "text": "four"}\r\n\n',
+        "utf-8",
+        newline="",
     )
     assert [line["text"] for line in json_lines(file)] == ["one\u2028two\u0085three", "four"]
 

@@ -76,7 +76,9 @@ def test_while_draining_nobody_comes_in_and_those_inside_finish() -> None:
 
 
 @given(
-    steps=st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([1, 2, 4]), st.booleans()), max_size=80),
+    steps=st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from([1, 2, 4]), st.booleans()), max_size=80
+    ),
     most=st.integers(1, 12),
 )
 def test_it_never_lets_in_more_than_the_bound_nor_forgets_a_place(

@@ -11,7 +11,11 @@ def test_looking_at_collections_and_deleting_one_take_a_place(tmp_path: Path) ->
     with platform(tmp_path, GatewaySettings(in_flight_max=2)) as call:
         _, key = call.tenant("bronze")
         call.collection(key)
-        requests = [("GET", "/v1/collections"), ("GET", "/v1/collections/c"), ("DELETE", "/v1/collections/c?confirm=c")]
+        requests = [
+            ("GET", "/v1/collections"),
+            ("GET", "/v1/collections/c"),
+            ("DELETE", "/v1/collections/c?confirm=c"),
+        ]
         admission = call.state.answerer.admission
         with admission.enter("loud", 1), admission.enter("louder", 4):
             for method, path in requests:

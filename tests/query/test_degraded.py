@@ -14,7 +14,9 @@ COLLECTION = Collection("t", "c", "active", 1, (GENERATION,), Objectives(recall=
 
 
 def planned() -> Plan:
-    return make_plan(Question("c", 10), COLLECTION, np.array([1, 0], np.float32), 1, 0.95, scan=True)
+    return make_plan(
+        Question("c", 10), COLLECTION, np.array([1, 0], np.float32), 1, 0.95, scan=True
+    )
 
 
 def shard_result(slot: int, scanned: int = 0, unscanned: Bound | None = None) -> ShardResult:
@@ -40,7 +42,9 @@ def test_a_scan_in_place_of_an_index_is_named_with_its_objective_and_its_passage
 
 def test_an_index_that_serves_below_its_objective_because_of_a_bound_is_named() -> None:
     for bound in ("rows", "cpu"):
-        reason = reason_of(planned(), ScatterResult((shard_result(0, 0, bound), shard_result(1)), ()))
+        reason = reason_of(
+            planned(), ScatterResult((shard_result(0, 0, bound), shard_result(1)), ())
+        )
         assert reason is not None
         assert "misses the recall objective of 0.95" in reason
         assert "searched at its greatest effort" in reason

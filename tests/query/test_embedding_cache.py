@@ -19,7 +19,11 @@ from vicinage.errors import DeadlineExceeded, Overloaded, Unavailable
 from vicinage.records import Floats
 
 D = 8
-MODELS = [DEFAULT_MODEL, replace(DEFAULT_MODEL, location="package:other"), replace(DEFAULT_MODEL, name="another")]
+MODELS = [
+    DEFAULT_MODEL,
+    replace(DEFAULT_MODEL, location="package:other"),
+    replace(DEFAULT_MODEL, name="another"),
+]
 TENANTS = ["a", "b", "c"]
 WEIGHT = {"a": 1, "b": 2, "c": 4}
 COST = _cost("t00", np.zeros(D, np.float32))
@@ -72,7 +76,11 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def it_is_bounded_and_counts_right(self) -> None:
         held = [(t, key, v) for t, one in self.cache._of.items() for key, v in one.vectors.items()]
-        assert self.cache.bytes == sum(_cost(text, vector) for _, (_, text), vector in held) <= self.bytes_max
+        assert (
+            self.cache.bytes
+            == sum(_cost(text, vector) for _, (_, text), vector in held)
+            <= self.bytes_max
+        )
         assert self.cache.bytes == sum(one.bytes for one in self.cache._of.values())
         assert all(one.vectors for one in self.cache._of.values())
 
@@ -127,7 +135,9 @@ class Model:
         self.error: Exception | None = None
         self.given_up = 0
 
-    async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Floats:
+    async def embed_query(
+        self, text: str, *, tenant: str, weight: int, deadline: Deadline
+    ) -> Floats:
         self.asked.append((tenant, text))
         try:
             async with asyncio.timeout(deadline.left_s()):
@@ -145,13 +155,21 @@ class Model:
 Ask = Callable[..., Coroutine[Any, Any, Floats]]
 
 
-def run(test: Callable[[Model, Ask, CachingEmbedder], Coroutine[Any, Any, None]], *, bytes_max: int = 1 << 20) -> None:
+def run(
+    test: Callable[[Model, Ask, CachingEmbedder], Coroutine[Any, Any, None]],
+    *,
+    bytes_max: int = 1 << 20,
+) -> None:
     async def within() -> None:
         model = Model()
         caching = CachingEmbedder(model, DEFAULT_MODEL, EmbeddingCache(bytes_max))
 
-        def ask(text: str = "who?", tenant: str = "a", wait_s: float = 30) -> Coroutine[Any, Any, Floats]:
-            return caching.embed_query(text, tenant=tenant, weight=1, deadline=Deadline.after(wait_s))
+        def ask(
+            text: str = "who?", tenant: str = "a", wait_s: float = 30
+        ) -> Coroutine[Any, Any, Floats]:
+            return caching.embed_query(
+                text, tenant=tenant, weight=1, deadline=Deadline.after(wait_s)
+            )
 
         await test(model, ask, caching)
         await asyncio.sleep(0)
@@ -265,7 +283,12 @@ def test_when_everybody_gave_up_the_call_ends_and_the_next_one_begins_anew() -> 
 
 
 @pytest.mark.parametrize(
-    "error", [Unavailable("away", dependency="embedder"), Overloaded("full", retry_after_s=1.0), ValueError("ours")]
+    "error",
+    [
+        Unavailable("away", dependency="embedder"),
+        Overloaded("full", retry_after_s=1.0),
+        ValueError("ours"),
+    ],
 )
 def test_a_failure_is_everybodys_who_waits_and_nobodys_afterwards(error: Exception) -> None:
     async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:

@@ -16,7 +16,10 @@ NAMES = [f"d{i}" for i in range(12)]
 
 def hits(**scores: float) -> list[Hit]:
     """Best first."""
-    return [Hit(name, 0, score, 1) for name, score in sorted(scores.items(), key=lambda s: (-s[1], s[0]))]
+    return [
+        Hit(name, 0, score, 1)
+        for name, score in sorted(scores.items(), key=lambda s: (-s[1], s[0]))
+    ]
 
 
 def shown(found: tuple[Hit, ...]) -> list[tuple[str, float, float | None, float | None]]:
@@ -53,8 +56,14 @@ def test_the_only_text_with_the_word_is_among_the_best() -> None:
     assert "d40" in {hit.document_id for hit in fused(dense, hits(d40=9.0), Fusion(), 10)}
 
 
-@given(st.lists(st.integers(0, 400), min_size=55, max_size=120), st.lists(st.integers(1, 400), max_size=120), st.data())
-def test_a_longer_answer_begins_as_a_shorter_one(dense: list[int], words: list[int], data: st.DataObject) -> None:
+@given(
+    st.lists(st.integers(0, 400), min_size=55, max_size=120),
+    st.lists(st.integers(1, 400), max_size=120),
+    st.data(),
+)
+def test_a_longer_answer_begins_as_a_shorter_one(
+    dense: list[int], words: list[int], data: st.DataObject
+) -> None:
     """The lists go on beyond the best 50; what stands there never stands before what is among the best of one list."""
     n = data.draw(st.integers(0, 80), label="documents of the words' own")
     of_dense = {f"d{i:03}": s / 8 for i, s in enumerate(dense)}
@@ -83,19 +92,29 @@ def test_of_nothing_nothing_and_of_one_list_its_order(fusion: Fusion) -> None:
     assert [h.document_id for h in fused([], one, fusion, 2)] == ["a", "b"]
 
 
-Lists = st.dictionaries(st.sampled_from(NAMES), st.integers(-40, 40).map(lambda n: n / 8), max_size=10)
-Words = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 80).map(lambda n: n / 8), max_size=10)
+Lists = st.dictionaries(
+    st.sampled_from(NAMES), st.integers(-40, 40).map(lambda n: n / 8), max_size=10
+)
+Words = st.dictionaries(
+    st.sampled_from(NAMES), st.integers(1, 80).map(lambda n: n / 8), max_size=10
+)
 
 
 @given(
-    Lists, Words, st.sampled_from([RRF, Fusion(), Fusion("weighted", 0.0), Fusion("weighted", 1.0)]), st.integers(1, 12)
+    Lists,
+    Words,
+    st.sampled_from([RRF, Fusion(), Fusion("weighted", 0.0), Fusion("weighted", 1.0)]),
+    st.integers(1, 12),
 )
 def test_nothing_is_lost_or_doubled_and_a_better_place_is_never_worse(
     dense: dict[str, float], words: dict[str, float], fusion: Fusion, k: int
 ) -> None:
     found = fused(hits(**dense), hits(**words), fusion, k)
     assert len(found) == len({h.document_id for h in found}) == min(k, len(dense | words))
-    assert all((h.dense_score, h.lexical_score) == (dense.get(h.document_id), words.get(h.document_id)) for h in found)
+    assert all(
+        (h.dense_score, h.lexical_score) == (dense.get(h.document_id), words.get(h.document_id))
+        for h in found
+    )
     at = {h.document_id: i for i, h in enumerate(fused(hits(**dense), hits(**words), fusion, 100))}
     for a in dense.keys() & words.keys():
         for b in dense.keys() & words.keys():
@@ -108,11 +127,16 @@ def shard_result(slot: int, dense: list[Hit], words: list[Hit]) -> ShardResult:
 
 
 def test_the_lists_of_all_shards_are_merged_before_they_are_fused() -> None:
-    shards = [shard_result(0, hits(a=0.9, b=0.1), hits(b=5)), shard_result(1, hits(c=0.8), hits(c=7, d=6))]
+    shards = [
+        shard_result(0, hits(a=0.9, b=0.1), hits(b=5)),
+        shard_result(1, hits(c=0.8), hits(c=7, d=6)),
+    ]
     found = answered(shards, Question("c", 10, text="x", mode="hybrid"))
     expected = fused(hits(a=0.9, c=0.8, b=0.1), hits(c=7, d=6, b=5), Fusion(), 10)
     assert found == expected
-    assert [h.document_id for h in answered(shards, Question("c", 2, text="x", mode="lexical"))] == ["c", "d"]
+    assert [
+        h.document_id for h in answered(shards, Question("c", 2, text="x", mode="lexical"))
+    ] == ["c", "d"]
     assert [h.document_id for h in answered(shards, Question("c", 2, text="x"))] == ["a", "c"]
 
 
@@ -121,8 +145,12 @@ def test_a_plan_carries_the_text_and_asks_deeper_for_what_is_to_be_fused() -> No
     collection = Collection("t", "c", "active", 1, (live,), Objectives())
     vector = np.array([1, 0], np.float32)
 
-    def asked(k: int, mode: str, vector: np.ndarray | None) -> tuple[int, str, tuple[str, ...], tuple[int, ...]]:
-        [query, other] = make_plan(Question("c", k, text="red", mode=mode), collection, vector, 1).queries  # type: ignore[arg-type]
+    def asked(
+        k: int, mode: str, vector: np.ndarray | None
+    ) -> tuple[int, str, tuple[str, ...], tuple[int, ...]]:
+        [query, other] = make_plan(
+            Question("c", k, text="red", mode=mode), collection, vector, 1
+        ).queries  # type: ignore[arg-type]
         assert (query.k, query.mode, query.texts) == (other.k, other.mode, other.texts)
         return query.k, query.mode, query.texts, query.vectors.shape
 

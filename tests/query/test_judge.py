@@ -43,18 +43,29 @@ class House:
             base.registry, base.log, "acme", partitions=partitions, actor="test"
         )
         provisioning.create_collection(
-            base.registry, base.log, "acme", "docs", dimension=3, shards=2, slots_total=8, actor="test"
+            base.registry,
+            base.log,
+            "acme",
+            "docs",
+            dimension=3,
+            shards=2,
+            slots_total=8,
+            actor="test",
         )
         self.partitions = partitions
         self.searcher = build_searcher(base)
         self.searcher.start()
-        self.judge = Judge(base.log, base.registry, Searchers([self.searcher]), base.settings.ingest, 100)
+        self.judge = Judge(
+            base.log, base.registry, Searchers([self.searcher]), base.settings.ingest, 100
+        )
 
     def post(self, **colors: str) -> Token:
         """Documents of a color each, by the gateway."""
         collection = self.base.registry.collection("acme", "docs")
         rules = DocumentLimits.of(collection, self.base.settings.ingest)
-        bodies = [{"id": i, "vector": [1, 0, 0], "metadata": {"color": c}} for i, c in colors.items()]
+        bodies = [
+            {"id": i, "vector": [1, 0, 0], "metadata": {"color": c}} for i, c in colors.items()
+        ]
         entries = [parse_json(body, rules, tenant="acme") for body in bodies]
         token = intake.accept(self.base.log, self.tenant, collection, entries, now_ms=1).token
         assert token is not None
@@ -63,9 +74,13 @@ class House:
     def produce(self, name: str, color: str | None) -> Token:
         """A document, or its deletion, by the tenant's own producer."""
         body = {"collection": "docs", "id": name, "vector": [1, 0, 0], "metadata": {"color": color}}
-        record = Record(json.dumps(body).encode() if color else None, f"docs/{name}".encode(), event_time_ms=1)
+        record = Record(
+            json.dumps(body).encode() if color else None, f"docs/{name}".encode(), event_time_ms=1
+        )
         home = home_of("docs", name, self.partitions)
-        return Token((Position(home, self.base.log.append("vicinage.docs.acme", home, [record])[0]),))
+        return Token(
+            (Position(home, self.base.log.append("vicinage.docs.acme", home, [record])[0]),)
+        )
 
     def ingest(self) -> None:
         ingest = make_ingest(self.base)
@@ -91,7 +106,14 @@ class House:
 
     def append(self, judged: Judged) -> None:
         if judged.passed:
-            intake.delete(self.base.log, self.tenant, judged.collection, judged.passed, judged=judged.passed, now_ms=1)
+            intake.delete(
+                self.base.log,
+                self.tenant,
+                judged.collection,
+                judged.passed,
+                judged=judged.passed,
+                now_ms=1,
+            )
 
     def contents(self) -> dict[str, str]:
         """Id → color of what is searchable once everything is ingested."""
@@ -115,7 +137,9 @@ def test_what_is_newer_than_the_snapshot_decides(house: House) -> None:
     house.post(b="blue", c="red", e="red")
     house.produce("d", None)
     judged = house.delete("red")
-    assert sorted(judged.passed) == ["a", "c", "e"], "b has changed, d is deleted, c and e are not searchable yet"
+    assert sorted(judged.passed) == ["a", "c", "e"], (
+        "b has changed, d is deleted, c and e are not searchable yet"
+    )
     assert str(judged.token) == "0-2", "the last position that was judged"
     assert house.contents() == {"b": "blue"}
 
@@ -144,27 +168,40 @@ def test_text_that_waits_for_the_embedder_is_covered(base, detached) -> None:
             raise Unavailable("the embedder is away", dependency="embedder")
 
     tenant = provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
-    made = provisioning.create_collection(base.registry, base.log, "acme", "docs", slots_total=8, actor="test")
+    made = provisioning.create_collection(
+        base.registry, base.log, "acme", "docs", slots_total=8, actor="test"
+    )
     rules = DocumentLimits.of(made, base.settings.ingest)
     body = {"id": "a", "text": "some words", "metadata": {"color": "red"}}
-    token = intake.accept(base.log, tenant, made, [parse_json(body, rules, tenant="acme")], now_ms=1).token
+    token = intake.accept(
+        base.log, tenant, made, [parse_json(body, rules, tenant="acme")], now_ms=1
+    ).token
     ingest = make_ingest(base, Away())
     ingest.step()
     if detached:
         eventually(lambda: ingest.step(0.05) == 0 and base.registry.lanes.every())
-        eventually(lambda: ingest.step(0.05) == 0 and base.log.committed(Group.INGEST, [("vicinage.docs.acme", 0)]))
+        eventually(
+            lambda: (
+                ingest.step(0.05) == 0
+                and base.log.committed(Group.INGEST, [("vicinage.docs.acme", 0)])
+            )
+        )
     searcher = build_searcher(base)
     searcher.start()
     judge = Judge(base.log, base.registry, Searchers([searcher]), base.settings.ingest, 100)
     try:
-        found = asyncio.run(judge.judge(tenant, made, {"color": "red"}, token, Deadline.after(WAIT_S)))
+        found = asyncio.run(
+            judge.judge(tenant, made, {"color": "red"}, token, Deadline.after(WAIT_S))
+        )
         assert found.passed == {"a": 0}
     finally:
         ingest.stop()
         searcher.stop()
 
 
-def test_a_backlog_too_long_to_judge_deletes_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backlog_too_long_to_judge_deletes_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     house.post(a="red")
     monkeypatch.setattr(query.judge, "BACKLOG_BYTES_MAX", 100)
     with pytest.raises(Unavailable, match="nothing was deleted"):

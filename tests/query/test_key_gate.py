@@ -67,11 +67,15 @@ class Counting:
         return getattr(self._keys, name)
 
 
-def test_many_unknown_keys_share_queries_and_a_valid_one_among_them_is_found(tmp_path: Path) -> None:
+def test_many_unknown_keys_share_queries_and_a_valid_one_among_them_is_found(
+    tmp_path: Path,
+) -> None:
     async def ask(gate: KeyGate, key: str) -> list[Any]:
         every = [unknown() for _ in range(2 * AT_ONCE)]
         every.insert(AT_ONCE, key)
-        return await asyncio.gather(*(gate.principal(k, "read", "1.2.3.4") for k in every), return_exceptions=True)
+        return await asyncio.gather(
+            *(gate.principal(k, "read", "1.2.3.4") for k in every), return_exceptions=True
+        )
 
     with platform(tmp_path) as call:
         name, key = call.tenant()
@@ -130,7 +134,9 @@ class Damaged:
 def test_look_ups_that_fail_leave_no_request_waiting() -> None:
     async def outcomes() -> list[object]:
         gate = KeyGate(Damaged(), Failures(100.0, time.monotonic))  # type: ignore[arg-type]
-        waiting = [gate.principal(unknown(), "read", f"10.0.0.{i % 250}") for i in range(AT_ONCE + 10)]
+        waiting = [
+            gate.principal(unknown(), "read", f"10.0.0.{i % 250}") for i in range(AT_ONCE + 10)
+        ]
         async with asyncio.timeout(10):
             return await asyncio.gather(*waiting, return_exceptions=True)
 

@@ -70,11 +70,17 @@ def _tolerantly(call: Callable[[], object]) -> None:
         call()
 
 
-def bounded(data: bytes, call: Callable[[], object], *, floor: int = 2 * MiB, each: int = 80) -> None:
+def bounded(
+    data: bytes, call: Callable[[], object], *, floor: int = 2 * MiB, each: int = 80
+) -> None:
     """The work of `call` on `data` is at most 40 steps and `each` bytes for a byte of it."""
     work = Work().of(call)
-    assert work.steps <= 5_000 + 40 * len(data), f"{work.steps} steps for {len(data)} bytes: {data[:80]!r}"
-    assert work.bytes <= floor + each * len(data), f"{work.bytes} bytes for {len(data)} bytes: {data[:80]!r}"
+    assert work.steps <= 5_000 + 40 * len(data), (
+        f"{work.steps} steps for {len(data)} bytes: {data[:80]!r}"
+    )
+    assert work.bytes <= floor + each * len(data), (
+        f"{work.bytes} bytes for {len(data)} bytes: {data[:80]!r}"
+    )
 
 
 def entries(kind: str, data: bytes) -> list[Entry]:
@@ -139,7 +145,8 @@ def test_documents_as_json(context: str, fragment: str, n: int) -> None:
 
 @pytest.mark.parametrize("form", ['"%d":0', '"id%d":"a"', '"%d":{}'])
 @pytest.mark.parametrize(
-    "context", ["{%s}", '{"documents":[{%s}]}', '{"documents":[{"id":"a","text":"x","metadata":{%s}}]}']
+    "context",
+    ["{%s}", '{"documents":[{%s}]}', '{"documents":[{"id":"a","text":"x","metadata":{%s}}]}'],
 )
 def test_documents_with_many_names(context: str, form: str) -> None:
     data = (context % ",".join(form % i for i in range(40_000))).encode()
@@ -157,7 +164,9 @@ def test_documents_as_lines(fragment: str, n: int, width: int) -> None:
 def stream(columns: dict[str, pa.Array], compression: str | None, batches: int = 1) -> bytes:
     batch = pa.record_batch(columns)
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+    with pa.ipc.new_stream(
+        sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression=compression)
+    ) as writer:
         for _ in range(batches):
             writer.write_batch(batch)
     made: bytes = sink.getvalue().to_pybytes()
@@ -171,7 +180,11 @@ def lists(rows: int, values: pa.Array) -> pa.Array:
 
 
 def vectors(n: int, d: int, value: float | None) -> pa.Array:
-    flat = pa.array(np.full(n * d, value, np.float32)) if value is not None else pa.nulls(n * d, pa.float32())
+    flat = (
+        pa.array(np.full(n * d, value, np.float32))
+        if value is not None
+        else pa.nulls(n * d, pa.float32())
+    )
     return pa.FixedSizeListArray.from_arrays(flat, d)
 
 
@@ -184,7 +197,9 @@ def vectors(n: int, d: int, value: float | None) -> pa.Array:
     what=st.sampled_from(["vectors", "vector", "passages", "text", "metadata", "ids"]),
     compression=st.sampled_from(["zstd", "lz4", None]),
 )
-def test_documents_as_arrow(rows: int, n: int, d: int, value: float | None, what: str, compression: str | None) -> None:
+def test_documents_as_arrow(
+    rows: int, n: int, d: int, value: float | None, what: str, compression: str | None
+) -> None:
     columns = {"id": pa.array([str(i) for i in range(rows)], pa.utf8())}
     if what == "vectors":
         columns["vectors"] = lists(rows, vectors(n, d, value))
@@ -195,7 +210,10 @@ def test_documents_as_arrow(rows: int, n: int, d: int, value: float | None, what
     elif what in ("text", "metadata"):
         columns[what] = pa.array(["[" * (n // rows)] * rows, pa.utf8())
     else:
-        columns = {"id": pa.array(["x" * (n // rows)] * rows, pa.utf8()), "text": pa.array(["x"] * rows, pa.utf8())}
+        columns = {
+            "id": pa.array(["x" * (n // rows)] * rows, pa.utf8()),
+            "text": pa.array(["x"] * rows, pa.utf8()),
+        }
     data = stream(columns, compression)
     bounded(data, lambda: entries(ARROW, data), floor=160 * MiB, each=200)
 
@@ -208,7 +226,13 @@ def test_an_arrow_stream_of_many_empty_batches_or_columns_is_refused_early() -> 
     assert Work().of(lambda: entries(ARROW, wide)).steps < 1_000
 
 
-QUESTIONS = ["%s", '{"vector":[%s]}', '{"include":[%s]}', '{"vector":[1],"filter":{"$or":[%s]}}', '{"text":[%s]}']
+QUESTIONS = [
+    "%s",
+    '{"vector":[%s]}',
+    '{"include":[%s]}',
+    '{"vector":[1],"filter":{"$or":[%s]}}',
+    '{"text":[%s]}',
+]
 QUESTIONS += [
     '{"filter":{"a":{"$in":[%s]}}}',
     '{"filter":{"$and":[{"a":1},%s]}}',
@@ -231,7 +255,9 @@ def test_a_search_body(context: str, fragment: str, n: int) -> None:
 
 @much
 @given(
-    context=st.sampled_from(["%s", '{"searches":%s}', '{"searches":[%s]}', '{"searches":[{"vector":[%s]}]}']),
+    context=st.sampled_from(
+        ["%s", '{"searches":%s}', '{"searches":[%s]}', '{"searches":[{"vector":[%s]}]}']
+    ),
     fragment=FRAGMENTS,
     n=st.sampled_from([900, 20_000]),
 )
@@ -242,7 +268,9 @@ def test_a_body_of_many_searches(context: str, fragment: str, n: int) -> None:
 
 @much
 @given(
-    condition=st.sampled_from(["%s", '{"a":{"$in":[%s]}}', '{"$or":[%s]}', '{"$not":{"$and":[%s]}}']),
+    condition=st.sampled_from(
+        ["%s", '{"a":{"$in":[%s]}}', '{"$or":[%s]}', '{"$not":{"$and":[%s]}}']
+    ),
     fragment=FRAGMENTS,
     n=sizes,
 )

@@ -24,7 +24,9 @@ def body(documents: list[dict[str, object]] | bytes, tenant: str = "acme") -> Bo
 
 
 def large(n: int = 3_000, tenant: str = "acme") -> Body:
-    made = body([{"id": f"d{i}", "text": "x" * 80, "vector": [1, i, 0, 0]} for i in range(n)], tenant)
+    made = body(
+        [{"id": f"d{i}", "text": "x" * 80, "vector": [1, i, 0, 0]} for i in range(n)], tenant
+    )
     assert len(made.data) > SMALL_BYTES
     return made
 
@@ -81,7 +83,9 @@ def test_a_body_that_takes_too_much_memory_is_refused_and_the_next_is_parsed() -
     try:
         numbers = b",".join([b"1.5"] * 7_500_000)
         with pytest.raises(TooLarge) as refused:
-            asyncio.run(run(parsers, body(b'{"documents":[{"id":"a","vector":[' + numbers + b"]}]}")))
+            asyncio.run(
+                run(parsers, body(b'{"documents":[{"id":"a","vector":[' + numbers + b"]}]}"))
+            )
         assert refused.value.limit == 256 << 20
         assert asyncio.run(run(parsers, large())).accepted == 3_000
     finally:
@@ -104,7 +108,9 @@ def test_a_fault_of_a_parser_fails_its_request_alone(parsers: Parsers) -> None:
         await parsers.run(abs, 1, 1, tenant="acme", weight=1)
         first = children()
         failed, made = await asyncio.gather(
-            parsers.run(len, 1, 1, tenant="acme", weight=1), run(parsers, large()), return_exceptions=True
+            parsers.run(len, 1, 1, tenant="acme", weight=1),
+            run(parsers, large()),
+            return_exceptions=True,
         )
         assert children() == first, "the worker goes on"
         return failed, made.accepted
@@ -115,7 +121,9 @@ def test_a_fault_of_a_parser_fails_its_request_alone(parsers: Parsers) -> None:
     assert accepted == 3_000
 
 
-def test_a_body_waits_for_its_turn_within_a_deadline(parsers: Parsers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_waits_for_its_turn_within_a_deadline(
+    parsers: Parsers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def crowded() -> tuple[object, object]:
         await parsers.run(abs, 1, 1, tenant="acme", weight=1)
         slow = asyncio.ensure_future(parsers.run(time.sleep, 1, 1, tenant="acme", weight=1))
@@ -158,7 +166,9 @@ def test_what_waits_is_refused_when_the_gateway_stops(parsers: Parsers) -> None:
 def children() -> list[int]:
     import psutil
 
-    return [c.pid for c in psutil.Process().children() if "query.parse_worker" in " ".join(c.cmdline())]
+    return [
+        c.pid for c in psutil.Process().children() if "query.parse_worker" in " ".join(c.cmdline())
+    ]
 
 
 def test_vectors_come_through_whole(parsers: Parsers) -> None:

@@ -28,23 +28,42 @@ def test_every_shard_of_the_live_generation_is_asked_and_no_other() -> None:
     generations = (generation(1, (0, 1)), generation(2, (2, 3, 4), "building"))
     collection = Collection("t", "c", "active", 1, generations, Objectives())
     question = Question(
-        "c", 7, vector=np.ones(2, np.float32), filter=Filter.parse({"a": 1}), exact=True, include=frozenset({"text"})
+        "c",
+        7,
+        vector=np.ones(2, np.float32),
+        filter=Filter.parse({"a": 1}),
+        exact=True,
+        include=frozenset({"text"}),
     )
     plan = make_plan(question, collection, np.array([1, 0], np.float32), 42)
     assert [q.shard for q in plan.queries] == [ShardId("t", "c", 1, 0), ShardId("t", "c", 1, 1)]
     for query in plan.queries:
         assert query.vectors.shape == (1, 2)
-        assert (query.k, query.filter, query.exact, query.include) == (7, question.filter, True, {"text"})
+        assert (query.k, query.filter, query.exact, query.include) == (
+            7,
+            question.filter,
+            True,
+            {"text"},
+        )
         assert query.catalog == 42
 
 
 def test_more_vectors_than_one_answer_may_hold_are_refused_with_the_k_that_is_allowed() -> None:
     wide = replace(generation(1, (0,)), dimension=4_096)
-    collection, vector = Collection("t", "c", "active", 1, (wide,), Objectives()), np.ones(4_096, np.float32)
-    make_plan(Question("c", 1_000, vector=vector, include=frozenset({"text"})), collection, vector, 1)
-    make_plan(Question("c", 256, vector=vector, include=frozenset({"vector"})), collection, vector, 1)
+    collection, vector = (
+        Collection("t", "c", "active", 1, (wide,), Objectives()),
+        np.ones(4_096, np.float32),
+    )
+    make_plan(
+        Question("c", 1_000, vector=vector, include=frozenset({"text"})), collection, vector, 1
+    )
+    make_plan(
+        Question("c", 256, vector=vector, include=frozenset({"vector"})), collection, vector, 1
+    )
     with pytest.raises(Refused, match="k of at most 256") as refused:
-        make_plan(Question("c", 257, vector=vector, include=frozenset({"vector"})), collection, vector, 1)
+        make_plan(
+            Question("c", 257, vector=vector, include=frozenset({"vector"})), collection, vector, 1
+        )
     assert (refused.value.field, refused.value.limit) == ("k", 256)
 
 
@@ -65,7 +84,11 @@ Scores = st.lists(st.floats(-10, 10, width=32), max_size=8).map(lambda s: sorted
 
 
 @given(shards=st.lists(Scores, min_size=1, max_size=5), k=st.integers(1, 12))
-def test_the_merge_of_shards_is_the_best_k_of_all_of_them(shards: list[list[float]], k: int) -> None:
+def test_the_merge_of_shards_is_the_best_k_of_all_of_them(
+    shards: list[list[float]], k: int
+) -> None:
     found = merge([shard_result(slot, scores) for slot, scores in enumerate(shards)], k)
-    assert [h.score for h in found] == sorted((s for scores in shards for s in scores), reverse=True)[:k]
+    assert [h.score for h in found] == sorted(
+        (s for scores in shards for s in scores), reverse=True
+    )[:k]
     assert len({h.document_id for h in found}) == len(found)

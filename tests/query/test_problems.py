@@ -35,10 +35,16 @@ def make(kind: type[VicinageError]) -> VicinageError:
 
 
 @pytest.mark.parametrize("kind", every(VicinageError), ids=lambda k: k.__name__)
-def test_every_error_of_the_tree_says_its_type_title_status_and_detail(kind: type[VicinageError]) -> None:
+def test_every_error_of_the_tree_says_its_type_title_status_and_detail(
+    kind: type[VicinageError],
+) -> None:
     found = body(problem(make(kind)))
     assert found["type"] == f"urn:vicinage:problem:{kind.kind}"
-    assert (found["title"], found["status"], found["detail"]) == (kind.title, kind.status, "what is wrong")
+    assert (found["title"], found["status"], found["detail"]) == (
+        kind.title,
+        kind.status,
+        "what is wrong",
+    )
 
 
 def test_the_statuses_are_those_that_the_error_tree_draws() -> None:
@@ -54,7 +60,9 @@ def test_a_refusal_names_the_field_and_the_limit() -> None:
 
 
 @pytest.mark.parametrize(("wait_s", "header"), [(0.1, "1"), (1.0, "1"), (1.2, "2"), (30, "30")])
-def test_whoever_may_come_back_is_told_when_in_whole_seconds_never_zero(wait_s: float, header: str) -> None:
+def test_whoever_may_come_back_is_told_when_in_whole_seconds_never_zero(
+    wait_s: float, header: str
+) -> None:
     for error in (
         errors.Overloaded("full", retry_after_s=wait_s),
         errors.Unavailable("away", dependency="log", retry_after_s=wait_s),

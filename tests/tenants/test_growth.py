@@ -18,7 +18,9 @@ from vicinage.routing import home_of
 @pytest.fixture
 def tenant(base: Resources) -> Tenant:
     made = provisioning.create_tenant(base.registry, base.log, "acme", partitions=2, actor="test")
-    provisioning.create_collection(base.registry, base.log, "acme", "docs", dimension=2, slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, "acme", "docs", dimension=2, slots_total=8, actor="test"
+    )
     return made
 
 
@@ -27,12 +29,16 @@ def moving(n: int, m: int) -> str:
     return next(f"d{i}" for i in range(1_000) if home_of("docs", f"d{i}", m) >= n)
 
 
-def test_the_map_is_recorded_before_the_topic_grows(base: Resources, tenant: Tenant, monkeypatch) -> None:
+def test_the_map_is_recorded_before_the_topic_grows(
+    base: Resources, tenant: Tenant, monkeypatch
+) -> None:
     seen: list[tuple[int, ...]] = []
     add = base.log.add_partitions
 
     def adds(topic: str, partitions: int) -> int:
-        seen.append((base.registry.partition_maps("acme")[-1].partitions, base.log.partitions(topic)))
+        seen.append(
+            (base.registry.partition_maps("acme")[-1].partitions, base.log.partitions(topic))
+        )
         return add(topic, partitions)
 
     monkeypatch.setattr(base.log, "add_partitions", adds)
@@ -46,14 +52,18 @@ def test_the_map_is_recorded_before_the_topic_grows(base: Resources, tenant: Ten
 
 
 def test_a_dry_run_changes_nothing_and_fewer_are_refused(base: Resources, tenant: Tenant) -> None:
-    assert growth.plan(base.registry, base.log, tenant, 3, actor="test").moved_ratio == pytest.approx(2 / 3)
+    assert growth.plan(
+        base.registry, base.log, tenant, 3, actor="test"
+    ).moved_ratio == pytest.approx(2 / 3)
     with pytest.raises(Refused, match="none can be removed"):
         growth.plan(base.registry, base.log, tenant, 1, actor="test")
     assert base.log.partitions(tenant.documents_topic) == 2
     assert len(base.registry.partition_maps("acme")) == 1
 
 
-def test_a_write_waits_for_the_partition_that_its_map_has_already(base: Resources, tenant: Tenant) -> None:
+def test_a_write_waits_for_the_partition_that_its_map_has_already(
+    base: Resources, tenant: Tenant
+) -> None:
     newest = base.registry.partition_maps("acme")[-1]
     base.registry.append_partition_map("acme", grown(newest, 4, [0, 0]), epoch=1, actor="test")
     collection, name, tokens = base.registry.collection("acme", "docs"), moving(2, 4), []

@@ -32,12 +32,17 @@ def test_topics_that_a_crash_left_unmade_are_made_by_whoever_needs_them(base: Re
     assert topics(base) == TOPICS
 
 
-def test_deleting_a_tenant_deletes_its_topics_and_asking_again_finishes_what_a_crash_left(base: Resources) -> None:
+def test_deleting_a_tenant_deletes_its_topics_and_asking_again_finishes_what_a_crash_left(
+    base: Resources,
+) -> None:
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     base.registry.delete_tenant("acme", actor="test")  # the process dies here
     assert topics(base) == TOPICS
     for _ in range(2):
-        assert provisioning.delete_tenant(base.registry, base.log, "acme", actor="test").state == "deleted"
+        assert (
+            provisioning.delete_tenant(base.registry, base.log, "acme", actor="test").state
+            == "deleted"
+        )
     assert topics(base) == {}
     with pytest.raises(NotFound):
         provisioning.delete_tenant(base.registry, base.log, "nobody", actor="test")
@@ -49,7 +54,10 @@ def test_deleting_a_tenant_revokes_its_keys(base: Resources) -> None:
         provisioning.create_tenant(base.registry, base.log, name, actor="test")
         keys.create(name, ["read"], actor="test")
     base.registry.delete_tenant("acme", actor="test")
-    assert {key.tenant: key.revoked_ms is not None for key in keys.list()} == {"acme": True, "other": False}
+    assert {key.tenant: key.revoked_ms is not None for key in keys.list()} == {
+        "acme": True,
+        "other": False,
+    }
 
 
 def test_a_generation_starts_where_its_slots_end(base: Resources) -> None:
@@ -57,24 +65,42 @@ def test_a_generation_starts_where_its_slots_end(base: Resources) -> None:
     for slot in range(base.settings.slots):
         base.log.append(VECTORS_TOPIC, slot, [Record(b"row")] * slot)
     made = provisioning.create_collection(
-        base.registry, base.log, "acme", "docs", dimension=4, shards=3, slots_total=base.settings.slots, actor="test"
+        base.registry,
+        base.log,
+        "acme",
+        "docs",
+        dimension=4,
+        shards=3,
+        slots_total=base.settings.slots,
+        actor="test",
     ).generation()
     assert made.starts == made.slots
     assert len(made.shards()) == 3
 
 
 @pytest.mark.parametrize("shards", [0, -1, 9])
-def test_a_collection_has_at_least_one_shard_and_at_most_one_a_slot(base: Resources, shards: int) -> None:
+def test_a_collection_has_at_least_one_shard_and_at_most_one_a_slot(
+    base: Resources, shards: int
+) -> None:
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     with pytest.raises(Refused, match="1 to 8") as refused:
         provisioning.create_collection(
-            base.registry, base.log, "acme", "docs", dimension=4, shards=shards, slots_total=8, actor="test"
+            base.registry,
+            base.log,
+            "acme",
+            "docs",
+            dimension=4,
+            shards=shards,
+            slots_total=8,
+            actor="test",
         )
     assert (refused.value.field, refused.value.limit) == ("shards", 8)
     assert base.registry.collections() == ()
 
 
-def test_a_platform_keeps_the_number_of_slots_it_was_made_with(base: Resources, tmp_path: Path) -> None:
+def test_a_platform_keeps_the_number_of_slots_it_was_made_with(
+    base: Resources, tmp_path: Path
+) -> None:
     ensure_vectors(base.log, base.settings.slots)
     with pytest.raises(Refused, match="created with 8 slots"):
         ensure_vectors(base.log, 16)

@@ -15,7 +15,9 @@ from vicinage.clock import ManualClock
 from vicinage.errors import Corrupt, Refused, Unavailable
 
 
-@pytest.mark.parametrize("url", ["", "secret", "mysql://u:secret@h/db", "sqlite://", "sqlite:///:memory:", "://secret"])
+@pytest.mark.parametrize(
+    "url", ["", "secret", "mysql://u:secret@h/db", "sqlite://", "sqlite:///:memory:", "://secret"]
+)
 def test_a_url_that_cannot_be_used_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(Refused) as refused:
         open_catalog(url)
@@ -35,11 +37,15 @@ def test_a_change_is_whole_or_nothing_and_a_look_changes_nothing(tmp_path: Path)
     with look(engine) as c:
         assert c.execute(text("SELECT count(*) FROM t")).scalar() == 0
         assert c.execute(text("PRAGMA journal_mode")).scalar() == "wal"
-        assert c.execute(text("PRAGMA synchronous")).scalar() == 2  # FULL: a change that returned survives a power cut
+        assert (
+            c.execute(text("PRAGMA synchronous")).scalar() == 2
+        )  # FULL: a change that returned survives a power cut
     engine.dispose()
 
 
-def test_a_change_waits_for_its_turn_and_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_waits_for_its_turn_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(catalog, "BUSY_S", 0.2)
     engine = open_catalog(f"sqlite:///{tmp_path}/c.db")
     migrate(engine)

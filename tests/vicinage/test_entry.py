@@ -10,7 +10,9 @@ import pytest
 from vicinage.__main__ import PACKAGES, ROOT, shadowed
 
 
-def start(cwd: Path, *words: str, path: str = "", safe: bool = True) -> subprocess.CompletedProcess[str]:
+def start(
+    cwd: Path, *words: str, path: str = "", safe: bool = True
+) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         [sys.executable, *(["-P"] if safe else []), "-m", "vicinage", *words],
@@ -51,5 +53,7 @@ def test_a_module_in_place_of_a_package_and_a_missing_package_are_clashes(tmp_pa
 def test_every_top_level_package_is_looked_at() -> None:
     import tomllib
 
-    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"][
+        "targets"
+    ]["wheel"]
     assert {*PACKAGES, "vicinage"} == set(built["packages"])

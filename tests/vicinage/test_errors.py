@@ -22,7 +22,12 @@ from vicinage.errors import (
 def tree(kind: type[VicinageError]) -> list[type[VicinageError]]:
     return [
         kind,
-        *(found for child in kind.__subclasses__() if child.__module__ == errors.__name__ for found in tree(child)),
+        *(
+            found
+            for child in kind.__subclasses__()
+            if child.__module__ == errors.__name__
+            for found in tree(child)
+        ),
     ]
 
 
@@ -33,7 +38,9 @@ EXAMPLES = [
     Conflict("it was changed", expected=1, found=2),
     NotFound("there is nothing"),
     Overloaded("full", retry_after_s=2.5),
-    Unavailable("the log is away", dependency="log", retry_after_s=3.0, operator_detail="broker-1:9092"),
+    Unavailable(
+        "the log is away", dependency="log", retry_after_s=3.0, operator_detail="broker-1:9092"
+    ),
     DeadlineExceeded("too late", dependency="searcher", ahead=3),
     Corrupt("flipped", path="segments/a"),
 ]

@@ -25,8 +25,13 @@ def test_while_all_wait_each_gets_its_share_within_a_quantum(weights: list[int],
         assert abs(served[t] * cost - share) <= 20 * weight + 20 * sum(weights) + cost
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 30)), max_size=40), st.integers(1, 100))
-def test_nothing_is_lost_and_a_tenants_order_is_kept(items: list[tuple[str, int]], budget: int) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 30)), max_size=40),
+    st.integers(1, 100),
+)
+def test_nothing_is_lost_and_a_tenants_order_is_kept(
+    items: list[tuple[str, int]], budget: int
+) -> None:
     queue: FairQueue[tuple[str, int]] = FairQueue(cost_max=10**9, quantum=10)
     for number, (tenant, cost) in enumerate(items):
         queue.put(tenant, [((tenant, number), cost)])
@@ -37,7 +42,9 @@ def test_nothing_is_lost_and_a_tenants_order_is_kept(items: list[tuple[str, int]
         taken.extend(part)
     assert queue.cost == 0 and len(taken) == len(items)
     for tenant in "abc":
-        assert [n for t, n in taken if t == tenant] == [n for n, (t, _) in enumerate(items) if t == tenant]
+        assert [n for t, n in taken if t == tenant] == [
+            n for n, (t, _) in enumerate(items) if t == tenant
+        ]
 
 
 def test_the_bound_holds_and_all_or_none_is_taken() -> None:
@@ -69,7 +76,12 @@ def test_a_heavier_tenant_may_hold_more() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 60), st.integers(1, 4), st.integers(0, 30)), max_size=60)
+    st.lists(
+        st.tuples(
+            st.sampled_from("abcd"), st.integers(1, 60), st.integers(1, 4), st.integers(0, 30)
+        ),
+        max_size=60,
+    )
 )
 def test_the_bound_holds_whatever_comes_and_goes(steps: list[tuple[str, int, int, int]]) -> None:
     queue: FairQueue[int] = FairQueue(cost_max=100, quantum=8)
@@ -186,7 +198,13 @@ def test_only_what_fits_goes_along_and_order_is_kept() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 30), st.sampled_from(["put", "take", "along", "back"])))
+    st.lists(
+        st.tuples(
+            st.sampled_from("abc"),
+            st.integers(1, 30),
+            st.sampled_from(["put", "take", "along", "back"]),
+        )
+    )
 )
 def test_nothing_is_lost_however_it_is_taken(steps: list[tuple[str, int, str]]) -> None:
     queue: FairQueue[tuple[str, int, int]] = FairQueue(items_max=10**6, quantum=8)

@@ -28,7 +28,14 @@ CODECS: dict[str, tuple[Callable[[bytes], bytes], Callable[..., bytes]]] = {
     "snappy of the Java client": (codec.snappy_encode, unsnappy),
 }
 BOUND = 1 << 20
-DAMAGED = (ValueError, RuntimeError, struct.error, zlib.error, zstandard.ZstdError, snappy.UncompressError)
+DAMAGED = (
+    ValueError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zstandard.ZstdError,
+    snappy.UncompressError,
+)
 """What the codecs raise for bytes that are no whole stream; the reader halts the partition."""
 
 
@@ -64,7 +71,9 @@ def test_a_batch_that_is_cut_short_is_an_error(name: str) -> None:
 
 def test_several_members_are_one_batch() -> None:
     assert gunzip(gzip.compress(b"a" * 100) + gzip.compress(b"b"), BOUND) == b"a" * 100 + b"b"
-    assert unlz4(lz4.frame.compress(b"a" * 100) + lz4.frame.compress(b"b"), BOUND) == b"a" * 100 + b"b"
+    assert (
+        unlz4(lz4.frame.compress(b"a" * 100) + lz4.frame.compress(b"b"), BOUND) == b"a" * 100 + b"b"
+    )
 
 
 def test_a_snappy_block_that_claims_a_gigabyte_is_refused_unread() -> None:

@@ -46,7 +46,9 @@ def test_what_was_changed_moved_or_signed_by_another_is_unreadable(forged: LogRe
 
 def test_a_record_without_a_mac_is_unreadable_once_macs_are_required() -> None:
     assert Macs((OLD,)).check(stored(RECORD)).record.unreadable is None
-    assert Macs((OLD,), required=True).check(stored(RECORD)).record.unreadable == "its MAC is missing"
+    assert (
+        Macs((OLD,), required=True).check(stored(RECORD)).record.unreadable == "its MAC is missing"
+    )
 
 
 def test_other_topics_and_platforms_without_keys_are_as_they_were() -> None:

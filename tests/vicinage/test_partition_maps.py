@@ -19,18 +19,24 @@ from vicinage.records import OFFSET_BITS, Position
 from vicinage.routing import home_of
 
 EPOCHS = st.integers(0, EPOCHS_MAX - 1)
-POSITIONS = st.builds(Position, st.integers(0, PARTITIONS_MAX - 1), st.integers(0, (1 << OFFSET_BITS) - 1))
+POSITIONS = st.builds(
+    Position, st.integers(0, PARTITIONS_MAX - 1), st.integers(0, (1 << OFFSET_BITS) - 1)
+)
 
 
 @given(EPOCHS, POSITIONS)
-def test_a_version_is_a_signed_64_bit_number_and_says_where_it_is_from(epoch: int, position: Position) -> None:
+def test_a_version_is_a_signed_64_bit_number_and_says_where_it_is_from(
+    epoch: int, position: Position
+) -> None:
     version = pack_version(epoch, position)
     assert 0 <= version < 1 << 63
     assert unpack_version(version) == (epoch, position)
 
 
 @given(EPOCHS, POSITIONS, EPOCHS, POSITIONS)
-def test_versions_compare_by_map_then_offset_then_partition(a: int, p: Position, b: int, q: Position) -> None:
+def test_versions_compare_by_map_then_offset_then_partition(
+    a: int, p: Position, b: int, q: Position
+) -> None:
     first, second = (a, p.offset, p.partition), (b, q.offset, q.partition)
     assert (pack_version(a, p) < pack_version(b, q)) == (first < second)
 
@@ -68,8 +74,12 @@ def test_a_producer_that_knows_added_partitions_before_their_map_wins_in_an_old_
     assert [home_of("texts", "d0", n) for n in (2, 4, 6)] == [0, 2, 0]
     assert epoch_of([two, four], Position(2, 1), "texts", "d0") == 1
     assert epoch_of([two, four, six], Position(0, 16), "texts", "d0") == 2
-    assert epoch_of([two, four, six], Position(0, 3), "texts", "d0") == 0, "written before the second map"
-    assert epoch_of([two, four], Position(0, 16), "texts", "d0") == 0, "its producer knows two partitions"
+    assert epoch_of([two, four, six], Position(0, 3), "texts", "d0") == 0, (
+        "written before the second map"
+    )
+    assert epoch_of([two, four], Position(0, 16), "texts", "d0") == 0, (
+        "its producer knows two partitions"
+    )
 
 
 def test_a_record_of_another_partitioner_is_refused_with_what_to_do() -> None:
@@ -79,18 +89,26 @@ def test_a_record_of_another_partitioner_is_refused_with_what_to_do() -> None:
 
 
 @given(st.sampled_from(IDS), st.integers(0, 1 << 30), st.integers(0, 1 << 30))
-def test_after_a_topic_was_made_anew_its_small_offsets_win(name: str, before: int, after: int) -> None:
+def test_after_a_topic_was_made_anew_its_small_offsets_win(
+    name: str, before: int, after: int
+) -> None:
     maps = [PartitionMap("old", 1, (0,)), PartitionMap("new", 1, (0,))]
     old = version_of(maps[:1], Position(0, before), "c", name)
     assert version_of(maps, Position(0, after), "c", name) > old
 
 
 @given(st.sampled_from(IDS), st.lists(st.integers(1, 40), min_size=1, max_size=6), st.data())
-def test_what_is_written_in_turn_by_the_newest_map_is_ordered_in_turn(name: str, sizes: list[int], data) -> None:
+def test_what_is_written_in_turn_by_the_newest_map_is_ordered_in_turn(
+    name: str, sizes: list[int], data
+) -> None:
     assume(sizes == sorted(set(sizes)))
     ends, maps, versions = [0] * sizes[-1], [], []
     for n in sizes:
-        maps.append(grown(maps[-1], n, ends[: maps[-1].partitions]) if maps else PartitionMap("t", n, (0,) * n))
+        maps.append(
+            grown(maps[-1], n, ends[: maps[-1].partitions])
+            if maps
+            else PartitionMap("t", n, (0,) * n)
+        )
         for _ in range(data.draw(st.integers(0, 3))):
             for p in range(n):
                 ends[p] += data.draw(st.integers(0, 2))

@@ -14,7 +14,9 @@ from servers import load
 from vicinage.log import open_log
 from vicinage.routing import document_key, home_of, murmur2
 
-KEYS = [f"docs/{'x' * (i % 23)}{i}-ü-文".encode() for i in range(400)] + [bytes(range(n)) for n in range(40)]
+KEYS = [f"docs/{'x' * (i % 23)}{i}-ü-文".encode() for i in range(400)] + [
+    bytes(range(n)) for n in range(40)
+]
 
 
 @given(st.binary(max_size=200))
@@ -31,8 +33,12 @@ def test_murmur2_is_that_of_the_java_client() -> None:
     jars = load("deploy/kafka/kafka.py").jars()
     words = ["java", "-cp", f"{jars}/*", str(Path(__file__).parent / "Murmur2.java")]
     lines = "".join(base64.b64encode(key).decode() + "\n" for key in KEYS)
-    done = subprocess.run(words, input=lines, capture_output=True, text=True, timeout=60, check=True)
-    assert [int(line) for line in done.stdout.split()] == [murmur2(key) & 0x7FFFFFFF for key in KEYS]
+    done = subprocess.run(
+        words, input=lines, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert [int(line) for line in done.stdout.split()] == [
+        murmur2(key) & 0x7FFFFFFF for key in KEYS
+    ]
 
 
 @pytest.mark.kafka

@@ -33,9 +33,15 @@ with scratch("segment") as folder:
 """
 
 
-def test_a_folder_of_a_killed_process_goes_and_one_of_a_living_process_stays(temporary: Path) -> None:
+def test_a_folder_of_a_killed_process_goes_and_one_of_a_living_process_stays(
+    temporary: Path,
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLED], env={**os.environ}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", KILLED],
+        env={**os.environ},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     left = Path(done.stdout.strip())
     assert (left / "passages.arrow").exists()
@@ -58,7 +64,9 @@ def test_without_any_folder_there_is_nothing_to_sweep() -> None:
     assert sweep_scratch() == 0
 
 
-def test_a_full_disk_is_a_dependency_that_is_away(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_dependency_that_is_away(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with small_disk(temporary / "small", 2) as small:
         monkeypatch.setenv("TMPDIR", str(small))
         monkeypatch.setattr(tempfile, "tempdir", str(small))

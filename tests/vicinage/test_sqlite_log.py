@@ -36,7 +36,9 @@ def on_disk(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in folder.iterdir() if file.is_file())
 
 
-def test_deleted_text_leaves_the_file_and_the_write_ahead_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleted_text_leaves_the_file_and_the_write_ahead_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite_tidy, "TIDY_S", 0.02)
     monkeypatch.setattr(sqlite_tidy, "CHECKPOINT_S", 0.0)
     with SqliteLog(tmp_path / "log.db") as log:
@@ -53,7 +55,9 @@ def test_deleted_text_leaves_the_file_and_the_write_ahead_log(tmp_path: Path, mo
         assert [s.record.value for s in log.read("t", 0, 600)] == [b"kept"]
 
 
-def test_a_long_trim_lets_appends_go_on_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_trim_lets_appends_go_on_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite, "TRIM_BYTES", 1_000)
     with SqliteLog(tmp_path / "log.db") as log:
         log.ensure_topic("t")

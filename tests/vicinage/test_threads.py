@@ -12,7 +12,9 @@ def fails() -> None:
     raise ZeroDivisionError("the work is broken")
 
 
-@pytest.mark.parametrize(("work", "kind"), [(fails, ZeroDivisionError), (lambda: None, ThreadEnded)])
+@pytest.mark.parametrize(
+    ("work", "kind"), [(fails, ZeroDivisionError), (lambda: None, ThreadEnded)]
+)
 def test_the_end_of_a_thread_is_heard_of_once(work, kind) -> None:
     heard: list[BaseException] = []
     thread = EssentialThread("worker", work, on_death=heard.append)

@@ -53,7 +53,8 @@ def batch(*, older: bool = False) -> pa.RecordBatch:
     ]
     schema = vectors_schema(3)
     return pa.RecordBatch.from_arrays(
-        [*(pa.array(c, schema.field(i).type) for i, c in enumerate(columns)), vectors], schema=schema
+        [*(pa.array(c, schema.field(i).type) for i, c in enumerate(columns)), vectors],
+        schema=schema,
     )
 
 
@@ -70,7 +71,8 @@ def test_slices_of_vectors_keep_their_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"nonsense", encode_rows(batch(), tenant="t", collection="c", generation=1)[:-60]]
+    "value",
+    [b"", b"nonsense", encode_rows(batch(), tenant="t", collection="c", generation=1)[:-60]],
 )
 def test_a_broken_message_is_corrupt(value: bytes) -> None:
     with pytest.raises(Corrupt):
@@ -94,7 +96,9 @@ def test_a_message_that_lacks_a_name_is_corrupt(lacks: str) -> None:
 
 
 def test_a_message_of_other_columns_is_corrupt() -> None:
-    other = pa.record_batch({"document_id": ["a"], "vector": pa.array([[1.0]], pa.list_(pa.float64()))})
+    other = pa.record_batch(
+        {"document_id": ["a"], "vector": pa.array([[1.0]], pa.list_(pa.float64()))}
+    )
     with pytest.raises(Corrupt):
         decode_rows(encode_rows(other, tenant="t", collection="c", generation=1))
 
@@ -134,7 +138,9 @@ def test_too_many_rows_are_refused() -> None:
 
 def stream(*batches: pa.RecordBatch, **options: Any) -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batches[0].schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+    with pa.ipc.new_stream(
+        sink, batches[0].schema, options=pa.ipc.IpcWriteOptions(**options)
+    ) as writer:
         for one in batches:
             writer.write_batch(one)
     return sink.getvalue().to_pybytes()
@@ -142,7 +148,9 @@ def stream(*batches: pa.RecordBatch, **options: Any) -> bytes:
 
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
 def test_compressed_streams_are_read_and_their_size_is_known_before(compression: str) -> None:
-    plain = pa.record_batch({"id": [f"d{i}" for i in range(5_000)], "text": ["words " * 10] * 5_000})
+    plain = pa.record_batch(
+        {"id": [f"d{i}" for i in range(5_000)], "text": ["words " * 10] * 5_000}
+    )
     data = stream(plain, plain, compression=compression)
     _, found = decode_documents(data)
     assert [b.equals(plain) for b in found] == [True, True]
@@ -172,7 +180,9 @@ def test_a_buffer_that_claims_a_terabyte_or_less_than_nothing_is_refused() -> No
 V4 = pa.ipc.MetadataVersion.V4
 
 
-def test_a_stream_of_an_older_metadata_version_is_refused_whether_its_schema_says_so_or_only_its_batches() -> None:
+def test_a_stream_of_an_older_metadata_version_is_refused_whether_its_schema_says_so_or_only_its_batches() -> (
+    None
+):
     plain = pa.record_batch({"id": ["a"]})
     old = stream(plain, metadata_version=V4)
     with pytest.raises(Refused, match="V4"):
@@ -188,12 +198,16 @@ def old_bomb(n_bytes: int) -> bytes:
     buffer = struct.pack("<q", n_bytes) + pa.compress(bytes(n_bytes), codec="zstd", asbytes=True)
     batch = pa.record_batch({"id": np.frombuffer(buffer, np.uint8)})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(metadata_version=V4)) as writer:
+    with pa.ipc.new_stream(
+        sink, batch.schema, options=pa.ipc.IpcWriteOptions(metadata_version=V4)
+    ) as writer:
         writer.write_batch(batch, custom_metadata={"ARROW:experimental_compression": "ZSTD"})
     return sink.getvalue().to_pybytes()
 
 
-def test_a_bomb_whose_compression_stands_in_an_old_messages_metadata_is_refused_before_it_is_opened() -> None:
+def test_a_bomb_whose_compression_stands_in_an_old_messages_metadata_is_refused_before_it_is_opened() -> (
+    None
+):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Refused, match="V4"):
         decode_documents(old_bomb(DECODED_BYTES_MAX + 1))
@@ -217,9 +231,15 @@ def test_a_dictionary_is_refused_plainly() -> None:
         decode_documents(stream(pa.record_batch({"id": pa.array(["a", "b"]).dictionary_encode()})))
 
 
-@given(st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=4), st.booleans())
-def test_a_stream_with_any_bytes_changed_is_read_or_refused(changes: list[tuple[int, int]], compressed: bool) -> None:
-    plain = pa.record_batch({"id": ["a", "b"], "text": ["x" * 50, None], "vector": pa.array([[1.0], None])})
+@given(
+    st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=4), st.booleans()
+)
+def test_a_stream_with_any_bytes_changed_is_read_or_refused(
+    changes: list[tuple[int, int]], compressed: bool
+) -> None:
+    plain = pa.record_batch(
+        {"id": ["a", "b"], "text": ["x" * 50, None], "vector": pa.array([[1.0], None])}
+    )
     data = bytearray(stream(plain, compression="lz4" if compressed else None))
     for at, byte in changes:
         data[at % len(data)] = byte
@@ -253,21 +273,33 @@ def test_the_first_row_of_a_document_is_known_from_each_of_its_rows(older) -> No
 
 
 @given(
-    st.lists(st.tuples(st.text(max_size=40), st.integers(1, 30), st.text(max_size=50)), min_size=1, max_size=20),
+    st.lists(
+        st.tuples(st.text(max_size=40), st.integers(1, 30), st.text(max_size=50)),
+        min_size=1,
+        max_size=20,
+    ),
     st.integers(1, 300),
 )
 def test_rows_take_no_more_than_is_reckoned(documents, dimension) -> None:
     ids = [name for name, n, _ in documents for _ in range(n)]
     texts = [text for _, n, text in documents for _ in range(n)]
-    facts = [f'{{"k":"{"x" * 500}"}}' if i == 0 else None for _, n, _ in documents for i in range(n)]
+    facts = [
+        f'{{"k":"{"x" * 500}"}}' if i == 0 else None for _, n, _ in documents for i in range(n)
+    ]
     n = len(ids)
     columns = [ids, [5] * n, [1] * n, [0] * n, texts, [0] * n, [1] * n, facts]
     schema = vectors_schema(dimension)
     arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
-    whole = pa.RecordBatch.from_arrays([*arrays, vector_column(np.zeros((n, dimension), np.float32))], schema=schema)
+    whole = pa.RecordBatch.from_arrays(
+        [*arrays, vector_column(np.zeros((n, dimension), np.float32))], schema=schema
+    )
     reckoned = sum(
         rows_bytes(
-            name, n, dimension, text_bytes=n * len(text.encode()), metadata_json=orjson.dumps({"k": "x" * 500}).decode()
+            name,
+            n,
+            dimension,
+            text_bytes=n * len(text.encode()),
+            metadata_json=orjson.dumps({"k": "x" * 500}).decode(),
         )
         for name, n, text in documents
     )
@@ -292,7 +324,9 @@ def test_versions_follow_offsets_then_partitions() -> None:
 def gone(passage: int = DELETED) -> pa.RecordBatch:
     schema = deletions_schema()
     columns = [["a", "b"], [7, 8], [1, 2], [passage] * 2, *([[None, None]] * 4)]
-    return pa.RecordBatch.from_arrays([pa.array(c, schema.field(i).type) for i, c in enumerate(columns)], schema=schema)
+    return pa.RecordBatch.from_arrays(
+        [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)], schema=schema
+    )
 
 
 def test_a_message_of_deletions_has_no_vectors_and_nothing_else_may_lack_them() -> None:
@@ -304,7 +338,9 @@ def test_a_message_of_deletions_has_no_vectors_and_nothing_else_may_lack_them() 
 
 
 def test_a_body_in_another_encoding_says_so_and_where() -> None:
-    with pytest.raises(Refused, match=r"^line 3 is not UTF-8 \(its byte 12\): send it encoded as UTF-8$"):
+    with pytest.raises(
+        Refused, match=r"^line 3 is not UTF-8 \(its byte 12\): send it encoded as UTF-8$"
+    ):
         load_json(b'{"text":"caf\xe9"}', field="line 3")
     with pytest.raises(Refused, match="is not JSON"):
         load_json(b'{"text":}', field="line 3")

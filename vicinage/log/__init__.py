@@ -44,12 +44,16 @@ class LogRecord:
         return len(r.value or b"") + len(r.key or b"") + sum(len(k) + len(v) for k, v in r.headers)
 
 
-HaltKind = Literal["offset_gone", "beyond_end", "topic_missing", "topic_replaced", "unauthorized", "unreadable"]
+HaltKind = Literal[
+    "offset_gone", "beyond_end", "topic_missing", "topic_replaced", "unauthorized", "unreadable"
+]
 """The reason why a reader does not read a partition.
 
 offset_gone: retention has removed the next offset. beyond_end: the log ends before the next offset.
-topic_missing: no such topic or partition is visible. topic_replaced: another topic has the name now.
-unauthorized: the broker refuses this client. unreadable: the bytes at the next offset cannot be read.
+topic_missing: no such topic or partition is visible. topic_replaced: another topic has the name
+    now.
+unauthorized: the broker refuses this client. unreadable: the bytes at the next offset cannot be
+    read.
 """
 
 STICKY: Final[frozenset[HaltKind]] = frozenset({"offset_gone", "beyond_end", "topic_replaced"})
@@ -74,12 +78,18 @@ class Reader(Protocol):
     """Reads many partitions forward, each from its own offset. For one thread at a time.
 
     Keeps its positions in memory only. An error in one partition halts only that partition;
-    `halted` names it. Halts outside STICKY can resolve themselves: the reader retries them every few
-    seconds and resumes without an operator.
+    `halted` names it. Halts outside STICKY can resolve themselves: the reader retries them every
+    few seconds and resumes without an operator.
     """
 
     def add(
-        self, topic: str, partition: int, start: int, *, topic_id: str | None = None, halt: Halt | None = None
+        self,
+        topic: str,
+        partition: int,
+        start: int,
+        *,
+        topic_id: str | None = None,
+        halt: Halt | None = None,
     ) -> None:
         """Adds the partition, read from offset `start`, and ends its halt.
 
@@ -121,7 +131,9 @@ class Reader(Protocol):
 class Log(Protocol):
     """Topics of ordered partitions. Safe for many threads and many processes."""
 
-    def ensure_topic(self, topic: str, partitions: int = 1, *, retention_ms: int | None = None) -> int:
+    def ensure_topic(
+        self, topic: str, partitions: int = 1, *, retention_ms: int | None = None
+    ) -> int:
         """Creates the topic if it does not exist; returns its actual number of partitions.
 
         Idempotent.
@@ -168,16 +180,18 @@ class Log(Protocol):
 
         Raises NotFound for an unknown topic or partition, TooLarge for a record over the topic's
         limit (nothing is written), and Unavailable if the log cannot be reached or the topic takes
-        no records. After an Unavailable, the records may be in the log: append them again. A failure
-        of one topic does not affect appends to others.
+        no records. After an Unavailable, the records may be in the log: append them again. A
+        failure of one topic does not affect appends to others.
         """
         ...
 
-    def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[LogRecord]:
+    def read(
+        self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20
+    ) -> list[LogRecord]:
         """Returns records from offset `start` without waiting; [] at the end of the partition.
 
-        Raises Unavailable if the log cannot be reached, NotFound if the partition does not exist, and
-        Refused if `start` is gone, beyond the end, or cannot be read.
+        Raises Unavailable if the log cannot be reached, NotFound if the partition does not exist,
+        and Refused if `start` is gone, beyond the end, or cannot be read.
         """
         ...
 
@@ -189,7 +203,9 @@ class Log(Protocol):
         """Returns the offset that the next record will get."""
         ...
 
-    def extents(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+    def extents(
+        self, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, tuple[int, int]]:
         """Returns `begin` and `end` of each partition, looked up in one batch.
 
         A partition that does not exist is absent.
@@ -199,15 +215,20 @@ class Log(Protocol):
     def commit(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
         """Stores the next offset that `group` will read in each partition. Durable on return.
 
-        A partition that is gone may have no position. Raises Unavailable if the log cannot be reached.
+        A partition that is gone may have no position. Raises Unavailable if the log cannot be
+        reached.
         """
         ...
 
-    def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    def committed(
+        self, group: str, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, int]:
         """Returns the offsets that `commit` stored; a partition without one is absent."""
         ...
 
-    def wait_committed(self, group: str, topic: str, partition: int, offset: int, *, wait_s: float) -> bool:
+    def wait_committed(
+        self, group: str, topic: str, partition: int, offset: int, *, wait_s: float
+    ) -> bool:
         """Returns True as soon as `group` has committed beyond `offset`, False after `wait_s`."""
         ...
 
@@ -218,8 +239,8 @@ class Log(Protocol):
     def keeping(self, topic: str, partition: int, bytes_max: int) -> int:
         """Returns the lowest offset from which the records to the end take at most `bytes_max`.
 
-        Returns `begin` if the log does not know sizes: on Kafka, the topic's `retention.bytes` is the
-        bound.
+        Returns `begin` if the log does not know sizes: on Kafka, the topic's `retention.bytes` is
+        the bound.
         """
         ...
 
@@ -243,7 +264,9 @@ class Log(Protocol):
 def check_start(topic: str, partition: int, start: int, log_start: int, log_end: int) -> None:
     """Raises Refused for an offset below `log_start` (retention) or beyond `log_end`."""
     if kind := start_trouble(start, log_start, log_end):
-        raise Refused(start_reason(kind, (topic, partition), start, log_start, log_end), field="offset")
+        raise Refused(
+            start_reason(kind, (topic, partition), start, log_start, log_end), field="offset"
+        )
 
 
 def start_trouble(start: int, log_start: int, log_end: int) -> HaltKind | None:
@@ -253,11 +276,15 @@ def start_trouble(start: int, log_start: int, log_end: int) -> HaltKind | None:
     return "beyond_end" if start > log_end else None
 
 
-def start_reason(kind: HaltKind, tp: TopicPartition, start: int, log_start: int, log_end: int) -> str:
+def start_reason(
+    kind: HaltKind, tp: TopicPartition, start: int, log_start: int, log_end: int
+) -> str:
     """Returns the reason of a halt as a sentence for an operator. Pure."""
     if kind == "offset_gone":
         return f"{tp[0]}/{tp[1]}: offset {start} is gone, the log begins at {log_start} (retention)"
-    return f"{tp[0]}/{tp[1]}: offset {start} is beyond the end {log_end}: was the topic created again?"
+    return (
+        f"{tp[0]}/{tp[1]}: offset {start} is beyond the end {log_end}: was the topic created again?"
+    )
 
 
 def read_between(
@@ -290,5 +317,6 @@ def open_log(url: str, kafka: KafkaSettings | None = None) -> Log:
             return KafkaLog(rest.rstrip("/"), kafka)
         case _:
             raise Refused(
-                f"log_url {url!r} has an unknown scheme: use sqlite:///PATH or kafka://HOST:PORT", field="log_url"
+                f"log_url {url!r} has an unknown scheme: use sqlite:///PATH or kafka://HOST:PORT",
+                field="log_url",
             )

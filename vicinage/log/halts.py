@@ -26,7 +26,9 @@ class Halts:
         if before == self._known:
             return {}
         self._gauge.set(len(self._known))
-        new = {tp: h for tp, h in self._known.items() if tp not in before or before[tp].kind != h.kind}
+        new = {
+            tp: h for tp, h in self._known.items() if tp not in before or before[tp].kind != h.kind
+        }
         for (topic, partition), halt in new.items():
             at = {"topic": topic, "partition": partition, "offset": halt.position}
             self._event.error("partition.halted", kind=halt.kind, reason=halt.reason, **at)

@@ -24,7 +24,11 @@ from vicinage.log.kafka_topics import Topic, Topics
 from vicinage.log.mac import Macs
 from vicinage.settings import KafkaSettings
 
-COORDINATOR_MOVES: Final = ("CoordinatorNotAvailableError", "CoordinatorLoadInProgressError", "NotCoordinatorError")
+COORDINATOR_MOVES: Final = (
+    "CoordinatorNotAvailableError",
+    "CoordinatorLoadInProgressError",
+    "NotCoordinatorError",
+)
 T = TypeVar("T")
 SLICE_MS: Final = 500
 """How long a call about one partition may delay other calls that use the same client."""
@@ -93,7 +97,9 @@ class KafkaLog:
 
     # topics
 
-    def ensure_topic(self, topic: str, partitions: int = 1, *, retention_ms: int | None = None) -> int:
+    def ensure_topic(
+        self, topic: str, partitions: int = 1, *, retention_ms: int | None = None
+    ) -> int:
         """See Log."""
         from kafka.errors import TopicAlreadyExistsError
 
@@ -103,13 +109,19 @@ class KafkaLog:
             "retention.ms": str(-1 if retention_ms is None else retention_ms),
             "max.message.bytes": str(MESSAGE_BYTES_MAX),
         }
-        with self._errors("creating a topic"), suppress(TopicAlreadyExistsError), self._changes.using() as admin:
+        with (
+            self._errors("creating a topic"),
+            suppress(TopicAlreadyExistsError),
+            self._changes.using() as admin,
+        ):
             wanted = {topic: {"num_partitions": partitions, "configs": configs}}
             admin.create_topics(wanted, timeout_ms=CALL_MS, wait_for_metadata=True)
         end = time.monotonic() + DEADLINE_S
         while not (found := self._known(topic, fresh=True)):
             if time.monotonic() > end:
-                raise Unavailable(f"topic {topic} was created but is not visible yet", dependency="log")
+                raise Unavailable(
+                    f"topic {topic} was created but is not visible yet", dependency="log"
+                )
             time.sleep(0.05)
         return found
 
@@ -139,7 +151,9 @@ class KafkaLog:
         end = time.monotonic() + DEADLINE_S
         while (found := self.partitions(topic)) < partitions:
             if time.monotonic() > end:
-                raise Unavailable(f"partitions of {topic} were added but are not visible yet", dependency="log")
+                raise Unavailable(
+                    f"partitions of {topic} were added but are not visible yet", dependency="log"
+                )
             time.sleep(0.05)
         return found
 
@@ -157,7 +171,11 @@ class KafkaLog:
         """See Log."""
         from kafka.errors import UnknownTopicOrPartitionError
 
-        with self._errors("deleting a topic"), suppress(UnknownTopicOrPartitionError), self._changes.using() as admin:
+        with (
+            self._errors("deleting a topic"),
+            suppress(UnknownTopicOrPartitionError),
+            self._changes.using() as admin,
+        ):
             admin.delete_topics([topic], timeout_ms=CALL_MS)
         self._topics.forget()
 
@@ -169,7 +187,9 @@ class KafkaLog:
         """See Log."""
         return self._offset("end_offsets", topic, partition)
 
-    def extents(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+    def extents(
+        self, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, tuple[int, int]]:
         """See Log. Makes two requests per broker, however many partitions there are."""
         from kafka import TopicPartition as Tp
 
@@ -226,12 +246,16 @@ class KafkaLog:
             there = {tp: at for tp, at in positions.items() if topics is None or _has(topics, tp)}
             offsets = {Tp(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in there.items()}
             with consumers.using() as consumer:
-                _retry_while_coordinator_moves(lambda: consumer.commit(offsets, timeout_ms=SLICE_MS))
+                _retry_while_coordinator_moves(
+                    lambda: consumer.commit(offsets, timeout_ms=SLICE_MS)
+                )
 
         with self._errors("committing"):
             self._in_slices(ask)
 
-    def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    def committed(
+        self, group: str, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, int]:
         """See Log."""
         from kafka import TopicPartition as Tp
 
@@ -242,7 +266,9 @@ class KafkaLog:
             found = _retry_while_coordinator_moves(lambda: admin.list_group_offsets(asked))[group]
         return {(tp.topic, tp.partition): at.offset for tp, at in found.items() if at.offset >= 0}
 
-    def wait_committed(self, group: str, topic: str, partition: int, offset: int, *, wait_s: float) -> bool:
+    def wait_committed(
+        self, group: str, topic: str, partition: int, offset: int, *, wait_s: float
+    ) -> bool:
         """See Log."""
         began = time.monotonic()
         end = began + wait_s
@@ -252,11 +278,15 @@ class KafkaLog:
             now = time.monotonic()
             if now >= end or self._closed:
                 return False
-            time.sleep(min(max(COMMITTED_EVERY_S, (now - began) / 10), COMMITTED_EVERY_MAX_S, end - now))
+            time.sleep(
+                min(max(COMMITTED_EVERY_S, (now - began) / 10), COMMITTED_EVERY_MAX_S, end - now)
+            )
 
     # reading
 
-    def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[LogRecord]:
+    def read(
+        self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20
+    ) -> list[LogRecord]:
         """See Log."""
         log_start, log_end = self.begin(topic, partition), self.end(topic, partition)
         check_start(topic, partition, start, log_start, log_end)
@@ -275,7 +305,8 @@ class KafkaLog:
         finally:
             reader.close()
         raise Unavailable(
-            f"{topic}/{partition}: no record from offset {start} within {DEADLINE_S:.0f} s", dependency="log"
+            f"{topic}/{partition}: no record from offset {start} within {DEADLINE_S:.0f} s",
+            dependency="log",
         )
 
     def reader(self, starts: Mapping[TopicPartition, int]) -> KafkaReader:
@@ -323,7 +354,13 @@ class KafkaLog:
     def _new_administrator(self) -> Any:
         from kafka import KafkaAdminClient
 
-        return open_client(KafkaAdminClient, self._servers, self._client, answer_ms=CALL_MS, request_timeout_ms=CALL_MS)
+        return open_client(
+            KafkaAdminClient,
+            self._servers,
+            self._client,
+            answer_ms=CALL_MS,
+            request_timeout_ms=CALL_MS,
+        )
 
     def _group(self, group: str) -> _Shared:
         with self._lock:
@@ -332,7 +369,9 @@ class KafkaLog:
     def _offset(self, which: str, topic: str, partition: int) -> int:
         from kafka import TopicPartition as Tp
 
-        if partition < 0 or (partition >= self._known(topic) and partition >= self.partitions(topic)):
+        if partition < 0 or (
+            partition >= self._known(topic) and partition >= self.partitions(topic)
+        ):
             raise NotFound(f"the log has no partition {partition} of a topic {topic!r}")
         tp = Tp(topic, partition)
 
@@ -348,9 +387,9 @@ class KafkaLog:
     def _in_slices(self, ask: Callable[[Mapping[str, Topic] | None], T]) -> T:
         """Returns the result of `ask` within CALL_MS, in short attempts. Raises KafkaTimeoutError.
 
-        kafka-python retries a request about a deleted partition until its timeout, while other callers
-        wait for the client. So each attempt is short; from the second on, `ask` receives the topics
-        that exist.
+        kafka-python retries a request about a deleted partition until its timeout, while other
+        callers wait for the client. So each attempt is short; from the second on, `ask` receives
+        the topics that exist.
         """
         from kafka.errors import KafkaTimeoutError
 
@@ -404,12 +443,14 @@ def _has(topics: Mapping[str, Topic], tp: TopicPartition) -> bool:
     return found is not None and tp[1] < found.partitions
 
 
-def _offsets(ask: Callable[..., Mapping[Any, int]], tps: Sequence[Any], timeout_ms: int) -> Mapping[Any, int]:
+def _offsets(
+    ask: Callable[..., Mapping[Any, int]], tps: Sequence[Any], timeout_ms: int
+) -> Mapping[Any, int]:
     """Returns an offset for each partition. Raises KafkaTimeoutError.
 
-    kafka-python asks only about partitions whose leader it knows. It raises KeyError for the others:
-    the topic is new to it, or has no leader now. Meanwhile it looks up their leaders, so the next
-    attempt succeeds.
+    kafka-python asks only about partitions whose leader it knows. It raises KeyError for the
+    others: the topic is new to it, or has no leader now. Meanwhile it looks up their leaders, so
+    the next attempt succeeds.
     """
     from kafka.errors import KafkaTimeoutError
 

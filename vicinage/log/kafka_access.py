@@ -32,11 +32,15 @@ def has_authorizer(log_url: str, kafka: KafkaSettings) -> bool:
     )
     from kafka.errors import ClusterAuthorizationFailedError, KafkaError, SecurityDisabledError
 
-    topic = ResourcePatternFilter(ResourceType.TOPIC, "vicinage.vectors", ACLResourcePatternType.LITERAL)
+    topic = ResourcePatternFilter(
+        ResourceType.TOPIC, "vicinage.vectors", ACLResourcePatternType.LITERAL
+    )
     asked = ACLFilter(None, None, ACLOperation.ANY, ACLPermissionType.ANY, topic)
     try:
         servers, security = servers_of(log_url), client_options(kafka)
-        admin = open_client(KafkaAdminClient, servers, security, answer_ms=CALL_MS, request_timeout_ms=CALL_MS)
+        admin = open_client(
+            KafkaAdminClient, servers, security, answer_ms=CALL_MS, request_timeout_ms=CALL_MS
+        )
         try:
             admin.describe_acls(asked)
         finally:
@@ -46,5 +50,7 @@ def has_authorizer(log_url: str, kafka: KafkaSettings) -> bool:
     except ClusterAuthorizationFailedError:
         return True
     except KafkaError as error:
-        raise Unavailable(f"the log is unavailable (reading permissions): {error}", dependency="log") from error
+        raise Unavailable(
+            f"the log is unavailable (reading permissions): {error}", dependency="log"
+        ) from error
     return True

@@ -19,13 +19,21 @@ def connect(servers: Sequence[str]) -> None:
     """
     for server in servers:
         host, _, port = server.rpartition(":")
-        with suppress(OSError, ValueError), socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
+        with (
+            suppress(OSError, ValueError),
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S),
+        ):
             return
     raise Unavailable("no Kafka broker can be reached", dependency="log")
 
 
 def open_client(
-    kind: Callable[..., Any], servers: Sequence[str], security: Mapping[str, Any], *, answer_ms: int, **options: Any
+    kind: Callable[..., Any],
+    servers: Sequence[str],
+    security: Mapping[str, Any],
+    *,
+    answer_ms: int,
+    **options: Any,
 ) -> Any:
     """Returns a client of the kind (KafkaConsumer, KafkaProducer, KafkaAdminClient) that a broker has answered.
 

@@ -85,8 +85,8 @@ class FactsReader:
     def look(self, topic: str) -> TopicFacts:
         """Reads the topic's facts from the brokers.
 
-        Raises NotFound for a topic that does not exist, and Unavailable if this client may not see it
-        or no broker answers within CALL_MS.
+        Raises NotFound for a topic that does not exist, and Unavailable if this client may not see
+        it or no broker answers within CALL_MS.
         """
         asked = time.monotonic()
         if not self._asking.acquire(timeout=0 if self._down else 2 * CALL_MS / 1000):
@@ -135,7 +135,9 @@ class FactsReader:
                     settings = self._settings(topics[start : start + DESCRIBED_MAX])
                 except KafkaError as error:
                     raise unanswered(self._client, error) from error
-                found |= {topic: wrong for topic, facts in settings.items() if (wrong := problems(facts))}
+                found |= {
+                    topic: wrong for topic, facts in settings.items() if (wrong := problems(facts))
+                }
         return found
 
     def forget(self, topic: str) -> None:
@@ -160,19 +162,27 @@ class FactsReader:
             return NotFound(f"the log has no topic {topic!r}")
         if error.errno != 0:
             return Unavailable(
-                f"the brokers do not show topic {topic!r}: {error.__name__}", dependency="log", retry_after_s=30
+                f"the brokers do not show topic {topic!r}: {error.__name__}",
+                dependency="log",
+                retry_after_s=30,
             )
         return replace(self._settings([topic])[topic], partitions=len(described["partitions"]))
 
     def _settings(self, topics: Sequence[str]) -> dict[str, TopicFacts]:
         """Returns each topic's settings, with 0 partitions; None for a setting that is not shown."""
-        resources = [ConfigResource(ConfigResourceType.TOPIC, topic, list(SETTINGS_READ)) for topic in topics]
-        described = self._administrator().describe_configs(resources, config_filter="all").get("topic", {})
+        resources = [
+            ConfigResource(ConfigResourceType.TOPIC, topic, list(SETTINGS_READ)) for topic in topics
+        ]
+        described = (
+            self._administrator().describe_configs(resources, config_filter="all").get("topic", {})
+        )
         found = {}
         for topic in topics:
             values = {name: entry["value"] for name, entry in described.get(topic, {}).items()}
             limit = values.get("max.message.bytes")
-            found[topic] = TopicFacts(0, None if limit is None else int(limit), values.get("cleanup.policy"))
+            found[topic] = TopicFacts(
+                0, None if limit is None else int(limit), values.get("cleanup.policy")
+            )
         return found
 
     def _administrator(self) -> KafkaAdminClient:
@@ -180,6 +190,10 @@ class FactsReader:
             raise Unavailable("the log is closed", dependency="log")
         if self._admin is None:
             self._admin = open_client(
-                KafkaAdminClient, self._servers, self._client, answer_ms=CALL_MS, request_timeout_ms=CALL_MS
+                KafkaAdminClient,
+                self._servers,
+                self._client,
+                answer_ms=CALL_MS,
+                request_timeout_ms=CALL_MS,
             )
         return self._admin

@@ -2,16 +2,17 @@
 
 A record that the broker refuses, or a deleted topic, fails only its own request.
 
-All appends of a process share one idempotent producer: one connection per broker, and no stale retry
-is written after a newer record. Three defects of kafka-python 3.0 would let one topic stop all
-appends. They are contained here:
+All appends of a process share one idempotent producer: one connection per broker, and no stale
+retry is written after a newer record. Three defects of kafka-python 3.0 would let one topic stop
+all appends. They are contained here:
 
 - A refused record puts the idempotent producer into a final state: all further sends fail with that
   record's error. `_Transactions` starts a new producer epoch instead, as the Java client does.
 - Records that expire after a first attempt reset the producer id, and no new id is ever requested:
   nothing is written from then on. `_Transactions` starts a new epoch here, too. The new epoch also
   fences requests that may still be in flight.
-- Records of a deleted topic are retried until they expire, and the topic's metadata is requested ten
+- Records of a deleted topic are retried until they expire, and the topic's metadata is requested
+  ten
   times a second forever. If an acknowledgment is late, `append` looks up the topic and replaces the
   producer.
 
@@ -61,8 +62,12 @@ RECORD_OVERHEAD: Final = 128
 """Bytes that a record of one batch takes beside key, value and headers."""
 
 _event = events("log")
-_replaced = counter("vicinage_log_producers_replaced_total", "Kafka producers replaced, by reason", ("reason",))
-_refused = counter("vicinage_log_appends_refused_total", "appends refused or failed, by kind of error", ("kind",))
+_replaced = counter(
+    "vicinage_log_producers_replaced_total", "Kafka producers replaced, by reason", ("reason",)
+)
+_refused = counter(
+    "vicinage_log_appends_refused_total", "appends refused or failed, by kind of error", ("kind",)
+)
 
 # Every error of the client reaches a caller. The client's log lines name topics, ten times a
 # second.
@@ -101,9 +106,9 @@ class KafkaAppender:
         """Appends the records in order; returns their offsets once every in-sync replica has them.
 
         Raises NotFound for a topic or partition that does not exist, TooLarge for a record over the
-        topic's limit, and Unavailable if the topic takes no records or no broker answers. Records may
-        be in the log after an Unavailable, or if the topic was deleted or its limit lowered within the
-        last minute: append them again.
+        topic's limit, and Unavailable if the topic takes no records or no broker answers. Records
+        may be in the log after an Unavailable, or if the topic was deleted or its limit lowered
+        within the last minute: append them again.
         """
         try:
             return self._append(topic, partition, records) if records else []
@@ -126,7 +131,9 @@ class KafkaAppender:
             fresh_s = (
                 REFUSAL_FRESH_S if partition < known.partitions else 0.0
             )  # a new partition map may already name it
-            trouble = _trouble(self._topics.facts(topic, fresh_s=fresh_s), topic, partition, records)
+            trouble = _trouble(
+                self._topics.facts(topic, fresh_s=fresh_s), topic, partition, records
+            )
             if trouble is not None:
                 raise trouble
         try:
@@ -136,7 +143,9 @@ class KafkaAppender:
         try:
             return self._send(topic, partition, records)
         except _STALE_EPOCH_ERRORS as error:
-            raise Unavailable(f"the log did not take the records ({type(error).__name__})", dependency="log") from error
+            raise Unavailable(
+                f"the log did not take the records ({type(error).__name__})", dependency="log"
+            ) from error
 
     def _send(self, topic: str, partition: int, records: Sequence[Record]) -> list[int]:
         producer, began = self._producers.current(), time.monotonic()
@@ -193,7 +202,9 @@ class KafkaAppender:
                 not is_timeout or self._acknowledged_at < began
             ):  # else other topics are acknowledged: only this one fails
                 self._producers.replace(producer, name)
-            raise Unavailable(f"the log did not take the records ({name})", dependency="log") from error
+            raise Unavailable(
+                f"the log did not take the records ({name})", dependency="log"
+            ) from error
         finally:
             if _is_broken(producer):
                 self._producers.replace(producer, "broken")
@@ -252,7 +263,9 @@ class _Producers:
             self._draining += drain
         _replaced.labels(reason).inc()
         _event.warning("producer.replaced", reason=reason)
-        threading.Thread(target=self._end, args=(producer, drain), name="kafka-producer-end", daemon=True).start()
+        threading.Thread(
+            target=self._end, args=(producer, drain), name="kafka-producer-end", daemon=True
+        ).start()
 
     def close(self) -> None:
         """Closes the producer. Idempotent."""
@@ -312,7 +325,11 @@ class _Transactions(TransactionManager):  # type: ignore[misc]
         """Makes a refused record fail only its batch; kafka-python would end the producer."""
         found = str(super().classify_batch_error(error, batch, log_start_offset=log_start_offset))
         error_type = error if isinstance(error, type) else type(error)
-        if found == self.ERROR_CLASS_FATAL and error_type not in self._FATAL_ERRORS and self._supports_epoch_bump():
+        if (
+            found == self.ERROR_CLASS_FATAL
+            and error_type not in self._FATAL_ERRORS
+            and self._supports_epoch_bump()
+        ):
             return str(self.ERROR_CLASS_NEEDS_EPOCH_BUMP)
         return found
 
@@ -454,4 +471,6 @@ def _unusable(topic: str, why: str) -> Unavailable:
 
 
 def _late(topic: str, partition: int, waited_s: float) -> Unavailable:
-    return Unavailable(f"{topic}/{partition} acknowledged nothing within {waited_s:.0f} s", dependency="log")
+    return Unavailable(
+        f"{topic}/{partition} acknowledged nothing within {waited_s:.0f} s", dependency="log"
+    )

@@ -10,7 +10,16 @@ from typing import Any, Final
 
 from vicinage.clock import longer
 from vicinage.errors import Unavailable, VicinageError
-from vicinage.log import STICKY, Halt, HaltKind, LogRecord, Record, TopicPartition, start_reason, start_trouble
+from vicinage.log import (
+    STICKY,
+    Halt,
+    HaltKind,
+    LogRecord,
+    Record,
+    TopicPartition,
+    start_reason,
+    start_trouble,
+)
 from vicinage.log.kafka_codecs import bound
 from vicinage.log.kafka_facts import MESSAGE_BYTES_MAX
 from vicinage.log.kafka_topics import Topics
@@ -22,9 +31,7 @@ AGAIN_S: Final = (1.0, 60.0)
 """Shortest and longest wait before a halted partition is retried."""
 PROBE_S: Final = 2.0
 """The halt of a partition ends after a retry without an error for this long."""
-UNDECODABLE: Final = (
-    "this record, or an earlier one of its batch, can't be decoded: header names must be UTF-8. Send it again"
-)
+UNDECODABLE: Final = "this record, or an earlier one of its batch, can't be decoded: header names must be UTF-8. Send it again"
 
 
 class Misread(Exception):
@@ -70,7 +77,13 @@ class KafkaReader:
         self._listed = -1.0
 
     def add(
-        self, topic: str, partition: int, start: int, *, topic_id: str | None = None, halt: Halt | None = None
+        self,
+        topic: str,
+        partition: int,
+        start: int,
+        *,
+        topic_id: str | None = None,
+        halt: Halt | None = None,
     ) -> None:
         """See Reader."""
         tp = (topic, partition)
@@ -119,7 +132,8 @@ class KafkaReader:
             return []
         except KafkaError as error:
             raise Unavailable(
-                f"the log is unavailable (reading): {type(error).__name__} {error}", dependency="log"
+                f"the log is unavailable (reading): {type(error).__name__} {error}",
+                dependency="log",
             ) from error
         taken = [self._check_record(_stored(r)) for records in found.values() for r in records]
         for record in taken:
@@ -155,10 +169,15 @@ class KafkaReader:
         from kafka.errors import KafkaError
 
         try:
-            return int(self._consumer.end_offsets([Tp(topic, partition)], timeout_ms=CALL_MS)[Tp(topic, partition)])
+            return int(
+                self._consumer.end_offsets([Tp(topic, partition)], timeout_ms=CALL_MS)[
+                    Tp(topic, partition)
+                ]
+            )
         except KafkaError as error:
             raise Unavailable(
-                f"the log is unavailable (reading): {type(error).__name__} {error}", dependency="log"
+                f"the log is unavailable (reading): {type(error).__name__} {error}",
+                dependency="log",
             ) from error
 
     def close(self) -> None:
@@ -216,15 +235,25 @@ class KafkaReader:
                 self._try_again(tp, now)
 
     def _check(self, topics: Mapping[str, Any], *, fresh: bool) -> None:
-        unsure = self._positions if not fresh else [tp for tp in self._new if tp not in self._halted]
+        unsure = (
+            self._positions if not fresh else [tp for tp in self._new if tp not in self._halted]
+        )
         if any(tp[0] not in topics or tp[1] >= topics[tp[0]].partitions for tp in unsure):
             topics = self._list()
         for tp in self._positions:
             topic = topics.get(tp[0])
             if topic is None or tp[1] >= topic.partitions:
-                self._halt(tp, "topic_missing", f"{tp[0]}/{tp[1]}: the log shows no such topic or partition")
+                self._halt(
+                    tp,
+                    "topic_missing",
+                    f"{tp[0]}/{tp[1]}: the log shows no such topic or partition",
+                )
             elif self._ids.setdefault(tp, topic.id) != topic.id:
-                self._halt(tp, "topic_replaced", f"{tp[0]}/{tp[1]}: the topic was deleted and created again")
+                self._halt(
+                    tp,
+                    "topic_replaced",
+                    f"{tp[0]}/{tp[1]}: the topic was deleted and created again",
+                )
             elif self._kind(tp) == "topic_missing":
                 self._recover(tp)
 
@@ -284,7 +313,9 @@ class KafkaReader:
                 return [self._step_over(tp, max(misread.position, self._positions[tp]))]
             case name:
                 self._halt(
-                    tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {misread.position} cannot be read: {name} {cause}"
+                    tp,
+                    "unreadable",
+                    f"{tp[0]}/{tp[1]}: offset {misread.position} cannot be read: {name} {cause}",
                 )
         return []
 
@@ -297,24 +328,38 @@ class KafkaReader:
         self._positions[tp] = position + 1
         self._new.add(tp)
         self._changed = True
-        return LogRecord(*tp, position, Record(b"", event_time_ms=int(time.time() * 1000), unreadable=UNDECODABLE))
+        return LogRecord(
+            *tp,
+            position,
+            Record(b"", event_time_ms=int(time.time() * 1000), unreadable=UNDECODABLE),
+        )
 
     def _out_of_range(self, tp: TopicPartition) -> None:
         position = self._positions[tp]
         try:
             found = self._list().get(tp[0])
             if found is not None and self._ids.get(tp, found.id) != found.id:
-                self._halt(tp, "topic_replaced", f"{tp[0]}/{tp[1]}: the topic was deleted and created again")
+                self._halt(
+                    tp,
+                    "topic_replaced",
+                    f"{tp[0]}/{tp[1]}: the topic was deleted and created again",
+                )
                 return
             log_start, log_end = self._extent(*tp)
         except VicinageError as error:
-            self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {position} is out of range ({error.detail})")
+            self._halt(
+                tp,
+                "unreadable",
+                f"{tp[0]}/{tp[1]}: offset {position} is out of range ({error.detail})",
+            )
             return
         kind = start_trouble(position, log_start, log_end)
         if kind is not None:
             self._halt(tp, kind, start_reason(kind, tp, position, log_start, log_end))
         else:  # in range again: the leader has changed since
-            self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {position} was refused as out of range")
+            self._halt(
+                tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {position} was refused as out of range"
+            )
 
 
 def _unauthorized(tp: TopicPartition) -> str:
@@ -334,7 +379,9 @@ def _locate_errors(consumer: Any) -> None:
         try:
             return parse(completed)
         except Exception as error:
-            raise Misread(tuple(completed.topic_partition), completed.fetched_offset, error) from error
+            raise Misread(
+                tuple(completed.topic_partition), completed.fetched_offset, error
+            ) from error
 
     def appended(drained: Any, part: Any, *rest: Any) -> Any:
         try:

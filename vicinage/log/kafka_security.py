@@ -12,7 +12,12 @@ from vicinage.errors import Refused, Unavailable
 from vicinage.log.mac import KEY_BYTES_MIN, Macs
 from vicinage.settings import KafkaSettings
 
-PROTOCOLS: Final = {"plaintext": "PLAINTEXT", "tls": "SSL", "sasl": "SASL_PLAINTEXT", "sasl-tls": "SASL_SSL"}
+PROTOCOLS: Final = {
+    "plaintext": "PLAINTEXT",
+    "tls": "SSL",
+    "sasl": "SASL_PLAINTEXT",
+    "sasl-tls": "SASL_SSL",
+}
 TOKEN_TIMEOUT_S: Final = 5.0
 RENEW_SHARE: Final = 0.8
 """Share of a token's lifetime after which another is requested."""
@@ -32,12 +37,15 @@ def client_options(kafka: KafkaSettings) -> dict[str, Any]:
         options |= _tls(kafka)
     elif kafka.ca_file or kafka.cert_file:
         raise Refused(
-            'kafka.ca_file and kafka.cert_file need kafka.security "tls" or "sasl-tls"', field="kafka.security"
+            'kafka.ca_file and kafka.cert_file need kafka.security "tls" or "sasl-tls"',
+            field="kafka.security",
         )
     if kafka.security in ("sasl", "sasl-tls"):
         options |= _sasl(kafka)
     elif kafka.mechanism:
-        raise Refused('kafka.mechanism needs kafka.security "sasl" or "sasl-tls"', field="kafka.security")
+        raise Refused(
+            'kafka.mechanism needs kafka.security "sasl" or "sasl-tls"', field="kafka.security"
+        )
     return options if kafka.security != "plaintext" else {}
 
 
@@ -52,7 +60,9 @@ def or_refused(client: Mapping[str, Any]) -> str:
 
 def unanswered(client: Mapping[str, Any], error: Exception) -> Unavailable:
     """Returns the error for a client with these options that no broker answers."""
-    return Unavailable(f"no Kafka broker answers: {type(error).__name__}{or_refused(client)}", dependency="log")
+    return Unavailable(
+        f"no Kafka broker answers: {type(error).__name__}{or_refused(client)}", dependency="log"
+    )
 
 
 def macs(kafka: KafkaSettings) -> Macs:
@@ -62,7 +72,9 @@ def macs(kafka: KafkaSettings) -> Macs:
     """
     keys = tuple(key.get_secret_value().encode() for key in kafka.mac_keys)
     if any(len(key) < KEY_BYTES_MIN for key in keys):
-        raise Refused(f"kafka.mac_keys: a key has at least {KEY_BYTES_MIN} bytes", field="kafka.mac_keys")
+        raise Refused(
+            f"kafka.mac_keys: a key has at least {KEY_BYTES_MIN} bytes", field="kafka.mac_keys"
+        )
     if kafka.mac_required and not keys:
         raise Refused("kafka.mac_required needs kafka.mac_keys", field="kafka.mac_keys")
     return Macs(keys, kafka.mac_required)
@@ -74,7 +86,9 @@ def _tls(kafka: KafkaSettings) -> dict[str, Any]:
         if path and not Path(path).is_file():
             raise Refused(f"kafka.{name}: there is no file {path}", field=f"kafka.{name}")
     if bool(kafka.cert_file) != bool(kafka.key_file):
-        raise Refused("kafka.cert_file and kafka.key_file are set together (mTLS)", field="kafka.cert_file")
+        raise Refused(
+            "kafka.cert_file and kafka.key_file are set together (mTLS)", field="kafka.cert_file"
+        )
     return {
         "ssl_cafile": kafka.ca_file or None,
         "ssl_certfile": kafka.cert_file or None,
@@ -103,7 +117,9 @@ def _tokens(kafka: KafkaSettings) -> AbstractTokenProvider:
     if kafka.token_file:
         return FileTokens(Path(kafka.token_file))
     if kafka.token_url and kafka.username and kafka.password.get_secret_value():
-        return ServerTokens(kafka.token_url, kafka.username, kafka.password.get_secret_value(), kafka.token_scope)
+        return ServerTokens(
+            kafka.token_url, kafka.username, kafka.password.get_secret_value(), kafka.token_scope
+        )
     raise Refused(
         "OAUTHBEARER needs kafka.token_file, or kafka.token_url with kafka.username (the client id) and kafka.password"
         " (its secret)",
@@ -123,7 +139,9 @@ class FileTokens(AbstractTokenProvider):  # type: ignore[misc]
         try:
             return self._path.read_text().strip()
         except OSError as error:
-            raise Unavailable(f"kafka.token_file cannot be read: {error}", dependency="log") from error
+            raise Unavailable(
+                f"kafka.token_file cannot be read: {error}", dependency="log"
+            ) from error
 
 
 class ServerTokens(AbstractTokenProvider):  # type: ignore[misc]
@@ -145,14 +163,28 @@ class ServerTokens(AbstractTokenProvider):  # type: ignore[misc]
         with self._lock:
             if time.monotonic() < self._until:
                 return self._token
-            body = {"grant_type": "client_credentials", **({"scope": self._scope} if self._scope else {})}
+            body = {
+                "grant_type": "client_credentials",
+                **({"scope": self._scope} if self._scope else {}),
+            }
             try:
-                answered = httpx.post(self._url, data=body, auth=self._client, timeout=TOKEN_TIMEOUT_S)
+                answered = httpx.post(
+                    self._url, data=body, auth=self._client, timeout=TOKEN_TIMEOUT_S
+                )
                 found = answered.raise_for_status().json()
-                token, life_s = str(found["access_token"]), float(found.get("expires_in", TOKEN_LIFE_S))
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:  # TypeError: not an object, or null
+                token, life_s = (
+                    str(found["access_token"]),
+                    float(found.get("expires_in", TOKEN_LIFE_S)),
+                )
+            except (
+                httpx.HTTPError,
+                ValueError,
+                KeyError,
+                TypeError,
+            ) as error:  # TypeError: not an object, or null
                 raise Unavailable(
-                    f"the token server of Kafka gave no token: {type(error).__name__}", dependency="log"
+                    f"the token server of Kafka gave no token: {type(error).__name__}",
+                    dependency="log",
                 ) from error
             self._token, self._until = token, time.monotonic() + RENEW_SHARE * life_s
             return token

@@ -97,7 +97,12 @@ class Topics:
             began = time.monotonic()
             try:
                 self.look()
-            except (KafkaError, Unavailable, OSError, RuntimeError):  # RuntimeError: closed meanwhile
+            except (
+                KafkaError,
+                Unavailable,
+                OSError,
+                RuntimeError,
+            ):  # RuntimeError: closed meanwhile
                 # the last listing ages; after OLD_S callers get the error themselves
                 pause_s = LOOK_S
             else:
@@ -106,4 +111,6 @@ class Topics:
 
 def _topics(described: Iterable[Mapping[str, Any]]) -> dict[str, Topic]:
     """Returns the topics with partitions; one without is being created or deleted, or is absent."""
-    return {t["name"]: Topic(n, str(t["topic_id"])) for t in described if (n := len(t["partitions"]))}
+    return {
+        t["name"]: Topic(n, str(t["topic_id"])) for t in described if (n := len(t["partitions"]))
+    }

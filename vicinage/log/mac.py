@@ -40,7 +40,10 @@ class Macs:
         """
         if not self.keys or topic not in INTERNAL_TOPICS:
             return records
-        return [replace(r, headers=(*r.headers, (HEADER, _mac(self.keys[0], topic, partition, r)))) for r in records]
+        return [
+            replace(r, headers=(*r.headers, (HEADER, _mac(self.keys[0], topic, partition, r))))
+            for r in records
+        ]
 
     def check(self, record: LogRecord) -> LogRecord:
         """Returns the record, with `unreadable` set if its MAC is wrong or, if required, missing.
@@ -53,7 +56,8 @@ class Macs:
         if given is None and not self.required:
             return record
         if given is not None and any(
-            hmac.compare_digest(given, _mac(key, record.topic, record.partition, record.record)) for key in self.keys
+            hmac.compare_digest(given, _mac(key, record.topic, record.partition, record.record))
+            for key in self.keys
         ):
             return record
         reason = "its MAC is missing" if given is None else "its MAC is of no known key"
@@ -61,7 +65,9 @@ class Macs:
 
 
 def _mac(key: bytes, topic: str, partition: int, record: Record) -> bytes:
-    found = hashlib.blake2b(key=hashlib.sha256(key).digest(), digest_size=_DIGEST_BYTES, person=b"vicinage-log")
+    found = hashlib.blake2b(
+        key=hashlib.sha256(key).digest(), digest_size=_DIGEST_BYTES, person=b"vicinage-log"
+    )
     for part in (topic.encode(), str(partition).encode(), record.key or b"", record.value or b""):
         found.update(len(part).to_bytes(8, "little"))
         found.update(part)

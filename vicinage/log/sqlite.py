@@ -86,7 +86,10 @@ class SqliteLog:
     def topics(self, prefix: str = "", *, max_age_s: float = 0.0) -> dict[str, int]:
         """See Log. The result is always current."""
         del max_age_s
-        rows = self._read("SELECT name, partitions FROM topics WHERE substr(name, 1, ?) = ?", (len(prefix), prefix))
+        rows = self._read(
+            "SELECT name, partitions FROM topics WHERE substr(name, 1, ?) = ?",
+            (len(prefix), prefix),
+        )
         return dict(rows)
 
     def begin(self, topic: str, partition: int) -> int:
@@ -97,7 +100,9 @@ class SqliteLog:
         """Returns the offset that the next record will get."""
         return self._partition(topic, partition)[2]
 
-    def extents(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+    def extents(
+        self, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, tuple[int, int]]:
         """See Log."""
         found: dict[TopicPartition, tuple[int, int]] = {}
         for tp in partitions:
@@ -106,13 +111,17 @@ class SqliteLog:
                 found[tp] = log_start, log_end
         return found
 
-    def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    def committed(
+        self, group: str, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, int]:
         """Returns the group's next offsets."""
         sql = "SELECT next FROM positions WHERE grp = ? AND topic = ? AND partition = ?"
         found = {tp: self._read(sql, (group, *tp)) for tp in partitions}
         return {tp: rows[0][0] for tp, rows in found.items() if rows}
 
-    def wait_committed(self, group: str, topic: str, partition: int, offset: int, *, wait_s: float) -> bool:
+    def wait_committed(
+        self, group: str, topic: str, partition: int, offset: int, *, wait_s: float
+    ) -> bool:
         """Returns True as soon as `group` has committed beyond `offset`."""
         end = time.monotonic() + wait_s
         while True:
@@ -124,7 +133,9 @@ class SqliteLog:
                 return False
             self._notifier.wait(seen, left)
 
-    def read(self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20) -> list[LogRecord]:
+    def read(
+        self, topic: str, partition: int, start: int, *, bytes_max: int = 4 << 20
+    ) -> list[LogRecord]:
         """Returns records from `start` without waiting."""
         number, log_start, log_end = self._partition(topic, partition)
         check_start(topic, partition, start, log_start, log_end)
@@ -141,8 +152,15 @@ class SqliteLog:
         """See Log."""
 
         def work(c: sqlite3.Connection) -> int:
-            c.execute("UPDATE topics SET partitions = max(partitions, ?) WHERE name = ?", (partitions, topic))
-            if (row := c.execute("SELECT partitions FROM topics WHERE name = ?", (topic,)).fetchone()) is None:
+            c.execute(
+                "UPDATE topics SET partitions = max(partitions, ?) WHERE name = ?",
+                (partitions, topic),
+            )
+            if (
+                row := c.execute(
+                    "SELECT partitions FROM topics WHERE name = ?", (topic,)
+                ).fetchone()
+            ) is None:
                 raise NotFound(f"the log has no topic {topic!r}")  # deleted since the check below
             rows = [(topic, i) for i in range(row[0])]
             c.executemany("INSERT OR IGNORE INTO partitions (topic, number) VALUES (?, ?)", rows)
@@ -162,17 +180,24 @@ class SqliteLog:
 
     # writing
 
-    def ensure_topic(self, topic: str, partitions: int = 1, *, retention_ms: int | None = None) -> int:
+    def ensure_topic(
+        self, topic: str, partitions: int = 1, *, retention_ms: int | None = None
+    ) -> int:
         """Creates the topic if it does not exist; returns its number of partitions."""
         found = self._read("SELECT partitions FROM topics WHERE name = ?", (topic,))
         if found:
             return int(found[0][0])
 
         def work(c: sqlite3.Connection) -> int:
-            c.execute("INSERT OR IGNORE INTO topics VALUES (?, ?, ?)", (topic, partitions, retention_ms))
-            n = int(c.execute("SELECT partitions FROM topics WHERE name = ?", (topic,)).fetchone()[0])
+            c.execute(
+                "INSERT OR IGNORE INTO topics VALUES (?, ?, ?)", (topic, partitions, retention_ms)
+            )
+            n = int(
+                c.execute("SELECT partitions FROM topics WHERE name = ?", (topic,)).fetchone()[0]
+            )
             c.executemany(
-                "INSERT OR IGNORE INTO partitions (topic, number) VALUES (?, ?)", [(topic, i) for i in range(n)]
+                "INSERT OR IGNORE INTO partitions (topic, number) VALUES (?, ?)",
+                [(topic, i) for i in range(n)],
             )
             return n
 
@@ -182,9 +207,12 @@ class SqliteLog:
         """Deletes the topic, its records and the groups' positions in it."""
 
         def work(c: sqlite3.Connection) -> None:
-            for (number,) in c.execute("SELECT id FROM partitions WHERE topic = ?", (topic,)).fetchall():
+            for (number,) in c.execute(
+                "SELECT id FROM partitions WHERE topic = ?", (topic,)
+            ).fetchall():
                 c.execute(
-                    "DELETE FROM records WHERE id >= ? AND id < ?", (number << OFFSET_BITS, (number + 1) << OFFSET_BITS)
+                    "DELETE FROM records WHERE id >= ? AND id < ?",
+                    (number << OFFSET_BITS, (number + 1) << OFFSET_BITS),
                 )
             c.execute("DELETE FROM partitions WHERE topic = ?", (topic,))
             c.execute("DELETE FROM positions WHERE topic = ?", (topic,))
@@ -207,7 +235,9 @@ class SqliteLog:
 
     def commit(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
         """Stores the group's next offsets, all or none."""
-        rows = [(group, topic, partition, offset) for (topic, partition), offset in positions.items()]
+        rows = [
+            (group, topic, partition, offset) for (topic, partition), offset in positions.items()
+        ]
 
         def work(c: sqlite3.Connection) -> None:
             c.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?)", rows)
@@ -265,7 +295,9 @@ class SqliteLog:
             return job.done.result(DEADLINE_S)
         except (queue.Full, FutureTimeout):
             job.done.cancel()
-            raise Unavailable(f"the log did not complete a write within {DEADLINE_S:.0f} s", dependency="log") from None
+            raise Unavailable(
+                f"the log did not complete a write within {DEADLINE_S:.0f} s", dependency="log"
+            ) from None
 
     def _write_all(self) -> None:
         connection: sqlite3.Connection | None = None
@@ -285,11 +317,15 @@ class SqliteLog:
                     self._jobs.put(None)
                     break
                 group.append(following)
-            connection = self._write(connection, [j for j in group if j.done.set_running_or_notify_cancel()])
+            connection = self._write(
+                connection, [j for j in group if j.done.set_running_or_notify_cancel()]
+            )
         if connection is not None:
             connection.close()
 
-    def _write(self, connection: sqlite3.Connection | None, jobs: list[_Job]) -> sqlite3.Connection | None:
+    def _write(
+        self, connection: sqlite3.Connection | None, jobs: list[_Job]
+    ) -> sqlite3.Connection | None:
         """Runs all jobs in one transaction; a job that is refused does not fail the others.
 
         Returns the connection for the next transaction, or None if it must be reopened.
@@ -303,7 +339,9 @@ class SqliteLog:
             connection.execute("COMMIT")
         except (sqlite3.Error, Unavailable) as error:
             for job in jobs:
-                job.done.set_exception(Unavailable(f"the log could not write: {error}", dependency="log"))
+                job.done.set_exception(
+                    Unavailable(f"the log could not write: {error}", dependency="log")
+                )
             return _after(connection, error)
         for job, result, refusal in outcomes:
             if refusal is None:
@@ -313,7 +351,9 @@ class SqliteLog:
         self._notifier.notify()
         return connection
 
-    def _tidied(self, connection: sqlite3.Connection | None, tidy: Tidy) -> sqlite3.Connection | None:
+    def _tidied(
+        self, connection: sqlite3.Connection | None, tidy: Tidy
+    ) -> sqlite3.Connection | None:
         """Runs the housekeeping that is due; returns the connection, as `_write` does."""
         try:
             connection = connection or self._open()
@@ -336,18 +376,28 @@ class SqliteLog:
             kept = connection.execute(
                 "SELECT min(id) FROM records WHERE id >= ? AND id < ? AND event_time_ms >= ?", run
             ).fetchone()[0]
-            _trim(connection, number, log_start, log_end, log_end if kept is None else kept & ((1 << OFFSET_BITS) - 1))
+            _trim(
+                connection,
+                number,
+                log_start,
+                log_end,
+                log_end if kept is None else kept & ((1 << OFFSET_BITS) - 1),
+            )
 
     # connections
 
     def _open(self) -> sqlite3.Connection:
         try:
-            connection = sqlite3.connect(self._path, timeout=DEADLINE_S, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                self._path, timeout=DEADLINE_S, isolation_level=None, check_same_thread=False
+            )
             prepare(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
         except sqlite3.Error as error:
-            raise Unavailable(f"the log at {self._path} cannot be opened: {error}", dependency="log") from error
+            raise Unavailable(
+                f"the log at {self._path} cannot be opened: {error}", dependency="log"
+            ) from error
         return connection
 
     def _read(self, sql: str, values: tuple[object, ...]) -> list[Any]:
@@ -385,14 +435,21 @@ def _run(connection: sqlite3.Connection, work: Work) -> tuple[Any, Exception | N
         return None, refusal
 
 
-def _append(c: sqlite3.Connection, topic: str, partition: int, rows: Sequence[tuple[object, ...]]) -> range:
+def _append(
+    c: sqlite3.Connection, topic: str, partition: int, rows: Sequence[tuple[object, ...]]
+) -> range:
     number, _, start = find(c, topic, partition)
     base = (number << OFFSET_BITS) + start
-    c.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", ((base + i, *row) for i, row in enumerate(rows)))
+    c.executemany(
+        "INSERT INTO records VALUES (?, ?, ?, ?, ?)",
+        ((base + i, *row) for i, row in enumerate(rows)),
+    )
     # NOTE: the number of changes never falls, even after deletions: readers select only the
     # partitions whose number is above the last that they saw.
     [(seq,)] = c.execute("UPDATE moves SET n = n + 1 RETURNING n").fetchall()
-    c.execute("UPDATE partitions SET next = ?, seq = ? WHERE id = ?", (start + len(rows), seq, number))
+    c.execute(
+        "UPDATE partitions SET next = ?, seq = ? WHERE id = ?", (start + len(rows), seq, number)
+    )
     return range(start, start + len(rows))
 
 
@@ -407,7 +464,9 @@ def _run_of(number: int, log_start: int) -> tuple[int, int]:
     return (number << OFFSET_BITS) + log_start, (number + 1) << OFFSET_BITS
 
 
-def _trim_some(c: sqlite3.Connection, number: int, log_start: int, log_end: int, before: int) -> bool:
+def _trim_some(
+    c: sqlite3.Connection, number: int, log_start: int, log_end: int, before: int
+) -> bool:
     """Trims at most TRIM_BYTES; returns True if there is more to trim."""
     left, upto = TRIM_BYTES, min(before, log_end)
     rows = c.execute(f"{_SIZES} ORDER BY id", _run_of(number, log_start))
@@ -425,7 +484,10 @@ def _trim(c: sqlite3.Connection, number: int, log_start: int, log_end: int, befo
     before = min(before, log_end)
     if before <= log_start:
         return
-    c.execute("DELETE FROM records WHERE id >= ? AND id < ?", (number << OFFSET_BITS, (number << OFFSET_BITS) + before))
+    c.execute(
+        "DELETE FROM records WHERE id >= ? AND id < ?",
+        (number << OFFSET_BITS, (number << OFFSET_BITS) + before),
+    )
     c.execute("UPDATE partitions SET first = ? WHERE id = ?", (before, number))
 
 

@@ -9,7 +9,16 @@ from typing import Any, Final
 import orjson
 
 from vicinage.errors import NotFound, Unavailable
-from vicinage.log import STICKY, Halt, HaltKind, LogRecord, Record, TopicPartition, start_reason, start_trouble
+from vicinage.log import (
+    STICKY,
+    Halt,
+    HaltKind,
+    LogRecord,
+    Record,
+    TopicPartition,
+    start_reason,
+    start_trouble,
+)
 from vicinage.log.wake import Notifier
 
 OFFSET_BITS: Final = 40
@@ -22,7 +31,10 @@ class SqliteReader:
     """Reads many partitions forward. Examines only those that changed: idle ones cost nothing."""
 
     def __init__(
-        self, connection: sqlite3.Connection, notifier: Notifier, starts: Mapping[TopicPartition, int]
+        self,
+        connection: sqlite3.Connection,
+        notifier: Notifier,
+        starts: Mapping[TopicPartition, int],
     ) -> None:
         self._connection = connection
         self._notifier = notifier
@@ -41,7 +53,13 @@ class SqliteReader:
             self.add(topic, partition, start)
 
     def add(
-        self, topic: str, partition: int, start: int, *, topic_id: str | None = None, halt: Halt | None = None
+        self,
+        topic: str,
+        partition: int,
+        start: int,
+        *,
+        topic_id: str | None = None,
+        halt: Halt | None = None,
     ) -> None:
         """See Reader."""
         self.remove(topic, partition)
@@ -104,9 +122,16 @@ class SqliteReader:
         try:
             return read_run(self._connection, self._numbers[tp], tp, self._positions[tp], bytes_max)
         except (sqlite3.DatabaseError, ValueError) as error:
-            if isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+            if (
+                isinstance(error, sqlite3.DatabaseError)
+                and error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT
+            ):
                 raise
-            self._halt(tp, "unreadable", f"{tp[0]}/{tp[1]}: offset {self._positions[tp]} cannot be read: {error}")
+            self._halt(
+                tp,
+                "unreadable",
+                f"{tp[0]}/{tp[1]}: offset {self._positions[tp]} cannot be read: {error}",
+            )
             return []
 
     def _look(self) -> None:
@@ -131,7 +156,9 @@ class SqliteReader:
         try:
             number, log_start, log_end = find(self._connection, *tp)
         except NotFound:
-            self._halt(tp, "topic_missing", f"{tp[0]}/{tp[1]}: the log has no such topic or partition")
+            self._halt(
+                tp, "topic_missing", f"{tp[0]}/{tp[1]}: the log has no such topic or partition"
+            )
             return
         found = _topic_id(self._connection, tp[0])
         if self._ids.setdefault(tp, found) != found:
@@ -143,11 +170,15 @@ class SqliteReader:
     def _look_for_deleted(self) -> None:
         # SQLite never reuses a row id here: while count and maximum are the same, nothing was
         # deleted.
-        [rows] = self._connection.execute("SELECT count(*), coalesce(max(id), 0) FROM partitions").fetchall()
+        [rows] = self._connection.execute(
+            "SELECT count(*), coalesce(max(id), 0) FROM partitions"
+        ).fetchall()
         if rows == self._rows:
             return
         self._rows = rows
-        here = {number for (number,) in self._connection.execute("SELECT id FROM partitions").fetchall()}
+        here = {
+            number for (number,) in self._connection.execute("SELECT id FROM partitions").fetchall()
+        }
         self._new |= {tp for tp, number in self._numbers.items() if number not in here}
 
     def _note(self, tp: TopicPartition, number: int, log_start: int, log_end: int) -> None:
@@ -161,7 +192,9 @@ class SqliteReader:
             self._waiting.setdefault(tp)
 
     def _replaced(self, tp: TopicPartition) -> None:
-        self._halt(tp, "topic_replaced", f"{tp[0]}/{tp[1]}: the topic was deleted and created again")
+        self._halt(
+            tp, "topic_replaced", f"{tp[0]}/{tp[1]}: the topic was deleted and created again"
+        )
 
     def _halt(self, tp: TopicPartition, kind: HaltKind, reason: str) -> None:
         self._waiting.pop(tp, None)

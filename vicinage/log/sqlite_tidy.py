@@ -1,8 +1,8 @@
 """Housekeeping of the SQLite log: removes deleted records from the disk.
 
 SQLite overwrites records when it deletes them (`secure_delete`). Copies of their pages remain in
-the write-ahead log until a checkpoint truncates it, every CHECKPOINT_S. Free pages are returned to the
-file system a few at a time.
+the write-ahead log until a checkpoint truncates it, every CHECKPOINT_S. Free pages are returned to
+the file system a few at a time.
 """
 
 import sqlite3
@@ -60,7 +60,8 @@ class Tidy:
 def vacuum(connection: sqlite3.Connection) -> None:
     """Returns at most PAGES_AT_ONCE free pages to the file system, if too many pages are free."""
     free, pages, mode = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count", "auto_vacuum")
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("freelist_count", "page_count", "auto_vacuum")
     )
     if mode == INCREMENTAL and free > max(FREE_PAGES_MIN, pages // FREE_SHARE):
         # NOTE: one step of this statement frees one page, and `execute` runs only one step of a

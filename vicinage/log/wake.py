@@ -65,7 +65,9 @@ class Notifier:
         Returns False after `seconds`, or after SAFETY_S if that is less.
         """
         with self._changed:
-            return self._changed.wait_for(lambda: self._notified != seen or self._closed, min(seconds, SAFETY_S))
+            return self._changed.wait_for(
+                lambda: self._notified != seen or self._closed, min(seconds, SAFETY_S)
+            )
 
     def close(self) -> None:
         """Stops listening. Idempotent."""
@@ -107,7 +109,9 @@ class Notifier:
                 listener.close()
                 return
             self._listener = listener
-        EssentialThread("log-wake", partial(self._hear, listener), stopping=lambda: self._closed).start()
+        EssentialThread(
+            "log-wake", partial(self._hear, listener), stopping=lambda: self._closed
+        ).start()
 
     def _hear(self, listener: socket.socket) -> None:
         while not self._closed:

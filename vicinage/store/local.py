@@ -10,7 +10,16 @@ from pathlib import Path
 from vicinage.errors import Conflict, Corrupt, NotFound, Unavailable
 from vicinage.faults import crash_point
 from vicinage.records import ObjectRef
-from vicinage.store.objects import Away, Keep, StoredObject, VerifiedStore, check, checked, chunks, digest_file
+from vicinage.store.objects import (
+    Away,
+    Keep,
+    StoredObject,
+    VerifiedStore,
+    check,
+    checked,
+    chunks,
+    digest_file,
+)
 
 
 class LocalStore(VerifiedStore):
@@ -34,7 +43,9 @@ class LocalStore(VerifiedStore):
         except (FileExistsError, NotADirectoryError):
             raise Conflict(f"object {path} exists already; objects are never overwritten") from None
         except OSError as error:
-            raise Unavailable(f"the store cannot write {path}: {error}", dependency="store") from error
+            raise Unavailable(
+                f"the store cannot write {path}: {error}", dependency="store"
+            ) from error
         finally:
             part.unlink(missing_ok=True)
         return ObjectRef(path, size, sha256)
@@ -95,7 +106,11 @@ class LocalStore(VerifiedStore):
                     stat = file.stat()
                 except FileNotFoundError:
                     continue
-                yield StoredObject(file.relative_to(self._root).as_posix(), stat.st_size, stat.st_mtime_ns // 1_000_000)
+                yield StoredObject(
+                    file.relative_to(self._root).as_posix(),
+                    stat.st_size,
+                    stat.st_mtime_ns // 1_000_000,
+                )
 
     def delete(self, path: str) -> None:
         """Deletes the file, and folders that become empty."""

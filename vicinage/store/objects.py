@@ -67,8 +67,8 @@ class Store(Protocol):
     def sweep(self, prefix: str, *, keep: Container[str] | Keep, age_s: float) -> Sequence[str]:
         """Deletes objects that are not in `keep` and older than `age_s` by the store's clock.
 
-        Returns the deleted paths. `keep` may be a function, called after the store's time is read: an
-        object that is named before it is written is kept, however long the caller is suspended.
+        Returns the deleted paths. `keep` may be a function, called after the store's time is read:
+        an object that is named before it is written is kept, however long the caller is suspended.
         """
         ...
 
@@ -141,7 +141,9 @@ class Away:
         if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
             raise NotFound(f"object {self._path} is not in the store") from error
         if isinstance(error, OSError | pa.ArrowException):
-            raise Unavailable(f"the store does not answer for {self._path}: {error}", dependency="store") from error
+            raise Unavailable(
+                f"the store does not answer for {self._path}: {error}", dependency="store"
+            ) from error
 
 
 def checked(path: str) -> str:

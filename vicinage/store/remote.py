@@ -15,7 +15,16 @@ from pyarrow import fs
 
 from vicinage.errors import Conflict, Corrupt, NotFound
 from vicinage.records import ObjectRef
-from vicinage.store.objects import CHUNK, Away, StoredObject, VerifiedStore, check, checked, chunks, digest_file
+from vicinage.store.objects import (
+    CHUNK,
+    Away,
+    StoredObject,
+    VerifiedStore,
+    check,
+    checked,
+    chunks,
+    digest_file,
+)
 
 CACHE_BYTES_MAX: Final = 64 << 30
 """Default size of a remote store's cache on this node."""
@@ -31,12 +40,14 @@ PART_AGE_S: Final = 86_400
 class RemoteStore(VerifiedStore):
     """Objects on any pyarrow filesystem, copied into `cache` to be read.
 
-    Through pyarrow, object stores offer no put-if-absent, so `put` checks first. The platform's paths
-    contain a random part, so no two writers use the same path. The cache is an LRU cache of at most
-    `cache_bytes_max`.
+    Through pyarrow, object stores offer no put-if-absent, so `put` checks first. The platform's
+    paths contain a random part, so no two writers use the same path. The cache is an LRU cache of
+    at most `cache_bytes_max`.
     """
 
-    def __init__(self, remote: fs.FileSystem, base: str, cache: Path, cache_bytes_max: int = CACHE_BYTES_MAX) -> None:
+    def __init__(
+        self, remote: fs.FileSystem, base: str, cache: Path, cache_bytes_max: int = CACHE_BYTES_MAX
+    ) -> None:
         super().__init__()
         self._remote = fs.SubTreeFileSystem(base, remote)
         self._cache = cache.absolute()
@@ -133,7 +144,9 @@ class RemoteStore(VerifiedStore):
         held = sum(size for _, size, _ in copies)
         for used_s, size, file in copies:
             abandoned = file.name.startswith(".") and used_s < time.time() - PART_AGE_S
-            crowded = not file.name.startswith(".") and file != newest and held > self._cache_bytes_max
+            crowded = (
+                not file.name.startswith(".") and file != newest and held > self._cache_bytes_max
+            )
             if abandoned or crowded:
                 file.unlink(missing_ok=True)
                 held -= size
@@ -142,10 +155,14 @@ class RemoteStore(VerifiedStore):
         """Lists the folder recursively."""
         folder = checked(prefix) if prefix else ""
         with Away(prefix):
-            infos = self._remote.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+            infos = self._remote.get_file_info(
+                fs.FileSelector(folder, recursive=True, allow_not_found=True)
+            )
         for info in infos:
             if info.type == fs.FileType.File:
-                yield StoredObject(info.path, info.size, (info.mtime_ns or time.time_ns()) // 1_000_000)
+                yield StoredObject(
+                    info.path, info.size, (info.mtime_ns or time.time_ns()) // 1_000_000
+                )
 
     def now_ms(self) -> int:
         """Returns the store's time for a new object; 0, by which nothing is old, if it gives none."""

@@ -44,7 +44,10 @@ def test_variables_that_name_a_platform_elsewhere_do_not_stop_it(
 ) -> None:
     monkeypatch.setenv("VICINAGE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("VICINAGE_KEY", "vk_x")
-    assert ended("down", "--data", str(tmp_path), "--json") == (0, f'{{"stopped": false, "data": "{tmp_path}"}}\n')
+    assert ended("down", "--data", str(tmp_path), "--json") == (
+        0,
+        f'{{"stopped": false, "data": "{tmp_path}"}}\n',
+    )
 
 
 def test_doctor_checks_the_platform_that_it_is_given(tmp_path: Path) -> None:
@@ -64,38 +67,55 @@ def test_doctor_checks_the_platform_that_it_is_given(tmp_path: Path) -> None:
 
 def test_doctor_asks_a_platform_elsewhere_what_it_says_of_itself() -> None:
     async def readyz(_request: Request) -> JSONResponse:
-        return JSONResponse({"ready": False, "parts": {"log": {"ready": True}, "embedder": {"ready": False}}}, 503)
+        return JSONResponse(
+            {"ready": False, "parts": {"log": {"ready": True}, "embedder": {"ready": False}}}, 503
+        )
 
     with serving(Starlette(routes=[Route("/readyz", readyz)])) as url:
         code, said = ended("doctor", "--json", "--url", url)
     assert code == 1
-    assert {row["check"]: row["ok"] for row in json.loads(said)} == {"platform": False, "log": True, "embedder": False}
+    assert {row["check"]: row["ok"] for row in json.loads(said)} == {
+        "platform": False,
+        "log": True,
+        "embedder": False,
+    }
 
 
 @pytest.mark.parametrize("halted", [0, 2])
 def test_a_platform_elsewhere_is_asked_about_halted_partitions(halted: int) -> None:
     async def readyz(_request: Request) -> JSONResponse:
-        return JSONResponse({"ready": True, "parts": {"ingest": {"ready": True, "halted_partitions": halted}}})
+        return JSONResponse(
+            {"ready": True, "parts": {"ingest": {"ready": True, "halted_partitions": halted}}}
+        )
 
     with serving(Starlette(routes=[Route("/readyz", readyz)])) as url:
         examined, rows = ended("doctor", "--json", "--url", url)
         code, said = ended("status", "--json", "--url", url)
     [row] = [row for row in json.loads(rows) if row["check"] == "ingest"]
-    assert (examined, row["ok"], "resume-ingest" in row["next"]) == (int(halted > 0), halted == 0, halted > 0)
+    assert (examined, row["ok"], "resume-ingest" in row["next"]) == (
+        int(halted > 0),
+        halted == 0,
+        halted > 0,
+    )
     assert (code, json.loads(said)["ready"]) == (0, True), "every other partition is read"
     assert ("resume-ingest" in json.loads(said).get("next", "")) == (halted > 0)
 
 
-def test_a_start_that_takes_too_long_says_what_is_missing_and_how_far_it_came(tmp_path: Path, capsys) -> None:
+def test_a_start_that_takes_too_long_says_what_is_missing_and_how_far_it_came(
+    tmp_path: Path, capsys
+) -> None:
     (tmp_path / "run").mkdir()
     event = {"event": "model is loaded", "level": "error"}
     (tmp_path / "run" / "embedder.log").write_text(json.dumps(event) + "\n")
     running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         with pytest.raises(
-            Unavailable, match=r"the gateway of .* not ready within 0 s.*embedder: event=model is loaded"
+            Unavailable,
+            match=r"the gateway of .* not ready within 0 s.*embedder: event=model is loaded",
         ):
-            _await_ready(f"http://127.0.0.1:{free_port()}", running, tmp_path / "run" / "supervisor.log", 0.3)
+            _await_ready(
+                f"http://127.0.0.1:{free_port()}", running, tmp_path / "run" / "supervisor.log", 0.3
+            )
     finally:
         running.kill()
         running.wait()
@@ -109,7 +129,9 @@ def test_freshness_is_of_tenants_and_does_not_drop_a_collection_in_silence(tmp_p
 
 def test_the_reference_says_what_every_option_means_and_which_arguments_may_be_left_out() -> None:
     page = pages()["commands.md"]
-    assert [line for line in page.splitlines() if line.startswith("- ") and line.rstrip().endswith("`")] == []
+    assert [
+        line for line in page.splitlines() if line.startswith("- ") and line.rstrip().endswith("`")
+    ] == []
     for usage in (
         "collection list [OPTIONS] [TENANT]",
         "key create [OPTIONS] [TENANT]",
@@ -119,14 +141,17 @@ def test_the_reference_says_what_every_option_means_and_which_arguments_may_be_l
 
 
 @pytest.mark.parametrize(
-    ("name", "cells"), [("settings.md", 5), ("metrics.md", 2), ("errors.md", 3), ("http-routes.md", 3)]
+    ("name", "cells"),
+    [("settings.md", 5), ("metrics.md", 2), ("errors.md", 3), ("http-routes.md", 3)],
 )
 def test_a_bar_within_a_cell_does_not_end_it(name: str, cells: int) -> None:
     rows = [line.replace(r"\|", "") for line in pages()[name].splitlines() if line.startswith("|")]
     assert len(rows) > 2 and {row.count("|") for row in rows} == {cells + 1}
 
 
-def walked(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+def walked(
+    command: click.Command, words: tuple[str, ...] = ()
+) -> Iterator[tuple[str, click.Command]]:
     """Every command that does something, with its words."""
     if isinstance(command, click.Group):
         if words and command.invoke_without_command:
@@ -150,11 +175,15 @@ def command_of(words: list[str]) -> tuple[str, click.Command]:
     return " ".join(path), command
 
 
-@pytest.mark.parametrize(("words", "command"), list(walked(main)), ids=[words for words, _ in walked(main)])
+@pytest.mark.parametrize(
+    ("words", "command"), list(walked(main)), ids=[words for words, _ in walked(main)]
+)
 def test_the_help_of_every_command_has_examples_that_parse(
     words: str, command: click.Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VICINAGE_CONFIG", "")  # undone afterwards: an example may name a file of settings
+    monkeypatch.setenv(
+        "VICINAGE_CONFIG", ""
+    )  # undone afterwards: an example may name a file of settings
     lines = [line.strip() for line in (command.help or "").splitlines()]
     examples = [line for line in lines if line.startswith("vicinage ")]
     assert examples, f"`vicinage {words} --help` has no example"
@@ -171,11 +200,17 @@ def test_the_help_of_every_command_has_examples_that_parse(
         (("tenant", "delete", "acme"), "Nothing was changed: add --yes"),
         (("collection", "show", "acme"), "write TENANT/COLLECTION"),
         (("cluster", "kafka-acls", "--principal", "vicinage"), "write TYPE:NAME, as User:vicinage"),
-        (("cluster", "kafka-acls", "--principal", "User:a", "--tenant", "No!"), "no tenant has that name"),
+        (
+            ("cluster", "kafka-acls", "--principal", "User:a", "--tenant", "No!"),
+            "no tenant has that name",
+        ),
     ],
 )
 def test_usage_errors_are_json_on_stderr_with_json(
-    words: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("sys.argv", ["vicinage", *words, "--json"])
     with pytest.raises(SystemExit) as ended:
@@ -186,7 +221,9 @@ def test_usage_errors_are_json_on_stderr_with_json(
 
 
 def test_a_question_goes_to_stderr(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["tenant", "delete", "acme", "--data", str(tmp_path)], input="n\n")
+    done = CliRunner().invoke(
+        main, ["tenant", "delete", "acme", "--data", str(tmp_path)], input="n\n"
+    )
     assert done.exit_code == 1
     assert done.stdout == ""
     assert "Delete tenant acme" in done.stderr
@@ -233,5 +270,7 @@ def test_status_of_an_address_where_nothing_answers_is_no_platform(tmp_path: Pat
 def test_the_command_line_imports_no_heavy_library_before_a_command_runs() -> None:
     heavy = ("numpy", "pyarrow", "httpx", "sqlalchemy", "pydantic", "faiss", "torch", "rich")
     asked = f"import sys, cluster.cli; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -47,7 +47,10 @@ def test_a_table_that_is_too_wide_is_a_block_a_row_and_nothing_is_cut() -> None:
 
 
 def test_facts_of_facts_are_indented() -> None:
-    assert facts_of({"name": "docs", "counts": {"documents": 2}}) == "name    docs\ncounts\n  documents  2"
+    assert (
+        facts_of({"name": "docs", "counts": {"documents": 2}})
+        == "name    docs\ncounts\n  documents  2"
+    )
 
 
 def test_spans_sizes_and_moments() -> None:

@@ -1,13 +1,26 @@
 """Tables of the command line: bounds are marked, and nothing that is measured is left out."""
 
-from cluster.commands.tables import bounded, collection_rows, headroom_rows, holding_rows, recall_rows
+from cluster.commands.tables import (
+    bounded,
+    collection_rows,
+    headroom_rows,
+    holding_rows,
+    recall_rows,
+)
 
 COUNTS = {"documents": 401, "passages": 500, "at_least": True}
 
 
 def test_counts_that_are_lower_bounds_are_marked() -> None:
     assert (bounded(7, at_least=False), bounded(7, at_least=True)) == ("7", "≥7")
-    facts = {"tenant": "acme", "name": "docs", "counts": COUNTS, "generation": 1, "model": None, "dimension": 4}
+    facts = {
+        "tenant": "acme",
+        "name": "docs",
+        "counts": COUNTS,
+        "generation": 1,
+        "model": None,
+        "dimension": 4,
+    }
     (row,) = collection_rows([facts])
     assert (row["documents"], row["passages"], row["dimension"]) == ("≥401", "≥500", 4)
     (row,) = holding_rows([{"tenant": "acme", **COUNTS, "host_bytes": 9}])
@@ -24,7 +37,8 @@ def test_headroom_has_a_row_for_each_dimension_and_marks_what_may_be_less() -> N
         "left_bytes": 6_144,
         "at_most": True,
         "by_dimension": [
-            {"dimension": d, "n": 1, "bytes_per_passage": b, "passages_left": 6 // b} for d, b in ((96, 1), (384, 3))
+            {"dimension": d, "n": 1, "bytes_per_passage": b, "passages_left": 6 // b}
+            for d, b in ((96, 1), (384, 3))
         ],
     }
     rows = headroom_rows([host])
@@ -52,6 +66,10 @@ def test_recall_shows_interval_window_and_proof() -> None:
         "below_objective": {"recall": 0.9, "n": 60},
     }
     (row,) = recall_rows([report])
-    assert (row["interval"], row["verdict"], row["below"]) == ("0.880 to 0.931", "breach", "0.900 (n 60)")
+    assert (row["interval"], row["verdict"], row["below"]) == (
+        "0.880 to 0.931",
+        "breach",
+        "0.900 (n 60)",
+    )
     assert row["since"] == "2026-05-28 20:26"
     assert recall_rows([{**report, "below_objective": None}])[0]["below"] is None

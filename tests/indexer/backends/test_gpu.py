@@ -77,14 +77,19 @@ def backend(emulated: EmulatedDevice) -> GpuBackend:
     return GpuBackend([Card(emulated)])
 
 
-def built(backend: GpuBackend, vectors: np.ndarray, spec: IndexSpec, metric: str = "cosine") -> Placed:
+def built(
+    backend: GpuBackend, vectors: np.ndarray, spec: IndexSpec, metric: str = "cosine"
+) -> Placed:
     placed = backend.place(backend.build(vectors, spec, metric, threads=1), vectors, metric)
     assert isinstance(placed, Placed) and placed.number is not None
     return placed
 
 
 def fallbacks(reason: str) -> float:
-    return REGISTRY.get_sample_value("vicinage_searcher_device_fallbacks_total", {"reason": reason}) or 0.0
+    return (
+        REGISTRY.get_sample_value("vicinage_searcher_device_fallbacks_total", {"reason": reason})
+        or 0.0
+    )
 
 
 def held(name: str = "emulated:0") -> float | None:
@@ -94,19 +99,33 @@ def held(name: str = "emulated:0") -> float | None:
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("share", [None, 0.97, 0.5, 0.001])
-def test_answers_are_right_and_scores_are_those_of_the_vectors(data, backend, emulated, spec, metric, share) -> None:
+def test_answers_are_right_and_scores_are_those_of_the_vectors(
+    data, backend, emulated, spec, metric, share
+) -> None:
     vectors, queries = data
     allowed = None if share is None else np.random.default_rng(2).random(N) < share
     placed = built(backend, vectors, spec, metric)
-    scores, rows = backend.search(placed, vectors, queries, K, metric=metric, effort=EFFORT[spec.kind], allowed=allowed)
+    scores, rows = backend.search(
+        placed, vectors, queries, K, metric=metric, effort=EFFORT[spec.kind], allowed=allowed
+    )
     wanted_scores, wanted = cpu.exact(vectors, queries, K, metric=metric, allowed=allowed)
     possible = min(K, N if allowed is None else int(allowed.sum()))
-    assert bool(emulated.asked) == (share in (None, 0.97)), "deletions are left out on the host; filters are the CPU's"
+    assert bool(emulated.asked) == (share in (None, 0.97)), (
+        "deletions are left out on the host; filters are the CPU's"
+    )
     assert (rows[:, :possible] >= 0).all() and (rows[:, possible:] == -1).all()
     assert allowed is None or allowed[rows[rows >= 0]].all()
-    assert recall(rows[:, :possible], wanted[:, :possible]) >= (0.999 if spec.kind == "flat" else 0.95)
-    whole = queries @ vectors.T if metric != "euclidean" else -((queries[:, None] - vectors[None]) ** 2).sum(-1)
-    np.testing.assert_allclose(scores[:, :possible], np.take_along_axis(whole, rows, axis=1)[:, :possible], atol=1e-4)
+    assert recall(rows[:, :possible], wanted[:, :possible]) >= (
+        0.999 if spec.kind == "flat" else 0.95
+    )
+    whole = (
+        queries @ vectors.T
+        if metric != "euclidean"
+        else -((queries[:, None] - vectors[None]) ** 2).sum(-1)
+    )
+    np.testing.assert_allclose(
+        scores[:, :possible], np.take_along_axis(whole, rows, axis=1)[:, :possible], atol=1e-4
+    )
     if spec.kind == "flat":
         np.testing.assert_allclose(scores[:, :possible], wanted_scores[:, :possible], atol=1e-4)
 
@@ -118,24 +137,34 @@ def test_deletions_around_the_question_lose_nothing(data, backend, emulated) -> 
     allowed = np.ones(N, np.bool_)
     allowed[nearest] = False
     placed = built(backend, vectors, IndexSpec("flat"))
-    _, rows = backend.search(placed, vectors, queries, K, metric="cosine", effort=0, allowed=allowed)
+    _, rows = backend.search(
+        placed, vectors, queries, K, metric="cosine", effort=0, allowed=allowed
+    )
     assert emulated.asked
-    np.testing.assert_array_equal(rows, cpu.exact(vectors, queries, K, metric="cosine", allowed=allowed)[1])
+    np.testing.assert_array_equal(
+        rows, cpu.exact(vectors, queries, K, metric="cosine", allowed=allowed)[1]
+    )
 
 
 @pytest.mark.parametrize("spec", SPECS[1:], ids=str)
-def test_what_a_gpu_built_is_stored_as_the_cpu_reads_it(data, backend, emulated, spec, tmp_path: Path) -> None:
+def test_what_a_gpu_built_is_stored_as_the_cpu_reads_it(
+    data, backend, emulated, spec, tmp_path: Path
+) -> None:
     vectors, queries = data
     placed = built(backend, vectors, spec)
     backend.save(placed, tmp_path / "index")
     read = cpu.load(tmp_path / "index")
     assert read.kind == spec.kind
     assert backend.bytes(spec, N, D) == pytest.approx((tmp_path / "index").stat().st_size, rel=0.1)
-    _, rows = cpu.search(read, vectors, queries, K, metric="cosine", effort=EFFORT[spec.kind], allowed=None)
+    _, rows = cpu.search(
+        read, vectors, queries, K, metric="cosine", effort=EFFORT[spec.kind], allowed=None
+    )
     assert recall(rows, cpu.exact(vectors, queries, K, metric="cosine", allowed=None)[1]) >= 0.95
     again = backend.place(backend.load(tmp_path / "index"), vectors, "cosine")
     emulated.asked.clear()
-    _, rows = backend.search(again, vectors, queries, K, metric="cosine", effort=EFFORT[spec.kind], allowed=None)
+    _, rows = backend.search(
+        again, vectors, queries, K, metric="cosine", effort=EFFORT[spec.kind], allowed=None
+    )
     assert emulated.asked, "what was read back is served by the device"
     assert recall(rows, cpu.exact(vectors, queries, K, metric="cosine", allowed=None)[1]) >= 0.95
 
@@ -166,7 +195,9 @@ def test_euclidean_distances_survive_vectors_far_from_zero(backend, emulated) ->
     rng = np.random.default_rng(3)
     vectors = (1_000 + rng.standard_normal((2_000, 64))).astype(np.float32)
     placed = built(backend, vectors, IndexSpec("flat"), "euclidean")
-    _, rows = backend.search(placed, vectors, vectors[:9] + 0.01, 5, metric="euclidean", effort=0, allowed=None)
+    _, rows = backend.search(
+        placed, vectors, vectors[:9] + 0.01, 5, metric="euclidean", effort=0, allowed=None
+    )
     assert emulated.asked
     np.testing.assert_array_equal(rows[:, 0], np.arange(9))
 
@@ -180,13 +211,19 @@ def test_a_device_whose_memory_runs_out_leaves_the_segment_to_the_cpu_and_says_s
     before, n_held = fallbacks("memory"), held()
     assert n_held
     emulated.full = True
-    ask = lambda: backend.search(placed, vectors, queries, K, metric="cosine", effort=EFFORT[spec.kind], allowed=None)  # noqa: E731
-    assert recall(ask()[1], cpu.exact(vectors, queries, K, metric="cosine", allowed=None)[1]) >= 0.95
+    ask = lambda: backend.search(  # noqa: E731
+        placed, vectors, queries, K, metric="cosine", effort=EFFORT[spec.kind], allowed=None
+    )
+    assert (
+        recall(ask()[1], cpu.exact(vectors, queries, K, metric="cosine", allowed=None)[1]) >= 0.95
+    )
     assert fallbacks("memory") == before + 1
     emulated.full = False
     n_asked = len(emulated.asked)
     ask()
-    assert len(emulated.asked) == n_asked and fallbacks("memory") == before + 1, "it stays with the CPU"
+    assert len(emulated.asked) == n_asked and fallbacks("memory") == before + 1, (
+        "it stays with the CPU"
+    )
     other = built(backend, vectors, IndexSpec("flat"))
     assert held() == backend.device_bytes(IndexSpec("flat"), N, D), "and what it held is free"
     assert other.number is not None
@@ -211,7 +248,10 @@ def test_segments_spread_over_devices_by_their_bytes(data) -> None:
     vectors, _ = data
     devices = [EmulatedDevice(f"emulated:spread{i}") for i in range(3)]
     backend = GpuBackend([Card(d) for d in devices])
-    placed = [built(backend, vectors[:n], IndexSpec("flat")) for n in (3_000, 2_000, 1_000, 1_000, 500, 1_500)]
+    placed = [
+        built(backend, vectors[:n], IndexSpec("flat"))
+        for n in (3_000, 2_000, 1_000, 1_000, 500, 1_500)
+    ]
     assert [d.n_placed for d in devices] == [1, 2, 3]
     assert [held(d.name) for d in devices] == [n * (4 * D + 4) for n in (3_000, 2_500, 3_500)]
     assert len(placed) == 6
@@ -219,7 +259,10 @@ def test_segments_spread_over_devices_by_their_bytes(data) -> None:
 
 def test_another_device_takes_what_one_has_no_memory_for(data) -> None:
     vectors, _ = data
-    devices = [EmulatedDevice("emulated:full", bytes_max=1 << 30), EmulatedDevice("emulated:next", bytes_max=1 << 29)]
+    devices = [
+        EmulatedDevice("emulated:full", bytes_max=1 << 30),
+        EmulatedDevice("emulated:next", bytes_max=1 << 29),
+    ]
     devices[0].full = True
     placed = GpuBackend([Card(d) for d in devices]).place(None, vectors, "cosine")
     assert placed.card.device is devices[1]
@@ -246,15 +289,21 @@ def test_a_device_that_keeps_failing_is_given_up(data, backend, emulated) -> Non
     assert backend.place(None, vectors, "cosine") is None, "nothing is placed there any more"
 
 
-def test_a_device_at_work_for_others_is_not_waited_for_long(data, backend, emulated, monkeypatch) -> None:
+def test_a_device_at_work_for_others_is_not_waited_for_long(
+    data, backend, emulated, monkeypatch
+) -> None:
     vectors, queries = data
     placed = built(backend, vectors, IndexSpec("flat"))
     monkeypatch.setattr(gpu_worker, "TURN_S", 0.05)
     emulated.hold.clear()
-    ask = lambda: backend.search(placed, vectors, queries, K, metric="cosine", effort=0, allowed=None)[1]  # noqa: E731
+    ask = lambda: backend.search(  # noqa: E731
+        placed, vectors, queries, K, metric="cosine", effort=0, allowed=None
+    )[1]
     before = fallbacks("busy")
     with ThreadPoolExecutor(1) as pool:
-        building = pool.submit(backend.build, vectors, IndexSpec("ivf", lists=20), "cosine", threads=1)
+        building = pool.submit(
+            backend.build, vectors, IndexSpec("ivf", lists=20), "cosine", threads=1
+        )
         time.sleep(0.1)
         start = time.monotonic()
         assert (ask() >= 0).all()
@@ -279,7 +328,9 @@ def test_a_device_that_hangs_is_given_up(data, backend, emulated, monkeypatch) -
 def test_many_threads_ask_and_one_thread_touches_the_device(data, backend, emulated) -> None:
     vectors, queries = data
     placed = built(backend, vectors, SPECS[3])
-    ask = lambda: backend.search(placed, vectors, queries, K, metric="cosine", effort=16, allowed=None)[1]  # noqa: E731
+    ask = lambda: backend.search(  # noqa: E731
+        placed, vectors, queries, K, metric="cosine", effort=16, allowed=None
+    )[1]
     alone = ask()
     with ThreadPoolExecutor(8) as pool:
         for rows in pool.map(lambda _: ask(), range(60)):
@@ -324,9 +375,20 @@ def test_a_delta_is_never_put_on_a_device(data, backend, emulated) -> None:
     ("error", "full"),
     [
         (MemoryError("std::bad_alloc"), True),
-        (RuntimeError("Error in ... StandardGpuResources.cpp:557: CUDA memory allocation error"), True),
-        (RuntimeError("StandardGpuResources: alloc fail type Other (cudaMalloc error out of memory [2])"), True),
-        (RuntimeError("C++ exception std::bad_alloc: out_of_memory: CUDA error at: ...rmm/mr"), True),
+        (
+            RuntimeError("Error in ... StandardGpuResources.cpp:557: CUDA memory allocation error"),
+            True,
+        ),
+        (
+            RuntimeError(
+                "StandardGpuResources: alloc fail type Other (cudaMalloc error out of memory [2])"
+            ),
+            True,
+        ),
+        (
+            RuntimeError("C++ exception std::bad_alloc: out_of_memory: CUDA error at: ...rmm/mr"),
+            True,
+        ),
         (RuntimeError("Invalid GPU device 0"), False),
     ],
 )
@@ -341,7 +403,9 @@ def test_a_device_that_is_none_is_refused(device: str) -> None:
     assert refused.value.field == "device"
 
 
-def test_a_trial_that_ends_its_process_is_a_refusal_and_no_more(monkeypatch, tmp_path: Path) -> None:
+def test_a_trial_that_ends_its_process_is_a_refusal_and_no_more(
+    monkeypatch, tmp_path: Path
+) -> None:
     """A CUDA error is an assertion of FAISS's, which aborts: that must befall the trial's process, not this one."""
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\necho 'CUDA error 35' >&2\nkill -ABRT $$\n")
@@ -362,7 +426,11 @@ def test_the_trial_passes_what_answers_rightly_and_nothing_else() -> None:
 
 
 def test_the_cpu_wheel_is_told_from_a_gpus() -> None:
-    command = [sys.executable, "-c", "from indexer.backends import open_backend; open_backend('cuda')"]
+    command = [
+        sys.executable,
+        "-c",
+        "from indexer.backends import open_backend; open_backend('cuda')",
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     assert ended.returncode == 1 and "Refused" in ended.stderr
 
@@ -374,14 +442,22 @@ def test_a_shard_searches_through_the_device_with_deletions_filters_and_a_delta(
     """Sealed on the device, loaded by a searcher, then written to: the delta and filters are the CPU's, the rest is the device's."""
     vectors, _ = data
     shard_id, store = ShardId("acme", "docs", 1, 0), LocalStore(tmp_path)
-    rows = [(f"d{i}", i + 1, [v], orjson.dumps({"even": i % 2 == 0}).decode()) for i, v in enumerate(vectors)]
+    rows = [
+        (f"d{i}", i + 1, [v], orjson.dumps({"even": i % 2 == 0}).decode())
+        for i, v in enumerate(vectors)
+    ]
     ref = write(
         *newest([message(rows, D)]), shard=shard_id, spec=spec, metric="cosine", dimension=D,
         backend=backend, store=store, flat_max=8, threads=1,
     )  # fmt: skip
     loaded = placed(load(ref, store, backend, "cosine"), backend)
     shard = Shard(
-        shard_id, dimension=D, metric="cosine", recall=0.95, backend=backend, manifest=Manifest(shard_id, 0, 0, 0, ())
+        shard_id,
+        dimension=D,
+        metric="cosine",
+        recall=0.95,
+        backend=backend,
+        manifest=Manifest(shard_id, 0, 0, 0, ()),
     )
     shard.adopt(replace(shard.snapshot.manifest, version=1, segments=(ref,), sealed=1), [loaded])
     shard.apply(message([("d7", 9_000, None, ""), ("new", 9_001, [vectors[7]], "{}")], D), 1)
@@ -393,6 +469,8 @@ def test_a_shard_searches_through_the_device_with_deletions_filters_and_a_delta(
 
     found = ask()
     assert found[0] == "new" and "d7" not in found and len(found) == 10
-    assert len(emulated.asked) == 1 and emulated.asked[0].take > 10, "one is gone: more than ten are asked for"
+    assert len(emulated.asked) == 1 and emulated.asked[0].take > 10, (
+        "one is gone: more than ten are asked for"
+    )
     assert all(int(name[1:]) % 2 == 0 for name in ask(filter=Filter.parse({"even": True})))
     assert ask(exact=True)[0] == "new" and len(emulated.asked) == 1

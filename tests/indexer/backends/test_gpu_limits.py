@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.backends import gpu_limits
-from indexer.backends.gpu_limits import CLASSIC, CUVS, Ask, asked, builds, by_room, device_bytes, parts_for, serves
+from indexer.backends.gpu_limits import (
+    CLASSIC,
+    CUVS,
+    Ask,
+    asked,
+    builds,
+    by_room,
+    device_bytes,
+    parts_for,
+    serves,
+)
 from tenants.index_spec import IndexSpec
 
 KINDS = ("flat", "hnsw", "ivf", "ivfpq", "rabitq")
@@ -45,14 +55,18 @@ def test_rows_that_are_gone_are_asked_for_in_addition_and_a_filter_is_the_cpus()
     assert ask is not None and ask.take == 100 + 7 + 8
     assert asked("flat", CUVS, k=10, width=None, n=10_000, n_allowed=8_999) is None
     assert asked("flat", CUVS, k=10, width=None, n=10_000, n_allowed=0) is None
-    assert asked("hnsw", CUVS, k=10, width=None, n=10_000, n_allowed=10_000) is None, "exact is cheaper there"
+    assert asked("hnsw", CUVS, k=10, width=None, n=10_000, n_allowed=10_000) is None, (
+        "exact is cheaper there"
+    )
 
 
 @given(
     kind=st.sampled_from(KINDS[:4]), k=st.integers(1, 20_000), width=st.integers(1, 20_000), n=st.integers(1, 10**6),
     dead=st.floats(0, 1), limits=st.sampled_from([CLASSIC, CUVS]),
 )  # fmt: skip
-def test_no_question_ever_breaks_a_limit_and_each_may_yield_k(kind, k, width, n, dead, limits) -> None:
+def test_no_question_ever_breaks_a_limit_and_each_may_yield_k(
+    kind, k, width, n, dead, limits
+) -> None:
     n_allowed = n - int(n * dead)
     ask = asked(kind, limits, k=k, width=width, n=n, n_allowed=n_allowed, lists=5_000)
     if ask is not None:
@@ -77,7 +91,9 @@ def test_what_a_device_builds_and_serves() -> None:
     assert [s.kind for s in specs if builds(s, 100_000, CUVS)] == ["hnsw", "ivf", "ivfpq"]
     assert [s.kind for s in specs if builds(s, 100_000, CLASSIC)] == ["ivf", "ivfpq"]
     assert not any(builds(s, gpu_limits.BUILD_ROWS_MIN - 1, CUVS) for s in specs)
-    assert not builds(IndexSpec("ivf", lists=4_000), 1_000_000, CLASSIC), "more lists than the device can look at"
+    assert not builds(IndexSpec("ivf", lists=4_000), 1_000_000, CLASSIC), (
+        "more lists than the device can look at"
+    )
     assert [k for k in KINDS if serves(k, 100_000, 384, CUVS)] == ["flat", "hnsw", "ivf", "ivfpq"]
     assert [k for k in KINDS if serves(k, 100_000, 384, CLASSIC)] == ["flat", "ivf", "ivfpq"]
     assert not any(serves(k, 100, 384, CUVS) for k in KINDS), "small tenants stay on the CPU"
@@ -87,7 +103,10 @@ def test_bytes_on_a_device_by_hand() -> None:
     assert device_bytes(IndexSpec("flat"), 1_000, 100, CUVS) == 1_000 * 404
     assert device_bytes(IndexSpec("hnsw", m=16), 1_000, 98, CUVS) == 1_000 * (400 + 128)
     lists = 100
-    assert device_bytes(IndexSpec("ivf", lists=lists), 10_000, 64, CLASSIC) == (10_000 + 3_100) * 264 + 2 * lists * 256
+    assert (
+        device_bytes(IndexSpec("ivf", lists=lists), 10_000, 64, CLASSIC)
+        == (10_000 + 3_100) * 264 + 2 * lists * 256
+    )
     assert device_bytes(IndexSpec("ivf"), 0, 64, CUVS) == 0
     assert device_bytes(IndexSpec("ivfpq", lists=8), 10_000, 64, CUVS) < device_bytes(
         IndexSpec("ivf", lists=8), 10_000, 64, CUVS
@@ -99,7 +118,13 @@ def test_room_of_lists_is_never_less_than_what_padding_takes(rows: list[int]) ->
     """FAISS's own lists: up to a multiple of 32. cuVS's: to a power of two from 32, from 1,024 on to a multiple of it."""
 
     def cuvs(n: int) -> int:
-        return 0 if n == 0 else -(-n // 1_024) * 1_024 if n > 1_024 else max(32, 1 << (n - 1).bit_length())
+        return (
+            0
+            if n == 0
+            else -(-n // 1_024) * 1_024
+            if n > 1_024
+            else max(32, 1 << (n - 1).bit_length())
+        )
 
     n, lists = sum(rows), len(rows)
     assert gpu_limits.padded_rows(n, lists, CLASSIC) >= sum(-(-r // 32) * 32 for r in rows)
@@ -107,7 +132,9 @@ def test_room_of_lists_is_never_less_than_what_padding_takes(rows: list[int]) ->
 
 
 @given(free=st.lists(st.integers(0, 100), min_size=1, max_size=6), need=st.integers(1, 100))
-def test_a_segment_goes_to_the_emptiest_device_that_has_the_room(free: list[int], need: int) -> None:
+def test_a_segment_goes_to_the_emptiest_device_that_has_the_room(
+    free: list[int], need: int
+) -> None:
     order = by_room(free, need)
     assert all(free[i] >= need for i in order) and len(order) == sum(n >= need for n in free)
     assert all(free[a] >= free[b] for a, b in pairwise(order))

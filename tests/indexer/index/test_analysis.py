@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from indexer.index.analysis import STOP_WORDS, TERM_BYTES_MAX, fold, query_terms, text_terms
 
 SCRIPTS = st.text(
-    st.sampled_from("aZéİıßςΣ09_ \n.+#\u00ad\u200b\u200c\u200d\ufeff東京あカ๑กำ้ີកខ្ំမ္စй\u0301\u0640\U00020000Ａ①ﬁ"),
+    st.sampled_from(
+        "aZéİıßςΣ09_ \n.+#\u00ad\u200b\u200c\u200d\ufeff東京あカ๑กำ้ີកខ្ំမ္စй\u0301\u0640\U00020000Ａ①ﬁ"
+    ),
     max_size=60,
 )
 TEXTS = st.text(max_size=60) | SCRIPTS
@@ -30,7 +32,9 @@ def test_a_query_asks_for_nothing_but_terms_of_the_same_text(text: str, other: s
 def test_no_word_vanishes_and_none_is_too_long(text: str) -> None:
     terms = text_terms(text)
     assert bool(terms) == bool(query_terms(text))
-    assert all(0 < len(term.encode()) <= TERM_BYTES_MAX and term.split() == [term] for term in terms)
+    assert all(
+        0 < len(term.encode()) <= TERM_BYTES_MAX and term.split() == [term] for term in terms
+    )
     if all(len(word.encode()) <= TERM_BYTES_MAX for word in terms):
         assert {c for c in fold(text) if is_word(c)} <= set("".join(terms))
 
@@ -53,12 +57,20 @@ def test_a_run_of_any_length_is_indexed(char: str, length: int) -> None:
     ("text", "indexed", "asked"),
     [
         ("C++ and C#", ["c", "cplusplus", "and", "c", "csharp"], ["cplusplus", "csharp"]),
-        ("a C++11 page#part ##x y+++", ["a", "c", "cplusplus", "11", "page", "part", "x", "y"], None),
+        (
+            "a C++11 page#part ##x y+++",
+            ["a", "c", "cplusplus", "11", "page", "part", "x", "y"],
+            None,
+        ),
         ("東京都", ["東", "京", "都", "東京", "京都"], ["東京", "京都"]),
         ("แมว2", ["แ", "ม", "ว", "แม", "มว", "แมว", "2"], ["แมว", "2"]),
         ("天", ["天"], ["天"]),
         ("ខ្មែរ", ["ខ្មែ", "រ", "ខ្មែរ"], ["ខ្មែរ"]),
-        ("To be or not to be", ["to", "be", "or", "not", "to", "be"], ["to", "be", "or", "not", "to", "be"]),
+        (
+            "To be or not to be",
+            ["to", "be", "or", "not", "to", "be"],
+            ["to", "be", "or", "not", "to", "be"],
+        ),
         ("the cat, the CAT", ["the", "cat", "the", "cat"], ["cat", "cat"]),
         ("snake_case", ["snake", "case"], ["snake", "case"]),
         ("İzmir ﬁt Straße ΟΔΟΣ", ["izmir", "fit", "strasse", "οδοσ"], None),

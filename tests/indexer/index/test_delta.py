@@ -15,7 +15,9 @@ RED = parse({"color": "red"})
 
 
 def append(delta: Delta, name: str, version: int, n: int = 1, color: str = "red") -> None:
-    batch = message([(name, version, [unit(version * 10 + i) for i in range(n)], f'{{"color": "{color}"}}')])
+    batch = message(
+        [(name, version, [unit(version * 10 + i) for i in range(n)], f'{{"color": "{color}"}}')]
+    )
     delta.append(batch, version, np.ones(n, np.bool_))
 
 
@@ -88,17 +90,27 @@ def test_threads_that_filter_first_at_once_agree(_round: int) -> None:
     assert seen == [wanted] * 8
 
 
-def test_after_a_write_only_the_last_block_of_filter_columns_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_write_only_the_last_block_of_filter_columns_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("indexer.index.delta.BLOCK", 4)
     delta, made = Delta(4), []
     column = filters._Column
-    monkeypatch.setattr(filters, "_Column", lambda values: made.append(len(values)) or column(values))
+    monkeypatch.setattr(
+        filters, "_Column", lambda values: made.append(len(values)) or column(values)
+    )
     views = []
     for i in range(10):
-        delta.append(message([(f"d{i}", i + 1, [unit(i)], f'{{"n": {i}}}')]), i, np.ones(1, np.bool_))
+        delta.append(
+            message([(f"d{i}", i + 1, [unit(i)], f'{{"n": {i}}}')]), i, np.ones(1, np.bool_)
+        )
         views.append(delta.view())
-        assert np.flatnonzero(views[-1].columns().mask(parse({"n": {"$gte": 3}}))).tolist() == [*range(3, i + 1)]
+        assert np.flatnonzero(views[-1].columns().mask(parse({"n": {"$gte": 3}}))).tolist() == [
+            *range(3, i + 1)
+        ]
     assert made == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
     for i, view in enumerate(views):
-        assert np.flatnonzero(view.columns().mask(parse({"n": {"$gte": 3}}))).tolist() == [*range(3, i + 1)]
+        assert np.flatnonzero(view.columns().mask(parse({"n": {"$gte": 3}}))).tolist() == [
+            *range(3, i + 1)
+        ]
     assert len(views[-1].columns().mask(parse({}))) == 10

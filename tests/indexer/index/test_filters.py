@@ -9,8 +9,21 @@ from indexer.index.filters import COLUMNS_MAX, Columns, matches
 from vicinage.errors import Refused
 from vicinage.filters import parse
 
-BOOK = {"lang": "en", "year": 2020, "tags": ["a", "b"], "open": True, "author": {"name": "Ada"}, "price": 9.5}
-BOOK |= {"dotted.key": 1, "a.b": {"c": 2, "x.y": 3}, "a": {"b": {"z": 1}}, "nothing": None, "holes": [None, 1]}
+BOOK = {
+    "lang": "en",
+    "year": 2020,
+    "tags": ["a", "b"],
+    "open": True,
+    "author": {"name": "Ada"},
+    "price": 9.5,
+}
+BOOK |= {
+    "dotted.key": 1,
+    "a.b": {"c": 2, "x.y": 3},
+    "a": {"b": {"z": 1}},
+    "nothing": None,
+    "holes": [None, 1],
+}
 
 
 @pytest.mark.parametrize(
@@ -102,9 +115,13 @@ class Counted(str):
     __hash__ = str.__hash__
 
 
-def test_the_dearest_legal_filter_compares_each_of_its_values_a_few_times_and_not_with_every_row() -> None:
+def test_the_dearest_legal_filter_compares_each_of_its_values_a_few_times_and_not_with_every_row() -> (
+    None
+):
     n_rows = 50_000
-    columns = Columns([{"tags": [Counted(f"tag {i}"), Counted(f"tag {i + 1}")]} for i in range(n_rows)])
+    columns = Columns(
+        [{"tags": [Counted(f"tag {i}"), Counted(f"tag {i + 1}")]} for i in range(n_rows)]
+    )
     columns.mask(parse({"tags": "the column is made by the first that asks"}))
     lists = [[f"tag {part * 60 + i * 1_000}" for i in range(33)] for part in range(60)]
     tree = parse({"$or": [{"tags": {"$in": values}} for values in lists]})
@@ -129,14 +146,23 @@ def test_columns_of_invented_fields_are_not_kept_for_ever() -> None:
 
 huge = st.sampled_from([2**53 - 1, 2**53, 2**53 + 1, 2.0**53, -(2**63), 2**63])
 scalars = st.one_of(
-    st.integers(-3, 3), huge, st.sampled_from(["a", "b", ""]), st.booleans(), st.sampled_from([0.5, -1.5])
+    st.integers(-3, 3),
+    huge,
+    st.sampled_from(["a", "b", ""]),
+    st.booleans(),
+    st.sampled_from([0.5, -1.5]),
 )
 fields = st.sampled_from(["x", "y", "z"])
-documents = st.lists(st.dictionaries(fields, st.one_of(scalars, st.none(), st.lists(scalars, max_size=3))), max_size=12)
+documents = st.lists(
+    st.dictionaries(fields, st.one_of(scalars, st.none(), st.lists(scalars, max_size=3))),
+    max_size=12,
+)
 leaves = st.one_of(
     st.tuples(fields, st.sampled_from(["$eq", "$ne"]), scalars),
     st.tuples(
-        fields, st.sampled_from(["$gt", "$gte", "$lt", "$lte"]), scalars.filter(lambda v: not isinstance(v, bool))
+        fields,
+        st.sampled_from(["$gt", "$gte", "$lt", "$lte"]),
+        scalars.filter(lambda v: not isinstance(v, bool)),
     ),
     st.tuples(fields, st.sampled_from(["$in", "$nin"]), st.lists(scalars, max_size=3)),
     st.tuples(fields, st.just("$exists"), st.booleans()),
@@ -164,7 +190,8 @@ def test_few_rows_and_many_are_found_alike(op: str) -> None:
     rng = np.random.default_rng(0)
     one = [{"g": int(g)} if g >= 0 else {} for g in rng.integers(-50, 1_000, 500)]
     some = [
-        {"g": [int(g), int(g) + 7]} if g % 5 == 0 else m for m, g in zip(one, rng.integers(0, 1_000, 500), strict=True)
+        {"g": [int(g), int(g) + 7]} if g % 5 == 0 else m
+        for m, g in zip(one, rng.integers(0, 1_000, 500), strict=True)
     ]
     for metadata in (one, some):
         columns = Columns(metadata)

@@ -35,7 +35,10 @@ def test_each_row_has_its_documents_metadata(older) -> None:
 
 
 def test_filters_see_it_in_a_segment_and_in_a_delta_of_both_formats(older) -> None:
-    first, second = message(ROWS, older=older), message([("e", 5, [unit(7)] * 2, '{"n": 2}')], older=not older)
+    first, second = (
+        message(ROWS, older=older),
+        message([("e", 5, [unit(7)] * 2, '{"n": 2}')], older=not older),
+    )
     two = parse({"n": 2})
     assert np.flatnonzero(LazyColumns(first).columns().mask(two)).tolist() == [5, 6]
     delta = Delta(4)

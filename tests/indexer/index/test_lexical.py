@@ -18,7 +18,14 @@ from indexer.index.analysis import STOP_WORDS, text_terms
 from indexer.index.lexical import Growing, Lexical, pack, terms, unpack, weights
 from vicinage.errors import Corrupt
 
-WORDS = ["apple", "banana", "cherry", "plum", "fig", "kiwi"]  # of one form, whether cut by a stemmer or not
+WORDS = [
+    "apple",
+    "banana",
+    "cherry",
+    "plum",
+    "fig",
+    "kiwi",
+]  # of one form, whether cut by a stemmer or not
 
 
 def indexed(texts: list[str | None], folder: Path | None = None) -> Lexical:
@@ -29,10 +36,14 @@ def indexed(texts: list[str | None], folder: Path | None = None) -> Lexical:
     return growing.now
 
 
-def rows(index: Lexical, question: str, k: int = 100, allowed: np.ndarray | None = None) -> list[int]:
+def rows(
+    index: Lexical, question: str, k: int = 100, allowed: np.ndarray | None = None
+) -> list[int]:
     [weighted] = weights(terms(question), [index])
     scores, found = index.search(weighted, k, allowed)
-    assert list(zip(-scores, found, strict=True)) == sorted(zip(-scores, found, strict=True)), "best first, then by row"
+    assert list(zip(-scores, found, strict=True)) == sorted(zip(-scores, found, strict=True)), (
+        "best first, then by row"
+    )
     return found.tolist()
 
 
@@ -41,7 +52,9 @@ def test_rarer_words_and_shorter_texts_rank_higher(tmp_path: Path) -> None:
     for index in (indexed(texts), indexed(texts, tmp_path)):
         assert rows(index, "kiwi apple") == [5, 4, 0, 1]
         assert rows(index, "banana", k=1) == [3]
-        assert rows(index, "the cat or the kiwi") == [5], "unknown words and stop words find nothing"
+        assert rows(index, "the cat or the kiwi") == [5], (
+            "unknown words and stop words find nothing"
+        )
         assert rows(index, "the") == [5], "unless the query has no other word"
         assert rows(index, "unknown") == rows(index, "") == rows(index, "?! ...") == []
 
@@ -65,7 +78,9 @@ def test_a_question_is_words_and_no_query_language(question: str) -> None:
     index = indexed(["apple banana", "banana", "an apricot", "row text and not"])
     words = set(re.findall("[a-z0-9]+", question.lower())) - STOP_WORDS
     expected = [
-        i for i, t in enumerate(["apple banana", "banana", "an apricot", "row text and not"]) if words & set(t.split())
+        i
+        for i, t in enumerate(["apple banana", "banana", "an apricot", "row text and not"])
+        if words & set(t.split())
     ]
     assert sorted(rows(index, question)) == expected
 
@@ -126,7 +141,9 @@ def test_a_query_asks_for_the_most_specific_form(text: str, question: str) -> No
     assert rows(indexed([text]), question) == []
 
 
-def test_of_a_very_long_query_a_bounded_number_of_terms_is_counted_and_the_same_ones_in_every_shard() -> None:
+def test_of_a_very_long_query_a_bounded_number_of_terms_is_counted_and_the_same_ones_in_every_shard() -> (
+    None
+):
     counted: list[str] = []
 
     class Counting:
@@ -140,7 +157,9 @@ def test_of_a_very_long_query_a_bounded_number_of_terms_is_counted_and_the_same_
     said = {f"w{i:05}": 1 for i in range(5_000)} | {"x": 3, "phosphofructokinase": 1}
     kept = [set(lexical.weights(said, [Counting()])[0]) for _ in range(2)]
     assert len(counted) == 2 * lexical.COUNTED_MAX
-    assert {"x", "phosphofructokinase"} <= set(counted), "those that it says most often, then the longest"
+    assert {"x", "phosphofructokinase"} <= set(counted), (
+        "those that it says most often, then the longest"
+    )
     assert kept[0] == kept[1] and len(kept[0]) == lexical.TERMS_MAX
 
 
@@ -159,26 +178,42 @@ def test_a_word_counts_as_often_as_the_query_says_it() -> None:
     index = indexed(["apple fig", "banana fig", "banana kiwi", "apple plum"])
     assert rows(index, "apple banana banana", k=2) == [1, 2]
     assert rows(index, "apple apple banana", k=2) == [0, 3]
-    one, two = (index.search(weights(terms(q), [index])[0], 1, None)[0][0] for q in ("apple", "apple apple"))
+    one, two = (
+        index.search(weights(terms(q), [index])[0], 1, None)[0][0] for q in ("apple", "apple apple")
+    )
     assert two == pytest.approx(2 * one)
 
 
-few_texts = st.lists(st.lists(st.sampled_from(["apple", "banana", "cherry"]), min_size=2, max_size=2), min_size=1)
+few_texts = st.lists(
+    st.lists(st.sampled_from(["apple", "banana", "cherry"]), min_size=2, max_size=2), min_size=1
+)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(few_texts, min_size=1, max_size=4), st.lists(st.sampled_from(["apple", "banana"]), min_size=1))
-def test_scores_of_several_parts_are_those_of_one_index_of_all(parts: list[list[list[str]]], asked: list[str]) -> None:
+@given(
+    st.lists(few_texts, min_size=1, max_size=4),
+    st.lists(st.sampled_from(["apple", "banana"]), min_size=1),
+)
+def test_scores_of_several_parts_are_those_of_one_index_of_all(
+    parts: list[list[list[str]]], asked: list[str]
+) -> None:
     """All texts have two words, so the parts differ in how often a word occurs and not in length."""
     texts = [[" ".join(text) for text in part] for part in parts]
-    split, joined = [indexed(list(part)) for part in texts], indexed([t for part in texts for t in part])
+    split, joined = (
+        [indexed(list(part)) for part in texts],
+        indexed([t for part in texts for t in part]),
+    )
     query = terms(" ".join(asked))
     [of_all] = weights(query, [joined])
-    found = sorted(zip(*[x.tolist() for x in joined.search(of_all, 1_000, None)][::-1], strict=True))
+    found = sorted(
+        zip(*[x.tolist() for x in joined.search(of_all, 1_000, None)][::-1], strict=True)
+    )
     first, seen = 0, []
     for part, weighted in zip(split, weights(query, split), strict=True):
         scores, at = part.search(weighted, 1_000, None)
-        seen += [(first + row, score) for row, score in zip(at.tolist(), scores.tolist(), strict=True)]
+        seen += [
+            (first + row, score) for row, score in zip(at.tolist(), scores.tolist(), strict=True)
+        ]
         first += len(part)
     assert [row for row, _ in sorted(seen)] == [row for row, _ in found]
     assert [s for _, s in sorted(seen)] == pytest.approx([s for _, s in found], rel=1e-4)
@@ -203,13 +238,17 @@ def held(text: str) -> set[str]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=4), st.text(max_size=40))
-def test_whatever_is_written_or_asked_a_text_is_found_by_itself(texts: list[str], question: str) -> None:
+def test_whatever_is_written_or_asked_a_text_is_found_by_itself(
+    texts: list[str], question: str
+) -> None:
     index = indexed(list(texts))
     for i, text in enumerate(texts):
         found = rows(index, text)
         assert (i in found) == bool(terms(text))
         assert set(found) == {j for j, other in enumerate(texts) if set(terms(text)) & held(other)}
-    assert set(rows(index, question)) == {j for j, t in enumerate(texts) if set(terms(question)) & held(t)}
+    assert set(rows(index, question)) == {
+        j for j, t in enumerate(texts) if set(terms(question)) & held(t)
+    }
 
 
 def test_rows_beyond_the_end_of_the_mask_are_not_allowed() -> None:
@@ -217,7 +256,9 @@ def test_rows_beyond_the_end_of_the_mask_are_not_allowed() -> None:
     assert rows(index, "apple", allowed=np.ones(4, np.bool_)) == [0, 1, 2, 3]
 
 
-few = st.lists(st.none() | st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), min_size=1, max_size=30)
+few = st.lists(
+    st.none() | st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), min_size=1, max_size=30
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -226,7 +267,8 @@ def test_hits_are_exactly_allowed_rows_with_a_word(
     texts: list[str | None], asked: list[str], k: int, data: st.DataObject
 ) -> None:
     allowed = data.draw(
-        st.none() | st.lists(st.booleans(), min_size=len(texts), max_size=len(texts)).map(np.array), label="allowed"
+        st.none() | st.lists(st.booleans(), min_size=len(texts), max_size=len(texts)).map(np.array),
+        label="allowed",
     )
     matching = {
         i
@@ -285,7 +327,10 @@ def test_many_threads_read_while_one_adds() -> None:
 
 
 def test_what_an_earlier_version_wrote_is_read_and_cut_alike() -> None:
-    """`tests/formats/lexical-2.tar`. Where this fails, the change needs a new FILE: older indexes are then rebuilt."""
+    """`tests/formats/lexical-2.tar`.
+
+    Where this fails, the change needs a new FILE: older indexes are then rebuilt.
+    """
     assert lexical.FILE == "lexical-2.tar"
     index = unpack(Path(__file__).parents[2] / "formats" / lexical.FILE)
     assert rows(index, "Running foxes of ZÜRICH") == [2, 0]
@@ -316,7 +361,9 @@ def test_no_thread_outlives_its_index(tmp_path: Path) -> None:
     """tantivy watches a folder with a thread; the indexes in memory, and those that were let go of, have none."""
 
     def n_watching() -> int:
-        return subprocess.check_output(["ps", "-T", "-o", "comm=", "-p", str(os.getpid())], text=True).count("tantivy-")
+        return subprocess.check_output(
+            ["ps", "-T", "-o", "comm=", "-p", str(os.getpid())], text=True
+        ).count("tantivy-")
 
     gc.collect()
     eventually(lambda: n_watching() == 0)

@@ -64,7 +64,10 @@ def test_only_the_highest_version_of_a_document_stays() -> None:
     late = message([("b", 3, [unit(4)] * 4, "{}"), ("c", 5, [unit(5)], "{}")])
     live, deletes = newest([first, second, late])
     assert rows_of(live) == [("b", 5, 0), ("b", 5, 1)]
-    assert deletes.to_pylist() == [{"document_id": "a", "version": 4}, {"document_id": "c", "version": 6}]
+    assert deletes.to_pylist() == [
+        {"document_id": "a", "version": 4},
+        {"document_id": "c", "version": 6},
+    ]
 
 
 def test_a_record_that_comes_twice_in_a_row_is_not_doubled() -> None:
@@ -80,11 +83,15 @@ def test_of_nothing_nothing_stays(batches: list[pa.RecordBatch]) -> None:
     assert live.schema.equals(batches[0].schema)
 
 
-writes = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 6), st.integers(0, 3)), max_size=12)
+writes = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(1, 6), st.integers(0, 3)), max_size=12
+)
 
 
 @given(writes, st.lists(st.integers(0, 11), max_size=4))
-def test_newest_is_what_a_dict_would_keep(writes: list[tuple[str, int, int]], again: list[int]) -> None:
+def test_newest_is_what_a_dict_would_keep(
+    writes: list[tuple[str, int, int]], again: list[int]
+) -> None:
     """A version's content is its version's: a document written twice at one version is the same both times."""
     size = {(name, version): n for name, version, n in writes}
     batches = [
@@ -103,7 +110,9 @@ def test_newest_is_what_a_dict_would_keep(writes: list[tuple[str, int, int]], ag
 
 @pytest.mark.parametrize(("spec", "roles"), [("flat", 3), ("hnsw:M=8", 4), ("auto", 4)])
 def test_what_is_written_is_what_is_loaded(store: LocalStore, spec: str, roles: int) -> None:
-    batch = message([(f"d{i}", i + 1, [unit(i), unit(100 + i)], f'{{"i": {i}}}') for i in range(20)])
+    batch = message(
+        [(f"d{i}", i + 1, [unit(i), unit(100 + i)], f'{{"i": {i}}}') for i in range(20)]
+    )
     ref = sealed(store, [batch, message([("gone", 50, None, "{}")])], spec=spec)
     segment = load(ref, store, BACKEND, "cosine")
     assert (ref.n_passages, ref.n_documents, ref.n_deletes, len(ref.objects)) == (40, 20, 1, roles)
@@ -113,7 +122,11 @@ def test_what_is_written_is_what_is_loaded(store: LocalStore, spec: str, roles: 
     assert [segment.rows.column("document_id")[r].as_py() for r in rows] == ["d7", "d7"]
     np.testing.assert_array_equal(segment.vectors[rows[1]], unit(107))
     [gone] = segment.find(Keys.of(["gone"]))
-    assert (segment.count[gone], segment.version[gone], segment.deleted[int(gone)]) == (0, 50, "gone")
+    assert (segment.count[gone], segment.version[gone], segment.deleted[int(gone)]) == (
+        0,
+        50,
+        "gone",
+    )
     assert segment.find(Keys.of(["nobody", "d1"])).tolist()[0] == -1
     assert (len(ref.curve) > 0) == (roles == 4)
 
@@ -125,11 +138,16 @@ def test_two_segments_of_the_same_rows_never_share_an_object(store: LocalStore) 
 
 
 def test_a_mask_of_documents_becomes_one_of_rows(store: LocalStore) -> None:
-    batch = message([(f"d{i}", 1, [unit(i)] * (i + 1), "{}") for i in range(5)] + [("gone", 1, None, "{}")])
+    batch = message(
+        [(f"d{i}", 1, [unit(i)] * (i + 1), "{}") for i in range(5)] + [("gone", 1, None, "{}")]
+    )
     segment = load(sealed(store, [batch]), store, BACKEND, "cosine")
     documents = np.ones(6, np.bool_)
     documents[segment.find(Keys.of(["d1", "d3"]))] = False
-    kept = [segment.rows.column("document_id")[int(r)].as_py() for r in np.flatnonzero(segment.rows_mask(documents))]
+    kept = [
+        segment.rows.column("document_id")[int(r)].as_py()
+        for r in np.flatnonzero(segment.rows_mask(documents))
+    ]
     assert sorted(kept) == ["d0", *["d2"] * 3, *["d4"] * 5]
 
 
@@ -137,7 +155,9 @@ def test_documents_whose_hashes_share_a_half_are_told_apart(store: LocalStore) -
     segment = load(sealed(store, [message([("a", 1, [unit(1)], "{}")])]), store, BACKEND, "cosine")
     made = Keys(np.array([3, 7, 7, 7, 9], np.uint64), np.array([1, 30, 10, 20, 1], np.uint64))
     colliding: Segment = replace(segment, keys=made)
-    asked = Keys(np.array([7, 7, 7, 7, 9, 10, 0], np.uint64), np.array([20, 10, 30, 40, 2, 1, 1], np.uint64))
+    asked = Keys(
+        np.array([7, 7, 7, 7, 9, 10, 0], np.uint64), np.array([20, 10, 30, 40, 2, 1, 1], np.uint64)
+    )
     assert colliding.find(asked).tolist() == [3, 2, 1, -1, -1, -1, -1]
 
 
@@ -163,7 +183,10 @@ def test_a_cut_file_is_corrupt_and_a_missing_one_is_lost(store: LocalStore, tmp_
     file.unlink()
     with pytest.raises(Damaged) as gone:
         load(ref, LocalStore(tmp_path), BACKEND, "cosine")
-    assert [(e.value.fault, e.value.role) for e in (cut, gone)] == [("corrupt", "passages"), ("lost", "passages")]
+    assert [(e.value.fault, e.value.role) for e in (cut, gone)] == [
+        ("corrupt", "passages"),
+        ("lost", "passages"),
+    ]
 
 
 def test_a_whole_object_of_another_segment_is_corrupt(store: LocalStore) -> None:
@@ -191,18 +214,25 @@ def test_the_effort_curve_is_that_of_the_collections_own_questions_where_enough_
     made_up = effort_curve(backend, index, "hnsw", vectors, "euclidean")
     asked = effort_curve(backend, index, "hnsw", vectors, "euclidean", far)
     assert asked[0][1] < made_up[0][1], "questions from afar are harder"
-    assert effort_curve(backend, index, "hnsw", vectors, "euclidean", far[1:]) == made_up, "too few say nothing"
+    assert effort_curve(backend, index, "hnsw", vectors, "euclidean", far[1:]) == made_up, (
+        "too few say nothing"
+    )
 
 
-def test_a_segment_says_on_how_many_questions_of_the_collection_its_curve_was_measured(store: LocalStore) -> None:
+def test_a_segment_says_on_how_many_questions_of_the_collection_its_curve_was_measured(
+    store: LocalStore,
+) -> None:
     batch = message([(f"d{i}", 1, [unit(i, 32)], "{}") for i in range(100)], 32)
     asked = np.eye(CALIBRATION_QUERIES_MIN + 1, 32, dtype=np.float32)
     for questions, known in ((None, 0), (asked[2:], 0), (asked, CALIBRATION_QUERIES_MIN + 1)):
         ref = sealed(store, [batch], spec="hnsw:M=8,efc=40", dimension=32, recent_queries=questions)
         assert ref.n_calibration_queries == known
-    assert sealed(store, [batch], spec="flat", dimension=32, recent_queries=asked).n_calibration_queries == 0, (
-        "without effort, no curve"
-    )
+    assert (
+        sealed(
+            store, [batch], spec="flat", dimension=32, recent_queries=asked
+        ).n_calibration_queries
+        == 0
+    ), "without effort, no curve"
 
 
 def test_passages_whose_index_cannot_be_built_are_kept_and_searched_exactly(

@@ -65,7 +65,10 @@ def test_a_document_is_replaced_as_a_whole() -> None:
 
 def test_a_document_twice_in_one_message_is_its_highest() -> None:
     s = shard()
-    s.apply(message([("a", 1, [unit(1)], "{}"), ("b", 2, [unit(2)], "{}"), ("a", 3, [unit(3)], "{}")]), 0)
+    s.apply(
+        message([("a", 1, [unit(1)], "{}"), ("b", 2, [unit(2)], "{}"), ("a", 3, [unit(3)], "{}")]),
+        0,
+    )
     assert ids(s) == [("a", 3), ("b", 2)]
     assert s.stats().documents == 2
 
@@ -99,7 +102,9 @@ def test_adopting_changes_nothing_that_a_search_sees(tmp_path: Path) -> None:
     assert (s.stats().delta_passages, s.stats().segments, s.snapshot.watermark) == (8, 1, 20)
     adopt(s, [segment(store, batches[:12]), segment(store, batches[12:], "hnsw:M=8")], 20)
     assert ids(s) == before
-    assert ids(s, filter=Filter.parse({"i": {"$gte": 10, "$lt": 14}})) == [(f"d{i}", i + 1) for i in range(10, 14)]
+    assert ids(s, filter=Filter.parse({"i": {"$gte": 10, "$lt": 14}})) == [
+        (f"d{i}", i + 1) for i in range(10, 14)
+    ]
     assert s.stats().delta_passages == 0
 
 
@@ -139,7 +144,13 @@ def test_a_hit_carries_what_was_asked_for_and_no_more(tmp_path: Path) -> None:
         assert hit.score == pytest.approx(1)
         np.testing.assert_array_equal(hit.vector, unit(2))
         bare = s.search(ShardQuery(SHARD, unit(2)[None], 1, include=frozenset())).hits[0][0]
-        assert (bare.text, bare.metadata, bare.vector, bare.start, bare.end) == (None, None, None, None, None)
+        assert (bare.text, bare.metadata, bare.vector, bare.start, bare.end) == (
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
         stored = s.document("a")
         assert stored is not None
         assert (stored.version, stored.metadata, [p.text for p in stored.passages]) == (
@@ -167,7 +178,10 @@ def test_many_questions_are_answered_as_each_alone(tmp_path: Path) -> None:
 
 def test_matching_names_documents_once_and_at_most_so_many(tmp_path: Path) -> None:
     s = shard()
-    sealed = [message([(f"s{i}", i + 1, [unit(i)] * 3, f'{{"even": {str(i % 2 == 0).lower()}}}')]) for i in range(6)]
+    sealed = [
+        message([(f"s{i}", i + 1, [unit(i)] * 3, f'{{"even": {str(i % 2 == 0).lower()}}}')])
+        for i in range(6)
+    ]
     adopt(s, [segment(LocalStore(tmp_path), sealed)], 6)
     s.apply(message([("d", 50, [unit(50)] * 3, '{"even": true}'), ("s0", 51, None, "{}")]), 6)
     assert sorted(s.matching({"even": True}, limit=10)) == [("d", 50), ("s2", 3), ("s4", 5)]
@@ -196,24 +210,33 @@ def test_the_least_effort_that_clears_the_objective_is_taken(tmp_path: Path) -> 
     measured = with_curve((16, 0.90), (32, 0.954), (64, 0.98), (128, 0.999))
     assert effort_for(measured, 0.88, 0.88) == 16, "none less than was measured"
     assert effort_for(measured, 0.944, 0.944) == 32
-    assert effort_for(measured, 0.95, 0.95) == 40  # 0.96 is wanted, with the margin: between 0.954 at 32 and 0.98 at 64
+    assert (
+        effort_for(measured, 0.95, 0.95) == 40
+    )  # 0.96 is wanted, with the margin: between 0.954 at 32 and 0.98 at 64
     assert effort_for(measured, 0.90, 0.95) == 19, (
         "where live recall is above the objective, less is asked of the curve"
     )
     assert effort_for(measured, 1.0, 0.95) == 128
     easy = with_curve((16, 1.0), (24, 1.0), (32, 1.0), (48, 1.0), (64, 1.0), (96, 1.0))
-    assert [effort_for(easy, 0.95 + added, 0.95) for added in (0, 0.01, 0.03, 0.05)] == [16, 24, 48, 96], (
-        "what live recall adds counts even where the curve says that nothing is missed"
-    )
+    assert [effort_for(easy, 0.95 + added, 0.95) for added in (0, 0.01, 0.03, 0.05)] == [
+        16,
+        24,
+        48,
+        96,
+    ], "what live recall adds counts even where the curve says that nothing is missed"
     dips = with_curve((16, 0.90), (32, 0.89), (64, 0.95))
     assert effort_for(dips, 0.90, 0.90) == 43
     falls_short = with_curve((16, 0.5), (512, 0.96))
-    assert effort_for(falls_short, 1.0, 0.95) == 512, "the aim may be out of reach, the objective is not"
+    assert effort_for(falls_short, 1.0, 0.95) == 512, (
+        "the aim may be out of reach, the objective is not"
+    )
     assert effort_for(falls_short, 0.97, 0.97) == 512, "a curve alone disqualifies no index"
     assert effort_for(measured, 1.0, 1.0) is None, "exact by request"
 
 
-def test_an_answer_says_how_many_questions_every_curve_knew_that_chose_an_effort(tmp_path: Path) -> None:
+def test_an_answer_says_how_many_questions_every_curve_knew_that_chose_an_effort(
+    tmp_path: Path,
+) -> None:
     store = LocalStore(tmp_path)
     parts = [[(f"{name}{i}", i + 1, [unit(i)], "{}") for i in range(100)] for name in "abc"]
     few, many = (segment(store, [message(rows)], "hnsw:M=4,efc=10") for rows in parts[:2])
@@ -221,13 +244,18 @@ def test_an_answer_says_how_many_questions_every_curve_knew_that_chose_an_effort
     s = shard()
     adopt(
         s,
-        [replace(g, ref=replace(g.ref, n_calibration_queries=n)) for g, n in ((few, 30), (many, 256), (flat, 0))],
+        [
+            replace(g, ref=replace(g.ref, n_calibration_queries=n))
+            for g, n in ((few, 30), (many, 256), (flat, 0))
+        ],
         300,
     )
     asked = ShardQuery(SHARD, unit(1_000)[None], 10)
     assert s.search(asked).n_calibration_queries == 30
     exact = s.search(replace(asked, exact=True))
-    assert (exact.effort, exact.n_calibration_queries) == (0, 0), "what looks at everything has no effort"
+    assert (exact.effort, exact.n_calibration_queries) == (0, 0), (
+        "what looks at everything has no effort"
+    )
 
 
 def test_what_others_write_changes_nothing_of_a_shard(tmp_path: Path) -> None:
@@ -243,22 +271,36 @@ def test_what_others_write_changes_nothing_of_a_shard(tmp_path: Path) -> None:
     assert s.search(asked).changes != before.changes
 
 
-def indexed(tmp_path: Path, curve: tuple[tuple[int, float], ...] = ((16, 0.4), (512, 0.5))) -> Segment:
+def indexed(
+    tmp_path: Path, curve: tuple[tuple[int, float], ...] = ((16, 0.4), (512, 0.5))
+) -> Segment:
     """300 rows with a graph, of that effort curve."""
     rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(300)]
     made = segment(LocalStore(tmp_path), [message(rows)], "hnsw:M=4,efc=10")
     return replace(made, ref=replace(made.ref, curve=curve))
 
 
-def shard_of(segments: list[Segment], scans: ScanBudget | None = None, recall: float = 0.95) -> Shard:
+def shard_of(
+    segments: list[Segment], scans: ScanBudget | None = None, recall: float = 0.95
+) -> Shard:
     """A shard of these segments."""
     manifest = Manifest(SHARD, 0, 0, 0, ())
-    s = Shard(SHARD, dimension=D, metric="cosine", recall=recall, backend=BACKEND, manifest=manifest, scans=scans)
+    s = Shard(
+        SHARD,
+        dimension=D,
+        metric="cosine",
+        recall=recall,
+        backend=BACKEND,
+        manifest=manifest,
+        scans=scans,
+    )
     adopt(s, segments, 300)
     return s
 
 
-def test_an_index_whose_curve_misses_the_objective_is_used_at_its_greatest_effort(tmp_path: Path) -> None:
+def test_an_index_whose_curve_misses_the_objective_is_used_at_its_greatest_effort(
+    tmp_path: Path,
+) -> None:
     s = shard_of([indexed(tmp_path)])
     found = s.search(ShardQuery(SHARD, unit(1_000)[None], 10))
     assert (found.effort, found.greatest, found.scanned) == (512, True, 0)
@@ -267,7 +309,9 @@ def test_an_index_whose_curve_misses_the_objective_is_used_at_its_greatest_effor
     assert curve is not None
     assert (curve.effort, curve.recall, curve.n_calibration_queries) == (512, 0.5, 0)
     exact = s.search(ShardQuery(SHARD, unit(1_000)[None], 10, exact=True))
-    assert (exact.effort, exact.scanned) == (0, 0), "exact by request is no scan in place of an index"
+    assert (exact.effort, exact.scanned) == (0, 0), (
+        "exact by request is no scan in place of an index"
+    )
 
 
 def test_where_live_searches_prove_that_it_misses_passages_are_compared_one_by_one_within_bounds(
@@ -324,7 +368,14 @@ def test_a_filtered_search_in_place_of_an_index_keeps_to_its_filter(tmp_path: Pa
     assert found.hits == s.search(replace(asked, exact=True)).hits
 
 
-def watch(s: Shard, names: list[str], stop: threading.Event, wrong: list, exact: bool, condition: dict | None) -> None:
+def watch(
+    s: Shard,
+    names: list[str],
+    stop: threading.Event,
+    wrong: list,
+    exact: bool,
+    condition: dict | None,
+) -> None:
     """Search until told to stop, and note each answer that misses, doubles, mixes or turns back a document."""
     wanted, floor = sorted((n, p) for n in names for p in (0, 1)), dict.fromkeys(names, 0)
     last_look = False
@@ -332,13 +383,21 @@ def watch(s: Shard, names: list[str], stop: threading.Event, wrong: list, exact:
         last_look = stop.is_set()
         hits = s.search(
             ShardQuery(
-                SHARD, unit(7)[None], 100, exact=exact, filter=None if condition is None else Filter.parse(condition)
+                SHARD,
+                unit(7)[None],
+                100,
+                exact=exact,
+                filter=None if condition is None else Filter.parse(condition),
             )
         ).hits[0]
         if sorted((h.document_id, h.passage) for h in hits) != wanted:
             wrong.append([(h.document_id, h.passage) for h in hits])
         versions = {name: {h.version for h in hits if h.document_id == name} for name in names}
-        wrong.extend((name, seen) for name, seen in versions.items() if len(seen) != 1 or min(seen) < floor[name])
+        wrong.extend(
+            (name, seen)
+            for name, seen in versions.items()
+            if len(seen) != 1 or min(seen) < floor[name]
+        )
         floor = {name: max(seen, default=0) for name, seen in versions.items()}
 
 
@@ -347,14 +406,21 @@ def test_searches_beside_a_writer_see_each_document_once_and_whole(tmp_path: Pat
     names, store, s = [f"d{i}" for i in range(12)], LocalStore(tmp_path), shard()
 
     def batch(of: list[str], version: int) -> pa.RecordBatch:
-        return message([(n, version, [unit(version), unit(version + 1)], f'{{"v": {version}}}') for n in of])
+        return message(
+            [(n, version, [unit(version), unit(version + 1)], f'{{"v": {version}}}') for n in of]
+        )
 
     log = [batch(names, 1)]
     s.apply(log[0], 0)
     stop, wrong = threading.Event(), []
     readers = [
         threading.Thread(target=watch, args=(s, names, stop, wrong, *args))
-        for args in ((False, None), (True, None), (False, {"v": {"$gte": 0}}), (True, {"v": {"$gte": 0}}))
+        for args in (
+            (False, None),
+            (True, None),
+            (False, {"v": {"$gte": 0}}),
+            (True, {"v": {"$gte": 0}}),
+        )
     ]
     for thread in readers:
         thread.start()

@@ -26,14 +26,21 @@ ROWS = [(f"d{i * 37 % N:02d}", i + 1, [unit(1)] * (1 + i % 2), "{}") for i in ra
 
 def empty() -> Shard:
     return Shard(
-        SHARD, dimension=4, metric="cosine", recall=0.95, backend=BACKEND, manifest=Manifest(SHARD, 0, 0, 0, ())
+        SHARD,
+        dimension=4,
+        metric="cosine",
+        recall=0.95,
+        backend=BACKEND,
+        manifest=Manifest(SHARD, 0, 0, 0, ()),
     )
 
 
 def shard(folder: Path, where: str) -> Shard:
     made = empty()
     batches = [message(ROWS[:30]), message(ROWS[30:])]
-    for offset, batch in enumerate(batches if where == "delta" else batches[1:] if where == "both" else []):
+    for offset, batch in enumerate(
+        batches if where == "delta" else batches[1:] if where == "both" else []
+    ):
         made.apply(batch, offset + 2)
     if where != "delta":
         sealed = batches[:1] if where == "both" else batches
@@ -56,7 +63,9 @@ def hits(of: Shard, k: int, **more: object) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("where", ["delta", "flat", "both", "graph"])
 def test_fewer_hits_are_the_first_of_more(tmp_path: Path, where: str) -> None:
     made = shard(tmp_path, where)
-    every = sorted((name, passage) for name, _, vectors, _ in ROWS for passage in range(len(vectors)))
+    every = sorted(
+        (name, passage) for name, _, vectors, _ in ROWS for passage in range(len(vectors))
+    )
     for k in (1, 2, 7, 40, 200):
         assert hits(made, k) == every[:k]
 

@@ -13,7 +13,12 @@ from tenants.entities import DEFAULT_MODEL
 from vicinage.records import Floats
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model"), pytest.mark.timeout(300)]
-TEXTS = ["x", "red apples", "the boundary layer on a flat plate", "median of a list of numbers " * 30]
+TEXTS = [
+    "x",
+    "red apples",
+    "the boundary layer on a flat plate",
+    "median of a list of numbers " * 30,
+]
 
 
 @pytest.fixture
@@ -78,14 +83,20 @@ def another_layer_on_top(model: Any) -> None:
 def of_another_family(model: Any) -> None:
     from transformers import DistilBertConfig, DistilBertModel
 
-    model[0].model = DistilBertModel(DistilBertConfig(dim=384, n_layers=1, n_heads=12, hidden_dim=384))
+    model[0].model = DistilBertModel(
+        DistilBertConfig(dim=384, n_layers=1, n_heads=12, hidden_dim=384)
+    )
 
 
 def test_the_models_it_is_made_for(model: Any) -> None:
     assert is_bert(model)
 
 
-@pytest.mark.parametrize("changed", [other_activation, first_token_counts, another_layer_on_top, of_another_family])
-def test_what_it_is_not_made_for_it_does_not_take(model: Any, changed: Callable[[Any], None]) -> None:
+@pytest.mark.parametrize(
+    "changed", [other_activation, first_token_counts, another_layer_on_top, of_another_family]
+)
+def test_what_it_is_not_made_for_it_does_not_take(
+    model: Any, changed: Callable[[Any], None]
+) -> None:
     changed(model)
     assert not is_bert(model)

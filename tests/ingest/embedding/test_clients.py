@@ -68,7 +68,9 @@ def base_url(foreign: Foreign) -> Iterator[str]:
     thread.join(10)
 
 
-def test_plain_floats_in_any_order_come_back_in_ours_and_of_length_one(foreign: Foreign, base_url: str) -> None:
+def test_plain_floats_in_any_order_come_back_in_ours_and_of_length_one(
+    foreign: Foreign, base_url: str
+) -> None:
     texts = [f"text {i}" for i in range(2_100)]
     embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
     vectors = embedder.embed(texts, tenant="t")
@@ -77,9 +79,13 @@ def test_plain_floats_in_any_order_come_back_in_ours_and_of_length_one(foreign: 
     assert foreign.sizes == [2_048, 52], "no request larger than the API takes"
 
 
-def test_a_foreign_server_learns_its_own_key_and_nothing_of_our_tenants(foreign: Foreign, base_url: str) -> None:
+def test_a_foreign_server_learns_its_own_key_and_nothing_of_our_tenants(
+    foreign: Foreign, base_url: str
+) -> None:
     model = replace(MODEL, location=base_url)
-    embedder = open_embedder(model, url="http://unused", key="our-internal-key", model_key="sk-theirs")
+    embedder = open_embedder(
+        model, url="http://unused", key="our-internal-key", model_key="sk-theirs"
+    )
     embedder.embed(["x"], tenant="acme")
     embedder.close()
     [sent] = foreign.headers
@@ -119,7 +125,10 @@ NAN = base64.b64encode(np.full(D, np.nan, "<f4").tobytes()).decode()
 def test_whatever_is_wrong_with_the_server_is_not_the_texts_fault(
     foreign: Foreign, base_url: str, answer: Response
 ) -> None:
-    """Unavailable: ingest waits and tries again. Anything else would lose documents or end the role."""
+    """Unavailable: ingest waits and tries again.
+
+    Anything else would lose documents or end the role.
+    """
     foreign.answer = answer
     embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
     with pytest.raises(Unavailable):
@@ -128,9 +137,12 @@ def test_whatever_is_wrong_with_the_server_is_not_the_texts_fault(
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [("7", 7.0), ("0.5", 0.5), ("Tue, 24 Nov 2026 10:00:00 GMT", 1.0), ("9999999", 60.0)]
+    ("header", "seconds"),
+    [("7", 7.0), ("0.5", 0.5), ("Tue, 24 Nov 2026 10:00:00 GMT", 1.0), ("9999999", 60.0)],
 )
-def test_load_is_said_with_its_retry_after(foreign: Foreign, base_url: str, header: str, seconds: float) -> None:
+def test_load_is_said_with_its_retry_after(
+    foreign: Foreign, base_url: str, header: str, seconds: float
+) -> None:
     foreign.answer = JSONResponse({"error": {"message": "slow down"}}, 429, {"retry-after": header})
     embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
     with pytest.raises(Overloaded, match="model m has too much to do") as raised:
@@ -178,7 +190,9 @@ class Slow:
         return np.stack([hash_vector(t, D) for t in texts])
 
 
-def ask(gathering: GatheringEmbedder, text: str, tenant: str = "t", weight: int = 1, wait_s: float = 5) -> asyncio.Task:
+def ask(
+    gathering: GatheringEmbedder, text: str, tenant: str = "t", weight: int = 1, wait_s: float = 5
+) -> asyncio.Task:
     return asyncio.create_task(
         gathering.embed_query(text, tenant=tenant, weight=weight, deadline=Deadline.after(wait_s))
     )
@@ -227,7 +241,9 @@ def test_bad_questions_are_refused_alone_and_the_others_asked_once_more() -> Non
         gathering = GatheringEmbedder(slow)
         first = [ask(gathering, "first")]
         await started(slow)
-        asked = [ask(gathering, t) for t in ["a", "far too long for it", "b", "also far too long", "c"]]
+        asked = [
+            ask(gathering, t) for t in ["a", "far too long for it", "b", "also far too long", "c"]
+        ]
         await asyncio.sleep(0)
         slow.gate.set()
         a, bad, b, worse, c = await asyncio.gather(*asked, return_exceptions=True)
@@ -236,7 +252,9 @@ def test_bad_questions_are_refused_alone_and_the_others_asked_once_more() -> Non
             np.testing.assert_allclose(vector, hash_vector(text, D))
         for refused in (bad, worse):
             assert isinstance(refused, Refused)
-            assert (refused.field, refused.limit) == ("text", 10), "the caller sent one text, and it has a name there"
+            assert (refused.field, refused.limit) == ("text", 10), (
+                "the caller sent one text, and it has a name there"
+            )
         assert len(slow.calls) == 4
 
     asyncio.run(run())
@@ -248,7 +266,11 @@ def test_whoever_has_gone_is_not_embedded_for() -> None:
         gathering = GatheringEmbedder(slow)
         first = [ask(gathering, "first")]
         await started(slow)
-        late, gone, here = ask(gathering, "late", wait_s=0.01), ask(gathering, "gone"), ask(gathering, "here")
+        late, gone, here = (
+            ask(gathering, "late", wait_s=0.01),
+            ask(gathering, "gone"),
+            ask(gathering, "here"),
+        )
         await asyncio.sleep(0)
         gone.cancel()
         with pytest.raises(DeadlineExceeded):
@@ -264,7 +286,9 @@ def test_nobody_waits_for_a_call_that_broke() -> None:
     async def run() -> None:
         slow = Slow(bug=RuntimeError("a mistake of ours"))
         said = []
-        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: said.append(context["exception"]))
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _loop, context: said.append(context["exception"])
+        )
         gathering = GatheringEmbedder(slow)
         slow.gate.set()
         for _ in range(3):
@@ -293,7 +317,9 @@ def test_an_idle_connection_that_the_server_closed_is_opened_anew() -> None:
     async def run() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        embedder = open_embedder(replace(MODEL, location=f"http://127.0.0.1:{port}/v1"), url="http://unused")
+        embedder = open_embedder(
+            replace(MODEL, location=f"http://127.0.0.1:{port}/v1"), url="http://unused"
+        )
         for _ in range(5):
             assert (await embedder.embed_async(["x"], tenant="t")).shape == (1, D)
         await embedder.aclose()
@@ -311,7 +337,9 @@ def test_a_server_that_does_not_answer_is_given_up_at_the_deadline() -> None:
     async def run() -> None:
         server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        embedder = open_embedder(replace(MODEL, location=f"http://127.0.0.1:{port}/v1"), url="http://unused")
+        embedder = open_embedder(
+            replace(MODEL, location=f"http://127.0.0.1:{port}/v1"), url="http://unused"
+        )
         with pytest.raises(DeadlineExceeded):
             await embedder.embed_async(["x"], tenant="t", deadline=Deadline.after(0.1))
         with pytest.raises(DeadlineExceeded):
@@ -358,13 +386,19 @@ def test_the_prompts_of_a_foreign_model_go_with_its_texts(foreign: Foreign, base
 
 
 def test_vectors_keep_their_length_where_the_entry_says_so(foreign: Foreign, base_url: str) -> None:
-    embedder = open_embedder(replace(MODEL, location=base_url, normalised=False), url="http://unused")
-    np.testing.assert_allclose(np.linalg.norm(embedder.embed(["red"], tenant="t"), axis=1), 3, atol=1e-4)
+    embedder = open_embedder(
+        replace(MODEL, location=base_url, normalised=False), url="http://unused"
+    )
+    np.testing.assert_allclose(
+        np.linalg.norm(embedder.embed(["red"], tenant="t"), axis=1), 3, atol=1e-4
+    )
     embedder.close()
 
 
 @pytest.mark.parametrize("status", [0, 401, 404, 500, 503])
-def test_a_tenant_is_never_told_where_a_model_is_served(foreign: Foreign, base_url: str, status: int) -> None:
+def test_a_tenant_is_never_told_where_a_model_is_served(
+    foreign: Foreign, base_url: str, status: int
+) -> None:
     foreign.answer = Response("at 10.0.0.7: no", status) if status else None
     url = base_url if status else f"http://127.0.0.1:{free_port()}/v1"
     embedder = open_embedder(replace(MODEL, location=url), url="http://unused")
@@ -405,12 +439,16 @@ def asked(embedder: Limited, texts: list[str]) -> list[Any]:
     return asyncio.run(run())
 
 
-def test_a_search_text_that_a_server_finds_too_long_is_answered_by_the_mean_of_its_windows() -> None:
+def test_a_search_text_that_a_server_finds_too_long_is_answered_by_the_mean_of_its_windows() -> (
+    None
+):
     embedder = Limited(30)
     [found] = asked(embedder, ["red apples in the north and blue pears in the south"])
     windows = ["red apples", "in the", "north and", "blue pears", "in the", "south"]
     assert windows_of("red apples in the north and blue pears in the south", 10) == windows
-    mean = np.average([hash_vector(t, D) for t in windows], axis=0, weights=[len(t) for t in windows])
+    mean = np.average(
+        [hash_vector(t, D) for t in windows], axis=0, weights=[len(t) for t in windows]
+    )
     np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-5)
     assert embedder.sizes == [1, 6], "one more call, whatever its length"
 

@@ -64,7 +64,9 @@ def test_the_default_models_files_say_what_its_entry_says() -> None:
 def test_prompts_are_read_as_sentence_transformers_reads_them(
     folder: Path, prompts: Any, default: Any, query: str, document: str
 ) -> None:
-    change(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name=default)
+    change(
+        folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name=default
+    )
     files = read_model_files(folder)
     assert (files.query_prompt, files.document_prompt) == (query, document)
 
@@ -73,7 +75,11 @@ def test_prompts_are_read_as_sentence_transformers_reads_them(
     ("facts", "tokenizer", "positions"),
     [
         ({"max_position_embeddings": 512}, {"model_max_length": 512}, 512),
-        ({"max_position_embeddings": 514, "model_type": "xlm-roberta"}, {"model_max_length": 512}, 512),
+        (
+            {"max_position_embeddings": 514, "model_type": "xlm-roberta"},
+            {"model_max_length": 512},
+            512,
+        ),
         ({"max_position_embeddings": 514, "model_type": "mpnet"}, {"model_max_length": 1e30}, 512),
         ({"max_position_embeddings": 8192}, {"model_max_length": 2048}, 2048),
         ({"max_position_embeddings": None}, {"model_max_length": 1e30}, None),
@@ -98,19 +104,35 @@ def test_a_window_beyond_the_positions_is_refused_everywhere(folder: Path) -> No
 
 
 def test_what_is_not_given_is_read_from_the_files(folder: Path) -> None:
-    change(folder / "config_sentence_transformers.json", prompts={"query": "q: ", "document": "d: "})
+    change(
+        folder / "config_sentence_transformers.json", prompts={"query": "q: ", "document": "d: "}
+    )
     change(folder / "sentence_bert_config.json", max_seq_length=128)
-    (folder / "modules.json").write_text(json.dumps(json.loads((folder / "modules.json").read_text())[:2]))
+    (folder / "modules.json").write_text(
+        json.dumps(json.loads((folder / "modules.json").read_text())[:2])
+    )
     found = described({"name": "own", "kind": "local", "location": str(folder)})
     assert (found.dimension, found.window_tokens, found.normalised) == (384, 128, False)
     assert (found.query_prompt, found.document_prompt) == ("q: ", "d: ")
-    given = {"name": "own", "kind": "local", "location": str(folder), "window_tokens": 64, "query_prompt": ""}
+    given = {
+        "name": "own",
+        "kind": "local",
+        "location": str(folder),
+        "window_tokens": 64,
+        "query_prompt": "",
+    }
     assert (described(given).window_tokens, described(given).query_prompt) == (64, "")
 
 
 @pytest.mark.parametrize("missing", ["dimension", "window_tokens"])
 def test_a_servers_facts_must_be_given(missing: str) -> None:
-    given = {"name": "own", "kind": "openai", "location": "http://127.0.0.1:9/v1", "dimension": 4, "window_tokens": 64}
+    given = {
+        "name": "own",
+        "kind": "openai",
+        "location": "http://127.0.0.1:9/v1",
+        "dimension": 4,
+        "window_tokens": 64,
+    }
     with pytest.raises(Refused, match=f"{missing} is missing"):
         described({**given, missing: None})
 
@@ -138,9 +160,13 @@ def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason(folder: Path) 
 
 
 @pytest.mark.model
-def test_each_lane_has_its_prompt_and_no_normalization_where_the_entry_says_so(folder: Path) -> None:
+def test_each_lane_has_its_prompt_and_no_normalization_where_the_entry_says_so(
+    folder: Path,
+) -> None:
     plain = LocalEmbedder(entry(folder), SMALL)
-    prompted = LocalEmbedder(entry(folder, query_prompt="find: ", document_prompt="keep: ", normalised=False), SMALL)
+    prompted = LocalEmbedder(
+        entry(folder, query_prompt="find: ", document_prompt="keep: ", normalised=False), SMALL
+    )
     try:
         for lane, prompt in ((Lane.QUERY, "find: "), (Lane.DOCUMENT, "keep: ")):
             got = prompted.embed(["red apples"], tenant="t", lane=lane)
@@ -162,7 +188,9 @@ def test_a_search_text_longer_than_the_window_is_read_whole(folder: Path) -> Non
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
         whole, first, last = vectors[:3]
         assert min(whole @ first, whole @ last) > first @ last, "both halves count"
-        np.testing.assert_allclose(embedder.embed(["short"], tenant="t", lane=Lane.QUERY)[0], vectors[3], atol=1e-4)
+        np.testing.assert_allclose(
+            embedder.embed(["short"], tenant="t", lane=Lane.QUERY)[0], vectors[3], atol=1e-4
+        )
         with pytest.raises(Refused, match="tokens"):
             embedder.embed([head + tail], tenant="t", lane=Lane.DOCUMENT)
     finally:
@@ -170,7 +198,9 @@ def test_a_search_text_longer_than_the_window_is_read_whole(folder: Path) -> Non
 
 
 def test_a_prompt_takes_its_tokens_from_the_passages() -> None:
-    model = replace(DEFAULT_MODEL, window_tokens=32, document_prompt="represent this passage for search: ")
+    model = replace(
+        DEFAULT_MODEL, window_tokens=32, document_prompt="represent this passage for search: "
+    )
     settings = IngestSettings(passage_tokens=200, passage_overlap_tokens=0)
     longest = max(len(p.text.split()) for p in open_chunker(model, settings).chunk("apple " * 100))
     assert longest <= 32 - 2 - 6
@@ -180,7 +210,9 @@ def test_a_prompt_takes_its_tokens_from_the_passages() -> None:
 
 def test_windows_count_by_their_tokens() -> None:
     vectors = np.eye(3, dtype=np.float32)
-    np.testing.assert_allclose(mean_of_windows(vectors, [[3, 1], [5]], normalized=False), [[0.75, 0.25, 0], [0, 0, 1]])
+    np.testing.assert_allclose(
+        mean_of_windows(vectors, [[3, 1], [5]], normalized=False), [[0.75, 0.25, 0], [0, 0, 1]]
+    )
     unit = mean_of_windows(vectors, [[3, 1], [5]], normalized=True)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
     assert mean_of_windows(vectors, [[1], [1], [1]], normalized=True) is vectors

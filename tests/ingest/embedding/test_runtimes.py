@@ -22,7 +22,12 @@ from vicinage.errors import Refused
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model"), pytest.mark.timeout(300)]
 ROOT = Path(__file__).resolve().parents[3]
-TEXTS = ["x", "red apples", "the boundary layer on a flat plate", "median of a list of numbers " * 30]
+TEXTS = [
+    "x",
+    "red apples",
+    "the boundary layer on a flat plate",
+    "median of a list of numbers " * 30,
+]
 
 
 def padded(texts: list[str]) -> tuple[Ids, Ids]:
@@ -66,12 +71,18 @@ def another_family(folder: Path) -> None:
 
 
 def first_token_counts(folder: Path) -> None:
-    changed(folder / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False, pooling_mode_cls_token=True)
+    changed(
+        folder / "1_Pooling" / "config.json",
+        pooling_mode_mean_tokens=False,
+        pooling_mode_cls_token=True,
+    )
 
 
 def another_layer_on_top(folder: Path) -> None:
     modules = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps([*modules, {"type": "sentence_transformers.models.Dense"}]))
+    (folder / "modules.json").write_text(
+        json.dumps([*modules, {"type": "sentence_transformers.models.Dense"}])
+    )
 
 
 def broken_weights(folder: Path) -> None:
@@ -83,7 +94,9 @@ def more_layers_than_weights(folder: Path) -> None:
     changed(folder / "config.json", num_hidden_layers=7)
 
 
-@pytest.mark.parametrize("change", [other_activation, another_family, first_token_counts, another_layer_on_top])
+@pytest.mark.parametrize(
+    "change", [other_activation, another_family, first_token_counts, another_layer_on_top]
+)
 def test_a_model_that_it_is_not_made_for_is_refused_with_what_to_install(
     folder: Path, change: Callable[[Path], None]
 ) -> None:
@@ -106,7 +119,11 @@ def test_only_float32_is_computed() -> None:
 
 
 def test_torch_is_taken_where_it_is_installed() -> None:
-    assert (chosen("auto", "cpu"), chosen("onnx", "cpu"), chosen("auto", "cuda:0")) == ("torch", "onnx", "torch")
+    assert (chosen("auto", "cpu"), chosen("onnx", "cpu"), chosen("auto", "cuda:0")) == (
+        "torch",
+        "onnx",
+        "torch",
+    )
 
 
 def test_no_torch_is_imported_for_the_other() -> None:
@@ -118,5 +135,9 @@ def test_no_torch_is_imported_for_the_other() -> None:
         "print(model.embed(['red apples'], tenant='t').shape); model.close()\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.strip().splitlines()[-1:]) == (0, ["(1, 384)"]), done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip().splitlines()[-1:]) == (0, ["(1, 384)"]), (
+        done.stderr
+    )

@@ -45,7 +45,9 @@ def test_a_curve_that_is_right_is_left_alone() -> None:
         for value in served(OBJECTIVE + 0.004, 600, rng):
             correction.note(value, OBJECTIVE)
         moves += correction.added != 0
-    assert moves <= 1, "all moves that are not called for, together, have a probability of one in twenty"
+    assert moves <= 1, (
+        "all moves that are not called for, together, have a probability of one in twenty"
+    )
 
 
 def test_few_samples_move_nothing() -> None:
@@ -55,7 +57,9 @@ def test_few_samples_move_nothing() -> None:
     assert correction.added == 0
     correction.note(0.1, OBJECTIVE)
     assert correction.added > 0
-    assert correction.since.n == 0, "what was served at the old effort says nothing about the new one"
+    assert correction.since.n == 0, (
+        "what was served at the old effort says nothing about the new one"
+    )
 
 
 def test_what_was_learned_of_made_up_questions_is_forgotten_once_curves_know_real_ones() -> None:
@@ -114,7 +118,9 @@ def test_samples_of_a_lesser_effort_are_no_proof_of_the_greatest() -> None:
     assert correction.added > 0
 
 
-def test_a_proof_falls_when_live_searches_meet_the_objective_or_a_whole_window_does_not_confirm_it() -> None:
+def test_a_proof_falls_when_live_searches_meet_the_objective_or_a_whole_window_does_not_confirm_it() -> (
+    None
+):
     rng = np.random.default_rng(4)
     for later, within in ((0.99, 600), (OBJECTIVE, 2 * WINDOW)):
         correction = Correction()
@@ -131,7 +137,10 @@ def test_a_proof_ends_when_the_curves_are_measured_on_the_collections_own_search
     for _ in range(ENOUGH):
         correction.note(0.5, OBJECTIVE, greatest=True)
     assert correction.proven
-    assert correction.note(0.5, OBJECTIVE, n_calibration_queries=30, greatest=True) == "curves_measured"
+    assert (
+        correction.note(0.5, OBJECTIVE, n_calibration_queries=30, greatest=True)
+        == "curves_measured"
+    )
     assert not correction.proven
 
 
@@ -151,7 +160,9 @@ def test_an_index_that_meets_the_objective_is_hardly_ever_proven_to_miss_it(shar
 def recalls_of(mean: float, share: float, n: int, rng: np.random.Generator) -> list[float]:
     """Recall of n searches: a share of them is as hard as their mean needs, the others miss nothing."""
     hard = rng.random(n) < max(share, 1 - mean)
-    return np.where(hard, rng.binomial(10, 1 - (1 - mean) / max(share, 1 - mean), n) / 10, 1.0).tolist()
+    return np.where(
+        hard, rng.binomial(10, 1 - (1 - mean) / max(share, 1 - mean), n) / 10, 1.0
+    ).tolist()
 
 
 def test_it_goes_on_from_its_state() -> None:
@@ -164,5 +175,10 @@ def test_it_goes_on_from_its_state() -> None:
     other = Correction()
     for value in values:
         other.note(value, OBJECTIVE, greatest=True)
-    assert (one.added, one.proven, one.number, one.since.n) == (other.added, other.proven, other.number, other.since.n)
+    assert (one.added, one.proven, one.number, one.since.n) == (
+        other.added,
+        other.proven,
+        other.number,
+        other.since.n,
+    )
     assert (one.since.low, one.since.high) == (other.since.low, other.since.high)

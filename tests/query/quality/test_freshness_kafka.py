@@ -26,18 +26,26 @@ def test_latest_covers_a_partition_that_was_added_since_the_topics_were_listed(
     base = open_resources(settings(tmp_path / "data").model_copy(update={"log_url": url}))
     name = f"team-{uuid.uuid4().hex[:8]}"
     tenant = provisioning.create_tenant(base.registry, base.log, name, actor="test")
-    provisioning.create_collection(base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test")
+    provisioning.create_collection(
+        base.registry, base.log, name, "docs", dimension=3, slots_total=8, actor="test"
+    )
     [generation] = base.registry.collection(name, "docs").generations
     topic = tenant.documents_topic
     freshness = Freshness(base.log, base.registry, Searchers([]), base.clock)
     try:
         with open_log(url) as other:
             n = other.partitions(topic)
-            while base.log.topics(topic)[topic] >= n:  # once, where the gateway does not list the topics just now
+            while (
+                base.log.topics(topic)[topic] >= n
+            ):  # once, where the gateway does not list the topics just now
                 n = other.add_partitions(topic, n + 1)
-                other.append(topic, n - 1, [Record(b"written by a producer that knows the new partition")])
+                other.append(
+                    topic, n - 1, [Record(b"written by a producer that knows the new partition")]
+                )
         with pytest.raises(DeadlineExceeded) as late:  # no ingest runs
             asyncio.run(freshness.reach(LATEST, tenant, generation, Deadline.after(1)))
-        assert f"{n - 1}-0" in str(late.value.waited_for).split("."), "the last record of the new partition"
+        assert f"{n - 1}-0" in str(late.value.waited_for).split("."), (
+            "the last record of the new partition"
+        )
     finally:
         base.close()

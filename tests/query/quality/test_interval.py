@@ -28,7 +28,9 @@ def allowed(runs: int, share: float) -> float:
 
 
 @pytest.mark.parametrize("kind", ["alike", "mixed", "all or nothing"])
-def test_it_misses_the_mean_at_some_time_in_at_most_alpha_of_runs_and_so_does_a_breach(kind: str) -> None:
+def test_it_misses_the_mean_at_some_time_in_at_most_alpha_of_runs_and_so_does_a_breach(
+    kind: str,
+) -> None:
     missed = breached = 0
     for seed in range(RUNS):
         s, miss, breach = ConfidenceSequence(), False, False
@@ -42,8 +44,12 @@ def test_it_misses_the_mean_at_some_time_in_at_most_alpha_of_runs_and_so_does_a_
     assert breached <= allowed(RUNS, ALPHA / 2)
 
 
-@pytest.mark.parametrize(("mean", "kind", "within"), [(0.9, "alike", 100), (0.9, "mixed", 160), (0.93, "alike", 420)])
-def test_a_real_breach_is_found_in_a_reasonable_number_of_samples(mean: float, kind: str, within: int) -> None:
+@pytest.mark.parametrize(
+    ("mean", "kind", "within"), [(0.9, "alike", 100), (0.9, "mixed", 160), (0.93, "alike", 420)]
+)
+def test_a_real_breach_is_found_in_a_reasonable_number_of_samples(
+    mean: float, kind: str, within: int
+) -> None:
     found = []
     for seed in range(40):
         s = ConfidenceSequence(spent(1))
@@ -95,11 +101,19 @@ def test_it_only_ever_narrows_and_goes_on_from_its_state(values: list[float], al
         assert s.high <= high <= 1
         low, high = s.low, s.high
     again = ConfidenceSequence.of_state(json.loads(json.dumps(s.state())))
-    assert (again.n, again.low, again.high, again.mean) == (s.n, s.low, s.high, pytest.approx(s.mean))
+    assert (again.n, again.low, again.high, again.mean) == (
+        s.n,
+        s.low,
+        s.high,
+        pytest.approx(s.mean),
+    )
     for value in values:
         s.add(value)
         again.add(value)
-    assert (again.low, again.high) == (pytest.approx(s.low, abs=0.001), pytest.approx(s.high, abs=0.001))
+    assert (again.low, again.high) == (
+        pytest.approx(s.low, abs=0.001),
+        pytest.approx(s.high, abs=0.001),
+    )
 
 
 def test_what_all_windows_may_err_together_is_alpha() -> None:

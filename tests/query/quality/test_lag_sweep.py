@@ -46,11 +46,19 @@ class Counting:
         return getattr(self._log, name)
 
 
-def test_the_partitions_of_a_tenant_are_looked_up_together_however_many_it_has(tmp_path: Path) -> None:
+def test_the_partitions_of_a_tenant_are_looked_up_together_however_many_it_has(
+    tmp_path: Path,
+) -> None:
     base = resources_in(tmp_path / "data")
     provisioning.create_tenant(base.registry, base.log, "wide", partitions=64, actor="test")
     made = provisioning.create_collection(
-        base.registry, base.log, "wide", "docs", dimension=4, slots_total=base.settings.slots, actor="test"
+        base.registry,
+        base.log,
+        "wide",
+        "docs",
+        dimension=4,
+        slots_total=base.settings.slots,
+        actor="test",
     )
     log = Counting(base.log)
     tenant = base.registry.tenant("wide")

@@ -50,7 +50,9 @@ class Drawer:
     async def document(self, shard: ShardId, document_id: str, deadline: Deadline) -> None:
         return None
 
-    async def matching(self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int) -> Any:
+    async def matching(
+        self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int
+    ) -> Any:
         return ()
 
     async def stats(self, tenant: str | None = None, *, slots: Slots[int] | None = None) -> Any:
@@ -68,10 +70,14 @@ def plan(k: int = 10, generation: int = 1, *, exact: bool = False) -> Plan:
 
 
 def monitor(searcher: Drawer, **given: Any) -> RecallMonitor:
-    return RecallMonitor(Searchers([searcher]), **{"share": 1.0, "samples_min": 1, "cpu_share": 1.0, **given})
+    return RecallMonitor(
+        Searchers([searcher]), **{"share": 1.0, "samples_min": 1, "cpu_share": 1.0, **given}
+    )
 
 
-def measure(searcher: Drawer, offers: list[tuple[Plan, tuple[Hit, ...]]], **given: Any) -> list[dict[str, Any]]:
+def measure(
+    searcher: Drawer, offers: list[tuple[Plan, tuple[Hit, ...]]], **given: Any
+) -> list[dict[str, Any]]:
     """Offer these served searches, let the monitor work them off, and report."""
 
     async def work() -> list[dict[str, Any]]:
@@ -107,7 +113,13 @@ def test_a_document_found_by_another_of_its_passages_is_not_the_same_hit() -> No
 def test_the_report_has_mean_interval_n_target_and_verdict() -> None:
     searcher = Drawer()
     (row,) = measure(searcher, [(plan(), searcher.exact)] * ENOUGH)
-    assert (row["recall"], row["n"], row["k"], row["target"], row["verdict"]) == (1.0, ENOUGH, 10, 0.95, "ok")
+    assert (row["recall"], row["n"], row["k"], row["target"], row["verdict"]) == (
+        1.0,
+        ENOUGH,
+        10,
+        0.95,
+        "ok",
+    )
     assert row["interval"][0] < 1.0 == row["interval"][1]
 
 
@@ -141,10 +153,14 @@ def test_recall_at_different_k_is_never_averaged_together() -> None:
     assert (row["k"], row["n"], row["recall"]) == (10, 40, 1.0)
 
 
-def test_when_documents_came_in_between_both_are_searched_again_or_the_sample_is_discarded() -> None:
+def test_when_documents_came_in_between_both_are_searched_again_or_the_sample_is_discarded() -> (
+    None
+):
     searcher = Drawer()
     searcher.served = hits("abcdefghiZ", 0.5)
-    searcher.changes = iter([8, 8, 9, 10])  # first sample: exact at 8, served again at 8; second: never the same
+    searcher.changes = iter(
+        [8, 8, 9, 10]
+    )  # first sample: exact at 8, served again at 8; second: never the same
     (row,) = measure(searcher, [(plan(), searcher.exact)] * 2)
     assert (row["n"], row["discarded"], row["recall"]) == (1, 1, 0.9)
 
@@ -170,7 +186,9 @@ def test_the_exact_search_reads_no_texts() -> None:
 
 def test_generations_are_measured_apart() -> None:
     searcher = Drawer()
-    rows = measure(searcher, [(plan(), searcher.exact), (plan(generation=2), hits("abcdeVWXYZ", 0.5))])
+    rows = measure(
+        searcher, [(plan(), searcher.exact), (plan(generation=2), hits("abcdeVWXYZ", 0.5))]
+    )
     assert [(r["generation"], r["recall"]) for r in rows] == [(1, 1.0), (2, 0.5)]
 
 
@@ -179,7 +197,9 @@ def test_beyond_the_minimum_only_the_share_is_sampled() -> None:
         recall = monitor(Drawer(), share=0.0, samples_min=5)
         task = asyncio.create_task(recall.run())
         for _ in range(200):
-            recall.offer(plan(), hits("a"), [ShardResult(ShardId("t", "c", 1, 0), (hits("a"),), 7, 16)])
+            recall.offer(
+                plan(), hits("a"), [ShardResult(ShardId("t", "c", 1, 0), (hits("a"),), 7, 16)]
+            )
             await recall.settled()
         task.cancel()
         return int(recall.report(TARGETS)[0]["n"])
@@ -191,7 +211,9 @@ def test_a_full_queue_drops_and_says_so_and_never_waits() -> None:
     async def work() -> RecallMonitor:
         recall = monitor(Drawer(), samples_min=10_000)
         for _ in range(QUEUE_MAX // 2 + 5):
-            recall.offer(plan(), hits("a"), [ShardResult(ShardId("t", "c", 1, 0), (hits("a"),), 7, 16)])
+            recall.offer(
+                plan(), hits("a"), [ShardResult(ShardId("t", "c", 1, 0), (hits("a"),), 7, 16)]
+            )
         task = asyncio.create_task(recall.run())
         await recall.settled()
         task.cancel()
@@ -228,7 +250,9 @@ def test_one_tenant_leaves_room_in_the_queue_for_others() -> None:
         recall.offer(loud, hits("a"), [ShardResult(loud.queries[0].shard, (hits("a"),), 7, 16)])
         await recall.settled()
         task.cancel()
-        dropped = {r["tenant"]: r["dropped"] for r in recall.report({("t", "c"): 0.9, ("quiet", "c"): 0.9})}
+        dropped = {
+            r["tenant"]: r["dropped"] for r in recall.report({("t", "c"): 0.9, ("quiet", "c"): 0.9})
+        }
         assert dropped == {r["tenant"]: r["dropped"] for r in found}, "there is room again"
         return dropped["t"], dropped["quiet"]
 
@@ -263,7 +287,9 @@ def test_however_many_are_loud_the_next_one_finds_room_in_the_queue_and_its_turn
     assert len(asked) < QUEUE_MAX, "room is left for the next"
 
 
-def test_nobody_rests_for_what_another_tenant_waited_in_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_rests_for_what_another_tenant_waited_in_its_own_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("query.quality.recall.WORKED_S", 0.001)
 
     class Congested(Drawer):
@@ -289,7 +315,9 @@ def test_a_collection_that_is_gone_is_not_reported() -> None:
 
     async def work() -> RecallMonitor:
         recall = monitor(searcher)
-        recall.offer(plan(), searcher.exact, [ShardResult(ShardId("t", "c", 1, 0), (searcher.exact,), 7, 16)])
+        recall.offer(
+            plan(), searcher.exact, [ShardResult(ShardId("t", "c", 1, 0), (searcher.exact,), 7, 16)]
+        )
         task = asyncio.create_task(recall.run())
         await recall.settled()
         task.cancel()
@@ -310,17 +338,25 @@ def test_live_recall_below_the_objective_raises_what_is_asked_of_the_curves() ->
         before = recall.aim(made.collection)
         running = asyncio.create_task(recall.run())
         for _ in range(ENOUGH):
-            recall.offer(made, searcher.served, [ShardResult(ShardId("t", "c", 1, 0), (searcher.served,), 7, 16)])
+            recall.offer(
+                made,
+                searcher.served,
+                [ShardResult(ShardId("t", "c", 1, 0), (searcher.served,), 7, 16)],
+            )
         await recall.settled()
         running.cancel()
         assert recall.report(TARGETS)[0]["correction"] > 0
         after = recall.aim(made.collection)
-        known = ShardResult(ShardId("t", "c", 1, 0), (searcher.served,), 7, 16, n_calibration_queries=30)
+        known = ShardResult(
+            ShardId("t", "c", 1, 0), (searcher.served,), 7, 16, n_calibration_queries=30
+        )
         recall.offer(made, searcher.served, [known])
         running = asyncio.create_task(recall.run())
         await recall.settled()
         running.cancel()
-        assert recall.aim(made.collection) == before, "curves measured on the collection's own questions begin anew"
+        assert recall.aim(made.collection) == before, (
+            "curves measured on the collection's own questions begin anew"
+        )
         return before, after
 
     before, after = asyncio.run(work())
@@ -329,7 +365,9 @@ def test_live_recall_below_the_objective_raises_what_is_asked_of_the_curves() ->
 
 def test_of_all_shards_that_chose_an_effort_the_least_known_counts() -> None:
     known = [
-        ShardResult(ShardId("t", "c", 1, slot), ((),), 7, 16, n_calibration_queries=n, greatest=n == 30)
+        ShardResult(
+            ShardId("t", "c", 1, slot), ((),), 7, 16, n_calibration_queries=n, greatest=n == 30
+        )
         for slot, n in ((0, 30), (1, 60))
     ]
     exact_by_nature = ShardResult(ShardId("t", "c", 1, 2), ((),), 7, 0)
@@ -338,14 +376,22 @@ def test_of_all_shards_that_chose_an_effort_the_least_known_counts() -> None:
     assert _offer(plan(), (), [known[0], exact_by_nature]).chose.greatest
 
 
-def test_questions_are_kept_where_effort_has_a_choice_once_there_are_enough_and_again_when_they_have_doubled() -> None:
+def test_questions_are_kept_where_effort_has_a_choice_once_there_are_enough_and_again_when_they_have_doubled() -> (
+    None
+):
     kept: list[tuple[Generation, np.ndarray]] = []
     offers = [(plan(), hits("abc"))] * QUEUE_MAX
     measure(Drawer(), offers, keep=lambda of, vectors: kept.append((of, vectors)))
     of, vectors = kept[0]
     assert (of.tenant, of.collection, of.number) == ("t", "c", 1)
     np.testing.assert_array_equal(vectors, np.tile(np.array([1, 0], np.float32), (ENOUGH, 1)))
-    assert [len(v) for _, v in kept] == [ENOUGH, 2 * ENOUGH, 4 * ENOUGH, 8 * ENOUGH, RECENT_QUERIES_MAX]
+    assert [len(v) for _, v in kept] == [
+        ENOUGH,
+        2 * ENOUGH,
+        4 * ENOUGH,
+        8 * ENOUGH,
+        RECENT_QUERIES_MAX,
+    ]
 
 
 def test_a_catalog_that_is_away_harms_no_measuring() -> None:
@@ -365,10 +411,14 @@ def test_a_question_that_half_precision_does_not_hold_is_not_kept() -> None:
 
 def test_what_waits_to_be_measured_holds_no_texts() -> None:
     found = tuple(
-        Hit(h.document_id, h.passage, h.score, h.version, text="long " * 1_000, metadata={}) for h in hits("ab")
+        Hit(h.document_id, h.passage, h.score, h.version, text="long " * 1_000, metadata={})
+        for h in hits("ab")
     )
     offered = _offer(plan(), found, [ShardResult(ShardId("t", "c", 1, 0), (found,), 7, 16)])
-    assert [(h.document_id, h.text, h.metadata) for h in offered.hits] == [("a", None, None), ("b", None, None)]
+    assert [(h.document_id, h.text, h.metadata) for h in offered.hits] == [
+        ("a", None, None),
+        ("b", None, None),
+    ]
 
 
 class Weak(Drawer):
@@ -377,11 +427,15 @@ class Weak(Drawer):
     async def search(self, query: ShardQuery, deadline: Deadline) -> ShardResult:
         self.asked.append(query)
         if query.exact or query.scan:
-            return ShardResult(query.shard, (self.exact[: query.k],), 7, 0, scanned=100 * query.scan)
+            return ShardResult(
+                query.shard, (self.exact[: query.k],), 7, 0, scanned=100 * query.scan
+            )
         return ShardResult(query.shard, (self.served[: query.k],), 7, 512, greatest=True)
 
 
-async def served_by(recall: RecallMonitor, searcher: Drawer, collection: Collection, n: int) -> ShardResult:
+async def served_by(
+    recall: RecallMonitor, searcher: Drawer, collection: Collection, n: int
+) -> ShardResult:
     """Searches as a gateway makes them: planned as live recall says, answered, and offered; the last answer."""
     for _ in range(n):
         vector = np.array([1, 0], np.float32)
@@ -393,7 +447,9 @@ async def served_by(recall: RecallMonitor, searcher: Drawer, collection: Collect
     return found
 
 
-def test_an_index_is_scanned_instead_only_once_live_searches_prove_that_it_misses_and_is_judged_on() -> None:
+def test_an_index_is_scanned_instead_only_once_live_searches_prove_that_it_misses_and_is_judged_on() -> (
+    None
+):
     searcher, collection = Weak(), plan().collection
     searcher.served = hits("abcdeVWXYZ", 0.5)
 
@@ -401,7 +457,11 @@ def test_an_index_is_scanned_instead_only_once_live_searches_prove_that_it_misse
         recall = monitor(searcher)
         task = asyncio.create_task(recall.run())
         before = await served_by(recall, searcher, collection, ENOUGH - 1)
-        assert (before.scanned, recall.misses(collection), recall.proof(collection)) == (0, False, None)
+        assert (before.scanned, recall.misses(collection), recall.proof(collection)) == (
+            0,
+            False,
+            None,
+        )
         await served_by(recall, searcher, collection, 1)
         assert recall.misses(collection)
         proof = recall.proof(collection)
@@ -410,7 +470,9 @@ def test_an_index_is_scanned_instead_only_once_live_searches_prove_that_it_misse
         after = await served_by(recall, searcher, collection, ENOUGH)
         assert after.scanned
         (row,) = recall.report(TARGETS)
-        assert (row["recall"], row["verdict"], row["below_objective"]) == (1.0, "ok", proof), "what was served"
+        assert (row["recall"], row["verdict"], row["below_objective"]) == (1.0, "ok", proof), (
+            "what was served"
+        )
         assert row["window"]["began_because"] == "effort_corrected"
         assert (row["n"], row["samples"]) == (ENOUGH, 2 * ENOUGH)
         searcher.served = searcher.exact  # another index, which finds everything

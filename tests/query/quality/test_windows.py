@@ -20,7 +20,11 @@ def test_a_window_is_judged_with_enough_samples_and_states_itself() -> None:
     assert (judged.verdict(OBJECTIVE), judged.n, judged.mean) == ("breach", ENOUGH, 0.5)
     window = judged.window()
     assert (window["number"], window["began_ms"], window["ended_ms"]) == (1, 5, None)
-    assert (window["began_because"], window["samples_max"], window["alpha"]) == ("first", WINDOW, 0.05)
+    assert (window["began_because"], window["samples_max"], window["alpha"]) == (
+        "first",
+        WINDOW,
+        0.05,
+    )
 
 
 def test_a_window_that_ends_is_shown_until_the_next_has_enough_samples() -> None:
@@ -30,10 +34,19 @@ def test_a_window_that_ends_is_shown_until_the_next_has_enough_samples() -> None
     windows.restart("effort_corrected", 2)
     for _ in range(ENOUGH - 1):
         windows.add(1.0, 3)
-    assert (windows.judged().number, windows.judged().ended_ms, windows.judged().mean) == (1, 2, 0.5)
+    assert (windows.judged().number, windows.judged().ended_ms, windows.judged().mean) == (
+        1,
+        2,
+        0.5,
+    )
     windows.add(1.0, 4)
     judged = windows.judged()
-    assert (judged.number, judged.why, judged.n, judged.mean) == (2, "effort_corrected", ENOUGH, 1.0)
+    assert (judged.number, judged.why, judged.n, judged.mean) == (
+        2,
+        "effort_corrected",
+        ENOUGH,
+        1.0,
+    )
     assert judged.verdict(OBJECTIVE) == "ok"
 
 

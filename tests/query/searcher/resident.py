@@ -31,7 +31,16 @@ def written(spec: str, folder: Path, n: int) -> SegmentRef:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     words = [f"w{i}" for i in range(2_000)]
     texts = [" ".join(words[w] for w in rng.integers(0, 2_000, 12)) for _ in range(n)]
-    columns = [[f"d{i}" for i in range(n)], [1] * n, [1] * n, [0] * n, texts, [0] * n, [1] * n, ["{}"] * n]
+    columns = [
+        [f"d{i}" for i in range(n)],
+        [1] * n,
+        [1] * n,
+        [0] * n,
+        texts,
+        [0] * n,
+        [1] * n,
+        ["{}"] * n,
+    ]
     schema = vectors_schema(D)
     arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
     batch = pa.RecordBatch.from_arrays([*arrays, vector_column(vectors)], schema=schema)
@@ -44,7 +53,12 @@ def written(spec: str, folder: Path, n: int) -> SegmentRef:
 def use(segment: Segment, ref: SegmentRef, folder: Path) -> None:
     """Search it by vectors and by words; then read every page of its files, as ever so many searches would."""
     shard = Shard(
-        SHARD, dimension=D, metric="cosine", recall=0.95, backend=open_backend(), manifest=Manifest(SHARD, 0, 0, 0, ())
+        SHARD,
+        dimension=D,
+        metric="cosine",
+        recall=0.95,
+        backend=open_backend(),
+        manifest=Manifest(SHARD, 0, 0, 0, ()),
     )
     shard.adopt(Manifest(SHARD, 1, 0, 0, (ref,)), [segment])
     queries = np.random.default_rng(1).standard_normal((50, D)).astype(np.float32)

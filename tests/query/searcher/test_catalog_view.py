@@ -23,7 +23,9 @@ def looked(view: CatalogView) -> CatalogRead:
 
 def view_of(base: Resources, slots: range | None = None) -> CatalogView:
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
-    return CatalogView(frozenset(slots or range(base.settings.slots)), base.registry, base.manifests)
+    return CatalogView(
+        frozenset(slots or range(base.settings.slots)), base.registry, base.manifests
+    )
 
 
 def test_shards_of_its_slots_alone_are_served(base: Resources) -> None:
@@ -53,11 +55,18 @@ def test_the_newest_manifest_of_a_shard_is_known_until_it_is_gone(base: Resource
     view, of = view_of(base), collection(base)
     docs = shard_of(of)
     looked(view)
-    assert (view.stored(docs), view.sealed(docs, of.generation())) == (NOTHING, of.generation().start(docs.slot))
+    assert (view.stored(docs), view.sealed(docs, of.generation())) == (
+        NOTHING,
+        of.generation().start(docs.slot),
+    )
     end = send(base, docs, one("a", 1))
     seal(base, docs, of, [one("a", 1)], end)
     [changed] = looked(view).changed
-    assert (changed.shard, view.stored(docs).documents, view.sealed(docs, of.generation())) == (docs, 1, end)
+    assert (changed.shard, view.stored(docs).documents, view.sealed(docs, of.generation())) == (
+        docs,
+        1,
+        end,
+    )
     assert view.replay_start(docs.slot, 100) == end
     assert looked(view).changed == (), "it is told once"
     base.registry.delete_collection("acme", "docs", actor="test")
@@ -75,13 +84,21 @@ def test_a_catalog_that_went_back_is_one_restored_from_a_backup(base: Resources)
     assert not view.begin(replace(read, change=0))
 
 
-def test_the_next_generation_of_a_collection_in_memory_is_loaded_before_anybody_asks(base: Resources) -> None:
+def test_the_next_generation_of_a_collection_in_memory_is_loaded_before_anybody_asks(
+    base: Resources,
+) -> None:
     view, of = view_of(base), collection(base)
     docs = shard_of(of)
     looked(view)
     assert not view.is_eager(docs, [docs]), "it has one generation"
     made = base.registry.add_generation(
-        "acme", "docs", index="flat", model=None, dimension=D, place=lambda _number: ((docs.slot,), (0,)), actor="test"
+        "acme",
+        "docs",
+        index="flat",
+        model=None,
+        dimension=D,
+        place=lambda _number: ((docs.slot,), (0,)),
+        actor="test",
     )
     looked(view)
     [following] = made.shards()

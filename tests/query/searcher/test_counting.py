@@ -39,11 +39,15 @@ def part(rows: Rows) -> Part:
     return Part(Keys.of(ids), np.array(versions, np.int64), np.array(counts, np.int32))
 
 
-documents = st.dictionaries(st.sampled_from("abcdefgh"), st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=8)
+documents = st.dictionaries(
+    st.sampled_from("abcdefgh"), st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=8
+)
 
 
 @given(st.lists(documents, max_size=6))
-def test_what_lives_is_the_newest_version_of_each_document(parts: list[dict[str, tuple[int, int]]]) -> None:
+def test_what_lives_is_the_newest_version_of_each_document(
+    parts: list[dict[str, tuple[int, int]]],
+) -> None:
     newest: dict[str, tuple[int, int]] = {}
     for each in parts:
         for name, (version, passages) in each.items():
@@ -63,15 +67,27 @@ def counts(found: ShardStats) -> tuple[int, int, bool, bool]:
     return found.documents, found.passages, found.exact, found.resident
 
 
-def test_a_shard_that_is_not_in_memory_is_counted_exactly_from_segments_and_log(base: Resources) -> None:
+def test_a_shard_that_is_not_in_memory_is_counted_exactly_from_segments_and_log(
+    base: Resources,
+) -> None:
     of = collection(base)
     docs = shard_of(of)
     first = message([(f"d{i}", i + 1, [unit(i), unit(i + 50)], "{}") for i in range(5)])
     seal(base, docs, of, [first], send(base, docs, first))
-    second = message([("d0", 100, [unit(7)], "{}"), ("d1", 101, None, "{}"), ("new", 102, [unit(8)], "{}")])
+    second = message(
+        [("d0", 100, [unit(7)], "{}"), ("d1", 101, None, "{}"), ("new", 102, [unit(8)], "{}")]
+    )
     seal(base, docs, of, [second], send(base, docs, second))
     send(
-        base, docs, message([("d2", 200, [unit(9)] * 3, "{}"), ("d3", 201, None, "{}"), ("tail", 202, [unit(3)], "{}")])
+        base,
+        docs,
+        message(
+            [
+                ("d2", 200, [unit(9)] * 3, "{}"),
+                ("d3", 201, None, "{}"),
+                ("tail", 202, [unit(3)], "{}"),
+            ]
+        ),
     )
     end = send(base, docs, message([("tail", 203, [unit(4)] * 2, "{}"), ("gone", 204, None, "{}")]))
     with searching(base) as searcher:
@@ -81,7 +97,9 @@ def test_a_shard_that_is_not_in_memory_is_counted_exactly_from_segments_and_log(
         assert counts(found) == (5, 9, True, False)
         assert found.log_bytes > 0
         reach(searcher, {docs.slot: send(base, docs, one("later", 300))})
-        assert counts(stats_of(searcher, "acme")) == (6, 10, True, False), "as of what came meanwhile"
+        assert counts(stats_of(searcher, "acme")) == (6, 10, True, False), (
+            "as of what came meanwhile"
+        )
         named = stats_of(searcher, "acme", "docs")
         assert counts(named) == (6, 10, True, True), "and as it is counted in memory"
         assert named.segment_passages == 12
@@ -93,7 +111,9 @@ def test_the_background_counts_for_whoever_looks_at_all(base: Resources) -> None
     with searching(base) as searcher:
         reach(searcher, {docs.slot: end})
         found = stats_of(searcher)
-        assert counts(found) in {(0, 0, False, False), (32, 32, True, False)}, "a bound, until it is counted"
+        assert counts(found) in {(0, 0, False, False), (32, 32, True, False)}, (
+            "a bound, until it is counted"
+        )
         eventually(lambda: counts(stats_of(searcher)) == (32, 32, True, False))
 
 
@@ -120,7 +140,9 @@ def test_what_cannot_be_counted_is_a_lower_bound(base: Resources) -> None:
             file.write_bytes(b"x" * file.stat().st_size)
     with searching(base) as searcher:
         found = stats_of(searcher, "acme")
-        assert (found.documents, found.exact) == (4, False), "those of one segment are there in any case"
+        assert (found.documents, found.exact) == (4, False), (
+            "those of one segment are there in any case"
+        )
 
 
 class Meanwhile(dict[ShardId, Generation]):
@@ -137,7 +159,9 @@ class Meanwhile(dict[ShardId, Generation]):
 
 def test_a_tenant_may_look_while_the_background_counts(base: Resources) -> None:
     provisioning.create_tenant(base.registry, base.log, "other", actor="test")
-    served = {shard_of(of): of.generation() for of in (collection(base), collection(base, tenant="other"))}
+    served = {
+        shard_of(of): of.generation() for of in (collection(base), collection(base, tenant="other"))
+    }
     end = {shard.slot: send(base, shard, one("d", 1)) for shard in served}
     stop = threading.Event()
 
@@ -158,4 +182,7 @@ def test_a_tenant_may_look_while_the_background_counts(base: Resources) -> None:
         counting.at_once("acme", Deadline.after(5))
         counting.run(stop)
         counted = {shard.tenant: counting.known(shard) for shard in served}
-    assert {tenant: found and found.documents for tenant, found in counted.items()} == {"acme": 1, "other": 1}
+    assert {tenant: found and found.documents for tenant, found in counted.items()} == {
+        "acme": 1,
+        "other": 1,
+    }

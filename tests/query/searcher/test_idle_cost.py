@@ -18,9 +18,13 @@ def make(base: Resources, names: list[str]) -> None:
         collection(base, dimension=384, tenant=name)
 
 
-def test_an_idle_tenant_with_an_empty_collection_takes_at_most_four_kilobytes(base: Resources) -> None:
+def test_an_idle_tenant_with_an_empty_collection_takes_at_most_four_kilobytes(
+    base: Resources,
+) -> None:
     with searching(base) as searcher:
-        make(base, [f"first-{i}" for i in range(N)])  # after these, one more costs what every one more does
+        make(
+            base, [f"first-{i}" for i in range(N)]
+        )  # after these, one more costs what every one more does
         searcher.shards.look()
         tracemalloc.start()
         try:
@@ -32,4 +36,6 @@ def test_an_idle_tenant_with_an_empty_collection_takes_at_most_four_kilobytes(ba
             each = (tracemalloc.get_traced_memory()[0] - before) / N
         finally:
             tracemalloc.stop()
-        assert 200 < each < BYTES_MAX, "its tenant, collection and generation in the catalog's memory, at least"
+        assert 200 < each < BYTES_MAX, (
+            "its tenant, collection and generation in the catalog's memory, at least"
+        )

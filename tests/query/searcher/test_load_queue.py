@@ -34,7 +34,10 @@ def test_what_is_waited_for_comes_before_what_is_older() -> None:
 def test_a_tenant_that_has_no_load_under_way_comes_before_one_that_has() -> None:
     q = queue(*A, B)
     waits = [*A, B]
-    assert {shard.tenant for shard in (q.take(waits, (), 0.0), q.take(waits, (), 0.0))} == {"acme", "other"}
+    assert {shard.tenant for shard in (q.take(waits, (), 0.0), q.take(waits, (), 0.0))} == {
+        "acme",
+        "other",
+    }
 
 
 def test_tenants_take_turns() -> None:
@@ -57,7 +60,9 @@ def test_waits_do_not_hurry_what_is_unwell_but_its_time_comes() -> None:
     assert q.take([A[0]], {A[0]}, 1.0) is None
     assert q.take([A[0]], {A[0]}, 5.0) == A[0]
     q.done(A[0])
-    assert q.take([A[0]], (), 1.0) == A[0], "waited for and well: at once, whenever it was to be tried"
+    assert q.take([A[0]], (), 1.0) == A[0], (
+        "waited for and well: at once, whenever it was to be tried"
+    )
 
 
 def test_wanting_again_does_not_put_off_and_a_new_time_keeps_the_place() -> None:

@@ -20,7 +20,10 @@ from vicinage.records import ShardId, ShardQuery
 
 
 class Setting:
-    """A tail that stands at the end of the log, and a loader; nothing runs by itself. Owner of what the budget counts."""
+    """A tail that stands at the end of the log, and a loader; nothing runs by itself.
+
+    Owner of what the budget counts.
+    """
 
     def __init__(self, base: Resources, bytes_max: int = 1 << 30) -> None:
         self.base = base
@@ -68,7 +71,9 @@ class Setting:
         return self.loader.load(self.docs, self.of.generation(), self.unload)
 
     def found(self) -> list[str]:
-        hits = self.tail.shards[self.docs].search(ShardQuery(self.docs, unit(0, D)[None], 100)).hits[0]
+        hits = (
+            self.tail.shards[self.docs].search(ShardQuery(self.docs, unit(0, D)[None], 100)).hits[0]
+        )
         return sorted(h.document_id for h in hits)
 
 
@@ -83,7 +88,9 @@ def test_a_shard_is_its_segments_and_what_the_log_has_beyond_them(base: Resource
     assert s.budget.resident_bytes() > 0
 
 
-def test_a_loaded_shard_keeps_the_segments_that_a_newer_manifest_names_again(base: Resources) -> None:
+def test_a_loaded_shard_keeps_the_segments_that_a_newer_manifest_names_again(
+    base: Resources,
+) -> None:
     s = Setting(base)
     ends = [send(base, s.docs, one(f"d{i}", i)) for i in range(1, 3)]
     seal(base, s.docs, s.of, [one("d1", 1)], ends[0])

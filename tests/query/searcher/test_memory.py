@@ -14,7 +14,19 @@ from house import eventually
 from hypothesis import given
 from hypothesis import strategies as st
 from rows import message, unit
-from searching import D, Gate, ask, bring_in, collection, one, reach, seal, searching, send, shard_of
+from searching import (
+    D,
+    Gate,
+    ask,
+    bring_in,
+    collection,
+    one,
+    reach,
+    seal,
+    searching,
+    send,
+    shard_of,
+)
 
 from cluster.wiring import Resources
 from indexer.backends import open_backend
@@ -57,7 +69,9 @@ def test_who_was_not_asked_for_longest_goes_first_and_no_more_go_than_must() -> 
 
 def test_who_is_asked_right_now_stays_even_if_nobody_finds_room() -> None:
     assert to_let_go([held("a", 1, 10, IN_USE_S / 2)], 1, 100) == ()
-    assert to_let_go([held("a", 1, 10, 9), held("b", 2, 10, 0)], 15, 100) == (), "one alone would go for nothing"
+    assert to_let_go([held("a", 1, 10, 9), held("b", 2, 10, 0)], 15, 100) == (), (
+        "one alone would go for nothing"
+    )
 
 
 def test_a_class_of_greater_weight_stays_as_many_times_longer() -> None:
@@ -68,15 +82,21 @@ def test_a_class_of_greater_weight_stays_as_many_times_longer() -> None:
 def test_who_walks_through_all_that_he_has_lets_go_of_his_own() -> None:
     quiet = held("quiet", 0, 10, 60)
     walker = [held("walker", 1 + i, 10, 10) for i in range(90)]
-    assert set(names(to_let_go([quiet, *walker], 100, 100))) <= {f"walker{1 + i}" for i in range(90)}
+    assert set(names(to_let_go([quiet, *walker], 100, 100))) <= {
+        f"walker{1 + i}" for i in range(90)
+    }
 
 
-def test_who_asks_for_all_that_he_has_all_the_time_keeps_no_more_than_his_share_from_another() -> None:
+def test_who_asks_for_all_that_he_has_all_the_time_keeps_no_more_than_his_share_from_another() -> (
+    None
+):
     everything = [held("busy", i, 10, 0.1) for i in range(10)]
     assert to_let_go(everything, 10, 100, asker=Asker("busy", 1)) == (), "from himself he keeps it"
     assert len(to_let_go(everything, 10, 100, asker=Asker("new", 1))) == 1
     other = held("other", 20, 10, 3)
-    assert names(to_let_go([*everything[:9], other], 10, 100, asker=Asker("new", 1)))[0].startswith("busy")
+    assert names(to_let_go([*everything[:9], other], 10, 100, asker=Asker("new", 1)))[0].startswith(
+        "busy"
+    )
 
 
 def test_room_is_made_for_more_at_once_where_that_is_easy() -> None:
@@ -106,7 +126,9 @@ def test_what_is_too_much_already_is_let_go_of_as_far_as_may_be() -> None:
     ),
     st.integers(1, 300),
 )
-def test_what_goes_is_enough_or_nothing_and_in_use_only_of_who_holds_too_much(every: list[Held], need: int) -> None:
+def test_what_goes_is_enough_or_nothing_and_in_use_only_of_who_holds_too_much(
+    every: list[Held], need: int
+) -> None:
     going = to_let_go(every, need, 100)
     by_shard = {h.shard: h for h in every}
     holders = {h.shard.tenant for h in every}
@@ -126,7 +148,12 @@ def test_what_nobody_asked_for_makes_nobody_let_go(base: Resources) -> None:
         searcher.shards.budget.bytes_max = searcher.shards.budget.resident_bytes() + 10_000
         base.clock.advance(5)
         seal(base, shard, of, [rows], end)
-        eventually(lambda: searcher.shards.view.stored(shard).version and shard not in searcher.shards.queue.due)
+        eventually(
+            lambda: (
+                searcher.shards.view.stored(shard).version
+                and shard not in searcher.shards.queue.due
+            )
+        )
         assert list(searcher.tail.shards) == [big]
 
 
@@ -149,7 +176,9 @@ def test_rows_that_keep_coming_while_a_shard_joins_stop_nobody(base: Resources) 
         assert held_while_reading[:2] == [False, False]
 
 
-def sealed(base: Resources, name: str, n: int = 3, tenant: str = "acme") -> tuple[Collection, ShardId]:
+def sealed(
+    base: Resources, name: str, n: int = 3, tenant: str = "acme"
+) -> tuple[Collection, ShardId]:
     """A collection with `n` documents in a segment."""
     of = collection(base, name, tenant=tenant)
     batches = [one(f"{name}-{i}", i + 1) for i in range(n)]
@@ -165,7 +194,9 @@ def test_nothing_is_in_memory_before_somebody_asks(base: Resources) -> None:
         assert not searcher.tail.shards
         [stats] = asyncio.run(searcher.stats()).shards
         assert (stats.resident, stats.host_bytes, stats.segments) == (False, 0, 1)
-        assert (stats.documents, stats.exact) in {(0, False), (4, True)}, "a lower bound, until it is counted"
+        assert (stats.documents, stats.exact) in {(0, False), (4, True)}, (
+            "a lower bound, until it is counted"
+        )
         assert ask(searcher, docs) == [("docs-0", 1), ("docs-1", 2), ("docs-2", 3), ("late", 9)]
         [stats] = asyncio.run(searcher.stats()).shards
         assert (stats.resident, stats.documents) == (True, 4)
@@ -186,7 +217,11 @@ def test_a_collection_that_is_named_is_brought_in_and_counted_exactly(base: Reso
 def room_for(base: Resources, *shards: ShardId) -> int:
     """So many bytes that these fit in, and no other."""
     manifests = base.manifests.changed_since(0, range(base.settings.slots))[1]
-    return sum(SHARD_BYTES + sum(r.loaded_bytes() for r in m.segments) for m in manifests if m.shard in shards)
+    return sum(
+        SHARD_BYTES + sum(r.loaded_bytes() for r in m.segments)
+        for m in manifests
+        if m.shard in shards
+    )
 
 
 def test_what_others_need_the_room_of_is_let_go_and_comes_back_whole(base: Resources) -> None:
@@ -212,11 +247,17 @@ def test_what_others_need_the_room_of_is_let_go_and_comes_back_whole(base: Resou
             end + 1,
         )
         base.clock.advance(2)
-        eventually(lambda: ask(searcher, first) == [("first-1", 2), ("first-2", 3), ("new", 21), ("newer", 22)])
+        eventually(
+            lambda: (
+                ask(searcher, first) == [("first-1", 2), ("first-2", 3), ("new", 21), ("newer", 22)]
+            )
+        )
         assert searcher.tail.shards[first].stats().segments == 2
 
 
-def test_while_all_that_is_there_is_in_use_a_newcomer_is_refused_and_told_to_come_again(base: Resources) -> None:
+def test_while_all_that_is_there_is_in_use_a_newcomer_is_refused_and_told_to_come_again(
+    base: Resources,
+) -> None:
     _, first = sealed(base, "first")
     _, second = sealed(base, "second")
     with searching(base, resident_bytes_max=room_for(base, first) + SHARD_BYTES) as searcher:
@@ -238,14 +279,18 @@ def test_a_shard_that_can_never_fit_is_refused_with_what_to_do(base: Resources) 
         ask(searcher, docs)
 
 
-def test_a_shard_with_no_room_for_its_old_and_new_segments_at_once_is_brought_in_anew(base: Resources) -> None:
+def test_a_shard_with_no_room_for_its_old_and_new_segments_at_once_is_brought_in_anew(
+    base: Resources,
+) -> None:
     of, docs = sealed(base, "docs")
     with searching(base, resident_bytes_max=int(1.5 * room_for(base, docs))) as searcher:
         assert len(ask(searcher, docs)) == 3
         old = base.manifests.of(docs, start=0)
         lease = Leases(base.engine, base.clock).acquire(f"slot/{docs.slot}", "test", ttl_s=30)
         builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
-        ref = builder.write(docs, of.generation(), *newest([one(f"docs-{i}", i + 1) for i in range(3)]))
+        ref = builder.write(
+            docs, of.generation(), *newest([one(f"docs-{i}", i + 1) for i in range(3)])
+        )
         new = base.manifests.swap(old, segments=(ref,), sealed=old.sealed, lease=lease)
         eventually(lambda: docs not in searcher.tail.shards)
         assert len(ask(searcher, docs)) == 3
@@ -303,7 +348,9 @@ def test_deltas_that_grow_beyond_it_make_others_let_go(base: Resources) -> None:
         reach(searcher, {second.slot: send(base, second, message(rows))})
 
         def shed() -> bool:
-            base.clock.advance(0.1)  # shards are shed as often as the catalog is looked at, by this clock
+            base.clock.advance(
+                0.1
+            )  # shards are shed as often as the catalog is looked at, by this clock
             return list(searcher.tail.shards) == [second]
 
         eventually(shed)
@@ -340,10 +387,14 @@ def test_the_next_generation_of_what_is_in_use_comes_in_by_itself(base: Resource
         assert made[1] not in searcher.tail.shards
 
 
-def test_rows_that_cannot_be_read_are_passed_over_by_a_shard_that_is_not_in_memory_too(base: Resources) -> None:
+def test_rows_that_cannot_be_read_are_passed_over_by_a_shard_that_is_not_in_memory_too(
+    base: Resources,
+) -> None:
     _, docs = sealed(base, "docs")
     with searching(base) as searcher:
-        offset = base.log.append(VECTORS_TOPIC, docs.slot, [Record(b"no arrow", rows_key("acme", "docs", 1))])[0]
+        offset = base.log.append(
+            VECTORS_TOPIC, docs.slot, [Record(b"no arrow", rows_key("acme", "docs", 1))]
+        )[0]
         reach(searcher, {docs.slot: offset + 1})
         assert len(ask(searcher, docs)) == 3
         assert docs not in asyncio.run(searcher.stats()).failed
@@ -391,7 +442,11 @@ MEASURE = Path(__file__).with_name("resident.py")
 def test_accounted_bytes_are_what_a_process_really_holds(spec: str, tmp_path: Path) -> None:
     """A process of its own loads a segment, touches all of it and searches it; the system says how much larger it became."""
     done = subprocess.run(
-        [sys.executable, str(MEASURE), spec, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, str(MEASURE), spec, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     measured = json.loads(done.stdout)
     assert measured["resident"] == pytest.approx(measured["accounted"], rel=0.05), measured

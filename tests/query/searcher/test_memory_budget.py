@@ -43,7 +43,9 @@ class Memory:
     def __init__(self, folder: Path, shards_max: float) -> None:
         self.owner, self.clock, self.store = Shards(), ManualClock(), LocalStore(folder)
         self.each = self._segment(0).ref.loaded_bytes()
-        self.budget = MemoryBudget(int(shards_max * (self.each + SHARD_BYTES)), self.owner, self.clock)
+        self.budget = MemoryBudget(
+            int(shards_max * (self.each + SHARD_BYTES)), self.owner, self.clock
+        )
 
     def _segment(self, i: int) -> Segment:
         return segment(self.store, [one(f"d{i}", i + 1)])

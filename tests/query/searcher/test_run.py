@@ -13,7 +13,19 @@ import pyarrow as pa
 import pytest
 from house import eventually
 from rows import message, strangers, unit
-from searching import D, Gate, ask, bring_in, collection, one, reach, seal, searching, send, shard_of
+from searching import (
+    D,
+    Gate,
+    ask,
+    bring_in,
+    collection,
+    one,
+    reach,
+    seal,
+    searching,
+    send,
+    shard_of,
+)
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
@@ -49,8 +61,13 @@ def test_what_is_reached_is_searchable_and_the_answer_says_how_far(base: Resourc
         for version in range(1, 30):
             end = send(base, docs, one(f"d{version}", version))
             assert reach(searcher, {docs.slot: end})[docs.slot] >= end
-            shard_result = searcher.submit(ShardQuery(docs, unit(version)[None], 1), Deadline.after(5)).result(5)
-            assert (shard_result.hits[0][0].document_id, shard_result.watermark) == (f"d{version}", end)
+            shard_result = searcher.submit(
+                ShardQuery(docs, unit(version)[None], 1), Deadline.after(5)
+            ).result(5)
+            assert (shard_result.hits[0][0].document_id, shard_result.watermark) == (
+                f"d{version}",
+                end,
+            )
 
 
 def test_the_watermark_of_an_answer_covers_what_was_for_others(base: Resources) -> None:
@@ -59,7 +76,9 @@ def test_the_watermark_of_an_answer_covers_what_was_for_others(base: Resources) 
     with searching(base) as searcher:
         end = send(base, near, one("x", 1))
         reach(searcher, {near.slot: end})
-        shard_result = searcher.submit(ShardQuery(shard_of(docs), unit(0)[None], 1), Deadline.after(5)).result(5)
+        shard_result = searcher.submit(
+            ShardQuery(shard_of(docs), unit(0)[None], 1), Deadline.after(5)
+        ).result(5)
         assert (shard_result.hits, shard_result.watermark) == (((),), end)
         held = {s.shard: s.watermark for s in asyncio.run(searcher.stats()).shards}
         assert held[shard_of(docs)] == end
@@ -92,7 +111,9 @@ def test_a_manifest_is_adopted_while_it_serves(base: Resources) -> None:
         assert ask(searcher, docs) == before
 
 
-def test_a_collection_made_later_is_brought_in_by_the_question_that_knows_of_it(base: Resources) -> None:
+def test_a_collection_made_later_is_brought_in_by_the_question_that_knows_of_it(
+    base: Resources,
+) -> None:
     with searching(base, adopt_s=30) as searcher:
         docs = shard_of(collection(base))
         reach(searcher, {docs.slot: send(base, docs, one("a", 1))})
@@ -153,7 +174,9 @@ def test_a_question_of_the_wrong_width_is_refused_and_the_searcher_lives(base: R
 
 
 @pytest.mark.parametrize("number", range(len(strangers("docs"))))
-def test_a_record_that_is_no_message_is_passed_over_and_its_shard_goes_on(base: Resources, number: int) -> None:
+def test_a_record_that_is_no_message_is_passed_over_and_its_shard_goes_on(
+    base: Resources, number: int
+) -> None:
     value = strangers("docs")[number]
     docs, others = shard_of(collection(base)), [collection(base, f"c{i}") for i in range(30)]
     near = next(shard_of(c) for c in others if shard_of(c).slot == docs.slot)
@@ -186,7 +209,9 @@ def test_unreadable_records_of_shards_that_there_are_not_take_no_memory(base: Re
         for n in range(20):
             record = Record(b"x", rows_key("nobody", f"c{n}", 1), unreadable="its MAC is missing")
             searcher.tail._apply(LogRecord(VECTORS_TOPIC, docs.slot, n, record), 0)
-        assert not any(searcher.tail.noted(ShardId("nobody", f"c{n}", 1, docs.slot))[0] for n in range(20))
+        assert not any(
+            searcher.tail.noted(ShardId("nobody", f"c{n}", 1, docs.slot))[0] for n in range(20)
+        )
 
 
 class AwayStore:
@@ -220,7 +245,9 @@ def test_a_manifest_that_could_not_be_adopted_is_adopted_later(base: Resources) 
         assert ask(searcher, docs) == [("a", 1), ("b", 2)]
 
 
-def test_a_corrupt_shard_is_whole_again_once_its_manifest_names_whole_segments(base: Resources) -> None:
+def test_a_corrupt_shard_is_whole_again_once_its_manifest_names_whole_segments(
+    base: Resources,
+) -> None:
     of = collection(base)
     docs = shard_of(of)
     batches = [one("a", 1), one("b", 2)]
@@ -240,7 +267,9 @@ def test_a_corrupt_shard_is_whole_again_once_its_manifest_names_whole_segments(b
         assert ask(searcher, docs) == [("a", 1), ("b", 2)]
 
 
-def test_a_corrupt_shard_that_nobody_held_answers_once_its_bytes_were_found_whole(base: Resources) -> None:
+def test_a_corrupt_shard_that_nobody_held_answers_once_its_bytes_were_found_whole(
+    base: Resources,
+) -> None:
     clock = ManualClock()
     base = replace(base, clock=clock)
     of = collection(base)
@@ -340,7 +369,9 @@ def test_a_generation_whose_copied_rows_are_corrupt_is_refused_and_never_served_
     """The rows that a reindex copies are in no log: a searcher that lacks their segment has not got them elsewhere."""
     of = collection(base)
     place = provisioning.placer(base.log, "acme", "docs", 1, base.settings.slots)
-    new = base.registry.add_generation("acme", "docs", index="flat", model=None, dimension=D, place=place, actor="test")
+    new = base.registry.add_generation(
+        "acme", "docs", index="flat", model=None, dimension=D, place=place, actor="test"
+    )
     [shard] = new.shards()
     with searching(base, adopt_s=30) as searcher:
         reach(searcher, {shard.slot: send(base, shard, one("b", 2))})
@@ -380,25 +411,37 @@ def cut_over(base: Resources, of: Collection, copied: list[pa.RecordBatch]) -> S
     return shard
 
 
-def test_a_generation_whose_segments_are_not_here_yet_does_not_answer_with_what_the_log_has(base: Resources) -> None:
+def test_a_generation_whose_segments_are_not_here_yet_does_not_answer_with_what_the_log_has(
+    base: Resources,
+) -> None:
     of = collection(base)
     with searching(base, adopt_s=30) as searcher:
         searcher.shards.loader.store = store = AwayStore(base.store)
         store.away = True
         shard = cut_over(base, of, [one("copied", 1)])
         reach(searcher, {shard.slot: send(base, shard, one("later", 2))})
-        for _ in range(3):  # the first asks for it to be brought in; the others find it tried, and still not here
+        for _ in range(
+            3
+        ):  # the first asks for it to be brought in; the others find it tried, and still not here
             with pytest.raises(Unavailable):
                 ask(searcher, shard, catalog=base.registry.refresh())
         store.away = False
-        assert ask(searcher, shard, catalog=base.registry.refresh()) == [("copied", 1), ("later", 2)]
+        assert ask(searcher, shard, catalog=base.registry.refresh()) == [
+            ("copied", 1),
+            ("later", 2),
+        ]
 
 
 class SlowStore:
     """The real store, which is slow about the objects of one collection."""
 
     def __init__(self, store, name: str) -> None:
-        self.store, self.name, self.entered, self.open = store, name, threading.Event(), threading.Event()
+        self.store, self.name, self.entered, self.open = (
+            store,
+            name,
+            threading.Event(),
+            threading.Event(),
+        )
 
     def fetch(self, ref):
         if f"/{self.name}/" in ref.path:
@@ -436,7 +479,10 @@ def test_questions_that_wait_together_go_together_and_each_gets_its_own(base: Re
         gate = Gate(searcher, docs)
         first = searcher.submit(ShardQuery(docs, unit(0)[None], 1), Deadline.after(10))
         assert gate.entered.wait(5)
-        waiting = [searcher.submit(ShardQuery(docs, unit(i)[None], 1), Deadline.after(10)) for i in range(1, 12)]
+        waiting = [
+            searcher.submit(ShardQuery(docs, unit(i)[None], 1), Deadline.after(10))
+            for i in range(1, 12)
+        ]
         other = searcher.submit(ShardQuery(docs, unit(3)[None], 2), Deadline.after(10))
         gate.open.set()
         found = [f.result(10).hits[0][0].document_id for f in (first, *waiting)]
@@ -445,7 +491,9 @@ def test_questions_that_wait_together_go_together_and_each_gets_its_own(base: Re
         assert sorted(gate.widths) == [1, 1, 3, 8]
 
 
-def test_questions_for_many_hits_go_alone_so_that_others_are_answered_in_between(base: Resources) -> None:
+def test_questions_for_many_hits_go_alone_so_that_others_are_answered_in_between(
+    base: Resources,
+) -> None:
     docs = shard_of(collection(base))
     with searching(base, batch_max=8) as searcher:
         end = send(base, docs, message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(4)]))
@@ -500,7 +548,9 @@ def neighbours(base: Resources, *classes: Class) -> list[ShardId]:
     """A shard of a new tenant of each class."""
     for name, priority in zip("xyz", classes, strict=False):
         provisioning.create_tenant(base.registry, base.log, name, priority=priority, actor="test")
-    return [shard_of(collection(base, tenant=name)) for name, _ in zip("xyz", classes, strict=False)]
+    return [
+        shard_of(collection(base, tenant=name)) for name, _ in zip("xyz", classes, strict=False)
+    ]
 
 
 def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Resources) -> None:
@@ -523,7 +573,9 @@ def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Resource
         for each in flood:
             each.result(30)
     assert len(order) == 10_002
-    assert order.index("y") <= 200, "one turn of the other at most, and what goes along with its last question"
+    assert order.index("y") <= 200, (
+        "one turn of the other at most, and what goes along with its last question"
+    )
 
 
 def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Resources) -> None:
@@ -535,8 +587,13 @@ def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Resourc
         searcher.submit(ShardQuery(batching, unit(0)[None], 1), Deadline.after(60))
         assert gate.entered.wait(5)
         for i in range(640):
-            for shard, recall in ((batching, 0.5), (single, i / 1_000)):  # what differs is not gathered
-                asked = searcher.submit(ShardQuery(shard, unit(0)[None], 1, recall=recall), Deadline.after(60))
+            for shard, recall in (
+                (batching, 0.5),
+                (single, i / 1_000),
+            ):  # what differs is not gathered
+                asked = searcher.submit(
+                    ShardQuery(shard, unit(0)[None], 1, recall=recall), Deadline.after(60)
+                )
                 asked.add_done_callback(lambda _, name=shard.tenant: order.append(name))
         gate.open.set()
         eventually(lambda: len(order) == 1_280)
@@ -551,11 +608,17 @@ def test_a_tenant_that_fills_its_part_of_the_queue_leaves_room_for_others(base: 
         gate = Gate(searcher, loud)
         searcher.submit(ShardQuery(loud, unit(0)[None], 1), Deadline.after(10))
         assert gate.entered.wait(5)
-        held = [searcher.submit(ShardQuery(loud, unit(0)[None], 1), Deadline.after(10)) for _ in range(50)]
+        held = [
+            searcher.submit(ShardQuery(loud, unit(0)[None], 1), Deadline.after(10))
+            for _ in range(50)
+        ]
         with pytest.raises(Overloaded) as refused:
             searcher.submit(ShardQuery(loud, unit(0)[None], 1), Deadline.after(10))
         assert refused.value.retry_after_s > 0
-        waiting = [searcher.submit(ShardQuery(quiet, unit(0)[None], 1), Deadline.after(10)) for _ in range(30)]
+        waiting = [
+            searcher.submit(ShardQuery(quiet, unit(0)[None], 1), Deadline.after(10))
+            for _ in range(30)
+        ]
         gate.open.set()
         assert [f.result(5).hits for f in (*held, *waiting)] == [((),)] * 80
 
@@ -675,14 +738,18 @@ def test_a_question_given_up_while_it_waits_harms_nobody(base: Resources) -> Non
     shard = shard_of(of)
     with searching(base) as searcher:
         bring_in(searcher, shard)
-        gone, also_gone, kept = (_Asked(ShardQuery(shard, unit(1)[None], 1), Deadline.after(5)) for _ in range(3))
+        gone, also_gone, kept = (
+            _Asked(ShardQuery(shard, unit(1)[None], 1), Deadline.after(5)) for _ in range(3)
+        )
         assert gone.answer.cancel() and also_gone.answer.cancel()
         searcher._answer([gone])  # all of them gave up: nothing to do, and nothing to die of
         searcher._answer([also_gone, kept])
         assert kept.answer.result(5).hits == ((),)
 
 
-def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_built_does_not(base: Resources) -> None:
+def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_built_does_not(
+    base: Resources,
+) -> None:
     of = collection(base)
     live, away = shard_of(of), [False]
     place = provisioning.placer(base.log, "acme", "docs", 1, base.settings.slots)
@@ -699,7 +766,9 @@ def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_b
         bring_in(searcher, live)
         end = send(base, live, one("a", 1))
         reach(searcher, {live.slot: end})
-        later = base.registry.version + 1  # the gateway saw one change more, and may have cut over by it
+        later = (
+            base.registry.version + 1
+        )  # the gateway saw one change more, and may have cut over by it
         away[0] = True
         assert ask(searcher, live, catalog=later) == [("a", 1)]
         with pytest.raises(Unavailable):
@@ -709,7 +778,9 @@ def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_b
         eventually(lambda: not searcher.shards.view.away)
 
 
-def test_a_vectors_log_that_was_made_anew_is_not_read_on_and_nobody_waits_for_it_in_vain(base: Resources) -> None:
+def test_a_vectors_log_that_was_made_anew_is_not_read_on_and_nobody_waits_for_it_in_vain(
+    base: Resources,
+) -> None:
     docs = shard_of(collection(base))
     end = send(base, docs, one("a", 1))
     with searching(base) as searcher:

@@ -34,7 +34,10 @@ def test_while_metadata_is_read_for_a_first_filter_nobody_else_waits(
 ) -> None:
     of = collection(base)
     docs = shard_of(of)
-    batches = [one(f"d{i}", i + 1, metadata=f'{{"lang": "{"en" if i % 2 else "de"}", "n": {i}}}') for i in range(6)]
+    batches = [
+        one(f"d{i}", i + 1, metadata=f'{{"lang": "{"en" if i % 2 else "de"}", "n": {i}}}')
+        for i in range(6)
+    ]
     ends = [send(base, docs, b) for b in batches]
     seal(base, docs, of, batches, ends[-1])
     monkeypatch.setattr(shard, "READ_MAX", 5)
@@ -48,10 +51,14 @@ def test_while_metadata_is_read_for_a_first_filter_nobody_else_waits(
     monkeypatch.setattr(filters, "_Column", slowly)
 
     def asked(**condition: object) -> ShardQuery:
-        return ShardQuery(docs, unit(1)[None], 10, filter=Filter.parse(condition) if condition else None)
+        return ShardQuery(
+            docs, unit(1)[None], 10, filter=Filter.parse(condition) if condition else None
+        )
 
     with searching(base, threads=1) as searcher:
-        waiting = [searcher.submit(asked(lang=lang), Deadline.after(20)) for lang in ("en", "de", "en")]
+        waiting = [
+            searcher.submit(asked(lang=lang), Deadline.after(20)) for lang in ("en", "de", "en")
+        ]
         assert reading.wait(5)
         plain = searcher.submit(asked(), Deadline.after(5)).result(5)
         assert len(plain.hits[0]) == 6, "not even who asks the same shard"
@@ -67,12 +74,20 @@ def test_while_metadata_is_read_for_a_first_filter_nobody_else_waits(
 def test_few_rows_are_read_in_passing(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
-    seal(base, docs, of, [one("a", 1, metadata='{"n": 1}')], send(base, docs, one("a", 1, metadata='{"n": 1}')))
+    seal(
+        base,
+        docs,
+        of,
+        [one("a", 1, metadata='{"n": 1}')],
+        send(base, docs, one("a", 1, metadata='{"n": 1}')),
+    )
     with searching(base) as searcher:
         question = ShardQuery(docs, unit(1)[None], 10, filter=Filter.parse({"n": 1}))
         assert len(searcher.submit(question, Deadline.after(5)).result(5).hits[0]) == 1
         assert (
-            searcher.tail.shards[docs].needs(ShardQuery(docs, unit(1)[None], 10, filter=Filter.parse({"other": 1})))
+            searcher.tail.shards[docs].needs(
+                ShardQuery(docs, unit(1)[None], 10, filter=Filter.parse({"other": 1}))
+            )
             is None
         )
 
@@ -122,7 +137,9 @@ def test_who_gives_up_while_he_is_refused_ends_nobody() -> None:
     assert answer.cancelled()
 
 
-def test_rows_that_no_segment_has_yet_are_read_beside_the_search_threads_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_no_segment_has_yet_are_read_beside_the_search_threads_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     held = new_shard()
     held.apply(message([(f"d{i}", i + 1, [unit(i)], f'{{"n": {i}}}') for i in range(10)]), 0)
 

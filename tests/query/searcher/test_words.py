@@ -28,7 +28,9 @@ from vicinage.store import LocalStore, Store
 
 
 def words(text: str, k: int = 100, **given: object) -> ShardQuery:
-    return ShardQuery(SHARD, np.empty((1, 0), np.float32), k, mode="lexical", texts=(text,), **given)
+    return ShardQuery(
+        SHARD, np.empty((1, 0), np.float32), k, mode="lexical", texts=(text,), **given
+    )
 
 
 def ids(of: Shard, text: str, **given: object) -> list[tuple[str, int]]:
@@ -65,24 +67,33 @@ def test_a_filter_and_k_are_exact_over_delta_and_segments(tmp_path: Path) -> Non
     assert ids(s, "text", filter=Filter.parse({"i": {"$gte": 13, "$lt": 27}})) == sorted(
         (f"d{i}", i + 1) for i in range(13, 27)
     )
-    assert ids(s, "d3 d33 d20", filter=Filter.parse({"i": {"$gt": 3}})) == [("d20", 21), ("d33", 34)]
+    assert ids(s, "d3 d33 d20", filter=Filter.parse({"i": {"$gt": 3}})) == [
+        ("d20", 21),
+        ("d33", 34),
+    ]
     for k in (1, 7, 39):
         assert len(ids(s, "text", k=k)) == k
-        assert len(ids(s, "text", k=k, filter=Filter.parse({"i": {"$in": [1, 16, 30]}}))) == min(k, 3)
+        assert len(ids(s, "text", k=k, filter=Filter.parse({"i": {"$in": [1, 16, 30]}}))) == min(
+            k, 3
+        )
 
 
 def test_one_call_answers_both_lists_from_one_snapshot(tmp_path: Path) -> None:
     s = shard()
     for i in range(10):
         s.apply(one(f"d{i}", i + 1), i)
-    asked = ShardQuery(SHARD, np.stack([unit(4), unit(8)]), 3, mode="hybrid", texts=("d6", "text nobody"))
+    asked = ShardQuery(
+        SHARD, np.stack([unit(4), unit(8)]), 3, mode="hybrid", texts=("d6", "text nobody")
+    )
     found = s.search(asked)
     assert [h[0].document_id for h in found.hits] == ["d3", "d7"]
     assert [len(h) for h in found.hits] == [3, 3]
     assert [[h.document_id for h in each] for each in found.lexical] == [["d6"], ["d0", "d1", "d2"]]
     old = s.snapshot
     s.apply(one("d6", 50), 10)
-    assert [h.version for h in search_words(old, asked)[0]] == [7], "an older snapshot finds what it held"
+    assert [h.version for h in search_words(old, asked)[0]] == [7], (
+        "an older snapshot finds what it held"
+    )
     assert [h.version for h in s.search(asked).lexical[0]] == [50]
 
 
@@ -93,7 +104,12 @@ def test_a_hit_carries_what_was_asked_for_and_no_more(tmp_path: Path) -> None:
     for _ in range(2):  # from the delta, then from a segment
         everything = frozenset({"text", "metadata", "vector"})
         hit: Hit = s.search(words("a", include=everything)).lexical[0][1]
-        assert (hit.document_id, hit.passage, hit.text, hit.metadata) == ("a", 1, "text a 1", {"lang": "en"})
+        assert (hit.document_id, hit.passage, hit.text, hit.metadata) == (
+            "a",
+            1,
+            "text a 1",
+            {"lang": "en"},
+        )
         np.testing.assert_array_equal(hit.vector, unit(2))
         bare = s.search(words("a", include=frozenset())).lexical[0][0]
         assert (bare.text, bare.metadata, bare.vector) == (None, None, None)
@@ -138,7 +154,9 @@ def test_a_segment_of_before_has_its_index_made_of_its_texts(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("harm", ["a flipped bit", "cut short", "lost", "another's"])
-def test_a_corrupt_lexical_object_is_never_read_and_its_index_is_made_anew(tmp_path: Path, harm: str) -> None:
+def test_a_corrupt_lexical_object_is_never_read_and_its_index_is_made_anew(
+    tmp_path: Path, harm: str
+) -> None:
     store = LocalStore(tmp_path)
     made = segment(store, [one("a", 1), one("b", 2)])
     file = tmp_path / made.ref.objects["lexical"].path
@@ -158,7 +176,10 @@ def test_a_corrupt_lexical_object_is_never_read_and_its_index_is_made_anew(tmp_p
     assert ids(s, "a") == [("a", 1)]
     assert ids(s, "x") == []
     assert lazy._rebuilt._value.get() == before + 1, "and once is enough"
-    assert sorted(h.document_id for h in s.search(ShardQuery(SHARD, unit(0)[None], 5)).hits[0]) == ["a", "b"]
+    assert sorted(h.document_id for h in s.search(ShardQuery(SHARD, unit(0)[None], 5)).hits[0]) == [
+        "a",
+        "b",
+    ]
 
 
 def test_only_so_many_indexes_are_held_and_the_one_asked_last_longest(
@@ -191,7 +212,14 @@ def asked(to: ShardId, text: str, k: int = 100) -> ShardQuery:
 def test_questions_of_one_mode_go_together_and_each_gets_its_own(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base, threads=1) as searcher:
-        reach(searcher, {docs.slot: send(base, docs, message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(12)]))})
+        reach(
+            searcher,
+            {
+                docs.slot: send(
+                    base, docs, message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(12)])
+                )
+            },
+        )
         bring_in(searcher, docs)
         held = searcher.tail.shards[docs]
         entered, open_, widths = threading.Event(), threading.Event(), []
@@ -209,18 +237,29 @@ def test_questions_of_one_mode_go_together_and_each_gets_its_own(base: Resources
         of_words = [searcher.submit(asked(docs, f"d{i}"), Deadline.after(10)) for i in range(5)]
         of_both = [
             searcher.submit(
-                ShardQuery(docs, unit(i)[None], 100, mode="hybrid", texts=(f"d{i + 1}",)), Deadline.after(10)
+                ShardQuery(docs, unit(i)[None], 100, mode="hybrid", texts=(f"d{i + 1}",)),
+                Deadline.after(10),
             )
             for i in range(4)
         ]
         dense = searcher.submit(ShardQuery(docs, unit(7)[None], 100), Deadline.after(10))
         open_.set()
         assert first.result(10).lexical == dense.result(10).lexical == ()
-        assert [[h.document_id for h in f.result(10).lexical[0]] for f in of_words] == [[f"d{i}"] for i in range(5)]
+        assert [[h.document_id for h in f.result(10).lexical[0]] for f in of_words] == [
+            [f"d{i}"] for i in range(5)
+        ]
         for i, each in enumerate(of_both):
             found = each.result(10)
-            assert (found.hits[0][0].document_id, [h.document_id for h in found.lexical[0]]) == (f"d{i}", [f"d{i + 1}"])
-        assert sorted(widths) == [("dense", 1, 0), ("dense", 1, 0), ("hybrid", 4, 4), ("lexical", 5, 5)]
+            assert (found.hits[0][0].document_id, [h.document_id for h in found.lexical[0]]) == (
+                f"d{i}",
+                [f"d{i + 1}"],
+            )
+        assert sorted(widths) == [
+            ("dense", 1, 0),
+            ("dense", 1, 0),
+            ("hybrid", 4, 4),
+            ("lexical", 5, 5),
+        ]
 
 
 def test_a_question_for_words_is_never_gathered_with_another_mode() -> None:
@@ -242,11 +281,18 @@ def test_a_question_for_words_costs_with_its_words_and_rows(base: Resources) -> 
         assert searcher._cost(asked(docs, "word " * 100)) == 1, "there is nothing to look through"
         rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(5_000)]
         reach(searcher, {docs.slot: send(base, docs, message(rows))})
-        short, long = searcher._cost(asked(docs, "two words")), searcher._cost(asked(docs, "word " * 6_000))
+        short, long = (
+            searcher._cost(asked(docs, "two words")),
+            searcher._cost(asked(docs, "word " * 6_000)),
+        )
         work = 5_001 * CUT_PAIRS + lexical.COUNTED_MAX * COUNT_PAIRS + lexical.TERMS_MAX * 5_000
-        assert (short, long) == (1, 1 + work // (1 << 18)), "what comes before the rows are read is charged, too"
+        assert (short, long) == (1, 1 + work // (1 << 18)), (
+            "what comes before the rows are read is charged, too"
+        )
         both = replace(asked(docs, "word " * 6_000), mode="hybrid", vectors=unit(0)[None])
-        assert searcher._cost(both) == long + searcher._cost(ShardQuery(docs, unit(0)[None], both.k))
+        assert searcher._cost(both) == long + searcher._cost(
+            ShardQuery(docs, unit(0)[None], both.k)
+        )
 
 
 class SlowFor:
@@ -287,7 +333,11 @@ def test_while_an_index_is_fetched_nobody_else_waits(base: Resources) -> None:
         assert not any(w.done() for w in waiting)
         time.sleep(0.06)
         store.open.set()
-        assert [[h.document_id for h in w.result(5).lexical[0]] for w in waiting] == [["a"], ["a"], ["b"]]
+        assert [[h.document_id for h in w.result(5).lexical[0]] for w in waiting] == [
+            ["a"],
+            ["a"],
+            ["b"],
+        ]
         with pytest.raises(Unavailable):  # a deadline is one
             late.result(5)
         assert store.n == 1
@@ -302,7 +352,9 @@ class AwayFor(SlowFor):
         return self._store.fetch(ref)
 
 
-def test_while_the_store_is_away_words_are_refused_and_found_once_it_is_back(base: Resources) -> None:
+def test_while_the_store_is_away_words_are_refused_and_found_once_it_is_back(
+    base: Resources,
+) -> None:
     of = collection(base)
     docs = shard_of(of)
     seal(base, docs, of, [one("a", 1)], send(base, docs, one("a", 1)))
@@ -330,7 +382,9 @@ def test_a_delta_far_behind_is_indexed_by_the_threads_that_open(base: Resources)
         assert len(searcher.submit(asked(docs, "new"), Deadline.after(5)).result(5).lexical[0]) == 1
 
 
-def test_a_shard_of_more_segments_than_are_held_still_answers(base: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_of_more_segments_than_are_held_still_answers(
+    base: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lazy, "OPEN_MAX", 1)
     of = collection(base)
     docs = shard_of(of)
@@ -358,7 +412,9 @@ def test_a_searcher_that_stops_tells_who_waits_for_an_index(base: Resources) -> 
 def test_partials_cross_processes(tmp_path: Path) -> None:
     s = shard()
     s.apply(one("a", 1), 0)
-    query = pickle.loads(pickle.dumps(ShardQuery(SHARD, unit(1)[None], 5, mode="hybrid", texts=("a",))))
+    query = pickle.loads(
+        pickle.dumps(ShardQuery(SHARD, unit(1)[None], 5, mode="hybrid", texts=("a",)))
+    )
     found = pickle.loads(pickle.dumps(s.search(query)))
     assert (found.hits[0][0].document_id, found.lexical[0][0].document_id) == ("a", "a")
     assert found.watermark == 1
