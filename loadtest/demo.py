@@ -56,7 +56,7 @@ QUESTIONS = {
         "create a new migration revision script": "alembic.",
     },
 }
-"""Question → how the id of a document among the first five must begin."""
+"""Question → the prefix that the id of one of the first five hits must have."""
 
 console = Console(highlight=False)
 

@@ -23,7 +23,7 @@ from ingest.embedding import Lane
 from ingest.embedding.local import LocalEmbedder
 from ingest.embedding.tokenizer import open_tokenizer
 from query.merge import answered
-from query.plan import Fusion, Question, make_plan
+from query.plan import Fusion, SearchRequest, make_plan
 from tenants.entities import DEFAULT_MODEL, Collection, Generation, Manifest, Objectives
 from vicinage.records import Floats, Mode, Passage, ShardId
 from vicinage.settings import EmbedderSettings, Settings
@@ -126,7 +126,7 @@ class JudgedShard:
         """Returns the documents of each query, by their best passage."""
         found: Ranking = {}
         for i, (name, text) in enumerate(queries.items()):
-            question = Question(
+            question = SearchRequest(
                 "judged", k, text=text, mode=mode, include=frozenset(), fusion=fusion or Fusion()
             )
             vector = vectors[i] if vectors is not None and mode != "lexical" else None

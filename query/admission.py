@@ -20,7 +20,7 @@ class Admission:
     def __init__(
         self, *, in_flight_max: int, bodies_bytes_max: int, answers_bytes_max: int
     ) -> None:
-        self._places = _Shared(in_flight_max)
+        self._permits = _Shared(in_flight_max)
         self._bodies = _Shared(bodies_bytes_max)
         self._answers = _Shared(answers_bytes_max)
         self._draining = False
@@ -28,7 +28,7 @@ class Admission:
     @property
     def in_flight(self) -> int:
         """Number of requests in flight."""
-        return self._places.total
+        return self._permits.total
 
     @property
     def bodies_bytes(self) -> int:
@@ -45,7 +45,7 @@ class Admission:
         self._draining = True
 
     @contextmanager
-    def enter(self, tenant: str, weight: int) -> "Iterator[Place]":
+    def enter(self, tenant: str, weight: int) -> "Iterator[Permit]":
         """Holds a permit and the bytes charged to it while the block runs.
 
         Raises Overloaded, or Unavailable while draining.
@@ -54,27 +54,27 @@ class Admission:
             raise Unavailable(
                 "this gateway is shutting down", dependency="gateway", retry_after_s=1.0
             )
-        if not self._places.take(tenant, 1, weight):
+        if not self._permits.take(tenant, 1, weight):
             raise Overloaded(
                 "too many requests are being served; this tenant has its share", retry_after_s=0.5
             )
-        place = Place(self._places, self._bodies, self._answers, tenant, weight)
+        permit = Permit(self._permits, self._bodies, self._answers, tenant, weight)
         try:
-            yield place
+            yield permit
         finally:
-            place.leave()
-            self._bodies.give_back(tenant, place.bytes)
-            self._answers.give_back(tenant, place.answer_bytes)
+            permit.leave()
+            self._bodies.give_back(tenant, permit.bytes)
+            self._answers.give_back(tenant, permit.answer_bytes)
 
 
-class Place:
+class Permit:
     """A permit for one request, and the bytes of its body and its answer."""
 
     __slots__ = (
         "_answers",
         "_bodies",
         "_inside",
-        "_places",
+        "_permits",
         "_tenant",
         "_weight",
         "answer_bytes",
@@ -82,9 +82,9 @@ class Place:
     )
 
     def __init__(
-        self, places: "_Shared", bodies: "_Shared", answers: "_Shared", tenant: str, weight: int
+        self, permits: "_Shared", bodies: "_Shared", answers: "_Shared", tenant: str, weight: int
     ) -> None:
-        self._places, self._bodies, self._answers = places, bodies, answers
+        self._permits, self._bodies, self._answers = permits, bodies, answers
         self._tenant, self._weight = tenant, weight
         self._inside = True
         self.bytes = self.answer_bytes = 0
@@ -110,7 +110,7 @@ class Place:
         """Releases the permit now; the bytes stay held. Idempotent."""
         if self._inside:
             self._inside = False
-            self._places.give_back(self._tenant, 1)
+            self._permits.give_back(self._tenant, 1)
 
 
 class _Shared:

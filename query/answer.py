@@ -15,10 +15,10 @@ from typing import Final, Protocol, TypeVar
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from query.admission import Admission, Place
+from query.admission import Admission, Permit
 from query.degraded import reason_of
 from query.merge import answered
-from query.plan import Plan, Question, make_plan
+from query.plan import Plan, SearchRequest, make_plan
 from query.quality.freshness import Freshness
 from query.quality.recall import RecallMonitor
 from query.rerank import Reranker, reranked
@@ -67,7 +67,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Answerer:
+class SearchPipeline:
     """The search pipeline and its dependencies."""
 
     registry: Registry
@@ -78,22 +78,22 @@ class Answerer:
     admission: Admission
     reranker: Reranker | None = None
 
-    def admitted(self, tenant: Tenant) -> AbstractContextManager[Place]:
+    def admitted(self, tenant: Tenant) -> AbstractContextManager[Permit]:
         """Returns a permit for one request of the tenant. Raises Overloaded, Unavailable."""
         return self.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority])
 
-    async def answer(self, question: Question, tenant: Tenant, collection: Collection) -> Answer:
+    async def answer(self, search: SearchRequest, tenant: Tenant, collection: Collection) -> Answer:
         """Returns the answer to a search. Raises what the steps raise.
 
         The caller looks up the tenant and the collection (`find`) and holds a permit (`admitted`).
         """
-        if question.rerank and self.reranker is None:
+        if search.rerank and self.reranker is None:
             raise Refused(
                 "this platform has no reranker (its operator sets rerank.model or rerank.url)",
                 field="rerank",
             )
-        deadline = Deadline.after(question.timeout_s)
-        return await self.on_live(collection, partial(self._answer, question, tenant, deadline))
+        deadline = Deadline.after(search.timeout_s)
+        return await self.on_live(collection, partial(self._answer, search, tenant, deadline))
 
     async def on_live(self, collection: Collection, ask: Callable[[Collection], Awaitable[T]]) -> T:
         """Returns the result of `ask` for the collection.
@@ -110,18 +110,18 @@ class Answerer:
             return await ask(now)
 
     async def _answer(
-        self, question: Question, tenant: Tenant, deadline: Deadline, collection: Collection
+        self, search: SearchRequest, tenant: Tenant, deadline: Deadline, collection: Collection
     ) -> Answer:
-        if question.wait_for is not None:
-            collection = await self.reached(question.wait_for, tenant, collection, deadline)
-        question, vector, without = await self._embedded(
-            question, tenant, collection.generation(), deadline
+        if search.wait_for is not None:
+            collection = await self.reached(search.wait_for, tenant, collection, deadline)
+        search, vector, without = await self._embedded(
+            search, tenant, collection.generation(), deadline
         )
         aim, misses = self.recall.aim(collection), self.recall.misses(collection)
-        plan = make_plan(question, collection, vector, self.registry.version, aim, scan=misses)
+        plan = make_plan(search, collection, vector, self.registry.version, aim, scan=misses)
         scattered = await self.searchers.scatter(plan, deadline)
-        hits = answered(scattered.shard_results, question)
-        if not scattered.failures and question.mode == "dense":
+        hits = answered(scattered.shard_results, search)
+        if not scattered.failures and search.mode == "dense":
             self.recall.offer(plan, hits, scattered.shard_results)
         found = await self._statement(tenant, plan, scattered, hits)
         if without is not None:
@@ -129,12 +129,10 @@ class Answerer:
             found = replace(
                 found, hits=hits, reason="; ".join(filter(None, (found.reason, without)))
             )
-        return (
-            await self._read_again(question, tenant, found, deadline) if question.rerank else found
-        )
+        return await self._read_again(search, tenant, found, deadline) if search.rerank else found
 
     async def _read_again(
-        self, question: Question, tenant: Tenant, found: Answer, deadline: Deadline
+        self, search: SearchRequest, tenant: Tenant, found: Answer, deadline: Deadline
     ) -> Answer:
         """Returns the k best hits in the cross-encoder's order.
 
@@ -142,19 +140,19 @@ class Answerer:
         reason to the answer.
         """
         assert self.reranker is not None, "else the question was refused"
-        assert question.text is not None, "what reads again has a text"
+        assert search.text is not None, "what reads again has a text"
         hits, reason = found.hits, found.reason
         try:
             passages = [hit.text for hit in hits if hit.text is not None]
             weight = CLASS_WEIGHT[tenant.priority]
             scores = await self.reranker.scores(
-                question.text, passages, tenant=tenant.name, weight=weight, deadline=deadline
+                search.text, passages, tenant=tenant.name, weight=weight, deadline=deadline
             )
-            hits = reranked(hits, scores, question.mode)
+            hits = reranked(hits, scores, search.mode)
         except (Unavailable, Overloaded) as away:
             reason = "; ".join(filter(None, (reason, f"not reranked: {away.detail}")))
-        hits = hits[: question.k]
-        if "text" not in question.include:
+        hits = hits[: search.k]
+        if "text" not in search.include:
             hits = tuple(hit._replace(text=None, start=None, end=None) for hit in hits)
         return replace(found, hits=hits, reason=reason)
 
@@ -207,34 +205,34 @@ class Answerer:
             )
 
     async def _embedded(
-        self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline
-    ) -> tuple[Question, Floats | None, str | None]:
+        self, search: SearchRequest, tenant: Tenant, live: Generation, deadline: Deadline
+    ) -> tuple[SearchRequest, Floats | None, str | None]:
         """Returns the search, its vector, and the reason if it has no vector.
 
         The model of a hybrid search gets half of the time that is left (EMBED_SHARE). If the model
         is unavailable, busy or late, the search becomes lexical.
         """
-        if question.mode != "hybrid" or question.vector is not None or live.model is None:
-            return question, await self._vector(question, tenant, live, deadline), None
+        if search.mode != "hybrid" or search.vector is not None or live.model is None:
+            return search, await self._vector(search, tenant, live, deadline), None
         try:
             within = Deadline.after(deadline.left_s() * EMBED_SHARE)
-            return question, await self._vector(question, tenant, live, within), None
+            return search, await self._vector(search, tenant, live, within), None
         except (Unavailable, Overloaded) as away:
-            return replace(question, mode="lexical"), None, f"ranked by words alone: {away.detail}"
+            return replace(search, mode="lexical"), None, f"ranked by words alone: {away.detail}"
 
     async def _vector(
-        self, question: Question, tenant: Tenant, live: Generation, deadline: Deadline
+        self, search: SearchRequest, tenant: Tenant, live: Generation, deadline: Deadline
     ) -> Floats | None:
-        if question.mode == "lexical":
+        if search.mode == "lexical":
             return None  # a lexical search needs no model
-        if question.vector is not None:
-            return checked_vector(question.vector, live)
+        if search.vector is not None:
+            return checked_vector(search.vector, live)
         if live.model is None:
             raise Refused("this collection has no embedding model: ask with a vector", field="text")
-        assert question.text is not None, "a question has a text or a vector"
+        assert search.text is not None, "a question has a text or a vector"
         embedder = self.embedder_for(live.model)
         vector = await embedder.embed_query(
-            question.text,
+            search.text,
             tenant=tenant.name,
             weight=CLASS_WEIGHT[tenant.priority],
             deadline=deadline,

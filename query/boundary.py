@@ -12,7 +12,7 @@ _event = events("query")
 _errors = counter("vicinage_query_errors_total", "requests refused or failed, by kind", ("kind",))
 
 
-def said(error: Exception, path: str) -> Response:
+def problem_response(error: Exception, path: str) -> Response:
     """Returns the problem document of an error and counts the error by kind.
 
     Internal errors hide details; the log has them under request_id.

@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from query.api import admin, collections, dead_letters, documents, health, search, search_batch
 from query.api.http import NOT_TEXT, has_text_path
-from query.boundary import said
+from query.boundary import problem_response
 from query.problems import DOCUMENTED, plain, problem
 from query.quality.lag_sweep import LagSweep
 from query.state import GatewayState
@@ -52,7 +52,9 @@ class Api(FastAPI):
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, partial(_without_body, send)
         if not has_text_path(scope):
-            await said(Refused(NOT_TEXT, field="path"), scope["path"])(scope, receive, send)
+            await problem_response(Refused(NOT_TEXT, field="path"), scope["path"])(
+                scope, receive, send
+            )
             return
         found = _SEARCH.fullmatch(scope["path"]) if scope["method"] == "POST" else None
         if found is None:
@@ -62,7 +64,7 @@ class Api(FastAPI):
         try:
             response = await search.search(found[1], Request(scope, receive, send))
         except Exception as error:  # noqa: BLE001  (the request boundary)
-            response = said(error, scope["path"])
+            response = problem_response(error, scope["path"])
         await response(scope, receive, send)
 
 
@@ -157,12 +159,12 @@ async def _keep_fresh(state: GatewayState) -> None:
             await run_in_threadpool(state.registry.refresh)
         except Unavailable as away:
             _event.warning("the catalog is away", reason=str(away))
-        _in_flight.set(state.answerer.admission.in_flight)
+        _in_flight.set(state.pipeline.admission.in_flight)
         await asyncio.sleep(REFRESH_S)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return said(error, request.url.path)
+    return problem_response(error, request.url.path)
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ from itertools import islice
 from statistics import pstdev
 from typing import Final
 
-from query.plan import DEPTH_MIN, Fusion, Question
+from query.plan import DEPTH_MIN, Fusion, SearchRequest
 from vicinage.records import Hit, ShardResult
 
 RANK_CONSTANT: Final = 60
@@ -16,19 +16,19 @@ _Key = tuple[str, int]
 _Scores = Mapping[_Key, float]
 
 
-def answered(shard_results: Sequence[ShardResult], question: Question) -> tuple[Hit, ...]:
+def answered(shard_results: Sequence[ShardResult], search: SearchRequest) -> tuple[Hit, ...]:
     """Returns the best hits of the first search of each shard result, at most the request's depth.
 
     The hits are dense, lexical, or fused from both, by the request's mode.
     """
-    k = question.depth()
-    if question.mode == "dense":
+    k = search.depth()
+    if search.mode == "dense":
         return merge(shard_results, k)
     lexical = [p.lexical[0] for p in shard_results]
-    if question.mode == "lexical":
+    if search.mode == "lexical":
         return _merged(lexical, k)
     every = sum(len(p.hits[0]) for p in shard_results), sum(map(len, lexical))
-    return fused(merge(shard_results, every[0]), _merged(lexical, every[1]), question.fusion, k)
+    return fused(merge(shard_results, every[0]), _merged(lexical, every[1]), search.fusion, k)
 
 
 def merge(shard_results: Sequence[ShardResult], k: int) -> tuple[Hit, ...]:

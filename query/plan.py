@@ -38,7 +38,7 @@ class Fusion:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SearchRequest:
     """A search request, parsed and validated.
 
     In mode dense, exactly one of `text` and `vector` (float32 [d]) is set. In mode lexical, `text`
@@ -74,7 +74,7 @@ class Plan:
 
 
 def make_plan(
-    question: Question,
+    search: SearchRequest,
     collection: Collection,
     vector: Floats | None,
     catalog: int,
@@ -90,27 +90,27 @@ def make_plan(
     Refused if the vectors of the answer would have more than NUMBERS_MAX numbers.
     """
     live = collection.generation()
-    if "vector" in question.include and question.k * live.dimension > NUMBERS_MAX:
+    if "vector" in search.include and search.k * live.dimension > NUMBERS_MAX:
         most = max(1, NUMBERS_MAX // live.dimension)
         raise Refused(
-            f"{question.k} vectors of {live.dimension} numbers are too many for one answer: ask for k of at most {most}, or leave vector out of include",
+            f"{search.k} vectors of {live.dimension} numbers are too many for one answer: ask for k of at most {most}, or leave vector out of include",
             field="k",
             limit=most,
         )
     vectors = vector[None] if vector is not None else np.empty((1, 0), np.float32)
-    texts = (question.text,) if question.mode != "dense" and question.text is not None else ()
+    texts = (search.text,) if search.mode != "dense" and search.text is not None else ()
     queries = tuple(
         ShardQuery(
             shard,
             vectors,
-            max(question.depth(), DEPTH_MIN) if question.mode == "hybrid" else question.depth(),
-            filter=question.filter,
-            exact=question.exact,
-            include=question.include | {"text"} if question.rerank else question.include,
+            max(search.depth(), DEPTH_MIN) if search.mode == "hybrid" else search.depth(),
+            filter=search.filter,
+            exact=search.exact,
+            include=search.include | {"text"} if search.rerank else search.include,
             catalog=catalog,
             recall=recall,
             scan=scan,
-            mode=question.mode,
+            mode=search.mode,
             texts=texts,
         )
         for shard in live.shards()

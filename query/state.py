@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from query.admission import Admission
-from query.answer import Answerer, QueryEmbedder
+from query.answer import QueryEmbedder, SearchPipeline
 from query.key_gate import Failures, KeyGate
 from query.parsers import Parsers, Writers
 from query.quality.freshness import Freshness
@@ -89,7 +89,7 @@ class GatewayState:
     searchers: Searchers
     freshness: Freshness
     recall: RecallMonitor
-    answerer: Answerer
+    pipeline: SearchPipeline
     readiness: Readiness
     key_gate: KeyGate
     parsers: Parsers
@@ -104,7 +104,7 @@ class GatewayState:
 
     def drain(self) -> None:
         """Refuses new requests and ends waits for writes; other requests in flight are answered."""
-        self.answerer.admission.drain()
+        self.pipeline.admission.drain()
         self.freshness.drain()
 
 
@@ -131,7 +131,7 @@ def open_state(given: Dependencies) -> GatewayState:
         searchers=searchers,
         freshness=freshness,
         recall=recall,
-        answerer=_answerer(given, searchers, freshness, recall),
+        pipeline=_pipeline(given, searchers, freshness, recall),
         readiness=Readiness(
             given.registry, given.log, searchers, given.slots_total, given.embedder_ready
         ),
@@ -156,15 +156,15 @@ def _recall(given: Dependencies, searchers: Searchers) -> RecallMonitor:
     )
 
 
-def _answerer(
+def _pipeline(
     given: Dependencies, searchers: Searchers, freshness: Freshness, recall: RecallMonitor
-) -> Answerer:
+) -> SearchPipeline:
     admission = Admission(
         in_flight_max=given.settings.in_flight_max,
         bodies_bytes_max=given.settings.bodies_bytes_max,
         answers_bytes_max=given.settings.answers_bytes_max,
     )
-    return Answerer(
+    return SearchPipeline(
         given.registry, searchers, given.embedder_for, freshness, recall, admission, given.reranker
     )
 

@@ -35,9 +35,9 @@ _FORM: Final = re.compile(r"vk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A key as the catalog returned it at `asked_s`."""
+    """A key as the catalog returned it at `looked_up_s`."""
 
-    asked_s: float
+    looked_up_s: float
     key: Key
     digest: str
     state: str
@@ -141,7 +141,7 @@ class Keys:
         return (
             form is None
             or now < self._ask_again_s
-            or (found is not None and now - found.asked_s < FRESH_S)
+            or (found is not None and now - found.looked_up_s < FRESH_S)
             or self._is_unknown(form[1], now)
         )
 
@@ -179,7 +179,7 @@ class Keys:
     def _lookup(self, key_id: str, scope: Scope) -> _Known:
         now = self._clock.monotonic()
         known = self._cache.get(key_id)
-        if known and now - known.asked_s < FRESH_S:
+        if known and now - known.looked_up_s < FRESH_S:
             return known
         if self._is_unknown(key_id, now):
             raise Unauthenticated("this key is not known")
@@ -233,7 +233,7 @@ class Keys:
         if len(self._cache) >= CACHE_MAX:
             self._cache.clear()
         # a late answer never replaces a newer one
-        if key_id not in self._cache or self._cache[key_id].asked_s <= now:
+        if key_id not in self._cache or self._cache[key_id].looked_up_s <= now:
             self._cache[key_id] = known
 
     def _without_catalog(self, known: _Known | None, scope: Scope) -> _Known:
@@ -242,7 +242,7 @@ class Keys:
         Raises Unavailable otherwise. NOTE: the cache has only what the catalog returned, so a
         refused key stays refused.
         """
-        if scope == "read" and known and self._clock.monotonic() - known.asked_s < self._away_s:
+        if scope == "read" and known and self._clock.monotonic() - known.looked_up_s < self._away_s:
             return known
         raise Unavailable(
             "the catalog is unavailable, and this key cannot be checked without it",

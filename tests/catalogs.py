@@ -22,7 +22,7 @@ from vicinage.errors import VicinageError
 
 
 @dataclass
-class House:
+class Catalog:
     engine: Engine
     clock: ManualClock
     registry: Registry
@@ -33,7 +33,7 @@ class House:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
+def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
     url = (
         f"sqlite:///{tmp_path}/catalog.db"
         if request.param == "sqlite"
@@ -48,7 +48,7 @@ def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
         Leases(engine, clock),
         Jobs(engine, clock),
     )
-    yield House(engine, clock, *parts)
+    yield Catalog(engine, clock, *parts)
     engine.dispose()
 
 
@@ -66,10 +66,10 @@ def nowhere(_generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (0, 1), (0, 0)
 
 
-def make(house: House, name: str = "docs", tenant: str = "acme") -> Generation:
-    if tenant not in {t.name for t in house.registry.tenants()}:
-        house.registry.create_tenant(tenant, actor="test")
-    return house.registry.create_collection(
+def make(catalog: Catalog, name: str = "docs", tenant: str = "acme") -> Generation:
+    if tenant not in {t.name for t in catalog.registry.tenants()}:
+        catalog.registry.create_tenant(tenant, actor="test")
+    return catalog.registry.create_collection(
         tenant, name, dimension=4, place=nowhere, actor="test"
     ).generation()
 
@@ -79,9 +79,9 @@ def url_of(engine: Engine) -> str:
 
 
 @contextmanager
-def another(house: House) -> Iterator[Engine]:
+def another(catalog: Catalog) -> Iterator[Engine]:
     """The same catalog, as another process has it open."""
-    engine = open_catalog(url_of(house.engine))
+    engine = open_catalog(url_of(catalog.engine))
     yield engine
     engine.dispose()
 

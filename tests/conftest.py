@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
-from house import resources_in
+from resources import resources_in
 from servers import kafka_servers, postgres_server, postgres_url, s3_server  # noqa: F401
 
 from cluster.wiring import Resources

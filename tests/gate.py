@@ -14,7 +14,7 @@ import httpx
 import orjson
 import uvicorn
 from fastapi import FastAPI
-from house import HashEmbedder, eventually, resources_in, running
+from resources import HashEmbedder, eventually, resources_in, running
 
 from cluster.connections import BoundedHeads, DrainingServer
 from cluster.wiring import Resources

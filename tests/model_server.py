@@ -5,7 +5,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-from house import hash_vector
+from resources import hash_vector
 
 from ingest.embedding.openai import OpenAIEmbedder
 from tenants.entities import EmbeddingModel

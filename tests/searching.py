@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pyarrow as pa
-from house import eventually
+from resources import eventually
 from rows import message, unit
 
 from cluster.wiring import Resources, build_searcher
@@ -107,7 +107,7 @@ def ask(searcher: Searcher, shard: ShardId, **query) -> list[tuple[str, int]]:
     )
 
 
-def bring_in(searcher: Searcher, *shards: ShardId) -> None:
+def load_needed(searcher: Searcher, *shards: ShardId) -> None:
     """Have them in memory."""
     for shard in shards:
         searcher.shards.soon(shard, Deadline.after(5), 0).result(5)
@@ -121,7 +121,7 @@ class Gate:
     """Holds the only search thread inside a search until opened."""
 
     def __init__(self, searcher: Searcher, shard: ShardId) -> None:
-        bring_in(searcher, shard)
+        load_needed(searcher, shard)
         held = searcher.tail.shards[shard]
         self.entered, self.open, self.widths = threading.Event(), threading.Event(), []
         self._search: Callable[[ShardQuery], ShardResult] = held.search

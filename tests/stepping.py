@@ -2,7 +2,7 @@
 
 import json
 
-from house import eventually
+from resources import eventually
 
 from tenants import provisioning
 from tenants.entities import Group, Tenant

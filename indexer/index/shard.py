@@ -81,7 +81,7 @@ class Shard:
         self._n_documents = 0
         self._changes = 0
         self._lock = threading.Lock()
-        self.asked_s = 0.0
+        self.last_access_s = 0.0
         """Monotonic time of the last search or of loading."""
         self.snapshot = self._publish()
 
@@ -303,7 +303,7 @@ class Shard:
             names |= {LEXICAL}
         return names or None
 
-    def bring_in(self, names: frozenset[str]) -> None:
+    def load_needed(self, names: frozenset[str]) -> None:
         """Loads what `needs` named, for the present snapshot.
 
         Waits for the store. Raises Unavailable.

@@ -18,12 +18,12 @@ from ingest.embedding.check import described
 from query.api.collections import FIELDS, create_for, facts, facts_of, update_for
 from query.api.http import (
     answer,
+    authenticate,
     check_confirmed,
     integer,
     json_object,
     name_in,
     number,
-    principal,
     state_of,
     typed,
 )
@@ -40,10 +40,10 @@ EXPIRES_S_MAX: Final = 10 * 365 * 86_400
 
 
 async def _operator(request: Request) -> tuple[GatewayState, str]:
-    who = await principal(request, "operate")
+    principal = await authenticate(request, "operate")
     state = state_of(request)
     await run_in_threadpool(state.registry.refresh)
-    return state, f"operator/{who.key_id}"
+    return state, f"operator/{principal.key_id}"
 
 
 @router.post("/tenants", status_code=201, response_model=None)

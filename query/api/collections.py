@@ -14,11 +14,11 @@ from starlette.responses import Response
 
 from query.api.http import (
     answer,
+    authenticate,
     check_confirmed,
     integer,
     json_object,
     number,
-    principal,
     state_of,
     typed,
     unknown_in,
@@ -45,13 +45,13 @@ FIELDS: Final = frozenset({"name", "model", "dimension", "metric", "index", "sha
 @router.post("/v1/collections", status_code=201, response_model=None)
 async def create(request: Request) -> Response:
     """Creates a collection with an embedding `model` or a `dimension`, a `metric` and `objectives`."""
-    who = await principal(request, "write")
-    if who.tenant is None:
+    principal = await authenticate(request, "write")
+    if principal.tenant is None:
         raise NotFound("an operator's key has no collections; use /v1/admin")
     state = state_of(request)
-    with state.answerer.admitted(state.registry.tenant(who.tenant)) as place:
-        value = await json_object(request, FIELDS, place)
-        made = await run_in_threadpool(create_for, state, who.tenant, value, who.key_id)
+    with state.pipeline.admitted(state.registry.tenant(principal.tenant)) as permit:
+        value = await json_object(request, FIELDS, permit)
+        made = await run_in_threadpool(create_for, state, principal.tenant, value, principal.key_id)
     return answer(await facts(state, made), 201)
 
 
@@ -100,25 +100,25 @@ def objectives_of(value: Mapping[str, Any], otherwise: Objectives | None = None)
 @router.get("/v1/collections", response_model=None)
 async def list_all(request: Request) -> Response:
     """Returns the tenant's collections, with what each holds."""
-    who = await principal(request, "read")
+    principal = await authenticate(request, "read")
     state = state_of(request)
     await run_in_threadpool(state.registry.refresh)
-    if not who.tenant:
+    if not principal.tenant:
         return answer({"collections": []})
-    tenant = state.registry.tenant(who.tenant)
+    tenant = state.registry.tenant(principal.tenant)
     with ExitStack() as held:
-        place = held.enter_context(state.answerer.admitted(tenant))
+        permit = held.enter_context(state.pipeline.admitted(tenant))
         deadline = Deadline.after(state.settings.timeout_ms / 1000)
         weight = CLASS_WEIGHT[tenant.priority]
         async with state.fetches.take(tenant.name, weight, deadline):
-            collections = state.registry.collections(who.tenant)
-            known = await _measured(state, collections, who.tenant)
+            collections = state.registry.collections(principal.tenant)
+            known = await _measured(state, collections, principal.tenant)
             async with state.turns.take(tenant.name, weight, deadline):
                 found = await _described(state, collections, known)
                 data = await joined(
                     (orjson.dumps(each) for each in found), first=b'{"collections":[', last=b"]}"
                 )
-        return sent(data, place, held)
+        return sent(data, permit, held)
 
 
 @router.get("/v1/collections/{collection}", response_model=None)
@@ -127,9 +127,9 @@ async def show(collection: str, request: Request) -> Response:
 
     `?wait_for=TOKEN` (or `latest`) answers once that is searchable; 504 with `ahead` after `?timeout_ms=`.
     """
-    who = await principal(request, "read")
+    principal = await authenticate(request, "read")
     state = state_of(request)
-    tenant, found = await state.answerer.find(who, collection)
+    tenant, found = await state.pipeline.find(principal, collection)
     token = token_of(request.query_params.get("wait_for"))
     timeout_ms = number(
         request.query_params.get("timeout_ms"),
@@ -138,11 +138,11 @@ async def show(collection: str, request: Request) -> Response:
         TIMEOUT_MS_MAX,
         state.settings.timeout_ms,
     )
-    with state.answerer.admitted(tenant):
+    with state.pipeline.admitted(tenant):
         if token is not None:
             deadline = Deadline.after(timeout_ms / 1000)
             found = await unless_gone(
-                request, state.answerer.reached(token, tenant, found, deadline)
+                request, state.pipeline.reached(token, tenant, found, deadline)
             )
         return answer(await facts(state, found))
 
@@ -150,12 +150,12 @@ async def show(collection: str, request: Request) -> Response:
 @router.patch("/v1/collections/{collection}", response_model=None)
 async def update(collection: str, request: Request) -> Response:
     """Changes objectives: `{"objectives": {"recall", "freshness_ms", "latency_ms"}}`; those not named stay."""
-    who = await principal(request, "write")
+    principal = await authenticate(request, "write")
     state = state_of(request)
-    tenant, found = await state.answerer.find(who, collection)
-    with state.answerer.admitted(tenant) as place:
-        value = await json_object(request, frozenset({"objectives"}), place)
-        changed = await run_in_threadpool(update_for, state, found, value, who.key_id)
+    tenant, found = await state.pipeline.find(principal, collection)
+    with state.pipeline.admitted(tenant) as permit:
+        value = await json_object(request, frozenset({"objectives"}), permit)
+        changed = await run_in_threadpool(update_for, state, found, value, principal.key_id)
         return answer(await facts(state, changed))
 
 
@@ -174,13 +174,13 @@ def update_for(
 @router.delete("/v1/collections/{collection}", status_code=202, response_model=None)
 async def delete(collection: str, request: Request) -> Response:
     """Deletes a collection with all its documents; `?confirm=` must repeat its name."""
-    who = await principal(request, "write")
+    principal = await authenticate(request, "write")
     state = state_of(request)
-    tenant, _ = await state.answerer.find(who, collection)
+    tenant, _ = await state.pipeline.find(principal, collection)
     check_confirmed(request, collection)
-    with state.answerer.admitted(tenant):
+    with state.pipeline.admitted(tenant):
         await run_in_threadpool(
-            state.registry.delete_collection, tenant.name, collection, actor=who.key_id
+            state.registry.delete_collection, tenant.name, collection, actor=principal.key_id
         )
     return answer({"deleted": collection}, 202)
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from ingest import dead_letters
 from ingest.intake import divided_over
 from ingest.replay import replay
-from query.api.http import answer, integer, json_object, number, principal, state_of
+from query.api.http import answer, authenticate, integer, json_object, number, state_of
 from query.api.sending import joined, sent
 from query.state import GatewayState
 from query.turns import Turns
@@ -25,20 +25,20 @@ POSITION_MAX = 2**53
 
 
 async def _own(request: Request, scope: Scope) -> tuple[GatewayState, Tenant, str]:
-    who = await principal(request, scope)
+    principal = await authenticate(request, scope)
     state = state_of(request)
-    if who.tenant is None:
+    if principal.tenant is None:
         raise NotFound(
             "an operator's key has no dead letters of its own; use /v1/admin/tenants/T/dead-letters"
         )
-    return state, state.registry.tenant(who.tenant), who.key_id
+    return state, state.registry.tenant(principal.tenant), principal.key_id
 
 
 async def _of(request: Request, tenant: str) -> tuple[GatewayState, Tenant, str]:
-    who = await principal(request, "operate")
+    principal = await authenticate(request, "operate")
     state = state_of(request)
     await run_in_threadpool(state.registry.refresh)
-    return state, state.registry.tenant(tenant), f"operator/{who.key_id}"
+    return state, state.registry.tenant(tenant), f"operator/{principal.key_id}"
 
 
 @router.get("/v1/dead-letters", response_model=None)
@@ -47,7 +47,7 @@ async def letters(request: Request) -> Response:
     state, tenant, _ = await _own(request, "read")
     after, limit = _page(request)
     with ExitStack() as held:
-        place = held.enter_context(state.answerer.admitted(tenant))
+        permit = held.enter_context(state.pipeline.admitted(tenant))
         async with _turn(state, state.fetches, tenant):
             found = await run_in_threadpool(
                 dead_letters.read, state.log, tenant, after=after, limit=limit
@@ -56,14 +56,14 @@ async def letters(request: Request) -> Response:
             pieces = (orjson.dumps(each) for each in found)
             async with _turn(state, state.turns, tenant):
                 data = await joined(pieces, first=b'{"letters":[', last=b'],"next":' + last + b"}")
-        return sent(data, place, held)
+        return sent(data, permit, held)
 
 
 @router.get("/v1/dead-letters/{position}", response_model=None)
 async def letter(position: str, request: Request) -> Response:
     """One letter whole."""
     state, tenant, _ = await _own(request, "read")
-    with state.answerer.admitted(tenant):
+    with state.pipeline.admitted(tenant):
         async with _turn(state, state.fetches, tenant):
             return await _one(position, state, tenant)
 
@@ -76,7 +76,7 @@ async def replay_letters(request: Request) -> Response:
     answer, until `next` is null.
     """
     state, tenant, actor = await _own(request, "write")
-    with state.answerer.admitted(tenant):
+    with state.pipeline.admitted(tenant):
         return await _replay(request, state, tenant, actor)
 
 
@@ -84,7 +84,7 @@ async def replay_letters(request: Request) -> Response:
 async def purge_letters(request: Request) -> Response:
     """Removes letters for good: `{"to": 9}`, up to that position."""
     state, tenant, actor = await _own(request, "write")
-    with state.answerer.admitted(tenant):
+    with state.pipeline.admitted(tenant):
         return await _purge(request, state, tenant, actor)
 
 

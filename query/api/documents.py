@@ -18,10 +18,10 @@ from ingest.preparing import NDJSON, Body, Prepared, prepare
 from ingest.validation import DocumentLimits
 from query.api.http import (
     answer,
+    authenticate,
     body,
     content_type,
     json_object,
-    principal,
     state_of,
     typed,
     unknown_in,
@@ -85,12 +85,12 @@ async def write(collection: str, request: Request) -> Response:
 
     Each replaces the document of its id as a whole; invalid ones are rejected one by one.
     """
-    who = await principal(request, "write")
+    principal = await authenticate(request, "write")
     state = state_of(request)
-    tenant, found = await state.answerer.find(who, collection)
+    tenant, found = await state.pipeline.find(principal, collection)
     kind = content_type(request)
-    with state.answerer.admitted(tenant) as place:
-        data = await body(request, place)
+    with state.pipeline.admitted(tenant) as permit:
+        data = await body(request, permit)
         accepted = await _accept(state, tenant, found, kind, data)
     rejected = [{"id": r.id, "reason": r.reason, "field": r.field} for r in accepted.rejected]
     token = str(accepted.token) if accepted.token else None
@@ -160,21 +160,21 @@ async def read(collection: str, document_id: str, request: Request) -> Response:
 
     `?wait_for=TOKEN` waits for a write.
     """
-    who = await principal(request, "read")
+    principal = await authenticate(request, "read")
     _check_query(request, frozenset({"wait_for"}))
     state = state_of(request)
-    tenant, found = await state.answerer.find(who, collection)
+    tenant, found = await state.pipeline.find(principal, collection)
     deadline = Deadline.after(state.settings.timeout_ms / 1000)
     token = token_of(request.query_params.get("wait_for"))
     with ExitStack() as held:
-        place = held.enter_context(state.answerer.admitted(tenant))
-        reading = state.answerer.on_live(
+        permit = held.enter_context(state.pipeline.admitted(tenant))
+        reading = state.pipeline.on_live(
             found, partial(_stored, state, tenant, document_id, token, deadline)
         )
         data = await (reading if token is None else unless_gone(request, reading))
         if data is None:
             raise NotFound(f"there is no document of that id in {collection!r}")
-        return sent(data, place, held)
+        return sent(data, permit, held)
 
 
 async def _stored(
@@ -190,7 +190,7 @@ async def _stored(
     Encoding takes a turn; waiting for the searcher takes none.
     """
     if token is not None:
-        collection = await state.answerer.reached(token, tenant, collection, deadline)
+        collection = await state.pipeline.reached(token, tenant, collection, deadline)
     live = collection.generation()
     shard = live.shards()[shard_of(document_id, len(live.slots))]
     weight = CLASS_WEIGHT[tenant.priority]
@@ -220,23 +220,23 @@ async def _written(stored: StoredDocument) -> memoryview:
 )
 async def delete_one(collection: str, document_id: str, request: Request) -> Response:
     """Deletes one document. Succeeds if it does not exist, too."""
-    who = await principal(request, "write")
+    principal = await authenticate(request, "write")
     _check_deletable(request, document_id)
     state = state_of(request)
-    tenant, found = await state.answerer.find(who, collection)
-    with state.answerer.admitted(tenant):
+    tenant, found = await state.pipeline.find(principal, collection)
+    with state.pipeline.admitted(tenant):
         return await _delete(state, tenant, found, [document_id])
 
 
 @router.post("/v1/collections/{collection}/documents:delete", status_code=202, response_model=None)
 async def delete_many(collection: str, request: Request) -> Response:
     """Deletes documents by `ids`, or those that pass a `filter` now; documents written later stay."""
-    who = await principal(request, "write")
+    principal = await authenticate(request, "write")
     state = state_of(request)
-    tenant, found = await state.answerer.find(who, collection)
-    with state.answerer.admitted(tenant) as place:
+    tenant, found = await state.pipeline.find(principal, collection)
+    with state.pipeline.admitted(tenant) as permit:
         value = await json_object(
-            request, frozenset({"ids", "filter", "wait_for"}), place, DELETE_BYTES_MAX
+            request, frozenset({"ids", "filter", "wait_for"}), permit, DELETE_BYTES_MAX
         )
         if (value.get("ids") is None) == (value.get("filter") is None):
             raise Refused("send ids or a filter", field="ids")
@@ -267,7 +267,7 @@ async def _delete_matching(
         )
     deadline = Deadline.after(state.settings.timeout_ms / 1000)
     judge = Judge(state.log, state.registry, state.searchers, state.limits, DELETE_MAX)
-    found = await state.answerer.newest(
+    found = await state.pipeline.newest(
         found
     )  # what is deleted is what is live now, not what was a moment ago
 
@@ -276,7 +276,7 @@ async def _delete_matching(
             tenant, collection, cast("Mapping[str, Any]", condition), wait_for, deadline
         )
 
-    was: Judged = await state.answerer.on_live(found, judged)
+    was: Judged = await state.pipeline.on_live(found, judged)
     token = await run_in_threadpool(_delete_judged, state, tenant, was) if was.passed else None
     n = len(was.passed)
     return answer(

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Scope as ASGIScope
 
-from query.admission import Place
+from query.admission import Permit
 from query.decoding import decoded
 from query.state import GatewayState
 from tenants.entities import Principal, Scope
@@ -65,8 +65,8 @@ def has_text_path(scope: ASGIScope) -> bool:
     return all(part.isascii() for part in sent)
 
 
-async def principal(request: Request, scope: Scope) -> Principal:
-    """Who asks, as the bearer key proves it.
+async def authenticate(request: Request, scope: Scope) -> Principal:
+    """Returns the principal that the request's bearer key proves.
 
     Raises Unauthenticated, Forbidden; Unavailable for a key not seen lately.
     """
@@ -79,8 +79,8 @@ async def principal(request: Request, scope: Scope) -> Principal:
     return await state.key_gate.principal(text, scope, address)
 
 
-async def body(request: Request, place: Place | None, bytes_max: int | None = None) -> bytes:
-    """The whole body, its bytes held at `place`.
+async def body(request: Request, permit: Permit | None, bytes_max: int | None = None) -> bytes:
+    """The whole body, its bytes held at `permit`.
 
     Compressed ones (gzip, zstd) are decompressed, within the same limit. Raises TooLarge as soon as
     it is over the limit, UnsupportedMedia, Overloaded, and Refused when it was cut off or is too
@@ -97,7 +97,7 @@ async def body(request: Request, place: Place | None, bytes_max: int | None = No
         )
     try:
         async with asyncio.timeout(BODY_S):
-            data = await _collected(request, limit, place)
+            data = await _collected(request, limit, permit)
     except ClientDisconnect:
         raise Refused("the body was cut off", field="body") from None
     except TimeoutError:
@@ -105,22 +105,22 @@ async def body(request: Request, place: Place | None, bytes_max: int | None = No
             f"the body did not come whole within {BODY_S} s", field="body", limit=BODY_S
         ) from None
     encoding = request.headers.get("content-encoding")
-    return data if encoding is None else await decoded(data, encoding, limit, _holder(place))
+    return data if encoding is None else await decoded(data, encoding, limit, _holder(permit))
 
 
-def _holder(place: Place | None) -> Callable[[int], None]:
-    return (lambda _n: None) if place is None else place.hold
+def _holder(permit: Permit | None) -> Callable[[int], None]:
+    return (lambda _n: None) if permit is None else permit.hold
 
 
-async def _collected(request: Request, limit: int, place: Place | None) -> bytes:
+async def _collected(request: Request, limit: int, permit: Permit | None) -> bytes:
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
             raise TooLarge(f"the body is over {limit} bytes", field="body", limit=limit)
-        if place is not None:
-            place.hold(len(chunk))
+        if permit is not None:
+            permit.hold(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -166,12 +166,12 @@ def check_json(request: Request) -> None:
 async def json_object(
     request: Request,
     known: frozenset[str],
-    place: Place | None = None,
+    permit: Permit | None = None,
     bytes_max: int | None = SMALL_BYTES_MAX,
 ) -> dict[str, Any]:
     """The body as a JSON object whose names are all known. Raises as `body` does, and Refused."""
     check_json(request)
-    return parsed_object(await body(request, place, bytes_max) or b"{}", known)
+    return parsed_object(await body(request, permit, bytes_max) or b"{}", known)
 
 
 def parsed_object(data: bytes, known: frozenset[str]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from query.admission import Place
-from query.api.http import body, content_type, json_object, principal, state_of, unless_gone
+from query.admission import Permit
+from query.api.http import authenticate, body, content_type, json_object, state_of, unless_gone
 from query.api.search_request import (
     BINARY,
     FIELDS,
@@ -21,7 +21,7 @@ from query.api.search_request import (
 )
 from query.api.search_response import written
 from query.api.sending import sent
-from query.plan import Question
+from query.plan import SearchRequest
 from vicinage.telemetry import counter, histogram
 
 router = APIRouter()
@@ -122,25 +122,25 @@ _DOCS: Final[dict[str, Any]] = {
 async def search(collection: str, request: Request) -> Response:
     """Returns the best passages for a text or a vector, by vectors, words or both (`mode`), with freshness and completeness."""
     start = time.perf_counter()
-    who = await principal(request, "read")
+    principal = await authenticate(request, "read")
     state = state_of(request)
-    tenant, where = await state.answerer.find(who, collection)
+    tenant, where = await state.pipeline.find(principal, collection)
     with ExitStack() as held:
-        place = held.enter_context(state.answerer.admitted(tenant))
-        question = await _asked(request, collection, place)
-        answering = state.answerer.answer(question, tenant, where)
-        found = await (answering if question.wait_for is None else unless_gone(request, answering))
-        response = sent(await written(found), place, held)
+        permit = held.enter_context(state.pipeline.admitted(tenant))
+        search = await _asked(request, collection, permit)
+        answering = state.pipeline.answer(search, tenant, where)
+        found = await (answering if search.wait_for is None else unless_gone(request, answering))
+        response = sent(await written(found), permit, held)
     (_degraded if found.reason else _whole).inc()
     _seconds.observe(time.perf_counter() - start)
     return response
 
 
-async def _asked(request: Request, collection: str, place: Place) -> Question:
+async def _asked(request: Request, collection: str, permit: Permit) -> SearchRequest:
     settings = state_of(request).settings
     if content_type(request) == BINARY:
-        data = await body(request, place, SEARCH_BYTES_MAX)
+        data = await body(request, permit, SEARCH_BYTES_MAX)
         return from_binary(collection, data, request.query_params, settings)
     return from_json(
-        collection, await json_object(request, FIELDS, place, SEARCH_BYTES_MAX), settings
+        collection, await json_object(request, FIELDS, permit, SEARCH_BYTES_MAX), settings
     )

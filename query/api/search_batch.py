@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from query.admission import Place
-from query.api.http import body, check_json, parsed_object, principal, state_of
+from query.admission import Permit
+from query.api.http import authenticate, body, check_json, parsed_object, state_of
 from query.api.search_request import FIELDS, SEARCH_BYTES_MAX, from_json
 from query.api.search_response import written
 from query.batch import split
-from query.boundary import said
+from query.boundary import problem_response
 from query.parsers import SMALL_BYTES
 from query.state import GatewayState
 from tenants.entities import CLASS_WEIGHT, Principal, Tenant
@@ -33,16 +33,16 @@ BATCH_AT_ONCE: Final = 16
 @router.post("/v1/collections/{collection}/search:batch", response_model=None)
 async def search_batch(collection: str, request: Request) -> StreamingResponse:
     """Answers `{"searches": [...]}` as an NDJSON stream in the order of completion, each with its search's `index`."""
-    who = await principal(request, "read")
+    principal = await authenticate(request, "read")
     state = state_of(request)
-    tenant, _ = await state.answerer.find(who, collection)
+    tenant, _ = await state.pipeline.find(principal, collection)
     with ExitStack() as held:
-        place = held.enter_context(state.answerer.admitted(tenant))
+        permit = held.enter_context(state.pipeline.admitted(tenant))
         check_json(request)
-        given = await _split(state, tenant, await body(request, place, BATCH_BYTES_MAX))
-        place.leave()  # each question takes one of its own
+        given = await _split(state, tenant, await body(request, permit, BATCH_BYTES_MAX))
+        permit.leave()  # each search takes one of its own
         return _Lines(
-            stream(state, partial(principal, request, "read"), collection, given), held.pop_all()
+            stream(state, partial(authenticate, request, "read"), collection, given), held.pop_all()
         )
 
 
@@ -75,29 +75,27 @@ class _Lines(StreamingResponse):
 
 async def stream(
     state: GatewayState,
-    authenticate: Callable[[], Awaitable[Principal]],
+    check_key: Callable[[], Awaitable[Principal]],
     collection: str,
     given: list[bytes],
 ) -> AsyncGenerator[bytes, None]:
     """Yields a line of JSON for each search, as soon as it has its answer or its problem.
 
-    A search holds its place until its line was sent, so that a slow reader delays only its own
-    searches. `authenticate` is called for each of them: a key that was revoked ends the rest.
+    A search holds its permit until its line was sent, so that a slow reader delays only its own
+    searches. `check_key` is called for each of them: a key that was revoked ends the rest.
     """
     waiting = iter(enumerate(given))
     running: set[asyncio.Task[_Line]] = set()
     try:
         while True:
             for index, data in islice(waiting, BATCH_AT_ONCE - len(running)):
-                running.add(
-                    asyncio.create_task(_line(state, authenticate, collection, index, data))
-                )
+                running.add(asyncio.create_task(_line(state, check_key, collection, index, data)))
             if not running:
                 return
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             task = done.pop()  # the others are found done at the next turn
-            line, place = task.result()
-            with place:
+            line, permit = task.result()
+            with permit:
                 yield line
             running.discard(task)
     finally:
@@ -108,12 +106,12 @@ async def stream(
 
 async def _line(
     state: GatewayState,
-    authenticate: Callable[[], Awaitable[Principal]],
+    check_key: Callable[[], Awaitable[Principal]],
     collection: str,
     index: int,
     data: bytes,
 ) -> "_Line":
-    with ExitStack() as place:
+    with ExitStack() as held:
         try:
             if len(data) > SEARCH_BYTES_MAX:
                 raise TooLarge(
@@ -121,16 +119,19 @@ async def _line(
                     field="body",
                     limit=SEARCH_BYTES_MAX,
                 )
-            question = from_json(collection, parsed_object(data, FIELDS), state.settings)
-            tenant, where = await state.answerer.find(await authenticate(), collection)
-            own: Place = place.enter_context(state.answerer.admitted(tenant))
-            line = await written(await state.answerer.answer(question, tenant, where), index=index)
+            search = from_json(collection, parsed_object(data, FIELDS), state.settings)
+            tenant, where = await state.pipeline.find(await check_key(), collection)
+            own: Permit = held.enter_context(state.pipeline.admitted(tenant))
+            line = await written(await state.pipeline.answer(search, tenant, where), index=index)
             own.hold_answer(len(line))  # until its reader has it
         except Exception as error:  # noqa: BLE001  (the request boundary: each search of a batch is one)
             line = orjson.dumps(
-                {"index": index, "problem": orjson.loads(bytes(said(error, "search:batch").body))}
+                {
+                    "index": index,
+                    "problem": orjson.loads(bytes(problem_response(error, "search:batch").body)),
+                }
             )
-        return line + b"\n", place.pop_all()
+        return line + b"\n", held.pop_all()
 
 
 _Line = tuple[bytes, ExitStack]

@@ -1,4 +1,4 @@
-"""A search request: JSON, or a raw vector with query parameters, to a checked `Question`."""
+"""A search request: JSON, or a raw vector with query parameters, to a checked `SearchRequest`."""
 
 import base64
 import binascii
@@ -9,7 +9,7 @@ import numpy as np
 
 from query.api.http import checked_object, integer, number, typed
 from query.api.modes import VECTORS, fusion_of, mode_of, rerank_of
-from query.plan import Question
+from query.plan import SearchRequest
 from tenants.models import DIMENSION_MAX
 from vicinage.errors import Refused
 from vicinage.exact_json import Exactly, has_long_digits
@@ -21,7 +21,7 @@ from vicinage.wire import load_json
 
 TEXT_BYTES_MAX: Final = 32 << 10
 SEARCH_BYTES_MAX: Final = 1 << 20
-"""The largest question: it is parsed on the event loop that everybody shares."""
+"""The largest search: it is parsed on the event loop that everybody shares."""
 FILTER_BYTES_MAX: Final = 256 << 10
 FIELDS: Final = frozenset(
     {
@@ -47,14 +47,16 @@ K_DEFAULT: Final = 10
 TIMEOUT_MS_MAX: Final = 600_000
 
 
-def from_json(collection: str, value: Mapping[str, Any], settings: GatewaySettings) -> Question:
-    """A checked question. Raises Refused naming the field."""
+def from_json(
+    collection: str, value: Mapping[str, Any], settings: GatewaySettings
+) -> SearchRequest:
+    """A checked search. Raises Refused naming the field."""
     mode = mode_of(value)
     text = typed(value, "text", str, "a string")
     if text is not None:
         _check_text(text)
     k = integer(value, "k", 1, settings.k_max, K_DEFAULT)
-    return Question(
+    return SearchRequest(
         collection=collection,
         k=k,
         text=text,
@@ -72,7 +74,7 @@ def from_json(collection: str, value: Mapping[str, Any], settings: GatewaySettin
 
 def from_binary(
     collection: str, data: bytes, parameters: Mapping[str, str], settings: GatewaySettings
-) -> Question:
+) -> SearchRequest:
     """The same from a raw vector and query parameters."""
     value: dict[str, Any] = dict(parameters)
     alone = {"text"} if value.get("mode", "dense") == "dense" else set()  # the body is the question

@@ -11,7 +11,7 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from query.admission import Place
+from query.admission import Permit
 
 SLICE_BYTES: Final = 256 << 10
 """So much of an answer is written or sent in one go: a millisecond of the event loop."""
@@ -37,16 +37,16 @@ async def joined(pieces: Iterable[bytes], *, first: bytes, last: bytes) -> memor
     return memoryview(made)
 
 
-def sent(data: bytes | memoryview, place: Place, held: ExitStack) -> Response:
-    """Returns the answer of a request that holds `place` by `held`.
+def sent(data: bytes | memoryview, permit: Permit, held: ExitStack) -> Response:
+    """Returns the answer of a request that holds `permit` by `held`.
 
-    A large one gives the place to others, and keeps its bytes on the account until the reader has
+    A large one gives the permit to others, and keeps its bytes on the account until the reader has
     them or is gone. Raises Overloaded where the tenant's answers that are not read take its share.
     """
     if len(data) <= SLICE_BYTES:
         return Response(bytes(data), media_type=JSON)
-    place.hold_answer(len(data))
-    place.leave()
+    permit.hold_answer(len(data))
+    permit.leave()
     return _Slices(data, held.pop_all())
 
 

@@ -90,7 +90,7 @@ class ShardLoader:
                 scans=self._scans,
             )
             made.adopt(manifest, self._segments(manifest, generation, {}, room))
-            made.asked_s = self._clock.monotonic()
+            made.last_access_s = self._clock.monotonic()
             self._tail.join(made, manifest.sealed)
         _brought_in.inc()
 

@@ -36,19 +36,19 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class Requester:
     """The tenant that needs the memory, and its class's weight."""
 
     tenant: str
     weight: int
 
 
-def to_let_go(
+def choose_evictions(
     held: Iterable[Held],
     need: int,
     bytes_max: int,
     *,
-    asker: Asker | None = None,
+    requester: Requester | None = None,
     spare: int = 0,
     partial: bool = False,
 ) -> tuple[ShardId, ...]:
@@ -60,7 +60,7 @@ def to_let_go(
     IN_USE_S stay, except those of tenants above their share.
     """
     every = list(held)
-    excess = _excess(every, bytes_max, asker)
+    excess = _excess(every, bytes_max, requester)
     may_go = [h for h in every if h.idle_s >= IN_USE_S or excess[h.shard.tenant] > 1]
     if not partial and sum(h.bytes for h in may_go) < need:
         return ()
@@ -78,10 +78,10 @@ def to_let_go(
     return tuple(going)
 
 
-def _excess(held: Iterable[Held], bytes_max: int, asker: Asker | None) -> dict[str, float]:
+def _excess(held: Iterable[Held], bytes_max: int, requester: Requester | None) -> dict[str, float]:
     """Returns each tenant's bytes as a multiple of its fair share of the budget; at least 1."""
     bytes_of: dict[str, int] = {}
-    weight_of: dict[str, int] = {asker.tenant: asker.weight} if asker else {}
+    weight_of: dict[str, int] = {requester.tenant: requester.weight} if requester else {}
     for h in held:
         bytes_of[h.shard.tenant] = bytes_of.get(h.shard.tenant, 0) + h.bytes
         weight_of[h.shard.tenant] = h.weight
@@ -89,7 +89,7 @@ def _excess(held: Iterable[Held], bytes_max: int, asker: Asker | None) -> dict[s
     return {tenant: max(1.0, n / (fair * weight_of[tenant])) for tenant, n in bytes_of.items()}
 
 
-class Residency:
+class ResidentBytes:
     """Counts the bytes of a searcher's segments in memory.
 
     Includes segments that only a running search still references. Any thread may call `count`.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from indexer.index.segment import Segment
-from query.searcher.memory import Asker, Held, Residency, to_let_go
+from query.searcher.memory import Held, Requester, ResidentBytes, choose_evictions
 from vicinage.clock import Clock
 from vicinage.errors import Unavailable
 from vicinage.records import ShardId
@@ -24,7 +24,7 @@ class NoRoom(Unavailable):
 class Resident(Protocol):
     """The properties of a shard in memory that the budget accounts for."""
 
-    asked_s: float
+    last_access_s: float
 
     def made_bytes(self) -> int:
         """Returns the bytes of what is made in memory: its delta and filter columns."""
@@ -70,7 +70,7 @@ class MemoryBudget:
     """Accounts for shards in memory, at most `bytes_max` bytes. Thread-safe."""
 
     def __init__(self, bytes_max: int, owner: Owner, clock: Clock) -> None:
-        self._residency = Residency(bytes_max)
+        self._residency = ResidentBytes(bytes_max)
         self.bytes_max = self._residency.bytes_max
         """Maximum accounted bytes in memory."""
         self._owner = owner
@@ -109,7 +109,9 @@ class MemoryBudget:
         with self._lock:
             over = self._resident_bytes() + self._promised - self.bytes_max
             if over > 0:
-                self._evict(to_let_go(self._held(but=None), over, self.bytes_max, partial=True))
+                self._evict(
+                    choose_evictions(self._held(but=None), over, self.bytes_max, partial=True)
+                )
 
     def resident_bytes(self) -> int:
         """Returns the accounted bytes: segments, deltas, columns, and SHARD_BYTES per shard."""
@@ -130,9 +132,15 @@ class MemoryBudget:
         if over <= 0:
             return
         if self._owner.is_asked(shard):  # only a shard in use or waited for may evict others
-            asker = Asker(shard.tenant, self._owner.weights().get(shard.tenant, 1))
+            requester = Requester(shard.tenant, self._owner.weights().get(shard.tenant, 1))
             self._evict(
-                to_let_go(self._held(but=shard), over, most, asker=asker, spare=most // SPARE_SHARE)
+                choose_evictions(
+                    self._held(but=shard),
+                    over,
+                    most,
+                    requester=requester,
+                    spare=most // SPARE_SHARE,
+                )
             )
         if self._resident_bytes() + self._promised + need > most:
             raise NoRoom(
@@ -157,7 +165,12 @@ class MemoryBudget:
         weight = self._owner.weights()
         staying = {but, *self._owner.staying()}
         return [
-            Held(shard, s.held_bytes() + SHARD_BYTES, now - s.asked_s, weight.get(shard.tenant, 1))
+            Held(
+                shard,
+                s.held_bytes() + SHARD_BYTES,
+                now - s.last_access_s,
+                weight.get(shard.tenant, 1),
+            )
             for shard, s in list(self._owner.resident().items())
             if shard not in staying
         ]

@@ -24,7 +24,7 @@ from indexer.index.snapshot import StoredDocument
 from query.searcher.host import here
 from query.searcher.shards import ShardTable
 from query.searcher.tail import Tail, within
-from query.searcher.warmup import Opening, refuse
+from query.searcher.warmup import WarmUps, refuse
 from tenants.entities import CLASS_WEIGHT
 from tenants.manifests import Manifests
 from tenants.provisioning import VECTORS_TOPIC
@@ -75,7 +75,7 @@ _resident = gauge("vicinage_searcher_resident_bytes", "bytes of vectors and inde
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
+class _Waiting:
     """A waiting search request. `catalog`: the version it was planned on (0: already read here)."""
 
     query: ShardQuery
@@ -122,9 +122,11 @@ class Searcher:
             settings=settings,
             clock=clock,
         )
-        self._asked: FairQueue[_Asked] = FairQueue(items_max=settings.queue_max, quantum=TURN)
+        self._asked: FairQueue[_Waiting] = FairQueue(items_max=settings.queue_max, quantum=TURN)
         self._asking = threading.Condition()
-        self._opening: Opening[_Asked] = Opening(self._ask_opened, waiting_max=settings.queue_max)
+        self._warm_ups: WarmUps[_Waiting] = WarmUps(
+            self._requeue_warm, waiting_max=settings.queue_max
+        )
         self._stop = threading.Event()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="searcher-read")
         self._scanners = ThreadPoolExecutor(1, thread_name_prefix="searcher-scan")
@@ -150,7 +152,7 @@ class Searcher:
         for thread in self._threads:
             thread.join(10)
         gone = Unavailable("the searcher is stopping", dependency="searcher")
-        self._opening.stop(gone)  # before the queue is emptied: it may have requeued requests
+        self._warm_ups.stop(gone)  # before the queue is emptied: it may have requeued requests
         with self._asking:
             asked = self._asked.take(self._asked.cost)
         for each in asked:
@@ -173,7 +175,7 @@ class Searcher:
 
     def submit(self, query: ShardQuery, deadline: Deadline) -> Future[ShardResult]:
         """Queues the request and returns its future. Raises Overloaded if the queue is full."""
-        asked = _Asked(query, deadline, query.catalog, self._cost(query), _asks(query))
+        asked = _Waiting(query, deadline, query.catalog, self._cost(query), _asks(query))
         tenant = query.shard.tenant
         with self._asking:
             self._asked.put(tenant, [(asked, asked.cost)], weight=self._weight(tenant))
@@ -231,7 +233,7 @@ class Searcher:
         if held is None:
             held = await within(self.shards.soon(shard, deadline), deadline, "loading the shard")
         assert held is not None, "the future gives a shard or raises"
-        held.asked_s = self._clock.monotonic()
+        held.last_access_s = self._clock.monotonic()
         return held
 
     async def stats(
@@ -319,7 +321,7 @@ class Searcher:
                     self._asking.wait()
             self._answer(gathered)
 
-    def _gather(self) -> list[_Asked]:
+    def _gather(self) -> list[_Waiting]:
         """Takes the request whose turn it is, and those that fit in its batch."""
         turn = self._asked.take(1)
         if turn and self._asked.cost:
@@ -337,7 +339,7 @@ class Searcher:
             )
         return turn
 
-    def _answer(self, gathered: list[_Asked]) -> None:
+    def _answer(self, gathered: list[_Waiting]) -> None:
         live = [a for a in gathered if not a.deadline.passed()]
         for a in gathered:
             if a not in live:
@@ -355,9 +357,9 @@ class Searcher:
         if shard is None:
             self._answer_later(live)
             return
-        shard.asked_s = self._clock.monotonic()
+        shard.last_access_s = self._clock.monotonic()
         if not all(a.opened for a in live) and (names := shard.needs(live[0].query)) is not None:
-            self._opening.wait(shard, names, live)
+            self._warm_ups.wait(shard, names, live)
             return
         live = [a for a in live if a.answer.set_running_or_notify_cancel()]
         if not live:
@@ -372,7 +374,7 @@ class Searcher:
             for a in live:
                 refuse(a.answer, Unavailable("the search failed", dependency="searcher"))
 
-    def _answer_later(self, gathered: list[_Asked]) -> None:
+    def _answer_later(self, gathered: list[_Waiting]) -> None:
         """Has the shard loaded, or the catalog read, then requeues the requests.
 
         Other requests run meanwhile.
@@ -381,7 +383,7 @@ class Searcher:
         def here(done: Future[Shard]) -> None:
             error = done.exception()
             if error is None:
-                self._ask_again(gathered)
+                self._requeue(gathered)
             for a in gathered if error is not None else ():
                 refuse(a.answer, error or Unavailable("not loaded", dependency="searcher"))
 
@@ -394,12 +396,12 @@ class Searcher:
             for a in gathered:
                 refuse(a.answer, error)
 
-    def _ask_opened(self, gathered: Sequence[_Asked]) -> None:
+    def _requeue_warm(self, gathered: Sequence[_Waiting]) -> None:
         for a in gathered:
             a.opened = True
-        self._ask_again(gathered)
+        self._requeue(gathered)
 
-    def _ask_again(self, gathered: Sequence[_Asked]) -> None:
+    def _requeue(self, gathered: Sequence[_Waiting]) -> None:
         tenant = gathered[0].query.shard.tenant
         for a in gathered:
             a.catalog = 0  # read by now
@@ -436,7 +438,7 @@ class Searcher:
         thread.start()
 
 
-def _answer_together(shard: Shard, asked: list[_Asked], passed: int) -> None:
+def _answer_together(shard: Shard, asked: list[_Waiting], passed: int) -> None:
     query = asked[0].query
     if len(asked) > 1:
         texts = tuple(text for a in asked for text in a.query.texts)

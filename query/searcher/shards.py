@@ -168,7 +168,7 @@ class ShardTable:
                 1, self._settings.queue_max // 2
             ):
                 raise Overloaded(
-                    "too many questions wait for their shards to be loaded", retry_after_s=1.0
+                    "too many searches wait for their shards to be loaded", retry_after_s=1.0
                 )
             self._waits.append(wait)
             self._want(shard)
@@ -457,7 +457,7 @@ class ShardTable:
         )
 
     def _fail(self, shard: ShardId, corrupt: Corrupt) -> None:
-        self._tail.set_down(shard)
+        self._tail.remove(shard)
         self._whole.discard(shard)
         self.queue.drop(shard)
         self.stale.pop(shard, None)
@@ -494,7 +494,7 @@ class ShardTable:
         with self._known:
             self._whole.discard(shard)
             self.queue.drop(shard)
-            self._tail.set_down(shard)
+            self._tail.remove(shard)
         _let_go.inc()
 
     # resolving waits

@@ -56,7 +56,7 @@ _lag = histogram(
 
 
 class Tail:
-    """Applies the vectors log. One thread runs `run`; others may call `join` and `set_down`.
+    """Applies the vectors log. One thread runs `run`; others may call `join` and `remove`.
 
     `serves` returns whether a shard is served, and so its rows are needed.
     """
@@ -168,7 +168,7 @@ class Tail:
                 self._passed.forget(shard.id)
                 return
 
-    def set_down(self, shard: ShardId) -> None:
+    def remove(self, shard: ShardId) -> None:
         """Stops applying rows to the shard, and notes the offsets of its rows that no segment has.
 
         A no-op if the shard receives no rows.

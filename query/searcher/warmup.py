@@ -28,7 +28,7 @@ W = TypeVar("W", bound=Waiting)
 _Needed = tuple[ShardId, frozenset[str]]
 
 
-class Opening(Generic[W]):
+class WarmUps(Generic[W]):
     """Requests that wait for what `Shard.needs` named; `again` requeues them. Thread-safe.
 
     At most `waiting_max` requests wait, and at most half as many of one tenant.
@@ -55,11 +55,11 @@ class Opening(Generic[W]):
         for each in asked[max(0, room) :]:
             refuse(
                 each.answer,
-                Overloaded("too many questions wait for what they need", retry_after_s=1.0),
+                Overloaded("too many searches wait for what they need", retry_after_s=1.0),
             )
         if room > 0 and not known:
             try:
-                self._pool.submit(shard.bring_in, names).add_done_callback(
+                self._pool.submit(shard.load_needed, names).add_done_callback(
                     lambda done: self._opened(needed, done)
                 )
             except RuntimeError:  # stopped meanwhile

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from house import DIMENSION, eventually, resources_in, running, write
+from resources import DIMENSION, eventually, resources_in, running, write
 
 from capacity.accounting import holdings
 from capacity.headroom import host_memory

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from house import DIMENSION, eventually, resources_in, running, write
+from resources import DIMENSION, eventually, resources_in, running, write
 
 from capacity import snapshot as gathering
 from capacity.accounting import holdings

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import uvicorn
-from house import eventually
+from resources import eventually
 from servers import free_port
 from starlette.applications import Starlette
 from starlette.requests import Request

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from house import eventually, make_ingest, resources_in
+from resources import eventually, make_ingest, resources_in
 
 from cluster.doctor import access_warning, examine
 from tenants import provisioning, resuming

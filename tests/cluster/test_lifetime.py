@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from disk import full, small_disk
-from house import eventually
+from resources import eventually
 from servers import ROOT
 
 from cluster.lifetime import LATE

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from house import eventually
+from resources import eventually
 from servers import ROOT
 
 from cluster.local import check_free, prepare

@@ -4,7 +4,7 @@ import os
 
 import psutil
 import pytest
-from house import eventually
+from resources import eventually
 
 from cluster import memory
 

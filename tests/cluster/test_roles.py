@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from house import eventually
+from resources import eventually
 from servers import ROOT, free_port
 from starlette.testclient import TestClient
 

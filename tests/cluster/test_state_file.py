@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 from disk import full, small_disk
-from house import eventually
+from resources import eventually
 
 from cluster.ray import RayRole, known_actors
 from cluster.state_file import StateFile

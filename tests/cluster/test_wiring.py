@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from house import settings
+from resources import settings
 from servers import free_port
 
 from cluster.wiring import open_resources

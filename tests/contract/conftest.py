@@ -1,3 +1,3 @@
 """The catalogs of the contract suites."""
 
-from catalogs import fresh_url, house  # noqa: F401
+from catalogs import catalog, fresh_url  # noqa: F401

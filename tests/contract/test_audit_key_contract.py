@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from catalogs import House, another
+from catalogs import Catalog, another
 from sqlalchemy import select, text, update
 
 from tenants import tables
@@ -14,14 +14,14 @@ from vicinage.errors import Corrupt, Refused
 KEY = AuditKey(b"k" * 32)
 
 
-def keyed(house: House, key: AuditKey | None = KEY) -> Audit:
-    use_key(house.engine, key)
-    return Audit(house.engine)
+def keyed(catalog: Catalog, key: AuditKey | None = KEY) -> Audit:
+    use_key(catalog.engine, key)
+    return Audit(catalog.engine)
 
 
-def recompute(house: House, key: AuditKey | None) -> None:
+def recompute(catalog: Catalog, key: AuditKey | None) -> None:
     """What somebody does who can write to the catalog: another actor in record 2, and all hashes anew."""
-    with house.engine.begin() as c:
+    with catalog.engine.begin() as c:
         previous = GENESIS
         for row in c.execute(select(tables.audit).order_by(tables.audit.c.seq)).mappings().all():
             facts = {k: v for k, v in row.items() if k not in ("hash", "mac")}
@@ -32,20 +32,20 @@ def recompute(house: House, key: AuditKey | None) -> None:
 
 
 def test_with_the_key_a_recomputed_chain_is_seen_and_without_it_is_said_to_be_unverified(
-    house: House,
+    catalog: Catalog,
 ) -> None:
-    audit = keyed(house)
+    audit = keyed(catalog)
     for name in ("a", "b", "c"):
-        house.registry.create_tenant(name, actor="test")
+        catalog.registry.create_tenant(name, actor="test")
     found = audit.verify()
     assert (found.seq, found.keyed_from) == (3, 1) and found.checked.startswith("intact")
-    recompute(house, None)
+    recompute(catalog, None)
     with pytest.raises(Corrupt, match="record 2 has a MAC of another key"):
         audit.verify()
-    recompute(house, AuditKey(b"x" * 32))
+    recompute(catalog, AuditKey(b"x" * 32))
     with pytest.raises(Corrupt, match="record 1 has a MAC of another key"):
         audit.verify()
-    with another(house) as engine:
+    with another(catalog) as engine:
         without = Audit(engine).verify()
     assert (
         without.keyed_from is None
@@ -62,47 +62,47 @@ def test_with_the_key_a_recomputed_chain_is_seen_and_without_it_is_said_to_be_un
         ("UPDATE audit SET mac = '{mac}' WHERE seq = 3", "record 3 has a MAC of another"),
     ],
 )
-def test_macs_cannot_be_removed_or_moved(house: House, tamper: str, where: str) -> None:
-    audit = keyed(house)
+def test_macs_cannot_be_removed_or_moved(catalog: Catalog, tamper: str, where: str) -> None:
+    audit = keyed(catalog)
     for name in ("a", "b", "c"):
-        house.registry.create_tenant(name, actor="test")
-    with house.engine.begin() as c:
+        catalog.registry.create_tenant(name, actor="test")
+    with catalog.engine.begin() as c:
         c.execute(text(tamper.format(mac=audit.records()[1].mac)))
     with pytest.raises(Corrupt, match=where):
         audit.verify()
 
 
 def test_records_from_before_the_key_are_verified_as_a_chain_that_ends_where_the_key_was_made(
-    house: House,
+    catalog: Catalog,
 ) -> None:
     for name in ("a", "b", "c"):
-        house.registry.create_tenant(name, actor="test")
-    with house.engine.connect() as c:
+        catalog.registry.create_tenant(name, actor="test")
+    with catalog.engine.connect() as c:
         seq, digest, has_mac = newest(c)
     assert not has_mac
-    audit = keyed(house, AuditKey(b"k" * 32, seq, digest))
+    audit = keyed(catalog, AuditKey(b"k" * 32, seq, digest))
     assert audit.verify().keyed_from is None, "no record has been written under the key"
-    house.registry.create_tenant("d", actor="test")
+    catalog.registry.create_tenant("d", actor="test")
     found = audit.verify()
     assert (found.seq, found.keyed_from) == (
         4,
         4,
     ) and "records 1 to 3: as they were" in found.checked
-    with house.engine.begin() as c:
+    with catalog.engine.begin() as c:
         c.execute(text("DELETE FROM audit WHERE seq = 4"))
-    recompute(house, None)
+    recompute(catalog, None)
     with pytest.raises(Corrupt, match="record 3 is not the one that was there"):
         audit.verify()
-    with house.engine.begin() as c:
+    with catalog.engine.begin() as c:
         c.execute(text("DELETE FROM audit WHERE seq > 1"))
     with pytest.raises(Corrupt, match=re.escape("ends at record 1, and record 3 was there before")):
         audit.verify()
 
 
-def test_a_process_without_the_key_changes_nothing_once_records_have_macs(house: House) -> None:
-    keyed(house)
-    house.registry.create_tenant("a", actor="test")
-    with another(house) as engine:
+def test_a_process_without_the_key_changes_nothing_once_records_have_macs(catalog: Catalog) -> None:
+    keyed(catalog)
+    catalog.registry.create_tenant("a", actor="test")
+    with another(catalog) as engine:
         with pytest.raises(Refused, match="audit key"):
-            Registry(engine, house.clock).create_tenant("b", actor="test")
-        assert [t.name for t in Registry(engine, house.clock).tenants()] == ["a"]
+            Registry(engine, catalog.clock).create_tenant("b", actor="test")
+        assert [t.name for t in Registry(engine, catalog.clock).tenants()] == ["a"]

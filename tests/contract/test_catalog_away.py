@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from catalogs import House, nowhere, questions_to
+from catalogs import Catalog, nowhere, questions_to
 from servers import free_port, postgres_starter
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
@@ -25,14 +25,16 @@ from vicinage.errors import Unauthenticated, Unavailable
 
 
 @dataclass
-class Leaving(House):
+class Leaving(Catalog):
     """A catalog that can be taken away and brought back."""
 
     leave: Callable[[], None]
     come_back: Callable[[], None]
 
 
-def house(url: str, leave: Callable[[Engine], None], come_back: Callable[[], None]) -> Leaving:
+def leaving_catalog(
+    url: str, leave: Callable[[Engine], None], come_back: Callable[[], None]
+) -> Leaving:
     engine, clock = open_catalog(url), ManualClock()
     migrate(engine)
     parts = [part(engine, clock) for part in (Registry, Keys, Manifests, Leases, Jobs)]
@@ -48,7 +50,9 @@ def leaving(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Leaving]
             engine.dispose()
             here.rename(there)
 
-        made = house(f"sqlite:///{here}/catalog.db", leave, lambda: shutil.move(there, here))
+        made = leaving_catalog(
+            f"sqlite:///{here}/catalog.db", leave, lambda: shutil.move(there, here)
+        )
         yield made
         made.engine.dispose()
         return
@@ -63,7 +67,7 @@ def leaving(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Leaving]
         starter.start(tmp_path, port)
         runs[0] = True
 
-    made = house(starter.start(tmp_path, port), stop, start)
+    made = leaving_catalog(starter.start(tmp_path, port), stop, start)
     yield made
     made.engine.dispose()
     if runs[0]:

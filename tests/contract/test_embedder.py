@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import uvicorn
-from house import eventually
+from resources import eventually
 from servers import free_port
 
 from ingest.embedding import Embedder, Lane, open_embedder

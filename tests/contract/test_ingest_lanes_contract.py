@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from catalogs import House
+from catalogs import Catalog
 
 from tenants.entities import IngestLane
 from tenants.ingest_lanes import REASON_MAX, IngestLanes, owed_from
@@ -13,14 +13,14 @@ LANE = IngestLane("acme", "docs", 1, 0, 7, "m")
 
 
 @pytest.fixture
-def lanes(house: House) -> IngestLanes:
-    return IngestLanes(house.engine, house.clock)
+def lanes(catalog: Catalog) -> IngestLanes:
+    return IngestLanes(catalog.engine, catalog.clock)
 
 
-def test_a_lane_is_durable_as_it_was_opened(house: House, lanes: IngestLanes) -> None:
+def test_a_lane_is_durable_as_it_was_opened(catalog: Catalog, lanes: IngestLanes) -> None:
     [made] = lanes.open([LANE])
-    assert made == replace(LANE, since_ms=house.clock.now_ms())
-    assert IngestLanes(house.engine, house.clock).every() == [made]
+    assert made == replace(LANE, since_ms=catalog.clock.now_ms())
+    assert IngestLanes(catalog.engine, catalog.clock).every() == [made]
 
 
 def test_lanes_are_opened_all_or_none_and_only_once(lanes: IngestLanes) -> None:
@@ -30,13 +30,13 @@ def test_lanes_are_opened_all_or_none_and_only_once(lanes: IngestLanes) -> None:
     assert lanes.every() == [made]
 
 
-def test_a_lane_moves_from_where_it_is(house: House, lanes: IngestLanes) -> None:
+def test_a_lane_moves_from_where_it_is(catalog: Catalog, lanes: IngestLanes) -> None:
     [made] = lanes.open([LANE])
-    house.clock.advance(5)
+    catalog.clock.advance(5)
     away = lanes.move(made, position=9, state="away", reason="x" * 1_000)
     assert (away.position, away.state, len(away.reason)) == (9, "away", REASON_MAX)
     assert away.since_ms == made.since_ms + 5_000
-    house.clock.advance(5)
+    catalog.clock.advance(5)
     again = lanes.move(away, position=9, state="away", reason="y")
     assert again.since_ms == away.since_ms, "the state is as old as it was"
     with pytest.raises(Conflict):

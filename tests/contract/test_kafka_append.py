@@ -188,7 +188,7 @@ def test_settings_that_cannot_work_are_named_with_what_to_set(log: Log, kafka_se
 def test_a_tenant_is_not_created_over_a_topic_that_cannot_work(
     tmp_path: Path, log: Log, kafka_servers: str
 ) -> None:
-    from house import settings
+    from resources import settings
 
     from cluster.wiring import open_resources
     from tenants import provisioning
@@ -284,7 +284,7 @@ def test_everything_comes_back_by_itself_when_the_broker_was_away_under_writes(
 def test_dead_letters_that_cannot_be_written_hold_up_nobody(
     tmp_path: Path, kafka_servers: str
 ) -> None:
-    from house import settings
+    from resources import settings
 
     from cluster.wiring import open_resources
     from ingest import dead_letters

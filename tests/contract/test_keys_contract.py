@@ -1,7 +1,7 @@
 """What the catalog promises of keys and of the audit chain, over SQLite and a real PostgreSQL."""
 
 import pytest
-from catalogs import House, make, questions_to
+from catalogs import Catalog, make, questions_to
 from sqlalchemy import text, update
 
 from tenants import tables
@@ -10,39 +10,39 @@ from tenants.keys import Keys
 from vicinage.errors import Corrupt, Forbidden, NotFound, Refused, Unauthenticated
 
 
-def test_a_key_proves_its_tenant_until_it_ends(house: House) -> None:
-    house.registry.create_tenant("acme", actor="test")
-    key, secret = house.keys.create(
-        "acme", {"read"}, expires_ms=house.clock.now_ms() + 10_000, actor="test"
+def test_a_key_proves_its_tenant_until_it_ends(catalog: Catalog) -> None:
+    catalog.registry.create_tenant("acme", actor="test")
+    key, secret = catalog.keys.create(
+        "acme", {"read"}, expires_ms=catalog.clock.now_ms() + 10_000, actor="test"
     )
-    assert house.keys.authenticate(secret, "read").tenant == "acme"
+    assert catalog.keys.authenticate(secret, "read").tenant == "acme"
     with pytest.raises(Forbidden):
-        house.keys.authenticate(secret, "write")
+        catalog.keys.authenticate(secret, "write")
     for wrong in (None, "", "vk_", secret[:-1] + ("A" if secret[-1] != "A" else "B"), secret + "x"):
         with pytest.raises(Unauthenticated):
-            house.keys.authenticate(wrong, "read")
-    house.clock.advance(11)
+            catalog.keys.authenticate(wrong, "read")
+    catalog.clock.advance(11)
     with pytest.raises(Unauthenticated, match="expired"):
-        house.keys.authenticate(secret, "read")
-    assert house.keys.list("acme") == (key,)
+        catalog.keys.authenticate(secret, "read")
+    assert catalog.keys.list("acme") == (key,)
 
 
-def test_a_revoked_key_dies_within_a_second_elsewhere(house: House) -> None:
-    house.registry.create_tenant("acme", actor="test")
-    key, secret = house.keys.create("acme", {"read"}, actor="test")
-    elsewhere = Keys(house.engine, house.clock)
+def test_a_revoked_key_dies_within_a_second_elsewhere(catalog: Catalog) -> None:
+    catalog.registry.create_tenant("acme", actor="test")
+    key, secret = catalog.keys.create("acme", {"read"}, actor="test")
+    elsewhere = Keys(catalog.engine, catalog.clock)
     elsewhere.authenticate(secret, "read")
-    house.keys.revoke(key.id, actor="test")
-    house.clock.advance(1)
-    for keys in (house.keys, elsewhere):
+    catalog.keys.revoke(key.id, actor="test")
+    catalog.clock.advance(1)
+    for keys in (catalog.keys, elsewhere):
         with pytest.raises(Unauthenticated, match="revoked"):
             keys.authenticate(secret, "read")
 
 
-def test_a_secret_is_nowhere_in_the_catalog(house: House) -> None:
-    house.registry.create_tenant("acme", actor="test")
-    _, secret = house.keys.create("acme", {"read"}, actor="test")
-    with house.engine.connect() as c:
+def test_a_secret_is_nowhere_in_the_catalog(catalog: Catalog) -> None:
+    catalog.registry.create_tenant("acme", actor="test")
+    _, secret = catalog.keys.create("acme", {"read"}, actor="test")
+    with catalog.engine.connect() as c:
         rows = [
             str(row)
             for name in ("keys", "audit")
@@ -53,19 +53,19 @@ def test_a_secret_is_nowhere_in_the_catalog(house: House) -> None:
     assert rows and not any(random_part in row for row in rows)
 
 
-def test_a_suspended_tenants_keys_are_refused_until_resumed(house: House) -> None:
-    house.registry.create_tenant("acme", actor="test")
-    _, secret = house.keys.create("acme", {"read"}, actor="test")
-    house.registry.suspend_tenant("acme", actor="test")
+def test_a_suspended_tenants_keys_are_refused_until_resumed(catalog: Catalog) -> None:
+    catalog.registry.create_tenant("acme", actor="test")
+    _, secret = catalog.keys.create("acme", {"read"}, actor="test")
+    catalog.registry.suspend_tenant("acme", actor="test")
     with pytest.raises(Forbidden, match="suspended"):
-        house.keys.authenticate(secret, "read")
-    house.registry.resume_tenant("acme", actor="test")
-    house.clock.advance(1)
-    house.keys.authenticate(secret, "read")
+        catalog.keys.authenticate(secret, "read")
+    catalog.registry.resume_tenant("acme", actor="test")
+    catalog.clock.advance(1)
+    catalog.keys.authenticate(secret, "read")
 
 
-def test_scopes_of_tenants_and_operators_do_not_mix(house: House) -> None:
-    house.registry.create_tenant("acme", actor="test")
+def test_scopes_of_tenants_and_operators_do_not_mix(catalog: Catalog) -> None:
+    catalog.registry.create_tenant("acme", actor="test")
     for tenant, scopes in (
         ("acme", {"operate"}),
         (None, {"read"}),
@@ -74,45 +74,45 @@ def test_scopes_of_tenants_and_operators_do_not_mix(house: House) -> None:
         ("acme", {"root"}),
     ):
         with pytest.raises(Refused):
-            house.keys.create(tenant, scopes, actor="test")
+            catalog.keys.create(tenant, scopes, actor="test")
     with pytest.raises(NotFound):
-        house.keys.create("nobody", {"read"}, actor="test")
+        catalog.keys.create("nobody", {"read"}, actor="test")
 
 
-def test_every_change_is_in_the_audit_chain_and_tampering_breaks_it(house: House) -> None:
-    make(house)
-    audit = Audit(house.engine)
+def test_every_change_is_in_the_audit_chain_and_tampering_breaks_it(catalog: Catalog) -> None:
+    make(catalog)
+    audit = Audit(catalog.engine)
     assert [r.action for r in audit.records()] == ["tenant.create", "collection.create"]
     assert audit.verify().seq == 2
-    with house.engine.begin() as c:
+    with catalog.engine.begin() as c:
         c.execute(update(tables.audit).where(tables.audit.c.seq == 1).values(actor="somebody else"))
     with pytest.raises(Corrupt, match="record 1"):
         audit.verify()
 
 
-def test_a_remembered_key_costs_no_statement(house: House) -> None:
-    house.registry.create_tenant("acme", actor="test")
-    _, secret = house.keys.create("acme", {"read"}, actor="test")
-    house.keys.authenticate(secret, "read")
-    questions = questions_to(house.engine)
+def test_a_remembered_key_costs_no_statement(catalog: Catalog) -> None:
+    catalog.registry.create_tenant("acme", actor="test")
+    _, secret = catalog.keys.create("acme", {"read"}, actor="test")
+    catalog.keys.authenticate(secret, "read")
+    questions = questions_to(catalog.engine)
     for _ in range(100):
-        assert house.keys.remembers(secret)
-        house.keys.authenticate(secret, "read")
+        assert catalog.keys.remembers(secret)
+        catalog.keys.authenticate(secret, "read")
     assert questions == []
-    house.clock.advance(1)
-    assert not house.keys.remembers(secret)
-    house.keys.authenticate(secret, "read")
+    catalog.clock.advance(1)
+    assert not catalog.keys.remembers(secret)
+    catalog.keys.authenticate(secret, "read")
     assert len(questions) == 1
 
 
-def test_a_deleted_tenants_key_is_as_unknown_as_one_that_never_was(house: House) -> None:
-    house.registry.create_tenant("acme", actor="test")
-    _, secret = house.keys.create("acme", {"read"}, actor="test")
-    house.registry.delete_tenant("acme", actor="test")
+def test_a_deleted_tenants_key_is_as_unknown_as_one_that_never_was(catalog: Catalog) -> None:
+    catalog.registry.create_tenant("acme", actor="test")
+    _, secret = catalog.keys.create("acme", {"read"}, actor="test")
+    catalog.registry.delete_tenant("acme", actor="test")
     words = set()
     for text_ in (secret, "vk_" + "0" * 16 + "_" + "A" * 43):
         with pytest.raises(Unauthenticated) as refused:
-            Keys(house.engine, house.clock).authenticate(text_, "read")
+            Keys(catalog.engine, catalog.clock).authenticate(text_, "read")
         words.add(refused.value.detail)
     assert len(words) == 1
 
@@ -128,12 +128,12 @@ def test_a_deleted_tenants_key_is_as_unknown_as_one_that_never_was(house: House)
     ],
 )
 def test_whatever_is_done_to_the_chain_verifying_says_where(
-    house: House, tamper: str, where: str
+    catalog: Catalog, tamper: str, where: str
 ) -> None:
     for name in ("a", "b", "c", "d"):
-        house.registry.create_tenant(name, actor="test")
-    assert Audit(house.engine).verify().seq == 4
-    with house.engine.begin() as c:
+        catalog.registry.create_tenant(name, actor="test")
+    assert Audit(catalog.engine).verify().seq == 4
+    with catalog.engine.begin() as c:
         c.execute(text(tamper))
     with pytest.raises(Corrupt, match=where):
-        Audit(house.engine).verify()
+        Audit(catalog.engine).verify()

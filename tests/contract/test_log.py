@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from house import eventually
+from resources import eventually
 from servers import NoUtf8
 
 from vicinage.errors import NotFound, Refused, Unavailable

@@ -1,12 +1,12 @@
 """What the catalog keeps of ingest's partitions: over every catalog."""
 
-from catalogs import House
+from catalogs import Catalog
 
 from tenants.positions import PartitionState, Positions
 
 
-def test_states_are_replaced_but_not_over_what_an_operator_decided(house: House) -> None:
-    positions = Positions(house.engine, house.clock)
+def test_states_are_replaced_but_not_over_what_an_operator_decided(catalog: Catalog) -> None:
+    positions = Positions(catalog.engine, catalog.clock)
     reading = PartitionState("acme", 0, "id", 5, "reading", 1)
     other = PartitionState("acme", 1, "id", 2, "waiting", 1)
     positions.save([reading, other])

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from catalogs import House, at_once, make, segment
+from catalogs import Catalog, at_once, make, segment
 
 from tenants import manifests
 from tenants.audit import Audit
@@ -10,12 +10,12 @@ from tenants.entities import Damage, Generation
 from tenants.manifests import Manifests
 
 
-def published(house: House, generation: Generation, *names: str) -> None:
+def published(catalog: Catalog, generation: Generation, *names: str) -> None:
     shard = generation.shards()[0]
-    lease = house.leases.acquire(f"slot/{shard.slot}", "test", ttl_s=30)
+    lease = catalog.leases.acquire(f"slot/{shard.slot}", "test", ttl_s=30)
     assert lease is not None
-    old = house.manifests.of(shard, start=0)
-    house.manifests.swap(old, segments=tuple(map(segment, names)), sealed=1, lease=lease)
+    old = catalog.manifests.of(shard, start=0)
+    catalog.manifests.swap(old, segments=tuple(map(segment, names)), sealed=1, lease=lease)
 
 
 def damage(generation: Generation, name: str, **facts: object) -> Damage:
@@ -29,13 +29,13 @@ def damage(generation: Generation, name: str, **facts: object) -> Damage:
     return Damage(shard=generation.shards()[0], **{**made, **facts})  # type: ignore[arg-type]
 
 
-def test_of_all_who_meet_it_at_once_one_notes_it(house: House) -> None:
-    generation = make(house)
-    published(house, generation, "s1")
-    quarantine = house.manifests.quarantine
+def test_of_all_who_meet_it_at_once_one_notes_it(catalog: Catalog) -> None:
+    generation = make(catalog)
+    published(catalog, generation, "s1")
+    quarantine = catalog.manifests.quarantine
     noted = at_once(
         6,
-        lambda i: Manifests(house.engine, house.clock).quarantine.note(
+        lambda i: Manifests(catalog.engine, catalog.clock).quarantine.note(
             damage(generation, "s1"), actor=f"{i}"
         ),
     )
@@ -44,24 +44,26 @@ def test_of_all_who_meet_it_at_once_one_notes_it(house: House) -> None:
     assert (found.path, found.state, found.seen_ms) == (
         "s1/passages",
         "noted",
-        house.clock.now_ms(),
+        catalog.clock.now_ms(),
     )
-    assert len([r for r in Audit(house.engine).records() if r.action == "segment.quarantine"]) == 1
-    assert Audit(house.engine).verify()
+    assert (
+        len([r for r in Audit(catalog.engine).records() if r.action == "segment.quarantine"]) == 1
+    )
+    assert Audit(catalog.engine).verify()
 
 
-def test_what_no_manifest_names_is_not_noted(house: House) -> None:
-    generation, other = make(house), make(house, tenant="other")
-    published(house, generation, "s1")
+def test_what_no_manifest_names_is_not_noted(catalog: Catalog) -> None:
+    generation, other = make(catalog), make(catalog, tenant="other")
+    published(catalog, generation, "s1")
     for each in (damage(generation, "s2"), damage(other, "s1"), damage(generation, "s")):
-        assert not house.manifests.quarantine.note(each, actor="test")
-    assert house.manifests.quarantine.every() == []
+        assert not catalog.manifests.quarantine.note(each, actor="test")
+    assert catalog.manifests.quarantine.every() == []
 
 
-def test_what_is_corrupt_is_barred_until_it_is_replaced_or_found_whole(house: House) -> None:
-    generation = make(house)
-    published(house, generation, "s1", "s2", "s3")
-    quarantine, shard = house.manifests.quarantine, generation.shards()[0]
+def test_what_is_corrupt_is_barred_until_it_is_replaced_or_found_whole(catalog: Catalog) -> None:
+    generation = make(catalog)
+    published(catalog, generation, "s1", "s2", "s3")
+    quarantine, shard = catalog.manifests.quarantine, generation.shards()[0]
     for name, fault in (("s1", "corrupt"), ("s2", "lost"), ("s3", "corrupt")):
         assert quarantine.note(damage(generation, name, fault=fault), actor="test")
     assert quarantine.barred(shard) == {"s1/passages", "s3/passages"}, (
@@ -92,14 +94,14 @@ def test_a_manifest_of_an_older_or_a_newer_version_is_read() -> None:
     assert newer == replace(older, log_start=3, log_end=9)
 
 
-def test_what_became_of_it_is_said_once(house: House) -> None:
-    generation = make(house)
-    published(house, generation, "s1")
-    quarantine = house.manifests.quarantine
+def test_what_became_of_it_is_said_once(catalog: Catalog) -> None:
+    generation = make(catalog)
+    published(catalog, generation, "s1")
+    quarantine = catalog.manifests.quarantine
     quarantine.note(damage(generation, "s1"), actor="test")
     for _ in range(3):
         quarantine.move(damage(generation, "s1"), "replaced", actor="test")
     for _ in range(3):
         quarantine.forget(damage(generation, "s1"), actor="test", why="over")
-    actions = [r.action for r in Audit(house.engine).records() if r.action.startswith("segment.")]
+    actions = [r.action for r in Audit(catalog.engine).records() if r.action.startswith("segment.")]
     assert actions == ["segment.quarantine", "segment.replaced", "segment.released"]

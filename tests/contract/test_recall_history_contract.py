@@ -1,13 +1,13 @@
 """What is kept of measured recall, over SQLite and a real PostgreSQL."""
 
-from catalogs import House, at_once, make
+from catalogs import Catalog, at_once, make
 
 from tenants.entities import Generation
 from tenants.recall_history import STATE_BYTES_MAX, RecallHistory, RecallRecord
 
 
-def history(house: House) -> RecallHistory:
-    return RecallHistory(house.engine, house.clock)
+def history(catalog: Catalog) -> RecallHistory:
+    return RecallHistory(catalog.engine, catalog.clock)
 
 
 def kept(
@@ -16,8 +16,8 @@ def kept(
     return RecallRecord(of.tenant, of.collection, generation or of.number, samples, state)
 
 
-def test_the_newest_state_is_kept_of_each_collection(house: House) -> None:
-    of, h = make(house), history(house)
+def test_the_newest_state_is_kept_of_each_collection(catalog: Catalog) -> None:
+    of, h = make(catalog), history(catalog)
     assert h.newest() == []
     h.keep([kept(of, 30, "first")])
     h.keep([kept(of, 31, "second")])
@@ -26,31 +26,31 @@ def test_the_newest_state_is_kept_of_each_collection(house: House) -> None:
     assert h.newest() == [kept(of, 1, "next", of.number + 1)]
 
 
-def test_fewer_samples_or_an_older_generation_do_not_replace_what_is_kept(house: House) -> None:
-    of, h = make(house), history(house)
+def test_fewer_samples_or_an_older_generation_do_not_replace_what_is_kept(catalog: Catalog) -> None:
+    of, h = make(catalog), history(catalog)
     h.keep([kept(of, 30, "many", 2)])
     h.keep([kept(of, 29, "few", 2), kept(of, 1_000, "old", 1)])
     assert h.newest() == [kept(of, 30, "many", 2)]
 
 
-def test_it_goes_with_the_collection_and_comes_to_none_that_is_gone(house: House) -> None:
-    of, h = make(house), history(house)
+def test_it_goes_with_the_collection_and_comes_to_none_that_is_gone(catalog: Catalog) -> None:
+    of, h = make(catalog), history(catalog)
     h.keep([kept(of, 30)])
-    house.registry.delete_collection(of.tenant, of.collection, actor="test")
+    catalog.registry.delete_collection(of.tenant, of.collection, actor="test")
     assert h.newest() == []
     h.keep([kept(of, 31)])
     assert h.newest() == []
 
 
-def test_a_state_without_bound_is_not_kept(house: House) -> None:
-    of, h = make(house), history(house)
+def test_a_state_without_bound_is_not_kept(catalog: Catalog) -> None:
+    of, h = make(catalog), history(catalog)
     h.keep([kept(of, 30, "x" * (STATE_BYTES_MAX + 1))])
     assert h.newest() == []
 
 
 def test_of_many_gateways_that_keep_at_once_the_one_with_the_most_samples_stays(
-    house: House,
+    catalog: Catalog,
 ) -> None:
-    of, h = make(house), history(house)
+    of, h = make(catalog), history(catalog)
     at_once(6, lambda i: [h.keep([kept(of, 10 * i + n)]) for n in range(5)])
     assert h.newest() == [kept(of, 54)]

@@ -1,7 +1,7 @@
 """What is kept of recent questions, over SQLite and a real PostgreSQL."""
 
 import numpy as np
-from catalogs import House, at_once, make
+from catalogs import Catalog, at_once, make
 
 from tenants.recent_queries import RECENT_QUERIES_MAX
 
@@ -10,9 +10,9 @@ def vectors(n: int, d: int = 4, *, first: float = 0) -> np.ndarray:
     return first + np.arange(n * d, dtype=np.float32).reshape(n, d)
 
 
-def test_the_newest_are_kept_and_put_in_the_place_of_those_before(house: House) -> None:
-    of = make(house)
-    queries = house.manifests.recent_queries
+def test_the_newest_are_kept_and_put_in_the_place_of_those_before(catalog: Catalog) -> None:
+    of = make(catalog)
+    queries = catalog.manifests.recent_queries
     assert queries.of(of.tenant, of.collection, of.model, 4) is None
     queries.keep(of.tenant, of.collection, of.model, vectors(3))
     queries.keep(of.tenant, of.collection, of.model, vectors(RECENT_QUERIES_MAX + 5))
@@ -21,28 +21,28 @@ def test_the_newest_are_kept_and_put_in_the_place_of_those_before(house: House) 
     assert held.dtype == np.float32
 
 
-def test_questions_of_another_model_or_dimension_say_nothing(house: House) -> None:
-    of = make(house)
-    queries = house.manifests.recent_queries
+def test_questions_of_another_model_or_dimension_say_nothing(catalog: Catalog) -> None:
+    of = make(catalog)
+    queries = catalog.manifests.recent_queries
     queries.keep(of.tenant, of.collection, "another", vectors(3))
     assert queries.of(of.tenant, of.collection, of.model, 4) is None
     assert queries.of(of.tenant, of.collection, "another", 5) is None
     assert queries.of("other", of.collection, "another", 4) is None
 
 
-def test_they_go_with_the_collection_and_come_to_none_that_is_gone(house: House) -> None:
-    of = make(house)
-    queries = house.manifests.recent_queries
+def test_they_go_with_the_collection_and_come_to_none_that_is_gone(catalog: Catalog) -> None:
+    of = make(catalog)
+    queries = catalog.manifests.recent_queries
     queries.keep(of.tenant, of.collection, of.model, vectors(3))
-    house.registry.delete_collection(of.tenant, of.collection, actor="test")
+    catalog.registry.delete_collection(of.tenant, of.collection, actor="test")
     assert queries.of(of.tenant, of.collection, of.model, 4) is None
     queries.keep(of.tenant, of.collection, of.model, vectors(3))
     assert queries.of(of.tenant, of.collection, of.model, 4) is None
 
 
-def test_of_many_who_keep_at_once_nobody_fails_and_one_set_stays(house: House) -> None:
-    of = make(house)
-    queries = house.manifests.recent_queries
+def test_of_many_who_keep_at_once_nobody_fails_and_one_set_stays(catalog: Catalog) -> None:
+    of = make(catalog)
+    queries = catalog.manifests.recent_queries
     at_once(
         8,
         lambda i: [
@@ -53,8 +53,8 @@ def test_of_many_who_keep_at_once_nobody_fails_and_one_set_stays(house: House) -
     assert held is not None and any(np.array_equal(held, vectors(3, first=i)) for i in range(8))
 
 
-def test_more_are_not_given_up_for_fewer_of_the_same_model(house: House) -> None:
-    of, queries = make(house), house.manifests.recent_queries
+def test_more_are_not_given_up_for_fewer_of_the_same_model(catalog: Catalog) -> None:
+    of, queries = make(catalog), catalog.manifests.recent_queries
 
     def kept(model: str | None) -> list[float]:
         held = queries.of(of.tenant, of.collection, model, 4)

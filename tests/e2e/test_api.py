@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 import pytest
 from gate import Caller, platform, problem, serving
-from house import eventually
+from resources import eventually
 
 from query.parsers import SMALL_BYTES
 from tenants import provisioning

@@ -537,7 +537,7 @@ Filter = st.recursive(
     ),
     max_leaves=6,
 )
-Question = st.fixed_dictionaries(
+SearchRequest = st.fixed_dictionaries(
     {"vector": Vector},
     optional={
         "k": Json | st.integers(-1, 101),
@@ -595,13 +595,13 @@ def understood(call: Caller, key: str, path: str, value: object, good: tuple[int
 
 
 @fuzz
-@given(question=Question)
+@given(question=SearchRequest)
 def test_any_question_is_answered_or_refused(call: Caller, key: str, question: Any) -> None:
     understood(call, key, SEARCH, question, (200,))
 
 
 @fuzz
-@given(searches=st.lists(Question | Json, max_size=3) | Json)
+@given(searches=st.lists(SearchRequest | Json, max_size=3) | Json)
 def test_any_batch_is_answered_or_refused_line_by_line(
     call: Caller, key: str, searches: Any
 ) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from gate import Caller, build, platform, serving
-from house import eventually
+from resources import eventually
 
 from vicinage.settings import GatewaySettings
 
@@ -37,7 +37,7 @@ def test_bodies_that_come_slowly_hold_no_turn(call: Caller) -> None:
     _, slow = call.tenant()
     _, key = reader(call)
     app = call.another()
-    admission = app.state.gateway.answerer.admission
+    admission = app.state.gateway.pipeline.admission
     with serving(app) as url, ExitStack() as held:
         place = urlsplit(url)
         for action in ("replay", "purge") * 2:

@@ -6,7 +6,7 @@ import orjson
 import pyarrow as pa
 import pytest
 from gate import Caller, platform, problem
-from house import eventually
+from resources import eventually
 
 from vicinage.log import Record
 from vicinage.wire import ARROW

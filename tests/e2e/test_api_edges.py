@@ -86,7 +86,7 @@ def test_a_body_that_grows_beyond_its_limit_is_refused_before_it_has(
     assert problem(found, 413, "too-large", "body")["limit"] == 8 << 20
     found = call("POST", SEARCH, key, content=bomb, headers={"content-encoding": encoding})
     assert problem(found, 413, "too-large", "body")["limit"] == 1 << 20
-    assert call.state.answerer.admission.bodies_bytes == 0
+    assert call.state.pipeline.admission.bodies_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 import pytest
 from gate import Caller, build, calling, platform, problem, serving
-from house import eventually, make_ingest, resources_in, running, settings
+from resources import eventually, make_ingest, resources_in, running, settings
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
@@ -457,7 +457,7 @@ def test_beyond_its_bound_the_gateway_answers_429_at_once_and_200_once_there_is_
     with platform(tmp_path, GatewaySettings(in_flight_max=2)) as call:
         _, key = call.tenant()
         call.collection(key)
-        held = call.state.answerer.admission
+        held = call.state.pipeline.admission
 
         async def crowd() -> tuple[httpx.Response, httpx.Response]:
             headers = {"authorization": f"Bearer {key}"}
@@ -490,7 +490,7 @@ def test_the_first_answer_of_a_batch_does_not_wait_for_the_last(tmp_path: Path) 
         ]  # and nobody ingests it
         late_one, other = {"vector": Q, "wait_for": late, "timeout_ms": 60_000}, {"vector": Q}
         answers = stream(
-            call.state, asker(name), "c", [orjson.dumps(late_one), orjson.dumps(other)]
+            call.state, requester(name), "c", [orjson.dumps(late_one), orjson.dumps(other)]
         )
 
         async def following() -> dict[str, Any]:
@@ -506,7 +506,7 @@ def test_the_first_answer_of_a_batch_does_not_wait_for_the_last(tmp_path: Path) 
     base.close()
 
 
-def asker(tenant: str) -> Callable[[], Awaitable[Principal]]:
+def requester(tenant: str) -> Callable[[], Awaitable[Principal]]:
     async def who() -> Principal:
         return Principal("test", tenant, frozenset({"read"}))
 
@@ -517,10 +517,10 @@ def test_a_question_of_a_batch_holds_its_place_until_its_line_is_taken(tmp_path:
     with platform(tmp_path) as call:
         name, key = call.tenant()
         call.collection(key)
-        admission = call.state.answerer.admission
+        admission = call.state.pipeline.admission
 
         async def slow_reader() -> list[int]:
-            lines = stream(call.state, asker(name), "c", [orjson.dumps({"vector": Q})] * 100)
+            lines = stream(call.state, requester(name), "c", [orjson.dumps({"vector": Q})] * 100)
             inside = []
             async for _ in lines:
                 await asyncio.sleep(0.01)  # time for all others to be answered, were they let in
@@ -533,7 +533,7 @@ def test_a_question_of_a_batch_holds_its_place_until_its_line_is_taken(tmp_path:
         assert admission.in_flight == 0
 
         async def reader_who_leaves() -> None:
-            lines = stream(call.state, asker(name), "c", [orjson.dumps({"vector": Q})] * 100)
+            lines = stream(call.state, requester(name), "c", [orjson.dumps({"vector": Q})] * 100)
             await anext(lines)
             await lines.aclose()
             await asyncio.sleep(0.1)
@@ -551,7 +551,7 @@ def test_a_key_that_is_revoked_ends_the_batch_that_it_asks(tmp_path: Path) -> No
         async def who() -> Principal:
             if revoked:
                 raise Unauthenticated("this key does not exist, or no more")
-            return await asker(name)()
+            return await requester(name)()
 
         async def read() -> list[bytes]:
             nonlocal revoked
@@ -580,12 +580,12 @@ def test_a_search_that_waits_gives_up_its_place_when_its_caller_goes_away(tmp_pa
         with serving(app) as url, httpx.Client(base_url=url, timeout=1, trust_env=False) as http:
             with pytest.raises(httpx.ReadTimeout):
                 http.post("/v1/collections/c/search", json=body, headers=headers)
-            eventually(lambda: state.answerer.admission.in_flight == 0, wait_s=5)
+            eventually(lambda: state.pipeline.admission.in_flight == 0, wait_s=5)
             with pytest.raises(httpx.ReadTimeout):
                 http.get(
                     "/v1/collections/c/documents/a", params={"wait_for": token}, headers=headers
                 )
-            eventually(lambda: state.answerer.admission.in_flight == 0, wait_s=5)
+            eventually(lambda: state.pipeline.admission.in_flight == 0, wait_s=5)
             eventually(lambda: state.freshness.waits() == 0, wait_s=5)
     searcher.stop()
     base.close()
@@ -635,7 +635,7 @@ def test_a_body_takes_a_place_and_its_bytes_before_it_is_read_and_gives_them_bac
         _, other = call.tenant("bronze")
         for each in (key, other):
             call.collection(each)
-        admission = call.state.answerer.admission
+        admission = call.state.pipeline.admission
         seen: list[tuple[int, int]] = []
 
         async def body(n_chunks: int) -> Any:
@@ -666,7 +666,7 @@ def test_while_draining_nobody_is_let_in_and_whoever_looks_is_told_when_to_come_
     with platform(tmp_path) as call:
         _, key = call.tenant()
         call.collection(key)
-        call.state.answerer.admission.drain()
+        call.state.pipeline.admission.drain()
         found = call("POST", "/v1/collections/c/search", key, json={"vector": Q})
         assert problem(found, 503, "unavailable")["dependency"] == "gateway"
         assert found.headers["retry-after"]

@@ -10,7 +10,7 @@ import httpx
 import orjson
 import pytest
 from gate import Caller, platform, problem, serving
-from house import eventually
+from resources import eventually
 
 from query.quality.freshness import Freshness
 from tenants import provisioning
@@ -51,14 +51,14 @@ def test_a_document_of_many_passages_comes_whole(call: Caller, key: str) -> None
     assert int(found.headers["content-length"]) == len(found.content) > 5 << 20
     assert [p["passage"] for p in body["passages"]] == list(range(N))
     assert body["passages"][7]["text"].startswith("passage 7 ")
-    assert app.state.gateway.answerer.admission.answers_bytes == 0
+    assert app.state.gateway.pipeline.admission.answers_bytes == 0
 
 
 def test_answers_that_nobody_reads_are_on_their_tenants_account(call: Caller, key: str) -> None:
     _, neighbor = call.tenant()
     call.collection(neighbor)
     app = call.another()
-    admission = app.state.gateway.answerer.admission
+    admission = app.state.gateway.pipeline.admission
     request = f"GET /v1/collections/c/documents/large HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n".encode()
     with serving(app) as url:
         place = urlsplit(url)

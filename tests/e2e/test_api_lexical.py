@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import pytest
 from gate import Caller, build, calling, platform, problem
-from house import HashEmbedder, eventually, resources_in, running
+from resources import HashEmbedder, eventually, resources_in, running
 
 from vicinage.errors import Unavailable
 from vicinage.settings import GatewaySettings
@@ -291,7 +291,7 @@ def test_the_recall_monitor_samples_vectors_alone(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
     token = call.write(key, [doc("a", "apples")])
-    monitor = call.state.answerer.recall
+    monitor = call.state.pipeline.recall
     samples = len(monitor._samples)
     call.search(key, text="apples", mode="lexical", wait_for=token)
     call.search(key, text="apples", mode="hybrid", vector=[1, 0, 0, 0])

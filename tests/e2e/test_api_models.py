@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from gate import Caller, platform, problem, serving
-from house import HashEmbedder, hash_vector
+from resources import HashEmbedder, hash_vector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from gate import Caller, build, calling
-from house import eventually, resources_in, running
+from resources import eventually, resources_in, running
 
 from query.quality.interval import ENOUGH
 from query.quality.recall import Sample

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from gate import Caller, build, calling, platform, problem, serving
-from house import eventually
+from resources import eventually
 from sentence_transformers import CrossEncoder
 from starlette.applications import Starlette
 from starlette.requests import Request

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from gate import Caller, build, calling, problem
-from house import eventually, resources_in, running
 from model_server import ModelServer
+from resources import eventually, resources_in, running
 
 Q = [1.0, 0.0, 0.0, 0.0]
 

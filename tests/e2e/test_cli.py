@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from house import eventually
+from resources import eventually
 from servers import free_port
 from vicinage_client import Client
 

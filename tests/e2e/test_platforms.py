@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
-from house import eventually
+from resources import eventually
 from vicinage_client import Client, NotFound, Unavailable
 
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "loadtest"))

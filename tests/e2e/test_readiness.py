@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from gate import Caller, build, calling
-from house import build_searcher, eventually, make_ingest, resources_in
+from resources import build_searcher, eventually, make_ingest, resources_in
 
 from query import readiness
 from tenants.provisioning import HEALTH_TOPIC

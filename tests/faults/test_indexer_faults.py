@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from house import (
+from resources import (
     DIMENSION,
     eventually,
     hash_vector,
@@ -87,7 +87,7 @@ def found(searcher, base) -> list[str]:
 WORK = """
 import sys; sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from house import make_indexer, resources_in
+from resources import make_indexer, resources_in
 base = resources_in(Path(sys.argv[1]), seal_passages=10, segments_max=2, flat_max=15, lease_s=1.5)
 indexer = make_indexer(base, owner="the one that dies")
 for _ in range(30):

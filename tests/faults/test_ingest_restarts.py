@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import HashEmbedder, eventually, make_ingest, resources_in
+from resources import HashEmbedder, eventually, make_ingest, resources_in
 
 from cluster import roles
 from ingest.run import STOP_S

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from house import eventually, make_ingest, settings
+from resources import eventually, make_ingest, settings
 from servers import free_port, kafka_starter
 
 from cluster.wiring import Resources, open_resources

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 from disk import full, small_disk
-from house import eventually
+from resources import eventually
 from servers import ROOT, free_port, postgres_starter
 
 sys.path.insert(0, str(ROOT / "loadtest"))

@@ -4,9 +4,9 @@ import time
 from dataclasses import replace
 
 import pytest
-from house import make_indexer
 from hypothesis import given
 from hypothesis import strategies as st
+from resources import make_indexer
 from rows import message
 from sealed import DIMENSION, append, contents, gone, make_collection, segments, up, version
 
@@ -96,7 +96,7 @@ def test_a_deletion_in_an_old_segment_is_carried_out_in_time(base) -> None:
 
 
 @pytest.fixture
-def house(base):
+def platform(base):
     generation = make_collection(base)
     [shard] = generation.shards()
     settings = IndexerSettings(segments_max=1, threads=1)
@@ -120,8 +120,8 @@ def always(_version: int) -> bool:
     return True
 
 
-def test_living_rows_of_all_segments_become_one(house) -> None:
-    base, generation, builder, lease, sealed = house
+def test_living_rows_of_all_segments_become_one(platform) -> None:
+    base, generation, builder, lease, sealed = platform
     sealed(up("a", 1, 3), up("b", 2, 2))
     sealed(up("a", 3, 1), up("c", 4))
     manifest = sealed(gone("b", 5))
@@ -132,8 +132,8 @@ def test_living_rows_of_all_segments_become_one(house) -> None:
     assert contents(base, generation) == before == {"a": (version(3), 1), "c": (version(4), 1)}
 
 
-def test_a_deletion_whose_older_version_may_still_be_replayed_is_kept(house) -> None:
-    base, generation, builder, lease, sealed = house
+def test_a_deletion_whose_older_version_may_still_be_replayed_is_kept(platform) -> None:
+    base, generation, builder, lease, sealed = platform
     sealed(up("a", 1), up("b", 2), up("c", 3), up("d", 4))
     manifest = sealed(gone("b", 5))
     manifest = compact(builder, manifest, generation, lease, forgettable=never)
@@ -142,9 +142,9 @@ def test_a_deletion_whose_older_version_may_still_be_replayed_is_kept(house) -> 
     assert "b" not in contents(base, generation)
 
 
-def test_a_generation_that_is_being_built_keeps_its_deletions(house) -> None:
+def test_a_generation_that_is_being_built_keeps_its_deletions(platform) -> None:
     """Older rows may still be copied into it."""
-    base, generation, builder, lease, sealed = house
+    base, generation, builder, lease, sealed = platform
     sealed(up("a", 1))
     manifest = sealed(gone("a", 5), gone("x", 6))
     compact(builder, manifest, replace(generation, state="building"), lease, forgettable=always)
@@ -153,8 +153,8 @@ def test_a_generation_that_is_being_built_keeps_its_deletions(house) -> None:
     assert contents(base, generation) == {}
 
 
-def test_a_deletion_stays_while_a_segment_that_it_covers_does_not_take_part(house) -> None:
-    base, generation, builder, lease, sealed = house
+def test_a_deletion_stays_while_a_segment_that_it_covers_does_not_take_part(platform) -> None:
+    base, generation, builder, lease, sealed = platform
     sealed(*[up(f"d{i}", i + 1, 5) for i in range(20)])
     sealed(gone("d3", 50))
     manifest = sealed(gone("d4", 51))
@@ -164,8 +164,8 @@ def test_a_deletion_stays_while_a_segment_that_it_covers_does_not_take_part(hous
     assert set(contents(base, generation)) == {f"d{i}" for i in range(20)} - {"d3", "d4"}
 
 
-def test_everything_deleted_leaves_nothing(house) -> None:
-    base, generation, builder, lease, sealed = house
+def test_everything_deleted_leaves_nothing(platform) -> None:
+    base, generation, builder, lease, sealed = platform
     sealed(up("a", 1))
     manifest = sealed(gone("a", 2))
     compact(builder, manifest, generation, lease, forgettable=always)
@@ -173,8 +173,8 @@ def test_everything_deleted_leaves_nothing(house) -> None:
     assert contents(base, generation) == {}
 
 
-def test_a_segment_sealed_during_the_merge_is_kept(house) -> None:
-    base, generation, builder, lease, sealed = house
+def test_a_segment_sealed_during_the_merge_is_kept(platform) -> None:
+    base, generation, builder, lease, sealed = platform
     sealed(up("a", 1))
     old = sealed(up("b", 2))
     sealed(up("a", 3), up("c", 4))
@@ -187,8 +187,8 @@ def test_a_segment_sealed_during_the_merge_is_kept(house) -> None:
     }
 
 
-def test_a_merge_of_segments_that_another_has_merged_is_given_up(house) -> None:
-    base, generation, builder, lease, sealed = house
+def test_a_merge_of_segments_that_another_has_merged_is_given_up(platform) -> None:
+    base, generation, builder, lease, sealed = platform
     sealed(up("a", 1))
     old = sealed(up("b", 2))
     compact(builder, old, generation, lease, forgettable=always)

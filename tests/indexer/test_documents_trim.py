@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import make_indexer, resources_in
+from resources import make_indexer, resources_in
 from sealed import append, contents, make_collection, up, version
 
 from cluster.wiring import Resources

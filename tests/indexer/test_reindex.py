@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from gate import serving
-from house import eventually, hash_vector, make_indexer
+from resources import eventually, hash_vector, make_indexer
 from rows import Row
 from sealed import append, contents, gone, make_collection, segments, up, version
 from starlette.applications import Starlette
@@ -30,7 +30,7 @@ from vicinage.wire import vectors_of
 TOPIC = "vicinage.docs.acme"
 
 
-class House:
+class Platform:
     """A collection with one sealed part and one in the log, and an indexer whose thread is the test's own."""
 
     def __init__(self, base) -> None:
@@ -82,8 +82,8 @@ class House:
 
 
 @pytest.fixture
-def house(base) -> House:
-    made = House(base)
+def platform(base) -> Platform:
+    made = Platform(base)
     made.write(made.live, *[up(f"d{i}", i, 2) for i in range(10)])
     made.seal()
     made.write(
@@ -92,115 +92,119 @@ def house(base) -> House:
     return made
 
 
-def test_it_goes_from_pending_to_done_and_the_new_generation_holds_the_same(house: House) -> None:
-    before = contents(house.base, house.live)
-    assert house.ask(shards=3).state == "pending"
-    assert house.advance().state == "waiting"
-    assert house.generations() == [(1, "live"), (2, "building")]
-    assert house.advance().state == "building"
-    assert house.advance().state == "ready"
-    assert house.generations() == [(1, "live"), (2, "ready")]
-    done = house.advance()
+def test_it_goes_from_pending_to_done_and_the_new_generation_holds_the_same(
+    platform: Platform,
+) -> None:
+    before = contents(platform.base, platform.live)
+    assert platform.ask(shards=3).state == "pending"
+    assert platform.advance().state == "waiting"
+    assert platform.generations() == [(1, "live"), (2, "building")]
+    assert platform.advance().state == "building"
+    assert platform.advance().state == "ready"
+    assert platform.generations() == [(1, "live"), (2, "ready")]
+    done = platform.advance()
     assert done.state == "done"
     assert done.done == done.total == sum(n for _, n in before.values())
-    assert house.generations() == [(2, "live")]
-    new = house.generation(2)
+    assert platform.generations() == [(2, "live")]
+    new = platform.generation(2)
     assert len(new.slots) == 3
-    assert contents(house.base, new) == before
+    assert contents(platform.base, new) == before
     assert "d0" not in before
     assert before["d1"] == (version(21), 3)
 
 
 def test_it_waits_until_ingest_has_done_what_was_there_when_the_generation_was_made(
-    house: House,
+    platform: Platform,
 ) -> None:
-    log = house.base.log
+    log = platform.base.log
     log.append(TOPIC, 0, [Record(b"{}") for _ in range(5)])
-    house.ask()
-    house.advance()
+    platform.ask()
+    platform.advance()
     log.append(TOPIC, 0, [Record(b"{}")])  # later than the barrier: not waited for
-    assert house.advance().state == "waiting"
+    assert platform.advance().state == "waiting"
     log.commit(Group.INGEST, {(TOPIC, 0): 4})
-    assert house.advance().state == "waiting", (
+    assert platform.advance().state == "waiting", (
         "the last one may still be on its way to the old generation only"
     )
     log.commit(Group.INGEST, {(TOPIC, 0): 5})
-    assert house.advance().state == "building"
+    assert platform.advance().state == "building"
 
 
-def test_it_copies_only_once_lanes_of_ingest_are_beyond_the_barrier(house: House) -> None:
-    log, lanes = house.base.log, house.base.registry.lanes
+def test_it_copies_only_once_lanes_of_ingest_are_beyond_the_barrier(platform: Platform) -> None:
+    log, lanes = platform.base.log, platform.base.registry.lanes
     log.append(TOPIC, 0, [Record(b"{}") for _ in range(5)])
     log.commit(Group.INGEST, {(TOPIC, 0): 5})
-    house.ask()
-    [lane] = lanes.open([IngestLane("acme", "docs", house.live.number, 0, 3, "m")])
-    assert house.advance(2).state == "waiting", "the live generation lacks what its lane owes"
+    platform.ask()
+    [lane] = lanes.open([IngestLane("acme", "docs", platform.live.number, 0, 3, "m")])
+    assert platform.advance(2).state == "waiting", "the live generation lacks what its lane owes"
     lanes.move(lane, position=5, state="behind")
-    assert house.advance().state == "building"
+    assert platform.advance().state == "building"
 
 
-def test_it_cuts_over_only_once_the_new_generation_has_what_the_live_one_has(house: House) -> None:
-    log, lanes = house.base.log, house.base.registry.lanes
-    house.ask()
-    house.advance(2)
+def test_it_cuts_over_only_once_the_new_generation_has_what_the_live_one_has(
+    platform: Platform,
+) -> None:
+    log, lanes = platform.base.log, platform.base.registry.lanes
+    platform.ask()
+    platform.advance(2)
     log.append(TOPIC, 0, [Record(b"{}") for _ in range(5)])
     log.commit(Group.INGEST, {(TOPIC, 0): 5})
     [lane] = lanes.open([IngestLane("acme", "docs", 2, 0, 3, "m")])
-    assert house.advance(2).state == "ready"
-    assert house.advance().state == "ready", (
+    assert platform.advance(2).state == "ready"
+    assert platform.advance().state == "ready", (
         "a search of the new generation would miss what its lane owes"
     )
     lanes.move(lane, position=5, state="behind")
-    house.advance()
-    assert house.base.jobs.list()[-1].state == "done"
+    platform.advance()
+    assert platform.base.jobs.list()[-1].state == "done"
 
 
-def test_what_the_new_generation_got_by_itself_wins_over_what_is_copied(house: House) -> None:
-    house.ask()
-    house.advance(2)
-    new = house.generation(2)
-    for generation in (house.live, new):  # as ingest writes: to every generation
-        house.write(generation, gone("d2", 30), up("d3", 31, 4), up("fresh", 32))
+def test_what_the_new_generation_got_by_itself_wins_over_what_is_copied(platform: Platform) -> None:
+    platform.ask()
+    platform.advance(2)
+    new = platform.generation(2)
+    for generation in (platform.live, new):  # as ingest writes: to every generation
+        platform.write(generation, gone("d2", 30), up("d3", 31, 4), up("fresh", 32))
     # its deletion and its newer version lie in a segment before the older rows are copied behind it
-    house.seal()
-    assert segments(house.base, new)
-    house.advance(2)
-    found = contents(house.base, house.generation(2))
+    platform.seal()
+    assert segments(platform.base, new)
+    platform.advance(2)
+    found = contents(platform.base, platform.generation(2))
     assert "d2" not in found
     assert found["d3"] == (version(31), 4)
     assert "fresh" in found
-    assert found == contents(house.base, house.live)
+    assert found == contents(platform.base, platform.live)
 
 
-def test_a_deletion_that_waits_in_the_log_wins_over_what_is_copied(house: House) -> None:
-    house.ask()
-    house.advance(2)
-    new = house.generation(2)
-    house.write(new, gone("d2", 30), up("d3", 31, 4))  # not sealed
-    house.advance(2)
-    found = contents(house.base, new)
+def test_a_deletion_that_waits_in_the_log_wins_over_what_is_copied(platform: Platform) -> None:
+    platform.ask()
+    platform.advance(2)
+    new = platform.generation(2)
+    platform.write(new, gone("d2", 30), up("d3", 31, 4))  # not sealed
+    platform.advance(2)
+    found = contents(platform.base, new)
     assert "d2" not in found
     assert found["d3"] == (version(31), 4)
-    house.seal()
-    assert contents(house.base, new) == found
+    platform.seal()
+    assert contents(platform.base, new) == found
 
 
-def test_a_compaction_of_the_unfinished_generation_forgets_no_deletion(house: House) -> None:
+def test_a_compaction_of_the_unfinished_generation_forgets_no_deletion(platform: Platform) -> None:
     from indexer.compact import compact
 
-    house.base.log.append(TOPIC, 0, [Record(b"{}") for _ in range(50)])
-    house.base.log.commit(Group.INGEST, {(TOPIC, 0): 50})
-    house.ask()
-    house.advance(2)
-    new = house.generation(2)
-    house.write(new, gone("d2", 30))
-    house.seal()
-    house.write(new, up("fresh", 32))
-    house.seal()
+    platform.base.log.append(TOPIC, 0, [Record(b"{}") for _ in range(50)])
+    platform.base.log.commit(Group.INGEST, {(TOPIC, 0): 50})
+    platform.ask()
+    platform.advance(2)
+    new = platform.generation(2)
+    platform.write(new, gone("d2", 30))
+    platform.seal()
+    platform.write(new, up("fresh", 32))
+    platform.seal()
     [shard] = new.shards()
     builder = replace(
-        house.indexer._builder,
-        settings=house.base.settings.indexer.model_copy(update={"segments_max": 1}),
+        platform.indexer._builder,
+        settings=platform.base.settings.indexer.model_copy(update={"segments_max": 1}),
     )
     manifest = builder.current(shard, new)
     assert len(manifest.segments) == 2
@@ -208,187 +212,199 @@ def test_a_compaction_of_the_unfinished_generation_forgets_no_deletion(house: Ho
         builder,
         manifest,
         new,
-        house.indexer.lease(shard.slot),
-        forgettable=house.indexer._maintenance.forgettable(shard),
+        platform.indexer.lease(shard.slot),
+        forgettable=platform.indexer._maintenance.forgettable(shard),
     )
-    assert segments(house.base, new) == [(1, 1)]
-    house.advance(2)
-    assert "d2" not in contents(house.base, house.generation(2))
+    assert segments(platform.base, new) == [(1, 1)]
+    platform.advance(2)
+    assert "d2" not in contents(platform.base, platform.generation(2))
 
 
 def test_a_build_that_was_interrupted_goes_on_after_its_last_part(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reindex, "PART_PASSAGES", 3)
-    before = contents(house.base, house.live)
+    before = contents(platform.base, platform.live)
     stopping = threading.Event()
-    house.ask()
-    house.advance(2)
+    platform.ask()
+    platform.advance(2)
     stopping.set()  # an orderly stop: after the part under way
-    stopped = _reindex(house, stopping)
+    stopped = _reindex(platform, stopping)
     for expected in (1, 2):
-        stopped.advance(house.base.jobs.list(open_only=True)[0])
-        [job] = house.base.jobs.list()
+        stopped.advance(platform.base.jobs.list(open_only=True)[0])
+        [job] = platform.base.jobs.list()
         assert job.state == "building"
-        assert len(segments(house.base, house.generation(2))) == expected, (
+        assert len(segments(platform.base, platform.generation(2))) == expected, (
             "one part each time, none twice"
         )
     done_so_far = job.done
     assert 0 < done_so_far < job.total
-    done = house.advance(2)
+    done = platform.advance(2)
     assert (done.state, done.done) == ("done", sum(n for _, n in before.values()))
-    assert contents(house.base, house.generation(2)) == before
+    assert contents(platform.base, platform.generation(2)) == before
 
 
-def _reindex(house: House, stopping: threading.Event, embed=None) -> Reindex:
-    i = house.indexer
+def _reindex(platform: Platform, stopping: threading.Event, embed=None) -> Reindex:
+    i = platform.indexer
     return Reindex(
-        house.base.log, i._registry, house.base.jobs, i._builder, 8, embed, i.lease, stopping
+        platform.base.log, i._registry, platform.base.jobs, i._builder, 8, embed, i.lease, stopping
     )
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
-def test_cancelled_at_any_step_it_leaves_the_old_generation_alone(house: House, steps: int) -> None:
-    before = contents(house.base, house.live)
-    job = house.ask()
-    house.advance(steps)
-    reindex.cancel(house.base.registry, house.base.jobs, job.id, actor="test")
-    assert house.generations() == [(1, "live")]
-    assert house.advance(3).state == "cancelled"
-    assert house.generations() == [(1, "live")]
-    assert contents(house.base, house.live) == before
-    house.ask()  # and another may begin
-    assert house.advance(4).state == "done"
-    assert contents(house.base, house.generation(house.generations()[-1][0])) == before
+def test_cancelled_at_any_step_it_leaves_the_old_generation_alone(
+    platform: Platform, steps: int
+) -> None:
+    before = contents(platform.base, platform.live)
+    job = platform.ask()
+    platform.advance(steps)
+    reindex.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
+    assert platform.generations() == [(1, "live")]
+    assert platform.advance(3).state == "cancelled"
+    assert platform.generations() == [(1, "live")]
+    assert contents(platform.base, platform.live) == before
+    platform.ask()  # and another may begin
+    assert platform.advance(4).state == "done"
+    assert contents(platform.base, platform.generation(platform.generations()[-1][0])) == before
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
-def test_cancelled_while_a_step_is_under_way_nothing_is_left(house: House, steps: int) -> None:
+def test_cancelled_while_a_step_is_under_way_nothing_is_left(
+    platform: Platform, steps: int
+) -> None:
     """The worker holds the job as it was before it was cancelled."""
-    job = house.ask()
-    house.advance(steps)
-    [held] = house.base.jobs.list()
-    reindex.cancel(house.base.registry, house.base.jobs, job.id, actor="test")
-    house.indexer._maintenance._reindex.advance(held)
-    assert house.base.jobs.get(job.id).state == "cancelled"
-    assert house.generations() == [(1, "live")]
+    job = platform.ask()
+    platform.advance(steps)
+    [held] = platform.base.jobs.list()
+    reindex.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
+    platform.indexer._maintenance._reindex.advance(held)
+    assert platform.base.jobs.get(job.id).state == "cancelled"
+    assert platform.generations() == [(1, "live")]
 
 
 @pytest.mark.parametrize("first", ["failed", "gone"])
 def test_a_generation_that_another_gives_up_at_the_same_time_ends_nothing(
-    house: House, monkeypatch: pytest.MonkeyPatch, first: str
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
     """The gateway cancels the job while the indexer, between its look and its change, does the same."""
-    job = house.ask()
-    house.advance(2)
-    [held] = house.base.jobs.list()
-    registry = house.indexer._registry
+    job = platform.ask()
+    platform.advance(2)
+    [held] = platform.base.jobs.list()
+    registry = platform.indexer._registry
     real = registry.set_generation_state
 
     def second(*of: Any, **more: Any) -> None:
         if first == "failed":
             real(*of, **more)
         else:
-            house.base.registry.delete_collection("acme", "docs", actor="test")
-            make_collection(house.base)
+            platform.base.registry.delete_collection("acme", "docs", actor="test")
+            make_collection(platform.base)
         real(*of, **more)
 
-    house.base.jobs.cancel(held, actor="test")
+    platform.base.jobs.cancel(held, actor="test")
     monkeypatch.setattr(registry, "set_generation_state", second)
-    house.indexer._maintenance._reindex.advance(held)
-    assert house.base.jobs.get(job.id).state == "cancelled"
-    assert house.generations() == [(house.base.registry.collection("acme", "docs").live, "live")]
+    platform.indexer._maintenance._reindex.advance(held)
+    assert platform.base.jobs.get(job.id).state == "cancelled"
+    assert platform.generations() == [
+        (platform.base.registry.collection("acme", "docs").live, "live")
+    ]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
 def test_deleted_and_created_again_at_any_step_the_job_ends_and_another_may_begin(
-    house: House, steps: int
+    platform: Platform, steps: int
 ) -> None:
-    job = house.ask()
-    held = house.advance(steps)
-    house.base.registry.delete_collection("acme", "docs", actor="test")
-    ended = house.base.jobs.get(job.id)
+    job = platform.ask()
+    held = platform.advance(steps)
+    platform.base.registry.delete_collection("acme", "docs", actor="test")
+    ended = platform.base.jobs.get(job.id)
     assert (ended.state, ended.error) == ("failed", "the collection was deleted")
-    again = make_collection(house.base)
+    again = make_collection(platform.base)
     if steps < 3:
-        house.indexer._maintenance._reindex.advance(held)  # a worker that holds the job as it was
-    assert house.generations() == [(again.number, "live")], (
+        platform.indexer._maintenance._reindex.advance(
+            held
+        )  # a worker that holds the job as it was
+    assert platform.generations() == [(again.number, "live")], (
         "the earlier job adds nothing to the new collection"
     )
-    second = house.ask()
-    assert house.advance(4).id == second.id
-    assert house.base.jobs.get(second.id).state == "done"
-    assert [state for _, state in house.generations()] == ["live"]
+    second = platform.ask()
+    assert platform.advance(4).id == second.id
+    assert platform.base.jobs.get(second.id).state == "done"
+    assert [state for _, state in platform.generations()] == ["live"]
 
 
-def test_a_job_ends_whose_collection_was_replaced_unseen(house: House) -> None:
+def test_a_job_ends_whose_collection_was_replaced_unseen(platform: Platform) -> None:
     """As a job of an earlier version, or one that was restored from a backup, may be."""
-    house.ask()
-    ready = house.advance(3)
-    house.base.registry.delete_collection("acme", "docs", actor="test")
-    make_collection(house.base)
-    reopened = house.base.jobs.advance(house.base.jobs.get(ready.id), state="ready", error=None)
-    house.indexer._maintenance._reindex.advance(reopened)
-    ended = house.base.jobs.get(ready.id)
+    platform.ask()
+    ready = platform.advance(3)
+    platform.base.registry.delete_collection("acme", "docs", actor="test")
+    make_collection(platform.base)
+    reopened = platform.base.jobs.advance(
+        platform.base.jobs.get(ready.id), state="ready", error=None
+    )
+    platform.indexer._maintenance._reindex.advance(reopened)
+    ended = platform.base.jobs.get(ready.id)
     assert ended.state == "failed"
     assert "created again" in (ended.error or "")
 
 
-def test_it_waits_no_longer_for_positions_of_a_topic_that_was_made_anew(house: House) -> None:
-    log = house.base.log
+def test_it_waits_no_longer_for_positions_of_a_topic_that_was_made_anew(platform: Platform) -> None:
+    log = platform.base.log
     log.append(TOPIC, 0, [Record(b"{}") for _ in range(5)])
-    house.ask()
-    house.advance()
+    platform.ask()
+    platform.advance()
     log.delete_topic(TOPIC)
     log.ensure_topic(TOPIC)
     log.append(TOPIC, 0, [Record(b"{}")])
-    assert house.advance().state == "waiting"
+    assert platform.advance().state == "waiting"
     log.commit(Group.INGEST, {(TOPIC, 0): 1})
-    assert house.advance(4).state == "done"
+    assert platform.advance(4).state == "done"
 
 
 def test_a_finished_one_cannot_be_cancelled_and_a_second_cannot_begin_meanwhile(
-    house: House,
+    platform: Platform,
 ) -> None:
-    job = house.ask()
+    job = platform.ask()
     with pytest.raises(Conflict):
-        house.ask()
-    house.advance(4)
+        platform.ask()
+    platform.advance(4)
     with pytest.raises(Conflict):
-        reindex.cancel(house.base.registry, house.base.jobs, job.id, actor="test")
-    assert house.generations() == [(2, "live")]
+        reindex.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
+    assert platform.generations() == [(2, "live")]
 
 
-def test_a_live_or_failed_generation_never_becomes_another_thing(house: House) -> None:
-    house.ask()
-    house.advance(4)
+def test_a_live_or_failed_generation_never_becomes_another_thing(platform: Platform) -> None:
+    platform.ask()
+    platform.advance(4)
     for number in (1, 2):
         with pytest.raises(Conflict):
-            house.base.registry.set_generation_state("acme", "docs", number, "failed", actor="test")
-    assert house.generations() == [(2, "live")]
+            platform.base.registry.set_generation_state(
+                "acme", "docs", number, "failed", actor="test"
+            )
+    assert platform.generations() == [(2, "live")]
 
 
-def test_a_collection_deleted_meanwhile_ends_the_job_with_its_reason(house: House) -> None:
-    house.ask()
-    house.advance(2)
-    house.base.registry.delete_collection("acme", "docs", actor="test")
-    [job] = house.base.jobs.list()
+def test_a_collection_deleted_meanwhile_ends_the_job_with_its_reason(platform: Platform) -> None:
+    platform.ask()
+    platform.advance(2)
+    platform.base.registry.delete_collection("acme", "docs", actor="test")
+    [job] = platform.base.jobs.list()
     assert (job.state, job.error) == ("failed", "the collection was deleted"), (
         "at once, whether or not an indexer runs"
     )
 
 
-def test_what_cannot_be_is_refused_at_once(house: House) -> None:
+def test_what_cannot_be_is_refused_at_once(platform: Platform) -> None:
     with pytest.raises(Refused, match="index"):
-        house.ask(index="annoy")
+        platform.ask(index="annoy")
     with pytest.raises(Refused, match="sends vectors"):
-        house.ask(model="all-minilm-l6-v2")
+        platform.ask(model="all-minilm-l6-v2")
     with pytest.raises(NotFound):
-        house.ask(model="no-such-model")
+        platform.ask(model="no-such-model")
     with pytest.raises(NotFound):
         reindex.start(
-            house.base.registry,
-            house.base.jobs,
+            platform.base.registry,
+            platform.base.jobs,
             "acme",
             "none",
             index="",
@@ -396,18 +412,18 @@ def test_what_cannot_be_is_refused_at_once(house: House) -> None:
             shards=0,
             actor="test",
         )
-    assert house.base.jobs.list() == ()
+    assert platform.base.jobs.list() == ()
 
 
-def test_more_shards_than_slots_ends_it_with_the_limit(house: House) -> None:
-    house.ask(shards=9)
-    job = house.advance()
+def test_more_shards_than_slots_ends_it_with_the_limit(platform: Platform) -> None:
+    platform.ask(shards=9)
+    job = platform.advance()
     assert job.state == "failed"
     assert "8" in job.error
-    assert house.generations() == [(1, "live")]
+    assert platform.generations() == [(1, "live")]
 
 
-class Modelled(House):
+class Modelled(Platform):
     """A collection whose vectors come from a model of ours; texts stand in its rows."""
 
     def __init__(self, base) -> None:
@@ -427,9 +443,9 @@ class Modelled(House):
 
 
 def test_another_model_embeds_every_passage_again(base) -> None:
-    house = Modelled(base)
-    house.write(house.live, *[up(f"d{i}", i + 1, 2) for i in range(700)])
-    house.seal()
+    platform = Modelled(base)
+    platform.write(platform.live, *[up(f"d{i}", i + 1, 2) for i in range(700)])
+    platform.seal()
     calls = []
 
     def embed(model: str, texts, tenant: str):
@@ -438,19 +454,19 @@ def test_another_model_embeds_every_passage_again(base) -> None:
             raise Overloaded("the queue is full", retry_after_s=0.001)
         return np.stack([hash_vector(t, 8) for t in texts])
 
-    worker = _reindex(house, threading.Event(), embed)
-    house.ask(model="new")
+    worker = _reindex(platform, threading.Event(), embed)
+    platform.ask(model="new")
     for _ in range(4):
-        worker.advance(house.base.jobs.list()[-1])
-    assert house.base.jobs.list()[-1].state == "done"
+        worker.advance(platform.base.jobs.list()[-1])
+    assert platform.base.jobs.list()[-1].state == "done"
     assert calls == [
         ("new", 512, "acme"),
         ("new", 512, "acme"),
         ("new", 512, "acme"),
         ("new", 376, "acme"),
     ]
-    number, _ = house.generations()[-1]
-    new = house.generation(number)
+    number, _ = platform.generations()[-1]
+    new = platform.generation(number)
     assert (new.model, new.dimension) == ("new", 8)
     found = contents(base, new)
     assert len(found) == 700
@@ -459,7 +475,7 @@ def test_another_model_embeds_every_passage_again(base) -> None:
 
     [shard] = new.shards()
     [ref] = base.manifests.of(shard, start=0).segments
-    segment = load(ref, base.store, house.indexer._builder.backend, new.metric)
+    segment = load(ref, base.store, platform.indexer._builder.backend, new.metric)
     texts = segment.rows.column("text").to_pylist()
     assert np.allclose(vectors_of(segment.rows), np.stack([hash_vector(t, 8) for t in texts]))
 
@@ -476,22 +492,22 @@ def test_another_model_embeds_every_passage_again(base) -> None:
 def test_a_model_that_answers_what_was_not_asked_for_ends_its_job_with_the_reason(
     base, answer, reason
 ) -> None:
-    house = Modelled(base)
-    house.write(house.live, *[up(f"d{i}", i + 1) for i in range(10)])
-    house.seal()
-    worker = _reindex(house, threading.Event(), lambda _model, texts, tenant: answer(len(texts)))
-    house.ask(model="new")
+    platform = Modelled(base)
+    platform.write(platform.live, *[up(f"d{i}", i + 1) for i in range(10)])
+    platform.seal()
+    worker = _reindex(platform, threading.Event(), lambda _model, texts, tenant: answer(len(texts)))
+    platform.ask(model="new")
     for _ in range(3):
         worker.advance(base.jobs.list()[-1])
     [job] = base.jobs.list()
     assert job.state == "failed" and reason in job.error
-    assert [state for _, state in house.generations()] == ["live"]
+    assert [state for _, state in platform.generations()] == ["live"]
 
 
 def test_a_model_that_hangs_holds_its_own_jobs_alone(base) -> None:
-    house = Modelled(base)
-    house.write(house.live, *[up(f"d{i}", i + 1) for i in range(10)])
-    house.seal()
+    platform = Modelled(base)
+    platform.write(platform.live, *[up(f"d{i}", i + 1) for i in range(10)])
+    platform.seal()
     other = provisioning.create_collection(
         base.registry, base.log, "acme", "other", dimension=4, slots_total=8, actor="test"
     ).generation()
@@ -502,28 +518,30 @@ def test_a_model_that_hangs_holds_its_own_jobs_alone(base) -> None:
         assert go_on.wait(60)
         return np.stack([hash_vector(t, 8) for t in texts])
 
-    upkeep = house.indexer._maintenance
-    upkeep._reindex = _reindex(house, threading.Event(), hangs)
-    job = house.ask(model="new")
-    eventually(lambda: house.indexer.step() is not None and asked.is_set())
+    upkeep = platform.indexer._maintenance
+    upkeep._reindex = _reindex(platform, threading.Event(), hangs)
+    job = platform.ask(model="new")
+    eventually(lambda: platform.indexer.step() is not None and asked.is_set())
     copied = reindex.start(
         base.registry, base.jobs, "acme", "other", index="flat", model=None, shards=1, actor="test"
     )
     upkeep.compact_soon(other.shards())
     eventually(
-        lambda: house.indexer.step() is not None and base.jobs.get(copied.id).state == "done"
+        lambda: platform.indexer.step() is not None and base.jobs.get(copied.id).state == "done"
     )
-    eventually(lambda: house.indexer.step() is not None and not upkeep._to_compact)
+    eventually(lambda: platform.indexer.step() is not None and not upkeep._to_compact)
     assert base.jobs.get(job.id).state == "building"
     go_on.set()
-    eventually(lambda: house.indexer.step() is not None and base.jobs.get(job.id).state == "done")
+    eventually(
+        lambda: platform.indexer.step() is not None and base.jobs.get(job.id).state == "done"
+    )
     upkeep.stop()
 
 
 def test_canceled_while_it_waits_for_a_busy_model_it_asks_no_more(base) -> None:
-    house = Modelled(base)
-    house.write(house.live, *[up(f"d{i}", i + 1) for i in range(10)])
-    house.seal()
+    platform = Modelled(base)
+    platform.write(platform.live, *[up(f"d{i}", i + 1) for i in range(10)])
+    platform.seal()
     calls = []
 
     def embed(model: str, texts, tenant: str):
@@ -532,13 +550,13 @@ def test_canceled_while_it_waits_for_a_busy_model_it_asks_no_more(base) -> None:
             reindex.cancel(base.registry, base.jobs, job.id, actor="test")
         raise Overloaded("the queue is full", retry_after_s=0.001)
 
-    worker = _reindex(house, threading.Event(), embed)
-    job = house.ask(model="new")
+    worker = _reindex(platform, threading.Event(), embed)
+    job = platform.ask(model="new")
     for _ in range(3):
         worker.advance(base.jobs.get(job.id))
     assert len(calls) == 2
     assert base.jobs.get(job.id).state == "cancelled"
-    assert [state for _, state in house.generations()] == ["live"]
+    assert [state for _, state in platform.generations()] == ["live"]
 
 
 def test_passages_without_a_text_end_a_change_of_model_with_the_reason(base) -> None:
@@ -548,27 +566,27 @@ def test_passages_without_a_text_end_a_change_of_model_with_the_reason(base) -> 
     from tenants.provisioning import VECTORS_TOPIC
     from vicinage.wire import encode_rows, rows_key
 
-    house = Modelled(base)
+    platform = Modelled(base)
     batch = message([up("a", 1)], DIMENSION)
     place = batch.schema.get_field_index("text")
     bare = batch.set_column(place, batch.schema.field(place), pa.nulls(1, pa.utf8()))
-    g = house.live
+    g = platform.live
     value = encode_rows(bare, tenant="acme", collection="docs", generation=g.number)
     base.log.append(VECTORS_TOPIC, g.slots[0], [Record(value, rows_key("acme", "docs", g.number))])
-    house.ask(model="new")
-    job = house.advance(4)
+    platform.ask(model="new")
+    job = platform.advance(4)
     assert job.state == "failed"
     assert "no text" in job.error
-    assert house.generations() == [(g.number, "live")]
+    assert platform.generations() == [(g.number, "live")]
 
 
 def test_an_empty_collection_is_reindexed_too(base) -> None:
-    house = House(base)
-    house.ask(index="hnsw")
-    job = house.advance(4)
+    platform = Platform(base)
+    platform.ask(index="hnsw")
+    job = platform.advance(4)
     assert (job.state, job.done) == ("done", 0)
-    assert house.generations() == [(2, "live")]
-    assert house.generation(2).index == "hnsw"
+    assert platform.generations() == [(2, "live")]
+    assert platform.generation(2).index == "hnsw"
 
 
 def test_a_model_registered_after_the_indexer_started_is_found(base) -> None:

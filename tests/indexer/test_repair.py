@@ -11,9 +11,9 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
-from house import make_indexer, resources_in
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from resources import make_indexer, resources_in
 from sealed import DIMENSION, append, contents, gone, loaded, make_collection, up
 
 from cluster.wiring import Resources

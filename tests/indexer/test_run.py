@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from house import make_indexer, resources_in
+from resources import make_indexer, resources_in
 from rows import message, strangers
 from sealed import append, contents, gone, make_collection, segments, up, version
 from sqlalchemy import text

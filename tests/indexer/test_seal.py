@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from house import resources_in
+from resources import resources_in
 from rows import message
 from sealed import DIMENSION, contents, gone, make_collection, segments, up, version
 
@@ -46,7 +46,7 @@ def test_each_bound_by_itself_makes_a_shard_due() -> None:
 
 
 @pytest.fixture
-def house(base):
+def platform(base):
     generation = make_collection(base)
     builder = Builder(base.manifests, base.store, open_backend(), base.settings.indexer)
     [shard] = generation.shards()
@@ -61,8 +61,8 @@ def waiting(shard: ShardId, *messages: list) -> Pending:
     return made
 
 
-def test_of_each_document_the_newest_version_is_sealed_and_deletions_are_kept(house) -> None:
-    base, generation, builder, shard, lease = house
+def test_of_each_document_the_newest_version_is_sealed_and_deletions_are_kept(platform) -> None:
+    base, generation, builder, shard, lease = platform
     rows = waiting(
         shard,
         [up("a", 1, 3), up("b", 2)],
@@ -76,23 +76,23 @@ def test_of_each_document_the_newest_version_is_sealed_and_deletions_are_kept(ho
     assert contents(base, generation) == {"a": (version(3), 2), "c": (version(6), 1)}
 
 
-def test_a_record_that_was_delivered_twice_counts_once(house) -> None:
-    base, generation, builder, shard, lease = house
+def test_a_record_that_was_delivered_twice_counts_once(platform) -> None:
+    base, generation, builder, shard, lease = platform
     builder.seal(waiting(shard, [up("a", 1, 2)], [up("a", 1, 2)]), generation, lease, sealed=2)
     assert contents(base, generation) == {"a": (version(1), 2)}
     assert segments(base, generation) == [(2, 0)]
 
 
-def test_only_deletions_make_a_segment_too(house) -> None:
-    base, generation, builder, shard, lease = house
+def test_only_deletions_make_a_segment_too(platform) -> None:
+    base, generation, builder, shard, lease = platform
     builder.seal(waiting(shard, [up("a", 1)]), generation, lease, sealed=1)
     builder.seal(waiting(shard, [gone("a", 2)]), generation, lease, sealed=2)
     assert contents(base, generation) == {}
     assert segments(base, generation) == [(1, 0), (0, 1)]
 
 
-def test_a_swap_that_came_between_is_kept_and_ours_comes_after_it(house) -> None:
-    _base, generation, builder, shard, lease = house
+def test_a_swap_that_came_between_is_kept_and_ours_comes_after_it(platform) -> None:
+    _base, generation, builder, shard, lease = platform
     first = builder.write(shard, generation, *_newest(waiting(shard, [up("a", 1)])))
     second = builder.write(shard, generation, *_newest(waiting(shard, [up("b", 2)])))
     tries = []
@@ -109,8 +109,8 @@ def test_a_swap_that_came_between_is_kept_and_ours_comes_after_it(house) -> None
     assert published.sealed == 5, "what was sealed stays sealed"
 
 
-def test_a_lease_that_has_passed_on_is_not_tried_twice(house) -> None:
-    base, generation, builder, shard, lease = house
+def test_a_lease_that_has_passed_on_is_not_tried_twice(platform) -> None:
+    base, generation, builder, shard, lease = platform
     stolen = Leases(base.engine, base.clock).acquire(lease.resource, lease.owner, ttl_s=60)
     assert stolen.epoch == lease.epoch + 1
     with pytest.raises(Conflict):
@@ -142,9 +142,9 @@ def _newest(p: Pending):
 
 
 def test_a_seal_measures_its_effort_on_the_questions_that_were_kept(
-    house, monkeypatch: pytest.MonkeyPatch
+    platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, generation, builder, shard, lease = house
+    base, generation, builder, shard, lease = platform
     asked = []
     monkeypatch.setattr(
         "indexer.index.segment_writer.effort_curve", lambda *given: asked.append(given[-1]) or ()
@@ -177,8 +177,8 @@ class EndedElsewhere(Drafts):
             self.builder.given_up.remove(folder)
 
 
-def test_drafts_that_two_threads_end_at_once_end_neither_thread(house) -> None:
-    base, generation, builder, shard, lease = house
+def test_drafts_that_two_threads_end_at_once_end_neither_thread(platform) -> None:
+    base, generation, builder, shard, lease = platform
     manifests = copy(base.manifests)
     manifests.drafts = EndedElsewhere(base.engine, base.clock)
     builder = manifests.drafts.builder = replace(

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from house import make_indexer, resources_in
+from resources import make_indexer, resources_in
 from sealed import append, contents, gone, make_collection, up, version
 
 from indexer import trim

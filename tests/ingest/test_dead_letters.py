@@ -4,7 +4,7 @@ import base64
 
 import pyarrow as pa
 import pytest
-from house import make_ingest
+from resources import make_ingest
 
 from ingest import dead_letters, replay
 from ingest.dead_letters import LETTER_BYTES_MAX, READ_BYTES_MAX, REJECTED_MAX

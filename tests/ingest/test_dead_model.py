@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from house import HashEmbedder, eventually, make_ingest, running
 from model_server import ModelServer
+from resources import HashEmbedder, eventually, make_ingest, running
 
 from ingest import dead_letters
 from tenants import provisioning

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from house import HashEmbedder, WordChunker, eventually, hash_vector, make_ingest
+from resources import HashEmbedder, WordChunker, eventually, hash_vector, make_ingest
 
 from ingest import dead_letters
 from ingest.documents import parse_json

@@ -12,7 +12,7 @@ from typing import Any
 from zlib import crc32
 
 import pytest
-from house import HashEmbedder, eventually, make_ingest, running
+from resources import HashEmbedder, eventually, make_ingest, running
 
 from ingest.scheduler import OF_MODEL_MAX
 from tenants import provisioning

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from house import make_ingest
+from resources import make_ingest
 from stepping import committed, make_tenant, send, stepping
 
 from ingest import topics

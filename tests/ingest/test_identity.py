@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from house import make_ingest
+from resources import make_ingest
 
 from ingest import dead_letters, intake
 from ingest.documents import parse_json

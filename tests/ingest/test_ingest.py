@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import HashEmbedder, WordChunker, eventually, make_ingest, resources_in, running
+from resources import HashEmbedder, WordChunker, eventually, make_ingest, resources_in, running
 
 from ingest import dead_letters, intake
 from ingest.documents import parse_json
@@ -249,7 +249,7 @@ def test_a_document_goes_to_every_serving_generation(base, acme) -> None:
 WORK = """
 import sys; sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from house import make_ingest, resources_in
+from resources import make_ingest, resources_in
 base = resources_in(Path(sys.argv[1]))
 ingest = make_ingest(base)
 while ingest.step(0.2):

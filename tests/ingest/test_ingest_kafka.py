@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from house import eventually, make_ingest, settings
+from resources import eventually, make_ingest, settings
 from servers import NoUtf8
 
 from cluster.wiring import open_resources

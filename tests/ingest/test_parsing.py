@@ -7,7 +7,7 @@ import json
 import threading
 import time
 
-from house import eventually, running
+from resources import eventually, running
 
 from ingest import dead_letters
 from ingest.jobs import PARSED_BYTES, jobs_of

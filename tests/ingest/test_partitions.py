@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from house import make_ingest
+from resources import make_ingest
 from stepping import stepping
 
 from ingest import intake

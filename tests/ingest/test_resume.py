@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from house import eventually, make_ingest
+from resources import eventually, make_ingest
 from sqlalchemy import select
 from stepping import committed, make_tenant, send, stepping
 

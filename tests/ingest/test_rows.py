@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from house import eventually, make_ingest
+from resources import eventually, make_ingest
 
 from ingest import dead_letters, intake
 from ingest.columns import parse_arrow

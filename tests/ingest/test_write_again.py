@@ -2,7 +2,7 @@
 
 import json
 
-from house import eventually, make_ingest
+from resources import eventually, make_ingest
 
 from cluster.wiring import Resources
 from ingest import dead_letters

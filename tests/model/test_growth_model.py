@@ -13,10 +13,10 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from house import eventually, make_ingest, resources_in
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from resources import eventually, make_ingest, resources_in
 
 from ingest import dead_letters, intake
 from ingest.documents import parse_json

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from house import make_indexer, resources_in
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from resources import make_indexer, resources_in
 from sealed import append, contents, gone, make_collection, up, version
 
 from indexer.run import Indexer

@@ -16,10 +16,10 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from house import HashEmbedder, make_ingest, resources_in
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from resources import HashEmbedder, make_ingest, resources_in
 
 from tenants import provisioning
 from tenants.entities import EmbeddingModel, Generation, Group

@@ -15,10 +15,10 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from house import make_indexer, resources_in
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from resources import make_indexer, resources_in
 from rows import unit
 from sealed import append, contents, gone, loaded, make_collection, up, version
 

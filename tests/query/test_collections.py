@@ -16,7 +16,7 @@ def test_looking_at_collections_and_deleting_one_take_a_place(tmp_path: Path) ->
             ("GET", "/v1/collections/c"),
             ("DELETE", "/v1/collections/c?confirm=c"),
         ]
-        admission = call.state.answerer.admission
+        admission = call.state.pipeline.admission
         with admission.enter("loud", 1), admission.enter("louder", 4):
             for method, path in requests:
                 assert problem(call(method, path, key), 429, "overloaded")["retry_after_s"] > 0

@@ -3,7 +3,7 @@
 import numpy as np
 
 from query.degraded import reason_of
-from query.plan import Plan, Question, make_plan
+from query.plan import Plan, SearchRequest, make_plan
 from query.scatter import ScatterResult
 from tenants.entities import Collection, Generation, Objectives
 from vicinage.errors import Unavailable
@@ -15,7 +15,7 @@ COLLECTION = Collection("t", "c", "active", 1, (GENERATION,), Objectives(recall=
 
 def planned() -> Plan:
     return make_plan(
-        Question("c", 10), COLLECTION, np.array([1, 0], np.float32), 1, 0.95, scan=True
+        SearchRequest("c", 10), COLLECTION, np.array([1, 0], np.float32), 1, 0.95, scan=True
     )
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from house import hash_vector
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from resources import hash_vector
 
 from query.embedding_cache import CachingEmbedder, EmbeddingCache, _cost
 from tenants.entities import DEFAULT_MODEL

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import eventually, make_ingest, resources_in
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from resources import eventually, make_ingest, resources_in
 
 import query.judge
 from cluster.wiring import Resources, build_searcher
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(600)
 WAIT_S = 20.0
 
 
-class House:
+class Platform:
     """A tenant with one collection of two shards, whose ingest works when it is told to."""
 
     def __init__(self, base: Resources, *, partitions: int = 1) -> None:
@@ -125,40 +125,40 @@ class House:
 
 
 @pytest.fixture
-def house(base) -> Iterator[House]:
-    made = House(base)
+def platform(base) -> Iterator[Platform]:
+    made = Platform(base)
     yield made
     made.close()
 
 
-def test_what_is_newer_than_the_snapshot_decides(house: House) -> None:
-    house.post(a="red", b="red", c="blue", d="red")
-    house.ingest()
-    house.post(b="blue", c="red", e="red")
-    house.produce("d", None)
-    judged = house.delete("red")
+def test_what_is_newer_than_the_snapshot_decides(platform: Platform) -> None:
+    platform.post(a="red", b="red", c="blue", d="red")
+    platform.ingest()
+    platform.post(b="blue", c="red", e="red")
+    platform.produce("d", None)
+    judged = platform.delete("red")
     assert sorted(judged.passed) == ["a", "c", "e"], (
         "b has changed, d is deleted, c and e are not searchable yet"
     )
     assert str(judged.token) == "0-2", "the last position that was judged"
-    assert house.contents() == {"b": "blue"}
+    assert platform.contents() == {"b": "blue"}
 
 
-def test_a_document_written_after_the_judging_is_spared(house: House) -> None:
-    house.post(a="red", b="red")
-    house.ingest()
-    judged = house.passing("red")
-    house.post(b="red")
-    house.append(judged)
-    assert house.contents() == {"b": "red"}
+def test_a_document_written_after_the_judging_is_spared(platform: Platform) -> None:
+    platform.post(a="red", b="red")
+    platform.ingest()
+    judged = platform.passing("red")
+    platform.post(b="red")
+    platform.append(judged)
+    assert platform.contents() == {"b": "red"}
 
 
-def test_a_deletion_that_is_delivered_again_changes_nothing(house: House) -> None:
-    house.post(a="red", b="red")
-    judged = house.delete("red")
-    house.post(a="red")
-    house.append(judged)
-    assert house.contents() == {"a": "red"}
+def test_a_deletion_that_is_delivered_again_changes_nothing(platform: Platform) -> None:
+    platform.post(a="red", b="red")
+    judged = platform.delete("red")
+    platform.post(a="red")
+    platform.append(judged)
+    assert platform.contents() == {"a": "red"}
 
 
 @pytest.mark.parametrize("detached", [False, True])
@@ -200,25 +200,25 @@ def test_text_that_waits_for_the_embedder_is_covered(base, detached) -> None:
 
 
 def test_a_backlog_too_long_to_judge_deletes_nothing(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house.post(a="red")
+    platform.post(a="red")
     monkeypatch.setattr(query.judge, "BACKLOG_BYTES_MAX", 100)
     with pytest.raises(Unavailable, match="nothing was deleted"):
-        house.passing("red")
-    house.ingest()
-    assert house.passing("red").passed == {"a": 0}
+        platform.passing("red")
+    platform.ingest()
+    assert platform.passing("red").passed == {"a": 0}
 
 
-def test_too_many_documents_and_positions_of_no_write_are_refused(house: House) -> None:
-    house.post(**{f"d{i}": "red" for i in range(101)})
+def test_too_many_documents_and_positions_of_no_write_are_refused(platform: Platform) -> None:
+    platform.post(**{f"d{i}": "red" for i in range(101)})
     with pytest.raises(Refused, match="more than 100"):
-        house.passing("red")
-    house.ingest()
+        platform.passing("red")
+    platform.ingest()
     with pytest.raises(Refused, match="more than 100"):
-        house.passing("red")
+        platform.passing("red")
     with pytest.raises(Refused, match="no write has"):
-        house.passing("blue", Token((Position(0, 7),)))
+        platform.passing("blue", Token((Position(0, 7),)))
 
 
 class Deletions(RuleBasedStateMachine):
@@ -230,28 +230,28 @@ class Deletions(RuleBasedStateMachine):
     @initialize(partitions=st.sampled_from([1, 3]))
     def begin(self, partitions: int) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
-        self.house = House(resources_in(self.folder), partitions=partitions)
+        self.platform = Platform(resources_in(self.folder), partitions=partitions)
         self.model: dict[str, str] = {}
         self.late: list[Judged] = []
 
     @rule(name=names, color=colors)
     def post(self, name: str, color: str) -> None:
-        self.house.post(**{name: color})
+        self.platform.post(**{name: color})
         self.model[name] = color
 
     @rule(name=names, color=colors)
     def produce(self, name: str, color: str) -> None:
-        self.house.produce(name, color)
+        self.platform.produce(name, color)
         self.model[name] = color
 
     @rule(name=names)
     def delete(self, name: str) -> None:
-        self.house.produce(name, None)
+        self.platform.produce(name, None)
         self.model.pop(name, None)
 
     @rule(color=colors)
     def delete_by_filter(self, color: str) -> None:
-        judged = self.house.delete(color)
+        judged = self.platform.delete(color)
         assert sorted(judged.passed) == sorted(n for n, c in self.model.items() if c == color)
         self.model = {n: c for n, c in self.model.items() if c != color}
         self.late.append(judged)
@@ -260,20 +260,20 @@ class Deletions(RuleBasedStateMachine):
     def deliver_deletions_again(self) -> None:
         """What stands is newer than each of them: they are of documents that are gone."""
         for judged in self.late:
-            self.house.append(judged)
+            self.platform.append(judged)
 
     @rule()
     def ingest(self) -> None:
-        self.house.ingest()
+        self.platform.ingest()
 
     @rule()
     def compare(self) -> None:
-        assert self.house.contents() == self.model
+        assert self.platform.contents() == self.model
 
     def teardown(self) -> None:
-        assert self.house.contents() == self.model
-        self.house.close()
-        self.house.base.close()
+        assert self.platform.contents() == self.model
+        self.platform.close()
+        self.platform.base.close()
         shutil.rmtree(self.folder)
 
 

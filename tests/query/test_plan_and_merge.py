@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from query.merge import merge
-from query.plan import Question, make_plan
+from query.plan import SearchRequest, make_plan
 from tenants.entities import Collection, Generation, Objectives
 from vicinage.errors import Refused
 from vicinage.filters import Filter
@@ -27,7 +27,7 @@ def shard_result(slot: int, scores: list[float]) -> ShardResult:
 def test_every_shard_of_the_live_generation_is_asked_and_no_other() -> None:
     generations = (generation(1, (0, 1)), generation(2, (2, 3, 4), "building"))
     collection = Collection("t", "c", "active", 1, generations, Objectives())
-    question = Question(
+    question = SearchRequest(
         "c",
         7,
         vector=np.ones(2, np.float32),
@@ -55,14 +55,17 @@ def test_more_vectors_than_one_answer_may_hold_are_refused_with_the_k_that_is_al
         np.ones(4_096, np.float32),
     )
     make_plan(
-        Question("c", 1_000, vector=vector, include=frozenset({"text"})), collection, vector, 1
+        SearchRequest("c", 1_000, vector=vector, include=frozenset({"text"})), collection, vector, 1
     )
     make_plan(
-        Question("c", 256, vector=vector, include=frozenset({"vector"})), collection, vector, 1
+        SearchRequest("c", 256, vector=vector, include=frozenset({"vector"})), collection, vector, 1
     )
     with pytest.raises(Refused, match="k of at most 256") as refused:
         make_plan(
-            Question("c", 257, vector=vector, include=frozenset({"vector"})), collection, vector, 1
+            SearchRequest("c", 257, vector=vector, include=frozenset({"vector"})),
+            collection,
+            vector,
+            1,
         )
     assert (refused.value.field, refused.value.limit) == ("k", 256)
 

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from house import eventually, make_ingest
+from resources import eventually, make_ingest
 
 from cluster.wiring import Resources
 from ingest import intake

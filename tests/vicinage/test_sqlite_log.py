@@ -4,7 +4,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from house import eventually
+from resources import eventually
 
 from vicinage.errors import NotFound
 from vicinage.log import Record, open_log, sqlite, sqlite_tidy

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from house import eventually
+from resources import eventually
 
 from vicinage.threads import EssentialThread, ThreadEnded, when_one_dies
 

@@ -346,31 +346,31 @@ class _Waiting:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._places: dict[TopicPartition, deque[_Place]] = {}
+        self._waiters: dict[TopicPartition, deque[_Waiter]] = {}
 
     @contextmanager
-    def of(self, tp: TopicPartition) -> Iterator["_Place"]:
+    def of(self, tp: TopicPartition) -> Iterator["_Waiter"]:
         """Queues an append after those that wait.
 
         Raises Unavailable if LATE_MAX appends wait, the oldest for longer than LATE_S.
         """
         with self._lock:
-            waiting = self._places.setdefault(tp, deque())
+            waiting = self._waiters.setdefault(tp, deque())
             if len(waiting) >= LATE_MAX and time.monotonic() - waiting[0].since > LATE_S:
                 raise _late(*tp, LATE_S)
-            place = _Place(waiting)
-            waiting.append(place)
+            waiter = _Waiter(waiting)
+            waiting.append(waiter)
         try:
-            yield place
+            yield waiter
         finally:
             with self._lock:
-                waiting.remove(place)
-                if not waiting and self._places.get(tp) is waiting:
-                    del self._places[tp]
+                waiting.remove(waiter)
+                if not waiting and self._waiters.get(tp) is waiting:
+                    del self._waiters[tp]
 
 
-class _Place:
-    def __init__(self, waiting: "deque[_Place]") -> None:
+class _Waiter:
+    def __init__(self, waiting: "deque[_Waiter]") -> None:
         self.since = time.monotonic()
         self._waiting = waiting
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from house import eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from resources import eventually
 
 from indexer.index import lexical
 from indexer.index.analysis import STOP_WORDS, text_terms

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
-from house import eventually, hash_vector
 from hypothesis import given
 from hypothesis import strategies as st
+from resources import eventually, hash_vector
 from servers import free_port
 from starlette.applications import Starlette
 from starlette.requests import Request

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from house import eventually
+from resources import eventually
 from servers import free_port
 
 from ingest.embedding import Lane, open_embedder

@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from house import settings
+from resources import settings
 
 from cluster.wiring import open_resources
 from query.quality.freshness import Freshness

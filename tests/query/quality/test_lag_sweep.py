@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import resources_in, running
+from resources import resources_in, running
 
 from query.quality.freshness import Freshness
 from query.quality.lag_sweep import LagSweep

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from query.plan import Plan, Question, make_plan
+from query.plan import Plan, SearchRequest, make_plan
 from query.quality.interval import ENOUGH
 from query.quality.recall import QUEUE_MAX, RecallMonitor, _fits_half, _offer, recall_of
 from query.scatter import Searchers
@@ -66,7 +66,9 @@ def hits(names: str, first: float = 1.0) -> tuple[Hit, ...]:
 def plan(k: int = 10, generation: int = 1, *, exact: bool = False) -> Plan:
     made = Generation("t", "c", generation, "live", None, 2, "cosine", "auto", (0,), (0,))
     collection = Collection("t", "c", "active", generation, (made,), Objectives())
-    return make_plan(Question("c", k, exact=exact), collection, np.array([1, 0], np.float32), 1)
+    return make_plan(
+        SearchRequest("c", k, exact=exact), collection, np.array([1, 0], np.float32), 1
+    )
 
 
 def monitor(searcher: Drawer, **given: Any) -> RecallMonitor:
@@ -440,7 +442,7 @@ async def served_by(
     for _ in range(n):
         vector = np.array([1, 0], np.float32)
         aim, misses = recall.aim(collection), recall.misses(collection)
-        made = make_plan(Question("c", 10), collection, vector, 1, aim, scan=misses)
+        made = make_plan(SearchRequest("c", 10), collection, vector, 1, aim, scan=misses)
         found = await searcher.search(made.queries[0], Deadline.after(1))
         recall.offer(made, found.hits[0], [found])
         await recall.settled()

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
-from house import eventually
 from hypothesis import given
 from hypothesis import strategies as st
+from resources import eventually
 from rows import message, unit
 from searching import collection, one, reach, seal, searching, send, shard_of
 

@@ -61,7 +61,7 @@ class Setting:
 
     def unload(self, shard: ShardId) -> None:
         self.unloaded.append(shard)
-        self.tail.set_down(shard)
+        self.tail.remove(shard)
 
     def begin(self) -> None:
         end = self.base.log.end(VECTORS_TOPIC, self.docs.slot)

@@ -10,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from house import eventually
 from hypothesis import given
 from hypothesis import strategies as st
+from resources import eventually
 from rows import message, unit
 from searching import (
     D,
     Gate,
     ask,
-    bring_in,
     collection,
+    load_needed,
     one,
     reach,
     seal,
@@ -33,7 +33,7 @@ from indexer.backends import open_backend
 from indexer.index.rows import newest
 from indexer.seal import Builder
 from query.searcher.catalog_view import EAGER_PASSAGES
-from query.searcher.memory import IN_USE_S, Asker, Held, to_let_go
+from query.searcher.memory import IN_USE_S, Held, Requester, choose_evictions
 from tenants import provisioning
 from tenants.entities import Collection
 from tenants.leases import Leases
@@ -63,26 +63,26 @@ def names(going: tuple[ShardId, ...]) -> list[str]:
 
 def test_who_was_not_asked_for_longest_goes_first_and_no_more_go_than_must() -> None:
     every = [held("a", 1, 10, 5), held("b", 2, 10, 90), held("c", 3, 10, 30)]
-    assert names(to_let_go(every, 5, 100)) == ["b2"]
-    assert names(to_let_go(every, 20, 100)) == ["b2", "c3"]
+    assert names(choose_evictions(every, 5, 100)) == ["b2"]
+    assert names(choose_evictions(every, 20, 100)) == ["b2", "c3"]
 
 
 def test_who_is_asked_right_now_stays_even_if_nobody_finds_room() -> None:
-    assert to_let_go([held("a", 1, 10, IN_USE_S / 2)], 1, 100) == ()
-    assert to_let_go([held("a", 1, 10, 9), held("b", 2, 10, 0)], 15, 100) == (), (
+    assert choose_evictions([held("a", 1, 10, IN_USE_S / 2)], 1, 100) == ()
+    assert choose_evictions([held("a", 1, 10, 9), held("b", 2, 10, 0)], 15, 100) == (), (
         "one alone would go for nothing"
     )
 
 
 def test_a_class_of_greater_weight_stays_as_many_times_longer() -> None:
     gold, bronze = held("gold", 1, 10, 39, weight=4), held("bronze", 2, 10, 10)
-    assert names(to_let_go([gold, bronze], 5, 1_000)) == ["bronze2"]
+    assert names(choose_evictions([gold, bronze], 5, 1_000)) == ["bronze2"]
 
 
 def test_who_walks_through_all_that_he_has_lets_go_of_his_own() -> None:
     quiet = held("quiet", 0, 10, 60)
     walker = [held("walker", 1 + i, 10, 10) for i in range(90)]
-    assert set(names(to_let_go([quiet, *walker], 100, 100))) <= {
+    assert set(names(choose_evictions([quiet, *walker], 100, 100))) <= {
         f"walker{1 + i}" for i in range(90)
     }
 
@@ -91,24 +91,26 @@ def test_who_asks_for_all_that_he_has_all_the_time_keeps_no_more_than_his_share_
     None
 ):
     everything = [held("busy", i, 10, 0.1) for i in range(10)]
-    assert to_let_go(everything, 10, 100, asker=Asker("busy", 1)) == (), "from himself he keeps it"
-    assert len(to_let_go(everything, 10, 100, asker=Asker("new", 1))) == 1
-    other = held("other", 20, 10, 3)
-    assert names(to_let_go([*everything[:9], other], 10, 100, asker=Asker("new", 1)))[0].startswith(
-        "busy"
+    assert choose_evictions(everything, 10, 100, requester=Requester("busy", 1)) == (), (
+        "from himself he keeps it"
     )
+    assert len(choose_evictions(everything, 10, 100, requester=Requester("new", 1))) == 1
+    other = held("other", 20, 10, 3)
+    assert names(
+        choose_evictions([*everything[:9], other], 10, 100, requester=Requester("new", 1))
+    )[0].startswith("busy")
 
 
 def test_room_is_made_for_more_at_once_where_that_is_easy() -> None:
     every = [held("a", i, 10, 9) for i in range(9)]
-    assert len(to_let_go(every, 10, 1_000, spare=30)) == 4
-    assert len(to_let_go(every[:2], 10, 1_000, spare=30)) == 2
+    assert len(choose_evictions(every, 10, 1_000, spare=30)) == 4
+    assert len(choose_evictions(every[:2], 10, 1_000, spare=30)) == 2
 
 
 def test_what_is_too_much_already_is_let_go_of_as_far_as_may_be() -> None:
     every = [held("a", 0, 10, 9), held("b", 1, 10, 0)]
-    assert to_let_go(every, 50, 100) == ()
-    assert names(to_let_go(every, 50, 100, partial=True)) == ["a0"]
+    assert choose_evictions(every, 50, 100) == ()
+    assert names(choose_evictions(every, 50, 100, partial=True)) == ["a0"]
 
 
 @given(
@@ -129,7 +131,7 @@ def test_what_is_too_much_already_is_let_go_of_as_far_as_may_be() -> None:
 def test_what_goes_is_enough_or_nothing_and_in_use_only_of_who_holds_too_much(
     every: list[Held], need: int
 ) -> None:
-    going = to_let_go(every, need, 100)
+    going = choose_evictions(every, need, 100)
     by_shard = {h.shard: h for h in every}
     holders = {h.shard.tenant for h in every}
     for shard in going:
@@ -341,7 +343,7 @@ def test_deltas_that_grow_beyond_it_make_others_let_go(base: Resources) -> None:
     _, first = sealed(base, "first")
     _, second = sealed(base, "second")
     with searching(base, resident_bytes_max=room_for(base, first, second) + 4_000) as searcher:
-        bring_in(searcher, first, second)
+        load_needed(searcher, first, second)
         base.clock.advance(2)
         ask(searcher, second)
         rows = [(f"n{i}", 50 + i, [unit(i)], "{}") for i in range(200)]

@@ -58,7 +58,7 @@ class Memory:
             loaded = self._segment(i)
             self.budget.count(loaded, room)
             adopt(made, [loaded], 1)
-        made.asked_s = self.clock.monotonic()
+        made.last_access_s = self.clock.monotonic()
         self.owner.held[identity] = made
         return identity
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from house import resources_in
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from resources import resources_in
 from rows import message, unit
 from searching import ask, collection, reach, seal, searching, send, shard_of
 

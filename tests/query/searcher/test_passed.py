@@ -1,6 +1,6 @@
 """What is noted of rows that pass by: no more than a bound, and never less than a shard needs to join."""
 
-from house import eventually
+from resources import eventually
 from searching import ask, collection, one, reach, searching, send, shard_of
 
 from cluster.wiring import Resources

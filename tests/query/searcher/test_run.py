@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from house import eventually
+from resources import eventually
 from rows import message, strangers, unit
 from searching import (
     D,
     Gate,
     ask,
-    bring_in,
     collection,
+    load_needed,
     one,
     reach,
     seal,
@@ -33,7 +33,7 @@ from cluster.wiring import Resources, build_searcher
 from indexer.backends import open_backend
 from indexer.index.rows import newest
 from indexer.seal import Builder
-from query.searcher.run import Searcher, _Asked, _asks
+from query.searcher.run import Searcher, _asks, _Waiting
 from tenants import provisioning
 from tenants.entities import Class, Collection, Objectives, SegmentRef
 from tenants.leases import Leases
@@ -232,7 +232,7 @@ def test_a_manifest_that_could_not_be_adopted_is_adopted_later(base: Resources) 
     docs = shard_of(of)
     with searching(base) as searcher:
         searcher.shards.loader.store = store = AwayStore(base.store)
-        bring_in(searcher, docs)
+        load_needed(searcher, docs)
         batches = [one("a", 1), one("b", 2)]
         end = [send(base, docs, b) for b in batches][-1]
         reach(searcher, {docs.slot: end})
@@ -317,7 +317,7 @@ def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_agai
     end = send(base, docs, batches[0])
     seal(base, docs, of, batches[:1], end)
     with searching(base) as searcher:
-        bring_in(searcher, docs)
+        load_needed(searcher, docs)
         searcher.shards.loader.store = store = CountingStore(base.store)
         end = send(base, docs, batches[1])
         reach(searcher, {docs.slot: end})
@@ -563,7 +563,7 @@ def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Resource
         return asked
 
     with searching(base, queue_max=20_000) as searcher:
-        bring_in(searcher, loud, quiet)
+        load_needed(searcher, loud, quiet)
         gate = Gate(searcher, loud)
         flood = [ask_in_line(searcher, loud, 1)]
         assert gate.entered.wait(5)
@@ -582,7 +582,7 @@ def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Resourc
     batching, single = neighbours(base, "silver", "silver")
     order: list[str] = []
     with searching(base, queue_max=20_000) as searcher:
-        bring_in(searcher, batching, single)
+        load_needed(searcher, batching, single)
         gate = Gate(searcher, batching)
         searcher.submit(ShardQuery(batching, unit(0)[None], 1), Deadline.after(60))
         assert gate.entered.wait(5)
@@ -604,7 +604,7 @@ def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Resourc
 def test_a_tenant_that_fills_its_part_of_the_queue_leaves_room_for_others(base: Resources) -> None:
     loud, quiet = neighbours(base, "bronze", "gold")
     with searching(base, queue_max=100) as searcher:
-        bring_in(searcher, loud, quiet)
+        load_needed(searcher, loud, quiet)
         gate = Gate(searcher, loud)
         searcher.submit(ShardQuery(loud, unit(0)[None], 1), Deadline.after(10))
         assert gate.entered.wait(5)
@@ -627,7 +627,7 @@ def test_a_scan_of_many_rows_costs_its_tenant_more_than_a_look_at_few(base: Reso
     of = collection(base, dimension=1_024)
     big = shard_of(of)
     with searching(base) as searcher:
-        bring_in(searcher, big)
+        load_needed(searcher, big)
         small = ShardQuery(big, np.ones((1, 1_024), np.float32), 1)
         assert searcher._cost(small) == 1
         rows = [(f"d{i}", i + 1, [np.ones(1_024, np.float32)], "{}") for i in range(2_100)]
@@ -660,7 +660,7 @@ def test_a_thread_that_dies_ends_the_role_and_leaves_nobody_waiting(base: Resour
     searcher.start()
     try:
         eventually(searcher.ready)
-        bring_in(searcher, docs)
+        load_needed(searcher, docs)
         broken = searcher.tail.shards[docs]
         broken.search = lambda _query: 1 / 0  # type: ignore[method-assign]
         answer = searcher.submit(ShardQuery(docs, unit(0)[None], 1), Deadline.after(30))
@@ -688,7 +688,7 @@ def test_a_look_survives_what_other_threads_do_meanwhile(base: Resources, race: 
     registry = Racing(base.engine, base.clock)
     shards = [shard_of(collection(base, name)) for name in ("one", "two", "three")]
     with searching(replace(base, registry=registry), adopt_s=60) as searcher:
-        bring_in(searcher, *shards)
+        load_needed(searcher, *shards)
 
         def other_thread() -> None:
             if race == "collection deleted":
@@ -697,7 +697,7 @@ def test_a_look_survives_what_other_threads_do_meanwhile(base: Resources, race: 
                 registry.refresh()
             else:
                 for shard in shards:
-                    searcher.tail.set_down(shard)
+                    searcher.tail.remove(shard)
 
         base.registry.set_objectives("acme", "one", Objectives(recall=0.9), actor="test")
         registry.before = other_thread
@@ -737,9 +737,9 @@ def test_a_question_given_up_while_it_waits_harms_nobody(base: Resources) -> Non
     of = collection(base)
     shard = shard_of(of)
     with searching(base) as searcher:
-        bring_in(searcher, shard)
+        load_needed(searcher, shard)
         gone, also_gone, kept = (
-            _Asked(ShardQuery(shard, unit(1)[None], 1), Deadline.after(5)) for _ in range(3)
+            _Waiting(ShardQuery(shard, unit(1)[None], 1), Deadline.after(5)) for _ in range(3)
         )
         assert gone.answer.cancel() and also_gone.answer.cancel()
         searcher._answer([gone])  # all of them gave up: nothing to do, and nothing to die of
@@ -763,7 +763,7 @@ def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_b
             raise OperationalError("BEGIN", {}, Exception("the server closed the connection"))
 
     with searching(base) as searcher:
-        bring_in(searcher, live)
+        load_needed(searcher, live)
         end = send(base, live, one("a", 1))
         reach(searcher, {live.slot: end})
         later = (
@@ -785,7 +785,7 @@ def test_a_vectors_log_that_was_made_anew_is_not_read_on_and_nobody_waits_for_it
     end = send(base, docs, one("a", 1))
     with searching(base) as searcher:
         reach(searcher, {docs.slot: end})
-        bring_in(searcher, docs)
+        load_needed(searcher, docs)
         base.log.delete_topic(VECTORS_TOPIC)
         base.log.ensure_topic(VECTORS_TOPIC, base.settings.slots)
         eventually(lambda: docs.slot in searcher.tail.halted())

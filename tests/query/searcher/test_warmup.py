@@ -12,7 +12,7 @@ from shards import shard as new_shard
 
 from cluster.wiring import Resources
 from indexer.index import filters, shard
-from query.searcher.warmup import Opening, refuse
+from query.searcher.warmup import WarmUps, refuse
 from tenants import provisioning
 from vicinage.clock import Deadline
 from vicinage.errors import Overloaded, Unavailable
@@ -94,34 +94,34 @@ def test_few_rows_are_read_in_passing(base: Resources) -> None:
 
 def test_those_who_wait_are_bounded_and_a_stop_tells_them() -> None:
     again: list[object] = []
-    opening: Opening = Opening(again.extend, waiting_max=10)
+    opening: WarmUps = WarmUps(again.extend, waiting_max=10)
     hold, entered = threading.Event(), threading.Event()
 
     class Held:
         def __init__(self, tenant: str) -> None:
             self.id = ShardId(tenant, "c", 1, 0)
 
-        def bring_in(self, names: frozenset[str]) -> None:
+        def load_needed(self, names: frozenset[str]) -> None:
             assert names == NAMES
             entered.set()
             assert hold.wait(10)
 
-    class Question:
+    class SearchRequest:
         def __init__(self) -> None:
             self.answer: Future = Future()
 
-    loud = [Question() for _ in range(7)]
+    loud = [SearchRequest() for _ in range(7)]
     opening.wait(Held("loud"), NAMES, loud)  # type: ignore[arg-type]
     assert entered.wait(5)
     assert [q.answer.done() for q in loud] == [False] * 5 + [True] * 2
     assert isinstance(loud[-1].answer.exception(), Overloaded)
-    quiet = [Question() for _ in range(2)]
+    quiet = [SearchRequest() for _ in range(2)]
     opening.wait(Held("quiet"), NAMES, quiet)  # type: ignore[arg-type]
     assert not any(q.answer.done() for q in quiet)
     threading.Timer(0.1, hold.set).start()
     opening.stop(Unavailable("the searcher is stopping", dependency="searcher"))
     assert all(isinstance(q.answer.exception(), Unavailable) for q in (*loud[:5], *quiet))
-    late = Question()
+    late = SearchRequest()
     opening.wait(Held("late"), NAMES, [late])  # type: ignore[arg-type]
     assert isinstance(late.answer.exception(), Unavailable)
 
@@ -149,7 +149,7 @@ def test_rows_that_no_segment_has_yet_are_read_beside_the_search_threads_too(
     assert held.needs(question(n=1)) is None, "few are read in passing"
     monkeypatch.setattr(shard, "READ_MAX", 9)
     assert held.needs(question(n=1)) == {"n"}
-    held.bring_in(frozenset({"n"}))
+    held.load_needed(frozenset({"n"}))
     assert held.needs(question(n=1)) is None
     held.apply(message([("long", 11, [unit(11)], json.dumps({"t": list(range(1_000))}))]), 1)
     monkeypatch.setattr(shard, "READ_MAX", 40)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from rows import message, unit
-from searching import bring_in, collection, reach, seal, searching, send, shard_of
+from searching import collection, load_needed, reach, seal, searching, send, shard_of
 from shards import BACKEND, SHARD, adopt, one, segment, shard
 
 from cluster.wiring import Resources
@@ -220,7 +220,7 @@ def test_questions_of_one_mode_go_together_and_each_gets_its_own(base: Resources
                 )
             },
         )
-        bring_in(searcher, docs)
+        load_needed(searcher, docs)
         held = searcher.tail.shards[docs]
         entered, open_, widths = threading.Event(), threading.Event(), []
         plain = held.search
@@ -277,7 +277,7 @@ def test_a_question_for_words_costs_with_its_words_and_rows(base: Resources) -> 
     of = collection(base)
     docs = shard_of(of)
     with searching(base) as searcher:
-        bring_in(searcher, docs)
+        load_needed(searcher, docs)
         assert searcher._cost(asked(docs, "word " * 100)) == 1, "there is nothing to look through"
         rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(5_000)]
         reach(searcher, {docs.slot: send(base, docs, message(rows))})
@@ -371,7 +371,7 @@ def test_a_delta_far_behind_is_indexed_by_the_threads_that_open(base: Resources)
     with searching(base, threads=1) as searcher:
         rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(BEHIND_MAX + 100)]
         reach(searcher, {docs.slot: send(base, docs, message(rows))})
-        bring_in(searcher, docs)
+        load_needed(searcher, docs)
         held = searcher.tail.shards[docs]
         assert held.needs(asked(docs, "d7 text")) == {LEXICAL}
         found = searcher.submit(asked(docs, "d7 text", 10_000), Deadline.after(10)).result(10)
