@@ -8,7 +8,8 @@ from typing import Any, Final
 from starlette.types import Receive, Scope, Send
 
 from cluster.descriptors import HEALTH
-from vicinage.telemetry import events, metrics_text
+from vicinage.metrics import metrics_text
+from vicinage.telemetry import events
 from vicinage.threads import EssentialThread
 
 ANSWER_S: Final = 6.0

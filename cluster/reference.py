@@ -20,7 +20,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from query.problems import HTTP_KINDS
-from vicinage import errors, telemetry
+from vicinage import errors
+from vicinage.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from vicinage.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,8 +92,7 @@ def _bound(rule: Any) -> str:
 
 def metrics() -> str:
     """Every metric with its meaning."""
-    source = Path(telemetry.__file__).read_text()
-    found = re.findall(r'^    "(vicinage_\w+)",  # (.+)$', source, re.MULTILINE)
+    defined = {"counter": COUNTERS, "gauge": GAUGES, "histogram": HISTOGRAMS}
     lines = [
         "# Metrics",
         "",
@@ -102,9 +102,13 @@ def metrics() -> str:
         "",
     ]
     lines += [
-        "| metric | meaning |",
-        "|---|---|",
-        *(_row(f"`{name}`", meaning) for name, meaning in found),
+        "| metric | kind | labels | meaning |",
+        "|---|---|---|---|",
+        *(
+            _row(f"`{name}`", kind, ", ".join(f"`{label}`" for label in each.labels), each.help)
+            for kind, definitions in defined.items()
+            for name, each in definitions.items()
+        ),
     ]
     return "\n".join(lines) + "\n"
 

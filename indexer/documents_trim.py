@@ -15,8 +15,8 @@ from tenants.registry import Registry
 from vicinage.clock import Clock
 from vicinage.errors import NotFound, Unavailable
 from vicinage.log import Log, TopicPartition
+from vicinage.metrics import counter
 from vicinage.settings import IndexerSettings
-from vicinage.telemetry import counter
 
 LOOK_S: Final = 10.0
 PARTITIONS_AT_ONCE: Final = 500
@@ -24,9 +24,7 @@ PARTITIONS_AT_ONCE: Final = 500
 STAND_STILL_S: Final = 60.0
 """Records that ingest passed more recently are kept whatever the bytes: an ingest that stalled reads on."""
 
-_trimmed = counter(
-    "vicinage_indexer_trimmed_documents_total", "records of documents logs deleted after their use"
-)
+_trimmed = counter("vicinage_indexer_trimmed_documents_total")
 
 
 def floors(

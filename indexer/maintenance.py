@@ -28,8 +28,9 @@ from tenants.serving import generation_of, serving
 from vicinage.clock import Clock, longer
 from vicinage.errors import Conflict, VicinageError
 from vicinage.log import Log
+from vicinage.metrics import counter
 from vicinage.records import ShardId
-from vicinage.telemetry import counter, events
+from vicinage.telemetry import events
 
 SWEEP_EVERY_S: Final = 60.0
 LOG_EVERY_S: Final = 10.0
@@ -44,7 +45,7 @@ AGAIN_S: Final = (5.0, 300.0)
 """The least and the most wait before a compaction that failed is tried anew."""
 
 _event = events("indexer")
-_compactions = counter("vicinage_indexer_compactions_total", "compactions finished")
+_compactions = counter("vicinage_indexer_compactions_total")
 
 
 class Maintenance:

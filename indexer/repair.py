@@ -38,9 +38,10 @@ from vicinage.clock import Clock, longer
 from vicinage.errors import Conflict, Corrupt, NotFound, Unavailable, VicinageError
 from vicinage.faults import crash_point
 from vicinage.log import Log, read_between
+from vicinage.metrics import counter, gauge
 from vicinage.records import ShardId
 from vicinage.store import Store
-from vicinage.telemetry import counter, events, gauge
+from vicinage.telemetry import events
 from vicinage.wire import DELETED, rows_key, vectors_schema
 
 LOOK_S: Final = 1.0
@@ -50,14 +51,8 @@ ACTOR: Final = "indexer"
 T = TypeVar("T")
 BY_HAND: Final = "put the object back from a backup of the store (its SHA-256 is in the manifest), or delete the collection and send its documents again"
 _event = events("indexer")
-_rebuilt = counter(
-    "vicinage_indexer_rebuilt_total", "segments that were rebuilt because of a damaged object"
-)
-_damaged = gauge(
-    "vicinage_indexer_damaged_objects",
-    "objects of segments that cannot be used, in the slots held here, by state",
-    ("state",),
-)
+_rebuilt = counter("vicinage_indexer_rebuilt_total")
+_damaged = gauge("vicinage_indexer_damaged_objects")
 
 
 class Lost(Corrupt):

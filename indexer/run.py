@@ -25,10 +25,11 @@ from vicinage.clock import Clock
 from vicinage.errors import Conflict, Corrupt, Unavailable
 from vicinage.log import Log, LogRecord
 from vicinage.log.halts import Halts
+from vicinage.metrics import counter, gauge, histogram
 from vicinage.records import ShardId
 from vicinage.settings import IndexerSettings
 from vicinage.store import Store
-from vicinage.telemetry import counter, events, gauge, histogram
+from vicinage.telemetry import events
 from vicinage.wire import parse_rows_key
 
 PENDING_BYTES_MAX: Final = 512 << 20
@@ -41,12 +42,9 @@ IDLE_PER_STEP: Final = 32
 POLL_BYTES: Final = 16 << 20
 
 _event = events("indexer")
-_seals = counter("vicinage_indexer_seals_total", "segments sealed")
-_halted = gauge(
-    "vicinage_indexer_halted_slots",
-    "slots that this indexer holds a lease on and whose reading is halted",
-)
-_seconds = histogram("vicinage_indexer_seal_seconds", "time to build and publish one segment")
+_seals = counter("vicinage_indexer_seals_total")
+_halted = gauge("vicinage_indexer_halted_slots")
+_seconds = histogram("vicinage_indexer_seal_seconds")
 
 
 class Indexer:

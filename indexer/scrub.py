@@ -16,17 +16,16 @@ from indexer.seal import Builder
 from tenants.entities import SegmentRef
 from vicinage.clock import Clock
 from vicinage.errors import Unavailable
+from vicinage.metrics import counter
 from vicinage.records import ShardId
 from vicinage.settings import IndexerSettings
-from vicinage.telemetry import counter, events
+from vicinage.telemetry import events
 
 PASS_S: Final = 60.0
 """The least time between starts of passes: each reads every manifest."""
 
 _event = events("indexer")
-_scrubbed = counter(
-    "vicinage_indexer_scrubbed_total", "objects of segments that the scrub read and verified"
-)
+_scrubbed = counter("vicinage_indexer_scrubbed_total")
 
 
 def pause_s(n_bytes: int, settings: IndexerSettings) -> float:

@@ -19,23 +19,16 @@ from tenants.entities import Generation, Lease, Manifest, SegmentRef
 from tenants.manifests import Manifests
 from vicinage.errors import Conflict, Unavailable
 from vicinage.faults import crash_point
+from vicinage.metrics import counter
 from vicinage.records import ShardId
 from vicinage.settings import IndexerSettings
 from vicinage.store import Store
-from vicinage.telemetry import counter
 from vicinage.wire import vectors_schema
 
 SWAP_TRIES: Final = 5
-_conflicts = counter(
-    "vicinage_indexer_swap_conflicts_total", "manifest swaps refused by compare-and-set or fencing"
-)
-_sealed = counter(
-    "vicinage_indexer_sealed_passages_total", "passages written to a segment for the first time"
-)
-_written = counter(
-    "vicinage_indexer_written_passages_total",
-    "passages written to segments by seals, compaction, reindex and repair (write amplification)",
-)
+_conflicts = counter("vicinage_indexer_swap_conflicts_total")
+_sealed = counter("vicinage_indexer_sealed_passages_total")
+_written = counter("vicinage_indexer_written_passages_total")
 
 
 @dataclass(slots=True)

@@ -14,9 +14,9 @@ from tenants.entities import Generation, Manifest
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import Clock
 from vicinage.log import Log
+from vicinage.metrics import counter
 from vicinage.records import ShardId
 from vicinage.settings import IndexerSettings
-from vicinage.telemetry import counter
 
 NOTES: Final = 24
 """Observations kept per slot: the log keeps at most one 24th more than necessary."""
@@ -26,9 +26,7 @@ STEP_MESSAGES: Final = 1_000
 LAG_S: Final = 120.0
 """Messages sealed more recently stay at any log size, for searchers that lag."""
 
-_trimmed = counter(
-    "vicinage_indexer_trimmed_messages_total", "messages trimmed from the vectors log"
-)
+_trimmed = counter("vicinage_indexer_trimmed_messages_total")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from vicinage.errors import Corrupt
 from vicinage.log import LogRecord
-from vicinage.telemetry import counter, events
+from vicinage.metrics import counter
+from vicinage.telemetry import events
 from vicinage.wire import decode_rows, is_deletions, parse_rows_key
 
 EVENTS_MAX: Final = 100
@@ -25,10 +26,7 @@ EVENTS_MAX: Final = 100
 EVENTS_S: Final = 60.0
 
 _event = events("indexer")
-_quarantined = counter(
-    "vicinage_vectors_records_quarantined_total",
-    "records of the vectors log that are no message of ours",
-)
+_quarantined = counter("vicinage_vectors_records_quarantined_total")
 _reported: list[float] = []
 
 

@@ -19,17 +19,15 @@ from vicinage.clock import Clock
 from vicinage.errors import Conflict
 from vicinage.faults import crash_point
 from vicinage.log import Log, TopicPartition
+from vicinage.metrics import gauge
 from vicinage.settings import IngestSettings
-from vicinage.telemetry import events, gauge
+from vicinage.telemetry import events
 
 BYTES_MAX: Final = 64 << 20
 """Bytes read and not yet parsed, over all lanes."""
 
 _event = events("ingest")
-_lanes = gauge(
-    "vicinage_ingest_lanes",
-    "generations that are written apart from their partition: their model is away, slow, or being moved to",
-)
+_lanes = gauge("vicinage_ingest_lanes")
 
 
 @dataclass(slots=True, eq=False)

@@ -4,16 +4,13 @@ import time
 
 from ingest.lane_registry import lane_of
 from ingest.scheduler import Task
-from vicinage.telemetry import counter, histogram
+from vicinage.metrics import counter, histogram
 
-_documents = counter("vicinage_ingest_documents_total", "documents taken from the documents log")
-_passages = counter("vicinage_ingest_passages_total", "passages written to the vectors log")
-_rejected = counter("vicinage_ingest_rejected_total", "documents sent to dead letters")
-_skipped = counter(
-    "vicinage_ingest_skipped_total",
-    "deletions written to an earlier collection of the same name, without effect",
-)
-_seconds = histogram("vicinage_ingest_step_seconds", "one job of ingest: parsed to committed")
+_documents = counter("vicinage_ingest_documents_total")
+_passages = counter("vicinage_ingest_passages_total")
+_rejected = counter("vicinage_ingest_rejected_total")
+_skipped = counter("vicinage_ingest_skipped_total")
+_seconds = histogram("vicinage_ingest_step_seconds")
 
 
 def count_written(task: Task, n_rejected: int) -> None:

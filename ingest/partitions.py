@@ -10,8 +10,9 @@ from vicinage.clock import Clock
 from vicinage.errors import Unavailable
 from vicinage.log import Halt, Log, LogRecord, TopicPartition
 from vicinage.log.halts import Halts
+from vicinage.metrics import gauge
 from vicinage.settings import IngestSettings
-from vicinage.telemetry import events, gauge
+from vicinage.telemetry import events
 
 IN_FLIGHT: Final = 2
 """Jobs of one partition that are not written yet; it is not read further until there are fewer."""
@@ -19,10 +20,7 @@ AWAY_S: Final = 0.5
 """Longest pause before the log is read again after it was away."""
 
 _event = events("ingest")
-_halted = gauge(
-    "vicinage_ingest_halted_partitions",
-    "partitions of documents topics that ingest does not read: `vicinage freshness` says why",
-)
+_halted = gauge("vicinage_ingest_halted_partitions")
 
 
 class Partitions:

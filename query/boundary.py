@@ -6,10 +6,11 @@ from starlette.responses import Response
 
 from query.problems import internal, problem
 from vicinage.errors import VicinageError
-from vicinage.telemetry import counter, events
+from vicinage.metrics import counter
+from vicinage.telemetry import events
 
 _event = events("query")
-_errors = counter("vicinage_query_errors_total", "requests refused or failed, by kind", ("kind",))
+_errors = counter("vicinage_query_errors_total")
 
 
 def problem_response(error: Exception, path: str) -> Response:

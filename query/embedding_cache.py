@@ -18,8 +18,8 @@ from query.answer import QueryEmbedder
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded
+from vicinage.metrics import counter, gauge
 from vicinage.records import Floats
-from vicinage.telemetry import counter, gauge
 
 ENTRY_BYTES: Final = 400
 """Bytes of an entry beside the numbers of its vector and its text.
@@ -32,15 +32,9 @@ ROOM_SHARE: Final = 64
 So the search for the tenant that holds most runs once in many searches, not at each.
 """
 
-_asked = counter(
-    "vicinage_query_embedding_cache_total",
-    "texts of questions that were looked for in the cache, by outcome",
-    ("outcome",),
-)
+_asked = counter("vicinage_query_embedding_cache_total")
 _hit, _shared, _miss = (_asked.labels(outcome) for outcome in ("hit", "shared", "miss"))
-_bytes = gauge(
-    "vicinage_query_embedding_cache_bytes", "bytes that the cache of questions' vectors takes"
-)
+_bytes = gauge("vicinage_query_embedding_cache_bytes")
 
 _Key = tuple[EmbeddingModel, str]
 

@@ -24,7 +24,8 @@ from query.state import GatewayState
 from vicinage import __version__
 from vicinage.clock import Deadline
 from vicinage.errors import Refused, Unavailable, VicinageError
-from vicinage.telemetry import events, gauge
+from vicinage.metrics import gauge
+from vicinage.telemetry import events
 
 REFRESH_S = 0.25
 STOP_S: Final = 10.0
@@ -33,7 +34,7 @@ SAVE_S: Final = 2.0
 """Seconds that saving measured recall may take at shutdown."""
 _SEARCH: Final = re.compile(r"/v1/collections/([^/]+)/search")
 _event = events("query")
-_in_flight = gauge("vicinage_query_in_flight", "requests being served")
+_in_flight = gauge("vicinage_query_in_flight")
 
 
 class Api(FastAPI):

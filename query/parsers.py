@@ -25,7 +25,8 @@ from query.parse_worker import LENGTH, too_much
 from vicinage.arrow_stream import claimed_of
 from vicinage.errors import Overloaded, TooLarge, Unavailable
 from vicinage.fair import FairQueue
-from vicinage.telemetry import counter, events
+from vicinage.metrics import counter
+from vicinage.telemetry import events
 from vicinage.threads import EssentialThread
 from vicinage.wire import ARROW
 
@@ -42,9 +43,7 @@ WRITERS: Final = 8
 """Threads that append documents, separate from those for authentication and the catalog."""
 _PIECE: Final = 1 << 20
 _event = events("query")
-_killed = counter(
-    "vicinage_query_parsers_killed_total", "workers ended for a body over its bounds", ("reason",)
-)
+_killed = counter("vicinage_query_parsers_killed_total")
 
 
 class Writers:

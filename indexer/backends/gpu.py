@@ -20,15 +20,12 @@ from indexer.backends.gpu_limits import by_room
 from indexer.backends.gpu_worker import Busy, Card, Failed, NoRoom
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec, Kind
+from vicinage.metrics import counter
 from vicinage.records import Floats
-from vicinage.telemetry import counter, events
+from vicinage.telemetry import events
 
 _event = events("searcher")
-_fallbacks = counter(
-    "vicinage_searcher_device_fallbacks_total",
-    "what was meant for a GPU and was done by the CPU: its memory was full, it was busy, or it failed",
-    ("reason",),
-)
+_fallbacks = counter("vicinage_searcher_device_fallbacks_total")
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)

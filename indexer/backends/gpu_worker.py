@@ -17,8 +17,9 @@ from indexer.backends.cpu import Index
 from indexer.backends.gpu_limits import Ask, Limits
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
+from vicinage.metrics import gauge
 from vicinage.records import Floats
-from vicinage.telemetry import events, gauge
+from vicinage.telemetry import events
 from vicinage.threads import EssentialThread
 
 QUEUE_MAX: Final = 64
@@ -34,9 +35,7 @@ FAILURES_MAX: Final = 3
 
 T = TypeVar("T")
 _event = events("searcher")
-_bytes = gauge(
-    "vicinage_searcher_device_bytes", "bytes of indexes held by each GPU, as accounted", ("device",)
-)
+_bytes = gauge("vicinage_searcher_device_bytes")
 
 
 class NoRoom(Exception):

@@ -13,8 +13,9 @@ from indexer.index.hits import metadata_of
 from indexer.index.objects import Damaged, OnDamage, opened
 from indexer.index.rows import has_text
 from tenants.entities import SegmentRef
+from vicinage.metrics import counter
 from vicinage.store import Store
-from vicinage.telemetry import counter, events
+from vicinage.telemetry import events
 
 COLUMN_TIMES: Final = 8
 VALUE_BYTES: Final = 64
@@ -25,10 +26,7 @@ Numbers of a list take a few bytes each.
 OPEN_MAX: Final = 256
 """Lexical indexes of segments that a process keeps open, at most."""
 _event = events("segment")
-_rebuilt = counter(
-    "vicinage_searcher_lexical_rebuilt_total",
-    "lexical indexes that were corrupt or lost and were rebuilt from their texts",
-)
+_rebuilt = counter("vicinage_searcher_lexical_rebuilt_total")
 
 
 def values_in(n_rows: int, metadata_bytes: int) -> int:

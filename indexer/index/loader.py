@@ -14,15 +14,13 @@ from indexer.index.segment import Segment, load
 from tenants.entities import Damage, Metric, SegmentRef
 from tenants.quarantine import Quarantine
 from vicinage.errors import Unavailable
+from vicinage.metrics import counter
 from vicinage.records import ShardId
 from vicinage.store import Store
-from vicinage.telemetry import counter, events
+from vicinage.telemetry import events
 
 _event = events("segment")
-_quarantined = counter(
-    "vicinage_indexer_quarantined_total",
-    "objects of segments that this process was the first to find damaged",
-)
+_quarantined = counter("vicinage_indexer_quarantined_total")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,20 +12,16 @@ from contextlib import contextmanager
 from typing import Final
 
 from indexer.index.segment import Segment
+from vicinage.metrics import counter
 from vicinage.records import Bound, ShardId
-from vicinage.telemetry import counter, events
+from vicinage.telemetry import events
 
 ROWS_MAX: Final = 50_000
 CPU_SHARE: Final = 0.1
 SAVED_S: Final = 10.0
 """Unused time accumulates up to this many seconds' worth."""
 _event = events("searcher")
-_scans = counter(
-    "vicinage_searcher_index_scans_total",
-    "searches of a shard whose index live searches prove below the objective, by what was done: scanned (in place of "
-    "the index), rows or cpu (the index all the same: beyond that bound)",
-    ("outcome",),
-)
+_scans = counter("vicinage_searcher_index_scans_total")
 
 
 def to_scan(segments: Sequence[Segment], rows_max: int) -> frozenset[int]:

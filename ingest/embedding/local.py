@@ -34,9 +34,10 @@ from ingest.embedding.tokenizer import open_tokenizer
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Refused, Unavailable
+from vicinage.metrics import counter, gauge, histogram
 from vicinage.records import Floats
 from vicinage.settings import EmbedderSettings
-from vicinage.telemetry import counter, events, gauge, histogram
+from vicinage.telemetry import events
 
 CALL_S: Final = 0.1
 """About how long, in seconds, a query text may wait behind a model call."""
@@ -60,9 +61,9 @@ NORM_MIN: Final = np.float32(1e-12)
 TIMEOUT_S: Final = 600.0
 
 _event = events("embedder")
-_tokens = counter("vicinage_ingest_embed_tokens_total", "tokens embedded")
-_queue = gauge("vicinage_ingest_embed_queue_tokens", "tokens waiting at the embedder")
-_seconds = histogram("vicinage_ingest_embed_seconds", "one model call")
+_tokens = counter("vicinage_ingest_embed_tokens_total")
+_queue = gauge("vicinage_ingest_embed_queue_tokens")
+_seconds = histogram("vicinage_ingest_embed_seconds")
 
 
 @dataclass(slots=True)

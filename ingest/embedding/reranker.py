@@ -18,8 +18,9 @@ from ingest.embedding.runtimes import has_torch
 from vicinage.clock import Deadline
 from vicinage.errors import Refused, Unavailable
 from vicinage.fair import FairQueue
+from vicinage.metrics import counter, histogram
 from vicinage.records import Floats
-from vicinage.telemetry import counter, events, histogram
+from vicinage.telemetry import events
 
 QUEUE_PAIRS: Final = 4_096
 CALL_PAIRS: Final = 16
@@ -33,8 +34,8 @@ Text that no model would read is not tokenized.
 WINDOW_MAX: Final = 8_192
 
 _event = events("embedder")
-_pairs = counter("vicinage_ingest_rerank_pairs_total", "passages read together with a question")
-_seconds = histogram("vicinage_ingest_rerank_seconds", "one call of the cross-encoder")
+_pairs = counter("vicinage_ingest_rerank_pairs_total")
+_seconds = histogram("vicinage_ingest_rerank_seconds")
 
 
 @dataclass(slots=True)

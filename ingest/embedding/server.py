@@ -34,8 +34,9 @@ from vicinage.errors import (
     Unavailable,
     VicinageError,
 )
+from vicinage.metrics import metrics_text
 from vicinage.records import Floats
-from vicinage.telemetry import events, metrics_text
+from vicinage.telemetry import events
 
 INPUTS_MAX: Final = 2_048
 BODY_BYTES_MAX: Final = 32 << 20

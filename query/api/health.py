@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from query.api.http import answer, state_of
 from query.readiness import ready as is_ready
-from vicinage.telemetry import metrics_text
+from vicinage.metrics import metrics_text
 
 router = APIRouter()
 

@@ -22,12 +22,12 @@ from query.api.search_request import (
 from query.api.search_response import written
 from query.api.sending import sent
 from query.plan import SearchRequest
-from vicinage.telemetry import counter, histogram
+from vicinage.metrics import counter, histogram
 
 router = APIRouter()
-_searches = counter("vicinage_query_searches_total", "searches answered, by outcome", ("outcome",))
+_searches = counter("vicinage_query_searches_total")
 _whole, _degraded = _searches.labels("whole"), _searches.labels("degraded")
-_seconds = histogram("vicinage_query_search_seconds", "time from request to answer")
+_seconds = histogram("vicinage_query_search_seconds")
 _EXAMPLE: Final = {
     "text": "who finds neighbours?",
     "k": 3,

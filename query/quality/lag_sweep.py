@@ -19,21 +19,16 @@ from tenants.registry import Registry
 from vicinage.clock import Clock, Deadline
 from vicinage.errors import NotFound, Refused, VicinageError
 from vicinage.log import Log, TopicPartition
-from vicinage.telemetry import events, gauge
+from vicinage.metrics import gauge
+from vicinage.telemetry import events
 
 REST_S: Final = 5.0
 REST_TIMES: Final = 9
 WATERMARKS_S: Final = 2.0
 """Deadline for reading the searchers' watermarks."""
 _event = events("query")
-_lag = gauge(
-    "vicinage_query_freshness_lag_ms",
-    "greatest freshness lag of all tenants, measured at vicinage_query_freshness_measured_seconds",
-)
-_measured = gauge(
-    "vicinage_query_freshness_measured_seconds",
-    "Unix time at which the freshness lag of all tenants was last measured; old while the log is away",
-)
+_lag = gauge("vicinage_query_freshness_lag_seconds")
+_measured = gauge("vicinage_query_freshness_measured_timestamp_seconds")
 
 
 class LagSweep:
@@ -70,7 +65,7 @@ class LagSweep:
         lag_ms = await asyncio.get_running_loop().run_in_executor(
             self._thread, self._measure, watermarks
         )
-        _lag.set(lag_ms)
+        _lag.set(lag_ms / 1000)
         _measured.set(self._clock.now_ms() / 1_000)
         return lag_ms
 

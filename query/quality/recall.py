@@ -31,8 +31,9 @@ from tenants.recent_queries import RECENT_QUERIES_MAX
 from vicinage.clock import Deadline
 from vicinage.errors import Overloaded, Unavailable, VicinageError
 from vicinage.fair import FairQueue
+from vicinage.metrics import gauge
 from vicinage.records import Floats, Hit, ShardResult
-from vicinage.telemetry import events, gauge
+from vicinage.telemetry import events
 
 QUEUE_MAX: Final = 256
 KS_MAX: Final = 4
@@ -71,14 +72,8 @@ class History(Protocol):
 
 
 _event = events("query")
-_recall = gauge(
-    "vicinage_query_recall",
-    "recall@k measured on sampled live searches, mean over collections; by collection: `vicinage recall`",
-)
-_below = gauge(
-    "vicinage_query_below_objective_collections",
-    "collections whose index live searches prove to miss the recall objective at its greatest effort",
-)
+_recall = gauge("vicinage_query_recall_ratio")
+_below = gauge("vicinage_query_below_objective_collections")
 
 
 @dataclass(slots=True)

@@ -15,13 +15,13 @@ from tenants.entities import Generation, Manifest
 from tenants.manifests import Manifests
 from vicinage.clock import Clock
 from vicinage.errors import Unavailable, VicinageError
+from vicinage.metrics import counter
 from vicinage.records import ShardId
 from vicinage.store import Store
-from vicinage.telemetry import counter
 
 RETRY_S: Final = 0.5
 
-_brought_in = counter("vicinage_searcher_shards_loaded_total", "shards loaded into memory")
+_brought_in = counter("vicinage_searcher_shards_loaded_total")
 
 
 class ShardLoader:

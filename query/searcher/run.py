@@ -34,11 +34,12 @@ from vicinage.clock import Clock, Deadline
 from vicinage.errors import DeadlineExceeded, NotFound, Unavailable, VicinageError
 from vicinage.fair import FairQueue
 from vicinage.log import Log
+from vicinage.metrics import gauge
 from vicinage.records import ShardId, ShardQuery, ShardResult
 from vicinage.settings import SearcherSettings
 from vicinage.stats import SearcherStats, ShardStats
 from vicinage.store import Store
-from vicinage.telemetry import events, gauge
+from vicinage.telemetry import events
 from vicinage.threads import EssentialThread
 
 READERS: Final = 4
@@ -71,7 +72,7 @@ GRAPH_PAIRS: Final = 1 << 18
 Ranking 6 words in 100,000 rows took 0.7 ms; 128 words took 3 ms.
 """
 _event = events("searcher")
-_resident = gauge("vicinage_searcher_resident_bytes", "bytes of vectors and indexes held in memory")
+_resident = gauge("vicinage_searcher_resident_bytes")
 
 
 @dataclass(slots=True, eq=False)

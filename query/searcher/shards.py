@@ -36,11 +36,12 @@ from tenants.manifests import Manifests
 from tenants.registry import Registry
 from vicinage.clock import Clock, Deadline, longer
 from vicinage.errors import Corrupt, NotFound, Overloaded, Unavailable, VicinageError
+from vicinage.metrics import counter, gauge
 from vicinage.records import ShardId
 from vicinage.settings import SearcherSettings
 from vicinage.stats import ShardStats
 from vicinage.store import Store
-from vicinage.telemetry import counter, events, gauge
+from vicinage.telemetry import events
 
 NEWEST: Final = 1 << 62
 """A version that no catalog has: a search planned on it waits for the next catalog read."""
@@ -51,11 +52,8 @@ It is retried because it may have been found whole meanwhile.
 """
 
 _event = events("searcher")
-_let_go = counter("vicinage_searcher_shards_evicted_total", "shards evicted from memory")
-_stale = gauge(
-    "vicinage_searcher_stale_shards",
-    "shards searched as of an older manifest, since a segment of the newest is corrupt",
-)
+_let_go = counter("vicinage_searcher_shards_evicted_total")
+_stale = gauge("vicinage_searcher_stale_shards")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from vicinage.clock import Clock, Deadline
 from vicinage.errors import Corrupt, DeadlineExceeded, Refused, Unavailable
 from vicinage.log import Halt, Log, LogRecord, TopicPartition, read_between
 from vicinage.log.halts import Halts
+from vicinage.metrics import counter, gauge, histogram
 from vicinage.records import ShardId
-from vicinage.telemetry import counter, events, gauge, histogram
+from vicinage.telemetry import events
 from vicinage.wire import parse_rows_key, rows_key
 
 POLL_S: Final = 0.25
@@ -42,17 +43,9 @@ LAGS_KEPT: Final = 500
 """Number of recent index lags kept per tenant that writes: 16 KB."""
 
 _event = events("searcher")
-_applied = counter(
-    "vicinage_searcher_applied_passages_total",
-    "passages made searchable; not those replayed at a start",
-)
-_halted = gauge(
-    "vicinage_searcher_halted_slots", "slots of the vectors log that this searcher does not read"
-)
-_lag = histogram(
-    "vicinage_searcher_index_lag_seconds",
-    "searchable time minus event time, per message that came after the searcher's start",
-)
+_applied = counter("vicinage_searcher_applied_passages_total")
+_halted = gauge("vicinage_searcher_halted_slots")
+_lag = histogram("vicinage_searcher_index_lag_seconds")
 
 
 class Tail:

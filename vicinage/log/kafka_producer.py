@@ -36,7 +36,8 @@ from vicinage.log import Record, TopicPartition
 from vicinage.log.kafka_clients import open_client
 from vicinage.log.kafka_facts import CALL_MS, MESSAGE_BYTES_MAX, FactsReader, TopicFacts, compacted
 from vicinage.log.kafka_security import unanswered
-from vicinage.telemetry import counter, events
+from vicinage.metrics import counter
+from vicinage.telemetry import events
 
 LEARN_S: Final = 0.02
 """Interval of checking whether the producer has refreshed a topic's partitions."""
@@ -62,12 +63,8 @@ RECORD_OVERHEAD: Final = 128
 """Bytes that a record of one batch takes beside key, value and headers."""
 
 _event = events("log")
-_replaced = counter(
-    "vicinage_log_producers_replaced_total", "Kafka producers replaced, by reason", ("reason",)
-)
-_refused = counter(
-    "vicinage_log_appends_refused_total", "appends refused or failed, by kind of error", ("kind",)
-)
+_replaced = counter("vicinage_log_producers_replaced_total")
+_refused = counter("vicinage_log_appends_refused_total")
 
 # Every error of the client reaches a caller. The client's log lines name topics, ten times a
 # second.

@@ -32,9 +32,9 @@ from tenants.entities import Manifest
 from tenants.index_spec import IndexSpec
 from vicinage.errors import Refused
 from vicinage.filters import Filter
+from vicinage.metrics import REGISTRY
 from vicinage.records import ShardId, ShardQuery
 from vicinage.store import LocalStore
-from vicinage.telemetry import REGISTRY
 
 N, D, K = 3_000, 24, 10
 SPECS = [

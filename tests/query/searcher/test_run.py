@@ -43,8 +43,8 @@ from vicinage.clock import Deadline, ManualClock
 from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable
 from vicinage.filters import Filter
 from vicinage.log import LogRecord, Record
+from vicinage.metrics import REGISTRY
 from vicinage.records import ShardId, ShardQuery, ShardResult
-from vicinage.telemetry import REGISTRY
 from vicinage.wire import rows_key
 
 
