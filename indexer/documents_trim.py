@@ -1,7 +1,7 @@
 """Trims documents logs below ingest's position, by age and by bytes.
 
 Nothing is rebuilt from a documents log: what ingest has written is in the vectors log, and once
-that is trimmed in segments (docs/decisions/033-what-is-erased-and-when.md). `floors` decides;
+that is trimmed in segments (docs/decisions/033-retention-and-erasure.md). `floors` decides;
 `DocumentsTrim` asks and does.
 """
 

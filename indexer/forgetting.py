@@ -3,7 +3,7 @@
 Rounds follow one another. A round begins with the positions that ingest has committed and the ends of the partitions;
 it is over once ingest has been beyond those ends for `age_s`. Then deletions below the round's positions are past:
 whatever was in the log when ingest had passed them has itself been passed, long ago, in every partition and under every
-partition map (docs/decisions/007-when-a-deletion-is-forgotten.md).
+partition map (docs/decisions/007-tombstone-removal.md).
 """
 
 from collections.abc import Sequence

@@ -252,7 +252,7 @@ class Maintenance:
 
         That is so once ingest, and the lanes of the shard's generation, have long been beyond it in
         every partition. How long, and why that is enough:
-        docs/decisions/007-when-a-deletion-is-forgotten.md.
+        docs/decisions/007-tombstone-removal.md.
         """
         topic = self._registry.tenant(shard.tenant).documents_topic
         tps = [(topic, p) for p in range(self._log.topics(topic).get(topic, 1))]

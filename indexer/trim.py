@@ -1,7 +1,7 @@
 """Trims the vectors log below what every shard of a slot has had in segments for long enough.
 
 Pure functions decide from the observations of the leading indexer, by its own monotonic clock;
-`Trim` observes and trims. docs/decisions/008-when-the-vectors-log-is-trimmed.md states why an age
+`Trim` observes and trims. docs/decisions/008-vectors-log-trimming.md states why an age
 is used and why no process reads below.
 """
 

@@ -29,7 +29,7 @@ class Fence:
         """Raises Conflict if another ingest has done this job while this process was paused.
 
         Then a later deletion may be done too, and already forgotten: a write now could bring its
-        document back (docs/decisions/007-when-a-deletion-is-forgotten.md). The role ends, and
+        document back (docs/decisions/007-tombstone-removal.md). The role ends, and
         starts again at the stored positions. Asks only for records that were read more than
         `after_s` ago, or once this ingest stops.
         """

@@ -3,7 +3,7 @@
 A collection may be deleted and its name created again. Records of the gateway carry the
 collection's uid in a header. A record of another producer belongs to a collection if it lies at or
 above the end that its partition had at the collection's creation
-(docs/decisions/031-identity-of-collections.md).
+(docs/decisions/031-collection-identity.md).
 """
 
 from typing import Final

@@ -2,7 +2,7 @@
 
 A partition's jobs are written in order. A generation that cannot continue would stop every other
 generation of its partition. Such a generation is detached: a lane reads and writes it alone from a
-stored position on. The partition continues without it (docs/decisions/029-lanes-of-ingest.md).
+stored position on. The partition continues without it (docs/decisions/029-ingest-lanes.md).
 """
 
 from collections.abc import Iterable, Mapping

@@ -3,7 +3,7 @@
 The row of a lane is durable before the partition's committed position passes a record that the lane
 has not written. It is deleted after the lane's effects are durable. So a reader that reads the
 committed position first and the lanes second knows what is durable for a generation
-(docs/decisions/029-lanes-of-ingest.md).
+(docs/decisions/029-ingest-lanes.md).
 """
 
 from collections.abc import Iterable, Sequence

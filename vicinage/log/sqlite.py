@@ -2,7 +2,7 @@
 
 Law 2: `append` and `commit` return after the transaction that holds them is synced. A write that
 fails is not acknowledged. After an I/O error the writer reopens the file
-(docs/decisions/020-what-ends-a-process.md). It never retries a sync on pages that a failed sync may
+(docs/decisions/020-process-supervision.md). It never retries a sync on pages that a failed sync may
 have dropped: SQLite writes the frames of a transaction again before it syncs them.
 """
 
