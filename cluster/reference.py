@@ -1,6 +1,6 @@
-"""docs/reference, written from the code itself: `python -m cluster.reference`.
+"""Generates docs/reference from the code: `python -m cluster.reference`.
 
-A test holds the files to it.
+A test compares the files with the generated text.
 """
 
 import ast
@@ -29,7 +29,7 @@ HEADER = "<!-- Written by `python -m cluster.reference`: change the code, then r
 
 
 def pages() -> dict[str, str]:
-    """File name → text."""
+    """Returns the text of each file, by name."""
     return {
         "settings.md": HEADER + settings(),
         "metrics.md": HEADER + metrics(),
@@ -47,8 +47,11 @@ def settings() -> str:
     lines = [
         "# Settings",
         "",
-        "The first source that names a setting wins: an option of the command, the environment variable, the settings",
-        "file. [Configure](../how-to/configure.md) shows how to set and check them.",
+        _prose(
+            "The first source that names a setting wins: an option of the command, the environment "
+            "variable, the settings file. [Configure](../how-to/configure.md) shows how to set and "
+            "check them."
+        ),
         "",
     ]
     groups: dict[str, list[str]] = {}
@@ -75,8 +78,23 @@ def settings() -> str:
     return "\n".join(lines[:-1]) + "\n"
 
 
+def _prose(text: str) -> str:
+    """Wraps a paragraph or a list item at 100 columns."""
+    indent = "  " if text.startswith("- ") else ""
+    lines = textwrap.wrap(
+        text, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines)
+
+
+def _docstring(of: Any) -> str:
+    """A docstring whose paragraphs of one long line are wrapped."""
+    paragraphs = (inspect.getdoc(of) or "").split("\n\n")
+    return "\n\n".join(each if "\n" in each else _prose(each) for each in paragraphs)
+
+
 def _row(*cells: str) -> str:
-    """A row of a table: a bar within a cell would end it, even between backticks."""
+    """Returns a row of a table. A bar within a cell is escaped: it would end the cell."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -96,9 +114,12 @@ def metrics() -> str:
     lines = [
         "# Metrics",
         "",
-        "Every process serves `/metrics` in the text format of Prometheus. [Monitor](../how-to/monitor.md) lists the ports",
-        "and proposes alerts. No metric has a tenant as a label, so their number is bounded; figures of one tenant come",
-        "from `vicinage freshness`, `vicinage recall` and `vicinage capacity`.",
+        _prose(
+            "Every process serves `/metrics` in the text format of Prometheus. "
+            "[Monitor](../how-to/monitor.md) lists the ports and proposes alerts. No metric has a "
+            "tenant as a label, so their number is bounded. Figures of one tenant come from "
+            "`vicinage freshness`, `vicinage recall` and `vicinage capacity`."
+        ),
         "",
     ]
     lines += [
@@ -118,8 +139,11 @@ def problems() -> str:
     lines = [
         "# Errors",
         "",
-        "Every error is a problem document (RFC 9457) with `type`, `title`, `status` and `detail`, and where they apply",
-        "`field`, `limit` and `retry_after_s`. [Troubleshoot](../how-to/troubleshoot.md) says what to do.",
+        _prose(
+            "Every error is a problem document (RFC 9457) with `type`, `title`, `status` and "
+            "`detail`, and where they apply `field`, `limit` and `retry_after_s`. "
+            "[Troubleshoot](../how-to/troubleshoot.md) states what to do."
+        ),
         "",
     ]
     lines += ["| type | status | meaning |", "|---|---|---|"]
@@ -152,13 +176,19 @@ def commands() -> str:
     lines = [
         "# Commands",
         "",
-        "Every command takes `--data DIR`, the directory of a local platform, and `--json`. Commands that a platform",
-        "elsewhere can answer also take `--url URL` and `--key KEY`. `VICINAGE_DATA`, `VICINAGE_URL` and `VICINAGE_KEY`",
-        "replace the options.",
+        _prose(
+            "Every command takes `--data DIR`, the directory of a local platform, and `--json`. "
+            "Commands that a remote platform can answer also take `--url URL` and `--key KEY`. "
+            "`VICINAGE_DATA`, `VICINAGE_URL` and `VICINAGE_KEY` replace the options."
+        ),
         "",
-        "If no platform runs on DATA and no URL is given, `tenant`, `key`, `collection`, `model`, `reindex` and `audit`",
-        "work on the catalog of DATA and create it if it does not exist. A reindex that is started so waits for the next",
-        "`vicinage up`. `status`, `capacity`, `recall` and `freshness` need a running platform (exit status 3).",
+        _prose(
+            "If no platform runs on DATA and no URL is given, `tenant`, `key`, `collection`, "
+            "`model`, `reindex` and `audit` work on the catalog of DATA and create it if it does "
+            "not exist. A reindex that is started this way waits for the next `vicinage up`. "
+            "`status`, `capacity`, `recall` and `freshness` need a running platform "
+            "(exit status 3)."
+        ),
         "",
         "| exit status | meaning |",
         "|---|---|",
@@ -172,7 +202,7 @@ def commands() -> str:
     for words, command in _commands(main, "vicinage"):
         context = click.Context(command, info_name=words)
         usage = " ".join(command.collect_usage_pieces(context))
-        lines += [f"## `{words} {usage}`", "", command.get_short_help_str(200), ""]
+        lines += [f"## `{words} {usage}`", "", _prose(command.get_short_help_str(200)), ""]
         for option in command.params:
             if isinstance(option, click.Option) and option.name not in (
                 "data",
@@ -180,9 +210,8 @@ def commands() -> str:
                 "key",
                 "as_json",
             ):
-                lines.append(
-                    f"- `{'`, `'.join((*option.opts, *option.secondary_opts))}` {option.help}{_default(option)}"
-                )
+                names = "`, `".join((*option.opts, *option.secondary_opts))
+                lines.append(_prose(f"- `{names}` {option.help}{_default(option)}"))
         lines.append("")
     return "\n".join(lines[:-1]) + "\n"
 
@@ -215,8 +244,11 @@ def endpoints() -> str:
     lines = [
         "# HTTP routes",
         "",
-        "[HTTP API](http.md) describes bodies, fields, parameters and limits. A running gateway serves its OpenAPI",
-        "document at `/openapi.json` and a page to try it at `/docs`.",
+        _prose(
+            "[HTTP API](http.md) describes bodies, fields, parameters and limits. A running "
+            "gateway serves its OpenAPI document at `/openapi.json` and a page to try it at "
+            "`/docs`."
+        ),
         "",
     ]
     lines += ["| method | path | |", "|---|---|---|"]
@@ -233,8 +265,11 @@ def limits() -> str:
     lines = [
         "# Limits",
         "",
-        "These settings bound what one request, document or process can take. [HTTP API](http.md) states the limits that",
-        "are fixed: sizes of bodies, documents, filters, searches and names.",
+        _prose(
+            "These settings bound what one request, document or process can take. "
+            "[HTTP API](http.md) states the fixed limits: sizes of bodies, documents, filters, "
+            "searches and names."
+        ),
         "",
         "| setting | default | meaning |",
         "|---|---|---|",
@@ -267,13 +302,16 @@ LEVELS = ("debug", "info", "warning", "error", "exception")
 
 
 def events() -> str:
-    """Every structured event: its name, level, room and fields, as the calls in the code have them."""
+    """Every structured event: its name, level, room and fields, from the calls in the code."""
     found = sorted({event for package in PACKAGES for event in _events_of(ROOT / package)})
     lines = [
         "# Events",
         "",
-        "Each process writes events to `DATA/run/ROLE.log`, one JSON object a line, with `event`, `level`, `timestamp`,",
-        "`role`, `room` and the fields below. [Monitor](../how-to/monitor.md) describes how to watch them.",
+        _prose(
+            "Each process writes events to `DATA/run/ROLE.log`, one JSON object a line, with "
+            "`event`, `level`, `timestamp`, `role`, `room` and the fields below. "
+            "[Monitor](../how-to/monitor.md) describes how to watch them."
+        ),
         "",
         "| event | level | room | fields |",
         "|---|---|---|---|",
@@ -318,7 +356,7 @@ def _is_event(value: ast.expr) -> bool:
 
 
 def _names(first: ast.expr) -> Iterator[str]:
-    """The event's name; both, where the call chooses between two."""
+    """Yields the event's name, or both names if the call chooses between two."""
     for each in (first.body, first.orelse) if isinstance(first, ast.IfExp) else (first,):
         if isinstance(each, ast.Constant):
             yield str(each.value)
@@ -331,8 +369,11 @@ def client() -> str:
     lines = [
         "# Python client",
         "",
-        "The package `vicinage-client` needs httpx and nothing else. `Client` is for threads, `AsyncClient` is the same for",
-        "asyncio: its methods are coroutines, and `aclose` ends it.",
+        _prose(
+            "The package `vicinage-client` needs httpx and nothing else. `Client` is for threads, "
+            "`AsyncClient` is the same for asyncio: its methods are coroutines, and `aclose` "
+            "ends it."
+        ),
         "",
         *_methods(package.Client),
         "## Results",
@@ -342,7 +383,7 @@ def client() -> str:
         lines += [
             f"### {kind.__name__}",
             "",
-            inspect.getdoc(kind) or "",
+            _docstring(kind),
             "",
             "| field | type |",
             "|---|---|",
@@ -365,17 +406,17 @@ def _members(package: ModuleType, is_one: Callable[[Any], bool]) -> list[Any]:
 
 
 def _methods(kind: type) -> Iterator[str]:
-    yield from ("## Client", "", inspect.getdoc(kind) or "", "")
+    yield from ("## Client", "", _docstring(kind), "")
     for name, method in vars(kind).items():
         if name == "__init__" or (inspect.isfunction(method) and not name.startswith("_")):
             shown = kind.__name__ if name == "__init__" else name
             yield from (f"### {shown}", "", "```text", f"{shown}({_parameters(method)})", "```", "")
             if name != "__init__":
-                yield from (inspect.getdoc(method) or "", "")
+                yield from (_docstring(method), "")
 
 
 def _parameters(method: Any) -> str:
-    """The parameters without their types, in lines of at most 90 characters."""
+    """Returns the parameters without their types, in lines of at most 90 characters."""
     signature = inspect.signature(method)
     bare = [
         each.replace(annotation=inspect.Parameter.empty)

@@ -103,33 +103,6 @@ def test_metrics_settings_and_commands_that_a_page_names_exist(page: Path) -> No
     assert [c for c in commands if c.split()[0] in nouns and not {c, c.split()[0]} & known] == []
 
 
-GENERATED = {f"docs/reference/{name}" for name in pages()}
-WRITTEN = [
-    page
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    if page.name != "CHANGELOG.md"
-]
-
-
-@pytest.mark.parametrize("page", WRITTEN, ids=lambda p: str(p.relative_to(ROOT)))
-def test_text_is_wrapped_at_100_columns(page: Path) -> None:
-    """Tables, code and generated pages are as wide as they are."""
-    if str(page.relative_to(ROOT)) in GENERATED:
-        return
-    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("|")]
-    assert [line for line in lines if len(line) > 100] == []
-
-
-def test_every_decision_is_listed() -> None:
-    listed = (ROOT / "docs/decisions/index.md").read_text()
-    assert [
-        page.name
-        for page in (ROOT / "docs/decisions").glob("0*.md")
-        if f"({page.name})" not in listed
-    ] == []
-
-
 def test_the_command_line_names_every_index_spec() -> None:
     assert f"{GRAMMAR}." == INDEX_SPECS
 
