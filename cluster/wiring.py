@@ -20,6 +20,7 @@ from vicinage.errors import Unavailable
 from vicinage.records import Floats
 from vicinage.settings import Settings
 from vicinage.telemetry import events
+from vicinage.tenant_context import TenantContext
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -344,7 +345,7 @@ def _chunker(resources: Resources, model: EmbeddingModel) -> "Chunker":
 def _embed_texts(
     embedder_for: Callable[[str], Any], model: str, texts: Sequence[str], tenant: str
 ) -> Any:
-    return embedder_for(model).embed(texts, tenant=tenant)
+    return embedder_for(model).embed(texts, tenant=TenantContext(tenant))
 
 
 def _cached(make: Callable[[str], T]) -> Callable[[str], T]:

@@ -16,7 +16,7 @@ import numpy as np
 from ingest.embedding import Embedder, Lane, ServerFailed
 from ingest.embedding.batch_size import BatchSizer
 from ingest.jobs import Job, Write, takes_given
-from tenants.entities import CLASS_WEIGHT, Generation, Tenant
+from tenants.entities import Generation, Tenant
 from vicinage.clock import Clock
 from vicinage.errors import DeadlineExceeded, Refused, Unavailable
 from vicinage.records import Document, Floats, Passage
@@ -245,9 +245,7 @@ class Vectors:
             raise Unavailable(missing.detail, dependency="embedder") from missing
 
     def _asked(self, tenant: Tenant, model: str, texts: list[str]) -> Floats:
-        return self._embedder_for(model).embed(
-            texts, tenant=tenant.name, lane=Lane.DOCUMENT, weight=CLASS_WEIGHT[tenant.priority]
-        )
+        return self._embedder_for(model).embed(texts, tenant=tenant.context, lane=Lane.DOCUMENT)
 
 
 def _parts(call: Call, refused: Refused) -> list[Call]:

@@ -30,6 +30,8 @@ import corpus
 import load
 from running import Platform, free_port, running
 
+from vicinage.tenant_context import TenantContext
+
 Floats = NDArray[np.float32]
 T = TypeVar("T")
 BUILD = Path(__file__).resolve().parent.parent / "build"
@@ -123,7 +125,7 @@ def our_encode(texts: list[str]) -> Floats:
     step = 2_048
     parts = []
     for i in range(0, len(texts), step):
-        parts.append(embedder.embed(texts[i : i + step], tenant="bench"))
+        parts.append(embedder.embed(texts[i : i + step], tenant=TenantContext("bench")))
         print(f"  embedding {i + len(parts[-1])} of {len(texts)}", end="\r", flush=True)
     embedder.close()
     return np.concatenate(parts)

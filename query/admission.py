@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from vicinage.errors import Overloaded, Unavailable
 from vicinage.fair import has_room
+from vicinage.tenant_context import TenantContext
 
 
 class Admission:
@@ -45,7 +46,7 @@ class Admission:
         self._draining = True
 
     @contextmanager
-    def enter(self, tenant: str, weight: int) -> "Iterator[Permit]":
+    def enter(self, tenant: TenantContext) -> "Iterator[Permit]":
         """Holds a permit and the bytes charged to it while the block runs.
 
         Raises Overloaded, or Unavailable while draining.
@@ -54,17 +55,17 @@ class Admission:
             raise Unavailable(
                 "this gateway is shutting down", dependency="gateway", retry_after_s=1.0
             )
-        if not self._permits.take(tenant, 1, weight):
+        if not self._permits.take(tenant.name, 1, tenant.weight):
             raise Overloaded(
                 "too many requests are being served; this tenant has its share", retry_after_s=0.5
             )
-        permit = Permit(self._permits, self._bodies, self._answers, tenant, weight)
+        permit = Permit(self._permits, self._bodies, self._answers, tenant)
         try:
             yield permit
         finally:
             permit.leave()
-            self._bodies.give_back(tenant, permit.bytes)
-            self._answers.give_back(tenant, permit.answer_bytes)
+            self._bodies.give_back(tenant.name, permit.bytes)
+            self._answers.give_back(tenant.name, permit.answer_bytes)
 
 
 class Permit:
@@ -76,22 +77,21 @@ class Permit:
         "_inside",
         "_permits",
         "_tenant",
-        "_weight",
         "answer_bytes",
         "bytes",
     )
 
     def __init__(
-        self, permits: "_Shared", bodies: "_Shared", answers: "_Shared", tenant: str, weight: int
+        self, permits: "_Shared", bodies: "_Shared", answers: "_Shared", tenant: TenantContext
     ) -> None:
         self._permits, self._bodies, self._answers = permits, bodies, answers
-        self._tenant, self._weight = tenant, weight
+        self._tenant = tenant
         self._inside = True
         self.bytes = self.answer_bytes = 0
 
     def hold(self, n_bytes: int) -> None:
         """Holds `n_bytes` more for the body until the request is over. Raises Overloaded."""
-        if not self._bodies.take(self._tenant, n_bytes, self._weight):
+        if not self._bodies.take(self._tenant.name, n_bytes, self._tenant.weight):
             raise Overloaded(
                 "too many bytes of bodies are held; this tenant has its share", retry_after_s=0.5
             )
@@ -99,7 +99,7 @@ class Permit:
 
     def hold_answer(self, n_bytes: int) -> None:
         """Holds an answer's bytes until the client reads it or disconnects. Raises Overloaded."""
-        if not self._answers.take(self._tenant, n_bytes, self._weight):
+        if not self._answers.take(self._tenant.name, n_bytes, self._tenant.weight):
             raise Overloaded(
                 "too many bytes of answers are not read yet; this tenant has its share",
                 retry_after_s=0.5,
@@ -110,7 +110,7 @@ class Permit:
         """Releases the permit now; the bytes stay held. Idempotent."""
         if self._inside:
             self._inside = False
-            self._permits.give_back(self._tenant, 1)
+            self._permits.give_back(self._tenant.name, 1)
 
 
 class _Shared:

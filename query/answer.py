@@ -23,11 +23,12 @@ from query.quality.freshness import Freshness
 from query.quality.recall import RecallMonitor
 from query.rerank import Reranker, reranked
 from query.scatter import ScatterResult, Searchers
-from tenants.entities import CLASS_WEIGHT, Collection, Generation, Principal, Tenant
+from tenants.entities import Collection, Generation, Principal, Tenant
 from tenants.registry import Registry
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable
 from vicinage.records import Floats, Hit, Token
+from vicinage.tenant_context import TenantContext
 
 T = TypeVar("T")
 EMBED_SHARE: Final = 0.5
@@ -44,9 +45,7 @@ SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 4
 class QueryEmbedder(Protocol):
     """Embeds the text of a search."""
 
-    async def embed_query(
-        self, text: str, *, tenant: str, weight: int, deadline: Deadline
-    ) -> Floats:
+    async def embed_query(self, text: str, *, tenant: TenantContext, deadline: Deadline) -> Floats:
         """Returns the vector of the text: float32 [d], L2-normalized."""
         ...
 
@@ -80,7 +79,7 @@ class SearchPipeline:
 
     def admitted(self, tenant: Tenant) -> AbstractContextManager[Permit]:
         """Returns a permit for one request of the tenant. Raises Overloaded, Unavailable."""
-        return self.admission.enter(tenant.name, CLASS_WEIGHT[tenant.priority])
+        return self.admission.enter(tenant.context)
 
     async def answer(self, search: SearchRequest, tenant: Tenant, collection: Collection) -> Answer:
         """Returns the answer to a search. Raises what the steps raise.
@@ -144,9 +143,8 @@ class SearchPipeline:
         hits, reason = found.hits, found.reason
         try:
             passages = [hit.text for hit in hits if hit.text is not None]
-            weight = CLASS_WEIGHT[tenant.priority]
             scores = await self.reranker.scores(
-                search.text, passages, tenant=tenant.name, weight=weight, deadline=deadline
+                search.text, passages, tenant=tenant.context, deadline=deadline
             )
             hits = reranked(hits, scores, search.mode)
         except (Unavailable, Overloaded) as away:
@@ -233,8 +231,7 @@ class SearchPipeline:
         embedder = self.embedder_for(live.model)
         vector = await embedder.embed_query(
             search.text,
-            tenant=tenant.name,
-            weight=CLASS_WEIGHT[tenant.priority],
+            tenant=tenant.context,
             deadline=deadline,
         )
         return checked_vector(vector, live)

@@ -20,6 +20,7 @@ from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded
 from vicinage.metrics import counter, gauge
 from vicinage.records import Floats
+from vicinage.tenant_context import TenantContext
 
 ENTRY_BYTES: Final = 400
 """Bytes of an entry beside the numbers of its vector and its text.
@@ -64,9 +65,7 @@ class EmbeddingCache:
             held.vectors.move_to_end((model, text))
         return vector
 
-    def put(
-        self, tenant: str, model: EmbeddingModel, text: str, vector: Floats, *, weight: int
-    ) -> None:
+    def put(self, tenant: TenantContext, model: EmbeddingModel, text: str, vector: Floats) -> None:
         """Stores a copy of the vector, and evicts others if necessary.
 
         Does nothing if the vector alone exceeds the bound.
@@ -76,8 +75,8 @@ class EmbeddingCache:
             return
         if self.bytes + more > self._bytes_max:
             self._make_room(more)
-        held = self._of.setdefault(tenant, _Held(weight))
-        held.weight = weight
+        held = self._of.setdefault(tenant.name, _Held(tenant.weight))
+        held.weight = tenant.weight
         if (model, text) not in held.vectors:  # the same text has the same vector
             held.vectors[model, text] = _copy(vector)
             self._count(held, more)
@@ -133,22 +132,20 @@ class CachingEmbedder:
         self._cache = cache
         self._calls: dict[tuple[str, str], _Call] = {}
 
-    async def embed_query(
-        self, text: str, *, tenant: str, weight: int, deadline: Deadline
-    ) -> Floats:
+    async def embed_query(self, text: str, *, tenant: TenantContext, deadline: Deadline) -> Floats:
         """Returns the vector of the text: float32 [d], L2-normalized, read-only.
 
         Raises as the embedder does; a failure is never cached.
         """
-        known = self._cache.get(tenant, self._model, text)
+        known = self._cache.get(tenant.name, self._model, text)
         if known is not None:
             _hit.inc()
             return known
         while True:
-            call = self._calls.get((tenant, text))
+            call = self._calls.get((tenant.name, text))
             ours = call is None or call.ended()
             if call is None or ours:
-                call = self._begin(text, tenant, weight, deadline)
+                call = self._begin(text, tenant, deadline)
             (_miss if ours else _shared).inc()
             try:
                 return await call.answer(deadline)
@@ -157,16 +154,14 @@ class CachingEmbedder:
                     raise
                 # Only the deadline of the call's first request passed: this one retries.
 
-    def _begin(self, text: str, tenant: str, weight: int, deadline: Deadline) -> "_Call":
-        call = self._calls[tenant, text] = _Call(self._embed(text, tenant, weight, deadline))
-        call.task.add_done_callback(lambda _: self._forget((tenant, text), call))
+    def _begin(self, text: str, tenant: TenantContext, deadline: Deadline) -> "_Call":
+        call = self._calls[tenant.name, text] = _Call(self._embed(text, tenant, deadline))
+        call.task.add_done_callback(lambda _: self._forget((tenant.name, text), call))
         return call
 
-    async def _embed(self, text: str, tenant: str, weight: int, deadline: Deadline) -> Floats:
-        vector = await self._embedder.embed_query(
-            text, tenant=tenant, weight=weight, deadline=deadline
-        )
-        self._cache.put(tenant, self._model, text, vector, weight=weight)
+    async def _embed(self, text: str, tenant: TenantContext, deadline: Deadline) -> Floats:
+        vector = await self._embedder.embed_query(text, tenant=tenant, deadline=deadline)
+        self._cache.put(tenant, self._model, text, vector)
         return vector
 
     def _forget(self, key: tuple[str, str], call: "_Call") -> None:

@@ -27,6 +27,7 @@ from vicinage.errors import Overloaded, TooLarge, Unavailable
 from vicinage.fair import FairQueue
 from vicinage.metrics import counter
 from vicinage.telemetry import events
+from vicinage.tenant_context import TenantContext
 from vicinage.threads import EssentialThread
 from vicinage.wire import ARROW
 
@@ -103,9 +104,7 @@ class Parsers:
         self._threads: list[threading.Thread] = []
         self._closed = False
 
-    async def run(
-        self, parse: Callable[[B], T], body: B, size: int, *, tenant: str, weight: int
-    ) -> T:
+    async def run(self, parse: Callable[[B], T], body: B, size: int, *, tenant: TenantContext) -> T:
         """Returns `parse(body)`, called in a worker. Both are pickled: `parse` is at module level.
 
         `size` is the body's bytes, which are charged to the tenant's turn. Raises what `parse`
@@ -117,7 +116,7 @@ class Parsers:
         with self._changed:
             if self._closed:
                 raise Unavailable("this gateway is shutting down", dependency="gateway")
-            self._queue.put(tenant, [(waiting, size)], weight=weight)
+            self._queue.put(tenant.name, [(waiting, size)], weight=tenant.weight)
             self._start()
             self._changed.notify()
         try:

@@ -11,10 +11,11 @@ import aiohttp
 import numpy as np
 import orjson
 
-from ingest.embedding.http_client import Requests, told
+from ingest.embedding.http_client import Requests, embedder_headers
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Unavailable
 from vicinage.records import Floats, Hit, Mode
+from vicinage.tenant_context import TenantContext
 
 SHARE: Final = 0.8
 """Share of a search's remaining time that reranking may take.
@@ -31,8 +32,7 @@ class Reranker(Protocol):
         question: str,
         passages: Sequence[str],
         *,
-        tenant: str,
-        weight: int,
+        tenant: TenantContext,
         deadline: Deadline,
     ) -> Floats:
         """Returns float32 [n] in the order of `passages`; a greater score means a nearer passage.
@@ -84,8 +84,7 @@ class TeiReranker:
         question: str,
         passages: Sequence[str],
         *,
-        tenant: str,
-        weight: int,
+        tenant: TenantContext,
         deadline: Deadline,
     ) -> Floats:
         """Implements Reranker.scores."""
@@ -93,7 +92,7 @@ class TeiReranker:
         if not left_s:  # aiohttp reads 0 as no limit
             raise DeadlineExceeded("no time was left to read them", dependency="reranker")
         body = orjson.dumps({"query": question, "texts": list(passages), "truncate": True})
-        headers = told(tenant, weight, left_s) if self._ours else {}
+        headers = embedder_headers(tenant, left_s) if self._ours else {}
         try:
             status, _, content = await self._requests.post(body, headers, left_s)
         except TimeoutError as error:

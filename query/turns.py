@@ -15,6 +15,7 @@ from typing import Final
 
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded
+from vicinage.tenant_context import TenantContext
 
 FORGET_AT: Final = 1_024
 """At this number of tenants, those without a waiting or running request are removed."""
@@ -49,15 +50,15 @@ class Turns:
         """
 
     @asynccontextmanager
-    async def take(self, tenant: str, weight: int, deadline: Deadline) -> AsyncIterator[None]:
+    async def take(self, tenant: TenantContext, deadline: Deadline) -> AsyncIterator[None]:
         """Holds a turn while the block runs. Raises DeadlineExceeded if none is granted in time."""
-        line = self._line(tenant)
+        line = self._line(tenant.name)
         await self._wait(line, deadline)
         began_s = time.monotonic()
         try:
             yield
         finally:
-            line.used_s += (time.monotonic() - began_s) / weight
+            line.used_s += (time.monotonic() - began_s) / tenant.weight
             self._give_back(line)
 
     async def _wait(self, line: _Line, deadline: Deadline) -> None:

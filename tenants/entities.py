@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from vicinage.records import ObjectRef, ShardId
+from vicinage.tenant_context import TenantContext
 
 Metric = Literal["cosine", "dot", "euclidean"]
 Class = Literal["gold", "silver", "bronze"]
@@ -51,6 +52,11 @@ class Tenant:
     priority: Class = "silver"
     state: TenantState = "active"
     created_ms: int = 0
+
+    @property
+    def context(self) -> TenantContext:
+        """What the shared parts of the platform need to know of this tenant."""
+        return TenantContext(self.name, CLASS_WEIGHT[self.priority])
 
     @property
     def documents_topic(self) -> str:

@@ -21,6 +21,7 @@ from tenants.registry import Registry
 from vicinage.clock import Deadline
 from vicinage.records import Document, Floats, Passage
 from vicinage.settings import GatewaySettings, IndexerSettings, IngestSettings, Settings
+from vicinage.tenant_context import TenantContext
 
 DIMENSION = 32
 
@@ -46,16 +47,13 @@ class HashEmbedder:
         self,
         texts: Sequence[str],
         *,
-        tenant: str,
+        tenant: TenantContext,
         lane: Lane = Lane.DOCUMENT,
-        weight: int = 1,
         deadline: Deadline | None = None,
     ) -> Floats:
         return np.stack([hash_vector(t, self.dimension) for t in texts])
 
-    async def embed_query(
-        self, text: str, *, tenant: str, weight: int, deadline: Deadline
-    ) -> Floats:
+    async def embed_query(self, text: str, *, tenant: TenantContext, deadline: Deadline) -> Floats:
         return hash_vector(text, self.dimension)
 
     def close(self) -> None:
@@ -119,7 +117,7 @@ def make_indexer(
         owner=owner,
         slots_total=base.settings.slots,
         embed=lambda model, texts, tenant: (
-            (by_model or {}).get(model, HashEmbedder()).embed(texts, tenant=tenant)
+            (by_model or {}).get(model, HashEmbedder()).embed(texts, tenant=TenantContext(tenant))
         ),
     )
 

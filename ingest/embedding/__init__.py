@@ -8,6 +8,7 @@ from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
 from vicinage.errors import Refused, Unavailable
 from vicinage.records import Floats
+from vicinage.tenant_context import TenantContext
 
 
 class Lane(StrEnum):
@@ -43,9 +44,8 @@ class Embedder(Protocol):
         self,
         texts: Sequence[str],
         *,
-        tenant: str,
+        tenant: TenantContext,
         lane: Lane = Lane.DOCUMENT,
-        weight: int = 1,
         deadline: Deadline | None = None,
     ) -> Floats:
         """Returns float32 [n, d] in the order of `texts`, L2-normalized if the model normalizes.

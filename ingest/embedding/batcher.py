@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ingest.embedding import Lane
 from vicinage.fair import FairQueue
+from vicinage.tenant_context import TenantContext
 
 STARVE_AFTER: Final = 8
 BUSY_SHARE: Final = 0.5
@@ -38,10 +39,11 @@ class Batcher:
         self._call_tokens = batch_tokens
         self._questions_in_a_row = 0
 
-    def put(self, tenant: str, lane: Lane, items: list[Item], *, weight: int) -> None:
+    def put(self, tenant: TenantContext, lane: Lane, items: list[Item]) -> None:
         """Queues a request's texts, shortest first, to minimize padding. Raises Overloaded."""
         ordered = sorted(items, key=lambda item: len(item.tokens))
-        self._lanes[lane].put(tenant, [(item, len(item.tokens)) for item in ordered], weight=weight)
+        costed = [(item, len(item.tokens)) for item in ordered]
+        self._lanes[lane].put(tenant.name, costed, weight=tenant.weight)
 
     def take(self) -> list[Item]:
         """Returns the texts of the next model call, by length; [] if none wait."""

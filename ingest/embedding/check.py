@@ -18,6 +18,7 @@ from ingest.embedding.tokenizer import model_root
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Refused, VicinageError
+from vicinage.tenant_context import TenantContext
 
 LOAD_S: Final = 300.0
 """Longest time, in seconds, to load a local model."""
@@ -71,7 +72,7 @@ def check_server(model: EmbeddingModel, model_key: str | None) -> None:
     """Embeds one short text on the model's server. Raises Refused with the reason for operators."""
     embedder = open_embedder(model, url="", model_key=model_key, timeout_s=CALL_S)
     try:
-        embedder.embed([TEXT], tenant="", deadline=Deadline.after(CALL_S))
+        embedder.embed([TEXT], tenant=TenantContext(""), deadline=Deadline.after(CALL_S))
     except DeadlineExceeded:
         raise Refused(
             f"{model.location} did not answer within {CALL_S:.0f} s", field="location"

@@ -17,6 +17,7 @@ from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Refused, Unavailable, VicinageError
 from vicinage.fair import FairQueue
 from vicinage.records import Floats
+from vicinage.tenant_context import TenantContext
 
 CALLS_MAX: Final = 1
 """Calls in progress at once. A second call while the first is in the model makes both smaller."""
@@ -41,9 +42,8 @@ class AsyncEmbedder(Protocol):
         self,
         texts: Sequence[str],
         *,
-        tenant: str,
+        tenant: TenantContext,
         lane: Lane = Lane.QUERY,
-        weight: int = 1,
         deadline: Deadline | None = None,
     ) -> Floats:
         """Returns float32 [n, d]."""
@@ -57,8 +57,7 @@ class AsyncEmbedder(Protocol):
 @dataclass(slots=True, eq=False)
 class _Question:
     text: str
-    tenant: str
-    weight: int
+    tenant: TenantContext
     deadline: Deadline
     answer: asyncio.Future[Floats]
 
@@ -71,14 +70,10 @@ class GatheringEmbedder:
         self._waiting: FairQueue[_Question] = FairQueue(cost_max=WAITING_MAX, quantum=QUANTUM)
         self._calls: set[asyncio.Task[None]] = set()
 
-    async def embed_query(
-        self, text: str, *, tenant: str, weight: int, deadline: Deadline
-    ) -> Floats:
+    async def embed_query(self, text: str, *, tenant: TenantContext, deadline: Deadline) -> Floats:
         """Returns float32 [d]. Raises as Embedder.embed does."""
-        question = _Question(
-            text, tenant, weight, deadline, asyncio.get_running_loop().create_future()
-        )
-        self._waiting.put(tenant, [(question, self._cost(text))], weight=weight)
+        question = _Question(text, tenant, deadline, asyncio.get_running_loop().create_future())
+        self._waiting.put(tenant.name, [(question, self._cost(text))], weight=tenant.weight)
         self._go()
         try:
             return await asyncio.wait_for(question.answer, deadline.left_s())
@@ -118,12 +113,11 @@ class GatheringEmbedder:
 
     async def _ask(self, gathered: list[_Question]) -> None:
         # One call for many tenants: it has the sum of their weights, and the first one's name.
-        weights = {q.tenant: q.weight for q in gathered}
+        weights = {q.tenant.name: q.tenant.weight for q in gathered}
         try:
             vectors = await self._embedder.embed_async(
                 [q.text for q in gathered],
-                tenant=gathered[0].tenant,
-                weight=sum(weights.values()),
+                tenant=TenantContext(gathered[0].tenant.name, sum(weights.values())),
                 deadline=Deadline(max(q.deadline.at for q in gathered)),
             )
         except Refused as refused:
@@ -164,7 +158,7 @@ class GatheringEmbedder:
             return
         try:
             vectors = await self._embedder.embed_async(
-                windows, tenant=question.tenant, weight=question.weight, deadline=question.deadline
+                windows, tenant=question.tenant, deadline=question.deadline
             )
         except VicinageError as error:
             _settle(question, error)

@@ -8,6 +8,8 @@ from typing import Final
 
 import aiohttp
 
+from vicinage.tenant_context import TenantContext
+
 CONNECTIONS: Final = 16
 KEEPALIVE_S: Final = 4.0
 """Less than a server's usual five seconds, so that this client mostly closes idle connections."""
@@ -20,11 +22,11 @@ def headers_of(key: str | None) -> dict[str, str]:
     )
 
 
-def told(tenant: str, weight: int, timeout_s: float) -> dict[str, str]:
+def embedder_headers(tenant: TenantContext, timeout_s: float) -> dict[str, str]:
     """Returns the request headers for the platform's embedder role, which no other server gets."""
     return {
-        "x-vicinage-tenant": tenant,
-        "x-vicinage-weight": str(weight),
+        "x-vicinage-tenant": tenant.name,
+        "x-vicinage-weight": str(tenant.weight),
         "x-vicinage-timeout-ms": str(max(1, int(timeout_s * 1000))),
     }
 

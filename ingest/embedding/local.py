@@ -38,6 +38,7 @@ from vicinage.metrics import counter, gauge, histogram
 from vicinage.records import Floats
 from vicinage.settings import EmbedderSettings
 from vicinage.telemetry import events
+from vicinage.tenant_context import TenantContext
 
 CALL_S: Final = 0.1
 """About how long, in seconds, a query text may wait behind a model call."""
@@ -180,13 +181,12 @@ class LocalEmbedder:
         self,
         texts: Sequence[str],
         *,
-        tenant: str,
+        tenant: TenantContext,
         lane: Lane = Lane.DOCUMENT,
-        weight: int = 1,
         deadline: Deadline | None = None,
     ) -> Floats:
         """See Embedder."""
-        asked = self.submit(texts, tenant=tenant, lane=lane, weight=weight, deadline=deadline)
+        asked = self.submit(texts, tenant=tenant, lane=lane, deadline=deadline)
         try:
             return asked.vectors.result(deadline.left_s() if deadline else TIMEOUT_S)
         except TimeoutError:
@@ -199,9 +199,8 @@ class LocalEmbedder:
         self,
         texts: Sequence[str],
         *,
-        tenant: str,
+        tenant: TenantContext,
         lane: Lane = Lane.DOCUMENT,
-        weight: int = 1,
         deadline: Deadline | None = None,
     ) -> Pending:
         """Queues the texts, and returns a future of what `embed` returns.
@@ -220,15 +219,15 @@ class LocalEmbedder:
         if not rows:
             request.finish()
         items = [Item(ids, request, i) for i, ids in enumerate(rows)]
-        self._worker.put(lambda: self._put(items, tenant, lane, weight))
+        self._worker.put(lambda: self._put(items, tenant, lane))
         return Pending(request.done, sum(len(ids) for ids in rows))
 
     def close(self) -> None:
         """Finishes the call in progress and refuses the rest. Idempotent."""
         self._worker.close()
 
-    def _put(self, items: list[Item], tenant: str, lane: Lane, weight: int) -> None:
-        self._batcher.put(tenant, lane, items, weight=weight)
+    def _put(self, items: list[Item], tenant: TenantContext, lane: Lane) -> None:
+        self._batcher.put(tenant, lane, items)
         _queue.set(self._batcher.waiting_tokens())
 
     def _take(self) -> list[Item]:

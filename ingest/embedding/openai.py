@@ -14,11 +14,12 @@ import numpy as np
 import orjson
 
 from ingest.embedding import Lane, ServerFailed
-from ingest.embedding.http_client import Requests, headers_of, told
+from ingest.embedding.http_client import Requests, embedder_headers, headers_of
 from tenants.entities import EmbeddingModel
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
 from vicinage.records import Floats
+from vicinage.tenant_context import TenantContext
 
 INPUTS_MAX: Final = 2_048
 """Texts that the API takes in one request."""
@@ -67,16 +68,15 @@ class OpenAIEmbedder:
         self,
         texts: Sequence[str],
         *,
-        tenant: str,
+        tenant: TenantContext,
         lane: Lane = Lane.DOCUMENT,
-        weight: int = 1,
         deadline: Deadline | None = None,
     ) -> Floats:
         """See Embedder."""
         parts = []
         for i in range(0, len(texts), INPUTS_MAX):
             body, headers, timeout = self._request(
-                texts[i : i + INPUTS_MAX], tenant, lane, weight, deadline
+                texts[i : i + INPUTS_MAX], tenant, lane, deadline
             )
             try:
                 response = self._http.post(
@@ -96,14 +96,13 @@ class OpenAIEmbedder:
         self,
         texts: Sequence[str],
         *,
-        tenant: str,
+        tenant: TenantContext,
         lane: Lane = Lane.QUERY,
-        weight: int = 1,
         deadline: Deadline | None = None,
     ) -> Floats:
         """Embeds as `embed` does, without blocking the event loop; at most INPUTS_MAX texts."""
         assert len(texts) <= INPUTS_MAX
-        body, headers, timeout = self._request(texts, tenant, lane, weight, deadline)
+        body, headers, timeout = self._request(texts, tenant, lane, deadline)
         try:
             status, answered, content = await self._requests.post(body, headers, timeout)
         except TimeoutError as error:
@@ -124,7 +123,7 @@ class OpenAIEmbedder:
         await self._requests.aclose()
 
     def _request(
-        self, texts: Sequence[str], tenant: str, lane: Lane, weight: int, deadline: Deadline | None
+        self, texts: Sequence[str], tenant: TenantContext, lane: Lane, deadline: Deadline | None
     ) -> tuple[bytes, Mapping[str, str], float]:
         timeout = min(self._timeout_s, deadline.left_s()) if deadline else self._timeout_s
         if timeout <= 0:
@@ -137,7 +136,7 @@ class OpenAIEmbedder:
         body = orjson.dumps({"model": self._entry.name, "input": sent, "encoding_format": "base64"})
         if not self._ours:
             return body, {}, timeout
-        return body, told(tenant, weight, timeout) | {"x-vicinage-lane": lane.value}, timeout
+        return body, embedder_headers(tenant, timeout) | {"x-vicinage-lane": lane.value}, timeout
 
     def _vectors(self, status: int, headers: Mapping[str, str], content: bytes, n: int) -> Floats:
         """Returns the n vectors of a response.

@@ -21,6 +21,7 @@ from vicinage.fair import FairQueue
 from vicinage.metrics import counter, histogram
 from vicinage.records import Floats
 from vicinage.telemetry import events
+from vicinage.tenant_context import TenantContext
 
 QUEUE_PAIRS: Final = 4_096
 CALL_PAIRS: Final = 16
@@ -96,8 +97,7 @@ class LocalReranker:
         question: str,
         passages: Sequence[str],
         *,
-        tenant: str,
-        weight: int,
+        tenant: TenantContext,
         deadline: Deadline,
     ) -> Future[Floats]:
         """Returns a future of scores, float32 [n] from 0 to 1, in the order of `passages`.
@@ -113,7 +113,7 @@ class LocalReranker:
             (_Pair(asked, passage[: self._chars], request, i), 1)
             for i, passage in enumerate(passages)
         ]
-        self._worker.put(lambda: self._queue.put(tenant, pairs, weight=weight))
+        self._worker.put(lambda: self._queue.put(tenant.name, pairs, weight=tenant.weight))
         return request.done
 
     def close(self) -> None:

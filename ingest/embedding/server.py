@@ -37,6 +37,7 @@ from vicinage.errors import (
 from vicinage.metrics import metrics_text
 from vicinage.records import Floats
 from vicinage.telemetry import events
+from vicinage.tenant_context import TenantContext
 
 INPUTS_MAX: Final = 2_048
 BODY_BYTES_MAX: Final = 32 << 20
@@ -134,9 +135,8 @@ async def _vectors(request: Request, model: LocalEmbedder, texts: list[str]) -> 
     headers = request.headers
     deadline = _deadline(request)
     arguments: dict[str, Any] = {
-        "tenant": headers.get("x-vicinage-tenant", ""),
+        "tenant": _tenant(request),
         "lane": Lane.QUERY if headers.get("x-vicinage-lane") == "query" else Lane.DOCUMENT,
-        "weight": _weight(request),
         "deadline": deadline,
     }
     if len(texts) < THREAD_FROM:
@@ -162,9 +162,8 @@ async def _rerank(request: Request, reranker: LocalReranker | None) -> Response:
         raise Refused("texts is a list of strings", field="texts")
     if len(texts) > INPUTS_MAX:
         raise Refused(f"{len(texts)} texts; at most {INPUTS_MAX}", field="texts", limit=INPUTS_MAX)
-    deadline, weight = _deadline(request), _weight(request)
-    tenant = request.headers.get("x-vicinage-tenant", "")
-    asked = reranker.submit(question, texts, tenant=tenant, weight=weight, deadline=deadline)
+    deadline = _deadline(request)
+    asked = reranker.submit(question, texts, tenant=_tenant(request), deadline=deadline)
     try:
         scores = await asyncio.wait_for(asyncio.wrap_future(asked), deadline.left_s())
     except TimeoutError:
@@ -175,6 +174,10 @@ async def _rerank(request: Request, reranker: LocalReranker | None) -> Response:
 
 def _deadline(request: Request) -> Deadline:
     return Deadline.after(_number(request.headers.get("x-vicinage-timeout-ms"), TIMEOUT_MS) / 1000)
+
+
+def _tenant(request: Request) -> TenantContext:
+    return TenantContext(request.headers.get("x-vicinage-tenant", ""), _weight(request))
 
 
 def _weight(request: Request) -> int:

@@ -30,7 +30,7 @@ from query.api.sending import joined, sent
 from query.state import GatewayState
 from query.waiting import for_tenant, waiting
 from tenants import provisioning
-from tenants.entities import CLASS_WEIGHT, Collection, Objectives
+from tenants.entities import Collection, Objectives
 from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused, Unavailable
 from vicinage.records import ShardId
@@ -109,11 +109,10 @@ async def list_all(request: Request) -> Response:
     with ExitStack() as held:
         permit = held.enter_context(state.pipeline.admitted(tenant))
         deadline = Deadline.after(state.settings.timeout_ms / 1000)
-        weight = CLASS_WEIGHT[tenant.priority]
-        async with state.fetches.take(tenant.name, weight, deadline):
+        async with state.fetches.take(tenant.context, deadline):
             collections = state.registry.collections(principal.tenant)
             known = await _measured(state, collections, principal.tenant)
-            async with state.turns.take(tenant.name, weight, deadline):
+            async with state.turns.take(tenant.context, deadline):
                 found = await _described(state, collections, known)
                 data = await joined(
                     (orjson.dumps(each) for each in found), first=b'{"collections":[', last=b"]}"

@@ -16,7 +16,7 @@ from query.api.http import answer, authenticate, integer, json_object, number, s
 from query.api.sending import joined, sent
 from query.state import GatewayState
 from query.turns import Turns
-from tenants.entities import CLASS_WEIGHT, Scope, Tenant
+from tenants.entities import Scope, Tenant
 from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused
 
@@ -119,7 +119,7 @@ async def purge_letters_of(tenant: str, request: Request) -> Response:
 def _turn(state: GatewayState, turns: Turns, tenant: Tenant) -> AbstractAsyncContextManager[None]:
     """Returns the tenant's turn. Read the request's body before: a slow client must not hold it."""
     deadline = Deadline.after(state.settings.timeout_ms / 1000)
-    return turns.take(tenant.name, CLASS_WEIGHT[tenant.priority], deadline)
+    return turns.take(tenant.context, deadline)
 
 
 def _page(request: Request) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from query.api.sending import joined, sent
 from query.judge import Judge, Judged
 from query.parsers import is_small
 from query.state import GatewayState
-from tenants.entities import CLASS_WEIGHT, Collection, Tenant
+from tenants.entities import Collection, Tenant
 from vicinage import filters
 from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused
@@ -112,8 +112,7 @@ async def _accept(
     while True:
         now, n = await state.writers.run(partial(_where, state, tenant, collection))
         body = Body(kind, data, DocumentLimits.of(now, state.limits), tenant.name, n)
-        weight = CLASS_WEIGHT[tenant.priority]
-        ready = await state.parsers.run(prepare, body, len(data), tenant=tenant.name, weight=weight)
+        ready = await state.parsers.run(prepare, body, len(data), tenant=tenant.context)
         accepted: intake.Accepted | None = await state.writers.run(
             partial(_append, state, tenant, now, n, ready)
         )
@@ -193,14 +192,13 @@ async def _stored(
         collection = await state.pipeline.reached(token, tenant, collection, deadline)
     live = collection.generation()
     shard = live.shards()[shard_of(document_id, len(live.slots))]
-    weight = CLASS_WEIGHT[tenant.priority]
-    async with state.fetches.take(tenant.name, weight, deadline):
+    async with state.fetches.take(tenant.context, deadline):
         found: StoredDocument | None = await state.searchers.holding(shard.slot).document(
             shard, document_id, deadline
         )
         if found is None:
             return None
-        async with state.turns.take(tenant.name, weight, deadline):
+        async with state.turns.take(tenant.context, deadline):
             return await _written(found)
 
 

@@ -21,7 +21,7 @@ from query.batch import split
 from query.boundary import problem_response
 from query.parsers import SMALL_BYTES
 from query.state import GatewayState
-from tenants.entities import CLASS_WEIGHT, Principal, Tenant
+from tenants.entities import Principal, Tenant
 from vicinage.errors import TooLarge
 
 router = APIRouter()
@@ -53,9 +53,7 @@ async def _split(state: GatewayState, tenant: Tenant, data: bytes) -> list[bytes
     """
     if len(data) <= SMALL_BYTES:
         return split(data)
-    found: list[bytes] = await state.parsers.run(
-        split, data, len(data), tenant=tenant.name, weight=CLASS_WEIGHT[tenant.priority]
-    )
+    found: list[bytes] = await state.parsers.run(split, data, len(data), tenant=tenant.context)
     return found
 
 

@@ -15,6 +15,7 @@ import psutil
 
 from indexer.index.segment import Segment
 from vicinage.records import ShardId
+from vicinage.tenant_context import TenantContext
 
 IN_USE_S: Final = 1.0
 """A shard accessed within it is not evicted, unless its tenant exceeds its fair share."""
@@ -35,20 +36,12 @@ class Held:
     weight: int
 
 
-@dataclass(frozen=True, slots=True)
-class Requester:
-    """The tenant that needs the memory, and its class's weight."""
-
-    tenant: str
-    weight: int
-
-
 def choose_evictions(
     held: Iterable[Held],
     need: int,
     bytes_max: int,
     *,
-    requester: Requester | None = None,
+    requester: TenantContext | None = None,
     spare: int = 0,
     partial: bool = False,
 ) -> tuple[ShardId, ...]:
@@ -78,10 +71,12 @@ def choose_evictions(
     return tuple(going)
 
 
-def _excess(held: Iterable[Held], bytes_max: int, requester: Requester | None) -> dict[str, float]:
+def _excess(
+    held: Iterable[Held], bytes_max: int, requester: TenantContext | None
+) -> dict[str, float]:
     """Returns each tenant's bytes as a multiple of its fair share of the budget; at least 1."""
     bytes_of: dict[str, int] = {}
-    weight_of: dict[str, int] = {requester.tenant: requester.weight} if requester else {}
+    weight_of: dict[str, int] = {requester.name: requester.weight} if requester else {}
     for h in held:
         bytes_of[h.shard.tenant] = bytes_of.get(h.shard.tenant, 0) + h.bytes
         weight_of[h.shard.tenant] = h.weight

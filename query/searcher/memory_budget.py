@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from indexer.index.segment import Segment
-from query.searcher.memory import Held, Requester, ResidentBytes, choose_evictions
+from query.searcher.memory import Held, ResidentBytes, choose_evictions
 from vicinage.clock import Clock
 from vicinage.errors import Unavailable
 from vicinage.records import ShardId
 from vicinage.stats import SHARD_BYTES
+from vicinage.tenant_context import TenantContext
 
 SPARE_SHARE: Final = 64
 """An eviction frees 1/SPARE_SHARE of the budget in addition, so that it serves several loads."""
@@ -132,7 +133,7 @@ class MemoryBudget:
         if over <= 0:
             return
         if self._owner.is_asked(shard):  # only a shard in use or waited for may evict others
-            requester = Requester(shard.tenant, self._owner.weights().get(shard.tenant, 1))
+            requester = TenantContext(shard.tenant, self._owner.weights().get(shard.tenant, 1))
             self._evict(
                 choose_evictions(
                     self._held(but=shard),

@@ -18,6 +18,7 @@ from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Refused, Unavailable
 from vicinage.settings import EmbedderSettings
+from vicinage.tenant_context import TenantContext
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model"), pytest.mark.timeout(300)]
 TEXTS = [
@@ -78,21 +79,21 @@ def test_it_says_what_it_is(embedder: Embedder) -> None:
 
 @pytest.mark.parametrize("lane", list(Lane))
 def test_vectors_come_in_order_as_float32_of_length_one(embedder: Embedder, lane: Lane) -> None:
-    vectors = embedder.embed(TEXTS, tenant="t", lane=lane)
+    vectors = embedder.embed(TEXTS, tenant=TenantContext("t"), lane=lane)
     assert vectors.shape == (len(TEXTS), 384) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
     for i, text in enumerate(TEXTS):
-        [alone] = embedder.embed([text], tenant="t", lane=lane)
+        [alone] = embedder.embed([text], tenant=TenantContext("t"), lane=lane)
         assert alone @ vectors[i] > 0.9999, "whatever company a text is embedded in"
 
 
 def test_nothing_asked_nothing_given(embedder: Embedder) -> None:
-    assert embedder.embed([], tenant="t").shape == (0, 384)
+    assert embedder.embed([], tenant=TenantContext("t")).shape == (0, 384)
 
 
 def test_more_texts_than_one_request_takes(embedder: Embedder) -> None:
     texts = [f"{i % 7}" for i in range(2_100)]
-    vectors = embedder.embed(texts, tenant="t")
+    vectors = embedder.embed(texts, tenant=TenantContext("t"))
     assert vectors.shape == (2_100, 384)
     np.testing.assert_allclose(vectors[:7], vectors[2_093:], atol=1e-3)
 
@@ -101,24 +102,28 @@ def test_a_text_of_just_the_window_is_read_whole_and_one_more_is_refused_by_numb
     embedder: Embedder,
 ) -> None:
     whole = "word " * 253
-    [a, b] = embedder.embed([whole + "apple", whole + "pear"], tenant="t")
+    [a, b] = embedder.embed([whole + "apple", whole + "pear"], tenant=TenantContext("t"))
     assert a @ b < 0.99999, "the last word is read too"
     with pytest.raises(Refused) as refused:
-        embedder.embed(["fine", "word " * 255], tenant="t")
+        embedder.embed(["fine", "word " * 255], tenant=TenantContext("t"))
     assert refused.value.field == "input.1"
 
 
 def test_a_deadline_is_kept(embedder: Embedder) -> None:
     with pytest.raises(DeadlineExceeded):
-        embedder.embed(["word " * 200] * 64, tenant="t", deadline=Deadline.after(0.02))
-    assert embedder.embed(["after"], tenant="t", deadline=Deadline.after(60)).shape == (1, 384)
+        embedder.embed(
+            ["word " * 200] * 64, tenant=TenantContext("t"), deadline=Deadline.after(0.02)
+        )
+    assert embedder.embed(
+        ["after"], tenant=TenantContext("t"), deadline=Deadline.after(60)
+    ).shape == (1, 384)
 
 
 def test_many_threads_get_their_own_vectors(embedder: Embedder) -> None:
     texts = [f"the {word} of {i}" for i, word in enumerate(["sea", "hull", "wind", "mast"] * 6)]
-    truth = embedder.embed(texts, tenant="t")
+    truth = embedder.embed(texts, tenant=TenantContext("t"))
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda t: embedder.embed([t], tenant=t[:7])[0], texts))
+        found = list(pool.map(lambda t: embedder.embed([t], tenant=TenantContext(t[:7]))[0], texts))
     assert np.einsum("ij,ij->i", truth, np.stack(found)).min() > 0.9999
 
 
@@ -132,6 +137,6 @@ def test_closed_twice_is_closed(local: LocalEmbedder, url: str) -> None:
 def test_a_wrong_key_is_the_platforms_trouble_not_the_texts(url: str) -> None:
     remote = open_embedder(DEFAULT_MODEL, url=url, key="another")
     with pytest.raises(Unavailable, match="is away") as raised:
-        remote.embed(["x"], tenant="t")
+        remote.embed(["x"], tenant=TenantContext("t"))
     assert "401" in raised.value.operator_detail
     remote.close()

@@ -33,6 +33,7 @@ from vicinage.clock import Deadline
 from vicinage.errors import Corrupt, NotFound, Unauthenticated, Unavailable
 from vicinage.records import ShardQuery
 from vicinage.settings import GatewaySettings
+from vicinage.tenant_context import TenantContext
 
 Q = [1.0, 0.0, 0.0, 0.0]
 
@@ -700,7 +701,7 @@ class Broken:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Deadline) -> Any:
+    async def embed_query(self, text: str, *, tenant: TenantContext, deadline: Deadline) -> Any:
         raise self.error
 
 

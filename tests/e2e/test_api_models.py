@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from ingest.embedding.check import check
 from vicinage.errors import DeadlineExceeded, Overloaded, Unavailable
+from vicinage.tenant_context import TenantContext
 
 D = 384
 
@@ -25,13 +26,13 @@ class Switched(HashEmbedder):
     error: Exception | None = None
     late = False
 
-    async def embed_query(self, text: str, *, tenant: str, weight: int, deadline: Any) -> Any:
+    async def embed_query(self, text: str, *, tenant: TenantContext, deadline: Any) -> Any:
         if self.late:
             await asyncio.sleep(deadline.left_s())
             raise DeadlineExceeded("the text was not embedded in time", dependency="embedder")
         if self.error is not None:
             raise self.error
-        return await super().embed_query(text, tenant=tenant, weight=weight, deadline=deadline)
+        return await super().embed_query(text, tenant=tenant, deadline=deadline)
 
 
 EMBEDDER = Switched()

@@ -32,6 +32,7 @@ from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
 from vicinage.records import Hit
 from vicinage.settings import GatewaySettings, RerankSettings, Settings
+from vicinage.tenant_context import TenantContext
 
 WORDS = ["fox", "dog", "cat", "owl", "bee", "elk", "ant", "cow", "hen", "pig", "rat", "bat"]
 QUESTION = "which animal is quick?"
@@ -209,7 +210,7 @@ def test_where_the_reranker_does_not_answer_hits_come_as_found_and_that_is_said(
 
 def test_where_no_time_is_left_nobody_is_asked() -> None:
     reranker = TeiReranker("http://127.0.0.1:9", key=None)
-    asked = reranker.scores("a", ["b"], tenant="t", weight=1, deadline=Deadline.after(0))
+    asked = reranker.scores("a", ["b"], tenant=TenantContext("t"), deadline=Deadline.after(0))
     with pytest.raises(DeadlineExceeded, match="no time was left"):
         asyncio.run(asked)
 
@@ -267,12 +268,12 @@ def test_what_is_no_ranking_request_is_refused(
 
 def test_a_passage_longer_than_the_model_reads_is_cut_off_and_scored(model: LocalReranker) -> None:
     scores = model.submit(
-        "a", ["word " * 5_000, ""], tenant="t", weight=1, deadline=Deadline.after(30)
+        "a", ["word " * 5_000, ""], tenant=TenantContext("t"), deadline=Deadline.after(30)
     ).result(30)
     assert scores.shape == (2,)
     start = time.perf_counter()
     vast = model.submit(
-        "a " * 10_000_000, ["b"] * 20, tenant="t", weight=1, deadline=Deadline.after(30)
+        "a " * 10_000_000, ["b"] * 20, tenant=TenantContext("t"), deadline=Deadline.after(30)
     ).result(30)
     assert time.perf_counter() - start < 10, "cut before it is cut into tokens"
     assert len(set(vast.tolist())) == 1
@@ -282,7 +283,7 @@ def test_a_passage_longer_than_the_model_reads_is_cut_off_and_scored(model: Loca
 def test_the_queue_is_bounded_and_what_nobody_waits_for_is_not_read(
     model: LocalReranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = {"tenant": "t", "weight": 1, "deadline": Deadline.after(30)}
+    given = {"tenant": TenantContext("t"), "deadline": Deadline.after(30)}
     read: list[int] = []
     own = model._model.predict
 
@@ -313,7 +314,7 @@ def test_a_reranker_that_was_closed_refuses(folder: Path) -> None:
     closing.close()
     assert not closing.alive()
     with pytest.raises(Unavailable):
-        closing.submit("a", ["b"], tenant="t", weight=1, deadline=Deadline.after(1))
+        closing.submit("a", ["b"], tenant=TenantContext("t"), deadline=Deadline.after(1))
 
 
 def test_a_model_that_fails_again_and_again_ends_the_role(
@@ -328,7 +329,9 @@ def test_a_model_that_fails_again_and_again_ends_the_role(
     monkeypatch.setattr(broken._model, "predict", fail)
     for _ in range(reranker_room.FAILURES_MAX):
         with pytest.raises(Unavailable):
-            broken.submit("a", ["b"], tenant="t", weight=1, deadline=Deadline.after(30)).result(30)
+            broken.submit(
+                "a", ["b"], tenant=TenantContext("t"), deadline=Deadline.after(30)
+            ).result(30)
     broken._worker._thread.join(10)
     assert [str(error) for error in died] == ["the device is gone"]
     assert not broken.alive()

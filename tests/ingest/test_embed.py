@@ -19,6 +19,7 @@ from vicinage.clock import ManualClock
 from vicinage.errors import DeadlineExceeded, Refused, Unavailable
 from vicinage.log import Record
 from vicinage.records import Floats, Rejected
+from vicinage.tenant_context import TenantContext
 from vicinage.wire import decode_rows, vectors_of
 
 DOCS = "vicinage.docs.acme"
@@ -37,7 +38,7 @@ class Picky(HashEmbedder):
     calls: list[list[str]] = field(default_factory=list)
     dimension: int = 384
 
-    def embed(self, texts: Sequence[str], *, tenant: str, **given: Any) -> Floats:
+    def embed(self, texts: Sequence[str], *, tenant: TenantContext, **given: Any) -> Floats:
         self.calls.append(list(texts))
         for i, text in enumerate(texts):
             if any(word in text for word in self.words):
@@ -148,7 +149,7 @@ class Slow(HashEmbedder):
     busy: int = 0
     dimension: int = 384
 
-    def embed(self, texts: Sequence[str], *, tenant: str, **given: Any) -> Floats:
+    def embed(self, texts: Sequence[str], *, tenant: TenantContext, **given: Any) -> Floats:
         self.calls.append(len(texts))
         self.busy += 1
         try:
@@ -288,7 +289,7 @@ class Away(HashEmbedder):
 
     away = True
 
-    def embed(self, texts: Sequence[str], *, tenant: str, **given: Any) -> Floats:
+    def embed(self, texts: Sequence[str], *, tenant: TenantContext, **given: Any) -> Floats:
         if self.away:
             raise Unavailable("away", dependency="embedder")
         return super().embed(texts, tenant=tenant, **given)

@@ -20,6 +20,7 @@ from tenants.entities import Group
 from vicinage.errors import Corrupt, Unavailable
 from vicinage.log import Record
 from vicinage.records import Floats
+from vicinage.tenant_context import TenantContext
 from vicinage.wire import decode_rows
 
 
@@ -32,12 +33,12 @@ class Controlled(HashEmbedder):
         self.absent: dict[str, Exception] = {}
         self.asked: list[str] = []
 
-    def embed(self, texts: Sequence[str], *, tenant: str, **given: Any) -> Floats:
-        self.asked.append(tenant)
-        if tenant in self.absent:
-            raise self.absent[tenant]
-        if tenant in self.gates:
-            assert self.gates[tenant].wait(30)
+    def embed(self, texts: Sequence[str], *, tenant: TenantContext, **given: Any) -> Floats:
+        self.asked.append(tenant.name)
+        if tenant.name in self.absent:
+            raise self.absent[tenant.name]
+        if tenant.name in self.gates:
+            assert self.gates[tenant.name].wait(30)
         return super().embed(texts, tenant=tenant, **given)
 
 
@@ -171,7 +172,7 @@ def test_calls_that_end_in_any_order_are_committed_in_order(base, monkeypatch, s
     turns = threading.Condition()
 
     class Shuffled(Controlled):
-        def embed(self, texts: Sequence[str], *, tenant: str, **given: Any) -> Floats:
+        def embed(self, texts: Sequence[str], *, tenant: TenantContext, **given: Any) -> Floats:
             late = crc32(f"{seed} {texts[0]}".encode()) % 2 == 0
             if late:
                 with turns:

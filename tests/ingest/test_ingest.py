@@ -22,6 +22,7 @@ from vicinage.clock import Deadline, ManualClock
 from vicinage.errors import Conflict, Refused
 from vicinage.log import Log, Record
 from vicinage.partition_maps import PARTITIONS_MAX
+from vicinage.tenant_context import TenantContext
 from vicinage.wire import decode_rows
 
 DOCS = "vicinage.docs.acme"
@@ -295,7 +296,9 @@ def test_killed_at_any_point_nothing_is_lost_or_doubled(
 
 
 def test_the_embedder_of_these_tests_finds_shared_words() -> None:
-    a, b, c = HashEmbedder().embed(["red house", "red house boat", "blue"], tenant="t")
+    a, b, c = HashEmbedder().embed(
+        ["red house", "red house boat", "blue"], tenant=TenantContext("t")
+    )
     assert float(a @ b) > 0.6 > float(a @ c)
 
 

@@ -28,6 +28,7 @@ from vicinage.clock import ManualClock
 from vicinage.errors import Unavailable
 from vicinage.log import Record
 from vicinage.records import Floats
+from vicinage.tenant_context import TenantContext
 from vicinage.wire import decode_rows
 
 pytestmark = pytest.mark.timeout(600)
@@ -54,7 +55,7 @@ class Model(HashEmbedder):
     mode: str = "well"
     let_go: threading.Event = field(default_factory=threading.Event)
 
-    def embed(self, texts: Sequence[str], *, tenant: str, **given: Any) -> Floats:
+    def embed(self, texts: Sequence[str], *, tenant: TenantContext, **given: Any) -> Floats:
         if self.mode == "hangs":
             self.let_go.wait(30)
         if self.mode != "well":

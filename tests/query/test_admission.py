@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from query.admission import Admission
 from vicinage.errors import Overloaded, Unavailable
+from vicinage.tenant_context import TenantContext
 
 
 def enter(admission: Admission, held: ExitStack, tenant: str, weight: int = 1) -> bool:
     try:
-        held.enter_context(admission.enter(tenant, weight))
+        held.enter_context(admission.enter(TenantContext(tenant, weight)))
     except Overloaded:
         return False
     return True
@@ -37,7 +38,7 @@ def test_the_only_place_there_is_can_be_had() -> None:
 def test_a_place_is_given_back_when_the_work_fails() -> None:
     admission = Admission(in_flight_max=1, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError), admission.enter("a", 1):
+        with pytest.raises(ZeroDivisionError), admission.enter(TenantContext("a")):
             raise ZeroDivisionError
     assert admission.in_flight == 0
 
@@ -67,9 +68,9 @@ def test_once_requests_come_and_go_a_gold_tenant_holds_four_places_to_a_bronze_o
 
 def test_while_draining_nobody_comes_in_and_those_inside_finish() -> None:
     admission = Admission(in_flight_max=8, bodies_bytes_max=1_000, answers_bytes_max=1_000)
-    with admission.enter("a", 1):
+    with admission.enter(TenantContext("a")):
         admission.drain()
-        with pytest.raises(Unavailable), admission.enter("a", 1):
+        with pytest.raises(Unavailable), admission.enter(TenantContext("a")):
             raise AssertionError
         assert admission.in_flight == 1
     assert admission.in_flight == 0
@@ -97,19 +98,19 @@ def test_it_never_lets_in_more_than_the_bound_nor_forgets_a_place(
     for held in [h for each in inside.values() for h in each]:
         held.close()
     assert admission.in_flight == 0
-    with admission.enter("a", 1):
+    with admission.enter(TenantContext("a")):
         pass
 
 
 def test_answers_that_are_not_read_have_an_account_of_their_own() -> None:
     admission = Admission(in_flight_max=100, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     with ExitStack() as held:
-        places = [held.enter_context(admission.enter("loud", 1)) for _ in range(6)]
+        places = [held.enter_context(admission.enter(TenantContext("loud"))) for _ in range(6)]
         for place in places[:5]:
             place.hold_answer(100)
         with pytest.raises(Overloaded, match="answers"):
             places[5].hold_answer(100)
         places[5].hold(400)
-        held.enter_context(admission.enter("newcomer", 1)).hold_answer(200)
+        held.enter_context(admission.enter(TenantContext("newcomer"))).hold_answer(200)
         assert (admission.bodies_bytes, admission.answers_bytes) == (400, 700)
     assert (admission.bodies_bytes, admission.answers_bytes) == (0, 0)

@@ -5,6 +5,7 @@ from pathlib import Path
 from gate import platform, problem
 
 from vicinage.settings import GatewaySettings
+from vicinage.tenant_context import TenantContext
 
 
 def test_looking_at_collections_and_deleting_one_take_a_place(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_looking_at_collections_and_deleting_one_take_a_place(tmp_path: Path) ->
             ("DELETE", "/v1/collections/c?confirm=c"),
         ]
         admission = call.state.pipeline.admission
-        with admission.enter("loud", 1), admission.enter("louder", 4):
+        with admission.enter(TenantContext("loud")), admission.enter(TenantContext("louder", 4)):
             for method, path in requests:
                 assert problem(call(method, path, key), 429, "overloaded")["retry_after_s"] > 0
         assert [call(method, path, key).status_code for method, path in requests] == [200, 200, 202]

@@ -17,6 +17,7 @@ from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Unavailable
 from vicinage.records import Floats
+from vicinage.tenant_context import TenantContext
 
 D = 8
 MODELS = [
@@ -52,14 +53,16 @@ class CacheMachine(RuleBasedStateMachine):
             return
         before = self._held()
         vector = vector_of(tenant, model, text)
-        self.cache.put(tenant, model, text, vector, weight=WEIGHT[tenant])
+        self.cache.put(TenantContext(tenant, WEIGHT[tenant]), model, text, vector)
         self.put[tenant, model, text] = vector
         self._nobody_paid_who_held_less(before)
 
     @precondition(lambda self: self.bytes_max >= COST)
     @rule(tenant=st.sampled_from(TENANTS), model=st.sampled_from(MODELS))
     def the_newest_is_remembered(self, tenant: str, model: Any) -> None:
-        self.cache.put(tenant, model, "new", vector_of(tenant, model, "new"), weight=WEIGHT[tenant])
+        self.cache.put(
+            TenantContext(tenant, WEIGHT[tenant]), model, "new", vector_of(tenant, model, "new")
+        )
         self.put[tenant, model, "new"] = vector_of(tenant, model, "new")
         assert self.cache.get(tenant, model, "new") is not None
 
@@ -93,9 +96,9 @@ def test_the_least_recently_asked_of_a_tenant_goes_first() -> None:
     cache = EmbeddingCache(3 * COST)
     vector = np.ones(D, np.float32)
     for text in ("t01", "t02", "t03"):
-        cache.put("a", DEFAULT_MODEL, text, vector, weight=1)
+        cache.put(TenantContext("a"), DEFAULT_MODEL, text, vector)
     cache.get("a", DEFAULT_MODEL, "t01")
-    cache.put("a", DEFAULT_MODEL, "t04", vector, weight=1)
+    cache.put(TenantContext("a"), DEFAULT_MODEL, "t04", vector)
     assert [cache.get("a", DEFAULT_MODEL, t) is not None for t in ("t01", "t02", "t03", "t04")] == [
         True,
         False,
@@ -108,15 +111,15 @@ def test_a_tenant_of_many_questions_costs_a_small_one_nothing() -> None:
     cache = EmbeddingCache(100 * COST)
     vector = np.ones(D, np.float32)
     for n in range(30):
-        cache.put("small", DEFAULT_MODEL, f"s{n:02}", vector, weight=1)
+        cache.put(TenantContext("small"), DEFAULT_MODEL, f"s{n:02}", vector)
     for n in range(5_000):
-        cache.put("crowd", DEFAULT_MODEL, f"{n:03}", vector, weight=1)
+        cache.put(TenantContext("crowd"), DEFAULT_MODEL, f"{n:03}", vector)
     assert all(cache.get("small", DEFAULT_MODEL, f"s{n:02}") is not None for n in range(30))
 
 
 def test_what_is_kept_is_a_copy_that_nobody_can_change() -> None:
     cache, batch = EmbeddingCache(10 * COST), np.ones((64, D), np.float32)
-    cache.put("a", DEFAULT_MODEL, "t01", batch[3], weight=1)
+    cache.put(TenantContext("a"), DEFAULT_MODEL, "t01", batch[3])
     batch[3] = 0
     kept = cache.get("a", DEFAULT_MODEL, "t01")
     assert kept is not None
@@ -135,10 +138,8 @@ class Model:
         self.error: Exception | None = None
         self.given_up = 0
 
-    async def embed_query(
-        self, text: str, *, tenant: str, weight: int, deadline: Deadline
-    ) -> Floats:
-        self.asked.append((tenant, text))
+    async def embed_query(self, text: str, *, tenant: TenantContext, deadline: Deadline) -> Floats:
+        self.asked.append((tenant.name, text))
         try:
             async with asyncio.timeout(deadline.left_s()):
                 await self.let.wait()
@@ -168,7 +169,7 @@ def run(
             text: str = "who?", tenant: str = "a", wait_s: float = 30
         ) -> Coroutine[Any, Any, Floats]:
             return caching.embed_query(
-                text, tenant=tenant, weight=1, deadline=Deadline.after(wait_s)
+                text, tenant=TenantContext(tenant), deadline=Deadline.after(wait_s)
             )
 
         await test(model, ask, caching)
@@ -213,7 +214,9 @@ def test_the_models_entry_is_part_of_the_question() -> None:
             model = Model()
             model.let.set()
             caching = CachingEmbedder(model, entry, cache)
-            await caching.embed_query("who?", tenant="a", weight=1, deadline=Deadline.after(30))
+            await caching.embed_query(
+                "who?", tenant=TenantContext("a"), deadline=Deadline.after(30)
+            )
             assert model.asked == [("a", "who?")]
 
     asyncio.run(test())

@@ -14,6 +14,7 @@ from ingest.validation import DocumentLimits
 from query.parsers import SMALL_BYTES, Parsers
 from vicinage.errors import Overloaded, Refused, TooLarge, Unavailable
 from vicinage.settings import IngestSettings
+from vicinage.tenant_context import TenantContext
 
 RULES = DocumentLimits("docs", 4, "cosine", takes_text=True, limits=IngestSettings())
 
@@ -32,7 +33,7 @@ def large(n: int = 3_000, tenant: str = "acme") -> Body:
 
 
 async def run(parsers: Parsers, sent: Body) -> Prepared:
-    return await parsers.run(prepare, sent, len(sent.data), tenant=sent.tenant, weight=1)
+    return await parsers.run(prepare, sent, len(sent.data), tenant=TenantContext(sent.tenant))
 
 
 @pytest.fixture
@@ -105,10 +106,10 @@ def test_a_worker_that_dies_is_started_again(parsers: Parsers) -> None:
 
 def test_a_fault_of_a_parser_fails_its_request_alone(parsers: Parsers) -> None:
     async def both() -> tuple[object, int]:
-        await parsers.run(abs, 1, 1, tenant="acme", weight=1)
+        await parsers.run(abs, 1, 1, tenant=TenantContext("acme"))
         first = children()
         failed, made = await asyncio.gather(
-            parsers.run(len, 1, 1, tenant="acme", weight=1),
+            parsers.run(len, 1, 1, tenant=TenantContext("acme")),
             run(parsers, large()),
             return_exceptions=True,
         )
@@ -125,13 +126,13 @@ def test_a_body_waits_for_its_turn_within_a_deadline(
     parsers: Parsers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def crowded() -> tuple[object, object]:
-        await parsers.run(abs, 1, 1, tenant="acme", weight=1)
-        slow = asyncio.ensure_future(parsers.run(time.sleep, 1, 1, tenant="acme", weight=1))
+        await parsers.run(abs, 1, 1, tenant=TenantContext("acme"))
+        slow = asyncio.ensure_future(parsers.run(time.sleep, 1, 1, tenant=TenantContext("acme")))
         await asyncio.sleep(0.2)
         monkeypatch.setattr("query.parsers.WAIT_S", 0.1)
         with pytest.raises(Overloaded):
-            await parsers.run(abs, 1, 1, tenant="globex", weight=1)
-        return await slow, await parsers.run(abs, -1, 1, tenant="globex", weight=1)
+            await parsers.run(abs, 1, 1, tenant=TenantContext("globex"))
+        return await slow, await parsers.run(abs, -1, 1, tenant=TenantContext("globex"))
 
     assert asyncio.run(crowded()) == (None, 1)
 

@@ -7,10 +7,11 @@ import pytest
 from query.turns import Turns
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded
+from vicinage.tenant_context import TenantContext
 
 
 async def work(turns: Turns, tenant: str, done: list[str], s: float = 0.0, weight: int = 1) -> None:
-    async with turns.take(tenant, weight, Deadline.after(30)):
+    async with turns.take(TenantContext(tenant, weight), Deadline.after(30)):
         await asyncio.sleep(s)
         done.append(tenant)
 
@@ -46,7 +47,7 @@ def test_at_most_so_many_at_once_and_all_come_back() -> None:
         turns, now, seen = Turns(3), [0], [0]
 
         async def one(i: int) -> None:
-            async with turns.take(f"t{i % 4}", 1, Deadline.after(30)):
+            async with turns.take(TenantContext(f"t{i % 4}"), Deadline.after(30)):
                 now[0] += 1
                 seen[0] = max(seen[0], now[0])
                 await asyncio.sleep(0)
@@ -70,7 +71,7 @@ def test_whoever_waits_too_long_or_goes_away_takes_no_turn_with_him() -> None:
         await asyncio.sleep(0)
         gone.cancel()
         with pytest.raises(DeadlineExceeded):
-            async with turns.take("late", 1, Deadline.after(0.02)):
+            async with turns.take(TenantContext("late"), Deadline.after(0.02)):
                 done.append("late")
         await holding
         await work(turns, "next", done)

@@ -8,6 +8,7 @@ from ingest.embedding import Lane
 from ingest.embedding.batcher import Batcher, Item
 from vicinage.errors import Overloaded
 from vicinage.fair import FairQueue
+from vicinage.tenant_context import TenantContext
 
 
 @given(weights=st.lists(st.integers(1, 5), min_size=2, max_size=4), cost=st.integers(1, 20))
@@ -122,17 +123,19 @@ def items(n: int, length: int = 10) -> list[Item]:
 
 def test_questions_go_first_and_documents_do_not_starve() -> None:
     batcher = Batcher(queue_tokens=10**6, batch_tokens=100)
-    batcher.put("a", Lane.DOCUMENT, items(100, 7), weight=1)
+    batcher.put(TenantContext("a"), Lane.DOCUMENT, items(100, 7))
     kinds = []
     for _ in range(20):
-        batcher.put("b", Lane.QUERY, items(3, 5), weight=1)
+        batcher.put(TenantContext("b"), Lane.QUERY, items(3, 5))
         kinds.append(len(batcher.take()[0].tokens))
     assert kinds[:8] == [5] * 8 and kinds.count(7) == 2
 
 
 def test_a_call_holds_texts_of_like_length() -> None:
     batcher = Batcher(queue_tokens=10**6, batch_tokens=60)
-    batcher.put("a", Lane.DOCUMENT, [Item([0] * n, None, 0) for n in (30, 5, 20, 5, 10)], weight=1)
+    batcher.put(
+        TenantContext("a"), Lane.DOCUMENT, [Item([0] * n, None, 0) for n in (30, 5, 20, 5, 10)]
+    )
     lengths = [len(i.tokens) for i in batcher.take()]
     assert lengths == sorted(lengths) and sum(lengths) <= 60
 
@@ -140,17 +143,17 @@ def test_a_call_holds_texts_of_like_length() -> None:
 def test_while_questions_come_documents_go_in_shorter_calls() -> None:
     batcher = Batcher(queue_tokens=10**6, batch_tokens=10_000)
     batcher.aim(10_000, 0.1)
-    batcher.put("a", Lane.DOCUMENT, items(1_000), weight=1)
+    batcher.put(TenantContext("a"), Lane.DOCUMENT, items(1_000))
     assert len(batcher.take()) == 100, "a tenth of a second's worth"
-    batcher.put("b", Lane.QUERY, items(1), weight=1)
+    batcher.put(TenantContext("b"), Lane.QUERY, items(1))
     assert [len(batcher.take()), len(batcher.take()), len(batcher.take())] == [1, 50, 100]
 
 
 def test_a_crowd_of_questions_is_split_too() -> None:
     batcher = Batcher(queue_tokens=10**6, batch_tokens=10_000)
     batcher.aim(10_000, 0.1)
-    batcher.put("crowd", Lane.QUERY, items(500), weight=1)
-    batcher.put("quiet", Lane.QUERY, [Item([0] * 11, None, 0)], weight=1)
+    batcher.put(TenantContext("crowd"), Lane.QUERY, items(500))
+    batcher.put(TenantContext("quiet"), Lane.QUERY, [Item([0] * 11, None, 0)])
     taken = batcher.take()
     assert sum(len(i.tokens) for i in taken) <= 1_000
     assert any(len(i.tokens) == 11 for i in taken), "the quiet one need not wait for the crowd"

@@ -26,6 +26,7 @@ from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
 from vicinage.records import Floats
+from vicinage.tenant_context import TenantContext
 
 D = 8
 MODEL = replace(DEFAULT_MODEL, name="m", kind="openai", dimension=D)
@@ -73,7 +74,7 @@ def test_plain_floats_in_any_order_come_back_in_ours_and_of_length_one(
 ) -> None:
     texts = [f"text {i}" for i in range(2_100)]
     embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
-    vectors = embedder.embed(texts, tenant="t")
+    vectors = embedder.embed(texts, tenant=TenantContext("t"))
     embedder.close()
     np.testing.assert_allclose(vectors, np.stack([hash_vector(t, D) for t in texts]), atol=1e-5)
     assert foreign.sizes == [2_048, 52], "no request larger than the API takes"
@@ -86,7 +87,7 @@ def test_a_foreign_server_learns_its_own_key_and_nothing_of_our_tenants(
     embedder = open_embedder(
         model, url="http://unused", key="our-internal-key", model_key="sk-theirs"
     )
-    embedder.embed(["x"], tenant="acme")
+    embedder.embed(["x"], tenant=TenantContext("acme"))
     embedder.close()
     [sent] = foreign.headers
     assert sent["authorization"] == "Bearer sk-theirs"
@@ -132,7 +133,7 @@ def test_whatever_is_wrong_with_the_server_is_not_the_texts_fault(
     foreign.answer = answer
     embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
     with pytest.raises(Unavailable):
-        embedder.embed(["x"], tenant="t")
+        embedder.embed(["x"], tenant=TenantContext("t"))
     embedder.close()
 
 
@@ -146,7 +147,7 @@ def test_load_is_said_with_its_retry_after(
     foreign.answer = JSONResponse({"error": {"message": "slow down"}}, 429, {"retry-after": header})
     embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
     with pytest.raises(Overloaded, match="model m has too much to do") as raised:
-        embedder.embed(["x"], tenant="t")
+        embedder.embed(["x"], tenant=TenantContext("t"))
     assert raised.value.retry_after_s == seconds
     embedder.close()
 
@@ -154,7 +155,7 @@ def test_load_is_said_with_its_retry_after(
 def test_a_deadline_that_has_passed_is_not_even_sent(foreign: Foreign, base_url: str) -> None:
     embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
     with pytest.raises(DeadlineExceeded):
-        embedder.embed(["x"], tenant="t", deadline=Deadline.after(0))
+        embedder.embed(["x"], tenant=TenantContext("t"), deadline=Deadline.after(0))
     assert foreign.sizes == []
     embedder.close()
 
@@ -175,12 +176,11 @@ class Slow:
         self,
         texts: Sequence[str],
         *,
-        tenant: str,
+        tenant: TenantContext,
         lane: Lane = Lane.QUERY,
-        weight: int = 1,
         deadline: Deadline | None = None,
     ) -> Floats:
-        self.calls.append((tenant, weight, list(texts)))
+        self.calls.append((tenant.name, tenant.weight, list(texts)))
         await self.gate.wait()
         if self.bug is not None:
             raise self.bug
@@ -194,7 +194,9 @@ def ask(
     gathering: GatheringEmbedder, text: str, tenant: str = "t", weight: int = 1, wait_s: float = 5
 ) -> asyncio.Task:
     return asyncio.create_task(
-        gathering.embed_query(text, tenant=tenant, weight=weight, deadline=Deadline.after(wait_s))
+        gathering.embed_query(
+            text, tenant=TenantContext(tenant, weight), deadline=Deadline.after(wait_s)
+        )
     )
 
 
@@ -321,12 +323,12 @@ def test_an_idle_connection_that_the_server_closed_is_opened_anew() -> None:
             replace(MODEL, location=f"http://127.0.0.1:{port}/v1"), url="http://unused"
         )
         for _ in range(5):
-            assert (await embedder.embed_async(["x"], tenant="t")).shape == (1, D)
+            assert (await embedder.embed_async(["x"], tenant=TenantContext("t"))).shape == (1, D)
         await embedder.aclose()
         await embedder.aclose()
         server.close()
         with pytest.raises(Unavailable):
-            await embedder.embed_async(["x"], tenant="t")
+            await embedder.embed_async(["x"], tenant=TenantContext("t"))
         await embedder.aclose()
 
     asyncio.run(run())
@@ -341,9 +343,13 @@ def test_a_server_that_does_not_answer_is_given_up_at_the_deadline() -> None:
             replace(MODEL, location=f"http://127.0.0.1:{port}/v1"), url="http://unused"
         )
         with pytest.raises(DeadlineExceeded):
-            await embedder.embed_async(["x"], tenant="t", deadline=Deadline.after(0.1))
+            await embedder.embed_async(
+                ["x"], tenant=TenantContext("t"), deadline=Deadline.after(0.1)
+            )
         with pytest.raises(DeadlineExceeded):
-            await asyncio.to_thread(embedder.embed, ["x"], tenant="t", deadline=Deadline.after(0.1))
+            await asyncio.to_thread(
+                embedder.embed, ["x"], tenant=TenantContext("t"), deadline=Deadline.after(0.1)
+            )
         await embedder.aclose()
         server.close()
 
@@ -380,7 +386,7 @@ def test_the_prompts_of_a_foreign_model_go_with_its_texts(foreign: Foreign, base
     model = replace(MODEL, location=base_url, query_prompt="find: ", document_prompt="keep: ")
     embedder = open_embedder(model, url="http://unused")
     for lane, prompt in ((Lane.QUERY, "find: "), (Lane.DOCUMENT, "keep: ")):
-        vectors = embedder.embed(["red"], tenant="t", lane=lane)
+        vectors = embedder.embed(["red"], tenant=TenantContext("t"), lane=lane)
         np.testing.assert_allclose(vectors, [hash_vector(prompt + "red", D)], atol=1e-5)
     embedder.close()
 
@@ -390,7 +396,7 @@ def test_vectors_keep_their_length_where_the_entry_says_so(foreign: Foreign, bas
         replace(MODEL, location=base_url, normalised=False), url="http://unused"
     )
     np.testing.assert_allclose(
-        np.linalg.norm(embedder.embed(["red"], tenant="t"), axis=1), 3, atol=1e-4
+        np.linalg.norm(embedder.embed(["red"], tenant=TenantContext("t")), axis=1), 3, atol=1e-4
     )
     embedder.close()
 
@@ -403,7 +409,7 @@ def test_a_tenant_is_never_told_where_a_model_is_served(
     url = base_url if status else f"http://127.0.0.1:{free_port()}/v1"
     embedder = open_embedder(replace(MODEL, location=url), url="http://unused")
     with pytest.raises(Unavailable) as raised:
-        embedder.embed(["x"], tenant="t")
+        embedder.embed(["x"], tenant=TenantContext("t"))
     embedder.close()
     assert "127.0.0.1" not in raised.value.detail + str(raised.value)
     assert "10.0.0.7" not in raised.value.detail
@@ -433,7 +439,9 @@ def asked(embedder: Limited, texts: list[str]) -> list[Any]:
     async def run() -> list[Any]:
         gathering = GatheringEmbedder(embedder)
         deadline = Deadline.after(10)
-        calls = [gathering.embed_query(t, tenant="t", weight=1, deadline=deadline) for t in texts]
+        calls = [
+            gathering.embed_query(t, tenant=TenantContext("t"), deadline=deadline) for t in texts
+        ]
         return await asyncio.gather(*calls, return_exceptions=True)
 
     return asyncio.run(run())

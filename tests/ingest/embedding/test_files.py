@@ -18,6 +18,7 @@ from ingest.embedding.tokenizer import model_root
 from tenants.entities import DEFAULT_MODEL, EmbeddingModel
 from vicinage.errors import Refused
 from vicinage.settings import EmbedderSettings, IngestSettings
+from vicinage.tenant_context import TenantContext
 
 SMALL = EmbedderSettings(precision="float32", threads=1)
 
@@ -169,8 +170,8 @@ def test_each_lane_has_its_prompt_and_no_normalization_where_the_entry_says_so(
     )
     try:
         for lane, prompt in ((Lane.QUERY, "find: "), (Lane.DOCUMENT, "keep: ")):
-            got = prompted.embed(["red apples"], tenant="t", lane=lane)
-            wanted = plain.embed([prompt + "red apples"], tenant="t", lane=lane)
+            got = prompted.embed(["red apples"], tenant=TenantContext("t"), lane=lane)
+            wanted = plain.embed([prompt + "red apples"], tenant=TenantContext("t"), lane=lane)
             assert abs(np.linalg.norm(got) - 1) > 0.01, "the model's own length"
             np.testing.assert_allclose(got / np.linalg.norm(got), wanted, atol=1e-4)
     finally:
@@ -183,16 +184,20 @@ def test_a_search_text_longer_than_the_window_is_read_whole(folder: Path) -> Non
     embedder = LocalEmbedder(entry(folder, window_tokens=32, query_prompt="find: "), SMALL)
     head, tail = "apples and pears " * 12, "steel bridges across rivers " * 12
     try:
-        vectors = embedder.embed([head + tail, head, tail, "short"], tenant="t", lane=Lane.QUERY)
+        vectors = embedder.embed(
+            [head + tail, head, tail, "short"], tenant=TenantContext("t"), lane=Lane.QUERY
+        )
         assert vectors.shape == (4, 384)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
         whole, first, last = vectors[:3]
         assert min(whole @ first, whole @ last) > first @ last, "both halves count"
         np.testing.assert_allclose(
-            embedder.embed(["short"], tenant="t", lane=Lane.QUERY)[0], vectors[3], atol=1e-4
+            embedder.embed(["short"], tenant=TenantContext("t"), lane=Lane.QUERY)[0],
+            vectors[3],
+            atol=1e-4,
         )
         with pytest.raises(Refused, match="tokens"):
-            embedder.embed([head + tail], tenant="t", lane=Lane.DOCUMENT)
+            embedder.embed([head + tail], tenant=TenantContext("t"), lane=Lane.DOCUMENT)
     finally:
         embedder.close()
 

@@ -28,6 +28,7 @@ from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
 from vicinage.settings import EmbedderSettings
+from vicinage.tenant_context import TenantContext
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model"), pytest.mark.timeout(300)]
 TEXTS = [
@@ -66,7 +67,7 @@ def test_vectors_are_the_models_own_in_order_and_of_length_one(model: LocalEmbed
     truth = SentenceTransformer(str(get_model_path()), device="cpu").encode(
         TEXTS, normalize_embeddings=True
     )
-    ours = model.embed(TEXTS, tenant="t")
+    ours = model.embed(TEXTS, tenant=TenantContext("t"))
     assert ours.shape == (4, 384) and ours.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-4)
     assert np.einsum("ij,ij->i", ours, truth).min() > 0.995
@@ -87,16 +88,16 @@ def test_calibration_keeps_to_the_floor_and_takes_the_fastest(model: LocalEmbedd
 
 def test_a_text_over_the_window_is_refused_not_cut(model: LocalEmbedder) -> None:
     with pytest.raises(Refused, match="the text has 302 tokens") as refused:
-        model.embed(["fine", "word " * 300], tenant="t")
+        model.embed(["fine", "word " * 300], tenant=TenantContext("t"))
     assert (refused.value.field, refused.value.limit) == ("input.1", 256)
 
 
 def test_a_full_queue_and_a_passed_deadline_are_said(model: LocalEmbedder) -> None:
     with pytest.raises(Overloaded):
         for _ in range(50):
-            model.submit(["word " * 200] * 4, tenant="t")
+            model.submit(["word " * 200] * 4, tenant=TenantContext("t"))
     with pytest.raises(DeadlineExceeded):
-        model.embed(["late"], tenant="another", deadline=Deadline.after(0.0001))
+        model.embed(["late"], tenant=TenantContext("another"), deadline=Deadline.after(0.0001))
     eventually(lambda: model._batcher.waiting_tokens() == 0, wait_s=60)
 
 
@@ -142,17 +143,19 @@ def test_bad_requests_get_the_apis_own_errors(
 def test_the_remote_embedder_is_the_local_one_over_http(url: str, model: LocalEmbedder) -> None:
     remote = open_embedder(DEFAULT_MODEL, url=url, key="k")
     np.testing.assert_allclose(
-        remote.embed(TEXTS, tenant="t"), model.embed(TEXTS, tenant="t"), atol=1e-2
+        remote.embed(TEXTS, tenant=TenantContext("t")),
+        model.embed(TEXTS, tenant=TenantContext("t")),
+        atol=1e-2,
     )
     with pytest.raises(Refused):
-        remote.embed(["word " * 300], tenant="t")
+        remote.embed(["word " * 300], tenant=TenantContext("t"))
     remote.close()
 
 
 def test_an_embedder_that_is_away_says_so_at_once() -> None:
     away = open_embedder(DEFAULT_MODEL, url=f"http://127.0.0.1:{free_port()}")
     with pytest.raises(Unavailable):
-        away.embed(["x"], tenant="t")
+        away.embed(["x"], tenant=TenantContext("t"))
     with pytest.raises(Refused):
         open_embedder(replace(DEFAULT_MODEL, kind="oip"), url="http://x")
 
@@ -164,7 +167,7 @@ def test_gathered_searches_each_get_their_own_vector_and_a_long_one_too(
         gathering = GatheringEmbedder(open_embedder(DEFAULT_MODEL, url=url, key="k"))  # type: ignore[arg-type]
         texts = [*(f"question number {i}" for i in range(12)), "word " * 300]
         asked = (
-            gathering.embed_query(t, tenant="t", weight=1, deadline=Deadline.after(60))
+            gathering.embed_query(t, tenant=TenantContext("t"), deadline=Deadline.after(60))
             for t in texts
         )
         answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -172,19 +175,23 @@ def test_gathered_searches_each_get_their_own_vector_and_a_long_one_too(
         return answers
 
     *vectors, long = asyncio.run(ask())
-    truth = model.embed([f"question number {i}" for i in range(12)], tenant="t", lane=Lane.QUERY)
-    assert np.einsum("ij,ij->i", np.stack(vectors), truth).min() > 0.999
-    assert long @ model.embed(["word " * 200], tenant="t", lane=Lane.QUERY)[0] > 0.9, (
-        "read in windows"
+    truth = model.embed(
+        [f"question number {i}" for i in range(12)], tenant=TenantContext("t"), lane=Lane.QUERY
     )
+    assert np.einsum("ij,ij->i", np.stack(vectors), truth).min() > 0.999
+    assert (
+        long @ model.embed(["word " * 200], tenant=TenantContext("t"), lane=Lane.QUERY)[0] > 0.9
+    ), "read in windows"
 
 
 def test_a_question_overtakes_documents(model: LocalEmbedder) -> None:
     documents = model.submit(
-        [f"document {i} of a long list of documents" for i in range(90)], tenant="a"
+        [f"document {i} of a long list of documents" for i in range(90)], tenant=TenantContext("a")
     )
-    more = model.submit(["another one " * 20] * 20, tenant="a")
-    model.submit(["who finds neighbours?"], tenant="b", lane=Lane.QUERY).vectors.result(60)
+    more = model.submit(["another one " * 20] * 20, tenant=TenantContext("a"))
+    model.submit(
+        ["who finds neighbours?"], tenant=TenantContext("b"), lane=Lane.QUERY
+    ).vectors.result(60)
     assert not more.vectors.done()
     more.vectors.result(60)
     documents.vectors.result(60)
@@ -192,9 +199,9 @@ def test_a_question_overtakes_documents(model: LocalEmbedder) -> None:
 
 def test_whoever_goes_away_costs_nobody_anything(model: LocalEmbedder) -> None:
     for i in range(40):
-        asked = model.submit([f"text {i}"] * 3, tenant="t", lane=Lane.QUERY)
+        asked = model.submit([f"text {i}"] * 3, tenant=TenantContext("t"), lane=Lane.QUERY)
         asked.vectors.cancel()
-    assert model.embed(["still here"], tenant="t").shape == (1, 384)
+    assert model.embed(["still here"], tenant=TenantContext("t")).shape == (1, 384)
     assert model.alive()
 
 
@@ -233,7 +240,9 @@ def fill(model: LocalEmbedder) -> list[Pending]:
     """Requests of many tenants, until the queue takes no more."""
     held: list[Pending] = []
     with contextlib.suppress(Overloaded):
-        held.extend(model.submit(["word " * 200] * 3, tenant=f"t{i}") for i in range(50))
+        held.extend(
+            model.submit(["word " * 200] * 3, tenant=TenantContext(f"t{i}")) for i in range(50)
+        )
     return held
 
 
@@ -264,7 +273,7 @@ def test_when_the_model_breaks_whoever_waits_hears_of_it_and_so_does_the_role() 
     unknown_word = 10**6
 
     def bad_call() -> None:
-        asked = broken.submit(["x"], tenant="t")
+        asked = broken.submit(["x"], tenant=TenantContext("t"))
         asked.vectors.result(30)
 
     broken._tokenise = lambda texts, prompt="": (
@@ -282,7 +291,7 @@ def test_when_the_model_breaks_whoever_waits_hears_of_it_and_so_does_the_role() 
 
 def test_one_that_is_closed_refuses_what_waited() -> None:
     closing = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(precision="float32", threads=1))
-    waiting = [closing.submit(["word " * 200] * 40, tenant=t) for t in "abc"]
+    waiting = [closing.submit(["word " * 200] * 40, tenant=TenantContext(t)) for t in "abc"]
     closing.close()
     closing.close()
     with pytest.raises(Unavailable, match="stopping"):

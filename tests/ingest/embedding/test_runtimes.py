@@ -131,8 +131,9 @@ def test_no_torch_is_imported_for_the_other() -> None:
     code = (
         "import sys; from ingest.embedding.local import LocalEmbedder; from tenants.entities import DEFAULT_MODEL\n"
         "from vicinage.settings import EmbedderSettings\n"
+        "from vicinage.tenant_context import TenantContext\n"
         "model = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(runtime='onnx', threads=1))\n"
-        "print(model.embed(['red apples'], tenant='t').shape); model.close()\n"
+        "print(model.embed(['red apples'], tenant=TenantContext('t')).shape); model.close()\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     done = subprocess.run(

@@ -33,7 +33,7 @@ from indexer.backends import open_backend
 from indexer.index.rows import newest
 from indexer.seal import Builder
 from query.searcher.catalog_view import EAGER_PASSAGES
-from query.searcher.memory import IN_USE_S, Held, Requester, choose_evictions
+from query.searcher.memory import IN_USE_S, Held, choose_evictions
 from tenants import provisioning
 from tenants.entities import Collection
 from tenants.leases import Leases
@@ -43,6 +43,7 @@ from vicinage.errors import Unavailable
 from vicinage.log import Record
 from vicinage.records import ShardId, ShardQuery
 from vicinage.stats import SHARD_BYTES
+from vicinage.tenant_context import TenantContext
 from vicinage.wire import rows_key
 
 
@@ -91,13 +92,13 @@ def test_who_asks_for_all_that_he_has_all_the_time_keeps_no_more_than_his_share_
     None
 ):
     everything = [held("busy", i, 10, 0.1) for i in range(10)]
-    assert choose_evictions(everything, 10, 100, requester=Requester("busy", 1)) == (), (
+    assert choose_evictions(everything, 10, 100, requester=TenantContext("busy", 1)) == (), (
         "from himself he keeps it"
     )
-    assert len(choose_evictions(everything, 10, 100, requester=Requester("new", 1))) == 1
+    assert len(choose_evictions(everything, 10, 100, requester=TenantContext("new", 1))) == 1
     other = held("other", 20, 10, 3)
     assert names(
-        choose_evictions([*everything[:9], other], 10, 100, requester=Requester("new", 1))
+        choose_evictions([*everything[:9], other], 10, 100, requester=TenantContext("new", 1))
     )[0].startswith("busy")
 
 
