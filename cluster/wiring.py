@@ -209,7 +209,7 @@ def build_gateway(
         Dependencies(
             registry=resources.registry,
             keys=Keys(
-                resources.engine, resources.clock, away_s=resources.settings.gateway.key_away_s
+                resources.engine, resources.clock, grace_s=resources.settings.gateway.key_grace_s
             ),
             audit=Audit(resources.engine),
             jobs=resources.jobs,

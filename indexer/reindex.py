@@ -408,7 +408,7 @@ def cancel(registry: Registry, jobs: Jobs, job_id: str, *, actor: str) -> Job:
     Raises Conflict when it has ended.
     """
     job = jobs.get(job_id)
-    if job.state in ("done", "failed", "cancelled"):
+    if job.state in ("done", "failed", "canceled"):
         raise Conflict(f"reindex {job_id} has ended: {job.state}", found=job.state)
     ended = jobs.cancel(job, actor=actor)
     abandon(registry, ended)

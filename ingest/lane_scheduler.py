@@ -127,7 +127,7 @@ class LaneScheduler:
             known = away[need.generation.model]
             self._lane_registry.open(
                 job.tenant, job.tp, {target: need},
-                state="away" if known else "behind", reason=known.reason if known else "building",
+                state="unavailable" if known else "behind", reason=known.reason if known else "building",
             )  # fmt: skip
         job.apart |= frozenset(found)
 
@@ -202,9 +202,11 @@ class LaneScheduler:
                 False,
                 None,
             )  # read again once the model answers: no backlog is kept
-        if lane.row.state != "away":
+        if lane.row.state != "unavailable":
             first = min((need.first for need in head.needs.values()), default=lane.row.position)
-            self._lane_registry.move(lane, max(lane.row.position, first), "away", known.reason)
+            self._lane_registry.move(
+                lane, max(lane.row.position, first), "unavailable", known.reason
+            )
 
     def _detach(
         self, head: Task, pending: dict[str | None, Away | None], waited_s: float, now: float
@@ -227,7 +229,7 @@ class LaneScheduler:
             known = next((k for k in pending.values() if k is not None), None)
             self._lane_registry.open(
                 job.tenant, job.tp, found,
-                state="away" if known else "behind", reason=known.reason if known else "slow",
+                state="unavailable" if known else "behind", reason=known.reason if known else "slow",
             )  # fmt: skip
             self._skip(job.tp, frozenset(found))
 

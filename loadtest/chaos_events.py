@@ -287,7 +287,7 @@ def reindexed(world: World, tenant: Tenant, choose: random.Random) -> Iterator[N
         return
     if choose.random() < 0.4:
         world.ask("POST", f"reindex/{job}/cancel")
-    ended = ("done", "failed", "cancelled", "canceled")
+    ended = ("done", "failed", "canceled")
     state = world.until(
         lambda: (world.ask("GET", f"reindex/{job}") or {}).get("state") in ended, f"reindex {job}"
     )

@@ -108,7 +108,7 @@ class EmbeddingModel:
 
     `kind`: local (sentence-transformers at `location`: `package:<module>` or a path), openai (base
     URL), oip (base URL). `window_tokens` is the model's longest input, special tokens included;
-    longer texts are chunked into passages, never truncated. `normalised`: its vectors are scaled to
+    longer texts are chunked into passages, never truncated. `normalized`: its vectors are scaled to
     unit length. `query_prompt` and `document_prompt` are prepended to every search text and every
     passage before embedding. `retired`: no new generation may use it.
     """
@@ -118,7 +118,7 @@ class EmbeddingModel:
     location: str
     dimension: int
     window_tokens: int
-    normalised: bool = True
+    normalized: bool = True
     query_prompt: str = ""
     document_prompt: str = ""
     retired: bool = False
@@ -280,8 +280,8 @@ class Damage:
     state: DamageState = "noted"
 
 
-LaneState = Literal["behind", "away"]
-"""behind: it processes a backlog. away: the model's server does not answer, or returns errors."""
+LaneState = Literal["behind", "unavailable"]
+"""behind: it processes a backlog. unavailable: the model's server does not answer, or fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +313,7 @@ class Lease:
     expires_ms: int
 
 
-JobState = Literal["pending", "waiting", "building", "ready", "done", "cancelled", "failed"]
+JobState = Literal["pending", "waiting", "building", "ready", "done", "canceled", "failed"]
 
 
 @dataclass(frozen=True, slots=True)

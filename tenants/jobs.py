@@ -96,13 +96,13 @@ class Jobs:
     def cancel(self, job: Job, *, actor: str) -> Job:
         """Cancels the job, with an audit record; returns it. Raises Conflict if it has changed."""
         with changing(self._engine, self._clock, actor) as at:
-            moved = _move(at.connection, job, {"state": "cancelled"})
+            moved = _move(at.connection, job, {"state": "canceled"})
             facts = {"id": job.id, "state": job.state}
             at.note(
                 "reindex.cancel",
                 f"{job.tenant}/{job.collection}",
                 before=facts,
-                after={**facts, "state": "cancelled"},
+                after={**facts, "state": "canceled"},
             )
         return moved
 

@@ -26,7 +26,7 @@ from vicinage.errors import Conflict, Forbidden, NotFound, Refused, Unauthentica
 
 FRESH_S: Final = 1.0
 """How long a lookup is cached, with or without a result: a revoked key may work this much longer."""
-AWAY_S: Final = 60.0
+GRACE_S: Final = 60.0
 """A key may read this long after its last lookup while the catalog cannot be reached."""
 CACHE_MAX: Final = 10_000
 """Largest number of cached keys, and of cached unknown ids."""
@@ -46,10 +46,10 @@ class _Known:
 class Keys:
     """Keys of all tenants and operators. Safe for many threads."""
 
-    def __init__(self, engine: Engine, clock: Clock, *, away_s: float = AWAY_S) -> None:
+    def __init__(self, engine: Engine, clock: Clock, *, grace_s: float = GRACE_S) -> None:
         self._engine = engine
         self._clock = clock
-        self._away_s = away_s
+        self._grace_s = grace_s
         self._cache: dict[str, _Known] = {}
         self._unknown: OrderedDict[str, float] = OrderedDict()
         """Ids that are not in the catalog, with the time of the lookup, oldest first.
@@ -188,8 +188,8 @@ class Keys:
         answers = self._answers
         try:
             found = self._ask([key_id], now).get(key_id)
-        except Unavailable as away:
-            if not unreachable(away) or self._answers != answers:
+        except Unavailable as error:
+            if not unreachable(error) or self._answers != answers:
                 raise  # the catalog is reachable: it answered other lookups meanwhile
             self._ask_again_s = self._clock.monotonic() + FRESH_S
             return self._without_catalog(self._cache.get(key_id), scope)
@@ -237,12 +237,16 @@ class Keys:
             self._cache[key_id] = known
 
     def _without_catalog(self, known: _Known | None, scope: Scope) -> _Known:
-        """Returns the cached key, valid only for reads and for `away_s` after its lookup.
+        """Returns the cached key, valid only for reads and for `grace_s` after its lookup.
 
         Raises Unavailable otherwise. NOTE: the cache has only what the catalog returned, so a
         refused key stays refused.
         """
-        if scope == "read" and known and self._clock.monotonic() - known.looked_up_s < self._away_s:
+        if (
+            scope == "read"
+            and known
+            and self._clock.monotonic() - known.looked_up_s < self._grace_s
+        ):
             return known
         raise Unavailable(
             "the catalog is unavailable, and this key cannot be checked without it",

@@ -85,7 +85,7 @@ models = Table(
     Column("location", Text, nullable=False),
     Column("dimension", Integer, nullable=False),
     Column("window_tokens", Integer, nullable=False),
-    Column("normalised", Boolean, nullable=False),
+    Column("normalized", Boolean, nullable=False),
     Column("query_prompt", Text, nullable=False, server_default=""),
     Column("document_prompt", Text, nullable=False, server_default=""),
     Column("retired", Boolean, nullable=False, server_default=false()),
@@ -181,7 +181,7 @@ drafts = Table(
     Column("begun_ms", BigInteger, nullable=False),
 )
 recent_queries = Table(
-    "questions",
+    "recent_queries",
     metadata,
     Column("tenant", String(64), primary_key=True),
     Column("collection", String(64), primary_key=True),
@@ -200,7 +200,7 @@ recall_history = Table(
     Column("state", Text, nullable=False),
     Column("kept_ms", BigInteger, nullable=False),
 )
-JOBS_ENDED: Final = ("done", "cancelled", "failed")
+JOBS_ENDED: Final = ("done", "canceled", "failed")
 """Final states of a job."""
 jobs = Table(
     "jobs",

@@ -123,7 +123,7 @@ def build(
         Dependencies(
             registry=base.registry,
             keys=Keys(
-                base.engine, base.clock, away_s=(settings or base.settings.gateway).key_away_s
+                base.engine, base.clock, grace_s=(settings or base.settings.gateway).key_grace_s
             ),
             audit=Audit(base.engine),
             jobs=base.jobs,

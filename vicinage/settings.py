@@ -102,7 +102,7 @@ class GatewaySettings(_Group):
         ge=0,
         description="bytes of the cache of search texts' vectors, over all tenants; if full, evicts from the tenant that uses most; 0: off",
     )
-    key_away_s: float = Field(
+    key_grace_s: float = Field(
         default=60.0,
         ge=0,
         le=3_600,

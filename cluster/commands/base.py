@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cluster.commands.operator import Operator
     from vicinage.settings import Settings
 
-EXIT_FAILED, EXIT_USAGE, EXIT_AWAY, EXIT_PARTLY = 1, 2, 3, 4
+EXIT_FAILED, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_PARTLY = 1, 2, 3, 4
 EPILOG: Final = (
     "Exit status: 0 done, 1 refused or failed, 2 wrong usage or settings, 3 no platform answers."
 )
@@ -140,7 +140,7 @@ def _problem(kind: str, title: str, status: int, detail: str) -> str:
 def _status(error: VicinageError) -> int:
     if error.kind == "configuration":
         return EXIT_USAGE
-    return EXIT_AWAY if isinstance(error, Unavailable) else EXIT_FAILED
+    return EXIT_UNAVAILABLE if isinstance(error, Unavailable) else EXIT_FAILED
 
 
 def operator(data: Path, url: str | None, key: str | None) -> "Operator":

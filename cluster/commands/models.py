@@ -43,7 +43,7 @@ def model_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -
     "--window-tokens", type=int, help="Longest input, tokens [default: as the files say]."
 )
 @click.option(
-    "--normalised/--no-normalised",
+    "--normalized/--no-normalized",
     default=None,
     help="Make its vectors unit length [default: as the files say; yes].",
 )

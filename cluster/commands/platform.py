@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.commands.base import EPILOG, EXIT_AWAY, EXIT_FAILED, common, here, settings_on
+from cluster.commands.base import EPILOG, EXIT_UNAVAILABLE, EXIT_FAILED, common, here, settings_on
 from cluster.commands.output import show
 from vicinage.errors import Unavailable
 
@@ -232,7 +232,7 @@ def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
     remedy = halts_next(answer.get("parts", {}))
     show({**state, **answer, **({"next": remedy} if remedy else {})}, as_json)
     if answer.get("ready") is not True:
-        sys.exit(EXIT_AWAY if url is not None and "error" in answer else EXIT_FAILED)
+        sys.exit(EXIT_UNAVAILABLE if url is not None and "error" in answer else EXIT_FAILED)
 
 
 @click.command(hidden=True)

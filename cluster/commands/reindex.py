@@ -53,7 +53,7 @@ def reindex_start(
     if wait:
         job = _follow(road, job["id"], quiet=as_json)
     show(job, as_json)
-    if job["state"] in ("failed", "cancelled"):
+    if job["state"] in ("failed", "canceled"):
         sys.exit(EXIT_FAILED)
 
 
@@ -75,7 +75,7 @@ def _follow(road: "Operator", job_id: str, *, quiet: bool) -> Any:
                 progress.update(
                     bar, description=job["state"], completed=job["done"], total=job["total"] or None
                 )
-                if job["state"] in ("done", "failed", "cancelled"):
+                if job["state"] in ("done", "failed", "canceled"):
                     return job
                 time.sleep(0.2)
         except KeyboardInterrupt:

@@ -40,7 +40,7 @@ def described(given: Mapping[str, Any]) -> EmbeddingModel:
         known = {
             "dimension": files.dimension,
             "window_tokens": files.window_tokens,
-            "normalised": files.normalized,
+            "normalized": files.normalized,
             "query_prompt": files.query_prompt,
             "document_prompt": files.document_prompt,
         }

@@ -214,7 +214,7 @@ class LocalEmbedder:
             len(rows),
             deadline,
             windows,
-            self._entry.normalised,
+            self._entry.normalized,
         )
         if not rows:
             request.finish()
@@ -373,7 +373,7 @@ class LocalEmbedder:
             ids[i, : len(row)] = row
             mask[i, : len(row)] = 1
         vectors = model(ids, mask, threads)
-        if self._entry.normalised:
+        if self._entry.normalized:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), NORM_MIN)
         return vectors
 

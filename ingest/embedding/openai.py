@@ -156,7 +156,7 @@ class OpenAIEmbedder:
                 f"answered {vectors.shape[0]} vectors of dimension {vectors.shape[-1]}, where {n} finite ones of "
                 f"{self.dimension} were asked"
             )
-        return vectors if self._ours or not self._entry.normalised else _normalised(vectors)
+        return vectors if self._ours or not self._entry.normalized else _normalised(vectors)
 
     def _away(self, error: Exception) -> Unavailable:
         """Returns the error of a server that cannot be reached.

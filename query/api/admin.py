@@ -298,7 +298,7 @@ MODEL_FIELDS: Final = frozenset(
         "location",
         "dimension",
         "window_tokens",
-        "normalised",
+        "normalized",
         "query_prompt",
         "document_prompt",
         "check",
@@ -327,7 +327,7 @@ async def register_model(request: Request) -> Response:
         "window_tokens": typed(
             value, "window_tokens", int, "the longest input that it reads, in tokens"
         ),
-        "normalised": typed(value, "normalised", bool, "whether its vectors are made unit length"),
+        "normalized": typed(value, "normalized", bool, "whether its vectors are made unit length"),
         "query_prompt": typed(value, "query_prompt", str, "the text before a search text"),
         "document_prompt": typed(value, "document_prompt", str, "the text before a passage"),
     }

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from tenants.jobs import Jobs
-from tenants.keys import AWAY_S, FRESH_S, Keys
+from tenants.keys import GRACE_S, FRESH_S, Keys
 from tenants.leases import Leases
 from tenants.manifests import Manifests
 from tenants.registry import Registry
@@ -115,7 +115,7 @@ def test_a_key_just_known_reads_on_for_a_bounded_time_and_only_while_the_catalog
     leaving.clock.advance(20)
     with pytest.raises(Unauthenticated, match="expired"):
         leaving.keys.authenticate(brief, "read")
-    leaving.clock.advance(AWAY_S - 20 - 2 * FRESH_S)
+    leaving.clock.advance(GRACE_S - 20 - 2 * FRESH_S)
     leaving.keys.authenticate(secret, "read")
     leaving.clock.advance(FRESH_S)
     with pytest.raises(Unavailable):

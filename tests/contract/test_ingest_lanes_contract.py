@@ -33,12 +33,12 @@ def test_lanes_are_opened_all_or_none_and_only_once(lanes: IngestLanes) -> None:
 def test_a_lane_moves_from_where_it_is(catalog: Catalog, lanes: IngestLanes) -> None:
     [made] = lanes.open([LANE])
     catalog.clock.advance(5)
-    away = lanes.move(made, position=9, state="away", reason="x" * 1_000)
-    assert (away.position, away.state, len(away.reason)) == (9, "away", REASON_MAX)
-    assert away.since_ms == made.since_ms + 5_000
+    failed = lanes.move(made, position=9, state="unavailable", reason="x" * 1_000)
+    assert (failed.position, failed.state, len(failed.reason)) == (9, "unavailable", REASON_MAX)
+    assert failed.since_ms == made.since_ms + 5_000
     catalog.clock.advance(5)
-    again = lanes.move(away, position=9, state="away", reason="y")
-    assert again.since_ms == away.since_ms, "the state is as old as it was"
+    again = lanes.move(failed, position=9, state="unavailable", reason="y")
+    assert again.since_ms == failed.since_ms, "the state is as old as it was"
     with pytest.raises(Conflict):
         lanes.move(made, position=8, state="behind")
     assert lanes.every() == [again]

@@ -141,7 +141,7 @@ def test_of_many_that_ask_for_a_lease_at_once_one_gets_it(catalog: Catalog) -> N
     assert second.epoch == 3
 
 
-def test_of_two_workers_that_move_a_job_one_wins_and_a_cancelled_one_moves_no_more(
+def test_of_two_workers_that_move_a_job_one_wins_and_a_canceled_one_moves_no_more(
     catalog: Catalog,
 ) -> None:
     make(catalog)
@@ -156,5 +156,5 @@ def test_of_two_workers_that_move_a_job_one_wins_and_a_cancelled_one_moves_no_mo
         catalog.jobs.advance(moved, state="building")
     last = Audit(catalog.engine).records()[-1]
     assert (last.actor, last.action, last.subject) == ("ann", "reindex.cancel", "acme/docs")
-    assert [j.state for j in catalog.jobs.list("acme")] == ["cancelled"]
+    assert [j.state for j in catalog.jobs.list("acme")] == ["canceled"]
     assert catalog.jobs.list(open_only=True) == ()

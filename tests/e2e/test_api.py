@@ -556,7 +556,7 @@ def test_a_reindex_is_started_followed_and_cancelled(call: Caller) -> None:
         "POST", "/v1/admin/reindex", call.operator, json={"tenant": name, "collection": "c"}
     )
     problem(again, 409, "conflict")
-    assert call.admin("POST", f"/reindex/{job['id']}/cancel")["state"] == "cancelled"
+    assert call.admin("POST", f"/reindex/{job['id']}/cancel")["state"] == "canceled"
     problem(call("POST", f"/v1/admin/reindex/{job['id']}/cancel", call.operator), 409, "conflict")
 
 
@@ -612,7 +612,7 @@ def test_a_model_is_registered_once_and_collections_are_made_with_it(call: Calle
         "location": "http://127.0.0.1:9/v1",
         "dimension": 8,
     }
-    entry |= {"window_tokens": 512, "normalised": False}
+    entry |= {"window_tokens": 512, "normalized": False}
     added = {**entry, "query_prompt": "", "document_prompt": "", "retired": False}
     assert call.admin("POST", "/models", entry, status=201) == added
     assert added in call.admin("GET", "/models")

@@ -481,7 +481,7 @@ OPERATIONS: list[tuple[str, Any, int]] = [
     ("/models", {**MODEL, "dimension": 0}, 400),
     ("/models", {**MODEL, "dimension": 4.5}, 400),
     ("/models", {**MODEL, "window_tokens": 1}, 400),
-    ("/models", {**MODEL, "normalised": "yes"}, 400),
+    ("/models", {**MODEL, "normalized": "yes"}, 400),
     ("/models", {**MODEL, "name": "all-minilm-l6-v2"}, 409),
     ("/reindex/%00/cancel", None, 404),
 ]

@@ -93,7 +93,7 @@ def test_a_local_model_is_registered_by_its_files(call: Caller, tmp_path: Path) 
         "check": False,
     }
     made = register(call, body, 201)
-    assert (made["dimension"], made["window_tokens"], made["normalised"]) == (384, 256, True)
+    assert (made["dimension"], made["window_tokens"], made["normalized"]) == (384, 256, True)
     refused = register(call, {**body, "name": "wide", "window_tokens": 2_048}, 400)
     assert (refused["field"], refused["limit"]) == ("window_tokens", 512)
     assert (

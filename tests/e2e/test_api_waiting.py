@@ -66,7 +66,7 @@ def test_what_waits_is_shown_to_its_tenant_without_addresses_and_to_operators_wi
     def seen() -> list[dict]:
         return call("GET", "/v1/collections/far", key).json()["freshness"]["waiting"]
 
-    eventually(lambda: [w["state"] for w in seen()] == ["away"])
+    eventually(lambda: [w["state"] for w in seen()] == ["unavailable"])
     [fact] = seen()
     assert (fact["model"], fact["records_at_most"], fact["collection"]) == ("far", 1, "far")
     assert not {"server", "reason", "tenant"} & fact.keys()

@@ -92,9 +92,9 @@ def test_tenants_keys_and_collections_without_a_running_platform(tmp_path: Path)
     )
     assert "cannot be used" in vicinage("model", "register", "own", *server, data=data, wanted=1)
     added = vicinage(
-        "model", "register", "own", *server, "--no-normalised", "--no-check", data=data
+        "model", "register", "own", *server, "--no-normalized", "--no-check", data=data
     )
-    assert added["normalised"] is False
+    assert added["normalized"] is False
     assert [m["name"] for m in vicinage("model", "list", data=data)] == ["all-minilm-l6-v2", "own"]
     newest = vicinage("audit", "verify", data=data)
     against = f"{newest['seq']}:{newest['hash']}"

@@ -260,7 +260,7 @@ def test_cancelled_at_any_step_it_leaves_the_old_generation_alone(
     platform.advance(steps)
     reindex.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
     assert platform.generations() == [(1, "live")]
-    assert platform.advance(3).state == "cancelled"
+    assert platform.advance(3).state == "canceled"
     assert platform.generations() == [(1, "live")]
     assert contents(platform.base, platform.live) == before
     platform.ask()  # and another may begin
@@ -278,7 +278,7 @@ def test_cancelled_while_a_step_is_under_way_nothing_is_left(
     [held] = platform.base.jobs.list()
     reindex.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
     platform.indexer._maintenance._reindex.advance(held)
-    assert platform.base.jobs.get(job.id).state == "cancelled"
+    assert platform.base.jobs.get(job.id).state == "canceled"
     assert platform.generations() == [(1, "live")]
 
 
@@ -304,7 +304,7 @@ def test_a_generation_that_another_gives_up_at_the_same_time_ends_nothing(
     platform.base.jobs.cancel(held, actor="test")
     monkeypatch.setattr(registry, "set_generation_state", second)
     platform.indexer._maintenance._reindex.advance(held)
-    assert platform.base.jobs.get(job.id).state == "cancelled"
+    assert platform.base.jobs.get(job.id).state == "canceled"
     assert platform.generations() == [
         (platform.base.registry.collection("acme", "docs").live, "live")
     ]
@@ -555,7 +555,7 @@ def test_canceled_while_it_waits_for_a_busy_model_it_asks_no_more(base) -> None:
     for _ in range(3):
         worker.advance(base.jobs.get(job.id))
     assert len(calls) == 2
-    assert base.jobs.get(job.id).state == "cancelled"
+    assert base.jobs.get(job.id).state == "canceled"
     assert [state for _, state in platform.generations()] == ["live"]
 
 

@@ -41,7 +41,7 @@ def upgrade() -> None:
         sa.Column("location", sa.Text, nullable=False),
         sa.Column("dimension", sa.Integer, nullable=False),
         sa.Column("window_tokens", sa.Integer, nullable=False),
-        sa.Column("normalised", sa.Boolean, nullable=False),
+        sa.Column("normalized", sa.Boolean, nullable=False),
         sa.Column("row_version", big, nullable=False, index=True),
     )
     op.create_table(

@@ -393,7 +393,7 @@ def test_the_prompts_of_a_foreign_model_go_with_its_texts(foreign: Foreign, base
 
 def test_vectors_keep_their_length_where_the_entry_says_so(foreign: Foreign, base_url: str) -> None:
     embedder = open_embedder(
-        replace(MODEL, location=base_url, normalised=False), url="http://unused"
+        replace(MODEL, location=base_url, normalized=False), url="http://unused"
     )
     np.testing.assert_allclose(
         np.linalg.norm(embedder.embed(["red"], tenant=TenantContext("t")), axis=1), 3, atol=1e-4

@@ -113,7 +113,7 @@ def test_what_is_not_given_is_read_from_the_files(folder: Path) -> None:
         json.dumps(json.loads((folder / "modules.json").read_text())[:2])
     )
     found = described({"name": "own", "kind": "local", "location": str(folder)})
-    assert (found.dimension, found.window_tokens, found.normalised) == (384, 128, False)
+    assert (found.dimension, found.window_tokens, found.normalized) == (384, 128, False)
     assert (found.query_prompt, found.document_prompt) == ("q: ", "d: ")
     given = {
         "name": "own",
@@ -166,7 +166,7 @@ def test_each_lane_has_its_prompt_and_no_normalization_where_the_entry_says_so(
 ) -> None:
     plain = LocalEmbedder(entry(folder), SMALL)
     prompted = LocalEmbedder(
-        entry(folder, query_prompt="find: ", document_prompt="keep: ", normalised=False), SMALL
+        entry(folder, query_prompt="find: ", document_prompt="keep: ", normalized=False), SMALL
     )
     try:
         for lane, prompt in ((Lane.QUERY, "find: "), (Lane.DOCUMENT, "keep: ")):

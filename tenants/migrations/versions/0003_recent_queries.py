@@ -1,4 +1,4 @@
-"""Recent questions of each collection."""
+"""Recent query vectors of each collection."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,7 +9,7 @@ down_revision = "0002"
 
 def upgrade() -> None:
     op.create_table(
-        "questions",
+        "recent_queries",
         sa.Column("tenant", sa.String(64), primary_key=True),
         sa.Column("collection", sa.String(64), primary_key=True),
         sa.Column("model", sa.String(64), nullable=False),
