@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.commands.base import EPILOG, EXIT_UNAVAILABLE, EXIT_FAILED, common, here, settings_on
+from cluster.commands.base import EPILOG, EXIT_FAILED, EXIT_UNAVAILABLE, common, here, settings_on
 from cluster.commands.output import show
 from vicinage.errors import Unavailable
 

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from tenants.jobs import Jobs
-from tenants.keys import GRACE_S, FRESH_S, Keys
+from tenants.keys import FRESH_S, GRACE_S, Keys
 from tenants.leases import Leases
 from tenants.manifests import Manifests
 from tenants.registry import Registry
