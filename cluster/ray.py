@@ -22,7 +22,7 @@ from vicinage.scratch import sweep_scratch
 from vicinage.settings import Settings
 from vicinage.stats import SearcherStats
 from vicinage.telemetry import configure_events, events
-from vicinage.threads import EssentialThread, when_one_dies
+from vicinage.threads import EssentialThread, on_thread_death
 
 NAMESPACE: Final = "vicinage"
 WATCH_S: Final = 0.5
@@ -182,7 +182,7 @@ class SearcherActor:
         from cluster.wiring import LOG_WAIT_S, build_searcher, open_resources
 
         configure_events("searcher")
-        when_one_dies(die)
+        on_thread_death(die)
         sweep_scratch()
         self._searcher = build_searcher(
             open_resources(start.settings(), log_wait_s=LOG_WAIT_S), slots, on_failure=die
@@ -226,7 +226,7 @@ class RoleActor:
         from cluster.wiring import LOG_WAIT_S, open_resources
 
         configure_events(name)
-        when_one_dies(roles.die)
+        on_thread_death(roles.die)
         sweep_scratch()
         self._stop = threading.Event()
         settings = start.settings()

@@ -30,7 +30,7 @@ from vicinage.errors import Unavailable
 from vicinage.scratch import sweep_scratch
 from vicinage.settings import Settings
 from vicinage.telemetry import configure_events, events
-from vicinage.threads import EssentialThread, when_one_dies
+from vicinage.threads import EssentialThread, on_thread_death
 
 if TYPE_CHECKING:
     import uvicorn
@@ -115,7 +115,7 @@ def begin(name: str) -> None:
     """Ties this process to its supervisor and its essential threads, and names its events."""
     end_with_supervisor()
     configure_events(name)
-    when_one_dies(die)
+    on_thread_death(die)
     sweep_scratch()
     keep_returning()
 

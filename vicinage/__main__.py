@@ -35,10 +35,11 @@ def shadowed(root: Path, path: Sequence[str]) -> str | None:
             Path(spec.origin).resolve() if spec is not None and spec.origin is not None else None
         )
         if found != root / name / "__init__.py":
-            where = "nowhere" if found is None else str(found)
+            where = "is not found" if found is None else f"is found in {found}, not"
             return (
-                f"the package `{name}` is found in {where}, not in {root}: something else on Python's path has its name. "
-                "Install vicinage in an environment of its own (uv tool install, pipx), and unset PYTHONPATH"
+                f"the package `{name}` {where} in {root}: something else on Python's path has its"
+                " name. Install vicinage in an environment of its own (uv tool install, pipx),"
+                " and unset PYTHONPATH"
             )
     return None
 

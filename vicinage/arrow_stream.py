@@ -1,4 +1,4 @@
-"""Reads Arrow IPC streams from untrusted clients, message by message, and checks their claims first.
+"""Reads Arrow IPC streams from untrusted clients, message by message, and checks claims first.
 
 A compressed buffer begins with its claimed decompressed length, and Arrow allocates that much at
 once: a megabyte can claim a terabyte. So the claims of each batch are summed first, from its header
@@ -85,7 +85,8 @@ def _schema(message: Any) -> pa.Schema:
 def _check_version(message: Any) -> None:
     if message.metadata_version != pa.ipc.MetadataVersion.V5:
         raise Refused(
-            f"the Arrow stream has metadata version {message.metadata_version.name}: write it with V5 (Arrow 1.0 or later)",
+            f"the Arrow stream has metadata version {message.metadata_version.name}: write it "
+            "with V5 (Arrow 1.0 or later)",
             field="body",
         )
 
@@ -103,7 +104,8 @@ def _batches(
         _check_version(message)
         if len(found) == BATCHES_MAX:
             raise Refused(
-                f"the Arrow stream has more than {BATCHES_MAX} record batches: write fewer and larger ones",
+                f"the Arrow stream has more than {BATCHES_MAX} record batches: write fewer and "
+                "larger ones",
                 field="body",
                 limit=BATCHES_MAX,
             )
@@ -144,7 +146,7 @@ def claimed_bytes(message: Any) -> int:
     header = _Table.root(message.metadata.to_pybytes()).table(_HEADER)
     body = memoryview(message.body)
     n_values = sum(length for length, _ in header.pairs(_NODES))
-    if header.place(_COMPRESSION) is None:
+    if header.offset_of(_COMPRESSION) is None:
         return max(n_values, len(body))
     return max(n_values, sum(_claim(body, *pair) for pair in header.pairs(_BUFFERS)))
 
@@ -174,7 +176,7 @@ class _Table:
     def root(cls, data: bytes) -> "_Table":
         return cls(data, _u32(data, 0))
 
-    def place(self, field: int) -> int | None:
+    def offset_of(self, field: int) -> int | None:
         """Returns the field's position in `data`; None if it is omitted."""
         (back,) = struct.unpack_from("<i", self.data, self.at)
         vtable = self.at - back
@@ -193,10 +195,10 @@ class _Table:
         return list(zip(numbers[::2], numbers[1::2], strict=True))
 
     def _pointed(self, field: int) -> int:
-        place = self.place(field)
-        if place is None:
+        at = self.offset_of(field)
+        if at is None:
             raise ValueError(f"a header lacks field {field}")
-        return place + _u32(self.data, place)
+        return at + _u32(self.data, at)
 
 
 def _u16(data: bytes, at: int) -> int:

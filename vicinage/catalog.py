@@ -91,7 +91,7 @@ def _translated_errors() -> Iterator[None]:
         yield
     except (OperationalError, PoolTimeout) as error:
         raise Unavailable(
-            f"the catalog is away: {_first_line(error)}", dependency="catalog"
+            f"the catalog is unavailable: {_first_line(error)}", dependency="catalog"
         ) from error
     except DBAPIError as error:
         if getattr(error.orig, "sqlite_errorcode", None) in _DAMAGED:
@@ -100,7 +100,7 @@ def _translated_errors() -> Iterator[None]:
             ) from error
         if error.connection_invalidated:
             raise Unavailable(
-                f"the catalog is away: {_first_line(error)}", dependency="catalog"
+                f"the catalog is unavailable: {_first_line(error)}", dependency="catalog"
             ) from error
         raise
 

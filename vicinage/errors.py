@@ -44,7 +44,7 @@ class VicinageError(Exception):
 
 
 class Refused(VicinageError):
-    """The request is invalid; `field` names the part to change, and `limit` the bound that it exceeds."""
+    """The request is invalid; `field` names the part to change, `limit` the exceeded bound."""
 
     kind = "refused"
     status = 400
@@ -120,7 +120,7 @@ class NotFound(Denied):
 
 
 class Overloaded(VicinageError):
-    """A bounded queue is full, or the tenant's share is in use; retry after `retry_after_s` seconds."""
+    """A bounded queue is full, or the tenant's share is in use; retry after `retry_after_s`."""
 
     kind = "overloaded"
     status = 429

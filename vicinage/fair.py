@@ -1,9 +1,11 @@
-"""A bounded queue that serves tenants by weight: deficit round robin (Shreedhar and Varghese, 1995).
+"""A bounded queue that serves tenants by weight.
+
+Its algorithm is deficit round robin (Shreedhar and Varghese, 1995).
 
 Law 7: over any period in which two tenants both wait, each is served in proportion to its weight,
 within one quantum. No tenant can fill the queue: it may hold at most `weight` times the free space
-(dynamic thresholds, Choudhury and Hahne, 1998). So a tenant of weight 1 alone gets half of the queue,
-and space for another tenant always remains. Not thread-safe: the owner holds a lock.
+(dynamic thresholds, Choudhury and Hahne, 1998). So a tenant of weight 1 alone gets half of the
+queue, and space for another tenant always remains. Not thread-safe: the owner holds a lock.
 """
 
 from collections import deque
@@ -25,7 +27,7 @@ def has_room(more: int, *, held: int, free: int, weight: int) -> bool:
 
 
 @dataclass(slots=True)
-class _Line(Generic[T]):
+class _TenantQueue(Generic[T]):
     """One tenant's waiting items, oldest first, and its deficit counter.
 
     `deficit` is the cost that the tenant may still take in this round; below 0, it owes that cost.
@@ -51,13 +53,13 @@ class FairQueue(Generic[T]):
         self._held_max = cost_max or items_max
         self._by_cost = bool(cost_max)
         self._quantum = quantum
-        self._lines: dict[str, _Line[T]] = {}
+        self._queues: dict[str, _TenantQueue[T]] = {}
         self._held = 0
         self.cost = 0
         self.cost_per_s = 0.0
 
     def __len__(self) -> int:
-        return sum(len(line.items) for line in self._lines.values())
+        return sum(len(queue.items) for queue in self._queues.values())
 
     def put(self, tenant: str, items: list[tuple[T, int]], *, weight: int = 1) -> None:
         """Queues (item, cost) pairs after the tenant's others, all or none.
@@ -69,42 +71,42 @@ class FairQueue(Generic[T]):
             return
         cost = items[0][1] if len(items) == 1 else sum(c for _, c in items)
         held = cost if self._by_cost else len(items)
-        line = self._lines.get(tenant)
-        if self._held and not self._has_room(line, held, weight):
-            raise self._full(cost + (line.cost if line else 0))
-        line = line or self._line(tenant, weight)
-        line.weight = weight
-        line.items.extend(items)
-        self._count(line, cost, held)
+        queue = self._queues.get(tenant)
+        if self._held and not self._has_room(queue, held, weight):
+            raise self._full(cost + (queue.cost if queue else 0))
+        queue = queue or self._queue_of(tenant, weight)
+        queue.weight = weight
+        queue.items.extend(items)
+        self._count(queue, cost, held)
 
     def put_back(self, tenant: str, items: list[tuple[T, int]], *, weight: int = 1) -> None:
-        """Requeues taken items at the head of the tenant's line and refunds their cost.
+        """Requeues taken items at the head of the tenant's queue and refunds their cost.
 
         Always fits.
         """
-        line = self._line(tenant, weight)
+        queue = self._queue_of(tenant, weight)
         for item in reversed(items):
-            line.items.appendleft(item)
-            line.deficit += item[1]
-            self._count(line, item[1], item[1] if self._by_cost else 1)
+            queue.items.appendleft(item)
+            queue.deficit += item[1]
+            self._count(queue, item[1], item[1] if self._by_cost else 1)
 
-    def _line(self, tenant: str, weight: int) -> _Line[T]:
-        line = self._lines.get(tenant)
-        if line is None:
-            line = self._lines[tenant] = _Line(weight)
-        line.weight = weight
-        return line
+    def _queue_of(self, tenant: str, weight: int) -> _TenantQueue[T]:
+        queue = self._queues.get(tenant)
+        if queue is None:
+            queue = self._queues[tenant] = _TenantQueue(weight)
+        queue.weight = weight
+        return queue
 
-    def _count(self, line: _Line[T], cost: int, held: int) -> None:
+    def _count(self, queue: _TenantQueue[T], cost: int, held: int) -> None:
         """Adds cost and held space to the totals; negative values subtract."""
-        line.cost += cost
-        line.held += held
+        queue.cost += cost
+        queue.held += held
         self.cost += cost
         self._held += held
 
-    def _has_room(self, line: _Line[T] | None, more: int, weight: int) -> bool:
+    def _has_room(self, queue: _TenantQueue[T] | None, more: int, weight: int) -> bool:
         return has_room(
-            more, held=line.held if line else 0, free=self._held_max - self._held, weight=weight
+            more, held=queue.held if queue else 0, free=self._held_max - self._held, weight=weight
         )
 
     def _full(self, own: int) -> Overloaded:
@@ -121,23 +123,23 @@ class FairQueue(Generic[T]):
         """
         taken: list[T] = []
         left = budget
-        while self._lines:
-            tenant, line = next(iter(self._lines.items()))
-            line.deficit += self._quantum * line.weight
-            while line.items and line.items[0][1] <= line.deficit:
-                item, cost = line.items[0]
+        while self._queues:
+            tenant, queue = next(iter(self._queues.items()))
+            queue.deficit += self._quantum * queue.weight
+            while queue.items and queue.items[0][1] <= queue.deficit:
+                item, cost = queue.items[0]
                 if taken and cost > left:
                     # its turn is not over: it is first next time
-                    line.deficit -= self._quantum * line.weight
+                    queue.deficit -= self._quantum * queue.weight
                     return taken
-                line.items.popleft()
-                line.deficit -= cost
+                queue.items.popleft()
+                queue.deficit -= cost
                 left -= cost
-                self._count(line, -cost, -cost if self._by_cost else -1)
+                self._count(queue, -cost, -cost if self._by_cost else -1)
                 taken.append(item)
-            del self._lines[tenant]
-            if line.items or line.deficit < 0:  # a tenant that owes stays until it is paid back
-                self._lines[tenant] = line  # to the end of the round
+            del self._queues[tenant]
+            if queue.items or queue.deficit < 0:  # a tenant that owes stays until it is paid back
+                self._queues[tenant] = queue  # to the end of the round
             if left <= 0:
                 break
         return taken
@@ -148,12 +150,12 @@ class FairQueue(Generic[T]):
         Their cost is charged to the tenant: cost beyond its turn makes the deficit negative, and
         its next turns pay it back.
         """
-        line = self._lines.get(tenant)
-        if line is None or not line.items:
+        queue = self._queues.get(tenant)
+        if queue is None or not queue.items:
             return []
         taken: list[T] = []
         others: list[tuple[T, int]] = []
-        total, items = 0, line.items
+        total, items = 0, queue.items
         while items and len(taken) < n_max:
             item, cost = items.popleft()
             if fits(item):
@@ -162,6 +164,6 @@ class FairQueue(Generic[T]):
             else:
                 others.append((item, cost))
         items.extendleft(reversed(others))
-        line.deficit -= total
-        self._count(line, -total, -total if self._by_cost else -len(taken))
+        queue.deficit -= total
+        self._count(queue, -total, -total if self._by_cost else -len(taken))
         return taken

@@ -1,6 +1,6 @@
 """Counts the values of a JSON text in its bytes, before a parser makes objects of them. Pure.
 
-A parsed value takes 8 to 250 bytes where its text may take two (`[],`), and a parser holds the GIL
+A parsed value takes 8 to 250 bytes; its text may take two (`[],`). A parser holds the GIL
 from the first byte to the last. So the count is checked first: it takes about 1 ns per byte, and
 numpy releases the GIL.
 """
@@ -30,7 +30,7 @@ def check_shape(
     values_max: int = VALUES_MAX,
     field: str = "body",
 ) -> None:
-    """Raises Refused if the text has too many objects and lists, or too many values (commas).
+    """Raises Refused if the text has too many objects and lists, or values (commas).
 
     First counts the whole text, strings included; finds the strings only if that count is too high.
     """
@@ -55,7 +55,8 @@ def check_shape(
             )
         if values > values_max:
             raise Refused(
-                f"{field} has more than {values_max} values: send fewer at once, or vectors as bytes",
+                f"{field} has more than {values_max} values: send fewer at once, or vectors as "
+                "bytes",
                 field=field,
                 limit=values_max,
             )

@@ -1,9 +1,8 @@
 """Partition maps: the partitions of a documents topic over time, and versions derived from them.
 
-Pure.
-
-A version orders all writes of one document. Within one map a document has one home partition, whose
-offsets order its writes; across maps the newer map wins (docs/decisions/027-partition-maps.md).
+Pure. A version orders all writes of one document. Within one map a document has one home partition,
+whose offsets order its writes; across maps the newer map wins
+(docs/decisions/027-partition-maps.md).
 """
 
 from collections.abc import Sequence
@@ -32,7 +31,10 @@ class PartitionMap:
 
 
 def pack_version(epoch: int, position: Position) -> int:
-    """Returns the int64 ≥ 0 that orders the writes of one document: map epoch, then offset, then partition."""
+    """Returns the int64 ≥ 0 that orders the writes of one document.
+
+    It orders by map epoch, then offset, then partition.
+    """
     assert 0 <= epoch < EPOCHS_MAX, epoch
     return (epoch << (OFFSET_BITS + PARTITION_BITS)) | position.version()
 
@@ -77,7 +79,10 @@ def epoch_of(
 
 
 def counting(maps: Sequence[PartitionMap], position: Position) -> int | None:
-    """Returns the epoch of the map that applies at this position of the newest map's topic, or None."""
+    """Returns the epoch of the map that applies at this position, or None.
+
+    The position is one of the newest map's topic.
+    """
     topic_id, p = maps[-1].topic_id, position.partition
     found = [
         e
@@ -95,7 +100,10 @@ def is_at_home(
 
 
 def until(maps: Sequence[PartitionMap], topic_id: str | None) -> Sequence[PartitionMap]:
-    """Returns the maps up to the last one of that topic: those that its records may be written under."""
+    """Returns the maps up to the last one of that topic.
+
+    Its records may be written under any of them.
+    """
     n = len(maps)
     while topic_id is not None and n and maps[n - 1].topic_id != topic_id:
         n -= 1
@@ -114,8 +122,10 @@ def version_of(
         n = maps[-1].partitions
         home = home_of(collection, document_id, n)
         raise Refused(
-            f"partition {position.partition} is not this document's: Kafka's default partitioner (murmur2) puts the key"
-            f" {collection}/{document_id} into partition {home} of {n}. Produce with that key and partitioner (librdkafka:"
+            f"partition {position.partition} is not this document's: Kafka's default partitioner "
+            "(murmur2) puts the key"
+            f" {collection}/{document_id} into partition {home} of {n}. Produce with that key and "
+            "partitioner (librdkafka:"
             " partitioner=murmur2_random)",
             field="partition",
         )

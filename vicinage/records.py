@@ -37,7 +37,10 @@ class Position:
     offset: int
 
     def version(self) -> int:
-        """Returns the version of a record here under the first partition map: offset, then partition."""
+        """Returns the version of a record here under the first partition map.
+
+        It orders by offset, then partition.
+        """
         return (self.offset << PARTITION_BITS) | self.partition
 
 
@@ -45,8 +48,7 @@ class Position:
 class Token:
     """A token that a write returns and a search can wait for: the last position per partition.
 
-    Its text is `partition-offset`, joined by dots, so the (partition, offset) that Kafka
-    acknowledged
+    Its text is `partition-offset`, joined by dots, so a (partition, offset) that Kafka acknowledged
     *is* a token.
     """
 
@@ -83,11 +85,9 @@ LATEST: Final = Token(())
 class Document:
     """A valid document, as its tenant sent it.
 
-    Exactly one of `text` and `passages` is set, or only `vectors`.
-
-    `vectors` is float32 [n, d], one row per passage, if the tenant computed them. `metadata_json`
-    is the metadata as JSON text, or None without metadata; the constructor serializes the metadata
-    if it is not given.
+    Exactly one of `text` and `passages` is set, or only `vectors`. `vectors` is float32 [n, d], one
+    row per passage, if the tenant computed them. `metadata_json` is the metadata as JSON text, or
+    None without metadata; the constructor serializes the metadata if it is not given.
     """
 
     collection: str
@@ -152,12 +152,10 @@ class ShardQuery:
     - `effort`: None lets the shard choose the effort for its objective.
     - `exact`: True scans everything (ground truth).
     - `include`: a subset of {"text", "metadata", "vector"}.
-    - `catalog`: the catalog version of the plan; the searcher answers once it has seen that
-      version.
+    - `catalog`: the catalog version of the plan; the searcher answers once it has seen it.
     - `recall`: None means the collection's objective.
     - `scan`: True if live searches prove that the index misses the objective at its greatest
-      effort.
-      The searcher may then scan passages instead, within its bounds.
+      effort. The searcher may then scan passages instead, within its bounds.
     - `texts`: the text of each search in modes lexical and hybrid. Hybrid ranks by vectors and by
       words separately, in one snapshot.
     """
@@ -208,8 +206,7 @@ class ShardResult:
     - `n_calibration_queries`: the number of recent queries of the collection that the effort curves
       were measured on, the least over the segments that chose an effort; 0: generated queries.
     - `changes`: how often the shard's passages have changed; writes to other shards of the slot
-      move
-      the watermark, too.
+      move the watermark, too.
     - `greatest`: each of those segments was searched at its greatest measured effort.
     - `scanned`: passages that were scanned instead of an index, as the query allowed.
     - `unscanned`: the bound because of which an index was searched nevertheless.

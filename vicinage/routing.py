@@ -1,4 +1,4 @@
-"""Routing of documents to shards, and to partitions of the documents topic.
+"""Routing of documents to shards and to partitions of the documents topic.
 
 Stable across languages.
 """

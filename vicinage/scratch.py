@@ -29,9 +29,7 @@ _own: dict[int, tuple[Path, int]] = {}
 def scratch(prefix: str) -> Iterator[Path]:
     """Creates an empty folder, deleted at the end of the block.
 
-    Raises Unavailable if the disk is full.
-
-    That includes errors in the block.
+    Raises Unavailable if the disk is full, also for errors in the block.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=own_folder()))

@@ -49,7 +49,7 @@ class ShardStats:
     curve: CurveEnd | None = None
     """The curve end of the segment with the lowest recall at its greatest measured effort."""
     scans: Mapping[str, int] = field(default_factory=dict)
-    """Searches by scan outcome since the shard was loaded: scanned, or the bound that prevented it."""
+    """Searches by scan outcome since the shard was loaded: scanned, or the bound against it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Threads that a process needs, and the handling of their unexpected end.
 
 A process that loses such a thread stays alive but useless: writes time out while health checks
-pass. So a role registers a handler (`when_one_dies`) before it starts, and every long-lived thread
-is an `EssentialThread`.
+pass. So a role registers a handler (`on_thread_death`) before it starts, and every long-lived
+thread is an `EssentialThread`.
 """
 
 import threading
@@ -20,7 +20,7 @@ class ThreadEnded(Exception):
     """A thread returned without a request to stop."""
 
 
-def when_one_dies(on_death: OnDeath | None) -> None:
+def on_thread_death(on_death: OnDeath | None) -> None:
     """Sets the process's handler for essential threads that end without a handler of their own."""
     global _on_death  # noqa: PLW0603  (as threading.excepthook is: of the process, set once by the role)
     _on_death = on_death

@@ -1,8 +1,7 @@
 """Encodes and decodes records: documents as JSON or Arrow, vectors as Arrow.
 
-Each format has a version.
-
-Bytes from clients are never trusted: every error in them becomes Refused with a reason.
+Each format has a version. Bytes from clients are never trusted: every error in them becomes Refused
+with a reason.
 """
 
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ DECODED_BYTES_MAX: Final = 128 << 20
 ROWS_MAX: Final = 10_000
 """Largest number of documents in one Arrow body."""
 MESSAGE_BYTES_MAX: Final = 12 << 20
-"""Largest size of one document's rows: they are in one message, and brokers accept a little more."""
+"""Largest size of one document's rows: they are in one message. Brokers accept a little more."""
 ROWS_BYTES_MAX: Final = 2 * MESSAGE_BYTES_MAX
 """Largest size of a message of rows in memory."""
 ROW_BYTES: Final = 48
@@ -86,7 +85,10 @@ def vectors_schema(dimension: int) -> pa.Schema:
 
 
 def deletions_schema() -> pa.Schema:
-    """Returns the columns of a message of deletions: without vectors, because nulls take full space."""
+    """Returns the columns of a message of deletions.
+
+    It has no vectors, because nulls take full space.
+    """
     schema = vectors_schema(1)
     return schema.remove(schema.get_field_index("vector"))
 
@@ -124,7 +126,7 @@ def rows_bytes(
     text_bytes: int = 0,
     metadata_json: str | None = None,
 ) -> int:
-    """Returns an upper bound, close to the size, of the bytes of a document's `n` rows in a message."""
+    """Returns a close upper bound of the bytes that a document's `n` rows take in a message."""
     each = 4 * dimension + len(document_id.encode()) + ROW_BYTES
     return n * each + text_bytes + len((metadata_json or "").encode())
 
@@ -166,9 +168,8 @@ def encode_rows(batch: pa.RecordBatch, *, tenant: str, collection: str, generati
 def decode_rows(value: bytes) -> Rows:
     """Returns the message that `encode_rows` wrote.
 
-    Its vectors are views of `value`, without a copy.
-
-    Raises Corrupt for any other bytes, before they take more memory than a valid message can.
+    Its vectors are views of `value`, without a copy. Raises Corrupt for any other bytes, before
+    they take more memory than a valid message can.
     """
     try:
         schema, batches = read_stream(

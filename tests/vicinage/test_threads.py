@@ -5,7 +5,7 @@ import threading
 import pytest
 from resources import eventually
 
-from vicinage.threads import EssentialThread, ThreadEnded, when_one_dies
+from vicinage.threads import EssentialThread, ThreadEnded, on_thread_death
 
 
 def fails() -> None:
@@ -34,12 +34,12 @@ def test_a_thread_that_was_told_to_stop_may_end_in_any_way() -> None:
 
 def test_the_handler_of_the_process_hears_of_threads_without_one_of_their_own() -> None:
     heard: list[BaseException] = []
-    when_one_dies(heard.append)
+    on_thread_death(heard.append)
     try:
         EssentialThread("worker", fails).start()
         eventually(lambda: heard)
     finally:
-        when_one_dies(None)
+        on_thread_death(None)
     assert isinstance(heard[0], ZeroDivisionError)
 
 

@@ -51,9 +51,8 @@ HaltKind = Literal[
 
 offset_gone: retention has removed the next offset. beyond_end: the log ends before the next offset.
 topic_missing: no such topic or partition is visible. topic_replaced: another topic has the name
-    now.
-unauthorized: the broker refuses this client. unreadable: the bytes at the next offset cannot be
-    read.
+now. unauthorized: the broker refuses this client. unreadable: the next offset's bytes cannot be
+read.
 """
 
 STICKY: Final[frozenset[HaltKind]] = frozenset({"offset_gone", "beyond_end", "topic_replaced"})
@@ -103,12 +102,12 @@ class Reader(Protocol):
         ...
 
     def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[LogRecord]:
-        """Returns the next records, in order within each partition; [] if none came within `wait_s`.
+        """Returns the next records; [] if none came within `wait_s`.
 
-        Wakes as soon as a record is durable (no poll interval). Each partition with records waiting
-        gets a fair share of `bytes_max`; at least one record is returned, whatever its size. A
-        partition whose next offset is gone or beyond the end is halted, never skipped. Raises
-        Unavailable if the log cannot be reached.
+        Records are in order within each partition. Wakes as soon as a record is durable (no poll
+        interval). Each partition with records waiting gets a fair share of `bytes_max`; at least
+        one record is returned, whatever its size. A partition whose next offset is gone or beyond
+        the end is halted, never skipped. Raises Unavailable if the log cannot be reached.
         """
         ...
 
@@ -136,14 +135,15 @@ class Log(Protocol):
     ) -> int:
         """Creates the topic if it does not exist; returns its actual number of partitions.
 
-        Idempotent.
-
-        `retention_ms` None keeps records forever.
+        Idempotent. `retention_ms` None keeps records forever.
         """
         ...
 
     def topics(self, prefix: str = "", *, max_age_s: float = 0.0) -> dict[str, int]:
-        """Returns topic name → number of partitions, for names that start with `prefix`, seen within `max_age_s`."""
+        """Returns topic name → number of partitions, for names that start with `prefix`.
+
+        The listing is at most `max_age_s` old.
+        """
         ...
 
     def partitions(self, topic: str) -> int:
@@ -169,9 +169,10 @@ class Log(Protocol):
         ...
 
     def topic_problems(self, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Returns the invalid settings of each topic, each with the value to set; {} if there are none.
+        """Returns the invalid settings of each topic, each with the value to set.
 
-        A topic that does not exist has no problem. Raises Unavailable.
+        Returns {} if there are none. A topic that does not exist has no problem. Raises
+        Unavailable.
         """
         ...
 

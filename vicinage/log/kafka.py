@@ -137,7 +137,7 @@ class KafkaLog:
     def partitions(self, topic: str) -> int:
         """See Log."""
         with self._errors("listing partitions"):
-            found = self._topics.ask(topic)
+            found = self._topics.describe(topic)
         if found is None:
             raise NotFound(f"the log has no topic {topic!r}")
         return found.partitions
@@ -163,7 +163,7 @@ class KafkaLog:
         Asks about one topic only, if `prefix` is the whole name of a topic.
         """
         with self._errors("looking up a topic"):
-            if prefix and (found := self._topics.ask(prefix)) is not None:
+            if prefix and (found := self._topics.describe(prefix)) is not None:
                 return {prefix: found.id}
         return {name: t.id for name, t in self._every_topic().items() if name.startswith(prefix)}
 
@@ -434,7 +434,10 @@ class KafkaLog:
         except KafkaError as error:
             if isinstance(error, UnknownTopicOrPartitionError):
                 raise NotFound(f"the log has no such topic or partition ({what})") from error
-            detail = f"the log is unavailable ({what}): {type(error).__name__} {error}{or_refused(self._client)}"
+            detail = (
+                f"the log is unavailable ({what}): {type(error).__name__} "
+                f"{error}{or_refused(self._client)}"
+            )
             raise Unavailable(detail, dependency="log") from error
 
 

@@ -9,7 +9,7 @@ from vicinage.errors import Unavailable
 
 CONNECT_S: Final = 1.0
 BACKOFF_MAX_MS: Final = 1_000
-"""Longest pause between two attempts to reconnect, so the bound on noticing a restarted broker."""
+"""Longest pause between two attempts to reconnect, and so before a restarted broker is noticed."""
 
 
 def connect(servers: Sequence[str]) -> None:
@@ -35,11 +35,12 @@ def open_client(
     answer_ms: int,
     **options: Any,
 ) -> Any:
-    """Returns a client of the kind (KafkaConsumer, KafkaProducer, KafkaAdminClient) that a broker has answered.
+    """Returns a client of the kind, once a broker has answered it.
 
-    Raises Unavailable at once if no broker can be reached, and KafkaError if none answers within
-    `answer_ms`. By default kafka-python waits 30 s, and leaks a thread and three descriptors for each
-    client without an answer.
+    `kind` is KafkaConsumer, KafkaProducer or KafkaAdminClient. Raises Unavailable at once if no
+    broker can be reached, and KafkaError if none answers within `answer_ms`. By default
+    kafka-python waits 30 s, and leaks a thread and three descriptors for each client without an
+    answer.
     """
     from kafka.net.compat import KafkaNetClient
 

@@ -24,7 +24,8 @@ class BatchTooLarge(ValueError):
 
     def __init__(self, bytes_max: int) -> None:
         super().__init__(
-            f"its batch takes more than {bytes_max} bytes once decompressed: delete it from the topic "
+            f"its batch takes more than {bytes_max} bytes once decompressed: delete it from the "
+            "topic "
             "(kafka-delete-records), or continue after it with `vicinage tenant resume-ingest`"
         )
 
@@ -70,9 +71,8 @@ def unzstd(data: bytes | memoryview, bytes_max: int | None = None) -> bytes:
 def unsnappy(data: bytes | memoryview, bytes_max: int | None = None) -> bytes:
     """Returns a Snappy block, or the blocks of the Java client, decompressed.
 
-    Raises BatchTooLarge, ValueError.
-
     A block begins with its decompressed length, which the library allocates; it is checked first.
+    Raises BatchTooLarge, ValueError.
     """
     from kafka import codec
 
@@ -123,18 +123,18 @@ def _inflated(make: Callable[[], Any], data: bytes | memoryview, bytes_max: int)
 
 
 def _blocks(data: bytes) -> list[bytes]:
-    found, place = [], 16
-    while place < len(data):
-        (size,) = struct.unpack_from("!i", data, place)
-        if not 0 < size <= len(data) - place - 4:
+    found, at = [], 16
+    while at < len(data):
+        (size,) = struct.unpack_from("!i", data, at)
+        if not 0 < size <= len(data) - at - 4:
             raise ValueError("a block of the Snappy batch ends beyond the batch")
-        found.append(data[place + 4 : place + 4 + size])
-        place += 4 + size
+        found.append(data[at + 4 : at + 4 + size])
+        at += 4 + size
     return found
 
 
 def _claim(block: bytes) -> int:
-    """Returns the decompressed length that a Snappy block begins with, a varint of at most 5 bytes."""
+    """Returns the decompressed length at the start of a Snappy block, a varint of up to 5 bytes."""
     claim = 0
     for i, byte in enumerate(block[:5]):
         claim |= (byte & 0x7F) << (7 * i)

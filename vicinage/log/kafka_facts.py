@@ -22,7 +22,7 @@ TOPICS_MAX: Final = 20_000
 """Largest number of cached topics (LRU)."""
 DESCRIBED_MAX: Final = 1_000
 CALL_MS: Final = 3_000
-AWAY_S: Final = 0.5
+RETRY_S: Final = 0.5
 """After a failed attempt to reach the brokers, further attempts fail at once for this long."""
 SETTINGS_READ: Final = ("max.message.bytes", "cleanup.policy")
 
@@ -41,7 +41,8 @@ def problems(facts: TopicFacts) -> tuple[str, ...]:
     found = []
     if compacted(facts):
         found.append(
-            f"cleanup.policy={facts.cleanup_policy} drops records that are still needed: set cleanup.policy=delete"
+            f"cleanup.policy={facts.cleanup_policy} drops records that are still needed: set "
+            "cleanup.policy=delete"
         )
     if facts.message_bytes_max is not None and facts.message_bytes_max < MESSAGE_BYTES_MAX:
         found.append(
@@ -64,13 +65,13 @@ class FactsReader:
         self._client = dict(client)
         self._lock = threading.Lock()
         """Guards the cache."""
-        self._asking = threading.Lock()
+        self._requesting = threading.Lock()
         """Guards the admin client, which refuses more requests than may be in flight."""
         self._admin: KafkaAdminClient | None = None
         self._known: OrderedDict[str, tuple[float, TopicFacts]] = OrderedDict()
-        self._away_until = 0.0
+        self._retry_at = 0.0
         self._down = False
-        """The last attempt failed: one caller at a time tries again, and the others fail at once."""
+        """The last attempt failed: one caller at a time retries, and the others fail at once."""
         self._closed = False
 
     def facts(self, topic: str, *, fresh_s: float = FRESH_S) -> TopicFacts:
@@ -88,26 +89,26 @@ class FactsReader:
         Raises NotFound for a topic that does not exist, and Unavailable if this client may not see
         it or no broker answers within CALL_MS.
         """
-        asked = time.monotonic()
-        if not self._asking.acquire(timeout=0 if self._down else 2 * CALL_MS / 1000):
+        began = time.monotonic()
+        if not self._requesting.acquire(timeout=0 if self._down else 2 * CALL_MS / 1000):
             raise Unavailable("no Kafka broker answers", dependency="log")
         try:
             with self._lock:
                 at, known = self._known.get(topic, (float("-inf"), None))
-            if known is not None and at > asked:
+            if known is not None and at > began:
                 return known  # read by another thread while this one waited
             return self._look(topic)
         finally:
-            self._asking.release()
+            self._requesting.release()
 
     def _look(self, topic: str) -> TopicFacts:
-        if time.monotonic() < self._away_until:
+        if time.monotonic() < self._retry_at:
             raise Unavailable("no Kafka broker can be reached", dependency="log")
         try:
             connect(self._servers)
             found = self._read(topic)
         except (KafkaError, Unavailable) as error:
-            self._away_until, self._down = time.monotonic() + AWAY_S, True
+            self._retry_at, self._down = time.monotonic() + RETRY_S, True
             if isinstance(error, Unavailable):
                 raise
             raise unanswered(self._client, error) from error
@@ -128,7 +129,7 @@ class FactsReader:
         Requests up to DESCRIBED_MAX topics at once. Raises Unavailable if no broker answers.
         """
         found: dict[str, tuple[str, ...]] = {}
-        with self._asking:
+        with self._requesting:
             for start in range(0, len(topics), DESCRIBED_MAX):
                 try:
                     connect(self._servers)
@@ -148,7 +149,7 @@ class FactsReader:
     def close(self) -> None:
         """Closes the admin client. Idempotent."""
         self._closed = True
-        with self._asking:
+        with self._requesting:
             if self._admin is not None:
                 self._admin.close()
                 self._admin = None
@@ -169,7 +170,7 @@ class FactsReader:
         return replace(self._settings([topic])[topic], partitions=len(described["partitions"]))
 
     def _settings(self, topics: Sequence[str]) -> dict[str, TopicFacts]:
-        """Returns each topic's settings, with 0 partitions; None for a setting that is not shown."""
+        """Returns each topic's settings, with 0 partitions; None for one that is not shown."""
         resources = [
             ConfigResource(ConfigResourceType.TOPIC, topic, list(SETTINGS_READ)) for topic in topics
         ]

@@ -452,7 +452,8 @@ def _end(producer: KafkaProducer) -> None:
 
 def _too_large(topic: str, limit: int | None) -> TooLarge:
     return TooLarge(
-        f"a record is larger than topic {topic!r} accepts: send fewer or smaller documents at once, or ask an operator"
+        f"a record is larger than topic {topic!r} accepts: send fewer or smaller documents at "
+        "once, or ask an operator"
         " to raise its max.message.bytes",
         field="documents",
         limit=limit,
@@ -461,7 +462,8 @@ def _too_large(topic: str, limit: int | None) -> TooLarge:
 
 def _unusable(topic: str, why: str) -> Unavailable:
     return Unavailable(
-        f"topic {topic!r} does not accept records ({why}): an operator has to change its settings or permissions",
+        f"topic {topic!r} does not accept records ({why}): an operator has to change its settings "
+        "or permissions",
         dependency="log",
         retry_after_s=RETRY_AFTER_S,
     )

@@ -27,11 +27,14 @@ from vicinage.log.kafka_topics import Topics
 DEADLINE_S: Final = 30.0
 CALL_MS: Final = 10_000
 POLL_RECORDS: Final = 4_000
-AGAIN_S: Final = (1.0, 60.0)
+RETRY_S: Final = (1.0, 60.0)
 """Shortest and longest wait before a halted partition is retried."""
 PROBE_S: Final = 2.0
 """The halt of a partition ends after a retry without an error for this long."""
-UNDECODABLE: Final = "this record, or an earlier one of its batch, can't be decoded: header names must be UTF-8. Send it again"
+UNDECODABLE: Final = (
+    "this record, or an earlier one of its batch, can't be decoded: header names must be UTF-8."
+    " Send it again"
+)
 
 
 class Misread(Exception):
@@ -68,7 +71,7 @@ class KafkaReader:
         self._ids: dict[TopicPartition, str] = {}
         """The identity of the topic that each position belongs to, once it is known."""
         self._halted: dict[TopicPartition, Halt] = {}
-        self._again: dict[TopicPartition, tuple[float, float]] = {}
+        self._retries: dict[TopicPartition, tuple[float, float]] = {}
         """Halted partitions that may recover: time of the next retry, and the wait before it."""
         self._probed: dict[TopicPartition, float] = {}
         """Halted partitions that are being retried, and since when."""
@@ -103,8 +106,8 @@ class KafkaReader:
     def remove(self, topic: str, partition: int) -> None:
         """See Reader."""
         tp = (topic, partition)
-        for held in (self._positions, self._ids, self._halted, self._again, self._probed):
-            held.pop(tp, None)
+        for by_partition in (self._positions, self._ids, self._halted, self._retries, self._probed):
+            by_partition.pop(tp, None)
         self._new.discard(tp)
         self._changed = True
 
@@ -135,7 +138,7 @@ class KafkaReader:
                 f"the log is unavailable (reading): {type(error).__name__} {error}",
                 dependency="log",
             ) from error
-        taken = [self._check_record(_stored(r)) for records in found.values() for r in records]
+        taken = [self._check_record(_record(r)) for records in found.values() for r in records]
         for record in taken:
             self._positions[record.topic, record.partition] = record.offset + 1
         for tp in found:
@@ -186,7 +189,7 @@ class KafkaReader:
             self._consumer.close(autocommit=False)
             self._consumer = None
 
-    # which partitions are read
+    # the assigned partitions
 
     def _read_now(self) -> list[TopicPartition]:
         return [tp for tp in self._positions if tp not in self._halted or tp in self._probed]
@@ -230,9 +233,9 @@ class KafkaReader:
         for tp, since in list(self._probed.items()):
             if now - since > PROBE_S:
                 self._recover(tp)
-        for tp, (due, _) in list(self._again.items()):
+        for tp, (due, _) in list(self._retries.items()):
             if due <= now and tp not in self._probed:
-                self._try_again(tp, now)
+                self._retry(tp, now)
 
     def _check(self, topics: Mapping[str, Any], *, fresh: bool) -> None:
         unsure = (
@@ -277,16 +280,16 @@ class KafkaReader:
         self._changed = True
         known = self._halted.get(tp)
         if kind in STICKY or kind == "topic_missing":
-            self._again.pop(tp, None)
+            self._retries.pop(tp, None)
         else:
-            _, waited = self._again.get(tp, (0.0, None))
-            wait = longer(waited, AGAIN_S)
-            self._again[tp] = time.monotonic() + wait, wait
+            _, waited = self._retries.get(tp, (0.0, None))
+            wait = longer(waited, RETRY_S)
+            self._retries[tp] = time.monotonic() + wait, wait
         if known is None or (known.kind != kind and known.kind not in STICKY):
             since_ms = known.since_ms if known else time.time_ns() // 1_000_000
             self._halted[tp] = Halt(kind, reason, since_ms, self._positions[tp])
 
-    def _try_again(self, tp: TopicPartition, now: float) -> None:
+    def _retry(self, tp: TopicPartition, now: float) -> None:
         self._probed[tp] = now
         self._new.add(tp)
         self._changed = True
@@ -295,10 +298,10 @@ class KafkaReader:
         """Ends a halt after the partition returned records, or raised no more errors."""
         if tp in self._halted and self._kind(tp) not in STICKY:
             self._changed = self._changed or tp not in self._probed
-            for held in (self._halted, self._again, self._probed):
-                held.pop(tp, None)
+            for by_partition in (self._halted, self._retries, self._probed):
+                by_partition.pop(tp, None)
 
-    # what a fetch raised
+    # errors of a fetch
 
     def _misread(self, misread: Misread) -> list[LogRecord]:
         tp, cause = misread.tp, misread.cause
@@ -310,7 +313,7 @@ class KafkaReader:
             case "TopicAuthorizationFailedError":
                 self._halt(tp, "unauthorized", _unauthorized(tp))
             case "CorruptRecordError" if "crc" not in str(cause):
-                return [self._step_over(tp, max(misread.position, self._positions[tp]))]
+                return [self._skip(tp, max(misread.position, self._positions[tp]))]
             case name:
                 self._halt(
                     tp,
@@ -319,11 +322,11 @@ class KafkaReader:
                 )
         return []
 
-    def _step_over(self, tp: TopicPartition, position: int) -> LogRecord:
-        """Returns an unreadable record in place of one that cannot be decoded, and continues after it.
+    def _skip(self, tp: TopicPartition, position: int) -> LogRecord:
+        """Returns an unreadable record in place of one that cannot be decoded; continues after it.
 
-        kafka-python decodes header names as UTF-8, which no broker requires of a producer. The rest of
-        the batch after such a record cannot be read.
+        kafka-python decodes header names as UTF-8, which no broker requires of a producer. The rest
+        of the batch after such a record cannot be read.
         """
         self._positions[tp] = position + 1
         self._new.add(tp)
@@ -394,6 +397,6 @@ def _locate_errors(consumer: Any) -> None:
     fetcher._parse_fetched_data, fetcher._append = parsed, appended  # noqa: SLF001
 
 
-def _stored(r: Any) -> LogRecord:
+def _record(r: Any) -> LogRecord:
     headers = tuple((k, v) for k, v in r.headers or ())
     return LogRecord(r.topic, r.partition, r.offset, Record(r.value, r.key, headers, r.timestamp))

@@ -1,4 +1,4 @@
-"""Authentication and TLS of Kafka clients: turns settings into the options of every kafka-python client."""
+"""Authentication and TLS of Kafka clients: turns settings into options of kafka-python."""
 
 import threading
 import time
@@ -26,11 +26,9 @@ TOKEN_LIFE_S: Final = 300.0
 
 
 def client_options(kafka: KafkaSettings) -> dict[str, Any]:
-    """Returns the security options of every kafka-python client.
+    """Returns the security options of every kafka-python client; {} without TLS and SASL.
 
     Raises Refused for settings that contradict each other.
-
-    No option is returned for a cluster without TLS and SASL.
     """
     options: dict[str, Any] = {"security_protocol": PROTOCOLS[kafka.security]}
     if kafka.security in ("tls", "sasl-tls"):
@@ -103,7 +101,8 @@ def _sasl(kafka: KafkaSettings) -> dict[str, Any]:
         return {"sasl_mechanism": kafka.mechanism, "sasl_oauth_token_provider": _tokens(kafka)}
     if not kafka.mechanism or not kafka.username or not kafka.password.get_secret_value():
         raise Refused(
-            "SASL needs kafka.mechanism, and kafka.username and kafka.password or, for OAUTHBEARER, a token",
+            "SASL needs kafka.mechanism, and kafka.username and kafka.password or, for "
+            "OAUTHBEARER, a token",
             field="kafka.mechanism",
         )
     return {
@@ -121,7 +120,8 @@ def _tokens(kafka: KafkaSettings) -> AbstractTokenProvider:
             kafka.token_url, kafka.username, kafka.password.get_secret_value(), kafka.token_scope
         )
     raise Refused(
-        "OAUTHBEARER needs kafka.token_file, or kafka.token_url with kafka.username (the client id) and kafka.password"
+        "OAUTHBEARER needs kafka.token_file, or kafka.token_url with kafka.username (the client "
+        "id) and kafka.password"
         " (its secret)",
         field="kafka.token_file",
     )

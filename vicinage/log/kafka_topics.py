@@ -22,7 +22,10 @@ OLD_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic: its number of partitions, and its identity, which a topic created again does not share."""
+    """A topic: its number of partitions, and its identity.
+
+    A topic that is deleted and created again has another identity.
+    """
 
     partitions: int
     id: str
@@ -58,7 +61,7 @@ class Topics:
         self._watch()
         return found
 
-    def ask(self, topic: str) -> Topic | None:
+    def describe(self, topic: str) -> Topic | None:
         """Describes one topic now; returns None if it does not exist. Raises as `look` does."""
         with self._lock:
             found = _topics(self._administrator().describe_topics([topic])).get(topic)

@@ -1,11 +1,9 @@
 """Keyed MACs on the records of internal topics, for brokers that let other clients write there.
 
-Pure.
-
-The MAC covers topic, partition, key and value. It proves that a process of the platform wrote the
-record to this partition. It does not prevent a replay: another client can append a copy of an old
-record. The copy's older version makes it harmless, unless its document was deleted and the deletion
-forgotten since.
+Pure. The MAC covers topic, partition, key and value. It proves that a process of the platform wrote
+the record to this partition. It does not prevent a replay: another client can append a copy of an
+old record. The copy's older version makes it harmless, unless its document was deleted and the
+deletion forgotten since.
 """
 
 import hashlib

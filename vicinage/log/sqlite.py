@@ -171,7 +171,10 @@ class SqliteLog:
 
     def topic_ids(self, prefix: str = "") -> dict[str, str]:
         """See Log. The identity is the row id of partition 0, which SQLite never reuses."""
-        sql = "SELECT topic, CAST(id AS TEXT) FROM partitions WHERE number = 0 AND substr(topic, 1, ?) = ?"
+        sql = (
+            "SELECT topic, CAST(id AS TEXT) FROM partitions WHERE number = 0 AND substr(topic, 1, "
+            "?) = ?"
+        )
         return dict(self._read(sql, (len(prefix), prefix)))
 
     def reader(self, starts: Mapping[TopicPartition, int]) -> SqliteReader:
@@ -367,7 +370,8 @@ class SqliteLog:
             return
         self._expired_at = time.monotonic()
         rows = connection.execute(
-            "SELECT p.id, p.first, p.next, t.retention_ms FROM partitions p JOIN topics t ON t.name = p.topic"
+            "SELECT p.id, p.first, p.next, t.retention_ms FROM partitions p JOIN topics t ON "
+            "t.name = p.topic"
             " WHERE t.retention_ms IS NOT NULL"
         ).fetchall()
         for number, log_start, log_end, retention_ms in rows:
@@ -454,7 +458,8 @@ def _append(
 
 
 _SIZES: Final = (
-    "SELECT id, coalesce(length(key), 0) + coalesce(length(value), 0) + coalesce(length(headers), 0)"
+    "SELECT id, coalesce(length(key), 0) + coalesce(length(value), 0) + coalesce(length(headers), "
+    "0)"
     " FROM records WHERE id >= ? AND id < ?"
 )
 

@@ -22,7 +22,7 @@ from vicinage.log import (
 from vicinage.log.wake import Notifier
 
 OFFSET_BITS: Final = 40
-"""A record's row id is partition id << 40 | offset, so a partition is one contiguous run of rows."""
+"""A record's row id is partition id << 40 | offset: a partition is one contiguous run of rows."""
 LOOK_S: Final = 1.0
 """Interval of the check for topics that were deleted or created again."""
 
@@ -73,8 +73,14 @@ class SqliteReader:
 
     def remove(self, topic: str, partition: int) -> None:
         """Stops reading this partition."""
-        for held in (self._positions, self._ids, self._numbers, self._waiting, self._halted):
-            held.pop((topic, partition), None)
+        for by_partition in (
+            self._positions,
+            self._ids,
+            self._numbers,
+            self._waiting,
+            self._halted,
+        ):
+            by_partition.pop((topic, partition), None)
         self._new.discard((topic, partition))
 
     def poll(self, *, bytes_max: int = 4 << 20, wait_s: float = 0.0) -> list[LogRecord]:
@@ -151,7 +157,7 @@ class SqliteReader:
                 self._note((topic, partition), number, log_start, log_end)
 
     def _begin(self, tp: TopicPartition) -> None:
-        """Starts or resumes reading a partition at its position; halts it if that is not possible."""
+        """Starts or resumes reading a partition at its position; halts it if that is impossible."""
         self._new.discard(tp)
         try:
             number, log_start, log_end = find(self._connection, *tp)
@@ -176,10 +182,9 @@ class SqliteReader:
         if rows == self._rows:
             return
         self._rows = rows
-        here = {
-            number for (number,) in self._connection.execute("SELECT id FROM partitions").fetchall()
-        }
-        self._new |= {tp for tp, number in self._numbers.items() if number not in here}
+        ids = self._connection.execute("SELECT id FROM partitions").fetchall()
+        existing = {number for (number,) in ids}
+        self._new |= {tp for tp, number in self._numbers.items() if number not in existing}
 
     def _note(self, tp: TopicPartition, number: int, log_start: int, log_end: int) -> None:
         if self._numbers.setdefault(tp, number) != number:
@@ -221,7 +226,8 @@ def read_run(
     Returns at least one if there is one.
     """
     rows = connection.execute(
-        "SELECT id, key, value, headers, event_time_ms FROM records WHERE id >= ? AND id < ? ORDER BY id",
+        "SELECT id, key, value, headers, event_time_ms FROM records"
+        " WHERE id >= ? AND id < ? ORDER BY id",
         ((number << OFFSET_BITS) + start, (number + 1) << OFFSET_BITS),
     )
     found: list[LogRecord] = []

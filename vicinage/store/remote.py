@@ -165,7 +165,7 @@ class RemoteStore(VerifiedStore):
                 )
 
     def now_ms(self) -> int:
-        """Returns the store's time for a new object; 0, by which nothing is old, if it gives none."""
+        """Returns the store's time for a new object; 0 if it gives none: then nothing is old."""
         probe = f"{PROBES}/{uuid.uuid4().hex}"
         with Away(probe):
             try:

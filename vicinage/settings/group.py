@@ -1,0 +1,13 @@
+"""What all groups of settings share."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Group(BaseModel):
+    """A group of settings: frozen, and without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
