@@ -11,8 +11,7 @@ class AuditSettings(Group):
     key_file: str = Field(
         default="",
         description=(
-            "file of the key of the audit records' MACs, the same on every node and out of reach "
-            "of those who can write to the catalog; made at the first start; empty: "
-            "DATA/audit.key"
+            "file of the key of the audit records' MACs, the same on every node and protected from "
+            "writers of the catalog; created at the first start; empty: DATA/audit.key"
         ),
     )
