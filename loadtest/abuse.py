@@ -1,8 +1,9 @@
-"""What one client's worst requests cost: their time, the gateway's memory, and a neighbor's searches meanwhile.
+"""Measures the cost of the worst requests of one client.
 
-`python loadtest/abuse.py [--only WORD]` starts a platform of its own on loopback in a temporary folder, sends each request of
-the table for at most LIMIT_S seconds, and prints a line for each: how long it took, what was answered, by how much the gateway
-(with its parsers) grew at most, and the 99th percentile of a neighbor's vector searches while it went on.
+`python loadtest/abuse.py [--only WORD]` starts a platform on loopback in a temporary folder and
+sends each request of the table for at most LIMIT_S seconds. It prints a line for each: the
+duration, the answer, the peak growth of the gateway with its parsers, and the 99th percentile of a
+neighbor's vector searches meanwhile.
 """
 
 import argparse
@@ -38,7 +39,7 @@ N_UNREAD = 120
 WIDE = 4_096
 MiB = 1 << 20
 QUICK = {"embedder__threads": "1", "embedder__precision": "float32"}
-"""No request here needs the embedder: it is not measured at its start."""
+"""No request here needs the embedder, so the platform starts without it."""
 
 
 def memory(pid: int) -> int:
@@ -49,7 +50,7 @@ def memory(pid: int) -> int:
 
 @dataclass
 class Watch:
-    """Searches of a neighbor, one after the other, and the gateway's memory, until it is stopped."""
+    """Runs searches of a neighbor, one after the other, and watches the gateway's memory."""
 
     url: str
     key: str
@@ -73,7 +74,7 @@ class Watch:
                 self._stop.wait(0.005)
 
     def weigh(self) -> None:
-        """Looks at the memory of the gateway and what it started."""
+        """Samples the memory of the gateway and of the processes that it started."""
         while not self._stop.wait(0.02):
             with contextlib.suppress(psutil.Error):
                 self.peak = max(self.peak, memory(self.pid))
@@ -92,7 +93,7 @@ class Watch:
                 thread.join()
 
     def p99_ms(self) -> float:
-        """The 99th percentile of the searches, the slowest if there are few."""
+        """Returns the 99th percentile of the searches: the slowest if there are few."""
         return (
             float(np.percentile(self.latencies_ms, 99, method="higher"))
             if self.latencies_ms
@@ -102,7 +103,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Target:
-    """The platform, and the two tenants' keys."""
+    """The platform, and the keys of both tenants."""
 
     platform: Platform
     key: str
@@ -116,7 +117,7 @@ class Target:
         kind: str = "application/json",
         **more: str,
     ) -> str:
-        """Sends one request as the abuser; its status, or why it has none."""
+        """Sends one request as the abuser. Returns its status, or the reason why there is none."""
         headers = {"authorization": f"Bearer {self.key}", "content-type": kind, **more}
         try:
             found = httpx.request(
@@ -132,7 +133,7 @@ class Target:
         return str(found.status_code)
 
     def at_once(self, n: int, send: Callable[[], str]) -> str:
-        """Sends n requests at once; how often each status came."""
+        """Sends n requests at once. Returns how often each status occurred."""
         with ThreadPoolExecutor(n) as pool:
             found = collections.Counter(pool.map(lambda _: send(), range(n)))
         return ", ".join(
@@ -141,12 +142,12 @@ class Target:
 
 
 def documents(inner: str, n: int, fragment: str) -> bytes:
-    """A body that repeats the fragment n times at %s of `inner`."""
+    """Returns a body that repeats the fragment n times at %s of `inner`."""
     return (inner % ",".join([fragment] * n)).encode()
 
 
 def zeros(n: int, dimension: int) -> bytes:
-    """A compressed Arrow stream of one document with n zero vectors."""
+    """Returns a compressed Arrow stream of one document with n zero vectors."""
     flat = pa.FixedSizeListArray.from_arrays(
         pa.array(np.zeros(n * dimension, np.float32)), dimension
     )
@@ -163,7 +164,7 @@ def zeros(n: int, dimension: int) -> bytes:
 
 
 def unread(target: Target, n: int, path: str) -> str:
-    """Asks for answers and reads none of them."""
+    """Requests answers and reads none of them."""
     place = urlsplit(target.platform.url)
     request = (
         f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {target.key}\r\n\r\n".encode()
@@ -179,7 +180,7 @@ def unread(target: Target, n: int, path: str) -> str:
 
 
 def cases(target: Target, n_collections: int) -> dict[str, Callable[[], str]]:
-    """Every request of the table."""
+    """Returns every request of the table."""
     path = "/v1/collections/c/documents"
     wrong = '{"documents":[{"id":"a","passages":[%s]}]}'
     bomb = zeros(7_500_000, 4)
@@ -224,7 +225,7 @@ def cases(target: Target, n_collections: int) -> dict[str, Callable[[], str]]:
 
 
 def good(n: int) -> bytes:
-    """A body of n documents with vectors and texts."""
+    """Returns a body of n documents with vectors and texts."""
     document = {
         "id": "x" * 12,
         "vector": [0.5, 0.25, 0.125, 1.0],
@@ -234,7 +235,7 @@ def good(n: int) -> bytes:
 
 
 def prepared(platform: Platform, n_collections: int) -> Target:
-    """Two tenants with what the requests are about."""
+    """Creates two tenants and the data that the requests need."""
     keys = [platform.cli("tenant", "create", name)["key"] for name in ("abuser", "neighbor")]
     for key in keys:
         with httpx.Client(
@@ -276,7 +277,7 @@ def prepared(platform: Platform, n_collections: int) -> Target:
 
 
 def measured(target: Target, name: str, send: Callable[[], str]) -> str:
-    """One line of the table."""
+    """Measures one line of the table."""
     gateway = target.platform.pids()["gateway"]
     before = memory(gateway)
     stored = sum(f.stat().st_size for f in target.platform.data.rglob("*") if f.is_file())

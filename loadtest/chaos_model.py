@@ -1,8 +1,8 @@
-"""What each document of a collection may be, given which writes were acknowledged. Pure.
+"""Models the possible states of each document of a collection, given the acknowledged writes. Pure.
 
-A state is the number of the write that made the document, or GONE. A document may be in several
-states where an answer was lost, or where a deletion by filter ran beside writes; everything else is
-one state.
+A state is the number of the write that made the document, or GONE. A document has several possible
+states after a lost answer, or after a deletion by filter that ran beside writes. Otherwise it has
+one.
 """
 
 from collections import defaultdict
@@ -21,19 +21,16 @@ def part_of(number: int) -> int:
 
 
 class Ledger:
-    """The documents of one creation of a collection. An id that it does not know is GONE."""
+    """The documents of one creation of a collection. An unknown ID is GONE."""
 
     def __init__(self) -> None:
         self._now: dict[str, set[State]] = {}
         self._trail: defaultdict[str, set[State]] = defaultdict(set)
-        """Every state that a document may have had since all writes were last seen."""
+        """Every state that a document may have had since the last complete comparison."""
         self._unordered: set[str] | None = None
-        """While writes have no defined order: the documents that were written since.
-
-        None: they have one.
-        """
+        """Documents written since the writes became unordered; None while they are ordered."""
         self.history: defaultdict[str, list[str]] = defaultdict(list)
-        """What happened to each document, to find a cause."""
+        """The history of each document, to find the cause of an error."""
 
     def ids(self) -> list[str]:
         """Returns the documents that were ever written."""
@@ -44,7 +41,7 @@ class Ledger:
         return self._now.get(name, {GONE})
 
     def wrote(self, name: str, state: State, *, acknowledged: bool, note: str = "") -> None:
-        """Takes in a write, or a deletion (GONE)."""
+        """Applies a write, or a deletion (GONE)."""
         self.history[name].append(f"{'=' if acknowledged else '?'}{state} {note}".rstrip())
         certain = acknowledged and (self._unordered is None or name not in self._unordered)
         if self._unordered is not None and acknowledged:
@@ -52,7 +49,7 @@ class Ledger:
         self._set(name, {state} if certain else self.may_be(name) | {state})
 
     def deleted_part(self, part: int, *, acknowledged: bool, note: str = "") -> None:
-        """Takes in a deletion by filter of this part: each state that passes may be, or is, GONE."""
+        """Applies a deletion by filter of this part: matching states may be, or are, GONE."""
         for name in self.ids():
             before = self.may_be(name)
             passing = {s for s in before if s is not None and part_of(s) == part}
@@ -62,9 +59,10 @@ class Ledger:
                 self._set(name, (before - passing if certain else before) | {GONE})
 
     def raced(self, part: int, before: Mapping[str, set[State]], written: Iterable[str]) -> None:
-        """Takes in a deletion by filter that ran beside `written` writes; `before`: the states when it began.
+        """Applies a deletion by filter that ran beside `written` writes.
 
-        A document that was written meanwhile stays if its last write does not pass; else either is right.
+        `before` has the states at its start. A document that was written meanwhile stays if its
+        last write does not match. Otherwise both outcomes are correct.
         """
         beside = set(written)
         for name, states in before.items():
@@ -78,23 +76,23 @@ class Ledger:
                 self._set(name, self.may_be(name) | {GONE})
 
     def begin_unordered(self) -> None:
-        """From now on two writes of one document have no defined order: partitions are being added."""
+        """Marks the writes as unordered: partitions are being added."""
         self._unordered = set()
 
     def end_unordered(self) -> None:
-        """From now on they do."""
+        """Marks the writes as ordered again."""
         self._unordered = None
 
     def log_lost(self) -> None:
-        """The log was deleted: what was written since the last look may have gone with it."""
+        """Marks the log as deleted: writes since the last comparison may be lost with it."""
         for name, trail in self._trail.items():
             self.history[name].append("log deleted")
             self._now[name] = self.may_be(name) | trail
 
     def found(self, seen: Mapping[str, int]) -> list[str]:
-        """Takes in what a complete look found, and returns what is wrong with it.
+        """Compares the documents that a complete read found, and returns what is wrong with them.
 
-        From now on that is what is.
+        The found documents are the state from then on.
         """
         wrong = []
         for name in sorted(self._now.keys() | seen.keys()):

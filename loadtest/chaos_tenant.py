@@ -1,4 +1,4 @@
-"""One tenant of a chaos run: it writes by HTTP and by a Kafka producer of its own, and keeps what each document may be."""
+"""One tenant of a chaos run: its writes over HTTP and Kafka, and the model of its documents."""
 
 import json
 import random
@@ -15,27 +15,30 @@ from chaos_model import GONE, Ledger, State, part_of
 
 DIMENSION = 8
 ANSWER_S = 30.0
-"""Longer than any request may take: an answer that does not come at all is a finding."""
+"""Longer than any request may take: a missing answer is a finding."""
 SEND_S = 8.0
-"""How long its producer tries to send a record: a broker that was restarted answers within it, or the write is in doubt."""
-BOOTSTRAP_MS = 3_000
-"""How long its producer looks for a broker before a record is not sent.
+"""How long the producer tries to send a record.
 
-By itself kafka-python looks for 30 s, each time anew.
+A restarted broker answers within that time; otherwise the outcome of the write is unknown.
+"""
+BOOTSTRAP_MS = 3_000
+"""How long the producer looks for a broker before a record is not sent.
+
+By default kafka-python looks for 30 s, each time anew.
 """
 K = 1_000
 Pairs = Sequence[tuple[str, State]]
 
 
 def vector_of(number: int) -> list[float]:
-    """Returns the vector of the document that this write makes: the number alone decides it."""
+    """Returns the vector of the document that this write makes. The number alone determines it."""
     made: list[float] = np.random.default_rng(number).standard_normal(DIMENSION).round(4).tolist()
     return made
 
 
 @dataclass
 class Collection:
-    """A collection of vectors, or of texts where it has a model."""
+    """A collection of vectors, or of texts if it has a model."""
 
     name: str
     model: str | None
@@ -49,7 +52,7 @@ class Collection:
         return {"id": name, "vector": vector_of(number), "metadata": metadata}
 
     def query(self, name: str, number: int, *, mode: str = "dense") -> dict[str, Any]:
-        """Returns the search that has the document of this write at its head."""
+        """Returns the search whose first hit is the document of this write."""
         if mode == "lexical":
             return {"text": f"w{number}", "mode": mode}
         return {"text": f"w{number} {name}"} if self.model else {"vector": vector_of(number)}
@@ -57,9 +60,9 @@ class Collection:
 
 @dataclass
 class Tenant:
-    """Its key, its collections and its clients.
+    """The tenant's key, collections and clients.
 
-    Every method sends a request once: nothing is repeated behind the model.
+    Every method sends a request once, without a retry that the model would not see.
     """
 
     name: str
@@ -68,11 +71,11 @@ class Tenant:
     brokers: str
     collections: list[Collection] = field(default_factory=list)
     last: str = ""
-    """The last answer that was not 202."""
+    """The last answer other than 202."""
     refused: bool = False
-    """Whether it was a 4xx: then nothing was written, and nothing ever will be."""
+    """Whether it was a 4xx: then nothing was written, and nothing will be."""
     slow: list[str] = field(default_factory=list)
-    """Requests that had no answer within ANSWER_S."""
+    """Requests without an answer within ANSWER_S."""
     _producer: Any = None
 
     def __post_init__(self) -> None:
@@ -85,13 +88,13 @@ class Tenant:
 
     @property
     def topic(self) -> str:
-        """Its documents topic."""
+        """Returns the tenant's documents topic."""
         return f"vicinage.docs.{self.name}"
 
     # writing
 
     def write(self, collection: Collection, pairs: Pairs, *, padding: int = 0) -> str | None:
-        """POSTs documents; returns the token, None where they were not acknowledged."""
+        """POSTs documents. Returns the token; None if they were not acknowledged."""
         documents = [
             collection.document(name, n, padding=padding) for name, n in pairs if n is not None
         ]
@@ -102,7 +105,7 @@ class Tenant:
         return answer["token"] if answer else None
 
     def delete(self, collection: Collection, names: Sequence[str]) -> None:
-        """Deletes by id."""
+        """Deletes by ID."""
         answer = self._post(collection, "documents:delete", {"ids": list(names)})
         self._note(collection, [(name, GONE) for name in names], answer, "http")
 
@@ -137,7 +140,7 @@ class Tenant:
                 known = len(self._producer_now().partitions_for(self.topic) or ())
                 note = f"kafka {at.partition}-{at.offset} of {known}"
                 collection.ledger.wrote(name, n, acknowledged=True, note=note)
-            except Exception as error:  # noqa: BLE001  (whatever kept it away: the write is in doubt)
+            except Exception as error:  # noqa: BLE001  (the outcome of the write is unknown, whatever the error)
                 self.last = f"kafka: {error}"
                 collection.ledger.wrote(
                     name, n, acknowledged=False, note=f"kafka {type(error).__name__}"
@@ -145,14 +148,14 @@ class Tenant:
                 self.reconnect()
 
     def produce_raw(self, value: bytes | None, key: bytes | None = None, headers: Any = ()) -> None:
-        """Sends a record that is no document of the model."""
+        """Sends a record that is not a document of the model."""
         with suppress(Exception):
             self._producer_now().send(self.topic, key=key, value=value, headers=list(headers)).get(
                 timeout=SEND_S
             )
 
     def _send(self, collection: Collection, name: str, n: State) -> Any:
-        """Returns the future of a record; None where the producer does not take it, so that nothing was written."""
+        """Returns the future of a record; None if the producer refuses it without a write."""
         value = None
         if n is not GONE:
             value = json.dumps(
@@ -179,9 +182,9 @@ class Tenant:
         return self._producer
 
     def reconnect(self) -> None:
-        """Forgets its producer: the next one knows the topic as it is then.
+        """Drops the producer, so that the next one reads the topic as it is then.
 
-        Nothing is left on its way.
+        Nothing is left in flight.
         """
         if self._producer is not None:
             with suppress(Exception):
@@ -189,12 +192,12 @@ class Tenant:
         self._producer = None
 
     def close(self) -> None:
-        """Closes its connections."""
+        """Closes the connections."""
         self.reconnect()
         self.http.close()
 
     def _post(self, collection: Collection, what: str, body: Mapping[str, Any]) -> Any:
-        """Returns the answer to a write; None where it was not 202."""
+        """Returns the answer to a write; None unless it was 202."""
         began, self.refused = time.monotonic(), False
         try:
             answer = self.http.post(f"/v1/collections/{collection.name}/{what}", json=body)
@@ -221,10 +224,10 @@ class Tenant:
     # reading
 
     def look(self, collection: Collection, wait_s: float) -> dict[str, int]:
-        """Returns id → state of every document, once everything acknowledged is searchable.
+        """Returns ID → state of every document, once everything acknowledged is searchable.
 
-        Raises TimeoutError where it is not within `wait_s`, or where an answer is degraded all the
-        while, and AssertionError where a document is found twice or the counts say something else.
+        Raises TimeoutError if it is not within `wait_s`, or if all answers are degraded. Raises
+        AssertionError if a document is found twice or the counts differ.
         """
         end = time.monotonic() + wait_s
         body = {
@@ -254,7 +257,7 @@ class Tenant:
         return seen
 
     def _ask(self, collection: Collection, body: Mapping[str, Any]) -> list[Any] | str:
-        """Returns the hits of a search, or why there are none to go by."""
+        """Returns the hits of a search, or the reason why there are none."""
         try:
             answer = self.http.post(f"/v1/collections/{collection.name}/search", json=body)
         except httpx.HTTPError as error:
@@ -277,7 +280,7 @@ class Tenant:
     def probe(
         self, collection: Collection, seen: Mapping[str, int], choose: random.Random
     ) -> list[str]:
-        """Returns what is wrong with reading one document and finding it by its words, and with one that is gone."""
+        """Returns errors of one document, by ID and by its words, and of a deleted one."""
         wrong = []
         gone = sorted(set(collection.ledger.ids()) - seen.keys())
         for name in ([choose.choice(sorted(seen))] if seen else []) + (

@@ -1,4 +1,4 @@
-"""Real text that every machine has: the docstrings of the standard library and of installed packages."""
+"""Real text that every machine has: docstrings of the standard library and installed packages."""
 
 import ast
 import json
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 LENGTH_MIN = 80
-"""Characters; a shorter docstring says too little to be searched for."""
+"""Characters; a shorter docstring has too little text to search for."""
 
 
 def standard_library(limit: int = 4_000) -> list[dict[str, Any]]:
-    """Documents made of the standard library's docstrings, in a stable order."""
+    """Returns documents made of the standard library's docstrings, in a stable order."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"site-packages", "test", "tests", "idlelib", "turtledemo", "lib2to3", "__pycache__"}
     files = sorted(p for p in root.rglob("*.py") if not skip & set(p.relative_to(root).parts))
@@ -21,7 +21,7 @@ def standard_library(limit: int = 4_000) -> list[dict[str, Any]]:
 
 
 def installed_packages(limit: int = 3_000) -> list[dict[str, Any]]:
-    """Documents made of installed packages' docstrings: well-known ones, in a stable order."""
+    """Returns documents made of well-known installed packages' docstrings, in a stable order."""
     root = Path(sysconfig.get_paths()["purelib"])
     names = (
         "fastapi",
@@ -46,7 +46,10 @@ def installed_packages(limit: int = 3_000) -> list[dict[str, Any]]:
 
 
 def sentences(n: int) -> list[str]:
-    """`n` distinct sentences of 60 to 200 characters out of every installed package's docstrings, in a stable order."""
+    """Returns `n` distinct sentences of 60 to 200 characters, in a stable order.
+
+    They are from the docstrings of every installed package.
+    """
     root = Path(sysconfig.get_paths()["purelib"])
     files = sorted(
         p for p in root.rglob("*.py") if not {"tests", "testing", "__pycache__"} & set(p.parts)
@@ -73,7 +76,7 @@ def _take(root: Path, files: list[Path], limit: int) -> list[dict[str, Any]]:
     everything = list(documents.values())
     if len(everything) <= limit:
         return everything
-    step = len(everything) / limit  # spread over all modules, so that every package is there
+    step = len(everything) / limit  # spread over all modules, so that every package is included
     return [everything[int(i * step)] for i in range(limit)]
 
 
@@ -82,7 +85,7 @@ def _docstrings(root: Path, file: Path) -> Iterator[dict[str, Any]]:
     try:
         tree = ast.parse(file.read_text("utf-8"))
     except (SyntaxError, UnicodeDecodeError):
-        return  # a few files of the standard library are broken on purpose
+        return  # a few files of the standard library are invalid on purpose
     yield from _walk(tree, module, module.split(".")[0])
 
 

@@ -1,9 +1,9 @@
-"""`make demo`: the main job on real text, for two tenants, with every promise checked.
+"""Runs the main job on real text for two tenants and checks every promise: `make demo`.
 
-Exits 0 only if all of it held: documents come in by two roads while the ingest process is killed,
-nothing is lost or doubled, a search that waits for what was acknowledged is answered when all of it
-is there, an HNSW index is built while writes go on, questions find their known answers, one tenant
-cannot reach the other, recall is measured.
+It exits with 0 only if every check passes. Documents arrive over HTTP and Kafka while the ingest
+process is killed, and none is lost or duplicated. A search that waits for acknowledged writes is
+answered when all of them are present. An HNSW index is built while writes continue. Searches find
+their known answers, one tenant cannot reach the other, and recall is measured.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from vicinage_client import Client, VicinageError
 COLLECTION = "docs"
 SEARCHABLE_WITHIN_S = 600
 WAIT_MS = 600_000
-"""The longest that a search may wait."""
+"""Longest wait of a search."""
 REINDEX_S = 300
 FRESH_ROUNDS = 60
 QUESTIONS = {
@@ -56,19 +56,19 @@ QUESTIONS = {
         "create a new migration revision script": "alembic.",
     },
 }
-"""Question → the prefix that the id of one of the first five hits must have."""
+"""Search text → the prefix of the ID that one of the first five hits must have."""
 
 console = Console(highlight=False)
 
 
 @dataclass
 class Checks:
-    """What was promised, and whether it held."""
+    """The checks, and whether they passed."""
 
     failed: list[str] = field(default_factory=list)
 
     def that(self, held: bool, promise: str, detail: object = "") -> None:
-        """Print one line; remember a broken promise."""
+        """Prints one line and records a failed check."""
         console.print(f"  [{'green]✓' if held else 'red]✗'}[/] {promise}  [dim]{detail}[/]")
         if not held:
             self.failed.append(promise)
@@ -85,7 +85,7 @@ class Tenant:
 
 
 def step(title: str) -> None:
-    """A heading with the time."""
+    """Prints a heading with the time."""
     console.print(f"\n[bold]{title}[/]")
 
 
@@ -93,7 +93,10 @@ def step(title: str) -> None:
 def servers(
     args: argparse.Namespace, folder: Path
 ) -> Iterator[tuple[dict[str, str], tuple[str, ...], str | None]]:
-    """Start the real servers that were asked for: settings for the platform, words for `up`, and Kafka's address."""
+    """Starts the requested servers.
+
+    Yields settings for the platform, words for `up`, and Kafka's address.
+    """
     settings: dict[str, str] = {}
     up: tuple[str, ...] = ()
     brokers = None
@@ -112,7 +115,7 @@ def servers(
 
 @contextmanager
 def kafka(folder: Path) -> Iterator[str]:
-    """A real Apache Kafka, one node, KRaft."""
+    """Starts a real Apache Kafka: one node, KRaft."""
     step("Starting Apache Kafka (KRaft)")
     script, port = str(ROOT / "deploy" / "kafka" / "kafka.py"), free_port()
     run(
@@ -127,7 +130,7 @@ def kafka(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[str]:
-    """A real PostgreSQL."""
+    """Starts a real PostgreSQL."""
     step("Starting PostgreSQL")
     script, port = str(ROOT / "deploy" / "postgres" / "postgres.py"), free_port()
     out = run(
@@ -141,7 +144,7 @@ def postgres(folder: Path) -> Iterator[str]:
 
 
 def run(words: list[str], timeout_s: float) -> str:
-    """Run a command to its end; its standard output. Ends the demo when it fails."""
+    """Runs a command to its end and returns its standard output. Ends the demo if it fails."""
     done = subprocess.run(
         words, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=ROOT
     )
@@ -153,7 +156,7 @@ def run(words: list[str], timeout_s: float) -> str:
 
 
 def make_tenants(platform: Platform, nodes: int) -> list[Tenant]:
-    """Two tenants, each with a key of its own and a collection of the same name."""
+    """Creates two tenants, each with a key and a collection of the same name."""
     step("Two tenants, each with a collection called docs")
     texts = {"library": corpus.standard_library(), "packages": corpus.installed_packages()}
     made = []
@@ -168,7 +171,7 @@ def make_tenants(platform: Platform, nodes: int) -> list[Tenant]:
 
 
 def send_library(tenant: Tenant) -> str:
-    """The first road: the Python client POSTs; returns the token."""
+    """Writes over HTTP with the Python client; returns the token."""
     written = tenant.client.upsert(COLLECTION, tenant.documents, batch=200)
     assert not written.rejected, written.rejected[:3]
     return str(written.token)
@@ -177,7 +180,7 @@ def send_library(tenant: Tenant) -> str:
 def start_producer(
     platform: Platform, tenant: Tenant, brokers: str | None, folder: Path
 ) -> subprocess.Popen[str]:
-    """The second road: a data team's own script, with kafka-python where there is Kafka, else plain HTTP."""
+    """Writes with a data team's own script: kafka-python if there is Kafka, else plain HTTP."""
     file = folder / f"{tenant.name}.jsonl"
     file.write_text(
         "\n".join(json.dumps({"collection": COLLECTION, **d}) for d in tenant.documents)
@@ -191,7 +194,7 @@ def start_producer(
 
 
 class Waiting(threading.Thread):
-    """A search that waits, from the moment of acknowledgement, for all that was acknowledged; what was there when it was answered."""
+    """A search that waits for all acknowledged writes, and what was present at its answer."""
 
     def __init__(self, tenant: Tenant, position: Any) -> None:
         super().__init__(daemon=True)
@@ -200,7 +203,7 @@ class Waiting(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Ask; count at once when it is answered."""
+        """Runs the search, and counts the documents at once when it is answered."""
         self.before = count(self.tenant)["documents"]
         self.tenant.client.search(
             COLLECTION, "ready", k=1, wait_for=self.position, timeout_ms=WAIT_MS
@@ -208,7 +211,7 @@ class Waiting(threading.Thread):
         self.found = count(self.tenant)["documents"]
 
     def check(self, checks: Checks) -> None:
-        """It was asked while documents were on their way, and answered when the last was there."""
+        """Checks that it began during the writes, and was answered after the last of them."""
         n = len(self.tenant.documents)
         checks.that(
             self.before < n == self.found,
@@ -220,7 +223,7 @@ class Waiting(threading.Thread):
 def stream_in(
     platform: Platform, tenants: list[Tenant], brokers: str | None, folder: Path, checks: Checks
 ) -> None:
-    """Both roads at once; kill -9 of the ingest process in the middle; wait until everything is searchable."""
+    """Writes both ways, kills ingest in the middle, and waits until everything is searchable."""
     library, packages = tenants
     step("Documents stream in by two roads; the ingest process is killed with -9 in the middle")
     start = time.monotonic()
@@ -240,7 +243,10 @@ def stream_in(
 
 
 def watch_until_answered(platform: Platform, waiting: list[Waiting]) -> bool:
-    """Show how many documents are searchable until every waiting search is answered; kills ingest at a quarter. Whether it did."""
+    """Shows how many documents are searchable until every waiting search is answered.
+
+    Kills ingest at a quarter. Returns whether it did.
+    """
     killed, end = False, time.monotonic() + SEARCHABLE_WITHIN_S
     columns = (
         TextColumn("  {task.description:<9}"),
@@ -260,14 +266,14 @@ def watch_until_answered(platform: Platform, waiting: list[Waiting]) -> bool:
                 progress.update(bars[name], completed=n)
             if not killed and sum(counts.values()) > quarter:
                 killed = kill_ingest(platform, progress.console)
-            time.sleep(1)  # each look costs the platform a measurement of the lag
+            time.sleep(1)  # each read costs the platform a measurement of the lag
         for w in waiting:
             progress.update(bars[w.tenant.name], completed=max(w.found, 0))
     return killed
 
 
 def kill_ingest(platform: Platform, out: Console) -> bool:
-    """SIGKILL the process that ingests."""
+    """Kills the process that ingests with SIGKILL."""
     pid = platform.pids()["ingest"]
     os.kill(pid, signal.SIGKILL)
     out.print(f"  [yellow]kill -9 {pid}[/] (ingest and indexer)")
@@ -275,12 +281,12 @@ def kill_ingest(platform: Platform, out: Console) -> bool:
 
 
 def count(tenant: Tenant) -> dict[str, Any]:
-    """What the collection says of itself."""
+    """Returns the collection's own report."""
     return dict(tenant.client.collection(COLLECTION).counts)
 
 
 def nothing_lost_or_doubled(tenants: list[Tenant], checks: Checks) -> None:
-    """Every document sent is there, with exactly its passages."""
+    """Checks that every document sent is present, with exactly its passages."""
     step("Nothing lost, nothing doubled")
     for t in tenants:
         passages = 0
@@ -298,7 +304,7 @@ def nothing_lost_or_doubled(tenants: list[Tenant], checks: Checks) -> None:
 
 
 class Notes(threading.Thread):
-    """A small stream of writes, until told to end."""
+    """A small stream of writes until it is stopped."""
 
     def __init__(self, tenant: Tenant) -> None:
         super().__init__(daemon=True)
@@ -307,7 +313,7 @@ class Notes(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Write one note after another."""
+        """Writes one note after another."""
         while not self._done.wait(0.1):
             name = f"note/{len(self.ids)}"
             note = {
@@ -319,14 +325,14 @@ class Notes(threading.Thread):
             self.ids.append(name)
 
     def end(self) -> None:
-        """Return when the last note is searchable."""
+        """Returns when the last note is searchable."""
         self._done.set()
         self.join(60)
         self.tenant.client.search(COLLECTION, "a note", k=1, wait_for=self.token, timeout_ms=60_000)
 
 
 def reindex(platform: Platform, tenant: Tenant, checks: Checks) -> None:
-    """A new generation with an HNSW index, built and cut over to while writes go on."""
+    """Builds a new generation with an HNSW index, and cuts over to it while writes continue."""
     step(f"{tenant.name}/{COLLECTION} is indexed anew with HNSW, while writes go on")
     notes = Notes(tenant)
     start = time.monotonic()
@@ -358,7 +364,7 @@ def reindex(platform: Platform, tenant: Tenant, checks: Checks) -> None:
 
 
 def operate(platform: Platform, *words: str) -> bool:
-    """Run a command as an operator does, its output shown; whether it did what it should."""
+    """Runs a command as an operator does, with its output shown. Returns whether it succeeded."""
     console.print(f"  [dim]$ vicinage {' '.join(words)}[/]")
     done = subprocess.run(
         [sys.executable, "-m", "cluster.cli", *words, "--data", str(platform.data)],
@@ -371,7 +377,7 @@ def operate(platform: Platform, *words: str) -> bool:
 
 
 def ask(tenants: list[Tenant], checks: Checks) -> None:
-    """Questions whose answers are known."""
+    """Runs searches whose answers are known."""
     step("Questions with known answers")
     for t in tenants:
         for question, begins in QUESTIONS[t.name].items():
@@ -390,7 +396,7 @@ def ask(tenants: list[Tenant], checks: Checks) -> None:
 
 
 def freshness(tenant: Tenant, checks: Checks) -> None:
-    """Read your writes, again and again, and how long that took."""
+    """Reads its own writes repeatedly, and reports the duration."""
     step("A write is searchable through its token")
     lags = []
     for i in range(FRESH_ROUNDS):
@@ -416,7 +422,7 @@ def freshness(tenant: Tenant, checks: Checks) -> None:
 
 
 def isolation(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
-    """A key opens its own tenant's collections and nothing else."""
+    """Checks that a key opens its own tenant's collections and nothing else."""
     step("One tenant cannot reach the other")
     library, packages = tenants
     platform.cli("collection", "create", "library", "private", "--dimension", "4")
@@ -451,7 +457,7 @@ def isolation(platform: Platform, tenants: list[Tenant], checks: Checks) -> None
 
 
 def measured(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
-    """Recall with its interval, freshness and capacity, as operators read them."""
+    """Shows recall with its interval, freshness and capacity, as operators read them."""
     step("What operators see")
     for t in tenants:
         for d in t.documents[:: max(1, len(t.documents) // 220)]:
@@ -481,7 +487,10 @@ def measured(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
 def recall_rows(
     platform: Platform, live: dict[str, int], wait_s: float = 90
 ) -> list[dict[str, Any]]:
-    """The recall report of the live generations, once enough samples are worked off (the monitor rests in proportion to its work)."""
+    """Returns the recall report of the live generations, once enough samples are measured.
+
+    The monitor rests in proportion to its work.
+    """
     end = time.monotonic() + wait_s
     while True:
         asked = [
@@ -498,7 +507,7 @@ def recall_rows(
 
 
 def lose_a_node(platform: Platform, tenant: Tenant, checks: Checks) -> None:
-    """Kill one of the searchers: answers say what is missing until it is back."""
+    """Kills one of the searchers: answers state what is missing until it is back."""
     step("A searcher dies")
     pid = next(p for name, p in platform.pids().items() if name.startswith("searcher"))
     os.kill(pid, signal.SIGKILL)
@@ -524,7 +533,7 @@ def lose_a_node(platform: Platform, tenant: Tenant, checks: Checks) -> None:
 
 
 def main() -> None:
-    """Run everything; leave nothing running; exit 1 if a promise was broken."""
+    """Runs everything, leaves no process running, and exits with 1 if a check failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log", choices=["sqlite", "kafka"], default="sqlite")
     parser.add_argument("--catalog", choices=["sqlite", "postgres"], default="sqlite")
@@ -556,7 +565,7 @@ def main() -> None:
     console.print(
         f"\n[bold]{'All promises held' if not checks.failed else 'Broken promises: ' + '; '.join(checks.failed)}[/], in {time.monotonic() - start:.0f} s."
     )
-    print(NEXT)  # as it is: a wrapped line cannot be copied
+    print(NEXT)  # not wrapped: a wrapped line cannot be copied
     sys.exit(1 if checks.failed else 0)
 
 

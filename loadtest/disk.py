@@ -1,10 +1,14 @@
-"""Disk under steady updates and deletions, and at rest after them, by part; and the gateway's memory and files.
+"""Measures disk use by part under steady updates and deletions, and at rest after them.
 
-`python loadtest/disk.py [--seconds 600] [--updates 200] [--deletions 20] [--documents 20000] [--rest 600]`: a platform
-of its own and one collection of vectors. Prints a line every ten seconds, and at the end the bytes of each phase.
+    python loadtest/disk.py [--seconds 600] [--updates 200] [--deletions 20]
+                            [--documents 20000] [--rest 600]
 
-Living data are what a client would have to write again: the float32 vectors, texts and metadata of the documents that
-the collection counts. Ids, versions, indexes and copies are not living data. A document here is a vector alone.
+It starts a platform with one collection of vectors. It prints a line every ten seconds, and at the
+end the bytes of each phase, with the gateway's memory and open files.
+
+Living data are what a client would have to write again: the float32 vectors, texts and metadata of
+the documents that the collection counts. IDs, versions, indexes and copies are not living data. A
+document here is a vector alone.
 """
 
 import argparse
@@ -31,25 +35,28 @@ EVERY_S: Final = 10.0
 BATCH_MAX: Final = 500
 """Documents of one request."""
 OFFSET_BITS: Final = 40
-"""Of a record's row id in the log: its offset within the partition."""
+"""Bits of a record's row ID in the log that are its offset within the partition."""
 
 
 def size(*files: Path) -> int:
-    """Returns the bytes of those of the files that are there."""
+    """Returns the bytes of those of the files that exist."""
     found = 0
     for file in files:
-        with suppress(FileNotFoundError):  # deleted while it is looked at
+        with suppress(FileNotFoundError):  # deleted meanwhile
             found += file.lstat().st_size if not file.is_dir() else 0
     return found
 
 
 def opened(database: Path) -> closing[sqlite3.Connection]:
-    """Opens a database to read it."""
+    """Opens a database for reading."""
     return closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30))
 
 
 def of_log(database: Path) -> Counter[str]:
-    """Returns the bytes of the log's file, by the kind of topic; what is neither a record's nor free is page overhead."""
+    """Returns the bytes of the log's file by the kind of topic.
+
+    Bytes that are neither a record's nor free are page overhead.
+    """
     sizes = "SELECT id >> ?, sum(length(value) + coalesce(length(key), 0)) FROM records GROUP BY 1"
     found: Counter[str] = Counter()
     with opened(database) as log:
@@ -74,7 +81,7 @@ def named(catalog: Path) -> dict[str, str]:
 
 
 def disk(data: Path) -> Counter[str]:
-    """Returns the bytes of everything that lies in the data directory, by part."""
+    """Returns the bytes of all files in the data directory, by part."""
     current = named(data / "catalog.db")
     found = of_log(data / "log.db")
     store = data / "store"
@@ -89,7 +96,7 @@ def disk(data: Path) -> Counter[str]:
 
 
 class Phases:
-    """What was seen in each phase, printed as it comes."""
+    """The measurements of each phase, printed as they are taken."""
 
     def __init__(self, data: Path, gateway: psutil.Process, living: Callable[[], int]) -> None:
         self._data, self._gateway, self._living = data, gateway, living
@@ -97,7 +104,7 @@ class Phases:
         self._began = time.monotonic()
 
     def look(self, phase: str) -> None:
-        """Measures once, and prints it."""
+        """Measures once, and prints the result."""
         parts, living = disk(self._data), max(1, self._living())
         self._seen.setdefault(phase, []).append((parts, living))
         memory = self._gateway.memory_info()
@@ -109,7 +116,7 @@ class Phases:
         )
 
     def summary(self) -> None:
-        """Prints the ratios of each phase, and the parts of its worst moment and of its last."""
+        """Prints the ratios of each phase, and the parts at its peak and at its end."""
         for phase, looks in self._seen.items():
             ratios = [parts.total() / living for parts, living in looks]
             parts, living = max(looks, key=lambda look: look[0].total() / look[1])
@@ -121,12 +128,12 @@ class Phases:
 
 
 def described(parts: Counter[str]) -> str:
-    """Returns the parts in megabytes, the largest first; none below a twentieth of one."""
+    """Returns the parts in megabytes, the largest first, without those below a twentieth of one."""
     return ", ".join(f"{name} {n / 1e6:.1f}" for name, n in parts.most_common() if n >= 5e4)
 
 
 def write(client: httpx.Client, names: list[str], chance: np.random.Generator) -> None:
-    """Writes a document of each name, as Arrow: that costs the machine the least."""
+    """Writes a document for each name, as Arrow, which costs the machine the least."""
     numbers = pa.array(chance.standard_normal(len(names) * D).astype(np.float32))
     batch = pa.record_batch({"id": names, "vector": pa.FixedSizeListArray.from_arrays(numbers, D)})
     sink = pa.BufferOutputStream()
@@ -140,9 +147,9 @@ def write(client: httpx.Client, names: list[str], chance: np.random.Generator) -
 
 
 def updates(asked: argparse.Namespace, client: httpx.Client, look: Callable[[], None]) -> None:
-    """Updates and deletes documents at the rates that were asked, what is due at once, and searches up to ten times a second.
+    """Updates and deletes documents at the given rates, and searches up to ten times a second.
 
-    Prints the rates that were reached: a busy machine may not keep up.
+    Prints the reached rates: a busy machine may be slower.
     """
     chance, dice = np.random.default_rng(1), random.Random(0)
     names = [f"d{i}" for i in range(asked.documents)]
@@ -171,7 +178,7 @@ def updates(asked: argparse.Namespace, client: httpx.Client, look: Callable[[], 
 
 
 def rest(asked: argparse.Namespace, look: Callable[[], None]) -> None:
-    """Writes nothing, and looks."""
+    """Measures without writes."""
     end = time.monotonic() + asked.rest
     while time.monotonic() < end:
         time.sleep(min(EVERY_S, max(0.0, end - time.monotonic())))
@@ -179,7 +186,7 @@ def rest(asked: argparse.Namespace, look: Callable[[], None]) -> None:
 
 
 def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
-    """Fills a collection, updates it, and says what lies on the disk, meanwhile and at rest."""
+    """Fills a collection, updates it, and reports the disk use meanwhile and at rest."""
     made: dict[str, Any] = platform.cli("tenant", "create", "disk")
     headers = {"authorization": f"Bearer {made['key']}"}
     gateway = psutil.Process(platform.pids()["gateway"])
@@ -204,7 +211,7 @@ def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
 
 
 def main() -> None:
-    """Measures with what the command line says."""
+    """Measures with the options of the command line."""
     words = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,8 @@
-"""The engine alone, in this process and on one thread: a shard of real passages, searched plainly, under filters, in batches, and after churn.
+"""Measures the engine alone, in this process and on one thread.
 
-Every figure is CPU time of this thread at the effort that the shard itself chose for its objective, beside raw FAISS HNSW.
+It searches a shard of real passages without a filter, under filters, in batches, and after churn.
+Every figure is CPU time of this thread at the effort that the shard chose for its objective, beside
+raw FAISS HNSW.
 """
 
 import sys
@@ -37,9 +39,12 @@ SHARD = ShardId("bench", "engine", 1, 0)
 SHARES = {0.5: 500, 0.1: 100, 0.01: 10, 0.001: 1}
 """Selectivity → the bound of `{"g": {"$lt": bound}}`, where g is a random number below 1,000."""
 KNOWN = 256
-"""Recent questions of the collection, on which effort curves are measured (docs/decisions/010)."""
+"""Recent searches of the collection, on which effort curves are measured.
+
+docs/decisions/010-effort-correction.md has the reasons.
+"""
 CHURNED = 10_000
-"""Passages that are replaced again and again."""
+"""Passages that are replaced repeatedly."""
 ROUNDS = 10
 REPLACED = 0.3
 
@@ -52,15 +57,15 @@ def measure(
     raw_ms: float,
     batch: int = 64,
 ) -> None:
-    """Add the engine's rows to the report.
+    """Adds the engine's rows to the report.
 
-    The first questions are those that the collection was asked before; the others are measured.
+    The first queries are earlier searches of the collection; the others are measured.
     """
     known, queries, truth = queries[:KNOWN], queries[KNOWN:], truth[KNOWN:]
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 1_000, len(vectors))
-    # The half of the passages that a question's own lies in, and the other: what a filter that runs
-    # against the question leaves.
+    # The half of the passages that contains a query's own, and the other half, which a filter
+    # against the query leaves.
     side = vectors @ (vectors[0] - vectors[1]) > 0
     with tempfile.TemporaryDirectory(prefix="vicinage-engine-") as folder:
         engine = Engine(Path(folder), vectors.shape[1], known)
@@ -108,7 +113,7 @@ def measure(
 
 
 class Engine:
-    """A shard whose segments lie in a folder."""
+    """A shard whose segments are in a folder."""
 
     def __init__(self, folder: Path, dimension: int, questions: Floats) -> None:
         self._questions = questions
@@ -134,7 +139,7 @@ class Engine:
         groups: NDArray[np.int64],
         side: NDArray[np.bool_],
     ) -> None:
-        """One more segment of these documents, a passage each."""
+        """Seals one more segment of these documents, a passage each."""
         rows = batch_of([str(i) for i in ids], vectors, version, groups, side)
         self._publish([*self.shard.snapshot.segments, self._written(*newest([rows]))])
 
@@ -156,11 +161,11 @@ class Engine:
         self.shard.adopt(manifest, segments)
 
     def bytes(self) -> int:
-        """Those of its segments in the store."""
+        """Returns the bytes of its segments in the store."""
         return sum(s.ref.bytes() for s in self.shard.snapshot.segments)
 
     def compact(self) -> None:
-        """What the indexer would merge, as long as it would merge anything."""
+        """Merges what the indexer would merge, until nothing is left to merge."""
         while True:
             segments = self.shard.snapshot.segments
             weights, alive = weigh(segments)
@@ -174,7 +179,10 @@ class Engine:
     def ask(
         self, queries: Floats, condition: Mapping[str, Any] | None = None
     ) -> tuple[float, list[list[int]]]:
-        """CPU milliseconds a question, one question a call, the least of some turns, and the documents found."""
+        """Returns the least CPU milliseconds a query of several runs, and the documents found.
+
+        Each call has one query.
+        """
         parsed = None if condition is None else Filter.parse(condition)
         made = [
             ShardQuery(SHARD, q[None], K, filter=parsed, include=frozenset({"text"}))
@@ -186,7 +194,7 @@ class Engine:
     def plain(
         self, report: Any, case: str, queries: Floats, truth: NDArray[np.int64], raw_ms: float
     ) -> None:
-        """Without a filter."""
+        """Measures searches without a filter."""
         ms, found = self.ask(queries)
         effort = self.shard.search(ShardQuery(SHARD, queries[:1], K)).effort
         report.add(
@@ -202,7 +210,7 @@ class Engine:
     def batch(
         self, report: Any, queries: Floats, truth: NDArray[np.int64], raw_ms: float, size: int
     ) -> None:
-        """Many questions in one call, as the gather queue makes them."""
+        """Measures many queries in one call, as the searcher's queue combines them."""
         made = [
             ShardQuery(SHARD, queries[i : i + size], K, include=frozenset({"text"}))
             for i in range(0, len(queries), size)
@@ -226,7 +234,7 @@ class Engine:
         self, report: Any, case: str, queries: Floats, scores: Floats, allowed: NDArray[np.bool_], condition: Mapping[str, Any],
         raw_ms: float,
     ) -> None:  # fmt: skip
-        """Under a filter that leaves `allowed`."""
+        """Measures searches under a filter that leaves `allowed`."""
         truth = np.argsort(-np.where(allowed, scores, -9), axis=1, kind="stable")[:, :K]
         ms, found = self.ask(queries, condition)
         share = round(float(allowed.mean()), 4)
@@ -250,9 +258,10 @@ def churn(
     groups: NDArray[np.int64],
     side: NDArray[np.bool_],
 ) -> None:
-    """Ten rounds in each of which 30 % of the documents get another's vector, compacted as the indexer does; beside a fresh build.
+    """Measures ten rounds that replace 30 % of the vectors, with compaction, beside a fresh build.
 
-    A shard is at its largest just before it compacts: the worst of all rounds is reported beside the last.
+    A shard is largest just before it compacts, so the worst of all rounds is reported beside the
+    last.
     """
     churned, fresh = (
         Engine(folder / name, vectors.shape[1], known) for name in ("churned", "fresh")
@@ -287,7 +296,7 @@ def batch_of(
     groups: NDArray[np.int64],
     side: NDArray[np.bool_],
 ) -> pa.RecordBatch:
-    """Rows as a vectors message has them."""
+    """Returns rows as a vectors message has them."""
     n, schema = len(ids), vectors_schema(vectors.shape[1])
     metadata = [
         f'{{"g":{g},"side":{"true" if s else "false"}}}'

@@ -1,7 +1,4 @@
-"""The floor: an endpoint that only parses what a search sends.
-
-Nothing that answers over HTTP can cost less.
-"""
+"""The lower bound of an HTTP search: an endpoint that only parses a request body."""
 
 import sys
 
@@ -15,13 +12,13 @@ from starlette.routing import Route
 
 
 async def parse_json(request: Request) -> Response:
-    """Read 384 floats as JSON."""
+    """Reads 384 floats as JSON."""
     vector = np.array(orjson.loads(await request.body())["vector"], dtype=np.float32)
     return Response(orjson.dumps({"n": len(vector)}), media_type="application/json")
 
 
 async def parse_binary(request: Request) -> Response:
-    """Read 384 floats as they are."""
+    """Reads 384 raw floats."""
     vector = np.frombuffer(await request.body(), dtype="<f4")
     return Response(orjson.dumps({"n": len(vector)}), media_type="application/json")
 

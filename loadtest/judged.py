@@ -1,12 +1,13 @@
-"""Retrieval quality on a judged set, beside exact search with the same model and a reference BM25.
+"""Measures retrieval quality on a judged set, beside exact search and a reference BM25.
 
     python loadtest/judged.py FOLDER [--mode dense|lexical|hybrid]   # a whole platform, over HTTP
     python loadtest/judged.py FOLDER --in-process [--long]           # one shard in this process
 
-FOLDER has documents.jsonl {id, text}, queries.jsonl {id, text} and qrels.tsv. `--long` asks whole
-documents instead of the set's queries (see judged_sets.long_queries). A document's score is that of
-its best passage. Exit status 1 when dense search, served and exact, differ by more than 0.005, or
-words rank worse than the reference by more than that.
+FOLDER has documents.jsonl {id, text}, queries.jsonl {id, text} and qrels.tsv. Exact search uses the
+same model. `--long` searches with whole documents instead of the set's queries (see
+judged_sets.long_queries). A document's score is that of its best passage. The exit status is 1 if
+served and exact dense search differ by more than 0.005, or if lexical search is worse than the
+reference by more than that.
 """
 
 import argparse
@@ -47,13 +48,13 @@ MODES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ),
     ],
 }
-"""What is asked in each mode: its name in the table, and what goes with the text."""
+"""The searches of each mode: its name in the table, and the fields beside the text."""
 OUTSIDE = "dense, exact, outside the platform (float32)"
 REFERENCE = "bm25s (k1 1.2, b 0.75, English stemming, stop words)"
 
 
 def exact_rankings(judged: JudgedSet, pieces: list[Piece]) -> Ranking:
-    """Returns exact search outside the platform: the same passages, the same model in float32, numpy."""
+    """Returns exact search by numpy over the same passages, with the same model in float32."""
     vectors = embedded([p.text for _, p in pieces], KEPT)
     asked = embedded_queries(list(judged.queries.values()), KEPT)
     order = np.argsort(-(asked @ vectors.T), axis=1, kind="stable")[:, :PASSAGES]
@@ -64,7 +65,7 @@ def exact_rankings(judged: JudgedSet, pieces: list[Piece]) -> Ranking:
 
 
 def reference_rankings(judged: JudgedSet, pieces: list[Piece]) -> Ranking:
-    """Returns BM25 by bm25s over the same passages, with its own tokenizer, stop words and stemmer."""
+    """Returns BM25 by bm25s over the same passages, with its own text analysis."""
     import bm25s
     import Stemmer
 
@@ -86,7 +87,7 @@ def reference_rankings(judged: JudgedSet, pieces: list[Piece]) -> Ranking:
 
 
 def served_rankings(client: Client, judged: JudgedSet, **asked: Any) -> Ranking:
-    """Returns the platform's own answers; `asked` goes with each query."""
+    """Returns the platform's own answers; `asked` is sent with each query."""
     found = {
         q: client.search("judged", text, k=PASSAGES, **asked).hits
         for q, text in judged.queries.items()
@@ -120,7 +121,7 @@ def _fusions() -> list[tuple[str, Fusion]]:
 
 
 def over_http(args: argparse.Namespace, judged: JudgedSet, modes: list[str]) -> Results:
-    """Returns the figures of a whole platform, started for it."""
+    """Returns the figures of a whole platform that is started for it."""
     data = ROOT / "build" / "judged"
     shutil.rmtree(data, ignore_errors=True)
     with running(data, indexer__seal_passages="1000") as platform:
@@ -134,7 +135,7 @@ def over_http(args: argparse.Namespace, judged: JudgedSet, modes: list[str]) -> 
         client.search("judged", "ready", wait_for=written.token, timeout_ms=600_000)
         seconds = time.perf_counter() - start
         print(json.dumps({"rejected": len(written.rejected), "ingest_s": round(seconds, 1)}))
-        time.sleep(5)  # let what is due be sealed: the served figures are to be those of segments
+        time.sleep(5)  # wait for seals: the served figures are to be those of segments
         asked = [each for mode in modes for each in MODES[mode]]
         return {
             name: measure(served_rankings(client, judged, **given), judged) for name, given in asked
@@ -142,7 +143,7 @@ def over_http(args: argparse.Namespace, judged: JudgedSet, modes: list[str]) -> 
 
 
 def main() -> None:
-    """Index, search, judge, compare."""
+    """Indexes, searches, judges and compares."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -187,7 +188,10 @@ def table(results: Results) -> str:
 
 
 def apart(results: Results) -> float:
-    """Returns how far dense search is from exact search outside, or words below the reference; 0 where not measured."""
+    """Returns how far dense search is from exact search, or lexical below the reference.
+
+    It is 0 if either was not measured.
+    """
     found = [0.0]
     if truth := results.get(OUTSIDE):
         dense = [results[name] for name, _ in MODES["dense"] if name in results]

@@ -1,8 +1,8 @@
 """Judged sets: documents, queries and grades; long queries made from a set; nDCG and recall.
 
 A folder has documents.jsonl {id, text}, queries.jsonl {id, text} and qrels.tsv (query_id,
-document_id, grade, with a header; 0 is not relevant). Lines end at a line feed alone: U+2028 and
-U+0085 may stand inside a text.
+document_id, grade, with a header; 0 is not relevant). Lines end at a line feed alone: a text can
+contain U+2028 and U+0085.
 """
 
 import csv
@@ -16,12 +16,12 @@ import numpy as np
 
 DEPTH = 100
 Ranking = dict[str, list[str]]
-"""Document ids, best first, by query id."""
+"""Document IDs, best first, by query ID."""
 
 
 @dataclass(frozen=True)
 class JudgedSet:
-    """What is asked of which documents, and what is relevant."""
+    """The documents, the queries, and the grades of relevance."""
 
     documents: dict[str, str]
     queries: dict[str, str]

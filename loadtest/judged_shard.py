@@ -1,7 +1,8 @@
-"""A judged set in one shard, in this process: the platform's own passages, segments, delta, search and fusion.
+"""A judged set in one shard, in this process.
 
-Embedding takes sentence-transformers in float32; a query longer than the model's window is read in windows
-by the platform's embedder. Vectors are kept in build/judged-vectors by the texts that they are of.
+It uses the platform's own passages, segments, delta, search and fusion. sentence-transformers
+embeds in float32. The platform's embedder reads queries longer than the model's window in windows.
+Vectors are kept in build/judged-vectors by their texts.
 """
 
 import hashlib
@@ -32,14 +33,14 @@ from vicinage.wire import vector_column, vectors_schema
 
 SHARD = ShardId("judged", "judged", 1, 0)
 PASSAGES = 400
-"""Passages asked for, so that at least 100 different documents come back."""
+"""Passages requested, so that at least 100 different documents return."""
 SEGMENTS = 3
 BATCH = 16
 Piece = tuple[str, Passage]
 
 
 def pieces_of(judged: JudgedSet) -> list[Piece]:
-    """Returns (document id, passage) as ingest would cut the documents."""
+    """Returns (document ID, passage) as ingest chunks the documents."""
     chunker = open_chunker(DEFAULT_MODEL, Settings().ingest)
     return [(d, passage) for d, text in judged.documents.items() for passage in chunker.chunk(text)]
 
@@ -49,7 +50,7 @@ def _name(texts: Sequence[str]) -> str:
 
 
 def embedded(texts: Sequence[str], kept: Path) -> Floats:
-    """Returns float32 [n, 384], L2-normalized, from `kept` where it has the vectors of these texts."""
+    """Returns float32 [n, 384], L2-normalized; from `kept` if it has the vectors of these texts."""
     file = kept / f"{_name(texts)}.npy"
     if file.exists():
         found: Floats = np.load(file)
@@ -65,7 +66,7 @@ def embedded(texts: Sequence[str], kept: Path) -> Floats:
 
 
 def embedded_queries(texts: Sequence[str], kept: Path) -> Floats:
-    """Returns `embedded`, but of a text over the model's window the mean of its windows, as the platform has it."""
+    """Returns `embedded`, with the mean of its windows for a text over the model's window."""
     file = kept / f"queries-{_name(texts)}.npy"
     if file.exists():
         found: Floats = np.load(file)
@@ -86,7 +87,7 @@ def embedded_queries(texts: Sequence[str], kept: Path) -> Floats:
 
 
 class JudgedShard:
-    """One shard of all passages: SEGMENTS segments and a delta, of about as many rows each."""
+    """One shard of all passages: SEGMENTS segments and a delta, with about as many rows each."""
 
     def __init__(self, pieces: Sequence[Piece], vectors: Floats, folder: Path) -> None:
         store, backend, dimension = LocalStore(folder), open_backend(), vectors.shape[1]

@@ -1,10 +1,11 @@
-"""kill -9 of each process in turn, under a steady stream of writes and searches: what was acknowledged is what is found.
+"""Kills each process in turn with kill -9 under a steady stream of writes and searches.
 
     python loadtest/kill_rounds.py --rounds 20 [--log kafka] [--catalog postgres]
 
-A witness writes each of two tenants' collections, one of vectors and one of text. After each kill the platform must take a
-write and make it searchable again by itself, and what was acknowledged just before must be there; at the end every
-acknowledged write must be found, once, and nothing else.
+A witness writes the collection of each of two tenants: one of vectors and one of text. After each
+kill the platform must accept a write and make it searchable again without help, and the writes
+acknowledged just before must be found. At the end every acknowledged write must be found exactly
+once, and nothing else.
 """
 
 import argparse
@@ -32,11 +33,14 @@ from witness import ANSWERS_S, DIMENSION, Witness
 BETWEEN_S = (1.0, 2.5)
 """Time between kills, drawn anew each time."""
 GIVEN_UP_S = 3.0
-"""Less than a gateway takes to come back, so that answers are lost, and writes go on while searches fail."""
+"""Shorter than a gateway's restart: answers are lost, and writes continue while searches fail."""
 
 
 def kill(name: str, platform: Platform, broker: Path | None) -> None:
-    """SIGKILL one process; the supervisor starts it again; this program restarts the broker."""
+    """Kills one process with SIGKILL.
+
+    The supervisor restarts it; this program restarts the broker.
+    """
     if name != "broker":
         os.kill(platform.pids()[name], signal.SIGKILL)
         return
@@ -50,9 +54,10 @@ def kill(name: str, platform: Platform, broker: Path | None) -> None:
 
 
 def answers_again(witnesses: list[Witness], strike: Callable[[], None]) -> float:
-    """Seconds from the kill until a write sent after it was acknowledged and found, and a search answered, everywhere.
+    """Returns the seconds from the kill until a write and a search succeeded everywhere.
 
-    What was acknowledged just before the kill is read back too: a witness notes what is not there.
+    The write was sent after the kill, acknowledged and found. Writes acknowledged just before the
+    kill are read back, too: a witness records what is missing.
     """
     before = [w.kept for w in witnesses]
     marks = [(w.number, w.searches) for w in witnesses]
@@ -72,7 +77,7 @@ def answers_again(witnesses: list[Witness], strike: Callable[[], None]) -> float
 
 
 def main() -> None:
-    """Run the rounds; exit 1 if anything acknowledged was lost or doubled."""
+    """Runs the rounds. Exits with 1 if an acknowledged write was lost or duplicated."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -115,7 +120,7 @@ def main() -> None:
 
 
 def make_witnesses(platform: Platform, seed: int) -> list[Witness]:
-    """One of vectors and one of texts, each with a tenant and a collection of its own."""
+    """Returns one witness of vectors and one of texts, each with a tenant and a collection."""
     made = []
     for i, (tenant, text) in enumerate((("alpha", False), ("beta", True))):
         key = platform.cli("tenant", "create", tenant)["key"]
@@ -135,7 +140,7 @@ def make_witnesses(platform: Platform, seed: int) -> list[Witness]:
 def run_rounds(
     platform: Platform, broker: Path | None, n: int, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What became of every write, and one row per process killed."""
+    """Prints the outcome of every write, and one row for each killed process."""
     witnesses = make_witnesses(platform, seed)
     pauses: dict[str, list[float]] = {
         name: [] for name in ("gateway", "ingest", "embedder", *(["broker"] if broker else []))

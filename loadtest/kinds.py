@@ -1,8 +1,9 @@
-"""What each kind of index costs and gives: the measurements behind `auto` (docs/decisions/012).
+"""Measures the cost and recall of each index kind, the basis of `auto`.
 
-Real sentences (the bench's) or, by the million, windows of real text (windows.py); in-process, one
-thread, k = 10, at the least effort whose measured recall reaches the objective. Figures are CPU
-time: of a search this thread's, of building all threads'. Filters are random.
+docs/decisions/012-index-kinds.md has the results. The data are the bench's sentences or, for a
+million passages, windows of real text (windows.py). Everything runs in this process on one thread,
+with k = 10, at the least effort whose measured recall reaches the objective. A figure is the CPU
+time of this thread for a search, and of all threads for a build. Filters are random.
 """
 
 import argparse
@@ -36,12 +37,12 @@ SPECS = (
 )
 ASKED = 2_000
 MILLION = 1_000_000
-"""Windows that are made once, and kept: about half an hour on two cores."""
+"""Windows that are made once and kept: about half an hour on two cores."""
 SHARES = (0.5, 0.1, 0.01, 0.001)
 
 
 def measure(spec: IndexSpec, vectors: Floats, queries: Floats, objective: float) -> dict[str, Any]:
-    """One kind at one size: build seconds, bytes a passage, and the least effort that reaches the objective."""
+    """Measures one kind at one size: build time, bytes a passage, effort for the objective."""
     backend = open_backend()
     start = time.process_time()
     index = backend.build(vectors, spec, "cosine")
@@ -76,7 +77,7 @@ def _filtered(
 
 
 def _data(n: int, *, of_windows: bool) -> tuple[Floats, Floats]:
-    """At least `n` passages, and questions that are none of them."""
+    """Returns at least `n` passages, and queries that are not among them."""
     if of_windows:
         return windows.vectors(max(n, MILLION))
     kept = max(n, 50_000) + ASKED
@@ -103,7 +104,7 @@ def _timed(
 
 
 def main() -> None:
-    """Measure; print a line for each; write build/kinds.json."""
+    """Measures, prints a line for each kind, and writes build/kinds.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 50_000])
     parser.add_argument("--queries", type=int, default=500)

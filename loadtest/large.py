@@ -1,9 +1,9 @@
-"""A large collection in the default platform: is its index used, at what effort, recall and time.
+"""Measures a large collection in the default platform: index use, effort, recall and time.
 
-`python loadtest/large.py [--passages 300000] [--searches 2000] [--quiet]`: fills one collection of
-384-d vectors while searches go on (with `--quiet`, none do), waits until it is at rest, and prints
-what searches get then, beside raw FAISS on the same vectors. Vectors are made: 2,000 clusters in 24
-dimensions, turned into 384 with noise, L2-normalized.
+`python loadtest/large.py [--passages 300000] [--searches 2000] [--quiet]` fills one collection of
+384-d vectors while searches run (not with `--quiet`). It waits until the collection is at rest, and
+prints search figures beside raw FAISS on the same vectors. The vectors are synthetic: 2,000
+clusters in 24 dimensions, projected to 384 with noise, L2-normalized.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def nearest(vectors: Floats, queries: Floats) -> NDArray[np.int64]:
 
 
 def arrow_body(first: int, vectors: Floats) -> bytes:
-    """Returns an Arrow stream of documents with a vector alone, whose ids count from `first`."""
+    """Returns an Arrow stream of documents with a vector alone, whose IDs count from `first`."""
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), D)
     batch = pa.record_batch({"id": [str(first + i) for i in range(len(vectors))], "vector": column})
     sink = pa.BufferOutputStream()
@@ -124,7 +124,7 @@ def at_rest(operator: httpx.Client) -> dict[str, Any]:
 def look(
     name: str, platform: running.Platform, key: str, queries: Floats, truth: NDArray[np.int64]
 ) -> None:
-    """Searches with one client and with eight, and prints what they got."""
+    """Searches with one client and with eight, and prints the results."""
     requests = binary_requests("/v1/collections/bench/search", queries)
     for clients in (1, 8):
         done = load.run(
@@ -145,7 +145,7 @@ def look(
 
 
 def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
-    """Fills, waits, and looks."""
+    """Fills the collection, waits, and measures."""
     key = platform.cli("tenant", "create", "bench")["key"]
     platform.cli("collection", "create", "bench/bench", "--dimension", str(D), "--metric", "cosine")
     vectors, queries, others = made(asked.passages, 1), made(asked.searches, 2), made(1_000, 3)
@@ -176,7 +176,7 @@ def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
 
 
 def main() -> None:
-    """Measures with what the command line says."""
+    """Measures with the options of the command line."""
     words = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,7 @@
-"""A load of keep-alive clients, each a process of its own, sending prepared bodies; bounded in count.
+"""A bounded load of keep-alive clients, each in its own process, with prepared bodies.
 
-The client costs as little as it can (http.client, bodies made beforehand), so that what is measured is the server.
+A client costs as little as possible (http.client, bodies prepared in advance), so that the figures
+are those of the server.
 """
 
 import http.client
@@ -27,7 +28,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What came of it. `bodies[i]` is the answer to request i; times in milliseconds."""
+    """The result of a load. `bodies[i]` is the answer to request i; times are in milliseconds."""
 
     n: int
     errors: int
@@ -40,14 +41,17 @@ class Load:
 
     @property
     def per_s(self) -> float:
-        """Answers a second."""
+        """Returns answers a second."""
         return self.n / self.seconds
 
 
 def run(
     url: str, key: str, requests: Sequence[Request], *, clients: int, server_pids: Sequence[int]
 ) -> Load:
-    """Send every request once, spread over `clients` processes; `server_cpu_ms` is CPU per request of `server_pids`."""
+    """Sends every request once, spread over `clients` processes.
+
+    `server_cpu_ms` is the CPU time a request of `server_pids`.
+    """
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for i in range(clients):
@@ -85,7 +89,7 @@ def run(
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system CPU these processes have used so far."""
+    """Returns the user and system CPU time that these processes have used so far."""
     return sum(t.user + t.system for t in (psutil.Process(pid).cpu_times() for pid in pids))
 
 

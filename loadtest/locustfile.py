@@ -1,7 +1,7 @@
-"""App teams at work: text and vector searches and a trickle of writes, as locust users.
+"""App teams as locust users: text and vector searches, and some writes.
 
-VICINAGE_KEY=vk_... locust -f loadtest/locustfile.py --headless -u 8 -r 8 -t 30s --host
-http://127.0.0.1:8080
+The environment has the key, VICINAGE_KEY=vk_...; then run, for example,
+`locust -f loadtest/locustfile.py --headless -u 8 -r 8 -t 30s --host http://127.0.0.1:8080`.
 """
 
 import os
@@ -23,23 +23,23 @@ QUESTIONS = (
 
 
 class AppTeam(HttpUser):
-    """Searches ten times for each document it writes."""
+    """Searches ten times for each document that it writes."""
 
     wait_time = between(0.01, 0.05)
 
     def on_start(self) -> None:
-        """Every request carries the tenant's key."""
+        """Adds the tenant's key to every request."""
         self.client.headers["Authorization"] = f"Bearer {os.environ['VICINAGE_KEY']}"
 
     @task(8)
     def search_text(self) -> None:
-        """A question in words."""
+        """Searches by text."""
         body = {"text": random.choice(QUESTIONS), "k": 10}
         self.client.post(f"/v1/collections/{COLLECTION}/search", json=body, name="search text")
 
     @task(2)
     def search_vector(self) -> None:
-        """A question as a raw vector."""
+        """Searches by a raw vector."""
         vector = np.random.default_rng().standard_normal(DIMENSION).astype("<f4").tobytes()
         headers = {"Content-Type": "application/octet-stream"}
         self.client.post(
@@ -51,7 +51,7 @@ class AppTeam(HttpUser):
 
     @task(1)
     def write(self) -> None:
-        """One document, replaced again and again."""
+        """Writes one document, replaced repeatedly."""
         document = {"id": f"locust-{random.randrange(1_000)}", "text": random.choice(QUESTIONS) * 3}
         self.client.post(
             f"/v1/collections/{COLLECTION}/documents", json={"documents": [document]}, name="write"

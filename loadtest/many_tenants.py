@@ -1,7 +1,8 @@
-"""Many small tenants on one node: what each costs to make and to keep, and how soon its first question and the later ones are answered.
+"""Measures many small tenants on one node: cost to create and keep them, and search latency.
 
-`python loadtest/many_tenants.py [tenants] [passages each] [idle tenants]`: the catalog, the log and the store are real; a searcher runs in this process.
-Names after VectorDBBench: multi-tenant search, cold and warm latency.
+`python loadtest/many_tenants.py [tenants] [passages each] [idle tenants]` uses a real catalog, log
+and store; a searcher runs in this process. The first search of a tenant is cold, later ones are
+warm: names after VectorDBBench (multi-tenant search, cold and warm latency).
 """
 
 import gc
@@ -40,12 +41,12 @@ BIG = 10_000
 """Passages of the larger tenants whose first answer is timed."""
 N_BIG = 20
 FIRST = 250
-"""Tenants after which one more costs what every one more does."""
+"""Number of tenants after which one more costs as much as every further one."""
 ASKED = 2_000
 
 
 def rows(vectors: Floats, texts: list[str]) -> pa.RecordBatch:
-    """A document a row, as a vectors message has them."""
+    """Returns one document a row, as a vectors message has them."""
     n, schema = len(vectors), vectors_schema(D)
     columns = [
         [f"d{i}" for i in range(n)],
@@ -62,14 +63,17 @@ def rows(vectors: Floats, texts: list[str]) -> pa.RecordBatch:
 
 
 def settings(data: Path) -> Settings:
-    """Those of a platform in that folder."""
+    """Opens the resources of a platform in that folder."""
     return Settings(data=data).resolved()
 
 
 def make(
     data: Path, names: list[str], each: int, vectors: Floats, texts: list[str], answer: Any
 ) -> None:
-    """Tenants with a sealed collection of `each` passages; `answer` gets the seconds that tenants, and that segments took."""
+    """Creates tenants with a sealed collection of `each` passages.
+
+    `answer` gets the seconds that tenants and segments took.
+    """
     base = open_resources(settings(data))
     started = time.perf_counter()
     made = []
@@ -114,7 +118,7 @@ def make(
 
 
 def weigh(data: Path, answer: Any) -> None:
-    """Puts into `answer` the private bytes of a process whose searcher of this platform is idle."""
+    """Puts the private bytes of a process whose searcher of this platform is idle into `answer`."""
     base = open_resources(settings(data))
     searcher, _ = started(base)
     gc.collect()
@@ -124,7 +128,7 @@ def weigh(data: Path, answer: Any) -> None:
 
 
 def in_a_process(work: Callable[..., None], *given: Any) -> Any:
-    """What `work` answers, in a process of its own: its memory is not to be counted here."""
+    """Returns the answer of `work` in its own process, whose memory does not count here."""
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
     process = context.Process(target=work, args=(*given, answer))
@@ -135,7 +139,7 @@ def in_a_process(work: Callable[..., None], *given: Any) -> Any:
 
 
 def shards(base: Resources, prefix: str) -> list[ShardId]:
-    """The shards of the tenants whose names begin so."""
+    """Returns the shards of the tenants whose names begin with the prefix."""
     return [
         c.generation().shards()[0]
         for c in base.registry.collections()
@@ -144,7 +148,7 @@ def shards(base: Resources, prefix: str) -> list[ShardId]:
 
 
 def ask(searcher: Searcher, asked: list[ShardId], queries: Floats) -> NDArray[np.float64]:
-    """Milliseconds of one question to each in turn."""
+    """Returns the milliseconds of one search to each in turn."""
     taken = []
     for i, shard in enumerate(asked):
         started = time.perf_counter()
@@ -155,12 +159,12 @@ def ask(searcher: Searcher, asked: list[ShardId], queries: Floats) -> NDArray[np
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Returns the resident bytes of this process."""
     return int(psutil.Process().memory_info().rss)
 
 
 def started(base: Resources) -> tuple[Searcher, float]:
-    """A searcher that is ready, and the seconds it took."""
+    """Returns a searcher that is ready, and the seconds that its start took."""
     at = time.perf_counter()
     searcher = build_searcher(base)
     searcher.start()
@@ -172,7 +176,10 @@ def started(base: Resources) -> tuple[Searcher, float]:
 def measure(
     report: Any, folder: Path, n: int, each: int, n_idle: int, vectors: Floats, texts: list[str]
 ) -> None:
-    """`n` tenants of `each` passages, `n_idle` without any, and a few large ones; FIRST of those are there before anything is counted."""
+    """Measures `n` tenants of `each` passages, `n_idle` without any, and a few large ones.
+
+    FIRST of them exist before anything is counted.
+    """
     queries, facts = vectors[-ASKED:], {"n": n, "passages": each, "d": D}
     shutil.rmtree(folder, ignore_errors=True)
     in_a_process(make, folder, [f"first-{i}" for i in range(FIRST)], 0, vectors, texts)
@@ -230,7 +237,7 @@ def measure(
 
 
 def crowd(report: Any, searcher: Searcher, small: list[ShardId], queries: Floats) -> None:
-    """Eight clients on random tenants at once, one in ten of which was never asked."""
+    """Runs eight clients on random tenants; one tenant in ten has not been searched yet."""
     rng = np.random.default_rng(1)
     lines = [[small[i] for i in rng.integers(0, len(small), 500)] for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
@@ -246,7 +253,7 @@ def crowd(report: Any, searcher: Searcher, small: list[ShardId], queries: Floats
 
 
 def main() -> None:
-    """Print the table."""
+    """Prints the table."""
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000
     each = int(sys.argv[2]) if len(sys.argv) > 2 else 100
     texts = bench.passages(bench.KEPT)

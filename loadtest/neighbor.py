@@ -1,4 +1,4 @@
-"""A tenant that nothing is done to: how long its writes take to be searchable, and its searches, while others are injured."""
+"""A tenant without faults: the latency of its writes and searches while others have faults."""
 
 import random
 import threading
@@ -16,9 +16,10 @@ WAIT_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One write, until it was acknowledged and until the search that waited for it was answered; and a plain search.
+    """A write, its search, and a plain search, in seconds.
 
-    All in seconds; `began` is of the monotonic clock.
+    The write was acknowledged, and the search that waited for it was answered. `began` is of the
+    monotonic clock.
     """
 
     began: float
@@ -30,12 +31,12 @@ class Sample:
 
 @dataclass
 class Neighbor:
-    """Writes and searches on a thread of its own, one after the other."""
+    """Writes and searches on its own thread, one after the other."""
 
     tenant: Tenant
     seed: int
     label: str = "calm"
-    """What is being done to others: set by the rounds, kept with each sample."""
+    """The faults of other tenants: set by the rounds, kept with each sample."""
     samples: list[Sample] = field(default_factory=list)
     failures: list[tuple[float, str, str]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -53,7 +54,7 @@ class Neighbor:
                 self._once(choose, number)
 
     def stop(self) -> None:
-        """Ends `run` after the write in hand."""
+        """Ends `run` after the current write."""
         self._stop.set()
 
     def _once(self, choose: random.Random, number: int) -> None:
@@ -81,7 +82,7 @@ class Neighbor:
             )
 
     def _label(self, before: str) -> str:
-        """A sample that a shared outage touched at either end counts to it."""
+        """Returns the label of a sample. A shared outage at either end of the sample counts."""
         return "shared" if "shared" in (before, self.label) else before
 
     def _search(self, collection: Collection, body: dict[str, Any]) -> list[Any]:
@@ -92,7 +93,7 @@ class Neighbor:
         return hits
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """Percentiles for each label, milliseconds."""
+        """Returns percentiles for each label, in milliseconds."""
         return {label: self._figures(label) for label in sorted({s.kind for s in self.samples})}
 
     def _figures(self, label: str) -> dict[str, Any]:

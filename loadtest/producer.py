@@ -1,9 +1,10 @@
-"""A data team's own producer: it knows its topic (or a URL and a key) and JSON, and nothing of the platform.
+"""A data team's own producer: it knows its topic, or a URL and a key, and nothing of the platform.
 
     python producer.py documents.jsonl --kafka 127.0.0.1:9092 --topic vicinage.docs.packages
     python producer.py documents.jsonl --url http://127.0.0.1:8080 --key vk_... --collection docs
 
-Prints the position of its last acknowledged record as JSON: with Kafka that is what Kafka itself acknowledged.
+It prints the position of its last acknowledged record as JSON. With Kafka, Kafka itself
+acknowledged it.
 """
 
 import argparse
@@ -18,7 +19,7 @@ BATCH = 200
 
 
 def to_kafka(lines: list[str], servers: str, topic: str) -> dict[str, Any]:
-    """Send every document as one JSON message; wait for every acknowledgement."""
+    """Sends every document as one JSON message, and waits for every acknowledgment."""
     from kafka import KafkaProducer
 
     producer = KafkaProducer(bootstrap_servers=servers, acks="all", max_request_size=16 << 20)
@@ -34,7 +35,7 @@ def to_kafka(lines: list[str], servers: str, topic: str) -> dict[str, Any]:
 
 
 def to_http(lines: list[str], url: str, key: str, collection: str) -> dict[str, Any]:
-    """POST the documents as NDJSON, batch by batch."""
+    """POSTs the documents as NDJSON, batch by batch."""
     token = ""
     for start in range(0, len(lines), BATCH):
         request = urllib.request.Request(
@@ -51,7 +52,7 @@ def to_http(lines: list[str], url: str, key: str, collection: str) -> dict[str, 
 
 
 def main() -> None:
-    """Send the file."""
+    """Sends the file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,7 @@
-"""A Ray cluster of several nodes on this machine, which ends with the process that started it and touches no other cluster here."""
+"""A Ray cluster of several nodes on this machine, which ends with its starter.
+
+It touches no other cluster of the machine.
+"""
 
 import os
 import secrets
@@ -19,9 +22,11 @@ STARTED_S = 120.0
 
 @contextmanager
 def ray_nodes(n: int) -> Iterator[str]:
-    """The address of a cluster of `n` raylets, all of them joined; what this process starts meanwhile carries the cluster's token.
+    """Yields the address of a cluster of `n` raylets once all of them have joined.
 
-    A token of its own, whatever `~/.ray/auth_token` holds: with such a file Ray's head asks for one, and nodes that join have none.
+    Processes that start meanwhile have the cluster's token. The cluster has its own token, whatever
+    `~/.ray/auth_token` holds. With such a file Ray's head requires one, and nodes that join have
+    none.
     """
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -33,7 +38,7 @@ def ray_nodes(n: int) -> Iterator[str]:
         )
         stack.enter_context(
             _environment(RAY_raylet_start_wait_time_s=str(int(STARTED_S)))
-        )  # 30 s: not on a busy machine
+        )  # 30 s is not enough on a busy machine
         stack.enter_context(_node("--head", "--port", str(port), "--include-dashboard", "false"))
         for _ in range(n - 1):
             stack.enter_context(_node("--address", address))
@@ -56,7 +61,7 @@ def _environment(**given: str) -> Iterator[None]:
 
 @contextmanager
 def _node(*words: str) -> Iterator[None]:
-    # NOTE: `ray stop` ends every cluster of the machine; a node in a session of its own is ended by
+    # NOTE: `ray stop` ends every cluster of the machine. A node in its own session is ended through
     # that session alone.
     with tempfile.NamedTemporaryFile("w+") as out:
         command = [
@@ -93,6 +98,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait()
     try:
-        os.killpg(process.pid, signal.SIGKILL)  # what its order to stop did not reach
+        os.killpg(process.pid, signal.SIGKILL)  # processes that its stop order did not reach
     except ProcessLookupError:
         return

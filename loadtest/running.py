@@ -1,4 +1,4 @@
-"""A real platform in a folder of its own, started and stopped through the command line as an operator would."""
+"""Starts and stops a real platform in its own folder through the command line."""
 
 import json
 import os
@@ -18,23 +18,22 @@ import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
 UP_S = 600.0
-"""What a platform may take to be ready: the first start after an installation reads gigabytes of libraries from the disk."""
+"""Longest start of a platform: the first one after an installation reads gigabytes of libraries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """Where it runs and how to speak to it."""
+    """Where the platform runs, and how to use it."""
 
     data: Path
     url: str
     environment: dict[str, str]
 
     def cli(self, *words: str, timeout_s: float = 180, first: tuple[str, ...] = ()) -> Any:
-        """What `vicinage WORDS --json --data DATA` prints, parsed.
+        """Returns the parsed output of `vicinage WORDS --json --data DATA`.
 
-        Ends the program when the command fails.
-
-        `first` goes before the command: a program that starts it.
+        Ends the program if the command fails. `first` precedes the command: a program that starts
+        it.
         """
         done = subprocess.run(
             [
@@ -61,15 +60,15 @@ class Platform:
         return json.loads(done.stdout) if done.stdout.strip() else None
 
     def pids(self) -> dict[str, int]:
-        """Role → process id."""
+        """Returns role → process ID."""
         roles = json.loads((self.data / "run" / "platform.json").read_text())["roles"]
-        actors = self.data / "run" / "actors.json"  # where the roles are actors on Ray
+        actors = self.data / "run" / "actors.json"  # on Ray the roles are actors
         if actors.exists():
             roles |= json.loads(actors.read_text())
         return {name: role["pid"] for name, role in roles.items()}
 
     def wait_ready(self, part: str | None = None, *, wait_s: float = UP_S) -> None:
-        """Wait until the platform (or one part of it) says that it is ready."""
+        """Waits until the platform, or one part of it, reports that it is ready."""
         end = time.monotonic() + wait_s
         while time.monotonic() < end:
             try:
@@ -79,7 +78,7 @@ class Platform:
                 if part and answer.json()["parts"].get(part, {}).get("ready"):
                     return
             except (httpx.HTTPError, ValueError):
-                pass  # not listening yet: that is what is waited for
+                pass  # not listening yet: wait
             time.sleep(0.1)
         raise SystemExit(
             f"{self.url}/readyz: {part or 'the platform'} was not ready within {wait_s} s"
@@ -87,9 +86,10 @@ class Platform:
 
 
 def free_port() -> int:
-    """Returns a free port whose three successors are free too: for the embedder, the metrics of ingest, and health.
+    """Returns a free port whose three successors are free, too.
 
-    Below the range that the system gives to outgoing connections: one of those could take a successor meanwhile.
+    They are for the embedder, the metrics of ingest, and health. The port is below the range that
+    the system gives to outgoing connections: one of those could take a successor meanwhile.
     """
     while True:
         port = random.randrange(20_000, 32_000)
@@ -100,7 +100,7 @@ def free_port() -> int:
 
 
 def end_when_told() -> None:
-    """From now on SIGTERM unwinds this program as Ctrl-C does, so that everything it started is stopped."""
+    """Makes SIGTERM unwind this program like Ctrl-C, so that everything it started is stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
 
 
@@ -113,9 +113,9 @@ def running(
     ulimit: int | None = None,
     **settings: str,
 ) -> Iterator[Platform]:
-    """Start a platform in `data` (settings as VICINAGE_* words), hand it over, and stop it whatever happens.
+    """Starts a platform in `data` (settings as VICINAGE_* words), yields it, and always stops it.
 
-    `ulimit` is how many files each of its processes may have open; None: as many as this one.
+    `ulimit` is the number of files that each process may have open; None: as many as this process.
     """
     port = free_port()
     environment = {

@@ -1,9 +1,14 @@
-"""`python loadtest/text.py [--forms]`: searches by text beside the model alone, and the CPU that each process spends on one.
+"""Measures text searches beside the model alone, with the CPU time of each process for a search.
 
-`--forms` measures in this process alone: CPU of one thread for a question, by the library's model with its weights laid
-(packed.py) and by the encoder (bert.py), in calls as the embedder would make them; the least of several rounds.
-Every text is asked once, but for the last case, in which all of them are asked again. The bound, sentence-transformers alone
-with all cores to itself in the faster of float32 and bfloat16, is measured before and after; both are shown.
+    python loadtest/text.py [--forms]
+
+`--forms` measures in this process alone: the CPU time of one thread for a text. It compares the
+library's model with packed weights (packed.py) with the encoder (bert.py), in calls as the embedder
+makes them. The least of several rounds counts.
+
+Every text is searched once, except in the last case, which repeats all of them. The bound is
+sentence-transformers alone with all cores, in the faster of float32 and bfloat16. It is measured
+before and after, and both are shown.
 """
 
 import argparse
@@ -39,7 +44,7 @@ PATH = "/v1/collections/bench/search"
 def ask(
     report: Report, case: str, platform: Platform, key: str, texts: list[str], clients: int
 ) -> None:
-    """Ask each of `texts` once; searches a second, latency, and CPU a search by process."""
+    """Searches each of `texts` once. Returns rate, latency, and CPU time a search by process."""
     requests = [load.Request(PATH, json.dumps({"text": t, "k": K}).encode()) for t in texts]
     pids = platform.pids()
     before = {role: load.cpu_seconds([pid]) for role, pid in pids.items()}
@@ -53,7 +58,10 @@ def ask(
 
 
 def forms(report: Report, texts: list[str], rounds: int = 5) -> None:
-    """CPU of one thread for a question in each form of the model, in calls of 1, 8 and 24."""
+    """Measures CPU time of one thread for a text in each form of the model.
+
+    Calls have 1, 8 and 24 texts.
+    """
     from ingest.embedding import local
     from ingest.embedding.onnx_runtime import OnnxRuntime
     from ingest.embedding.tokenizer import model_root
@@ -87,7 +95,7 @@ def forms(report: Report, texts: list[str], rounds: int = 5) -> None:
 
 
 def main() -> None:
-    """Measure; print as it goes; write build/text.json."""
+    """Measures, prints each figure, and writes build/text.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passages", type=int, default=20_000)
     parser.add_argument("--questions", type=int, default=1_600)

@@ -1,8 +1,10 @@
-"""Passages by the million, whose vectors a small machine can make: overlapping windows of long texts, each text read by the model once.
+"""Millions of passages with vectors that a small machine can compute.
 
-Text: docstrings and comments of every installed package. A text of TOKENS tokens goes through all-MiniLM-L6-v2 once, and a passage is the mean
-of the last layer over WINDOW tokens, one each STEP (“late chunking”): vectors of a text model over real text, for a quarter of the tokens of as many
-sentences. Neighbors overlap, as passages cut with overlap do; questions are windows of texts of which no passage is made.
+Passages are overlapping windows of long texts: docstrings and comments of every installed package.
+A text of TOKENS tokens goes through all-MiniLM-L6-v2 once. A passage is the mean of the last layer
+over WINDOW tokens, one each STEP ("late chunking"). These are vectors of a text model over real
+text, for a quarter of the tokens of as many sentences. Neighbors overlap, as passages chunked with
+overlap do. Queries are windows of texts that have no passages.
 """
 
 import re
@@ -23,9 +25,9 @@ TOKENS: Final = 254
 WINDOW: Final = 24
 STEP: Final = 6
 ASKED_EVERY: Final = 50
-"""Of so many texts, one is for questions."""
+"""One of this many texts is for queries."""
 BLOCK_MIN: Final = 120
-"""Characters; a shorter comment is no text."""
+"""Characters; a shorter comment is skipped."""
 TEXTS_A_CALL: Final = 4
 _COMMENTS: Final = {
     ".py": re.compile(r'"""(.*?)"""|((?:^[ \t]*#.*\n)+)', re.DOTALL | re.MULTILINE),
@@ -35,7 +37,10 @@ _MARKS: Final = re.compile(r"^[ \t]*(?:#|//|\*)+", re.MULTILINE)
 
 
 def vectors(n: int) -> tuple[Floats, Floats]:
-    """`n` passages and the questions [m, 384], unit vectors, mapped; kept in build/ between runs."""
+    """Returns `n` passages and the queries [m, 384]: unit vectors, mapped.
+
+    They are kept in build/ between runs.
+    """
     kept, asked = (BUILD / "bench" / f"windows-{n}{part}.npy" for part in ("", "-asked"))
     if not asked.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +49,7 @@ def vectors(n: int) -> tuple[Floats, Floats]:
 
 
 def blocks() -> Iterator[str]:
-    """Docstrings and comments of every installed package, each once, in a stable order."""
+    """Returns docstrings and comments of every installed package, each once, in a stable order."""
     root, seen = Path(sysconfig.get_paths()["purelib"]), set()
     for file in sorted(p for p in root.rglob("*") if p.suffix in _COMMENTS):
         for found in _COMMENTS[file.suffix].finditer(file.read_text("utf-8", errors="replace")):
@@ -56,7 +61,7 @@ def blocks() -> Iterator[str]:
 
 
 def texts(tokenizer: Any) -> Iterator[list[int]]:
-    """TOKENS token ids each: blocks one after the other, cut where a text is full."""
+    """Yields TOKENS token IDs each: consecutive blocks, split where a text is full."""
     held: list[int] = []
     for block in blocks():
         held += tokenizer(block, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,7 +1,8 @@
-"""A witness: writes one collection for ever, knows what was acknowledged, and says what of it is not found.
+"""A witness: writes one collection without end and checks that acknowledged writes are found.
 
-About half of its writes are of documents that are never written again; the others replace and delete a few documents again
-and again. A write whose answer was lost may have happened or not: both are right, and nothing else is.
+About half of its writes are of documents that are never written again. The others replace and
+delete a few documents repeatedly. A write whose answer was lost may have happened or not: both
+outcomes are correct, and no other is.
 """
 
 import itertools
@@ -19,15 +20,18 @@ from vicinage_client.results import Hit, latest
 
 DIMENSION = 16
 REPLACED = 200
-"""Documents that are replaced: few, so that it happens again and again."""
+"""Documents that are replaced: few, so that each is replaced often."""
 PART = 500
-"""States per part: at most as many documents, so that one exact search (k_max is 1,000) shows a part whole, doubles and all."""
+"""States per part: at most as many documents, so that one exact search shows a part completely.
+
+k_max is 1,000; duplicates are included.
+"""
 NEVER = -1
 ANSWERS_S = 120.0
 WAIT_MS = 2_000
 
 State = int | None
-"""The number of the write that made a document what it is; None: there is no such document."""
+"""The number of the write that made a document's state; None: there is no such document."""
 
 
 class Kept(NamedTuple):
@@ -40,7 +44,10 @@ class Kept(NamedTuple):
 
 @dataclass
 class Witness:
-    """One thread writes and searches (`run`); others may ask it what must be there, and read it back."""
+    """One thread writes and searches (`run`).
+
+    Others may query what must exist, and read it back.
+    """
 
     client: Client
     collection: str
@@ -48,22 +55,22 @@ class Witness:
     seed: int
     stop: threading.Event = field(default_factory=threading.Event)
     allowed: dict[str, list[State]] = field(default_factory=dict)
-    """Id → the states it may be found in: the last one acknowledged, then each sent since whose answer was lost."""
+    """ID → its possible states: the last acknowledged, then each later one without an answer."""
     sent: defaultdict[str, set[State]] = field(default_factory=lambda: defaultdict(set))
-    """Id → every state ever sent: what a search that waits for nothing may find."""
+    """ID → every state ever sent, which a search that waits for nothing may find."""
     acknowledged: Counter[str] = field(default_factory=Counter)
-    """Id → how many of its writes were acknowledged."""
+    """ID → how many of its writes were acknowledged."""
     kept: Kept | None = None
     token: str | None = None
-    """Waits for every write that was acknowledged."""
+    """Waits for every acknowledged write."""
     number: int = 0
-    """Of the write in hand."""
+    """State of the current write."""
     searches: int = 0
     refused: int = 0
     wrong: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Write and search until told to stop."""
+        """Writes and searches until told to stop."""
         choose = random.Random(self.seed)
         for number in itertools.count(1):
             if self.stop.is_set():
@@ -77,7 +84,7 @@ class Witness:
             time.sleep(0.01)
 
     def _write(self, name: str, state: State, *, kept: bool) -> None:
-        # NOTE: what is sent is allowed before it is sent, and alone allowed only once it is
+        # NOTE: a state is allowed before it is sent, and is the only allowed one only once it is
         # acknowledged.
         self.allowed.setdefault(name, [None]).append(state)
         self.sent[name].add(state)
@@ -106,7 +113,11 @@ class Witness:
         return self.client.upsert(self.collection, [document]).token
 
     def _search(self, *, waiting: bool) -> None:
-        """One search under way: no document twice, none that was never sent; having waited, none in a state that is gone."""
+        """Checks one search during writes.
+
+        No document may appear twice or be unknown. After a wait, none may be in a state that is
+        gone.
+        """
         try:
             hits = self.find(self.number, token=self.token if waiting else None)
         except (Refused, Denied) as error:
@@ -138,9 +149,9 @@ class Witness:
         k: int = 10,
         exact: bool = False,
     ) -> tuple[Hit, ...]:
-        """The hits of one search.
+        """Returns the hits of one search.
 
-        Raises Unavailable when a part was missing, for then nothing is said of what is not there.
+        Raises Unavailable if a part was missing: then absence proves nothing.
         """
         asked = {"text": f"state {number}"} if self.text else {"vector": vector(number)}
         answer = self.client.search(
@@ -158,14 +169,17 @@ class Witness:
         return answer.hits
 
     def read_back(self, kept: Kept) -> None:
-        """Search for it, having waited for it, until answered; note it where it is not there as it was written."""
+        """Searches for a write after waiting for it, until answered.
+
+        Records it if it is not found as written.
+        """
         hits = self.patiently(only={"name": kept.name}, token=kept.token)
         states = [state_of(hit) for hit in hits]
         if states != [kept.state]:
             self.wrong.append(f"read back {kept.name}: acknowledged {kept.state}, found {states}")
 
     def patiently(self, **question: Any) -> tuple[Hit, ...]:
-        """`find`, again and again until there is an answer."""
+        """Repeats `find` until there is an answer."""
         end = time.monotonic() + ANSWERS_S
         while True:
             try:
@@ -178,7 +192,7 @@ class Witness:
             time.sleep(0.02)
 
     def check(self) -> dict[str, Any]:
-        """Once nothing is written any more: every write that was acknowledged is found, and nothing else."""
+        """Checks, after all writes, that every acknowledged write is found, and nothing else."""
         self.patiently(token=self.token)
         found = {name: self._got(name) for name in self.allowed}
         right = {name for name, state in found.items() if state in self.allowed[name]}
@@ -208,7 +222,7 @@ class Witness:
         return state
 
     def _check_scan(self) -> None:
-        """Every document there is, by exact searches of one part of the states after another, against those expected."""
+        """Compares every document with the expected ones, by exact searches of each part."""
         parts = [*range(self.number // PART + 1), {"$exists": False}]
         hits = [
             h for part in parts for h in self.patiently(only={"part": part}, k=1_000, exact=True)
@@ -222,7 +236,7 @@ class Witness:
                 )
 
     def _check_counts(self) -> None:
-        """What the collection counts: exact, except for documents whose state is unknown."""
+        """Compares the collection's counts: exact, except for documents whose state is unknown."""
         least = sum(None not in states for states in self.allowed.values())
         most = sum(states != [None] for states in self.allowed.values())
         counts = self.client.collection(self.collection).counts
@@ -239,12 +253,12 @@ class Witness:
 
 
 def state_of(hit: Hit) -> State:
-    """The state that a hit is in; one that was never written where the hit names none."""
+    """Returns the state that a hit is in; one that was never written if the hit names none."""
     assert hit.metadata is not None, "find asks for it"
     state: int = hit.metadata.get("state", NEVER)
     return state
 
 
 def vector(number: int) -> np.ndarray:
-    """A vector that the number alone decides."""
+    """Returns a vector that the number alone determines."""
     return np.random.default_rng(number).standard_normal(DIMENSION).astype(np.float32)
