@@ -271,8 +271,8 @@ def prepared(platform: Platform, n_collections: int) -> Target:
                     "/v1/collections/c/documents", json={"documents": [large]}
                 ).raise_for_status()
                 token = written.json()["token"]
-            question = {"vector": [1, 0, 0, 0], "wait_for": token, "timeout_ms": 60_000}
-            http.post("/v1/collections/c/search", json=question).raise_for_status()
+            search = {"vector": [1, 0, 0, 0], "wait_for": token, "timeout_ms": 60_000}
+            http.post("/v1/collections/c/search", json=search).raise_for_status()
     return Target(platform, *keys)
 
 

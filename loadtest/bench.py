@@ -300,19 +300,19 @@ def search_batch(
     cpu, start, half = load.cpu_seconds([pid]), time.perf_counter(), len(queries) // 2
     for first in (0, half):
         part = queries[first : first + half]
-        questions = [
+        searches = [
             {"vector_base64": base64.b64encode(q.astype("<f4").tobytes()).decode(), "k": K}
             for q in part
         ]
         with http.stream(
-            "POST", "/v1/collections/bench/search:batch", json={"searches": questions}
+            "POST", "/v1/collections/bench/search:batch", json={"searches": searches}
         ) as answer:
             for line in map(json.loads, answer.read().splitlines()):  # split at line feeds alone
                 found[first + line["index"]] = [int(h["document_id"]) for h in line["hits"]]
     report.add(
         "vector search over HTTP, in batches of many, streamed",
         (load.cpu_seconds([pid]) - cpu) / len(found) * 1e3,
-        "CPU ms/question",
+        "CPU ms/search",
         bound=raw_ms,
         recall=round(recall([found[i] for i in range(2 * half)], truth[: 2 * half]), 4),
         per_s=round(len(found) / (time.perf_counter() - start)),
@@ -348,13 +348,13 @@ def search_beside_maintenance(
         "beside compaction": [],
     }
 
-    def ask(when: str) -> None:
+    def measure(when: str) -> None:
         times[when].append(
             load.run(platform.url, key, requests[:500], clients=1, server_pids=[pid]).times_ms
         )
 
     for _ in range(8):
-        ask("at rest")
+        measure("at rest")
     compacted = compactions(platform)
     chosen = np.random.default_rng(2).permutation(n)[: n // 2]
     replacing = threading.Thread(
@@ -362,11 +362,11 @@ def search_beside_maintenance(
     )
     replacing.start()
     while replacing.is_alive():
-        ask("beside writing")
+        measure("beside writing")
     replacing.join()
     end = time.monotonic() + MAINTENANCE_S
     while compactions(platform) == compacted and time.monotonic() < end:
-        ask("beside compaction")
+        measure("beside compaction")
     theirs.close()
     for when in ("beside writing", "beside compaction"):
         for share in (50, 99):
@@ -457,12 +457,12 @@ def ask_before(
     answer.raise_for_status()
     wait_searchable(http, "bench", answer.json()["token"], vectors[0])
     time.sleep(12)  # it is sealed, and has a graph
-    asked = json_requests("/v1/collections/bench/search", queries[:ASKED_BEFORE])
+    earlier = json_requests("/v1/collections/bench/search", queries[:ASKED_BEFORE])
     end, measured = time.monotonic() + 90, 0
     for first in range(
         0, ASKED_BEFORE, 64
     ):  # a few at a time: one tenant cannot have all of them in flight
-        part = asked[first : first + 64]
+        part = earlier[first : first + 64]
         load.run(platform.url, key, part, clients=1, server_pids=[platform.pids()["gateway"]])
         while (
             measured < first + len(part) and time.monotonic() < end
@@ -472,7 +472,7 @@ def ask_before(
                 row["samples"] + row["discarded"]
                 for row in operator.get("/v1/admin/recall?tenant=bench").json()
             )
-    print(f"{'':<58} {measured} questions known")
+    print(f"{'':<58} {measured} searches known")
 
 
 def ingest_vectors(
@@ -506,12 +506,12 @@ def wait_searchable(
     http: httpx.Client, collection: str, token: str, vector: Floats | None, text: str | None = None
 ) -> None:
     """Returns when a search that waits for `token` has answered."""
-    question: dict[str, Any] = {"k": 1, "wait_for": token, "timeout_ms": 600_000}
+    body: dict[str, Any] = {"k": 1, "wait_for": token, "timeout_ms": 600_000}
     if vector is not None:
-        question["vector_base64"] = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        body["vector_base64"] = base64.b64encode(vector.astype("<f4").tobytes()).decode()
     else:
-        question["text"] = text
-    http.post(f"/v1/collections/{collection}/search", json=question, timeout=600).raise_for_status()
+        body["text"] = text
+    http.post(f"/v1/collections/{collection}/search", json=body, timeout=600).raise_for_status()
 
 
 def freshness(report: Report, http: httpx.Client, vectors: Floats, n: int = 300) -> None:

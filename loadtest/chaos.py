@@ -108,7 +108,8 @@ class Run:
         marks = f"{len(self.wrong) - wrong} wrong" if len(self.wrong) > wrong else "as it should be"
         at_s = time.monotonic() - self.began
         print(
-            f"{at_s:.0f} s: round {n}: {', '.join(names) or 'calm'}: {self.seconds[-1]:.1f} s, {marks} {self.world.notes}",
+            f"{at_s:.0f} s: round {n}: {', '.join(names) or 'calm'}: {self.seconds[-1]:.1f} s, "
+            f"{marks} {self.world.notes}",
             flush=True,
         )
         for each in self.wrong[wrong:]:
@@ -127,14 +128,14 @@ class Run:
         tenants = choose.sample(self.world.tenants, len(names))
         return list(zip(names, tenants, strict=True))
 
-    def _writes(self, choose: random.Random, n: int, injured: Sequence[Tenant] = ()) -> None:
+    def _writes(self, choose: random.Random, n: int, faulty: Sequence[Tenant] = ()) -> None:
         """Writes as tenants drawn anew each time.
 
         Two of three writes are of the tenants under fault.
         """
         for _ in range(n):
             tenant = choose.choice(
-                injured if injured and choose.random() < 0.67 else self.world.tenants
+                faulty if faulty and choose.random() < 0.67 else self.world.tenants
             )
             self._write(choose, tenant, choose.choice(tenant.collections))
 
@@ -198,7 +199,8 @@ class Run:
         for s in self.neighbor.samples:
             if s.kind != "shared" and s.lag_s > self.lag_max_s:
                 self.wrong.append(
-                    f"neighbor: at {s.began - self.began:.1f} s a write took {s.write_s:.1f} s, and until it was searchable"
+                    f"neighbor: at {s.began - self.began:.1f} s a write took {s.write_s:.1f} s, "
+                    "and until it was searchable"
                     f" {s.lag_s:.1f} s, while {s.kind}"
                 )
 
@@ -257,7 +259,7 @@ def prepared(folder: Path) -> Iterator[tuple[World, Tenant]]:
                 "dimension": DIMENSION,
                 "window_tokens": 256,
             }
-            assert world.ask("POST", "models", {"name": model.name, **facts}), world.notes
+            assert world.operate("POST", "models", {"name": model.name, **facts}), world.notes
         world.tenants = [_tenant(world, name, models[0].name) for name in ("red", "green", "blue")]
         beside = _tenant(world, "beside", models[2].name)
         for tenant in (*world.tenants, beside):
@@ -282,7 +284,7 @@ def _operator(platform: Platform) -> httpx.Client:
 
 
 def _tenant(world: World, name: str, model: str) -> Tenant:
-    made = world.ask("POST", "tenants", {"name": name})
+    made = world.operate("POST", "tenants", {"name": name})
     assert made, world.notes
     tenant = Tenant(name, made["key"], world.platform.url, world.brokers)
     for collection, body in (("vectors", {"dimension": DIMENSION}), ("texts", {"model": model})):
@@ -302,7 +304,10 @@ def main() -> None:
         "--lag-max-s",
         type=float,
         default=LAG_MAX_S,
-        help="a write of the neighbor that takes longer to be searchable was delayed by what is done to others",
+        help=(
+            "a write of the neighbor that takes longer to be searchable was delayed by what is "
+            "done to others"
+        ),
     )
     parser.add_argument(
         "--events", default="", help="words: only events with one of them in their names"
@@ -339,7 +344,8 @@ def main() -> None:
     args.json.write_text(json.dumps(report, indent=2))
     print(json.dumps({k: v for k, v in report.items() if k != "wrong"}, indent=2))
     print(
-        f"seed {args.seed}: {report['rounds']} rounds, {report['writes']} writes, {len(run.wrong)} wrong"
+        f"seed {args.seed}: {report['rounds']} rounds, {report['writes']} writes, "
+        f"{len(run.wrong)} wrong"
     )
     sys.exit(1 if run.wrong else 0)
 

@@ -81,7 +81,7 @@ class World:
                 raise TimeoutError(f"{what}: not within {wait_s:.0f} s")
             time.sleep(0.05)
 
-    def ask(self, method: str, path: str, body: Any = None) -> Any:
+    def operate(self, method: str, path: str, body: Any = None) -> Any:
         """Returns the answer to an operator; None unless it is a success."""
         answer = self.operator.request(method, f"/v1/admin/{path}", json=body)
         if answer.is_success:
@@ -139,7 +139,7 @@ def _resumed(world: World, tenant: Tenant) -> None:
     """Resumes the tenant's ingest repeatedly until there was a halt to end."""
 
     def resumed() -> Any:
-        plan = world.ask("POST", f"tenants/{tenant.name}/resume-ingest", {})
+        plan = world.operate("POST", f"tenants/{tenant.name}/resume-ingest", {})
         return plan is not None and plan["partitions"]
 
     plan = world.until(resumed, "a halt to resume")
@@ -170,7 +170,7 @@ def partitions_added(world: World, tenant: Tenant, choose: random.Random) -> Ite
 def _maps(world: World, tenant: Tenant) -> int:
     """Returns how many partition maps of the tenant's topic the audit has."""
     after = found = 0
-    while records := world.ask("GET", f"audit?after={after}&limit=1000"):
+    while records := world.operate("GET", f"audit?after={after}&limit=1000"):
         after = records[-1]["seq"]
         found += sum(
             r["subject"] == tenant.name and r["action"] == "tenant.partitions" for r in records
@@ -284,19 +284,21 @@ def reindexed(world: World, tenant: Tenant, choose: random.Random) -> Iterator[N
         body |= {"index": choose.choice(["flat", "hnsw", "auto"]), "shards": choose.randrange(1, 4)}
         if collection.model:
             body["model"] = choose.choice([world.model.name, world.spare.name])
-        if made := world.ask("POST", "reindex", body):
+        if made := world.operate("POST", "reindex", body):
             world.jobs[place] = made["id"]
     yield
     if (job := world.jobs.get(place)) is None or choose.random() < 0.3:
         return
     if choose.random() < 0.4:
-        world.ask("POST", f"reindex/{job}/cancel")
+        world.operate("POST", f"reindex/{job}/cancel")
     ended = ("done", "failed", "canceled")
     state = world.until(
-        lambda: (world.ask("GET", f"reindex/{job}") or {}).get("state") in ended, f"reindex {job}"
+        lambda: (world.operate("GET", f"reindex/{job}") or {}).get("state") in ended,
+        f"reindex {job}",
     )
     world.notes.append(
-        f"reindex of {place} ended: {(world.ask('GET', f'reindex/{job}') or {}).get('state')} {state}"
+        f"reindex of {place} ended: {(world.operate('GET', f'reindex/{job}') or {}).get('state')} "
+        f"{state}"
     )
     del world.jobs[place]
 

@@ -175,10 +175,15 @@ class Tenant:
 
         if self._producer is None:
             self._producer = KafkaProducer(
-                bootstrap_servers=self.brokers, acks="all", linger_ms=0, max_block_ms=3_000,
-                delivery_timeout_ms=int(SEND_S * 1_000), request_timeout_ms=5_000, max_request_size=16 << 20,
+                bootstrap_servers=self.brokers,
+                acks="all",
+                linger_ms=0,
+                max_block_ms=3_000,
+                delivery_timeout_ms=int(SEND_S * 1_000),
+                request_timeout_ms=5_000,
+                max_request_size=16 << 20,
                 bootstrap_timeout_ms=BOOTSTRAP_MS,
-            )  # fmt: skip
+            )
         return self._producer
 
     def reconnect(self) -> None:

@@ -37,7 +37,7 @@ WAIT_MS = 600_000
 """Longest wait of a search."""
 REINDEX_S = 300
 FRESH_ROUNDS = 60
-QUESTIONS = {
+SEARCHES = {
     "library": {
         "median of a list of numbers": "statistics.median",
         "insert an item in a sorted list and keep it sorted": "bisect.insort",
@@ -150,7 +150,8 @@ def run(words: list[str], timeout_s: float) -> str:
     )
     if done.returncode != 0:
         raise SystemExit(
-            f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            f"{' '.join(words)} ended with "
+            f"{done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         )
     return done.stdout
 
@@ -215,8 +216,9 @@ class Waiting(threading.Thread):
         n = len(self.tenant.documents)
         checks.that(
             self.before < n == self.found,
-            f"{self.tenant.name}: a search waited for the acknowledged position, and was answered when all was there",
-            f"{self.position}: asked at {self.before}, answered at {self.found} of {n}",
+            f"{self.tenant.name}: a search waited for the acknowledged position, and was answered "
+            "when all was there",
+            f"{self.position}: sent at {self.before}, answered at {self.found} of {n}",
         )
 
 
@@ -376,16 +378,16 @@ def operate(platform: Platform, *words: str) -> bool:
     return done.returncode == 0
 
 
-def ask(tenants: list[Tenant], checks: Checks) -> None:
+def known_answers(tenants: list[Tenant], checks: Checks) -> None:
     """Runs searches whose answers are known."""
-    step("Questions with known answers")
+    step("Searches with known answers")
     for t in tenants:
-        for question, begins in QUESTIONS[t.name].items():
-            hits = t.client.search(COLLECTION, question, k=5).hits
+        for text, begins in SEARCHES[t.name].items():
+            hits = t.client.search(COLLECTION, text, k=5).hits
             found = next((h.document_id for h in hits if h.document_id.startswith(begins)), None)
             checks.that(
                 found is not None,
-                f"{t.name}: {question!r}",
+                f"{t.name}: {text!r}",
                 f"→ {found or [h.document_id for h in hits]}",
             )
     filtered = tenants[1].client.search(COLLECTION, "a table", k=5, filter={"package": "rich"}).hits
@@ -445,7 +447,7 @@ def isolation(platform: Platform, tenants: list[Tenant], checks: Checks) -> None
             )
     hits = [
         h.document_id
-        for q in QUESTIONS["library"]
+        for q in SEARCHES["library"]
         for h in packages.client.search(COLLECTION, q, k=20).hits
     ]
     ours = {d["id"] for d in packages.documents}
@@ -479,7 +481,8 @@ def measured(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
         )
     for row in platform.cli("freshness"):
         console.print(
-            f"  freshness {row['tenant']}: lag {row['lag_ms']} ms, index lag p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms"
+            f"  freshness {row['tenant']}: lag {row['lag_ms']} ms, index lag p50 {row['p50_ms']} "
+            f"ms, p99 {row['p99_ms']} ms"
         )
     checks.that(operate(platform, "capacity"), "capacity is shown")
 
@@ -493,12 +496,12 @@ def recall_rows(
     """
     end = time.monotonic() + wait_s
     while True:
-        asked = [
+        reported = [
             row
             for row in platform.cli("recall")
             if row["collection"] == COLLECTION and row["k"] == 10
         ]
-        rows = [row for row in asked if row["generation"] == live.get(row["tenant"])]
+        rows = [row for row in reported if row["generation"] == live.get(row["tenant"])]
         if (
             len(rows) >= len(live) and all(row["samples"] >= 100 for row in rows)
         ) or time.monotonic() > end:
@@ -556,15 +559,15 @@ def main() -> None:
             stream_in(platform, tenants, brokers, folder, checks)
             nothing_lost_or_doubled(tenants, checks)
             reindex(platform, tenants[1], checks)
-            ask(tenants, checks)
+            known_answers(tenants, checks)
             freshness(tenants[0], checks)
             isolation(platform, tenants, checks)
             measured(platform, tenants, checks)
             if args.nodes > 1:
                 lose_a_node(platform, tenants[0], checks)
-    console.print(
-        f"\n[bold]{'All promises held' if not checks.failed else 'Broken promises: ' + '; '.join(checks.failed)}[/], in {time.monotonic() - start:.0f} s."
-    )
+    failed = "; ".join(checks.failed)
+    outcome = f"Failed checks: {failed}" if failed else "All checks passed"
+    console.print(f"\n[bold]{outcome}[/], in {time.monotonic() - start:.0f} s.")
     print(NEXT)  # not wrapped: a wrapped line cannot be copied
     sys.exit(1 if checks.failed else 0)
 
@@ -575,9 +578,10 @@ Keep a platform running, and try it by hand:
   .venv/bin/vicinage up --data data --detach
   .venv/bin/vicinage tenant create acme --data data        # prints the key, once: export KEY=vk_...
   .venv/bin/vicinage collection create acme docs --data data
-  curl -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' http://127.0.0.1:8080/v1/collections/docs/documents \\
-       -d '{"documents":[{"id":"hello","text":"Vicinage finds nearest neighbors for many tenants."}]}'
-  curl -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' http://127.0.0.1:8080/v1/collections/docs/search \\
+  export URL=http://127.0.0.1:8080/v1/collections/docs
+  curl -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' $URL/documents \\
+       -d '{"documents":[{"id":"hello","text":"Vicinage finds nearest neighbors for tenants."}]}'
+  curl -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' $URL/search \\
        -d '{"text":"what finds neighbors?","k":3}'
   .venv/bin/vicinage down --data data
 """

@@ -109,8 +109,10 @@ class Phases:
         self._seen.setdefault(phase, []).append((parts, living))
         memory = self._gateway.memory_info()
         print(
-            f"{phase:8} {time.monotonic() - self._began:5.0f} s  {parts.total() / living:5.1f} times  gateway "
-            f"{memory.rss / 1e6:.0f} MB ({memory.shared / 1e6:.0f} of files), {self._gateway.num_fds()} descriptors"
+            f"{phase:8} {time.monotonic() - self._began:5.0f} s  {parts.total() / living:5.1f} "
+            "times  gateway "
+            f"{memory.rss / 1e6:.0f} MB ({memory.shared / 1e6:.0f} of files), "
+            f"{self._gateway.num_fds()} descriptors"
             f"  MB: {described(parts)}",
             flush=True,
         )
@@ -121,7 +123,8 @@ class Phases:
             ratios = [parts.total() / living for parts, living in looks]
             parts, living = max(looks, key=lambda look: look[0].total() / look[1])
             print(
-                f"{phase}: times the living data: peak {max(ratios):.1f}, p50 {median(ratios):.1f}, last {ratios[-1]:.1f}"
+                f"{phase}: times the living data: peak {max(ratios):.1f}, p50 "
+                f"{median(ratios):.1f}, last {ratios[-1]:.1f}"
             )
             print(f"  at the peak, MB: living {living / 1e6:.1f}; {described(parts)}")
             print(f"  at the last, MB: living {looks[-1][1] / 1e6:.1f}; {described(looks[-1][0])}")
@@ -146,21 +149,23 @@ def write(client: httpx.Client, names: list[str], chance: np.random.Generator) -
     client.post(path, content=sink.getvalue().to_pybytes(), headers=headers).raise_for_status()
 
 
-def updates(asked: argparse.Namespace, client: httpx.Client, look: Callable[[], None]) -> None:
+def updates(options: argparse.Namespace, client: httpx.Client, look: Callable[[], None]) -> None:
     """Updates and deletes documents at the given rates, and searches up to ten times a second.
 
     Prints the reached rates: a busy machine may be slower.
     """
     chance, dice = np.random.default_rng(1), random.Random(0)
-    names = [f"d{i}" for i in range(asked.documents)]
+    names = [f"d{i}" for i in range(options.documents)]
     began = shown = time.monotonic()
     written = deleted = 0
-    while (seconds := (now := time.monotonic()) - began) < asked.seconds:
-        due = min(int(seconds * asked.updates) - written, BATCH_MAX)
+    while (seconds := (now := time.monotonic()) - began) < options.seconds:
+        due = min(int(seconds * options.updates) - written, BATCH_MAX)
         if due > 0:
             write(client, dice.sample(names, due), chance)
             written += due
-        gone = dice.sample(names, max(0, min(int(seconds * asked.deletions) - deleted, BATCH_MAX)))
+        gone = dice.sample(
+            names, max(0, min(int(seconds * options.deletions) - deleted, BATCH_MAX))
+        )
         if gone:
             client.post("/v1/collections/c/documents:delete", json={"ids": gone}).raise_for_status()
             deleted += len(gone)
@@ -172,20 +177,21 @@ def updates(asked: argparse.Namespace, client: httpx.Client, look: Callable[[], 
         time.sleep(max(0.0, 0.1 - (time.monotonic() - now)))
     took_s = time.monotonic() - began
     print(
-        f"{written / took_s:.0f} updates and {deleted / took_s:.0f} deletions a second were reached",
+        f"{written / took_s:.0f} updates and {deleted / took_s:.0f} deletions a second were "
+        "reached",
         flush=True,
     )
 
 
-def rest(asked: argparse.Namespace, look: Callable[[], None]) -> None:
+def rest(options: argparse.Namespace, look: Callable[[], None]) -> None:
     """Measures without writes."""
-    end = time.monotonic() + asked.rest
+    end = time.monotonic() + options.rest
     while time.monotonic() < end:
         time.sleep(min(EVERY_S, max(0.0, end - time.monotonic())))
         look()
 
 
-def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
+def measure(options: argparse.Namespace, platform: running.Platform) -> None:
     """Fills a collection, updates it, and reports the disk use meanwhile and at rest."""
     made: dict[str, Any] = platform.cli("tenant", "create", "disk")
     headers = {"authorization": f"Bearer {made['key']}"}
@@ -198,15 +204,15 @@ def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
             return 4 * D * int(client.get("/v1/collections/c").json()["counts"]["documents"])
 
         client.post("/v1/collections", json={"name": "c", "dimension": D}).raise_for_status()
-        for at in range(0, asked.documents, 500):
+        for at in range(0, options.documents, 500):
             write(
                 client,
-                [f"d{i}" for i in range(at, min(at + 500, asked.documents))],
+                [f"d{i}" for i in range(at, min(at + 500, options.documents))],
                 np.random.default_rng(at),
             )
         phases = Phases(platform.data, gateway, living)
-        updates(asked, client, lambda: phases.look("updates"))
-        rest(asked, lambda: phases.look("rest"))
+        updates(options, client, lambda: phases.look("updates"))
+        rest(options, lambda: phases.look("rest"))
     phases.summary()
 
 

@@ -104,9 +104,14 @@ def measure(
         some = np.flatnonzero(queries @ (vectors[0] - vectors[1]) > 0)[:500]
         for name, wanted in (("runs with", True), ("runs against", False)):
             engine.filtered(
-                report, f"engine: filter of half that {name} the question", queries[some], scores[some], side == wanted,
-                {"side": wanted}, raw_ms,
-            )  # fmt: skip
+                report,
+                f"engine: filter of half that {name} the query",
+                queries[some],
+                scores[some],
+                side == wanted,
+                {"side": wanted},
+                raw_ms,
+            )
     with tempfile.TemporaryDirectory(prefix="vicinage-engine-") as folder:
         some = slice(0, CHURNED)
         churn(report, Path(folder), known, vectors[some], queries, groups[some], side[some])
@@ -115,8 +120,8 @@ def measure(
 class Engine:
     """A shard whose segments are in a folder."""
 
-    def __init__(self, folder: Path, dimension: int, questions: Floats) -> None:
-        self._questions = questions
+    def __init__(self, folder: Path, dimension: int, queries: Floats) -> None:
+        self._queries = queries
         self._store = LocalStore(folder)
         self._backend = open_backend()
         self._d = dimension
@@ -145,9 +150,18 @@ class Engine:
 
     def _written(self, live: pa.RecordBatch, deletes: pa.RecordBatch) -> Segment:
         ref = write(
-            live, deletes, shard=SHARD, spec="auto", metric="cosine", dimension=self._d, backend=self._backend,
-            store=self._store, flat_max=2_000, threads=1, recent_queries=self._questions,
-        )  # fmt: skip
+            live,
+            deletes,
+            shard=SHARD,
+            spec="auto",
+            metric="cosine",
+            dimension=self._d,
+            backend=self._backend,
+            store=self._store,
+            flat_max=2_000,
+            threads=1,
+            recent_queries=self._queries,
+        )
         self.rows_written += ref.n_passages
         return load(ref, self._store, self._backend, "cosine")
 
@@ -176,7 +190,7 @@ class Engine:
             kept = [s for s in segments if s.ref.id not in chosen]
             self._publish([self._written(*living(parts, lambda _version: False)), *kept])
 
-    def ask(
+    def search(
         self, queries: Floats, condition: Mapping[str, Any] | None = None
     ) -> tuple[float, list[list[int]]]:
         """Returns the least CPU milliseconds a query of several runs, and the documents found.
@@ -195,7 +209,7 @@ class Engine:
         self, report: Any, case: str, queries: Floats, truth: NDArray[np.int64], raw_ms: float
     ) -> None:
         """Measures searches without a filter."""
-        ms, found = self.ask(queries)
+        ms, found = self.search(queries)
         effort = self.shard.search(ShardQuery(SHARD, queries[:1], K)).effort
         report.add(
             case,
@@ -223,7 +237,7 @@ class Engine:
             [[int(h.document_id) for h in hits] for hits in answers],
         )
         report.add(
-            f"engine: Shard.search, {size} questions a call",
+            f"engine: Shard.search, {size} queries a call",
             ms,
             "CPU ms",
             bound=raw_ms,
@@ -231,12 +245,18 @@ class Engine:
         )
 
     def filtered(
-        self, report: Any, case: str, queries: Floats, scores: Floats, allowed: NDArray[np.bool_], condition: Mapping[str, Any],
+        self,
+        report: Any,
+        case: str,
+        queries: Floats,
+        scores: Floats,
+        allowed: NDArray[np.bool_],
+        condition: Mapping[str, Any],
         raw_ms: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Measures searches under a filter that leaves `allowed`."""
         truth = np.argsort(-np.where(allowed, scores, -9), axis=1, kind="stable")[:, :K]
-        ms, found = self.ask(queries, condition)
+        ms, found = self.search(queries, condition)
         share = round(float(allowed.mean()), 4)
         report.add(
             case,
@@ -275,18 +295,27 @@ def churn(
         churned.seal(chosen, now[chosen], round_ + 2, groups[chosen], side[chosen])
         churned.compact()
         sizes.append(churned.bytes())
-        times.append(churned.ask(queries[:500])[0])
+        times.append(churned.search(queries[:500])[0])
     fresh.seal(everyone, now, 1, groups, side)
     truth = bench.exact(now, queries)
-    (fresh_ms, fresh_found), (ms, found) = fresh.ask(queries), churned.ask(queries)
+    (fresh_ms, fresh_found), (ms, found) = fresh.search(queries), churned.search(queries)
     efforts = [e.shard.search(ShardQuery(SHARD, queries[:1], K)).effort for e in (churned, fresh)]
     report.add(
-        f"engine: Shard.search after {ROUNDS} rounds of replacing {REPLACED:.0%}", ms, "CPU ms", bound=fresh_ms,
-        recall=round(bench.recall(found, truth), 4), fresh_recall=round(bench.recall(fresh_found, truth), 4), n=len(now),
-        efforts=efforts, worst_round=round(max(times) / fresh_ms, 2), bytes_to_fresh=round(churned.bytes() / fresh.bytes(), 3),
+        f"engine: Shard.search after {ROUNDS} rounds of replacing {REPLACED:.0%}",
+        ms,
+        "CPU ms",
+        bound=fresh_ms,
+        recall=round(bench.recall(found, truth), 4),
+        fresh_recall=round(bench.recall(fresh_found, truth), 4),
+        n=len(now),
+        efforts=efforts,
+        worst_round=round(max(times) / fresh_ms, 2),
+        bytes_to_fresh=round(churned.bytes() / fresh.bytes(), 3),
         bytes_worst=round(max(sizes) / fresh.bytes(), 3),
-        rows_written_to_replaced=round((churned.rows_written - at_first) / (ROUNDS * REPLACED * len(now)), 2),
-    )  # fmt: skip
+        rows_written_to_replaced=round(
+            (churned.rows_written - at_first) / (ROUNDS * REPLACED * len(now)), 2
+        ),
+    )
 
 
 def batch_of(
@@ -320,6 +349,6 @@ if __name__ == "__main__":
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
     kept = max(bench.KEPT, n + 2_000)
     every = bench.vectors_of(bench.passages(kept), kept)
-    base, asked, made = np.ascontiguousarray(every[:n]), every[-2_000:], bench.Report()
-    truth_ = bench.exact(base, asked)
-    measure(made, base, asked, truth_, bench.raw_faiss(made, base, asked, truth_))
+    base, queries, made = np.ascontiguousarray(every[:n]), every[-2_000:], bench.Report()
+    truth_ = bench.exact(base, queries)
+    measure(made, base, queries, truth_, bench.raw_faiss(made, base, queries, truth_))

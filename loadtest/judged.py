@@ -86,10 +86,10 @@ def reference_rankings(judged: JudgedSet, pieces: list[Piece]) -> Ranking:
     return found
 
 
-def served_rankings(client: Client, judged: JudgedSet, **asked: Any) -> Ranking:
-    """Returns the platform's own answers; `asked` is sent with each query."""
+def served_rankings(client: Client, judged: JudgedSet, **fields: Any) -> Ranking:
+    """Returns the platform's own answers; `fields` are sent with each query."""
     found = {
-        q: client.search("judged", text, k=PASSAGES, **asked).hits
+        q: client.search("judged", text, k=PASSAGES, **fields).hits
         for q, text in judged.queries.items()
     }
     return {q: list(dict.fromkeys(hit.document_id for hit in hits)) for q, hits in found.items()}
@@ -183,8 +183,8 @@ def table(results: Results) -> str:
         f"| {name} | {r['ndcg@10']:.4f} | {r[f'recall@{DEPTH}']:.4f} |"
         for name, r in results.items()
     ]
-    n = next(iter(results.values()))["questions"]
-    return "\n".join([f"| {n} questions | nDCG@10 | recall@{DEPTH} |", "|---|---|---|", *lines])
+    n = next(iter(results.values()))["queries"]
+    return "\n".join([f"| {n} queries | nDCG@10 | recall@{DEPTH} |", "|---|---|---|", *lines])
 
 
 def apart(results: Results) -> float:

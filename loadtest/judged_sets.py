@@ -95,5 +95,5 @@ def measure(rankings: Ranking, judged: JudgedSet) -> dict[str, float]:
         f"recall@{DEPTH}": float(
             np.mean([recall_at(found, judged.grades[q]) for q, found in counted.items()])
         ),
-        "questions": len(counted),
+        "queries": len(counted),
     }

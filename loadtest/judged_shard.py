@@ -113,26 +113,38 @@ class JudgedShard:
         segments = []
         for part in parts[:-1]:
             ref = write(
-                newest([part])[0], no_deletes(), shard=SHARD, spec="flat", metric="cosine", dimension=dimension,
-                backend=backend, store=store, flat_max=1_000, threads=1,
-            )  # fmt: skip
+                newest([part])[0],
+                no_deletes(),
+                shard=SHARD,
+                spec="flat",
+                metric="cosine",
+                dimension=dimension,
+                backend=backend,
+                store=store,
+                flat_max=1_000,
+                threads=1,
+            )
             segments.append(load(ref, store, backend, "cosine"))
         self._shard.adopt(Manifest(SHARD, 1, 0, 1, tuple(s.ref for s in segments)), segments)
         self._shard.apply(parts[-1], 1)
 
     def rankings(
-        self, queries: Mapping[str, str], vectors: Floats | None, mode: Mode, fusion: Fusion | None = None,
+        self,
+        queries: Mapping[str, str],
+        vectors: Floats | None,
+        mode: Mode,
+        fusion: Fusion | None = None,
         k: int = PASSAGES,
-    ) -> Ranking:  # fmt: skip
+    ) -> Ranking:
         """Returns the documents of each query, by their best passage."""
         found: Ranking = {}
         for i, (name, text) in enumerate(queries.items()):
-            question = SearchRequest(
+            request = SearchRequest(
                 "judged", k, text=text, mode=mode, include=frozenset(), fusion=fusion or Fusion()
             )
             vector = vectors[i] if vectors is not None and mode != "lexical" else None
-            [query] = make_plan(question, self._collection, vector, 1).queries
-            hits = answered([self._shard.search(query)], question)
+            [query] = make_plan(request, self._collection, vector, 1).queries
+            hits = answered([self._shard.search(query)], request)
             found[name] = list(dict.fromkeys(hit.document_id for hit in hits))
         return found
 

@@ -114,7 +114,8 @@ def main() -> None:
     print(json.dumps(report, indent=2))
     acknowledged, found = (sum(r[count] for r in results) for count in ("acknowledged", "found"))
     print(
-        f"acknowledged writes: {acknowledged}; found: {found}; wrong: {sum(len(r['wrong']) for r in results)}"
+        f"acknowledged writes: {acknowledged}; found: {found}; wrong: "
+        f"{sum(len(r['wrong']) for r in results)}"
     )
     sys.exit(1 if any(r["wrong"] or r["acknowledged"] != r["found"] for r in results) else 0)
 
@@ -158,7 +159,8 @@ def run_rounds(
                     written = sum(w.acknowledged.total() for w in witnesses)
                     wrong = sum(len(w.wrong) for w in witnesses)
                     print(
-                        f"round {number + 1}: {name} killed; written and found again after {again_s[-1]:.1f} s"
+                        f"round {number + 1}: {name} killed; written and found again after "
+                        f"{again_s[-1]:.1f} s"
                         f" ({written} writes acknowledged, {wrong} wrong)",
                         flush=True,
                     )

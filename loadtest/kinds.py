@@ -114,8 +114,8 @@ def main() -> None:
     parser.add_argument("--objective", type=float, default=0.95)
     parser.add_argument("--specs", nargs="+", default=list(SPECS))
     args = parser.parse_args()
-    every, asked = _data(max(args.sizes), of_windows=args.windows)
-    queries, rows = asked[:: max(1, len(asked) // args.queries)][: args.queries], []
+    every, held_out = _data(max(args.sizes), of_windows=args.windows)
+    queries, rows = held_out[:: max(1, len(held_out) // args.queries)][: args.queries], []
     for n in args.sizes:
         for text in args.specs:
             row = measure(
@@ -129,7 +129,8 @@ def main() -> None:
                 f"{f['share']:g}: {f['ms']:.3f} ms @{f['recall']:.3f}" for f in row["filtered"]
             )
             print(
-                f"{n:>8} {row['spec']:<32} build {row['build_s']:>6.2f} s  {row['bytes']:>5} B  effort {row['effort']:>4}"
+                f"{n:>8} {row['spec']:<32} build {row['build_s']:>6.2f} s  {row['bytes']:>5} B  "
+                f"effort {row['effort']:>4}"
                 f"  {row['ms']:.3f} ms @{row['recall']:.3f}  {filtered}",
                 flush=True,
             )

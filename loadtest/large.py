@@ -137,28 +137,30 @@ def look(
         efforts = Counter(a["effort"] for a in answers)
         degraded = Counter((a["degraded"] or {}).get("reason") for a in answers)
         print(
-            f"{name}, {clients} client(s): p50 {done.p50_ms:.2f} ms, p99 {done.p99_ms:.2f}, {done.per_s:.0f}/s, "
-            f"{done.server_cpu_ms:.2f} CPU ms, recall {recall(found, truth):.4f}, efforts {dict(efforts)}, "
+            f"{name}, {clients} client(s): p50 {done.p50_ms:.2f} ms, p99 {done.p99_ms:.2f}, "
+            f"{done.per_s:.0f}/s, "
+            f"{done.server_cpu_ms:.2f} CPU ms, recall {recall(found, truth):.4f}, efforts "
+            f"{dict(efforts)}, "
             f"degraded {dict(degraded)}, errors {done.errors}",
             flush=True,
         )
 
 
-def measure(asked: argparse.Namespace, platform: running.Platform) -> None:
+def measure(options: argparse.Namespace, platform: running.Platform) -> None:
     """Fills the collection, waits, and measures."""
     key = platform.cli("tenant", "create", "bench")["key"]
     platform.cli("collection", "create", "bench/bench", "--dimension", str(D), "--metric", "cosine")
-    vectors, queries, others = made(asked.passages, 1), made(asked.searches, 2), made(1_000, 3)
+    vectors, queries, others = made(options.passages, 1), made(options.searches, 2), made(1_000, 3)
     truth = nearest(vectors, queries)
     client = httpx.Client(
         base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=660
     )
     stop = threading.Event()
     thread = threading.Thread(target=searching, args=(client, others, stop), daemon=True)
-    if not asked.quiet:
+    if not options.quiet:
         thread.start()
     seconds = fill(client, vectors)
-    print(f"{asked.passages} passages searchable in {seconds:.0f} s", flush=True)
+    print(f"{options.passages} passages searchable in {seconds:.0f} s", flush=True)
     look("at once", platform, key, queries[:500], truth[:500])
     began = time.perf_counter()
     operator_key = (platform.data / "run" / "operator.key").read_text().strip()

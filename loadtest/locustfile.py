@@ -12,7 +12,7 @@ from locust import HttpUser, between, task
 
 COLLECTION = os.environ.get("VICINAGE_COLLECTION", "docs")
 DIMENSION = int(os.environ.get("VICINAGE_DIMENSION", "384"))
-QUESTIONS = (
+TEXTS = (
     "how do I compute a median",
     "write a table to a file",
     "parse command line arguments",
@@ -34,7 +34,7 @@ class AppTeam(HttpUser):
     @task(8)
     def search_text(self) -> None:
         """Searches by text."""
-        body = {"text": random.choice(QUESTIONS), "k": 10}
+        body = {"text": random.choice(TEXTS), "k": 10}
         self.client.post(f"/v1/collections/{COLLECTION}/search", json=body, name="search text")
 
     @task(2)
@@ -52,7 +52,7 @@ class AppTeam(HttpUser):
     @task(1)
     def write(self) -> None:
         """Writes one document, replaced repeatedly."""
-        document = {"id": f"locust-{random.randrange(1_000)}", "text": random.choice(QUESTIONS) * 3}
+        document = {"id": f"locust-{random.randrange(1_000)}", "text": random.choice(TEXTS) * 3}
         self.client.post(
             f"/v1/collections/{COLLECTION}/documents", json={"documents": [document]}, name="write"
         )

@@ -147,10 +147,10 @@ def shards(base: Resources, prefix: str) -> list[ShardId]:
     ]
 
 
-def ask(searcher: Searcher, asked: list[ShardId], queries: Floats) -> NDArray[np.float64]:
+def search_times(searcher: Searcher, chosen: list[ShardId], queries: Floats) -> NDArray[np.float64]:
     """Returns the milliseconds of one search to each in turn."""
     taken = []
-    for i, shard in enumerate(asked):
+    for i, shard in enumerate(chosen):
         started = time.perf_counter()
         query = ShardQuery(shard, queries[i % len(queries)][None], 10, include=frozenset({"text"}))
         searcher.submit(query, Deadline.after(30)).result(30)
@@ -200,7 +200,7 @@ def measure(
     rng = np.random.default_rng(0)
     small = shards(base, "small-")
     chosen = [small[i] for i in rng.choice(len(small), min(ASKED, len(small)), replace=False)]
-    cold = ask(searcher, chosen, queries)
+    cold = search_times(searcher, chosen, queries)
     report.add(
         "tenants: first answer of a small one, cold, p99",
         float(np.percentile(cold, 99)),
@@ -209,7 +209,7 @@ def measure(
         **facts,
     )
     many = [chosen[i] for i in rng.integers(0, len(chosen), ASKED)]
-    warm = ask(searcher, many, queries)
+    warm = search_times(searcher, many, queries)
     report.add(
         "tenants: search on random ones, warm, p99",
         float(np.percentile(warm, 99)),
@@ -217,7 +217,7 @@ def measure(
         p50=round(float(np.median(warm)), 2),
         **facts,
     )
-    big = ask(searcher, shards(base, "big-"), queries)
+    big = search_times(searcher, shards(base, "big-"), queries)
     report.add(
         f"tenants: first answer of {BIG} passages, cold, p99",
         float(np.percentile(big, 99)),
@@ -242,7 +242,9 @@ def crowd(report: Any, searcher: Searcher, small: list[ShardId], queries: Floats
     lines = [[small[i] for i in rng.integers(0, len(small), 500)] for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
         at = time.perf_counter()
-        taken = np.concatenate(list(pool.map(lambda line: ask(searcher, line, queries), lines)))
+        taken = np.concatenate(
+            list(pool.map(lambda line: search_times(searcher, line, queries), lines))
+        )
         seconds = time.perf_counter() - at
     report.add(
         "tenants: 8 clients on random ones, p99",

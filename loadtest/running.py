@@ -55,7 +55,8 @@ class Platform:
         )
         if done.returncode != 0:
             raise SystemExit(
-                f"vicinage {' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+                f"vicinage {' '.join(words)} ended with "
+                f"{done.returncode}:\n{done.stdout}{done.stderr}"
             )
         return json.loads(done.stdout) if done.stdout.strip() else None
 

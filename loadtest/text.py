@@ -41,7 +41,7 @@ from ingest.embedding.batcher import Item
 PATH = "/v1/collections/bench/search"
 
 
-def ask(
+def search(
     report: Report, case: str, platform: Platform, key: str, texts: list[str], clients: int
 ) -> None:
     """Searches each of `texts` once. Returns rate, latency, and CPU time a search by process."""
@@ -98,14 +98,14 @@ def main() -> None:
     """Measures, prints each figure, and writes build/text.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passages", type=int, default=20_000)
-    parser.add_argument("--questions", type=int, default=1_600)
+    parser.add_argument("--searches", type=int, default=1_600)
     parser.add_argument("--forms", action="store_true")
     args = parser.parse_args()
     end_when_told()
     report, n = Report(), args.passages
     everything = passages(KEPT)
     vectors = vectors_of(everything, KEPT)
-    short = [" ".join(t.split()[:WORDS]) for t in everything[n : n + args.questions]]
+    short = [" ".join(t.split()[:WORDS]) for t in everything[n : n + args.searches]]
     if args.forms:
         forms(report, short[:48])
         return
@@ -135,10 +135,10 @@ def main() -> None:
             ),
             "bench/bench",
         )
-        ask(report, "warm", platform, key, short[:100], 8)
-        ask(report, f"{WORDS} words, 1 client", platform, key, short[100:300], 1)
-        ask(report, f"{WORDS} words, 8 clients", platform, key, short[300:], 8)
-        ask(report, "the same again, 8 clients", platform, key, short[300:], 8)
+        search(report, "warm", platform, key, short[:100], 8)
+        search(report, f"{WORDS} words, 1 client", platform, key, short[100:300], 1)
+        search(report, f"{WORDS} words, 8 clients", platform, key, short[300:], 8)
+        search(report, "the same again, 8 clients", platform, key, short[300:], 8)
     bounds()
     (BUILD / "text.json").write_text(json.dumps(report.rows, indent=2))
 

