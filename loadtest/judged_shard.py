@@ -29,6 +29,7 @@ from tenants.entities import DEFAULT_MODEL, Collection, Generation, Manifest, Ob
 from vicinage.records import Floats, Mode, Passage, ShardId
 from vicinage.settings import EmbedderSettings, Settings
 from vicinage.store import LocalStore
+from vicinage.tenant_context import TenantContext
 from vicinage.wire import vector_column, vectors_schema
 
 SHARD = ShardId("judged", "judged", 1, 0)
@@ -79,7 +80,7 @@ def embedded_queries(texts: Sequence[str], kept: Path) -> Floats:
         for at in range(0, len(long), BATCH):
             some = long[at : at + BATCH]
             vectors[some] = embedder.embed(
-                [texts[i] for i in some], tenant="judged", lane=Lane.QUERY
+                [texts[i] for i in some], tenant=TenantContext("judged"), lane=Lane.QUERY
             )
         embedder.close()
     np.save(file, vectors)
