@@ -1,4 +1,4 @@
-"""A catalog of each kind, with everything that reads and writes it, for the contract suites."""
+"""A catalog of each kind, with its readers and writers, for the contract suites."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def fresh_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A catalog that nobody has migrated yet."""
+    """Yields a catalog that is not migrated yet."""
     return (
         f"sqlite:///{tmp_path}/new/catalog.db"
         if request.param == "sqlite"
@@ -80,14 +80,17 @@ def url_of(engine: Engine) -> str:
 
 @contextmanager
 def another(catalog: Catalog) -> Iterator[Engine]:
-    """The same catalog, as another process has it open."""
+    """Opens the same catalog as another process does."""
     engine = open_catalog(url_of(catalog.engine))
     yield engine
     engine.dispose()
 
 
 def once_after(engine: Engine, fragment: str, act: Callable[[], object]) -> list[str]:
-    """Do something right after the first statement on `engine` that holds `fragment`; the statement, once it came."""
+    """Runs an action once, right after the first statement on `engine` that contains `fragment`.
+
+    Yields a list that gets that statement.
+    """
     came: list[str] = []
 
     @event.listens_for(engine, "after_cursor_execute")
@@ -100,7 +103,7 @@ def once_after(engine: Engine, fragment: str, act: Callable[[], object]) -> list
 
 
 def questions_to(engine: Engine) -> list[str]:
-    """Every SELECT from here on."""
+    """Yields a list that gets every SELECT from here on."""
     asked: list[str] = []
 
     @event.listens_for(engine, "after_cursor_execute")
@@ -112,7 +115,7 @@ def questions_to(engine: Engine) -> list[str]:
 
 
 def at_once(n: int, act: Callable[[int], object]) -> list[object]:
-    """What `act(i)` gave in each of n threads, or the error it raised."""
+    """Returns the result of `act(i)` in each of n threads, or the error that it raised."""
     outcomes: list[object] = [None] * n
     start = threading.Barrier(n)
 

@@ -1,4 +1,4 @@
-"""What every test may rely on: real servers, a platform of real parts, and that a skip is a failure where CI says so."""
+"""Fixtures for all tests: real servers, a platform of real parts, and skips that fail in CI."""
 
 import os
 import sys
@@ -32,7 +32,7 @@ def base(tmp_path: Path) -> Iterator[Resources]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
-    """Turn a skip into a failure when CI requires every component."""
+    """Turns a skip into a failure when CI requires every component."""
     report = yield
     if (
         report.skipped
@@ -46,6 +46,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 @pytest.fixture(autouse=True)
 def no_settings_file_is_left() -> Iterator[None]:
-    """`--config` sets a variable of its process, for the roles that it starts: the next test must not see it."""
+    """Restores the environment: `--config` sets a variable of its process."""
     yield
     os.environ.pop("VICINAGE_CONFIG", None)

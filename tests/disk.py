@@ -1,4 +1,4 @@
-"""A small disk of one's own, for tests that fill it."""
+"""A small disk of the test's own, for tests that fill it."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A file system of that size at `folder`. Skips where none can be mounted."""
+    """Mounts a file system of that size at `folder`. Skips if none can be mounted."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount a small file system")
     folder.mkdir()
@@ -27,7 +27,7 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
 
 @contextmanager
 def full(folder: Path) -> Iterator[None]:
-    """The disk of `folder` has no byte left, until the block ends."""
+    """Fills the disk of `folder` until the block ends."""
     ballast = folder / "ballast"
     try:
         with ballast.open("wb", buffering=0) as out:

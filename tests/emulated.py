@@ -1,4 +1,7 @@
-"""A device without a GPU: real FAISS indexes of the CPU, of the classes that FAISS makes of a GPU's, and memory that runs out."""
+"""A device without a GPU, whose memory can run out.
+
+It has real FAISS indexes of the CPU, of the classes that FAISS makes of a GPU's.
+"""
 
 import threading
 from typing import Any
@@ -20,7 +23,7 @@ from vicinage.records import Floats
 class EmulatedDevice:
     """See gpu_worker.Device.
 
-    `full` and `broken` say what the next searches meet; `asked` what it was asked.
+    `full` and `broken` state what the next searches meet; `asked` records the calls.
     """
 
     def __init__(
@@ -86,12 +89,15 @@ class EmulatedDevice:
 
 
 def emulated_backend() -> GpuBackend:
-    """A backend of one such device."""
+    """Returns a backend of one such device."""
     return GpuBackend([Card(EmulatedDevice())])
 
 
 def cagra_of(vectors: Floats, m: int, metric: Metric) -> Any:
-    """A graph as CAGRA's comes to the CPU: every node of the lowest level has 2·m links (here to its nearest), upper levels over it."""
+    """Returns a graph as CAGRA's is copied to the CPU, with upper levels over it.
+
+    Every node of the lowest level has 2·m links, here to its nearest nodes.
+    """
     _, nearest = faiss.knn(vectors, vectors, 2 * m + 1, metric=faiss_metric(metric))
     graph = faiss.IndexHNSWCagra(vectors.shape[1], m, faiss_metric(metric))
     graph.init_level0 = False

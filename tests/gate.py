@@ -1,4 +1,4 @@
-"""A gateway over a whole platform in this process, and a caller that speaks ASGI to it, or HTTP over loopback."""
+"""A gateway over a whole platform in this process, and a client of it by ASGI or over loopback."""
 
 import asyncio
 import threading
@@ -32,7 +32,7 @@ PROBLEM = "application/problem+json"
 
 @dataclass
 class Caller:
-    """Sends requests to the app within this process; sync outside, one event loop inside."""
+    """Sends requests to the app in this process: synchronous calls over one event loop."""
 
     app: FastAPI
     portal: Any
@@ -52,17 +52,17 @@ class Caller:
         return self.portal.call(partial(self.http.request, method, path, headers=headers, **given))
 
     def another(self) -> FastAPI:
-        """Another gateway over the same platform."""
+        """Returns another gateway over the same platform."""
         return build(self.base, [self.searcher], self.state.settings)
 
     def admin(self, method: str, path: str, body: Any = None, *, status: int = 200) -> Any:
-        """An operator's request that must be answered with `status`."""
+        """Sends an operator's request that must be answered with `status`."""
         found = self(method, f"/v1/admin{path}", self.operator, json=body)
         assert found.status_code == status, found.text
         return found.json()
 
     def tenant(self, priority: str = "silver") -> tuple[str, str]:
-        """A new tenant's name and key."""
+        """Returns a new tenant's name and key."""
         self.made += 1
         name = f"t{self.made}"
         return name, self.admin("POST", "/tenants", {"name": name, "class": priority}, status=201)[
@@ -70,7 +70,7 @@ class Caller:
         ]
 
     def collection(self, key: str, name: str = "c", **given: Any) -> dict[str, Any]:
-        """A new collection of `key`'s tenant; of 4 dimensions unless said otherwise."""
+        """Creates a collection of `key`'s tenant, with 4 dimensions by default."""
         body = {
             "name": name,
             **({"dimension": 4} if not given.keys() & {"dimension", "model"} else {}),
@@ -81,7 +81,7 @@ class Caller:
         return found.json()
 
     def write(self, key: str, documents: list[dict[str, Any]], name: str = "c") -> str:
-        """Write the documents, all of them good; the token."""
+        """Writes documents that must all be accepted; returns the token."""
         found = self(
             "POST", f"/v1/collections/{name}/documents", key, json={"documents": documents}
         )
@@ -92,7 +92,7 @@ class Caller:
     def search(
         self, key: str, name: str = "c", *, status: int = 200, **question: Any
     ) -> dict[str, Any]:
-        """A search that must be answered with `status`."""
+        """Runs a search that must be answered with `status`."""
         found = self("POST", f"/v1/collections/{name}/search", key, json=question)
         assert found.status_code == status, found.text
         return found.json()
@@ -101,7 +101,7 @@ class Caller:
 def build(
     base: Resources, searchers: list[Any], settings: GatewaySettings | None = None, **given: Any
 ) -> FastAPI:
-    """The app over these searchers, with an embedder that needs no model."""
+    """Returns the app over these searchers, with an embedder that needs no model."""
 
     async def ready() -> bool:
         return True
@@ -141,7 +141,7 @@ def build(
 
 @contextmanager
 def calling(base: Resources, searcher: Any, app: FastAPI) -> Iterator[Caller]:
-    """A caller of `app`, whose lifespan runs meanwhile."""
+    """Yields a caller of `app` during its lifespan."""
     operator = Keys(base.engine, base.clock).create(None, ["operate"], actor="test")[1]
     with (
         anyio.from_thread.start_blocking_portal() as portal,
@@ -161,7 +161,7 @@ def calling(base: Resources, searcher: Any, app: FastAPI) -> Iterator[Caller]:
 def platform(
     folder: Path, settings: GatewaySettings | None = None, *, indexing: bool = False, **given: Any
 ) -> Iterator[Caller]:
-    """Everything: ingest, searcher, gateway, and a caller."""
+    """Yields ingest, searcher, gateway and a caller."""
     base = resources_in(folder)
     try:
         with (
@@ -177,7 +177,7 @@ def platform(
 def serving(
     app: Any, *, http: Any = BoundedHeads, on_stop: Callable[[], None] = lambda: None
 ) -> Iterator[str]:
-    """The app on a real server on loopback; its URL."""
+    """Serves the app on loopback; yields its URL."""
     config = uvicorn.Config(
         app, http=http, host="127.0.0.1", port=0, log_level="warning", access_log=False, ws="none"
     )
@@ -195,7 +195,7 @@ def serving(
 def problem(
     found: httpx.Response, status: int, kind: str | None = None, field: str | None = None
 ) -> dict[str, Any]:
-    """The problem document of a refusal, which must be of this status, kind and field."""
+    """Returns the problem document of a refusal with this status, kind and field."""
     assert found.status_code == status, found.text
     assert found.headers["content-type"] == PROBLEM
     body = orjson.loads(found.content)

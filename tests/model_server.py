@@ -1,4 +1,4 @@
-"""A model's own server on loopback, which can be stopped, hang, or answer with errors."""
+"""A model server on loopback that can be stopped, hang, or answer with errors."""
 
 import json
 import threading
@@ -16,7 +16,7 @@ Mode = Literal["well", "hangs", "fails"]
 class ModelServer:
     """An OpenAI-compatible embeddings server.
 
-    `poison`: it answers 500 to a call with a text that holds this word.
+    `poison`: a call with a text that contains this word gets 500.
     """
 
     def __init__(self, name: str, dimension: int = 8) -> None:
@@ -61,7 +61,7 @@ class ModelServer:
         return 200, {"data": [{"index": i, "embedding": v} for i, v in enumerate(vectors)]}
 
     def stop(self) -> None:
-        """Close its port: calls are refused from now on. `start` opens the same port again."""
+        """Closes its port: later calls are refused. `start` opens the same port again."""
         self._let_go.set()
         self._let_go = threading.Event()
         if self._server is not None:

@@ -1,9 +1,10 @@
-"""The code blocks of documentation pages, and one shell and one Python session that run them in order.
+"""The code blocks of documentation pages, and sessions that run them in order.
 
-A comment on the line before a block says what differs from running it:
+A comment on the line before a block changes how it is run. The first checks only its syntax. The
+second sends a JSON block as the body of that request, which must succeed.
 
-    <!-- run: no, REASON -->                           only its syntax is checked
-    <!-- run: POST /v1/collections/docs/documents -->  a JSON block is the body of that request, which must succeed
+    <!-- run: no, REASON -->
+    <!-- run: POST /v1/collections/docs/documents -->
 """
 
 import ast
@@ -27,7 +28,7 @@ BLOCK = re.compile(
 )
 RUN_KINDS = ("sh", "python")
 SHOWN_KINDS = ("text",)
-"""What a command prints, and pictures of text: nothing runs them."""
+"""Output of commands, and diagrams as text: these are not run."""
 PYTHON_SESSION = """
 import json, os, sys, traceback
 names = {"__name__": "__main__"}
@@ -53,12 +54,12 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        """Whether it is run as it is, in the page's session."""
+        """Whether it runs as it is, in the page's session."""
         return self.kind in RUN_KINDS and not self.note
 
 
 def blocks(page: Path, root: Path) -> list[Block]:
-    """The page's blocks, in order."""
+    """Returns the page's blocks, in order."""
     text = page.read_text()
     return [
         Block(
@@ -70,7 +71,7 @@ def blocks(page: Path, root: Path) -> list[Block]:
 
 
 def check_syntax(block: Block) -> None:
-    """Raises where the block is not what its fence says."""
+    """Raises if the block is not what its fence says."""
     match block.kind:
         case "sh":
             subprocess.run(["bash", "-n"], input=block.code, text=True, check=True, timeout=60)
@@ -87,7 +88,10 @@ def check_syntax(block: Block) -> None:
 
 
 class Session:
-    """A shell in a folder, whose variables and directory last from block to block, and a Python beside it."""
+    """A shell in a folder, with a Python beside it.
+
+    Its variables and directory last from block to block.
+    """
 
     def __init__(self, folder: Path, variables: dict[str, str], replaced: dict[str, str]) -> None:
         self._folder, self._replaced = folder, replaced
@@ -103,16 +107,16 @@ class Session:
         )  # fmt: skip
 
     def run(self, block: Block) -> str:
-        """What the block prints.
+        """Returns the output of the block.
 
-        Raises AssertionError, with the output, where a command of it fails.
+        Raises AssertionError, with the output, if one of its commands fails.
         """
         code = block.code
         for written, here in self._replaced.items():
             code = code.replace(written, here)
         if block.kind == "sh":
-            # -e ends the subshell at the first failure; variables and the directory are handed to
-            # the next block.
+            # -e ends the subshell at the first failure. The next block gets its variables and
+            # directory.
             kept = shlex.quote(str(self._folder / ".variables"))
             self._tell(
                 self._shell,

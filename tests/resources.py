@@ -1,4 +1,4 @@
-"""A whole platform in one process, of real embedded parts, and a small real embedder that needs no model."""
+"""A platform in one process, of real embedded parts, with a small embedder that needs no model."""
 
 import hashlib
 import threading
@@ -27,7 +27,7 @@ DIMENSION = 32
 
 
 def hash_vector(text: str, dimension: int = DIMENSION) -> Floats:
-    """A unit vector that the text alone decides: each word's hash is a direction, the text's is their sum."""
+    """Returns a unit vector for the text: the sum of a direction for each word."""
     total = np.zeros(dimension, np.float64)
     for word in text.lower().split():
         seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
@@ -36,7 +36,7 @@ def hash_vector(text: str, dimension: int = DIMENSION) -> Floats:
 
 
 class HashEmbedder:
-    """Real vectors of real texts, by hashing words: enough to find what shares words."""
+    """An embedder that hashes words: texts that share words have similar vectors."""
 
     model, window_tokens = "all-minilm-l6-v2", 200
 
@@ -61,7 +61,7 @@ class HashEmbedder:
 
 
 class WordChunker:
-    """Cuts after every 50 words."""
+    """A chunker that splits after every 50 words."""
 
     def chunk(self, text: str) -> list[Passage]:
         pieces, start = [], 0
@@ -77,7 +77,7 @@ class WordChunker:
 
 
 def settings(folder: Path, **indexer: Any) -> Settings:
-    """Settings of a platform in `folder`, quick to notice and to seal."""
+    """Returns settings of a platform in `folder`, with short intervals."""
     return Settings(
         data=folder,
         gateway=GatewaySettings(key_failures_per_s=100_000.0),
@@ -130,7 +130,7 @@ def running(
     embedder: Embedder | None = None,
     by_model: Mapping[str, Embedder] | None = None,
 ) -> Iterator[Any]:
-    """Ingest, indexer and searcher at work on `base`; hands over the searcher."""
+    """Runs ingest, indexer and searcher on `base`; yields the searcher."""
     stop = threading.Event()
     works = [
         make_ingest(base, embedder, by_model).run,
@@ -152,7 +152,7 @@ def running(
 
 
 def eventually(true: Any, *, wait_s: float = 15.0) -> None:
-    """Return as soon as `true()` is; fail after `wait_s`."""
+    """Returns as soon as `true()` holds; fails after `wait_s`."""
     end = time.monotonic() + wait_s
     while not true():
         assert time.monotonic() < end, f"not so within {wait_s} s: {true}"

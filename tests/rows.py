@@ -1,4 +1,4 @@
-"""Vectors messages for tests, said in one line each."""
+"""Builders of vectors messages for tests."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +9,11 @@ import pyarrow as pa
 from vicinage.wire import deletions_schema, encode_rows, vector_column, vectors_schema
 
 Row = tuple[str, int, Sequence[np.ndarray] | None, str]
-"""(document id, version, one vector per passage or None for a deletion, metadata as JSON)."""
+"""(document ID, version, one vector per passage or None for a deletion, metadata as JSON)."""
 
 
 def message(rows: Sequence[Row], dimension: int = 4, *, older: bool = False) -> pa.RecordBatch:
-    """A vectors message's batch; `older`: of format 1, with the metadata in every row.
+    """Returns a vectors message's batch; `older`: of format 1, with the metadata in every row.
 
     Deletions alone have no vectors.
     """
@@ -47,13 +47,16 @@ def message(rows: Sequence[Row], dimension: int = 4, *, older: bool = False) -> 
 
 
 def unit(seed: int, dimension: int = 4) -> np.ndarray:
-    """A unit vector that the seed alone decides."""
+    """Returns a unit vector that the seed alone determines."""
     v = np.random.default_rng(seed).standard_normal(dimension).astype(np.float32)
     return v / np.linalg.norm(v)
 
 
 def strangers(collection: str) -> list[bytes]:
-    """Values that are no message of generation 1 of acme's collection, though their key may say so."""
+    """Returns values that are not valid messages of generation 1 of acme's collection.
+
+    Their keys may name it.
+    """
 
     def encoded(batch: pa.RecordBatch, **names: Any) -> bytes:
         return encode_rows(

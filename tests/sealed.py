@@ -1,4 +1,4 @@
-"""Rows straight into the vectors log, and what a searcher would make of manifests and log: for tests of the indexer."""
+"""Rows in the vectors log, and what a searcher reads from manifests and log, for indexer tests."""
 
 from zlib import crc32
 
@@ -25,7 +25,7 @@ DIMENSION = 4
 def make_collection(
     base: Resources, name: str = "docs", *, shards: int = 1, index: str = "flat"
 ) -> Generation:
-    """A collection of tenant acme; its live generation."""
+    """Creates a collection of tenant acme; returns its live generation."""
     try:
         provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     except Conflict:
@@ -49,7 +49,7 @@ def version(offset: int, partition: int = 0) -> int:
 
 
 def up(name: str, number: int, passages: int = 1) -> Row:
-    """A document's new content, as of position `number` of the documents log."""
+    """Returns a document's new content, at position `number` of the documents log."""
     vectors = [unit(crc32(f"{name} {number} {i}".encode())) for i in range(passages)]
     return (
         name,
@@ -60,12 +60,12 @@ def up(name: str, number: int, passages: int = 1) -> Row:
 
 
 def gone(name: str, number: int) -> Row:
-    """Its deletion."""
+    """Returns its deletion."""
     return (name, version(number), None, "")
 
 
 def append(base: Resources, generation: Generation, *rows: Row) -> None:
-    """One vectors message per shard that the rows touch."""
+    """Appends one vectors message per shard that the rows touch."""
     g = generation
     by_slot: dict[int, list[Row]] = {}
     for row in rows:
@@ -79,7 +79,7 @@ def append(base: Resources, generation: Generation, *rows: Row) -> None:
 
 
 def loaded(base: Resources, shard: ShardId, generation: Generation) -> Shard:
-    """The shard as a searcher that starts now has it: segments, then the log from `sealed`."""
+    """Returns the shard as a new searcher loads it: segments, then the log from `sealed`."""
     backend = open_backend()
     start = generation.start(shard.slot)
     manifest = base.manifests.of(shard, start=start)
@@ -107,7 +107,7 @@ def loaded(base: Resources, shard: ShardId, generation: Generation) -> Shard:
 
 
 def contents(base: Resources, generation: Generation) -> dict[str, tuple[int, int]]:
-    """Document id → (version, passages) of everything that an exact search of all finds."""
+    """Returns document ID → (version, passages), from an exact search of everything."""
     found: dict[str, tuple[int, int]] = {}
     question = np.ones((1, generation.dimension), np.float32)
     for shard in generation.shards():
@@ -125,7 +125,7 @@ def contents(base: Resources, generation: Generation) -> dict[str, tuple[int, in
 
 
 def segments(base: Resources, generation: Generation) -> list[tuple[int, int]]:
-    """(passages, deletes) of every segment of the generation, in the manifests' order."""
+    """Returns (passages, deletes) of every segment of the generation, in the manifests' order."""
     every = sorted(
         base.manifests.of_generation(generation.tenant, generation.collection, generation.number),
         key=str,

@@ -1,4 +1,4 @@
-"""A searcher of a platform, and what is asked of it."""
+"""A searcher of a platform, and helpers for its tests."""
 
 import asyncio
 import threading
@@ -47,7 +47,7 @@ def shard_of(of: Collection) -> ShardId:
 
 
 def send(base: Resources, to: ShardId, batch: pa.RecordBatch, *, event_time_ms: int = 0) -> int:
-    """Append a vectors message; the offset after it."""
+    """Appends a vectors message; returns the next offset."""
     key = rows_key(to.tenant, to.collection, to.generation)
     value = encode_rows(batch, tenant=to.tenant, collection=to.collection, generation=to.generation)
     return (
@@ -108,7 +108,7 @@ def ask(searcher: Searcher, shard: ShardId, **query) -> list[tuple[str, int]]:
 
 
 def load_needed(searcher: Searcher, *shards: ShardId) -> None:
-    """Have them in memory."""
+    """Loads the shards."""
     for shard in shards:
         searcher.shards.soon(shard, Deadline.after(5), 0).result(5)
 
@@ -118,7 +118,7 @@ def reach(searcher: Searcher, positions: dict[int, int], wait_s: float = 5) -> d
 
 
 class Gate:
-    """Holds the only search thread inside a search until opened."""
+    """Holds the only search thread inside a search until it is opened."""
 
     def __init__(self, searcher: Searcher, shard: ShardId) -> None:
         load_needed(searcher, shard)

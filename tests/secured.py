@@ -1,4 +1,4 @@
-"""A real Kafka with everything on: an authorizer, SCRAM, PLAIN and OAUTHBEARER over TLS, and mTLS."""
+"""A real Kafka with an authorizer, SCRAM, PLAIN and OAUTHBEARER over TLS, and mTLS."""
 
 import base64
 import json
@@ -56,7 +56,11 @@ SCRAM = (
 
 @dataclass(frozen=True)
 class Secured:
-    """`sasl` and `mtls` are host:port; `internal`, plain, is for the test's own administration as a super user."""
+    """Addresses of a secured broker.
+
+    `sasl` and `mtls` are host:port; `internal`, without security, is for the test's own
+    administration as a super user.
+    """
 
     sasl: str
     mtls: str
@@ -64,7 +68,7 @@ class Secured:
     certificates: Path
 
     def settings(self, kind: str, **changed: Any) -> KafkaSettings:
-        """Settings of a client of this kind: a SASL mechanism, or mtls."""
+        """Returns settings of a client of this kind: a SASL mechanism, or mtls."""
         ca = {"ca_file": str(self.certificates / "ca.crt"), "check_hostname": True}
         if kind == "mtls":
             pair = {
@@ -86,14 +90,14 @@ class Secured:
 
 
 def unsigned_token(subject: str) -> str:
-    """A JWT that a development broker takes: its signature is empty."""
+    """Returns a JWT that a development broker accepts: its signature is empty."""
     claims = {"sub": subject, "iat": int(time.time()), "exp": int(time.time()) + 3_600}
     parts = [json.dumps({"alg": "none"}), json.dumps(claims)]
     return ".".join(base64.urlsafe_b64encode(p.encode()).rstrip(b"=").decode() for p in parts) + "."
 
 
 def make_certificates(folder: Path) -> None:
-    """An authority, a broker's certificate for 127.0.0.1, and a client's whose name is vicinage."""
+    """Writes an authority, and certificates of the broker and of the client `vicinage`."""
     folder.mkdir(parents=True)
 
     def run(*words: str) -> None:

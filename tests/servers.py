@@ -1,6 +1,7 @@
-"""Real servers for tests, one of each shared by all test processes of a run, started when first asked for.
+"""Real servers for tests: each is shared by all processes of a test run and started on demand.
 
-On a machine without them the test skips and says what is missing; `VICINAGE_REQUIRE=all` makes that a failure.
+On a machine without them the test skips and names what is missing; `VICINAGE_REQUIRE=all` makes
+that a failure.
 """
 
 import fcntl
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def load(path: str) -> ModuleType:
-    """A script of deploy/ as a module."""
+    """Returns a script of deploy/ as a module."""
     spec = importlib.util.spec_from_file_location(Path(path).stem + "_starter", ROOT / path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -36,7 +37,7 @@ def load(path: str) -> ModuleType:
 
 
 def free_port() -> int:
-    """A free port, with three free ones after it, outside the range of outgoing connections: nothing takes it meanwhile."""
+    """Returns a free port with three free successors, below the range of outgoing connections."""
     while True:
         port = random.randrange(20_000, 32_000)
         with ExitStack() as held, suppress(OSError):
@@ -46,7 +47,7 @@ def free_port() -> int:
 
 
 class Shared:
-    """One server for all workers of a test run: the first starts it, the last one out stops it."""
+    """Shares one server among all workers of a test run: the first starts it, the last stops it."""
 
     def __init__(
         self, name: str, start: Callable[[Path], str], stop: Callable[[Path], None]
@@ -94,14 +95,14 @@ def _shared(name: str, start: Callable[[Path], str], stop: Callable[[Path], None
 
 
 def kafka_starter() -> ModuleType:
-    """Returns what starts Apache Kafka; skips where it cannot."""
+    """Returns the starter of Apache Kafka; skips if it cannot run."""
     if not shutil.which("java") or not shutil.which("mvn"):
         pytest.skip("needs Java 17 and Maven, to run Apache Kafka")
     return load("deploy/kafka/kafka.py")
 
 
 def postgres_starter() -> ModuleType:
-    """Returns what starts PostgreSQL; skips where it cannot."""
+    """Returns the starter of PostgreSQL; skips if it cannot run."""
     starter = load("deploy/postgres/postgres.py")
     if not (starter.BIN / "initdb").exists():
         pytest.skip("needs PostgreSQL's server binaries (Debian: postgresql-15)")
@@ -134,7 +135,7 @@ def postgres_server() -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
-    """The URL of an empty database of one's own."""
+    """The URL of an empty database of the test's own."""
     name = f"t{uuid.uuid4().hex[:12]}"
     engine = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
     with engine.connect() as c:
@@ -147,7 +148,7 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """endpoint of a real S3 server (versitygw, built from its Go module), over a temporary folder."""
+    """Endpoint of a real S3 server: versitygw, built from its Go module."""
     binary = Path.home() / ".cache" / "vicinage" / "bin" / "versitygw"
     if not binary.exists():
         if not shutil.which("go"):
@@ -201,7 +202,7 @@ def s3_server() -> Iterator[str]:
 
 
 class NoUtf8(str):
-    """The name of a header as a producer in another language may write it."""
+    """Returns the name of a header as a producer in another language may write it."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""Shards of passages that are made up."""
+"""Shards of synthetic passages."""
 
 from dataclasses import replace
 

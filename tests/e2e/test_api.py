@@ -1,4 +1,4 @@
-"""The HTTP API as its three users see it: every route, over a whole platform of real embedded parts."""
+"""The HTTP API for its three kinds of users: every route, over a whole embedded platform."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Bad input: each gets one clear problem document naming the field and the limit; the process goes on."""
+"""Bad input: each gets one problem document with the field and the limit; the process continues."""
 
 import base64
 import json
@@ -514,7 +514,7 @@ def test_https_own_mistakes_are_problem_documents_too(
     problem(call(method, path, key), status)
 
 
-# Anything at all
+# arbitrary input
 
 Json = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=20),
@@ -582,7 +582,7 @@ def dumped(value: object) -> bytes | None:
 
 
 def understood(call: Caller, key: str, path: str, value: object, good: tuple[int, ...]) -> None:
-    """The request gets an answer or a problem document, and none of our own mistakes."""
+    """The request gets an answer or a problem document, and never an internal error."""
     data = dumped(value)
     if data is None:
         return

@@ -25,7 +25,7 @@ def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
 
 
 def reader(call: Caller) -> tuple[str, str]:
-    """A new tenant with one searchable document: its name and key."""
+    """Creates a tenant with one searchable document; returns its name and key."""
     name, key = call.tenant()
     call.collection(key)
     token = call.write(key, [{"id": "a", "vector": [1, 0, 0, 0]}])
@@ -57,7 +57,7 @@ def test_bodies_that_come_slowly_hold_no_turn(call: Caller) -> None:
 
 
 class Stuck:
-    """A searcher that answers one tenant's reads of documents never, and everything else."""
+    """A searcher that never answers one tenant's reads of documents, but all else."""
 
     def __init__(self, searcher: Any, tenant: str) -> None:
         self._searcher, self._tenant = searcher, tenant

@@ -1,4 +1,4 @@
-"""Dead letters over HTTP: what was refused is shown whole, written again once the cause is mended, and removed."""
+"""Dead letters over HTTP: shown completely, written again once the cause is fixed, and removed."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The edges of HTTP: HEAD, compressed bodies, methods that are not there, and refusals below the application."""
+"""Edge cases of HTTP: HEAD, compressed bodies, unknown methods, refusals below the application."""
 
 import gzip
 import socket

@@ -1,4 +1,4 @@
-"""What the API says when parts of the platform are away, late, full, or changed under a question's feet."""
+"""Answers of the API while parts of the platform are away, late, full, or changing."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ Q = [1.0, 0.0, 0.0, 0.0]
 
 
 class Wire:
-    """The way to a real searcher, which can be cut."""
+    """The connection to a real searcher, which can be cut."""
 
     def __init__(self, searcher: Any) -> None:
         self._searcher = searcher
@@ -64,7 +64,7 @@ class Wire:
 
 
 class Road:
-    """The way to a real log, which can be cut."""
+    """The connection to a real log, which can be cut."""
 
     def __init__(self, log: Any) -> None:
         self._log = log
@@ -95,14 +95,14 @@ def ingesting(base: Any) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Caller, Wire, Wire, str]]:
-    """Two searchers of four slots each, and a collection that lies on all eight."""
+    """Two searchers of four slots each, and a collection on all eight slots."""
     base = resources_in(tmp_path_factory.mktemp("halves"))
     searchers = [build_searcher(base, slots) for slots in (range(4), range(4, 8))]
     for searcher in searchers:
         searcher.start()
     wires = [Wire(s) for s in searchers]
-    # The monitor rests in proportion to what a sample took; with a share of 1 a late searcher does
-    # not make it rest for minutes.
+    # The monitor rests in proportion to the duration of a sample. With a share of 1, a late
+    # searcher does not make it rest for minutes.
     at_once = GatewaySettings(recall_cpu_share=1.0)
     with ingesting(base), calling(base, None, build(base, wires, at_once)) as call:
         eventually(lambda: all(s.ready() for s in searchers))
@@ -213,7 +213,7 @@ def test_a_slot_that_nobody_holds_is_a_missing_shard(tmp_path: Path) -> None:
 
 @pytest.fixture
 def apart(tmp_path: Path) -> Iterator[tuple[Caller, Any, list[bool]]]:
-    """A gateway whose way to the log and to the catalog can be cut, while the rest goes on."""
+    """A gateway whose connections to the log and to the catalog can be cut."""
     base = resources_in(tmp_path)
     cut = [False]
     engine = open_catalog(base.settings.catalog_url.get_secret_value())
@@ -272,7 +272,7 @@ def test_while_the_catalog_is_away_a_known_key_still_searches_and_the_rest_refus
     assert (ready.status_code, ready.json()["parts"]["catalog"]) == (503, {"ready": False})
     time.sleep(
         1.1
-    )  # the background refresh has failed meanwhile, and must be alive to see what comes next
+    )  # the background refresh has failed meanwhile, and must still run to see later changes
     for _ in range(3):
         assert call.search(key, vector=Q)["hits"], (
             "a second is over, and everything it needs is in memory"
@@ -286,7 +286,7 @@ def test_while_the_catalog_is_away_a_known_key_still_searches_and_the_rest_refus
     assert call("GET", "/v1/collections", key).status_code == 200
 
 
-# Changed under a question's feet
+# changes during a search
 
 
 def test_searches_during_a_reindex_see_the_old_generation_or_the_new_and_nothing_else(
@@ -356,7 +356,7 @@ def test_a_question_whose_generation_went_away_on_the_way_is_asked_again_of_the_
 
 @contextmanager
 def cut_over_unseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Caller, str]]:
-    """A gateway and a searcher that have not seen their collection's cut-over yet, and the tenant's key."""
+    """A gateway and a searcher that have not seen a cut-over yet, and the tenant's key."""
     monkeypatch.setattr(gateway, "REFRESH_S", 3_600)
     made = settings(folder)
     base = open_resources(
@@ -395,12 +395,12 @@ def test_a_read_that_waits_for_a_write_finds_it_though_the_cut_over_was_not_seen
         assert found.status_code == 200, found.text
 
 
-# Too much, too late
+# overload and deadlines
 
 
 def test_a_wait_that_ends_with_the_deadline_says_what_was_not_reached(tmp_path: Path) -> None:
     base = resources_in(tmp_path)
-    searcher = build_searcher(base)  # nobody ingests here
+    searcher = build_searcher(base)  # no ingest runs here
     searcher.start()
     with calling(base, searcher, build(base, [searcher])) as call:
         _, key = call.tenant()
@@ -488,7 +488,7 @@ def test_the_first_answer_of_a_batch_does_not_wait_for_the_last(tmp_path: Path) 
             call.search(key, vector=Q, wait_for=call.write(key, [{"id": "a", "vector": Q}]))
         late = call("DELETE", "/v1/collections/c/documents/a", key).json()[
             "token"
-        ]  # and nobody ingests it
+        ]  # and no ingest reads it
         late_one, other = {"vector": Q, "wait_for": late, "timeout_ms": 60_000}, {"vector": Q}
         answers = stream(
             call.state, requester(name), "c", [orjson.dumps(late_one), orjson.dumps(other)]
@@ -524,7 +524,9 @@ def test_a_question_of_a_batch_holds_its_place_until_its_line_is_taken(tmp_path:
             lines = stream(call.state, requester(name), "c", [orjson.dumps({"vector": Q})] * 100)
             inside = []
             async for _ in lines:
-                await asyncio.sleep(0.01)  # time for all others to be answered, were they let in
+                await asyncio.sleep(
+                    0.01
+                )  # time for all others to be answered, if they were admitted
                 inside.append(admission.in_flight)
             return inside
 
@@ -567,7 +569,7 @@ def test_a_key_that_is_revoked_ends_the_batch_that_it_asks(tmp_path: Path) -> No
 
 
 def test_a_search_that_waits_gives_up_its_place_when_its_caller_goes_away(tmp_path: Path) -> None:
-    base = resources_in(tmp_path)  # nobody ingests here
+    base = resources_in(tmp_path)  # no ingest runs here
     searcher = build_searcher(base)
     searcher.start()
     with calling(base, searcher, build(base, [searcher])) as call:
@@ -593,7 +595,7 @@ def test_a_search_that_waits_gives_up_its_place_when_its_caller_goes_away(tmp_pa
 
 
 def test_a_search_that_waits_while_the_gateway_stops_is_told_to_ask_again(tmp_path: Path) -> None:
-    base = resources_in(tmp_path)  # nobody ingests here
+    base = resources_in(tmp_path)  # no ingest runs here
     searcher = build_searcher(base)
     searcher.start()
     with calling(base, searcher, build(base, [searcher])) as call, ThreadPoolExecutor(2) as callers:
@@ -692,11 +694,11 @@ def test_a_body_that_trickles_in_is_not_waited_for(
         problem(found, 400, "refused", "body")
 
 
-# Our own mistakes, and the embedder
+# internal errors, and the embedder
 
 
 class Broken:
-    """An embedder with a mistake in it."""
+    """An embedder with an internal error."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

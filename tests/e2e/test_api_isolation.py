@@ -1,4 +1,4 @@
-"""Law 1 on every route: whose key it is decides, and nothing of another tenant shows."""
+"""Law 1 on every route: the key decides the tenant, and no data of another tenant shows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from tenants.keys import Keys
 from vicinage.clock import SystemClock
 
 SECRET = "zebra"
-"""Stands in every name, id, text and piece of metadata that the other tenant has."""
+"""A word in every name, ID, text and metadata value of the other tenant."""
 
 
 @dataclass
 class Two:
-    """A platform with two tenants, of which `theirs` has something to hide."""
+    """A platform with two tenants, of which `theirs` has data to hide."""
 
     call: Caller
     mine: str
@@ -138,7 +138,7 @@ EVERY = {**READ, **WRITE, **OPERATE}
 
 
 def filled(path: str, two: Two) -> str:
-    """The route's path, naming what the other tenant has."""
+    """Returns the route's path with the other tenant's names."""
     names = {
         "{collection}": f"{SECRET}s",
         "{document_id:path}": f"{SECRET}-1",

@@ -1,4 +1,4 @@
-"""Large answers: whole, on their tenant's account until they are read, and lists that read the log once."""
+"""Large answers: complete, charged to their tenant until read; lists read the log once."""
 
 import socket
 from collections import Counter
@@ -93,7 +93,7 @@ def test_answers_that_nobody_reads_are_on_their_tenants_account(call: Caller, ke
 
 
 class Counted:
-    """The log, and how often each of its methods is called."""
+    """The log, with a count of the calls of each method."""
 
     def __init__(self, log: Any) -> None:
         self._log, self.calls = log, Counter[str]()

@@ -1,4 +1,4 @@
-"""Questions by words, and by words and vectors together, over HTTP: what is found, what is refused, and what nobody else sees."""
+"""Lexical and hybrid searches over HTTP: what is found, what is refused, and isolation."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from vicinage.settings import GatewaySettings
 
 
 class EmbedderAway(HashEmbedder):
-    """Nobody answers."""
+    """An embedder that never answers."""
 
     async def embed_query(self, *_: Any, **__: Any) -> Any:
         raise Unavailable("the embedder is away", dependency="embedder")

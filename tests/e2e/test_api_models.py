@@ -1,4 +1,4 @@
-"""Models over HTTP: registered after they were tried, retired when nothing uses them, and away."""
+"""Models over HTTP: tried before registration, retired once unused, and away."""
 
 import asyncio
 from collections.abc import Iterator

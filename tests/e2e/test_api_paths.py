@@ -1,4 +1,4 @@
-"""Paths: a URL parser that shortens one reaches nothing of value, and no route answers with a redirect."""
+"""Paths: a URL parser that shortens one deletes nothing, and no route redirects."""
 
 import socket
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def url(call: Caller) -> Iterator[str]:
 
 
 def whole(call: Caller, key: str) -> bool:
-    """Whether both collections and the document are still there."""
+    """Returns whether both collections and the document still exist."""
     return all(
         call("GET", path, key).status_code == 200
         for path in ("/v1/collections/c", "/v1/collections/other", "/v1/collections/c/documents/a")

@@ -1,4 +1,4 @@
-"""Measured recall over a restart of the gateway, and an index that is proven to miss its objective."""
+"""Measured recall over a gateway restart, and an index that is proven to miss its objective."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ ROWS = 60
 
 @contextmanager
 def two_gateways(folder: Path) -> Iterator[tuple[Caller, contextmanager]]:
-    """A platform that seals after ROWS passages, a caller of its gateway, and a way to start another one."""
+    """A platform that seals after ROWS passages, a caller, and a way to start another one."""
     base = resources_in(folder, seal_passages=ROWS, flat_max=1)
     try:
         with (
@@ -32,7 +32,7 @@ def two_gateways(folder: Path) -> Iterator[tuple[Caller, contextmanager]]:
 
 
 def filled(call: Caller) -> tuple[str, str]:
-    """A tenant's name and key; its collection has an index of a graph."""
+    """Returns a tenant's name and key; its collection has a graph index."""
     tenant, key = call.tenant()
     call.collection(key, index="hnsw:M=8,efc=20", dimension=8)
     vectors = np.random.default_rng(0).standard_normal((ROWS, 8)).tolist()

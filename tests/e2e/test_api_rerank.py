@@ -1,6 +1,7 @@
-"""Reading again: the best passages in the order of a real cross-encoder behind a real server; and what is said where it is away.
+"""Reranking by a real cross-encoder behind a real server, and answers while it is away.
 
-The cross-encoder is small and knows nothing: its weights are random. What it says of a pair is compared with what the library says.
+The cross-encoder is small and has random weights. Its scores are compared with those of the
+library.
 """
 
 import asyncio
@@ -81,7 +82,7 @@ def call(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
 
 
 def filled(call: Caller) -> tuple[str, str]:
-    """A tenant with a document for each word; its key, and the token of the last."""
+    """Creates a tenant with a document for each word; returns its key and last token."""
     _, key = call.tenant()
     call.collection(key, model="all-minilm-l6-v2")
     return key, call.write(
@@ -292,7 +293,7 @@ def test_the_queue_is_bounded_and_what_nobody_waits_for_is_not_read(
         return own(pairs, **more)
 
     monkeypatch.setattr(model._model, "predict", predict)
-    with model._worker.lock:  # the worker cannot take anything meanwhile
+    with model._worker.lock:  # the worker cannot take a request meanwhile
         waiting = model.submit("a", ["b"] * reranker_room.QUEUE_PAIRS, **given)
         with pytest.raises(Overloaded):
             model.submit("a", ["b"], **given)

@@ -1,4 +1,4 @@
-"""A model that is away is seen where people look, and tokens, lags and reindexes stay honest meanwhile."""
+"""A model that is away is visible, and tokens, lags and reindexes stay correct meanwhile."""
 
 from collections.abc import Iterator
 from pathlib import Path

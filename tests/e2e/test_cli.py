@@ -1,4 +1,4 @@
-"""The command line: without a platform it works on the catalog itself, with one it speaks to it; exit codes mean something."""
+"""The command line on a catalog without a platform and on a running one; exit codes."""
 
 import json
 import os
@@ -37,7 +37,10 @@ def bearer(data: Path) -> dict[str, str]:
 
 
 def restarts(data: Path) -> int:
-    """How often the gateway was restarted; -1 while it is not ready, which `status` says by its exit status."""
+    """Returns how often the gateway was restarted; -1 while it is not ready.
+
+    `status` reports that by its exit status.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "cluster.cli", "status", "--data", str(data), "--json"],
         capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,

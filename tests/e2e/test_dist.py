@@ -1,4 +1,4 @@
-"""What `make dist` builds: each wheel is installed into an empty environment, and does its work in an empty directory."""
+"""The wheels of `make dist`: each is installed into an empty environment and works there."""
 
 import json
 import os
@@ -30,7 +30,10 @@ with Client(sys.argv[1], sys.argv[2]) as client:
 
 
 def run(*words: str | Path, cwd: Path, timeout_s: float = 900, **environment: str) -> str:
-    """What a command prints; it sees no settings, no project and no packages of this test's own environment."""
+    """Returns the output of a command.
+
+    It sees no settings, no project and no packages of this test's own environment.
+    """
     hidden = ("VICINAGE_", "PYTHON", "VIRTUAL_ENV", "UV_PROJECT", "MAKE", "MFLAGS")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     done = subprocess.run(
@@ -45,7 +48,7 @@ def run(*words: str | Path, cwd: Path, timeout_s: float = 900, **environment: st
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """The command, and where its environment lies."""
+    """Returns the command, and the folder of its environment."""
 
     command: Path
     environment: Path

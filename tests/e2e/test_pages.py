@@ -1,4 +1,4 @@
-"""Every code block of the README, the tutorials and the how-to guides runs, in order, against a real platform."""
+"""Runs every code block of the README, tutorials and how-to guides on a real platform."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ SHARED = [
     page for page in RUN if page not in OWN and any(block.runs for block in blocks(page, ROOT))
 ]
 SENT = ROOT / "docs/reference/http.md"
-"""Its JSON blocks with a note are sent."""
+"""A page whose JSON blocks with a note are sent."""
 PAGES = [*RUN, *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page not in RUN)]
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(900)]
@@ -59,7 +59,7 @@ def run(page: Path, in_session: Session, url: str = "") -> None:
 
 @contextmanager
 def own_platform(folder: Path, replaced: dict[str, str]) -> Iterator[Session]:
-    """A session for a page that starts a platform in ./data; on a free port, and stopped whatever happens."""
+    """Yields a session for a page that starts a platform in ./data; always stops it."""
     port = free_port()
     for linked in ("docs", "deploy"):
         (folder / linked).symlink_to(ROOT / linked)
@@ -86,7 +86,7 @@ def test_a_page_from_installation_to_the_first_answer(page: Path, tmp_path: Path
 
 @pytest.fixture
 def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """host:port of a real Apache Kafka for one test: topics of the shared one have fixed names."""
+    """Yields host:port of a real Apache Kafka for one test: topic names are fixed."""
     starter, folder, port = kafka_starter(), tmp_path_factory.mktemp("kafka"), free_port()
     starter.start(folder, port)
     try:

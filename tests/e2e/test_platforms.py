@@ -1,4 +1,4 @@
-"""Whole platforms on the parts of production: on Kafka and PostgreSQL, and on a Ray cluster of two nodes."""
+"""Platforms on production parts: on Kafka and PostgreSQL, and on a Ray cluster of two nodes."""
 
 import json
 import os
@@ -25,7 +25,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 
 def tenant(platform: Platform, name: str, *words: str) -> Client:
-    """A new tenant's client; its collection `docs` takes vectors of three numbers."""
+    """Creates a tenant and its client; its collection `docs` takes vectors of three numbers."""
     key = platform.cli("tenant", "create", name)["key"]
     platform.cli("collection", "create", name, "docs", "--dimension", "3", *words)
     return Client(platform.url, key)
@@ -47,7 +47,7 @@ def arrow_documents(documents: dict[str, list[float]]) -> bytes:
 
 
 def produce(servers: str, topic: str, *records: dict[str, Any]) -> dict[str, int]:
-    """Send with a plain producer; the last position that Kafka acknowledged."""
+    """Sends with a plain producer; returns the last position that Kafka acknowledged."""
     from kafka import KafkaProducer
 
     producer = KafkaProducer(bootstrap_servers=servers, acks="all")
@@ -181,7 +181,7 @@ def test_a_searcher_that_dies_on_a_ray_cluster_is_missed_out_loud_and_comes_back
 
 
 def first_answer(client: Client, *, whole: bool, wait_s: float = 60.0) -> Any:
-    """What the first answer that is whole (or is not) says of being degraded."""
+    """Returns `degraded` of the first answer that is complete, or that is not."""
     end = time.monotonic() + wait_s
     while time.monotonic() < end:
         try:

@@ -1,4 +1,4 @@
-"""Ready means that a write, a wait and a search would succeed now; asking costs next to nothing."""
+"""Readiness: a write, a wait and a search would succeed now, and the check costs almost nothing."""
 
 import asyncio
 import threading

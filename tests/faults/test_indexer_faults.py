@@ -1,4 +1,4 @@
-"""The indexer killed at every step, and two of them at once: searches see the same documents before and after."""
+"""Kills the indexer at every step, and runs two at once: searches see the same documents."""
 
 import asyncio
 import os
@@ -64,7 +64,7 @@ def start(folder: Path, **indexer):
 
 
 def seal_in_parts(base, names: list[str]) -> None:
-    """Two segments, and enough waiting for a third: one more than may be."""
+    """Builds two segments, and enough rows for a third: one more than the maximum."""
     indexer = make_indexer(base, owner="the one before")
     for part in (names[:20], names[20:40]):
         fill(base, part)
@@ -73,7 +73,7 @@ def seal_in_parts(base, names: list[str]) -> None:
 
 
 def found(searcher, base) -> list[str]:
-    """Ids of everything that an exact search of all finds."""
+    """Returns the IDs of everything that an exact search finds."""
     live = base.registry.collection("acme", "docs").generation()
     hits = []
     for shard in live.shards():
@@ -187,7 +187,7 @@ def test_an_indexer_whose_lease_has_passed_on_publishes_nothing(tmp_path: Path) 
 
 
 def test_a_deletion_made_while_a_reindex_copies_stays_a_deletion(tmp_path: Path) -> None:
-    """The copied row is older than the deletion that the new generation has by its own log, sealed or not."""
+    """The copied row is older than the deletion in the new generation's own log, sealed or not."""
     base = start(tmp_path / "data")
     names = [f"d{i}" for i in range(40)]
     fill(base, names)
@@ -199,7 +199,7 @@ def test_a_deletion_made_while_a_reindex_copies_stays_a_deletion(tmp_path: Path)
     indexer.step(0.2)
     indexer._maintenance._reindex.advance(
         base.jobs.list()[0]
-    )  # the new generation is there, nothing is copied yet
+    )  # the new generation exists, nothing is copied yet
     intake.delete(
         base.log,
         base.registry.tenant("acme"),
@@ -254,7 +254,7 @@ def test_killed_while_it_rebuilds_a_segment_it_leaves_everything_as_it_was_or_as
 
 
 class FaultyStore:
-    """The real store, in which passages rot as soon as they are written, or that is slow to write."""
+    """The real store, which damages passages as soon as they are written, or is slow."""
 
     def __init__(self, store: Any, folder: Path) -> None:
         self.store, self.folder = store, folder

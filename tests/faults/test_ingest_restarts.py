@@ -1,4 +1,4 @@
-"""Ingest whose dependency was away begins anew in its process, and nothing of the one before it writes any more."""
+"""Ingest restarts in its process after a dependency was away; the old run writes nothing more."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from vicinage.log import Record
 
 
 class Away:
-    """Something that raises Unavailable as long as it is away."""
+    """A dependency that raises Unavailable as long as it is away."""
 
     def __init__(self, real: Any) -> None:
         self._real = real

@@ -1,4 +1,4 @@
-"""What a broker's own settings do to reading: it forgets positions of idle groups, and it may refuse one topic."""
+"""Effects of broker settings on reading: expired group positions, and a topic that is refused."""
 
 import time
 import uuid
@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A broker of its own."""
+    """A broker of the test's own."""
     starter, folder, port = kafka_starter(), tmp_path_factory.mktemp("kafka"), free_port()
     starter.start(folder, port, more=BROKER)
     yield f"127.0.0.1:{port}"

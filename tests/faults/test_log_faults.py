@@ -1,4 +1,4 @@
-"""The log when its disk is full or its broker goes: nothing acknowledged is lost, and it heals by itself."""
+"""The log with a full disk or a stopped broker: no acknowledged write is lost, and it recovers."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
 def test_a_broker_killed_and_started_again_has_everything_acknowledged(
     tmp_path: Path, kafka_servers: str
 ) -> None:
-    del kafka_servers  # only says that Kafka can run here; this broker is one of its own
+    del kafka_servers  # checks that Kafka can run here; this broker is a separate one
     starter, port = load("deploy/kafka/kafka.py"), free_port()
     broker = starter.start(tmp_path / "kafka", port)
     try:

@@ -1,4 +1,7 @@
-"""kill -9 of each process under writes and searches, on a real platform: one round here, twenty by `make kill`."""
+"""Kills each process of a real platform under writes and searches: one round here.
+
+`make kill` runs twenty.
+"""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What a whole platform does while something it needs is away, and that it recovers without a hand."""
+"""A whole platform while a dependency is away: it recovers without an operator."""
 
 import contextlib
 import socket
@@ -27,14 +27,14 @@ RECOVERED_S = 60.0
 
 @dataclass
 class User:
-    """One tenant's client of a platform, and what was acknowledged to it."""
+    """One tenant's client of a platform, and its acknowledged writes."""
 
     platform: Platform
     http: httpx.Client
     acknowledged: int = 0
 
     def write(self) -> httpx.Response:
-        """Write the next document."""
+        """Writes the next document."""
         document = {
             "id": f"d{self.acknowledged}",
             "vector": [1.0, float(self.acknowledged), 0.0, 0.0],
@@ -48,7 +48,7 @@ class User:
         return self.http.post("/v1/collections/c/search", json=body)
 
     def writes_and_finds(self) -> bool:
-        """Whether a write is searchable as soon as it was waited for."""
+        """Returns whether a write is searchable right after the wait for it."""
         found = self.write()
         return (
             found.status_code == 202

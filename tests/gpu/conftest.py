@@ -1,4 +1,7 @@
-"""Tests of FAISS's GPU wheel: collected where it is installed (`make test-gpu`); those of a device, where there is one."""
+"""Collects tests of FAISS's GPU wheel if it is installed, and of a device if there is one.
+
+`make test-gpu` installs the wheel.
+"""
 
 import faiss
 

@@ -1,6 +1,6 @@
-"""On a real GPU.
+"""Tests on a real GPU.
 
-Beside it `make test-gpu` runs the contract suite of backends there (VICINAGE_TEST_DEVICE=cuda).
+`make test-gpu` also runs the contract suite of backends there (VICINAGE_TEST_DEVICE=cuda).
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ def card() -> CudaDevice:
 
 
 def taken(made: CudaDevice) -> int:
-    """Bytes that indexes take, as FAISS counts them; its own temporary memory left out."""
+    """Returns the bytes that indexes take by FAISS's count, without its own temporary memory."""
     return sum(
         n
         for kind, (_, n) in made._resources.getMemoryInfo()[0].items()
@@ -50,7 +50,7 @@ def test_the_trial_passes() -> None:
 def test_accounted_bytes_are_no_less_than_what_is_allocated(
     vectors, card: CudaDevice, spec: IndexSpec
 ) -> None:
-    """Of what cuVS allocates, FAISS counts nothing: there the memory that CUDA has left is compared."""
+    """Compares the memory that CUDA has left: FAISS does not count the allocations of cuVS."""
     index = None if spec.kind == "flat" else faiss_index(card.build(vectors, spec, "cosine"))
     before, counted = cuda.free_bytes(0), taken(card)
     held = card.place(index, vectors, "cosine")

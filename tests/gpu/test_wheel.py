@@ -1,4 +1,7 @@
-"""What we rely on in the installed GPU wheel, so far as it shows without a device: classes, signatures, defaults, what it clones."""
+"""Checks what the platform relies on in the installed GPU wheel, as far as no device is needed.
+
+These are classes, signatures, defaults, and what it clones.
+"""
 
 import faiss
 import numpy as np
@@ -17,7 +20,7 @@ GRAPHS = ["hnsw"] if HAS_CUVS else []
 
 @pytest.fixture
 def unready() -> CudaDevice:
-    """A device of which nothing was asked yet: its number is one that no machine has."""
+    """Returns an unused device, with a number that no machine has."""
     made = CudaDevice.__new__(CudaDevice)
     made.name, made.limits, made._number = "cuda:999", cuda.limits(), 999
     made._resources = faiss.StandardGpuResources()
@@ -37,7 +40,7 @@ def test_the_wheels_limits_are_those_of_its_build() -> None:
 def test_each_class_takes_the_arguments_that_it_is_made_with(
     unready: CudaDevice, kind: str, metric: int
 ) -> None:
-    """FAISS looks at the device last: a wrong argument would be a TypeError or an AttributeError before it."""
+    """FAISS checks the device last: a wrong argument raises TypeError or AttributeError before."""
     with pytest.raises(RuntimeError, match="Invalid GPU device 999"):
         unready._empty(IndexSpec(kind), 20_000, D, metric)  # type: ignore[arg-type]
 
@@ -74,7 +77,7 @@ def test_the_configurations_hold_what_is_set_in_them(unready: CudaDevice) -> Non
 
 
 def test_the_wheel_never_uses_cuvs_unless_it_is_told_to() -> None:
-    """Against the documentation, which has true as the default of a cuVS build: so it is set each time."""
+    """The documentation states true as the default of a cuVS build, so it is set each time."""
     for made in (faiss.GpuClonerOptions(), faiss.GpuIndexFlatConfig(), faiss.GpuIndexIVFPQConfig()):
         assert not made.use_cuvs
 

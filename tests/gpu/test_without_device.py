@@ -1,4 +1,4 @@
-"""The GPU wheel on a machine without a GPU: it says so, and never ends this process."""
+"""The GPU wheel on a machine without a GPU reports that, and never ends this process."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Passages: places exact, nothing left out, never over the window, however odd the text is."""
+"""Passages: exact positions, nothing left out, never over the window, for any text."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Arrow streams: a column that is wrong refuses the stream, a row that is wrong is rejected alone."""
+"""Arrow streams: a wrong column refuses the stream, a wrong row is rejected alone."""
 
 import numpy as np
 import pyarrow as pa

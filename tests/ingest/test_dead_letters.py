@@ -1,4 +1,4 @@
-"""One letter a record, bounded whatever was sent."""
+"""One letter for each record, bounded whatever was sent."""
 
 import base64
 
@@ -118,7 +118,7 @@ def test_what_is_no_letter_is_listed_and_not_replayed(base, acme) -> None:
     ]
     forged.append(
         letter.replace(b'"value_base64":"', b'"value_base64":"!')
-    )  # a letter, but of nothing
+    )  # a letter, but without contents
     base.log.append(acme.dead_topic, 0, [Record(value) for value in forged])
     dead_letters.append(base.log, acme, [(LogRecord(DOCS, 0, 1, Record(b"{}", b"docs/b")), bad)])
     found = dead_letters.read(base.log, acme)

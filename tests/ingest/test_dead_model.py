@@ -1,4 +1,7 @@
-"""A model server that is dead, hangs or fails stops its own collections and nothing else, not even in the same partition."""
+"""A model server that is dead, hangs or fails stops its own collections alone.
+
+Other collections continue, even in the same partition.
+"""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +30,7 @@ def far() -> Iterator[ModelServer]:
 
 @pytest.fixture
 def acme(base, far) -> Tenant:
-    """Three collections in one partition: of a model of its own, of the platform's model, and of given vectors."""
+    """Three collections in one partition: own model, platform's model, given vectors."""
     base.registry.register_model(far.entry(), actor="test")
     tenant = provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     for name, given in (("far", {"model": "far"}), ("near", {}), ("flat", {"dimension": 3})):
@@ -42,7 +45,7 @@ def send(base, *documents: dict[str, Any]) -> int:
 
 
 def some(name: str) -> list[dict[str, Any]]:
-    """One document for each collection."""
+    """Writes one document for each collection."""
     return [
         {"collection": "far", "id": name, "text": f"far {name}"},
         {"collection": "near", "id": name, "text": f"near {name}"},
@@ -51,7 +54,10 @@ def some(name: str) -> list[dict[str, Any]]:
 
 
 def found(base) -> list[tuple[str, int, str]]:
-    """(collection, generation, id) of every row, each generation's in the order of its versions in the log."""
+    """Returns (collection, generation, ID) of every row.
+
+    Rows of a generation are in the order of their versions in the log.
+    """
     rows = []
     for slot in range(8):
         for stored in base.log.read("vicinage.vectors", slot, 0, bytes_max=1 << 30):

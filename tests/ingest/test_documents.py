@@ -1,4 +1,4 @@
-"""Every kind of bad document gets one clear reason, and the rest of its batch goes through."""
+"""Every kind of bad document gets one reason, and the rest of its batch is accepted."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A document that a model's server refuses is one dead letter, not the end of ingest; and each model makes its own vectors."""
+"""A document that a model's server refuses is one dead letter; each model has its own vectors."""
 
 import json
 import time
@@ -30,7 +30,10 @@ MOVING = (
 
 @dataclass
 class Picky(HashEmbedder):
-    """Refuses every call that holds a text with one of these words; may name its number, or refuse more than so many at once."""
+    """A server that refuses calls with certain words.
+
+    It may name the number of the text, or refuse more than a given number of texts at once.
+    """
 
     words: tuple[str, ...] = ()
     names: bool = False
@@ -70,7 +73,7 @@ def work(base, model: HashEmbedder) -> None:
 
 
 def written(base) -> dict[tuple[str, int, int], Floats]:
-    """(document, generation, passage) → vector."""
+    """Returns (document, generation, passage) → vector."""
     found = {}
     for slot in range(8):
         for stored in base.log.read("vicinage.vectors", slot, 0, bytes_max=1 << 30):
@@ -141,7 +144,7 @@ def test_a_server_that_refuses_everything_is_unwell_and_no_document_is_given_up(
 
 @dataclass
 class Slow(HashEmbedder):
-    """Makes `per_s` vectors a second, and loses what takes a minute."""
+    """Makes `per_s` vectors a second, and loses a call that takes a minute."""
 
     clock: ManualClock = field(default_factory=ManualClock)
     per_s: float = 5.0
@@ -162,7 +165,7 @@ class Slow(HashEmbedder):
 
 
 def test_a_model_that_is_slow_is_asked_for_less_until_it_answers_in_time(base, acme) -> None:
-    """With calls of one size for every machine, a slow one would lose each call whole and never get anywhere."""
+    """With a fixed call size, a slow machine would lose each call and make no progress."""
     clock = ManualClock()
     model = Slow(clock=clock)
     ingest = make_ingest(replace(base, clock=clock), model)
@@ -170,7 +173,7 @@ def test_a_model_that_is_slow_is_asked_for_less_until_it_answers_in_time(base, a
     def come_through(n: int) -> None:
         def all_written() -> bool:
             ingest.step(0.01)
-            if not model.busy:  # else the calls under way would seem slower than they are
+            if not model.busy:  # else the calls in flight would seem slower than they are
                 clock.advance(2)
             return base.log.committed(Group.INGEST, [(DOCS, 0)]).get((DOCS, 0)) == n
 
@@ -228,7 +231,10 @@ def test_vectors_alone_are_refused_while_another_model_is_being_moved_to(base, a
 
 
 def standing(base) -> dict[str, tuple[int, str | None]]:
-    """Document → its highest version in the vectors log and the text of its first passage there (None: deleted)."""
+    """Returns each document's highest version in the vectors log, and its first passage there.
+
+    The passage is None if the document is deleted.
+    """
     found: dict[str, tuple[int, str | None]] = {}
     [generation] = base.registry.collection("acme", "docs").generations
     for stored in base.log.read("vicinage.vectors", generation.slots[0], generation.starts[0]):
@@ -285,7 +291,7 @@ def test_a_tenant_that_is_suspended_and_back_while_its_work_waits_is_read_once(b
 
 
 class Away(HashEmbedder):
-    """Away until told otherwise."""
+    """An embedder that is away until told otherwise."""
 
     away = True
 

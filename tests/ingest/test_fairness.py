@@ -1,6 +1,6 @@
-"""Law 7 in ingest: whose model is slow or away, and who sends much, stops nobody else.
+"""Law 7 in ingest: a slow or absent model, or a large backlog, delays its own tenant alone.
 
-Told by calls of the model, not by a watch.
+The tests count calls of the model, not time.
 """
 
 import json
@@ -25,7 +25,7 @@ from vicinage.wire import decode_rows
 
 
 class Controlled(HashEmbedder):
-    """Answers a tenant at once, never while it is `held`, or that it is away while it is in `absent`."""
+    """Answers a tenant at once, never while it is `held`, or as away while it is in `absent`."""
 
     def __init__(self, *held: str) -> None:
         super().__init__()
@@ -64,14 +64,14 @@ def committed(base, tenant: str) -> int:
 
 
 def written(base) -> set[str]:
-    """Tenants with rows in the vectors log."""
+    """Returns the tenants with rows in the vectors log."""
     stored = (s for slot in range(8) for s in base.log.read("vicinage.vectors", slot, 0))
     return {decode_rows(s.record.value).tenant for s in stored}
 
 
 @contextmanager
 def at_work(base, model: Controlled) -> Iterator[None]:
-    """Ingest at work with this model; jobs are small, so that a backlog is many of them."""
+    """Runs ingest with this model; jobs are small, so that a backlog is many of them."""
     small = base.settings.ingest.model_copy(update={"batch_passages": 4})
     with running(
         replace(base, settings=base.settings.model_copy(update={"ingest": small})),

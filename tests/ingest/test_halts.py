@@ -1,4 +1,4 @@
-"""A partition that cannot be read on halts alone, whatever its trouble; the others go on."""
+"""A partition that cannot be read halts alone, whatever the error; the others continue."""
 
 from dataclasses import replace
 from typing import Any
@@ -51,7 +51,7 @@ def test_of_one_topic_the_partition_whose_records_are_gone_halts_and_the_other_i
 
 
 class Troubled:
-    """The log, but a method fails for one topic."""
+    """The log, with a method that fails for one topic."""
 
     def __init__(self, log: Log, method: str, topic: str) -> None:
         self._log = log

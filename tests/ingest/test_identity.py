@@ -1,4 +1,4 @@
-"""A collection that is created again under its name never receives what was written to the earlier one."""
+"""A recreated collection never receives records that were written to the earlier one."""
 
 import json
 
@@ -41,7 +41,7 @@ def post(base, tenant: Tenant, collection: Collection, *ids: str) -> None:
 
 
 def produce(base, *ids: str) -> None:
-    """As a data team's own producer, which knows of no header."""
+    """Writes as a data team's own producer, which sends no header."""
     bodies = [
         json.dumps({"collection": "docs", "id": i, "vector": [1, 0, 0]}).encode() for i in ids
     ]
@@ -56,7 +56,7 @@ def work(base) -> None:
 
 
 def rows(base) -> list[tuple[str, int]]:
-    """(id, passage) of every row of the collection's live generation."""
+    """Returns (ID, passage) of every row of the collection's live generation."""
     live = base.registry.collection("acme", "docs").generation()
     found = []
     for slot in range(8):

@@ -1,4 +1,4 @@
-"""What a document's id may be: whatever a file name or a URL is, but nothing that shortens a path."""
+"""Valid document IDs: any file name or URL, unless it shortens a path."""
 
 from urllib.parse import urljoin, urlsplit
 

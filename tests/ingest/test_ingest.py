@@ -1,4 +1,4 @@
-"""The ingest role on the real log and catalog: one road for all, by version, with dead letters, and kills at any step."""
+"""The ingest role on the real log and catalog: versions, dead letters, kills at any step."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def acme(base) -> Tenant:
 
 
 def send(base, *documents: object, key: bytes | None = None) -> int:
-    """As a data team's producer would."""
+    """Writes as a data team's producer would."""
     records = [
         Record(d if isinstance(d, bytes | None) else json.dumps(d).encode(), key) for d in documents
     ]
@@ -164,7 +164,7 @@ def test_a_posted_batch_takes_the_same_road(base, acme) -> None:
 
 
 def taken_and_held(base) -> tuple:
-    """An ingest that has read records and then stands still, and its records."""
+    """An ingest that has read records and then pauses, and its records."""
     held = make_ingest(base)
     held._topics.discover()
     records: list = []
@@ -309,7 +309,7 @@ def test_a_topic_with_too_many_partitions_stops_nobody_and_is_looked_at_seldom(b
     assert not base.registry.tenants()
     base.registry.create_tenant(
         "wide", priority="silver", actor="test"
-    )  # its topic was made or grown meanwhile
+    )  # its topic was created or grown meanwhile
     listed = Asked(base.log)
     ingest = make_ingest(replace(base, log=listed))
     for _ in range(5):
@@ -320,7 +320,7 @@ def test_a_topic_with_too_many_partitions_stops_nobody_and_is_looked_at_seldom(b
 
 
 class Asked:
-    """The real log, which counts how often it is asked for the partitions of a topic."""
+    """The real log, with a count of calls for the partitions of a topic."""
 
     def __init__(self, log: Log) -> None:
         self._log, self.n = log, 0

@@ -1,4 +1,4 @@
-"""Ingest from a real Kafka, where a data team's producer works in transactions."""
+"""Ingest from a real Kafka with a data team's producer that uses transactions."""
 
 import time
 import uuid

@@ -1,6 +1,6 @@
 """Law 7 in parsing: records that take long to parse take their own tenant's turns.
 
-Told by what came first, not by a watch.
+The tests check order, not time.
 """
 
 import json
@@ -24,7 +24,7 @@ POISON = (
     + b",".join([b"[]"] * 200_000)
     + b"]}}"
 )
-"""Takes the better part of a second to parse, and is refused."""
+"""A record that takes most of a second to parse, and is refused."""
 
 
 def make(base, name: str) -> Tenant:
@@ -90,7 +90,7 @@ def test_a_stream_counts_as_what_it_claims_to_be_once_decompressed() -> None:
 
 
 def test_a_turn_is_charged_with_what_it_took() -> None:
-    """Of two tenants with equal weight, the one whose turns take 20 times as long has about a twentieth of them."""
+    """A tenant whose turns take 20 times as long gets about a twentieth of them."""
     turns: list[str] = []
     ended = threading.Event()
 

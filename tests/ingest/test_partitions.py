@@ -1,4 +1,4 @@
-"""One document, several partitions and several roads: its newest write stands."""
+"""One document over several partitions and writers: its newest write wins."""
 
 import json
 
@@ -29,7 +29,7 @@ def acme(base) -> Tenant:
 
 
 def post(base, tenant: Tenant, text: str) -> None:
-    """As the gateway does."""
+    """Writes as the gateway does."""
     collection = base.registry.collection(tenant.name, "docs")
     rules = DocumentLimits.of(collection, base.settings.ingest)
     entries = [parse_json({"id": i, "text": text}, rules, tenant=tenant.name) for i in IDS]
@@ -37,7 +37,7 @@ def post(base, tenant: Tenant, text: str) -> None:
 
 
 def produce(base, tenant: Tenant, text: str | None, n: int = N) -> None:
-    """As a data team's producer with Kafka's default partitioner does."""
+    """Writes as a data team's producer with Kafka's default partitioner does."""
     for i in IDS:
         value = (
             None
@@ -59,7 +59,7 @@ def ingested(base, tenant: Tenant) -> None:
 
 
 def standing(base) -> dict[str, str]:
-    """What a search would find, by versions alone: document → text, without the deleted ones."""
+    """Returns document → text by versions alone, without deleted documents."""
     newest: dict[str, tuple[int, str | None]] = {}
     for slot in range(8):
         for stored in base.log.read("vicinage.vectors", slot, 0, bytes_max=1 << 30):

@@ -1,4 +1,4 @@
-"""Halted partitions: they are seen, an operator resumes them, and forgotten positions are remembered."""
+"""Halted partitions are visible, an operator resumes them, and expired positions are recovered."""
 
 import json
 
@@ -39,7 +39,7 @@ def end(ingest) -> None:
 
 
 def ingested_two(base, name: str) -> tuple[Tenant, TopicPartition]:
-    """A tenant with two documents, both ingested, and their position in the catalog, too.
+    """A tenant with two ingested documents, and their position in the catalog, too.
 
     No ingest runs any more.
     """
@@ -87,7 +87,7 @@ def test_a_topic_made_anew_is_read_from_its_beginning_and_its_small_offsets_win(
 def test_what_is_written_to_a_topic_made_anew_before_its_ingest_is_resumed_is_kept(
     base, before: int, after: int
 ) -> None:
-    """HTTP writes are divided by the earlier topic's map until then, producers by the new topic's partitions."""
+    """Until then HTTP writes follow the old topic's map, producers the new topic."""
     tenant = make_tenant(base, "anew", partitions=before)
     names = [f"d{i}" for i in range(12)]
     for name in names:
@@ -128,7 +128,7 @@ def test_writes_are_divided_by_the_newest_map_or_as_a_topic_made_anew_is(base) -
 
 
 def put(base, tenant, name: str, partitions: int) -> None:
-    """A producer's write to a topic of so many partitions."""
+    """Writes as a producer to a topic with this many partitions."""
     from vicinage.log import Record
 
     value = json.dumps({"collection": "flat", "id": name, "vector": [1.0, 0.0, 0.0]}).encode()
@@ -223,7 +223,7 @@ def test_a_catalog_older_than_what_the_log_keeps_gives_no_position(base) -> None
 
 
 def forget(base, tp: tuple[str, int]) -> None:
-    """As a broker does once offsets.retention.minutes are over."""
+    """Drops a position as a broker does once offsets.retention.minutes have passed."""
     base.log._submit(
         lambda c: c.execute("DELETE FROM positions WHERE topic = ? AND partition = ?", tp) and None
     )

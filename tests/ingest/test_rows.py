@@ -1,4 +1,4 @@
-"""What ingest writes fits into a broker's message, whatever tenants send; metadata is written once a document."""
+"""Rows of ingest fit into a broker's message; metadata is written once for each document."""
 
 import json
 import uuid
@@ -185,7 +185,7 @@ def test_passages_too_many_for_their_vectors_are_refused_before_they_are_embedde
 
 
 def largest(base, tenant: str = "acme") -> list[Document]:
-    """Documents of every kind, as large as rules let them be."""
+    """Returns documents of every kind, as large as the limits allow."""
     n = 1_350
     given = [
         {

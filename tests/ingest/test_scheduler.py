@@ -1,4 +1,4 @@
-"""Whose job is next, and whose rows may be written: decided without threads, clock or I/O."""
+"""The order of jobs and of writes, decided without threads, clock or I/O."""
 
 import random
 from collections import Counter, defaultdict
@@ -36,7 +36,7 @@ def task(
     priority: Class = "silver",
     models: tuple[str, ...] = ("m",),
 ) -> Task:
-    """A job of `n` documents for each model, each model's in a collection of its name."""
+    """Returns a job of `n` documents for each model, each in a collection of its name."""
     tp = (f"docs.{name}", partition)
     job = Job(Tenant(name, priority), tp, 0)
     record = LogRecord(*tp, 0, Record(b""))
@@ -49,7 +49,7 @@ def task(
 
 
 def only(one: Task) -> Part:
-    """The part of a task with one model."""
+    """Returns the part of a task with one model."""
     [part] = one.parts.values()
     return part
 
@@ -62,7 +62,7 @@ def lines_with(*tasks: Task) -> Scheduler:
 
 
 def taken(lines: Scheduler, now: float = 0.0) -> list[Part]:
-    """Everything that workers are given at once."""
+    """Returns everything that workers are given at once."""
     found = []
     while (one := lines.take(now)) is not None:
         found.append(one)
@@ -159,7 +159,7 @@ def test_what_is_discarded_is_neither_embedded_nor_written() -> None:
 
 
 def test_who_waits_is_served_by_weight_and_by_what_it_costs() -> None:
-    """All workers are taken; the two that come free go to whose turn it is: gold weighs four times what bronze does."""
+    """All workers are busy; free ones follow the turns: gold weighs four times bronze."""
     lines = lines_with(*(task(f"other{i}") for i in range(OF_MODEL_MAX)))
     free, served = taken(lines)[:2], Counter[str]()
     for name in ("gold", "bronze") * 3:

@@ -1,4 +1,4 @@
-"""What cannot be written waits alone: other tenants' documents go on, and nothing is lost or out of order."""
+"""A tenant whose writes fail waits alone: others continue, and no row is lost or reordered."""
 
 import json
 

@@ -1,8 +1,9 @@
-"""Documents over partitions that are added while they are written: none is lost, misordered or resurrected.
+"""Models documents over partitions that are added during writes.
 
-Gateways write by the newest map, producers by as many partitions as they know of, strangers into any partition.
-Only the order of acknowledged writes decides, with the one exception that is documented: a producer that does not yet
-know of new partitions loses to a write that does.
+No document is lost, reordered or resurrected. Gateways write by the newest map, producers by the
+partitions that they know, and foreign producers into any partition. Only the order of acknowledged
+writes decides. The documented exception is a producer that does not know new partitions yet: it
+loses to a write that does.
 """
 
 import json
@@ -35,14 +36,14 @@ MOST = 9
 
 
 class Growth(RuleBasedStateMachine):
-    """A topic that grows, its writers, and an ingest that is at times behind, or starts anew further back."""
+    """A growing topic, its writers, and an ingest that lags or restarts further back."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
         self.base = replace(resources_in(self.folder), clock=ManualClock())
         self.expected: dict[str, tuple[int, int, str | None]] = {}
-        """Of each document: (partitions its writer knew, number of the write, text or None)."""
+        """For each document: (partitions its writer knew, number of the write, text or None)."""
         self.misplaced = self.n_written = 0
 
     @initialize(partitions=st.integers(1, 2))
@@ -70,7 +71,7 @@ class Growth(RuleBasedStateMachine):
         ]
 
     def _wanders(self, name: str) -> bool:
-        """Whether growth brought the document back to a partition that it had left: who wrote there cannot be told."""
+        """Whether growth returned the document to an earlier partition, so its map is ambiguous."""
         homes = [home for home, _ in groupby(home_of("docs", name, n) for n in self.sizes)]
         return len(homes) != len(set(homes))
 
@@ -94,7 +95,7 @@ class Growth(RuleBasedStateMachine):
 
     @rule(name=NAMES, deleted=st.booleans(), back=st.integers(0, 2))
     def produce(self, name: str, deleted: bool, back: int) -> None:
-        """A producer that knows of the partitions that there were `back` growths ago."""
+        """A producer that knows the partitions of `back` growths ago."""
         if self._wanders(name):
             return
         n = self.sizes[max(0, len(self.sizes) - 1 - back)]
@@ -120,17 +121,17 @@ class Growth(RuleBasedStateMachine):
     @rule(more=st.integers(1, 3))
     def grow(self, more: int) -> None:
         n = self.sizes[-1] + more
-        # each growth is noticed before the next: what is between two looks has no map
+        # each growth is noticed before the next: a state between two checks has no map
         self.ingest_some()
         if n <= MOST:
             self.sizes.append(self.base.log.add_partitions(self.tenant.documents_topic, n))
 
     @rule(more=st.integers(1, 3))
     def set_partitions(self, more: int) -> None:
-        """Through the platform: no look is needed before, or between this growth and the next."""
+        """Grows through the platform: no check is needed before or after it."""
         n = self.sizes[-1] + more
         if n <= MOST:
-            self.ingest_some()  # what grew by itself before is recorded first
+            self.ingest_some()  # earlier growth of the topic itself is recorded first
             growth.set_partitions(self.base.registry, self.base.log, self.tenant, n, actor="test")
             self.sizes.append(n)
 
@@ -197,7 +198,7 @@ class Growth(RuleBasedStateMachine):
         assert standing == {
             name: text for name, (_, _, text) in self.expected.items() if text is not None
         }
-        # By what was written: a topic that is created again gives the same positions once more.
+        # Identified by content: a topic that is created again has the same positions once more.
         letters = {
             x["value_base64"] for x in dead_letters.read(self.base.log, self.tenant, limit=1_000)
         }

@@ -1,6 +1,7 @@
-"""Two indexers on one catalog, each at times stale, stopped or away: whatever they do, searches equal a dict.
+"""Models two indexers on one catalog, each at times stale, stopped or away: searches equal a dict.
 
-Only the rows in the log and the order of their versions decide what is found: never who sealed, who merged, who lost.
+Only the rows in the log and the order of their versions decide what is found, not which indexer
+sealed, merged or lost a lease.
 """
 
 import shutil
@@ -29,7 +30,7 @@ LEASE_S = 15.0
 
 
 class TwoIndexers(RuleBasedStateMachine):
-    """Documents are written, deleted and re-delivered; two indexers step in any order; time passes."""
+    """Writes, deletions and redeliveries, with two indexers that step in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule(writes=st.lists(st.tuples(NAMES, st.integers(0, 3)), min_size=1, max_size=4))
     def write(self, writes: list[tuple[str, int]]) -> None:
-        """Documents with so many passages; none: deleted."""
+        """Writes documents with this many passages; none: deleted."""
         for name, passages in writes:
             number = self._next()
             append(
@@ -77,7 +78,7 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule(name=NAMES, back=st.integers(0, 2))
     def delete_as_judged(self, name: str, back: int) -> None:
-        """A deletion by filter, at the version that was judged, or at an older one: then its document stays."""
+        """Deletes by filter, at the matched version or an older one: then its document stays."""
         if name in self.expected:
             number = (self.expected[name][0] >> 10) - back
             append(self.base, self.generation, gone(name, max(0, number)))
@@ -86,7 +87,7 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule()
     def deliver_the_last_again(self) -> None:
-        """As ingest does when it was killed between its append and its commit."""
+        """Repeats as ingest does after a kill between its append and its commit."""
         slot = self.generation.slots[0]
         end = self.base.log.end(VECTORS_TOPIC, slot)
         if end > self.generation.starts[0]:
@@ -113,14 +114,14 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule(who=WHO)
     def step_without_noticing_that_time_passed(self, who: str) -> None:
-        """A process that stood still: it believes that it holds its leases."""
+        """A paused process: it believes that it holds its leases."""
         if self.indexers[who]._leases:
             self.indexers[who]._renewed = self.clock.monotonic()
         self._step(who)
 
     @rule(name=NAMES)
     def overtake_one_that_stands_still(self, name: str) -> None:
-        """It holds rows that it has read; another takes its slots, seals and merges; then it wakes."""
+        """Pauses it with rows that it has read; the other works in its slots; it resumes."""
         self._step("one")
         self.write([(name, 2)])
         self.indexers["one"]._poll(0)

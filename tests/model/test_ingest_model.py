@@ -1,7 +1,7 @@
-"""Ingest with several collections in one partition, whose models die, hang and come back, and with crashes in between.
+"""Models ingest of several collections in one partition with failing models and crashes.
 
-Whatever the order: nothing is lost, doubled or misordered, positions are honest at every moment, and a collection whose
-model is well never waits for another one's.
+Models die, hang and come back. In any order, no row is lost, duplicated or reordered, positions are
+correct at every moment, and a collection with a working model never waits for another.
 """
 
 import json
@@ -49,7 +49,7 @@ class Died(BaseException):
 
 @dataclass
 class Model(HashEmbedder):
-    """Answers, says that it is away, or keeps its callers waiting."""
+    """Answers, reports that it is away, or blocks its callers."""
 
     dimension: int = 4
     mode: str = "well"
@@ -84,7 +84,7 @@ class Ingesting(RuleBasedStateMachine):
         self.written: dict[str, list[tuple[int, str, bool]]] = {name: [] for name in MODELS}
         """Collection → (offset, document, whether it is a deletion)."""
         self.since: dict[tuple[str, int], int] = {}
-        """Generation → the end of the topic when it was made: what was written since is its own."""
+        """Generation → the end of the topic at its creation: it owns what was written since."""
         self.armed: tuple[str, int] | None = None
         self.visits = 0
         self.crashed = self.dead = False
@@ -132,7 +132,7 @@ class Ingesting(RuleBasedStateMachine):
         self.base.registry.refresh()
         return [g for c in self.base.registry.collections("acme") for g in c.generations]
 
-    # what happens
+    # actions
 
     @rule(
         names=st.lists(st.sampled_from(sorted(MODELS)), min_size=3, max_size=10),
@@ -144,7 +144,7 @@ class Ingesting(RuleBasedStateMachine):
     def write(
         self, names: list[str], modes: tuple[str, str], number: int, gone: bool, seconds: float
     ) -> None:
-        """Documents of several collections in a row, while models are as they are; then a few steps."""
+        """Writes documents of several collections, then takes a few steps."""
         for model, mode in zip(self.models.values(), modes, strict=True):
             model.become(mode)
         for i, name in enumerate(names):
@@ -170,7 +170,7 @@ class Ingesting(RuleBasedStateMachine):
 
     @rule(point=st.sampled_from(POINTS), nth=st.integers(1, 3), times=st.integers(1, 10))
     def crash(self, point: str, nth: int, times: int) -> None:
-        """Somewhere within so many steps, if the point is reached; at their end otherwise."""
+        """Crashes within this many steps if the point is reached, else after them."""
         self.armed, self.visits = (point, nth), 0
         for _ in range(times):
             self._step()
@@ -214,7 +214,7 @@ class Ingesting(RuleBasedStateMachine):
 
     @rule()
     def those_whose_model_is_well_go_on(self) -> None:
-        """Within seconds of the clock, whatever the others do."""
+        """Checks progress within seconds of the clock, whatever the others do."""
         well = {None} | {name for name, m in self.models.items() if m.mode == "well"}
         live = {(c.name, c.live) for c in self.base.registry.collections("acme")}
 
@@ -242,11 +242,11 @@ class Ingesting(RuleBasedStateMachine):
             lambda: {(x.collection, x.generation) for x in self.base.registry.lanes.every()} <= own
         )
 
-    # what holds
+    # invariants
 
     @invariant()
     def positions_are_honest(self) -> None:
-        """Below a generation's position everything is in the vectors log, or something newer of the same document."""
+        """Below a generation's position, the log has every row, or a newer one."""
         if not hasattr(self, "ingest"):
             return
         for g in self._generations():
@@ -263,9 +263,9 @@ class Ingesting(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_written_twice(self) -> None:
-        """Rows of one message stand by document, not by offset: versions order them."""
+        """Rows of one message are ordered by document, not by offset: versions order them."""
         if not hasattr(self, "ingest") or self.crashed:
-            return  # after a crash work may be done again: versions order it
+            return  # after a crash work may be repeated: versions order it
         for g in self._generations():
             offsets = [offset for offset, *_ in self._rows(g)]
             assert len(offsets) == len(set(offsets)), (g.collection, g.number, offsets)
@@ -324,7 +324,7 @@ class Ingesting(RuleBasedStateMachine):
             self._die()
 
     def _die(self) -> None:
-        """Nothing of what was in memory is left; the next process begins at the stored positions."""
+        """Drops everything in memory; the next process begins at the stored positions."""
         self.crashed = self.dead = True
         for model in self.models.values():
             model.let_go.set()

@@ -1,7 +1,8 @@
-"""Every index kind against exact numpy: upserts, deletes, filters, seals, compactions, reindexes and restarts in any order.
+"""Models every index kind against exact numpy, in any order of writes and maintenance.
 
-What must hold: an exact search is exact, whatever went before; nothing deleted, replaced or ruled out is ever found; as many are found as
-there are; and over the searches of a run recall@10 is at least the objective under each filter, as surely as so many searches can tell.
+An exact search is always exact. No deleted, replaced or filtered passage is ever found. As many
+passages are found as exist. Over the searches of a run, recall@10 is at least the objective under
+each filter, within the statistical error of that many searches.
 """
 
 import math
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.timeout(600)
 D, K, QUESTIONS = 48, 10, 80
 RECALL = 0.95
 BATCH = 300
-"""Documents written at once: after a few of them a segment is one that an index is made for."""
+"""Documents written at once: after a few of them a segment is large enough for an index."""
 CENTRES = 12
 SHARD = ShardId("acme", "docs", 1, 0)
 BACKEND = open_backend()
@@ -49,7 +50,7 @@ CONDITIONS: tuple[tuple[Mapping[str, Any] | None, Callable[[int, bool], bool]], 
     ({"group": 1}, lambda group, _side: group == 1),
     ({"side": True}, lambda _group, side: side),
 )
-"""Of a half, a tenth, a hundredth; and one that runs with a question or against it."""
+"""Filters of a half, a tenth and a hundredth, and one correlated with or against the query."""
 
 
 class KindsMachine(RuleBasedStateMachine):
@@ -76,7 +77,7 @@ class KindsMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _vectors(self, n: int) -> np.ndarray:
-        """Around a few centres, as texts lie around their subjects."""
+        """Returns vectors around a few centers, as texts lie around their subjects."""
         drawn = self.centres[self.rng.integers(0, CENTRES, n)] + self.rng.standard_normal(
             (n, D)
         ).astype(np.float32)
@@ -92,7 +93,7 @@ class KindsMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 9))
     def upsert(self, which: int) -> None:
-        """`BATCH` documents, new ones or others in their place."""
+        """Writes `BATCH` documents, new ones or replacements."""
         rows = []
         for i, vector in enumerate(self._vectors(BATCH)):
             self.version += 1
@@ -145,7 +146,10 @@ class KindsMachine(RuleBasedStateMachine):
 
     @rule(spec=st.sampled_from(SPECS))
     def reindex(self, spec: str) -> None:
-        """All that is sealed, built anew as another kind, and back: what was sealed before is of the other until it is compacted."""
+        """Rebuilds everything sealed as another kind, and back.
+
+        Sealed segments keep the other kind until they are compacted.
+        """
         self.now = spec
         self._merge()
         self.now = self.spec
@@ -211,7 +215,10 @@ class KindsMachine(RuleBasedStateMachine):
         self._keeps_its_objective(which)
 
     def _keeps_its_objective(self, which: int) -> None:
-        """Three standard errors of the mean, of hits that come in questions: as if each question were three draws."""
+        """Returns three standard errors of the mean recall.
+
+        Hits of a search are correlated: each search counts as three draws.
+        """
         right, wanted = self.right[which], self.wanted[which]
         if wanted >= QUESTIONS * K:
             error = math.sqrt(RECALL * (1 - RECALL) / (wanted / K * 3))
@@ -223,8 +230,8 @@ class KindsMachine(RuleBasedStateMachine):
 def test_a_shard_of_this_kind_keeps_what_it_promises(
     spec: str, metric: Metric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In segments of a few thousand rows a tenth would always be looked at row by row: here an index
-    # is asked wherever it can be.
+    # In segments of a few thousand rows a filter of a tenth would always be scanned row by row.
+    # Here an index is searched wherever it can be.
     monkeypatch.setattr(cpu, "ROWS_PER_STEP", 1)
     machine = type("Machine", (KindsMachine,), {"spec": spec, "metric": metric})
     run_state_machine_as_test(

@@ -1,7 +1,8 @@
-"""Reindexing while everything else goes on: whatever the order, the live generation holds what was written, and finds it.
+"""Models a reindex beside everything else: the live generation has and finds what was written.
 
-Documents are written, replaced, deleted and delivered again; shards are sealed and compacted; the collection is built anew as another
-kind and in another number of shards, cancelled, and cut over; the indexer dies anywhere in between.
+Documents are written, replaced, deleted and delivered again; shards are sealed and compacted. The
+collection is rebuilt as another kind and with another number of shards, canceled, and cut over. The
+indexer dies anywhere in between.
 """
 
 import shutil
@@ -69,14 +70,14 @@ class Reindexing(RuleBasedStateMachine):
         return self.base.registry.collection("acme", "docs")
 
     def _receiving(self) -> list[Generation]:
-        """Those that ingest writes to."""
+        """Returns the generations that ingest writes to."""
         return [
             g for g in self._collection().generations if g.state in ("live", "building", "ready")
         ]
 
     @rule(writes=st.lists(st.tuples(NAMES, st.integers(0, 2)), min_size=1, max_size=5))
     def write(self, writes: list[tuple[str, int]]) -> None:
-        """Documents with so many passages; none: deleted."""
+        """Writes documents with this many passages; none: deleted."""
         for name, passages in writes:
             self.position += 1
             row = up(name, self.position, passages) if passages else gone(name, self.position)
@@ -89,7 +90,7 @@ class Reindexing(RuleBasedStateMachine):
 
     @rule(names=st.lists(NAMES, min_size=1, max_size=4, unique=True), stale=st.booleans())
     def delete_as_judged(self, names: list[str], stale: bool) -> None:
-        """Deletions by filter, at the versions that were judged; `stale`: their documents are written anew meanwhile."""
+        """Deletes by filter at the matched versions; `stale`: documents are replaced meanwhile."""
         judged = {name: self.expected[name][0] >> 10 for name in names if name in self.expected}
         if stale:
             self.write([(name, 1) for name in judged])
@@ -101,7 +102,7 @@ class Reindexing(RuleBasedStateMachine):
 
     @rule(name=NAMES, passages=st.integers(1, 2))
     def deliver_something_old(self, name: str, passages: int) -> None:
-        """As after a rewind of ingest: a version that has long been replaced, or deleted."""
+        """Repeats old writes as after a rewind of ingest: versions replaced or deleted long ago."""
         if name in self.expected and self.position > 1:
             for generation in self._receiving():
                 append(self.base, generation, up(name, 0, passages))
@@ -131,7 +132,7 @@ class Reindexing(RuleBasedStateMachine):
 
     @rule(index=SPECS, shards=st.integers(1, 3), name=NAMES, dies=st.booleans())
     def reindex_to_the_end(self, index: str, shards: int, name: str, dies: bool) -> None:
-        """With a write, and perhaps a death, somewhere on the way."""
+        """Runs a reindex with a write, and perhaps a crash, somewhere on the way."""
         self.ask_for_a_reindex(index, shards)
         self.step(2)
         self.write([(name, 2)])
@@ -162,7 +163,7 @@ class Reindexing(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, len(CONDITIONS) - 1), seed=st.integers(0, 1_000))
     def search(self, which: int, seed: int) -> None:
-        """As it would be served, beside numpy over what was written."""
+        """Compares what would be served with numpy over what was written."""
         condition, below = CONDITIONS[which]
         live, question = self._collection().generation(), unit(seed)[None]
         found = [

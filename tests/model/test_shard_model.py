@@ -1,4 +1,7 @@
-"""A shard against a dict: upserts, deletes, re-delivery, sealing, compaction and restarts in any order; searches exact."""
+"""Models a shard against a dict, in any order; searches are exact.
+
+The steps are upserts, deletes, redelivery, sealing, compaction and restarts.
+"""
 
 import shutil
 import tempfile
@@ -43,7 +46,7 @@ class ShardMachine(RuleBasedStateMachine):
         self.manifest = Manifest(SHARD, 0, 0, 0, ())
         self.model: dict[str, tuple[int, list[np.ndarray], int]] = {}
         self.versions: dict[str, int] = {}
-        """Of each name, the version of its last content."""
+        """For each name, the version of its last content."""
         self.rng = np.random.default_rng(0)
         self.restart()
 
@@ -79,7 +82,7 @@ class ShardMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), back=st.integers(0, 3))
     def delete_as_judged(self, name: str, back: int) -> None:
-        """A deletion by filter: it has the version of the document that it was judged on, which may be replaced by now."""
+        """Deletes by filter, at the matched document's version, which may be old by now."""
         judged = max(0, self.versions.get(name, 0) - back)
         if name in self.model and self.model[name][0] == judged:
             self.model.pop(name)
@@ -87,7 +90,10 @@ class ShardMachine(RuleBasedStateMachine):
 
     @rule(back=st.integers(1, 5))
     def deliver_again(self, back: int) -> None:
-        """Ingest does its last steps again after a crash: never what it had committed, and so never what may be forgotten."""
+        """Repeats ingest's last steps after a crash.
+
+        It repeats nothing that was committed, and so no tombstone that may be removed.
+        """
         at = len(self.log) - back
         if at >= self.committed:
             self._send(self.log[at])
@@ -157,8 +163,11 @@ class ShardMachine(RuleBasedStateMachine):
         k=st.integers(1, 30),
     )
     def search_words(self, back: int, name: str, color: int | None, k: int) -> None:
-        """A row's text is "text NAME VERSION": by its version a document is found while that is its newest, and never again."""
-        version = max(0, self.version - back)  # a minus would be no part of a word
+        """A row's text is "text NAME VERSION".
+
+        By its version a document is found while that version is its newest, and never again.
+        """
+        version = max(0, self.version - back)  # a minus would not be part of a word
         for text, held in (
             ("text", lambda *_: True),
             (f"{name} {version}", lambda n, v: n == name or v == version),

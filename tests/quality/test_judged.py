@@ -1,4 +1,4 @@
-"""Ranking by words on judged sets, beside bm25s: the same passages, its own tokenizer, stop words and stemmer."""
+"""Lexical ranking on judged sets, beside bm25s with its own text analysis, on the same passages."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from judged_shard import JudgedShard, pieces_of
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 WITHIN = 0.005
-"""Below the reference; above it there is no bound."""
+"""Allowed difference below the reference; there is no upper bound."""
 HERE = Path(__file__).resolve().parent.parent.parent
 PLACES = [HERE.parent / "shared" / "data", HERE.parent.parent / "shared" / "data"]
 
@@ -37,7 +37,7 @@ def test_lines_end_at_a_line_feed_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["cranfield", "dbpedia"])
 def test_words_rank_as_well_as_a_reference(name: str, tmp_path: Path) -> None:
-    """In three segments and a delta, short queries and whole abstracts."""
+    """Compares three segments and a delta, on short queries and whole abstracts."""
     judged = read(folder(name))
     pieces = pieces_of(judged)
     shard = JudgedShard(pieces, np.ones((len(pieces), 1), np.float32), tmp_path)

@@ -1,4 +1,4 @@
-"""Who may come in: laws 6, 7 and 9."""
+"""Admission of requests: laws 6, 7 and 9."""
 
 from contextlib import ExitStack
 

@@ -1,4 +1,4 @@
-"""The body of search:batch is split into the JSON of its searches; each is then parsed as a search of its own."""
+"""The body of search:batch is split into the JSON of its searches; each is parsed by itself."""
 
 from typing import Any
 

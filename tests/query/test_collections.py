@@ -1,4 +1,4 @@
-"""A tenant's looks at its own collections are requests like others: they take a place, and leave one to the others."""
+"""Reads of a tenant's own collections take permits, and leave some to other tenants."""
 
 from pathlib import Path
 

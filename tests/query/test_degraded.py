@@ -1,4 +1,4 @@
-"""What an answer says of being less than was promised."""
+"""The `degraded` field of answers that are less than promised."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What the cache of questions' vectors may remember, of whom, and who pays for its room: laws 1, 6 and 7."""
+"""The cache of search texts' vectors: isolation, sharing and eviction (laws 1, 6 and 7)."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -31,12 +31,12 @@ COST = _cost("t00", np.zeros(D, np.float32))
 
 
 def vector_of(tenant: str, model: Any, text: str) -> Floats:
-    """Different for each tenant too: in the tests, whose vector it is can be told."""
+    """Returns a vector that differs between tenants, so that its owner can be told."""
     return hash_vector(f"{tenant} {model.name} {model.location} {text}", D)
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """The cache against a dict that forgets nothing."""
+    """The cache against a dict that evicts nothing."""
 
     @initialize(entries=st.integers(0, 12), odd=st.integers(0, COST - 1))
     def begin(self, entries: int, odd: int) -> None:
@@ -70,7 +70,7 @@ class CacheMachine(RuleBasedStateMachine):
         return {tenant: held.bytes / held.weight for tenant, held in self.cache._of.items()}
 
     def _nobody_paid_who_held_less(self, before: dict[str, float]) -> None:
-        """Whoever lost a vector held, but for one vector, as much for its weight as anybody still does."""
+        """A tenant that lost a vector held the most for its weight, within one vector."""
         after = self._held()
         for tenant, was in before.items():
             if after.get(tenant, 0) < was:
@@ -130,7 +130,7 @@ def test_what_is_kept_is_a_copy_that_nobody_can_change() -> None:
 
 
 class Model:
-    """Counts what it is asked; answers when it is let, or fails."""
+    """An embedder that counts its calls, and answers or fails when it is told to."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
@@ -180,7 +180,7 @@ def run(
 
 
 async def begun(*asked: Coroutine[Any, Any, Floats]) -> list["asyncio.Task[Floats]"]:
-    """The questions, as tasks that all wait by now."""
+    """Returns the searches as tasks that all wait by now."""
     tasks = [asyncio.create_task(each) for each in asked]
     for _ in range(3):
         await asyncio.sleep(0)

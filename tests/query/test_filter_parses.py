@@ -1,4 +1,4 @@
-"""A filter on its way: the request parses it, the plan carries it, the shard evaluates it."""
+"""A filter is parsed by the request, carried by the plan and evaluated by the shard."""
 
 import pickle
 from typing import Any

@@ -1,4 +1,4 @@
-"""Two lists become one: by rank or by score, alike each time, with each list's own score beside the fused one."""
+"""Fusion of two lists by rank or score: deterministic, with each list's own score kept."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ NAMES = [f"d{i}" for i in range(12)]
 
 
 def hits(**scores: float) -> list[Hit]:
-    """Best first."""
+    """Hits, best first."""
     return [
         Hit(name, 0, score, 1)
         for name, score in sorted(scores.items(), key=lambda s: (-s[1], s[0]))
@@ -36,7 +36,7 @@ def test_by_rank_what_stands_in_both_lists_beats_the_first_of_either() -> None:
 
 
 def test_by_score_each_list_is_standardized_and_weighted() -> None:
-    """Over the best 50: of the dense list above its last, of the lexical one above 0, which is without a word."""
+    """Scales over the best 50: dense above the list's last, lexical above 0, which has no word."""
     dense, words = hits(a=0.9, b=0.7, c=0.5), hits(c=30, d=20, b=10)
     of_dense, of_words = np.std([0.9, 0.7, 0.5]), np.std([30, 20, 10] + [0] * (DEPTH_MIN - 3))
     expected = {
@@ -64,7 +64,7 @@ def test_the_only_text_with_the_word_is_among_the_best() -> None:
 def test_a_longer_answer_begins_as_a_shorter_one(
     dense: list[int], words: list[int], data: st.DataObject
 ) -> None:
-    """The lists go on beyond the best 50; what stands there never stands before what is among the best of one list."""
+    """Hits beyond the best 50 never precede a hit that is among the best of a list."""
     n = data.draw(st.integers(0, 80), label="documents of the words' own")
     of_dense = {f"d{i:03}": s / 8 for i, s in enumerate(dense)}
     of_words = {f"d{n + i:03}": s / 8 for i, s in enumerate(words)}

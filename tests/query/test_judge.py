@@ -1,4 +1,4 @@
-"""Deletions by filter: judged over what is searchable and what is not yet, and bound to what was judged."""
+"""Deletions by filter: evaluated over all acknowledged writes, bound to their versions."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ WAIT_S = 20.0
 
 
 class Platform:
-    """A tenant with one collection of two shards, whose ingest works when it is told to."""
+    """A tenant with one collection of two shards, whose ingest runs on demand."""
 
     def __init__(self, base: Resources, *, partitions: int = 1) -> None:
         self.base = base
@@ -60,7 +60,7 @@ class Platform:
         )
 
     def post(self, **colors: str) -> Token:
-        """Documents of a color each, by the gateway."""
+        """Writes documents of a color each, by the gateway."""
         collection = self.base.registry.collection("acme", "docs")
         rules = DocumentLimits.of(collection, self.base.settings.ingest)
         bodies = [
@@ -72,7 +72,7 @@ class Platform:
         return token
 
     def produce(self, name: str, color: str | None) -> Token:
-        """A document, or its deletion, by the tenant's own producer."""
+        """Writes a document, or its deletion, by the tenant's own producer."""
         body = {"collection": "docs", "id": name, "vector": [1, 0, 0], "metadata": {"color": color}}
         record = Record(
             json.dumps(body).encode() if color else None, f"docs/{name}".encode(), event_time_ms=1
@@ -116,7 +116,7 @@ class Platform:
             )
 
     def contents(self) -> dict[str, str]:
-        """Id → color of what is searchable once everything is ingested."""
+        """Returns ID → color of what is searchable once everything is ingested."""
         self.ingest()
         return {name: color for color in ("red", "blue") for name in self.passing(color).passed}
 
@@ -222,7 +222,10 @@ def test_too_many_documents_and_positions_of_no_write_are_refused(platform: Plat
 
 
 class Deletions(RuleBasedStateMachine):
-    """Writes on both roads, deletions by filter and ingest in any order: what stands is what the order of requests says."""
+    """Writes over HTTP and Kafka, deletions by filter and ingest, in any order.
+
+    The result follows from the order of requests.
+    """
 
     names = st.sampled_from("abcdef")
     colors = st.sampled_from(["red", "blue"])
@@ -258,7 +261,7 @@ class Deletions(RuleBasedStateMachine):
 
     @rule()
     def deliver_deletions_again(self) -> None:
-        """What stands is newer than each of them: they are of documents that are gone."""
+        """The current content is newer than each of them: they are of deleted documents."""
         for judged in self.late:
             self.platform.append(judged)
 

@@ -1,4 +1,4 @@
-"""Failed keys: few queries for many, an end to each address's failures, and no harm to keys that are known."""
+"""Failed keys: few queries for many, a limit for each address, and no effect on valid keys."""
 
 import asyncio
 import secrets
@@ -53,7 +53,7 @@ def test_of_an_address_in_ipv6_its_network_counts(address: str, counted: str) ->
 
 
 class Counting:
-    """The keys of a platform, and how many queries they made."""
+    """The keys of a platform, with a count of their queries."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys

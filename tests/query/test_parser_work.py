@@ -1,6 +1,7 @@
-"""What a parser does for a body is bounded by the body's bytes: calls, and bytes of memory, never seconds.
+"""The work of a parser is bounded by the body's bytes: calls, and bytes of memory, not seconds.
 
-Each body repeats one fragment where a parser looks at many: that is where a little input becomes much work.
+Each body repeats one fragment that a parser reads many times: there a small input could cause much
+work.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ MiB = 1 << 20
 
 @dataclass
 class Work:
-    """What a call did: lines of Python run and calls made, and the most memory that it held at once."""
+    """The work of a call: lines of Python and calls, and the most memory that it held at once."""
 
     steps: int = 0
     bytes: int = 0
@@ -174,7 +175,7 @@ def stream(columns: dict[str, pa.Array], compression: str | None, batches: int =
 
 
 def lists(rows: int, values: pa.Array) -> pa.Array:
-    """`rows` lists, of which the first holds all values."""
+    """Returns `rows` lists, of which the first has all values."""
     offsets = np.concatenate([[0], np.full(rows, len(values))]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 

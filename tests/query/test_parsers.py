@@ -1,4 +1,4 @@
-"""Large bodies are parsed in a process that has bounds; one that breaks them harms no other."""
+"""Large bodies are parsed in a bounded process; a body that exceeds the bounds harms no other."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Which shards are asked, and how their answers become one: pure."""
+"""Planning of shards and merging of their results: pure."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A question as it is sent, and its answer as it is written: neither holds up the event loop that everybody shares."""
+"""Parsing of searches and writing of answers do not block the shared event loop."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ from vicinage.records import Hit
 from vicinage.settings import GatewaySettings
 
 VALUES = 500_000
-"""As many as a body may have, nearly."""
+"""Nearly as many as a body may have."""
 NAMES = {f"name {i}": 1 for i in range(VALUES)}
 LONGEST = np.ones(DIMENSION_MAX, "<f4")
 

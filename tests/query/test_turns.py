@@ -1,4 +1,4 @@
-"""Heavy requests take turns: the tenant that used the least goes next, and nobody waits beyond its deadline."""
+"""Heavy requests take turns: the tenant that used the least is next, within deadlines."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""How many passages a model is asked for at once: fewer after a call that took long, more after short ones."""
+"""Batch sizes of a model: smaller after a long call, larger after short ones."""
 
 from ingest.embedding.batch_size import LONG_S, SHORT_S, BatchSizer
 

@@ -1,4 +1,4 @@
-"""The encoder answers as the model does that it was made of; what it is not made for it does not take."""
+"""The encoder gives the vectors of its model, and refuses models that it does not support."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +30,7 @@ def model() -> Any:
 
 
 def embed(model: Any, texts: list[str]) -> Floats:
-    """float32 [n, d] of the texts in one call, padded to the longest."""
+    """Returns float32 [n, d] of the texts in one call, padded to the longest."""
     import torch
 
     rows = [e.ids for e in open_tokenizer(DEFAULT_MODEL).encode_batch_fast(texts)]

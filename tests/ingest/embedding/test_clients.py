@@ -1,4 +1,4 @@
-"""Clients of embedding servers: what they send, what they make of odd answers, and how questions gather."""
+"""Clients of embedding servers: requests, unexpected answers, and combined search texts."""
 
 import asyncio
 import base64
@@ -33,7 +33,7 @@ MODEL = replace(DEFAULT_MODEL, name="m", kind="openai", dimension=D)
 
 
 class Foreign:
-    """An OpenAI-compatible server of somebody else's: it answers as told, else honestly but with vectors of length 3."""
+    """A third-party OpenAI-compatible server: it answers as told, else with vectors of length 3."""
 
     def __init__(self) -> None:
         self.headers: list[dict[str, str]] = []
@@ -126,9 +126,9 @@ NAN = base64.b64encode(np.full(D, np.nan, "<f4").tobytes()).decode()
 def test_whatever_is_wrong_with_the_server_is_not_the_texts_fault(
     foreign: Foreign, base_url: str, answer: Response
 ) -> None:
-    """Unavailable: ingest waits and tries again.
+    """Unavailable makes ingest wait and retry.
 
-    Anything else would lose documents or end the role.
+    Any other error would lose documents or end the role.
     """
     foreign.answer = answer
     embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
@@ -160,12 +160,12 @@ def test_a_deadline_that_has_passed_is_not_even_sent(foreign: Foreign, base_url:
     embedder.close()
 
 
-# gathering
+# combining calls
 
 
 @dataclass
 class Slow:
-    """An embedder that answers when the test lets it; words over ten letters are over its window."""
+    """An embedder that answers on demand; words over ten letters exceed its window."""
 
     window_tokens = 1_000
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -303,7 +303,7 @@ def test_nobody_waits_for_a_call_that_broke() -> None:
 
 
 def test_an_idle_connection_that_the_server_closed_is_opened_anew() -> None:
-    """A server that closes after each answer without saying so, as one does that is restarted."""
+    """A server that closes after each answer without a header, as one does that is restarted."""
     body = b'{"data": [{"index": 0, "embedding": [1, 0, 0, 0, 0, 0, 0, 0]}]}'
     asked = []
 
@@ -417,7 +417,7 @@ def test_a_tenant_is_never_told_where_a_model_is_served(
 
 
 class Limited:
-    """An embedder whose server refuses a call with a text of more than `most` characters, without naming it."""
+    """An embedder whose server refuses a text of more than `most` characters, without naming it."""
 
     window_tokens = 10
 

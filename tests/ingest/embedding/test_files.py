@@ -1,4 +1,4 @@
-"""What a model's files say, and what is refused before the model is registered or served."""
+"""Facts in a model's files, and models refused before they are registered or served."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ SMALL = EmbedderSettings(precision="float32", threads=1)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the default model's files, its weights linked."""
+    """Returns a copy of the default model's files, with linked weights."""
     source, made = model_root(DEFAULT_MODEL), tmp_path / "model"
     shutil.copytree(source, made, ignore=shutil.ignore_patterns("*.safetensors"))
     (made / "model.safetensors").symlink_to(source / "model.safetensors")
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def change(path: Path, **facts: Any) -> None:
-    """Changes some facts of a JSON file; None removes one."""
+    """Changes facts of a JSON file; None removes one."""
     old = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({k: v for k, v in {**old, **facts}.items() if v is not None}))
 
@@ -95,7 +95,7 @@ def test_positions_are_those_that_the_network_can_compute(
 
 
 def test_a_window_beyond_the_positions_is_refused_everywhere(folder: Path) -> None:
-    """Three searches of 600 tokens ended the embedder role of a model whose window was said to be 2,048."""
+    """Three searches of 600 tokens ended the embedder if the window was given as 2,048."""
     beyond = entry(folder, window_tokens=2_048)
     with pytest.raises(Refused, match="at most 512 tokens") as raised:
         LocalEmbedder(beyond, SMALL)

@@ -229,7 +229,7 @@ def test_load_and_lateness_travel_as_status_and_retry_after(url: str, model: Loc
         full = httpx.post(f"{url}/v1/embeddings", json=long, headers=headers, timeout=60)
         for pending in held:
             pending.vectors.cancel()
-        if full.status_code != 200:  # the model had made room before the request came
+        if full.status_code != 200:  # the model had made room before the request arrived
             break
     assert (full.status_code, full.json()["error"]["type"]) == (429, "overloaded")
     assert int(full.headers["retry-after"]) >= 1
@@ -237,7 +237,7 @@ def test_load_and_lateness_travel_as_status_and_retry_after(url: str, model: Loc
 
 
 def fill(model: LocalEmbedder) -> list[Pending]:
-    """Requests of many tenants, until the queue takes no more."""
+    """Sends requests of many tenants, until the queue takes no more."""
     held: list[Pending] = []
     with contextlib.suppress(Overloaded):
         held.extend(

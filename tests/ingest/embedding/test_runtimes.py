@@ -1,4 +1,4 @@
-"""ONNX Runtime answers as torch does, refuses what it is not made for, and is taken where torch is not installed."""
+"""ONNX Runtime gives torch's vectors, refuses unsupported models, and is used without torch."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def test_its_vectors_are_torchs_whatever_the_batch_and_the_threads() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the default model's files, its weights linked."""
+    """Returns a copy of the default model's files, with linked weights."""
     source, made = model_root(DEFAULT_MODEL), tmp_path / "model"
     shutil.copytree(source, made, ignore=shutil.ignore_patterns("*.safetensors"))
     (made / "model.safetensors").symlink_to(source / "model.safetensors")
@@ -127,7 +127,7 @@ def test_torch_is_taken_where_it_is_installed() -> None:
 
 
 def test_no_torch_is_imported_for_the_other() -> None:
-    """A process that embeds by ONNX Runtime never loads the gigabytes of torch, though they are installed here."""
+    """A process that embeds by ONNX Runtime never loads torch, though it is installed here."""
     code = (
         "import sys; from ingest.embedding.local import LocalEmbedder; from tenants.entities import DEFAULT_MODEL\n"
         "from vicinage.settings import EmbedderSettings\n"

@@ -1,4 +1,4 @@
-"""The correction of effort by live recall: it moves toward the objective, not on noise, and not without bound."""
+"""The correction of effort by live recall follows the objective, not noise, within bounds."""
 
 import json
 
@@ -15,7 +15,7 @@ OBJECTIVE = 0.95
 
 
 def served(recall: float, n: int, rng: np.random.Generator) -> list[float]:
-    """Recall@10 of n questions of that mean."""
+    """Returns recall@10 of n searches with that mean."""
     return (rng.binomial(10, recall, n) / 10).tolist()
 
 
@@ -158,7 +158,7 @@ def test_an_index_that_meets_the_objective_is_hardly_ever_proven_to_miss_it(shar
 
 
 def recalls_of(mean: float, share: float, n: int, rng: np.random.Generator) -> list[float]:
-    """Recall of n searches: a share of them is as hard as their mean needs, the others miss nothing."""
+    """Returns recall of n searches: a hard share gives the mean, the others miss nothing."""
     hard = rng.random(n) < max(share, 1 - mean)
     return np.where(
         hard, rng.binomial(10, 1 - (1 - mean) / max(share, 1 - mean), n) / 10, 1.0

@@ -1,4 +1,4 @@
-"""What `wait_for: latest` covers on a real Kafka, where others change a topic while the gateway runs."""
+"""`wait_for: latest` on a real Kafka while other clients change a topic."""
 
 import asyncio
 import uuid
@@ -37,7 +37,7 @@ def test_latest_covers_a_partition_that_was_added_since_the_topics_were_listed(
             n = other.partitions(topic)
             while (
                 base.log.topics(topic)[topic] >= n
-            ):  # once, where the gateway does not list the topics just now
+            ):  # once, if the gateway does not list the topics just now
                 n = other.add_partitions(topic, n + 1)
                 other.append(
                     topic, n - 1, [Record(b"written by a producer that knows the new partition")]

@@ -1,4 +1,4 @@
-"""The confidence sequence: it holds at every time at once, and it finds what is there to be found."""
+"""The confidence sequence is valid at all times together, and detects real breaches."""
 
 import json
 
@@ -14,7 +14,7 @@ RUNS, SAMPLES = 80, 1_200
 
 
 def recalls(mean: float, kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Recall@10 of n searches: alike, some much harder than others, or all or nothing."""
+    """Returns recall@10 of n searches: alike, some much harder than others, or all or nothing."""
     if kind == "alike":
         return rng.binomial(10, mean, n) / 10
     if kind == "mixed":
@@ -23,7 +23,7 @@ def recalls(mean: float, kind: str, n: int, rng: np.random.Generator) -> np.ndar
 
 
 def allowed(runs: int, share: float) -> float:
-    """So many of the runs may go wrong by chance: the mean, and three standard deviations."""
+    """Returns how many runs may fail by chance: the mean plus three standard deviations."""
     return runs * share + 3 * (runs * share * (1 - share)) ** 0.5
 
 

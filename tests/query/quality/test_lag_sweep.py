@@ -1,4 +1,4 @@
-"""The freshness lag of all tenants is measured, whoever is asked about."""
+"""The freshness lag of all tenants is measured, whichever tenant is requested."""
 
 import asyncio
 from collections import Counter
@@ -36,7 +36,7 @@ def test_the_gauge_covers_tenants_that_nobody_asks_about(tmp_path: Path) -> None
 
 
 class Counting:
-    """The real log, which counts what it is asked for."""
+    """The real log, with a count of its calls."""
 
     def __init__(self, log: Log) -> None:
         self._log, self.asked = log, Counter[str]()

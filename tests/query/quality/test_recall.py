@@ -1,4 +1,4 @@
-"""Recall as measured on live searches: what counts, what it is worth, and that it never stands in anybody's way."""
+"""Live recall: what is counted, its statistics, and that it never delays searches."""
 
 import asyncio
 from collections.abc import Collection as Slots
@@ -23,7 +23,7 @@ TARGETS = {("t", "c"): 0.95}
 
 
 class Drawer:
-    """A searcher of one slot whose index finds what it is told to, and whose documents come and go."""
+    """A searcher of one slot with a given recall, whose documents come and go."""
 
     slots = frozenset({0})
 
@@ -80,13 +80,13 @@ def monitor(searcher: Drawer, **given: Any) -> RecallMonitor:
 def measure(
     searcher: Drawer, offers: list[tuple[Plan, tuple[Hit, ...]]], **given: Any
 ) -> list[dict[str, Any]]:
-    """Offer these served searches, let the monitor work them off, and report."""
+    """Offers these served searches, lets the monitor measure them, and reports."""
 
     async def work() -> list[dict[str, Any]]:
         recall = monitor(searcher, **given)
         task = asyncio.create_task(recall.run())
         for i, (made, served) in enumerate(offers):
-            if i % (QUEUE_MAX // 4) == 0:  # more of one tenant do not wait at once
+            if i % (QUEUE_MAX // 4) == 0:  # more searches of one tenant do not wait at once
                 await recall.settled()
             recall.offer(made, served, [ShardResult(ShardId("t", "c", 1, 0), (served,), 7, 16)])
         await recall.settled()
@@ -263,7 +263,7 @@ def test_one_tenant_leaves_room_in_the_queue_for_others() -> None:
 
 
 def offered(recall: RecallMonitor, tenant: str, n: int = 1) -> None:
-    """Searches of a tenant, served with one hit."""
+    """Offers searches of a tenant, served with one hit."""
     made = plan()
     generation = replace(made.generation, tenant=tenant)
     shard = generation.shards()[0]
@@ -438,7 +438,10 @@ class Weak(Drawer):
 async def served_by(
     recall: RecallMonitor, searcher: Drawer, collection: Collection, n: int
 ) -> ShardResult:
-    """Searches as a gateway makes them: planned as live recall says, answered, and offered; the last answer."""
+    """Runs searches as a gateway does, and returns the last answer.
+
+    They are planned by live recall, answered, and offered to the monitor.
+    """
     for _ in range(n):
         vector = np.array([1, 0], np.float32)
         aim, misses = recall.aim(collection), recall.misses(collection)

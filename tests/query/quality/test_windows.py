@@ -1,4 +1,4 @@
-"""Windows of recall: when one ends, what is shown meanwhile, and what all of them together may get wrong."""
+"""Windows of recall: when one ends, what is shown meanwhile, and their joint error."""
 
 import json
 

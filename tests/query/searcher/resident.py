@@ -1,4 +1,7 @@
-"""Loads a segment, touches every byte of it and searches it: how much larger the process became, beside what is accounted."""
+"""Compares the memory growth of a process with the accounted bytes of a segment.
+
+It loads the segment, touches every byte of it and searches it.
+"""
 
 import gc
 import json
@@ -25,7 +28,7 @@ SHARD = ShardId("acme", "docs", 1, 0)
 
 
 def written(spec: str, folder: Path, n: int) -> SegmentRef:
-    """A segment of `n` rows with a text each."""
+    """Returns a segment of `n` rows with a text each."""
     rng = np.random.default_rng(n)
     vectors = rng.standard_normal((n, D)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -51,7 +54,7 @@ def written(spec: str, folder: Path, n: int) -> SegmentRef:
 
 
 def use(segment: Segment, ref: SegmentRef, folder: Path) -> None:
-    """Search it by vectors and by words; then read every page of its files, as ever so many searches would."""
+    """Searches it by vectors and by words, then reads every page of its files."""
     shard = Shard(
         SHARD,
         dimension=D,
@@ -72,13 +75,13 @@ def use(segment: Segment, ref: SegmentRef, folder: Path) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Returns the resident bytes of this process."""
     gc.collect()
     return int(psutil.Process().memory_info().rss)
 
 
 def main() -> None:
-    """Print both figures."""
+    """Prints both figures."""
     spec, folder = sys.argv[1], Path(sys.argv[2])
     store, backend = LocalStore(folder), open_backend()
     small, ref = written(spec, folder, 3_000), written(spec, folder, N)

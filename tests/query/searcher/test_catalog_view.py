@@ -1,4 +1,4 @@
-"""What the catalog says of some slots, look by look."""
+"""The view of the catalog for some slots, refresh by refresh."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from tenants import provisioning
 
 
 def looked(view: CatalogView) -> CatalogRead:
-    """One look, taken in; the shards that came and went are asserted by the tests themselves."""
+    """Applies one refresh; the tests assert the shards that appeared and disappeared."""
     read = view.read()
     assert not view.begin(read)
     if read.every is not None:

@@ -1,4 +1,4 @@
-"""Counts of what is not in memory: what a restart shows is what was there before it, or a bound that says so."""
+"""Counts of unloaded shards: a restart shows the counts before it, or a marked bound."""
 
 import asyncio
 import threading
@@ -34,7 +34,7 @@ def base(base: Resources) -> Resources:
 
 
 def part(rows: Rows) -> Part:
-    """(id, version, passages) of each document."""
+    """Returns (ID, version, passages) of each document."""
     ids, versions, counts = zip(*rows, strict=True) if rows else ((), (), ())
     return Part(Keys.of(ids), np.array(versions, np.int64), np.array(counts, np.int32))
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_counted_is_a_lower_bound(base: Resources) -> None:
 
 
 class Meanwhile(dict[ShardId, Generation]):
-    """Shards that are served; what another thread does runs when one is looked up."""
+    """Served shards; another thread's action runs when one is looked up."""
 
     def __init__(self, served: Mapping[ShardId, Generation], run: Callable[[], object]) -> None:
         super().__init__(served)

@@ -1,4 +1,4 @@
-"""What an empty collection costs while nobody asks for it: published in docs/decisions/measurements.md, and bounded here."""
+"""The cost of an unused empty collection: published in the measurements, and bounded here."""
 
 import gc
 import tracemalloc
@@ -24,7 +24,7 @@ def test_an_idle_tenant_with_an_empty_collection_takes_at_most_four_kilobytes(
     with searching(base) as searcher:
         make(
             base, [f"first-{i}" for i in range(N)]
-        )  # after these, one more costs what every one more does
+        )  # after these, one more costs as much as every further one
         searcher.shards.look()
         tracemalloc.start()
         try:

@@ -1,4 +1,4 @@
-"""Which shard is loaded next, by what waits for which."""
+"""The order in which shards are loaded."""
 
 from query.searcher.load_queue import LoadQueue
 from vicinage.records import ShardId
@@ -50,7 +50,7 @@ def test_tenants_take_turns() -> None:
         q.done(shard)
         q.drop(shard)
         taken.append(shard.tenant)
-        q.want(B)  # it is asked for again and again
+        q.want(B)  # it is requested again and again
     assert taken == ["acme", "other", "acme", "other"]
 
 

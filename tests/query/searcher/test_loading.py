@@ -1,4 +1,4 @@
-"""One shard loaded: segments out of the store, then the log; and brought up to a newer manifest."""
+"""Loading of one shard: segments from the store, then the log; and updates to a newer manifest."""
 
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from vicinage.records import ShardId, ShardQuery
 
 
 class Setting:
-    """A tail that stands at the end of the log, and a loader; nothing runs by itself.
+    """A tail at the end of the log, and a loader; nothing runs by itself.
 
-    Owner of what the budget counts.
+    It owns what the budget counts.
     """
 
     def __init__(self, base: Resources, bytes_max: int = 1 << 30) -> None:

@@ -1,4 +1,4 @@
-"""What lies in memory: who lets go for whom, that nothing is lost by it, and that what is held stays below what is allowed."""
+"""Loaded shards: eviction order, no lost rows, and a bound on memory."""
 
 import asyncio
 import gc
@@ -49,7 +49,7 @@ from vicinage.wire import rows_key
 
 @pytest.fixture
 def base(base: Resources) -> Resources:
-    """With a tenant, and a clock that stands still until told."""
+    """A searcher with a tenant and a manual clock."""
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     return replace(base, clock=ManualClock())
 
@@ -161,7 +161,7 @@ def test_what_nobody_asked_for_makes_nobody_let_go(base: Resources) -> None:
 
 
 def test_rows_that_keep_coming_while_a_shard_joins_stop_nobody(base: Resources) -> None:
-    """The log is read while others go on: only what came at the very last is read while the tail stands still."""
+    """The log is read while others continue; the tail stands for the newest records alone."""
     docs = shard_of(collection(base))
     with searching(base) as searcher:
         reach(searcher, {docs.slot: send(base, docs, one("d0", 1))})
@@ -182,7 +182,7 @@ def test_rows_that_keep_coming_while_a_shard_joins_stop_nobody(base: Resources) 
 def sealed(
     base: Resources, name: str, n: int = 3, tenant: str = "acme"
 ) -> tuple[Collection, ShardId]:
-    """A collection with `n` documents in a segment."""
+    """Creates a collection with `n` documents in a segment."""
     of = collection(base, name, tenant=tenant)
     batches = [one(f"{name}-{i}", i + 1) for i in range(n)]
     end = [send(base, shard_of(of), b) for b in batches][-1]
@@ -218,7 +218,7 @@ def test_a_collection_that_is_named_is_brought_in_and_counted_exactly(base: Reso
 
 
 def room_for(base: Resources, *shards: ShardId) -> int:
-    """So many bytes that these fit in, and no other."""
+    """Returns as many bytes as these need, and no more."""
     manifests = base.manifests.changed_since(0, range(base.settings.slots))[1]
     return sum(
         SHARD_BYTES + sum(r.loaded_bytes() for r in m.segments)
@@ -313,7 +313,7 @@ def test_bytes_are_counted_until_the_last_search_in_them_has_ended(base: Resourc
         gate.open.set()
         assert waiting.result(5).hits[0]
         del gate
-        gc.collect()  # the gate and the shard know of each other
+        gc.collect()  # the gate and the shard refer to each other
         eventually(lambda: searcher.shards.budget.resident_bytes() == 0)
 
 
@@ -353,7 +353,7 @@ def test_deltas_that_grow_beyond_it_make_others_let_go(base: Resources) -> None:
         def shed() -> bool:
             base.clock.advance(
                 0.1
-            )  # shards are shed as often as the catalog is looked at, by this clock
+            )  # shards are evicted at each check of the catalog, by this clock
             return list(searcher.tail.shards) == [second]
 
         eventually(shed)
@@ -443,7 +443,7 @@ MEASURE = Path(__file__).with_name("resident.py")
 
 @pytest.mark.parametrize("spec", ["flat", "auto", "hnsw", "ivf", "rabitq"])
 def test_accounted_bytes_are_what_a_process_really_holds(spec: str, tmp_path: Path) -> None:
-    """A process of its own loads a segment, touches all of it and searches it; the system says how much larger it became."""
+    """Another process loads, touches and searches a segment; its growth is measured."""
     done = subprocess.run(
         [sys.executable, str(MEASURE), spec, str(tmp_path)],
         capture_output=True,

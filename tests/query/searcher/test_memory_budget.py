@@ -1,4 +1,4 @@
-"""Room in memory: made before a shard is loaded, by evicting others, and counted by what is really there."""
+"""The memory budget: room is made before a load, by eviction, and counted by real sizes."""
 
 import gc
 from pathlib import Path
@@ -16,7 +16,7 @@ from vicinage.store import LocalStore
 
 
 class Shards:
-    """Shards in memory, which are evicted by being dropped."""
+    """Loaded shards, evicted by removal."""
 
     def __init__(self) -> None:
         self.held: dict[ShardId, Shard] = {}
@@ -51,7 +51,7 @@ class Memory:
         return segment(self.store, [one(f"d{i}", i + 1)])
 
     def load(self, name: str, i: int = 0) -> ShardId:
-        """One more shard of one segment, all as large."""
+        """Loads one more shard of one segment, all of equal size."""
         made = shard()
         identity = ShardId("acme", name, 1, 0)
         with self.budget.room(identity, self.each) as room:

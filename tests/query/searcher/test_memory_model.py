@@ -1,4 +1,7 @@
-"""A searcher with little memory against a dict: writes, seals, questions, letting go, restarts, in any order; nothing is lost or doubled."""
+"""Models a searcher with little memory against a dict: no row is lost or duplicated.
+
+Writes, seals, searches, evictions and restarts come in any order.
+"""
 
 import shutil
 import tempfile

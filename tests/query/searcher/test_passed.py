@@ -1,4 +1,4 @@
-"""What is noted of rows that pass by: no more than a bound, and never less than a shard needs to join."""
+"""Notes on rows of unloaded shards: within a bound, and enough for a shard to load."""
 
 from resources import eventually
 from searching import ask, collection, one, reach, searching, send, shard_of

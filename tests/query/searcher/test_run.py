@@ -1,4 +1,4 @@
-"""The searcher role over a real log, catalog and store: what becomes searchable, who waits, and what goes wrong alone."""
+"""The searcher role over a real log, catalog and store: visibility, waits and failures."""
 
 import asyncio
 import threading
@@ -50,7 +50,7 @@ from vicinage.wire import rows_key
 
 @pytest.fixture
 def base(base: Resources) -> Resources:
-    """With a tenant."""
+    """A searcher with a tenant."""
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     return base
 
@@ -295,7 +295,7 @@ def test_a_corrupt_shard_that_nobody_held_answers_once_its_bytes_were_found_whol
 
 
 class CountingStore:
-    """The real store, which counts what it is asked for."""
+    """The real store, with a count of its calls."""
 
     def __init__(self, store) -> None:
         self.store, self.fetched = store, 0
@@ -366,7 +366,7 @@ def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_agai
 def test_a_generation_whose_copied_rows_are_corrupt_is_refused_and_never_served_without_them(
     base: Resources, seen_before_the_cut_over: bool
 ) -> None:
-    """The rows that a reindex copies are in no log: a searcher that lacks their segment has not got them elsewhere."""
+    """Rows that a reindex copies are in no log: a searcher needs their segment."""
     of = collection(base)
     place = provisioning.placer(base.log, "acme", "docs", 1, base.settings.slots)
     new = base.registry.add_generation(
@@ -375,7 +375,7 @@ def test_a_generation_whose_copied_rows_are_corrupt_is_refused_and_never_served_
     [shard] = new.shards()
     with searching(base, adopt_s=30) as searcher:
         reach(searcher, {shard.slot: send(base, shard, one("b", 2))})
-        with pytest.raises(Unavailable):  # it is being built: nobody answers from it
+        with pytest.raises(Unavailable):  # it is being built: it serves no search
             ask(searcher, shard, catalog=base.registry.refresh())
         lease = Leases(base.engine, base.clock).acquire(f"slot/{shard.slot}", "test", ttl_s=30)
         assert lease is not None
@@ -395,7 +395,7 @@ def test_a_generation_whose_copied_rows_are_corrupt_is_refused_and_never_served_
 
 
 def cut_over(base: Resources, of: Collection, copied: list[pa.RecordBatch]) -> ShardId:
-    """A next generation of the collection, live, whose rows are in a segment alone; its only shard."""
+    """Makes a next generation live, with rows in a segment alone; returns its only shard."""
     place = provisioning.placer(base.log, of.tenant, of.name, 1, base.settings.slots)
     new = base.registry.add_generation(
         of.tenant, of.name, index="flat", model=None, dimension=D, place=place, actor="test"
@@ -422,7 +422,7 @@ def test_a_generation_whose_segments_are_not_here_yet_does_not_answer_with_what_
         reach(searcher, {shard.slot: send(base, shard, one("later", 2))})
         for _ in range(
             3
-        ):  # the first asks for it to be brought in; the others find it tried, and still not here
+        ):  # the first request loads it; the others find the attempt made, and the shard still missing
             with pytest.raises(Unavailable):
                 ask(searcher, shard, catalog=base.registry.refresh())
         store.away = False
@@ -433,7 +433,7 @@ def test_a_generation_whose_segments_are_not_here_yet_does_not_answer_with_what_
 
 
 class SlowStore:
-    """The real store, which is slow about the objects of one collection."""
+    """The real store, which is slow for the objects of one collection."""
 
     def __init__(self, store, name: str) -> None:
         self.store, self.name, self.entered, self.open = (
@@ -545,7 +545,7 @@ def test_a_full_queue_refuses_at_once_and_a_late_question_is_not_searched(base: 
 
 
 def neighbours(base: Resources, *classes: Class) -> list[ShardId]:
-    """A shard of a new tenant of each class."""
+    """Creates a shard of a new tenant of each class."""
     for name, priority in zip("xyz", classes, strict=False):
         provisioning.create_tenant(base.registry, base.log, name, priority=priority, actor="test")
     return [
@@ -590,7 +590,7 @@ def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Resourc
             for shard, recall in (
                 (batching, 0.5),
                 (single, i / 1_000),
-            ):  # what differs is not gathered
+            ):  # different searches are not combined
                 asked = searcher.submit(
                     ShardQuery(shard, unit(0)[None], 1, recall=recall), Deadline.after(60)
                 )
@@ -672,7 +672,7 @@ def test_a_thread_that_dies_ends_the_role_and_leaves_nobody_waiting(base: Resour
 
 
 class Racing(Registry):
-    """A registry that runs `before` once, when a collection is looked up: what another thread may do at that moment."""
+    """A registry that runs `before` once at a look-up, as another thread may act at that moment."""
 
     before: Callable[[], object] | None = None
 
@@ -742,7 +742,7 @@ def test_a_question_given_up_while_it_waits_harms_nobody(base: Resources) -> Non
             _Waiting(ShardQuery(shard, unit(1)[None], 1), Deadline.after(5)) for _ in range(3)
         )
         assert gone.answer.cancel() and also_gone.answer.cancel()
-        searcher._answer([gone])  # all of them gave up: nothing to do, and nothing to die of
+        searcher._answer([gone])  # all of them gave up: there is nothing to do, and no error
         searcher._answer([also_gone, kept])
         assert kept.answer.result(5).hits == ((),)
 
@@ -768,7 +768,7 @@ def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_b
         reach(searcher, {live.slot: end})
         later = (
             base.registry.version + 1
-        )  # the gateway saw one change more, and may have cut over by it
+        )  # the gateway saw one more change, and may have cut over by it
         away[0] = True
         assert ask(searcher, live, catalog=later) == [("a", 1)]
         with pytest.raises(Unavailable):

@@ -1,4 +1,4 @@
-"""What a question is the first to need is brought in beside the threads that search, within bounds."""
+"""Data that a search needs first is prepared beside the search threads, within bounds."""
 
 import json
 import threading
@@ -24,7 +24,7 @@ NAMES = frozenset({"lang"})
 
 @pytest.fixture
 def base(base: Resources) -> Resources:
-    """With a tenant."""
+    """A searcher with a tenant."""
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     return base
 

@@ -1,4 +1,4 @@
-"""Questions for words to a shard and to a searcher: one snapshot, exact filters and tombstones, whatever lies where."""
+"""Lexical searches of a shard and a searcher: one snapshot, exact filters and tombstones."""
 
 import pickle
 import threading
@@ -34,7 +34,7 @@ def words(text: str, k: int = 100, **given: object) -> ShardQuery:
 
 
 def ids(of: Shard, text: str, **given: object) -> list[tuple[str, int]]:
-    """The text of each row is "text NAME VERSION"."""
+    """Row texts are "text NAME VERSION"."""
     shard_result = of.search(words(text, **given))
     assert shard_result.hits == ((),)
     return sorted((h.document_id, h.version) for h in shard_result.lexical[0])
@@ -200,7 +200,7 @@ def test_only_so_many_indexes_are_held_and_the_one_asked_last_longest(
 
 @pytest.fixture
 def base(base: Resources) -> Resources:
-    """With a tenant."""
+    """A searcher with a tenant."""
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     return base
 
@@ -296,7 +296,7 @@ def test_a_question_for_words_costs_with_its_words_and_rows(base: Resources) -> 
 
 
 class SlowFor:
-    """A store that takes its time with lexical files until it is let go."""
+    """A store that delays lexical files until it is released."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -338,13 +338,13 @@ def test_while_an_index_is_fetched_nobody_else_waits(base: Resources) -> None:
             ["a"],
             ["b"],
         ]
-        with pytest.raises(Unavailable):  # a deadline is one
+        with pytest.raises(Unavailable):  # a deadline applies
             late.result(5)
         assert store.n == 1
 
 
 class AwayFor(SlowFor):
-    """A store that is away, until it is back."""
+    """A store that is away until it is back."""
 
     def fetch(self, ref):
         if ref.path.endswith(lexical.FILE) and not self.open.is_set():
