@@ -93,12 +93,12 @@ def examine_url(url: str) -> list[Row]:
 
     Needs no key.
     """
-    import httpx
+    import httpx2
 
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=10, trust_env=False).json()
+        answer = httpx2.get(f"{url.rstrip('/')}/readyz", timeout=10, trust_env=False).json()
         parts = dict(answer["parts"])
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError) as error:
         reason = str(error) or type(error).__name__
         remedy = "check the URL, and `vicinage status` on its machine"
         return [
@@ -264,7 +264,7 @@ def _models(settings: Settings) -> str:
 
 def _reranker(settings: Settings) -> str:
     """The cross-encoder's files are on this machine, or its server answers."""
-    import httpx
+    import httpx2
 
     rerank = settings.rerank
     if rerank.url:
@@ -272,12 +272,12 @@ def _reranker(settings: Settings) -> str:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         body = {"query": "well", "texts": ["well"]}
         try:
-            answered = httpx.post(
+            answered = httpx2.post(
                 f"{rerank.url.rstrip('/')}/rerank", json=body, headers=headers, timeout=10
             )
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise RuntimeError(f"{rerank.url} does not answer: {error}") from error
-        assert answered.status_code == httpx.codes.OK, (
+        assert answered.status_code == httpx2.codes.OK, (
             f"{rerank.url} answers {answered.status_code}: {answered.text[:200]}"
         )
         return f"at {rerank.url}"

@@ -370,7 +370,7 @@ def client() -> str:
         "# Python client",
         "",
         _prose(
-            "The package `vicinage-client` needs httpx and nothing else. `Client` is for threads, "
+            "The package `vicinage-client` needs httpx2 and nothing else. `Client` is for threads, "
             "`AsyncClient` is the same for asyncio: its methods are coroutines, and `aclose` "
             "ends it."
         ),

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import numpy as np
 import orjson
 import psutil
@@ -64,12 +64,12 @@ class Watch:
         """Searches until told to stop."""
         body = orjson.dumps({"vector": [1, 0, 0, 0], "k": 3})
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
-        with httpx.Client(trust_env=False, timeout=LIMIT_S, headers=headers) as http:
+        with httpx2.Client(trust_env=False, timeout=LIMIT_S, headers=headers) as http:
             while not self._stop.is_set():
                 began = time.perf_counter()
-                with contextlib.suppress(httpx.HTTPError):
+                with contextlib.suppress(httpx2.HTTPError):
                     answer = http.post(f"{self.url}/v1/collections/c/search", content=body)
-                    self.failed += answer.status_code != httpx.codes.OK
+                    self.failed += answer.status_code != httpx2.codes.OK
                 self.latencies_ms.append((time.perf_counter() - began) * 1000)
                 self._stop.wait(0.005)
 
@@ -120,7 +120,7 @@ class Target:
         """Sends one request as the abuser. Returns its status, or the reason why there is none."""
         headers = {"authorization": f"Bearer {self.key}", "content-type": kind, **more}
         try:
-            found = httpx.request(
+            found = httpx2.request(
                 method,
                 self.platform.url + path,
                 content=body,
@@ -128,7 +128,7 @@ class Target:
                 timeout=LIMIT_S,
                 trust_env=False,
             )
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             return type(error).__name__
         return str(found.status_code)
 
@@ -238,7 +238,7 @@ def prepared(platform: Platform, n_collections: int) -> Target:
     """Creates two tenants and the data that the requests need."""
     keys = [platform.cli("tenant", "create", name)["key"] for name in ("abuser", "neighbor")]
     for key in keys:
-        with httpx.Client(
+        with httpx2.Client(
             base_url=platform.url,
             headers={"authorization": f"Bearer {key}"},
             timeout=120,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
+import httpx2
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -221,8 +221,8 @@ def floor(report: Report, queries: Floats) -> None:
 def _wait_listening(url: str) -> None:
     for _ in range(200):
         try:
-            httpx.get(url, timeout=1)
-        except httpx.TransportError:
+            httpx2.get(url, timeout=1)
+        except httpx2.TransportError:
             time.sleep(0.05)
         else:
             return
@@ -289,7 +289,7 @@ def search_http(
 
 def search_batch(
     report: Report,
-    http: httpx.Client,
+    http: httpx2.Client,
     queries: Floats,
     truth: NDArray[np.int64],
     pid: int,
@@ -324,7 +324,7 @@ def search_beside_maintenance(
     report: Report,
     platform: Platform,
     key: str,
-    operator: httpx.Client,
+    operator: httpx2.Client,
     texts: list[str],
     vectors: Floats,
     queries: Floats,
@@ -332,7 +332,7 @@ def search_beside_maintenance(
     """Measures searches of one client while a neighbor replaces passages and compacts."""
     their_key = platform.cli("tenant", "create", "neighbor")["key"]
     platform.cli("collection", "create", "neighbor", "bench", "--model", "all-minilm-l6-v2")
-    theirs = httpx.Client(
+    theirs = httpx2.Client(
         base_url=platform.url, headers={"Authorization": f"Bearer {their_key}"}, timeout=120
     )
     n = min(NEIGHBOR, len(texts))
@@ -381,7 +381,7 @@ def search_beside_maintenance(
 
 
 def replace_documents(
-    http: httpx.Client, chosen: NDArray[np.int64], texts: list[str], vectors: Floats
+    http: httpx2.Client, chosen: NDArray[np.int64], texts: list[str], vectors: Floats
 ) -> None:
     """Writes these documents, with other documents' vectors if `vectors` says so."""
     for i in range(0, len(chosen), 2_000):
@@ -396,7 +396,7 @@ def compactions(platform: Platform) -> float:
     """Returns how many compactions have finished."""
     port = int(platform.url.rsplit(":", 1)[1]) + 2
     name = "vicinage_indexer_compactions_total"
-    lines = httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
+    lines = httpx2.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
     return sum(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
@@ -442,8 +442,8 @@ def arrow_body(ids: list[str], texts: list[str], vectors: Floats) -> bytes:
 def ask_before(
     platform: Platform,
     key: str,
-    http: httpx.Client,
-    operator: httpx.Client,
+    http: httpx2.Client,
+    operator: httpx2.Client,
     texts: list[str],
     vectors: Floats,
     queries: Floats,
@@ -476,7 +476,7 @@ def ask_before(
 
 
 def ingest_vectors(
-    report: Report, http: httpx.Client, texts: list[str], vectors: Floats, pids: list[int]
+    report: Report, http: httpx2.Client, texts: list[str], vectors: Floats, pids: list[int]
 ) -> None:
     """Measures precomputed vectors, POSTed as Arrow, until the last of them is searchable."""
     cpu, start, token = load.cpu_seconds(pids), time.perf_counter(), ""
@@ -503,7 +503,7 @@ def ingest_vectors(
 
 
 def wait_searchable(
-    http: httpx.Client, collection: str, token: str, vector: Floats | None, text: str | None = None
+    http: httpx2.Client, collection: str, token: str, vector: Floats | None, text: str | None = None
 ) -> None:
     """Returns when a search that waits for `token` has answered."""
     body: dict[str, Any] = {"k": 1, "wait_for": token, "timeout_ms": 600_000}
@@ -514,7 +514,7 @@ def wait_searchable(
     http.post(f"/v1/collections/{collection}/search", json=body, timeout=600).raise_for_status()
 
 
-def freshness(report: Report, http: httpx.Client, vectors: Floats, n: int = 300) -> None:
+def freshness(report: Report, http: httpx2.Client, vectors: Floats, n: int = 300) -> None:
     """Measures one document at a time, from its acknowledgment until a search contains it."""
     lags = []
     for i in range(n):
@@ -529,7 +529,7 @@ def freshness(report: Report, http: httpx.Client, vectors: Floats, n: int = 300)
     report.add("accepted to searchable, vectors, p99", p99, "ms", n=n)
 
 
-def ingest_text(report: Report, http: httpx.Client, texts: list[str], bound_per_s: float) -> None:
+def ingest_text(report: Report, http: httpx2.Client, texts: list[str], bound_per_s: float) -> None:
     """Measures text from its POST as JSON until it is searchable, beside model.encode alone."""
     start, token = time.perf_counter(), ""
     for i in range(0, len(texts), 500):
@@ -549,7 +549,7 @@ def ingest_text(report: Report, http: httpx.Client, texts: list[str], bound_per_
 
 
 def idle_tenants(
-    report: Report, platform: Platform, operator: httpx.Client, n: int = 1_000
+    report: Report, platform: Platform, operator: httpx2.Client, n: int = 1_000
 ) -> None:
     """Measures the memory of the gateway for one more idle tenant with an empty collection.
 
@@ -563,7 +563,7 @@ def idle_tenants(
     report.add("resident memory of an idle tenant (gateway)", each, "KiB", n=n)
 
 
-def make_tenants(operator: httpx.Client, prefix: str, n: int) -> None:
+def make_tenants(operator: httpx2.Client, prefix: str, n: int) -> None:
     """Creates tenants with an empty collection each."""
     for i in range(n):
         operator.post(
@@ -623,11 +623,11 @@ def main() -> None:
         platform.cli("collection", "create", "bench", "fresh", "--dimension", "384")
         platform.cli("collection", "create", "bench", "words")
         pids = platform.pids()
-        http = httpx.Client(
+        http = httpx2.Client(
             base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=120
         )
         operator_key = (data / "run" / "operator.key").read_text().strip()
-        operator = httpx.Client(
+        operator = httpx2.Client(
             base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}, timeout=120
         )
         gateway = psutil.Process(pids["gateway"])
@@ -693,7 +693,7 @@ def machine() -> dict[str, Any]:
 
 
 def settle(
-    operator: httpx.Client, collection: str, wait_s: float = 300, still_s: float = 10
+    operator: httpx2.Client, collection: str, wait_s: float = 300, still_s: float = 10
 ) -> None:
     """Waits until everything is sealed and no compaction is due."""
     tenant, _, name = collection.partition("/")

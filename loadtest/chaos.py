@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -179,7 +179,7 @@ class Run:
                 ]
             except AssertionError as error:
                 self.wrong.append(f"{tenant.name}/{collection.name}: {error}")
-            except (TimeoutError, httpx.HTTPError) as error:
+            except (TimeoutError, httpx2.HTTPError) as error:
                 self.stuck += 1
                 self.wrong.append(
                     f"STUCK {tenant.name}/{collection.name}: {type(error).__name__} {error}"
@@ -273,9 +273,9 @@ def _stopped(postgres: Any, folder: Path) -> None:
     shutil.rmtree(postgres.home_of(folder), ignore_errors=True)
 
 
-def _operator(platform: Platform) -> httpx.Client:
+def _operator(platform: Platform) -> httpx2.Client:
     key = (platform.data / "run" / "operator.key").read_text().strip()
-    return httpx.Client(
+    return httpx2.Client(
         base_url=platform.url,
         headers={"authorization": f"Bearer {key}"},
         timeout=30,

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import httpx
+import httpx2
 from chaos_model import Ledger
 from chaos_tenant import Collection, Tenant
 from running import Platform
@@ -33,7 +33,7 @@ class World:
     """All servers and processes that a run has started, with access to them."""
 
     platform: Platform
-    operator: httpx.Client
+    operator: httpx2.Client
     brokers: str
     broker: tuple[ModuleType, Path]
     """Its starter (deploy/kafka/kafka.py) and its folder."""
@@ -74,7 +74,7 @@ class World:
         """Returns the first result that is true. Raises TimeoutError."""
         end = time.monotonic() + wait_s
         while True:
-            with suppress(httpx.HTTPError):
+            with suppress(httpx2.HTTPError):
                 if found := true():
                     return found
             if time.monotonic() > end:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 from chaos_model import GONE, Ledger, State, part_of
 
@@ -79,7 +79,7 @@ class Tenant:
     _producer: Any = None
 
     def __post_init__(self) -> None:
-        self.http = httpx.Client(
+        self.http = httpx2.Client(
             base_url=self.url,
             headers={"authorization": f"Bearer {self.key}"},
             timeout=ANSWER_S,
@@ -206,12 +206,12 @@ class Tenant:
         began, self.refused = time.monotonic(), False
         try:
             answer = self.http.post(f"/v1/collections/{collection.name}/{what}", json=body)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             self.last = f"{type(error).__name__} {error}"
             if time.monotonic() - began > ANSWER_S - 1:
                 self.slow.append(f"{what} of {self.name}/{collection.name}: {self.last}")
             return None
-        if answer.status_code != httpx.codes.ACCEPTED:
+        if answer.status_code != httpx2.codes.ACCEPTED:
             self.last, self.refused = (
                 f"{answer.status_code} {answer.text[:300]}",
                 answer.is_client_error,
@@ -265,16 +265,16 @@ class Tenant:
         """Returns the hits of a search, or the reason why there are none."""
         try:
             answer = self.http.post(f"/v1/collections/{collection.name}/search", json=body)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             return f"{type(error).__name__} {error}"
-        if answer.status_code != httpx.codes.OK:
+        if answer.status_code != httpx2.codes.OK:
             return f"{answer.status_code} {answer.text[:400]}"
         found = answer.json()
         return f"degraded: {found['degraded']}" if found["degraded"] else list(found["hits"])
 
     def _counts(self, collection: Collection, end: float) -> dict[str, Any]:
         while True:
-            with suppress(httpx.HTTPError, KeyError):
+            with suppress(httpx2.HTTPError, KeyError):
                 facts = self.http.get(f"/v1/collections/{collection.name}?wait_for=latest").json()
                 if not facts["counts"]["at_least"] or time.monotonic() > end:
                     return dict(facts["counts"])
@@ -292,7 +292,9 @@ class Tenant:
             [choose.choice(gone)] if gone else []
         ):
             answer = self.http.get(f"/v1/collections/{collection.name}/documents/{name}")
-            found = answer.json()["metadata"]["n"] if answer.status_code == httpx.codes.OK else GONE
+            found = (
+                answer.json()["metadata"]["n"] if answer.status_code == httpx2.codes.OK else GONE
+            )
             if found != seen.get(name):
                 wrong.append(
                     f"reading {name}: {answer.status_code} {found}, the search had {seen.get(name)}"

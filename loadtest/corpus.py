@@ -29,7 +29,7 @@ def installed_packages(limit: int = 3_000) -> list[dict[str, Any]]:
         "numpy",
         "pyarrow",
         "pydantic",
-        "httpx",
+        "httpx2",
         "starlette",
         "alembic",
         "click",

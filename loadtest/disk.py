@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-import httpx
+import httpx2
 import numpy as np
 import orjson
 import psutil
@@ -135,7 +135,7 @@ def described(parts: Counter[str]) -> str:
     return ", ".join(f"{name} {n / 1e6:.1f}" for name, n in parts.most_common() if n >= 5e4)
 
 
-def write(client: httpx.Client, names: list[str], chance: np.random.Generator) -> None:
+def write(client: httpx2.Client, names: list[str], chance: np.random.Generator) -> None:
     """Writes a document for each name, as Arrow, which costs the machine the least."""
     numbers = pa.array(chance.standard_normal(len(names) * D).astype(np.float32))
     batch = pa.record_batch({"id": names, "vector": pa.FixedSizeListArray.from_arrays(numbers, D)})
@@ -149,7 +149,7 @@ def write(client: httpx.Client, names: list[str], chance: np.random.Generator) -
     client.post(path, content=sink.getvalue().to_pybytes(), headers=headers).raise_for_status()
 
 
-def updates(options: argparse.Namespace, client: httpx.Client, look: Callable[[], None]) -> None:
+def updates(options: argparse.Namespace, client: httpx2.Client, look: Callable[[], None]) -> None:
     """Updates and deletes documents at the given rates, and searches up to ten times a second.
 
     Prints the reached rates: a busy machine may be slower.
@@ -196,7 +196,7 @@ def measure(options: argparse.Namespace, platform: running.Platform) -> None:
     made: dict[str, Any] = platform.cli("tenant", "create", "disk")
     headers = {"authorization": f"Bearer {made['key']}"}
     gateway = psutil.Process(platform.pids()["gateway"])
-    with httpx.Client(
+    with httpx2.Client(
         base_url=platform.url, headers=headers, timeout=30, trust_env=False
     ) as client:
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import load
 import numpy as np
 import pyarrow as pa
@@ -74,7 +74,7 @@ def arrow_body(first: int, vectors: Floats) -> bytes:
     return found
 
 
-def fill(http: httpx.Client, vectors: Floats) -> float:
+def fill(http: httpx2.Client, vectors: Floats) -> float:
     """Writes all vectors and returns the seconds until the last is searchable."""
     start, token = time.perf_counter(), ""
     for i in range(0, len(vectors), BATCH):
@@ -83,7 +83,7 @@ def fill(http: httpx.Client, vectors: Floats) -> float:
         answer = http.post(
             "/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW}
         )
-        while answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        while answer.status_code == httpx2.codes.TOO_MANY_REQUESTS:
             time.sleep(float(answer.headers["retry-after"]))
             answer = http.post(
                 "/v1/collections/bench/documents", content=body, headers={"Content-Type": ARROW}
@@ -95,13 +95,13 @@ def fill(http: httpx.Client, vectors: Floats) -> float:
     return time.perf_counter() - start
 
 
-def searching(http: httpx.Client, queries: Floats, stop: threading.Event) -> None:
+def searching(http: httpx2.Client, queries: Floats, stop: threading.Event) -> None:
     """Searches ten times a second until it is stopped."""
     while not stop.is_set():
         for request in binary_requests("/v1/collections/bench/search", queries):
             if stop.wait(0.1):
                 return
-            with suppress(httpx.HTTPError):
+            with suppress(httpx2.HTTPError):
                 http.post(
                     request.path,
                     content=request.body,
@@ -109,7 +109,7 @@ def searching(http: httpx.Client, queries: Floats, stop: threading.Event) -> Non
                 )
 
 
-def at_rest(operator: httpx.Client) -> dict[str, Any]:
+def at_rest(operator: httpx2.Client) -> dict[str, Any]:
     """Returns the index's facts once they have not changed for STILL_S with an empty delta."""
     since, before = time.monotonic(), None
     end = time.monotonic() + REST_S
@@ -152,7 +152,7 @@ def measure(options: argparse.Namespace, platform: running.Platform) -> None:
     platform.cli("collection", "create", "bench/bench", "--dimension", str(D), "--metric", "cosine")
     vectors, queries, others = made(options.passages, 1), made(options.searches, 2), made(1_000, 3)
     truth = nearest(vectors, queries)
-    client = httpx.Client(
+    client = httpx2.Client(
         base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=660
     )
     stop = threading.Event()
@@ -164,7 +164,7 @@ def measure(options: argparse.Namespace, platform: running.Platform) -> None:
     look("at once", platform, key, queries[:500], truth[:500])
     began = time.perf_counter()
     operator_key = (platform.data / "run" / "operator.key").read_text().strip()
-    operator = httpx.Client(
+    operator = httpx2.Client(
         base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}, timeout=60
     )
     facts = at_rest(operator)

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 from chaos_tenant import Collection, Tenant
 
@@ -65,12 +65,12 @@ class Neighbor:
             token = self.tenant.write(collection, [(name, number)])
             write_s = time.monotonic() - began
             if token is None:
-                raise httpx.HTTPError(f"the write was not acknowledged: {self.tenant.last}")
+                raise httpx2.HTTPError(f"the write was not acknowledged: {self.tenant.last}")
             body = {**collection.query(name, number), "k": 1, "include": ["metadata"]}
             hits = self._search(collection, {**body, "wait_for": token, "timeout_ms": WAIT_MS})
             lag_s, searched = time.monotonic() - began, time.monotonic()
             self._search(collection, body)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             self.failures.append((began, self._label(label), f"{type(error).__name__} {error}"))
             return
         self.samples.append(
@@ -87,8 +87,8 @@ class Neighbor:
 
     def _search(self, collection: Collection, body: dict[str, Any]) -> list[Any]:
         answer = self.tenant.http.post(f"/v1/collections/{collection.name}/search", json=body)
-        if answer.status_code != httpx.codes.OK or answer.json()["degraded"]:
-            raise httpx.HTTPError(f"search: {answer.status_code} {answer.text[:300]}")
+        if answer.status_code != httpx2.codes.OK or answer.json()["degraded"]:
+            raise httpx2.HTTPError(f"search: {answer.status_code} {answer.text[:300]}")
         hits: list[Any] = answer.json()["hits"]
         return hits
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 ROOT = Path(__file__).resolve().parent.parent
 UP_S = 600.0
@@ -73,12 +73,12 @@ class Platform:
         end = time.monotonic() + wait_s
         while time.monotonic() < end:
             try:
-                answer = httpx.get(f"{self.url}/readyz", timeout=5)
-                if part is None and answer.status_code == httpx.codes.OK:
+                answer = httpx2.get(f"{self.url}/readyz", timeout=5)
+                if part is None and answer.status_code == httpx2.codes.OK:
                     return
                 if part and answer.json()["parts"].get(part, {}).get("ready"):
                     return
-            except (httpx.HTTPError, ValueError):
+            except (httpx2.HTTPError, ValueError):
                 pass  # not listening yet: wait
             time.sleep(0.1)
         raise SystemExit(

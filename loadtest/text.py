@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
+import httpx2
 
 sys.path.insert(0, str(Path(__file__).parent))
 import load
@@ -124,13 +124,13 @@ def main() -> None:
     with running(data, indexer__seal_age_s="5") as platform:
         key = platform.cli("tenant", "create", "bench")["key"]
         platform.cli("collection", "create", "bench", "bench", "--model", "all-minilm-l6-v2")
-        http = httpx.Client(
+        http = httpx2.Client(
             base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=120
         )
         ingest_vectors(report, http, everything[:n], vectors[:n], list(platform.pids().values()))
         operator_key = (data / "run" / "operator.key").read_text().strip()
         settle(
-            httpx.Client(
+            httpx2.Client(
                 base_url=platform.url, headers={"Authorization": f"Bearer {operator_key}"}
             ),
             "bench/bench",

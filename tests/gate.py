@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio.from_thread
-import httpx
+import httpx2
 import orjson
 import uvicorn
 from fastapi import FastAPI
@@ -36,7 +36,7 @@ class Caller:
 
     app: FastAPI
     portal: Any
-    http: httpx.AsyncClient
+    http: httpx2.AsyncClient
     state: GatewayState
     base: Resources
     searcher: Any
@@ -45,7 +45,7 @@ class Caller:
 
     def __call__(
         self, method: str, path: str, key: str | None = None, **given: Any
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         headers = dict(given.pop("headers", {}))
         if key is not None:
             headers["authorization"] = f"Bearer {key}"
@@ -147,8 +147,8 @@ def calling(base: Resources, searcher: Any, app: FastAPI) -> Iterator[Caller]:
         anyio.from_thread.start_blocking_portal() as portal,
         portal.wrap_async_context_manager(app.router.lifespan_context(app)),
         portal.wrap_async_context_manager(
-            httpx.AsyncClient(
-                transport=httpx.ASGITransport(app, raise_app_exceptions=False),
+            httpx2.AsyncClient(
+                transport=httpx2.ASGITransport(app, raise_app_exceptions=False),
                 base_url="http://gateway",
                 timeout=30,
             )
@@ -193,7 +193,7 @@ def serving(
 
 
 def problem(
-    found: httpx.Response, status: int, kind: str | None = None, field: str | None = None
+    found: httpx2.Response, status: int, kind: str | None = None, field: str | None = None
 ) -> dict[str, Any]:
     """Returns the problem document of a refusal with this status, kind and field."""
     assert found.status_code == status, found.text

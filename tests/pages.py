@@ -20,7 +20,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-import httpx
+import httpx2
 
 BLOCK = re.compile(
     r"(?:^ *<!-- run: (?P<note>.+?) -->\n+)?^(?P<indent> *)```(?P<kind>\w+)[^\n]*\n(?P<code>.*?)^(?P=indent)```$",
@@ -135,7 +135,7 @@ class Session:
         method, path = block.note.split()
         key = self._variables()["KEY"]
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-        answer = httpx.request(method, url + path, headers=headers, content=block.code, timeout=60)
+        answer = httpx2.request(method, url + path, headers=headers, content=block.code, timeout=60)
         assert answer.is_success, f"{block.where}: {answer.status_code} {answer.text}"
         return answer
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
+import httpx2
 
 from vicinage_client import documents as pack
 from vicinage_client import operations as op
@@ -39,7 +39,7 @@ class Client:
     def __init__(self, url: str, key: str, *, timeout_s: float = 30.0) -> None:
         self._url = url
         self._timeout_s = timeout_s
-        self._http = httpx.Client(base_url=url, headers=make.headers(key), timeout=timeout_s)
+        self._http = httpx2.Client(base_url=url, headers=make.headers(key), timeout=timeout_s)
 
     def __repr__(self) -> str:
         return f"Client({self._url!r})"
@@ -227,7 +227,7 @@ class Client:
                     call.method, call.path, timeout=attempts.left_s(), **content
                 )
                 pause_s = attempts.answered(answer.status_code, answer.headers.get("retry-after"))
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 pause_s = attempts.failed(error, self._url)
             if pause_s is None:
                 return make.outcome(call, answer.status_code, answer.content)
@@ -244,7 +244,7 @@ class AsyncClient:
         self._url = url
         self._timeout_s = timeout_s
         self._headers = make.headers(key)
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = (
             weakref.WeakKeyDictionary()
         )
 
@@ -398,10 +398,10 @@ class AsyncClient:
     ) -> None:
         await self.aclose()
 
-    def _http(self) -> httpx.AsyncClient:
+    def _http(self) -> httpx2.AsyncClient:
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
-            self._clients[loop] = httpx.AsyncClient(
+            self._clients[loop] = httpx2.AsyncClient(
                 base_url=self._url, headers=self._headers, timeout=self._timeout_s
             )
         return self._clients[loop]
@@ -429,7 +429,7 @@ class AsyncClient:
                     call.method, call.path, timeout=attempts.left_s(), **content
                 )
                 pause_s = attempts.answered(answer.status_code, answer.headers.get("retry-after"))
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 pause_s = attempts.failed(error, self._url)
             if pause_s is None:
                 return make.outcome(call, answer.status_code, answer.content)

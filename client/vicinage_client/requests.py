@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
 
 from vicinage_client import documents, errors
 
@@ -36,8 +36,8 @@ SEARCH_FIELDS = frozenset(
         "rerank",
     }
 )
-_NEVER = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_NEVER = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
+_NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Call:
     """The answer is NDJSON, to be read as it came."""
 
     def content(self) -> dict[str, Any]:
-        """Returns body and headers as httpx takes them.
+        """Returns body and headers as httpx2 takes them.
 
         Raises InvalidArgument for what JSON cannot say.
         """
@@ -94,7 +94,7 @@ class Attempts:
         """Seconds to wait before sending again; None: this answer is final."""
         return self._pause_s(retry_after) if status in RETRY_STATUSES else None
 
-    def failed(self, error: httpx.TransportError, where: object) -> float:
+    def failed(self, error: httpx2.TransportError, where: object) -> float:
         """The same for a call without an answer. Raises Unreachable when it will have none."""
         sendable = not isinstance(error, _NEVER) and (
             self._call.repeatable or isinstance(error, _NOT_SENT)

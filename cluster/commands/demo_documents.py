@@ -55,8 +55,8 @@ LIBRARY: Final = Corpus(
 )
 PACKAGES: Final = Corpus(
     "packages",
-    ("click.decorators", "click.termui", "click.types", "fastapi.background", "fastapi.params", "httpx._client",
-     "httpx._models", "rich.progress", "rich.table", "starlette.requests"),
+    ("click.decorators", "click.termui", "click.types", "fastapi.background", "fastapi.params", "httpx2._client",
+     "httpx2._models", "rich.progress", "rich.table", "starlette.requests"),
     (
         ("render a table in the terminal", "rich.table."),
         ("prompt the user for confirmation, yes or no", "click.termui.confirm"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+import httpx2
 
 from cluster import local
 from cluster.commands.demo_documents import CORPORA, Corpus
@@ -57,10 +57,10 @@ class Side:
     """A tenant as an application sees the platform: by its own key alone."""
 
     corpus: Corpus
-    http: httpx.Client
+    http: httpx2.Client
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """The answer's JSON. Raises httpx.HTTPStatusError for a refusal."""
+        """The answer's JSON. Raises httpx2.HTTPStatusError for a refusal."""
         response = self.http.request(method, f"/v1/collections/{COLLECTION}{path}", json=body)
         response.raise_for_status()
         return response.json()
@@ -87,7 +87,7 @@ def run_demo(data: Path, port: int, n_documents: int, tell: Tell) -> Story:
         story.check(True, "ready", f"{url} after {time.monotonic() - began:.0f} s")
         try:
             _told(story, url, Operator(data, None, None), n_documents)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise Unavailable(
                 f"the platform did not answer as it should: {error}", dependency="gateway"
             ) from error
@@ -136,7 +136,7 @@ def _platform(data: Path, port: int) -> Iterator[str]:
 def _side(operator: Operator, url: str, corpus: Corpus) -> Side:
     key = operator.call("POST", "/tenants", {"name": corpus.tenant})["key"]
     operator.call("POST", f"/tenants/{corpus.tenant}/collections", {"name": COLLECTION})
-    http = httpx.Client(
+    http = httpx2.Client(
         base_url=url,
         headers={"authorization": f"Bearer {key}"},
         timeout=WAIT_MS / 1000 + 10,
@@ -192,12 +192,12 @@ def _isolation(story: Story, one: Side, other: Side) -> None:
     story.check(bool(hits) and not strangers, "the same question by the other tenant", detail)
     status = other.http.get(f"/v1/collections/{COLLECTION}/documents/{NEWS['id']}").status_code
     story.check(
-        status == httpx.codes.NOT_FOUND,
+        status == httpx2.codes.NOT_FOUND,
         "the other tenant asks for the document by its id",
         f"HTTP {status}",
     )
-    bare = httpx.get(one.http.base_url.join("/v1/collections"), trust_env=False).status_code
-    story.check(bare == httpx.codes.UNAUTHORIZED, "without a key", f"HTTP {bare}")
+    bare = httpx2.get(one.http.base_url.join("/v1/collections"), trust_env=False).status_code
+    story.check(bare == httpx2.codes.UNAUTHORIZED, "without a key", f"HTTP {bare}")
 
 
 def _ids(side: Side) -> set[str]:

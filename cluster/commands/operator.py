@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+import httpx2
 
 from cluster import local
 from cluster.configuration import load, usable_data
@@ -61,7 +61,7 @@ class Operator:
             if self._url
             else asyncio.run(self._inside(method, path, body))
         )
-        if response.status_code == httpx.codes.UNAUTHORIZED and self._renews:
+        if response.status_code == httpx2.codes.UNAUTHORIZED and self._renews:
             self._renews = False
             local.renew_operator_key(load(data=self._data))
             self._key = self._local_key()
@@ -73,14 +73,14 @@ class Operator:
                 f"what answers at {self._url} is no Vicinage platform (status {response.status_code}, no JSON): see --url",
                 dependency="gateway",
             ) from None
-        if response.status_code >= httpx.codes.BAD_REQUEST:
+        if response.status_code >= httpx2.codes.BAD_REQUEST:
             raise Answered(value)
         return value
 
-    def _remote(self, method: str, path: str, body: Any) -> httpx.Response:
+    def _remote(self, method: str, path: str, body: Any) -> httpx2.Response:
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
         try:
-            return httpx.request(
+            return httpx2.request(
                 method,
                 f"{self._url}/v1/admin{path}",
                 json=body,
@@ -88,13 +88,13 @@ class Operator:
                 timeout=TIMEOUT_S,
                 trust_env=False,
             )
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise Unavailable(
                 f"no platform answers at {self._url} ({error}): `vicinage status` says what runs",
                 dependency="gateway",
             ) from error
 
-    async def _inside(self, method: str, path: str, body: Any) -> httpx.Response:
+    async def _inside(self, method: str, path: str, body: Any) -> httpx2.Response:
         from cluster.wiring import build_gateway, open_resources
 
         settings = load(data=self._data)
@@ -103,8 +103,8 @@ class Operator:
         resources = open_resources(settings, audit_key_optional=True)
         try:
             app = build_gateway(resources, [], embedder_key=None, local_operator=True)
-            async with httpx.AsyncClient(
-                transport=httpx.ASGITransport(app), base_url="http://vicinage"
+            async with httpx2.AsyncClient(
+                transport=httpx2.ASGITransport(app), base_url="http://vicinage"
             ) as http:
                 return await http.request(method, f"/v1/admin{path}", json=body)
         finally:

@@ -123,7 +123,7 @@ def _await_ready(url: str, process: Any, events: Path, wait_s: float = READY_S) 
 
     Stops the platform where a role dies again and again.
     """
-    import httpx
+    import httpx2
 
     from cluster import local
 
@@ -134,12 +134,12 @@ def _await_ready(url: str, process: Any, events: Path, wait_s: float = READY_S) 
             tail = events.read_text(errors="replace").strip().split("\n")[-5:]
             raise Unavailable("it did not start:\n  " + "\n  ".join(tail), dependency="supervisor")
         try:
-            answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False).json()
+            answer = httpx2.get(f"{url}/readyz", timeout=5, trust_env=False).json()
             parts = answer["parts"]
             if answer["ready"] and parts["embedder"]["ready"]:
                 return
             missing = ", ".join(name for name, part in parts.items() if not part["ready"])
-        except (httpx.HTTPError, ValueError, KeyError):
+        except (httpx2.HTTPError, ValueError, KeyError):
             missing = "the gateway"  # not listening yet: that is what is waited for
         if missing != told or now >= again_at:
             told, again_at = missing, now + TOLD_S
@@ -214,7 +214,7 @@ def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
     vicinage status
     vicinage status --url http://10.0.0.5:8080
     """
-    import httpx
+    import httpx2
 
     from cluster import local
     from cluster.doctor import halts_next
@@ -226,8 +226,8 @@ def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
             dependency="supervisor",
         )
     try:
-        answer = httpx.get(f"{state['url']}/readyz", timeout=10, trust_env=False).json()
-    except (httpx.HTTPError, ValueError) as error:
+        answer = httpx2.get(f"{state['url']}/readyz", timeout=10, trust_env=False).json()
+    except (httpx2.HTTPError, ValueError) as error:
         answer = {"ready": False, "parts": {}, "error": str(error)}
     remedy = halts_next(answer.get("parts", {}))
     show({**state, **answer, **({"next": remedy} if remedy else {})}, as_json)

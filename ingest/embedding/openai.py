@@ -1,6 +1,6 @@
 """A client of any server with the OpenAI embeddings API, such as the platform's embedder role.
 
-Threads use httpx; the gateway's event loop uses `http_client.py`.
+Threads use httpx2; the gateway's event loop uses `http_client.py`.
 """
 
 import base64
@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Final
 
 import aiohttp
-import httpx
+import httpx2
 import numpy as np
 import orjson
 
@@ -46,7 +46,7 @@ class OpenAIEmbedder:
         self._ours = ours
         self._url = f"{base_url.rstrip('/')}/embeddings"
         self._timeout_s = timeout_s
-        self._http = httpx.Client(headers=headers_of(key), timeout=timeout_s, trust_env=False)
+        self._http = httpx2.Client(headers=headers_of(key), timeout=timeout_s, trust_env=False)
         self._requests = Requests(self._url, key)
 
     @property
@@ -82,11 +82,11 @@ class OpenAIEmbedder:
                 response = self._http.post(
                     self._url, content=body, headers=headers, timeout=timeout
                 )
-            except httpx.TimeoutException as error:
+            except httpx2.TimeoutException as error:
                 raise DeadlineExceeded(
                     "the embedder did not answer in time", dependency="embedder"
                 ) from error
-            except httpx.HTTPError as error:
+            except httpx2.HTTPError as error:
                 raise self._away(error) from error
             n = len(texts[i : i + INPUTS_MAX])
             parts.append(self._vectors(response.status_code, response.headers, response.content, n))
@@ -144,7 +144,7 @@ class OpenAIEmbedder:
         Raises the error for the response's status. An invalid response with status 200 raises
         Unavailable, because the server is at fault, not the texts.
         """
-        if status != httpx.codes.OK:
+        if status != httpx2.codes.OK:
             raise self._refusal(status, headers.get("retry-after"), content)
         try:
             data = sorted(orjson.loads(content)["data"], key=itemgetter("index"))
@@ -192,7 +192,7 @@ class OpenAIEmbedder:
                     "the embedder did not answer in time", dependency="embedder"
                 )
             case _:
-                kind = ServerFailed if status == httpx.codes.INTERNAL_SERVER_ERROR else Unavailable
+                kind = ServerFailed if status == httpx2.codes.INTERNAL_SERVER_ERROR else Unavailable
                 return kind(
                     f"the embedding model {self.model} is away",
                     dependency="embedder",

@@ -5,7 +5,7 @@ import socket
 import time
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from resources import eventually
 from servers import free_port
@@ -25,10 +25,10 @@ def test_health_and_metrics_are_served_and_a_taken_port_ends_nothing() -> None:
     import ingest.run  # noqa: F401  (its metrics are made when it is imported)
 
     url = served()
-    assert "vicinage_ingest_documents_total" in httpx.get(f"{url}/metrics").text
-    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
-    assert httpx.get(f"{url}/readyz").json() == {"ready": True, "parts": {}}
-    assert httpx.get(f"{url}/v1/collections").status_code == 404
+    assert "vicinage_ingest_documents_total" in httpx2.get(f"{url}/metrics").text
+    assert httpx2.get(f"{url}/healthz").json() == {"status": "ok"}
+    assert httpx2.get(f"{url}/readyz").json() == {"ready": True, "parts": {}}
+    assert httpx2.get(f"{url}/v1/collections").status_code == 404
     serve_health("127.0.0.1", int(url.rpartition(":")[2]))
     serve_health("127.0.0.1", 65_536)
 
@@ -42,7 +42,7 @@ def test_a_role_that_does_not_say_whether_it_is_ready_is_not(
         await asyncio.sleep(60)
         return True, {}
 
-    found = httpx.get(f"{served(hangs)}/readyz")
+    found = httpx2.get(f"{served(hangs)}/readyz")
     assert (found.status_code, found.json()["ready"]) == (503, False)
 
 
@@ -53,7 +53,7 @@ def test_idle_connections_neither_pile_up_nor_keep_others_out() -> None:
     try:
         eventually(lambda: sum(closed(line) for line in idle) >= 2 * HEALTH)
         for _ in range(3):
-            assert httpx.get(f"{url}/healthz").is_success
+            assert httpx2.get(f"{url}/healthz").is_success
     finally:
         for line in idle:
             line.close()
@@ -71,7 +71,7 @@ def closed(line: socket.socket) -> bool:
 
 def test_metrics_are_written_once_for_many_that_ask() -> None:
     url = served()
-    with httpx.Client() as http:
+    with httpx2.Client() as http:
         http.get(f"{url}/metrics")
         began = time.monotonic()
         bodies = {http.get(f"{url}/metrics").content for _ in range(20)}

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from resources import eventually
 from servers import ROOT, free_port
@@ -74,8 +74,8 @@ def test_a_gateway_that_is_told_to_stop_ends_what_it_holds_before_it_ends(
 
 def listens(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/healthz").is_success
-    except httpx.TransportError:
+        return httpx2.get(f"http://127.0.0.1:{port}/healthz").is_success
+    except httpx2.TransportError:
         return False
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import numpy as np
 import orjson
 import pyarrow as pa
@@ -312,10 +312,10 @@ def test_any_printable_id_can_be_read_and_deleted_percent_encoded(call: Caller) 
     with serving(call.another()) as url:
         for name in NAMES:
             path = f"{url}/v1/collections/c/documents/{quote(name, safe='')}"
-            found = httpx.get(path, headers={"authorization": f"Bearer {key}"}, trust_env=False)
+            found = httpx2.get(path, headers={"authorization": f"Bearer {key}"}, trust_env=False)
             assert found.status_code == 200, (name, found.text)
             assert (found.json()["id"], found.json()["metadata"]) == (name, {"called": name})
-            gone = httpx.delete(path, headers={"authorization": f"Bearer {key}"}, trust_env=False)
+            gone = httpx2.delete(path, headers={"authorization": f"Bearer {key}"}, trust_env=False)
             assert gone.status_code == 202, (name, gone.text)
             token = gone.json()["token"]
     assert ids(call.search(key, vector=[1, 0, 0, 0], wait_for=token)) == []

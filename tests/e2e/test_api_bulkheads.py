@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import pytest
 from gate import Caller, build, platform, serving
 from resources import eventually
@@ -50,7 +50,7 @@ def test_bodies_that_come_slowly_hold_no_turn(call: Caller) -> None:
             )
         eventually(lambda: admission.in_flight == 4)
         for path in ("/v1/collections", "/v1/collections/c/documents/a", "/v1/dead-letters"):
-            found = httpx.get(
+            found = httpx2.get(
                 f"{url}{path}", headers={"authorization": f"Bearer {key}"}, trust_env=False
             )
             assert found.status_code == 200, found.text
@@ -83,7 +83,7 @@ def test_reads_that_a_searcher_leaves_waiting_hold_no_turn(call: Caller) -> None
 
         def read(with_key: str) -> int:
             headers = {"authorization": f"Bearer {with_key}"}
-            return httpx.get(
+            return httpx2.get(
                 f"{url}{path}", headers=headers, trust_env=False, timeout=20
             ).status_code
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import orjson
 import pytest
@@ -460,7 +460,7 @@ def test_beyond_its_bound_the_gateway_answers_429_at_once_and_200_once_there_is_
         call.collection(key)
         held = call.state.pipeline.admission
 
-        async def crowd() -> tuple[httpx.Response, httpx.Response]:
+        async def crowd() -> tuple[httpx2.Response, httpx2.Response]:
             headers = {"authorization": f"Bearer {key}"}
             with held.enter("other", 2), held.enter("another", 2):
                 full = await call.http.post(
@@ -580,11 +580,11 @@ def test_a_search_that_waits_gives_up_its_place_when_its_caller_goes_away(tmp_pa
         state = app.state.gateway
         headers = {"authorization": f"Bearer {key}"}
         body = {"vector": Q, "wait_for": token, "timeout_ms": 600_000}
-        with serving(app) as url, httpx.Client(base_url=url, timeout=1, trust_env=False) as http:
-            with pytest.raises(httpx.ReadTimeout):
+        with serving(app) as url, httpx2.Client(base_url=url, timeout=1, trust_env=False) as http:
+            with pytest.raises(httpx2.ReadTimeout):
                 http.post("/v1/collections/c/search", json=body, headers=headers)
             eventually(lambda: state.pipeline.admission.in_flight == 0, wait_s=5)
-            with pytest.raises(httpx.ReadTimeout):
+            with pytest.raises(httpx2.ReadTimeout):
                 http.get(
                     "/v1/collections/c/documents/a", params={"wait_for": token}, headers=headers
                 )
@@ -606,7 +606,7 @@ def test_a_search_that_waits_while_the_gateway_stops_is_told_to_ask_again(tmp_pa
         state = app.state.gateway
         with serving(app, on_stop=state.drain) as url:
             headers = {"authorization": f"Bearer {key}"}
-            with httpx.Client(base_url=url, timeout=30, trust_env=False, headers=headers) as http:
+            with httpx2.Client(base_url=url, timeout=30, trust_env=False, headers=headers) as http:
                 body = {"vector": Q, "wait_for": token, "timeout_ms": 600_000}
                 asked = [
                     callers.submit(http.post, "/v1/collections/c/search", json=body),
@@ -646,7 +646,7 @@ def test_a_body_takes_a_place_and_its_bytes_before_it_is_read_and_gives_them_bac
                 yield b" " * 500
                 seen.append((admission.in_flight, admission.bodies_bytes))
 
-        def post(who: str, n_chunks: int) -> httpx.Response:
+        def post(who: str, n_chunks: int) -> httpx2.Response:
             headers = {"content-type": "application/json"}
             return call(
                 "POST", f"/v1/collections/c/{path}", who, content=body(n_chunks), headers=headers
@@ -709,7 +709,7 @@ class Broken:
 
 def asking_text(
     folder: Path, error: Exception
-) -> tuple[httpx.Response, httpx.Response, list[Mapping[str, Any]]]:
+) -> tuple[httpx2.Response, httpx2.Response, list[Mapping[str, Any]]]:
     with platform(folder, embedder_for=lambda _name: Broken(error)) as call:
         _, key = call.tenant()
         call.collection(key, model="all-minilm-l6-v2")
@@ -724,7 +724,7 @@ def asking_text(
             one,
             many,
             sorted(
-                (httpx.Response(200, content=line).json() for line in many.content.splitlines()),
+                (httpx2.Response(200, content=line).json() for line in many.content.splitlines()),
                 key=lambda m: m["index"],
             ),
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from fastapi.routing import APIRoute
 from gate import Caller, platform, problem
@@ -279,8 +279,8 @@ def test_an_app_for_the_local_operator_lets_nobody_read_data_without_a_key(two: 
     app = create_app(replace(two.call.state, local_operator=True))
 
     async def ask(path: str) -> int:
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://g"
+        async with httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app), base_url="http://g"
         ) as http:
             return (await http.get(path)).status_code
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import orjson
 import pytest
 from gate import Caller, platform, problem, serving
@@ -42,7 +42,7 @@ def key(call: Caller) -> str:
 def test_a_document_of_many_passages_comes_whole(call: Caller, key: str) -> None:
     app = call.another()
     with serving(app) as url:
-        found = httpx.get(
+        found = httpx2.get(
             f"{url}/v1/collections/c/documents/large",
             headers={"authorization": f"Bearer {key}"},
             trust_env=False,
@@ -75,11 +75,11 @@ def test_answers_that_nobody_reads_are_on_their_tenants_account(call: Caller, ke
             refused = sum(c.recv(12) == b"HTTP/1.1 429" for c in held)
             assert refused > 10
             path = f"{url}/v1/collections/c"
-            theirs = httpx.get(
+            theirs = httpx2.get(
                 path, headers={"authorization": f"Bearer {neighbor}"}, trust_env=False
             )
             assert theirs.status_code == 200
-            mine = httpx.get(
+            mine = httpx2.get(
                 f"{path}/documents/large",
                 headers={"authorization": f"Bearer {key}"},
                 trust_env=False,

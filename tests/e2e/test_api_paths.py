@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import httpx
+import httpx2
 import pytest
 from gate import Caller, platform, problem, serving
 
@@ -60,7 +60,7 @@ def whole(call: Caller, key: str) -> bool:
 def test_deleting_a_document_whose_id_shortens_the_path_deletes_nothing(
     call: Caller, key: str, url: str, name: str
 ) -> None:
-    with httpx.Client(
+    with httpx2.Client(
         base_url=url, headers={"authorization": f"Bearer {key}"}, trust_env=False
     ) as client:
         for path in (name, quote(name)):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from gate import Caller, build, calling, platform, problem, serving
@@ -239,15 +239,15 @@ def test_a_passage_without_text_comes_last() -> None:
 def test_the_embedder_answers_as_text_embeddings_inference_does(server: str, folder: Path) -> None:
     texts = {w: f"the quick {w} jumps" for w in WORDS}
     body = {"query": QUESTION, "texts": list(texts.values())}
-    assert httpx.post(f"{server}/rerank", json=body).status_code == 401
-    answered = httpx.post(f"{server}/rerank", json=body, headers={"authorization": "Bearer inner"})
+    assert httpx2.post(f"{server}/rerank", json=body).status_code == 401
+    answered = httpx2.post(f"{server}/rerank", json=body, headers={"authorization": "Bearer inner"})
     wanted = true_order(folder, texts)
     found = answered.json()
     assert [WORDS[line["index"]] for line in found] == [name for name, _ in wanted]
     assert [line["score"] for line in found] == pytest.approx(
         [score for _, score in wanted], abs=1e-5
     )
-    assert httpx.get(f"{server}/readyz").json()["models"] == {"rerank": True}
+    assert httpx2.get(f"{server}/readyz").json()["models"] == {"rerank": True}
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_the_embedder_answers_as_text_embeddings_inference_does(server: str, fol
 def test_what_is_no_ranking_request_is_refused(
     server: str, body: dict[str, Any], field: str
 ) -> None:
-    answered = httpx.post(f"{server}/rerank", json=body, headers={"authorization": "Bearer inner"})
+    answered = httpx2.post(f"{server}/rerank", json=body, headers={"authorization": "Bearer inner"})
     assert (answered.status_code, answered.json()["error"]["param"]) == (400, field)
 
 
@@ -353,7 +353,7 @@ def test_the_embedder_serves_the_cross_encoder_that_settings_name(
 ) -> None:
     settings = Settings(data=tmp_path, rerank=RerankSettings(model=str(folder))).resolved()
     with serving(build_embedder(settings, [], key=None)) as url:
-        answered = httpx.post(f"{url}/rerank", json={"query": "a", "texts": ["b", "c"]})
+        answered = httpx2.post(f"{url}/rerank", json={"query": "a", "texts": ["b", "c"]})
     assert sorted(line["index"] for line in answered.json()) == [0, 1]
 
 
@@ -362,7 +362,7 @@ def test_an_embedder_whose_cross_encoder_is_missing_starts_without(tmp_path: Pat
         data=tmp_path, rerank=RerankSettings(model=str(tmp_path / "gone"))
     ).resolved()
     with serving(build_embedder(settings, [], key=None)) as url:
-        assert httpx.post(f"{url}/rerank", json={"query": "a", "texts": ["b"]}).status_code == 400
+        assert httpx2.post(f"{url}/rerank", json={"query": "a", "texts": ["b"]}).status_code == 400
 
 
 def checked(tmp_path: Path, **given: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from resources import eventually
 from servers import free_port
@@ -178,7 +178,7 @@ def test_up_to_down_with_a_kill_and_a_reindex_between(tmp_path: Path) -> None:
         vicinage("key", "revoke", first, data=data)
         eventually(
             lambda: (
-                httpx.get(f"{started['url']}/v1/admin/keys", headers=bearer(data)).status_code
+                httpx2.get(f"{started['url']}/v1/admin/keys", headers=bearer(data)).status_code
                 == 401
             )
         )
@@ -186,6 +186,6 @@ def test_up_to_down_with_a_kill_and_a_reindex_between(tmp_path: Path) -> None:
         assert f"_{first}_" not in operator_key(data)
     finally:
         assert vicinage("down", data=data)["stopped"]
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{started['url']}/healthz")
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{started['url']}/healthz")
     assert not vicinage("down", data=data)["stopped"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 from disk import full, small_disk
@@ -30,10 +30,10 @@ class User:
     """One tenant's client of a platform, and its acknowledged writes."""
 
     platform: Platform
-    http: httpx.Client
+    http: httpx2.Client
     acknowledged: int = 0
 
-    def write(self) -> httpx.Response:
+    def write(self) -> httpx2.Response:
         """Writes the next document."""
         document = {
             "id": f"d{self.acknowledged}",
@@ -43,7 +43,7 @@ class User:
         self.acknowledged += found.status_code == 202
         return found
 
-    def search(self, **more: Any) -> httpx.Response:
+    def search(self, **more: Any) -> httpx2.Response:
         body = {"vector": [1.0, 0.0, 0.0, 0.0], "k": 1_000, **more}
         return self.http.post("/v1/collections/c/search", json=body)
 
@@ -67,7 +67,7 @@ class User:
 @contextmanager
 def user(platform: Platform) -> Iterator[User]:
     key = platform.cli("tenant", "create", "acme")["key"]
-    with httpx.Client(
+    with httpx2.Client(
         base_url=platform.url, headers={"authorization": f"Bearer {key}"}, timeout=40
     ) as http:
         assert http.post("/v1/collections", json={"name": "c", "dimension": 4}).status_code == 201
@@ -162,7 +162,7 @@ def test_idle_connections_take_neither_writes_nor_the_metrics_from_others(tmp_pa
             for _ in range(20):
                 assert someone.writes_and_finds()
             for other in (port + 2, port + 3):
-                assert httpx.get(f"http://127.0.0.1:{other}/metrics").is_success
+                assert httpx2.get(f"http://127.0.0.1:{other}/metrics").is_success
             eventually(lambda: someone.ready() == 200)
             held = {name: psutil.Process(pid).num_fds() for name, pid in pids.items()}
             print("descriptors", held, "threads", psutil.Process(pids["ingest"]).num_threads())

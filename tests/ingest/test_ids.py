@@ -2,7 +2,7 @@
 
 from urllib.parse import urljoin, urlsplit
 
-import httpx
+import httpx2
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -71,6 +71,6 @@ def test_a_parser_leaves_every_other_id_in_its_place(name: str) -> None:
     if has_dot_segment(name):
         return
     folder = "http://gateway/v1/collections/c/documents/"
-    assert httpx.URL(folder + name).path == "/v1/collections/c/documents/" + name
+    assert httpx2.URL(folder + name).path == "/v1/collections/c/documents/" + name
     if "//" not in name and not name.startswith("/"):  # a reference of its own, to urljoin
         assert urlsplit(urljoin(folder, f"./{name}")).path == "/v1/collections/c/documents/" + name

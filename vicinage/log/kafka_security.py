@@ -158,7 +158,7 @@ class ServerTokens(AbstractTokenProvider):  # type: ignore[misc]
 
     def token(self) -> str:
         """Returns a token that is still valid. Raises Unavailable within TOKEN_TIMEOUT_S."""
-        import httpx
+        import httpx2
 
         with self._lock:
             if time.monotonic() < self._until:
@@ -168,7 +168,7 @@ class ServerTokens(AbstractTokenProvider):  # type: ignore[misc]
                 **({"scope": self._scope} if self._scope else {}),
             }
             try:
-                answered = httpx.post(
+                answered = httpx2.post(
                     self._url, data=body, auth=self._client, timeout=TOKEN_TIMEOUT_S
                 )
                 found = answered.raise_for_status().json()
@@ -177,7 +177,7 @@ class ServerTokens(AbstractTokenProvider):  # type: ignore[misc]
                     float(found.get("expires_in", TOKEN_LIFE_S)),
                 )
             except (
-                httpx.HTTPError,
+                httpx2.HTTPError,
                 ValueError,
                 KeyError,
                 TypeError,

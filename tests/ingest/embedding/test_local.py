@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import uvicorn
@@ -104,8 +104,8 @@ def test_a_full_queue_and_a_passed_deadline_are_said(model: LocalEmbedder) -> No
 def test_the_openai_api_gives_floats_or_base64(url: str, model: LocalEmbedder) -> None:
     headers = {"authorization": "Bearer k"}
     ask = {"model": model.model, "input": TEXTS[:2]}
-    floats = httpx.post(f"{url}/v1/embeddings", json=ask, headers=headers, timeout=30).json()
-    coded = httpx.post(
+    floats = httpx2.post(f"{url}/v1/embeddings", json=ask, headers=headers, timeout=30).json()
+    coded = httpx2.post(
         f"{url}/v1/embeddings",
         json={**ask, "encoding_format": "base64"},
         headers=headers,
@@ -116,7 +116,7 @@ def test_the_openai_api_gives_floats_or_base64(url: str, model: LocalEmbedder) -
         np.testing.assert_allclose(
             a["embedding"], np.frombuffer(base64.b64decode(b["embedding"]), "<f4"), atol=1e-2
         )
-    [listed] = httpx.get(f"{url}/v1/models", headers=headers).json()["data"]
+    [listed] = httpx2.get(f"{url}/v1/models", headers=headers).json()["data"]
     assert listed["id"] == model.model and listed["precision"] == model.calibration.chosen.precision
 
 
@@ -128,14 +128,14 @@ def test_the_openai_api_gives_floats_or_base64(url: str, model: LocalEmbedder) -
 def test_bad_requests_get_the_apis_own_errors(
     url: str, model: LocalEmbedder, body: dict, param: str
 ) -> None:
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{url}/v1/embeddings",
         json={"model": model.model, **body},
         headers={"authorization": "Bearer k"},
     )
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param
     assert (
-        httpx.post(f"{url}/v1/embeddings", json={"model": model.model, "input": "x"}).status_code
+        httpx2.post(f"{url}/v1/embeddings", json={"model": model.model, "input": "x"}).status_code
         == 401
     )
 
@@ -208,7 +208,7 @@ def test_whoever_goes_away_costs_nobody_anything(model: LocalEmbedder) -> None:
 def test_usage_is_counted_not_guessed(url: str, model: LocalEmbedder) -> None:
     texts = ["word " * n for n in range(1, 20)]
     ask = {"model": model.model, "input": texts}
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{url}/v1/embeddings", json=ask, headers={"authorization": "Bearer k"}, timeout=60
     )
     assert answer.json()["usage"]["prompt_tokens"] == sum(n + 2 for n in range(1, 20))
@@ -217,7 +217,7 @@ def test_usage_is_counted_not_guessed(url: str, model: LocalEmbedder) -> None:
 def test_load_and_lateness_travel_as_status_and_retry_after(url: str, model: LocalEmbedder) -> None:
     headers = {"authorization": "Bearer k", "x-vicinage-tenant": "t"}
     long = {"model": model.model, "input": ["word " * 200] * 12}
-    late = httpx.post(
+    late = httpx2.post(
         f"{url}/v1/embeddings",
         json=long,
         headers={**headers, "x-vicinage-timeout-ms": "1"},
@@ -226,7 +226,7 @@ def test_load_and_lateness_travel_as_status_and_retry_after(url: str, model: Loc
     assert (late.status_code, late.json()["error"]["type"]) == (504, "deadline-exceeded")
     for _ in range(20):
         held = fill(model)
-        full = httpx.post(f"{url}/v1/embeddings", json=long, headers=headers, timeout=60)
+        full = httpx2.post(f"{url}/v1/embeddings", json=long, headers=headers, timeout=60)
         for pending in held:
             pending.vectors.cancel()
         if full.status_code != 200:  # the model had made room before the request arrived
@@ -249,20 +249,20 @@ def fill(model: LocalEmbedder) -> list[Pending]:
 def test_odd_requests_are_answered_in_the_apis_form(url: str) -> None:
     headers = {"authorization": "Bearer k"}
     for body in (b"{", b"[]", b'"x"', b"\xff\xfe", b""):
-        answer = httpx.post(f"{url}/v1/embeddings", content=body, headers=headers)
+        answer = httpx2.post(f"{url}/v1/embeddings", content=body, headers=headers)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "body"), body
-    assert httpx.get(f"{url}/v1/nothing").json()["error"]["code"] == "not-found"
-    assert httpx.get(f"{url}/v1/embeddings").status_code == 405
+    assert httpx2.get(f"{url}/v1/nothing").json()["error"]["code"] == "not-found"
+    assert httpx2.get(f"{url}/v1/embeddings").status_code == 405
     huge = (b"x" * (1 << 20) for _ in range(40))
     assert (
-        httpx.post(f"{url}/v1/embeddings", content=huge, headers=headers, timeout=60).status_code
+        httpx2.post(f"{url}/v1/embeddings", content=huge, headers=headers, timeout=60).status_code
         == 413
     )
 
 
 def test_readiness_and_counts_can_be_read_without_a_key(url: str, model: LocalEmbedder) -> None:
-    assert httpx.get(f"{url}/readyz").json() == {"ready": True, "models": {model.model: True}}
-    assert "vicinage_ingest_embed_tokens_total" in httpx.get(f"{url}/metrics").text
+    assert httpx2.get(f"{url}/readyz").json() == {"ready": True, "models": {model.model: True}}
+    assert "vicinage_ingest_embed_tokens_total" in httpx2.get(f"{url}/metrics").text
 
 
 def test_when_the_model_breaks_whoever_waits_hears_of_it_and_so_does_the_role() -> None:
