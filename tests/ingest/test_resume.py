@@ -224,7 +224,7 @@ def test_a_catalog_older_than_what_the_log_keeps_gives_no_position(base) -> None
 
 def forget(base, tp: tuple[str, int]) -> None:
     """Drops a position as a broker does once offsets.retention.minutes have passed."""
-    base.log._submit(
+    base.log._writer.submit(
         lambda c: c.execute("DELETE FROM positions WHERE topic = ? AND partition = ?", tp) and None
     )
     assert base.log.committed(Group.INGEST, [tp]) == {}

@@ -7,7 +7,7 @@ import pytest
 from resources import eventually
 
 from vicinage.errors import NotFound
-from vicinage.log import Record, open_log, sqlite, sqlite_tidy
+from vicinage.log import Record, open_log, sqlite_records, sqlite_tidy
 from vicinage.log.sqlite import SqliteLog
 
 
@@ -58,7 +58,7 @@ def test_deleted_text_leaves_the_file_and_the_write_ahead_log(
 def test_a_long_trim_lets_appends_go_on_in_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "TRIM_BYTES", 1_000)
+    monkeypatch.setattr(sqlite_records, "TRIM_BYTES", 1_000)
     with SqliteLog(tmp_path / "log.db") as log:
         log.ensure_topic("t")
         log.append("t", 0, [Record(b"x" * 100) for _ in range(100)])
