@@ -23,7 +23,8 @@ from typing import Any
 import httpx2
 
 BLOCK = re.compile(
-    r"(?:^ *<!-- run: (?P<note>.+?) -->\n+)?^(?P<indent> *)```(?P<kind>\w+)[^\n]*\n(?P<code>.*?)^(?P=indent)```$",
+    r"(?:^ *<!-- run: (?P<note>.+?) -->\n+)?"
+    r"^(?P<indent> *)```(?P<kind>\w+)[^\n]*\n(?P<code>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 RUN_KINDS = ("sh", "python")

@@ -32,9 +32,15 @@ def message(rows: Sequence[Row], dimension: int = 4, *, older: bool = False) -> 
     ]
     n = len(flat)
     columns = [
-        [f[0] for f in flat], [f[1] for f in flat], [1] * n, [f[2] for f in flat],
-        [f"text {f[0]} {f[1]}" if f[2] >= 0 else None for f in flat], [0] * n, [1] * n, [f[4] for f in flat],
-    ]  # fmt: skip
+        [f[0] for f in flat],
+        [f[1] for f in flat],
+        [1] * n,
+        [f[2] for f in flat],
+        [f"text {f[0]} {f[1]}" if f[2] >= 0 else None for f in flat],
+        [0] * n,
+        [1] * n,
+        [f[4] for f in flat],
+    ]
     schema = vectors_schema(dimension)
     arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
     if flat and not older and all(vectors is None for _, _, vectors, _ in rows):

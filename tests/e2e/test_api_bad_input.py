@@ -290,7 +290,10 @@ def test_a_body_that_is_cut_off_harms_nobody(call: Caller, key: str) -> None:
         place = urlsplit(url)
         for _ in range(5):
             with socket.create_connection((place.hostname, place.port), timeout=5) as connection:
-                head = f"POST {DOCUMENTS} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: 1000\r\n\r\n"
+                head = (
+                    f"POST {DOCUMENTS} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+                    "content-length: 1000\r\n\r\n"
+                )
                 connection.sendall(head.encode() + b'{"documents": [')
         with socket.create_connection((place.hostname, place.port), timeout=5) as connection:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")

@@ -45,7 +45,8 @@ def test_bodies_that_come_slowly_hold_no_turn(call: Caller) -> None:
                 socket.create_connection((place.hostname, place.port), timeout=10)
             )
             connection.sendall(
-                f"POST /v1/dead-letters:{action} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {slow}\r\n"
+                f"POST /v1/dead-letters:{action} HTTP/1.1\r\nhost: x\r\n"
+                f"authorization: Bearer {slow}\r\n"
                 "content-type: application/json\r\ncontent-length: 10\r\n\r\n{".encode()
             )
         eventually(lambda: admission.in_flight == 4)

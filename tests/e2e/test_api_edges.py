@@ -159,7 +159,10 @@ POST = b"POST /v1/collections/c/documents HTTP/1.1\r\nhost: x\r\n"
         ),
         (b"GET /v1/collections HTTP/1.1\r\nconnection: close\r\n\r\n", 401, "unauthenticated"),
         (
-            b"GET /v1/collections HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade, close\r\n\r\n",
+            (
+                b"GET /v1/collections HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\n"
+                b"connection: upgrade, close\r\n\r\n"
+            ),
             401,
             "unauthenticated",
         ),

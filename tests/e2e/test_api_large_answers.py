@@ -59,7 +59,10 @@ def test_answers_that_nobody_reads_are_on_their_tenants_account(call: Caller, ke
     call.collection(neighbor)
     app = call.another()
     admission = app.state.gateway.pipeline.admission
-    request = f"GET /v1/collections/c/documents/large HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n".encode()
+    request = (
+        "GET /v1/collections/c/documents/large HTTP/1.1\r\nhost: x\r\n"
+        f"authorization: Bearer {key}\r\n\r\n"
+    ).encode()
     with serving(app) as url:
         place = urlsplit(url)
         held = [

@@ -78,7 +78,10 @@ def test_a_path_that_nobody_shortened_is_refused_too(
 ) -> None:
     place = urlsplit(url)
     with socket.create_connection((place.hostname, place.port), timeout=5) as connection:
-        head = f"DELETE /v1/collections/c/{target} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: close\r\n\r\n"
+        head = (
+            f"DELETE /v1/collections/c/{target} HTTP/1.1\r\nhost: x\r\n"
+            f"authorization: Bearer {key}\r\nconnection: close\r\n\r\n"
+        )
         connection.sendall(head.encode())
         assert connection.recv(64).startswith(b"HTTP/1.1 400 ")
     assert whole(call, key)
@@ -110,7 +113,9 @@ def test_a_path_or_query_that_is_not_utf8_names_nothing(
     with socket.create_connection(
         (server.hostname or "", server.port or 0), timeout=10
     ) as connection:
-        head = f"\r\nauthorization: Bearer {key}\r\nhost: gateway\r\nconnection: close\r\n\r\n".encode()
+        head = (
+            f"\r\nauthorization: Bearer {key}\r\nhost: gateway\r\nconnection: close\r\n\r\n"
+        ).encode()
         path = b"/v1/collections/c" + (tail if tail.startswith(b"?") else b"/" + tail)
         connection.sendall(method.encode() + b" " + path + b" HTTP/1.1" + head)
         answer = b"".join(iter(lambda: connection.recv(65_536), b""))

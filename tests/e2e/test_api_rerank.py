@@ -46,9 +46,14 @@ def cross_encoder(folder: Path, labels: int = 1) -> Path:
 
     torch.manual_seed(7)
     config = BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_labels=labels,
-        max_position_embeddings=512, initializer_range=0.5,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_labels=labels,
+        max_position_embeddings=512,
+        initializer_range=0.5,
+    )
     BertForSequenceClassification(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(str(model_folder(DEFAULT_MODEL))).save_pretrained(folder)
     return folder

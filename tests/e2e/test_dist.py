@@ -22,9 +22,12 @@ SEARCH = """
 import sys
 from vicinage_client import Client
 with Client(sys.argv[1], sys.argv[2]) as client:
-    written = client.upsert("docs", [{"id": "hello", "text": "Vicinage finds nearest neighbours for many tenants."},
-                                     {"id": "soup", "text": "Simmer the onions until translucent."}])
-    found = client.search("docs", "who finds neighbours?", k=1, wait_for=written.token)
+    documents = [
+        {"id": "hello", "text": "Vicinage finds nearest neighbors for many tenants."},
+        {"id": "soup", "text": "Simmer the onions until translucent."},
+    ]
+    written = client.upsert("docs", documents)
+    found = client.search("docs", "what finds neighbors?", k=1, wait_for=written.token)
     print([hit.document_id for hit in found.hits], found.degraded)
 """
 
@@ -38,8 +41,13 @@ def run(*words: str | Path, cwd: Path, timeout_s: float = 900, **environment: st
     clean = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     done = subprocess.run(
         [str(word) for word in words],
-        cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=timeout_s, check=False,
-    )  # fmt: skip
+        cwd=cwd,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
     assert done.returncode == 0, (
         f"{words}: {done.returncode}\n{done.stdout[-2_000:]}\n{done.stderr[-4_000:]}"
     )

@@ -57,9 +57,17 @@ def test_placing_gets_as_far_as_the_device(unready: CudaDevice) -> None:
 
 def test_the_configurations_hold_what_is_set_in_them(unready: CudaDevice) -> None:
     codes = unready._codes(96)
-    assert (codes.device, codes.use_cuvs, codes.useFloat16LookupTables, codes.interleavedLayout) == (
-        999, HAS_CUVS, True, HAS_CUVS,
-    )  # fmt: skip
+    assert (
+        codes.device,
+        codes.use_cuvs,
+        codes.useFloat16LookupTables,
+        codes.interleavedLayout,
+    ) == (
+        999,
+        HAS_CUVS,
+        True,
+        HAS_CUVS,
+    )
     assert not unready._codes(48).useFloat16LookupTables
     assert codes.indicesOptions == faiss.INDICES_64_BIT, (
         "row numbers are kept on the device, and come back to the CPU"

@@ -109,9 +109,14 @@ def test_what_cannot_be_read_makes_no_passage() -> None:
     passages = CHUNKER.chunk("red apples " + "\u200b\u00ad\0 " * 5_000 + " green pears")
     assert passages
     assert not any(is_blank(p.text) for p in passages)
-    assert {word for p in passages for word in ("red", "apples", "green", "pears") if word in p.text} == {
-        "red", "apples", "green", "pears",
-    }  # fmt: skip
+    assert {
+        word for p in passages for word in ("red", "apples", "green", "pears") if word in p.text
+    } == {
+        "red",
+        "apples",
+        "green",
+        "pears",
+    }
 
 
 @pytest.mark.parametrize("text", ["a" * 60_000, "👨‍👩‍👧" * 9_000], ids=["one word", "no words"])

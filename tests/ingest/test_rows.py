@@ -81,7 +81,7 @@ def test_metadata_is_written_with_the_first_passage_alone(base, acme) -> None:
     ]  # fmt: skip
 
 
-def test_vectors_of_a_model_that_does_not_normalize_are_normalized_though_the_document_brought_others(
+def test_vectors_of_a_model_without_normalization_are_normalized_beside_given_vectors(
     acme,
 ) -> None:
     live = Generation("acme", "docs", 1, "live", None, 3, "cosine", "flat", (0,), (0,))

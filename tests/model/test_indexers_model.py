@@ -36,9 +36,14 @@ class TwoIndexers(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
         opened = resources_in(
-            self.folder, seal_passages=3, segments_max=2, seal_age_s=40.0, replay_records_max=12, lease_s=LEASE_S,
+            self.folder,
+            seal_passages=3,
+            segments_max=2,
+            seal_age_s=40.0,
+            replay_records_max=12,
+            lease_s=LEASE_S,
             tombstone_age_s=100.0,
-        )  # fmt: skip
+        )
         self.clock = ManualClock(time.time_ns() // 1_000_000)
         self.base = replace(opened, clock=self.clock)
         self.log_position = 0

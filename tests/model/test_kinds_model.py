@@ -120,9 +120,17 @@ class KindsMachine(RuleBasedStateMachine):
 
     def _write(self, live: pa.RecordBatch, deletes: pa.RecordBatch) -> Any:
         return write(
-            live, deletes, shard=SHARD, spec=self.now, metric=self.metric, dimension=D, backend=BACKEND, store=self.store,
-            flat_max=200, threads=1,
-        )  # fmt: skip
+            live,
+            deletes,
+            shard=SHARD,
+            spec=self.now,
+            metric=self.metric,
+            dimension=D,
+            backend=BACKEND,
+            store=self.store,
+            flat_max=200,
+            threads=1,
+        )
 
     @rule()
     def seal(self) -> None:

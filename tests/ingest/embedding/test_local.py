@@ -122,9 +122,16 @@ def test_the_openai_api_gives_floats_or_base64(url: str, model: LocalEmbedder) -
 
 @pytest.mark.parametrize(
     ("body", "param"),
-    [({"model": "nope", "input": "x"}, "model"), ({"input": []}, "input"), ({"input": [1]}, "input"), ({"input": ["x", ""]}, "input"),
-     ({"input": "x", "dimensions": 5}, "dimensions"), ({"input": "x", "encoding_format": "hex"}, "encoding_format"), ({"input": ["x"] * 3000}, "input")],
-)  # fmt: skip
+    [
+        ({"model": "nope", "input": "x"}, "model"),
+        ({"input": []}, "input"),
+        ({"input": [1]}, "input"),
+        ({"input": ["x", ""]}, "input"),
+        ({"input": "x", "dimensions": 5}, "dimensions"),
+        ({"input": "x", "encoding_format": "hex"}, "encoding_format"),
+        ({"input": ["x"] * 3000}, "input"),
+    ],
+)
 def test_bad_requests_get_the_apis_own_errors(
     url: str, model: LocalEmbedder, body: dict, param: str
 ) -> None:

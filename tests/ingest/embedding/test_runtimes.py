@@ -129,7 +129,8 @@ def test_torch_is_taken_where_it_is_installed() -> None:
 def test_no_torch_is_imported_for_the_other() -> None:
     """A process that embeds by ONNX Runtime never loads torch, though it is installed here."""
     code = (
-        "import sys; from ingest.embedding.local import LocalEmbedder; from tenants.entities import DEFAULT_MODEL\n"
+        "import sys; from ingest.embedding.local import LocalEmbedder\n"
+        "from tenants.entities import DEFAULT_MODEL\n"
         "from vicinage.settings import EmbedderSettings\n"
         "from vicinage.tenant_context import TenantContext\n"
         "model = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(runtime='onnx', threads=1))\n"

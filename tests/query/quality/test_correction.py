@@ -118,9 +118,7 @@ def test_samples_of_a_lesser_effort_are_no_proof_of_the_greatest() -> None:
     assert correction.added > 0
 
 
-def test_a_proof_falls_when_live_searches_meet_the_objective_or_a_whole_window_does_not_confirm_it() -> (
-    None
-):
+def test_a_proof_ends_when_the_objective_is_met_or_a_window_does_not_confirm_it() -> None:
     rng = np.random.default_rng(4)
     for later, within in ((0.99, 600), (OBJECTIVE, 2 * WINDOW)):
         correction = Correction()

@@ -378,9 +378,7 @@ def test_of_all_shards_that_chose_an_effort_the_least_known_counts() -> None:
     assert _offer(plan(), (), [known[0], exact_by_nature]).chose.greatest
 
 
-def test_questions_are_kept_where_effort_has_a_choice_once_there_are_enough_and_again_when_they_have_doubled() -> (
-    None
-):
+def test_searches_are_kept_if_effort_can_vary_at_30_and_whenever_they_have_doubled() -> None:
     kept: list[tuple[Generation, np.ndarray]] = []
     offers = [(plan(), hits("abc"))] * QUEUE_MAX
     measure(Drawer(), offers, keep=lambda of, vectors: kept.append((of, vectors)))
@@ -452,9 +450,7 @@ async def served_by(
     return found
 
 
-def test_an_index_is_scanned_instead_only_once_live_searches_prove_that_it_misses_and_is_judged_on() -> (
-    None
-):
+def test_an_index_is_scanned_only_while_live_searches_prove_that_it_misses() -> None:
     searcher, collection = Weak(), plan().collection
     searcher.served = hits("abcdeVWXYZ", 0.5)
 

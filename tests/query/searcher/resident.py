@@ -48,9 +48,15 @@ def written(spec: str, folder: Path, n: int) -> SegmentRef:
     arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
     batch = pa.RecordBatch.from_arrays([*arrays, vector_column(vectors)], schema=schema)
     return write(
-        *newest([batch]), shard=SHARD, spec=spec, metric="cosine", dimension=D, backend=open_backend(), store=LocalStore(folder),
+        *newest([batch]),
+        shard=SHARD,
+        spec=spec,
+        metric="cosine",
+        dimension=D,
+        backend=open_backend(),
+        store=LocalStore(folder),
         flat_max=2_000,
-    )  # fmt: skip
+    )
 
 
 def use(segment: Segment, ref: SegmentRef, folder: Path) -> None:

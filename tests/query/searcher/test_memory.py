@@ -381,11 +381,16 @@ def test_the_next_generation_of_what_is_in_use_comes_in_by_itself(base: Resource
         ask(searcher, docs)
         made = [
             base.registry.add_generation(
-                "acme", c.name, index="flat", model=None, dimension=D,
-                place=provisioning.placer(base.log, "acme", c.name, 1, base.settings.slots), actor="test",
+                "acme",
+                c.name,
+                index="flat",
+                model=None,
+                dimension=D,
+                place=provisioning.placer(base.log, "acme", c.name, 1, base.settings.slots),
+                actor="test",
             ).shards()[0]
             for c in (of, idle)
-        ]  # fmt: skip
+        ]
         eventually(lambda: made[0] in searcher.tail.shards)
         assert made[1] not in searcher.tail.shards
 

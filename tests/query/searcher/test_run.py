@@ -420,9 +420,8 @@ def test_a_generation_whose_segments_are_not_here_yet_does_not_answer_with_what_
         store.away = True
         shard = cut_over(base, of, [one("copied", 1)])
         reach(searcher, {shard.slot: send(base, shard, one("later", 2))})
-        for _ in range(
-            3
-        ):  # the first request loads it; the others find the attempt made, and the shard still missing
+        # the first request loads it; the others find the attempt made, and the shard still missing
+        for _ in range(3):
             with pytest.raises(Unavailable):
                 ask(searcher, shard, catalog=base.registry.refresh())
         store.away = False
@@ -450,7 +449,7 @@ class SlowStore:
         return self.store.fetch(ref)
 
 
-def test_while_one_tenants_segment_is_fetched_the_others_questions_go_on_whatever_changed_in_the_catalog(
+def test_searches_of_others_continue_while_a_segment_is_fetched_and_the_catalog_changes(
     base: Resources,
 ) -> None:
     provisioning.create_tenant(base.registry, base.log, "other", actor="test")
@@ -544,7 +543,7 @@ def test_a_full_queue_refuses_at_once_and_a_late_question_is_not_searched(base: 
         assert gate.widths == [1, 1]
 
 
-def neighbours(base: Resources, *classes: Class) -> list[ShardId]:
+def neighbors(base: Resources, *classes: Class) -> list[ShardId]:
     """Creates a shard of a new tenant of each class."""
     for name, priority in zip("xyz", classes, strict=False):
         provisioning.create_tenant(base.registry, base.log, name, priority=priority, actor="test")
@@ -554,7 +553,7 @@ def neighbours(base: Resources, *classes: Class) -> list[ShardId]:
 
 
 def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Resources) -> None:
-    loud, quiet = neighbours(base, "gold", "bronze")
+    loud, quiet = neighbors(base, "gold", "bronze")
     order: list[str] = []
 
     def ask_in_line(searcher: Searcher, shard: ShardId, k: int) -> Future[ShardResult]:
@@ -579,7 +578,7 @@ def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Resource
 
 
 def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Resources) -> None:
-    batching, single = neighbours(base, "silver", "silver")
+    batching, single = neighbors(base, "silver", "silver")
     order: list[str] = []
     with searching(base, queue_max=20_000) as searcher:
         load_needed(searcher, batching, single)
@@ -602,7 +601,7 @@ def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Resourc
 
 
 def test_a_tenant_that_fills_its_part_of_the_queue_leaves_room_for_others(base: Resources) -> None:
-    loud, quiet = neighbours(base, "bronze", "gold")
+    loud, quiet = neighbors(base, "bronze", "gold")
     with searching(base, queue_max=100) as searcher:
         load_needed(searcher, loud, quiet)
         gate = Gate(searcher, loud)
