@@ -38,7 +38,7 @@ def ids(found: dict) -> list[str]:
     return [h["document_id"] for h in found["hits"]]
 
 
-def test_a_write_is_for_the_collection_that_has_the_name_now(call: Caller) -> None:
+def test_a_write_belongs_to_the_collection_with_that_name_now(call: Caller) -> None:
     tenant, key = call.tenant()
     elsewhere = Registry(call.base.engine, call.base.clock)
     for turn in range(5):
@@ -88,7 +88,7 @@ def test_text_is_embedded_on_both_sides(call: Caller) -> None:
     assert (found["hits"][0]["start"], found["hits"][0]["end"]) == (0, 19)
 
 
-def test_a_vector_may_come_as_numbers_as_base64_or_as_the_raw_body(call: Caller) -> None:
+def test_a_vector_is_accepted_as_numbers_base64_or_raw_body(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
     token = call.write(
@@ -136,7 +136,7 @@ def test_include_decides_what_a_hit_carries(call: Caller) -> None:
 @pytest.mark.parametrize(
     ("metric", "best"), [("cosine", "near"), ("dot", "long"), ("euclidean", "near")]
 )
-def test_each_metric_orders_by_itself(call: Caller, metric: str, best: str) -> None:
+def test_each_metric_has_its_own_order(call: Caller, metric: str, best: str) -> None:
     _, key = call.tenant()
     call.collection(key, metric=metric)
     token = call.write(key, [doc("near", 1, 0.1, 0, 0), doc("long", 8, 8, 0, 0)])
@@ -164,7 +164,7 @@ def test_kafkas_own_partition_and_offset_is_a_token(call: Caller) -> None:
     assert ids(call.search(key, vector=[1, 0, 0, 0], wait_for=wait_for)) == ["a"]
 
 
-def test_a_batch_streams_an_answer_or_a_problem_for_every_question(call: Caller) -> None:
+def test_a_batch_streams_an_answer_or_a_problem_for_every_search(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
     token = call.write(key, [doc("a", 1, 0, 0, 0), doc("b", 0, 1, 0, 0)])
@@ -184,7 +184,7 @@ def test_a_batch_streams_an_answer_or_a_problem_for_every_question(call: Caller)
     assert lines[2]["problem"]["status"] == 400
 
 
-def test_a_large_batch_is_answered_as_a_small_one_and_stops_nothing_else(call: Caller) -> None:
+def test_a_large_batch_is_answered_like_a_small_one_and_blocks_nothing(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
     token = call.write(key, [doc("a", 1, 0, 0, 0, n=1), doc("b", 0, 1, 0, 0, n=2)])
@@ -213,7 +213,7 @@ def test_a_large_batch_is_answered_as_a_small_one_and_stops_nothing_else(call: C
 
 
 @pytest.mark.parametrize("kind", ["json", "ndjson", "arrow"])
-def test_documents_come_in_as_json_as_lines_or_as_arrow(call: Caller, kind: str) -> None:
+def test_documents_are_accepted_as_json_lines_or_arrow(call: Caller, kind: str) -> None:
     _, key = call.tenant()
     call.collection(key)
     documents = [doc("a", 1, 0, 0, 0, lang="en"), doc("b", 0, 1, 0, 0, lang="fr")]
@@ -243,7 +243,7 @@ def test_documents_come_in_as_json_as_lines_or_as_arrow(call: Caller, kind: str)
     assert ids(answer) == ["b"]
 
 
-def test_what_is_wrong_with_one_document_is_said_of_that_one_and_the_rest_goes_through(
+def test_an_error_in_one_document_rejects_that_one_alone(
     call: Caller,
 ) -> None:
     _, key = call.tenant()
@@ -271,7 +271,7 @@ def test_what_is_wrong_with_one_document_is_said_of_that_one_and_the_rest_goes_t
     assert ids(call.search(key, vector=[1, 0, 0, 0], wait_for=body["token"])) == ["good"]
 
 
-def test_a_batch_of_which_nothing_is_good_has_no_token(call: Caller) -> None:
+def test_a_batch_of_rejected_documents_has_no_token(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
     found = call("POST", "/v1/collections/c/documents", key, json={"documents": [{"id": ""}]})
@@ -395,7 +395,7 @@ def test_dead_letters_are_read_in_pages(call: Caller) -> None:
 # collections
 
 
-def test_a_collection_says_what_it_was_given_and_what_it_holds(call: Caller) -> None:
+def test_a_collection_states_its_settings_and_its_contents(call: Caller) -> None:
     _, key = call.tenant()
     made = call.collection(
         key, metric="dot", shards=2, objectives={"recall": 0.9, "latency_ms": 50}
@@ -426,7 +426,7 @@ def test_recall_of_live_searches_appears_with_its_interval(call: Caller) -> None
     call.admin("GET", f"/recall?tenant={name}&collection=other", status=404)
 
 
-def test_a_deleted_collection_is_gone_and_its_name_begins_anew(call: Caller) -> None:
+def test_a_deleted_collections_name_starts_empty(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
     token = call.write(key, [doc("old", 1, 0, 0, 0)])
@@ -445,7 +445,7 @@ def test_a_deleted_collection_is_gone_and_its_name_begins_anew(call: Caller) -> 
 @pytest.mark.parametrize(
     "query", ["", "?confirm=", "?confirm=true", "?confirm=C", "?confirm=c&confirm=other"]
 )
-def test_what_holds_other_things_is_deleted_only_where_its_name_is_repeated(
+def test_a_container_is_deleted_only_with_its_name_as_confirmation(
     call: Caller, query: str
 ) -> None:
     name, key = call.tenant()
@@ -457,7 +457,7 @@ def test_what_holds_other_things_is_deleted_only_where_its_name_is_repeated(
     assert call("GET", "/v1/collections/c", key).status_code == 200
 
 
-def test_a_collection_is_made_once(call: Caller) -> None:
+def test_a_collection_is_created_once(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
     problem(
@@ -524,7 +524,7 @@ def test_collections_of_any_tenant(call: Caller) -> None:
     assert call("GET", "/v1/collections/c", key).status_code == 200
 
 
-def test_every_change_leaves_an_audit_record_and_the_chain_is_whole(call: Caller) -> None:
+def test_every_change_leaves_an_audit_record_and_the_chain_verifies(call: Caller) -> None:
     name, _ = call.tenant()
     records = call.admin("GET", "/audit?limit=1000")
     mine = [r for r in records if r["subject"].startswith(name)]
@@ -543,7 +543,7 @@ def test_every_change_leaves_an_audit_record_and_the_chain_is_whole(call: Caller
     assert call.admin("POST", "/audit/verify", later, status=500)["type"].endswith("corrupt")
 
 
-def test_a_reindex_is_started_followed_and_cancelled(call: Caller) -> None:
+def test_a_reindex_is_started_followed_and_canceled(call: Caller) -> None:
     name, key = call.tenant()
     call.collection(key)
     job = call.admin(
@@ -572,7 +572,7 @@ def test_freshness_per_tenant(call: Caller) -> None:
     assert (row["ingest"], row["partitions"]) == ("reading", [])
 
 
-def test_a_topic_that_was_made_anew_is_seen_and_resumed(call: Caller) -> None:
+def test_a_recreated_topic_is_noticed_and_resumed(call: Caller) -> None:
     name, key = call.tenant()
     call.collection(key)
     call.search(key, vector=[1, 0, 0, 0], wait_for=call.write(key, [doc("old", 1, 0, 0, 0)]))
@@ -605,7 +605,7 @@ def test_models_are_listed(call: Caller) -> None:
     assert "all-minilm-l6-v2" in [m["name"] for m in call.admin("GET", "/models")]
 
 
-def test_a_model_is_registered_once_and_collections_are_made_with_it(call: Caller) -> None:
+def test_a_model_is_registered_once_and_collections_use_it(call: Caller) -> None:
     entry = {
         "name": "own/model",
         "kind": "openai",

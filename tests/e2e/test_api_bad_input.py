@@ -120,7 +120,7 @@ QUESTIONS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("what", QUESTIONS)
-def test_a_bad_question_is_refused_naming_the_field(call: Caller, key: str, what: str) -> None:
+def test_a_bad_search_is_refused_with_the_field(call: Caller, key: str, what: str) -> None:
     question, name = QUESTIONS[what]
     headers = {"content-type": "application/json"}
     found = call("POST", SEARCH, key, content=json.dumps(question).encode(), headers=headers)
@@ -136,7 +136,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("what", LIMITS)
-def test_a_broken_limit_is_named(call: Caller, key: str, what: str) -> None:
+def test_an_exceeded_limit_is_named(call: Caller, key: str, what: str) -> None:
     assert problem(call("POST", SEARCH, key, json=QUESTIONS[what][0]), 400)["limit"] == LIMITS[what]
 
 
@@ -144,7 +144,7 @@ def test_a_broken_limit_is_named(call: Caller, key: str, what: str) -> None:
     ("text", "name"),
     [("", "text"), (" \n\t ", "text"), ("x" * (33 << 10), "text"), (7, "text"), (["x"], "text")],
 )
-def test_a_bad_question_text_is_refused(call: Caller, key: str, text: object, name: str) -> None:
+def test_a_bad_search_text_is_refused(call: Caller, key: str, text: object, name: str) -> None:
     problem(call("POST", "/v1/collections/words/search", key, json={"text": text}), 400, field=name)
 
 
@@ -178,13 +178,11 @@ def test_a_large_body_keeps_integers_of_64_bits_exact(call: Caller, key: str, nu
     assert call("POST", SEARCH, key, content=one.encode(), headers=headers).status_code == 200
 
 
-def test_half_a_surrogate_pair_is_no_text(call: Caller, key: str) -> None:
+def test_half_a_surrogate_pair_is_not_text(call: Caller, key: str) -> None:
     problem(call("POST", "/v1/collections/words/search", key, content=b'{"text": "\\ud800"}'), 400)
 
 
-def test_very_small_and_very_long_vectors_are_judged_by_what_they_are(
-    call: Caller, key: str
-) -> None:
+def test_very_short_and_very_long_vectors_are_handled_exactly(call: Caller, key: str) -> None:
     assert call.search(key, vector=[1e-30, 0, 0, 0])["hits"][0]["score"] == pytest.approx(1)
     assert call.search(key, vector=[3e38, 0, 0, 0])["hits"][0]["score"] == pytest.approx(1)
     problem(
@@ -210,7 +208,7 @@ PARAMETERS: dict[str, tuple[dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize("what", PARAMETERS)
-def test_a_bad_parameter_beside_a_raw_vector_is_refused_naming_it(
+def test_a_bad_parameter_beside_a_raw_vector_is_refused_by_name(
     call: Caller, key: str, what: str
 ) -> None:
     parameters, name = PARAMETERS[what]
@@ -246,7 +244,7 @@ POSTS = [SEARCH, f"{SEARCH}:batch", DOCUMENTS, f"{DOCUMENTS}:delete", "/v1/colle
 
 @pytest.mark.parametrize("what", BODIES)
 @pytest.mark.parametrize("path", POSTS)
-def test_a_body_that_is_no_json_object_is_refused(
+def test_a_body_that_is_not_a_json_object_is_refused(
     call: Caller, key: str, path: str, what: str
 ) -> None:
     found = call(
@@ -259,9 +257,7 @@ def test_a_body_that_is_no_json_object_is_refused(
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/xml", "multipart/form-data", "nonsense"]
 )
-def test_a_content_type_that_is_not_understood_is_refused(
-    call: Caller, key: str, path: str, kind: str
-) -> None:
+def test_an_unknown_content_type_is_refused(call: Caller, key: str, path: str, kind: str) -> None:
     found = call("POST", path, key, content=b"{}", headers={"content-type": kind})
     problem(found, 400, field="content-type")
 
@@ -285,7 +281,7 @@ def test_a_body_over_the_limit_is_refused_whether_announced_or_streamed(
     )
 
 
-def test_a_body_that_is_cut_off_harms_nobody(call: Caller, key: str) -> None:
+def test_a_truncated_body_affects_no_other_request(call: Caller, key: str) -> None:
     with serving(call.another()) as url:
         place = urlsplit(url)
         for _ in range(5):
@@ -333,7 +329,7 @@ def test_an_arrow_stream_of_the_wrong_form_is_refused(call: Caller, key: str, wh
     assert problem(found, 400)["field"]
 
 
-def test_lines_that_are_no_json_are_rejected_alone(call: Caller, key: str) -> None:
+def test_lines_that_are_not_json_are_rejected_alone(call: Caller, key: str) -> None:
     lines = b'{"id": "l1", "vector": [1,0,0,0]}\n{"id": \n[]\n\n{"id": "l2", "vector": [0,1,0,0]}'
     found = call(
         "POST", DOCUMENTS, key, content=lines, headers={"content-type": "application/x-ndjson"}
@@ -423,12 +419,12 @@ COLLECTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", COLLECTIONS)
-def test_a_bad_collection_is_refused_naming_the_field(call: Caller, key: str, what: str) -> None:
+def test_a_bad_collection_is_refused_with_the_field(call: Caller, key: str, what: str) -> None:
     body, name = COLLECTIONS[what]
     problem(call("POST", "/v1/collections", key, json=body), 400, field=name)
 
 
-def test_a_model_nobody_registered_is_not_found(call: Caller, key: str) -> None:
+def test_an_unregistered_model_is_not_found(call: Caller, key: str) -> None:
     problem(
         call("POST", "/v1/collections", key, json={"name": "x", "model": "gpt-9"}), 404, "not-found"
     )
@@ -498,7 +494,7 @@ def test_a_bad_operation_is_refused(
 
 
 @pytest.mark.parametrize("path", ["/keys/%00", "/keys/nope", "/tenants/nobody"])
-def test_deleting_what_is_not_there_is_not_found(call: Caller, path: str) -> None:
+def test_deleting_what_does_not_exist_is_not_found(call: Caller, path: str) -> None:
     problem(call("DELETE", f"/v1/admin{path}", call.operator), 404, "not-found")
 
 
@@ -511,7 +507,7 @@ def test_deleting_what_is_not_there_is_not_found(call: Caller, path: str) -> Non
         ("GET", SEARCH, 405),
     ],
 )
-def test_https_own_mistakes_are_problem_documents_too(
+def test_errors_of_http_itself_are_problem_documents(
     call: Caller, key: str, method: str, path: str, status: int
 ) -> None:
     problem(call(method, path, key), status)
@@ -599,7 +595,7 @@ def understood(call: Caller, key: str, path: str, value: object, good: tuple[int
 
 @fuzz
 @given(question=SearchRequest)
-def test_any_question_is_answered_or_refused(call: Caller, key: str, question: Any) -> None:
+def test_any_search_is_answered_or_refused(call: Caller, key: str, question: Any) -> None:
     understood(call, key, SEARCH, question, (200,))
 
 
@@ -615,7 +611,7 @@ def test_any_batch_is_answered_or_refused_line_by_line(
 @given(
     documents=st.lists(Doc | Json, max_size=4) | Json, name=st.sampled_from(["c", "words", "dots"])
 )
-def test_any_documents_are_taken_or_rejected(
+def test_any_documents_are_accepted_or_rejected(
     call: Caller, key: str, documents: Any, name: str
 ) -> None:
     understood(call, key, f"/v1/collections/{name}/documents", {"documents": documents}, (202,))
@@ -627,7 +623,7 @@ def test_any_documents_are_taken_or_rejected(
         {}, optional={"ids": Json | st.lists(st.text(max_size=5)), "filter": Filter | Json}
     )
 )
-def test_any_deletion_is_taken_or_refused(call: Caller, key: str, value: Any) -> None:
+def test_any_deletion_is_accepted_or_refused(call: Caller, key: str, value: Any) -> None:
     understood(call, key, "/v1/collections/dots/documents:delete", value, (202,))
 
 
@@ -661,7 +657,7 @@ def test_any_bytes_are_answered_or_refused(call: Caller, key: str, data: bytes, 
 @given(
     flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4)
 )
-def test_an_arrow_stream_with_flipped_bytes_is_taken_or_refused(
+def test_an_arrow_stream_with_flipped_bytes_is_accepted_or_refused(
     call: Caller, key: str, flips: list[tuple[int, int]]
 ) -> None:
     data = bytearray(arrow({"id": ["f"], "vector": VECTORS, "metadata": ["{}"]}))
@@ -671,7 +667,7 @@ def test_an_arrow_stream_with_flipped_bytes_is_taken_or_refused(
     assert found.status_code == 202 or problem(found, 400)
 
 
-def test_after_all_that_everything_still_works(call: Caller, key: str) -> None:
+def test_afterwards_everything_still_works(call: Caller, key: str) -> None:
     token = call.write(key, [{"id": "last", "vector": [0, 0, 0, 1]}])
     assert call.search(key, vector=[0, 0, 0, 1], wait_for=token, k=1)["hits"][0][
         "score"

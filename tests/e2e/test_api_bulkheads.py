@@ -33,7 +33,7 @@ def reader(call: Caller) -> tuple[str, str]:
     return name, key
 
 
-def test_bodies_that_come_slowly_hold_no_turn(call: Caller) -> None:
+def test_slow_bodies_hold_no_turn(call: Caller) -> None:
     _, slow = call.tenant()
     _, key = reader(call)
     app = call.another()

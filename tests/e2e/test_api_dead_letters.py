@@ -38,7 +38,7 @@ def letters(call: Caller, key: str, n: int) -> list[dict]:
     return found
 
 
-def test_a_letter_is_replayed_once_its_cause_is_mended(call: Caller) -> None:
+def test_a_letter_is_replayed_once_its_cause_is_fixed(call: Caller) -> None:
     name, key = call.tenant()
     document = {"collection": "late", "id": "a", "vector": [1, 0, 0, 0], "metadata": {"n": 1}}
     send(call, name, orjson.dumps(document), b"late/a")
@@ -57,7 +57,7 @@ def test_a_letter_is_replayed_once_its_cause_is_mended(call: Caller) -> None:
     problem(call("GET", f"/v1/dead-letters/{letter['position']}", key), 404)
 
 
-def test_of_a_record_with_many_documents_only_the_refused_ones_are_written_again(
+def test_a_replay_writes_only_the_rejected_documents_of_a_record(
     call: Caller,
 ) -> None:
     name, key = call.tenant()
@@ -86,7 +86,7 @@ def test_of_a_record_with_many_documents_only_the_refused_ones_are_written_again
     )
 
 
-def test_what_is_wrong_with_a_request_is_said(call: Caller) -> None:
+def test_a_bad_request_is_refused_with_the_reason(call: Caller) -> None:
     name, key = call.tenant()
     problem(call("POST", "/v1/dead-letters:purge", key, json={}), 400, field="to")
     problem(call("POST", "/v1/dead-letters:replay", key, json={"from": -1}), 400, field="from")

@@ -48,7 +48,7 @@ PACKED = {
 
 
 @pytest.mark.parametrize("encoding", PACKED)
-def test_bodies_may_come_compressed(call: Caller, key: str, encoding: str) -> None:
+def test_bodies_may_be_compressed(call: Caller, key: str, encoding: str) -> None:
     headers = {"content-type": "application/json", "content-encoding": encoding}
     body = orjson.dumps(
         {"documents": [{"id": f"{encoding}{i}", "vector": [1, i, 0, 0]} for i in range(50)]}
@@ -106,7 +106,7 @@ def test_head_is_get_without_the_body(call: Caller, key: str, path: str) -> None
     assert head.headers["content-type"] == get.headers["content-type"]
 
 
-def test_head_of_what_is_not_there_and_of_what_only_takes_post(call: Caller, key: str) -> None:
+def test_head_of_missing_resources_and_of_post_routes(call: Caller, key: str) -> None:
     assert call("HEAD", f"{DOCUMENTS}/nobody", key).status_code == 404
     assert call("HEAD", "/v1/collections").status_code == 401
     assert call("HEAD", SEARCH, key).status_code == 405
@@ -120,7 +120,7 @@ def test_head_of_what_is_not_there_and_of_what_only_takes_post(call: Caller, key
         ("PATCH", "/healthz", {"GET", "HEAD"}),
     ],
 )
-def test_a_method_that_is_not_there_is_a_problem_that_names_the_others(
+def test_a_method_that_is_not_allowed_is_a_problem_with_the_allowed_ones(
     call: Caller, key: str, method: str, path: str, allowed: set[str]
 ) -> None:
     found = call(method, path, key)
@@ -168,7 +168,7 @@ POST = b"POST /v1/collections/c/documents HTTP/1.1\r\nhost: x\r\n"
         ),
     ],
 )
-def test_what_the_server_itself_refuses_is_a_problem_document(
+def test_refusals_of_the_server_itself_are_problem_documents(
     call: Caller, sent: bytes, status: int, kind: str
 ) -> None:
     with serving(call.another()) as url:

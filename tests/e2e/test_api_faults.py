@@ -137,7 +137,9 @@ AWAY = Unavailable("the node is gone", dependency="searcher", retry_after_s=2)
 @pytest.mark.parametrize(
     "fault", [AWAY, Corrupt("a segment failed its checksum", path="segments/x")]
 )
-def test_a_missing_half_is_said_and_the_other_half_answers(halves: Any, fault: Exception) -> None:
+def test_a_missing_half_is_reported_and_the_other_half_answers(
+    halves: Any, fault: Exception
+) -> None:
     call, _, second, key = halves
     second.fault = fault
     found = call.search(key, vector=Q, k=80)
@@ -163,9 +165,7 @@ def test_a_late_half_is_missing_and_not_waited_for_beyond_the_deadline(halves: A
 @pytest.mark.parametrize(
     "fault", [AWAY, Corrupt("a segment failed its checksum", path="segments/x")]
 )
-def test_when_nobody_answers_it_is_503_and_not_an_empty_answer(
-    halves: Any, fault: Exception
-) -> None:
+def test_without_any_searcher_the_answer_is_503_not_empty(halves: Any, fault: Exception) -> None:
     call, first, second, key = halves
     first.fault = second.fault = fault
     found = call("POST", "/v1/collections/c/search", key, json={"vector": Q})
@@ -194,7 +194,7 @@ def test_a_collection_says_how_many_of_its_shards_answered(halves: Any) -> None:
     assert found["freshness"]["lag_ms"] is None
 
 
-def test_a_slot_that_nobody_holds_is_a_missing_shard(tmp_path: Path) -> None:
+def test_a_slot_without_a_searcher_is_a_missing_shard(tmp_path: Path) -> None:
     base = resources_in(tmp_path)
     searcher = build_searcher(base, range(4))
     searcher.start()
@@ -235,7 +235,7 @@ def apart(tmp_path: Path) -> Iterator[tuple[Caller, Any, list[bool]]]:
     base.close()
 
 
-def test_while_the_log_is_away_searches_go_on_and_writes_refuse_with_503(apart: Any) -> None:
+def test_while_the_log_is_away_searches_continue_and_writes_answer_503(apart: Any) -> None:
     call, log, _ = apart
     _, key = call.tenant()
     call.collection(key)
@@ -320,7 +320,7 @@ def test_searches_during_a_reindex_see_the_old_generation_or_the_new_and_nothing
     base.close()
 
 
-def test_a_question_whose_generation_went_away_on_the_way_is_asked_again_of_the_new_one(
+def test_a_search_whose_generation_was_retired_is_repeated_on_the_new_one(
     tmp_path: Path,
 ) -> None:
     base = resources_in(tmp_path)
@@ -398,7 +398,7 @@ def test_a_read_that_waits_for_a_write_finds_it_though_the_cut_over_was_not_seen
 # overload and deadlines
 
 
-def test_a_wait_that_ends_with_the_deadline_says_what_was_not_reached(tmp_path: Path) -> None:
+def test_a_wait_that_times_out_states_what_was_not_reached(tmp_path: Path) -> None:
     base = resources_in(tmp_path)
     searcher = build_searcher(base)  # no ingest runs here
     searcher.start()
@@ -421,7 +421,7 @@ def test_a_wait_that_ends_with_the_deadline_says_what_was_not_reached(tmp_path: 
     base.close()
 
 
-def test_waits_of_one_tenant_leave_room_for_the_others(tmp_path: Path) -> None:
+def test_waits_of_one_tenant_leave_permits_for_others(tmp_path: Path) -> None:
     base = resources_in(tmp_path)
     searcher = build_searcher(base)
     searcher.start()
@@ -514,7 +514,7 @@ def requester(tenant: str) -> Callable[[], Awaitable[Principal]]:
     return who
 
 
-def test_a_question_of_a_batch_holds_its_place_until_its_line_is_taken(tmp_path: Path) -> None:
+def test_a_search_of_a_batch_holds_its_permit_until_its_line_is_read(tmp_path: Path) -> None:
     with platform(tmp_path) as call:
         name, key = call.tenant()
         call.collection(key)
@@ -545,7 +545,7 @@ def test_a_question_of_a_batch_holds_its_place_until_its_line_is_taken(tmp_path:
         assert admission.in_flight == 0
 
 
-def test_a_key_that_is_revoked_ends_the_batch_that_it_asks(tmp_path: Path) -> None:
+def test_a_revoked_key_ends_its_batch(tmp_path: Path) -> None:
     with platform(tmp_path) as call:
         name, key = call.tenant()
         call.collection(key)
@@ -568,7 +568,7 @@ def test_a_key_that_is_revoked_ends_the_batch_that_it_asks(tmp_path: Path) -> No
         assert problems.count(True) >= 100 - BATCH_AT_ONCE
 
 
-def test_a_search_that_waits_gives_up_its_place_when_its_caller_goes_away(tmp_path: Path) -> None:
+def test_a_waiting_search_releases_its_permit_when_its_client_disconnects(tmp_path: Path) -> None:
     base = resources_in(tmp_path)  # no ingest runs here
     searcher = build_searcher(base)
     searcher.start()
@@ -594,7 +594,7 @@ def test_a_search_that_waits_gives_up_its_place_when_its_caller_goes_away(tmp_pa
     base.close()
 
 
-def test_a_search_that_waits_while_the_gateway_stops_is_told_to_ask_again(tmp_path: Path) -> None:
+def test_a_waiting_search_is_told_to_retry_when_the_gateway_stops(tmp_path: Path) -> None:
     base = resources_in(tmp_path)  # no ingest runs here
     searcher = build_searcher(base)
     searcher.start()
@@ -630,9 +630,7 @@ def test_a_search_that_waits_while_the_gateway_stops_is_told_to_ask_again(tmp_pa
 
 
 @pytest.mark.parametrize("path", ["search", "search:batch", "documents", "documents:delete"])
-def test_a_body_takes_a_place_and_its_bytes_before_it_is_read_and_gives_them_back(
-    tmp_path: Path, path: str
-) -> None:
+def test_a_body_takes_a_permit_and_its_bytes_before_it_is_read(tmp_path: Path, path: str) -> None:
     with platform(tmp_path, GatewaySettings(bodies_bytes_max=4_000)) as call:
         _, key = call.tenant("bronze")
         _, other = call.tenant("bronze")
@@ -663,7 +661,7 @@ def test_a_body_takes_a_place_and_its_bytes_before_it_is_read_and_gives_them_bac
         assert (admission.in_flight, admission.bodies_bytes) == (0, 0)
 
 
-def test_while_draining_nobody_is_let_in_and_whoever_looks_is_told_when_to_come_back(
+def test_while_draining_requests_are_refused_with_retry_after(
     tmp_path: Path,
 ) -> None:
     with platform(tmp_path) as call:
@@ -730,7 +728,7 @@ def asking_text(
         )
 
 
-def test_our_own_mistake_is_500_with_an_id_and_without_details(tmp_path: Path) -> None:
+def test_an_internal_error_is_500_with_an_id_and_without_details(tmp_path: Path) -> None:
     one, _, lines = asking_text(tmp_path, RuntimeError("password=hunter2"))
     body = problem(one, 500, "internal")
     assert len(body["request_id"]) == 32
@@ -739,7 +737,7 @@ def test_our_own_mistake_is_500_with_an_id_and_without_details(tmp_path: Path) -
     assert lines[1]["hits"] == []
 
 
-def test_while_the_embedder_is_away_text_waits_and_vectors_go_on(tmp_path: Path) -> None:
+def test_while_the_embedder_is_away_text_waits_and_vectors_continue(tmp_path: Path) -> None:
     one, _, lines = asking_text(
         tmp_path, Unavailable("connection refused", dependency="embedder", retry_after_s=1)
     )
@@ -749,7 +747,7 @@ def test_while_the_embedder_is_away_text_waits_and_vectors_go_on(tmp_path: Path)
     assert lines[1]["hits"] == []
 
 
-def test_the_gateway_ends_even_when_a_cancellation_is_swallowed_on_the_way(tmp_path: Path) -> None:
+def test_the_gateway_ends_even_if_a_cancellation_is_swallowed(tmp_path: Path) -> None:
     base = resources_in(tmp_path)
     searcher = build_searcher(base)
     searcher.start()
@@ -779,7 +777,7 @@ def test_the_gateway_ends_even_when_a_cancellation_is_swallowed_on_the_way(tmp_p
     base.close()
 
 
-def test_what_runs_beside_the_routes_ends_the_role_when_it_dies(tmp_path: Path) -> None:
+def test_a_background_task_that_dies_ends_the_role(tmp_path: Path) -> None:
     died: list[BaseException] = []
     base = resources_in(tmp_path)
     own = replace(base, registry=Registry(base.engine, base.clock))

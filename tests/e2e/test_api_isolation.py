@@ -184,7 +184,7 @@ each = pytest.mark.parametrize("route", sorted(EVERY), ids=" ".join)
         "Bearer \u00e9\u00e9",
     ],
 )
-def test_without_a_good_key_every_route_answers_401_and_nothing_else(
+def test_without_a_valid_key_every_route_answers_401_alone(
     two: Two, route: tuple[str, str], credential: str | None
 ) -> None:
     headers = {} if credential is None else {"authorization": credential.encode()}
@@ -193,7 +193,7 @@ def test_without_a_good_key_every_route_answers_401_and_nothing_else(
     assert found.headers["www-authenticate"].startswith("Bearer")
 
 
-def test_a_key_with_another_keys_secret_is_no_key(two: Two) -> None:
+def test_a_key_with_another_keys_secret_is_invalid(two: Two) -> None:
     ours = two.my_key.split("_", 2)
     forged = f"vk_{two.their_key_id}_{ours[2]}"
     problem(two.call("GET", "/v1/collections", forged), 401, "unauthenticated")
@@ -220,9 +220,7 @@ def test_another_tenants_key_finds_nothing_of_theirs_on_any_route(
 
 
 @pytest.mark.parametrize("route", sorted(READ), ids=" ".join)
-def test_what_is_not_there_and_what_is_anothers_look_the_same(
-    two: Two, route: tuple[str, str]
-) -> None:
+def test_missing_and_foreign_resources_look_the_same(two: Two, route: tuple[str, str]) -> None:
     theirs = two.call(route[0], filled(route[1], two), two.my_key, **EVERY[route])
     path = filled(route[1], two).replace(SECRET, "nobody")
     nobodys = two.call(route[0], path, two.my_key, **EVERY[route])
@@ -232,22 +230,20 @@ def test_what_is_not_there_and_what_is_anothers_look_the_same(
 
 
 @each
-def test_an_operators_key_has_no_business_with_a_tenants_data(
-    two: Two, route: tuple[str, str]
-) -> None:
+def test_an_operators_key_cannot_use_a_tenants_data(two: Two, route: tuple[str, str]) -> None:
     if route not in OPERATE:
         found = two.call(route[0], filled(route[1], two), two.call.operator, **EVERY[route])
         problem(found, 403, "forbidden")
 
 
 @each
-def test_a_key_does_what_its_scope_says_and_no_more(two: Two, route: tuple[str, str]) -> None:
+def test_a_key_does_what_its_scope_allows_and_no_more(two: Two, route: tuple[str, str]) -> None:
     wrong = two.my_writer if route in READ else two.my_reader
     problem(two.call(route[0], filled(route[1], two), wrong, **EVERY[route]), 403, "forbidden")
 
 
 @pytest.mark.parametrize("place", ["body", "path", "query", "header", "metadata"])
-def test_a_tenant_named_anywhere_else_than_in_the_key_is_not_believed(two: Two, place: str) -> None:
+def test_a_tenant_is_taken_from_the_key_alone(two: Two, place: str) -> None:
     question: dict[str, Any] = {"vector": [1, 0, 0, 0]}
     given: dict[str, Any] = {}
     path = "/v1/collections/mine/search"
@@ -275,7 +271,7 @@ def test_the_other_tenant_still_has_everything(two: Two) -> None:
     assert [h["document_id"] for h in found["hits"]] == [f"{SECRET}-1"]
 
 
-def test_an_app_for_the_local_operator_lets_nobody_read_data_without_a_key(two: Two) -> None:
+def test_an_app_for_the_local_operator_requires_a_key_to_read_data(two: Two) -> None:
     app = create_app(replace(two.call.state, local_operator=True))
 
     async def ask(path: str) -> int:

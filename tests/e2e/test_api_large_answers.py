@@ -39,7 +39,7 @@ def key(call: Caller) -> str:
     return made
 
 
-def test_a_document_of_many_passages_comes_whole(call: Caller, key: str) -> None:
+def test_a_document_of_many_passages_is_returned_completely(call: Caller, key: str) -> None:
     app = call.another()
     with serving(app) as url:
         found = httpx2.get(
@@ -54,7 +54,7 @@ def test_a_document_of_many_passages_comes_whole(call: Caller, key: str) -> None
     assert app.state.gateway.pipeline.admission.answers_bytes == 0
 
 
-def test_answers_that_nobody_reads_are_on_their_tenants_account(call: Caller, key: str) -> None:
+def test_unread_answers_are_charged_to_their_tenant(call: Caller, key: str) -> None:
     _, neighbor = call.tenant()
     call.collection(neighbor)
     app = call.another()
@@ -111,7 +111,7 @@ class Counted:
         return called
 
 
-def test_a_list_of_collections_reads_the_log_as_often_as_one_does(call: Caller) -> None:
+def test_a_list_of_collections_reads_the_log_as_often_as_one_collection(call: Caller) -> None:
     name, key = call.tenant()
     for i in range(40):
         provisioning.create_collection(

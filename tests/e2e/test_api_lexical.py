@@ -63,7 +63,7 @@ def test_a_document_written_is_found_by_its_words_through_its_token(call: Caller
     assert ids(call.search(key, text="a dog", mode="lexical", exact=True)) == ["dog"]
 
 
-def test_what_is_replaced_or_deleted_is_found_no_more(call: Caller) -> None:
+def test_replaced_and_deleted_documents_are_not_found(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
     call.write(key, [doc("a", "apples"), doc("b", "apples and pears")])
@@ -74,7 +74,7 @@ def test_what_is_replaced_or_deleted_is_found_no_more(call: Caller) -> None:
     assert ids(call.search(key, text="apple pear", mode="lexical", wait_for=token)) == []
 
 
-def test_both_lists_are_fused_and_each_score_is_said(call: Caller) -> None:
+def test_both_lists_are_fused_and_each_score_is_returned(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
     token = call.write(
@@ -110,7 +110,7 @@ def test_both_lists_are_fused_and_each_score_is_said(call: Caller) -> None:
     )
 
 
-def test_hybrid_embeds_the_text_unless_a_vector_stands_beside_it(call: Caller) -> None:
+def test_hybrid_embeds_the_text_unless_a_vector_is_given(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key, model="all-minilm-l6-v2")
     token = call.write(
@@ -124,7 +124,7 @@ def test_hybrid_embeds_the_text_unless_a_vector_stands_beside_it(call: Caller) -
     assert "dense_score" not in dense[0]
 
 
-def test_words_need_no_model(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_lexical_search_needs_no_model(tmp_path_factory: pytest.TempPathFactory) -> None:
     with platform(
         tmp_path_factory.mktemp("away"), embedder_for=lambda _model: EmbedderAway()
     ) as caller:
@@ -184,15 +184,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("asked", "field"), BAD, ids=str)
-def test_what_does_not_go_together_is_refused_naming_the_field(
-    call: Caller, asked: dict, field: str
-) -> None:
+def test_conflicting_fields_are_refused_by_name(call: Caller, asked: dict, field: str) -> None:
     _, key = call.tenant()
     call.collection(key)
     problem(call("POST", "/v1/collections/c/search", key, json=asked), 400, "refused", field)
 
 
-def test_a_question_is_data_whatever_it_looks_like(call: Caller) -> None:
+def test_a_search_text_is_never_parsed_as_a_query_language(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
     token = call.write(key, [doc("a", "alpha beta"), doc("b", "gamma")])
@@ -210,7 +208,7 @@ def test_a_question_is_data_whatever_it_looks_like(call: Caller) -> None:
         assert ids(call.search(key, text=text, mode="lexical")) == [], text
 
 
-def test_the_binary_road_and_batches_take_modes_too(call: Caller) -> None:
+def test_raw_vector_bodies_and_batches_accept_modes(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key)
     token = call.write(key, [doc("near", "pears", 1, 0, 0, 0), doc("words", "apples", 0, 1, 0, 0)])
@@ -251,7 +249,7 @@ def test_the_binary_road_and_batches_take_modes_too(call: Caller) -> None:
     assert answers[4]["problem"]["field"] == "mode"
 
 
-def test_no_tenant_finds_anothers_words(call: Caller) -> None:
+def test_no_tenant_finds_another_tenants_words(call: Caller) -> None:
     _, mine = call.tenant()
     _, theirs = call.tenant()
     for key, text in ((mine, "secret apples"), (theirs, "public pears")):
@@ -269,7 +267,7 @@ def test_no_tenant_finds_anothers_words(call: Caller) -> None:
     )
 
 
-def test_many_shards_answer_as_one_and_alike_each_time(call: Caller) -> None:
+def test_many_shards_answer_as_one_deterministically(call: Caller) -> None:
     _, key = call.tenant()
     call.collection(key, shards=5)
     token = call.write(

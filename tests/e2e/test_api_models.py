@@ -119,7 +119,7 @@ def test_a_model_is_retired_when_nothing_uses_it(call: Caller, server: str) -> N
 
 
 @pytest.mark.parametrize("away", ["away", "busy", "late"])
-def test_a_hybrid_search_goes_on_by_words_while_its_model_is_away(call: Caller, away: str) -> None:
+def test_a_hybrid_search_uses_words_alone_while_its_model_is_away(call: Caller, away: str) -> None:
     _, key = call.tenant()
     call.collection(key, model="all-minilm-l6-v2")
     token = call.write(

@@ -73,9 +73,7 @@ def test_deleting_a_document_whose_id_shortens_the_path_deletes_nothing(
 @pytest.mark.parametrize(
     "target", ["documents/..", "documents/../../other", "documents/..\\..\\other", "documents/."]
 )
-def test_a_path_that_nobody_shortened_is_refused_too(
-    call: Caller, key: str, url: str, target: str
-) -> None:
+def test_an_unshortened_path_is_refused_too(call: Caller, key: str, url: str, target: str) -> None:
     place = urlsplit(url)
     with socket.create_connection((place.hostname, place.port), timeout=5) as connection:
         head = (
@@ -125,7 +123,7 @@ def test_a_path_or_query_that_is_not_utf8_names_nothing(
 
 
 @pytest.mark.parametrize("name", ["..", "a/../b", "%2E%2E"])
-def test_a_document_with_such_an_id_is_rejected_and_such_a_deletion_is_taken_in_a_body(
+def test_such_an_id_is_rejected_for_documents_and_accepted_for_deletions_in_a_body(
     call: Caller, key: str, name: str
 ) -> None:
     body: dict[str, Any] = {"documents": [{"id": name, "vector": [1, 0, 0, 0]}]}
@@ -157,7 +155,7 @@ def test_no_route_redirects(call: Caller, key: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])
-def test_a_collection_with_a_slash_behind_it_is_no_path(
+def test_a_collection_path_with_a_trailing_slash_does_not_exist(
     call: Caller, key: str, method: str
 ) -> None:
     problem(call(method, "/v1/collections/c/?confirm=c", key), 404, "not-found")

@@ -60,7 +60,7 @@ def test_measured_recall_survives_a_restart_of_the_gateway(tmp_path: Path) -> No
             assert before["window"]["began_ms"] > 0
 
 
-def test_what_a_gateway_measured_is_kept_when_it_stops(tmp_path: Path) -> None:
+def test_measurements_are_stored_when_a_gateway_stops(tmp_path: Path) -> None:
     with two_gateways(tmp_path) as (call, another):
         _, key = filled(call)
         with another() as first:
@@ -72,7 +72,7 @@ def test_what_a_gateway_measured_is_kept_when_it_stops(tmp_path: Path) -> None:
             assert facts(later, key)["recall"]["n"] >= ENOUGH
 
 
-def test_a_scan_in_place_of_an_index_stands_in_the_answer_and_in_the_facts(tmp_path: Path) -> None:
+def test_a_scan_in_place_of_an_index_is_reported_in_answer_and_collection(tmp_path: Path) -> None:
     with two_gateways(tmp_path) as (call, another):
         tenant, key = filled(call)
         found = call.search(key, vector=[1] * 8, k=5)

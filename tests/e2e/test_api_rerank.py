@@ -105,7 +105,7 @@ def order(found: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
-def test_the_best_are_given_in_the_order_of_the_cross_encoder(
+def test_the_best_hits_have_the_order_of_the_cross_encoder(
     call: Caller, folder: Path, mode: str
 ) -> None:
     key, token = filled(call)
@@ -132,7 +132,7 @@ def test_the_best_are_given_in_the_order_of_the_cross_encoder(
     assert set(found) == set(plain)
 
 
-def test_texts_are_read_again_and_given_only_where_they_are_asked_for(call: Caller) -> None:
+def test_texts_are_reranked_and_returned_only_if_requested(call: Caller) -> None:
     key, token = filled(call)
     found = call.search(key, text=QUESTION, k=3, rerank=12, include=["metadata"], wait_for=token)
     assert all(
@@ -143,7 +143,7 @@ def test_texts_are_read_again_and_given_only_where_they_are_asked_for(call: Call
     assert order(found) == order(whole)
 
 
-def test_each_question_of_a_batch_may_be_read_again(call: Caller) -> None:
+def test_each_search_of_a_batch_may_be_reranked(call: Caller) -> None:
     key, token = filled(call)
     asked = {"text": QUESTION, "k": 3, "rerank": 12, "wait_for": token}
     lines = call(
@@ -165,12 +165,12 @@ def test_each_question_of_a_batch_may_be_read_again(call: Caller) -> None:
         {"vector": [0.1] * 384, "rerank": 12},
     ],
 )
-def test_what_cannot_be_read_again_is_refused(call: Caller, wrong: dict[str, Any]) -> None:
+def test_a_search_that_cannot_be_reranked_is_refused(call: Caller, wrong: dict[str, Any]) -> None:
     key, _ = filled(call)
     problem(call("POST", "/v1/collections/c/search", key, json=wrong), 400, field="rerank")
 
 
-def test_without_a_reranker_the_question_is_refused_and_says_what_to_set(tmp_path: Path) -> None:
+def test_without_a_reranker_the_search_is_refused_with_the_setting(tmp_path: Path) -> None:
     with platform(tmp_path) as call:
         key, _ = filled(call)
         asked = {"text": QUESTION, "rerank": 12}
@@ -197,7 +197,7 @@ async def _nonsense(_request: Request) -> Response:
     ("answers", "said"),
     [(None, "cannot be reached"), (_never, "in time"), (_busy, "busy"), (_nonsense, "no ranking")],
 )
-def test_where_the_reranker_does_not_answer_hits_come_as_found_and_that_is_said(
+def test_without_an_answer_of_the_reranker_hits_keep_their_order_and_degraded_says_so(
     call: Caller, answers: Any, said: str
 ) -> None:
     key, token = filled(call)
@@ -214,7 +214,7 @@ def test_where_the_reranker_does_not_answer_hits_come_as_found_and_that_is_said(
     assert said in found["degraded"]["reason"]
 
 
-def test_where_no_time_is_left_nobody_is_asked() -> None:
+def test_without_time_left_the_reranker_is_not_called() -> None:
     reranker = TeiReranker("http://127.0.0.1:9", key=None)
     asked = reranker.scores("a", ["b"], tenant=TenantContext("t"), deadline=Deadline.after(0))
     with pytest.raises(DeadlineExceeded, match="no time was left"):
@@ -265,14 +265,16 @@ def test_the_embedder_answers_as_text_embeddings_inference_does(server: str, fol
         ({"query": "a", "texts": ["a"] * 2_049}, "texts"),
     ],
 )
-def test_what_is_no_ranking_request_is_refused(
+def test_an_invalid_rerank_request_is_refused(
     server: str, body: dict[str, Any], field: str
 ) -> None:
     answered = httpx2.post(f"{server}/rerank", json=body, headers={"authorization": "Bearer inner"})
     assert (answered.status_code, answered.json()["error"]["param"]) == (400, field)
 
 
-def test_a_passage_longer_than_the_model_reads_is_cut_off_and_scored(model: LocalReranker) -> None:
+def test_a_passage_longer_than_the_models_input_is_truncated_and_scored(
+    model: LocalReranker,
+) -> None:
     scores = model.submit(
         "a", ["word " * 5_000, ""], tenant=TenantContext("t"), deadline=Deadline.after(30)
     ).result(30)
@@ -286,7 +288,7 @@ def test_a_passage_longer_than_the_model_reads_is_cut_off_and_scored(model: Loca
     assert ((scores >= 0) & (scores <= 1)).all()
 
 
-def test_the_queue_is_bounded_and_what_nobody_waits_for_is_not_read(
+def test_the_queue_is_bounded_and_abandoned_requests_are_skipped(
     model: LocalReranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"tenant": TenantContext("t"), "deadline": Deadline.after(30)}
@@ -343,7 +345,7 @@ def test_a_model_that_fails_again_and_again_ends_the_role(
     assert not broken.alive()
 
 
-def test_a_folder_that_holds_no_reranker_is_refused_at_start(tmp_path: Path) -> None:
+def test_a_folder_without_a_reranker_is_refused_at_start(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"config\.json"):
         LocalReranker(tmp_path / "nothing")
     with pytest.raises(Refused, match="3 scores"):
@@ -375,9 +377,7 @@ def checked(tmp_path: Path, **given: str) -> dict[str, Any]:
     return next(row for row in rows if row["check"] == "reranker")
 
 
-def test_the_doctor_says_whether_the_reranker_can_be_used(
-    tmp_path: Path, folder: Path, server: str
-) -> None:
+def test_the_doctor_checks_the_reranker(tmp_path: Path, folder: Path, server: str) -> None:
     assert checked(tmp_path)["ok"]
     assert checked(tmp_path, model=str(folder))["ok"]
     assert checked(tmp_path, url=server, key="inner")["ok"]

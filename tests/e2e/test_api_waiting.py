@@ -54,7 +54,7 @@ def test_a_token_waits_for_its_own_collection_and_for_no_other(
     assert [h["document_id"] for h in found.json()["hits"]] == ["a"]
 
 
-def test_what_waits_is_shown_to_its_tenant_without_addresses_and_to_operators_with_them(
+def test_a_wait_is_shown_to_its_tenant_without_addresses_and_to_operators_with_them(
     call: Caller, far: ModelServer
 ) -> None:
     name, key = call.tenant()
@@ -110,7 +110,7 @@ def _building(call: Caller, name: str) -> bool:
     return len(call.base.registry.collection(name, "docs").generations) == 2
 
 
-def test_latest_waits_for_everything_acknowledged_and_a_wait_that_runs_out_counts_what_is_before_it(
+def test_latest_waits_for_everything_acknowledged_and_a_timeout_counts_the_records_ahead(
     call: Caller, far: ModelServer
 ) -> None:
     _, key = call.tenant()

@@ -40,7 +40,7 @@ def name(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_block_is_what_it_says_and_runs_unless_it_says_why(page: Path) -> None:
+def test_every_block_has_valid_syntax_and_runs_or_states_why_not(page: Path) -> None:
     for block in blocks(page, ROOT):
         check_syntax(block)
         if block.note.startswith("no"):
@@ -79,7 +79,7 @@ def own_platform(folder: Path, replaced: dict[str, str]) -> Iterator[Session]:
 
 
 @pytest.mark.parametrize("page", [README, FIRST], ids=name)
-def test_a_page_from_installation_to_the_first_answer(page: Path, tmp_path: Path) -> None:
+def test_a_page_runs_from_installation_to_the_first_answer(page: Path, tmp_path: Path) -> None:
     with own_platform(tmp_path, {}) as in_session:
         run(page, in_session)
 

@@ -68,7 +68,7 @@ def ids(client: Client, **question: Any) -> list[str]:
 @pytest.mark.postgres
 @pytest.mark.model
 @pytest.mark.timeout(300)
-def test_a_producer_that_knows_only_kafka_is_found_before_and_after_a_restart(
+def test_documents_of_a_plain_producer_are_found_before_and_after_a_restart(
     tmp_path: Path, kafka_servers: str, postgres_url: str
 ) -> None:
     with running(
@@ -112,7 +112,7 @@ def test_a_producer_that_knows_only_kafka_is_found_before_and_after_a_restart(
 @pytest.mark.ray
 @pytest.mark.model
 @pytest.mark.timeout(800)
-def test_a_searcher_that_dies_on_a_ray_cluster_is_missed_out_loud_and_comes_back(
+def test_a_searcher_that_dies_on_a_ray_cluster_is_reported_missing_and_restarts(
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("ray", reason="needs Ray")

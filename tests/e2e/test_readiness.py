@@ -42,9 +42,7 @@ def test_everything_is_ready_on_a_whole_platform(gateway: Any) -> None:
     assert parts(call) == dict.fromkeys(("catalog", "log", "ingest", "searcher", "embedder"), True)
 
 
-def test_an_ingest_that_does_not_go_on_is_not_ready(
-    gateway: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stuck_ingest_is_not_ready(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readiness, "LIMIT_S", 1.5)
     call, stop, _ = gateway
     eventually(lambda: call("GET", "/readyz").status_code == 200)
@@ -59,7 +57,7 @@ def test_an_ingest_that_does_not_go_on_is_not_ready(
     }
 
 
-def test_a_searcher_whose_threads_do_not_go_on_is_not_ready(
+def test_a_searcher_with_stuck_threads_is_not_ready(
     gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readiness, "LIMIT_S", 1.5)
@@ -70,7 +68,7 @@ def test_a_searcher_whose_threads_do_not_go_on_is_not_ready(
     assert not parts(call)["searcher"]
 
 
-def test_many_that_ask_share_one_probe(gateway: Any) -> None:
+def test_many_requests_share_one_probe(gateway: Any) -> None:
     call, _, _ = gateway
     eventually(lambda: call("GET", "/readyz").status_code == 200)
     before, began = call.base.log.end(HEALTH_TOPIC, 0), time.monotonic()
@@ -80,7 +78,7 @@ def test_many_that_ask_share_one_probe(gateway: Any) -> None:
     assert probes <= (time.monotonic() - began) / readiness.FRESH_S + 1
 
 
-def test_another_event_loop_is_told_the_same(gateway: Any) -> None:
+def test_another_event_loop_gets_the_same_result(gateway: Any) -> None:
     call, _, _ = gateway
     eventually(lambda: call("GET", "/readyz").status_code == 200)
     whole, found = asyncio.run(call.state.readiness.elsewhere())

@@ -19,7 +19,7 @@ from chaos_tenant import Collection, Tenant
 @pytest.mark.kafka
 @pytest.mark.postgres
 @pytest.mark.timeout(600)
-def test_after_each_round_of_faults_every_collection_is_what_was_acknowledged(
+def test_after_each_round_of_faults_every_collection_has_the_acknowledged_writes(
     tmp_path: Path,
 ) -> None:
     kafka_starter()
@@ -48,7 +48,7 @@ def test_after_each_round_of_faults_every_collection_is_what_was_acknowledged(
 
 
 @pytest.mark.timeout(60)
-def test_a_record_without_a_broker_does_not_hold_up_its_round() -> None:
+def test_a_record_without_a_broker_does_not_delay_its_round() -> None:
     tenant = Tenant("red", "key", f"http://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
     collection, began = Collection("vectors", None), time.monotonic()
     tenant.produce(collection, [("d1", 1)])

@@ -107,9 +107,7 @@ POINTS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_at_any_step_it_goes_on_and_searches_see_no_difference(
-    tmp_path: Path, point: str
-) -> None:
+def test_a_kill_at_any_step_changes_no_search(tmp_path: Path, point: str) -> None:
     base = start(tmp_path / "data", lease_s=1.5)
     names = sorted(f"d{i}" for i in range(60))
     if point.startswith("compact"):
@@ -163,7 +161,7 @@ def test_sealing_compacting_and_restarting_keep_every_document(tmp_path: Path) -
     base.close()
 
 
-def test_an_indexer_whose_lease_has_passed_on_publishes_nothing(tmp_path: Path) -> None:
+def test_an_indexer_that_lost_its_lease_publishes_nothing(tmp_path: Path) -> None:
     base = start(tmp_path / "data", lease_s=1.1)
     fill(base, [f"d{i}" for i in range(30)])
     stale, fresh = make_indexer(base, "stale"), make_indexer(base, "fresh")
@@ -223,7 +221,7 @@ def test_a_deletion_made_while_a_reindex_copies_stays_a_deletion(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["repair.after_put_before_swap", "repair.after_swap"])
-def test_killed_while_it_rebuilds_a_segment_it_leaves_everything_as_it_was_or_as_it_is_to_be(
+def test_a_kill_during_a_rebuild_leaves_the_old_or_the_new_segment(
     tmp_path: Path, point: str
 ) -> None:
     base = start(tmp_path / "data", lease_s=1.5)
@@ -275,7 +273,7 @@ class FaultyStore:
         return ref
 
 
-def test_while_a_segment_is_rebuilt_the_others_and_the_shard_as_it_was_are_served(
+def test_during_a_rebuild_the_shard_and_other_shards_are_served(
     tmp_path: Path,
 ) -> None:
     base = start(tmp_path / "data")

@@ -73,7 +73,7 @@ def n_messages(base: Any) -> int:
     return sum(base.log.end(VECTORS_TOPIC, slot) for slot in range(8))
 
 
-def test_ingest_outlives_a_catalog_that_is_away_and_asks_it_ever_less_often(base: Any) -> None:
+def test_ingest_survives_a_catalog_that_is_away_and_retries_with_backoff(base: Any) -> None:
     stop, catalogs, made = threading.Event(), [], []
 
     def make() -> Any:
@@ -113,7 +113,7 @@ class Hanging(HashEmbedder):
         return super().embed(*given, **named)
 
 
-def test_a_thread_that_was_left_behind_writes_nothing_and_moves_no_position_back(base: Any) -> None:
+def test_a_thread_of_an_earlier_run_writes_nothing_and_moves_no_position_back(base: Any) -> None:
     embedder, stop = Hanging(), threading.Event()
     role = threading.Thread(target=make_ingest(base, embedder).run, args=(stop,))
     role.start()

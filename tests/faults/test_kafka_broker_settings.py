@@ -62,7 +62,7 @@ def make_tenant(base: Resources) -> str:
     return tenant.documents_topic
 
 
-def test_a_topic_that_the_broker_refuses_halts_alone_and_goes_on_by_itself_once_it_is_allowed(
+def test_a_topic_that_the_broker_refuses_halts_alone_and_continues_once_allowed(
     base: Resources,
 ) -> None:
     from kafka.admin import (

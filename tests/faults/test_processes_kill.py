@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.timeout(600)
-def test_what_was_acknowledged_is_what_is_found_after_every_process_was_killed() -> None:
+def test_after_kills_of_every_process_exactly_the_acknowledged_writes_are_found() -> None:
     words = [sys.executable, str(ROOT / "loadtest" / "kill_rounds.py"), "--rounds", "1"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=580, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]

@@ -80,7 +80,7 @@ def supervisor(platform: Platform) -> int:
     return int(platform.cli("status")["pid"])
 
 
-def test_a_disk_that_is_full_for_a_while_ends_nothing(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_for_a_while_ends_no_process(tmp_path: Path) -> None:
     with (
         small_disk(tmp_path / "small", 64) as small,
         running(small / "data") as platform,
@@ -111,7 +111,7 @@ def test_a_disk_that_is_full_for_a_while_ends_nothing(tmp_path: Path) -> None:
         assert (platform.pids(), supervisor(platform)) == (pids, above)
 
 
-def test_a_catalog_in_postgresql_that_is_away_for_a_while_ends_nothing(tmp_path: Path) -> None:
+def test_a_postgresql_catalog_that_is_away_for_a_while_ends_no_process(tmp_path: Path) -> None:
     starter, port = postgres_starter(), free_port()
     with ExitStack() as stack:
         url = starter.start(tmp_path / "postgres", port)
@@ -147,7 +147,7 @@ def idle(port: int, n: int, send: bytes = b"") -> Iterator[socket.socket]:
 UNREAD = b"POST /v1/collections/c/documents HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n{"
 
 
-def test_idle_connections_take_neither_writes_nor_the_metrics_from_others(tmp_path: Path) -> None:
+def test_idle_connections_block_neither_writes_nor_metrics(tmp_path: Path) -> None:
     with running(tmp_path / "data", ulimit=256) as platform, user(platform) as someone:
         assert psutil.Process(platform.pids()["gateway"]).rlimit(psutil.RLIMIT_NOFILE)[1] == 256
         pids, port = platform.pids(), int(platform.url.rpartition(":")[2])

@@ -60,7 +60,7 @@ def test_accounted_bytes_are_no_less_than_what_is_allocated(
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_memory_that_runs_out_is_told_as_such(vectors, card: CudaDevice, spec: IndexSpec) -> None:
+def test_out_of_memory_is_reported_as_such(vectors, card: CudaDevice, spec: IndexSpec) -> None:
     index = None if spec.kind == "flat" else faiss_index(card.build(vectors, spec, "cosine"))
     ballast = np.zeros((1 << 20, 1_024), np.float32)
     held = []
@@ -74,9 +74,7 @@ def test_memory_that_runs_out_is_told_as_such(vectors, card: CudaDevice, spec: I
 
 
 @pytest.mark.parametrize("spec", GRAPHS, ids=str)
-def test_cagra_takes_nothing_after_it_is_trained(
-    vectors, card: CudaDevice, spec: IndexSpec
-) -> None:
+def test_cagra_adds_nothing_after_training(vectors, card: CudaDevice, spec: IndexSpec) -> None:
     graph = card._empty(spec, N, D, faiss.METRIC_INNER_PRODUCT)
     graph.train(vectors)
     graph.add(vectors[:10])  # returns without adding

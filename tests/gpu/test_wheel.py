@@ -90,7 +90,7 @@ def test_the_wheel_never_uses_cuvs_unless_it_is_told_to() -> None:
         assert not made.use_cuvs
 
 
-def test_what_the_wheel_clones_to_a_device_is_what_we_hand_to_it() -> None:
+def test_the_wheel_clones_the_classes_that_are_placed() -> None:
     for spec, cloned in (("ivf", True), ("hnsw", False), ("rabitq", False), ("ivfpq", False)):
         index = empty(IndexSpec(spec, lists=8), 20_000, D, faiss.METRIC_L2)  # type: ignore[arg-type]
         assert faiss.isGpuIndexImplemented(index) is cloned, spec
@@ -113,13 +113,13 @@ def test_what_the_wheel_clones_to_a_device_is_what_we_hand_to_it() -> None:
         ),
     ],
 )
-def test_the_methods_are_there(name: str, methods: str) -> None:
+def test_the_methods_exist(name: str, methods: str) -> None:
     assert (name == "GpuIndexCagra" and not HAS_CUVS) or all(
         callable(getattr(getattr(faiss, name), method)) for method in methods.split()
     )
 
 
-def test_search_parameters_take_what_a_question_is_asked_with() -> None:
+def test_search_parameters_accept_the_arguments_of_a_search() -> None:
     assert not HAS_CUVS or faiss.SearchParametersCagra(itopk_size=96).itopk_size == 96
     assert faiss.SearchParametersIVF(nprobe=7).nprobe == 7
 

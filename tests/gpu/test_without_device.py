@@ -7,7 +7,7 @@ from vicinage.errors import Refused
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
-def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+def test_a_missing_device_is_refused(device: str) -> None:
     with pytest.raises(Refused, match="0 GPUs"):
         open_backend(device)
 

@@ -176,7 +176,7 @@ def test_manifests_of_idle_shards_are_rewritten_seldom(opened) -> None:
     assert 1 <= base.manifests.of(shard, start=0).version <= 3
 
 
-def test_a_record_that_is_no_message_is_passed_over_and_its_shard_goes_on(opened) -> None:
+def test_an_invalid_record_is_skipped_and_its_shard_continues(opened) -> None:
     base = opened(seal_passages=2, replay_records_max=4)
     hurt, well = in_one_slot(base, 2)
     indexer = make_indexer(base)

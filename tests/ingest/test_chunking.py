@@ -64,7 +64,7 @@ def check(text: str, passages: list[Passage], window: int = WINDOW) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=400).filter(str.strip))
-def test_places_are_exact_and_nothing_is_left_out(text: str) -> None:
+def test_positions_are_exact_and_nothing_is_left_out(text: str) -> None:
     check(text, CHUNKER.chunk(text))
 
 
@@ -82,7 +82,7 @@ def test_a_text_that_fits_is_one_passage_without_the_space_around_it() -> None:
     assert CHUNKER.chunk("  \n red apples\t") == [Passage("red apples", 4, 14)]
 
 
-def test_cuts_fall_between_sentences_and_neighbours_share_some_text() -> None:
+def test_chunks_end_between_sentences_and_neighbors_overlap() -> None:
     passages = CHUNKER.chunk(PROSE)
     check(PROSE, passages)
     assert len(passages) > 10
@@ -97,7 +97,7 @@ def test_cuts_fall_between_sentences_and_neighbours_share_some_text() -> None:
     assert all(a.end > b.start for a, b in pairwise(shared))
 
 
-def test_passages_are_about_as_long_as_asked() -> None:
+def test_passages_are_about_as_long_as_requested() -> None:
     sizes = [
         tokens(p.text) for p in open_chunker(DEFAULT_MODEL, IngestSettings()).chunk(PROSE * 20)
     ]
@@ -105,7 +105,7 @@ def test_passages_are_about_as_long_as_asked() -> None:
     assert 120 <= sum(sizes) / len(sizes) <= 230
 
 
-def test_what_cannot_be_read_makes_no_passage() -> None:
+def test_unreadable_text_makes_no_passage() -> None:
     passages = CHUNKER.chunk("red apples " + "\u200b\u00ad\0 " * 5_000 + " green pears")
     assert passages
     assert not any(is_blank(p.text) for p in passages)
@@ -120,13 +120,13 @@ def test_what_cannot_be_read_makes_no_passage() -> None:
 
 
 @pytest.mark.parametrize("text", ["a" * 60_000, "👨‍👩‍👧" * 9_000], ids=["one word", "no words"])
-def test_one_endless_word_is_cut_to_a_readable_size(text: str) -> None:
+def test_a_very_long_word_is_split_to_fit(text: str) -> None:
     passages = CHUNKER.chunk(text)
     check(text, passages)
     assert max(len(p.text) for p in passages) <= SMALL.passage_tokens * CHARS_PER_TOKEN_MAX
 
 
-def test_the_work_grows_with_the_text_and_not_faster() -> None:
+def test_the_work_is_linear_in_the_text() -> None:
     worked = 0
 
     def count(texts: Sequence[str]) -> list[int]:
@@ -139,7 +139,7 @@ def test_the_work_grows_with_the_text_and_not_faster() -> None:
     assert worked < 6 * len(text)
 
 
-def test_of_a_model_behind_a_server_the_window_holds_in_bytes() -> None:
+def test_the_window_of_a_model_behind_a_server_is_kept_in_bytes() -> None:
     remote = replace(
         DEFAULT_MODEL, kind="openai", location="http://127.0.0.1:1/v1", window_tokens=102
     )

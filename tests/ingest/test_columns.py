@@ -49,7 +49,7 @@ def test_arrow_rows_become_documents_and_bad_rows_are_rejected_alone() -> None:
 @pytest.mark.parametrize(
     "kind", [pa.list_(pa.float64()), pa.list_(pa.float32(), 3), pa.large_list(pa.float16())]
 )
-def test_any_width_and_list_of_floats_will_do(kind: pa.DataType) -> None:
+def test_any_width_and_list_of_floats_is_accepted(kind: pa.DataType) -> None:
     values = pa.array(
         [np.array([1, 0, 0], np.float16)] if kind.value_type == pa.float16() else [[1.0, 0.0, 0.0]],
         kind,
@@ -71,25 +71,25 @@ def test_any_width_and_list_of_floats_will_do(kind: pa.DataType) -> None:
         ),
     ],
 )
-def test_a_stream_of_another_schema_is_refused_whole(batch: pa.RecordBatch) -> None:
+def test_a_stream_of_another_schema_is_refused(batch: pa.RecordBatch) -> None:
     with pytest.raises(Refused):
         parse_arrow_body(stream(batch), TEXT)
 
 
 @given(st.binary(max_size=200))
-def test_bytes_that_are_no_stream_are_refused(data: bytes) -> None:
+def test_bytes_that_are_not_a_stream_are_refused(data: bytes) -> None:
     with pytest.raises(Refused):
         parse_arrow_body(data, TEXT)
 
 
-def test_a_cut_stream_is_refused() -> None:
+def test_a_truncated_stream_is_refused() -> None:
     whole = stream(pa.record_batch({"id": ["a"] * 50, "text": ["x"] * 50}))
     for cut in (10, len(whole) // 2, len(whole) - 20):
         with pytest.raises(Refused):
             parse_arrow_body(whole[:cut], TEXT)
 
 
-def test_lists_of_nothing_are_refused_before_anything_is_made_of_them() -> None:
+def test_empty_lists_are_refused_before_they_are_converted() -> None:
     """A few bytes can claim any number of them, since none takes a byte."""
     n = 2_000_000_000
     nothing = pa.FixedSizeListArray.from_buffers(

@@ -72,7 +72,7 @@ def test_a_letter_is_bounded_whatever_was_sent(base, acme) -> None:
     assert max(letters_bytes(base, acme)) < LETTER_BYTES_MAX
 
 
-def test_letters_are_given_as_far_as_they_fit_into_one_answer(base, acme) -> None:
+def test_letters_are_listed_as_far_as_they_fit_into_one_answer(base, acme) -> None:
     record = Record(b"x" * (1 << 20))
     dead_letters.append(
         base.log, acme, [(LogRecord(DOCS, 0, i, record), Rejected("r")) for i in range(20)]
@@ -103,7 +103,7 @@ def test_a_replay_is_bounded_and_continues_where_it_stopped(base, acme, monkeypa
     assert [s.record.key for s in written] == [b"docs/%d" % i for i in range(1, 7)]
 
 
-def test_what_is_no_letter_is_listed_and_not_replayed(base, acme) -> None:
+def test_a_record_that_is_not_a_letter_is_listed_and_not_replayed(base, acme) -> None:
     bad = Rejected("no JSON", collection="docs")
     dead_letters.append(base.log, acme, [(LogRecord(DOCS, 0, 0, Record(b"{}", b"docs/a")), bad)])
     letter = base.log.read(acme.dead_topic, 0, 0)[0].record.value
@@ -138,7 +138,9 @@ def test_what_is_no_letter_is_listed_and_not_replayed(base, acme) -> None:
 @pytest.mark.parametrize(
     "columns", [{"text": ["x"]}, {"id": [7]}, {"id": [b"\xff"]}, {"id": [None]}, {"id": [["a"]]}]
 )
-def test_a_table_without_ids_is_not_replayed_and_keeps_no_other_letter(base, acme, columns) -> None:
+def test_a_table_without_ids_is_not_replayed_and_blocks_no_other_letter(
+    base, acme, columns
+) -> None:
     sink = pa.BufferOutputStream()
     batch = pa.record_batch(columns)
     with pa.ipc.new_stream(sink, batch.schema) as writer:

@@ -78,7 +78,7 @@ def lanes(base) -> list[IngestLane]:
 
 
 @pytest.mark.parametrize("how", ["dead", "hangs", "fails"])
-def test_the_other_collections_of_the_partition_go_on(base, acme, far, how) -> None:
+def test_the_other_collections_of_the_partition_continue(base, acme, far, how) -> None:
     if how == "dead":
         far.stop()
     else:
@@ -174,7 +174,7 @@ def test_a_generation_that_is_built_keeps_its_lane_until_it_is_live(base, acme, 
         assert ("near", 1, "c") not in found(base)
 
 
-def test_lanes_are_taken_up_after_a_restart(base, acme, far) -> None:
+def test_lanes_continue_after_a_restart(base, acme, far) -> None:
     far.stop()
     with running(base, indexing=False, by_model={"far": far.client()}):
         last = send(base, *some("a"))

@@ -62,7 +62,7 @@ def deep(n: int) -> object:
         (None, "document"),
     ],
 )
-def test_what_is_wrong_is_said_by_its_field(document: object, field: str) -> None:
+def test_an_error_names_its_field(document: object, field: str) -> None:
     outcome = parse_json(document, TEXT, tenant="acme")
     assert isinstance(outcome, Rejected)
     assert outcome.field == field, outcome
@@ -70,7 +70,7 @@ def test_what_is_wrong_is_said_by_its_field(document: object, field: str) -> Non
 
 
 @pytest.mark.parametrize("text", ["?", "…", "👍🏽", "\u200bx", "ก", "\u0301"])
-def test_whatever_can_be_read_is_a_text(text: str) -> None:
+def test_any_readable_string_is_a_text(text: str) -> None:
     assert parse_json({"id": "a", "text": text}, TEXT, tenant="acme") == Document("docs", "a", text)
 
 
@@ -86,7 +86,7 @@ def test_a_text_of_invisible_characters_is_refused_with_the_reason() -> None:
 @pytest.mark.parametrize(
     "name", ["a/b", "it's", 'say "so"', "ünïcode", "..etc/passwd..", "a b", "%2F", "x" * 512]
 )
-def test_unusual_ids_are_fine(name: str) -> None:
+def test_unusual_ids_are_accepted(name: str) -> None:
     assert parse_json({"id": name, "text": "x"}, TEXT, tenant="acme") == Document("docs", name, "x")
 
 
@@ -99,7 +99,7 @@ def test_text_needs_a_model_and_vectors_do_not() -> None:
     np.testing.assert_allclose(made.vectors, [[0.6, 0, 0.8]], atol=1e-6)
 
 
-def test_a_bad_line_spoils_only_itself() -> None:
+def test_a_bad_line_is_rejected_alone() -> None:
     lines = b'{"id": "a", "text": "x"}\n{broken\n\n{"id": "b", "text": "y"}\n{"id": "c"}'
     outcomes = parse_ndjson(lines, TEXT, tenant="acme")
     assert [type(o) for o in outcomes] == [Document, Rejected, Document, Rejected]
@@ -121,7 +121,7 @@ values = st.recursive(
         values,
     )
 )
-def test_no_json_makes_it_fall_over(document: dict) -> None:
+def test_any_json_is_parsed_or_rejected(document: dict) -> None:
     outcome = parse_json(document, TEXT, tenant="acme")
     assert isinstance(outcome, Document | Rejected)
     if isinstance(outcome, Document):

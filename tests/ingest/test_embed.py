@@ -91,9 +91,7 @@ def texts(n: int, **bad: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("names", [True, False])
-def test_a_document_that_the_server_refuses_is_one_dead_letter_and_the_rest_goes_through(
-    base, acme, names
-) -> None:
+def test_a_document_that_the_server_refuses_is_one_dead_letter(base, acme, names) -> None:
     send(base, *texts(100, d7="a bad word", d70="another bad word"))
     model = Picky(words=("bad",), names=names)
     work(base, model)
@@ -112,7 +110,7 @@ def test_a_document_that_the_server_refuses_is_one_dead_letter_and_the_rest_goes
     assert len(model.calls) < 40, "found by halves or by name, not one by one"
 
 
-def test_a_document_is_refused_as_a_whole_for_one_of_its_passages(base, acme) -> None:
+def test_one_refused_passage_refuses_its_whole_document(base, acme) -> None:
     long = " ".join(f"w{i}" for i in range(300))
     send(base, {"id": "long", "text": f"{long} bad {long}"}, {"id": "short", "text": "good"})
     work(base, Picky(words=("bad",)))
@@ -120,14 +118,16 @@ def test_a_document_is_refused_as_a_whole_for_one_of_its_passages(base, acme) ->
     assert [w["id"] for w in dead_letters.read(base.log, acme)] == ["long"]
 
 
-def test_a_server_that_refuses_many_texts_at_once_is_asked_for_fewer(base, acme) -> None:
+def test_a_server_that_refuses_many_texts_at_once_gets_fewer(base, acme) -> None:
     send(base, *texts(50))
     work(base, Picky(most=8))
     assert len(written(base)) == 50
     assert dead_letters.read(base.log, acme) == []
 
 
-def test_a_server_that_refuses_everything_is_unwell_and_no_document_is_given_up(base, acme) -> None:
+def test_a_server_that_refuses_everything_counts_as_away_and_no_document_is_lost(
+    base, acme
+) -> None:
     send(base, *texts(20, d3="bad"))
     model = Picky(words=("",))
     ingest = make_ingest(base, model)
@@ -164,7 +164,7 @@ class Slow(HashEmbedder):
             self.busy -= 1
 
 
-def test_a_model_that_is_slow_is_asked_for_less_until_it_answers_in_time(base, acme) -> None:
+def test_a_slow_model_gets_smaller_calls_until_it_answers_in_time(base, acme) -> None:
     """With a fixed call size, a slow machine would lose each call and make no progress."""
     clock = ManualClock()
     model = Slow(clock=clock)
@@ -217,7 +217,7 @@ def test_vectors_of_the_live_model_do_not_enter_a_generation_of_another(base, ac
     )
 
 
-def test_vectors_alone_are_refused_while_another_model_is_being_moved_to(base, acme) -> None:
+def test_vectors_alone_are_refused_during_a_change_of_model(base, acme) -> None:
     move(base)
     send(base, {"id": "a", "vector": [1.0] * 384}, {"id": "b", "text": "x"})
     work(base, HashEmbedder())
@@ -249,7 +249,7 @@ def standing(base) -> dict[str, tuple[int, str | None]]:
     return found
 
 
-def test_where_the_last_write_of_a_document_is_refused_the_one_before_it_stands(base, acme) -> None:
+def test_a_refused_last_write_leaves_the_one_before_it(base, acme) -> None:
     send(base, {"id": "x", "text": "first"}, {"id": "y", "text": "first"})
     work(base, Picky())
     send(base, {"id": "x", "text": "second"})

@@ -86,7 +86,7 @@ def at_work(base, model: Controlled) -> Iterator[None]:
                 gate.set()
 
 
-def test_a_backlog_of_one_tenant_holds_two_calls_and_another_tenants_document_goes_through(
+def test_a_backlog_of_one_tenant_holds_two_calls_and_delays_no_other(
     base,
 ) -> None:
     tenants(base, "long", "short")
@@ -101,7 +101,7 @@ def test_a_backlog_of_one_tenant_holds_two_calls_and_another_tenants_document_go
         eventually(lambda: committed(base, "long") == 400)
 
 
-def test_many_tenants_whose_embedder_is_away_do_not_stop_another(base) -> None:
+def test_many_tenants_without_their_embedder_do_not_stop_another(base) -> None:
     away = [f"away{i}" for i in range(OF_MODEL_MAX + 2)]
     tenants(base, *away, "well")
     model = Controlled()
@@ -122,7 +122,7 @@ def test_many_tenants_whose_embedder_is_away_do_not_stop_another(base) -> None:
         )
 
 
-def test_one_whose_embedder_is_away_is_tried_less_and_less_often(base) -> None:
+def test_an_absent_embedder_is_retried_with_backoff(base) -> None:
     tenants(base, "away")
     send(base, "away", 1)
     model = Controlled()
@@ -139,7 +139,7 @@ def test_one_whose_embedder_is_away_is_tried_less_and_less_often(base) -> None:
     assert written(base) == {"away"}
 
 
-def test_what_a_worker_cannot_mend_ends_the_role(base) -> None:
+def test_an_unexpected_error_of_a_worker_ends_the_role(base) -> None:
     tenants(base, "bad")
     send(base, "bad", 1)
     model = Controlled()

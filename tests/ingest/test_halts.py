@@ -15,7 +15,7 @@ from vicinage.partition_maps import grown
 from vicinage.routing import home_of
 
 
-def test_a_topic_made_anew_halts_its_tenant_alone_and_none_of_its_records_is_skipped(base) -> None:
+def test_a_recreated_topic_halts_its_tenant_alone_and_no_record_is_skipped(base) -> None:
     anew, well = make_tenant(base, "anew"), make_tenant(base, "well")
     send(base, anew, "a", "b")
     ingest = make_ingest(base)
@@ -33,7 +33,7 @@ def test_a_topic_made_anew_halts_its_tenant_alone_and_none_of_its_records_is_ski
     ingest.stop()
 
 
-def test_of_one_topic_the_partition_whose_records_are_gone_halts_and_the_other_is_read(
+def test_a_partition_whose_records_are_gone_halts_and_the_other_is_read(
     base,
 ) -> None:
     tenant = make_tenant(base, "two", partitions=2)
@@ -75,7 +75,7 @@ class Troubled:
     ("method", "trouble"),
     [("ensure_topic", "missing"), ("begin", "no leader"), ("add_partitions", "not grown")],
 )
-def test_a_topic_that_the_log_does_not_serve_holds_up_no_other_tenant(
+def test_a_topic_that_the_log_does_not_serve_delays_no_other_tenant(
     base, monkeypatch: pytest.MonkeyPatch, method: str, trouble: str
 ) -> None:
     monkeypatch.setattr(topics, "BACKOFF_S", (0.05, 0.2))

@@ -104,7 +104,7 @@ def test_deletions_written_to_an_earlier_collection_have_no_effect(base, acme) -
     assert base.log.committed(Group.INGEST, [(DOCS, 0)]) == {(DOCS, 0): base.log.end(DOCS, 0)}
 
 
-def test_a_record_is_judged_by_the_partition_in_which_it_lies(base) -> None:
+def test_a_record_is_compared_with_the_offsets_of_its_own_partition(base) -> None:
     tenant = provisioning.create_tenant(base.registry, base.log, "acme", partitions=2, actor="test")
     create(base)
     base.log.append(

@@ -53,21 +53,21 @@ def test_an_id_that_shortens_a_path_is_refused_for_new_documents_and_can_still_b
 
 
 @pytest.mark.parametrize("name", FINE)
-def test_what_file_systems_and_browsers_write_is_an_id(name: str) -> None:
+def test_names_of_files_and_urls_are_valid_ids(name: str) -> None:
     assert fault_of_new(name, 512) is None
 
 
 @pytest.mark.parametrize(
     "name", ["", "a\x00", "a\nb", "\x7f", "\x85", "\ud800", "é" * 257, None, 7, ["a"]]
 )
-def test_what_no_line_can_hold_is_no_id(name: object) -> None:
+def test_control_characters_are_not_valid_in_ids(name: object) -> None:
     assert fault_of(name, 512)
     assert fault_of_new(name, 512)
 
 
 @given(st.text(st.sampled_from("./\\ab"), min_size=1, max_size=8))
 @example("..")
-def test_a_parser_leaves_every_other_id_in_its_place(name: str) -> None:
+def test_a_url_parser_keeps_every_other_id(name: str) -> None:
     if has_dot_segment(name):
         return
     folder = "http://gateway/v1/collections/c/documents/"

@@ -78,7 +78,7 @@ def test_documents_become_rows_with_their_version_and_the_position_is_committed(
     assert base.log.committed(Group.INGEST, [(DOCS, 0)]) == {(DOCS, 0): 2}
 
 
-def test_a_long_text_is_cut_and_its_passages_stay_together(base, acme) -> None:
+def test_a_long_text_is_chunked_and_its_passages_stay_together(base, acme) -> None:
     text = " ".join(f"w{i}" for i in range(120))
     send(base, {"collection": "docs", "id": "a", "text": text})
     work(base)
@@ -94,7 +94,7 @@ def test_deletions_and_the_last_of_several_writes_win(base, acme) -> None:
     assert rows(base) == [("docs", "a", 2, 0, "v2"), ("docs", "b", 3, -1, None)]
 
 
-def test_a_deletion_by_filter_holds_for_the_version_that_was_judged(base, acme) -> None:
+def test_a_deletion_by_filter_applies_to_the_matched_version(base, acme) -> None:
     send(base, *({"collection": "docs", "id": i, "text": "x"} for i in ("a", "b")))
     send(base, {"collection": "docs", "id": "b", "text": "newer"})
     judged = [
@@ -112,7 +112,7 @@ def test_a_deletion_by_filter_holds_for_the_version_that_was_judged(base, acme) 
 
 
 @pytest.mark.parametrize("judged", [b"", b"x", b"-1", b"9" * 19, b"9" * 40, b"1024"])
-def test_a_deletion_judged_on_what_did_not_exist_is_a_dead_letter(base, acme, judged) -> None:
+def test_a_deletion_of_a_version_that_did_not_exist_is_a_dead_letter(base, acme, judged) -> None:
     base.log.append(
         DOCS, 0, [Record(None, b"docs/a"), Record(None, b"docs/a", ((JUDGED_HEADER, judged),))]
     )
@@ -137,7 +137,7 @@ def test_a_deletion_judged_on_what_did_not_exist_is_a_dead_letter(base, acme, ju
         (None, b"nope/a", "collection"),
     ],
 )
-def test_a_poison_record_is_a_dead_letter_and_the_rest_goes_through(
+def test_an_invalid_record_is_a_dead_letter_and_the_rest_is_ingested(
     base, acme, value, key, field
 ) -> None:
     bad = send(base, value, key=key)
@@ -150,7 +150,7 @@ def test_a_poison_record_is_a_dead_letter_and_the_rest_goes_through(
     assert base.log.committed(Group.INGEST, [(DOCS, 0)]) == {(DOCS, 0): 2}
 
 
-def test_a_posted_batch_takes_the_same_road(base, acme) -> None:
+def test_a_posted_batch_is_ingested_the_same_way(base, acme) -> None:
     collection = base.registry.collection("acme", "docs")
     rules = DocumentLimits.of(collection, base.settings.ingest)
     entries = [
@@ -174,7 +174,7 @@ def taken_and_held(base) -> tuple:
     return held, records
 
 
-def test_one_that_stood_still_while_another_went_on_writes_nothing_and_ends(base, acme) -> None:
+def test_an_ingest_that_paused_while_another_continued_writes_nothing_and_ends(base, acme) -> None:
     base = replace(base, clock=ManualClock())
     send(base, {"collection": "flat", "id": "a", "vector": [1, 0, 0]})
     held, records = taken_and_held(base)
@@ -188,7 +188,7 @@ def test_one_that_stood_still_while_another_went_on_writes_nothing_and_ends(base
     assert base.log.committed(Group.INGEST, [(DOCS, 0)]) == {(DOCS, 0): 2}
 
 
-def test_one_that_took_long_and_was_overtaken_by_nobody_writes(base, acme) -> None:
+def test_a_slow_ingest_that_was_not_overtaken_writes(base, acme) -> None:
     base = replace(base, clock=ManualClock())
     send(base, *({"collection": "flat", "id": f"d{i}", "vector": [1, 0, 0]} for i in range(3)))
     held, records = taken_and_held(base)
@@ -220,7 +220,7 @@ def test_a_suspended_tenant_is_not_read_and_loses_nothing(base, acme) -> None:
     assert len(rows(base)) == 1
 
 
-def test_nothing_is_kept_of_a_partition_that_is_gone(base, acme) -> None:
+def test_nothing_is_kept_of_a_deleted_partition(base, acme) -> None:
     ingest = make_ingest(base)
     send(base, {"collection": "docs", "id": "a", "text": "x"})
     eventually(lambda: ingest.step(0.1) or rows(base))
@@ -262,7 +262,7 @@ while ingest.step(0.2):
     "point", ["ingest.before_append", "ingest.between_append_and_commit", "ingest.after_commit"]
 )
 @pytest.mark.parametrize("nth", [1, 2])
-def test_killed_at_any_point_nothing_is_lost_or_doubled(
+def test_a_kill_at_any_point_loses_and_duplicates_nothing(
     tmp_path: Path, point: str, nth: int
 ) -> None:
     base = resources_in(tmp_path / "data")
@@ -302,7 +302,7 @@ def test_the_embedder_of_these_tests_finds_shared_words() -> None:
     assert float(a @ b) > 0.6 > float(a @ c)
 
 
-def test_a_topic_with_too_many_partitions_stops_nobody_and_is_looked_at_seldom(base) -> None:
+def test_a_topic_with_too_many_partitions_stops_no_other_and_is_checked_seldom(base) -> None:
     base.log.ensure_topic("vicinage.docs.wide", PARTITIONS_MAX + 1)
     with pytest.raises(Refused, match="at most"):
         provisioning.create_tenant(base.registry, base.log, "wide", actor="test")

@@ -23,7 +23,7 @@ from vicinage.wire import decode_rows
 
 @pytest.mark.kafka
 @pytest.mark.xdist_group("kafka")
-def test_ingest_takes_what_a_transaction_committed_and_reaches_the_end_whatever_came_of_the_last(
+def test_ingest_reads_committed_transactions_and_reaches_the_end_after_aborted_ones(
     tmp_path: Path, kafka_servers: str
 ) -> None:
     from kafka import KafkaProducer
@@ -72,7 +72,7 @@ def test_ingest_takes_what_a_transaction_committed_and_reaches_the_end_whatever_
 
 @pytest.mark.kafka
 @pytest.mark.xdist_group("kafka")
-def test_a_record_that_cannot_be_decoded_is_a_dead_letter_and_the_next_goes_through(
+def test_a_record_that_cannot_be_decoded_is_a_dead_letter_and_the_next_is_ingested(
     tmp_path: Path, kafka_servers: str
 ) -> None:
     from kafka import KafkaProducer
@@ -185,7 +185,7 @@ def test_a_real_producers_key_that_moves_when_partitions_are_added_keeps_its_ord
 
 @pytest.mark.kafka
 @pytest.mark.xdist_group("kafka")
-def test_offsets_that_the_broker_has_forgotten_and_a_topic_made_anew_lose_nothing(
+def test_expired_offsets_and_a_recreated_topic_lose_nothing(
     tmp_path: Path, kafka_servers: str
 ) -> None:
     from kafka import KafkaAdminClient

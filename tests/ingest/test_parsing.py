@@ -55,7 +55,7 @@ def test_records_that_take_long_to_parse_delay_their_own_tenant_alone(base) -> N
     assert [letter["offset"] for letter in letters] == list(range(n))
 
 
-def test_large_batches_are_written_whole_and_in_order(base) -> None:
+def test_large_batches_are_written_completely_and_in_order(base) -> None:
     tenant = make(base, "acme")
     values = [
         json.dumps({"collection": "docs", "id": f"d{i}", "vector": [1 + i]}).encode()
@@ -67,7 +67,7 @@ def test_large_batches_are_written_whole_and_in_order(base) -> None:
     assert dead_letters.read(base.log, tenant) == []
 
 
-def test_a_job_is_of_bounded_bytes(base) -> None:
+def test_a_jobs_bytes_are_bounded(base) -> None:
     tenant = make(base, "acme")
     tp = (tenant.documents_topic, 0)
     record = Record(
@@ -89,7 +89,7 @@ def test_a_stream_counts_as_what_it_claims_to_be_once_decompressed() -> None:
     assert bytes_of([LogRecord("t", 0, i, Record(b"{}", b"k")) for i in range(10)]) == 30
 
 
-def test_a_turn_is_charged_with_what_it_took() -> None:
+def test_a_turn_is_charged_with_its_duration() -> None:
     """A tenant whose turns take 20 times as long gets about a twentieth of them."""
     turns: list[str] = []
     ended = threading.Event()

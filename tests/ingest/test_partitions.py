@@ -70,7 +70,7 @@ def standing(base) -> dict[str, str]:
     return {i: text for i, (_, text) in newest.items() if text is not None}
 
 
-def test_a_write_over_http_and_one_of_a_producer_are_ordered_by_when_they_came(base, acme) -> None:
+def test_writes_over_http_and_by_a_producer_are_ordered_by_arrival(base, acme) -> None:
     for written in ("one", "two", "three"):
         post(base, acme, f"http {written}")
         produce(base, acme, f"kafka {written}")
@@ -81,7 +81,7 @@ def test_a_write_over_http_and_one_of_a_producer_are_ordered_by_when_they_came(b
     assert standing(base) == dict.fromkeys(IDS, "http four")
 
 
-def test_deletions_of_either_road_reach_what_the_other_wrote(base, acme) -> None:
+def test_deletions_over_http_and_kafka_apply_to_each_others_writes(base, acme) -> None:
     produce(base, acme, "kafka")
     intake.delete(base.log, acme, base.registry.collection("acme", "docs"), IDS, now_ms=1)
     ingested(base, acme)

@@ -51,7 +51,7 @@ def ingested_two(base, name: str) -> tuple[Tenant, TopicPartition]:
     return tenant, (tenant.documents_topic, 0)
 
 
-def test_a_topic_made_anew_is_read_from_its_beginning_and_its_small_offsets_win(base) -> None:
+def test_a_recreated_topic_is_read_from_its_beginning_and_its_small_offsets_win(base) -> None:
     tenant = make_tenant(base, "anew", partitions=2)
     send(base, tenant, "old", "both", "both", "both")
     ingest = make_ingest(base)
@@ -84,7 +84,7 @@ def test_a_topic_made_anew_is_read_from_its_beginning_and_its_small_offsets_win(
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 3), (3, 2), (4, 1)])
-def test_what_is_written_to_a_topic_made_anew_before_its_ingest_is_resumed_is_kept(
+def test_writes_to_a_recreated_topic_before_its_resume_are_kept(
     base, before: int, after: int
 ) -> None:
     """Until then HTTP writes follow the old topic's map, producers the new topic."""
@@ -110,7 +110,7 @@ def test_what_is_written_to_a_topic_made_anew_before_its_ingest_is_resumed_is_ke
     end(ingest)
 
 
-def test_writes_are_divided_by_the_newest_map_or_as_a_topic_made_anew_is(base) -> None:
+def test_writes_are_divided_by_the_newest_map_or_like_a_recreated_topic(base) -> None:
     from ingest.intake import divided_over
 
     tenant = make_tenant(base, "anew", partitions=2)
@@ -141,7 +141,7 @@ def deletion(name: str):
     return Record(None, f"flat/{name}".encode())
 
 
-def test_what_retention_has_removed_is_named_and_skipped_on_demand_alone(base) -> None:
+def test_records_removed_by_retention_are_named_and_skipped_only_on_demand(base) -> None:
     tenant = make_tenant(base, "gone")
     send(base, tenant, "a", "b", "c", "d")
     base.log.commit(Group.INGEST, {(tenant.documents_topic, 0): 1})
@@ -159,7 +159,7 @@ def test_what_retention_has_removed_is_named_and_skipped_on_demand_alone(base) -
     end(ingest)
 
 
-def test_a_position_beyond_the_end_outlasts_a_restart_and_resuming_reads_the_partition_again(
+def test_a_position_beyond_the_end_survives_a_restart_and_resuming_reads_again(
     base,
 ) -> None:
     tenant = make_tenant(base, "beyond")
@@ -178,7 +178,7 @@ def test_a_position_beyond_the_end_outlasts_a_restart_and_resuming_reads_the_par
     end(ingest)
 
 
-def test_a_position_that_the_log_has_forgotten_is_the_catalogs(base) -> None:
+def test_an_expired_position_is_taken_from_the_catalog(base) -> None:
     tenant, tp = ingested_two(base, "idle")
     rows = len(
         base.log.read(

@@ -116,7 +116,7 @@ def test_many_documents_of_large_metadata_are_messages_that_a_broker_takes(base,
     assert max(map(len, found)) < 4 << 20
 
 
-def test_many_deletions_of_wide_vectors_are_too(base, acme) -> None:
+def test_many_deletions_of_wide_vectors_fit_into_messages_too(base, acme) -> None:
     base.log.append(DOCS, 0, [Record(None, key=f"wide/{i}".encode()) for i in range(512)])
     work(base)
     found = values(base)
@@ -124,7 +124,7 @@ def test_many_deletions_of_wide_vectors_are_too(base, acme) -> None:
     assert sum(map(len, found)) < 512 * 200  # no vectors: those of 2,048 numbers would take 4 MiB
 
 
-def test_a_document_and_its_deletion_in_one_batch_end_as_they_were_sent(base, acme) -> None:
+def test_a_document_and_its_deletion_in_one_batch_keep_their_order(base, acme) -> None:
     records = [
         Record(json.dumps({"collection": "docs", "id": i, "text": "x"}).encode()) for i in "ab"
     ]
@@ -139,7 +139,7 @@ def test_a_document_and_its_deletion_in_one_batch_end_as_they_were_sent(base, ac
     ]
 
 
-def test_a_text_that_makes_more_than_a_message_is_a_dead_letter_once_it_is_cut(base, acme) -> None:
+def test_a_text_of_more_than_a_message_is_a_dead_letter_once_it_is_chunked(base, acme) -> None:
     small = base.settings.ingest.model_copy(update={"text_bytes_max": 8 << 20})
     base = replace(base, settings=base.settings.model_copy(update={"ingest": small}))
     long = "a b " * 200_000  # 8,000 passages of 50 words, 384 numbers each
@@ -159,9 +159,7 @@ def test_a_text_that_makes_more_than_a_message_is_a_dead_letter_once_it_is_cut(b
 
 
 @pytest.mark.parametrize("n", [1_400, 2_000])
-def test_vectors_that_make_more_than_a_message_are_refused_where_they_come_in(
-    base, acme, n
-) -> None:
+def test_vectors_of_more_than_a_message_are_refused_by_the_gateway(base, acme, n) -> None:
     given = {"id": "a", "passages": ["x"] * n, "vectors": vectors(n).tolist(), "metadata": LARGE}
     found = parse_json(given, rules(base, "wide"), tenant="acme")
     stream = encode_documents(
@@ -223,7 +221,7 @@ def test_posted_documents_are_records_that_a_broker_takes(base, acme) -> None:
 
 @pytest.mark.kafka
 @pytest.mark.xdist_group("kafka")
-def test_a_real_broker_takes_the_largest(base, kafka_servers) -> None:
+def test_a_real_broker_accepts_the_largest(base, kafka_servers) -> None:
     with open_log(f"kafka://{kafka_servers}") as log:
         base = replace(base, log=log)
         log.ensure_topic(VECTORS_TOPIC, base.settings.slots)

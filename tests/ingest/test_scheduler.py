@@ -78,7 +78,7 @@ def test_a_backlog_has_two_workers_and_no_more() -> None:
     assert names(taken(lines)) == {"long": OF_ONE_MAX, "short": 1}
 
 
-def test_a_model_has_so_many_workers_and_leaves_the_others_to_other_models() -> None:
+def test_a_model_has_a_bounded_number_of_workers() -> None:
     lines = lines_with(
         *(task(f"t{i}") for i in range(OF_MODEL_MAX + 4)), task("other", models=("n",))
     )
@@ -90,7 +90,7 @@ def test_a_model_has_so_many_workers_and_leaves_the_others_to_other_models() -> 
     assert [p.model for p in taken(lines)] == ["m"]
 
 
-def test_workers_are_as_many_as_they_are() -> None:
+def test_no_more_jobs_run_than_there_are_workers() -> None:
     models = [f"m{i}" for i in range(WORKERS + 4)]
     lines = lines_with(*(task("t", i, models=(m,)) for i, m in enumerate(models)))
     assert len(taken(lines)) == WORKERS
@@ -114,7 +114,7 @@ def test_a_job_of_several_models_is_ready_once_each_has_its_part() -> None:
     assert len(lines) == 0
 
 
-def test_what_is_left_of_a_part_begins_anew() -> None:
+def test_the_rest_of_a_part_is_queued_again() -> None:
     one = task("a")
     one.job.writes += task("a", models=("n",)).job.writes
     one.job.writes[-1] = Write(
@@ -132,7 +132,7 @@ def test_what_is_left_of_a_part_begins_anew() -> None:
     assert taken(lines) == [new]
 
 
-def test_a_line_that_is_held_is_not_written() -> None:
+def test_a_held_partition_is_not_written() -> None:
     one, two = task("a"), task("a", 1)
     lines = lines_with(one, two)
     for part in taken(lines):
@@ -144,7 +144,7 @@ def test_a_line_that_is_held_is_not_written() -> None:
     assert not lines.hold(one.line), "it is being written"
 
 
-def test_what_is_discarded_is_neither_embedded_nor_written() -> None:
+def test_discarded_jobs_are_neither_embedded_nor_written() -> None:
     tasks = [task("a") for _ in range(4)]
     lines = lines_with(*tasks)
     under_way = taken(lines)
@@ -158,7 +158,7 @@ def test_what_is_discarded_is_neither_embedded_nor_written() -> None:
     assert lines.turn(tasks[0].line) is None
 
 
-def test_who_waits_is_served_by_weight_and_by_what_it_costs() -> None:
+def test_waiting_tenants_are_served_by_weight_and_cost() -> None:
     """All workers are busy; free ones follow the turns: gold weighs four times bronze."""
     lines = lines_with(*(task(f"other{i}") for i in range(OF_MODEL_MAX)))
     free, served = taken(lines)[:2], Counter[str]()
@@ -176,7 +176,7 @@ def test_who_waits_is_served_by_weight_and_by_what_it_costs() -> None:
     assert gold / (90 - gold) == pytest.approx(4, rel=0.25)
 
 
-def test_one_whose_embedder_is_away_gives_its_worker_back_and_comes_again() -> None:
+def test_a_job_whose_embedder_is_away_releases_its_worker_and_retries() -> None:
     tasks = task("a"), task("a")
     lines = lines_with(*tasks)
     first, second = map(only, tasks)
@@ -209,7 +209,7 @@ def test_waits_grow_until_a_try_succeeds() -> None:
         now += wait_s + 0.001
 
 
-def test_all_whose_embedder_is_away_share_a_few_workers() -> None:
+def test_all_jobs_whose_embedder_is_away_share_a_few_workers() -> None:
     lines = lines_with(*(task(f"t{i}") for i in range(OF_MODEL_MAX)))
     for one in taken(lines):
         lines.failed(one, 0.0, "gone")
@@ -223,7 +223,7 @@ def test_all_whose_embedder_is_away_share_a_few_workers() -> None:
     )
 
 
-def test_a_partitions_rows_are_written_by_whoever_has_its_first() -> None:
+def test_a_partitions_rows_are_written_by_the_worker_with_its_first_job() -> None:
     first, second, third = task("a"), task("a"), task("a")
     lines = lines_with(first, second, third)
     taken(lines)
@@ -240,7 +240,7 @@ def test_a_partitions_rows_are_written_by_whoever_has_its_first() -> None:
 
 
 @given(st.integers(0, 2**32))
-def test_in_whatever_order_jobs_end_each_is_written_once_and_in_its_partitions_order(
+def test_jobs_that_end_in_any_order_are_written_once_in_partition_order(
     seed: int,
 ) -> None:
     rng = random.Random(seed)

@@ -32,7 +32,7 @@ def reached(base: Resources, of: Tenant) -> int:
     return base.log.committed(Group.INGEST, [tp]).get(tp, 0)
 
 
-def test_a_tenant_whose_dead_letters_cannot_be_written_waits_alone_and_goes_on_by_itself(
+def test_a_tenant_whose_dead_letters_cannot_be_written_waits_alone_and_recovers(
     base: Resources, monkeypatch
 ) -> None:
     bad, good = tenant(base, "bad"), tenant(base, "good")
@@ -59,7 +59,7 @@ def test_a_tenant_whose_dead_letters_cannot_be_written_waits_alone_and_goes_on_b
     ingest.stop()
 
 
-def test_a_commit_that_fails_is_done_again(base: Resources, monkeypatch) -> None:
+def test_a_failed_commit_is_repeated(base: Resources, monkeypatch) -> None:
     of, commit, failures = tenant(base, "acme"), base.log.commit, [1, 1]
 
     def commits(group, positions):

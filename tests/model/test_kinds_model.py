@@ -235,7 +235,7 @@ class KindsMachine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
-def test_a_shard_of_this_kind_keeps_what_it_promises(
+def test_a_shard_of_this_kind_meets_its_guarantees(
     spec: str, metric: Metric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In segments of a few thousand rows a filter of a tenth would always be scanned row by row.

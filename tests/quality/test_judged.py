@@ -36,7 +36,7 @@ def test_lines_end_at_a_line_feed_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cranfield", "dbpedia"])
-def test_words_rank_as_well_as_a_reference(name: str, tmp_path: Path) -> None:
+def test_lexical_ranking_is_as_good_as_the_reference(name: str, tmp_path: Path) -> None:
     """Compares three segments and a delta, on short queries and whole abstracts."""
     judged = read(folder(name))
     pieces = pieces_of(judged)

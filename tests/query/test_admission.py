@@ -20,7 +20,7 @@ def enter(admission: Admission, held: ExitStack, tenant: str, weight: int = 1) -
 
 
 @pytest.mark.parametrize(("weight", "places"), [(1, 10), (2, 14), (4, 16)])
-def test_a_tenant_alone_leaves_room_for_a_newcomer(weight: int, places: int) -> None:
+def test_a_tenant_alone_leaves_permits_for_a_new_one(weight: int, places: int) -> None:
     admission = Admission(in_flight_max=20, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     with ExitStack() as held:
         assert sum(enter(admission, held, "loud", weight) for _ in range(100)) == places
@@ -29,13 +29,13 @@ def test_a_tenant_alone_leaves_room_for_a_newcomer(weight: int, places: int) -> 
     assert admission.in_flight == 0
 
 
-def test_the_only_place_there_is_can_be_had() -> None:
+def test_the_only_permit_can_be_acquired() -> None:
     admission = Admission(in_flight_max=1, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     with ExitStack() as held:
         assert [enter(admission, held, "a") for _ in range(2)] == [True, False]
 
 
-def test_a_place_is_given_back_when_the_work_fails() -> None:
+def test_a_permit_is_released_when_the_work_fails() -> None:
     admission = Admission(in_flight_max=1, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), admission.enter(TenantContext("a")):
@@ -43,7 +43,7 @@ def test_a_place_is_given_back_when_the_work_fails() -> None:
     assert admission.in_flight == 0
 
 
-def test_however_many_are_loud_the_next_one_finds_a_place() -> None:
+def test_a_new_tenant_gets_a_permit_among_many_busy_ones() -> None:
     admission = Admission(in_flight_max=256, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     with ExitStack() as held:
         for tenant in range(5):
@@ -52,7 +52,7 @@ def test_however_many_are_loud_the_next_one_finds_a_place() -> None:
             assert enter(admission, held, f"newcomer {tenant}")
 
 
-def test_once_requests_come_and_go_a_gold_tenant_holds_four_places_to_a_bronze_ones_one() -> None:
+def test_a_gold_tenant_holds_four_permits_to_a_bronze_tenants_one() -> None:
     admission = Admission(in_flight_max=24, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     inside: dict[str, list[ExitStack]] = {"bronze": [], "gold": []}
     for _ in range(200):
@@ -66,7 +66,7 @@ def test_once_requests_come_and_go_a_gold_tenant_holds_four_places_to_a_bronze_o
     assert {tenant: len(places) for tenant, places in inside.items()} == {"gold": 16, "bronze": 4}
 
 
-def test_while_draining_nobody_comes_in_and_those_inside_finish() -> None:
+def test_while_draining_no_request_is_admitted_and_admitted_ones_finish() -> None:
     admission = Admission(in_flight_max=8, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     with admission.enter(TenantContext("a")):
         admission.drain()
@@ -82,7 +82,7 @@ def test_while_draining_nobody_comes_in_and_those_inside_finish() -> None:
     ),
     most=st.integers(1, 12),
 )
-def test_it_never_lets_in_more_than_the_bound_nor_forgets_a_place(
+def test_it_never_admits_more_than_the_bound_nor_leaks_a_permit(
     steps: list[tuple[str, int, bool]], most: int
 ) -> None:
     admission = Admission(in_flight_max=most, bodies_bytes_max=1_000, answers_bytes_max=1_000)
@@ -102,7 +102,7 @@ def test_it_never_lets_in_more_than_the_bound_nor_forgets_a_place(
         pass
 
 
-def test_answers_that_are_not_read_have_an_account_of_their_own() -> None:
+def test_unread_answers_have_their_own_account() -> None:
     admission = Admission(in_flight_max=100, bodies_bytes_max=1_000, answers_bytes_max=1_000)
     with ExitStack() as held:
         places = [held.enter_context(admission.enter(TenantContext("loud"))) for _ in range(6)]

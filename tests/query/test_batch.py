@@ -23,7 +23,7 @@ JSON = st.recursive(
 
 
 @given(st.lists(JSON, min_size=1, max_size=8))
-def test_each_search_comes_out_as_it_went_in(searches: list[Any]) -> None:
+def test_each_search_is_returned_unchanged(searches: list[Any]) -> None:
     data = orjson.dumps({"searches": searches})
     assert [orjson.loads(one) for one in split(data)] == searches
 
@@ -51,7 +51,7 @@ def test_an_integer_beyond_64_bits_stays_exact(number: int) -> None:
         (b'{"searches": [' + b"9" * 5_000 + b"]}", "body"),
     ],
 )
-def test_what_is_no_list_of_searches_is_refused(data: bytes, field: str) -> None:
+def test_a_body_without_a_list_of_searches_is_refused(data: bytes, field: str) -> None:
     with pytest.raises(Refused) as refused:
         split(data)
     assert refused.value.field == field

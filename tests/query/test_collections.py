@@ -8,7 +8,7 @@ from vicinage.settings import GatewaySettings
 from vicinage.tenant_context import TenantContext
 
 
-def test_looking_at_collections_and_deleting_one_take_a_place(tmp_path: Path) -> None:
+def test_reading_and_deleting_collections_take_a_permit(tmp_path: Path) -> None:
     with platform(tmp_path, GatewaySettings(in_flight_max=2)) as call:
         _, key = call.tenant("bronze")
         call.collection(key)

@@ -23,7 +23,7 @@ def shard_result(slot: int, scanned: int = 0, unscanned: Bound | None = None) ->
     return ShardResult(GENERATION.shards()[slot], ((),), 7, 0, scanned=scanned, unscanned=unscanned)
 
 
-def test_a_whole_answer_has_no_reason() -> None:
+def test_a_complete_answer_has_no_reason() -> None:
     assert reason_of(planned(), ScatterResult((shard_result(0), shard_result(1)), ())) is None
 
 

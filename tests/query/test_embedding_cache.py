@@ -92,7 +92,7 @@ TestCache = CacheMachine.TestCase
 TestCache.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 
 
-def test_the_least_recently_asked_of_a_tenant_goes_first() -> None:
+def test_the_least_recently_used_entry_of_a_tenant_is_evicted_first() -> None:
     cache = EmbeddingCache(3 * COST)
     vector = np.ones(D, np.float32)
     for text in ("t01", "t02", "t03"):
@@ -107,7 +107,7 @@ def test_the_least_recently_asked_of_a_tenant_goes_first() -> None:
     ]
 
 
-def test_a_tenant_of_many_questions_costs_a_small_one_nothing() -> None:
+def test_a_tenant_with_many_texts_evicts_nothing_of_a_small_one() -> None:
     cache = EmbeddingCache(100 * COST)
     vector = np.ones(D, np.float32)
     for n in range(30):
@@ -117,7 +117,7 @@ def test_a_tenant_of_many_questions_costs_a_small_one_nothing() -> None:
     assert all(cache.get("small", DEFAULT_MODEL, f"s{n:02}") is not None for n in range(30))
 
 
-def test_what_is_kept_is_a_copy_that_nobody_can_change() -> None:
+def test_the_cache_keeps_an_immutable_copy() -> None:
     cache, batch = EmbeddingCache(10 * COST), np.ones((64, D), np.float32)
     cache.put(TenantContext("a"), DEFAULT_MODEL, "t01", batch[3])
     batch[3] = 0
@@ -187,7 +187,7 @@ async def begun(*asked: Coroutine[Any, Any, Floats]) -> list["asyncio.Task[Float
     return tasks
 
 
-def test_the_same_question_again_asks_nobody() -> None:
+def test_a_repeated_text_calls_no_model() -> None:
     async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
         model.let.set()
         first, second = await ask(), await ask()
@@ -197,7 +197,7 @@ def test_the_same_question_again_asks_nobody() -> None:
     run(test)
 
 
-def test_another_text_and_another_tenant_are_asked_for() -> None:
+def test_another_text_and_another_tenant_call_the_model() -> None:
     async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
         model.let.set()
         for tenant, text in (("a", "who?"), ("b", "who?"), ("a", "Who?"), ("a", "who? ")):
@@ -207,7 +207,7 @@ def test_another_text_and_another_tenant_are_asked_for() -> None:
     run(test)
 
 
-def test_the_models_entry_is_part_of_the_question() -> None:
+def test_the_models_entry_is_part_of_the_key() -> None:
     async def test() -> None:
         cache = EmbeddingCache(1 << 20)
         for entry in MODELS:
@@ -222,7 +222,7 @@ def test_the_models_entry_is_part_of_the_question() -> None:
     asyncio.run(test())
 
 
-def test_questions_under_way_share_a_call_within_a_tenant_alone() -> None:
+def test_concurrent_searches_share_a_call_within_a_tenant_alone() -> None:
     async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
         tasks = await begun(ask(), ask(), ask(tenant="b"), ask())
         assert sorted(model.asked) == [("a", "who?"), ("b", "who?")]
@@ -232,7 +232,7 @@ def test_questions_under_way_share_a_call_within_a_tenant_alone() -> None:
     run(test)
 
 
-def test_the_first_one_giving_up_fails_nobody_else() -> None:
+def test_the_first_request_giving_up_fails_no_other() -> None:
     async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
         first, second = await begun(ask(), ask())
         first.cancel()
@@ -244,7 +244,7 @@ def test_the_first_one_giving_up_fails_nobody_else() -> None:
     run(test)
 
 
-def test_the_firsts_deadline_fails_nobody_else() -> None:
+def test_the_first_requests_deadline_fails_no_other() -> None:
     async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
         first, *others = await begun(ask(wait_s=0.05), *(ask() for _ in range(5)))
         with pytest.raises(DeadlineExceeded):
@@ -257,7 +257,7 @@ def test_the_firsts_deadline_fails_nobody_else() -> None:
     run(test)
 
 
-def test_ones_own_deadline_ends_ones_own_waiting() -> None:
+def test_a_requests_deadline_ends_its_own_wait() -> None:
     async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
         first, late = await begun(ask(), ask(wait_s=0.02))
         with pytest.raises(DeadlineExceeded):
@@ -268,7 +268,7 @@ def test_ones_own_deadline_ends_ones_own_waiting() -> None:
     run(test)
 
 
-def test_when_everybody_gave_up_the_call_ends_and_the_next_one_begins_anew() -> None:
+def test_when_every_request_gave_up_the_call_ends_and_the_next_starts_again() -> None:
     async def test(model: Model, ask: Ask, caching: CachingEmbedder) -> None:
         tasks = await begun(ask(), ask())
         call = next(iter(caching._calls.values()))
@@ -293,7 +293,7 @@ def test_when_everybody_gave_up_the_call_ends_and_the_next_one_begins_anew() -> 
         ValueError("ours"),
     ],
 )
-def test_a_failure_is_everybodys_who_waits_and_nobodys_afterwards(error: Exception) -> None:
+def test_a_failure_reaches_every_waiting_request_and_is_not_cached(error: Exception) -> None:
     async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
         model.error = error
         tasks = await begun(ask(), ask())
@@ -306,7 +306,7 @@ def test_a_failure_is_everybodys_who_waits_and_nobodys_afterwards(error: Excepti
     run(test)
 
 
-def test_an_embedder_that_says_it_was_late_is_not_asked_for_ever() -> None:
+def test_an_embedder_that_reports_a_timeout_is_not_called_forever() -> None:
     async def test(model: Model, ask: Ask, _: CachingEmbedder) -> None:
         model.let.set()
         model.error = DeadlineExceeded("504", dependency="embedder")
@@ -317,7 +317,7 @@ def test_an_embedder_that_says_it_was_late_is_not_asked_for_ever() -> None:
     run(test)
 
 
-def test_without_room_nothing_is_kept_and_calls_are_shared_still() -> None:
+def test_without_room_nothing_is_cached_and_calls_are_still_shared() -> None:
     async def test(model: Model, ask: Ask, caching: CachingEmbedder) -> None:
         tasks = await begun(ask(), ask())
         model.let.set()

@@ -26,7 +26,7 @@ def shown(found: tuple[Hit, ...]) -> list[tuple[str, float, float | None, float 
     return [(h.document_id, round(h.score, 6), h.dense_score, h.lexical_score) for h in found]
 
 
-def test_by_rank_what_stands_in_both_lists_beats_the_first_of_either() -> None:
+def test_by_rank_a_hit_in_both_lists_beats_the_first_of_either() -> None:
     found = fused(hits(a=0.9, b=0.8, c=0.1), hits(c=30, d=20, b=10), RRF, 3)
     assert shown(found) == [
         ("c", round(1 / 63 + 1 / 61, 6), 0.1, 30),
@@ -76,7 +76,7 @@ def test_a_longer_answer_begins_as_a_shorter_one(
 
 
 @pytest.mark.parametrize("fusion", [RRF, Fusion(), Fusion("weighted", 0.5)])
-def test_equals_stand_by_document_and_passage_whichever_came_first(fusion: Fusion) -> None:
+def test_equal_scores_are_ordered_by_document_and_passage(fusion: Fusion) -> None:
     same = [Hit("b", 1, 0.5, 1), Hit("a", 0, 0.5, 1), Hit("b", 0, 0.5, 1)]
     for order in (same, same[::-1]):
         found = fused(order, [], fusion, 10)
@@ -85,7 +85,7 @@ def test_equals_stand_by_document_and_passage_whichever_came_first(fusion: Fusio
 
 
 @pytest.mark.parametrize("fusion", [RRF, Fusion(), Fusion("weighted", 0.3)])
-def test_of_nothing_nothing_and_of_one_list_its_order(fusion: Fusion) -> None:
+def test_empty_lists_give_nothing_and_one_list_keeps_its_order(fusion: Fusion) -> None:
     assert fused([], [], fusion, 5) == ()
     one = hits(a=3, b=2, c=1)
     assert [h.document_id for h in fused(one, [], fusion, 5)] == ["a", "b", "c"]
@@ -106,7 +106,7 @@ Words = st.dictionaries(
     st.sampled_from([RRF, Fusion(), Fusion("weighted", 0.0), Fusion("weighted", 1.0)]),
     st.integers(1, 12),
 )
-def test_nothing_is_lost_or_doubled_and_a_better_place_is_never_worse(
+def test_no_hit_is_lost_or_duplicated_and_a_better_rank_is_never_worse(
     dense: dict[str, float], words: dict[str, float], fusion: Fusion, k: int
 ) -> None:
     found = fused(hits(**dense), hits(**words), fusion, k)
@@ -140,7 +140,7 @@ def test_the_lists_of_all_shards_are_merged_before_they_are_fused() -> None:
     assert [h.document_id for h in answered(shards, SearchRequest("c", 2, text="x"))] == ["a", "c"]
 
 
-def test_a_plan_carries_the_text_and_asks_deeper_for_what_is_to_be_fused() -> None:
+def test_a_plan_carries_the_text_and_requests_deeper_lists_for_fusion() -> None:
     live = Generation("t", "c", 1, "live", None, 2, "cosine", "auto", (0, 1), (0, 0))
     collection = Collection("t", "c", "active", 1, (live,), Objectives())
     vector = np.array([1, 0], np.float32)

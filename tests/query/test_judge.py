@@ -131,7 +131,7 @@ def platform(base) -> Iterator[Platform]:
     made.close()
 
 
-def test_what_is_newer_than_the_snapshot_decides(platform: Platform) -> None:
+def test_writes_newer_than_the_snapshot_decide(platform: Platform) -> None:
     platform.post(a="red", b="red", c="blue", d="red")
     platform.ingest()
     platform.post(b="blue", c="red", e="red")
@@ -144,7 +144,7 @@ def test_what_is_newer_than_the_snapshot_decides(platform: Platform) -> None:
     assert platform.contents() == {"b": "blue"}
 
 
-def test_a_document_written_after_the_judging_is_spared(platform: Platform) -> None:
+def test_a_document_written_after_the_evaluation_is_spared(platform: Platform) -> None:
     platform.post(a="red", b="red")
     platform.ingest()
     judged = platform.passing("red")
@@ -199,7 +199,7 @@ def test_text_that_waits_for_the_embedder_is_covered(base, detached) -> None:
         searcher.stop()
 
 
-def test_a_backlog_too_long_to_judge_deletes_nothing(
+def test_a_backlog_too_long_to_evaluate_deletes_nothing(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     platform.post(a="red")

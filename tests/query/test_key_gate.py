@@ -19,7 +19,7 @@ def unknown() -> str:
     return f"vk_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}"
 
 
-def test_an_address_may_fail_a_burst_and_then_at_its_rate() -> None:
+def test_an_address_can_fail_a_burst_and_then_at_its_rate() -> None:
     now = [0.0]
     failures = Failures(2.0, lambda: now[0])
     assert [failures.wait_s("a") for _ in range(20)] == [0.0] * 20
@@ -48,7 +48,7 @@ def test_addresses_that_are_remembered_are_bounded() -> None:
         ("", ""),
     ],
 )
-def test_of_an_address_in_ipv6_its_network_counts(address: str, counted: str) -> None:
+def test_an_ipv6_address_counts_by_its_network(address: str, counted: str) -> None:
     assert network(address) == counted
 
 
@@ -88,7 +88,9 @@ def test_many_unknown_keys_share_queries_and_a_valid_one_among_them_is_found(
     assert keys.queries <= 4
 
 
-def test_an_address_that_fails_too_often_gets_429_and_its_valid_keys_go_on(tmp_path: Path) -> None:
+def test_an_address_that_fails_too_often_gets_429_and_its_valid_keys_still_work(
+    tmp_path: Path,
+) -> None:
     with platform(tmp_path, GatewaySettings(key_failures_per_s=0.1)) as call:
         _, key = call.tenant()
         _, fresh = call.tenant()

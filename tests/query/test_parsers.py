@@ -43,18 +43,18 @@ def parsers() -> Iterator[Parsers]:
     made.close()
 
 
-def test_a_process_makes_what_a_thread_makes(parsers: Parsers) -> None:
+def test_a_process_parses_like_a_thread(parsers: Parsers) -> None:
     assert asyncio.run(run(parsers, large())) == prepare(large())
 
 
-def test_a_large_body_that_is_refused_is_refused_alike(parsers: Parsers) -> None:
+def test_a_large_body_is_refused_like_a_small_one(parsers: Parsers) -> None:
     wrong = body(b'{"documents": [' + b"[]," * SMALL_BYTES + b"[]]}")
     with pytest.raises(Refused) as refused:
         asyncio.run(run(parsers, wrong))
     assert refused.value.field == "documents"
 
 
-def test_the_event_loop_goes_on_while_a_body_is_parsed(parsers: Parsers) -> None:
+def test_the_event_loop_continues_while_a_body_is_parsed(parsers: Parsers) -> None:
     async def beats() -> tuple[Prepared, int]:
         parsing = asyncio.ensure_future(run(parsers, large(10_000)))
         n = 0
@@ -93,7 +93,7 @@ def test_a_body_that_takes_too_much_memory_is_refused_and_the_next_is_parsed() -
         parsers.close()
 
 
-def test_a_worker_that_dies_is_started_again(parsers: Parsers) -> None:
+def test_a_worker_that_dies_is_restarted(parsers: Parsers) -> None:
     async def twice() -> int:
         await run(parsers, large())
         for child in children():
@@ -151,7 +151,7 @@ def test_tenants_take_turns(parsers: Parsers) -> None:
     assert "quiet" in asyncio.run(order())[:3]
 
 
-def test_what_waits_is_refused_when_the_gateway_stops(parsers: Parsers) -> None:
+def test_waiting_bodies_are_refused_when_the_gateway_stops(parsers: Parsers) -> None:
     async def stopped() -> list[object]:
         waiting = [asyncio.ensure_future(run(parsers, large(10_000))) for _ in range(4)]
         await asyncio.sleep(0)
@@ -172,7 +172,7 @@ def children() -> list[int]:
     ]
 
 
-def test_vectors_come_through_whole(parsers: Parsers) -> None:
+def test_vectors_are_passed_on_unchanged(parsers: Parsers) -> None:
     from vicinage.wire import decode_documents
 
     made = asyncio.run(run(parsers, large()))

@@ -24,7 +24,7 @@ def shard_result(slot: int, scores: list[float]) -> ShardResult:
     return ShardResult(ShardId("t", "c", 1, slot), (hits,), 0, 0)
 
 
-def test_every_shard_of_the_live_generation_is_asked_and_no_other() -> None:
+def test_every_shard_of_the_live_generation_is_searched_and_no_other() -> None:
     generations = (generation(1, (0, 1)), generation(2, (2, 3, 4), "building"))
     collection = Collection("t", "c", "active", 1, generations, Objectives())
     question = SearchRequest(
@@ -70,15 +70,15 @@ def test_more_vectors_than_one_answer_may_hold_are_refused_with_the_k_that_is_al
     assert (refused.value.field, refused.value.limit) == ("k", 256)
 
 
-def test_one_shard_alone_is_passed_on_cut_to_k() -> None:
+def test_the_result_of_one_shard_is_truncated_to_k() -> None:
     assert [h.document_id for h in merge([shard_result(0, [0.9, 0.8, 0.7])], 2)] == ["0-0", "0-1"]
 
 
-def test_nothing_found_anywhere_is_no_hits() -> None:
+def test_empty_results_merge_to_no_hits() -> None:
     assert merge([shard_result(0, []), shard_result(1, [])], 5) == ()
 
 
-def test_among_equals_the_first_shard_comes_first_and_keeps_its_own_order() -> None:
+def test_equal_scores_keep_the_order_of_shards_and_hits() -> None:
     found = merge([shard_result(0, [0.5, 0.5]), shard_result(1, [0.5])], 3)
     assert [h.document_id for h in found] == ["0-0", "0-1", "1-0"]
 

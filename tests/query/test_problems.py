@@ -35,7 +35,7 @@ def make(kind: type[VicinageError]) -> VicinageError:
 
 
 @pytest.mark.parametrize("kind", every(VicinageError), ids=lambda k: k.__name__)
-def test_every_error_of_the_tree_says_its_type_title_status_and_detail(
+def test_every_error_of_the_tree_has_type_title_status_and_detail(
     kind: type[VicinageError],
 ) -> None:
     found = body(problem(make(kind)))
@@ -47,7 +47,7 @@ def test_every_error_of_the_tree_says_its_type_title_status_and_detail(
     )
 
 
-def test_the_statuses_are_those_that_the_error_tree_draws() -> None:
+def test_the_statuses_are_those_of_the_error_tree() -> None:
     drawn = re.findall(r"[├└]── (\w+) +(\d{3})\b", errors.__doc__ or "")
     assert len(drawn) >= 10
     for name, status in drawn:
@@ -60,9 +60,7 @@ def test_a_refusal_names_the_field_and_the_limit() -> None:
 
 
 @pytest.mark.parametrize(("wait_s", "header"), [(0.1, "1"), (1.0, "1"), (1.2, "2"), (30, "30")])
-def test_whoever_may_come_back_is_told_when_in_whole_seconds_never_zero(
-    wait_s: float, header: str
-) -> None:
+def test_retry_after_is_in_whole_seconds_and_never_zero(wait_s: float, header: str) -> None:
     for error in (
         errors.Overloaded("full", retry_after_s=wait_s),
         errors.Unavailable("away", dependency="log", retry_after_s=wait_s),
@@ -72,17 +70,17 @@ def test_whoever_may_come_back_is_told_when_in_whole_seconds_never_zero(
         assert body(response)["retry_after_s"] == wait_s
 
 
-def test_whoever_has_no_key_is_told_how_to_send_one() -> None:
+def test_a_request_without_a_key_is_told_how_to_send_one() -> None:
     assert problem(errors.Unauthenticated("no")).headers["www-authenticate"].startswith("Bearer")
     assert "www-authenticate" not in problem(errors.Forbidden("no")).headers
 
 
-def test_our_own_mistake_is_said_without_details_but_with_an_id() -> None:
+def test_an_internal_error_is_reported_by_id_without_details() -> None:
     found = body(internal("abc"))
     assert (found["status"], found["request_id"]) == (500, "abc")
 
 
-def test_https_own_problems_take_the_same_form() -> None:
+def test_problems_of_http_itself_have_the_same_form() -> None:
     response = plain(405, "Method Not Allowed", "no", {"Allow": "GET"})
     assert body(response)["type"] == "urn:vicinage:problem:method-not-allowed"
     assert response.headers["allow"] == "GET"

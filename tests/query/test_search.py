@@ -47,7 +47,7 @@ HUGE: dict[str, tuple[dict[str, Any], str, int | None]] = {
 
 
 @pytest.mark.parametrize("what", HUGE)
-def test_what_is_far_too_long_is_refused_before_it_is_looked_through(what: str) -> None:
+def test_a_far_too_long_value_is_refused_before_it_is_read(what: str) -> None:
     question, name, limit = HUGE[what]
     began = time.thread_time()
     with pytest.raises(Refused) as refused:
@@ -56,14 +56,14 @@ def test_what_is_far_too_long_is_refused_before_it_is_looked_through(what: str) 
     assert (refused.value.field, refused.value.limit) == (name, limit)
 
 
-def test_the_longest_vector_there_can_be_is_taken_as_list_and_in_base64() -> None:
+def test_the_longest_vector_is_accepted_as_list_and_in_base64() -> None:
     encoded = base64.b64encode(LONGEST.tobytes()).decode()
     assert len(encoded) == BASE64_MAX
     for question in ({"vector": LONGEST.tolist()}, {"vector": None, "vector_base64": encoded}):
         np.testing.assert_array_equal(asked(**question).vector, LONGEST)
 
 
-def test_an_unknown_name_is_found_without_looking_at_a_million_and_is_said_in_short() -> None:
+def test_an_unknown_name_is_found_without_reading_a_million_and_is_reported_in_short() -> None:
     long = {"vector": [1], "x" * 1_000_000: 1, **NAMES}
     began = time.thread_time()
     with pytest.raises(Refused) as refused:
@@ -91,7 +91,7 @@ def answer_of(n: int, dimension: int) -> Answer:
     return Answer(hits, "0-7", 3, 1, 16, 0.0, None)
 
 
-def test_while_a_long_answer_is_written_others_have_their_turn() -> None:
+def test_a_long_answer_is_written_in_turns() -> None:
     async def work() -> tuple[bytes, int]:
         turns = 0
 

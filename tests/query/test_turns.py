@@ -16,7 +16,7 @@ async def work(turns: Turns, tenant: str, done: list[str], s: float = 0.0, weigh
         done.append(tenant)
 
 
-def test_a_newcomer_goes_before_the_rest_of_a_crowd() -> None:
+def test_a_new_tenant_precedes_the_rest_of_a_busy_one() -> None:
     async def order() -> list[str]:
         turns, done = Turns(1), list[str]()
         crowd = [asyncio.ensure_future(work(turns, "loud", done, 0.002)) for _ in range(20)]
@@ -28,7 +28,7 @@ def test_a_newcomer_goes_before_the_rest_of_a_crowd() -> None:
     assert "quiet" in asyncio.run(order())[:8]
 
 
-def test_what_was_used_counts_not_how_often() -> None:
+def test_turns_count_use_not_requests() -> None:
     async def order() -> list[str]:
         turns, done = Turns(1), list[str]()
         both = [work(turns, "heavy", done, 0.02) for _ in range(5)] + [
@@ -42,7 +42,7 @@ def test_what_was_used_counts_not_how_often() -> None:
     assert done[1:6] == ["light"] * 5
 
 
-def test_at_most_so_many_at_once_and_all_come_back() -> None:
+def test_concurrency_is_bounded_and_every_turn_is_returned() -> None:
     async def most() -> int:
         turns, now, seen = Turns(3), [0], [0]
 
@@ -62,7 +62,7 @@ def test_at_most_so_many_at_once_and_all_come_back() -> None:
     assert asyncio.run(most()) == 3
 
 
-def test_whoever_waits_too_long_or_goes_away_takes_no_turn_with_him() -> None:
+def test_a_request_that_times_out_or_disconnects_takes_no_turn() -> None:
     async def used() -> list[str]:
         turns, done = Turns(1), list[str]()
         holding = asyncio.ensure_future(work(turns, "holder", done, 0.1))

@@ -125,7 +125,7 @@ def test_an_older_search_keeps_its_snapshot(tmp_path: Path) -> None:
     assert ids(s) == [("a", 3)]
 
 
-def test_a_hit_carries_what_was_asked_for_and_no_more(tmp_path: Path) -> None:
+def test_a_hit_has_the_requested_fields_and_no_more(tmp_path: Path) -> None:
     s = shard()
     batch = message([("a", 1, [unit(1), unit(2)], '{"lang": "en"}')])
     s.apply(batch, 0)

@@ -3,7 +3,7 @@
 from ingest.embedding.batch_size import LONG_S, SHORT_S, BatchSizer
 
 
-def test_it_begins_with_the_most_halves_what_was_late_or_long_and_doubles_what_was_short() -> None:
+def test_it_starts_at_the_maximum_halves_after_long_calls_and_doubles_after_short_ones() -> None:
     sizer = BatchSizer(512)
     assert sizer.size("m") == 512
     sizer.late("m", 512)
@@ -20,14 +20,14 @@ def test_it_begins_with_the_most_halves_what_was_late_or_long_and_doubles_what_w
     assert sizer.size("other") == 512, "each model by itself"
 
 
-def test_a_small_call_says_nothing_of_greater_ones() -> None:
+def test_a_small_call_does_not_change_larger_sizes() -> None:
     sizer = BatchSizer(512)
     sizer.late("m", 64)
     sizer.took("m", 3, 0.01)
     assert sizer.size("m") == 32
 
 
-def test_a_call_that_began_before_undoes_nothing() -> None:
+def test_a_call_that_began_before_changes_nothing() -> None:
     sizer = BatchSizer(512)
     sizer.late("m", 64)
     sizer.late("m", 512)

@@ -45,7 +45,7 @@ def embed(model: Any, texts: list[str]) -> Floats:
 
 @pytest.mark.parametrize("laid", [True, False], ids=["kernels of oneDNN", "kernels of torch"])
 @pytest.mark.parametrize(("precision", "cosine"), [("float32", 0.9999), ("bfloat16", 0.995)])
-def test_it_answers_as_the_model_does_whatever_the_batch(
+def test_its_vectors_are_the_models_for_any_batch(
     monkeypatch: pytest.MonkeyPatch, model: Any, precision: str, cosine: float, *, laid: bool
 ) -> None:
     if not laid:
@@ -58,7 +58,7 @@ def test_it_answers_as_the_model_does_whatever_the_batch(
             np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_a_text_has_the_same_vector_in_any_company(model: Any) -> None:
+def test_a_text_has_the_same_vector_in_any_batch(model: Any) -> None:
     encoder = Encoder(model, "float32")
     alone = np.concatenate([embed(encoder, [t]) for t in TEXTS])
     np.testing.assert_allclose(embed(encoder, TEXTS), alone, atol=1e-5)
@@ -88,15 +88,13 @@ def of_another_family(model: Any) -> None:
     )
 
 
-def test_the_models_it_is_made_for(model: Any) -> None:
+def test_supported_models_are_accepted(model: Any) -> None:
     assert is_bert(model)
 
 
 @pytest.mark.parametrize(
     "changed", [other_activation, first_token_counts, another_layer_on_top, of_another_family]
 )
-def test_what_it_is_not_made_for_it_does_not_take(
-    model: Any, changed: Callable[[Any], None]
-) -> None:
+def test_unsupported_models_are_refused(model: Any, changed: Callable[[Any], None]) -> None:
     changed(model)
     assert not is_bert(model)

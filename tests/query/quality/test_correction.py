@@ -20,7 +20,7 @@ def served(recall: float, n: int, rng: np.random.Generator) -> list[float]:
 
 
 @pytest.mark.parametrize("off", [-0.03, -0.015])
-def test_curves_that_promise_too_much_are_made_up_for(off: float) -> None:
+def test_curves_that_promise_too_much_are_corrected(off: float) -> None:
     rng, correction = np.random.default_rng(1), Correction()
     for _ in range(100):
         true = OBJECTIVE + off + correction.added
@@ -29,7 +29,7 @@ def test_curves_that_promise_too_much_are_made_up_for(off: float) -> None:
     assert OBJECTIVE - 0.012 <= OBJECTIVE + off + correction.added <= OBJECTIVE + 0.02
 
 
-def test_effort_is_taken_back_where_recall_lies_well_above() -> None:
+def test_effort_is_lowered_if_recall_is_well_above_the_objective() -> None:
     rng, correction = np.random.default_rng(2), Correction()
     for _ in range(100):
         for value in served(min(1.0, OBJECTIVE + 0.035 + correction.added), ENOUGH, rng):
@@ -62,7 +62,7 @@ def test_few_samples_move_nothing() -> None:
     )
 
 
-def test_what_was_learned_of_made_up_questions_is_forgotten_once_curves_know_real_ones() -> None:
+def test_a_correction_from_synthetic_searches_restarts_once_curves_know_real_ones() -> None:
     correction = Correction()
     for _ in range(ENOUGH):
         correction.note(0.5, OBJECTIVE)
@@ -163,7 +163,7 @@ def recalls_of(mean: float, share: float, n: int, rng: np.random.Generator) -> l
     ).tolist()
 
 
-def test_it_goes_on_from_its_state() -> None:
+def test_it_continues_from_its_state() -> None:
     rng, one = np.random.default_rng(5), Correction()
     values = served(0.93, 700, rng)
     for i, value in enumerate(values):

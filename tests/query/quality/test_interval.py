@@ -92,7 +92,7 @@ def test_perfect_samples_bound_the_mean_from_below_alone() -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), max_size=200), st.floats(0.001, 0.2))
-def test_it_only_ever_narrows_and_goes_on_from_its_state(values: list[float], alpha: float) -> None:
+def test_it_only_narrows_and_continues_from_its_state(values: list[float], alpha: float) -> None:
     s = ConfidenceSequence(alpha)
     low, high = s.low, s.high
     for value in values:
@@ -116,5 +116,5 @@ def test_it_only_ever_narrows_and_goes_on_from_its_state(values: list[float], al
     )
 
 
-def test_what_all_windows_may_err_together_is_alpha() -> None:
+def test_all_windows_together_err_with_at_most_alpha() -> None:
     assert sum(spent(number) for number in range(1, 10_000)) == pytest.approx(ALPHA, rel=1e-3)

@@ -16,7 +16,7 @@ from vicinage.log import Log, Record
 from vicinage.metrics import REGISTRY
 
 
-def test_the_gauge_covers_tenants_that_nobody_asks_about(tmp_path: Path) -> None:
+def test_the_gauge_covers_tenants_without_requests(tmp_path: Path) -> None:
     base = resources_in(tmp_path / "data")
     for tenant in ("quiet", "behind"):
         provisioning.create_tenant(base.registry, base.log, tenant, actor="test")
@@ -46,7 +46,7 @@ class Counting:
         return getattr(self._log, name)
 
 
-def test_the_partitions_of_a_tenant_are_looked_up_together_however_many_it_has(
+def test_the_partitions_of_a_tenant_are_looked_up_together(
     tmp_path: Path,
 ) -> None:
     base = resources_in(tmp_path / "data")

@@ -131,13 +131,13 @@ def test_a_served_search_that_missed_half_is_a_breach() -> None:
     assert (row["recall"], row["verdict"]) == (0.5, "breach")
 
 
-def test_few_samples_judge_nothing() -> None:
+def test_few_samples_give_no_verdict() -> None:
     searcher = Drawer()
     (row,) = measure(searcher, [(plan(), hits("abcdeVWXYZ", 0.5))] * (ENOUGH - 1))
     assert (row["n"], row["verdict"]) == (ENOUGH - 1, "not_enough_samples")
 
 
-def test_a_search_that_found_nothing_where_there_was_something_counts_as_nothing_found() -> None:
+def test_a_search_that_missed_every_hit_has_recall_0() -> None:
     (row,) = measure(Drawer(), [(plan(), ())] * ENOUGH)
     assert (row["recall"], row["verdict"]) == (0.0, "breach")
 
@@ -155,9 +155,7 @@ def test_recall_at_different_k_is_never_averaged_together() -> None:
     assert (row["k"], row["n"], row["recall"]) == (10, 40, 1.0)
 
 
-def test_when_documents_came_in_between_both_are_searched_again_or_the_sample_is_discarded() -> (
-    None
-):
+def test_after_writes_between_both_searches_the_sample_is_repeated_or_discarded() -> None:
     searcher = Drawer()
     searcher.served = hits("abcdefghiZ", 0.5)
     searcher.changes = iter(
@@ -174,7 +172,7 @@ def test_a_searcher_that_is_away_costs_the_sample_and_not_the_monitor() -> None:
     assert len(searcher.asked) == 3
 
 
-def test_an_exact_search_is_no_sample() -> None:
+def test_an_exact_search_is_not_a_sample() -> None:
     searcher = Drawer()
     assert measure(searcher, [(plan(exact=True), searcher.exact)]) == []
     assert searcher.asked == []
@@ -186,7 +184,7 @@ def test_the_exact_search_reads_no_texts() -> None:
     assert [(q.exact, q.include) for q in searcher.asked] == [(True, frozenset())]
 
 
-def test_generations_are_measured_apart() -> None:
+def test_generations_are_measured_separately() -> None:
     searcher = Drawer()
     rows = measure(
         searcher, [(plan(), searcher.exact), (plan(generation=2), hits("abcdeVWXYZ", 0.5))]
@@ -209,7 +207,7 @@ def test_beyond_the_minimum_only_the_share_is_sampled() -> None:
     assert 5 <= asyncio.run(work()) <= 8
 
 
-def test_a_full_queue_drops_and_says_so_and_never_waits() -> None:
+def test_a_full_queue_drops_samples_with_a_count_and_never_waits() -> None:
     async def work() -> RecallMonitor:
         recall = monitor(Drawer(), samples_min=10_000)
         for _ in range(QUEUE_MAX // 2 + 5):
@@ -224,7 +222,7 @@ def test_a_full_queue_drops_and_says_so_and_never_waits() -> None:
     assert asyncio.run(work()).report(TARGETS)[0]["dropped"] == 5
 
 
-def test_searches_that_find_nothing_are_samples_too_and_are_not_all_done_again() -> None:
+def test_searches_without_hits_are_samples_and_are_not_all_repeated() -> None:
     async def work() -> tuple[int, int]:
         searcher = Drawer()
         searcher.exact = ()
@@ -272,7 +270,7 @@ def offered(recall: RecallMonitor, tenant: str, n: int = 1) -> None:
         recall.offer(made, hits("a"), [ShardResult(shard, (hits("a"),), 7, 16)])
 
 
-def test_however_many_are_loud_the_next_one_finds_room_in_the_queue_and_its_turn() -> None:
+def test_a_new_tenant_finds_room_and_a_turn_in_a_busy_queue() -> None:
     async def work() -> list[str]:
         searcher = Drawer()
         recall = monitor(searcher, samples_min=10_000)
@@ -289,7 +287,7 @@ def test_however_many_are_loud_the_next_one_finds_room_in_the_queue_and_its_turn
     assert len(asked) < QUEUE_MAX, "room is left for the next"
 
 
-def test_nobody_rests_for_what_another_tenant_waited_in_its_own_line(
+def test_the_rest_of_the_monitor_does_not_count_waits_in_a_searchers_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("query.quality.recall.WORKED_S", 0.001)
@@ -312,7 +310,7 @@ def test_nobody_rests_for_what_another_tenant_waited_in_its_own_line(
     asyncio.run(work())
 
 
-def test_a_collection_that_is_gone_is_not_reported() -> None:
+def test_a_deleted_collection_is_not_reported() -> None:
     searcher = Drawer()
 
     async def work() -> RecallMonitor:
@@ -330,7 +328,7 @@ def test_a_collection_that_is_gone_is_not_reported() -> None:
     assert recall.report({}) == []
 
 
-def test_live_recall_below_the_objective_raises_what_is_asked_of_the_curves() -> None:
+def test_live_recall_below_the_objective_raises_the_target_of_the_curves() -> None:
     searcher = Drawer()
     searcher.served = searcher.exact[:8] + hits("yz", 0.5)
     made = plan()
@@ -365,7 +363,7 @@ def test_live_recall_below_the_objective_raises_what_is_asked_of_the_curves() ->
     assert before == made.collection.objectives.recall < after
 
 
-def test_of_all_shards_that_chose_an_effort_the_least_known_counts() -> None:
+def test_the_shard_with_the_fewest_calibration_queries_counts() -> None:
     known = [
         ShardResult(
             ShardId("t", "c", 1, slot), ((),), 7, 16, n_calibration_queries=n, greatest=n == 30
@@ -394,7 +392,7 @@ def test_searches_are_kept_if_effort_can_vary_at_30_and_whenever_they_have_doubl
     ]
 
 
-def test_a_catalog_that_is_away_harms_no_measuring() -> None:
+def test_measuring_continues_while_the_catalog_is_away() -> None:
     def away(_of: Generation, _vectors: np.ndarray) -> None:
         raise Unavailable("the catalog is away", dependency="catalog")
 
@@ -403,13 +401,13 @@ def test_a_catalog_that_is_away_harms_no_measuring() -> None:
     assert row["n"] == ENOUGH + 5
 
 
-def test_a_question_that_half_precision_does_not_hold_is_not_kept() -> None:
+def test_a_query_vector_outside_half_precision_is_not_kept() -> None:
     assert _fits_half(np.array([0.6, 0.8], np.float32))
     assert not _fits_half(np.array([1e5, 0], np.float32))
     assert not _fits_half(np.array([1e-9, 1e-9], np.float32))
 
 
-def test_what_waits_to_be_measured_holds_no_texts() -> None:
+def test_waiting_samples_hold_no_texts() -> None:
     found = tuple(
         Hit(h.document_id, h.passage, h.score, h.version, text="long " * 1_000, metadata={})
         for h in hits("ab")
@@ -491,7 +489,7 @@ def test_a_sample_that_was_served_at_another_effort_than_now_is_discarded() -> N
     assert (row["n"], row["discarded"], row["recall"]) == (1, 1, 1.0)
 
 
-def test_what_is_compared_one_by_one_by_nature_teaches_no_effort() -> None:
+def test_searches_that_are_always_exact_change_no_effort() -> None:
     class Flat(Drawer):
         async def search(self, query: ShardQuery, deadline: Deadline) -> ShardResult:
             return ShardResult(query.shard, (self.exact[: query.k],), 7, 0)

@@ -10,7 +10,7 @@ from query.quality.windows import WINDOW, Windows
 OBJECTIVE = 0.95
 
 
-def test_a_window_is_judged_with_enough_samples_and_states_itself() -> None:
+def test_a_window_has_a_verdict_with_enough_samples_and_states_itself() -> None:
     windows = Windows(5)
     for _ in range(ENOUGH - 1):
         windows.add(0.5, 6)
@@ -62,7 +62,7 @@ def test_a_full_window_ends_and_so_does_one_whose_recall_has_changed() -> None:
     assert judged.verdict(OBJECTIVE) == "breach"
 
 
-def test_windows_of_a_collection_that_meets_its_objective_never_say_breach_but_by_chance() -> None:
+def test_windows_of_a_collection_that_meets_its_objective_report_a_breach_only_by_chance() -> None:
     breached = 0
     for seed in range(12):
         windows = Windows(0)
@@ -74,7 +74,7 @@ def test_windows_of_a_collection_that_meets_its_objective_never_say_breach_but_b
     assert breached <= 1, "in three windows, at some time, in twelve runs"
 
 
-def test_windows_go_on_from_their_state() -> None:
+def test_windows_continue_from_their_state() -> None:
     one = Windows(3)
     for value in np.random.default_rng(1).binomial(10, 0.9, WINDOW + 50) / 10:
         one.add(value, 4)

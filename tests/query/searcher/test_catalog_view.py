@@ -36,7 +36,7 @@ def test_shards_of_its_slots_alone_are_served(base: Resources) -> None:
     assert set(view.serving) < set(made)
 
 
-def test_a_look_says_which_shards_are_new_and_which_are_gone(base: Resources) -> None:
+def test_a_refresh_states_which_shards_are_new_and_which_are_gone(base: Resources) -> None:
     view = view_of(base)
     docs = shard_of(collection(base))
     read = view.read()
@@ -75,7 +75,7 @@ def test_the_newest_manifest_of_a_shard_is_known_until_it_is_gone(base: Resource
     assert view.replay_start(docs.slot, 100) == 100
 
 
-def test_a_catalog_that_went_back_is_one_restored_from_a_backup(base: Resources) -> None:
+def test_a_catalog_whose_version_decreased_was_restored_from_a_backup(base: Resources) -> None:
     view, of = view_of(base), collection(base)
     seal(base, shard_of(of), of, [one("a", 1)], 1)
     read = looked(view)
@@ -84,7 +84,7 @@ def test_a_catalog_that_went_back_is_one_restored_from_a_backup(base: Resources)
     assert not view.begin(replace(read, change=0))
 
 
-def test_the_next_generation_of_a_collection_in_memory_is_loaded_before_anybody_asks(
+def test_the_next_generation_of_a_loaded_collection_is_loaded_without_a_request(
     base: Resources,
 ) -> None:
     view, of = view_of(base), collection(base)

@@ -45,7 +45,7 @@ documents = st.dictionaries(
 
 
 @given(st.lists(documents, max_size=6))
-def test_what_lives_is_the_newest_version_of_each_document(
+def test_the_newest_version_of_each_document_is_live(
     parts: list[dict[str, tuple[int, int]]],
 ) -> None:
     newest: dict[str, tuple[int, int]] = {}
@@ -67,7 +67,7 @@ def counts(found: ShardStats) -> tuple[int, int, bool, bool]:
     return found.documents, found.passages, found.exact, found.resident
 
 
-def test_a_shard_that_is_not_in_memory_is_counted_exactly_from_segments_and_log(
+def test_an_unloaded_shard_is_counted_exactly_from_segments_and_log(
     base: Resources,
 ) -> None:
     of = collection(base)
@@ -105,7 +105,7 @@ def test_a_shard_that_is_not_in_memory_is_counted_exactly_from_segments_and_log(
         assert named.segment_passages == 12
 
 
-def test_the_background_counts_for_whoever_looks_at_all(base: Resources) -> None:
+def test_the_background_counts_serve_reports_of_everything(base: Resources) -> None:
     docs = shard_of(collection(base))
     end = [send(base, docs, one(f"d{i}", i + 1)) for i in range(32)][-1]
     with searching(base) as searcher:
@@ -128,7 +128,7 @@ def test_one_segment_without_rows_in_the_log_needs_no_counting(base: Resources) 
         assert counts(stats_of(searcher)) == (4, 4, True, False)
 
 
-def test_what_cannot_be_counted_is_a_lower_bound(base: Resources) -> None:
+def test_an_uncountable_shard_has_a_lower_bound(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     for name in ("a", "b"):
@@ -157,7 +157,7 @@ class Meanwhile(dict[ShardId, Generation]):
         return super().__contains__(shard)
 
 
-def test_a_tenant_may_look_while_the_background_counts(base: Resources) -> None:
+def test_a_tenant_is_answered_while_the_background_counts(base: Resources) -> None:
     provisioning.create_tenant(base.registry, base.log, "other", actor="test")
     served = {
         shard_of(of): of.generation() for of in (collection(base), collection(base, tenant="other"))

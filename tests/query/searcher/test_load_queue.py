@@ -25,13 +25,13 @@ def test_without_waits_the_oldest_that_is_due_comes_first_and_none_twice() -> No
     assert q.take((), (), 10.0) == A[1], "it was not dropped: it is loaded again"
 
 
-def test_what_is_waited_for_comes_before_what_is_older() -> None:
+def test_a_shard_that_is_waited_for_precedes_an_older_one() -> None:
     q = queue(*A)
     assert q.take([A[3]], (), 0.0) == A[3]
     assert q.take([A[3]], (), 0.0) == A[0], "that one is being loaded"
 
 
-def test_a_tenant_that_has_no_load_under_way_comes_before_one_that_has() -> None:
+def test_a_tenant_without_a_running_load_precedes_one_with() -> None:
     q = queue(*A, B)
     waits = [*A, B]
     assert {shard.tenant for shard in (q.take(waits, (), 0.0), q.take(waits, (), 0.0))} == {
@@ -54,7 +54,7 @@ def test_tenants_take_turns() -> None:
     assert taken == ["acme", "other", "acme", "other"]
 
 
-def test_waits_do_not_hurry_what_is_unwell_but_its_time_comes() -> None:
+def test_waits_do_not_shorten_the_backoff_of_a_failed_load() -> None:
     q = queue()
     q.at(A[0], 5.0)
     assert q.take([A[0]], {A[0]}, 1.0) is None
@@ -65,7 +65,7 @@ def test_waits_do_not_hurry_what_is_unwell_but_its_time_comes() -> None:
     )
 
 
-def test_wanting_again_does_not_put_off_and_a_new_time_keeps_the_place() -> None:
+def test_a_repeated_request_does_not_delay_a_load_and_a_new_time_keeps_its_position() -> None:
     q = queue(A[0], A[1])
     q.at(A[0], 3.0)
     q.want(A[0])

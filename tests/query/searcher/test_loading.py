@@ -77,7 +77,7 @@ class Setting:
         return sorted(h.document_id for h in hits)
 
 
-def test_a_shard_is_its_segments_and_what_the_log_has_beyond_them(base: Resources) -> None:
+def test_a_shard_has_its_segments_and_later_rows_of_the_log(base: Resources) -> None:
     s = Setting(base)
     ends = [send(base, s.docs, one(f"d{i}", i)) for i in range(1, 4)]
     seal(base, s.docs, s.of, [one("d1", 1), one("d2", 2)], ends[1])
@@ -105,7 +105,7 @@ def test_a_loaded_shard_keeps_the_segments_that_a_newer_manifest_names_again(
     assert (len(held.snapshot.segments), s.found()) == (2, ["d1", "d2"])
 
 
-def test_what_cannot_be_loaded_is_said_and_leaves_nothing_in_memory(base: Resources) -> None:
+def test_a_failed_load_is_reported_and_leaves_nothing_in_memory(base: Resources) -> None:
     s = Setting(base)
     end = send(base, s.docs, one("a", 1))
     made = seal(base, s.docs, s.of, [one("a", 1)], end)
@@ -120,7 +120,7 @@ def test_what_cannot_be_loaded_is_said_and_leaves_nothing_in_memory(base: Resour
     assert s.budget.resident_bytes() == 0
 
 
-def test_a_lost_segment_reads_as_a_store_that_is_away(base: Resources) -> None:
+def test_a_lost_segment_is_reported_as_an_absent_store(base: Resources) -> None:
     s = Setting(base)
     end = send(base, s.docs, one("a", 1))
     made = seal(base, s.docs, s.of, [one("a", 1)], end)

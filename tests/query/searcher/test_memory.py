@@ -62,13 +62,13 @@ def names(going: tuple[ShardId, ...]) -> list[str]:
     return [f"{s.tenant}{s.slot}" for s in going]
 
 
-def test_who_was_not_asked_for_longest_goes_first_and_no_more_go_than_must() -> None:
+def test_the_least_recently_used_shard_is_evicted_first_and_no_more_than_needed() -> None:
     every = [held("a", 1, 10, 5), held("b", 2, 10, 90), held("c", 3, 10, 30)]
     assert names(choose_evictions(every, 5, 100)) == ["b2"]
     assert names(choose_evictions(every, 20, 100)) == ["b2", "c3"]
 
 
-def test_who_is_asked_right_now_stays_even_if_nobody_finds_room() -> None:
+def test_a_shard_in_use_stays_even_if_there_is_no_room() -> None:
     assert choose_evictions([held("a", 1, 10, IN_USE_S / 2)], 1, 100) == ()
     assert choose_evictions([held("a", 1, 10, 9), held("b", 2, 10, 0)], 15, 100) == (), (
         "one alone would go for nothing"
@@ -80,7 +80,7 @@ def test_a_class_of_greater_weight_stays_as_many_times_longer() -> None:
     assert names(choose_evictions([gold, bronze], 5, 1_000)) == ["bronze2"]
 
 
-def test_who_walks_through_all_that_he_has_lets_go_of_his_own() -> None:
+def test_a_tenant_that_walks_through_its_collections_evicts_its_own() -> None:
     quiet = held("quiet", 0, 10, 60)
     walker = [held("walker", 1 + i, 10, 10) for i in range(90)]
     assert set(names(choose_evictions([quiet, *walker], 100, 100))) <= {
@@ -88,9 +88,7 @@ def test_who_walks_through_all_that_he_has_lets_go_of_his_own() -> None:
     }
 
 
-def test_who_asks_for_all_that_he_has_all_the_time_keeps_no_more_than_his_share_from_another() -> (
-    None
-):
+def test_a_tenant_that_uses_everything_keeps_only_its_share_from_others() -> None:
     everything = [held("busy", i, 10, 0.1) for i in range(10)]
     assert choose_evictions(everything, 10, 100, requester=TenantContext("busy", 1)) == (), (
         "from himself he keeps it"
@@ -102,13 +100,13 @@ def test_who_asks_for_all_that_he_has_all_the_time_keeps_no_more_than_his_share_
     )[0].startswith("busy")
 
 
-def test_room_is_made_for_more_at_once_where_that_is_easy() -> None:
+def test_room_is_made_for_several_shards_at_once_if_it_is_cheap() -> None:
     every = [held("a", i, 10, 9) for i in range(9)]
     assert len(choose_evictions(every, 10, 1_000, spare=30)) == 4
     assert len(choose_evictions(every[:2], 10, 1_000, spare=30)) == 2
 
 
-def test_what_is_too_much_already_is_let_go_of_as_far_as_may_be() -> None:
+def test_an_exceeded_budget_is_reduced_as_far_as_possible() -> None:
     every = [held("a", 0, 10, 9), held("b", 1, 10, 0)]
     assert choose_evictions(every, 50, 100) == ()
     assert names(choose_evictions(every, 50, 100, partial=True)) == ["a0"]
@@ -129,7 +127,7 @@ def test_what_is_too_much_already_is_let_go_of_as_far_as_may_be() -> None:
     ),
     st.integers(1, 300),
 )
-def test_what_goes_is_enough_or_nothing_and_in_use_only_of_who_holds_too_much(
+def test_evictions_suffice_or_none_happens_and_shards_in_use_stay_within_a_share(
     every: list[Held], need: int
 ) -> None:
     going = choose_evictions(every, need, 100)
@@ -141,7 +139,7 @@ def test_what_goes_is_enough_or_nothing_and_in_use_only_of_who_holds_too_much(
     assert not going or sum(by_shard[s].bytes for s in going) >= need
 
 
-def test_what_nobody_asked_for_makes_nobody_let_go(base: Resources) -> None:
+def test_an_unrequested_load_evicts_nothing(base: Resources) -> None:
     of, big = collection(base, "big"), sealed(base, "small")[1]
     rows = message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(EAGER_PASSAGES + 1)])
     shard = shard_of(of)
@@ -160,7 +158,7 @@ def test_what_nobody_asked_for_makes_nobody_let_go(base: Resources) -> None:
         assert list(searcher.tail.shards) == [big]
 
 
-def test_rows_that_keep_coming_while_a_shard_joins_stop_nobody(base: Resources) -> None:
+def test_steady_writes_during_a_load_block_no_search(base: Resources) -> None:
     """The log is read while others continue; the tail stands for the newest records alone."""
     docs = shard_of(collection(base))
     with searching(base) as searcher:
@@ -190,7 +188,7 @@ def sealed(
     return of, shard_of(of)
 
 
-def test_nothing_is_in_memory_before_somebody_asks(base: Resources) -> None:
+def test_nothing_is_loaded_before_the_first_request(base: Resources) -> None:
     _, docs = sealed(base, "docs")
     with searching(base) as searcher:
         reach(searcher, {docs.slot: send(base, docs, one("late", 9))})
@@ -207,7 +205,7 @@ def test_nothing_is_in_memory_before_somebody_asks(base: Resources) -> None:
         assert stats.host_bytes > loaded, "the delta too"
 
 
-def test_a_collection_that_is_named_is_brought_in_and_counted_exactly(base: Resources) -> None:
+def test_a_requested_collection_is_loaded_and_counted_exactly(base: Resources) -> None:
     of, docs = sealed(base, "docs")
     seal(base, docs, of, [one("docs-0", 7)], send(base, docs, one("docs-0", 7)))
     with searching(base) as searcher:
@@ -227,7 +225,7 @@ def room_for(base: Resources, *shards: ShardId) -> int:
     )
 
 
-def test_what_others_need_the_room_of_is_let_go_and_comes_back_whole(base: Resources) -> None:
+def test_an_evicted_shard_is_loaded_again_completely(base: Resources) -> None:
     of, first = sealed(base, "first")
     _, second = sealed(base, "second")
     with searching(base, resident_bytes_max=int(1.9 * room_for(base, first))) as searcher:
@@ -258,7 +256,7 @@ def test_what_others_need_the_room_of_is_let_go_and_comes_back_whole(base: Resou
         assert searcher.tail.shards[first].stats().segments == 2
 
 
-def test_while_all_that_is_there_is_in_use_a_newcomer_is_refused_and_told_to_come_again(
+def test_while_all_shards_are_in_use_a_new_one_is_refused_with_retry_after(
     base: Resources,
 ) -> None:
     _, first = sealed(base, "first")
@@ -282,7 +280,7 @@ def test_a_shard_that_can_never_fit_is_refused_with_what_to_do(base: Resources) 
         ask(searcher, docs)
 
 
-def test_a_shard_with_no_room_for_its_old_and_new_segments_at_once_is_brought_in_anew(
+def test_a_shard_without_room_for_old_and_new_segments_is_loaded_again(
     base: Resources,
 ) -> None:
     of, docs = sealed(base, "docs")
@@ -300,7 +298,7 @@ def test_a_shard_with_no_room_for_its_old_and_new_segments_at_once_is_brought_in
         assert searcher.tail.shards[docs].snapshot.manifest == new
 
 
-def test_bytes_are_counted_until_the_last_search_in_them_has_ended(base: Resources) -> None:
+def test_bytes_are_counted_until_the_last_search_in_them_ends(base: Resources) -> None:
     _, docs = sealed(base, "docs")
     with searching(base) as searcher:
         gate = Gate(searcher, docs)
@@ -317,7 +315,7 @@ def test_bytes_are_counted_until_the_last_search_in_them_has_ended(base: Resourc
         eventually(lambda: searcher.shards.budget.resident_bytes() == 0)
 
 
-def test_what_is_held_never_exceeds_what_is_allowed(base: Resources) -> None:
+def test_held_bytes_never_exceed_the_budget(base: Resources) -> None:
     shards = [sealed(base, f"c{i}", 4)[1] for i in range(12)]
     allowed = room_for(base, *shards[:3]) + 1_000
     with searching(base, resident_bytes_max=allowed) as searcher:
@@ -340,7 +338,7 @@ def test_what_is_held_never_exceeds_what_is_allowed(base: Resources) -> None:
         assert len(searcher.tail.shards) <= 3
 
 
-def test_deltas_that_grow_beyond_it_make_others_let_go(base: Resources) -> None:
+def test_growing_deltas_evict_other_shards(base: Resources) -> None:
     _, first = sealed(base, "first")
     _, second = sealed(base, "second")
     with searching(base, resident_bytes_max=room_for(base, first, second) + 4_000) as searcher:
@@ -360,7 +358,7 @@ def test_deltas_that_grow_beyond_it_make_others_let_go(base: Resources) -> None:
         assert len(ask(searcher, second)) == 100
 
 
-def test_a_large_shard_comes_in_by_itself(base: Resources) -> None:
+def test_a_large_shard_is_loaded_without_a_request(base: Resources) -> None:
     of, small = collection(base, "big"), sealed(base, "small")[1]
     big = shard_of(of)
     rows = message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(EAGER_PASSAGES + 1)])
@@ -374,7 +372,9 @@ def test_a_large_shard_comes_in_by_itself(base: Resources) -> None:
         assert len(ask(searcher, small)) == 3
 
 
-def test_the_next_generation_of_what_is_in_use_comes_in_by_itself(base: Resources) -> None:
+def test_the_next_generation_of_a_used_collection_is_loaded_without_a_request(
+    base: Resources,
+) -> None:
     of, docs = sealed(base, "docs")
     idle = sealed(base, "idle")[0]
     with searching(base) as searcher:
@@ -395,7 +395,7 @@ def test_the_next_generation_of_what_is_in_use_comes_in_by_itself(base: Resource
         assert made[1] not in searcher.tail.shards
 
 
-def test_rows_that_cannot_be_read_are_passed_over_by_a_shard_that_is_not_in_memory_too(
+def test_unreadable_rows_are_skipped_by_an_unloaded_shard_too(
     base: Resources,
 ) -> None:
     _, docs = sealed(base, "docs")
@@ -408,7 +408,7 @@ def test_rows_that_cannot_be_read_are_passed_over_by_a_shard_that_is_not_in_memo
         assert docs not in asyncio.run(searcher.stats()).failed
 
 
-def test_rows_far_apart_in_the_log_are_found_by_who_comes_in(base: Resources) -> None:
+def test_rows_far_apart_in_the_log_are_found_by_a_loaded_shard(base: Resources) -> None:
     docs, others = shard_of(collection(base)), [collection(base, f"c{i}") for i in range(30)]
     near = next(shard_of(c) for c in others if shard_of(c).slot == docs.slot)
     with searching(base) as searcher:
@@ -430,7 +430,7 @@ def test_rows_far_apart_in_the_log_are_found_by_who_comes_in(base: Resources) ->
         assert len(reads) == 3, "not the whole log"
 
 
-def test_who_has_no_rows_in_the_log_reads_none_of_it(base: Resources) -> None:
+def test_a_shard_without_rows_in_the_log_reads_none_of_it(base: Resources) -> None:
     _, docs = sealed(base, "docs")
     others = [collection(base, f"c{i}") for i in range(30)]
     near = next(shard_of(c) for c in others if shard_of(c).slot == docs.slot)
@@ -447,7 +447,7 @@ MEASURE = Path(__file__).with_name("resident.py")
 
 
 @pytest.mark.parametrize("spec", ["flat", "auto", "hnsw", "ivf", "rabitq"])
-def test_accounted_bytes_are_what_a_process_really_holds(spec: str, tmp_path: Path) -> None:
+def test_accounted_bytes_match_the_memory_of_a_process(spec: str, tmp_path: Path) -> None:
     """Another process loads, touches and searches a segment; its growth is measured."""
     done = subprocess.run(
         [sys.executable, str(MEASURE), spec, str(tmp_path)],

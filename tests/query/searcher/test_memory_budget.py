@@ -63,7 +63,7 @@ class Memory:
         return identity
 
 
-def test_bytes_are_counted_while_they_are_promised_and_once_they_are_loaded(tmp_path: Path) -> None:
+def test_bytes_are_counted_while_they_are_reserved_and_once_they_are_loaded(tmp_path: Path) -> None:
     memory = Memory(tmp_path, 2)
     memory.load("a")
     assert memory.budget.resident_bytes() == memory.each + SHARD_BYTES
@@ -90,7 +90,7 @@ def test_the_shard_that_was_idle_for_longest_is_evicted(tmp_path: Path) -> None:
     assert set(memory.owner.held) == {new, third}
 
 
-def test_nothing_is_evicted_for_a_shard_that_nobody_asked_for(tmp_path: Path) -> None:
+def test_nothing_is_evicted_for_an_unrequested_shard(tmp_path: Path) -> None:
     memory = Memory(tmp_path, 1)
     old = memory.load("old")
     memory.clock.advance(60)
@@ -99,7 +99,7 @@ def test_nothing_is_evicted_for_a_shard_that_nobody_asked_for(tmp_path: Path) ->
     assert list(memory.owner.held) == [old]
 
 
-def test_what_must_stay_is_not_evicted(tmp_path: Path) -> None:
+def test_pinned_shards_are_not_evicted(tmp_path: Path) -> None:
     memory = Memory(tmp_path, 1)
     memory.owner.kept.add(memory.load("old"))
     memory.clock.advance(60)
@@ -118,7 +118,7 @@ def test_a_shard_beyond_the_bound_is_refused_with_the_setting_to_raise(tmp_path:
         raise AssertionError("with what a shard itself takes it is too much")
 
 
-def test_deltas_that_grew_are_shed(tmp_path: Path) -> None:
+def test_grown_deltas_cause_evictions(tmp_path: Path) -> None:
     memory = Memory(tmp_path, 1.5)
     docs = memory.load("docs")
     memory.budget.shed()

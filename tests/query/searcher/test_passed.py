@@ -13,7 +13,7 @@ from vicinage.records import ShardId
 NEAR, FAR = ShardId("acme", "docs", 1, 0), ShardId("acme", "docs", 1, 1)
 
 
-def test_a_slot_of_which_too_much_is_noted_begins_anew_and_others_do_not() -> None:
+def test_a_slot_with_too_many_notes_restarts_and_others_do_not() -> None:
     passed = Passed(noted_max=3)
     passed.begin({0: 5, 1: 7})
     for offset in range(5, 9):
@@ -24,7 +24,7 @@ def test_a_slot_of_which_too_much_is_noted_begins_anew_and_others_do_not() -> No
     assert (passed.of(FAR), passed.begun(1, -1)) == ((7,), 7)
 
 
-def test_what_segments_have_and_what_joined_is_not_counted() -> None:
+def test_sealed_and_loaded_rows_are_not_counted() -> None:
     passed = Passed(noted_max=3)
     passed.begin({0: 0})
     for offset in range(4):
@@ -38,7 +38,7 @@ def test_what_segments_have_and_what_joined_is_not_counted() -> None:
     assert passed.noted(NEAR) == (0, -1)
 
 
-def test_a_shard_finds_every_row_though_strangers_filled_what_is_noted(base: Resources) -> None:
+def test_a_shard_finds_every_row_though_unknown_shards_filled_the_notes(base: Resources) -> None:
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     docs = shard_of(collection(base))
     with searching(base) as searcher:
@@ -52,7 +52,7 @@ def test_a_shard_finds_every_row_though_strangers_filled_what_is_noted(base: Res
         assert ask(searcher, docs) == [("a", 1), ("b", 2)]
 
 
-def test_nothing_is_kept_of_a_tenant_that_is_gone(base: Resources) -> None:
+def test_nothing_is_kept_of_a_deleted_tenant(base: Resources) -> None:
     provisioning.create_tenant(base.registry, base.log, "acme", actor="test")
     docs = shard_of(collection(base))
     with searching(base) as searcher:

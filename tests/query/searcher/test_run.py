@@ -55,7 +55,7 @@ def base(base: Resources) -> Resources:
     return base
 
 
-def test_what_is_reached_is_searchable_and_the_answer_says_how_far(base: Resources) -> None:
+def test_applied_rows_are_searchable_and_the_answer_has_the_watermark(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base) as searcher:
         for version in range(1, 30):
@@ -70,7 +70,7 @@ def test_what_is_reached_is_searchable_and_the_answer_says_how_far(base: Resourc
             )
 
 
-def test_the_watermark_of_an_answer_covers_what_was_for_others(base: Resources) -> None:
+def test_the_watermark_of_an_answer_covers_rows_of_other_shards(base: Resources) -> None:
     docs, others = collection(base), [collection(base, f"c{i}") for i in range(30)]
     near = next(shard_of(c) for c in others if shard_of(c).slot == shard_of(docs).slot)
     with searching(base) as searcher:
@@ -84,7 +84,7 @@ def test_the_watermark_of_an_answer_covers_what_was_for_others(base: Resources) 
         assert held[shard_of(docs)] == end
 
 
-def test_everything_logged_before_the_start_is_there_when_it_is_ready(base: Resources) -> None:
+def test_everything_logged_before_the_start_is_searchable_when_it_is_ready(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     batches = [one(f"d{i}", i) for i in range(1, 41)]
@@ -111,7 +111,7 @@ def test_a_manifest_is_adopted_while_it_serves(base: Resources) -> None:
         assert ask(searcher, docs) == before
 
 
-def test_a_collection_made_later_is_brought_in_by_the_question_that_knows_of_it(
+def test_a_collection_created_later_is_loaded_by_its_first_search(
     base: Resources,
 ) -> None:
     with searching(base, adopt_s=30) as searcher:
@@ -122,7 +122,7 @@ def test_a_collection_made_later_is_brought_in_by_the_question_that_knows_of_it(
         assert asyncio.run(searcher.document(docs, "b", Deadline.after(5))) is None
 
 
-def test_what_the_tail_passes_by_while_a_shard_is_loaded_is_not_lost(base: Resources) -> None:
+def test_rows_that_the_tail_reads_during_a_load_are_not_lost(base: Resources) -> None:
     with searching(base, adopt_s=30) as searcher:
         docs = shard_of(collection(base))
         send(base, docs, one("early", 1))
@@ -138,7 +138,7 @@ def test_what_the_tail_passes_by_while_a_shard_is_loaded_is_not_lost(base: Resou
         assert ask(searcher, docs, catalog=base.registry.refresh()) == [("early", 1), ("late", 2)]
 
 
-def test_a_collection_made_again_has_nothing_of_the_old_one(base: Resources) -> None:
+def test_a_recreated_collection_has_nothing_of_the_old_one(base: Resources) -> None:
     old = shard_of(collection(base))
     with searching(base, adopt_s=30) as searcher:
         end = send(base, old, one("a", 1))
@@ -151,7 +151,7 @@ def test_a_collection_made_again_has_nothing_of_the_old_one(base: Resources) -> 
             ask(searcher, old)
 
 
-def test_what_is_not_here_is_said_by_kind(base: Resources) -> None:
+def test_a_missing_shard_is_reported_by_its_reason(base: Resources) -> None:
     docs = shard_of(collection(base))
     elsewhere = [slot for slot in range(base.settings.slots) if slot != docs.slot]
     with searching(base, elsewhere) as searcher:
@@ -163,7 +163,7 @@ def test_what_is_not_here_is_said_by_kind(base: Resources) -> None:
             reach(searcher, {elsewhere[0]: 10**6}, wait_s=0.05)
 
 
-def test_a_question_of_the_wrong_width_is_refused_and_the_searcher_lives(base: Resources) -> None:
+def test_a_query_of_the_wrong_width_is_refused_and_the_searcher_continues(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base) as searcher:
         end = send(base, docs, one("a", 1))
@@ -174,9 +174,7 @@ def test_a_question_of_the_wrong_width_is_refused_and_the_searcher_lives(base: R
 
 
 @pytest.mark.parametrize("number", range(len(strangers("docs"))))
-def test_a_record_that_is_no_message_is_passed_over_and_its_shard_goes_on(
-    base: Resources, number: int
-) -> None:
+def test_an_invalid_record_is_skipped_and_its_shard_continues(base: Resources, number: int) -> None:
     value = strangers("docs")[number]
     docs, others = shard_of(collection(base)), [collection(base, f"c{i}") for i in range(30)]
     near = next(shard_of(c) for c in others if shard_of(c).slot == docs.slot)
@@ -193,7 +191,7 @@ def test_a_record_that_is_no_message_is_passed_over_and_its_shard_goes_on(
         assert ask(searcher, docs) == [("a", 1)]
 
 
-def test_a_record_of_nobody_is_passed_over(base: Resources) -> None:
+def test_a_record_of_an_unknown_shard_is_skipped(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base) as searcher:
         for key in (None, b"", b"\xff/\xfe", b"a/b", b"a/b/c", b"nobody/here/1"):
@@ -203,7 +201,7 @@ def test_a_record_of_nobody_is_passed_over(base: Resources) -> None:
         assert ask(searcher, docs) == [("a", 1)]
 
 
-def test_unreadable_records_of_shards_that_there_are_not_take_no_memory(base: Resources) -> None:
+def test_unreadable_records_of_unknown_shards_take_no_memory(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base) as searcher:
         for n in range(20):
@@ -245,7 +243,7 @@ def test_a_manifest_that_could_not_be_adopted_is_adopted_later(base: Resources) 
         assert ask(searcher, docs) == [("a", 1), ("b", 2)]
 
 
-def test_a_corrupt_shard_is_whole_again_once_its_manifest_names_whole_segments(
+def test_a_corrupt_shard_recovers_once_its_manifest_names_intact_segments(
     base: Resources,
 ) -> None:
     of = collection(base)
@@ -267,7 +265,7 @@ def test_a_corrupt_shard_is_whole_again_once_its_manifest_names_whole_segments(
         assert ask(searcher, docs) == [("a", 1), ("b", 2)]
 
 
-def test_a_corrupt_shard_that_nobody_held_answers_once_its_bytes_were_found_whole(
+def test_a_corrupt_unloaded_shard_answers_once_its_bytes_are_intact(
     base: Resources,
 ) -> None:
     clock = ManualClock()
@@ -305,7 +303,7 @@ class CountingStore:
         return self.store.fetch(ref)
 
 
-def test_a_corrupt_new_segment_leaves_the_old_snapshot_serving_and_is_tried_again_later_and_later(
+def test_a_corrupt_new_segment_keeps_the_old_snapshot_and_is_retried_with_backoff(
     base: Resources,
 ) -> None:
     clock = ManualClock()
@@ -411,7 +409,7 @@ def cut_over(base: Resources, of: Collection, copied: list[pa.RecordBatch]) -> S
     return shard
 
 
-def test_a_generation_whose_segments_are_not_here_yet_does_not_answer_with_what_the_log_has(
+def test_a_generation_without_its_segments_does_not_answer_from_the_log_alone(
     base: Resources,
 ) -> None:
     of = collection(base)
@@ -470,7 +468,7 @@ def test_searches_of_others_continue_while_a_segment_is_fetched_and_the_catalog_
         assert [h.document_id for h in waiting.result(5).hits[0]] == ["copied"]
 
 
-def test_questions_that_wait_together_go_together_and_each_gets_its_own(base: Resources) -> None:
+def test_waiting_searches_are_combined_and_each_gets_its_own_result(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base, batch_max=8) as searcher:
         end = send(base, docs, message([(f"d{i}", i + 1, [unit(i)], "{}") for i in range(12)]))
@@ -490,7 +488,7 @@ def test_questions_that_wait_together_go_together_and_each_gets_its_own(base: Re
         assert sorted(gate.widths) == [1, 1, 3, 8]
 
 
-def test_questions_for_many_hits_go_alone_so_that_others_are_answered_in_between(
+def test_searches_for_many_hits_run_alone(
     base: Resources,
 ) -> None:
     docs = shard_of(collection(base))
@@ -507,7 +505,7 @@ def test_questions_for_many_hits_go_alone_so_that_others_are_answered_in_between
         assert sorted(gate.widths) == [1, 1, 1, 3]
 
 
-def test_filters_that_python_takes_for_equal_do_not_go_together() -> None:
+def test_filters_that_python_takes_for_equal_are_not_combined() -> None:
     shard, vector = ShardId("acme", "docs", 1, 0), unit(0)[None]
 
     def gathered(one: object, other: object) -> bool:
@@ -525,7 +523,7 @@ def test_filters_that_python_takes_for_equal_do_not_go_together() -> None:
     assert asks != _asks(ShardQuery(ShardId("evil", "docs", 1, 0), vector, 5))
 
 
-def test_a_full_queue_refuses_at_once_and_a_late_question_is_not_searched(base: Resources) -> None:
+def test_a_full_queue_refuses_at_once_and_a_late_search_is_not_run(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base, queue_max=2) as searcher:
         gate = Gate(searcher, docs)
@@ -552,7 +550,7 @@ def neighbors(base: Resources, *classes: Class) -> list[ShardId]:
     ]
 
 
-def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Resources) -> None:
+def test_a_flood_of_one_tenant_does_not_delay_anothers_search(base: Resources) -> None:
     loud, quiet = neighbors(base, "gold", "bronze")
     order: list[str] = []
 
@@ -577,7 +575,7 @@ def test_a_flood_of_one_tenant_does_not_hold_up_anothers_question(base: Resource
     )
 
 
-def test_who_asks_in_batches_gets_no_more_than_who_asks_one_by_one(base: Resources) -> None:
+def test_a_tenant_gets_no_more_by_batches_than_by_single_searches(base: Resources) -> None:
     batching, single = neighbors(base, "silver", "silver")
     order: list[str] = []
     with searching(base, queue_max=20_000) as searcher:
@@ -636,7 +634,7 @@ def test_a_scan_of_many_rows_costs_its_tenant_more_than_a_look_at_few(base: Reso
         assert searcher._cost(replace(small, k=1_000)) == 33, "and so does who wants many hits"
 
 
-def test_stopping_is_quick_and_tells_everybody_who_waits(base: Resources) -> None:
+def test_stopping_is_quick_and_answers_waiting_searches(base: Resources) -> None:
     docs = shard_of(collection(base))
 
     async def wait_and_stop(searcher: Searcher) -> None:
@@ -653,7 +651,7 @@ def test_stopping_is_quick_and_tells_everybody_who_waits(base: Resources) -> Non
         assert not [t.name for t in threading.enumerate() if t.name.startswith("searcher")]
 
 
-def test_a_thread_that_dies_ends_the_role_and_leaves_nobody_waiting(base: Resources) -> None:
+def test_a_thread_that_dies_ends_the_role_and_answers_waiting_searches(base: Resources) -> None:
     docs, died = shard_of(collection(base)), Future()
     searcher = build_searcher(base, on_failure=died.set_result)
     searcher.start()
@@ -683,7 +681,7 @@ class Racing(Registry):
 
 
 @pytest.mark.parametrize("race", ["collection deleted", "shard evicted"])
-def test_a_look_survives_what_other_threads_do_meanwhile(base: Resources, race: str) -> None:
+def test_a_refresh_survives_concurrent_changes(base: Resources, race: str) -> None:
     registry = Racing(base.engine, base.clock)
     shards = [shard_of(collection(base, name)) for name in ("one", "two", "three")]
     with searching(replace(base, registry=registry), adopt_s=60) as searcher:
@@ -732,7 +730,7 @@ def test_records_that_were_in_the_log_at_the_start_have_no_index_lag(base: Resou
         assert (other.index_lag_ms, other.replayed) == ({}, {})
 
 
-def test_a_question_given_up_while_it_waits_harms_nobody(base: Resources) -> None:
+def test_an_abandoned_search_affects_no_other(base: Resources) -> None:
     of = collection(base)
     shard = shard_of(of)
     with searching(base) as searcher:
@@ -777,7 +775,7 @@ def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_b
         eventually(lambda: not searcher.shards.view.away)
 
 
-def test_a_vectors_log_that_was_made_anew_is_not_read_on_and_nobody_waits_for_it_in_vain(
+def test_a_recreated_vectors_log_is_not_read_and_waits_fail_at_once(
     base: Resources,
 ) -> None:
     docs = shard_of(collection(base))

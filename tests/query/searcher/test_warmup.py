@@ -29,7 +29,7 @@ def base(base: Resources) -> Resources:
     return base
 
 
-def test_while_metadata_is_read_for_a_first_filter_nobody_else_waits(
+def test_while_metadata_is_read_for_a_first_filter_other_searches_continue(
     base: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = collection(base)
@@ -71,7 +71,7 @@ def test_while_metadata_is_read_for_a_first_filter_nobody_else_waits(
         assert held.needs(asked(lang="fr", n=3)) == {"lang", "n"}
 
 
-def test_few_rows_are_read_in_passing(base: Resources) -> None:
+def test_few_rows_are_read_on_the_search_thread(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     seal(
@@ -92,7 +92,7 @@ def test_few_rows_are_read_in_passing(base: Resources) -> None:
         )
 
 
-def test_those_who_wait_are_bounded_and_a_stop_tells_them() -> None:
+def test_waiting_searches_are_bounded_and_a_stop_answers_them() -> None:
     again: list[object] = []
     opening: WarmUps = WarmUps(again.extend, waiting_max=10)
     hold, entered = threading.Event(), threading.Event()
@@ -126,7 +126,7 @@ def test_those_who_wait_are_bounded_and_a_stop_tells_them() -> None:
     assert isinstance(late.answer.exception(), Unavailable)
 
 
-def test_who_gives_up_while_he_is_refused_ends_nobody() -> None:
+def test_an_abandoned_search_that_is_refused_ends_no_thread() -> None:
     class GivesUp(Future):
         def set_exception(self, exception: BaseException | None) -> None:
             self.cancel()
@@ -137,7 +137,7 @@ def test_who_gives_up_while_he_is_refused_ends_nobody() -> None:
     assert answer.cancelled()
 
 
-def test_rows_that_no_segment_has_yet_are_read_beside_the_search_threads_too(
+def test_unsealed_rows_are_read_beside_the_search_threads_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     held = new_shard()

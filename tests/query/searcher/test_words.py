@@ -41,7 +41,7 @@ def ids(of: Shard, text: str, **given: object) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("place", ["delta", "segment"])
-def test_what_is_replaced_or_deleted_is_found_no_more(tmp_path: Path, place: str) -> None:
+def test_replaced_and_deleted_documents_are_not_found(tmp_path: Path, place: str) -> None:
     s = shard()
     batches = [one("a", 5), one("b", 6), one("c", 7)]
     for offset, batch in enumerate(batches):
@@ -97,7 +97,7 @@ def test_one_call_answers_both_lists_from_one_snapshot(tmp_path: Path) -> None:
     assert [h.version for h in s.search(asked).lexical[0]] == [50]
 
 
-def test_a_hit_carries_what_was_asked_for_and_no_more(tmp_path: Path) -> None:
+def test_a_hit_has_the_requested_fields_and_no_more(tmp_path: Path) -> None:
     s = shard()
     batch = message([("a", 1, [unit(1), unit(2)], '{"lang": "en"}')])
     s.apply(batch, 0)
@@ -127,7 +127,7 @@ def test_rows_without_text_are_never_found_and_cost_no_file(tmp_path: Path) -> N
     assert ids(s, "text a b") == []
 
 
-def test_nothing_is_indexed_before_the_first_question_for_words(tmp_path: Path) -> None:
+def test_nothing_is_indexed_before_the_first_lexical_search(tmp_path: Path) -> None:
     s = shard()
     s.apply(one("a", 1), 0)
     adopt(s, [segment(LocalStore(tmp_path), [one("a", 1)])], 1)
@@ -141,7 +141,7 @@ def test_nothing_is_indexed_before_the_first_question_for_words(tmp_path: Path) 
     assert snapshot.delta.words.behind(snapshot.delta) == 0
 
 
-def test_a_segment_of_before_has_its_index_made_of_its_texts(tmp_path: Path) -> None:
+def test_a_segment_without_an_index_gets_one_from_its_texts(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     made = segment(store, [one("a", 1), one("b", 2)])
     older = {role: ref for role, ref in made.ref.objects.items() if role != "lexical"}
@@ -154,7 +154,7 @@ def test_a_segment_of_before_has_its_index_made_of_its_texts(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("harm", ["a flipped bit", "cut short", "lost", "another's"])
-def test_a_corrupt_lexical_object_is_never_read_and_its_index_is_made_anew(
+def test_a_corrupt_lexical_object_is_never_read_and_its_index_is_rebuilt(
     tmp_path: Path, harm: str
 ) -> None:
     store = LocalStore(tmp_path)
@@ -182,7 +182,7 @@ def test_a_corrupt_lexical_object_is_never_read_and_its_index_is_made_anew(
     ]
 
 
-def test_only_so_many_indexes_are_held_and_the_one_asked_last_longest(
+def test_held_indexes_are_bounded_and_evicted_by_last_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lazy, "OPEN_MAX", 3)
@@ -209,7 +209,7 @@ def asked(to: ShardId, text: str, k: int = 100) -> ShardQuery:
     return replace(words(text, k), shard=to)
 
 
-def test_questions_of_one_mode_go_together_and_each_gets_its_own(base: Resources) -> None:
+def test_searches_of_one_mode_are_combined_and_each_gets_its_own_result(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base, threads=1) as searcher:
         reach(
@@ -262,7 +262,7 @@ def test_questions_of_one_mode_go_together_and_each_gets_its_own(base: Resources
         ]
 
 
-def test_a_question_for_words_is_never_gathered_with_another_mode() -> None:
+def test_a_lexical_search_is_never_combined_with_another_mode() -> None:
     vector = unit(0)[None]
     every = [
         ShardQuery(SHARD, vector, 5),
@@ -273,7 +273,7 @@ def test_a_question_for_words_is_never_gathered_with_another_mode() -> None:
     assert _asks(words("a", 5)) == _asks(words("another text", 5))
 
 
-def test_a_question_for_words_costs_with_its_words_and_rows(base: Resources) -> None:
+def test_a_lexical_search_costs_by_its_words_and_rows(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     with searching(base) as searcher:
@@ -314,7 +314,7 @@ class SlowFor:
         return getattr(self._store, name)
 
 
-def test_while_an_index_is_fetched_nobody_else_waits(base: Resources) -> None:
+def test_while_an_index_is_fetched_other_searches_continue(base: Resources) -> None:
     of = collection(base)
     docs, others = shard_of(of), shard_of(collection(base, "others"))
     batches = [one("a", 1), one("b", 2)]
@@ -352,7 +352,7 @@ class AwayFor(SlowFor):
         return self._store.fetch(ref)
 
 
-def test_while_the_store_is_away_words_are_refused_and_found_once_it_is_back(
+def test_while_the_store_is_away_lexical_search_is_refused_and_works_afterwards(
     base: Resources,
 ) -> None:
     of = collection(base)
@@ -366,7 +366,7 @@ def test_while_the_store_is_away_words_are_refused_and_found_once_it_is_back(
         assert len(searcher.submit(asked(docs, "a"), Deadline.after(5)).result(5).lexical[0]) == 1
 
 
-def test_a_delta_far_behind_is_indexed_by_the_threads_that_open(base: Resources) -> None:
+def test_a_delta_far_behind_is_indexed_by_the_warmup_threads(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base, threads=1) as searcher:
         rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(BEHIND_MAX + 100)]
@@ -396,7 +396,7 @@ def test_a_shard_of_more_segments_than_are_held_still_answers(
             assert sorted(h.document_id for h in found.lexical[0]) == ["a", "b", "c"]
 
 
-def test_a_searcher_that_stops_tells_who_waits_for_an_index(base: Resources) -> None:
+def test_a_stopping_searcher_answers_searches_that_wait_for_an_index(base: Resources) -> None:
     of = collection(base)
     docs = shard_of(of)
     seal(base, docs, of, [one("a", 1)], send(base, docs, one("a", 1)))
@@ -409,7 +409,7 @@ def test_a_searcher_that_stops_tells_who_waits_for_an_index(base: Resources) -> 
         waiting.result(1)
 
 
-def test_partials_cross_processes(tmp_path: Path) -> None:
+def test_shard_results_cross_processes(tmp_path: Path) -> None:
     s = shard()
     s.apply(one("a", 1), 0)
     query = pickle.loads(
