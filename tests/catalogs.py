@@ -102,7 +102,7 @@ def once_after(engine: Engine, fragment: str, act: Callable[[], object]) -> list
     return came
 
 
-def questions_to(engine: Engine) -> list[str]:
+def selects_of(engine: Engine) -> list[str]:
     """Yields a list that gets every SELECT from here on."""
     asked: list[str] = []
 

@@ -90,10 +90,10 @@ class Caller:
         return found.json()["token"]
 
     def search(
-        self, key: str, name: str = "c", *, status: int = 200, **question: Any
+        self, key: str, name: str = "c", *, status: int = 200, **fields: Any
     ) -> dict[str, Any]:
         """Runs a search that must be answered with `status`."""
-        found = self("POST", f"/v1/collections/{name}/search", key, json=question)
+        found = self("POST", f"/v1/collections/{name}/search", key, json=fields)
         assert found.status_code == status, found.text
         return found.json()
 

@@ -109,10 +109,10 @@ def loaded(base: Resources, shard: ShardId, generation: Generation) -> Shard:
 def contents(base: Resources, generation: Generation) -> dict[str, tuple[int, int]]:
     """Returns document ID → (version, passages), from an exact search of everything."""
     found: dict[str, tuple[int, int]] = {}
-    question = np.ones((1, generation.dimension), np.float32)
+    query = np.ones((1, generation.dimension), np.float32)
     for shard in generation.shards():
         shard_result = loaded(base, shard, generation).search(
-            ShardQuery(shard, question, 10_000, exact=True)
+            ShardQuery(shard, query, 10_000, exact=True)
         )
         for hit in shard_result.hits[0]:
             held, n = found.get(hit.document_id, (hit.version, 0))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from catalogs import Catalog, nowhere, questions_to
+from catalogs import Catalog, nowhere, selects_of
 from servers import free_port, postgres_starter
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
@@ -186,7 +186,7 @@ def test_while_the_catalog_is_away_it_is_asked_once_a_second_whoever_comes(
     leaving.keys.authenticate(secret, "read")
     assert leaving.keys.remembers(secret), "no I/O, so no thread is needed"
     leaving.come_back()
-    asked = questions_to(leaving.engine)
+    asked = selects_of(leaving.engine)
     for i in range(50):
         with pytest.raises(Unavailable):
             leaving.keys.authenticate(f"vk_{i:016x}_" + "A" * 43, "read")

@@ -6,7 +6,7 @@ import sys
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from catalogs import Catalog, another, at_once, make, nowhere, once_after, questions_to
+from catalogs import Catalog, another, at_once, make, nowhere, once_after, selects_of
 from sqlalchemy import delete, text, update
 
 from tenants import tables
@@ -161,7 +161,7 @@ def test_a_refresh_loads_only_what_changed(catalog: Catalog) -> None:
     with another(catalog) as engine:
         reader = Registry(engine, catalog.clock)
         before = {c.name: c for c in reader.collections()}
-        questions = questions_to(engine)
+        questions = selects_of(engine)
         reader.refresh()
         assert len(questions) == 1
         catalog.registry.add_generation(

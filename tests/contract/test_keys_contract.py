@@ -1,7 +1,7 @@
 """What the catalog promises of keys and of the audit chain, over SQLite and a real PostgreSQL."""
 
 import pytest
-from catalogs import Catalog, make, questions_to
+from catalogs import Catalog, make, selects_of
 from sqlalchemy import text, update
 
 from tenants import tables
@@ -94,7 +94,7 @@ def test_a_remembered_key_costs_no_statement(catalog: Catalog) -> None:
     catalog.registry.create_tenant("acme", actor="test")
     _, secret = catalog.keys.create("acme", {"read"}, actor="test")
     catalog.keys.authenticate(secret, "read")
-    questions = questions_to(catalog.engine)
+    questions = selects_of(catalog.engine)
     for _ in range(100):
         assert catalog.keys.remembers(secret)
         catalog.keys.authenticate(secret, "read")

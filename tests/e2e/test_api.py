@@ -169,13 +169,13 @@ def test_a_batch_streams_an_answer_or_a_problem_for_every_search(call: Caller) -
     call.collection(key)
     token = call.write(key, [doc("a", 1, 0, 0, 0), doc("b", 0, 1, 0, 0)])
     call.search(key, vector=[1, 0, 0, 0], wait_for=token)
-    questions = [
+    searches = [
         {"vector": [1, 0, 0, 0], "k": 1},
         {"vector": [1]},
         "nonsense",
         {"vector": [0, 1, 0, 0], "k": 1},
     ]
-    found = call("POST", "/v1/collections/c/search:batch", key, json={"searches": questions})
+    found = call("POST", "/v1/collections/c/search:batch", key, json={"searches": searches})
     assert found.headers["content-type"] == "application/x-ndjson"
     lines = {line["index"]: line for line in map(orjson.loads, found.content.splitlines())}
     assert sorted(lines) == [0, 1, 2, 3]
@@ -190,9 +190,9 @@ def test_a_large_batch_is_answered_like_a_small_one_and_blocks_nothing(call: Cal
     token = call.write(key, [doc("a", 1, 0, 0, 0, n=1), doc("b", 0, 1, 0, 0, n=2)])
     call.search(key, vector=[1, 0, 0, 0], wait_for=token)
     wide = {"n": {"$in": [2, *range(10, 1_000)]}}
-    questions = [{"vector": [1, 0, 0, 0], "k": 1, "filter": wide} for _ in range(40)]
-    questions += [{"vector": [1, 0, 0, 0], "filter": {"n": 2**64}}, {"text": "x" * (33 << 10)}]
-    data = json.dumps({"searches": questions}).encode()
+    searches = [{"vector": [1, 0, 0, 0], "k": 1, "filter": wide} for _ in range(40)]
+    searches += [{"vector": [1, 0, 0, 0], "filter": {"n": 2**64}}, {"text": "x" * (33 << 10)}]
+    data = json.dumps({"searches": searches}).encode()
     assert len(data) > SMALL_BYTES
     headers = {"content-type": "application/json"}
     found = call("POST", "/v1/collections/c/search:batch", key, content=data, headers=headers)
@@ -254,7 +254,7 @@ def test_an_error_in_one_document_rejects_that_one_alone(
         "huge": {"id": "huge", "vector": [1e39, 0, 0, 0]},
         "type": {"id": "type", "vector": "1,2,3,4"},
         "nothing": {"id": "nothing"},
-        "unknown": {"id": "unknown", "vector": [1, 0, 0, 0], "colour": "red"},
+        "unknown": {"id": "unknown", "vector": [1, 0, 0, 0], "shade": "red"},
         "text": {"id": "text", "text": "this collection has no model"},
         "empty": {"id": "empty", "text": " ", "vector": [1, 0, 0, 0]},
         "control\u0007": {"id": "control\u0007", "vector": [1, 0, 0, 0]},

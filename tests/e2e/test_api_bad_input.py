@@ -49,7 +49,7 @@ def deep(levels: int) -> dict[str, Any]:
 
 
 GOOD = [1.0, 0.0, 0.0, 0.0]
-QUESTIONS: dict[str, tuple[Any, str]] = {
+BAD_SEARCHES: dict[str, tuple[Any, str]] = {
     "not an object": ([1, 2], "body"),
     "nothing asked": ({}, "text"),
     "two ways of asking": ({"vector": GOOD, "text": "x"}, "vector"),
@@ -119,11 +119,11 @@ QUESTIONS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", QUESTIONS)
+@pytest.mark.parametrize("what", BAD_SEARCHES)
 def test_a_bad_search_is_refused_with_the_field(call: Caller, key: str, what: str) -> None:
-    question, name = QUESTIONS[what]
+    body, name = BAD_SEARCHES[what]
     headers = {"content-type": "application/json"}
-    found = call("POST", SEARCH, key, content=json.dumps(question).encode(), headers=headers)
+    found = call("POST", SEARCH, key, content=json.dumps(body).encode(), headers=headers)
     assert problem(found, 400, field=name)["type"].endswith((":refused", ":too-large"))
 
 
@@ -137,7 +137,9 @@ LIMITS = {
 
 @pytest.mark.parametrize("what", LIMITS)
 def test_an_exceeded_limit_is_named(call: Caller, key: str, what: str) -> None:
-    assert problem(call("POST", SEARCH, key, json=QUESTIONS[what][0]), 400)["limit"] == LIMITS[what]
+    assert (
+        problem(call("POST", SEARCH, key, json=BAD_SEARCHES[what][0]), 400)["limit"] == LIMITS[what]
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ PARAMETERS: dict[str, tuple[dict[str, str], str]] = {
     "no time": ({"timeout_ms": "-5"}, "timeout_ms"),
     "a filter that is no JSON": ({"filter": "{"}, "filter"),
     "exact in words": ({"exact": "perhaps"}, "exact"),
-    "an unknown one": ({"colour": "red"}, "colour"),
+    "an unknown one": ({"shade": "red"}, "shade"),
     "text beside a vector": ({"text": "x"}, "text"),
     "a token of another kind": ({"wait_for": "x"}, "wait_for"),
     "include everything": ({"include": "text,everything"}, "include"),
@@ -312,7 +314,7 @@ STREAMS = {
     "cut off": arrow({"id": ["a"], "vector": VECTORS}, cut=40),
     "without ids": arrow({"vector": VECTORS}),
     "ids that are numbers": arrow({"id": [1], "vector": VECTORS}),
-    "an unknown column": arrow({"id": ["a"], "vector": VECTORS, "colour": ["red"]}),
+    "an unknown column": arrow({"id": ["a"], "vector": VECTORS, "shade": ["red"]}),
     "vectors of integers": arrow(
         {"id": ["a"], "vector": pa.array([[1, 0, 0, 0]], pa.list_(pa.int64()))}
     ),
@@ -402,11 +404,11 @@ COLLECTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"name": "x", "model": "all-minilm-l6-v2", "dimension": 3},
         "dimension",
     ),
-    "a metric nobody knows": ({"name": "x", "dimension": 4, "metric": "hamming"}, "metric"),
-    "an index nobody knows": ({"name": "x", "dimension": 4, "index": "magic"}, "index"),
+    "an unknown metric": ({"name": "x", "dimension": 4, "metric": "hamming"}, "metric"),
+    "an unknown index": ({"name": "x", "dimension": 4, "index": "magic"}, "index"),
     "no shards": ({"name": "x", "dimension": 4, "shards": 0}, "shards"),
     "more shards than slots": ({"name": "x", "dimension": 4, "shards": 9}, "shards"),
-    "an objective nobody knows": (
+    "an unknown objective": (
         {"name": "x", "dimension": 4, "objectives": {"cost": 1}},
         "objectives",
     ),
@@ -414,7 +416,7 @@ COLLECTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"name": "x", "dimension": 4, "objectives": {"recall": 1.1}},
         "objectives.recall",
     ),
-    "an unknown field": ({"name": "x", "dimension": 4, "colour": "red"}, "colour"),
+    "an unknown field": ({"name": "x", "dimension": 4, "shade": "red"}, "shade"),
 }
 
 
@@ -435,8 +437,8 @@ def test_an_unregistered_model_is_not_found(call: Caller, key: str) -> None:
 )
 @pytest.mark.parametrize("path", ["/v1/dead-letters", "/v1/admin/audit"])
 def test_a_bad_page_is_refused(call: Caller, key: str, path: str, query: str) -> None:
-    who = call.operator if "admin" in path else key
-    problem(call("GET", f"{path}?{query}", who), 400, field=query.split("=", maxsplit=1)[0])
+    caller_key = call.operator if "admin" in path else key
+    problem(call("GET", f"{path}?{query}", caller_key), 400, field=query.split("=", maxsplit=1)[0])
 
 
 MODEL = {
@@ -452,9 +454,9 @@ OPERATIONS: list[tuple[str, Any, int]] = [
     ("/tenants", {"name": "-x"}, 400),
     ("/tenants", {"name": "x", "class": "platinum"}, 400),
     ("/tenants", {"name": ["x"]}, 400),
-    ("/tenants/nobody/suspend", None, 404),
-    ("/tenants/nobody/collections", {"name": "x", "dimension": 2}, 404),
-    ("/keys", {"tenant": "nobody", "scopes": ["read"]}, 404),
+    ("/tenants/absent/suspend", None, 404),
+    ("/tenants/absent/collections", {"name": "x", "dimension": 2}, 404),
+    ("/keys", {"tenant": "absent", "scopes": ["read"]}, 404),
     ("/keys", {"tenant": None, "scopes": ["read"]}, 400),
     ("/keys", {"tenant": "t1", "scopes": ["operate"]}, 400),
     ("/keys", {"tenant": "t1", "scopes": []}, 400),
@@ -493,7 +495,7 @@ def test_a_bad_operation_is_refused(
     problem(call("POST", f"/v1/admin{path}", call.operator, json=body), status)
 
 
-@pytest.mark.parametrize("path", ["/keys/%00", "/keys/nope", "/tenants/nobody"])
+@pytest.mark.parametrize("path", ["/keys/%00", "/keys/nope", "/tenants/absent"])
 def test_deleting_what_does_not_exist_is_not_found(call: Caller, path: str) -> None:
     problem(call("DELETE", f"/v1/admin{path}", call.operator), 404, "not-found")
 
@@ -594,9 +596,9 @@ def understood(call: Caller, key: str, path: str, value: object, good: tuple[int
 
 
 @fuzz
-@given(question=SearchRequest)
-def test_any_search_is_answered_or_refused(call: Caller, key: str, question: Any) -> None:
-    understood(call, key, SEARCH, question, (200,))
+@given(body=SearchRequest)
+def test_any_search_is_answered_or_refused(call: Caller, key: str, body: Any) -> None:
+    understood(call, key, SEARCH, body, (200,))
 
 
 @fuzz

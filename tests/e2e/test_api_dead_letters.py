@@ -93,7 +93,7 @@ def test_a_bad_request_is_refused_with_the_reason(call: Caller) -> None:
     problem(call("GET", "/v1/dead-letters/x", key), 400, field="position")
     problem(call("GET", "/v1/dead-letters", call.operator), 403)
     assert call.admin("GET", f"/tenants/{name}/dead-letters") == {"letters": [], "next": None}
-    call.admin("GET", "/tenants/nobody/dead-letters", status=404)
+    call.admin("GET", "/tenants/absent/dead-letters", status=404)
 
 
 def test_classes_and_objectives_change_while_the_platform_runs(call: Caller) -> None:
@@ -112,7 +112,7 @@ def test_classes_and_objectives_change_while_the_platform_runs(call: Caller) -> 
     call.admin("DELETE", path, status=400)
     assert call.admin("DELETE", f"{path}?confirm=c") == {"deleted": "c"}
     for query in ("/freshness", "/recall", "/collections", "/keys"):
-        call.admin("GET", f"{query}?tenant=nobody", status=404)
+        call.admin("GET", f"{query}?tenant=absent", status=404)
 
 
 def test_the_last_key_of_operators_is_not_revoked(call: Caller) -> None:

@@ -55,8 +55,8 @@ def test_bodies_may_be_compressed(call: Caller, key: str, encoding: str) -> None
     )
     found = call("POST", DOCUMENTS, key, content=PACKED[encoding](body), headers=headers)
     assert (found.status_code, found.json()["accepted"]) == (202, 50)
-    question = orjson.dumps({"vector": [1, 0, 0, 0], "k": 1})
-    found = call("POST", SEARCH, key, content=PACKED[encoding](question), headers=headers)
+    body = orjson.dumps({"vector": [1, 0, 0, 0], "k": 1})
+    found = call("POST", SEARCH, key, content=PACKED[encoding](body), headers=headers)
     assert (found.status_code, len(found.json()["hits"])) == (200, 1)
 
 
@@ -107,7 +107,7 @@ def test_head_is_get_without_the_body(call: Caller, key: str, path: str) -> None
 
 
 def test_head_of_missing_resources_and_of_post_routes(call: Caller, key: str) -> None:
-    assert call("HEAD", f"{DOCUMENTS}/nobody", key).status_code == 404
+    assert call("HEAD", f"{DOCUMENTS}/absent", key).status_code == 404
     assert call("HEAD", "/v1/collections").status_code == 401
     assert call("HEAD", SEARCH, key).status_code == 405
 

@@ -146,7 +146,7 @@ def test_a_missing_half_is_reported_and_the_other_half_answers(
     assert found["degraded"] == {"reason": "4 of 8 shards did not answer", "missing_share": 0.5}
     assert 0 < len(found["hits"]) < 80
     assert len(found["freshness"]["watermark"].split(".")) == 4
-    assert found["freshness"]["lag_ms"] is None, "how far behind the missing half is, nobody knows"
+    assert found["freshness"]["lag_ms"] is None, "the lag of the missing half is unknown"
     second.fault = None
     whole = call.search(key, vector=Q, k=80)
     assert (whole["degraded"], len(whole["hits"])) == (None, 80)
@@ -203,7 +203,7 @@ def test_a_slot_without_a_searcher_is_a_missing_shard(tmp_path: Path) -> None:
         call.collection(key, shards=8)
         assert call.search(key, vector=Q)["degraded"]["missing_share"] == 0.5
         ready = call("GET", "/readyz")
-        assert ready.status_code == 503, "half the slots are held by nobody"
+        assert ready.status_code == 503, "half the slots have no searcher"
     searcher.stop()
     base.close()
 
@@ -508,10 +508,10 @@ def test_the_first_answer_of_a_batch_does_not_wait_for_the_last(tmp_path: Path) 
 
 
 def requester(tenant: str) -> Callable[[], Awaitable[Principal]]:
-    async def who() -> Principal:
+    async def principal() -> Principal:
         return Principal("test", tenant, frozenset({"read"}))
 
-    return who
+    return principal
 
 
 def test_a_search_of_a_batch_holds_its_permit_until_its_line_is_read(tmp_path: Path) -> None:
@@ -535,13 +535,13 @@ def test_a_search_of_a_batch_holds_its_permit_until_its_line_is_read(tmp_path: P
         assert max(inside) == inside[10] == BATCH_AT_ONCE
         assert admission.in_flight == 0
 
-        async def reader_who_leaves() -> None:
+        async def leaving_reader() -> None:
             lines = stream(call.state, requester(name), "c", [orjson.dumps({"vector": Q})] * 100)
             await anext(lines)
             await lines.aclose()
             await asyncio.sleep(0.1)
 
-        call.portal.call(reader_who_leaves)
+        call.portal.call(leaving_reader)
         assert admission.in_flight == 0
 
 
@@ -551,14 +551,14 @@ def test_a_revoked_key_ends_its_batch(tmp_path: Path) -> None:
         call.collection(key)
         revoked = False
 
-        async def who() -> Principal:
+        async def principal() -> Principal:
             if revoked:
                 raise Unauthenticated("this key does not exist, or no more")
             return await requester(name)()
 
         async def read() -> list[bytes]:
             nonlocal revoked
-            lines = stream(call.state, who, "c", [orjson.dumps({"vector": Q})] * 100)
+            lines = stream(call.state, principal, "c", [orjson.dumps({"vector": Q})] * 100)
             found = [await anext(lines)]
             revoked = True
             return found + [line async for line in lines]
@@ -644,10 +644,10 @@ def test_a_body_takes_a_permit_and_its_bytes_before_it_is_read(tmp_path: Path, p
                 yield b" " * 500
                 seen.append((admission.in_flight, admission.bodies_bytes))
 
-        def post(who: str, n_chunks: int) -> httpx2.Response:
+        def post(key_of: str, n_chunks: int) -> httpx2.Response:
             headers = {"content-type": "application/json"}
             return call(
-                "POST", f"/v1/collections/c/{path}", who, content=body(n_chunks), headers=headers
+                "POST", f"/v1/collections/c/{path}", key_of, content=body(n_chunks), headers=headers
             )
 
         problem(post(key, 3), 400, "refused")
@@ -711,7 +711,7 @@ def asking_text(
     with platform(folder, embedder_for=lambda _name: Broken(error)) as call:
         _, key = call.tenant()
         call.collection(key, model="all-minilm-l6-v2")
-        one = call("POST", "/v1/collections/c/search", key, json={"text": "a secret question"})
+        one = call("POST", "/v1/collections/c/search", key, json={"text": "a secret text"})
         many = call(
             "POST",
             "/v1/collections/c/search:batch",
@@ -733,7 +733,7 @@ def test_an_internal_error_is_500_with_an_id_and_without_details(tmp_path: Path)
     body = problem(one, 500, "internal")
     assert len(body["request_id"]) == 32
     assert "hunter2" not in one.text
-    assert lines[0]["problem"]["status"] == 500, "one broken question of a batch breaks no other"
+    assert lines[0]["problem"]["status"] == 500, "one failed search of a batch fails no other"
     assert lines[1]["hits"] == []
 
 

@@ -222,11 +222,11 @@ def test_another_tenants_key_finds_nothing_of_theirs_on_any_route(
 @pytest.mark.parametrize("route", sorted(READ), ids=" ".join)
 def test_missing_and_foreign_resources_look_the_same(two: Two, route: tuple[str, str]) -> None:
     theirs = two.call(route[0], filled(route[1], two), two.my_key, **EVERY[route])
-    path = filled(route[1], two).replace(SECRET, "nobody")
-    nobodys = two.call(route[0], path, two.my_key, **EVERY[route])
-    assert theirs.status_code == nobodys.status_code
+    path = filled(route[1], two).replace(SECRET, "absent")
+    absent = two.call(route[0], path, two.my_key, **EVERY[route])
+    assert theirs.status_code == absent.status_code
     if theirs.status_code != 200:
-        assert theirs.text.replace(SECRET, "nobody") == nobodys.text
+        assert theirs.text.replace(SECRET, "absent") == absent.text
 
 
 @each
@@ -244,11 +244,11 @@ def test_a_key_does_what_its_scope_allows_and_no_more(two: Two, route: tuple[str
 
 @pytest.mark.parametrize("place", ["body", "path", "query", "header", "metadata"])
 def test_a_tenant_is_taken_from_the_key_alone(two: Two, place: str) -> None:
-    question: dict[str, Any] = {"vector": [1, 0, 0, 0]}
+    body: dict[str, Any] = {"vector": [1, 0, 0, 0]}
     given: dict[str, Any] = {}
     path = "/v1/collections/mine/search"
     if place == "body":
-        question["tenant"] = two.theirs
+        body["tenant"] = two.theirs
     elif place == "path":
         path = f"/v1/collections/{two.theirs}%2F{SECRET}s/search"
     elif place == "query":
@@ -256,8 +256,8 @@ def test_a_tenant_is_taken_from_the_key_alone(two: Two, place: str) -> None:
     elif place == "header":
         given["headers"] = {"x-tenant": two.theirs, "x-vicinage-tenant": two.theirs}
     else:
-        question["filter"] = {"tenant": two.theirs}
-    found = two.call("POST", path, two.my_key, json=question, **given)
+        body["filter"] = {"tenant": two.theirs}
+    found = two.call("POST", path, two.my_key, json=body, **given)
     if place in ("body", "path"):
         assert found.status_code in (400, 404)
     else:

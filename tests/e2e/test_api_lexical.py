@@ -234,7 +234,7 @@ def test_raw_vector_bodies_and_batches_accept_modes(call: Caller) -> None:
     problem(binary(text="apples", mode="dense"), 400, "refused", "text")
     problem(binary(mode="hybrid", text="a", fusion="rrf"), 400, "refused", "fusion")
 
-    questions = [
+    searches = [
         {"text": "apples", "mode": "lexical"},
         {"text": "pears", "mode": "lexical"},
         {"vector": [1, 0, 0, 0], "k": 1},
@@ -242,7 +242,7 @@ def test_raw_vector_bodies_and_batches_accept_modes(call: Caller) -> None:
         {"text": "apples", "mode": "sparse"},
     ]
     lines = call(
-        "POST", "/v1/collections/c/search:batch", key, json={"searches": questions}
+        "POST", "/v1/collections/c/search:batch", key, json={"searches": searches}
     ).content.splitlines()
     answers = {line["index"]: line for line in map(orjson.loads, lines)}
     assert [ids(answers[i]) for i in range(4)] == [["words"], ["near"], ["near"], ["words"]]

@@ -182,7 +182,7 @@ def test_without_a_reranker_the_search_is_refused_with_the_setting(tmp_path: Pat
 
 async def _never(_request: Request) -> Response:
     await asyncio.sleep(30)
-    raise AssertionError("nobody waits so long")
+    raise AssertionError("no caller waits so long")
 
 
 async def _busy(_request: Request) -> Response:
@@ -312,9 +312,7 @@ def test_the_queue_is_bounded_and_abandoned_requests_are_skipped(
 
     eventually(nothing_waits)
     assert model.submit("a", ["b"], **given).result(30).shape == (1,)
-    assert sum(read) <= reranker_room.CALL_PAIRS + 1, (
-        "of those that were let go of, at most one call"
-    )
+    assert sum(read) <= reranker_room.CALL_PAIRS + 1, "of the abandoned requests, at most one call"
 
 
 def test_a_reranker_that_was_closed_refuses(folder: Path) -> None:

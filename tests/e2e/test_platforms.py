@@ -56,8 +56,8 @@ def produce(servers: str, topic: str, *records: dict[str, Any]) -> dict[str, int
     return {"partition": sent[-1].partition, "offset": sent[-1].offset}
 
 
-def ids(client: Client, **question: Any) -> list[str]:
-    answer = client.search("docs", vector=[1, 0.2, 0.1], k=40, timeout_ms=30_000, **question)
+def ids(client: Client, **fields: Any) -> list[str]:
+    answer = client.search("docs", vector=[1, 0.2, 0.1], k=40, timeout_ms=30_000, **fields)
     assert not answer.degraded
     return [hit.document_id for hit in answer.hits]
 
@@ -153,7 +153,7 @@ def test_a_searcher_that_dies_on_a_ray_cluster_is_reported_missing_and_restarts(
         ]
         assert any(path.name.startswith("raylet") for path in told)
         assert not [path for path in told if secret.encode() in path.read_bytes()], (
-            "anybody may read Ray's logs"
+            "any user may read Ray's logs"
         )
         commands = [
             " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])

@@ -178,7 +178,7 @@ def test_an_indexer_that_lost_its_lease_publishes_nothing(tmp_path: Path) -> Non
     stale._renewed = fresh._renewed  # it has not noticed yet
     stale.step(0.2)
     assert base.manifests.of(shard, start=0) == before, "the stale one sealed nothing"
-    assert shard.slot not in stale._leases, "and has let go of the slot"
+    assert shard.slot not in stale._leases, "and has released the slot"
     fresh.step(0.2)
     assert base.manifests.of(shard, start=0).segments
     base.close()
@@ -295,8 +295,8 @@ def test_during_a_rebuild_the_shard_and_other_shards_are_served(
         )
         [damage] = base.manifests.quarantine.open()
         store.spoils, store.waits = False, True
-        mending = threading.Thread(target=indexer._maintenance._repair.repair, args=(damage,))
-        mending.start()
+        repairing = threading.Thread(target=indexer._maintenance._repair.repair, args=(damage,))
+        repairing.start()
         assert store.entered.wait(10)
         assert found(searcher, base) == names
         other = base.registry.collection("other", "docs").generation().shards()[0]
@@ -306,7 +306,7 @@ def test_during_a_rebuild_the_shard_and_other_shards_are_served(
         assert (theirs.stale, theirs.failed) == ({}, {})
         assert base.manifests.quarantine.barred(other) == frozenset()
         store.go_on.set()
-        mending.join(20)
+        repairing.join(20)
         eventually(lambda: [s.segments for s in asyncio.run(searcher.stats("acme")).shards] == [1])
         assert not asyncio.run(searcher.stats()).stale
         assert found(searcher, base) == names

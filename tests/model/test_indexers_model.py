@@ -25,7 +25,7 @@ from vicinage.clock import ManualClock
 pytestmark = pytest.mark.timeout(600)
 
 NAMES = st.sampled_from("abcdefgh")
-WHO = st.sampled_from(["one", "two"])
+INDEXERS = st.sampled_from(["one", "two"])
 LEASE_S = 15.0
 
 
@@ -55,8 +55,8 @@ class TwoIndexers(RuleBasedStateMachine):
     def begin(self) -> None:
         self.generation = make_collection(self.base)
         self.other = self._in_the_same_slot(self.generation)
-        for who in ("one", "two"):
-            self.indexers[who] = make_indexer(self.base, who)
+        for indexer_name in ("one", "two"):
+            self.indexers[indexer_name] = make_indexer(self.base, indexer_name)
 
     def _in_the_same_slot(self, generation: Generation) -> Generation:
         made = (make_collection(self.base, f"other{i}") for i in range(100))
@@ -108,21 +108,21 @@ class TwoIndexers(RuleBasedStateMachine):
     def commit(self) -> None:
         self.base.log.commit(Group.INGEST, {("vicinage.docs.acme", 0): self.log_position + 1})
 
-    @rule(who=WHO)
-    def step(self, who: str) -> None:
-        self._step(who)
+    @rule(indexer_name=INDEXERS)
+    def step(self, indexer_name: str) -> None:
+        self._step(indexer_name)
 
-    @rule(who=WHO, name=NAMES)
-    def write_and_step(self, who: str, name: str) -> None:
+    @rule(indexer_name=INDEXERS, name=NAMES)
+    def write_and_step(self, indexer_name: str, name: str) -> None:
         self.write([(name, 3)])
-        self._step(who)
+        self._step(indexer_name)
 
-    @rule(who=WHO)
-    def step_without_noticing_that_time_passed(self, who: str) -> None:
+    @rule(indexer_name=INDEXERS)
+    def step_without_noticing_that_time_passed(self, indexer_name: str) -> None:
         """A paused process: it believes that it holds its leases."""
-        if self.indexers[who]._leases:
-            self.indexers[who]._renewed = self.clock.monotonic()
-        self._step(who)
+        if self.indexers[indexer_name]._leases:
+            self.indexers[indexer_name]._renewed = self.clock.monotonic()
+        self._step(indexer_name)
 
     @rule(name=NAMES)
     def overtake_one_that_stands_still(self, name: str) -> None:
@@ -135,16 +135,16 @@ class TwoIndexers(RuleBasedStateMachine):
         self._step("two")
         self.step_without_noticing_that_time_passed("one")
 
-    def _step(self, who: str) -> None:
-        indexer = self.indexers[who]
+    def _step(self, indexer_name: str) -> None:
+        indexer = self.indexers[indexer_name]
         indexer.step()
         indexer._maintenance.settle(30)
 
-    @rule(who=WHO)
-    def die_and_start_anew(self, who: str) -> None:
-        self.indexers[who]._reader.close()
-        self.indexers[who]._maintenance.stop()
-        self.indexers[who] = make_indexer(self.base, f"{who} {self._next()}")
+    @rule(indexer_name=INDEXERS)
+    def die_and_restart(self, indexer_name: str) -> None:
+        self.indexers[indexer_name]._reader.close()
+        self.indexers[indexer_name]._maintenance.stop()
+        self.indexers[indexer_name] = make_indexer(self.base, f"{indexer_name} {self._next()}")
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 16.0, 45.0, 200.0]))
     def let_time_pass(self, seconds: float) -> None:

@@ -165,7 +165,7 @@ class Reindexing(RuleBasedStateMachine):
     def search(self, which: int, seed: int) -> None:
         """Compares what would be served with numpy over what was written."""
         condition, below = CONDITIONS[which]
-        live, question = self._collection().generation(), unit(seed)[None]
+        live, query = self._collection().generation(), unit(seed)[None]
         found = [
             hit
             for shard in live.shards()
@@ -173,7 +173,7 @@ class Reindexing(RuleBasedStateMachine):
             .search(
                 ShardQuery(
                     shard,
-                    question,
+                    query,
                     K,
                     filter=None if condition is None else Filter.parse(condition),
                 )
@@ -182,7 +182,7 @@ class Reindexing(RuleBasedStateMachine):
         ]
         names = [name for name in self.expected if not below or name < below]
         scores = sorted(
-            (float(question[0] @ v) for name in names for v in self._vectors(name)), reverse=True
+            (float(query[0] @ v) for name in names for v in self._vectors(name)), reverse=True
         )
         served = sorted((hit.score for hit in found), reverse=True)[:K]
         assert {hit.document_id for hit in found} <= set(names)

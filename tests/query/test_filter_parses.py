@@ -26,10 +26,10 @@ def test_a_search_parses_its_filter_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(filters, "_clause", counted)
     body = {"vector": [1.0, 0.0], "text": "red", "mode": "hybrid", "filter": {"color": "red"}}
-    question = from_json("c", body, GatewaySettings())
+    request = from_json("c", body, GatewaySettings())
     live = Generation("t", "c", 1, "live", None, 2, "cosine", "auto", (0,), (0,))
     collection = Collection("t", "c", "active", 1, (live,), Objectives())
-    [query] = make_plan(question, collection, np.array([1, 0], np.float32), 42).queries
+    [query] = make_plan(request, collection, np.array([1, 0], np.float32), 42).queries
     query = pickle.loads(pickle.dumps(query))
     shard = Shard(
         query.shard,

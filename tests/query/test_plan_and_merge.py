@@ -27,7 +27,7 @@ def shard_result(slot: int, scores: list[float]) -> ShardResult:
 def test_every_shard_of_the_live_generation_is_searched_and_no_other() -> None:
     generations = (generation(1, (0, 1)), generation(2, (2, 3, 4), "building"))
     collection = Collection("t", "c", "active", 1, generations, Objectives())
-    question = SearchRequest(
+    request = SearchRequest(
         "c",
         7,
         vector=np.ones(2, np.float32),
@@ -35,13 +35,13 @@ def test_every_shard_of_the_live_generation_is_searched_and_no_other() -> None:
         exact=True,
         include=frozenset({"text"}),
     )
-    plan = make_plan(question, collection, np.array([1, 0], np.float32), 42)
+    plan = make_plan(request, collection, np.array([1, 0], np.float32), 42)
     assert [q.shard for q in plan.queries] == [ShardId("t", "c", 1, 0), ShardId("t", "c", 1, 1)]
     for query in plan.queries:
         assert query.vectors.shape == (1, 2)
         assert (query.k, query.filter, query.exact, query.include) == (
             7,
-            question.filter,
+            request.filter,
             True,
             {"text"},
         )

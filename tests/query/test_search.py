@@ -28,8 +28,8 @@ NAMES = {f"name {i}": 1 for i in range(VALUES)}
 LONGEST = np.ones(DIMENSION_MAX, "<f4")
 
 
-def asked(**question: Any) -> Any:
-    return from_json("c", {"vector": [1.0], **question}, GatewaySettings())
+def parsed(**fields: Any) -> Any:
+    return from_json("c", {"vector": [1.0], **fields}, GatewaySettings())
 
 
 HUGE: dict[str, tuple[dict[str, Any], str, int | None]] = {
@@ -48,10 +48,10 @@ HUGE: dict[str, tuple[dict[str, Any], str, int | None]] = {
 
 @pytest.mark.parametrize("what", HUGE)
 def test_a_far_too_long_value_is_refused_before_it_is_read(what: str) -> None:
-    question, name, limit = HUGE[what]
+    fields, name, limit = HUGE[what]
     began = time.thread_time()
     with pytest.raises(Refused) as refused:
-        asked(**question)
+        parsed(**fields)
     assert time.thread_time() - began < 0.005
     assert (refused.value.field, refused.value.limit) == (name, limit)
 
@@ -59,8 +59,8 @@ def test_a_far_too_long_value_is_refused_before_it_is_read(what: str) -> None:
 def test_the_longest_vector_is_accepted_as_list_and_in_base64() -> None:
     encoded = base64.b64encode(LONGEST.tobytes()).decode()
     assert len(encoded) == BASE64_MAX
-    for question in ({"vector": LONGEST.tolist()}, {"vector": None, "vector_base64": encoded}):
-        np.testing.assert_array_equal(asked(**question).vector, LONGEST)
+    for fields in ({"vector": LONGEST.tolist()}, {"vector": None, "vector_base64": encoded}):
+        np.testing.assert_array_equal(parsed(**fields).vector, LONGEST)
 
 
 def test_an_unknown_name_is_found_without_reading_a_million_and_is_reported_in_short() -> None:

@@ -172,7 +172,7 @@ def test_combined_searches_each_get_their_own_vector_and_a_long_one_too(
 ) -> None:
     async def ask() -> list:
         gathering = GatheringEmbedder(open_embedder(DEFAULT_MODEL, url=url, key="k"))  # type: ignore[arg-type]
-        texts = [*(f"question number {i}" for i in range(12)), "word " * 300]
+        texts = [*(f"text number {i}" for i in range(12)), "word " * 300]
         asked = (
             gathering.embed_query(t, tenant=TenantContext("t"), deadline=Deadline.after(60))
             for t in texts
@@ -183,7 +183,7 @@ def test_combined_searches_each_get_their_own_vector_and_a_long_one_too(
 
     *vectors, long = asyncio.run(ask())
     truth = model.embed(
-        [f"question number {i}" for i in range(12)], tenant=TenantContext("t"), lane=Lane.QUERY
+        [f"text number {i}" for i in range(12)], tenant=TenantContext("t"), lane=Lane.QUERY
     )
     assert np.einsum("ij,ij->i", np.stack(vectors), truth).min() > 0.999
     assert (
@@ -197,7 +197,7 @@ def test_a_search_text_overtakes_documents(model: LocalEmbedder) -> None:
     )
     more = model.submit(["another one " * 20] * 20, tenant=TenantContext("a"))
     model.submit(
-        ["who finds neighbours?"], tenant=TenantContext("b"), lane=Lane.QUERY
+        ["what finds neighbors?"], tenant=TenantContext("b"), lane=Lane.QUERY
     ).vectors.result(60)
     assert not more.vectors.done()
     more.vectors.result(60)
@@ -353,7 +353,7 @@ def test_a_call_is_split_only_where_padding_costs_more_than_another_call(
 @pytest.mark.parametrize(
     ("lengths", "calls"),
     [
-        pytest.param([9, 12, 14, 14, 16, 18, 22, 28] * 2, [16], id="questions go together"),
+        pytest.param([9, 12, 14, 14, 16, 18, 22, 28] * 2, [16], id="search texts are combined"),
         pytest.param([20] * 8 + [200], [8, 1], id="a page is no company for them"),
     ],
 )

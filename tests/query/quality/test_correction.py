@@ -71,7 +71,7 @@ def test_a_correction_from_synthetic_searches_restarts_once_curves_know_real_one
     assert (correction.added, correction.since.n) == (0, 1)
     for _ in range(ENOUGH):
         correction.note(0.5, OBJECTIVE, n_calibration_queries=59)
-    assert correction.added > 0, "some questions more say nothing new"
+    assert correction.added > 0, "some more searches change nothing"
     correction.note(0.5, OBJECTIVE, n_calibration_queries=0)
     assert correction.added > 0, "nor does one older segment among the newer"
     correction.note(1.0, OBJECTIVE, n_calibration_queries=60)

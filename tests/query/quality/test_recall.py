@@ -355,7 +355,7 @@ def test_live_recall_below_the_objective_raises_the_target_of_the_curves() -> No
         await recall.settled()
         running.cancel()
         assert recall.aim(made.collection) == before, (
-            "curves measured on the collection's own questions begin anew"
+            "curves measured on the collection's own searches restart it"
         )
         return before, after
 

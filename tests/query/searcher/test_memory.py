@@ -91,7 +91,7 @@ def test_a_tenant_that_walks_through_its_collections_evicts_its_own() -> None:
 def test_a_tenant_that_uses_everything_keeps_only_its_share_from_others() -> None:
     everything = [held("busy", i, 10, 0.1) for i in range(10)]
     assert choose_evictions(everything, 10, 100, requester=TenantContext("busy", 1)) == (), (
-        "from himself he keeps it"
+        "it does not evict its own shards in use"
     )
     assert len(choose_evictions(everything, 10, 100, requester=TenantContext("new", 1))) == 1
     other = held("other", 20, 10, 3)
@@ -266,7 +266,7 @@ def test_while_all_shards_are_in_use_a_new_one_is_refused_with_retry_after(
         with pytest.raises(Unavailable, match="in use") as refused:
             ask(searcher, second)
         assert refused.value.retry_after_s
-        assert len(ask(searcher, first)) == 3, "and who was there stays"
+        assert len(ask(searcher, first)) == 3, "and the loaded shard stays"
         base.clock.advance(2)
         assert len(ask(searcher, second)) == 3
 

@@ -44,8 +44,8 @@ def test_a_shard_finds_every_row_though_unknown_shards_filled_the_notes(base: Re
     with searching(base) as searcher:
         searcher.tail._passed._noted_max = 10
         send(base, docs, one("a", 1))
-        strangers = [Record(b"whatever", f"nobody/here/{i}".encode()) for i in range(50)]
-        base.log.append(VECTORS_TOPIC, docs.slot, strangers)
+        unknown = [Record(b"whatever", f"absent/here/{i}".encode()) for i in range(50)]
+        base.log.append(VECTORS_TOPIC, docs.slot, unknown)
         end = send(base, docs, one("b", 2))
         reach(searcher, {docs.slot: end})
         eventually(lambda: sum(searcher.tail._passed._counts.values()) <= 10)

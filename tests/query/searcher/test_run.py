@@ -194,7 +194,7 @@ def test_an_invalid_record_is_skipped_and_its_shard_continues(base: Resources, n
 def test_a_record_of_an_unknown_shard_is_skipped(base: Resources) -> None:
     docs = shard_of(collection(base))
     with searching(base) as searcher:
-        for key in (None, b"", b"\xff/\xfe", b"a/b", b"a/b/c", b"nobody/here/1"):
+        for key in (None, b"", b"\xff/\xfe", b"a/b", b"a/b/c", b"absent/here/1"):
             base.log.append(VECTORS_TOPIC, docs.slot, [Record(b"whatever", key)])
         end = send(base, docs, one("a", 1))
         reach(searcher, {docs.slot: end})
@@ -205,10 +205,10 @@ def test_unreadable_records_of_unknown_shards_take_no_memory(base: Resources) ->
     docs = shard_of(collection(base))
     with searching(base) as searcher:
         for n in range(20):
-            record = Record(b"x", rows_key("nobody", f"c{n}", 1), unreadable="its MAC is missing")
+            record = Record(b"x", rows_key("absent", f"c{n}", 1), unreadable="its MAC is missing")
             searcher.tail._apply(LogRecord(VECTORS_TOPIC, docs.slot, n, record), 0)
         assert not any(
-            searcher.tail.noted(ShardId("nobody", f"c{n}", 1, docs.slot))[0] for n in range(20)
+            searcher.tail.noted(ShardId("absent", f"c{n}", 1, docs.slot))[0] for n in range(20)
         )
 
 
@@ -571,7 +571,7 @@ def test_a_flood_of_one_tenant_does_not_delay_anothers_search(base: Resources) -
             each.result(30)
     assert len(order) == 10_002
     assert order.index("y") <= 200, (
-        "one turn of the other at most, and what goes along with its last question"
+        "one turn of the other at most, and the searches combined with its last one"
     )
 
 
@@ -631,7 +631,7 @@ def test_a_scan_of_many_rows_costs_its_tenant_more_than_a_look_at_few(base: Reso
         reach(searcher, {big.slot: send(base, big, message(rows, 1_024))})
         assert searcher._cost(small) == searcher._cost(replace(small, exact=True)) == 3
         assert searcher._cost(replace(small, vectors=np.ones((5, 1_024), np.float32))) == 15
-        assert searcher._cost(replace(small, k=1_000)) == 33, "and so does who wants many hits"
+        assert searcher._cost(replace(small, k=1_000)) == 33, "and so does a search for many hits"
 
 
 def test_stopping_is_quick_and_answers_waiting_searches(base: Resources) -> None:

@@ -61,7 +61,7 @@ def test_while_metadata_is_read_for_a_first_filter_other_searches_continue(
         ]
         assert reading.wait(5)
         plain = searcher.submit(asked(), Deadline.after(5)).result(5)
-        assert len(plain.hits[0]) == 6, "not even who asks the same shard"
+        assert len(plain.hits[0]) == 6, "not even a search of the same shard"
         assert not any(w.done() for w in waiting)
         hold.set()
         found = [sorted(h.document_id for h in w.result(5).hits[0]) for w in waiting]
@@ -82,8 +82,8 @@ def test_few_rows_are_read_on_the_search_thread(base: Resources) -> None:
         send(base, docs, one("a", 1, metadata='{"n": 1}')),
     )
     with searching(base) as searcher:
-        question = ShardQuery(docs, unit(1)[None], 10, filter=Filter.parse({"n": 1}))
-        assert len(searcher.submit(question, Deadline.after(5)).result(5).hits[0]) == 1
+        query = ShardQuery(docs, unit(1)[None], 10, filter=Filter.parse({"n": 1}))
+        assert len(searcher.submit(query, Deadline.after(5)).result(5).hits[0]) == 1
         assert (
             searcher.tail.shards[docs].needs(
                 ShardQuery(docs, unit(1)[None], 10, filter=Filter.parse({"other": 1}))
@@ -143,14 +143,14 @@ def test_unsealed_rows_are_read_beside_the_search_threads_too(
     held = new_shard()
     held.apply(message([(f"d{i}", i + 1, [unit(i)], f'{{"n": {i}}}') for i in range(10)]), 0)
 
-    def question(**condition: object) -> ShardQuery:
+    def query_with(**condition: object) -> ShardQuery:
         return ShardQuery(held.id, unit(1)[None], 10, filter=Filter.parse(condition))
 
-    assert held.needs(question(n=1)) is None, "few are read in passing"
+    assert held.needs(query_with(n=1)) is None, "few are read in passing"
     monkeypatch.setattr(shard, "READ_MAX", 9)
-    assert held.needs(question(n=1)) == {"n"}
+    assert held.needs(query_with(n=1)) == {"n"}
     held.load_needed(frozenset({"n"}))
-    assert held.needs(question(n=1)) is None
+    assert held.needs(query_with(n=1)) is None
     held.apply(message([("long", 11, [unit(11)], json.dumps({"t": list(range(1_000))}))]), 1)
     monkeypatch.setattr(shard, "READ_MAX", 40)
-    assert held.needs(question(n=1)) == {"n"}, "a list of thousands is not one value"
+    assert held.needs(query_with(n=1)) == {"n"}, "a list of thousands is not one value"

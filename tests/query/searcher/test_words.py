@@ -83,7 +83,7 @@ def test_one_call_answers_both_lists_from_one_snapshot(tmp_path: Path) -> None:
     for i in range(10):
         s.apply(one(f"d{i}", i + 1), i)
     asked = ShardQuery(
-        SHARD, np.stack([unit(4), unit(8)]), 3, mode="hybrid", texts=("d6", "text nobody")
+        SHARD, np.stack([unit(4), unit(8)]), 3, mode="hybrid", texts=("d6", "text absent")
     )
     found = s.search(asked)
     assert [h[0].document_id for h in found.hits] == ["d3", "d7"]
@@ -328,7 +328,7 @@ def test_while_an_index_is_fetched_other_searches_continue(base: Resources) -> N
         assert store.asked.wait(5)
         late = searcher.submit(asked(docs, "a"), Deadline.after(0.05))
         dense = searcher.submit(ShardQuery(docs, unit(1)[None], 1), Deadline.after(5)).result(5)
-        assert dense.hits[0][0].document_id == "a", "not even who asks the same shard for vectors"
+        assert dense.hits[0][0].document_id == "a", "not even a dense search of the same shard"
         assert len(searcher.submit(asked(others, "x"), Deadline.after(5)).result(5).lexical[0]) == 1
         assert not any(w.done() for w in waiting)
         time.sleep(0.06)
