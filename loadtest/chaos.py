@@ -129,7 +129,7 @@ class Run:
         return list(zip(names, tenants, strict=True))
 
     def _writes(self, choose: random.Random, n: int, faulty: Sequence[Tenant] = ()) -> None:
-        """Writes as tenants drawn anew each time.
+        """Writes as tenants drawn at random each time.
 
         Two of three writes are of the tenants under fault.
         """

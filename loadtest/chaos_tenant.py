@@ -17,14 +17,14 @@ DIMENSION = 8
 ANSWER_S = 30.0
 """Longer than any request may take: a missing answer is a finding."""
 SEND_S = 8.0
-"""How long the producer tries to send a record.
+"""Time in which the producer tries to send a record.
 
 A restarted broker answers within that time; otherwise the outcome of the write is unknown.
 """
 BOOTSTRAP_MS = 3_000
-"""How long the producer looks for a broker before a record is not sent.
+"""Time in which the producer looks for a broker before a record is not sent.
 
-By default kafka-python looks for 30 s, each time anew.
+By default kafka-python looks for 30 s, at each call.
 """
 K = 1_000
 Pairs = Sequence[tuple[str, State]]
@@ -219,10 +219,10 @@ class Tenant:
             return None
         return answer.json()
 
-    def _note(self, collection: Collection, pairs: Pairs, answer: Any, road: str) -> None:
+    def _note(self, collection: Collection, pairs: Pairs, answer: Any, way: str) -> None:
         if answer is None and self.refused:
             return
-        note = f"{road} {answer['token']}" if answer else f"{road} {self.last[:60]}"
+        note = f"{way} {answer['token']}" if answer else f"{way} {self.last[:60]}"
         for name, n in pairs:
             collection.ledger.wrote(name, n, acknowledged=answer is not None, note=note)
 

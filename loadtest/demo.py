@@ -227,7 +227,7 @@ def stream_in(
 ) -> None:
     """Writes both ways, kills ingest in the middle, and waits until everything is searchable."""
     library, packages = tenants
-    step("Documents stream in by two roads; the ingest process is killed with -9 in the middle")
+    step("Documents arrive over HTTP and Kafka; the ingest process is killed with -9 in the middle")
     start = time.monotonic()
     producer = start_producer(platform, packages, brokers, folder)
     waiting = [Waiting(library, send_library(library))]
@@ -335,7 +335,7 @@ class Notes(threading.Thread):
 
 def reindex(platform: Platform, tenant: Tenant, checks: Checks) -> None:
     """Builds a new generation with an HNSW index, and cuts over to it while writes continue."""
-    step(f"{tenant.name}/{COLLECTION} is indexed anew with HNSW, while writes go on")
+    step(f"{tenant.name}/{COLLECTION} is reindexed with HNSW while writes continue")
     notes = Notes(tenant)
     start = time.monotonic()
     done = operate(

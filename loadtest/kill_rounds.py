@@ -31,7 +31,7 @@ from vicinage_client import Client
 from witness import ANSWERS_S, DIMENSION, Witness
 
 BETWEEN_S = (1.0, 2.5)
-"""Time between kills, drawn anew each time."""
+"""Time between kills, drawn at random each time."""
 GIVEN_UP_S = 3.0
 """Shorter than a gateway's restart: answers are lost, and writes continue while searches fail."""
 

@@ -24,7 +24,7 @@ class ModelServer:
         self.mode: Mode = "well"
         self.poison = ""
         self.calls: list[list[str]] = []
-        self._let_go = threading.Event()
+        self._released = threading.Event()
         self._server: ThreadingHTTPServer | None = None
         self._port = 0
         self.start()
@@ -54,7 +54,7 @@ class ModelServer:
     def answer(self, texts: list[str]) -> tuple[int, dict[str, Any]]:
         self.calls.append(texts)
         if self.mode == "hangs":
-            self._let_go.wait(120)
+            self._released.wait(120)
         if self.mode == "fails" or (self.poison and any(self.poison in t for t in texts)):
             return 500, {"error": {"message": "CUDA error: device-side assert triggered"}}
         vectors = [hash_vector(t, self.dimension).tolist() for t in texts]
@@ -62,8 +62,8 @@ class ModelServer:
 
     def stop(self) -> None:
         """Closes its port: later calls are refused. `start` opens the same port again."""
-        self._let_go.set()
-        self._let_go = threading.Event()
+        self._released.set()
+        self._released = threading.Event()
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

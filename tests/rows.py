@@ -58,7 +58,7 @@ def unit(seed: int, dimension: int = 4) -> np.ndarray:
     return v / np.linalg.norm(v)
 
 
-def strangers(collection: str) -> list[bytes]:
+def invalid_values(collection: str) -> list[bytes]:
     """Returns values that are not valid messages of generation 1 of acme's collection.
 
     Their keys may name it.

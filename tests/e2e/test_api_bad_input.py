@@ -90,7 +90,7 @@ BAD_SEARCHES: dict[str, tuple[Any, str]] = {
     "k in words": ({"vector": GOOD, "k": "ten"}, "k"),
     "k of true": ({"vector": GOOD, "k": True}, "k"),
     "no time": ({"vector": GOOD, "timeout_ms": 0}, "timeout_ms"),
-    "for ever": ({"vector": GOOD, "timeout_ms": 10**12}, "timeout_ms"),
+    "without end": ({"vector": GOOD, "timeout_ms": 10**12}, "timeout_ms"),
     "exact in words": ({"vector": GOOD, "exact": "yes"}, "exact"),
     "include everything": ({"vector": GOOD, "include": ["everything"]}, "include"),
     "include of lists": ({"vector": GOOD, "include": [["text"]]}, "include"),

@@ -63,7 +63,7 @@ class Wire:
         return await self._searcher.stats(tenant, collection)
 
 
-class Road:
+class CutLog:
     """The connection to a real log, which can be cut."""
 
     def __init__(self, log: Any) -> None:
@@ -224,7 +224,7 @@ def apart(tmp_path: Path) -> Iterator[tuple[Caller, Any, list[bool]]]:
         if cut[0]:
             raise OperationalError("BEGIN", {}, Exception("the server closed the connection"))
 
-    log = Road(base.log)
+    log = CutLog(base.log)
     own = replace(base, engine=engine, registry=Registry(engine, base.clock), log=log)
     with (
         running(base, indexing=False) as searcher,
@@ -331,11 +331,11 @@ def test_a_search_whose_generation_was_retired_is_repeated_on_the_new_one(
             call.collection(key)
             token = call.write(key, [{"id": "old", "vector": Q}])
             call.search(key, vector=Q, wait_for=token)
-            made_anew: list[str] = []
+            repeated: list[str] = []
 
             async def search(query: ShardQuery, deadline: Deadline) -> Any:
                 if query.shard.generation == 1:
-                    made_anew.append(str(query.shard))
+                    repeated.append(str(query.shard))
                     name = query.shard.tenant
                     base.registry.delete_collection(name, "c", actor="test")
                     call.state.registry.create_collection(
@@ -350,7 +350,7 @@ def test_a_search_whose_generation_was_retired_is_repeated_on_the_new_one(
 
             wire.search = search  # type: ignore[method-assign]
             found = call.search(key, vector=Q)
-            assert (found["generation"], found["hits"], len(made_anew)) == (2, [], 1)
+            assert (found["generation"], found["hits"], len(repeated)) == (2, [], 1)
     base.close()
 
 

@@ -36,7 +36,7 @@ from vicinage.settings import GatewaySettings, RerankSettings, Settings
 from vicinage.tenant_context import TenantContext
 
 WORDS = ["fox", "dog", "cat", "owl", "bee", "elk", "ant", "cow", "hen", "pig", "rat", "bat"]
-QUESTION = "which animal is quick?"
+TEXT = "which animal is quick?"
 
 
 def cross_encoder(folder: Path, labels: int = 1) -> Path:
@@ -96,7 +96,7 @@ def filled(call: Caller) -> tuple[str, str]:
 
 
 def true_order(folder: Path, texts: dict[str, str]) -> list[tuple[str, float]]:
-    scores = CrossEncoder(str(folder)).predict([(QUESTION, text) for text in texts.values()])
+    scores = CrossEncoder(str(folder)).predict([(TEXT, text) for text in texts.values()])
     return sorted(zip(texts, map(float, scores), strict=True), key=lambda pair: -pair[1])
 
 
@@ -109,7 +109,7 @@ def test_the_best_hits_have_the_order_of_the_cross_encoder(
     call: Caller, folder: Path, mode: str
 ) -> None:
     key, token = filled(call)
-    asked = {"text": QUESTION, "mode": mode, "wait_for": token}
+    asked = {"text": TEXT, "mode": mode, "wait_for": token}
     plain = call.search(key, k=12, **asked)
     found = call.search(key, k=3, rerank=12, **asked)
     wanted = true_order(folder, {h["document_id"]: h["text"] for h in plain["hits"]})
@@ -134,18 +134,18 @@ def test_the_best_hits_have_the_order_of_the_cross_encoder(
 
 def test_texts_are_reranked_and_returned_only_if_requested(call: Caller) -> None:
     key, token = filled(call)
-    found = call.search(key, text=QUESTION, k=3, rerank=12, include=["metadata"], wait_for=token)
+    found = call.search(key, text=TEXT, k=3, rerank=12, include=["metadata"], wait_for=token)
     assert all(
         set(h) == {"document_id", "passage", "score", "dense_score", "metadata"}
         for h in found["hits"]
     )
-    whole = call.search(key, text=QUESTION, k=3, rerank=12)
+    whole = call.search(key, text=TEXT, k=3, rerank=12)
     assert order(found) == order(whole)
 
 
 def test_each_search_of_a_batch_may_be_reranked(call: Caller) -> None:
     key, token = filled(call)
-    asked = {"text": QUESTION, "k": 3, "rerank": 12, "wait_for": token}
+    asked = {"text": TEXT, "k": 3, "rerank": 12, "wait_for": token}
     lines = call(
         "POST", "/v1/collections/c/search:batch", key, json={"searches": [asked, asked]}
     ).content.splitlines()
@@ -157,11 +157,11 @@ def test_each_search_of_a_batch_may_be_reranked(call: Caller) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"text": QUESTION, "rerank": 0},
-        {"text": QUESTION, "rerank": 51},
-        {"text": QUESTION, "rerank": "12"},
-        {"text": QUESTION, "rerank": True},
-        {"text": QUESTION, "k": 10, "rerank": 9},
+        {"text": TEXT, "rerank": 0},
+        {"text": TEXT, "rerank": 51},
+        {"text": TEXT, "rerank": "12"},
+        {"text": TEXT, "rerank": True},
+        {"text": TEXT, "k": 10, "rerank": 9},
         {"vector": [0.1] * 384, "rerank": 12},
     ],
 )
@@ -173,7 +173,7 @@ def test_a_search_that_cannot_be_reranked_is_refused(call: Caller, wrong: dict[s
 def test_without_a_reranker_the_search_is_refused_with_the_setting(tmp_path: Path) -> None:
     with platform(tmp_path) as call:
         key, _ = filled(call)
-        asked = {"text": QUESTION, "rerank": 12}
+        asked = {"text": TEXT, "rerank": 12}
         said = problem(
             call("POST", "/v1/collections/c/search", key, json=asked), 400, field="rerank"
         )
@@ -201,13 +201,13 @@ def test_without_an_answer_of_the_reranker_hits_keep_their_order_and_degraded_sa
     call: Caller, answers: Any, said: str
 ) -> None:
     key, token = filled(call)
-    plain = call.search(key, text=QUESTION, k=3, wait_for=token)
+    plain = call.search(key, text=TEXT, k=3, wait_for=token)
     with serving(Starlette(routes=[Route("/rerank", answers or _busy, methods=["POST"])])) as url:
         reranker = TeiReranker("http://127.0.0.1:9" if answers is None else url, key=None)
         given = {"reranker": reranker, "close_embedders": reranker.aclose}
         app = build(call.base, [call.searcher], GatewaySettings(), **given)
         with calling(call.base, call.searcher, app) as other:
-            found = other.search(key, text=QUESTION, k=3, rerank=12, timeout_ms=1_000)
+            found = other.search(key, text=TEXT, k=3, rerank=12, timeout_ms=1_000)
     assert order(found) == order(plain)
     assert [h["score"] for h in found["hits"]] == [h["score"] for h in plain["hits"]]
     assert found["degraded"]["reason"].startswith("not reranked: ")
@@ -243,7 +243,7 @@ def test_a_passage_without_text_comes_last() -> None:
 
 def test_the_embedder_answers_as_text_embeddings_inference_does(server: str, folder: Path) -> None:
     texts = {w: f"the quick {w} jumps" for w in WORDS}
-    body = {"query": QUESTION, "texts": list(texts.values())}
+    body = {"query": TEXT, "texts": list(texts.values())}
     assert httpx2.post(f"{server}/rerank", json=body).status_code == 401
     answered = httpx2.post(f"{server}/rerank", json=body, headers={"authorization": "Bearer inner"})
     wanted = true_order(folder, texts)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from resources import make_indexer, resources_in
-from rows import message, strangers
+from rows import invalid_values, message
 from sealed import append, contents, gone, make_collection, segments, up, version
 from sqlalchemy import text
 
@@ -184,7 +184,7 @@ def test_an_invalid_record_is_skipped_and_its_shard_continues(opened) -> None:
     indexer.step()
     poisons = [
         Record(value, rows_key("acme", hurt.collection, hurt.number))
-        for value in strangers(hurt.collection)
+        for value in invalid_values(hurt.collection)
     ]
     poison = base.log.append(VECTORS_TOPIC, hurt.slots[0], poisons)[-1]
     for number in range(3, 20):

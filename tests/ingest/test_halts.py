@@ -16,20 +16,20 @@ from vicinage.routing import home_of
 
 
 def test_a_recreated_topic_halts_its_tenant_alone_and_no_record_is_skipped(base) -> None:
-    anew, well = make_tenant(base, "anew"), make_tenant(base, "well")
-    send(base, anew, "a", "b")
+    recreated, well = make_tenant(base, "recreated"), make_tenant(base, "well")
+    send(base, recreated, "a", "b")
     ingest = make_ingest(base)
-    stepping(ingest, lambda: committed(base, anew) == 2)
-    base.log.delete_topic(anew.documents_topic)
-    base.log.ensure_topic(anew.documents_topic)
-    send(base, anew, "c", "d", "e")
+    stepping(ingest, lambda: committed(base, recreated) == 2)
+    base.log.delete_topic(recreated.documents_topic)
+    base.log.ensure_topic(recreated.documents_topic)
+    send(base, recreated, "c", "d", "e")
     stepping(ingest, ingest._partitions.halts.known)
     for n in range(1, 4):
         send(base, well, f"w{n}")
         stepping(ingest, lambda n=n: committed(base, well) == n)
     [((topic, partition), halt)] = ingest._partitions.halts.known().items()
-    assert (topic, partition, halt.kind) == (anew.documents_topic, 0, "topic_replaced")
-    assert committed(base, anew) == 0, "the new topic has no position yet"
+    assert (topic, partition, halt.kind) == (recreated.documents_topic, 0, "topic_replaced")
+    assert committed(base, recreated) == 0, "the new topic has no position yet"
     ingest.stop()
 
 

@@ -52,7 +52,7 @@ def ingested_two(base, name: str) -> tuple[Tenant, TopicPartition]:
 
 
 def test_a_recreated_topic_is_read_from_its_beginning_and_its_small_offsets_win(base) -> None:
-    tenant = make_tenant(base, "anew", partitions=2)
+    tenant = make_tenant(base, "recreated", partitions=2)
     send(base, tenant, "old", "both", "both", "both")
     ingest = make_ingest(base)
     stepping(ingest, lambda: committed(base, tenant) == 4)
@@ -78,7 +78,7 @@ def test_a_recreated_topic_is_read_from_its_beginning_and_its_small_offsets_win(
             select(tables.audit).order_by(tables.audit.c.seq.desc())
         ).mappings()
         record = next(r for r in records if r["action"] == "tenant.resume_ingest")
-    assert (record["actor"], record["subject"]) == ("test", "anew")
+    assert (record["actor"], record["subject"]) == ("test", "recreated")
     assert json.loads(record["after"])["partitions"][0]["resume_at"] == 0
     end(ingest)
 
@@ -88,7 +88,7 @@ def test_writes_to_a_recreated_topic_before_its_resume_are_kept(
     base, before: int, after: int
 ) -> None:
     """Until then HTTP writes follow the old topic's map, producers the new topic."""
-    tenant = make_tenant(base, "anew", partitions=before)
+    tenant = make_tenant(base, "recreated", partitions=before)
     names = [f"d{i}" for i in range(12)]
     for name in names:
         put(base, tenant, name, before)
@@ -113,7 +113,7 @@ def test_writes_to_a_recreated_topic_before_its_resume_are_kept(
 def test_writes_are_divided_by_the_newest_map_or_like_a_recreated_topic(base) -> None:
     from ingest.intake import divided_over
 
-    tenant = make_tenant(base, "anew", partitions=2)
+    tenant = make_tenant(base, "recreated", partitions=2)
     assert divided_over(base.log, tenant, ()) == 2
     maps = sync_partition_map(base.registry, base.log, tenant, actor="test")
     assert divided_over(base.log, tenant, maps) == 2

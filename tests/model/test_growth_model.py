@@ -159,7 +159,7 @@ class Growth(RuleBasedStateMachine):
         self.ingest.drain()
 
     @rule(partition=st.integers(0, MOST - 1), back=st.integers(0, 5))
-    def start_ingest_anew_further_back(self, partition: int, back: int) -> None:
+    def restart_ingest_further_back(self, partition: int, back: int) -> None:
         self._end_ingest()
         if partition < self.sizes[-1]:
             tp = (self.tenant.documents_topic, partition)

@@ -125,7 +125,7 @@ class TwoIndexers(RuleBasedStateMachine):
         self._step(indexer_name)
 
     @rule(name=NAMES)
-    def overtake_one_that_stands_still(self, name: str) -> None:
+    def overtake_a_paused_one(self, name: str) -> None:
         """Pauses it with rows that it has read; the other works in its slots; it resumes."""
         self._step("one")
         self.write([(name, 2)])

@@ -53,19 +53,19 @@ class Model(HashEmbedder):
 
     dimension: int = 4
     mode: str = "well"
-    let_go: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
 
     def embed(self, texts: Sequence[str], *, tenant: TenantContext, **given: Any) -> Floats:
         if self.mode == "hangs":
-            self.let_go.wait(30)
+            self.released.wait(30)
         if self.mode != "well":
             raise Unavailable("the model is away", dependency="embedder")
         return super().embed(texts, tenant=tenant, **given)
 
     def become(self, mode: str) -> None:
         self.mode = mode
-        self.let_go.set()
-        self.let_go = threading.Event()
+        self.released.set()
+        self.released = threading.Event()
 
 
 class Ingesting(RuleBasedStateMachine):
@@ -327,11 +327,11 @@ class Ingesting(RuleBasedStateMachine):
         """Drops everything in memory; the next process begins at the stored positions."""
         self.crashed = self.dead = True
         for model in self.models.values():
-            model.let_go.set()
+            model.released.set()
         self.ingest.stop()
         self.armed, self.dead = None, False
         for model in self.models.values():
-            model.let_go = threading.Event()
+            model.released = threading.Event()
         self.ingest = self._start()
 
     def teardown(self) -> None:

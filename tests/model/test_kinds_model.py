@@ -35,11 +35,11 @@ from vicinage.store import LocalStore
 
 pytestmark = pytest.mark.timeout(600)
 
-D, K, QUESTIONS = 48, 10, 80
+D, K, SEARCHES = 48, 10, 80
 RECALL = 0.95
 BATCH = 300
 """Documents written at once: after a few of them a segment is large enough for an index."""
-CENTRES = 12
+CENTERS = 12
 SHARD = ShardId("acme", "docs", 1, 0)
 BACKEND = open_backend()
 SPECS = ("auto", "hnsw:M=16,efc=40", "hnsw:codes=sq8", "ivf", "ivfpq", "rabitq", "flat")
@@ -62,7 +62,7 @@ class KindsMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-model-"))
         self.store = LocalStore(self.folder)
         self.rng = np.random.default_rng(0)
-        self.centres = self.rng.standard_normal((CENTRES, D)).astype(np.float32)
+        self.centers = self.rng.standard_normal((CENTERS, D)).astype(np.float32)
         self.log: list[pa.RecordBatch] = []
         self.manifest = Manifest(SHARD, 0, 0, 0, ())
         self.version = 0
@@ -78,7 +78,7 @@ class KindsMachine(RuleBasedStateMachine):
 
     def _vectors(self, n: int) -> np.ndarray:
         """Returns vectors around a few centers, as texts lie around their subjects."""
-        drawn = self.centres[self.rng.integers(0, CENTRES, n)] + self.rng.standard_normal(
+        drawn = self.centers[self.rng.integers(0, CENTERS, n)] + self.rng.standard_normal(
             (n, D)
         ).astype(np.float32)
         return (
@@ -197,7 +197,7 @@ class KindsMachine(RuleBasedStateMachine):
     def search(self, which: int) -> None:
         condition, keep = CONDITIONS[which]
         names = [n for n, (_, group, side) in self.model.items() if keep(group, side)]
-        queries = self._vectors(QUESTIONS)
+        queries = self._vectors(SEARCHES)
         vectors = np.array([self.model[n][0] for n in names]).reshape(-1, D)
         scores = self._scores(queries, vectors)
         best = np.sort(scores, axis=1)[:, ::-1][:, :K]
@@ -228,7 +228,7 @@ class KindsMachine(RuleBasedStateMachine):
         Hits of a search are correlated: each search counts as three draws.
         """
         right, wanted = self.right[which], self.wanted[which]
-        if wanted >= QUESTIONS * K:
+        if wanted >= SEARCHES * K:
             error = math.sqrt(RECALL * (1 - RECALL) / (wanted / K * 3))
             assert right / wanted >= RECALL - 3 * error, (CONDITIONS[which][0], right, wanted)
 

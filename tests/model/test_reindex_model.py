@@ -137,7 +137,7 @@ class Reindexing(RuleBasedStateMachine):
         self.step(2)
         self.write([(name, 2)])
         if dies:
-            self.die_and_start_anew()
+            self.die_and_restart()
         for _ in range(12):
             if not self.base.jobs.list(open_only=True):
                 break
@@ -152,7 +152,7 @@ class Reindexing(RuleBasedStateMachine):
             reindex.cancel(self.base.registry, self.base.jobs, job.id, actor="test")
 
     @rule()
-    def die_and_start_anew(self) -> None:
+    def die_and_restart(self) -> None:
         self._end()
         self.clock.advance(60)
         self.indexer = make_indexer(self.base)

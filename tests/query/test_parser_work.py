@@ -227,14 +227,14 @@ def test_an_arrow_stream_of_many_empty_batches_or_columns_is_refused_early() -> 
     assert Work().of(lambda: entries(ARROW, wide)).steps < 1_000
 
 
-QUESTIONS = [
+SEARCHES = [
     "%s",
     '{"vector":[%s]}',
     '{"include":[%s]}',
     '{"vector":[1],"filter":{"$or":[%s]}}',
     '{"text":[%s]}',
 ]
-QUESTIONS += [
+SEARCHES += [
     '{"filter":{"a":{"$in":[%s]}}}',
     '{"filter":{"$and":[{"a":1},%s]}}',
     '{"fusion":{"a":[%s]}}',
@@ -243,7 +243,7 @@ QUESTIONS += [
 
 
 @much
-@given(context=st.sampled_from(QUESTIONS), fragment=FRAGMENTS, n=sizes)
+@given(context=st.sampled_from(SEARCHES), fragment=FRAGMENTS, n=sizes)
 def test_a_search_body(context: str, fragment: str, n: int) -> None:
     data = repeated(context, fragment, n)
     bounded(

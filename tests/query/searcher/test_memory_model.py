@@ -86,7 +86,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             self.unsealed[name] = []
 
     @rule(name=st.sampled_from(COLLECTIONS))
-    def let_go(self, name: str) -> None:
+    def evict(self, name: str) -> None:
         self.searcher.shards.unload(shard_of(self.of[name]))
 
     @rule(name=st.sampled_from(COLLECTIONS))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from resources import eventually
-from rows import message, strangers, unit
+from rows import invalid_values, message, unit
 from searching import (
     D,
     Gate,
@@ -173,9 +173,9 @@ def test_a_query_of_the_wrong_width_is_refused_and_the_searcher_continues(base: 
         assert ask(searcher, docs) == [("a", 1)]
 
 
-@pytest.mark.parametrize("number", range(len(strangers("docs"))))
+@pytest.mark.parametrize("number", range(len(invalid_values("docs"))))
 def test_an_invalid_record_is_skipped_and_its_shard_continues(base: Resources, number: int) -> None:
-    value = strangers("docs")[number]
+    value = invalid_values("docs")[number]
     docs, others = shard_of(collection(base)), [collection(base, f"c{i}") for i in range(30)]
     near = next(shard_of(c) for c in others if shard_of(c).slot == docs.slot)
     with searching(base) as searcher:
@@ -508,15 +508,15 @@ def test_searches_for_many_hits_run_alone(
 def test_filters_that_python_takes_for_equal_are_not_combined() -> None:
     shard, vector = ShardId("acme", "docs", 1, 0), unit(0)[None]
 
-    def gathered(one: object, other: object) -> bool:
+    def combined(one: object, other: object) -> bool:
         one_asks, other_asks = (
             _asks(ShardQuery(shard, vector, 5, filter=Filter.parse({"x": x}))) for x in (one, other)
         )
         return one_asks == other_asks
 
-    assert not gathered(1, True)
-    assert not gathered(0, False)
-    assert gathered(1, 1)
+    assert not combined(1, True)
+    assert not combined(0, False)
+    assert combined(1, 1)
     asks = _asks(ShardQuery(shard, vector, 5))
     assert asks == _asks(ShardQuery(shard, unit(1)[None], 5))
     assert asks != _asks(ShardQuery(shard, vector, 6))
