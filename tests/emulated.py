@@ -69,7 +69,7 @@ class EmulatedDevice:
             if isinstance(placed, faiss.IndexHNSWCagra)
             else self.limits.candidates_max
         )
-        assert max(ask.take, ask.width) <= most, "as FAISS and cuVS would throw"
+        assert max(ask.take, ask.width) <= most, "as FAISS and cuVS throw"
         parameters: Any = None
         if isinstance(placed, faiss.IndexHNSWCagra):
             assert ask.width >= ask.take and ask.width % 32 == 0

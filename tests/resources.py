@@ -155,7 +155,7 @@ def eventually(true: Any, *, wait_s: float = 15.0) -> None:
     """Returns as soon as `true()` holds; fails after `wait_s`."""
     end = time.monotonic() + wait_s
     while not true():
-        assert time.monotonic() < end, f"not so within {wait_s} s: {true}"
+        assert time.monotonic() < end, f"not true within {wait_s} s: {true}"
         time.sleep(0.01)
 
 

@@ -78,11 +78,11 @@ def test_a_replay_writes_only_the_rejected_documents_of_a_record(
     assert done["replayed"] == 1
     again = letters(call, key, 2)
     assert (again[1]["n_rejected"], again[1]["id"]) == (1, "zero"), (
-        "it is refused again, and nothing else was sent"
+        "refused again, and nothing else was sent"
     )
     best = call.search(key, vector=[0, 0, 1, 0], k=1, wait_for=token)["hits"][0]
     assert (best["document_id"], best["score"]) == ("good", pytest.approx(1)), (
-        "the newer version stands"
+        "the newer version stays"
     )
 
 

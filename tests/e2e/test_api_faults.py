@@ -275,7 +275,7 @@ def test_while_the_catalog_is_away_a_known_key_still_searches_and_the_rest_refus
     )  # the background refresh has failed meanwhile, and must still run to see later changes
     for _ in range(3):
         assert call.search(key, vector=Q)["hits"], (
-            "a second is over, and everything it needs is in memory"
+            "after a second, everything it needs is in memory"
         )
     found = call(
         "POST", "/v1/collections/c/documents", key, json={"documents": [{"id": "b", "vector": Q}]}
@@ -446,7 +446,7 @@ def test_waits_of_one_tenant_leave_permits_for_others(tmp_path: Path) -> None:
             return [await ask(quiet, other, 100), *await asyncio.gather(*many)]
 
         first, *rest = call.portal.call(all_at_once)
-        assert first == 504, "the quiet tenant's wait was let in, and ended with its own deadline"
+        assert first == 504, "the quiet tenant's wait was admitted, and ended with its own deadline"
         assert (rest.count(429), rest.count(504)) == (16, 24)
     searcher.stop()
     base.close()

@@ -283,7 +283,7 @@ def test_a_passage_longer_than_the_models_input_is_truncated_and_scored(
     vast = model.submit(
         "a " * 10_000_000, ["b"] * 20, tenant=TenantContext("t"), deadline=Deadline.after(30)
     ).result(30)
-    assert time.perf_counter() - start < 10, "cut before it is cut into tokens"
+    assert time.perf_counter() - start < 10, "truncated before it is tokenized"
     assert len(set(vast.tolist())) == 1
     assert ((scores >= 0) & (scores <= 1)).all()
 

@@ -129,7 +129,7 @@ def test_latest_waits_for_everything_acknowledged_and_a_timeout_counts_the_recor
     waited = call("GET", "/v1/collections/far?wait_for=latest&timeout_ms=500", key)
     body = problem(waited, 504, "deadline-exceeded")
     assert 1 <= body["ahead"] <= 5
-    assert body["wait_for"] == token, "what `latest` was"
+    assert body["wait_for"] == token, "the position of `latest`"
     far.start()
     asked = {"text": "text", "mode": "lexical", "wait_for": "latest", "timeout_ms": 20_000}
     assert len(call.search(key, "far", **asked)["hits"]) == 3

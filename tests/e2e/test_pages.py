@@ -45,7 +45,7 @@ def test_every_block_has_valid_syntax_and_runs_or_states_why_not(page: Path) -> 
         check_syntax(block)
         if block.note.startswith("no"):
             assert block.note.removeprefix("no").lstrip(", "), (
-                f"{block.where}: why does it not run?"
+                f"{block.where}: the reason why it does not run is missing"
             )
 
 

@@ -129,7 +129,7 @@ def test_a_kill_at_any_step_changes_no_search(tmp_path: Path, point: str) -> Non
     killed = subprocess.run(
         words, env={**os.environ, "VICINAGE_CRASH": point}, check=False, timeout=60
     )
-    assert killed.returncode == -signal.SIGKILL, "the point was not passed"
+    assert killed.returncode == -signal.SIGKILL, "the kill point was not reached"
     base.registry.refresh()
     with running(base) as searcher:
         assert found(searcher, base) == names
@@ -238,7 +238,7 @@ def test_a_kill_during_a_rebuild_leaves_the_old_or_the_new_segment(
     killed = subprocess.run(
         words, env={**os.environ, "VICINAGE_CRASH": point}, check=False, timeout=60
     )
-    assert killed.returncode == -signal.SIGKILL, "the point was not passed"
+    assert killed.returncode == -signal.SIGKILL, "the kill point was not reached"
     [after] = base.manifests.of_generation("acme", "docs", 1)
     assert (after == before) == (point == "repair.after_put_before_swap")
     assert [d.state for d in base.manifests.quarantine.open()] == ["noted"]

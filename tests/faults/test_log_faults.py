@@ -61,7 +61,7 @@ def test_a_killed_broker_has_everything_acknowledged_after_its_restart(
                     acknowledged.extend(log.append("t", 0, [Record(b"back")]))
                     break
                 except Unavailable:
-                    assert time.monotonic() < end, "the log did not come back by itself"
+                    assert time.monotonic() < end, "the log did not recover"
             found = [r.offset for r in log.read("t", 0, 0)]
             assert set(acknowledged) <= set(found)
     finally:

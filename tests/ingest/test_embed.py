@@ -181,12 +181,12 @@ def test_a_slow_model_gets_smaller_calls_until_it_answers_in_time(base, acme) ->
 
     send(base, *texts(1_000))
     come_through(1_000)
-    assert model.calls[0] >= 488, "whichever of the two jobs comes first, whole"
+    assert model.calls[0] >= 488, "whichever of the two jobs is first, completely"
     assert max(model.calls[6:]) <= 75, "of 15 s at most, once its speed is known"
     model.per_s, slow = 1_000, len(model.calls)
     send(base, *texts(2_000))
     come_through(3_000)
-    assert max(model.calls[slow:]) >= 200, "and for more again once it is faster"
+    assert max(model.calls[slow:]) >= 200, "and larger again once it is faster"
 
 
 def move(base) -> None:

@@ -132,7 +132,7 @@ def test_an_absent_embedder_is_retried_with_backoff(base) -> None:
         ingest.step(0.05)
     steps = [ingest.step(0.25) for _ in range(12)]
     assert sum(steps) == 0
-    assert len(model.asked) <= 8, "no busy loop: it slept between its tries"
+    assert len(model.asked) <= 8, "no busy loop: it slept between its attempts"
     model.absent.clear()
     ingest.drain()
     assert committed(base, "away") == 1

@@ -64,7 +64,7 @@ def test_ingest_reads_committed_transactions_and_reaches_the_end_after_aborted_o
             for s in base.log.read("vicinage.vectors", slot, generation.starts[0])
             if name.encode() in s.record.key
         ]
-        assert len(ours) == 1, "what was aborted never was"
+        assert len(ours) == 1, "aborted records are not read"
     finally:
         ingest.stop()
         base.close()

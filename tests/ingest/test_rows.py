@@ -210,7 +210,7 @@ def test_posted_documents_are_records_that_a_broker_takes(base, acme) -> None:
     records = values(base, DOCS, 1)
     assert max(map(len, records)) < BROKER_BYTES_MAX
     assert sorted(map(len, records))[-3] < 3 << 20, (
-        "only a single document may be more than a record aims at"
+        "only a single document may exceed the target size of a record"
     )
     work(base)
     found = values(base)

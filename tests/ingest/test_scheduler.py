@@ -106,7 +106,7 @@ def test_a_job_of_several_models_is_ready_once_each_has_its_part() -> None:
     assert lines.away(("a", "n")) is not None
     assert lines.away(("a", "m")) is None
     lines.skip(one.line, frozenset({("n", 1)}))
-    assert lines.turn(one.line) is one, "what is left of it is embedded"
+    assert lines.turn(one.line) is one, "the rest of it is embedded"
     lines.free(n)
     lines.free(m)
     lines.written(one)

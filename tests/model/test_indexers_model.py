@@ -160,7 +160,7 @@ class TwoIndexers(RuleBasedStateMachine):
         for manifest in self.base.manifests.of_generation("acme", "docs", 1):
             sealed, epoch = self.sealed.get(manifest.shard, (0, 0))
             assert manifest.sealed >= sealed
-            assert manifest.epoch >= epoch, "one that was overtaken never writes again"
+            assert manifest.epoch >= epoch, "a stale indexer never writes again"
             self.sealed[manifest.shard] = manifest.sealed, manifest.epoch
         there = {o.path for o in self.base.store.list("segments")}
         assert self.base.manifests.paths() <= there

@@ -128,7 +128,7 @@ class Reindexing(RuleBasedStateMachine):
                 actor="test",
             )
         except Conflict:
-            assert open_, "only another one stands in the way"
+            assert open_, "only another reindex prevents it"
 
     @rule(index=SPECS, shards=st.integers(1, 3), name=NAMES, dies=st.booleans())
     def reindex_to_the_end(self, index: str, shards: int, name: str, dies: bool) -> None:
@@ -192,7 +192,9 @@ class Reindexing(RuleBasedStateMachine):
             self.right += sum(score >= least - 1e-4 for score in served)
             self.wanted += len(served)
         if self.wanted >= 40:
-            assert self.right >= (RECALL - 0.05) * self.wanted, "as surely as so few can tell"
+            assert self.right >= (RECALL - 0.05) * self.wanted, (
+                "within the error of so few searches"
+            )
 
     def _vectors(self, name: str) -> list[np.ndarray]:
         at, passages = self.expected[name]

@@ -252,7 +252,7 @@ def test_the_first_requests_deadline_fails_no_other() -> None:
         await asyncio.sleep(0.01)
         model.let.set()
         await asyncio.gather(*others)
-        assert len(model.asked) == 2, "the others asked once more, together"
+        assert len(model.asked) == 2, "the others called once more, together"
 
     run(test)
 
@@ -276,7 +276,7 @@ def test_when_every_request_gave_up_the_call_ends_and_the_next_starts_again() ->
             task.cancel()
         await asyncio.sleep(0)
         assert call.ended()
-        assert not call.task.done(), "asked again at the very moment in which the call is ending"
+        assert not call.task.done(), "requested again at the moment in which the call ends"
         model.let.set()
         assert (await ask()).shape == (D,)
         assert len(model.asked) == 2

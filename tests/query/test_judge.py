@@ -140,7 +140,7 @@ def test_writes_newer_than_the_snapshot_decide(platform: Platform) -> None:
     assert sorted(judged.passed) == ["a", "c", "e"], (
         "b has changed, d is deleted, c and e are not searchable yet"
     )
-    assert str(judged.token) == "0-2", "the last position that was judged"
+    assert str(judged.token) == "0-2", "the last position that was evaluated"
     assert platform.contents() == {"b": "blue"}
 
 

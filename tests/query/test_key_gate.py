@@ -24,7 +24,7 @@ def test_an_address_can_fail_a_burst_and_then_at_its_rate() -> None:
     failures = Failures(2.0, lambda: now[0])
     assert [failures.wait_s("a") for _ in range(20)] == [0.0] * 20
     assert failures.wait_s("a") == 0.5
-    assert failures.wait_s("b") == 0.0, "another address is not held to it"
+    assert failures.wait_s("b") == 0.0, "another address is not limited"
     now[0] = 0.5
     assert failures.wait_s("a") == 0.0
     assert failures.wait_s("a") == 0.5
@@ -36,7 +36,7 @@ def test_addresses_that_are_remembered_are_bounded() -> None:
     assert failures.wait_s("first") > 0
     for i in range(ADDRESSES_MAX):
         failures.wait_s(str(i))
-    assert failures.wait_s("first") == 0.0, "the least recent one is forgotten"
+    assert failures.wait_s("first") == 0.0, "the least recent one is evicted"
 
 
 @pytest.mark.parametrize(

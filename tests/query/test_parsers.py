@@ -113,7 +113,7 @@ def test_a_fault_of_a_parser_fails_its_request_alone(parsers: Parsers) -> None:
             run(parsers, large()),
             return_exceptions=True,
         )
-        assert children() == first, "the worker goes on"
+        assert children() == first, "the worker continues"
         return failed, made.accepted
 
     failed, accepted = asyncio.run(both())

@@ -16,8 +16,8 @@ def test_it_starts_at_the_maximum_halves_after_long_calls_and_doubles_after_shor
     assert sizer.size("m") == 256
     for _ in range(3):
         sizer.took("m", sizer.size("m"), 0.1)
-    assert sizer.size("m") == 512, "never more than the most"
-    assert sizer.size("other") == 512, "each model by itself"
+    assert sizer.size("m") == 512, "never more than the maximum"
+    assert sizer.size("other") == 512, "each model has its own size"
 
 
 def test_a_small_call_does_not_change_larger_sizes() -> None:

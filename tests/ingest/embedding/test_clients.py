@@ -77,7 +77,7 @@ def test_plain_floats_in_any_order_return_in_request_order_and_normalized(
     vectors = embedder.embed(texts, tenant=TenantContext("t"))
     embedder.close()
     np.testing.assert_allclose(vectors, np.stack([hash_vector(t, D) for t in texts]), atol=1e-5)
-    assert foreign.sizes == [2_048, 52], "no request larger than the API takes"
+    assert foreign.sizes == [2_048, 52], "no request is larger than the API accepts"
 
 
 def test_a_foreign_server_learns_its_own_key_and_nothing_of_our_tenants(
@@ -231,8 +231,8 @@ def test_many_texts_of_one_tenant_do_not_delay_anothers_search() -> None:
         slow.gate.set()
         await asyncio.gather(quiet, *crowd)
         _, weight, texts = slow.calls[1]
-        assert "quiet" in texts and len(texts) == GATHER_MAX, "it goes with the very next call"
-        assert weight == 5, "which weighs what its tenants weigh together"
+        assert "quiet" in texts and len(texts) == GATHER_MAX, "it is part of the next call"
+        assert weight == 5, "whose weight is the sum of its tenants'"
 
     asyncio.run(run())
 
@@ -255,7 +255,7 @@ def test_bad_texts_are_refused_alone_and_the_others_are_sent_again() -> None:
         for refused in (bad, worse):
             assert isinstance(refused, Refused)
             assert (refused.field, refused.limit) == ("text", 10), (
-                "the caller sent one text, and it has a name there"
+                "the caller sent one text, and the error names it"
             )
         assert len(slow.calls) == 4
 
@@ -477,4 +477,4 @@ def test_one_refused_text_of_many_costs_few_calls() -> None:
     texts[40] = "w" * 8 + "!" * 40
     found = asked(embedder, texts)
     assert not [f for f in found if isinstance(f, Exception)]
-    assert len(embedder.sizes) <= 1 + 14 + 1, "the others are asked in halves, not one by one"
+    assert len(embedder.sizes) <= 1 + 14 + 1, "the others are sent in halves, not one by one"

@@ -337,10 +337,10 @@ def test_a_processor_that_cannot_pack_a_precision_leaves_it_unpacked(
 @pytest.mark.parametrize(
     ("lengths", "calls"),
     [
-        pytest.param([10] * 8, [8], id="equal lengths go together"),
+        pytest.param([10] * 8, [8], id="equal lengths share a call"),
         pytest.param([8, 10, 12, 16], [4], id="a little padding costs less than another call"),
         pytest.param([10] * 8 + [200], [8, 1], id="much padding costs more"),
-        pytest.param([3, 200], [1, 1], id="a short one does not wait to be padded to a page"),
+        pytest.param([3, 200], [1, 1], id="a short text is not padded to a page"),
     ],
 )
 def test_a_call_is_split_only_where_padding_costs_more_than_another_call(
@@ -354,7 +354,7 @@ def test_a_call_is_split_only_where_padding_costs_more_than_another_call(
     ("lengths", "calls"),
     [
         pytest.param([9, 12, 14, 14, 16, 18, 22, 28] * 2, [16], id="search texts are combined"),
-        pytest.param([20] * 8 + [200], [8, 1], id="a page is no company for them"),
+        pytest.param([20] * 8 + [200], [8, 1], id="a page does not share their call"),
     ],
 )
 def test_if_attention_alone_sees_padding_larger_calls_are_made(

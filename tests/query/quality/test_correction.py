@@ -45,9 +45,7 @@ def test_a_curve_that_is_right_is_left_alone() -> None:
         for value in served(OBJECTIVE + 0.004, 600, rng):
             correction.note(value, OBJECTIVE)
         moves += correction.added != 0
-    assert moves <= 1, (
-        "all moves that are not called for, together, have a probability of one in twenty"
-    )
+    assert moves <= 1, "all wrong moves together have a probability of one in twenty"
 
 
 def test_few_samples_move_nothing() -> None:
@@ -57,9 +55,7 @@ def test_few_samples_move_nothing() -> None:
     assert correction.added == 0
     correction.note(0.1, OBJECTIVE)
     assert correction.added > 0
-    assert correction.since.n == 0, (
-        "what was served at the old effort says nothing about the new one"
-    )
+    assert correction.since.n == 0, "samples of the old effort do not count for the new one"
 
 
 def test_a_correction_from_synthetic_searches_restarts_once_curves_know_real_ones() -> None:
@@ -107,7 +103,7 @@ def test_an_index_that_misses_the_objective_at_its_greatest_effort_is_proven_to(
     assert correction.proof is not None
     assert correction.proof.since_ms == 7
     assert correction.proof.high < OBJECTIVE
-    assert correction.added == 0, "there is no more effort to ask for"
+    assert correction.added == 0, "the effort cannot rise further"
 
 
 def test_samples_of_a_lesser_effort_are_no_proof_of_the_greatest() -> None:

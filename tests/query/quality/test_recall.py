@@ -253,7 +253,7 @@ def test_one_tenant_leaves_room_in_the_queue_for_others() -> None:
         dropped = {
             r["tenant"]: r["dropped"] for r in recall.report({("t", "c"): 0.9, ("quiet", "c"): 0.9})
         }
-        assert dropped == {r["tenant"]: r["dropped"] for r in found}, "there is room again"
+        assert dropped == {r["tenant"]: r["dropped"] for r in found}, "the queue has room again"
         return dropped["t"], dropped["quiet"]
 
     dropped = asyncio.run(work())
@@ -283,8 +283,8 @@ def test_a_new_tenant_finds_room_and_a_turn_in_a_busy_queue() -> None:
         return [query.shard.tenant for query in searcher.asked]
 
     asked = asyncio.run(work())
-    assert asked.index("quiet") <= 6, "behind one of each, not behind all that came before"
-    assert len(asked) < QUEUE_MAX, "room is left for the next"
+    assert asked.index("quiet") <= 6, "behind one of each tenant, not behind all earlier ones"
+    assert len(asked) < QUEUE_MAX, "the queue has room for the next"
 
 
 def test_the_rest_of_the_monitor_does_not_count_waits_in_a_searchers_queue(

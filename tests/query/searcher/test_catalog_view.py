@@ -68,7 +68,7 @@ def test_the_newest_manifest_of_a_shard_is_known_until_it_is_gone(base: Resource
         end,
     )
     assert view.replay_start(docs.slot, 100) == end
-    assert looked(view).changed == (), "it is told once"
+    assert looked(view).changed == (), "it is reported once"
     base.registry.delete_collection("acme", "docs", actor="test")
     looked(view)
     assert view.stored(docs) == NOTHING

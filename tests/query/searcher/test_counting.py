@@ -98,7 +98,7 @@ def test_an_unloaded_shard_is_counted_exactly_from_segments_and_log(
         assert found.log_bytes > 0
         reach(searcher, {docs.slot: send(base, docs, one("later", 300))})
         assert counts(stats_of(searcher, "acme")) == (6, 10, True, False), (
-            "as of what came meanwhile"
+            "with the rows that arrived meanwhile"
         )
         named = stats_of(searcher, "acme", "docs")
         assert counts(named) == (6, 10, True, True), "and as it is counted in memory"
@@ -141,7 +141,7 @@ def test_an_uncountable_shard_has_a_lower_bound(base: Resources) -> None:
     with searching(base) as searcher:
         found = stats_of(searcher, "acme")
         assert (found.documents, found.exact) == (4, False), (
-            "those of one segment are there in any case"
+            "those of one segment are known in any case"
         )
 
 

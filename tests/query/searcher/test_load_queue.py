@@ -61,7 +61,7 @@ def test_waits_do_not_shorten_the_backoff_of_a_failed_load() -> None:
     assert q.take([A[0]], {A[0]}, 5.0) == A[0]
     q.done(A[0])
     assert q.take([A[0]], (), 1.0) == A[0], (
-        "waited for and well: at once, whenever it was to be tried"
+        "requested and not failing: at once, whatever its time was"
     )
 
 

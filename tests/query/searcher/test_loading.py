@@ -115,7 +115,7 @@ def test_a_failed_load_is_reported_and_leaves_nothing_in_memory(base: Resources)
     file.write_bytes(whole[:-1])
     assert isinstance(s.load(), Corrupt)
     file.unlink()
-    assert isinstance(s.load(), Corrupt), "it is in quarantine: not read, whatever lies there"
+    assert isinstance(s.load(), Corrupt), "it is in quarantine: not read, whatever its bytes are"
     assert not s.tail.shards
     assert s.budget.resident_bytes() == 0
 

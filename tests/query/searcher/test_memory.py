@@ -71,7 +71,7 @@ def test_the_least_recently_used_shard_is_evicted_first_and_no_more_than_needed(
 def test_a_shard_in_use_stays_even_if_there_is_no_room() -> None:
     assert choose_evictions([held("a", 1, 10, IN_USE_S / 2)], 1, 100) == ()
     assert choose_evictions([held("a", 1, 10, 9), held("b", 2, 10, 0)], 15, 100) == (), (
-        "one alone would go for nothing"
+        "evicting one alone would not help"
     )
 
 
@@ -368,7 +368,7 @@ def test_a_large_shard_is_loaded_without_a_request(base: Resources) -> None:
         assert list(searcher.tail.shards) == [big], "before it is ready"
         assert small not in searcher.tail.shards
     with searching(base, resident_bytes_max=room_for(base, small)) as searcher:
-        assert not searcher.tail.shards, "where there is room"
+        assert not searcher.tail.shards, "if there is room"
         assert len(ask(searcher, small)) == 3
 
 

@@ -340,10 +340,10 @@ def test_a_corrupt_new_segment_keeps_the_old_snapshot_and_is_retried_with_backof
             tried = store.fetched
             clock.advance(wait_s - 0.5)
             time.sleep(0.2)
-            assert store.fetched == tried, "it waits twice as long each time"
+            assert store.fetched == tried, "the wait doubles each time"
             clock.advance(0.5)
             eventually(lambda wait_s=wait_s: searcher.shards.stale[docs].wait_s == 2 * wait_s)
-            assert store.fetched == tried, "what is in quarantine is not read"
+            assert store.fetched == tried, "an object in quarantine is not read"
         assert list(asyncio.run(searcher.stats()).stale) == [docs]
         whole[0][0].write_bytes(whole[0][1])
         clock.advance(60)

@@ -146,7 +146,7 @@ def test_unsealed_rows_are_read_beside_the_search_threads_too(
     def query_with(**condition: object) -> ShardQuery:
         return ShardQuery(held.id, unit(1)[None], 10, filter=Filter.parse(condition))
 
-    assert held.needs(query_with(n=1)) is None, "few are read in passing"
+    assert held.needs(query_with(n=1)) is None, "few are read on the search thread"
     monkeypatch.setattr(shard, "READ_MAX", 9)
     assert held.needs(query_with(n=1)) == {"n"}
     held.load_needed(frozenset({"n"}))

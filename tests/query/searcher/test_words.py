@@ -278,7 +278,7 @@ def test_a_lexical_search_costs_by_its_words_and_rows(base: Resources) -> None:
     docs = shard_of(of)
     with searching(base) as searcher:
         load_needed(searcher, docs)
-        assert searcher._cost(asked(docs, "word " * 100)) == 1, "there is nothing to look through"
+        assert searcher._cost(asked(docs, "word " * 100)) == 1, "there are no rows to read"
         rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(5_000)]
         reach(searcher, {docs.slot: send(base, docs, message(rows))})
         short, long = (
@@ -287,7 +287,7 @@ def test_a_lexical_search_costs_by_its_words_and_rows(base: Resources) -> None:
         )
         work = 5_001 * CUT_PAIRS + lexical.COUNTED_MAX * COUNT_PAIRS + lexical.TERMS_MAX * 5_000
         assert (short, long) == (1, 1 + work // (1 << 18)), (
-            "what comes before the rows are read is charged, too"
+            "work before the rows are read is charged, too"
         )
         both = replace(asked(docs, "word " * 6_000), mode="hybrid", vectors=unit(0)[None])
         assert searcher._cost(both) == long + searcher._cost(
@@ -378,7 +378,7 @@ def test_a_delta_far_behind_is_indexed_by_the_warmup_threads(base: Resources) ->
         assert len(found.lexical[0]) == BEHIND_MAX + 100
         assert found.lexical[0][0].document_id == "d7"
         reach(searcher, {docs.slot: send(base, docs, one("new", 9_999))})
-        assert held.needs(asked(docs, "new")) is None, "one row more is added in passing"
+        assert held.needs(asked(docs, "new")) is None, "one more row is added on the search thread"
         assert len(searcher.submit(asked(docs, "new"), Deadline.after(5)).result(5).lexical[0]) == 1
 
 
