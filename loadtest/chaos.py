@@ -105,7 +105,7 @@ class Run:
         self.neighbor.label = "calm"
         self.wrong[wrong:] = [f"round {n} {names}: {w}" for w in self.wrong[wrong:]]
         self.seconds.append(time.monotonic() - began)
-        marks = f"{len(self.wrong) - wrong} wrong" if len(self.wrong) > wrong else "as it should be"
+        marks = f"{len(self.wrong) - wrong} wrong" if len(self.wrong) > wrong else "all correct"
         at_s = time.monotonic() - self.began
         print(
             f"{at_s:.0f} s: round {n}: {', '.join(names) or 'calm'}: {self.seconds[-1]:.1f} s, "
@@ -305,8 +305,8 @@ def main() -> None:
         type=float,
         default=LAG_MAX_S,
         help=(
-            "a write of the neighbor that takes longer to be searchable was delayed by what is "
-            "done to others"
+            "a write of the neighbor that takes longer to be searchable was delayed by faults "
+            "of others"
         ),
     )
     parser.add_argument(
@@ -319,7 +319,7 @@ def main() -> None:
         "--folder",
         type=Path,
         default=ROOT / "build" / "chaos",
-        help="everything started lies there",
+        help="folder of everything that is started",
     )
     args = parser.parse_args()
     end_when_told()
@@ -334,7 +334,7 @@ def main() -> None:
         for n in range(1, args.rounds + 1):
             run.round(n)
             if run.stuck >= STUCK_MAX:
-                print("given up: too much is stuck", flush=True)
+                print("stopped: too much is stuck", flush=True)
                 break
         run.end()
         run.neighbor.stop()

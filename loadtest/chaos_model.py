@@ -99,7 +99,7 @@ class Ledger:
             state = seen.get(name)
             if state not in self.may_be(name):
                 right = sorted(map(str, self.may_be(name)))
-                wrong.append(f"{name} is {state}, right were {right}: {self.history[name][-12:]}")
+                wrong.append(f"{name} is {state}, expected {right}: {self.history[name][-12:]}")
             elif len(self.may_be(name)) > 1:
                 self.history[name].append(f"found {state}")
             self._now[name] = {state}

@@ -217,7 +217,7 @@ class Waiting(threading.Thread):
         checks.that(
             self.before < n == self.found,
             f"{self.tenant.name}: a search waited for the acknowledged position, and was answered "
-            "when all was there",
+            "when all was present",
             f"{self.position}: sent at {self.before}, answered at {self.found} of {n}",
         )
 
@@ -238,7 +238,7 @@ def stream_in(
     console.print(f"  acknowledged: {n} in {time.monotonic() - start:.1f} s")
     killed = watch_until_answered(platform, waiting)
     seconds = time.monotonic() - start
-    checks.that(killed, "the ingest process was killed while it worked, and came back")
+    checks.that(killed, "the ingest process was killed while it worked, and restarted")
     for each in waiting:
         each.check(checks)
     console.print(f"  searchable: {n} documents in {seconds:.1f} s ({n / seconds:.0f}/s)")
@@ -287,9 +287,9 @@ def count(tenant: Tenant) -> dict[str, Any]:
     return dict(tenant.client.collection(COLLECTION).counts)
 
 
-def nothing_lost_or_doubled(tenants: list[Tenant], checks: Checks) -> None:
+def nothing_lost_or_duplicated(tenants: list[Tenant], checks: Checks) -> None:
     """Checks that every document sent is present, with exactly its passages."""
-    step("Nothing lost, nothing doubled")
+    step("Nothing lost, nothing duplicated")
     for t in tenants:
         passages = 0
         for d in t.documents:
@@ -301,7 +301,9 @@ def nothing_lost_or_doubled(tenants: list[Tenant], checks: Checks) -> None:
             found,
         )
         checks.that(
-            found["passages"] == passages, f"{t.name}: its documents' passages, each once", passages
+            found["passages"] == passages,
+            f"{t.name}: each passage of its documents exactly once",
+            passages,
         )
 
 
@@ -347,21 +349,21 @@ def reindex(platform: Platform, tenant: Tenant, checks: Checks) -> None:
     n = len(tenant.documents) + len(notes.ids)
     checks.that(
         done and facts.generation == 2,
-        "the new generation is the one that answers",
+        "the new generation serves searches",
         f"after {seconds:.1f} s",
     )
     kinds = [kind.partition(":")[0] for kind in facts.raw["index"]["kinds"]]
     checks.that(kinds == ["hnsw"], "its index is HNSW", facts.raw["index"])
     checks.that(
         facts.counts["documents"] == n and len(notes.ids) > 0,
-        f"its documents and the {len(notes.ids)} written meanwhile, none lost, none doubled",
+        f"its documents and the {len(notes.ids)} written meanwhile, none lost, none duplicated",
         facts.counts,
     )
     gone = tenant.client.delete(COLLECTION, notes.ids)
     tenant.client.search(COLLECTION, "a note", k=1, wait_for=gone, timeout_ms=60_000)
     found = count(tenant)["documents"]
     checks.that(
-        found == len(tenant.documents), "and its documents alone, once those are deleted", found
+        found == len(tenant.documents), "its documents alone, once those are deleted", found
     )
 
 
@@ -453,14 +455,14 @@ def isolation(platform: Platform, tenants: list[Tenant], checks: Checks) -> None
     ours = {d["id"] for d in packages.documents}
     checks.that(
         set(hits) <= ours,
-        "searching the collection of the same name finds one's own documents only",
+        "a search of the collection of the same name finds the tenant's own documents only",
         len(hits),
     )
 
 
 def measured(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
     """Shows recall with its interval, freshness and capacity, as operators read them."""
-    step("What operators see")
+    step("Reports for operators")
     for t in tenants:
         for d in t.documents[:: max(1, len(t.documents) // 220)]:
             t.client.search(COLLECTION, d["text"].split("\n")[0][:200], k=10)
@@ -468,7 +470,7 @@ def measured(platform: Platform, tenants: list[Tenant], checks: Checks) -> None:
     rows = recall_rows(platform, live)
     checks.that(
         {row["tenant"] for row in rows} == set(live),
-        "recall is measured on the generations that answer",
+        "recall is measured on the live generations",
         live,
     )
     for row in rows:
@@ -526,10 +528,10 @@ def lose_a_node(platform: Platform, tenant: Tenant, checks: Checks) -> None:
         elif degraded:
             break
         time.sleep(0.05)
-    checks.that(degraded is not None, "answers said that a part was missing", degraded)
+    checks.that(degraded is not None, "answers reported a missing part", degraded)
     checks.that(
         not answer.degraded,
-        "and were whole again when it was back",
+        "and were complete again after its restart",
         f"after {60 - (end - time.monotonic()):.1f} s",
     )
     checks.that(count(tenant)["documents"] == len(tenant.documents), "with every document")
@@ -557,7 +559,7 @@ def main() -> None:
             )
             tenants = make_tenants(platform, args.nodes)
             stream_in(platform, tenants, brokers, folder, checks)
-            nothing_lost_or_doubled(tenants, checks)
+            nothing_lost_or_duplicated(tenants, checks)
             reindex(platform, tenants[1], checks)
             known_answers(tenants, checks)
             freshness(tenants[0], checks)
