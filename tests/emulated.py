@@ -11,10 +11,10 @@ import numpy as np
 
 from indexer.backends import Rows, gpu_limits, lists_for
 from indexer.backends.cagra import as_cagra, as_graph
-from indexer.backends.cpu import Index, faiss_metric
 from indexer.backends.gpu import GpuBackend
-from indexer.backends.gpu_limits import CUVS, Ask, Limits
-from indexer.backends.gpu_worker import Card, Failed, NoRoom
+from indexer.backends.gpu_limits import CUVS, DeviceSearch, Limits
+from indexer.backends.gpu_worker import Failed, GpuWorker, NoRoom
+from indexer.backends.indexes import Index, faiss_metric
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
 from vicinage.records import Floats
@@ -30,7 +30,7 @@ class EmulatedDevice:
         self, name: str = "emulated:0", *, bytes_max: int = 1 << 30, limits: Limits = CUVS
     ) -> None:
         self.name, self.bytes_max, self.limits = name, bytes_max, limits
-        self.asked: list[Ask] = []
+        self.searches: list[DeviceSearch] = []
         self.n_placed = 0
         self.full = self.broken = False
         self.hold = threading.Event()
@@ -61,9 +61,9 @@ class EmulatedDevice:
             else faiss.clone_index(index.faiss)
         )
 
-    def search(self, placed: Any, queries: Floats, ask: Ask) -> Rows:
+    def search(self, placed: Any, queries: Floats, ask: DeviceSearch) -> Rows:
         self._work()
-        self.asked.append(ask)
+        self.searches.append(ask)
         most = (
             gpu_limits.BEAM_MAX
             if isinstance(placed, faiss.IndexHNSWCagra)
@@ -90,7 +90,7 @@ class EmulatedDevice:
 
 def emulated_backend() -> GpuBackend:
     """Returns a backend of one such device."""
-    return GpuBackend([Card(EmulatedDevice())])
+    return GpuBackend([GpuWorker(EmulatedDevice())])
 
 
 def cagra_of(vectors: Floats, m: int, metric: Metric) -> Any:

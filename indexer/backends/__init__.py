@@ -1,9 +1,7 @@
-"""Index backends: one protocol over FAISS on each device.
+"""Index backends: one protocol over FAISS on each device. Nothing outside this folder uses FAISS.
 
-Nothing outside this folder touches FAISS.
-
-Scores everywhere: greater is nearer (cosine and dot product as they are, Euclidean as minus the
-squared distance).
+A greater score is always nearer: cosine and dot product as they are, Euclidean as minus the squared
+distance.
 """
 
 import math
@@ -23,13 +21,13 @@ from vicinage.records import Floats
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 LISTS_PER_ROOT: Final = 1.5
-"""Lists of an IVF of n passages where the spec names none: so many times √n."""
+"""Lists of an IVF over n passages if the spec gives no number, as a multiple of √n."""
 TRAIN_PER_LIST: Final = 39
-"""FAISS warns that a centroid was trained on fewer passages than that."""
+"""Training passages per centroid below which FAISS warns."""
 LISTS_PER_ROOT_MAX: Final = 8
-"""Lists that a spec may name, at most: so many times √n. Finding centroids takes n × lists."""
+"""Most lists that a spec may ask for, as a multiple of √n. Training costs n × lists."""
 CENTROIDS: Final = 16
-"""Of a code of four bits: there is none of fewer passages."""
+"""Centroids of a four-bit code, which cannot be trained on fewer passages."""
 
 EFFORTS: Final[dict[Kind, tuple[int, ...]]] = {
     "flat": (),
@@ -38,25 +36,28 @@ EFFORTS: Final[dict[Kind, tuple[int, ...]]] = {
     "ivfpq": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024),
     "rabitq": (10, 20, 30, 50, 75, 100, 150, 200, 400, 800, 1_600),
 }
-"""Efforts at which a segment's recall is measured when it is sealed: the beam of a graph (efSearch), the lists looked at (nprobe;
-of ivfpq the candidates, too), or the candidates that are scored again from their vectors; each for k = 10."""
+"""Efforts at which a segment's recall is measured when it is sealed, each for k = 10.
+
+An effort is the beam of a graph (efSearch), the lists probed (nprobe; for ivfpq it also sets the
+number of candidates), or the candidates that are scored again by their vectors (rabitq).
+"""
 
 K_MEASURED: Final = 10
-"""At which curves are measured.
+"""The k of the curves.
 
-Of fewer hits each counts for more, and the best is no easier to find: they cost what ten do.
+With fewer hits each one counts for more, and the best is no easier to find, so they cost as much.
 """
 
 AUTO: Final = IndexSpec("hnsw", m=24, ef_construction=80, codes="sq8")
-"""What `auto` means above `flat_max`; docs/decisions/012 has the measurements."""
+"""The index that `auto` chooses above `flat_max`; docs/decisions/012 has the measurements."""
 
 
 AUTO_SMALL: Final = IndexSpec("ivfpq")
-"""What it means where the bytes of that are more than may be spent: an eighth of them."""
+"""The index that `auto` chooses if AUTO would exceed the bound on bytes: it takes an eighth."""
 
 
 def lists_for(spec: IndexSpec, n: int) -> int:
-    """Lists of an IVF over n passages: as the spec says, as far as there is enough to train them, and time."""
+    """Returns the lists of an IVF over n passages: the spec's number within the training bounds."""
     wanted = min(
         spec.lists or int(LISTS_PER_ROOT * math.sqrt(n)), int(LISTS_PER_ROOT_MAX * math.sqrt(n))
     )
@@ -66,7 +67,10 @@ def lists_for(spec: IndexSpec, n: int) -> int:
 def choose(
     spec: str, n: int, *, flat_max: int, fits: Callable[[IndexSpec], bool] = lambda _spec: True
 ) -> IndexSpec:
-    """The index that `spec` means for `n` passages; `fits` says whether the bytes of one are within what may be spent. Raises Refused."""
+    """Returns the index that `spec` means for `n` passages. Raises Refused.
+
+    `fits`: whether the bytes of an index are within the bound.
+    """
     named = parse(spec) or (
         IndexSpec("flat") if n <= flat_max else AUTO if fits(AUTO) else AUTO_SMALL
     )
@@ -74,35 +78,30 @@ def choose(
 
 
 class Backend(Protocol):
-    """FAISS on one device.
-
-    Indexes are opaque to everybody else. Searches are safe from many threads.
-    """
+    """FAISS on one device. Its indexes are opaque to callers. Searches are thread-safe."""
 
     def build(self, vectors: Floats, spec: IndexSpec, metric: Metric, *, threads: int = 0) -> Any:
-        """An index over `vectors` [n, d]; None for flat, whose index is the vectors themselves.
+        """Returns an index over `vectors` [n, d]; None for flat, which searches the vectors.
 
-        `threads` 0: half of the cores.
-
-        Raises Refused for what cannot be built.
+        `threads` 0: half of the cores. Raises Refused if the index cannot be built.
         """
         ...
 
     def save(self, index: Any, path: Path) -> None:
-        """Write the index to a new file."""
+        """Writes the index to a new file."""
         ...
 
     def load(self, path: Path) -> Any:
-        """Read it back, memory-mapped where FAISS can.
+        """Returns the index in a file that the caller has verified. Raises Corrupt.
 
-        The caller has verified the file. Raises Corrupt.
+        It is memory-mapped if FAISS supports that for the kind.
         """
         ...
 
     def place(self, index: Any, vectors: Floats, metric: Metric) -> Any:
-        """The index (None: flat) over these very vectors, to be searched from now on: where there is a GPU with room, held there, too.
+        """Returns the index (None: flat) over these vectors, ready to be searched.
 
-        Frees what the GPU holds when it is let go of.
+        Copies it to a GPU if one has room. The copy is freed when the result is garbage-collected.
         """
         ...
 
@@ -117,34 +116,36 @@ class Backend(Protocol):
         effort: int,
         allowed: Mask | None,
     ) -> tuple[Floats, Rows]:
-        """Scores and rows [n, k] of the nearest allowed rows; row −1 where there are fewer than k.
+        """Returns scores and rows [n, k] of the nearest allowed rows, and row −1 beyond the last.
 
-        `allowed` [n rows] None means all. Never fewer than k while k are allowed. `effort` is
-        within the kind's EFFORTS, meant for k = 10 and no filter: the backend raises it by itself
-        for a greater k, or where fewer rows are allowed. Scores are those of the vectors, never of
-        codes.
+        `allowed` is bool [n rows]; None means all. Returns k rows whenever k are allowed. `effort`
+        is one of the kind's EFFORTS, for k = 10 and no filter: the backend raises it for a greater
+        k, or if fewer rows are allowed. Scores are those of the vectors, never of codes.
         """
         ...
 
     def exact(
         self, vectors: Floats, queries: Floats, k: int, *, metric: Metric, allowed: Mask | None
     ) -> tuple[Floats, Rows]:
-        """The same by looking at every allowed row."""
+        """Returns the same as `search`, from a scan of every allowed row."""
         ...
 
     def bytes(self, spec: IndexSpec, n: int, d: int) -> int:
-        """Host bytes that an index of this kind takes beside the vectors."""
+        """Returns the host bytes of an index of this kind, without the vectors."""
         ...
 
     def device_bytes(self, spec: IndexSpec, n: int, d: int) -> int:
-        """Bytes that a GPU takes to serve a segment of this kind, its vectors included; 0 where the CPU serves it."""
+        """Returns the GPU bytes that serve a segment of this kind, vectors included.
+
+        Returns 0 if the CPU serves it.
+        """
         ...
 
 
 def open_backend(device: str = "cpu") -> Backend:
-    """The backend of a device: cpu, cuda (every GPU of this machine), or cuda:N.
+    """Returns the backend of a device: cpu, cuda (every GPU of this machine), or cuda:N.
 
-    Raises Refused for one that is not there.
+    Raises Refused if the machine has no such device.
     """
     if device == "cpu":
         from indexer.backends.cpu import CpuBackend
@@ -152,7 +153,7 @@ def open_backend(device: str = "cpu") -> Backend:
         return CpuBackend()
     found = re.fullmatch(r"cuda(?::(\d+))?", device)
     if found is None:
-        raise Refused(f"device {device!r} is not known: cpu, cuda or cuda:N", field="device")
+        raise Refused(f"device {device!r} is unknown; use cpu, cuda or cuda:N", field="device")
     from indexer.backends.cuda import open_gpus
 
     return open_gpus(None if found[1] is None else int(found[1]))

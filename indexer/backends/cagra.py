@@ -1,18 +1,25 @@
-"""What of the CPU's indexes a GPU takes, and graphs between the two: the same links, over whole vectors there and over what a spec says here."""
+"""Converts graphs between CPU and GPU, and decides which CPU indexes a GPU can hold.
+
+Both sides use the same links: over whole vectors on the GPU, over the spec's codes on the CPU.
+"""
 
 from typing import Any
 
 import faiss
 import numpy as np
 
-from indexer.backends.cpu import Index, empty
+from indexer.backends.indexes import Index, untrained
 from tenants.index_spec import IndexSpec
 from vicinage.records import Floats
 
 
 def as_graph(cagra: Any, vectors: Floats, spec: IndexSpec) -> Any:
-    """CAGRA's graph, as FAISS gives it to the CPU (IndexHNSWCagra), over codes as `spec` says: a class that every CPU backend reads."""
-    index = empty(spec, len(vectors), vectors.shape[1], cagra.metric_type)
+    """Returns a CPU graph over the spec's codes, with the links of CAGRA's graph.
+
+    FAISS returns CAGRA's graph as IndexHNSWCagra. The result is of a class that every CPU backend
+    reads.
+    """
+    index = untrained(spec, len(vectors), vectors.shape[1], cagra.metric_type)
     index.storage.train(vectors)
     index.storage.add(vectors)
     index.hnsw = cagra.hnsw
@@ -22,7 +29,7 @@ def as_graph(cagra: Any, vectors: Floats, spec: IndexSpec) -> Any:
 
 
 def as_cagra(graph: Any, vectors: Floats) -> Any:
-    """The same the other way: the links of `graph` over whole vectors, for a device; of a graph that is complete."""
+    """Returns CAGRA's form of a complete graph: its links over whole vectors, for a GPU."""
     source = faiss.IndexHNSWCagra(
         vectors.shape[1], graph.hnsw.nb_neighbors(0) // 2, graph.metric_type
     )
@@ -32,8 +39,11 @@ def as_cagra(graph: Any, vectors: Floats) -> Any:
     return source
 
 
-def complete(hnsw: Any) -> bool:
-    """Whether every node of the lowest level has all its links: CAGRA's graphs are so, and it takes no others."""
+def is_complete(hnsw: Any) -> bool:
+    """Returns whether every node of the lowest level has all its links.
+
+    CAGRA's graphs are complete, and CAGRA accepts no others.
+    """
     links, starts = (
         faiss.vector_to_array(hnsw.neighbors),
         faiss.vector_to_array(hnsw.offsets)[:-1].astype(np.int64),
@@ -41,8 +51,11 @@ def complete(hnsw: Any) -> bool:
     return all(bool((links[starts + i] >= 0).all()) for i in range(hnsw.nb_neighbors(0)))
 
 
-def takes(index: Index) -> bool:
-    """Whether a GPU can hold this very index: no graph with links missing, no codes of four bits, in which a CPU builds ivfpq."""
+def is_placeable(index: Index) -> bool:
+    """Returns whether a GPU can hold this index.
+
+    It cannot hold a graph with missing links, nor the four-bit codes of an ivfpq that a CPU built.
+    """
     if index.kind == "hnsw":
-        return complete(index.faiss.hnsw)
+        return is_complete(index.faiss.hnsw)
     return index.kind != "ivfpq" or type(index.faiss).__name__ == "IndexIVFPQ"

@@ -1,10 +1,10 @@
-"""The door to NVIDIA GPUs: FAISS's GPU classes, by cuVS where the wheel has it.
+"""The only module that uses FAISS's GPU classes, with cuVS if the wheel has it.
 
-`gpu.py` decides what they are asked.
+`gpu.py` decides what a GPU does.
 
-A CUDA call that fails for another reason than memory ends the process in many places of FAISS (an
-assertion, not an exception). So a GPU is tried in a process of its own before it is used here; one
-that does not answer rightly there is left out.
+In many places of FAISS, a CUDA call that fails for another reason than memory ends the process (an
+assertion, not an exception). So each GPU first passes a trial in a process of its own. A GPU whose
+answers are wrong there is not used.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ import numpy as np
 
 from indexer.backends import Rows, gpu_limits, lists_for
 from indexer.backends.cagra import as_cagra, as_graph
-from indexer.backends.cpu import Index, faiss_metric
 from indexer.backends.gpu import GpuBackend
-from indexer.backends.gpu_limits import CLASSIC, CUVS, Ask, Limits
-from indexer.backends.gpu_worker import Card, Failed, NoRoom
+from indexer.backends.gpu_limits import CLASSIC, CUVS, DeviceSearch, Limits
+from indexer.backends.gpu_worker import Failed, GpuWorker, NoRoom
+from indexer.backends.indexes import Index, faiss_metric
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
 from vicinage.errors import Refused
@@ -32,16 +32,22 @@ from vicinage.records import Floats
 from vicinage.telemetry import events
 
 TEMPORARY_BYTES: Final = 256 << 20
-"""FAISS's scratch memory on each device, held from the start (its default is 1.5 GiB); what does not fit is allocated for the call."""
+"""FAISS's scratch memory on each GPU, allocated at the start (its default is 1.5 GiB).
+
+A call that needs more allocates it for itself.
+"""
 PINNED_BYTES: Final = 64 << 20
-"""Of host memory, for copies (FAISS's default is 256 MiB)."""
+"""Pinned host memory for copies (FAISS's default is 256 MiB)."""
 SHARE_OF_DEVICE: Final = 0.8
-"""Of the memory that is free when it is opened: builds and large calls allocate beside the indexes."""
+"""Share of the memory that is free at opening: builds and large calls need the rest."""
 TRIAL_S: Final = 120.0
 TRIAL_ROWS: Final = 20_000
 CANDIDATES: Final = 100
 TRIAL_RECALL: Final = 0.8
-"""Far below what each kind finds among so many (codes of four numbers a byte: 0.94); far above what a wrong answer holds."""
+"""Recall of a trial: far below what each kind reaches, and far above that of wrong answers.
+
+Codes of four numbers a byte reach 0.94.
+"""
 FULL: Final = (
     "memory allocation",
     "out of memory",
@@ -50,60 +56,63 @@ FULL: Final = (
     "bad_alloc",
     "bad alloc",
 )
-"""How a GPU's full memory is told, in FAISS's and in RMM's words."""
+"""Texts by which FAISS and RMM report that a GPU's memory is full."""
 
 _event = events("searcher")
 _opening = threading.Lock()
 
 
 def limits() -> Limits:
-    """What the installed wheel's GPU code takes. Raises Refused where it has none."""
+    """Returns the limits of the installed wheel's GPU code. Raises Refused if it has none."""
     if not hasattr(faiss, "StandardGpuResources"):
         raise Refused(
-            "this FAISS is built for CPUs alone: install the extra gpu in place of cpu",
+            "this FAISS is built for CPUs only; install the extra gpu in place of cpu",
             field="device",
         )
     return CUVS if "NVIDIA_CUVS" in faiss.get_compile_options() else CLASSIC
 
 
 def open_gpus(number: int | None) -> GpuBackend:
-    """The backend of one GPU of this machine, or of all.
+    """Returns the backend of one GPU of this machine, or of all.
 
-    Raises Refused where there is none, or none that answers rightly.
+    Raises Refused if there is none, or if none passes its trial.
     """
     limits()
     n = faiss.get_num_gpus()
     wanted = range(n) if number is None else [number]
     if not wanted or max(wanted) >= n:
         raise Refused(
-            f"this machine has {n} GPUs that FAISS can use; there is none of that number",
+            f"this machine has {n} GPUs that FAISS can use, and none with that number",
             field="device",
         )
     with _opening:
-        cards = [card for i in wanted if (card := _card(i)) is not None]
-    if not cards:
+        workers = [worker for i in wanted if (worker := _worker(i)) is not None]
+    if not workers:
         raise Refused(
-            "no GPU passed its trial: see the events above; use cpu until it is mended",
+            "no GPU passed its trial; see the events gpu.trial_failed, and use cpu until then",
             field="device",
         )
-    return GpuBackend(cards)
+    return GpuBackend(workers)
 
 
 @cache
-def _card(number: int) -> Card | None:
-    """One for each GPU in a process, whoever opens it: one thread, one resources object.
+def _worker(number: int) -> GpuWorker | None:
+    """Returns the process's one worker of a GPU: one thread, one resources object.
 
-    None: it failed its trial.
+    Returns None if the GPU failed its trial.
     """
-    reason = tried(number)
+    reason = trial_error(number)
     if reason is None:
-        return Card(CudaDevice(number))
+        return GpuWorker(CudaDevice(number))
     _event.error("gpu.trial_failed", device=f"cuda:{number}", error=reason)
     return None
 
 
-def tried(number: int) -> str | None:
-    """Run the trial of a GPU in a process of its own: None when it answered rightly, else what it said last."""
+def trial_error(number: int) -> str | None:
+    """Runs the trial of a GPU in a process of its own.
+
+    Returns None if it passed, else the end of its error output.
+    """
     command = [sys.executable, "-P", "-m", "indexer.backends.cuda", str(number)]
     try:
         ended = subprocess.run(
@@ -131,21 +140,21 @@ class CudaDevice:
         self.bytes_max = max(0, int(SHARE_OF_DEVICE * free_bytes(number)) - TEMPORARY_BYTES)
 
     def build(self, vectors: Floats, spec: IndexSpec, metric: Metric) -> Any:
-        """See gpu_worker.Device. A graph is CAGRA's, with its upper levels made on the host."""
+        """See gpu_worker.Device. A graph is CAGRA's; its upper levels are built on the host."""
         assert vectors.flags.c_contiguous, (
-            "CAGRA keeps their address: FAISS's Python must make no copy of its own"
+            "CAGRA keeps their address, so FAISS's Python must not copy them"
         )
-        with _told():
+        with _sorted_errors():
             index = self._empty(spec, len(vectors), vectors.shape[1], faiss_metric(metric))
             index.train(vectors)
-            if spec.kind != "hnsw":  # CAGRA is complete once it is trained, and takes nothing after
+            if spec.kind != "hnsw":  # CAGRA is complete once trained, and accepts no additions
                 index.add(vectors)
             made = faiss.index_gpu_to_cpu(index)
         return as_graph(made, vectors, spec) if spec.kind == "hnsw" else made
 
     def place(self, index: Index | None, vectors: Floats, metric: Metric) -> Any:
         """See gpu_worker.Device."""
-        with _told():
+        with _sorted_errors():
             if index is None:
                 flat = faiss.GpuIndexFlat(
                     self._resources,
@@ -161,13 +170,13 @@ class CudaDevice:
                 self._resources, self._number, index.faiss, self._cloner()
             )
 
-    def search(self, placed: Any, queries: Floats, ask: Ask) -> Rows:
+    def search(self, placed: Any, queries: Floats, ask: DeviceSearch) -> Rows:
         """See gpu_worker.Device."""
         if isinstance(placed, tuple):
             placed, parameters = placed[0], faiss.SearchParametersCagra(itopk_size=ask.width)
         else:
             parameters = faiss.SearchParametersIVF(nprobe=ask.width) if ask.width else None
-        with _told():
+        with _sorted_errors():
             _, rows = placed.search(np.ascontiguousarray(queries), ask.take, params=parameters)
         return rows  # type: ignore[no-any-return]
 
@@ -184,7 +193,10 @@ class CudaDevice:
         return faiss.GpuIndexCagra(resources, d, metric, config)
 
     def _graph(self, index: Index, vectors: Floats, metric: Metric) -> tuple[Any, Any]:
-        """CAGRA's copy of a graph, and the graph on the host, whose vectors FAISS wants kept as long as the copy."""
+        """Returns CAGRA's copy of a graph, and the graph on the host.
+
+        FAISS requires the host's vectors to live as long as the copy.
+        """
         source = as_cagra(index.faiss, vectors)
         config = self._config(faiss.GpuIndexCagraConfig())
         copy = faiss.GpuIndexCagra(self._resources, vectors.shape[1], faiss_metric(metric), config)
@@ -204,36 +216,41 @@ class CudaDevice:
     def _cloner(self) -> Any:
         options = faiss.GpuClonerOptions()
         options.use_cuvs = self.limits.graphs
-        # tables of more than 48 parts fit only so; candidates are scored again in any case
+        # tables of more than 48 parts fit only as float16; candidates are rescored in any case
         options.useFloat16 = True
         return options
 
 
 def free_bytes(number: int) -> int:
-    """Free memory of a GPU, as CUDA says: FAISS's Python has no call for it, and holds CUDA's library already."""
+    """Returns the free memory of a GPU from the CUDA library that FAISS has loaded.
+
+    FAISS's Python has no call for it.
+    """
     runtime = ctypes.CDLL(_runtime())
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     if runtime.cudaSetDevice(number) or runtime.cudaMemGetInfo(
         ctypes.byref(free), ctypes.byref(total)
     ):
-        raise Refused(f"CUDA does not say how much memory cuda:{number} has", field="device")
+        raise Refused(
+            f"CUDA does not report the memory of cuda:{number}; use another device", field="device"
+        )
     return free.value
 
 
 def _runtime() -> str:
-    """The path of CUDA's runtime library that FAISS has loaded."""
+    """Returns the path of the CUDA runtime library that FAISS has loaded."""
     with open("/proc/self/maps") as maps:  # noqa: PTH123  (a pseudo-file)
         return next(line.split()[-1] for line in maps if "libcudart" in line)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether FAISS's error says that the memory of a device is used up."""
+    """Returns whether FAISS's error says that a GPU's memory is full."""
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in FULL)
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """FAISS's errors by what is to be done."""
+def _sorted_errors() -> Iterator[None]:
+    """Raises FAISS's errors as NoRoom or Failed: by what the caller does next."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -241,11 +258,10 @@ def _told() -> Iterator[None]:
 
 
 def trial(made: Any) -> None:
-    """Ask a device what the CPU knows, of every kind that it serves.
+    """Compares a GPU's results with exact ones, for every kind that it serves.
 
-    Raises AssertionError where it answers wrongly.
-
-    No selector is ever handed to it: which rows are allowed is looked at here, on the host.
+    Raises AssertionError if they differ too much. Tries no selector: the host filters the results
+    of a GPU.
     """
     rng = np.random.default_rng(1)
     vectors = rng.standard_normal((TRIAL_ROWS, 32)).astype(np.float32)
@@ -261,13 +277,13 @@ def trial(made: Any) -> None:
             else Index(made.build(vectors, spec, "cosine"), spec.kind, coded=False)
         )
         found = made.search(
-            made.place(index, vectors, "cosine"), vectors[:50], Ask(CANDIDATES, width)
+            made.place(index, vectors, "cosine"), vectors[:50], DeviceSearch(CANDIDATES, width)
         )
         share = np.mean(
             [len(np.intersect1d(f, t)) / 10 for f, t in zip(found, nearest, strict=True)]
         )
         assert share >= TRIAL_RECALL, (
-            f"{kind}: of the nearest 10, {share:.2f} were among {CANDIDATES} candidates"
+            f"{kind}: {CANDIDATES} candidates hold {share:.2f} of the nearest 10"
         )
 
 

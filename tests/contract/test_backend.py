@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.backends import AUTO, CENTROIDS, EFFORTS, choose, lists_for, open_backend
-from indexer.backends.cpu import beam_for
+from indexer.backends.widths import beam_for
 from indexer.index.effort import recall
 from tenants.entities import Metric
 from tenants.index_spec import IndexSpec
@@ -85,7 +85,7 @@ def test_the_nearest_allowed_rows_are_found(
 ) -> None:
     vectors, queries = data
     if always:  # even where looking at every allowed row is cheaper
-        monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
+        monkeypatch.setattr("indexer.backends.widths.ROWS_PER_STEP", 0)
     allowed = None if share is None else np.random.default_rng(2).random(N) < share
     index = built(vectors, spec, metric)
     scores, rows = backend.search(
@@ -142,7 +142,7 @@ def test_a_filter_that_runs_against_the_question_loses_nothing(
 ) -> None:
     """Only the half of all rows that is farthest from the questions is allowed: a beam around them meets none of it."""
     vectors, queries = data
-    monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
+    monkeypatch.setattr("indexer.backends.widths.ROWS_PER_STEP", 0)
     asked = np.ascontiguousarray(queries[:1] + 0.001 * np.arange(n, dtype=np.float32)[:, None])
     scores, _ = truth(vectors, asked[:1], metric, None, N)
     whole = (
@@ -169,7 +169,7 @@ def test_recall_holds_for_every_k_at_the_effort_of_ten(
     data, spec: IndexSpec, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = data
-    monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
+    monkeypatch.setattr("indexer.backends.widths.ROWS_PER_STEP", 0)
     index = built(vectors, spec, "cosine")
     _, rows = backend.search(
         index, vectors, queries, k, metric="cosine", effort=EFFORT[spec.kind], allowed=None
@@ -195,7 +195,7 @@ def test_a_filter_that_leaves_little_around_the_question_keeps_recall(
 ) -> None:
     """Nine tenths are allowed, but of the nearest thousand only every fiftieth: a beam for nine tenths holds none or one."""
     vectors, queries = data
-    monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 1)
+    monkeypatch.setattr("indexer.backends.widths.ROWS_PER_STEP", 1)
     asked = np.ascontiguousarray(np.repeat(queries[:1], n, axis=0))
     nearest = truth(vectors, asked[:1], metric, None, 600)[1][0]
     allowed = np.ones(N, np.bool_)
@@ -276,7 +276,7 @@ def test_a_masked_scan_by_blocks_is_the_same_as_in_one(
     vectors, queries = data
     allowed = np.arange(N) % 3 != 0
     whole = backend.exact(vectors, queries, K, metric=metric, allowed=allowed)
-    monkeypatch.setattr("indexer.backends.cpu.CELLS_MAX", 7 * N)
+    monkeypatch.setattr("indexer.backends.exact.CELLS_MAX", 7 * N)
     blocks = backend.exact(vectors, queries, K, metric=metric, allowed=allowed)
     np.testing.assert_array_equal(whole[1], blocks[1])
 
@@ -286,7 +286,7 @@ def test_threads_search_one_index_at_once(
     data, spec: IndexSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = data
-    monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
+    monkeypatch.setattr("indexer.backends.widths.ROWS_PER_STEP", 0)
     index = built(vectors, spec, "cosine")
     allowed = np.random.default_rng(5).random(N) < 0.5
     ask = lambda: backend.search(  # noqa: E731
@@ -303,7 +303,7 @@ def test_an_index_is_the_same_after_saving(
     data, spec: IndexSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = data
-    monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
+    monkeypatch.setattr("indexer.backends.widths.ROWS_PER_STEP", 0)
     index = built(vectors, spec, "cosine")
     backend.save(index, tmp_path / "index")
     again = backend.place(backend.load(tmp_path / "index"), vectors, "cosine")
@@ -360,7 +360,7 @@ def test_fewer_hits_are_found_as_surely_as_ten(
 ) -> None:
     """At the least effort at which ten are."""
     vectors, queries = data
-    monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
+    monkeypatch.setattr("indexer.backends.widths.ROWS_PER_STEP", 0)
     asked = np.ascontiguousarray(np.concatenate([queries, queries[::-1] * 0.5 + queries * 0.5]))
     index = built(vectors, spec, "dot")
     _, wanted = truth(vectors, asked, "dot", None)
@@ -390,7 +390,7 @@ def test_few_passages_are_indexed_as_asked_or_exactly(spec: IndexSpec, metric: M
 
 
 def test_what_cannot_be_built_is_refused() -> None:
-    with pytest.raises(Refused, match="no index of ivfpq"):
+    with pytest.raises(Refused, match="cannot build an index ivfpq"):
         backend.build(np.eye(3, D, dtype=np.float32), IndexSpec("ivfpq"), "cosine", threads=1)
 
 

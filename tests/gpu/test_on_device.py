@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from indexer.backends import cuda, gpu_limits, open_backend
-from indexer.backends.cpu import Index, faiss_index
 from indexer.backends.cuda import CudaDevice
 from indexer.backends.gpu import Placed
-from indexer.backends.gpu_limits import Ask
+from indexer.backends.gpu_limits import DeviceSearch
 from indexer.backends.gpu_worker import NoRoom
+from indexer.backends.indexes import Index, faiss_index
 from tenants.index_spec import IndexSpec
 
 N, D = 40_000, 96
@@ -43,7 +43,7 @@ def taken(made: CudaDevice) -> int:
 
 
 def test_the_trial_passes() -> None:
-    assert cuda.tried(0) is None
+    assert cuda.trial_error(0) is None
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -54,7 +54,7 @@ def test_accounted_bytes_are_no_less_than_what_is_allocated(
     index = None if spec.kind == "flat" else faiss_index(card.build(vectors, spec, "cosine"))
     before, counted = cuda.free_bytes(0), taken(card)
     held = card.place(index, vectors, "cosine")
-    card.search(held, vectors[:1], Ask(10, 0 if index is None else 32))
+    card.search(held, vectors[:1], DeviceSearch(10, 0 if index is None else 32))
     allocated = max(taken(card) - counted, before - cuda.free_bytes(0))
     assert allocated <= 1.1 * gpu_limits.device_bytes(spec, N, D, card.limits) + (64 << 20)
 
@@ -83,9 +83,9 @@ def test_cagra_adds_nothing_after_training(vectors, card: CudaDevice, spec: Inde
 
 def test_over_the_ceilings_faiss_throws(vectors, card: CudaDevice) -> None:
     flat = card.place(None, vectors, "cosine")
-    card.search(flat, vectors[:1], Ask(card.limits.candidates_max, 0))
+    card.search(flat, vectors[:1], DeviceSearch(card.limits.candidates_max, 0))
     with pytest.raises(cuda.Failed):
-        card.search(flat, vectors[:1], Ask(card.limits.candidates_max + 1, 0))
+        card.search(flat, vectors[:1], DeviceSearch(card.limits.candidates_max + 1, 0))
 
 
 @pytest.mark.parametrize("spec", [replace(spec, codes="sq8") for spec in GRAPHS], ids=str)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from indexer.backends import cuda, gpu_limits
-from indexer.backends.cpu import CpuBackend, empty
+from indexer.backends.cpu import CpuBackend
 from indexer.backends.cuda import CudaDevice
 from indexer.backends.gpu_limits import CLASSIC, CUVS
+from indexer.backends.indexes import untrained
 from tenants.index_spec import IndexSpec
 
 D = 32
@@ -92,7 +93,7 @@ def test_the_wheel_never_uses_cuvs_unless_it_is_told_to() -> None:
 
 def test_the_wheel_clones_the_classes_that_are_placed() -> None:
     for spec, cloned in (("ivf", True), ("hnsw", False), ("rabitq", False), ("ivfpq", False)):
-        index = empty(IndexSpec(spec, lists=8), 20_000, D, faiss.METRIC_L2)  # type: ignore[arg-type]
+        index = untrained(IndexSpec(spec, lists=8), 20_000, D, faiss.METRIC_L2)  # type: ignore[arg-type]
         assert faiss.isGpuIndexImplemented(index) is cloned, spec
     assert faiss.isGpuIndexImplemented(
         faiss.index_factory(D, f"IVF8,PQ{gpu_limits.parts_for(D)}x8np")

@@ -13,7 +13,7 @@ def test_a_missing_device_is_refused(device: str) -> None:
 
 
 def test_a_trial_without_a_device_ends_its_own_process_alone() -> None:
-    assert (cuda.tried(0) or "").startswith("ended with")
+    assert (cuda.trial_error(0) or "").startswith("ended with")
 
 
 def test_memory_of_no_device_is_refused() -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from rows import message
 
-from indexer.backends import cpu, open_backend
+from indexer.backends import open_backend, widths
 from indexer.compact import living
 from indexer.index.rows import newest
 from indexer.index.segment import load
@@ -240,7 +240,7 @@ def test_a_shard_of_this_kind_meets_its_guarantees(
 ) -> None:
     # In segments of a few thousand rows a filter of a tenth would always be scanned row by row.
     # Here an index is searched wherever it can be.
-    monkeypatch.setattr(cpu, "ROWS_PER_STEP", 1)
+    monkeypatch.setattr(widths, "ROWS_PER_STEP", 1)
     machine = type("Machine", (KindsMachine,), {"spec": spec, "metric": metric})
     run_state_machine_as_test(
         machine,

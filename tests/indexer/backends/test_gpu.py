@@ -1,4 +1,4 @@
-"""The GPU backend over an emulated device: what it asks of it, what it does where it fails, and that answers are the CPU's."""
+"""The GPU backend over an emulated device: its searches, its fallbacks, and the CPU's results."""
 
 import gc
 import os
@@ -17,12 +17,13 @@ from emulated import EmulatedDevice, cagra_of
 from rows import message
 
 from indexer.backends import cuda, gpu_worker, open_backend
-from indexer.backends.cagra import as_cagra, as_graph, complete
-from indexer.backends.cpu import CpuBackend, Index
+from indexer.backends.cagra import as_cagra, as_graph, is_complete
+from indexer.backends.cpu import CpuBackend
 from indexer.backends.cuda import is_full
 from indexer.backends.gpu import GpuBackend, Placed
 from indexer.backends.gpu_limits import CLASSIC
-from indexer.backends.gpu_worker import Card, Turns
+from indexer.backends.gpu_worker import DeviceThread, GpuWorker
+from indexer.backends.indexes import Index
 from indexer.index.effort import recall
 from indexer.index.rows import newest
 from indexer.index.segment import load, placed
@@ -51,11 +52,11 @@ cpu = CpuBackend()
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if 3,000 × 24 were large: built by a device and served by it, however many rows an exact answer would look at."""
+    """Lowers the bounds so that the device builds and serves segments of 3,000 × 24."""
     monkeypatch.setattr("indexer.backends.gpu_limits.NUMBERS_MIN", 1)
     monkeypatch.setattr("indexer.backends.gpu_limits.BUILD_ROWS_MIN", 1)
     monkeypatch.setattr("indexer.backends.gpu_limits.TRAIN_PER_LIST", 1)
-    monkeypatch.setattr("indexer.backends.cpu.ROWS_PER_STEP", 0)
+    monkeypatch.setattr("indexer.backends.widths.ROWS_PER_STEP", 0)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def emulated() -> EmulatedDevice:
 
 @pytest.fixture
 def backend(emulated: EmulatedDevice) -> GpuBackend:
-    return GpuBackend([Card(emulated)])
+    return GpuBackend([GpuWorker(emulated)])
 
 
 def built(
@@ -99,7 +100,7 @@ def held(name: str = "emulated:0") -> float | None:
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("share", [None, 0.97, 0.5, 0.001])
-def test_answers_are_right_and_scores_are_those_of_the_vectors(
+def test_results_are_right_and_scores_are_those_of_the_vectors(
     data, backend, emulated, spec, metric, share
 ) -> None:
     vectors, queries = data
@@ -110,8 +111,8 @@ def test_answers_are_right_and_scores_are_those_of_the_vectors(
     )
     wanted_scores, wanted = cpu.exact(vectors, queries, K, metric=metric, allowed=allowed)
     possible = min(K, N if allowed is None else int(allowed.sum()))
-    assert bool(emulated.asked) == (share in (None, 0.97)), (
-        "deletions are left out on the host; filters are the CPU's"
+    assert bool(emulated.searches) == (share in (None, 0.97)), (
+        "the host drops deleted rows; the CPU serves filters"
     )
     assert (rows[:, :possible] >= 0).all() and (rows[:, possible:] == -1).all()
     assert allowed is None or allowed[rows[rows >= 0]].all()
@@ -130,8 +131,8 @@ def test_answers_are_right_and_scores_are_those_of_the_vectors(
         np.testing.assert_allclose(scores[:, :possible], wanted_scores[:, :possible], atol=1e-4)
 
 
-def test_deletions_around_the_question_lose_nothing(data, backend, emulated) -> None:
-    """The forty nearest are gone: what the device brings is all dead, and the CPU answers that question."""
+def test_deletions_around_the_query_lose_no_hit(data, backend, emulated) -> None:
+    """The 40 nearest are deleted: all rows of the device are dead, and the CPU answers that query."""
     vectors, queries = data
     nearest = cpu.exact(vectors, queries[:1], 40, metric="cosine", allowed=None)[1][0]
     allowed = np.ones(N, np.bool_)
@@ -140,14 +141,14 @@ def test_deletions_around_the_question_lose_nothing(data, backend, emulated) -> 
     _, rows = backend.search(
         placed, vectors, queries, K, metric="cosine", effort=0, allowed=allowed
     )
-    assert emulated.asked
+    assert emulated.searches
     np.testing.assert_array_equal(
         rows, cpu.exact(vectors, queries, K, metric="cosine", allowed=allowed)[1]
     )
 
 
 @pytest.mark.parametrize("spec", SPECS[1:], ids=str)
-def test_what_a_gpu_built_is_stored_as_the_cpu_reads_it(
+def test_an_index_built_by_a_gpu_is_stored_in_the_cpu_form(
     data, backend, emulated, spec, tmp_path: Path
 ) -> None:
     vectors, queries = data
@@ -161,22 +162,22 @@ def test_what_a_gpu_built_is_stored_as_the_cpu_reads_it(
     )
     assert recall(rows, cpu.exact(vectors, queries, K, metric="cosine", allowed=None)[1]) >= 0.95
     again = backend.place(backend.load(tmp_path / "index"), vectors, "cosine")
-    emulated.asked.clear()
+    emulated.searches.clear()
     _, rows = backend.search(
         again, vectors, queries, K, metric="cosine", effort=EFFORT[spec.kind], allowed=None
     )
-    assert emulated.asked, "what was read back is served by the device"
+    assert emulated.searches, "the device serves the loaded index"
     assert recall(rows, cpu.exact(vectors, queries, K, metric="cosine", allowed=None)[1]) >= 0.95
 
 
-def test_a_graph_of_the_cpus_making_is_served_by_the_cpu(data, backend, emulated) -> None:
-    """CAGRA wants every place for a link filled; a graph that the CPU made is not handed to it, and that is no defect of the device."""
+def test_a_graph_built_by_the_cpu_is_served_by_the_cpu(data, backend, emulated) -> None:
+    """CAGRA needs every link filled, so a graph of the CPU is not placed; the device is not at fault."""
     vectors, queries = data
     index = cpu.build(vectors, SPECS[1], "cosine", threads=1)
-    assert not complete(index.faiss.hnsw)
+    assert not is_complete(index.faiss.hnsw)
     placed = backend.place(index, vectors, "cosine")
     _, rows = backend.search(placed, vectors, queries, K, metric="cosine", effort=128, allowed=None)
-    assert not emulated.asked and emulated.n_placed == 0
+    assert not emulated.searches and emulated.n_placed == 0
     assert recall(rows, cpu.exact(vectors, queries, K, metric="cosine", allowed=None)[1]) >= 0.95
 
 
@@ -184,7 +185,7 @@ def test_a_graph_keeps_its_links_from_the_device_to_the_file_and_back(data) -> N
     vectors, _ = data
     graph = cagra_of(vectors, 8, "cosine")
     sq8 = as_graph(graph, vectors, IndexSpec("hnsw", 8, 80, "sq8"))
-    assert complete(sq8.hnsw)
+    assert is_complete(sq8.hnsw)
     back = as_cagra(sq8, vectors)
     links = [cuda.faiss.vector_to_array(g.hnsw.neighbors) for g in (graph, back)]
     np.testing.assert_array_equal(*links)
@@ -198,12 +199,12 @@ def test_euclidean_distances_survive_vectors_far_from_zero(backend, emulated) ->
     _, rows = backend.search(
         placed, vectors, vectors[:9] + 0.01, 5, metric="euclidean", effort=0, allowed=None
     )
-    assert emulated.asked
+    assert emulated.searches
     np.testing.assert_array_equal(rows[:, 0], np.arange(9))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_a_device_whose_memory_runs_out_leaves_the_segment_to_the_cpu_and_says_so(
+def test_a_device_whose_memory_runs_out_leaves_the_segment_to_the_cpu_and_counts_it(
     data, backend, emulated, spec
 ) -> None:
     vectors, queries = data
@@ -219,21 +220,21 @@ def test_a_device_whose_memory_runs_out_leaves_the_segment_to_the_cpu_and_says_s
     )
     assert fallbacks("memory") == before + 1
     emulated.full = False
-    n_asked = len(emulated.asked)
+    n_searches = len(emulated.searches)
     ask()
-    assert len(emulated.asked) == n_asked and fallbacks("memory") == before + 1, (
+    assert len(emulated.searches) == n_searches and fallbacks("memory") == before + 1, (
         "it stays with the CPU"
     )
     other = built(backend, vectors, IndexSpec("flat"))
-    assert held() == backend.device_bytes(IndexSpec("flat"), N, D), "and what it held is free"
+    assert held() == backend.device_bytes(IndexSpec("flat"), N, D), "its memory is free again"
     assert other.number is not None
 
 
-def test_admission_refuses_what_has_no_room_and_room_comes_back(data) -> None:
+def test_placement_is_refused_without_room_and_freed_room_is_used_again(data) -> None:
     vectors, _ = data
     need = N * (4 * D + 4)
     emulated = EmulatedDevice("emulated:small", bytes_max=2 * need)
-    backend = GpuBackend([Card(emulated)])
+    backend = GpuBackend([GpuWorker(emulated)])
     two = [built(backend, vectors, IndexSpec("flat")) for _ in range(2)]
     before = fallbacks("memory")
     assert backend.place(None, vectors, "cosine") is None and fallbacks("memory") == before + 1
@@ -247,7 +248,7 @@ def test_admission_refuses_what_has_no_room_and_room_comes_back(data) -> None:
 def test_segments_spread_over_devices_by_their_bytes(data) -> None:
     vectors, _ = data
     devices = [EmulatedDevice(f"emulated:spread{i}") for i in range(3)]
-    backend = GpuBackend([Card(d) for d in devices])
+    backend = GpuBackend([GpuWorker(d) for d in devices])
     placed = [
         built(backend, vectors[:n], IndexSpec("flat"))
         for n in (3_000, 2_000, 1_000, 1_000, 500, 1_500)
@@ -257,18 +258,18 @@ def test_segments_spread_over_devices_by_their_bytes(data) -> None:
     assert len(placed) == 6
 
 
-def test_another_device_takes_what_one_has_no_memory_for(data) -> None:
+def test_another_device_holds_what_one_has_no_memory_for(data) -> None:
     vectors, _ = data
     devices = [
         EmulatedDevice("emulated:full", bytes_max=1 << 30),
         EmulatedDevice("emulated:next", bytes_max=1 << 29),
     ]
     devices[0].full = True
-    placed = GpuBackend([Card(d) for d in devices]).place(None, vectors, "cosine")
-    assert placed.card.device is devices[1]
+    placed = GpuBackend([GpuWorker(d) for d in devices]).place(None, vectors, "cosine")
+    assert placed.worker.device is devices[1]
 
 
-def test_a_build_that_fails_is_done_by_the_cpu(data, backend, emulated) -> None:
+def test_the_cpu_does_a_build_that_fails_on_the_device(data, backend, emulated) -> None:
     vectors, _ = data
     before = fallbacks("memory")
     emulated.full = True
@@ -276,7 +277,7 @@ def test_a_build_that_fails_is_done_by_the_cpu(data, backend, emulated) -> None:
     assert type(index.faiss).__name__ == "IndexIVFPQFastScan" and fallbacks("memory") == before + 1
 
 
-def test_a_device_that_keeps_failing_is_given_up(data, backend, emulated) -> None:
+def test_a_device_that_keeps_failing_is_abandoned(data, backend, emulated) -> None:
     vectors, queries = data
     placed = [built(backend, vectors, IndexSpec("flat")) for _ in range(4)]
     emulated.broken = True
@@ -284,17 +285,17 @@ def test_a_device_that_keeps_failing_is_given_up(data, backend, emulated) -> Non
     for each in placed:
         _, rows = backend.search(each, vectors, queries, K, metric="cosine", effort=0, allowed=None)
         assert (rows >= 0).all()
-    assert backend._cards[0].lost and fallbacks("failed") == before + 4
+    assert backend._workers[0].lost and fallbacks("failed") == before + 4
     emulated.broken = False
-    assert backend.place(None, vectors, "cosine") is None, "nothing is placed there any more"
+    assert backend.place(None, vectors, "cosine") is None, "an abandoned device holds no index"
 
 
-def test_a_device_at_work_for_others_is_not_waited_for_long(
+def test_a_search_waits_only_briefly_for_a_busy_device(
     data, backend, emulated, monkeypatch
 ) -> None:
     vectors, queries = data
     placed = built(backend, vectors, IndexSpec("flat"))
-    monkeypatch.setattr(gpu_worker, "TURN_S", 0.05)
+    monkeypatch.setattr(gpu_worker, "QUEUE_WAIT_S", 0.05)
     emulated.hold.clear()
     ask = lambda: backend.search(  # noqa: E731
         placed, vectors, queries, K, metric="cosine", effort=0, allowed=None
@@ -311,21 +312,21 @@ def test_a_device_at_work_for_others_is_not_waited_for_long(
         emulated.hold.set()
         building.result(20)
     ask()
-    assert emulated.asked, "and is asked again afterwards"
+    assert emulated.searches, "the device is used again afterwards"
 
 
-def test_a_device_that_hangs_is_given_up(data, backend, emulated, monkeypatch) -> None:
+def test_a_device_that_hangs_is_abandoned(data, backend, emulated, monkeypatch) -> None:
     vectors, queries = data
     placed = built(backend, vectors, IndexSpec("flat"))
-    monkeypatch.setattr(gpu_worker, "TURN_S", 0.05)
-    monkeypatch.setattr(gpu_worker, "ANSWER_S", 0.1)
+    monkeypatch.setattr(gpu_worker, "QUEUE_WAIT_S", 0.05)
+    monkeypatch.setattr(gpu_worker, "RESULT_WAIT_S", 0.1)
     emulated.hold.clear()
     _, rows = backend.search(placed, vectors, queries, K, metric="cosine", effort=0, allowed=None)
     emulated.hold.set()
-    assert (rows >= 0).all() and backend._cards[0].lost
+    assert (rows >= 0).all() and backend._workers[0].lost
 
 
-def test_many_threads_ask_and_one_thread_touches_the_device(data, backend, emulated) -> None:
+def test_many_threads_search_and_one_thread_calls_the_device(data, backend, emulated) -> None:
     vectors, queries = data
     placed = built(backend, vectors, SPECS[3])
     ask = lambda: backend.search(  # noqa: E731
@@ -338,33 +339,33 @@ def test_many_threads_ask_and_one_thread_touches_the_device(data, backend, emula
     assert len(emulated.threads) == 1 and threading.get_ident() not in emulated.threads
 
 
-def test_a_queue_that_is_full_is_said_at_once_and_errors_reach_who_asked() -> None:
-    turns, go = Turns("test"), threading.Event()
+def test_a_full_queue_raises_at_once_and_errors_reach_the_caller() -> None:
+    thread, go = DeviceThread("test"), threading.Event()
     with ThreadPoolExecutor(gpu_worker.QUEUE_MAX + 1) as pool:
         waiting = [
-            pool.submit(turns.take, lambda: go.wait(20), turn_s=20, answer_s=20)
+            pool.submit(thread.call, lambda: go.wait(20), queue_s=20, result_s=20)
             for _ in range(gpu_worker.QUEUE_MAX + 1)
         ]
-        while not turns._waiting.full():
+        while not thread._waiting.full():
             time.sleep(0.01)
         with pytest.raises(gpu_worker.Busy):
-            turns.take(lambda: None, turn_s=0.01, answer_s=1)
+            thread.call(lambda: None, queue_s=0.01, result_s=1)
         go.set()
         assert all(each.result(20) for each in waiting)
     with pytest.raises(ZeroDivisionError):
-        turns.take(lambda: 1 // 0, turn_s=1, answer_s=1)
-    assert turns.take(lambda: 7, turn_s=1, answer_s=1) == 7, "and it goes on"
+        thread.call(lambda: 1 // 0, queue_s=1, result_s=1)
+    assert thread.call(lambda: 7, queue_s=1, result_s=1) == 7, "the thread still runs"
 
 
-def test_kinds_that_a_classic_wheel_has_not_are_the_cpus(data) -> None:
+def test_the_cpu_serves_kinds_that_a_classic_wheel_lacks(data) -> None:
     vectors, _ = data
-    backend = GpuBackend([Card(EmulatedDevice("emulated:classic", limits=CLASSIC))])
+    backend = GpuBackend([GpuWorker(EmulatedDevice("emulated:classic", limits=CLASSIC))])
     index = backend.build(vectors, SPECS[2], "cosine", threads=1)
     assert isinstance(backend.place(index, vectors, "cosine"), Index)
     assert backend.device_bytes(SPECS[2], N, D) == 0
 
 
-def test_a_delta_is_never_put_on_a_device(data, backend, emulated) -> None:
+def test_a_delta_is_never_placed_on_a_device(data, backend, emulated) -> None:
     vectors, queries = data
     backend.exact(vectors, queries, K, metric="cosine", allowed=None)
     backend.search(None, vectors, queries, K, metric="cosine", effort=0, allowed=None)
@@ -392,29 +393,27 @@ def test_a_delta_is_never_put_on_a_device(data, backend, emulated) -> None:
         (RuntimeError("Invalid GPU device 0"), False),
     ],
 )
-def test_full_memory_is_known_by_faiss_words(error: BaseException, full: bool) -> None:
+def test_full_memory_is_recognized_from_faiss_error_texts(error: BaseException, full: bool) -> None:
     assert is_full(error) is full
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CUDA", ""])
-def test_a_device_that_is_none_is_refused(device: str) -> None:
+def test_an_unknown_device_is_refused(device: str) -> None:
     with pytest.raises(Refused) as refused:
         open_backend(device)
     assert refused.value.field == "device"
 
 
-def test_a_trial_that_ends_its_process_is_a_refusal_and_no_more(
-    monkeypatch, tmp_path: Path
-) -> None:
-    """A CUDA error is an assertion of FAISS's, which aborts: that must befall the trial's process, not this one."""
+def test_a_trial_that_aborts_its_process_is_only_an_error_text(monkeypatch, tmp_path: Path) -> None:
+    """FAISS turns a CUDA error into an abort: it must end the trial's process, not this one."""
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\necho 'CUDA error 35' >&2\nkill -ABRT $$\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    assert "CUDA error 35" in (cuda.tried(0) or "")
+    assert "CUDA error 35" in (cuda.trial_error(0) or "")
 
 
-def test_the_trial_passes_what_answers_rightly_and_nothing_else() -> None:
+def test_the_trial_passes_right_results_and_fails_wrong_ones() -> None:
     cuda.trial(EmulatedDevice())
 
     class Wrong(EmulatedDevice):
@@ -425,7 +424,7 @@ def test_the_trial_passes_what_answers_rightly_and_nothing_else() -> None:
         cuda.trial(Wrong())
 
 
-def test_the_cpu_wheel_is_told_from_a_gpus() -> None:
+def test_a_cpu_wheel_is_refused_for_cuda() -> None:
     command = [
         sys.executable,
         "-c",
@@ -439,7 +438,7 @@ def test_the_cpu_wheel_is_told_from_a_gpus() -> None:
 def test_a_shard_searches_through_the_device_with_deletions_filters_and_a_delta(
     data, backend, emulated, spec: str, tmp_path: Path
 ) -> None:
-    """Sealed on the device, loaded by a searcher, then written to: the delta and filters are the CPU's, the rest is the device's."""
+    """A segment sealed on the device is loaded and written to: the CPU serves delta and filters."""
     vectors, _ = data
     shard_id, store = ShardId("acme", "docs", 1, 0), LocalStore(tmp_path)
     rows = [
@@ -461,7 +460,7 @@ def test_a_shard_searches_through_the_device_with_deletions_filters_and_a_delta(
     )
     shard.adopt(replace(shard.snapshot.manifest, version=1, segments=(ref,), sealed=1), [loaded])
     shard.apply(message([("d7", 9_000, None, ""), ("new", 9_001, [vectors[7]], "{}")], D), 1)
-    emulated.asked.clear()
+    emulated.searches.clear()
 
     def ask(**more) -> list[str]:
         found = shard.search(ShardQuery(shard_id, vectors[7:8], 10, **more)).hits[0]
@@ -469,8 +468,8 @@ def test_a_shard_searches_through_the_device_with_deletions_filters_and_a_delta(
 
     found = ask()
     assert found[0] == "new" and "d7" not in found and len(found) == 10
-    assert len(emulated.asked) == 1 and emulated.asked[0].take > 10, (
-        "one is gone: more than ten are asked for"
+    assert len(emulated.searches) == 1 and emulated.searches[0].take > 10, (
+        "one row is deleted, so more than ten are fetched"
     )
     assert all(int(name[1:]) % 2 == 0 for name in ask(filter=Filter.parse({"even": True})))
-    assert ask(exact=True)[0] == "new" and len(emulated.asked) == 1
+    assert ask(exact=True)[0] == "new" and len(emulated.searches) == 1
