@@ -14,7 +14,7 @@ import pyarrow as pa
 from indexer.backends import Mask
 from indexer.index.rows import newest
 from indexer.index.segment import Segment
-from indexer.index.shard import surviving
+from indexer.index.segment_set import surviving
 from indexer.seal import Builder
 from tenants.entities import Generation, Lease, Manifest, SegmentRef
 from vicinage.errors import Conflict

@@ -23,7 +23,7 @@ from vicinage.records import Floats
 class EmulatedDevice:
     """See gpu_worker.Device.
 
-    `full` and `broken` state what the next searches meet; `asked` records the calls.
+    `full` and `broken` state what the next searches meet; `searches` records the calls.
     """
 
     def __init__(

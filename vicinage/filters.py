@@ -137,9 +137,8 @@ def _parse(value: object, at: str, depth: int, bounds: _Bounds) -> Tree:
         )
     if not isinstance(value, dict):
         raise Refused(f"{at}: expected an object", field="filter")
-    bounds.clauses(
-        1 if not value else 0, at
-    )  # `{}` passes everything; it counts, so that a filter cannot hold a million of them
+    # `{}` passes everything. It counts as a clause, so that a filter cannot hold a million of them.
+    bounds.clauses(1 if not value else 0, at)
     parts: list[Tree] = []
     for key, operand in value.items():
         bounds.clauses(1, at)
@@ -151,7 +150,7 @@ def _clause(key: str, operand: object, at: str, depth: int, bounds: _Bounds) -> 
     here = f"{at}.{key}"
     if key in ("$and", "$or"):
         if not isinstance(operand, list) or not operand:
-            raise Refused(f"{here}: expected a list of filters that is not empty", field="filter")
+            raise Refused(f"{here}: expected a non-empty list of filters", field="filter")
         return [
             Node(
                 key,
@@ -163,11 +162,14 @@ def _clause(key: str, operand: object, at: str, depth: int, bounds: _Bounds) -> 
     if key == "$not":
         return [Node("$not", (_parse(operand, here, depth - 1, bounds),))]
     if key.startswith("$"):
-        raise Refused(f"{here}: unknown operator; there are $and, $or, $not here", field="filter")
+        raise Refused(f"{here}: unknown operator; use $and, $or or $not", field="filter")
     bounds.field(key, here)
     if isinstance(operand, dict):
         if not operand:
-            raise Refused(f"{here}: expected an operator", field="filter")
+            raise Refused(
+                f'{here}: expected an object with an operator, such as {{"$gte": 1}}',
+                field="filter",
+            )
         bounds.clauses(len(operand) - 1, here)
         return [_leaf(key, op, value, f"{here}.{op}", bounds) for op, value in operand.items()]
     return [_leaf(key, "$eq", operand, here, bounds)]
@@ -175,7 +177,7 @@ def _clause(key: str, operand: object, at: str, depth: int, bounds: _Bounds) -> 
 
 def _leaf(field: str, op: str, operand: object, at: str, bounds: _Bounds) -> Leaf:
     if op not in OPERATORS:
-        raise Refused(f"{at}: unknown operator; there are {', '.join(OPERATORS)}", field="filter")
+        raise Refused(f"{at}: unknown operator; use one of {', '.join(OPERATORS)}", field="filter")
     if op == "$exists":
         if not isinstance(operand, bool):
             raise Refused(f"{at}: expected true or false", field="filter")
@@ -193,7 +195,9 @@ def _leaf(field: str, op: str, operand: object, at: str, bounds: _Bounds) -> Lea
             f"{at}: expected a string, number, boolean or null{_list_hint(operand)}", field="filter"
         )
     elif op in ("$gt", "$gte", "$lt", "$lte") and (operand is None or isinstance(operand, bool)):
-        raise Refused(f"{at}: booleans and null have no order", field="filter")
+        raise Refused(
+            f"{at}: booleans and null have no order; use $eq, $ne, $in or $nin", field="filter"
+        )
     _check_exact(operand, at)
     return Leaf(field, op, operand)
 
@@ -202,12 +206,13 @@ def _check_exact(value: object, at: str) -> None:
     """Raises Refused for an integer beyond 64 bits, which no document can hold."""
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         raise Refused(
-            f"{at}: an integer beyond 64 bits: documents hold those as strings", field="filter"
+            f"{at}: an integer exceeds 64 bits; documents store it as a string, so use one",
+            field="filter",
         )
 
 
 def _by_kind(values: Sequence[Any]) -> dict[str, frozenset[Any]]:
-    """Returns the values as one set per kind: True equals 1 in Python, and duplicates would be evaluated twice."""
+    """Returns the values as one set per kind, without duplicates: True equals 1 in Python."""
     kinds = {kind_of(v) for v in values}
     return {kind: frozenset(v for v in values if kind_of(v) == kind) for kind in kinds}
 
@@ -238,4 +243,4 @@ def is_scalar(value: object) -> bool:
 
 
 def _list_hint(operand: object) -> str:
-    return "; any of several values is $in" if isinstance(operand, list) else ""
+    return "; use $in to match any of several values" if isinstance(operand, list) else ""

@@ -1,8 +1,8 @@
-"""Text analysis: the terms under which a text is indexed, and those that a query looks for. Pure.
+"""Text analysis: the terms under which a text is indexed, and those that a query searches. Pure.
 
-Both sides fold, cut and expand alike, so a query finds every text that holds its words. A text is
-indexed under more forms than a query asks for: `C++` under `c` and `cplusplus`, a run of Thai under
-its characters, pairs and triples. A query asks for the most specific form alone.
+Texts and queries are folded, split and expanded alike, so a query finds every text that holds its
+words. A text is indexed under more forms than a query searches: `C++` under `c` and `cplusplus`, a
+run of Thai under its characters, pairs and triples. A query searches only the most specific form.
 """
 
 import re
@@ -15,7 +15,7 @@ from typing import Final
 from vicinage.texts import IGNORABLE
 
 TERM_BYTES_MAX: Final = 100
-"""A longer term (a hash, a key, a sequence) is indexed under its digest: found as a whole, never by a part."""
+"""A longer term (a hash, a key) is indexed under its digest: only the whole term finds it."""
 STOP_WORDS: Final = frozenset(
     [
         "a",
@@ -55,24 +55,32 @@ STOP_WORDS: Final = frozenset(
 )
 """Lucene's English stop words. Texts keep them; a query drops them unless it has no other word."""
 SUFFIXES: Final = {"++": "plusplus", "#": "sharp"}
-"""What follows a word as part of a name: C++, C#, F#, notepad++."""
+"""Suffixes that are part of a name: C++, C#, F#, notepad++."""
 PAIRS: Final = (
-    "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u3096\u3099-\u309f\u30a1-\u30fa"
-    "\u30fc-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48c\uf900-\ufaff"
+    "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u3096"
+    "\u3099-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48c\uf900-\ufaff"
     "\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 )
-"""Han, Hiragana, Katakana, Bopomofo, Yi: no spaces between words, a character is about a syllable."""
+"""Han, Hiragana, Katakana, Bopomofo, Yi: no spaces; a character is about a syllable."""
 TRIPLES: Final = (
-    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e80-\u0ecf\u0edc-\u0edf\u1000-\u103f\u1050-\u108f\u109a-\u109d\u1700-\u17d3"
-    "\u17d7\u17dc\u17dd\u1950-\u19c9\u1a20-\u1a7f\u1aa7\u1b00-\u1b4c\ua980-\ua9c0\ua9e0-\ua9ef\ua9fa-\ua9fe"
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e80-\u0ecf\u0edc-\u0edf\u1000-\u103f\u1050-\u108f"
+    "\u109a-\u109d\u1700-\u17d3\u17d7\u17dc\u17dd\u1950-\u19c9\u1a20-\u1a7f\u1aa7"
+    "\u1b00-\u1b4c\ua980-\ua9c0\ua9e0-\ua9ef\ua9fa-\ua9fe"
     "\uaa60-\uaac2\uaadb-\uaadd"
 )
-"""Thai, Lao, Burmese, Khmer and their neighbors: no spaces between words, a character is about a letter."""
+"""Thai, Lao, Burmese, Khmer and related scripts: no spaces between words.
+
+A character is about a letter.
+"""
 STACKERS: Final = "\u17d2\u1039\u1a60"
-"""Signs that put the next consonant under the one before (Khmer coeng, Burmese virama, Tai Tham sakot)."""
+"""Signs that stack the next consonant under the one before.
+
+These are Khmer coeng, Burmese virama and Tai Tham sakot.
+"""
 
 _IGNORABLE = re.compile(f"[{IGNORABLE}\u0640]")
-"""Invisible characters and the Arabic tatweel, which is for the eye alone."""
+"""Invisible characters, and the Arabic tatweel, which only stretches a word visually."""
 _ACCENT = re.compile("(?<=[a-z\u00e6-\u02af\u0370-\u03ff\u1d00-\u1eff])[\u0300-\u036f]+")
 _OTHER_DIGIT = re.compile(r"(?![0-9])\d")
 _PIECE = re.compile(f"([{PAIRS}]+)|([{TRIPLES}]+)|[^{PAIRS}{TRIPLES}]+")
@@ -82,23 +90,27 @@ _ASCII_WORD = re.compile("[0-9a-z]+" + _SUFFIX.format("0-9a-z"))
 
 
 def text_terms(text: str) -> list[str]:
-    """Returns the terms of a text, unstemmed, in order; at most three a character, each at most TERM_BYTES_MAX bytes."""
+    """Returns the terms of a text, unstemmed, in order.
+
+    There are at most three per character, each of at most TERM_BYTES_MAX bytes.
+    """
     return _terms(text, query=False)
 
 
 def query_terms(text: str) -> list[str]:
-    """Returns the terms that a query looks for, unstemmed, in order and as often as it says them: all in its `text_terms`.
+    """Returns the terms that a query searches, unstemmed, in order, with repetitions.
 
-    Stop words are dropped unless the query has no other word ("The Who").
+    All of them are in `text_terms` of the same text. Stop words are dropped unless the query has no
+    other word ("To be or not to be").
     """
     terms = _terms(text, query=True)
     return [term for term in terms if term not in STOP_WORDS] or terms
 
 
 def fold(text: str) -> str:
-    """Returns one spelling for what reads the same: NFKC, full case folding, invisible characters dropped.
+    """Returns the text in NFKC, fully case-folded, without invisible characters.
 
-    Accents of Latin and Greek letters are dropped, decimal digits of all scripts become ASCII.
+    Accents of Latin and Greek letters are dropped; decimal digits of all scripts become ASCII.
     """
     if text.isascii():
         return text.lower()
@@ -126,7 +138,7 @@ def _is_plain(word: str) -> bool:
 
 
 def _words(folded: str) -> list[str]:
-    """Returns maximal runs of letters, marks and digits, each with the suffix that belongs to its name."""
+    """Returns maximal runs of letters, marks and digits, each with its suffix of SUFFIXES."""
     pattern = _ASCII_WORD if folded.isascii() else _any_word()
     return pattern.findall(folded.replace("_", " "))
 
@@ -146,7 +158,7 @@ def _marks() -> str:
 
 
 def _forms(word: str, *, query: bool) -> Iterable[str]:
-    """Returns the terms of one word: all of them for a text, the most specific ones for a query."""
+    """Returns the terms of one word: all for a text, the most specific for a query."""
     if word[-1] in "+#":
         return _named(word, query=query)
     if _UNSPACED.search(word):
@@ -161,7 +173,7 @@ def _named(word: str, *, query: bool) -> list[str]:
 
 
 def _grams(word: str, *, query: bool) -> Iterator[str]:
-    """Yields overlapping n-grams of each unspaced run, and whatever stands between such runs as words."""
+    """Yields overlapping n-grams of each unspaced run, and the text between such runs as words."""
     for piece in _PIECE.finditer(word):
         most = 2 if piece.group(1) else 3 if piece.group(2) else 0
         if not most:
@@ -175,7 +187,7 @@ def _grams(word: str, *, query: bool) -> Iterator[str]:
 
 
 def _signs(run: str) -> list[str]:
-    """Returns the characters of a run, each with its marks and what is stacked under it."""
+    """Returns the characters of a run, each with its marks and stacked consonants."""
     signs: list[str] = []
     for char in run:
         if signs and (unicodedata.category(char)[0] == "M" or signs[-1][-1] in STACKERS):

@@ -22,7 +22,7 @@ from vicinage.records import Floats
 from vicinage.wire import is_deletions, vectors_of
 
 BLOCK: Final = 1_024
-"""Rows per block of filter columns: a write makes at most one block be read again."""
+"""Rows per block of filter columns: a write invalidates at most one block."""
 ROWS_AT_FIRST: Final = 64
 """Rows allocated by the first message.
 
@@ -96,7 +96,7 @@ class Metadata:
         """Bytes of the metadata as JSON."""
         self._parsed: list[Mapping[str, Any]] = []
         self._blocks: list[Columns] = []
-        """All but the last are full: after a write, only the last is rebuilt."""
+        """All blocks but the last are full: after a write, only the last is rebuilt."""
 
     def columns(self, view: DeltaView) -> Joined:
         """Returns the columns of the view's rows."""
@@ -130,7 +130,7 @@ class Metadata:
         if held == end - first:
             return self._blocks[at]
         made = Columns(self._parsed[first:end])
-        if held < len(made):  # else it is of an older view, and the newer one's stays
+        if held < len(made):  # else the view is older than the block held, which stays
             self._blocks[at : at + 1] = [made]
         return made
 
@@ -200,9 +200,8 @@ class Delta:
             grown[:first] = self._vectors[:first]
             self._vectors = grown
         self._vectors[first : self.n] = vectors_of(batch)
-        self._vectors[first : self.n][~alive] = (
-            0  # a deletion has no vector: the memory there may hold NaN
-        )
+        # A deletion has no vector: the memory there may hold NaN.
+        self._vectors[first : self.n][~alive] = 0
         self._alive = np.concatenate([self._alive, alive])
         self._hold(batch, offset, first)
         self.bytes += 4 * self.dimension * batch.num_rows

@@ -19,16 +19,17 @@ from vicinage.records import Floats
 
 EFFORT_DEFAULT: Final = 64
 EFFORT_MARGIN: Final = 0.01
-"""Margin of the curve above the objective: two standard errors of a recall measured on 256 queries."""
+"""Margin of the curve above the objective: two standard errors of recall on 256 queries."""
 EXACT: Final = 1.0
 """The objective that asks for exact search."""
 
 
 def effort_for(segment: Segment, aim: float, objective: float) -> int | None:
-    """Returns the least effort whose measured recall exceeds the aim by EFFORT_MARGIN, else the greatest measured one.
+    """Returns the least effort whose measured recall exceeds the aim by EFFORT_MARGIN.
 
-    Interpolates linearly between measured efforts: recall rises ever more slowly, so the line underestimates it.
-    Returns None if the objective is EXACT: the search is exact by request.
+    If none does, returns the greatest measured effort. Interpolates linearly between measured
+    efforts: recall rises ever more slowly, so the line underestimates it. Returns None if the
+    objective is EXACT: the search is exact by request.
     """
     if objective >= EXACT:
         return None
@@ -57,7 +58,7 @@ def _between(low: tuple[int, float], high: tuple[int, float], wanted: float) -> 
 
 CURVE_QUERIES: Final = 200
 RUNGS_MIN: Final = 6
-"""One for each hundredth that the correction may add, and the first."""
+"""One effort for each hundredth that the correction may add, and the first."""
 CALIBRATION_QUERIES_MIN: Final = 30
 """The least number of recent queries that replaces generated ones."""
 
@@ -72,11 +73,9 @@ def effort_curve(
 ) -> tuple[tuple[int, float], ...]:
     """Returns (effort, recall@10), ascending.
 
-    Ends at a recall of 0.999, but not before RUNGS_MIN efforts.
-
-    Live recall may prove the queries too easy; it then needs the greater efforts. Measured on the
-    collection's `recent_queries` float32 [n, d] if there are CALIBRATION_QUERIES_MIN, else on
-    generated queries.
+    Ends at a recall of 0.999, but not before RUNGS_MIN efforts: if live recall proves the queries
+    too easy, the greater efforts are needed. Measured on the collection's `recent_queries` float32
+    [n, d] if there are CALIBRATION_QUERIES_MIN, else on generated queries.
     """
     k = min(K_MEASURED, len(vectors) - 1)
     if k < 1:

@@ -18,18 +18,21 @@ from vicinage.filters import Leaf, Tree, is_scalar, kind_of
 Mask = NDArray[np.bool_]
 Metadata = Mapping[str, Any]
 COLUMNS_MAX: Final = 64
-"""Columns that are kept, the last used: names of fields are the asker's to invent."""
+"""Most columns kept, in an LRU: callers may name any number of fields."""
 MANY: Final = 32
-"""From a row in so many on, rows are marked by one look at the ranks of all: that reads in order, marking writes all over."""
+"""Rows per matching row below which the ranks of all rows are compared instead.
+
+That reads memory in order, while marking single rows writes to random places.
+"""
 EXACT_BELOW: Final = 2**53
-"""Integers below it are themselves as float64."""
+"""Integers below it are exact as float64."""
 KEY_MAX: Final = 128
 """Characters of the longest key that metadata may have (ingest/validation.py, in bytes)."""
 _MISSING: Final = object()
 
 
 def matches(tree: Tree, metadata: Metadata) -> bool:
-    """Whether one document's metadata passes."""
+    """Returns whether one document's metadata passes."""
     if isinstance(tree, Leaf):
         return _judge(tree, _reach(metadata, tree.field))
     if tree.op == "$not":
@@ -39,9 +42,9 @@ def matches(tree: Tree, metadata: Metadata) -> bool:
 
 
 class Columns:
-    """Metadata of n documents, turned into a column when a field is first asked for; the COLUMNS_MAX asked last are held.
+    """Metadata of n documents as columns by field, each made at its first use.
 
-    Safe for many threads.
+    Keeps an LRU of COLUMNS_MAX columns. Safe for many threads.
     """
 
     def __init__(self, metadata: Sequence[Metadata]) -> None:
@@ -54,27 +57,26 @@ class Columns:
         return self._n
 
     def kept(self) -> int:
-        """How many columns it holds."""
+        """Returns the number of columns held."""
         return len(self._held)
 
     def read(self, names: Iterable[str]) -> None:
-        """Have these fields' columns made."""
+        """Makes the columns of these fields."""
         for name in names:
             self._column(name)
 
     def unread(self, names: Iterable[str]) -> int:
-        """How many of these fields have no column yet."""
+        """Returns how many of these fields have no column yet."""
         return sum(name not in self._held for name in names)
 
     def _column(self, field: str) -> "_Column":
         with self._lock:
             found = self._held.pop(field, None)
             if found is not None:
-                self._held[field] = found  # the one asked last stands last
+                self._held[field] = found  # most recently used last
                 return found
-        made = _Column(
-            [_reach(m, field) for m in self._metadata]
-        )  # of two threads each may make it: neither waits
+        # Two threads may both make it; neither waits for the other.
+        made = _Column([_reach(m, field) for m in self._metadata])
         with self._lock:
             self._held[field] = made
             if len(self._held) > COLUMNS_MAX:
@@ -82,7 +84,7 @@ class Columns:
         return made
 
     def mask(self, tree: Tree) -> Mask:
-        """Bool [n]: which documents pass; the same that `matches` says of each."""
+        """Returns bool [n]: which documents pass, as `matches` decides for each."""
         if isinstance(tree, Leaf):
             return self._column(tree.field).mask(tree)
         if not tree.parts:
@@ -99,7 +101,7 @@ _COMBINE: Final = {"$and": np.logical_and, "$or": np.logical_or}
 
 
 class Joined:
-    """Columns of rows that stand one after the other."""
+    """Columns of consecutive ranges of rows."""
 
     def __init__(self, parts: Sequence[Columns]) -> None:
         self._parts = parts
@@ -110,7 +112,7 @@ class Joined:
             part.read(names)
 
     def mask(self, tree: Tree) -> Mask:
-        """Bool [n]: see Columns."""
+        """Returns bool [n]; see Columns."""
         return (
             np.concatenate([part.mask(tree) for part in self._parts])
             if self._parts
@@ -119,7 +121,7 @@ class Joined:
 
 
 class _Column:
-    """One field of every document, inverted: each kind's distinct values in order, and which rows have each."""
+    """One field of every document, inverted: by kind, the sorted values and the rows of each."""
 
     def __init__(self, values: list[Any]) -> None:
         self._present: Mask = np.fromiter(
@@ -135,7 +137,7 @@ class _Column:
         self._kinds = {kind: _Sorted(found, len(values)) for kind, found in rows_of.items()}
 
     def mask(self, leaf: Leaf) -> Mask:
-        """Bool [n], the caller's own."""
+        """Returns bool [n], which the caller may change."""
         if leaf.op == "$exists":
             return self._present.copy() if leaf.operand else ~self._present
         found = np.zeros(len(self._present), np.bool_)
@@ -150,9 +152,9 @@ class _Column:
 
 
 class _Sorted:
-    """The distinct values of one kind in order; values[i] stands in rows[starts[i] : starts[i + 1]].
+    """The sorted distinct values of one kind; values[i] is in rows[starts[i] : starts[i + 1]].
 
-    `ranks`: of each row the place of its value, −1 of none; there are none where a row has two values.
+    `ranks`: the index of each row's value, −1 without a value; None if a row has several values.
     """
 
     def __init__(self, rows_of: Mapping[Any, list[int]], n: int) -> None:
@@ -168,10 +170,13 @@ class _Sorted:
                 np.arange(len(values), dtype=np.int32), np.diff(self._starts)
             )
         if all(type(v) in (int, float) and abs(v) < EXACT_BELOW for v in values):
-            self._values = np.array(values, np.float64)  # 8 bytes each, where Python's take 32
+            self._values = np.array(values, np.float64)  # 8 bytes each instead of 32
 
     def mark(self, found: Mask, op: str, operand: Any) -> None:
-        """Set, in `found` [n], the rows with a value for which `value op operand` holds; of $ne and $nin, those that they leave out."""
+        """Sets, in `found` [n], the rows with a value for which `value op operand` holds.
+
+        For $ne and $nin, sets the rows that they exclude.
+        """
         low, high = 0, len(self._values)
         if op not in ("$lt", "$lte"):
             low = (bisect_right if op == "$gt" else bisect_left)(self._values, operand)
@@ -180,7 +185,7 @@ class _Sorted:
         first, end = self._starts[low], self._starts[high]
         if self._ranks is None or (end - first) * MANY < len(found):
             found[self._rows[first:end]] = True
-        else:  # as unsigned numbers, ranks below `low` lie beyond all others
+        else:  # as unsigned integers, ranks below `low` exceed all others
             found |= (self._ranks - np.int32(low)).view(np.uint32) < np.uint32(high - low)
 
 
@@ -230,7 +235,7 @@ _OPERATORS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
 
 
 def _sortable(value: Any) -> Any:
-    """Returns what stands for the value among its kind: null has no order of its own."""
+    """Returns the sort key of a value among its kind: null has no order, so it is 0."""
     return 0 if value is None else value
 
 

@@ -1,4 +1,7 @@
-"""Reading single passages out of a batch: columns are read from their buffers, so that a hit costs microseconds, and copies nothing else."""
+"""Reads single passages of a batch from the columns' buffers.
+
+A hit costs microseconds and copies nothing but what it includes.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +24,7 @@ class Passages:
     def __init__(self, batch: pa.RecordBatch) -> None:
         self._batch = batch
         self._read: _Columns | None = None
-        """Made when a row is first asked for: most messages are sealed before."""
+        """Made when a row is first read: most messages are sealed before."""
 
     def _columns(self) -> "_Columns":
         read = self._read
@@ -30,7 +33,10 @@ class Passages:
         return read
 
     def hit(self, row: int, score: float, include: frozenset[str], vectors: Floats) -> Hit:
-        """The hit at `row`, with what `include` asks for; its row of `vectors` float32 [n, d] is copied if it is among that."""
+        """Returns the hit at `row` with the fields in `include`.
+
+        Copies its row of `vectors` float32 [n, d] if the vector is included.
+        """
         c = self._read or self._columns()
         text = start = end = None
         if "text" in include:
@@ -48,9 +54,9 @@ class Passages:
         )
 
     def id(self, row: int) -> str:
-        """The document of the passage at `row`."""
+        """Returns the id of the document at `row`."""
         name = self._columns().ids[row]
-        assert name is not None, "the schema has no row without one"
+        assert name is not None, "the schema requires an id in every row"
         return name
 
     def name(self, row: int) -> tuple[str, int]:
@@ -58,7 +64,7 @@ class Passages:
         return self.id(row), self._columns().numbers[row]
 
     def metadata(self, row: int) -> Mapping[str, Any]:
-        """The metadata of that document, which stands in its first row."""
+        """Returns the document's metadata, which is stored in its first row."""
         c = self._columns()
         text = c.metadata[row - max(0, c.numbers[row])]
         return _object(text)
@@ -66,7 +72,7 @@ class Passages:
     def extents(
         self, first: int, n: int
     ) -> tuple[list[str | None], list[int | None], list[int | None]]:
-        """Returns the texts of `n` rows from `first` on, and where in the document each begins and ends."""
+        """Returns the texts, starts and ends (in the document) of `n` rows from `first` on."""
         texts, starts, ends = (
             self._batch.column(name).slice(first, n).to_pylist()
             for name in ("text", "start", "end")
@@ -75,7 +81,7 @@ class Passages:
 
 
 class _Columns:
-    """The columns of a batch that a hit is made of."""
+    """The columns of a batch that hits are read from."""
 
     __slots__ = ("ends", "ids", "metadata", "numbers", "starts", "texts", "versions")
 
@@ -90,7 +96,7 @@ class _Columns:
 
 
 class _Strings:
-    """A column of text: a third of what an Arrow scalar costs."""
+    """A column of text, read at a third of the cost of an Arrow scalar."""
 
     __slots__ = ("_bytes", "_ends", "_valid")
 
@@ -111,7 +117,7 @@ class _Strings:
 
 
 class _Nullable:
-    """A column of whole numbers, some of which are none."""
+    """A column of integers with nulls."""
 
     __slots__ = ("_numbers", "_valid")
 
@@ -132,14 +138,17 @@ def _numbers(column: pa.Array) -> "memoryview | _Nullable":
 
 
 def _valid(column: pa.Array) -> memoryview | None:
-    """Which rows have a value; None where all have."""
+    """Returns which rows have a value; None if all have."""
     return (
         memoryview(column.is_valid().to_numpy(zero_copy_only=False)) if column.null_count else None
     )
 
 
 def _object(text: str | None) -> Mapping[str, Any]:
-    """Returns the JSON object; {} for what is none: a record that is not ingest's own must not fail every search."""
+    """Returns the JSON object; {} if the text is none.
+
+    A record that another producer appended must not fail every search.
+    """
     try:
         found = orjson.loads(text) if text else {}
     except orjson.JSONDecodeError:
@@ -148,7 +157,7 @@ def _object(text: str | None) -> Mapping[str, Any]:
 
 
 def metadata_of(batch: pa.RecordBatch) -> list[Mapping[str, Any]]:
-    """Each row's metadata, that of its document's first row; what is the same is parsed once."""
+    """Returns each row's metadata: that of its document's first row. Parses equal texts once."""
     texts = batch.column("metadata").dictionary_encode()
     parsed = [_object(text) for text in texts.dictionary.to_pylist()]
     nothing: Mapping[str, Any] = {}

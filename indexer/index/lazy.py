@@ -24,13 +24,16 @@ VALUE_BYTES: Final = 64
 Numbers of a list take a few bytes each.
 """
 OPEN_MAX: Final = 256
-"""Lexical indexes of segments that a process keeps open, at most."""
+"""Most lexical indexes of segments that a process keeps open."""
 _event = events("segment")
 _rebuilt = counter("vicinage_searcher_lexical_rebuilt_total")
 
 
 def values_in(n_rows: int, metadata_bytes: int) -> int:
-    """Returns the cost of reading one field of `n_rows`, in values: one row's value may be a list of thousands."""
+    """Returns the cost of reading one field of `n_rows`, in values.
+
+    One row's value may be a list of thousands.
+    """
     return max(n_rows, metadata_bytes // VALUE_BYTES)
 
 
@@ -51,7 +54,10 @@ class LazyColumns:
         )
 
     def unread(self, names: Collection[str]) -> int:
-        """Returns how many values a filter on these fields still has to read: rows × fields, more for long lists."""
+        """Returns how many values a filter on these fields still has to read.
+
+        These are rows × fields, more for long lists.
+        """
         fields = len(names) if self._columns is None else self._columns.unread(names)
         return fields and fields * values_in(
             len(self._rows), int(self._rows.column("metadata").nbytes)

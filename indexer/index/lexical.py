@@ -1,7 +1,8 @@
-"""The only door to tantivy: an index of texts by row number, which ranks the rows that hold a query's words by BM25.
+"""The only module that uses tantivy: an index of texts by row number, ranked by BM25.
 
-A query is data: `indexer/index/analysis.py` cuts it into terms as it cut the texts; it is never read as a query language.
-Law 8: what is written is one file, stored and verified like every other; it is unpacked anew by each process that uses it.
+A query is data: `indexer/index/analysis.py` splits it into terms like the texts. It is never parsed
+as a query language. Law 8: an index is stored as one file, verified like every other. Each process
+that uses it unpacks it.
 """
 
 import math
@@ -30,28 +31,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FILE: Final = "lexical-2.tar"
-"""Counts up whenever the analysis or the bytes change: a file of another name is not read, and its texts are indexed anew."""
-TERMS_MAX: Final = 128
-"""Different terms of a query that are looked for: those that weigh most."""
-COUNTED_MAX: Final = 512
-"""Different terms of a query whose rarity is looked up.
+"""The number grows whenever the analysis or the stored bytes change.
 
-English text has so many from about 5 KiB on.
+A file with another name is not read; its texts are indexed again.
+"""
+TERMS_MAX: Final = 128
+"""Most different terms of a query that are searched: those with the greatest weight."""
+COUNTED_MAX: Final = 512
+"""Most different terms of a query whose document frequency is looked up.
+
+English text has that many from about 5 KiB on.
 """
 REMOVE_TRIES: Final = 100
 _ANALYZER: Final = "terms-2"
 _HEAP_BYTES: Final = (15_000_000, 64_000_000)
-"""Of the writer, for few rows and for many; tantivy takes no less than the first."""
+"""Heap of the writer, for few rows and for many; the first is tantivy's minimum."""
 _FEW: Final = 1_000
 FIRST_MAX: Final = 16_384
-"""Hits that are ranked in the hope that k of them are allowed: 5 to 10 ms."""
+"""Most hits that are ranked and then post-filtered for k allowed ones: 5 to 10 ms."""
 SET_MAX: Final = 4_096
-"""Allowed rows that are looked for by number where that hope failed, at most 6 ms in 100,000 rows; beyond, everything is ranked (30 ms)."""
+"""Most allowed rows that are passed to tantivy as a set if post-filtering finds too few.
+
+That takes at most 6 ms in 100,000 rows. With more allowed rows, all hits are ranked (30 ms).
+"""
 
 
 @lru_cache(1)
 def _analyzer() -> "tantivy.TextAnalyzer":
-    """Returns what is left of the analysis once `analysis` has cut a text: Latin letters to ASCII, English stemming."""
+    """Returns the analyzer of terms: Latin letters to ASCII, English stemming.
+
+    The module `analysis` has split the text before.
+    """
     from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
 
     return (
@@ -73,9 +83,10 @@ def _schema() -> "tantivy.Schema":
 
 
 def terms(query: str) -> Counter[str]:
-    """Returns the terms of a query as they are indexed, each with how often the query says it.
+    """Returns the terms of a query as they are indexed, each with its count in the query.
 
-    A single Latin letter or digit counts once: in a long text it is a symbol, whatever it is about.
+    A single Latin letter or digit counts once: in a long text it is a symbol that tells little of
+    the topic.
     """
     counts = Counter(_analyzer().analyze(" ".join(analysis.query_terms(query))))
     return Counter(
@@ -86,13 +97,13 @@ def terms(query: str) -> Counter[str]:
 def weights(query: Mapping[str, int], parts: "Sequence[Lexical]") -> list[dict[str, float]]:
     """Returns for each part the weight of each term of `query` there, for `Lexical.search`.
 
-    A term weighs as often as the query says it. How rare it is counts over all parts together, so
-    that the scores of different parts compare: a weight corrects the part's own statistics by those
-    of all. At most TERMS_MAX terms are kept, those of the greatest frequency times rarity. Of a
-    query of more than COUNTED_MAX terms, only those that it says most often, then the longest, are
-    counted: about 5 µs a term and part.
+    A weight is the term's count in the query times its inverse document frequency over all parts,
+    divided by that of the part: so scores of different parts are comparable. Keeps at most
+    TERMS_MAX terms, those with the greatest count times inverse document frequency. Of a query of
+    more than COUNTED_MAX terms, looks up only the most frequent, then the longest: about 5 µs per
+    term and part.
     """
-    counts = {term: [part.count(term) for part in parts] for term in _most_said(query)}
+    counts = {term: [part.count(term) for part in parts] for term in _most_frequent(query)}
     n = sum(len(part) for part in parts)
     rarity = {term: _idf(n, sum(of)) for term, of in counts.items() if any(of)}
     kept = nlargest(TERMS_MAX, rarity, key=lambda term: query[term] * rarity[term])
@@ -106,8 +117,8 @@ def weights(query: Mapping[str, int], parts: "Sequence[Lexical]") -> list[dict[s
     ]
 
 
-def _most_said(query: Mapping[str, int]) -> Sequence[str]:
-    """Returns at most COUNTED_MAX terms, whatever the parts hold: every shard counts the same ones."""
+def _most_frequent(query: Mapping[str, int]) -> Sequence[str]:
+    """Returns at most COUNTED_MAX terms, chosen by the query alone: the same in every shard."""
     if len(query) <= COUNTED_MAX:
         return list(query)
     return nlargest(COUNTED_MAX, query, key=lambda term: (query[term], len(term), term))
@@ -131,17 +142,17 @@ class Lexical:
         return self._n
 
     def count(self, term: str) -> int:
-        """Returns how many rows hold `term`, those that died since included."""
+        """Returns how many rows hold `term`, including rows that are dead by now."""
         return self._searcher.doc_freq("text", term)
 
     def search(
         self, weighted: Mapping[str, float], k: int, allowed: Mask | None
     ) -> "tuple[Floats, NDArray[np.int64]]":
-        """Returns scores float32 [m] and rows int64 [m], best first, of equal ones the lower row; m ≤ k.
+        """Returns scores float32 [m] and rows int64 [m], best first; of equal scores the lower row.
 
-        A score is the sum over `weighted` of weight × BM25 (k1 1.2, b 0.75). Found are the rows that hold at least one term
-        and are True in `allowed` (bool, by row; beyond its end nothing is allowed): all of them, where they are fewer than k.
-        Cost: with the rows that hold a term, if few of the best are allowed.
+        A score is the sum over `weighted` of weight × BM25 (k1 1.2, b 0.75). m ≤ k, and is less
+        only if fewer allowed rows hold a term. `allowed` is bool by row; rows beyond its end are
+        not allowed. The cost grows with the rows that hold a term, if few of the best are allowed.
         """
         if not weighted or not self._n:
             return _nothing()
@@ -164,7 +175,7 @@ class Lexical:
     def _ranked(
         self, query: "tantivy.Query", limit: int, allowed: Mask | None
     ) -> "tuple[Floats, NDArray[np.int64]]":
-        """The allowed ones among the `limit` best."""
+        """Returns the allowed rows among the `limit` best."""
         found = self._searcher.search(query, min(limit, self._n), count=False).hits
         scores = np.array([score for score, _ in found], np.float32)
         rows = np.array(self._searcher.fast_field_values("row", [at for _, at in found]), np.int64)
@@ -193,7 +204,7 @@ def _any_of(weighted: Mapping[str, float]) -> "tantivy.Query":
 
 
 def _among(query: "tantivy.Query", rows: list[int]) -> "tantivy.Query":
-    """The same, of these rows alone; what they score is not changed."""
+    """Returns the query restricted to these rows, with unchanged scores."""
     from tantivy import Occur, Query
 
     among = Query.const_score_query(Query.term_set_query(_schema(), "row", rows), 0.0)
@@ -201,9 +212,9 @@ def _among(query: "tantivy.Query", rows: list[int]) -> "tantivy.Query":
 
 
 class Growing:
-    """An index in memory, to which texts are added.
+    """An index in memory to which texts are added, by one thread at a time.
 
-    One thread at a time adds; what `now` gave stays as it was.
+    Values of `now` are immutable: later additions do not change them.
     """
 
     __slots__ = ("_index", "n", "now")
@@ -215,11 +226,11 @@ class Growing:
         self._index.register_tokenizer(_ANALYZER, _analyzer())
         self._index.config_reader("manual")
         self.n = 0
-        """Rows given so far, those without text among them."""
+        """Rows added so far, including those without text."""
         self.now = Lexical(self._index.searcher())
 
     def add(self, texts: Sequence[str | None]) -> None:
-        """Index the texts as the next rows. Costs some 5 to 10 ms, and 20 µs a sentence."""
+        """Indexes the texts as the next rows. Costs 5 to 10 ms, plus 20 µs per sentence."""
         _write(self._index, texts, self.n)
         self.n += len(texts)
         self._index.reload()
@@ -227,7 +238,7 @@ class Growing:
 
 
 def pack(texts: Sequence[str | None], file: Path) -> Path:
-    """Index the texts by their number and write the index to `file`; `unpack` reads it."""
+    """Indexes the texts by their position and writes the index to `file`, for `unpack`."""
     import tantivy
 
     with _folder(file.parent) as folder:
@@ -243,12 +254,12 @@ def pack(texts: Sequence[str | None], file: Path) -> Path:
 
 
 def unpack(file: Path) -> Lexical:
-    """The index in `file`, which was verified. Raises Corrupt, Unavailable.
+    """Returns the index in `file`, which the caller has verified. Raises Corrupt, Unavailable.
 
-    Its parts lie on the disk for temporary files without a name, mapped, as long as it is used:
-    nobody else can change them unseen, and whatever ends this process leaves nothing behind. As
-    long, tantivy has a thread that looks for changes twice a second (there are none), which cannot
-    be forbidden: whoever opens many bounds how many.
+    Its parts are memory-mapped from unlinked temporary files while it is used. So no other process
+    can change them, and nothing remains when this process ends. Meanwhile a thread of tantivy looks
+    for changes twice a second. There are none, but the thread cannot be turned off, so callers
+    bound the number of open indexes.
     """
     import tantivy
 
@@ -260,16 +271,19 @@ def unpack(file: Path) -> Lexical:
             index.config_reader("manual")
             return Lexical(index.searcher())
     except (tarfile.TarError, ValueError) as error:
-        raise Corrupt(f"{file.name} is no lexical index: {error}", path=str(file)) from error
+        raise Corrupt(f"{file.name} is not a lexical index: {error}", path=str(file)) from error
     except OSError as error:
-        raise Unavailable(f"no room to unpack {file.name}: {error}", dependency="disk") from error
+        raise Unavailable(
+            f"{file.name} cannot be unpacked to the disk for temporary files: {error}",
+            dependency="disk",
+        ) from error
 
 
 @contextmanager
 def _folder(parent: Path | None) -> Iterator[Path]:
-    """A folder of our own, gone afterwards.
+    """Creates a temporary folder and removes it afterwards.
 
-    A thread of tantivy's may still put a lock file into it: then once more.
+    Retries the removal, because a thread of tantivy may still write a lock file into it.
     """
     folder = Path(tempfile.mkdtemp(prefix="vicinage-lexical-", dir=parent or own_folder()))
     try:
@@ -283,7 +297,10 @@ def _folder(parent: Path | None) -> Iterator[Path]:
 
 
 def _write(index: "tantivy.Index", texts: Iterable[str | None], first: int) -> None:
-    """Add the texts as rows from `first` on; searchable by a reader that is opened, or reloaded, after the return."""
+    """Adds the texts as rows from `first` on.
+
+    Readers that are opened or reloaded after the return find them.
+    """
     import tantivy
 
     every = list(texts)

@@ -133,13 +133,14 @@ def outdated(ref: SegmentRef) -> dict[Role, str]:
     found: dict[Role, str] = {}
     if "lexical" in ref.objects and not ref.objects["lexical"].path.endswith(f"/{lexical.FILE}"):
         found["lexical"] = (
-            f"its words are in {Path(ref.objects['lexical'].path).name}; {lexical.FILE} is read"
+            f"its words are in {Path(ref.objects['lexical'].path).name}; this version reads "
+            f"{lexical.FILE}"
         )
     try:
         parse(ref.kind)
     except Refused:
         if "index" in ref.objects:
-            found["index"] = f"an index of kind {ref.kind[:80]!r} is not read"
+            found["index"] = f"this version reads no index of kind {ref.kind[:80]!r}"
     return found
 
 
@@ -211,7 +212,7 @@ def _columns(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
 
 
 def _dimension(schema: pa.Schema) -> int:
-    """Returns the dimension of the vectors; 1 if there is no column of vectors, so that the schemas differ."""
+    """Returns the dimension of the vectors; 1 without a column of vectors: the schemas differ."""
     found = schema.field("vector").type if "vector" in schema.names else None
     return int(found.list_size) if found is not None and pa.types.is_fixed_size_list(found) else 1
 

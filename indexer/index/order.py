@@ -14,9 +14,10 @@ Flag = TypeVar("Flag", bool, NDArray[np.bool_])
 
 
 def supersedes(version: Version, gone: Flag, held: Version, held_gone: Flag) -> Flag:
-    """Returns whether a write replaces the held one: a higher version, or a deletion of that very version.
+    """Returns whether a write replaces the held one.
 
-    `gone` and `held_gone` say which of them are deletions. Works on one pair of writes, or on arrays of equal length.
+    It does if its version is higher, or if it is a deletion of that very version. `gone` and
+    `held_gone` say which are deletions. Works on one pair of writes, or on arrays of equal length.
     """
     found: Flag = (version > held) | ((version == held) & gone & (gone != held_gone))
     return found

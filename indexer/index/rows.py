@@ -1,4 +1,4 @@
-"""Rows of vectors messages: the newest write of each document, and the runs of rows of one document. Pure."""
+"""Rows of vectors messages: the newest write of each document, and runs of one document. Pure."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,16 @@ from vicinage.wire import DELETED, is_deletions
 
 
 def has_text(rows: pa.RecordBatch) -> bool:
-    """Whether any row has text: a tenant's own vectors need none."""
+    """Returns whether any row has text: a tenant's own vectors need none."""
     return bool(rows.column("text").null_count < rows.num_rows)
 
 
 def newest(batches: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Returns each document's newest write: (its rows, passages together; deletions as document_id and version).
+    """Returns the live rows and the deletions of each document's newest write. Raises TooLarge.
 
-    Of two deliveries of one write the later batch's rows count; a deletion beats a document of its own version
-    (`order.supersedes`). One batch at least has a column of vectors, and may have no rows. Raises TooLarge.
+    The passages of a document are adjacent; deletions have the columns document_id and version. Of
+    two deliveries of one write, the later batch's rows count. A deletion beats a document of its
+    own version (`order.supersedes`). At least one batch has a column of vectors; it may be empty.
     """
     rows = _joined(batches)
     ids, versions = rows.column("document_id").to_pylist(), rows.column("version").to_numpy()
@@ -50,34 +51,34 @@ def newest(batches: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.Record
 
 
 def no_deletes() -> pa.RecordBatch:
-    """Deletions as `newest` gives them, of nobody."""
+    """Returns an empty batch of deletions, in the columns of `newest`."""
     return pa.record_batch(
         {"document_id": pa.array([], pa.utf8()), "version": pa.array([], pa.int64())}
     )
 
 
 class _Joined:
-    """Rows of many messages one after the other; those of deletions take no room for vectors."""
+    """Rows of many messages, concatenated; those of deletions take no space for vectors."""
 
     def __init__(self, batches: Sequence[pa.RecordBatch]) -> None:
         bare = [b.replace_schema_metadata(None) for b in batches]
         wide = [b for b in bare if not is_deletions(b)]
-        assert wide, "the caller puts an empty batch with vectors before messages of deletions"
+        assert wide, "the caller prepends an empty batch with vectors to messages of deletions"
         self._schema = wide[0].schema
         self._vectors = pa.concat_arrays([b.column("vector") for b in wide])
         has_vector = np.concatenate([np.full(b.num_rows, not is_deletions(b)) for b in bare])
-        self._place = np.cumsum(has_vector) - 1
+        self._position = np.cumsum(has_vector) - 1
         self._others = pa.concat_batches(
             [b if is_deletions(b) else b.drop_columns(["vector"]) for b in bare]
         )
 
     def column(self, name: str) -> pa.Array:
-        """Returns a column of all rows; not that of vectors."""
+        """Returns a column of all rows, other than `vector`."""
         return self._others.column(name)
 
     def take(self, order: NDArray[np.int64]) -> pa.RecordBatch:
         """Returns these rows, none of them a deletion, in the columns of a vectors message."""
-        vectors = self._vectors.take(pa.array(self._place[order]))
+        vectors = self._vectors.take(pa.array(self._position[order]))
         others = self._others.take(pa.array(order))
         columns = {**dict(zip(others.schema.names, others.columns, strict=True)), "vector": vectors}
         return pa.RecordBatch.from_arrays(
@@ -88,14 +89,16 @@ class _Joined:
 def _joined(batches: Sequence[pa.RecordBatch]) -> _Joined:
     try:
         return _Joined(batches)
-    except pa.ArrowInvalid as error:  # 32-bit text offsets: beyond 2 GiB, never cut short
-        raise TooLarge(f"the rows do not fit into one segment: {error}", limit=2**31 - 1) from error
+    except pa.ArrowInvalid as error:  # 32-bit text offsets: refused beyond 2 GiB, not truncated
+        raise TooLarge(
+            f"the rows exceed one segment; set indexer.seal_bytes lower: {error}", limit=2**31 - 1
+        ) from error
 
 
 def _runs_by_batch(
     batches: Sequence[pa.RecordBatch], ids: Sequence[str], versions: NDArray[np.int64]
 ) -> list[tuple[int, int]]:
-    """Runs that end where their batch ends: a record that comes twice in a row is two runs, not one of twice the length."""
+    """Returns the runs of every batch: a record that is delivered twice in a row is two runs."""
     ends = np.cumsum([b.num_rows for b in batches]).tolist()
     return [
         (first + start, first + end)
@@ -105,7 +108,7 @@ def _runs_by_batch(
 
 
 def document_runs(ids: Sequence[str], versions: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """[start, end) of each run of rows of one version of one document."""
+    """Returns [start, end) of each run of rows of one version of one document."""
     n = len(ids)
     if n == 0:
         return []

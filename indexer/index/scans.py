@@ -1,7 +1,7 @@
 """Decides when a segment's passages are scanned in place of its index.
 
-Only where live searches prove that the index misses the objective (`ShardQuery.scan`), of at most
-`rows_max` passages a shard and within a share of the search threads' time.
+This happens only if live searches prove that the index misses the objective (`ShardQuery.scan`). At
+most `rows_max` passages per shard are scanned, within a share of the search threads' time.
 """
 
 import threading
@@ -25,7 +25,10 @@ _scans = counter("vicinage_searcher_index_scans_total")
 
 
 def to_scan(segments: Sequence[Segment], rows_max: int) -> frozenset[int]:
-    """Returns the segments that are scanned instead of searched by index: least recall first, `rows_max` rows in all. Pure."""
+    """Returns the segments that are scanned instead of searched by index. Pure.
+
+    Chooses those with the least recall first, with at most `rows_max` rows in all.
+    """
     indexed = [i for i, s in enumerate(segments) if s.index is not None]
     found: set[int] = set()
     left = rows_max
@@ -83,9 +86,9 @@ class ScanBudget:
 
 
 class ScanLog:
-    """How often searches of one shard were scanned in place of its index, or were not, and why.
+    """Counts searches of one shard that were scanned instead of its index, or not, and why.
 
-    Any thread.
+    Safe for many threads.
     """
 
     def __init__(self, shard: ShardId) -> None:
@@ -106,5 +109,5 @@ class ScanLog:
             _scans.labels(outcome).inc(searches)
 
     def seen(self) -> Mapping[str, int]:
-        """Searches by outcome, since the shard was loaded."""
+        """Returns the searches by outcome since the shard was loaded."""
         return dict(self._seen)

@@ -1,4 +1,4 @@
-"""★ Searches one snapshot of a shard: searches every part, keeps the best hits, and then reads their texts."""
+"""★ Searches one snapshot of a shard: every part, then the best hits of all, then their texts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +119,10 @@ def _bounded(scores: Floats, metric: Metric) -> Floats:
 def _to_scan_instead(
     snapshot: Snapshot, query: ShardQuery, recall: float, scans: ScanBudget
 ) -> tuple[frozenset[int], Bound | None]:
-    """Returns which segments are scanned instead of searched by their index, and the bound that kept others from it."""
+    """Returns the segments that are scanned instead of searched by index.
+
+    Also returns the bound that prevented the scan of others; None if no bound did.
+    """
     if not query.scan or query.exact or recall >= EXACT:
         return frozenset(), None
     indexed = sum(s.index is not None for s in snapshot.segments)
@@ -139,10 +142,10 @@ def _effort(segment: Segment, query: ShardQuery, recall: float) -> int | None:
 
 
 def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...], ...]:
-    """Returns the k best hits of each query's text by BM25, among the alive rows that pass the filter.
+    """Returns the k best hits of each query's text by BM25, among alive rows that pass the filter.
 
-    Term statistics are those of the whole shard. There are k hits if k rows hold a term of the query. Raises
-    Unavailable if an index must be fetched and the store is unavailable.
+    Term statistics are those of the whole shard. There are k hits if k rows hold a term of the
+    query. Raises Unavailable if an index must be fetched and the store is unavailable.
     """
     tree = query.filter.tree if query.filter else None
     parts = [
@@ -159,21 +162,23 @@ def search_words(snapshot: Snapshot, query: ShardQuery) -> tuple[tuple[Hit, ...]
         allowed = allowed_rows(delta.alive, delta.columns() if tree else None, tree)
         parts.append(_Part(-1, delta.lexical(), allowed, len(delta)))
     indexes = [part.index for part in parts]
-    asked = [lexical.weights(lexical.terms(text), indexes) for text in query.texts]
+    weights = [lexical.weights(lexical.terms(text), indexes) for text in query.texts]
     found = [
-        _found_in(part, [weighted[i] for weighted in asked], query.k)
+        _found_in(part, [of_query[i] for of_query in weights], query.k)
         for i, part in enumerate(parts)
     ]
     return _best(snapshot, found, query)
 
 
-def _found_in(part: _Part, asked: Sequence[Mapping[str, float]], k: int) -> _Found:
+def _found_in(part: _Part, weights: Sequence[Mapping[str, float]], k: int) -> _Found:
+    """Returns the best rows of one part for the term weights of each query."""
+
     def find(width: int) -> tuple[Floats, Rows]:
         scores, rows = (
-            np.full((len(asked), width), -np.inf, np.float32),
-            np.full((len(asked), width), -1, np.int64),
+            np.full((len(weights), width), -np.inf, np.float32),
+            np.full((len(weights), width), -1, np.int64),
         )
-        for i, weighted in enumerate(asked):
+        for i, weighted in enumerate(weights):
             best, at = part.index.search(weighted, width, part.allowed)
             scores[i, : len(at)], rows[i, : len(at)] = best, at
         return scores, rows
@@ -194,7 +199,10 @@ def allowed_rows(
 def _best(
     snapshot: Snapshot, found: list[_Found], query: ShardQuery
 ) -> tuple[tuple[Hit, ...], ...]:
-    """Returns the k best hits of each query over all parts, best first; equal scores by document id and passage."""
+    """Returns the k best hits of each query over all parts, best first.
+
+    Breaks ties by document id and passage.
+    """
     if not found:
         return ((),) * max(len(query.vectors), len(query.texts))
     parts = np.repeat([f.part for f in found], [f.rows.shape[1] for f in found])
@@ -250,7 +258,8 @@ def _hits(
             left -= len(hit.text) if hit.text.isascii() else 4 * len(hit.text)
         if left < 0:
             raise Refused(
-                f"the texts found take more than {ANSWER_BYTES_MAX} bytes: ask for a smaller k, or leave text out of include",
+                f"the texts found take more than {ANSWER_BYTES_MAX} bytes; set a smaller k, or "
+                "leave text out of include",
                 field="k",
                 limit=len(hits) - 1,
             )

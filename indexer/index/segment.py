@@ -1,4 +1,4 @@
-"""★ A segment: an immutable set of passages with its index, written once and verified when it is loaded.
+"""★ A segment: an immutable set of passages with its index, written once and verified at loading.
 
 Its objects:
 
@@ -54,16 +54,15 @@ class Segment:
         return self.keys.find(keys)
 
     def rows_mask(self, documents: Mask) -> Mask:
-        """Returns a mask of rows, bool [n rows], from a mask of documents, bool [n documents] in key order."""
+        """Returns a mask of rows, bool [n rows], from a mask of documents in key order."""
         live = np.flatnonzero(self.count)
-        order = live[
-            np.argsort(self.first[live], kind="stable")
-        ]  # rows lie document after document
+        # rows are stored document after document
+        order = live[np.argsort(self.first[live], kind="stable")]
         mask: Mask = np.repeat(documents[order], self.count[order])
         return mask
 
     def resident_bytes(self) -> int:
-        """Returns the bytes that it takes when every page is resident and its lexical index is open."""
+        """Returns its bytes when every page is resident and its lexical index is open."""
         return self.ref.loaded_bytes()
 
 
@@ -103,5 +102,5 @@ def load(
 
 
 def placed(segment: Segment, backend: Backend) -> Segment:
-    """Returns the segment with its index placed for searching: on a GPU if the backend has one with room."""
+    """Returns the segment with its index placed: on a GPU if the backend has one with room."""
     return replace(segment, index=backend.place(segment.index, segment.vectors, segment.metric))

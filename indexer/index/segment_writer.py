@@ -18,7 +18,7 @@ from tenants.entities import COPIES, Metric, SegmentRef
 from tenants.index_spec import IndexSpec
 from vicinage.errors import Refused
 from vicinage.faults import crash_point
-from vicinage.records import Floats, ShardId
+from vicinage.records import Floats, ObjectRef, ShardId
 from vicinage.scratch import scratch
 from vicinage.store import Store
 from vicinage.telemetry import events
@@ -65,16 +65,59 @@ def write(
         fits=lambda s: not index_bytes_max or backend.bytes(s, n, dimension) <= index_bytes_max,
     )
     vectors = np.ascontiguousarray(vectors_of(live))
-    try:
-        index = backend.build(vectors, chosen, metric, threads=threads)
-    except Refused as error:  # the passages are searched exactly
-        _event.error("index.build_failed", shard=str(shard), kind=str(chosen), reason=error.detail)
-        chosen, index = IndexSpec("flat"), None
+    chosen, index = _built_index(vectors, chosen, shard, metric, backend, threads)
     documents, n_documents = _documents(live, deletes)
     identity = uuid.uuid4().hex
     base = f"segments/{shard}/{identity}"
     claim(base)
     crash_point("seal.before_put")
+    objects = _store_objects(live, documents, index, backend, store, base, copies=copies)
+    curve, n_calibration_queries = _measured(
+        vectors, chosen, index, metric, backend, recent_queries
+    )
+    log_start, log_end = logged or (None, None)
+    return SegmentRef(
+        identity,
+        objects,
+        str(chosen),
+        n,
+        n_documents,
+        deletes.num_rows,
+        time.time_ns() // 1_000_000,
+        curve,
+        log_start,
+        log_end,
+        n_calibration_queries,
+    )
+
+
+def _built_index(
+    vectors: Floats,
+    spec: IndexSpec,
+    shard: ShardId,
+    metric: Metric,
+    backend: Backend,
+    threads: int,
+) -> tuple[IndexSpec, Any]:
+    """Returns the index and its spec; flat if it cannot be built: the passages are then scanned."""
+    try:
+        return spec, backend.build(vectors, spec, metric, threads=threads)
+    except Refused as error:
+        _event.error("index.build_failed", shard=str(shard), kind=str(spec), reason=error.detail)
+        return IndexSpec("flat"), None
+
+
+def _store_objects(
+    live: pa.RecordBatch,
+    documents: pa.RecordBatch,
+    index: Any,
+    backend: Backend,
+    store: Store,
+    base: str,
+    *,
+    copies: bool,
+) -> dict[str, ObjectRef]:
+    """Writes the objects of a segment under `base` in the store; returns them by role."""
     with scratch("segment") as folder:
         files = {
             "passages": _arrow_file(live, folder / "passages.arrow"),
@@ -88,36 +131,33 @@ def write(
         objects = {role: store.put(f"{base}/{file.name}", file) for role, file in files.items()}
         for role, copy in COPIES.items() if copies else ():
             objects[copy] = store.put(f"{base}/copy-of-{files[role].name}", files[role])
+    return objects
+
+
+def _measured(
+    vectors: Floats,
+    spec: IndexSpec,
+    index: Any,
+    metric: Metric,
+    backend: Backend,
+    recent_queries: Floats | None,
+) -> tuple[tuple[tuple[int, float], ...], int]:
+    """Returns the effort curve of an index, and the number of recent queries it was measured on."""
+    if index is None:
+        return (), 0
     if recent_queries is not None:
         recent_queries = np.unique(recent_queries, axis=0)  # a probe repeats one query all day
-    n_calibration_queries = (
-        0
-        if index is None or recent_queries is None or len(recent_queries) < CALIBRATION_QUERIES_MIN
-        else len(recent_queries)
-    )
-    curve = (
-        effort_curve(backend, index, chosen.kind, vectors, metric, recent_queries)
-        if index is not None
-        else ()
-    )
-    log_start, log_end = logged or (None, None)
-    return SegmentRef(
-        identity,
-        objects,
-        str(chosen),
-        live.num_rows,
-        n_documents,
-        deletes.num_rows,
-        time.time_ns() // 1_000_000,
-        curve,
-        log_start,
-        log_end,
-        n_calibration_queries,
-    )
+    curve = effort_curve(backend, index, spec.kind, vectors, metric, recent_queries)
+    if recent_queries is None or len(recent_queries) < CALIBRATION_QUERIES_MIN:
+        return curve, 0
+    return curve, len(recent_queries)
 
 
 def _documents(live: pa.RecordBatch, deletes: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
-    """Returns the documents object, one row per document, live or deleted, sorted by key; and the number of live ones."""
+    """Returns the documents object and the number of live documents.
+
+    It has one row per document, live or deleted, sorted by key.
+    """
     ids, versions = live.column("document_id").to_pylist(), live.column("version").to_numpy()
     runs = document_runs(ids, versions)
     names = [ids[start] for start, _ in runs] + deletes.column("document_id").to_pylist()

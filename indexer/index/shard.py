@@ -9,43 +9,27 @@ segments and delta alike; other writes are dropped.
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from indexer.backends import Backend, Mask
-from indexer.index import lexical
+from indexer.backends import Backend
+from indexer.index import costs, lookup, preload
 from indexer.index.delta import Delta, Entry
-from indexer.index.effort import EXACT
-from indexer.index.hits import Passages
-from indexer.index.objects import Keys
 from indexer.index.order import supersedes
 from indexer.index.rows import document_runs
 from indexer.index.scans import ScanBudget, ScanLog
-from indexer.index.search import allowed_rows, search, search_words
+from indexer.index.search import search, search_words
 from indexer.index.segment import Segment
-from indexer.index.snapshot import Snapshot, StoredDocument, StoredPassage
+from indexer.index.segment_set import NewestWrites, SegmentSet
+from indexer.index.snapshot import Snapshot, StoredDocument
+from indexer.index.stats import shard_stats
 from tenants.entities import Manifest, Metric
-from vicinage import filters
 from vicinage.errors import Corrupt, Refused
-from vicinage.records import Floats, ShardId, ShardQuery, ShardResult
-from vicinage.stats import CurveEnd, ShardStats
+from vicinage.records import ShardId, ShardQuery, ShardResult
+from vicinage.stats import ShardStats
 from vicinage.wire import DELETED, is_deletions
-
-BEHIND_MAX: Final = 256
-"""Rows that a search itself adds to the delta's lexical index, about 10 ms; more are added before it."""
-READ_MAX: Final = 4_096
-"""Metadata values that a search itself reads for its filter, about 8 ms; more are read before it."""
-LEXICAL: Final = "$lexical"
-"""Stands for the lexical indexes among names of fields; no field of a filter begins with $."""
-CHARS_A_WORD: Final = 6
-CUT_PAIRS: Final = 8_192
-"""Pairs of a word and a row that take as long to search as tokenizing and stemming one word, about 2 µs."""
-COUNT_PAIRS: Final = 20_480
-"""Pairs that take as long as counting the rows of a term in one index, about 5 µs."""
 
 
 class Shard:
@@ -73,9 +57,7 @@ class Shard:
         self._scans = scans or ScanBudget()
         self._scan_log = ScanLog(shard)
         self._delta = Delta(dimension)
-        self._segments: tuple[Segment, ...] = ()
-        self._alive_documents: list[Mask] = []
-        self._alive_rows: list[Mask | None] = []
+        self._sealed = SegmentSet()
         self._manifest = manifest
         self._watermark = manifest.sealed
         self._n_documents = 0
@@ -93,17 +75,10 @@ class Shard:
         Drops rows that are sealed already, or older than the document's present version. Raises
         Corrupt and changes nothing if the message has another dimension than this generation.
         """
-        if (
-            not is_deletions(batch)
-            and batch.schema.field("vector").type.list_size != self.dimension
-        ):
-            raise Corrupt(
-                f"the message at offset {offset} of {self.id} is not of dimension {self.dimension}",
-                path=f"vicinage.vectors/{self.id.slot}/{offset}",
-            )
+        self._check_dimension(batch, offset)
         with self._lock:
             if offset >= self._manifest.sealed:
-                self._take(batch, offset)
+                self._add(batch, offset)
                 self._changes += 1
             self._watermark = max(self._watermark, offset + 1)
             self.snapshot = self._publish()
@@ -117,66 +92,49 @@ class Shard:
                 self.snapshot = self._publish()
 
     def adopt(self, manifest: Manifest, segments: Sequence[Segment]) -> None:
-        """Replaces the segments by the manifest's, and drops the rows of the delta that these contain."""
-        alive = surviving(
-            segments
-        )  # outside the lock: the thread that applies messages of all shards waits for it
-        rows = [_rows_alive(s, a) for s, a in zip(segments, alive, strict=True)]
-        n = sum(
-            int(np.count_nonzero(a & (s.count > 0))) for s, a in zip(segments, alive, strict=True)
-        )
+        """Replaces the segments by the manifest's, and drops the delta's rows that they contain."""
+        # Outside the lock: the thread that applies messages of all shards waits for the lock.
+        sealed = SegmentSet(segments)
         with self._lock:
-            self._segments, self._alive_documents, self._alive_rows, self._n_documents = (
-                tuple(segments),
-                alive,
-                rows,
-                n,
-            )
+            self._sealed, self._n_documents = sealed, sealed.n_documents
             self._changes += 1
             self._manifest = manifest
             kept = [m for m in self._delta.messages if m.offset >= manifest.sealed]
             self._delta = Delta(self.dimension)
             for message in kept:
-                self._take(message.batch, message.offset)
+                self._add(message.batch, message.offset)
             self._watermark = max(self._watermark, manifest.sealed)
             self.snapshot = self._publish()
 
-    def unsealed(self) -> list[int]:
-        """Returns the offsets of the messages in the delta, ascending."""
-        with self._lock:
-            return [m.offset for m in self._delta.messages]
+    def aim_at(self, recall: float) -> None:
+        """Sets the collection's recall objective."""
+        if recall != self._recall:
+            with self._lock:
+                self._recall = recall
+                self.snapshot = self._publish()
 
-    def made_bytes(self) -> int:
-        """Returns the bytes allocated by the delta and by filter columns of segments."""
-        return self._delta.bytes + sum(g.columns.bytes() for g in self.snapshot.segments)
-
-    def held_bytes(self) -> int:
-        """Returns the bytes that it takes in memory; every page of its segments counts as resident."""
-        return self.made_bytes() + sum(g.resident_bytes() for g in self.snapshot.segments)
-
-    def _take(self, batch: pa.RecordBatch, offset: int) -> None:
+    def _add(self, batch: pa.RecordBatch, offset: int) -> None:
         """Adds the documents that are newer, and marks the rows that they replace as dead."""
         ids, versions = batch.column("document_id").to_pylist(), batch.column("version").to_numpy()
         passages = batch.column("passage").to_numpy()
         runs = document_runs(ids, versions)
         names = [ids[start] for start, _ in runs]
-        sealed, sealed_gone, places = self._sealed_versions(names)
+        sealed = self._sealed.newest(names)
         alive = np.zeros(batch.num_rows, np.bool_)
-        accepted: list[tuple[int, int, int]] = []
+        accepted: list[int] = []
         replaced: list[Entry] = []
         for number, (start, end) in enumerate(runs):
             held = self._delta.documents.get(names[number])
             version, gone = int(versions[start]), bool(passages[start] == DELETED)
-            if held and not supersedes(version, gone, held.version, held.count == 0):
-                continue
-            if not supersedes(version, gone, int(sealed[number]), bool(sealed_gone[number])):
+            if not _is_newest(version, held, sealed, number, gone=gone):
                 continue
             alive[start:end] = not gone
-            accepted.append((number, start, 0 if gone else end - start))
-            self._count(held, sealed[number], places, number, gone=gone)
+            accepted.append(number)
+            was_alive = held.count > 0 if held else self._sealed.is_alive(sealed, number)
+            self._n_documents += int(not gone) - int(was_alive)
             if held:
                 replaced.append(held)
-            # Noted at once: the message may hold the same document again.
+            # Recorded at once: the message may hold the same document again.
             self._delta.documents[names[number]] = Entry(
                 self._delta.n + start, 0 if gone else end - start, version
             )
@@ -184,70 +142,30 @@ class Shard:
             return  # a duplicate delivery
         self._delta.append(batch, offset, alive)
         self._delta.kill(replaced)
-        self._kill_sealed(places, [number for number, _, _ in accepted])
+        self._sealed.kill(sealed, accepted)
 
-    def _count(
-        self,
-        held: Entry | None,
-        sealed: int,
-        places: list[NDArray[np.int64]],
-        number: int,
-        *,
-        gone: bool,
-    ) -> None:
-        was = held.count > 0 if held else sealed >= 0 and self._lives(places, number)
-        self._n_documents += int(not gone) - int(was)
-
-    def _lives(self, places: list[NDArray[np.int64]], number: int) -> bool:
-        return any(
-            p[number] >= 0 and bool(a[p[number]]) and s.count[p[number]] > 0
-            for s, a, p in zip(self._segments, self._alive_documents, places, strict=True)
+    def _check_dimension(self, batch: pa.RecordBatch, offset: int) -> None:
+        if is_deletions(batch) or batch.schema.field("vector").type.list_size == self.dimension:
+            return
+        raise Corrupt(
+            f"the message at offset {offset} of {self.id} is not of dimension {self.dimension}",
+            path=f"vicinage.vectors/{self.id.slot}/{offset}",
         )
 
-    def _sealed_versions(
-        self, names: list[str]
-    ) -> tuple[NDArray[np.int64], Mask, list[NDArray[np.int64]]]:
-        """Returns each document's newest write in the segments, and its index in each segment (−1: none).
-
-        The write is its version (−1: none), and whether it is a deletion.
-        """
-        best, gone = np.full(len(names), -1, np.int64), np.zeros(len(names), np.bool_)
-        if not self._segments:
-            return best, gone, []
-        keys = Keys.of(names)
-        places = [segment.find(keys) for segment in self._segments]
-        for segment, place in zip(self._segments, places, strict=True):
-            here = np.flatnonzero(place >= 0)
-            theirs, their_gone = segment.version[place[here]], segment.count[place[here]] == 0
-            newer = supersedes(theirs, their_gone, best[here], gone[here])
-            best[here[newer]], gone[here[newer]] = theirs[newer], their_gone[newer]
-        return best, gone, places
-
-    def _kill_sealed(self, places: list[NDArray[np.int64]], numbers: list[int]) -> None:
-        """Marks replaced documents of segments as dead, in copies of the masks: snapshots keep the old ones."""
-        for i, place in enumerate(places):
-            hit = place[numbers]
-            hit = hit[hit >= 0]
-            hit = hit[self._alive_documents[i][hit]]
-            if len(hit):
-                documents = self._alive_documents[i].copy()
-                documents[hit] = False
-                self._alive_documents[i] = documents
-                self._alive_rows[i] = _without(self._segments[i], self._alive_rows[i], hit)
-
     def _publish(self) -> Snapshot:
-        graphs = sum(len(s) - _scanned(s, self._recall) for s in self._segments)
-        rows = self._delta.n + sum(map(len, self._segments))
+        segments = self._sealed.segments
+        indexed = sum(len(s) - costs.rows_scanned(s, self._recall) for s in segments)
+        rows = self._delta.n + sum(map(len, segments))
         return Snapshot(
-            self._segments,
-            tuple(self._alive_rows),
+            segments,
+            self._sealed.alive(),
             self._delta.view(),
             self._watermark,
             self._manifest,
             self._n_documents,
             rows,
             self._changes,
-            rows - graphs,
+            rows - indexed,
         )
 
     # reading: any thread
@@ -259,229 +177,78 @@ class Shard:
         """
         snapshot = self.snapshot
         if query.mode == "lexical":
-            nothing = ((),) * len(query.texts)
-            return ShardResult(
-                query.shard, nothing, snapshot.watermark, 0, search_words(snapshot, query)
-            )
+            none = ((),) * len(query.texts)
+            words = search_words(snapshot, query)
+            return ShardResult(query.shard, none, snapshot.watermark, 0, words)
         if query.vectors.ndim != 2 or query.vectors.shape[1] != self.dimension:
             raise Refused(
-                f"the vector has {query.vectors.shape[-1]} numbers; the collection's dimension is {self.dimension}",
+                f"the vector has {query.vectors.shape[-1]} numbers; "
+                f"the collection's dimension is {self.dimension}",
                 field="vector",
                 limit=self.dimension,
             )
         found = search(snapshot, query, self._backend, self._metric, self._recall, self._scans)
         self._scan_log.note(found.scanned, found.unscanned, len(query.vectors))
-        return (
-            replace(found, lexical=search_words(snapshot, query))
-            if query.mode == "hybrid"
-            else found
-        )
-
-    def aim_at(self, recall: float) -> None:
-        """Sets the collection's recall objective."""
-        if recall != self._recall:
-            with self._lock:
-                self._recall = recall
-                self.snapshot = self._publish()
-
-    def needs(self, query: ShardQuery) -> frozenset[str] | None:
-        """Returns the names of what the search needs loaded first; None if it can be answered at once.
-
-        These are lexical indexes of segments, a delta's lexical index that is far behind, and filter columns of many rows.
-        """
-        if not query.filter and not query.texts:
-            return None
-        names = query.filter.fields if query.filter else frozenset()
-        s = self.snapshot
-        if (
-            sum(g.columns.unread(names) for g in s.segments)
-            + s.delta.metadata.unread(s.delta, names)
-            <= READ_MAX
-        ):
-            names = frozenset()
-        if query.texts and not self._lexical_here():
-            names |= {LEXICAL}
-        return names or None
-
-    def load_needed(self, names: frozenset[str]) -> None:
-        """Loads what `needs` named, for the present snapshot.
-
-        Waits for the store. Raises Unavailable.
-        """
-        if named := names - {LEXICAL}:
-            s = self.snapshot
-            for segment in s.segments:
-                segment.columns.columns().read(named)
-            s.delta.columns().read(named)
-        if LEXICAL in names:
-            self._open_lexical()
-
-    def _lexical_here(self) -> bool:
-        s = self.snapshot
-        return (
-            all(g.lexical.here() for g in s.segments)
-            and s.delta.words.behind(s.delta) <= BEHIND_MAX
-        )
-
-    def _open_lexical(self) -> None:
-        s = self.snapshot
-        for segment in s.segments:
-            segment.lexical.index()
-        if s.delta.words.behind(s.delta) > BEHIND_MAX:
-            s.delta.lexical()
-
-    def scanned(self, *, exact: bool, scan: bool = False) -> int:
-        """Returns how many numbers one search is compared with: rows without an index (all if `exact`) × dimension.
-
-        With `scan`, includes the rows that may be scanned instead of an index.
-        """
-        s = self.snapshot
-        rows = s.rows if exact else s.rows_scanned
-        if scan and not exact:
-            rows += min(s.rows - rows, self._scans.rows_max)
-        return rows * self.dimension
-
-    def looked_up(self, text: str) -> int:
-        """Returns the estimated cost of a lexical search, in pairs of a word and a row.
-
-        Uses the text's length only.
-
-        Every word is tokenized and stemmed, at most COUNTED_MAX are counted in each index, and at
-        most TERMS_MAX are searched.
-        """
-        s = self.snapshot
-        words = 1 + len(text) // CHARS_A_WORD
-        counted = min(lexical.COUNTED_MAX, words) * (len(s.segments) + 1)
-        before = words * CUT_PAIRS + counted * COUNT_PAIRS if s.rows else 0
-        return before + min(lexical.TERMS_MAX, words) * s.rows
+        if query.mode == "hybrid":
+            return replace(found, lexical=search_words(snapshot, query))
+        return found
 
     def document(self, document_id: str) -> StoredDocument | None:
         """Returns the document as it is searchable now; None if there is none."""
         with self._lock:
-            entry = self._delta.documents.get(document_id)
-            view, segments = self._delta.view(), self._segments
-            sealed, gone, places = self._sealed_versions([document_id])
+            entry, view = self._delta.documents.get(document_id), self._delta.view()
+            segments, writes = self._sealed.segments, self._sealed.newest([document_id])
         if entry is not None:
-            if not entry.count:
-                return None
-            message, at = view.row(entry.first)
-            vectors = view.vectors[entry.first : entry.first + entry.count]
-            return _stored(document_id, entry.version, message.passages, at, vectors)
-        for segment, place in zip(segments, places, strict=True):
-            at = int(place[0])
-            if at >= 0 and segment.version[at] == sealed[0] and not gone[0] and segment.count[at]:
-                first, count = int(segment.first[at]), int(segment.count[at])
-                vectors = segment.vectors[first : first + count]
-                return _stored(document_id, int(sealed[0]), segment.passages, first, vectors)
-        return None
+            return lookup.in_delta(view, document_id, entry)
+        return lookup.in_segments(segments, document_id, writes)
 
     def matching(self, condition: Mapping[str, Any], *, limit: int) -> tuple[tuple[str, int], ...]:
-        """Returns (id, version) of at most `limit` documents whose metadata passes the filter, from one snapshot."""
-        tree = filters.parse(condition)
-        s = self.snapshot
-        found: dict[str, int] = {}
-        for segment, alive in zip(s.segments, s.alive, strict=True):
-            allowed = allowed_rows(alive, segment.columns.columns(), tree)
-            rows = np.flatnonzero(
-                allowed if allowed is not None else np.ones(len(segment), np.bool_)
-            )
-            ids, versions = (
-                segment.rows.column(name).take(pa.array(rows))
-                for name in ("document_id", "version")
-            )
-            found |= zip(ids.to_pylist(), versions.to_pylist(), strict=True)
-        allowed = allowed_rows(s.delta.alive, s.delta.columns(), tree)
-        for row in np.flatnonzero(allowed if allowed is not None else ()):
-            message, at = s.delta.row(int(row))
-            found[message.passages.id(at)] = message.batch.column("version")[at].as_py()
-        return tuple(islice(found.items(), limit))
+        """Returns (id, version) of at most `limit` documents that pass the filter."""
+        return lookup.matching(self.snapshot, condition, limit=limit)
+
+    def needs(self, query: ShardQuery) -> frozenset[str] | None:
+        """Returns the names of what the search needs loaded first; None if it can run at once."""
+        return preload.needs(self.snapshot, query)
+
+    def load_needed(self, names: frozenset[str]) -> None:
+        """Loads what `needs` named. Waits for the store. Raises Unavailable."""
+        preload.load_needed(self.snapshot, names)
+
+    def vector_cost(self, *, exact: bool, scan: bool = False) -> int:
+        """Returns how many numbers one vector search compares: rows × dimension.
+
+        With `scan`, includes the rows that may be scanned instead of an index.
+        """
+        scan_rows_max = self._scans.rows_max if scan else 0
+        rows = costs.rows_compared(self.snapshot, exact=exact, scan_rows_max=scan_rows_max)
+        return rows * self.dimension
+
+    def lexical_cost(self, text: str) -> int:
+        """Returns the estimated cost of a lexical search, in pairs of a word and a row."""
+        return costs.lexical_pairs(self.snapshot, text)
+
+    def unsealed(self) -> list[int]:
+        """Returns the offsets of the messages in the delta, ascending."""
+        with self._lock:
+            return [m.offset for m in self._delta.messages]
+
+    def made_bytes(self) -> int:
+        """Returns the bytes allocated by the delta and by filter columns of segments."""
+        return self._delta.bytes + sum(g.columns.bytes() for g in self.snapshot.segments)
+
+    def held_bytes(self) -> int:
+        """Returns its bytes in memory; every page of its segments counts as resident."""
+        return self.made_bytes() + sum(g.resident_bytes() for g in self.snapshot.segments)
 
     def stats(self) -> ShardStats:
         """Returns what the shard holds now."""
-        s = self.snapshot
-        alive = sum(
-            len(g) if a is None else int(np.count_nonzero(a))
-            for g, a in zip(s.segments, s.alive, strict=True)
-        )
-        delta = int(np.count_nonzero(s.delta.alive))
-        return ShardStats(
-            shard=self.id,
-            documents=s.documents,
-            passages=alive + delta,
-            delta_passages=delta,
-            segments=len(s.segments),
-            kinds=tuple(g.ref.kind for g in s.segments),
-            host_bytes=self.held_bytes(),
-            store_bytes=sum(g.ref.bytes() for g in s.segments),
-            watermark=s.watermark,
-            manifest_version=s.manifest.version,
-            segment_passages=sum(map(len, s.segments)),
-            scanned_passages=s.rows_scanned,
-            curve=_curve_end(s.segments),
-            scans=self._scan_log.seen(),
-        )
+        return shard_stats(self.id, self.snapshot, self.held_bytes(), self._scan_log.seen())
 
 
-def _curve_end(segments: Sequence[Segment]) -> CurveEnd | None:
-    ends = [
-        CurveEnd(*s.ref.curve[-1], s.ref.n_calibration_queries) for s in segments if s.ref.curve
-    ]
-    return min(ends, key=lambda end: end.recall, default=None)
-
-
-def surviving(segments: Sequence[Segment]) -> list[Mask]:
-    """Returns for each segment which of its documents, deletions included, no other segment replaces. Pure.
-
-    The newer write survives (`order.supersedes`); of equal writes, the one in the later segment.
-    """
-    masks: list[Mask] = []
-    for i, segment in enumerate(segments):
-        alive = np.ones(len(segment.version), np.bool_)
-        for j, other in enumerate(segments):
-            if i != j:
-                place = other.find(segment.keys)
-                here = np.flatnonzero(place >= 0)
-                own, own_gone = segment.version[here], segment.count[here] == 0
-                theirs, their_gone = other.version[place[here]], other.count[place[here]] == 0
-                same = (theirs == own) & (their_gone == own_gone)
-                alive[here] &= ~(supersedes(theirs, their_gone, own, own_gone) | (same & (j > i)))
-        masks.append(alive)
-    return masks
-
-
-def _stored(
-    document_id: str, version: int, passages: Passages, first: int, vectors: Floats
-) -> StoredDocument:
-    """Returns the document whose rows begin at `first`; `vectors` float32 [n, d] are the vectors of its rows."""
-    extents = zip(*passages.extents(first, len(vectors)), vectors, strict=True)
-    return StoredDocument(
-        document_id,
-        version,
-        tuple(StoredPassage(*each) for each in extents),
-        passages.metadata(first),
-    )
-
-
-def _scanned(segment: Segment, objective: float) -> int:
-    """Returns the rows that each search scans: all without an index; for RaBitQ, an eighth, as its codes cost that."""
-    if segment.index is None or objective >= EXACT:
-        return len(segment)
-    return len(segment) // 8 if segment.ref.kind == "rabitq" else 0
-
-
-def _without(segment: Segment, alive: Mask | None, gone: NDArray[np.int64]) -> Mask | None:
-    """Returns the alive rows without those of the `gone` documents.
-
-    Visits only their rows: every message calls this.
-    """
-    rows = [(int(segment.first[d]), int(segment.count[d])) for d in gone if segment.count[d]]
-    if not rows:
-        return alive
-    left = np.ones(len(segment), np.bool_) if alive is None else alive.copy()
-    for first, count in rows:
-        left[first : first + count] = False
-    return left
-
-
-def _rows_alive(segment: Segment, documents: Mask) -> Mask | None:
-    return None if bool(documents[segment.count > 0].all()) else segment.rows_mask(documents)
+def _is_newest(
+    version: int, held: Entry | None, sealed: NewestWrites, number: int, *, gone: bool
+) -> bool:
+    """Returns whether a write replaces the delta's entry and the segments' newest write."""
+    if held and not supersedes(version, gone, held.version, held.count == 0):
+        return False
+    return supersedes(version, gone, int(sealed.version[number]), bool(sealed.deleted[number]))

@@ -1,4 +1,4 @@
-"""What a search sees of a shard, as of one moment, and documents as they are stored."""
+"""A shard as a search sees it at one moment, and documents as they are stored."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class StoredDocument:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """Everything a search needs, as of one moment. `alive[i]` None: all rows of segment i."""
+    """All that a search needs, as of one moment. `alive[i]` None: all rows of segment i."""
 
     segments: tuple[Segment, ...]
     alive: tuple[Mask | None, ...]
@@ -43,6 +43,6 @@ class Snapshot:
     documents: int
     rows: int
     changes: int
-    """Of the passages, since the shard was made: where two searches saw the same, they saw the same passages."""
+    """Changes of the passages so far: two searches with an equal number saw the same passages."""
     rows_scanned: int
-    """Those of the delta, and of segments without a graph: every question is compared with each."""
+    """Rows that every query is compared with: of the delta, and of segments without an index."""

@@ -9,17 +9,21 @@ from indexer.backends import Rows
 from vicinage.records import Floats
 
 WIDTH_MAX: Final = 2_048
-"""Candidates that are looked at for the end of a run of equal scores: among more equal ones, which are found is not defined."""
+"""Most candidates that are fetched to find the end of a run of equal scores.
+
+If a run is longer, which of its rows are found is undefined.
+"""
 _WIDEN: Final = 4
 Place = tuple[int, int]
 """(part, row)"""
 
 
 def settled(find: Callable[[int], tuple[Floats, Rows]], k: int, n: int) -> tuple[Floats, Rows]:
-    """Returns scores and rows [q, at least k] that hold every row whose score equals a query's k-th.
+    """Returns scores and rows [q, at least k] with every row whose score equals a query's k-th.
 
-    `find(width)` returns the best of `n` rows, best first, −1 where there are fewer. It is called once unless a run of
-    equal scores goes beyond k, and then with more until the run ends, or WIDTH_MAX.
+    `find(width)` returns the best of `n` rows, best first, −1 beyond the last. It is called once
+    unless a run of equal scores goes beyond k; then with a greater width until the run ends, or
+    WIDTH_MAX is reached.
     """
     width = k + 1
     scores, rows = find(width)
@@ -37,9 +41,9 @@ def _runs_on(scores: Floats, rows: Rows, k: int) -> bool:
 def best(
     scores: Floats, places: list[Place], k: int, name: Callable[[Place], tuple[str, int]]
 ) -> list[int]:
-    """Returns the numbers of the k best candidates, best first; equal scores by their `name` (document id, passage).
+    """Returns the indexes of the k best candidates, best first.
 
-    Names are looked up for equal scores alone.
+    Breaks ties by `name` (document id, passage), which is called for equal scores only.
     """
     order = np.argsort(-scores, kind="stable")
     if len(order) > k:

@@ -187,12 +187,12 @@ class Searcher:
         shard = self.tail.shards.get(query.shard)
         if shard is None:
             return len(query.vectors) or 1
-        words = sum(1 + shard.looked_up(text) // GRAPH_PAIRS for text in query.texts)
+        words = sum(1 + shard.lexical_cost(text) // GRAPH_PAIRS for text in query.texts)
         if query.mode == "lexical":
             return words
         many = (1 + query.k // MANY_HITS) * (FILTERED if query.filter else 1)
         return words + (len(query.vectors) or 1) * many * (
-            1 + shard.scanned(exact=query.exact, scan=query.scan) // GRAPH_NUMBERS
+            1 + shard.vector_cost(exact=query.exact, scan=query.scan) // GRAPH_NUMBERS
         )
 
     def _weight(self, tenant: str) -> int:

@@ -20,8 +20,9 @@ from indexer.backends import open_backend
 from indexer.compact import living
 from indexer.index.rows import newest
 from indexer.index.segment import load
+from indexer.index.segment_set import surviving
 from indexer.index.segment_writer import write
-from indexer.index.shard import Shard, surviving
+from indexer.index.shard import Shard
 from tenants.entities import Manifest
 from vicinage.filters import Filter
 from vicinage.records import ShardId, ShardQuery

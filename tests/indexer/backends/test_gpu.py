@@ -132,7 +132,7 @@ def test_results_are_right_and_scores_are_those_of_the_vectors(
 
 
 def test_deletions_around_the_query_lose_no_hit(data, backend, emulated) -> None:
-    """The 40 nearest are deleted: all rows of the device are dead, and the CPU answers that query."""
+    """The 40 nearest are deleted: the device returns dead rows only, so the CPU answers."""
     vectors, queries = data
     nearest = cpu.exact(vectors, queries[:1], 40, metric="cosine", allowed=None)[1][0]
     allowed = np.ones(N, np.bool_)
@@ -171,7 +171,7 @@ def test_an_index_built_by_a_gpu_is_stored_in_the_cpu_form(
 
 
 def test_a_graph_built_by_the_cpu_is_served_by_the_cpu(data, backend, emulated) -> None:
-    """CAGRA needs every link filled, so a graph of the CPU is not placed; the device is not at fault."""
+    """CAGRA needs every link filled, so a CPU graph is not placed; no device failed."""
     vectors, queries = data
     index = cpu.build(vectors, SPECS[1], "cosine", threads=1)
     assert not is_complete(index.faiss.hnsw)

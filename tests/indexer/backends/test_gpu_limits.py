@@ -63,8 +63,8 @@ def test_deleted_rows_are_overfetched_and_a_filter_goes_to_the_cpu() -> None:
 
 
 @given(
-    kind=st.sampled_from(KINDS[:4]), k=st.integers(1, 20_000), width=st.integers(1, 20_000), n=st.integers(1, 10**6),
-    dead=st.floats(0, 1), limits=st.sampled_from([CLASSIC, CUVS]),
+    kind=st.sampled_from(KINDS[:4]), k=st.integers(1, 20_000), width=st.integers(1, 20_000),
+    n=st.integers(1, 10**6), dead=st.floats(0, 1), limits=st.sampled_from([CLASSIC, CUVS]),
 )  # fmt: skip
 def test_no_search_exceeds_a_limit_and_each_may_yield_k(kind, k, width, n, dead, limits) -> None:
     n_allowed = n - int(n * dead)
@@ -115,7 +115,7 @@ def test_bytes_on_a_device_by_hand() -> None:
 
 @given(rows=st.lists(st.integers(0, 5_000), min_size=1, max_size=40))
 def test_the_room_of_lists_is_never_less_than_their_padded_rows(rows: list[int]) -> None:
-    """FAISS pads to multiples of 32; cuVS to powers of two from 32, and from 1,024 to its multiples."""
+    """FAISS pads to multiples of 32; cuVS to powers of two from 32, from 1,024 to multiples."""
 
     def cuvs(n: int) -> int:
         return (

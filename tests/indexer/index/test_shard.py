@@ -1,4 +1,4 @@
-"""A shard: versions, snapshots, adoption, and what a search may never see while somebody writes."""
+"""A shard: versions, snapshots, adoption, and searches during writes."""
 
 import threading
 from dataclasses import replace
@@ -41,7 +41,7 @@ def test_a_higher_version_replaces_and_nothing_else_does(tmp_path: Path, place: 
 
 
 @pytest.mark.parametrize("place", ["delta", "segment"])
-def test_what_is_deleted_does_not_come_back_by_an_older_version(tmp_path: Path, place: str) -> None:
+def test_a_deleted_document_does_not_return_by_an_older_version(tmp_path: Path, place: str) -> None:
     s = shard()
     gone = message([("a", 7, None, "{}")])
     s.apply(one("a", 5), 0)
@@ -63,7 +63,7 @@ def test_a_document_is_replaced_as_a_whole() -> None:
     assert s.stats().passages == 1
 
 
-def test_a_document_twice_in_one_message_is_its_highest() -> None:
+def test_of_a_document_twice_in_one_message_the_highest_version_counts() -> None:
     s = shard()
     s.apply(
         message([("a", 1, [unit(1)], "{}"), ("b", 2, [unit(2)], "{}"), ("a", 3, [unit(3)], "{}")]),
@@ -73,7 +73,7 @@ def test_a_document_twice_in_one_message_is_its_highest() -> None:
     assert s.stats().documents == 2
 
 
-def test_messages_below_sealed_are_not_for_it() -> None:
+def test_messages_below_sealed_are_dropped() -> None:
     s = shard(sealed=10)
     s.apply(one("a", 1), 9)
     assert ids(s) == []
@@ -81,7 +81,7 @@ def test_messages_below_sealed_are_not_for_it() -> None:
     assert ids(s) == [("b", 2)]
 
 
-def test_a_message_that_comes_again_takes_no_room() -> None:
+def test_a_duplicate_message_takes_no_memory() -> None:
     s = shard()
     s.apply(one("a", 1), 0)
     held = s.stats().host_bytes
@@ -91,7 +91,7 @@ def test_a_message_that_comes_again_takes_no_room() -> None:
     assert s.snapshot.watermark == 50
 
 
-def test_adopting_changes_nothing_that_a_search_sees(tmp_path: Path) -> None:
+def test_adopting_segments_changes_no_search_result(tmp_path: Path) -> None:
     store, s = LocalStore(tmp_path), shard()
     batches = [one(f"d{i}", i + 1, metadata=f'{{"i": {i}}}') for i in range(20)]
     for offset, batch in enumerate(batches):
@@ -118,18 +118,18 @@ def test_an_older_search_keeps_its_snapshot(tmp_path: Path) -> None:
     adopt(s, [segment(LocalStore(tmp_path), [one("a", 1), one("b", 2)])], 2)
     s.apply(one("a", 3), 2)
     s.apply(message([("b", 4, None, "{}")]), 3)
-    asked = ShardQuery(SHARD, unit(0)[None], 10)
-    then = search(old, asked, BACKEND, "cosine", 0.95, ScanBudget())
+    query = ShardQuery(SHARD, unit(0)[None], 10)
+    then = search(old, query, BACKEND, "cosine", 0.95, ScanBudget())
     assert sorted((h.document_id, h.version) for h in then.hits[0]) == [("a", 1), ("b", 2)]
     assert then.watermark == 2
     assert ids(s) == [("a", 3)]
 
 
-def test_a_hit_has_the_requested_fields_and_no_more(tmp_path: Path) -> None:
+def test_a_hit_has_the_included_fields_only(tmp_path: Path) -> None:
     s = shard()
     batch = message([("a", 1, [unit(1), unit(2)], '{"lang": "en"}')])
     s.apply(batch, 0)
-    for _ in range(2):  # from the delta, then from a segment
+    for _ in range(2):  # first in the delta, then in a segment
         everything = frozenset({"text", "metadata", "vector"})
         hit = s.search(ShardQuery(SHARD, unit(2)[None], 1, include=everything)).hits[0][0]
         assert (hit.document_id, hit.passage, hit.version, hit.text, hit.start, hit.end) == (
@@ -162,21 +162,21 @@ def test_a_hit_has_the_requested_fields_and_no_more(tmp_path: Path) -> None:
         adopt(s, [segment(LocalStore(tmp_path), [batch])], 1)
 
 
-def test_many_questions_are_answered_as_each_alone(tmp_path: Path) -> None:
+def test_many_queries_have_the_hits_of_each_alone(tmp_path: Path) -> None:
     s = shard()
     batches = [one(f"d{i}", i + 1) for i in range(40)]
     adopt(s, [segment(LocalStore(tmp_path), batches[:25])], 25)
     for offset, batch in enumerate(batches[25:], start=25):
         s.apply(batch, offset)
-    questions = np.stack([unit(1_000 + i) for i in range(7)])
-    together = s.search(ShardQuery(SHARD, questions, 5)).hits
-    for question, hits in zip(questions, together, strict=True):
-        alone = s.search(ShardQuery(SHARD, question[None], 5)).hits[0]
+    queries = np.stack([unit(1_000 + i) for i in range(7)])
+    together = s.search(ShardQuery(SHARD, queries, 5)).hits
+    for query, hits in zip(queries, together, strict=True):
+        alone = s.search(ShardQuery(SHARD, query[None], 5)).hits[0]
         assert [h.document_id for h in hits] == [h.document_id for h in alone]
         np.testing.assert_allclose([h.score for h in hits], [h.score for h in alone], atol=1e-6)
 
 
-def test_matching_names_documents_once_and_at_most_so_many(tmp_path: Path) -> None:
+def test_matching_returns_each_document_once_within_the_limit(tmp_path: Path) -> None:
     s = shard()
     sealed = [
         message([(f"s{i}", i + 1, [unit(i)] * 3, f'{{"even": {str(i % 2 == 0).lower()}}}')])
@@ -188,7 +188,7 @@ def test_matching_names_documents_once_and_at_most_so_many(tmp_path: Path) -> No
     assert len(s.matching({"even": True}, limit=2)) == 2
 
 
-def test_a_question_or_a_message_of_another_dimension_is_refused_and_harms_nobody() -> None:
+def test_a_query_or_a_message_of_another_dimension_is_refused_without_effect() -> None:
     s = shard()
     s.apply(one("a", 1), 0)
     with pytest.raises(Refused) as refused:
@@ -200,7 +200,7 @@ def test_a_question_or_a_message_of_another_dimension_is_refused_and_harms_nobod
     assert s.snapshot.watermark == 1
 
 
-def test_the_least_effort_that_clears_the_objective_is_taken(tmp_path: Path) -> None:
+def test_the_least_effort_above_the_objective_is_chosen(tmp_path: Path) -> None:
     made = segment(LocalStore(tmp_path), [one("a", 1)])
 
     def with_curve(*curve: tuple[int, float]) -> Segment:
@@ -208,13 +208,12 @@ def test_the_least_effort_that_clears_the_objective_is_taken(tmp_path: Path) -> 
         return replace(made, ref=ref)
 
     measured = with_curve((16, 0.90), (32, 0.954), (64, 0.98), (128, 0.999))
-    assert effort_for(measured, 0.88, 0.88) == 16, "none less than was measured"
+    assert effort_for(measured, 0.88, 0.88) == 16, "no effort below the measured ones"
     assert effort_for(measured, 0.944, 0.944) == 32
-    assert (
-        effort_for(measured, 0.95, 0.95) == 40
-    )  # 0.96 is wanted, with the margin: between 0.954 at 32 and 0.98 at 64
+    # 0.96 is needed, with the margin: between 0.954 at 32 and 0.98 at 64
+    assert effort_for(measured, 0.95, 0.95) == 40
     assert effort_for(measured, 0.90, 0.95) == 19, (
-        "where live recall is above the objective, less is asked of the curve"
+        "if live recall exceeds the objective, the aim is lower"
     )
     assert effort_for(measured, 1.0, 0.95) == 128
     easy = with_curve((16, 1.0), (24, 1.0), (32, 1.0), (48, 1.0), (64, 1.0), (96, 1.0))
@@ -223,18 +222,18 @@ def test_the_least_effort_that_clears_the_objective_is_taken(tmp_path: Path) -> 
         24,
         48,
         96,
-    ], "what live recall adds counts even where the curve says that nothing is missed"
+    ], "the correction by live recall counts even if the curve is 1 throughout"
     dips = with_curve((16, 0.90), (32, 0.89), (64, 0.95))
     assert effort_for(dips, 0.90, 0.90) == 43
     falls_short = with_curve((16, 0.5), (512, 0.96))
     assert effort_for(falls_short, 1.0, 0.95) == 512, (
-        "the aim may be out of reach, the objective is not"
+        "the aim may exceed the curve; the objective does not"
     )
     assert effort_for(falls_short, 0.97, 0.97) == 512, "a curve alone disqualifies no index"
     assert effort_for(measured, 1.0, 1.0) is None, "exact by request"
 
 
-def test_an_answer_says_how_many_questions_every_curve_knew_that_chose_an_effort(
+def test_a_result_has_the_least_number_of_calibration_queries_of_the_curves_used(
     tmp_path: Path,
 ) -> None:
     store = LocalStore(tmp_path)
@@ -250,31 +249,29 @@ def test_an_answer_says_how_many_questions_every_curve_knew_that_chose_an_effort
         ],
         300,
     )
-    asked = ShardQuery(SHARD, unit(1_000)[None], 10)
-    assert s.search(asked).n_calibration_queries == 30
-    exact = s.search(replace(asked, exact=True))
-    assert (exact.effort, exact.n_calibration_queries) == (0, 0), (
-        "what looks at everything has no effort"
-    )
+    query = ShardQuery(SHARD, unit(1_000)[None], 10)
+    assert s.search(query).n_calibration_queries == 30
+    exact = s.search(replace(query, exact=True))
+    assert (exact.effort, exact.n_calibration_queries) == (0, 0), "an exact search has no effort"
 
 
-def test_what_others_write_changes_nothing_of_a_shard(tmp_path: Path) -> None:
+def test_a_raised_watermark_alone_changes_no_passages(tmp_path: Path) -> None:
     s = shard()
     s.apply(message([("a", 1, [unit(1)], "{}")]), 0)
-    asked = ShardQuery(SHARD, unit(1)[None], 10)
-    before = s.search(asked)
+    query = ShardQuery(SHARD, unit(1)[None], 10)
+    before = s.search(query)
     s.advance(50)
-    after = s.search(asked)
+    after = s.search(query)
     assert after.watermark == 50 > before.watermark
     assert after.changes == before.changes
     s.apply(message([("b", 51, [unit(2)], "{}")]), 51)
-    assert s.search(asked).changes != before.changes
+    assert s.search(query).changes != before.changes
 
 
 def indexed(
     tmp_path: Path, curve: tuple[tuple[int, float], ...] = ((16, 0.4), (512, 0.5))
 ) -> Segment:
-    """300 rows with a graph, of that effort curve."""
+    """Returns a segment of 300 rows with a graph and this effort curve."""
     rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(300)]
     made = segment(LocalStore(tmp_path), [message(rows)], "hnsw:M=4,efc=10")
     return replace(made, ref=replace(made.ref, curve=curve))
@@ -283,7 +280,7 @@ def indexed(
 def shard_of(
     segments: list[Segment], scans: ScanBudget | None = None, recall: float = 0.95
 ) -> Shard:
-    """A shard of these segments."""
+    """Returns a shard of these segments."""
     manifest = Manifest(SHARD, 0, 0, 0, ())
     s = Shard(
         SHARD,
@@ -304,68 +301,70 @@ def test_an_index_whose_curve_misses_the_objective_is_used_at_its_greatest_effor
     s = shard_of([indexed(tmp_path)])
     found = s.search(ShardQuery(SHARD, unit(1_000)[None], 10))
     assert (found.effort, found.greatest, found.scanned) == (512, True, 0)
-    assert s.scanned(exact=False) == 0
+    assert s.vector_cost(exact=False) == 0
     curve = s.stats().curve
     assert curve is not None
     assert (curve.effort, curve.recall, curve.n_calibration_queries) == (512, 0.5, 0)
     exact = s.search(ShardQuery(SHARD, unit(1_000)[None], 10, exact=True))
     assert (exact.effort, exact.scanned) == (0, 0), (
-        "exact by request is no scan in place of an index"
+        "exact search by request does not count as a scan instead of the index"
     )
 
 
-def test_where_live_searches_prove_that_it_misses_passages_are_compared_one_by_one_within_bounds(
+def test_if_live_searches_prove_the_index_below_its_objective_it_is_scanned_within_bounds(
     tmp_path: Path,
 ) -> None:
     made = indexed(tmp_path)
-    asked = ShardQuery(SHARD, unit(1_000)[None], 10, scan=True)
+    query = ShardQuery(SHARD, unit(1_000)[None], 10, scan=True)
     s = shard_of([made])
-    found = s.search(asked)
+    found = s.search(query)
     assert (found.effort, found.scanned, found.unscanned) == (0, 300, None)
-    assert found.hits == s.search(replace(asked, exact=True)).hits
-    assert s.scanned(exact=False, scan=True) == 300 * D, "its tenant's turn is charged for it"
+    assert found.hits == s.search(replace(query, exact=True)).hits
+    assert s.vector_cost(exact=False, scan=True) == 300 * D, "the scan is charged to the tenant"
     assert s.stats().scans == {"scanned": 1}
     bounded = shard_of([made], ScanBudget(rows_max=299))
-    found = bounded.search(asked)
+    found = bounded.search(query)
     assert (found.effort, found.greatest, found.scanned, found.unscanned) == (512, True, 0, "rows")
-    assert bounded.scanned(exact=False, scan=True) == 299 * D
+    assert bounded.vector_cost(exact=False, scan=True) == 299 * D
     assert bounded.stats().scans == {"rows": 1}
 
 
-def test_of_several_segments_the_worst_are_scanned_as_far_as_the_bound_goes(tmp_path: Path) -> None:
+def test_of_several_segments_the_worst_are_scanned_within_the_bound(tmp_path: Path) -> None:
     worst, better = indexed(tmp_path), indexed(tmp_path, ((64, 0.9), (512, 0.94)))
     s = shard_of([better, worst], ScanBudget(rows_max=450))
     found = s.search(ShardQuery(SHARD, unit(1_000)[None], 10, scan=True))
     assert (found.effort, found.scanned, found.unscanned) == (512, 300, "rows")
 
 
-def test_scans_in_place_of_an_index_take_no_more_than_their_share_of_time(tmp_path: Path) -> None:
-    clock = iter(np.arange(0, 1_000, 0.5).tolist())  # each look at the clock is half a second later
+def test_scans_instead_of_an_index_keep_to_their_share_of_time(tmp_path: Path) -> None:
+    clock = iter(
+        np.arange(0, 1_000, 0.5).tolist()
+    )  # each reading of the clock is half a second later
     s = shard_of([indexed(tmp_path)], ScanBudget(cpu_share=0.05, now_s=lambda: next(clock)))
-    asked = ShardQuery(SHARD, unit(1_000)[None], 10, scan=True)
-    outcomes = [s.search(asked).unscanned for _ in range(200)]
+    query = ShardQuery(SHARD, unit(1_000)[None], 10, scan=True)
+    outcomes = [s.search(query).unscanned for _ in range(200)]
     assert outcomes[0] is None
     assert outcomes.count("cpu") > 100
-    assert outcomes[50:].count(None) > 3, "time that was paid back is spent again"
+    assert outcomes[50:].count(None) > 3, "refilled time is used again"
 
 
-def test_an_objective_of_one_is_exact_by_request_and_knows_no_bound(tmp_path: Path) -> None:
+def test_an_objective_of_one_is_exact_by_request_and_has_no_bound(tmp_path: Path) -> None:
     s = shard_of([indexed(tmp_path)], ScanBudget(rows_max=0), recall=1.0)
     for scan in (False, True):
         found = s.search(ShardQuery(SHARD, unit(1_000)[None], 10, recall=1.0, scan=scan))
         assert (found.effort, found.scanned, found.unscanned) == (0, 0, None)
-    assert s.scanned(exact=False) == 300 * D
+    assert s.vector_cost(exact=False) == 300 * D
     assert s.stats().scanned_passages == 300
 
 
-def test_a_filtered_search_in_place_of_an_index_keeps_to_its_filter(tmp_path: Path) -> None:
+def test_a_scan_instead_of_an_index_applies_the_filter(tmp_path: Path) -> None:
     rows = [(f"d{i}", i + 1, [unit(i)], f'{{"n": {i % 3}}}') for i in range(300)]
     made = segment(LocalStore(tmp_path), [message(rows)], "hnsw:M=4,efc=10")
     s = shard_of([made])
-    asked = ShardQuery(SHARD, unit(1_000)[None], 10, filter=Filter.parse({"n": 1}), scan=True)
-    found = s.search(asked)
+    query = ShardQuery(SHARD, unit(1_000)[None], 10, filter=Filter.parse({"n": 1}), scan=True)
+    found = s.search(query)
     assert found.scanned == 300
-    assert found.hits == s.search(replace(asked, exact=True)).hits
+    assert found.hits == s.search(replace(query, exact=True)).hits
 
 
 def watch(
@@ -376,11 +375,11 @@ def watch(
     exact: bool,
     condition: dict | None,
 ) -> None:
-    """Search until told to stop, and note each answer that misses, doubles, mixes or turns back a document."""
+    """Searches until `stop`; records results that miss, repeat, mix or revert a document."""
     wanted, floor = sorted((n, p) for n in names for p in (0, 1)), dict.fromkeys(names, 0)
-    last_look = False
-    while not last_look:
-        last_look = stop.is_set()
+    last = False
+    while not last:
+        last = stop.is_set()
         hits = s.search(
             ShardQuery(
                 SHARD,
@@ -401,8 +400,8 @@ def watch(
         floor = {name: max(seen, default=0) for name, seen in versions.items()}
 
 
-def test_searches_beside_a_writer_see_each_document_once_and_whole(tmp_path: Path) -> None:
-    """Every document always has two passages of one version; a writer replaces them, seals and adopts all the while."""
+def test_searches_during_writes_see_each_document_once_and_whole(tmp_path: Path) -> None:
+    """Each document has two passages of one version; a writer replaces, seals and adopts."""
     names, store, s = [f"d{i}" for i in range(12)], LocalStore(tmp_path), shard()
 
     def batch(of: list[str], version: int) -> pa.RecordBatch:
@@ -432,7 +431,7 @@ def test_searches_beside_a_writer_see_each_document_once_and_whole(tmp_path: Pat
             segments.append(segment(store, log[sealed:], "flat" if version % 40 else "hnsw:M=8"))
             sealed = len(log)
             adopt(s, segments, sealed)
-        if len(segments) > 3:  # one segment of everything, as compaction leaves it
+        if len(segments) > 3:  # one segment of all rows, as after a compaction
             segments = [segment(store, log[:sealed])]
             adopt(s, segments, sealed)
     stop.set()

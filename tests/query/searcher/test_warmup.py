@@ -11,7 +11,7 @@ from shards import one
 from shards import shard as new_shard
 
 from cluster.wiring import Resources
-from indexer.index import filters, shard
+from indexer.index import filters, preload
 from query.searcher.warmup import WarmUps, refuse
 from tenants import provisioning
 from vicinage.clock import Deadline
@@ -40,7 +40,7 @@ def test_while_metadata_is_read_for_a_first_filter_other_searches_continue(
     ]
     ends = [send(base, docs, b) for b in batches]
     seal(base, docs, of, batches, ends[-1])
-    monkeypatch.setattr(shard, "READ_MAX", 5)
+    monkeypatch.setattr(preload, "READ_MAX", 5)
     reading, hold, made = threading.Event(), threading.Event(), filters._Column
 
     def slowly(values: list) -> object:
@@ -147,10 +147,10 @@ def test_unsealed_rows_are_read_beside_the_search_threads_too(
         return ShardQuery(held.id, unit(1)[None], 10, filter=Filter.parse(condition))
 
     assert held.needs(query_with(n=1)) is None, "few are read on the search thread"
-    monkeypatch.setattr(shard, "READ_MAX", 9)
+    monkeypatch.setattr(preload, "READ_MAX", 9)
     assert held.needs(query_with(n=1)) == {"n"}
     held.load_needed(frozenset({"n"}))
     assert held.needs(query_with(n=1)) is None
     held.apply(message([("long", 11, [unit(11)], json.dumps({"t": list(range(1_000))}))]), 1)
-    monkeypatch.setattr(shard, "READ_MAX", 40)
+    monkeypatch.setattr(preload, "READ_MAX", 40)
     assert held.needs(query_with(n=1)) == {"n"}, "a list of thousands is not one value"

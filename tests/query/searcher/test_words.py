@@ -15,9 +15,11 @@ from shards import BACKEND, SHARD, adopt, one, segment, shard
 
 from cluster.wiring import Resources
 from indexer.index import lazy, lexical
+from indexer.index.costs import COUNT_PAIRS, CUT_PAIRS
+from indexer.index.preload import BEHIND_MAX, LEXICAL
 from indexer.index.search import search_words
 from indexer.index.segment import load
-from indexer.index.shard import BEHIND_MAX, COUNT_PAIRS, CUT_PAIRS, LEXICAL, Shard
+from indexer.index.shard import Shard
 from query.searcher.run import _asks
 from tenants import provisioning
 from vicinage.clock import Deadline
