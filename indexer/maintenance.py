@@ -22,7 +22,6 @@ from indexer.trim import Trim
 from tenants.entities import Generation, Group, Job, Lease, Manifest
 from tenants.ingest_lanes import owed_from
 from tenants.jobs import Jobs
-from tenants.manifests import Manifests
 from tenants.registry import Registry
 from tenants.serving import generation_of, serving
 from vicinage.clock import Clock, longer
@@ -58,7 +57,6 @@ class Maintenance:
         self,
         log: Log,
         registry: Registry,
-        manifests: Manifests,
         jobs: Jobs,
         builder: Builder,
         superseded: Superseded,
@@ -69,7 +67,7 @@ class Maintenance:
     ) -> None:
         self._log = log
         self._registry = registry
-        self._manifests = manifests
+        self._manifests = builder.manifests
         self._jobs = jobs
         self._builder = builder
         self._superseded = superseded

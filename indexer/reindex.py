@@ -1,59 +1,39 @@
-"""Reindex: build a collection's next generation beside the live one while writes go on, then cut over atomically.
+"""Reindex: builds a collection's next generation beside the live one while writes continue.
 
-A job only moves forward, one stored step at a time, so that a kill anywhere loses at most the step under way:
+A job only moves forward, one stored step at a time. So a kill loses at most the current step:
 
-    pending   make generation N+1; note B, the end of the tenant's documents log
+    pending   create generation N+1; record B, the end of the tenant's documents log
     waiting   until ingest has committed B: from there on N+1 receives every write itself
-    building  copy what N holds, part by part, into segments of N+1; rows that N+1 got meanwhile have higher versions and win
-    ready     cut over: N+1 is live, N retires
+    building  copy the rows of N, part by part, into segments of N+1; rows that N+1 received
+              meanwhile have higher versions and win
+    ready     cut over atomically: N+1 becomes live, N retires
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
-from typing import Any, Final, Protocol
 
-import numpy as np
-import pyarrow as pa
-
-from indexer.backends import choose
 from indexer.index.objects import Damaged
-from indexer.index.rows import document_runs, newest, no_deletes
+from indexer.reindex_copy import EmbedTexts, GenerationCopy, parts, rows_after
+from indexer.reindex_jobs import ACTOR, abandon, collection_of
 from indexer.seal import Builder
-from indexer.vectors_log import readable_rows
-from tenants.entities import Collection, Generation, Group, Job, Lease, Manifest, SegmentRef
+from tenants.entities import Generation, Group, Job, Lease
 from tenants.jobs import ENDED, Jobs
 from tenants.provisioning import VECTORS_TOPIC, placer
 from tenants.registry import Registry
-from vicinage.errors import Conflict, NotFound, Overloaded, Refused, Unavailable, VicinageError
+from vicinage.errors import Conflict, Overloaded, Refused, Unavailable, VicinageError
 from vicinage.faults import crash_point
-from vicinage.log import Log, read_between
-from vicinage.records import Floats, ShardId
-from vicinage.routing import shard_of
+from vicinage.log import Log
+from vicinage.records import ShardId
 from vicinage.telemetry import events
-from vicinage.vectors import unit_length
-from vicinage.wire import deletions_schema, rows_key, vector_column, vectors_schema
 
-PART_PASSAGES: Final = 20_000
-EMBED_TEXTS: Final = 512
-EMBED_TRIES: Final = 60
-ACTOR: Final = "indexer"
 _event = events("indexer")
 
 
-class EmbedTexts(Protocol):
-    """How passages are embedded again when the model changes."""
-
-    def __call__(self, model: str, texts: Sequence[str], tenant: str) -> Floats:
-        """float32 [n, d]."""
-        ...
-
-
 class Reindex:
-    """Moves reindex jobs on.
+    """Advances reindex jobs.
 
-    `lease(slot)` is the lease under which a slot's manifests are swapped.
+    `lease(slot)` returns the lease under which a slot's manifests are swapped.
     """
 
     def __init__(
@@ -72,16 +52,14 @@ class Reindex:
         self._jobs = jobs
         self._builder = builder
         self._slots_total = slots_total
-        self._embed = embed
-        self._lease = lease
         self._stopping = stopping
+        self._copy = GenerationCopy(log, registry, builder, embed, lease, stopping)
 
     def advance(self, job: Job) -> None:
-        """Do the job's next step and store it.
+        """Does the job's next step and stores it.
 
-        What cannot be mended by waiting ends the job as failed, with the reason.
-
-        Raises Unavailable only when not even that could be stored.
+        An error that waiting cannot resolve ends the job as failed, with the reason. Raises
+        Unavailable only if that cannot be stored either.
         """
         step = {
             "pending": self._begin,
@@ -96,7 +74,7 @@ class Reindex:
             _event.warning("reindex.waited", job=job.id, reason=str(later))
         except Conflict as moved:
             _event.warning("reindex.waited", job=job.id, reason=str(moved))
-            self._tidy(job)
+            self._abandon_if_ended(job)
         except Damaged as damaged:
             if self._builder.manifests.quarantine.is_stuck(damaged.path):
                 self._fail(job, damaged)
@@ -105,17 +83,16 @@ class Reindex:
         except VicinageError as error:
             self._fail(job, error)
 
-    def _tidy(self, job: Job) -> None:
-        """Gives up what this step made after the job was ended by another."""
+    def _abandon_if_ended(self, job: Job) -> None:
+        """Abandons the generation that this step made if another process has ended the job."""
         current = self._jobs.get(job.id)
         if current.state in ENDED and current.state != "done":
             abandon(self._registry, current)
 
     def _begin(self, job: Job) -> None:
         collection = collection_of(self._registry, job)
-        if (
-            "above" not in job.barrier
-        ):  # noted first: after a kill, a generation above it is known as this job's own
+        # Stored first: after a kill, a generation above it is known to be this job's own.
+        if "above" not in job.barrier:
             job = self._jobs.advance(
                 job, barrier={"above": max(g.number for g in collection.generations)}
             )
@@ -138,7 +115,10 @@ class Reindex:
         }
 
     def _is_topic_new(self, topic: str, barrier: Mapping[str, int]) -> bool:
-        """Whether the topic was deleted and created again: the positions that are waited for may never come."""
+        """Returns whether the topic was deleted and created again.
+
+        Ingest may never reach the positions of the barrier then.
+        """
         ends = self._ends(topic)
         return any(end > ends.get(partition, 0) for partition, end in barrier.items())
 
@@ -147,7 +127,8 @@ class Reindex:
         model = job.model or live.model
         if model != live.model and live.model is None:
             raise Refused(
-                "this collection's tenant sends vectors: its model cannot be changed here",
+                "this collection's tenant sends vectors, so its model cannot be changed; leave the "
+                "model out",
                 field="model",
             )
         dimension = self._registry.model(model).dimension if model else live.dimension
@@ -188,7 +169,7 @@ class Reindex:
         if any(
             lane.position < job.barrier["documents"].get(str(lane.partition), 0) for lane in lanes
         ):
-            # what is copied below must have all that the new generation does not receive itself
+            # The copy must include every row that the new generation does not receive itself.
             return
         ends = {str(slot): self._log.end(VECTORS_TOPIC, slot) for slot in live.slots}
         total = sum(
@@ -209,15 +190,11 @@ class Reindex:
             after = job.barrier["after"].get(str(shard.slot), "")
             if after is None:
                 continue
-            rows = self._rows(shard, live, job.barrier["vectors"][str(shard.slot)])
-            todo = rows.filter(
-                pa.array(
-                    np.array([i > after for i in rows.column("document_id").to_pylist()], np.bool_)
-                )
-            )
+            rows = self._copy.rows(shard, live, job.barrier["vectors"][str(shard.slot)])
+            todo = rows_after(rows, after)
             done_before = job.done
-            for part in _parts(todo):
-                self._write_part(part, live, new, job.tenant)
+            for part in parts(todo):
+                self._copy.write(part, live, new, job.tenant)
                 crash_point("reindex.after_part")
                 last = part.column("document_id")[part.num_rows - 1].as_py()
                 job = self._progress(job, shard, last, part.num_rows, done_before + rows.num_rows)
@@ -242,7 +219,7 @@ class Reindex:
     def _cut_over(self, job: Job) -> None:
         assert job.generation is not None
         if collection_of(self._registry, job).live != job.generation:
-            self._new(job)  # refused where it was given up meanwhile: no waiting brings it back
+            self._new(job)  # raises Refused if it was abandoned: waiting cannot help then
             if not self._has_caught_up(job):
                 return
             self._registry.cut_over(job.tenant, job.collection, job.generation, actor=ACTOR)
@@ -257,7 +234,10 @@ class Reindex:
         )
 
     def _has_caught_up(self, job: Job) -> bool:
-        """Whether the new generation has what the live one has: searches would miss what its lanes still owe."""
+        """Returns whether the new generation has all rows of the live one.
+
+        Searches would miss the rows that its ingest lanes have not written yet.
+        """
         topic = self._registry.tenant(job.tenant).documents_topic
         partitions = [(topic, int(p)) for p in job.barrier["documents"]]
         committed = self._log.committed(Group.INGEST, partitions)
@@ -276,7 +256,7 @@ class Reindex:
     def _fail(self, job: Job, error: VicinageError) -> None:
         _event.error("reindex.failed", job=job.id, reason=str(error))
         current = self._jobs.get(job.id)
-        with suppress(Conflict):  # another ended it first
+        with suppress(Conflict):  # another process ended it first
             abandon(self._registry, current)
             if current.state not in ENDED:
                 self._jobs.advance(current, state="failed", error=str(error))
@@ -285,204 +265,7 @@ class Reindex:
         try:
             return collection_of(self._registry, job).generation(job.generation)
         except KeyError:
-            raise Refused(f"generation {job.generation} was given up meanwhile") from None
+            raise Refused(f"generation {job.generation} was abandoned meanwhile") from None
 
     def _live(self, job: Job) -> Generation:
         return collection_of(self._registry, job).generation()
-
-    def _rows(self, shard: ShardId, generation: Generation, end: int) -> pa.RecordBatch:
-        """Everything the shard holds as of `end`: living rows, by document id."""
-        manifest = self._builder.current(shard, generation)
-        batches = [pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))]
-        for segment in self._builder.loading().segments(
-            shard, manifest.segments, generation.metric
-        ):
-            batches.extend([segment.rows, _deletions(segment.deleted, segment.version)])
-        name = rows_key(shard.tenant, shard.collection, shard.generation)
-        logged = read_between(self._log, VECTORS_TOPIC, shard.slot, manifest.sealed, end)
-        batches.extend(
-            readable_rows((s for s in logged if s.record.key == name), generation.dimension)
-        )
-        live, _ = newest(batches)
-        return live
-
-    def _write_part(
-        self, part: pa.RecordBatch, live: Generation, new: Generation, tenant: str
-    ) -> None:
-        if new.model != live.model:
-            part = self._embedded_again(part, new, tenant)
-        ids = part.column("document_id").to_pylist()
-        homes = np.array([shard_of(i, len(new.slots)) for i in ids], np.int64)
-        for place, shard in enumerate(new.shards()):
-            rows = part.filter(pa.array(homes == place))
-            if rows.num_rows:
-                lease = self._lease(shard.slot)
-                with self._builder.written(shard, new, rows, no_deletes(), lease) as segment:
-                    self._builder.publish(shard, new, lease, partial(_with, segment))
-
-    def _embedded_again(self, part: pa.RecordBatch, new: Generation, tenant: str) -> pa.RecordBatch:
-        texts = part.column("text").to_pylist()
-        if self._embed is None or new.model is None or any(t is None for t in texts):
-            raise Refused("some passages have no text to embed with the new model", field="model")
-        calls = range(0, len(texts), EMBED_TEXTS)
-        vectors = np.concatenate(
-            [self._patiently(new, texts[i : i + EMBED_TEXTS], tenant) for i in calls]
-        )
-        columns = [part.column(name) for name in part.schema.names[:-1]]
-        vectors = unit_length(vectors, new.metric)
-        return pa.RecordBatch.from_arrays(
-            [*columns, vector_column(vectors)], schema=vectors_schema(new.dimension)
-        )
-
-    def _patiently(self, new: Generation, texts: Sequence[str], tenant: str) -> Floats:
-        """Embed; a full queue is waited out a while, so that a part of many calls gets through a busy embedder.
-
-        Raises Conflict once the generation is given up: a job that was canceled asks for no more.
-        """
-        assert self._embed is not None
-        assert new.model is not None
-        for _ in range(EMBED_TRIES):
-            self._check_wanted(new)
-            try:
-                return _checked(self._embed(new.model, texts, tenant), new, len(texts))
-            except Overloaded as busy:
-                if self._stopping.wait(busy.retry_after_s):
-                    raise
-        return _checked(self._embed(new.model, texts, tenant), new, len(texts))
-
-    def _check_wanted(self, new: Generation) -> None:
-        self._registry.refresh()
-        found = self._registry.collection(new.tenant, new.collection)
-        if all(g.number != new.number for g in found.generations):
-            raise Conflict(f"generation {new.number} was given up meanwhile")
-
-
-def start(
-    registry: Registry,
-    jobs: Jobs,
-    tenant: str,
-    collection: str,
-    *,
-    index: str,
-    model: str | None,
-    shards: int,
-    actor: str,
-) -> Job:
-    """Ask for a reindex. Raises NotFound, Refused, and Conflict while another is under way."""
-    registry.refresh()
-    found = registry.collection(tenant, collection)
-    live = found.generation()
-    choose(index or live.index, 1, flat_max=1)
-    if model is not None:
-        if registry.model(model).retired:
-            raise Refused(f"model {model} is retired: name another one", field="model")
-        if live.model is None:
-            raise Refused(
-                "this collection's tenant sends vectors: it has no model to change", field="model"
-            )
-    return jobs.create(
-        tenant,
-        collection,
-        index=index or live.index,
-        model=model,
-        shards=shards or len(live.slots),
-        uid=found.uid,
-        actor=actor,
-    )
-
-
-def collection_of(registry: Registry, job: Job) -> Collection:
-    """Returns the collection that the job rebuilds.
-
-    Raises NotFound where it is gone, even if another has its name.
-    """
-    found = registry.collection(job.tenant, job.collection)
-    if job.uid not in ("", found.uid):
-        raise NotFound(f"collection {job.collection!r} was deleted, and created again")
-    return found
-
-
-def cancel(registry: Registry, jobs: Jobs, job_id: str, *, actor: str) -> Job:
-    """End a job that has not cut over; its generation is given up and its objects swept.
-
-    Raises Conflict when it has ended.
-    """
-    job = jobs.get(job_id)
-    if job.state in ("done", "failed", "canceled"):
-        raise Conflict(f"reindex {job_id} has ended: {job.state}", found=job.state)
-    ended = jobs.cancel(job, actor=actor)
-    abandon(registry, ended)
-    if job.generation is not None and _is_live(registry, job):
-        raise Conflict(
-            f"reindex {job_id} had just cut over: generation {job.generation} is live", found="live"
-        )
-    return ended
-
-
-def _is_live(registry: Registry, job: Job) -> bool:
-    try:
-        return collection_of(registry, job).live == job.generation
-    except NotFound:
-        return False
-
-
-def abandon(registry: Registry, job: Job) -> None:
-    """Mark the generation that the job made failed, if it made one and it is not live.
-
-    The gateway that cancels a job and the indexer that works on it both do: the second finds it
-    done.
-    """
-    registry.refresh()
-    try:
-        collection = collection_of(registry, job)
-    except NotFound:
-        return
-    for g in collection.generations:
-        if g.number != collection.live and g.number > job.barrier.get("above", g.number):
-            with suppress(
-                Conflict, NotFound
-            ):  # it has ended, or gone with its collection, since the refresh
-                registry.set_generation_state(
-                    job.tenant, job.collection, g.number, "failed", actor=ACTOR
-                )
-
-
-def _with(segment: SegmentRef, manifest: Manifest) -> tuple[SegmentRef, ...]:
-    return (*manifest.segments, segment)
-
-
-def _checked(vectors: Floats, new: Generation, n: int) -> Floats:
-    """Returns what a model answered.
-
-    Raises Refused where it is not `n` finite vectors of the generation's dimension.
-    """
-    if np.shape(vectors) != (n, new.dimension):
-        found = " x ".join(str(size) for size in np.shape(vectors)) or "no"
-        raise Refused(
-            f"model {new.model} answered {found} numbers to {n} texts of {new.dimension}",
-            field="model",
-        )
-    if not np.isfinite(vectors).all():
-        raise Refused(f"model {new.model} answered a vector that is not finite", field="model")
-    return vectors
-
-
-def _deletions(deleted: Any, version: Any) -> pa.RecordBatch:
-    """Returns a segment's deletions as rows, so that `newest` weighs them too."""
-    rows = [
-        {"document_id": name, "version": int(version[place]), "event_time_ms": 0, "passage": -1}
-        for place, name in deleted.items()
-    ]
-    return pa.RecordBatch.from_pylist(rows, schema=deletions_schema())
-
-
-def _parts(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Runs of about PART_PASSAGES rows, whole documents each, in order of document id."""
-    runs = document_runs(rows.column("document_id").to_pylist(), rows.column("version").to_numpy())
-    start = 0
-    for _, end in runs:
-        if end - start >= PART_PASSAGES:
-            yield rows.slice(start, end - start)
-            start = end
-    if start < rows.num_rows:
-        yield rows.slice(start)

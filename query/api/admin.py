@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from indexer import reindex
+from indexer import reindex_jobs
 from ingest.embedding.check import described
 from query.api.collections import FIELDS, create_for, facts, facts_of, update_for
 from query.api.http import (
@@ -393,7 +393,7 @@ async def start_reindex(request: Request) -> Response:
         request, frozenset({"tenant", "collection", "index", "model", "shards"})
     )
     job = await run_in_threadpool(
-        reindex.start,
+        reindex_jobs.start,
         state.registry,
         state.jobs,
         typed(value, "tenant", str, "a tenant's name", needed=True),
@@ -432,7 +432,7 @@ async def cancel_reindex(job_id: str, request: Request) -> Response:
     """Cancels a job that has not cut over."""
     state, actor = await _operator(request)
     job = await run_in_threadpool(
-        reindex.cancel, state.registry, state.jobs, name_in(job_id), actor=actor
+        reindex_jobs.cancel, state.registry, state.jobs, name_in(job_id), actor=actor
     )
     return answer(_job(job))
 

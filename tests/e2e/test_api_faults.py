@@ -21,7 +21,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from cluster.wiring import build_searcher, open_resources
-from indexer import reindex
+from indexer import reindex_jobs
 from query import gateway
 from query.api import http
 from query.api.search_batch import BATCH_AT_ONCE, stream
@@ -368,7 +368,7 @@ def cut_over_unseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
         call.collection(key)
         call.search(key, vector=Q, wait_for=call.write(key, [{"id": "old", "vector": Q}]))
         theirs = Registry(base.engine, base.clock)
-        job = reindex.start(
+        job = reindex_jobs.start(
             theirs, base.jobs, name, "c", index="", model=None, shards=1, actor="test"
         )
         eventually(lambda: base.jobs.get(job.id).state == "done", wait_s=60)

@@ -22,7 +22,7 @@ from resources import (
     running,
 )
 
-from indexer import reindex
+from indexer import reindex_jobs
 from ingest import intake
 from tenants import provisioning
 from vicinage.clock import Deadline
@@ -115,7 +115,7 @@ def test_a_kill_at_any_step_changes_no_search(tmp_path: Path, point: str) -> Non
     else:
         fill(base, names)
     if point.startswith("reindex"):
-        reindex.start(
+        reindex_jobs.start(
             base.registry,
             base.jobs,
             "acme",
@@ -170,15 +170,15 @@ def test_an_indexer_that_lost_its_lease_publishes_nothing(tmp_path: Path) -> Non
 
     time.sleep(1.3)
     fresh._hold_leases()
-    assert len(fresh._leases) == 8
+    assert len(fresh._leases.held) == 8
     shard = base.registry.collection("acme", "docs").generation().shards()[0]
     before = base.manifests.of(shard, start=0)
     with pytest.raises(Conflict):
-        base.manifests.swap(before, segments=(), sealed=99, lease=stale._leases[shard.slot])
-    stale._renewed = fresh._renewed  # it has not noticed yet
+        base.manifests.swap(before, segments=(), sealed=99, lease=stale.lease(shard.slot))
+    stale._leases.renewed_s = fresh._leases.renewed_s  # it has not noticed yet
     stale.step(0.2)
     assert base.manifests.of(shard, start=0) == before, "the stale one sealed nothing"
-    assert shard.slot not in stale._leases, "and has released the slot"
+    assert shard.slot not in stale._leases.held, "and has released the slot"
     fresh.step(0.2)
     assert base.manifests.of(shard, start=0).segments
     base.close()
@@ -189,7 +189,7 @@ def test_a_deletion_made_while_a_reindex_copies_stays_a_deletion(tmp_path: Path)
     base = start(tmp_path / "data")
     names = [f"d{i}" for i in range(40)]
     fill(base, names)
-    reindex.start(
+    reindex_jobs.start(
         base.registry, base.jobs, "acme", "docs", index="flat", model=None, shards=1, actor="test"
     )
     indexer = make_indexer(base)

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from cluster.wiring import build_indexer
-from indexer import reindex
+from indexer import reindex_copy, reindex_jobs
 from indexer.reindex import Reindex
 from indexer.run import Indexer
 from tenants import provisioning
@@ -44,13 +44,13 @@ class Platform:
 
     def seal(self) -> None:
         self.indexer._hold_leases()
-        while self.indexer._poll(0):
+        while self.indexer._read(0):
             pass
-        for pending in list(self.indexer._pending.values()):
+        for pending in list(self.indexer._sealer.pending.values()):
             self.indexer._seal(pending)
 
     def ask(self, *, index: str = "flat", model: str | None = None, shards: int = 1) -> Job:
-        return reindex.start(
+        return reindex_jobs.start(
             self.base.registry,
             self.base.jobs,
             "acme",
@@ -223,7 +223,7 @@ def test_a_compaction_of_the_unfinished_generation_forgets_no_deletion(platform:
 def test_a_build_that_was_interrupted_goes_on_after_its_last_part(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reindex, "PART_PASSAGES", 3)
+    monkeypatch.setattr(reindex_copy, "PART_PASSAGES", 3)
     before = contents(platform.base, platform.live)
     stopping = threading.Event()
     platform.ask()
@@ -258,7 +258,7 @@ def test_cancelled_at_any_step_it_leaves_the_old_generation_alone(
     before = contents(platform.base, platform.live)
     job = platform.ask()
     platform.advance(steps)
-    reindex.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
+    reindex_jobs.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
     assert platform.generations() == [(1, "live")]
     assert platform.advance(3).state == "canceled"
     assert platform.generations() == [(1, "live")]
@@ -276,7 +276,7 @@ def test_cancelled_while_a_step_is_under_way_nothing_is_left(
     job = platform.ask()
     platform.advance(steps)
     [held] = platform.base.jobs.list()
-    reindex.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
+    reindex_jobs.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
     platform.indexer._maintenance._reindex.advance(held)
     assert platform.base.jobs.get(job.id).state == "canceled"
     assert platform.generations() == [(1, "live")]
@@ -369,7 +369,7 @@ def test_a_finished_one_cannot_be_cancelled_and_a_second_cannot_begin_meanwhile(
         platform.ask()
     platform.advance(4)
     with pytest.raises(Conflict):
-        reindex.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
+        reindex_jobs.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
     assert platform.generations() == [(2, "live")]
 
 
@@ -402,7 +402,7 @@ def test_what_cannot_be_is_refused_at_once(platform: Platform) -> None:
     with pytest.raises(NotFound):
         platform.ask(model="no-such-model")
     with pytest.raises(NotFound):
-        reindex.start(
+        reindex_jobs.start(
             platform.base.registry,
             platform.base.jobs,
             "acme",
@@ -522,7 +522,7 @@ def test_a_model_that_hangs_holds_its_own_jobs_alone(base) -> None:
     upkeep._reindex = _reindex(platform, threading.Event(), hangs)
     job = platform.ask(model="new")
     eventually(lambda: platform.indexer.step() is not None and asked.is_set())
-    copied = reindex.start(
+    copied = reindex_jobs.start(
         base.registry, base.jobs, "acme", "other", index="flat", model=None, shards=1, actor="test"
     )
     upkeep.compact_soon(other.shards())
@@ -547,7 +547,7 @@ def test_canceled_while_it_waits_for_a_busy_model_it_asks_no_more(base) -> None:
     def embed(model: str, texts, tenant: str):
         calls.append(len(texts))
         if len(calls) == 2:
-            reindex.cancel(base.registry, base.jobs, job.id, actor="test")
+            reindex_jobs.cancel(base.registry, base.jobs, job.id, actor="test")
         raise Overloaded("the queue is full", retry_after_s=0.001)
 
     worker = _reindex(platform, threading.Event(), embed)
@@ -615,7 +615,7 @@ def test_a_model_registered_after_the_indexer_started_is_found(base) -> None:
         elsewhere.register_model(
             EmbeddingModel("late", "openai", f"{url}/v1", 8, 100), actor="test"
         )
-        reindex.start(
+        reindex_jobs.start(
             elsewhere, base.jobs, "acme", "docs", index="flat", model="late", shards=1, actor="test"
         )
         indexer._hold_leases()

@@ -17,7 +17,7 @@ from resources import make_indexer, resources_in
 from sealed import DIMENSION, append, contents, gone, loaded, make_collection, up
 
 from cluster.wiring import Resources
-from indexer import reindex
+from indexer import reindex_jobs
 from indexer.backends import open_backend
 from indexer.index.loader import Loading
 from indexer.index.objects import Damaged, Documents, Keys
@@ -408,7 +408,7 @@ def test_what_a_reindex_copied_is_rebuilt_without_the_log(
 ) -> None:
     indexer = make_indexer(base)
     source = two_segments(base, indexer)
-    reindex.start(
+    reindex_jobs.start(
         base.registry,
         base.jobs,
         "acme",
@@ -625,7 +625,7 @@ def test_a_reindex_waits_for_a_segment_that_is_being_rebuilt_and_fails_where_tha
         trim(base, generation)
     flipped(file_of(base, manifest_of(base, generation).segments[0], "passages"))
     meet(base, generation)
-    reindex.start(
+    reindex_jobs.start(
         base.registry, base.jobs, "acme", "docs", index="flat", model=None, shards=1, actor="test"
     )
     step(base, indexer, 12)

@@ -54,8 +54,8 @@ def seal_alone(base, generation, indexer: Indexer, rows: list) -> None:
     for row in rows:
         append(base, generation, row)
         indexer._hold_leases()
-        indexer._poll(0)
-        for pending in indexer._due():
+        indexer._read(0)
+        for pending in indexer._sealer.due(indexer._reader.positions):
             indexer._seal(pending)
 
 
@@ -161,7 +161,9 @@ def test_a_restart_never_replays_more_than_one_and_a_half_times_the_bound(opened
     indexer._maintenance.stop()
     again = make_indexer(base)
     again._hold_leases()
-    assert again._positions[busy.slots[0]] == min(sealed(base, g) for g in (busy, slow, idle))
+    assert again._reader.positions[busy.slots[0]] == min(
+        sealed(base, g) for g in (busy, slow, idle)
+    )
     assert len(contents(base, busy)) == 199
 
 
@@ -213,7 +215,7 @@ def test_a_message_in_a_slot_that_its_generation_does_not_have_is_passed_over(op
     append(base, docs, up("c", 3))
     work_off(indexer, 2)
     assert set(contents(base, docs)) == {"b", "c"}
-    assert indexer._positions[slot] == base.log.end(VECTORS_TOPIC, slot)
+    assert indexer._reader.positions[slot] == base.log.end(VECTORS_TOPIC, slot)
 
 
 def test_rows_of_a_deleted_collection_are_for_nobody_and_hold_nothing_back(opened) -> None:
@@ -462,7 +464,7 @@ def test_an_orderly_stop_gives_the_leases_back(opened) -> None:
     running.start()
     leases = Leases(base.engine, base.clock)
     end = time.monotonic() + 10
-    while len(first._leases) < base.settings.slots and time.monotonic() < end:
+    while len(first._leases.held) < base.settings.slots and time.monotonic() < end:
         time.sleep(0.01)
     assert leases.acquire("slot/0", "second", ttl_s=10) is None
     stop.set()
@@ -480,7 +482,9 @@ def test_tombstones_reach_the_segments_and_win_over_a_late_replay(opened) -> Non
     append(base, generation, up("a", 1))
     work_off(indexer)
     assert set(contents(base, generation)) == {"b"}
-    assert not [p for p in indexer._pending if p == ShardId("acme", "docs", 1, generation.slots[0])]
+    assert not [
+        p for p in indexer._sealer.pending if p == ShardId("acme", "docs", 1, generation.slots[0])
+    ]
 
 
 def test_nothing_is_kept_of_a_collection_that_is_gone(opened) -> None:
@@ -489,11 +493,11 @@ def test_nothing_is_kept_of_a_collection_that_is_gone(opened) -> None:
     for i in range(3):
         append(base, generation, up(f"d{i}", i))
         work_off(indexer)
-    assert indexer._sealed
+    assert indexer._sealer.sealed
     assert indexer._maintenance._passed
     base.registry.delete_collection("acme", "docs", actor="test")
     for _ in range(2):
         base.clock.advance(base.settings.indexer.lease_s / 2)
         work_off(indexer)
-    assert not indexer._sealed
+    assert not indexer._sealer.sealed
     assert not indexer._maintenance._passed

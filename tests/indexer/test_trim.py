@@ -10,7 +10,7 @@ from resources import make_indexer, resources_in
 from sealed import append, contents, gone, make_collection, up, version
 
 from indexer import trim
-from indexer.reindex import start
+from indexer.reindex_jobs import start
 from indexer.run import Indexer
 from indexer.trim import Note, below, floors, noted
 from tenants.entities import Group, Manifest
@@ -108,7 +108,7 @@ def test_what_is_sealed_is_let_go_of_an_age_later_and_everything_is_still_found(
         Leases(base.engine, base.clock).acquire("slot/again", "another", ttl_s=10),
     )
     append(base, generation, up("later", 7))
-    assert again._poll(1.0)
+    assert again._read(1.0)
 
 
 def test_what_is_not_sealed_is_kept_however_old(tmp_path: Path) -> None:

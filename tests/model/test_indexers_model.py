@@ -1,7 +1,6 @@
-"""Models two indexers on one catalog, each at times stale, stopped or away: searches equal a dict.
+"""Two indexers on one catalog, each at times stale, stopped or away: whatever they do, searches equal a dict.
 
-Only the rows in the log and the order of their versions decide what is found, not which indexer
-sealed, merged or lost a lease.
+Only the rows in the log and the order of their versions decide what is found: never who sealed, who merged, who lost.
 """
 
 import shutil
@@ -25,25 +24,20 @@ from vicinage.clock import ManualClock
 pytestmark = pytest.mark.timeout(600)
 
 NAMES = st.sampled_from("abcdefgh")
-INDEXERS = st.sampled_from(["one", "two"])
+WHO = st.sampled_from(["one", "two"])
 LEASE_S = 15.0
 
 
 class TwoIndexers(RuleBasedStateMachine):
-    """Writes, deletions and redeliveries, with two indexers that step in any order."""
+    """Documents are written, deleted and re-delivered; two indexers step in any order; time passes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
         opened = resources_in(
-            self.folder,
-            seal_passages=3,
-            segments_max=2,
-            seal_age_s=40.0,
-            replay_records_max=12,
-            lease_s=LEASE_S,
+            self.folder, seal_passages=3, segments_max=2, seal_age_s=40.0, replay_records_max=12, lease_s=LEASE_S,
             tombstone_age_s=100.0,
-        )
+        )  # fmt: skip
         self.clock = ManualClock(time.time_ns() // 1_000_000)
         self.base = replace(opened, clock=self.clock)
         self.log_position = 0
@@ -55,8 +49,8 @@ class TwoIndexers(RuleBasedStateMachine):
     def begin(self) -> None:
         self.generation = make_collection(self.base)
         self.other = self._in_the_same_slot(self.generation)
-        for indexer_name in ("one", "two"):
-            self.indexers[indexer_name] = make_indexer(self.base, indexer_name)
+        for who in ("one", "two"):
+            self.indexers[who] = make_indexer(self.base, who)
 
     def _in_the_same_slot(self, generation: Generation) -> Generation:
         made = (make_collection(self.base, f"other{i}") for i in range(100))
@@ -68,7 +62,7 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule(writes=st.lists(st.tuples(NAMES, st.integers(0, 3)), min_size=1, max_size=4))
     def write(self, writes: list[tuple[str, int]]) -> None:
-        """Writes documents with this many passages; none: deleted."""
+        """Documents with so many passages; none: deleted."""
         for name, passages in writes:
             number = self._next()
             append(
@@ -83,7 +77,7 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule(name=NAMES, back=st.integers(0, 2))
     def delete_as_judged(self, name: str, back: int) -> None:
-        """Deletes by filter, at the matched version or an older one: then its document stays."""
+        """A deletion by filter, at the version that was judged, or at an older one: then its document stays."""
         if name in self.expected:
             number = (self.expected[name][0] >> 10) - back
             append(self.base, self.generation, gone(name, max(0, number)))
@@ -92,7 +86,7 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule()
     def deliver_the_last_again(self) -> None:
-        """Repeats as ingest does after a kill between its append and its commit."""
+        """As ingest does when it was killed between its append and its commit."""
         slot = self.generation.slots[0]
         end = self.base.log.end(VECTORS_TOPIC, slot)
         if end > self.generation.starts[0]:
@@ -108,43 +102,43 @@ class TwoIndexers(RuleBasedStateMachine):
     def commit(self) -> None:
         self.base.log.commit(Group.INGEST, {("vicinage.docs.acme", 0): self.log_position + 1})
 
-    @rule(indexer_name=INDEXERS)
-    def step(self, indexer_name: str) -> None:
-        self._step(indexer_name)
+    @rule(who=WHO)
+    def step(self, who: str) -> None:
+        self._step(who)
 
-    @rule(indexer_name=INDEXERS, name=NAMES)
-    def write_and_step(self, indexer_name: str, name: str) -> None:
+    @rule(who=WHO, name=NAMES)
+    def write_and_step(self, who: str, name: str) -> None:
         self.write([(name, 3)])
-        self._step(indexer_name)
+        self._step(who)
 
-    @rule(indexer_name=INDEXERS)
-    def step_without_noticing_that_time_passed(self, indexer_name: str) -> None:
-        """A paused process: it believes that it holds its leases."""
-        if self.indexers[indexer_name]._leases:
-            self.indexers[indexer_name]._renewed = self.clock.monotonic()
-        self._step(indexer_name)
+    @rule(who=WHO)
+    def step_without_noticing_that_time_passed(self, who: str) -> None:
+        """A process that stood still: it believes that it holds its leases."""
+        if self.indexers[who]._leases.held:
+            self.indexers[who]._leases.renewed_s = self.clock.monotonic()
+        self._step(who)
 
     @rule(name=NAMES)
-    def overtake_a_paused_one(self, name: str) -> None:
-        """Pauses it with rows that it has read; the other works in its slots; it resumes."""
+    def overtake_one_that_stands_still(self, name: str) -> None:
+        """It holds rows that it has read; another takes its slots, seals and merges; then it wakes."""
         self._step("one")
         self.write([(name, 2)])
-        self.indexers["one"]._poll(0)
+        self.indexers["one"]._read(0)
         self.clock.advance(LEASE_S + 1)
         self.write([(name, 1), ("z", 2)])
         self._step("two")
         self.step_without_noticing_that_time_passed("one")
 
-    def _step(self, indexer_name: str) -> None:
-        indexer = self.indexers[indexer_name]
+    def _step(self, who: str) -> None:
+        indexer = self.indexers[who]
         indexer.step()
         indexer._maintenance.settle(30)
 
-    @rule(indexer_name=INDEXERS)
-    def die_and_restart(self, indexer_name: str) -> None:
-        self.indexers[indexer_name]._reader.close()
-        self.indexers[indexer_name]._maintenance.stop()
-        self.indexers[indexer_name] = make_indexer(self.base, f"{indexer_name} {self._next()}")
+    @rule(who=WHO)
+    def die_and_start_anew(self, who: str) -> None:
+        self.indexers[who]._reader.close()
+        self.indexers[who]._maintenance.stop()
+        self.indexers[who] = make_indexer(self.base, f"{who} {self._next()}")
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 16.0, 45.0, 200.0]))
     def let_time_pass(self, seconds: float) -> None:
@@ -160,7 +154,7 @@ class TwoIndexers(RuleBasedStateMachine):
         for manifest in self.base.manifests.of_generation("acme", "docs", 1):
             sealed, epoch = self.sealed.get(manifest.shard, (0, 0))
             assert manifest.sealed >= sealed
-            assert manifest.epoch >= epoch, "a stale indexer never writes again"
+            assert manifest.epoch >= epoch, "one that was overtaken never writes again"
             self.sealed[manifest.shard] = manifest.sealed, manifest.epoch
         there = {o.path for o in self.base.store.list("segments")}
         assert self.base.manifests.paths() <= there
@@ -170,7 +164,9 @@ class TwoIndexers(RuleBasedStateMachine):
         if not self.indexers:
             return
         now = self.base.clock.now_ms()
-        held = [(slot, lease) for i in self.indexers.values() for slot, lease in i._leases.items()]
+        held = [
+            (slot, lease) for i in self.indexers.values() for slot, lease in i._leases.held.items()
+        ]
         for slot in range(self.base.settings.slots):
             good = [lease for s, lease in held if s == slot and lease.expires_ms > now]
             assert len(good) <= 1

@@ -23,7 +23,7 @@ from resources import make_indexer, resources_in
 from rows import unit
 from sealed import append, contents, gone, loaded, make_collection, up, version
 
-from indexer import reindex
+from indexer import reindex_jobs
 from tenants.entities import Collection, Generation
 from vicinage.clock import ManualClock
 from vicinage.errors import Conflict
@@ -117,7 +117,7 @@ class Reindexing(RuleBasedStateMachine):
     def ask_for_a_reindex(self, index: str, shards: int) -> None:
         open_ = self.base.jobs.list(open_only=True)
         try:
-            reindex.start(
+            reindex_jobs.start(
                 self.base.registry,
                 self.base.jobs,
                 "acme",
@@ -149,7 +149,7 @@ class Reindexing(RuleBasedStateMachine):
     @rule()
     def cancel(self) -> None:
         for job in self.base.jobs.list(open_only=True):
-            reindex.cancel(self.base.registry, self.base.jobs, job.id, actor="test")
+            reindex_jobs.cancel(self.base.registry, self.base.jobs, job.id, actor="test")
 
     @rule()
     def die_and_restart(self) -> None:
