@@ -107,8 +107,11 @@ def compact(
 
 
 def logged_together(refs: Sequence[SegmentRef]) -> tuple[int, int] | None:
-    """Returns the log range [start, end) that covers the records of all `refs`; None if that of one is unknown. Pure."""
-    logged = [at for at in (r.logged() for r in refs) if at is not None]
+    """Returns the log range [start, end) that covers the records of all `refs`. Pure.
+
+    Returns None if the range of one is unknown.
+    """
+    logged = [each for each in (r.logged() for r in refs) if each is not None]
     return (
         (min(first for first, _ in logged), max(end for _, end in logged))
         if refs and len(logged) == len(refs)
@@ -136,10 +139,10 @@ def living(
     names: list[str] = []
     versions: list[int] = []
     for segment, alive in parts:
-        for place in np.flatnonzero(alive & (segment.count == 0)):
-            version = int(segment.version[place])
+        for at in np.flatnonzero(alive & (segment.count == 0)):
+            version = int(segment.version[at])
             if not forgettable(version):
-                names.append(segment.deleted[int(place)])
+                names.append(segment.deleted[int(at)])
                 versions.append(version)
     deletes = {"document_id": pa.array(names, pa.utf8()), "version": pa.array(versions, pa.int64())}
     return live, pa.record_batch(deletes)

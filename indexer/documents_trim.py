@@ -1,8 +1,8 @@
 """Trims documents logs below ingest's position, by age and by bytes.
 
-Nothing is rebuilt from a documents log: what ingest has written is in the vectors log, and once
-that is trimmed in segments (docs/decisions/033-retention-and-erasure.md). `floors` decides;
-`DocumentsTrim` asks and does.
+Nothing is rebuilt from a documents log: passages that ingest has written are in the vectors log,
+and once that is trimmed, in segments (docs/decisions/033-retention-and-erasure.md). `floors`
+decides; `DocumentsTrim` observes and trims.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,9 +20,9 @@ from vicinage.settings import IndexerSettings
 
 LOOK_S: Final = 10.0
 PARTITIONS_AT_ONCE: Final = 500
-"""Looked at in one look; the next ones in the next."""
-STAND_STILL_S: Final = 60.0
-"""Records that ingest passed more recently are kept whatever the bytes: an ingest that stalled reads on."""
+"""Partitions observed at once; the next observation continues after them."""
+STALLED_S: Final = 60.0
+"""Records that ingest passed more recently are kept at any size: a stalled ingest may read them."""
 
 _trimmed = counter("vicinage_indexer_trimmed_documents_total")
 
@@ -34,8 +34,8 @@ def floors(
 ) -> dict[TopicPartition, int]:
     """Returns the lowest offset that ingest may still read, by partition. Pure.
 
-    It is the least of its position in the log, of the catalog's copy, where a restart begins, and
-    of its lanes'.
+    It is the least of ingest's committed position, the catalog's copy of it, where a restart
+    begins, and the positions of its lanes.
     """
     found = dict(committed)
     for state in saved:
@@ -49,9 +49,9 @@ def floors(
 
 
 class DocumentsTrim:
-    """Deletes records of documents logs, a few at a time.
+    """Trims documents logs, a few records at a time. Used by one thread.
 
-    One thread; what it saw before a restart is not known.
+    Its observations are lost in a restart.
     """
 
     def __init__(
@@ -65,20 +65,20 @@ class DocumentsTrim:
         self._old: dict[TopicPartition, tuple[Note, ...]] = {}
         self._recent: dict[TopicPartition, tuple[Note, ...]] = {}
         self._before: dict[TopicPartition, int] = {}
-        """What is to be trimmed, of those that have something."""
+        """The offset below which each partition is to be trimmed, if it is."""
         self._looked = self._stepped = -1e9
 
     def forget(self) -> None:
-        """Forgets what was seen: another indexer leads."""
+        """Forgets all observations: while another indexer leads, this one misses some."""
         for held in (self._old, self._recent, self._before):
             held.clear()
         self._round.clear()
 
     def step(self) -> None:
-        """Looks, and deletes the next few records.
+        """Observes the positions, and trims the next few records.
 
-        Raises Unavailable. A partition that caused it is passed over until the next round, so that
-        a topic without a leader keeps no other topic from being trimmed.
+        Raises Unavailable. Skips the partition that caused it until the next round, so that a topic
+        without a leader blocks no other topic.
         """
         now = self._clock.monotonic()
         try:
@@ -106,7 +106,7 @@ class DocumentsTrim:
             self._recent = {tp: notes for tp, notes in self._recent.items() if tp in held}
         some, self._round = self._round[:PARTITIONS_AT_ONCE], self._round[PARTITIONS_AT_ONCE:]
         committed = self._log.committed(Group.INGEST, some)
-        # NOTE: lanes after the positions: see tenants/ingest_lanes.py
+        # NOTE: lanes are read after the positions: see tenants/ingest_lanes.py
         found = floors(committed, self._registry.lanes.every(), self._registry.positions.of())
         while found:
             tp, floor = found.popitem()
@@ -124,15 +124,15 @@ class DocumentsTrim:
     def _note(self, tp: TopicPartition, floor: int, now: float) -> None:
         s = self._settings
         self._old[tp] = noted(self._old.get(tp, ()), floor, now=now, keep_s=s.keep_documents_s)
-        self._recent[tp] = noted(self._recent.get(tp, ()), floor, now=now, keep_s=STAND_STILL_S)
-        still = below(self._recent[tp], now=now, keep_s=STAND_STILL_S)
+        self._recent[tp] = noted(self._recent.get(tp, ()), floor, now=now, keep_s=STALLED_S)
+        still = below(self._recent[tp], now=now, keep_s=STALLED_S)
         try:
             begin = self._log.begin(*tp)
             heavy = (
                 min(still, self._log.keeping(*tp, s.keep_documents_bytes)) if still > begin else 0
             )
         except NotFound:
-            return  # deleted meanwhile
+            return  # the topic was deleted meanwhile
         before = max(below(self._old[tp], now=now, keep_s=s.keep_documents_s), heavy)
         if before > begin:
             self._before[tp] = before
@@ -140,8 +140,8 @@ class DocumentsTrim:
     def _trim(self, tp: TopicPartition) -> None:
         try:
             begin = self._log.begin(*tp)
-            # NOTE: looked at again each time: the topic may be another one by now, whose records
-            # nobody has read yet.
+            # NOTE: read again each time: the topic may have been created again meanwhile, and its
+            # records not read yet.
             committed = self._log.committed(Group.INGEST, [tp])
             saved = self._registry.positions.of(tp[0].removeprefix(PREFIX))
             floor = floors(committed, self._registry.lanes.every(), saved).get(tp, 0)

@@ -1,9 +1,10 @@
-"""When a deletion may be forgotten: once everything that could bring its document back is long ingested. Pure.
+"""Decides when a deletion may be forgotten: once no older write can arrive any more. Pure.
 
-Rounds follow one another. A round begins with the positions that ingest has committed and the ends of the partitions;
-it is over once ingest has been beyond those ends for `age_s`. Then deletions below the round's positions are past:
-whatever was in the log when ingest had passed them has itself been passed, long ago, in every partition and under every
-partition map (docs/decisions/007-tombstone-removal.md).
+Observations form consecutive rounds. A round begins with ingest's committed positions and the ends
+of the partitions. It is over once ingest has been beyond those ends for `age_s`. Then deletions
+below the round's positions are past: ingest has long passed every record that was in the log when
+it passed them, in every partition and under every partition map
+(docs/decisions/007-tombstone-removal.md).
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from vicinage.partition_maps import PartitionMap, unpack_version
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one look found, by partition: the positions of ingest, then the ends of the topic."""
+    """One observation, by partition: ingest's committed positions, and the ends of the topic."""
 
     committed: tuple[int, ...]
     ends: tuple[int, ...]
@@ -22,12 +23,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What is known of a tenant's topic.
+    """The state of the rounds of a tenant's topic.
 
-    `below`: deletions at lower offsets are past; () while none is.
-
-    `round` is what the current round began with, `reached_s` when ingest was first seen beyond its
-    ends (monotonic).
+    `below`: by partition, deletions at lower offsets are past; () while none is. `round`: the
+    observation that began the current round. `reached_s`: when ingest was first observed beyond its
+    ends (monotonic). `last`: the committed positions observed last.
     """
 
     below: tuple[int, ...]
@@ -37,13 +37,13 @@ class Passed:
 
 
 def passed(before: Passed | None, seen: Seen, *, now: float, age_s: float) -> Passed:
-    """Returns what is known after one more look."""
+    """Returns the state after one more observation."""
     if (
         before is None
         or len(seen.committed) < len(before.last)
         or not _beyond(seen.committed, before.last)
     ):
-        return _round((), seen, now)  # nothing known yet, or the topic has begun anew
+        return _round((), seen, now)  # the first observation, or the topic was created again
     reached_s = before.reached_s
     if reached_s is None and _beyond(seen.committed, before.round.ends):
         reached_s = now
@@ -55,8 +55,8 @@ def passed(before: Passed | None, seen: Seen, *, now: float, age_s: float) -> Pa
 def is_past(known: Passed, maps: Sequence[PartitionMap], version: int) -> bool:
     """Returns whether a deletion with this version may be forgotten.
 
-    Of a topic that was created again, no earlier record can come again once a round of the new one
-    is over.
+    If the topic was created again, no record of the earlier topic can arrive once a round of the
+    new one is over.
     """
     epoch, position = unpack_version(version)
     if known.below and epoch < len(maps) and maps[epoch].topic_id != maps[-1].topic_id:

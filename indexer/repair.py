@@ -45,11 +45,14 @@ from vicinage.telemetry import events
 from vicinage.wire import DELETED, rows_key, vectors_schema
 
 LOOK_S: Final = 1.0
-AGAIN_S: Final = (10.0, 3_600.0)
+BACKOFF_S: Final = (10.0, 3_600.0)
 """Exponential backoff of a repair that failed: the first and the longest wait."""
 ACTOR: Final = "indexer"
 T = TypeVar("T")
-BY_HAND: Final = "put the object back from a backup of the store (its SHA-256 is in the manifest), or delete the collection and send its documents again"
+BY_HAND: Final = (
+    "put the object back from a backup of the store (its SHA-256 is in the manifest), or delete "
+    "the collection and send its documents again"
+)
 _event = events("indexer")
 _rebuilt = counter("vicinage_indexer_rebuilt_total")
 _damaged = gauge("vicinage_indexer_damaged_objects")
@@ -77,32 +80,24 @@ def plan(ref: SegmentRef, broken: Collection[Role], *, logged: bool) -> Plan:
     if "documents" in broken:
         deletes = "log" if ref.n_deletes else "none"
     if "log" in (rows, deletes) and not logged:
-        what = (
-            "its passages"
-            if rows == "log"
-            else f"which {ref.n_deletes} documents it says are deleted"
-        )
+        what = "its passages" if rows == "log" else f"which {ref.n_deletes} documents it deletes"
         path = ref.objects["passages" if rows == "log" else "documents"].path
-        raise Lost(f"neither its other objects nor the log have {what}: {BY_HAND}", path=path)
+        raise Lost(f"neither its other objects nor the log have {what}; {BY_HAND}", path=path)
     return Plan(rows, deletes)
 
 
 def exactly(batches: Sequence[pa.RecordBatch], documents: Documents) -> list[pa.RecordBatch]:
-    """Returns the rows that belong to live documents of a segment, in the version that it holds.
-
-    Pure.
-    """
+    """Returns the rows of a segment's live documents, in the versions that it holds. Pure."""
     return [batch.filter(pa.array(_is_in(batch, documents))) for batch in batches]
 
 
 def _is_in(batch: pa.RecordBatch, documents: Documents) -> Mask:
-    places = documents.keys.find(Keys.of(batch.column("document_id").to_pylist()))
-    here: Mask = places >= 0
-    at = places[here]
+    positions = documents.keys.find(Keys.of(batch.column("document_id").to_pylist()))
+    here: Mask = positions >= 0
+    at = positions[here]
     versions = batch.column("version").to_numpy()
-    lives = (
-        batch.column("passage").to_numpy() != DELETED
-    )  # a deletion may have the version of its document
+    # A deletion may have the version of its document.
+    lives = batch.column("passage").to_numpy() != DELETED
     here[here] = (documents.version[at] == versions[here]) & (documents.count[at] > 0) & lives[here]
     return here
 
@@ -165,11 +160,11 @@ class Repair:
                 "rebuild.failed", shard=str(damage.shard), path=damage.path, reason=error.detail
             )
         else:
-            self._looked = -1e9  # there may be more
+            self._looked = -1e9  # look for the next damage at once
 
     def _later(self, damage: Damage) -> None:
         wait_s = longer(
-            self._waits[damage.path][1] if damage.path in self._waits else None, AGAIN_S
+            self._waits[damage.path][1] if damage.path in self._waits else None, BACKOFF_S
         )
         self._waits[damage.path] = self._clock.monotonic() + wait_s, wait_s
 
@@ -186,7 +181,7 @@ class Repair:
         lease = self._lease(damage.shard.slot)
         broken = self._broken(ref)
         if damage.role not in broken:
-            self._quarantine.forget(damage, actor=ACTOR, why="it was read again, and found whole")
+            self._quarantine.forget(damage, actor=ACTOR, why="it was read again and is intact")
             _event.info("object.verified", shard=str(damage.shard), path=damage.path)
             return
         self._rebuild(damage.shard, generation, ref, broken, lease)
@@ -206,18 +201,18 @@ class Repair:
 
         Raises Unavailable.
         """
-        found = {d.role: d for d in map(partial(self._tried, ref), ref.objects) if d is not None}
+        found = {d.role: d for d in map(partial(self._damage, ref), ref.objects) if d is not None}
         if any(d.fault == "lost" for d in found.values()) and not any(
             True for _ in self._builder.store.list("segments")
         ):
             raise Unavailable(
-                "the store has no segment at all: is it the right one, and mounted?",
+                "the store has no segment at all; check that it is the right one and mounted",
                 dependency="store",
             )
         return found
 
-    def _tried(self, ref: SegmentRef, role: Role) -> Damaged | None:
-        """What is wrong with the object, None where nothing is."""
+    def _damage(self, ref: SegmentRef, role: Role) -> Damaged | None:
+        """Returns the object's damage; None if it is intact."""
         readers: Mapping[Role, Callable[..., object]] = {
             "passages": partial(read_passages, n=ref.n_passages),
             "documents": read_documents,
@@ -226,7 +221,7 @@ class Repair:
         }
         try:
             verified(ref, role, self._builder.store)
-            if role in readers:  # a newer version may have others
+            if role in readers:  # a newer version may have other roles
                 opened(ref, role, self._builder.store, readers[role])
         except Damaged as damaged:
             return damaged
@@ -240,9 +235,8 @@ class Repair:
         broken: Mapping[Role, Damaged],
         lease: Lease,
     ) -> None:
-        for (
-            damaged
-        ) in broken.values():  # those too that nobody had met: their bytes are kept for a while
+        # Includes damage that no reader has reported: the quarantine keeps those bytes, too.
+        for damaged in broken.values():
             self._builder.loading().note(shard, ref, damaged)
         live, deletes = self._recovered(shard, generation, ref, broken)
         with self._builder.written(
@@ -270,7 +264,7 @@ class Repair:
         ref: SegmentRef,
         broken: Mapping[Role, Damaged],
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """The rows and the deletions that the segment had. Raises Lost, Unavailable."""
+        """Returns the segment's rows and deletions. Raises Lost, Unavailable."""
         store = self._builder.store
         rows = _either(ref, "passages", broken, store, partial(read_passages, n=ref.n_passages))
         if rows is None and broken["passages"].fault == "format":
@@ -284,14 +278,14 @@ class Repair:
         if how.rows == "log":
             rows, _ = newest(exactly(records, documents) if documents is not None else records)
         deletes = documents.deletes() if documents is not None else no_deletes()
-        assert rows is not None, "from the segment, or from the log"
+        assert rows is not None, "they come from the segment or from the log"
         if how.deletes == "log":
             deletes = _deleted(records, rows)
         _check_complete(ref, rows, deletes, exact=documents is not None)
         return rows, deletes
 
     def _is_logged(self, shard: ShardId, ref: SegmentRef) -> bool:
-        """Whether the log still has every record that the segment was sealed from."""
+        """Returns whether the log still has every record that the segment was sealed from."""
         logged = ref.logged()
         return (
             logged is not None
@@ -302,7 +296,7 @@ class Repair:
     def _records(
         self, shard: ShardId, generation: Generation, ref: SegmentRef
     ) -> list[pa.RecordBatch]:
-        """The shard's rows in the log, from where the segment begins to where it ends."""
+        """Returns the shard's rows in the segment's range of the log."""
         key = rows_key(shard.tenant, shard.collection, shard.generation)
         found = [pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))]
         logged = read_between(self._log, VECTORS_TOPIC, shard.slot, *(ref.logged() or (0, 0)))
@@ -315,13 +309,13 @@ class Repair:
 def _either(
     ref: SegmentRef, role: Role, broken: Collection[Role], store: Store, read: Callable[[Path], T]
 ) -> T | None:
-    """Returns what the object holds, or its second copy; None where neither can be read."""
+    """Returns the content of the object or of its second copy; None if neither can be read."""
     whole = next((r for r in (role, COPIES[role]) if r in ref.objects and r not in broken), None)
     return None if whole is None else opened(ref, whole, store, read)
 
 
 def verified(ref: SegmentRef, role: Role, store: Store) -> None:
-    """Read an object of the segment as it lies in the store now. Raises Damaged, Unavailable."""
+    """Reads an object of the segment from the store again. Raises Damaged, Unavailable."""
     stored = ref.objects[role]
     try:
         store.verify(stored)
@@ -334,7 +328,7 @@ def verified(ref: SegmentRef, role: Role, store: Store) -> None:
 
 
 def _converted(ref: SegmentRef, store: Store) -> pa.RecordBatch | None:
-    """The rows of a segment in the columns of an older version; None where they cannot be read either."""
+    """Returns the rows of a segment that an older version wrote; None if they cannot be read."""
     try:
         rows = opened(ref, "passages", store, converted)
     except Damaged:
@@ -343,7 +337,7 @@ def _converted(ref: SegmentRef, store: Store) -> pa.RecordBatch | None:
 
 
 def _deleted(records: Sequence[pa.RecordBatch], live: pa.RecordBatch) -> pa.RecordBatch:
-    """Whom the log says to be deleted; who lives in the segment is not."""
+    """Returns the deletions in the log, without documents that are live in the segment."""
     _, deletes = newest(records)
     lives = pc.is_in(deletes.column("document_id"), value_set=live.column("document_id").unique())
     return deletes.filter(pc.invert(lives))
@@ -352,25 +346,26 @@ def _deleted(records: Sequence[pa.RecordBatch], live: pa.RecordBatch) -> pa.Reco
 def _check_complete(
     ref: SegmentRef, rows: pa.RecordBatch, deletes: pa.RecordBatch, *, exact: bool
 ) -> None:
-    """Raise Lost unless all is there that the manifest says.
+    """Raises Lost unless the counts are those of the manifest.
 
-    Not `exact`: who was in the segment is known from the log alone. Of one that came of a
-    compaction it has more, since the log still says what that had left out: each of those is true,
-    and older than what took its place.
+    Not `exact`: the segment's documents are known from the log only. For a compacted segment the
+    log has more, because the compaction dropped some. Those rows are valid, and older than the rows
+    that replace them.
     """
     found = rows.num_rows, len(rows.column("document_id").unique()), deletes.num_rows
     wanted = ref.n_passages, ref.n_documents, ref.n_deletes
     if found != wanted and (exact or any(f < w for f, w in zip(found, wanted, strict=True))):
         raise Lost(
-            f"of {wanted} passages, documents and deletions {found} were found again: {BY_HAND}",
+            f"of {wanted} passages, documents and deletions only {found} were found; {BY_HAND}",
             path=ref.objects["passages"].path,
         )
 
 
 def _exchanged(gone: SegmentRef, rebuilt: SegmentRef, current: Manifest) -> tuple[SegmentRef, ...]:
-    """The rebuilt one stands where the other stood: of equal versions the later segment's counts."""
+    """Puts the rebuilt segment in the place of the damaged one.
+
+    The order matters: of equal versions, the later segment's counts.
+    """
     if gone.id not in {s.id for s in current.segments}:
-        raise Conflict(
-            f"a segment of {current.shard} was merged by another meanwhile", found=current.version
-        )
+        raise Conflict(f"a segment of {current.shard} was merged meanwhile", found=current.version)
     return tuple(rebuilt if s.id == gone.id else s for s in current.segments)

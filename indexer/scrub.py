@@ -1,7 +1,7 @@
-"""The scrub: reads and verifies objects of segments, a few per minute, to find bit rot before a search does.
+"""The scrub: verifies objects of segments, a few per minute, to find bit rot before a search does.
 
-`pause_s` decides the pace. A pass visits the held slots in the order of the segments' random ids. A new process
-starts at a random id, so that frequent restarts still cover every object.
+`pause_s` decides the pace. A pass visits the held slots in the order of the segments' random ids. A
+new process starts at a random id, so that frequent restarts still cover every object.
 """
 
 import uuid
@@ -65,8 +65,8 @@ class Scrub:
             ((ref.id, m.shard, ref) for m in manifests for ref in m.segments),
             key=lambda each: each[0],
         )
-        turned = [e for e in every if e[0] >= self._from] + [e for e in every if e[0] < self._from]
-        self._left.extend((shard, ref, role) for _, shard, ref in turned for role in ref.objects)
+        rotated = [e for e in every if e[0] >= self._from] + [e for e in every if e[0] < self._from]
+        self._left.extend((shard, ref, role) for _, shard, ref in rotated for role in ref.objects)
 
     def verify(self, shard: ShardId, ref: SegmentRef, role: Role) -> None:
         """Verifies an object and reports damage.

@@ -49,7 +49,7 @@ class Pending:
         self.bytes += batch.nbytes
 
     def first(self) -> int:
-        """Returns the offset of the oldest message: a replay of the slot must start at or before it."""
+        """Returns the offset of the oldest message: a replay of the slot starts at or before it."""
         return self.batches[0][0]
 
     def end(self) -> int:
@@ -80,15 +80,16 @@ class Builder:
     settings: IndexerSettings
     on_superseded: Callable[[Iterable[SegmentRef]], None] = lambda _refs: None
     """Called with the segments that a manifest no longer names."""
-    given_up: list[str] = field(default_factory=list)
+    abandoned: list[str] = field(default_factory=list)
     """Folders of abandoned drafts that the catalog does not know as ended yet."""
 
     def seal(
         self, pending: Pending, generation: Generation, lease: Lease, *, sealed: int
     ) -> Manifest:
-        """Writes the pending rows as a segment and publishes it with `sealed`; returns the new manifest.
+        """Writes the pending rows as a segment and publishes it with `sealed`.
 
-        Raises Conflict if another indexer holds the lease; nothing is published then.
+        Returns the new manifest. Raises Conflict if another indexer holds the lease; nothing is
+        published then.
         """
         nothing = pa.RecordBatch.from_pylist([], schema=vectors_schema(generation.dimension))
         live, deletes = newest([nothing, *(batch for _, batch in pending.batches)])
@@ -121,9 +122,8 @@ class Builder:
     ) -> Iterator[SegmentRef]:
         """Writes a segment and pins its objects for the block, which publishes it.
 
-        Abandons it if the block raises.
-
-        No sweep removes the objects while the writer holds the lease. Raises Conflict, Unavailable.
+        Abandons it if the block raises. No sweep removes the objects while the writer holds the
+        lease. Raises Conflict, Unavailable.
         """
         folders: list[str] = []
 
@@ -131,14 +131,14 @@ class Builder:
             self.manifests.drafts.begin(folder, lease)
             folders.append(folder)
 
-        self._give_up(())
+        self._abandon(())
         try:
             yield self.write(shard, generation, live, deletes, logged=logged, claim=claim)
         except BaseException:
-            self._give_up(folders)
+            self._abandon(folders)
             raise
 
-    def _give_up(self, folders: Iterable[str]) -> None:
+    def _abandon(self, folders: Iterable[str]) -> None:
         """Ends drafts, those of failed calls included.
 
         While the catalog is unavailable, keeps them for the next call.
@@ -146,12 +146,12 @@ class Builder:
         The sealing and the compacting thread may call this at once; each folder is removed by one
         of them.
         """
-        self.given_up.extend(folders)
+        self.abandoned.extend(folders)
         with suppress(Unavailable):
-            for folder in tuple(self.given_up):
+            for folder in tuple(self.abandoned):
                 self.manifests.drafts.end([folder])
                 with suppress(ValueError):
-                    self.given_up.remove(folder)
+                    self.abandoned.remove(folder)
 
     def write(
         self,
@@ -163,7 +163,10 @@ class Builder:
         logged: tuple[int, int] | None = None,
         claim: Callable[[str], None] = lambda _folder: None,
     ) -> SegmentRef:
-        """Writes a segment to the store, in no manifest yet; `logged` and `claim` as in `segment_writer.write`."""
+        """Writes a segment to the store, in no manifest yet.
+
+        `logged` and `claim` are those of `segment_writer.write`.
+        """
         copies = {"never": False, "unlogged": logged is None, "always": True}[
             self.settings.second_copies
         ]
@@ -203,7 +206,10 @@ class Builder:
         *,
         sealed: int | None = None,
     ) -> Manifest:
-        """Swaps in `change(current manifest)`, and retries on the newest manifest after a concurrent swap. Raises Conflict."""
+        """Swaps in `change(current manifest)` and returns the new manifest. Raises Conflict.
+
+        Retries on the newest manifest after a concurrent swap.
+        """
         for _ in range(SWAP_TRIES):
             old = self.current(shard, generation)
             try:
@@ -212,9 +218,8 @@ class Builder:
                 )
             except Conflict as conflict:
                 _conflicts.inc()
-                if (
-                    conflict.found is not None
-                ):  # the lease was lost, not a race of versions: a retry cannot succeed
+                # The lease was lost; this is no race of versions, so a retry cannot succeed.
+                if conflict.found is not None:
                     raise
             else:
                 self.on_superseded([ref for ref in old.segments if ref not in new.segments])

@@ -1,7 +1,8 @@
-"""Deletes the objects of superseded segments soon after no manifest names them, not at the age of an orphan.
+"""Deletes objects of superseded segments soon after no manifest names them.
 
-Readers that load an older manifest meanwhile load the newer one instead; mapped segments stay readable. Objects that a
-kill leaves behind are swept as orphans.
+That is sooner than the age of an orphan. Readers that load an older manifest meanwhile load the
+newer one instead; mapped segments stay readable. Objects that a killed process leaves behind are
+swept as orphans.
 """
 
 from collections import deque
@@ -27,14 +28,14 @@ class Superseded:
         self._waiting: deque[tuple[float, SegmentRef]] = deque()
 
     def add(self, refs: Iterable[SegmentRef]) -> None:
-        """Has their objects deleted once `age_s` has passed."""
+        """Schedules the deletion of their objects after `age_s`."""
         due = self._clock.monotonic() + self._age_s
         self._waiting.extend((due, ref) for ref in refs)
 
     def step(self) -> int:
-        """Deletes what is due, but for objects in quarantine; the number of objects.
+        """Deletes the objects that are due, except those in quarantine; returns their number.
 
-        Raises Unavailable: then again later.
+        Raises Unavailable; call it again later.
         """
         now, n = self._clock.monotonic(), 0
         if not self._waiting or self._waiting[0][0] > now:

@@ -31,10 +31,10 @@ _trimmed = counter("vicinage_indexer_trimmed_messages_total")
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """No observation since `at` found a shard of the slot that needs the log below `place`."""
+    """No observation since `at` found a shard of the slot that needs the log below `offset`."""
 
     at: float
-    place: int
+    offset: int
 
 
 def floors(
@@ -43,12 +43,15 @@ def floors(
     manifests: Iterable[Manifest],
     ends: Mapping[int, int],
 ) -> dict[int, int]:
-    """Returns per slot the lowest offset that a served shard may still read; the log's end if it has no shard. Pure."""
+    """Returns per slot the lowest offset that a served shard may still read. Pure.
+
+    For a slot without shards, this is the end of the log.
+    """
     sealed = {m.shard: m.sealed for m in manifests}
     found = {slot: ends[slot] for slot in slots}
     for shard, generation in served.items():
-        place = sealed.get(shard, generation.start(shard.slot))
-        found[shard.slot] = min(found[shard.slot], place)
+        offset = sealed.get(shard, generation.start(shard.slot))
+        found[shard.slot] = min(found[shard.slot], offset)
     return found
 
 
@@ -57,7 +60,7 @@ def noted(notes: tuple[Note, ...], floor: int, *, now: float, keep_s: float) -> 
 
     A floor that fell lowers the earlier notes, too. Pure.
     """
-    held = [Note(n.at, min(n.place, floor)) for n in notes]
+    held = [Note(n.at, min(n.offset, floor)) for n in notes]
     old = [n for n in held if now - n.at >= keep_s]
     young = [n for n in held if now - n.at < keep_s]
     if not young or now - young[-1].at >= keep_s / NOTES:
@@ -67,7 +70,7 @@ def noted(notes: tuple[Note, ...], floor: int, *, now: float, keep_s: float) -> 
 
 def below(notes: tuple[Note, ...], *, now: float, keep_s: float) -> int:
     """Returns the offset below which no shard has needed the log for `keep_s`. Pure."""
-    return max((n.place for n in notes if now - n.at >= keep_s), default=0)
+    return max((n.offset for n in notes if now - n.at >= keep_s), default=0)
 
 
 class Trim:
@@ -83,7 +86,7 @@ class Trim:
         self._notes: dict[int, tuple[Note, ...]] = {}
         self._recent: dict[int, tuple[Note, ...]] = {}
         self._heavy: dict[int, int] = {}
-        """Slot → the offset from which on its log has the bytes that it may keep."""
+        """Slot → the offset from which on its log has at most the bytes that it may keep."""
         self._begins: dict[int, int] = {}
         self._stepped = -1e9
 
@@ -118,14 +121,14 @@ class Trim:
             heavy = min(self._heavy[slot], below(self._recent[slot], now=now, keep_s=LAG_S))
             before = max(below(notes, now=now, keep_s=self._keep_s), heavy)
             if before > self._begin(slot):
-                self._let_go(slot, min(before, self._begin(slot) + STEP_MESSAGES))
+                self._trim(slot, min(before, self._begin(slot) + STEP_MESSAGES))
 
     def _begin(self, slot: int) -> int:
         if slot not in self._begins:
             self._begins[slot] = self._log.begin(VECTORS_TOPIC, slot)
         return self._begins[slot]
 
-    def _let_go(self, slot: int, before: int) -> None:
+    def _trim(self, slot: int, before: int) -> None:
         self._log.trim(VECTORS_TOPIC, slot, before)
         _trimmed.inc(before - self._begins[slot])
         self._begins[slot] = before

@@ -1,11 +1,11 @@
-"""Messages of the vectors log as rows.
+"""Decodes messages of the vectors log as rows.
 
-What is not a message of ours is quarantined: reported, and passed over by every reader.
+A record that is not a valid message is quarantined: reported, and skipped by every reader.
 
-Any producer with access to the topic can append to it, so a record proves nothing. All readers
+Any producer with access to the topic can append to it, so records cannot be trusted. All readers
 (tail, seal, repair, reindex, counts) decide with `rows_of`, so that they agree on which records
-count. A quarantined record stays in the topic until it is trimmed (`indexer.keep_sealed_s`): there
-a person can look at it.
+count. A quarantined record stays in the topic, for inspection, until it is trimmed
+(`indexer.keep_sealed_s`).
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from vicinage.telemetry import events
 from vicinage.wire import decode_rows, is_deletions, parse_rows_key
 
 EVENTS_MAX: Final = 100
-"""Events in EVENTS_S; the counter counts every record."""
+"""Most events within EVENTS_S; the counter counts every record."""
 EVENTS_S: Final = 60.0
 
 _event = events("indexer")
@@ -33,9 +33,9 @@ _reported: list[float] = []
 def rows_of(record: LogRecord, dimension: int | None = None) -> pa.RecordBatch:
     """Returns the rows of a message of the vectors log, fully checked.
 
-    Raises Corrupt for anything else. Pure.
+    Raises Corrupt if the record is not a valid message. Pure.
 
-    `dimension` is that of the message's generation; None: not known here, and not checked.
+    `dimension` is that of the message's generation; None if it is unknown and not checked.
     """
     if record.record.unreadable:
         raise Corrupt(record.record.unreadable, path="vicinage.vectors")
@@ -55,7 +55,7 @@ def rows_of(record: LogRecord, dimension: int | None = None) -> pa.RecordBatch:
 
 
 def readable(record: LogRecord, dimension: int | None = None) -> pa.RecordBatch | None:
-    """Returns the rows as `rows_of` does; None, once it is reported, for a record that is quarantined."""
+    """Returns the rows of `rows_of`. Quarantines an invalid record and returns None."""
     try:
         return rows_of(record, dimension)
     except Corrupt as corrupt:
@@ -74,7 +74,7 @@ def readable_rows(
 
 
 def quarantine(record: LogRecord, reason: str) -> None:
-    """Reports a record that every reader passes over."""
+    """Counts and reports a record that every reader skips."""
     _quarantined.inc()
     now = time.monotonic()
     _reported[:] = [at for at in _reported if now - at < EVENTS_S]

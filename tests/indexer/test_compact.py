@@ -1,4 +1,4 @@
-"""What compaction picks, what it keeps, and what it forgets."""
+"""Compaction: the segments that it picks, and the deletions that it keeps or forgets."""
 
 import time
 from dataclasses import replace
@@ -31,7 +31,7 @@ def test_few_segments_with_little_dead_are_left_alone() -> None:
     assert pick((), SETTINGS) == ()
 
 
-def test_too_much_dead_rewrites_all() -> None:
+def test_too_many_dead_rows_rewrite_all_segments() -> None:
     assert pick(weights(100, 100, dead=26), SETTINGS) == ("0", "1")
 
 
@@ -43,7 +43,7 @@ def test_too_many_segments_merge_the_small_ones_and_spare_the_large() -> None:
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), max_size=12),
     st.integers(1, 6),
 )
-def test_after_a_merge_there_are_few_enough_and_another_pick_finds_an_end(sizes, most) -> None:
+def test_merges_end_with_few_enough_segments(sizes, most) -> None:
     settings = IndexerSettings(segments_max=most, dead_share_max=0.25)
     held = [Weight(str(i), rows, min(rows, dead)) for i, (rows, dead) in enumerate(sizes)]
     for _ in range(len(held) + 2):
@@ -69,7 +69,7 @@ def test_a_row_is_rewritten_a_logarithmic_number_of_times() -> None:
     assert written / 10_000 < 12, "log2(1,000) is 10"
 
 
-def test_what_is_deleted_leaves_an_old_segment_whatever_its_share() -> None:
+def test_deleted_rows_leave_an_old_segment_at_any_share() -> None:
     day_ms = 86_400_000
     old, young = Weight("old", 1_000, 0, 0), Weight("young", 10, 1, day_ms)
     assert pick([old, young], SETTINGS, now_ms=2 * day_ms - 1) == ()
@@ -77,7 +77,7 @@ def test_what_is_deleted_leaves_an_old_segment_whatever_its_share() -> None:
     assert pick([replace(old, dead=1), young], SETTINGS, now_ms=day_ms) == ("old", "young")
 
 
-def test_a_deletion_in_an_old_segment_is_carried_out_in_time(base) -> None:
+def test_a_deletion_is_erased_from_an_old_segment_in_time(base) -> None:
     base = replace(base, clock=ManualClock(time.time_ns() // 1_000_000))
     generation, indexer = make_collection(base), make_indexer(base)
     for rows in ([up(f"d{i}", i) for i in range(20)], [gone("d0", 30)]):
@@ -120,7 +120,7 @@ def always(_version: int) -> bool:
     return True
 
 
-def test_living_rows_of_all_segments_become_one(platform) -> None:
+def test_live_rows_of_all_segments_become_one(platform) -> None:
     base, generation, builder, lease, sealed = platform
     sealed(up("a", 1, 3), up("b", 2, 2))
     sealed(up("a", 3, 1), up("c", 4))
@@ -153,7 +153,7 @@ def test_a_generation_that_is_being_built_keeps_its_deletions(platform) -> None:
     assert contents(base, generation) == {}
 
 
-def test_a_deletion_stays_while_a_segment_that_it_covers_does_not_take_part(platform) -> None:
+def test_a_deletion_stays_while_a_segment_is_not_merged(platform) -> None:
     base, generation, builder, lease, sealed = platform
     sealed(*[up(f"d{i}", i + 1, 5) for i in range(20)])
     sealed(gone("d3", 50))
@@ -187,7 +187,7 @@ def test_a_segment_sealed_during_the_merge_is_kept(platform) -> None:
     }
 
 
-def test_a_merge_of_segments_that_another_has_merged_is_given_up(platform) -> None:
+def test_a_merge_of_segments_that_another_has_merged_is_abandoned(platform) -> None:
     base, generation, builder, lease, sealed = platform
     sealed(up("a", 1))
     old = sealed(up("b", 2))

@@ -1,4 +1,4 @@
-"""Documents logs end where nobody needs them any more, and superseded segments go soon."""
+"""Documents logs are trimmed below ingest's position; superseded segments are deleted soon."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from resources import make_indexer, resources_in
 from sealed import append, contents, make_collection, up, version
 
 from cluster.wiring import Resources
-from indexer.documents_trim import STAND_STILL_S, DocumentsTrim, floors
+from indexer.documents_trim import STALLED_S, DocumentsTrim, floors
 from indexer.run import Indexer
 from tenants import provisioning
 from tenants.entities import Group, IngestLane
@@ -51,7 +51,7 @@ def write(base: Resources, n: int, *, bytes_: int = 10) -> None:
     base.log.append(*DOCS, [Record(b"x" * bytes_) for _ in range(n)])
 
 
-def test_what_ingest_is_beyond_is_kept_for_a_while_and_then_goes(
+def test_records_below_the_position_of_ingest_are_trimmed_after_a_while(
     base: Resources, trim: DocumentsTrim
 ) -> None:
     write(base, 10)
@@ -59,25 +59,27 @@ def test_what_ingest_is_beyond_is_kept_for_a_while_and_then_goes(
     pass_time(base, trim, KEEP_S - 100)
     assert base.log.begin(*DOCS) == 0
     pass_time(base, trim, 400)
-    assert base.log.begin(*DOCS) == 7, "what ingest has not done is kept however old it is"
+    assert base.log.begin(*DOCS) == 7, "records that ingest has not read are kept at any age"
     pass_time(base, trim, 2 * KEEP_S)
     assert base.log.begin(*DOCS) == 7
 
 
-def test_what_takes_too_many_bytes_goes_sooner(base: Resources, trim: DocumentsTrim) -> None:
+def test_records_beyond_the_bound_on_bytes_are_trimmed_sooner(
+    base: Resources, trim: DocumentsTrim
+) -> None:
     write(base, 40, bytes_=1_000)
     base.log.commit(Group.INGEST, {DOCS: 35})
-    pass_time(base, trim, STAND_STILL_S / 2)
-    assert base.log.begin(*DOCS) == 0, "an ingest that stood still may yet read it"
+    pass_time(base, trim, STALLED_S / 2)
+    assert base.log.begin(*DOCS) == 0, "a stalled ingest may still read them"
     pass_time(base, trim, 120)
     assert base.log.begin(*DOCS) == 30
     base.log.commit(Group.INGEST, {DOCS: 40})
     write(base, 40, bytes_=1_000)
-    pass_time(base, trim, STAND_STILL_S + 120)
-    assert base.log.begin(*DOCS) == 40, "never beyond what ingest has done"
+    pass_time(base, trim, STALLED_S + 120)
+    assert base.log.begin(*DOCS) == 40, "never beyond the position of ingest"
 
 
-def test_what_a_lane_still_reads_is_kept(base: Resources, trim: DocumentsTrim) -> None:
+def test_records_that_a_lane_still_reads_are_kept(base: Resources, trim: DocumentsTrim) -> None:
     write(base, 40, bytes_=1_000)
     [lane] = base.registry.lanes.open([IngestLane("acme", "docs", 1, 0, 12, "model")])
     base.log.commit(Group.INGEST, {DOCS: 40})
@@ -89,7 +91,7 @@ def test_what_a_lane_still_reads_is_kept(base: Resources, trim: DocumentsTrim) -
 
 
 @pytest.mark.parametrize("resumed", [None, 3])
-def test_a_topic_made_anew_while_its_earlier_one_is_trimmed_keeps_what_ingest_has_not_done(
+def test_a_topic_created_again_during_a_trim_keeps_records_that_ingest_has_not_read(
     base: Resources, trim: DocumentsTrim, resumed: int | None
 ) -> None:
     write(base, 2_500)
@@ -108,8 +110,8 @@ def test_a_topic_made_anew_while_its_earlier_one_is_trimmed_keeps_what_ingest_ha
     assert base.log.begin(*DOCS) <= (resumed or 0)
 
 
-def test_what_a_restart_would_read_again_is_kept(base: Resources, trim: DocumentsTrim) -> None:
-    """Whoever may alter the group's positions in Kafka cannot have records deleted that nobody read."""
+def test_records_that_a_restart_reads_again_are_kept(base: Resources, trim: DocumentsTrim) -> None:
+    """A client that alters the group's positions in Kafka cannot cause a loss of unread records."""
     write(base, 10)
     (topic_id,) = base.log.topic_ids(DOCS[0]).values()
     base.registry.positions.save([PartitionState("acme", 0, topic_id, 4, "reading", 0)])
@@ -118,7 +120,7 @@ def test_what_a_restart_would_read_again_is_kept(base: Resources, trim: Document
     assert base.log.begin(*DOCS) == 4
 
 
-def test_a_position_that_is_not_known_trims_nothing() -> None:
+def test_an_unknown_position_trims_nothing() -> None:
     lane = IngestLane("acme", "docs", 1, 0, 3, "model")
     assert floors({}, [lane]) == {}
     assert floors({DOCS: 9, ("vicinage.docs.other", 0): 5}, [lane]) == {
@@ -134,7 +136,7 @@ def work_off(base: Resources, indexer: Indexer, rounds: int = 6) -> None:
         base.clock.advance(1)
 
 
-def test_superseded_objects_go_a_minute_after_the_manifest_stopped_to_name_them(
+def test_superseded_objects_are_deleted_a_minute_after_no_manifest_names_them(
     tmp_path: Path,
 ) -> None:
     made = resources_in(
@@ -154,7 +156,9 @@ def test_superseded_objects_go_a_minute_after_the_manifest_stopped_to_name_them(
     made.close()
 
 
-def test_objects_of_a_deleted_collection_go_at_the_age_of_an_orphan(tmp_path: Path) -> None:
+def test_objects_of_a_deleted_collection_are_deleted_at_the_age_of_an_orphan(
+    tmp_path: Path,
+) -> None:
     made = resources_in(tmp_path / "data", seal_passages=1, orphan_age_s=100)
     base = replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
     generation, indexer = make_collection(base), make_indexer(base)
@@ -170,7 +174,7 @@ def test_objects_of_a_deleted_collection_go_at_the_age_of_an_orphan(tmp_path: Pa
 
 
 class Leaderless:
-    """The log, but one topic's offsets cannot be looked up."""
+    """A log that cannot look up one topic's offsets."""
 
     def __init__(self, log: Log, topic: str) -> None:
         self._log, self._topic = log, topic
@@ -188,9 +192,7 @@ class Leaderless:
 
 
 @pytest.mark.parametrize("broken", ["aaa", "zzz"])
-def test_a_topic_without_a_leader_keeps_no_other_from_being_trimmed(
-    base: Resources, broken: str
-) -> None:
+def test_a_topic_without_a_leader_blocks_no_trim_of_others(base: Resources, broken: str) -> None:
     make_collection(base)
     tenant = provisioning.create_tenant(base.registry, base.log, broken, actor="test")
     for topic in (DOCS[0], tenant.documents_topic):
@@ -210,7 +212,7 @@ def test_a_topic_without_a_leader_keeps_no_other_from_being_trimmed(
     assert base.log.begin(tenant.documents_topic, 0) == 0
 
 
-def test_a_topic_that_loses_its_leader_before_it_is_trimmed_keeps_no_other(
+def test_a_topic_that_loses_its_leader_before_its_trim_blocks_no_other(
     base: Resources, trim: DocumentsTrim
 ) -> None:
     tenant = provisioning.create_tenant(base.registry, base.log, "aaa", actor="test")

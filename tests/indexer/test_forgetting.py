@@ -1,4 +1,4 @@
-"""Deletions are past once what was in the log with them is, in every partition and under every partition map."""
+"""A deletion is past once ingest is beyond all records of its time, in every partition and map."""
 
 from indexer.forgetting import Passed, Seen, is_past, passed
 from vicinage.partition_maps import PartitionMap, pack_version
@@ -15,7 +15,7 @@ def looks(*seen: tuple[tuple[int, ...], tuple[int, ...], float]) -> Passed:
     return known
 
 
-def test_a_lagging_partition_holds_deletions_of_all_others() -> None:
+def test_a_lagging_partition_keeps_deletions_of_all_others() -> None:
     first = ((10, 3), (10, 6), 0.0)
     lagging = looks(first, ((50, 5), (50, 9), 500.0), ((90, 5), (90, 9), 5_000.0))
     assert not is_past(lagging, [], pack_version(0, Position(0, 5)))
@@ -25,7 +25,7 @@ def test_a_lagging_partition_holds_deletions_of_all_others() -> None:
     assert not is_past(over, [], pack_version(0, Position(1, 3)))
 
 
-def test_new_partitions_begin_a_round_of_their_own() -> None:
+def test_new_partitions_begin_a_new_round() -> None:
     grown = looks(
         ((10,), (10,), 0.0),
         ((10, 0), (10, 5), 50.0),
@@ -39,7 +39,7 @@ def test_new_partitions_begin_a_round_of_their_own() -> None:
     )
 
 
-def test_of_a_topic_that_was_made_anew_every_deletion_is_past_after_one_round() -> None:
+def test_deletions_of_an_earlier_topic_are_past_after_one_round_of_the_new_one() -> None:
     old = pack_version(0, Position(0, 1_000))
     begun = looks(((900,), (2_000,), 0.0), ((0,), (2,), 10.0))
     assert not is_past(begun, [OLD, NEW], old)

@@ -1,4 +1,4 @@
-"""Reindexing step by step: what each state promises, what a kill or a cancellation leaves, and who wins."""
+"""Reindexing step by step: the promise of each state, kills, cancellations, concurrent writes."""
 
 import threading
 from dataclasses import replace
@@ -31,7 +31,7 @@ TOPIC = "vicinage.docs.acme"
 
 
 class Platform:
-    """A collection with one sealed part and one in the log, and an indexer whose thread is the test's own."""
+    """A collection with sealed rows and rows in the log, and an indexer on the test's thread."""
 
     def __init__(self, base) -> None:
         self.base = base
@@ -49,7 +49,7 @@ class Platform:
         for pending in list(self.indexer._sealer.pending.values()):
             self.indexer._seal(pending)
 
-    def ask(self, *, index: str = "flat", model: str | None = None, shards: int = 1) -> Job:
+    def request(self, *, index: str = "flat", model: str | None = None, shards: int = 1) -> Job:
         return reindex_jobs.start(
             self.base.registry,
             self.base.jobs,
@@ -92,11 +92,11 @@ def platform(base) -> Platform:
     return made
 
 
-def test_it_goes_from_pending_to_done_and_the_new_generation_holds_the_same(
+def test_a_job_goes_from_pending_to_done_and_the_new_generation_holds_the_same(
     platform: Platform,
 ) -> None:
     before = contents(platform.base, platform.live)
-    assert platform.ask(shards=3).state == "pending"
+    assert platform.request(shards=3).state == "pending"
     assert platform.advance().state == "waiting"
     assert platform.generations() == [(1, "live"), (2, "building")]
     assert platform.advance().state == "building"
@@ -113,59 +113,59 @@ def test_it_goes_from_pending_to_done_and_the_new_generation_holds_the_same(
     assert before["d1"] == (version(21), 3)
 
 
-def test_it_waits_until_ingest_has_done_what_was_there_when_the_generation_was_made(
+def test_a_job_waits_until_ingest_has_written_the_records_before_the_new_generation(
     platform: Platform,
 ) -> None:
     log = platform.base.log
     log.append(TOPIC, 0, [Record(b"{}") for _ in range(5)])
-    platform.ask()
+    platform.request()
     platform.advance()
-    log.append(TOPIC, 0, [Record(b"{}")])  # later than the barrier: not waited for
+    log.append(TOPIC, 0, [Record(b"{}")])  # beyond the barrier: no wait for it
     assert platform.advance().state == "waiting"
     log.commit(Group.INGEST, {(TOPIC, 0): 4})
     assert platform.advance().state == "waiting", (
-        "the last one may still be on its way to the old generation only"
+        "ingest may still write the last record to the old generation only"
     )
     log.commit(Group.INGEST, {(TOPIC, 0): 5})
     assert platform.advance().state == "building"
 
 
-def test_it_copies_only_once_lanes_of_ingest_are_beyond_the_barrier(platform: Platform) -> None:
+def test_a_job_copies_only_once_lanes_of_ingest_are_beyond_the_barrier(platform: Platform) -> None:
     log, lanes = platform.base.log, platform.base.registry.lanes
     log.append(TOPIC, 0, [Record(b"{}") for _ in range(5)])
     log.commit(Group.INGEST, {(TOPIC, 0): 5})
-    platform.ask()
+    platform.request()
     [lane] = lanes.open([IngestLane("acme", "docs", platform.live.number, 0, 3, "m")])
-    assert platform.advance(2).state == "waiting", "the live generation lacks what its lane owes"
+    assert platform.advance(2).state == "waiting", "the live generation lacks rows of its lane"
     lanes.move(lane, position=5, state="behind")
     assert platform.advance().state == "building"
 
 
-def test_it_cuts_over_only_once_the_new_generation_has_what_the_live_one_has(
+def test_a_job_cuts_over_only_once_the_new_generation_has_all_rows_of_the_live_one(
     platform: Platform,
 ) -> None:
     log, lanes = platform.base.log, platform.base.registry.lanes
-    platform.ask()
+    platform.request()
     platform.advance(2)
     log.append(TOPIC, 0, [Record(b"{}") for _ in range(5)])
     log.commit(Group.INGEST, {(TOPIC, 0): 5})
     [lane] = lanes.open([IngestLane("acme", "docs", 2, 0, 3, "m")])
     assert platform.advance(2).state == "ready"
     assert platform.advance().state == "ready", (
-        "a search of the new generation would miss what its lane owes"
+        "a search of the new generation would miss rows of its lane"
     )
     lanes.move(lane, position=5, state="behind")
     platform.advance()
     assert platform.base.jobs.list()[-1].state == "done"
 
 
-def test_what_the_new_generation_got_by_itself_wins_over_what_is_copied(platform: Platform) -> None:
-    platform.ask()
+def test_rows_that_the_new_generation_received_win_over_copied_ones(platform: Platform) -> None:
+    platform.request()
     platform.advance(2)
     new = platform.generation(2)
     for generation in (platform.live, new):  # as ingest writes: to every generation
         platform.write(generation, gone("d2", 30), up("d3", 31, 4), up("fresh", 32))
-    # its deletion and its newer version lie in a segment before the older rows are copied behind it
+    # its deletion and its newer version are in a segment before the older rows are copied
     platform.seal()
     assert segments(platform.base, new)
     platform.advance(2)
@@ -176,8 +176,8 @@ def test_what_the_new_generation_got_by_itself_wins_over_what_is_copied(platform
     assert found == contents(platform.base, platform.live)
 
 
-def test_a_deletion_that_waits_in_the_log_wins_over_what_is_copied(platform: Platform) -> None:
-    platform.ask()
+def test_a_deletion_that_waits_in_the_log_wins_over_copied_rows(platform: Platform) -> None:
+    platform.request()
     platform.advance(2)
     new = platform.generation(2)
     platform.write(new, gone("d2", 30), up("d3", 31, 4))  # not sealed
@@ -194,7 +194,7 @@ def test_a_compaction_of_the_unfinished_generation_forgets_no_deletion(platform:
 
     platform.base.log.append(TOPIC, 0, [Record(b"{}") for _ in range(50)])
     platform.base.log.commit(Group.INGEST, {(TOPIC, 0): 50})
-    platform.ask()
+    platform.request()
     platform.advance(2)
     new = platform.generation(2)
     platform.write(new, gone("d2", 30))
@@ -220,15 +220,15 @@ def test_a_compaction_of_the_unfinished_generation_forgets_no_deletion(platform:
     assert "d2" not in contents(platform.base, platform.generation(2))
 
 
-def test_a_build_that_was_interrupted_goes_on_after_its_last_part(
+def test_an_interrupted_build_continues_after_its_last_part(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reindex_copy, "PART_PASSAGES", 3)
     before = contents(platform.base, platform.live)
     stopping = threading.Event()
-    platform.ask()
+    platform.request()
     platform.advance(2)
-    stopping.set()  # an orderly stop: after the part under way
+    stopping.set()  # a regular stop: after the current part
     stopped = _reindex(platform, stopping)
     for expected in (1, 2):
         stopped.advance(platform.base.jobs.list(open_only=True)[0])
@@ -252,28 +252,26 @@ def _reindex(platform: Platform, stopping: threading.Event, embed=None) -> Reind
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
-def test_cancelled_at_any_step_it_leaves_the_old_generation_alone(
+def test_a_job_canceled_at_any_step_leaves_the_old_generation_unchanged(
     platform: Platform, steps: int
 ) -> None:
     before = contents(platform.base, platform.live)
-    job = platform.ask()
+    job = platform.request()
     platform.advance(steps)
     reindex_jobs.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
     assert platform.generations() == [(1, "live")]
     assert platform.advance(3).state == "canceled"
     assert platform.generations() == [(1, "live")]
     assert contents(platform.base, platform.live) == before
-    platform.ask()  # and another may begin
+    platform.request()  # another may start
     assert platform.advance(4).state == "done"
     assert contents(platform.base, platform.generation(platform.generations()[-1][0])) == before
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
-def test_cancelled_while_a_step_is_under_way_nothing_is_left(
-    platform: Platform, steps: int
-) -> None:
-    """The worker holds the job as it was before it was cancelled."""
-    job = platform.ask()
+def test_a_job_canceled_during_a_step_leaves_no_generation(platform: Platform, steps: int) -> None:
+    """The worker holds the job as it was before the cancellation."""
+    job = platform.request()
     platform.advance(steps)
     [held] = platform.base.jobs.list()
     reindex_jobs.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
@@ -283,11 +281,11 @@ def test_cancelled_while_a_step_is_under_way_nothing_is_left(
 
 
 @pytest.mark.parametrize("first", ["failed", "gone"])
-def test_a_generation_that_another_gives_up_at_the_same_time_ends_nothing(
+def test_a_generation_that_another_process_abandons_at_the_same_time_raises_nothing(
     platform: Platform, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
-    """The gateway cancels the job while the indexer, between its look and its change, does the same."""
-    job = platform.ask()
+    """The gateway cancels the job while the indexer is between its read and its change."""
+    job = platform.request()
     platform.advance(2)
     [held] = platform.base.jobs.list()
     registry = platform.indexer._registry
@@ -311,31 +309,30 @@ def test_a_generation_that_another_gives_up_at_the_same_time_ends_nothing(
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
-def test_deleted_and_created_again_at_any_step_the_job_ends_and_another_may_begin(
+def test_a_collection_created_again_at_any_step_ends_the_job_and_another_may_start(
     platform: Platform, steps: int
 ) -> None:
-    job = platform.ask()
+    job = platform.request()
     held = platform.advance(steps)
     platform.base.registry.delete_collection("acme", "docs", actor="test")
     ended = platform.base.jobs.get(job.id)
     assert (ended.state, ended.error) == ("failed", "the collection was deleted")
     again = make_collection(platform.base)
     if steps < 3:
-        platform.indexer._maintenance._reindex.advance(
-            held
-        )  # a worker that holds the job as it was
+        # a worker that holds the job as it was
+        platform.indexer._maintenance._reindex.advance(held)
     assert platform.generations() == [(again.number, "live")], (
         "the earlier job adds nothing to the new collection"
     )
-    second = platform.ask()
+    second = platform.request()
     assert platform.advance(4).id == second.id
     assert platform.base.jobs.get(second.id).state == "done"
     assert [state for _, state in platform.generations()] == ["live"]
 
 
-def test_a_job_ends_whose_collection_was_replaced_unseen(platform: Platform) -> None:
-    """As a job of an earlier version, or one that was restored from a backup, may be."""
-    platform.ask()
+def test_a_job_whose_collection_was_replaced_ends(platform: Platform) -> None:
+    """Jobs of an earlier version, or restored from a backup, may be in that state."""
+    platform.request()
     ready = platform.advance(3)
     platform.base.registry.delete_collection("acme", "docs", actor="test")
     make_collection(platform.base)
@@ -348,10 +345,10 @@ def test_a_job_ends_whose_collection_was_replaced_unseen(platform: Platform) -> 
     assert "created again" in (ended.error or "")
 
 
-def test_it_waits_no_longer_for_positions_of_a_topic_that_was_made_anew(platform: Platform) -> None:
+def test_a_job_waits_for_no_positions_of_an_earlier_topic(platform: Platform) -> None:
     log = platform.base.log
     log.append(TOPIC, 0, [Record(b"{}") for _ in range(5)])
-    platform.ask()
+    platform.request()
     platform.advance()
     log.delete_topic(TOPIC)
     log.ensure_topic(TOPIC)
@@ -361,20 +358,20 @@ def test_it_waits_no_longer_for_positions_of_a_topic_that_was_made_anew(platform
     assert platform.advance(4).state == "done"
 
 
-def test_a_finished_one_cannot_be_cancelled_and_a_second_cannot_begin_meanwhile(
+def test_a_finished_job_cannot_be_canceled_and_a_second_cannot_start_meanwhile(
     platform: Platform,
 ) -> None:
-    job = platform.ask()
+    job = platform.request()
     with pytest.raises(Conflict):
-        platform.ask()
+        platform.request()
     platform.advance(4)
     with pytest.raises(Conflict):
         reindex_jobs.cancel(platform.base.registry, platform.base.jobs, job.id, actor="test")
     assert platform.generations() == [(2, "live")]
 
 
-def test_a_live_or_failed_generation_never_becomes_another_thing(platform: Platform) -> None:
-    platform.ask()
+def test_a_live_or_retired_generation_never_changes_its_state(platform: Platform) -> None:
+    platform.request()
     platform.advance(4)
     for number in (1, 2):
         with pytest.raises(Conflict):
@@ -384,23 +381,23 @@ def test_a_live_or_failed_generation_never_becomes_another_thing(platform: Platf
     assert platform.generations() == [(2, "live")]
 
 
-def test_a_collection_deleted_meanwhile_ends_the_job_with_its_reason(platform: Platform) -> None:
-    platform.ask()
+def test_a_deleted_collection_ends_the_job_with_the_reason(platform: Platform) -> None:
+    platform.request()
     platform.advance(2)
     platform.base.registry.delete_collection("acme", "docs", actor="test")
     [job] = platform.base.jobs.list()
     assert (job.state, job.error) == ("failed", "the collection was deleted"), (
-        "at once, whether or not an indexer runs"
+        "at once, with or without an indexer"
     )
 
 
-def test_what_cannot_be_is_refused_at_once(platform: Platform) -> None:
+def test_an_invalid_request_is_refused_at_once(platform: Platform) -> None:
     with pytest.raises(Refused, match="index"):
-        platform.ask(index="annoy")
+        platform.request(index="annoy")
     with pytest.raises(Refused, match="sends vectors"):
-        platform.ask(model="all-minilm-l6-v2")
+        platform.request(model="all-minilm-l6-v2")
     with pytest.raises(NotFound):
-        platform.ask(model="no-such-model")
+        platform.request(model="no-such-model")
     with pytest.raises(NotFound):
         reindex_jobs.start(
             platform.base.registry,
@@ -415,8 +412,8 @@ def test_what_cannot_be_is_refused_at_once(platform: Platform) -> None:
     assert platform.base.jobs.list() == ()
 
 
-def test_more_shards_than_slots_ends_it_with_the_limit(platform: Platform) -> None:
-    platform.ask(shards=9)
+def test_more_shards_than_slots_end_the_job_with_the_limit(platform: Platform) -> None:
+    platform.request(shards=9)
     job = platform.advance()
     assert job.state == "failed"
     assert "8" in job.error
@@ -424,7 +421,7 @@ def test_more_shards_than_slots_ends_it_with_the_limit(platform: Platform) -> No
 
 
 class Modelled(Platform):
-    """A collection whose vectors come from a model of ours; texts stand in its rows."""
+    """A collection whose texts a registered model embeds."""
 
     def __init__(self, base) -> None:
         super().__init__(base)
@@ -455,7 +452,7 @@ def test_another_model_embeds_every_passage_again(base) -> None:
         return np.stack([hash_vector(t, 8) for t in texts])
 
     worker = _reindex(platform, threading.Event(), embed)
-    platform.ask(model="new")
+    platform.request(model="new")
     for _ in range(4):
         worker.advance(platform.base.jobs.list()[-1])
     assert platform.base.jobs.list()[-1].state == "done"
@@ -489,14 +486,12 @@ def test_another_model_embeds_every_passage_again(base) -> None:
         (lambda n: np.full((n, 8), np.nan, np.float32), "not finite"),
     ],
 )
-def test_a_model_that_answers_what_was_not_asked_for_ends_its_job_with_the_reason(
-    base, answer, reason
-) -> None:
+def test_a_model_with_invalid_answers_ends_its_job_with_the_reason(base, answer, reason) -> None:
     platform = Modelled(base)
     platform.write(platform.live, *[up(f"d{i}", i + 1) for i in range(10)])
     platform.seal()
     worker = _reindex(platform, threading.Event(), lambda _model, texts, tenant: answer(len(texts)))
-    platform.ask(model="new")
+    platform.request(model="new")
     for _ in range(3):
         worker.advance(base.jobs.list()[-1])
     [job] = base.jobs.list()
@@ -504,41 +499,41 @@ def test_a_model_that_answers_what_was_not_asked_for_ends_its_job_with_the_reaso
     assert [state for _, state in platform.generations()] == ["live"]
 
 
-def test_a_model_that_hangs_holds_its_own_jobs_alone(base) -> None:
+def test_a_model_that_hangs_blocks_only_its_own_jobs(base) -> None:
     platform = Modelled(base)
     platform.write(platform.live, *[up(f"d{i}", i + 1) for i in range(10)])
     platform.seal()
     other = provisioning.create_collection(
         base.registry, base.log, "acme", "other", dimension=4, slots_total=8, actor="test"
     ).generation()
-    asked, go_on = threading.Event(), threading.Event()
+    called, go_on = threading.Event(), threading.Event()
 
     def hangs(model: str, texts, tenant: str):
-        asked.set()
+        called.set()
         assert go_on.wait(60)
         return np.stack([hash_vector(t, 8) for t in texts])
 
-    upkeep = platform.indexer._maintenance
-    upkeep._reindex = _reindex(platform, threading.Event(), hangs)
-    job = platform.ask(model="new")
-    eventually(lambda: platform.indexer.step() is not None and asked.is_set())
+    maintenance = platform.indexer._maintenance
+    maintenance._reindex = _reindex(platform, threading.Event(), hangs)
+    job = platform.request(model="new")
+    eventually(lambda: platform.indexer.step() is not None and called.is_set())
     copied = reindex_jobs.start(
         base.registry, base.jobs, "acme", "other", index="flat", model=None, shards=1, actor="test"
     )
-    upkeep.compact_soon(other.shards())
+    maintenance.compact_soon(other.shards())
     eventually(
         lambda: platform.indexer.step() is not None and base.jobs.get(copied.id).state == "done"
     )
-    eventually(lambda: platform.indexer.step() is not None and not upkeep._to_compact)
+    eventually(lambda: platform.indexer.step() is not None and not maintenance._to_compact)
     assert base.jobs.get(job.id).state == "building"
     go_on.set()
     eventually(
         lambda: platform.indexer.step() is not None and base.jobs.get(job.id).state == "done"
     )
-    upkeep.stop()
+    maintenance.stop()
 
 
-def test_canceled_while_it_waits_for_a_busy_model_it_asks_no_more(base) -> None:
+def test_a_job_canceled_while_it_waits_for_a_busy_model_embeds_no_more(base) -> None:
     platform = Modelled(base)
     platform.write(platform.live, *[up(f"d{i}", i + 1) for i in range(10)])
     platform.seal()
@@ -551,7 +546,7 @@ def test_canceled_while_it_waits_for_a_busy_model_it_asks_no_more(base) -> None:
         raise Overloaded("the queue is full", retry_after_s=0.001)
 
     worker = _reindex(platform, threading.Event(), embed)
-    job = platform.ask(model="new")
+    job = platform.request(model="new")
     for _ in range(3):
         worker.advance(base.jobs.get(job.id))
     assert len(calls) == 2
@@ -559,7 +554,7 @@ def test_canceled_while_it_waits_for_a_busy_model_it_asks_no_more(base) -> None:
     assert [state for _, state in platform.generations()] == ["live"]
 
 
-def test_passages_without_a_text_end_a_change_of_model_with_the_reason(base) -> None:
+def test_passages_without_text_end_a_change_of_model_with_the_reason(base) -> None:
     from rows import message
     from sealed import DIMENSION
 
@@ -568,21 +563,21 @@ def test_passages_without_a_text_end_a_change_of_model_with_the_reason(base) -> 
 
     platform = Modelled(base)
     batch = message([up("a", 1)], DIMENSION)
-    place = batch.schema.get_field_index("text")
-    bare = batch.set_column(place, batch.schema.field(place), pa.nulls(1, pa.utf8()))
+    column = batch.schema.get_field_index("text")
+    bare = batch.set_column(column, batch.schema.field(column), pa.nulls(1, pa.utf8()))
     g = platform.live
     value = encode_rows(bare, tenant="acme", collection="docs", generation=g.number)
     base.log.append(VECTORS_TOPIC, g.slots[0], [Record(value, rows_key("acme", "docs", g.number))])
-    platform.ask(model="new")
+    platform.request(model="new")
     job = platform.advance(4)
     assert job.state == "failed"
     assert "no text" in job.error
     assert platform.generations() == [(g.number, "live")]
 
 
-def test_an_empty_collection_is_reindexed_too(base) -> None:
+def test_an_empty_collection_is_reindexed(base) -> None:
     platform = Platform(base)
-    platform.ask(index="hnsw")
+    platform.request(index="hnsw")
     job = platform.advance(4)
     assert (job.state, job.done) == ("done", 0)
     assert platform.generations() == [(2, "live")]
@@ -610,7 +605,7 @@ def test_a_model_registered_after_the_indexer_started_is_found(base) -> None:
     )
     append(base, made.generation(), up("a", 1))
     indexer = build_indexer(base, embedder_key=None)
-    elsewhere = Registry(base.engine, base.clock)  # the gateway's process, not the indexer's
+    elsewhere = Registry(base.engine, base.clock)  # of the gateway's process
     with serving(Starlette(routes=[Route("/v1/embeddings", embeddings, methods=["POST"])])) as url:
         elsewhere.register_model(
             EmbeddingModel("late", "openai", f"{url}/v1", 8, 100), actor="test"

@@ -1,4 +1,4 @@
-"""A damaged object: noted by whoever meets it, never loaded again, kept for a person to look at, and its segment rebuilt as it was."""
+"""A damaged object is reported by its reader, not loaded, kept in quarantine, and rebuilt."""
 
 import random
 import time
@@ -54,13 +54,13 @@ def base(tmp_path: Path) -> Iterator[Resources]:
 
 
 def opened(folder: Path, **indexer: Any) -> Resources:
-    """A platform whose time is the test's."""
+    """A platform with a manual clock."""
     made = resources_in(folder / "data", **{**QUIET, **indexer})
     return replace(made, clock=ManualClock(time.time_ns() // 1_000_000))
 
 
 def step(base: Resources, indexer: Indexer, n: int = 1) -> None:
-    """Let it do its work, a second later each time."""
+    """Steps the indexer n times and settles its workers; the clock advances two seconds each."""
     for _ in range(n):
         indexer.step()
         indexer._maintenance.settle()
@@ -68,7 +68,7 @@ def step(base: Resources, indexer: Indexer, n: int = 1) -> None:
 
 
 def two_segments(base: Resources, indexer: Indexer) -> Generation:
-    """One of documents in several passages, and one that replaces a document, deletes two, and has another."""
+    """One segment of several documents, and one that replaces one, deletes two and adds four."""
     generation = make_collection(base, index="hnsw:M=8")
     append(
         base, generation, *(up(name, i, 1 + i % 3) for i, name in enumerate("abcdefgh", start=1))
@@ -79,7 +79,7 @@ def two_segments(base: Resources, indexer: Indexer) -> Generation:
         generation,
         up("a", 20, 2),
         gone("b", 21),
-        gone("nobody", 22),
+        gone("absent", 22),
         *(up(n, 30, 2) for n in "ijkl"),
     )
     step(base, indexer)
@@ -93,13 +93,11 @@ def manifest_of(base: Resources, generation: Generation) -> Manifest:
 
 
 def inside(base: Resources, generation: Generation) -> list[tuple[Any, ...]]:
-    """Everything that the shard's segments say, in their order, whatever their names."""
+    """Returns the content of the shard's segments, in their order, without names."""
     found = []
     for ref in manifest_of(base, generation).segments:
         segment = load(ref, base.store, open_backend(), generation.metric)
-        deletes = sorted(
-            (name, int(segment.version[place])) for place, name in segment.deleted.items()
-        )
+        deletes = sorted((name, int(segment.version[at])) for at, name in segment.deleted.items())
         numbers = (
             ref.kind,
             ref.n_passages,
@@ -112,17 +110,17 @@ def inside(base: Resources, generation: Generation) -> list[tuple[Any, ...]]:
     return found
 
 
-def answers(base: Resources, generation: Generation) -> list[Any]:
-    """What a searcher that starts now answers: exactly, by the index, by words, by a filter."""
+def search_results(base: Resources, generation: Generation) -> list[Any]:
+    """Returns the results of a new searcher: exact, by index, by words, with a filter."""
     shard = loaded(base, generation.shards()[0], generation)
-    question = np.ones((1, DIMENSION), np.float32)
-    asked = [
-        ShardQuery(shard.id, question, 50, exact=True),
-        ShardQuery(shard.id, question, 5),
-        ShardQuery(shard.id, question, 50, filter=Filter.parse({"name": {"$in": ["a", "b", "i"]}})),
-        ShardQuery(shard.id, question[:, :0], 50, mode="lexical", texts=("text a b i late",)),
+    query = np.ones((1, DIMENSION), np.float32)
+    queries = [
+        ShardQuery(shard.id, query, 50, exact=True),
+        ShardQuery(shard.id, query, 5),
+        ShardQuery(shard.id, query, 50, filter=Filter.parse({"name": {"$in": ["a", "b", "i"]}})),
+        ShardQuery(shard.id, query[:, :0], 50, mode="lexical", texts=("text a b i late",)),
     ]
-    found = [shard.search(q) for q in asked]
+    found = [shard.search(q) for q in queries]
     return [
         [(p.hits, p.lexical) for p in found],
         shard.stats().documents,
@@ -131,14 +129,14 @@ def answers(base: Resources, generation: Generation) -> list[Any]:
 
 
 def fresh(base: Resources) -> Loading:
-    """How a process that starts now loads segments: it has verified nothing yet."""
+    """Returns the loader of a new process: it has verified no object yet."""
     return Loading(
         open_store(base.settings.store_url), open_backend(), base.manifests.quarantine, "searcher"
     )
 
 
 def meet(base: Resources, generation: Generation) -> list[Damaged]:
-    """Load all of the shard, words included, as a searcher does; what it could not use."""
+    """Loads the whole shard as a searcher does, lexical indexes included; returns its damage."""
     shard = generation.shards()[0]
     barred = base.manifests.quarantine.barred(shard)
     met = []
@@ -171,20 +169,20 @@ HARMS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("at", [0, 1], ids=["the older segment", "the one with deletions"])
 @pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("role", ROLES)
-def test_a_damaged_object_is_noted_and_its_segment_rebuilt_as_it_was(
+def test_a_damaged_object_is_reported_and_its_segment_rebuilt_with_equal_content(
     base: Resources, role: str, harm: str, at: int
 ) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
-    whole, asked, before = (
+    whole, results, before = (
         inside(base, generation),
-        answers(base, generation),
+        search_results(base, generation),
         manifest_of(base, generation),
     )
     HARMS[harm](file_of(base, before.segments[at], role))
     met = meet(base, generation)
     assert [d.role for d in met] == ([] if role == "lexical" else [role]), (
-        "a searcher goes on without an index of words"
+        "a searcher continues without a lexical index"
     )
     [noted] = base.manifests.quarantine.open()
     path = before.segments[at].objects[role].path
@@ -193,13 +191,13 @@ def test_a_damaged_object_is_noted_and_its_segment_rebuilt_as_it_was(
     step(base, indexer, 2)
     after = manifest_of(base, generation)
     assert base.manifests.quarantine.open() == []
-    assert after.version == before.version + 1, "by one swap"
+    assert after.version == before.version + 1, "one swap"
     assert after.sealed == before.sealed
     assert inside(base, generation) == whole
-    assert answers(base, generation) == asked
+    assert search_results(base, generation) == results
     assert after.segments[1 - at] == before.segments[1 - at]
     old, new = before.segments[at].objects.values(), after.segments[at].objects.values()
-    assert not {o.path for o in old} & {o.path for o in new}, "nothing is written in place"
+    assert not {o.path for o in old} & {o.path for o in new}, "no object is overwritten"
     actions = [
         (r.action, r.actor) for r in Audit(base.engine).records() if r.action.startswith("segment.")
     ]
@@ -217,7 +215,7 @@ def put_in(
     file: str,
     data: Any,
 ) -> None:
-    """Have the shard's manifest name an object of other content, whose checksum is right: as an older version wrote it."""
+    """Swaps in an object of an older version, with a valid checksum, in the shard's manifest."""
     before = manifest_of(base, generation)
     ref = before.segments[at]
     stored: ObjectRef = base.store.put(f"segments/{before.shard}/{ref.id}/older/{file}", data)
@@ -233,7 +231,7 @@ def put_in(
 
 
 def columns(file: Path, names: Callable[[list[str]], list[str]], sink: Path) -> Path:
-    """The Arrow file with other columns."""
+    """Writes the Arrow file with other columns."""
     batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
     chosen = pa.record_batch(
         {
@@ -248,7 +246,7 @@ def columns(file: Path, names: Callable[[list[str]], list[str]], sink: Path) -> 
 
 
 def older(base: Resources, ref: SegmentRef, form: str, sink: Path) -> tuple[str, str, Any]:
-    """Role, name and content of an object in a form that is not read."""
+    """Returns role, name and content of an object in a format that is not read."""
     match form:
         case "passages without their places in the text":
             without = [n if n not in ("start", "end") else "" for n in COLUMNS]
@@ -305,14 +303,14 @@ FORMS = [
 
 @pytest.mark.parametrize("at", [0, 1], ids=["the older segment", "the one with deletions"])
 @pytest.mark.parametrize("form", FORMS)
-def test_an_older_format_is_said_to_be_one_and_is_rewritten(
+def test_an_older_format_is_reported_as_such_and_rewritten(
     base: Resources, tmp_path: Path, form: str, at: int
 ) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
-    whole, asked, before = (
+    whole, results, before = (
         inside(base, generation),
-        answers(base, generation),
+        search_results(base, generation),
         manifest_of(base, generation),
     )
     put_in(
@@ -321,18 +319,18 @@ def test_an_older_format_is_said_to_be_one_and_is_rewritten(
     meet(base, generation)
     [noted] = base.manifests.quarantine.open()
     assert noted.fault == "format"
-    assert "older format" in noted.reason or "no FAISS index of ours" in noted.reason
+    assert "older format" in noted.reason or "not a FAISS index of a known kind" in noted.reason
     step(base, indexer, 2)
     assert base.manifests.quarantine.open() == []
     rebuilt = inside(base, generation)
-    if form == "passages without their places in the text":  # those are in no object of that format
+    if form == "passages without their places in the text":  # that format lacks them
         for row in (r for each in (*whole, *rebuilt) for r in each[1]):
             row.update(start=None, end=None)
         assert rebuilt == whole
-        assert answers(base, generation)[1:] == asked[1:]
+        assert search_results(base, generation)[1:] == results[1:]
     else:
         assert rebuilt == whole
-        assert answers(base, generation) == asked
+        assert search_results(base, generation) == results
     assert meet(base, generation) == []
 
 
@@ -341,14 +339,14 @@ def trim(base: Resources, generation: Generation) -> None:
     base.log.trim(VECTORS_TOPIC, slot, manifest_of(base, generation).sealed)
 
 
-def test_what_nothing_has_any_more_is_refused_says_what_to_do_and_heals_when_it_is_put_back(
+def test_a_segment_that_cannot_be_rebuilt_says_what_to_do_and_recovers_once_restored(
     base: Resources,
 ) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
-    whole, asked, before = (
+    whole, results, before = (
         inside(base, generation),
-        answers(base, generation),
+        search_results(base, generation),
         manifest_of(base, generation),
     )
     trim(base, generation)
@@ -359,33 +357,35 @@ def test_what_nothing_has_any_more_is_refused_says_what_to_do_and_heals_when_it_
     step(base, indexer, 3)
     [stuck] = base.manifests.quarantine.open()
     assert (stuck.state, manifest_of(base, generation)) == ("stuck", before)
-    assert "which 2 documents it says are deleted" in stuck.reason
+    assert "which 2 documents it deletes" in stuck.reason
     assert "put the object back from a backup of the store" in stuck.reason
-    assert [d.path for d in meet(base, generation)] == [stuck.path], "and it is still not loaded"
+    assert [d.path for d in meet(base, generation)] == [stuck.path], "it is still not loaded"
     file.write_bytes(data)
     assert [d.path for d in meet(base, generation)] == [stuck.path], (
-        "not before it was read again by who holds the slot"
+        "not before the holder of the slot has read it again"
     )
     base.clock.advance(3_600)
     step(base, indexer, 2)
     assert base.manifests.quarantine.every() == []
     assert meet(base, generation) == []
-    assert (inside(base, generation), answers(base, generation)) == (whole, asked)
+    assert (inside(base, generation), search_results(base, generation)) == (whole, results)
 
 
 @pytest.mark.parametrize("role", ["index", "lexical", "documents"])
-def test_without_the_log_it_is_rebuilt_of_its_other_objects(base: Resources, role: str) -> None:
+def test_without_the_log_a_segment_is_rebuilt_from_its_other_objects(
+    base: Resources, role: str
+) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
-    whole, asked = inside(base, generation), answers(base, generation)
+    whole, results = inside(base, generation), search_results(base, generation)
     trim(base, generation)
     flipped(file_of(base, manifest_of(base, generation).segments[0], role))
     meet(base, generation)
     step(base, indexer, 2)
-    assert (inside(base, generation), answers(base, generation)) == (whole, asked)
+    assert (inside(base, generation), search_results(base, generation)) == (whole, results)
 
 
-def test_where_no_offsets_are_known_as_of_older_manifests_and_of_copied_rows_the_log_is_not_asked(
+def test_without_known_offsets_the_log_is_not_used(
     base: Resources,
 ) -> None:
     indexer = make_indexer(base)
@@ -403,7 +403,7 @@ def test_where_no_offsets_are_known_as_of_older_manifests_and_of_copied_rows_the
 
 @pytest.mark.parametrize("role", ["passages", "documents", "index", "passages_copy"])
 @pytest.mark.parametrize("how", ["a bit flipped", "lost"])
-def test_what_a_reindex_copied_is_rebuilt_without_the_log(
+def test_copies_of_a_reindex_are_rebuilt_without_the_log(
     base: Resources, role: str, how: str
 ) -> None:
     indexer = make_indexer(base)
@@ -424,9 +424,9 @@ def test_what_a_reindex_copied_is_rebuilt_without_the_log(
     generation = base.registry.collection("acme", "docs").generation()
     assert generation.number > source.number
     trim(base, generation)
-    whole, asked, before = (
+    whole, results, before = (
         inside(base, generation),
-        answers(base, generation),
+        search_results(base, generation),
         manifest_of(base, generation),
     )
     [ref] = before.segments
@@ -442,7 +442,7 @@ def test_what_a_reindex_copied_is_rebuilt_without_the_log(
         assert {d.role for d in meet(base, generation)} == {role}
     step(base, indexer, 3)
     assert manifest_of(base, generation).segments != before.segments
-    assert (inside(base, generation), answers(base, generation)) == (whole, asked)
+    assert (inside(base, generation), search_results(base, generation)) == (whole, results)
     assert meet(base, generation) == []
 
 
@@ -462,7 +462,7 @@ def segment(n_deletes: int = 0, first: int | None = 0) -> SegmentRef:
         ({"passages", "documents"}, 0, "log", "none"),
     ],
 )
-def test_it_is_taken_from_what_is_left_and_only_then_from_the_log(
+def test_a_plan_prefers_the_remaining_objects_to_the_log(
     broken: set[str], n_deletes: int, rows: str, deletes: str
 ) -> None:
     assert plan(segment(n_deletes), broken, logged=True) == Plan(rows, deletes)  # type: ignore[arg-type]
@@ -472,14 +472,14 @@ def test_it_is_taken_from_what_is_left_and_only_then_from_the_log(
 
 
 def age(base: Resources) -> None:
-    """Make every object of the store two hours old."""
+    """Makes every object of the store two hours old."""
     import os
 
     for stored in list(base.store.list("segments")):
         os.utime(Path(base.settings.store_url) / stored.path, (time.time() - 7_200,) * 2)
 
 
-def test_its_bytes_are_kept_for_as_long_as_was_set_and_then_go(base: Resources) -> None:
+def test_damaged_bytes_are_kept_for_the_time_of_quarantine(base: Resources) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     bad = manifest_of(base, generation).segments[0]
@@ -492,7 +492,7 @@ def test_its_bytes_are_kept_for_as_long_as_was_set_and_then_go(base: Resources) 
     step(base, indexer)
     assert file.is_file()
     assert not file_of(base, bad, "passages").is_file(), (
-        "what was whole of it is an orphan like every other"
+        "its intact objects are orphans like others"
     )
     base.clock.advance(7 * 86_400)
     step(base, indexer, 2)
@@ -505,7 +505,7 @@ def test_its_bytes_are_kept_for_as_long_as_was_set_and_then_go(base: Resources) 
     )
 
 
-def test_a_noted_object_is_not_swept_while_its_segment_waits_to_be_rebuilt(base: Resources) -> None:
+def test_a_damaged_object_is_not_swept_while_its_segment_waits_for_repair(base: Resources) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     trim(base, generation)
@@ -519,58 +519,58 @@ def test_a_noted_object_is_not_swept_while_its_segment_waits_to_be_rebuilt(base:
     assert [d.state for d in base.manifests.quarantine.open()] == ["stuck"]
 
 
-def test_an_empty_store_is_one_that_is_not_mounted_and_nothing_is_rebuilt_into_it(
+def test_an_empty_store_counts_as_not_mounted_and_nothing_is_rebuilt_into_it(
     base: Resources,
 ) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
-    before, asked = manifest_of(base, generation), answers(base, generation)
+    before, results = manifest_of(base, generation), search_results(base, generation)
     store = Path(base.settings.store_url)
     (store / "segments").rename(store.parent / "elsewhere")
     assert {d.fault for d in meet(base, generation)} == {"lost"}
     step(base, indexer, 3)
     assert (manifest_of(base, generation), list(base.store.list("segments"))) == (before, [])
     (store.parent / "elsewhere").rename(store / "segments")
-    assert meet(base, generation) == [], "what was lost is loaded as soon as it is there again"
+    assert meet(base, generation) == [], "lost objects are loaded once they are back"
     base.clock.advance(3_600)
     step(base, indexer, 4)
     assert base.manifests.quarantine.every() == []
-    assert (manifest_of(base, generation), answers(base, generation)) == (before, asked)
+    assert (manifest_of(base, generation), search_results(base, generation)) == (before, results)
 
 
 # the scrub
 
 
-def test_the_scrub_finds_what_nobody_asked_for(tmp_path: Path) -> None:
+def test_the_scrub_finds_damage_that_no_search_meets(tmp_path: Path) -> None:
     base = opened(tmp_path, scrub_per_minute=60)
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
-    whole, asked, before = (
+    whole, results, before = (
         inside(base, generation),
-        answers(base, generation),
+        search_results(base, generation),
         manifest_of(base, generation),
     )
     flipped(file_of(base, before.segments[1], "lexical"))
     step(base, indexer, 45)
     assert [d.state for d in base.manifests.quarantine.every()] == ["replaced"], (
-        "though it was verified before, in this very process"
+        "although this process verified it before"
     )
     assert manifest_of(base, generation).version == before.version + 1
-    assert (inside(base, generation), answers(base, generation)) == (whole, asked)
+    assert (inside(base, generation), search_results(base, generation)) == (whole, results)
     base.close()
 
 
-def test_the_scrub_reads_no_faster_than_it_may() -> None:
+def test_the_scrub_keeps_to_its_rate() -> None:
     slow = IndexerSettings(scrub_per_minute=6, scrub_bytes_s=1 << 20)
     assert pause_s(0, slow) == 10
     assert pause_s(100 << 20, slow) == 100
 
 
-# who else is at work
+# concurrent processes
 
 
-def test_compaction_takes_nothing_that_another_process_found_corrupt(tmp_path: Path) -> None:
-    """The indexer verified the object when it wrote it: that it is corrupt now it knows from the quarantine alone."""
+def test_compaction_reads_no_object_that_another_process_found_corrupt(tmp_path: Path) -> None:
+    """The indexer verified the object at writing; only the quarantine tells it of the damage."""
     base = opened(tmp_path, segments_max=1)
     indexer = make_indexer(base)
     generation = make_collection(base, index="hnsw:M=8")
@@ -588,10 +588,10 @@ def test_compaction_takes_nothing_that_another_process_found_corrupt(tmp_path: P
     base.close()
 
 
-def test_of_two_indexers_only_the_one_that_holds_the_slot_rebuilds(base: Resources) -> None:
+def test_of_two_indexers_only_the_holder_of_the_slot_rebuilds(base: Resources) -> None:
     stale, other = make_indexer(base, "stale"), make_indexer(base, "other")
     generation = two_segments(base, stale)
-    before, asked = manifest_of(base, generation), answers(base, generation)
+    before, results = manifest_of(base, generation), search_results(base, generation)
     flipped(file_of(base, before.segments[0], "index"))
     meet(base, generation)
     [noted] = base.manifests.quarantine.open()
@@ -599,7 +599,7 @@ def test_of_two_indexers_only_the_one_that_holds_the_slot_rebuilds(base: Resourc
     base.clock.advance(base.settings.indexer.lease_s + 1)
     other._hold_leases()
     assert stale.lease(generation.slots[0]) == lease, (
-        "it stood still, and believes that it holds the slot"
+        "it was suspended, and believes that it holds the slot"
     )
     stale._registry.refresh()
     stale._maintenance._repair.repair(noted)
@@ -608,14 +608,14 @@ def test_of_two_indexers_only_the_one_that_holds_the_slot_rebuilds(base: Resourc
     after = manifest_of(base, generation)
     assert (after.version, after.epoch) == (before.version + 1, lease.epoch + 1)
     stale._maintenance._repair.repair(noted)
-    assert manifest_of(base, generation) == after, "and what is rebuilt is not rebuilt again"
-    assert answers(base, generation) == asked
+    assert manifest_of(base, generation) == after, "a rebuilt segment is not rebuilt again"
+    assert search_results(base, generation) == results
     with pytest.raises(Conflict):
         base.manifests.swap(after, segments=(), sealed=0, lease=lease)
 
 
 @pytest.mark.parametrize("repairable", [True, False])
-def test_a_reindex_waits_for_a_segment_that_is_being_rebuilt_and_fails_where_that_cannot_be(
+def test_a_reindex_waits_for_a_repair_and_fails_if_it_cannot_succeed(
     base: Resources, repairable: bool
 ) -> None:
     indexer = make_indexer(base)
@@ -639,7 +639,7 @@ def test_a_reindex_waits_for_a_segment_that_is_being_rebuilt_and_fails_where_tha
 # the quarantine itself
 
 
-def test_a_note_is_made_once_and_only_of_what_a_manifest_names(base: Resources) -> None:
+def test_damage_is_noted_once_and_only_of_objects_in_a_manifest(base: Resources) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     [first, _] = manifest_of(base, generation).segments
@@ -647,7 +647,7 @@ def test_a_note_is_made_once_and_only_of_what_a_manifest_names(base: Resources) 
     path = first.objects["index"].path
     damage = Damage(path, shard, first.id, "index", "corrupt", "why")
     assert [quarantine.note(damage, actor="test") for _ in range(3)] == [True, False, False]
-    assert not quarantine.note(replace(damage, path="segments/of/nobody"), actor="test")
+    assert not quarantine.note(replace(damage, path="segments/of/none"), actor="test")
     assert not quarantine.note(
         replace(damage, shard=ShardId("other", "docs", 1, 0), path=first.objects["passages"].path),
         actor="test",
@@ -657,7 +657,7 @@ def test_a_note_is_made_once_and_only_of_what_a_manifest_names(base: Resources) 
     assert len([r for r in Audit(base.engine).records() if r.action == "segment.quarantine"]) == 1
 
 
-def test_what_was_lost_and_is_back_with_other_bytes_is_corrupt(base: Resources) -> None:
+def test_a_lost_object_that_returns_with_other_bytes_is_corrupt(base: Resources) -> None:
     indexer = make_indexer(base)
     generation = two_segments(base, indexer)
     file = file_of(base, manifest_of(base, generation).segments[0], "index")
@@ -674,7 +674,7 @@ def test_what_was_lost_and_is_back_with_other_bytes_is_corrupt(base: Resources) 
     )
 
 
-def test_deletions_come_back_as_they_were() -> None:
+def test_deletions_are_returned_with_their_versions() -> None:
     keys = Keys.of(["a", "b", "c"])
     order = np.argsort(keys.high)
     documents = Documents(
@@ -695,11 +695,11 @@ def test_deletions_come_back_as_they_were() -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(seed=st.integers(0, 2**32 - 1))
-@example(seed=297)  # every object that there is was lost
-def test_whatever_was_written_merged_and_damaged_answers_are_what_they_were(
+@example(seed=297)  # loses every object
+def test_results_survive_any_sequence_of_writes_merges_and_damage(
     tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
-    """Seals, compactions and damage in any order: as long as the log has it, nobody can tell that a segment was rebuilt."""
+    """While the log has the records, no result shows that a segment was rebuilt."""
     rng = random.Random(seed)
     base = opened(
         tmp_path_factory.mktemp("any"),
@@ -709,9 +709,8 @@ def test_whatever_was_written_merged_and_damaged_answers_are_what_they_were(
     )
     another = tmp_path_factory.mktemp("another") / "passages.arrow"
     another.write_bytes(b"of another tenant")
-    base.store.put(
-        "segments/other/docs/1/0/one/passages.arrow", another
-    )  # a store without any is taken for not mounted
+    # a store without segments counts as not mounted
+    base.store.put("segments/other/docs/1/0/one/passages.arrow", another)
     indexer = make_indexer(base)
     generation = make_collection(base, index=rng.choice(["flat", "hnsw:M=8"]))
     expected: dict[str, int] = {}

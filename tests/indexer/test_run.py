@@ -1,4 +1,4 @@
-"""The indexer's step: what it keeps when something is away, how far a restart replays, and what it lets go of."""
+"""The indexer's step: outages, the replay of a restart, and the objects that it deletes."""
 
 import os
 import time
@@ -28,7 +28,7 @@ from vicinage.wire import encode_rows, rows_key
 
 @pytest.fixture
 def opened(tmp_path: Path):
-    """A platform whose clock stands still until told; settings as given."""
+    """Opens a platform with a manual clock and the given settings."""
     made = []
 
     def open_with(**indexer):
@@ -43,14 +43,14 @@ def opened(tmp_path: Path):
 
 
 def work_off(indexer: Indexer, rounds: int = 6) -> None:
-    """Steps, each with what its worker thread had to do."""
+    """Steps the indexer; settles its workers after each step."""
     for _ in range(rounds):
         indexer.step()
         indexer._maintenance.settle()
 
 
 def seal_alone(base, generation, indexer: Indexer, rows: list) -> None:
-    """Each row as a segment of its own, by an indexer that does nothing beside."""
+    """Seals each row as a segment of its own, without maintenance."""
     for row in rows:
         append(base, generation, row)
         indexer._hold_leases()
@@ -60,8 +60,8 @@ def seal_alone(base, generation, indexer: Indexer, rows: list) -> None:
 
 
 @contextmanager
-def store_away(base):
-    """A store that takes no new objects: the folder where they come in is gone."""
+def store_unavailable(base):
+    """Makes the store unavailable for new objects: their folder is removed."""
     incoming = Path(base.settings.store_url) / ".incoming"
     incoming.rmdir()
     yield
@@ -69,8 +69,8 @@ def store_away(base):
 
 
 @contextmanager
-def catalog_away(base):
-    """A catalog that does not answer for manifests."""
+def catalog_unavailable(base):
+    """Makes the catalog unavailable for manifests."""
     with change(base.engine) as connection:
         connection.execute(text("ALTER TABLE manifests RENAME TO elsewhere"))
     yield
@@ -92,11 +92,11 @@ def test_one_row_is_sealed_once_it_is_old(opened) -> None:
     assert contents(base, generation) == {"a": (version(1), 1)}
 
 
-def test_what_could_not_be_sealed_stays_pending_and_is_sealed_later(opened) -> None:
+def test_rows_that_could_not_be_sealed_stay_pending_and_are_sealed_later(opened) -> None:
     base = opened(seal_passages=3)
     generation, indexer = make_collection(base), make_indexer(base)
     append(base, generation, up("a", 1, 2), up("b", 2))
-    with store_away(base):
+    with store_unavailable(base):
         for _ in range(3):
             with pytest.raises(Unavailable):
                 indexer.step()
@@ -106,15 +106,15 @@ def test_what_could_not_be_sealed_stays_pending_and_is_sealed_later(opened) -> N
     assert set(contents(base, generation)) == {"a", "b", "c"}
 
 
-def test_what_was_read_while_the_catalog_was_away_is_read_again(opened) -> None:
+def test_records_read_during_a_catalog_outage_are_read_again(opened) -> None:
     base = opened(seal_passages=2)
     first, indexer = make_collection(base), make_indexer(base)
     indexer.step()
-    second = make_collection(base, "second")  # of whose manifest the indexer knows nothing yet
+    second = make_collection(base, "second")  # the indexer has not read its manifest yet
     append(base, first, up("a", 1))
     append(base, second, up("b", 2), up("c", 3))
     append(base, first, up("d", 4))
-    with catalog_away(base):
+    with catalog_unavailable(base):
         for _ in range(2):
             with pytest.raises(Unavailable):
                 indexer.step()
@@ -125,7 +125,7 @@ def test_what_was_read_while_the_catalog_was_away_is_read_again(opened) -> None:
 
 
 def in_one_slot(base, n: int) -> list:
-    """Live generations of n collections that share a slot."""
+    """Returns live generations of n collections that share a slot."""
     found: dict[int, list] = {}
     for number in range(200):
         made = make_collection(base, f"c{number}")
@@ -154,10 +154,10 @@ def test_a_restart_never_replays_more_than_one_and_a_half_times_the_bound(opened
             end = base.log.end(VECTORS_TOPIC, busy.slots[0])
             held.append(end - min(sealed(base, g) for g in (busy, slow, idle)))
             ends.append(end)
-    assert max(ends) > 3 * 60, "or the test shows nothing"
-    assert max(held) <= 60 + 5, "1.5 × 40, and what came since the last step"
+    assert max(ends) > 3 * 60, "else the test proves nothing"
+    assert max(held) <= 60 + 5, "1.5 × 40, and the records since the last step"
     assert segments(base, idle) == []
-    assert len(contents(base, slow)) == 6, "moving on skipped nothing"
+    assert len(contents(base, slow)) == 6, "advancing skipped no row"
     indexer._maintenance.stop()
     again = make_indexer(base)
     again._hold_leases()
@@ -167,7 +167,7 @@ def test_a_restart_never_replays_more_than_one_and_a_half_times_the_bound(opened
     assert len(contents(base, busy)) == 199
 
 
-def test_manifests_of_idle_shards_are_rewritten_seldom(opened) -> None:
+def test_manifests_of_idle_shards_are_rewritten_rarely(opened) -> None:
     base = opened(seal_passages=1_000, replay_records_max=40)
     busy, idle = in_one_slot(base, 2)
     indexer = make_indexer(base)
@@ -199,7 +199,7 @@ def test_an_invalid_record_is_skipped_and_its_shard_continues(opened) -> None:
     assert sealed(base, well) > poison
 
 
-def test_a_message_in_a_slot_that_its_generation_does_not_have_is_passed_over(opened) -> None:
+def test_a_message_in_a_slot_outside_its_generation_is_skipped(opened) -> None:
     base = opened(seal_passages=2)
     [docs] = in_one_slot(base, 1)
     slot = next(slot for slot in range(base.settings.slots) if slot not in docs.slots)
@@ -218,7 +218,7 @@ def test_a_message_in_a_slot_that_its_generation_does_not_have_is_passed_over(op
     assert indexer._reader.positions[slot] == base.log.end(VECTORS_TOPIC, slot)
 
 
-def test_rows_of_a_deleted_collection_are_for_nobody_and_hold_nothing_back(opened) -> None:
+def test_rows_of_a_deleted_collection_are_dropped_and_block_no_seal(opened) -> None:
     base = opened(seal_passages=2)
     kept, dead = in_one_slot(base, 2)
     indexer = make_indexer(base)
@@ -232,7 +232,7 @@ def test_rows_of_a_deleted_collection_are_for_nobody_and_hold_nothing_back(opene
     assert set(contents(base, kept)) == {"a", "b"}
 
 
-def test_objects_of_a_generation_that_is_gone_are_swept_and_no_others(opened) -> None:
+def test_only_objects_of_a_retired_generation_and_orphans_are_swept(opened) -> None:
     base = opened(seal_passages=1, orphan_age_s=100)
     indexer, generation = make_indexer(base), make_collection(base)
     append(base, generation, up("a", 1))
@@ -255,13 +255,13 @@ def test_objects_of_a_generation_that_is_gone_are_swept_and_no_others(opened) ->
     work_off(indexer)
     assert base.manifests.of_generation("acme", "docs", 1) == []
     assert len(list(base.store.list("segments"))) == 7, (
-        "too young to be swept: somebody may be about to name them"
+        "too young to be swept: a writer may be about to publish them"
     )
     base.clock.advance(100_000)
     work_off(indexer)
     left = {o.path for o in base.store.list("segments")}
     assert left == base.manifests.paths() | {orphan.path}, (
-        "the retired generation's are gone, at an age of this process's clock"
+        "the retired generation's are deleted, at an age by this process's clock"
     )
     for object_ in base.store.list("segments"):
         os.utime(
@@ -277,19 +277,19 @@ def test_objects_of_a_generation_that_is_gone_are_swept_and_no_others(opened) ->
 
 
 def aged(base: Resources) -> None:
-    """Make every object of the store a day old."""
+    """Makes every object of the store a day old."""
     for object_ in base.store.list("segments"):
         os.utime(Path(base.settings.store_url) / object_.path, (time.time() - 86_400,) * 2)
 
 
 def swept(base: Resources, indexer: Indexer) -> set[str]:
-    """What is left in the store after a sweep."""
+    """Returns the objects in the store after a sweep."""
     base.clock.advance(61)
-    indexer._maintenance._sweep()
+    indexer._maintenance._sweep.step()
     return {o.path for o in base.store.list("segments")}
 
 
-def test_one_that_stands_still_between_writing_and_publishing_loses_nothing(opened) -> None:
+def test_an_indexer_suspended_between_writing_and_publishing_loses_nothing(opened) -> None:
     base = opened(seal_passages=1, orphan_age_s=100)
     indexer, generation = make_indexer(base), make_collection(base)
     indexer.step()
@@ -299,14 +299,14 @@ def test_one_that_stands_still_between_writing_and_publishing_loses_nothing(open
     with builder.written(shard, generation, live, deletes, lease) as segment:
         aged(base)
         assert swept(base, indexer) == {o.path for o in segment.objects.values()}, (
-            "pinned, however old"
+            "pinned at any age"
         )
         builder.publish(shard, generation, lease, lambda m: (*m.segments, segment), sealed=0)
     assert contents(base, generation) == {"a": (version(1), 1), "b": (version(2), 1)}
     assert base.manifests.drafts.pinned() == set()
 
 
-def test_what_was_written_and_given_up_is_swept(opened) -> None:
+def test_an_abandoned_draft_is_swept(opened) -> None:
     base = opened(seal_passages=1, orphan_age_s=100)
     indexer, generation = make_indexer(base), make_collection(base)
     indexer.step()
@@ -315,7 +315,7 @@ def test_what_was_written_and_given_up_is_swept(opened) -> None:
 
     def fail() -> None:
         with indexer._builder.written(shard, generation, live, deletes, indexer.lease(shard.slot)):
-            raise Unavailable("the catalog is away", dependency="catalog")
+            raise Unavailable("the catalog is unavailable", dependency="catalog")
 
     with pytest.raises(Unavailable):
         fail()
@@ -323,7 +323,7 @@ def test_what_was_written_and_given_up_is_swept(opened) -> None:
     assert swept(base, indexer) == set()
 
 
-def test_what_one_wrote_whose_lease_passed_on_is_swept_and_never_published(opened) -> None:
+def test_the_draft_of_a_stale_indexer_is_swept_and_never_published(opened) -> None:
     base = opened(seal_passages=1, orphan_age_s=100)
     stale, generation = make_indexer(base, "stale"), make_collection(base)
     stale.step()
@@ -345,7 +345,7 @@ def test_what_one_wrote_whose_lease_passed_on_is_swept_and_never_published(opene
     assert contents(base, generation) == {}
 
 
-def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partition_and_has_long_been(
+def test_a_deletion_is_forgotten_only_once_ingest_is_long_beyond_it_in_every_partition(
     opened,
 ) -> None:
     base = opened(tombstone_age_s=100)
@@ -365,7 +365,7 @@ def test_a_deletion_is_forgotten_only_when_ingest_is_beyond_it_in_every_partitio
     assert not forgettable(5, 0), "partition 1 may still bring an older version of the document"
     base.log.commit(Group.INGEST, {("vicinage.docs.acme", 1): 6})
     base.clock.advance(99)
-    assert not forgettable(5, 0), "a process that stood still may still hold an older version"
+    assert not forgettable(5, 0), "a suspended process may still hold an older version"
     base.clock.advance(101)
     assert not forgettable(5, 0), "ingest was not beyond it when this round began"
     base.clock.advance(101)
@@ -394,7 +394,7 @@ def test_a_deletion_is_kept_while_a_lane_of_its_generation_is_not_beyond_it(open
     assert forgettable(9)
 
 
-def test_a_topic_that_begins_anew_is_waited_for_anew(opened) -> None:
+def test_a_topic_that_is_created_again_starts_a_new_wait(opened) -> None:
     base = opened(tombstone_age_s=100)
     [shard] = make_collection(base).shards()
     indexer, tp = make_indexer(base), ("vicinage.docs.acme", 0)
@@ -408,7 +408,7 @@ def test_a_topic_that_begins_anew_is_waited_for_anew(opened) -> None:
     assert not indexer._maintenance.forgettable(shard)(version(9))
 
 
-def test_segments_left_too_many_by_an_indexer_that_died_are_merged_by_the_next(opened) -> None:
+def test_too_many_segments_of_a_killed_indexer_are_merged_by_the_next(opened) -> None:
     base = opened(seal_passages=1, segments_max=2)
     generation = make_collection(base)
     seal_alone(
@@ -424,25 +424,23 @@ def test_segments_left_too_many_by_an_indexer_that_died_are_merged_by_the_next(o
     assert len(contents(base, generation)) == 5
 
 
-def test_a_compaction_that_failed_is_tried_again_later_without_another_seal(opened) -> None:
+def test_a_failed_compaction_is_retried_later_without_another_seal(opened) -> None:
     base = opened(seal_passages=1, segments_max=1)
     generation, indexer = make_collection(base), make_indexer(base)
     seal_alone(base, generation, indexer, [up("a", 1), up("b", 2)])
-    with store_away(base):
+    with store_unavailable(base):
         indexer._maintenance._work()
         indexer._maintenance._work_on_jobs(leading=True)
         indexer._maintenance.settle()
     assert len(segments(base, generation)) == 2
     work_off(indexer)
-    assert len(segments(base, generation)) == 2, (
-        "not at once: whatever is away comes back by itself"
-    )
+    assert len(segments(base, generation)) == 2, "not at once: an outage ends by itself"
     base.clock.advance(5)
     work_off(indexer)
     assert len(segments(base, generation)) == 1
 
 
-def test_too_many_dead_left_by_an_indexer_that_died_are_merged_by_the_next(opened) -> None:
+def test_too_many_dead_rows_of_a_killed_indexer_are_merged_by_the_next(opened) -> None:
     base = opened(seal_passages=1)
     generation = make_collection(base)
     seal_alone(base, generation, make_indexer(base, "one"), [up("a", 1), gone("a", 2)])
@@ -453,7 +451,7 @@ def test_too_many_dead_left_by_an_indexer_that_died_are_merged_by_the_next(opene
     assert segments(base, generation) != before
 
 
-def test_an_orderly_stop_gives_the_leases_back(opened) -> None:
+def test_a_regular_stop_releases_the_leases(opened) -> None:
     import threading
 
     base = opened()
@@ -487,7 +485,7 @@ def test_tombstones_reach_the_segments_and_win_over_a_late_replay(opened) -> Non
     ]
 
 
-def test_nothing_is_kept_of_a_collection_that_is_gone(opened) -> None:
+def test_no_state_is_kept_of_a_deleted_collection(opened) -> None:
     base = opened(seal_passages=1, segments_max=1)
     generation, indexer = make_collection(base), make_indexer(base)
     for i in range(3):

@@ -1,4 +1,4 @@
-"""When a shard is sealed, and what is true once it is."""
+"""Sealing: when a shard is due, and the state after a seal."""
 
 from collections.abc import Iterable
 from copy import copy
@@ -30,7 +30,7 @@ def pending(rows: int = 1, *, first: int = 5, since: float = 0.0) -> Pending:
     return made
 
 
-def test_a_shard_with_little_new_waits() -> None:
+def test_a_shard_with_few_new_rows_waits() -> None:
     assert due(pending(9), SETTINGS, **NEAR) is None
 
 
@@ -83,7 +83,7 @@ def test_a_record_that_was_delivered_twice_counts_once(platform) -> None:
     assert segments(base, generation) == [(2, 0)]
 
 
-def test_only_deletions_make_a_segment_too(platform) -> None:
+def test_deletions_alone_make_a_segment(platform) -> None:
     base, generation, builder, shard, lease = platform
     builder.seal(waiting(shard, [up("a", 1)]), generation, lease, sealed=1)
     builder.seal(waiting(shard, [gone("a", 2)]), generation, lease, sealed=2)
@@ -91,7 +91,7 @@ def test_only_deletions_make_a_segment_too(platform) -> None:
     assert segments(base, generation) == [(1, 0), (0, 1)]
 
 
-def test_a_swap_that_came_between_is_kept_and_ours_comes_after_it(platform) -> None:
+def test_a_concurrent_swap_is_kept_and_this_one_follows_it(platform) -> None:
     _base, generation, builder, shard, lease = platform
     first = builder.write(shard, generation, *_newest(waiting(shard, [up("a", 1)])))
     second = builder.write(shard, generation, *_newest(waiting(shard, [up("b", 2)])))
@@ -109,7 +109,7 @@ def test_a_swap_that_came_between_is_kept_and_ours_comes_after_it(platform) -> N
     assert published.sealed == 5, "what was sealed stays sealed"
 
 
-def test_a_lease_that_has_passed_on_is_not_tried_twice(platform) -> None:
+def test_a_lost_lease_is_not_retried(platform) -> None:
     base, generation, builder, shard, lease = platform
     stolen = Leases(base.engine, base.clock).acquire(lease.resource, lease.owner, ttl_s=60)
     assert stolen.epoch == lease.epoch + 1
@@ -141,7 +141,7 @@ def _newest(p: Pending):
     return newest([batch for _, batch in p.batches])
 
 
-def test_a_seal_measures_its_effort_on_the_questions_that_were_kept(
+def test_a_seal_measures_its_effort_on_recent_queries(
     platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, generation, builder, shard, lease = platform
@@ -167,7 +167,7 @@ def test_a_seal_measures_its_effort_on_the_questions_that_were_kept(
 
 
 class EndedElsewhere(Drafts):
-    """Drafts of which another thread of the same builder ends each one first."""
+    """Drafts that another thread of the same builder ends first."""
 
     builder: Builder
 
@@ -177,7 +177,7 @@ class EndedElsewhere(Drafts):
             self.builder.given_up.remove(folder)
 
 
-def test_drafts_that_two_threads_end_at_once_end_neither_thread(platform) -> None:
+def test_drafts_that_two_threads_end_at_once_raise_in_neither(platform) -> None:
     base, generation, builder, shard, lease = platform
     manifests = copy(base.manifests)
     manifests.drafts = EndedElsewhere(base.engine, base.clock)

@@ -1,4 +1,4 @@
-"""The vectors log is let go of an age after every shard of its slot has it in segments, and what is left is enough."""
+"""The vectors log is trimmed an age after every shard of the slot sealed it; the rest suffices."""
 
 import time
 from dataclasses import replace
@@ -14,7 +14,6 @@ from indexer.reindex_jobs import start
 from indexer.run import Indexer
 from indexer.trim import Note, below, floors, noted
 from tenants.entities import Group, Manifest
-from tenants.leases import Leases
 from tenants.provisioning import VECTORS_TOPIC
 from vicinage.clock import ManualClock
 from vicinage.records import ShardId
@@ -24,7 +23,7 @@ KEEP_S = 3_600.0
 
 @pytest.fixture
 def base(tmp_path: Path):
-    """A platform that seals every message at its next step and moves idle shards on at once; its clock stands still until told."""
+    """A platform with a manual clock, which seals each message and advances idle shards at once."""
     made = resources_in(
         tmp_path / "data", keep_sealed_s=KEEP_S, seal_passages=1, replay_records_max=1
     )
@@ -33,7 +32,7 @@ def base(tmp_path: Path):
 
 
 def after(base, indexer: Indexer, seconds: float) -> None:
-    """Time passes, and the indexer looks every 10 minutes."""
+    """Advances the clock; the indexer steps every 10 minutes."""
     while seconds > 0:
         base.clock.advance(min(seconds, 600))
         seconds -= 600
@@ -51,7 +50,7 @@ def begin(base, generation) -> int:
 
 def test_a_slot_is_needed_from_its_least_sealed_shard_on(base) -> None:
     one, two = make_collection(base, "one"), make_collection(base, "two")
-    a, b = (replace(g, slots=(0,), starts=(place,)) for g, place in ((one, 7), (two, 9)))
+    a, b = (replace(g, slots=(0,), starts=(start,)) for g, start in ((one, 7), (two, 9)))
     served = {s: g for g in (a, b) for s in g.shards()}
     ends = {0: 20, 1: 30}
     assert floors(range(2), served, [], ends) == {0: 7, 1: 30}
@@ -61,7 +60,7 @@ def test_a_slot_is_needed_from_its_least_sealed_shard_on(base) -> None:
     assert floors(range(2), served, [sealed, stranger], ends) == {0: 9, 1: 30}
 
 
-def test_a_place_counts_once_it_was_seen_an_age_ago() -> None:
+def test_an_offset_counts_once_it_was_observed_an_age_ago() -> None:
     notes = noted((), 10, now=0.0, keep_s=24)
     assert below(notes, now=23.9, keep_s=24) == 0
     notes = noted(notes, 15, now=23.9, keep_s=24)
@@ -69,7 +68,7 @@ def test_a_place_counts_once_it_was_seen_an_age_ago() -> None:
     assert below(notes, now=48, keep_s=24) == 15
 
 
-def test_a_place_that_fell_takes_all_that_was_noted_down_with_it() -> None:
+def test_a_floor_that_falls_lowers_all_earlier_notes() -> None:
     notes = noted((), 10, now=0.0, keep_s=24)
     notes = noted(notes, 4, now=20.0, keep_s=24)
     notes = noted(notes, 30, now=23.0, keep_s=24)
@@ -78,19 +77,19 @@ def test_a_place_that_fell_takes_all_that_was_noted_down_with_it() -> None:
     assert below(notes, now=47, keep_s=24) == 30
 
 
-def test_notes_are_few_however_many_looks() -> None:
+def test_notes_stay_few_at_any_number_of_observations() -> None:
     notes: tuple[Note, ...] = ()
     for minute in range(10_000):
         notes = noted(notes, minute, now=minute * 60.0, keep_s=86_400)
         assert len(notes) <= trim.NOTES + 2
-        let_go = below(notes, now=minute * 60.0, keep_s=86_400)
-        assert minute < 1_440 or minute - 1_440 - 61 <= let_go <= minute - 1_440
+        trimmable = below(notes, now=minute * 60.0, keep_s=86_400)
+        assert minute < 1_440 or minute - 1_440 - 61 <= trimmable <= minute - 1_440
 
 
 # doing
 
 
-def test_what_is_sealed_is_let_go_of_an_age_later_and_everything_is_still_found(base) -> None:
+def test_sealed_messages_are_trimmed_an_age_later_and_every_document_is_still_found(base) -> None:
     generation, indexer = make_collection(base), make_indexer(base)
     for i in range(5):
         append(base, generation, up(f"d{i}", i))
@@ -103,15 +102,12 @@ def test_what_is_sealed_is_let_go_of_an_age_later_and_everything_is_still_found(
     assert contents(base, generation) == expected
     again = make_indexer(base, "another")
     indexer._drop(generation.slots[0])
-    again._start_slot(
-        generation.slots[0],
-        Leases(base.engine, base.clock).acquire("slot/again", "another", ttl_s=10),
-    )
+    again._start_slot(generation.slots[0])
     append(base, generation, up("later", 7))
     assert again._read(1.0)
 
 
-def test_what_is_not_sealed_is_kept_however_old(tmp_path: Path) -> None:
+def test_unsealed_messages_are_kept_at_any_age(tmp_path: Path) -> None:
     made = resources_in(tmp_path / "data", keep_sealed_s=KEEP_S, seal_age_s=1e9)
     base = replace(made, clock=ManualClock(0))
     generation, indexer = make_collection(base), make_indexer(base)
@@ -122,7 +118,7 @@ def test_what_is_not_sealed_is_kept_however_old(tmp_path: Path) -> None:
     made.close()
 
 
-def test_only_a_few_messages_are_let_go_of_at_once(base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_trims_only_a_few_messages(base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trim, "STEP_MESSAGES", 2)
     generation, indexer = make_collection(base), make_indexer(base)
     for i in range(5):
@@ -137,7 +133,7 @@ def test_only_a_few_messages_are_let_go_of_at_once(base, monkeypatch: pytest.Mon
     assert all(b - a <= 2 for a, b in pairwise(begun))
 
 
-def test_an_indexer_that_led_before_begins_to_look_anew(base) -> None:
+def test_an_indexer_that_leads_again_starts_its_observations_again(base) -> None:
     generation, indexer = make_collection(base), make_indexer(base)
     append(base, generation, up("a", 1))
     after(base, indexer, KEEP_S)
@@ -148,7 +144,7 @@ def test_an_indexer_that_led_before_begins_to_look_anew(base) -> None:
     assert begin(base, generation) == 1
 
 
-def test_a_reindex_finds_all_that_it_copies_after_the_log_was_trimmed(base) -> None:
+def test_a_reindex_copies_every_document_after_the_log_was_trimmed(base) -> None:
     generation, indexer = make_collection(base, shards=2), make_indexer(base)
     append(base, generation, *(up(f"d{i}", i) for i in range(8)))
     after(base, indexer, KEEP_S + 1_200)

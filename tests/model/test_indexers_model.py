@@ -1,6 +1,7 @@
-"""Two indexers on one catalog, each at times stale, stopped or away: whatever they do, searches equal a dict.
+"""Two indexers on one catalog, at times stale or stopped: searches always equal a dict.
 
-Only the rows in the log and the order of their versions decide what is found: never who sealed, who merged, who lost.
+Only the rows in the log and the order of their versions decide the results, not which indexer
+sealed or merged them.
 """
 
 import shutil
@@ -24,20 +25,25 @@ from vicinage.clock import ManualClock
 pytestmark = pytest.mark.timeout(600)
 
 NAMES = st.sampled_from("abcdefgh")
-WHO = st.sampled_from(["one", "two"])
+INDEXERS = st.sampled_from(["one", "two"])
 LEASE_S = 15.0
 
 
 class TwoIndexers(RuleBasedStateMachine):
-    """Documents are written, deleted and re-delivered; two indexers step in any order; time passes."""
+    """Writes, deletes and re-delivers documents; steps two indexers in any order; advances time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="vicinage-test-"))
         opened = resources_in(
-            self.folder, seal_passages=3, segments_max=2, seal_age_s=40.0, replay_records_max=12, lease_s=LEASE_S,
+            self.folder,
+            seal_passages=3,
+            segments_max=2,
+            seal_age_s=40.0,
+            replay_records_max=12,
+            lease_s=LEASE_S,
             tombstone_age_s=100.0,
-        )  # fmt: skip
+        )
         self.clock = ManualClock(time.time_ns() // 1_000_000)
         self.base = replace(opened, clock=self.clock)
         self.log_position = 0
@@ -49,8 +55,8 @@ class TwoIndexers(RuleBasedStateMachine):
     def begin(self) -> None:
         self.generation = make_collection(self.base)
         self.other = self._in_the_same_slot(self.generation)
-        for who in ("one", "two"):
-            self.indexers[who] = make_indexer(self.base, who)
+        for which in ("one", "two"):
+            self.indexers[which] = make_indexer(self.base, which)
 
     def _in_the_same_slot(self, generation: Generation) -> Generation:
         made = (make_collection(self.base, f"other{i}") for i in range(100))
@@ -62,7 +68,7 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule(writes=st.lists(st.tuples(NAMES, st.integers(0, 3)), min_size=1, max_size=4))
     def write(self, writes: list[tuple[str, int]]) -> None:
-        """Documents with so many passages; none: deleted."""
+        """Writes documents with these numbers of passages; 0 deletes."""
         for name, passages in writes:
             number = self._next()
             append(
@@ -77,7 +83,7 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule(name=NAMES, back=st.integers(0, 2))
     def delete_as_judged(self, name: str, back: int) -> None:
-        """A deletion by filter, at the version that was judged, or at an older one: then its document stays."""
+        """Deletes by filter at the judged version, or at an older one, which has no effect."""
         if name in self.expected:
             number = (self.expected[name][0] >> 10) - back
             append(self.base, self.generation, gone(name, max(0, number)))
@@ -86,7 +92,7 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule()
     def deliver_the_last_again(self) -> None:
-        """As ingest does when it was killed between its append and its commit."""
+        """Re-delivers as an ingest does that was killed between its append and its commit."""
         slot = self.generation.slots[0]
         end = self.base.log.end(VECTORS_TOPIC, slot)
         if end > self.generation.starts[0]:
@@ -102,25 +108,25 @@ class TwoIndexers(RuleBasedStateMachine):
     def commit(self) -> None:
         self.base.log.commit(Group.INGEST, {("vicinage.docs.acme", 0): self.log_position + 1})
 
-    @rule(who=WHO)
-    def step(self, who: str) -> None:
-        self._step(who)
+    @rule(which=INDEXERS)
+    def step(self, which: str) -> None:
+        self._step(which)
 
-    @rule(who=WHO, name=NAMES)
-    def write_and_step(self, who: str, name: str) -> None:
+    @rule(which=INDEXERS, name=NAMES)
+    def write_and_step(self, which: str, name: str) -> None:
         self.write([(name, 3)])
-        self._step(who)
+        self._step(which)
 
-    @rule(who=WHO)
-    def step_without_noticing_that_time_passed(self, who: str) -> None:
-        """A process that stood still: it believes that it holds its leases."""
-        if self.indexers[who]._leases.held:
-            self.indexers[who]._leases.renewed_s = self.clock.monotonic()
-        self._step(who)
+    @rule(which=INDEXERS)
+    def step_without_noticing_that_time_passed(self, which: str) -> None:
+        """Steps a process that was suspended and believes that it holds its leases."""
+        if self.indexers[which]._leases.held:
+            self.indexers[which]._leases.renewed_s = self.clock.monotonic()
+        self._step(which)
 
     @rule(name=NAMES)
-    def overtake_one_that_stands_still(self, name: str) -> None:
-        """It holds rows that it has read; another takes its slots, seals and merges; then it wakes."""
+    def overtake_a_suspended_indexer(self, name: str) -> None:
+        """One reads rows; the other acquires its slots, seals, merges; then the first goes on."""
         self._step("one")
         self.write([(name, 2)])
         self.indexers["one"]._read(0)
@@ -129,19 +135,19 @@ class TwoIndexers(RuleBasedStateMachine):
         self._step("two")
         self.step_without_noticing_that_time_passed("one")
 
-    def _step(self, who: str) -> None:
-        indexer = self.indexers[who]
+    def _step(self, which: str) -> None:
+        indexer = self.indexers[which]
         indexer.step()
         indexer._maintenance.settle(30)
 
-    @rule(who=WHO)
-    def die_and_start_anew(self, who: str) -> None:
-        self.indexers[who]._reader.close()
-        self.indexers[who]._maintenance.stop()
-        self.indexers[who] = make_indexer(self.base, f"{who} {self._next()}")
+    @rule(which=INDEXERS)
+    def kill_and_restart(self, which: str) -> None:
+        self.indexers[which]._reader.close()
+        self.indexers[which]._maintenance.stop()
+        self.indexers[which] = make_indexer(self.base, f"{which} {self._next()}")
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 16.0, 45.0, 200.0]))
-    def let_time_pass(self, seconds: float) -> None:
+    def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
     @invariant()
@@ -154,7 +160,7 @@ class TwoIndexers(RuleBasedStateMachine):
         for manifest in self.base.manifests.of_generation("acme", "docs", 1):
             sealed, epoch = self.sealed.get(manifest.shard, (0, 0))
             assert manifest.sealed >= sealed
-            assert manifest.epoch >= epoch, "one that was overtaken never writes again"
+            assert manifest.epoch >= epoch, "a stale indexer never publishes"
             self.sealed[manifest.shard] = manifest.sealed, manifest.epoch
         there = {o.path for o in self.base.store.list("segments")}
         assert self.base.manifests.paths() <= there

@@ -1,4 +1,4 @@
-"""Text analysis: texts and queries are cut alike, nothing that is a word vanishes, and no term is too long to index."""
+"""Text analysis: texts and queries are split alike, no word vanishes, no term is too long."""
 
 import unicodedata
 
@@ -22,8 +22,8 @@ def is_word(char: str) -> bool:
 
 
 @given(TEXTS, TEXTS)
-def test_a_query_asks_for_nothing_but_terms_of_the_same_text(text: str, other: str) -> None:
-    """A stop word may be asked for in `text` alone and be dropped beside others."""
+def test_a_query_searches_only_terms_of_the_same_text(text: str, other: str) -> None:
+    """A stop word may be searched in `text` alone and be dropped beside other words."""
     assert set(query_terms(text)) <= set(text_terms(text))
     assert set(query_terms(text)) - STOP_WORDS <= set(text_terms(f"{text}\n{other}"))
 
@@ -40,7 +40,7 @@ def test_no_word_vanishes_and_none_is_too_long(text: str) -> None:
 
 
 @given(TEXTS)
-def test_folding_what_was_folded_changes_nothing_and_case_never_matters(text: str) -> None:
+def test_folding_is_idempotent_and_ignores_case(text: str) -> None:
     assert fold(fold(text)) == fold(text)
     if "ı" not in text:  # its upper case is I, as that of i
         assert fold(text.upper()) == fold(text)
@@ -54,7 +54,7 @@ def test_a_run_of_any_length_is_indexed(char: str, length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "indexed", "asked"),
+    ("text", "indexed", "queried"),
     [
         ("C++ and C#", ["c", "cplusplus", "and", "c", "csharp"], ["cplusplus", "csharp"]),
         (
@@ -78,7 +78,7 @@ def test_a_run_of_any_length_is_indexed(char: str, length: int) -> None:
         ("\u200b \u00ad \0 .,", [], []),
     ],
 )
-def test_forms(text: str, indexed: list[str], asked: list[str] | None) -> None:
+def test_forms(text: str, indexed: list[str], queried: list[str] | None) -> None:
     assert text_terms(text) == indexed
-    if asked is not None:
-        assert query_terms(text) == asked
+    if queried is not None:
+        assert query_terms(text) == queried

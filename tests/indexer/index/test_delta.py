@@ -1,4 +1,4 @@
-"""The delta: views stay as they were, filters read each row once, deletions' rows hold nothing."""
+"""The delta: views are immutable, filters read each row once, rows of deletions have no vector."""
 
 import sys
 import threading
@@ -21,7 +21,7 @@ def append(delta: Delta, name: str, version: int, n: int = 1, color: str = "red"
     delta.append(batch, version, np.ones(n, np.bool_))
 
 
-def test_a_view_is_what_it_was_whatever_is_written_after() -> None:
+def test_a_view_does_not_change_with_later_writes() -> None:
     delta = Delta(4)
     append(delta, "a", 1, n=2)
     view = delta.view()
@@ -51,13 +51,13 @@ def test_an_idle_delta_holds_no_vectors() -> None:
     assert Delta(384).view().vectors.base.nbytes == 0
 
 
-def test_a_deletions_row_holds_no_number_that_is_none() -> None:
+def test_the_row_of_a_deletion_holds_no_nan() -> None:
     delta = Delta(4)
     delta.append(message([("a", 1, None, "{}")]), 0, np.zeros(1, np.bool_))
     assert np.isfinite(delta.view().vectors).all()
 
 
-def test_an_older_view_filters_as_it_did_after_a_newer_one_has() -> None:
+def test_an_older_view_filters_alike_after_a_newer_one() -> None:
     delta = Delta(4)
     append(delta, "a", 1, color="red")
     old = delta.view()
@@ -67,7 +67,7 @@ def test_an_older_view_filters_as_it_did_after_a_newer_one_has() -> None:
     assert delta.view().columns().mask(RED).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("_round", range(10))  # a race shows itself every other time
+@pytest.mark.parametrize("_round", range(10))  # a race appears every other time
 def test_threads_that_filter_first_at_once_agree(_round: int) -> None:
     delta = Delta(4)
     for version in range(1, 301):
@@ -80,7 +80,7 @@ def test_threads_that_filter_first_at_once_agree(_round: int) -> None:
         seen.append(view.columns().mask(RED).tolist())
 
     usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # threads take turns in the middle of everything
+    sys.setswitchinterval(1e-6)  # threads switch at nearly every instruction
     threads = [threading.Thread(target=look) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -90,7 +90,7 @@ def test_threads_that_filter_first_at_once_agree(_round: int) -> None:
     assert seen == [wanted] * 8
 
 
-def test_after_a_write_only_the_last_block_of_filter_columns_is_made_anew(
+def test_after_a_write_only_the_last_block_of_filter_columns_is_rebuilt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("indexer.index.delta.BLOCK", 4)

@@ -1,4 +1,4 @@
-"""Filters: what they mean, what they refuse, and that the fast way says the same as the plain one."""
+"""Filters: their meaning, their refusals, and equal results by columns and by document."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ BOOK |= {
         ({"$and": [{}, {"lang": "de"}]}, False),
     ],
 )
-def test_what_a_filter_means(condition: dict, passes: bool) -> None:
+def test_filters_pass_the_documents_that_they_describe(condition: dict, passes: bool) -> None:
     tree = parse(condition)
     assert matches(tree, BOOK) is passes
     assert Columns([BOOK, {}]).mask(tree).tolist() == [passes, matches(tree, {})]
@@ -87,12 +87,33 @@ def deep(n: int) -> dict:
 
 @pytest.mark.parametrize(
     "condition",
-    [1, [], "x", {"$xor": []}, {"a": {"$regex": "x"}}, {"a": {}}, {"$or": []}, {"$and": {}}, {"a": {"$in": 1}}, {"a": {"$in": [[1]]}},
-     {"a": {"$in": list(range(1001))}}, {"a": {"$gt": None}}, {"a": {"$gt": True}}, {"a": 2**64}, {"a": {"$in": [-(2**63) - 1]}}, {"a": {"$exists": 1}}, {"a": [1]}, deep(9), {str(i): i for i in range(65)},
-     {"$or": [{}] * 65}, {"$or": [{"a": {"$gte": i, "$lt": i + 1}} for i in range(33)]}, {str(i): i for i in range(17)},
-     {"$or": [{"a": {"$in": list(range(700))}}] * 3}],
-)  # fmt: skip
-def test_what_is_no_filter_is_refused(condition: object) -> None:
+    [
+        1,
+        [],
+        "x",
+        {"$xor": []},
+        {"a": {"$regex": "x"}},
+        {"a": {}},
+        {"$or": []},
+        {"$and": {}},
+        {"a": {"$in": 1}},
+        {"a": {"$in": [[1]]}},
+        {"a": {"$in": list(range(1001))}},
+        {"a": {"$gt": None}},
+        {"a": {"$gt": True}},
+        {"a": 2**64},
+        {"a": {"$in": [-(2**63) - 1]}},
+        {"a": {"$exists": 1}},
+        {"a": [1]},
+        deep(9),
+        {str(i): i for i in range(65)},
+        {"$or": [{}] * 65},
+        {"$or": [{"a": {"$gte": i, "$lt": i + 1}} for i in range(33)]},
+        {str(i): i for i in range(17)},
+        {"$or": [{"a": {"$in": list(range(700))}}] * 3},
+    ],
+)
+def test_an_invalid_filter_is_refused(condition: object) -> None:
     with pytest.raises(Refused) as refused:
         parse(condition)
     assert refused.value.field == "filter"
@@ -115,14 +136,12 @@ class Counted(str):
     __hash__ = str.__hash__
 
 
-def test_the_dearest_legal_filter_compares_each_of_its_values_a_few_times_and_not_with_every_row() -> (
-    None
-):
+def test_the_most_expensive_legal_filter_compares_each_value_a_few_times_only() -> None:
     n_rows = 50_000
     columns = Columns(
         [{"tags": [Counted(f"tag {i}"), Counted(f"tag {i + 1}")]} for i in range(n_rows)]
     )
-    columns.mask(parse({"tags": "the column is made by the first that asks"}))
+    columns.mask(parse({"tags": "the first filter makes the column"}))
     lists = [[f"tag {part * 60 + i * 1_000}" for i in range(33)] for part in range(60)]
     tree = parse({"$or": [{"tags": {"$in": values}} for values in lists]})
     Counted.compared = 0
@@ -130,14 +149,14 @@ def test_the_dearest_legal_filter_compares_each_of_its_values_a_few_times_and_no
     assert Counted.compared < 60 * 33 * 2 * 20  # two binary searches among 50,001 values
 
 
-def test_the_plain_judgement_of_a_list_is_one_look_whatever_its_length() -> None:
+def test_matching_a_value_with_a_list_is_one_lookup_at_any_length() -> None:
     tree = parse({"tag": {"$in": [f"tag {i}" for i in range(1_000)]}})
     Counted.compared = 0
     assert matches(tree, {"tag": Counted("tag 999")})
     assert Counted.compared <= 3
 
 
-def test_columns_of_invented_fields_are_not_kept_for_ever() -> None:
+def test_columns_of_arbitrary_fields_are_evicted() -> None:
     columns = Columns([{"x": 1}])
     for i in range(1_000):
         columns.mask(parse({f"invented {i}": 1}))
@@ -179,14 +198,14 @@ trees = st.recursive(
 
 
 @given(documents, trees)
-def test_columns_judge_as_documents_do(metadata: list[dict], condition: dict) -> None:
+def test_columns_and_documents_agree(metadata: list[dict], condition: dict) -> None:
     tree = parse(condition)
     assert Columns(metadata).mask(tree).tolist() == [matches(tree, m) for m in metadata]
 
 
 @pytest.mark.parametrize("op", ["$eq", "$ne", "$gt", "$gte", "$lt", "$lte"])
-def test_few_rows_and_many_are_found_alike(op: str) -> None:
-    """Few rows are marked one by one; many, by a look at all; where a row has several values, always one by one."""
+def test_few_rows_and_many_are_marked_alike(op: str) -> None:
+    """Few rows are marked one by one, many by their ranks; rows of several values one by one."""
     rng = np.random.default_rng(0)
     one = [{"g": int(g)} if g >= 0 else {} for g in rng.integers(-50, 1_000, 500)]
     some = [
@@ -200,6 +219,6 @@ def test_few_rows_and_many_are_found_alike(op: str) -> None:
             assert columns.mask(tree).tolist() == [matches(tree, m) for m in metadata]
 
 
-def test_a_list_in_the_place_of_a_value_names_the_operator_for_lists() -> None:
+def test_a_list_instead_of_a_value_names_the_operator_for_lists() -> None:
     with pytest.raises(Refused, match=r"filter\.lang: expected .*; use \$in to match any"):
         parse({"lang": ["en", "de"]})

@@ -1,4 +1,4 @@
-"""A document's metadata is read from each of its passages, in messages and segments of either format."""
+"""A document's metadata is read from each of its passages, in messages and segments alike."""
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ def older(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-def test_each_row_has_its_documents_metadata(older) -> None:
+def test_each_row_has_the_metadata_of_its_document(older) -> None:
     batch = message(ROWS, older=older)
     assert batch.column("metadata").null_count == (0 if older else 3)
     assert metadata_of(batch) == FACTS
@@ -34,7 +34,7 @@ def test_each_row_has_its_documents_metadata(older) -> None:
     assert (hit.document_id, hit.passage, hit.metadata) == ("a", 2, {"n": 1})
 
 
-def test_filters_see_it_in_a_segment_and_in_a_delta_of_both_formats(older) -> None:
+def test_filters_apply_to_metadata_in_segments_and_deltas_of_both_formats(older) -> None:
     first, second = (
         message(ROWS, older=older),
         message([("e", 5, [unit(7)] * 2, '{"n": 2}')], older=not older),
@@ -47,7 +47,7 @@ def test_filters_see_it_in_a_segment_and_in_a_delta_of_both_formats(older) -> No
     assert np.flatnonzero(delta.view().columns().mask(two)).tolist() == [5, 6, 7, 8]
 
 
-def test_rows_of_both_formats_stand_in_one_segment() -> None:
+def test_rows_of_both_formats_fit_into_one_segment() -> None:
     first, second = message(ROWS, older=True), message([("e", 5, [unit(7)] * 2, '{"n": 2}')])
     joined = pa.concat_batches([first, second])
     assert metadata_of(joined) == [*FACTS, {"n": 2}, {"n": 2}]

@@ -1,4 +1,4 @@
-"""The lexical index: exactly the allowed rows that hold a word of the question, never fewer than k of them."""
+"""The lexical index: exactly the allowed rows that hold a word of the query, never fewer than k."""
 
 import gc
 import os
@@ -25,7 +25,7 @@ WORDS = [
     "plum",
     "fig",
     "kiwi",
-]  # of one form, whether cut by a stemmer or not
+]  # each stays one term, stemmed or not
 
 
 def indexed(texts: list[str | None], folder: Path | None = None) -> Lexical:
@@ -36,10 +36,8 @@ def indexed(texts: list[str | None], folder: Path | None = None) -> Lexical:
     return growing.now
 
 
-def rows(
-    index: Lexical, question: str, k: int = 100, allowed: np.ndarray | None = None
-) -> list[int]:
-    [weighted] = weights(terms(question), [index])
+def rows(index: Lexical, query: str, k: int = 100, allowed: np.ndarray | None = None) -> list[int]:
+    [weighted] = weights(terms(query), [index])
     scores, found = index.search(weighted, k, allowed)
     assert list(zip(-scores, found, strict=True)) == sorted(zip(-scores, found, strict=True)), (
         "best first, then by row"
@@ -60,7 +58,7 @@ def test_rarer_words_and_shorter_texts_rank_higher(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "question",
+    "query",
     [
         '"apple',
         "apple AND NOT",
@@ -74,19 +72,19 @@ def test_rarer_words_and_shorter_texts_rank_higher(tmp_path: Path) -> None:
         "*",
     ],
 )
-def test_a_question_is_words_and_no_query_language(question: str) -> None:
+def test_a_query_is_words_and_no_query_language(query: str) -> None:
     index = indexed(["apple banana", "banana", "an apricot", "row text and not"])
-    words = set(re.findall("[a-z0-9]+", question.lower())) - STOP_WORDS
+    words = set(re.findall("[a-z0-9]+", query.lower())) - STOP_WORDS
     expected = [
         i
         for i, t in enumerate(["apple banana", "banana", "an apricot", "row text and not"])
         if words & set(t.split())
     ]
-    assert sorted(rows(index, question)) == expected
+    assert sorted(rows(index, query)) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "question"),
+    ("text", "query"),
     [
         ("Die Straße in ZÜRICH", "zurich"),
         ("Running dogs", "dog runs"),
@@ -118,8 +116,8 @@ def test_a_question_is_words_and_no_query_language(question: str) -> None:
         ("x" * 5_000, "X" * 5_000),
     ],
 )
-def test_words_of_many_languages_are_found(text: str, question: str) -> None:
-    assert rows(indexed(["something else", text]), question) == [1]
+def test_words_of_many_languages_are_found(text: str, query: str) -> None:
+    assert rows(indexed(["something else", text]), query) == [1]
 
 
 def test_marks_belong_to_their_letters() -> None:
@@ -127,7 +125,7 @@ def test_marks_belong_to_their_letters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "question"),
+    ("text", "query"),
     [
         ("a course in C", "C++"),
         ("a course in C", "C#"),
@@ -137,13 +135,11 @@ def test_marks_belong_to_their_letters() -> None:
         ("x" * 5_000, "x" * 4_999),
     ],
 )
-def test_a_query_asks_for_the_most_specific_form(text: str, question: str) -> None:
-    assert rows(indexed([text]), question) == []
+def test_a_query_searches_the_most_specific_form(text: str, query: str) -> None:
+    assert rows(indexed([text]), query) == []
 
 
-def test_of_a_very_long_query_a_bounded_number_of_terms_is_counted_and_the_same_ones_in_every_shard() -> (
-    None
-):
+def test_a_very_long_query_counts_a_bounded_number_of_terms_alike_in_every_shard() -> None:
     counted: list[str] = []
 
     class Counting:
@@ -154,27 +150,27 @@ def test_of_a_very_long_query_a_bounded_number_of_terms_is_counted_and_the_same_
             counted.append(term)
             return 1
 
-    said = {f"w{i:05}": 1 for i in range(5_000)} | {"x": 3, "phosphofructokinase": 1}
-    kept = [set(lexical.weights(said, [Counting()])[0]) for _ in range(2)]
+    counts = {f"w{i:05}": 1 for i in range(5_000)} | {"x": 3, "phosphofructokinase": 1}
+    kept = [set(lexical.weights(counts, [Counting()])[0]) for _ in range(2)]
     assert len(counted) == 2 * lexical.COUNTED_MAX
-    assert {"x", "phosphofructokinase"} <= set(counted), (
-        "those that it says most often, then the longest"
-    )
+    assert {"x", "phosphofructokinase"} <= set(counted), "the most frequent ones, then the longest"
     assert kept[0] == kept[1] and len(kept[0]) == lexical.TERMS_MAX
 
 
-def test_a_query_looks_for_the_terms_that_weigh_most() -> None:
+def test_a_query_searches_the_terms_of_the_greatest_weight() -> None:
     many = [f"w{i}" for i in range(3 * lexical.TERMS_MAX)]
     index = indexed([" ".join(many[i:]) for i in range(0, len(many), 10)])
     [kept] = weights(terms(" ".join(many)), [index])
     assert set(kept) == set(many[: lexical.TERMS_MAX]), "the rarest"
     [kept] = weights(terms(" ".join(many) + " w200" * 9), [index])
-    assert set(kept) == {*many[: lexical.TERMS_MAX - 1], "w200"}, "and what the query says often"
+    assert set(kept) == {*many[: lexical.TERMS_MAX - 1], "w200"}, (
+        "with a frequent term of the query"
+    )
     assert terms("again " * 1_000) == {"again": 1_000}
     assert rows(indexed([" ".join(many)]), " ".join(many)) == [0]
 
 
-def test_a_word_counts_as_often_as_the_query_says_it() -> None:
+def test_a_word_counts_as_often_as_it_is_in_the_query() -> None:
     index = indexed(["apple fig", "banana fig", "banana kiwi", "apple plum"])
     assert rows(index, "apple banana banana", k=2) == [1, 2]
     assert rows(index, "apple apple banana", k=2) == [0, 3]
@@ -195,15 +191,15 @@ few_texts = st.lists(
     st.lists(st.sampled_from(["apple", "banana"]), min_size=1),
 )
 def test_scores_of_several_parts_are_those_of_one_index_of_all(
-    parts: list[list[list[str]]], asked: list[str]
+    parts: list[list[list[str]]], queried: list[str]
 ) -> None:
-    """All texts have two words, so the parts differ in how often a word occurs and not in length."""
+    """All texts have two words: parts differ in the frequency of words, not in length."""
     texts = [[" ".join(text) for text in part] for part in parts]
     split, joined = (
         [indexed(list(part)) for part in texts],
         indexed([t for part in texts for t in part]),
     )
-    query = terms(" ".join(asked))
+    query = terms(" ".join(queried))
     [of_all] = weights(query, [joined])
     found = sorted(
         zip(*[x.tolist() for x in joined.search(of_all, 1_000, None)][::-1], strict=True)
@@ -219,7 +215,7 @@ def test_scores_of_several_parts_are_those_of_one_index_of_all(
     assert [s for _, s in sorted(seen)] == pytest.approx([s for _, s in found], rel=1e-4)
 
 
-def test_an_index_grows_and_what_was_read_before_stays(tmp_path: Path) -> None:
+def test_an_index_grows_while_earlier_readers_stay_unchanged(tmp_path: Path) -> None:
     growing = Growing()
     growing.add(["apple", None])
     before = growing.now
@@ -232,22 +228,20 @@ def test_an_index_grows_and_what_was_read_before_stays(tmp_path: Path) -> None:
 
 
 def held(text: str) -> set[str]:
-    """The terms of a text, stemmed."""
+    """Returns the terms of a text, stemmed."""
     return set(lexical._analyzer().analyze(" ".join(text_terms(text))))
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=4), st.text(max_size=40))
-def test_whatever_is_written_or_asked_a_text_is_found_by_itself(
-    texts: list[str], question: str
-) -> None:
+def test_any_text_is_found_by_itself(texts: list[str], query: str) -> None:
     index = indexed(list(texts))
     for i, text in enumerate(texts):
         found = rows(index, text)
         assert (i in found) == bool(terms(text))
         assert set(found) == {j for j, other in enumerate(texts) if set(terms(text)) & held(other)}
-    assert set(rows(index, question)) == {
-        j for j, t in enumerate(texts) if set(terms(question)) & held(t)
+    assert set(rows(index, query)) == {
+        j for j, t in enumerate(texts) if set(terms(query)) & held(t)
     }
 
 
@@ -262,9 +256,9 @@ few = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(few, st.lists(st.sampled_from([*WORDS, "nobody"]), max_size=3), st.integers(1, 8), st.data())
+@given(few, st.lists(st.sampled_from([*WORDS, "absent"]), max_size=3), st.integers(1, 8), st.data())
 def test_hits_are_exactly_allowed_rows_with_a_word(
-    texts: list[str | None], asked: list[str], k: int, data: st.DataObject
+    texts: list[str | None], queried: list[str], k: int, data: st.DataObject
 ) -> None:
     allowed = data.draw(
         st.none() | st.lists(st.booleans(), min_size=len(texts), max_size=len(texts)).map(np.array),
@@ -273,21 +267,21 @@ def test_hits_are_exactly_allowed_rows_with_a_word(
     matching = {
         i
         for i, t in enumerate(texts)
-        if t is not None and set(asked) & set(t.split()) and (allowed is None or allowed[i])
+        if t is not None and set(queried) & set(t.split()) and (allowed is None or allowed[i])
     }
-    index, question = indexed(texts), " ".join(asked)
-    assert set(rows(index, question, 100, allowed)) == matching
-    best = rows(index, question, k, allowed)
+    index, query = indexed(texts), " ".join(queried)
+    assert set(rows(index, query, 100, allowed)) == matching
+    best = rows(index, query, k, allowed)
     assert len(best) == min(k, len(matching))
-    assert best == rows(index, question, 100, allowed)[:k]
+    assert best == rows(index, query, 100, allowed)[:k]
 
 
 @pytest.mark.parametrize("first_max", [0, 50, 100_000])
 @pytest.mark.parametrize("set_max", [0, 100_000])
-def test_a_filter_against_the_question_takes_nothing_away(
+def test_a_filter_that_correlates_negatively_with_the_query_loses_no_hit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first_max: int, set_max: int
 ) -> None:
-    """The rows that rank best are those that are not allowed: whichever way it is looked for, k are found, and the same ones."""
+    """The best rows are not allowed: every strategy finds the same k rows."""
     monkeypatch.setattr(lexical, "FIRST_MAX", first_max)
     monkeypatch.setattr(lexical, "SET_MAX", set_max)
     texts = ["apple"] * 2_000 + [f"apple {'banana ' * (i % 7)}{i}" for i in range(500)]
@@ -326,7 +320,7 @@ def test_many_threads_read_while_one_adds() -> None:
     assert len(rows(growing.now, "apple", 1_000)) == 151
 
 
-def test_what_an_earlier_version_wrote_is_read_and_cut_alike() -> None:
+def test_a_file_of_an_earlier_version_is_read_and_its_texts_split_alike() -> None:
     """`tests/formats/lexical-2.tar`.
 
     Where this fails, the change needs a new FILE: older indexes are then rebuilt.
@@ -341,7 +335,7 @@ def test_what_an_earlier_version_wrote_is_read_and_cut_alike() -> None:
     assert rows(index, "f" * 128) == [6]
 
 
-def test_a_file_that_is_no_index_is_corrupt_and_nothing_is_left_behind(
+def test_an_invalid_file_is_corrupt_and_leaves_no_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "tmp"
@@ -349,7 +343,7 @@ def test_a_file_that_is_no_index_is_corrupt_and_nothing_is_left_behind(
     monkeypatch.setattr("tempfile.tempdir", str(place))
     index = unpack(pack(["apple"], tmp_path / lexical.FILE))
     assert list(place.iterdir()) == []
-    assert rows(index, "apple") == [0], "mapped, though its files have no name any more"
+    assert rows(index, "apple") == [0], "mapped, although its files are unlinked"
     (tmp_path / "bad.tar").write_bytes(b"no tar at all")
     with pytest.raises(Corrupt):
         unpack(tmp_path / "bad.tar")
@@ -358,7 +352,7 @@ def test_a_file_that_is_no_index_is_corrupt_and_nothing_is_left_behind(
 
 
 def test_no_thread_outlives_its_index(tmp_path: Path) -> None:
-    """tantivy watches a folder with a thread; the indexes in memory, and those that were let go of, have none."""
+    """tantivy watches a folder with a thread; indexes in memory and released ones have none."""
 
     def n_watching() -> int:
         return subprocess.check_output(

@@ -1,4 +1,4 @@
-"""Segments: what goes in comes out, verified; the newest version of a document and nothing else."""
+"""Segments: the stored rows are loaded, verified, in the newest version of each document only."""
 
 import itertools
 from dataclasses import replace
@@ -70,14 +70,14 @@ def test_only_the_highest_version_of_a_document_stays() -> None:
     ]
 
 
-def test_a_record_that_comes_twice_in_a_row_is_not_doubled() -> None:
+def test_a_record_delivered_twice_in_a_row_counts_once() -> None:
     batch = message([("a", 1, [unit(1), unit(2)], "{}")])
     live, _ = newest([batch, batch, batch])
     assert rows_of(live) == [("a", 1, 0), ("a", 1, 1)]
 
 
 @pytest.mark.parametrize("batches", [[message([])], [message([]), message([])]])
-def test_of_nothing_nothing_stays(batches: list[pa.RecordBatch]) -> None:
+def test_no_rows_stay_of_empty_batches(batches: list[pa.RecordBatch]) -> None:
     live, deletes = newest(batches)
     assert (live.num_rows, deletes.num_rows) == (0, 0)
     assert live.schema.equals(batches[0].schema)
@@ -92,7 +92,7 @@ writes = st.lists(
 def test_newest_is_what_a_dict_would_keep(
     writes: list[tuple[str, int, int]], again: list[int]
 ) -> None:
-    """A version's content is its version's: a document written twice at one version is the same both times."""
+    """A document written twice at one version has the same content both times."""
     size = {(name, version): n for name, version, n in writes}
     batches = [
         message([(name, version, [unit(i) for i in range(size[name, version])] or None, "{}")])
@@ -109,7 +109,7 @@ def test_newest_is_what_a_dict_would_keep(
 
 
 @pytest.mark.parametrize(("spec", "roles"), [("flat", 3), ("hnsw:M=8", 4), ("auto", 4)])
-def test_what_is_written_is_what_is_loaded(store: LocalStore, spec: str, roles: int) -> None:
+def test_the_loaded_segment_is_the_written_one(store: LocalStore, spec: str, roles: int) -> None:
     batch = message(
         [(f"d{i}", i + 1, [unit(i), unit(100 + i)], f'{{"i": {i}}}') for i in range(20)]
     )
@@ -127,7 +127,7 @@ def test_what_is_written_is_what_is_loaded(store: LocalStore, spec: str, roles: 
         50,
         "gone",
     )
-    assert segment.find(Keys.of(["nobody", "d1"])).tolist()[0] == -1
+    assert segment.find(Keys.of(["absent", "d1"])).tolist()[0] == -1
     assert (len(ref.curve) > 0) == (roles == 4)
 
 
@@ -151,14 +151,14 @@ def test_a_mask_of_documents_becomes_one_of_rows(store: LocalStore) -> None:
     assert sorted(kept) == ["d0", *["d2"] * 3, *["d4"] * 5]
 
 
-def test_documents_whose_hashes_share_a_half_are_told_apart(store: LocalStore) -> None:
+def test_documents_whose_hashes_share_a_half_are_distinct(store: LocalStore) -> None:
     segment = load(sealed(store, [message([("a", 1, [unit(1)], "{}")])]), store, BACKEND, "cosine")
     made = Keys(np.array([3, 7, 7, 7, 9], np.uint64), np.array([1, 30, 10, 20, 1], np.uint64))
     colliding: Segment = replace(segment, keys=made)
-    asked = Keys(
+    wanted = Keys(
         np.array([7, 7, 7, 7, 9, 10, 0], np.uint64), np.array([20, 10, 30, 40, 2, 1, 1], np.uint64)
     )
-    assert colliding.find(asked).tolist() == [3, 2, 1, -1, -1, -1, -1]
+    assert colliding.find(wanted).tolist() == [3, 2, 1, -1, -1, -1, -1]
 
 
 @pytest.mark.parametrize("role", ["passages", "documents", "index"])
@@ -174,7 +174,9 @@ def test_one_flipped_bit_anywhere_is_corrupt(store: LocalStore, tmp_path: Path, 
     assert corrupt.value.path == ref.objects[role].path
 
 
-def test_a_cut_file_is_corrupt_and_a_missing_one_is_lost(store: LocalStore, tmp_path: Path) -> None:
+def test_a_truncated_file_is_corrupt_and_a_missing_one_is_lost(
+    store: LocalStore, tmp_path: Path
+) -> None:
     ref = sealed(store, [message([("a", 1, [unit(1)], "{}")])])
     file = tmp_path / ref.objects["passages"].path
     file.write_bytes(file.read_bytes()[:-1])
@@ -190,7 +192,7 @@ def test_a_cut_file_is_corrupt_and_a_missing_one_is_lost(store: LocalStore, tmp_
 
 
 def test_a_whole_object_of_another_segment_is_corrupt(store: LocalStore) -> None:
-    """Each file is what its checksum says, but they do not belong together."""
+    """Each file has the right checksum, but they do not belong together."""
     one = sealed(store, [message([("a", 1, [unit(1)], "{}")])])
     two = sealed(store, [message([("b", 1, [unit(2)] * 2, "{}")])])
     mixed = replace(one, objects={**one.objects, "passages": two.objects["passages"]})
@@ -198,38 +200,38 @@ def test_a_whole_object_of_another_segment_is_corrupt(store: LocalStore) -> None
         load(mixed, store, BACKEND, "cosine")
 
 
-def test_an_object_that_is_no_arrow_file_is_corrupt(store: LocalStore) -> None:
+def test_an_object_other_than_an_arrow_file_is_corrupt(store: LocalStore) -> None:
     ref = sealed(store, [message([("a", 1, [unit(1)], "{}")])])
     other: ObjectRef = store.put("segments/other", b"not an arrow file")
     with pytest.raises(Corrupt):
         load(replace(ref, objects={**ref.objects, "documents": other}), store, BACKEND, "cosine")
 
 
-def test_the_effort_curve_is_that_of_the_collections_own_questions_where_enough_are_known() -> None:
+def test_the_effort_curve_is_measured_on_enough_recent_queries_of_the_collection() -> None:
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((3_000, 32)).astype(np.float32)
     backend = open_backend()
     index = backend.build(vectors, IndexSpec("hnsw", 8, 40), "euclidean", threads=1)
     far = rng.standard_normal((CALIBRATION_QUERIES_MIN, 32)).astype(np.float32) * 8
-    made_up = effort_curve(backend, index, "hnsw", vectors, "euclidean")
-    asked = effort_curve(backend, index, "hnsw", vectors, "euclidean", far)
-    assert asked[0][1] < made_up[0][1], "questions from afar are harder"
-    assert effort_curve(backend, index, "hnsw", vectors, "euclidean", far[1:]) == made_up, (
+    generated = effort_curve(backend, index, "hnsw", vectors, "euclidean")
+    on_recent = effort_curve(backend, index, "hnsw", vectors, "euclidean", far)
+    assert on_recent[0][1] < generated[0][1], "distant queries are harder"
+    assert effort_curve(backend, index, "hnsw", vectors, "euclidean", far[1:]) == generated, (
         "too few say nothing"
     )
 
 
-def test_a_segment_says_on_how_many_questions_of_the_collection_its_curve_was_measured(
+def test_a_segment_has_the_number_of_recent_queries_its_curve_was_measured_on(
     store: LocalStore,
 ) -> None:
     batch = message([(f"d{i}", 1, [unit(i, 32)], "{}") for i in range(100)], 32)
-    asked = np.eye(CALIBRATION_QUERIES_MIN + 1, 32, dtype=np.float32)
-    for questions, known in ((None, 0), (asked[2:], 0), (asked, CALIBRATION_QUERIES_MIN + 1)):
-        ref = sealed(store, [batch], spec="hnsw:M=8,efc=40", dimension=32, recent_queries=questions)
+    recent = np.eye(CALIBRATION_QUERIES_MIN + 1, 32, dtype=np.float32)
+    for queries, known in ((None, 0), (recent[2:], 0), (recent, CALIBRATION_QUERIES_MIN + 1)):
+        ref = sealed(store, [batch], spec="hnsw:M=8,efc=40", dimension=32, recent_queries=queries)
         assert ref.n_calibration_queries == known
     assert (
         sealed(
-            store, [batch], spec="flat", dimension=32, recent_queries=asked
+            store, [batch], spec="flat", dimension=32, recent_queries=recent
         ).n_calibration_queries
         == 0
     ), "without effort, no curve"

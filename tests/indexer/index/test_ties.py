@@ -1,4 +1,4 @@
-"""Equal scores stand by document id and passage, whatever k is; a cosine is at most 1."""
+"""Equal scores are ordered by document id and passage at any k; a cosine is at most 1."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_fewer_hits_are_the_first_of_more(tmp_path: Path, where: str) -> None:
         assert hits(made, k) == every[:k]
 
 
-def test_words_have_the_same_order(tmp_path: Path) -> None:
+def test_lexical_hits_have_the_same_order(tmp_path: Path) -> None:
     made = shard(tmp_path, "both")
     for k in (1, 5, 30):
         query = ShardQuery(SHARD, np.empty((1, 0), np.float32), k, mode="lexical", texts=("text",))
