@@ -18,7 +18,7 @@ from vicinage.log import Log, TopicPartition
 from vicinage.metrics import counter
 from vicinage.settings import IndexerSettings
 
-LOOK_S: Final = 10.0
+OBSERVE_S: Final = 10.0
 PARTITIONS_AT_ONCE: Final = 500
 """Partitions observed at once; the next observation continues after them."""
 STALLED_S: Final = 60.0
@@ -66,7 +66,7 @@ class DocumentsTrim:
         self._recent: dict[TopicPartition, tuple[Note, ...]] = {}
         self._before: dict[TopicPartition, int] = {}
         """The offset below which each partition is to be trimmed, if it is."""
-        self._looked = self._stepped = -1e9
+        self._observed = self._stepped = -1e9
 
     def forget(self) -> None:
         """Forgets all observations: while another indexer leads, this one misses some."""
@@ -82,9 +82,9 @@ class DocumentsTrim:
         """
         now = self._clock.monotonic()
         try:
-            if now - self._looked >= LOOK_S:
-                self._looked = now
-                self._look(now)
+            if now - self._observed >= OBSERVE_S:
+                self._observed = now
+                self._observe(now)
         finally:
             if now - self._stepped >= STEP_S:
                 self._stepped = now
@@ -98,7 +98,7 @@ class DocumentsTrim:
                 del self._before[tp]
                 raise
 
-    def _look(self, now: float) -> None:
+    def _observe(self, now: float) -> None:
         if not self._round:
             self._round = self._partitions()
             held = set(self._round)

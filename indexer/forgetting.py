@@ -14,7 +14,7 @@ from vicinage.partition_maps import PartitionMap, unpack_version
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Observation:
     """One observation, by partition: ingest's committed positions, and the ends of the topic."""
 
     committed: tuple[int, ...]
@@ -22,7 +22,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
+class RoundState:
     """The state of the rounds of a tenant's topic.
 
     `below`: by partition, deletions at lower offsets are past; () while none is. `round`: the
@@ -31,12 +31,14 @@ class Passed:
     """
 
     below: tuple[int, ...]
-    round: Seen
+    round: Observation
     reached_s: float | None
     last: tuple[int, ...]
 
 
-def passed(before: Passed | None, seen: Seen, *, now: float, age_s: float) -> Passed:
+def after_observation(
+    before: RoundState | None, seen: Observation, *, now: float, age_s: float
+) -> RoundState:
     """Returns the state after one more observation."""
     if (
         before is None
@@ -49,10 +51,10 @@ def passed(before: Passed | None, seen: Seen, *, now: float, age_s: float) -> Pa
         reached_s = now
     if reached_s is not None and now - reached_s >= age_s:
         return _round(before.round.committed, seen, now)
-    return Passed(before.below, before.round, reached_s, seen.committed)
+    return RoundState(before.below, before.round, reached_s, seen.committed)
 
 
-def is_past(known: Passed, maps: Sequence[PartitionMap], version: int) -> bool:
+def is_past(known: RoundState, maps: Sequence[PartitionMap], version: int) -> bool:
     """Returns whether a deletion with this version may be forgotten.
 
     If the topic was created again, no record of the earlier topic can arrive once a round of the
@@ -66,8 +68,10 @@ def is_past(known: Passed, maps: Sequence[PartitionMap], version: int) -> bool:
     )
 
 
-def _round(below: tuple[int, ...], seen: Seen, now: float) -> Passed:
-    return Passed(below, seen, now if _beyond(seen.committed, seen.ends) else None, seen.committed)
+def _round(below: tuple[int, ...], seen: Observation, now: float) -> RoundState:
+    return RoundState(
+        below, seen, now if _beyond(seen.committed, seen.ends) else None, seen.committed
+    )
 
 
 def _beyond(positions: Sequence[int], ends: Sequence[int]) -> bool:

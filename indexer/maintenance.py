@@ -13,7 +13,7 @@ from typing import Final
 
 from indexer.compact import compact
 from indexer.documents_trim import DocumentsTrim
-from indexer.forgetting import Passed, Seen, is_past, passed
+from indexer.forgetting import Observation, RoundState, after_observation, is_past
 from indexer.reindex import Reindex
 from indexer.repair import Repair
 from indexer.scrub import Scrub
@@ -37,7 +37,7 @@ LOG_EVERY_S: Final = 10.0
 """Time between observations of which part of the vectors log is needed; more if one takes long."""
 LOG_TIME_SHARE: Final = 50
 """Observations take at most this fraction (one part in 50) of the time."""
-OVERDUE_LOOKS: Final = 8
+OVERDUE_CHECKS: Final = 8
 """Searches for overdue segments within `erase_s`.
 
 Each reads every manifest, and the segments of shards that have old ones.
@@ -89,8 +89,8 @@ class Maintenance:
         self._running_jobs: dict[str, Future[None]] = {}
         """By bulkhead (`_bulkhead`)."""
         self._turn = 0
-        self._passed: dict[tuple[str, str, int], Passed] = {}
-        self._overdue_looked = self._log_due = -1e9
+        self._rounds: dict[tuple[str, str, int], RoundState] = {}
+        self._overdue_checked = self._log_due = -1e9
         self._repair = Repair(log, registry, builder, lease, clock)
         self._scrub = Scrub(builder, clock)
         self._sweep = Sweep(registry, builder, superseded, slots_total, clock)
@@ -234,9 +234,9 @@ class Maintenance:
         `compact.pick` decides whether these have deleted rows.
         """
         now, erase_s = self._clock.monotonic(), self._builder.settings.erase_s
-        if now < self._overdue_looked + erase_s / OVERDUE_LOOKS:
+        if now < self._overdue_checked + erase_s / OVERDUE_CHECKS:
             return
-        self._overdue_looked = now
+        self._overdue_checked = now
         _, manifests = self._manifests.changed_since(0, self._slots())
         before_ms = self._clock.now_ms() - 1_000 * erase_s
         self.compact_soon(
@@ -264,22 +264,22 @@ class Maintenance:
         committed = self._log.committed(Group.INGEST, tps)
         # read after the committed positions: see tenants/ingest_lanes.py
         lanes = self._registry.lanes.of(shard.tenant, shard.collection, [shard.generation])
-        seen = Seen(
+        seen = Observation(
             committed=tuple(owed_from(lanes, tp[1], committed.get(tp, 0)) for tp in tps),
             ends=tuple(self._log.end(*tp) for tp in tps),
         )
         age_s = self._builder.settings.tombstone_age_s
         key = (shard.tenant, shard.collection, shard.generation)
-        known = self._passed[key] = passed(
-            self._passed.get(key), seen, now=self._clock.monotonic(), age_s=age_s
+        known = self._rounds[key] = after_observation(
+            self._rounds.get(key), seen, now=self._clock.monotonic(), age_s=age_s
         )
         return partial(is_past, known, self._registry.partition_maps(shard.tenant))
 
     def forget_gone(self, served: Iterable[ShardId]) -> None:
         """Forgets the observations of generations that are no longer served."""
         kept = {(s.tenant, s.collection, s.generation) for s in served}
-        for key in [key for key in tuple(self._passed) if key not in kept]:
-            self._passed.pop(key, None)
+        for key in [key for key in tuple(self._rounds) if key not in kept]:
+            self._rounds.pop(key, None)
 
     def _observe_log(self) -> None:
         """Observes which part of the vectors log is still needed."""
@@ -288,7 +288,7 @@ class Maintenance:
             return
         _, every = self._manifests.changed_since(0, range(self._slots_total))
         self._registry.refresh()  # after the manifests are read, as in `Sweep.step`
-        self._trim.look(serving(self._registry), every)
+        self._trim.observe(serving(self._registry), every)
         after = self._clock.monotonic()
         self._log_due = after + max(LOG_EVERY_S, LOG_TIME_SHARE * (after - now))
 

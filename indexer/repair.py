@@ -44,7 +44,7 @@ from vicinage.store import Store
 from vicinage.telemetry import events
 from vicinage.wire import DELETED, rows_key, vectors_schema
 
-LOOK_S: Final = 1.0
+CHECK_S: Final = 1.0
 BACKOFF_S: Final = (10.0, 3_600.0)
 """Exponential backoff of a repair that failed: the first and the longest wait."""
 ACTOR: Final = "indexer"
@@ -122,16 +122,16 @@ class Repair:
         self._quarantine = builder.manifests.quarantine
         self._lease = lease
         self._clock = clock
-        self._looked = -1e9
+        self._checked = -1e9
         self._waits: dict[str, tuple[float, float]] = {}
         """By path: when a failed repair is retried (monotonic), and its last wait."""
 
     def next(self, slots: Collection[int]) -> Callable[[], None] | None:
         """Returns the next repair that is due in these slots, if any. Raises Unavailable."""
         now = self._clock.monotonic()
-        if now - self._looked < LOOK_S:
+        if now - self._checked < CHECK_S:
             return None
-        self._looked = now
+        self._checked = now
         found = self._quarantine.open(slots)
         for state in ("noted", "stuck"):
             _damaged.labels(state).set(sum(d.state == state for d in found))
@@ -160,7 +160,7 @@ class Repair:
                 "rebuild.failed", shard=str(damage.shard), path=damage.path, reason=error.detail
             )
         else:
-            self._looked = -1e9  # look for the next damage at once
+            self._checked = -1e9  # check for the next damage at once
 
     def _later(self, damage: Damage) -> None:
         wait_s = longer(

@@ -95,7 +95,7 @@ class Trim:
         for held in (self._notes, self._recent, self._heavy, self._begins):
             held.clear()
 
-    def look(self, served: Mapping[ShardId, Generation], manifests: Iterable[Manifest]) -> None:
+    def observe(self, served: Mapping[ShardId, Generation], manifests: Iterable[Manifest]) -> None:
         """Records what the slots need now. The caller reads `manifests` before `served`."""
         every = list(manifests)
         stored: Counter[int] = Counter()

@@ -96,7 +96,7 @@ class LazyLexical:
         self._lock = threading.Lock()
         self._index: lexical.Lexical | None = None
 
-    def here(self) -> bool:
+    def is_loaded(self) -> bool:
         """Returns whether `index` returns at once."""
         return self._index is not None
 

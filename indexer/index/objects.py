@@ -59,16 +59,16 @@ class Keys:
         found = np.full(len(keys.high), -1, np.int64)
         if len(self.high) == 0:
             return found
-        places = np.searchsorted(self.high, keys.high)
-        open_ = np.arange(len(places))
+        positions = np.searchsorted(self.high, keys.high)
+        open_ = np.arange(len(positions))
         while len(open_):  # again only where two documents share the high half
-            open_ = open_[places[open_] < len(self.high)]
-            at = places[open_]
+            open_ = open_[positions[open_] < len(self.high)]
+            at = positions[open_]
             same = self.high[at] == keys.high[open_]
             hit = same & (self.low[at] == keys.low[open_])
             found[open_[hit]] = at[hit]
             open_ = open_[same & ~hit]
-            places[open_] += 1
+            positions[open_] += 1
         return found
 
 
@@ -87,10 +87,10 @@ class Documents:
 
     def deletes(self) -> pa.RecordBatch:
         """Returns the deletions as `segment_writer.write` takes them."""
-        places = list(self.deleted)
-        names = pa.array([self.deleted[p] for p in places], pa.utf8())
+        positions = list(self.deleted)
+        names = pa.array([self.deleted[p] for p in positions], pa.utf8())
         return pa.record_batch(
-            {"document_id": names, "version": pa.array(self.version[places], pa.int64())}
+            {"document_id": names, "version": pa.array(self.version[positions], pa.int64())}
         )
 
 

@@ -50,6 +50,6 @@ def load_needed(snapshot: Snapshot, names: frozenset[str]) -> None:
 
 def _is_lexical_loaded(snapshot: Snapshot) -> bool:
     return (
-        all(g.lexical.here() for g in snapshot.segments)
+        all(g.lexical.is_loaded() for g in snapshot.segments)
         and snapshot.delta.words.behind(snapshot.delta) <= BEHIND_MAX
     )

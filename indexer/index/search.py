@@ -211,22 +211,22 @@ def _best(
     answers: list[tuple[Hit, ...]] = []
     for of_query, own in zip(rows, scores, strict=True):
         here = np.flatnonzero(of_query >= 0)
-        places = list(zip(parts[here].tolist(), of_query[here].tolist(), strict=True))
-        chosen = ties.best(own[here], places, query.k, partial(_name, snapshot))
+        addresses = list(zip(parts[here].tolist(), of_query[here].tolist(), strict=True))
+        chosen = ties.best(own[here], addresses, query.k, partial(_name, snapshot))
         each = own[here][chosen].tolist()
         answers.append(
             _hits(
                 snapshot,
-                [(*places[i], score) for i, score in zip(chosen, each, strict=True)],
+                [(*addresses[i], score) for i, score in zip(chosen, each, strict=True)],
                 query,
             )
         )
     return tuple(answers)
 
 
-def _name(snapshot: Snapshot, place: ties.Place) -> tuple[str, int]:
+def _name(snapshot: Snapshot, address: ties.Address) -> tuple[str, int]:
     """Returns the document id and the passage at (part, row)."""
-    part, row = place
+    part, row = address
     if part >= 0:
         return snapshot.segments[part].passages.name(row)
     message, at = snapshot.delta.row(row)
@@ -234,7 +234,7 @@ def _name(snapshot: Snapshot, place: ties.Place) -> tuple[str, int]:
 
 
 def _hits(
-    snapshot: Snapshot, places: Iterable[tuple[int, int, float]], query: ShardQuery
+    snapshot: Snapshot, addresses: Iterable[tuple[int, int, float]], query: ShardQuery
 ) -> tuple[Hit, ...]:
     """Returns the hits at these (part, row, score).
 
@@ -242,7 +242,7 @@ def _hits(
     """
     hits: list[Hit] = []
     left = ANSWER_BYTES_MAX
-    for part, row, score in places:
+    for part, row, score in addresses:
         if row < 0:
             continue
         if part >= 0:

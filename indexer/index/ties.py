@@ -14,7 +14,7 @@ WIDTH_MAX: Final = 2_048
 If a run is longer, which of its rows are found is undefined.
 """
 _WIDEN: Final = 4
-Place = tuple[int, int]
+Address = tuple[int, int]
 """(part, row)"""
 
 
@@ -39,7 +39,7 @@ def _runs_on(scores: Floats, rows: Rows, k: int) -> bool:
 
 
 def best(
-    scores: Floats, places: list[Place], k: int, name: Callable[[Place], tuple[str, int]]
+    scores: Floats, addresses: list[Address], k: int, name: Callable[[Address], tuple[str, int]]
 ) -> list[int]:
     """Returns the indexes of the k best candidates, best first.
 
@@ -54,7 +54,7 @@ def best(
     equal = np.zeros(len(kept), np.bool_)
     equal[1:] |= kept[1:] == kept[:-1]
     equal[:-1] |= kept[1:] == kept[:-1]
-    names = {int(i): name(places[i]) for i in order[equal]}
+    names = {int(i): name(addresses[i]) for i in order[equal]}
     return sorted(
         (int(i) for i in order), key=lambda i: (-float(scores[i]), names.get(i, ("", 0)))
     )[:k]

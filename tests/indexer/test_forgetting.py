@@ -1,16 +1,16 @@
 """A deletion is past once ingest is beyond all records of its time, in every partition and map."""
 
-from indexer.forgetting import Passed, Seen, is_past, passed
+from indexer.forgetting import Observation, RoundState, after_observation, is_past
 from vicinage.partition_maps import PartitionMap, pack_version
 from vicinage.records import Position
 
 OLD, NEW = PartitionMap("old", 1, (0,)), PartitionMap("new", 1, (0,))
 
 
-def looks(*seen: tuple[tuple[int, ...], tuple[int, ...], float]) -> Passed:
+def looks(*seen: tuple[tuple[int, ...], tuple[int, ...], float]) -> RoundState:
     known = None
     for committed, ends, now in seen:
-        known = passed(known, Seen(committed, ends), now=now, age_s=100)
+        known = after_observation(known, Observation(committed, ends), now=now, age_s=100)
     assert known is not None
     return known
 

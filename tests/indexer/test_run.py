@@ -492,10 +492,10 @@ def test_no_state_is_kept_of_a_deleted_collection(opened) -> None:
         append(base, generation, up(f"d{i}", i))
         work_off(indexer)
     assert indexer._sealer.sealed
-    assert indexer._maintenance._passed
+    assert indexer._maintenance._rounds
     base.registry.delete_collection("acme", "docs", actor="test")
     for _ in range(2):
         base.clock.advance(base.settings.indexer.lease_s / 2)
         work_off(indexer)
     assert not indexer._sealer.sealed
-    assert not indexer._maintenance._passed
+    assert not indexer._maintenance._rounds

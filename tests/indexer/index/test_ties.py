@@ -89,8 +89,8 @@ def test_lexical_hits_have_the_same_order(tmp_path: Path) -> None:
 def test_the_best_are_those_of_a_whole_sort(scores: list[int], k: int, random: object) -> None:
     names = [(f"d{i}", i % 3) for i in range(len(scores))]
     random.shuffle(names)  # type: ignore[attr-defined]
-    places = [(0, i) for i in range(len(scores))]
-    found = ties.best(np.array(scores, np.float32), places, k, lambda place: names[place[1]])
+    addresses = [(0, i) for i in range(len(scores))]
+    found = ties.best(np.array(scores, np.float32), addresses, k, lambda address: names[address[1]])
     assert found == sorted(range(len(scores)), key=lambda i: (-scores[i], names[i]))[:k]
 
 

@@ -192,9 +192,9 @@ def test_held_indexes_are_bounded_and_evicted_by_last_use(
     made = [segment(store, [one(f"d{i}", i + 1)]) for i in range(4)]
     for each in (made[0], made[1], made[2], made[0], made[3]):
         each.lexical.index()
-    assert [m.lexical.here() for m in made] == [True, False, True, True]
+    assert [m.lexical.is_loaded() for m in made] == [True, False, True, True]
     assert made[1].lexical.index().search({"d1": 1.0}, 5, None)[1].tolist() == [0]
-    assert [m.lexical.here() for m in made] == [True, True, False, True]
+    assert [m.lexical.is_loaded() for m in made] == [True, True, False, True]
 
 
 # the searcher
