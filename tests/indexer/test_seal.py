@@ -145,9 +145,9 @@ def test_a_seal_measures_its_effort_on_recent_queries(
     platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, generation, builder, shard, lease = platform
-    asked = []
+    measured = []
     monkeypatch.setattr(
-        "indexer.index.segment_writer.effort_curve", lambda *given: asked.append(given[-1]) or ()
+        "indexer.index.segment_writer.effort_curve", lambda *given: measured.append(given[-1]) or ()
     )
     of_indexed = replace(generation, index="hnsw")
     builder.seal(waiting(shard, [up("a", 1)]), of_indexed, lease, sealed=1)
@@ -159,11 +159,11 @@ def test_a_seal_measures_its_effort_on_recent_queries(
         "acme", "docs", "another", np.ones((2, DIMENSION), np.float32)
     )
     builder.seal(waiting(shard, [up("c", 3)]), of_indexed, lease, sealed=3)
-    assert [None if q is None else q.tolist() for q in asked] == [
+    assert [None if q is None else q.tolist() for q in measured] == [
         None,
         [[1.0] * DIMENSION],
         None,
-    ], "one that was asked twice says it once"
+    ], "a query that was sent twice counts once"
 
 
 class EndedElsewhere(Drafts):

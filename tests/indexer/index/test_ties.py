@@ -95,16 +95,16 @@ def test_the_best_are_those_of_a_whole_sort(scores: list[int], k: int, random: o
 
 
 def test_a_run_of_equal_scores_is_followed_to_its_end() -> None:
-    asked: list[int] = []
+    widths: list[int] = []
 
     def find(width: int) -> tuple[np.ndarray, np.ndarray]:
-        asked.append(width)
+        widths.append(width)
         scores = np.array([[2.0, *([1.0] * 20), 0.5, 0.4]], np.float32)[:, :width]
         return scores, np.arange(scores.shape[1])[None]
 
     _, rows = ties.settled(find, 3, 23)
-    assert asked == [4, 16, 23]
+    assert widths == [4, 16, 23]
     assert rows.shape == (1, 23)
-    asked.clear()
+    widths.clear()
     ties.settled(find, 1, 23)
-    assert asked == [2]
+    assert widths == [2]
