@@ -62,7 +62,7 @@ class SegmentSet:
 
     def is_alive(self, writes: NewestWrites, number: int) -> bool:
         """Returns whether the document with this number among `writes` is alive in a segment."""
-        return any(
+        return bool(writes.version[number] >= 0) and any(
             p[number] >= 0 and bool(a[p[number]]) and s.count[p[number]] > 0
             for (s, a), p in zip(self._with_masks(), writes.positions, strict=True)
         )
