@@ -174,7 +174,7 @@ class EndedElsewhere(Drafts):
     def end(self, folders: Iterable[str]) -> None:
         for folder in folders:
             super().end([folder])
-            self.builder.given_up.remove(folder)
+            self.builder.abandoned.remove(folder)
 
 
 def test_drafts_that_two_threads_end_at_once_raise_in_neither(platform) -> None:
@@ -182,8 +182,8 @@ def test_drafts_that_two_threads_end_at_once_raise_in_neither(platform) -> None:
     manifests = copy(base.manifests)
     manifests.drafts = EndedElsewhere(base.engine, base.clock)
     builder = manifests.drafts.builder = replace(
-        builder, manifests=manifests, given_up=["segments/left"]
+        builder, manifests=manifests, abandoned=["segments/left"]
     )
     rows = waiting(shard, [up("a", 1)])
     assert builder.seal(rows, generation, lease, sealed=1).sealed == 1
-    assert builder.given_up == []
+    assert builder.abandoned == []
