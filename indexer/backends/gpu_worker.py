@@ -25,9 +25,9 @@ from vicinage.threads import EssentialThread
 QUEUE_MAX: Final = 64
 """Calls that may wait for one GPU."""
 QUEUE_WAIT_S: Final = 0.25
-"""How long a search waits for the GPU's thread, as behind a build, before the CPU answers it."""
+"""Time that a search waits for the GPU's thread, as behind a build, before the CPU answers it."""
 RESULT_WAIT_S: Final = 10.0
-"""How long a search waits for the result once it runs. A slower GPU hangs, and is abandoned."""
+"""Time that a search waits for the result once it runs. A slower GPU hangs, and is abandoned."""
 PLACE_S: Final = 60.0
 BUILD_S: Final = 3_600.0
 FAILURES_MAX: Final = 3

@@ -420,7 +420,7 @@ def test_more_shards_than_slots_end_the_job_with_the_limit(platform: Platform) -
     assert platform.generations() == [(1, "live")]
 
 
-class Modelled(Platform):
+class WithModel(Platform):
     """A collection whose texts a registered model embeds."""
 
     def __init__(self, base) -> None:
@@ -440,7 +440,7 @@ class Modelled(Platform):
 
 
 def test_another_model_embeds_every_passage_again(base) -> None:
-    platform = Modelled(base)
+    platform = WithModel(base)
     platform.write(platform.live, *[up(f"d{i}", i + 1, 2) for i in range(700)])
     platform.seal()
     calls = []
@@ -487,7 +487,7 @@ def test_another_model_embeds_every_passage_again(base) -> None:
     ],
 )
 def test_a_model_with_invalid_answers_ends_its_job_with_the_reason(base, answer, reason) -> None:
-    platform = Modelled(base)
+    platform = WithModel(base)
     platform.write(platform.live, *[up(f"d{i}", i + 1) for i in range(10)])
     platform.seal()
     worker = _reindex(platform, threading.Event(), lambda _model, texts, tenant: answer(len(texts)))
@@ -500,7 +500,7 @@ def test_a_model_with_invalid_answers_ends_its_job_with_the_reason(base, answer,
 
 
 def test_a_model_that_hangs_blocks_only_its_own_jobs(base) -> None:
-    platform = Modelled(base)
+    platform = WithModel(base)
     platform.write(platform.live, *[up(f"d{i}", i + 1) for i in range(10)])
     platform.seal()
     other = provisioning.create_collection(
@@ -534,7 +534,7 @@ def test_a_model_that_hangs_blocks_only_its_own_jobs(base) -> None:
 
 
 def test_a_job_canceled_while_it_waits_for_a_busy_model_embeds_no_more(base) -> None:
-    platform = Modelled(base)
+    platform = WithModel(base)
     platform.write(platform.live, *[up(f"d{i}", i + 1) for i in range(10)])
     platform.seal()
     calls = []
@@ -561,7 +561,7 @@ def test_passages_without_text_end_a_change_of_model_with_the_reason(base) -> No
     from tenants.provisioning import VECTORS_TOPIC
     from vicinage.wire import encode_rows, rows_key
 
-    platform = Modelled(base)
+    platform = WithModel(base)
     batch = message([up("a", 1)], DIMENSION)
     column = batch.schema.get_field_index("text")
     bare = batch.set_column(column, batch.schema.field(column), pa.nulls(1, pa.utf8()))

@@ -1,7 +1,7 @@
-"""Two indexers on one catalog, at times stale or stopped: searches always equal a dict.
+"""Models two indexers on one catalog, each at times stale, stopped or away: searches equal a dict.
 
-Only the rows in the log and the order of their versions decide the results, not which indexer
-sealed or merged them.
+Only the rows in the log and the order of their versions decide what is found, not which indexer
+sealed, merged or lost a lease.
 """
 
 import shutil
@@ -30,7 +30,7 @@ LEASE_S = 15.0
 
 
 class TwoIndexers(RuleBasedStateMachine):
-    """Writes, deletes and re-delivers documents; steps two indexers in any order; advances time."""
+    """Writes, deletions and redeliveries, with two indexers that step in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,8 +55,8 @@ class TwoIndexers(RuleBasedStateMachine):
     def begin(self) -> None:
         self.generation = make_collection(self.base)
         self.other = self._in_the_same_slot(self.generation)
-        for which in ("one", "two"):
-            self.indexers[which] = make_indexer(self.base, which)
+        for indexer_name in ("one", "two"):
+            self.indexers[indexer_name] = make_indexer(self.base, indexer_name)
 
     def _in_the_same_slot(self, generation: Generation) -> Generation:
         made = (make_collection(self.base, f"other{i}") for i in range(100))
@@ -68,7 +68,7 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule(writes=st.lists(st.tuples(NAMES, st.integers(0, 3)), min_size=1, max_size=4))
     def write(self, writes: list[tuple[str, int]]) -> None:
-        """Writes documents with these numbers of passages; 0 deletes."""
+        """Writes documents with this many passages; none: deleted."""
         for name, passages in writes:
             number = self._next()
             append(
@@ -83,7 +83,7 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule(name=NAMES, back=st.integers(0, 2))
     def delete_as_judged(self, name: str, back: int) -> None:
-        """Deletes by filter at the judged version, or at an older one, which has no effect."""
+        """Deletes by filter, at the matched version or an older one: then its document stays."""
         if name in self.expected:
             number = (self.expected[name][0] >> 10) - back
             append(self.base, self.generation, gone(name, max(0, number)))
@@ -92,7 +92,7 @@ class TwoIndexers(RuleBasedStateMachine):
 
     @rule()
     def deliver_the_last_again(self) -> None:
-        """Re-delivers as an ingest does that was killed between its append and its commit."""
+        """Repeats as ingest does after a kill between its append and its commit."""
         slot = self.generation.slots[0]
         end = self.base.log.end(VECTORS_TOPIC, slot)
         if end > self.generation.starts[0]:
@@ -108,25 +108,25 @@ class TwoIndexers(RuleBasedStateMachine):
     def commit(self) -> None:
         self.base.log.commit(Group.INGEST, {("vicinage.docs.acme", 0): self.log_position + 1})
 
-    @rule(which=INDEXERS)
-    def step(self, which: str) -> None:
-        self._step(which)
+    @rule(indexer_name=INDEXERS)
+    def step(self, indexer_name: str) -> None:
+        self._step(indexer_name)
 
-    @rule(which=INDEXERS, name=NAMES)
-    def write_and_step(self, which: str, name: str) -> None:
+    @rule(indexer_name=INDEXERS, name=NAMES)
+    def write_and_step(self, indexer_name: str, name: str) -> None:
         self.write([(name, 3)])
-        self._step(which)
+        self._step(indexer_name)
 
-    @rule(which=INDEXERS)
-    def step_without_noticing_that_time_passed(self, which: str) -> None:
-        """Steps a process that was suspended and believes that it holds its leases."""
-        if self.indexers[which]._leases.held:
-            self.indexers[which]._leases.renewed_s = self.clock.monotonic()
-        self._step(which)
+    @rule(indexer_name=INDEXERS)
+    def step_without_noticing_that_time_passed(self, indexer_name: str) -> None:
+        """A paused process: it believes that it holds its leases."""
+        if self.indexers[indexer_name]._leases.held:
+            self.indexers[indexer_name]._leases.renewed_s = self.clock.monotonic()
+        self._step(indexer_name)
 
     @rule(name=NAMES)
-    def overtake_a_suspended_indexer(self, name: str) -> None:
-        """One reads rows; the other acquires its slots, seals, merges; then the first goes on."""
+    def overtake_a_paused_one(self, name: str) -> None:
+        """Pauses it with rows that it has read; the other works in its slots; it resumes."""
         self._step("one")
         self.write([(name, 2)])
         self.indexers["one"]._read(0)
@@ -135,19 +135,19 @@ class TwoIndexers(RuleBasedStateMachine):
         self._step("two")
         self.step_without_noticing_that_time_passed("one")
 
-    def _step(self, which: str) -> None:
-        indexer = self.indexers[which]
+    def _step(self, indexer_name: str) -> None:
+        indexer = self.indexers[indexer_name]
         indexer.step()
         indexer._maintenance.settle(30)
 
-    @rule(which=INDEXERS)
-    def kill_and_restart(self, which: str) -> None:
-        self.indexers[which]._reader.close()
-        self.indexers[which]._maintenance.stop()
-        self.indexers[which] = make_indexer(self.base, f"{which} {self._next()}")
+    @rule(indexer_name=INDEXERS)
+    def die_and_restart(self, indexer_name: str) -> None:
+        self.indexers[indexer_name]._reader.close()
+        self.indexers[indexer_name]._maintenance.stop()
+        self.indexers[indexer_name] = make_indexer(self.base, f"{indexer_name} {self._next()}")
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 16.0, 45.0, 200.0]))
-    def pass_time(self, seconds: float) -> None:
+    def let_time_pass(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
     @invariant()
@@ -160,7 +160,7 @@ class TwoIndexers(RuleBasedStateMachine):
         for manifest in self.base.manifests.of_generation("acme", "docs", 1):
             sealed, epoch = self.sealed.get(manifest.shard, (0, 0))
             assert manifest.sealed >= sealed
-            assert manifest.epoch >= epoch, "a stale indexer never publishes"
+            assert manifest.epoch >= epoch, "a stale indexer never writes again"
             self.sealed[manifest.shard] = manifest.sealed, manifest.epoch
         there = {o.path for o in self.base.store.list("segments")}
         assert self.base.manifests.paths() <= there
