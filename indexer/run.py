@@ -21,7 +21,6 @@ from indexer.superseded import Superseded
 from tenants.jobs import Jobs
 from tenants.leases import Leases
 from tenants.manifests import Manifests
-from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from tenants.serving import serving
 from vicinage.clock import Clock
@@ -54,7 +53,6 @@ class Indexer:
         slots_total: int,
         embed: EmbedTexts | None = None,
     ) -> None:
-        self._log = log
         self._registry = registry
         self._leases = SlotLeases(leases, owner, slots_total, settings.lease_s, clock)
         self.lease = self._leases.of
@@ -125,7 +123,7 @@ class Indexer:
 
     def _start_slot(self, slot: int) -> None:
         """Starts reading the slot at the lowest `sealed` of its shards."""
-        end = self._log.end(VECTORS_TOPIC, slot)
+        end = self._reader.end(slot)
         _, found = self._builder.manifests.changed_since(0, [slot])
         self._registry.refresh()
         manifests = {m.shard: m for m in found}

@@ -35,6 +35,10 @@ class SlotReader:
         self._reader.remove(VECTORS_TOPIC, slot)
         self.positions.pop(slot, None)
 
+    def end(self, slot: int) -> int:
+        """Returns the end of the slot's log. Raises Unavailable."""
+        return self._log.end(VECTORS_TOPIC, slot)
+
     def poll(self, wait_s: float) -> list[LogRecord]:
         """Returns the next records. Raises Unavailable."""
         return self._reader.poll(bytes_max=POLL_BYTES, wait_s=wait_s)

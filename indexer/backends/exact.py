@@ -25,9 +25,9 @@ About two of its seven digits are lost there.
 BLAS_FROM: Final = 3 * 384
 """FAISS's BLAS threshold: queries × d from which it uses a matrix product. Its default is 128,000.
 
-Exact scans of copied rows are about 7 × cheaper by matrix product. One or two queries are not: for 1,536
-numbers over 5,000 rows they take 5.8 ms by matrix product and 2.7 ms without, so they never use
-it.
+Exact scans of copied rows are about 7 × cheaper by matrix product. One or two queries are not: for
+1,536 numbers over 5,000 rows they take 5.8 ms by matrix product and 2.7 ms without, so they never
+use it.
 """
 
 
