@@ -1,7 +1,7 @@
 """Compaction: merges several segments into one that holds their live rows.
 
-`pick` decides and is pure. A deletion is dropped only if every segment is merged, and if ingest
-passed its version so long ago that no older one can arrive again (decision 007).
+`pick` decides and is pure. A deletion is dropped only if every segment is merged and no older
+version can arrive again: ingest passed that version long ago (decision 007).
 """
 
 from collections.abc import Callable, Sequence
@@ -38,8 +38,8 @@ def pick(segments: Sequence[Weight], settings: IndexerSettings, now_ms: int = 0)
     Picks all segments if the share of dead rows exceeds `dead_share_max`, or if a segment older
     than `erase_s` has any. Deleted rows thus leave the store within `erase_s`, and a shard is
     rewritten for them at most once in that time. Else, beyond `segments_max`, picks the smallest,
-    up to the first that has more than twice the rows of those before it (size-tiered: a row is
-    rewritten about log₂(n) times).
+    up to the first that has more than twice the rows of those before it. This is size-tiered: a row
+    is rewritten about log₂(n) times.
     """
     rows, dead = sum(s.rows for s in segments), sum(s.dead for s in segments)
     overdue = any(s.dead and now_ms - s.created_ms >= 1_000 * settings.erase_s for s in segments)

@@ -2,8 +2,8 @@
 
 Observations form consecutive rounds. A round begins with ingest's committed positions and the ends
 of the partitions. It is over once ingest has been beyond those ends for `age_s`. Then deletions
-below the round's positions are past: ingest has long passed every record that was in the log when
-it passed them, in every partition and under every partition map
+below the round's positions are past. Ingest has long passed every record that was in the log when
+it passed them. That holds in every partition and under every partition map
 (docs/decisions/007-tombstone-removal.md).
 """
 

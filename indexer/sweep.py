@@ -69,7 +69,7 @@ class Sweep:
     def _kept(self) -> "_Kept":
         """Returns the objects to keep.
 
-        Reads drafts, manifests and quarantine in this order: an object that leaves the drafts is in
+        Reads drafts, manifests and quarantine in this order. An object that leaves the drafts is in
         a manifest by then, and one that leaves the manifests may be in quarantine.
         """
         pinned = self._manifests.drafts.pinned()

@@ -119,7 +119,7 @@ class Backend(Protocol):
         """Returns scores and rows [n, k] of the nearest allowed rows, and row −1 beyond the last.
 
         `allowed` is bool [n rows]; None means all. Returns k rows whenever k are allowed. `effort`
-        is one of the kind's EFFORTS, for k = 10 and no filter: the backend raises it for a greater
+        is one of the kind's EFFORTS, for k = 10 and no filter. The backend raises it for a greater
         k, or if fewer rows are allowed. Scores are those of the vectors, never of codes.
         """
         ...

@@ -1,7 +1,7 @@
 """FAISS on the CPU: builds, stores and searches indexes.
 
-`widths.py` decides how wide an index is searched, `index_search.py` searches it, and `exact.py`
-compares queries with the vectors where no index is used or where an index finds too few rows.
+`widths.py` decides how wide an index is searched, and `index_search.py` searches it. `exact.py`
+compares queries with the vectors if no index is used, or if an index finds too few rows.
 """
 
 import os

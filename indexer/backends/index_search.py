@@ -1,11 +1,11 @@
 """Searches a FAISS index of the CPU at a given width, under a filter.
 
-FAISS's own selector on a graph only post-filters the nodes that the beam reaches, and gives no sign
+FAISS's own selector on a graph only post-filters the nodes that the beam reaches. It gives no sign
 if the beam reached the wrong part of the graph. So a graph is walked without the filter, with a
 beam wide enough that the k-th allowed row is expected well inside it (`widths.beam_for`). The rank
-at which it is found then shows how selective the filter is around this very query. If that rank is
-too near the end of the beam, as under a filter that correlates negatively with the query, the graph
-is walked once more with a wider beam. If it is too near again, the caller searches exactly.
+at which it is found then shows how selective the filter is around this very query. A filter that
+correlates negatively with the query puts that rank too near the end of the beam. Then the graph is
+walked once more with a wider beam. If the rank is too near again, the caller searches exactly.
 """
 
 import math

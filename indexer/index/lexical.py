@@ -98,7 +98,7 @@ def weights(query: Mapping[str, int], parts: "Sequence[Lexical]") -> list[dict[s
     """Returns for each part the weight of each term of `query` there, for `Lexical.search`.
 
     A weight is the term's count in the query times its inverse document frequency over all parts,
-    divided by that of the part: so scores of different parts are comparable. Keeps at most
+    divided by that of the part. So scores of different parts are comparable. Keeps at most
     TERMS_MAX terms, those with the greatest count times inverse document frequency. Of a query of
     more than COUNTED_MAX terms, looks up only the most frequent, then the longest: about 5 µs per
     term and part.
