@@ -265,7 +265,9 @@ class Reindex:
         try:
             return collection_of(self._registry, job).generation(job.generation)
         except KeyError:
-            raise Refused(f"generation {job.generation} was abandoned meanwhile") from None
+            raise Refused(
+                f"generation {job.generation} was abandoned; start the reindex again"
+            ) from None
 
     def _live(self, job: Job) -> Generation:
         return collection_of(self._registry, job).generation()

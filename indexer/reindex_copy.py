@@ -131,7 +131,7 @@ class GenerationCopy:
         self._registry.refresh()
         found = self._registry.collection(new.tenant, new.collection)
         if all(g.number != new.number for g in found.generations):
-            raise Conflict(f"generation {new.number} was abandoned meanwhile")
+            raise Conflict(f"generation {new.number} was abandoned; start the reindex again")
 
 
 def rows_after(rows: pa.RecordBatch, document_id: str) -> pa.RecordBatch:

@@ -82,7 +82,8 @@ def open_gpus(number: int | None) -> GpuBackend:
     wanted = range(n) if number is None else [number]
     if not wanted or max(wanted) >= n:
         raise Refused(
-            f"this machine has {n} GPUs that FAISS can use, and none with that number",
+            f"this machine has {n} GPUs that FAISS can use, and none with that number; use cpu or "
+            "another number",
             field="device",
         )
     with _opening:

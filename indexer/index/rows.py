@@ -91,7 +91,8 @@ def _joined(batches: Sequence[pa.RecordBatch]) -> _Joined:
         return _Joined(batches)
     except pa.ArrowInvalid as error:  # 32-bit text offsets: refused beyond 2 GiB, not truncated
         raise TooLarge(
-            f"the rows exceed one segment; set indexer.seal_bytes lower: {error}", limit=2**31 - 1
+            f"the rows exceed one segment; give the collection more shards: {error}",
+            limit=2**31 - 1,
         ) from error
 
 
