@@ -1,4 +1,4 @@
-"""Law 1 on every route: the key decides the tenant, and no data of another tenant shows."""
+"""Guarantee 1 on every route: the key decides the tenant, and no data of another tenant shows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Law 7 in ingest: a slow or absent model, or a large backlog, delays its own tenant alone.
+"""Guarantee 7 in ingest: a slow or absent model, or a large backlog, delays its own tenant alone.
 
 The tests count calls of the model, not time.
 """

@@ -1,4 +1,4 @@
-"""Law 7 in parsing: records that take long to parse take their own tenant's turns.
+"""Guarantee 7 in parsing: records that take long to parse take their own tenant's turns.
 
 The tests check order, not time.
 """

@@ -1,4 +1,4 @@
-"""Admission of requests: laws 6, 7 and 9."""
+"""Admission of requests: guarantees 6, 7 and 9."""
 
 from contextlib import ExitStack
 

@@ -1,4 +1,4 @@
-"""The cache of search texts' vectors: isolation, sharing and eviction (laws 1, 6 and 7)."""
+"""The cache of search texts' vectors: isolation, sharing and eviction (guarantees 1, 6, 7)."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
