@@ -234,13 +234,9 @@ def _commands(command: click.Command, words: str) -> Iterator[tuple[str, click.C
 
 def endpoints() -> str:
     """Every route with its first line."""
-    from fastapi import FastAPI
+    from query.api.openapi import document
+    from query.api.routes import ROUTERS
 
-    from query.api import admin, collections, documents, health, search, search_batch
-
-    app = FastAPI()
-    for each in (search, search_batch, documents, collections, admin, health):
-        app.include_router(each.router)
     lines = [
         "# HTTP routes",
         "",
@@ -252,11 +248,9 @@ def endpoints() -> str:
         "",
     ]
     lines += ["| method | path | |", "|---|---|---|"]
-    for path, methods in sorted(app.openapi()["paths"].items()):
+    for path, methods in sorted(document(ROUTERS, {})["paths"].items()):
         for method, facts in methods.items():
-            lines.append(
-                _row(method.upper(), f"`{path}`", facts.get("description", "").splitlines()[0])
-            )
+            lines.append(_row(method.upper(), f"`{path}`", facts["summary"]))
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -15,10 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from query.api import admin, collections, dead_letters, documents, health, search, search_batch
+from query.api import search
 from query.api.http import NOT_TEXT, has_text_path
+from query.api.openapi import bounds_of, document
+from query.api.routes import ROUTERS
 from query.boundary import problem_response
-from query.problems import DOCUMENTED, plain, problem
+from query.problems import plain, problem
 from query.quality.lag_sweep import LagSweep
 from query.state import GatewayState
 from vicinage import __version__
@@ -44,6 +46,12 @@ class Api(FastAPI):
     They cost about as much CPU as all of its handling. The route itself stays FastAPI's: listed,
     documented, and the same function.
     """
+
+    def openapi(self) -> dict[str, Any]:
+        """Returns the OpenAPI document, which is built once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = document(ROUTERS, bounds_of(self.state.gateway))
+        return self.openapi_schema
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request. A search takes the shortcut; HEAD is GET without the body."""
@@ -101,13 +109,12 @@ def create_app(state: GatewayState) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         redoc_url=None,
-        responses={"default": DOCUMENTED},
         # a redirect turns the deletion of a document into that of its collection
         redirect_slashes=False,
     )
     app.state.gateway = state
-    for each in (search, search_batch, documents, collections, dead_letters, admin, health):
-        app.include_router(each.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(VicinageError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -20,64 +20,37 @@ from vicinage.errors import (
 )
 
 MEDIA_TYPE: Final = "application/problem+json"
-DOCUMENTED: Final[dict[str, Any]] = {
-    "description": "A problem (RFC 9457). `type` is stable; `field`, `limit` and `retry_after_s` stand where they apply.",
-    "content": {
-        MEDIA_TYPE: {
-            "schema": {
-                "type": "object",
-                "required": ["type", "title", "status", "detail"],
-                "properties": {
-                    "type": {"type": "string"},
-                    "title": {"type": "string"},
-                    "status": {"type": "integer"},
-                    "detail": {"type": "string"},
-                    "field": {"type": "string"},
-                    "limit": {"type": ["string", "number"]},
-                    "retry_after_s": {"type": "number"},
-                    "dependency": {"type": "string"},
-                    "ahead": {"type": "integer"},
-                    "wait_for": {"type": "string"},
-                    "request_id": {"type": "string"},
-                },
-            },
-            "example": {
-                "type": "urn:vicinage:problem:refused",
-                "title": "The request was refused",
-                "status": 400,
-                "detail": "k is 0; it goes from 1 to 1000",
-                "field": "k",
-                "limit": 1,
-            },
-        }
-    },
-}
-"""The OpenAPI description of a problem document."""
 
 
 def problem(error: VicinageError) -> Response:
+    """Returns the response of one of the platform's errors."""
+    headers: dict[str, str] = {}
+    if isinstance(error, Overloaded | Unavailable):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, Denied) and error.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="vicinage"'
+    return _response(problem_body(error), error.status, headers)
+
+
+def problem_body(error: VicinageError) -> dict[str, Any]:
     """Returns the problem document of one of the platform's errors."""
     body: dict[str, Any] = {
         "type": f"urn:vicinage:problem:{error.kind}",
         "title": error.title,
         "status": error.status,
+        "detail": error.detail,
     }
-    body["detail"] = error.detail
-    headers: dict[str, str] = {}
     if isinstance(error, Refused):
         body |= {k: v for k, v in (("field", error.field), ("limit", error.limit)) if v is not None}
     if isinstance(error, Overloaded | Unavailable):
         body["retry_after_s"] = error.retry_after_s
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, Unavailable):
         body["dependency"] = error.dependency
     if isinstance(error, DeadlineExceeded) and error.ahead is not None:
         body["ahead"] = error.ahead
     if isinstance(error, DeadlineExceeded) and error.waited_for:
         body["wait_for"] = error.waited_for
-    if isinstance(error, Denied) and error.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="vicinage"'
-    return _response(body, error.status, headers)
+    return body
 
 
 HTTP_KINDS: Final[Mapping[int, tuple[str, str]]] = {

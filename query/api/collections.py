@@ -1,4 +1,4 @@
-"""A tenant's collections: make, list, look at, delete."""
+"""A tenant's collections: create, list, read, change and delete."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from query.api.bounds import (
+    FRESHNESS_MS_MAX,
+    LATENCY_MS_MAX,
+    RECALL_MAX,
+    RECALL_MIN,
+    TIMEOUT_MS_MAX,
+)
 from query.api.http import (
     answer,
     authenticate,
@@ -25,7 +32,17 @@ from query.api.http import (
     unless_gone,
 )
 from query.api.index_facts import search_facts
-from query.api.search_request import TIMEOUT_MS_MAX, token_of
+from query.api.models.collections import (
+    CollectionFacts,
+    CollectionsAnswer,
+    ConfirmParameters,
+    CreateCollectionRequest,
+    DeletedAnswer,
+    UpdateCollectionRequest,
+)
+from query.api.models.search import WaitTimeoutParameters
+from query.api.operations import operation
+from query.api.search_request import token_of
 from query.api.sending import joined, sent
 from query.state import GatewayState
 from query.waiting import for_tenant, waiting
@@ -42,9 +59,21 @@ OBJECTIVES: Final = frozenset({"recall", "freshness_ms", "latency_ms"})
 FIELDS: Final = frozenset({"name", "model", "dimension", "metric", "index", "shards", "objectives"})
 
 
-@router.post("/v1/collections", status_code=201, response_model=None)
+@router.post(
+    "/v1/collections",
+    status_code=201,
+    response_model=None,
+    openapi_extra=operation(
+        "createCollection",
+        "Collections",
+        "write",
+        body=CreateCollectionRequest,
+        answers={201: CollectionFacts},
+        errors=(404, 409),
+    ),
+)
 async def create(request: Request) -> Response:
-    """Creates a collection with an embedding `model` or a `dimension`, a `metric` and `objectives`."""
+    """Creates a collection with an embedding model or a dimension, a metric and objectives."""
     principal = await authenticate(request, "write")
     if principal.tenant is None:
         raise NotFound("an operator's key has no collections; use /v1/admin")
@@ -58,7 +87,7 @@ async def create(request: Request) -> Response:
 def create_for(
     state: GatewayState, tenant: str, value: Mapping[str, Any], actor: str
 ) -> Collection:
-    """Make the collection that a request body describes. Raises Refused, Conflict."""
+    """Creates the collection that a request body describes. Raises Refused, Conflict."""
     return provisioning.create_collection(
         state.registry,
         state.log,
@@ -86,18 +115,25 @@ def objectives_of(value: Mapping[str, Any], otherwise: Objectives | None = None)
             f"unknown objective {unknown!r}; there are recall, freshness_ms, latency_ms",
             field="objectives",
         )
-    recall = typed(given, "recall", (int, float), "a number from 0.5 to 1")
-    if recall is not None and not 0.5 <= recall <= 1:
-        raise Refused("objectives.recall goes from 0.5 to 1", field="objectives.recall")
+    within = f"from {RECALL_MIN} to {RECALL_MAX}"
+    recall = typed(given, "recall", (int, float), f"a number {within}")
+    if recall is not None and not RECALL_MIN <= recall <= RECALL_MAX:
+        raise Refused(f"objectives.recall goes {within}", field="objectives.recall")
     defaults = otherwise or Objectives()
     return Objectives(
         float(recall if recall is not None else defaults.recall),
-        integer(given, "freshness_ms", 1, 86_400_000, defaults.freshness_ms),
-        integer(given, "latency_ms", 1, 600_000, defaults.latency_ms),
+        integer(given, "freshness_ms", 1, FRESHNESS_MS_MAX, defaults.freshness_ms),
+        integer(given, "latency_ms", 1, LATENCY_MS_MAX, defaults.latency_ms),
     )
 
 
-@router.get("/v1/collections", response_model=None)
+@router.get(
+    "/v1/collections",
+    response_model=None,
+    openapi_extra=operation(
+        "listCollections", "Collections", "read", answers={200: CollectionsAnswer}, errors=(504,)
+    ),
+)
 async def list_all(request: Request) -> Response:
     """Returns the tenant's collections, with what each holds."""
     principal = await authenticate(request, "read")
@@ -120,11 +156,23 @@ async def list_all(request: Request) -> Response:
         return sent(data, permit, held)
 
 
-@router.get("/v1/collections/{collection}", response_model=None)
+@router.get(
+    "/v1/collections/{collection}",
+    response_model=None,
+    openapi_extra=operation(
+        "getCollection",
+        "Collections",
+        "read",
+        query=WaitTimeoutParameters,
+        answers={200: CollectionFacts},
+        errors=(404, 504),
+    ),
+)
 async def show(collection: str, request: Request) -> Response:
-    """Returns counts, freshness lag, recall with its interval, generation and index of one collection.
+    """Returns counts, freshness lag, measured recall, generation and index of a collection.
 
-    `?wait_for=TOKEN` (or `latest`) answers once that is searchable; 504 with `ahead` after `?timeout_ms=`.
+    `wait_for` (a token, or `latest`) waits until that write is searchable. After `timeout_ms`, the
+    answer is 504 with `ahead`.
     """
     principal = await authenticate(request, "read")
     state = state_of(request)
@@ -146,9 +194,20 @@ async def show(collection: str, request: Request) -> Response:
         return answer(await facts(state, found))
 
 
-@router.patch("/v1/collections/{collection}", response_model=None)
+@router.patch(
+    "/v1/collections/{collection}",
+    response_model=None,
+    openapi_extra=operation(
+        "updateCollection",
+        "Collections",
+        "write",
+        body=UpdateCollectionRequest,
+        answers={200: CollectionFacts},
+        errors=(404,),
+    ),
+)
 async def update(collection: str, request: Request) -> Response:
-    """Changes objectives: `{"objectives": {"recall", "freshness_ms", "latency_ms"}}`; those not named stay."""
+    """Changes a collection's objectives; those that are not named stay."""
     principal = await authenticate(request, "write")
     state = state_of(request)
     tenant, found = await state.pipeline.find(principal, collection)
@@ -170,9 +229,21 @@ def update_for(
     return changed
 
 
-@router.delete("/v1/collections/{collection}", status_code=202, response_model=None)
+@router.delete(
+    "/v1/collections/{collection}",
+    status_code=202,
+    response_model=None,
+    openapi_extra=operation(
+        "deleteCollection",
+        "Collections",
+        "write",
+        query=ConfirmParameters,
+        answers={202: DeletedAnswer},
+        errors=(404,),
+    ),
+)
 async def delete(collection: str, request: Request) -> Response:
-    """Deletes a collection with all its documents; `?confirm=` must repeat its name."""
+    """Deletes a collection with all its documents; `confirm` must repeat its name."""
     principal = await authenticate(request, "write")
     state = state_of(request)
     tenant, _ = await state.pipeline.find(principal, collection)
@@ -185,7 +256,10 @@ async def delete(collection: str, request: Request) -> Response:
 
 
 async def facts(state: GatewayState, collection: Collection) -> dict[str, Any]:
-    """What is known of a collection: what was set, and what was measured; it is brought into memory to be counted."""
+    """Returns the facts of a collection: what was set, and what was measured.
+
+    Loads the collection to count it.
+    """
     return (await facts_of(state, [collection], collection.tenant, collection.name))[0]
 
 
@@ -207,7 +281,10 @@ Waits = Mapping[tuple[str, str], Sequence[Mapping[str, object]]]
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What the searchers, the log and the catalog say of collections; `lags_ms` is in the collections' order."""
+    """Facts of collections from the searchers, the log and the catalog.
+
+    `lags_ms` is in the collections' order.
+    """
 
     held: Mapping[ShardId, ShardStats]
     lags_ms: Sequence[int | None]
@@ -261,7 +338,7 @@ async def _lags(
 
 
 async def _waits(state: GatewayState, tenant: str | None, name: str | None) -> Waits | None:
-    """Returns what waits for a model, by tenant and collection; None while the log or the catalog is away."""
+    """Returns waits for a model, by tenant and collection; None if log or catalog is away."""
     try:
         found = await run_in_threadpool(waiting, state.registry, state.log, tenant, name)
     except Unavailable:

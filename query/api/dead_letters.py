@@ -1,4 +1,4 @@
-"""Dead letters, for their tenant and for operators: list, look at one, replay, purge."""
+"""Dead letters, for their tenant and for operators: list, read, replay and remove."""
 
 from contextlib import AbstractAsyncContextManager, ExitStack
 from typing import Any
@@ -12,7 +12,18 @@ from starlette.responses import Response
 from ingest import dead_letters
 from ingest.intake import divided_over
 from ingest.replay import replay
+from query.api.bounds import LIMIT_DEFAULT, LIMIT_MAX, OFFSET_MAX
 from query.api.http import answer, authenticate, integer, json_object, number, state_of
+from query.api.models.dead_letters import (
+    DeadLetter,
+    DeadLettersAnswer,
+    PageParameters,
+    PurgeAnswer,
+    PurgeRequest,
+    ReplayAnswer,
+    ReplayRequest,
+)
+from query.api.operations import operation
 from query.api.sending import joined, sent
 from query.state import GatewayState
 from query.turns import Turns
@@ -21,7 +32,6 @@ from vicinage.clock import Deadline
 from vicinage.errors import NotFound, Refused
 
 router = APIRouter()
-POSITION_MAX = 2**53
 
 
 async def _own(request: Request, scope: Scope) -> tuple[GatewayState, Tenant, str]:
@@ -41,9 +51,20 @@ async def _of(request: Request, tenant: str) -> tuple[GatewayState, Tenant, str]
     return state, state.registry.tenant(tenant), f"operator/{principal.key_id}"
 
 
-@router.get("/v1/dead-letters", response_model=None)
+@router.get(
+    "/v1/dead-letters",
+    response_model=None,
+    openapi_extra=operation(
+        "listDeadLetters",
+        "Dead letters",
+        "read",
+        query=PageParameters,
+        answers={200: DeadLettersAnswer},
+        errors=(404, 504),
+    ),
+)
 async def letters(request: Request) -> Response:
-    """Records of this tenant that could not be accepted, oldest first; go on with `?after=` the last position."""
+    """Returns dead letters, oldest first; continue with `after`, the last position."""
     state, tenant, _ = await _own(request, "read")
     after, limit = _page(request)
     with ExitStack() as held:
@@ -59,59 +80,134 @@ async def letters(request: Request) -> Response:
         return sent(data, permit, held)
 
 
-@router.get("/v1/dead-letters/{position}", response_model=None)
+@router.get(
+    "/v1/dead-letters/{position}",
+    response_model=None,
+    openapi_extra=operation(
+        "getDeadLetter", "Dead letters", "read", answers={200: DeadLetter}, errors=(404, 504)
+    ),
+)
 async def letter(position: str, request: Request) -> Response:
-    """One letter whole."""
+    """Returns one letter, complete."""
     state, tenant, _ = await _own(request, "read")
     with state.pipeline.admitted(tenant):
         async with _turn(state, state.fetches, tenant):
             return await _one(position, state, tenant)
 
 
-@router.post("/v1/dead-letters:replay", status_code=202, response_model=None)
+@router.post(
+    "/v1/dead-letters:replay",
+    status_code=202,
+    response_model=None,
+    openapi_extra=operation(
+        "replayDeadLetters",
+        "Dead letters",
+        "write",
+        body=ReplayRequest,
+        body_required=False,
+        answers={202: ReplayAnswer},
+        errors=(404, 504),
+    ),
+)
 async def replay_letters(request: Request) -> Response:
-    """Writes originals again as new records: `{"from": 0, "to": 9}`; both may be left out.
+    """Writes the originals of letters again, as new records.
 
-    At most replay.AT_ONCE_MAX letters: go on with `from` the `next` and `to` the `to` of the
-    answer, until `next` is null.
+    A request replays a bounded number of letters. Continue with `from` set to the answer's `next`,
+    and the same `to`, until `next` is null.
     """
     state, tenant, actor = await _own(request, "write")
     with state.pipeline.admitted(tenant):
         return await _replay(request, state, tenant, actor)
 
 
-@router.post("/v1/dead-letters:purge", response_model=None)
+@router.post(
+    "/v1/dead-letters:purge",
+    response_model=None,
+    openapi_extra=operation(
+        "purgeDeadLetters",
+        "Dead letters",
+        "write",
+        body=PurgeRequest,
+        answers={200: PurgeAnswer},
+        errors=(404, 504),
+    ),
+)
 async def purge_letters(request: Request) -> Response:
-    """Removes letters for good: `{"to": 9}`, up to that position."""
+    """Removes letters up to a position permanently."""
     state, tenant, actor = await _own(request, "write")
     with state.pipeline.admitted(tenant):
         return await _purge(request, state, tenant, actor)
 
 
-@router.get("/v1/admin/tenants/{tenant}/dead-letters", response_model=None)
+@router.get(
+    "/v1/admin/tenants/{tenant}/dead-letters",
+    response_model=None,
+    openapi_extra=operation(
+        "listTenantDeadLetters",
+        "Dead letters",
+        "operate",
+        query=PageParameters,
+        answers={200: DeadLettersAnswer},
+        errors=(404, 504),
+    ),
+)
 async def letters_of(tenant: str, request: Request) -> Response:
-    """A tenant's dead letters."""
+    """Returns a tenant's dead letters, oldest first; continue with `after`, the last position."""
     state, found, _ = await _of(request, tenant)
     return await _list(request, state, found)
 
 
-@router.get("/v1/admin/tenants/{tenant}/dead-letters/{position}", response_model=None)
+@router.get(
+    "/v1/admin/tenants/{tenant}/dead-letters/{position}",
+    response_model=None,
+    openapi_extra=operation(
+        "getTenantDeadLetter",
+        "Dead letters",
+        "operate",
+        answers={200: DeadLetter},
+        errors=(404, 504),
+    ),
+)
 async def letter_of(tenant: str, position: str, request: Request) -> Response:
-    """One letter of a tenant."""
+    """Returns one letter of a tenant, complete."""
     state, found, _ = await _of(request, tenant)
     return await _one(position, state, found)
 
 
-@router.post("/v1/admin/tenants/{tenant}/dead-letters:replay", status_code=202, response_model=None)
+@router.post(
+    "/v1/admin/tenants/{tenant}/dead-letters:replay",
+    status_code=202,
+    response_model=None,
+    openapi_extra=operation(
+        "replayTenantDeadLetters",
+        "Dead letters",
+        "operate",
+        body=ReplayRequest,
+        body_required=False,
+        answers={202: ReplayAnswer},
+        errors=(404, 504),
+    ),
+)
 async def replay_letters_of(tenant: str, request: Request) -> Response:
-    """Writes originals of a tenant's letters again."""
+    """Writes the originals of a tenant's letters again, as new records."""
     state, found, actor = await _of(request, tenant)
     return await _replay(request, state, found, actor)
 
 
-@router.post("/v1/admin/tenants/{tenant}/dead-letters:purge", response_model=None)
+@router.post(
+    "/v1/admin/tenants/{tenant}/dead-letters:purge",
+    response_model=None,
+    openapi_extra=operation(
+        "purgeTenantDeadLetters",
+        "Dead letters",
+        "operate",
+        body=PurgeRequest,
+        answers={200: PurgeAnswer},
+        errors=(404, 504),
+    ),
+)
 async def purge_letters_of(tenant: str, request: Request) -> Response:
-    """Removes a tenant's letters up to a position for good."""
+    """Removes a tenant's letters up to a position permanently."""
     state, found, actor = await _of(request, tenant)
     return await _purge(request, state, found, actor)
 
@@ -123,8 +219,8 @@ def _turn(state: GatewayState, turns: Turns, tenant: Tenant) -> AbstractAsyncCon
 
 
 def _page(request: Request) -> tuple[int, int]:
-    after = number(request.query_params.get("after"), "after", -1, POSITION_MAX, -1)
-    return after, number(request.query_params.get("limit"), "limit", 1, 1_000, 100)
+    after = number(request.query_params.get("after"), "after", -1, OFFSET_MAX, -1)
+    return after, number(request.query_params.get("limit"), "limit", 1, LIMIT_MAX, LIMIT_DEFAULT)
 
 
 async def _list(request: Request, state: GatewayState, tenant: Tenant) -> Response:
@@ -134,14 +230,14 @@ async def _list(request: Request, state: GatewayState, tenant: Tenant) -> Respon
 
 
 async def _one(position: str, state: GatewayState, tenant: Tenant) -> Response:
-    at = number(position, "position", 0, POSITION_MAX, 0)
+    at = number(position, "position", 0, OFFSET_MAX, 0)
     return answer(await run_in_threadpool(dead_letters.read_one, state.log, tenant, at))
 
 
 async def _replay(request: Request, state: GatewayState, tenant: Tenant, actor: str) -> Response:
     value = await json_object(request, frozenset({"from", "to"}))
-    first = integer(value, "from", 0, POSITION_MAX, 0)
-    last = integer(value, "to", 0, POSITION_MAX, -1)
+    first = integer(value, "from", 0, OFFSET_MAX, 0)
+    last = integer(value, "to", 0, OFFSET_MAX, -1)
 
     def run() -> dict[str, Any]:
         n = divided_over(state.log, tenant, state.registry.partition_maps(tenant.name))
@@ -168,7 +264,7 @@ async def _purge(request: Request, state: GatewayState, tenant: Tenant, actor: s
     value = await json_object(request, frozenset({"to"}))
     if "to" not in value:
         raise Refused("to is missing: the last position that is removed", field="to")
-    last = integer(value, "to", 0, POSITION_MAX, 0)
+    last = integer(value, "to", 0, OFFSET_MAX, 0)
 
     def run() -> dict[str, Any]:
         state.registry.note("dead_letters.purge", tenant.name, {"to": last}, actor)

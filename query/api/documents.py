@@ -1,4 +1,4 @@
-"""Documents in and out: POST a batch, read one, delete some; and the letters that could not be delivered."""
+"""Documents: write a batch, read one, delete one or many."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -16,6 +16,7 @@ from ingest import intake
 from ingest.ids import fault_of, has_dot_segment
 from ingest.preparing import NDJSON, Body, Prepared, prepare
 from ingest.validation import DocumentLimits
+from query.api.bounds import DELETE_BYTES_MAX, DELETE_MAX
 from query.api.http import (
     answer,
     authenticate,
@@ -27,6 +28,16 @@ from query.api.http import (
     unknown_in,
     unless_gone,
 )
+from query.api.models.documents import (
+    DeleteDocumentsAnswer,
+    DeleteDocumentsRequest,
+    WriteDocumentsAnswer,
+    WriteDocumentsRequest,
+)
+from query.api.models.documents import StoredDocument as StoredDocumentBody
+from query.api.models.search import WaitParameters
+from query.api.operations import Body as BodyOf
+from query.api.operations import Media, operation
 from query.api.search_request import token_of
 from query.api.sending import joined, sent
 from query.judge import Judge, Judged
@@ -41,49 +52,32 @@ from vicinage.routing import shard_of
 from vicinage.wire import ARROW
 
 router = APIRouter()
-DELETE_MAX: Final = 10_000
-DELETE_BYTES_MAX: Final = 6 << 20
-"""Ten thousand ids of the longest."""
-_DOCS: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "example": {
-                    "documents": [
-                        {
-                            "id": "hello",
-                            "text": "Vicinage finds nearest neighbours.",
-                            "metadata": {"lang": "en"},
-                        }
-                    ]
-                }
-            },
-            NDJSON[0]: {"schema": {"type": "string"}, "example": '{"id": "hello", "text": "…"}\n'},
-            ARROW: {"schema": {"type": "string", "format": "binary"}},
-        },
-    },
-    "responses": {
-        "202": {
-            "description": "Durable. Wait for `token` to read it.",
-            "content": {
-                "application/json": {"example": {"accepted": 1, "rejected": [], "token": "0-41"}}
-            },
-        }
-    },
-}
+_LINES: Final = '{"id": "guide-7", "text": "One document a line."}\n'
+_ARROW: Final = "An Arrow IPC stream: one row a document, with the columns of `Document`."
+_BODIES: Final[tuple[BodyOf, ...]] = (
+    WriteDocumentsRequest,
+    *(Media(kind, {"type": "string"}, {"example1": _LINES}) for kind in NDJSON),
+    Media(ARROW, {"type": "string", "format": "binary", "description": _ARROW}),
+)
 
 
 @router.post(
     "/v1/collections/{collection}/documents",
     status_code=202,
-    openapi_extra=_DOCS,
     response_model=None,
+    openapi_extra=operation(
+        "putDocuments",
+        "Documents",
+        "write",
+        body=_BODIES,
+        answers={202: WriteDocumentsAnswer},
+        errors=(404, 504),
+    ),
 )
 async def write(collection: str, request: Request) -> Response:
-    """Writes documents.
+    """Writes documents; each replaces the document of its ID as a whole.
 
-    Each replaces the document of its id as a whole; invalid ones are rejected one by one.
+    Invalid documents are rejected one by one. The others are durable when the answer is sent.
     """
     principal = await authenticate(request, "write")
     state = state_of(request)
@@ -100,7 +94,7 @@ async def write(collection: str, request: Request) -> Response:
 async def _accept(
     state: GatewayState, tenant: Tenant, collection: Collection, kind: str, data: bytes
 ) -> intake.Accepted:
-    """Parses the body where it stops nothing else, and appends its records.
+    """Parses the body without delaying other requests, and appends its records.
 
     Raises as `Parsers.run` and the log.
     """
@@ -131,7 +125,7 @@ def _at_once(
 def _append(
     state: GatewayState, tenant: Tenant, collection: Collection, n: int, ready: Prepared
 ) -> intake.Accepted | None:
-    """Returns what was appended; None where the documents' partitions are others than when they were prepared."""
+    """Appends the records; returns None if the number of partitions has changed since."""
     if _where(state, tenant, collection)[1] != n:
         return None
     return intake.append(state.log, tenant, collection, ready, now_ms=state.clock.now_ms())
@@ -153,12 +147,20 @@ def _now(state: GatewayState, collection: Collection) -> Collection:
     return found
 
 
-@router.get("/v1/collections/{collection}/documents/{document_id:path}", response_model=None)
+@router.get(
+    "/v1/collections/{collection}/documents/{document_id:path}",
+    response_model=None,
+    openapi_extra=operation(
+        "getDocument",
+        "Documents",
+        "read",
+        query=WaitParameters,
+        answers={200: StoredDocumentBody},
+        errors=(404, 504),
+    ),
+)
 async def read(collection: str, document_id: str, request: Request) -> Response:
-    """Returns one document as it is searchable now: passages, metadata, version.
-
-    `?wait_for=TOKEN` waits for a write.
-    """
+    """Returns one document as it is searchable now: passages, metadata, version."""
     principal = await authenticate(request, "read")
     _check_query(request, frozenset({"wait_for"}))
     state = state_of(request)
@@ -215,9 +217,12 @@ async def _written(stored: StoredDocument) -> memoryview:
     "/v1/collections/{collection}/documents/{document_id:path}",
     status_code=202,
     response_model=None,
+    openapi_extra=operation(
+        "deleteDocument", "Documents", "write", answers={202: DeleteDocumentsAnswer}, errors=(404,)
+    ),
 )
 async def delete_one(collection: str, document_id: str, request: Request) -> Response:
-    """Deletes one document. Succeeds if it does not exist, too."""
+    """Deletes one document. Succeeds, too, if the document does not exist."""
     principal = await authenticate(request, "write")
     _check_deletable(request, document_id)
     state = state_of(request)
@@ -226,9 +231,21 @@ async def delete_one(collection: str, document_id: str, request: Request) -> Res
         return await _delete(state, tenant, found, [document_id])
 
 
-@router.post("/v1/collections/{collection}/documents:delete", status_code=202, response_model=None)
+@router.post(
+    "/v1/collections/{collection}/documents:delete",
+    status_code=202,
+    response_model=None,
+    openapi_extra=operation(
+        "deleteDocuments",
+        "Documents",
+        "write",
+        body=DeleteDocumentsRequest,
+        answers={202: DeleteDocumentsAnswer},
+        errors=(404, 504),
+    ),
+)
 async def delete_many(collection: str, request: Request) -> Response:
-    """Deletes documents by `ids`, or those that pass a `filter` now; documents written later stay."""
+    """Deletes documents by ID, or those that pass a filter now; documents written later stay."""
     principal = await authenticate(request, "write")
     state = state_of(request)
     tenant, found = await state.pipeline.find(principal, collection)
@@ -239,9 +256,8 @@ async def delete_many(collection: str, request: Request) -> Response:
         if (value.get("ids") is None) == (value.get("filter") is None):
             raise Refused("send ids or a filter", field="ids")
         ids = typed(value, "ids", list, "a list of document ids")
-        token = token_of(
-            value.get("wait_for")
-        )  # what is acknowledged is covered, searchable or not
+        # A deletion by ids covers acknowledged writes, whether or not they are searchable.
+        token = token_of(value.get("wait_for"))
         if ids is None:
             return await _delete_matching(state, tenant, found, value["filter"], token)
         if not all(isinstance(i, str) and i for i in ids) or len(ids) > DELETE_MAX:
@@ -265,9 +281,7 @@ async def _delete_matching(
         )
     deadline = Deadline.after(state.settings.timeout_ms / 1000)
     judge = Judge(state.log, state.registry, state.searchers, state.limits, DELETE_MAX)
-    found = await state.pipeline.newest(
-        found
-    )  # what is deleted is what is live now, not what was a moment ago
+    found = await state.pipeline.newest(found)  # memory may be behind a cutover
 
     async def judged(collection: Collection) -> Judged:
         return await judge.judge(
@@ -306,7 +320,7 @@ def _check_deletable(request: Request, document_id: str) -> None:
 
 
 def _check_query(request: Request, known: frozenset[str]) -> None:
-    """Raises Refused for an unknown parameter: an id that was not percent-encoded loses what follows its '?'."""
+    """Raises Refused for an unknown parameter: an unencoded '?' may have cut off an id."""
     if (unknown := unknown_in(request.query_params, known)) is not None:
         raise Refused(
             f"unknown parameter {unknown!r}; a '?' in an id is sent as %3F", field=unknown

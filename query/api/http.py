@@ -1,4 +1,4 @@
-"""What every route needs of a request: its credential, its body within bounds, its JSON; and how answers are written."""
+"""Shared by all routes: the credential, the body within bounds, its JSON, and the answer."""
 
 import asyncio
 import re
@@ -22,23 +22,25 @@ from vicinage.wire import load_json
 T = TypeVar("T")
 Name = TypeVar("Name", str, str | None)
 BODY_S: Final = 60
-"""How long a body may take to arrive."""
+"""Seconds that a body may take to arrive."""
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 SMALL_BYTES_MAX: Final = 1 << 20
-"""The largest body of what is no data: it is parsed on the event loop that everybody shares."""
+"""The largest body without documents: it is parsed on the event loop, which requests share."""
 PARTS_MAX: Final = 50_000
-"""Objects and lists in a body that is parsed on the event loop: each takes a microsecond of everybody's time."""
+"""Objects and lists in a body that is parsed on the event loop: each takes a microsecond of it."""
 VALUES_MAX: Final = 600_000
-"""Values in such a body: they take some 50 milliseconds.
+"""Values in such a body: they take about 50 milliseconds.
 
-NOTE: parsing holds Python's lock from the first byte to the last. In a thread it stops the event
-    loop all the same (16 MiB of
-names: 0.45 s): only a bound helps.
+Parsing holds Python's lock from the first byte to the last, so it stops the event loop from any
+thread (16 MiB of names: 0.45 s). Only a bound helps.
 """
 EXACT_BYTES_MAX: Final = 256 << 10
-"""Up to here a body with a filter is parsed again for integers beyond 64 bits, which the fast parser rounds: some 10 ms."""
+"""Largest body with a filter that is parsed a second time for exact integers, in about 10 ms.
+
+The fast parser rounds integers beyond 64 bits.
+"""
 SHOWN_MAX: Final = 80
-"""Characters of an unknown name that are said back."""
+"""Characters of an unknown name that an error repeats."""
 NOT_TEXT: Final = "the path and the query must be UTF-8, percent-encoded"
 JSON_TYPES: Final = ("", "application/json", "text/json")
 
@@ -80,11 +82,10 @@ async def authenticate(request: Request, scope: Scope) -> Principal:
 
 
 async def body(request: Request, permit: Permit | None, bytes_max: int | None = None) -> bytes:
-    """The whole body, its bytes held at `permit`.
+    """Returns the complete body; `permit` holds its bytes.
 
-    Compressed ones (gzip, zstd) are decompressed, within the same limit. Raises TooLarge as soon as
-    it is over the limit, UnsupportedMedia, Overloaded, and Refused when it was cut off or is too
-    slow.
+    Decompresses gzip and zstd within the same limit. Raises TooLarge as soon as the body is over
+    the limit, UnsupportedMedia, Overloaded, and Refused for a body that is cut off or too slow.
     """
     settings = state_of(request).settings
     limit = (
@@ -126,18 +127,17 @@ async def _collected(request: Request, limit: int, permit: Permit | None) -> byt
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """What `work` comes to; it is given up as soon as the caller goes away.
+    """Returns the result of `work`; cancels it as soon as the client disconnects.
 
-    For what may wait long: it costs two tasks.
-
-    A body that was not read is lost. Raises Refused, which nobody hears.
+    For long waits only: it costs two tasks. Read the body first, because this discards the rest.
+    Raises Refused after a disconnect, which no client receives.
     """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise Refused("the caller went away")
+            raise Refused("the client disconnected")
         return working.result()
     finally:
         working.cancel()
@@ -150,7 +150,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def content_type(request: Request) -> str:
-    """The media type, without its parameters."""
+    """Returns the media type, without its parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -169,7 +169,7 @@ async def json_object(
     permit: Permit | None = None,
     bytes_max: int | None = SMALL_BYTES_MAX,
 ) -> dict[str, Any]:
-    """The body as a JSON object whose names are all known. Raises as `body` does, and Refused."""
+    """Returns the body as a JSON object of known names. Raises as `body` does, and Refused."""
     check_json(request)
     return parsed_object(await body(request, permit, bytes_max) or b"{}", known)
 
@@ -185,7 +185,8 @@ def parsed_object(data: bytes, known: frozenset[str]) -> dict[str, Any]:
         )
     if data.count(b",") > VALUES_MAX:
         raise Refused(
-            f"the body has more than {VALUES_MAX} values: send fewer at once, or vectors as vector_base64",
+            f"the body has more than {VALUES_MAX} values: send fewer at once, or vectors as "
+            "vector_base64",
             field="body",
             limit=VALUES_MAX,
         )
@@ -203,8 +204,8 @@ def _exact(data: bytes, value: Any) -> Any:
         return Exactly(data).value
     if isinstance(value, dict) and has_rounded(value.get("filter")):
         raise Refused(
-            f"a number of a filter may be an integer beyond 64 bits, which a body of over {EXACT_BYTES_MAX} bytes "
-            "cannot hold exactly: documents hold those as strings",
+            "a number of a filter may be an integer beyond 64 bits, which a body of over "
+            f"{EXACT_BYTES_MAX} bytes cannot hold exactly: documents hold those as strings",
             field="filter",
             limit=EXACT_BYTES_MAX,
         )
@@ -212,7 +213,7 @@ def _exact(data: bytes, value: Any) -> Any:
 
 
 def checked_object(value: object, known: frozenset[str]) -> dict[str, Any]:
-    """`value` if it is an object of known names only. Raises Refused."""
+    """Returns `value` if it is an object of known names only. Raises Refused."""
     if not isinstance(value, dict):
         raise Refused("the body is a JSON object", field="body")
     if (unknown := unknown_in(value, known)) is not None:
@@ -223,10 +224,7 @@ def checked_object(value: object, known: frozenset[str]) -> dict[str, Any]:
 
 
 def unknown_in(value: Mapping[str, Any], known: frozenset[str]) -> str | None:
-    """The first name that is not known, not too long to be said.
-
-    The others are not looked at: there may be a million.
-    """
+    """Returns the first unknown name, truncated; there may be a million others."""
     return next((name[:SHOWN_MAX] for name in value if name not in known), None)
 
 
@@ -238,9 +236,9 @@ def typed(
     *,
     needed: bool = False,
 ) -> Any:
-    """`value[name]` if it is of `kind` (booleans are no integers), None if absent.
+    """Returns `value[name]` if it is of `kind`, None if absent or null. Raises Refused.
 
-    Raises Refused.
+    A boolean is not an integer.
     """
     found = value.get(name)
     if found is None:
@@ -254,7 +252,7 @@ def typed(
 
 
 def integer(value: Mapping[str, Any], name: str, low: int, high: int, otherwise: int) -> int:
-    """An integer within bounds. Raises Refused naming the bound."""
+    """Returns the integer of that name if it is within bounds. Raises Refused naming the bound."""
     found = typed(value, name, int, f"an integer from {low} to {high}")
     if found is None:
         return otherwise
@@ -268,7 +266,7 @@ def integer(value: Mapping[str, Any], name: str, low: int, high: int, otherwise:
 
 
 def number(text: str | None, name: str, low: int, high: int, otherwise: int) -> int:
-    """A query parameter that is an integer within bounds. Raises Refused naming it."""
+    """Returns a query parameter as an integer within bounds. Raises Refused naming it."""
     if text is None:
         return otherwise
     if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
@@ -277,19 +275,16 @@ def number(text: str | None, name: str, low: int, high: int, otherwise: int) -> 
 
 
 def name_in(text: Name) -> Name:
-    """A name out of a path or a query.
-
-    Raises NotFound where nothing can have it: a catalog need not be asked.
-    """
+    """Returns a name from a path or a query. Raises NotFound if nothing can have such a name."""
     if text is not None and not (text.isascii() and text.isprintable()):
         raise NotFound("there is nothing of that name")
     return text
 
 
 def check_confirmed(request: Request, name: str) -> None:
-    """Raises Refused unless `?confirm=` names what is to be deleted with everything in it.
+    """Raises Refused unless `?confirm=` repeats the name of what is deleted with its contents.
 
-    The path alone does not decide: a URL parser may have shortened the path of something smaller.
+    The path alone does not decide: a URL parser may have shortened it.
     """
     if request.query_params.getlist("confirm") != [name]:
         raise Refused(
@@ -299,7 +294,7 @@ def check_confirmed(request: Request, name: str) -> None:
 
 
 def answer(value: object, status: int = 200) -> Response:
-    """JSON."""
+    """Returns the value as a JSON response."""
     return Response(
         orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY),
         status,

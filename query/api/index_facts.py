@@ -1,4 +1,4 @@
-"""How searches of a collection use its index, as the collection's facts state it. Pure."""
+"""Facts about the use of a collection's index by its searches. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from vicinage.stats import ShardStats
 
 
 def search_facts(shards: Sequence[ShardStats], proof: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is compared one by one, what the effort curves reach, and what live searches prove of the index.
+    """Returns what searches scan, what effort curves reach, and what live recall proves.
 
-    `scanned_passages`: passages that every search is compared with one by one; null while a shard is not in memory.
-    `curve`: recall at the greatest measured effort, of the segment with the least; null without an index.
-    `below_objective`: the proof that the index misses the objective at that effort, and how many searches were
-    since scanned in its place, or were not because of a bound; null without one.
+    `scanned_passages`: passages that every search scans; null while a shard is not in memory.
+    `curve`: the end of the effort curve with the least recall; null without an index.
+    `below_objective`: the proof that the index misses the objective at its greatest effort, and
+    searches since by scan outcome; null without a proof.
     """
     ends = [s.curve for s in shards if s.curve is not None]
     least = min(ends, key=lambda end: end.recall, default=None)

@@ -1,4 +1,4 @@
-"""Which ways of asking go together: `mode`, `fusion`, `rerank`, and the question as text or vector."""
+"""Validates combinations of `mode`, `fusion`, `rerank`, text and vector."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ FUSION: Final = frozenset({"method", "dense_weight"})
 
 
 def mode_of(value: Mapping[str, Any]) -> Mode:
-    """The question's mode, once it has what that mode needs and nothing else.
+    """Returns the mode of a search that has the fields of that mode and no others.
 
     Raises Refused naming the field.
     """
@@ -28,18 +28,18 @@ def mode_of(value: Mapping[str, Any]) -> Mode:
     ways = [name for name in ("text",) if value.get(name) is not None] + vectors
     if mode == "dense" and len(ways) != 1:
         raise Refused(
-            "ask with exactly one of text, vector and vector_base64",
+            "send exactly one of text, vector and vector_base64",
             field=ways[1] if ways else "text",
         )
     if mode != "dense" and "text" not in ways:
-        raise Refused(f"mode {mode} looks for words: it needs text", field="text")
+        raise Refused(f"mode {mode} searches by words: it needs text", field="text")
     if mode == "lexical" and vectors:
         raise Refused("mode lexical takes text alone", field=vectors[0])
     if len(vectors) > 1:
         raise Refused("send the vector once, as vector or vector_base64", field=vectors[1])
     if mode != "hybrid" and value.get("fusion") is not None:
         raise Refused(
-            "fusion is for mode hybrid: the other modes have nothing to fuse", field="fusion"
+            "fusion is for mode hybrid: other modes have one list of hits", field="fusion"
         )
     return mode
 
@@ -56,9 +56,10 @@ def fusion_of(value: Mapping[str, Any]) -> Fusion:
         raise Refused(
             f"fusion has no {unknown!r}; there are method and dense_weight", field="fusion"
         )
-    method: Method | None = next(
-        (m for m in get_args(Method) if m == given.get("method", Fusion().method)), None
-    )
+    wanted = given.get("method")
+    if wanted is None:
+        wanted = Fusion().method
+    method: Method | None = next((m for m in get_args(Method) if m == wanted), None)
     if method is None:
         raise Refused("fusion.method is weighted or rrf", field="fusion")
     weight = given.get("dense_weight")
@@ -66,7 +67,7 @@ def fusion_of(value: Mapping[str, Any]) -> Fusion:
         return Fusion(method)
     if method == "rrf":
         raise Refused(
-            "fusion.dense_weight is for method weighted: rrf counts both lists alike",
+            "fusion.dense_weight is for method weighted: rrf weights both lists equally",
             field="fusion",
         )
     if type(weight) not in (int, float) or not math.isfinite(weight) or not 0 <= weight <= 1:
@@ -75,20 +76,15 @@ def fusion_of(value: Mapping[str, Any]) -> Fusion:
 
 
 def rerank_of(value: Mapping[str, Any], k: int, most: int) -> int:
-    """How many hits to read again, 0 where that is not asked for.
-
-    Raises Refused(field="rerank").
-    """
+    """Returns the number of hits to rerank, 0 without `rerank`. Raises Refused(field="rerank")."""
     if value.get("rerank") is None:
         return 0
     n = integer(value, "rerank", 1, most, 0)
     if value.get("text") is None:
-        raise Refused(
-            "what is read again is read with the question's words: send text", field="rerank"
-        )
+        raise Refused("reranking compares hits with the search text: send text", field="rerank")
     if n < k:
         raise Refused(
-            f"rerank is at least k, which is {k}: only what was read again is given",
+            f"rerank is at least k, which is {k}: only reranked hits are returned",
             field="rerank",
             limit=k,
         )

@@ -1,4 +1,4 @@
-"""POST /v1/collections/{c}/search:batch: answers stream as lines of JSON."""
+"""POST /v1/collections/{c}/search:batch: streams answers as lines of JSON."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -14,8 +14,12 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from query.admission import Permit
+from query.api.bounds import BATCH_BYTES_MAX, SEARCH_BYTES_MAX
 from query.api.http import authenticate, body, check_json, parsed_object, state_of
-from query.api.search_request import FIELDS, SEARCH_BYTES_MAX, from_json
+from query.api.models.base import example_of
+from query.api.models.search import SearchBatchAnswer, SearchBatchProblem, SearchBatchRequest
+from query.api.operations import Media, operation, ref
+from query.api.search_request import FIELDS, from_json
 from query.api.search_response import written
 from query.batch import split
 from query.boundary import problem_response
@@ -25,14 +29,35 @@ from tenants.entities import Principal, Tenant
 from vicinage.errors import TooLarge
 
 router = APIRouter()
-BATCH_BYTES_MAX: Final = 16 << 20
-"""A batch of 1,000 searches has room for 16 KiB each: a vector of 3,000 numbers in base64."""
 BATCH_AT_ONCE: Final = 16
 
+_LINES: Final = Media(
+    "application/x-ndjson",
+    {
+        "description": "Lines of JSON in the order of completion, one for each search.",
+        "anyOf": [ref(SearchBatchAnswer), ref(SearchBatchProblem)],
+    },
+    {"answer": example_of(SearchBatchAnswer), "problem": example_of(SearchBatchProblem)},
+)
 
-@router.post("/v1/collections/{collection}/search:batch", response_model=None)
+
+@router.post(
+    "/v1/collections/{collection}/search:batch",
+    response_model=None,
+    openapi_extra=operation(
+        "searchBatch",
+        "Search",
+        "read",
+        body=SearchBatchRequest,
+        answers={200: _LINES},
+        errors=(404, 504),
+    ),
+)
 async def search_batch(collection: str, request: Request) -> StreamingResponse:
-    """Answers `{"searches": [...]}` as an NDJSON stream in the order of completion, each with its search's `index`."""
+    """Answers many searches as a stream of lines, in the order of completion.
+
+    A line has the `index` of its search, and its answer or its problem.
+    """
     principal = await authenticate(request, "read")
     state = state_of(request)
     tenant, _ = await state.pipeline.find(principal, collection)
@@ -40,7 +65,7 @@ async def search_batch(collection: str, request: Request) -> StreamingResponse:
         permit = held.enter_context(state.pipeline.admitted(tenant))
         check_json(request)
         given = await _split(state, tenant, await body(request, permit, BATCH_BYTES_MAX))
-        permit.leave()  # each search takes one of its own
+        permit.leave()  # each search takes its own permit
         return _Lines(
             stream(state, partial(authenticate, request, "read"), collection, given), held.pop_all()
         )
@@ -58,14 +83,14 @@ async def _split(state: GatewayState, tenant: Tenant, data: bytes) -> list[bytes
 
 
 class _Lines(StreamingResponse):
-    """Lines of JSON; what is held for them is given back when the last was sent, or the reader has gone."""
+    """Lines of JSON; releases what it holds after the last line or a disconnect."""
 
     def __init__(self, lines: AsyncGenerator[bytes, None], held: ExitStack) -> None:
         super().__init__(lines, media_type="application/x-ndjson")
         self._lines, self._held = lines, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
+        """Sends the lines."""
         with self._held:
             async with aclosing(self._lines):
                 await super().__call__(scope, receive, send)
@@ -91,7 +116,7 @@ async def stream(
             if not running:
                 return
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            task = done.pop()  # the others are found done at the next turn
+            task = done.pop()  # the others follow in the next iteration
             line, permit = task.result()
             with permit:
                 yield line
@@ -121,7 +146,7 @@ async def _line(
             tenant, where = await state.pipeline.find(await check_key(), collection)
             own: Permit = held.enter_context(state.pipeline.admitted(tenant))
             line = await written(await state.pipeline.answer(search, tenant, where), index=index)
-            own.hold_answer(len(line))  # until its reader has it
+            own.hold_answer(len(line))  # until the client has it
         except Exception as error:  # noqa: BLE001  (the request boundary: each search of a batch is one)
             line = orjson.dumps(
                 {

@@ -1,4 +1,4 @@
-"""A search request: JSON, or a raw vector with query parameters, to a checked `SearchRequest`."""
+"""Parses a search, as JSON or as a raw vector with query parameters, into a `SearchRequest`."""
 
 import base64
 import binascii
@@ -7,6 +7,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from query.api.bounds import (
+    BASE64_MAX,
+    FILTER_BYTES_MAX,
+    K_DEFAULT,
+    OFFSET_MAX,
+    PARTITION_MAX,
+    TEXT_BYTES_MAX,
+    TIMEOUT_MS_MAX,
+)
 from query.api.http import checked_object, integer, number, typed
 from query.api.modes import VECTORS, fusion_of, mode_of, rerank_of
 from query.plan import SearchRequest
@@ -19,10 +28,6 @@ from vicinage.settings import GatewaySettings
 from vicinage.texts import is_blank
 from vicinage.wire import load_json
 
-TEXT_BYTES_MAX: Final = 32 << 10
-SEARCH_BYTES_MAX: Final = 1 << 20
-"""The largest search: it is parsed on the event loop that everybody shares."""
-FILTER_BYTES_MAX: Final = 256 << 10
 FIELDS: Final = frozenset(
     {
         "text",
@@ -36,25 +41,21 @@ FIELDS: Final = frozenset(
         "exact",
         "mode",
         "fusion",
+        "rerank",
     }
-    | {"rerank"}
 )
-BASE64_MAX: Final = -(-4 * DIMENSION_MAX // 3) * 4
-"""Characters of the longest vector there can be."""
 INCLUDE: Final = frozenset({"text", "metadata", "vector"})
 BINARY: Final = "application/octet-stream"
-K_DEFAULT: Final = 10
-TIMEOUT_MS_MAX: Final = 600_000
 
 
 def from_json(
     collection: str, value: Mapping[str, Any], settings: GatewaySettings
 ) -> SearchRequest:
-    """A checked search. Raises Refused naming the field."""
+    """Returns the validated search. Raises Refused naming the field."""
     mode = mode_of(value)
     text = typed(value, "text", str, "a string")
     if text is not None:
-        _check_text(text)
+        check_text(text)
     k = integer(value, "k", 1, settings.k_max, K_DEFAULT)
     return SearchRequest(
         collection=collection,
@@ -75,9 +76,9 @@ def from_json(
 def from_binary(
     collection: str, data: bytes, parameters: Mapping[str, str], settings: GatewaySettings
 ) -> SearchRequest:
-    """The same from a raw vector and query parameters."""
+    """Returns the validated search of a raw vector and query parameters. Raises Refused."""
     value: dict[str, Any] = dict(parameters)
-    alone = {"text"} if value.get("mode", "dense") == "dense" else set()  # the body is the question
+    alone = {"text"} if value.get("mode", "dense") == "dense" else set()  # the body is the vector
     checked_object(value, FIELDS - set(VECTORS) - alone)
     for name, high in (
         ("k", settings.k_max),
@@ -102,7 +103,8 @@ def _parameter(name: str, data: bytes) -> Any:
     return Exactly(data).value if has_long_digits(data) else value
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
+    """Raises Refused for a search text that is blank, too long, or not valid Unicode."""
     if is_blank(text):
         raise Refused(
             "text is empty: it needs more than white space, control and invisible characters",
@@ -140,17 +142,15 @@ def _vector(value: Mapping[str, Any]) -> Floats | None:
 
 
 def _from_list(given: object) -> Floats:
-    if (
-        isinstance(given, list) and len(given) > DIMENSION_MAX
-    ):  # before what they are: there may be half a million
+    # The length first: there may be half a million numbers.
+    if isinstance(given, list) and len(given) > DIMENSION_MAX:
         raise Refused(
             f"vector has {len(given)} numbers; at most {DIMENSION_MAX}",
             field="vector",
             limit=DIMENSION_MAX,
         )
-    if (
-        not isinstance(given, list) or not given or not set(map(type, given)) <= {int, float}
-    ):  # no booleans, no null
+    # Neither booleans nor null are numbers.
+    if not isinstance(given, list) or not given or not set(map(type, given)) <= {int, float}:
         raise Refused("vector must be a list of numbers", field="vector")
     with np.errstate(over="ignore"):
         return np.array(given, np.float64).astype(np.float32)
@@ -195,8 +195,8 @@ def token_of(given: object) -> Token | None:
     if given == "latest":
         return LATEST
     if isinstance(given, dict):
-        partition = integer(given, "partition", 0, 1_023, -1)
-        offset = integer(given, "offset", 0, 2**53, -1)
+        partition = integer(given, "partition", 0, PARTITION_MAX, -1)
+        offset = integer(given, "offset", 0, OFFSET_MAX, -1)
         if partition < 0 or offset < 0 or len(given) > 2:  # these two are there
             raise Refused("wait_for is a token, or {partition, offset}", field="wait_for")
         return Token((Position(partition, offset),))

@@ -1,4 +1,4 @@
-"""An answer to its JSON."""
+"""Encodes an answer as JSON."""
 
 import asyncio
 from typing import Any
@@ -12,9 +12,9 @@ from vicinage.records import Hit
 
 
 async def written(found: Answer, **first: int) -> bytes:
-    """The answer's JSON, after what stands `first`.
+    """Returns the answer's JSON, with the fields of `first` before it.
 
-    A long one is written in slices, between which others have their turn.
+    Encodes a long answer in slices, so that other requests run in between.
     """
     hits: list[orjson.Fragment] = []
     size = 0
@@ -55,7 +55,6 @@ def _hit(hit: Hit) -> dict[str, Any]:
     if hit.metadata is not None:
         line["metadata"] = hit.metadata
     if hit.vector is not None:
-        line["vector"] = np.ascontiguousarray(
-            hit.vector
-        )  # written as float32: half the digits of a Python float
+        # As float32, which has half the digits of a Python float.
+        line["vector"] = np.ascontiguousarray(hit.vector)
     return line

@@ -1,6 +1,6 @@
-"""Answers that are large: written and sent in slices, their bytes on the tenant's account until they are sent.
+"""Writes and sends large answers in slices; the tenant's account holds their bytes until then.
 
-How long a reader may take is the connection's to bound (cluster/connections.py).
+`cluster/connections.py` bounds how long a client may take.
 """
 
 import asyncio
@@ -14,15 +14,14 @@ from starlette.types import Receive, Scope, Send
 from query.admission import Permit
 
 SLICE_BYTES: Final = 256 << 10
-"""So much of an answer is written or sent in one go: a millisecond of the event loop."""
+"""Bytes of an answer that are written or sent at once: a millisecond of the event loop."""
 JSON: Final = "application/json"
 
 
 async def joined(pieces: Iterable[bytes], *, first: bytes, last: bytes) -> memoryview:
     """Returns the pieces, joined by commas, between `first` and `last`.
 
-    Between slices of SLICE_BYTES other requests have their turn. No piece is kept beside what was
-    made.
+    Other requests run between slices of SLICE_BYTES. Keeps no piece in addition to the result.
     """
     made, size = bytearray(first), 0
     for i, piece in enumerate(pieces):
@@ -38,10 +37,10 @@ async def joined(pieces: Iterable[bytes], *, first: bytes, last: bytes) -> memor
 
 
 def sent(data: bytes | memoryview, permit: Permit, held: ExitStack) -> Response:
-    """Returns the answer of a request that holds `permit` by `held`.
+    """Returns the response of a request that holds `permit` by `held`.
 
-    A large one gives the permit to others, and keeps its bytes on the account until the reader has
-    them or is gone. Raises Overloaded where the tenant's answers that are not read take its share.
+    A large response releases the permit, and holds its bytes until the client has read them or has
+    disconnected. Raises Overloaded if the tenant's unread answers exceed its share.
     """
     if len(data) <= SLICE_BYTES:
         return Response(bytes(data), media_type=JSON)
@@ -51,7 +50,7 @@ def sent(data: bytes | memoryview, permit: Permit, held: ExitStack) -> Response:
 
 
 class _Slices(Response):
-    """A body that is sent slice by slice, each when the reader has taken most of the one before."""
+    """Sends a body slice by slice, each after the client took most of the previous one."""
 
     def __init__(self, data: bytes | memoryview, held: ExitStack) -> None:
         super().__init__(data, media_type=JSON)

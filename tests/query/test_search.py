@@ -12,9 +12,10 @@ import pytest
 from gate import platform
 
 from query.answer import Answer
+from query.api.bounds import BASE64_MAX, SEARCH_BYTES_MAX
 from query.api.collections import objectives_of
 from query.api.http import SHOWN_MAX, VALUES_MAX, checked_object
-from query.api.search_request import BASE64_MAX, FIELDS, SEARCH_BYTES_MAX, from_json
+from query.api.search_request import FIELDS, from_json
 from query.api.search_response import written
 from query.api.sending import SLICE_BYTES
 from tenants.models import DIMENSION_MAX
