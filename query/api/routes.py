@@ -4,7 +4,7 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from query.api import collections, dead_letters, documents, health, search, search_batch
+from query.api import collections, dead_letters, deletions, documents, health, search, search_batch
 from query.api.admin import audit, keys, models, reindex, reports, tenants
 from query.api.admin import collections as tenant_collections
 
@@ -12,6 +12,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     search.router,
     search_batch.router,
     documents.router,
+    deletions.router,
     collections.router,
     dead_letters.router,
     tenants.router,

@@ -142,8 +142,8 @@ class ModelWait(ResponseModel):
     partition: Count = Field(description="The partition of the documents topic.", examples=[0])
     model: str = Field(description="The model.", examples=["all-minilm-l6-v2"])
     state: LaneState = Field(
-        description="`away`: the model does not answer; `behind`: records are being processed.",
-        examples=["away"],
+        description="`unavailable`: the model does not answer; `behind`: records are being processed.",
+        examples=["unavailable"],
     )
     since_ms: Milliseconds = Field(
         description="When that began, in Unix milliseconds.", examples=[1767225600000]
