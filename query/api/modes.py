@@ -56,9 +56,7 @@ def fusion_of(value: Mapping[str, Any]) -> Fusion:
         raise Refused(
             f"fusion has no {unknown!r}; there are method and dense_weight", field="fusion"
         )
-    wanted = given.get("method")
-    if wanted is None:
-        wanted = Fusion().method
+    wanted = given.get("method", Fusion().method)
     method: Method | None = next((m for m in get_args(Method) if m == wanted), None)
     if method is None:
         raise Refused("fusion.method is weighted or rrf", field="fusion")

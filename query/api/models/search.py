@@ -62,7 +62,7 @@ Rerank = Annotated[int, Field(ge=1), AtMost("gateway.rerank_max")]
 class Fusion(RequestModel):
     """How hybrid search fuses the scores of vectors and words."""
 
-    method: Method | None = Field(
+    method: Method = Field(
         default=FusionPlan().method,
         description="`weighted`: standardized scores; `rrf`: reciprocal rank.",
         examples=["weighted"],
