@@ -26,8 +26,8 @@ PARTITION_BITS: Final = 10
 OFFSET_BITS: Final = 45
 """A version packs map epoch (8 bits), offset (45 bits) and partition (10 bits) into one int64."""
 
-TOKEN_FORM: Final = r"[0-9]{1,4}-[0-9]{1,16}(\.[0-9]{1,4}-[0-9]{1,16}){0,1023}"
-_TOKEN: Final = re.compile(TOKEN_FORM)
+POSITIONS_FORM: Final = r"[0-9]{1,4}-[0-9]{1,16}(\.[0-9]{1,4}-[0-9]{1,16}){0,1023}"
+_TOKEN: Final = re.compile(POSITIONS_FORM)
 
 
 @dataclass(frozen=True, slots=True, order=True)

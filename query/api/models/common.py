@@ -9,13 +9,13 @@ from query.api.models.base import RequestModel
 from tenants.models import MODEL_NAME
 from tenants.registry import COLLECTION_NAME, TENANT_NAME
 from vicinage import filters
-from vicinage.records import TOKEN_FORM, Token
+from vicinage.records import POSITIONS_FORM, Token
 
-TOKEN_PATTERN: Final = f"^(latest|{TOKEN_FORM})$"
+WAIT_FOR_PATTERN: Final = f"^(latest|{POSITIONS_FORM})$"
 Milliseconds = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
-TokenText = Annotated[str, Field(pattern=f"^{TOKEN_FORM}$", examples=["0-41"])]
+TokenText = Annotated[str, Field(pattern=f"^{POSITIONS_FORM}$", examples=["0-41"])]
 CollectionName = Annotated[
     str, Field(pattern=f"^{COLLECTION_NAME.pattern}$", examples=["articles"])
 ]
@@ -44,7 +44,7 @@ WaitFor = (
     Annotated[
         str,
         AfterValidator(_check_token),
-        WithJsonSchema({"type": "string", "pattern": TOKEN_PATTERN, "examples": ["0-41"]}),
+        WithJsonSchema({"type": "string", "pattern": WAIT_FOR_PATTERN, "examples": ["0-41"]}),
     ]
     | Position
 )
