@@ -1,6 +1,7 @@
 """A shard and its segments: stored, loaded and searched.
 
 shard           ★ segments and delta as one searchable whole
+contents        its documents: which write of each counts
 snapshot        what a search sees, as of one moment
 search          ★ searches one snapshot: vectors, words, the best of all parts
 lookup          documents by id or by filter

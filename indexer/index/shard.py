@@ -2,8 +2,7 @@
 
 Law 4: every change publishes a new immutable `Snapshot`, and a search uses one. A message's
 additions and the rows that they replace change visibility together: a document is never visible
-twice and never missing in between. Law 3: a document's higher version replaces the lower one, in
-segments and delta alike; other writes are dropped.
+twice and never missing in between. `contents.py` decides which write of a document counts.
 """
 
 import threading
@@ -11,25 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from indexer.backends import Backend
 from indexer.index import costs, lookup, preload
-from indexer.index.delta import Delta, Entry
-from indexer.index.order import supersedes
-from indexer.index.rows import document_runs
+from indexer.index.contents import Contents, check_dimension
 from indexer.index.scans import ScanBudget, ScanLog
 from indexer.index.search import search, search_words
 from indexer.index.segment import Segment
-from indexer.index.segment_set import NewestWrites, SegmentSet
+from indexer.index.segment_set import SegmentSet
 from indexer.index.snapshot import Snapshot, StoredDocument
 from indexer.index.stats import shard_stats
 from tenants.entities import Manifest, Metric
-from vicinage.errors import Corrupt, Refused
+from vicinage.errors import Refused
 from vicinage.records import ShardId, ShardQuery, ShardResult
 from vicinage.stats import ShardStats
-from vicinage.wire import DELETED, is_deletions
 
 
 class Shard:
@@ -56,11 +51,9 @@ class Shard:
         self._backend = backend
         self._scans = scans or ScanBudget()
         self._scan_log = ScanLog(shard)
-        self._delta = Delta(dimension)
-        self._sealed = SegmentSet()
+        self._contents = Contents(dimension)
         self._manifest = manifest
         self._watermark = manifest.sealed
-        self._n_documents = 0
         self._changes = 0
         self._lock = threading.Lock()
         self.last_access_s = 0.0
@@ -75,10 +68,10 @@ class Shard:
         Drops rows that are sealed already, or older than the document's present version. Raises
         Corrupt and changes nothing if the message has another dimension than this generation.
         """
-        self._check_dimension(batch, offset)
+        check_dimension(batch, self.dimension, self.id, offset)
         with self._lock:
             if offset >= self._manifest.sealed:
-                self._add(batch, offset)
+                self._contents.add(batch, offset)
                 self._changes += 1
             self._watermark = max(self._watermark, offset + 1)
             self.snapshot = self._publish()
@@ -96,13 +89,9 @@ class Shard:
         # Outside the lock: the thread that applies messages of all shards waits for the lock.
         sealed = SegmentSet(segments)
         with self._lock:
-            self._sealed, self._n_documents = sealed, sealed.n_documents
+            self._contents.adopt(sealed, manifest.sealed)
             self._changes += 1
             self._manifest = manifest
-            kept = [m for m in self._delta.messages if m.offset >= manifest.sealed]
-            self._delta = Delta(self.dimension)
-            for message in kept:
-                self._add(message.batch, message.offset)
             self._watermark = max(self._watermark, manifest.sealed)
             self.snapshot = self._publish()
 
@@ -113,56 +102,17 @@ class Shard:
                 self._recall = recall
                 self.snapshot = self._publish()
 
-    def _add(self, batch: pa.RecordBatch, offset: int) -> None:
-        """Adds the documents that are newer, and marks the rows that they replace as dead."""
-        ids, versions = batch.column("document_id").to_pylist(), batch.column("version").to_numpy()
-        passages = batch.column("passage").to_numpy()
-        runs = document_runs(ids, versions)
-        names = [ids[start] for start, _ in runs]
-        sealed = self._sealed.newest(names)
-        alive = np.zeros(batch.num_rows, np.bool_)
-        accepted: list[int] = []
-        replaced: list[Entry] = []
-        for number, (start, end) in enumerate(runs):
-            held = self._delta.documents.get(names[number])
-            version, gone = int(versions[start]), bool(passages[start] == DELETED)
-            if not _is_newest(version, held, sealed, number, gone=gone):
-                continue
-            alive[start:end] = not gone
-            accepted.append(number)
-            was_alive = held.count > 0 if held else self._sealed.is_alive(sealed, number)
-            self._n_documents += int(not gone) - int(was_alive)
-            if held:
-                replaced.append(held)
-            # Recorded at once: the message may hold the same document again.
-            self._delta.documents[names[number]] = Entry(
-                self._delta.n + start, 0 if gone else end - start, version
-            )
-        if not accepted:
-            return  # a duplicate delivery
-        self._delta.append(batch, offset, alive)
-        self._delta.kill(replaced)
-        self._sealed.kill(sealed, accepted)
-
-    def _check_dimension(self, batch: pa.RecordBatch, offset: int) -> None:
-        if is_deletions(batch) or batch.schema.field("vector").type.list_size == self.dimension:
-            return
-        raise Corrupt(
-            f"the message at offset {offset} of {self.id} is not of dimension {self.dimension}",
-            path=f"vicinage.vectors/{self.id.slot}/{offset}",
-        )
-
     def _publish(self) -> Snapshot:
-        segments = self._sealed.segments
+        delta, segments = self._contents.delta, self._contents.sealed.segments
         indexed = sum(len(s) - costs.rows_scanned(s, self._recall) for s in segments)
-        rows = self._delta.n + sum(map(len, segments))
+        rows = delta.n + sum(map(len, segments))
         return Snapshot(
             segments,
-            self._sealed.alive(),
-            self._delta.view(),
+            self._contents.sealed.alive(),
+            delta.view(),
             self._watermark,
             self._manifest,
-            self._n_documents,
+            self._contents.n_documents,
             rows,
             self._changes,
             rows - indexed,
@@ -196,8 +146,9 @@ class Shard:
     def document(self, document_id: str) -> StoredDocument | None:
         """Returns the document as it is searchable now; None if there is none."""
         with self._lock:
-            entry, view = self._delta.documents.get(document_id), self._delta.view()
-            segments, writes = self._sealed.segments, self._sealed.newest([document_id])
+            delta, sealed = self._contents.delta, self._contents.sealed
+            entry, view = delta.documents.get(document_id), delta.view()
+            segments, writes = sealed.segments, sealed.newest([document_id])
         if entry is not None:
             return lookup.in_delta(view, document_id, entry)
         return lookup.in_segments(segments, document_id, writes)
@@ -230,11 +181,11 @@ class Shard:
     def unsealed(self) -> list[int]:
         """Returns the offsets of the messages in the delta, ascending."""
         with self._lock:
-            return [m.offset for m in self._delta.messages]
+            return [m.offset for m in self._contents.delta.messages]
 
     def made_bytes(self) -> int:
         """Returns the bytes allocated by the delta and by filter columns of segments."""
-        return self._delta.bytes + sum(g.columns.bytes() for g in self.snapshot.segments)
+        return self._contents.delta.bytes + sum(g.columns.bytes() for g in self.snapshot.segments)
 
     def held_bytes(self) -> int:
         """Returns its bytes in memory; every page of its segments counts as resident."""
@@ -243,12 +194,3 @@ class Shard:
     def stats(self) -> ShardStats:
         """Returns what the shard holds now."""
         return shard_stats(self.id, self.snapshot, self.held_bytes(), self._scan_log.seen())
-
-
-def _is_newest(
-    version: int, held: Entry | None, sealed: NewestWrites, number: int, *, gone: bool
-) -> bool:
-    """Returns whether a write replaces the delta's entry and the segments' newest write."""
-    if held and not supersedes(version, gone, held.version, held.count == 0):
-        return False
-    return supersedes(version, gone, int(sealed.version[number]), bool(sealed.deleted[number]))
