@@ -1,4 +1,4 @@
-"""What every route of operators needs: the credential, and a tenant that the query names."""
+"""Shared by the operators' routes: the credential, and the tenant that a query names."""
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -10,7 +10,7 @@ from query.state import GatewayState
 async def operator(request: Request) -> tuple[GatewayState, str]:
     """Returns the state and the actor's name, once the key is an operator's.
 
-    The catalog is read anew first. Raises Unauthenticated, Forbidden, Unavailable.
+    Reads the catalog first. Raises Unauthenticated, Forbidden, Unavailable.
     """
     principal = await authenticate(request, "operate")
     state = state_of(request)

@@ -154,7 +154,7 @@ class ModelWait(ResponseModel):
 
 
 class CollectionFreshness(ResponseModel):
-    """How fresh a collection is."""
+    """Freshness of a collection."""
 
     lag_ms: Milliseconds | None = Field(
         description=(
@@ -198,7 +198,7 @@ class BelowObjective(ResponseModel):
 
 
 class IndexBelowObjective(BelowObjective):
-    """That proof, and what became of searches since."""
+    """The proof that an index misses its objective, and the scans of searches since."""
 
     searches: dict[str, Count] = Field(
         description="Searches by outcome: scanned, or the bound that prevented the scan.",
@@ -306,7 +306,7 @@ class CollectionsAnswer(ResponseModel):
 
 
 class DeletedAnswer(ResponseModel):
-    """What was deleted."""
+    """Name of the deleted object."""
 
     deleted: str = Field(description="The name of what was deleted.", examples=["articles"])
 

@@ -93,7 +93,7 @@ class ReplayRequest(RequestModel):
 
 
 class ReplayAnswer(ResponseModel):
-    """What was replayed."""
+    """Counts of replayed letters, and where to continue."""
 
     replayed: Count = Field(
         description=f"Letters whose originals were written again, at most {AT_ONCE_MAX}.",
@@ -122,6 +122,6 @@ class PurgeRequest(RequestModel):
 
 
 class PurgeAnswer(ResponseModel):
-    """How many letters were removed."""
+    """Number of removed letters."""
 
     purged: Count = Field(description="Number of removed letters.", examples=[10])

@@ -11,7 +11,7 @@ from tenants.entities import Class
 
 
 class CapacityHolding(ResponseModel):
-    """What a collection or a tenant holds."""
+    """Holdings of a collection or a tenant."""
 
     tenant: str = Field(description="The tenant.", examples=["acme"])
     documents: Count = Field(description="Live documents.", examples=[120])
@@ -22,7 +22,7 @@ class CapacityHolding(ResponseModel):
 
 
 class CollectionCapacity(CapacityHolding):
-    """What a collection holds."""
+    """Holdings of a collection."""
 
     collection: str = Field(description="The collection.", examples=["articles"])
     bytes_per_passage: float | None = Field(
@@ -32,7 +32,7 @@ class CollectionCapacity(CapacityHolding):
 
 
 class TenantCapacity(CapacityHolding):
-    """What a tenant holds."""
+    """Holdings of a tenant."""
 
     priority: Class = Field(alias="class", description="Its class.", examples=["silver"])
     records: Count = Field(description="Records kept in its documents log.", examples=[120])
@@ -84,7 +84,7 @@ class DiskUse(ResponseModel):
 
 
 class Retention(ResponseModel):
-    """How long data is kept beside live data."""
+    """Retention of data beside live data."""
 
     kept: str = Field(description="The data.", examples=["dead letters"])
     age_s: float = Field(description="Seconds after its last use.", examples=[2592000.0])
@@ -109,7 +109,7 @@ class Rates(ResponseModel):
 
 
 class CapacityReport(ResponseModel):
-    """What every tenant and collection holds, and what is left."""
+    """Holdings of every tenant and collection, and the headroom that is left."""
 
     at_ms: Milliseconds = Field(
         description="When it was measured, in Unix milliseconds.", examples=[1767225600000]

@@ -60,7 +60,7 @@ Rerank = Annotated[int, Field(ge=1), AtMost("gateway.rerank_max")]
 
 
 class Fusion(RequestModel):
-    """How hybrid search fuses the scores of vectors and words."""
+    """Fusion of the scores of vectors and words, in hybrid search."""
 
     method: Method = Field(
         default=FusionPlan().method,
@@ -278,7 +278,7 @@ class Hit(ResponseModel):
 
 
 class SearchFreshness(ResponseModel):
-    """How fresh an answer is."""
+    """Freshness of an answer."""
 
     watermark: str = Field(
         description="SLOT-OFFSET up to which each slot is complete, joined by dots.",
@@ -293,7 +293,7 @@ class SearchFreshness(ResponseModel):
 
 
 class Degraded(ResponseModel):
-    """What an answer lacks."""
+    """Parts that an answer lacks, and why."""
 
     reason: str = Field(
         description="Why the answer is not complete, or not as good as its objective.",
