@@ -33,7 +33,7 @@ def cluster_kafka_acls(principal: str, tenant: str | None, data: Path, *, as_jso
     from dataclasses import asdict
 
     from cluster.kafka_acls import acls, commands, tenant_acls
-    from tenants.registry import TENANT_NAME
+    from tenants.tenant_rows import TENANT_NAME
 
     if not all(principal.partition(":")[::2]):
         raise click.BadParameter("write TYPE:NAME, as User:vicinage", param_hint="--principal")
