@@ -7,7 +7,8 @@ written = client.upsert("docs", [{"id": "hello", "text": "Vicinage finds nearest
 client.search("docs", "what finds neighbors?", k=3, wait_for=written.token).hits
 """
 
-from vicinage_client.client import AsyncClient, Client
+from vicinage_client.async_client import AsyncClient
+from vicinage_client.client import Client
 from vicinage_client.errors import (
     Conflict,
     Denied,

@@ -1,4 +1,7 @@
-"""Documents to request bodies: each is encoded once, named when it cannot be, and packed into batches. Pure."""
+"""Encodes documents as JSON, and packs them into request bodies. Pure.
+
+An error names the document that cannot be sent.
+"""
 
 import json
 import math
@@ -8,7 +11,7 @@ from typing import Any, Final
 from vicinage_client.errors import InvalidArgument
 
 BATCH_MAX: Final = 10_000
-"""Documents that the platform takes in one request."""
+"""Largest number of documents in one request."""
 BATCH_BYTES: Final = 8 << 20
 """A batch is closed when it reaches this many bytes; a single document may be larger."""
 
@@ -24,14 +27,17 @@ class Batcher:
         self._bytes = 0
 
     def add(self, document: Mapping[str, Any]) -> tuple[bytes, int] | None:
-        """Adds a document. Returns a body and its number of documents when that completes one."""
+        """Adds a document. Returns a body and its number of documents if that completes one."""
         self._parts.append(encoded(document))
         self._bytes += len(self._parts[-1])
         full = len(self._parts) >= self._size or self._bytes >= BATCH_BYTES
         return self.flush() if full else None
 
     def flush(self) -> tuple[bytes, int] | None:
-        """Returns the body of what was added since the last one and its number of documents; None if nothing was."""
+        """Returns the body of the documents added since the last one, and their number.
+
+        Returns None if there are none.
+        """
         if not self._parts:
             return None
         body, n = b'{"documents":[' + b",".join(self._parts) + b"]}", len(self._parts)
@@ -40,14 +46,15 @@ class Batcher:
 
 
 def batches(documents: Iterable[Mapping[str, Any]], size: int) -> Iterator[tuple[bytes, int]]:
-    """Yields (body, number of documents), drawn from the iterable as they are needed: it may be endless.
+    """Yields (body, number of documents). Reads the iterable on demand: it may be endless.
 
-    Raises InvalidArgument that names the document which cannot be sent.
+    Raises InvalidArgument, which names the document that cannot be sent.
     """
     batcher = Batcher(size)
     if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
         raise InvalidArgument(
-            f"documents is a list, or another iterable, of documents, not a value of type {type(documents).__name__}"
+            "documents is a list, or another iterable, of documents, not a value of type"
+            f" {type(documents).__name__}"
         )
     for document in documents:
         if (full := batcher.add(document)) is not None:
@@ -59,7 +66,7 @@ def batches(documents: Iterable[Mapping[str, Any]], size: int) -> Iterator[tuple
 def encoded(document: Mapping[str, Any]) -> bytes:
     """Returns a document as JSON, its vectors as lists.
 
-    Raises InvalidArgument that names the document.
+    Raises InvalidArgument, which names the document.
     """
     if not isinstance(document, Mapping):
         raise InvalidArgument(f"a document is a mapping with an id, not {type(document).__name__}")
@@ -81,37 +88,33 @@ def encoded(document: Mapping[str, Any]) -> bytes:
 
 
 def fault(value: Any, error: Exception) -> str:
-    """Returns what JSON cannot say and the field that holds it; what `error` says where none is found."""
-    found = (
-        None if isinstance(error, RecursionError) or "Circular" in str(error) else _fault(value, "")
-    )
+    """Returns why JSON cannot express the value, with the field; else the text of `error`."""
+    is_cyclic = isinstance(error, RecursionError) or "Circular" in str(error)
+    found = None if is_cyclic else _fault(value, "")
     return found or str(error) or type(error).__name__
 
 
 def _fault(value: Any, path: str) -> str | None:
-    """Returns the first fault within `value`, whose field is `path`; None if JSON can say it all."""
+    """Returns the first fault within `value`, whose field is `path`; None if there is none."""
     if isinstance(value, Mapping):
         inside = ((each, f"{path}.{key}".lstrip(".")) for key, each in value.items())
-        return next((said for each, name in inside if (said := _fault(each, name))), None)
+        return next((found for each, name in inside if (found := _fault(each, name))), None)
     if isinstance(value, list | tuple):
         listed = (_fault(each, f"{path}[{i}]") for i, each in enumerate(value))
-        return next((said for said in listed if said), None)
-    return _said(value, path)
+        return next((found for found in listed if found), None)
+    return _scalar_fault(value, path)
 
 
-def _said(value: Any, path: str) -> str | None:
+def _scalar_fault(value: Any, path: str) -> str | None:
     if isinstance(value, str):
-        return (
-            None
-            if _is_unicode(value)
-            else f"{path} holds half of a surrogate pair, which is no character"
-        )
+        lone = f"{path} has half of a surrogate pair, which is not a character"
+        return None if _is_unicode(value) else lone
     if isinstance(value, float):
         return None if math.isfinite(value) else f"{path} is NaN or infinity"
-    return None if value is None or isinstance(value, bool | int) else _foreign(value, path)
+    return None if value is None or isinstance(value, bool | int) else _type_fault(value, path)
 
 
-def _foreign(value: Any, path: str) -> str:
+def _type_fault(value: Any, path: str) -> str:
     kind = type(value).__name__
     if hasattr(value, "isoformat"):
         return f"{path} is a {kind}: send {path}.isoformat(), or a number"
@@ -119,7 +122,10 @@ def _foreign(value: Any, path: str) -> str:
         return f"{path} is a numpy {kind}: send {path}.tolist()"
     if isinstance(value, bytes):
         return f"{path} is bytes: send a text ({path}.decode())"
-    return f"{path} is a value of type {kind}: send a text, a number, a boolean, None, a list or a mapping of these"
+    return (
+        f"{path} is a value of type {kind}: send a text, a number, a boolean, None, a list or a"
+        " mapping of these"
+    )
 
 
 def _is_unicode(text: str) -> bool:
@@ -137,17 +143,17 @@ def vector(given: Any, field: str = "vector") -> list[float]:
 
 
 def _numbers(given: Any, depth: int, field: str, document_id: str | None) -> list[Any]:
-    """`given` (lists, numpy or torch) as lists of finite floats, `depth` levels deep.
+    """Returns `given` (lists, numpy or torch) as lists of finite floats, `depth` levels deep.
 
     Raises InvalidArgument.
     """
     try:
         return _level(given.tolist() if hasattr(given, "tolist") else given, depth)
     except (TypeError, ValueError, OverflowError) as error:
-        whose = f"document {document_id[:200]!r}: " if document_id is not None else ""
+        owner = f"document {document_id[:200]!r}: " if document_id is not None else ""
         what = "a list of numbers" if depth == 1 else "a list of lists of numbers"
         raise InvalidArgument(
-            f"{whose}{field} is {what}: {error}", document_id=document_id
+            f"{owner}{field} is {what}: {error}", document_id=document_id
         ) from error
 
 
@@ -158,11 +164,11 @@ def _level(given: Any, depth: int) -> list[Any]:
         return [_level(row.tolist() if hasattr(row, "tolist") else row, depth - 1) for row in given]
     numbers = [n if type(n) is float or type(n) is int else _number(n) for n in given]
     if not all(map(math.isfinite, numbers)):
-        raise ValueError("found NaN or infinity, which JSON cannot say")
+        raise ValueError("found NaN or infinity, which JSON cannot express")
     return numbers
 
 
 def _number(n: Any) -> float:
     if isinstance(n, str | bytes | list | tuple):
-        raise TypeError(f"found {type(n).__name__} in the place of a number")
+        raise TypeError(f"found {type(n).__name__} instead of a number")
     return float(n)

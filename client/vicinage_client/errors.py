@@ -2,19 +2,18 @@
 
 VicinageError
 ├── InvalidArgument      refused by the client before anything was sent (also a ValueError)
-├── Refused              the platform cannot serve the request as it is: `field` and `limit` say
-what to change
-│   ├── Conflict         the state changed, or the name is taken: read again and decide anew
-│   ├── TooLarge         the body, or one part of it, is over its limit: send less at once
-│   └── DocumentsRejected  some documents were not accepted: `written` names each, with its reason
+├── Refused              the platform cannot serve the request: change `field`, within `limit`
+│   ├── Conflict         the state changed, or the name is taken: read again, then decide
+│   ├── TooLarge         the body, or a part of it, is over its limit: send less at once
+│   └── DocumentsRejected  some documents were rejected: `written` names each, with its reason
 ├── Denied               no valid key, or it lacks the scope
-│   └── NotFound         nothing of that name is yours
-├── Overloaded           try again after `retry_after_s` (the client did, until its time was up)
-├── Unavailable          a part of the platform is away; try again after `retry_after_s`
+│   └── NotFound         nothing of that name belongs to this key's tenant
+├── Overloaded           retry after `retry_after_s` (the client did, until its timeout)
+├── Unavailable          a part of the platform does not answer; retry after `retry_after_s`
 │   └── Timeout          the deadline passed before the answer was complete
 └── Unreachable          no platform answered at that address
 
-No message, `repr` or attribute of an error holds the API key.
+No message, `repr` or attribute of an error contains the API key.
 """
 
 from collections.abc import Mapping
@@ -28,8 +27,8 @@ class VicinageError(Exception):
     """Root of the tree.
 
     `type` is the stable problem type, `status` the HTTP status (0: no answer), `problem` the whole
-    problem document. `written` is set when a bulk write fails part way: what was durable before the
-    failure.
+    problem document. `written` is set if a bulk write fails part way: the documents that were
+    durable before the failure.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class VicinageError(Exception):
 class InvalidArgument(VicinageError, ValueError):
     """An argument that no platform can accept. Nothing of it was sent.
 
-    `document_id` names the document at fault, where there is one.
+    `document_id` names the invalid document, if there is one.
     """
 
     def __init__(self, detail: str, *, document_id: str | None = None) -> None:
@@ -63,7 +62,7 @@ class Refused(VicinageError):
 
 
 class Conflict(Refused):
-    """The name is taken, or the state changed: read again and decide anew."""
+    """The name is taken, or the state changed: read again, then decide."""
 
 
 class TooLarge(Refused):
@@ -71,7 +70,7 @@ class TooLarge(Refused):
 
 
 class DocumentsRejected(Refused):
-    """Some documents were not accepted; all others are durable.
+    """Some documents were rejected; all others are durable.
 
     `written` has the reasons and the token.
     """
@@ -95,11 +94,11 @@ class NotFound(Denied):
 
 
 class Overloaded(VicinageError):
-    """Too much at once: send less, or try again later."""
+    """Too many requests at once: send less, or retry later."""
 
 
 class Unavailable(VicinageError):
-    """A part of the platform does not answer: try again."""
+    """A part of the platform does not answer: retry."""
 
 
 class Timeout(Unavailable):

@@ -1,6 +1,7 @@
-"""What each method of the clients does, as generators: they yield calls, receive answers and return the result.
+"""The methods of the clients as generators: they yield calls, receive answers, return the result.
 
-Both clients run them; neither HTTP nor waiting happens here. An error of a call is thrown into the generator.
+Both clients run them. HTTP and waiting happen in the clients. The error of a call is thrown into
+the generator.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -27,16 +28,16 @@ _REJECTED: Final = ("raise", "return")
 
 
 def search(call: Call) -> Steps[SearchResult]:
-    """One search."""
+    """Searches once."""
     return read.search_result((yield call))
 
 
 def search_batch(
     collection: str, searches: Iterable[Mapping[str, Any] | str]
 ) -> Steps[list[SearchResult]]:
-    """Many searches; the answers in their order.
+    """Searches many times; returns the results in their order.
 
-    Raises the first search's error, if one has any.
+    Raises the error of the first search that fails.
     """
     found: list[SearchResult] = []
     for call in make.search_batches(collection, searches):
@@ -48,9 +49,9 @@ def search_batch(
 
 
 def upsert(collection: str, bodies: Iterable[tuple[bytes, int]], total: Written) -> Steps[Written]:
-    """Writes encoded batches; `total` is what was written before.
+    """Writes encoded batches; returns the sum of `total`, which was written before, and theirs.
 
-    An error carries `written`: what is durable by then.
+    An error has `written`: the documents that are durable by then.
     """
     try:
         for body, n in bodies:
@@ -62,9 +63,9 @@ def upsert(collection: str, bodies: Iterable[tuple[bytes, int]], total: Written)
 
 
 def settled(total: Written, on_rejected: OnRejected) -> Written:
-    """Returns what was written.
+    """Returns `total`.
 
-    Raises DocumentsRejected where documents were rejected and the caller did not ask for them.
+    Raises DocumentsRejected if documents were rejected, unless `on_rejected` is "return".
     """
     if total.n_rejected and on_rejected == "raise":
         raise DocumentsRejected(total)
@@ -72,7 +73,7 @@ def settled(total: Written, on_rejected: OnRejected) -> Written:
 
 
 def check_on_rejected(on_rejected: str) -> None:
-    """Raises InvalidArgument for another choice than there is."""
+    """Raises InvalidArgument for an unknown choice."""
     if on_rejected not in _REJECTED:
         raise InvalidArgument(f'on_rejected is "raise" or "return", not {on_rejected!r}')
 
@@ -88,12 +89,12 @@ def delete(
 
 
 def get(collection: str, document_id: str, wait_for: Any) -> Steps[Document]:
-    """One document."""
+    """Returns one document."""
     return read.document((yield make.document(collection, document_id, wait_for)))
 
 
 def get_many(collection: str, ids: Iterable[str], wait_for: Any) -> Steps[dict[str, Document]]:
-    """Those of the documents that are there, by id."""
+    """Returns the documents that exist, by id."""
     found: dict[str, Document] = {}
     for document_id in _list_of_ids(ids):
         try:
@@ -112,7 +113,7 @@ def _list_of_ids(ids: Iterable[str]) -> Iterator[str]:
 
 
 def create_collection(call: Call, *, exist_ok: bool) -> Steps[CollectionFacts]:
-    """A new collection; with `exist_ok` also one that is there already, if it is as described.
+    """Creates a collection; with `exist_ok`, returns an existing one if it is as described.
 
     Raises Conflict.
     """
@@ -121,24 +122,27 @@ def create_collection(call: Call, *, exist_ok: bool) -> Steps[CollectionFacts]:
     except Conflict as taken:
         if not exist_ok:
             raise
-        there = read.collection((yield Call("GET", make.collection(call.body["name"]))))
-        if different := read.differences(there, call.body):
+        existing = read.collection((yield Call("GET", make.collection(call.body["name"]))))
+        if different := read.differences(existing, call.body):
             raise Conflict(
-                f"the collection is there, and differs in {', '.join(different)}",
+                f"the collection exists, and differs in {', '.join(different)}",
                 problem=taken.problem,
                 status=409,
             ) from taken
-        return there
+        return existing
 
 
 def wait(
     collection: str,
     wait_for: Any,
     timeout_s: float,
-    ahead: Callable[[int], None],
+    set_ahead: Callable[[int], object],
     now_s: Callable[[], float],
 ) -> Steps[CollectionFacts]:
-    """Waits until a write is searchable, in calls of at most WAIT_S; `ahead` is told how many records are before it."""
+    """Waits until a write is searchable, in calls of at most WAIT_S.
+
+    `set_ahead` receives the number of records before it.
+    """
     end = now_s() + timeout_s
     while True:
         left_s = end - now_s()
@@ -148,21 +152,21 @@ def wait(
             )
         except Timeout as late:
             if isinstance(known := late.problem.get("ahead"), int):
-                ahead(known)
+                set_ahead(known)
             if isinstance(pinned := late.problem.get("wait_for"), str):
-                # what "latest" was at the first call: writes since then are not waited for
+                # the token of "latest" at the first call: later writes are not waited for
                 wait_for = pinned
             if now_s() >= end:
                 raise
 
 
 def collection(name: str) -> Steps[CollectionFacts]:
-    """Facts of a collection."""
+    """Returns the facts of a collection."""
     return read.collection((yield Call("GET", make.collection(name))))
 
 
 def collections() -> Steps[tuple[CollectionFacts, ...]]:
-    """Facts of all collections."""
+    """Returns the facts of all collections."""
     return read.collections((yield Call("GET", "/v1/collections")))
 
 
@@ -172,5 +176,5 @@ def delete_collection(name: str) -> Steps[None]:
 
 
 def dead_letters(after: int, limit: int) -> Steps[list[Mapping[str, Any]]]:
-    """Dead letters."""
+    """Returns dead letters."""
     return read.letters((yield make.dead_letters(after, limit)))

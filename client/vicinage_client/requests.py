@@ -1,4 +1,4 @@
-"""Requests as values, and when to try again. Pure: both clients share all of it."""
+"""Requests as values, and the decision to retry. Pure: both clients share all of it."""
 
 import base64
 import json
@@ -18,9 +18,9 @@ RETRY_STATUSES = (429, 502, 503)
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 JSON = {"content-type": "application/json"}
 SEARCHES_MAX = 1_000
-"""Searches that the platform takes in one batch."""
+"""Largest number of searches in one batch."""
 DELETE_MAX = 10_000
-"""Ids that the platform takes in one deletion."""
+"""Largest number of ids in one deletion."""
 SEARCH_FIELDS = frozenset(
     {
         "text",
@@ -44,23 +44,22 @@ _NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 class Call:
     """One request. `wait_s`: how long the answer may take beyond the client's own timeout.
 
-    `repeatable`: doing it twice is as good as once, so it may be sent again when its answer was
-    lost.
+    `repeatable`: the request is idempotent, so it may be sent again if its answer was lost.
     """
 
     method: str
     path: str
     body: Any = None
-    """Bytes that are JSON already, or what JSON can say."""
+    """Bytes of JSON, or a value to encode as JSON."""
     wait_s: float = 0.0
     repeatable: bool = True
     lines: bool = False
-    """The answer is NDJSON, to be read as it came."""
+    """The answer is NDJSON, and is returned as bytes."""
 
     def content(self) -> dict[str, Any]:
-        """Returns body and headers as httpx2 takes them.
+        """Returns body and headers as arguments of httpx2.
 
-        Raises InvalidArgument for what JSON cannot say.
+        Raises InvalidArgument for a value that JSON cannot express.
         """
         if self.body is None:
             return {}
@@ -76,10 +75,7 @@ class Call:
 
 
 class Attempts:
-    """When to send a call again, and when its time is up.
-
-    Both clients ask it; neither waits in here.
-    """
+    """Decides when to send a call again, and when to give up. The clients do the waiting."""
 
     def __init__(self, call: Call, timeout_s: float) -> None:
         self._call = call
@@ -87,15 +83,18 @@ class Attempts:
         self._n = 0
 
     def left_s(self) -> float:
-        """What is left of the call's time: no single attempt outlives it."""
+        """Returns the seconds left for the call, the timeout of an attempt."""
         return max(0.001, self._end - time.monotonic())
 
     def answered(self, status: int, retry_after: str | None) -> float | None:
-        """Seconds to wait before sending again; None: this answer is final."""
+        """Returns the seconds to wait before sending again; None if this answer is final."""
         return self._pause_s(retry_after) if status in RETRY_STATUSES else None
 
     def failed(self, error: httpx2.TransportError, where: object) -> float:
-        """The same for a call without an answer. Raises Unreachable when it will have none."""
+        """Returns the same after a call without an answer.
+
+        Raises Unreachable if the call is not sent again.
+        """
         sendable = not isinstance(error, _NEVER) and (
             self._call.repeatable or isinstance(error, _NOT_SENT)
         )
@@ -112,7 +111,7 @@ class Attempts:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """A Retry-After in seconds; its other form, a date, is left to the backoff."""
+    """Returns a Retry-After in seconds; 0 for its other form, a date: the backoff applies."""
     return float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdigit() else 0.0
 
 
@@ -131,7 +130,7 @@ def search(
     fusion: Mapping[str, Any] | None = None,
     rerank: int | None = None,
 ) -> Call:
-    """Returns a search. The platform decides what is not named."""
+    """Returns a search; the platform's defaults apply to omitted arguments."""
     sent = search_body(
         text,
         vector,
@@ -162,7 +161,7 @@ def search_body(
     fusion: Mapping[str, Any] | None,
     rerank: int | None,
 ) -> dict[str, Any]:
-    """Returns the body of a search: what was named, and nothing else."""
+    """Returns the body of a search, without omitted arguments."""
     body: dict[str, Any] = {
         "text": text,
         "k": k,
@@ -179,9 +178,10 @@ def search_body(
 
 
 def search_batches(name: str, searches: Iterable[Mapping[str, Any] | str]) -> Iterator[Call]:
-    """Yields calls of at most SEARCHES_MAX searches each: texts, or what `Client.search` takes, by name.
+    """Yields calls of at most SEARCHES_MAX searches each.
 
-    Raises InvalidArgument that says which search is wrong.
+    A search is a text, or a mapping of `Client.search`'s arguments. Raises InvalidArgument, which
+    names the invalid search.
     """
     if isinstance(searches, str | bytes | Mapping) or not isinstance(searches, Iterable):
         raise errors.InvalidArgument(f"searches is a list of searches, not {_kind(searches)}")
@@ -259,9 +259,9 @@ def create_collection(
     shards: int | None,
     objectives: Mapping[str, Any] | None,
 ) -> Call:
-    """Making a collection: what is not named, the platform decides.
+    """Returns the creation of a collection; the platform's defaults apply to omitted arguments.
 
-    Made twice, the second is a conflict.
+    It is not repeatable: the second one is a conflict.
     """
     body = {
         "name": name,
@@ -281,42 +281,54 @@ def create_collection(
 
 
 def dead_letters(after: int, limit: int) -> Call:
-    """Reading dead letters."""
+    """Returns the request for dead letters."""
     return Call("GET", f"/v1/dead-letters?after={after}&limit={limit}")
 
 
 def wait(name: str, wait_for: Any, timeout_s: float) -> Call:
     """Returns a wait of at most `timeout_s` until a write is searchable in a collection."""
-    query = f"wait_for={quote(text_of(wait_for) or 'latest', safe='')}&timeout_ms={max(1, int(timeout_s * 1000))}"
+    token_text = quote(text_of(wait_for) or "latest", safe="")
+    query = f"wait_for={token_text}&timeout_ms={max(1, int(timeout_s * 1000))}"
     return Call("GET", f"{collection(name)}?{query}", wait_s=timeout_s)
 
 
 def text_of(wait_for: Any) -> str | None:
-    """Returns a token as text, whatever `token` takes."""
+    """Returns the text of a token, in any form that `token` accepts."""
     waited = token(wait_for)
     return f"{waited['partition']}-{waited['offset']}" if isinstance(waited, Mapping) else waited
 
 
 def delete_collection(name: str) -> Call:
-    """Returns the deletion of a collection; naming it twice is the platform's guard against a path gone wrong."""
+    """Returns the deletion of a collection.
+
+    The platform requires the name twice, as a guard against a wrong path.
+    """
     return Call("DELETE", f"{collection(name)}?confirm={quote(name, safe='')}")
 
 
 def _vector(given: Any) -> dict[str, Any]:
-    """The vector of a search: numpy as binary, anything else as a list. Raises InvalidArgument."""
+    """Returns the vector field of a search: numpy as binary, anything else as a list.
+
+    Raises InvalidArgument.
+    """
     if given is None:
         return {}
     if not hasattr(given, "astype"):
         return {"vector": documents.vector(given)}
     if given.ndim != 1:
         raise errors.InvalidArgument(
-            f"vector has the shape {given.shape}: a search takes one vector; send many by search_batch"
+            f"vector has the shape {given.shape}: a search takes one vector; use search_batch for"
+            " many"
         )
     return {"vector_base64": base64.b64encode(given.astype("<f4").tobytes()).decode()}
 
 
 def token(wait_for: Any) -> Any:
-    """A token as text, {partition, offset}, or anything with those attributes (what a Kafka producer gets back)."""
+    """Returns the token of a write as JSON.
+
+    `wait_for` is a text, {partition, offset}, a value with those attributes (the result of a Kafka
+    producer's send), or a value with a `token`.
+    """
     if wait_for is None or isinstance(wait_for, str | Mapping):
         return wait_for
     if hasattr(wait_for, "token"):
@@ -325,7 +337,8 @@ def token(wait_for: Any) -> Any:
         return {"partition": wait_for.partition, "offset": wait_for.offset}
     except AttributeError:
         raise errors.InvalidArgument(
-            f"wait_for is a token, what a write returned, or {{partition, offset}}, not {_kind(wait_for)}"
+            "wait_for is a token, the result of a write, or {partition, offset}, not"
+            f" {_kind(wait_for)}"
         ) from None
 
 
@@ -336,39 +349,42 @@ def _kind(given: object) -> str:
 
 
 def collection(name: str) -> str:
-    """The path of a collection."""
+    """Returns the path of a collection."""
     return f"/v1/collections/{_segment(name)}"
 
 
 def _segment(name: str) -> str:
-    """Returns the name as one segment of a path, with what a URL parser would remove or merge percent-encoded."""
+    """Returns the name as one segment of a path.
+
+    Percent-encodes every character that a URL parser would remove or merge.
+    """
     return quote(name, safe="").replace(".", "%2E") if not name.strip(".") else quote(name, safe="")
 
 
 def document(name: str, document_id: str, wait_for: Any = None) -> Call:
-    """Reading one document."""
+    """Returns the request for one document."""
     text = text_of(wait_for)
     query = f"?wait_for={quote(text, safe='')}" if text else ""
     return Call("GET", f"{collection(name)}/documents/{_segment(document_id)}{query}")
 
 
 def headers(key: str) -> dict[str, str]:
-    """Returns the headers that carry the key.
+    """Returns the headers with the key.
 
-    Raises InvalidArgument, without the key, where no header can.
+    Raises InvalidArgument, without the key, if it is not valid in a header.
     """
     bare = key.strip() if isinstance(key, str) else ""
     if not bare or not bare.isascii() or not bare.isprintable() or " " in bare:
         raise errors.InvalidArgument(
-            "the key is one line of ASCII without spaces, as the platform gave it out"
+            "the key is one line of ASCII without spaces, as the platform returned it"
         )
     return {"authorization": f"Bearer {bare}"}
 
 
 def outcome(call: Call, status: int, content: bytes) -> Any:
-    """Returns the answer's JSON, or its bytes where it is lines.
+    """Returns the answer's JSON, or its bytes if it is NDJSON.
 
-    Raises what the status and the problem document say.
+    Raises the error of the status and the problem document.
     """
     if call.lines and status < 400:
         return content

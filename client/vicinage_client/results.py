@@ -1,4 +1,4 @@
-"""What comes back, as frozen values."""
+"""Results, as frozen values."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -32,7 +32,10 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Hits, best first; how fresh they are; and what is missing (`degraded`; None if nothing is)."""
+    """Hits, best first, with their freshness.
+
+    `degraded` states what is missing; None if the result is complete.
+    """
 
     hits: tuple[Hit, ...]
     freshness: Mapping[str, Any]
@@ -54,9 +57,8 @@ class Rejection:
 class Written:
     """The result of a write.
 
-    Hand `token` to a search to have it see the write; None if nothing was accepted.
-
-    `rejected` holds at most REJECTED_MAX reasons; `n_rejected` counts all.
+    Pass `token` to a search to see the write; None if nothing was accepted. `rejected` has at most
+    REJECTED_MAX reasons; `n_rejected` counts all.
     """
 
     accepted: int
@@ -69,10 +71,9 @@ class Written:
 class Deleted:
     """The result of a deletion.
 
-    Pass `token` to a search to see the deletion; None if nothing was deleted.
-
-    `matched` and `judged` are set by deletions by filter: how many documents passed it, and up to
-    which position of the documents log it was evaluated.
+    Pass `token` to a search to see the deletion; None if nothing was deleted. `matched` and
+    `judged` are set by deletions by filter: how many documents passed it, and up to which position
+    of the documents log it was evaluated.
     """
 
     accepted: int
@@ -117,7 +118,7 @@ class CollectionFacts:
 
 
 def search_result(body: Mapping[str, Any]) -> SearchResult:
-    """From the answer's JSON."""
+    """Parses the answer's JSON."""
     hits = tuple(_of(Hit, hit) for hit in body["hits"])
     return SearchResult(
         hits, body["freshness"], body["generation"], body["effort"], body["degraded"]
@@ -125,7 +126,10 @@ def search_result(body: Mapping[str, Any]) -> SearchResult:
 
 
 def written(before: Written, body: Mapping[str, Any], sent: int) -> Written:
-    """Returns what was written before and by one more batch of `sent` documents; its token waits for all of it."""
+    """Returns the sum of `before` and of one more batch of `sent` documents.
+
+    Its token waits for all of them.
+    """
     room = REJECTED_MAX - len(before.rejected)
     rejected = tuple(_of(Rejection, r) for r in body.get("rejected", ())[:room])
     return Written(
@@ -137,7 +141,7 @@ def written(before: Written, body: Mapping[str, Any], sent: int) -> Written:
 
 
 def deleted(before: Deleted, body: Mapping[str, Any]) -> Deleted:
-    """Returns what was deleted before and by one more call."""
+    """Returns the sum of `before` and of one more call."""
     return Deleted(
         before.accepted + body["accepted"],
         latest((before.token, body.get("token"))),
@@ -147,7 +151,7 @@ def deleted(before: Deleted, body: Mapping[str, Any]) -> Deleted:
 
 
 def search_results(content: bytes, n: int) -> "list[SearchResult | errors.VicinageError]":
-    """Returns the answers of a batch of `n` searches in the order of the searches: a result, or its own error."""
+    """Returns the results of a batch of `n` searches, or their errors, in the searches' order."""
     found: list[SearchResult | errors.VicinageError] = [
         errors.Unavailable("the answer of this search did not arrive; send it again")
         for _ in range(n)
@@ -166,7 +170,7 @@ def search_results(content: bytes, n: int) -> "list[SearchResult | errors.Vicina
 
 
 def latest(tokens: Iterable[str | None]) -> str | None:
-    """The token that waits for all of `tokens`: the highest offset of each partition."""
+    """Returns the token that waits for all of `tokens`: the highest offset of each partition."""
     last: dict[int, int] = {}
     for token in tokens:
         for part in (token or "").split("."):
@@ -177,7 +181,7 @@ def latest(tokens: Iterable[str | None]) -> str | None:
 
 
 def document(body: Mapping[str, Any]) -> Document:
-    """From the answer's JSON."""
+    """Parses the answer's JSON."""
     return Document(
         body["id"],
         body["version"],
@@ -187,13 +191,13 @@ def document(body: Mapping[str, Any]) -> Document:
 
 
 def collection(body: Mapping[str, Any]) -> CollectionFacts:
-    """From the answer's JSON."""
+    """Parses the answer's JSON."""
     return CollectionFacts(body["name"], body["counts"], body["generation"], body)
 
 
-def differences(there: CollectionFacts, wanted: Mapping[str, Any]) -> list[str]:
-    """Returns the names of what was asked for (the body of its creation) and is otherwise in the collection."""
-    raw = there.raw
+def differences(existing: CollectionFacts, wanted: Mapping[str, Any]) -> list[str]:
+    """Returns the fields of `wanted` (a creation's body) in which the collection differs."""
+    raw = existing.raw
     found = {
         **raw,
         "index": raw.get("index", {}).get("spec"),
@@ -212,17 +216,17 @@ def differences(there: CollectionFacts, wanted: Mapping[str, Any]) -> list[str]:
 
 
 def collections(body: Mapping[str, Any]) -> tuple[CollectionFacts, ...]:
-    """From the answer's JSON."""
+    """Parses the answer's JSON."""
     return tuple(collection(c) for c in body["collections"])
 
 
 def letters(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """From the answer's JSON."""
+    """Parses the answer's JSON."""
     found: list[Mapping[str, Any]] = body["letters"]
     return found
 
 
 def _of(kind: type[T], given: Mapping[str, Any]) -> T:
-    """A value of `kind`; fields that a newer platform added are passed over."""
+    """Returns a value of `kind`; ignores fields that a newer platform added."""
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     return kind(**{k: v for k, v in given.items() if k in known})
