@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from indexer.run import Indexer
     from ingest.chunking import Chunker
     from ingest.embedding import Embedder
+    from ingest.embedding.gather import GatheringEmbedder
     from ingest.run import Ingest
+    from query.embedding_cache import CachingEmbedder
     from query.rerank import TeiReranker
     from query.scatter import Searchers
     from query.searcher.run import Searcher
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOG_WAIT_S: Final = 30.0
-"""How long a role that starts waits for the log: brokers may start beside it, or be restarted just now."""
-LOG_AGAIN_S: Final = 0.5
+"""How long a role that starts waits for the log: brokers may be starting, too."""
+LOG_RETRY_S: Final = 0.5
 _event = events("cluster")
 
 
@@ -72,10 +74,8 @@ def open_resources(
 ) -> Resources:
     """Opens log, catalog (migrated to the newest schema) and store.
 
-    Waits up to `log_wait_s` for the log.
-
-    Raises ConfigurationError if the audit key is missing. With `audit_key_optional`, only writing
-    an audit record does.
+    Waits up to `log_wait_s` for the log. Raises ConfigurationError if the audit key is missing;
+    with `audit_key_optional`, only writing an audit record raises then.
     """
     from cluster.audit_key import load_key
     from tenants.audit import use_key
@@ -88,7 +88,7 @@ def open_resources(
     from vicinage.store import open_store
 
     s, clock = settings.resolved(), SystemClock()
-    usable_data(s.data)  # tenants' documents lie in it
+    usable_data(s.data)  # it has tenants' documents
     engine = open_catalog(s.catalog_url.get_secret_value())
     migrate(engine)
     use_key(engine, load_key(s, engine, optional=audit_key_optional))
@@ -115,9 +115,9 @@ def _ensure_vectors(log: "Log", slots: int, wait_s: float) -> None:
         try:
             ensure_vectors(log, slots)
         except Unavailable:
-            if time.monotonic() + LOG_AGAIN_S > end:
+            if time.monotonic() + LOG_RETRY_S > end:
                 raise
-            time.sleep(LOG_AGAIN_S)
+            time.sleep(LOG_RETRY_S)
         else:
             return
 
@@ -154,84 +154,110 @@ def build_gateway(
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> "FastAPI":
     """Returns the gateway's app over searchers in this process or elsewhere."""
-    from capacity.report import report
-    from capacity.snapshot import Rates, take
-    from ingest.embedding.check import check
-    from ingest.embedding.gather import GatheringEmbedder
-    from ingest.embedding.openai import OpenAIEmbedder
-    from query.embedder_look import EmbedderLook
-    from query.embedding_cache import CachingEmbedder, EmbeddingCache
     from query.gateway import create_app
     from query.state import Dependencies, open_state
     from tenants.audit import Audit
     from tenants.keys import Keys
     from tenants.recall_history import RecallHistory
 
-    rates = Rates()
-    cache = EmbeddingCache(resources.settings.gateway.embedding_cache_bytes_max)
-    gathering: list[GatheringEmbedder] = []
-    caching: dict[str, CachingEmbedder] = {}
+    settings, clock = resources.settings, resources.clock
+    embedders = _QueryEmbedders(resources, embedder_key)
+    dependencies = Dependencies(
+        registry=resources.registry,
+        keys=Keys(resources.engine, clock, grace_s=settings.gateway.key_grace_s),
+        audit=Audit(resources.engine),
+        jobs=resources.jobs,
+        log=resources.log,
+        searchers=tuple(searchers),
+        embedder_for=embedders.of,
+        embedder_ready=embedders.ready,
+        measure_capacity=_capacity_report(resources),
+        check_model=partial(_check_model, settings),
+        settings=settings.gateway,
+        limits=settings.ingest,
+        slots_total=settings.slots,
+        clock=clock,
+        local_operator=local_operator,
+        on_failure=on_failure,
+        keep_recent_queries=partial(_keep_recent_queries, resources.manifests),
+        recall_history=RecallHistory(resources.engine, clock),
+        close_embedders=embedders.aclose,
+        reranker=embedders.reranker,
+    )
+    return create_app(open_state(dependencies))
 
-    def embedder_for(model: str) -> CachingEmbedder:
-        if model not in caching:
-            entry = resources.registry.model(model)
-            client = _embedder(resources, entry, embedder_key)
+
+class _QueryEmbedders:
+    """The gateway's clients of embedder and reranker, which share one cache of query vectors."""
+
+    def __init__(self, resources: Resources, key: str | None) -> None:
+        from query.embedder_look import EmbedderLook
+        from query.embedding_cache import EmbeddingCache
+
+        self._resources = resources
+        self._key = key
+        self._cache = EmbeddingCache(resources.settings.gateway.embedding_cache_bytes_max)
+        self._clients: dict[str, tuple[GatheringEmbedder, CachingEmbedder]] = {}
+        self._look = EmbedderLook(resources.settings.embedder.url)
+        self.reranker = _reranker(resources.settings, key)
+
+    def of(self, model: str) -> "CachingEmbedder":
+        """Returns the model's client; creates it at first use."""
+        from ingest.embedding.gather import GatheringEmbedder
+        from ingest.embedding.openai import OpenAIEmbedder
+        from query.embedding_cache import CachingEmbedder
+
+        if model not in self._clients:
+            entry = self._resources.registry.model(model)
+            client = _embedder(self._resources, entry, self._key)
             assert isinstance(client, OpenAIEmbedder), "every kind of embedder is reached over HTTP"
-            gathering.append(GatheringEmbedder(client))
-            caching[model] = CachingEmbedder(gathering[-1], entry, cache)
-        return caching[model]
+            gathering = GatheringEmbedder(client)
+            self._clients[model] = gathering, CachingEmbedder(gathering, entry, self._cache)
+        return self._clients[model][1]
 
-    def keep_recent_queries(of: Generation, vectors: Floats) -> None:
-        resources.manifests.recent_queries.keep(of.tenant, of.collection, of.model, vectors)
+    async def ready(self) -> bool:
+        """Returns whether the embedder is ready."""
+        return await self._look.ready()
 
-    reranker = _reranker(resources.settings, embedder_key)
+    async def aclose(self) -> None:
+        """Closes the connections of all clients."""
+        for gathering, _ in self._clients.values():
+            await gathering.aclose()
+        await self._look.aclose()
+        if self.reranker is not None:
+            await self.reranker.aclose()
 
-    async def close_embedders() -> None:
-        for each in (*gathering, look, *((reranker,) if reranker else ())):
-            await each.aclose()
 
-    look = EmbedderLook(resources.settings.embedder.url)
+def _capacity_report(
+    resources: Resources,
+) -> Callable[["Searchers"], Awaitable[dict[str, Any]]]:
+    """Returns the function that measures the capacity report; its rates are since the last call."""
+    from capacity.report import report
+    from capacity.snapshot import Rates, take
 
-    def check_model(model: EmbeddingModel) -> None:
-        model_key = resources.settings.embedder.model_keys.get(model.name)
-        check(model, model_key=model_key.get_secret_value() if model_key else None)
+    rates = Rates()
 
-    async def measure_capacity(asked: "Searchers") -> dict[str, Any]:
+    async def measure(searchers: "Searchers") -> dict[str, Any]:
         from starlette.concurrency import run_in_threadpool
 
-        stats = await asked.stats()
-        taken = await run_in_threadpool(
-            take, resources.registry, resources.log, stats, rates, resources.clock.now_ms()
+        stats, now_ms = await searchers.stats(), resources.clock.now_ms()
+        snapshot = await run_in_threadpool(
+            take, resources.registry, resources.log, stats, rates, now_ms
         )
-        return report(taken, resources.settings.indexer)
+        return report(snapshot, resources.settings.indexer)
 
-    state = open_state(
-        Dependencies(
-            registry=resources.registry,
-            keys=Keys(
-                resources.engine, resources.clock, grace_s=resources.settings.gateway.key_grace_s
-            ),
-            audit=Audit(resources.engine),
-            jobs=resources.jobs,
-            log=resources.log,
-            searchers=tuple(searchers),
-            embedder_for=embedder_for,
-            embedder_ready=look.ready,
-            measure_capacity=measure_capacity,
-            check_model=check_model,
-            settings=resources.settings.gateway,
-            limits=resources.settings.ingest,
-            slots_total=resources.settings.slots,
-            clock=resources.clock,
-            local_operator=local_operator,
-            on_failure=on_failure,
-            keep_recent_queries=keep_recent_queries,
-            recall_history=RecallHistory(resources.engine, resources.clock),
-            close_embedders=close_embedders,
-            reranker=reranker,
-        )
-    )
-    return create_app(state)
+    return measure
+
+
+def _check_model(settings: Settings, model: EmbeddingModel) -> None:
+    from ingest.embedding.check import check
+
+    key = settings.embedder.model_keys.get(model.name)
+    check(model, model_key=key.get_secret_value() if key else None)
+
+
+def _keep_recent_queries(manifests: "Manifests", of: Generation, vectors: Floats) -> None:
+    manifests.recent_queries.keep(of.tenant, of.collection, of.model, vectors)
 
 
 def build_ingest(resources: Resources, *, embedder_key: str | None) -> "Ingest":
@@ -288,9 +314,10 @@ def build_embedder(
     key: str | None,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> "Starlette":
-    """Returns the embedder's app over the local models and the optional cross-encoder, calibrated and warm.
+    """Returns the embedder's app over the local models and the optional cross-encoder.
 
-    A model whose files are missing on this machine is left out with an event: the other models are needed.
+    The models are calibrated and warm. Omits a model whose files are missing on this machine, with
+    an event: the other models are needed.
     """
     from ingest.embedding.local import LocalEmbedder
     from ingest.embedding.reranker import LocalReranker
