@@ -1,4 +1,7 @@
-"""The file of the audit key: made at the first start, kept outside the catalog, the same on every node (decision 035)."""
+"""The file of the audit key, stored outside the catalog and the same on every node.
+
+The first start creates it (docs/decisions/035-audit-key.md).
+"""
 
 import json
 import os
@@ -18,13 +21,13 @@ if TYPE_CHECKING:
 
 FILE: Final = "audit.key"
 _MISSING: Final = (
-    "{} is missing, and the catalog's newest audit record has a MAC: copy it from the node that has it, or, where it is "
-    "lost, make another with `vicinage audit new-key`"
+    "{} is missing, and the catalog's newest audit record has a MAC: copy it from the node that has"
+    " it, or, if it is lost, create another with `vicinage audit new-key`"
 )
 
 
 def path_of(settings: Settings) -> Path:
-    """Returns the file: `audit.key_file`, else DATA/audit.key."""
+    """Returns the path of the file: `audit.key_file`, else DATA/audit.key."""
     return (
         Path(settings.audit.key_file).absolute()
         if settings.audit.key_file
@@ -33,10 +36,10 @@ def path_of(settings: Settings) -> Path:
 
 
 def load_key(settings: Settings, engine: "Engine", *, optional: bool = False) -> "AuditKey | None":
-    """Returns the key of the catalog's audit chain; makes it where no record has a MAC yet.
+    """Returns the key of the catalog's audit chain; creates it if no record has a MAC yet.
 
-    Raises ConfigurationError where the file is not usable, or missing though records have MACs;
-    `optional`: then None.
+    Raises ConfigurationError if the file is not usable, or if it is missing although records have
+    MACs. With `optional`, returns None for a missing file.
     """
     from tenants.audit import newest
     from vicinage.catalog import look
@@ -54,10 +57,11 @@ def load_key(settings: Settings, engine: "Engine", *, optional: bool = False) ->
 
 
 def make_key(settings: Settings, engine: "Engine", *, again: bool = False) -> "AuditKey":
-    """Writes a key's file (mode 0600, durable), with the newest record of now, and a first record under it.
+    """Creates the key: its file (mode 0600, durable) and a first audit record under it.
 
-    `again`: in place of a key that is there or lost; the old file is set aside. All in one turn among the catalog's
-    writers, so that of two nodes one makes it, and the other, without its file, raises ConfigurationError.
+    The file has the number and hash of the newest record before it. `again` replaces a key that
+    exists or is lost; the old file is renamed. All happens in one change of the catalog: of two
+    nodes, one creates the key, and the other, without the file, raises ConfigurationError.
     """
     from tenants.audit import KEYED_BY, AuditKey, newest, use_key
     from tenants.changes import changing
@@ -75,13 +79,14 @@ def make_key(settings: Settings, engine: "Engine", *, again: bool = False) -> "A
             path.rename(path.with_name(f"{path.name}.{time.time_ns()}"))
         _write(path, key)
         use_key(engine, key)
-        at.connection.execution_options(**{KEYED_BY: key})  # taken from the engine before
+        # the connection has copied the engine's options
+        at.connection.execution_options(**{KEYED_BY: key})
         at.note("audit.key", "audit", after={"after": seq})
     return key
 
 
 def read_key(path: Path) -> "AuditKey | None":
-    """Returns the file's key; None where there is no file. Raises ConfigurationError."""
+    """Returns the file's key; None if there is no file. Raises ConfigurationError."""
     from tenants.audit import AuditKey
 
     try:
@@ -93,22 +98,24 @@ def read_key(path: Path) -> "AuditKey | None":
         raise ConfigurationError(f"the audit key {path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise ConfigurationError(
-            f"{path} is no audit key: it is a file that `vicinage up` writes, not edited"
+            f"{path} is not an audit key: `vicinage up` writes the file; do not edit it"
         ) from None
 
 
 def _write(path: Path, key: "AuditKey") -> None:
-    """Raises ConfigurationError where the file cannot be written or another process has made it meanwhile."""
+    """Writes the file atomically.
+
+    Raises ConfigurationError if it cannot be written, or if another process created it meanwhile.
+    """
     text = json.dumps({"key": key.secret.hex(), "after": key.after, "after_hash": key.after_hash})
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}."
-        ) as part:  # mode 0600
+        # NOTE: temporary files have mode 0600, and a link never replaces another file
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as part:
             part.write(text + "\n")
             part.flush()
             os.fsync(part.fileno())
-            os.link(part.name, path)  # whole or not at all, and never over another
+            os.link(part.name, path)
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)

@@ -1,7 +1,7 @@
-"""Settings from options, environment and file, with every mistake said in one line: where it stands, and what to do.
+"""Loads settings from options, environment and file, and reports each error in one line.
 
-Sources, first wins: command-line options, `VICINAGE_*`, the file (`--config`, `VICINAGE_CONFIG`, or `vicinage.toml` in the
-working directory), defaults.
+Sources by precedence: command-line options, `VICINAGE_*`, the file (`--config`, `VICINAGE_CONFIG`,
+or `vicinage.toml` in the working directory), defaults. An error names its source and the remedy.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ OTHERS: Final = frozenset(
     }
     | {"VICINAGE_TEST_DEVICE"}
 )
-"""Variables with the prefix that are no settings."""
+"""Variables with the prefix that are not settings."""
 
 
 PRIVATE: Final = frozenset({"run", "store", "cache", ".db", ".db-wal", ".db-shm", ".key"})
-"""Names, and endings of names, of what holds tenants' documents or keys in the data directory."""
+"""Names, and suffixes of names, of files and folders with tenants' documents or keys."""
 
 
 class ConfigurationError(Refused):
-    """The settings cannot be used: one line says which, where it stands and what to change.
+    """The settings cannot be used; the text names the setting, its source and the remedy.
 
     Exit status 2.
     """
@@ -49,7 +49,7 @@ class ConfigurationError(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One setting: its dotted name, its value as text (secrets hidden), and where it comes from."""
+    """One setting: its dotted name, its value as text (secrets hidden), and its source."""
 
     name: str
     value: str
@@ -57,7 +57,7 @@ class Origin:
 
 
 def load(**given: Any) -> Settings:
-    """Returns the settings; `given` are those of the command line. Raises ConfigurationError."""
+    """Returns the settings; `given` are the command line's. Raises ConfigurationError."""
     path = config_path()
     if os.environ.get(CONFIG) and not path.is_file():
         raise ConfigurationError(f"{path}: there is no such file (named by --config or {CONFIG})")
@@ -71,7 +71,7 @@ def load(**given: Any) -> Settings:
         raise ConfigurationError(f"{path} is not UTF-8 (its byte {error.start})") from None
     except SettingsError as error:
         raise ConfigurationError(
-            f"environment: {error}: write JSON there, or set its parts one by one"
+            f"environment: {error}: use JSON, or set its parts one by one"
         ) from None
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
@@ -88,7 +88,7 @@ def variable(name: str) -> str:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Returns a warning for each variable with our prefix that is no setting. Pure."""
+    """Returns a warning for each variable with the prefix that is not a setting. Pure."""
     known = {variable(name) for name in names()}
     groups = {variable(name.partition(".")[0]) for name in names()}
     found = []
@@ -98,7 +98,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
         if key.startswith(PREFIX) and key not in known | groups | OTHERS and not parts_of_one:
             nearest = difflib.get_close_matches(key, sorted(known), 1)
             found.append(
-                f"{name} is no setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
+                f"{name} is not a setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
             )
     return found
 
@@ -129,17 +129,17 @@ def origins(
 
 
 def _first(error: ValidationError, given: Mapping[str, Any]) -> str:
-    """The first mistake of several, in one line."""
-    mistake = error.errors()[0]
-    name = ".".join(str(part) for part in mistake["loc"])
+    """Returns the first of the errors in one line."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
     origin = _origin(name, given)
     known = [n for n in names() if n == name or name.startswith(f"{n}.")]
-    if mistake["type"] == "extra_forbidden" and not known:
+    if first["type"] == "extra_forbidden" and not known:
         nearest = difflib.get_close_matches(name, names(), 1, cutoff=0.5)
         what = f"unknown setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else "")
     else:
-        shown = "" if _is_secret(name) else f" (is {str(mistake['input'])[:80]!r})"
-        what = f"{name}: {mistake['msg'].lower()}{shown}"
+        value = "" if _is_secret(name) else f" (is {str(first['input'])[:80]!r})"
+        what = f"{name}: {first['msg'].lower()}{value}"
     return f"{origin}: {what}"
 
 
@@ -176,7 +176,7 @@ def _values(model: BaseModel, before: str = "") -> Iterator[tuple[str, str]]:
 
 
 def shown(value: object) -> str:
-    """Returns a setting's value as text; of a secret only whether there is one."""
+    """Returns a setting's value as text; for a secret, only whether it is set."""
     if isinstance(value, SecretStr):
         return "(secret)" if value.get_secret_value() else ""
     if isinstance(value, Mapping):
@@ -195,12 +195,10 @@ def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def usable_data(data: Path) -> Path:
-    """Creates the data directory, readable by its owner alone, and returns it.
+    """Creates the data directory, accessible to its owner only, and returns it.
 
-    Raises ConfigurationError.
-
-    A directory that is there, its databases, and the folder of keys lose the rights that others
-    have.
+    Removes other users' permissions from an existing directory, its databases and its keys. Raises
+    ConfigurationError.
     """
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -222,11 +220,11 @@ def usable_data(data: Path) -> Path:
 
 
 def _tighten(path: Path) -> None:
-    """Takes away the rights of others, where the path is this user's own.
+    """Removes other users' permissions, if the path belongs to this user.
 
-    A link is left alone: it leads elsewhere.
+    Skips links: they point elsewhere.
     """
-    with contextlib.suppress(FileNotFoundError):  # a database's own files come and go
+    with contextlib.suppress(FileNotFoundError):  # a database creates and deletes files
         found = path.lstat()
         if not path.is_symlink() and found.st_mode & 0o077 and found.st_uid == os.geteuid():
             path.chmod(found.st_mode & 0o700)

@@ -1,22 +1,23 @@
-"""How a process shares its file descriptors: so many connections, and a reserve for everything that must go on."""
+"""The division of a process's file descriptors: connections, and a reserve for everything else."""
 
 import resource
 from typing import Final
 
 RESERVE: Final = 160
-"""Descriptors that no connection takes: log, catalog, mapped segments, sockets to other roles, what is accepted in one go."""
+"""Descriptors that are not for connections.
+
+Log, catalog, mapped segments, sockets to other roles, and connections that are accepted at once
+use them.
+"""
 HEALTH: Final = 16
 """Connections of the listener for health and metrics."""
 LEAST: Final = 16
-"""Connections that are allowed however few descriptors there are."""
+"""Smallest number of allowed connections, even with few descriptors."""
 _RAISED: Final = 65_536
 
 
 def raise_limit() -> int:
-    """Raises the soft limit of open files towards the hard one.
-
-    Returns the limit that holds now.
-    """
+    """Raises the soft limit of open files towards the hard limit; returns the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _RAISED if hard == resource.RLIM_INFINITY else min(hard, _RAISED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -26,5 +27,8 @@ def raise_limit() -> int:
 
 
 def connections_max(limit: int, wanted: int) -> int:
-    """Returns how many connections the main listener may hold: what is wanted, or what `limit` descriptors leave."""
+    """Returns the number of connections of the main listener.
+
+    It is `wanted`, or fewer if the process may have only `limit` descriptors.
+    """
     return max(LEAST, min(wanted, limit - RESERVE - HEALTH))

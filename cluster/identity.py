@@ -1,6 +1,7 @@
-"""What a data directory belongs to: its log, catalog, store and number of slots, remembered at its first start.
+"""The identity of a data directory: its log, catalog, store and number of slots.
 
-A platform started with other URLs on the same directory would serve another log's tokens from this one's catalog.
+The first start stores it. A platform that was started on the same directory with other URLs would
+serve another log's tokens from this catalog.
 """
 
 import json
@@ -16,7 +17,10 @@ DEFAULT: Final = "(default)"
 
 
 def identity_of(settings: Settings) -> dict[str, str]:
-    """Returns what the settings say: URLs without passwords, `(default)` for those inside the directory. Pure."""
+    """Returns the identity that the settings have. Pure.
+
+    URLs are without passwords; `(default)` is a URL inside the directory.
+    """
     s = settings.resolved()
     defaults = Settings.model_construct(data=s.data).resolved()
     found = {
@@ -31,22 +35,19 @@ def identity_of(settings: Settings) -> dict[str, str]:
 
 
 def check_identity(settings: Settings) -> None:
-    """Raises ConfigurationError where the directory remembers other URLs or slots than the settings have."""
+    """Raises ConfigurationError if the directory's URLs or slots differ from the settings'."""
     path = settings.data.absolute() / FILE
-    remembered = _read(path)
+    stored = _read(path)
     for name, value in identity_of(settings).items():
-        if (before := remembered.get(name, value)) != value:
+        if (before := stored.get(name, value)) != value:
             raise ConfigurationError(
-                f"{settings.data} belongs to {name} {before}, and the settings say {value}: use another --data, or, "
-                f"where it has moved, change {path}"
+                f"{settings.data} belongs to {name} {before}, and the settings have {value}: use"
+                f" another --data, or, if {name} has moved, change {path}"
             )
 
 
-def remember_identity(settings: Settings) -> None:
-    """Writes what the directory belongs to, once.
-
-    Durable enough: it is written again where it is lost.
-    """
+def store_identity(settings: Settings) -> None:
+    """Writes the identity if the file does not exist. Not synced: a lost file is written again."""
     path = settings.data.absolute() / FILE
     if not path.exists():
         path.write_text(json.dumps(identity_of(settings), indent=2) + "\n")
@@ -61,7 +62,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _bare(url: str) -> str:
-    """The URL without user, password and query."""
+    """Returns the URL without user, password and query."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = f":{parts.port}" if "," not in parts.netloc and parts.port else ""

@@ -1,6 +1,4 @@
-"""Which permissions Kafka has to give: to the platform itself, and to the producer of one tenant.
-
-Pure.
+"""The permissions that the platform and the producer of one tenant need in Kafka. Pure.
 
 With an authorizer on the brokers and these permissions, a tenant's producer can append to its own
 documents topic and to nothing else: neither to another tenant's topic nor to the vectors log.
@@ -20,7 +18,10 @@ Pattern = Literal["literal", "prefixed"]
 
 @dataclass(frozen=True, slots=True)
 class Acl:
-    """One permission: `principal` may do `operation` to the resource of that name, or of names that begin so."""
+    """One permission: `principal` may do `operation` to a resource.
+
+    The resource is the one named `name`, or, for pattern prefixed, each whose name starts with it.
+    """
 
     principal: str
     resource: Resource
@@ -30,7 +31,7 @@ class Acl:
 
 
 def acls(platform: str) -> list[Acl]:
-    """Returns what the platform's own principal (`User:vicinage`) needs."""
+    """Returns the permissions of the platform's own principal (`User:vicinage`)."""
     topics = ("Read", "Write", "Create", "Delete", "Describe", "Describe_Configs", "Alter")
     return [
         *(Acl(platform, "Topic", PREFIX, "prefixed", operation) for operation in topics),
@@ -43,7 +44,10 @@ def acls(platform: str) -> list[Acl]:
 
 
 def tenant_acls(tenant: str, principal: str) -> list[Acl]:
-    """Returns what a tenant's producer needs: to append to its documents topic, and to read its dead letters."""
+    """Returns the permissions of a tenant's producer.
+
+    It may append to its documents topic, and read its dead letters.
+    """
     return [
         *(
             Acl(principal, "Topic", documents_topic(tenant), "literal", operation)
@@ -57,7 +61,7 @@ def tenant_acls(tenant: str, principal: str) -> list[Acl]:
 
 
 def commands(wanted: Sequence[Acl], servers: str) -> list[str]:
-    """Returns the lines of shell that create the permissions, with Kafka's own kafka-acls.sh."""
+    """Returns the shell commands that create the permissions with Kafka's kafka-acls.sh."""
     lines = []
     for (principal, resource, name, pattern), group in groupby(
         wanted, lambda acl: (acl.principal, acl.resource, acl.name, acl.pattern)
@@ -66,6 +70,7 @@ def commands(wanted: Sequence[Acl], servers: str) -> list[str]:
         of = "--cluster" if resource == "Cluster" else f"--{resource.lower()} '{name}'"
         prefixed = " --resource-pattern-type prefixed" if pattern == "prefixed" else ""
         lines.append(
-            f"kafka-acls.sh --bootstrap-server {servers} --add --allow-principal '{principal}' {operations} {of}{prefixed}"
+            f"kafka-acls.sh --bootstrap-server {servers} --add --allow-principal '{principal}'"
+            f" {operations} {of}{prefixed}"
         )
     return lines

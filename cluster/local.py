@@ -1,9 +1,7 @@
-"""`vicinage up`: a supervisor of local processes.
+"""`vicinage up`: a supervisor of local processes, which restarts roles and stops them in order.
 
-It restarts those that die and stops all in order.
-
-Everything it knows lies in DATA/run: `platform.json` (pids, url), `operator.key`, `internal.key`,
-one event file a role.
+Its files are in DATA/run: `platform.json` (pids, url), `operator.key`, `internal.key`, and one
+event file per role.
 """
 
 import contextlib
@@ -22,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import psutil
 
-from cluster.identity import remember_identity
+from cluster.identity import store_identity
 from cluster.lifetime import SUPERVISOR
 from cluster.state_file import StateFile
 from vicinage.errors import Conflict, Denied, Refused, Unavailable
@@ -33,16 +31,16 @@ if TYPE_CHECKING:
     from tenants.keys import Keys
 
 PROGRAM: Final = (sys.executable, "-P", "-m", "vicinage")
-"""The command line, for processes of ours. -P: what lies in the working directory is never imported."""
+"""The command of the platform's processes. -P: nothing in the working directory is imported."""
 BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SETTLED_S: Final = 20.0
-"""A process that lived this long starts its backoff anew."""
+"""The backoff of a process that lived this long starts again."""
 STOP_S: Final = 30.0
-"""Time that a role has to stop; a little more than it gives itself."""
+"""Time for a role to stop; a little more than its own limit (`lifetime.STOP_S`)."""
 DOWN_S: Final = 100.0
-"""Time that the supervisor has to stop every role."""
+"""Time for the supervisor to stop every role."""
 LEFTOVER_S: Final = 10.0
-"""Time that a role without a supervisor has to stop."""
+"""Time for a role without a supervisor to stop."""
 EVENTS_BYTES_MAX: Final = 64 << 20
 _event = events("cluster")
 
@@ -56,8 +54,8 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     restarts: int = -1
-    again_at: float = 0.0
-    quick_deaths: int = 0
+    retry_at: float = 0.0
+    quick_exits: int = 0
 
 
 @dataclass(slots=True)
@@ -72,9 +70,9 @@ class Supervisor:
     _state: StateFile = field(init=False)
 
     def run(self) -> None:
-        """Supervise until SIGTERM or SIGINT, then stop everything in order.
+        """Supervises until SIGTERM or SIGINT, then stops everything in order.
 
-        Raises Conflict where another supervises DATA.
+        Raises Conflict if another process supervises DATA.
         """
         folder = run_folder(self.settings)
         self._lock = _exclusive(folder)
@@ -88,7 +86,7 @@ class Supervisor:
                 self._restart_if_dead(child)
             self._state.settle(self._describe)
             time.sleep(0.05)
-        # A role is stopped before those that it asks, so that it finishes what it has begun.
+        # A role is stopped before the roles that it calls, so that it can finish its work.
         for child in reversed(self.children):
             self._end(child)
         self._state.remove()
@@ -97,9 +95,9 @@ class Supervisor:
         self._stopping = True
 
     def _restart_if_dead(self, child: Child) -> None:
-        """Starts the child again once it has died and its backoff has passed.
+        """Starts the child again once it has ended and its backoff has passed.
 
-        Never raises for what the system lacks.
+        Never raises for a lack of processes or descriptors.
         """
         if child.process is not None and child.process.poll() is None:
             return
@@ -107,26 +105,24 @@ class Supervisor:
         if child.process is not None:
             self._schedule_restart(child, now, f"exit status {child.process.returncode}")
             child.process = None
-        if now >= child.again_at:
+        if now >= child.retry_at:
             try:
                 self._start(child)
-            except OSError as error:  # no process or descriptor is free now: the platform goes on
+            except OSError as error:  # no process or descriptor is free now
                 child.started = now
                 self._schedule_restart(child, now, str(error))
 
     def _schedule_restart(self, child: Child, now: float, reason: str) -> None:
         """Records an exit and sets the next start after the backoff."""
         quick = now - child.started < SETTLED_S
-        child.quick_deaths = child.quick_deaths + 1 if quick else 0
-        wait = BACKOFF_S[min(child.quick_deaths, len(BACKOFF_S) - 1)]
-        child.again_at = now + wait
-        _event.error("role.died", child=child.name, reason=reason, again_in_s=wait)
+        child.quick_exits = child.quick_exits + 1 if quick else 0
+        wait = BACKOFF_S[min(child.quick_exits, len(BACKOFF_S) - 1)]
+        child.retry_at = now + wait
+        _event.error("role.exited", child=child.name, reason=reason, retry_in_s=wait)
 
     def _start(self, child: Child) -> None:
-        own = {
-            SUPERVISOR: str(os.getpid()),
-            "PYTHONSAFEPATH": "1",
-        }  # the latter is -P for what roles start
+        # PYTHONSAFEPATH is -P for the processes that roles start
+        own = {SUPERVISOR: str(os.getpid()), "PYTHONSAFEPATH": "1"}
         environment = {**os.environ, **as_environment(self.settings), **own}
         with _events_file(run_folder(self.settings) / f"{child.name}.log") as out:
             child.process = subprocess.Popen(
@@ -176,7 +172,7 @@ def role_commands(names: Sequence[str], *more: str) -> dict[str, list[str]]:
 
 
 def run_folder(settings: Settings) -> Path:
-    """Returns DATA/run and creates it if absent, readable for its owner only, as DATA is."""
+    """Returns DATA/run; creates it if absent, accessible to its owner only, as DATA is."""
     folder = settings.resolved().data / "run"
     for each in (folder.parent, folder):
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -184,7 +180,7 @@ def run_folder(settings: Settings) -> Path:
 
 
 def as_environment(settings: Settings) -> dict[str, str]:
-    """Returns the settings that command-line options can change, as variables for child processes."""
+    """Returns settings that command-line options can change, as variables for child processes."""
     s = settings.resolved()
     return {
         "VICINAGE_DATA": str(s.data),
@@ -198,12 +194,12 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 
 def prepare(settings: Settings) -> None:
-    """Makes what the roles need at their start: schema, vectors log, internal key and operator key."""
+    """Creates the schema, the vectors log, and the internal and operator keys."""
     from cluster.wiring import LOG_WAIT_S, open_resources
     from tenants.keys import Keys
 
     folder = run_folder(settings)
-    remember_identity(settings)
+    store_identity(settings)
     if not (folder / "internal.key").exists():
         _secret(folder / "internal.key", secrets.token_urlsafe(32))
     resources = open_resources(settings, log_wait_s=LOG_WAIT_S)
@@ -214,9 +210,10 @@ def prepare(settings: Settings) -> None:
 
 
 def renew_operator_key(settings: Settings) -> None:
-    """Makes another operator key where the one in DATA's file was revoked, so that its owner is never locked out.
+    """Creates another operator key if the one in DATA's file was revoked.
 
-    Writes to the catalog directly, as commands do while no platform runs, and leaves an audit record.
+    So the owner of DATA is never locked out. Writes to the catalog directly, as commands do while
+    no platform runs, with an audit record.
     """
     from cluster.wiring import open_resources
     from tenants.keys import Keys
@@ -231,7 +228,7 @@ def renew_operator_key(settings: Settings) -> None:
 
 
 def _operator_key(path: Path, keys: "Keys") -> None:
-    """Writes an operator's key to the file, unless it holds one that is accepted."""
+    """Writes an operator's key to the file, unless the file has a valid one."""
     try:
         keys.authenticate(path.read_text().strip(), "operate")
     except (FileNotFoundError, Denied):
@@ -241,7 +238,10 @@ def _operator_key(path: Path, keys: "Keys") -> None:
 
 
 def ports_of(settings: Settings, *, on_ray: bool = False) -> list[tuple[str, int]]:
-    """Returns the addresses that the roles on this machine listen on: API, embedder, ingest's metrics, health. Pure."""
+    """Returns the addresses that the roles on this machine listen on. Pure.
+
+    They are those of the API, health, ingest's metrics, and the embedder.
+    """
     from urllib.parse import urlsplit
 
     s = settings.resolved()
@@ -256,7 +256,7 @@ def ports_of(settings: Settings, *, on_ray: bool = False) -> list[tuple[str, int
 
 
 def check_free(host: str, port: int) -> None:
-    """Raises Refused where another process listens there: it would answer in this platform's place."""
+    """Raises Refused if another process listens there: it would answer instead of this platform."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         with socket.socket(found[0][0], socket.SOCK_STREAM) as probe:
@@ -264,7 +264,8 @@ def check_free(host: str, port: int) -> None:
             probe.bind(found[0][4])
     except OSError as error:
         raise Refused(
-            f"cannot listen on {host}:{port} ({error.strerror}): stop what listens there, or choose another with --port",
+            f"cannot listen on {host}:{port} ({error.strerror}): stop the program that listens"
+            " there, or choose another port with --port",
             field="port",
         ) from error
 
@@ -279,10 +280,7 @@ def running(data: Path) -> dict[str, Any] | None:
 
 
 def supervisor_pid(data: Path) -> int | None:
-    """Returns the process id of the supervisor that holds DATA's lock, or None.
-
-    Reads only the lock file.
-    """
+    """Returns the process id of the supervisor with DATA's lock, or None. Reads only the file."""
     try:
         with (data / "run" / "lock").open("r") as lock:
             try:
@@ -298,8 +296,8 @@ def supervisor_pid(data: Path) -> int | None:
 def stop(data: Path, *, wait_s: float = DOWN_S) -> bool:
     """Stops the platform on `data` in any state. Returns False if there was nothing to stop.
 
-    The supervisor gets `wait_s` for an orderly stop and is then killed, as is every role that is
-    left, also of an earlier supervisor. Raises Unavailable if a process remains.
+    Kills the supervisor after `wait_s` for an orderly stop, and every role that is left, also of
+    an earlier supervisor. Raises Unavailable if a process remains.
     """
     supervisor = supervisor_pid(data)
     if supervisor is not None:
@@ -328,40 +326,43 @@ def _end_process(pid: int, wait_s: float) -> None:
 
 
 def _roles_of(data: Path) -> list[int]:
-    """Returns the process ids of the platform's running roles, found by the environment that the supervisor set."""
+    """Returns the process ids of the platform's running roles.
+
+    The supervisor's variables in their environment identify them.
+    """
     found = []
     for process in psutil.process_iter():
         try:
             given = process.environ()
-            ours = SUPERVISOR in given and given.get("VICINAGE_DATA") == str(data.absolute())
-            if ours and process.status() != psutil.STATUS_ZOMBIE:
+            is_role = SUPERVISOR in given and given.get("VICINAGE_DATA") == str(data.absolute())
+            if is_role and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
         except psutil.Error:
-            continue  # another user's, or just gone
+            continue  # another user's, or just ended
     return found
 
 
 def _events_file(path: Path) -> IO[bytes]:
-    """Opens the file of a role's events and rotates a large one.
+    """Opens the file of a role's events, and rotates a large one.
 
-    Returns the null device where no file can be opened.
+    Returns the null device if the file cannot be opened.
     """
     try:
         if path.exists() and path.stat().st_size > EVENTS_BYTES_MAX:
             path.replace(path.with_suffix(".log.1"))
         return path.open("ab")
     except OSError as error:
-        _event.error("a role's events are not kept", path=str(path), reason=str(error))
+        _event.error("events_file.not_opened", path=str(path), reason=str(error))
         return Path(os.devnull).open("ab")
 
 
 def _exclusive(folder: Path) -> IO[str]:
-    """Takes DATA's lock and writes this process id into it.
+    """Takes DATA's lock and writes this process id into it. Raises Conflict.
 
-    The file always has 20 bytes: once it exists, a full disk does not matter. Raises Conflict.
+    The file always has 20 bytes: once it exists, a full disk does not matter.
     """
     lock = os.fdopen(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600), "r+")
-    for tries_left in (4, 3, 2, 1, 0):  # a check whether a platform runs holds it for a moment
+    for tries_left in (4, 3, 2, 1, 0):  # `supervisor_pid` takes it for a moment
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
@@ -371,7 +372,8 @@ def _exclusive(folder: Path) -> IO[str]:
                 continue
             lock.close()
             raise Conflict(
-                f"a platform runs on {folder.parent} already: `vicinage status`, or `vicinage down` first"
+                f"a platform runs on {folder.parent} already: see `vicinage status`, or stop it"
+                " with `vicinage down`"
             ) from None
     os.pwrite(lock.fileno(), f"{os.getpid():<20}".encode(), 0)
     return lock

@@ -1,8 +1,8 @@
-"""Memory that was freed goes back to the system.
+"""Returns freed memory to the system.
 
-glibc keeps freed pages between blocks that are in use, in an arena of nearly each thread: under
-steady updates the gateway held 97 to 171 MB of them, beside 47 to 98 MB in use
-(docs/decisions/measurements.md). `malloc_trim` gives them back.
+glibc keeps freed pages between blocks that are in use, in an arena of nearly each thread. Under
+steady updates the gateway had 97 to 171 MB of them, beside 47 to 98 MB in use
+(docs/decisions/measurements.md). `malloc_trim` returns them.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ EVERY_S: Final = 30.0
 
 
 def keep_returning() -> None:
-    """Has a thread return what is free, every EVERY_S; does nothing where the C library is not glibc."""
+    """Starts a thread that returns free memory every EVERY_S; does nothing without glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:
         return
@@ -23,6 +23,6 @@ def keep_returning() -> None:
     def work() -> None:
         while True:
             time.sleep(EVERY_S)
-            trim(0)  # without the interpreter's lock: 12 to 22 ms of CPU for 100 MB
+            trim(0)  # releases the GIL; takes 12 to 22 ms of CPU for 100 MB
 
     EssentialThread("memory", work).start()

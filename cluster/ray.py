@@ -1,7 +1,8 @@
-"""The only door to Ray: the same roles as actors, and searchers on other nodes behind the same methods.
+"""The only module that uses Ray: roles as actors, and searchers on other nodes.
 
-Actors are detached and named, so that a gateway that was killed finds them again; Ray starts one anew when it dies (its node
-too), and its slots load from the manifests and the log. Until then answers say what is missing.
+Actors are detached and named, so that a gateway that was killed finds them again. Ray restarts an
+actor that dies, or whose node dies; its slots then load from the manifests and the log. Until then
+answers state what is missing.
 """
 
 import asyncio
@@ -29,14 +30,17 @@ WATCH_S: Final = 0.5
 PING_S: Final = 5.0
 START_S: Final = 120.0
 SLOTS_CPU: Final = 0.01
-"""What an actor asks of Ray's scheduler: placement is by node, not by processor shares."""
+"""CPUs that an actor reserves in Ray's scheduler: placement is by node, not by CPU."""
 PUBLIC: Final = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-"""Variables that must be there before an actor's process starts.
+"""Variables that must be set before an actor's process starts.
 
 Ray writes them to world-readable logs.
 """
 NOT_FOR_ACTORS: Final = frozenset({"VICINAGE_SUPERVISED", "VICINAGE_KEY"})
-_UNKNOWN_TO_RAY: Final = "the Ray cluster at {} asks for its token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+_NOT_AUTHENTICATED: Final = (
+    "the Ray cluster at {} requires its token: set RAY_AUTH_MODE=token, with the token in"
+    " RAY_AUTH_TOKEN or ~/.ray/auth_token"
+)
 _event = events("cluster")
 
 
@@ -80,10 +84,8 @@ def connect(address: str) -> None:
     Raises Unavailable.
     """
     # Ray would start each worker with the `uv run` that started this process, in a copy of the
-    # working
-    # directory that has no uv, so that no actor starts. Each node has the platform installed. Ray
-    # reads this
-    # variable when it is first imported.
+    # working directory without uv, so that no actor starts. Each node has the platform installed.
+    # Ray reads this variable when it is first imported.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
@@ -96,17 +98,19 @@ def connect(address: str) -> None:
             configure_logging=False,
         )
     except (ConnectionError, RuntimeError) as error:
-        if (
-            "AuthenticationError" in f"{error} {error.__cause__}"
-        ):  # Ray says it in the text of the cause alone
-            raise Unavailable(_UNKNOWN_TO_RAY.format(address), dependency="ray") from error
+        # Ray names the reason only in the text of the cause
+        if "AuthenticationError" in f"{error} {error.__cause__}":
+            raise Unavailable(_NOT_AUTHENTICATED.format(address), dependency="ray") from error
         raise Unavailable(
             f"no Ray cluster answers at {address}: {error}", dependency="ray"
         ) from error
 
 
 def place(start: "Start", searchers: int, slots: int) -> dict[str, "RaySearcher | RayRole"]:
-    """Starts or finds one embedder, one ingest with indexer, and `searchers` searchers, spread over the nodes."""
+    """Starts or finds one embedder, one ingest with indexer, and `searchers` searchers.
+
+    Spreads them over the nodes.
+    """
     import ray
 
     actor = ray.remote(SearcherActor)
@@ -114,10 +118,10 @@ def place(start: "Start", searchers: int, slots: int) -> dict[str, "RaySearcher 
     nodes = sorted(n["NodeID"] for n in ray.nodes() if n["Alive"])
     handles: dict[str, RaySearcher | RayRole] = {}
     for i in range(searchers):
-        held = [slot for slot in range(slots) if slot % searchers == i]
+        own = [slot for slot in range(slots) if slot % searchers == i]
         options = _options(f"searcher-{i}", start, nodes[i % len(nodes)])
         handles[f"searcher-{i}"] = RaySearcher(
-            f"searcher-{i}", actor.options(**options).remote(start, held), held
+            f"searcher-{i}", actor.options(**options).remote(start, own), own
         )
     for i, name in enumerate(("embedder", "ingest")):
         options = _options(name, start, nodes[i % len(nodes)])
@@ -175,7 +179,7 @@ def _start(settings: Settings) -> Start:
 
 
 class SearcherActor:
-    """A searcher of some slots, in a process of its own on some node."""
+    """A searcher of some slots, in its own process on a node."""
 
     def __init__(self, start: Start, slots: list[int]) -> None:
         from cluster.roles import die
@@ -266,12 +270,12 @@ class RaySearcher(RayRole):
 
     async def search(self, query: ShardQuery, deadline: Deadline) -> ShardResult:
         """See Searcher."""
-        found: ShardResult = await self._ask(self.actor.search, deadline, query, deadline.left_s())
+        found: ShardResult = await self._call(self.actor.search, deadline, query, deadline.left_s())
         return found
 
     async def reach(self, positions: Mapping[int, int], deadline: Deadline) -> dict[int, int]:
         """See Searcher."""
-        reached: dict[int, int] = await self._ask(
+        reached: dict[int, int] = await self._call(
             self.actor.reach, deadline, dict(positions), deadline.left_s()
         )
         return reached
@@ -280,7 +284,7 @@ class RaySearcher(RayRole):
         self, shard: ShardId, document_id: str, deadline: Deadline
     ) -> StoredDocument | None:
         """See Searcher."""
-        found: StoredDocument | None = await self._ask(
+        found: StoredDocument | None = await self._call(
             self.actor.document, deadline, shard, document_id, deadline.left_s()
         )
         return found
@@ -289,7 +293,7 @@ class RaySearcher(RayRole):
         self, shard: ShardId, condition: Mapping[str, Any], deadline: Deadline, *, limit: int
     ) -> tuple[tuple[str, int], ...]:
         """See Searcher."""
-        found: tuple[tuple[str, int], ...] = await self._ask(
+        found: tuple[tuple[str, int], ...] = await self._call(
             self.actor.matching, deadline, shard, dict(condition), deadline.left_s(), limit
         )
         return found
@@ -298,20 +302,20 @@ class RaySearcher(RayRole):
         self, tenant: str | None = None, collection: str | None = None
     ) -> SearcherStats:
         """See Searcher."""
-        held: SearcherStats = await self._ask(
+        stats: SearcherStats = await self._call(
             self.actor.stats, Deadline.after(PING_S), tenant, collection
         )
-        return held
+        return stats
 
-    async def _ask(self, method: Any, deadline: Deadline, *arguments: Any) -> Any:
+    async def _call(self, method: Any, deadline: Deadline, *arguments: Any) -> Any:
         """Calls the actor.
 
-        Raises Unavailable at once if it is known to be away or dies during the call.
+        Raises Unavailable at once if it is known to be unreachable or dies during the call.
         """
         import ray
 
         if not self.alive:
-            raise Unavailable(f"{self.name} is away", dependency="searcher")
+            raise Unavailable(f"{self.name} is unreachable", dependency="searcher")
         try:
             return await asyncio.wait_for(method.remote(*arguments), deadline.left_s())
         except TimeoutError:
@@ -325,7 +329,7 @@ class RaySearcher(RayRole):
         except ray.exceptions.RayError as error:
             self.alive = False
             raise Unavailable(
-                f"{self.name} is away: {type(error).__name__}", dependency="searcher"
+                f"{self.name} is unreachable: {type(error).__name__}", dependency="searcher"
             ) from error
 
 
@@ -361,7 +365,8 @@ class Watch:
                 pid, ready = ray.get(handle.actor.ping.remote(), timeout=PING_S)
             except (ray.exceptions.RayError, TimeoutError) as error:
                 if handle.alive:
-                    _event.error("actor.went_away", actor=handle.name, reason=type(error).__name__)
+                    reason = type(error).__name__
+                    _event.error("actor.disconnected", actor=handle.name, reason=reason)
                 handle.alive = False
             else:
                 handle.pid, handle.alive = pid, ready
@@ -370,6 +375,9 @@ class Watch:
 
 
 def known_actors(before: Mapping[str, Any], handles: Iterable[RayRole]) -> dict[str, Any]:
-    """Returns the process id of each actor: its own answer, or else what the file held before this gateway started."""
+    """Returns the process id of each actor.
+
+    It is the actor's own answer, or else the entry of the file before this gateway started.
+    """
     found = {h.name: {"pid": h.pid} if h.pid is not None else before.get(h.name) for h in handles}
     return {name: entry for name, entry in found.items() if entry}

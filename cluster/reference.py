@@ -43,7 +43,7 @@ def pages() -> dict[str, str]:
 
 
 def settings() -> str:
-    """Every setting with its default, bounds and meaning."""
+    """Returns the page of settings: default, bounds and meaning of each."""
     lines = [
         "# Settings",
         "",
@@ -88,7 +88,7 @@ def _prose(text: str) -> str:
 
 
 def _docstring(of: Any) -> str:
-    """A docstring whose paragraphs of one long line are wrapped."""
+    """Returns a docstring whose paragraphs of one long line are wrapped."""
     paragraphs = (inspect.getdoc(of) or "").split("\n\n")
     return "\n\n".join(each if "\n" in each else _prose(each) for each in paragraphs)
 
@@ -109,7 +109,7 @@ def _bound(rule: Any) -> str:
 
 
 def metrics() -> str:
-    """Every metric with its meaning."""
+    """Returns the page of metrics, each with its meaning."""
     defined = {"counter": COUNTERS, "gauge": GAUGES, "histogram": HISTOGRAMS}
     lines = [
         "# Metrics",
@@ -135,7 +135,7 @@ def metrics() -> str:
 
 
 def problems() -> str:
-    """Every problem type."""
+    """Returns the page of problem types."""
     lines = [
         "# Errors",
         "",
@@ -170,7 +170,7 @@ def _tree(kind: type[errors.VicinageError]) -> Iterator[type[errors.VicinageErro
 
 
 def commands() -> str:
-    """Every command with its help."""
+    """Returns the page of commands, each with its help."""
     from cluster.cli import main
 
     lines = [
@@ -255,7 +255,7 @@ def endpoints() -> str:
 
 
 def limits() -> str:
-    """Every setting that is a bound."""
+    """Returns the page of settings that are bounds."""
     lines = [
         "# Limits",
         "",
@@ -280,7 +280,7 @@ BOUNDS = (
     "gateway.parse_memory_bytes",
     "embedder.queue_tokens",
 )
-"""Settings that are bounds by another name."""
+"""Settings that are bounds but do not end with _max."""
 
 
 def _settings(model: type[BaseModel], path: str) -> Iterator[tuple[str, FieldInfo]]:
@@ -296,7 +296,7 @@ LEVELS = ("debug", "info", "warning", "error", "exception")
 
 
 def events() -> str:
-    """Every structured event: its name, level, room and fields, from the calls in the code."""
+    """Returns the page of structured events: name, level, room and fields of each, from the code."""
     found = sorted({event for package in PACKAGES for event in _events_of(ROOT / package)})
     lines = [
         "# Events",
@@ -357,7 +357,7 @@ def _names(first: ast.expr) -> Iterator[str]:
 
 
 def client() -> str:
-    """Every method, result and error of the Python client, from its docstrings."""
+    """Returns the page of the Python client: methods, results and errors, from its docstrings."""
     import vicinage_client as package
 
     lines = [
@@ -421,7 +421,7 @@ def _parameters(method: Any) -> str:
 
 
 def main() -> None:
-    """Write the files."""
+    """Writes the files."""
     folder = ROOT / "docs" / "reference"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():

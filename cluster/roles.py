@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from ingest.run import Ingest
 
 ROLES = ("gateway", "ingest", "embedder")
-AGAIN_S: Final = (0.25, 5.0)
-"""The first and the longest wait before ingest restarts after a dependency was away."""
+RETRY_S: Final = (0.25, 5.0)
+"""The first and the longest wait before ingest restarts after a dependency was unavailable."""
 BACKLOG: Final = 128
-"""Connections that the kernel queues, and the most that are accepted at once."""
+"""Connections that the kernel queues; at most this many are accepted at once."""
 SETTLED_S: Final = 20.0
 """After this long without a failure, the backoff starts again."""
 _event = events("cluster")
@@ -73,7 +73,7 @@ def serve(
 ) -> "uvicorn.Server":
     """Returns a uvicorn server that is not started. It calls `on_stop` when it begins to stop.
 
-    It holds at most `connections`, or as many as the process's descriptors allow.
+    It has at most `connections`, or fewer if the process's descriptors do not suffice.
     """
     import uvicorn
 
@@ -121,7 +121,10 @@ def begin(name: str) -> None:
 
 
 def die(error: BaseException) -> None:
-    """Ends the process at once: an essential thread has died, and the supervisor restarts the role."""
+    """Ends the process at once, after the death of an essential thread.
+
+    The supervisor restarts the role.
+    """
     _event.error("role.died", error=repr(error))
     os._exit(70)
 
@@ -176,21 +179,22 @@ def work_until(stop: threading.Event, resources: Resources, key: str | None) -> 
 
 
 def persist(make: "Callable[[], Ingest]", stop: threading.Event) -> None:
-    """Runs ingest until `stop`, and restarts it from its committed positions with backoff after a dependency was away.
+    """Runs ingest until `stop`; restarts it with backoff if a dependency is unavailable.
 
-    Work in progress is repeated, and versions absorb duplicates. Any other error of ingest ends the role.
+    It restarts from its committed positions: work in progress is repeated, and versions absorb
+    duplicates. Any other error of ingest ends the role.
     """
-    wait = AGAIN_S[0]
+    wait = RETRY_S[0]
     while not stop.is_set():
         began = time.monotonic()
         try:
             make().run(stop)
-        except Unavailable as away:
+        except Unavailable as error:
             if time.monotonic() - began > SETTLED_S:
-                wait = AGAIN_S[0]
-            _event.warning("ingest.restarted", reason=str(away), again_in_s=wait)
+                wait = RETRY_S[0]
+            _event.warning("ingest.restarted", reason=str(error), retry_in_s=wait)
             stop.wait(wait)
-            wait = min(2 * wait, AGAIN_S[1])
+            wait = min(2 * wait, RETRY_S[1])
 
 
 def _stop_working(stop: threading.Event, *_: object) -> None:
@@ -209,8 +213,9 @@ def serve_embedder(settings: Settings, *, host: str | None = None) -> None:
     key = internal_key(settings)
     if key is None:
         raise ConfigurationError(
-            f"{settings.resolved().data}/run/internal.key is missing, and without it anyone could use the embedder: "
-            "start the platform with `vicinage up`, which writes it, or copy it from the node that has it"
+            f"{settings.resolved().data}/run/internal.key is missing, and without it any client"
+            " could use the embedder: start the platform with `vicinage up`, which writes it, or"
+            " copy it from the node that has it"
         )
     app = build_embedder(resources.settings, models, key=key, on_failure=die)
     run_until_signal(serve(app, host or url.hostname or "127.0.0.1", url.port or 8081, drain_s=5))

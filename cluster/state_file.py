@@ -1,4 +1,7 @@
-"""A small JSON file that says how things are, for people and tools; nothing depends on it, so a full disk delays it alone."""
+"""A small JSON file with the state of processes, for people and tools.
+
+Nothing depends on it, so a full disk delays only this file.
+"""
 
 import json
 import threading
@@ -14,11 +17,10 @@ _event = events("cluster")
 
 
 class StateFile:
-    """Keeps one file equal to the newest state.
+    """Keeps one file equal to the newest state. Safe for many threads.
 
-    Safe for many threads; each write replaces the whole file.
-
-    A write that fails is retried by the next `settle`; until then the file holds the state before.
+    Each write replaces the whole file. The next `settle` retries a write that failed; until then
+    the file has the previous state.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,11 +30,10 @@ class StateFile:
         self._retry_at = 0.0
 
     def settle(self, state: Callable[[], dict[str, Any]]) -> bool:
-        """Writes `state()` if the file does not hold it yet; whether it does now.
+        """Writes `state()` if the file does not have it yet; returns whether the file has it now.
 
-        Call it again, also without a change.
-
-        The state is taken under the lock, so that a later one is never replaced by an earlier one.
+        Call it periodically, also without a change. The state is read under the lock, so that an
+        earlier state never replaces a later one.
         """
         with self._lock:
             text = json.dumps(state(), indent=2)
@@ -45,16 +46,17 @@ class StateFile:
                 part.write_text(text)
                 part.replace(self._path)
             except OSError as error:
-                _event.warning(
-                    "a state file is not written", path=str(self._path), reason=str(error)
-                )
+                _event.warning("state_file.not_written", path=str(self._path), reason=str(error))
                 self._retry_at = time.monotonic() + RETRY_S
                 return False
             self._written = text
             return True
 
     def read(self) -> dict[str, Any]:
-        """Returns the content of the file, written by this or another process; {} if it is absent or incomplete."""
+        """Returns the content of the file, which any process may have written.
+
+        Returns {} if it is absent or incomplete.
+        """
         try:
             found = json.loads(self._path.read_text())
         except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`vicinage audit`: the record of privileged acts."""
+"""`vicinage audit`: the record of privileged actions."""
 
 import sys
 from pathlib import Path
@@ -21,12 +21,12 @@ from vicinage.errors import Conflict
 
 @click.group(cls=Group, epilog=EPILOG)
 def audit() -> None:
-    """The audit chain: each privileged act, and its actor."""
+    """The audit chain: each privileged action, and its actor."""
 
 
 @audit.command("list")
 @click.option(
-    "--after", type=int, default=0, show_default=True, help="Only records beyond this number."
+    "--after", type=int, default=0, show_default=True, help="Only records after this number."
 )
 @click.option(
     "--limit",
@@ -39,7 +39,7 @@ def audit() -> None:
 def audit_list(
     after: int, limit: int, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    r"""Records, oldest first.
+    r"""List audit records, oldest first.
 
     \b
     vicinage audit list --after 100 --limit 20
@@ -83,9 +83,10 @@ def audit_verify(
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @here
 def audit_new_key(data: Path, *, yes: bool, as_json: bool) -> None:
-    r"""Replace an audit key that is lost or known to others; the platform must be down on every node.
+    r"""Replace an audit key that is lost or leaked; the platform must be down on every node.
 
-    Records up to now are then verified as they are now, by the hash of the newest; copy the new file to every node.
+    Existing records are then verified by the hash of the newest one, as they are now. Copy the new
+    file to every node.
 
     \b
     vicinage audit new-key --yes
@@ -95,9 +96,9 @@ def audit_new_key(data: Path, *, yes: bool, as_json: bool) -> None:
     from cluster.wiring import open_resources
 
     if local.running(data.absolute()) is not None:
-        raise Conflict(f"a platform runs on {data} with the key of now: `vicinage down` first")
+        raise Conflict(f"a platform runs on {data} with the present key: `vicinage down` first")
     if not yes:
-        confirmed("Make another audit key? Every node needs its file then")
+        confirmed("Create another audit key? Every node then needs its file")
     resources = open_resources(settings_on(data), audit_key_optional=True)
     try:
         made = make_key(resources.settings, resources.engine, again=True)

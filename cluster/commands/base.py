@@ -1,4 +1,7 @@
-"""What all commands share: options, the operator's connection, and errors as one line (or JSON) with an exit status."""
+"""The parts that all commands share.
+
+They are options, the operator's connection, and errors as one line (or JSON) with an exit status.
+"""
 
 import json
 import os
@@ -27,36 +30,32 @@ Command = Callable[..., Any]
 
 
 def common(command: Command) -> Command:
-    """Adds the options of commands that a platform elsewhere can answer, too."""
+    """Adds the options of commands that a platform elsewhere can also answer."""
     command = click.option(
         "--key", envvar="VICINAGE_KEY", help="Operator key [default: that of --data]."
     )(command)
     return here(
-        click.option("--url", envvar="VICINAGE_URL", help="A platform elsewhere, by its URL.")(
-            command
-        )
+        click.option("--url", envvar="VICINAGE_URL", help="URL of a platform elsewhere.")(command)
     )
 
 
 def here(command: Command) -> Command:
     """Adds the options that every command takes."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")(
-        command
-    )
+    command = click.option("--json", "as_json", is_flag=True, help="Print only JSON.")(command)
     command = click.option(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False),
         callback=_set_config,
         expose_value=False,
         is_eager=True,
-        help="File of settings [default: VICINAGE_CONFIG, else vicinage.toml here].",
+        help="Settings file [default: VICINAGE_CONFIG, else vicinage.toml here].",
     )(command)
     return click.option(
         "--data",
         type=click.Path(path_type=Path, file_okay=False),
         envvar="VICINAGE_DATA",
         callback=_data,
-        help="Directory of the local platform [default: as the settings say; data].",
+        help="Directory of the local platform [default: from the settings, else data].",
     )(command)
 
 
@@ -66,19 +65,19 @@ def _set_config(_ctx: click.Context, _param: click.Parameter, value: Path | None
 
 
 def _data(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> Path:
-    """The directory named; else what the file of settings says, read without the weight of all settings."""
+    """Returns the named directory, else that of the settings file, read without all settings."""
     if value is not None:
         return value
     path = Path(os.environ.get(CONFIG) or "vicinage.toml")
     try:
         named = tomllib.loads(path.read_text()).get("data")
-    except (OSError, ValueError):  # no TOML, or no UTF-8
-        named = None  # said in full where the settings are loaded
+    except (OSError, ValueError):  # not TOML or UTF-8: loading the settings reports it
+        named = None
     return Path(named) if isinstance(named, str) else Path("data")
 
 
 class Group(click.Group):
-    """A group whose commands say what went wrong and what to do next, without a traceback."""
+    """A group whose commands report an error and its remedy in one line, without a traceback."""
 
     group_class = type
     """Groups within it are of this class, too."""
@@ -86,28 +85,28 @@ class Group(click.Group):
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Adds the command.
 
-        In a raw docstring the mark by which click keeps lines is two characters: makes it one.
+        In a raw docstring, click's mark for keeping lines is two characters: makes it one.
         """
         cmd.help = cmd.help and cmd.help.replace("\\b\n", "\b\n")
         super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs; turns our errors into one line, or JSON with --json, and an exit status."""
+        """Runs; turns a VicinageError into one line, or JSON with --json, and an exit status."""
         try:
             return super().invoke(ctx)
         except VicinageError as error:
-            click.echo(_told(error), err=True)
+            click.echo(_error_text(error), err=True)
             sys.exit(_status(error))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs; with --json the errors of usage are JSON, too."""
+        """Runs; with --json, errors of usage are JSON, too."""
         if "--json" not in sys.argv or kwargs.get("standalone_mode") is False:
             return super().main(*args, **kwargs)
         try:
             ended = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.Abort:
             click.echo(
-                _problem("aborted", "Interrupted", 0, "interrupted before it was done"), err=True
+                _problem("aborted", "Interrupted", 0, "interrupted before the end"), err=True
             )
             sys.exit(EXIT_FAILED)
         except click.ClickException as error:
@@ -116,7 +115,7 @@ class Group(click.Group):
         sys.exit(ended if isinstance(ended, int) else 0)
 
 
-def _told(error: VicinageError) -> str:
+def _error_text(error: VicinageError) -> str:
     if "--json" not in sys.argv:
         return f"vicinage: {error}"
     body = getattr(error, "body", None)
@@ -151,9 +150,9 @@ def operator(data: Path, url: str | None, key: str | None) -> "Operator":
 
 
 def confirmed(question: str) -> None:
-    """Asks on stderr.
+    """Asks for confirmation on stderr.
 
-    Raises click.UsageError with --json, whose output is JSON alone; click.Abort for no.
+    Raises click.Abort for no, and click.UsageError with --json, whose output is only JSON.
     """
     if "--json" in sys.argv:
         raise click.UsageError(f"{question} Nothing was changed: add --yes")
@@ -166,7 +165,7 @@ def part(name: str) -> str:
     Raises click.UsageError for a slash: servers decode it before they route.
     """
     if "/" in name:
-        raise click.UsageError(f"{name!r} is no name: it holds a slash")
+        raise click.UsageError(f"{name!r} is not a valid name: it has a slash")
     return quote(name, safe="")
 
 
@@ -182,7 +181,7 @@ def where_of(words: Sequence[str]) -> tuple[str, str]:
 
 
 def settings_on(data: Path, port: int | None = None, host: str | None = None) -> "Settings":
-    """Settings of the platform on `data`; warns of variables that are none.
+    """Returns the settings of the platform on `data`; warns of variables that are not settings.
 
     Raises ConfigurationError.
     """

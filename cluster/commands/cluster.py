@@ -1,4 +1,4 @@
-"""`vicinage cluster`: what the platform stands on."""
+"""`vicinage cluster`: the servers that the platform uses."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def cluster_group() -> None:
     help="Principal that gets the permissions: User:vicinage for the platform itself.",
 )
 @click.option(
-    "--tenant", help="Print what this tenant's producer needs, instead of what the platform needs."
+    "--tenant", help="Print the permissions of this tenant's producer, not the platform's."
 )
 @here
 def cluster_kafka_acls(principal: str, tenant: str | None, data: Path, *, as_json: bool) -> None:
@@ -38,7 +38,7 @@ def cluster_kafka_acls(principal: str, tenant: str | None, data: Path, *, as_jso
     if not all(principal.partition(":")[::2]):
         raise click.BadParameter("write TYPE:NAME, as User:vicinage", param_hint="--principal")
     if tenant is not None and not TENANT_NAME.fullmatch(tenant):
-        raise click.BadParameter("no tenant has that name", param_hint="--tenant")
+        raise click.BadParameter("not a valid tenant name", param_hint="--tenant")
     _, _, servers = settings_on(data).log_url.partition("kafka://")
     wanted = acls(principal) if tenant is None else tenant_acls(tenant, principal)
     if as_json:

@@ -51,7 +51,7 @@ def collection_create(
     as_json: bool,
     **given: Any,
 ) -> None:
-    r"""Make a collection.
+    r"""Create a collection.
 
     \b
     vicinage collection create acme/docs --model all-minilm-l6-v2
@@ -73,7 +73,7 @@ def collection_create(
 def collection_list(
     tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    r"""Collections, with what each holds.
+    r"""List collections, with their counts.
 
     \b
     vicinage collection list acme
@@ -89,7 +89,7 @@ def collection_list(
 def collection_show(
     where: tuple[str, ...], data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    r"""One collection: counts, freshness, recall, index.
+    r"""Show one collection: counts, freshness, recall, index.
 
     \b
     vicinage collection show acme/docs
@@ -118,7 +118,7 @@ def collection_update(
     as_json: bool,
     **objectives: float | None,
 ) -> None:
-    r"""Change a collection's objectives; those not named stay.
+    r"""Change a collection's objectives; omitted ones stay.
 
     \b
     vicinage collection update acme/docs --recall 0.98

@@ -1,4 +1,4 @@
-"""`vicinage config`: what is set, and where each value comes from."""
+"""`vicinage config`: the settings, and the source of each value."""
 
 import os
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from cluster.commands.output import show
 
 @click.group(cls=Group, epilog=EPILOG)
 def config() -> None:
-    """Settings: every value, and where it comes from."""
+    """Settings: every value, and its source."""
 
 
 @config.command("show")
@@ -21,7 +21,7 @@ def config() -> None:
 )
 @here
 def config_show(data: Path, *, set_only: bool, as_json: bool) -> None:
-    r"""Every setting with its value (secrets hidden) and its origin.
+    r"""Show every setting with its value (secrets hidden) and its origin.
 
     \b
     vicinage config show --set-only

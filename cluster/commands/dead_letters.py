@@ -27,14 +27,14 @@ def dead_letters() -> None:
 @dead_letters.command("list")
 @click.argument("tenant_name", metavar="TENANT")
 @click.option(
-    "--after", type=int, default=-1, show_default=True, help="Only letters beyond this position."
+    "--after", type=int, default=-1, show_default=True, help="Only letters after this position."
 )
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000),
     default=100,
     show_default=True,
-    help="Most letters, to 1,000.",
+    help="Largest number of letters, at most 1,000.",
 )
 @common
 def dead_letters_list(
@@ -47,7 +47,7 @@ def dead_letters_list(
     *,
     as_json: bool,
 ) -> None:
-    r"""Letters, oldest first.
+    r"""List letters, oldest first.
 
     \b
     vicinage dead-letters list acme --after 120
@@ -65,7 +65,7 @@ def dead_letters_list(
 def dead_letters_show(
     tenant_name: str, position: int, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    r"""One letter with all fields, and the original bytes as base64.
+    r"""Show one letter with all fields, and the original bytes as base64.
 
     \b
     vicinage dead-letters show acme 42
@@ -97,8 +97,8 @@ def dead_letters_replay(
 ) -> None:
     r"""Write the original records to the documents log again, after the cause is repaired.
 
-    A letter whose original was too large to be kept whole is skipped, and counted. A replayed
-    record is newer than whatever was written meanwhile.
+    Skips and counts letters whose original was too large to be stored completely. A replayed
+    record is newer than everything written meanwhile.
 
     \b
     vicinage dead-letters replay acme --from 40 --to 42
@@ -109,7 +109,7 @@ def dead_letters_replay(
     body = {"from": first, **({} if last is None else {"to": last})}
     done = platform.call("POST", path, body)
     found = [done]
-    while done["next"] is not None:  # `to` stays: what is rejected again is a new letter behind it
+    while done["next"] is not None:  # `to` stays: a record rejected again is a new letter after it
         done = platform.call("POST", path, {"from": done["next"], "to": done["to"]})
         found.append(done)
     positions = [p for each in found if each["token"] for p in Token.parse(each["token"]).positions]
@@ -134,7 +134,7 @@ def dead_letters_purge(
     yes: bool,
     as_json: bool,
 ) -> None:
-    r"""Remove letters up to a position for good.
+    r"""Delete letters up to a position permanently.
 
     \b
     vicinage dead-letters purge acme --to 42 --yes

@@ -1,4 +1,7 @@
-"""Real documents that every installation has: docstrings of the standard library, and of the packages that the platform needs."""
+"""Real documents that every installation has: docstrings of installed Python code.
+
+They come from the standard library, and from packages that the platform needs.
+"""
 
 import ast
 from collections.abc import Iterator, Sequence
@@ -8,29 +11,29 @@ from pathlib import Path
 from typing import Any, Final
 
 LENGTH_MIN: Final = 80
-"""Characters. A shorter docstring says too little to be searched for."""
+"""Shortest docstring, characters; a shorter one has too little content to search for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Documents of one tenant: the modules they come from, and questions with the beginning of an id that answers them."""
+    """Documents of one tenant: their modules, and searches with the id prefix of a correct hit."""
 
     tenant: str
     modules: tuple[str, ...]
-    answers: tuple[tuple[str, str], ...]
+    searches: tuple[tuple[str, str], ...]
 
     def documents(self, limit: int) -> list[dict[str, Any]]:
-        """Returns at most `limit` documents, in a stable order, those that `answers` names first.
+        """Returns at most `limit` documents, in a stable order, expected hits first.
 
-        Every module has its part, however large another is.
+        Each module has an equal share.
         """
-        named = tuple(answer for _, answer in self.answers)
-        of_each = [
-            sorted(_documents(module), key=lambda document: not document["id"].startswith(named))
+        expected = tuple(prefix for _, prefix in self.searches)
+        by_module = [
+            sorted(_documents(module), key=lambda each: not each["id"].startswith(expected))
             for module in self.modules
         ]
-        share = max(1, limit // len(of_each))
-        return [document for documents in of_each for document in documents[:share]][:limit]
+        share = max(1, limit // len(by_module))
+        return [document for documents in by_module for document in documents[:share]][:limit]
 
 
 LIBRARY: Final = Corpus(
@@ -55,21 +58,31 @@ LIBRARY: Final = Corpus(
 )
 PACKAGES: Final = Corpus(
     "packages",
-    ("click.decorators", "click.termui", "click.types", "fastapi.background", "fastapi.params", "httpx2._client",
-     "httpx2._models", "rich.progress", "rich.table", "starlette.requests"),
+    (
+        "click.decorators",
+        "click.termui",
+        "click.types",
+        "fastapi.background",
+        "fastapi.params",
+        "httpx2._client",
+        "httpx2._models",
+        "rich.progress",
+        "rich.table",
+        "starlette.requests",
+    ),
     (
         ("render a table in the terminal", "rich.table."),
         ("prompt the user for confirmation, yes or no", "click.termui.confirm"),
         ("run a task after the response is sent", "fastapi.background."),
     ),
-)  # fmt: skip
+)
 CORPORA: Final[Sequence[Corpus]] = (LIBRARY, PACKAGES)
 
 
 def _documents(module: str) -> Iterator[dict[str, Any]]:
-    """The docstrings of a module's functions and classes.
+    """Yields the docstrings of a module's functions and classes.
 
-    Reads its source; nothing is imported but the packages above it.
+    Reads its source; imports only its parent packages.
     """
     spec = find_spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
@@ -85,7 +98,7 @@ def _documents(module: str) -> Iterator[dict[str, Any]]:
 def _defined(
     tree: ast.AST, prefix: str
 ) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Each name is given once, though it may be defined again."""
+    """Yields each definition by name, once, even if it is defined again."""
     seen: set[str] = set()
     for node in ast.iter_child_nodes(tree):
         if isinstance(

@@ -19,7 +19,7 @@ def keys() -> None:
     "--scopes",
     default="read,write",
     show_default=True,
-    help="read, write; or operate, without a tenant.",
+    help="read and write, or operate without a tenant.",
 )
 @click.option("--expires", help="Lifetime: 90d, 12h, 30m.")
 @common
@@ -58,7 +58,7 @@ def _seconds(text: str | None) -> int | None:
 def key_list(
     tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    r"""Keys without their secrets.
+    r"""List keys, without their secrets.
 
     \b
     vicinage key list acme
@@ -75,7 +75,7 @@ def key_list(
 @click.argument("key_id")
 @common
 def key_revoke(key_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""Revoke a key; within a second it is valid nowhere.
+    r"""Revoke a key; after a second no process accepts it.
 
     \b
     vicinage key revoke 0123456789abcdef

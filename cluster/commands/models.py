@@ -17,7 +17,7 @@ def model() -> None:
 @model.command("list")
 @common
 def model_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""All models.
+    r"""List all models.
 
     \b
     vicinage model list
@@ -36,34 +36,33 @@ def model_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -
 @click.option(
     "--location",
     required=True,
-    help="package:MODULE or a folder of files; a server's base URL (…/v1).",
+    help="package:MODULE, a folder of files, or a server's base URL (…/v1).",
 )
-@click.option("--dimension", type=int, help="Length of its vectors [default: as the files say].")
-@click.option(
-    "--window-tokens", type=int, help="Longest input, tokens [default: as the files say]."
-)
+@click.option("--dimension", type=int, help="Length of its vectors [default: from its files].")
+@click.option("--window-tokens", type=int, help="Longest input, tokens [default: from its files].")
 @click.option(
     "--normalized/--no-normalized",
     default=None,
-    help="Make its vectors unit length [default: as the files say; yes].",
+    help="Whether its vectors are L2-normalized [default: from its files, else yes].",
 )
-@click.option("--query-prompt", help="Text before each search text [default: as the files say].")
-@click.option("--document-prompt", help="Text before each passage [default: as the files say].")
+@click.option("--query-prompt", help="Text before each search text [default: from its files].")
+@click.option("--document-prompt", help="Text before each passage [default: from its files].")
 @click.option(
     "--check/--no-check",
     default=True,
     show_default=True,
-    help="Load it, or call its server, first.",
+    help="First load the model, or call its server.",
 )
 @common
 def model_register(
     name: str, data: Path, url: str | None, key: str | None, *, as_json: bool, **given: Any
 ) -> None:
-    r"""Add a model; entries never change. A local one is served after the embedder's next start.
+    r"""Add a model; entries never change. The embedder serves a local one after its next start.
 
-    \b vicinage model register e5 --kind local --location /srv/models/e5-small vicinage model
-    register own --kind openai --location http://10.0.0.7:8000/v1 --dimension 1024 --window-tokens
-    512
+    \b
+    vicinage model register e5 --kind local --location /srv/models/e5-small
+    vicinage model register own --kind openai --location http://10.0.0.7:8000/v1 \
+      --dimension 1024 --window-tokens 512
     """
     body = {"name": name, **{field: value for field, value in given.items() if value is not None}}
     show(operator(data, url, key).call("POST", "/models", body), as_json)
@@ -73,7 +72,7 @@ def model_register(
 @click.argument("name")
 @common
 def model_retire(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""Retire a model: no new collection or reindex can use it. Refused while a collection uses it.
+    r"""Retire a model: no new collection or reindex can use it. Fails while a collection uses it.
 
     \b
     vicinage model retire e5

@@ -24,7 +24,7 @@ _CAPACITY = ("collections", "tenants", "disk", "retention", "headroom", "rates")
 def capacity(
     ctx: click.Context, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    r"""What every tenant and collection holds, the rates, and what is left.
+    r"""Show the use of each tenant and collection, the rates, and the headroom.
 
     \b
     vicinage capacity
@@ -36,7 +36,7 @@ def capacity(
 @capacity.command("show")
 @common
 def capacity_show(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""Everything.
+    r"""Show the complete report.
 
     \b
     vicinage capacity show --json
@@ -47,7 +47,7 @@ def capacity_show(data: Path, url: str | None, key: str | None, *, as_json: bool
 @capacity.command("headroom")
 @common
 def capacity_headroom(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""What is left.
+    r"""Show the headroom.
 
     \b
     vicinage capacity headroom
@@ -79,7 +79,9 @@ def _capacity(
 def freshness(
     tenant_name: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    r"""Per tenant: the lag now, percentiles of n recent index lags, messages replayed, and what waits for a model.
+    r"""Show each tenant's lag, percentiles of recent index lags, and documents that wait.
+
+    Also shows the number of messages replayed. Documents may wait for a model.
 
     \b
     vicinage freshness acme
@@ -106,7 +108,9 @@ def freshness(
 def recall(
     where: str | None, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    r"""Per collection: recall measured on sampled live searches, with interval, n, target and verdict.
+    r"""Show each collection's recall, measured on sampled live searches.
+
+    Shows the interval, the number of samples, the target and the verdict.
 
     \b
     vicinage recall acme/docs
@@ -120,11 +124,12 @@ def recall(
 
 
 def _live(data: Path, url: str | None, key: str | None) -> "Operator":
-    """Figures that only a running platform has."""
-    road = operator(data, url, key)
-    if not road.live:
+    """Returns the connection to a running platform. Raises Unavailable if none runs."""
+    platform = operator(data, url, key)
+    if not platform.live:
         raise Unavailable(
-            f"no platform runs on {data}, and this is measured on a running one: `vicinage up --data {data}`",
+            f"no platform runs on {data}, and only a running one measures this: `vicinage up"
+            f" --data {data}`",
             dependency="gateway",
         )
-    return road
+    return platform

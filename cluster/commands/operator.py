@@ -1,4 +1,7 @@
-"""The one road of operator commands: HTTP to /v1/admin, of a platform that runs or of the same app in this process."""
+"""The connection of operator commands: HTTP to /v1/admin.
+
+It goes to a running platform, or to the same app in this process.
+"""
 
 import asyncio
 from pathlib import Path
@@ -12,11 +15,11 @@ from cluster.identity import check_identity
 from vicinage.errors import Refused, Unavailable, VicinageError
 
 TIMEOUT_S: Final = 330.0
-"""Registering a local model loads it."""
+"""Long enough to register a local model, which loads it."""
 
 
 class Answered(VicinageError):
-    """The platform's own refusal, as its problem document says it."""
+    """The platform's refusal, from its problem document."""
 
     def __init__(self, body: dict[str, Any]) -> None:
         field = f" (field {body['field']})" if "field" in body else ""
@@ -25,37 +28,37 @@ class Answered(VicinageError):
 
 
 class Operator:
-    """Calls /v1/admin: at `url` with `key`, else of the platform on `data`, else in this process."""
+    """Calls /v1/admin at `url` with `key`, else of the platform on `data`, else in this process."""
 
     def __init__(self, data: Path, url: str | None, key: str | None) -> None:
         self._data = data.absolute()
         state = local.running(self._data)
-        ours = state["url"] if state else None
-        self._url = url.rstrip("/") if url else ours
+        local_url = state["url"] if state else None
+        self._url = url.rstrip("/") if url else local_url
         self._key = key
         self._renews = False
-        """The key is that of DATA's own operator: one that was revoked is replaced."""
+        """The key is that of DATA's operator: it is replaced if it was revoked."""
         if self._url and not key:
-            self._renews = self._url == ours
+            self._renews = self._url == local_url
             self._key = self._local_key() if self._renews else None
-            if self._key is None and self._url != ours:
+            if self._key is None and self._url != local_url:
                 raise Refused(
                     f"no key for {self._url}: give its operator key with --key or VICINAGE_KEY",
                     field="key",
                 )
 
     def _local_key(self) -> str | None:
-        """The operator key of the platform on DATA: shown to that platform alone, whatever other URL is named."""
+        """Returns the operator key of the platform on DATA, which is sent only to that platform."""
         path = self._data / "run" / "operator.key"
         return path.read_text().strip() if path.exists() else None
 
     @property
     def live(self) -> bool:
-        """True when a running platform answers."""
+        """Whether calls go to a running platform."""
         return self._url is not None
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """The answer's JSON. Raises Answered, or Unavailable where no platform answers."""
+        """Returns the answer's JSON. Raises Answered, or Unavailable if no platform answers."""
         response = (
             self._remote(method, path, body)
             if self._url
@@ -70,7 +73,8 @@ class Operator:
             value = response.json()
         except ValueError:
             raise Unavailable(
-                f"what answers at {self._url} is no Vicinage platform (status {response.status_code}, no JSON): see --url",
+                f"the server at {self._url} is not a Vicinage platform (status"
+                f" {response.status_code}, no JSON): see --url",
                 dependency="gateway",
             ) from None
         if response.status_code >= httpx2.codes.BAD_REQUEST:
@@ -90,7 +94,7 @@ class Operator:
             )
         except httpx2.HTTPError as error:
             raise Unavailable(
-                f"no platform answers at {self._url} ({error}): `vicinage status` says what runs",
+                f"no platform answers at {self._url} ({error}): see `vicinage status`",
                 dependency="gateway",
             ) from error
 

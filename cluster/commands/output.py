@@ -1,6 +1,6 @@
-"""How commands print: JSON, or text for people.
+"""The output of commands: JSON, or text for people.
 
-Nothing is ever cut: a table that is too wide becomes a block a row. Pure but for printing.
+Nothing is truncated: a table that is too wide becomes one block per row. Only `show` does I/O.
 """
 
 import json
@@ -13,12 +13,12 @@ import click
 
 PAD: Final = "  "
 WIDTH: Final = 120
-"""Columns where no terminal says how wide it is."""
+"""Columns without a terminal."""
 _BYTES: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def show(value: Any, as_json: bool, columns: Sequence[str] = ()) -> None:
-    """Prints JSON, or a table of rows, or one line a fact."""
+    """Prints JSON, a table of rows, or one line per fact."""
     click.echo(json.dumps(value) if as_json else text_of(value, columns, width()))
 
 
@@ -28,7 +28,7 @@ def width() -> int:
 
 
 def text_of(value: Any, columns: Sequence[str], wide: int) -> str:
-    """Returns a list as a table of rows, a mapping as one line a fact, anything else as it is."""
+    """Returns a list as a table of rows, a mapping as one line per fact, other values as text."""
     if isinstance(value, list):
         return rows_of(value, columns or (list(value[0]) if value else ()), wide)
     if isinstance(value, Mapping):
@@ -37,13 +37,10 @@ def text_of(value: Any, columns: Sequence[str], wide: int) -> str:
 
 
 def rows_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], wide: int) -> str:
-    """Returns the rows as a table where they fit `wide` columns of text, else as one block a row.
-
-    Nothing is cut.
-    """
+    """Returns the rows as a table if it fits into `wide` columns, else as one block per row."""
     if not rows:
         return "(none)"
-    cells = [[person(name, row.get(name)) for name in columns] for row in rows]
+    cells = [[readable(name, row.get(name)) for name in columns] for row in rows]
     widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(columns)]
     if sum(widths) + len(PAD) * (len(widths) - 1) > wide or any(
         "\n" in cell for row in cells for cell in row
@@ -64,7 +61,7 @@ def rows_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], wide: int
 
 
 def facts_of(value: Mapping[str, Any]) -> str:
-    """Returns one line a fact; facts of a fact are indented below it."""
+    """Returns one line per fact; nested facts are indented below it."""
     longest = max((len(name) for name in value), default=0)
     lines: list[str] = []
     for name, fact in value.items():
@@ -78,15 +75,12 @@ def facts_of(value: Mapping[str, Any]) -> str:
                     for i, line in enumerate(facts_of(each).splitlines())
                 ]
         else:
-            lines.append(f"{name:<{longest}}{PAD}{person(name, fact)}")
+            lines.append(f"{name:<{longest}}{PAD}{readable(name, fact)}")
     return "\n".join(lines)
 
 
-def person(name: str, value: Any) -> str:
-    """Returns a value as a person reads it: bytes and times by the unit that its name ends with.
-
-    Whole, never cut.
-    """
+def readable(name: str, value: Any) -> str:
+    """Returns a value in a readable form: bytes and times by the unit in its name."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -94,12 +88,12 @@ def person(name: str, value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _number(name, value)
     if isinstance(value, list):
-        return ", ".join(person(name, each) for each in value) or "-"
+        return ", ".join(readable(name, each) for each in value) or "-"
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _number(name: str, value: float) -> str:
-    if name.endswith("_ms") and value >= 1e11:  # a moment, not a duration: after 1973
+    if name.endswith("_ms") and value >= 1e11:  # a time after 1973, not a duration
         return moment(value)
     if name.endswith("bytes") or "bytes_" in name:
         return size(value)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 READY_S = 600.0
-"""How long `up --detach` waits: the first start after an installation reads gigabytes of libraries, maybe on a busy machine."""
-TOLD_S = 15.0
-"""How often it says what it waits for, when that has not changed."""
+"""How long `up --detach` waits: the first start reads gigabytes of libraries."""
+REMIND_S = 15.0
+"""Interval of repeating what it waits for, if that has not changed."""
 RESTARTS_MAX = 4
-"""Restarts of a role, while the platform starts, that end the start."""
+"""Number of restarts of one role after which a start of the platform fails."""
 
 
 @click.command(epilog=EPILOG)
@@ -78,7 +78,8 @@ def up(
         commands = local.role_commands(["embedder", "ingest", "gateway"])
     s = settings.resolved()
     click.echo(
-        f"starting on http://{s.gateway.host}:{s.gateway.port} with data in {s.data} (events in {s.data}/run)",
+        f"starting on http://{s.gateway.host}:{s.gateway.port} with data in {s.data}"
+        f" (events in {s.data}/run)",
         err=True,
     )
     local.Supervisor(settings, commands).run()
@@ -119,16 +120,16 @@ def _up_detached(
 
 
 def _await_ready(url: str, process: Any, events: Path, wait_s: float = READY_S) -> None:
-    """Waits until every part is ready, saying what it waits for.
+    """Waits until every part is ready, and prints what it waits for.
 
-    Stops the platform where a role dies again and again.
+    Stops the platform if a role exits repeatedly.
     """
     import httpx2
 
     from cluster import local
 
     began = time.monotonic()
-    told, again_at, missing = "", began, "the supervisor"
+    printed, remind_at, missing = "", began, "the supervisor"
     while (now := time.monotonic()) < began + wait_s:
         if process.poll() is not None:
             tail = events.read_text(errors="replace").strip().split("\n")[-5:]
@@ -140,27 +141,30 @@ def _await_ready(url: str, process: Any, events: Path, wait_s: float = READY_S) 
                 return
             missing = ", ".join(name for name, part in parts.items() if not part["ready"])
         except (httpx2.HTTPError, ValueError, KeyError):
-            missing = "the gateway"  # not listening yet: that is what is waited for
-        if missing != told or now >= again_at:
-            told, again_at = missing, now + TOLD_S
+            missing = "the gateway"  # it does not listen yet
+        if missing != printed or now >= remind_at:
+            printed, remind_at = missing, now + REMIND_S
             click.echo(f"vicinage: waiting for {missing} ({now - began:.0f} s)", err=True)
-        _stop_if_dying(local.running(events.parent.parent), events.parent)
+        _stop_if_failing(local.running(events.parent.parent), events.parent)
         time.sleep(0.1)
     raise Unavailable(
-        f"{missing} of {url} not ready within {wait_s:.0f} s. The platform goes on starting: `vicinage status`, or "
-        f"`vicinage down`. {_last_steps(events.parent)}",
+        f"{missing} of {url} not ready within {wait_s:.0f} s. The platform continues to start: see"
+        f" `vicinage status`, or stop it with `vicinage down`. {_last_steps(events.parent)}",
         dependency="gateway",
     )
 
 
 def _last_steps(folder: Path) -> str:
-    """Returns the newest event of each role, which tells how far its start came, and where there are more."""
+    """Returns the newest event of each role, and the folder with more of them."""
     found = {path.stem: last_error(path) for path in sorted(folder.glob("*.log"))}
     return "; ".join([f"{name}: {event}" for name, event in found.items()] + [f"more in {folder}"])
 
 
-def _stop_if_dying(state: dict[str, Any] | None, folder: Path) -> None:
-    """Raises Unavailable with a role's last error where it was restarted RESTARTS_MAX times, once all is stopped."""
+def _stop_if_failing(state: dict[str, Any] | None, folder: Path) -> None:
+    """Stops the platform if a role was restarted RESTARTS_MAX times.
+
+    Raises Unavailable then, with the role's last error.
+    """
     from cluster import local
 
     for name, role_state in (state or {}).get("roles", {}).items():
@@ -174,7 +178,7 @@ def _stop_if_dying(state: dict[str, Any] | None, folder: Path) -> None:
 
 
 def last_error(path: Path) -> str:
-    """Returns the newest error in a role's event file, in one line; else its last line."""
+    """Returns the newest error of a role's event file in one line, else the file's last line."""
     lines = path.read_text(errors="replace").strip().split("\n")[-200:] if path.exists() else []
     for line in reversed(lines):
         try:
@@ -188,13 +192,13 @@ def last_error(path: Path) -> str:
                 if k not in ("level", "timestamp", "role", "exception")
             }
             return " ".join(f"{k}={v}" for k, v in facts.items())[:500]
-    return lines[-1][:500] if lines else "it left no event"
+    return lines[-1][:500] if lines else "it wrote no event"
 
 
 @click.command(epilog=EPILOG)
 @here
 def down(data: Path, *, as_json: bool) -> None:
-    r"""Stop the platform: the gateway finishes what is in flight, then ingest, then the embedder.
+    r"""Stop the platform: first the gateway with its requests in flight, then ingest and embedder.
 
     \b
     vicinage down --data /srv/vicinage
@@ -208,7 +212,7 @@ def down(data: Path, *, as_json: bool) -> None:
 @click.command(epilog=EPILOG)
 @common
 def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
-    r"""Show processes, restarts, ready parts, and what to do about halted partitions.
+    r"""Show processes, restarts, ready parts, and the remedy for halted partitions.
 
     \b
     vicinage status
@@ -240,7 +244,7 @@ def status(data: Path, url: str | None, *, as_json: bool, **_: Any) -> None:
 @click.option("--ray", "ray_address")
 @click.option("--searchers", type=int, default=1)
 def role(name: str, ray_address: str | None, searchers: int) -> None:
-    """Run one role in this process (what `up` starts)."""
+    """Run one role in this process, as a child of `up`."""
     from cluster.configuration import load
 
     if ray_address:
@@ -258,14 +262,14 @@ def role(name: str, ray_address: str | None, searchers: int) -> None:
 @click.option(
     "--port",
     type=click.IntRange(0, 65_534),
-    help="Port of the API that is checked [default: as the settings say].",
+    help="Port of the API to check [default: from the settings].",
 )
-@click.option("--host", help="Address that is checked [default: as the settings say].")
-@click.option("--url", help="Check only that a platform elsewhere answers and is ready.")
+@click.option("--host", help="Address to check [default: from the settings].")
+@click.option("--url", help="Check only whether a platform elsewhere answers and is ready.")
 def doctor(
     data: Path, port: int | None, host: str | None, url: str | None, *, as_json: bool
 ) -> None:
-    r"""Check the libraries, servers and files that the platform needs; each failure says what to do next.
+    r"""Check libraries, servers and files that the platform needs; each failure has a remedy.
 
     \b
     vicinage doctor --data /srv/vicinage --config /etc/vicinage.toml --port 9000

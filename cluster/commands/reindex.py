@@ -22,10 +22,10 @@ def reindex() -> None:
 
 @reindex.command("start")
 @click.argument("where", metavar="TENANT/COLLECTION", nargs=-1, required=True)
-@click.option("--index", help=f"Of the next generation [default: as it is]: {INDEX_SPECS}")
-@click.option("--model", help="Embedding model of the next generation [default: as it is].")
-@click.option("--shards", type=int, help="Shards of the next generation [default: as it is].")
-@click.option("--wait", is_flag=True, help="Follow it to its end.")
+@click.option("--index", help=f"Index of the next generation [default: unchanged]: {INDEX_SPECS}")
+@click.option("--model", help="Embedding model of the next generation [default: unchanged].")
+@click.option("--shards", type=int, help="Shards of the next generation [default: unchanged].")
+@click.option("--wait", is_flag=True, help="Wait until it ends, with a progress bar.")
 @common
 def reindex_start(
     where: tuple[str, ...],
@@ -37,27 +37,27 @@ def reindex_start(
     as_json: bool,
     **given: Any,
 ) -> None:
-    r"""Start a reindex. Writes and searches go on meanwhile; interrupting --wait leaves it running.
+    r"""Start a reindex. Writes and searches continue; interrupting --wait does not stop it.
 
     \b
     vicinage reindex start acme/docs --index hnsw --shards 2 --wait
     """
     tenant_name, name = where_of(where)
-    road = operator(data, url, key)
+    platform = operator(data, url, key)
     body = {
         k: v
         for k, v in {"tenant": tenant_name, "collection": name, **given}.items()
         if v is not None
     }
-    job = road.call("POST", "/reindex", body)
+    job = platform.call("POST", "/reindex", body)
     if wait:
-        job = _follow(road, job["id"], quiet=as_json)
+        job = _follow(platform, job["id"], quiet=as_json)
     show(job, as_json)
     if job["state"] in ("failed", "canceled"):
         sys.exit(EXIT_FAILED)
 
 
-def _follow(road: "Operator", job_id: str, *, quiet: bool) -> Any:
+def _follow(platform: "Operator", job_id: str, *, quiet: bool) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -71,7 +71,7 @@ def _follow(road: "Operator", job_id: str, *, quiet: bool) -> Any:
         bar = progress.add_task("pending", total=None)
         try:
             while True:
-                job = road.call("GET", f"/reindex/{part(job_id)}")
+                job = platform.call("GET", f"/reindex/{part(job_id)}")
                 progress.update(
                     bar, description=job["state"], completed=job["done"], total=job["total"] or None
                 )
@@ -91,7 +91,7 @@ def _follow(road: "Operator", job_id: str, *, quiet: bool) -> Any:
 def reindex_status(
     job_id: str, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    r"""One job.
+    r"""Show one job.
 
     \b
     vicinage reindex status 0123456789abcdef
@@ -102,7 +102,7 @@ def reindex_status(
 @reindex.command("list")
 @common
 def reindex_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""All jobs, oldest first.
+    r"""List all jobs, oldest first.
 
     \b
     vicinage reindex list

@@ -9,7 +9,11 @@ Row = dict[str, Any]
 
 
 def recall_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """One row a collection; `since` is when the window of its samples began, `below` the recall of an index proven to miss the target."""
+    """Returns one row per collection.
+
+    `since` is the start of the window of its samples. `below` is the recall of an index that is
+    proven to miss the target.
+    """
     rows: list[Row] = []
     for r in report:
         proof = r["below_objective"]
@@ -27,7 +31,7 @@ def recall_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def collection_rows(collections: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """One row a collection; a count that is a lower bound is marked with ≥."""
+    """Returns one row per collection; ≥ marks a count that is a lower bound."""
     return [
         {
             **{name: c[name] for name in ("tenant", "name")},
@@ -42,7 +46,10 @@ def collection_rows(collections: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def holding_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """One row a collection or tenant of the capacity report; counts that are lower bounds are marked with ≥."""
+    """Returns one row per collection or tenant of the capacity report.
+
+    ≥ marks a count that is a lower bound.
+    """
     return [
         {
             name: bounded(value, at_least=row["at_least"])
@@ -56,7 +63,7 @@ def holding_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def headroom_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """One row a host and dimension. What is left is marked with ≤ if it may be less."""
+    """Returns one row per host and dimension; ≤ marks headroom that may be less."""
     names = ("host", "limit_bytes", "held_bytes", "not_resident_bytes", "available_bytes")
     rows: list[Row] = []
     for host in report:
@@ -79,5 +86,5 @@ def headroom_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def bounded(count: int, *, at_least: bool) -> str:
-    """A count, or a lower bound of one."""
+    """Returns the text of a count or of a lower bound."""
     return f"≥{count}" if at_least else str(count)

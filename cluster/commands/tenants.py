@@ -41,7 +41,7 @@ def tenant_create(
 @tenant.command("list")
 @common
 def tenant_list(data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""All tenants.
+    r"""List all tenants.
 
     \b
     vicinage tenant list --json
@@ -57,7 +57,7 @@ def tenant_list(data: Path, url: str | None, key: str | None, *, as_json: bool) 
 @click.argument("name")
 @common
 def tenant_show(name: str, data: Path, url: str | None, key: str | None, *, as_json: bool) -> None:
-    r"""One tenant.
+    r"""Show one tenant.
 
     \b
     vicinage tenant show acme
@@ -78,7 +78,7 @@ def tenant_show(name: str, data: Path, url: str | None, key: str | None, *, as_j
 def tenant_update(
     name: str, priority: str, data: Path, url: str | None, key: str | None, *, as_json: bool
 ) -> None:
-    r"""Change a tenant's class; every role follows within about a second.
+    r"""Change a tenant's class; every role applies it within about a second.
 
     \b
     vicinage tenant update acme --class bronze
@@ -137,14 +137,14 @@ def tenant_resume_ingest(
     \b
     vicinage tenant resume-ingest acme --dry-run
     """
-    road, path = operator(data, url, key), f"/tenants/{part(name)}/resume-ingest"
-    plan = road.call("POST", path, {"dry_run": True})
-    to_do = [p for p in plan["partitions"] if p["resume_at"] is not None]
-    if not dry_run and to_do:
+    platform, path = operator(data, url, key), f"/tenants/{part(name)}/resume-ingest"
+    plan = platform.call("POST", path, {"dry_run": True})
+    to_resume = [p for p in plan["partitions"] if p["resume_at"] is not None]
+    if not dry_run and to_resume:
         if not yes:
             show(plan["partitions"], as_json=False, columns=RESUMED)
-            confirmed("Go on so?")
-        plan = road.call("POST", path, {"dry_run": False})
+            confirmed("Resume these partitions?")
+        plan = platform.call("POST", path, {"dry_run": False})
     show(plan if as_json else plan["partitions"], as_json, RESUMED)
 
 
@@ -165,20 +165,21 @@ def tenant_set_partitions(
     yes: bool,
     as_json: bool,
 ) -> None:
-    r"""Add partitions to a tenant's documents topic; --dry-run states what changes for its Kafka producers.
+    r"""Add partitions to a tenant's documents topic; --dry-run shows the effect on producers.
 
-    A producer that does not know of the new partitions yet (up to metadata.max.age.ms, 5 minutes) loses to writes that do.
+    For up to metadata.max.age.ms (5 minutes), a Kafka producer may not know the new partitions. Its
+    writes lose to those of producers that do.
 
     \b
     vicinage tenant set-partitions acme 4 --dry-run
     """
-    road, path = operator(data, url, key), f"/tenants/{part(name)}/partitions"
-    plan = road.call("POST", path, {"partitions": partitions, "dry_run": True})
+    platform, path = operator(data, url, key), f"/tenants/{part(name)}/partitions"
+    plan = platform.call("POST", path, {"partitions": partitions, "dry_run": True})
     if not dry_run:
         if not yes:
             show(plan, as_json=False)
-            confirmed("No partition can be removed again. Go on?")
-        plan = road.call("POST", path, {"partitions": partitions})
+            confirmed("Partitions cannot be removed later. Continue?")
+        plan = platform.call("POST", path, {"partitions": partitions})
     show(plan, as_json)
 
 
@@ -192,13 +193,13 @@ RESUMED = ("partition", "kind", "position", "resume_at", "skipped_records", "eff
 def tenant_delete(
     name: str, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool
 ) -> None:
-    r"""Delete a tenant with its collections and topics. Its name is not given again.
+    r"""Delete a tenant with its collections and topics. Its name is never reused.
 
     \b
     vicinage tenant delete acme --yes
     """
     if not yes:
-        confirmed(f"Delete tenant {name} with everything it has?")
+        confirmed(f"Delete tenant {name} with all its collections and documents?")
     show(
         operator(data, url, key).call("DELETE", f"/tenants/{part(name)}?confirm={part(name)}"),
         as_json,

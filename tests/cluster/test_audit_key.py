@@ -61,7 +61,7 @@ def test_a_file_that_is_no_key_is_said_in_one_line(tmp_path: Path) -> None:
     here = settings(tmp_path / "data")
     verified(here)
     (tmp_path / "data" / FILE).write_text('{"key": "zz"}')
-    with pytest.raises(ConfigurationError, match="is no audit key"):
+    with pytest.raises(ConfigurationError, match="is not an audit key"):
         open_resources(here)
 
 

@@ -18,7 +18,7 @@ from cluster.configuration import (
     unknown_variables,
     usable_data,
 )
-from cluster.identity import check_identity, identity_of, remember_identity
+from cluster.identity import check_identity, identity_of, store_identity
 from cluster.wiring import open_resources
 from vicinage.settings import Settings
 
@@ -95,7 +95,7 @@ def test_a_variable_that_is_no_setting_is_a_warning() -> None:
         "VICINAGE_GATEWAY__PORT": "1",
     }
     assert unknown_variables({**environment, "HOME": "/"}) == [
-        "VICINAGE_SLOTZ is no setting; did you mean VICINAGE_SLOTS?"
+        "VICINAGE_SLOTZ is not a setting; did you mean VICINAGE_SLOTS?"
     ]
 
 
@@ -170,7 +170,7 @@ def test_a_data_directory_remembers_what_it_belongs_to(folder: Path) -> None:
         data=data, log_url="kafka://a:1,b:2", catalog_url="postgresql://u:secret@db:5432/x"
     )
     check_identity(mine)
-    remember_identity(mine)
+    store_identity(mine)
     check_identity(mine)
     assert "secret" not in (data / "identity.json").read_text()
     assert identity_of(mine)["store_url"] == "(default)"
@@ -194,7 +194,7 @@ def test_a_data_directory_remembers_what_it_belongs_to(folder: Path) -> None:
 def test_a_directory_that_moves_with_its_defaults_stays_itself(folder: Path) -> None:
     data = folder / "data"
     data.mkdir()
-    remember_identity(Settings(data=data))
+    store_identity(Settings(data=data))
     data.rename(folder / "moved")
     check_identity(Settings(data=folder / "moved"))
 
