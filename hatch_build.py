@@ -1,4 +1,4 @@
-"""Puts the default model into the wheel, where the environment names its folder (`make dist` does)."""
+"""Adds the default model to the wheel, if the environment names its folder (`make dist` does)."""
 
 import os
 from pathlib import Path
@@ -11,10 +11,10 @@ INSIDE = "ingest/embedding/default_model"
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Adds the folder to what a wheel holds; an editable installation has none."""
+    """Adds the folder to a wheel; an editable installation does not have it."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Raises OSError where the folder is named and is not there."""
+        """Adds the folder that VARIABLE names. Raises FileNotFoundError if it has no model."""
         folder = os.environ.get(VARIABLE)
         if folder and version == "standard" and self.target_name == "wheel":
             found = Path(self.root, folder)

@@ -11,30 +11,60 @@ from tenants.provisioning import DEAD_LETTERS_MS
 from vicinage.settings import IndexerSettings
 
 METHODS = {
-    "documents": "live documents in the searchers' snapshots; if not in memory: counted from segments and log",
+    "documents": (
+        "live documents in the searchers' snapshots; if not in memory: counted from segments and "
+        "log"
+    ),
     "passages": "live passages, counted like documents",
-    "at_least": "true: documents and passages are lower bounds, because a shard did not answer or was not counted yet",
-    "host_bytes": "accounted: delta arrays, and segments as if every page were touched; 0 if not in memory",
+    "at_least": (
+        "true: documents and passages are lower bounds, because a shard did not answer or was not "
+        "counted yet"
+    ),
+    "host_bytes": (
+        "accounted: delta arrays, and segments as if every page were touched; 0 if not in memory"
+    ),
     "store_bytes": "sizes of the objects that the manifests name",
     "age_s": "how long data is kept after its last use, as this gateway is configured",
-    "bytes_max": "data beyond these bytes is deleted earlier, after a minute (documents) or two (vectors); null: no such bound, as on Kafka",
-    "log_bytes": "size of the log's file and write-ahead log; null on Kafka, where brokers store it",
-    "bytes_per_passage": "mean bytes of the collection's passages in memory; for shards not in memory, of passages in segments",
+    "bytes_max": (
+        "data beyond these bytes is deleted earlier, after a minute (documents) or two (vectors); "
+        "null: no such bound, as on Kafka"
+    ),
+    "log_bytes": (
+        "size of the log's file and write-ahead log; null on Kafka, where brokers store it"
+    ),
+    "bytes_per_passage": (
+        "mean bytes of the collection's passages in memory; for shards not in memory, of passages "
+        "in segments"
+    ),
     "records": "records kept in the tenant's documents log",
     "used_bytes": "resident sets of the searchers' processes on that host",
     "available_bytes": "available memory that the host's operating system reports",
     "limit_bytes": "searcher.resident_bytes_max of the searchers on that host",
     "held_bytes": "accounted bytes in the memory of those searchers",
-    "not_resident_bytes": "bytes that their shards not in memory would take: objects, rows in the log, bookkeeping",
-    "left_bytes": "the lesser of limit_bytes - held_bytes and available_bytes, less not_resident_bytes; at least 0",
-    "at_most": "true: rows in the log of shards not in memory are not counted yet, so left_bytes may be less",
-    "passages_left": "left_bytes / bytes_per_passage of that dimension; for the host, the least of its dimensions",
-    "per_s": "difference of counters over window_s; passages replayed at a searcher's start are not counted",
+    "not_resident_bytes": (
+        "bytes that their shards not in memory would take: objects, rows in the log, bookkeeping"
+    ),
+    "left_bytes": (
+        "the lesser of limit_bytes - held_bytes and available_bytes, less not_resident_bytes; at "
+        "least 0"
+    ),
+    "at_most": (
+        "true: rows in the log of shards not in memory are not counted yet, so left_bytes may be "
+        "less"
+    ),
+    "passages_left": (
+        "left_bytes / bytes_per_passage of that dimension; for the host, the least of its "
+        "dimensions"
+    ),
+    "per_s": (
+        "difference of counters over window_s; passages replayed at a searcher's start are not "
+        "counted"
+    ),
 }
 
 
 def retention(snapshot: Snapshot, settings: IndexerSettings) -> list[dict[str, Any]]:
-    """Returns the data retained beside live data: its bounds in age and, on an embedded log, in bytes."""
+    """Returns the bounds of data retained beside live data: age and, on an embedded log, bytes."""
     of_slot: Counter[int] = Counter()
     for stats in snapshot.shards:
         of_slot[stats.shard.slot] += stats.store_bytes

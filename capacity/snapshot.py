@@ -61,7 +61,7 @@ class Snapshot:
 
 
 class Rates:
-    """Turns monotonic counters into rates over RATE_WINDOW_S, or since the last call if that is longer."""
+    """Turns counters into rates over RATE_WINDOW_S, or since the last call if that is longer."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[float, int, int]] = [(time.monotonic(), 0, 0)]
@@ -132,4 +132,5 @@ def each_once(seen: Iterable[Host]) -> tuple[Host, ...]:
 
 def _records(log: Log, topic: str) -> int:
     partitions = range(log.topics(topic).get(topic, 0))
-    return sum(end - first for first, end in log.extents([(topic, p) for p in partitions]).values())
+    extents = log.extents([(topic, p) for p in partitions])
+    return sum(log_end - log_start for log_start, log_end in extents.values())

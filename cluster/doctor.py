@@ -83,8 +83,8 @@ def examine(settings: Settings) -> list[Row]:
             "access",
             lambda: _access(s),
             (
-                "docs/how-to/secure-kafka.md states what any client of the brokers can do, and how to"
-                " prevent it"
+                "docs/how-to/secure-kafka.md states what any client of the brokers can do, and how"
+                " to prevent it"
             ),
         ),
         ("store", lambda: _store(s), "check store_url, and the permission to write there"),

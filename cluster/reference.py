@@ -296,7 +296,7 @@ LEVELS = ("debug", "info", "warning", "error", "exception")
 
 
 def events() -> str:
-    """Returns the page of structured events: name, level, room and fields of each, from the code."""
+    """Returns the page of events: name, level, room and fields of each, from the calls."""
     found = sorted({event for package in PACKAGES for event in _events_of(ROOT / package)})
     lines = [
         "# Events",

@@ -1,1 +1,4 @@
-"""Who may do what: tenants, keys, collections, the model registry, manifests, leases, jobs and the audit chain."""
+"""State of the control plane.
+
+Tenants, keys, collections, the model registry, manifests, leases, jobs and the audit chain.
+"""

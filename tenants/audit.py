@@ -22,7 +22,10 @@ from vicinage.errors import Corrupt, Refused
 GENESIS = "0" * 64
 KEYED_BY: Final = "vicinage_audit_key"
 """The execution option of the engine, and so of its connections, that has the key."""
-NO_KEY: Final = "the audit key is missing here, and the newest audit record has a MAC: copy the key's file from the node that has it"
+NO_KEY: Final = (
+    "the audit key is missing here, and the newest audit record has a MAC: copy the key's file from"
+    " the node that has it"
+)
 Facts = Mapping[str, Any] | None
 
 
@@ -78,7 +81,10 @@ class Verified:
     def checked(self) -> str:
         """Returns a sentence that says what was checked and what was not."""
         if self.keyed_from is None:
-            return "consistent, not verified: no MAC was checked, so anyone with write access to the catalog may have recomputed it"
+            return (
+                "consistent, not verified: no MAC was checked, so anyone with write access to the "
+                "catalog may have recomputed it"
+            )
         before = (
             f"; records 1 to {self.keyed_from - 1}: as they were when the key was made"
             if self.keyed_from > 1
@@ -117,9 +123,10 @@ def record(
     after: Facts,
     now_ms: int,
 ) -> None:
-    """Appends one record within the caller's transaction, which must hold the catalog's version row.
+    """Appends one record within the caller's transaction, which has locked the version row.
 
-    Raises Refused if there is no key and the newest record has a MAC; the change is then rolled back.
+    Raises Refused if there is no key and the newest record has a MAC; the change is then rolled
+    back.
     """
     key: AuditKey | None = connection.get_execution_options().get(KEYED_BY)
     seq, previous, keyed = newest(connection)
@@ -159,11 +166,11 @@ class Audit:
             return [AuditRecord(**row._mapping) for row in connection.execute(query)]  # noqa: SLF001  (SQLAlchemy's public name)
 
     def verify(self, kept: tuple[int, str] | None = None) -> Verified:
-        """Verifies that each record follows from the one before and, if there is a key, has its MAC.
+        """Verifies that each record follows from the one before and, with a key, has its MAC.
 
-        `kept`: number and hash of an earlier newest record, stored outside the catalog. A chain that was
-        truncated before it, or recomputed without a key, does not contain it. Raises Corrupt, naming the first wrong
-        record.
+        `kept`: number and hash of an earlier newest record, stored outside the catalog. A chain
+        that was truncated before it, or recomputed without a key, does not contain it. Raises
+        Corrupt, which names the first wrong record.
         """
         key = key_of(self._engine)
         seq, previous = 0, GENESIS

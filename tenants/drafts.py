@@ -1,8 +1,8 @@
-"""Drafts: segments in progress, recorded before their objects are written, so that no sweep deletes them.
+"""Drafts: segments in progress, recorded before their objects are written: no sweep deletes them.
 
-A draft belongs to the epoch of a lease. It ends when a manifest names its segment (`Manifests.swap`,
-in the same transaction), when its writer abandons it, or when the lease passes to another holder:
-its writer can then publish nothing more (law 8).
+A draft belongs to the epoch of a lease. It ends when a manifest names its segment
+(`Manifests.swap`, in the same transaction), when its writer abandons it, or when the lease passes
+to another holder: its writer can then publish nothing more (law 8).
 """
 
 from collections.abc import Iterable
@@ -19,10 +19,7 @@ _D, _L = tables.drafts, tables.leases
 
 
 class Drafts:
-    """Drafts of all indexers, by the folder of their objects.
-
-    Safe for many threads and processes.
-    """
+    """Drafts of all indexers, by the folder of their objects. Safe for many processes."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine

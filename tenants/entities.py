@@ -21,8 +21,9 @@ corrupt: its bytes are not those that were written. lost: it is absent. format: 
 that were written, but this version cannot read them.
 """
 DamageState = Literal["noted", "stuck", "replaced"]
-"""noted: to be rebuilt. stuck: nothing has its rows, an operator must act. replaced: no manifest names
-it; its bytes are kept for a while."""
+"""noted: to be rebuilt. stuck: its rows are lost, and an operator must act. replaced: no manifest
+names it; its bytes are kept for `indexer.quarantine_s`.
+"""
 
 CLASS_WEIGHT: Mapping[str, int] = {"gold": 4, "silver": 2, "bronze": 1}
 """Fair-share weight of each class (law 7)."""
@@ -208,7 +209,7 @@ COPIES: Mapping[str, str] = {"passages": "passages_copy", "documents": "document
 
 @dataclass(frozen=True, slots=True)
 class SegmentRef:
-    """One immutable segment: its objects by role ("passages", "index", ...), and facts for planning."""
+    """One immutable segment: its objects by role ("passages", "index", …), and planning facts."""
 
     id: str
     objects: Mapping[str, ObjectRef]
@@ -218,18 +219,18 @@ class SegmentRef:
     n_deletes: int
     created_ms: int = 0
     curve: tuple[tuple[int, float], ...] = ()
-    """Recall@10 against effort, measured on this very segment when it was sealed: (effort, recall), rising."""
+    """Recall@10 against effort, measured on this segment when sealed: (effort, recall), rising."""
     log_start: int | None = None
-    """Every record that it was sealed from lies in the vectors log in [log_start, log_end).
+    """Every record that it was sealed from is in the vectors log in [log_start, log_end).
 
     None: some are in no log, or this is unknown.
     """
     log_end: int | None = None
     n_calibration_queries: int = 0
-    """How many recent queries of the collection the curve was measured on; 0: generated queries."""
+    """Number of recent queries that the curve was measured on; 0: generated queries."""
 
     def logged(self) -> tuple[int, int] | None:
-        """Returns the offsets in the log of all records that it was sealed from; None if unknown."""
+        """Returns the log offsets of all records that it was sealed from; None if unknown."""
         return (
             None
             if self.log_start is None or self.log_end is None
@@ -253,10 +254,8 @@ class SegmentRef:
 class Manifest:
     """The segments of a shard as of a log position.
 
-    `sealed`: every record below it is in the segments.
-
-    `version` rises by one with each swap (compare-and-set); `epoch` is the fencing epoch of the
-    lease that wrote it.
+    `sealed`: every record below it is in the segments. `version` rises by one with each swap
+    (compare-and-set); `epoch` is the fencing epoch of the lease that wrote it.
     """
 
     shard: ShardId
@@ -268,7 +267,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A damaged object of a segment: its fault, the time of detection, and the state of its repair."""
+    """A damaged object of a segment: its fault, its time of detection, and the repair's state."""
 
     path: str
     shard: ShardId

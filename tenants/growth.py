@@ -18,13 +18,11 @@ from vicinage.partition_maps import PartitionMap, check_partitions, grown
 def sync_partition_map(
     registry: Registry, log: Log, tenant: Tenant, *, actor: str
 ) -> tuple[PartitionMap, ...]:
-    """Returns the tenant's partition maps, with one added where its topic has grown.
+    """Returns the tenant's partition maps, with one added if its topic has grown.
 
-    Durable on return.
-
-    Leaves a topic whose identity differs from the newest map's alone: `vicinage tenant
-    resume-ingest` records it. Raises NotFound if there is no topic, Unavailable, and Refused if the
-    topic has too many partitions.
+    Durable on return. Ignores a topic whose identity differs from the newest map's: `vicinage
+    tenant resume-ingest` records it. Raises NotFound if there is no topic, Unavailable, and Refused
+    if the topic has too many partitions.
     """
     topic = tenant.documents_topic
     maps = registry.partition_maps(tenant.name)
@@ -39,7 +37,7 @@ def sync_partition_map(
     try:
         registry.append_partition_map(tenant.name, made, epoch=len(maps), actor=actor)
     except Conflict:
-        registry.refresh()  # another process recorded its map first: that one is valid
+        registry.refresh()  # another process recorded its map first, which is valid
     return registry.partition_maps(tenant.name)
 
 
@@ -67,7 +65,8 @@ def plan(registry: Registry, log: Log, tenant: Tenant, wanted: int, *, actor: st
     newest = sync_partition_map(registry, log, tenant, actor=actor)[-1]
     if log.topic_ids(tenant.documents_topic).get(tenant.documents_topic) != newest.topic_id:
         raise Conflict(
-            f"the documents topic of {tenant.name} was created again: `vicinage tenant resume-ingest` first"
+            f"the documents topic of {tenant.name} was created again: `vicinage tenant "
+            "resume-ingest` first"
         )
     if wanted < newest.partitions:
         raise Refused(

@@ -39,7 +39,7 @@ class IngestLanes:
         with change(self._engine) as connection:
             for lane in made:
                 if connection.execute(select(_L.c.position).where(_is(lane))).first() is not None:
-                    raise Conflict(f"{_name(lane)} has a lane already: another ingest is at work")
+                    raise Conflict(f"{_name(lane)} has a lane already: another ingest is running")
                 connection.execute(insert(_L).values(**asdict(lane)))
         return made
 
@@ -90,7 +90,10 @@ class IngestLanes:
     def of(
         self, tenant: str, collection: str | None = None, generations: Iterable[int] | None = None
     ) -> list[IngestLane]:
-        """Returns the lanes of a tenant, of one collection or of some of its generations, by generation and partition."""
+        """Returns the lanes of a tenant, of one collection or of some of its generations.
+
+        They are sorted by generation and partition.
+        """
         query = select(_L).where(_L.c.tenant == tenant)
         if collection is not None:
             query = query.where(_L.c.collection == collection)
@@ -109,7 +112,10 @@ class IngestLanes:
 
 
 def owed_from(lanes: Iterable[IngestLane], partition: int, committed: int) -> int:
-    """Returns the offset below which everything is durable: the lowest of the partition and its lanes."""
+    """Returns the offset below which everything is durable.
+
+    It is the lowest of the partition and its lanes.
+    """
     return min([committed, *(lane.position for lane in lanes if lane.partition == partition)])
 
 
@@ -123,7 +129,10 @@ def _is(lane: IngestLane) -> Any:
 
 
 def _name(lane: IngestLane) -> str:
-    return f"generation {lane.generation} of {lane.tenant}/{lane.collection}, partition {lane.partition},"
+    return (
+        f"generation {lane.generation} of {lane.tenant}/{lane.collection}, partition "
+        f"{lane.partition},"
+    )
 
 
 def _lane(row: RowMapping) -> IngestLane:

@@ -11,9 +11,10 @@ from vicinage.log import Log, TopicPartition
 def ingested(
     log: Log, registry: Registry, tps: Sequence[TopicPartition]
 ) -> dict[TopicPartition, int]:
-    """Returns ingest's position in each partition: the log's, else the catalog's copy of the same topic's.
+    """Returns ingest's position in each partition: the log's, else the catalog's copy.
 
-    A partition from which nothing was ever ingested is absent. Raises Unavailable.
+    The copy counts only if it is of the same topic. A partition from which nothing was ever
+    ingested is absent. Raises Unavailable.
     """
     found = log.committed(Group.INGEST, tps)
     missing = {tp for tp in tps if tp not in found}

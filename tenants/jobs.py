@@ -46,7 +46,8 @@ class Jobs:
             )
             if other := at.connection.execute(select(_J.c.id).where(where)).scalar():
                 raise Conflict(
-                    f"reindex {other} of {collection!r} is still in progress: wait for it or cancel it"
+                    f"reindex {other} of {collection!r} is still in progress: wait for it or "
+                    "cancel it"
                 )
             job = Job(
                 secrets.token_hex(6),

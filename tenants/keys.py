@@ -25,9 +25,9 @@ from vicinage.clock import Clock
 from vicinage.errors import Conflict, Forbidden, NotFound, Refused, Unauthenticated, Unavailable
 
 FRESH_S: Final = 1.0
-"""How long a lookup is cached, with or without a result: a revoked key may work this much longer."""
+"""How long a lookup is cached, with or without a result: a revoked key may work for this long."""
 GRACE_S: Final = 60.0
-"""A key may read this long after its last lookup while the catalog cannot be reached."""
+"""How long after its last lookup a key may read while the catalog is unreachable."""
 CACHE_MAX: Final = 10_000
 """Largest number of cached keys, and of cached unknown ids."""
 _FORM: Final = re.compile(r"vk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
@@ -58,7 +58,7 @@ class Keys:
         """
         self._answers = 0
         """Number of lookups that the catalog has answered."""
-        self._ask_again_s = 0.0
+        self._retry_s = 0.0
         """The catalog is not queried before this time, because it was unreachable."""
         self._lock = threading.Lock()
 
@@ -79,7 +79,8 @@ class Keys:
             raise Refused(f"scopes are among {', '.join(get_args(Scope))}", field="scopes")
         if ("operate" in wanted) != (tenant is None) or (tenant is None and len(wanted) > 1):
             raise Refused(
-                "an operator's key has only the scope operate, and no tenant; a tenant's key has read, write or both",
+                "an operator's key has only the scope operate, and no tenant; a tenant's key has "
+                "read, write or both",
                 field="scopes",
             )
         if expires_ms is not None and expires_ms <= self._clock.now_ms():
@@ -117,9 +118,7 @@ class Keys:
         key, state = known.key, known.state
         if not hmac.compare_digest(known.digest, _digest(form[2])):
             raise Unauthenticated("this key is not known")
-        if (
-            state == "deleted"
-        ):  # before "revoked", true of its keys, too: a deleted tenant's key must look unknown
+        if state == "deleted":  # checked before "revoked": its keys must look unknown
             raise Unauthenticated("this key is not known")
         if key.revoked_ms is not None or (
             key.expires_ms is not None and key.expires_ms <= self._clock.now_ms()
@@ -140,14 +139,14 @@ class Keys:
         now = self._clock.monotonic()
         return (
             form is None
-            or now < self._ask_again_s
+            or now < self._retry_s
             or (found is not None and now - found.looked_up_s < FRESH_S)
             or self._is_unknown(form[1], now)
         )
 
     def look_up(self, ids: Sequence[str]) -> None:
         """Looks up all of these keys in one query, and caches them. Raises Unavailable."""
-        self._ask(ids, self._clock.monotonic())
+        self._query(ids, self._clock.monotonic())
 
     def list(self, tenant: str | None = None) -> tuple[Key, ...]:
         """Returns the keys of a tenant, or all keys, without their secrets."""
@@ -169,7 +168,8 @@ class Keys:
                 raise NotFound(f"there is no key {key_id!r}")
             if row["tenant"] is None and row["revoked_ms"] is None and not _others(at, key_id):
                 raise Conflict(
-                    "this is the last key of operators: create another one first (key create --scopes operate)"
+                    "this is the last key of operators: create another one first (key create "
+                    "--scopes operate)"
                 )
             at.connection.execute(update(k).where(k.c.id == key_id).values(revoked_ms=at.now_ms))
             at.note("key.revoke", f"{row['tenant'] or 'operator'}/{key_id}")
@@ -183,25 +183,25 @@ class Keys:
             return known
         if self._is_unknown(key_id, now):
             raise Unauthenticated("this key is not known")
-        if now < self._ask_again_s:
+        if now < self._retry_s:
             return self._without_catalog(known, scope)
         answers = self._answers
         try:
-            found = self._ask([key_id], now).get(key_id)
+            found = self._query([key_id], now).get(key_id)
         except Unavailable as error:
             if not unreachable(error) or self._answers != answers:
                 raise  # the catalog is reachable: it answered other lookups meanwhile
-            self._ask_again_s = self._clock.monotonic() + FRESH_S
+            self._retry_s = self._clock.monotonic() + FRESH_S
             return self._without_catalog(self._cache.get(key_id), scope)
         if found is None:
             raise Unauthenticated("this key is not known")
         return found
 
     def _is_unknown(self, key_id: str, now: float) -> bool:
-        asked = self._unknown.get(key_id)
-        return asked is not None and now - asked < FRESH_S
+        looked_up_s = self._unknown.get(key_id)
+        return looked_up_s is not None and now - looked_up_s < FRESH_S
 
-    def _ask(self, ids: Sequence[str], now: float) -> dict[str, _Known]:
+    def _query(self, ids: Sequence[str], now: float) -> dict[str, _Known]:
         """Looks up these keys, caches the results, and returns those that exist.
 
         Raises Unavailable.
@@ -216,7 +216,7 @@ class Keys:
         }
         with self._lock:
             self._answers += 1
-            self._ask_again_s = 0.0
+            self._retry_s = 0.0
             for key_id in ids:
                 self._remember(key_id, found.get(key_id), now)
         return found

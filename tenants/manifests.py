@@ -39,7 +39,7 @@ class Manifests:
         self.recent_queries = RecentQueries(engine, clock)
 
     def of(self, shard: ShardId, *, start: int) -> Manifest:
-        """Returns the shard's manifest; if there is none, an empty one of version 0, sealed to `start`."""
+        """Returns the shard's manifest, or an empty one of version 0 that is sealed to `start`."""
         with look(self._engine) as connection:
             row = connection.execute(select(_M).where(_is(shard))).mappings().first()
         return _manifest(row) if row else Manifest(shard, 0, 0, start, ())
@@ -53,7 +53,7 @@ class Manifests:
             return [_manifest(row) for row in connection.execute(query).mappings()]
 
     def changed_since(self, number: int, slots: Container[int]) -> tuple[int, list[Manifest]]:
-        """Returns the catalog's change number, and the manifests in `slots` changed after `number`."""
+        """Returns the change number, and the manifests in `slots` that changed after `number`."""
         with look(self._engine) as connection:
             now: int = connection.execute(select(tables.catalog_version.c.manifests)).scalar_one()
             if now == number:
@@ -162,7 +162,10 @@ def _parse(text: str) -> tuple[SegmentRef, ...]:
 
 
 def _segment(fields: dict[str, Any]) -> SegmentRef:
-    """Returns a segment that any version wrote: absent fields get defaults, unknown ones are ignored."""
+    """Returns a segment that any version wrote.
+
+    Absent fields get defaults, and unknown ones are ignored.
+    """
     fields = {_RENAMED.get(name, name): value for name, value in fields.items()}
     known = {
         name: value for name, value in fields.items() if name in SegmentRef.__dataclass_fields__

@@ -24,7 +24,8 @@ def check_entry(model: EmbeddingModel) -> None:
     """
     if not MODEL_NAME.fullmatch(model.name):
         raise Refused(
-            "a model's name is 1 to 63 of a-z, A-Z, 0-9, '.', '_', '-' and '/', and begins with a letter or digit",
+            "a model's name is 1 to 63 of a-z, A-Z, 0-9, '.', '_', '-' and '/', and begins with "
+            "a letter or digit",
             field="name",
             limit=63,
         )

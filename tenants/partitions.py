@@ -16,13 +16,15 @@ _P = tables.partition_maps
 def append(
     connection: Connection, stamp: Mapping[str, int], tenant: str, made: PartitionMap, *, epoch: int
 ) -> None:
-    """Inserts the tenant's map of that epoch, inside an open change; `stamp` has created_ms and row_version.
+    """Inserts the tenant's map of that epoch, inside an open change.
 
-    Raises Conflict unless `epoch` is the next one, Refused beyond EPOCHS_MAX.
+    `stamp` has created_ms and row_version. Raises Conflict unless `epoch` is the next one, Refused
+    beyond EPOCHS_MAX.
     """
     if epoch >= EPOCHS_MAX:
         raise Refused(
-            f"the documents topic of {tenant} has changed {EPOCHS_MAX - 1} times, the most there may be: reindexing does not"
+            f"the documents topic of {tenant} has changed {EPOCHS_MAX - 1} times, the most there "
+            "may be: reindexing does not"
             " help, so move the tenant's documents to a new tenant",
             field="partitions",
             limit=EPOCHS_MAX,
@@ -40,7 +42,7 @@ def append(
     connection.execute(insert(_P).values(tenant=tenant, epoch=epoch, **facts, **stamp))
 
 
-def taken_in(
+def with_rows(
     known: Mapping[str, tuple[PartitionMap, ...]], rows: Iterable[Mapping[str, Any]]
 ) -> dict[str, tuple[PartitionMap, ...]]:
     """Returns the maps by tenant with the rows added. Pure."""

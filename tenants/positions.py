@@ -106,7 +106,10 @@ class Positions:
 
 
 def upsert(dialect: str) -> Any:
-    """Returns the statement that inserts rows of ingest_partitions, or replaces them unless they are `resuming`."""
+    """Returns the statement that inserts rows of ingest_partitions.
+
+    It replaces existing rows unless they are `resuming`.
+    """
     from sqlalchemy.dialects import postgresql, sqlite
 
     insert = postgresql.insert(_P) if dialect == "postgresql" else sqlite.insert(_P)

@@ -1,7 +1,6 @@
-"""Creates and deletes tenants and collections: their rows in the catalog, and their topics in the log."""
+"""Creates and deletes tenants and collections: rows in the catalog, and topics in the log."""
 
 import hashlib
-from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -15,7 +14,7 @@ from tenants.entities import (
     documents_topic,
 )
 from tenants.growth import sync_partition_map
-from tenants.registry import Registry
+from tenants.registry import Place, Registry
 from vicinage.errors import Refused
 from vicinage.log import Log
 from vicinage.partition_maps import check_partitions
@@ -26,7 +25,6 @@ HEALTH_TOPIC: Final = "vicinage.health"
 HEALTH_RETENTION_MS: Final = 60_000
 DEAD_LETTERS_MS: Final = 30 * 86_400_000
 """Retention of dead letters: 30 days."""
-Place = Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def ensure_vectors(log: Log, slots: int) -> None:
@@ -83,7 +81,7 @@ def ensure_topics(log: Log, tenant: Tenant, partitions: int = 1) -> None:
 def delete_tenant(registry: Registry, log: Log, name: str, *, actor: str) -> Tenant:
     """Deletes the tenant, its collections and its topics; in the catalog first.
 
-    Called again for a deleted tenant, it deletes topics that a crash left behind.
+    A second call for a deleted tenant deletes topics that a crash left behind.
     """
     registry.refresh()
     tenant = registry.deleted_tenant(name) or registry.delete_tenant(name, actor=actor)
@@ -123,12 +121,15 @@ def create_collection(
 
 
 def documents_ends(log: Log, topic: str) -> tuple[int, ...]:
-    """Returns the end offset of each partition of a documents topic; () for a topic that does not exist yet."""
+    """Returns the end offset of each partition of a documents topic.
+
+    Returns () for a topic that does not exist yet.
+    """
     return tuple(log.end(topic, partition) for partition in range(log.topics(topic).get(topic, 0)))
 
 
 def placer(log: Log, tenant: str, collection: str, shards: int, slots_total: int) -> Place:
-    """Returns the function that places a new generation: its slots, and the starts of its rows there."""
+    """Returns the function that places a new generation (see `registry.Place`)."""
     if not 1 <= shards <= slots_total:
         raise Refused(
             f"shards is 1 to {slots_total}, the number of slots", field="shards", limit=slots_total
@@ -145,7 +146,10 @@ def placer(log: Log, tenant: str, collection: str, shards: int, slots_total: int
 def place(
     tenant: str, collection: str, generation: int, shards: int, slots_total: int
 ) -> tuple[int, ...]:
-    """Returns the slots of a generation's shards: consecutive, from one that the name's hash selects."""
+    """Returns the slots of a generation's shards.
+
+    They are consecutive, from the one that the hash of its name selects.
+    """
     name = f"{tenant}/{collection}/{generation}".encode()
     first = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") % slots_total
     return tuple((first + i) % slots_total for i in range(shards))

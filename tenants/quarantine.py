@@ -1,4 +1,4 @@
-"""Damaged objects of segments: recorded by any role that finds one, read by maintenance to repair them.
+"""Damaged objects of segments: any role records them, and maintenance repairs them.
 
 Law 8: no process loads an object recorded as corrupt until it is rebuilt or found intact. Law 10:
 each step writes an audit record.
@@ -54,9 +54,14 @@ class Quarantine:
             "slot": s.slot,
         }
         facts = {
-            "path": damage.path, "segment": damage.segment, "role": damage.role, "fault": damage.fault,
-            "reason": damage.reason, "seen_ms": self._clock.now_ms(), "state": "noted",
-        }  # fmt: skip
+            "path": damage.path,
+            "segment": damage.segment,
+            "role": damage.role,
+            "fault": damage.fault,
+            "reason": damage.reason,
+            "seen_ms": self._clock.now_ms(),
+            "state": "noted",
+        }
         connection.execute(insert(_Q).values(**where, **facts))
         self._audit(connection, "segment.quarantine", damage, actor, before=None, after=facts)
 
@@ -131,7 +136,7 @@ class Quarantine:
 
 
 def _serialize(connection: Connection) -> None:
-    """Locks the catalog's version row: concurrent writers are serialized, so the audit chain is one."""
+    """Locks the catalog's version row, which serializes the writers of the audit chain."""
     connection.execute(select(tables.catalog_version.c.id).with_for_update())
 
 

@@ -28,10 +28,8 @@ class RecentQueries:
     def keep(self, tenant: str, collection: str, model: str | None, vectors: Floats) -> None:
         """Replaces the stored queries by the newest RECENT_QUERIES_MAX of `vectors` [n, d].
 
-        Durable.
-
-        A no-op if the collection is gone, or if more queries of the same model are stored: a
-        gateway that has just started knows few.
+        Durable on return. A no-op if the collection is gone, or if more queries of the same model
+        are stored: a gateway that has just started knows few.
         """
         newest = np.ascontiguousarray(vectors[-RECENT_QUERIES_MAX:], np.float16)
         active = select(_C.c.name).where(

@@ -1,4 +1,4 @@
-"""`vicinage tenant resume-ingest`: the offset where each halted partition resumes, and what it skips.
+"""`vicinage tenant resume-ingest`: where each halted partition resumes, and what it skips.
 
 `plan` computes it; `apply` records it in one change of the catalog, with an audit record. Ingest
 adopts the positions within seconds. A partition that resumes automatically after its cause is gone
@@ -145,7 +145,7 @@ def _maps(
 
 
 def _forget_offsets(at: Change, tenant: str) -> None:
-    """Resets offsets of the earlier topic: the new topic's records belong to today's collections."""
+    """Resets offsets of the earlier topic: the new one's records belong to present collections."""
     c = tables.collections
     change = update(c).where(c.c.tenant == tenant, c.c.state == "active")
     at.connection.execute(change.values(first_offsets="[]", row_version=at.version))
@@ -153,7 +153,10 @@ def _forget_offsets(at: Change, tenant: str) -> None:
 
 
 def _move_lanes(at: Change, tenant: str, moved: Sequence[Resumption]) -> None:
-    """Advances lanes beyond skipped records; deletes them if the partition is read from its beginning."""
+    """Advances lanes beyond skipped records.
+
+    Deletes the lanes of a partition that is read from its beginning.
+    """
     lane = tables.ingest_lanes
     for r in moved:
         of_it = (lane.c.tenant == tenant, lane.c.partition == r.partition)
@@ -207,7 +210,10 @@ def _one(log: Log, topic: str, state: PartitionState) -> Resumption:
                 )
             case "beyond_end":
                 resume_at = log.begin(topic, p)
-                effect = f"all {log.end(topic, p) - resume_at} records that the partition has are ingested again"
+                effect = (
+                    f"all {log.end(topic, p) - resume_at} records that the partition has are "
+                    "ingested again"
+                )
     except NotFound:
         pass
     skipped = skipped if skipped and skipped[1] > skipped[0] else None

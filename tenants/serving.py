@@ -17,7 +17,7 @@ def serving(registry: Registry, tenant: str | None = None) -> dict[ShardId, Gene
 
 
 def generation_of(registry: Registry, shard: ShardId) -> Generation | None:
-    """Returns the shard's generation; None if it is deleted or retired: its rows are then unused."""
+    """Returns the shard's generation; None if it is deleted or retired (its rows are unused)."""
     try:
         return registry.collection(shard.tenant, shard.collection).generation(shard.generation)
     except (NotFound, KeyError):

@@ -95,5 +95,5 @@ def load_view(connection: Connection, view: View, version: int) -> View:
         tenants,
         collections,
         models,
-        partitions.taken_in(view.maps, since(tables.partition_maps)),
+        partitions.with_rows(view.maps, since(tables.partition_maps)),
     )

@@ -1,9 +1,9 @@
-"""A real Apache Kafka for development and tests: one node, KRaft, loopback only, from its Maven artifacts.
+"""Starts an Apache Kafka for development and tests: one node, KRaft, loopback, from Maven.
 
     python deploy/kafka/kafka.py start --dir DIR --port PORT [--detach]
     python deploy/kafka/kafka.py stop --dir DIR
 
-Needs Java 17 and Maven. One broker, flushed at each message: what it acknowledged survives its own kill.
+Needs Java 17 and Maven. The broker syncs each message: acknowledged records survive its kill.
 """
 
 import argparse
@@ -51,7 +51,7 @@ appender.file.layout.pattern = %d %p %c %m%n
 
 
 def version() -> str:
-    """The Kafka version that pom.xml names."""
+    """Returns the Kafka version of pom.xml."""
     found = re.search(
         r"<artifactId>kafka_2.13</artifactId>\s*<version>([^<]+)", (HERE / "pom.xml").read_text()
     )
@@ -60,7 +60,7 @@ def version() -> str:
 
 
 def jars() -> Path:
-    """The folder of the server's jars, copied from Maven the first time."""
+    """Returns the folder of the server's jars, copied from Maven at first use."""
     folder = Path.home() / ".cache" / "vicinage" / "kafka" / version()
     if not (folder / "complete").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,9 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Starts a broker on 127.0.0.1:`port` with its data in `folder`; returns when it answers.
 
-    Started again, it has its data.
-
-    At its first start, `template` is its settings, with `filled_in`; `more` are further lines of
-    them, and `formatting` are further arguments of `kafka-storage.sh format`.
+    A restarted broker keeps its data. At its first start, `template` with `filled_in` is its
+    settings; `more` are further lines of them, and `formatting` are further arguments of
+    `kafka-storage.sh format`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings, events = folder / "server.properties", folder / "log4j2.properties"
@@ -133,7 +132,7 @@ def start(
 
 
 def stop(folder: Path, *, wait_s: float = 30.0) -> None:
-    """End the broker that `start` started on `folder`, orderly."""
+    """Stops the broker that `start` started on `folder`, with SIGKILL after `wait_s`."""
     pid = int((folder / "pid").read_text())
     try:
         os.kill(pid, signal.SIGTERM)
@@ -165,7 +164,8 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], events: Path, wait_s:
     while time.monotonic() < end:
         if process.poll() is not None:
             raise RuntimeError(
-                f"Kafka ended with {process.returncode}:\n{events.read_text(errors='replace')[-2000:]}"
+                "Kafka ended with "
+                f"{process.returncode}:\n{events.read_text(errors='replace')[-2000:]}"
             )
         with socket.socket() as probe:
             probe.settimeout(1)
@@ -183,7 +183,7 @@ def _free_port() -> int:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

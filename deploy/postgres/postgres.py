@@ -1,4 +1,4 @@
-"""A real PostgreSQL for development and tests: loopback only, from Debian's package.
+"""Starts a PostgreSQL for development and tests: loopback only, from Debian's package.
 
     python deploy/postgres/postgres.py start --dir DIR --port PORT [--detach]
     python deploy/postgres/postgres.py stop --dir DIR
@@ -19,14 +19,17 @@ NAME = "vicinage"
 
 
 def start(folder: Path, port: int) -> str:
-    """A server on 127.0.0.1:`port` with its data in `folder`; its URL."""
+    """Starts a server on 127.0.0.1:`port` with its data in `folder`; returns its URL."""
     home = home_of(folder)
     if not (home / "data" / "PG_VERSION").exists():
         home.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
             shutil.chown(home, "postgres")
         _run(home, "initdb", "-D", str(home / "data"), "-U", NAME, "-A", "trust", "-E", "UTF8")
-    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={home} -c max_connections=200"
+    options = (
+        f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={home} -c "
+        "max_connections=200"
+    )
     _run(
         home,
         "pg_ctl",
@@ -61,13 +64,16 @@ def start(folder: Path, port: int) -> str:
 
 
 def stop(folder: Path) -> None:
-    """End the server that runs on `folder`."""
+    """Stops the server that runs on `folder`."""
     home = home_of(folder)
     _run(home, "pg_ctl", "-D", str(home / "data"), "-m", "fast", "-w", "-t", "60", "stop")
 
 
 def home_of(folder: Path) -> Path:
-    """Where its files lie: `folder`, or, as root, a folder that the user `postgres` can reach, named in `folder`."""
+    """Returns the folder of its files.
+
+    It is `folder`, or, as root, a folder that the user `postgres` can access, named in `folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0:
         return folder.resolve()
@@ -99,13 +105,14 @@ def _run(home: Path, program: str, *words: str) -> str:
     )
     if done.returncode != 0:
         raise RuntimeError(
-            f"{program} ended with {done.returncode}: {done.stderr or (home / 'server.out').read_text()[-1000:]}"
+            f"{program} ended with {done.returncode}: "
+            f"{done.stderr or (home / 'server.out').read_text()[-1000:]}"
         )
     return str(done.stdout or "")
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

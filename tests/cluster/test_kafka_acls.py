@@ -35,8 +35,10 @@ def test_the_platform_is_permitted_its_own_topics_and_groups(tmp_path: Path) -> 
     assert [line for line in lines if "--topic" in line] == [
         (
             "kafka-acls.sh --bootstrap-server BROKER:9092 --add --allow-principal 'User:vicinage'"
-            " --operation Read --operation Write --operation Create --operation Delete --operation Describe"
-            " --operation DescribeConfigs --operation Alter --topic 'vicinage.' --resource-pattern-type prefixed"
+            " --operation Read --operation Write --operation Create --operation Delete "
+            "--operation Describe"
+            " --operation DescribeConfigs --operation Alter --topic 'vicinage.' "
+            "--resource-pattern-type prefixed"
         )
     ]
     assert any("--group 'vicinage.'" in line for line in lines)

@@ -353,7 +353,10 @@ def test_a_database_that_cut_its_connections_is_used_again_without_help(postgres
     registry = Registry(engine, ManualClock())
     other = open_catalog(postgres_url)
     with other.connect() as c:
-        cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        cut = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = "
+            "current_database() AND pid <> pg_backend_pid()"
+        )
         assert c.execute(text(cut)).all()
     registry.create_tenant("acme", actor="test")
     assert [t.name for t in registry.tenants()] == ["acme"]

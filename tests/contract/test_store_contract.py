@@ -364,7 +364,10 @@ def test_urls_are_understood_or_refused_and_never_repeat_a_secret(tmp_path: Path
     assert shown("/data/store") == "/data/store"
 
 
-PUT = "import sys; from pathlib import Path; from vicinage.store import LocalStore; LocalStore(Path(sys.argv[1])).put('a', b'x')"
+PUT = (
+    "import sys; from pathlib import Path; from vicinage.store import LocalStore; "
+    "LocalStore(Path(sys.argv[1])).put('a', b'x')"
+)
 
 
 def test_a_kill_before_the_link_leaves_nothing_to_be_seen(tmp_path: Path) -> None:

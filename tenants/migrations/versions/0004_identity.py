@@ -1,4 +1,4 @@
-"""The identity of collections: which creation of a name a record was written to."""
+"""The identity of collections: it distinguishes creations of one name."""
 
 import secrets
 

@@ -1,4 +1,4 @@
-"""The measured recall of each collection, which survives a restart of its gateway."""
+"""The measured recall of each collection, stored to survive gateway restarts."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""How each tenant's documents topic was divided over time."""
+"""Partition maps of each tenant's documents topic."""
 
 import sqlalchemy as sa
 from alembic import op

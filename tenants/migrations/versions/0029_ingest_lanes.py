@@ -1,4 +1,4 @@
-"""Generations that ingest writes apart from the rest of their partition."""
+"""Lanes: generations that ingest writes separately from their partition."""
 
 import sqlalchemy as sa
 from alembic import op

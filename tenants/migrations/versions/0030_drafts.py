@@ -1,4 +1,4 @@
-"""Objects of unfinished work."""
+"""Drafts: segments in progress."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Where ingest is in each partition, and whether it reads it."""
+"""Ingest's position and state in each partition."""
 
 import sqlalchemy as sa
 from alembic import op
