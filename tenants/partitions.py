@@ -23,9 +23,8 @@ def append(
     """
     if epoch >= EPOCHS_MAX:
         raise Refused(
-            f"the documents topic of {tenant} has changed {EPOCHS_MAX - 1} times, the most there "
-            "may be: reindexing does not"
-            " help, so move the tenant's documents to a new tenant",
+            f"the documents topic of {tenant} has changed {EPOCHS_MAX - 1} times, the maximum: move"
+            " the tenant's documents to a new tenant (reindexing does not help)",
             field="partitions",
             limit=EPOCHS_MAX,
         )

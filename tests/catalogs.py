@@ -62,7 +62,7 @@ def fresh_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     )
 
 
-def nowhere(_generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def place_on_two_slots(_generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (0, 1), (0, 0)
 
 
@@ -70,7 +70,7 @@ def make(catalog: Catalog, name: str = "docs", tenant: str = "acme") -> Generati
     if tenant not in {t.name for t in catalog.registry.tenants()}:
         catalog.registry.create_tenant(tenant, actor="test")
     return catalog.registry.create_collection(
-        tenant, name, dimension=4, place=nowhere, actor="test"
+        tenant, name, dimension=4, place=place_on_two_slots, actor="test"
     ).generation()
 
 

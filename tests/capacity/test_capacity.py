@@ -1,4 +1,4 @@
-"""Accounting and headroom say what the snapshot holds, and no more."""
+"""Accounting and headroom of a snapshot."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ ONE, TWO = ShardId("acme", "docs", 1, 0), ShardId("acme", "docs", 1, 1)
 def shard(
     tenant: str, collection: str, generation: int, slot: int, passages: int, each: int = 100
 ) -> ShardStats:
-    """A shard in memory, of so many bytes a passage."""
+    """Returns a shard in memory with this many bytes per passage."""
     return ShardStats(
         ShardId(tenant, collection, generation, slot),
         passages // 2,

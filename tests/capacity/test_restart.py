@@ -1,4 +1,4 @@
-"""After a restart the report says what is there, although next to nothing is in memory."""
+"""After a restart the report is complete, although almost nothing is in memory."""
 
 import asyncio
 from dataclasses import replace
@@ -52,7 +52,7 @@ def test_counts_and_headroom_after_a_restart_are_those_of_before_or_bounds(tmp_p
         assert found <= 32
         eventually(lambda: documents(later) == (32, False))
         [shard] = asyncio.run(later.stats()).shards
-        assert not shard.resident, "it was counted without being brought in"
+        assert not shard.resident, "it was counted without being loaded"
         [host] = host_memory(taken(later))
         assert host.limit_bytes == LIMIT
         assert host.not_resident_bytes > shard.store_bytes > 0

@@ -1,4 +1,4 @@
-"""What a snapshot of a live platform says is what was written to it."""
+"""A snapshot of a running platform has the documents that were written to it."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The clients against a real small server that answers as the API does."""
+"""The clients against a small real server that answers as the API does."""
 
 import asyncio
 import base64
@@ -65,10 +65,10 @@ FACTS = {
 
 
 class Platform:
-    """What was asked, and what to answer first: one of `refusals` an answer, until there are none left."""
+    """The requests so far, and the answers: first those of `refusals`, one per request."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str, Any, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, Any, dict[str, str]]] = []
         self.refusals: list[Response] = []
         self.written = 0
 
@@ -77,12 +77,12 @@ class Platform:
         path = request.scope["raw_path"].decode() + (
             f"?{request.url.query}" if request.url.query else ""
         )
-        self.asked.append(
+        self.requests.append(
             (request.method, path, json.loads(body) if body else None, dict(request.headers))
         )
         if self.refusals:
             return self.refusals.pop(0)
-        return self.answer(request.method, path, self.asked[-1][2])
+        return self.answer(request.method, path, self.requests[-1][2])
 
     def answer(self, method: str, path: str, body: Any) -> Response:
         if path.endswith("/search"):
@@ -94,7 +94,7 @@ class Platform:
                 for d in body["documents"]
                 if not d["text"]
             ]
-            token = f"{len(self.asked) % 2}-{self.written}"
+            token = f"{len(self.requests) % 2}-{self.written}"
             return JSONResponse(
                 {"accepted": len(body["documents"]) - len(bad), "rejected": bad, "token": token},
                 202,
@@ -103,7 +103,7 @@ class Platform:
             return JSONResponse({"accepted": 2, "matched": 2, "judged": "0-7", "token": "0-9"}, 202)
         if path.endswith("/documents:delete"):
             return JSONResponse(
-                {"accepted": len(body["ids"]), "token": f"0-{len(self.asked)}"}, 202
+                {"accepted": len(body["ids"]), "token": f"0-{len(self.requests)}"}, 202
             )
         if path.endswith("/search:batch"):
             lines = [
@@ -155,7 +155,7 @@ def url(platform: Platform) -> Iterator[str]:
 
 @pytest.fixture(params=["sync", "async"])
 def call(request: pytest.FixtureRequest, url: str) -> Callable[..., Any]:
-    """`call("search", "docs", "red")` through either client: they do the same."""
+    """Returns `call("search", "docs", "red")` for each client: both behave the same."""
 
     def through_sync(name: str, *given: Any, timeout_s: float = 5.0, **named: Any) -> Any:
         with Client(url, "vk_key", timeout_s=timeout_s) as client:
@@ -181,7 +181,7 @@ def test_a_search_sends_what_was_said_and_nothing_else(call: Callable, platform:
         wait_for="0-4",
         include=["text"],
     )
-    [(method, path, body, headers)] = platform.asked
+    [(method, path, body, headers)] = platform.requests
     assert (method, path, headers["authorization"]) == (
         "POST",
         "/v1/collections/my%20docs/search",
@@ -204,7 +204,7 @@ def test_a_mode_is_sent_as_it_was_said(call: Callable, platform: Platform) -> No
     fusion = {"method": "weighted", "dense_weight": 0.3}
     call("search", "docs", "red", vector=[1.0, 0.0], mode="hybrid", fusion=fusion)
     call("search", "docs", "red", rerank=50)
-    assert [body for _, _, body, _ in platform.asked] == [
+    assert [body for _, _, body, _ in platform.requests] == [
         {"text": "red", "k": 10, "mode": "lexical"},
         {"text": "red", "k": 10, "mode": "hybrid", "fusion": fusion, "vector": [1.0, 0.0]},
         {"text": "red", "k": 10, "rerank": 50},
@@ -221,7 +221,7 @@ def test_each_lists_score_is_read_where_there_is_one() -> None:
 def test_a_numpy_vector_goes_as_binary(call: Callable, platform: Platform) -> None:
     vector = np.arange(4, dtype=np.float64) / 3
     call("search", "docs", vector=vector, exact=True)
-    body = platform.asked[0][2]
+    body = platform.requests[0][2]
     sent = np.frombuffer(base64.b64decode(body.pop("vector_base64")), "<f4")
     np.testing.assert_array_equal(sent, vector.astype(np.float32))
     assert body == {"k": 10, "exact": True}
@@ -247,9 +247,9 @@ def test_wait_for_takes_whatever_a_write_gave(
     with Client(url, "k") as client:
         client.search("docs", "red", wait_for=wait_for)
         client.get("docs", "a", wait_for=wait_for)
-    assert platform.asked[0][2].get("wait_for") == sent
+    assert platform.requests[0][2].get("wait_for") == sent
     text = f"{sent['partition']}-{sent['offset']}" if isinstance(sent, dict) else sent
-    assert platform.asked[1][1].partition("?")[2] == (f"wait_for={text}" if text else "")
+    assert platform.requests[1][1].partition("?")[2] == (f"wait_for={text}" if text else "")
 
 
 def test_an_upsert_draws_from_any_iterable_in_batches(call: Callable, platform: Platform) -> None:
@@ -257,7 +257,7 @@ def test_an_upsert_draws_from_any_iterable_in_batches(call: Callable, platform: 
 
     def endless() -> Iterator[dict[str, Any]]:
         for i in range(25):
-            drawn.append((i, len(platform.asked)))
+            drawn.append((i, len(platform.requests)))
             yield {
                 "id": str(i),
                 "text": "" if i == 3 else f"text {i}",
@@ -265,12 +265,12 @@ def test_an_upsert_draws_from_any_iterable_in_batches(call: Callable, platform: 
             }
 
     written = call("upsert", "docs", endless(), batch=10, on_rejected="return")
-    assert [len(body["documents"]) for _, _, body, _ in platform.asked] == [10, 10, 5]
+    assert [len(body["documents"]) for _, _, body, _ in platform.requests] == [10, 10, 5]
     assert (drawn[9][1], drawn[10][1], drawn[24][1]) == (0, 1, 2), "drawn as they are sent"
     assert written.accepted == 24
     assert [(r.id, r.field) for r in written.rejected] == [("3", "text")]
     assert written.token == "0-20.1-25", "the last position of each partition"
-    assert platform.asked[0][2]["documents"][0]["vector"] == [0.0, 0.0]
+    assert platform.requests[0][2]["documents"][0]["vector"] == [0.0, 0.0]
 
 
 def test_a_bar_shows_progress_on_stderr(call: Callable, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +287,7 @@ def test_the_other_calls(call: Callable, platform: Platform) -> None:
     assert call("delete", "docs", ["a", "b"]) == read.Deleted(2, "0-5")
     assert call("dead_letters", after=3)[0]["reason"] == "no id"
     assert call("delete_collection", "docs") is None
-    assert [(method, path, body) for method, path, body, _ in platform.asked] == [
+    assert [(method, path, body) for method, path, body, _ in platform.requests] == [
         ("POST", "/v1/collections", {"name": "docs", "dimension": 3, "metric": "dot"}),
         ("GET", "/v1/collections", None),
         ("GET", "/v1/collections/docs", None),
@@ -302,7 +302,7 @@ def test_the_other_calls(call: Callable, platform: Platform) -> None:
 def test_a_path_is_sent_as_it_was_meant(call: Callable, platform: Platform, name: str) -> None:
     call("get", "docs", name)
     call("collection", name)
-    sent = [path for _, path, _, _ in platform.asked]
+    sent = [path for _, path, _, _ in platform.requests]
     assert [unquote(path) for path in sent] == [
         f"/v1/collections/docs/documents/{name}",
         f"/v1/collections/{name}",
@@ -338,7 +338,7 @@ def test_an_error_says_what_to_do_next_and_is_not_tried_again(
         "k",
         1000,
     )
-    assert len(platform.asked) == 1
+    assert len(platform.requests) == 1
 
 
 def test_load_is_waited_out_as_long_as_the_platform_asks(
@@ -348,7 +348,7 @@ def test_load_is_waited_out_as_long_as_the_platform_asks(
     start = time.monotonic()
     assert call("search", "docs", "red").generation == 1
     assert 1.1 <= time.monotonic() - start < 4
-    assert len(platform.asked) == 3
+    assert len(platform.requests) == 3
 
 
 def test_when_its_time_is_up_the_refusal_is_handed_over_at_once(
@@ -360,7 +360,7 @@ def test_when_its_time_is_up_the_refusal_is_handed_over_at_once(
         call("search", "docs", "red", timeout_s=1.0)
     assert raised.value.retry_after_s == 30
     assert time.monotonic() - start < 0.9, "waiting could not have helped"
-    assert len(platform.asked) == 1
+    assert len(platform.requests) == 1
 
 
 def test_a_platform_that_comes_back_is_found_again() -> None:
@@ -377,7 +377,7 @@ def test_a_platform_that_comes_back_is_found_again() -> None:
         late.join(10)
 
 
-def test_nobody_there_is_said_when_the_time_is_up(call: Callable) -> None:
+def test_an_unreachable_platform_is_reported_after_the_timeout(call: Callable) -> None:
     port = free_port()
     start = time.monotonic()
     with (
@@ -396,7 +396,7 @@ def test_an_address_that_is_none_is_said_at_once() -> None:
 
 
 def silent_server() -> tuple[int, list[bytes], Callable[[], None]]:
-    """Takes each request and closes without a word, as a gateway that is killed does."""
+    """Accepts each request and closes without an answer, as a gateway that is killed does."""
     import socket
 
     listener = socket.create_server(("127.0.0.1", 0))
@@ -438,7 +438,7 @@ def test_what_json_cannot_say_is_refused_here(url: str, platform: Platform) -> N
             client.search("docs", vector=[float("nan")])
         with pytest.raises(InvalidArgument, match="JSON"):
             client.search("docs", "red", filter={"at": object()})
-    assert platform.asked == []
+    assert platform.requests == []
 
 
 def test_an_answer_that_is_no_problem_document_is_an_error_all_the_same(
@@ -511,7 +511,7 @@ def test_an_invalid_argument_is_refused_before_anything_is_sent(
         given(call)
     assert isinstance(raised.value, ValueError)
     assert isinstance(raised.value, VicinageError)
-    assert platform.asked == []
+    assert platform.requests == []
 
 
 @pytest.mark.parametrize(
@@ -542,7 +542,7 @@ def test_progress_without_its_library_is_refused_before_anything_is_sent(
     for method in (("upsert", "docs", [{"id": "a", "text": "x"}]), ("wait", "docs")):
         with pytest.raises(InvalidArgument, match=r"vicinage-client\[progress\]"):
             call(*method, progress=True)
-    assert platform.asked == []
+    assert platform.requests == []
 
 
 def test_a_closed_client_says_so(url: str) -> None:
@@ -579,7 +579,7 @@ def test_a_document_that_cannot_be_sent_is_named(
     assert raised.value.document_id == "wrong"
     assert raised.value.written is not None
     assert (raised.value.written.accepted, raised.value.written.token) == (1, "1-1")
-    assert len(platform.asked) == 1
+    assert len(platform.requests) == 1
 
 
 def test_vectors_are_checked_with_optimization_too(url: str) -> None:
@@ -621,7 +621,7 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
 def test_a_key_with_the_line_end_of_its_file_is_good(url: str, platform: Platform) -> None:
     with Client(url, "vk_key\n") as client:
         client.collections()
-    assert platform.asked[0][3]["authorization"] == "Bearer vk_key"
+    assert platform.requests[0][3]["authorization"] == "Bearer vk_key"
 
 
 def test_neither_repr_nor_errors_hold_the_key(call: Callable) -> None:
@@ -647,7 +647,7 @@ def test_rejected_documents_raise_after_everything_else_is_written(
     written = raised.value.written
     assert (written.accepted, written.n_rejected, [r.id for r in written.rejected]) == (4, 1, ["1"])
     assert written.token == "0-4.1-5"
-    assert len(platform.asked) == 3
+    assert len(platform.requests) == 3
 
 
 def test_a_bulk_write_that_fails_says_what_was_written(call: Callable, platform: Platform) -> None:
@@ -655,7 +655,7 @@ def test_a_bulk_write_that_fails_says_what_was_written(call: Callable, platform:
 
     def documents() -> Iterator[dict[str, Any]]:
         for i in range(6):
-            if len(platform.asked) == 2:
+            if len(platform.requests) == 2:
                 platform.refusals = [problem(413, "too-large")]
             seen.append(i)
             yield {"id": str(i), "text": "x"}
@@ -668,7 +668,7 @@ def test_a_bulk_write_that_fails_says_what_was_written(call: Callable, platform:
 
 def test_a_batch_is_bounded_in_bytes_too(call: Callable, platform: Platform) -> None:
     call("upsert", "docs", ({"id": str(i), "text": "x" * (3 << 20)} for i in range(4)))
-    assert [len(body["documents"]) for _, _, body, _ in platform.asked] == [3, 1]
+    assert [len(body["documents"]) for _, _, body, _ in platform.requests] == [3, 1]
 
 
 def test_an_asynchronous_iterable_is_drawn_from_as_it_is_sent(url: str, platform: Platform) -> None:
@@ -683,7 +683,7 @@ def test_an_asynchronous_iterable_is_drawn_from_as_it_is_sent(url: str, platform
 
     written = asyncio.run(run())
     assert (written.accepted, written.token) == (5, "0-4.1-5")
-    assert [len(body["documents"]) for _, _, body, _ in platform.asked] == [2, 2, 1]
+    assert [len(body["documents"]) for _, _, body, _ in platform.requests] == [2, 2, 1]
 
 
 def test_an_asynchronous_write_that_fails_says_what_was_written(url: str) -> None:
@@ -718,13 +718,13 @@ def test_a_deletion_by_filter_says_what_it_matched_and_until_when_it_judged(
 ) -> None:
     found = call("delete", "docs", filter={"lang": "en"}, wait_for="0-5")
     assert found == read.Deleted(2, "0-9", 2, "0-7")
-    assert platform.asked[0][2] == {"filter": {"lang": "en"}, "wait_for": "0-5"}
+    assert platform.requests[0][2] == {"filter": {"lang": "en"}, "wait_for": "0-5"}
 
 
 def test_many_ids_are_deleted_in_several_calls(call: Callable, platform: Platform) -> None:
     found = call("delete", "docs", (str(i) for i in range(10_001)))
     assert found == read.Deleted(10_001, "0-2")
-    assert [len(body["ids"]) for _, _, body, _ in platform.asked] == [10_000, 1]
+    assert [len(body["ids"]) for _, _, body, _ in platform.requests] == [10_000, 1]
     assert call("delete", "docs", []) == read.NOTHING_DELETED
 
 
@@ -743,7 +743,7 @@ def test_many_searches_are_answered_in_their_order(call: Callable, platform: Pla
         ["red", {"vector": np.zeros(2), "k": 3, "wait_for": read.Written(1, (), "0-7")}],
     )
     assert [r.effort for r in found] == [0, 1]
-    assert platform.asked[0][2]["searches"] == [
+    assert platform.requests[0][2]["searches"] == [
         {"text": "red"},
         {"k": 3, "wait_for": "0-7", "vector_base64": base64.b64encode(bytes(8)).decode()},
     ]
@@ -791,7 +791,7 @@ def test_a_wait_asks_again_until_the_write_is_searchable(
     late = [problem(504, "deadline-exceeded", ahead=n) for n in (7, 3)]
     platform.refusals = list(late)
     assert call("wait", "docs", read.Written(1, (), "0-7"), progress=True).name == "docs"
-    assert [path for _, path, _, _ in platform.asked] == [
+    assert [path for _, path, _, _ in platform.requests] == [
         "/v1/collections/docs?wait_for=0-7&timeout_ms=2000"
     ] * 3
     assert "4/7" in capsys.readouterr().err
@@ -804,8 +804,8 @@ def test_a_wait_for_the_latest_write_does_not_move_on_with_later_writes(
         problem(504, "deadline-exceeded", ahead=n, wait_for="0-7.1-3") for n in (7, 3)
     ]
     call("wait", "docs")
-    asked = [path.split("?")[1].split("&")[0] for _, path, _, _ in platform.asked]
-    assert asked == ["wait_for=latest", "wait_for=0-7.1-3", "wait_for=0-7.1-3"]
+    requests = [path.split("?")[1].split("&")[0] for _, path, _, _ in platform.requests]
+    assert requests == ["wait_for=latest", "wait_for=0-7.1-3", "wait_for=0-7.1-3"]
 
 
 def test_a_wait_that_runs_out_says_what_is_before_the_write(url: str, platform: Platform) -> None:
@@ -813,4 +813,4 @@ def test_a_wait_that_runs_out_says_what_is_before_the_write(url: str, platform: 
     with Client(url, "k") as client, pytest.raises(Timeout) as raised:
         client.wait("docs", timeout_s=0.0)
     assert raised.value.problem["ahead"] == 7
-    assert "wait_for=latest" in platform.asked[0][1]
+    assert "wait_for=latest" in platform.requests[0][1]

@@ -1,4 +1,4 @@
-"""The audit key's file: made once, for its owner alone, needed by every process that writes records."""
+"""The audit key's file: created once, private to its owner, required to write records."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Settings: every mistake is one line that names where it stands; a directory remembers what it belongs to."""
+"""Settings: each error is one line that names its source; a data directory has an identity."""
 
 import os
 import stat
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own, and no variables of ours."""
+    """Changes to an empty working directory, without the platform's variables."""
     monkeypatch.chdir(tmp_path)
     for name in [n for n in os.environ if n.startswith("VICINAGE_")]:
         monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""Heads of requests over a real socket: bounded in size and time; everything else goes through as ever."""
+"""Heads of requests over a real socket are bounded in size and time; other requests succeed."""
 
 import socket
 import time
@@ -19,7 +19,7 @@ class Quick(BoundedHeads):
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the number of the body's bytes."""
+    """Answers with the size of the body."""
     if scope["type"] == "lifespan":
         while (event := await receive())["type"] != "lifespan.shutdown":
             await send({"type": f"{event['type']}.complete"})
@@ -48,7 +48,7 @@ def connected(port: int) -> Iterator[socket.socket]:
 
 
 def until(line: socket.socket, end: bytes) -> None:
-    """Read up to `end`, which must come."""
+    """Reads up to `end`; fails if it does not come."""
     found = b""
     while end not in found:
         chunk = line.recv(65_536)
@@ -57,7 +57,7 @@ def until(line: socket.socket, end: bytes) -> None:
 
 
 def rest(line: socket.socket) -> bytes:
-    """All that comes until the connection is closed from the other side."""
+    """Returns everything until the server closes the connection."""
     found = b""
     try:
         while chunk := line.recv(65_536):
@@ -156,7 +156,7 @@ def test_a_slow_body_is_the_applications_own_affair(port: int) -> None:
 
 
 async def refuse(scope: Any, receive: Any, send: Any) -> None:
-    """Answers before it has read the body, as a request without a key is answered."""
+    """Answers before it has read the body, as for a request without a key."""
     if scope["type"] == "lifespan":
         await echo(scope, receive, send)
         return
@@ -215,7 +215,7 @@ def test_the_answer_to_a_body_that_is_not_read_arrives_and_says_that_the_connect
         assert b"connection: close" in found
 
 
-def test_a_request_whose_body_has_come_keeps_its_connection_though_nobody_reads_it() -> None:
+def test_a_request_whose_body_has_come_keeps_its_connection_although_it_is_not_read() -> None:
     with serving(refuse, http=Impatient) as url, connected(number(url)) as line:
         for _ in range(3):
             line.sendall(POST % 3 + b"abc")

@@ -1,4 +1,4 @@
-"""What deploy/ sets and starts is what the platform has: settings, commands, paths and ports."""
+"""The files in deploy/ use the platform's settings, commands, paths and ports."""
 
 import configparser
 import re

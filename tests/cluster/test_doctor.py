@@ -1,4 +1,4 @@
-"""What `doctor` warns of, and what it says of halted partitions."""
+"""Warnings of `doctor`, and its report of halted partitions."""
 
 import json
 from pathlib import Path

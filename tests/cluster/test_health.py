@@ -1,4 +1,4 @@
-"""The listener for health and metrics: apart from the API, cheap, and with few connections."""
+"""The listener for health and metrics: separate from the API, cheap, with few connections."""
 
 import asyncio
 import socket

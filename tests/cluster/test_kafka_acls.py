@@ -1,4 +1,7 @@
-"""The permissions that the command prints. tests/contract/test_kafka_security.py runs the platform's own with them alone."""
+"""The permissions that the command prints.
+
+tests/contract/test_kafka_security.py runs the platform with only these permissions.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A role never outlives its supervisor, and `vicinage down` ends everything, whatever state it is in."""
+"""A role never outlives its supervisor, and `vicinage down` ends a platform in any state."""
 
 import json
 import os
@@ -40,14 +40,14 @@ Supervisor(Settings(data=Path(sys.argv[1])), commands).run()
 ENDS, HANGS = "signal.SIG_DFL", "signal.SIG_IGN"
 SLEEPS = "time.sleep(600)"
 HOLDS_THE_LOCK = "import re; re.match(r'(a*)*b', 'a' * 60)"
-"""Matches for hours, and no other thread of Python's has a turn."""
+"""A regular expression that matches for hours and holds the GIL."""
 
 
 @contextmanager
 def supervised(
     data: Path, told: str = ENDS, work: str = SLEEPS
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A supervisor of three roles that have all started."""
+    """Starts a supervisor of three roles; yields once all have started."""
     words = [sys.executable, "-c", SUPERVISES.format(told=told, work=work), str(data)]
     with (data.parent / "supervisor.log").open("wb") as out:
         supervisor = subprocess.Popen(words, cwd=ROOT, stderr=out)
@@ -62,7 +62,7 @@ def supervised(
 
 
 def roles(data: Path) -> dict[str, int]:
-    """Role → process id, of those that live."""
+    """Returns role → process id of the running roles."""
     state = running(data)
     found = {name: role["pid"] for name, role in state["roles"].items()} if state else {}
     return {name: pid for name, pid in found.items() if lives(pid)}

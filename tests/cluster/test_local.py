@@ -1,4 +1,4 @@
-"""The supervisor: who is stopped when, and who may read what lies in DATA."""
+"""The supervisor: the order of stopping, and the permissions of files in DATA."""
 
 import signal
 import socket

@@ -1,4 +1,4 @@
-"""Memory that is free inside of a process goes back to the system."""
+"""Free memory of a process is returned to the system."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The docs cannot drift: the reference is what the code says, and every link between pages leads somewhere."""
+"""The reference equals the text generated from the code, and every link between pages resolves."""
 
 import re
 import subprocess
@@ -52,7 +52,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.timeout(180)
 def test_the_site_builds_and_every_anchor_is_there(tmp_path: Path) -> None:
-    """`mkdocs --strict` fails on a link, an anchor or a page of the navigation that is not there."""
+    """`mkdocs --strict` fails on a missing link target, anchor or page of the navigation."""
     words = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""The role boundary: a process whose part has died ends itself, so that whoever supervises it starts it anew."""
+"""The role boundary: a process ends if one of its parts dies, so that it is restarted."""
 
 import signal
 import subprocess
@@ -29,7 +29,8 @@ async def dead(*_):
     raise ZeroDivisionError("the part is dead")
 
 {part} = dead
-run_role("gateway", Settings(data=Path(sys.argv[1]), gateway=GatewaySettings(port=int(sys.argv[2]))))
+gateway_settings = GatewaySettings(port=int(sys.argv[2]))
+run_role("gateway", Settings(data=Path(sys.argv[1]), gateway=gateway_settings))
 """
 
 
@@ -42,7 +43,7 @@ def test_a_gateway_whose_part_died_ends_its_process(tmp_path: Path, part: str) -
 
 
 def test_an_embedder_leaves_out_a_local_model_whose_files_are_not_there(tmp_path: Path) -> None:
-    missing = EmbeddingModel("lost", "local", str(tmp_path / "nowhere"), 4, 100)
+    missing = EmbeddingModel("lost", "local", str(tmp_path / "absent"), 4, 100)
     no_package = EmbeddingModel("lost-too", "local", "package:no_such_package", 4, 100)
     app = build_embedder(Settings(), [missing, no_package], key=None)
     assert TestClient(app).get("/readyz").json()["models"] == {}
@@ -54,20 +55,21 @@ from pathlib import Path
 from cluster.roles import run_role
 from vicinage.settings import GatewaySettings, Settings
 
-run_role("gateway", Settings(data=Path(sys.argv[1]), gateway=GatewaySettings(port=int(sys.argv[2]))))
+gateway_settings = GatewaySettings(port=int(sys.argv[2]))
+run_role("gateway", Settings(data=Path(sys.argv[1]), gateway=gateway_settings))
 print("ended in order", file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
 def test_a_gateway_that_is_told_to_stop_ends_what_it_holds_before_it_ends(
-    tmp_path: Path, told: signal.Signals
+    tmp_path: Path, stop_signal: signal.Signals
 ) -> None:
     port = free_port()
     words = [sys.executable, "-c", STOPS, str(tmp_path), str(port)]
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         eventually(lambda: listens(port), wait_s=50)
-        process.send_signal(told)
+        process.send_signal(stop_signal)
         _, said = process.communicate(timeout=30)
     assert "ended in order" in said and process.returncode == 0
 

@@ -1,4 +1,4 @@
-"""State files: whole, newest, and not needed: a full disk delays them."""
+"""State files: complete, newest, and optional: a full disk delays them."""
 
 import threading
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_a_full_disk_delays_a_state_file_and_raises_nothing(tmp_path: Path) -> N
         assert file.read() == {"pid": 2}
 
 
-def test_the_newest_state_is_the_one_that_stays_whoever_writes_it(tmp_path: Path) -> None:
+def test_the_newest_state_stays_whichever_thread_writes_it(tmp_path: Path) -> None:
     file, known = StateFile(tmp_path / "actors.json"), {}
 
     def learn(name: str) -> None:
@@ -37,9 +37,7 @@ def test_the_newest_state_is_the_one_that_stays_whoever_writes_it(tmp_path: Path
     assert file.read().keys() == set(names)
 
 
-def test_actors_that_a_gateway_has_not_heard_from_since_its_restart_keep_what_was_known_of_them() -> (
-    None
-):
+def test_actors_that_have_not_answered_since_a_restart_keep_their_entries() -> None:
     heard, silent, new = (RayRole(name, None) for name in ("ingest", "searcher-0", "searcher-1"))
     heard.pid = 20
     before = {"ingest": {"pid": 10}, "searcher-0": {"pid": 11}, "gone": {"pid": 12}}

@@ -1,4 +1,4 @@
-"""What a role stands on is opened although the brokers come a little later; a command does not wait for them."""
+"""A role waits for brokers that start a little later; a command does not."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ def on_port(folder: Path, port: int) -> Settings:
 
 @contextmanager
 def forwarded_later(port: int, to: str, after_s: float) -> Iterator[None]:
-    """Listens on the port after a while, and passes every connection on to the server."""
+    """Listens on the port after a delay, and forwards every connection to the server."""
     host, _, to_port = to.rpartition(":")
     loop = asyncio.new_event_loop()
 
@@ -52,7 +52,7 @@ def forwarded_later(port: int, to: str, after_s: float) -> Iterator[None]:
         loop.close()
 
 
-def test_a_log_that_is_away_is_waited_for_as_long_as_asked(tmp_path: Path) -> None:
+def test_an_unreachable_log_is_waited_for_within_the_given_time(tmp_path: Path) -> None:
     port, began = free_port(), time.monotonic()
     with pytest.raises(Unavailable):
         open_resources(on_port(tmp_path, port), log_wait_s=1.2)

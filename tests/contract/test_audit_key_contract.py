@@ -1,4 +1,7 @@
-"""What the audit chain promises under a key that whoever writes to the catalog does not have, over SQLite and PostgreSQL."""
+"""The audit chain under a key, against writers of the catalog without it.
+
+Over SQLite and PostgreSQL.
+"""
 
 import re
 
@@ -20,7 +23,7 @@ def keyed(catalog: Catalog, key: AuditKey | None = KEY) -> Audit:
 
 
 def recompute(catalog: Catalog, key: AuditKey | None) -> None:
-    """What somebody does who can write to the catalog: another actor in record 2, and all hashes anew."""
+    """Forges the chain as a writer of the catalog can: changes record 2 and all later hashes."""
     with catalog.engine.begin() as c:
         previous = GENESIS
         for row in c.execute(select(tables.audit).order_by(tables.audit.c.seq)).mappings().all():

@@ -1,4 +1,7 @@
-"""What an index backend promises, for each kind and metric, against exact numpy; of GPUs with VICINAGE_TEST_DEVICE=cuda or emulated."""
+"""The contract of index backends, for each kind and metric, against exact numpy.
+
+GPUs: with VICINAGE_TEST_DEVICE=cuda, or emulated.
+"""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -37,14 +40,14 @@ backend = emulated_backend() if DEVICE == "emulated" else open_backend(DEVICE)
 
 @pytest.fixture(autouse=True)
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if what is built here were large enough for a GPU."""
+    """Treats the indexes built here as large enough for a GPU."""
     monkeypatch.setattr("indexer.backends.gpu_limits.NUMBERS_MIN", 1)
     monkeypatch.setattr("indexer.backends.gpu_limits.BUILD_ROWS_MIN", 1)
     monkeypatch.setattr("indexer.backends.gpu_limits.TRAIN_PER_LIST", 8)
 
 
 def built(vectors: np.ndarray, spec: IndexSpec, metric: Metric) -> Any:
-    """An index as it is searched by a node that serves it."""
+    """Returns an index as a serving node loads it."""
     return backend.place(backend.build(vectors, spec, metric, threads=1), vectors, metric)
 
 
@@ -140,7 +143,7 @@ def test_scores_are_those_of_the_vectors_whatever_the_index_keeps(
 def test_a_filter_that_runs_against_the_question_loses_nothing(
     data, spec: IndexSpec, metric: str, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the half of all rows that is farthest from the questions is allowed: a beam around them meets none of it."""
+    """Only the farthest half of all rows is allowed: a beam near the queries meets none of them."""
     vectors, queries = data
     monkeypatch.setattr("indexer.backends.widths.ROWS_PER_STEP", 0)
     asked = np.ascontiguousarray(queries[:1] + 0.001 * np.arange(n, dtype=np.float32)[:, None])
@@ -193,7 +196,10 @@ def test_a_beam_holds_the_rank_that_is_sought_and_widens_with_it(
 def test_a_filter_that_leaves_little_around_the_question_keeps_recall(
     data, spec: IndexSpec, metric: str, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nine tenths are allowed, but of the nearest thousand only every fiftieth: a beam for nine tenths holds none or one."""
+    """Nine tenths of all rows are allowed, but of the nearest thousand only every fiftieth.
+
+    A beam for nine tenths has none or one of them.
+    """
     vectors, queries = data
     monkeypatch.setattr("indexer.backends.widths.ROWS_PER_STEP", 1)
     asked = np.ascontiguousarray(np.repeat(queries[:1], n, axis=0))
@@ -238,7 +244,7 @@ def test_fewer_rows_than_k_are_said_by_minus_one(data) -> None:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("k", [10, 1_000])
 def test_rows_that_the_graph_cannot_reach_are_found_all_the_same(metric: str, k: int) -> None:
-    """Many equal vectors cut an HNSW graph into islands: walking it finds a few hundred of 9,000."""
+    """Many equal vectors split an HNSW graph: a walk finds a few hundred of 9,000."""
     vectors = np.repeat(np.eye(3, 16, dtype=np.float32), 3_000, axis=0)
     index = built(vectors, KINDS[1], metric)
     for allowed in (None, np.arange(len(vectors)) % 2 == 0):
@@ -254,7 +260,7 @@ def test_rows_that_the_graph_cannot_reach_are_found_all_the_same(metric: str, k:
 def test_exact_euclidean_distances_survive_vectors_far_from_zero(
     share: float | None, n: int
 ) -> None:
-    """|q|² + |v|² − 2·q·v leaves no digit of a distance of 0.04 between vectors of length 20,000."""
+    """|q|² + |v|² − 2·q·v cancels a distance of 0.04 between vectors of length 20,000."""
     rng = np.random.default_rng(3)
     vectors = (1_000 + rng.standard_normal((3_000, 384))).astype(np.float32)
     allowed = None if share is None else (np.arange(3_000) < n) | (rng.random(3_000) < share)
@@ -358,7 +364,7 @@ def test_a_manifest_names_a_kind_as_a_spec_does(spec: IndexSpec) -> None:
 def test_fewer_hits_are_found_as_surely_as_ten(
     data, spec: IndexSpec, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the least effort at which ten are."""
+    """Searches at the least effort that finds ten."""
     vectors, queries = data
     monkeypatch.setattr("indexer.backends.widths.ROWS_PER_STEP", 0)
     asked = np.ascontiguousarray(np.concatenate([queries, queries[::-1] * 0.5 + queries * 0.5]))
@@ -401,9 +407,26 @@ def test_lists_are_no_more_than_centroids_can_be_found_for() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["", "best", "hnsw:M=1", "hnsw:M=129", "hnsw:M=x", "hnsw:M=16,efc=1", "hnsw:M=16,efc=9999", "hnsw:", "hnsw:codes=pq",
-     "hnsw:lists=3", "ivf:M=8", "flat:M=8", "rabitq:lists=2", "ivf:lists=0", "ivf:lists=99999", "hnsw:M=8,=", "HNSW"],
-)  # fmt: skip
+    [
+        "",
+        "best",
+        "hnsw:M=1",
+        "hnsw:M=129",
+        "hnsw:M=x",
+        "hnsw:M=16,efc=1",
+        "hnsw:M=16,efc=9999",
+        "hnsw:",
+        "hnsw:codes=pq",
+        "hnsw:lists=3",
+        "ivf:M=8",
+        "flat:M=8",
+        "rabitq:lists=2",
+        "ivf:lists=0",
+        "ivf:lists=99999",
+        "hnsw:M=8,=",
+        "HNSW",
+    ],
+)
 def test_a_spec_that_is_none_is_refused(bad: str) -> None:
     with pytest.raises(Refused) as refused:
         choose(bad, 5, flat_max=100)

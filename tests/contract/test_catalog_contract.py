@@ -1,4 +1,4 @@
-"""What the catalog promises of tenants, collections and models, over SQLite and a real PostgreSQL."""
+"""The catalog's contract for tenants, collections and models, over SQLite and PostgreSQL."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from catalogs import Catalog, another, at_once, make, nowhere, once_after, selects_of
+from catalogs import Catalog, another, at_once, make, once_after, place_on_two_slots, selects_of
 from sqlalchemy import delete, text, update
 
 from tenants import tables
@@ -59,7 +59,12 @@ def test_each_creation_of_a_collection_has_an_identity_of_its_own(catalog: Catal
     first = catalog.registry.collection("acme", "docs")
     catalog.registry.delete_collection("acme", "docs", actor="test")
     catalog.registry.create_collection(
-        "acme", "docs", dimension=4, place=nowhere, first_offsets=lambda: (7, 0), actor="test"
+        "acme",
+        "docs",
+        dimension=4,
+        place=place_on_two_slots,
+        first_offsets=lambda: (7, 0),
+        actor="test",
     )
     again = Registry(catalog.engine, catalog.clock).collection("acme", "docs")
     assert first.uid
@@ -72,19 +77,30 @@ def test_the_default_model_gives_the_dimension_and_disagreement_is_refused(
 ) -> None:
     catalog.registry.create_tenant("acme", actor="test")
     made = catalog.registry.create_collection(
-        "acme", "docs", place=nowhere, actor="test"
+        "acme", "docs", place=place_on_two_slots, actor="test"
     ).generation()
     assert (made.model, made.dimension) == ("all-minilm-l6-v2", 384)
     with pytest.raises(Refused, match="384"):
         catalog.registry.create_collection(
-            "acme", "x", model="all-minilm-l6-v2", dimension=5, place=nowhere, actor="test"
+            "acme",
+            "x",
+            model="all-minilm-l6-v2",
+            dimension=5,
+            place=place_on_two_slots,
+            actor="test",
         )
 
 
 def test_cutting_over_is_one_step_and_only_for_a_ready_generation(catalog: Catalog) -> None:
     make(catalog)
     new = catalog.registry.add_generation(
-        "acme", "docs", index="flat", model=None, dimension=4, place=nowhere, actor="test"
+        "acme",
+        "docs",
+        index="flat",
+        model=None,
+        dimension=4,
+        place=place_on_two_slots,
+        actor="test",
     )
     assert [g.state for g in catalog.registry.collection("acme", "docs").generations] == [
         "live",
@@ -161,11 +177,17 @@ def test_a_refresh_loads_only_what_changed(catalog: Catalog) -> None:
     with another(catalog) as engine:
         reader = Registry(engine, catalog.clock)
         before = {c.name: c for c in reader.collections()}
-        questions = selects_of(engine)
+        selects = selects_of(engine)
         reader.refresh()
-        assert len(questions) == 1
+        assert len(selects) == 1
         catalog.registry.add_generation(
-            "acme", "b", index="flat", model=None, dimension=4, place=nowhere, actor="test"
+            "acme",
+            "b",
+            index="flat",
+            model=None,
+            dimension=4,
+            place=place_on_two_slots,
+            actor="test",
         )
         reader.refresh()
         after = {c.name: c for c in reader.collections()}
@@ -200,7 +222,9 @@ def test_a_tenant_that_is_deleted_stays_deleted_whatever_others_still_believe(
             lambda: catalog.registry.delete_tenant("acme", actor="test"),
         )
         with pytest.raises(NotFound):
-            behind.create_collection("acme", "late", dimension=4, place=nowhere, actor="test")
+            behind.create_collection(
+                "acme", "late", dimension=4, place=place_on_two_slots, actor="test"
+            )
         assert came
         for change in (behind.resume_tenant, behind.suspend_tenant, behind.delete_tenant):
             with pytest.raises(NotFound):
@@ -218,7 +242,7 @@ def test_deleting_a_tenant_takes_its_collections_with_it_also_those_just_made(
     make(catalog)
     with another(catalog) as engine:
         Registry(engine, catalog.clock).create_collection(
-            "acme", "new", dimension=4, place=nowhere, actor="test"
+            "acme", "new", dimension=4, place=place_on_two_slots, actor="test"
         )
         catalog.registry.delete_tenant("acme", actor="test")
     assert catalog.registry.collections() == ()
@@ -233,17 +257,19 @@ def test_a_change_that_fails_leaves_no_row_and_no_record(catalog: Catalog) -> No
     catalog.registry.create_tenant("acme", actor="test")
     version, n = catalog.registry.version, Audit(catalog.engine).verify()
 
-    def away(_generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        raise Unavailable("the log is away", dependency="log")
+    def unreachable(_generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        raise Unavailable("the log is unreachable", dependency="log")
 
     with pytest.raises(Unavailable):
-        catalog.registry.create_collection("acme", "docs", dimension=4, place=away, actor="test")
+        catalog.registry.create_collection(
+            "acme", "docs", dimension=4, place=unreachable, actor="test"
+        )
     assert (catalog.registry.refresh(), Audit(catalog.engine).verify()) == (version, n)
     assert catalog.registry.collections() == ()
 
 
-def test_nobody_waits_for_the_log_that_places_a_new_generation(catalog: Catalog) -> None:
-    """Where a generation begins is asked of the log, which may be slow: not while everybody's changes wait."""
+def test_no_change_waits_for_the_log_that_places_a_new_generation(catalog: Catalog) -> None:
+    """The log, which may be slow, is read before a change that all other changes wait for."""
     catalog.registry.create_tenant("acme", actor="test")
     others: list[str] = []
 
@@ -274,15 +300,15 @@ def test_a_generation_placed_under_a_number_that_was_taken_meanwhile_is_not_made
 
     def overtaken(_generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         Registry(catalog.engine, catalog.clock).add_generation(
-            "acme", "docs", place=nowhere, **more
+            "acme", "docs", place=place_on_two_slots, **more
         )
-        return nowhere(_generation)
+        return place_on_two_slots(_generation)
 
     def made_and_gone(_generation: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         other = Registry(catalog.engine, catalog.clock)
-        other.create_collection("acme", "new", dimension=4, place=nowhere, actor="test")
+        other.create_collection("acme", "new", dimension=4, place=place_on_two_slots, actor="test")
         other.delete_collection("acme", "new", actor="test")
-        return nowhere(_generation)
+        return place_on_two_slots(_generation)
 
     with pytest.raises(Conflict, match="meanwhile"):
         catalog.registry.add_generation("acme", "docs", place=overtaken, **more)
@@ -309,7 +335,14 @@ def test_what_cannot_be_built_is_refused_and_the_rule_named(catalog: Catalog) ->
     ):
         with pytest.raises(Refused, match=rule):
             catalog.registry.create_collection(
-                "acme", **{"name": "x", "dimension": 4, "place": nowhere, "actor": "test", **given}
+                "acme",
+                **{
+                    "name": "x",
+                    "dimension": 4,
+                    "place": place_on_two_slots,
+                    "actor": "test",
+                    **given,
+                },
             )
     for index in (
         "auto",
@@ -324,12 +357,12 @@ def test_what_cannot_be_built_is_refused_and_the_rule_named(catalog: Catalog) ->
     ):
         name = index.translate(str.maketrans(":=,", "---"))
         made = catalog.registry.create_collection(
-            "acme", name, dimension=4, index=index, place=nowhere, actor="test"
+            "acme", name, dimension=4, index=index, place=place_on_two_slots, actor="test"
         )
         assert made.generation().index == index
     with pytest.raises(NotFound, match="model"):
         catalog.registry.create_collection(
-            "acme", "y", model="unknown", place=nowhere, actor="test"
+            "acme", "y", model="unknown", place=place_on_two_slots, actor="test"
         )
 
 

@@ -1,4 +1,4 @@
-"""Objects of unfinished work, over SQLite and a real PostgreSQL: pinned while a manifest may come to name them."""
+"""Drafts are pinned while a manifest may still name them, over SQLite and PostgreSQL."""
 
 import pytest
 from catalogs import Catalog, make

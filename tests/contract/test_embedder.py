@@ -1,4 +1,4 @@
-"""What every embedder promises, whichever way it is reached: in this process, as the role, as a server of somebody else's."""
+"""The contract of embedders: in this process, as the role, and as a foreign server."""
 
 import threading
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def url(local: LocalEmbedder) -> Iterator[str]:
     thread.join(10)
 
 
-@pytest.fixture(params=["in process", "the role", "somebody else's"])
+@pytest.fixture(params=["in process", "the role", "a foreign server"])
 def embedder(request: pytest.FixtureRequest, local: LocalEmbedder, url: str) -> Iterator[Embedder]:
     match request.param:
         case "in process":

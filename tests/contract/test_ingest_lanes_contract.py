@@ -1,4 +1,4 @@
-"""Lanes of ingest, over each catalog."""
+"""The contract of ingest lanes, over each catalog."""
 
 from dataclasses import replace
 
@@ -75,7 +75,7 @@ def test_lanes_are_found_by_tenant_collection_and_generation(lanes: IngestLanes)
     assert lanes.of("acme", "docs") == [a, b]
     assert lanes.of("acme", "docs", [2, 3]) == [b]
     assert lanes.of("other") == [d]
-    assert lanes.of("nobody") == []
+    assert lanes.of("unknown") == []
 
 
 def test_what_is_owed_begins_at_the_hindmost_lane_of_the_partition() -> None:

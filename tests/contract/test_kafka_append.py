@@ -1,6 +1,6 @@
-"""What one topic's trouble does to others' appends on a real Kafka: nothing.
+"""A failing topic does not affect appends to others on a real Kafka.
 
-And what comes back after an outage.
+Appends recover after an outage.
 """
 
 import os
@@ -19,7 +19,7 @@ from vicinage.log import Log, Record, open_log
 
 pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("kafka")]
 BLOCKED_S = 5.0
-"""No append of the neighbor may take this long, on a busy machine; a blocked one took 25 s and more."""
+"""Longest append to the neighbor on a busy machine; a blocked one took 25 s and more."""
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def log(kafka_servers: str) -> Iterator[Log]:
 
 @pytest.fixture
 def names(log: Log) -> tuple[str, str]:
-    """A topic in trouble and its neighbor."""
+    """Creates a failing topic and its neighbor."""
     made = f"bad-{uuid.uuid4().hex[:8]}", f"good-{uuid.uuid4().hex[:8]}"
     for topic in made:
         log.ensure_topic(topic)
@@ -51,7 +51,7 @@ def configure(servers: str, topic: str, **settings: str) -> None:
 
 @contextmanager
 def a_neighbor(log: Log, topic: str) -> Iterator[list[bytes]]:
-    """Appends to `topic` all the while; fails when one append fails or takes BLOCKED_S."""
+    """Appends to `topic` continuously; fails if an append fails or takes BLOCKED_S."""
     stop, acknowledged, failed = threading.Event(), [], []
 
     def write() -> None:
@@ -281,7 +281,7 @@ def test_everything_comes_back_by_itself_when_the_broker_was_away_under_writes(
         log.close()
 
 
-def test_dead_letters_that_cannot_be_written_hold_up_nobody(
+def test_dead_letters_that_cannot_be_written_delay_no_other_tenant(
     tmp_path: Path, kafka_servers: str
 ) -> None:
     from resources import settings

@@ -1,4 +1,4 @@
-"""Every Kafka client of ours over SASL, TLS and mTLS, against a real broker whose authorizer is on."""
+"""The platform's Kafka clients over SASL, TLS and mTLS, against a broker with an authorizer."""
 
 import time
 import uuid
@@ -42,14 +42,19 @@ def permit(kafka: Secured, wanted: list[Acl]) -> None:
     admin.create_acls(
         [
             ACL(
-                acl.principal, "*", ACLOperation[acl.operation.upper()], ACLPermissionType.ALLOW,
+                acl.principal,
+                "*",
+                ACLOperation[acl.operation.upper()],
+                ACLPermissionType.ALLOW,
                 ResourcePattern(
-                    ResourceType[acl.resource.upper()], acl.name, ACLResourcePatternType[acl.pattern.upper()]
+                    ResourceType[acl.resource.upper()],
+                    acl.name,
+                    ACLResourcePatternType[acl.pattern.upper()],
                 ),
             )
             for acl in wanted
         ]
-    )  # fmt: skip
+    )
     admin.close()
     time.sleep(0.3)
 
@@ -108,7 +113,7 @@ def test_a_topic_without_permission_fails_alone_and_names_itself(kafka: Secured)
         ("mtls", {"cert_file": "", "key_file": ""}),
     ],
 )
-def test_who_is_not_known_is_refused_in_time_and_no_secret_is_told(
+def test_an_unknown_client_is_refused_in_time_without_revealing_a_secret(
     kafka: Secured, kind: str, changed: dict[str, str]
 ) -> None:
     settings = kafka.settings(kind, **changed)

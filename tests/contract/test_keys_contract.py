@@ -1,4 +1,4 @@
-"""What the catalog promises of keys and of the audit chain, over SQLite and a real PostgreSQL."""
+"""The catalog's contract for keys and the audit chain, over SQLite and PostgreSQL."""
 
 import pytest
 from catalogs import Catalog, make, selects_of
@@ -76,7 +76,7 @@ def test_scopes_of_tenants_and_operators_do_not_mix(catalog: Catalog) -> None:
         with pytest.raises(Refused):
             catalog.keys.create(tenant, scopes, actor="test")
     with pytest.raises(NotFound):
-        catalog.keys.create("nobody", {"read"}, actor="test")
+        catalog.keys.create("unknown", {"read"}, actor="test")
 
 
 def test_every_change_is_in_the_audit_chain_and_tampering_breaks_it(catalog: Catalog) -> None:
@@ -85,7 +85,7 @@ def test_every_change_is_in_the_audit_chain_and_tampering_breaks_it(catalog: Cat
     assert [r.action for r in audit.records()] == ["tenant.create", "collection.create"]
     assert audit.verify().seq == 2
     with catalog.engine.begin() as c:
-        c.execute(update(tables.audit).where(tables.audit.c.seq == 1).values(actor="somebody else"))
+        c.execute(update(tables.audit).where(tables.audit.c.seq == 1).values(actor="another"))
     with pytest.raises(Corrupt, match="record 1"):
         audit.verify()
 
@@ -94,15 +94,15 @@ def test_a_remembered_key_costs_no_statement(catalog: Catalog) -> None:
     catalog.registry.create_tenant("acme", actor="test")
     _, secret = catalog.keys.create("acme", {"read"}, actor="test")
     catalog.keys.authenticate(secret, "read")
-    questions = selects_of(catalog.engine)
+    selects = selects_of(catalog.engine)
     for _ in range(100):
         assert catalog.keys.remembers(secret)
         catalog.keys.authenticate(secret, "read")
-    assert questions == []
+    assert selects == []
     catalog.clock.advance(1)
     assert not catalog.keys.remembers(secret)
     catalog.keys.authenticate(secret, "read")
-    assert len(questions) == 1
+    assert len(selects) == 1
 
 
 def test_a_deleted_tenants_key_is_as_unknown_as_one_that_never_was(catalog: Catalog) -> None:

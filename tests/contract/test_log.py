@@ -1,4 +1,4 @@
-"""What every log promises: order, durability on return, replay, wake-ups, refusals.
+"""The contract of logs: order, durability on return, replay, wake-ups, refusals.
 
 Over SQLite and a real Kafka.
 """
@@ -159,7 +159,7 @@ def test_a_reader_goes_on_where_it_is_and_sees_every_partition(log: Log, topic: 
     reader.close()
 
 
-def test_a_reader_takes_partitions_in_and_lets_go_of_them(log: Log, topic: str) -> None:
+def test_a_reader_adds_and_removes_partitions(log: Log, topic: str) -> None:
     reader = log.reader({(topic, 0): 0})
     log.append(topic, 0, [Record(b"a")])
     log.append(topic, 1, [Record(b"b"), Record(b"c")])
@@ -291,7 +291,7 @@ def test_a_position_beyond_the_end_halts_its_partition_until_it_is_added_anew(
 
 
 def halts_alone(log: Log, topic: str, start: int, kind: str, *, close: bool = True):
-    """Partition 0 is halted at `start` for that reason, and partition 1 is read on."""
+    """Checks that partition 0 is halted at `start` for that reason, and partition 1 is read."""
     log.append(topic, 1, [Record(b"a")])
     reader = log.reader({(topic, 0): start, (topic, 1): 0})
     found = drain(reader, 1)
@@ -309,7 +309,7 @@ def halts_alone(log: Log, topic: str, start: int, kind: str, *, close: bool = Tr
 
 
 def until(reader, true, found: list, wait_s: float = 20.0) -> None:
-    """Poll until `true()`; what came is in `found`."""
+    """Polls until `true()`; appends the records to `found`."""
     end = time.monotonic() + wait_s
     while not true():
         assert time.monotonic() < end, f"halted: {reader.halted()}"
@@ -362,7 +362,7 @@ def test_an_offset_of_an_earlier_topic_of_that_name_is_not_read_from(log: Log, t
 def test_partitions_are_added_and_written_and_read(log: Log, topic: str) -> None:
     assert log.partitions(topic) == 2
     assert log.add_partitions(topic, 4) == log.partitions(topic) == 4
-    assert log.add_partitions(topic, 3) == 4, "none is ever taken away"
+    assert log.add_partitions(topic, 3) == 4, "none is ever removed"
     [offset] = log.append(topic, 3, [Record(b"x")])
     assert (log.end(topic, 3), values(drain(log.reader({(topic, 3): 0}), 1))) == (
         offset + 1,
@@ -504,7 +504,7 @@ def test_a_partition_that_there_is_not_is_said_at_once(log: Log, topic: str) -> 
         started = time.monotonic()
         with pytest.raises(NotFound):
             ask(topic, 7)
-        assert time.monotonic() - started < 5, "nobody else waits for it either"
+        assert time.monotonic() - started < 5, "no other call waits for it"
 
 
 def test_a_readers_place_is_beyond_all_that_it_gave(log: Log, topic: str) -> None:
@@ -540,7 +540,7 @@ def test_records_in_every_codec_of_kafkas_producers_are_read(kafka_servers: str)
 @pytest.mark.kafka
 @pytest.mark.xdist_group("kafka")
 @pytest.mark.parametrize("compression", [None, "lz4"])
-def test_a_record_that_cannot_be_decoded_is_said_in_its_place_and_holds_nobody_up(
+def test_a_record_that_cannot_be_decoded_is_replaced_and_does_not_halt_its_partition(
     kafka_servers: str, compression: str | None
 ) -> None:
     from kafka import KafkaProducer
@@ -572,7 +572,7 @@ def test_a_record_that_cannot_be_decoded_is_said_in_its_place_and_holds_nobody_u
 
 @pytest.mark.kafka
 @pytest.mark.xdist_group("kafka")
-def test_of_a_producers_transactions_what_was_aborted_is_not_read_and_their_markers_hold_nobody_up(
+def test_aborted_transactions_are_not_read_and_transaction_markers_do_not_delay_readers(
     kafka_servers: str,
 ) -> None:
     from kafka import KafkaProducer
@@ -607,7 +607,7 @@ def test_of_a_producers_transactions_what_was_aborted_is_not_read_and_their_mark
         still_open.send(topic, b"not yet", partition=0).get(timeout=30)
         [behind] = log.append(topic, 0, [Record(b"behind it")])
         assert behind < log.end(topic, 0), (
-            "what was acknowledged is in the log, whoever may read it yet"
+            "acknowledged records are in the log, although they cannot be read yet"
         )
         assert log.read(topic, 0, 4) == [] == reader.poll(wait_s=0.5)
         still_open.commit_transaction()

@@ -1,4 +1,4 @@
-"""What the catalog promises of manifests, leases and jobs, over SQLite and a real PostgreSQL."""
+"""The catalog's contract for manifests, leases and jobs, over SQLite and PostgreSQL."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What the catalog keeps of ingest's partitions: over every catalog."""
+"""The catalog's contract for ingest's positions, over each catalog."""
 
 from catalogs import Catalog
 

@@ -1,4 +1,4 @@
-"""What the quarantine promises, over SQLite and a real PostgreSQL."""
+"""The contract of the quarantine, over SQLite and PostgreSQL."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def damage(generation: Generation, name: str, **facts: object) -> Damage:
     return Damage(shard=generation.shards()[0], **{**made, **facts})  # type: ignore[arg-type]
 
 
-def test_of_all_who_meet_it_at_once_one_notes_it(catalog: Catalog) -> None:
+def test_of_concurrent_reports_one_is_recorded(catalog: Catalog) -> None:
     generation = make(catalog)
     published(catalog, generation, "s1")
     quarantine = catalog.manifests.quarantine
@@ -84,9 +84,10 @@ def test_what_is_corrupt_is_barred_until_it_is_replaced_or_found_whole(catalog: 
 
 
 def test_a_manifest_of_an_older_or_a_newer_version_is_read() -> None:
-    """Before, segments had no offsets of the log."""
+    """Segments of earlier versions have no log offsets."""
     objects = '{"passages": {"path": "s1/passages", "bytes": 1, "sha256": "00"}}'
-    facts = f'"id": "s1", "objects": {objects}, "kind": "flat", "n_passages": 1, "n_documents": 1, "n_deletes": 0'
+    facts = f'"id": "s1", "objects": {objects}, "kind": "flat", "n_passages": 1,'
+    facts += ' "n_documents": 1, "n_deletes": 0'
     older, newer = manifests._parse(
         f'[{{{facts}}}, {{{facts}, "first": 3, "end": 9, "color": "blue"}}]'
     )

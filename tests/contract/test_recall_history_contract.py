@@ -1,4 +1,4 @@
-"""What is kept of measured recall, over SQLite and a real PostgreSQL."""
+"""The contract of the recall history, over SQLite and PostgreSQL."""
 
 from catalogs import Catalog, at_once, make
 

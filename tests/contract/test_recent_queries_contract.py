@@ -1,4 +1,4 @@
-"""What is kept of recent questions, over SQLite and a real PostgreSQL."""
+"""The contract of recent queries, over SQLite and PostgreSQL."""
 
 import numpy as np
 from catalogs import Catalog, at_once, make
@@ -21,7 +21,7 @@ def test_the_newest_are_kept_and_put_in_the_place_of_those_before(catalog: Catal
     assert held.dtype == np.float32
 
 
-def test_questions_of_another_model_or_dimension_say_nothing(catalog: Catalog) -> None:
+def test_queries_of_another_model_or_dimension_are_not_returned(catalog: Catalog) -> None:
     of = make(catalog)
     queries = catalog.manifests.recent_queries
     queries.keep(of.tenant, of.collection, "another", vectors(3))
@@ -40,7 +40,7 @@ def test_they_go_with_the_collection_and_come_to_none_that_is_gone(catalog: Cata
     assert queries.of(of.tenant, of.collection, of.model, 4) is None
 
 
-def test_of_many_who_keep_at_once_nobody_fails_and_one_set_stays(catalog: Catalog) -> None:
+def test_concurrent_writers_all_succeed_and_one_set_stays(catalog: Catalog) -> None:
     of = make(catalog)
     queries = catalog.manifests.recent_queries
     at_once(

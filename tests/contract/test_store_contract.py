@@ -1,4 +1,4 @@
-"""What every store promises, over a local directory and a real S3 server."""
+"""The contract of stores, over a local directory and a real S3 server."""
 
 import os
 import queue
@@ -19,7 +19,7 @@ from vicinage.errors import Conflict, Corrupt, NotFound, Refused, Unavailable
 from vicinage.store import LocalStore, RemoteStore, Store, objects, open_store, shown
 
 pytestmark = pytest.mark.timeout(600)
-"""The S3 server is built from its source where it is not yet there."""
+"""Time for the S3 server, which is built from its source if absent."""
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -31,7 +31,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def s3_url(s3_server: str) -> str:
-    """The URL of an empty bucket of one's own."""
+    """Returns the URL of a new empty bucket."""
     endpoint, bucket = s3_server, f"b{uuid.uuid4().hex[:10]}"
     client = fs.S3FileSystem(
         access_key="test",
@@ -47,7 +47,7 @@ def s3_url(s3_server: str) -> str:
 
 
 def spoil(store: Store, path: str, data: bytes) -> None:
-    """Put other bytes where an object lies, as a bad disk would."""
+    """Replaces an object's bytes, as a bad disk would."""
     if isinstance(store, LocalStore):
         (store._root / path).write_bytes(data)
         return
@@ -118,7 +118,7 @@ def test_what_was_fetched_and_then_deleted_is_not_found_in_the_store(store: Stor
 
 
 def test_a_sweep_takes_the_time_before_it_asks_what_to_keep(store: Store) -> None:
-    """Whoever sweeps may stand still: what is named and written meanwhile is not old because of that."""
+    """A sweep may be suspended: objects named and written meanwhile do not count as old."""
 
     def named_before() -> set[str]:
         store.put("s/1/a", b"x")
@@ -218,7 +218,7 @@ def test_writers_of_one_path_at_once_leave_one_whole_object(tmp_path: Path) -> N
 def test_deleting_beside_a_writer_neither_fails_nor_takes_the_folder_from_under_it(
     tmp_path: Path,
 ) -> None:
-    """A folder that is empty goes away; a writer who was about to use it makes it again."""
+    """An empty folder is deleted; a writer that is about to use it creates it again."""
     store, written = LocalStore(tmp_path), queue.SimpleQueue()
     outcomes: list[object] = []
 
@@ -311,7 +311,7 @@ def test_a_copy_that_went_bad_in_the_cache_is_fetched_again(s3_url: str, tmp_pat
 
 
 @pytest.mark.s3
-def test_the_cache_keeps_to_its_bound_and_lets_go_of_what_was_used_longest_ago(
+def test_the_cache_evicts_the_least_recently_used_objects_beyond_its_bound(
     s3_url: str, tmp_path: Path
 ) -> None:
     store = open_store(s3_url, cache=tmp_path / "cache", cache_bytes_max=2_500)
@@ -329,13 +329,13 @@ def test_the_cache_keeps_to_its_bound_and_lets_go_of_what_was_used_longest_ago(
 
 
 @pytest.mark.s3
-def test_a_store_that_is_away_is_unavailable_and_good_copies_are_still_there(
+def test_an_unreachable_store_is_unavailable_and_intact_copies_are_still_served(
     s3_url: str, tmp_path: Path
 ) -> None:
     near = open_store(s3_url, cache=tmp_path / "cache")
     ref = near.put("a", b"hello")
     near.fetch(ref)
-    away = RemoteStore(
+    unreachable = RemoteStore(
         fs.S3FileSystem(
             access_key="x",
             secret_key="y",
@@ -346,8 +346,12 @@ def test_a_store_that_is_away_is_unavailable_and_good_copies_are_still_there(
         "bucket/prefix",
         tmp_path / "cache",
     )
-    assert away.fetch(ref).read_bytes() == b"hello"
-    for act in (lambda: away.get(ref), lambda: away.put("b", b"x"), lambda: list(away.list())):
+    assert unreachable.fetch(ref).read_bytes() == b"hello"
+    for act in (
+        lambda: unreachable.get(ref),
+        lambda: unreachable.put("b", b"x"),
+        lambda: list(unreachable.list()),
+    ):
         with pytest.raises(Unavailable) as found:
             act()
         assert found.value.dependency == "store"

@@ -1,4 +1,4 @@
-"""Growing a documents topic through the platform: the map first, then the topic."""
+"""Growth of a documents topic through the platform: the map first, then the topic."""
 
 import threading
 
@@ -25,7 +25,7 @@ def tenant(base: Resources) -> Tenant:
 
 
 def moving(n: int, m: int) -> str:
-    """A document that growth from n to m partitions moves to a new one."""
+    """Returns a document that growth from n to m partitions moves to a new one."""
     return next(f"d{i}" for i in range(1_000) if home_of("docs", f"d{i}", m) >= n)
 
 

@@ -1,4 +1,4 @@
-"""Migrations are one chain: two with one number, or two heads, break every start."""
+"""Migrations are one chain: two with the same number, or two heads, break every start."""
 
 import re
 from pathlib import Path

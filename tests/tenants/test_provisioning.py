@@ -1,4 +1,4 @@
-"""Tenants and collections made whole: topics and rows, whatever dies in between."""
+"""Tenants and collections are created completely, topics and rows, also after a crash."""
 
 from collections import Counter
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_a_tenant_has_its_topics_as_soon_as_it_exists(base: Resources) -> None:
     assert topics(base) == {made.documents_topic: 3, made.dead_topic: 1}
 
 
-def test_topics_that_a_crash_left_unmade_are_made_by_whoever_needs_them(base: Resources) -> None:
+def test_topics_that_a_crash_left_absent_are_created_by_their_first_user(base: Resources) -> None:
     tenant = base.registry.create_tenant("acme", actor="test")
     assert topics(base) == {}
     for _ in range(2):
@@ -45,7 +45,7 @@ def test_deleting_a_tenant_deletes_its_topics_and_asking_again_finishes_what_a_c
         )
     assert topics(base) == {}
     with pytest.raises(NotFound):
-        provisioning.delete_tenant(base.registry, base.log, "nobody", actor="test")
+        provisioning.delete_tenant(base.registry, base.log, "unknown", actor="test")
 
 
 def test_deleting_a_tenant_revokes_its_keys(base: Resources) -> None:

@@ -1,4 +1,4 @@
-"""The catalog's engine: what it is given, and what it says when the database is not there."""
+"""The catalog's engine: its URLs, and its errors without a database."""
 
 import sqlite3
 import time

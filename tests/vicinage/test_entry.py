@@ -1,4 +1,4 @@
-"""The command refuses to start where another package has the name of one of its own, and says where that one lies."""
+"""The command refuses to start if another package shadows one of its own, and names its path."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def start(
 
 
 def other(folder: Path, name: str) -> Path:
-    """A package of that name that is not ours."""
+    """Creates a foreign package of that name."""
     (folder / name).mkdir()
     (folder / name / "__init__.py").write_text("raise RuntimeError('never to be imported')\n")
     return folder

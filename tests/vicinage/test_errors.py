@@ -1,4 +1,4 @@
-"""The error tree: each error arrives on the other side of a process boundary as it was raised."""
+"""The error tree: an error keeps its fields across a process boundary."""
 
 import pickle
 
@@ -39,7 +39,7 @@ EXAMPLES = [
     NotFound("there is nothing"),
     Overloaded("full", retry_after_s=2.5),
     Unavailable(
-        "the log is away", dependency="log", retry_after_s=3.0, operator_detail="broker-1:9092"
+        "the log is down", dependency="log", retry_after_s=3.0, operator_detail="broker-1:9092"
     ),
     DeadlineExceeded("too late", dependency="searcher", ahead=3),
     Corrupt("flipped", path="segments/a"),

@@ -107,7 +107,7 @@ def test_a_refusal_says_when_there_will_be_room() -> None:
     assert full.value.retry_after_s == 5.0
 
 
-def test_who_was_away_has_saved_nothing_up() -> None:
+def test_an_idle_tenant_accumulates_no_deficit() -> None:
     queue: FairQueue[str] = FairQueue(cost_max=10**6, quantum=10)
     for _ in range(50):
         queue.put("a", [("a", 1)])
@@ -121,7 +121,7 @@ def items(n: int, length: int = 10) -> list[Item]:
     return [Item([0] * length, None, i) for i in range(n)]
 
 
-def test_questions_go_first_and_documents_do_not_starve() -> None:
+def test_queries_go_first_and_documents_do_not_starve() -> None:
     batcher = Batcher(queue_tokens=10**6, batch_tokens=100)
     batcher.put(TenantContext("a"), Lane.DOCUMENT, items(100, 7))
     kinds = []
@@ -140,7 +140,7 @@ def test_a_call_holds_texts_of_like_length() -> None:
     assert lengths == sorted(lengths) and sum(lengths) <= 60
 
 
-def test_while_questions_come_documents_go_in_shorter_calls() -> None:
+def test_while_queries_come_documents_go_in_shorter_calls() -> None:
     batcher = Batcher(queue_tokens=10**6, batch_tokens=10_000)
     batcher.aim(10_000, 0.1)
     batcher.put(TenantContext("a"), Lane.DOCUMENT, items(1_000))
@@ -149,7 +149,7 @@ def test_while_questions_come_documents_go_in_shorter_calls() -> None:
     assert [len(batcher.take()), len(batcher.take()), len(batcher.take())] == [1, 50, 100]
 
 
-def test_a_crowd_of_questions_is_split_too() -> None:
+def test_many_queries_are_split_too() -> None:
     batcher = Batcher(queue_tokens=10**6, batch_tokens=10_000)
     batcher.aim(10_000, 0.1)
     batcher.put(TenantContext("crowd"), Lane.QUERY, items(500))
@@ -179,7 +179,7 @@ def test_what_went_along_is_paid_back_in_later_turns() -> None:
     assert "a" in [queue.take(1)[0] for _ in range(5)]
 
 
-def test_a_debt_outlives_an_empty_line_and_is_forgiven_when_nobody_waits() -> None:
+def test_a_debt_outlives_an_empty_queue_and_ends_when_no_tenant_waits() -> None:
     queue: FairQueue[str] = FairQueue(items_max=1_000, quantum=4)
     for forgiven in (False, True):
         queue.put("a", [("a", 1)] * 20)
@@ -196,7 +196,7 @@ def test_only_what_fits_goes_along_and_order_is_kept() -> None:
     queue: FairQueue[int] = FairQueue(items_max=100, quantum=100)
     queue.put("a", [(i, 1) for i in range(10)])
     assert queue.take_along("a", lambda i: i % 2 == 0, 3) == [0, 2, 4]
-    assert queue.take_along("nobody", lambda _: True, 3) == []
+    assert queue.take_along("unknown", lambda _: True, 3) == []
     assert (queue.take(100), queue.cost, len(queue)) == ([1, 3, 5, 6, 7, 8, 9], 0, 0)
 
 

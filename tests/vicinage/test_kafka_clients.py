@@ -1,4 +1,4 @@
-"""Where no Kafka broker answers, every call fails within its bound and leaves no thread or descriptor behind."""
+"""Without a broker, every call fails within its bound and leaves no thread or descriptor."""
 
 import socket
 import threading
@@ -34,12 +34,12 @@ CALLS: dict[str, Callable[[Log], Any]] = {
     "poll": lambda log: log.reader({("t", 0): 0}).poll(wait_s=0.1),
 }
 BLOCKED_S = 5.0
-"""More than any of these calls takes on a busy machine; kafka-python looks for a broker for 30 s."""
+"""Longest of these calls on a busy machine; kafka-python looks for a broker for 30 s."""
 
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """host:port of what takes connections and never answers, as a broker that stands still."""
+    """Yields host:port of a server that accepts connections and never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(64)

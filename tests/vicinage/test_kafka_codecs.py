@@ -1,4 +1,4 @@
-"""A compressed batch is decompressed up to a bound and no further, with each of Kafka's codecs."""
+"""A compressed batch is decompressed up to a bound, with each of Kafka's codecs."""
 
 import gzip
 import struct
@@ -36,7 +36,7 @@ DAMAGED = (
     zstandard.ZstdError,
     snappy.UncompressError,
 )
-"""What the codecs raise for bytes that are no whole stream; the reader halts the partition."""
+"""Errors of the codecs for incomplete streams; the reader halts the partition."""
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -86,7 +86,7 @@ def test_a_snappy_block_that_claims_a_gigabyte_is_refused_unread() -> None:
 
 
 @given(st.binary(max_size=200), st.sampled_from(sorted(CODECS)))
-def test_bytes_of_strangers_are_an_error_or_small(data: bytes, name: str) -> None:
+def test_untrusted_bytes_are_an_error_or_small(data: bytes, name: str) -> None:
     _, decompress = CODECS[name]
     try:
         found = decompress(data, BOUND)

@@ -1,4 +1,4 @@
-"""MACs on internal records: whose are read, with which keys."""
+"""MACs on internal records: the records that are read with given keys."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Versions order all writes of one document, whatever became of its topic's partitions."""
+"""Versions order all writes of one document across changes of its topic's partitions."""
 
 import pytest
 from hypothesis import assume, given
@@ -67,7 +67,7 @@ def test_a_record_has_the_newest_map_under_which_it_is_at_home_and_counts(
 
 
 def test_a_producer_that_knows_added_partitions_before_their_map_wins_in_an_old_one_too() -> None:
-    """The document's home moved away from partition 0 and back to it: there its records have three maps to choose from."""
+    """The document's home moved from partition 0 and back: three maps apply to its records."""
     two = PartitionMap("t", 2, (0, 0))
     four = grown(two, 4, [4, 4])
     six = grown(four, 6, [17, 15, 2, 0])

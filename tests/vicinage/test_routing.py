@@ -1,4 +1,4 @@
-"""One partitioner on every road: ours is the one that Kafka's own clients use."""
+"""All writers use one partitioner, that of Kafka's clients."""
 
 import base64
 import shutil

@@ -1,4 +1,4 @@
-"""Temporary folders: gone with their block, or with their process."""
+"""Temporary folders: deleted with their block, or after their process."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from vicinage.scratch import own_folder, scratch, sweep_scratch
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Temporary files lie in a folder of the test's own."""
+    """Puts temporary files into the test's own folder."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr("vicinage.scratch._own", {})

@@ -1,4 +1,4 @@
-"""The SQLite log's file: brought up to date on opening, and what is deleted leaves it."""
+"""The SQLite log's file: upgraded on opening, and without deleted text."""
 
 import sqlite3
 from pathlib import Path
@@ -32,7 +32,7 @@ SECRET = b"this text was deleted " * 400
 
 
 def on_disk(folder: Path) -> bytes:
-    """Every byte of the log's files."""
+    """Returns every byte of the log's files."""
     return b"".join(file.read_bytes() for file in folder.iterdir() if file.is_file())
 
 
@@ -89,7 +89,7 @@ def test_a_large_transaction_leaves_no_large_write_ahead_log(tmp_path: Path) -> 
 
 def test_a_topic_that_is_deleted_while_it_grows_ends_its_own_call_alone(tmp_path: Path) -> None:
     class Deleting(SqliteLog):
-        """Another thread deletes the topic right after it was looked at."""
+        """A log whose topic another thread deletes right after it was looked up."""
 
         def partitions(self, topic: str) -> int:
             found = super().partitions(topic)

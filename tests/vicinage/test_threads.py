@@ -1,4 +1,4 @@
-"""A thread that a process cannot do without: its end is heard of."""
+"""The end of an essential thread is reported."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Bytes and back; bytes of the first format still load; bytes of strangers are refused, and cost little."""
+"""Round trips; the first format still loads; untrusted bytes are refused at little cost."""
 
 import resource
 import struct
@@ -39,7 +39,7 @@ FORMATS = Path(__file__).resolve().parent.parent / "formats"
 
 
 def batch(*, older: bool = False) -> pa.RecordBatch:
-    """A document of two passages, and a deletion; `older`: in format 1."""
+    """Returns a document of two passages, and a deletion; `older`: in format 1."""
     vectors = vector_column(np.arange(9, dtype=np.float32).reshape(3, 3), [False, False, True])
     columns = [
         ["a", "a", "b"],
@@ -180,9 +180,7 @@ def test_a_buffer_that_claims_a_terabyte_or_less_than_nothing_is_refused() -> No
 V4 = pa.ipc.MetadataVersion.V4
 
 
-def test_a_stream_of_an_older_metadata_version_is_refused_whether_its_schema_says_so_or_only_its_batches() -> (
-    None
-):
+def test_an_older_metadata_version_is_refused_in_the_schema_and_in_batches() -> None:
     plain = pa.record_batch({"id": ["a"]})
     old = stream(plain, metadata_version=V4)
     with pytest.raises(Refused, match="V4"):
@@ -194,7 +192,7 @@ def test_a_stream_of_an_older_metadata_version_is_refused_whether_its_schema_say
 
 
 def old_bomb(n_bytes: int) -> bytes:
-    """A V4 stream whose one buffer is `n_bytes` once decompressed, compressed as Arrow 0.17 tried it out."""
+    """Returns a V4 stream with one buffer of `n_bytes`, compressed as in Arrow 0.17."""
     buffer = struct.pack("<q", n_bytes) + pa.compress(bytes(n_bytes), codec="zstd", asbytes=True)
     batch = pa.record_batch({"id": np.frombuffer(buffer, np.uint8)})
     sink = pa.BufferOutputStream()
@@ -205,9 +203,7 @@ def old_bomb(n_bytes: int) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def test_a_bomb_whose_compression_stands_in_an_old_messages_metadata_is_refused_before_it_is_opened() -> (
-    None
-):
+def test_a_bomb_compressed_as_in_arrow_0_17_is_refused_before_it_is_decompressed() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Refused, match="V4"):
         decode_documents(old_bomb(DECODED_BYTES_MAX + 1))

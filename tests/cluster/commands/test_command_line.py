@@ -1,4 +1,4 @@
-"""What the command line refuses before anything is opened, and how its usage reads."""
+"""The command line's refusals before anything is opened, and its usage texts."""
 
 import json
 import shlex
@@ -82,7 +82,7 @@ def test_doctor_asks_a_platform_elsewhere_what_it_says_of_itself() -> None:
 
 
 @pytest.mark.parametrize("halted", [0, 2])
-def test_a_platform_elsewhere_is_asked_about_halted_partitions(halted: int) -> None:
+def test_a_platform_elsewhere_reports_halted_partitions(halted: int) -> None:
     async def readyz(_request: Request) -> JSONResponse:
         return JSONResponse(
             {"ready": True, "parts": {"ingest": {"ready": True, "halted_partitions": halted}}}
@@ -152,7 +152,7 @@ def test_a_bar_within_a_cell_does_not_end_it(name: str, cells: int) -> None:
 def walked(
     command: click.Command, words: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, click.Command]]:
-    """Every command that does something, with its words."""
+    """Yields every command that is not a group, with its words."""
     if isinstance(command, click.Group):
         if words and command.invoke_without_command:
             yield " ".join(words), command

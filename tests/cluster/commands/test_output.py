@@ -1,4 +1,4 @@
-"""What commands print for people: whole, with units, and never cut."""
+"""The readable output of commands: complete, with units."""
 
 import pytest
 

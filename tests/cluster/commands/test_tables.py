@@ -1,4 +1,4 @@
-"""Tables of the command line: bounds are marked, and nothing that is measured is left out."""
+"""Tables of the command line: bounds are marked, and every measurement is included."""
 
 from cluster.commands.tables import (
     bounded,

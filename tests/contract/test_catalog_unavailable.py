@@ -1,4 +1,4 @@
-"""What goes on while the catalog cannot be reached, over a SQLite file that is gone and a real PostgreSQL that is stopped."""
+"""Behavior while the catalog is unreachable: a missing SQLite file, and a stopped PostgreSQL."""
 
 import shutil
 import sqlite3
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from catalogs import Catalog, nowhere, selects_of
+from catalogs import Catalog, place_on_two_slots, selects_of
 from servers import free_port, postgres_starter
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
@@ -26,7 +26,7 @@ from vicinage.errors import Unauthenticated, Unavailable
 
 @dataclass
 class Leaving(Catalog):
-    """A catalog that can be taken away and brought back."""
+    """A catalog that can be made unreachable and reachable again."""
 
     leave: Callable[[], None]
     come_back: Callable[[], None]
@@ -83,18 +83,20 @@ def test_a_key_just_known_reads_on_for_a_bounded_time_and_only_while_the_catalog
     revoked, dead = leaving.keys.create("acme", {"read"}, actor="test")
     soon = leaving.clock.now_ms() + 20_000
     _, brief = leaving.keys.create("acme", {"read"}, expires_ms=soon, actor="test")
-    _, stranger = leaving.keys.create("acme", {"read"}, actor="test")
+    _, unused = leaving.keys.create("acme", {"read"}, actor="test")
     leaving.keys.revoke(revoked.id, actor="test")
     for key in (secret, brief):
         leaving.keys.authenticate(key, "read")
     with pytest.raises(Unauthenticated, match="revoked"):
         leaving.keys.authenticate(dead, "read")
     version = leaving.registry.version
-    leaving.registry.create_collection("acme", "docs", dimension=4, place=nowhere, actor="test")
+    leaving.registry.create_collection(
+        "acme", "docs", dimension=4, place=place_on_two_slots, actor="test"
+    )
 
     leaving.leave()
     leaving.clock.advance(FRESH_S)
-    for _ in range(2):  # asked, and not asked again at once
+    for _ in range(2):  # one query, and no second one at once
         assert leaving.keys.authenticate(secret, "read").tenant == "acme"
         leaving.keys.authenticate(brief, "read")
     with pytest.raises(Unauthenticated, match="revoked"):  # never once more
@@ -102,7 +104,7 @@ def test_a_key_just_known_reads_on_for_a_bounded_time_and_only_while_the_catalog
     wrong = secret[:-1] + ("A" if secret[-1] != "A" else "B")
     with pytest.raises(Unauthenticated, match="not known"):
         leaving.keys.authenticate(wrong, "read")
-    for key, scope in ((secret, "write"), (stranger, "read")):
+    for key, scope in ((secret, "write"), (unused, "read")):
         with pytest.raises(Unavailable) as away:
             leaving.keys.authenticate(key, scope)
         assert away.value.dependency == "catalog"
@@ -174,7 +176,7 @@ def test_one_failed_attempt_is_no_outage_where_others_hear_from_the_catalog(
         leaving.keys.authenticate(secret, "read")
 
 
-def test_while_the_catalog_is_away_it_is_asked_once_a_second_whoever_comes(
+def test_an_unreachable_catalog_is_queried_once_a_second_for_any_number_of_keys(
     leaving: Leaving,
 ) -> None:
     leaving.registry.create_tenant("acme", actor="test")
@@ -186,14 +188,14 @@ def test_while_the_catalog_is_away_it_is_asked_once_a_second_whoever_comes(
     leaving.keys.authenticate(secret, "read")
     assert leaving.keys.remembers(secret), "no I/O, so no thread is needed"
     leaving.come_back()
-    asked = selects_of(leaving.engine)
+    selects = selects_of(leaving.engine)
     for i in range(50):
         with pytest.raises(Unavailable):
             leaving.keys.authenticate(f"vk_{i:016x}_" + "A" * 43, "read")
-    assert asked == []
+    assert selects == []
     leaving.clock.advance(FRESH_S)
     leaving.keys.authenticate(secret, "read")
-    assert len(asked) == 1
+    assert len(selects) == 1
 
 
 def test_a_catalog_that_is_busy_or_out_of_connections_was_reached(
