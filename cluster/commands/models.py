@@ -61,8 +61,7 @@ def model_register(
 
     \b
     vicinage model register e5 --kind local --location /srv/models/e5-small
-    vicinage model register own --kind openai --location http://10.0.0.7:8000/v1 \
-      --dimension 1024 --window-tokens 512
+    vicinage model register m --kind openai --location http://m --dimension 768 --window-tokens 512
     """
     body = {"name": name, **{field: value for field, value in given.items() if value is not None}}
     show(operator(data, url, key).call("POST", "/models", body), as_json)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.commands.output import duration, facts_of, moment, person, rows_of, size
+from cluster.commands.output import duration, facts_of, moment, readable, rows_of, size
 
 ID = "a" * 40
 
@@ -26,7 +26,7 @@ ID = "a" * 40
     ],
 )
 def test_values_have_units_and_all_their_digits(name: str, value: object, text: str) -> None:
-    assert person(name, value) == text
+    assert readable(name, value) == text
 
 
 def test_a_table_that_fits_is_a_table() -> None:
