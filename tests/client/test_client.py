@@ -525,7 +525,7 @@ def test_an_invalid_argument_is_refused_before_anything_is_sent(
         ({"a": {"b": {1}}}, r"metadata\.a\.b is a value of type set"),
         ({"price": float("inf")}, r"metadata\.price is NaN or infinity"),
         ({"raw": b"x"}, r"metadata\.raw is bytes"),
-        ({"name": "\udcff"}, r"metadata\.name holds half"),
+        ({"name": "\udcff"}, r"metadata\.name has half"),
     ],
 )
 def test_what_cannot_be_sent_is_named_with_its_field(
