@@ -6,8 +6,9 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from query.api.bounds import OFFSET_MAX, PARTITION_MAX
 from query.api.models.base import RequestModel
+from tenants.collection_rows import COLLECTION_NAME
 from tenants.models import MODEL_NAME
-from tenants.registry import COLLECTION_NAME, TENANT_NAME
+from tenants.tenant_rows import TENANT_NAME
 from vicinage import filters
 from vicinage.records import POSITIONS_FORM, Token
 
