@@ -33,7 +33,7 @@ class BoundedHeads(HttpToolsProtocol):
     """Interval in which a slow reader must read `send_bytes_min` of its answer."""
     send_bytes_min: ClassVar[int] = 256 << 10
     linger_s: ClassVar[float] = 2.0
-    """How long the rest of a body is discarded after its answer, so that the client reads it."""
+    """Time for which the rest of a body is discarded after its answer, which the client reads."""
     connections_max: ClassVar[int] = 4_096
     """Largest number of connections of one server.
 

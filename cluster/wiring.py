@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOG_WAIT_S: Final = 30.0
-"""How long a role that starts waits for the log: brokers may be starting, too."""
+"""Longest wait of a starting role for the log: brokers may be starting, too."""
 LOG_RETRY_S: Final = 0.5
 _event = events("cluster")
 

@@ -15,7 +15,7 @@ TenantState = Literal["active", "suspended", "deleted"]
 CollectionState = Literal["active", "deleted"]
 GenerationState = Literal["building", "ready", "live", "retired", "failed"]
 Fault = Literal["corrupt", "lost", "format"]
-"""How an object is damaged.
+"""The damage of an object.
 
 corrupt: its bytes are not those that were written. lost: it is absent. format: its bytes are those
 that were written, but this version cannot read them.
@@ -56,7 +56,7 @@ class Tenant:
 
     @property
     def context(self) -> TenantContext:
-        """What the shared parts of the platform need to know of this tenant."""
+        """The facts of this tenant that shared parts of the platform need."""
         return TenantContext(self.name, CLASS_WEIGHT[self.priority])
 
     @property

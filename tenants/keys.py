@@ -25,9 +25,9 @@ from vicinage.clock import Clock
 from vicinage.errors import Conflict, Forbidden, NotFound, Refused, Unauthenticated, Unavailable
 
 FRESH_S: Final = 1.0
-"""How long a lookup is cached, with or without a result: a revoked key may work for this long."""
+"""Lifetime of a cached lookup, with or without a result: a revoked key may work for this long."""
 GRACE_S: Final = 60.0
-"""How long after its last lookup a key may read while the catalog is unreachable."""
+"""Time after its last lookup for which a key may read while the catalog is unreachable."""
 CACHE_MAX: Final = 10_000
 """Largest number of cached keys, and of cached unknown ids."""
 _FORM: Final = re.compile(r"vk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")

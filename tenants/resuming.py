@@ -46,14 +46,14 @@ class Resumption:
 class Plan:
     """The effect of a resumption.
 
-    `topic_id` None: the topic is created again first. `anew`: the topic has another identity than
+    `topic_id` None: the topic is created again first. `new_topic`: the topic has another identity than
     before.
     """
 
     tenant: str
     topic_id: str | None
     n_partitions: int
-    anew: bool
+    new_topic: bool
     partitions: tuple[Resumption, ...]
 
 
@@ -68,11 +68,13 @@ def plan(log: Log, registry: Registry, tenant: Tenant) -> Plan:
     if maps and topic_id != maps[-1].topic_id and any(s.state == "halted" for s in states):
         n = log.partitions(topic) if topic_id else maps[-1].partitions
         known = {s.partition: s for s in states}
-        found = [_anew(log, topic, p, known.get(p), missing=topic_id is None) for p in range(n)]
-        return Plan(tenant.name, topic_id, n, anew=True, partitions=tuple(found))
+        found = [
+            _of_new_topic(log, topic, p, known.get(p), missing=topic_id is None) for p in range(n)
+        ]
+        return Plan(tenant.name, topic_id, n, new_topic=True, partitions=tuple(found))
     found = [_one(log, topic, s) for s in states if s.state == "halted"]
     n = maps[-1].partitions if maps else len(states)
-    return Plan(tenant.name, topic_id, n, anew=False, partitions=tuple(found))
+    return Plan(tenant.name, topic_id, n, new_topic=False, partitions=tuple(found))
 
 
 def apply(log: Log, registry: Registry, tenant: Tenant, *, actor: str) -> Plan:
@@ -81,20 +83,20 @@ def apply(log: Log, registry: Registry, tenant: Tenant, *, actor: str) -> Plan:
     Raises Conflict if the topic's partitions have changed.
     """
     made = plan(log, registry, tenant)
-    if made.topic_id is None and made.anew:
+    if made.topic_id is None and made.new_topic:
         ensure_topics(log, tenant, made.n_partitions)
         made = plan(log, registry, tenant)
     moved = [r for r in made.partitions if r.resume_at is not None]
     if not moved:
         return made
     maps = registry.partition_maps(tenant.name)
-    again = made.anew or any(r.kind == "beyond_end" for r in moved)
+    again = made.new_topic or any(r.kind == "beyond_end" for r in moved)
     new_maps = _maps(log, tenant, made, moved, maps[-1:]) if again else []
     with registry.change(actor) as at:
         stamp = {"created_ms": at.now_ms, "row_version": at.version}
         for epoch, new_map in enumerate(new_maps, start=len(maps)):
             partitions.append(at.connection, stamp, tenant.name, new_map, epoch=epoch)
-        if made.anew:
+        if made.new_topic:
             _forget_offsets(at, tenant.name)
         _move_lanes(at, tenant.name, moved)
         topic_id = made.topic_id or ""
@@ -137,7 +139,7 @@ def _maps(
     check_partitions(n)
     ends = [log.end(tenant.documents_topic, p) for p in range(n)]
     starts = tuple(begin if (begin := begins.get(p)) is not None else ends[p] for p in range(n))
-    if not made.anew or not known or known[0].partitions == n:
+    if not made.new_topic or not known or known[0].partitions == n:
         return [PartitionMap(topic_id, n, starts)]
     so_far = known[0].partitions
     divided = PartitionMap(topic_id, so_far, (*starts[:so_far], *(0,) * (so_far - n)))
@@ -167,7 +169,7 @@ def _move_lanes(at: Change, tenant: str, moved: Sequence[Resumption]) -> None:
             at.connection.execute(delete(lane).where(*of_it))
 
 
-def _anew(
+def _of_new_topic(
     log: Log, topic: str, partition: int, known: PartitionState | None, *, missing: bool
 ) -> Resumption:
     begin = 0 if missing else log.begin(topic, partition)

@@ -13,9 +13,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from vicinage.errors import Corrupt, Refused, Unavailable
 
 BUSY_S: Final = 20
-"""How long a change may wait for a lock before it raises Unavailable."""
+"""Longest wait of a change for a lock; then it raises Unavailable."""
 IDLE_S: Final = 60
-"""How long an open change may be idle before the server rolls it back: its client is gone."""
+"""Longest idle time of an open change; then the server rolls it back: its client is gone."""
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _GONE: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 

@@ -16,7 +16,7 @@ Floats = NDArray[np.float32]
 """float32; each use states the shape, [d] or [n, d]."""
 
 Mode = Literal["dense", "lexical", "hybrid"]
-"""How passages are ranked: by vectors (dense), by words (lexical), or by both (hybrid)."""
+"""The ranking of passages: by vectors (dense), by words (lexical), or by both (hybrid)."""
 
 Bound = Literal["rows", "cpu"]
 """The bound that keeps a search from scanning passages: their number, or the share of CPU time."""

@@ -149,14 +149,14 @@ def operator(data: Path, url: str | None, key: str | None) -> "Operator":
     return Operator(data, url, key)
 
 
-def confirmed(question: str) -> None:
+def confirmed(prompt: str) -> None:
     """Asks for confirmation on stderr.
 
     Raises click.Abort for no, and click.UsageError with --json, whose output is only JSON.
     """
     if "--json" in sys.argv:
-        raise click.UsageError(f"{question} Nothing was changed: add --yes")
-    click.confirm(question, abort=True, err=True)
+        raise click.UsageError(f"{prompt} Nothing was changed: add --yes")
+    click.confirm(prompt, abort=True, err=True)
 
 
 def part(name: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 READY_S = 600.0
-"""How long `up --detach` waits: the first start reads gigabytes of libraries."""
+"""Longest wait of `up --detach`: the first start reads gigabytes of libraries."""
 REMIND_S = 15.0
 """Interval of repeating what it waits for, if that has not changed."""
 RESTARTS_MAX = 4

@@ -98,7 +98,7 @@ def test_a_rate_is_over_the_last_minute(clock) -> None:
     assert stopped.per_s == pytest.approx(1.0), "half of the window was quiet"
 
 
-def test_a_searcher_that_was_started_anew_makes_no_negative_rate(clock) -> None:
+def test_a_searcher_that_restarted_makes_no_negative_rate(clock) -> None:
     rates = Rates()
     clock[0] += 10
     rates.rate(1_000, 1_000)

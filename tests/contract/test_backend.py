@@ -140,7 +140,7 @@ def test_scores_are_those_of_the_vectors_whatever_the_index_keeps(
 @pytest.mark.parametrize("spec", INDEXED, ids=str)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_filter_that_runs_against_the_question_loses_nothing(
+def test_a_filter_that_excludes_the_nearest_half_loses_nothing(
     data, spec: IndexSpec, metric: str, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the farthest half of all rows is allowed: a beam near the queries meets none of them."""
@@ -193,7 +193,7 @@ def test_a_beam_holds_the_rank_that_is_sought_and_widens_with_it(
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("n", [1, 20])
 @pytest.mark.parametrize("spec", INDEXED[:2], ids=str)
-def test_a_filter_that_leaves_little_around_the_question_keeps_recall(
+def test_a_filter_that_excludes_most_near_rows_keeps_recall(
     data, spec: IndexSpec, metric: str, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nine tenths of all rows are allowed, but of the nearest thousand only every fiftieth.

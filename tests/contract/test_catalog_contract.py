@@ -194,7 +194,7 @@ def test_a_refresh_loads_only_what_changed(catalog: Catalog) -> None:
         assert [name for name in after if after[name] is not before[name]] == ["b"]
 
 
-def test_a_catalog_restored_from_a_backup_is_read_anew(catalog: Catalog) -> None:
+def test_a_catalog_restored_from_a_backup_is_read_again(catalog: Catalog) -> None:
     shard = make(catalog).shards()[0]
     lease = catalog.leases.acquire("slot/0", "one", ttl_s=10)
     catalog.manifests.swap(catalog.manifests.of(shard, start=0), segments=(), sealed=1, lease=lease)

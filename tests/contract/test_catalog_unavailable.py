@@ -168,7 +168,7 @@ def test_one_failed_attempt_is_no_outage_where_others_hear_from_the_catalog(
     def executed(
         _connection: object, _cursor: object, _statement: object, given: object, *_rest: object
     ) -> None:
-        if key.id in str(given):  # this key's question alone fails, while another's is answered
+        if key.id in str(given):  # only this key's lookup fails, while another's succeeds
             leaving.keys.authenticate(other, "read")
             raise OperationalError("SELECT", {}, Exception("the server closed the connection"))
 

@@ -81,7 +81,7 @@ def a_neighbor(log: Log, topic: str) -> Iterator[list[bytes]]:
 def moves_on(acknowledged: list[bytes], by: int = 5) -> None:
     goal, end = len(acknowledged) + by, time.monotonic() + 20
     while len(acknowledged) < goal:
-        assert time.monotonic() < end, "the neighbor stands still"
+        assert time.monotonic() < end, "the neighbor does not append"
         time.sleep(0.01)
 
 

@@ -247,7 +247,7 @@ def test_a_topic_that_another_process_deletes_is_missed_at_once(
     assert log.committed("g", [(kept, 0)]) == {(kept, 0): 7}
 
 
-def test_a_topic_that_another_process_makes_anew_with_fewer_partitions_has_those_alone(
+def test_a_topic_that_another_process_creates_again_with_fewer_partitions_has_only_those(
     log: Log, topic: str, url: str
 ) -> None:
     both = [(topic, 0), (topic, 1)]
@@ -277,7 +277,7 @@ def test_what_is_kept_of_so_many_bytes_is_never_more_than_there_is(log: Log, top
     assert 4 <= log.keeping(topic, 0, 2_000) <= 8, "the last two, where sizes are known"
 
 
-def test_a_position_beyond_the_end_halts_its_partition_until_it_is_added_anew(
+def test_a_position_beyond_the_end_halts_its_partition_until_it_is_added_again(
     log: Log, topic: str
 ) -> None:
     reader = halts_alone(log, topic, 3, "beyond_end", close=False)

@@ -63,7 +63,7 @@ def test_a_recreated_topic_is_read_from_its_beginning_and_its_small_offsets_win(
     base.log.append(tenant.documents_topic, 0, [deletion("both")])
     stepping(ingest, lambda: (0, "halted", "topic_replaced", 4) in states(base, tenant))
     dry = resuming.plan(base.log, base.registry, tenant)
-    assert (dry.anew, [(p.position, p.resume_at, p.skipped) for p in dry.partitions]) == (
+    assert (dry.new_topic, [(p.position, p.resume_at, p.skipped) for p in dry.partitions]) == (
         True,
         [(4, 0, None)],
     )

@@ -43,7 +43,7 @@ def test_a_change_is_whole_or_nothing_and_a_look_changes_nothing(tmp_path: Path)
     engine.dispose()
 
 
-def test_a_change_waits_for_its_turn_and_not_for_ever(
+def test_a_change_waits_for_its_turn_within_a_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalog, "BUSY_S", 0.2)

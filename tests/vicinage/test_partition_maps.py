@@ -89,7 +89,7 @@ def test_a_record_of_another_partitioner_is_refused_with_what_to_do() -> None:
 
 
 @given(st.sampled_from(IDS), st.integers(0, 1 << 30), st.integers(0, 1 << 30))
-def test_after_a_topic_was_made_anew_its_small_offsets_win(
+def test_after_a_topic_was_created_again_its_small_offsets_win(
     name: str, before: int, after: int
 ) -> None:
     maps = [PartitionMap("old", 1, (0,)), PartitionMap("new", 1, (0,))]

@@ -12,7 +12,7 @@ from vicinage.log.kafka_topics import Topic, Topics
 
 T = TypeVar("T")
 SLICE_MS: Final = 500
-"""How long a call about one partition may delay other calls that use the same client."""
+"""Longest delay that a call about one partition causes to other calls of the same client."""
 LEADER_WAIT_S: Final = 0.05
 """Pause before the offsets of a partition without a known leader are looked up again."""
 

@@ -20,7 +20,7 @@ from vicinage.log.sqlite_writer import Writer
 from vicinage.log.wake import Notifier
 
 OPEN_S: Final = 30.0
-"""How long a statement waits for another process that holds the file's lock."""
+"""Longest wait of a statement for the file's lock."""
 
 
 class SqliteLog:

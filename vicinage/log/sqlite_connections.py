@@ -13,7 +13,7 @@ from vicinage.errors import Unavailable
 
 READERS_MAX: Final = 8
 WAIT_S: Final = 30.0
-"""How long a read waits for a connection; a read takes milliseconds."""
+"""Longest wait of a read for a connection; a read takes milliseconds."""
 
 
 class Connections:

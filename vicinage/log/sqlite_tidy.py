@@ -16,7 +16,7 @@ TIDY_S: Final = 1.0
 """Interval of the housekeeping."""
 CHECKPOINT_S: Final = 60.0
 WAIT_MS: Final = 100
-"""How long a checkpoint waits for readers; appends wait as long. It is retried after TIDY_S."""
+"""Longest wait of a checkpoint for readers; appends wait as long. TIDY_S later it is retried."""
 PAGES_AT_ONCE: Final = 1_024
 WAL_BYTES: Final = 8 << 20
 """Size to which SQLite truncates the write-ahead log's file when it restarts it."""

@@ -1,4 +1,4 @@
-"""What all groups of settings share."""
+"""The base of all groups of settings."""
 
 from typing import Annotated
 

@@ -106,7 +106,9 @@ class ResumptionPlan(ResponseModel):
         examples=["1f"],
     )
     n_partitions: Count = Field(description="Partitions of the topic.", examples=[1])
-    anew: bool = Field(description="The topic has another identity than before.", examples=[False])
+    new_topic: bool = Field(
+        description="The topic has another identity than before.", examples=[False]
+    )
     partitions: list[Resumption] = Field(description="The halted partitions.")
 
 

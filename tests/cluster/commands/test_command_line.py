@@ -220,7 +220,7 @@ def test_usage_errors_are_json_on_stderr_with_json(
     assert says in json.loads(err)["error"]["detail"]
 
 
-def test_a_question_goes_to_stderr(tmp_path: Path) -> None:
+def test_a_confirmation_goes_to_stderr(tmp_path: Path) -> None:
     done = CliRunner().invoke(
         main, ["tenant", "delete", "acme", "--data", str(tmp_path)], input="n\n"
     )
