@@ -191,14 +191,14 @@ class _QueryEmbedders:
     """The gateway's clients of embedder and reranker, which share one cache of query vectors."""
 
     def __init__(self, resources: Resources, key: str | None) -> None:
-        from query.embedder_look import EmbedderLook
+        from query.embedder_readiness import EmbedderReadiness
         from query.embedding_cache import EmbeddingCache
 
         self._resources = resources
         self._key = key
         self._cache = EmbeddingCache(resources.settings.gateway.embedding_cache_bytes_max)
         self._clients: dict[str, tuple[GatheringEmbedder, CachingEmbedder]] = {}
-        self._look = EmbedderLook(resources.settings.embedder.url)
+        self._readiness = EmbedderReadiness(resources.settings.embedder.url)
         self.reranker = _reranker(resources.settings, key)
 
     def of(self, model: str) -> "CachingEmbedder":
@@ -217,13 +217,13 @@ class _QueryEmbedders:
 
     async def ready(self) -> bool:
         """Returns whether the embedder is ready."""
-        return await self._look.ready()
+        return await self._readiness.ready()
 
     async def aclose(self) -> None:
         """Closes the connections of all clients."""
         for gathering, _ in self._clients.values():
             await gathering.aclose()
-        await self._look.aclose()
+        await self._readiness.aclose()
         if self.reranker is not None:
             await self.reranker.aclose()
 

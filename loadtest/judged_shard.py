@@ -23,7 +23,7 @@ from ingest.chunking import open_chunker
 from ingest.embedding import Lane
 from ingest.embedding.local import LocalEmbedder
 from ingest.embedding.tokenizer import open_tokenizer
-from query.merge import answered
+from query.merge import best_hits
 from query.plan import Fusion, SearchRequest, make_plan
 from tenants.entities import DEFAULT_MODEL, Collection, Generation, Manifest, Objectives
 from vicinage.records import Floats, Mode, Passage, ShardId
@@ -145,7 +145,7 @@ class JudgedShard:
             )
             vector = vectors[i] if vectors is not None and mode != "lexical" else None
             [query] = make_plan(request, self._collection, vector, 1).queries
-            hits = answered([self._shard.search(query)], request)
+            hits = best_hits([self._shard.search(query)], request)
             found[name] = list(dict.fromkeys(hit.document_id for hit in hits))
         return found
 

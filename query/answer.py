@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from query.admission import Admission, Permit
 from query.degraded import reason_of
-from query.merge import answered
+from query.merge import best_hits
 from query.plan import Plan, SearchRequest, make_plan
 from query.quality.freshness import Freshness
 from query.quality.recall import RecallMonitor
@@ -92,69 +92,72 @@ class SearchPipeline:
                 field="rerank",
             )
         deadline = Deadline.after(search.timeout_s)
-        return await self.on_live(collection, partial(self._answer, search, tenant, deadline))
+        return await self.with_live_generation(
+            collection, partial(self._answer, search, tenant, deadline)
+        )
 
-    async def on_live(self, collection: Collection, ask: Callable[[Collection], Awaitable[T]]) -> T:
-        """Returns the result of `ask` for the collection.
+    async def with_live_generation(
+        self, collection: Collection, run: Callable[[Collection], Awaitable[T]]
+    ) -> T:
+        """Returns the result of `run` for the collection.
 
-        Calls `ask` once more if it raises NotFound and another generation has become live.
+        Runs it once more if it raises NotFound and another generation has become live.
         """
         try:
-            return await ask(collection)
+            return await run(collection)
         except NotFound:
             await run_in_threadpool(self.registry.refresh)
             now = self.registry.collection(collection.tenant, collection.name)
             if now.live == collection.live:
                 raise
-            return await ask(now)
+            return await run(now)
 
     async def _answer(
         self, search: SearchRequest, tenant: Tenant, deadline: Deadline, collection: Collection
     ) -> Answer:
         if search.wait_for is not None:
-            collection = await self.reached(search.wait_for, tenant, collection, deadline)
-        search, vector, without = await self._embedded(
+            collection = await self.reach(search.wait_for, tenant, collection, deadline)
+        search, vector, no_vector = await self._embedded(
             search, tenant, collection.generation(), deadline
         )
         aim, misses = self.recall.aim(collection), self.recall.misses(collection)
         plan = make_plan(search, collection, vector, self.registry.version, aim, scan=misses)
         scattered = await self.searchers.scatter(plan, deadline)
-        hits = answered(scattered.shard_results, search)
+        hits = best_hits(scattered.shard_results, search)
         if not scattered.failures and search.mode == "dense":
             self.recall.offer(plan, hits, scattered.shard_results)
-        found = await self._statement(tenant, plan, scattered, hits)
-        if without is not None:
-            hits = tuple(hit._replace(lexical_score=hit.score) for hit in found.hits)
-            found = replace(
-                found, hits=hits, reason="; ".join(filter(None, (found.reason, without)))
-            )
-        return await self._read_again(search, tenant, found, deadline) if search.rerank else found
+        answer = await self._answer_of(tenant, plan, scattered, hits)
+        if no_vector is not None:
+            hits = tuple(hit._replace(lexical_score=hit.score) for hit in answer.hits)
+            reasons = (answer.reason, no_vector)
+            answer = replace(answer, hits=hits, reason="; ".join(filter(None, reasons)))
+        return await self._rerank(search, tenant, answer, deadline) if search.rerank else answer
 
-    async def _read_again(
-        self, search: SearchRequest, tenant: Tenant, found: Answer, deadline: Deadline
+    async def _rerank(
+        self, search: SearchRequest, tenant: Tenant, answer: Answer, deadline: Deadline
     ) -> Answer:
         """Returns the k best hits in the cross-encoder's order.
 
         If the reranker is unavailable, busy or late, keeps the order of the hits and adds the
         reason to the answer.
         """
-        assert self.reranker is not None, "else the question was refused"
-        assert search.text is not None, "what reads again has a text"
-        hits, reason = found.hits, found.reason
+        assert self.reranker is not None, "else the search was refused"
+        assert search.text is not None, "a reranked search has a text"
+        hits, reason = answer.hits, answer.reason
         try:
             passages = [hit.text for hit in hits if hit.text is not None]
             scores = await self.reranker.scores(
                 search.text, passages, tenant=tenant.context, deadline=deadline
             )
             hits = reranked(hits, scores, search.mode)
-        except (Unavailable, Overloaded) as away:
-            reason = "; ".join(filter(None, (reason, f"not reranked: {away.detail}")))
+        except (Unavailable, Overloaded) as error:
+            reason = "; ".join(filter(None, (reason, f"not reranked: {error.detail}")))
         hits = hits[: search.k]
         if "text" not in search.include:
             hits = tuple(hit._replace(text=None, start=None, end=None) for hit in hits)
-        return replace(found, hits=hits, reason=reason)
+        return replace(answer, hits=hits, reason=reason)
 
-    async def reached(
+    async def reach(
         self, token: Token, tenant: Tenant, collection: Collection, deadline: Deadline
     ) -> Collection:
         """Returns the current collection once everything up to `token` is searchable in it.
@@ -215,8 +218,8 @@ class SearchPipeline:
         try:
             within = Deadline.after(deadline.left_s() * EMBED_SHARE)
             return search, await self._vector(search, tenant, live, within), None
-        except (Unavailable, Overloaded) as away:
-            return replace(search, mode="lexical"), None, f"ranked by words alone: {away.detail}"
+        except (Unavailable, Overloaded) as error:
+            return replace(search, mode="lexical"), None, f"lexical search only: {error.detail}"
 
     async def _vector(
         self, search: SearchRequest, tenant: Tenant, live: Generation, deadline: Deadline
@@ -226,8 +229,10 @@ class SearchPipeline:
         if search.vector is not None:
             return checked_vector(search.vector, live)
         if live.model is None:
-            raise Refused("this collection has no embedding model: ask with a vector", field="text")
-        assert search.text is not None, "a question has a text or a vector"
+            raise Refused(
+                "this collection has no embedding model: search with a vector", field="text"
+            )
+        assert search.text is not None, "a search has a text or a vector"
         embedder = self.embedder_for(live.model)
         vector = await embedder.embed_query(
             search.text,
@@ -236,7 +241,7 @@ class SearchPipeline:
         )
         return checked_vector(vector, live)
 
-    async def _statement(
+    async def _answer_of(
         self, tenant: Tenant, plan: Plan, scattered: ScatterResult, hits: tuple[Hit, ...]
     ) -> Answer:
         shard_results = scattered.shard_results

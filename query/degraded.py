@@ -21,6 +21,7 @@ def reason_of(plan: Plan, result: ScatterResult) -> str | None:
     if unscanned:
         what = "the rest of the index" if scanned else "it"
         reasons.append(
-            f"{what} was searched at its greatest effort, since comparing all is beyond the platform's bounds"
+            f"{what} was searched at its greatest effort, "
+            "since comparing all is beyond the platform's bounds"
         )
     return "; ".join(reasons) or None

@@ -33,15 +33,15 @@ ROOM_SHARE: Final = 64
 So the search for the tenant that holds most runs once in many searches, not at each.
 """
 
-_asked = counter("vicinage_query_embedding_cache_total")
-_hit, _shared, _miss = (_asked.labels(outcome) for outcome in ("hit", "shared", "miss"))
+_lookups = counter("vicinage_query_embedding_cache_total")
+_hit, _shared, _miss = (_lookups.labels(outcome) for outcome in ("hit", "shared", "miss"))
 _bytes = gauge("vicinage_query_embedding_cache_bytes")
 
 _Key = tuple[EmbeddingModel, str]
 
 
 @dataclass(slots=True)
-class _Held:
+class _TenantVectors:
     """One tenant's vectors, the least recently used first (LRU)."""
 
     weight: int
@@ -54,15 +54,15 @@ class EmbeddingCache:
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._of: dict[str, _Held] = {}
+        self._tenants: dict[str, _TenantVectors] = {}
         self.bytes = 0
 
     def get(self, tenant: str, model: EmbeddingModel, text: str) -> Floats | None:
         """Returns the vector: float32 [d], read-only; None if this tenant has none for the text."""
-        held = self._of.get(tenant)
-        vector = held.vectors.get((model, text)) if held else None
-        if held and vector is not None:
-            held.vectors.move_to_end((model, text))
+        cached = self._tenants.get(tenant)
+        vector = cached.vectors.get((model, text)) if cached else None
+        if cached and vector is not None:
+            cached.vectors.move_to_end((model, text))
         return vector
 
     def put(self, tenant: TenantContext, model: EmbeddingModel, text: str, vector: Floats) -> None:
@@ -70,39 +70,39 @@ class EmbeddingCache:
 
         Does nothing if the vector alone exceeds the bound.
         """
-        more = _cost(text, vector)
-        if more > self._bytes_max:
+        n_bytes = _cost(text, vector)
+        if n_bytes > self._bytes_max:
             return
-        if self.bytes + more > self._bytes_max:
-            self._make_room(more)
-        held = self._of.setdefault(tenant.name, _Held(tenant.weight))
-        held.weight = tenant.weight
-        if (model, text) not in held.vectors:  # the same text has the same vector
-            held.vectors[model, text] = _copy(vector)
-            self._count(held, more)
+        if self.bytes + n_bytes > self._bytes_max:
+            self._make_room(n_bytes)
+        cached = self._tenants.setdefault(tenant.name, _TenantVectors(tenant.weight))
+        cached.weight = tenant.weight
+        if (model, text) not in cached.vectors:  # the same text has the same vector
+            cached.vectors[model, text] = _copy(vector)
+            self._count(cached, n_bytes)
 
-    def _make_room(self, more: int) -> None:
-        """Evicts until `more` fits and 1 / ROOM_SHARE of the bound is free.
+    def _make_room(self, n_bytes: int) -> None:
+        """Evicts until `n_bytes` fit and 1 / ROOM_SHARE of the bound is free.
 
         Evicts the LRU vector of the tenant that holds most for its weight, and repeats.
         """
-        target = self._bytes_max - max(more, self._bytes_max // ROOM_SHARE)
-        most = [(-held.bytes / held.weight, tenant) for tenant, held in self._of.items()]
+        target = self._bytes_max - max(n_bytes, self._bytes_max // ROOM_SHARE)
+        most = [(-cached.bytes / cached.weight, tenant) for tenant, cached in self._tenants.items()]
         heapq.heapify(most)
         while self.bytes > target:
             tenant = most[0][1]
-            held = self._of[tenant]
-            (_, text), vector = held.vectors.popitem(last=False)
-            self._count(held, -_cost(text, vector))
-            if held.vectors:
-                heapq.heapreplace(most, (-held.bytes / held.weight, tenant))
+            cached = self._tenants[tenant]
+            (_, text), vector = cached.vectors.popitem(last=False)
+            self._count(cached, -_cost(text, vector))
+            if cached.vectors:
+                heapq.heapreplace(most, (-cached.bytes / cached.weight, tenant))
             else:
                 heapq.heappop(most)
-                del self._of[tenant]
+                del self._tenants[tenant]
 
-    def _count(self, held: _Held, more: int) -> None:
-        held.bytes += more
-        self.bytes += more
+    def _count(self, cached: _TenantVectors, n_bytes: int) -> None:
+        cached.bytes += n_bytes
+        self.bytes += n_bytes
         _bytes.set(self.bytes)
 
 

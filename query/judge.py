@@ -164,7 +164,7 @@ class Judge:
         """
         for _ in range(CUT_OVERS_MAX):
             reach = await run_in_threadpool(self._reach, tenant, collection)
-            _check_given_out(wait_for, reach.ends)
+            _check_assigned(wait_for, reach.ends)
             await self.searchers.reach(reach.vectors, deadline)
             await run_in_threadpool(self.registry.refresh)
             now = self.registry.collection(collection.tenant, collection.name)
@@ -200,7 +200,8 @@ class Judge:
         maps, topic = self.registry.partition_maps(tenant.name), tenant.documents_topic
         if maps and self.log.topic_ids(topic).get(topic) != maps[-1].topic_id:
             raise Unavailable(
-                "this tenant's documents topic was deleted; nothing is deleted by filter until an operator resumes its ingest",
+                "this tenant's documents topic was deleted; nothing is deleted by filter until "
+                "an operator resumes its ingest",
                 dependency="log",
                 retry_after_s=30,
             )
@@ -214,25 +215,26 @@ class Judge:
         reach: Reach,
     ) -> None:
         """Judges the records that ingest has not reached. Raises Unavailable for too many bytes."""
-        taken = 0
+        n_bytes = 0
         homes = Homes(
             self.registry, partial(sync_partition_map, self.registry, self.log, actor="gateway")
         )
         for partition, end in reach.ends.items():
-            for stored in read_between(
+            for record in read_between(
                 self.log, tenant.documents_topic, partition, reach.committed[partition], end
             ):
-                taken += stored.size()
-                if taken > BACKLOG_BYTES_MAX:
+                n_bytes += record.size()
+                if n_bytes > BACKLOG_BYTES_MAX:
                     raise Unavailable(
-                        f"more than {BACKLOG_BYTES_MAX >> 20} MiB of this tenant's writes are not ingested yet; nothing "
-                        "was deleted: try again once the freshness lag is lower",
+                        f"more than {BACKLOG_BYTES_MAX >> 20} MiB of this tenant's writes are not "
+                        "ingested yet; nothing was deleted: try again once the freshness lag is "
+                        "lower",
                         dependency="ingest",
                         retry_after_s=5.0,
                     )
-                if names_another(stored.record, collection):
+                if names_another(record.record, collection):
                     continue
-                for write in parse(stored, tenant, self.registry, self.limits, homes):
+                for write in parse(record, tenant, self.registry, self.limits, homes):
                     if isinstance(write, Write) and write.collection.uid == collection.uid:
                         fold(newest, write.id, _judged(write, tree))
 
@@ -243,7 +245,7 @@ def _judged(write: Write, tree: filters.Tree) -> Newest:
     return Newest(write.version, gone=document is None, passes=passes)
 
 
-def _check_given_out(token: Token | None, ends: Mapping[int, int]) -> None:
+def _check_assigned(token: Token | None, ends: Mapping[int, int]) -> None:
     for p in token.positions if token is not None else ():
         if p.offset >= ends.get(p.partition, 0):
             raise Refused(

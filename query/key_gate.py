@@ -61,7 +61,7 @@ class KeyGate:
         self._failures = failures
         self._wanted: dict[str, asyncio.Future[None]] = {}
         """Key id → future that is settled once the key was looked up."""
-        self._looking: asyncio.Task[None] | None = None
+        self._lookup: asyncio.Task[None] | None = None
         self._held = 0
 
     async def principal(self, text: str | None, scope: Scope, address: str) -> Principal:
@@ -79,7 +79,8 @@ class KeyGate:
             if (wait_s := self._failures.wait_s(network(address))) > 0:
                 await self._hold()
                 raise Overloaded(
-                    f"too many requests without a key that is known: {error.detail}; send a valid one, or wait",
+                    f"too many requests without a valid key: {error.detail}; "
+                    "send a valid one, or wait",
                     retry_after_s=math.ceil(wait_s),
                 ) from None
             raise
@@ -104,11 +105,11 @@ class KeyGate:
         if len(self._wanted) >= WAITING_MAX:
             raise Overloaded("too many unknown keys wait to be looked up", retry_after_s=1.0)
         settled = self._wanted.setdefault(wanted, asyncio.get_running_loop().create_future())
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
+        if self._lookup is None or self._lookup.done():
+            self._lookup = asyncio.create_task(self._run_lookups())
         await asyncio.shield(settled)
 
-    async def _look(self) -> None:
+    async def _run_lookups(self) -> None:
         while self._wanted:
             wanted = list(self._wanted)[:AT_ONCE]
             waiting = [self._wanted.pop(each) for each in wanted]

@@ -16,7 +16,7 @@ _Key = tuple[str, int]
 _Scores = Mapping[_Key, float]
 
 
-def answered(shard_results: Sequence[ShardResult], search: SearchRequest) -> tuple[Hit, ...]:
+def best_hits(shard_results: Sequence[ShardResult], search: SearchRequest) -> tuple[Hit, ...]:
     """Returns the best hits of the first search of each shard result, at most the request's depth.
 
     The hits are dense, lexical, or fused from both, by the request's mode.

@@ -22,14 +22,14 @@ def main() -> None:
     memory_bytes = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     while (data := read_frame(sys.stdin.buffer)) is not None:
-        answered = _answer(data, memory_bytes)
+        response = _respond(data, memory_bytes)
         del data
-        sys.stdout.buffer.write(LENGTH.pack(len(answered)))
-        sys.stdout.buffer.write(answered)
+        sys.stdout.buffer.write(LENGTH.pack(len(response)))
+        sys.stdout.buffer.write(response)
         sys.stdout.buffer.flush()
 
 
-def _answer(data: bytes, memory_bytes: int) -> bytes:
+def _respond(data: bytes, memory_bytes: int) -> bytes:
     made: object
     try:
         parse, body = pickle.loads(data)  # noqa: S301  (written by the gateway)

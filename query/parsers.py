@@ -75,9 +75,9 @@ class _Waiting:
     def settle(self, made: object) -> None:
         """Settles the request's future in its event loop; a no-op if the loop has ended."""
         with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self._tell, made)
+            self.loop.call_soon_threadsafe(self._set_outcome, made)
 
-    def _tell(self, made: object) -> None:
+    def _set_outcome(self, made: object) -> None:
         if self.outcome.done():
             return
         if isinstance(made, Exception):
@@ -187,7 +187,7 @@ class _Worker:
             self._process if self._process and self._process.poll() is None else self._started()
         )
         try:
-            found = _exchanged(process, data, time.monotonic() + self._parse_s)
+            response = _exchange(process, data, time.monotonic() + self._parse_s)
         except TimeoutError:
             self.kill("time")
             return TooLarge(
@@ -198,7 +198,7 @@ class _Worker:
         except OSError:  # the process died, for example for lack of memory
             self.kill("memory")
             return too_much(self._memory_bytes)
-        return pickle.loads(found)  # noqa: S301  (written by our own process)
+        return pickle.loads(response)  # noqa: S301  (written by our own process)
 
     def kill(self, reason: str | None = None) -> None:
         """Kills the process. `reason` names the bound that a body exceeded."""
@@ -206,7 +206,7 @@ class _Worker:
             return
         if reason is not None:
             _killed.labels(reason).inc()
-            _event.warning("a parser was ended", reason=reason)
+            _event.warning("parser.killed", reason=reason)
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -240,7 +240,7 @@ def is_small(content_type: str, data: bytes) -> bool:
     return len(data) <= SMALL_BYTES and (content_type != ARROW or claimed_of(data) <= SMALL_CLAIM)
 
 
-def _exchanged(process: "subprocess.Popen[bytes]", data: bytes, end_s: float) -> bytes:
+def _exchange(process: "subprocess.Popen[bytes]", data: bytes, end_s: float) -> bytes:
     """Sends a frame and returns the content of the response frame.
 
     Raises TimeoutError at `end_s` (monotonic), OSError if the process has died.

@@ -27,7 +27,7 @@ Method = Literal["rrf", "weighted"]
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """How to fuse the dense and the lexical list: by weighted scores or by reciprocal rank.
+    """Fuses the dense and the lexical list, by weighted scores or by reciprocal rank.
 
     Method weighted weights dense scores by `dense_weight` and lexical ones by 1 − `dense_weight`.
     docs/decisions/026-fusion.md has the measurements behind the defaults.
@@ -93,7 +93,8 @@ def make_plan(
     if "vector" in search.include and search.k * live.dimension > NUMBERS_MAX:
         most = max(1, NUMBERS_MAX // live.dimension)
         raise Refused(
-            f"{search.k} vectors of {live.dimension} numbers are too many for one answer: ask for k of at most {most}, or leave vector out of include",
+            f"{search.k} vectors of {live.dimension} numbers are too many for one answer: "
+            f"request k of at most {most}, or leave vector out of include",
             field="k",
             limit=most,
         )

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from query.scatter import Searcher, Searchers
-from query.searcher.shards import NEWEST
+from query.searcher.shard_waits import NEWEST
 from tenants.entities import Group
 from tenants.provisioning import HEALTH_RETENTION_MS, HEALTH_TOPIC, VECTORS_TOPIC
 from tenants.registry import Registry
@@ -72,7 +72,7 @@ class Readiness:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next_slot = 0
         self._topic_made = False
-        self._away: set[str] = set()
+        self._unready: set[str] = set()
         """Parts that are not ready; each is logged once."""
 
     def begin(self) -> None:
@@ -113,7 +113,7 @@ class Readiness:
         parts: dict[str, Part] = {name: {"ready": False} for name in names}
         parts["searcher"]["searchers"] = len(self._searchers.all)
         await asyncio.gather(
-            self._part(parts["catalog"], "catalog", self._look(self._registry.refresh)),
+            self._part(parts["catalog"], "catalog", self._in_thread(self._registry.refresh)),
             self._part(parts["embedder"], "embedder", self._embedder()),
             self._write_and_wait(parts),
             self._part(parts["searcher"], "searcher", self._search()),
@@ -127,7 +127,7 @@ class Readiness:
         with contextlib.suppress(VicinageError, TimeoutError):
             present = {t.name for t in self._registry.tenants()}
             halted = await asyncio.wait_for(
-                self._look(partial(self._registry.positions.halted, present)), LIMIT_S
+                self._in_thread(partial(self._registry.positions.halted, present)), LIMIT_S
             )
             part["halted_partitions"] = len(halted)
 
@@ -139,20 +139,20 @@ class Readiness:
         try:
             found = await asyncio.wait_for(work, LIMIT_S)
         except (VicinageError, TimeoutError) as error:
-            if name not in self._away:
-                self._away.add(name)
+            if name not in self._unready:
+                self._unready.add(name)
                 _event.warning(
                     "part.lost", part=name, reason=str(error) or f"no answer within {LIMIT_S} s"
                 )
             return None
         part["ready"] = True
-        if name in self._away:
-            self._away.remove(name)
+        if name in self._unready:
+            self._unready.remove(name)
             _event.info("part.recovered", part=name)
         return found
 
     async def _write_and_wait(self, parts: Mapping[str, Part]) -> None:
-        offset = await self._part(parts["log"], "log", self._look(self._write))
+        offset = await self._part(parts["log"], "log", self._in_thread(self._write))
         if offset is not None:
             await self._part(parts["ingest"], "ingest", self._wait(offset))
 
@@ -166,7 +166,7 @@ class Readiness:
         passed = partial(
             self._log.wait_committed, Group.INGEST, HEALTH_TOPIC, 0, offset, wait_s=LIMIT_S * 0.9
         )
-        if not await self._look(passed):
+        if not await self._in_thread(passed):
             raise TimeoutError("ingest did not pass a write in time")
 
     async def _search(self) -> None:
@@ -179,7 +179,7 @@ class Readiness:
             for i in range(min(SLOTS_AT_ONCE, self._slots_total))
         ]
         self._next_slot = (slots[-1] + 1) % self._slots_total
-        await self._searchers.reach(await self._look(partial(self._ends, slots)), deadline)
+        await self._searchers.reach(await self._in_thread(partial(self._ends, slots)), deadline)
         await asyncio.gather(*(_searches(s, deadline) for s in self._searchers.all))
 
     def _ends(self, slots: Sequence[int]) -> dict[int, int]:
@@ -187,9 +187,9 @@ class Readiness:
 
     async def _embedder(self) -> None:
         if not await self._embedder_ready():
-            raise TimeoutError("the embedder does not say that it is ready")
+            raise TimeoutError("the embedder is not ready")
 
-    async def _look(self, work: Callable[[], T]) -> T:
+    async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
@@ -199,13 +199,13 @@ async def _searches(searcher: Searcher, deadline: Deadline) -> None:
     The request passes the searcher's queue, and a search thread refuses it.
     """
     nowhere = ShardId("", "", 0, min(searcher.slots, default=0))
-    question = ShardQuery(nowhere, np.zeros((0, 0), np.float32), 1, catalog=NEWEST)
+    query = ShardQuery(nowhere, np.zeros((0, 0), np.float32), 1, catalog=NEWEST)
     try:
-        await searcher.search(question, deadline)
+        await searcher.search(query, deadline)
     except (NotFound, Overloaded):
         return  # the searcher answered
-    except Unavailable as away:
-        if away.dependency != "catalog":  # without the catalog, searches go on from memory
+    except Unavailable as error:
+        if error.dependency != "catalog":  # without the catalog, searches go on from memory
             raise
 
 

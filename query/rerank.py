@@ -29,7 +29,7 @@ class Reranker(Protocol):
 
     async def scores(
         self,
-        question: str,
+        query: str,
         passages: Sequence[str],
         *,
         tenant: TenantContext,
@@ -81,7 +81,7 @@ class TeiReranker:
 
     async def scores(
         self,
-        question: str,
+        query: str,
         passages: Sequence[str],
         *,
         tenant: TenantContext,
@@ -90,8 +90,8 @@ class TeiReranker:
         """Implements Reranker.scores."""
         left_s = deadline.left_s() * SHARE
         if not left_s:  # aiohttp reads 0 as no limit
-            raise DeadlineExceeded("no time was left to read them", dependency="reranker")
-        body = orjson.dumps({"query": question, "texts": list(passages), "truncate": True})
+            raise DeadlineExceeded("no time was left to rerank", dependency="reranker")
+        body = orjson.dumps({"query": query, "texts": list(passages), "truncate": True})
         headers = embedder_headers(tenant, left_s) if self._ours else {}
         try:
             status, _, content = await self._requests.post(body, headers, left_s)
@@ -118,12 +118,12 @@ class TeiReranker:
                 scores[line["index"]] = line["score"]
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise Unavailable(
-                f"{self._url} answered what is no ranking: {error!r}", dependency="reranker"
+                f"{self._url} returned an invalid ranking: {error!r}", dependency="reranker"
             ) from error
         if not np.isfinite(scores).all():
-            said = content[:200].decode(errors="replace")
+            start = content[:200].decode(errors="replace")
             raise Unavailable(
-                f"{self._url} answered {status} without a score for each text: {said}",
+                f"{self._url} answered {status} without a score for each text: {start}",
                 dependency="reranker",
             )
         return scores

@@ -73,7 +73,7 @@ class Searchers:
         """Returns the searcher of a slot. Raises Unavailable."""
         found = self._by_slot.get(slot)
         if found is None:
-            raise Unavailable(f"nobody holds slot {slot}", dependency="searcher")
+            raise Unavailable(f"no searcher holds slot {slot}", dependency="searcher")
         return found
 
     async def scatter(self, plan: Plan, deadline: Deadline) -> ScatterResult:
@@ -83,15 +83,17 @@ class Searchers:
         once an error that every shard would raise (Refused, Overloaded).
         """
         if len(plan.queries) == 1:  # most collections have one shard: no task for it
-            outcomes = [await self._ask(plan.queries[0], deadline)]
+            outcomes = [await self._search(plan.queries[0], deadline)]
         else:
-            outcomes = await asyncio.gather(*(self._ask(query, deadline) for query in plan.queries))
+            outcomes = await asyncio.gather(
+                *(self._search(query, deadline) for query in plan.queries)
+            )
         failures = tuple(o for o in outcomes if isinstance(o, Unavailable))
         if len(failures) == len(outcomes):
             raise failures[0]
         return ScatterResult(tuple(o for o in outcomes if isinstance(o, ShardResult)), failures)
 
-    async def _ask(self, query: ShardQuery, deadline: Deadline) -> ShardResult | Unavailable:
+    async def _search(self, query: ShardQuery, deadline: Deadline) -> ShardResult | Unavailable:
         """Returns the shard's result, or the error that explains why it is missing."""
         try:
             return await self.holding(query.shard.slot).search(query, deadline)
@@ -122,9 +124,9 @@ class Searchers:
 
         Omits a searcher that is unavailable. If `collection` is given, it is counted exactly.
         """
-        asked = [s for s in self.all if slots is None or s.slots & set(slots)]
+        chosen = [s for s in self.all if slots is None or s.slots & set(slots)]
         outcomes = await asyncio.gather(
-            *(s.stats(tenant, collection) for s in asked), return_exceptions=True
+            *(s.stats(tenant, collection) for s in chosen), return_exceptions=True
         )
         for o in outcomes:
             if isinstance(o, BaseException) and not isinstance(o, VicinageError):

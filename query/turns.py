@@ -22,7 +22,7 @@ FORGET_AT: Final = 1_024
 
 
 @dataclass(slots=True)
-class _Line:
+class _TenantQueue:
     """One tenant's waiting requests, oldest first.
 
     `used_s` is the seconds that the tenant used, divided by its weight.
@@ -34,15 +34,15 @@ class _Line:
 
 
 class Turns:
-    """Grants at most `at_once` turns at once, at most `of_one_max` of them to one tenant.
+    """Grants at most `at_once` turns at once, at most `tenant_max` of them to one tenant.
 
     Admission bounds how many requests wait. Belongs to one event loop.
     """
 
-    def __init__(self, at_once: int, of_one_max: int | None = None) -> None:
+    def __init__(self, at_once: int, tenant_max: int | None = None) -> None:
         self._free = at_once
-        self._of_one_max = at_once if of_one_max is None else of_one_max
-        self._lines: dict[str, _Line] = {}
+        self._tenant_max = at_once if tenant_max is None else tenant_max
+        self._queues: dict[str, _TenantQueue] = {}
         self._now_s = 0.0
         """Highest `used_s` of a tenant when it was granted a turn.
 
@@ -52,63 +52,65 @@ class Turns:
     @asynccontextmanager
     async def take(self, tenant: TenantContext, deadline: Deadline) -> AsyncIterator[None]:
         """Holds a turn while the block runs. Raises DeadlineExceeded if none is granted in time."""
-        line = self._line(tenant.name)
-        await self._wait(line, deadline)
-        began_s = time.monotonic()
+        queue = self._queue_of(tenant.name)
+        await self._wait(queue, deadline)
+        started_s = time.monotonic()
         try:
             yield
         finally:
-            line.used_s += (time.monotonic() - began_s) / tenant.weight
-            self._give_back(line)
+            queue.used_s += (time.monotonic() - started_s) / tenant.weight
+            self._release(queue)
 
-    async def _wait(self, line: _Line, deadline: Deadline) -> None:
+    async def _wait(self, queue: _TenantQueue, deadline: Deadline) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        line.waiting.append(turn)
+        queue.waiting.append(turn)
         self._next()
         try:
             async with asyncio.timeout(deadline.left_s()):
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
-                self._give_back(line)
+                self._release(queue)
             else:
                 with suppress(ValueError):  # `_next` may have removed it already
-                    line.waiting.remove(turn)
+                    queue.waiting.remove(turn)
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded(
-                    "others were served until the deadline passed", dependency="gateway"
+                    "other requests were served until the deadline passed", dependency="gateway"
                 ) from None
             raise
 
     def _next(self) -> None:
         while self._free and (
-            waiting := [line for line in self._lines.values() if self._may_run(line)]
+            waiting := [queue for queue in self._queues.values() if self._may_run(queue)]
         ):
-            line = min(waiting, key=lambda each: (each.running, each.used_s))
-            turn = line.waiting.popleft()
+            queue = min(waiting, key=lambda each: (each.running, each.used_s))
+            turn = queue.waiting.popleft()
             if turn.done():  # canceled while it waited
                 continue
-            self._now_s = max(self._now_s, line.used_s)
+            self._now_s = max(self._now_s, queue.used_s)
             self._free -= 1
-            line.running += 1
+            queue.running += 1
             turn.set_result(None)
 
-    def _may_run(self, line: _Line) -> bool:
-        return bool(line.waiting) and line.running < self._of_one_max
+    def _may_run(self, queue: _TenantQueue) -> bool:
+        return bool(queue.waiting) and queue.running < self._tenant_max
 
-    def _give_back(self, line: _Line) -> None:
-        line.running -= 1
+    def _release(self, queue: _TenantQueue) -> None:
+        queue.running -= 1
         self._free += 1
         self._next()
 
-    def _line(self, tenant: str) -> _Line:
-        if len(self._lines) >= FORGET_AT:
-            self._lines = {
-                name: line for name, line in self._lines.items() if line.waiting or line.running
+    def _queue_of(self, tenant: str) -> _TenantQueue:
+        if len(self._queues) >= FORGET_AT:
+            self._queues = {
+                name: queue
+                for name, queue in self._queues.items()
+                if queue.waiting or queue.running
             }
-        line = self._lines.get(tenant)
-        if line is None:
-            line = self._lines[tenant] = _Line(self._now_s)
-        elif not line.waiting and not line.running:
-            line.used_s = max(line.used_s, self._now_s)
-        return line
+        queue = self._queues.get(tenant)
+        if queue is None:
+            queue = self._queues[tenant] = _TenantQueue(self._now_s)
+        elif not queue.waiting and not queue.running:
+            queue.used_s = max(queue.used_s, self._now_s)
+        return queue

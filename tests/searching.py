@@ -110,7 +110,7 @@ def ask(searcher: Searcher, shard: ShardId, **query) -> list[tuple[str, int]]:
 def load_needed(searcher: Searcher, *shards: ShardId) -> None:
     """Loads the shards."""
     for shard in shards:
-        searcher.shards.soon(shard, Deadline.after(5), 0).result(5)
+        searcher.shards.request(shard, Deadline.after(5), 0).result(5)
 
 
 def reach(searcher: Searcher, positions: dict[int, int], wait_s: float = 5) -> dict[int, int]:

@@ -188,9 +188,7 @@ async def show(collection: str, request: Request) -> Response:
     with state.pipeline.admitted(tenant):
         if token is not None:
             deadline = Deadline.after(timeout_ms / 1000)
-            found = await unless_gone(
-                request, state.pipeline.reached(token, tenant, found, deadline)
-            )
+            found = await unless_gone(request, state.pipeline.reach(token, tenant, found, deadline))
         return answer(await facts(state, found))
 
 

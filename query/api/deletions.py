@@ -126,7 +126,7 @@ async def _delete_matching(
     async def judged(collection: Collection) -> Judged:
         return await judge.judge(tenant, collection, wanted.condition, wanted.wait_for, deadline)
 
-    was: Judged = await state.pipeline.on_live(found, judged)
+    was: Judged = await state.pipeline.with_live_generation(found, judged)
     token = await run_in_threadpool(_delete_judged, state, tenant, was) if was.passed else None
     n = len(was.passed)
     return answer(

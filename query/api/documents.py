@@ -159,7 +159,7 @@ async def read(collection: str, document_id: str, request: Request) -> Response:
     token = token_of(request.query_params.get("wait_for"))
     with ExitStack() as held:
         permit = held.enter_context(state.pipeline.admitted(tenant))
-        reading = state.pipeline.on_live(
+        reading = state.pipeline.with_live_generation(
             found, partial(_stored, state, tenant, document_id, token, deadline)
         )
         data = await (reading if token is None else unless_gone(request, reading))
@@ -181,7 +181,7 @@ async def _stored(
     Encoding takes a turn; waiting for the searcher takes none.
     """
     if token is not None:
-        collection = await state.pipeline.reached(token, tenant, collection, deadline)
+        collection = await state.pipeline.reach(token, tenant, collection, deadline)
     live = collection.generation()
     shard = live.shards()[shard_of(document_id, len(live.slots))]
     async with state.fetches.take(tenant.context, deadline):

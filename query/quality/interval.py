@@ -1,14 +1,15 @@
-"""A confidence sequence of the mean of measured recalls: an interval that holds at every time at once. Pure.
+"""A confidence sequence of the mean of measured recalls: an interval valid at all times. Pure.
 
 Source: I. Waudby-Smith and A. Ramdas, "Estimating means of bounded random variables by betting",
-Journal of the Royal Statistical Society B 86(1), 2024 (arXiv 2010.09686): the hedged capital process
-with predictable plug-in bets. For each candidate mean m, one gambler bets that samples lie above m and
-another that they lie below. While m is the mean, the capital of either reaches 2/alpha at some time with
-probability at most alpha/2 (Ville's inequality), however often it is looked at. A candidate at which a
-capital has reached 2/alpha is excluded for good.
+Journal of the Royal Statistical Society B 86(1), 2024 (arXiv 2010.09686): the hedged capital
+process with predictable plug-in bets. For each candidate mean m, one gambler bets that samples lie
+above m and another that they lie below. While m is the mean, the capital of either reaches 2/alpha
+at some time with probability at most alpha/2 (Ville's inequality), however often it is checked. A
+candidate at which a capital has reached 2/alpha is excluded permanently.
 
-`high < objective` disproves more than one fixed mean: the gambler that bets below gains nothing while the
-expected recall of every sample is at least the objective, even if it varies. The same holds for `low`.
+`high < objective` disproves more than one fixed mean. The gambler that bets below gains nothing
+while the expected recall of every sample is at least the objective, even if it varies. The same
+holds for `low`.
 """
 
 import math
@@ -38,7 +39,7 @@ class ConfidenceSequence:
         self._sum = 0.0
         self._spread = 0.25
         self._first, self._last = 0, GRID
-        """Candidates that are not excluded, in thousandths; `_first` > `_last` once none is left."""
+        """Candidates that are not excluded, in thousandths; `_first` > `_last` if none is left."""
         self._above: NDArray[np.float64] = np.zeros(GRID + 1)
         """Log capital of the gambler that bets above each candidate from `_first` to `_last`."""
         self._below: NDArray[np.float64] = np.zeros(GRID + 1)

@@ -45,12 +45,12 @@ class LagSweep:
         """Measures repeatedly, until canceled."""
         try:
             while True:
-                began_s = time.monotonic()
+                started_s = time.monotonic()
                 try:
                     await self.sweep()
-                except VicinageError as away:
-                    _event.warning("freshness.measurement_failed", reason=str(away))
-                await asyncio.sleep(max(REST_S, REST_TIMES * (time.monotonic() - began_s)))
+                except VicinageError as error:
+                    _event.warning("freshness.measurement_failed", reason=str(error))
+                await asyncio.sleep(max(REST_S, REST_TIMES * (time.monotonic() - started_s)))
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -74,7 +74,7 @@ class LagSweep:
         return max(0, self._clock.now_ms() - min(waiting)) if waiting else 0
 
     def _not_ingested(self) -> Iterator[int]:
-        """Yields the event time of the first record that is not ingested, of each partition of a documents log."""
+        """Yields the event time of the first record of each partition that is not ingested."""
         topics = [t.documents_topic for t in self._registry.tenants()]
         partitions = self._log.topics()
         every = [(topic, p) for topic in topics for p in range(partitions.get(topic, 0))]
@@ -101,9 +101,9 @@ class LagSweep:
             yield from self._first((topic, slot), watermarks[slot], extent)
 
     def _first(self, tp: TopicPartition, start: int, extent: tuple[int, int]) -> list[int]:
-        first, end = extent
-        start = max(start, first)
-        if start >= end:
+        log_start, log_end = extent
+        start = max(start, log_start)
+        if start >= log_end:
             return []
         try:
             return [s.record.event_time_ms for s in self._log.read(*tp, start, bytes_max=1)][:1]

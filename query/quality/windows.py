@@ -2,7 +2,7 @@
 
 A confidence sequence describes samples that have one mean. Recall changes when the effort changes,
 or the documents, or the searches. So a window ends after WINDOW samples, when the effort was
-corrected, when the curves were measured anew, or when its interval proves that recall has changed,
+corrected, when the curves were measured again, or when its interval proves that recall has changed,
 and the next one begins. All windows of a collection together exceed the stated error with
 probability at most ALPHA (`spent`).
 """

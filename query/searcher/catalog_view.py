@@ -1,7 +1,7 @@
 """The catalog's view of a searcher's slots: the shards served, and their newest manifests.
 
-`read` reads the catalog and changes only `away`. Other methods run under the shard table's lock.
-Single facts may be read without the lock: each is replaced in one step.
+`read` reads the catalog and changes only `unreachable`. Other methods run under the shard table's
+lock. Single facts may be read without the lock: each is replaced in one step.
 """
 
 from collections.abc import Container, Iterable, Mapping
@@ -79,7 +79,7 @@ class CatalogView:
         self._manifests = manifests
         self.catalog = -1
         """The catalog version last read."""
-        self.away = False
+        self.unreachable = False
         """Whether the catalog was unreachable at the last read."""
         self.serving: dict[ShardId, Generation] = {}
         """Every shard in these slots that may be searched."""
@@ -95,15 +95,15 @@ class CatalogView:
             every = serving(self._registry) if catalog != self.catalog else None
             change, changed = self._manifests.changed_since(self._change, self.slots)
         except Unavailable as error:
-            self.away = unreachable(error)
+            self.unreachable = unreachable(error)
             raise
         return CatalogRead(catalog, every, change, tuple(changed))
 
     def begin(self, read: CatalogRead) -> bool:
         """Notes a successful read; returns whether the catalog was restored from a backup."""
-        went_back = read.change < self._change
-        self._change, self.away = read.change, False
-        return went_back
+        restored = read.change < self._change
+        self._change, self.unreachable = read.change, False
+        return restored
 
     def end(self, read: CatalogRead) -> None:
         """Ends a catalog read: from now on, searches planned on this version are answered."""
@@ -145,7 +145,7 @@ class CatalogView:
         return stored.sealed if stored else generation.start(shard.slot)
 
     def replay_start(self, slot: int, end: int) -> int:
-        """Returns the lowest offset that some shard of the slot has not sealed; `end` if there is none."""
+        """Returns the lowest offset that a shard of the slot has not sealed; `end` if none."""
         return min(
             (self.sealed(s, g) for s, g in self.serving.items() if s.slot == slot), default=end
         )

@@ -19,7 +19,7 @@ from indexer.index.loader import Loading
 from indexer.index.objects import Keys
 from indexer.index.rows import document_runs
 from indexer.vectors_log import readable_rows
-from query.searcher.passed import Noted
+from query.searcher.skipped_rows import Skipped
 from query.searcher.tail import Tail
 from tenants.entities import Generation
 from tenants.manifests import Manifests
@@ -36,7 +36,7 @@ _event = events("searcher")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Documents of one segment or message: `count` passages at `version` each, 0 if deleted. int [n] each."""
+    """Documents of one segment or message: `count` passages at `version`, 0 if deleted. int [n]."""
 
     keys: Keys
     version: NDArray[np.int64]
@@ -45,19 +45,19 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Counts of a shard as of a manifest version and the rows noted by then.
+    """Counts of a shard as of a manifest version and its skipped rows.
 
     `log_bytes` counts its rows in the log alone.
     """
 
     version: int
-    noted: Noted
+    skipped: Skipped
     documents: int
     passages: int
     log_bytes: int
 
 
-def living(parts: Sequence[Part]) -> tuple[int, int]:
+def live_counts(parts: Sequence[Part]) -> tuple[int, int]:
     """Returns the counts of documents and passages that no newer version replaces. Pure.
 
     Among equal versions, the later part counts. Takes O(n log n).
@@ -80,9 +80,10 @@ def living(parts: Sequence[Part]) -> tuple[int, int]:
 
 
 class Counting:
-    """Counts shards that are not in memory. A thread runs `run`; any thread may call `at_once`.
+    """Counts shards that are not in memory.
 
-    `served` returns the shards of this searcher that may be searched.
+    A thread runs `run`; any thread may call `count_tenant`. `served` returns the shards of
+    this searcher that may be searched.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Counting:
         if (
             found is None
             or found.version != self._version_of(shard)
-            or found.noted != self._tail.noted(shard)
+            or found.skipped != self._tail.skipped(shard)
         ):
             return None
         return found
@@ -117,23 +118,22 @@ class Counting:
     def run(self, stop: threading.Event) -> None:
         """Counts shards without a current count until stopped."""
         while not stop.is_set():
-            began_s = time.monotonic()
+            started_s = time.monotonic()
             unknown = self._unknown(None)
             served = self._served()
-            for gone in [
-                s for s in list(self._counted) if s not in served
-            ]:  # a copy: `at_once` adds meanwhile
-                del self._counted[gone]
-            if stop.wait(max(REST_S, REST_TIMES * (time.monotonic() - began_s))):
+            for shard in list(self._counted):  # a copy: `count_tenant` adds meanwhile
+                if shard not in served:
+                    del self._counted[shard]
+            if stop.wait(max(REST_S, REST_TIMES * (time.monotonic() - started_s))):
                 return
             for shard in unknown:
-                began_s = time.monotonic()
+                started_s = time.monotonic()
                 if self._is_unknown(shard):
                     self._try(shard)
-                if stop.wait(REST_TIMES * (time.monotonic() - began_s)):
+                if stop.wait(REST_TIMES * (time.monotonic() - started_s)):
                     return
 
-    def at_once(self, tenant: str, deadline: Deadline) -> None:
+    def count_tenant(self, tenant: str, deadline: Deadline) -> None:
         """Counts the tenant's shards, as far as the deadline allows. Blocks."""
         for shard in self._unknown(tenant):
             if deadline.passed():
@@ -164,15 +164,15 @@ class Counting:
         generation = self._served().get(shard)
         if generation is None:
             return None
-        watermark, noted = self._tail.noted_up_to(shard)
+        skipped, watermark = self._tail.skipped_and_watermark(shard)
         manifest = self._manifests.of(shard, start=generation.start(shard.slot))
         parts = [
             Part(found.keys, found.version, found.count)
             for found in self._loading.documents(shard, manifest.segments)
         ]
         log_bytes = 0
-        missed = self._tail.missed(shard, manifest.sealed, watermark)
-        for batch in readable_rows(missed, generation.dimension):
+        records = self._tail.read_skipped(shard, manifest.sealed, watermark)
+        for batch in readable_rows(records, generation.dimension):
             log_bytes += batch.nbytes
             ids, versions = (
                 batch.column("document_id").to_pylist(),
@@ -180,7 +180,7 @@ class Counting:
             )
             runs = document_runs(ids, versions)
             starts = [start for start, _ in runs]
-            gone = batch.column("passage").to_numpy()[starts] == DELETED
-            count = np.where(gone, 0, [end - start for start, end in runs]).astype(np.int32)
+            deleted = batch.column("passage").to_numpy()[starts] == DELETED
+            count = np.where(deleted, 0, [end - start for start, end in runs]).astype(np.int32)
             parts.append(Part(Keys.of(ids[start] for start in starts), versions[starts], count))
-        return Counted(manifest.version, noted, *living(parts), log_bytes)
+        return Counted(manifest.version, skipped, *live_counts(parts), log_bytes)

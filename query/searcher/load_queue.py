@@ -33,13 +33,13 @@ class LoadQueue:
         self.due.pop(shard, None)
 
     def take(
-        self, waited_for: Iterable[ShardId], unwell: Collection[ShardId], now: float
+        self, waited_for: Iterable[ShardId], backing_off: Collection[ShardId], now: float
     ) -> ShardId | None:
         """Returns the shard to load now, or None; the caller must call `done`.
 
-        Waits do not shorten the backoff of `unwell` shards.
+        Waits do not shorten the backoff of `backing_off` shards.
         """
-        found = self._wanted(waited_for, unwell)
+        found = self._wanted(waited_for, backing_off)
         if found is None:
             self._turns.clear()
             found = next(
@@ -49,9 +49,13 @@ class LoadQueue:
             self.loading.add(found)
         return found
 
-    def _wanted(self, waited_for: Iterable[ShardId], unwell: Collection[ShardId]) -> ShardId | None:
+    def _wanted(
+        self, waited_for: Iterable[ShardId], backing_off: Collection[ShardId]
+    ) -> ShardId | None:
         wanted = [
-            s for s in waited_for if s in self.due and s not in unwell and s not in self.loading
+            s
+            for s in waited_for
+            if s in self.due and s not in backing_off and s not in self.loading
         ]
         if not wanted:
             return None

@@ -1,7 +1,6 @@
 """Loads shards: a manifest's segments from the store, then the log rows that no segment has."""
 
 from collections.abc import Callable, Mapping
-from typing import Final
 
 from indexer.backends import Backend
 from indexer.index.loader import Loading
@@ -9,7 +8,8 @@ from indexer.index.objects import Damaged
 from indexer.index.scans import ScanBudget
 from indexer.index.segment import Segment, placed
 from indexer.index.shard import Shard
-from query.searcher.memory_budget import MemoryBudget, NoRoom, Room
+from query.searcher.load_failures import RETRY_S
+from query.searcher.memory_budget import MemoryBudget, NoRoom, Reservation
 from query.searcher.tail import Tail
 from tenants.entities import Generation, Manifest
 from tenants.manifests import Manifests
@@ -19,9 +19,7 @@ from vicinage.metrics import counter
 from vicinage.records import ShardId
 from vicinage.store import Store
 
-RETRY_S: Final = 0.5
-
-_brought_in = counter("vicinage_searcher_shards_loaded_total")
+_loads = counter("vicinage_searcher_shards_loaded_total")
 
 
 class ShardLoader:
@@ -59,28 +57,28 @@ class ShardLoader:
         Calls `unload` if memory lacks room for new segments beside those that they replace: the
         shard is then loaded again.
         """
-        held = self._tail.shards.get(shard)
+        resident = self._tail.shards.get(shard)
         try:
             manifest = self._manifests.of(shard, start=generation.start(shard.slot))
-            if held is None:
+            if resident is None:
                 self._load(shard, generation, manifest)
-            elif manifest.version > held.snapshot.manifest.version:
-                self._adopt(held, generation, manifest, unload)
+            elif manifest.version > resident.snapshot.manifest.version:
+                self._adopt(resident, generation, manifest, unload)
         except Damaged as damaged:  # a lost segment is Unavailable: its collection still exists
-            lost = damaged.fault == "lost"
-            return (
-                Unavailable(damaged.detail, dependency="store", retry_after_s=RETRY_S)
-                if lost
-                else damaged
-            )
-        except VicinageError as error:
-            return error
-        return None
+            error: VicinageError = damaged
+            if damaged.fault == "lost":
+                error = Unavailable(damaged.detail, dependency="store", retry_after_s=RETRY_S)
+        except VicinageError as failure:
+            error = failure
+        else:
+            return None
+        return error.with_traceback(None)  # its frames would keep the old segments in memory
 
     def _load(self, shard: ShardId, generation: Generation, manifest: Manifest) -> None:
         """Loads segments from the store, then applies the log from `sealed` on."""
-        with self._budget.room(shard, sum(ref.loaded_bytes() for ref in manifest.segments)) as room:
-            made = Shard(
+        need = sum(ref.loaded_bytes() for ref in manifest.segments)
+        with self._budget.reserve(shard, need) as reservation:
+            loaded = Shard(
                 shard,
                 dimension=generation.dimension,
                 metric=generation.metric,
@@ -89,14 +87,14 @@ class ShardLoader:
                 manifest=manifest,
                 scans=self._scans,
             )
-            made.adopt(manifest, self._segments(manifest, generation, {}, room))
-            made.last_access_s = self._clock.monotonic()
-            self._tail.join(made, manifest.sealed)
-        _brought_in.inc()
+            loaded.adopt(manifest, self._segments(manifest, generation, {}, reservation))
+            loaded.last_access_s = self._clock.monotonic()
+            self._tail.join(loaded, manifest.sealed)
+        _loads.inc()
 
     def _adopt(
         self,
-        held: Shard,
+        resident: Shard,
         generation: Generation,
         manifest: Manifest,
         unload: Callable[[ShardId], None],
@@ -105,27 +103,30 @@ class ShardLoader:
 
         Without room for both, unloads the shard, so that it is loaded again. Raises NoRoom.
         """
-        have = {s.ref.id: s for s in held.snapshot.segments}
+        have = {s.ref.id: s for s in resident.snapshot.segments}
         need = sum(ref.loaded_bytes() for ref in manifest.segments if ref.id not in have)
         try:
-            with self._budget.room(held.id, need) as room:
-                held.adopt(manifest, self._segments(manifest, generation, have, room))
+            with self._budget.reserve(resident.id, need) as reservation:
+                resident.adopt(manifest, self._segments(manifest, generation, have, reservation))
         except NoRoom:
-            have.clear()
-            unload(held.id)
+            unload(resident.id)
             raise
 
     def _segments(
-        self, manifest: Manifest, generation: Generation, have: Mapping[str, Segment], room: Room
+        self,
+        manifest: Manifest,
+        generation: Generation,
+        have: Mapping[str, Segment],
+        reservation: Reservation,
     ) -> list[Segment]:
         loading = Loading(self.store, self._backend, self._manifests.quarantine, "searcher")
         barred = self._manifests.quarantine.barred(manifest.shard)
-        found = []
+        segments = []
         for ref in manifest.segments:
             segment = have.get(ref.id)
             if segment is None:
                 loaded = loading.segment(manifest.shard, ref, generation.metric, barred)
                 segment = placed(loaded, self._backend)
-                self._budget.count(segment, room)
-            found.append(segment)
-        return found
+                self._budget.count(segment, reservation)
+            segments.append(segment)
+        return segments

@@ -24,7 +24,7 @@ SHARE_OF_HOST: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ResidentShard:
     """A shard in memory.
 
     `weight` is that of its tenant's class, `idle_s` the time since its last access or its load.
@@ -37,7 +37,7 @@ class Held:
 
 
 def choose_evictions(
-    held: Iterable[Held],
+    resident: Iterable[ResidentShard],
     need: int,
     bytes_max: int,
     *,
@@ -52,32 +52,32 @@ def choose_evictions(
     its fair share. A tenant that scans all its shards thus evicts its own. Shards accessed within
     IN_USE_S stay, except those of tenants above their share.
     """
-    every = list(held)
+    every = list(resident)
     excess = _excess(every, bytes_max, requester)
-    may_go = [h for h in every if h.idle_s >= IN_USE_S or excess[h.shard.tenant] > 1]
-    if not partial and sum(h.bytes for h in may_go) < need:
+    candidates = [h for h in every if h.idle_s >= IN_USE_S or excess[h.shard.tenant] > 1]
+    if not partial and sum(h.bytes for h in candidates) < need:
         return ()
 
-    def urgency(h: Held) -> float:
+    def urgency(h: ResidentShard) -> float:
         return max(h.idle_s, IN_USE_S) * excess[h.shard.tenant] ** 2 / h.weight
 
-    going: list[ShardId] = []
+    chosen: list[ShardId] = []
     left = need + spare
-    for h in sorted(may_go, key=urgency, reverse=True):
+    for h in sorted(candidates, key=urgency, reverse=True):
         if left <= 0:
             break
-        going.append(h.shard)
+        chosen.append(h.shard)
         left -= h.bytes
-    return tuple(going)
+    return tuple(chosen)
 
 
 def _excess(
-    held: Iterable[Held], bytes_max: int, requester: TenantContext | None
+    resident: Iterable[ResidentShard], bytes_max: int, requester: TenantContext | None
 ) -> dict[str, float]:
     """Returns each tenant's bytes as a multiple of its fair share of the budget; at least 1."""
     bytes_of: dict[str, int] = {}
     weight_of: dict[str, int] = {requester.name: requester.weight} if requester else {}
-    for h in held:
+    for h in resident:
         bytes_of[h.shard.tenant] = bytes_of.get(h.shard.tenant, 0) + h.bytes
         weight_of[h.shard.tenant] = h.weight
     fair = bytes_max / max(1, sum(weight_of.values()))
@@ -93,7 +93,7 @@ class ResidentBytes:
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max or int(SHARE_OF_HOST * psutil.virtual_memory().total)
         self._bytes = 0
-        self._gone: deque[int] = deque()
+        self._freed: deque[int] = deque()
         """Bytes freed since the last `bytes` (negative: added).
 
         A finalizer may run in any thread at any time, and so takes no lock.
@@ -102,11 +102,11 @@ class ResidentBytes:
     def count(self, segment: Segment) -> None:
         """Counts the segment's bytes until the segment is garbage-collected."""
         n = segment.resident_bytes()
-        self._gone.append(-n)
-        weakref.finalize(segment, self._gone.append, n).atexit = False
+        self._freed.append(-n)
+        weakref.finalize(segment, self._freed.append, n).atexit = False
 
     def bytes(self) -> int:
         """Returns the bytes of segments in memory. One thread at a time."""
-        while self._gone:
-            self._bytes -= self._gone.popleft()
+        while self._freed:
+            self._bytes -= self._freed.popleft()
         return self._bytes

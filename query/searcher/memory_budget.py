@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from indexer.index.segment import Segment
-from query.searcher.memory import Held, ResidentBytes, choose_evictions
+from query.searcher.memory import ResidentBytes, ResidentShard, choose_evictions
 from vicinage.clock import Clock
 from vicinage.errors import Unavailable
 from vicinage.records import ShardId
@@ -47,21 +47,21 @@ class Owner(Protocol):
         """Returns every tenant's weight."""
         ...
 
-    def is_asked(self, shard: ShardId) -> bool:
+    def is_in_use(self, shard: ShardId) -> bool:
         """Returns whether a search waits for the shard, or it is in memory."""
         ...
 
-    def staying(self) -> Collection[ShardId]:
+    def pinned(self) -> Collection[ShardId]:
         """Returns shards that must not be evicted, such as those that could not be reloaded."""
         ...
 
     def evict(self, shard: ShardId) -> None:
-        """Unloads the shard, unless it must stay by now."""
+        """Unloads the shard, unless it is pinned by now."""
         ...
 
 
 @dataclass(slots=True)
-class Room:
+class Reservation:
     """Bytes that are reserved and not loaded yet."""
 
     left: int
@@ -71,47 +71,47 @@ class MemoryBudget:
     """Accounts for shards in memory, at most `bytes_max` bytes. Thread-safe."""
 
     def __init__(self, bytes_max: int, owner: Owner, clock: Clock) -> None:
-        self._residency = ResidentBytes(bytes_max)
-        self.bytes_max = self._residency.bytes_max
+        self._segments = ResidentBytes(bytes_max)
+        self.bytes_max = self._segments.bytes_max
         """Maximum accounted bytes in memory."""
         self._owner = owner
         self._clock = clock
         self._lock = threading.Lock()
         self._made = 0
         """Bytes of deltas and columns at the last count."""
-        self._promised = 0
+        self._reserved = 0
         """Bytes that are reserved and still being loaded."""
 
     @contextmanager
-    def room(self, shard: ShardId, need: int) -> Iterator[Room]:
+    def reserve(self, shard: ShardId, need: int) -> Iterator[Reservation]:
         """Reserves `need` bytes until they are loaded and counted; evicts other shards.
 
         Raises NoRoom.
         """
-        room = Room(need + SHARD_BYTES)
+        reservation = Reservation(need + SHARD_BYTES)
         with self._lock:
-            self._make_room(shard, room.left)
-            self._promised += room.left
+            self._make_room(shard, reservation.left)
+            self._reserved += reservation.left
         try:
-            yield room
+            yield reservation
         finally:
             with self._lock:
-                self._promised -= room.left
+                self._reserved -= reservation.left
 
-    def count(self, segment: Segment, room: Room) -> None:
+    def count(self, segment: Segment, reservation: Reservation) -> None:
         """Moves a loaded segment's bytes from reserved to resident."""
         with self._lock:
-            self._residency.count(segment)
-            self._promised -= segment.resident_bytes()
-            room.left -= segment.resident_bytes()
+            self._segments.count(segment)
+            self._reserved -= segment.resident_bytes()
+            reservation.left -= segment.resident_bytes()
 
     def shed(self) -> None:
         """Evicts shards until the budget holds, because deltas grow without a load."""
         with self._lock:
-            over = self._resident_bytes() + self._promised - self.bytes_max
+            over = self._resident_bytes() + self._reserved - self.bytes_max
             if over > 0:
                 self._evict(
-                    choose_evictions(self._held(but=None), over, self.bytes_max, partial=True)
+                    choose_evictions(self._evictable(but=None), over, self.bytes_max, partial=True)
                 )
 
     def resident_bytes(self) -> int:
@@ -120,32 +120,32 @@ class MemoryBudget:
             return self._resident_bytes()
 
     def _make_room(self, shard: ShardId, need: int) -> None:
-        most = self.bytes_max
-        if need > most:
+        limit = self.bytes_max
+        if need > limit:
             raise NoRoom(
-                f"the shard takes {need} bytes of memory, and searcher.resident_bytes_max is {most}: raise it, or give the "
-                "collection more shards",
+                f"the shard takes {need} bytes of memory, and searcher.resident_bytes_max is "
+                f"{limit}: raise it, or give the collection more shards",
                 dependency="searcher",
             )
-        if self._about_resident() + self._promised + need <= most:
+        if self._about_resident() + self._reserved + need <= limit:
             return
-        over = self._resident_bytes() + self._promised + need - most
+        over = self._resident_bytes() + self._reserved + need - limit
         if over <= 0:
             return
-        if self._owner.is_asked(shard):  # only a shard in use or waited for may evict others
+        if self._owner.is_in_use(shard):  # only a shard in use or waited for may evict others
             requester = TenantContext(shard.tenant, self._owner.weights().get(shard.tenant, 1))
             self._evict(
                 choose_evictions(
-                    self._held(but=shard),
+                    self._evictable(but=shard),
                     over,
-                    most,
+                    limit,
                     requester=requester,
-                    spare=most // SPARE_SHARE,
+                    spare=limit // SPARE_SHARE,
                 )
             )
-        if self._resident_bytes() + self._promised + need > most:
+        if self._resident_bytes() + self._reserved + need > limit:
             raise NoRoom(
-                "memory is in use by collections that are asked right now",
+                "the memory is in use by other collections that are searched now",
                 dependency="searcher",
                 retry_after_s=1.0,
             )
@@ -159,21 +159,21 @@ class MemoryBudget:
 
         `shed` counts them again at least: to visit 10,000 shards takes longer than to load one.
         """
-        return self._residency.bytes() + self._made + len(self._owner.resident()) * SHARD_BYTES
+        return self._segments.bytes() + self._made + len(self._owner.resident()) * SHARD_BYTES
 
-    def _held(self, *, but: ShardId | None) -> list[Held]:
+    def _evictable(self, *, but: ShardId | None) -> list[ResidentShard]:
         now = self._clock.monotonic()
         weight = self._owner.weights()
-        staying = {but, *self._owner.staying()}
+        pinned = {but, *self._owner.pinned()}
         return [
-            Held(
+            ResidentShard(
                 shard,
                 s.held_bytes() + SHARD_BYTES,
                 now - s.last_access_s,
                 weight.get(shard.tenant, 1),
             )
             for shard, s in list(self._owner.resident().items())
-            if shard not in staying
+            if shard not in pinned
         ]
 
     def _evict(self, shards: Collection[ShardId]) -> None:

@@ -6,11 +6,12 @@ metadata (law 7).
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any, Final, Generic, Protocol, TypeVar
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Final
 
 from indexer.index.shard import Shard
+from query.searcher.batch import QueuedSearch
+from query.searcher.futures import fail
 from vicinage.errors import Overloaded, Unavailable
 from vicinage.records import ShardId
 
@@ -18,30 +19,25 @@ THREADS: Final = 2
 """Number of warm-up threads: while one loads for a large shard, the other serves small ones."""
 
 
-class Waiting(Protocol):
-    """A waiting request; `answer` is the caller's future."""
-
-    answer: Future[Any]
-
-
-W = TypeVar("W", bound=Waiting)
 _Needed = tuple[ShardId, frozenset[str]]
 
 
-class WarmUps(Generic[W]):
-    """Requests that wait for what `Shard.needs` named; `again` requeues them. Thread-safe.
+class WarmUps:
+    """Requests that wait for what `Shard.needs` named; `requeue` takes them back. Thread-safe.
 
     At most `waiting_max` requests wait, and at most half as many of one tenant.
     """
 
-    def __init__(self, again: Callable[[Sequence[W]], None], *, waiting_max: int) -> None:
-        self._again = again
+    def __init__(
+        self, requeue: Callable[[Sequence[QueuedSearch]], None], *, waiting_max: int
+    ) -> None:
+        self._requeue = requeue
         self._waiting_max = waiting_max
         self._lock = threading.Lock()
-        self._waiting: dict[_Needed, list[W]] = {}
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="searcher-open")
+        self._waiting: dict[_Needed, list[QueuedSearch]] = {}
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="searcher-warmup")
 
-    def wait(self, shard: Shard, names: frozenset[str], asked: Sequence[W]) -> None:
+    def wait(self, shard: Shard, names: frozenset[str], batch: Sequence[QueuedSearch]) -> None:
         """Loads `names`, once for all requests that need the same, then requeues the requests.
 
         Refuses requests beyond the bounds with Overloaded.
@@ -51,16 +47,14 @@ class WarmUps(Generic[W]):
             room = self._room(shard.id.tenant)
             known = needed in self._waiting
             if room > 0:
-                self._waiting.setdefault(needed, []).extend(asked[:room])
-        for each in asked[max(0, room) :]:
-            refuse(
-                each.answer,
-                Overloaded("too many searches wait for what they need", retry_after_s=1.0),
-            )
+                self._waiting.setdefault(needed, []).extend(batch[:room])
+        for each in batch[max(0, room) :]:
+            full = "too many searches wait for an index or for metadata to be loaded"
+            fail(each.future, Overloaded(full, retry_after_s=1.0))
         if room > 0 and not known:
             try:
                 self._pool.submit(shard.load_needed, names).add_done_callback(
-                    lambda done: self._opened(needed, done)
+                    lambda load: self._loaded(needed, load)
                 )
             except RuntimeError:  # stopped meanwhile
                 self._refuse_all(
@@ -70,23 +64,23 @@ class WarmUps(Generic[W]):
     def _room(self, tenant: str) -> int:
         waiting = sum(map(len, self._waiting.values()))
         own = sum(
-            len(asked) for (shard, _), asked in self._waiting.items() if shard.tenant == tenant
+            len(batch) for (shard, _), batch in self._waiting.items() if shard.tenant == tenant
         )
         return min(self._waiting_max - waiting, max(1, self._waiting_max // 2) - own)
 
-    def _opened(self, needed: _Needed, done: Future[None]) -> None:
-        error = CancelledError() if done.cancelled() else done.exception()
+    def _loaded(self, needed: _Needed, load: Future[None]) -> None:
+        error = CancelledError() if load.cancelled() else load.exception()
         if error is not None:
             self._refuse_all(needed, error)
             return
-        if asked := self._take(needed):
-            self._again(asked)
+        if batch := self._take(needed):
+            self._requeue(batch)
 
     def _refuse_all(self, needed: _Needed, error: BaseException) -> None:
         for each in self._take(needed):
-            refuse(each.answer, error)
+            fail(each.future, error)
 
-    def _take(self, needed: _Needed) -> list[W]:
+    def _take(self, needed: _Needed) -> list[QueuedSearch]:
         with self._lock:
             return self._waiting.pop(needed, [])
 
@@ -97,9 +91,3 @@ class WarmUps(Generic[W]):
         for needed in waiting:
             self._refuse_all(needed, error)
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def refuse(future: Future[Any], error: BaseException) -> None:
-    """Fails the future, unless it is done or canceled."""
-    with suppress(InvalidStateError):  # a check first would race with a cancel
-        future.set_exception(error)

@@ -12,7 +12,7 @@ import pytest
 from gate import Caller, platform, problem, serving
 from resources import eventually
 
-from query.quality.freshness import Freshness
+from query.quality.lag_reader import LagReader
 from tenants import provisioning
 from vicinage.settings import GatewaySettings
 
@@ -129,10 +129,9 @@ def test_a_list_of_collections_reads_the_log_as_often_as_one_collection(call: Ca
     tenant = call.base.registry.tenant(name)
     generations = [c.generation() for c in call.base.registry.collections(name)]
     log = Counted(call.base.log)
-    freshness = Freshness(log, call.base.registry, call.state.searchers, call.base.clock)  # type: ignore[arg-type]
+    reader = LagReader(log, call.base.registry, call.base.clock)  # type: ignore[arg-type]
     watermarks = {slot: 0 for g in generations for slot in g.slots}
-    many = freshness.measure_all(tenant, generations, watermarks)
+    many = reader.lags_ms(tenant, generations, watermarks)
     calls = log.calls.total()
     assert calls <= 4 + 2 * len(watermarks)
-    assert many == [freshness.measure(tenant, g, dict.fromkeys(g.slots, 0)) for g in generations]
-    freshness.close()
+    assert many == [reader.lag_ms(tenant, g, dict.fromkeys(g.slots, 0)) for g in generations]

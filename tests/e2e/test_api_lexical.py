@@ -135,7 +135,7 @@ def test_lexical_search_needs_no_model(tmp_path_factory: pytest.TempPathFactory)
         asked = {"text": "apples", "mode": "hybrid"}
         assert ids(caller.search(key, **asked, vector=[1, 0, 0, 0])) == ["a"]
         caller.collection(key, "m", model="all-minilm-l6-v2")
-        assert "by words alone" in caller.search(key, "m", **asked)["degraded"]["reason"]
+        assert "lexical search only" in caller.search(key, "m", **asked)["degraded"]["reason"]
         problem(caller("POST", "/v1/collections/m/search", key, json={"text": "apples"}), 503)
         assert ids(caller.search(key, "m", text="apples", mode="lexical")) == []
 

@@ -140,7 +140,7 @@ def test_a_hybrid_search_uses_words_alone_while_its_model_is_away(call: Caller, 
         found = call.search(key, text="cat", mode="hybrid", timeout_ms=2_000)
         assert [h["document_id"] for h in found["hits"]] == ["cat"]
         assert found["hits"][0]["lexical_score"] == found["hits"][0]["score"]
-        assert "by words alone" in found["degraded"]["reason"]
+        assert "lexical search only" in found["degraded"]["reason"]
         assert "10.0.0.7" not in str(found)
         assert call.search(key, text="cat", mode="lexical")["degraded"] is None
         status = {"away": 503, "busy": 429, "late": 504}[away]

@@ -9,7 +9,7 @@ from gate import Caller, build, calling
 from resources import eventually, resources_in, running
 
 from query.quality.interval import ENOUGH
-from query.quality.recall import Sample
+from query.quality.samples import Sample
 from tenants.recall_history import RecallHistory, RecallRecord
 from vicinage.settings import GatewaySettings
 

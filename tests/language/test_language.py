@@ -15,7 +15,7 @@ UNREVIEWED = Path(__file__).with_name("unreviewed.txt")
 PEOPLE = r"who|whom|whoever|nobody|somebody|everybody|anybody|he|his|him|himself|she"
 BRITISH = (
     r"\w*(?:normalis|initialis|serialis|optimis|recognis|organis|quantis)\w*"
-    r"|\w*(?:travell|labell|modell)(?:ed|ing)|cancelled(?!\(\))|cancelling|acknowledgements?"
+    r"|\w*(?:travell|labell|modell)(?:ed|ing)|cancell(?:ed|ing)(?!\(\))|acknowledgements?"
     r"|(?:neighbour|honour|behaviour|colour|favour|catalogue|centre)\w*"
 )
 WORDS = {

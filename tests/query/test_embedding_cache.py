@@ -67,7 +67,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.get(tenant, model, "new") is not None
 
     def _held(self) -> dict[str, float]:
-        return {tenant: held.bytes / held.weight for tenant, held in self.cache._of.items()}
+        return {tenant: held.bytes / held.weight for tenant, held in self.cache._tenants.items()}
 
     def _only_the_largest_holders_paid(self, before: dict[str, float]) -> None:
         """A tenant that lost a vector held the most for its weight, within one vector."""
@@ -78,14 +78,16 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def it_is_bounded_and_counts_right(self) -> None:
-        held = [(t, key, v) for t, one in self.cache._of.items() for key, v in one.vectors.items()]
+        held = [
+            (t, key, v) for t, one in self.cache._tenants.items() for key, v in one.vectors.items()
+        ]
         assert (
             self.cache.bytes
             == sum(_cost(text, vector) for _, (_, text), vector in held)
             <= self.bytes_max
         )
-        assert self.cache.bytes == sum(one.bytes for one in self.cache._of.values())
-        assert all(one.vectors for one in self.cache._of.values())
+        assert self.cache.bytes == sum(one.bytes for one in self.cache._tenants.values())
+        assert all(one.vectors for one in self.cache._tenants.values())
 
 
 TestCache = CacheMachine.TestCase

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from query.merge import answered, fused
+from query.merge import best_hits, fused
 from query.plan import DEPTH_MIN, Fusion, SearchRequest, make_plan
 from tenants.entities import Collection, Generation, Objectives
 from vicinage.records import Hit, ShardId, ShardResult
@@ -131,13 +131,13 @@ def test_the_lists_of_all_shards_are_merged_before_they_are_fused() -> None:
         shard_result(0, hits(a=0.9, b=0.1), hits(b=5)),
         shard_result(1, hits(c=0.8), hits(c=7, d=6)),
     ]
-    found = answered(shards, SearchRequest("c", 10, text="x", mode="hybrid"))
+    found = best_hits(shards, SearchRequest("c", 10, text="x", mode="hybrid"))
     expected = fused(hits(a=0.9, c=0.8, b=0.1), hits(c=7, d=6, b=5), Fusion(), 10)
     assert found == expected
     assert [
-        h.document_id for h in answered(shards, SearchRequest("c", 2, text="x", mode="lexical"))
+        h.document_id for h in best_hits(shards, SearchRequest("c", 2, text="x", mode="lexical"))
     ] == ["c", "d"]
-    assert [h.document_id for h in answered(shards, SearchRequest("c", 2, text="x"))] == ["a", "c"]
+    assert [h.document_id for h in best_hits(shards, SearchRequest("c", 2, text="x"))] == ["a", "c"]
 
 
 def test_a_plan_carries_the_text_and_requests_deeper_lists_for_fusion() -> None:

@@ -82,7 +82,7 @@ def test_a_request_that_times_out_or_disconnects_takes_no_turn() -> None:
 
 def test_one_tenant_holds_no_more_than_its_bound_while_others_still_run() -> None:
     async def order() -> list[str]:
-        turns, done = Turns(4, of_one_max=2), list[str]()
+        turns, done = Turns(4, tenant_max=2), list[str]()
         stuck = [asyncio.ensure_future(work(turns, "stuck", done, 10)) for _ in range(8)]
         await asyncio.sleep(0)
         await asyncio.gather(*(work(turns, f"t{i}", done) for i in range(3)))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from resources import resources_in, running
 
-from query.quality.freshness import Freshness
+from query.quality.lag_reader import LagReader
 from query.quality.lag_sweep import LagSweep
 from query.scatter import Searchers
 from tenants import provisioning
@@ -62,11 +62,10 @@ def test_the_partitions_of_a_tenant_are_looked_up_together(
     )
     log = Counting(base.log)
     tenant = base.registry.tenant("wide")
-    freshness = Freshness(log, base.registry, Searchers([]), base.clock)
-    assert freshness.measure(tenant, made.generation(), {}) == 0
+    reader = LagReader(log, base.registry, base.clock)
+    assert reader.lag_ms(tenant, made.generation(), {}) == 0
     assert log.asked["extents"] == 1
     assert not log.asked["begin"] + log.asked["end"]
     assert asyncio.run(LagSweep(log, base.registry, Searchers([]), base.clock).sweep()) == 0
     assert not log.asked["begin"] + log.asked["end"]
-    freshness.close()
     base.close()

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from query.plan import Plan, SearchRequest, make_plan
+from query.quality.comparison import recall_of, served_search
 from query.quality.interval import ENOUGH
-from query.quality.recall import QUEUE_MAX, RecallMonitor, _fits_half, _offer, recall_of
+from query.quality.recall import QUEUE_MAX, RecallMonitor
+from query.quality.samples import fits_half
 from query.scatter import Searchers
 from tenants.entities import Collection, Generation, Objectives
 from tenants.recent_queries import RECENT_QUERIES_MAX
@@ -371,9 +373,9 @@ def test_the_shard_with_the_fewest_calibration_queries_counts() -> None:
         for slot, n in ((0, 30), (1, 60))
     ]
     exact_by_nature = ShardResult(ShardId("t", "c", 1, 2), ((),), 7, 0)
-    chose = _offer(plan(), (), [*known, exact_by_nature]).chose
-    assert (chose.effort, chose.n_calibration_queries, chose.greatest) == (16, 30, False)
-    assert _offer(plan(), (), [known[0], exact_by_nature]).chose.greatest
+    choice = served_search(plan(), (), [*known, exact_by_nature]).choice
+    assert (choice.effort, choice.n_calibration_queries, choice.greatest) == (16, 30, False)
+    assert served_search(plan(), (), [known[0], exact_by_nature]).choice.greatest
 
 
 def test_searches_are_kept_if_effort_can_vary_at_30_and_whenever_they_have_doubled() -> None:
@@ -402,9 +404,9 @@ def test_measuring_continues_while_the_catalog_is_away() -> None:
 
 
 def test_a_query_vector_outside_half_precision_is_not_kept() -> None:
-    assert _fits_half(np.array([0.6, 0.8], np.float32))
-    assert not _fits_half(np.array([1e5, 0], np.float32))
-    assert not _fits_half(np.array([1e-9, 1e-9], np.float32))
+    assert fits_half(np.array([0.6, 0.8], np.float32))
+    assert not fits_half(np.array([1e5, 0], np.float32))
+    assert not fits_half(np.array([1e-9, 1e-9], np.float32))
 
 
 def test_waiting_samples_hold_no_texts() -> None:
@@ -412,7 +414,7 @@ def test_waiting_samples_hold_no_texts() -> None:
         Hit(h.document_id, h.passage, h.score, h.version, text="long " * 1_000, metadata={})
         for h in hits("ab")
     )
-    offered = _offer(plan(), found, [ShardResult(ShardId("t", "c", 1, 0), (found,), 7, 16)])
+    offered = served_search(plan(), found, [ShardResult(ShardId("t", "c", 1, 0), (found,), 7, 16)])
     assert [(h.document_id, h.text, h.metadata) for h in offered.hits] == [
         ("a", None, None),
         ("b", None, None),

@@ -16,7 +16,7 @@ from cluster.wiring import Resources
 from indexer.backends import open_backend
 from indexer.index.loader import Loading
 from indexer.index.objects import Keys
-from query.searcher.counting import Counting, Part, living
+from query.searcher.counting import Counting, Part, live_counts
 from query.searcher.run import Searcher
 from tenants import provisioning
 from tenants.entities import Generation
@@ -54,7 +54,7 @@ def test_the_newest_version_of_each_document_is_live(
             if version >= newest.get(name, (-1, 0))[0]:
                 newest[name] = (version, passages)
     counts = [passages for _, passages in newest.values() if passages]
-    found = living([part([(name, *of) for name, of in each.items()]) for each in parts])
+    found = live_counts([part([(name, *of) for name, of in each.items()]) for each in parts])
     assert found == (len(counts), sum(counts))
 
 
@@ -166,7 +166,7 @@ def test_a_tenant_is_answered_while_the_background_counts(base: Resources) -> No
     stop = threading.Event()
 
     def meanwhile() -> None:
-        counting.at_once("other", Deadline.after(5))
+        counting.count_tenant("other", Deadline.after(5))
         stop.set()
 
     with searching(base) as searcher:
@@ -179,7 +179,7 @@ def test_a_tenant_is_answered_while_the_background_counts(base: Resources) -> No
             version_of=lambda _shard: 0,
             to_count=lambda tenant: [s for s in served if tenant in (None, s.tenant)],
         )
-        counting.at_once("acme", Deadline.after(5))
+        counting.count_tenant("acme", Deadline.after(5))
         counting.run(stop)
         counted = {shard.tenant: counting.known(shard) for shard in served}
     assert {tenant: found and found.documents for tenant, found in counted.items()} == {

@@ -25,13 +25,13 @@ def test_an_idle_tenant_with_an_empty_collection_takes_at_most_four_kilobytes(
         make(
             base, [f"first-{i}" for i in range(N)]
         )  # after these, one more costs as much as every further one
-        searcher.shards.look()
+        searcher.shards.refresh()
         tracemalloc.start()
         try:
             gc.collect()
             before = tracemalloc.get_traced_memory()[0]
             make(base, [f"idle-{i}" for i in range(N)])
-            searcher.shards.look()
+            searcher.shards.refresh()
             gc.collect()
             each = (tracemalloc.get_traced_memory()[0] - before) / N
         finally:

@@ -50,10 +50,10 @@ class Setting:
     def weights(self) -> dict[str, int]:
         return {}
 
-    def is_asked(self, shard: ShardId) -> bool:
+    def is_in_use(self, shard: ShardId) -> bool:
         return True
 
-    def staying(self) -> list[ShardId]:
+    def pinned(self) -> list[ShardId]:
         return [self.docs]
 
     def evict(self, shard: ShardId) -> None:

@@ -33,7 +33,7 @@ from indexer.backends import open_backend
 from indexer.index.rows import newest
 from indexer.seal import Builder
 from query.searcher.catalog_view import EAGER_PASSAGES
-from query.searcher.memory import IN_USE_S, Held, choose_evictions
+from query.searcher.memory import IN_USE_S, ResidentShard, choose_evictions
 from tenants import provisioning
 from tenants.entities import Collection
 from tenants.leases import Leases
@@ -54,8 +54,8 @@ def base(base: Resources) -> Resources:
     return replace(base, clock=ManualClock())
 
 
-def held(tenant: str, number: int, n_bytes: int, idle_s: float, weight: int = 1) -> Held:
-    return Held(ShardId(tenant, "c", 1, number), n_bytes, idle_s, weight)
+def held(tenant: str, number: int, n_bytes: int, idle_s: float, weight: int = 1) -> ResidentShard:
+    return ResidentShard(ShardId(tenant, "c", 1, number), n_bytes, idle_s, weight)
 
 
 def names(going: tuple[ShardId, ...]) -> list[str]:
@@ -128,7 +128,7 @@ def test_an_exceeded_budget_is_reduced_as_far_as_possible() -> None:
     st.integers(1, 300),
 )
 def test_evictions_suffice_or_none_happens_and_shards_in_use_stay_within_a_share(
-    every: list[Held], need: int
+    every: list[ResidentShard], need: int
 ) -> None:
     going = choose_evictions(every, need, 100)
     by_shard = {h.shard: h for h in every}
@@ -152,7 +152,7 @@ def test_an_unrequested_load_evicts_nothing(base: Resources) -> None:
         eventually(
             lambda: (
                 searcher.shards.view.stored(shard).version
-                and shard not in searcher.shards.queue.due
+                and shard not in searcher.shards.states.queue.due
             )
         )
         assert list(searcher.tail.shards) == [big]
@@ -164,15 +164,15 @@ def test_steady_writes_during_a_load_block_no_search(base: Resources) -> None:
     with searching(base) as searcher:
         reach(searcher, {docs.slot: send(base, docs, one("d0", 1))})
         held_while_reading: list[bool] = []
-        missed = searcher.tail._missed
+        missed = searcher.tail._read_skipped
 
         def watched(*given):
-            held_while_reading.append(searcher.tail._writing._is_owned())
+            held_while_reading.append(searcher.tail._apply_lock._is_owned())
             if len(held_while_reading) == 1:
                 reach(searcher, {docs.slot: send(base, docs, one("d1", 2))})
             return list(missed(*given))
 
-        searcher.tail._missed = watched  # type: ignore[method-assign]
+        searcher.tail._read_skipped = watched  # type: ignore[method-assign]
         assert ask(searcher, docs) == [("d0", 1), ("d1", 2)]
         assert held_while_reading[:2] == [False, False]
 

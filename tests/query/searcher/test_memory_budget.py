@@ -29,10 +29,10 @@ class Shards:
     def weights(self) -> dict[str, int]:
         return {"acme": 2, "other": 2}
 
-    def is_asked(self, shard: ShardId) -> bool:
+    def is_in_use(self, shard: ShardId) -> bool:
         return shard in self.asked
 
-    def staying(self) -> set[ShardId]:
+    def pinned(self) -> set[ShardId]:
         return self.kept
 
     def evict(self, shard: ShardId) -> None:
@@ -54,9 +54,9 @@ class Memory:
         """Loads one more shard of one segment, all of equal size."""
         made = shard()
         identity = ShardId("acme", name, 1, 0)
-        with self.budget.room(identity, self.each) as room:
+        with self.budget.reserve(identity, self.each) as reservation:
             loaded = self._segment(i)
-            self.budget.count(loaded, room)
+            self.budget.count(loaded, reservation)
             adopt(made, [loaded], 1)
         made.last_access_s = self.clock.monotonic()
         self.owner.held[identity] = made
@@ -68,9 +68,9 @@ def test_bytes_are_counted_while_they_are_reserved_and_once_they_are_loaded(tmp_
     memory.load("a")
     assert memory.budget.resident_bytes() == memory.each + SHARD_BYTES
     with (
-        memory.budget.room(ShardId("acme", "b", 1, 0), memory.each),
+        memory.budget.reserve(ShardId("acme", "b", 1, 0), memory.each),
         pytest.raises(NoRoom),
-        memory.budget.room(ShardId("acme", "c", 1, 0), 0),
+        memory.budget.reserve(ShardId("acme", "c", 1, 0), 0),
     ):
         raise AssertionError("the first has all that was left")
     memory.owner.held.clear()
@@ -113,7 +113,7 @@ def test_a_shard_beyond_the_bound_is_refused_with_the_setting_to_raise(tmp_path:
     memory = Memory(tmp_path, 1)
     with (
         pytest.raises(NoRoom, match=r"searcher\.resident_bytes_max"),
-        memory.budget.room(ShardId("acme", "a", 1, 0), memory.budget.bytes_max),
+        memory.budget.reserve(ShardId("acme", "a", 1, 0), memory.budget.bytes_max),
     ):
         raise AssertionError("with what a shard itself takes it is too much")
 

@@ -33,7 +33,9 @@ from cluster.wiring import Resources, build_searcher
 from indexer.backends import open_backend
 from indexer.index.rows import newest
 from indexer.seal import Builder
-from query.searcher.run import Searcher, _asks, _Waiting
+from query.searcher.batch import QueuedSearch, batch_key
+from query.searcher.cost import search_cost
+from query.searcher.run import Searcher
 from tenants import provisioning
 from tenants.entities import Class, Collection, Objectives, SegmentRef
 from tenants.leases import Leases
@@ -208,7 +210,8 @@ def test_unreadable_records_of_unknown_shards_take_no_memory(base: Resources) ->
             record = Record(b"x", rows_key("absent", f"c{n}", 1), unreadable="its MAC is missing")
             searcher.tail._apply(LogRecord(VECTORS_TOPIC, docs.slot, n, record), 0)
         assert not any(
-            searcher.tail.noted(ShardId("absent", f"c{n}", 1, docs.slot))[0] for n in range(20)
+            searcher.tail.skipped(ShardId("absent", f"c{n}", 1, docs.slot)).n_rows
+            for n in range(20)
         )
 
 
@@ -282,13 +285,13 @@ def test_a_corrupt_unloaded_shard_answers_once_its_bytes_are_intact(
             ask(searcher, docs)
         file.write_bytes(whole)
         clock.advance(1.5)
-        eventually(lambda: searcher.shards._again_s.get(docs) == 2)
+        eventually(lambda: searcher.shards.failures.retry_s.get(docs) == 2)
         with pytest.raises(Corrupt):
             ask(searcher, docs)
         [damage] = base.manifests.quarantine.open()
         base.manifests.quarantine.forget(damage, actor="test", why="found whole")
         clock.advance(2.5)
-        eventually(lambda: not searcher.shards.failed)
+        eventually(lambda: not searcher.shards.failures.failed)
         assert ask(searcher, docs) == [("a", 1)]
 
 
@@ -342,7 +345,9 @@ def test_a_corrupt_new_segment_keeps_the_old_snapshot_and_is_retried_with_backof
             time.sleep(0.2)
             assert store.fetched == tried, "the wait doubles each time"
             clock.advance(0.5)
-            eventually(lambda wait_s=wait_s: searcher.shards.stale[docs].wait_s == 2 * wait_s)
+            eventually(
+                lambda wait_s=wait_s: searcher.shards.failures.stale[docs].wait_s == 2 * wait_s
+            )
             assert store.fetched == tried, "an object in quarantine is not read"
         assert list(asyncio.run(searcher.stats()).stale) == [docs]
         whole[0][0].write_bytes(whole[0][1])
@@ -509,18 +514,19 @@ def test_filters_that_python_takes_for_equal_are_not_combined() -> None:
     shard, vector = ShardId("acme", "docs", 1, 0), unit(0)[None]
 
     def combined(one: object, other: object) -> bool:
-        one_asks, other_asks = (
-            _asks(ShardQuery(shard, vector, 5, filter=Filter.parse({"x": x}))) for x in (one, other)
+        one_key, other_key = (
+            batch_key(ShardQuery(shard, vector, 5, filter=Filter.parse({"x": x})))
+            for x in (one, other)
         )
-        return one_asks == other_asks
+        return one_key == other_key
 
     assert not combined(1, True)
     assert not combined(0, False)
     assert combined(1, 1)
-    asks = _asks(ShardQuery(shard, vector, 5))
-    assert asks == _asks(ShardQuery(shard, unit(1)[None], 5))
-    assert asks != _asks(ShardQuery(shard, vector, 6))
-    assert asks != _asks(ShardQuery(ShardId("evil", "docs", 1, 0), vector, 5))
+    key = batch_key(ShardQuery(shard, vector, 5))
+    assert key == batch_key(ShardQuery(shard, unit(1)[None], 5))
+    assert key != batch_key(ShardQuery(shard, vector, 6))
+    assert key != batch_key(ShardQuery(ShardId("evil", "docs", 1, 0), vector, 5))
 
 
 def test_a_full_queue_refuses_at_once_and_a_late_search_is_not_run(base: Resources) -> None:
@@ -626,12 +632,15 @@ def test_a_scan_of_many_rows_costs_its_tenant_more_than_a_look_at_few(base: Reso
     with searching(base) as searcher:
         load_needed(searcher, big)
         small = ShardQuery(big, np.ones((1, 1_024), np.float32), 1)
-        assert searcher._cost(small) == 1
+        shard = searcher.tail.shards[big]
+        assert search_cost(small, shard) == 1
         rows = [(f"d{i}", i + 1, [np.ones(1_024, np.float32)], "{}") for i in range(2_100)]
         reach(searcher, {big.slot: send(base, big, message(rows, 1_024))})
-        assert searcher._cost(small) == searcher._cost(replace(small, exact=True)) == 3
-        assert searcher._cost(replace(small, vectors=np.ones((5, 1_024), np.float32))) == 15
-        assert searcher._cost(replace(small, k=1_000)) == 33, "and so does a search for many hits"
+        assert search_cost(small, shard) == search_cost(replace(small, exact=True), shard) == 3
+        assert search_cost(replace(small, vectors=np.ones((5, 1_024), np.float32)), shard) == 15
+        assert search_cost(replace(small, k=1_000), shard) == 33, (
+            "and so does a search for many hits"
+        )
 
 
 def test_stopping_is_quick_and_answers_waiting_searches(base: Resources) -> None:
@@ -698,7 +707,7 @@ def test_a_refresh_survives_concurrent_changes(base: Resources, race: str) -> No
 
         base.registry.set_objectives("acme", "one", Objectives(recall=0.9), actor="test")
         registry.before = other_thread
-        searcher.shards.look()
+        searcher.shards.refresh()
         assert registry.before is None
 
 
@@ -736,12 +745,12 @@ def test_an_abandoned_search_affects_no_other(base: Resources) -> None:
     with searching(base) as searcher:
         load_needed(searcher, shard)
         gone, also_gone, kept = (
-            _Waiting(ShardQuery(shard, unit(1)[None], 1), Deadline.after(5)) for _ in range(3)
+            QueuedSearch(ShardQuery(shard, unit(1)[None], 1), Deadline.after(5)) for _ in range(3)
         )
-        assert gone.answer.cancel() and also_gone.answer.cancel()
-        searcher._answer([gone])  # all of them gave up: there is nothing to do, and no error
-        searcher._answer([also_gone, kept])
-        assert kept.answer.result(5).hits == ((),)
+        assert gone.future.cancel() and also_gone.future.cancel()
+        searcher._run_batch([gone])  # all of them gave up: there is nothing to do, and no error
+        searcher._run_batch([also_gone, kept])
+        assert kept.future.result(5).hits == ((),)
 
 
 def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_built_does_not(
@@ -772,7 +781,7 @@ def test_while_the_catalog_is_away_a_live_shard_answers_and_one_that_was_being_b
             ask(searcher, building.shards()[0], catalog=later)
         away[0] = False
         assert ask(searcher, live, catalog=base.registry.version) == [("a", 1)]
-        eventually(lambda: not searcher.shards.view.away)
+        eventually(lambda: not searcher.shards.view.unreachable)
 
 
 def test_a_recreated_vectors_log_is_not_read_and_waits_fail_at_once(

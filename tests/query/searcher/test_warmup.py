@@ -12,7 +12,9 @@ from shards import shard as new_shard
 
 from cluster.wiring import Resources
 from indexer.index import filters, preload
-from query.searcher.warmup import WarmUps, refuse
+from query.searcher.batch import QueuedSearch
+from query.searcher.futures import fail
+from query.searcher.warmup import WarmUps
 from tenants import provisioning
 from vicinage.clock import Deadline
 from vicinage.errors import Overloaded, Unavailable
@@ -20,6 +22,7 @@ from vicinage.filters import Filter
 from vicinage.records import ShardId, ShardQuery
 
 NAMES = frozenset({"lang"})
+SHARD = ShardId("acme", "docs", 1, 0)
 
 
 @pytest.fixture
@@ -93,11 +96,11 @@ def test_few_rows_are_read_on_the_search_thread(base: Resources) -> None:
 
 
 def test_waiting_searches_are_bounded_and_a_stop_answers_them() -> None:
-    again: list[object] = []
-    opening: WarmUps = WarmUps(again.extend, waiting_max=10)
+    requeued: list[QueuedSearch] = []
+    warm_ups = WarmUps(requeued.extend, waiting_max=10)
     hold, entered = threading.Event(), threading.Event()
 
-    class Held:
+    class ResidentShard:
         def __init__(self, tenant: str) -> None:
             self.id = ShardId(tenant, "c", 1, 0)
 
@@ -106,34 +109,33 @@ def test_waiting_searches_are_bounded_and_a_stop_answers_them() -> None:
             entered.set()
             assert hold.wait(10)
 
-    class SearchRequest:
-        def __init__(self) -> None:
-            self.answer: Future = Future()
+    def queued() -> QueuedSearch:
+        return QueuedSearch(ShardQuery(SHARD, unit(0)[None], 1), Deadline.after(5))
 
-    loud = [SearchRequest() for _ in range(7)]
-    opening.wait(Held("loud"), NAMES, loud)  # type: ignore[arg-type]
+    loud = [queued() for _ in range(7)]
+    warm_ups.wait(ResidentShard("loud"), NAMES, loud)  # type: ignore[arg-type]
     assert entered.wait(5)
-    assert [q.answer.done() for q in loud] == [False] * 5 + [True] * 2
-    assert isinstance(loud[-1].answer.exception(), Overloaded)
-    quiet = [SearchRequest() for _ in range(2)]
-    opening.wait(Held("quiet"), NAMES, quiet)  # type: ignore[arg-type]
-    assert not any(q.answer.done() for q in quiet)
+    assert [q.future.done() for q in loud] == [False] * 5 + [True] * 2
+    assert isinstance(loud[-1].future.exception(), Overloaded)
+    quiet = [queued() for _ in range(2)]
+    warm_ups.wait(ResidentShard("quiet"), NAMES, quiet)  # type: ignore[arg-type]
+    assert not any(q.future.done() for q in quiet)
     threading.Timer(0.1, hold.set).start()
-    opening.stop(Unavailable("the searcher is stopping", dependency="searcher"))
-    assert all(isinstance(q.answer.exception(), Unavailable) for q in (*loud[:5], *quiet))
-    late = SearchRequest()
-    opening.wait(Held("late"), NAMES, [late])  # type: ignore[arg-type]
-    assert isinstance(late.answer.exception(), Unavailable)
+    warm_ups.stop(Unavailable("the searcher is stopping", dependency="searcher"))
+    assert all(isinstance(q.future.exception(), Unavailable) for q in (*loud[:5], *quiet))
+    late = queued()
+    warm_ups.wait(ResidentShard("late"), NAMES, [late])  # type: ignore[arg-type]
+    assert isinstance(late.future.exception(), Unavailable)
 
 
 def test_an_abandoned_search_that_is_refused_ends_no_thread() -> None:
-    class GivesUp(Future):
+    class Canceled(Future):
         def set_exception(self, exception: BaseException | None) -> None:
             self.cancel()
             super().set_exception(exception)
 
-    answer: Future = GivesUp()
-    refuse(answer, Overloaded("too late", retry_after_s=1.0))
+    answer: Future = Canceled()
+    fail(answer, Overloaded("too late", retry_after_s=1.0))
     assert answer.cancelled()
 
 

@@ -20,7 +20,8 @@ from indexer.index.preload import BEHIND_MAX, LEXICAL
 from indexer.index.search import search_words
 from indexer.index.segment import load
 from indexer.index.shard import Shard
-from query.searcher.run import _asks
+from query.searcher.batch import batch_key
+from query.searcher.cost import search_cost
 from tenants import provisioning
 from vicinage.clock import Deadline
 from vicinage.errors import Unavailable
@@ -271,8 +272,8 @@ def test_a_lexical_search_is_never_combined_with_another_mode() -> None:
         ShardQuery(SHARD, vector, 5, mode="hybrid", texts=("a",)),
         words("a", 5),
     ]
-    assert len({_asks(q) for q in every}) == 3
-    assert _asks(words("a", 5)) == _asks(words("another text", 5))
+    assert len({batch_key(q) for q in every}) == 3
+    assert batch_key(words("a", 5)) == batch_key(words("another text", 5))
 
 
 def test_a_lexical_search_costs_by_its_words_and_rows(base: Resources) -> None:
@@ -280,20 +281,21 @@ def test_a_lexical_search_costs_by_its_words_and_rows(base: Resources) -> None:
     docs = shard_of(of)
     with searching(base) as searcher:
         load_needed(searcher, docs)
-        assert searcher._cost(asked(docs, "word " * 100)) == 1, "there are no rows to read"
+        shard = searcher.tail.shards[docs]
+        assert search_cost(asked(docs, "word " * 100), shard) == 1, "there are no rows to read"
         rows = [(f"d{i}", i + 1, [unit(i)], "{}") for i in range(5_000)]
         reach(searcher, {docs.slot: send(base, docs, message(rows))})
         short, long = (
-            searcher._cost(asked(docs, "two words")),
-            searcher._cost(asked(docs, "word " * 6_000)),
+            search_cost(asked(docs, "two words"), shard),
+            search_cost(asked(docs, "word " * 6_000), shard),
         )
         work = 5_001 * CUT_PAIRS + lexical.COUNTED_MAX * COUNT_PAIRS + lexical.TERMS_MAX * 5_000
         assert (short, long) == (1, 1 + work // (1 << 18)), (
             "work before the rows are read is charged, too"
         )
         both = replace(asked(docs, "word " * 6_000), mode="hybrid", vectors=unit(0)[None])
-        assert searcher._cost(both) == long + searcher._cost(
-            ShardQuery(docs, unit(0)[None], both.k)
+        assert search_cost(both, shard) == long + search_cost(
+            ShardQuery(docs, unit(0)[None], both.k), shard
         )
 
 

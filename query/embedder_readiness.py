@@ -7,7 +7,7 @@ import httpx2
 ANSWER_S: Final = 2.0
 
 
-class EmbedderLook:
+class EmbedderReadiness:
     """A readiness check of the embedder. Belongs to one event loop."""
 
     def __init__(self, url: str) -> None:
