@@ -195,7 +195,12 @@ async def _nonsense(_request: Request) -> Response:
 
 @pytest.mark.parametrize(
     ("answers", "said"),
-    [(None, "cannot be reached"), (_never, "in time"), (_busy, "busy"), (_nonsense, "invalid ranking")],
+    [
+        (None, "cannot be reached"),
+        (_never, "in time"),
+        (_busy, "busy"),
+        (_nonsense, "invalid ranking"),
+    ],
 )
 def test_without_an_answer_of_the_reranker_hits_keep_their_order_and_degraded_says_so(
     call: Caller, answers: Any, said: str
