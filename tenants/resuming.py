@@ -46,8 +46,8 @@ class Resumption:
 class Plan:
     """The effect of a resumption.
 
-    `topic_id` None: the topic is created again first. `new_topic`: the topic has another identity than
-    before.
+    `topic_id` None: the topic is created again first. `new_topic`: the topic has another identity
+    than before.
     """
 
     tenant: str

@@ -7,8 +7,17 @@ revision = "0001"
 down_revision = None
 
 
+name, big = sa.String(64), sa.BigInteger
+
+
 def upgrade() -> None:
-    name, big = sa.String(64), sa.BigInteger
+    create_version()
+    create_tenants()
+    create_collections()
+    create_jobs()
+
+
+def create_version() -> None:
     version = op.create_table(
         "catalog_version",
         sa.Column("id", sa.Integer, primary_key=True),
@@ -16,6 +25,9 @@ def upgrade() -> None:
         sa.Column("manifests", big, nullable=False),
     )
     op.bulk_insert(version, [{"id": 1, "version": 1, "manifests": 0}])
+
+
+def create_tenants() -> None:
     op.create_table(
         "tenants",
         sa.Column("name", name, primary_key=True),
@@ -34,6 +46,9 @@ def upgrade() -> None:
         sa.Column("expires_ms", big, nullable=True),
         sa.Column("revoked_ms", big, nullable=True),
     )
+
+
+def create_collections() -> None:
     op.create_table(
         "models",
         sa.Column("name", name, primary_key=True),
@@ -83,6 +98,9 @@ def upgrade() -> None:
         sa.Column("change", big, nullable=False),
         sa.Index("manifests_by_change", "change"),
     )
+
+
+def create_jobs() -> None:
     op.create_table(
         "leases",
         sa.Column("resource", sa.String(128), primary_key=True),
