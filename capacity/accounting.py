@@ -10,7 +10,7 @@ from vicinage.stats import ShardStats
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class CollectionUsage:
     """One collection's use of the platform: counts, and bytes in memory and in the store.
 
     `at_least`: the counts are lower bounds, because a shard did not answer or was not counted yet.
@@ -27,18 +27,22 @@ class Holding:
     bytes_per_passage: float | None
 
 
-def holdings(snapshot: Snapshot) -> tuple[Holding, ...]:
+def collection_usage(snapshot: Snapshot) -> tuple[CollectionUsage, ...]:
     """Returns one row per collection: counts of the live generation, bytes of all generations."""
     shards: dict[tuple[str, str], list[ShardStats]] = {}
     for s in snapshot.shards:
         shards.setdefault((s.shard.tenant, s.shard.collection), []).append(s)
-    return tuple(_holding(name, live, shards.get(name, [])) for name, live in snapshot.live.items())
+    return tuple(
+        _usage_of(name, live, shards.get(name, [])) for name, live in snapshot.live.items()
+    )
 
 
-def _holding(name: tuple[str, str], live: tuple[ShardId, ...], shards: list[ShardStats]) -> Holding:
+def _usage_of(
+    name: tuple[str, str], live: tuple[ShardId, ...], shards: list[ShardStats]
+) -> CollectionUsage:
     counted = [s for s in shards if s.shard in set(live)]
     n, size = measured(shards)
-    return Holding(
+    return CollectionUsage(
         *name,
         documents=sum(s.documents for s in counted),
         passages=sum(s.passages for s in counted),
@@ -49,10 +53,10 @@ def _holding(name: tuple[str, str], live: tuple[ShardId, ...], shards: list[Shar
     )
 
 
-def total(rows: Iterable[Holding]) -> Holding:
+def total(rows: Iterable[CollectionUsage]) -> CollectionUsage:
     """Returns the sum of some rows, without a mean over collections."""
     every = list(rows)
-    return Holding(
+    return CollectionUsage(
         "*",
         "*",
         documents=sum(r.documents for r in every),

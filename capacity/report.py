@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from capacity.accounting import holdings, total
+from capacity.accounting import collection_usage, total
 from capacity.headroom import host_memory
 from capacity.snapshot import Rate, Snapshot
 from tenants.provisioning import DEAD_LETTERS_MS
@@ -86,7 +86,7 @@ def retention(snapshot: Snapshot, settings: IndexerSettings) -> list[dict[str, A
 
 def report(snapshot: Snapshot, settings: IndexerSettings) -> dict[str, Any]:
     """Returns the report that `vicinage capacity` shows."""
-    rows = holdings(snapshot)
+    rows = collection_usage(snapshot)
     return {
         "at_ms": snapshot.at_ms,
         "collections": [asdict(row) for row in rows],

@@ -28,7 +28,7 @@ class Drafts:
     def begin(self, folder: str, lease: Lease) -> None:
         """Records a segment's folder; durable on return.
 
-        Raises Conflict if the lease has passed on.
+        Raises Conflict if the lease has passed to another holder.
         """
         with change(self._engine) as connection:
             epoch = connection.execute(
@@ -36,7 +36,7 @@ class Drafts:
             ).scalar()
             if epoch != lease.epoch:
                 raise Conflict(
-                    f"the lease on {lease.resource} has passed on",
+                    f"the lease on {lease.resource} has passed to another holder",
                     expected=lease.epoch,
                     found=epoch,
                 )

@@ -45,7 +45,10 @@ class Leases:
         where = (_L.c.resource == lease.resource) & (_L.c.epoch == lease.epoch)
         with change(self._engine) as connection:
             if connection.execute(update(_L).where(where).values(expires_ms=expires)).rowcount != 1:
-                raise Conflict(f"the lease on {lease.resource} has passed on", expected=lease.epoch)
+                raise Conflict(
+                    f"the lease on {lease.resource} has passed to another holder",
+                    expected=lease.epoch,
+                )
         return Lease(lease.resource, lease.owner, lease.epoch, expires)
 
     def release(self, lease: Lease) -> None:

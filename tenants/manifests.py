@@ -79,12 +79,14 @@ class Manifests:
         with change(self._engine) as connection:
             bump = update(version).values(manifests=version.c.manifests + 1)
             number = connection.execute(bump.returning(version.c.manifests)).scalar_one()
-            held = connection.execute(
+            current = connection.execute(
                 select(tables.leases.c.epoch).where(tables.leases.c.resource == lease.resource)
             ).scalar()
-            if held != lease.epoch:
+            if current != lease.epoch:
                 raise Conflict(
-                    f"the lease on {lease.resource} has passed on", expected=lease.epoch, found=held
+                    f"the lease on {lease.resource} has passed to another holder",
+                    expected=lease.epoch,
+                    found=current,
                 )
             row = {
                 "version": new.version,

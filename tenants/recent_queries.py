@@ -63,11 +63,11 @@ class RecentQueries:
         """
         query = select(_Q.c.vectors).where(*_made_by(tenant, collection, model, dimension))
         with look(self._engine) as connection:
-            held = connection.execute(query).scalar()
+            stored = connection.execute(query).scalar()
         return (
             None
-            if held is None
-            else np.frombuffer(held, np.float16).reshape(-1, dimension).astype(np.float32)
+            if stored is None
+            else np.frombuffer(stored, np.float16).reshape(-1, dimension).astype(np.float32)
         )
 
 

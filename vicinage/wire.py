@@ -216,8 +216,8 @@ def _check_rows(batch: pa.RecordBatch) -> None:
     gone = batch.column("passage").to_numpy() == DELETED
     first = first_rows(batch)
     ids, versions = batch.column("document_id"), batch.column("version").to_numpy()
-    stands = (first >= 0) & (batch.column("passage").to_numpy() >= DELETED)
-    if not stands.all():
+    valid = (first >= 0) & (batch.column("passage").to_numpy() >= DELETED)
+    if not valid.all():
         raise Corrupt(
             "a vectors message has a passage without its document's first row",
             path="vicinage.vectors",

@@ -1,10 +1,12 @@
-"""The command line, one module a noun.
+"""The command line, one module per noun.
 
-base        what all commands share: options, errors, exit statuses
-output      JSON or text for people; tables says which columns
-operator    the connection to a platform: over HTTP, or the catalog of a directory
+base        options, errors and exit statuses of all commands
+output      JSON, or text for people; tables: its columns
+operator    the connection to a platform: over HTTP, or to the catalog of a directory
 platform    up, down, status, doctor
-tenants, keys, collections, reindex, models, audit, dead_letters, config, cluster: the noun of the
-same name
 observe     capacity, freshness, recall
+demo        demo; demo_run: its checks; demo_documents: its documents
+
+tenants, keys, collections, reindex, models, audit, dead_letters, config and cluster are the nouns
+of the same name.
 """

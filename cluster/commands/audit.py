@@ -80,7 +80,7 @@ def audit_verify(
 
 
 @audit.command("new-key")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @here
 def audit_new_key(data: Path, *, yes: bool, as_json: bool) -> None:
     r"""Replace an audit key that is lost or leaked; the platform must be down on every node.

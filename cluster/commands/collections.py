@@ -137,7 +137,7 @@ def collection_update(
 
 @collection.command("delete")
 @click.argument("where", metavar="TENANT/COLLECTION", nargs=-1, required=True)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @common
 def collection_delete(
     where: tuple[str, ...],

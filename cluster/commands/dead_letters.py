@@ -122,7 +122,7 @@ def dead_letters_replay(
 @click.option(
     "--to", "last", type=click.IntRange(0), required=True, help="Last position that is removed."
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @common
 def dead_letters_purge(
     tenant_name: str,

@@ -8,7 +8,7 @@ import click
 
 from cluster.commands.base import EPILOG, Group, common, operator, part
 from cluster.commands.output import show
-from cluster.commands.tables import headroom_rows, holding_rows, recall_rows
+from cluster.commands.tables import headroom_rows, usage_rows, recall_rows
 from vicinage.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def _capacity(
     for name in parts:
         click.echo(click.style(name, bold=True))
         shown = {
-            "collections": holding_rows,
-            "tenants": holding_rows,
+            "collections": usage_rows,
+            "tenants": usage_rows,
             "headroom": headroom_rows,
         }.get(name)
         show(shown(report[name]) if shown else report[name], as_json)

@@ -45,7 +45,7 @@ def collection_rows(collections: Iterable[Mapping[str, Any]]) -> list[Row]:
     ]
 
 
-def holding_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
+def usage_rows(report: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Returns one row per collection or tenant of the capacity report.
 
     ≥ marks a count that is a lower bound.

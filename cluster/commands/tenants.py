@@ -120,7 +120,7 @@ def tenant_resume(
 @tenant.command("resume-ingest")
 @click.argument("name")
 @click.option("--dry-run", is_flag=True, help="State what would be skipped; change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @common
 def tenant_resume_ingest(
     name: str,
@@ -152,7 +152,7 @@ def tenant_resume_ingest(
 @click.argument("name")
 @click.argument("partitions", type=click.IntRange(1, 1_024))
 @click.option("--dry-run", is_flag=True, help="State what would change; change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @common
 def tenant_set_partitions(
     name: str,
@@ -188,7 +188,7 @@ RESUMED = ("partition", "kind", "position", "resume_at", "skipped_records", "eff
 
 @tenant.command("delete")
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @common
 def tenant_delete(
     name: str, data: Path, url: str | None, key: str | None, *, yes: bool, as_json: bool

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from capacity.accounting import holdings, total
+from capacity.accounting import collection_usage, total
 from capacity.headroom import host_memory
 from capacity.report import report, retention
 from capacity.snapshot import Rate, SearcherMemory, Snapshot, each_once
@@ -62,7 +62,7 @@ def test_a_collections_shards_are_added_and_a_next_generation_counts_in_bytes_on
         shard("acme", "docs", 1, 1, 20),
         shard("acme", "docs", 2, 0, 30),
     )
-    docs, bare = holdings(taken)
+    docs, bare = collection_usage(taken)
     assert (docs.documents, docs.passages, docs.at_least) == (15, 30, False)
     assert (docs.host_bytes, docs.store_bytes, docs.bytes_per_passage) == (6_000, 3_000, 100)
     assert (bare.passages, bare.host_bytes, bare.bytes_per_passage) == (0, 0, None)
@@ -71,13 +71,13 @@ def test_a_collections_shards_are_added_and_a_next_generation_counts_in_bytes_on
 
 def test_counts_of_which_a_shard_is_missing_or_was_not_counted_are_lower_bounds() -> None:
     one, two = shard("acme", "docs", 1, 0, 10), shard("acme", "docs", 1, 1, 20)
-    assert holdings(snapshot(one))[0].at_least, "the other shard did not answer"
-    assert holdings(snapshot(one, replace(two, resident=False, exact=False)))[0].at_least
-    whole = holdings(snapshot(one, two))
+    assert collection_usage(snapshot(one))[0].at_least, "the other shard did not answer"
+    assert collection_usage(snapshot(one, replace(two, resident=False, exact=False)))[0].at_least
+    whole = collection_usage(snapshot(one, two))
     assert not total(whole).at_least
     assert total([*whole, replace(whole[0], at_least=True)]).at_least
     building = shard("acme", "docs", 2, 0, 30)
-    assert holdings(snapshot(one, two, replace(building, exact=False)))[0].at_least is False
+    assert collection_usage(snapshot(one, two, replace(building, exact=False)))[0].at_least is False
 
 
 def test_headroom_divides_what_is_left_by_what_a_passage_of_each_dimension_took() -> None:

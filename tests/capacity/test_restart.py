@@ -7,7 +7,7 @@ from typing import Any
 
 from resources import DIMENSION, eventually, resources_in, running, write
 
-from capacity.accounting import holdings
+from capacity.accounting import collection_usage
 from capacity.headroom import host_memory
 from capacity.snapshot import Rates, take
 from cluster.wiring import build_searcher
@@ -35,7 +35,7 @@ def test_counts_and_headroom_after_a_restart_are_those_of_before_or_bounds(tmp_p
         return take(base.registry, base.log, [asyncio.run(searcher.stats())], Rates(), now_ms=7)
 
     def documents(searcher: Any) -> tuple[int, bool]:
-        [row] = holdings(taken(searcher))
+        [row] = collection_usage(taken(searcher))
         return row.documents, row.at_least
 
     with running(base) as searcher:

@@ -10,7 +10,7 @@ import pytest
 from resources import DIMENSION, eventually, resources_in, running, write
 
 from capacity import snapshot as gathering
-from capacity.accounting import holdings
+from capacity.accounting import collection_usage
 from capacity.report import report
 from capacity.snapshot import Rates, take
 from tenants import provisioning
@@ -41,7 +41,7 @@ def test_counts_and_bytes_are_those_of_what_was_written(tmp_path: Path) -> None:
             return take(base.registry, base.log, [stats], Rates(), now_ms=7)
 
         def complete() -> bool:
-            rows = {h.collection: h for h in holdings(measured())}
+            rows = {h.collection: h for h in collection_usage(measured())}
             return (
                 rows["docs"].passages == 60
                 and rows["docs"].store_bytes > 0
@@ -50,7 +50,7 @@ def test_counts_and_bytes_are_those_of_what_was_written(tmp_path: Path) -> None:
 
         eventually(complete)
         taken = measured()
-    docs, notes = holdings(taken)
+    docs, notes = collection_usage(taken)
     assert (docs.tenant, docs.documents, docs.passages) == ("acme", 30, 60)
     assert (notes.tenant, notes.documents, notes.passages) == ("other", 3, 3)
     assert notes.store_bytes == 0, "its rows are in the log and in the delta only"

@@ -35,14 +35,14 @@ def has_authorizer(log_url: str, kafka: KafkaSettings) -> bool:
     topic = ResourcePatternFilter(
         ResourceType.TOPIC, "vicinage.vectors", ACLResourcePatternType.LITERAL
     )
-    asked = ACLFilter(None, None, ACLOperation.ANY, ACLPermissionType.ANY, topic)
+    query = ACLFilter(None, None, ACLOperation.ANY, ACLPermissionType.ANY, topic)
     try:
         servers, security = servers_of(log_url), client_options(kafka)
         admin = open_client(
             KafkaAdminClient, servers, security, answer_ms=CALL_MS, request_timeout_ms=CALL_MS
         )
         try:
-            admin.describe_acls(asked)
+            admin.describe_acls(query)
         finally:
             admin.close()
     except SecurityDisabledError:

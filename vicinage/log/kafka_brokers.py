@@ -1,4 +1,4 @@
-"""The brokers of one log: makes kafka-python's clients, and turns their errors into ours."""
+"""The brokers of one log: makes kafka-python's clients, and translates their errors."""
 
 import threading
 from collections.abc import Callable, Iterator

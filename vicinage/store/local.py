@@ -11,7 +11,7 @@ from vicinage.errors import Conflict, Corrupt, NotFound, Unavailable
 from vicinage.faults import crash_point
 from vicinage.records import ObjectRef
 from vicinage.store.objects import (
-    Away,
+    TranslatedErrors,
     Keep,
     StoredObject,
     VerifiedStore,
@@ -53,7 +53,7 @@ class LocalStore(VerifiedStore):
     def get(self, ref: ObjectRef) -> bytes:
         """Reads and verifies the object."""
         file = self._root / checked(ref.path)
-        with Away(ref.path):
+        with TranslatedErrors(ref.path):
             data = file.read_bytes()
         check(ref, len(data), hashlib.sha256(data).hexdigest())
         return data
@@ -61,7 +61,7 @@ class LocalStore(VerifiedStore):
     def fetch(self, ref: ObjectRef) -> Path:
         """Returns the stored file itself, verified once."""
         file = self._root / checked(ref.path)
-        with Away(ref.path):
+        with TranslatedErrors(ref.path):
             self._verify_once(ref, file)
         return file
 
@@ -69,7 +69,7 @@ class LocalStore(VerifiedStore):
         """Reads and verifies the file; if it is damaged, `fetch` no longer returns it."""
         file = self._root / checked(ref.path)
         try:
-            with Away(ref.path):
+            with TranslatedErrors(ref.path):
                 check(ref, file.stat().st_size, digest_file(file))
         except (Corrupt, NotFound):
             self._forget_verified(ref, file)
@@ -88,7 +88,7 @@ class LocalStore(VerifiedStore):
     def now_ms(self) -> int:
         """Returns the file system's time for a new file; on a network file system, its server's."""
         probe = self._incoming / uuid.uuid4().hex
-        with Away(probe.name):
+        with TranslatedErrors(probe.name):
             try:
                 probe.touch(exist_ok=False)
                 return probe.stat().st_mtime_ns // 1_000_000
@@ -115,7 +115,7 @@ class LocalStore(VerifiedStore):
     def delete(self, path: str) -> None:
         """Deletes the file, and folders that become empty."""
         file = self._root / checked(path)
-        with Away(path):
+        with TranslatedErrors(path):
             file.unlink(missing_ok=True)
         for folder in file.parents:
             if folder == self._root:

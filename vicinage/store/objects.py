@@ -128,7 +128,7 @@ class VerifiedStore:
             self._verified.pop((str(file), ref.bytes, ref.sha256), None)
 
 
-class Away:
+class TranslatedErrors:
     """Turns the file system's errors into NotFound and Unavailable."""
 
     def __init__(self, path: str) -> None:

@@ -17,7 +17,7 @@ from vicinage.errors import Conflict, Corrupt, NotFound
 from vicinage.records import ObjectRef
 from vicinage.store.objects import (
     CHUNK,
-    Away,
+    TranslatedErrors,
     StoredObject,
     VerifiedStore,
     check,
@@ -57,7 +57,7 @@ class RemoteStore(VerifiedStore):
     def put(self, path: str, source: bytes | Path) -> ObjectRef:
         """Uploads the object as a stream; it becomes visible when the upload completes."""
         checked(path)
-        with Away(path):
+        with TranslatedErrors(path):
             if self._remote.get_file_info(path).type != fs.FileType.NotFound:
                 raise Conflict(f"object {path} exists already; objects are never overwritten")
             try:
@@ -80,7 +80,10 @@ class RemoteStore(VerifiedStore):
 
     def get(self, ref: ObjectRef) -> bytes:
         """Reads and verifies the object."""
-        with Away(ref.path), self._remote.open_input_stream(checked(ref.path)) as stream:
+        with (
+            TranslatedErrors(ref.path),
+            self._remote.open_input_stream(checked(ref.path)) as stream,
+        ):
             data = stream.read()
         check(ref, len(data), hashlib.sha256(data).hexdigest())
         return bytes(data)
@@ -99,7 +102,10 @@ class RemoteStore(VerifiedStore):
         A cached copy is intact and stays.
         """
         digest, size = hashlib.sha256(), 0
-        with Away(ref.path), self._remote.open_input_stream(checked(ref.path)) as stream:
+        with (
+            TranslatedErrors(ref.path),
+            self._remote.open_input_stream(checked(ref.path)) as stream,
+        ):
             while chunk := stream.read(CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
@@ -124,7 +130,7 @@ class RemoteStore(VerifiedStore):
         part = self._cache / f".{uuid.uuid4().hex}"
         try:
             with (
-                Away(ref.path),
+                TranslatedErrors(ref.path),
                 self._remote.open_input_stream(checked(ref.path)) as stream,
                 part.open("wb") as out,
             ):
@@ -154,7 +160,7 @@ class RemoteStore(VerifiedStore):
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """Lists the folder recursively."""
         folder = checked(prefix) if prefix else ""
-        with Away(prefix):
+        with TranslatedErrors(prefix):
             infos = self._remote.get_file_info(
                 fs.FileSelector(folder, recursive=True, allow_not_found=True)
             )
@@ -167,7 +173,7 @@ class RemoteStore(VerifiedStore):
     def now_ms(self) -> int:
         """Returns the store's time for a new object; 0 if it gives none: then nothing is old."""
         probe = f"{PROBES}/{uuid.uuid4().hex}"
-        with Away(probe):
+        with TranslatedErrors(probe):
             try:
                 with self._remote.open_output_stream(probe) as out:
                     out.write(b"now")
@@ -177,7 +183,7 @@ class RemoteStore(VerifiedStore):
 
     def delete(self, path: str) -> None:
         """Deletes the object."""
-        with Away(path):
+        with TranslatedErrors(path):
             if self._remote.get_file_info(checked(path)).type == fs.FileType.File:
                 self._remote.delete_file(path)
 

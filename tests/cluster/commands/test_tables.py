@@ -4,7 +4,7 @@ from cluster.commands.tables import (
     bounded,
     collection_rows,
     headroom_rows,
-    holding_rows,
+    usage_rows,
     recall_rows,
 )
 
@@ -23,7 +23,7 @@ def test_counts_that_are_lower_bounds_are_marked() -> None:
     }
     (row,) = collection_rows([facts])
     assert (row["documents"], row["passages"], row["dimension"]) == ("≥401", "≥500", 4)
-    (row,) = holding_rows([{"tenant": "acme", **COUNTS, "host_bytes": 9}])
+    (row,) = usage_rows([{"tenant": "acme", **COUNTS, "host_bytes": 9}])
     assert row == {"tenant": "acme", "documents": "≥401", "passages": "≥500", "host_bytes": 9}
 
 
