@@ -8,7 +8,7 @@ import click
 
 from cluster.commands.base import EPILOG, Group, common, operator, part
 from cluster.commands.output import show
-from cluster.commands.tables import headroom_rows, usage_rows, recall_rows
+from cluster.commands.tables import headroom_rows, recall_rows, usage_rows
 from vicinage.errors import Unavailable
 
 if TYPE_CHECKING:

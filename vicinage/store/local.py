@@ -11,9 +11,9 @@ from vicinage.errors import Conflict, Corrupt, NotFound, Unavailable
 from vicinage.faults import crash_point
 from vicinage.records import ObjectRef
 from vicinage.store.objects import (
-    TranslatedErrors,
     Keep,
     StoredObject,
+    TranslatedErrors,
     VerifiedStore,
     check,
     checked,

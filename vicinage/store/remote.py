@@ -17,8 +17,8 @@ from vicinage.errors import Conflict, Corrupt, NotFound
 from vicinage.records import ObjectRef
 from vicinage.store.objects import (
     CHUNK,
-    TranslatedErrors,
     StoredObject,
+    TranslatedErrors,
     VerifiedStore,
     check,
     checked,

@@ -4,8 +4,8 @@ from cluster.commands.tables import (
     bounded,
     collection_rows,
     headroom_rows,
-    usage_rows,
     recall_rows,
+    usage_rows,
 )
 
 COUNTS = {"documents": 401, "passages": 500, "at_least": True}
