@@ -64,8 +64,8 @@ class Admission:
             yield permit
         finally:
             permit.leave()
-            self._bodies.give_back(tenant.name, permit.bytes)
-            self._answers.give_back(tenant.name, permit.answer_bytes)
+            self._bodies.release(tenant.name, permit.bytes)
+            self._answers.release(tenant.name, permit.answer_bytes)
 
 
 class Permit:
@@ -110,14 +110,14 @@ class Permit:
         """Releases the permit now; the bytes stay held. Idempotent."""
         if self._inside:
             self._inside = False
-            self._permits.give_back(self._tenant.name, 1)
+            self._permits.release(self._tenant.name, 1)
 
 
 class _Shared:
     """A bounded resource, and how much of it each tenant holds."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._held: Counter[str] = Counter()
         self.total = 0
 
@@ -127,13 +127,13 @@ class _Shared:
         While no tenant holds anything, one tenant may take all.
         """
         held = self._held[tenant]
-        if self.total and not has_room(n, held=held, free=self._most - self.total, weight=weight):
+        if self.total and not has_room(n, held=held, free=self._limit - self.total, weight=weight):
             return False
         self._held[tenant] = held + n
         self.total += n
         return True
 
-    def give_back(self, tenant: str, n: int) -> None:
+    def release(self, tenant: str, n: int) -> None:
         """Returns `n` of what the tenant holds to the free part."""
         self.total -= n
         self._held[tenant] -= n

@@ -120,8 +120,9 @@ class SearchPipeline:
         search, vector, no_vector = await self._embedded(
             search, tenant, collection.generation(), deadline
         )
-        aim, misses = self.recall.aim(collection), self.recall.misses(collection)
-        plan = make_plan(search, collection, vector, self.registry.version, aim, scan=misses)
+        target = self.recall.target_recall(collection)
+        misses = self.recall.misses_objective(collection)
+        plan = make_plan(search, collection, vector, self.registry.version, target, scan=misses)
         scattered = await self.searchers.scatter(plan, deadline)
         hits = best_hits(scattered.shard_results, search)
         if not scattered.failures and search.mode == "dense":

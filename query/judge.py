@@ -40,7 +40,7 @@ CUT_OVERS_MAX: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class LogPositions:
     """Positions at one moment.
 
     Records below `committed` are judged in the snapshot; the others, below `ends`, in the log. Both
@@ -54,15 +54,15 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True)
-class Newest:
+class NewestWrite:
     """The newest write that was read of one document.
 
-    `version` is its version, `gone` says whether it is a deletion, `passes` whether it passes the
-    filter.
+    `version` is its version. `deleted` says whether it is a deletion, `passes` whether it passes
+    the filter.
     """
 
     version: int
-    gone: bool
+    deleted: bool
     passes: bool
 
 
@@ -78,13 +78,13 @@ class Judged:
     token: Token | None = None
 
 
-def fold(newest: dict[str, Newest], document_id: str, write: Newest) -> None:
+def fold(newest: dict[str, NewestWrite], document_id: str, write: NewestWrite) -> None:
     """Adds a write to `newest` unless a newer one is there. Changes nothing else.
 
     Of documents with equal versions, the one later in the record replaces the earlier one.
     """
     held = newest.get(document_id)
-    if held is None or not supersedes(held.version, held.gone, write.version, write.gone):
+    if held is None or not supersedes(held.version, held.deleted, write.version, write.deleted):
         newest[document_id] = write
 
 
@@ -128,21 +128,25 @@ class Judge:
         wait_for: Token | None,
         deadline: Deadline,
     ) -> Judged:
-        collection, reach = await self._reached(tenant, collection, wait_for, deadline)
-        newest: dict[str, Newest] = {}
+        collection, positions = await self._wait_for_snapshot(
+            tenant, collection, wait_for, deadline
+        )
+        newest: dict[str, NewestWrite] = {}
         for shard in collection.generation().shards():
             searcher = self.searchers.holding(shard.slot)
             found = await searcher.matching(
                 shard, condition, deadline, limit=self.documents_max + 1
             )
-            newest |= {name: Newest(version, gone=False, passes=True) for name, version in found}
+            newest |= {
+                name: NewestWrite(version, deleted=False, passes=True) for name, version in found
+            }
             self._check_number(len(newest))
         await run_in_threadpool(
-            self._fold_backlog, newest, tenant, collection, filters.parse(condition), reach
+            self._fold_backlog, newest, tenant, collection, filters.parse(condition), positions
         )
         passed = {name: write.version for name, write in newest.items() if write.passes}
         self._check_number(len(passed))
-        last = [Position(partition, end - 1) for partition, end in reach.ends.items() if end]
+        last = [Position(partition, end - 1) for partition, end in positions.ends.items() if end]
         return Judged(collection, passed, Token.covering(last) if last else None)
 
     def _check_number(self, n: int) -> None:
@@ -153,9 +157,9 @@ class Judge:
                 limit=self.documents_max,
             )
 
-    async def _reached(
+    async def _wait_for_snapshot(
         self, tenant: Tenant, collection: Collection, wait_for: Token | None, deadline: Deadline
-    ) -> tuple[Collection, Reach]:
+    ) -> tuple[Collection, LogPositions]:
         """Waits until the snapshot has everything below the positions that are committed now.
 
         NOTE: the registry in memory may be behind a cut-over. The generation that it names as live
@@ -163,19 +167,19 @@ class Judge:
         another generation, the wait starts again for that one.
         """
         for _ in range(CUT_OVERS_MAX):
-            reach = await run_in_threadpool(self._reach, tenant, collection)
-            _check_assigned(wait_for, reach.ends)
-            await self.searchers.reach(reach.vectors, deadline)
+            positions = await run_in_threadpool(self._read_positions, tenant, collection)
+            _check_assigned(wait_for, positions.ends)
+            await self.searchers.reach(positions.vectors, deadline)
             await run_in_threadpool(self.registry.refresh)
             now = self.registry.collection(collection.tenant, collection.name)
             if (now.uid, now.live) == (collection.uid, collection.live):
-                return now, reach
+                return now, positions
             collection = now
         raise Unavailable(
             "the collection is being rebuilt; nothing was deleted", dependency="catalog"
         )
 
-    def _reach(self, tenant: Tenant, collection: Collection) -> Reach:
+    def _read_positions(self, tenant: Tenant, collection: Collection) -> LogPositions:
         """Reads committed positions, then lanes, then the vectors log's end.
 
         The order matters: each covers the one before.
@@ -189,7 +193,7 @@ class Judge:
         lanes = self.registry.lanes.of(tenant.name, collection.name, [collection.live])
         firsts = {p: first for (_, p), (first, _) in self.log.extents(every).items()}
         below = {p: max(owed_from(lanes, p, committed.get((topic, p), 0)), firsts[p]) for p in ends}
-        return Reach(
+        return LogPositions(
             below,
             ends,
             {slot: self.log.end(VECTORS_TOPIC, slot) for slot in collection.generation().slots},
@@ -208,20 +212,20 @@ class Judge:
 
     def _fold_backlog(
         self,
-        newest: dict[str, Newest],
+        newest: dict[str, NewestWrite],
         tenant: Tenant,
         collection: Collection,
         tree: filters.Tree,
-        reach: Reach,
+        positions: LogPositions,
     ) -> None:
         """Judges the records that ingest has not reached. Raises Unavailable for too many bytes."""
         n_bytes = 0
         homes = Homes(
             self.registry, partial(sync_partition_map, self.registry, self.log, actor="gateway")
         )
-        for partition, end in reach.ends.items():
+        for partition, end in positions.ends.items():
             for record in read_between(
-                self.log, tenant.documents_topic, partition, reach.committed[partition], end
+                self.log, tenant.documents_topic, partition, positions.committed[partition], end
             ):
                 n_bytes += record.size()
                 if n_bytes > BACKLOG_BYTES_MAX:
@@ -239,10 +243,10 @@ class Judge:
                         fold(newest, write.id, _judged(write, tree))
 
 
-def _judged(write: Write, tree: filters.Tree) -> Newest:
+def _judged(write: Write, tree: filters.Tree) -> NewestWrite:
     document = write.document
     passes = document is not None and matches(tree, document.metadata)
-    return Newest(write.version, gone=document is None, passes=passes)
+    return NewestWrite(write.version, deleted=document is None, passes=passes)
 
 
 def _check_assigned(token: Token | None, ends: Mapping[int, int]) -> None:

@@ -18,20 +18,21 @@ a collection together are wrong with probability at most ALPHA (`query/quality/i
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from query.quality.interval import ENOUGH, ConfidenceSequence, spent
+from query.quality.interval import SAMPLES_MIN, ConfidenceSequence, spent
 from query.quality.windows import WINDOW, Why
 
-UP: Final = 0.01
-DOWN: Final = 0.005
-MOST: Final = 0.11
+STEP_UP: Final = 0.01
+"""Added to the correction when it rises; STEP_DOWN is taken from it when it falls."""
+STEP_DOWN: Final = 0.005
+ADDED_MAX: Final = 0.11
 """Maximum correction; it leads to the greatest effort.
 
 A curve has at most eleven efforts, and each hundredth is one step.
 """
-LEAST: Final = -0.1
-ROOM: Final = 0.01
+ADDED_MIN: Final = -0.1
+MARGIN: Final = 0.01
 """Minimum distance of the whole interval above the objective before the correction falls."""
-PATIENCE: Final = 180
+FALL_SAMPLES_MIN: Final = 180
 """Minimum number of samples before the correction falls."""
 
 
@@ -95,12 +96,12 @@ class Correction:
             self._begin()
         self.since.add(recall)
         self.at_greatest &= greatest
-        if self.since.n < ENOUGH:
+        if self.since.n < SAMPLES_MIN:
             return why
         full = self.since.n >= WINDOW
         if self.since.high < objective and (full or self.proof is None):
             return self._rise(now_ms) or why
-        if self.since.n >= PATIENCE and self.since.low > objective + ROOM:
+        if self.since.n >= FALL_SAMPLES_MIN and self.since.low > objective + MARGIN:
             return self._fall() or why
         if full or self.since.empty:
             why = "effort_corrected" if self.proven else why
@@ -114,7 +115,7 @@ class Correction:
             since_ms = self.proof.since_ms if self.proof else now_ms
             self.proof = Proof(since_ms, s.mean, s.low, s.high, s.n)
         else:
-            self.added, self.proof = min(MOST, round(self.added + UP, 4)), None
+            self.added, self.proof = min(ADDED_MAX, round(self.added + STEP_UP, 4)), None
         self._begin()
         return "effort_corrected" if self._served() != before else None
 
@@ -123,7 +124,7 @@ class Correction:
         if self.proof is not None:
             self.proof = None
         else:
-            self.added = max(LEAST, round(self.added - DOWN, 4))
+            self.added = max(ADDED_MIN, round(self.added - STEP_DOWN, 4))
         self._begin()
         return "effort_corrected" if self._served() != before else None
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-ENOUGH: Final = 30
+SAMPLES_MIN: Final = 30
 """Minimum number of samples for a verdict."""
 ALPHA: Final = 0.05
 """Maximum probability that an interval misses the mean at any time."""

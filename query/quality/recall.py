@@ -127,13 +127,13 @@ class RecallMonitor:
     def _is_current(self, plan: Plan) -> bool:
         """Returns whether a plan made now would be the same; else its effort is another one."""
         query = plan.queries[0]
-        aim, misses = self.aim(plan.collection), self.misses(plan.collection)
-        return query.recall is None or (query.recall == aim and query.scan == misses)
+        target, misses = self.target_recall(plan.collection), self.misses_objective(plan.collection)
+        return query.recall is None or (query.recall == target and query.scan == misses)
 
     def _note(self, sample: Sample, plan: Plan, comparison: Comparison) -> None:
         now_ms, proven = time.time_ns() // 1_000_000, sample.correction.proven
         served = recall_of(comparison.served, comparison.exact)
-        sample.of_k(plan.queries[0].k, now_ms).add(served, now_ms)
+        sample.windows_of(plan.queries[0].k, now_ms).add(served, now_ms)
         if comparison.choice.effort:
             by_index = recall_of(comparison.by_index, comparison.exact)
             objective = plan.collection.objectives.recall
@@ -163,9 +163,11 @@ class RecallMonitor:
     def _set_gauges(self) -> None:
         """Sets the gauges from all collections. Takes some milliseconds with thousands."""
         self._gauges_s = time.monotonic()
-        usual = [each for each in (s.usual() for _, s in self._samples) if each is not None]
-        if usual:
-            _recall.set(fmean(windows.judged().mean for _, windows in usual))
+        most_frequent = [
+            each for each in (s.most_frequent() for _, s in self._samples) if each is not None
+        ]
+        if most_frequent:
+            _recall.set(fmean(windows.judged().mean for _, windows in most_frequent))
         _below.set(sum(s.correction.proven for _, s in self._samples))
 
     # keeping measurements over restarts
@@ -195,12 +197,12 @@ class RecallMonitor:
 
     # results
 
-    def aim(self, collection: Collection) -> float:
+    def target_recall(self, collection: Collection) -> float:
         """Returns the recall to look up in effort curves, so that searches meet the objective."""
         sample = self._samples.live(collection)
         return collection.objectives.recall + (sample.correction.added if sample else 0.0)
 
-    def misses(self, collection: Collection) -> bool:
+    def misses_objective(self, collection: Collection) -> bool:
         """Returns whether live searches prove a missed objective at the index's greatest effort."""
         sample = self._samples.live(collection)
         return sample is not None and sample.correction.proven

@@ -10,7 +10,7 @@ import numpy as np
 
 from query.quality.comparison import Choice
 from query.quality.correction import Correction, Proof
-from query.quality.interval import ENOUGH
+from query.quality.interval import SAMPLES_MIN
 from query.quality.windows import Windows
 from tenants.entities import Collection, Generation
 from tenants.recent_queries import RECENT_QUERIES_MAX
@@ -50,9 +50,9 @@ class RecentQueries:
     def take_due(self, now_s: float) -> Floats | None:
         """Returns all vectors, float32 [n, d], if they are to be stored now; else None.
 
-        They are stored at ENOUGH, at each doubling, and then every STORE_S.
+        They are stored at SAMPLES_MIN, at each doubling, and then every STORE_S.
         """
-        if len(self.vectors) < min(RECENT_QUERIES_MAX, max(ENOUGH, 2 * self.n_stored)):
+        if len(self.vectors) < min(RECENT_QUERIES_MAX, max(SAMPLES_MIN, 2 * self.n_stored)):
             return None
         if self.n_stored == RECENT_QUERIES_MAX and now_s - self.stored_s < STORE_S:
             return None
@@ -79,11 +79,11 @@ class Sample:
         """Returns the number of samples of all windows of all k."""
         return sum(w.total for w in self.windows.values())
 
-    def usual(self) -> tuple[int, Windows] | None:
+    def most_frequent(self) -> tuple[int, Windows] | None:
         """Returns the most frequent k and its windows: recall at different k has no mean."""
         return max(self.windows.items(), key=lambda each: each[1].total, default=None)
 
-    def of_k(self, k: int, now_ms: int) -> Windows:
+    def windows_of(self, k: int, now_ms: int) -> Windows:
         """Returns the windows of a k; beyond KS_MAX, evicts the least used k."""
         if k not in self.windows and len(self.windows) >= KS_MAX:
             del self.windows[min(self.windows, key=lambda other: self.windows[other].total)]
@@ -179,9 +179,9 @@ def fits_half(vector: Floats) -> bool:
 
 def row(name: Name, sample: Sample, target: float) -> dict[str, Any]:
     """Returns the report of one collection: a window of the most frequent k."""
-    usual = sample.usual()
-    assert usual is not None, "only a collection with measurements is reported"
-    k, judged = usual[0], usual[1].judged()
+    most_frequent = sample.most_frequent()
+    assert most_frequent is not None, "only a collection with measurements is reported"
+    k, judged = most_frequent[0], most_frequent[1].judged()
     return {
         "tenant": name[0],
         "collection": name[1],
@@ -190,7 +190,7 @@ def row(name: Name, sample: Sample, target: float) -> dict[str, Any]:
         "recall": round(judged.mean, 4),
         "interval": [judged.low, judged.high],
         "n": judged.n,
-        "samples": usual[1].total,
+        "samples": most_frequent[1].total,
         "target": target,
         "verdict": judged.verdict(target),
         "window": judged.window(),

@@ -10,7 +10,7 @@ probability at most ALPHA (`spent`).
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from query.quality.interval import ALPHA, ENOUGH, METHOD, ConfidenceSequence, spent
+from query.quality.interval import ALPHA, METHOD, SAMPLES_MIN, ConfidenceSequence, spent
 
 WINDOW: Final = 2_000
 """Maximum number of samples of a window."""
@@ -35,7 +35,7 @@ class Judged:
 
     def verdict(self, objective: float) -> Verdict:
         """Returns `breach` if the interval lies below the objective, else `ok`."""
-        if self.n < ENOUGH:
+        if self.n < SAMPLES_MIN:
             return "not_enough_samples"
         return "breach" if self.high < objective else "ok"
 
@@ -77,16 +77,16 @@ class Windows:
         if not self._sequence.n:
             return
         ended = self._judged(now_ms)
-        if ended.n >= ENOUGH and ended.low <= ended.high:
+        if ended.n >= SAMPLES_MIN and ended.low <= ended.high:
             self._last = ended
         self._number, self._why, self._began_ms = self._number + 1, why, now_ms
         self._sequence = ConfidenceSequence(spent(self._number))
 
     def judged(self) -> Judged:
-        """Returns the open window; while it has fewer than ENOUGH samples, the last one if any."""
-        return (
-            self._judged(None) if self._sequence.n >= ENOUGH or self._last is None else self._last
-        )
+        """Returns the open window, or the last one while the open one has too few samples."""
+        if self._last is None or self._sequence.n >= SAMPLES_MIN:
+            return self._judged(None)
+        return self._last
 
     def _judged(self, ended_ms: int | None) -> Judged:
         s = self._sequence

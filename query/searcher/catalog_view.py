@@ -24,7 +24,7 @@ To verify its bytes takes longer than 100 ms.
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class ManifestFigures:
     """Figures of a shard from the newest manifest read, in memory or not."""
 
     version: int
@@ -38,7 +38,7 @@ class Stored:
     """Lower bound on documents: those of one segment minus the deletes of the others."""
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "Stored":
+    def of(cls, manifest: Manifest) -> "ManifestFigures":
         """Returns the figures summed over the manifest's segments."""
         refs = manifest.segments
         return cls(
@@ -56,7 +56,7 @@ class Stored:
         )
 
 
-NOTHING: Final = Stored(0, 0, 0, (), 0, 0, 0)
+NO_MANIFEST: Final = ManifestFigures(0, 0, 0, (), 0, 0, 0)
 """Figures of a shard without a manifest."""
 
 
@@ -84,7 +84,7 @@ class CatalogView:
         self.serving: dict[ShardId, Generation] = {}
         """Every shard in these slots that may be searched."""
         self._change = 0
-        self._stored: dict[ShardId, Stored] = {}
+        self._stored: dict[ShardId, ManifestFigures] = {}
         """Figures of each shard with a manifest."""
 
     def read(self) -> CatalogRead:
@@ -127,7 +127,7 @@ class CatalogView:
 
     def note(self, manifest: Manifest) -> None:
         """Notes a shard's newest manifest."""
-        self._stored[manifest.shard] = Stored.of(manifest)
+        self._stored[manifest.shard] = ManifestFigures.of(manifest)
 
     def forget(self, shard: ShardId) -> None:
         """Removes the figures of a shard that is no longer served."""
@@ -135,9 +135,9 @@ class CatalogView:
 
     # facts of a shard
 
-    def stored(self, shard: ShardId) -> Stored:
-        """Returns the figures of its newest manifest; NOTHING without one."""
-        return self._stored.get(shard, NOTHING)
+    def stored(self, shard: ShardId) -> ManifestFigures:
+        """Returns the figures of its newest manifest; NO_MANIFEST without one."""
+        return self._stored.get(shard, NO_MANIFEST)
 
     def sealed(self, shard: ShardId, generation: Generation) -> int:
         """Returns the offset below which its segments have everything."""

@@ -7,7 +7,7 @@ import psutil
 from vicinage.stats import Host
 
 
-def here() -> Host:
+def measure_host() -> Host:
     """Returns the machine's present figures. Takes about 0.1 ms."""
     memory = psutil.virtual_memory()
     return Host(

@@ -20,15 +20,15 @@ class LoadQueue:
         self._turns: dict[str, int] = {}
         """Waiting tenant → an increasing number of its last turn."""
 
-    def want(self, shard: ShardId) -> None:
+    def add(self, shard: ShardId) -> None:
         """Queues the shard to load now, unless it is queued already."""
         self.due.setdefault(shard, 0.0)
 
-    def at(self, shard: ShardId, when: float = 0.0) -> None:
+    def schedule(self, shard: ShardId, when: float = 0.0) -> None:
         """Queues the shard to load from `when` on; a queued shard keeps its position."""
         self.due[shard] = when
 
-    def drop(self, shard: ShardId) -> None:
+    def remove(self, shard: ShardId) -> None:
         """Removes the shard from the queue."""
         self.due.pop(shard, None)
 

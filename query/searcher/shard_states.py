@@ -108,10 +108,10 @@ class ShardStates:
         self.view.note(manifest)
         had_failed = self.failures.clear(shard)
         if shard in self._tail.shards:
-            self.queue.at(shard)
+            self.queue.schedule(shard)
             return
         if had_failed:
-            self.queue.drop(shard)  # load it now, not after its backoff
+            self.queue.remove(shard)  # load it now, not after its backoff
         self._tail.drop_skipped_below(shard, manifest.sealed)
         if had_failed or self.view.is_eager(shard, self._tail.shards):
             self.queue_load(shard)
@@ -148,7 +148,7 @@ class ShardStates:
             and shard not in self._tail.shards
             and shard not in self.failures.failed
         ):
-            self.queue.want(shard)
+            self.queue.add(shard)
 
     def next_load(self, waited_for: Iterable[ShardId]) -> ShardId | None:
         """Returns the shard to load now, or None; the caller must call `load_ended`."""
@@ -162,7 +162,7 @@ class ShardStates:
         elif error is None:
             self._loaded(shard)
         elif self.view.stored(shard).version != version:
-            self.queue.at(shard)  # its manifest changed meanwhile
+            self.queue.schedule(shard)  # its manifest changed meanwhile
         else:
             self._load_failed(shard, error)
 
@@ -172,9 +172,9 @@ class ShardStates:
             return  # the tail dropped it meanwhile
         self.failures.clear(shard)
         if self._is_behind(shard, resident):
-            self.queue.at(shard)  # its manifest changed meanwhile
+            self.queue.schedule(shard)  # its manifest changed meanwhile
         else:
-            self.queue.drop(shard)
+            self.queue.remove(shard)
         if self._is_complete(shard):
             self._complete.add(shard)
 
@@ -184,7 +184,7 @@ class ShardStates:
         Without memory for a shard that is not loaded, only the next search retries.
         """
         if isinstance(error, NoRoom) and shard not in self._tail.shards:
-            self.queue.drop(shard)  # it stays unloaded until the next search
+            self.queue.remove(shard)  # it stays unloaded until the next search
         elif not isinstance(error, Corrupt):
             self._retry_after(shard, RETRY_S)
             _event.error("shard.load_failed", shard=str(shard), error=str(error), kind=error.kind)
@@ -213,7 +213,7 @@ class ShardStates:
             self._retry_after(shard, wait_s)
 
     def _retry_after(self, shard: ShardId, wait_s: float) -> None:
-        self.queue.at(shard, self._clock.monotonic() + wait_s)
+        self.queue.schedule(shard, self._clock.monotonic() + wait_s)
 
     # unloading
 
@@ -224,7 +224,7 @@ class ShardStates:
     def unload(self, shard: ShardId) -> None:
         """Unloads the shard; the next search loads it again."""
         self._complete.discard(shard)
-        self.queue.drop(shard)
+        self.queue.remove(shard)
         self._tail.remove(shard)
 
     def _forget(self, shard: ShardId) -> None:
@@ -232,5 +232,5 @@ class ShardStates:
         self._tail.forget(shard)
         self._complete.discard(shard)
         self.view.forget(shard)
-        self.queue.drop(shard)
+        self.queue.remove(shard)
         self.failures.clear(shard)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from query.searcher.futures import result_within
-from query.searcher.host import here
+from query.searcher.host import measure_host
 from query.searcher.reads import ShardReads
 from query.searcher.shards import ShardTable
 from query.searcher.tail import Tail
@@ -67,7 +67,7 @@ class Statistics:
             replayed=self._tail.replayed(tenant),
             failed=dict(failures.failed),
             stale=failures.stale_reasons(tenant),
-            host=here(),
+            host=measure_host(),
             resident_bytes=self._resident_bytes,
             resident_bytes_max=self._shards.budget.bytes_max,
         )

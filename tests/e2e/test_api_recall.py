@@ -8,7 +8,7 @@ import numpy as np
 from gate import Caller, build, calling
 from resources import eventually, resources_in, running
 
-from query.quality.interval import ENOUGH
+from query.quality.interval import SAMPLES_MIN
 from query.quality.samples import Sample
 from tenants.recall_history import RecallHistory, RecallRecord
 from vicinage.settings import GatewaySettings
@@ -49,9 +49,9 @@ def facts(call: Caller, key: str) -> dict:
 def test_measured_recall_survives_a_restart_of_the_gateway(tmp_path: Path) -> None:
     with two_gateways(tmp_path) as (call, another):
         _, key = filled(call)
-        for i in range(ENOUGH):
+        for i in range(SAMPLES_MIN):
             call.search(key, vector=[1, i, 2, 3, 4, 5, 6, 7], k=5)
-        eventually(lambda: (facts(call, key)["recall"] or {"n": 0})["n"] >= ENOUGH)
+        eventually(lambda: (facts(call, key)["recall"] or {"n": 0})["n"] >= SAMPLES_MIN)
         before = facts(call, key)["recall"]
         call.portal.call(call.state.recall.save)
         with another() as later:
@@ -64,12 +64,12 @@ def test_measurements_are_stored_when_a_gateway_stops(tmp_path: Path) -> None:
     with two_gateways(tmp_path) as (call, another):
         _, key = filled(call)
         with another() as first:
-            for i in range(ENOUGH):
+            for i in range(SAMPLES_MIN):
                 first.search(key, vector=[1, i, 2, 3, 4, 5, 6, 7], k=5)
-            eventually(lambda: (facts(first, key)["recall"] or {"n": 0})["n"] >= ENOUGH)
+            eventually(lambda: (facts(first, key)["recall"] or {"n": 0})["n"] >= SAMPLES_MIN)
         with another() as later:
             eventually(lambda: facts(later, key)["recall"] is not None)
-            assert facts(later, key)["recall"]["n"] >= ENOUGH
+            assert facts(later, key)["recall"]["n"] >= SAMPLES_MIN
 
 
 def test_a_scan_in_place_of_an_index_is_reported_in_answer_and_collection(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_a_scan_in_place_of_an_index_is_reported_in_answer_and_collection(tmp_pa
         assert (index["scanned_passages"], index["below_objective"]) == (0, None)
         assert index["curve"]["effort"] >= found["effort"]
         missed = Sample()
-        missed.of_k(5, 1).add(0.5, 1)
-        for _ in range(ENOUGH):
+        missed.windows_of(5, 1).add(0.5, 1)
+        for _ in range(SAMPLES_MIN):
             missed.correction.note(0.5, 0.95, greatest=True, now_ms=77)
         RecallHistory(call.base.engine, call.base.clock).keep(
             [RecallRecord(tenant, "c", 1, 1, missed.state())]
@@ -96,7 +96,7 @@ def test_a_scan_in_place_of_an_index_is_reported_in_answer_and_collection(tmp_pa
             exact = later.search(key, vector=[1] * 8, k=5, exact=True)
             assert (exact["hits"], exact["degraded"]) == (found["hits"], None)
             below = facts(later, key)["index"]["below_objective"]
-            assert (below["since_ms"], below["n"], below["recall"]) == (77, ENOUGH, 0.5)
+            assert (below["since_ms"], below["n"], below["recall"]) == (77, SAMPLES_MIN, 0.5)
             assert below["searches"]["scanned"] >= 1
             (row,) = later.admin("GET", f"/recall?tenant={tenant}")
             assert row["below_objective"]["since_ms"] == 77

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from query.quality.correction import LEAST, MOST, Correction
-from query.quality.interval import ENOUGH
+from query.quality.correction import ADDED_MAX, ADDED_MIN, Correction
+from query.quality.interval import SAMPLES_MIN
 from query.quality.windows import WINDOW
 
 OBJECTIVE = 0.95
@@ -24,7 +24,7 @@ def test_curves_that_promise_too_much_are_corrected(off: float) -> None:
     rng, correction = np.random.default_rng(1), Correction()
     for _ in range(100):
         true = OBJECTIVE + off + correction.added
-        for value in served(true, ENOUGH, rng):
+        for value in served(true, SAMPLES_MIN, rng):
             correction.note(value, OBJECTIVE)
     assert OBJECTIVE - 0.012 <= OBJECTIVE + off + correction.added <= OBJECTIVE + 0.02
 
@@ -32,9 +32,9 @@ def test_curves_that_promise_too_much_are_corrected(off: float) -> None:
 def test_effort_is_lowered_if_recall_is_well_above_the_objective() -> None:
     rng, correction = np.random.default_rng(2), Correction()
     for _ in range(100):
-        for value in served(min(1.0, OBJECTIVE + 0.035 + correction.added), ENOUGH, rng):
+        for value in served(min(1.0, OBJECTIVE + 0.035 + correction.added), SAMPLES_MIN, rng):
             correction.note(value, OBJECTIVE)
-    assert LEAST <= correction.added < -0.005
+    assert ADDED_MIN <= correction.added < -0.005
     assert OBJECTIVE + 0.035 + correction.added >= OBJECTIVE
 
 
@@ -50,7 +50,7 @@ def test_a_curve_that_is_right_is_left_alone() -> None:
 
 def test_few_samples_move_nothing() -> None:
     correction = Correction()
-    for _ in range(ENOUGH - 1):
+    for _ in range(SAMPLES_MIN - 1):
         correction.note(0.1, OBJECTIVE)
     assert correction.added == 0
     correction.note(0.1, OBJECTIVE)
@@ -60,12 +60,12 @@ def test_few_samples_move_nothing() -> None:
 
 def test_a_correction_from_synthetic_searches_restarts_once_curves_know_real_ones() -> None:
     correction = Correction()
-    for _ in range(ENOUGH):
+    for _ in range(SAMPLES_MIN):
         correction.note(0.5, OBJECTIVE)
     assert correction.added > 0
     correction.note(1.0, OBJECTIVE, n_calibration_queries=30)
     assert (correction.added, correction.since.n) == (0, 1)
-    for _ in range(ENOUGH):
+    for _ in range(SAMPLES_MIN):
         correction.note(0.5, OBJECTIVE, n_calibration_queries=59)
     assert correction.added > 0, "some more searches change nothing"
     correction.note(0.5, OBJECTIVE, n_calibration_queries=0)
@@ -84,15 +84,15 @@ def test_it_stays_within_its_bounds_and_holds_a_bounded_number_of_samples(
     correction = Correction()
     for value in recalls:
         correction.note(value, objective)
-        assert LEAST <= correction.added <= MOST
+        assert ADDED_MIN <= correction.added <= ADDED_MAX
         assert correction.since.n <= WINDOW
 
 
 def test_an_effort_below_the_greatest_rises_until_the_greatest_and_proves_nothing() -> None:
     correction = Correction()
-    for _ in range(20 * ENOUGH):
+    for _ in range(20 * SAMPLES_MIN):
         correction.note(0.5, OBJECTIVE, greatest=False)
-    assert correction.added == MOST
+    assert correction.added == ADDED_MAX
     assert not correction.proven
 
 
@@ -108,7 +108,7 @@ def test_an_index_that_misses_the_objective_at_its_greatest_effort_is_proven_to(
 
 def test_samples_of_a_lesser_effort_are_no_proof_of_the_greatest() -> None:
     correction = Correction()
-    for i in range(ENOUGH):
+    for i in range(SAMPLES_MIN):
         correction.note(0.5, OBJECTIVE, greatest=i != 3)
     assert not correction.proven
     assert correction.added > 0
@@ -128,7 +128,7 @@ def test_a_proof_ends_when_the_objective_is_met_or_a_window_does_not_confirm_it(
 
 def test_a_proof_ends_when_the_curves_are_measured_on_the_collections_own_searches() -> None:
     correction = Correction()
-    for _ in range(ENOUGH):
+    for _ in range(SAMPLES_MIN):
         correction.note(0.5, OBJECTIVE, greatest=True)
     assert correction.proven
     assert (

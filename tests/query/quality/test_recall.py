@@ -11,7 +11,7 @@ import pytest
 
 from query.plan import Plan, SearchRequest, make_plan
 from query.quality.comparison import recall_of, served_search
-from query.quality.interval import ENOUGH
+from query.quality.interval import SAMPLES_MIN
 from query.quality.recall import QUEUE_MAX, RecallMonitor
 from query.quality.samples import fits_half
 from query.scatter import Searchers
@@ -116,10 +116,10 @@ def test_a_document_found_by_another_of_its_passages_is_not_the_same_hit() -> No
 
 def test_the_report_has_mean_interval_n_target_and_verdict() -> None:
     searcher = Drawer()
-    (row,) = measure(searcher, [(plan(), searcher.exact)] * ENOUGH)
+    (row,) = measure(searcher, [(plan(), searcher.exact)] * SAMPLES_MIN)
     assert (row["recall"], row["n"], row["k"], row["target"], row["verdict"]) == (
         1.0,
-        ENOUGH,
+        SAMPLES_MIN,
         10,
         0.95,
         "ok",
@@ -129,25 +129,25 @@ def test_the_report_has_mean_interval_n_target_and_verdict() -> None:
 
 def test_a_served_search_that_missed_half_is_a_breach() -> None:
     searcher = Drawer()
-    (row,) = measure(searcher, [(plan(), hits("abcdeVWXYZ", 0.5))] * ENOUGH)
+    (row,) = measure(searcher, [(plan(), hits("abcdeVWXYZ", 0.5))] * SAMPLES_MIN)
     assert (row["recall"], row["verdict"]) == (0.5, "breach")
 
 
 def test_few_samples_give_no_verdict() -> None:
     searcher = Drawer()
-    (row,) = measure(searcher, [(plan(), hits("abcdeVWXYZ", 0.5))] * (ENOUGH - 1))
-    assert (row["n"], row["verdict"]) == (ENOUGH - 1, "not_enough_samples")
+    (row,) = measure(searcher, [(plan(), hits("abcdeVWXYZ", 0.5))] * (SAMPLES_MIN - 1))
+    assert (row["n"], row["verdict"]) == (SAMPLES_MIN - 1, "not_enough_samples")
 
 
 def test_a_search_that_missed_every_hit_has_recall_0() -> None:
-    (row,) = measure(Drawer(), [(plan(), ())] * ENOUGH)
+    (row,) = measure(Drawer(), [(plan(), ())] * SAMPLES_MIN)
     assert (row["recall"], row["verdict"]) == (0.0, "breach")
 
 
 def test_a_search_with_nothing_to_find_says_nothing_about_recall() -> None:
     searcher = Drawer()
     searcher.exact = ()
-    assert measure(searcher, [(plan(), ())] * ENOUGH) == []
+    assert measure(searcher, [(plan(), ())] * SAMPLES_MIN) == []
 
 
 def test_recall_at_different_k_is_never_averaged_together() -> None:
@@ -337,9 +337,9 @@ def test_live_recall_below_the_objective_raises_the_target_of_the_curves() -> No
 
     async def work() -> tuple[float, float]:
         recall = monitor(searcher)
-        before = recall.aim(made.collection)
+        before = recall.target_recall(made.collection)
         running = asyncio.create_task(recall.run())
-        for _ in range(ENOUGH):
+        for _ in range(SAMPLES_MIN):
             recall.offer(
                 made,
                 searcher.served,
@@ -348,7 +348,7 @@ def test_live_recall_below_the_objective_raises_the_target_of_the_curves() -> No
         await recall.settled()
         running.cancel()
         assert recall.report(TARGETS)[0]["correction"] > 0
-        after = recall.aim(made.collection)
+        after = recall.target_recall(made.collection)
         known = ShardResult(
             ShardId("t", "c", 1, 0), (searcher.served,), 7, 16, n_calibration_queries=30
         )
@@ -356,7 +356,7 @@ def test_live_recall_below_the_objective_raises_the_target_of_the_curves() -> No
         running = asyncio.create_task(recall.run())
         await recall.settled()
         running.cancel()
-        assert recall.aim(made.collection) == before, (
+        assert recall.target_recall(made.collection) == before, (
             "curves measured on the collection's own searches restart it"
         )
         return before, after
@@ -384,12 +384,12 @@ def test_searches_are_kept_if_effort_can_vary_at_30_and_whenever_they_have_doubl
     measure(Drawer(), offers, keep=lambda of, vectors: kept.append((of, vectors)))
     of, vectors = kept[0]
     assert (of.tenant, of.collection, of.number) == ("t", "c", 1)
-    np.testing.assert_array_equal(vectors, np.tile(np.array([1, 0], np.float32), (ENOUGH, 1)))
+    np.testing.assert_array_equal(vectors, np.tile(np.array([1, 0], np.float32), (SAMPLES_MIN, 1)))
     assert [len(v) for _, v in kept] == [
-        ENOUGH,
-        2 * ENOUGH,
-        4 * ENOUGH,
-        8 * ENOUGH,
+        SAMPLES_MIN,
+        2 * SAMPLES_MIN,
+        4 * SAMPLES_MIN,
+        8 * SAMPLES_MIN,
         RECENT_QUERIES_MAX,
     ]
 
@@ -398,9 +398,9 @@ def test_measuring_continues_while_the_catalog_is_away() -> None:
     def away(_of: Generation, _vectors: np.ndarray) -> None:
         raise Unavailable("the catalog is away", dependency="catalog")
 
-    offers = [(plan(), Drawer().exact)] * (ENOUGH + 5)
+    offers = [(plan(), Drawer().exact)] * (SAMPLES_MIN + 5)
     [row] = measure(Drawer(), offers, keep=away)
-    assert row["n"] == ENOUGH + 5
+    assert row["n"] == SAMPLES_MIN + 5
 
 
 def test_a_query_vector_outside_half_precision_is_not_kept() -> None:
@@ -442,7 +442,7 @@ async def served_by(
     """
     for _ in range(n):
         vector = np.array([1, 0], np.float32)
-        aim, misses = recall.aim(collection), recall.misses(collection)
+        aim, misses = recall.target_recall(collection), recall.misses_objective(collection)
         made = make_plan(SearchRequest("c", 10), collection, vector, 1, aim, scan=misses)
         found = await searcher.search(made.queries[0], Deadline.after(1))
         recall.offer(made, found.hits[0], [found])
@@ -457,28 +457,32 @@ def test_an_index_is_scanned_only_while_live_searches_prove_that_it_misses() -> 
     async def work() -> None:
         recall = monitor(searcher)
         task = asyncio.create_task(recall.run())
-        before = await served_by(recall, searcher, collection, ENOUGH - 1)
-        assert (before.scanned, recall.misses(collection), recall.proof(collection)) == (
+        before = await served_by(recall, searcher, collection, SAMPLES_MIN - 1)
+        assert (before.scanned, recall.misses_objective(collection), recall.proof(collection)) == (
             0,
             False,
             None,
         )
         await served_by(recall, searcher, collection, 1)
-        assert recall.misses(collection)
+        assert recall.misses_objective(collection)
         proof = recall.proof(collection)
         assert proof is not None
-        assert (proof["n"], proof["recall"], proof["interval"][1] < 0.95) == (ENOUGH, 0.5, True)
-        after = await served_by(recall, searcher, collection, ENOUGH)
+        assert (proof["n"], proof["recall"], proof["interval"][1] < 0.95) == (
+            SAMPLES_MIN,
+            0.5,
+            True,
+        )
+        after = await served_by(recall, searcher, collection, SAMPLES_MIN)
         assert after.scanned
         (row,) = recall.report(TARGETS)
         assert (row["recall"], row["verdict"], row["below_objective"]) == (1.0, "ok", proof), (
             "what was served"
         )
         assert row["window"]["began_because"] == "effort_corrected"
-        assert (row["n"], row["samples"]) == (ENOUGH, 2 * ENOUGH)
+        assert (row["n"], row["samples"]) == (SAMPLES_MIN, 2 * SAMPLES_MIN)
         searcher.served = searcher.exact  # another index, which finds everything
         await served_by(recall, searcher, collection, 400)
-        assert not recall.misses(collection)
+        assert not recall.misses_objective(collection)
         task.cancel()
 
     asyncio.run(work())
@@ -501,6 +505,6 @@ def test_searches_that_are_always_exact_change_no_effort() -> None:
         task = asyncio.create_task(recall.run())
         await served_by(recall, searcher, plan().collection, 500)
         task.cancel()
-        return recall.aim(plan().collection)
+        return recall.target_recall(plan().collection)
 
     assert asyncio.run(work()) == 0.95

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from query.quality.interval import ENOUGH, spent
+from query.quality.interval import SAMPLES_MIN, spent
 from query.quality.windows import WINDOW, Windows
 
 OBJECTIVE = 0.95
@@ -12,12 +12,12 @@ OBJECTIVE = 0.95
 
 def test_a_window_has_a_verdict_with_enough_samples_and_states_itself() -> None:
     windows = Windows(5)
-    for _ in range(ENOUGH - 1):
+    for _ in range(SAMPLES_MIN - 1):
         windows.add(0.5, 6)
     assert windows.judged().verdict(OBJECTIVE) == "not_enough_samples"
     windows.add(0.5, 7)
     judged = windows.judged()
-    assert (judged.verdict(OBJECTIVE), judged.n, judged.mean) == ("breach", ENOUGH, 0.5)
+    assert (judged.verdict(OBJECTIVE), judged.n, judged.mean) == ("breach", SAMPLES_MIN, 0.5)
     window = judged.window()
     assert (window["number"], window["began_ms"], window["ended_ms"]) == (1, 5, None)
     assert (window["began_because"], window["samples_max"], window["alpha"]) == (
@@ -32,7 +32,7 @@ def test_a_window_that_ends_is_shown_until_the_next_has_enough_samples() -> None
     for _ in range(100):
         windows.add(0.5, 1)
     windows.restart("effort_corrected", 2)
-    for _ in range(ENOUGH - 1):
+    for _ in range(SAMPLES_MIN - 1):
         windows.add(1.0, 3)
     assert (windows.judged().number, windows.judged().ended_ms, windows.judged().mean) == (
         1,
@@ -44,7 +44,7 @@ def test_a_window_that_ends_is_shown_until_the_next_has_enough_samples() -> None
     assert (judged.number, judged.why, judged.n, judged.mean) == (
         2,
         "effort_corrected",
-        ENOUGH,
+        SAMPLES_MIN,
         1.0,
     )
     assert judged.verdict(OBJECTIVE) == "ok"
@@ -52,7 +52,7 @@ def test_a_window_that_ends_is_shown_until_the_next_has_enough_samples() -> None
 
 def test_a_full_window_ends_and_so_does_one_whose_recall_has_changed() -> None:
     windows = Windows(0)
-    for _ in range(WINDOW + ENOUGH):
+    for _ in range(WINDOW + SAMPLES_MIN):
         windows.add(1.0, 1)
     assert (windows.judged().number, windows.judged().why) == (2, "full")
     for _ in range(500):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from searching import D, collection, one, seal, send, shard_of
 
 from cluster.wiring import Resources
-from query.searcher.catalog_view import NOTHING, CatalogRead, CatalogView
+from query.searcher.catalog_view import NO_MANIFEST, CatalogRead, CatalogView
 from tenants import provisioning
 
 
@@ -56,7 +56,7 @@ def test_the_newest_manifest_of_a_shard_is_known_until_it_is_gone(base: Resource
     docs = shard_of(of)
     looked(view)
     assert (view.stored(docs), view.sealed(docs, of.generation())) == (
-        NOTHING,
+        NO_MANIFEST,
         of.generation().start(docs.slot),
     )
     end = send(base, docs, one("a", 1))
@@ -71,7 +71,7 @@ def test_the_newest_manifest_of_a_shard_is_known_until_it_is_gone(base: Resource
     assert looked(view).changed == (), "it is reported once"
     base.registry.delete_collection("acme", "docs", actor="test")
     looked(view)
-    assert view.stored(docs) == NOTHING
+    assert view.stored(docs) == NO_MANIFEST
     assert view.replay_start(docs.slot, 100) == 100
 
 

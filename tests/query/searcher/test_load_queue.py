@@ -10,16 +10,16 @@ B = ShardId("other", "b", 1, 0)
 def queue(*shards: ShardId) -> LoadQueue:
     made = LoadQueue()
     for shard in shards:
-        made.want(shard)
+        made.add(shard)
     return made
 
 
 def test_without_waits_the_oldest_that_is_due_comes_first_and_none_twice() -> None:
     q = queue(*A[:2])
-    q.at(A[2], 10.0)
+    q.schedule(A[2], 10.0)
     assert [q.take((), (), 5.0) for _ in range(3)] == [A[0], A[1], None]
     assert q.take((), (), 10.0) == A[2]
-    q.drop(A[0])
+    q.remove(A[0])
     q.done(A[0])
     q.done(A[1])
     assert q.take((), (), 10.0) == A[1], "it was not dropped: it is loaded again"
@@ -48,15 +48,15 @@ def test_tenants_take_turns() -> None:
         shard = q.take(waits, (), 0.0)
         assert shard is not None
         q.done(shard)
-        q.drop(shard)
+        q.remove(shard)
         taken.append(shard.tenant)
-        q.want(B)  # it is requested again and again
+        q.add(B)  # it is requested again and again
     assert taken == ["acme", "other", "acme", "other"]
 
 
 def test_waits_do_not_shorten_the_backoff_of_a_failed_load() -> None:
     q = queue()
-    q.at(A[0], 5.0)
+    q.schedule(A[0], 5.0)
     assert q.take([A[0]], {A[0]}, 1.0) is None
     assert q.take([A[0]], {A[0]}, 5.0) == A[0]
     q.done(A[0])
@@ -67,7 +67,7 @@ def test_waits_do_not_shorten_the_backoff_of_a_failed_load() -> None:
 
 def test_a_repeated_request_does_not_delay_a_load_and_a_new_time_keeps_its_position() -> None:
     q = queue(A[0], A[1])
-    q.at(A[0], 3.0)
-    q.want(A[0])
+    q.schedule(A[0], 3.0)
+    q.add(A[0])
     assert q.due == {A[0]: 3.0, A[1]: 0.0}
     assert q.take((), (), 3.0) == A[0]
