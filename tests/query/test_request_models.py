@@ -72,14 +72,15 @@ filters = st.recursive(
     max_leaves=4,
 )
 EDGES = [
-    None, True, False, 0, -1, 1, 2**31, 2**53, 2**53 + 1, 2**64, 10**30, 1.0, 0.5, 1.5, -0.0, 1e39, 1e300,
-    K_DEFAULT, GATEWAY.k_max, GATEWAY.k_max + 1, GATEWAY.rerank_max, GATEWAY.rerank_max + 1,
-    TIMEOUT_MS_MAX, TIMEOUT_MS_MAX + 1, "", " \n", "\u200b", "x", "1", "dense", "latest", "0-1", "0-", "1024-1",
-    "x" * TEXT_BYTES_MAX, "x" * (TEXT_BYTES_MAX + 1), "ü" * (TEXT_BYTES_MAX // 2 + 1), "AAAAAA==", "AAA",
-    "a/../b", ".", "a\x00b", "\ud800", [], [None], [True], [1], ["x"], ["text", "text"], [[1.0]], [1] * DIMENSION,
-    [0.5] * (DIMENSION_MAX + 1), {}, {"x": 1}, {"": 1}, {"$eq": 1}, {"partition": 0, "offset": None},
-    {"partition": 1023, "offset": 2**53}, {"partition": 1024, "offset": 0}, {"a": {"b": [1, {"c": None}]}},
-    {"method": None}, {"method": "rrf"}, {"method": "weighted", "dense_weight": 1}, {"dense_weight": True},
+    None, True, False, 0, -1, 1, 2**31, 2**53, 2**53 + 1, 2**64, 10**30, 1.0, 0.5, 1.5, -0.0, 1e39,
+    1e300, K_DEFAULT, GATEWAY.k_max, GATEWAY.k_max + 1, GATEWAY.rerank_max, GATEWAY.rerank_max + 1,
+    TIMEOUT_MS_MAX, TIMEOUT_MS_MAX + 1, "", " \n", "\u200b", "x", "1", "dense", "latest", "0-1",
+    "0-", "1024-1", "x" * TEXT_BYTES_MAX, "x" * (TEXT_BYTES_MAX + 1), "ü" * (TEXT_BYTES_MAX // 2 +
+    1), "AAAAAA==", "AAA", "a/../b", ".", "a\x00b", "\ud800", [], [None], [True], [1], ["x"],
+    ["text", "text"], [[1.0]], [1] * DIMENSION, [0.5] * (DIMENSION_MAX + 1), {}, {"x": 1}, {"": 1},
+    {"$eq": 1}, {"partition": 0, "offset": None}, {"partition": 1023, "offset": 2**53},
+    {"partition": 1024, "offset": 0}, {"a": {"b": [1, {"c": None}]}}, {"method": None}, {"method":
+    "rrf"}, {"method": "weighted", "dense_weight": 1}, {"dense_weight": True},
 ]  # fmt: skip
 edges = st.sampled_from(EDGES).map(deepcopy)
 names = st.sampled_from([*sorted(FIELDS), "ids", "id", "tenant", "limit", "Text"])
