@@ -462,7 +462,7 @@ def test_beyond_its_bound_the_gateway_answers_429_at_once_and_200_once_there_is_
 
         async def crowd() -> tuple[httpx2.Response, httpx2.Response]:
             headers = {"authorization": f"Bearer {key}"}
-            with held.enter("other", 2), held.enter("another", 2):
+            with held.enter(TenantContext("other", 2)), held.enter(TenantContext("another", 2)):
                 full = await call.http.post(
                     "/v1/collections/c/search", json={"vector": Q}, headers=headers
                 )
@@ -654,8 +654,8 @@ def test_a_body_takes_a_permit_and_its_bytes_before_it_is_read(tmp_path: Path, p
         assert (1, 1_000) in seen
         problem(post(key, 7), 429, "overloaded")
         assert (admission.in_flight, admission.bodies_bytes) == (0, 0)
-        with admission.enter("loud", 1) as place:
-            place.hold(2_000)
+        with admission.enter(TenantContext("loud")) as permit:
+            permit.hold(2_000)
             problem(post(other, 2), 400, "refused")
         assert call.search(key, vector=Q)["hits"] == []
         assert (admission.in_flight, admission.bodies_bytes) == (0, 0)
