@@ -62,7 +62,7 @@ def run_gateway(settings: Settings, address: str, searchers: int) -> None:
     remote = [h for h in handles.values() if isinstance(h, RaySearcher)]
     app = build_gateway(resources, remote, embedder_key=internal_key(settings), on_failure=die)
     s = resources.settings.gateway
-    serve_health(s.host, s.health_port or s.port + 3, app.state.gateway.readiness.elsewhere)
+    serve_health(s.host, s.health_port or s.port + 3, app.state.gateway.readiness.parts_threadsafe)
     run_until_signal(
         serve(
             app,

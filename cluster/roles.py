@@ -135,7 +135,7 @@ def _gateway(settings: Settings) -> None:
     searcher.start()
     app = build_gateway(resources, [searcher], embedder_key=internal_key(settings), on_failure=die)
     s = resources.settings.gateway
-    serve_health(s.host, s.health_port or s.port + 3, app.state.gateway.readiness.elsewhere)
+    serve_health(s.host, s.health_port or s.port + 3, app.state.gateway.readiness.parts_threadsafe)
     run_until_signal(
         serve(
             app,

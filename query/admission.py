@@ -57,7 +57,8 @@ class Admission:
             )
         if not self._permits.take(tenant.name, 1, tenant.weight):
             raise Overloaded(
-                "too many requests are being served; this tenant has its share", retry_after_s=0.5
+                "too many requests are being served; this tenant uses its whole share",
+                retry_after_s=0.5,
             )
         permit = Permit(self._permits, self._bodies, self._answers, tenant)
         try:
@@ -93,7 +94,8 @@ class Permit:
         """Holds `n_bytes` more for the body until the request is over. Raises Overloaded."""
         if not self._bodies.take(self._tenant.name, n_bytes, self._tenant.weight):
             raise Overloaded(
-                "too many bytes of bodies are held; this tenant has its share", retry_after_s=0.5
+                "too many bytes of bodies are held; this tenant uses its whole share",
+                retry_after_s=0.5,
             )
         self.bytes += n_bytes
 
@@ -101,7 +103,7 @@ class Permit:
         """Holds an answer's bytes until the client reads it or disconnects. Raises Overloaded."""
         if not self._answers.take(self._tenant.name, n_bytes, self._tenant.weight):
             raise Overloaded(
-                "too many bytes of answers are not read yet; this tenant has its share",
+                "too many bytes of answers are not read yet; this tenant uses its whole share",
                 retry_after_s=0.5,
             )
         self.answer_bytes += n_bytes

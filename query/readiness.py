@@ -50,7 +50,7 @@ _event = events("query")
 class Readiness:
     """Measures the readiness of the platform's parts, with one probe at a time for all callers.
 
-    Belongs to one event loop; `elsewhere` may be called from another.
+    Belongs to one event loop; `parts_threadsafe` may be called from another.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Readiness:
             self._probing.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def elsewhere(self) -> tuple[bool, dict[str, Part]]:
-        """Returns whether the platform is ready, and its parts, to another event loop.
+    async def parts_threadsafe(self) -> tuple[bool, dict[str, Part]]:
+        """Returns whether the platform is ready, and its parts, from any event loop.
 
         Waits as long as this object's event loop is busy.
         """

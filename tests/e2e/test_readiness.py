@@ -81,6 +81,6 @@ def test_many_requests_share_one_probe(gateway: Any) -> None:
 def test_another_event_loop_gets_the_same_result(gateway: Any) -> None:
     call, _, _ = gateway
     eventually(lambda: call("GET", "/readyz").status_code == 200)
-    whole, found = asyncio.run(call.state.readiness.elsewhere())
+    whole, found = asyncio.run(call.state.readiness.parts_threadsafe())
     assert whole
     assert found == call("GET", "/readyz").json()["parts"]

@@ -33,7 +33,7 @@ from cluster.wiring import Resources, build_searcher
 from indexer.backends import open_backend
 from indexer.index.rows import newest
 from indexer.seal import Builder
-from query.searcher.batch import QueuedSearch, batch_key
+from query.searcher.batch import QueuedSearch
 from query.searcher.cost import search_cost
 from query.searcher.run import Searcher
 from tenants import provisioning
@@ -43,7 +43,6 @@ from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Deadline, ManualClock
 from vicinage.errors import Corrupt, DeadlineExceeded, NotFound, Overloaded, Refused, Unavailable
-from vicinage.filters import Filter
 from vicinage.log import LogRecord, Record
 from vicinage.metrics import REGISTRY
 from vicinage.records import ShardId, ShardQuery, ShardResult
@@ -508,25 +507,6 @@ def test_searches_for_many_hits_run_alone(
         gate.open.set()
         assert all(len(f.result(10).hits[0]) == 4 for f in asked)
         assert sorted(gate.widths) == [1, 1, 1, 3]
-
-
-def test_filters_that_python_takes_for_equal_are_not_combined() -> None:
-    shard, vector = ShardId("acme", "docs", 1, 0), unit(0)[None]
-
-    def combined(one: object, other: object) -> bool:
-        one_key, other_key = (
-            batch_key(ShardQuery(shard, vector, 5, filter=Filter.parse({"x": x})))
-            for x in (one, other)
-        )
-        return one_key == other_key
-
-    assert not combined(1, True)
-    assert not combined(0, False)
-    assert combined(1, 1)
-    key = batch_key(ShardQuery(shard, vector, 5))
-    assert key == batch_key(ShardQuery(shard, unit(1)[None], 5))
-    assert key != batch_key(ShardQuery(shard, vector, 6))
-    assert key != batch_key(ShardQuery(ShardId("evil", "docs", 1, 0), vector, 5))
 
 
 def test_a_full_queue_refuses_at_once_and_a_late_search_is_not_run(base: Resources) -> None:
