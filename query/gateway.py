@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from query.api import search
+from query.api import pages, search
 from query.api.http import NOT_TEXT, has_text_path
 from query.api.openapi import bounds_of, document
 from query.api.routes import ROUTERS
@@ -108,12 +108,13 @@ def create_app(state: GatewayState) -> FastAPI:
         title="Vicinage",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         # a redirect turns the deletion of a document into that of its collection
         redirect_slashes=False,
     )
     app.state.gateway = state
-    for router in ROUTERS:
+    for router in (*ROUTERS, pages.router):
         app.include_router(router)
     app.add_exception_handler(VicinageError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
