@@ -5,6 +5,7 @@ A test compares the files with the generated text.
 
 import ast
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -36,6 +37,7 @@ def pages() -> dict[str, str]:
         "errors.md": HEADER + problems(),
         "commands.md": HEADER + commands(),
         "http-routes.md": HEADER + endpoints(),
+        "http-fields.md": HEADER + fields_of_bodies(),
         "limits.md": HEADER + limits(),
         "events.md": HEADER + events(),
         "client.md": HEADER + client(),
@@ -252,6 +254,70 @@ def endpoints() -> str:
         for method, facts in methods.items():
             lines.append(_row(method.upper(), f"`{path}`", facts["summary"]))
     return "\n".join(lines) + "\n"
+
+
+def fields_of_bodies() -> str:
+    """Every body of the HTTP API with its fields, from the schemas of the OpenAPI document."""
+    from query.api.openapi import document
+    from query.api.operations import SCHEMAS
+    from query.api.routes import ROUTERS
+
+    schemas = document(ROUTERS, {})["components"]["schemas"]
+    lines = [
+        "# HTTP bodies",
+        "",
+        _prose(
+            "Every body of the HTTP API, and every object in one, by its name in the OpenAPI "
+            "document. [HTTP API](http.md) describes how they go together; "
+            "[HTTP routes](http-routes.md) lists the routes. A bound that is a setting is given "
+            "with its default. Null is the same as a missing field in a request."
+        ),
+        "",
+    ]
+    for name, schema in schemas.items():
+        required = schema.get("required", [])
+        lines += [f"## {name}", "", _prose(schema["description"].split("\n\n")[0]), ""]
+        lines += ["| field | type | meaning |", "|---|---|---|"]
+        lines += [
+            _row(
+                f"`{field}`" + (" (required)" if field in required else ""),
+                _schema_type(each),
+                each.get("description") or schemas[each["$ref"][len(SCHEMAS) :]]["description"],
+            )
+            for field, each in schema.get("properties", {}).items()
+        ]
+        lines.append("")
+    return "\n".join(lines[:-1]) + "\n"
+
+
+_BOUNDS_OF_SCHEMAS = {
+    "minimum": "≥ {}",
+    "maximum": "≤ {}",
+    "minLength": "≥ {} characters",
+    "maxLength": "≤ {} characters",
+    "minItems": "≥ {} items",
+    "maxItems": "≤ {} items",
+    "x-setting": "`{}`",
+}
+
+
+def _schema_type(schema: dict[str, Any]) -> str:
+    """Returns a JSON Schema's type, bounds and default in words."""
+    if "anyOf" in schema:
+        kinds = [_schema_type(each) for each in schema["anyOf"]]
+        named = " or ".join(kind for kind in kinds if kind != "null")
+        return f"{named}, or null" if "null" in kinds else named
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in schema or "const" in schema:
+        values = schema.get("enum", [schema.get("const")])
+        return " or ".join(f"`{json.dumps(value)}`" for value in values)
+    kind = schema.get("type", "any")
+    if kind == "array":
+        kind = f"list of {_schema_type(schema.get('items', {}))}"
+    bounds = [text.format(schema[key]) for key, text in _BOUNDS_OF_SCHEMAS.items() if key in schema]
+    return f"{kind} ({', '.join(bounds)})" if bounds else kind
 
 
 def limits() -> str:

@@ -5,14 +5,17 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
 from query.api import pages, search
@@ -180,9 +183,18 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     return problem(Refused(f"the request is not understood: {str(error)[:200]}"))
 
 
-async def _http(_request: Request, error: Exception) -> Response:
+def _methods_of(scope: Scope) -> list[str]:
+    """Returns the methods of a path, which may be those of several routes."""
+    found: set[str] = set()
+    for route in (route for router in (*ROUTERS, pages.router) for route in router.routes):
+        if isinstance(route, APIRoute) and route.matches(scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted({*found, "HEAD"} if "GET" in found else found)
+
+
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
-    if "GET" in headers.get("Allow", ""):
-        headers["Allow"] += ", HEAD"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods_of(request.scope))
     return plain(error.status_code, error.detail, f"{error.detail}; see /openapi.json", headers)

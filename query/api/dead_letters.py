@@ -262,7 +262,7 @@ async def _replay(request: Request, state: GatewayState, tenant: Tenant, actor: 
 
 async def _purge(request: Request, state: GatewayState, tenant: Tenant, actor: str) -> Response:
     value = await json_object(request, frozenset({"to"}))
-    if "to" not in value:
+    if value.get("to") is None:
         raise Refused("to is missing: the last position that is removed", field="to")
     last = integer(value, "to", 0, OFFSET_MAX, 0)
 

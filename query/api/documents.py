@@ -22,14 +22,15 @@ from query.api.http import (
     unknown_in,
     unless_gone,
 )
-from query.api.models.documents import StoredDocument as StoredDocumentBody
 from query.api.models.documents import (
+    Document,
     WriteDocumentsAnswer,
     WriteDocumentsRequest,
 )
+from query.api.models.documents import StoredDocument as StoredDocumentBody
 from query.api.models.search import WaitParameters
 from query.api.operations import Body as BodyOf
-from query.api.operations import Media, operation
+from query.api.operations import Media, lines_of, operation
 from query.api.search_request import token_of
 from query.api.sending import joined, sent
 from query.parsers import is_small
@@ -46,7 +47,7 @@ _LINES: Final = '{"id": "guide-7", "text": "One document a line."}\n'
 _ARROW: Final = "An Arrow IPC stream: one row a document, with the columns of `Document`."
 _BODIES: Final[tuple[BodyOf, ...]] = (
     WriteDocumentsRequest,
-    *(Media(kind, {"type": "string"}, {"example1": _LINES}) for kind in NDJSON),
+    *(Media(kind, lines_of(Document), {"example1": _LINES}) for kind in NDJSON),
     Media(ARROW, {"type": "string", "format": "binary", "description": _ARROW}),
 )
 

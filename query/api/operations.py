@@ -88,6 +88,14 @@ def list_of(model: type[BaseModel]) -> Media:
     return Media(JSON, {"type": "array", "items": ref(model)}, {"example1": [example_of(model)]})
 
 
+def lines_of(*models: type[BaseModel]) -> Json:
+    """Returns the schema of lines of JSON (NDJSON): a string whose lines are the models."""
+    names = " or ".join(f"`{model.__name__}`" for model in models)
+    refs = [ref(model) for model in models]
+    lines = {"type": "array", "items": refs[0] if len(refs) == 1 else {"anyOf": refs}}
+    return {"type": "string", "description": f"One {names} a line.", "contentSchema": lines}
+
+
 Body = Media | type[BaseModel]
 
 

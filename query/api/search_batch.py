@@ -18,7 +18,7 @@ from query.api.bounds import BATCH_BYTES_MAX, SEARCH_BYTES_MAX
 from query.api.http import authenticate, body, check_json, parsed_object, state_of
 from query.api.models.base import example_of
 from query.api.models.search import SearchBatchAnswer, SearchBatchProblem, SearchBatchRequest
-from query.api.operations import Media, operation, ref
+from query.api.operations import Media, lines_of, operation
 from query.api.search_request import FIELDS, from_json
 from query.api.search_response import written
 from query.batch import split
@@ -33,11 +33,13 @@ BATCH_AT_ONCE: Final = 16
 
 _LINES: Final = Media(
     "application/x-ndjson",
+    lines_of(SearchBatchAnswer, SearchBatchProblem),
     {
-        "description": "Lines of JSON in the order of completion, one for each search.",
-        "anyOf": [ref(SearchBatchAnswer), ref(SearchBatchProblem)],
+        "lines": "".join(
+            f"{orjson.dumps(example_of(model)).decode()}\n"
+            for model in (SearchBatchAnswer, SearchBatchProblem)
+        )
     },
-    {"answer": example_of(SearchBatchAnswer), "problem": example_of(SearchBatchProblem)},
 )
 
 

@@ -120,3 +120,22 @@ def test_the_last_key_of_operators_is_not_revoked(call: Caller) -> None:
     assert call.admin("DELETE", f"/keys/{made['id']}")["revoked_ms"]
     alive = [k for k in call.admin("GET", "/keys") if k["tenant"] is None and not k["revoked_ms"]]
     assert "last key" in call.admin("DELETE", f"/keys/{alive[0]['id']}", status=409)["detail"]
+
+
+@pytest.mark.parametrize("body", [{}, {"to": None}])
+def test_a_purge_without_a_position_removes_nothing(call: Caller, body: dict[str, None]) -> None:
+    name, key = call.tenant()
+    call.base.log.append(call.base.registry.tenant(name).dead_topic, 0, [Record(b"{}")])
+    for path in ("/v1/dead-letters:purge", f"/v1/admin/tenants/{name}/dead-letters:purge"):
+        sender = call.operator if "admin" in path else key
+        problem(call("POST", path, sender, json=body), 400, "refused", "to")
+    assert len(call("GET", "/v1/dead-letters", key).json()["letters"]) == 1
+
+
+@pytest.mark.parametrize("body", [{}, {"partitions": None}])
+def test_a_growth_without_a_number_of_partitions_is_refused(
+    call: Caller, body: dict[str, None]
+) -> None:
+    name, _ = call.tenant()
+    path = f"/v1/admin/tenants/{name}/partitions"
+    problem(call("POST", path, call.operator, json=body), 400, "refused", "partitions")

@@ -92,6 +92,8 @@ def test_an_installation_for_a_cpu_is_small_and_has_no_torch(installed: Installe
     assert sum(path.stat().st_size for path in files) < SIZE_MAX
     [packages] = installed.environment.glob("lib/*/site-packages")
     assert (packages / "tenants" / "migrations" / "versions" / "0001_first.py").is_file()
+    static = {path.name for path in (packages / "query" / "api" / "static").iterdir()}
+    assert {"swagger-ui-bundle.js.gz", "redoc.standalone.js.gz", "redoc.LICENSE.txt"} < static
     assert not {"torch", "triton", "nvidia"} & {path.name for path in packages.iterdir()}
 
 

@@ -204,7 +204,7 @@ async def set_partitions(tenant: str, request: Request) -> Response:
     """
     state, actor = await operator(request)
     value = await json_object(request, frozenset({"partitions", "dry_run"}))
-    if "partitions" not in value:
+    if value.get("partitions") is None:
         raise Refused(
             "partitions is missing: how many the documents topic is to have", field="partitions"
         )

@@ -202,9 +202,9 @@ class RawSearchParameters(RequestModel):
     text: SearchText | None = Field(
         default=None, description="The search text, for mode `hybrid` only."
     )
-    filter: Annotated[str, Field(max_length=FILTER_BYTES_MAX)] | None = Field(
+    filter: str | None = Field(
         default=None,
-        description="A `Filter` as JSON.",
+        description="A `Filter` as JSON; the request line and headers have at most 64 KiB.",
         examples=['{"lang": "en"}'],
     )
     include: Annotated[str, Field(pattern="^(text|metadata|vector|,)*$")] | None = Field(
