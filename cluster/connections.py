@@ -1,8 +1,8 @@
 """Bounds of connections: size and time of request heads, time of answers, and their number.
 
-Law 6: uvicorn with httptools has no such bounds, and a connection needs no key. An endless head
-would grow in memory. A slow or absent head, an answer that is not read, or a body that continues
-after its answer would occupy the connection's descriptor.
+Guarantee 6: uvicorn with httptools has no such bounds, and a connection needs no key. An endless
+head would grow in memory. A slow or absent head, an answer that is not read, or a body that
+continues after its answer would occupy the connection's descriptor.
 """
 
 import asyncio

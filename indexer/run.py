@@ -1,8 +1,8 @@
 """★ The indexer role: tails the slots that it holds leases on and seals their shards.
 
 `maintenance.py` has its other work. The indexer keeps no state that the log and the catalog lack:
-after a kill, the next one starts at the positions of the manifests. Law 8: every publication is a
-compare-and-set under the slot's lease, so a stale indexer cannot publish.
+after a kill, the next one starts at the positions of the manifests. Guarantee 8: every publication
+is a compare-and-set under the slot's lease, so a stale indexer cannot publish.
 """
 
 import threading
@@ -117,6 +117,7 @@ class Indexer:
             self._drop(slot)
         for slot in self._leases.acquire():
             self._start_slot(slot)
+        self._leases.renewed()
         served = serving(self._registry)
         self._sealer.forget_gone(served)
         self._maintenance.forget_gone(served)

@@ -1,7 +1,8 @@
 """Sealing: writes a shard's pending rows as a segment and publishes it in the manifest.
 
-`due` decides, `Builder.seal` acts. Objects are durable before the manifest names them (law 8). The
-manifest's `sealed` is the position below which every record is in the segments (law 3).
+`due` decides, `Builder.seal` acts. Objects are durable before the manifest names them (guarantee
+8). The manifest's `sealed` is the position below which every record is in the segments (guarantee
+3).
 """
 
 from collections.abc import Callable, Iterable, Iterator

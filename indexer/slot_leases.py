@@ -32,12 +32,15 @@ class SlotLeases:
         return self.held[slot]
 
     def is_due(self) -> bool:
-        """Returns whether to renew now: once per third of a lease's duration."""
-        now = self._clock.monotonic()
-        if now - self.renewed_s < self._lease_s / 3:
-            return False
-        self.renewed_s = now
-        return True
+        """Returns whether to renew now: a third of a lease's duration after the last renewal."""
+        return self._clock.monotonic() - self.renewed_s >= self._lease_s / 3
+
+    def renewed(self) -> None:
+        """Notes that all leases were renewed and the free slots acquired.
+
+        After an error it is not called, so that the next step tries again.
+        """
+        self.renewed_s = self._clock.monotonic()
 
     def renew(self) -> Iterator[int]:
         """Renews the held leases; yields each slot whose lease is lost: the caller drops it."""

@@ -1,6 +1,6 @@
 """Admits requests within bounds on their number and on the bytes of their bodies and answers.
 
-Laws 6 and 7: a tenant holds at most its weight times what is still free (the rule of
+Guarantees 6 and 7: a tenant holds at most its weight times what is still free (the rule of
 vicinage/fair.py). A tenant of weight 1 that is alone gets half of the permits, one of weight 4 gets
 four fifths. A permit for another tenant always remains. A request takes its permit before its body
 is read, so a slow or large body counts against its own tenant's share.

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
-from starlette.concurrency import run_in_threadpool
 
 from query.admission import Admission, Permit
 from query.degraded import reason_of
@@ -36,6 +35,8 @@ EMBED_SHARE: Final = 0.5
 
 The rest is for lexical search if the model is late.
 """
+FIND_S: Final = 5.0
+"""Longest wait for the catalog before a request names its tenant and collection."""
 ORDINARY: Final = (1e-24, 1e24)
 """Between these bounds, a squared length is accurate enough in float32."""
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 4
@@ -92,12 +93,14 @@ class SearchPipeline:
                 field="rerank",
             )
         deadline = Deadline.after(search.timeout_s)
-        return await self.with_live_generation(
-            collection, partial(self._answer, search, tenant, deadline)
-        )
+        answering = partial(self._answer, search, tenant, deadline)
+        return await self.with_live_generation(collection, answering, deadline)
 
     async def with_live_generation(
-        self, collection: Collection, run: Callable[[Collection], Awaitable[T]]
+        self,
+        collection: Collection,
+        run: Callable[[Collection], Awaitable[T]],
+        deadline: Deadline,
     ) -> T:
         """Returns the result of `run` for the collection.
 
@@ -106,7 +109,7 @@ class SearchPipeline:
         try:
             return await run(collection)
         except NotFound:
-            await run_in_threadpool(self.registry.refresh)
+            await self._refresh(deadline)
             now = self.registry.collection(collection.tenant, collection.name)
             if now.live == collection.live:
                 raise
@@ -117,7 +120,7 @@ class SearchPipeline:
     ) -> Answer:
         if search.wait_for is not None:
             collection = await self.reach(search.wait_for, tenant, collection, deadline)
-        search, vector, no_vector = await self._embedded(
+        search, vector, lexical_reason = await self._embedded(
             search, tenant, collection.generation(), deadline
         )
         target = self.recall.target_recall(collection)
@@ -128,9 +131,9 @@ class SearchPipeline:
         if not scattered.failures and search.mode == "dense":
             self.recall.offer(plan, hits, scattered.shard_results)
         answer = await self._answer_of(tenant, plan, scattered, hits)
-        if no_vector is not None:
+        if lexical_reason is not None:
             hits = tuple(hit._replace(lexical_score=hit.score) for hit in answer.hits)
-            reasons = (answer.reason, no_vector)
+            reasons = (answer.reason, lexical_reason)
             answer = replace(answer, hits=hits, reason="; ".join(filter(None, reasons)))
         return await self._rerank(search, tenant, answer, deadline) if search.rerank else answer
 
@@ -174,13 +177,20 @@ class SearchPipeline:
             await self.freshness.reach(token, tenant, now.generation(), deadline)
         return now
 
-    async def newest(self, collection: Collection) -> Collection:
-        """Returns the collection as the catalog has it now. Raises NotFound, Unavailable."""
-        await run_in_threadpool(self.registry.refresh)
+    async def newest(self, collection: Collection, deadline: Deadline) -> Collection:
+        """Returns the collection as the catalog has it now.
+
+        Raises NotFound, Unavailable, DeadlineExceeded.
+        """
+        await self._refresh(deadline)
         return self.registry.collection(collection.tenant, collection.name)
 
     async def _refresh(self, deadline: Deadline) -> None:
-        """Refreshes the registry from the catalog. Raises Unavailable, DeadlineExceeded."""
+        """Refreshes the registry from the catalog. Raises Unavailable, DeadlineExceeded.
+
+        The thread of the event loop's own executor goes on after the deadline: a request that waits
+        on a thread of Starlette's pool could not leave before the catalog answers.
+        """
         try:
             async with asyncio.timeout(deadline.left_s()):
                 await asyncio.get_running_loop().run_in_executor(None, self.registry.refresh)
@@ -190,9 +200,10 @@ class SearchPipeline:
             ) from None
 
     async def find(self, principal: Principal, name: str) -> tuple[Tenant, Collection]:
-        """Returns the principal's tenant (law 1) and its collection. Raises NotFound.
+        """Returns the principal's tenant (guarantee 1) and its collection. Raises NotFound.
 
-        If either is not in memory, refreshes the registry and retries once: it may be new.
+        If either is not in memory, refreshes the registry and retries once: it may be new. Waits
+        for the catalog at most FIND_S, because the request's own deadline is not parsed yet.
         """
         if principal.tenant is None:
             raise NotFound("an operator's key has no collections; use a tenant's key")
@@ -201,7 +212,7 @@ class SearchPipeline:
                 principal.tenant, name
             )
         except NotFound:
-            await run_in_threadpool(self.registry.refresh)
+            await self._refresh(Deadline.after(FIND_S))
             return self.registry.tenant(principal.tenant), self.registry.collection(
                 principal.tenant, name
             )

@@ -23,5 +23,5 @@ def problem_response(error: Exception, path: str) -> Response:
         return problem(error)
     request_id = uuid.uuid4().hex
     _errors.labels("internal").inc()
-    _event.error("request failed", request_id=request_id, path=path, exc_info=error)
+    _event.error("request.failed", request_id=request_id, path=path, exc_info=error)
     return internal(request_id)

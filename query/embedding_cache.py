@@ -1,9 +1,9 @@
 """Caches the vectors of query texts, so that a repeated search costs no model call.
 
-Law 1: a vector is returned only to its own tenant, for the exact text and model registry entry that
-it was made from. Calls in progress are shared within a tenant, never between tenants. Law 7:
-vectors are evicted from the tenant that holds most for its weight. So a tenant with many searches
-does not evict the vectors of a small one. Both classes belong to one event loop.
+Guarantee 1: a vector is returned only to its own tenant, for the exact text and model registry
+entry that it was made from. Calls in progress are shared within a tenant, never between tenants.
+Guarantee 7: vectors are evicted from the tenant that holds most for its weight. So a tenant with
+many searches does not evict the vectors of a small one. Both classes belong to one event loop.
 """
 
 import asyncio

@@ -133,7 +133,7 @@ def _ended(state: GatewayState, task: asyncio.Task[None]) -> None:
     """
     if task.cancelled() or (error := task.exception()) is None:
         return
-    _event.error("a part of the gateway died", exc_info=error)
+    _event.error("background_task.failed", exc_info=error)
     if state.on_failure is not None:
         state.on_failure(error)
 
@@ -150,9 +150,7 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=0.1)
     if pending:
-        _event.error(
-            "tasks beside the routes did not end", tasks=[str(t.get_coro()) for t in pending]
-        )
+        _event.error("background_task.not_ended", tasks=[str(t.get_coro()) for t in pending])
 
 
 async def _save_recall(state: GatewayState) -> None:
@@ -170,7 +168,7 @@ async def _keep_fresh(state: GatewayState) -> None:
         try:
             await run_in_threadpool(state.registry.refresh)
         except Unavailable as away:
-            _event.warning("the catalog is away", reason=str(away))
+            _event.warning("catalog.refresh_failed", reason=str(away))
         _in_flight.set(state.pipeline.admission.in_flight)
         await asyncio.sleep(REFRESH_S)
 
@@ -180,7 +178,10 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:
-    return problem(Refused(f"the request is not understood: {str(error)[:200]}"))
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    *_, field = fault["loc"]
+    return problem(Refused(f"{field}: {fault['msg']}; see /openapi.json", field=str(field)))
 
 
 def _methods_of(scope: Scope) -> list[str]:

@@ -66,7 +66,7 @@ class SearchRequest:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One query for each shard of one generation (law 4)."""
+    """One query for each shard of one generation (guarantee 4)."""
 
     collection: Collection
     generation: Generation

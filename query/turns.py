@@ -1,8 +1,8 @@
 """Schedules requests of unknown cost: a few run at once, and each tenant is charged their time.
 
-Law 7: the tenant that has used the least time for its weight goes next. This is start-time fair
-queueing (Goyal, Vin and Cheng, 1996), with the measured time in place of a known length. The cost
-of a request is measured, never estimated.
+Guarantee 7: the tenant that has used the least time for its weight goes next. This is start-time
+fair queueing (Goyal, Vin and Cheng, 1996), with the measured time in place of a known length. The
+cost of a request is measured, never estimated.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The audit chain: actor, time, subject, and the states before and after each change.
 
-Law 10: a record is written in the transaction of its change, and contains the hash of the record
-before it. Its MAC uses a key that is stored outside the catalog, so that write access to the
+Guarantee 10: a record is written in the transaction of its change, and contains the hash of the
+record before it. Its MAC uses a key that is stored outside the catalog, so that write access to the
 catalog does not suffice to forge a chain that verifies. Records removed from the end are detected
 only by comparison with an earlier newest record. See docs/decisions/035-audit-key.md.
 """

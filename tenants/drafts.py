@@ -2,7 +2,7 @@
 
 A draft belongs to the epoch of a lease. It ends when a manifest names its segment
 (`Manifests.swap`, in the same transaction), when its writer abandons it, or when the lease passes
-to another holder: its writer can then publish nothing more (law 8).
+to another holder: its writer can then publish nothing more (guarantee 8).
 """
 
 from collections.abc import Iterable

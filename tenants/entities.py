@@ -26,7 +26,7 @@ names it; its bytes are kept for `indexer.quarantine_s`.
 """
 
 CLASS_WEIGHT: Mapping[str, int] = {"gold": 4, "silver": 2, "bronze": 1}
-"""Fair-share weight of each class (law 7)."""
+"""Fair-share weight of each class (guarantee 7)."""
 
 
 class Group(StrEnum):
@@ -61,7 +61,10 @@ class Tenant:
 
     @property
     def documents_topic(self) -> str:
-        """The topic of this tenant's documents. Law 1: a record here belongs to this tenant."""
+        """The topic of this tenant's documents.
+
+        Guarantee 1: a record here belongs to this tenant.
+        """
         return documents_topic(self.name)
 
     @property

@@ -1,7 +1,7 @@
 """API keys, shown once and stored as a hash, and the authentication of requests.
 
-Law 1: the tenant of a request is the tenant of its key. While the catalog cannot be reached, a key
-that was looked up recently may still read for a bounded time. An answer of the catalog always
+Guarantee 1: the tenant of a request is the tenant of its key. While the catalog cannot be reached,
+a key that was looked up recently may still read for a bounded time. An answer of the catalog always
 prevails.
 """
 

@@ -1,8 +1,8 @@
 """Manifests of shards. `swap` is the only way to change an index.
 
-Law 8: a swap is a compare-and-set on the manifest's version, under the epoch of the lease on its
-slot, in one transaction. Of two indexers that try, at most one succeeds; an indexer whose lease has
-passed to another never does.
+Guarantee 8: a swap is a compare-and-set on the manifest's version, under the epoch of the lease on
+its slot, in one transaction. Of two indexers that try, at most one succeeds; an indexer whose lease
+has passed to another never does.
 """
 
 import json

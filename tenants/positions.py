@@ -2,7 +2,7 @@
 
 Kafka forgets a group's position that was not committed for `offsets.retention.minutes`; the catalog
 does not. Rows are written in the background, so a position here may be a few seconds behind the
-log's: law 3 makes that harmless.
+log's: guarantee 3 makes that harmless.
 """
 
 from collections.abc import Collection, Sequence

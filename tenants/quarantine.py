@@ -1,7 +1,7 @@
 """Damaged objects of segments: any role records them, and maintenance repairs them.
 
-Law 8: no process loads an object recorded as corrupt until it is rebuilt or found intact. Law 10:
-each step writes an audit record.
+Guarantee 8: no process loads an object recorded as corrupt until it is rebuilt or found intact.
+Guarantee 10: each step writes an audit record.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Tenants, collections, generations and models: read from memory, changed in the catalog.
 
 Every change bumps the catalog's version, stamps the rows it touched with it, and writes its audit
-record, in one transaction (law 10). `refresh` is one small SELECT; it loads only rows stamped
+record, in one transaction (guarantee 10). `refresh` is one small SELECT; it loads only rows stamped
 since. The statements of each entity are in `tenant_rows.py`, `collection_rows.py`,
 `generation_rows.py` and `model_rows.py`.
 """

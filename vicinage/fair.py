@@ -2,10 +2,10 @@
 
 Its algorithm is deficit round robin (Shreedhar and Varghese, 1995).
 
-Law 7: over any period in which two tenants both wait, each is served in proportion to its weight,
-within one quantum. No tenant can fill the queue: it may hold at most `weight` times the free space
-(dynamic thresholds, Choudhury and Hahne, 1998). So a tenant of weight 1 alone gets half of the
-queue, and space for another tenant always remains. Not thread-safe: the owner holds a lock.
+Guarantee 7: over any period in which two tenants both wait, each is served in proportion to its
+weight, within one quantum. No tenant can fill the queue: it may hold at most `weight` times the
+free space (dynamic thresholds, Choudhury and Hahne, 1998). So a tenant of weight 1 alone gets half
+of the queue, and space for another tenant always remains. Not thread-safe: the owner holds a lock.
 """
 
 from collections import deque

@@ -6,7 +6,7 @@ list in the metadata matches if any of its elements does. A missing field matche
 {"$exists": false}. A dot in a field's name reaches into nested objects. `indexer/index/filters.py`
 evaluates what is parsed here.
 
-Law 7: the limits below bound what a filter costs the searcher that evaluates it.
+Guarantee 7: the limits below bound what a filter costs the searcher that evaluates it.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Every metric: its name, help text and labels, in one place.
 
-Law 5: a metric is set only from a measurement, so a process exports the metrics that its modules
-create, and no others. The label `tenant` is bounded: see `docs/reference/metrics.md`.
+Guarantee 5: a metric is set only from a measurement, so a process exports the metrics that its
+modules create, and no others. The label `tenant` is bounded: see `docs/reference/metrics.md`.
 """
 
 import threading

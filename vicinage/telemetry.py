@@ -13,7 +13,7 @@ _lost: Final = counter("vicinage_events_lost_total")
 
 
 def configure_events(role: str, *, level: int = logging.INFO) -> None:
-    """Sends structured events of this process to stderr, one JSON object per line, with the role."""
+    """Sends this process's structured events to stderr, one JSON object per line, with the role."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -52,8 +52,9 @@ class EventWriter:
     log = debug = info = warning = error = critical = exception = fatal = msg
 
 
-def events(room: str) -> Any:
-    """Returns the event writer of a component (field `room`): `events("ingest").info("step.done")`."""
-    return structlog.get_logger(
-        room=room
-    )  # bound lazily: made at import, before `configure_events`
+def events(component: str) -> Any:
+    """Returns the event writer of a component: `events("ingest").info("step.done")`.
+
+    It is bound lazily: modules make it at import, before `configure_events`.
+    """
+    return structlog.get_logger(component=component)

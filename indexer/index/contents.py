@@ -1,7 +1,7 @@
 """The documents of a shard, in its delta and its segments, and which write of each counts.
 
-Law 3: a document's higher version replaces the lower one, in segments and delta alike; other writes
-are dropped (`order.supersedes`).
+Guarantee 3: a document's higher version replaces the lower one, in segments and delta alike; other
+writes are dropped (`order.supersedes`).
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Evaluates metadata filters (`vicinage/filters.py`), over columns or on one document's metadata.
 
-Law 7: filters share the thread that searches, so their cost is bounded by construction. The values
-of a field are sorted. Each value that a comparison names takes two binary searches, then its rows
-are marked, or each row is compared once.
+Guarantee 7: filters share the thread that searches, so their cost is bounded by construction. The
+values of a field are sorted. Each value that a comparison names takes two binary searches, then its
+rows are marked, or each row is compared once.
 """
 
 import threading

@@ -1,8 +1,8 @@
 """The only module that uses tantivy: an index of texts by row number, ranked by BM25.
 
 A query is data: `indexer/index/analysis.py` splits it into terms like the texts. It is never parsed
-as a query language. Law 8: an index is stored as one file, verified like every other. Each process
-that uses it unpacks it.
+as a query language. Guarantee 8: an index is stored as one file, verified like every other. Each
+process that uses it unpacks it.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Loads segments for searchers and indexers: refuses quarantined objects, and reports damaged ones.
 
-Law 8: a corrupt object is not loaded until its segment is rebuilt, or until the indexer of its slot
-verifies it.
+Guarantee 8: a corrupt object is not loaded until its segment is rebuilt, or until the indexer of
+its slot verifies it.
 """
 
 from collections.abc import Iterable

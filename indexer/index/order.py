@@ -1,4 +1,4 @@
-"""Decides which of two writes of one document counts (law 3). Pure.
+"""Decides which of two writes of one document counts (guarantee 3). Pure.
 
 A deletion by filter has the version of the document that it was judged on: it beats that document,
 and any newer one beats it (docs/decisions/032-deletions-by-filter.md).

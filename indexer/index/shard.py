@@ -1,6 +1,6 @@
 """★ A shard: its segments and its delta, searched together.
 
-Law 4: every change publishes a new immutable `Snapshot`, and a search uses one. A message's
+Guarantee 4: every change publishes a new immutable `Snapshot`, and a search uses one. A message's
 additions and the rows that they replace change visibility together: a document is never visible
 twice and never missing in between. `contents.py` decides which write of a document counts.
 """
@@ -58,7 +58,7 @@ class Shard:
         self._lock = threading.Lock()
         self.last_access_s = 0.0
         """Monotonic time of the last search or of loading."""
-        self.snapshot = self._publish()
+        self.snapshot = self._make_snapshot()
 
     # writing: one thread
 
@@ -74,7 +74,7 @@ class Shard:
                 self._contents.add(batch, offset)
                 self._changes += 1
             self._watermark = max(self._watermark, offset + 1)
-            self.snapshot = self._publish()
+            self.snapshot = self._make_snapshot()
         return self._watermark
 
     def advance(self, watermark: int) -> None:
@@ -82,7 +82,7 @@ class Shard:
         with self._lock:
             if watermark > self._watermark:
                 self._watermark = watermark
-                self.snapshot = self._publish()
+                self.snapshot = self._make_snapshot()
 
     def adopt(self, manifest: Manifest, segments: Sequence[Segment]) -> None:
         """Replaces the segments by the manifest's, and drops the delta's rows that they contain."""
@@ -93,16 +93,16 @@ class Shard:
             self._changes += 1
             self._manifest = manifest
             self._watermark = max(self._watermark, manifest.sealed)
-            self.snapshot = self._publish()
+            self.snapshot = self._make_snapshot()
 
     def aim_at(self, recall: float) -> None:
         """Sets the collection's recall objective."""
         if recall != self._recall:
             with self._lock:
                 self._recall = recall
-                self.snapshot = self._publish()
+                self.snapshot = self._make_snapshot()
 
-    def _publish(self) -> Snapshot:
+    def _make_snapshot(self) -> Snapshot:
         delta, segments = self._contents.delta, self._contents.sealed.segments
         indexed = sum(len(s) - costs.rows_scanned(s, self._recall) for s in segments)
         rows = delta.n + sum(map(len, segments))

@@ -121,12 +121,12 @@ async def _delete_matching(
 ) -> Response:
     deadline = Deadline.after(state.settings.timeout_ms / 1000)
     judge = Judge(state.log, state.registry, state.searchers, state.limits, DELETE_MAX)
-    found = await state.pipeline.newest(found)  # memory may be behind a cutover
+    found = await state.pipeline.newest(found, deadline)  # memory may be behind a cutover
 
     async def judged(collection: Collection) -> Judged:
         return await judge.judge(tenant, collection, wanted.condition, wanted.wait_for, deadline)
 
-    was: Judged = await state.pipeline.with_live_generation(found, judged)
+    was: Judged = await state.pipeline.with_live_generation(found, judged, deadline)
     token = await run_in_threadpool(_delete_judged, state, tenant, was) if was.passed else None
     n = len(was.passed)
     return answer(

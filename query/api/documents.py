@@ -161,7 +161,7 @@ async def read(collection: str, document_id: str, request: Request) -> Response:
     with ExitStack() as held:
         permit = held.enter_context(state.pipeline.admitted(tenant))
         reading = state.pipeline.with_live_generation(
-            found, partial(_stored, state, tenant, document_id, token, deadline)
+            found, partial(_stored, state, tenant, document_id, token, deadline), deadline
         )
         data = await (reading if token is None else unless_gone(request, reading))
         if data is None:

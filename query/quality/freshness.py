@@ -26,7 +26,7 @@ from vicinage.records import Token
 WAITS_MAX: Final = 64
 """Maximum threads that wait for ingest."""
 WAITS_OF_TENANT_MAX: Final = 24
-"""Maximum of one tenant (bulkhead), so that others can wait while its ingest is slow (law 7)."""
+"""Maximum of one tenant (bulkhead), so that others can wait while it is slow (guarantee 7)."""
 
 
 class Freshness:

@@ -1,7 +1,7 @@
 """Waits until ingest has passed a token's positions. Blocks.
 
 A token is positions in the tenant's documents log. Once ingest has committed beyond them, and the
-lanes of the generation are beyond them, their rows are in the vectors log (law 3).
+lanes of the generation are beyond them, their rows are in the vectors log (guarantee 3).
 """
 
 import threading

@@ -1,9 +1,9 @@
 """Measures recall on live traffic: repeats sampled searches exactly, and compares the hits.
 
 It runs off the request's path, in a bounded queue that drops samples instead of waiting, within a
-configured share of time. Law 5: every figure has its sample count, a stated window (`windows.py`)
-and an interval that is valid at every time (`interval.py`). The unit of the sample is the search,
-because the hits of one search are correlated.
+configured share of time. Guarantee 5: every figure has its sample count, a stated window
+(`windows.py`) and an interval that is valid at every time (`interval.py`). The unit of the sample
+is the search, because the hits of one search are correlated.
 """
 
 import asyncio

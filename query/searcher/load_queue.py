@@ -1,7 +1,7 @@
 """Which shard is loaded next. Pure: no clock, no I/O; the shard table's lock guards it.
 
-Law 7: among shards that searches wait for, tenants without a running load come first. Among those,
-the tenant whose last turn is oldest comes first.
+Guarantee 7: among shards that searches wait for, tenants without a running load come first. Among
+those, the tenant whose last turn is oldest comes first.
 """
 
 from collections.abc import Collection, Iterable

@@ -119,7 +119,7 @@ class Searcher:
         shard.last_access_s = self._clock.monotonic()
         is_warm = all(each.warmed_up for each in batch)
         if not is_warm and (needed := shard.needs(query)) is not None:
-            self._warm_ups.wait(shard, needed, batch)  # and requeues the batch
+            self._warm_ups.load_then_requeue(shard, needed, batch)
             return
         self._search_shard(shard, batch, watermark)
 

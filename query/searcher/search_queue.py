@@ -1,4 +1,4 @@
-"""The queue of search requests: fair between tenants (law 7), emptied in batches."""
+"""The queue of search requests: fair between tenants (guarantee 7), emptied in batches."""
 
 import threading
 from collections.abc import Callable, Sequence

@@ -5,7 +5,7 @@
 
 Separate threads read the catalog and load segments. A search that was planned on a newer catalog
 waits for a catalog read, which is two small SELECTs. Only searches of a shard that is being loaded
-wait for the store (law 7).
+wait for the store (guarantee 7).
 
 The first search of a shard loads it. Two kinds are loaded before a search: large shards, whose load
 takes long (`EAGER_PASSAGES`), and the next generation of a collection in use. A shard stays in

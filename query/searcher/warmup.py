@@ -1,7 +1,7 @@
 """Warm-up: loads lexical indexes and metadata columns for filters, off the threads that search.
 
 Only the requests that are the first to need them wait for the store, or for the read of every row's
-metadata (law 7).
+metadata (guarantee 7).
 """
 
 import threading
@@ -37,21 +37,23 @@ class WarmUps:
         self._waiting: dict[_Needed, list[QueuedSearch]] = {}
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="searcher-warmup")
 
-    def wait(self, shard: Shard, names: frozenset[str], batch: Sequence[QueuedSearch]) -> None:
+    def load_then_requeue(
+        self, shard: Shard, names: frozenset[str], batch: Sequence[QueuedSearch]
+    ) -> None:
         """Loads `names`, once for all requests that need the same, then requeues the requests.
 
         Refuses requests beyond the bounds with Overloaded.
         """
         needed = shard.id, names
         with self._lock:
-            room = self._room(shard.id.tenant)
+            n_free = self._n_free(shard.id.tenant)
             known = needed in self._waiting
-            if room > 0:
-                self._waiting.setdefault(needed, []).extend(batch[:room])
-        for each in batch[max(0, room) :]:
+            if n_free > 0:
+                self._waiting.setdefault(needed, []).extend(batch[:n_free])
+        for each in batch[max(0, n_free) :]:
             full = "too many searches wait for an index or for metadata to be loaded"
             fail(each.future, Overloaded(full, retry_after_s=1.0))
-        if room > 0 and not known:
+        if n_free > 0 and not known:
             try:
                 self._pool.submit(shard.load_needed, names).add_done_callback(
                     lambda load: self._loaded(needed, load)
@@ -61,7 +63,7 @@ class WarmUps:
                     needed, Unavailable("the searcher is stopping", dependency="searcher")
                 )
 
-    def _room(self, tenant: str) -> int:
+    def _n_free(self, tenant: str) -> int:
         waiting = sum(map(len, self._waiting.values()))
         own = sum(
             len(batch) for (shard, _), batch in self._waiting.items() if shard.tenant == tenant

@@ -451,6 +451,26 @@ def test_too_many_dead_rows_of_a_killed_indexer_are_merged_by_the_next(opened) -
     assert segments(base, generation) != before
 
 
+def test_leases_that_an_unavailable_catalog_kept_back_are_acquired_at_the_next_step(
+    opened, monkeypatch
+) -> None:
+    base = opened()
+    acquire, failures = Leases.acquire, iter([Unavailable("down", dependency="catalog")])
+
+    def fails_once(*given, **named):
+        for failure in failures:
+            raise failure
+        return acquire(*given, **named)
+
+    monkeypatch.setattr(Leases, "acquire", fails_once)
+    indexer = make_indexer(base, "first")
+    with pytest.raises(Unavailable):
+        indexer.step()
+    assert indexer.stats()["slots"] == []
+    indexer.step()
+    assert indexer.stats()["slots"] == list(range(base.settings.slots))
+
+
 def test_a_regular_stop_releases_the_leases(opened) -> None:
     import threading
 

@@ -1,7 +1,7 @@
 """The durable, partitioned log, from which everything downstream can be rebuilt.
 
-Law 2: `append` returns only when the records survive a kill -9 and a power cut.
-Law 3: a consumer group's position is a hint where to start; readers are idempotent under replay.
+Guarantee 2: `append` returns only when the records survive a kill -9 and a power cut. Guarantee 3:
+a consumer group's position is a hint where to start; readers are idempotent under replay.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,8 +1,9 @@
 """The log on Apache Kafka, through kafka-python.
 
-Law 2: with acks=all and an idempotent producer, `append` returns when the broker has acknowledged
-every record. Where a data team writes in transactions, only committed records are read. Group
-positions are stored in Kafka as a hint; correctness depends neither on them nor on transactions.
+Guarantee 2: with acks=all and an idempotent producer, `append` returns when the broker has
+acknowledged every record. Where a data team writes in transactions, only committed records are
+read. Group positions are stored in Kafka as a hint; correctness depends neither on them nor on
+transactions.
 """
 
 import logging

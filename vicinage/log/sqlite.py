@@ -1,6 +1,6 @@
 """The log in one SQLite file: WAL, full sync, many appenders sharing one fsync.
 
-Law 2: `append` and `commit` return after the transaction that holds them is synced.
+Guarantee 2: `append` and `commit` return after the transaction that holds them is synced.
 """
 
 import sqlite3

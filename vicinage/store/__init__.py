@@ -1,7 +1,7 @@
 """The object store: immutable objects over pyarrow.fs, verified against their SHA-256 when read.
 
-Law 8: an object is never overwritten, and never served if its bytes differ from the manifest's
-hash.
+Guarantee 8: an object is never overwritten, and never served if its bytes differ from the
+manifest's hash.
 """
 
 from pathlib import Path

@@ -113,18 +113,18 @@ def test_waiting_searches_are_bounded_and_a_stop_answers_them() -> None:
         return QueuedSearch(ShardQuery(SHARD, unit(0)[None], 1), Deadline.after(5))
 
     loud = [queued() for _ in range(7)]
-    warm_ups.wait(ResidentShard("loud"), NAMES, loud)  # type: ignore[arg-type]
+    warm_ups.load_then_requeue(ResidentShard("loud"), NAMES, loud)  # type: ignore[arg-type]
     assert entered.wait(5)
     assert [q.future.done() for q in loud] == [False] * 5 + [True] * 2
     assert isinstance(loud[-1].future.exception(), Overloaded)
     quiet = [queued() for _ in range(2)]
-    warm_ups.wait(ResidentShard("quiet"), NAMES, quiet)  # type: ignore[arg-type]
+    warm_ups.load_then_requeue(ResidentShard("quiet"), NAMES, quiet)  # type: ignore[arg-type]
     assert not any(q.future.done() for q in quiet)
     threading.Timer(0.1, hold.set).start()
     warm_ups.stop(Unavailable("the searcher is stopping", dependency="searcher"))
     assert all(isinstance(q.future.exception(), Unavailable) for q in (*loud[:5], *quiet))
     late = queued()
-    warm_ups.wait(ResidentShard("late"), NAMES, [late])  # type: ignore[arg-type]
+    warm_ups.load_then_requeue(ResidentShard("late"), NAMES, [late])  # type: ignore[arg-type]
     assert isinstance(late.future.exception(), Unavailable)
 
 
